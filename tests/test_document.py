@@ -1,0 +1,75 @@
+"""YAML as people mean it."""
+
+import pytest
+
+from tlkeras.document import MAX_BYTES, parse_document, parse_value
+from tlkeras.errors import RecipeError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("3E5", 3e5),
+        ("-.5", -0.5),
+        ("1.", 1.0),
+        ("7", 7),
+        ("-7", -7),
+        ("0x10", "0x10"),
+        ("12:30", "12:30"),
+        ("no", "no"),
+        ("on", "on"),
+        ("true", True),
+        ("False", False),
+        ("~", None),
+        ("", None),
+        ("2024-01-01", "2024-01-01"),
+        ("1_000", "1_000"),
+        ("'1e-4'", "1e-4"),
+        ("[1, 2]", (1, 2)),
+        ("{a: 1e3}", {"a": 1e3}),
+    ],
+)
+def test_values_read_as_people_mean_them(text, value):
+    got = parse_value(text)
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_lines_are_known():
+    document = parse_document("a: 1\nb:\n  c: 2\n  d: [3,\n   4]\n", "x")
+    assert [document.line(path) for path in [("a",), ("b", "c"), ("b", "d", 1), ("b", "nothing")]] == [1, 3, 5, 2]
+
+
+def test_set_makes_the_way_and_forgets_the_line():
+    document = parse_document("a: 1\n", "x")
+    document.set("b.c", [1, 2])
+    assert document.values == {"a": 1, "b": {"c": (1, 2)}}
+    assert document.line(("b", "c")) is None
+    with pytest.raises(RecipeError, match="a is a value and has no keys inside"):
+        document.set("a.b", 1)
+
+
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{name}: &{name} [{','.join('*' + before for _ in range(10))}]\n" for before, name in zip("abcd", "bcde", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2\nb: {c: 1, c: 2}", r"line 2: key 'a' stands already in line 1\n.*line 3: key 'b.c' stands already"),
+        ("a: !!python/object/apply:os.system [ls]", "line 1: the tag .* is not allowed"),
+        ("a: !secret x", "line 1: the tag '!secret' is not allowed"),
+        (BOMB, "at most 10,000 values"),
+        ("a: &a [*a]", "20 levels deep"),
+        ("a:\n\t- 1", r"must be valid YAML \(line 2\)"),
+        ("[1, 2]", "must be a mapping of keys to values. Received: a sequence"),
+        ("", "must be a mapping of keys to values. Received: nothing"),
+        ("a: " + "x" * MAX_BYTES, "must be smaller than 1,000,000 characters"),
+        ("[" * 5000, "must be valid YAML"),
+    ],
+)
+def test_what_is_refused(text, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_document(text, "x.yaml")

@@ -1,0 +1,163 @@
+"""Recipes: read, overridden, validated, resolved."""
+
+import pytest
+
+from tlkeras.errors import RecipeError
+from tlkeras.recipe import (
+    Recipe,
+    dump_recipe,
+    fingerprint,
+    list_recipes,
+    load_recipe,
+    parse_overrides,
+    read_receipt,
+)
+
+GOOD = "data: {source: photos}\nbackbone: {name: tiny, weights: none}\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(text, name="mine.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return _write
+
+
+def test_every_shipped_recipe_is_valid_and_has_a_receipt():
+    shipped = list_recipes()
+    assert {"quickstart", "linear_probe", "deep_head", "elpv_paper"} <= set(shipped)
+    for name, path in shipped.items():
+        recipe = load_recipe(name)
+        receipt = "\n".join(read_receipt(path))
+        assert recipe.name == name
+        assert f"tlkeras train {name}" in receipt
+        assert "Expect" in receipt and "TODO" not in receipt
+
+
+def test_resolved_recipe_reads_back_equal(write):
+    recipe = load_recipe("elpv_paper", {"data.seed": 3, "mapping.C": 0.01})
+    again = load_recipe(write(dump_recipe(recipe)))
+    assert again == recipe
+    assert fingerprint(again) == fingerprint(recipe)
+    assert fingerprint(load_recipe("elpv_paper")) != fingerprint(recipe)
+
+
+def test_name_comes_from_the_file(write):
+    assert load_recipe(write(GOOD, "solar.yaml")).name == "solar"
+
+
+def test_recipe_is_frozen(write):
+    recipe = load_recipe(write(GOOD))
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.data.seed = 2
+
+
+def test_numbers_without_a_point_are_numbers(write):
+    recipe = load_recipe(write(GOOD + "mapping: {kind: deep}\ntraining: {learning_rate: 1e-4}"))
+    assert recipe.training.learning_rate == 1e-4
+
+
+def test_all_problems_at_once_with_lines_and_nearest_names(write):
+    text = (
+        "data:\n  sorce: photos\n  test: 1.5\n"
+        "backbone: {name: tiny, size: '64'}\n"
+        "mapping: {kind: deep, droput: 0.5}\n"
+        "features: {pooling: avg, batch_size: true}\n"
+        "trainin: {}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(text))
+    message = str(caught.value)
+    for part in [
+        "8 problems",
+        "data.source is missing",
+        "line 2: unknown key 'data.sorce'. Did you mean 'source'?",
+        "line 3: data.test",
+        "line 4: backbone.size",
+        "line 5: unknown key 'mapping.droput'. Did you mean 'dropout'?",
+        "line 6: features.pooling must be 'average' or 'max'. Received: 'avg'. Did you mean 'average'?",
+        "line 6: features.batch_size",
+        "line 7: unknown key 'trainin'. Did you mean 'training'?",
+    ]:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("mapping.kind", "liner", "mapping.kind must be one of linear, deep. Received: 'liner'. Did you mean 'linear'?"),
+        ("mapping.epochs", 3, "unknown key 'mapping.epochs'"),
+        ("training.epochs", 0, "greater than or equal to 1. Received: 0"),
+        ("training.batch_size", 0, "greater than or equal to 1"),
+        ("training.learning_rate", -1.0, "greater than 0"),
+        ("training.learning_rate", float("nan"), "training.learning_rate"),
+        ("training.learning_rate", float("inf"), "training.learning_rate"),
+        ("data.validation", 0.9, r"validation \+ test must be below 1"),
+        ("data.test", 0.0, "nothing to measure on"),
+        ("data.source", "", "at least 1 character"),
+        ("data.seed", 1.5, "valid integer"),
+        ("data.seed", True, "valid integer"),
+        ("mapping", "linear", "mapping"),
+        ("name", "../evil", "name"),
+        ("name.x", 1, "name is a value and has no keys inside"),
+        ("nonsense", 1, "unknown key 'nonsense'"),
+        ("cache.budget_gb", 0.0, "greater than 0"),
+    ],
+)
+def test_bad_override(write, key, value, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(GOOD), {key: value})
+
+
+def test_overrides_from_texts():
+    assert parse_overrides(["data.seed=1", "a=1e-4", "b=x=y", "c=[p, q]"]) == {
+        "data.seed": 1,
+        "a": 1e-4,
+        "b": "x=y",
+        "c": ("p", "q"),
+    }
+    with pytest.raises(RecipeError, match=r"(?s)'data.seed' must read key=value.*'=3' must read.*'c=\[1'"):
+        parse_overrides(["data.seed", "=3", "c=[1"])
+
+
+def test_missing_recipe_names_the_nearest():
+    with pytest.raises(RecipeError, match="Received: 'quickstrt'. Did you mean 'quickstart'?"):
+        load_recipe("quickstrt")
+    with pytest.raises(RecipeError, match="must be a file that exists"):
+        load_recipe("nowhere/mine.yaml")
+
+
+def test_recipe_file_that_is_no_text(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"\xff\xfe\x00data")
+    with pytest.raises(RecipeError, match="must be a readable UTF-8 text file"):
+        load_recipe(str(path))
+
+
+def test_byte_order_mark_is_no_key(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert load_recipe(str(path)).data.source == "photos"
+
+
+def test_quick_shrinks_every_recipe():
+    for name in list_recipes():
+        quick = load_recipe(name, quick=True)
+        assert quick.name == f"{name}-quick"
+        assert quick.data.limit <= 96
+        assert quick.backbone.size <= 96
+        assert quick.training.epochs <= 2
+
+
+def test_every_key_is_named_in_the_documentation():
+    from pathlib import Path
+
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    for section, field in Recipe.model_fields.items():
+        assert f"`{section}" in text, section
+        annotation = field.annotation
+        for key in getattr(annotation, "model_fields", {}):
+            assert f"`{key}`" in text, f"{section}.{key}"

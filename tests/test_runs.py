@@ -1,0 +1,126 @@
+"""Run directories: nothing overwritten, nothing half-written, one trainer each."""
+
+import json
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+
+from tlkeras.errors import ResourceError, RunError
+from tlkeras.runs import Run, create_run, list_runs, open_run
+
+
+def finish(root, name):
+    run = create_run(root, name)
+    run.finish()
+    return run
+
+
+def test_numbers_go_up_and_nothing_is_reused(tmp_path):
+    names = [create_run(tmp_path, "x").name for _ in range(3)]
+    assert names == ["x-01", "x-02", "x-03"]
+    (tmp_path / "x-02").rename(tmp_path / "elsewhere")
+    assert create_run(tmp_path, "x").name == "x-04"
+    assert create_run(tmp_path, "x-quick").name == "x-quick-01"
+
+
+def test_latest_is_the_last_that_finished(tmp_path):
+    with pytest.raises(RunError, match="There must be a finished run.*tlkeras train quickstart"):
+        open_run("latest", tmp_path)
+    first, second = finish(tmp_path, "a"), finish(tmp_path, "b")
+    create_run(tmp_path, "c")
+    assert open_run("latest", tmp_path).path == second.path
+    for reference in ("a-01", str(first.path)):
+        assert open_run(reference, tmp_path).path == first.path
+    (second.path / "manifest.json").unlink()  # the pointer's run is gone: the newest finished one that is left
+    assert open_run("latest", tmp_path).path == first.path
+
+
+def test_unfinished_and_unknown_runs(tmp_path):
+    create_run(tmp_path, "quickstart")
+    with pytest.raises(RunError, match="must have finished.*quickstart-01 is running"):
+        open_run("quickstart-01", tmp_path)
+    with pytest.raises(RunError, match="Received: 'quickstart-1'. Did you mean 'quickstart-01'?"):
+        open_run("quickstart-1", tmp_path)
+
+
+def test_damaged_manifest_is_said(tmp_path):
+    run = finish(tmp_path, "a")
+    (run.path / "manifest.json").write_text('{"state": ')
+    with pytest.raises(RunError, match="must hold a readable manifest.json"):
+        open_run("a-01", tmp_path)
+
+
+def test_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
+    run = create_run(tmp_path, "a")
+    run.write_text("x.txt", "old")
+    with pytest.raises(ResourceError, match=r"x.txt must be writable.*No space left"), run.replacing("x.txt") as aside:
+        aside.write_text("half of the n")
+        raise OSError(28, os.strerror(28))
+    assert (run.path / "x.txt").read_text() == "old"
+    assert sorted(path.name for path in run.path.iterdir()) == ["environment.json", "manifest.json", "x.txt"]
+
+
+def test_tables_and_arrays_come_back(tmp_path):
+    run = create_run(tmp_path, "a")
+    run.write_table("t.csv", ("a", "b"), [(1, "x,y"), (2, "ü")])
+    assert run.read_table("t.csv") == [{"a": "1", "b": "x,y"}, {"a": "2", "b": "ü"}]
+    run.write_arrays("n.npz", values=np.arange(3))
+    assert run.read_arrays("n.npz")["values"].tolist() == [0, 1, 2]
+    (run.path / "n.npz").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(RunError, match="must hold a readable n.npz"):
+        run.read_arrays("n.npz")
+    with pytest.raises(RunError, match="must hold nothing.csv"):
+        run.read_table("nothing.csv")
+
+
+def test_json_refuses_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        create_run(tmp_path, "a").write_json("x.json", {"a": float("nan")})
+
+
+def _try_lock(path, answers):
+    try:
+        with Run(path).locked():
+            answers.put("entered")
+    except RunError as error:
+        answers.put(str(error))
+
+
+def test_second_trainer_is_kept_out(tmp_path):
+    run = create_run(tmp_path, "a")
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    with run.locked():
+        other = context.Process(target=_try_lock, args=(run.path, answers))
+        other.start()
+        assert "Only one process may write a run" in answers.get(timeout=60)
+        other.join()
+    with run.locked():
+        pass
+
+
+def test_phases_add_up_and_are_kept(tmp_path):
+    run = create_run(tmp_path, "a")
+    for _ in range(2):
+        with run.phase("work"):
+            pass
+    run.finish()
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert set(manifest["phases"]) == {"work"}
+    assert manifest["state"] == "finished"
+
+
+def test_list_is_by_age(tmp_path):
+    assert list_runs(tmp_path / "nowhere") == []
+    for name in ("b", "a"):
+        run = create_run(tmp_path, name)
+        run.update_manifest(created={"b": "2026-01-01", "a": "2026-01-02"}[name])
+    assert [run.name for run in list_runs(tmp_path)] == ["b-01", "a-01"]
+
+
+def test_root_that_is_a_file(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(ResourceError, match="must be writable"):
+        create_run(tmp_path / "runs", "a")

@@ -1,0 +1,39 @@
+"""tlkeras: from a folder of pictures to a served model by transfer learning.
+
+The verbs of the command line are functions here: `tlkeras.train("quickstart", {"data.seed": 1})`.
+Importing this package does not import TensorFlow.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("tlkeras")
+
+__all__ = [
+    "__version__",
+    "backbones",
+    "check",
+    "copy_recipe",
+    "evaluate",
+    "export",
+    "list_cache",
+    "list_recipes",
+    "predict",
+    "prune_cache",
+    "show_backbone",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from tlkeras import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'tlkeras' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,173 @@
+"""YAML as people mean it: `1e-4` is a number, `no` is a word, a key stands once, and every value knows its line."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import yaml
+
+from tlkeras.errors import RecipeError
+
+MAX_BYTES = 1_000_000
+MAX_VALUES = 10_000
+MAX_DEPTH = 20
+
+
+@dataclass
+class Document:
+    """Nested values (mappings, tuples, scalars), with the line of each by its path."""
+
+    name: str
+    values: dict[str, Any]
+    lines: dict[tuple, int] = field(default_factory=dict)
+
+    def line(self, path: tuple) -> int | None:
+        """Return the line (from 1) of a value, or of the nearest mapping around it; None for an override."""
+        while path:
+            if path in self.lines:
+                return self.lines[path] or None
+            path = path[:-1]
+        return None
+
+    def get(self, path: tuple) -> Any:
+        """Return the value at a path, or None."""
+        value: Any = self.values
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def set(self, key: str, value: Any) -> None:
+        """Put a value under a dotted key, making the mappings on the way.
+
+        Raises:
+            RecipeError: The key leads through something that is not a mapping.
+        """
+        *parents, last = path = tuple(key.split("."))
+        target = self.values
+        for depth, part in enumerate(parents, 1):
+            if target.get(part) is None:
+                target[part] = {}
+            target = target[part]
+            if not isinstance(target, dict):
+                inside = ".".join(parents[:depth])
+                raise RecipeError(f"{inside} is a value and has no keys inside.", f"--set {key}")
+        target[last] = _freeze(value)
+        self.lines[path] = 0
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core types: no octal, sexagesimal, date or yes/no surprises."""
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+_SCALARS = {
+    "bool": lambda text: text.lower() == "true",
+    "int": int,
+    "float": lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
+    "null": lambda text: None,
+    "str": str,
+}
+
+
+def parse_document(text: str, name: str) -> Document:
+    """Read a YAML mapping.
+
+    Raises:
+        RecipeError: The text is too large, is no YAML, is no mapping, repeats a key, or carries a tag;
+            repeated keys are all named at once.
+    """
+    node = _compose(text, name)
+    if not isinstance(node, yaml.MappingNode):
+        raise RecipeError(f"{name} must be a mapping of keys to values.", "nothing" if node is None else f"a {node.id}")
+    builder = _Builder()
+    values = builder.build(node, ())
+    if builder.problems:
+        raise RecipeError.from_problems(f"{name} cannot be read:", builder.problems)
+    return Document(name, values, builder.lines)
+
+
+def parse_value(text: str) -> Any:
+    """Read one YAML value, such as the right side of `--set key=value`; an empty text is None."""
+    node = _compose(text, "the value")
+    builder = _Builder()
+    value = None if node is None else builder.build(node, ())
+    if builder.problems:
+        raise RecipeError(builder.problems[0])
+    return value
+
+
+def _compose(text: str, name: str) -> yaml.Node | None:
+    if len(text) > MAX_BYTES:
+        raise RecipeError(f"{name} must be smaller than {MAX_BYTES:,} characters.", f"{len(text):,}")
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError(f"{name} must be valid YAML{where}.", reason) from None
+
+
+class _Builder:
+    """Builds plain values from YAML nodes, bounded in number and depth so that aliases cannot explode."""
+
+    def __init__(self) -> None:
+        self.lines: dict[tuple, int] = {}
+        self.problems: list[str] = []
+        self.count = 0
+
+    def build(self, node: yaml.Node, path: tuple) -> Any:
+        self.count += 1
+        if self.count > MAX_VALUES or len(path) > MAX_DEPTH:
+            raise RecipeError(
+                f"A recipe holds at most {MAX_VALUES:,} values, {MAX_DEPTH} levels deep, aliases expanded."
+            )
+        self.lines.setdefault(path, node.start_mark.line + 1)
+        tag = node.tag.removeprefix("tag:yaml.org,2002:")
+        if tag not in {*_SCALARS, "map", "seq"}:
+            self.problems.append(f"line {node.start_mark.line + 1}: the tag {node.tag!r} is not allowed")
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return tuple(self.build(item, (*path, index)) for index, item in enumerate(node.value))
+        return self._scalar(node, tag)
+
+    def _mapping(self, node: yaml.MappingNode, path: tuple) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in values:
+                first = self.lines[(*path, key)]
+                self.problems.append(f"line {line}: key {'.'.join((*path, key))!r} stands already in line {first}")
+                continue
+            self.lines[(*path, key)] = line
+            values[key] = self.build(value_node, (*path, key))
+        return values
+
+    def _scalar(self, node: yaml.Node, tag: str) -> Any:
+        try:
+            return _SCALARS[tag](node.value)
+        except ValueError:
+            self.problems.append(f"line {node.start_mark.line + 1}: {node.value!r} is no {tag}")
+            return None
+
+
+def _freeze(value: Any) -> Any:
+    """Turn lists into tuples and copy mappings, as the parser gives them."""
+    if isinstance(value, dict):
+        return {str(key): _freeze(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(item) for item in value)
+    return value

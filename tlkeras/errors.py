@@ -1,0 +1,89 @@
+"""What can go wrong, in the user's words: the rule, what was received, the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class TlkerasError(Exception):
+    """An error that the user can act on; the command line prints it without a traceback.
+
+    Args:
+        rule: What must hold, as a sentence.
+        received: What was found instead.
+        way_out: What to do now, as a sentence.
+    """
+
+    exit_code = 1
+
+    def __init__(self, rule: str, received: object = None, way_out: str | None = None):
+        self.rule, self.received, self.way_out = rule, received, way_out
+        parts = [rule]
+        if received is not None:
+            parts.append(f"Received: {received}.")
+        if way_out:
+            parts.append(way_out)
+        super().__init__(" ".join(parts))
+
+    @classmethod
+    def from_problems(cls, headline: str, problems: Sequence[str]) -> TlkerasError:
+        """Join several problems into one error, so that all are seen at once."""
+        return cls("\n".join([headline, *(f"  {problem}" for problem in problems)]))
+
+
+class RecipeError(TlkerasError):
+    """The recipe or an override cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(TlkerasError):
+    """The pictures or their labels cannot be used."""
+
+    exit_code = 3
+
+
+class BackboneError(TlkerasError):
+    """A backbone or its weights cannot be had."""
+
+    exit_code = 4
+
+
+class RunError(TlkerasError):
+    """A run directory is missing, locked, unfinished or in the way."""
+
+    exit_code = 5
+
+
+class ResourceError(TlkerasError):
+    """The machine cannot do it: no disk space, no permission, damaged cache."""
+
+    exit_code = 6
+
+
+class ExportError(TlkerasError):
+    """A model cannot be exported, or its export disagrees with the run."""
+
+    exit_code = 7
+
+
+class MissingExtraError(TlkerasError):
+    """An optional dependency is not installed."""
+
+    exit_code = 8
+
+    def __init__(self, what: str, extra: str):
+        super().__init__(
+            f"{what} needs an optional dependency that is not installed.",
+            way_out=f'Install it with: pip install "tlkeras[{extra}]"',
+        )
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """Return a sentence that names the nearest valid name, or lists all when none is near."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    return f"Valid: {', '.join(names)}."

@@ -1,0 +1,27 @@
+"""Importing TensorFlow without its greetings."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow (some seconds), with the process's standard error closed meanwhile.
+
+    Its libraries print a few lines before any setting of theirs can silence them. Errors are raised as ever. Later
+    messages follow TF_CPP_MIN_LOG_LEVEL, which is set to 2 (errors) unless the user has set it.
+    """
+    if "tensorflow" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        import keras  # noqa: F401
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

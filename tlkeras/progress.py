@@ -1,0 +1,50 @@
+"""Progress bars with rate and time left: silent unless a program asks to see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_visible = False
+
+
+def show(visible: bool = True) -> None:
+    """Draw the bars of `track` on standard error from now on (the command line does this)."""
+    global _visible
+    _visible = visible
+
+
+@contextmanager
+def track(description: str, total: int, unit: str = "steps") -> Iterator[Callable[[int], None]]:
+    """Yield `advance(n)`, which moves a bar of `total` units by `n`."""
+    if not _visible or total == 0:
+        yield lambda n: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn
+
+    columns = _columns(unit, TextColumn)
+    with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
+        task = bar.add_task(description, total=total, when="left")
+        yield lambda n: bar.advance(task, n)
+        bar.update(task, when="")
+
+
+def _columns(unit: str, text_column: type) -> list:
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.0f} {unit}/s" if speed else f"- {unit}/s", no_wrap=True)
+
+    return [
+        text_column("{task.description:<20}"),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        text_column("{task.fields[when]}"),
+    ]

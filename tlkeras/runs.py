@@ -1,0 +1,271 @@
+"""A run directory: all that one training left behind, and the only thing that later stages read.
+
+runs/NAME-NN/
+    manifest.json       state, command, versions, time per phase, counts
+    recipe.yaml         the resolved recipe
+    environment.json    machine and versions
+    classes.json        class names per task
+    splits.csv          which picture was on which side
+    rejected.csv        pictures left out, with the reason
+    history.csv         what the head's fit recorded
+    predictions.npz     probabilities of the held-out pictures; predictions.csv is the same for reading
+    metrics.json        figures with their intervals
+    samples/            a few held-out pictures, so that an export can be proved anywhere
+    model.keras         uint8 pictures -> probabilities
+    log.txt             warnings and errors, with time
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from tlkeras.errors import ResourceError, RunError, suggest
+
+_LIBRARIES = ("tlkeras", "tensorflow", "keras", "openvino", "scikit-learn", "numpy", "pillow")
+
+
+@dataclass
+class Run:
+    """One run directory. Files are written aside and renamed, so a reader never sees half of one."""
+
+    path: Path
+    phases: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The directory's name, such as `quickstart-01`."""
+        return self.path.name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as last written."""
+        return self.read_json("manifest.json")
+
+    def update_manifest(self, **facts: Any) -> None:
+        """Add facts to the manifest."""
+        known = self.manifest if (self.path / "manifest.json").exists() else {}
+        self.write_json("manifest.json", {**known, **facts})
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure what runs inside, in seconds of wall time, under `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[name] = round(self.phases.get(name, 0.0) + time.perf_counter() - start, 3)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file whole or not at all.
+
+        Raises:
+            ResourceError: The disk is full or the directory cannot be written.
+        """
+        with self.replacing(name) as aside:
+            aside.write_text(text, encoding="utf-8")
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """Yield a path to write to; on success it becomes `name`, on failure it is gone."""
+        target = self.path / name
+        aside = target.with_name(f".{os.getpid()}-{target.name}")
+        try:
+            yield aside
+            with open(aside, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, target)
+        except OSError as error:
+            raise ResourceError(
+                f"{target} must be writable, with room on the disk.",
+                error.strerror or error,
+                "Free some space or choose another folder, then run the command again.",
+            ) from error
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a value as JSON; numbers that JSON does not have (NaN) are refused."""
+        self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the run.
+
+        Raises:
+            RunError: The file is missing or damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"The run {self.path} must hold a readable {name}.", error) from None
+
+    def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
+        """Write arrays as one .npz file."""
+        with self.replacing(name) as aside, open(aside, "wb") as file:
+            np.savez(file, **arrays)
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Read an .npz file of the run.
+
+        Raises:
+            RunError: The file is missing or damaged.
+        """
+        try:
+            with np.load(self.path / name, allow_pickle=False) as stored:
+                return dict(stored)
+        except (OSError, ValueError, BadZipFile) as error:
+            raise RunError(f"The run {self.path} must hold a readable {name}.", error) from None
+
+    def write_table(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write a CSV file; names that are no UTF-8 are written with replacement signs."""
+        with self.replacing(name) as aside, open(aside, "w", newline="", encoding="utf-8", errors="replace") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
+
+    def read_table(self, name: str) -> list[dict[str, str]]:
+        """Read a CSV file of the run as one dictionary per row."""
+        try:
+            with open(self.path / name, newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        except OSError as error:
+            raise RunError(f"The run {self.path} must hold {name}.", error.strerror) from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second trainer out of this directory.
+
+        Raises:
+            RunError: Another process is writing here.
+        """
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise RunError("Only one process may write a run.", self.path, "Wait for the other to end.") from None
+
+    def finish(self) -> None:
+        """Mark the run as complete and make it the `latest`."""
+        self.update_manifest(state="finished", phases=self.phases, finished=_now())
+        Run(self.path.parent).write_text("latest", self.name + "\n")
+
+
+def create_run(root: Path, name: str) -> Run:
+    """Make `root/NAME-NN` with the next free number; nothing that exists is touched."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        taken = [int(found[1]) for path in root.iterdir() if (found := _number(path.name, name))]
+        number = max(taken, default=0) + 1
+        while True:
+            path = root / f"{name}-{number:02d}"
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:  # another process took the number in the meantime
+                number += 1
+    except OSError as error:
+        raise ResourceError("A run directory must be writable.", f"{root} ({error.strerror})") from None
+    run = Run(path)
+    run.update_manifest(state="running", created=_now(), process=os.getpid(), cwd=os.getcwd())
+    run.write_json("environment.json", describe_environment())
+    return run
+
+
+def open_run(reference: str, root: Path) -> Run:
+    """Open a finished run by `latest`, by name, or by path.
+
+    Raises:
+        RunError: There is no such run (the nearest name is told), or it did not finish.
+    """
+    run = Run(_locate(reference, root))
+    state = run.manifest.get("state")
+    if state != "finished":
+        raise RunError("A run must have finished before it can be used.", f"{run.path} is {state}")
+    return run
+
+
+def list_runs(root: Path) -> list[Run]:
+    """Return all runs below a root, oldest first."""
+    if not root.is_dir():
+        return []
+    runs = [Run(path) for path in root.iterdir() if (path / "manifest.json").is_file()]
+    return sorted(runs, key=lambda run: (run.manifest.get("created", ""), run.name))
+
+
+@contextmanager
+def logging_to(run: Run) -> Iterator[None]:
+    """Copy warnings and errors of tlkeras into the run's log.txt."""
+    handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8", errors="replace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("tlkeras")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return the machine and the versions that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": {library: _version(library) for library in _LIBRARIES},
+    }
+
+
+def _locate(reference: str, root: Path) -> Path:
+    if reference == "latest":
+        return _latest(root)
+    for path in (root / reference, Path(reference)):
+        if (path / "manifest.json").is_file():
+            return path
+    names = ["latest", *(run.name for run in list_runs(root))]
+    raise RunError(
+        "A run is `latest`, a name below the runs folder, or a path.", repr(reference), suggest(reference, names)
+    )
+
+
+def _latest(root: Path) -> Path:
+    pointer = root / "latest"
+    if pointer.is_file() and (root / (name := pointer.read_text().strip()) / "manifest.json").is_file() and name:
+        return root / name
+    finished = [run for run in list_runs(root) if run.manifest.get("state") == "finished"]
+    if not finished:
+        raise RunError(
+            "There must be a finished run.", f"none in {root.resolve()}", "Make one with: tlkeras train quickstart"
+        )
+    return finished[-1].path
+
+
+def _number(directory: str, name: str) -> re.Match | None:
+    return re.fullmatch(re.escape(name) + r"-(\d+)", directory)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
