@@ -1,0 +1,180 @@
+"""Deep heads: a multi-layer perceptron from features to classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from tlkeras import progress
+from tlkeras.mapping.weighting import ClassWeight, weigh_examples
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a deep head is trained.
+
+    Args:
+        epochs: At most so many passes over the examples.
+        batch_size: Examples per step.
+        learning_rate: Initial rate of AdamW; it falls to zero along a cosine over all epochs.
+        weight_decay: Decay of the kernels per unit of learning rate.
+        patience: Stop after so many epochs without a lower validation loss; the best weights are kept.
+        seed: Seed of initial weights, dropout, order, and of the validation rows taken when none are given.
+    """
+
+    epochs: int = 60
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    patience: int = 8
+    seed: int = 0
+
+
+class DeepHead(ClassifierMixin, BaseEstimator):
+    """Dense layers with dropout and, by option, batch norm; trained with AdamW and early stopping.
+
+    Args:
+        widths: Units of each hidden layer; none gives a linear softmax.
+        dropout: Share of units dropped after each hidden layer.
+        batch_norm: Normalise before each activation.
+        class_weight: A factor per class, "balanced", or None.
+        fitting: How it is trained.
+
+    Attributes:
+        classes_: Class values, shape (k,).
+        model_: The fitted keras.Sequential, features (n, d) to probabilities (n, k).
+        history_: Loss per epoch by name.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (256,),
+        dropout: float = 0.3,
+        batch_norm: bool = False,
+        class_weight: ClassWeight = None,
+        fitting: Fitting = Fitting(),
+    ):
+        self.widths = widths
+        self.dropout = dropout
+        self.batch_norm = batch_norm
+        self.class_weight = class_weight
+        self.fitting = fitting
+
+    def fit(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        *,
+        validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+        groups: np.ndarray | None = None,
+    ) -> DeepHead:
+        """Fit on features (n, d) and class values (n,).
+
+        Args:
+            X: Features.
+            y: Class of each row.
+            sample_weight: Weight of each row.
+            validation: Features, classes and weights that decide when to stop; without it a tenth of the rows do.
+            groups: Accepted for the common signature of heads; rows are held out one by one.
+
+        Raises:
+            ValueError: NaN or infinite features, or fewer than two classes.
+        """
+        import keras
+
+        X, y = validate_data(self, X, y, dtype=np.float32)
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"A head needs two classes or more. Received: {len(self.classes_)} class.")
+        weights = weigh_examples(y, sample_weight, self.class_weight)
+        train, held = self._divide(X, codes, weights, validation)
+        keras.utils.set_random_seed(self.fitting.seed)
+        self.model_ = self._build(train[0])
+        how = self.fitting
+        steps = how.epochs * -(-len(train[0]) // how.batch_size)
+        rate = keras.optimizers.schedules.CosineDecay(how.learning_rate, steps)
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=how.weight_decay, global_clipnorm=1.0)
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        # XLA compiles longer than such a head trains, and slows a CPU down
+        self.model_.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
+        self.history_ = self._train(train, held)
+        return self
+
+    def _train(self, train: tuple, held: tuple) -> dict[str, list[float]]:
+        import keras
+
+        stopping = keras.callbacks.EarlyStopping(patience=self.fitting.patience, restore_best_weights=True)
+        with progress.track("Train the deep head", self.fitting.epochs, "epochs") as advance:
+            ticking = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: advance(1))
+            history = self.model_.fit(
+                *train[:2],
+                sample_weight=train[2],
+                validation_data=held,
+                epochs=self.fitting.epochs,
+                batch_size=self.fitting.batch_size,
+                callbacks=[stopping, ticking],
+                verbose=0,
+            )
+        return {name: [float(value) for value in values] for name, values in history.history.items()}
+
+    def _divide(self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray, validation: tuple | None) -> tuple:
+        """Return (features, codes, weights) to train on and to stop by."""
+        if validation is not None:
+            held_X, held_y, held_weights = validation
+            held_codes = np.searchsorted(self.classes_, held_y)
+            return (X, codes, weights), (held_X, held_codes, held_weights)
+        counts = np.bincount(codes)
+        share = max(0.1, len(counts) / len(codes))
+        if counts.min() < 2 or share > 0.5:
+            return (X, codes, weights), (X, codes, weights)  # too few to hold any out
+        fit, held = train_test_split(np.arange(len(X)), test_size=share, stratify=codes, random_state=self.fitting.seed)
+        return (X[fit], codes[fit], weights[fit]), (X[held], codes[held], weights[held])
+
+    def _build(self, X: np.ndarray) -> keras.Sequential:
+        import keras
+        from keras import layers
+
+        variance = X.var(axis=0)
+        variance[variance == 0] = 1.0
+        stack: list = [layers.Normalization(mean=X.mean(0).tolist(), variance=variance.tolist(), name="head_input")]
+        for index, width in enumerate(self.widths, 1):
+            stack.append(layers.Dense(width, use_bias=not self.batch_norm, name=f"head_dense_{index}"))
+            if self.batch_norm:
+                stack.append(layers.BatchNormalization(name=f"head_norm_{index}"))
+            stack.append(layers.Activation("relu", name=f"head_relu_{index}"))
+            stack.append(layers.Dropout(self.dropout, seed=self.fitting.seed + index, name=f"head_dropout_{index}"))
+        stack.append(layers.Dense(len(self.classes_), activation="softmax", name="probabilities"))
+        return keras.Sequential([keras.Input((X.shape[1],)), *stack])
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return class probabilities, shape (n, k)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float32)
+        return self.model_.predict(X, batch_size=1024, verbose=0)
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Return the most probable class of each row, shape (n,)."""
+        check_is_fitted(self)
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def to_layers(self) -> list[keras.layers.Layer]:
+        """Return the fitted layers, raw features to probabilities."""
+        check_is_fitted(self)
+        return list(self.model_.layers)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the fit chose, for the run's history."""
+        best = int(np.argmin(self.history_["val_loss"]))
+        return {"kind": "deep", "epochs": len(self.history_["loss"]), "best_epoch": best + 1}

@@ -1,0 +1,30 @@
+"""How much each example counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.utils.class_weight import compute_sample_weight
+
+ClassWeight = Mapping[Any, float] | Literal["balanced"] | None
+
+
+def weigh_examples(y: np.ndarray, sample_weight: np.ndarray | None, class_weight: ClassWeight) -> np.ndarray:
+    """Return one weight per example, shape (n,), float64.
+
+    Args:
+        y: Class of each example, shape (n,).
+        sample_weight: The examples' own weights, shape (n,), or None for equal ones.
+        class_weight: A factor per class, "balanced" for the inverse of its frequency, or None.
+
+    Raises:
+        ValueError: The weights have another shape, are negative, not finite, or all zero.
+    """
+    weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape != (len(y),):
+        raise ValueError(f"sample_weight must have one value per row. Received: shape {weights.shape}, {len(y)} rows.")
+    if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:
+        raise ValueError("Sample weights must be finite, none negative, and not all zero.")
+    return weights * compute_sample_weight(class_weight, y)
