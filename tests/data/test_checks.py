@@ -1,0 +1,85 @@
+"""A look at every file: digests, rejections, notes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tlkeras.data.checks import inspect
+from tlkeras.data.sources import choose_examples, read_table
+from tlkeras.errors import DataError
+
+
+def read(root: Path):
+    return choose_examples(read_table(str(root)))
+
+
+def test_bad_files_are_listed_and_left_out(plant, encode, bomb):
+    good = {"cat/1.png": 1, "cat/2.png": 2, "dog/1.png": 3, "dog/2.png": 4}
+    bad = {
+        "cat/empty.jpg": b"",
+        "cat/text.jpg": b"hello",
+        "cat/page.jpg": b"<html></html>",
+        "dog/bomb.png": bomb,
+        "dog/photo.jpg": encode(np.zeros((4, 4), np.uint8), "TIFF"),
+        "dog/cut.png": b"\x89PNG\r\n\x1a\n\0\0",
+        "dog/gone.png": 9,
+    }
+    root = plant({**good, **bad, "cat/notes.txt": b"text"})
+    examples = read(root)
+    os.remove(root / "dog/gone.png")
+    found = inspect(examples, workers=3)
+    assert found.examples.keys.tolist() == list(good)
+    assert found.digests == [hashlib.sha256((root / key).read_bytes()).hexdigest() for key in good]
+    assert {os.path.relpath(bad.path, root): bad.code for bad in found.rejected} == {
+        "cat/notes.txt": "not-a-picture",
+        "cat/empty.jpg": "empty",
+        "cat/text.jpg": "not-a-picture",
+        "cat/page.jpg": "not-a-picture",
+        "dog/bomb.png": "too-many-pixels",
+        "dog/photo.jpg": "unsupported",
+        "dog/cut.png": "damaged",
+        "dog/gone.png": "missing",
+    }
+    reasons = {os.path.basename(bad.path): bad.reason for bad in found.rejected}
+    assert reasons["page.jpg"].startswith("the content is HTML") and "TIFF" in reasons["photo.jpg"]
+
+
+def test_what_is_odd_is_noted(plant, encode, make_exif):
+    turned = encode(np.zeros((4, 4, 3), np.uint8), "WEBP", exif=make_exif(6))
+    upright = encode(np.zeros((4, 4, 3), np.uint8), "JPEG", exif=make_exif(6))
+    root = plant({"a/1.jpg": 1, "a/2": 2, "a/3.PNG": 3, "b/1.webp": turned, "b/2.jpeg": upright})
+    found = inspect(read(root))
+    assert len(found.examples) == 5 and not found.rejected
+    assert [(os.path.relpath(note.path, root), note.code) for note in found.notes] == [
+        ("a/1.jpg", "wrong-extension"),
+        ("a/2", "wrong-extension"),
+        ("b/1.webp", "orientation-ignored"),
+    ]
+    assert found.notes[0].reason == "named like a JPEG, and read as the PNG that it is"
+
+
+def test_nothing_left(plant):
+    root = plant({"a/1.jpg": b"", "a/2.jpg": b"", "b/1.jpg": b"", "b/2.jpg": b""})
+    with pytest.raises(DataError, match=r"(?s)No picture of '.*set' can be read.*a/1\.jpg: the file is empty"):
+        inspect(read(root))
+
+
+def test_a_class_that_vanishes(plant):
+    root = plant({"a/1.jpg": b"", "a/2.jpg": b"x", "b/1.png": 1, "b/2.png": 1})
+    with pytest.raises(
+        DataError, match=r"(?s)'label': every picture of class 'a' was rejected.*2\.jpg: the content is"
+    ):
+        inspect(read(root))
+
+
+def test_many_more_files_than_a_chunk(plant, make_examples, monkeypatch):
+    monkeypatch.setattr("tlkeras.data.checks._CHUNK", 3)
+    root = plant({f"{number}.png": number for number in range(10)})
+    paths = np.array([str(root / f"{number}.png") for number in range(10)], dtype=object)
+    found = inspect(make_examples(np.arange(10) % 2, paths=paths), workers=2)
+    assert len(found.digests) == len(set(found.digests)) == 10

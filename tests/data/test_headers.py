@@ -1,0 +1,160 @@
+"""What files are, told from their first bytes."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlkeras.data.headers import PictureError, check_header, printable, read_picture, sniff
+
+FOREIGN = {
+    "TIFF": (b"II*\0" + b"\0" * 60, "unsupported"),
+    "HEIC": (b"\0\0\0\x18ftypheic" + b"\0" * 30, "unsupported"),
+    "AVIF": (b"\0\0\0\x1cftypavif" + b"\0" * 30, "unsupported"),
+    "JPEG XL": (b"\xff\x0a" + b"\0" * 30, "unsupported"),
+    "SVG": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "unsupported"),
+    "HTML": (b"<!DOCTYPE html><html><body>404</body></html>", "not-a-picture"),
+    "XML": (b'<?xml version="1.0"?><annotation/>', "not-a-picture"),
+    "PDF": (b"%PDF-1.7\n", "not-a-picture"),
+    "ZIP archive": (b"PK\x03\x04" + b"\0" * 30, "not-a-picture"),
+    "text": ("Größe: 3\n".encode() * 100, "not-a-picture"),
+    "of no known kind": (bytes(range(128, 192)), "not-a-picture"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_content_is_named(kind):
+    data, code = FOREIGN[kind]
+    assert sniff(data) == kind
+    with pytest.raises(PictureError, match="the content is " + kind.split()[0]) as caught:
+        check_header(data)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(("data", "code"), [(b"", "empty"), (b"\xff", "not-a-picture"), (b"a", "not-a-picture")])
+def test_almost_nothing(data, code):
+    with pytest.raises(PictureError) as caught:
+        check_header(data)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("PNG", "1", {}),
+        ("PNG", "I;16", {}),
+        ("GIF", "P", {}),
+        ("BMP", "RGB", {}),
+        ("BMP", "L", {}),
+        ("WebP", "RGBA", {}),
+    ],
+)
+def test_headers_say_size_and_mode(encode, kind, mode, options):
+    header = check_header(encode(Image.new(mode, (30, 20)), kind, **options))
+    # Pillow calls the opaque black of a WebP without alpha RGB
+    assert (header.format, header.width, header.height, header.frames) == (kind, 30, 20, 1)
+    assert header.mode == mode or (kind, header.mode) in {("GIF", "P"), ("GIF", "L"), ("WebP", "RGB")}
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_frames_of_an_animation_count_together(encode, kind):
+    frames = [Image.fromarray(np.full((20, 30, 3), shade, np.uint8)) for shade in (0, 90, 180)]
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert check_header(data).frames == 3
+    assert check_header(data, max_pixels=1800).width == 30
+    with pytest.raises(PictureError, match="30 x 20 pixels in 3 frames are more than 1,799") as caught:
+        check_header(data, max_pixels=1799)
+    assert caught.value.code == "too-many-pixels"
+
+
+def test_a_bomb_is_refused_without_memory(bomb):
+    assert len(bomb) < 100_000
+    with pytest.raises(PictureError):  # imports what it needs
+        check_header(bomb)
+    tracemalloc.start()
+    with pytest.raises(PictureError, match="16000 x 16000 pixels are more than 64,000,000"):
+        check_header(bomb)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("orientation", [*range(10), 65535])
+def test_orientation_is_read(encode, make_exif, orientation, order):
+    data = encode(np.zeros((2, 2, 3), np.uint8), "JPEG", exif=make_exif(orientation, order))
+    assert check_header(data).orientation == (orientation if 1 <= orientation <= 8 else 1)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_says_nothing(encode):
+    assert check_header(encode(np.zeros((2, 2, 3), np.uint8), "JPEG", exif=b"Exif\0\0II*\0junk")).orientation == 1
+
+
+def test_bitmaps_of_other_depths_are_unsupported(encode):
+    with pytest.raises(PictureError, match="BMP of 1 bits per pixel"):
+        check_header(encode(Image.new("1", (9, 9)), "BMP"))
+    packed = bytearray(encode(Image.new("L", (9, 9)), "BMP"))
+    packed[30] = 1
+    with pytest.raises(PictureError, match="compressed BMP"):
+        check_header(bytes(packed))
+    with pytest.raises(PictureError, match="cut off"):
+        check_header(bytes(packed[:40]))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
+def test_a_header_cut_anywhere_raises_nothing_else(encode, kind):
+    data = encode(np.zeros((9, 9, 3), np.uint8), kind)
+    for end in range(min(len(data), 200)):
+        try:
+            check_header(data[:end])
+        except PictureError as error:
+            assert error.code in ("empty", "not-a-picture", "damaged", "unsupported")
+
+
+def test_files_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "large.jpg").write_bytes(b"x" * 11)
+    codes = {}
+    for name in ("pipe.jpg", "empty.jpg", "large.jpg", "none.jpg", "."):
+        with pytest.raises(PictureError, match=r"jpg: |/\.: ") as caught:
+            read_picture(os.path.join(tmp_path, name), max_bytes=10)
+        codes[name] = caught.value.code
+    assert codes == {
+        "pipe.jpg": "special-file",
+        "empty.jpg": "empty",
+        "large.jpg": "oversized",
+        "none.jpg": "missing",
+        ".": "special-file",
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (PermissionError(13, "denied"), "forbidden", "permission"),
+        (OSError(5, "Input/output error"), "damaged", "Input"),
+    ],
+)
+def test_files_that_the_system_withholds(tmp_path, monkeypatch, error, code, reason):
+    def refuse(*_):
+        raise error
+
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PictureError, match=reason) as caught:
+        read_picture(str(tmp_path / "a.jpg"))
+    assert caught.value.code == code
+
+
+def test_undecodable_names_can_be_printed():
+    assert printable(os.fsdecode(b"caf\xe9/\xc3\xa9.jpg")) == "caf\\xe9/é.jpg"

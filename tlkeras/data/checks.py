@@ -1,0 +1,107 @@
+"""A look at every file before work starts: what cannot be read is listed and left out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from tlkeras.data.headers import (
+    EXTENSIONS,
+    MAX_PIXELS,
+    Header,
+    Note,
+    PictureError,
+    Rejection,
+    check_header,
+    read_picture,
+)
+from tlkeras.data.tables import Examples, list_some
+from tlkeras.errors import DataError
+from tlkeras.progress import track
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+        examples: The examples whose headers can be read, in their order.
+        digests: Of each of them: SHA-256 of the file's bytes, hexadecimal.
+        rejected: What is left out, by the source or here.
+        notes: What is kept and odd: wrong-extension, orientation-ignored.
+    """
+
+    examples: Examples
+    digests: list[str]
+    rejected: tuple[Rejection, ...]
+    notes: tuple[Note, ...]
+
+
+def inspect(examples: Examples, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> Inspection:
+    """Read each file once: digest its bytes, check its header. Pixels are not decoded.
+
+    Each thread holds one file in memory.
+
+    Raises:
+        DataError: No example is left, or a class has lost all its pictures.
+    """
+
+    def look(path: str) -> tuple[str, Header] | Rejection:
+        try:
+            data = read_picture(path)
+            return hashlib.sha256(data).hexdigest(), check_header(data, max_pixels)
+        except PictureError as error:
+            return Rejection(path, error.code, error.reason)
+
+    digests: list[str] = []
+    rejected: list[Rejection] = []
+    notes: list[Note] = []
+    kept = np.zeros(len(examples), bool)
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+        track("Checking pictures", len(examples), "pictures") as advance,
+    ):
+        for start in range(0, len(examples), _CHUNK):
+            paths = examples.paths[start : start + _CHUNK]
+            for row, seen in enumerate(pool.map(look, paths), start):
+                if isinstance(seen, Rejection):
+                    rejected.append(seen)
+                else:
+                    kept[row] = True
+                    digests.append(seen[0])
+                    notes += _remark(examples.paths[row], seen[1])
+            advance(len(paths))
+    remaining = examples.take(kept)
+    _check_remaining(examples, remaining, rejected)
+    return Inspection(remaining, digests, (*examples.rejected, *rejected), tuple(notes))
+
+
+def _remark(path: str, header: Header) -> list[Note]:
+    notes = []
+    promised = EXTENSIONS.get(os.path.splitext(path)[1].lower())
+    if promised != header.format:
+        named = f"named like a {promised}" if promised else "not named like a picture"
+        notes.append(Note(path, "wrong-extension", f"{named}, and read as the {header.format} that it is"))
+    if header.orientation != 1 and header.format != "JPEG":
+        reason = f"the EXIF orientation {header.orientation} of a {header.format} is not applied"
+        notes.append(Note(path, "orientation-ignored", reason))
+    return notes
+
+
+def _check_remaining(before: Examples, after: Examples, rejected: list[Rejection]) -> None:
+    reasons = list_some([str(rejection) for rejection in rejected])
+    if not len(after):
+        raise DataError.from_problems(f"No picture of {before.source!r} can be read.", reasons)
+    vanished = [
+        f"{task.name!r}: every picture of class {task.class_names[index]!r} was rejected."
+        for task in before.tasks
+        for index in sorted(set(before.targets[task.name]) - set(after.targets[task.name]) - {-1})
+    ]
+    if vanished:
+        raise DataError.from_problems("Every class must keep pictures that can be read.", vanished + reasons)

@@ -1,0 +1,259 @@
+"""Bytes to uint8 RGB of one size: the one decoder, the same graph in training and inside an exported model.
+
+The rules, whatever the file is called:
+
+- The content decides: JPEG, PNG, GIF (first frame), BMP (8, 24, 32 bits), WebP (first frame).
+- Grey is repeated to RGB, palettes are looked up, 16 bits keep the high byte, CMYK is converted as libjpeg does.
+- Alpha is dropped, not composited: the colours stored under it appear (animated WebP: black where there is none).
+- The EXIF orientation of JPEGs is applied. Other formats are taken as they are stored.
+- Shrinking averages areas, so that fine patterns turn grey instead of aliasing. Large JPEGs are shrunk by 2, 4 or 8
+  within the inverse DCT first, which may shift them by less than a pixel of the result. Enlarging is bilinear.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from tlkeras.data.headers import PictureError, check_header, read_picture
+from tlkeras.errors import DataError, suggest
+
+FITS = ("squash", "crop", "pad")
+
+# Part of the key of everything computed from decoded pixels: raise it whenever the same bytes give other pixels.
+VERSION = 1
+
+_MAGIC = tf.constant([b"\xff\xd8", b"\x89P", b"RI", b"BM"])
+
+# For what few pictures need. TensorFlow inlines both sides of a condition and visits every operation of the side not
+# taken; a function that is not inlined is a single one.
+_seldom = tf.function(autograph=False, experimental_attributes={"_noinline": True})
+
+
+def decode(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
+    """Decode one picture: scalar string -> uint8 [size, size, 3].
+
+    Pure TensorFlow operations: for `tf.data` and for `tf.map_fn` in an exported graph.
+
+    Args:
+        encoded: The bytes of the file.
+        size: Side of the result in pixels.
+        fit: "squash" scales both sides to `size`; "crop" takes the central square; "pad" shows the whole picture
+            between black bars.
+
+    Raises:
+        DataError: The fit is unknown.
+        tf.errors.InvalidArgumentError: When run, if the bytes cannot be decoded.
+    """
+    _check_fit(fit)
+    kind = tf.reduce_sum(tf.where(tf.strings.substr(encoded, 0, 2) == _MAGIC, [1, 2, 3, 4], 0))
+    pixels, orientation = tf.switch_case(
+        kind,
+        [
+            lambda: (_decode_other(encoded), 1),
+            lambda: (_decode_jpeg(encoded, size, fit), _read_orientation(encoded)),
+            lambda: (tf.io.decode_png(encoded), 1),
+            lambda: (_decode_webp(encoded), 1),
+            lambda: (_decode_bmp(encoded), 1),
+        ],
+    )
+    pixels = tf.ensure_shape(pixels, [None, None, None])
+    # Turned after the shrink, where it is cheap; `resize` treats both ends of a side alike, so the order is free.
+    pixels = _drop_alpha(resize(pixels, size, fit))
+    pixels = tf.cond(orientation > 1, lambda: _turn(pixels, orientation), lambda: pixels)
+    return tf.ensure_shape(tf.broadcast_to(pixels, [size, size, 3]), [size, size, 3])
+
+
+def decode_file(path: str, size: int, fit: str) -> np.ndarray:
+    """Decode one file now: uint8 [size, size, 3].
+
+    Raises:
+        PictureError: With the path and a plain reason.
+    """
+    data = read_picture(path)
+    try:
+        check_header(data)
+        return decode(tf.constant(data), size, fit).numpy()
+    except PictureError as error:
+        raise PictureError(error.code, error.reason, path) from None
+    except tf.errors.OpError:
+        raise PictureError("damaged", "its pixels cannot be decoded: it is cut off or damaged", path) from None
+
+
+def resize(pixels: tf.Tensor, size: int, fit: str) -> tf.Tensor:
+    """Bring a picture to one size: uint8 [height, width, channels] -> uint8 [size, size, channels].
+
+    "crop" and "pad" treat opposite sides alike: where the margin is odd, the central square of "crop" is one pixel
+    wider and the picture within "pad" one pixel larger or smaller.
+    """
+    _check_fit(fit)
+    height, width = tf.unstack(tf.shape(pixels)[:2])
+    if fit == "crop":
+        side = tf.minimum(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels = pixels[top : height - top, left : width - left]
+    if fit != "pad":
+        return _scale(pixels, tf.constant([size, size]))
+    longest = tf.cast(tf.maximum(height, width), tf.float32)
+    ideal = tf.cast(tf.stack([height, width]), tf.float32) * size / longest
+    bars = tf.cast(tf.round((size - tf.maximum(ideal, 1)) / 2), tf.int32)
+    inner = tf.maximum(size - 2 * bars, 2 - size % 2)
+    bars = (size - inner) // 2
+    margins = tf.concat([tf.stack([bars, bars], axis=1), [[0, 0]]], axis=0)
+    return tf.pad(_scale(pixels, inner), margins)
+
+
+def _check_fit(fit: str) -> None:
+    if fit not in FITS:
+        raise DataError(f"The fit is one of {', '.join(FITS)}.", repr(fit), suggest(fit, FITS))
+
+
+def _scale(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """Average areas along sides that shrink, interpolate along sides that grow."""
+    shape = tf.shape(pixels)[:2]
+    smaller = tf.minimum(shape, target)
+    shrunk = tf.cond(
+        tf.reduce_all(shape == smaller),
+        lambda: tf.cast(pixels, tf.float32),
+        lambda: tf.raw_ops.ResizeArea(images=pixels[None], size=smaller)[0],
+    )
+    scaled = tf.cond(
+        tf.reduce_all(smaller == target),
+        lambda: shrunk,
+        lambda: tf.image.resize(shrunk, target, method="bilinear"),
+    )
+    return tf.cast(tf.round(scaled), tf.uint8)
+
+
+def _drop_alpha(pixels: tf.Tensor) -> tf.Tensor:
+    """[h, w, 1 or 3, and one more with alpha] -> [h, w, 1 or 3]."""
+    channels = tf.shape(pixels)[2]
+    return tf.cond(channels % 2 == 0, lambda: pixels[:, :, : channels - 1], lambda: pixels)
+
+
+@_seldom
+def _turn(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Apply an EXIF orientation, 1 to 8, to a square picture."""
+    turned = tf.cond(orientation > 4, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
+    upside_down, mirrored = _among(orientation, 3, 4, 7, 8), _among(orientation, 2, 3, 6, 7)
+    return tf.raw_ops.Reverse(tensor=turned, dims=tf.stack([upside_down, mirrored, False]))
+
+
+def _among(value: tf.Tensor, *members: int) -> tf.Tensor:
+    return tf.reduce_any(value == tf.constant(members))
+
+
+def _decode_jpeg(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
+    shape = tf.io.extract_jpeg_shape(encoded)[:2]
+    side = tf.reduce_max(shape) if fit == "pad" else tf.reduce_min(shape)
+    halvings = tf.reduce_sum(tf.cast(side >= tf.constant([2, 4, 8]) * size, tf.int32))
+    return tf.switch_case(
+        halvings,
+        [lambda ratio=ratio: tf.io.decode_jpeg(encoded, ratio=ratio) for ratio in (1, 2, 4, 8)],
+    )
+
+
+@_seldom
+def _decode_other(encoded: tf.Tensor) -> tf.Tensor:
+    return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+
+@_seldom
+def _decode_webp(encoded: tf.Tensor) -> tf.Tensor:
+    """Decode the first frame.
+
+    TensorFlow 2.21 must be told whether there is alpha and refuses animations without: they are unpacked to RGBA
+    whether or not they have it, so their header is made to say that they have. (Left to find the channels itself,
+    `channels=0`, it writes past its buffer.)
+    """
+    head = tf.io.decode_raw(tf.strings.substr(encoded, 0, 30) + tf.constant(b"\0" * 30), tf.uint8)
+    chunk = tf.strings.substr(encoded + b"\0" * 16, 12, 4)
+    flags = tf.where(chunk == b"VP8X", head[20], tf.constant(0, tf.uint8))
+    lossless_alpha = (chunk == b"VP8L") & _has_bit(head[24], 0x10)
+    animated = _has_bit(flags, 0x02)
+    marked = tf.cond(
+        animated,
+        lambda: tf.strings.join([tf.strings.substr(encoded, 0, 20), b"\x12", tf.strings.substr(encoded, 21, -1)]),
+        lambda: encoded,
+    )
+    return tf.cond(
+        animated | lossless_alpha | _has_bit(flags, 0x10),
+        lambda: tf.io.decode_webp(marked, channels=4)[0],
+        lambda: tf.io.decode_webp(marked, channels=3)[0],
+    )
+
+
+def _has_bit(byte: tf.Tensor, bit: int) -> tf.Tensor:
+    return tf.bitwise.bitwise_and(byte, tf.constant(bit, byte.dtype)) > 0
+
+
+@_seldom
+def _decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
+    """Decode a BMP; TensorFlow leaves the indices of a palette, which are looked up here."""
+    pixels = tf.io.decode_bmp(encoded)
+
+    def look_up() -> tf.Tensor:
+        start = 14 + _little_endian(encoded, 14)
+        table = tf.strings.substr(tf.strings.substr(encoded, start, 1024) + b"\0" * 1024, 0, 1024)
+        colours = tf.reshape(tf.io.decode_raw(table, tf.uint8), [256, 4])[:, 2::-1]
+        return tf.gather(colours, tf.cast(pixels[:, :, 0], tf.int32))
+
+    return tf.cond(tf.shape(pixels)[2] == 1, look_up, lambda: pixels)
+
+
+def _little_endian(encoded: tf.Tensor, at: int) -> tf.Tensor:
+    return tf.io.decode_raw(tf.strings.substr(encoded, at, 4), tf.int32, little_endian=True)[0]
+
+
+def _read_orientation(encoded: tf.Tensor) -> tf.Tensor:
+    """Return the EXIF orientation of a JPEG, 1 to 8; 1 where none is found in its first 64 KiB.
+
+    EXIF 2.32, 4.5 and 4.6: the segment APP1 "Exif" stands among the application segments at the start; it holds a
+    TIFF header, whose first directory has the orientation as tag 0x0112.
+    """
+    start = tf.strings.substr(encoded, 0, 22) + b"\0" * 22
+    second = tf.strings.substr(start, 2, 2)
+    # The two usual beginnings without EXIF are seen at once: tables first, or the 16 bytes of JFIF and then tables.
+    plain = (second == b"\xff\xdb") | (
+        (tf.strings.substr(start, 2, 4) == b"\xff\xe0\x00\x10") & (tf.strings.substr(start, 20, 2) == b"\xff\xdb")
+    )
+    return tf.cond(plain, lambda: 1, lambda: _search_orientation(encoded))
+
+
+@_seldom
+def _search_orientation(encoded: tf.Tensor) -> tf.Tensor:
+    data = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 65536) + b"\0" * 64, tf.uint8), tf.int32)
+    last = tf.shape(data)[0] - 32
+
+    def is_exif(at: tf.Tensor) -> tf.Tensor:
+        # FF E1, two bytes of length, "Exif", two zeros
+        return tf.reduce_all(tf.gather(data[at : at + 10], [0, 1, 4, 5, 6, 7]) == [0xFF, 0xE1, 69, 120, 105, 102])
+
+    def goes_on(at: tf.Tensor) -> tf.Tensor:
+        marker = data[at + 1]
+        application = (data[at] == 0xFF) & ((marker == 0xFE) | ((marker >= 0xE0) & (marker <= 0xEF)))
+        return (at < last) & application & ~is_exif(at)
+
+    def skip(at: tf.Tensor) -> list[tf.Tensor]:
+        return [tf.minimum(at + 2 + data[at + 2] * 256 + data[at + 3], last)]
+
+    at = tf.while_loop(goes_on, skip, [tf.constant(2)])[0]
+    return tf.cond(is_exif(at), lambda: _orientation_of_tiff(data[at + 10 :]), lambda: 1)
+
+
+def _orientation_of_tiff(tiff: tf.Tensor) -> tf.Tensor:
+    """Look up tag 0x0112 in the first directory of a TIFF structure: int32 [bytes] -> scalar, 1 if absent."""
+    little = tiff[0] == 0x49
+    short = tf.where(little, [1, 256], [256, 1])
+    last = tf.shape(tiff)[0] - 2
+    directory = tf.clip_by_value(
+        tf.reduce_sum(tiff[4:8] * tf.where(little, [1, 256, 65536, 0], [0, 65536, 256, 1])), 0, last
+    )
+    count = tf.reduce_sum(tiff[directory : directory + 2] * short)
+    body = tiff[directory + 2 :]
+    count = tf.minimum(count, tf.shape(body)[0] // 12)
+    entries = tf.reshape(body[: count * 12], [-1, 12])
+    tags = tf.reduce_sum(entries[:, 0:2] * short, axis=1)
+    values = tf.boolean_mask(tf.reduce_sum(entries[:, 8:10] * short, axis=1), tags == 0x0112)
+    value = tf.concat([values, [1]], axis=0)[0]
+    return tf.where((value >= 1) & (value <= 8), value, 1)

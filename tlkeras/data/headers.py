@@ -1,0 +1,248 @@
+"""What a picture file says about itself before a pixel is decoded."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tlkeras.errors import DataError
+
+READABLE = ("JPEG", "PNG", "GIF", "BMP", "WebP")
+EXTENSIONS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".png": "PNG",
+    ".apng": "PNG",
+    ".gif": "GIF",
+    ".bmp": "BMP",
+    ".dib": "BMP",
+    ".webp": "WebP",
+}
+MAX_PIXELS = 64_000_000
+MAX_BYTES = 256 * 2**20
+
+_SIGNATURES = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"GIF8", "GIF"),
+    (8, b"WEBP", "WebP"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"II+\0", "TIFF"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypavis", "AVIF"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftyphev", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftyp", "video (MP4)"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"\0\0\1\0", "icon (ICO)"),
+    (0, b"8BPS", "Photoshop (PSD)"),
+    (128, b"DICM", "DICOM"),
+    (0, b"%PDF", "PDF"),
+    (0, b"PK\x03\x04", "ZIP archive"),
+    (0, b"\x1f\x8b", "gzip archive"),
+    (0, b"\x89HDF", "HDF5"),
+    (0, b"\x93NUMPY", "NumPy array"),
+)
+_OTHER_PICTURES = ("TIFF", "AVIF", "HEIC", "JPEG XL", "JPEG 2000", "icon (ICO)", "Photoshop (PSD)", "DICOM", "SVG")
+
+
+class PictureError(DataError):
+    """A file that cannot be read as a picture.
+
+    Attributes:
+        code: One stable word: missing, forbidden, special-file, empty, oversized, not-a-picture, unsupported,
+            too-many-pixels, damaged.
+        reason: The same for people, as half a sentence.
+    """
+
+    def __init__(self, code: str, reason: str, path: str | None = None):
+        self.code, self.reason = code, reason
+        super().__init__(f"{printable(path)}: {reason}." if path else f"A picture must be readable: {reason}.")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something worth knowing about one file.
+
+    Attributes:
+        path: The file, as the file system names it (undecodable bytes are surrogates: print with `printable`).
+        code: One stable word, for programs.
+        reason: The same for people.
+    """
+
+    path: str
+    code: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.path)}: {self.reason}"
+
+
+class Rejection(Finding):
+    """A file that is left out, and why."""
+
+
+class Note(Finding):
+    """A picture that is kept although something about it is odd."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a picture promises.
+
+    Attributes:
+        format: One of `READABLE`.
+        width: Columns as stored, before the EXIF orientation is applied.
+        height: Rows as stored.
+        mode: Pillow's word for the pixels: "1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16" ...
+        frames: Pictures in an animation, otherwise 1.
+        orientation: The EXIF orientation, 1 to 8; 1 where there is none.
+    """
+
+    format: str
+    width: int
+    height: int
+    mode: str
+    frames: int
+    orientation: int
+
+
+def printable(text: str) -> str:
+    """Return `text` with undecodable bytes written as \\xNN, so that it can be printed and stored as UTF-8."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def read_picture(path: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """Return the bytes of a file; folders, pipes and devices are never opened.
+
+    Raises:
+        PictureError: missing, forbidden, special-file, empty, oversized or damaged (the disk cannot read it).
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise PictureError("special-file", "it is not a regular file", path)
+        if status.st_size == 0:
+            raise PictureError("empty", "the file is empty", path)
+        if status.st_size > max_bytes:
+            raise PictureError("oversized", f"{status.st_size:,} bytes are more than {max_bytes:,}", path)
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise PictureError("missing", "there is no such file", path) from None
+    except PermissionError:
+        raise PictureError("forbidden", "there is no permission to read it", path) from None
+    except OSError as error:
+        raise PictureError("damaged", f"it cannot be read: {error.strerror or error}", path) from None
+
+
+def sniff(data: bytes) -> str:
+    """Return what the content is, by its first bytes: one of `READABLE`, or a plain name for something else."""
+    for offset, signature, name in _SIGNATURES:
+        if data.startswith(signature, offset) and (name != "WebP" or data.startswith(b"RIFF")):
+            return name
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in start:
+        return "SVG"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "HTML"
+    if start.startswith(b"<?xml"):
+        return "XML"
+    return "text" if start and _is_text(data[:512]) else "of no known kind"
+
+
+def _is_text(start: bytes) -> bool:
+    try:
+        text = start.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 3 or not error.start:
+            return False
+        text = start[: error.start].decode("utf-8")
+    return all(character.isprintable() or character.isspace() for character in text)
+
+
+def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
+    """Return what the header says; nothing is decoded and no memory is taken for pixels.
+
+    The pixels of all frames of an animation count, because the decoders unpack all of them.
+
+    Raises:
+        PictureError: empty, not-a-picture, unsupported, too-many-pixels or damaged.
+    """
+    if not data:
+        raise PictureError("empty", "the file is empty")
+    kind = sniff(data)
+    if kind not in READABLE:
+        code = "unsupported" if kind in _OTHER_PICTURES else "not-a-picture"
+        raise PictureError(code, f"the content is {kind}; one of {', '.join(READABLE)} is needed")
+    header = _read_header(data, kind)
+    pixels = header.width * header.height * header.frames
+    if pixels > max_pixels:
+        times = f" in {header.frames} frames" if header.frames > 1 else ""
+        raise PictureError(
+            "too-many-pixels", f"{header.width} x {header.height} pixels{times} are more than {max_pixels:,} in all"
+        )
+    return header
+
+
+def _read_header(data: bytes, kind: str) -> Header:
+    if kind == "BMP":
+        _check_bitmap(data)
+    try:
+        picture = _readers()[kind](io.BytesIO(data))
+        # Only the first frame of an animated PNG is ever unpacked; its others cost nothing.
+        frames = 1 if kind == "PNG" else getattr(picture, "n_frames", 1)
+    except Exception as error:  # Pillow raises whatever its parsers meet
+        raise PictureError("damaged", f"its {kind} header cannot be read ({error})") from None
+    width, height = picture.size
+    return Header(kind, width, height, picture.mode, frames, _orientation(picture.info.get("exif")))
+
+
+@cache
+def _readers() -> dict[str, Callable[[io.BytesIO], Any]]:
+    # The classes themselves: Image.open would warn about large pictures before the limit here is asked.
+    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+    return {
+        "JPEG": JpegImagePlugin.JpegImageFile,
+        "PNG": PngImagePlugin.PngImageFile,
+        "GIF": GifImagePlugin.GifImageFile,
+        "BMP": BmpImagePlugin.BmpImageFile,
+        "WebP": WebPImagePlugin.WebPImageFile,
+    }
+
+
+def _check_bitmap(data: bytes) -> None:
+    """Admit what TensorFlow decodes: 8 bits with a palette, 24 and 32 bits, not compressed."""
+    head, bits, compression = (int.from_bytes(data[a:b], "little") for a, b in ((14, 18), (28, 30), (30, 34)))
+    if len(data) < 54:
+        raise PictureError("damaged", "its BMP header is cut off")
+    if head < 40 or bits not in (8, 24, 32) or compression not in (0, 3):
+        kind = "compressed BMP" if compression not in (0, 3) else f"BMP of {bits} bits per pixel"
+        raise PictureError("unsupported", f"the content is a {kind}; 8, 24 or 32 bits, not compressed, are needed")
+
+
+def _orientation(exif: bytes | None) -> int:
+    from PIL import Image
+
+    if not exif:
+        return 1
+    try:
+        parsed = Image.Exif()
+        parsed.load(exif)
+        value = parsed.get(0x0112, 1)
+    except Exception:  # a broken EXIF block says nothing
+        return 1
+    return value if value in range(1, 9) else 1

@@ -1,0 +1,169 @@
+"""CSV manifests: a path per line, and columns of what is known about it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import stat
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+from tlkeras.data.headers import Rejection, printable
+from tlkeras.data.tables import SPLITS, Table, list_some
+from tlkeras.errors import DataError, suggest
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_ROLES = ("label", "weight", "group", "domain")
+# A line of the manifest: its number in the file, and its fields in the order of the header.
+_Line = tuple[int, list[str]]
+
+
+def read_manifest(source: str) -> Table:
+    """Read a CSV file with a column "path" and any others, separated by commas, semicolons or tabs.
+
+    Paths are relative to the file's folder and must stay in it, also after links are followed. "label", "split",
+    "weight", "group" and "domain" play these parts by default. Pictures that are missing are listed in
+    `Table.rejected`.
+
+    Raises:
+        DataError: All problems at once, with line numbers.
+    """
+    file = os.path.abspath(os.path.expanduser(source))
+    root = os.path.realpath(os.path.dirname(file))
+    header, lines = _read_lines(source, file)
+    problems = _check_header_line(header) or _check_lengths(header, lines)
+    if problems:
+        raise DataError.from_problems(f"The manifest {source!r} cannot be used.", list_some(problems))
+    columns = {
+        name: [fields[at] if name == "path" else _tidy(fields[at]) for _, fields in lines]
+        for at, name in enumerate(header)
+    }
+    numbers = [number for number, _ in lines]
+    places = [_locate(text, root) for text in columns.pop("path")]
+    problems = _check_places(numbers, places)
+    if "split" in columns:
+        columns["split"] = _normalise_splits(numbers, columns["split"], problems)
+    if problems:
+        raise DataError.from_problems(f"The manifest {source!r} cannot be used.", list_some(problems))
+    return _to_table(source, root, [str(place) for place in places], columns)
+
+
+def _to_table(source: str, root: str, paths: list[str], columns: dict[str, list[str]]) -> Table:
+    refused = [_refuse(path) for path in paths]
+    rows = [row for row, refusal in enumerate(refused) if refusal is None]
+    rejected = tuple(filter(None, refused))
+    if not rows:
+        reasons = list_some([str(rejection) for rejection in rejected])
+        raise DataError.from_problems(f"The manifest {source!r} names no picture that is there.", reasons)
+    return Table(
+        source=source,
+        root=Path(root),
+        paths=[paths[row] for row in rows],
+        keys=[printable(os.path.relpath(paths[row], root)).replace(os.sep, "/") for row in rows],
+        columns={name: [values[row] for row in rows] for name, values in columns.items()},
+        defaults={role: role for role in _ROLES if role in columns},
+        rejected=rejected,
+    )
+
+
+def _read_lines(source: str, file: str) -> tuple[list[str], list[_Line]]:
+    try:
+        text = Path(file).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            "A manifest is a text file in UTF-8.", f"{source!r}, byte {error.start}", "Save it as UTF-8."
+        ) from None
+    except OSError as error:
+        raise DataError("A manifest must be readable.", f"{source!r}: {error.strerror}") from None
+    first = text.split("\n", 1)[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
+    try:
+        lines = [(reader.line_num, fields) for fields in reader if any(field.strip() for field in fields)]
+    except csv.Error as error:
+        raise DataError("A manifest is a CSV file.", f"{source!r}, line {reader.line_num}: {error}") from None
+    if len(lines) < 2:
+        raise DataError("A manifest has a header and a line per picture.", f"{source!r} with {len(lines)} line(s)")
+    return [name.strip() for name in lines[0][1]], lines[1:]
+
+
+def _check_header_line(header: Sequence[str]) -> list[str]:
+    problems = [f"column {name!r} appears twice" for name in sorted(set(header)) if header.count(name) > 1]
+    if "" in header:
+        problems.append(f"column {list(header).index('') + 1} has no name")
+    if "path" not in header:
+        problems.append(f"there is no column 'path', only {', '.join(header)}")
+    return problems
+
+
+def _check_lengths(header: Sequence[str], lines: Iterable[_Line]) -> list[str]:
+    return [
+        f"line {number}: {len(fields)} fields instead of {len(header)}"
+        for number, fields in lines
+        if len(fields) != len(header)
+    ]
+
+
+def _tidy(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def _locate(text: str, root: str) -> str | ValueError:
+    """Return the absolute path that a field means, or why it may not be used."""
+    if not text.strip() or "\0" in text:
+        return ValueError("the path is empty" if not text.strip() else "the path holds a zero byte")
+    folder, name = os.path.split(os.path.join(root, text))
+    path = os.path.join(_real_folder(folder), name)
+    if os.path.islink(path) or name in ("", ".", ".."):
+        path = os.path.realpath(path)
+    if not path.startswith(root + os.sep):
+        return ValueError(f"{text!r} lies outside of the manifest's folder {printable(root)!r}")
+    return path
+
+
+@cache
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _check_places(numbers: Sequence[int], places: Sequence[str | ValueError]) -> list[str]:
+    problems: list[str] = []
+    seen: dict[str, int] = {}
+    for number, place in zip(numbers, places, strict=True):
+        if isinstance(place, ValueError):
+            problems.append(f"line {number}: {place}")
+        elif seen.setdefault(place, number) != number:
+            problems.append(f"line {number}: the picture of line {seen[place]} again")
+    return problems
+
+
+def _normalise_splits(numbers: Sequence[int], words: Sequence[str], problems: list[str]) -> list[str]:
+    """Return the words as `SPLITS` has them; "" in all lines or in none."""
+    if not any(words):
+        return list(words)
+    for number, word in zip(numbers, words, strict=True):
+        if not word:
+            problems.append(f"line {number}: split is empty here and given elsewhere")
+        elif word.lower() not in SPLIT_WORDS:
+            problems.append(f"line {number}: split {word!r} is no side. {suggest(word.lower(), SPLITS)}")
+    return [SPLIT_WORDS.get(word.lower(), "") for word in words]
+
+
+def _refuse(path: str) -> Rejection | None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        code = "forbidden" if isinstance(error, PermissionError) else "missing"
+        return Rejection(path, code, error.strerror or "it cannot be found")
+    return None if stat.S_ISREG(mode) else Rejection(path, "special-file", "it is not a regular file")

@@ -1,0 +1,83 @@
+"""Pictures in order, decoded in parallel, in memory that does not grow with their number."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tlkeras.data.decoding import decode, decode_file
+from tlkeras.data.headers import PictureError, Rejection
+
+_CHUNK = 4096
+
+
+def order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order in which `count` examples are visited: int64 [count], a permutation.
+
+    A pure function of its arguments, the same on every machine and in every version: the ranks of the raw output of
+    the counter-based generator Philox-4x64-10 (Salmon et al. 2011) under the key (seed, epoch).
+    """
+    key = np.array([seed % 2**64, epoch % 2**64], dtype=np.uint64)
+    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
+
+
+def stream_pictures(
+    paths: Sequence[str],
+    size: int,
+    fit: str,
+    batch_size: int,
+    *,
+    workers: int | None = None,
+    prefetch: int = 2,
+) -> tf.data.Dataset:
+    """Decode files in the order given: batches of (index int64 [b], pictures uint8 [b, size, size, 3]).
+
+    `index` counts within `paths`. A file that cannot be read or decoded is skipped: its index does not appear, and
+    `explain_unreadable` says why. The last batch may be smaller.
+
+    Args:
+        paths: Any sequence, also one that looks its paths up: it is read in chunks and never copied as a whole.
+        size: Side of the pictures in pixels.
+        fit: As in `decode`.
+        batch_size: Pictures in a batch.
+        workers: Threads of the stream's own pool, by default one per core; fewer leave cores to an engine that
+            runs at the same time.
+        prefetch: Batches decoded ahead.
+    """
+    workers = workers or os.cpu_count() or 1
+
+    def read_chunks() -> Iterator[tuple[np.ndarray, list[bytes]]]:
+        for start in range(0, len(paths), _CHUNK):
+            chunk = [os.fsencode(path) for path in paths[start : start + _CHUNK]]
+            yield np.arange(start, start + len(chunk), dtype=np.int64), chunk
+
+    @tf.autograph.experimental.do_not_convert
+    def load(index: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return index, decode(tf.io.read_file(path), size, fit)
+
+    signature = (tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string))
+    stream = (
+        tf.data.Dataset.from_generator(read_chunks, output_signature=signature)
+        .unbatch()
+        .map(load, num_parallel_calls=workers, deterministic=True)
+        .ignore_errors(log_warning=False)
+        .batch(batch_size)
+        .prefetch(prefetch)
+    )
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = workers
+    options.threading.max_intra_op_parallelism = 1
+    options.autotune.enabled = False
+    return stream.with_options(options)
+
+
+def explain_unreadable(path: str) -> Rejection:
+    """Say why `stream_pictures` skipped a file."""
+    try:
+        decode_file(path, 32, "squash")
+    except PictureError as error:
+        return Rejection(path, error.code, error.reason)
+    return Rejection(path, "changed", "it could not be read a moment ago and can be now")

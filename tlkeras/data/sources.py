@@ -1,0 +1,193 @@
+"""Where pictures come from: a folder of classes, a CSV manifest, TensorFlow Datasets, packaged sets."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from tlkeras.data.headers import EXTENSIONS, READABLE, Rejection, printable, sniff
+from tlkeras.data.manifests import SPLIT_WORDS, read_manifest
+from tlkeras.data.packaged import read_digits, read_elpv, read_tfds
+from tlkeras.data.tables import Examples, Table, Task, choose_examples, list_some
+from tlkeras.errors import DataError, suggest
+
+__all__ = ["Examples", "Table", "Task", "choose_examples", "list_pictures", "read_folder", "read_table"]
+
+PACKAGED = ("elpv", "sklearn-digits")
+_IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
+
+
+def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | None = None) -> Table:
+    """Read the table of a source.
+
+    Args:
+        source: A folder with one folder per class, a CSV manifest, "tfds:NAME" or "tfds:NAME/CONFIG", "elpv" or
+            "sklearn-digits". ("./elpv" is a folder of that name.)
+        store: Folder where pictures that are not files yet are written once ("tfds:..." and "sklearn-digits").
+        tfds_data_dir: Where TensorFlow Datasets keeps its own files; by default where it always does.
+
+    Raises:
+        DataError: The source is unknown or cannot be used; all problems at once.
+        MissingExtraError: The packaged set is not installed.
+    """
+    packaged: dict[str, Callable[[], Table]] = {"elpv": read_elpv, "sklearn-digits": partial(read_digits, store)}
+    if source in packaged:
+        return packaged[source]()
+    if source.startswith("tfds:"):
+        return read_tfds(source, store, tfds_data_dir)
+    path = os.path.expanduser(source)
+    if os.path.isdir(path):
+        return read_folder(source)
+    if os.path.isfile(path) and path.lower().endswith((".csv", ".tsv")):
+        return read_manifest(source)
+    what = "a file that is not a .csv" if os.path.exists(path) else "nothing of that name"
+    raise DataError(
+        "A source is a folder with one folder per class, a .csv manifest, tfds:NAME, elpv or sklearn-digits.",
+        f"{source!r} ({what})",
+        suggest(source, [*PACKAGED, *_neighbours(path)]),
+    )
+
+
+def read_folder(source: str) -> Table:
+    """Read `root/class/...` or, with sides given, `root/train/class/...`, `root/val/...` and `root/test/...`.
+
+    The label is the name of the class folder, in Unicode's normal form C; pictures may lie in folders below it.
+    Hidden files and what operating systems leave behind are ignored. A file with a picture's name or a picture's
+    content is taken; anything else is listed in `Table.rejected`, with links that lead out of the folder, links to
+    folders, and pipes and devices, none of which are opened.
+
+    Raises:
+        DataError: There is no class folder, or no picture in any.
+    """
+    root = os.path.realpath(os.path.expanduser(source))
+    rejected: list[Rejection] = []
+    labels: set[str] = set()
+    rows: list[tuple[str, str, str]] = []
+    for side, label, folder in _class_folders(root, rejected):
+        labels.add(label)
+        rows += [(path, label, side) for path in _walk(folder, root, rejected)]
+    if not rows:
+        _raise_empty(source, labels, rejected)
+    columns = {"label": [label for _, label, _ in rows]}
+    if rows[0][2]:
+        columns["split"] = [side for _, _, side in rows]
+    return Table(
+        source=source,
+        root=Path(root),
+        paths=[path for path, _, _ in rows],
+        keys=[printable(os.path.relpath(path, root)).replace(os.sep, "/") for path, _, _ in rows],
+        columns=columns,
+        defaults={"label": "label"},
+        classes={"label": tuple(sorted(labels))},
+        rejected=tuple(rejected),
+    )
+
+
+def list_pictures(folder: str | os.PathLike[str]) -> list[str]:
+    """Return the files below a folder that `read_folder` would take, in order; other files are left out."""
+    root = os.path.realpath(folder)
+    return list(_walk(root, root, []))
+
+
+def _class_folders(root: str, rejected: list[Rejection]) -> Iterator[tuple[str, str, str]]:
+    """Yield (side or "", label, folder)."""
+    tops = _subfolders(root, root, rejected)
+    words = [os.path.basename(top).lower() for top in tops]
+    sides = [SPLIT_WORDS.get(word, "") for word in words]
+    if "train" not in sides or "" in sides:
+        yield from (("", _label(top), top) for top in tops)
+        return
+    for side, top in zip(sides, tops, strict=True):
+        yield from ((side, _label(folder), folder) for folder in _subfolders(top, root, rejected))
+
+
+def _label(folder: str) -> str:
+    return unicodedata.normalize("NFC", printable(os.path.basename(folder)))
+
+
+def _subfolders(folder: str, root: str, rejected: list[Rejection]) -> list[str]:
+    folders = []
+    for entry in _entries(folder, rejected):
+        if entry.is_symlink():
+            if refused := _refuse_link(entry, root):
+                rejected.append(refused)
+        elif entry.is_dir():
+            folders.append(entry.path)
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            rejected.append(Rejection(entry.path, "no-class", "it lies beside the class folders, not in one"))
+    return folders
+
+
+def _walk(folder: str, root: str, rejected: list[Rejection]) -> Iterator[str]:
+    """Yield the files to read below a class folder, in order; note what is left out."""
+    folders = [folder]
+    while folders:
+        below = []
+        for entry in _entries(folders.pop(), rejected):
+            if not entry.is_symlink() and entry.is_dir():
+                below.append(entry.path)
+            elif refused := _refuse(entry, root):
+                rejected.append(refused)
+            else:
+                yield entry.path
+        folders += reversed(below)
+
+
+def _entries(folder: str, rejected: list[Rejection]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            found = [
+                entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _IGNORED
+            ]
+    except OSError as error:
+        rejected.append(Rejection(folder, "forbidden", f"the folder cannot be listed: {error.strerror}"))
+        return []
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _refuse(entry: os.DirEntry[str], root: str) -> Rejection | None:
+    if entry.is_symlink():
+        if refused := _refuse_link(entry, root):
+            return refused
+    elif not entry.is_file():
+        return Rejection(entry.path, "special-file", "it is neither a file nor a folder")
+    if os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+        return None
+    try:
+        with open(entry.path, "rb") as file:
+            kind = sniff(file.read(512))
+    except OSError as error:
+        return Rejection(entry.path, "forbidden", f"it cannot be opened: {error.strerror}")
+    return None if kind in READABLE else Rejection(entry.path, "not-a-picture", f"the content is {kind}")
+
+
+def _refuse_link(entry: os.DirEntry[str], root: str) -> Rejection | None:
+    target = os.path.realpath(entry.path)
+    if not target.startswith(root + os.sep):
+        return Rejection(entry.path, "outside-root", "a link that leads out of the folder is not followed")
+    if os.path.isdir(target):
+        return Rejection(entry.path, "linked-folder", "a link to a folder is not followed")
+    if not os.path.isfile(target):
+        return Rejection(entry.path, "missing", "a link that leads to no file")
+    return None
+
+
+def _raise_empty(source: str, labels: set[str], rejected: list[Rejection]) -> None:
+    received = f"{source!r} with no class folder"
+    if labels:
+        received = f"{source!r} with {len(labels)} class folder(s) and no picture"
+    reasons = list_some([str(rejection) for rejection in rejected])
+    headline = f"An image folder holds one folder per class, with pictures in it. Received: {received}."
+    raise DataError.from_problems(headline, reasons)
+
+
+def _neighbours(path: str) -> list[str]:
+    """Names beside a path that does not exist, written as the path is."""
+    parent = os.path.dirname(path)
+    try:
+        return [os.path.join(parent, printable(name)) for name in os.listdir(parent or ".")][:1000]
+    except OSError:
+        return []

@@ -1,0 +1,234 @@
+"""Which picture trains, which one chooses, which one tests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from tlkeras.data.tables import Examples
+from tlkeras.errors import DataError
+
+# Columns of the tables of counts below: the sides in the order in which they take from the hash order.
+_SIDES = ("test", "validation", "train")
+_MOST_MOVES = 10_000
+
+
+def assign_sides(examples: Examples, validation: float, test: float, seed: int, tolerance: float = 0.25) -> np.ndarray:
+    """Give every example a side: "train", "validation" or "test", str [examples].
+
+    A picture's side follows from a number in [0, 1) that is a hash of the seed and its key, or its group: below
+    `test` it tests, in the next `validation` it validates. So pictures that are added do not move the old ones. In
+    each stratum (same targets, same `strata`) the size of a side may be off its exact share by `tolerance` times the
+    share, plus one; only beyond that the boundary moves along the order of the hashes, and pictures next to it change
+    side. With `tolerance=0` the sizes are exact, by largest remainders, and more pictures move.
+
+    Every side gets each class that has as many pictures as there are sides. Examples of one group are never parted;
+    their sizes are balanced as well as moving whole groups can. Sides that the source gives are kept: what it lacks
+    is carved out of its "train" (shares are of what is carved up).
+
+    Raises:
+        DataError: Shares outside [0, 1) or that leave nothing to train on.
+    """
+    shares = _check_shares(validation, test)
+    given = np.array(examples.splits, dtype=object)
+    if not given.any():
+        return _divide(examples, shares, seed, tolerance)
+    sides = np.where(given == "", "train", given).astype(object)
+    shares[:2] *= [side not in given for side in _SIDES[:2]]
+    shares[2] = 1 - shares[:2].sum()
+    pool = np.flatnonzero(sides == "train")
+    sides[pool] = _divide(examples.take(pool), shares, seed, tolerance)
+    return sides
+
+
+def thin(examples: Examples, limit: int, seed: int) -> Examples:
+    """Keep at most `limit` examples, in their order, with the same share of each stratum and side given.
+
+    Each of these keeps two examples, where it has them, even if that makes more than `limit`.
+    """
+    if len(examples) <= limit:
+        return examples
+    strata = _number(zip(*examples.targets.values(), examples.strata, examples.splits, strict=True))
+    sizes = np.bincount(strata)
+    counts = np.maximum(_apportion(sizes, limit / len(examples)), np.minimum(sizes, 2))
+    while counts.sum() > limit and counts.max() > 2:
+        counts[counts.argmax()] -= 1
+    # Another hash than the one of the sides, which would leave only pictures of the first side.
+    numbers = np.array([_hash(seed, f"thin {key}") for key in examples.keys])
+    order = np.lexsort((numbers, strata))
+    rank = np.arange(len(examples)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return examples.take(np.sort(order[rank < np.repeat(counts, sizes)]))
+
+
+def _check_shares(validation: float, test: float) -> np.ndarray:
+    given = {"validation": validation, "test": test}
+    problems = [
+        f"{name} is a share, at least 0 and less than 1. Received: {share}."
+        for name, share in given.items()
+        if not 0 <= share < 1
+    ]
+    if not problems and validation + test >= 1:
+        problems = [f"validation and test together leave something to train on. Received: {validation} + {test}."]
+    if problems:
+        raise DataError.from_problems("The shares of a split must add up to less than 1.", problems)
+    return np.array([test, validation, 1 - test - validation])
+
+
+def _divide(examples: Examples, shares: np.ndarray, seed: int, tolerance: float) -> np.ndarray:
+    if not len(examples):
+        return np.array([], dtype=object)
+    strata = _number(zip(*examples.targets.values(), examples.strata, strict=True))
+    grouped = bool(examples.groups.any())
+    units = np.where(examples.groups == "", examples.keys, examples.groups) if grouped else examples.keys
+    numbers = np.array([_hash(seed, str(unit)) for unit in units])
+    classes = [_one_hot(column) for column in examples.targets.values()]
+    place = _place_groups if grouped else _place_pictures
+    sides = place(strata, classes, numbers, shares, tolerance)
+    return np.array(_SIDES, dtype=object)[sides]
+
+
+def _hash(seed: int, unit: str) -> float:
+    digest = hashlib.blake2b(f"{seed}\0{unit}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _number(values: Iterable[tuple]) -> np.ndarray:
+    """Number the distinct tuples in sorted order: int64 [rows]."""
+    rows = [tuple(map(str, row)) for row in values]
+    index = {row: number for number, row in enumerate(sorted(set(rows)))}
+    return np.array([index[row] for row in rows], dtype=np.int64)
+
+
+def _one_hot(targets: np.ndarray) -> np.ndarray:
+    """int64 [rows] with -1 for missing -> bool [rows, classes]."""
+    return targets[:, None] == np.arange(targets.max(initial=-1) + 1)
+
+
+def _natural(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """The side that the hash alone gives: int64 [rows], an index of `_SIDES`."""
+    return np.searchsorted(np.cumsum(shares)[:2], numbers, side="right")
+
+
+def _place_pictures(
+    strata: np.ndarray, classes: Sequence[np.ndarray], numbers: np.ndarray, shares: np.ndarray, tolerance: float
+) -> np.ndarray:
+    """Cut every stratum, in the order of its hashes, into test, validation and train."""
+    sizes = np.bincount(strata)
+    if tolerance == 0:
+        counts = _exact_counts(sizes, shares)
+    else:
+        counts = _tolerant_counts(strata, sizes, _natural(numbers, shares), shares, tolerance)
+    member = np.zeros((len(sizes), sum(one_hot.shape[1] for one_hot in classes)), bool)
+    member[strata] = np.concatenate(classes, axis=1)
+    _fill_empty_sides(counts, member, np.flatnonzero(shares))
+    sides = np.empty(len(strata), np.int64)
+    sides[np.lexsort((numbers, strata))] = np.repeat(np.tile(np.arange(3), len(sizes)), counts.ravel())
+    return sides
+
+
+def _tolerant_counts(
+    strata: np.ndarray, sizes: np.ndarray, natural: np.ndarray, shares: np.ndarray, tolerance: float
+) -> np.ndarray:
+    """Sizes of the sides as the hashes give them, brought within the tolerance: int64 [strata, 3]."""
+    found = np.stack([np.bincount(strata[natural == side], minlength=len(sizes)) for side in (0, 1)], axis=1)
+    ideal = sizes[:, None] * shares[:2]
+    slack = (tolerance * ideal + 1) * (shares[:2] > 0)
+    held = np.clip(found, np.ceil(ideal - slack), np.floor(ideal + slack)).astype(np.int64)
+    held[:, 1] = np.minimum(held[:, 1], sizes - held[:, 0])
+    return np.column_stack([held, sizes - held.sum(axis=1)])
+
+
+def _exact_counts(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Sizes of the sides by largest remainders, exact in each stratum and in all: int64 [strata, 3]."""
+    test = _apportion(sizes, shares[0])
+    rest = sizes - test
+    validation = _apportion(rest, shares[1] * sizes.sum() / max(rest.sum(), 1))
+    return np.column_stack([test, validation, rest - validation])
+
+
+def _apportion(sizes: np.ndarray, share: float) -> np.ndarray:
+    ideal = sizes * share
+    counts = np.floor(ideal).astype(np.int64)
+    missing = round(ideal.sum()) - counts.sum()
+    counts[np.argsort(counts - ideal, kind="stable")[:missing]] += 1
+    return counts
+
+
+def _fill_empty_sides(counts: np.ndarray, member: np.ndarray, wanted: np.ndarray) -> None:
+    """Move one picture of a class to each wanted side without any, from the side that has most (in place).
+
+    Args:
+        counts: int64 [strata, 3].
+        member: bool [strata, classes], the classes of each stratum.
+        wanted: Sides with a share.
+    """
+    for column in member.T:
+        rows = np.flatnonzero(column)
+        for side in wanted:
+            totals = counts[rows].sum(axis=0)
+            if totals[side] == 0 and totals.sum() >= len(wanted):
+                donor = totals.argmax()
+                row = rows[counts[rows, donor].argmax()]
+                counts[row, [donor, side]] += [-1, 1]
+
+
+def _place_groups(
+    strata: np.ndarray, classes: Sequence[np.ndarray], numbers: np.ndarray, shares: np.ndarray, tolerance: float
+) -> np.ndarray:
+    """Start from the hashes and move whole groups while the balance gets better."""
+    order, unit = np.unique(numbers, return_inverse=True)
+    balanced = np.concatenate([np.ones((len(strata), 1)), _one_hot(strata)], axis=1)
+    features = np.concatenate([balanced, *classes], axis=1)
+    held = np.zeros((len(order), features.shape[1]))
+    np.add.at(held, unit, features)
+    wanted = np.flatnonzero(shares)
+    miss = _measure_balance(held, balanced.shape[1], shares, tolerance)
+    sides = _natural(order, shares)
+    totals = np.stack([held[sides == side].sum(axis=0) for side in range(3)])
+    rows = np.arange(len(order))
+    distance = _measure_distance(order, shares)
+    for _ in range(_MOST_MOVES):
+        leave = miss(totals[sides], sides) - miss(totals[sides] - held, sides)
+        gains = np.full((len(order), 3), -np.inf)
+        for side in wanted:
+            there = np.full(len(order), side)
+            gains[:, side] = leave + miss(totals[there], there) - miss(totals[there] + held, there)
+        gains[rows, sides] = -np.inf
+        if gains.max() <= 1e-9:
+            break
+        # Of the moves that help much, the nearest in the order of the hashes, which changes least with more pictures.
+        worth = np.where(gains >= gains.max() / 2, distance, np.inf)
+        group, side = np.unravel_index(worth.argmin(), worth.shape)
+        totals[sides[group]] -= held[group]
+        totals[side] += held[group]
+        sides[group] = side
+    return sides[unit]
+
+
+def _measure_distance(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """How far each hash is from the interval of each side: float64 [groups, 3]."""
+    ends = np.cumsum(shares)
+    below = (ends - shares) - numbers[:, None]
+    return np.maximum(np.maximum(below, numbers[:, None] - ends), 0)
+
+
+def _measure_balance(
+    held: np.ndarray, balanced: int, shares: np.ndarray, tolerance: float
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Return a function of (totals [n, columns], sides [n]): how far each side is from what it should be.
+
+    The first `balanced` columns of `held` [groups, columns] should be near their share; the others are classes, of
+    which each side should have some where enough groups have them.
+    """
+    sizes = held.sum(axis=0)
+    enough = (held > 0).sum(axis=0)[balanced:] >= np.count_nonzero(shares)
+
+    def miss(totals: np.ndarray, sides: np.ndarray) -> np.ndarray:
+        ideal = shares[sides][:, None] * sizes[:balanced]
+        beyond = np.abs(totals[:, :balanced] - ideal) - (tolerance * ideal + 1)
+        absent = (totals[:, balanced:] < 0.5) & enough
+        return np.maximum(beyond, 0).sum(axis=1) + sizes[0] * absent.sum(axis=1)
+
+    return miss

@@ -1,0 +1,212 @@
+"""Pictures with named columns (`Table`), and the examples made by choosing some of the columns (`Examples`)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from tlkeras.data.headers import Rejection
+from tlkeras.errors import DataError, suggest
+
+SPLITS = ("train", "validation", "test")
+LISTED = 20
+
+
+@dataclass(frozen=True)
+class Table:
+    """Files on disk and what is known about them, one string per file and column; "" where nothing is known.
+
+    Attributes:
+        source: What the table was read from, as the user wrote it.
+        root: Folder that holds the pictures.
+        paths: Absolute paths; undecodable bytes are surrogates.
+        keys: Stable identity of each picture: its path relative to `root`, with "/" and printable.
+        columns: Columns by name. "split" holds words of `SPLITS`.
+        defaults: Column by role ("label", "weight", "group", "domain") where the caller names none.
+        classes: Class names in their order, for columns where it is known; others are sorted.
+        facts: Licence, citation, address ...
+        rejected: Files that were found and left out.
+    """
+
+    source: str
+    root: Path
+    paths: list[str]
+    keys: list[str]
+    columns: dict[str, list[str]]
+    defaults: dict[str, str] = field(default_factory=dict)
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    rejected: tuple[Rejection, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to predict: its name, and the classes in the order of their indices."""
+
+    name: str
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pictures with integer targets, ready to be split and read. All arrays have one entry per picture.
+
+    Attributes:
+        source: What they were read from.
+        root: Folder that holds the pictures.
+        keys: Stable identities, str.
+        paths: Absolute paths, str.
+        tasks: What is to be predicted.
+        targets: By task name: class indices, int64; -1 where the label is missing.
+        weights: Sample weights, float32.
+        groups: What must stay on one side of a split, str; "" for none.
+        domains: Where a picture comes from, str; "" for none.
+        strata: What splits balance besides the targets, str; "" for none.
+        splits: Words of `SPLITS`, str; "" where the source gives none.
+        facts: Licence, citation, address ...
+        rejected: Files that were found and left out.
+    """
+
+    source: str
+    root: Path
+    keys: np.ndarray
+    paths: np.ndarray
+    tasks: tuple[Task, ...]
+    targets: dict[str, np.ndarray]
+    weights: np.ndarray
+    groups: np.ndarray
+    domains: np.ndarray
+    strata: np.ndarray
+    splits: np.ndarray
+    facts: dict[str, str] = field(default_factory=dict)
+    rejected: tuple[Rejection, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, rows: np.ndarray) -> Examples:
+        """Return the examples of `rows`: indices or a boolean mask. Tasks keep all their classes."""
+        arrays = {
+            item.name: value[rows] for item in fields(self) if isinstance(value := getattr(self, item.name), np.ndarray)
+        }
+        return replace(self, targets={name: column[rows] for name, column in self.targets.items()}, **arrays)
+
+
+def choose_examples(
+    table: Table,
+    labels: Sequence[str] = (),
+    weight: str | None = None,
+    group: str | None = None,
+    domain: str | None = None,
+    stratify: Sequence[str] = (),
+) -> Examples:
+    """Choose the columns that matter; each label column becomes a task.
+
+    A role that is None is played by the table's default column for it, if there is one; "" leaves it empty.
+
+    Raises:
+        DataError: All problems at once: unknown columns, weights that are no numbers, fewer than two classes, classes
+            with fewer than two pictures.
+    """
+    labels = list(labels) or [table.defaults.get("label", "label")]
+    roles = {"weight": weight, "group": group, "domain": domain}
+    chosen = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
+    if problems := _unknown_columns(table, [*labels, *filter(None, chosen.values()), *stratify]):
+        raise DataError.from_problems(f"Columns must be among those of {table.source!r}.", problems)
+    tasks = tuple(Task(name, _class_names(table, name)) for name in labels)
+    problems = [problem for task in tasks for problem in _task_problems(table, task)]
+    weights = _parse_weights(table, chosen["weight"], problems)
+    if problems:
+        raise DataError.from_problems(f"The labels and weights of {table.source!r} must be usable.", problems)
+    return Examples(
+        source=table.source,
+        root=table.root,
+        keys=_objects(table.keys),
+        paths=_objects(table.paths),
+        tasks=tasks,
+        targets={task.name: _encode(table.columns[task.name], task.class_names) for task in tasks},
+        weights=weights,
+        groups=_column(table, chosen["group"]),
+        domains=_column(table, chosen["domain"]),
+        strata=_join(table, stratify),
+        splits=_column(table, "split" if "split" in table.columns else ""),
+        facts=table.facts,
+        rejected=table.rejected,
+    )
+
+
+def list_some(problems: Sequence[str]) -> list[str]:
+    """Return the first problems, and how many more there are."""
+    shown = list(problems[:LISTED])
+    return [*shown, f"... and {len(problems) - LISTED:,} more"] if len(problems) > LISTED else shown
+
+
+def _unknown_columns(table: Table, names: Sequence[str]) -> list[str]:
+    unknown = [name for name in dict.fromkeys(names) if name not in table.columns]
+    return [f"There is no column {name!r}. {suggest(name, table.columns)}" for name in unknown]
+
+
+def _class_names(table: Table, column: str) -> tuple[str, ...]:
+    return table.classes.get(column) or tuple(sorted(set(table.columns[column]) - {""}))
+
+
+def _task_problems(table: Table, task: Task) -> list[str]:
+    counts = Counter(table.columns[task.name])
+    unknown = sorted(set(counts) - set(task.class_names) - {""})
+    problems = [f"{task.name!r}: {name!r} is no class. {suggest(name, task.class_names)}" for name in unknown]
+    if len(task.class_names) < 2:
+        only = task.class_names[0] if task.class_names else "no class at all"
+        problems.append(f"{task.name!r}: two classes or more are needed to tell apart. Received: {only}.")
+    few = [f"{name} ({counts[name]})" for name in task.class_names if counts[name] < 2]
+    if few:
+        problems.append(
+            f"{task.name!r}: a class needs two pictures or more to be split. Received: {', '.join(list_some(few))}."
+            " Add pictures, or remove the class."
+        )
+    return problems
+
+
+def _parse_weights(table: Table, column: str, problems: list[str]) -> np.ndarray:
+    if not column:
+        return np.ones(len(table), np.float32)
+    weights, wrong = np.ones(len(table), np.float32), []
+    for row, text in enumerate(table.columns[column]):
+        try:
+            weights[row] = float(text) if text else 1.0
+        except ValueError:
+            weights[row] = math.nan
+        if not (math.isfinite(weights[row]) and weights[row] >= 0):
+            wrong.append(f"{column!r} of {table.keys[row]} is {text!r}; a weight is a number, 0 or more.")
+    if not wrong and len(table) and not weights.any():
+        wrong.append(f"{column!r}: every weight is 0.")
+    problems += list_some(wrong)
+    return weights
+
+
+def _encode(values: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
+    index: Mapping[str, int] = {name: number for number, name in enumerate(class_names)}
+    return np.array([index.get(value, -1) for value in values], dtype=np.int64)
+
+
+def _column(table: Table, name: str) -> np.ndarray:
+    return _objects(table.columns[name] if name else [""] * len(table))
+
+
+def _join(table: Table, names: Sequence[str]) -> np.ndarray:
+    if not names:
+        return _objects([""] * len(table))
+    return _objects([" | ".join(values) for values in zip(*(table.columns[name] for name in names), strict=True)])
+
+
+def _objects(values: Sequence[str]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
