@@ -1,0 +1,140 @@
+"""Pictures per second of frozen feature extraction, decoding included, beside Keras `predict` and the bare engine.
+
+    python benchmarks/extraction.py [--pictures 1024] [--rounds 3]
+
+EfficientNet-Lite0 at 224 with average pooling on the packaged ELPV pictures (PNG, 300x300, grey). Needs the extra
+`quickstart`. The contenders take turns, so that a noisy machine is unfair to all of them alike; the table shows
+medians, and medians of the ratios within a round. A core-second is one second of one core, whoever else is running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tlkeras.backbones.catalog import build, find_backbone
+from tlkeras.features.engines import Engine, OpenVinoEngine, make_engine
+from tlkeras.features.extraction import Pictures, extract, pool
+
+BATCH_SIZE = 32
+KERAS, BARE = "Keras predict", "bare OpenVINO, ready-made tensors"
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    prefix = pool(build(arguments.backbone, weights=arguments.weights), "average")
+    size = prefix.input_shape[1]
+    pictures = find_pictures(arguments.pictures)
+    contenders: dict[str, Callable[[], object]] = {
+        KERAS: lambda: prefix.predict(load_as_keras_does(pictures, size), verbose=0),
+        "tlkeras, tensorflow": measure_engine(prefix, pictures, make_engine(prefix, "tensorflow")),
+        "tlkeras, openvino": measure_engine(prefix, pictures, engine := make_engine(prefix, "openvino")),
+    }
+    if isinstance(engine, OpenVinoEngine):
+        tensors = np.concatenate([batch for _, batch in pictures.stream(np.arange(len(pictures)), size)])
+        contenders[BARE] = lambda: run_bare(engine, tensors)
+    for contender in contenders.values():  # first calls trace and compile
+        contender()
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    core_rates: dict[str, list[float]] = {name: [] for name in contenders}
+    peaks: list[float] = []
+    for _ in range(arguments.rounds):
+        peaks.append(measure_sgemm())
+        for name, contender in contenders.items():
+            started, used = time.perf_counter(), time.process_time()
+            contender()
+            rates[name].append(len(pictures) / (time.perf_counter() - started))
+            core_rates[name].append(len(pictures) / (time.process_time() - used))
+    operations = 2 * find_backbone(arguments.backbone).multiply_adds
+    print(f"{arguments.backbone}, {size}x{size}, {len(pictures)} pictures, {arguments.rounds} rounds, ", end="")
+    print(f"sgemm {statistics.median(peaks) / 1e9:.0f} GFLOP/s, {operations / 1e9:.3f} GFLOP per picture\n")
+    print_table(rates, core_rates, peaks, operations)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--weights", default="packaged")
+    parser.add_argument("--pictures", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser.parse_args()
+
+
+def find_pictures(count: int) -> Pictures:
+    import elpv_dataset
+
+    folder = Path(elpv_dataset.__file__).parent / "data" / "images"
+    paths = sorted(folder.glob("*.png"))[:count]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    return Pictures([str(path) for path in paths], digests)
+
+
+def load_as_keras_does(pictures: Pictures, size: int) -> tf.data.Dataset:
+    """Decode with what `keras.utils.image_dataset_from_directory` runs: decode_image, bilinear resize, prefetch."""
+
+    def load(path: tf.Tensor) -> tf.Tensor:
+        picture = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+        return tf.ensure_shape(tf.image.resize(picture, (size, size)), (size, size, 3))
+
+    paths = tf.data.Dataset.from_tensor_slices(list(pictures.paths))
+    return paths.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE)
+
+
+def measure_engine(prefix: keras.Model, pictures: Pictures, engine: Engine) -> Callable[[], object]:
+    """Return a run from files to rows on disk, into an empty store."""
+    return lambda: extract(prefix, pictures, [{}], engine=engine).close()
+
+
+def run_bare(engine: OpenVinoEngine, tensors: np.ndarray) -> None:
+    """Give OpenVINO's own queue pictures that are decoded already; nothing is kept."""
+    import openvino
+
+    compiled = engine.compiled
+    group = compiled.input(0).shape[0]
+    queue = openvino.AsyncInferQueue(compiled)
+    for start in range(0, len(tensors) - group + 1, group):
+        queue.start_async({0: tensors[start : start + group]})
+    queue.wait_all()
+
+
+def measure_sgemm(n: int = 3000) -> float:
+    """Return the machine's float32 operations per second in matrix products, by TensorFlow."""
+    matrix = tf.random.normal((n, n))
+    tf.linalg.matmul(matrix, matrix).numpy()
+    started = time.perf_counter()
+    for _ in range(3):
+        tf.linalg.matmul(matrix, matrix).numpy()
+    return 3 * 2 * n**3 / (time.perf_counter() - started)
+
+
+def print_table(
+    rates: dict[str, list[float]], core_rates: dict[str, list[float]], peaks: list[float], operations: float
+) -> None:
+    print("| | pictures/s | x Keras | x bare | of sgemm | pictures/core-s | x Keras | x bare |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, values in rates.items():
+        peak = statistics.median(rate * operations / top for rate, top in zip(values, peaks, strict=True))
+        print(f"| {name} | {describe(rates, name)} | {peak:.0%} | {describe(core_rates, name)} |")
+
+
+def describe(rates: dict[str, list[float]], name: str) -> str:
+    """Return three cells: the median rate, and how many times that of Keras and of the bare engine."""
+
+    def ratio(other: str) -> str:
+        if other not in rates:
+            return "-"
+        return f"{statistics.median(a / b for a, b in zip(rates[name], rates[other], strict=True)):.2f}"
+
+    return f"{statistics.median(rates[name]):.0f} | {ratio(KERAS)} | {ratio(BARE)}"
+
+
+if __name__ == "__main__":
+    main()

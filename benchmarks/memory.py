@@ -1,0 +1,75 @@
+"""Peak memory of extracting features from N and from 10 N pictures, each in a process of its own.
+
+    python benchmarks/memory.py [--pictures 2624] [--times 10] [--backbone efficientnet_lite0 --weights packaged]
+
+The packaged ELPV pictures (extra `quickstart`), repeated under other digests, so that every one is decoded, computed
+and stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.child:
+        print(*measure(arguments.pictures, arguments.backbone, arguments.weights))
+        return
+    print("| pictures | peak memory | pictures/s |")
+    print("|---|---|---|")
+    for count in (arguments.pictures, arguments.pictures * arguments.times):
+        options = [
+            "--child",
+            "--pictures",
+            str(count),
+            "--backbone",
+            arguments.backbone,
+            "--weights",
+            arguments.weights,
+        ]
+        answer = subprocess.run([sys.executable, __file__, *options], check=True, capture_output=True, text=True)
+        peak, rate = map(float, answer.stdout.split())
+        print(f"| {count:,} | {peak:,.0f} MiB | {rate:.0f} |", flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=2624)
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--weights", default="packaged")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def measure(count: int, backbone: str, weights: str) -> tuple[float, float]:
+    """Extract, and return the peak of this process in MiB and the pictures per second."""
+    import elpv_dataset
+
+    from tlkeras.backbones.catalog import build
+    from tlkeras.features.cache import ActivationCache
+    from tlkeras.features.extraction import Pictures, extract, pool
+
+    files = sorted((Path(elpv_dataset.__file__).parent / "data" / "images").glob("*.png"))
+    paths = [str(files[number % len(files)]) for number in range(count)]
+    digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(count)]
+    prefix = pool(build(backbone, weights=weights), "average")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        extract(prefix, Pictures(paths, digests), [{}], cache=ActivationCache(folder)) as features,
+    ):
+        assert features.computed == count
+        rate = count / features.seconds
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, rate
+
+
+if __name__ == "__main__":
+    main()

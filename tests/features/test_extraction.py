@@ -1,0 +1,264 @@
+"""Extraction: nothing twice, nothing unreadable fatal, nothing different from the model itself."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from PIL import Image
+
+from tlkeras.data.pipeline import stream_pictures
+from tlkeras.errors import DataError, ResourceError, TlkerasError
+from tlkeras.features import extraction
+from tlkeras.features.cache import ActivationCache
+from tlkeras.features.engines import make_engine
+from tlkeras.features.extraction import Pictures, pool
+
+FACTS = [{"weights": "abc", "cut": "last"}]
+extract = partial(extraction.extract, engine="keras")  # the quickest to make
+
+
+@pytest.fixture(scope="module")
+def prefix() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    entry = keras.Input((32, 32, 3), dtype="uint8", name="pictures")
+    x = layers.Conv2D(4, 3, strides=2)(layers.Rescaling(1 / 255)(entry))
+    return keras.Model(entry, layers.GlobalAveragePooling2D()(layers.BatchNormalization()(x)), name="net")
+
+
+def draw(folder: Path, *numbers: int) -> Pictures:
+    """Write one noisy picture per number."""
+    paths = []
+    for number in numbers:
+        path = folder / f"{number}.png"
+        noise = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        paths.append(str(path))
+    return look_at(paths)
+
+
+def look_at(paths: list[str]) -> Pictures:
+    return Pictures(paths, [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths])
+
+
+def predict(prefix: keras.Model, pictures: Pictures) -> np.ndarray:
+    stream = stream_pictures(pictures.paths, 32, "squash", len(pictures)).as_numpy_iterator()
+    return prefix.predict_on_batch(next(stream)[1])
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[int]:
+    """The sizes of all batches that go into an engine."""
+    sizes: list[int] = []
+    make = extraction.make_engine
+
+    def make_counting(prefix, name):
+        engine = make(prefix, name)
+        run = engine.run
+
+        def count(batches):
+            for index, pictures in batches:
+                sizes.append(len(index))
+                yield index, pictures
+
+        engine.run = lambda batches: run(count(batches))
+        return engine
+
+    monkeypatch.setattr(extraction, "make_engine", make_counting)
+    return sizes
+
+
+@pytest.mark.parametrize("engine", ["openvino", "tensorflow", "keras"])
+def test_gives_what_the_model_gives(prefix, tmp_path, engine):
+    pictures = draw(tmp_path, *range(40))
+    with extract(prefix, pictures, FACTS, engine=engine, dtype="float32") as features:
+        [rows] = features.outputs
+        assert (features.engine, features.computed, features.reused) == (engine, 40, 0)
+        assert features.kept.tolist() == list(range(40)) and features.rejected == ()
+        assert rows.shape == (40, 4) and rows.dtype == np.float32
+        np.testing.assert_allclose(np.asarray(rows), predict(prefix, pictures), atol=1e-5)
+        assert np.array_equal(rows[[3, 1]], np.asarray(rows)[[3, 1]])
+        assert np.array_equal(rows[5], np.asarray(rows, np.float64)[5])
+        assert np.array_equal(rows[rows[:][:, 0] > 0], rows[:][rows[:][:, 0] > 0])
+
+
+def test_adding_ten_computes_ten(prefix, tmp_path, counted):
+    cache = ActivationCache(tmp_path / "cache")
+    with extract(prefix, draw(tmp_path, *range(40)), FACTS, cache=cache) as features:
+        before = features.outputs[0][:]
+    assert sum(counted) == 40
+    counted.clear()
+    pictures = draw(tmp_path, *range(100, 110), *range(40))
+    with extract(prefix, pictures, FACTS, cache=cache) as features:
+        assert sum(counted) == features.computed == 10 and features.reused == 40
+        assert np.array_equal(features.outputs[0][10:], before)
+        np.testing.assert_allclose(features.outputs[0][:], predict(prefix, pictures), rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_missing_needs_no_engine(prefix, tmp_path, monkeypatch):
+    cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1, 2)
+    extract(prefix, pictures, FACTS, cache=cache).close()
+    monkeypatch.setattr(extraction, "make_engine", None)
+    with extract(prefix, pictures, FACTS, cache=cache) as features:
+        assert (features.engine, features.computed, features.reused) == (None, 0, 2)
+
+
+def test_equal_files_are_computed_once(prefix, tmp_path, counted):
+    first = draw(tmp_path, 1, 2)
+    (tmp_path / "copy.png").write_bytes((tmp_path / "1.png").read_bytes())
+    pictures = look_at([*first.paths, str(tmp_path / "copy.png")])
+    with extract(prefix, pictures, FACTS) as features:
+        assert counted == [2] and features.computed == 2
+        assert features.kept.tolist() == [0, 1, 2]
+        assert np.array_equal(features.outputs[0][0], features.outputs[0][2])
+
+
+def test_unreadable_pictures_are_left_out(prefix, tmp_path):
+    good = draw(tmp_path, *range(70))
+    half = (tmp_path / "0.png").read_bytes()[:300]
+    bad = {"empty.png": b"", "text.jpg": b"hello", "half.png": half}
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [str(tmp_path / name) for name in bad]
+    pictures = look_at([paths[0], *good.paths[:50], paths[1], *good.paths[50:], paths[2]])
+    with extract(prefix, pictures, FACTS) as features:
+        assert [rejection.path for rejection in features.rejected] == paths
+        assert all(rejection.reason for rejection in features.rejected)
+        assert features.kept.tolist() == [row for row in range(73) if row not in (0, 51, 72)]
+        assert features.computed == 70
+        np.testing.assert_allclose(features.outputs[0][:], predict(prefix, good), rtol=1e-3, atol=1e-4)
+
+
+def test_only_unreadable_pictures(prefix, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with extract(prefix, look_at([str(tmp_path / "a.png")]), FACTS) as features:
+        assert len(features.rejected) == 1 and len(features.kept) == 0
+        assert features.outputs[0][:].shape == (0, 4)
+
+
+def test_no_picture_at_all(prefix):
+    with extract(prefix, Pictures([], []), FACTS) as features:
+        assert (len(features.kept), features.computed, features.outputs[0].shape) == (0, 0, (0, 4))
+
+
+def test_several_taps_in_one_pass(prefix, tmp_path, counted):
+    """A second tap beside a known one: one pass over the pictures, and only the new rows are written."""
+    cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1, 2, 3)
+    extract(prefix, pictures, FACTS, cache=cache).close()
+    counted.clear()
+    taps = keras.Model(prefix.input, [prefix.layers[2].output, prefix.output])
+    facts = [{"weights": "abc", "cut": "first"}, *FACTS]
+    with extract(taps, pictures, facts, cache=cache) as features:
+        assert [rows.shape for rows in features.outputs] == [(3, 15, 15, 4), (3, 4)]
+        assert counted == [3]
+        for rows, expected in zip(features.outputs, predict(taps, pictures), strict=True):
+            np.testing.assert_allclose(rows[:], expected, rtol=1e-3, atol=1e-3)
+    assert sorted(space.rows for space in cache.list_spaces()) == [3, 3]
+
+
+def test_what_changes_the_numbers_changes_the_space(prefix, tmp_path):
+    cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1)
+    cropped = Pictures(pictures.paths, pictures.digests, "crop")
+    extract(prefix, pictures, FACTS, cache=cache).close()
+    for other, facts, dtype in (
+        (cropped, FACTS, "float16"),
+        (pictures, [{"weights": "other", "cut": "last"}], "float16"),
+        (pictures, FACTS, "float32"),
+    ):
+        with extract(prefix, other, facts, cache=cache, dtype=dtype) as features:
+            assert features.computed == 1
+    spaces = cache.list_spaces()
+    assert len(spaces) == 4
+    assert {"weights", "cut", "size", "fit", "decoder", "shape", "dtype"} == set(spaces[0].facts)
+
+
+def test_interrupted_work_is_kept(prefix, tmp_path, monkeypatch):
+    """Ctrl-C while the eighth of nine batches is awaited."""
+    cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(70))
+    batches = list(stream_pictures(pictures.paths, 32, "squash", 8).as_numpy_iterator())
+
+    def interrupt(prefix, name):
+        engine = make_engine(prefix, name)
+        run = engine.run
+        engine.run = lambda batches: run(_interrupted(batches))
+        return engine
+
+    def _interrupted(stream):
+        yield from batches[:7]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(extraction, "make_engine", interrupt)
+        extract(prefix, pictures, FACTS, cache=cache)
+    with extract(prefix, pictures, FACTS, cache=cache) as features:
+        assert (features.reused, features.computed) == (56, 14)
+        np.testing.assert_allclose(features.outputs[0][:], predict(prefix, pictures), rtol=1e-3, atol=1e-4)
+
+
+def test_a_picture_that_gives_nan_is_named(tmp_path):
+    entry = keras.Input((32, 32, 3), dtype="uint8")
+    x = layers.GlobalMaxPooling2D()(layers.Rescaling(1.0)(entry))
+    log = keras.Model(entry, keras.ops.log(x - 200.0))
+    pictures = draw(tmp_path, 1)
+    Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
+    pictures = look_at([*pictures.paths, str(tmp_path / "black.png")])
+    with pytest.raises(DataError, match=r"NaN or infinity for .*black.png"):
+        extract(log, pictures, FACTS)
+
+
+def test_too_large_for_float16_is_named(tmp_path):
+    entry = keras.Input((32, 32, 3), dtype="uint8")
+    large = keras.Model(entry, layers.GlobalMaxPooling2D()(layers.Rescaling(1000.0)(entry)))
+    pictures = draw(tmp_path, 1)
+    with pytest.raises(DataError, match=r"65,504. Received: .* for .*1.png. Store them as float32"):
+        extract(large, pictures, FACTS)
+    with extract(large, pictures, FACTS, dtype="float32") as features:
+        assert features.outputs[0][:].max() > 65_504
+
+
+def test_budget_stops_before_the_work(prefix, tmp_path, counted):
+    cache = ActivationCache(tmp_path / "cache", budget_bytes=1000)
+    with pytest.raises(ResourceError, match=r"must fit the cache's budget of 1,000 bytes"):
+        extract(prefix, draw(tmp_path, *range(40)), FACTS, cache=cache)
+    assert counted == []
+
+
+def test_without_a_cache_nothing_stays(prefix, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "pictures").mkdir()
+    features = extract(prefix, draw(tmp_path / "pictures", 1, 2), FACTS)
+    assert len(list(tmp_path.iterdir())) == 2
+    features.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_a_failed_extraction_frees_the_space(prefix, tmp_path):
+    cache = ActivationCache(tmp_path / "cache")
+    extract(prefix, draw(tmp_path, 1), FACTS, cache=cache).close()
+    small = ActivationCache(tmp_path / "cache", budget_bytes=1)
+    with pytest.raises(ResourceError, match="budget"):
+        extract(prefix, draw(tmp_path, 2), FACTS, cache=small)
+    assert len(cache.prune(max_bytes=0)) == 1
+
+
+@pytest.mark.parametrize("pooling", extraction.POOLINGS)
+def test_poolings_by_name(pooling):
+    entry = keras.Input((4, 4, 3), dtype="uint8")
+    maps = layers.Rescaling(1.0)(entry)
+    net = keras.Model([entry], [maps, layers.Flatten()(maps)])
+    picture = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+    pooled, flat = pool(net, pooling)([picture])
+    expected = {"average": [[22.5, 23.5, 24.5]], "max": [[45.0, 46.0, 47.0]], "none": picture}
+    assert np.array_equal(pooled, expected[pooling])
+    assert flat.shape == (1, 48)
+
+
+def test_unknown_pooling(prefix):
+    with pytest.raises(TlkerasError, match=r"Received: 'averag'. Did you mean 'average'"):
+        pool(prefix, "averag")

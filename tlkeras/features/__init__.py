@@ -1,0 +1,1 @@
+"""The frozen half: activations computed once, by the fastest engine, and kept."""
