@@ -51,20 +51,24 @@ def test_set_makes_the_way_and_forgets_the_line():
 
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
-    f"{name}: &{name} [{','.join('*' + before for _ in range(10))}]\n" for before, name in zip("abcd", "bcde", strict=True)
+    f"{name}: &{name} [{','.join('*' + before for _ in range(10))}]\n"
+    for before, name in zip("abcd", "bcde", strict=True)
 )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\na: 2\nb: {c: 1, c: 2}", r"line 2: key 'a' stands already in line 1\n.*line 3: key 'b.c' stands already"),
+        (
+            "a: 1\na: 2\nb: {c: 1, c: 2}",
+            r"line 2: key 'a' stands already in line 1\n.*line 3: key 'b.c' stands already",
+        ),
         ("a: !!python/object/apply:os.system [ls]", "line 1: the tag .* is not allowed"),
         ("a: !secret x", "line 1: the tag '!secret' is not allowed"),
         (BOMB, "at most 10,000 values"),
         ("a: &a [*a]", "20 levels deep"),
         ("a:\n\t- 1", r"must be valid YAML \(line 2\)"),
-        ("[1, 2]", "must be a mapping of keys to values. Received: a sequence"),
+        ("[1, 2]", "must be a mapping of keys to values. Received: a list"),
         ("", "must be a mapping of keys to values. Received: nothing"),
         ("a: " + "x" * MAX_BYTES, "must be smaller than 1,000,000 characters"),
         ("[" * 5000, "must be valid YAML"),

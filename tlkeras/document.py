@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -60,7 +61,7 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's core types: no octal, sexagesimal, date or yes/no surprises."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012  (as PyYAML declares it)
 
 
 for _tag, _pattern, _first in (
@@ -71,7 +72,7 @@ for _tag, _pattern, _first in (
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
-_SCALARS = {
+_SCALARS: dict[str, Callable[[str], Any]] = {
     "bool": lambda text: text.lower() == "true",
     "int": int,
     "float": lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
@@ -89,7 +90,8 @@ def parse_document(text: str, name: str) -> Document:
     """
     node = _compose(text, name)
     if not isinstance(node, yaml.MappingNode):
-        raise RecipeError(f"{name} must be a mapping of keys to values.", "nothing" if node is None else f"a {node.id}")
+        kind = "nothing" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+        raise RecipeError(f"{name} must be a mapping of keys to values.", kind)
     builder = _Builder()
     values = builder.build(node, ())
     if builder.problems:

@@ -49,7 +49,7 @@ class Data(Section):
     stratify: Names = ()
     validation: Share = 0.0
     test: Share = 0.2
-    tolerance: Share = 0.1
+    tolerance: Share = 0.25
     resize: Literal["squash", "crop", "pad"] = "squash"
     limit: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0)

@@ -117,7 +117,7 @@ class Run:
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
         """Write arrays as one .npz file."""
         with self.replacing(name) as aside, open(aside, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Read an .npz file of the run.

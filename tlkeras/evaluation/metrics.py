@@ -6,6 +6,7 @@ weighting of the same examples, so the point estimate and its interval come from
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,7 +139,7 @@ def _binary_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -
         return (wins * (below + losses / 2)).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
 
 
-def _resample(count: int, resamples: int, seed: int):
+def _resample(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each example was drawn, in stacks (b, n) that bound the memory."""
     random = np.random.default_rng(seed)
     step = max(1, _CELLS // count)

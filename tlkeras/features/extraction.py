@@ -225,7 +225,7 @@ def _describe_spaces(
 def _find_lacking(stores: Sequence[Store], digests: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return which store lacks which picture, bool [stores, n], and the rows to compute, without repetitions."""
     lacking = np.stack([~store.known(digests) for store in stores])
-    return lacking, _first_of_each(digests, lacking.any(axis=0))
+    return lacking, _first_of_each(digests, np.asarray(lacking.any(axis=0)))
 
 
 def _first_of_each(digests: Sequence[str], wanted: np.ndarray) -> np.ndarray:

@@ -172,7 +172,7 @@ class _LossPath:
 
     def __init__(self, part: tuple[np.ndarray, ...], classes: int):
         self.part, self.labels = part, np.arange(classes)
-        self.model = LogisticRegression(max_iter=500, tol=1e-3, warm_start=True)
+        self.model = LogisticRegression(max_iter=500, tol=1e-4, warm_start=True)
 
     def step(self, C: float) -> float:
         X, y, weights, held_X, held_y, held_weights = self.part
@@ -183,7 +183,7 @@ class _LossPath:
 
 
 def _fit_logistic(X: np.ndarray, y: np.ndarray, weights: np.ndarray, C: float) -> LogisticRegression:
-    return LogisticRegression(C=C, max_iter=2000, tol=1e-4).fit(X, y, sample_weight=weights)
+    return LogisticRegression(C=C, max_iter=2000, tol=1e-5).fit(X, y, sample_weight=weights)
 
 
 def _two_sided(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:

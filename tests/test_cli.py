@@ -1,0 +1,192 @@
+"""The command line: every command, its JSON, and the sentence and exit code of every failure."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from tlkeras.cli import main
+
+
+@pytest.fixture
+def call():
+    def _call(*arguments):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return _call
+
+
+@pytest.fixture
+def in_trained(trained, monkeypatch):
+    """The current folder holds the shared finished run."""
+    monkeypatch.chdir(trained.parent.parent)
+    return trained.parent.parent
+
+
+def test_importing_is_light():
+    code = "import sys, tlkeras, tlkeras.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"tensorflow", "keras", "sklearn", "numpy", "rich"} & set(done.stdout.split())
+
+
+def test_evaluate_json(in_trained, call):
+    done = call("evaluate", "latest", "--json")
+    assert done.exit_code == 0
+    result = json.loads(done.stdout)
+    assert {"accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"} == set(result["metrics"])
+    for figure in result["metrics"].values():
+        assert figure["low"] <= figure["value"] <= figure["high"]
+
+
+def test_train_prints_table_and_next_steps(workplace, call):
+    done = call("--quiet", "train", "mine.yaml", "--set", "mapping.C=0.1")
+    assert done.exit_code == 0, done.output
+    for text in (
+        "mine-01: 8 held-out pictures, 2 classes",
+        "balanced accuracy",
+        "majority baseline",
+        "fit head",
+        "Features: ",
+        "Run: runs/mine-01",
+        "tlkeras predict mine-01",
+    ):
+        assert text in done.stdout
+
+
+def test_train_shows_progress(workplace, call):
+    done = call("train", "mine.yaml", "--set", "cache.root=fresh", "--json")
+    assert done.exit_code == 0
+    assert "Extracting features" in done.stderr
+    assert "pictures/s" in done.stderr
+    assert json.loads(done.stdout)["run"] == "mine-01"
+
+
+def test_predict(in_trained, call, tmp_path):
+    picture = next((in_trained / "photos/day").iterdir())
+    done = call("--quiet", "predict", "latest", picture)
+    assert done.exit_code == 0
+    assert "day" in done.stdout
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    done = call("--quiet", "predict", "latest", picture, bad, "--json")
+    assert done.exit_code == 3
+    result = json.loads(done.stdout)
+    assert [row["label"] for row in result["predictions"]] == ["day"]
+    assert result["unreadable"][0]["path"].endswith("bad.png")
+    assert "text" in result["unreadable"][0]["reason"]
+    done = call("--quiet", "predict", "latest", in_trained / "photos", "--json")
+    assert len(json.loads(done.stdout)["predictions"]) == 32
+
+
+def test_check_says_what_is_in_the_way(workplace, call):
+    done = call("--quiet", "check", "mine.yaml")
+    assert done.exit_code == 0, done.output
+    assert "Nothing is in the way" in done.stdout
+    assert "of 32 pictures" in done.stdout
+    done = call(
+        "--quiet", "check", "mine.yaml", "--set", "data.source=nowhere", "--set", "backbone.weights=x.h5", "--json"
+    )
+    assert done.exit_code == 1
+    problems = json.loads(done.stdout)["problems"]
+    assert len(problems) == 2
+    assert "nowhere" in problems[0] and "x.h5" in problems[1]
+    assert not (workplace / "runs").exists()
+
+
+def test_ls(in_trained, call):
+    result = json.loads(call("ls", "--json").stdout)
+    assert "quickstart" in [recipe["name"] for recipe in result["recipes"]]
+    assert result["runs"][0]["name"] == "mine-01"
+    assert "mine-01" in call("ls").stdout
+
+
+def test_cp_never_overwrites(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    assert call("cp", "quickstart", "mine.yaml").exit_code == 0
+    (tmp_path / "mine.yaml").write_text("precious")
+    done = call("cp", "quickstart", "mine.yaml")
+    assert done.exit_code == 2
+    assert "never overwritten" in done.stderr
+    assert (tmp_path / "mine.yaml").read_text() == "precious"
+
+
+def test_backbones(call):
+    entries = json.loads(call("backbones", "--json").stdout)
+    assert len(entries) == 44
+    small = json.loads(call("backbones", "--weights", "packaged", "--max-parameters", "4", "--json").stdout)
+    assert [entry["name"] for entry in small] == ["efficientnet_lite0"]
+    assert "efficientnet_lite0" in call("backbones").stdout
+    blocks = json.loads(call("backbones", "show", "tiny", "--json").stdout)["blocks"]
+    assert [block["index"] for block in blocks] == list(range(len(blocks)))
+    assert "tiny" in call("backbones", "show", "tiny").stdout
+
+
+def test_cache_is_listed_and_pruned(workplace, call, monkeypatch):
+    monkeypatch.setenv("TLKERAS_CACHE", str(workplace / "cache"))
+    assert call("--quiet", "train", "mine.yaml").exit_code == 0
+    (space,) = json.loads(call("cache", "ls", "--json").stdout)["spaces"]
+    assert space["rows"] == 32
+    assert "tiny" in call("cache", "ls").stdout
+    assert call("cache", "prune").exit_code == 2
+    assert len(json.loads(call("cache", "prune", "--unused-days", "1", "--json").stdout)["removed"]) == 0
+    assert "Removed 1" in call("cache", "prune", "--max-gb", "0").stdout
+    assert (workplace / "photos/day").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "quickstrt"], 2, "Did you mean 'quickstart'?"),
+        (["train", "mine.yaml", "--set", "nonsense"], 2, "must read key=value"),
+        (["train", "mine.yaml", "--set", "data.sorce=1"], 2, "Did you mean 'source'?"),
+        (["train", "mine.yaml", "--set", "data.source=empty"], 3, "empty"),
+        (["train", "mine.yaml", "--set", "data.source=one"], 3, "two classes or more"),
+        (["train", "mine.yaml", "--set", "data.source=single"], 3, "two pictures or more"),
+        (["train", "mine.yaml", "--set", "backbone.name=resnet51"], 4, "Did you mean 'resnet"),
+        (["train", "mine.yaml", "--set", "backbone.size=1"], 4, "size"),
+        (["train", "mine.yaml", "--set", "cache.budget_gb=1e-9", "--set", "cache.root=fresh"], 6, "budget"),
+        (["evaluate"], 5, "tlkeras train quickstart"),
+        (["export", "nothing-01"], 5, "nothing-01"),
+        (["predict", "latest", "x.png"], 5, "finished run"),
+        (["backbones", "show", "vgg61"], 4, "Did you mean 'vgg1"),
+        (["trian"], 2, "No such command"),
+    ],
+)
+def test_failures_have_sentences_and_stable_codes(workplace, call, arguments, code, message):
+    (workplace / "empty").mkdir()
+    for folder in ("one/a", "single/a", "single/b"):
+        (workplace / folder).mkdir(parents=True)
+    picture = next((workplace / "photos/day").iterdir()).read_bytes()
+    for name in ("one/a/1.png", "one/a/2.png", "single/a/1.png", "single/a/2.png", "single/b/1.png"):
+        (workplace / name).write_bytes(picture)
+    done = call("--quiet", *arguments)
+    assert done.exit_code == code, done.output
+    assert message in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_unexpected_errors_hide_the_traceback_unless_asked(workplace, call, monkeypatch):
+    from tlkeras import api
+
+    def fail(*_, **__):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(api, "train", fail)
+    done = call("train", "mine.yaml")
+    assert done.exit_code == 70
+    assert "ZeroDivisionError: oh" in done.stderr and "--debug" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c(workplace, call, monkeypatch):
+    from tlkeras import api
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "train", interrupt)
+    done = call("train", "mine.yaml")
+    assert done.exit_code == 130
+    assert "Interrupted" in done.stderr

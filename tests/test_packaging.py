@@ -1,0 +1,58 @@
+"""What is installed: recipes inside the wheel, versions that agree."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import tlkeras
+from tlkeras.recipe import list_recipes
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_version_is_told_once():
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert tlkeras.__version__ == config["metadata"]["version"]
+    assert f"## {tlkeras.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_recipes_on_disk_are_the_recipes_listed():
+    on_disk = {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
+    assert set(list_recipes()) == on_disk
+    assert len(on_disk) >= 4
+
+
+def test_every_package_is_listed():
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tlkeras").rglob("__init__.py")}
+    packages = {".".join(folder.parts) for folder in folders} | {"tlkeras.recipes"}
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert set(config["options"]["packages"].split()) == packages
+
+
+def test_every_requirement_says_why():
+    """A comment stands above each group of requirements in setup.cfg."""
+    text = (ROOT / "setup.cfg").read_text()
+    required = text.partition("install_requires =\n")[2].partition("\n\n")[0].splitlines()
+    assert required[0].strip().startswith("#")
+    assert sum(line.strip().startswith("#") for line in required) >= 8
+
+
+def test_wheel_holds_recipes_and_nothing_else_of_the_repository(tmp_path):
+    source = tmp_path / "source"
+
+    source.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "recipes", "tlkeras"):
+        (source / name).symlink_to(ROOT / name)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"tlkeras/recipes/{name}.yaml" for name in list_recipes()} <= set(names)
+    assert "tlkeras/py.typed" in names
+    assert {re.split(r"[/-]", name)[0] for name in names} == {"tlkeras"}

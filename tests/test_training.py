@@ -1,0 +1,172 @@
+"""One run, from class folders to a directory that holds all."""
+
+import csv
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import tlkeras
+from tlkeras.data.decoding import decode_file
+from tlkeras.errors import BackboneError, DataError, TlkerasError
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_directory_holds_all(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {
+        "manifest.json",
+        "recipe.yaml",
+        "environment.json",
+        "classes.json",
+        "splits.csv",
+        "rejected.csv",
+        "history.json",
+        "predictions.npz",
+        "predictions.csv",
+        "metrics.json",
+        "samples",
+        "samples.json",
+        "model.keras",
+        "log.txt",
+    } <= names
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["state"] == "finished"
+    assert manifest["examples"] == {"train": 24, "validation": 0, "test": 8}
+    assert set(manifest["phases"]) >= {"load libraries", "check pictures", "extract features", "fit head", "write run"}
+
+
+def test_bright_and_dark_are_told_apart(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())["metrics"]
+    assert metrics["accuracy"]["value"] == 1.0
+    assert set(metrics) == {"accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss"}
+
+
+def test_saved_model_answers_as_the_predictions_say(trained):
+    model = keras.models.load_model(trained / "model.keras")
+    assert model.input.dtype == "uint8"
+    probabilities = np.load(trained / "predictions.npz")["probabilities"]
+    rows = read_rows(trained / "predictions.csv")
+    pictures = np.stack(
+        [decode_file(str(trained.parent.parent / "photos" / row["picture"]), 32, "squash") for row in rows]
+    )
+    np.testing.assert_allclose(model.predict(pictures, verbose=0), probabilities, atol=1e-4)
+    names = json.loads((trained / "classes.json").read_text())["label"]
+    assert [row["prediction"] for row in rows] == [names[index] for index in probabilities.argmax(1)]
+
+
+def test_predictions_are_of_the_test_side_only(trained):
+    sides = {row["picture"]: row["side"] for row in read_rows(trained / "splits.csv")}
+    assert {sides[row["picture"]] for row in read_rows(trained / "predictions.csv")} == {"test"}
+
+
+def test_nothing_is_computed_twice(workplace, draw_more_photos):
+    overrides = {"cache.root": str(workplace / "cache")}
+    first, second = (tlkeras.train("mine.yaml", overrides) for _ in range(2))
+    assert (first["features"]["computed"], first["features"]["reused"]) == (32, 0)
+    assert (second["features"]["computed"], second["features"]["reused"]) == (0, 32)
+    assert second["metrics"] == first["metrics"]
+    draw_more_photos(workplace / "photos", count=5, seed=1)
+    third = tlkeras.train("mine.yaml", overrides)
+    assert (third["features"]["computed"], third["features"]["reused"]) == (10, 32)
+    assert [first["run"], second["run"], third["run"]] == ["mine-01", "mine-02", "mine-03"]
+
+
+def test_other_weights_are_not_confused(workplace):
+    """Features of one set of weights are never taken for another's."""
+    overrides = {"cache.root": str(workplace / "cache")}
+    tlkeras.train("mine.yaml", overrides)
+    from tlkeras.backbones.catalog import build
+
+    keras.utils.set_random_seed(99)
+    build("tiny", weights="none").save_weights("other.weights.h5")
+    other = tlkeras.train("mine.yaml", {**overrides, "backbone.weights": "other.weights.h5"})
+    assert other["features"]["computed"] == 32
+
+
+def test_same_recipe_same_numbers(workplace):
+    results = [tlkeras.train("mine.yaml", {"mapping.kind": "deep", "training.epochs": 3}) for _ in range(2)]
+    stored = [np.load(workplace / result["path"] / "predictions.npz")["probabilities"] for result in results]
+    np.testing.assert_array_equal(*stored)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_bad_files_are_left_out_listed_and_counted(workplace, cache):
+    (workplace / "photos/day/empty.png").touch()
+    (workplace / "photos/day/text.jpg").write_text("not a picture")
+    whole = (workplace / "photos/night/0-000.png").read_bytes()
+    (workplace / "photos/night/cut.png").write_bytes(whole[: len(whole) // 2])
+    result = tlkeras.train("mine.yaml", {"features.cache": cache})
+    assert result["rejected"] == 3
+    rows = {row["path"].rpartition("/")[2]: row for row in read_rows(workplace / result["path"] / "rejected.csv")}
+    assert set(rows) == {"empty.png", "text.jpg", "cut.png"}
+    assert rows["empty.png"]["code"] == "empty"
+    assert rows["cut.png"]["code"] == "damaged"
+    assert sum(result["examples"].values()) == 32
+
+
+def test_weights_reach_the_figures(workplace):
+    lines = ["path,label,weight,split"]
+    for number, path in enumerate(sorted((workplace / "photos").rglob("*.png"))):
+        label = path.parent.name
+        held_out = number % 4 == 0
+        wrong = held_out and number < 8  # two test pictures carry a wrong label, and no weight
+        other = {"day": "night", "night": "day"}[label]
+        side = "test" if held_out else "train"
+        lines.append(f"photos/{label}/{path.name},{other if wrong else label},{int(not wrong)},{side}")
+    (workplace / "labels.csv").write_text("\n".join(lines))
+    weighted = tlkeras.train("mine.yaml", {"data.source": "labels.csv"})
+    plain = tlkeras.train("mine.yaml", {"data.source": "labels.csv", "data.weight": ""})
+    assert weighted["metrics"]["accuracy"]["value"] == 1.0
+    assert plain["metrics"]["accuracy"]["value"] == pytest.approx(6 / 8)
+
+
+def test_failure_before_work_leaves_no_run(workplace):
+    for overrides, error, message in [
+        ({"data.source": "photso"}, DataError, "Did you mean 'photos"),
+        ({"backbone.name": "tniy"}, BackboneError, "Did you mean 'tiny'"),
+        ({"backbone.weights": "nowhere.h5"}, BackboneError, "nowhere.h5"),
+        ({"data.label": "lable"}, DataError, "Did you mean 'label'"),
+        ({"features.cut": "add_99"}, BackboneError, "cut"),
+    ]:
+        with pytest.raises(error, match=message):
+            tlkeras.train("mine.yaml", overrides)
+    assert not (workplace / "runs").exists()
+
+
+def test_failure_in_work_is_kept(workplace, monkeypatch):
+    from tlkeras import training
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_fit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tlkeras.train("mine.yaml")
+    manifest = json.loads((workplace / "runs/mine-01/manifest.json").read_text())
+    assert manifest["state"] == "interrupted"
+    assert "extract features" in manifest["phases"]
+    with pytest.raises(TlkerasError, match="must have finished.*is interrupted"):
+        tlkeras.evaluate("mine-01")
+
+
+def test_any_cut_can_feed_the_head(workplace):
+    from tlkeras.backbones.blocks import find_blocks
+    from tlkeras.backbones.catalog import build
+
+    for block in find_blocks(build("tiny", weights="none")):
+        result = tlkeras.train("mine.yaml", {"features.cut": block.cut.name, "mapping.C": 1.0})
+        assert result["metrics"]["accuracy"]["value"] > 0.5
+
+
+@pytest.mark.slow
+def test_quickstart_reaches_what_it_promises(tmp_path):
+    result = tlkeras.train("quickstart", runs=tmp_path)
+    assert result["examples"] == {"train": 1968, "validation": 0, "test": 656}
+    assert result["metrics"]["roc_auc"]["value"] > 0.88
+    assert result["metrics"]["accuracy"]["value"] > result["baseline"]["accuracy"]["high"]

@@ -1,0 +1,283 @@
+"""Where a backbone can be cut in two, and its blocks: read from the graph, with no table per backbone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import layers
+
+from tlkeras.backbones.graph import Call, count_call, has_weights, is_named_by_keras, trace_calls
+from tlkeras.errors import BackboneError, suggest
+
+_HALF_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A tensor through which everything flows.
+
+    Attributes:
+        index: 0 is nearest to the pictures; the last cut is the model's output.
+        name: The layer that makes the tensor.
+        tensor: Symbolic, [n, *shape].
+        shape: Without the batch dimension.
+    """
+
+    index: int
+    name: str
+    tensor: Any = field(repr=False, compare=False)
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Numbers per picture."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the activations of one picture in float16."""
+        return self.elements * _HALF_BYTES
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layers that a person would freeze or train together.
+
+    Attributes:
+        index: 0 is nearest to the pictures.
+        name: What the names of its layers share.
+        layers: Names, from input to output; layers without weights included.
+        cut: Its output.
+        parameters: Weights of its layers.
+        multiply_adds: Per picture.
+    """
+
+    index: int
+    name: str
+    layers: tuple[str, ...]
+    cut: Cut
+    parameters: int
+    multiply_adds: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of its output, without the batch dimension."""
+        return self.cut.shape
+
+
+def find_cuts(model: keras.Model) -> list[Cut]:
+    """Find every tensor that alone carries all data, from input to output.
+
+    Walks the graph in topological order and keeps the set of live tensors; wherever one tensor alone is live, the
+    model can be cut there. A part with several outputs has no cut after the first branch to an output.
+
+    Raises:
+        BackboneError: The model has several inputs, or picture sizes that are not fixed.
+    """
+    return [cut for cut, _ in _locate_cuts(model, trace_calls(model))]
+
+
+def find_cut(model: keras.Model, cut: Cut | str | int) -> Cut:
+    """Return a cut by the name of its layer, by its index (negative ones count from the output), or by "last".
+
+    Raises:
+        BackboneError: The model has no such cut; names the nearest.
+    """
+    cuts = find_cuts(model)
+    if cut == "last":
+        return cuts[-1]
+    if isinstance(cut, int):
+        if -len(cuts) <= cut < len(cuts):
+            return cuts[cut]
+        raise BackboneError(
+            f"The cut must be a number from 0 to {len(cuts) - 1}.", cut, f"{len(cuts) - 1} is the output."
+        )
+    name = cut.name if isinstance(cut, Cut) else cut
+    by_name = {found.name: found for found in cuts}
+    if name not in by_name:
+        raise BackboneError(
+            f"The cut must be a layer of {model.name} through which everything flows.",
+            repr(name),
+            suggest(name, [*by_name, "last"]),
+        )
+    return by_name[name]
+
+
+def split(model: keras.Model, cut: Cut | str | int) -> tuple[keras.Model, keras.Model]:
+    """Cut a model in two that share its variables: together they compute exactly what the whole does.
+
+    Returns:
+        The prefix, from the model's input to the cut, and the suffix, from the cut to the model's output. At the last
+        cut the suffix changes nothing.
+
+    Raises:
+        BackboneError: The model has no such cut.
+    """
+    tensor = find_cut(model, cut).tensor
+    prefix = keras.Model(model.input, tensor, name=f"{model.name}_prefix")
+    outputs = model.output
+    if tensor is outputs:  # Keras makes no model of no layers from a tensor in the middle of a graph
+        tensor = outputs = keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+    return prefix, keras.Model(tensor, outputs, name=f"{model.name}_suffix")
+
+
+def find_blocks(model: keras.Model) -> list[Block]:
+    """Group a model's layers into blocks; each layer with weights is in exactly one.
+
+    A block gathers what looks around (a spatial convolution, depthwise ones included, or a merge of branches) and
+    what mixes channels after it; it closes at the narrowest cut before the next such place, the deepest where several
+    are equally narrow. So a bottleneck, a residual or dense unit, an Inception module each become one block. What
+    follows the last narrow cut is a block of its own if it has a convolution or dense layer.
+
+    Raises:
+        BackboneError: The model has several inputs or outputs, or picture sizes that are not fixed.
+    """
+    calls = trace_calls(model)
+    located = _locate_cuts(model, calls)
+    if not located or located[-1][1] != len(calls):
+        raise BackboneError("Blocks are found in models with one output.", f"{len(model.outputs)} outputs")
+    located = _drop_straddled(calls, located)
+    starts = [0, *(end for _, end in located[:-1])]
+    segments = [calls[start:end] for start, (_, end) in zip(starts, located, strict=True)]
+    closings = _choose_closings(segments, [cut for cut, _ in located])
+    starts = [0, *(last + 1 for last in closings[:-1])]
+    groups = [
+        [call for segment in segments[start : last + 1] for call in segment]
+        for start, last in zip(starts, closings, strict=True)
+    ]
+    names = _name_blocks(groups, model.name)
+    return [
+        _make_block(index, name, group, located[last][0])
+        for index, (name, group, last) in enumerate(zip(names, groups, closings, strict=True))
+    ]
+
+
+def _locate_cuts(model: keras.Model, calls: Sequence[Call]) -> list[tuple[Cut, int]]:
+    """Pair each cut with the number of calls before it."""
+    if len(model.inputs) != 1:
+        raise BackboneError("Cuts are found in models with one input.", f"{len(model.inputs)} inputs")
+    waiting = Counter(id(tensor) for call in calls for tensor in call.inputs)
+    waiting.update(id(tensor) for tensor in model.outputs)  # outputs stay alive to the end
+    live = {id(model.inputs[0])}
+    found: list[tuple[Cut, int]] = []
+    for position, call in enumerate(calls, start=1):
+        waiting.subtract(id(tensor) for tensor in call.inputs)
+        live.update(id(tensor) for tensor in call.outputs)
+        live = {tensor for tensor in live if waiting[tensor]}
+        if len(live) == 1:
+            tensor = next((tensor for tensor in call.outputs if id(tensor) in live), None)
+            if tensor is not None:
+                found.append((_make_cut(len(found), call.name, tensor), position))
+    return found
+
+
+def _make_cut(index: int, name: str, tensor: Any) -> Cut:
+    shape = tuple(tensor.shape[1:])
+    if None in shape:
+        raise BackboneError(
+            "Cuts need pictures of one fixed size.",
+            f"a tensor of shape {shape} after {name}",
+            "Build the backbone with a size.",
+        )
+    return Cut(index, name, tensor, shape)
+
+
+def _drop_straddled(calls: Sequence[Call], located: Sequence[tuple[Cut, int]]) -> list[tuple[Cut, int]]:
+    """Leave out the cuts between two uses of one layer: no block may own half a layer."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for position, call in enumerate(calls):
+        if has_weights(call):
+            first.setdefault(id(call.operation), position)
+            last[id(call.operation)] = position
+    spans = [(start, last[key]) for key, start in first.items() if last[key] > start]
+    return [(cut, end) for cut, end in located if not any(start < end <= stop for start, stop in spans)]
+
+
+def _choose_closings(segments: Sequence[Sequence[Call]], cuts: Sequence[Cut]) -> list[int]:
+    """Return the index of the last segment of each block."""
+    closings = []
+    complete: int | None = None  # the first segment at whose end the open block has all that it needs
+    gathered = False
+    for index, segment in enumerate(segments):
+        gathers = any(_gathers(call) for call in segment)
+        if gathers and complete is not None:
+            closings.append(_narrowest(segments, cuts, complete, index - 1))
+            complete, gathered = None, False
+        gathered = gathered or gathers
+        if complete is None and gathered and any(_mixes(call) for call in segment):
+            complete = index
+    end = len(segments) - 1
+    if complete is not None:
+        narrowest = _narrowest(segments, cuts, complete, end)
+        if any(_mixes(call) for segment in segments[narrowest + 1 :] for call in segment):
+            closings.append(narrowest)
+    return [*closings, end]
+
+
+def _narrowest(segments: Sequence[Sequence[Call]], cuts: Sequence[Cut], first: int, last: int) -> int:
+    """Return the deepest of the narrowest cuts, but leave to the next block a normalisation that opens it."""
+    least = min(cuts[index].elements for index in range(first, last + 1))
+    ties = [index for index in range(first, last + 1) if cuts[index].elements == least]
+    best = ties[0]
+    for tie in ties[1:]:
+        weighted = any(has_weights(call) for segment in segments[best + 1 : tie + 1] for call in segment)
+        if weighted and _ends_unit(segments[best][-1]):
+            break
+        best = tie
+    return best
+
+
+def _ends_unit(call: Call) -> bool:
+    return len(call.inputs) > 1 or isinstance(call.operation, (layers.MaxPooling2D, layers.AveragePooling2D))
+
+
+def _gathers(call: Call) -> bool:
+    """Whether a call looks around in space or joins branches."""
+    window = getattr(call.operation, "kernel_size", (1,))
+    return max(window) > 1 or len({id(tensor) for tensor in call.inputs}) > 1
+
+
+def _mixes(call: Call) -> bool:
+    """Whether a call combines the channels with weights."""
+    layer = call.operation
+    if isinstance(layer, layers.DepthwiseConv2D) or getattr(layer, "groups", 1) > 1:
+        return False
+    return isinstance(layer, (layers.Conv2D, layers.SeparableConv2D, layers.Dense, layers.EinsumDense, keras.Model))
+
+
+def _make_block(index: int, name: str, members: Sequence[Call], cut: Cut) -> Block:
+    weighted = {id(call.operation): call.operation for call in members if has_weights(call)}
+    return Block(
+        index=index,
+        name=name,
+        layers=tuple(dict.fromkeys(call.operation.name for call in members)),
+        cut=cut,
+        parameters=sum(layer.count_params() for layer in weighted.values()),
+        multiply_adds=sum(count_call(call) for call in members),
+    )
+
+
+def _name_blocks(groups: Sequence[Sequence[Call]], model_name: str) -> list[str]:
+    """Name each block by what the names of its layers share, or else by its last layer."""
+    shared = [_share_words(group, model_name) for group in groups]
+    return [
+        name if name and shared.count(name) == 1 else group[-1].name for name, group in zip(shared, groups, strict=True)
+    ]
+
+
+def _share_words(group: Sequence[Call], model_name: str) -> str:
+    """Return the longest run of words with which more than half of the layers' names begin."""
+    named = [call.operation.name for call in group if has_weights(call) and not is_named_by_keras(call.operation)]
+    names = [name.removeprefix(f"{model_name}_").split("_") for name in named]
+    shared: list[str] = []
+    for words in names:
+        for length in range(len(shared) + 1, len(words) + 1):
+            if sum(other[:length] == words[:length] for other in names) * 2 > len(names):
+                shared = words[:length]
+    return "_".join(shared)

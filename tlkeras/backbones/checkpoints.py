@@ -1,0 +1,227 @@
+"""Files of Keras weights, read as plain arrays: no layer, function or class that a file names is ever made."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+
+from tlkeras.backbones.graph import to_snake_case
+from tlkeras.errors import BackboneError
+
+_HDF5, _ZIP, _PICKLE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80"
+_WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
+_MAX_CONFIG_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class SavedLayers:
+    """The weights of layers in the order of the file.
+
+    Attributes:
+        arrays: Layer -> its weights in Keras' order.
+        named: Whether layers go by their names, or by what Keras calls them in files ("conv2d_1": the second Conv2D).
+    """
+
+    arrays: dict[str, list[np.ndarray]]
+    named: bool
+
+
+def detect_format(path: Path) -> str:
+    """Tell by content what a file is: "hdf5", "keras" or "pth".
+
+    Raises:
+        BackboneError: It is missing, empty or something else.
+    """
+    if not path.is_file():
+        received = "a folder" if path.is_dir() else "no such file"
+        raise BackboneError("Weights must be a file.", f"{path}: {received}", _WAY_OUT)
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head.startswith(_HDF5):
+        return "hdf5"
+    if head.startswith(_ZIP):
+        return "keras" if _holds(path, _WEIGHTS) else "pth"
+    if head.startswith(_PICKLE):
+        return "pth"
+    received = "an empty file" if not head else f"a file that begins with {head!r}"
+    raise BackboneError("Weights must be in a format that tlkeras reads.", f"{path}: {received}", _WAY_OUT)
+
+
+_WAY_OUT = "Give a .weights.h5, .h5, .keras or .pth file."
+
+
+def read_keras(path: Path) -> list[SavedLayers]:
+    """Read a `.keras` archive or an HDF5 file of weights; a whole saved classifier is fine.
+
+    Returns:
+        The sets of layers among which a backbone may be: one for each nested model if their names are not known.
+
+    Raises:
+        BackboneError: The file is damaged, reaches outside itself, or claims to hold more than it does.
+    """
+    with _explain_damage(path):
+        if detect_format(path) == "hdf5":
+            with path.open("rb") as file:
+                return _read_hdf5(file, path.stat().st_size, {})
+        with zipfile.ZipFile(path) as archive:
+            weights = _read_member(archive, _WEIGHTS, path.stat().st_size)
+            names = _name_layers(json.loads(_read_member(archive, _CONFIG, _MAX_CONFIG_BYTES)))
+        return _read_hdf5(io.BytesIO(weights), len(weights), names)
+
+
+@contextlib.contextmanager
+def _explain_damage(path: Path) -> Iterator[None]:
+    """Turn whatever a library raises over a broken file into one sentence."""
+    try:
+        yield
+    except BackboneError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, zipfile.BadZipFile) as error:
+        received = f"{path}: {type(error).__name__}: {error}"
+        raise BackboneError("The file of weights must be whole.", received, "Fetch or save it again.") from error
+
+
+def _holds(path: Path, member: str) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return member in archive.namelist()
+    except zipfile.BadZipFile:
+        return False
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    declared = archive.getinfo(name).file_size
+    if declared > limit:
+        raise _suspect(f"{name} of {declared:,} bytes in {archive.filename}")
+    return archive.read(name)
+
+
+def _read_hdf5(file: BinaryIO, size: int, names: Mapping[str, str]) -> list[SavedLayers]:
+    with h5py.File(file, "r") as root:
+        _check_links(root)
+        _check_sizes(root, size)
+        if "layer_names" in root.attrs or "layer_names0" in root.attrs:
+            return [_read_legacy(root)]
+        if "model_weights" in root:
+            return [_read_legacy(root["model_weights"])]
+        return _read_current(root, names)
+
+
+def _check_links(root: h5py.File) -> None:
+    def find(name: Any, link: Any) -> str | None:  # h5py cannot bear exceptions in here
+        return None if isinstance(link, h5py.HardLink) else f"{type(link).__name__} {name}"
+
+    if found := root.visititems_links(find):
+        raise _suspect(found)
+
+
+def _check_sizes(root: h5py.File, size: int) -> None:
+    total = 0
+
+    def find(name: str, item: Any) -> str | None:
+        nonlocal total
+        if not isinstance(item, h5py.Dataset):
+            return None
+        total += math.prod(item.shape or ()) * item.dtype.itemsize
+        return f"dataset {name} whose data lie in other files" if item.external or item.is_virtual else None
+
+    if found := root.visititems(find):
+        raise _suspect(found)
+    if total > size:
+        raise _suspect(f"arrays of {total:,} bytes in a file of {size:,} bytes")
+
+
+def _suspect(received: str) -> BackboneError:
+    return BackboneError(
+        "A file of weights must hold its own data, uncompressed.",
+        received,
+        "Do not use it unless you trust its origin.",
+    )
+
+
+def _read_current(root: h5py.File, names: Mapping[str, str]) -> list[SavedLayers]:
+    """Read the format of Keras 3: `layers/conv2d_1/vars/0`, nested models as `layers/functional/layers/...`."""
+    places: list[str] = []
+    root.visit(places.append)
+    owners = [place.removesuffix("/vars") for place in places if place.endswith("/vars")]
+    found = {
+        owner: [_read_array(root[f"{owner}/vars/{index}"]) for index in range(len(root[f"{owner}/vars"]))]
+        for owner in owners
+        if owner != "optimizer" and len(root[f"{owner}/vars"])
+    }
+    if names:
+        merged: dict[str, list[np.ndarray]] = {}
+        for place, name in names.items():
+            if place in found:
+                merged.setdefault(name, found[place])
+        return [SavedLayers(merged, named=True)]
+    containers: dict[str, dict[str, list[np.ndarray]]] = {}
+    for path, arrays in found.items():
+        container, _, key = path.rpartition("/")
+        containers.setdefault(container, {})[key] = arrays
+    return [SavedLayers(arrays, named=False) for arrays in containers.values()]
+
+
+def _read_legacy(root: h5py.Group) -> SavedLayers:
+    """Read the format of Keras 1 and 2: one group per layer, whose attributes give the order."""
+    arrays: dict[str, list[np.ndarray]] = {}
+    for group_name in _read_words(root, "layer_names"):
+        group = root[group_name]
+        weight_names = _read_words(group, "weight_names")
+        owners = [name.split("/")[-2] if "/" in name else group_name for name in weight_names]
+        for name, owner in zip(weight_names, owners, strict=True):
+            # a nested model has the weights of many layers in one group
+            layer = owner if len(set(owners)) > 1 else group_name
+            arrays.setdefault(layer, []).append(_read_array(group[name]))
+    return SavedLayers(arrays, named=True)
+
+
+def _read_words(group: h5py.Group, attribute: str) -> list[str]:
+    """Read a list of words; Keras cuts long ones in pieces with a number behind the name."""
+    pieces = [attribute] if attribute in group.attrs else []
+    while not pieces or pieces[0] != attribute:
+        piece = f"{attribute}{len(pieces)}"
+        if piece not in group.attrs:
+            break
+        pieces.append(piece)
+    words = [word for piece in pieces for word in group.attrs[piece]]
+    return [word.decode() if isinstance(word, bytes) else str(word) for word in words]
+
+
+def _read_array(dataset: h5py.Dataset) -> np.ndarray:
+    array = np.asarray(dataset)
+    if dataset.attrs.get("dtype") == "bfloat16":
+        return widen_bfloat16(array.view(np.uint16))
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{dataset.name} holds {array.dtype}, not numbers")
+    return array
+
+
+def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """Turn the bits of bfloat16 numbers, uint16, into float32: they are its upper half."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _name_layers(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Map the place of each layer in the archive's weights to its name, in order, nested models included."""
+    names: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for layer in config["config"].get("layers", []):
+        kind = to_snake_case(layer["class_name"].rpartition(">")[2])
+        place = f"{prefix}layers/{kind}" + (f"_{counts[kind]}" if counts[kind] else "")
+        counts[kind] += 1
+        names[place] = layer["config"]["name"]
+        if isinstance(layer["config"].get("layers"), list):
+            names.update(_name_layers(layer, f"{place}/"))
+    return names

@@ -1,0 +1,102 @@
+"""A functional Keras model as a list of calls in topological order: the only reader of Keras' own graph."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import layers
+
+from tlkeras.errors import BackboneError
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of one operation; a layer that is used twice makes two calls."""
+
+    operation: Any
+    name: str
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+
+
+def trace_calls(model: keras.Model) -> list[Call]:
+    """List the calls of a functional model, each after those whose outputs it needs; inputs are left out.
+
+    Raises:
+        BackboneError: The model is not a graph but Python code.
+    """
+    graph = getattr(model, "_functional", None) or model  # a built Sequential keeps its graph inside
+    depths = getattr(graph, "_nodes_by_depth", None)
+    if depths is None:
+        raise BackboneError(
+            "The model must be a functional graph.",
+            f"{model.name}, a {type(model).__name__}",
+            "Build it from keras.Input and keras.Model(inputs, outputs).",
+        )
+    nodes = [node for depth in sorted(depths, reverse=True) for node in depths[depth]]
+    uses: dict[str, int] = {}
+    calls = []
+    for node in nodes:
+        if node.is_input:
+            continue
+        name = node.operation.name
+        uses[name] = uses.get(name, 0) + 1
+        if uses[name] > 1:
+            name = f"{name}:{uses[name]}"
+        calls.append(Call(node.operation, name, tuple(node.input_tensors), tuple(node.outputs)))
+    return calls
+
+
+def is_named_by_keras(operation: Any) -> bool:
+    """Whether an operation bears a name like "conv2d_7", which depends on what else the process has built."""
+    return re.fullmatch(rf"{to_snake_case(type(operation).__name__)}(_\d+)?", operation.name) is not None
+
+
+def to_snake_case(name: str) -> str:
+    """Write a class name as Keras does when it makes names: "DepthwiseConv2D" becomes "depthwise_conv2d"."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W", "", name))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def repeat_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
+    """Run a functional model's graph on other symbolic inputs, with `call(operation, *arguments)` for each use."""
+    return model._run_through_graph(inputs, call_fn=call)
+
+
+def has_weights(call: Call) -> bool:
+    """Whether a call uses a layer that owns weights; bare operations own none."""
+    return bool(getattr(call.operation, "weights", None))
+
+
+def count_multiply_adds(model: keras.Model) -> int:
+    """Count multiplications that are followed by an addition, for one picture.
+
+    Convolutions and dense layers count; normalisation, activations and pooling do not. Every dimension but the
+    batch must be fixed.
+    """
+    return sum(count_call(call) for call in trace_calls(model))
+
+
+def count_call(call: Call) -> int:
+    """Count the multiply-adds of one call, for one picture."""
+    layer = call.operation
+    if isinstance(layer, keras.Model):
+        return count_multiply_adds(layer)
+    if not isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Dense)):
+        return 0
+    channels = call.inputs[0].shape[-1]
+    outputs = math.prod(call.outputs[0].shape[1:])
+    if isinstance(layer, layers.Dense):
+        return outputs * channels
+    window = math.prod(layer.kernel_size)
+    if isinstance(layer, layers.DepthwiseConv2D):
+        return outputs * window
+    if isinstance(layer, layers.SeparableConv2D):
+        deepened = channels * layer.depth_multiplier
+        return outputs // layer.filters * deepened * window + outputs * deepened
+    return outputs * window * channels // layer.groups

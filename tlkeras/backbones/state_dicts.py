@@ -1,0 +1,197 @@
+"""PyTorch state dicts without PyTorch: an unpickler that can make tensors and nothing else."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from tlkeras.backbones.checkpoints import widen_bfloat16
+from tlkeras.errors import BackboneError
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_DTYPES = {
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "<u2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """Read the tensors of a `.pth` file, in the format of PyTorch before 1.6 or in the zip format since.
+
+    A checkpoint that keeps its tensors under "state_dict" is unwrapped, and "module." before names is taken off.
+
+    Raises:
+        BackboneError: The file is damaged, or its pickle asks for anything but tensors.
+    """
+    data = path.read_bytes()
+    try:
+        state = _read_zip(data) if data.startswith(b"PK") else _read_sequence(data)
+        state = state.get("state_dict", state)
+        return {
+            str(name).removeprefix("module."): tensor.read()
+            for name, tensor in state.items()
+            if isinstance(tensor, _Tensor)
+        }
+    except BackboneError as error:
+        raise BackboneError(error.rule, f"{path}: {error.received}", error.way_out) from error
+    except Exception as error:  # a hostile pickle can make any of its operations fail in any way
+        received = f"{path}: {type(error).__name__}: {error}"
+        raise BackboneError("The state dict must be whole.", received, "Fetch or save it again.") from error
+
+
+class _Mapping(dict):
+    """Stands for OrderedDict; PyTorch hangs attributes on it that nobody needs."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Storage:
+    """One run of numbers; the old format delivers it after the tensors that look into it."""
+
+    def __init__(self, dtype: str, count: int):
+        self.dtype, self.count = dtype, count
+        self.numbers: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        return self.count * np.dtype(_DTYPES[self.dtype]).itemsize
+
+    def fill(self, data: bytes | memoryview) -> None:
+        if len(data) != self.size:
+            raise _refuse(f"{len(data):,} bytes for {self.count:,} numbers of {self.dtype}")
+        self.numbers = np.frombuffer(data, _DTYPES[self.dtype])
+        if self.dtype == "BFloat16Storage":
+            self.numbers = widen_bfloat16(self.numbers)
+
+
+class _Tensor:
+    """A view into a storage."""
+
+    def __init__(self, storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]):
+        count = math.prod(shape)
+        reach = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+        fits = all(number >= 0 for number in (offset, *shape, *strides)) and count <= storage.count
+        if not fits or (count and reach >= storage.count):
+            raise _refuse(f"a tensor of shape {shape} in a storage of {storage.count:,} numbers")
+        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
+
+    def read(self) -> np.ndarray:
+        numbers = self.storage.numbers
+        if numbers is None:
+            raise _refuse("a tensor without data")
+        steps = [stride * numbers.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, steps, writeable=False).copy()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Admits dictionaries, storages and tensors; refuses every other global by name."""
+
+    def __init__(self, data: bytes, load_storage: Callable[[str, str, int], _Storage]):
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+        self._load_storage = load_storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return _Mapping
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides)
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda tensor, *_: tensor
+        if module == "torch" and name in _DTYPES:
+            return name
+        raise BackboneError(
+            "A state dict may hold tensors and nothing else.",
+            f"a pickle that asks for {module}.{name}",
+            "Such a file can run code: do not open it elsewhere either. Save `model.state_dict()` alone.",
+        )
+
+    def persistent_load(self, key: Any) -> _Storage:
+        kind, dtype, name, _location, count, *_view = key
+        if kind != "storage" or dtype not in _DTYPES or not isinstance(count, int) or count < 0:
+            raise _refuse(f"a reference to {key!r}")
+        return self._load_storage(dtype, str(name), count)
+
+
+def _read_sequence(data: bytes) -> Mapping[str, Any]:
+    """Read the format before PyTorch 1.6: five pickles in a row, then each storage behind its length."""
+    stream = io.BytesIO(data)
+    storages: dict[str, _Storage] = {}
+
+    def load_storage(dtype: str, name: str, count: int) -> _Storage:
+        return storages.setdefault(name, _Storage(dtype, count))
+
+    if _unpickle(stream, _no_storage) != _MAGIC:
+        raise _refuse("a pickle that is not a PyTorch file")
+    _unpickle(stream, _no_storage)  # version of the protocol
+    _unpickle(stream, _no_storage)  # word sizes of the machine that wrote it
+    state = _unpickle(stream, load_storage)
+    for name in _unpickle(stream, _no_storage):
+        storage = storages[name]
+        (count,) = struct.unpack("<q", stream.read(8))
+        if count != storage.count:
+            raise _refuse(f"a storage of {count:,} numbers where {storage.count:,} were announced")
+        storage.fill(stream.read(storage.size))
+    return state
+
+
+def _read_zip(data: bytes) -> Mapping[str, Any]:
+    """Read the format since PyTorch 1.6: a zip with `data.pkl` and one member per storage, none compressed."""
+    storages: dict[str, _Storage] = {}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        root = next((name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")), None)
+        if root is None:
+            raise _refuse("a zip archive without data.pkl")
+        packed = next((info for info in members.values() if info.compress_type != zipfile.ZIP_STORED), None)
+        if packed:
+            raise _refuse(f"a compressed member {packed.filename}")
+        if members.get(f"{root}byteorder") and archive.read(f"{root}byteorder") != b"little":
+            raise _refuse("numbers in big-endian order")
+
+        def load_storage(dtype: str, name: str, count: int) -> _Storage:
+            if name not in storages:
+                storages[name] = _Storage(dtype, count)
+                storages[name].fill(archive.read(f"{root}data/{name}"))
+            return storages[name]
+
+        return _unpickle(io.BytesIO(archive.read(f"{root}data.pkl")), load_storage)
+
+
+def _unpickle(stream: io.BytesIO, load_storage: Callable[[str, str, int], _Storage]) -> Any:
+    """Load the next pickle of a stream and leave the stream behind it."""
+    start = stream.tell()
+    for opcode, argument, _ in pickletools.genops(stream):
+        # the unpickler makes room for the highest number: a few bytes could ask for all memory
+        if "PUT" in opcode.name and int(argument or 0) > len(stream.getbuffer()):
+            raise _refuse(f"a memo number of {argument}")
+    end = stream.tell()
+    stream.seek(start)
+    loaded = _Unpickler(stream.read(end - start), load_storage).load()
+    stream.seek(end)
+    return loaded
+
+
+def _no_storage(dtype: str, name: str, count: int) -> NoReturn:
+    raise _refuse("a storage out of place")
+
+
+def _refuse(received: str) -> BackboneError:
+    return BackboneError("A state dict must hold the numbers that it announces.", received, "Fetch or save it again.")

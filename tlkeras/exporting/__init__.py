@@ -1,0 +1,1 @@
+"""From a run to files that another program serves."""

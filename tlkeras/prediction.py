@@ -1,0 +1,78 @@
+"""What a run's model says about pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tlkeras import progress
+from tlkeras.data.pipeline import explain_unreadable, stream_pictures
+from tlkeras.data.sources import list_pictures
+from tlkeras.errors import DataError, RunError
+from tlkeras.runs import Run
+
+
+def load_model(run: Run) -> keras.Model:
+    """Return a run's model: uint8 pictures (n, size, size, 3) to probabilities (n, k).
+
+    Raises:
+        RunError: The run holds no model that can be read.
+    """
+    path = run.path / "model.keras"
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError("A run must hold a readable model.keras.", f"{path} ({error})") from error
+
+
+def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_size: int = 32) -> dict[str, Any]:
+    """Classify picture files, or all pictures below folders.
+
+    Returns:
+        `predictions`: one row per readable picture, in the order given: path, label, probability, and `top` pairs
+        of label and probability; `unreadable`: path and reason of the others.
+
+    Raises:
+        DataError: No picture was given, or one does not exist; all are named at once.
+    """
+    paths = _expand(pictures)
+    facts, (labels,) = run.manifest["picture"], run.read_json("classes.json").values()
+    model = load_model(run)
+    found: dict[int, np.ndarray] = {}
+    with progress.track("Predict", len(paths), "pictures") as advance:
+        for indices, batch in stream_pictures(paths, facts["size"], facts["resize"], batch_size):
+            found.update(zip(indices.numpy().tolist(), model(batch, training=False).numpy(), strict=True))
+            advance(len(batch))
+    missing = [explain_unreadable(paths[index]) for index in range(len(paths)) if index not in found]
+    return {
+        "run": run.name,
+        "predictions": [_describe(paths[index], found[index], labels, top) for index in sorted(found)],
+        "unreadable": [{"path": bad.path, "reason": bad.reason} for bad in missing],
+    }
+
+
+def _expand(pictures: Sequence[str | Path]) -> list[str]:
+    paths: list[str] = []
+    problems = []
+    for picture in map(Path, pictures):
+        if picture.is_dir():
+            paths.extend(list_pictures(picture))
+        elif picture.exists():
+            paths.append(str(picture))
+        else:
+            problems.append(f"{picture} does not exist")
+    if problems:
+        raise DataError.from_problems("Every picture must be a file or a folder:", problems)
+    if not paths:
+        raise DataError("There must be at least one picture.", "none")
+    return paths
+
+
+def _describe(path: str, probabilities: np.ndarray, labels: Sequence[str], top: int) -> dict[str, Any]:
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    best = [{"label": labels[index], "probability": float(probabilities[index])} for index in order]
+    return {"path": path, **best[0], "top": best}

@@ -1,0 +1,66 @@
+"""A training without the training: everything that can be known before the first batch, said at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tlkeras import assembly
+from tlkeras.data.checks import Inspection, inspect
+from tlkeras.errors import TlkerasError
+from tlkeras.recipe import Recipe
+
+
+def check(recipe: Recipe) -> dict[str, Any]:
+    """Go through a recipe's stages and collect what is in the way.
+
+    Returns:
+        `name`; `problems`, sentences, empty where training can start; `notes`, sentences worth reading; `facts`,
+        name -> text on pictures, sides, backbone and cost; `rejected`, path and reason of unreadable pictures.
+    """
+    report: dict[str, Any] = {"name": recipe.name, "problems": [], "notes": [], "facts": {}, "rejected": []}
+    inspection = _attempt(report, lambda: _look_at_pictures(recipe, report))
+    _attempt(report, lambda: _look_at_backbone(recipe, report, inspection))
+    return report
+
+
+def _attempt(report: dict[str, Any], stage: Callable[[], Any]) -> Any:
+    try:
+        return stage()
+    except TlkerasError as error:
+        report["problems"].append(str(error))
+        return None
+
+
+def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> Inspection:
+    inspection = inspect(assembly.read_examples(recipe))
+    examples = inspection.examples
+    (task,) = examples.tasks
+    report["rejected"] = [{"path": bad.path, "code": bad.code, "reason": bad.reason} for bad in inspection.rejected]
+    report["notes"] += [str(note) for note in inspection.notes[:20]]
+    if inspection.rejected:
+        report["notes"].append(f"{len(inspection.rejected):,} files cannot be used and will be left out:")
+        report["notes"] += [str(bad) for bad in inspection.rejected[:20]]
+    targets = examples.targets[task.name]
+    counts = np.bincount(targets, minlength=len(task.class_names))
+    report["facts"]["pictures"] = f"{len(examples):,} from {examples.source}"
+    report["facts"]["classes"] = ", ".join(
+        f"{name} {count:,}" for name, count in zip(task.class_names, counts, strict=True)
+    )
+    sides = assembly.divide(recipe, examples)
+    report["facts"]["sides"] = ", ".join(f"{side} {(sides == side).sum():,}" for side in dict.fromkeys(sides))
+    if licence := examples.facts.get("licence"):
+        report["facts"]["licence of the pictures"] = licence
+    return inspection
+
+
+def _look_at_backbone(recipe: Recipe, report: dict[str, Any], inspection: Inspection | None) -> None:
+    prefix = assembly.build_prefix(recipe)
+    size = assembly.picture_size(recipe)
+    report["facts"]["backbone"] = f"{recipe.backbone.name} at {size} px, weights {recipe.backbone.weights}"
+    report["facts"]["features"] = " x ".join(map(str, prefix.output_shape[1:])) + f" {recipe.features.precision}"
+    if inspection is not None:
+        lacking = assembly.count_lacking(recipe, prefix, inspection)
+        report["facts"]["to compute"] = f"{lacking:,} of {len(inspection.examples):,} pictures, the rest is cached"
