@@ -59,8 +59,9 @@ def randomize(model):
     """Give also biases and batch norm values of their own, so that no mix-up can hide."""
     random = np.random.default_rng(0)
     for weight in model.weights:
-        if weight.name not in ("kernel", "depthwise_kernel", "pointwise_kernel"):
-            weight.assign(random.uniform(0.5, 1.5, weight.shape))
+        if "kernel" not in weight.name:
+            centre = 1.0 if "gamma" in weight.name or "variance" in weight.name else 0.0
+            weight.assign(centre + random.uniform(-0.2, 0.2, weight.shape))
     return model
 
 
@@ -389,11 +390,13 @@ def check_imagenet(name, top, tmp_path, monkeypatch):
     assert asked == [downloads.find_download(name, top)]
     ours = construct(entry, size, top)
     load_file(ours, path)
+    path.unlink()  # up to 1.4 GB
     pictures = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     module = sys.modules[constructor.__module__]
-    expected = compute(theirs, module.preprocess_input(pictures.astype("float32")))
+    expected = compute(theirs, module.preprocess_input(pictures.astype(theirs.input.dtype)))
     assert expected.std() > 0
-    np.testing.assert_allclose(compute(ours, pictures), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    # deep nets of random weights magnify rounding; layers that changed places would differ by the whole
+    assert np.abs(compute(ours, pictures) - expected).max() < 0.01 * np.abs(expected).max()
     keras.backend.clear_session()
 
 
