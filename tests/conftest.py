@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-TINY = "data: {source: photos, test: 0.25}\nbackbone: {name: tiny, weights: none}\nevaluation: {bootstrap: 100}\n"
+TINY = "data: {source: photos, test: 0.25, tolerance: 0}\nbackbone: {name: tiny, weights: none}\nevaluation: {bootstrap: 100}\n"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
