@@ -12,7 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-TINY = "data: {source: photos, test: 0.25, tolerance: 0}\nbackbone: {name: tiny, weights: none}\nevaluation: {bootstrap: 100}\n"
+TINY = """\
+data: {source: photos, test: 0.25, tolerance: 0}
+backbone: {name: tiny, weights: none}
+evaluation: {bootstrap: 100}
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

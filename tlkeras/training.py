@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,12 @@ def train(recipe: Recipe, root: Path) -> Run:
     Raises:
         TlkerasError: What is in the way, in the user's words.
     """
+    start = time.perf_counter()
     examples = assembly.read_examples(recipe)
     assembly.divide(recipe, examples)
     prefix = assembly.build_prefix(recipe)
     run = create_run(root, recipe.name)
+    run.phases["build backbone"] = round(time.perf_counter() - start, 3)
     with run.locked(), logging_to(run):
         try:
             _carry_out(recipe, run, examples, prefix)
