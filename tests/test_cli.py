@@ -190,3 +190,38 @@ def test_ctrl_c(workplace, call, monkeypatch):
     done = call("train", "mine.yaml")
     assert done.exit_code == 130
     assert "Interrupted" in done.stderr
+
+
+def test_predict_opens_no_pipe_unpacks_no_bomb_and_prints_any_name(in_trained, call, tmp_path):
+    import os
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 16000, 16000, 8, 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0" * 100)), chunk(b"IEND", b"")]
+    bomb = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    os.mkfifo(tmp_path / "pipe.png")
+    picture = next((in_trained / "photos/day").iterdir()).read_bytes()
+    with open(os.fsencode(tmp_path) + b"/day-\xff.png", "wb") as file:
+        file.write(picture)
+    done = call("--quiet", "predict", "latest", tmp_path)
+    assert done.exit_code in (0, 3), done.output
+    assert "xff" in done.stdout
+    done = call("--quiet", "predict", "latest", tmp_path / "bomb.png", tmp_path / "pipe.png", "--json")
+    assert done.exit_code == 3
+    reasons = [row["reason"] for row in json.loads(done.stdout)["unreadable"]]
+    assert "16000 x 16000" in reasons[0]
+    assert "not a regular file" in reasons[1]
+
+
+def test_one_damaged_run_does_not_block_the_list(workplace, call):
+    assert call("--quiet", "train", "mine.yaml").exit_code == 0
+    assert call("--quiet", "train", "mine.yaml").exit_code == 0
+    (workplace / "runs/mine-01/manifest.json").write_text("{")
+    states = {run["name"]: run["state"] for run in json.loads(call("ls", "--json").stdout)["runs"]}
+    assert states == {"mine-01": "damaged", "mine-02": "finished"}
+    assert call("evaluate").exit_code == 0

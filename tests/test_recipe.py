@@ -47,6 +47,8 @@ def test_resolved_recipe_reads_back_equal(write):
 
 def test_name_comes_from_the_file(write):
     assert load_recipe(write(GOOD, "solar.yaml")).name == "solar"
+    assert load_recipe(write(GOOD, "my recipe (1).yaml")).name == "my-recipe-1"
+    assert load_recipe(write(GOOD, "é.yaml")).name == "run"
 
 
 def test_recipe_is_frozen(write):
@@ -65,7 +67,7 @@ def test_all_problems_at_once_with_lines_and_nearest_names(write):
         "data:\n  sorce: photos\n  test: 1.5\n"
         "backbone: {name: tiny, size: '64'}\n"
         "mapping: {kind: deep, droput: 0.5}\n"
-        "features: {pooling: avg, batch_size: true}\n"
+        "features: {pooling: avg, cache: 3}\n"
         "trainin: {}\n"
     )
     with pytest.raises(RecipeError) as caught:
@@ -79,7 +81,7 @@ def test_all_problems_at_once_with_lines_and_nearest_names(write):
         "line 4: backbone.size",
         "line 5: unknown key 'mapping.droput'. Did you mean 'dropout'?",
         "line 6: features.pooling must be 'average' or 'max'. Received: 'avg'. Did you mean 'average'?",
-        "line 6: features.batch_size",
+        "line 6: features.cache",
         "line 7: unknown key 'trainin'. Did you mean 'training'?",
     ]:
         assert part in message
@@ -109,6 +111,16 @@ def test_all_problems_at_once_with_lines_and_nearest_names(write):
         ("name.x", 1, "name is a value and has no keys inside"),
         ("nonsense", 1, "unknown key 'nonsense'"),
         ("cache.budget_gb", 0.0, "greater than 0"),
+        ("cache.budget_gb", float("inf"), "finite number"),
+        ("mapping.C", 0, "mapping.C: it must be 'auto' or a number above 0. Received: 0."),
+        ("mapping.C", float("inf"), "must be 'auto' or a number above 0"),
+        ("mapping.C", "strong", "must be 'auto' or a number above 0. Received: 'strong'"),
+        ("training.seed", 2**32, "less than"),
+        ("deep", 1, "unknown key 'deep'"),
+        ("linear", 3, "unknown key 'linear'"),
+        ("data.deep", 1, "unknown key 'data.deep'"),
+        ("backbone.size", 100_000, "less than or equal to 4096"),
+        ("features.batch_size", 8, "unknown key 'features.batch_size'"),
     ],
 )
 def test_bad_override(write, key, value, message):

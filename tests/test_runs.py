@@ -1,14 +1,15 @@
 """Run directories: nothing overwritten, nothing half-written, one trainer each."""
 
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from tlkeras.errors import ResourceError, RunError
-from tlkeras.runs import Run, create_run, list_runs, open_run
+from tlkeras.runs import create_run, list_runs, logging_to, open_run
 
 
 def finish(root, name):
@@ -39,7 +40,7 @@ def test_latest_is_the_last_that_finished(tmp_path):
 
 def test_unfinished_and_unknown_runs(tmp_path):
     create_run(tmp_path, "quickstart")
-    with pytest.raises(RunError, match="must have finished.*quickstart-01 is running"):
+    with pytest.raises(RunError, match="must have finished.*quickstart-01 is killed"):
         open_run("quickstart-01", tmp_path)
     with pytest.raises(RunError, match="Received: 'quickstart-1'. Did you mean 'quickstart-01'?"):
         open_run("quickstart-1", tmp_path)
@@ -48,7 +49,7 @@ def test_unfinished_and_unknown_runs(tmp_path):
 def test_damaged_manifest_is_said(tmp_path):
     run = finish(tmp_path, "a")
     (run.path / "manifest.json").write_text('{"state": ')
-    with pytest.raises(RunError, match="must hold a readable manifest.json"):
+    with pytest.raises(RunError, match="a-01 is damaged"):
         open_run("a-01", tmp_path)
 
 
@@ -65,14 +66,14 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
 def test_tables_and_arrays_come_back(tmp_path):
     run = create_run(tmp_path, "a")
     run.write_table("t.csv", ("a", "b"), [(1, "x,y"), (2, "ü")])
-    assert run.read_table("t.csv") == [{"a": "1", "b": "x,y"}, {"a": "2", "b": "ü"}]
+    assert (run.path / "t.csv").read_text(encoding="utf-8") == 'a,b\n1,"x,y"\n2,ü\n'
     run.write_arrays("n.npz", values=np.arange(3))
     assert run.read_arrays("n.npz")["values"].tolist() == [0, 1, 2]
     (run.path / "n.npz").write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(RunError, match="must hold a readable n.npz"):
         run.read_arrays("n.npz")
-    with pytest.raises(RunError, match="must hold nothing.csv"):
-        run.read_table("nothing.csv")
+    with pytest.raises(RunError, match="must hold nothing.bin"):
+        run.read_bytes("nothing.bin")
 
 
 def test_json_refuses_nan(tmp_path):
@@ -80,25 +81,16 @@ def test_json_refuses_nan(tmp_path):
         create_run(tmp_path, "a").write_json("x.json", {"a": float("nan")})
 
 
-def _try_lock(path, answers):
-    try:
-        with Run(path).locked():
-            answers.put("entered")
-    except RunError as error:
-        answers.put(str(error))
-
-
 def test_second_trainer_is_kept_out(tmp_path):
     run = create_run(tmp_path, "a")
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
+    code = (
+        "import sys; from pathlib import Path; from tlkeras.runs import Run\nwith Run(Path(sys.argv[1])).locked(): pass"
+    )
+    command = [sys.executable, "-c", code, str(run.path)]
     with run.locked():
-        other = context.Process(target=_try_lock, args=(run.path, answers))
-        other.start()
-        assert "Only one process may write a run" in answers.get(timeout=60)
-        other.join()
-    with run.locked():
-        pass
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Only one process may write a run" in refused.stderr
+    subprocess.run(command, check=True)
 
 
 def test_phases_add_up_and_are_kept(tmp_path):
@@ -124,3 +116,31 @@ def test_root_that_is_a_file(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(ResourceError, match="must be writable"):
         create_run(tmp_path / "runs", "a")
+
+
+def test_state_tells_the_killed_from_the_running(tmp_path):
+    run = create_run(tmp_path, "a")
+    with run.locked():
+        assert run.read_state() == "running"
+    assert run.read_state() == "killed"
+    run.finish()
+    assert run.read_state() == "finished"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null"])
+def test_damaged_run_does_not_hide_the_others(tmp_path, content):
+    good, bad = finish(tmp_path, "a"), finish(tmp_path, "b")
+    (bad.path / "manifest.json").write_text(content)
+    (tmp_path / "latest").unlink()
+    assert {run.name: run.read_state() for run in list_runs(tmp_path)} == {"a-01": "finished", "b-01": "damaged"}
+    assert open_run("latest", tmp_path).path == good.path
+
+
+def test_warnings_reach_the_log(tmp_path):
+    import logging
+
+    run = create_run(tmp_path, "a")
+    with logging_to(run):
+        logging.getLogger("tlkeras.mapping").warning("first")
+        logging.getLogger("py.warnings").warning("second")
+    assert [line.split()[-1] for line in (run.path / "log.txt").read_text().splitlines()] == ["first", "second"]

@@ -26,7 +26,7 @@ def test_run_directory_holds_all(trained):
         "classes.json",
         "splits.csv",
         "rejected.csv",
-        "history.json",
+        "history.csv",
         "predictions.npz",
         "predictions.csv",
         "metrics.json",
@@ -170,3 +170,74 @@ def test_quickstart_reaches_what_it_promises(tmp_path):
     assert result["examples"] == {"train": 1968, "validation": 0, "test": 656}
     assert result["metrics"]["roc_auc"]["value"] > 0.88
     assert result["metrics"]["accuracy"]["value"] > result["baseline"]["accuracy"]["high"]
+
+
+def write_bad_split(workplace):
+    """A class that is tested and never trained."""
+    for label in ("day", "night"):
+        for side in ("train", "test"):
+            target = workplace / "sides" / side / label
+            target.mkdir(parents=True)
+            for picture in sorted((workplace / "photos" / label).iterdir())[:4]:
+                (target / picture.name).write_bytes(picture.read_bytes())
+    (workplace / "sides/train/night").rename(workplace / "sides/train/dusk")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.source": "sides"}, "no training picture .* shows night"),
+        ({"data.group": "label"}, "There is no test picture|no training picture"),
+        ({"data.source": "weightless.csv"}, "no training picture .* shows day, night"),
+        ({"data.source": "nowhere", "backbone.name": "resnet51"}, "(?s)Several things.*nowhere.*resnet51"),
+    ],
+)
+def test_sides_that_cannot_work_are_refused_before_work(workplace, overrides, message):
+    write_bad_split(workplace)
+    lines = ["path,label,weight,split"]
+    for number, path in enumerate(sorted((workplace / "photos").rglob("*.png"))):
+        side = "test" if number % 4 == 0 else "train"
+        lines.append(f"photos/{path.parent.name}/{path.name},{path.parent.name},{int(side == 'test')},{side}")
+    (workplace / "weightless.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=message):
+        tlkeras.train("mine.yaml", overrides)
+    assert tlkeras.check("mine.yaml", overrides)["problems"]
+    assert not (workplace / "runs").exists()
+
+
+def test_class_whose_training_pictures_cannot_be_decoded_is_told(workplace):
+    """Their headers are whole, so only the extraction finds out; no model of another class may come of it."""
+    write_bad_split(workplace)
+    (workplace / "sides/train/dusk").rename(workplace / "sides/train/night")
+    for path in (workplace / "sides/train/night").iterdir():
+        path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match="no training picture .* shows night"):
+        tlkeras.train("mine.yaml", {"data.source": "sides"})
+    assert json.loads((workplace / "runs/mine-01/manifest.json").read_text())["state"] == "failed"
+
+
+def test_pictures_without_a_label_are_left_out(workplace):
+    lines = ["path,label"]
+    for number, path in enumerate(sorted((workplace / "photos").rglob("*.png"))):
+        lines.append(f"photos/{path.parent.name}/{path.name},{path.parent.name if number % 5 else ''}")
+    (workplace / "labels.csv").write_text("\n".join(lines))
+    result = tlkeras.train("mine.yaml", {"data.source": "labels.csv"})
+    assert result["rejected"] == 7
+    rows = read_rows(workplace / result["path"] / "rejected.csv")
+    assert {row["code"] for row in rows} == {"no-label"}
+    assert len(read_rows(workplace / result["path"] / "splits.csv")) == 25
+
+
+def test_history_has_a_row_per_step(workplace):
+    linear = tlkeras.train("mine.yaml")
+    assert {"C", "held_out_log_loss"} == set(read_rows(workplace / linear["path"] / "history.csv")[0])
+    deep = tlkeras.train("mine.yaml", {"mapping.kind": "deep", "training.epochs": 3})
+    rows = read_rows(workplace / deep["path"] / "history.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert {"loss", "val_loss"} <= set(rows[0])
+
+
+def test_cut_by_name_and_by_number_share_the_cache(workplace):
+    overrides = {"cache.root": str(workplace / "cache")}
+    tlkeras.train("mine.yaml", overrides)
+    assert tlkeras.train("mine.yaml", {**overrides, "features.cut": -1})["features"]["computed"] == 0

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras import recipe as recipes
-from tlkeras.errors import RecipeError
+from tlkeras.errors import RecipeError, ResourceError, RunError
 from tlkeras.loading import load_tensorflow
-from tlkeras.runs import list_runs, open_run
+from tlkeras.runs import Run, list_runs, open_run
 
 RUNS = "runs"
 
@@ -45,6 +45,7 @@ def evaluate(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
     from tlkeras.evaluation import metrics
 
     opened = open_run(run, Path(runs))
+    opened.read_bytes("recipe.yaml")  # a run without its recipe is told as such
     resolved = recipes.load_recipe(str(opened.path / "recipe.yaml"))
     result = metrics.evaluate(opened, resamples=resolved.evaluation.bootstrap, seed=resolved.evaluation.seed)
     manifest = opened.manifest
@@ -94,16 +95,14 @@ def list_recipes(*, runs: str | Path = RUNS) -> dict[str, Any]:
     ]
     made = []
     for run in list_runs(Path(runs)):
-        manifest = run.manifest
-        figures = run.read_json("metrics.json")["metrics"] if (run.path / "metrics.json").exists() else {}
-        accuracy = figures.get("accuracy", {}).get("value")
+        figures = _read_figures(run)
         made.append(
             {
                 "name": run.name,
-                "state": manifest.get("state"),
-                "created": manifest.get("created"),
-                "accuracy": accuracy,
-                "roc_auc": figures.get("roc_auc", {}).get("value"),
+                "state": run.read_state(),
+                "created": run.read_created(),
+                "accuracy": figures.get("accuracy"),
+                "roc_auc": figures.get("roc_auc"),
             }
         )
     return {"recipes": shipped, "runs": made}
@@ -113,7 +112,8 @@ def copy_recipe(recipe: str, target: str | Path) -> Path:
     """Copy a recipe, as installed, to a file of your own.
 
     Raises:
-        RecipeError: The target exists, or its folder does not.
+        RecipeError: The target exists.
+        ResourceError: It cannot be written.
     """
     source, path = recipes.find_recipe(recipe), Path(target)
     if path.is_dir():
@@ -124,8 +124,17 @@ def copy_recipe(recipe: str, target: str | Path) -> Path:
     except FileExistsError:
         raise RecipeError("A recipe is never overwritten.", path, "Choose another name or move the file.") from None
     except OSError as error:
-        raise RecipeError("The target of a copy must be writable.", f"{path} ({error.strerror})") from None
+        path.unlink(missing_ok=True)  # what a full disk left of it
+        raise ResourceError("The target of a copy must be writable.", f"{path} ({error.strerror})") from None
     return path
+
+
+def _read_figures(run: Run) -> dict[str, float | None]:
+    """Return the value of each metric of a run; nothing where it was not measured or the file is damaged."""
+    try:
+        return {name: figure["value"] for name, figure in run.read_json("metrics.json")["metrics"].items()}
+    except (RunError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def backbones(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from tlkeras.backbones.blocks import find_cut
 from tlkeras.backbones.catalog import build, find_backbone
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.data.checks import Inspection
-from tlkeras.data.sources import Examples, choose_examples, read_table
-from tlkeras.data.splits import assign_sides, thin
+from tlkeras.data.sources import Examples, choose_examples, leave_out_unlabelled, read_table
+from tlkeras.data.splits import assign_sides, check_sides, thin
 from tlkeras.features import extraction
 from tlkeras.features.cache import ActivationCache, default_root
 from tlkeras.features.extraction import Features, Pictures, extract, pool
@@ -34,13 +35,20 @@ def read_examples(recipe: Recipe) -> Examples:
         domain=data.domain,
         stratify=data.stratify,
     )
+    examples = leave_out_unlabelled(examples)
     return thin(examples, data.limit, data.seed) if data.limit else examples
 
 
 def divide(recipe: Recipe, examples: Examples) -> np.ndarray:
-    """Return the side of each picture: "train", "validation" or "test", shape (n,)."""
+    """Return the side of each picture: "train", "validation" or "test", shape (n,).
+
+    Raises:
+        DataError: A class has nothing to learn from, or there is nothing to measure on.
+    """
     data = recipe.data
-    return assign_sides(examples, data.validation, data.test, data.seed, data.tolerance)
+    sides = assign_sides(examples, data.validation, data.test, data.seed, data.tolerance)
+    check_sides(examples, sides)
+    return sides
 
 
 def picture_size(recipe: Recipe) -> int:
@@ -86,8 +94,7 @@ def _as_pictures(recipe: Recipe, inspection: Inspection) -> Pictures:
 
 def _name_outputs(recipe: Recipe, prefix: keras.Model) -> list[dict[str, Any]]:
     """Return the facts that name each output of the prefix in the cache; the fingerprint is what tells them apart."""
-    facts = {"backbone": recipe.backbone.name, "cut": recipe.features.cut, "pooling": recipe.features.pooling}
-    return [{**facts, "model": fingerprint(prefix)}]
+    return [{"backbone": recipe.backbone.name, "model": fingerprint(prefix)}]
 
 
 def make_recipe_head(recipe: Recipe) -> Head:
@@ -109,7 +116,7 @@ def open_cache(recipe: Recipe) -> ActivationCache | None:
 
 def cache_root(recipe: Recipe) -> Path:
     """Return the folder that all commands share."""
-    return Path(recipe.cache.root).expanduser() if recipe.cache.root else default_root()
+    return Path(os.path.expanduser(recipe.cache.root)) if recipe.cache.root else default_root()
 
 
 def picture_facts(recipe: Recipe) -> dict[str, Any]:

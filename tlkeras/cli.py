@@ -28,7 +28,7 @@ class Commands(click.Group):
         except TlkerasError as error:
             self._leave(context, f"Error: {error}", error.exit_code)
         except KeyboardInterrupt:
-            self._leave(context, "Interrupted. What was computed is kept in the cache.", INTERRUPTED)
+            self._leave(context, "Interrupted. Features that were computed are kept in the cache.", INTERRUPTED)
         except Exception as error:
             message = f"Unexpected error: {type(error).__name__}: {error}\nRun `tlkeras --debug ...` to see where."
             self._leave(context, message, UNEXPECTED)
@@ -204,8 +204,10 @@ def cp(recipe: str, target: str) -> None:
 @main.group(invoke_without_command=True)
 @click.option("--like", default="*", metavar="PATTERN", help="Names that match, such as 'efficientnet*'.")
 @click.option("--weights", metavar="SOURCE", help="With weights from imagenet, packaged or none.")
-@click.option("--max-parameters", type=float, metavar="MILLIONS", help="At most so many parameters.")
-@click.option("--max-multiply-adds", type=float, metavar="MILLIONS", help="At most so many per picture.")
+@click.option("--max-parameters", type=click.FloatRange(0, 1e6), metavar="MILLIONS", help="At most so many parameters.")
+@click.option(
+    "--max-multiply-adds", type=click.FloatRange(0, 1e6), metavar="MILLIONS", help="At most so many per picture."
+)
 @_json
 @click.pass_context
 def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
@@ -251,8 +253,8 @@ def list_cache(as_json: bool) -> None:
 
 
 @cache.command()
-@click.option("--max-gb", type=click.FloatRange(0), help="Remove the least recently used until so much is left.")
-@click.option("--unused-days", type=click.FloatRange(0), help="Remove what was not used for so long.")
+@click.option("--max-gb", type=click.FloatRange(0, 1e6), help="Remove the least recently used until so much is left.")
+@click.option("--unused-days", type=click.FloatRange(0, 1e6), help="Remove what was not used for so long.")
 @_json
 def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> None:
     """Remove activations; what a running program uses, and the pictures, are never touched.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+LISTED = 12
+
 
 class TlkerasError(Exception):
     """An error that the user can act on; the command line prints it without a traceback.
@@ -81,9 +83,10 @@ class MissingExtraError(TlkerasError):
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Return a sentence that names the nearest valid name, or lists all when none is near."""
+    """Return a sentence that names the nearest valid name, or lists some when none is near."""
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
     if near:
         return f"Did you mean {near[0]!r}?"
-    return f"Valid: {', '.join(names)}."
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"Valid: {', '.join(names[:LISTED])}{more}."

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 
 from tlkeras import progress
+from tlkeras.data.checks import look_at
+from tlkeras.data.headers import Rejection, printable
 from tlkeras.data.pipeline import explain_unreadable, stream_pictures
 from tlkeras.data.sources import list_pictures
 from tlkeras.errors import DataError, RunError
@@ -25,7 +27,7 @@ def load_model(run: Run) -> keras.Model:
     path = run.path / "model.keras"
     try:
         return keras.models.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # a damaged archive fails in as many ways as it has parts
         raise RunError("A run must hold a readable model.keras.", f"{path} ({error})") from error
 
 
@@ -39,7 +41,7 @@ def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_siz
     Raises:
         DataError: No picture was given, or one does not exist; all are named at once.
     """
-    paths = _expand(pictures)
+    paths, unreadable = _examine(_expand(pictures))
     facts, (labels,) = run.manifest["picture"], run.read_json("classes.json").values()
     model = load_model(run)
     found: dict[int, np.ndarray] = {}
@@ -47,12 +49,19 @@ def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_siz
         for indices, batch in stream_pictures(paths, facts["size"], facts["resize"], batch_size):
             found.update(zip(indices.numpy().tolist(), model(batch, training=False).numpy(), strict=True))
             advance(len(batch))
-    missing = [explain_unreadable(paths[index]) for index in range(len(paths)) if index not in found]
+    unreadable += [explain_unreadable(paths[index]) for index in range(len(paths)) if index not in found]
     return {
         "run": run.name,
         "predictions": [_describe(paths[index], found[index], labels, top) for index in sorted(found)],
-        "unreadable": [{"path": bad.path, "reason": bad.reason} for bad in missing],
+        "unreadable": [{"path": printable(bad.path), "reason": bad.reason} for bad in unreadable],
     }
+
+
+def _examine(paths: Sequence[str]) -> tuple[list[str], list[Rejection]]:
+    """Keep the paths whose headers promise a picture; pipes are never opened, bombs never unpacked."""
+    seen = {path: look_at(path) for path in paths}
+    rejected = [found for found in seen.values() if isinstance(found, Rejection)]
+    return [path for path in paths if not isinstance(seen[path], Rejection)], rejected
 
 
 def _expand(pictures: Sequence[str | Path]) -> list[str]:
@@ -75,4 +84,4 @@ def _expand(pictures: Sequence[str | Path]) -> list[str]:
 def _describe(path: str, probabilities: np.ndarray, labels: Sequence[str], top: int) -> dict[str, Any]:
     order = np.argsort(-probabilities, kind="stable")[:top]
     best = [{"label": labels[index], "probability": float(probabilities[index])} for index in order]
-    return {"path": path, **best[0], "top": best}
+    return {"path": printable(path), **best[0], "top": best}

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +31,12 @@ class Section(BaseModel):
 
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
+
+
+def _check_strength(value: Any) -> Any:
+    if value != "auto" and not (type(value) in (int, float) and 0 < value < math.inf):
+        raise ValueError(f"it must be 'auto' or a number above 0. Received: {value!r}.")
+    return value
 
 
 def _with_kind(value: Any) -> Any:
@@ -52,7 +61,7 @@ class Data(Section):
     tolerance: Share = 0.25
     resize: Literal["squash", "crop", "pad"] = "squash"
     limit: int | None = Field(default=None, ge=2)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _leave_something_to_train_on(self) -> Data:
@@ -68,7 +77,7 @@ class Backbone(Section):
 
     name: str
     weights: str = "imagenet"
-    size: int | None = Field(default=None, ge=1)
+    size: int | None = Field(default=None, ge=1, le=4096)
 
 
 class Features(Section):
@@ -78,7 +87,6 @@ class Features(Section):
     pooling: Literal["average", "max"] = "average"
     precision: Literal["float16", "float32"] = "float32"
     engine: Literal["auto", "openvino", "tensorflow", "keras"] = "auto"
-    batch_size: int = Field(default=32, ge=1)
     cache: bool = True
 
 
@@ -86,7 +94,7 @@ class Linear(Section):
     """Multinomial logistic regression on the cached features."""
 
     kind: Literal["linear"] = "linear"
-    C: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    C: Annotated[Literal["auto"] | float, BeforeValidator(_check_strength)] = "auto"
     folds: int = Field(default=5, ge=2)
     class_weight: Literal["none", "balanced"] = "none"
 
@@ -95,7 +103,7 @@ class Deep(Section):
     """A multi-layer perceptron on the cached features."""
 
     kind: Literal["deep"] = "deep"
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = (256,)
+    widths: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = (256,)
     dropout: Share = 0.3
     batch_norm: bool = False
     class_weight: Literal["none", "balanced"] = "none"
@@ -109,7 +117,7 @@ class Training(Section):
     learning_rate: float = Field(default=1e-3, gt=0, le=10, allow_inf_nan=False)
     weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
     patience: int = Field(default=8, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 Head = Annotated[Annotated[Linear | Deep, Field(discriminator="kind")], BeforeValidator(_with_kind)]
@@ -118,15 +126,15 @@ Head = Annotated[Annotated[Linear | Deep, Field(discriminator="kind")], BeforeVa
 class Evaluation(Section):
     """How sure the figures are."""
 
-    bootstrap: int = Field(default=2000, ge=100)
-    seed: int = Field(default=0, ge=0)
+    bootstrap: int = Field(default=2000, ge=100, le=100_000)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class Cache(Section):
     """Where activations are kept, and how much of the disk they may take."""
 
     root: str | None = None
-    budget_gb: float = Field(default=50.0, gt=0)
+    budget_gb: float = Field(default=50.0, gt=0, le=1e6, allow_inf_nan=False)
 
 
 class Recipe(Section):
@@ -155,7 +163,7 @@ def load_recipe(reference: str, overrides: Mapping[str, Any] | None = None, *, q
     """
     path = find_recipe(reference)
     document = parse_document(_read_text(path), str(path))
-    document.values.setdefault("name", path.stem)
+    document.values.setdefault("name", re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem).strip("-.") or "run")
     for key, value in (overrides or {}).items():
         document.set(key, value)
     recipe = validate(document)
@@ -207,7 +215,7 @@ def find_recipe(reference: str) -> Path:
     Raises:
         RecipeError: There is neither; the nearest shipped name is told.
     """
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))
     if path.suffix in {".yaml", ".yml"} or path.parent != Path():
         if path.is_file():
             return path
@@ -264,7 +272,9 @@ def _read_text(path: Path) -> str:
 
 def _explain(problem: Any, document: Document) -> str:
     """Say one pydantic error in our words: where, the rule, what was received, the nearest name."""
-    location = tuple(part for part in problem["loc"] if part not in _KINDS)
+    location = problem["loc"]
+    if location[:1] == ("mapping",) and location[1:2] in [(kind,) for kind in _KINDS]:
+        location = location[:1] + location[2:]  # pydantic names the chosen kind on the way
     key = ".".join(map(str, location)) or "the recipe"
     line = document.line(location)
     where = f"line {line}: " if line else ""

@@ -9,6 +9,8 @@ import numpy as np
 
 from tlkeras import assembly
 from tlkeras.data.checks import Inspection, inspect
+from tlkeras.data.headers import printable
+from tlkeras.data.tables import list_some
 from tlkeras.errors import TlkerasError
 from tlkeras.recipe import Recipe
 
@@ -38,11 +40,13 @@ def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> Inspection:
     inspection = inspect(assembly.read_examples(recipe))
     examples = inspection.examples
     (task,) = examples.tasks
-    report["rejected"] = [{"path": bad.path, "code": bad.code, "reason": bad.reason} for bad in inspection.rejected]
-    report["notes"] += [str(note) for note in inspection.notes[:20]]
+    report["rejected"] = [
+        {"path": printable(bad.path), "code": bad.code, "reason": bad.reason} for bad in inspection.rejected
+    ]
+    report["notes"] += list_some([str(note) for note in inspection.notes])
     if inspection.rejected:
-        report["notes"].append(f"{len(inspection.rejected):,} files cannot be used and will be left out:")
-        report["notes"] += [str(bad) for bad in inspection.rejected[:20]]
+        report["notes"].append(f"{len(inspection.rejected):,} of the files cannot be used and will be left out:")
+        report["notes"] += list_some([str(bad) for bad in inspection.rejected])
     targets = examples.targets[task.name]
     counts = np.bincount(targets, minlength=len(task.class_names))
     report["facts"]["pictures"] = f"{len(examples):,} from {examples.source}"

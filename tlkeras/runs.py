@@ -1,22 +1,23 @@
 """A run directory: all that one training left behind, and the only thing that later stages read.
 
 runs/NAME-NN/
-    manifest.json       state, command, versions, time per phase, counts
+    manifest.json       state, time per phase, counts, facts that prediction and export need
     recipe.yaml         the resolved recipe
     environment.json    machine and versions
     classes.json        class names per task
     splits.csv          which picture was on which side
     rejected.csv        pictures left out, with the reason
-    history.csv         what the head's fit recorded
+    history.csv         what the head's fit recorded: loss per epoch, or per strength of regularisation
     predictions.npz     probabilities of the held-out pictures; predictions.csv is the same for reading
     metrics.json        figures with their intervals
-    samples/            a few held-out pictures, so that an export can be proved anywhere
+    samples/            a few held-out pictures, so that an export can be proved anywhere; samples.json names them
     model.keras         uint8 pictures -> probabilities
     log.txt             warnings and errors, with time
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
@@ -54,8 +55,37 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The manifest as last written."""
-        return self.read_json("manifest.json")
+        """The manifest as last written.
+
+        Raises:
+            RunError: It is missing or damaged.
+        """
+        manifest = self.read_json("manifest.json")
+        if not isinstance(manifest, dict) or "state" not in manifest:
+            raise RunError(f"The run {self.path} must hold a manifest.json with a state.", f"{manifest!r:.60}")
+        return manifest
+
+    def read_state(self) -> str:
+        """Return "running", "finished", "failed", "interrupted", "killed" (no process is at it) or "damaged"."""
+        try:
+            state = self.manifest["state"]
+        except RunError:
+            return "damaged"
+        return "killed" if state == "running" and not self._is_locked() else state
+
+    def read_created(self) -> str:
+        """Return when the run was made, in UTC; "" where its manifest is damaged."""
+        try:
+            return str(self.manifest.get("created", ""))
+        except RunError:
+            return ""
+
+    def _is_locked(self) -> bool:
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                return False
+        except (Timeout, OSError):
+            return True
 
     def update_manifest(self, **facts: Any) -> None:
         """Add facts to the manifest."""
@@ -84,6 +114,7 @@ class Run:
     def replacing(self, name: str) -> Iterator[Path]:
         """Yield a path to write to; on success it becomes `name`, on failure it is gone."""
         target = self.path / name
+        target.parent.mkdir(exist_ok=True)
         aside = target.with_name(f".{os.getpid()}-{target.name}")
         try:
             yield aside
@@ -97,7 +128,8 @@ class Run:
                 "Free some space or choose another folder, then run the command again.",
             ) from error
         finally:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a value as JSON; numbers that JSON does not have (NaN) are refused."""
@@ -131,20 +163,23 @@ class Run:
         except (OSError, ValueError, BadZipFile) as error:
             raise RunError(f"The run {self.path} must hold a readable {name}.", error) from None
 
+    def read_bytes(self, name: str) -> bytes:
+        """Read any file of the run.
+
+        Raises:
+            RunError: The file is missing.
+        """
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise RunError(f"The run {self.path} must hold {name}.", error.strerror) from None
+
     def write_table(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write a CSV file; names that are no UTF-8 are written with replacement signs."""
         with self.replacing(name) as aside, open(aside, "w", newline="", encoding="utf-8", errors="replace") as file:
             writer = csv.writer(file)
             writer.writerow(header)
             writer.writerows(rows)
-
-    def read_table(self, name: str) -> list[dict[str, str]]:
-        """Read a CSV file of the run as one dictionary per row."""
-        try:
-            with open(self.path / name, newline="", encoding="utf-8") as file:
-                return list(csv.DictReader(file))
-        except OSError as error:
-            raise RunError(f"The run {self.path} must hold {name}.", error.strerror) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -193,18 +228,18 @@ def open_run(reference: str, root: Path) -> Run:
         RunError: There is no such run (the nearest name is told), or it did not finish.
     """
     run = Run(_locate(reference, root))
-    state = run.manifest.get("state")
+    state = run.read_state()
     if state != "finished":
         raise RunError("A run must have finished before it can be used.", f"{run.path} is {state}")
     return run
 
 
 def list_runs(root: Path) -> list[Run]:
-    """Return all runs below a root, oldest first."""
+    """Return all runs below a root, oldest first, damaged ones among them."""
     if not root.is_dir():
         return []
     runs = [Run(path) for path in root.iterdir() if (path / "manifest.json").is_file()]
-    return sorted(runs, key=lambda run: (run.manifest.get("created", ""), run.name))
+    return sorted(runs, key=lambda run: (run.read_created(), run.name))
 
 
 @contextmanager
@@ -212,12 +247,14 @@ def logging_to(run: Run) -> Iterator[None]:
     """Copy warnings and errors of tlkeras into the run's log.txt."""
     handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8", errors="replace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("tlkeras")
-    logger.addHandler(handler)
+    loggers = [logging.getLogger(name) for name in ("tlkeras", "py.warnings")]
+    for logger in loggers:
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
         handler.close()
 
 
@@ -237,7 +274,7 @@ def _locate(reference: str, root: Path) -> Path:
         return _latest(root)
     for path in (root / reference, Path(reference)):
         if (path / "manifest.json").is_file():
-            return path
+            return path if path.name else path.resolve()  # "." has no name
     names = ["latest", *(run.name for run in list_runs(root))]
     raise RunError(
         "A run is `latest`, a name below the runs folder, or a path.", repr(reference), suggest(reference, names)
@@ -248,7 +285,7 @@ def _latest(root: Path) -> Path:
     pointer = root / "latest"
     if pointer.is_file() and (root / (name := pointer.read_text().strip()) / "manifest.json").is_file() and name:
         return root / name
-    finished = [run for run in list_runs(root) if run.manifest.get("state") == "finished"]
+    finished = [run for run in list_runs(root) if run.read_state() == "finished"]
     if not finished:
         raise RunError(
             "There must be a finished run.", f"none in {root.resolve()}", "Make one with: tlkeras train quickstart"

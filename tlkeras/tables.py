@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -35,10 +36,11 @@ def draw_training(result: dict[str, Any]) -> None:
     engine = f" with {features['engine']}" if features["engine"] else ""
     console.print(f"Features: {features['computed']:,} computed{engine}, {features['reused']:,} from the cache.")
     console.print(f"Run: {escape(result['path'])}")
+    name = run if os.path.dirname(result["path"]) == "runs" else result["path"]
     console.print("\nNext:")
     for command, purpose in (
-        (f"tlkeras predict {run} PICTURE...", "classify pictures"),
-        (f"tlkeras export {run} --to saved_models/{run.rpartition('-')[0]}", "a SavedModel for TensorFlow Serving"),
+        (f"tlkeras predict {name} PICTURE...", "classify pictures"),
+        (f"tlkeras export {name} --to saved_models/{run.rpartition('-')[0]}", "a SavedModel for TensorFlow Serving"),
         ("tlkeras cp quickstart mine.yaml", "a recipe of your own"),
     ):
         console.print(f"  {command:<60} # {purpose}", markup=False, highlight=False)

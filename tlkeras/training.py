@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import numpy as np
 
 from tlkeras import assembly
 from tlkeras.data.checks import inspect
-from tlkeras.data.headers import Finding, printable
+from tlkeras.data.headers import Finding, printable, read_picture
 from tlkeras.data.sources import Examples
+from tlkeras.data.splits import check_sides
+from tlkeras.errors import ResourceError, TlkerasError
 from tlkeras.features.extraction import Features
 from tlkeras.mapping.heads import Head, join
 from tlkeras.recipe import Recipe, dump_recipe, fingerprint
@@ -54,9 +56,7 @@ def train(recipe: Recipe, root: Path) -> Run:
         TlkerasError: What is in the way, in the user's words.
     """
     start = time.perf_counter()
-    examples = assembly.read_examples(recipe)
-    assembly.divide(recipe, examples)
-    prefix = assembly.build_prefix(recipe)
+    examples, prefix = _prepare(recipe)
     run = create_run(root, recipe.name)
     run.phases["build backbone"] = round(time.perf_counter() - start, 3)
     with run.locked(), logging_to(run):
@@ -64,9 +64,33 @@ def train(recipe: Recipe, root: Path) -> Run:
             _carry_out(recipe, run, examples, prefix)
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            run.update_manifest(state=state, phases=run.phases, error=f"{type(error).__name__}: {error}")
+            with contextlib.suppress(ResourceError):  # a full disk must not hide what went wrong first
+                run.update_manifest(state=state, phases=run.phases, error=f"{type(error).__name__}: {error}")
             raise
     return run
+
+
+def _prepare(recipe: Recipe) -> tuple[Examples, keras.Model]:
+    """Do what can fail before work starts, and raise what is wrong with all of it at once."""
+    problems: list[TlkerasError] = []
+    with _collecting(problems):
+        examples = assembly.read_examples(recipe)
+        assembly.divide(recipe, examples)
+    with _collecting(problems):
+        prefix = assembly.build_prefix(recipe)
+    if len(problems) > 1:
+        raise type(problems[0]).from_problems("Several things are in the way:", [str(error) for error in problems])
+    if problems:
+        raise problems[0]
+    return examples, prefix
+
+
+@contextlib.contextmanager
+def _collecting(problems: list[TlkerasError]) -> Iterator[None]:
+    try:
+        yield
+    except TlkerasError as error:
+        problems.append(error)
 
 
 def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: keras.Model) -> None:
@@ -77,6 +101,8 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: keras.Model
         sides = assembly.divide(recipe, examples)
     with run.phase("extract features"):
         features = assembly.extract_features(recipe, prefix, inspection)
+    kept = np.isin(np.arange(len(examples)), features.kept)
+    check_sides(examples, np.where(kept, sides, ""))
     with features, run.phase("fit head"):
         parts = {name: _take_side(examples, features, sides == name) for name in ("train", "validation", "test")}
         head = _fit(assembly.make_recipe_head(recipe), examples, parts["train"], parts["validation"])
@@ -85,7 +111,8 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: keras.Model
             join(prefix, head, recipe.name).save(aside)
         _write_pictures(run, examples, sides, [*inspection.rejected, *features.rejected])
         _write_predictions(run, examples, parts, head)
-        run.write_json("history.json", head.describe())
+        history = head.history()
+        run.write_table("history.csv", list(history), zip(*history.values(), strict=True))
         run.update_manifest(
             recipe=fingerprint(recipe),
             picture=assembly.picture_facts(recipe),
@@ -157,11 +184,10 @@ def _write_predictions(run: Run, examples: Examples, parts: dict[str, Side], hea
 
 def _keep_samples(run: Run, paths: np.ndarray, keys: Sequence[str], probabilities: np.ndarray) -> None:
     """Copy some held-out pictures, spread over all of them, so that an export can be proved anywhere."""
-    folder = run.path / "samples"
-    folder.mkdir()
     samples = []
     for number, row in enumerate(np.unique(np.linspace(0, len(paths) - 1, SAMPLES).astype(int))):
-        file = f"{number:02d}"
-        shutil.copyfile(paths[row], folder / file)
+        file = f"samples/{number:02d}"
+        with run.replacing(file) as aside:
+            aside.write_bytes(read_picture(paths[row]))
         samples.append({"file": file, "key": keys[row], "probabilities": probabilities[row].tolist()})
     run.write_json("samples.json", samples)

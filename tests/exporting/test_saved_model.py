@@ -20,7 +20,7 @@ def exported(trained, tmp_path_factory):
 
 def sample_paths(run):
     samples = json.loads((run / "samples.json").read_text())
-    return [(run / "samples" / sample["file"], sample["probabilities"]) for sample in samples]
+    return [(run / sample["file"], sample["probabilities"]) for sample in samples]
 
 
 def test_layout_is_what_tensorflow_serving_loads(exported):

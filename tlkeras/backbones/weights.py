@@ -41,7 +41,7 @@ def find_weights(entry: Entry, source: str | os.PathLike[str], top: bool = False
         if source == "none":
             return None
         return fetch(find_download(entry.name, top)) if source == "imagenet" else _find_packaged(entry)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if not path.exists():
         near = suggest(str(source), _SOURCES) if path.parent == Path() else "Give the path of a file."
         raise BackboneError("Weights must be 'imagenet', 'packaged', 'none' or a file.", repr(str(source)), near)

@@ -6,6 +6,7 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -51,14 +52,6 @@ def inspect(examples: Examples, *, workers: int | None = None, max_pixels: int =
     Raises:
         DataError: No example is left, or a class has lost all its pictures.
     """
-
-    def look(path: str) -> tuple[str, Header] | Rejection:
-        try:
-            data = read_picture(path)
-            return hashlib.sha256(data).hexdigest(), check_header(data, max_pixels)
-        except PictureError as error:
-            return Rejection(path, error.code, error.reason)
-
     digests: list[str] = []
     rejected: list[Rejection] = []
     notes: list[Note] = []
@@ -69,7 +62,7 @@ def inspect(examples: Examples, *, workers: int | None = None, max_pixels: int =
     ):
         for start in range(0, len(examples), _CHUNK):
             paths = examples.paths[start : start + _CHUNK]
-            for row, seen in enumerate(pool.map(look, paths), start):
+            for row, seen in enumerate(pool.map(partial(look_at, max_pixels=max_pixels), paths), start):
                 if isinstance(seen, Rejection):
                     rejected.append(seen)
                 else:
@@ -80,6 +73,15 @@ def inspect(examples: Examples, *, workers: int | None = None, max_pixels: int =
     remaining = examples.take(kept)
     _check_remaining(examples, remaining, rejected)
     return Inspection(remaining, digests, (*examples.rejected, *rejected), tuple(notes))
+
+
+def look_at(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str, Header] | Rejection:
+    """Return the SHA-256 of a file and its header, or why it cannot be used; pixels are not decoded."""
+    try:
+        data = read_picture(path)
+        return hashlib.sha256(data).hexdigest(), check_header(data, max_pixels)
+    except PictureError as error:
+        return Rejection(path, error.code, error.reason)
 
 
 def _remark(path: str, header: Header) -> list[Note]:

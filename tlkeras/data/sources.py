@@ -11,10 +11,19 @@ from pathlib import Path
 from tlkeras.data.headers import EXTENSIONS, READABLE, Rejection, printable, sniff
 from tlkeras.data.manifests import SPLIT_WORDS, read_manifest
 from tlkeras.data.packaged import read_digits, read_elpv, read_tfds
-from tlkeras.data.tables import Examples, Table, Task, choose_examples, list_some
+from tlkeras.data.tables import Examples, Table, Task, choose_examples, leave_out_unlabelled, list_some
 from tlkeras.errors import DataError, suggest
 
-__all__ = ["Examples", "Table", "Task", "choose_examples", "list_pictures", "read_folder", "read_table"]
+__all__ = [
+    "Examples",
+    "Table",
+    "Task",
+    "choose_examples",
+    "leave_out_unlabelled",
+    "list_pictures",
+    "read_folder",
+    "read_table",
+]
 
 PACKAGED = ("elpv", "sklearn-digits")
 _IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -97,6 +106,13 @@ def _class_folders(root: str, rejected: list[Rejection]) -> Iterator[tuple[str, 
     tops = _subfolders(root, root, rejected)
     words = [os.path.basename(top).lower() for top in tops]
     sides = [SPLIT_WORDS.get(word, "") for word in words]
+    if "train" in sides and len(set(sides) - {""}) > 1 and "" in sides:
+        others = [printable(os.path.basename(top)) for top, side in zip(tops, sides, strict=True) if not side]
+        raise DataError(
+            "Beside train and test folders there must be no other folder.",
+            ", ".join(list_some(others)),
+            "Move it away, or move the class folders up.",
+        )
     if "train" not in sides or "" in sides:
         yield from (("", _label(top), top) for top in tops)
         return
@@ -188,6 +204,6 @@ def _neighbours(path: str) -> list[str]:
     """Names beside a path that does not exist, written as the path is."""
     parent = os.path.dirname(path)
     try:
-        return [os.path.join(parent, printable(name)) for name in os.listdir(parent or ".")][:1000]
+        return [os.path.join(parent, printable(name)) for name in os.listdir(parent or ".")][:100]
     except OSError:
         return []

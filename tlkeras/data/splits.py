@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from tlkeras.data.tables import Examples
+from tlkeras.data.tables import Examples, list_some
 from tlkeras.errors import DataError
 
 # Columns of the tables of counts below: the sides in the order in which they take from the hash order.
@@ -60,6 +60,30 @@ def thin(examples: Examples, limit: int, seed: int) -> Examples:
     order = np.lexsort((numbers, strata))
     rank = np.arange(len(examples)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return examples.take(np.sort(order[rank < np.repeat(counts, sizes)]))
+
+
+def check_sides(examples: Examples, sides: np.ndarray) -> None:
+    """Make sure that there is something to learn every class from, and something to measure on.
+
+    Args:
+        examples: All examples.
+        sides: The side of each, str [examples]; "" for those that dropped out.
+
+    Raises:
+        DataError: A class has no training picture with weight, or no test picture has any; all such problems.
+    """
+    counts = examples.weights > 0
+    problems = [] if (counts & (sides == "test")).any() else ["There is no test picture (with a weight above 0)."]
+    for task in examples.tasks:
+        learned = np.unique(examples.targets[task.name][counts & (sides == "train")])
+        absent = [name for index, name in enumerate(task.class_names) if index not in learned]
+        if absent:
+            problems.append(
+                f"{task.name!r}: no training picture (with a weight above 0) shows {', '.join(list_some(absent))}."
+            )
+    if problems:
+        hint = "Add pictures, change the split, or remove the class."
+        raise DataError.from_problems(f"Every class needs pictures to learn from, and a test side. {hint}", problems)
 
 
 def _check_shares(validation: float, test: float) -> np.ndarray:

@@ -143,6 +143,13 @@ def choose_examples(
     )
 
 
+def leave_out_unlabelled(examples: Examples) -> Examples:
+    """Return the examples that have a label in some task; the others are listed as rejected."""
+    labelled = np.any([column >= 0 for column in examples.targets.values()], axis=0)
+    unlabelled = tuple(Rejection(path, "no-label", "it has no label") for path in examples.paths[~labelled])
+    return replace(examples.take(labelled), rejected=(*examples.rejected, *unlabelled))
+
+
 def list_some(problems: Sequence[str]) -> list[str]:
     """Return the first problems, and how many more there are."""
     shown = list(problems[:LISTED])

@@ -6,15 +6,18 @@ weighting of the same examples, so the point estimate and its interval come from
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tlkeras.errors import DataError
+from tlkeras.errors import DataError, ResourceError
 from tlkeras.runs import Run
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss")
+logger = logging.getLogger(__name__)
+
 _CELLS = 4_000_000  # weights held in memory at a time
 
 
@@ -46,7 +49,10 @@ def evaluate(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
         "weighted": bool(np.ptp(weights) > 0),
         "interval": f"95 % bootstrap, {resamples} resamples",
     }
-    run.write_json("metrics.json", result)
+    try:
+        run.write_json("metrics.json", result)
+    except ResourceError as error:  # the figures are known all the same
+        logger.warning("The figures could not be kept: %s", error)
     return result
 
 

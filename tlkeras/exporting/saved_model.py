@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.decoding import decode
-from tlkeras.errors import ExportError, ResourceError
+from tlkeras.errors import ExportError, ResourceError, RunError
 from tlkeras.prediction import load_model
 from tlkeras.runs import Run
 
@@ -84,10 +84,12 @@ def _write(model: keras.Model, size: int, fit: str, labels: Sequence[str], path:
 def _prove(run: Run, path: Path) -> tuple[float, int]:
     """Return the largest difference between the export's probabilities and the run's, and how many were compared."""
     samples = run.read_json("samples.json")
+    if not samples:
+        raise RunError("A run must keep some held-out pictures to prove an export on.", f"none in {run.path}")
     served = tf.saved_model.load(str(path)).signatures["serving_default"]
     differences = []
     for sample in samples:
-        encoded = (run.path / "samples" / sample["file"]).read_bytes()
+        encoded = run.read_bytes(sample["file"])
         given = served(image_bytes=tf.constant([encoded]))["probabilities"].numpy()[0]
         differences.append(float(np.abs(given - sample["probabilities"]).max()))
     worst = max(differences)
@@ -102,7 +104,7 @@ def _prove(run: Run, path: Path) -> tuple[float, int]:
 
 def _publish(aside: Path, target: Path) -> int:
     """Rename the finished version to the next free integer."""
-    version = max((int(path.name) for path in target.iterdir() if path.name.isdigit()), default=0) + 1
+    version = max((int(path.name) for path in target.iterdir() if path.name.isdecimal()), default=0) + 1
     while True:
         try:
             os.rename(aside, target / str(version))

@@ -159,9 +159,20 @@ class ActivationCache:
         Args:
             max_bytes: Then remove the least recently used ones until the rest takes no more; 0 is everything.
             unused_seconds: First remove the ones not opened for that long.
+
+        Raises:
+            ResourceError: The folder cannot be written.
         """
         if not self._folder.exists():
             return []
+        try:
+            return self._prune(max_bytes, unused_seconds)
+        except OSError as problem:
+            raise ResourceError(
+                "The cache folder must be writable.", f"{self._folder}: {problem.strerror or problem}"
+            ) from problem
+
+    def _prune(self, max_bytes: int | None, unused_seconds: float | None) -> list[SpaceSummary]:
         removed = []
         with self._lock():
             free = {path.name for path in self._folder.glob("*") if path.is_dir() and not _sweep(path)}
@@ -234,7 +245,7 @@ def _summarise(folder: Path) -> SpaceSummary:
         content = json.loads(description.read_text("utf-8"))
         facts = content["facts"] | {"shape": content["shape"], "dtype": content["dtype"]}
         last_used = description.stat().st_mtime
-    except (OSError, ValueError, KeyError):  # made by a process that died at once: it holds nothing yet
+    except (OSError, ValueError, KeyError, TypeError):  # made by a process that died at once: it holds nothing yet
         facts, last_used = {}, 0.0
     files = [path for path in folder.glob("*") if path.suffix in (".shard", ".tmp", ".damaged", ".json")]
     rows = sum(count_rows(path) for path in files if path.suffix == ".shard")

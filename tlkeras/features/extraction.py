@@ -208,7 +208,8 @@ def count_lacking(
     with ExitStack() as stack:
         stores = [stack.enter_context(cache.open(space)) for space in spaces]
         _, rows = _find_lacking(stores, pictures.digests)
-    cache.check_space(sum(space.row_bytes for space in spaces) * len(rows))
+    if len(rows):
+        cache.check_space(sum(space.row_bytes for space in spaces) * len(rows))
     return len(rows)
 
 

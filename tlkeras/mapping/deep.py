@@ -175,6 +175,10 @@ class DeepHead(ClassifierMixin, BaseEstimator):
         return list(self.model_.layers)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the fit chose, for the run's history."""
+        """Return what the fit chose."""
         best = int(np.argmin(self.history_["val_loss"]))
         return {"kind": "deep", "epochs": len(self.history_["loss"]), "best_epoch": best + 1}
+
+    def history(self) -> dict[str, list[float]]:
+        """Return loss and validation loss by epoch, as columns."""
+        return {"epoch": [epoch + 1 for epoch in range(len(self.history_["loss"]))], **self.history_}

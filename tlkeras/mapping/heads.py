@@ -36,6 +36,8 @@ class Head(Protocol):
 
     def describe(self) -> dict[str, Any]: ...
 
+    def history(self) -> dict[str, list[float]]: ...
+
 
 HEADS: dict[str, Callable[..., Head]] = {"linear": LinearHead, "deep": DeepHead}
 

@@ -150,8 +150,12 @@ class LinearHead(ClassifierMixin, BaseEstimator):
         return [dense]
 
     def describe(self) -> dict[str, Any]:
-        """Return what the fit chose, for the run's history."""
-        return {"kind": "linear", "C": self.C_, "held_out_log_loss": self.scores_}
+        """Return what the fit chose."""
+        return {"kind": "linear", "C": self.C_}
+
+    def history(self) -> dict[str, list[float]]:
+        """Return the held-out log loss by strength, as columns; empty where C was given."""
+        return {"C": list(self.scores_), "held_out_log_loss": list(self.scores_.values())}
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
