@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from tlkeras.backbones.blocks import find_cut
-from tlkeras.backbones.catalog import build, find_backbone
+from tlkeras.backbones.building import build
+from tlkeras.backbones.catalog import find_backbone
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.data.checks import Inspection
 from tlkeras.data.sources import Examples, choose_examples, leave_out_unlabelled, read_table

@@ -10,11 +10,12 @@ def load_tensorflow() -> None:
     """Import TensorFlow (some seconds), with the process's standard error closed meanwhile.
 
     Its libraries print a few lines before any setting of theirs can silence them. Errors are raised as ever. Later
-    messages follow TF_CPP_MIN_LOG_LEVEL, which is set to 2 (errors) unless the user has set it.
+    messages follow TF_CPP_MIN_LOG_LEVEL; unless the user has set it, it is set to 3, because TensorFlow logs the
+    absence of a GPU as an error.
     """
     if "tensorflow" in sys.modules:
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

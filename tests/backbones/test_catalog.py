@@ -10,7 +10,8 @@ import pytest
 from tlkeras.backbones import downloads
 from tlkeras.backbones.architectures import construct, normalize
 from tlkeras.backbones.blocks import find_blocks, find_cuts, split
-from tlkeras.backbones.catalog import build, find_backbone, list_backbones
+from tlkeras.backbones.building import build
+from tlkeras.backbones.catalog import find_backbone, list_backbones
 from tlkeras.backbones.graph import count_multiply_adds
 from tlkeras.errors import BackboneError
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkeras.backbones.catalog import build, find_backbone
+from tlkeras.backbones.building import build
+from tlkeras.backbones.catalog import find_backbone
 
 EGYPTIAN_CAT, ESPRESSO = 285, 967
 

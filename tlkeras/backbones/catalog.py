@@ -1,17 +1,13 @@
-"""The catalog: one row of facts per backbone, and how to build each."""
+"""The catalog: one row of facts per backbone."""
 
 from __future__ import annotations
 
 import fnmatch
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tlkeras.errors import BackboneError, suggest
-
-if TYPE_CHECKING:
-    import keras
 
 
 @dataclass(frozen=True)
@@ -206,54 +202,6 @@ def find_backbone(name: str) -> Entry:
         repr(name),
         f"{suggest(name, _ENTRIES)} `tlkeras backbones` lists them all.",
     )
-
-
-def build(
-    name: str, *, size: int | None = None, weights: str | os.PathLike[str] = "imagenet", top: bool = False
-) -> keras.Model:
-    """Build a backbone as one flat functional graph that eats uint8 pictures, its normalisation inside.
-
-    Args:
-        name: Of the catalog.
-        size: Height and width of the pictures in pixels. Defaults to the backbone's own.
-        weights: "imagenet", "packaged", "none" (random) or a file: `.weights.h5`, `.h5`, `.keras`, `.pth`.
-        top: Keep the ImageNet classifier.
-
-    Returns:
-        A model from `pictures`, uint8 [n, size, size, 3], to the last feature map, float32 [n, h, w, width], or with
-        `top` to the probabilities of the 1,000 ImageNet classes, float32 [n, 1000].
-
-    Raises:
-        BackboneError: The name, size or weights cannot be had; said before anything is built where possible.
-    """
-    entry = find_backbone(name)
-    size = _check_size(entry, size, top)
-    from tlkeras.backbones.architectures import construct
-    from tlkeras.backbones.weights import find_weights, load_file
-
-    file = find_weights(entry, weights, top)
-    model = construct(entry, size, top)
-    if file is not None:
-        load_file(model, file)
-    return model
-
-
-def _check_size(entry: Entry, size: int | None, top: bool) -> int:
-    if size is None:
-        return entry.default_size
-    if size < entry.minimum_size:
-        raise BackboneError(
-            f"{entry.name} needs pictures of at least {entry.minimum_size} x {entry.minimum_size} pixels.",
-            f"size={size}",
-            f"Its own size is {entry.default_size}.",
-        )
-    if top and entry.family == "vgg" and size != entry.default_size:
-        raise BackboneError(
-            f"The classifier of {entry.name} only fits pictures of {entry.default_size} pixels.",
-            f"size={size}",
-            "Leave the size out, or build it without its classifier.",
-        )
-    return size
 
 
 def _check_word(what: str, word: str, valid: Iterable[str]) -> None:

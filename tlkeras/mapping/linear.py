@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
+from tlkeras import progress
 from tlkeras.mapping.weighting import ClassWeight, weigh_examples
 
 if TYPE_CHECKING:
@@ -114,13 +116,18 @@ class LinearHead(ClassifierMixin, BaseEstimator):
             logger.warning("A class has a single example: C cannot be chosen and is 0.01.")
             return 0.01
         paths = [_LossPath(part, len(self.classes_)) for part in parts]
-        # one thread per fold: BLAS threads that wait for each other cost more than such small products
-        with threadpool_limits(1), ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
+        with ExitStack() as stack:
+            # one thread per fold: BLAS threads that wait for each other cost more than such small products
+            stack.enter_context(threadpool_limits(1))
+            pool = stack.enter_context(ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)))
+            advance = stack.enter_context(progress.track("Fitting the head", len(STRENGTHS), "strengths"))
             for C in STRENGTHS:
                 losses = list(pool.map(lambda path, C=C: path.step(C), paths))
                 self.scores_[float(C)] = float(np.mean(losses))
+                advance(1)
                 if _has_risen_twice(list(self.scores_.values())):
                     break
+            advance(len(STRENGTHS) - len(self.scores_))
         return min(self.scores_, key=self.scores_.__getitem__)
 
     def decision_function(self, X: np.ndarray) -> np.ndarray:
