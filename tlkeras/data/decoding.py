@@ -110,19 +110,20 @@ def _check_fit(fit: str) -> None:
 
 def _scale(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     """Average areas along sides that shrink, interpolate along sides that grow."""
-    shape = tf.shape(pixels)[:2]
-    smaller = tf.minimum(shape, target)
-    shrunk = tf.cond(
-        tf.reduce_all(shape == smaller),
-        lambda: tf.cast(pixels, tf.float32),
-        lambda: tf.raw_ops.ResizeArea(images=pixels[None], size=smaller)[0],
-    )
     scaled = tf.cond(
-        tf.reduce_all(smaller == target),
-        lambda: shrunk,
-        lambda: tf.image.resize(shrunk, target, method="bilinear"),
+        tf.reduce_all(tf.shape(pixels)[:2] >= target),
+        lambda: tf.raw_ops.ResizeArea(images=pixels[None], size=target)[0],
+        lambda: _grow(pixels, target),
     )
     return tf.cast(tf.round(scaled), tf.uint8)
+
+
+@_seldom
+def _grow(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """Scale where at least one side grows: shrink the other one first."""
+    smaller = tf.minimum(tf.shape(pixels)[:2], target)
+    shrunk = tf.raw_ops.ResizeArea(images=pixels[None], size=smaller)
+    return tf.image.resize(shrunk, target, method="bilinear")[0]
 
 
 def _drop_alpha(pixels: tf.Tensor) -> tf.Tensor:
