@@ -225,3 +225,11 @@ def test_one_damaged_run_does_not_block_the_list(workplace, call):
     states = {run["name"]: run["state"] for run in json.loads(call("ls", "--json").stdout)["runs"]}
     assert states == {"mine-01": "damaged", "mine-02": "finished"}
     assert call("evaluate").exit_code == 0
+
+
+@pytest.mark.parametrize("recipe", ["quickstart", "deep_head", "linear_probe"])
+def test_a_copied_recipe_trains_on_ones_own_class_folders(workplace, call, recipe):
+    assert call("cp", recipe, "own.yaml").exit_code == 0
+    for verb in (["check"], ["train", "--quick"]):
+        done = call("--quiet", *verb, "own.yaml", "--set", "data.source=photos/")
+        assert done.exit_code == 0, done.output

@@ -27,7 +27,7 @@ def train(
         runs: Folder of the run directories.
 
     Returns:
-        What `evaluate` returns, and `path`, `phases` (seconds), `rejected` (pictures left out), `engine`.
+        What `evaluate` returns: figures, and `path`, `phases` (seconds), `features`, `head`, `rejected` (a count).
     """
     start = time.perf_counter()
     resolved = recipes.load_recipe(recipe, overrides, quick=quick)

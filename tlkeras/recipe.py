@@ -55,7 +55,7 @@ class Data(Section):
     weight: str | None = None
     group: str | None = None
     domain: str | None = None
-    stratify: Names = ()
+    stratify: Names | None = None
     validation: Share = 0.0
     test: Share = 0.2
     tolerance: Share = 0.25

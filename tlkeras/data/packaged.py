@@ -68,7 +68,7 @@ def read_elpv() -> Table:
             "certainty": [text if 0 < chance < 1 else "1" for text, chance in zip(probabilities, chances, strict=True)],
             "module": _number_modules(types),
         },
-        defaults={"label": "defect"},
+        defaults={"label": "defect", "stratify": "cell_type"},
         classes={"defect": classes, "any_defect": classes, "cell_type": ("mono", "poly")},
         facts={
             "licence": "CC BY-NC-SA 4.0",

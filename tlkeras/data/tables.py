@@ -27,7 +27,7 @@ class Table:
         paths: Absolute paths; undecodable bytes are surrogates.
         keys: Stable identity of each picture: its path relative to `root`, with "/" and printable.
         columns: Columns by name. "split" holds words of `SPLITS`.
-        defaults: Column by role ("label", "weight", "group", "domain") where the caller names none.
+        defaults: Column by role ("label", "weight", "group", "domain", "stratify") where the caller names none.
         classes: Class names in their order, for columns where it is known; others are sorted.
         facts: Licence, citation, address ...
         rejected: Files that were found and left out.
@@ -106,7 +106,7 @@ def choose_examples(
     weight: str | None = None,
     group: str | None = None,
     domain: str | None = None,
-    stratify: Sequence[str] = (),
+    stratify: Sequence[str] | None = None,
 ) -> Examples:
     """Choose the columns that matter; each label column becomes a task.
 
@@ -117,6 +117,8 @@ def choose_examples(
             with fewer than two pictures.
     """
     labels = list(labels) or [table.defaults.get("label", "label")]
+    if stratify is None:
+        stratify = [table.defaults["stratify"]] if "stratify" in table.defaults else []
     roles = {"weight": weight, "group": group, "domain": domain}
     chosen = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
     if problems := _unknown_columns(table, [*labels, *filter(None, chosen.values()), *stratify]):
