@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.pipeline import explain_unreadable, order, stream_pictures
@@ -90,6 +91,17 @@ def test_paths_are_looked_up_in_chunks(plant):
     for index, _ in stream_pictures(Endless(), 8, "squash", 4).take(3):
         last = index.numpy()[-1]
     assert last == 11 and len(asked) < 5
+
+
+def test_what_augments_sees_picture_and_index(plant):
+    root = plant({"a.png": 1, "b.jpg": b"text", "c.png": 3, "d.png": 4})
+    paths = [str(root / name) for name in ("a.png", "b.jpg", "c.png", "d.png")]
+    indices, pictures, _ = read_all(
+        stream_pictures(paths, 8, "squash", 2, augment=lambda picture, index: picture + tf.cast(10 * index, tf.uint8))
+    )
+    assert indices == [0, 2, 3] and pictures[:, 0, 0, 0].tolist() == [1, 23, 34]
+    several = stream_pictures(paths, 8, "squash", 2, augment=lambda picture, _: tf.stack([picture, 255 - picture]))
+    assert read_all(several)[1][:, :, 0, 0, 0].tolist() == [[1, 254], [3, 252], [4, 251]]
 
 
 def test_unknown_fit_is_said_at_once():

@@ -13,7 +13,9 @@ import pytest
 from keras import layers
 from PIL import Image
 
+from tlkeras.data.augmentation import PLAIN, View, derive_keys, draw_views, number_views
 from tlkeras.data.pipeline import stream_pictures
+from tlkeras.data.policies import make_policy
 from tlkeras.errors import DataError, ResourceError, TlkerasError
 from tlkeras.features import extraction
 from tlkeras.features.cache import ActivationCache
@@ -47,9 +49,10 @@ def look_at(paths: list[str]) -> Pictures:
     return Pictures(paths, [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths])
 
 
-def predict(prefix: keras.Model, pictures: Pictures) -> np.ndarray:
+def predict(prefix: keras.Model, pictures: Pictures, view: View = PLAIN) -> np.ndarray:
     stream = stream_pictures(pictures.paths, 32, "squash", len(pictures)).as_numpy_iterator()
-    return prefix.predict_on_batch(next(stream)[1])
+    seen = draw_views(next(stream)[1], derive_keys(pictures.digests), [view])
+    return prefix.predict_on_batch(seen[:, 0])
 
 
 @pytest.fixture
@@ -160,6 +163,101 @@ def test_several_taps_in_one_pass(prefix, tmp_path, counted):
         for rows, expected in zip(features.outputs, predict(taps, pictures), strict=True):
             np.testing.assert_allclose(rows[:], expected, rtol=1e-3, atol=1e-3)
     assert sorted(space.rows for space in cache.list_spaces()) == [3, 3]
+
+
+VIEWS = [PLAIN, *number_views(make_policy("light"), 2, seed=5), View(make_policy("dihedral"), number=6)]
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """The number of files that each stream is asked to decode."""
+    counts: list[int] = []
+
+    def stream(paths, *args, **kwargs):
+        counts.append(len(paths))
+        return stream_pictures(paths, *args, **kwargs)
+
+    monkeypatch.setattr(extraction, "stream_pictures", stream)
+    return counts
+
+
+def test_several_views_in_one_pass(prefix, tmp_path, counted, decoded):
+    """Unreadable and equal files among them."""
+    cache, good = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(20))
+    (tmp_path / "bad.png").write_bytes(b"")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "1.png").read_bytes())
+    pictures = look_at([good.paths[0], str(tmp_path / "bad.png"), *good.paths[1:], str(tmp_path / "copy.png")])
+    with extract(prefix, pictures, FACTS, views=VIEWS, cache=cache) as features:
+        assert decoded == [21] and sum(counted) == features.computed == 80 and features.reused == 0
+        assert max(counted) <= 32
+        assert features.kept.tolist() == [0, *range(2, 22)] and len(features.rejected) == 1
+        assert features.outputs == features.views[0] and len(features.views) == 4
+        for view, (rows,) in zip(VIEWS, features.views, strict=True):
+            np.testing.assert_allclose(rows[:20], predict(prefix, good, view), rtol=1e-3, atol=1e-3)
+            assert np.array_equal(rows[20], rows[1])
+        assert not np.array_equal(features.views[1][0][:], features.views[2][0][:])
+
+
+def test_views_that_are_there_are_not_computed_again(prefix, tmp_path, counted, decoded):
+    cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(12))
+    half = Pictures(pictures.paths[:6], pictures.digests[:6])
+    extract(prefix, half, FACTS, views=VIEWS[:2], cache=cache).close()
+    extract(prefix, pictures, FACTS, cache=cache).close()  # a plain view is one with those of other runs
+    counted.clear(), decoded.clear()
+    assert extraction.count_lacking(prefix, pictures, FACTS, cache, views=VIEWS) == 30
+    with extract(prefix, pictures, FACTS, views=VIEWS, cache=cache) as features:
+        assert sum(counted) == features.computed == 30 and features.reused == 18 and decoded == [12]
+        for view, (rows,) in zip(VIEWS, features.views, strict=True):
+            np.testing.assert_allclose(rows[:], predict(prefix, pictures, view), rtol=1e-3, atol=1e-3)
+    with extract(prefix, pictures, FACTS, views=VIEWS[::-1], cache=cache) as features:
+        assert features.computed == 0 and features.reused == 48
+        assert np.allclose(features.views[3][0][:], predict(prefix, pictures), rtol=1e-3, atol=1e-3)
+
+
+def test_interrupted_views_are_kept(prefix, tmp_path, monkeypatch):
+    cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(40))
+
+    def interrupt(prefix, name):
+        engine = make_engine(prefix, name)
+        run = engine.run
+        engine.run = lambda batches: run(_interrupted(batches))
+        return engine
+
+    def _interrupted(stream):
+        for _ in range(3):  # of 8 pictures each
+            yield next(stream)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(extraction, "make_engine", interrupt)
+        extract(prefix, pictures, FACTS, views=VIEWS, cache=cache)
+    with extract(prefix, pictures, FACTS, views=VIEWS, cache=cache) as features:
+        assert (features.reused, features.computed) == (96, 64)
+
+
+def test_views_of_several_outputs_each_in_its_precision(prefix, tmp_path):
+    taps = keras.Model(prefix.input, [prefix.layers[2].output, prefix.output])
+    pictures, facts = draw(tmp_path, 1, 2, 3), [{"cut": "first"}, {"cut": "last"}]
+    with extract(taps, pictures, facts, views=VIEWS[:2], dtype=["float16", "float32"]) as features:
+        for view, rows in zip(VIEWS, features.views, strict=False):
+            assert [(of.shape, of.dtype) for of in rows] == [((3, 15, 15, 4), np.float16), ((3, 4), np.float32)]
+            for of, expected in zip(rows, predict(taps, pictures, view), strict=True):
+                np.testing.assert_allclose(of[:], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_room_for_views_is_asked_for(prefix, tmp_path, counted):
+    """A row of four float16 takes 8 bytes and 32 of digest: 40 pictures in 4 views 6,400."""
+    cache, pictures = ActivationCache(tmp_path / "cache", budget_bytes=6399), draw(tmp_path, *range(40))
+    for count in (extract, lambda *args, **more: extraction.count_lacking(*args, more["cache"], views=more["views"])):
+        with pytest.raises(ResourceError, match="6,400 bytes beside"):
+            count(prefix, pictures, FACTS, views=VIEWS, cache=cache)
+    assert counted == []
+
+
+def test_a_view_given_twice(prefix, tmp_path):
+    views = [PLAIN, View(make_policy("flip"), number=2)]
+    with pytest.raises(TlkerasError, match="Each view must be another one. Received: {}, {}."):
+        extract(prefix, draw(tmp_path, 1), FACTS, views=views)
 
 
 def test_what_changes_the_numbers_changes_the_space(prefix, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -30,6 +30,7 @@ def stream_pictures(
     fit: str,
     batch_size: int,
     *,
+    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
     workers: int | None = None,
     prefetch: int = 2,
 ) -> tf.data.Dataset:
@@ -43,6 +44,8 @@ def stream_pictures(
         size: Side of the pictures in pixels.
         fit: As in `decode`.
         batch_size: Pictures in a batch.
+        augment: From a picture uint8 [size, size, 3] and its index, an int64 scalar, to what takes its place in the
+            batch, one view or several; see `augmentation.show_one` and `show_all`.
         workers: Threads of the stream's own pool, by default one per core; fewer leave cores to an engine that
             runs at the same time.
         prefetch: Batches decoded ahead.
@@ -56,7 +59,8 @@ def stream_pictures(
 
     @tf.autograph.experimental.do_not_convert
     def load(index: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return index, decode(tf.io.read_file(path), size, fit)
+        picture = decode(tf.io.read_file(path), size, fit)
+        return index, picture if augment is None else augment(picture, index)
 
     signature = (tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string))
     stream = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from tlkeras.data import decoding
+from tlkeras.data.augmentation import PLAIN, View, derive_keys, show_all
 from tlkeras.data.headers import Rejection, printable
 from tlkeras.data.pipeline import explain_unreadable, stream_pictures
 from tlkeras.errors import TlkerasError, suggest
@@ -67,11 +68,20 @@ class Pictures:
         """Return what a picture's pixels depend on besides the bytes of its file."""
         return {"size": size, "fit": self.fit, "decoder": decoding.VERSION}
 
-    def stream(self, rows: np.ndarray, size: int) -> Generator[Batch, None, None]:
-        """Yield (rows [b], pictures uint8 [b, size, size, 3]); unreadable ones do not appear."""
+    def stream(self, rows: np.ndarray, size: int, views: Sequence[View] = (PLAIN,)) -> Generator[Batch, None, None]:
+        """Decode each picture once: yield (sights [b], pictures uint8 [b, size, size, 3]).
+
+        A sight is one view of one picture, `row * len(views) + place of the view`. Those of a picture follow each
+        other; of an unreadable one there are none.
+        """
         paths = [self.paths[row] for row in rows]
-        for index, pictures in stream_pictures(paths, size, self.fit, BATCH_SIZE).as_numpy_iterator():
-            yield rows[index], pictures
+        augment = None
+        if any(view.facts() for view in views):
+            augment = show_all(views, derive_keys([self.digests[row] for row in rows]))
+        batch_size = max(1, BATCH_SIZE // len(views))
+        for index, pictures in stream_pictures(paths, size, self.fit, batch_size, augment=augment).as_numpy_iterator():
+            sights = rows[index][:, None] * len(views) + np.arange(len(views))
+            yield sights.ravel(), pictures.reshape(-1, *pictures.shape[-3:])
 
 
 @dataclass(frozen=True)
@@ -108,16 +118,16 @@ class Features:
     """What `extract` returns.
 
     Attributes:
-        outputs: One `Rows` per output of the prefix.
+        views: For each view, one `Rows` per output of the prefix.
         kept: int64 [k], the pictures that have rows.
         rejected: The others, each with its reason.
         engine: What computed; None if nothing had to be.
-        computed: Pictures run through the engine.
-        reused: Pictures kept whose rows were there before.
+        computed: Pictures run through the engine, each view counted.
+        reused: Pictures whose rows were there before, each view counted.
         seconds: All of it, building the engine included.
     """
 
-    outputs: tuple[Rows, ...]
+    views: tuple[tuple[Rows, ...], ...]
     kept: np.ndarray
     rejected: tuple[Rejection, ...]
     engine: str | None
@@ -125,6 +135,11 @@ class Features:
     reused: int
     seconds: float
     _open: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    @property
+    def outputs(self) -> tuple[Rows, ...]:
+        """The rows of the first view."""
+        return self.views[0]
 
     def __enter__(self) -> Features:
         return self
@@ -142,25 +157,28 @@ def extract(
     pictures: Pictures,
     facts: Sequence[Mapping[str, Any]],
     *,
+    views: Sequence[View] = (PLAIN,),
     cache: ActivationCache | None = None,
     engine: str | Engine = "auto",
-    dtype: str = "float16",
+    dtype: str | Sequence[str] = "float16",
 ) -> Features:
     """Return the activations of pictures; what the cache lacks is computed, streaming, and kept.
 
-    A picture is known by its bytes, so equal files are computed once. Memory does not grow with the number of
-    pictures. Interrupted, at most the last half minute is lost.
+    A picture is known by its bytes, so equal files are computed once; each file is decoded once for all views.
+    Memory does not grow with the number of pictures. Interrupted, at most the last half minute is lost.
 
     Args:
         prefix: From pictures [n, size, size, 3] to one or several tensors.
         pictures: The files, and how they become tensors.
         facts: For each output what names its values in the cache: weights fingerprint, cut, pooling ... The
-            pictures' own facts, shape and dtype are added here.
+            facts of pictures and view, shape and dtype are added here.
+        views: How each picture is seen.
         cache: Where rows are kept; None keeps them in a temporary folder until the result is closed.
         engine: A name as in `make_engine`, or an engine made for this prefix before, to be used again.
-        dtype: "float16" or "float32", as stored.
+        dtype: "float16" or "float32", as stored; one, or one per output.
 
     Raises:
+        TlkerasError: Two views are the same.
         DataError: An activation is NaN, infinite or too large for float16; the message names the picture.
         ResourceError: The rows do not fit the cache's budget or the disk.
     """
@@ -168,25 +186,30 @@ def extract(
     with ExitStack() as stack:
         if cache is None:
             cache = ActivationCache(stack.enter_context(tempfile.TemporaryDirectory(prefix="tlkeras-")))
-        spaces = _describe_spaces(prefix, pictures, facts, dtype)
-        stores = [stack.enter_context(cache.open(space)) for space in spaces]
-        lacking, rows = _find_lacking(stores, pictures.digests)
+        spaces = _describe_spaces(prefix, pictures, facts, views, dtype)
+        stores = [[stack.enter_context(cache.open(space)) for space in of_view] for of_view in spaces]
+        lacking = _find_lacking(stores, pictures.digests)
+        wanted = _find_wanted(lacking, pictures.digests)
         used, computed = None, 0
-        if len(rows):
-            cache.check_space(sum(space.row_bytes for space in spaces) * len(rows))
+        if wanted.any():
+            cache.check_space(_count_bytes(spaces, wanted))
             runner = make_engine(prefix, engine) if isinstance(engine, str) else engine
             used = runner.name
-            stream = pictures.stream(rows, prefix.input_shape[1])
-            computed = _fill(stores, lacking, pictures, rows, runner.run(stream))
-        ids = np.stack([store.locate(pictures.digests) for store in stores])
-        found = np.all(ids >= 0, axis=0)
+            rows = np.flatnonzero(wanted.any(axis=1))
+            stream = _take_wanted(pictures.stream(rows, prefix.input_shape[1], views), wanted)
+            computed = _fill(stores, lacking, pictures, int(wanted.sum()), runner.run(stream))
+        ids = np.array([[store.locate(pictures.digests) for store in of_view] for of_view in stores])
+        found = np.all(ids >= 0, axis=(0, 1))
         return Features(
-            outputs=tuple(Rows(store, of[found]) for store, of in zip(stores, ids, strict=True)),
+            views=tuple(
+                tuple(Rows(store, of[found]) for store, of in zip(of_view, ids_of_view, strict=True))
+                for of_view, ids_of_view in zip(stores, ids, strict=True)
+            ),
             kept=np.flatnonzero(found),
             rejected=tuple(explain_unreadable(pictures.paths[row]) for row in np.flatnonzero(~found).tolist()),
             engine=used,
             computed=computed,
-            reused=int(np.count_nonzero(~lacking.any(axis=0))),
+            reused=int(np.count_nonzero(~lacking.any(axis=1))),
             seconds=time.monotonic() - started,
             _open=stack.pop_all(),
         )
@@ -197,62 +220,95 @@ def count_lacking(
     pictures: Pictures,
     facts: Sequence[Mapping[str, Any]],
     cache: ActivationCache,
-    dtype: str = "float16",
+    dtype: str | Sequence[str] = "float16",
+    *,
+    views: Sequence[View] = (PLAIN,),
 ) -> int:
-    """Return how many pictures `extract` would compute with the same arguments.
+    """Return how many pictures, each view counted, `extract` would compute with the same arguments.
 
     Raises:
+        TlkerasError: Two views are the same.
         ResourceError: Their rows do not fit the cache's budget or the disk.
     """
-    spaces = _describe_spaces(prefix, pictures, facts, dtype)
+    spaces = _describe_spaces(prefix, pictures, facts, views, dtype)
     with ExitStack() as stack:
-        stores = [stack.enter_context(cache.open(space)) for space in spaces]
-        _, rows = _find_lacking(stores, pictures.digests)
-    if len(rows):
-        cache.check_space(sum(space.row_bytes for space in spaces) * len(rows))
-    return len(rows)
+        stores = [[stack.enter_context(cache.open(space)) for space in of_view] for of_view in spaces]
+        wanted = _find_wanted(_find_lacking(stores, pictures.digests), pictures.digests)
+    if wanted.any():
+        cache.check_space(_count_bytes(spaces, wanted))
+    return int(wanted.sum())
 
 
 def _describe_spaces(
-    prefix: keras.Model, pictures: Pictures, facts: Sequence[Mapping[str, Any]], dtype: str
-) -> list[Space]:
+    prefix: keras.Model,
+    pictures: Pictures,
+    facts: Sequence[Mapping[str, Any]],
+    views: Sequence[View],
+    dtype: str | Sequence[str],
+) -> list[list[Space]]:
+    """Return for each view the space of each output."""
     common = pictures.facts(prefix.input_shape[1])
-    return [
-        Space({**common, **about}, tuple(output.shape[1:]), dtype)
-        for about, output in zip(facts, prefix.outputs, strict=True)
+    dtypes = [dtype] * len(facts) if isinstance(dtype, str) else dtype
+    spaces = [
+        [
+            Space({**common, **view.facts(), **about}, tuple(output.shape[1:]), kind)
+            for about, output, kind in zip(facts, prefix.outputs, dtypes, strict=True)
+        ]
+        for view in views
     ]
+    if len({of_view[0].key for of_view in spaces}) < len(views):
+        raise TlkerasError("Each view must be another one.", ", ".join(str(view.facts()) for view in views))
+    return spaces
 
 
-def _find_lacking(stores: Sequence[Store], digests: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return which store lacks which picture, bool [stores, n], and the rows to compute, without repetitions."""
-    lacking = np.stack([~store.known(digests) for store in stores])
-    return lacking, _first_of_each(digests, np.asarray(lacking.any(axis=0)))
+def _find_lacking(stores: Sequence[Sequence[Store]], digests: Sequence[str]) -> np.ndarray:
+    """Return which store lacks which picture: bool [views, outputs, n]."""
+    return np.array([[~store.known(digests) for store in of_view] for of_view in stores])
 
 
-def _first_of_each(digests: Sequence[str], wanted: np.ndarray) -> np.ndarray:
-    """Return the wanted rows, only the first of those with equal digests, in order."""
-    first = {digests[row]: row for row in reversed(np.flatnonzero(wanted))}
-    return np.array(sorted(first.values()), np.int64)
+def _find_wanted(lacking: np.ndarray, digests: Sequence[str]) -> np.ndarray:
+    """Return what to compute, bool [n, views]: of pictures with equal digests only the first."""
+    wanted = np.asarray(lacking.any(axis=1)).T
+    first = {digests[row]: row for row in reversed(np.flatnonzero(wanted.any(axis=1)))}
+    chosen = np.zeros_like(wanted)
+    rows = list(first.values())
+    chosen[rows] = wanted[rows]
+    return chosen
+
+
+def _count_bytes(spaces: Sequence[Sequence[Space]], wanted: np.ndarray) -> int:
+    widths = [sum(space.row_bytes for space in of_view) for of_view in spaces]
+    return int(np.dot(wanted.sum(axis=0), widths))
+
+
+def _take_wanted(batches: Iterable[Batch], wanted: np.ndarray) -> Generator[Batch, None, None]:
+    """Leave out the sights that are there already."""
+    flat = wanted.ravel()
+    for sights, pictures in batches:
+        chosen = flat[sights]
+        yield (sights, pictures) if chosen.all() else (sights[chosen], pictures[chosen])
 
 
 def _fill(
-    stores: Sequence[Store],
+    stores: Sequence[Sequence[Store]],
     lacking: np.ndarray,
     pictures: Pictures,
-    rows: np.ndarray,
+    wanted: int,
     results: Generator[Result, None, None],
 ) -> int:
-    """Add to each store the rows that it lacks; return how many pictures came out, of those asked for."""
+    """Add to each store the rows that it lacks; return how many sights came out, of those wanted."""
     computed = 0
     with ExitStack() as stack:
-        advance = stack.enter_context(track("Extracting features", len(rows), "pictures"))
-        writers = [stack.enter_context(store.writer()) for store in stores]
-        for index, outputs in stack.enter_context(closing(results)):
-            for writer, output, lack in zip(writers, outputs, lacking, strict=True):
-                new = lack[index]
-                names = [printable(pictures.paths[row]) for row in index[new]]
-                writer.add([pictures.digests[row] for row in index[new]], output[new], names)
-            computed += len(index)
-            advance(len(index))
-        advance(len(rows) - computed)  # the unreadable ones
+        advance = stack.enter_context(track("Extracting features", wanted, "pictures"))
+        writers = [[stack.enter_context(store.writer()) for store in of_view] for of_view in stores]
+        for sights, outputs in stack.enter_context(closing(results)):
+            rows, views = np.divmod(sights, len(stores))
+            for view in np.unique(views):
+                for writer, output, lack in zip(writers[view], outputs, lacking[view], strict=True):
+                    new = (views == view) & lack[rows]
+                    names = [printable(pictures.paths[row]) for row in rows[new]]
+                    writer.add([pictures.digests[row] for row in rows[new]], output[new], names)
+            computed += len(sights)
+            advance(len(sights))
+        advance(wanted - computed)  # the unreadable ones
     return computed

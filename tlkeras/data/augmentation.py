@@ -1,0 +1,200 @@
+"""Augmentation as numbered views: view v of a picture is a pure function of policy, seed, picture and v.
+
+The picture is known by the SHA-256 of its file. So a view can be computed once and its activations kept; drawn anew
+in every epoch, views are ordinary augmentation. Pictures are uint8 RGB before and after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tlkeras.data.policies import Policy
+
+Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+"""From a picture uint8 [h, w, 3] and its index, an int64 scalar, to what takes its place."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One way of seeing every picture, by number.
+
+    Args:
+        policy: What may be done.
+        seed: Seed of what is drawn.
+        number: Which of the policy's views.
+    """
+
+    policy: Policy
+    seed: int = 0
+    number: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """Return what names the view in the cache: nothing for the picture as it is."""
+        if self.policy.size is not None:
+            orientation = self.number % self.policy.size
+            return {"view": {"orientation": orientation}} if orientation else {}
+        named = {"policy": self.policy.name, "fingerprint": self.policy.fingerprint}
+        return {"view": {**named, "seed": self.seed, "number": self.number}}
+
+    def apply(self, picture: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        """Return the view of one picture: uint8 [h, w, 3] -> uint8 [h, w, 3].
+
+        Args:
+            picture: uint8 [h, w, 3].
+            key: The picture's, int64 [2], from `derive_keys`.
+        """
+        return _show(self.policy, self.seed, picture, key, self.number)
+
+
+PLAIN = View(Policy("none", size=1))
+"""The picture as it is."""
+
+
+def derive_keys(digests: Sequence[str]) -> np.ndarray:
+    """Return what pictures' views depend on: hex SHA-256 digests of files [n] -> int64 [n, 2]."""
+    words = np.frombuffer(bytes.fromhex("".join(digests)), "<i8").reshape(-1, 4)
+    return words[:, :2].astype(np.int64)
+
+
+def number_views(policy: Policy, count: int, seed: int = 0) -> tuple[View, ...]:
+    """Return the views 0 to count - 1, fewer where the policy has fewer."""
+    return tuple(View(policy, seed, number) for number in range(min(count, policy.size or count)))
+
+
+def choose_views(policy: Policy, count: int | None, keys: np.ndarray, epoch: int, seed: int = 0) -> np.ndarray:
+    """Return which view each picture shows in an epoch: int64 [n].
+
+    Drawn views follow the epoch, modulo the count. Orientations do so from another start for each picture, so that a
+    batch mixes them and each picture shows all of them in as many epochs as there are.
+
+    Args:
+        policy: Whose views.
+        count: How many there are to choose from; None is all, without end where they are drawn.
+        keys: int64 [n, 2], from `derive_keys`.
+        epoch: From 0.
+        seed: Another seed starts elsewhere.
+    """
+    if policy.size is None:
+        return np.full(len(keys), epoch % count if count else epoch, np.int64)
+    count = count or policy.size
+    # Multiply-shift hashing (Dietzfelbinger et al. 1997): with another factor, other pictures start together.
+    starts = (keys[:, 0].astype(np.uint64) * (_salt(seed).view(np.uint64)[0] | np.uint64(1))) >> np.uint64(32)
+    return (starts.astype(np.int64) + epoch) % count
+
+
+def show_one(policy: Policy, keys: np.ndarray, numbers: np.ndarray, seed: int = 0) -> Augment:
+    """Return what gives the picture of each index the view of its number.
+
+    Args:
+        policy: Whose views.
+        keys: int64 [n, 2], from `derive_keys`, by index.
+        numbers: int64 [n], from `choose_views`, by index.
+        seed: Seed of what is drawn.
+    """
+    all_keys, all_numbers = tf.constant(keys, tf.int64), tf.constant(numbers, tf.int64)
+    return lambda picture, index: _show(policy, seed, picture, all_keys[index], all_numbers[index])
+
+
+def show_all(views: Sequence[View], keys: np.ndarray) -> Augment:
+    """Return what gives all views of the picture of each index: uint8 [views, h, w, 3]."""
+    all_keys = tf.constant(keys, tf.int64)
+    # Views of one policy are a loop, whose body is traced once.
+    groups = [
+        (policy, seed, tf.constant([view.number for view in group], tf.int64))
+        for (policy, seed), group in groupby(views, lambda view: (view.policy, view.seed))
+    ]
+
+    def show(picture: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        key = all_keys[index]
+        parts = [
+            tf.map_fn(partial(_show, policy, seed, picture, key), numbers, fn_output_signature=picture.dtype)
+            for policy, seed, numbers in groups
+        ]
+        return tf.concat(parts, axis=0)
+
+    return show
+
+
+def draw_views(pictures: np.ndarray, keys: np.ndarray, views: Sequence[View]) -> np.ndarray:
+    """Return views to look at: uint8 [n, h, w, 3] and int64 [n, 2] -> uint8 [n, views, h, w, 3]."""
+    draw = tf.function(show_all(views, keys), autograph=False)
+    return np.stack([draw(tf.constant(picture), tf.constant(row)).numpy() for row, picture in enumerate(pictures)])
+
+
+def cut_mix(
+    pictures: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor, alpha: float = 1.0
+) -> tuple[tf.Tensor, Any, tf.Tensor]:
+    """Paste a box of another picture of the batch into each (CutMix, Yun et al. 2019).
+
+    The box takes 1 - Beta(alpha, alpha) of the area, less what lies outside; its centre is anywhere. Labels follow
+    the area that is seen in the end, see `mix_labels`.
+
+    Args:
+        pictures: uint8 [n, h, w, 3].
+        targets: float32 [n, k], or several of them by task.
+        weights: float32 [n].
+        seed: int [2]; the same seed does the same.
+        alpha: 1 makes every area equally likely.
+
+    Returns:
+        Pictures, targets and weights as they came.
+    """
+    count, height, width = tf.unstack(tf.shape(pictures)[:3])
+    partners, *seeds = tf.unstack(tf.random.split(seed, 4))
+    partners = tf.random.experimental.stateless_shuffle(tf.range(count), partners)
+    first, second = (tf.random.stateless_gamma([count], each, alpha) for each in seeds[:2])
+    side = tf.sqrt(second / (first + second))
+    centres = tf.random.stateless_uniform([2, count], seeds[2])
+    down = _cover(height, centres[0], side)
+    across = _cover(width, centres[1], side)
+    pasted = down[:, :, None] & across[:, None, :]
+    mixed = tf.where(pasted[..., None], tf.gather(pictures, partners), pictures)
+    own = 1 - tf.reduce_mean(tf.cast(pasted, tf.float32), axis=[1, 2])
+    return mixed, *mix_labels(targets, weights, partners, own)
+
+
+def mix_labels(targets: Any, weights: tf.Tensor, partners: tf.Tensor, own: tf.Tensor) -> tuple[Any, tf.Tensor]:
+    """Mix targets and sample weights so that a loss linear in its targets, as cross-entropy is, is mixed exactly.
+
+    With share s, weight w and target y of an example, and w', y' of its partner: the weight is s w + (1 - s) w', and
+    the target (s w y + (1 - s) w' y') divided by it.
+
+    Args:
+        targets: float32 [n, k], or several of them by task.
+        weights: float32 [n].
+        partners: int [n], the row mixed into each.
+        own: float32 [n], the share of each example that is its own.
+    """
+    mine, theirs = own * weights, (1 - own) * tf.gather(weights, partners)
+    total = mine + theirs
+
+    def mix(dense: tf.Tensor) -> tf.Tensor:
+        sum_of_both = mine[:, None] * dense + theirs[:, None] * tf.gather(dense, partners)
+        return tf.math.divide_no_nan(sum_of_both, total[:, None])
+
+    return tf.nest.map_structure(mix, targets), total
+
+
+def _cover(length: tf.Tensor, centre: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """Return which positions boxes cover: centres and shares [n] -> bool [n, length]."""
+    extent = tf.cast(length, tf.float32)
+    distance = tf.range(extent) + 0.5 - (centre * extent)[:, None]
+    return tf.abs(distance) < (share * extent / 2)[:, None]
+
+
+def _show(policy: Policy, seed: int, picture: tf.Tensor, key: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
+    mixed = tf.bitwise.bitwise_xor(tf.cast(key, tf.int64), tf.constant(_salt(seed)))
+    # TensorFlow scrambles seeds, so that neighbours have nothing in common.
+    return policy.apply(picture, number, mixed + tf.stack([tf.constant(0, tf.int64), tf.cast(number, tf.int64)]))
+
+
+def _salt(seed: int) -> np.ndarray:
+    return derive_keys([hashlib.sha256(str(seed).encode()).hexdigest()])[0]

@@ -1,0 +1,313 @@
+"""What augmentation can do to one picture: uint8 RGB to uint8 RGB of the same size, in TensorFlow operations.
+
+An operation takes an amount, and each has a neutral amount that changes nothing. Warps say where each pixel comes
+from; several in a row become one, so that a picture is interpolated once. Recolourings change pixels where they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from tlkeras.errors import TlkerasError, suggest
+
+FILLS = ("reflect", "nearest", "constant")
+_LUMA = (0.299, 0.587, 0.114)  # grey from red, green and blue, ITU-R BT.601
+
+Matrix = Sequence[Sequence[Any]]
+"""Two rows of three numbers: from (x, y, 1) in the result to (x, y) in the picture, in pixels from its centre."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One row of `OPERATIONS`.
+
+    Args:
+        neutral: The amount that changes nothing.
+        furthest: The strongest value that a policy may ask for.
+        draw: Which amounts a value v stands for: "between" neutral and v, "around" zero (from -v to v), or by
+            "chance" (1 with probability v, else 0).
+        warp: (amount, place, size) to a `Matrix`; place is two numbers in [0, 1), size [height, width] in pixels.
+        recolour: (picture, amount, place) to a picture; one of the two is given.
+    """
+
+    neutral: float
+    furthest: float
+    draw: Literal["between", "around", "chance"]
+    warp: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Matrix] | None = None
+    recolour: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Move:
+    """An operation as a policy asks for it.
+
+    Args:
+        operation: A name of `OPERATIONS`.
+        value: How strong; see `Operation.draw`.
+        exact: Take the value itself, only its sign drawn where there is one, instead of an amount up to it.
+
+    Raises:
+        TlkerasError: The operation is unknown or the value out of its range.
+    """
+
+    operation: str
+    value: float
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        name = self.operation
+        if name not in OPERATIONS:
+            raise TlkerasError("An operation must be a known one.", repr(name), suggest(str(name), OPERATIONS))
+        low, high = sorted((OPERATIONS[name].neutral, OPERATIONS[name].furthest))
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not low <= self.value <= high:
+            raise TlkerasError(f"The value of {name} must be a number from {low:g} to {high:g}.", repr(self.value))
+
+    def draw_amount(self, number: tf.Tensor) -> tf.Tensor:
+        """Return the amount for a number drawn from [0, 1): a float32 scalar."""
+        row, value = OPERATIONS[self.operation], float(self.value)
+        if row.draw == "chance":
+            return tf.cast(number < value, tf.float32)
+        if row.draw == "around":
+            return tf.where(number < 0.5, -value, value) if self.exact else value * (2 * number - 1)
+        return tf.constant(value) if self.exact else row.neutral + (value - row.neutral) * number
+
+
+def carry_out(moves: Sequence[Move], picture: tf.Tensor, draws: tf.Tensor, fill: str) -> tf.Tensor:
+    """Do moves in order: uint8 [h, w, 3] -> uint8 [h, w, 3].
+
+    Args:
+        moves: Warps that stand side by side are done as one.
+        picture: uint8 [h, w, 3].
+        draws: float32 [moves or more, 3] from [0, 1): what decides the amount, and the place.
+        fill: What lies outside the picture, see `warp`.
+    """
+    matrix = None
+    size = tf.cast(tf.shape(picture)[:2], tf.float32)
+    for move, draw in zip(moves, tf.unstack(draws)[: len(moves)], strict=True):
+        row, amount, place = OPERATIONS[move.operation], move.draw_amount(draw[0]), draw[1:]
+        if row.warp is not None:
+            further = _square(row.warp(amount, place, size))
+            matrix = further if matrix is None else matrix @ further
+            continue
+        if matrix is not None:
+            picture, matrix = warp(picture, matrix, fill), None
+        picture = _recolour(row, picture, amount, place)
+    return picture if matrix is None else warp(picture, matrix, fill)
+
+
+def _recolour(row: Operation, picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    assert row.recolour is not None
+    if row.draw != "chance":
+        return row.recolour(picture, amount, place)
+    recolour = row.recolour
+    return tf.cond(amount > 0, lambda: recolour(picture, amount, place), lambda: picture)
+
+
+def warp(picture: tf.Tensor, matrix: tf.Tensor, fill: str = "reflect") -> tf.Tensor:
+    """Take each pixel from elsewhere: uint8 [h, w, 3] -> uint8 [h, w, 3].
+
+    Bilinear; but where a matrix only mirrors and shifts, pixels stay as they are and shifts are of whole ones, which
+    is five times as fast.
+
+    Args:
+        picture: uint8 [h, w, 3].
+        matrix: float32 [3, 3], a `Matrix` and the row (0, 0, 1).
+        fill: What lies outside: "reflect" the picture mirrored, "nearest" its edge, "constant" black.
+    """
+    straight = tf.reduce_all(tf.abs(matrix[:2, :2]) == tf.eye(2))
+    moved = tf.cond(straight, lambda: _move(picture, matrix, fill), lambda: _interpolate(picture, matrix, fill))
+    return tf.ensure_shape(moved, picture.shape)
+
+
+def _move(picture: tf.Tensor, matrix: tf.Tensor, fill: str) -> tf.Tensor:
+    for axis, place in ((0, 1), (1, 0)):
+        length = tf.shape(picture)[axis]
+        mirrored = matrix[place, place] < 0
+        positions = tf.range(length) + tf.cast(tf.round(matrix[place, 2] * matrix[place, place]), tf.int32)
+        positions = tf.where(mirrored, length - 1 - positions, positions)
+        inside = (positions >= 0) & (positions < length)
+        if fill == "reflect":
+            folded = positions % (2 * length)
+            positions = tf.minimum(folded, 2 * length - 1 - folded)
+        picture = tf.gather(picture, tf.clip_by_value(positions, 0, length - 1), axis=axis)
+        if fill == "constant":
+            picture *= tf.cast(tf.reshape(inside, [-1, 1, 1] if axis == 0 else [1, -1, 1]), tf.uint8)
+    return picture
+
+
+def _interpolate(picture: tf.Tensor, matrix: tf.Tensor, fill: str) -> tf.Tensor:
+    shape = tf.shape(picture)[:2]
+    centre = tf.cast(shape - 1, tf.float32)[::-1] / 2
+    linear, shift = matrix[:2, :2], matrix[:2, 2]
+    offset = centre - tf.linalg.matvec(linear, centre) + shift
+    flat = tf.reshape(tf.concat([linear, offset[:, None]], axis=1), [6])
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(picture, tf.float32)[None],  # as uint8 it would cut off fractions, and darken
+        transforms=tf.concat([flat, [0.0, 0.0]], axis=0)[None],
+        output_shape=shape,
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode=fill.upper(),
+    )
+    return tf.cast(moved[0] + 0.5, tf.uint8)
+
+
+def orient(picture: tf.Tensor, element: int | tf.Tensor) -> tf.Tensor:
+    """Return one of the eight orientations of a square picture: uint8 [s, s, 3] -> uint8 [s, s, 3].
+
+    Element 0 is the picture itself. Bits of the element: 1 mirrors left and right, 2 up and down (3 turns by a half),
+    4 first swaps rows and columns.
+    """
+    if isinstance(element, int) and element == 0:
+        return picture
+    bits = tf.cast(tf.bitwise.bitwise_and(tf.cast(element, tf.int32), [4, 2, 1]), tf.bool)
+    turned = tf.cond(bits[0], lambda: tf.transpose(picture, [1, 0, 2]), lambda: picture)
+    turned = tf.raw_ops.Reverse(tensor=turned, dims=tf.stack([bits[1], bits[2], False]))
+    return tf.ensure_shape(turned, picture.shape)
+
+
+def _square(matrix: Matrix) -> tf.Tensor:
+    rows = [tf.stack([tf.cast(value, tf.float32) for value in row]) for row in [*matrix, (0, 0, 1)]]
+    return tf.stack(rows)
+
+
+def _rotate(degrees: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> Matrix:
+    """Counter-clockwise."""
+    angle = degrees * (math.pi / 180)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    return [(cos, -sin, 0), (sin, cos, 0)]
+
+
+def _turn(amount: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> Matrix:
+    """One to three quarters, counter-clockwise, exactly."""
+    quarters = tf.cast(amount * (1 + tf.floor(3 * place[0])), tf.int32)
+    cos, sin = tf.gather([1.0, 0.0, -1.0, 0.0], quarters), tf.gather([0.0, 1.0, 0.0, -1.0], quarters)
+    return [(cos, -sin, 0), (sin, cos, 0)]
+
+
+def _crop(side: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> Matrix:
+    """Enlarge a window anywhere in the picture; side is that of the window, as a share of the picture's."""
+    shift = (1 - side) * (place - 0.5) * size[::-1]
+    return [(side, 0, shift[0]), (0, side, shift[1])]
+
+
+def _zoom(amount: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> Matrix:
+    scale = 1 / (1 + amount)
+    return [(scale, 0, 0), (0, scale, 0)]
+
+
+def _round(pixels: tf.Tensor) -> tf.Tensor:
+    return tf.saturate_cast(pixels + 0.5, tf.uint8)
+
+
+def _lighten(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    return _round(tf.cast(picture, tf.float32) * (1 + amount))
+
+
+def _contrast(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    pixels = tf.cast(picture, tf.float32)
+    mean = tf.tensordot(tf.reduce_mean(tf.reshape(pixels, [-1, 3]), axis=0), tf.constant(_LUMA), 1)
+    return _round(mean + (1 + amount) * (pixels - mean))
+
+
+def _saturate(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """Blend with grey, which is a linear map of the colours."""
+    matrix = (1 + amount) * tf.eye(3) - amount * tf.constant(_LUMA)[:, None]
+    mixed = tf.reshape(tf.cast(picture, tf.float32), [-1, 3]) @ matrix
+    return tf.reshape(_round(mixed), tf.shape(picture))
+
+
+def _sharpen(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """Blend with the picture smoothed by (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay."""
+    pixels = tf.cast(picture, tf.float32)
+    inner = pixels[1:-1, 1:-1]
+    kernel = tf.reshape([1.0, 1, 1, 1, 5, 1, 1, 1, 1], [3, 3, 1, 1]) / 13
+    smooth = tf.nn.depthwise_conv2d(pixels[None], tf.tile(kernel, [1, 1, 3, 1]), [1, 1, 1, 1], "VALID")[0]
+    change = tf.pad(amount * (inner - smooth), [[1, 1], [1, 1], [0, 0]])
+    return _round(pixels + change)
+
+
+def _shift_hue(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """The amount is in turns of the colour circle."""
+    return _round(tf.image.adjust_hue(tf.cast(picture, tf.float32) / 255, amount) * 255)
+
+
+def _posterize(picture: tf.Tensor, bits: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """Keep so many leading bits."""
+    dropped = tf.cast(8 - tf.round(bits), tf.uint8)
+    return tf.bitwise.left_shift(tf.bitwise.right_shift(picture, dropped), dropped)
+
+
+def _solarize(picture: tf.Tensor, threshold: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """Invert what is at least as bright as the threshold."""
+    bright = tf.cast(picture, tf.float32) >= threshold
+    return tf.bitwise.bitwise_xor(picture, tf.cast(bright, tf.uint8) * 255)
+
+
+def _invert(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    return 255 - picture
+
+
+def _stretch(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """Stretch each channel that is not of one value to 0-255."""
+    low, high = (
+        tf.cast(reduce(reduce(picture, axis=0), axis=0), tf.float32) for reduce in (tf.reduce_min, tf.reduce_max)
+    )
+    varies = high > low
+    scale = tf.where(varies, 255 / (high - low), 1)
+    return _round((tf.cast(picture, tf.float32) - tf.where(varies, low, 0)) * scale)
+
+
+def _equalize(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """Make each channel's histogram flat as Pillow's `equalize` does."""
+    channels = tf.cast(tf.transpose(tf.reshape(picture, [-1, 3])), tf.int32)
+    counts = tf.math.bincount(channels, minlength=256, maxlength=256, axis=-1)
+    brightest = tf.reduce_max(channels, axis=1)
+    step = (tf.shape(channels)[1] - tf.gather(counts, brightest, batch_dims=1)) // 255
+    below = tf.cumsum(counts, axis=1, exclusive=True)
+    levels = tf.minimum((below + step[:, None] // 2) // tf.maximum(step, 1)[:, None], 255)
+    levels = tf.where(step[:, None] > 0, levels, tf.range(256))
+    flat = tf.gather(tf.cast(levels, tf.uint8), channels, batch_dims=1)
+    return tf.reshape(tf.transpose(flat), tf.shape(picture))
+
+
+def _erase(picture: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """Paint a box grey that lies in the picture; side is that of the box, as a share of the picture's."""
+    size = tf.cast(tf.shape(picture)[:2], tf.float32)
+    box = tf.round(side * size)
+    start = tf.round(place[::-1] * (size - box))
+    down, across = (
+        (at >= first) & (at < first + count)
+        for at, first, count in zip(map(tf.range, tf.unstack(size)), tf.unstack(start), tf.unstack(box), strict=True)
+    )
+    return tf.where((down[:, None] & across)[..., None], tf.constant(128, tf.uint8), picture)
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "flip_horizontal": Operation(0, 1, "chance", warp=lambda a, *_: [(1 - 2 * a, 0, 0), (0, 1, 0)]),
+    "flip_vertical": Operation(0, 1, "chance", warp=lambda a, *_: [(1, 0, 0), (0, 1 - 2 * a, 0)]),
+    "turn": Operation(0, 1, "chance", warp=_turn),
+    "rotate": Operation(0, 180, "around", warp=_rotate),
+    "shear_x": Operation(0, 1, "around", warp=lambda a, *_: [(1, a, 0), (0, 1, 0)]),
+    "shear_y": Operation(0, 1, "around", warp=lambda a, *_: [(1, 0, 0), (a, 1, 0)]),
+    "translate_x": Operation(0, 1, "around", warp=lambda a, _, size: [(1, 0, -a * size[1]), (0, 1, 0)]),
+    "translate_y": Operation(0, 1, "around", warp=lambda a, _, size: [(1, 0, 0), (0, 1, -a * size[0])]),
+    "zoom": Operation(0, 0.9, "around", warp=_zoom),
+    "crop": Operation(1, 0.05, "between", warp=_crop),
+    "brightness": Operation(0, 1, "around", recolour=_lighten),
+    "contrast": Operation(0, 1, "around", recolour=_contrast),
+    "saturation": Operation(0, 1, "around", recolour=_saturate),
+    "hue": Operation(0, 0.5, "around", recolour=_shift_hue),
+    "sharpness": Operation(0, 1, "around", recolour=_sharpen),
+    "posterize": Operation(8, 1, "between", recolour=_posterize),
+    "solarize": Operation(256, 0, "between", recolour=_solarize),
+    "autocontrast": Operation(0, 1, "chance", recolour=_stretch),
+    "equalize": Operation(0, 1, "chance", recolour=_equalize),
+    "invert": Operation(0, 1, "chance", recolour=_invert),
+    "erase": Operation(0, 1, "between", recolour=_erase),
+}

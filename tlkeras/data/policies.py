@@ -1,0 +1,197 @@
+"""What may be done to pictures: policies by name, or composed of one's own operations."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
+from typing import Any
+
+import tensorflow as tf
+
+from tlkeras.data.operations import FILLS, OPERATIONS, Move, carry_out, orient
+from tlkeras.errors import TlkerasError, suggest
+
+# Part of the key of everything computed from augmented pixels: raise it whenever the same draws give other pixels.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Orientations by number, or so many rounds of one chain of moves drawn at random.
+
+    Args:
+        name: As in `POLICIES`, or "own".
+        size: How many views there are, orientations 0 to size - 1; None if they are drawn.
+        chains: The alternatives of a round, equally likely.
+        rounds: How often one is drawn and carried out.
+        fill: What lies outside a moved picture: "reflect", "nearest" or "constant".
+
+    Raises:
+        TlkerasError: The fill is unknown.
+    """
+
+    name: str
+    size: int | None = None
+    chains: tuple[tuple[Move, ...], ...] = ()
+    rounds: int = 1
+    fill: str = "reflect"
+
+    def __post_init__(self) -> None:
+        if self.fill not in FILLS:
+            raise TlkerasError("The fill must be a known one.", repr(self.fill), suggest(str(self.fill), FILLS))
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that name what is done, whatever the policy is called."""
+        content = json.dumps([VERSION, *astuple(self)[1:]])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def apply(self, picture: tf.Tensor, number: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Return one view: uint8 [h, w, 3] -> uint8 [h, w, 3].
+
+        Args:
+            picture: uint8 [h, w, 3]; square where the policy swaps rows and columns.
+            number: Which orientation, modulo the size; nothing that is drawn depends on it.
+            seed: int [2], for TensorFlow's stateless operations; all that is drawn depends on it.
+        """
+        if self.size is not None:
+            return orient(picture, number % self.size)
+        numbers = 1 + 3 * max(map(len, self.chains))
+        for draws in tf.unstack(tf.random.stateless_uniform([self.rounds, numbers], seed, alg="philox")):
+            picture = self._run_round(picture, draws[0], tf.reshape(draws[1:], [-1, 3]))
+        return picture
+
+    def _run_round(self, picture: tf.Tensor, choice: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+        branches = [partial(carry_out, chain, picture, draws, self.fill) for chain in self.chains]
+        if len(branches) == 1:
+            return branches[0]()
+        chosen = tf.cast(choice * len(branches), tf.int32)
+        return tf.ensure_shape(tf.switch_case(chosen, branches), picture.shape)
+
+
+# The operations of both papers, without the identity, and their strongest values in RandAugment and TrivialAugment.
+_STRONGEST: Mapping[str, tuple[float, float]] = {
+    "autocontrast": (1, 1),
+    "equalize": (1, 1),
+    "rotate": (30, 135),
+    "solarize": (0, 0),
+    "saturation": (0.9, 0.99),
+    "posterize": (4, 2),
+    "contrast": (0.9, 0.99),
+    "brightness": (0.9, 0.99),
+    "sharpness": (0.9, 0.99),
+    "shear_x": (0.3, 0.99),
+    "shear_y": (0.3, 0.99),
+    "translate_x": (0.45, 1 / 7),  # 150 pixels of 331, and 32 of 224
+    "translate_y": (0.45, 1 / 7),
+}
+
+
+def rand_augment(operations: int = 2, magnitude: float = 9, fill: str = "reflect") -> Policy:
+    """Return RandAugment (Cubuk et al. 2020): so many operations, drawn from fourteen, all of one magnitude, 0 to 30.
+
+    Raises:
+        TlkerasError: A number is out of range.
+    """
+    numbers = isinstance(operations, int) and isinstance(magnitude, int | float)
+    if not (numbers and operations > 0 and 0 <= magnitude <= 30):
+        rule = "RandAugment does at least 1 operation, each of a magnitude from 0 to 30."
+        raise TlkerasError(rule, f"operations {operations!r}, magnitude {magnitude!r}")
+    chains: list[tuple[Move, ...]] = [()]
+    for name, (strongest, _) in _STRONGEST.items():
+        row = OPERATIONS[name]
+        level = 1 if row.draw == "chance" else magnitude / 30
+        chains.append((Move(name, row.neutral + (strongest - row.neutral) * level, exact=True),))
+    return Policy("rand_augment", None, tuple(chains), operations, fill)
+
+
+def trivial_augment(fill: str = "reflect") -> Policy:
+    """Return TrivialAugment (Wide; Müller and Hutter 2021): one of fourteen operations, of any strength.
+
+    The strength is drawn from the whole range, where the paper draws one of 31 levels.
+    """
+    chains = [(Move(name, strongest),) for name, (_, strongest) in _STRONGEST.items()]
+    return Policy("trivial_augment", None, ((), *chains), fill=fill)
+
+
+def light(fill: str = "reflect") -> Policy:
+    """Return small changes, such as another shot of the same thing brings."""
+    steps: list[dict[str, Any]] = [{"flip": "horizontal"}, {"translate": 0.05}, {"zoom": 0.1}, {"rotate": 10}]
+    return _compose("light", [*steps, {"brightness": 0.1}], fill)
+
+
+def standard(fill: str = "reflect") -> Policy:
+    """Return mirroring, square windows of 65 to 100 % of the side, and colour."""
+    steps: list[dict[str, Any]] = [{"flip": "horizontal"}, {"crop": 0.65}]
+    return _compose("standard", [*steps, {"brightness": 0.2}, {"contrast": 0.2}, {"saturation": 0.2}], fill)
+
+
+POLICIES: Mapping[str, Callable[..., Policy]] = {
+    "none": lambda: Policy("none", size=1),
+    "flip": lambda: Policy("flip", size=2),
+    "dihedral": lambda: Policy("dihedral", size=8),
+    "light": light,
+    "standard": standard,
+    "rand_augment": rand_augment,
+    "trivial_augment": trivial_augment,
+}
+
+_FLIPS: Mapping[str, tuple[str, ...]] = {
+    "horizontal": ("flip_horizontal",),
+    "vertical": ("flip_vertical",),
+    "both": ("flip_horizontal", "flip_vertical"),
+}
+_STEPS: Mapping[str, tuple[str, ...]] = {
+    **{name: (name,) for name in OPERATIONS},
+    "shear": ("shear_x", "shear_y"),
+    "translate": ("translate_x", "translate_y"),
+    "flip": (),  # its value names them
+}
+
+
+def make_policy(policy: str | Sequence[Mapping[str, Any]], **options: Any) -> Policy:
+    """Return a policy by name, or an own one.
+
+    Args:
+        policy: A name of `POLICIES`, or operations in order, each as {name: value}: {"rotate": 10}, {"equalize": 0.5}.
+            Besides `OPERATIONS` there are "shear" and "translate", along both axes, and {"flip": "horizontal",
+            "vertical" or "both"}, each with probability 1/2.
+        options: Of the policy: `fill`; `operations` and `magnitude` of rand_augment.
+
+    Raises:
+        TlkerasError: A name is unknown or a value out of range.
+    """
+    if not isinstance(policy, str):
+        make: Callable[..., Policy] = partial(_compose, "own", policy)
+    elif policy in POLICIES:
+        make = POLICIES[policy]
+    else:
+        raise TlkerasError("The augmentation must be a known one.", repr(policy), suggest(policy, POLICIES))
+    valid = inspect.signature(make).parameters
+    for name in options:
+        if name not in valid:
+            way_out = suggest(name, valid) if valid else "It has none."
+            raise TlkerasError(f"Options must be those of the augmentation {policy!r}.", repr(name), way_out)
+    return make(**options)
+
+
+def _compose(name: str, steps: Sequence[Mapping[str, Any]], fill: str = "reflect") -> Policy:
+    moves = tuple(move for step in steps for move in _read_step(step))
+    return Policy(name, None, (moves,), fill=fill) if moves else Policy(name, size=1)
+
+
+def _read_step(step: Mapping[str, Any]) -> list[Move]:
+    if not isinstance(step, Mapping) or len(step) != 1:
+        raise TlkerasError("A step of an augmentation is one operation and its value, as {rotate: 10}.", repr(step))
+    [(name, value)] = step.items()
+    if name not in _STEPS:
+        raise TlkerasError("An operation must be a known one.", repr(name), suggest(str(name), _STEPS))
+    if name != "flip":
+        return [Move(each, value) for each in _STEPS[name]]
+    if str(value) not in _FLIPS:
+        raise TlkerasError("A flip must be a known one.", repr(value), suggest(str(value), _FLIPS))
+    return [Move(each, 0.5) for each in _FLIPS[value]]
