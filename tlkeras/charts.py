@@ -1,0 +1,264 @@
+"""Pictures of numbers, as PNG files: a run's history, the search for a learning rate, views side by side.
+
+Colours are those of Okabe and Ito (2008), which differ for colour-blind readers too. Nothing here needs a display.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_INK, _FAINT = "#333333", "#777777"
+_BANDS = ("#F1F4F8", "#FFFFFF")
+_DPI = 110
+_STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "text.color": _INK,
+    "text.parse_math": False,  # a class may be called $5
+    "axes.edgecolor": "#BBBBBB",
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "legend.frameon": False,
+    "figure.dpi": _DPI,
+}
+_MARKED_EPOCHS = 30  # up to so many, each epoch gets a dot
+_LETTER = 0.075  # width of a letter, inches
+_SHEET_PIXELS, _CELL_PIXELS = 4_000, 128
+_LABEL_LETTERS = 24
+
+
+def draw_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw losses, validation metrics and the learning rate over the epochs, with the stages as labelled bands.
+
+    Args:
+        rows: One per epoch: `epoch` (from 1), `stage`, `loss`; by option `val_loss`, `learning_rate`, `best` (true at
+            the epoch to mark; at several, the last is marked), and metrics: columns that begin with `val_`, drawn with
+            the column of the same name without it. What is no finite number leaves a gap.
+        path: The PNG file to write.
+
+    Raises:
+        ValueError: There are no rows.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    if not rows:
+        raise ValueError("A history must have at least one epoch.")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    metrics = [key for key in columns if key.startswith("val_") and key != "val_loss"]
+    panels = [(3.0, "loss"), *([(3.0, "metrics")] if metrics else [])]
+    panels += [(1.2, "learning rate")] if "learning_rate" in columns else []
+    heights = [height for height, _ in panels]
+    with _make_figure(path, (9.0, 1.2 + 0.75 * sum(heights))) as figure:
+        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        axes = {name: axis for (_, name), axis in zip(panels, grid, strict=True)}
+        _draw_pair(axes["loss"], rows, "loss", _COLOURS[0], _COLOURS[1])
+        for number, metric in enumerate(metrics):
+            colour = _COLOURS[(number + 2) % len(_COLOURS)]
+            _draw_pair(axes["metrics"], rows, metric.removeprefix("val_"), colour, colour)
+        if rate := axes.get("learning rate"):
+            _draw_series(rate, rows, "learning_rate", color=_FAINT)
+            rate.set_ylim(bottom=0)
+            rate.yaxis.set_major_locator(MaxNLocator(3))
+            rate.yaxis.set_major_formatter("{x:g}")
+        for name, axis in axes.items():
+            _finish_panel(axis, rows, name)
+        _label_stages(grid[0], rows)
+        grid[-1].set_xlabel("epoch")
+        grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        figure.align_ylabels(grid)
+
+
+def draw_rates(rates: Sequence[float], losses: Sequence[float], suggestion: float | None, path: Path) -> None:
+    """Draw the loss against the learning rate tried, and mark the suggested rate.
+
+    Args:
+        rates: Rising, above 0.
+        losses: One per rate. The view is cut above the first loss, where a diverging run would flatten all else.
+        suggestion: The rate to mark, if there is one.
+        path: The PNG file to write.
+
+    Raises:
+        ValueError: There are no rates, or not as many losses.
+    """
+    if not len(rates) or len(rates) != len(losses):
+        raise ValueError(f"There must be one loss per rate. Received: {len(rates)} rates and {len(losses)} losses.")
+    values = np.array([_as_number(loss) for loss in losses])
+    with _make_figure(path, (7.0, 4.0)) as figure:
+        axis = figure.subplots()
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.plot(rates, values, color=_COLOURS[0], linewidth=1.8)
+        _cut_divergence(axis, values)
+        if suggestion is not None:
+            height = np.interp(math.log(suggestion), np.log(rates), values)
+            axis.axvline(suggestion, color=_COLOURS[1], linestyle="--", linewidth=1)
+            axis.plot([suggestion], [height], "o", color=_COLOURS[1])
+            axis.annotate(
+                f"suggested: {suggestion:.2g}",
+                (suggestion, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="center",
+                color=_COLOURS[1],
+                weight="bold",
+            )
+        axis.grid(color="#E5E5E5", linewidth=0.6)
+        axis.set_xlabel("learning rate")
+        axis.set_ylabel("loss")
+
+
+def draw_contact_sheet(
+    pictures: Sequence[Sequence[np.ndarray]], row_labels: Sequence[str], column_labels: Sequence[str], path: Path
+) -> None:
+    """Draw pictures in a grid, such as a row per picture and a column per view.
+
+    Args:
+        pictures: Rows of uint8 RGB, [h, w, 3]; rows may end early and sizes may differ.
+        row_labels: One per row.
+        column_labels: One per column.
+        path: The PNG file to write.
+
+    Raises:
+        ValueError: There are no pictures, or not as many labels as rows and columns.
+    """
+    columns = max((len(row) for row in pictures), default=0)
+    if not columns or len(row_labels) != len(pictures) or len(column_labels) != columns:
+        raise ValueError(
+            "A contact sheet needs pictures, a label per row and a label per column. Received: "
+            f"{len(pictures)} rows with {len(row_labels)} labels and {columns} columns with {len(column_labels)}."
+        )
+    sheet, (height, width) = _join_pictures(pictures, columns)
+    cell = min(_CELL_PIXELS, _SHEET_PIXELS // max(len(pictures), columns)) / max(height, width)
+    size = np.array(sheet.shape[1::-1]) * cell / _DPI
+    names, tops = [_shorten(text) for text in row_labels], [_shorten(text) for text in column_labels]
+    upright = max(map(len, tops)) * _LETTER > width * cell / _DPI
+    left = max(map(len, names)) * _LETTER + 0.15
+    above = (max(map(len, tops)) * _LETTER if upright else 0.15) + 0.15
+    total = size[0] + left + 0.1, size[1] + above + 0.1
+    with _make_figure(path, total, layout=None) as figure:
+        axis = figure.add_axes((left / total[0], 0.1 / total[1], size[0] / total[0], size[1] / total[1]))
+        axis.imshow(sheet, aspect="auto")
+        axis.spines[:].set_visible(False)
+        axis.xaxis.tick_top()
+        axis.set_xticks(np.arange(columns) * (width + 2) + width / 2 - 0.5, tops, rotation=90 if upright else 0)
+        axis.set_yticks(np.arange(len(names)) * (height + 2) + height / 2 - 0.5, names)
+        axis.tick_params(length=0, labelcolor=_INK)
+
+
+@contextmanager
+def _make_figure(
+    path: Path, size: tuple[float, float], layout: Literal["constrained"] | None = "constrained"
+) -> Iterator[Figure]:
+    """Give a figure in our style, whatever the user's own is, and write it at the end."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(["default", _STYLE]):
+        figure = Figure(figsize=size, layout=layout)
+        yield figure
+        figure.savefig(path, format="png")
+
+
+def _draw_pair(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, training: str, validation: str) -> None:
+    """Draw what was measured in training dashed, and what on the validation set solid."""
+    name = key.replace("_", " ")
+    _draw_series(axis, rows, key, color=training, linestyle="--", linewidth=1.2, label=f"{name}, training")
+    _draw_series(axis, rows, f"val_{key}", color=validation, linewidth=1.8, label=f"{name}, validation")
+
+
+def _draw_series(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, **look: Any) -> None:
+    values = _read(rows, key)
+    if any(map(math.isfinite, values)):
+        marker = "o" if len(rows) <= _MARKED_EPOCHS else ""
+        axis.plot([row["epoch"] for row in rows], values, marker=marker, markersize=3.5, **look)
+
+
+def _finish_panel(axis: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    for number, (_, first, last) in enumerate(_find_bands(rows)):
+        axis.axvspan(first - 0.5, last + 0.5, color=_BANDS[number % 2], zorder=0, linewidth=0)
+        if number:
+            axis.axvline(first - 0.5, color="#BBBBBB", linewidth=0.8, zorder=1)
+    for epoch in [row["epoch"] for row in rows if row.get("best")][-1:]:
+        label = f"best: epoch {epoch}" if name == "loss" else None
+        axis.axvline(epoch, color=_INK, linestyle=":", linewidth=1.2, label=label)
+    axis.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
+    axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axis.set_ylabel(name)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _label_stages(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Name the bands above the panel; aslant where a name is wider than its band."""
+    bands = _find_bands(rows)
+    epoch = 6.5 / len(rows)  # inches, about
+    slant = any(len(name) * _LETTER > (last - first + 1) * epoch for name, first, last in bands)
+    look: dict[str, Any] = {"rotation": 35, "ha": "left"} if slant else {"ha": "center"}
+    for name, first, last in bands:
+        axis.annotate(
+            name,
+            ((first + last) / 2, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            weight="bold",
+            **look,
+        )
+
+
+def _find_bands(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
+    """Return the name, first and last epoch of each stage."""
+    bands = []
+    for name, members in groupby(rows, key=lambda row: str(row["stage"])):
+        epochs = [row["epoch"] for row in members]
+        bands.append((name, epochs[0], epochs[-1]))
+    return bands
+
+
+def _read(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [_as_number(row.get(key)) for row in rows]
+
+
+def _as_number(value: Any) -> float:
+    """Return a finite number, or NaN, which leaves a gap."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def _cut_divergence(axis: Axes, losses: np.ndarray) -> None:
+    finite = losses[np.isfinite(losses)]
+    if finite.size and (fall := finite[0] - finite.min()) > 0:
+        axis.set_ylim(finite.min() - 0.1 * fall, min(finite.max(), finite[0] + 0.5 * fall) + 0.1 * fall)
+
+
+def _join_pictures(pictures: Sequence[Sequence[np.ndarray]], columns: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Lay pictures on a white sheet with gaps of 2 pixels; also return height and width of a cell."""
+    height, width = (max(picture.shape[axis] for row in pictures for picture in row) for axis in (0, 1))
+    sheet = np.full((len(pictures) * (height + 2) - 2, columns * (width + 2) - 2, 3), 255, np.uint8)
+    for y, row in enumerate(pictures):
+        for x, picture in enumerate(row):
+            top, left = y * (height + 2), x * (width + 2)
+            sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet, (height, width)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LABEL_LETTERS else f"{text[: _LABEL_LETTERS - 1]}…"
