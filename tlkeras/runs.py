@@ -39,6 +39,7 @@ from filelock import FileLock, Timeout
 from tlkeras.errors import ResourceError, RunError, suggest
 
 _LIBRARIES = ("tlkeras", "tensorflow", "keras", "openvino", "scikit-learn", "numpy", "pillow")
+_STOPPED = ("interrupted", "killed", "failed")
 
 
 @dataclass
@@ -194,6 +195,23 @@ class Run:
         except Timeout:
             raise RunError("Only one process may write a run.", self.path, "Wait for the other to end.") from None
 
+    def resume(self) -> None:
+        """Mark a run that stopped as running, in this process; call it inside `locked`.
+
+        Times of `phases` are added to those last written; `resumed` in the manifest lists when this was done.
+
+        Raises:
+            RunError: It has finished, or its manifest is damaged.
+        """
+        manifest = self.manifest
+        if manifest["state"] == "finished":
+            raise _refuse(self, "finished")
+        manifest.pop("error", None)
+        for name, seconds in manifest.get("phases", {}).items():
+            self.phases[name] = round(self.phases.get(name, 0.0) + seconds, 3)
+        facts = {"state": "running", "process": os.getpid(), "resumed": [*manifest.get("resumed", []), _now()]}
+        self.write_json("manifest.json", {**manifest, **facts})
+
     def finish(self) -> None:
         """Mark the run as complete and make it the `latest`."""
         self.update_manifest(state="finished", phases=self.phases, finished=_now())
@@ -227,11 +245,34 @@ def open_run(reference: str, root: Path) -> Run:
     Raises:
         RunError: There is no such run (the nearest name is told), or it did not finish.
     """
-    run = Run(_locate(reference, root))
+    run = Run(_latest(root) if reference == "latest" else _locate(reference, root))
     state = run.read_state()
     if state != "finished":
         raise RunError("A run must have finished before it can be used.", f"{run.path} is {state}")
     return run
+
+
+def find_unfinished(reference: str, root: Path) -> Run:
+    """Find a run that can be resumed: by name, by path, or as `latest`, the newest one that stopped before its end.
+
+    Raises:
+        RunError: There is no such run (the nearest name is told), or it has finished, is damaged, or is running.
+    """
+    if reference != "latest":
+        run = Run(_locate(reference, root))
+        state = run.read_state()
+        if state not in _STOPPED:
+            raise _refuse(run, state)
+        return run
+    states = {run.path: run.read_state() for run in list_runs(root)}
+    stopped = [path for path, state in states.items() if state in _STOPPED]
+    if not stopped:
+        busy = [f"{path.name} is running" for path, state in states.items() if state == "running"]
+        found = ", ".join([f"none in {root.resolve()}", *busy])
+        raise RunError(
+            "There must be a run that stopped before its end.", found, "Start one with: tlkeras train RECIPE"
+        )
+    return Run(stopped[-1])
 
 
 def list_runs(root: Path) -> list[Run]:
@@ -269,9 +310,17 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def _refuse(run: Run, state: str) -> RunError:
+    """Return why a run in this state cannot be resumed."""
+    ways_out = {
+        "finished": f"See its results with: tlkeras evaluate {run.name}",
+        "running": "Wait for the other process to end, or stop it and then resume.",
+    }
+    way_out = ways_out.get(state, "Its manifest.json is of no use; start a new one with: tlkeras train RECIPE")
+    return RunError("Only a run that stopped before its end can be resumed.", f"{run.path} is {state}", way_out)
+
+
 def _locate(reference: str, root: Path) -> Path:
-    if reference == "latest":
-        return _latest(root)
     for path in (root / reference, Path(reference)):
         if (path / "manifest.json").is_file():
             return path if path.name else path.resolve()  # "." has no name

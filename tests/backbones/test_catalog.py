@@ -89,7 +89,7 @@ def test_smallest_of_each_family(name, tmp_path):
     model = check_graph(name)
     if name in ROUND_TRIPS:
         check_round_trip(model, tmp_path)
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)  # else it looks through all objects of the process
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ def crop(photograph, size):
     ("name", "cat", "coffee"),
     [
         ("efficientnet_lite0", 0.385, 0.940),
-        ("efficientnet_lite1", 0.517, 0.625),
-        ("efficientnet_lite2", 0.602, 0.897),
+        pytest.param("efficientnet_lite1", 0.517, 0.625, marks=pytest.mark.slow),
+        pytest.param("efficientnet_lite2", 0.602, 0.897, marks=pytest.mark.slow),
     ],
 )
 def test_top_class_of_photographs(name, cat, coffee):
