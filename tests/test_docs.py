@@ -47,8 +47,11 @@ def test_readme_has_no_holes():
     assert not re.search(r"^[A-Z]{5,}$", README, flags=re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def newcomer(tmp_path_factory, draw_more_photos):
+SMALL = ["--set", "backbone.name=tiny", "--set", "backbone.weights=none"]
+
+
+@pytest.fixture(scope="module", params=[SMALL, pytest.param([], marks=pytest.mark.slow)], ids=["tiny", "as shipped"])
+def newcomer(request, tmp_path_factory, draw_more_photos):
     """What a newcomer's folder holds after the README's first line: a run, a picture, class folders."""
     import elpv_dataset
 
@@ -58,7 +61,7 @@ def newcomer(tmp_path_factory, draw_more_photos):
     (folder / "cell.png").write_bytes(picture.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert CliRunner().invoke(main, ["train", "quickstart", "--quick"]).exit_code == 0
+        assert CliRunner().invoke(main, ["train", "quickstart", "--quick", *request.param]).exit_code == 0
         yield folder
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tlkeras import recipe as recipes
 from tlkeras.errors import RecipeError, ResourceError, RunError
 from tlkeras.loading import load_tensorflow
-from tlkeras.runs import Run, list_runs, open_run
+from tlkeras.runs import Run, find_unfinished, list_runs, open_run
 
 RUNS = "runs"
 
@@ -38,6 +38,35 @@ def train(
     run = training.train(resolved, Path(runs))
     run.update_manifest(phases={"load libraries": round(loading, 3), **run.phases})
     return evaluate(str(run.path), runs=runs)
+
+
+def resume(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
+    """Go on with a run that was interrupted, killed or failed, and measure the result; returns what `train` does.
+
+    Raises:
+        RunError: There is no such run, or it has finished.
+    """
+    stopped = find_unfinished(run, Path(runs))
+    stopped.read_bytes("recipe.yaml")  # a run without its recipe is told as such
+    load_tensorflow()
+    from tlkeras import training
+
+    resumed = training.resume(stopped)
+    resumed.update_manifest(phases=resumed.phases)
+    return evaluate(str(resumed.path), runs=runs)
+
+
+def show_schedule(recipe: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what a recipe's fine-tuning would do: per stage its blocks, rates, parameters, and where it starts.
+
+    Raises:
+        RecipeError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
+    """
+    resolved = recipes.load_recipe(recipe, overrides)
+    load_tensorflow()
+    from tlkeras import rehearsal
+
+    return rehearsal.show_schedule(resolved)
 
 
 def evaluate(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:

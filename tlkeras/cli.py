@@ -28,7 +28,11 @@ class Commands(click.Group):
         except TlkerasError as error:
             self._leave(context, f"Error: {error}", error.exit_code)
         except KeyboardInterrupt:
-            self._leave(context, "Interrupted. Features that were computed are kept in the cache.", INTERRUPTED)
+            self._leave(
+                context,
+                "Interrupted. Features that were computed are kept; go on with: tlkeras train --resume latest",
+                INTERRUPTED,
+            )
         except Exception as error:
             message = f"Unexpected error: {type(error).__name__}: {error}\nRun `tlkeras --debug ...` to see where."
             self._leave(context, message, UNEXPECTED)
@@ -88,12 +92,15 @@ def _print(result: Any, as_json: bool, draw: str) -> None:
 
 
 @main.command()
-@click.argument("recipe")
+@click.argument("recipe", required=False)
 @_overrides
 @click.option("--quick", is_flag=True, help="Shrink the run to seconds; its figures mean nothing.")
+@click.option("--resume", metavar="RUN", help="Go on with a run that stopped: a name, a path or `latest`.")
 @_runs
 @_json
-def train(recipe: str, assignments: tuple[str, ...], quick: bool, runs: str, as_json: bool) -> None:
+def train(
+    recipe: str | None, assignments: tuple[str, ...], quick: bool, resume: str | None, runs: str, as_json: bool
+) -> None:
     """Train RECIPE (a shipped name or a .yaml file) and measure it on held-out pictures.
 
     \b
@@ -102,7 +109,15 @@ def train(recipe: str, assignments: tuple[str, ...], quick: bool, runs: str, as_
     from tlkeras import api
     from tlkeras.recipe import parse_overrides
 
-    _print(api.train(recipe, parse_overrides(assignments), quick=quick, runs=runs), as_json, "draw_training")
+    if (recipe is None) == (resume is None):
+        raise click.UsageError("Give either a RECIPE to train or --resume RUN to go on with.")
+    if resume is not None and (assignments or quick):
+        raise click.UsageError("A run goes on with the recipe that it was started with: leave out --set and --quick.")
+    if recipe is None:
+        result = api.resume(resume or "latest", runs=runs)
+    else:
+        result = api.train(recipe, parse_overrides(assignments), quick=quick, runs=runs)
+    _print(result, as_json, "draw_training")
 
 
 @main.command()
@@ -223,11 +238,11 @@ def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
     _print(api.backbones(limits.pop("like"), **limits), as_json, "draw_backbones")
 
 
-@backbones.command()
+@backbones.command(name="show")
 @click.argument("name")
 @click.option("--size", type=click.IntRange(1), help="Side of the pictures  [default: the backbone's own]")
 @_json
-def show(name: str, size: int | None, as_json: bool) -> None:
+def show_backbone(name: str, size: int | None, as_json: bool) -> None:
     """Show the blocks of a backbone and where it can be cut.
 
     \b
@@ -236,6 +251,27 @@ def show(name: str, size: int | None, as_json: bool) -> None:
     from tlkeras import api
 
     _print(api.show_backbone(name, size=size), as_json, "draw_backbone")
+
+
+@main.group()
+def show() -> None:
+    """Look at what a recipe would do, before it does it."""
+
+
+@show.command()
+@click.argument("recipe")
+@_overrides
+@_json
+def schedule(recipe: str, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Show which blocks train in each stage of RECIPE, at which rate, with how many parameters, and why.
+
+    \b
+    Example: tlkeras show schedule fine_tune
+    """
+    from tlkeras import api
+    from tlkeras.recipe import parse_overrides
+
+    _print(api.show_schedule(recipe, parse_overrides(assignments)), as_json, "draw_schedule")
 
 
 @main.group()

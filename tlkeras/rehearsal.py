@@ -28,6 +28,47 @@ def check(recipe: Recipe) -> dict[str, Any]:
     return report
 
 
+def show_schedule(recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe's fine-tuning would do.
+
+    Returns:
+        `name`; `stages`, each with `name`, `epochs` (at most), `cut`, `megabytes` (kept for it, in all views), `saved`
+        (share of the work), `reason`, `parameters` that train, and `blocks`: name, learning rate and parameters of
+        each that trains, from the head down; `views`; `reasons`: value and why, for stages chosen from the data.
+
+    Raises:
+        TlkerasError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
+    """
+    examples = assembly.read_examples(recipe)
+    sides = assembly.divide(recipe, examples)
+    prefix = assembly.build_prefix(recipe)
+    schedule, plan, choices = assembly.plan_recipe(recipe, prefix, examples, sides)
+    pictures = int((sides == "train").sum())
+    stages = []
+    for stage, planned in zip(schedule.stages, plan.stages, strict=True):
+        rates = list(zip(prefix.blocks, stage.multipliers(len(prefix.blocks)), strict=True))
+        blocks = [
+            {"name": block.name, "learning_rate": stage.learning_rate * rate, "parameters": block.parameters}
+            for block, rate in rates
+            if rate
+        ]
+        stages.append(
+            {
+                "name": stage.name,
+                "epochs": stage.length,
+                "learning_rate": stage.learning_rate,
+                "cut": planned.cut,
+                "megabytes": planned.bytes * pictures * (plan.views or 0) / 1e6,
+                "saved": planned.saved,
+                "reason": planned.reason,
+                "parameters": sum(block.parameters for block, rate in rates if rate),
+                "blocks": blocks[::-1],
+            }
+        )
+    reasons = [{"key": choice.key, "value": choice.value, "reason": choice.reason} for choice in choices]
+    return {"name": recipe.name, "stages": stages, "views": plan.views, "reasons": reasons}
+
+
 def _attempt(report: dict[str, Any], stage: Callable[[], Any]) -> Any:
     try:
         return stage()
@@ -64,7 +105,12 @@ def _look_at_backbone(recipe: Recipe, report: dict[str, Any], inspection: Inspec
     prefix = assembly.build_prefix(recipe)
     size = assembly.picture_size(recipe)
     report["facts"]["backbone"] = f"{recipe.backbone.name} at {size} px, weights {recipe.backbone.weights}"
-    report["facts"]["features"] = " x ".join(map(str, prefix.output_shape[1:])) + f" {recipe.features.precision}"
+    report["facts"]["features"] = " x ".join(map(str, prefix.pooled.output_shape[1:])) + f" {recipe.features.precision}"
+    if recipe.finetuning and inspection is not None:
+        examples = inspection.examples
+        _, plan, _ = assembly.plan_recipe(recipe, prefix, examples, assembly.divide(recipe, examples))
+        for stage in plan.stages:
+            report["facts"][f"stage {stage.stage}"] = f"from {stage.cut}: {stage.reason}"
     if inspection is not None:
         lacking = assembly.count_lacking(recipe, prefix, inspection)
         report["facts"]["to compute"] = f"{lacking:,} of {len(inspection.examples):,} pictures, the rest is cached"

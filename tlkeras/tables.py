@@ -163,6 +163,37 @@ def draw_backbone(result: dict[str, Any]) -> None:
     _console().print(table)
 
 
+def draw_schedule(result: dict[str, Any]) -> None:
+    """Print what trains in each stage, at which rate, and why."""
+    columns = [("stage", "left"), ("epochs", "right"), ("trains", "left"), ("learning rate", "right")]
+    columns += [("parameters", "right"), ("starts from", "left"), ("kept", "right"), ("work saved", "right")]
+    views = f", {result['views']} views of each picture" if result["views"] else ""
+    table = _table(f"{result['name']}: {len(result['stages'])} stages{views}", columns)
+    for stage in result["stages"]:
+        kept = f"{stage['megabytes']:,.0f} MB" if stage["megabytes"] else "-"
+        table.add_row(
+            stage["name"],
+            str(stage["epochs"]),
+            "head",
+            f"{stage['learning_rate']:.1e}",
+            "",
+            stage["cut"],
+            kept,
+            f"{stage['saved']:.0%}",
+        )
+        for block in stage["blocks"]:
+            table.add_row(
+                "", "", block["name"], f"{block['learning_rate']:.1e}", f"{block['parameters']:,}", "", "", ""
+            )
+        table.add_section()
+    _console().print(table)
+    if result["reasons"]:
+        reasons = _table("Chosen from the size of the data", [("value", "left"), ("", "right"), ("because", "left")])
+        for choice in result["reasons"]:
+            reasons.add_row(choice["key"], str(choice["value"]), choice["reason"])
+        _console().print(reasons)
+
+
 def draw_cache(result: dict[str, Any]) -> None:
     """Print what the cache holds."""
     columns = [

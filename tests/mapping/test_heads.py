@@ -1,5 +1,7 @@
 """Every head: fits on a matrix, becomes Keras layers that answer the same, and refuses what it cannot use."""
 
+from functools import cache
+
 import keras
 import numpy as np
 import pytest
@@ -19,32 +21,53 @@ def make_data(classes=3, count=240, width=12, seed=0):
     return (X * random.uniform(0.1, 50, width) + 7).astype("float32"), y
 
 
+def make_quick(kind):
+    options = {"deep": {"fitting": Fitting(epochs=3, batch_size=16, learning_rate=1e-2)}}
+    return make_head(kind, **options.get(kind, {}))
+
+
 @pytest.fixture(params=sorted(HEADS))
 def head(request):
-    options = {"deep": {"fitting": Fitting(epochs=10, batch_size=32, learning_rate=1e-2)}}
-    return make_head(request.param, **options.get(request.param, {}))
+    return make_quick(request.param)
+
+
+@cache
+def fit_shared(kind, classes):
+    """The head of `make_quick`, fitted on `make_data`; do not change it."""
+    return make_quick(kind).fit(*make_data(classes))
+
+
+def join_features(fitted, width=12):
+    entry = keras.Input((width,))
+    return join(keras.Model(entry, keras.layers.Identity()(entry)), fitted, "joined")
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_fits_predicts_and_exports_the_same(head, classes):
+@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_fits_predicts_and_exports_the_same(kind, classes):
     X, y = make_data(classes)
-    fitted = head.fit(X, y)
+    fitted = fit_shared(kind, classes)
     probabilities = fitted.predict_proba(X)
     assert probabilities.shape == (len(X), classes)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert (probabilities.argmax(axis=1) == y).mean() > 0.95
-    entry = keras.Input(X.shape[1:])
-    model = join(keras.Model(entry, keras.layers.Identity()(entry)), fitted, "joined")
-    np.testing.assert_allclose(model.predict(X, verbose=0), probabilities, atol=1e-4)
+    np.testing.assert_allclose(join_features(fitted)(X, training=False), probabilities, atol=1e-4)
 
 
-def test_joined_model_reloads_without_custom_objects(head, tmp_path):
-    X, y = make_data()
-    entry = keras.Input(X.shape[1:])
-    model = join(keras.Model(entry, keras.layers.Identity()(entry)), head.fit(X, y), "joined")
+@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_joined_model_reloads_without_custom_objects(kind, tmp_path):
+    X, _ = make_data()
+    model = join_features(fit_shared(kind, 3))
     model.save(tmp_path / "m.keras")
     again = keras.models.load_model(tmp_path / "m.keras")
-    np.testing.assert_allclose(again.predict(X, verbose=0), model.predict(X, verbose=0), atol=1e-6)
+    np.testing.assert_allclose(again(X, training=False), model(X, training=False), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_heads_are_reproducible(kind):
+    X, y = make_data()
+    again = make_quick(kind).fit(X, y)
+    np.testing.assert_array_equal(again.predict_proba(X), fit_shared(kind, 3).predict_proba(X))
 
 
 def test_weight_zero_is_absence(head):
@@ -93,12 +116,6 @@ def test_unknown_kind_names_the_nearest():
         make_head("liner")
 
 
-def test_deep_head_is_reproducible():
-    X, y = make_data()
-    first, second = (DeepHead(fitting=Fitting(epochs=2, seed=3)).fit(X, y).predict_proba(X) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-
-
 def test_deep_head_stops_early_and_says_when():
     X, y = make_data()
     random = np.random.default_rng(0).permutation(y)  # nothing to learn
@@ -114,7 +131,7 @@ def test_deep_head_has_the_layers_asked_for(batch_norm):
     head = DeepHead(widths=(8, 4), dropout=0.2, batch_norm=batch_norm, fitting=Fitting(epochs=1)).fit(X, y)
     kinds = [type(layer).__name__ for layer in head.to_layers()]
     block = ["Dense", *(["BatchNormalization"] if batch_norm else []), "Activation", "Dropout"]
-    assert kinds == ["Normalization", *block, *block, "Dense"]
+    assert kinds == ["Normalization", *block, *block, "Dense", "Activation"]
     assert [layer.units for layer in head.to_layers() if isinstance(layer, keras.layers.Dense)] == [8, 4, 3]
 
 

@@ -155,7 +155,8 @@ class DeepHead(ClassifierMixin, BaseEstimator):
                 stack.append(layers.BatchNormalization(name=f"head_norm_{index}"))
             stack.append(layers.Activation("relu", name=f"head_relu_{index}"))
             stack.append(layers.Dropout(self.dropout, seed=self.fitting.seed + index, name=f"head_dropout_{index}"))
-        stack.append(layers.Dense(len(self.classes_), activation="softmax", name="probabilities"))
+        stack.append(layers.Dense(len(self.classes_), name="logits"))
+        stack.append(layers.Activation("softmax", name="probabilities"))
         return keras.Sequential([keras.Input((X.shape[1],)), *stack])
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:

@@ -147,14 +147,14 @@ class LinearHead(ClassifierMixin, BaseEstimator):
         return self.classes_[self._logits(X).argmax(axis=1)]
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """Return one softmax layer from raw features to probabilities, with weights set."""
+        """Return the map from raw features to logits, with weights set, and the softmax to probabilities."""
         import keras
 
         check_is_fitted(self)
-        dense = keras.layers.Dense(len(self.classes_), activation="softmax", name="probabilities")
+        dense = keras.layers.Dense(len(self.classes_), name="logits")
         dense.build((None, len(self.kernel_)))
         dense.set_weights([self.kernel_, self.bias_])
-        return [dense]
+        return [dense, keras.layers.Activation("softmax", name="probabilities")]
 
     def describe(self) -> dict[str, Any]:
         """Return what the fit chose."""

@@ -1,0 +1,228 @@
+"""Stages inside one run: what moves, what does not, cached and uncached alike, and across interruptions."""
+
+import keras
+import numpy as np
+import pytest
+
+from tlkeras.backbones.blocks import find_cut
+from tlkeras.backbones.building import build
+from tlkeras.features.extraction import pool
+from tlkeras.finetuning.checkpoints import Checkpoints
+from tlkeras.finetuning.loop import Loop, Part, Settings
+from tlkeras.finetuning.network import FEATURES, PICTURES, Network
+from tlkeras.finetuning.objectives import make_objective, mix_examples
+from tlkeras.finetuning.optimizers import scale_learning_rates
+from tlkeras.finetuning.schedule import Schedule, Stage
+from tlkeras.finetuning.steps import Criterion
+from tlkeras.finetuning.supply import CachedSupply
+
+RNG = np.random.default_rng(0)
+COUNT, CLASSES = 24, 3
+CLASSES_OF = np.arange(COUNT) % CLASSES
+TARGETS = np.eye(CLASSES, dtype=np.float32)[CLASSES_OF]
+
+
+def make_network(name="tiny", size=32):
+    keras.utils.set_random_seed(1)
+    backbone = build(name, size=size, weights="none")
+    head = [keras.layers.Dense(CLASSES, name="logits"), keras.layers.Activation("softmax", name="probabilities")]
+    return Network(backbone, pool(backbone, "average"), head, "net")
+
+
+def draw_pictures(size=32):
+    levels = 40 + 60 * CLASSES_OF[:, None, None, None]
+    return np.clip(np.random.default_rng(3).normal(levels, 40, (COUNT, size, size, 3)), 0, 255).astype(np.uint8)
+
+
+class Breaking:
+    """A supply that fails after so many batches, as a killed process would."""
+
+    def __init__(self, supply, left):
+        self.supply, self.left = supply, left
+
+    def stream(self, batches, epoch):
+        for batch in self.supply.stream(batches, epoch):
+            if self.left[0] == 0:
+                raise InterruptedError
+            self.left[0] -= 1
+            yield batch
+
+
+def make_part(network, size=32, breaks=None):
+    """Pictures, and their activations behind any cut, computed when asked for as the cache would hold them."""
+    pictures = draw_pictures(size)
+
+    def supply(cut):
+        if cut == PICTURES:
+            values = pictures
+        elif cut == FEATURES:
+            values = pool(network.backbone, "average").predict(pictures, verbose=0)
+        else:
+            prefix = keras.Model(network.backbone.input, find_cut(network.backbone, cut).tensor)
+            values = prefix.predict(pictures, verbose=0)
+        found = CachedSupply([values])
+        return breaks(found) if breaks else found
+
+    return Part(TARGETS, np.ones(COUNT, np.float32), supply)
+
+
+STAGES = (
+    Stage("head", 0, 1e-2, epochs=1),
+    Stage("top", 1, 1e-2, epochs=2, backbone_ratio=0.5, warmup=0.5),
+    Stage("all", "all", 1e-3, epochs=2, layer_decay=0.5),
+)
+
+
+def cuts_of(network, stages):
+    total = len(network.blocks)
+    counts = [stage.count_blocks(total) for stage in stages]
+    return [
+        FEATURES if count == 0 else PICTURES if count == total else network.blocks[total - count - 1].cut.name
+        for count in counts
+    ]
+
+
+def make_loop(network, stages=STAGES, cuts=None, parts=None, average=0.9, mixup=False, **settings):
+    optimizer = scale_learning_rates(keras.optimizers.AdamW(1e-3, weight_decay=0.01, global_clipnorm=1.0))
+    criterion = Criterion(make_objective("softmax", smoothing=0.1), mix=mix_examples if mixup else None)
+    part = parts or (make_part(network), make_part(network))
+    options = Settings(batch_size=8, average=average, save_seconds=0.0, **settings)
+    schedule = Schedule(stages, minimise=True, keep="last")
+    return Loop(network, schedule, cuts or cuts_of(network, stages), optimizer, criterion, part, options)
+
+
+def read(network):
+    return {variable.path: np.array(variable) for variable in network.model.weights}
+
+
+def test_each_stage_moves_what_it_should_and_nothing_else():
+    network = make_network()
+    total = len(network.blocks)
+    for stage in STAGES:
+        before = read(network)
+        make_loop(network, (stage,), average=0.0).run()
+        moved = {path for path, value in read(network).items() if not np.array_equal(value, before[path])}
+        trained = network.list_trained_layers(stage)
+        weights = {
+            variable.path
+            for layer in trained
+            if not isinstance(layer, keras.layers.BatchNormalization)
+            for variable in layer.trainable_variables
+        }
+        assert moved == weights | {"logits/kernel", "logits/bias"}, stage.name
+        assert len(trained) == sum(
+            len(network._list_layers(i)) for i in range(total - stage.count_blocks(total), total)
+        )
+
+
+@pytest.mark.parametrize("policy, moving, affine", [("frozen", 0, 0), ("affine", 0, 1), ("train", 1, 1)])
+def test_batch_norm_follows_its_policy(policy, moving, affine):
+    network = make_network()
+    before = read(network)
+    make_loop(network, (Stage("all", "all", 1e-2, epochs=1, backbone_ratio=1.0, batch_norm=policy),)).run()
+    after = read(network)
+    norms = [layer for layer in network.model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert norms
+    for norm in norms:
+        assert (not np.array_equal(after[norm.moving_mean.path], before[norm.moving_mean.path])) == moving
+        assert (not np.array_equal(after[norm.beta.path], before[norm.beta.path])) == affine
+
+
+def test_statistics_are_taken_anew_at_the_start_of_a_stage():
+    network = make_network()
+    before = read(network)
+    make_loop(network, (Stage("all", "all", 1e-2, epochs=1, batch_norm="reestimate"),)).run()
+    norm = next(layer for layer in network.model.layers if isinstance(layer, keras.layers.BatchNormalization))
+    assert not np.array_equal(np.array(norm.moving_mean), before[norm.moving_mean.path])
+    assert np.array_equal(np.array(norm.beta), before[norm.beta.path])
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        ("tiny", 32),
+        pytest.param("efficientnet_b0", 32, marks=pytest.mark.slow),
+        pytest.param("densenet121", 32, marks=pytest.mark.slow),
+        pytest.param("inception_v3", 75, marks=pytest.mark.slow),
+    ],
+)
+def test_cached_and_uncached_training_give_the_same_losses(name, size):
+    stages = (Stage("top", 1, 1e-3, epochs=2, backbone_ratio=1.0),)
+    histories = []
+    for cut in (None, PICTURES):
+        network = make_network(name, size)
+        parts = (make_part(network, size), make_part(network, size))
+        cuts = [cut] if cut else cuts_of(network, stages)
+        histories.append(make_loop(network, stages, cuts, parts).run())
+    for cached, uncached in zip(*histories, strict=True):
+        assert cached["loss"] == pytest.approx(uncached["loss"], rel=1e-4)
+        assert cached["val_loss"] == pytest.approx(uncached["val_loss"], rel=1e-4)
+
+
+def test_moments_survive_unfreezing():
+    network = make_network()
+    loop = make_loop(network, average=0.0)
+    loop.run()
+    assert int(loop.optimizer.iterations) == 5 * (COUNT // 8)
+
+
+@pytest.mark.parametrize("mixup", [False, True])
+def test_interrupted_runs_end_with_the_same_bits(tmp_path, mixup):
+    whole = make_network()
+    history = make_loop(whole, mixup=mixup).run()
+    network = make_network()
+    for batches in (2, 4, 5):  # in the first, second and third stage
+        network = make_network()
+        left = [batches]
+        train = make_part(network, breaks=lambda supply, left=left: Breaking(supply, left))
+        with pytest.raises(InterruptedError):
+            make_loop(network, parts=(train, make_part(network)), mixup=mixup).run(Checkpoints(tmp_path))
+    network = make_network()
+    resumed = make_loop(network, mixup=mixup)
+    assert resumed.run(Checkpoints(tmp_path)) == history
+    for path, value in read(whole).items():
+        assert np.array_equal(value, read(network)[path]), path
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    network = make_network()
+    history = make_loop(network).run(Checkpoints(tmp_path))
+    again = make_network()
+    loop = make_loop(again, parts=(make_part(again, breaks=lambda supply: Breaking(supply, [0])), make_part(again)))
+    assert loop.run(Checkpoints(tmp_path)) == history
+    for path, value in read(network).items():
+        assert np.array_equal(value, read(again)[path]), path
+
+
+def test_a_stage_that_does_not_pay_leaves_the_best_weights():
+    network = make_network()
+    schedule = Schedule((Stage("wild", "all", 9.0, epochs=2, backbone_ratio=1.0),), minimise=True)
+    before = read(network)
+    loop = make_loop(network, schedule.stages, average=0.0)
+    loop.schedule = schedule
+    loop.run()
+    assert loop.best_epoch == 0  # the start
+    assert all(np.array_equal(value, before[path]) for path, value in read(network).items())
+
+
+def test_rates_by_gradients_stay_below_the_ceiling():
+    network = make_network()
+    loop = make_loop(network, (Stage("auto", "auto", 1e-3, epochs=1, backbone_ratio=0.5),))
+    seen = []
+    set_multipliers = loop.optimizer.set_multipliers
+    loop.optimizer.set_multipliers = lambda rates: (seen.append(rates), set_multipliers(rates))
+    loop.run()
+    rates = np.array([rate for path, rate in seen[-1].items()])
+    assert rates.max() == pytest.approx(0.5) and rates.min() < 0.25
+
+
+def test_the_trained_model_is_a_plain_one(tmp_path):
+    network = make_network()
+    make_loop(network).run()
+    network.model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    pictures = draw_pictures()
+    np.testing.assert_allclose(
+        loaded.predict(pictures, verbose=0), network.model.predict(pictures, verbose=0), atol=1e-6
+    )
+    assert all("call" not in vars(layer) for layer in network.model.layers)

@@ -1,0 +1,1 @@
+"""Changing the backbone itself: which blocks train, when, and at which rates."""

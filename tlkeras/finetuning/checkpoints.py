@@ -1,0 +1,239 @@
+"""The state of a training on disk: whole or absent, so that a run goes on after `kill -9` at any moment.
+
+    FOLDER/step-00000123/arrays.npy      the arrays one after another, each in NumPy's .npy format
+                         state.json      the step, the names of the arrays in their order, the state
+                         manifest.json   version of this layout, SHA-256 of the two files above
+
+A checkpoint is written aside, flushed to the disk and renamed; it is removed by way of a rename, too. So what has the
+name of a checkpoint is whole, unless the disk or a person damaged it later, and that the checksums tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tlkeras.errors import ResourceError
+from tlkeras.features.shards import sync_folder
+
+FORMAT = 1
+ARRAYS, STATE, MANIFEST = "arrays.npy", "state.json", "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")  # the number after the dot tells repeated saves of a step apart
+_NEW, _OLD = ".new-", ".old-"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved.
+
+    Attributes:
+        step: The step it was saved at.
+        arrays: By name, in the order of saving; dtype, shape and every bit as they were.
+        state: As JSON has it: tuples came back as lists, and all keys as text.
+    """
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one training, of which the newest are kept. One process at a time may save.
+
+    Args:
+        folder: Where they lie; made at the first save.
+        keep: How many to keep, at least 1. While one is written, the disk must have room for one more.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f"At least one checkpoint must be kept. Received: {keep}.")
+        self.folder, self.keep = folder, keep
+
+    def save(self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint, then remove the older ones beyond `keep`, and all of later steps.
+
+        Later steps are a future that was given up when the training went on from an earlier checkpoint.
+
+        Args:
+            step: Not negative; a step may be saved again.
+            arrays: Of any dtype but object; those of `ml_dtypes`, such as bfloat16, included.
+            state: What JSON can hold, NaN and infinity included; floats keep every bit.
+
+        Raises:
+            ResourceError: The disk is full or the folder cannot be written. What was saved before is untouched.
+        """
+        if step < 0:
+            raise ValueError(f"A step must not be negative. Received: {step}.")
+        with self._reporting():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            target = self._name(step)
+            aside = self.folder / (_NEW + target.name)
+            try:
+                aside.mkdir()
+                _write(aside, step, arrays, state)
+                os.rename(aside, target)
+            finally:
+                _erase(aside)
+            sync_folder(self.folder)
+        self._prune(step, target)
+        return target
+
+    def load_latest(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint, None if there is none; damaged ones are told in a warning each."""
+        problems: list[str] = []
+        for step, _, path in reversed(self._list()):
+            try:
+                found = _read(path, step)
+            except (OSError, ValueError) as problem:
+                problems.append(f"{path} ({problem})")
+            else:
+                _tell(problems, path.name)
+                return found
+        _tell(problems, "none, there is no other")
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints; other files in the folder stay.
+
+        Raises:
+            ResourceError: The folder cannot be written.
+        """
+        with self._reporting():
+            for *_, path in self._list():
+                _remove(path)
+        self._sweep()
+
+    def _list(self) -> list[tuple[int, int, Path]]:
+        """Return step, number of earlier saves of that step, and path of each checkpoint, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        matches = [(_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
+        return sorted((int(match[1]), int(match[2] or 0), path) for match, path in matches if match)
+
+    def _name(self, step: int) -> Path:
+        """Return a path that is free, as no folder can take another's place in a single move."""
+        repeats = [repeat for at, repeat, _ in self._list() if at == step]
+        return self.folder / (f"step-{step:08d}.{repeats[-1] + 1}" if repeats else f"step-{step:08d}")
+
+    def _prune(self, step: int, newest: Path) -> None:
+        """Remove what `newest` makes superfluous; what resists is tried again at the next save."""
+        listed = self._list()
+        older = [path for at, _, path in listed if at < step]
+        replaced = [path for at, _, path in listed if at >= step and path != newest]
+        for path in [*replaced, *older[: max(0, len(older) - self.keep + 1)]]:
+            with contextlib.suppress(OSError):
+                _remove(path)
+
+    def _sweep(self) -> None:
+        """Remove what killed writers left."""
+        for prefix in (_NEW, _OLD):
+            for path in self.folder.glob(f"{prefix}step-*"):
+                _erase(path)
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as problem:
+            raise ResourceError(
+                f"The folder of checkpoints {self.folder} must be writable, with room on the disk.",
+                problem.strerror or problem,
+                "What was saved before is untouched: free some space, then resume the run.",
+            ) from problem
+
+
+def _write(folder: Path, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+    foreign = {}
+    with _flushing(folder / ARRAYS) as file:
+        for name, array in arrays.items():
+            foreign[name] = _foreign_name(array)
+            np.save(file, array.view(f"u{array.itemsize}") if foreign[name] else array, allow_pickle=False)
+    content = {"step": step, "arrays": foreign, "state": dict(state)}
+    with _flushing(folder / STATE) as file:
+        file.write(json.dumps(content).encode())
+    checksums = {name: _digest(folder / name) for name in (ARRAYS, STATE)}
+    with _flushing(folder / MANIFEST) as file:
+        file.write(json.dumps({"format": FORMAT, "sha256": checksums}).encode())
+    sync_folder(folder)
+
+
+def _read(folder: Path, step: int) -> Checkpoint:
+    """Return what is in a folder.
+
+    Raises:
+        OSError, ValueError: It is no whole checkpoint of this step.
+    """
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{MANIFEST} is not of format {FORMAT}")
+    if manifest.get("sha256") != {name: _digest(folder / name) for name in (ARRAYS, STATE)}:
+        raise ValueError("a checksum is wrong")
+    content = json.loads((folder / STATE).read_bytes())
+    if content["step"] != step:
+        raise ValueError(f"it was saved at step {content['step']}")
+    with open(folder / ARRAYS, "rb") as file:
+        arrays = {name: _read_array(file, foreign) for name, foreign in content["arrays"].items()}
+    return Checkpoint(step, arrays, content["state"])
+
+
+def _read_array(file: BinaryIO, foreign: str | None) -> np.ndarray:
+    array = np.load(file, allow_pickle=False)
+    if foreign is None:
+        return array
+    import ml_dtypes  # comes with Keras, and is needed only by whoever saved such an array
+
+    return array.view(getattr(ml_dtypes, foreign))
+
+
+def _foreign_name(array: np.ndarray) -> str | None:
+    """Return the name of a dtype that is not NumPy's own: the .npy format does not know it."""
+    return array.dtype.name if array.dtype.isbuiltin == 2 else None
+
+
+@contextlib.contextmanager
+def _flushing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file, and have all of it on the disk at the end."""
+    with open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Take away a checkpoint's name at once, then its content."""
+    gone = path.with_name(_OLD + path.name)
+    os.rename(path, gone)
+    _erase(gone)
+
+
+def _erase(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _tell(problems: list[str], taken: str) -> None:
+    for problem in problems:
+        logger.warning("A checkpoint is damaged and was passed over: %s. Taken instead: %s.", problem, taken)

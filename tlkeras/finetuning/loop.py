@@ -1,0 +1,271 @@
+"""The run of a schedule: one optimizer, one history, any number of stages and of interruptions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from tlkeras import progress
+from tlkeras.data.pipeline import order
+from tlkeras.finetuning.checkpoints import Checkpoints
+from tlkeras.finetuning.interruptions import Interruptions
+from tlkeras.finetuning.measures import measure
+from tlkeras.finetuning.network import Network
+from tlkeras.finetuning.objectives import draw_balanced
+from tlkeras.finetuning.optimizers import ScaledOptimizer
+from tlkeras.finetuning.schedule import Position, Schedule
+from tlkeras.finetuning.stages import StageWork
+from tlkeras.finetuning.steps import Criterion
+from tlkeras.finetuning.supply import Supply
+
+_GRADIENT_BATCHES = 8
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One side of the data.
+
+    Attributes:
+        targets: Dense, float32 [n, k].
+        weights: float32 [n].
+        supply: From the name of a cut to what is read there.
+    """
+
+    targets: np.ndarray
+    weights: np.ndarray
+    supply: Callable[[str], Supply]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the steps are taken.
+
+    Attributes:
+        batch_size: Examples in a step; what is left over at the end of an epoch sits it out.
+        seed: Of the order of examples and of what is mixed.
+        average: Decay of the moving average of the weights, which is what is measured and kept; 0 for none.
+        balanced: Draw every class equally often.
+        monitor: The column of the history that the schedule follows.
+        several: Whether an example can have several labels.
+        save_seconds: The most training that kill -9 can cost.
+    """
+
+    batch_size: int = 32
+    seed: int = 0
+    average: float = 0.0
+    balanced: bool = False
+    monitor: str = "val_loss"
+    several: bool = False
+    save_seconds: float = 60.0
+
+
+class Loop:
+    """Carries out a schedule from wherever the newest checkpoint stands.
+
+    All that the next step depends on is in a checkpoint: the network's variables with the states of its random
+    layers, the optimizer's, the moving average, the best weights so far, the history, epoch and step. The order of
+    examples and their views are pure functions of seed, epoch and step. So a run that was killed ends with the same
+    bits as one that was not, on the same machine.
+
+    Args:
+        network: What is trained, in place.
+        schedule: When what is trained.
+        cuts: Per stage, the cut behind which the network is trained; all before it stays frozen.
+        optimizer: A fresh one; it is built here, once, on all that will ever train.
+        criterion: What is minimised.
+        parts: The sides to train on and to measure on; None for the latter where nothing is held out.
+        settings: How the steps are taken.
+
+    Attributes:
+        history: One row per finished epoch.
+        baseline: The monitored value before any training.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        schedule: Schedule,
+        cuts: Sequence[str],
+        optimizer: ScaledOptimizer,
+        criterion: Criterion,
+        parts: tuple[Part, Part | None],
+        settings: Settings = Settings(),
+    ):
+        self.network, self.schedule, self.cuts = network, schedule, tuple(cuts)
+        self.optimizer, self.criterion, self.settings = optimizer, criterion, settings
+        self.train, self.validation = parts
+        self.history: list[Row] = []
+        self.baseline: float | None = None
+        self._losses: list[float] = []  # of the present epoch, one per step taken
+        self._work: StageWork | None = None
+        self._changing = network.list_changing(schedule.stages)
+        optimizer.build(network.list_trainable(schedule.stages))
+        self._best = self._copy()
+
+    def run(self, checkpoints: Checkpoints | None = None) -> list[Row]:
+        """Train to the end of the schedule and return the history; the network then holds the weights kept.
+
+        Ctrl-C and SIGTERM end it between two steps, after a checkpoint; a second one ends it at once.
+
+        Raises:
+            KeyboardInterrupt: It was interrupted; another `run` with the same checkpoints goes on.
+        """
+        averages = self._resume(checkpoints)
+        with Interruptions() as interruptions:
+            saved = time.monotonic()
+            while (position := self._locate()) is not None:
+                work = self._enter(position, averages)
+                averages = []
+                for _ in self._take_steps(work, position):
+                    if interruptions.received or time.monotonic() - saved > self.settings.save_seconds:
+                        self._save(checkpoints)
+                        saved = time.monotonic()
+                    if interruptions.received:
+                        raise KeyboardInterrupt
+                self._end_epoch(work, position)
+                self._save(checkpoints)
+                saved = time.monotonic()
+                if interruptions.received:
+                    raise KeyboardInterrupt
+        self.network.release()
+        return self.history
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch of the best value, counted from 1; 0 stands for the start, None where nothing was measured."""
+        best = self.schedule.best_epoch(self._monitored(), self.baseline)
+        return None if best is None else best + 1
+
+    def _locate(self) -> Position | None:
+        return self.schedule.locate(self._monitored(), self.baseline)
+
+    def _monitored(self) -> list[float]:
+        return [row.get(self.settings.monitor, float("nan")) for row in self.history]
+
+    def _enter(self, position: Position, averages: Sequence[np.ndarray]) -> StageWork:
+        """Apply the stage as state, and do what stands at the start of a stage or an epoch."""
+        stage = self.schedule.stages[position.stage]
+        if self._work is None or self._work.stage is not stage:
+            self._work = self._make_work(position.stage)
+            if self._work.average is not None and (self._losses or position.epoch_in_stage):
+                self._work.average.restore(averages)
+        if not self._losses:
+            self._prepare(self._work, position)
+        return self._work
+
+    def _make_work(self, index: int) -> StageWork:
+        stage, average = self.schedule.stages[index], self.settings.average
+        return StageWork(self.network, stage, self.cuts[index], self.optimizer, self.criterion, average)
+
+    def _prepare(self, work: StageWork, position: Position) -> None:
+        if work.stage.batch_norm == "reestimate" and position.epoch_in_stage == 0:
+            work.reestimate(inputs for _, inputs in self._stream(work))
+        if work.stage.unfreeze == "auto":
+            batches = islice(self._stream(work), _GRADIENT_BATCHES)
+            work.scale_by_gradients([(x, self.train.targets[rows], self.train.weights[rows]) for rows, x in batches])
+
+    def _stream(self, work: StageWork, done: int = 0) -> Iterator[tuple[np.ndarray, Any]]:
+        return self.train.supply(work.cut).stream(self._draw_batches()[done:], len(self.history))
+
+    def _draw_batches(self) -> list[np.ndarray]:
+        """Return the positions of each batch of the present epoch."""
+        count, size = len(self.train), min(self.settings.batch_size, len(self.train))
+        seed, epoch = self.settings.seed, len(self.history)
+        if self.settings.balanced:
+            drawn = draw_balanced(self.train.targets.argmax(axis=1), count, seed, epoch)
+        else:
+            drawn = order(count, seed, epoch)
+        return list(drawn[: count // size * size].reshape(-1, size))
+
+    def _take_steps(self, work: StageWork, position: Position) -> Iterator[None]:
+        """Take the steps that the present epoch still lacks, and yield after each."""
+        batches = self._draw_batches()
+        size, epoch = len(batches[0]), len(self.history)
+        label = f"{work.stage.name} {position.epoch_in_stage + 1}/{work.stage.length}"
+        with progress.track(label, len(batches) * size, "pictures") as advance:
+            advance(len(self._losses) * size)
+            for rows, inputs in self._stream(work, len(self._losses)):
+                step = len(self._losses)
+                self.optimizer.learning_rate = self.schedule.rate(position, step, len(batches))
+                seed = (self.settings.seed % 2**31, epoch * len(batches) + step)
+                self._losses.append(work.train(inputs, self.train.targets[rows], self.train.weights[rows], seed))
+                advance(size)
+                yield
+
+    def _end_epoch(self, work: StageWork, position: Position) -> None:
+        """Measure, keep the weights if they are the best, and restore the best at the end of a stage."""
+        steps = len(self._losses)
+        row: Row = {
+            "epoch": len(self.history) + 1,
+            "stage": work.stage.name,
+            "loss": float(np.mean(self._losses)),
+            "learning_rate": float(np.mean([self.schedule.rate(position, step, steps) for step in range(steps)])),
+        }
+        with work.averaged():
+            self.history.append(row | self._measure(work))
+            monitored = self._monitored()
+            if self.schedule.best_epoch(monitored, self.baseline) == len(self.history) - 1:
+                self._best = self._copy()
+        self._losses = []
+        following = self._locate()
+        if following is None or following.stage != position.stage:
+            if work.average is not None:
+                work.average.swap()
+            if self.schedule.restores(monitored, self.baseline) is not None:
+                self._paste(self._best)
+            self._work = None
+
+    def _measure(self, work: StageWork) -> dict[str, float]:
+        """Return the measures on the validation side; nothing where there is none."""
+        side = self.validation
+        if side is None:
+            return {}
+        rows, logits = work.answer(side.supply(work.cut), len(side))
+        return measure(side.targets[rows], logits, side.weights[rows], several=self.settings.several)
+
+    def _copy(self) -> list[np.ndarray]:
+        return [np.array(variable) for variable in self._changing]
+
+    def _paste(self, values: Sequence[np.ndarray]) -> None:
+        for variable, value in zip(self._changing, values, strict=True):
+            variable.assign(value)
+
+    def _resume(self, checkpoints: Checkpoints | None) -> list[np.ndarray]:
+        """Load the newest checkpoint and return its moving averages; without one, measure the start."""
+        found = checkpoints.load_latest() if checkpoints else None
+        if found is None:
+            if self.validation is not None:
+                self.baseline = self._measure(self._make_work(0))[self.settings.monitor]
+            return []
+        self.history, self.baseline, self._losses = (found.state[key] for key in ("history", "baseline", "losses"))
+        groups: dict[str, list[np.ndarray]] = {}
+        for name, values in found.arrays.items():
+            groups.setdefault(name.partition("/")[0], []).append(values)
+        self._paste(groups["variables"])
+        self._best = groups["best"]
+        for variable, value in zip(self.optimizer.variables, groups["optimizer"], strict=True):
+            variable.assign(value)
+        return groups.get("average", [])
+
+    def _save(self, checkpoints: Checkpoints | None) -> None:
+        if checkpoints is None:
+            return
+        groups = {
+            "variables": self._changing,
+            "best": self._best,
+            "optimizer": self.optimizer.variables,
+            "average": self._work.average.state if self._work and self._work.average else [],
+        }
+        arrays = {f"{kind}/{i}": np.array(value) for kind, values in groups.items() for i, value in enumerate(values)}
+        state = {"history": self.history, "baseline": self.baseline, "losses": self._losses}
+        checkpoints.save(len(self.history) * 10**6 + len(self._losses), arrays, state)

@@ -1,0 +1,50 @@
+"""How good the network is on held-out examples, after each epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import expit, log_expit, log_softmax
+from sklearn.metrics import roc_auc_score
+
+MEASURES = {"val_loss": True, "val_accuracy": False, "val_roc_auc": False}
+"""Name, and whether less is better."""
+
+
+def measure(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, *, several: bool = False) -> dict[str, float]:
+    """Return the weighted measures of logits.
+
+    The loss is the plain cross entropy whatever is minimised: what smoothing or focus add to it would be monitored too.
+
+    Args:
+        targets: Dense, [n, k].
+        logits: [n, k].
+        weights: [n].
+        several: Whether an example can have several labels: then each label is a question of its own, and accuracy
+            the share of questions answered rightly.
+
+    Returns:
+        A value per name in `MEASURES`; the area under the ROC curve is the mean over the classes, and NaN where one
+        of them, or all the others, are absent.
+    """
+    if several:
+        truth, answers, scores = targets > 0.5, logits > 0, expit(logits)
+        losses = -(targets * log_expit(logits) + (1 - targets) * log_expit(-logits)).mean(axis=1)
+        right = (answers == truth).mean(axis=1)
+    else:
+        truth = np.eye(targets.shape[1], dtype=bool)[targets.argmax(axis=1)]
+        scores = log_softmax(logits.astype(np.float64), axis=1)
+        losses = -(targets * scores).sum(axis=1)
+        right = logits.argmax(axis=1) == targets.argmax(axis=1)
+    return {
+        "val_loss": float(np.average(losses, weights=weights)),
+        "val_accuracy": float(np.average(right, weights=weights)),
+        "val_roc_auc": _average_roc_auc(truth, scores, weights),
+    }
+
+
+def _average_roc_auc(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float:
+    counted = truth[weights > 0]
+    if counted.all(axis=0).any() or not counted.any(axis=0).all():
+        return float("nan")
+    areas = [roc_auc_score(of, by, sample_weight=weights) for of, by in zip(truth.T, scores.T, strict=True)]
+    return float(np.mean(areas))

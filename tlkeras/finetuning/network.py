@@ -1,0 +1,110 @@
+"""The network that is fine-tuned: one flat graph, and the part of it behind each cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import keras
+
+from tlkeras.backbones.blocks import find_blocks, find_cut
+from tlkeras.finetuning.freezing import freeze, unfreeze
+from tlkeras.finetuning.schedule import Stage
+
+PICTURES = "pictures"
+FEATURES = "features"
+
+_TINY = 1e-30  # float32 has it, and no probability that matters is smaller
+
+
+class Network:
+    """Backbone, pooling and head.
+
+    Args:
+        backbone: From pictures uint8 [n, h, w, 3] to its last map.
+        pooled: The same graph with the pooling behind it, to features [n, d].
+        head: Layers from features to logits [n, k], and one more from logits to probabilities.
+        name: Of the model.
+        source_head: From the last map to the probabilities of the classes that the weights were trained on; only
+            what distils from the source needs it.
+
+    Attributes:
+        model: From pictures to probabilities, float32 [n, k].
+        blocks: Of the backbone, from input to output.
+    """
+
+    def __init__(
+        self,
+        backbone: keras.Model,
+        pooled: keras.Model,
+        head: Sequence[keras.layers.Layer],
+        name: str,
+        source_head: keras.Model | None = None,
+    ):
+        self.backbone, self.head, self.source_head = backbone, tuple(head), source_head
+        self.blocks = find_blocks(backbone)
+        self._features = pooled.output
+        self._logits = self._apply_head(pooled.output)
+        self.model = keras.Model(pooled.input, head[-1](self._logits), name=name)
+
+    def _apply_head(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
+        for layer in self.head[:-1]:
+            tensor = layer(tensor)
+        return tensor
+
+    def suffix(self, cut: str) -> keras.Model:
+        """Return the part behind a cut: PICTURES, FEATURES, or the name of a cut of the backbone.
+
+        It shares its variables with the whole, and gives a dict: `features` [n, d], `logits` [n, k] and, where
+        there is a source head, `source_logits` [n, classes of the source].
+        """
+        if cut == FEATURES:
+            tensor = keras.Input(self._features.shape[1:], name=FEATURES)
+            return keras.Model(tensor, {"features": tensor, "logits": self._apply_head(tensor)}, name="suffix")
+        outputs = {"features": self._features, "logits": self._logits}
+        if self.source_head is not None:
+            outputs["source_logits"] = keras.ops.log(self.source_head(self.backbone.output) + _TINY)
+        start = self.model.input if cut == PICTURES else find_cut(self.backbone, cut).tensor
+        return keras.Model(start, outputs, name="suffix")
+
+    def apply(self, stage: Stage) -> dict[str, float]:
+        """Let a stage's blocks and the head train and all else rest; return the multiplier of each rate, by path."""
+        multipliers = stage.multipliers(len(self.blocks))
+        rates: dict[str, float] = {}
+        for index, multiplier in enumerate(multipliers):
+            layers = self._list_layers(index)
+            if multiplier:
+                unfreeze(layers, stage.batch_norm)
+                rates |= {variable.path: multiplier for layer in layers for variable in layer.trainable_variables}
+            else:
+                freeze(layers)
+        unfreeze(self.head)
+        return rates
+
+    def release(self) -> None:
+        """Undo what stages have set, so that the model is a plain one."""
+        for index in range(len(self.blocks)):
+            unfreeze(self._list_layers(index))
+
+    def list_trainable(self, stages: Iterable[Stage]) -> list[keras.Variable]:
+        """Return every variable that a stage trains, each once."""
+        found: dict[int, keras.Variable] = {}
+        for stage in stages:
+            self.apply(stage)
+            found |= {id(variable): variable for variable in self.model.trainable_variables}
+        return list(found.values())
+
+    def list_changing(self, stages: Iterable[Stage]) -> list[keras.Variable]:
+        """Return every variable that a stage can change: statistics and states of random layers among them."""
+        total = len(self.blocks)
+        first = total - max(stage.count_blocks(total) for stage in stages)
+        layers = [*(layer for index in range(first, total) for layer in self._list_layers(index)), *self.head]
+        return list({id(variable): variable for layer in layers for variable in layer.variables}.values())
+
+    def list_trained_layers(self, stage: Stage) -> list[keras.Layer]:
+        """Return the layers of the blocks that a stage trains."""
+        total = len(self.blocks)
+        return [layer for i in range(total - stage.count_blocks(total), total) for layer in self._list_layers(i)]
+
+    def _list_layers(self, index: int) -> list[keras.Layer]:
+        layers = {layer.name: layer for layer in self.backbone.layers}  # bare operations are not among them
+        return [layers[name] for name in self.blocks[index].layers if name in layers]

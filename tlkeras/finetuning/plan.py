@@ -1,0 +1,127 @@
+"""Where each stage takes up the frozen work: at a cut whose activations are kept, or at the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tlkeras.backbones.blocks import Block
+from tlkeras.finetuning.network import FEATURES, PICTURES
+from tlkeras.finetuning.schedule import Schedule
+
+HALF_BYTES = 2
+MOST_VIEWS = 8
+_ENGINE_GAIN = 2.5  # pictures per second of the extraction engine over a training framework's forward pass
+_PASSES = 3  # a training step does three times the work of a forward pass
+_BYTES_PER_MULTIPLY_ADD = 0.02  # reading so many bytes takes as long as one multiply-add
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """How one stage gets its inputs.
+
+    Attributes:
+        stage: Its name.
+        cut: Name of a cut, or FEATURES, or PICTURES where nothing is kept.
+        bytes: Kept per picture and view.
+        saved: Share of the stage's multiply-adds, over all its epochs, that need not be done.
+        reason: In a sentence.
+    """
+
+    stage: str
+    cut: str
+    bytes: int
+    saved: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How all stages get their inputs.
+
+    Attributes:
+        stages: One plan per stage.
+        views: Kept per picture; None where every epoch shows a new one.
+    """
+
+    stages: tuple[StagePlan, ...]
+    views: int | None
+    cuts: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cuts", tuple(stage.cut for stage in self.stages))
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The cuts whose activations are kept, each once, PICTURES not among them."""
+        return tuple(dict.fromkeys(cut for cut in self.cuts if cut != PICTURES))
+
+
+def plan_stages(
+    schedule: Schedule,
+    blocks: Sequence[Block],
+    width: int,
+    *,
+    pictures: int,
+    views: int | None,
+    most_views: int | None,
+    budget_bytes: int | None,
+) -> Plan:
+    """Choose by cost, per stage, the cut to train behind, and how many views of each picture are kept.
+
+    A stage can begin at the output of the last frozen block or at any block's before it; what lies between is then
+    computed in every step. Time is counted in multiply-adds: the prefix once per view by the engine, the rest of the
+    frozen part once per epoch, and reading the rows. The least time whose rows fit the budget wins.
+
+    Args:
+        schedule: The stages.
+        blocks: Of the backbone, from input to output.
+        width: Numbers per picture after pooling.
+        pictures: Pictures to train on.
+        views: How many views to keep; None: as many as there are different ones, or epochs to show them, up to 8.
+        most_views: How many different views there are; None: endlessly many.
+        budget_bytes: What rows may take; None: nothing is kept.
+
+    Raises:
+        RecipeError: A stage unfreezes more blocks than there are.
+    """
+    counts = [stage.count_blocks(len(blocks)) for stage in schedule.stages]
+    if budget_bytes is None:
+        plans = [StagePlan(stage.name, PICTURES, 0, 0.0, "the cache is off") for stage in schedule.stages]
+        return Plan(tuple(plans), None)
+    if views is None:
+        frozen = [stage.length for stage, count in zip(schedule.stages, counts, strict=True) if count < len(blocks)]
+        views = min([MOST_VIEWS, max(frozen, default=1), *([most_views] if most_views else [])])
+    plans = []
+    for stage, count in zip(schedule.stages, counts, strict=True):
+        plan = _plan_stage(
+            stage.name, stage.length, len(blocks) - count, (blocks, width, pictures, views, budget_bytes)
+        )
+        plans.append(plan)
+        if plan.cut not in (PICTURES, *(other.cut for other in plans[:-1])):
+            budget_bytes -= plan.bytes * pictures * views
+    return Plan(tuple(plans), views)
+
+
+def _plan_stage(name: str, epochs: int, frozen: int, setting: tuple[Sequence[Block], int, int, int, int]) -> StagePlan:
+    blocks, width, pictures, views, budget = setting
+    if frozen == 0:
+        return StagePlan(name, PICTURES, 0, 0.0, "nothing is frozen")
+    trained = sum(block.multiply_adds for block in blocks[frozen:]) * _PASSES
+    before = [sum(block.multiply_adds for block in blocks[: end + 1]) for end in range(frozen)]
+    whole = epochs * (before[-1] + trained)
+    candidates: list[tuple[float, str, int]] = [(whole, PICTURES, 0)]
+    for end, block in enumerate(blocks[:frozen]):
+        pooled = frozen == len(blocks) and end == frozen - 1
+        cut, size = (FEATURES, width * HALF_BYTES) if pooled else (block.cut.name, block.cut.bytes)
+        if size * pictures * views <= budget:
+            reading = epochs * size * _BYTES_PER_MULTIPLY_ADD**-1 * 0.001
+            work = views * before[end] / _ENGINE_GAIN + epochs * (before[-1] - before[end] + trained) + reading
+            candidates.append((work, cut, size))
+    work, cut, size = min(candidates)
+    saved = 1 - work / whole
+    if cut == PICTURES:
+        reason = "no cut before the trained blocks pays, or fits the budget"
+    else:
+        reason = f"{frozen} of {len(blocks)} blocks are frozen: their work is done once per view"
+    return StagePlan(name, cut, size, saved, reason)

@@ -1,0 +1,108 @@
+"""A stage at work: its network behind the cut, its variables, and the compiled steps on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tlkeras.finetuning.freezing import reestimate_statistics
+from tlkeras.finetuning.gradients import derive_multipliers, measure_relative_gradients
+from tlkeras.finetuning.network import Network
+from tlkeras.finetuning.optimizers import ScaledOptimizer
+from tlkeras.finetuning.regularization import collect_weights
+from tlkeras.finetuning.schedule import Stage
+from tlkeras.finetuning.steps import (
+    Criterion,
+    MovingAverage,
+    as_floats,
+    make_forward,
+    make_gradient_step,
+    make_train_step,
+)
+from tlkeras.finetuning.supply import Supply
+
+_FORWARD_BATCH = 64
+
+
+class StageWork:
+    """Makes a network ready for a stage, and trains and asks it.
+
+    Args:
+        network: What is trained, in place.
+        stage: What trains, at which rates.
+        cut: Behind which the batches come in.
+        optimizer: Built on at least the variables that the stage trains.
+        criterion: What is minimised.
+        average: Decay of the moving average of the weights; 0 for none.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        stage: Stage,
+        cut: str,
+        optimizer: ScaledOptimizer,
+        criterion: Criterion,
+        average: float = 0.0,
+    ):
+        self.stage, self.cut = stage, cut
+        self._network, self._optimizer, self._criterion = network, optimizer, criterion
+        self._multipliers = network.apply(stage)
+        optimizer.set_multipliers(self._multipliers)
+        self._suffix = network.suffix(cut)
+        self.variables = self._suffix.trainable_variables
+        self.average = MovingAverage(self.variables, average) if average else None
+        self._step = make_train_step(self._suffix, self.variables, optimizer, criterion, self.average)
+        self._forward = make_forward(self._suffix)
+
+    def train(self, inputs: Any, targets: np.ndarray, weights: np.ndarray, seed: Sequence[int]) -> float:
+        """Take one step; return the batch's mean loss, without the regularisers."""
+        inputs, recorded = inputs if isinstance(inputs, tuple) else (inputs, None)
+        batch = [tf.convert_to_tensor(array) for array in (inputs, targets, weights, np.asarray(seed, np.int32))]
+        return float(self._step(*batch, None if recorded is None else tf.convert_to_tensor(recorded)))
+
+    def answer(self, supply: Supply, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions that could be read, int64 [m], and their logits, float32 [m, k]."""
+        batches = np.array_split(np.arange(count), max(1, count // _FORWARD_BATCH))
+        positions, logits = zip(
+            *(
+                (rows, self._forward(tf.convert_to_tensor(inputs)).numpy())
+                for rows, inputs in supply.stream(batches, 0)
+            ),
+            strict=True,
+        )
+        return np.concatenate(positions), np.concatenate(logits)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the network holds the averaged weights."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap()
+        try:
+            yield
+        finally:
+            self.average.swap()
+
+    def reestimate(self, batches: Iterable[Any]) -> None:
+        """Take the statistics of batch norm in the trained blocks anew."""
+        layers = self._network.list_trained_layers(self.stage)
+        reestimate_statistics(lambda batch: self._suffix(as_floats(batch), training=True), layers, batches)
+
+    def scale_by_gradients(self, batches: Sequence[tuple[Any, np.ndarray, np.ndarray]]) -> None:
+        """Set the rate of each variable of the backbone by its relative gradient; the stage's rates are the ceiling."""
+        names = {weight.path for weight in collect_weights(self._network.backbone.layers)}
+        judged = [variable for variable in self.variables if variable.path in names]
+        measure = make_gradient_step(self._suffix, judged, self._criterion)
+        relative = np.mean(
+            [measure_relative_gradients(measure(*map(tf.convert_to_tensor, batch)), judged) for batch in batches],
+            axis=0,
+        )
+        factors = zip(judged, derive_multipliers(relative), strict=True)
+        scaled = {variable.path: self._multipliers[variable.path] * float(factor) for variable, factor in factors}
+        self._optimizer.set_multipliers({**self._multipliers, **scaled})

@@ -1,0 +1,94 @@
+"""What a stage trains on: activations from the cache, or pictures decoded anew in every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from tlkeras.data.augmentation import choose_views, derive_keys, show_one
+from tlkeras.data.pipeline import stream_pictures
+from tlkeras.data.policies import Policy
+
+Batch = tuple[np.ndarray, Any]
+"""Positions within the side, int64 [b]; what the network's suffix takes, [b, ...]."""
+
+
+class Supply(Protocol):
+    """The examples of one side as the suffix behind one cut takes them."""
+
+    def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
+        """Yield the batches in the order given; what an epoch shows of a picture is a pure function of the epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class CachedSupply:
+    """Activations at a cut.
+
+    Args:
+        views: Per view, rows [n, ...] that are read by `rows[positions]`.
+        choose: From positions int64 [b] and an epoch to view numbers int [b].
+    """
+
+    views: Sequence[Any]
+    choose: Callable[[np.ndarray, int], np.ndarray] = lambda positions, epoch: np.zeros(len(positions), np.int64)
+
+    def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
+        """Yield the batches; the next one is read while the present one is used."""
+        with ThreadPoolExecutor(1) as pool:
+            following = None
+            for positions in batches:
+                current, following = following, pool.submit(self._read, positions, epoch)
+                if current is not None:
+                    yield current.result()
+            if following is not None:
+                yield following.result()
+
+    def _read(self, positions: np.ndarray, epoch: int) -> Batch:
+        numbers = self.choose(positions, epoch) % len(self.views)
+        first = self.views[numbers[0]][positions[:1]]
+        values = np.empty((len(positions), *first.shape[1:]), first.dtype)
+        for number in np.unique(numbers):
+            chosen = numbers == number
+            values[chosen] = self.views[number][positions[chosen]]
+        return positions, values
+
+
+@dataclass(frozen=True)
+class PictureSupply:
+    """Pictures decoded anew in every epoch, for a network that is trained as a whole or that keeps nothing.
+
+    Args:
+        paths: Files.
+        digests: The hex SHA-256 of each file's bytes.
+        size: Side of the pictures in pixels.
+        fit: How a picture becomes a square.
+        policy: What is done to them; None: nothing.
+        seed: Seed of what is drawn.
+    """
+
+    paths: Sequence[str]
+    digests: Sequence[str]
+    size: int
+    fit: str
+    policy: Policy | None = None
+    seed: int = 0
+
+    def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
+        """Yield the batches, uint8 [b, size, size, 3]; files that became unreadable are left out."""
+        if not len(batches):
+            return
+        positions = np.concatenate(batches)
+        augment = None
+        if self.policy is not None:
+            keys = derive_keys([self.digests[position] for position in positions])
+            numbers = choose_views(self.policy, None, keys, epoch, self.seed)
+            augment = show_one(self.policy, keys, numbers, self.seed)
+        paths = [self.paths[position] for position in positions]
+        stream = stream_pictures(paths, self.size, self.fit, len(batches[0]), augment=augment)
+        for index, pictures in stream.as_numpy_iterator():
+            yield positions[index], pictures

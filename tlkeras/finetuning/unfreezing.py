@@ -1,0 +1,249 @@
+"""Gradual unfreezing inside one `model.fit`, for any functional Keras model."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tlkeras.errors import TlkerasError, suggest
+from tlkeras.finetuning.freezing import freeze, run_in_inference, unfreeze
+from tlkeras.finetuning.groups import Groups, group_layers
+from tlkeras.finetuning.normalization import reestimate_statistics
+from tlkeras.finetuning.optimizers import build_on, find_scaled
+from tlkeras.finetuning.schedule import BatchNorm, Position, Schedule, Stage
+
+logger = logging.getLogger(__name__)
+
+
+def set_trainable(groups: Groups, count: int, batch_norm: BatchNorm = "frozen") -> list[keras.Variable]:
+    """Let the head and the top blocks train; all below is frozen and acts as in inference.
+
+    Keras sees the change when the training function is made again.
+
+    Args:
+        groups: The layers of a model.
+        count: How many blocks train, counted from the top.
+        batch_norm: What it does in blocks that train, see `Stage`; in the head it always trains.
+
+    Returns:
+        The variables of the model that now train.
+
+    Raises:
+        TlkerasError: There are not so many blocks.
+    """
+    total = len(groups.blocks)
+    if not 0 <= count <= total:
+        raise TlkerasError(f"From 0 to {total} blocks can train.", count)
+    groups.model.trainable = True  # in a nested model that is not, no layer trains
+    for block in groups.blocks[: total - count]:
+        freeze(block.layers)
+    for block in groups.blocks[total - count :]:
+        unfreeze(block.layers, batch_norm)
+    unfreeze(groups.head.layers)
+    return groups.model.trainable_variables
+
+
+class GradualUnfreezing(keras.callbacks.Callback):
+    """Carries out a schedule inside one `fit`: what trains, at which rates, and when it is enough.
+
+        optimizer = scale_learning_rates(keras.optimizers.AdamW())
+        model.compile(optimizer, "categorical_crossentropy")
+        schedule = Schedule((Stage("head", 0, 1e-3, epochs=5), Stage("top", 2, 3e-4, epochs=5)), minimise=True)
+        model.fit(train, validation_data=held_out, epochs=schedule.max_epochs, callbacks=[GradualUnfreezing(schedule)])
+
+    The state of an epoch follows from the history alone and is applied at its start, so that a resumed `fit` goes on
+    where the first one stood: give it `initial_epoch` and the history until then. The optimizer is built once on all
+    that will ever train; its moments and its count of steps go on from stage to stage. When training ends the layers
+    act again as Keras has them; what the last stage froze stays frozen.
+
+    Args:
+        schedule: The stages; their learning rates replace that of the optimizer.
+        monitor: What the schedule follows, a name in Keras' logs. Without validation data every stage needs a length.
+        history: Its value in every epoch that is already behind the model.
+        baseline: Its value before any training, where it is known.
+        head: Names of the head's layers, see `group_layers`.
+        batches: Pictures [n, h, w, c] in batches, for stages that re-estimate batch norm.
+        best_weights: Those of the best epoch of `history`, from `model.get_weights()`, if that is not the last one.
+
+    Attributes:
+        history: One value per finished epoch; NaN where it was not measured.
+        best_weights: Those of the best epoch so far.
+    """
+
+    _groups: Groups
+    _position: Position
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        monitor: str = "val_loss",
+        *,
+        history: Sequence[float] = (),
+        baseline: float | None = None,
+        head: Sequence[str] | None = None,
+        batches: Iterable[Any] | None = None,
+        best_weights: Sequence[np.ndarray] | None = None,
+    ):
+        super().__init__()
+        self.schedule, self.monitor = schedule, monitor
+        self.history, self.baseline, self.best_weights = list(history), baseline, best_weights
+        self._head = head
+        self._batches: Any = batches
+        self._entered: int | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Check that all can be done, build the optimizer, and apply the first stage.
+
+        Raises:
+            TlkerasError: The schedule cannot be carried out with this model and optimizer; names every reason.
+        """
+        self._groups = group_layers(self.model, self._head)
+        position = self._locate()
+        if problems := list(self._find_problems(position)):
+            raise TlkerasError.from_problems("The schedule cannot be carried out:", problems)
+        self.model.optimizer = build_on(self.model.optimizer, self._list_variables())
+        if self._find_best() == len(self.history) - 1:
+            self.best_weights = self.model.get_weights()
+        self._entered = None
+        self._enter(position)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Apply the stage of the epoch.
+
+        Raises:
+            TlkerasError: The history is not that of the epochs before.
+        """
+        if epoch != len(self.history):
+            raise TlkerasError(
+                "The history must hold the monitored value of every epoch before this one.",
+                f"{len(self.history)} values at epoch {epoch}",
+                "Resume with `initial_epoch=len(history)`.",
+            )
+        self._enter(self._locate())
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Set the rate of a step, in stages in which it changes from step to step."""
+        if _changes_by_step(self._stage):
+            self.model.optimizer.learning_rate = self._rate(batch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Add to the history, keep and restore the best weights, end the run when its schedule is over."""
+        logs = {} if logs is None else logs
+        logs["stage"] = self._position.stage + 1
+        logs["learning_rate"] = float(np.asarray(self.model.optimizer.learning_rate))
+        self.history.append(self._read_monitor(logs))
+        if self._find_best() == epoch:
+            self.best_weights = self.model.get_weights()
+        best = self.schedule.restores(self.history, self.baseline)
+        if best not in (None, epoch):
+            self._restore(best)
+        self.model.stop_training = self.model.stop_training or self._locate() is None
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Let every layer act as Keras has it."""
+        for layer in self.model._flatten_layers(include_self=False):
+            run_in_inference(layer, False)
+
+    @property
+    def _stage(self) -> Stage:
+        return self.schedule.stages[self._position.stage]
+
+    def _locate(self) -> Position | None:
+        return self.schedule.locate(self.history, self.baseline)
+
+    def _find_best(self) -> int | None:
+        return self.schedule.best_epoch(self.history, self.baseline) if self.schedule.keep == "best" else None
+
+    def _find_problems(self, position: Position | None) -> Iterator[str]:
+        """Say what would go wrong later, a sentence each."""
+        if position is None:
+            yield f"its run is over after the {len(self.history)} epochs of the history."
+        if self._find_best() not in (None, len(self.history) - 1) and self.best_weights is None:
+            yield "the best epoch of the history is not its last: give its weights as best_weights."
+        optimizer, total = self.model.optimizer, len(self._groups.blocks)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if isinstance(inner, keras.optimizers.MultiOptimizer) or not isinstance(inner.learning_rate, keras.Variable):
+            yield f"it sets the learning rate. Received: {inner.name}, whose rate cannot be set; give it a number."
+        scaled = find_scaled(optimizer) is not None
+        if not scaled and getattr(inner, "use_ema", False):
+            yield f"averages of weights that rest need scale_learning_rates(...). Received: {inner.name} with use_ema."
+        for stage in self.schedule.stages:
+            if not scaled and not set(stage.multipliers(total)) <= {0.0, 1.0}:
+                yield f"stage {stage.name!r} has rates per block: compile with scale_learning_rates({inner.name})."
+            if stage.unfreeze == "auto":
+                yield f"stage {stage.name!r} takes its rates from gradients, which `tlkeras train` does."
+            if stage.batch_norm == "reestimate" and self._batches is None:
+                yield f"stage {stage.name!r} re-estimates batch norm: give it batches."
+            if _changes_by_step(stage) and not self.params.get("steps"):
+                yield f"stage {stage.name!r} has a rate per step: give fit steps_per_epoch."
+
+    def _list_variables(self) -> list[keras.Variable]:
+        """List every variable that a stage trains, in the order of the model."""
+        found = set()
+        for stage in self.schedule.stages:
+            count = stage.count_blocks(len(self._groups.blocks))
+            found |= {id(variable) for variable in set_trainable(self._groups, count, stage.batch_norm)}
+        return [variable for variable in self.model.weights if id(variable) in found]
+
+    def _enter(self, position: Position | None) -> None:
+        """Stand at an epoch; where its stage is not the one before, apply it."""
+        if position is None or position.stage == self._entered:
+            self._position = position or self._position
+            return
+        self._position, self._entered = position, position.stage
+        stage, groups = self._stage, self._groups
+        multipliers = stage.multipliers(len(groups.blocks))
+        variables = set_trainable(groups, stage.count_blocks(len(groups.blocks)), stage.batch_norm)
+        if stage.batch_norm == "reestimate" and position.epoch_in_stage == 0:
+            self._reestimate(stage)
+        if scaled := find_scaled(self.model.optimizer):
+            pairs = zip(groups.blocks, multipliers, strict=True)
+            layers = ((layer, multiplier) for block, multiplier in pairs for layer in block.layers)
+            scaled.set_multipliers(
+                {v.path: multiplier for layer, multiplier in layers for v in layer.trainable_variables}
+            )
+        self.model.optimizer.learning_rate = self._rate(0)
+        self.model.make_train_function(force=True)
+        if any(getattr(variable, "regularizer", None) for variable in self.model.weights):
+            self.model.make_test_function(force=True)  # Keras adds the penalties of what trains to the loss
+        logger.info(
+            "Stage %s: the head and %d of %d blocks train, %s weights; learning rate %g.",
+            stage.name,
+            sum(multiplier > 0 for multiplier in multipliers),
+            len(groups.blocks),
+            f"{sum(math.prod(variable.shape) for variable in variables):,}",
+            stage.learning_rate,
+        )
+
+    def _rate(self, step: int) -> float:
+        return self.schedule.rate(self._position, step, self.params.get("steps") or 1)
+
+    def _reestimate(self, stage: Stage) -> None:
+        blocks = self._groups.blocks
+        trained = blocks[len(blocks) - stage.count_blocks(len(blocks)) :]
+        norms = [part for block in trained for layer in block.layers for part in layer._flatten_layers()]
+        reestimate_statistics(lambda batch: self.model(batch, training=False), norms, self._batches)
+
+    def _restore(self, epoch: int) -> None:
+        self.model.set_weights(self.best_weights)
+        if scaled := find_scaled(self.model.optimizer):
+            scaled.restart_averages()
+        logger.info("The weights of epoch %d are restored, the best so far.", epoch + 1)
+
+    def _read_monitor(self, logs: dict[str, Any]) -> float:
+        if self.monitor in logs:
+            return float(logs[self.monitor])
+        measured = [name for name in logs if name.startswith("val_")]
+        plateaus = [stage.name for stage in self.schedule.stages if stage.until]
+        if self.monitor.startswith("val_") and not measured and not plateaus:
+            return math.nan
+        raise TlkerasError("What is monitored must be in Keras' logs.", repr(self.monitor), suggest(self.monitor, logs))
+
+
+def _changes_by_step(stage: Stage) -> bool:
+    return stage.decay == "cosine" or stage.warmup > 0

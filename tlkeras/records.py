@@ -1,0 +1,70 @@
+"""What a training writes down for later stages: pictures and their sides, answers on held-out pictures, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tlkeras.data.headers import Finding, printable, read_picture
+from tlkeras.data.sources import Examples
+from tlkeras.runs import Run
+
+SAMPLES = 16
+
+
+def write_pictures(run: Run, examples: Examples, sides: np.ndarray, rejected: Sequence[Finding]) -> None:
+    (task,) = examples.tasks
+    labels = np.array(task.class_names, dtype=object)[examples.targets[task.name]]
+    keys = [printable(key) for key in examples.keys]
+    run.write_json("classes.json", {task.name: list(task.class_names)})
+    run.write_table(
+        "splits.csv",
+        ("picture", "side", "label", "weight", "group"),
+        zip(keys, sides, labels, examples.weights.tolist(), examples.groups, strict=True),
+    )
+    run.write_table(
+        "rejected.csv", ("path", "code", "reason"), [(printable(bad.path), bad.code, bad.reason) for bad in rejected]
+    )
+
+
+def write_predictions(
+    run: Run, examples: Examples, train: np.ndarray, test: np.ndarray, probabilities: np.ndarray
+) -> None:
+    """Keep the answers on the held-out pictures, and a few of these pictures themselves.
+
+    Args:
+        train: Rows of the training side, int64 (n,).
+        test: Rows of the held-out side, int64 (m,).
+        probabilities: Of the held-out pictures, float32 (m, k).
+    """
+    (task,) = examples.tasks
+    classes, weights = examples.targets[task.name], examples.weights
+    prior = np.bincount(classes[train], weights=weights[train], minlength=len(task.class_names)) / weights[train].sum()
+    run.write_arrays(
+        "predictions.npz", targets=classes[test], probabilities=probabilities, weights=weights[test], prior=prior
+    )
+    names, keys = task.class_names, [printable(key) for key in examples.keys[test]]
+    answers = probabilities.argmax(axis=1)
+    run.write_table(
+        "predictions.csv",
+        ("picture", "label", "prediction", "probability", "weight"),
+        (
+            (key, names[target], names[answer], f"{row[answer]:.6f}", weight)
+            for key, target, answer, row, weight in zip(
+                keys, classes[test], answers, probabilities, weights[test].tolist(), strict=True
+            )
+        ),
+    )
+    _keep_samples(run, examples.paths[test], keys, probabilities)
+
+
+def _keep_samples(run: Run, paths: np.ndarray, keys: Sequence[str], probabilities: np.ndarray) -> None:
+    """Copy some held-out pictures, spread over all of them, so that an export can be proved anywhere."""
+    samples = []
+    for number, row in enumerate(np.unique(np.linspace(0, len(paths) - 1, SAMPLES).astype(int))):
+        file = f"samples/{number:02d}"
+        with run.replacing(file) as aside:
+            aside.write_bytes(read_picture(paths[row]))
+        samples.append({"file": file, "key": keys[row], "probabilities": probabilities[row].tolist()})
+    run.write_json("samples.json", samples)

@@ -1,0 +1,124 @@
+"""The second half of a run that fine-tunes: from a fitted head to a network trained stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import keras
+import numpy as np
+
+from tlkeras import assembly
+from tlkeras.assembly import Prefix
+from tlkeras.charts import draw_history
+from tlkeras.data.augmentation import number_views
+from tlkeras.data.checks import Inspection
+from tlkeras.features.extraction import Pictures, extract
+from tlkeras.finetuning.checkpoints import Checkpoints
+from tlkeras.finetuning.loop import Part, Row
+from tlkeras.finetuning.network import PICTURES, Network
+from tlkeras.finetuning.plan import Plan
+from tlkeras.finetuning.supply import Supply
+from tlkeras.mapping.heads import Head
+from tlkeras.recipe import Recipe
+from tlkeras.runs import Run
+
+CHECKPOINTS = "checkpoints"
+
+
+def fine_tune(
+    recipe: Recipe, run: Run, inspection: Inspection, prefix: Prefix, head: Head, rows: Mapping[str, np.ndarray]
+) -> tuple[keras.Model, np.ndarray, dict[str, list[Any]], dict[str, Any]]:
+    """Train head and backbone by the recipe's stages, from the run's newest checkpoint if there is one.
+
+    Args:
+        head: Fitted on frozen features: what the network starts from (LP-FT, Kumar et al., 2022).
+        rows: Of the pictures of each side, int64 (n,).
+
+    Returns:
+        The trained model; its probabilities of the held-out pictures, float32 (m, k); the history as columns; facts for
+        the manifest.
+    """
+    schedule, plan, choices = assembly.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
+    with ExitStack() as stack:
+        with run.phase("extract activations"):
+            suppliers = _make_suppliers(recipe, prefix, plan, inspection, rows, stack)
+        parts = [_make_part(recipe, inspection, rows[side], suppliers[side], side) for side in suppliers]
+        network = Network(prefix.backbone, prefix.pooled, head.to_layers(), recipe.name)
+        loop = assembly.make_loop(recipe, network, schedule, plan, (parts[0], parts[1] if len(parts) > 1 else None))
+        with run.phase("fine-tune"):
+            history = loop.run(Checkpoints(run.path / CHECKPOINTS))
+    with run.phase("measure"):
+        probabilities = _answer(recipe, network.model, inspection, rows["test"])
+    with run.replacing("history.png") as aside:
+        draw_history([{**row, "best": row["epoch"] == loop.best_epoch} for row in history], aside)
+    facts = {
+        "stages": [stage.__dict__ for stage in plan.stages],
+        "views": plan.views,
+        "baseline": loop.baseline,
+        "best_epoch": loop.best_epoch,
+        "reasons": [list(choice) for choice in choices],
+    }
+    return network.model, probabilities, _as_columns(history), facts
+
+
+def _name_sides(inspection: Inspection, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    sides = np.full(len(inspection.examples), "", dtype="U10")
+    for name, of_side in rows.items():
+        sides[of_side] = name
+    return sides
+
+
+def _make_suppliers(
+    recipe: Recipe,
+    prefix: Prefix,
+    plan: Plan,
+    inspection: Inspection,
+    rows: Mapping[str, np.ndarray],
+    stack: ExitStack,
+) -> dict[str, dict[str, Supply]]:
+    """Return, per side and cut, what the loop reads; activations that the cache lacks are computed."""
+    suppliers: dict[str, dict[str, Supply]] = {}
+    for side in ("train", "validation"):
+        if not len(rows[side]):
+            continue
+        augmented = side == "train"
+        found: dict[str, Supply] = {PICTURES: assembly.supply_pictures(recipe, inspection, rows[side], augmented)}
+        if plan.kept:
+            views = number_views(
+                assembly.make_recipe_policy(recipe), (plan.views or 1) if augmented else 1, recipe.training.seed
+            )
+            views = views if augmented else assembly.PLAIN_VIEWS
+            features = assembly.extract_features(recipe, prefix, inspection, plan.kept, views, rows[side])
+            stack.callback(features.close)
+            for place, cut in enumerate(plan.kept):
+                of_cut = [outputs[place] for outputs in features.views]
+                found[cut] = assembly.supply_rows(recipe, inspection, rows[side], of_cut)
+        suppliers[side] = found
+    return suppliers
+
+
+def _make_part(
+    recipe: Recipe, inspection: Inspection, rows: np.ndarray, supplies: Mapping[str, Supply], side: str
+) -> Part:
+    examples = inspection.examples
+    (task,) = examples.tasks
+    classes, weights = examples.targets[task.name][rows], examples.weights[rows]
+    if side == "train":
+        weights = assembly.weigh_sides(recipe, classes, weights)
+    targets = np.eye(len(task.class_names), dtype=np.float32)[classes]
+    return Part(targets, weights.astype(np.float32), supplies.__getitem__)
+
+
+def _answer(recipe: Recipe, model: keras.Model, inspection: Inspection, rows: np.ndarray) -> np.ndarray:
+    """Return the probabilities of pictures, from their files, as whoever serves the model will get them."""
+    paths = [str(inspection.examples.paths[row]) for row in rows.tolist()]
+    digests = [inspection.digests[row] for row in rows.tolist()]
+    pictures = Pictures(paths, digests, recipe.data.resize)
+    with extract(model, pictures, [{"model": "trained"}], engine=recipe.features.engine, dtype="float32") as answers:
+        return np.asarray(answers.outputs[0])
+
+
+def _as_columns(history: Sequence[Row]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in history] for name in history[0]}
