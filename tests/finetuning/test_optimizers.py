@@ -257,6 +257,7 @@ PICTURES, TARGETS = np.linspace(-1, 1, 24, dtype="float32").reshape(8, 3), np.on
 def test_a_saved_model_goes_on_with_the_same_numbers(tmp_path):
     model = make_model(optimizer=scale_learning_rates(keras.optimizers.AdamW(0.1), {"first/kernel": 0.25}))
     model.fit(PICTURES, TARGETS, epochs=2, verbose=0)
+    assert model.optimizer.multiplier_of(model.get_layer("first").kernel) == 0.25
     model.optimizer.set_multipliers({"first/kernel": 0.5})
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -42,7 +41,7 @@ class Groups:
 def group_layers(model: keras.Model, head: Sequence[str] | None = None) -> Groups:
     """Group the layers of a model with a backbone, which may be one of its layers or a part of its graph.
 
-    A nested model with most of the model's convolution kernels is the backbone. In a flat graph the backbone ends
+    A nested model with most of the variables is the backbone. In a flat graph the backbone ends
     with the last map [n, h, w, c] that everything flows through, so that pooling or flattening begins the head.
 
     Args:
@@ -70,17 +69,11 @@ def group_layers(model: keras.Model, head: Sequence[str] | None = None) -> Group
 
 
 def _find_nested(calls: Sequence[Call]) -> Call | None:
-    """Return the call of the model that has most of the convolution kernels, if there is one."""
-    kernels = {id(call.operation): _count_kernels(call) for call in calls}
-    for call in calls:
-        if isinstance(call.operation, keras.Model) and 2 * kernels[id(call.operation)] > sum(kernels.values()):
-            return call
-    return None
-
-
-def _count_kernels(call: Call) -> int:
-    weights = getattr(call.operation, "weights", [])
-    return sum(math.prod(weight.shape) for weight in weights if len(weight.shape) > 2)
+    """Return the call of the model that has most of the variables, if there is one."""
+    owners = {id(call.operation): call.operation for call in calls if has_weights(call)}
+    total = sum(len(layer.weights) for layer in owners.values())
+    models = (call for call in calls if isinstance(call.operation, keras.Model))
+    return next((call for call in models if 2 * len(call.operation.weights) > total), None)
 
 
 def _find_end(model: keras.Model, calls: Sequence[Call], head: Sequence[str] | None) -> keras.KerasTensor:

@@ -55,9 +55,11 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
             return
         paths = [variable.path for variable in self._trainable_variables]
         _check_paths(multipliers, paths)
-        if self._multipliers is None:
-            self._multipliers = self.add_variable((len(paths),), "ones", "float32", name="multipliers")
-        self._multipliers.assign(np.array([multipliers.get(path, 1.0) for path in paths], "float32"))
+        values = np.array([multipliers.get(path, 1.0) for path in paths], "float32")
+        if self._multipliers is None:  # Keras may build within a trace, where to assign would be a part of each step
+            self._multipliers = self.add_variable(values.shape, lambda *_, **__: values, "float32", name="multipliers")
+        else:
+            self._multipliers.assign(values)
 
     def multiplier_of(self, variable: keras.Variable) -> float:
         """Return the present multiplier of a variable that the optimizer is built on."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.finetuning.freezing import reestimate_statistics
 from tlkeras.finetuning.gradients import derive_multipliers, measure_relative_gradients
 from tlkeras.finetuning.network import Network
+from tlkeras.finetuning.normalization import reestimate_statistics
 from tlkeras.finetuning.optimizers import ScaledOptimizer
 from tlkeras.finetuning.regularization import collect_weights
 from tlkeras.finetuning.schedule import Stage
@@ -92,7 +92,7 @@ class StageWork:
     def reestimate(self, batches: Iterable[Any]) -> None:
         """Take the statistics of batch norm in the trained blocks anew."""
         layers = self._network.list_trained_layers(self.stage)
-        reestimate_statistics(lambda batch: self._suffix(as_floats(batch), training=True), layers, batches)
+        reestimate_statistics(lambda batch: self._suffix(as_floats(batch), training=False), layers, batches)
 
     def scale_by_gradients(self, batches: Sequence[tuple[Any, np.ndarray, np.ndarray]]) -> None:
         """Set the rate of each variable of the backbone by its relative gradient; the stage's rates are the ceiling."""

@@ -1,0 +1,120 @@
+"""Layers in groups: of flat graphs and nested backbones, each with weights in exactly one."""
+
+from __future__ import annotations
+
+import keras
+import pytest
+from keras import layers
+
+from tlkeras.backbones.blocks import find_blocks
+from tlkeras.backbones.building import build
+from tlkeras.errors import BackboneError
+from tlkeras.finetuning.groups import Groups, group_layers
+
+
+def add_head(tensor: keras.KerasTensor) -> keras.KerasTensor:
+    x = layers.GlobalAveragePooling2D(name="pool")(tensor)
+    x = layers.BatchNormalization(name="norm")(layers.Dense(4, name="hidden")(x))
+    return layers.Dense(2, name="answer")(layers.Dropout(0.5, name="rest")(x))
+
+
+def make_flat(backbone: keras.Model) -> keras.Model:
+    return keras.Model(backbone.input, add_head(backbone.output), name="flat")
+
+
+def make_nested(backbone: keras.Model) -> keras.Model:
+    """As Keras' guide on transfer learning writes it, with augmentation in front."""
+    inputs = keras.Input(backbone.input.shape[1:], dtype=backbone.input.dtype)
+    x = keras.Sequential([layers.RandomFlip(name="flip")], name="augmentation")(inputs)
+    return keras.Model(inputs, add_head(backbone(x, training=False)), name="nested")
+
+
+BACKBONES = {
+    "tiny": lambda: build("tiny", weights="none"),
+    "efficientnet_lite0": lambda: build("efficientnet_lite0", size=32, weights="none"),
+    "MobileNet": lambda: keras.applications.MobileNet((32, 32, 3), 0.25, include_top=False, weights=None),
+    "ConvNeXtTiny": lambda: keras.applications.ConvNeXtTiny(include_top=False, weights=None, input_shape=(32, 32, 3)),
+    "DenseNet121": lambda: keras.applications.DenseNet121(include_top=False, weights=None, input_shape=(32, 32, 3)),
+}
+
+
+def list_names(groups: Groups) -> list[list[str]]:
+    return [[layer.name for layer in group.layers] for group in (*groups.blocks, groups.head)]
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def backbone(request):
+    return BACKBONES[request.param]()
+
+
+@pytest.mark.parametrize("wrap", [make_flat, make_nested])
+def test_each_variable_is_in_exactly_one_group(backbone, wrap):
+    model = wrap(backbone)
+    groups = group_layers(model)
+    owned = [
+        id(weight) for group in (*groups.blocks, groups.head) for layer in group.layers for weight in layer.weights
+    ]
+    assert sorted(owned) == sorted({id(weight) for weight in model.weights})
+    assert [group.name for group in groups.blocks] == [block.name for block in find_blocks(backbone)]
+    assert list_names(groups)[-1] == ["hidden", "norm", "rest", "answer"]
+
+
+def convolve(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    return layers.Conv2D(2, 3, padding="same", name=name)(x)
+
+
+def test_by_hand():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.RandomFlip(name="flip")(layers.Rescaling(1 / 255, name="scale")(inputs))
+    x = convolve(layers.ReLU(name="relu")(convolve(x, "one")), "two")
+    model = keras.Model(inputs, add_head(x))
+    assert list_names(group_layers(model)) == [
+        ["one", "relu"],
+        ["two"],
+        ["hidden", "norm", "rest", "answer"],
+    ]
+
+
+def test_what_is_flattened_begins_the_head():
+    model = keras.applications.VGG16(weights=None, input_shape=(32, 32, 3), classes=2)
+    assert list_names(group_layers(model))[-1] == ["fc1", "fc2", "predictions"]
+
+
+def test_two_poolings_side_by_side():
+    inputs = keras.Input((8, 8, 3))
+    x = convolve(inputs, "one")
+    x = layers.Concatenate()([layers.GlobalAveragePooling2D()(x), layers.GlobalMaxPooling2D()(x)])
+    groups = group_layers(keras.Model(inputs, layers.Dense(2, name="answer")(x)))
+    assert list_names(groups) == [["one"], ["answer"]]
+
+
+def test_the_head_by_name():
+    inputs = keras.Input((8, 8, 3))
+    x = convolve(convolve(inputs, "one"), "two")
+    model = keras.Model(inputs, layers.Dense(2, name="answer")(layers.Flatten()(x)), name="mine")
+    assert list_names(group_layers(model)) == [["one"], ["two"], ["answer"]]
+    assert list_names(group_layers(model, head=["two", "answer"])) == [["one"], ["two", "answer"]]
+    with pytest.raises(BackboneError, match=r"layers of mine. Received: 'anser'. Did you mean 'answer'\?"):
+        group_layers(model, head=["anser"])
+    with pytest.raises(BackboneError, match=r"one tensor that everything flows through. Received: mine"):
+        group_layers(model, head=["one"])
+
+
+def test_weights_before_a_nested_backbone_belong_to_its_first_block():
+    inputs = keras.Input((32, 32, 1))
+    backbone = build("tiny", weights="none")
+    grey = layers.Conv2D(3, 1, name="to_rgb")(inputs)
+    groups = group_layers(keras.Model(inputs, add_head(backbone(grey))))
+    assert list_names(groups)[0][:2] == ["to_rgb", "stem_conv"]
+
+
+def test_a_model_without_a_head_is_refused():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(convolve(inputs, "one"))
+    with pytest.raises(BackboneError, match=r"head with weights .* Received: bare, with none .* head=\[...\]"):
+        group_layers(keras.Model(inputs, x, name="bare"))
+
+
+def test_a_sequential_model():
+    model = keras.Sequential([build("tiny", weights="none"), layers.Flatten(), layers.Dense(2, name="answer")])
+    assert list_names(group_layers(model))[-1] == ["answer"]
