@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from tlkeras.data.checks import Inspection
 from tlkeras.data.policies import Policy, make_policy
 from tlkeras.data.sources import Examples, choose_examples, leave_out_unlabelled, read_table
 from tlkeras.data.splits import assign_sides, check_sides, thin
-from tlkeras.errors import RecipeError
+from tlkeras.errors import RecipeError, TlkerasError
 from tlkeras.features import extraction
 from tlkeras.features.cache import ActivationCache, default_root
 from tlkeras.features.extraction import Features, Pictures, Rows, extract, pool
@@ -208,16 +208,25 @@ def make_schedule(recipe: Recipe, prefix: Prefix, pictures: int, classes: int) -
         stages, keep, choices = suggestion.stages, suggestion.keep, suggestion.choices
     else:
         stages, keep, choices = tuple(Stage(**stage.model_dump()) for stage in options.stages), options.keep, ()
-    problems = [
-        f"stage {stage.name!r} lasts until a plateau, which only a validation set can show: set data.validation."
-        for stage in stages
-        if stage.until and not validated
-    ]
-    if problems:
-        raise RecipeError.from_problems("The stages do not suit the data:", problems)
+    problems = []
     for stage in stages:
-        stage.count_blocks(len(prefix.blocks))
+        if stage.until and not validated:
+            problems.append(
+                f"stage {stage.name!r} ends at a plateau, which only a validation set shows: set data.validation."
+            )
+        problems += _list_problems(partial(stage.count_blocks, len(prefix.blocks)))
+    problems += _list_problems(lambda: make_recipe_policy(recipe))
+    if problems:
+        raise RecipeError.from_problems("The fine-tuning cannot be carried out:", problems)
     return Schedule(stages, minimise=MEASURES[f"val_{options.monitor}"], keep=keep), choices
+
+
+def _list_problems(attempt: Callable[[], Any]) -> list[str]:
+    try:
+        attempt()
+    except TlkerasError as error:
+        return [str(error)]
+    return []
 
 
 def plan_recipe(

@@ -1,0 +1,76 @@
+"""Recipes that fine-tune: whole runs, interrupted ones, and what `check` says of those that cannot be."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tlkeras import api
+from tlkeras.errors import RunError
+from tlkeras.finetuning.stages import StageWork
+
+RECIPE = """
+name: staged
+data: {source: sklearn-digits, validation: 0.2, limit: 120}
+backbone: {name: tiny, weights: none, size: 32}
+mapping: {kind: linear, C: 0.01}
+augmentation: {policy: flip}
+finetuning:
+  average: 0.9
+  stages:
+    - {name: head, unfreeze: 0, epochs: 1}
+    - {name: top, unfreeze: 1 block, epochs: 2, backbone_ratio: 1.0}
+evaluation: {bootstrap: 100}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "staged.yaml").write_text(RECIPE)
+    return str(tmp_path / "staged.yaml")
+
+
+def read(path):
+    model = keras.models.load_model(Path(path) / "model.keras", compile=False)
+    return model.get_weights(), *((Path(path) / name).read_bytes() for name in ("history.csv", "predictions.csv"))
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(recipe, tmp_path, monkeypatch):
+    whole = api.train(recipe, runs=tmp_path / "whole")
+    assert (Path(whole["path"]) / "history.png").stat().st_size > 5_000
+    train, calls = StageWork.train, []
+
+    def interrupt(self, *batch):
+        calls.append(1)
+        if len(calls) == 4:  # in the second stage
+            raise KeyboardInterrupt
+        return train(self, *batch)
+
+    monkeypatch.setattr(StageWork, "train", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        api.train(recipe, runs=tmp_path / "halved")
+    monkeypatch.undo()
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))
+    resumed = api.resume(runs=tmp_path / "halved")
+    expected, received = read(whole["path"]), read(resumed["path"])
+    assert all(np.array_equal(a, b) for a, b in zip(expected[0], received[0], strict=True))
+    assert expected[1:] == received[1:]
+    with pytest.raises(RunError, match="There must be a run that stopped"):
+        api.resume(runs=tmp_path / "halved")
+
+
+def test_all_that_is_wrong_is_said_at_once(recipe):
+    stage = {"name": "top", "unfreeze": "40 blocks", "until": "plateau"}
+    wrong = {"finetuning.stages": [stage], "augmentation.policy": "flp", "data.validation": 0.0}
+    (problem,) = api.check(recipe, wrong)["problems"]
+    assert "set data.validation" in problem
+    assert "must unfreeze from 0 to" in problem
+    assert "Did you mean 'flip'" in problem
+
+
+def test_the_schedule_is_shown_with_its_reasons(recipe):
+    shown = api.show_schedule(recipe, {"finetuning.stages": "auto"})
+    assert [choice["key"] for choice in shown["reasons"]][:2] == ["head", "top.unfreeze"]
+    assert shown["stages"][0]["parameters"] > 0
