@@ -13,7 +13,7 @@ HALF_BYTES = 2
 MOST_VIEWS = 8
 _ENGINE_GAIN = 2.5  # pictures per second of the extraction engine over a training framework's forward pass
 _PASSES = 3  # a training step does three times the work of a forward pass
-_BYTES_PER_MULTIPLY_ADD = 0.02  # reading so many bytes takes as long as one multiply-add
+_MULTIPLY_ADDS_PER_BYTE = 50  # take as long as reading one byte of a row
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _plan_stage(name: str, epochs: int, frozen: int, setting: tuple[Sequence[Blo
         pooled = frozen == len(blocks) and end == frozen - 1
         cut, size = (FEATURES, width * HALF_BYTES) if pooled else (block.cut.name, block.cut.bytes)
         if size * pictures * views <= budget:
-            reading = epochs * size * _BYTES_PER_MULTIPLY_ADD**-1 * 0.001
+            reading = epochs * size * _MULTIPLY_ADDS_PER_BYTE
             work = views * before[end] / _ENGINE_GAIN + epochs * (before[-1] - before[end] + trained) + reading
             candidates.append((work, cut, size))
     work, cut, size = min(candidates)
