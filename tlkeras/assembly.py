@@ -76,7 +76,7 @@ def picture_size(recipe: Recipe) -> int:
     return recipe.backbone.size or find_backbone(recipe.backbone.name).default_size
 
 
-PLAIN_VIEWS = (PLAIN,)
+PLAIN_VIEWS: tuple[View, ...] = (PLAIN,)
 
 
 @dataclass(frozen=True)

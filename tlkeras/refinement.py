@@ -86,10 +86,9 @@ def _make_suppliers(
         augmented = side == "train"
         found: dict[str, Supply] = {PICTURES: assembly.supply_pictures(recipe, inspection, rows[side], augmented)}
         if plan.kept:
-            views = number_views(
-                assembly.make_recipe_policy(recipe), (plan.views or 1) if augmented else 1, recipe.training.seed
-            )
-            views = views if augmented else assembly.PLAIN_VIEWS
+            views = assembly.PLAIN_VIEWS
+            if augmented:
+                views = number_views(assembly.make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
             features = assembly.extract_features(recipe, prefix, inspection, plan.kept, views, rows[side])
             stack.callback(features.close)
             for place, cut in enumerate(plan.kept):

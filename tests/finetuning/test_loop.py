@@ -166,19 +166,26 @@ def test_moments_survive_unfreezing():
     assert int(loop.optimizer.iterations) == 5 * (COUNT // 8)
 
 
-@pytest.mark.parametrize("mixup", [False, True])
-def test_interrupted_runs_end_with_the_same_bits(tmp_path, mixup):
+AUTOMATIC = (STAGES[0], STAGES[1], Stage("auto", "auto", 1e-2, epochs=2))
+
+
+@pytest.mark.parametrize(
+    "stages, mixup, breaks",
+    [(STAGES, True, (2, 4, 5)), (AUTOMATIC, False, (2, 7, 5))],
+    ids=["mixup", "rates by gradients"],
+)
+def test_interrupted_runs_end_with_the_same_bits(tmp_path, stages, mixup, breaks):
     whole = make_network()
-    history = make_loop(whole, mixup=mixup).run()
+    history = make_loop(whole, stages, mixup=mixup).run()
     network = make_network()
-    for batches in (2, 4, 5):  # in the first, second and third stage
+    for batches in breaks:  # in each of the stages, some in mid-epoch
         network = make_network()
         left = [batches]
         train = make_part(network, breaks=lambda supply, left=left: Breaking(supply, left))
         with pytest.raises(InterruptedError):
-            make_loop(network, parts=(train, make_part(network)), mixup=mixup).run(Checkpoints(tmp_path))
+            make_loop(network, stages, parts=(train, make_part(network)), mixup=mixup).run(Checkpoints(tmp_path))
     network = make_network()
-    resumed = make_loop(network, mixup=mixup)
+    resumed = make_loop(network, stages, mixup=mixup)
     assert resumed.run(Checkpoints(tmp_path)) == history
     for path, value in read(whole).items():
         assert np.array_equal(value, read(network)[path]), path

@@ -170,8 +170,7 @@ def extract(
     Args:
         prefix: From pictures [n, size, size, 3] to one or several tensors.
         pictures: The files, and how they become tensors.
-        facts: For each output what names its values in the cache: weights fingerprint, cut, pooling ... The
-            facts of pictures and view, shape and dtype are added here.
+        facts: Per output, what names its values in the cache; those of pictures, view, shape and dtype are added here.
         views: How each picture is seen.
         cache: Where rows are kept; None keeps them in a temporary folder until the result is closed.
         engine: A name as in `make_engine`, or an engine made for this prefix before, to be used again.

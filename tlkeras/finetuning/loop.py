@@ -168,6 +168,7 @@ class Loop:
         return StageWork(self.network, stage, self.cuts[index], self.optimizer, self.criterion, average)
 
     def _prepare(self, work: StageWork, position: Position) -> None:
+        work.reset_rates()
         if work.stage.batch_norm == "reestimate" and position.epoch_in_stage == 0:
             work.reestimate(inputs for _, inputs in self._stream(work))
         if work.stage.unfreeze == "auto":

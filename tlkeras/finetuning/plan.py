@@ -9,7 +9,7 @@ from tlkeras.backbones.blocks import Block
 from tlkeras.finetuning.network import FEATURES, PICTURES
 from tlkeras.finetuning.schedule import Schedule
 
-HALF_BYTES = 2
+_HALF_BYTES = 2
 MOST_VIEWS = 8
 _ENGINE_GAIN = 2.5  # pictures per second of the extraction engine over a training framework's forward pass
 _PASSES = 3  # a training step does three times the work of a forward pass
@@ -113,7 +113,7 @@ def _plan_stage(name: str, epochs: int, frozen: int, setting: tuple[Sequence[Blo
     candidates: list[tuple[float, str, int]] = [(whole, PICTURES, 0)]
     for end, block in enumerate(blocks[:frozen]):
         pooled = frozen == len(blocks) and end == frozen - 1
-        cut, size = (FEATURES, width * HALF_BYTES) if pooled else (block.cut.name, block.cut.bytes)
+        cut, size = (FEATURES, width * _HALF_BYTES) if pooled else (block.cut.name, block.cut.bytes)
         if size * pictures * views <= budget:
             reading = epochs * size * _MULTIPLY_ADDS_PER_BYTE
             work = views * before[end] / _ENGINE_GAIN + epochs * (before[-1] - before[end] + trained) + reading

@@ -52,7 +52,6 @@ class StageWork:
         self.stage, self.cut = stage, cut
         self._network, self._optimizer, self._criterion = network, optimizer, criterion
         self._multipliers = network.apply(stage)
-        optimizer.set_multipliers(self._multipliers)
         self._suffix = network.suffix(cut)
         self.variables = self._suffix.trainable_variables
         self.average = MovingAverage(self.variables, average) if average else None
@@ -88,6 +87,10 @@ class StageWork:
             yield
         finally:
             self.average.swap()
+
+    def reset_rates(self) -> None:
+        """Give each variable the stage's own rate; in mid-epoch those that a checkpoint restored must stay."""
+        self._optimizer.set_multipliers(self._multipliers)
 
     def reestimate(self, batches: Iterable[Any]) -> None:
         """Take the statistics of batch norm in the trained blocks anew."""

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.finetuning.objectives import reduce
+
 Outputs = Mapping[str, tf.Tensor]
 
 
@@ -87,7 +89,7 @@ def make_train_step(
             if recorded is not None:
                 outputs["recorded_logits"] = recorded
             losses = criterion.loss(targets, tf.cast(outputs["logits"], tf.float32))
-            loss = tf.reduce_mean(losses * weights)
+            loss = reduce(losses, weights)
             total = loss + tf.add_n([tf.constant(0.0), *(penalty(outputs) for penalty in criterion.penalties)])
             total = optimizer.scale_loss(total)
         optimizer.apply(tape.gradient(total, list(variables)), list(variables))
