@@ -1,5 +1,6 @@
 """Recipes that fine-tune: whole runs, interrupted ones, and what `check` says of those that cannot be."""
 
+import re
 from pathlib import Path
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from tlkeras import api
+from tlkeras.backbones.building import build
 from tlkeras.errors import RunError
 from tlkeras.finetuning.stages import StageWork
 
@@ -74,3 +76,34 @@ def test_the_schedule_is_shown_with_its_reasons(recipe):
     shown = api.show_schedule(recipe, {"finetuning.stages": "auto"})
     assert [choice["key"] for choice in shown["reasons"]][:2] == ["head", "top.unfreeze"]
     assert shown["stages"][0]["parameters"] > 0
+
+
+def test_the_source_is_kept_by_distillation(recipe, tmp_path):
+    keras.utils.set_random_seed(0)
+    build("tiny", size=32, weights="none", top=True).save_weights(tmp_path / "tiny.weights.h5")
+    stages = [{"name": "top", "unfreeze": 1, "epochs": 1}, {"name": "all", "unfreeze": "all", "epochs": 1}]
+    changes = {"backbone.weights": str(tmp_path / "tiny.weights.h5"), "finetuning.stages": stages}
+    losses = []
+    for kept in ("none", "lwf"):
+        result = api.train(recipe, {**changes, "finetuning.keep_source": {"kind": kept}}, runs=tmp_path / "runs")
+        losses.append(read(result["path"])[1])
+    assert losses[0] != losses[1]
+
+
+def test_distillation_that_cannot_be_is_refused(recipe):
+    wrong = {"finetuning.keep_source": {"kind": "lwf"}, "augmentation.mixup": 0.2, "features.cut": 2}
+    problem = "\n".join(api.check(recipe, wrong)["problems"])
+    assert "set augmentation.mixup to 0" in problem
+    assert "random weights know nothing to keep" in problem
+    assert "leave features.cut out" in problem
+    convnext = {"finetuning.keep_source": {"kind": "lwf"}, "backbone": {"name": "convnext_tiny", "weights": "none"}}
+    (problem,) = api.check(recipe, convnext)["problems"]
+    assert "that of convnext_tiny normalises after its pooling" in problem
+
+
+def test_check_counts_every_view_that_is_lacking(recipe, tmp_path):
+    facts = api.check(recipe)["facts"]
+    needed = 120 + int(re.search(r"train (\d+)", facts["sides"])[1])  # as they are, and those to train on flipped
+    assert facts["to compute"].startswith(f"{needed} of {needed} pictures")
+    api.train(recipe, runs=tmp_path / "runs")
+    assert api.check(recipe)["facts"]["to compute"].startswith(f"0 of {needed} pictures")

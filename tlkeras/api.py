@@ -34,9 +34,7 @@ def train(
     load_tensorflow()
     from tlkeras import training
 
-    loading = time.perf_counter() - start
-    run = training.train(resolved, Path(runs))
-    run.update_manifest(phases={"load libraries": round(loading, 3), **run.phases})
+    run = training.train(resolved, Path(runs), loading=time.perf_counter() - start)
     return evaluate(str(run.path), runs=runs)
 
 
@@ -46,13 +44,13 @@ def resume(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
     Raises:
         RunError: There is no such run, or it has finished.
     """
+    start = time.perf_counter()
     stopped = find_unfinished(run, Path(runs))
     stopped.read_bytes("recipe.yaml")  # a run without its recipe is told as such
     load_tensorflow()
     from tlkeras import training
 
-    resumed = training.resume(stopped)
-    resumed.update_manifest(phases=resumed.phases)
+    resumed = training.resume(stopped, loading=time.perf_counter() - start)
     return evaluate(str(resumed.path), runs=runs)
 
 

@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from tlkeras.backbones.blocks import Block, find_blocks, find_cut
-from tlkeras.backbones.building import build
+from tlkeras.backbones.blocks import find_blocks, find_cut
+from tlkeras.backbones.building import build, build_source_head
 from tlkeras.backbones.catalog import find_backbone
-from tlkeras.backbones.weights import fingerprint
-from tlkeras.data.augmentation import PLAIN, View, choose_views, derive_keys
+from tlkeras.data.augmentation import PLAIN, View, choose_views, derive_keys, number_views
 from tlkeras.data.checks import Inspection
 from tlkeras.data.policies import Policy, make_policy
 from tlkeras.data.sources import Examples, choose_examples, leave_out_unlabelled, read_table
 from tlkeras.data.splits import assign_sides, check_sides, thin
 from tlkeras.errors import RecipeError, TlkerasError
+from tlkeras.events import EventLog
 from tlkeras.features import extraction
 from tlkeras.features.cache import ActivationCache, default_root
 from tlkeras.features.extraction import Features, Pictures, Rows, extract, pool
-from tlkeras.finetuning.loop import Loop, Part, Settings
+from tlkeras.features.prefix import FEATURES, SOURCE, Prefix
+from tlkeras.finetuning.loop import Loop, Part, Row, Settings
 from tlkeras.finetuning.measures import MEASURES
-from tlkeras.finetuning.network import FEATURES, Network
+from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.objectives import make_objective, mix_examples
 from tlkeras.finetuning.optimizers import ScaledOptimizer, scale_learning_rates
 from tlkeras.finetuning.plan import Plan, plan_stages
+from tlkeras.finetuning.precision import choose_precision
 from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.steps import Criterion
 from tlkeras.finetuning.suggestion import Choice, suggest_stages
-from tlkeras.finetuning.supply import CachedSupply, PictureSupply
+from tlkeras.finetuning.supply import CachedSupply, PictureSupply, RecordingSupply, Supply
 from tlkeras.mapping.deep import Fitting
 from tlkeras.mapping.heads import Head, make_head
 from tlkeras.mapping.weighting import weigh_examples
@@ -54,6 +56,7 @@ def read_examples(recipe: Recipe) -> Examples:
         group=data.group,
         domain=data.domain,
         stratify=data.stratify,
+        separator=data.separator,
     )
     examples = leave_out_unlabelled(examples)
     return thin(examples, data.limit, data.seed) if data.limit else examples
@@ -79,29 +82,18 @@ def picture_size(recipe: Recipe) -> int:
 PLAIN_VIEWS: tuple[View, ...] = (PLAIN,)
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """The pretrained half.
-
-    Attributes:
-        backbone: uint8 pictures (n, size, size, 3) to the map at the recipe's cut, weights loaded.
-        pooled: The same graph with the pooling behind it, to features (n, d).
-        blocks: Of the backbone; none unless the recipe fine-tunes.
-    """
-
-    backbone: keras.Model
-    pooled: keras.Model
-    blocks: tuple[Block, ...] = ()
-
-
 def build_prefix(recipe: Recipe) -> Prefix:
     """Return the pretrained half, with its weights."""
     keras.utils.set_random_seed(recipe.training.seed)  # for what has no pretrained weights
     whole = build(recipe.backbone.name, size=picture_size(recipe), weights=recipe.backbone.weights)
     cut = find_cut(whole, recipe.features.cut)
     backbone = keras.Model(whole.input, cut.tensor, name=whole.name)
-    blocks = tuple(find_blocks(backbone)) if recipe.finetuning else ()
-    return Prefix(backbone, pool(backbone, recipe.features.pooling), blocks)
+    pooled = pool(backbone, recipe.features.pooling)
+    if recipe.finetuning is None:
+        return Prefix(backbone, pooled)
+    distils = recipe.finetuning.keep_source.kind == "lwf"
+    source_head = build_source_head(whole, recipe.backbone.weights) if distils else None
+    return Prefix(backbone, pooled, tuple(find_blocks(backbone)), source_head)
 
 
 def extract_features(
@@ -112,53 +104,83 @@ def extract_features(
     views: Sequence[View] = (PLAIN,),
     rows: np.ndarray | None = None,
 ) -> Features:
-    """Return what pictures are at each tap, FEATURES or the name of a cut; what the cache lacks is computed.
+    """Return what pictures are at each tap, FEATURES, SOURCE or the name of a cut; what the cache lacks is computed.
 
     Args:
         rows: Which of the inspected pictures, int64 (n,); None: all.
     """
-    models = [_tap(prefix, tap) for tap in taps]
-    outputs = [model.output for model in models]
-    joined = models[0] if len(models) == 1 else keras.Model(prefix.backbone.input, outputs, name=prefix.backbone.name)
     return extract(
-        joined,
+        prefix.join(taps),
         _as_pictures(recipe, inspection, rows),
-        [_name_output(recipe, model) for model in models],
+        prefix.describe(taps, recipe.backbone.name),
         views=views,
         cache=open_cache(recipe),
         engine=recipe.features.engine,
-        dtype=[recipe.features.precision if tap == FEATURES else "float16" for tap in taps],
+        dtype=_choose_precisions(recipe, taps),
     )
 
 
-def _tap(prefix: Prefix, tap: str) -> keras.Model:
-    if tap == FEATURES:
-        return prefix.pooled
-    return keras.Model(prefix.backbone.input, find_cut(prefix.backbone, tap).tensor, name=prefix.backbone.name)
+def _choose_precisions(recipe: Recipe, taps: Sequence[str]) -> list[str]:
+    known = {FEATURES: recipe.features.precision, SOURCE: "float32"}
+    return [known.get(tap, "float16") for tap in taps]
 
 
-def count_lacking(recipe: Recipe, prefix: Prefix, inspection: Inspection) -> int:
-    """Return how many of the inspected pictures have no features in the cache yet.
+def choose_taps(recipe: Recipe, prefix: Prefix, examples: Examples, sides: np.ndarray) -> tuple[str, ...]:
+    """Return what is extracted of every picture as it is, in one pass: features, and what fine-tuning keeps of it.
 
     Raises:
-        ResourceError: Their features would not fit the cache's budget or the disk.
+        RecipeError: The fine-tuning does not suit the backbone or the data.
     """
-    pictures, cache = _as_pictures(recipe, inspection), open_cache(recipe)
-    if cache is None:
-        return len(pictures)
-    facts = [_name_output(recipe, prefix.pooled)]
-    return extraction.count_lacking(prefix.pooled, pictures, facts, cache, dtype=recipe.features.precision)
+    if recipe.finetuning is None:
+        return (FEATURES,)
+    _, plan, _ = plan_recipe(recipe, prefix, examples, sides)
+    (first,) = number_views(make_recipe_policy(recipe), 1)
+    return (FEATURES,) if first.facts() else tuple(dict.fromkeys((FEATURES, *list_kept(prefix, plan))))
+
+
+def list_kept(prefix: Prefix, plan: Plan) -> tuple[str, ...]:
+    """Return the taps whose values are kept for the views that a network trains on."""
+    return (*plan.kept, SOURCE) if plan.kept and prefix.source_head is not None else plan.kept
+
+
+def count_lacking(recipe: Recipe, prefix: Prefix, inspection: Inspection, sides: np.ndarray) -> tuple[int, int]:
+    """Return how many views of the inspected pictures the cache lacks, and how many a training needs.
+
+    Raises:
+        RecipeError: The fine-tuning does not suit the backbone or the data.
+        ResourceError: They would not fit the cache's budget or the disk.
+    """
+    cache, lacking, needed = open_cache(recipe), 0, 0
+    for taps, views, rows in _list_passes(recipe, prefix, inspection.examples, sides):
+        needed += len(rows) * len(views)
+        if cache is not None:
+            pictures, facts = _as_pictures(recipe, inspection, rows), prefix.describe(taps, recipe.backbone.name)
+            precisions = _choose_precisions(recipe, taps)
+            lacking += extraction.count_lacking(prefix.join(taps), pictures, facts, cache, precisions, views=views)
+    return (needed, needed) if cache is None else (lacking, needed)
+
+
+def _list_passes(
+    recipe: Recipe, prefix: Prefix, examples: Examples, sides: np.ndarray
+) -> list[tuple[tuple[str, ...], Sequence[View], np.ndarray]]:
+    """Return the taps, views and rows of what a training extracts, nothing twice."""
+    passes: list[tuple[tuple[str, ...], Sequence[View], np.ndarray]] = []
+    passes.append((choose_taps(recipe, prefix, examples, sides), PLAIN_VIEWS, np.arange(len(examples))))
+    if recipe.finetuning:
+        _, plan, _ = plan_recipe(recipe, prefix, examples, sides)
+        kept = list_kept(prefix, plan)
+        views = number_views(make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
+        drawn = [view for view in views if view.facts()]
+        passes.append((kept, drawn, np.flatnonzero(sides == "train")))
+        if len(drawn) == len(views):
+            passes.append((plan.kept, PLAIN_VIEWS, np.flatnonzero(sides == "validation")))
+    return [(taps, views, rows) for taps, views, rows in passes if taps and views and len(rows)]
 
 
 def _as_pictures(recipe: Recipe, inspection: Inspection, rows: np.ndarray | None = None) -> Pictures:
     chosen = range(len(inspection.examples)) if rows is None else rows.tolist()
     paths, digests = inspection.examples.paths, inspection.digests
     return Pictures([paths[row] for row in chosen], [digests[row] for row in chosen], recipe.data.resize)
-
-
-def _name_output(recipe: Recipe, model: keras.Model) -> dict[str, Any]:
-    """Return the facts that name a model's output in the cache; the fingerprint is what tells them apart."""
-    return {"backbone": recipe.backbone.name, "model": fingerprint(model)}
 
 
 def make_recipe_head(recipe: Recipe) -> Head:
@@ -215,10 +237,24 @@ def make_schedule(recipe: Recipe, prefix: Prefix, pictures: int, classes: int) -
                 f"stage {stage.name!r} ends at a plateau, which only a validation set shows: set data.validation."
             )
         problems += _list_problems(partial(stage.count_blocks, len(prefix.blocks)))
-    problems += _list_problems(lambda: make_recipe_policy(recipe))
+    problems += [*_list_problems(lambda: make_recipe_policy(recipe)), *_list_conflicts(recipe)]
     if problems:
         raise RecipeError.from_problems("The fine-tuning cannot be carried out:", problems)
     return Schedule(stages, minimise=MEASURES[f"val_{options.monitor}"], keep=keep), choices
+
+
+def _list_conflicts(recipe: Recipe) -> list[str]:
+    """Say why a recipe cannot distil from the source, if it is to."""
+    if _finetuning(recipe).keep_source.kind != "lwf":
+        return []
+    reasons = {
+        "what the source says of blended pictures was never recorded: set augmentation.mixup to 0": bool(
+            recipe.augmentation.mixup
+        ),
+        "the source's classifier follows the last map: leave features.cut out": recipe.features.cut != "last",
+        "random weights know nothing to keep: choose others in backbone.weights": recipe.backbone.weights == "none",
+    }
+    return [f"keep_source lwf: {reason}." for reason, holds in reasons.items() if holds]
 
 
 def _list_problems(attempt: Callable[[], Any]) -> list[str]:
@@ -284,24 +320,47 @@ def make_loop(
         average=options.average,
         balanced=options.balanced,
         monitor=f"val_{options.monitor}",
+        several=recipe.data.separator is not None,
+        precision=choose_precision(options.precision),
     )
     return Loop(network, schedule, plan.cuts, _make_optimizer(options), criterion, parts, settings)
 
 
-def supply_pictures(recipe: Recipe, inspection: Inspection, rows: np.ndarray, augmented: bool) -> PictureSupply:
+def make_observer(recipe: Recipe, folder: Path) -> Callable[[Row], None]:
+    """Return what is told each row of the history; it writes them into a folder for TensorBoard, if at all."""
+    return EventLog(folder).add if _finetuning(recipe).tensorboard else lambda row: None
+
+
+def supply_pictures(
+    recipe: Recipe, prefix: Prefix, inspection: Inspection, rows: np.ndarray, augmented: bool
+) -> Supply:
     """Return pictures that are decoded anew in every epoch."""
     pictures = _as_pictures(recipe, inspection, rows)
     policy = make_recipe_policy(recipe) if augmented else None
-    return PictureSupply(
+    supply = PictureSupply(
         pictures.paths, pictures.digests, picture_size(recipe), pictures.fit, policy, recipe.training.seed
     )
+    if not augmented or prefix.source_head is None:
+        return supply
+    teacher = prefix.copy_teacher()
+    return RecordingSupply(supply, tf.function(lambda pictures: teacher(pictures, training=False), jit_compile=False))
 
 
-def supply_rows(recipe: Recipe, inspection: Inspection, rows: np.ndarray, views: Sequence[Rows]) -> CachedSupply:
+def supply_rows(
+    recipe: Recipe,
+    inspection: Inspection,
+    rows: np.ndarray,
+    views: Sequence[Rows],
+    recorded: Sequence[Rows] | None = None,
+) -> CachedSupply:
     """Return activations of pictures in several views, each epoch showing one of them."""
     keys, policy = derive_keys([inspection.digests[row] for row in rows.tolist()]), make_recipe_policy(recipe)
     seed, count = recipe.training.seed, len(views)
-    return CachedSupply(views, lambda positions, epoch: choose_views(policy, count, keys[positions], epoch, seed))
+
+    def choose(positions: np.ndarray, epoch: int) -> np.ndarray:
+        return choose_views(policy, count, keys[positions], epoch, seed)
+
+    return CachedSupply(views, choose, recorded)
 
 
 def weigh_sides(recipe: Recipe, classes: np.ndarray, weights: np.ndarray) -> np.ndarray:

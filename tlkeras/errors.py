@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 LISTED = 12
+MOST_PROBLEMS = 20
 
 
 class TlkerasError(Exception):
@@ -90,3 +91,10 @@ def suggest(name: str, valid: Iterable[str]) -> str:
         return f"Did you mean {near[0]!r}?"
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return f"Valid: {', '.join(names[:LISTED])}{more}."
+
+
+def list_some(problems: Sequence[str]) -> list[str]:
+    """Return the first problems, and how many more there are."""
+    shown = list(problems[:MOST_PROBLEMS])
+    rest = len(problems) - MOST_PROBLEMS
+    return [*shown, f"... and {rest:,} more"] if rest > 0 else shown

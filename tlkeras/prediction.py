@@ -14,7 +14,9 @@ from tlkeras.data.checks import look_at
 from tlkeras.data.headers import Rejection, printable
 from tlkeras.data.pipeline import explain_unreadable, stream_pictures
 from tlkeras.data.sources import list_pictures
+from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, RunError
+from tlkeras.records import read_task
 from tlkeras.runs import Run
 
 
@@ -35,14 +37,16 @@ def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_siz
     """Classify picture files, or all pictures below folders.
 
     Returns:
-        `predictions`: one row per readable picture, in the order given: path, label, probability, and `top` pairs
-        of label and probability; `unreadable`: path and reason of the others.
+        `predictions`: one row per readable picture, in the order given: path, `labels` that it is said to have (one
+        class, or every label with a probability of `threshold` or more), `label` (the same as one text, as
+        the source writes it), `top` pairs of label and probability, and the first `probability` of these;
+        `threshold`, None where only the best class counts; `unreadable`: path and reason of the others.
 
     Raises:
         DataError: No picture was given, or one does not exist; all are named at once.
     """
     paths, unreadable = _examine(_expand(pictures))
-    facts, (labels,) = run.manifest["picture"], run.read_json("classes.json").values()
+    facts, task = run.manifest["picture"], read_task(run)
     model = load_model(run)
     found: dict[int, np.ndarray] = {}
     with progress.track("Predict", len(paths), "pictures") as advance:
@@ -52,7 +56,8 @@ def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_siz
     unreadable += [explain_unreadable(paths[index]) for index in range(len(paths)) if index not in found]
     return {
         "run": run.name,
-        "predictions": [_describe(paths[index], found[index], labels, top) for index in sorted(found)],
+        "threshold": task.threshold,
+        "predictions": [_describe(paths[index], found[index], task, top) for index in sorted(found)],
         "unreadable": [{"path": printable(bad.path), "reason": bad.reason} for bad in unreadable],
     }
 
@@ -81,7 +86,15 @@ def _expand(pictures: Sequence[str | Path]) -> list[str]:
     return paths
 
 
-def _describe(path: str, probabilities: np.ndarray, labels: Sequence[str], top: int) -> dict[str, Any]:
+def _describe(path: str, probabilities: np.ndarray, task: Task, top: int) -> dict[str, Any]:
     order = np.argsort(-probabilities, kind="stable")[:top]
-    best = [{"label": labels[index], "probability": float(probabilities[index])} for index in order]
-    return {"path": printable(path), **best[0], "top": best}
+    best = [{"label": task.class_names[index], "probability": float(probabilities[index])} for index in order]
+    members = task.decide(probabilities[None])
+    (label,), (labels,) = task.write(members), task.list_names(members)
+    return {
+        "path": printable(path),
+        "label": label,
+        "probability": best[0]["probability"],
+        "labels": labels,
+        "top": best,
+    }

@@ -7,17 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from tlkeras.data.headers import Finding, printable, read_picture
-from tlkeras.data.sources import Examples
+from tlkeras.data.tables import Examples
+from tlkeras.data.tasks import Task, make_task
 from tlkeras.runs import Run
 
 SAMPLES = 16
 
 
 def write_pictures(run: Run, examples: Examples, sides: np.ndarray, rejected: Sequence[Finding]) -> None:
+    """Keep the task, the side and the label of each picture, and what was left out."""
     (task,) = examples.tasks
-    labels = np.array(task.class_names, dtype=object)[examples.targets[task.name]]
+    labels = task.write(task.members(examples.targets[task.name]))
     keys = [printable(key) for key in examples.keys]
     run.write_json("classes.json", {task.name: list(task.class_names)})
+    run.update_manifest(**task.facts)
     run.write_table(
         "splits.csv",
         ("picture", "side", "label", "weight", "group"),
@@ -39,24 +42,34 @@ def write_predictions(
         probabilities: Of the held-out pictures, float32 (m, k).
     """
     (task,) = examples.tasks
-    classes, weights = examples.targets[task.name], examples.weights
-    prior = np.bincount(classes[train], weights=weights[train], minlength=len(task.class_names)) / weights[train].sum()
+    targets, weights = examples.targets[task.name], examples.weights
+    members = task.members(targets)
+    prior = weights[train].astype(np.float64) @ members[train] / weights[train].sum(dtype=np.float64)
     run.write_arrays(
-        "predictions.npz", targets=classes[test], probabilities=probabilities, weights=weights[test], prior=prior
+        "predictions.npz", targets=targets[test], probabilities=probabilities, weights=weights[test], prior=prior
     )
-    names, keys = task.class_names, [printable(key) for key in examples.keys[test]]
-    answers = probabilities.argmax(axis=1)
+    keys = [printable(key) for key in examples.keys[test]]
+    labels, answers = task.write(members[test]), task.write(task.decide(probabilities))
+    names, told = task.tell(probabilities)
     run.write_table(
         "predictions.csv",
-        ("picture", "label", "prediction", "probability", "weight"),
+        ("picture", "label", "prediction", *names, "weight"),
         (
-            (key, names[target], names[answer], f"{row[answer]:.6f}", weight)
-            for key, target, answer, row, weight in zip(
-                keys, classes[test], answers, probabilities, weights[test].tolist(), strict=True
-            )
+            (key, label, answer, *(f"{probability:.6f}" for probability in row), weight)
+            for key, label, answer, row, weight in zip(keys, labels, answers, told, weights[test].tolist(), strict=True)
         ),
     )
     _keep_samples(run, examples.paths[test], keys, probabilities)
+
+
+def read_task(run: Run) -> Task:
+    """Return what a run predicts.
+
+    Raises:
+        RunError: The run does not say.
+    """
+    ((name, classes),) = run.read_json("classes.json").items()
+    return make_task(name, classes, run.manifest.get("separator"))
 
 
 def _keep_samples(run: Run, paths: np.ndarray, keys: Sequence[str], probabilities: np.ndarray) -> None:

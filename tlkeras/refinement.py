@@ -10,11 +10,11 @@ import keras
 import numpy as np
 
 from tlkeras import assembly
-from tlkeras.assembly import Prefix
 from tlkeras.charts import draw_history
 from tlkeras.data.augmentation import number_views
 from tlkeras.data.checks import Inspection
 from tlkeras.features.extraction import Pictures, extract
+from tlkeras.features.prefix import SOURCE, Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.loop import Part, Row
 from tlkeras.finetuning.network import PICTURES, Network
@@ -45,10 +45,11 @@ def fine_tune(
         with run.phase("extract activations"):
             suppliers = _make_suppliers(recipe, prefix, plan, inspection, rows, stack)
         parts = [_make_part(recipe, inspection, rows[side], suppliers[side], side) for side in suppliers]
-        network = Network(prefix.backbone, prefix.pooled, head.to_layers(), recipe.name)
+        network = Network(prefix.backbone, prefix.pooled, head.to_layers(), recipe.name, prefix.source_head)
         loop = assembly.make_loop(recipe, network, schedule, plan, (parts[0], parts[1] if len(parts) > 1 else None))
         with run.phase("fine-tune"):
-            history = loop.run(Checkpoints(run.path / CHECKPOINTS))
+            observe = assembly.make_observer(recipe, run.path / "tensorboard")
+            history = loop.run(Checkpoints(run.path / CHECKPOINTS), observe)
     with run.phase("measure"):
         probabilities = _answer(recipe, network.model, inspection, rows["test"])
     with run.replacing("history.png") as aside:
@@ -58,6 +59,7 @@ def fine_tune(
         "views": plan.views,
         "baseline": loop.baseline,
         "best_epoch": loop.best_epoch,
+        "precision": loop.settings.precision,
         "reasons": [list(choice) for choice in choices],
     }
     return network.model, probabilities, _as_columns(history), facts
@@ -84,16 +86,20 @@ def _make_suppliers(
         if not len(rows[side]):
             continue
         augmented = side == "train"
-        found: dict[str, Supply] = {PICTURES: assembly.supply_pictures(recipe, inspection, rows[side], augmented)}
-        if plan.kept:
+        pictures = assembly.supply_pictures(recipe, prefix, inspection, rows[side], augmented)
+        found: dict[str, Supply] = {PICTURES: pictures}
+        taps = assembly.list_kept(prefix, plan) if augmented else plan.kept
+        if taps:
             views = assembly.PLAIN_VIEWS
             if augmented:
                 views = number_views(assembly.make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
-            features = assembly.extract_features(recipe, prefix, inspection, plan.kept, views, rows[side])
-            stack.callback(features.close)
-            for place, cut in enumerate(plan.kept):
-                of_cut = [outputs[place] for outputs in features.views]
-                found[cut] = assembly.supply_rows(recipe, inspection, rows[side], of_cut)
+            features = stack.enter_context(
+                assembly.extract_features(recipe, prefix, inspection, taps, views, rows[side])
+            )
+            of_tap = dict(zip(taps, zip(*features.views, strict=True), strict=True))
+            recorded = of_tap.pop(SOURCE, None)
+            for cut, of_views in of_tap.items():
+                found[cut] = assembly.supply_rows(recipe, inspection, rows[side], of_views, recorded)
         suppliers[side] = found
     return suppliers
 
@@ -103,11 +109,10 @@ def _make_part(
 ) -> Part:
     examples = inspection.examples
     (task,) = examples.tasks
-    classes, weights = examples.targets[task.name][rows], examples.weights[rows]
+    targets, weights = examples.targets[task.name][rows], examples.weights[rows]
     if side == "train":
-        weights = assembly.weigh_sides(recipe, classes, weights)
-    targets = np.eye(len(task.class_names), dtype=np.float32)[classes]
-    return Part(targets, weights.astype(np.float32), supplies.__getitem__)
+        weights = assembly.weigh_sides(recipe, targets, weights)
+    return Part(task.members(targets).astype(np.float32), weights.astype(np.float32), supplies.__getitem__)
 
 
 def _answer(recipe: Recipe, model: keras.Model, inspection: Inspection, rows: np.ndarray) -> np.ndarray:

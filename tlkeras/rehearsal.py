@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from tlkeras import assembly
 from tlkeras.data.checks import Inspection, inspect
 from tlkeras.data.headers import printable
-from tlkeras.data.tables import list_some
-from tlkeras.errors import TlkerasError
+from tlkeras.data.splits import list_unmeasured
+from tlkeras.errors import TlkerasError, list_some
 from tlkeras.recipe import Recipe
 
 
@@ -88,14 +86,14 @@ def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> Inspection:
     if inspection.rejected:
         report["notes"].append(f"{len(inspection.rejected):,} of the files cannot be used and will be left out:")
         report["notes"] += list_some([str(bad) for bad in inspection.rejected])
-    targets = examples.targets[task.name]
-    counts = np.bincount(targets, minlength=len(task.class_names))
+    counts = task.members(examples.targets[task.name]).sum(axis=0)
     report["facts"]["pictures"] = f"{len(examples):,} from {examples.source}"
     report["facts"]["classes"] = ", ".join(
         f"{name} {count:,}" for name, count in zip(task.class_names, counts, strict=True)
     )
     sides = assembly.divide(recipe, examples)
     report["facts"]["sides"] = ", ".join(f"{side} {(sides == side).sum():,}" for side in dict.fromkeys(sides))
+    report["notes"] += list_unmeasured(examples, sides)
     if licence := examples.facts.get("licence"):
         report["facts"]["licence of the pictures"] = licence
     return inspection
@@ -112,5 +110,6 @@ def _look_at_backbone(recipe: Recipe, report: dict[str, Any], inspection: Inspec
         for stage in plan.stages:
             report["facts"][f"stage {stage.stage}"] = f"from {stage.cut}: {stage.reason}"
     if inspection is not None:
-        lacking = assembly.count_lacking(recipe, prefix, inspection)
-        report["facts"]["to compute"] = f"{lacking:,} of {len(inspection.examples):,} pictures, the rest is cached"
+        sides = assembly.divide(recipe, inspection.examples)
+        lacking, needed = assembly.count_lacking(recipe, prefix, inspection, sides)
+        report["facts"]["to compute"] = f"{lacking:,} of {needed:,} pictures, each view counted; the rest is cached"

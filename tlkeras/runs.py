@@ -95,12 +95,13 @@ class Run:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure what runs inside, in seconds of wall time, under `name`."""
+        """Measure what runs inside, in seconds of wall time, under `name`; kept at once, as a kill may follow."""
         start = time.perf_counter()
         try:
             yield
         finally:
             self.phases[name] = round(self.phases.get(name, 0.0) + time.perf_counter() - start, 3)
+        self.update_manifest(phases=self.phases)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file whole or not at all.

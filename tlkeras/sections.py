@@ -59,10 +59,15 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 class Data(Section):
-    """Which pictures, which column is the label, and who is held out."""
+    """Which pictures, which column is the label, and who is held out.
+
+    With a separator, a cell of the label column holds any number of labels: "dog|night"; an empty one says that there
+    is none of them, and "?" that nobody has looked.
+    """
 
     source: str = Field(min_length=1)
     label: str | None = None
+    separator: str | None = Field(default=None, min_length=1)
     weight: str | None = None
     group: str | None = None
     domain: str | None = None
@@ -166,6 +171,13 @@ class Focal(Section):
     smoothing: Share = 0.0
 
 
+class Sigmoid(Section):
+    """Cross entropy of a yes or no for each label; the default, and the only one, where `data.separator` is given."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    smoothing: Share = 0.0
+
+
 class Nothing(Section):
     """The source is kept by nothing but small rates."""
 
@@ -189,15 +201,26 @@ class SpectralShrinkage(Section):
     smallest: int = Field(default=1, ge=1)
 
 
-Loss = Annotated[Annotated[Softmax | Focal, Field(discriminator="kind")], _kind_by_default("softmax")]
+class Distillation(Section):
+    """LwF: the source's own classifier must go on answering as before."""
+
+    kind: Literal["lwf"] = "lwf"
+    weight: Strength = 4.0
+    temperature: float = Field(default=2.0, gt=0, le=100)
+
+
+Loss = Annotated[Annotated[Softmax | Focal | Sigmoid, Field(discriminator="kind")], _kind_by_default("softmax")]
 KeepSource = Annotated[
-    Annotated[Nothing | SourcePenalty | SpectralShrinkage, Field(discriminator="kind")],
+    Annotated[Nothing | SourcePenalty | SpectralShrinkage | Distillation, Field(discriminator="kind")],
     _kind_by_default("none"),
 ]
 
 
 class Finetuning(Section):
-    """How the backbone itself is changed, stage by stage, after the head was fitted."""
+    """How the backbone itself is changed, stage by stage, after the head was fitted.
+
+    Mixed precision pays on GPUs, where `precision: auto` takes it; on a CPU bfloat16 takes twice the time of float32.
+    """
 
     stages: Annotated[tuple[Stage, ...] | None, BeforeValidator(_check_stages)] = None
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "nadam", "lion", "muon"] = "adamw"
@@ -213,6 +236,8 @@ class Finetuning(Section):
     monitor: Literal["loss", "accuracy", "roc_auc"] = "loss"
     keep: Literal["best", "last"] = "best"
     cache: Literal["auto", "off"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    tensorboard: bool = False
 
     @model_validator(mode="after")
     def _decay_towards_one_point(self) -> Finetuning:
@@ -262,3 +287,41 @@ class Recipe(Section):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     cache: Cache = Cache()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ask_for_each_label(cls, values: Any) -> Any:
+        """Where a picture can have several labels, the loss is that of each, unless another is asked for."""
+        data, options = (values.get(name) for name in ("data", "finetuning")) if isinstance(values, dict) else (0, 0)
+        if not (isinstance(data, dict) and data.get("separator") and isinstance(options, dict)):
+            return values
+        loss = options.get("loss", {})
+        asked = {"kind": "sigmoid", **loss} if isinstance(loss, dict) else loss
+        return {**values, "finetuning": {**options, "loss": asked}}
+
+    @model_validator(mode="after")
+    def _suit_the_labels(self) -> Recipe:
+        conflicts = _list_label_conflicts(self)
+        if conflicts:
+            several = "can have several labels" if self.data.separator else "is of one class"
+            raise ValueError(f"where a picture {several} (data.separator), {'; '.join(conflicts)}.")
+        return self
+
+
+def _list_label_conflicts(recipe: Recipe) -> list[str]:
+    """Say what makes no sense for the kind of labels that the recipe has."""
+    options, mapping = recipe.finetuning, recipe.mapping
+    if recipe.data.separator is None:
+        sigmoid = options is not None and options.loss.kind == "sigmoid"
+        return ["finetuning.loss is softmax or focal, not sigmoid"] if sigmoid else []
+    conflicts = []
+    if mapping.kind == "deep" and mapping.class_weight != "none":
+        conflicts.append("a deep mapping has no class_weight")
+    if options is not None:
+        if options.loss.kind != "sigmoid":
+            conflicts.append(f"finetuning.loss is sigmoid, not {options.loss.kind}")
+        if options.class_weight != "none":
+            conflicts.append("there is no finetuning.class_weight")
+        if options.balanced:
+            conflicts.append("finetuning.balanced cannot draw classes equally often")
+    return conflicts

@@ -14,6 +14,14 @@ from rich.table import Table
 
 _NAMES = {
     "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "hamming_loss": "Hamming loss",
+    "micro_f1": "micro F1",
+    "micro_roc_auc": "micro ROC AUC",
+    "mean_average_precision": "mean average precision",
+    "micro_average_precision": "micro average precision",
+    "average_precision": "average precision",
+    "f1": "F1",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
     "roc_auc": "ROC AUC",
@@ -50,7 +58,8 @@ def draw_evaluation(result: dict[str, Any]) -> None:
     """Print each figure with its interval, beside the majority baseline."""
     counts = result["examples"]
     weighted = ", weighted" if result["weighted"] else ""
-    title = f"{result['run']}: {counts['test']:,} held-out pictures{weighted}, {len(result['classes'])} classes"
+    classes = "labels" if "labels" in result else "classes"
+    title = f"{result['run']}: {counts['test']:,} held-out pictures{weighted}, {len(result['classes'])} {classes}"
     table = _table(
         title, [("", "left"), ("value", "right"), ("95 % interval", "right"), ("majority baseline", "right")]
     )
@@ -63,6 +72,8 @@ def draw_evaluation(result: dict[str, Any]) -> None:
         )
     console = _console()
     console.print(table)
+    if "labels" in result:
+        console.print(_list_labels(result["labels"]))
     if result["rejected"]:
         console.print(f"[yellow]{result['rejected']:,} pictures were left out; see rejected.csv in the run.[/yellow]")
 
@@ -70,15 +81,9 @@ def draw_evaluation(result: dict[str, Any]) -> None:
 def draw_predictions(result: dict[str, Any]) -> None:
     """Print the best classes of each picture, and what could not be read."""
     console = _console()
-    table = _table(
-        f"Predictions of {result['run']}",
-        [("picture", "left"), ("label", "left"), ("probability", "right"), ("then", "left")],
-    )
-    for row in result["predictions"]:
-        others = ", ".join(f"{best['label']} {best['probability']:.3f}" for best in row["top"][1:])
-        table.add_row(escape(row["path"]), escape(row["label"]), f"{row['probability']:.3f}", escape(others))
+    draw = _list_answers if result["threshold"] is None else _list_labels_found
     if result["predictions"]:
-        console.print(table)
+        console.print(draw(result))
     if result["unreadable"]:
         console.print(_list_findings(f"{len(result['unreadable'])} could not be read", result["unreadable"]))
 
@@ -223,6 +228,43 @@ def draw_cache(result: dict[str, Any]) -> None:
 def draw_pruned(result: dict[str, Any]) -> None:
     """Print what was removed."""
     _console().print(f"Removed {len(result['removed'])} spaces, {result['bytes'] / 1e6:,.1f} MB.")
+
+
+def _list_answers(result: dict[str, Any]) -> Table:
+    columns = [("picture", "left"), ("label", "left"), ("probability", "right"), ("then", "left")]
+    table = _table(f"Predictions of {result['run']}", columns)
+    for row in result["predictions"]:
+        table.add_row(
+            escape(row["path"]), escape(row["label"]), f"{row['probability']:.3f}", _list_best(row["top"][1:])
+        )
+    return table
+
+
+def _list_labels_found(result: dict[str, Any]) -> Table:
+    columns = [("picture", "left"), (f"labels, from {result['threshold']:g} on", "left"), ("probabilities", "left")]
+    table = _table(f"Predictions of {result['run']}", columns)
+    for row in result["predictions"]:
+        table.add_row(escape(row["path"]), escape(", ".join(row["labels"])) or "-", _list_best(row["top"]))
+    return table
+
+
+def _list_best(top: Sequence[dict[str, Any]]) -> str:
+    return escape(", ".join(f"{best['label']} {best['probability']:.3f}" for best in top))
+
+
+def _list_labels(labels: dict[str, dict[str, Any]]) -> Table:
+    """Return a table of each label's figures with their intervals."""
+    names = [name for name in next(iter(labels.values())) if name != "examples"]
+    columns = [("label", "left"), ("pictures", "right"), *((_NAMES[name], "right") for name in names)]
+    table = _table("Labels, each figure with its 95 % interval", columns)
+    for label, figures in labels.items():
+        cells = [
+            f"[bold]{_number(figures[name]['value'])}[/bold] "
+            f"({_number(figures[name]['low'])} to {_number(figures[name]['high'])})"
+            for name in names
+        ]
+        table.add_row(escape(label), f"{figures['examples']:,}", *cells)
+    return table
 
 
 def _list_findings(title: str, findings: Sequence[dict[str, str]]) -> Table:

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from tlkeras import assembly
-from tlkeras.assembly import Prefix
 from tlkeras.data.checks import inspect
 from tlkeras.data.sources import Examples
 from tlkeras.data.splits import check_sides
 from tlkeras.errors import ResourceError, TlkerasError
 from tlkeras.features.extraction import Features
+from tlkeras.features.prefix import Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.mapping.heads import Head, join
 from tlkeras.recipe import Recipe, dump_recipe, fingerprint, load_recipe
@@ -32,7 +32,7 @@ class Side:
     Attributes:
         rows: Positions among the examples, int64 [n].
         X: Features, float [n, d].
-        y: Class indices, int64 [n].
+        y: Targets as the task has them: class indices int64 [n], or int8 [n, k] where there are several labels.
         weights: float32 [n].
     """
 
@@ -46,11 +46,14 @@ class Side:
         return self.X, self.y, self.weights
 
 
-def train(recipe: Recipe, root: Path) -> Run:
+def train(recipe: Recipe, root: Path, *, loading: float = 0.0) -> Run:
     """Carry out a recipe into a new run directory below `root`.
 
     What can be known before the first batch (unreadable source, unknown column, too few pictures, missing weights)
     is raised before the directory is made.
+
+    Args:
+        loading: Seconds that went into loading libraries before, for the run's account of time.
 
     Raises:
         TlkerasError: What is in the way, in the user's words.
@@ -58,23 +61,28 @@ def train(recipe: Recipe, root: Path) -> Run:
     start = time.perf_counter()
     examples, prefix = _prepare(recipe)
     run = create_run(root, recipe.name)
-    run.phases["build backbone"] = round(time.perf_counter() - start, 3)
+    run.phases |= {"load libraries": round(loading, 3), "build backbone": round(time.perf_counter() - start, 3)}
     with run.locked():
         run.write_text("recipe.yaml", dump_recipe(recipe))
         _guard(run, lambda: _carry_out(recipe, run, examples, prefix))
     return run
 
 
-def resume(run: Run) -> Run:
+def resume(run: Run, *, loading: float = 0.0) -> Run:
     """Go on with a run that stopped before its end, from its newest checkpoint.
 
     On the same machine it ends with the same bits as a run that was never stopped.
+
+    Args:
+        loading: As in `train`.
 
     Raises:
         TlkerasError: What is in the way.
     """
     recipe = load_recipe(str(run.path / "recipe.yaml"))
+    start = time.perf_counter()
     examples, prefix = _prepare(recipe)
+    run.phases |= {"load libraries": round(loading, 3), "build backbone": round(time.perf_counter() - start, 3)}
     with run.locked():
         run.resume()
         _guard(run, lambda: _carry_out(recipe, run, examples, prefix))
@@ -125,7 +133,8 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix) -> 
         examples = inspection.examples
         sides = assembly.divide(recipe, examples)
     with run.phase("extract features"):
-        features = assembly.extract_features(recipe, prefix, inspection)
+        taps = assembly.choose_taps(recipe, prefix, examples, sides)
+        features = assembly.extract_features(recipe, prefix, inspection, taps)
     kept = np.isin(np.arange(len(examples)), features.kept)
     check_sides(examples, np.where(kept, sides, ""))
     with features, run.phase("fit head"):
@@ -167,8 +176,7 @@ def _take_side(examples: Examples, features: Features, wanted: np.ndarray) -> Si
     places = np.flatnonzero(wanted[features.kept])
     rows = features.kept[places]
     (task,) = examples.tasks
-    (output,) = features.outputs
-    return Side(rows, output[places], examples.targets[task.name][rows], examples.weights[rows])
+    return Side(rows, features.outputs[0][places], examples.targets[task.name][rows], examples.weights[rows])
 
 
 def _fit(head: Head, examples: Examples, train: Side, validation: Side) -> Head:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tlkeras.data.splits import assign_sides, thin
+from tlkeras.data.splits import assign_sides, check_sides, list_unmeasured, thin
+from tlkeras.data.tasks import LabelsTask
 from tlkeras.errors import DataError
 
 
@@ -171,3 +173,52 @@ def test_thin(make_examples):
     assert thin(examples, 25, 1).keys.tolist() != few.keys.tolist()
     # what is thinned is split as evenly as what is whole
     assert 2 <= count(assign_sides(thin(examples, 50, 0), 0, 0.2, 0))[2] <= 20
+
+
+def make_labelled(make_examples, targets: np.ndarray, **given):
+    names = tuple(f"l{number}" for number in range(targets.shape[1]))
+    examples = make_examples(np.zeros(len(targets), int), tasks=(LabelsTask("tags", names),), **given)
+    return replace(examples, targets={"tags": targets.astype(np.int8)})
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_label_is_balanced(make_examples, grouped):
+    """Twelve labels make more sets of labels than there are pictures to divide them by."""
+    targets = np.random.default_rng(0).random((800, 12)) < np.linspace(0.01, 0.6, 12)
+    groups = (np.arange(800) // 2).astype(str).astype(object) if grouped else np.full(800, "", dtype=object)
+    examples, shares, off = make_labelled(make_examples, targets, groups=groups), np.array([0.65, 0.1, 0.25]), {}
+    for tolerance in (0, 0.25, 0.9):  # at the last one all but empty sides are as the hashes have them
+        sides = assign_sides(examples, 0.1, 0.25, 1, tolerance)
+        found = np.array([count(sides, column) for column in (np.ones(800, bool), *targets.T)])
+        ideal = found.sum(axis=1, keepdims=True) * shares
+        off[tolerance] = np.abs(found - ideal).mean()
+        assert (np.abs(found - ideal) <= tolerance * ideal + 1).all() or tolerance == 0
+        assert (found > 0).all()
+        if grouped:
+            assert (sides[::2] == sides[1::2]).all()
+    assert off[0] < off[0.9] / (2 if grouped else 4)
+
+
+def test_labels_stay_where_they_are_when_pictures_are_added(make_examples):
+    targets = np.random.default_rng(0).random((1010, 5)) < 0.3
+    everything = make_labelled(make_examples, targets)
+    before = assign_sides(everything.take(np.arange(1000)), 0.15, 0.25, 0)
+    assert (before != assign_sides(everything, 0.15, 0.25, 0)[:1000]).sum() <= 3
+
+
+def test_thin_keeps_every_label(make_examples):
+    targets = np.zeros((500, 3))
+    targets[:250, 0], targets[[7, 100, 400], 1], targets[2:, 2] = 1, 1, 1
+    kept = thin(make_labelled(make_examples, targets), 20, 0).targets["tags"]
+    assert 20 <= len(kept) <= 24
+    assert (kept.sum(axis=0) >= 2).all() and ((1 - kept).sum(axis=0) >= 2).all()
+    assert 5 <= kept[:, 0].sum() <= 15
+
+
+def test_labels_that_a_side_lacks_are_told(make_examples):
+    examples = make_labelled(make_examples, np.array([[1, 0], [1, 1], [0, 1], [1, 1]]))
+    sides = np.array(["train", "train", "test", "test"], dtype=object)
+    with pytest.raises(DataError, match="no training picture .with a weight above 0. shows the absence of l0"):
+        check_sides(examples, sides)
+    (note,) = list_unmeasured(examples, sides)
+    assert "no test picture" in note and "shows the absence of l1; it is not measured" in note

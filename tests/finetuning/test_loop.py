@@ -5,16 +5,18 @@ import numpy as np
 import pytest
 
 from tlkeras.backbones.blocks import find_cut
-from tlkeras.backbones.building import build
+from tlkeras.backbones.building import build, build_source_head
 from tlkeras.features.extraction import pool
+from tlkeras.features.prefix import FEATURES, Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.loop import Loop, Part, Settings
-from tlkeras.finetuning.network import FEATURES, PICTURES, Network
+from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.objectives import make_objective, mix_examples
 from tlkeras.finetuning.optimizers import scale_learning_rates
+from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.steps import Criterion
-from tlkeras.finetuning.supply import CachedSupply
+from tlkeras.finetuning.supply import CachedSupply, RecordingSupply
 
 RNG = np.random.default_rng(0)
 COUNT, CLASSES = 24, 3
@@ -22,11 +24,12 @@ CLASSES_OF = np.arange(COUNT) % CLASSES
 TARGETS = np.eye(CLASSES, dtype=np.float32)[CLASSES_OF]
 
 
-def make_network(name="tiny", size=32):
+def make_network(name="tiny", size=32, source_head=False):
     keras.utils.set_random_seed(1)
     backbone = build(name, size=size, weights="none")
+    source = build_source_head(backbone, "none") if source_head else None
     head = [keras.layers.Dense(CLASSES, name="logits"), keras.layers.Activation("softmax", name="probabilities")]
-    return Network(backbone, pool(backbone, "average"), head, "net")
+    return Network(backbone, pool(backbone, "average"), head, "net", source)
 
 
 def draw_pictures(size=32):
@@ -233,3 +236,37 @@ def test_the_trained_model_is_a_plain_one(tmp_path):
         loaded.predict(pictures, verbose=0), network.model.predict(pictures, verbose=0), atol=1e-6
     )
     assert all("call" not in vars(layer) for layer in network.model.layers)
+
+
+def distil(weight, cut=None):
+    """Train the topmost block while the source's own head must go on answering; return what it then answers."""
+    network = make_network(source_head=True)
+    kernel = network.source_head.get_layer("predictions").kernel
+    kernel.assign(kernel * 30)  # untrained, all answers are much the same
+    prefix = Prefix(network.backbone, network.model, source_head=network.source_head)
+    teacher, pictures = prefix.copy_teacher(), draw_pictures()
+    recorded = teacher.predict(pictures, verbose=0)
+    if cut is None:
+        (cut,) = cuts_of(network, STAGES[1:2])
+        prefix_to_cut = keras.Model(network.backbone.input, find_cut(network.backbone, cut).tensor)
+        values = prefix_to_cut.predict(pictures, verbose=0)
+        supply = CachedSupply([values], recorded=[recorded])
+    else:
+        supply = RecordingSupply(CachedSupply([pictures]), teacher)
+    train = Part(TARGETS, np.ones(COUNT, np.float32), lambda _: supply)
+    loop = make_loop(network, (STAGES[1],), [cut], (train, make_part(network)), average=0.0)
+    loop.criterion = Criterion(loop.criterion.loss, [make_regularizer("lwf", weight=weight)])
+    history = loop.run()
+    answers = keras.Model(network.backbone.input, network.source_head(network.backbone.output))
+    return history, float(np.abs(answers.predict(pictures, verbose=0) - np.exp(recorded)).mean())
+
+
+def test_distillation_keeps_what_the_source_answers():
+    (_, free), (_, held) = distil(0.0), distil(100.0)
+    assert 0 < held < free / 3
+
+
+def test_distillation_from_recorded_answers_equals_that_from_a_frozen_copy():
+    (cached, _), (uncached, _) = distil(4.0), distil(4.0, PICTURES)
+    for left, right in zip(cached, uncached, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-4)

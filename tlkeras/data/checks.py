@@ -20,8 +20,9 @@ from tlkeras.data.headers import (
     check_header,
     read_picture,
 )
-from tlkeras.data.tables import Examples, list_some
-from tlkeras.errors import DataError
+from tlkeras.data.tables import Examples
+from tlkeras.data.tasks import Task
+from tlkeras.errors import DataError, list_some
 from tlkeras.progress import track
 
 _CHUNK = 1024
@@ -101,9 +102,15 @@ def _check_remaining(before: Examples, after: Examples, rejected: list[Rejection
     if not len(after):
         raise DataError.from_problems(f"No picture of {before.source!r} can be read.", reasons)
     vanished = [
-        f"{task.name!r}: every picture of class {task.class_names[index]!r} was rejected."
+        f"{task.name!r}: every picture of class {name!r} was rejected."
         for task in before.tasks
-        for index in sorted(set(before.targets[task.name]) - set(after.targets[task.name]) - {-1})
+        for name, was, remains in zip(task.class_names, _present(task, before), _present(task, after), strict=True)
+        if was and not remains
     ]
     if vanished:
         raise DataError.from_problems("Every class must keep pictures that can be read.", vanished + reasons)
+
+
+def _present(task: Task, examples: Examples) -> np.ndarray:
+    """Return which classes some example has, bool [k]."""
+    return np.any(task.members(examples.targets[task.name]), axis=0)

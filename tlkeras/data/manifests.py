@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 from tlkeras.data.headers import Rejection, printable
-from tlkeras.data.tables import SPLITS, Table, list_some
-from tlkeras.errors import DataError, suggest
+from tlkeras.data.tables import SPLITS, Table
+from tlkeras.errors import DataError, list_some, suggest
 
 SPLIT_WORDS = {
     "train": "train",

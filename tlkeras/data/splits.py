@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from tlkeras.data.tables import Examples, list_some
-from tlkeras.errors import DataError
+from tlkeras.data.tables import Examples
+from tlkeras.data.tasks import Task
+from tlkeras.errors import DataError, list_some
 
 # Columns of the tables of counts below: the sides in the order in which they take from the hash order.
 _SIDES = ("test", "validation", "train")
@@ -25,8 +26,10 @@ def assign_sides(examples: Examples, validation: float, test: float, seed: int, 
     side. With `tolerance=0` the sizes are exact, by largest remainders, and more pictures move.
 
     Every side gets each class that has as many pictures as there are sides. Examples of one group are never parted;
-    their sizes are balanced as well as moving whole groups can. Sides that the source gives are kept: what it lacks
-    is carved out of its "train" (shares are of what is carved up).
+    their sizes are balanced as well as moving whole groups can. Where a picture can have several labels, too many of
+    its sets of labels are rare for strata: each label is balanced instead, by moving single pictures in the same way
+    (with `tolerance=0` as near to its share as this goes), and every side gets pictures with and without it. Sides that
+    the source gives are kept: what it lacks is carved out of its "train" (shares are of what is carved up).
 
     Raises:
         DataError: Shares outside [0, 1) or that leave nothing to train on.
@@ -46,11 +49,12 @@ def assign_sides(examples: Examples, validation: float, test: float, seed: int, 
 def thin(examples: Examples, limit: int, seed: int) -> Examples:
     """Keep at most `limit` examples, in their order, with the same share of each stratum and side given.
 
-    Each of these keeps two examples, where it has them, even if that makes more than `limit`.
+    Each of these keeps two examples, where it has them, even if that makes more than `limit`; so does what each side
+    should show.
     """
     if len(examples) <= limit:
         return examples
-    strata = _number(zip(*examples.targets.values(), examples.strata, examples.splits, strict=True))
+    strata = _number(zip(*_list_strata(examples), examples.splits, strict=True))
     sizes = np.bincount(strata)
     counts = np.maximum(_apportion(sizes, limit / len(examples)), np.minimum(sizes, 2))
     while counts.sum() > limit and counts.max() > 2:
@@ -59,7 +63,13 @@ def thin(examples: Examples, limit: int, seed: int) -> Examples:
     numbers = np.array([_hash(seed, f"thin {key}") for key in examples.keys])
     order = np.lexsort((numbers, strata))
     rank = np.arange(len(examples)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return examples.take(np.sort(order[rank < np.repeat(counts, sizes)]))
+    kept = np.zeros(len(examples), bool)
+    kept[order[rank < np.repeat(counts, sizes)]] = True
+    by_number = np.argsort(numbers, kind="stable")
+    for column in _join_aspects(examples).T:
+        if kept[column].sum() < 2:
+            kept[by_number[column[by_number]][:2]] = True
+    return examples.take(np.flatnonzero(kept))
 
 
 def check_sides(examples: Examples, sides: np.ndarray) -> None:
@@ -75,8 +85,7 @@ def check_sides(examples: Examples, sides: np.ndarray) -> None:
     counts = examples.weights > 0
     problems = [] if (counts & (sides == "test")).any() else ["There is no test picture (with a weight above 0)."]
     for task in examples.tasks:
-        learned = np.unique(examples.targets[task.name][counts & (sides == "train")])
-        absent = [name for index, name in enumerate(task.class_names) if index not in learned]
+        absent = _list_absent(task, examples, counts & (sides == "train"))
         if absent:
             problems.append(
                 f"{task.name!r}: no training picture (with a weight above 0) shows {', '.join(list_some(absent))}."
@@ -84,6 +93,33 @@ def check_sides(examples: Examples, sides: np.ndarray) -> None:
     if problems:
         hint = "Add pictures, change the split, or remove the class."
         raise DataError.from_problems(f"Every class needs pictures to learn from, and a test side. {hint}", problems)
+
+
+def list_unmeasured(examples: Examples, sides: np.ndarray) -> list[str]:
+    """Say which classes cannot be measured because the held-out side shows none of them; arguments as `check_sides`."""
+    unseen = {
+        task.name: _list_absent(task, examples, (examples.weights > 0) & (sides == "test")) for task in examples.tasks
+    }
+    return [
+        f"{name!r}: no test picture (with a weight above 0) shows {', '.join(list_some(absent))}; it is not measured."
+        for name, absent in unseen.items()
+        if absent
+    ]
+
+
+def _list_absent(task: Task, examples: Examples, rows: np.ndarray) -> list[str]:
+    shown = np.any(task.aspects(examples.targets[task.name][rows]), axis=0)
+    return [name for name, is_shown in zip(task.aspect_names, shown, strict=True) if not is_shown]
+
+
+def _list_strata(examples: Examples) -> list[np.ndarray]:
+    """Return columns [n] whose distinct rows are strata."""
+    return [*(task.strata(examples.targets[task.name]) for task in examples.tasks), examples.strata]
+
+
+def _join_aspects(examples: Examples) -> np.ndarray:
+    """Return what every side should show, bool [n, columns]."""
+    return np.concatenate([task.aspects(examples.targets[task.name]) for task in examples.tasks], axis=1)
 
 
 def _check_shares(validation: float, test: float) -> np.ndarray:
@@ -103,13 +139,17 @@ def _check_shares(validation: float, test: float) -> np.ndarray:
 def _divide(examples: Examples, shares: np.ndarray, seed: int, tolerance: float) -> np.ndarray:
     if not len(examples):
         return np.array([], dtype=object)
-    strata = _number(zip(*examples.targets.values(), examples.strata, strict=True))
+    strata = _number(zip(*_list_strata(examples), strict=True))
+    labels = np.concatenate([task.balanced(examples.targets[task.name]) for task in examples.tasks], axis=1)
+    aspects = _join_aspects(examples)
     grouped = bool(examples.groups.any())
     units = np.where(examples.groups == "", examples.keys, examples.groups) if grouped else examples.keys
     numbers = np.array([_hash(seed, str(unit)) for unit in units])
-    classes = [_one_hot(column) for column in examples.targets.values()]
-    place = _place_groups if grouped else _place_pictures
-    sides = place(strata, classes, numbers, shares, tolerance)
+    if grouped or labels.size:
+        balanced = np.concatenate([np.ones((len(strata), 1)), _one_hot(strata), labels], axis=1)
+        sides = _move_units(balanced, aspects, numbers, shares, tolerance)
+    else:
+        sides = _cut_strata(strata, aspects, numbers, shares, tolerance)
     return np.array(_SIDES, dtype=object)[sides]
 
 
@@ -125,9 +165,9 @@ def _number(values: Iterable[tuple]) -> np.ndarray:
     return np.array([index[row] for row in rows], dtype=np.int64)
 
 
-def _one_hot(targets: np.ndarray) -> np.ndarray:
-    """int64 [rows] with -1 for missing -> bool [rows, classes]."""
-    return targets[:, None] == np.arange(targets.max(initial=-1) + 1)
+def _one_hot(strata: np.ndarray) -> np.ndarray:
+    """int64 [rows] -> bool [rows, strata]."""
+    return strata[:, None] == np.arange(strata.max(initial=-1) + 1)
 
 
 def _natural(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -135,8 +175,8 @@ def _natural(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.cumsum(shares)[:2], numbers, side="right")
 
 
-def _place_pictures(
-    strata: np.ndarray, classes: Sequence[np.ndarray], numbers: np.ndarray, shares: np.ndarray, tolerance: float
+def _cut_strata(
+    strata: np.ndarray, aspects: np.ndarray, numbers: np.ndarray, shares: np.ndarray, tolerance: float
 ) -> np.ndarray:
     """Cut every stratum, in the order of its hashes, into test, validation and train."""
     sizes = np.bincount(strata)
@@ -144,8 +184,8 @@ def _place_pictures(
         counts = _exact_counts(sizes, shares)
     else:
         counts = _tolerant_counts(strata, sizes, _natural(numbers, shares), shares, tolerance)
-    member = np.zeros((len(sizes), sum(one_hot.shape[1] for one_hot in classes)), bool)
-    member[strata] = np.concatenate(classes, axis=1)
+    member = np.zeros((len(sizes), aspects.shape[1]), bool)
+    member[strata] = aspects
     _fill_empty_sides(counts, member, np.flatnonzero(shares))
     sides = np.empty(len(strata), np.int64)
     sides[np.lexsort((numbers, strata))] = np.repeat(np.tile(np.arange(3), len(sizes)), counts.ravel())
@@ -198,13 +238,12 @@ def _fill_empty_sides(counts: np.ndarray, member: np.ndarray, wanted: np.ndarray
                 counts[row, [donor, side]] += [-1, 1]
 
 
-def _place_groups(
-    strata: np.ndarray, classes: Sequence[np.ndarray], numbers: np.ndarray, shares: np.ndarray, tolerance: float
+def _move_units(
+    balanced: np.ndarray, aspects: np.ndarray, numbers: np.ndarray, shares: np.ndarray, tolerance: float
 ) -> np.ndarray:
-    """Start from the hashes and move whole groups while the balance gets better."""
+    """Start from the hashes and move whole groups, or single pictures, while the balance gets better."""
     order, unit = np.unique(numbers, return_inverse=True)
-    balanced = np.concatenate([np.ones((len(strata), 1)), _one_hot(strata)], axis=1)
-    features = np.concatenate([balanced, *classes], axis=1)
+    features = np.concatenate([balanced, aspects], axis=1)
     held = np.zeros((len(order), features.shape[1]))
     np.add.at(held, unit, features)
     wanted = np.flatnonzero(shares)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from tlkeras.data.headers import Rejection
-from tlkeras.errors import DataError, suggest
+from tlkeras.data.tasks import Task, list_classes, make_task
+from tlkeras.errors import DataError, list_some, suggest
 
 SPLITS = ("train", "validation", "test")
-LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One thing to predict: its name, and the classes in the order of their indices."""
-
-    name: str
-    class_names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Examples:
     """Pictures with integer targets, ready to be split and read. All arrays have one entry per picture.
 
@@ -65,7 +56,8 @@ class Examples:
         keys: Stable identities, str.
         paths: Absolute paths, str.
         tasks: What is to be predicted.
-        targets: By task name: class indices, int64; -1 where the label is missing.
+        targets: By task name, as the kind of task has them: class indices, int64, -1 where the label is missing; or
+            int8 [n, k], see `LabelsTask`.
         weights: Sample weights, float32.
         groups: What must stay on one side of a split, str; "" for none.
         domains: Where a picture comes from, str; "" for none.
@@ -107,14 +99,16 @@ def choose_examples(
     group: str | None = None,
     domain: str | None = None,
     stratify: Sequence[str] | None = None,
+    separator: str | None = None,
 ) -> Examples:
     """Choose the columns that matter; each label column becomes a task.
 
-    A role that is None is played by the table's default column for it, if there is one; "" leaves it empty.
+    A role that is None is played by the table's default column for it, if there is one; "" leaves it empty. With a
+    separator, cells of the label columns hold any number of labels, and an empty one says that there is none.
 
     Raises:
         DataError: All problems at once: unknown columns, weights that are no numbers, fewer than two classes, classes
-            with fewer than two pictures.
+            with fewer than two pictures, labels that fewer than two pictures have or lack.
     """
     labels = list(labels) or [table.defaults.get("label", "label")]
     if stratify is None:
@@ -123,8 +117,8 @@ def choose_examples(
     chosen = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
     if problems := _unknown_columns(table, [*labels, *filter(None, chosen.values()), *stratify]):
         raise DataError.from_problems(f"Columns must be among those of {table.source!r}.", problems)
-    tasks = tuple(Task(name, _class_names(table, name)) for name in labels)
-    problems = [problem for task in tasks for problem in _task_problems(table, task)]
+    tasks = tuple(make_task(name, _list_classes(table, name, separator), separator) for name in labels)
+    problems = [problem for task in tasks for problem in task.list_problems(table.columns[task.name])]
     weights = _parse_weights(table, chosen["weight"], problems)
     if problems:
         raise DataError.from_problems(f"The labels and weights of {table.source!r} must be usable.", problems)
@@ -134,7 +128,7 @@ def choose_examples(
         keys=_objects(table.keys),
         paths=_objects(table.paths),
         tasks=tasks,
-        targets={task.name: _encode(table.columns[task.name], task.class_names) for task in tasks},
+        targets={task.name: task.encode(table.columns[task.name]) for task in tasks},
         weights=weights,
         groups=_column(table, chosen["group"]),
         domains=_column(table, chosen["domain"]),
@@ -147,15 +141,9 @@ def choose_examples(
 
 def leave_out_unlabelled(examples: Examples) -> Examples:
     """Return the examples that have a label in some task; the others are listed as rejected."""
-    labelled = np.any([column >= 0 for column in examples.targets.values()], axis=0)
+    labelled = np.any([task.is_labelled(examples.targets[task.name]) for task in examples.tasks], axis=0)
     unlabelled = tuple(Rejection(path, "no-label", "it has no label") for path in examples.paths[~labelled])
     return replace(examples.take(labelled), rejected=(*examples.rejected, *unlabelled))
-
-
-def list_some(problems: Sequence[str]) -> list[str]:
-    """Return the first problems, and how many more there are."""
-    shown = list(problems[:LISTED])
-    return [*shown, f"... and {len(problems) - LISTED:,} more"] if len(problems) > LISTED else shown
 
 
 def _unknown_columns(table: Table, names: Sequence[str]) -> list[str]:
@@ -163,24 +151,9 @@ def _unknown_columns(table: Table, names: Sequence[str]) -> list[str]:
     return [f"There is no column {name!r}. {suggest(name, table.columns)}" for name in unknown]
 
 
-def _class_names(table: Table, column: str) -> tuple[str, ...]:
-    return table.classes.get(column) or tuple(sorted(set(table.columns[column]) - {""}))
-
-
-def _task_problems(table: Table, task: Task) -> list[str]:
-    counts = Counter(table.columns[task.name])
-    unknown = sorted(set(counts) - set(task.class_names) - {""})
-    problems = [f"{task.name!r}: {name!r} is no class. {suggest(name, task.class_names)}" for name in unknown]
-    if len(task.class_names) < 2:
-        only = task.class_names[0] if task.class_names else "no class at all"
-        problems.append(f"{task.name!r}: two classes or more are needed to tell apart. Received: {only}.")
-    few = [f"{name} ({counts[name]})" for name in task.class_names if counts[name] < 2]
-    if few:
-        problems.append(
-            f"{task.name!r}: a class needs two pictures or more to be split. Received: {', '.join(list_some(few))}."
-            " Add pictures, or remove the class."
-        )
-    return problems
+def _list_classes(table: Table, column: str, separator: str | None) -> tuple[str, ...]:
+    known = table.classes.get(column) if separator is None else None
+    return known or list_classes(table.columns[column], separator)
 
 
 def _parse_weights(table: Table, column: str, problems: list[str]) -> np.ndarray:
@@ -198,11 +171,6 @@ def _parse_weights(table: Table, column: str, problems: list[str]) -> np.ndarray
         wrong.append(f"{column!r}: every weight is 0.")
     problems += list_some(wrong)
     return weights
-
-
-def _encode(values: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
-    index: Mapping[str, int] = {name: number for number, name in enumerate(class_names)}
-    return np.array([index.get(value, -1) for value in values], dtype=np.int64)
 
 
 def _column(table: Table, name: str) -> np.ndarray:

@@ -7,15 +7,22 @@ weighting of the same examples, so the point estimate and its interval come from
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, ResourceError
+from tlkeras.evaluation.labels import compute_labels
+from tlkeras.evaluation.ranking import compute_ranking
+from tlkeras.records import read_task
 from tlkeras.runs import Run
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss")
+Key = str | tuple[int, str]
+"""Of a figure: its name, or the index of a label and the name."""
+
 logger = logging.getLogger(__name__)
 
 _CELLS = 4_000_000  # weights held in memory at a time
@@ -33,18 +40,22 @@ def evaluate(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
     """Compute the figures of a run from its stored predictions, and keep them as metrics.json.
 
     Returns:
-        `metrics` and `baseline` (always answering the commonest training class), each name -> value, low, high;
-        `classes`, `examples`, `rejected`, and what the intervals mean.
+        `metrics` and `baseline` (always answering how common each class was in training), each name -> value, low,
+        high; `labels`, the same by name of label, where a picture can have several; `kind` of the task, `classes`,
+        `examples`, `rejected`, and what the intervals mean.
     """
     stored = run.read_arrays("predictions.npz")
     targets, weights = stored["targets"], stored["weights"]
-    classes = run.read_json("classes.json")
+    task = read_task(run)
     majority = np.tile(stored["prior"], (len(targets), 1))
+    figures = measure(targets, stored["probabilities"], weights, resamples, seed)
     result = {
         "run": run.name,
-        "metrics": _as_dict(measure(targets, stored["probabilities"], weights, resamples, seed)),
+        "kind": task.kind,
+        "metrics": _as_dict(figures),
         "baseline": _as_dict(measure(targets, majority, weights, resamples, seed)),
-        "classes": next(iter(classes.values())),
+        **_divide_by_label(figures, task, task.members(targets)),
+        "classes": list(task.class_names),
         "examples": {"test": len(targets), **run.manifest.get("examples", {})},
         "weighted": bool(np.ptp(weights) > 0),
         "interval": f"95 % bootstrap, {resamples} resamples",
@@ -62,12 +73,12 @@ def measure(
     weights: np.ndarray | None = None,
     resamples: int = 2000,
     seed: int = 0,
-) -> dict[str, Figure]:
+) -> dict[Key, Figure]:
     """Return every metric with the percentile interval of a bootstrap over examples.
 
     Args:
-        targets: Class index of each example, shape (n,).
-        probabilities: Shape (n, k), rows summing to 1.
+        targets: Class index of each example, shape (n,), or 1 for each label that it has and 0 else, shape (n, k).
+        probabilities: Shape (n, k), rows summing to 1 unless there are several labels.
         weights: Weight of each example, shape (n,), or None.
         resamples: Bootstrap resamples; 0 leaves the interval at the value.
         seed: Seed of the resampling; the same seed and n give the same resamples, so two models are comparable.
@@ -83,10 +94,12 @@ def measure(
         rows = int((~np.isfinite(probabilities)).any(axis=1).sum())
         raise DataError("Probabilities must be finite.", f"{rows} rows with NaN or infinity")
     weights = np.ones(len(targets)) if weights is None else np.asarray(weights, dtype=np.float64)
-    values = compute(targets, probabilities, weights[None])
-    samples = [compute(targets, probabilities, counts * weights) for counts in _resample(len(targets), resamples, seed)]
+    of_kind: Callable[..., Mapping[Key, np.ndarray]] = compute if targets.ndim == 1 else compute_labels
+    compute_all = partial(of_kind, targets, probabilities)
+    values = compute_all(weights[None])
+    samples = [compute_all(counts * weights) for counts in _resample(len(targets), resamples, seed, targets.size)]
     figures = {}
-    for name in METRICS:
+    for name in values:
         drawn = np.concatenate([values[name], *(sample[name] for sample in samples)])
         drawn = drawn[np.isfinite(drawn)]
         low, high = np.percentile(drawn[1:] if len(drawn) > 1 else drawn, [2.5, 97.5]) if len(drawn) else [np.nan] * 2
@@ -94,7 +107,7 @@ def measure(
     return figures
 
 
-def compute(targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def compute(targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[Key, np.ndarray]:
     """Return each metric for each weighting, shape (b,).
 
     Classes without weight among the targets are left out of the averages over classes; ROC AUC (one class against
@@ -127,37 +140,37 @@ def compute(targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray)
 def _roc_auc(truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the area under the ROC curve per weighting; for two classes that of the second one."""
     columns = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    areas = np.stack([_binary_auc(truth[:, c], probabilities[:, c], weights) for c in columns])
+    areas = np.stack([compute_ranking(truth[:, c], probabilities[:, c], weights)[0] for c in columns])
     known = np.isfinite(areas)
     with np.errstate(invalid="ignore"):
         return np.where(known, areas, 0.0).sum(axis=0) / known.sum(axis=0)
 
 
-def _binary_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return P(score of a positive > score of a negative) + half the ties, per weighting; NaN without both."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf) > 0)
-    wins = np.add.reduceat(weights[:, order] * positive[order], starts, axis=1)
-    losses = np.add.reduceat(weights[:, order] * (1 - positive[order]), starts, axis=1)
-    below = np.cumsum(losses, axis=1) - losses
-    pairs = wins.sum(axis=1) * losses.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (wins * (below + losses / 2)).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
-
-
-def _resample(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each example was drawn, in stacks (b, n) that bound the memory."""
+def _resample(count: int, resamples: int, seed: int, cells: int) -> Iterator[np.ndarray]:
+    """Yield how often each example was drawn, in stacks (b, n) that bound the memory: `cells` are needed for each."""
     random = np.random.default_rng(seed)
-    step = max(1, _CELLS // count)
+    step = max(1, _CELLS // cells)
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         drawn = random.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
         yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
 
 
-def _as_dict(figures: dict[str, Figure]) -> dict[str, dict[str, float | None]]:
-    """Return figures as JSON can hold them; what is undefined is null."""
-    return {
-        name: {part: value if np.isfinite(value) else None for part, value in figure._asdict().items()}
-        for name, figure in figures.items()
-    }
+def _as_dict(figures: Mapping[Key, Figure]) -> dict[str, dict[str, float | None]]:
+    """Return the figures on all classes as JSON can hold them; what is undefined is null."""
+    return {name: _as_parts(figure) for name, figure in figures.items() if isinstance(name, str)}
+
+
+def _divide_by_label(figures: Mapping[Key, Figure], task: Task, members: np.ndarray) -> dict[str, Any]:
+    """Return the figures on single labels, with the number of pictures that have it; nothing where there are none."""
+    labels: dict[str, dict[str, Any]] = {}
+    for key, figure in figures.items():
+        if not isinstance(key, str):
+            index, name = key
+            of_label = labels.setdefault(task.class_names[index], {"examples": int(members[:, index].sum())})
+            of_label[name] = _as_parts(figure)
+    return {"labels": labels} if labels else {}
+
+
+def _as_parts(figure: Figure) -> dict[str, float | None]:
+    return {part: value if np.isfinite(value) else None for part, value in figure._asdict().items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.decoding import decode
+from tlkeras.data.tasks import THRESHOLD, LabelsTask, Task
 from tlkeras.errors import ExportError, ResourceError, RunError
 from tlkeras.prediction import load_model
+from tlkeras.records import read_task
 from tlkeras.runs import Run
 
 TOLERANCE = 1e-3
@@ -34,11 +36,11 @@ def export(run: Run, target: Path) -> dict[str, Any]:
         ExportError: The target is no folder of versions, or the export answers otherwise than the run.
         ResourceError: The folder cannot be written or the disk is full.
     """
-    facts, (labels,) = run.manifest["picture"], run.read_json("classes.json").values()
+    facts = run.manifest["picture"]
     aside = target / f".tmp-{uuid.uuid4().hex}"
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _write(load_model(run), facts["size"], facts["resize"], labels, aside)
+        _write(load_model(run), facts["size"], facts["resize"], read_task(run), aside)
         difference, pictures = _prove(run, aside)
         _sync(aside)
         version = _publish(aside, target)
@@ -58,13 +60,11 @@ def export(run: Run, target: Path) -> dict[str, Any]:
     }
 
 
-def _write(model: keras.Model, size: int, fit: str, labels: Sequence[str], path: Path) -> None:
-    names = tf.constant(list(labels))
+def _write(model: keras.Model, size: int, fit: str, task: Task, path: Path) -> None:
+    explain = _explain_labels(task) if isinstance(task, LabelsTask) else _explain_class(task)
 
     def answer(pictures: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = model(pictures, training=False)
-        index = tf.argmax(probabilities, axis=-1)
-        return {"probabilities": probabilities, "class_index": index, "label": tf.gather(names, index)}
+        return explain(model(pictures, training=False))
 
     def answer_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         pictures = tf.map_fn(
@@ -79,6 +79,33 @@ def _write(model: keras.Model, size: int, fit: str, labels: Sequence[str], path:
     archive.add_endpoint("serving_default", answer_bytes, [tf.TensorSpec((None,), tf.string, name="image_bytes")])
     archive.add_endpoint("uint8", answer, [tf.TensorSpec((None, size, size, 3), tf.uint8, name="images")])
     archive.write_out(str(path), verbose=False)
+
+
+def _explain_class(task: Task) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Return what adds to probabilities [n, k] the index, int64 [n], and the name, string [n], of the best class."""
+    names = tf.constant(list(task.class_names))
+
+    def explain(probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
+        index = tf.argmax(probabilities, axis=-1)
+        return {"probabilities": probabilities, "class_index": index, "label": tf.gather(names, index)}
+
+    return explain
+
+
+def _explain_labels(task: LabelsTask) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Return what adds to probabilities [n, k] the labels found, bool [n, k], and their names in one string each [n].
+
+    A signature cannot return rows of several lengths, so the names stand together as a table would have them.
+    """
+    names = tf.constant(list(task.class_names))
+
+    def explain(probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
+        present = probabilities >= THRESHOLD
+        found = tf.ragged.boolean_mask(tf.broadcast_to(names, tf.shape(probabilities)), present)
+        label = tf.strings.reduce_join(found, axis=1, separator=task.separator)
+        return {"probabilities": probabilities, "present": present, "label": label}
+
+    return explain
 
 
 def _prove(run: Run, path: Path) -> tuple[float, int]:

@@ -28,21 +28,20 @@ def run_in_inference(layer: keras.Layer, on: bool) -> None:
 
 
 def freeze(layers: Iterable[keras.Layer]) -> None:
-    """Fix the weights of layers, and let them act as in inference."""
-    for layer in _list_leaves(layers):
+    """Fix the weights of layers and of all within them, and let them act as in inference."""
+    for layer in _list_parts(layers):
         layer.trainable = False
         run_in_inference(layer, True)
 
 
 def unfreeze(layers: Iterable[keras.Layer], batch_norm: BatchNorm = "train") -> None:
-    """Let layers train; what batch norm does among them is said apart, see `Stage`."""
-    for layer in _list_leaves(layers):
+    """Let layers and all within them train; what batch norm does among them is said apart, see `Stage`."""
+    for layer in _list_parts(layers):
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = not is_norm or batch_norm in ("affine", "train")
         run_in_inference(layer, is_norm and batch_norm != "train")
 
 
-def _list_leaves(layers: Iterable[keras.Layer]) -> Iterator[keras.Layer]:
-    for layer in layers:
-        parts = [part for part in layer._flatten_layers() if not list(part._flatten_layers(include_self=False))]
-        yield from parts or [layer]
+def _list_parts(layers: Iterable[keras.Layer]) -> Iterator[keras.Layer]:
+    """Yield each layer before those within it: what is set on it is handed down to them, and then set on each."""
+    return (part for layer in layers for part in layer._flatten_layers())

@@ -12,12 +12,14 @@ import numpy as np
 
 from tlkeras import progress
 from tlkeras.data.pipeline import order
+from tlkeras.errors import RunError
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.interruptions import Interruptions
 from tlkeras.finetuning.measures import measure
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.objectives import draw_balanced
 from tlkeras.finetuning.optimizers import ScaledOptimizer
+from tlkeras.finetuning.precision import computing_in, scale_losses
 from tlkeras.finetuning.schedule import Position, Schedule
 from tlkeras.finetuning.stages import StageWork
 from tlkeras.finetuning.steps import Criterion
@@ -58,6 +60,8 @@ class Settings:
         monitor: The column of the history that the schedule follows.
         several: Whether an example can have several labels.
         save_seconds: The most training that kill -9 can cost.
+        precision: What the backbone computes in while it trains: "float32", "bfloat16" or "float16". Weights and head
+            are float32 in all of them, and the trained network computes in float32.
     """
 
     batch_size: int = 32
@@ -67,6 +71,7 @@ class Settings:
     monitor: str = "val_loss"
     several: bool = False
     save_seconds: float = 60.0
+    precision: str = "float32"
 
 
 class Loop:
@@ -102,25 +107,45 @@ class Loop:
         settings: Settings = Settings(),
     ):
         self.network, self.schedule, self.cuts = network, schedule, tuple(cuts)
-        self.optimizer, self.criterion, self.settings = optimizer, criterion, settings
+        self.optimizer = scale_losses(optimizer, settings.precision)
+        self.criterion, self.settings = criterion, settings
         self.train, self.validation = parts
         self.history: list[Row] = []
         self.baseline: float | None = None
         self._losses: list[float] = []  # of the present epoch, one per step taken
         self._work: StageWork | None = None
         self._changing = network.list_changing(schedule.stages)
-        optimizer.build(network.list_trainable(schedule.stages))
+        self.optimizer.build(network.list_trainable(schedule.stages))
         self._best = self._copy()
 
-    def run(self, checkpoints: Checkpoints | None = None) -> list[Row]:
+    def run(
+        self, checkpoints: Checkpoints | None = None, observe: Callable[[Row], None] = lambda row: None
+    ) -> list[Row]:
         """Train to the end of the schedule and return the history; the network then holds the weights kept.
 
         Ctrl-C and SIGTERM end it between two steps, after a checkpoint; a second one ends it at once.
 
+        Args:
+            checkpoints: Where it goes on from and what it saves to.
+            observe: Called with each row of the history, first with those of a run that goes on; of a new epoch after
+                its checkpoint, so that no epoch is told that is then lost.
+
         Raises:
             KeyboardInterrupt: It was interrupted; another `run` with the same checkpoints goes on.
+            RunError: The checkpoint is of a run in another precision.
         """
-        averages = self._resume(checkpoints)
+        with computing_in(self.settings.precision, self.network.backbone.layers):
+            averages = self._resume(checkpoints)
+            for row in self.history:
+                observe(row)
+            self._train(averages, checkpoints, observe)
+        self.network.release()
+        return self.history
+
+    def _train(
+        self, averages: list[np.ndarray], checkpoints: Checkpoints | None, observe: Callable[[Row], None]
+    ) -> None:
+        """Take all steps that are left."""
         with Interruptions() as interruptions:
             saved = time.monotonic()
             while (position := self._locate()) is not None:
@@ -134,11 +159,10 @@ class Loop:
                         raise KeyboardInterrupt
                 self._end_epoch(work, position)
                 self._save(checkpoints)
+                observe(self.history[-1])
                 saved = time.monotonic()
                 if interruptions.received:
                     raise KeyboardInterrupt
-        self.network.release()
-        return self.history
 
     @property
     def best_epoch(self) -> int | None:
@@ -248,6 +272,13 @@ class Loop:
             if self.validation is not None:
                 self.baseline = self._measure(self._make_work(0))[self.settings.monitor]
             return []
+        began = found.state.get("precision", "float32")
+        if began != self.settings.precision:
+            raise RunError(
+                "A run goes on in the precision it began in.",
+                f"{began} then, {self.settings.precision} now",
+                "Resume it on a machine with the same accelerator, or train anew.",
+            )
         self.history, self.baseline, self._losses = (found.state[key] for key in ("history", "baseline", "losses"))
         groups: dict[str, list[np.ndarray]] = {}
         for name, values in found.arrays.items():
@@ -268,5 +299,10 @@ class Loop:
             "average": self._work.average.state if self._work and self._work.average else [],
         }
         arrays = {f"{kind}/{i}": np.array(value) for kind, values in groups.items() for i, value in enumerate(values)}
-        state = {"history": self.history, "baseline": self.baseline, "losses": self._losses}
+        state = {
+            "history": self.history,
+            "baseline": self.baseline,
+            "losses": self._losses,
+            "precision": self.settings.precision,
+        }
         checkpoints.save(len(self.history) * 10**6 + len(self._losses), arrays, state)

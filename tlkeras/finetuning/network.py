@@ -7,13 +7,11 @@ from collections.abc import Iterable, Sequence
 import keras
 
 from tlkeras.backbones.blocks import find_blocks, find_cut
+from tlkeras.features.prefix import FEATURES, answer_source
 from tlkeras.finetuning.freezing import freeze, unfreeze
 from tlkeras.finetuning.schedule import Stage
 
 PICTURES = "pictures"
-FEATURES = "features"
-
-_TINY = 1e-30  # float32 has it, and no probability that matters is smaller
 
 
 class Network:
@@ -25,7 +23,7 @@ class Network:
         head: Layers from features to logits [n, k], and one more from logits to probabilities.
         name: Of the model.
         source_head: From the last map to the probabilities of the classes that the weights were trained on; only
-            what distils from the source needs it.
+            what distils from the source needs it. It stays as it is.
 
     Attributes:
         model: From pictures to probabilities, float32 [n, k].
@@ -41,6 +39,8 @@ class Network:
         source_head: keras.Model | None = None,
     ):
         self.backbone, self.head, self.source_head = backbone, tuple(head), source_head
+        if source_head is not None:
+            freeze(source_head.layers)
         self.blocks = find_blocks(backbone)
         self._features = pooled.output
         self._logits = self._apply_head(pooled.output)
@@ -62,7 +62,7 @@ class Network:
             return keras.Model(tensor, {"features": tensor, "logits": self._apply_head(tensor)}, name="suffix")
         outputs = {"features": self._features, "logits": self._logits}
         if self.source_head is not None:
-            outputs["source_logits"] = keras.ops.log(self.source_head(self.backbone.output) + _TINY)
+            outputs["source_logits"] = answer_source(self.backbone, self.source_head)
         start = self.model.input if cut == PICTURES else find_cut(self.backbone, cut).tensor
         return keras.Model(start, outputs, name="suffix")
 

@@ -146,7 +146,12 @@ class Distillation(Regularizer):
             raise RecipeError("The temperature of distillation must be positive.", self.temperature)
 
     def __call__(self, outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Return the term for source_logits and recorded_logits, both [n, classes]; log-probabilities serve as well."""
+        """Return the term for source_logits and recorded_logits, both [n, classes]; log-probabilities serve as well.
+
+        It is 0 without source_logits: where a stage starts at the features, nothing of the source changes.
+        """
+        if "source_logits" not in outputs:
+            return tf.zeros([])
         present = tf.nn.log_softmax(tf.cast(outputs["source_logits"], tf.float32) / self.temperature)
         recorded = tf.nn.log_softmax(tf.cast(outputs["recorded_logits"], tf.float32) / self.temperature)
         divergences = tf.reduce_sum(tf.exp(recorded) * (recorded - present), axis=-1)

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tlkeras.finetuning.gradients import derive_multipliers, measure_relative_gradients
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.normalization import reestimate_statistics
-from tlkeras.finetuning.optimizers import ScaledOptimizer
+from tlkeras.finetuning.optimizers import find_scaled
+from tlkeras.finetuning.precision import computing_in
 from tlkeras.finetuning.regularization import collect_weights
 from tlkeras.finetuning.schedule import Stage
 from tlkeras.finetuning.steps import (
@@ -23,7 +25,7 @@ from tlkeras.finetuning.steps import (
     make_gradient_step,
     make_train_step,
 )
-from tlkeras.finetuning.supply import Supply
+from tlkeras.finetuning.supply import Supply, split_recorded
 
 _FORWARD_BATCH = 64
 
@@ -35,7 +37,7 @@ class StageWork:
         network: What is trained, in place.
         stage: What trains, at which rates.
         cut: Behind which the batches come in.
-        optimizer: Built on at least the variables that the stage trains.
+        optimizer: Built on at least the variables that the stage trains; a scaled one, or loss scaling around it.
         criterion: What is minimised.
         average: Decay of the moving average of the weights; 0 for none.
     """
@@ -45,12 +47,13 @@ class StageWork:
         network: Network,
         stage: Stage,
         cut: str,
-        optimizer: ScaledOptimizer,
+        optimizer: keras.optimizers.Optimizer,
         criterion: Criterion,
         average: float = 0.0,
     ):
         self.stage, self.cut = stage, cut
-        self._network, self._optimizer, self._criterion = network, optimizer, criterion
+        self._network, self._criterion = network, criterion
+        self._scaled: Any = find_scaled(optimizer)
         self._multipliers = network.apply(stage)
         self._suffix = network.suffix(cut)
         self.variables = self._suffix.trainable_variables
@@ -60,7 +63,7 @@ class StageWork:
 
     def train(self, inputs: Any, targets: np.ndarray, weights: np.ndarray, seed: Sequence[int]) -> float:
         """Take one step; return the batch's mean loss, without the regularisers."""
-        inputs, recorded = inputs if isinstance(inputs, tuple) else (inputs, None)
+        inputs, recorded = split_recorded(inputs)
         batch = [tf.convert_to_tensor(array) for array in (inputs, targets, weights, np.asarray(seed, np.int32))]
         return float(self._step(*batch, None if recorded is None else tf.convert_to_tensor(recorded)))
 
@@ -90,22 +93,22 @@ class StageWork:
 
     def reset_rates(self) -> None:
         """Give each variable the stage's own rate; in mid-epoch those that a checkpoint restored must stay."""
-        self._optimizer.set_multipliers(self._multipliers)
+        self._scaled.set_multipliers(self._multipliers)
 
     def reestimate(self, batches: Iterable[Any]) -> None:
         """Take the statistics of batch norm in the trained blocks anew."""
         layers = self._network.list_trained_layers(self.stage)
-        reestimate_statistics(lambda batch: self._suffix(as_floats(batch), training=False), layers, batches)
+        inputs = (split_recorded(batch)[0] for batch in batches)
+        reestimate_statistics(lambda batch: self._suffix(as_floats(batch), training=False), layers, inputs)
 
     def scale_by_gradients(self, batches: Sequence[tuple[Any, np.ndarray, np.ndarray]]) -> None:
         """Set the rate of each variable of the backbone by its relative gradient; the stage's rates are the ceiling."""
         names = {weight.path for weight in collect_weights(self._network.backbone.layers)}
         judged = [variable for variable in self.variables if variable.path in names]
         measure = make_gradient_step(self._suffix, judged, self._criterion)
-        relative = np.mean(
-            [measure_relative_gradients(measure(*map(tf.convert_to_tensor, batch)), judged) for batch in batches],
-            axis=0,
-        )
+        tensors = (map(tf.convert_to_tensor, (split_recorded(x)[0], *others)) for x, *others in batches)
+        with computing_in("float32", self._network.backbone.layers):  # for few batches no loss scale can be found
+            relative = np.mean([measure_relative_gradients(measure(*batch), judged) for batch in tensors], axis=0)
         factors = zip(judged, derive_multipliers(relative), strict=True)
         scaled = {variable.path: self._multipliers[variable.path] * float(factor) for variable, factor in factors}
-        self._optimizer.set_multipliers({**self._multipliers, **scaled})
+        self._scaled.set_multipliers({**self._multipliers, **scaled})

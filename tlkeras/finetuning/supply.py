@@ -14,7 +14,8 @@ from tlkeras.data.pipeline import stream_pictures
 from tlkeras.data.policies import Policy
 
 Batch = tuple[np.ndarray, Any]
-"""Positions within the side, int64 [b]; what the network's suffix takes, [b, ...]."""
+"""Positions within the side, int64 [b]; what the network's suffix takes, [b, ...], or a pair of that and what the
+source answered before training, [b, classes of the source]."""
 
 
 class Supply(Protocol):
@@ -25,6 +26,11 @@ class Supply(Protocol):
         ...
 
 
+def split_recorded(inputs: Any) -> tuple[Any, Any]:
+    """Return a batch's inputs, and what the source answered to them or None."""
+    return inputs if isinstance(inputs, tuple) else (inputs, None)
+
+
 @dataclass(frozen=True)
 class CachedSupply:
     """Activations at a cut.
@@ -32,10 +38,12 @@ class CachedSupply:
     Args:
         views: Per view, rows [n, ...] that are read by `rows[positions]`.
         choose: From positions int64 [b] and an epoch to view numbers int [b].
+        recorded: Per view, what the source answered before training, rows as above; None where nobody asks.
     """
 
     views: Sequence[Any]
     choose: Callable[[np.ndarray, int], np.ndarray] = lambda positions, epoch: np.zeros(len(positions), np.int64)
+    recorded: Sequence[Any] | None = None
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield the batches; the next one is read while the present one is used."""
@@ -50,12 +58,18 @@ class CachedSupply:
 
     def _read(self, positions: np.ndarray, epoch: int) -> Batch:
         numbers = self.choose(positions, epoch) % len(self.views)
-        first = self.views[numbers[0]][positions[:1]]
-        values = np.empty((len(positions), *first.shape[1:]), first.dtype)
-        for number in np.unique(numbers):
-            chosen = numbers == number
-            values[chosen] = self.views[number][positions[chosen]]
-        return positions, values
+        values = _gather(self.views, numbers, positions)
+        return positions, values if self.recorded is None else (values, _gather(self.recorded, numbers, positions))
+
+
+def _gather(views: Sequence[Any], numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return the row of each position in the view of its number."""
+    first = views[numbers[0]][positions[:1]]
+    values = np.empty((len(positions), *first.shape[1:]), first.dtype)
+    for number in np.unique(numbers):
+        chosen = numbers == number
+        values[chosen] = views[number][positions[chosen]]
+    return values
 
 
 @dataclass(frozen=True)
@@ -92,3 +106,21 @@ class PictureSupply:
         stream = stream_pictures(paths, self.size, self.fit, len(batches[0]), augment=augment)
         for index, pictures in stream.as_numpy_iterator():
             yield positions[index], pictures
+
+
+@dataclass(frozen=True)
+class RecordingSupply:
+    """Examples beside what a network that does not train answers to them.
+
+    Args:
+        supply: Of examples.
+        answer: From inputs [b, ...] to answers [b, ...].
+    """
+
+    supply: Supply
+    answer: Callable[[Any], Any]
+
+    def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
+        """Yield the batches, each a pair of inputs and answers."""
+        for positions, inputs in self.supply.stream(batches, epoch):
+            yield positions, (inputs, np.asarray(self.answer(inputs)))

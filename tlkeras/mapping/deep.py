@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from tlkeras import progress
+from tlkeras.mapping.links import Link, find_link
 from tlkeras.mapping.weighting import ClassWeight, weigh_examples
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ class DeepHead(ClassifierMixin, BaseEstimator):
     """Dense layers with dropout and, by option, batch norm; trained with AdamW and early stopping.
 
     Args:
-        widths: Units of each hidden layer; none gives a linear softmax.
+        widths: Units of each hidden layer; none gives a linear map.
         dropout: Share of units dropped after each hidden layer.
         batch_norm: Normalise before each activation.
-        class_weight: A factor per class, "balanced", or None.
+        class_weight: A factor per class, "balanced", or None; with several labels None.
         fitting: How it is trained.
 
     Attributes:
-        classes_: Class values, shape (k,).
+        classes_: Class values, shape (k,); with several labels their numbers.
         model_: The fitted keras.Sequential, features (n, d) to probabilities (n, k).
         history_: Loss per epoch by name.
     """
@@ -79,25 +79,26 @@ class DeepHead(ClassifierMixin, BaseEstimator):
         validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         groups: np.ndarray | None = None,
     ) -> DeepHead:
-        """Fit on features (n, d) and class values (n,).
+        """Fit on features (n, d) and class values (n,), or indicators (n, k) of k > 1 labels.
 
         Args:
             X: Features.
-            y: Class of each row.
+            y: Class of each row, or 1 for each label that it has and 0 for the others.
             sample_weight: Weight of each row.
             validation: Features, classes and weights that decide when to stop; without it a tenth of the rows do.
             groups: Accepted for the common signature of heads; rows are held out one by one.
 
         Raises:
-            ValueError: NaN or infinite features, or fewer than two classes.
+            ValueError: NaN or infinite features, fewer than two classes, a label that all rows have or lack, or several
+                labels with weights of classes.
         """
         import keras
 
-        X, y = validate_data(self, X, y, dtype=np.float32)
-        check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"A head needs two classes or more. Received: {len(self.classes_)} class.")
+        self.link_: Link = find_link(y)
+        if self.link_.several and self.class_weight is not None:
+            raise ValueError(f"A row with several labels has no weight of its class. Received: {self.class_weight}.")
+        X, y = validate_data(self, X, y, dtype=np.float32, multi_output=self.link_.several)
+        self.classes_, codes = self.link_.code(y)
         weights = weigh_examples(y, sample_weight, self.class_weight)
         train, held = self._divide(X, codes, weights, validation)
         keras.utils.set_random_seed(self.fitting.seed)
@@ -108,7 +109,7 @@ class DeepHead(ClassifierMixin, BaseEstimator):
         optimizer = keras.optimizers.AdamW(rate, weight_decay=how.weight_decay, global_clipnorm=1.0)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         # XLA compiles longer than such a head trains, and slows a CPU down
-        self.model_.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
+        self.model_.compile(optimizer, self.link_.loss, jit_compile=False)
         self.history_ = self._train(train, held)
         return self
 
@@ -133,13 +134,15 @@ class DeepHead(ClassifierMixin, BaseEstimator):
         """Return (features, codes, weights) to train on and to stop by."""
         if validation is not None:
             held_X, held_y, held_weights = validation
-            held_codes = np.searchsorted(self.classes_, held_y)
+            held_codes = self.link_.recode(held_y, self.classes_)
             return (X, codes, weights), (held_X, held_codes, held_weights)
-        counts = np.bincount(codes)
+        strata = self.link_.group_rows(codes)
+        counts = np.bincount(strata)
         share = max(0.1, len(counts) / len(codes))
         if counts.min() < 2 or share > 0.5:
             return (X, codes, weights), (X, codes, weights)  # too few to hold any out
-        fit, held = train_test_split(np.arange(len(X)), test_size=share, stratify=codes, random_state=self.fitting.seed)
+        rows, seed = np.arange(len(X)), self.fitting.seed
+        fit, held = train_test_split(rows, test_size=share, stratify=strata, random_state=seed)
         return (X[fit], codes[fit], weights[fit]), (X[held], codes[held], weights[held])
 
     def _build(self, X: np.ndarray) -> keras.Sequential:
@@ -156,19 +159,19 @@ class DeepHead(ClassifierMixin, BaseEstimator):
             stack.append(layers.Activation("relu", name=f"head_relu_{index}"))
             stack.append(layers.Dropout(self.dropout, seed=self.fitting.seed + index, name=f"head_dropout_{index}"))
         stack.append(layers.Dense(len(self.classes_), name="logits"))
-        stack.append(layers.Activation("softmax", name="probabilities"))
+        stack.append(layers.Activation(self.link_.activation, name="probabilities"))
         return keras.Sequential([keras.Input((X.shape[1],)), *stack])
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return class probabilities, shape (n, k)."""
+        """Return the probabilities of classes or labels, shape (n, k)."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float32)
         return self.model_.predict(X, batch_size=1024, verbose=0)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """Return the most probable class of each row, shape (n,)."""
-        check_is_fitted(self)
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        """Return the most probable class of each row, shape (n,), or the indicators of its labels, (n, k)."""
+        probabilities = self.predict_proba(X)
+        return self.link_.decide(probabilities, self.classes_)
 
     def to_layers(self) -> list[keras.layers.Layer]:
         """Return the fitted layers, raw features to probabilities."""

@@ -7,7 +7,7 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -15,11 +15,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
 from tlkeras import progress
+from tlkeras.mapping.links import Link, find_link
 from tlkeras.mapping.weighting import ClassWeight, weigh_examples
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ STRENGTHS = np.logspace(-6, 2, 17)
 
 
 class LinearHead(ClassifierMixin, BaseEstimator):
-    """Multinomial logistic regression; its regularisation is chosen by cross-validation.
+    """Logistic regression, multinomial or one per label; its regularisation is chosen by cross-validation.
 
     Columns are standardised with the training mean and standard deviation, which `to_layers` folds back into the
     weights. `C` runs upwards over half decades, each fit starting from the last, until the held-out log loss has
@@ -41,13 +41,13 @@ class LinearHead(ClassifierMixin, BaseEstimator):
     Args:
         C: Inverse strength of the L2 penalty as in scikit-learn, or "auto".
         folds: Number of folds for "auto"; fewer where a class has fewer examples.
-        class_weight: A factor per class, "balanced", or None.
+        class_weight: A factor per class, "balanced", or None; with several labels, of the yes and no of each.
         seed: Seed of the folds.
 
     Attributes:
-        classes_: Class values, shape (k,).
-        C_: The strength that was used.
-        scores_: Mean held-out log loss by C (empty unless chosen).
+        classes_: Class values, shape (k,); with several labels their numbers.
+        C_: The strength that was used, for all labels alike.
+        scores_: Mean held-out log loss by C, over folds and labels (empty unless chosen).
         kernel_, bias_: The map from raw features to logits, shapes (d, k) and (k,).
     """
 
@@ -72,54 +72,68 @@ class LinearHead(ClassifierMixin, BaseEstimator):
         validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         groups: np.ndarray | None = None,
     ) -> LinearHead:
-        """Fit on features (n, d) and class values (n,).
+        """Fit on features (n, d) and class values (n,), or indicators (n, k) of k > 1 labels.
 
         Args:
             X: Features.
-            y: Class of each row.
+            y: Class of each row, or 1 for each label that it has and 0 for the others.
             sample_weight: Weight of each row, in the loss and in the choice of C.
             validation: Features, classes and weights that choose C instead of the folds.
             groups: Rows of one group never stand on both sides of a fold.
 
         Raises:
-            ValueError: NaN or infinite features, or fewer than two classes.
+            ValueError: NaN or infinite features, fewer than two classes, or a label that all rows have or lack.
         """
-        X, y = validate_data(self, X, y, dtype=(np.float32, np.float64))
-        check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"A head needs two classes or more. Received: {len(self.classes_)} class.")
-        weights = weigh_examples(y, sample_weight, self.class_weight)
-        mean, scale = _measure_columns(X, weights)
+        self.link_: Link = find_link(y)
+        X, y = validate_data(self, X, y, dtype=(np.float32, np.float64), multi_output=self.link_.several)
+        self.classes_, codes = self.link_.code(y)
+        weights = [weigh_examples(of, sample_weight, self.class_weight) for of in self.link_.list_questions(y)]
+        questions = list(zip(self.link_.list_questions(codes), weights, strict=True))
+        mean, scale = _measure_columns(X, np.mean(weights, axis=0))
         Z = (X - mean) / scale
         self.scores_: dict[float, float] = {}
-        self.C_ = self.C if self.C != "auto" else self._choose(Z, codes, weights, (validation, groups, mean, scale))
-        model = _fit_logistic(Z, codes, weights, self.C_)
-        kernel, bias = _two_sided(model)
+        if self.C == "auto":
+            if validation is not None:
+                validation = ((validation[0] - mean) / scale, *validation[1:])
+            self.C_ = self._choose(self._list_trials(Z, questions, validation, groups))
+        else:
+            self.C_ = self.C
+        kernel, bias = self.link_.merge([_fit_logistic(Z, of, weighed, self.C_) for of, weighed in questions])
         self.kernel_ = kernel / scale[:, None]
         self.bias_ = bias - mean @ self.kernel_
         return self
 
-    def _choose(self, Z: np.ndarray, codes: np.ndarray, weights: np.ndarray, context: tuple) -> float:
-        """Return the C with the lowest weighted log loss on held-out rows."""
-        validation, groups, mean, scale = context
+    def _list_trials(
+        self,
+        Z: np.ndarray,
+        questions: list[tuple[np.ndarray, np.ndarray]],
+        validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+        groups: np.ndarray | None,
+    ) -> list[tuple[_Rows, _Rows]]:
+        """Return, for each question and fold, what is fitted and what is held out."""
         if validation is not None:
-            held, held_y, held_weights = validation
-            held_codes = np.searchsorted(self.classes_, held_y)
-            parts = [(Z, codes, weights, (held - mean) / scale, held_codes, held_weights)]
-        else:
-            parts = [
-                (Z[fit], codes[fit], weights[fit], Z[held], codes[held], weights[held])
-                for fit, held in _make_folds(codes, self.folds, self.seed, groups)
+            held, y, held_weights = validation
+            answers = self.link_.list_questions(self.link_.recode(y, self.classes_))
+            return [
+                (_Rows(Z, *question), _Rows(held, answer, held_weights))
+                for question, answer in zip(questions, answers, strict=True)
             ]
-        if not parts:
+        return [
+            (_Rows(Z, *question, fit), _Rows(Z, *question, held))
+            for question in questions
+            for fit, held in _make_folds(question[0], self.folds, self.seed, groups)
+        ]
+
+    def _choose(self, trials: list[tuple[_Rows, _Rows]]) -> float:
+        """Return the C with the lowest weighted log loss on held-out rows."""
+        if not trials:
             logger.warning("A class has a single example: C cannot be chosen and is 0.01.")
             return 0.01
-        paths = [_LossPath(part, len(self.classes_)) for part in parts]
+        paths = [_LossPath(*trial) for trial in trials]
         with ExitStack() as stack:
             # one thread per fold: BLAS threads that wait for each other cost more than such small products
             stack.enter_context(threadpool_limits(1))
-            pool = stack.enter_context(ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)))
+            pool = stack.enter_context(ThreadPoolExecutor(min(len(paths), os.cpu_count() or 1)))
             advance = stack.enter_context(progress.track("Fitting the head", len(STRENGTHS), "strengths"))
             for C in STRENGTHS:
                 losses = list(pool.map(lambda path, C=C: path.step(C), paths))
@@ -133,28 +147,27 @@ class LinearHead(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: np.ndarray) -> np.ndarray:
         """Return logits, shape (n, k); for two classes their difference, shape (n,), as scikit-learn does."""
         logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+        return self.link_.margins(logits)
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return class probabilities, shape (n, k)."""
+        """Return the probabilities of classes or labels, shape (n, k)."""
         logits = self._logits(X)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        return self.link_.answer(logits)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """Return the most probable class of each row, shape (n,)."""
-        check_is_fitted(self)
-        return self.classes_[self._logits(X).argmax(axis=1)]
+        """Return the most probable class of each row, shape (n,), or the indicators of its labels, (n, k)."""
+        probabilities = self.predict_proba(X)
+        return self.link_.decide(probabilities, self.classes_)
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """Return the map from raw features to logits, with weights set, and the softmax to probabilities."""
+        """Return the map from raw features to logits, with weights set, and the one from these to probabilities."""
         import keras
 
         check_is_fitted(self)
         dense = keras.layers.Dense(len(self.classes_), name="logits")
         dense.build((None, len(self.kernel_)))
         dense.set_weights([self.kernel_, self.bias_])
-        return [dense, keras.layers.Activation("softmax", name="probabilities")]
+        return [dense, keras.layers.Activation(self.link_.activation, name="probabilities")]
 
     def describe(self) -> dict[str, Any]:
         """Return what the fit chose."""
@@ -178,31 +191,36 @@ def _measure_columns(X: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np
     return mean, scale
 
 
-class _LossPath:
-    """Fits one fold for rising C, each time from the last solution, and measures the held-out loss."""
+class _Rows(NamedTuple):
+    """Some rows of what a regression sees; they are copied only when it sees them, as there can be many regressions."""
 
-    def __init__(self, part: tuple[np.ndarray, ...], classes: int):
-        self.part, self.labels = part, np.arange(classes)
+    X: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray
+    chosen: np.ndarray | slice = slice(None)
+
+    def take(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.X[self.chosen], self.y[self.chosen], self.weights[self.chosen]
+
+
+class _LossPath:
+    """Fits one question on one fold for rising C, each time from the last solution, and measures the held-out loss."""
+
+    def __init__(self, fit: _Rows, held: _Rows):
+        self.fit, self.held, self.labels = fit, held, np.unique(fit.y)
         self.model = LogisticRegression(max_iter=500, tol=1e-4, warm_start=True)
 
     def step(self, C: float) -> float:
-        X, y, weights, held_X, held_y, held_weights = self.part
+        (X, y, weights), (held_X, held_y, held_weights) = self.fit.take(), self.held.take()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # on the way; the final fit says it
             self.model.set_params(C=C).fit(X, y, sample_weight=weights)
         return log_loss(held_y, self.model.predict_proba(held_X), sample_weight=held_weights, labels=self.labels)
 
 
-def _fit_logistic(X: np.ndarray, y: np.ndarray, weights: np.ndarray, C: float) -> LogisticRegression:
-    return LogisticRegression(C=C, max_iter=2000, tol=1e-5).fit(X, y, sample_weight=weights)
-
-
-def _two_sided(model: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
-    """Return kernel (d, k) and bias (k,); scikit-learn keeps one row for two classes, a softmax wants two."""
-    kernel, bias = model.coef_.T, model.intercept_
-    if kernel.shape[1] == 1:
-        kernel, bias = np.hstack([-kernel / 2, kernel / 2]), np.concatenate([-bias / 2, bias / 2])
-    return kernel, bias
+def _fit_logistic(X: np.ndarray, y: np.ndarray, weights: np.ndarray, C: float) -> tuple[np.ndarray, np.ndarray]:
+    model = LogisticRegression(C=C, max_iter=2000, tol=1e-5).fit(X, y, sample_weight=weights)
+    return model.coef_, model.intercept_
 
 
 def _make_folds(codes: np.ndarray, folds: int, seed: int, groups: np.ndarray | None) -> list[tuple]:

@@ -15,7 +15,7 @@ def weigh_examples(y: np.ndarray, sample_weight: np.ndarray | None, class_weight
     """Return one weight per example, shape (n,), float64.
 
     Args:
-        y: Class of each example, shape (n,).
+        y: Class of each example, shape (n,); with no class_weight anything of that length.
         sample_weight: The examples' own weights, shape (n,), or None for equal ones.
         class_weight: A factor per class, "balanced" for the inverse of its frequency, or None.
 
@@ -27,4 +27,4 @@ def weigh_examples(y: np.ndarray, sample_weight: np.ndarray | None, class_weight
         raise ValueError(f"sample_weight must have one value per row. Received: shape {weights.shape}, {len(y)} rows.")
     if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:
         raise ValueError("Sample weights must be finite, none negative, and not all zero.")
-    return weights * compute_sample_weight(class_weight, y)
+    return weights if class_weight is None else weights * compute_sample_weight(class_weight, y)

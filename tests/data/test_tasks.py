@@ -1,0 +1,87 @@
+"""What a cell of a label column says, and what a picture is said to have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tlkeras.data.sources import choose_examples, leave_out_unlabelled, read_table
+from tlkeras.data.tasks import LabelsTask, Task, list_classes, make_task
+from tlkeras.errors import DataError
+
+LABELS = LabelsTask("tags", ("cat", "dog", "night"), "|")
+ONE = Task("kind", ("cat", "dog"))
+
+
+def test_cells_of_labels():
+    targets = LABELS.encode(["dog|night", "", " night | cat |", "?", "dog|dog"])
+    assert targets.dtype == np.int8
+    assert targets.tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 1], [-1, -1, -1], [0, 1, 0]]
+    assert LABELS.is_labelled(targets).tolist() == [True, True, True, False, True]
+    assert LABELS.write(LABELS.members(targets)) == ["dog|night", "", "cat|night", "", "dog"]
+
+
+def test_cells_of_classes():
+    targets = ONE.encode(["dog", "", "cat"])
+    assert targets.dtype == np.int64 and targets.tolist() == [1, -1, 0]
+    assert ONE.is_labelled(targets).tolist() == [True, False, True]
+    assert ONE.write(ONE.members(targets)) == ["dog", "", "cat"]
+
+
+def test_what_probabilities_speak_for():
+    probabilities = np.array([[0.5, 0.49, 0.9], [0.1, 0.2, 0.3]])
+    assert LABELS.write(LABELS.decide(probabilities)) == ["cat|night", ""]
+    assert LABELS.tell(probabilities)[0][1] == "probability of dog"
+    assert ONE.write(ONE.decide(probabilities[:, :2])) == ["cat", "dog"]
+    names, told = ONE.tell(probabilities[:, :2])
+    assert names == ["probability"] and told.tolist() == [[0.5], [0.2]]
+
+
+def test_both_sides_of_a_label_are_aspects():
+    aspects = LABELS.aspects(LABELS.encode(["dog", "?"]))
+    assert aspects.tolist() == [[False, True, False, True, False, True], [False] * 6]
+    assert LABELS.aspect_names[3:] == ("the absence of cat", "the absence of dog", "the absence of night")
+    assert ONE.aspects(ONE.encode(["dog", ""])).tolist() == [[False, True], [False, False]]
+
+
+@pytest.mark.parametrize("task", [LABELS, ONE])
+def test_a_task_is_made_again_from_its_facts(task):
+    assert make_task(task.name, list(task.class_names), **task.facts) == task
+
+
+def test_classes_are_sorted_and_unknown_is_none():
+    assert list_classes(["dog, cat", "?", "", "ant,dog"], ",") == ("ant", "cat", "dog")
+    assert list_classes(["dog", "?", "", "ant"]) == ("?", "ant", "dog")
+
+
+def read(plant, cells):
+    folder = plant({f"{number}.png": number for number in range(len(cells))})
+    lines = [f"{number}.png,{cell}" for number, cell in enumerate(cells)]
+    (folder / "list.csv").write_text("\n".join(["path,tags", *lines]))
+    return read_table(str(folder / "list.csv"))
+
+
+def test_examples_with_labels(plant):
+    table = read(plant, ["a b", "b", "", "?", "a", "a b"])
+    examples = choose_examples(table, ["tags"], separator=" ")
+    assert examples.tasks == (LabelsTask("tags", ("a", "b"), " "),)
+    labelled = leave_out_unlabelled(examples)
+    assert labelled.targets["tags"].tolist() == [[1, 1], [0, 1], [0, 0], [1, 0], [1, 1]]
+    assert [rejection.code for rejection in labelled.rejected] == ["no-label"]
+    assert labelled.take(np.array([3])).targets["tags"].tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("cells", "sentences"),
+    [
+        (["a", "b", "a", "b"], ["no cell holds the separator '|' or is empty. Received: 'a'", "leave it out where"]),
+        (["a", "", "a", ""], ["two labels or more are needed. Received: a", "two classes, a yes and a no"]),
+        (["a|b", "b|a", "a", ""], ["Received: the absence of a (1)"]),
+        (["a|b", "a|c", "", "c"], ["Received: b (1)", "Add pictures, or remove the label"]),
+    ],
+)
+def test_labels_that_cannot_be_learned(plant, cells, sentences):
+    with pytest.raises(DataError) as caught:
+        choose_examples(read(plant, cells), ["tags"], separator="|")
+    for sentence in sentences:
+        assert sentence in str(caught.value)

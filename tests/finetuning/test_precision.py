@@ -1,0 +1,236 @@
+"""Sixteen bits while training, thirty-two before and after; scaled losses; bits that survive an interruption."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tlkeras import api
+from tlkeras.errors import RunError, TlkerasError
+from tlkeras.features.extraction import pool
+from tlkeras.finetuning import loop as loops
+from tlkeras.finetuning.checkpoints import Checkpoints
+from tlkeras.finetuning.loop import Loop, Part, Settings
+from tlkeras.finetuning.network import PICTURES, Network
+from tlkeras.finetuning.objectives import make_objective
+from tlkeras.finetuning.optimizers import find_scaled, scale_learning_rates
+from tlkeras.finetuning.precision import PRECISIONS, choose_precision, computing_in, scale_losses
+from tlkeras.finetuning.schedule import Schedule, Stage
+from tlkeras.finetuning.steps import Criterion
+from tlkeras.finetuning.supply import CachedSupply
+
+COUNT, CLASSES = 16, 2
+CLASSES_OF = np.arange(COUNT) % CLASSES
+MIXED = [name for name in PRECISIONS if name not in ("auto", "float32")]
+RECIPE = """
+name: mixed
+data: {source: sklearn-digits, limit: 60}
+backbone: {name: tiny, weights: none, size: 32}
+mapping: {kind: linear, C: 0.01}
+finetuning:
+  precision: float16
+  stages: [{name: top, unfreeze: 1 block, epochs: 1}]
+evaluation: {bootstrap: 100}
+"""
+STAGES = (Stage("all", "all", 1e-3, epochs=2, warmup=0.5, backbone_ratio=1.0, batch_norm="train"),)
+
+
+def make_network():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((32, 32, 3), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 128, -1, name="normalization")(inputs)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 3, strides=4)(x)))
+    x = keras.layers.Add()([x, keras.layers.DepthwiseConv2D(3, padding="same")(x)])
+    backbone = keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 1)(x)))
+    head = [keras.layers.Dense(CLASSES, name="logits"), keras.layers.Activation("softmax", name="probabilities")]
+    return Network(backbone, pool(backbone, "average"), head, "net")
+
+
+def draw_pictures():
+    levels = 60 + 90 * CLASSES_OF[:, None, None, None]
+    return np.clip(np.random.default_rng(3).normal(levels, 40, (COUNT, 32, 32, 3)), 0, 255).astype(np.uint8)
+
+
+class Breaking:
+    """A supply that fails after so many batches, as a killed process would."""
+
+    def __init__(self, supply, left):
+        self.supply, self.left = supply, left
+
+    def stream(self, batches, epoch):
+        for batch in self.supply.stream(batches, epoch):
+            if self.left == 0:
+                raise InterruptedError
+            self.left -= 1
+            yield batch
+
+
+def make_loop(network, precision, stages=STAGES, weight=1.0, left=None):
+    supply = CachedSupply([draw_pictures()])
+    targets, weights = np.eye(CLASSES, dtype=np.float32)[CLASSES_OF], np.full(COUNT, weight, np.float32)
+    breaking = supply if left is None else Breaking(supply, left)
+    train = Part(targets, weights, lambda cut: breaking)
+    validation = Part(targets, np.ones(COUNT, np.float32), lambda cut: supply)
+    return Loop(
+        network,
+        Schedule(stages, minimise=True, keep="last"),
+        [PICTURES] * len(stages),
+        scale_learning_rates(keras.optimizers.AdamW(1e-3, global_clipnorm=1.0)),
+        Criterion(make_objective("softmax")),
+        (train, validation),
+        Settings(batch_size=4, average=0.9, save_seconds=0.0, precision=precision),
+    )
+
+
+def list_policies(network):
+    return {layer.dtype_policy.name for layer in network.model._flatten_layers()}
+
+
+@pytest.mark.parametrize(
+    "details, chosen",
+    [
+        (None, "float32"),
+        ({"compute_capability": (6, 1)}, "float32"),
+        ({"compute_capability": (7, 0)}, "float16"),
+        ({"compute_capability": (7, 5)}, "float16"),
+        ({"compute_capability": (8, 0)}, "bfloat16"),
+        ({"compute_capability": (10, 0)}, "bfloat16"),
+        ({"device_name": "of another maker"}, "float32"),
+    ],
+)
+def test_auto_takes_what_the_hardware_has_units_for(monkeypatch, details, chosen):
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [] if details is None else ["first", "second"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", {"first": details}.__getitem__)
+    assert choose_precision("auto") == chosen
+    assert all(choose_precision(asked) == asked for asked in PRECISIONS if asked != "auto")
+
+
+def test_an_unknown_precision_names_the_nearest():
+    with pytest.raises(TlkerasError, match=r"A precision is one of .* Received: 'bfloat'\. Did you mean 'bfloat16'\?"):
+        choose_precision("bfloat")
+
+
+@pytest.mark.parametrize("precision", MIXED)
+def test_layers_compute_in_it_within_and_as_before_outside(precision):
+    network = make_network()
+    pictures = draw_pictures()
+    before = network.model(pictures).numpy()
+    with pytest.raises(InterruptedError), computing_in(precision, network.backbone.layers):
+        assert network.backbone(pictures).dtype == precision
+        assert network.backbone.get_layer("normalization")(pictures).dtype == "float32"
+        assert network.model(pictures).dtype == "float32"  # the head is not among the layers
+        assert {variable.dtype for variable in network.model.weights} <= {"float32", "uint32"}
+        raise InterruptedError
+    assert list_policies(network) == {"float32"}
+    assert np.array_equal(network.model(pictures).numpy(), before)
+
+
+def test_layers_inside_of_layers_compute_in_it_too():
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, inner(inputs))
+    with computing_in("bfloat16", model.layers):
+        assert model(np.ones((1, 4), np.float32)).dtype == "bfloat16"
+    assert model(np.ones((1, 4), np.float32)).dtype == "float32"
+
+
+@pytest.fixture(scope="module", params=MIXED)
+def trained(request):
+    """A precision, a network trained in it, and the loop that did it."""
+    network = make_network()
+    loop = make_loop(network, request.param)
+    loop.run()
+    return request.param, network, loop
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The history of the same training in float32."""
+    return make_loop(make_network(), "float32").run()
+
+
+def test_losses_are_those_of_float32_to_its_accuracy(trained, plain):
+    precision, _, loop = trained
+    for row, expected in zip(loop.history, plain, strict=True):
+        for name in ("loss", "val_loss"):
+            assert row[name] == pytest.approx(expected[name], rel={"bfloat16": 1e-2, "float16": 1e-3}[precision])
+            assert row[name] != expected[name]
+
+
+def test_the_trained_model_is_a_float32_one_with_the_trained_weights(tmp_path, trained):
+    _, network, _ = trained
+    assert list_policies(network) == {"float32"}
+    network.model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert {layer.dtype_policy.name for layer in loaded._flatten_layers()} == {"float32"}
+    for mine, its in zip(network.model.weights, loaded.weights, strict=True):
+        assert np.array_equal(mine, its), mine.path
+    pictures, fresh = draw_pictures(), make_network()
+    fresh.model.set_weights(loaded.get_weights())  # in a network that never was mixed
+    assert np.array_equal(network.model(pictures).numpy(), fresh.model(pictures).numpy())
+
+
+def test_interrupted_runs_end_with_the_same_bits(tmp_path, trained):
+    precision, whole, first = trained
+    broken = make_network()
+    with pytest.raises(InterruptedError):
+        make_loop(broken, precision, left=6).run(Checkpoints(tmp_path))  # in the middle of the second epoch
+    assert list_policies(broken) == {"float32"}
+    if precision == "float16":
+        with pytest.raises(RunError, match=r"it began in\. Received: float16 then, float32 now\. Resume it on"):
+            make_loop(make_network(), "float32").run(Checkpoints(tmp_path))
+    network = make_network()
+    resumed = make_loop(network, precision)
+    assert resumed.run(Checkpoints(tmp_path)) == first.history
+    for mine, its in zip(whole.model.weights, network.model.weights, strict=True):
+        assert np.array_equal(mine, its), mine.path
+    for mine, its in zip(first.optimizer.variables, resumed.optimizer.variables, strict=True):
+        assert np.array_equal(mine, its), mine.path  # the scale of the losses among them
+
+
+def test_a_recipe_asks_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "mixed.yaml").write_text(RECIPE)
+    run = Path(api.train(str(tmp_path / "mixed.yaml"), runs=tmp_path)["path"])
+    assert json.loads((run / "manifest.json").read_text())["finetuning"]["precision"] == "float16"
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_small_gradients_survive_because_losses_are_scaled(monkeypatch, scaled):
+    if not scaled:
+        monkeypatch.setattr(loops, "scale_losses", lambda optimizer, precision: optimizer)
+    network = make_network()
+    loop = make_loop(network, "float16", (Stage("all", "all", 1e-3, epochs=1),), weight=1e-6)
+    loop.run()
+    inner = getattr(loop.optimizer, "inner_optimizer", loop.optimizer)
+    kernels = [v for v in inner._trainable_variables if v.path.endswith("kernel") and "logits" not in v.path]
+    moved = [bool(np.any(inner._momentums[inner._get_variable_index(kernel)])) for kernel in kernels]
+    assert kernels and (all(moved) if scaled else not any(moved))
+
+
+def test_an_overflow_costs_a_step_and_halves_the_scale():
+    variable = keras.Variable([1.0])
+    optimizer = scale_losses(scale_learning_rates(keras.optimizers.SGD(0.5)), "float16")
+    optimizer.build([variable])
+    optimizer.apply([tf.constant([np.inf])], [variable])
+    assert np.array(variable) == [1.0] and float(optimizer.dynamic_scale) == 2.0**14
+    assert float(optimizer.scale_loss(1.0)) == 2.0**14
+    optimizer.apply([tf.constant([2.0**14])], [variable])  # 1, once the scale is divided out
+    assert np.array(variable) == [0.5]
+
+
+def test_rates_by_gradients_are_those_of_float32(monkeypatch):
+    stages, rates = (Stage("auto", "auto", 1e-3, epochs=1),), {}
+    for precision in ("float32", "float16"):
+        loop = make_loop(make_network(), precision, stages)
+        scaled = find_scaled(loop.optimizer)
+        seen, set_multipliers = [], scaled.set_multipliers
+        monkeypatch.setattr(
+            scaled, "set_multipliers", lambda given, seen=seen, f=set_multipliers: (seen.append(given), f(given))
+        )
+        loop.run()
+        rates[precision] = list(seen[-1].values())
+    assert rates["float16"] == rates["float32"] and len(set(rates["float16"])) > 2

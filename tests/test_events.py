@@ -1,0 +1,95 @@
+"""Curves for TensorBoard: what is in the file, and that a training that goes on repeats and loses nothing."""
+
+import pytest
+import tensorflow as tf
+
+from tlkeras import api
+from tlkeras.events import EventLog
+from tlkeras.finetuning.stages import StageWork
+
+ROWS = [
+    {"epoch": 1, "stage": "head", "loss": 0.5, "val_accuracy": 1.0},
+    {"epoch": 2, "stage": "top", "loss": 0.25, "val_accuracy": float("nan")},
+]
+RECIPE = """
+name: staged
+data: {source: sklearn-digits, validation: 0.2, limit: 120}
+backbone: {name: tiny, weights: none, size: 32}
+mapping: {kind: linear, C: 0.01}
+finetuning:
+  tensorboard: true
+  stages: [{name: head, unfreeze: 0, epochs: 2}, {name: top, unfreeze: 1 block, epochs: 1}]
+evaluation: {bootstrap: 100}
+"""
+
+
+def read(folder):
+    """Return the values in a folder's files, as TensorFlow reads them: tag, step, value."""
+    found = []
+    for file in sorted(folder.iterdir()):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            for value in event.summary.value:
+                content = tf.make_ndarray(value.tensor).item()
+                found.append((value.tag, event.step, content.decode() if isinstance(content, bytes) else content))
+    return found
+
+
+def test_every_column_becomes_a_curve_or_a_text(tmp_path):
+    log = EventLog(tmp_path / "log")
+    for row in ROWS:
+        log.add(row)
+    found = read(tmp_path / "log")
+    assert [value for value in found if value[0] != "val_accuracy"] == [
+        ("stage", 1, "head"),
+        ("loss", 1, 0.5),
+        ("stage", 2, "top"),
+        ("loss", 2, 0.25),
+    ]
+    assert [step for tag, step, _ in found if tag == "val_accuracy"] == [1, 2]
+
+
+def test_a_log_begins_empty_and_leaves_other_files_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    EventLog(tmp_path).add(ROWS[0])
+    EventLog(tmp_path).add(ROWS[1])
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    (tmp_path / "notes.txt").unlink()
+    assert {step for _, step, _ in read(tmp_path)} == {2}
+
+
+def test_tensorboard_reads_it(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = EventLog(tmp_path)
+    for row in ROWS:
+        log.add(row)
+    events = reader.EventAccumulator(str(tmp_path)).Reload()
+    plugins = {tag: events.SummaryMetadata(tag).plugin_data.plugin_name for tag in events.Tags()["tensors"]}
+    assert plugins == {"stage": "text", "loss": "scalars", "val_accuracy": "scalars"}
+    assert [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in events.Tensors("loss")] == [
+        (1, 0.5),
+        (2, 0.25),
+    ]
+
+
+def test_a_resumed_run_shows_every_epoch_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "staged.yaml").write_text(RECIPE)
+    train, left = StageWork.train, [3]
+
+    def interrupt(self, *batch):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return train(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageWork, "train", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            api.train(str(tmp_path / "staged.yaml"), runs=tmp_path / "runs")
+    (folder,) = (tmp_path / "runs").glob("*/tensorboard")
+    assert [step for tag, step, _ in read(folder) if tag == "loss"] == [1]
+    api.resume(runs=tmp_path / "runs")
+    found = read(folder)
+    assert [step for tag, step, _ in found if tag == "val_loss"] == [1, 2, 3]
+    assert [value for tag, _, value in found if tag == "stage"] == ["head", "head", "top"]
+    assert {tag for tag, _, _ in found} >= {"loss", "learning_rate", "val_accuracy", "val_roc_auc"}

@@ -1,0 +1,164 @@
+"""Pictures with none, one or several labels: whole runs, and what is refused."""
+
+import csv
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tlkeras import api, tables
+from tlkeras.errors import DataError, RecipeError
+
+RECIPE = """
+name: shapes
+data: {source: pictures/shapes.csv, label: shapes, separator: "|", validation: 0.2, test: 0.25}
+backbone: {name: tiny, weights: none, size: 32}
+mapping: {kind: linear, C: 1.0}
+training: {epochs: 12, batch_size: 16, learning_rate: 0.02}
+evaluation: {bootstrap: 100}
+"""
+STAGE = {"name": "top", "unfreeze": 1, "epochs": 2, "learning_rate": 3e-3}
+FINETUNING = {"stages": [STAGE], "monitor": "roc_auc", "loss": {"smoothing": 0.1}}
+WAYS = {
+    "linear": {},
+    "deep": {"mapping": {"kind": "deep", "widths": [16]}},
+    "finetuned": {"finetuning": FINETUNING, "augmentation.mixup": 0.2},
+}
+
+
+def draw_shapes(folder, count=96, seed=0):
+    """Write 32-pixel PNGs with a red square, a blue disc, both or nothing, and a manifest of them."""
+    random, rows = np.random.default_rng(seed), []
+    down, across = np.mgrid[:32, :32]
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = random.integers(90, 130, (32, 32, 3), dtype=np.uint8)
+        labels = [name for bit, name in enumerate(("square", "disc")) if number >> bit & 1]
+        y, x = random.integers(2, 8, 2)
+        if "square" in labels:
+            pixels[y : y + 12, x : x + 12] = [230, 20, 20]
+        if "disc" in labels:
+            pixels[(down - y - 16) ** 2 + (across - x - 14) ** 2 < 40] = [20, 20, 230]
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+        rows.append([f"{number:03d}.png", "|".join(labels)])
+    rows[5][1] = "?"  # nobody has looked at it
+    with open(folder / "shapes.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["path", "shapes"], *rows])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with pictures and a recipe; the current one for the whole module."""
+    folder = tmp_path_factory.mktemp("labels")
+    draw_shapes(folder / "pictures")
+    (folder / "shapes.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def train(place):
+    """A function of a way to what `api.train` returns; each way is gone once."""
+    return cache(lambda way: api.train("shapes.yaml", WAYS[way], runs=place / way))
+
+
+@pytest.fixture(params=WAYS)
+def result(request, train):
+    return train(request.param)
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_figures_are_those_of_the_predictions(result, place):
+    rows = read_rows(f"{result['path']}/predictions.csv")
+    assert result["kind"] == "multilabel" and result["classes"] == ["disc", "square"]
+    assert sum(result["examples"][side] for side in ("train", "validation", "test")) == 95  # one is not labelled
+    right = [row["label"] == row["prediction"] for row in rows]
+    assert result["metrics"]["exact_match"]["value"] == pytest.approx(np.mean(right))
+    for name in ("disc", "square"):
+        has = [name in row["label"].split("|") for row in rows]
+        said = [float(row[f"probability of {name}"]) >= 0.5 for row in rows]
+        assert said == [name in row["prediction"].split("|") for row in rows]
+        figures = result["labels"][name]
+        assert figures["examples"] == sum(has)
+        assert figures["f1"]["value"] == pytest.approx(2 * np.logical_and(has, said).sum() / (sum(has) + sum(said)))
+    assert result["metrics"]["roc_auc"]["value"] > 0.9 > result["baseline"]["roc_auc"]["value"]
+    assert {row["label"] for row in rows} == {"", "square", "disc", "disc|square"}
+
+
+def test_prediction_lists_every_label_found(result, place, capsys):
+    answers = api.predict(result["path"], ["pictures/003.png", "pictures/000.png"], top=2)
+    assert answers["threshold"] == 0.5
+    for row in answers["predictions"]:
+        probabilities = {best["label"]: best["probability"] for best in row["top"]}
+        assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
+        assert row["labels"] == [name for name in ("disc", "square") if probabilities[name] >= 0.5]
+        assert row["label"] == "|".join(row["labels"])
+    tables.draw_predictions(answers)
+    tables.draw_training(result)
+    printed = capsys.readouterr().out
+    assert "labels, from 0.5 on" in printed
+    assert "exact match" in printed and "mean average precision" in printed and "pictures" in printed
+
+
+def test_the_export_answers_with_labels(train, place, tmp_path):
+    result = train("finetuned")
+    exported = api.export(result["path"], tmp_path / "models")
+    assert exported["difference"] < 1e-3
+    served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
+    files = ["pictures/000.png", "pictures/001.png", "pictures/003.png"]
+    answer = served(image_bytes=tf.constant([(place / file).read_bytes() for file in files]))
+    rows = api.predict(result["path"], files)["predictions"]
+    assert [label.decode() for label in answer["label"].numpy()] == [row["label"] for row in rows]
+    np.testing.assert_array_equal(answer["present"], answer["probabilities"].numpy() >= 0.5)
+
+
+def test_what_is_learned_is_right(train):
+    """The linear head on a tiny random network tells squares from discs."""
+    answers = api.predict(train("linear")["path"], ["pictures/003.png", "pictures/000.png"])["predictions"]
+    assert [row["labels"] for row in answers] == [["disc", "square"], []]
+
+
+def test_check_counts_labels_and_refuses_what_makes_no_sense(place):
+    assert api.check("shapes.yaml")["facts"]["classes"] == "disc 48, square 47"
+    wrong = {
+        "mapping": {"kind": "deep", "class_weight": "balanced"},
+        "finetuning": {"loss": {"kind": "focal"}, "class_weight": "balanced", "balanced": True},
+    }
+    with pytest.raises(RecipeError) as caught:
+        api.check("shapes.yaml", wrong)
+    for sentence in ("no class_weight", "not focal", "no finetuning.class_weight", "finetuning.balanced cannot"):
+        assert sentence in str(caught.value)
+    with pytest.raises(RecipeError, match="is of one class.*softmax or focal, not sigmoid"):
+        api.check("shapes.yaml", {"data.separator": None, "finetuning": {"loss": {"kind": "sigmoid"}}})
+
+
+def test_a_separator_that_is_nowhere_is_told(place):
+    (place / "one.csv").write_text("path,shapes\n" + "".join(f"pictures/{n:03d}.png,a+b\n" for n in range(4)))
+    (problem,) = api.check("shapes.yaml", {"data.source": "one.csv"})["problems"]
+    assert "no cell holds the separator '|'" in problem and "Received: 'a+b'" in problem
+    with pytest.raises(DataError, match="two labels or more are needed"):
+        api.train("shapes.yaml", {"data.source": "one.csv"})
+
+
+def test_a_label_that_no_held_out_picture_has_is_noted(place):
+    rows = read_rows(place / "pictures" / "shapes.csv")
+    lines = [
+        f"pictures/{row['path']},{row['shapes']},{'test' if number % 4 < 2 and number < 40 else 'train'}"
+        for number, row in enumerate(rows)
+    ]
+    (place / "sides.csv").write_text("\n".join(["path,shapes,split", *lines]))
+    notes = api.check("shapes.yaml", {"data.source": "sides.csv"})["notes"]
+    assert any("no test picture (with a weight above 0) shows disc; it is not measured" in note for note in notes)
+
+
+def test_a_run_keeps_what_its_labels_mean(result):
+    with open(f"{result['path']}/manifest.json") as file:
+        assert json.load(file)["separator"] == "|"

@@ -1,0 +1,122 @@
+"""Hashes of thumbnails that survive re-encoding, and the search for hashes a few bits apart without comparing all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+from scipy.fft import dctn
+
+RADIUS = 7  # bits; with `_PARTS` parts, one of them then differs by one bit or none
+
+_FREQUENCIES = 8
+_PRIOR = 20  # pictures; a mean over fewer counts for little
+_PARTS, _PART_BITS = 4, 16
+_PROBES = np.array([0, *(1 << bit for bit in range(_PART_BITS))])
+_MOST = 256  # rows read from one bucket, so that a hundred thousand equal hashes do not make n^2 pairs
+_CHUNK = 2048
+
+
+class Orientation(NamedTuple):
+    """A picture mirrored about its diagonal or not, then top to bottom or not, then left to right or not."""
+
+    transposed: bool
+    upside_down: bool
+    mirrored: bool
+
+    def turn(self, pictures: np.ndarray) -> np.ndarray:
+        """Return pictures [n, side, side] turned so."""
+        turned = pictures.transpose(0, 2, 1) if self.transposed else pictures
+        return turned[:, :: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
+
+    def turn_spectra(self, spectra: np.ndarray) -> np.ndarray:
+        """Return the cosine transforms [n, f, f] of pictures turned so: mirroring changes the sign of odd waves."""
+        turned = spectra.transpose(0, 2, 1) if self.transposed else spectra
+        signs = (-1.0) ** np.arange(spectra.shape[1])
+        return turned * (signs[:, None] if self.upside_down else 1) * (signs if self.mirrored else 1)
+
+
+# A quarter turn to the right undoes one to the left, so that comparing both ways needs only one of the two.
+ORIENTATIONS = [way for way in map(Orientation._make, product((False, True), repeat=3)) if way != (True, False, True)]
+
+
+def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
+    """Return a hash of each thumbnail in each of `ORIENTATIONS`: uint64 [orientations, n], of which 63 bits tell.
+
+    A bit says whether the weight of one of the 8 x 8 lowest waves of the cosine transform (the mean left out) lies
+    above that of the average picture, the contrast taken out. Comparing with the average instead of zero keeps the bits
+    telling where all pictures show the same kind of thing.
+
+    Args:
+        thumbnails: uint8 [n, side, side], none of them flat.
+    """
+    chunks = range(0, len(thumbnails), _CHUNK)
+    spectra = np.concatenate([_transform(thumbnails[start : start + _CHUNK]) for start in chunks])
+    average = spectra.sum(axis=0) / (len(spectra) + _PRIOR)
+    return np.stack([_pack(way.turn_spectra(spectra) > average) for way in ORIENTATIONS])
+
+
+def _transform(thumbnails: np.ndarray) -> np.ndarray:
+    waves = dctn(thumbnails.astype(np.float32), axes=(1, 2), norm="ortho")
+    waves[:, 0, 0] = 0
+    contrast = np.sqrt(np.square(waves).sum(axis=(1, 2), keepdims=True))
+    return waves[:, :_FREQUENCIES, :_FREQUENCIES] / contrast
+
+
+def _pack(bits: np.ndarray) -> np.ndarray:
+    return np.packbits(bits.reshape(len(bits), -1), axis=1).view(np.uint64)[:, 0]
+
+
+class HashIndex:
+    """Hashes, found again by others at most `RADIUS` bits away.
+
+    Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): of the four parts of two hashes that differ in seven
+    bits or fewer, one differs in at most one bit, so that only rows which share such a part are compared.
+
+    Args:
+        hashes: uint64 [n].
+    """
+
+    def __init__(self, hashes: np.ndarray):
+        self.hashes = hashes
+        self._tables = [_Table(part) for part in _split(hashes)]
+
+    def search(self, queries: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield pairs (query, row) at most `RADIUS` bits apart, int64 each, a bounded number of queries at a time.
+
+        All of them, unless more than 256 rows share a part of the hash: of these the first 256 are compared.
+        """
+        for start in range(0, len(queries), _CHUNK):
+            chunk = queries[start : start + _CHUNK]
+            found = [table.find(part) for table, part in zip(self._tables, _split(chunk), strict=True)]
+            pairs = np.concatenate([query * len(self.hashes) + row for query, row in found])
+            query, row = np.divmod(pairs, len(self.hashes))
+            near = np.bitwise_count(chunk[query] ^ self.hashes[row]) <= RADIUS
+            query, row = np.divmod(np.unique(pairs[near]), len(self.hashes))  # several parts can find the same
+            yield query + start, row
+
+
+def _split(hashes: np.ndarray) -> np.ndarray:
+    """uint64 [n] -> int64 [parts, n]."""
+    return np.stack([(hashes >> np.uint64(_PART_BITS * part)) & np.uint64(0xFFFF) for part in range(_PARTS)]).astype(
+        np.int64
+    )
+
+
+class _Table:
+    """Rows by the value of one part of their hash."""
+
+    def __init__(self, keys: np.ndarray):
+        self.order = np.argsort(keys, kind="stable")
+        self.starts = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << _PART_BITS))])
+
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (query, row) wherever the parts differ in at most one bit."""
+        buckets = (keys[:, None] ^ _PROBES).ravel()
+        firsts = self.starts[buckets]
+        counts = np.minimum(self.starts[buckets + 1] - firsts, _MOST)
+        places = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        query = np.repeat(np.arange(len(keys)).repeat(len(_PROBES)), counts)
+        return query, self.order[np.repeat(firsts, counts) + places]

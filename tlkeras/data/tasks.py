@@ -1,0 +1,211 @@
+"""What is predicted of a picture: one class of several, or any number of labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from tlkeras.errors import list_some, suggest
+
+THRESHOLD = 0.5
+UNKNOWN = "?"
+
+Kind = Literal["multiclass", "multilabel"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to predict, of which every picture is of one class: its name, and the classes in their order.
+
+    Targets are class indices, int64 [n], -1 where the class is not known. Every kind of task can turn its targets into
+    members, bool [n, k]: which of the k classes a picture has.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+
+    kind: ClassVar[Kind] = "multiclass"
+    threshold: ClassVar[float | None] = None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What `make_task` must be told beside name and classes to make it again."""
+        return {}
+
+    def encode(self, cells: Sequence[str]) -> np.ndarray:
+        """Return the targets that cells of a table say; "" says nothing."""
+        index = {name: number for number, name in enumerate(self.class_names)}
+        return np.array([index.get(cell, -1) for cell in cells], dtype=np.int64)
+
+    def is_labelled(self, targets: np.ndarray) -> np.ndarray:
+        """Return where the target is known, bool [n]."""
+        return targets >= 0
+
+    def members(self, targets: np.ndarray) -> np.ndarray:
+        """Return which classes each picture has, bool [n, k]; none where the target is not known."""
+        return targets[:, None] == np.arange(len(self.class_names))
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the members that probabilities [n, k] speak for: the most probable class."""
+        return self.members(probabilities.argmax(axis=1))
+
+    def write(self, members: np.ndarray) -> list[str]:
+        """Return a text per row of members, as a table has it."""
+        return ["".join(names) for names in self.list_names(members)]
+
+    def tell(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Return what a reader wants to know of probabilities [n, k]: names of columns, and these [n, columns]."""
+        return ["probability"], probabilities.max(axis=1, keepdims=True)
+
+    def list_names(self, members: np.ndarray) -> list[list[str]]:
+        """Return the names of each row's members, in the order of the classes."""
+        return [[self.class_names[index] for index in np.flatnonzero(row)] for row in members]
+
+    def strata(self, targets: np.ndarray) -> np.ndarray:
+        """Return what splits divide one by one, int [n]."""
+        return targets
+
+    def balanced(self, targets: np.ndarray) -> np.ndarray:
+        """Return what splits balance although it overlaps, bool [n, columns]."""
+        return np.zeros((len(targets), 0), bool)
+
+    def aspects(self, targets: np.ndarray) -> np.ndarray:
+        """Return what every side of a split should show, bool [n, columns], named by `aspect_names`."""
+        return self.members(targets)
+
+    @property
+    def aspect_names(self) -> tuple[str, ...]:
+        """What the columns of `aspects` are."""
+        return self.class_names
+
+    def list_problems(self, cells: Sequence[str]) -> list[str]:
+        """Say why the column cannot be learned, if so."""
+        counts = Counter(cells)
+        unknown = sorted(set(counts) - set(self.class_names) - {""})
+        problems = [f"{self.name!r}: {name!r} is no class. {suggest(name, self.class_names)}" for name in unknown]
+        if len(self.class_names) < 2:
+            only = self.class_names[0] if self.class_names else "no class at all"
+            problems.append(f"{self.name!r}: two classes or more are needed to tell apart. Received: {only}.")
+        few = [f"{name} ({counts[name]})" for name in self.class_names if counts[name] < 2]
+        if few:
+            problems.append(
+                f"{self.name!r}: a class needs two pictures or more to be split. Received: {', '.join(list_some(few))}."
+                " Add pictures, or remove the class."
+            )
+        return problems
+
+
+@dataclass(frozen=True)
+class LabelsTask(Task):
+    """One thing to predict, of which a picture can have none, one or several labels.
+
+    Targets are int8 [n, k]: 1 where a picture has the label, 0 where not, and -1 throughout where nothing is known.
+
+    Args:
+        separator: What stands between labels in the cells of a table. An empty cell says that there is none of them;
+            `UNKNOWN` says that nobody has looked.
+    """
+
+    separator: str = "|"
+
+    kind: ClassVar[Kind] = "multilabel"
+    threshold: ClassVar[float | None] = THRESHOLD
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The separator."""
+        return {"separator": self.separator}
+
+    def encode(self, cells: Sequence[str]) -> np.ndarray:
+        """Return the targets that cells of a table say."""
+        targets = np.zeros((len(cells), len(self.class_names)), np.int8)
+        index = {name: number for number, name in enumerate(self.class_names)}
+        for row, cell in enumerate(cells):
+            if cell == UNKNOWN:
+                targets[row] = -1
+            else:
+                targets[row, [index[name] for name in split_cell(cell, self.separator)]] = 1
+        return targets
+
+    def is_labelled(self, targets: np.ndarray) -> np.ndarray:
+        """Return where the labels are known, bool [n]."""
+        return np.all(targets >= 0, axis=1)
+
+    def members(self, targets: np.ndarray) -> np.ndarray:
+        """Return which labels each picture has, bool [n, k]."""
+        return targets == 1
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the members that probabilities [n, k] speak for: those at `THRESHOLD` or above."""
+        return probabilities >= THRESHOLD
+
+    def write(self, members: np.ndarray) -> list[str]:
+        """Return a text per row of members, as a table has it; "" for none."""
+        return [self.separator.join(names) for names in self.list_names(members)]
+
+    def tell(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Return the probability of each label."""
+        return [f"probability of {name}" for name in self.class_names], probabilities
+
+    def strata(self, targets: np.ndarray) -> np.ndarray:
+        """Return zeros, int [n]: most sets of labels are rare, so that each label is balanced instead."""
+        return np.zeros(len(targets), np.int64)
+
+    def balanced(self, targets: np.ndarray) -> np.ndarray:
+        """Return the members."""
+        return self.members(targets)
+
+    def aspects(self, targets: np.ndarray) -> np.ndarray:
+        """Return pictures with and without each label, bool [n, 2 k]: a yes cannot be told from itself."""
+        return np.concatenate([targets == 1, targets == 0], axis=1)
+
+    @property
+    def aspect_names(self) -> tuple[str, ...]:
+        """What the columns of `aspects` are."""
+        return (*self.class_names, *(f"the absence of {name}" for name in self.class_names))
+
+    def list_problems(self, cells: Sequence[str]) -> list[str]:
+        """Say why the column cannot be learned, if so."""
+        problems = []
+        if not any(self.separator in cell or not cell for cell in cells):
+            problems.append(
+                f"{self.name!r}: no cell holds the separator {self.separator!r} or is empty. Received: {cells[0]!r} and"
+                " so on. Correct data.separator, or leave it out where every picture is of one class."
+            )
+        if len(self.class_names) < 2:
+            only = self.class_names[0] if self.class_names else "no label at all"
+            problems.append(
+                f"{self.name!r}: two labels or more are needed. Received: {only}. Write a single one as two classes, a"
+                " yes and a no, without data.separator."
+            )
+        aspects = self.aspects(self.encode(cells)).sum(axis=0)
+        few = [f"{name} ({count})" for name, count in zip(self.aspect_names, aspects, strict=True) if count < 2]
+        if few:
+            problems.append(
+                f"{self.name!r}: a label needs two pictures with it and two without, or more, to be split. Received:"
+                f" {', '.join(list_some(few))}. Add pictures, or remove the label."
+            )
+        return problems
+
+
+def make_task(name: str, class_names: Sequence[str], separator: str | None = None) -> Task:
+    """Return the task of a column: of one class per cell, or of labels with a separator between them."""
+    if separator is None:
+        return Task(name, tuple(class_names))
+    return LabelsTask(name, tuple(class_names), separator)
+
+
+def list_classes(cells: Iterable[str], separator: str | None = None) -> tuple[str, ...]:
+    """Return the sorted classes or labels that the cells of a column name."""
+    if separator is None:
+        return tuple(sorted(set(cells) - {""}))
+    return tuple(sorted({label for cell in set(cells) - {UNKNOWN} for label in split_cell(cell, separator)}))
+
+
+def split_cell(cell: str, separator: str) -> list[str]:
+    """Return the labels of a cell; what is empty between two separators is none."""
+    return [label for part in cell.split(separator) if (label := part.strip())]

@@ -1,0 +1,61 @@
+"""Metrics of pictures that can have several labels: of each one, and of all; for stacks of weightings (b, n) at once.
+
+Source of the averages: Zhang and Zhou, A Review on Multi-Label Learning Algorithms, IEEE TKDE 2014, section 2.2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tlkeras.data.tasks import THRESHOLD
+from tlkeras.evaluation.ranking import compute_ranking
+
+_TINY = 1e-15
+
+
+def compute_labels(
+    targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+) -> dict[str | tuple[int, str], np.ndarray]:
+    """Return each metric for each weighting, shape (b,): by name, and of single labels by (index of the label, name).
+
+    A label is answered yes from `THRESHOLD` on. F1 of a label that nobody has is 0 where it was answered and NaN where
+    it was not; its average precision, and the ROC AUC of a label that all have or lack, are NaN. Averages over labels
+    ("macro") leave out what is NaN. "micro" takes every question of every picture as an example of its own.
+
+    Args:
+        targets: 1 for each label that an example has and 0 else, shape (n, k).
+        probabilities: Shape (n, k).
+        weights: Shape (b, n).
+    """
+    truth, answers = targets.astype(np.float64), (probabilities >= THRESHOLD).astype(np.float64)
+    total, labels = weights.sum(axis=1), targets.shape[1]
+    hits, found = weights @ (truth * answers), weights @ (truth + answers)
+    f1 = _divide(2 * hits, found)
+    ranked = [compute_ranking(truth[:, label], probabilities[:, label], weights) for label in range(labels)]
+    areas, precision = (np.stack(of_labels, axis=1) for of_labels in zip(*ranked, strict=True))
+    micro = compute_ranking(truth.ravel(), probabilities.ravel(), weights, np.arange(truth.size) // labels)
+    right = truth * probabilities + (1 - truth) * (1 - probabilities)
+    whole: dict[str | tuple[int, str], np.ndarray] = {
+        "exact_match": weights @ (truth == answers).all(axis=1) / total,
+        "hamming_loss": weights @ (truth != answers).mean(axis=1) / total,
+        "macro_f1": _average(f1),
+        "micro_f1": _divide(2 * hits.sum(axis=1), found.sum(axis=1)),
+        "roc_auc": _average(areas),
+        "micro_roc_auc": micro[0],
+        "mean_average_precision": _average(precision),
+        "micro_average_precision": micro[1],
+        "log_loss": weights @ -np.log(np.clip(right, _TINY, 1.0)).mean(axis=1) / total,
+    }
+    single = {"roc_auc": areas, "average_precision": precision, "f1": f1}
+    return whole | {(label, name): values[:, label] for label in range(labels) for name, values in single.items()}
+
+
+def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Return the quotient, NaN where there is nothing to divide by."""
+    return above / np.where(below > 0, below, np.nan)
+
+
+def _average(values: np.ndarray) -> np.ndarray:
+    """Return the mean over labels of what is known, (b,); NaN where nothing is."""
+    known = np.isfinite(values)
+    return _divide(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1))
