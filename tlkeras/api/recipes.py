@@ -1,0 +1,89 @@
+"""The verbs of recipes: listed, copied, looked through before work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tlkeras import recipe as recipes
+from tlkeras.api.running import RUNS
+from tlkeras.errors import RecipeError, ResourceError, RunError
+from tlkeras.loading import load_tensorflow
+from tlkeras.runs import Run, list_runs
+
+
+def check(recipe: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Say what `train` would do and what is in its way, without training.
+
+    Returns:
+        `name`, `problems` (nothing may be trained while there is one), `notes`, and facts on pictures and cost.
+    """
+    resolved = recipes.load_recipe(recipe, overrides)
+    load_tensorflow()
+    from tlkeras import rehearsal
+
+    return rehearsal.check(resolved)
+
+
+def show_schedule(recipe: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what a recipe's fine-tuning would do: per stage its blocks, rates, parameters, and where it starts.
+
+    Raises:
+        RecipeError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
+    """
+    resolved = recipes.load_recipe(recipe, overrides)
+    load_tensorflow()
+    from tlkeras import rehearsal
+
+    return rehearsal.show_schedule(resolved)
+
+
+def list_recipes(*, runs: str | Path = RUNS) -> dict[str, Any]:
+    """Return the shipped recipes with the first line of their receipts, and the runs made so far."""
+    shipped = [
+        {"name": name, "about": (recipes.read_receipt(path) or [""])[0]}
+        for name, path in recipes.list_recipes().items()
+    ]
+    made = []
+    for run in list_runs(Path(runs)):
+        figures = _read_figures(run)
+        made.append(
+            {
+                "name": run.name,
+                "state": run.read_state(),
+                "created": run.read_created(),
+                "accuracy": figures.get("accuracy"),
+                "roc_auc": figures.get("roc_auc"),
+            }
+        )
+    return {"recipes": shipped, "runs": made}
+
+
+def copy_recipe(recipe: str, target: str | Path) -> Path:
+    """Copy a recipe, as installed, to a file of your own.
+
+    Raises:
+        RecipeError: The target exists.
+        ResourceError: It cannot be written.
+    """
+    source, path = recipes.find_recipe(recipe), Path(target)
+    if path.is_dir():
+        path = path / source.name
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise RecipeError("A recipe is never overwritten.", path, "Choose another name or move the file.") from None
+    except OSError as error:
+        path.unlink(missing_ok=True)  # what a full disk left of it
+        raise ResourceError("The target of a copy must be writable.", f"{path} ({error.strerror})") from None
+    return path
+
+
+def _read_figures(run: Run) -> dict[str, float | None]:
+    """Return the value of each metric of a run; nothing where it was not measured or the file is damaged."""
+    try:
+        return {name: figure["value"] for name, figure in run.read_json("metrics.json")["metrics"].items()}
+    except (RunError, KeyError, TypeError, AttributeError):
+        return {}

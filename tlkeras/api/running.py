@@ -1,0 +1,87 @@
+"""The verbs of runs: made, gone on with, measured, asked, exported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlkeras import recipe as recipes
+from tlkeras.loading import load_tensorflow
+from tlkeras.runs import find_unfinished, open_run
+
+RUNS = "runs"
+
+
+def train(
+    recipe: str, overrides: Mapping[str, Any] | None = None, *, quick: bool = False, runs: str | Path = RUNS
+) -> dict[str, Any]:
+    """Carry out a recipe and measure the result.
+
+    Args:
+        recipe: Name of a shipped recipe, or path of a YAML file.
+        overrides: Values by dotted key, such as `{"data.seed": 1}`.
+        quick: Shrink the run to seconds; its figures then mean nothing.
+        runs: Folder of the run directories.
+
+    Returns:
+        What `evaluate` returns: figures, and `path`, `phases` (seconds), `features`, `head`, `rejected` (a count).
+    """
+    start = time.perf_counter()
+    resolved = recipes.load_recipe(recipe, overrides, quick=quick)
+    load_tensorflow()
+    from tlkeras import training
+
+    run = training.train(resolved, Path(runs), loading=time.perf_counter() - start)
+    return evaluate(str(run.path), runs=runs)
+
+
+def resume(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
+    """Go on with a run that was interrupted, killed or failed, and measure the result; returns what `train` does.
+
+    Raises:
+        RunError: There is no such run, or it has finished.
+    """
+    start = time.perf_counter()
+    stopped = find_unfinished(run, Path(runs))
+    stopped.read_bytes("recipe.yaml")  # a run without its recipe is told as such
+    load_tensorflow()
+    from tlkeras import training
+
+    resumed = training.resume(stopped, loading=time.perf_counter() - start)
+    return evaluate(str(resumed.path), runs=runs)
+
+
+def evaluate(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
+    """Measure a finished run on its held-out pictures; see `tlkeras.evaluation.metrics.evaluate`."""
+    from tlkeras.evaluation import metrics
+
+    opened = open_run(run, Path(runs))
+    opened.read_bytes("recipe.yaml")  # a run without its recipe is told as such
+    resolved = recipes.load_recipe(str(opened.path / "recipe.yaml"))
+    result = metrics.evaluate(opened, resamples=resolved.evaluation.bootstrap, seed=resolved.evaluation.seed)
+    manifest = opened.manifest
+    return {
+        **result,
+        "path": str(opened.path),
+        **{key: manifest.get(key) for key in ("phases", "features", "head", "rejected")},
+    }
+
+
+def predict(run: str, pictures: Sequence[str | Path], *, top: int = 3, runs: str | Path = RUNS) -> dict[str, Any]:
+    """Classify picture files and folders with a run's model; see `tlkeras.prediction.predict`."""
+    load_tensorflow()
+    from tlkeras import prediction
+
+    return prediction.predict(open_run(run, Path(runs)), pictures, top=top)
+
+
+def export(run: str = "latest", to: str | Path | None = None, *, runs: str | Path = RUNS) -> dict[str, Any]:
+    """Write a run as the next SavedModel version below `to` (default: saved_models/RECIPE)."""
+    opened = open_run(run, Path(runs))
+    load_tensorflow()
+    from tlkeras.exporting import saved_model
+
+    target = Path(to) if to else Path("saved_models") / opened.name.rpartition("-")[0]
+    return saved_model.export(opened, target)

@@ -1,0 +1,40 @@
+"""The only interpreter of a recipe: from its sections to the objects of the other rooms."""
+
+from tlkeras.assembly.data import (
+    cache_root,
+    divide,
+    make_recipe_policy,
+    open_cache,
+    picture_facts,
+    picture_size,
+    read_examples,
+)
+from tlkeras.assembly.features import PLAIN_VIEWS, build_prefix, choose_taps, count_lacking, extract_features, list_kept
+from tlkeras.assembly.finetuning import make_loop, make_observer, supply_pictures, supply_rows, weigh_sides
+from tlkeras.assembly.mapping import make_recipe_head
+from tlkeras.assembly.stages import make_schedule, plan_finetuning, plan_recipe
+
+__all__ = [
+    "PLAIN_VIEWS",
+    "build_prefix",
+    "cache_root",
+    "choose_taps",
+    "count_lacking",
+    "divide",
+    "extract_features",
+    "list_kept",
+    "make_loop",
+    "make_observer",
+    "make_recipe_head",
+    "make_recipe_policy",
+    "make_schedule",
+    "open_cache",
+    "picture_facts",
+    "picture_size",
+    "plan_finetuning",
+    "plan_recipe",
+    "read_examples",
+    "supply_pictures",
+    "supply_rows",
+    "weigh_sides",
+]

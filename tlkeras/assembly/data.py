@@ -1,0 +1,81 @@
+"""From a recipe to examples, their sides, and the store that all commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlkeras.backbones.catalog import find_backbone
+from tlkeras.data.checks import Inspection
+from tlkeras.data.policies import Policy, make_policy
+from tlkeras.data.sources import Examples, choose_examples, leave_out_unlabelled, read_table
+from tlkeras.data.splits import assign_sides, check_sides, thin
+from tlkeras.features.cache import ActivationCache, default_root
+from tlkeras.features.extraction import Pictures
+from tlkeras.recipe import Recipe
+
+
+def read_examples(recipe: Recipe) -> Examples:
+    """Return the recipe's pictures with their labels, at most `data.limit` of them."""
+    data = recipe.data
+    table = read_table(data.source, store=cache_root(recipe) / "pictures")
+    examples = choose_examples(
+        table,
+        [data.label] if data.label else [],
+        weight=data.weight,
+        group=data.group,
+        domain=data.domain,
+        stratify=data.stratify,
+        separator=data.separator,
+    )
+    examples = leave_out_unlabelled(examples)
+    return thin(examples, data.limit, data.seed) if data.limit else examples
+
+
+def divide(recipe: Recipe, examples: Examples) -> np.ndarray:
+    """Return the side of each picture: "train", "validation" or "test", shape (n,).
+
+    Raises:
+        DataError: A class has nothing to learn from, or there is nothing to measure on.
+    """
+    data = recipe.data
+    sides = assign_sides(examples, data.validation, data.test, data.seed, data.tolerance)
+    check_sides(examples, sides)
+    return sides
+
+
+def picture_size(recipe: Recipe) -> int:
+    """Return the side length of the pictures that the backbone sees."""
+    return recipe.backbone.size or find_backbone(recipe.backbone.name).default_size
+
+
+def picture_facts(recipe: Recipe) -> dict[str, Any]:
+    """Return how bytes become the model's input; prediction and export need the same."""
+    return {"size": picture_size(recipe), "resize": recipe.data.resize}
+
+
+def make_recipe_policy(recipe: Recipe) -> Policy:
+    """Return what is done to the pictures that the backbone is fine-tuned on."""
+    return make_policy(recipe.augmentation.policy)
+
+
+def open_cache(recipe: Recipe) -> ActivationCache | None:
+    """Return the store of activations, or None where the recipe wants none."""
+    if not recipe.features.cache:
+        return None
+    return ActivationCache(cache_root(recipe), budget_bytes=int(recipe.cache.budget_gb * 1e9))
+
+
+def cache_root(recipe: Recipe) -> Path:
+    """Return the folder that all commands share."""
+    return Path(os.path.expanduser(recipe.cache.root)) if recipe.cache.root else default_root()
+
+
+def take_pictures(recipe: Recipe, inspection: Inspection, rows: np.ndarray | None = None) -> Pictures:
+    """Return inspected pictures as extraction takes them, of some rows or all."""
+    chosen = range(len(inspection.examples)) if rows is None else rows.tolist()
+    paths, digests = inspection.examples.paths, inspection.digests
+    return Pictures([paths[row] for row in chosen], [digests[row] for row in chosen], recipe.data.resize)

@@ -1,0 +1,118 @@
+"""From a recipe to the pretrained half and what it says of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from tlkeras.assembly.data import make_recipe_policy, open_cache, picture_size, take_pictures
+from tlkeras.assembly.stages import plan_recipe
+from tlkeras.backbones.blocks import find_blocks, find_cut
+from tlkeras.backbones.building import build, build_source_head
+from tlkeras.data.augmentation import PLAIN, View, number_views
+from tlkeras.data.checks import Inspection
+from tlkeras.data.sources import Examples
+from tlkeras.features import extraction
+from tlkeras.features.extraction import Features, extract, pool
+from tlkeras.features.prefix import FEATURES, SOURCE, Prefix
+from tlkeras.finetuning.plan import Plan
+from tlkeras.recipe import Recipe
+
+PLAIN_VIEWS: tuple[View, ...] = (PLAIN,)
+
+
+def build_prefix(recipe: Recipe) -> Prefix:
+    """Return the pretrained half, with its weights."""
+    keras.utils.set_random_seed(recipe.training.seed)  # for what has no pretrained weights
+    whole = build(recipe.backbone.name, size=picture_size(recipe), weights=recipe.backbone.weights)
+    cut = find_cut(whole, recipe.features.cut)
+    backbone = keras.Model(whole.input, cut.tensor, name=whole.name)
+    pooled = pool(backbone, recipe.features.pooling)
+    if recipe.finetuning is None:
+        return Prefix(backbone, pooled)
+    distils = recipe.finetuning.keep_source.kind == "lwf"
+    source_head = build_source_head(whole, recipe.backbone.weights) if distils else None
+    return Prefix(backbone, pooled, tuple(find_blocks(backbone)), source_head)
+
+
+def extract_features(
+    recipe: Recipe,
+    prefix: Prefix,
+    inspection: Inspection,
+    taps: Sequence[str] = (FEATURES,),
+    views: Sequence[View] = (PLAIN,),
+    rows: np.ndarray | None = None,
+) -> Features:
+    """Return what pictures are at each tap, FEATURES, SOURCE or the name of a cut; what the cache lacks is computed.
+
+    Args:
+        rows: Which of the inspected pictures, int64 (n,); None: all.
+    """
+    return extract(
+        prefix.join(taps),
+        take_pictures(recipe, inspection, rows),
+        prefix.describe(taps, recipe.backbone.name),
+        views=views,
+        cache=open_cache(recipe),
+        engine=recipe.features.engine,
+        dtype=_choose_precisions(recipe, taps),
+    )
+
+
+def _choose_precisions(recipe: Recipe, taps: Sequence[str]) -> list[str]:
+    known = {FEATURES: recipe.features.precision, SOURCE: "float32"}
+    return [known.get(tap, "float16") for tap in taps]
+
+
+def choose_taps(recipe: Recipe, prefix: Prefix, examples: Examples, sides: np.ndarray) -> tuple[str, ...]:
+    """Return what is extracted of every picture as it is, in one pass: features, and what fine-tuning keeps of it.
+
+    Raises:
+        RecipeError: The fine-tuning does not suit the backbone or the data.
+    """
+    if recipe.finetuning is None:
+        return (FEATURES,)
+    _, plan, _ = plan_recipe(recipe, prefix, examples, sides)
+    (first,) = number_views(make_recipe_policy(recipe), 1)
+    return (FEATURES,) if first.facts() else tuple(dict.fromkeys((FEATURES, *list_kept(prefix, plan))))
+
+
+def list_kept(prefix: Prefix, plan: Plan) -> tuple[str, ...]:
+    """Return the taps whose values are kept for the views that a network trains on."""
+    return (*plan.kept, SOURCE) if plan.kept and prefix.source_head is not None else plan.kept
+
+
+def count_lacking(recipe: Recipe, prefix: Prefix, inspection: Inspection, sides: np.ndarray) -> tuple[int, int]:
+    """Return how many views of the inspected pictures the cache lacks, and how many a training needs.
+
+    Raises:
+        RecipeError: The fine-tuning does not suit the backbone or the data.
+        ResourceError: They would not fit the cache's budget or the disk.
+    """
+    cache, lacking, needed = open_cache(recipe), 0, 0
+    for taps, views, rows in _list_passes(recipe, prefix, inspection.examples, sides):
+        needed += len(rows) * len(views)
+        if cache is not None:
+            pictures, facts = take_pictures(recipe, inspection, rows), prefix.describe(taps, recipe.backbone.name)
+            precisions = _choose_precisions(recipe, taps)
+            lacking += extraction.count_lacking(prefix.join(taps), pictures, facts, cache, precisions, views=views)
+    return (needed, needed) if cache is None else (lacking, needed)
+
+
+def _list_passes(
+    recipe: Recipe, prefix: Prefix, examples: Examples, sides: np.ndarray
+) -> list[tuple[tuple[str, ...], Sequence[View], np.ndarray]]:
+    """Return the taps, views and rows of what a training extracts, nothing twice."""
+    passes: list[tuple[tuple[str, ...], Sequence[View], np.ndarray]] = []
+    passes.append((choose_taps(recipe, prefix, examples, sides), PLAIN_VIEWS, np.arange(len(examples))))
+    if recipe.finetuning:
+        _, plan, _ = plan_recipe(recipe, prefix, examples, sides)
+        kept = list_kept(prefix, plan)
+        views = number_views(make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
+        drawn = [view for view in views if view.facts()]
+        passes.append((kept, drawn, np.flatnonzero(sides == "train")))
+        if len(drawn) == len(views):
+            passes.append((plan.kept, PLAIN_VIEWS, np.flatnonzero(sides == "validation")))
+    return [(taps, views, rows) for taps, views, rows in passes if taps and views and len(rows)]

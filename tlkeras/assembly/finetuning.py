@@ -1,0 +1,115 @@
+"""From a recipe to its fine-tuning, ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tlkeras.assembly.data import make_recipe_policy, picture_size, take_pictures
+from tlkeras.assembly.stages import require_finetuning
+from tlkeras.data.augmentation import choose_views, derive_keys
+from tlkeras.data.checks import Inspection
+from tlkeras.events import EventLog
+from tlkeras.features.extraction import Rows
+from tlkeras.features.prefix import Prefix
+from tlkeras.finetuning.loop import Loop, Part, Row, Settings
+from tlkeras.finetuning.network import Network
+from tlkeras.finetuning.objectives import make_objective, mix_examples
+from tlkeras.finetuning.optimizers import ScaledOptimizer, scale_learning_rates
+from tlkeras.finetuning.plan import Plan
+from tlkeras.finetuning.precision import choose_precision
+from tlkeras.finetuning.regularization import make_regularizer
+from tlkeras.finetuning.schedule import Schedule
+from tlkeras.finetuning.steps import Criterion
+from tlkeras.finetuning.supply import CachedSupply, PictureSupply, RecordingSupply, Supply
+from tlkeras.mapping.weighting import weigh_examples
+from tlkeras.recipe import Recipe
+from tlkeras.sections import Finetuning
+
+
+def make_loop(
+    recipe: Recipe, network: Network, schedule: Schedule, plan: Plan, parts: tuple[Part, Part | None]
+) -> Loop:
+    """Return the fine-tuning, ready to run."""
+    options = require_finetuning(recipe)
+    kept = options.keep_source.model_dump()
+    regularizer = make_regularizer(**kept)
+    regularizer.build(network.backbone.layers, network.head)
+    mixup = recipe.augmentation.mixup
+    criterion = Criterion(
+        make_objective(**options.loss.model_dump()),
+        [] if kept["kind"] == "none" else [regularizer],
+        partial(mix_examples, alpha=mixup) if mixup else None,
+    )
+    settings = Settings(
+        batch_size=options.batch_size,
+        seed=recipe.training.seed,
+        average=options.average,
+        balanced=options.balanced,
+        monitor=f"val_{options.monitor}",
+        several=recipe.data.separator is not None,
+        precision=choose_precision(options.precision),
+    )
+    return Loop(network, schedule, plan.cuts, _make_optimizer(options), criterion, parts, settings)
+
+
+def make_observer(recipe: Recipe, folder: Path) -> Callable[[Row], None]:
+    """Return what is told each row of the history; it writes them into a folder for TensorBoard, if at all."""
+    return EventLog(folder).add if require_finetuning(recipe).tensorboard else lambda row: None
+
+
+def supply_pictures(
+    recipe: Recipe, prefix: Prefix, inspection: Inspection, rows: np.ndarray, augmented: bool
+) -> Supply:
+    """Return pictures that are decoded anew in every epoch."""
+    pictures = take_pictures(recipe, inspection, rows)
+    policy = make_recipe_policy(recipe) if augmented else None
+    supply = PictureSupply(
+        pictures.paths, pictures.digests, picture_size(recipe), pictures.fit, policy, recipe.training.seed
+    )
+    if not augmented or prefix.source_head is None:
+        return supply
+    teacher = prefix.copy_teacher()
+    return RecordingSupply(supply, tf.function(lambda pictures: teacher(pictures, training=False), jit_compile=False))
+
+
+def supply_rows(
+    recipe: Recipe,
+    inspection: Inspection,
+    rows: np.ndarray,
+    views: Sequence[Rows],
+    recorded: Sequence[Rows] | None = None,
+) -> CachedSupply:
+    """Return activations of pictures in several views, each epoch showing one of them."""
+    keys, policy = derive_keys([inspection.digests[row] for row in rows.tolist()]), make_recipe_policy(recipe)
+    seed, count = recipe.training.seed, len(views)
+
+    def choose(positions: np.ndarray, epoch: int) -> np.ndarray:
+        return choose_views(policy, count, keys[positions], epoch, seed)
+
+    return CachedSupply(views, choose, recorded)
+
+
+def weigh_sides(recipe: Recipe, classes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weights of training examples with those of their classes in, float32 (n,), 1 on average."""
+    balanced = require_finetuning(recipe).class_weight == "balanced"
+    weighed = weigh_examples(classes, weights, "balanced" if balanced else None)
+    return (weighed / weighed.mean()).astype(np.float32)
+
+
+def _make_optimizer(options: Finetuning) -> ScaledOptimizer:
+    config = {
+        "weight_decay": options.weight_decay or None,
+        "global_clipnorm": options.clip_norm,
+        "gradient_accumulation_steps": options.accumulate if options.accumulate > 1 else None,
+        **({"momentum": 0.9} if options.optimizer in ("sgd", "rmsprop") else {}),
+    }
+    config = {key: value for key, value in config.items() if value is not None}
+    optimizer = keras.optimizers.get({"class_name": options.optimizer, "config": config})
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return scale_learning_rates(optimizer)

@@ -1,0 +1,112 @@
+"""From a recipe to the stages of its fine-tuning, and what is kept for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tlkeras.assembly.data import make_recipe_policy
+from tlkeras.data.sources import Examples
+from tlkeras.errors import RecipeError, TlkerasError
+from tlkeras.features.prefix import Prefix
+from tlkeras.finetuning.measures import MEASURES
+from tlkeras.finetuning.plan import Plan, plan_stages
+from tlkeras.finetuning.schedule import Schedule, Stage
+from tlkeras.finetuning.suggestion import Choice, suggest_stages
+from tlkeras.recipe import Recipe
+from tlkeras.sections import Finetuning
+
+
+def make_schedule(recipe: Recipe, prefix: Prefix, pictures: int, classes: int) -> tuple[Schedule, tuple[Choice, ...]]:
+    """Return the stages of a recipe that fine-tunes, and the reasons for those that were chosen for it.
+
+    Raises:
+        RecipeError: A stage does not suit the backbone or the data.
+    """
+    options = require_finetuning(recipe)
+    validated = recipe.data.validation > 0
+    if options.stages is None:
+        suggestion = suggest_stages(
+            pictures=pictures,
+            classes=classes,
+            blocks=len(prefix.blocks),
+            batch_size=options.batch_size,
+            validated=validated,
+            probed=True,
+        )
+        stages, keep, choices = suggestion.stages, suggestion.keep, suggestion.choices
+    else:
+        stages, keep, choices = tuple(Stage(**stage.model_dump()) for stage in options.stages), options.keep, ()
+    problems = []
+    for stage in stages:
+        if stage.until and not validated:
+            problems.append(
+                f"stage {stage.name!r} ends at a plateau, which only a validation set shows: set data.validation."
+            )
+        problems += _list_problems(partial(stage.count_blocks, len(prefix.blocks)))
+    problems += [*_list_problems(lambda: make_recipe_policy(recipe)), *_list_conflicts(recipe)]
+    if problems:
+        raise RecipeError.from_problems("The fine-tuning cannot be carried out:", problems)
+    return Schedule(stages, minimise=MEASURES[f"val_{options.monitor}"], keep=keep), choices
+
+
+def _list_conflicts(recipe: Recipe) -> list[str]:
+    """Say why a recipe cannot distil from the source, if it is to."""
+    if require_finetuning(recipe).keep_source.kind != "lwf":
+        return []
+    reasons = {
+        "what the source says of blended pictures was never recorded: set augmentation.mixup to 0": bool(
+            recipe.augmentation.mixup
+        ),
+        "the source's classifier follows the last map: leave features.cut out": recipe.features.cut != "last",
+        "random weights know nothing to keep: choose others in backbone.weights": recipe.backbone.weights == "none",
+    }
+    return [f"keep_source lwf: {reason}." for reason, holds in reasons.items() if holds]
+
+
+def _list_problems(attempt: Callable[[], Any]) -> list[str]:
+    try:
+        attempt()
+    except TlkerasError as error:
+        return [str(error)]
+    return []
+
+
+def plan_recipe(
+    recipe: Recipe, prefix: Prefix, examples: Examples, sides: np.ndarray
+) -> tuple[Schedule, Plan, tuple[Choice, ...]]:
+    """Return how a recipe fine-tunes these examples: its stages, what is kept for each, and why.
+
+    Raises:
+        RecipeError: A stage does not suit the backbone or the data.
+    """
+    (task,) = examples.tasks
+    pictures = int((sides == "train").sum())
+    schedule, choices = make_schedule(recipe, prefix, pictures, len(task.class_names))
+    return schedule, plan_finetuning(recipe, prefix, schedule, pictures), choices
+
+
+def plan_finetuning(recipe: Recipe, prefix: Prefix, schedule: Schedule, pictures: int) -> Plan:
+    """Return which activations are kept for which stage, and in how many views."""
+    policy = make_recipe_policy(recipe)
+    off = not recipe.features.cache or require_finetuning(recipe).cache == "off"
+    return plan_stages(
+        schedule,
+        prefix.blocks,
+        prefix.pooled.output_shape[1],
+        pictures=pictures,
+        views=recipe.augmentation.views,
+        most_views=policy.size,
+        # not what is free at the moment: a resumed run must come to the same plan
+        budget_bytes=None if off else int(recipe.cache.budget_gb * 1e9),
+    )
+
+
+def require_finetuning(recipe: Recipe) -> Finetuning:
+    """Return the section `finetuning`, or raise a RecipeError where there is none."""
+    if recipe.finetuning is None:
+        raise RecipeError("The recipe must have a section `finetuning`.", recipe.name, "Add `finetuning: {}`.")
+    return recipe.finetuning

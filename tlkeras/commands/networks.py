@@ -1,0 +1,46 @@
+"""Commands on the catalog of pretrained networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from tlkeras.commands.options import print_result, takes_json
+
+
+@click.group(invoke_without_command=True)
+@click.option("--like", default="*", metavar="PATTERN", help="Names that match, such as 'efficientnet*'.")
+@click.option("--weights", metavar="SOURCE", help="With weights from imagenet, packaged or none.")
+@click.option("--max-parameters", type=click.FloatRange(0, 1e6), metavar="MILLIONS", help="At most so many parameters.")
+@click.option(
+    "--max-multiply-adds", type=click.FloatRange(0, 1e6), metavar="MILLIONS", help="At most so many per picture."
+)
+@takes_json
+@click.pass_context
+def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
+    """List the pretrained networks, or look into one with `show`.
+
+    \b
+    Example: tlkeras backbones --like 'efficientnet*' --max-parameters 10
+    """
+    if context.invoked_subcommand:
+        return
+    from tlkeras import api
+
+    print_result(api.backbones(limits.pop("like"), **limits), as_json, "draw_backbones")
+
+
+@backbones.command(name="show")
+@click.argument("name")
+@click.option("--size", type=click.IntRange(1), help="Side of the pictures  [default: the backbone's own]")
+@takes_json
+def show_backbone(name: str, size: int | None, as_json: bool) -> None:
+    """Show the blocks of a backbone and where it can be cut.
+
+    \b
+    Example: tlkeras backbones show efficientnet_lite0
+    """
+    from tlkeras import api
+
+    print_result(api.show_backbone(name, size=size), as_json, "draw_backbone")

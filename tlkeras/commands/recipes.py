@@ -1,0 +1,75 @@
+"""Commands on recipes."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from tlkeras.commands.options import print_result, takes_json, takes_overrides, takes_runs
+from tlkeras.errors import TlkerasError
+
+
+@click.command()
+@takes_runs
+@takes_json
+def ls(runs: str, as_json: bool) -> None:
+    """List the shipped recipes and the runs made so far."""
+    from tlkeras import api
+
+    print_result(api.list_recipes(runs=runs), as_json, "draw_list")
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("target", type=click.Path())
+def cp(recipe: str, target: str) -> None:
+    """Copy RECIPE, as installed, to the file TARGET; nothing is overwritten.
+
+    \b
+    Example: tlkeras cp quickstart mine.yaml
+    """
+    from tlkeras import api
+
+    path = api.copy_recipe(recipe, target)
+    click.echo(f"Copied to {path}. Next: tlkeras check {path}")
+
+
+@click.command()
+@click.argument("recipe")
+@takes_overrides
+@takes_json
+def check(recipe: str, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Say what training RECIPE would do and what is in its way, all at once; exit code 1 if something is.
+
+    \b
+    Example: tlkeras check mine.yaml
+    """
+    from tlkeras import api
+    from tlkeras.recipe import parse_overrides
+
+    result = api.check(recipe, parse_overrides(assignments))
+    print_result(result, as_json, "draw_check")
+    if result["problems"]:
+        sys.exit(TlkerasError.exit_code)
+
+
+@click.group()
+def show() -> None:
+    """Look at what a recipe would do, before it does it."""
+
+
+@show.command()
+@click.argument("recipe")
+@takes_overrides
+@takes_json
+def schedule(recipe: str, assignments: tuple[str, ...], as_json: bool) -> None:
+    """Show which blocks train in each stage of RECIPE, at which rate, with how many parameters, and why.
+
+    \b
+    Example: tlkeras show schedule fine_tune
+    """
+    from tlkeras import api
+    from tlkeras.recipe import parse_overrides
+
+    print_result(api.show_schedule(recipe, parse_overrides(assignments)), as_json, "draw_schedule")

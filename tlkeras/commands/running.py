@@ -1,0 +1,90 @@
+"""Commands on runs."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from tlkeras.commands.options import print_result, takes_json, takes_overrides, takes_runs
+
+
+@click.command()
+@click.argument("recipe", required=False)
+@takes_overrides
+@click.option("--quick", is_flag=True, help="Shrink the run to seconds; its figures mean nothing.")
+@click.option("--resume", metavar="RUN", help="Go on with a run that stopped: a name, a path or `latest`.")
+@takes_runs
+@takes_json
+def train(
+    recipe: str | None, assignments: tuple[str, ...], quick: bool, resume: str | None, runs: str, as_json: bool
+) -> None:
+    """Train RECIPE (a shipped name or a .yaml file) and measure it on held-out pictures.
+
+    \b
+    Example: tlkeras train quickstart --set data.seed=1
+    """
+    from tlkeras import api
+    from tlkeras.recipe import parse_overrides
+
+    if (recipe is None) == (resume is None):
+        raise click.UsageError("Give either a RECIPE to train or --resume RUN to go on with.")
+    if resume is not None and (assignments or quick):
+        raise click.UsageError("A run goes on with the recipe that it was started with: leave out --set and --quick.")
+    if recipe is None:
+        result = api.resume(resume or "latest", runs=runs)
+    else:
+        result = api.train(recipe, parse_overrides(assignments), quick=quick, runs=runs)
+    print_result(result, as_json, "draw_training")
+
+
+@click.command()
+@click.argument("run", default="latest")
+@takes_runs
+@takes_json
+def evaluate(run: str, runs: str, as_json: bool) -> None:
+    """Measure RUN (a name, a path or `latest`) on its held-out pictures.
+
+    \b
+    Example: tlkeras evaluate latest --json
+    """
+    from tlkeras import api
+
+    print_result(api.evaluate(run, runs=runs), as_json, "draw_evaluation")
+
+
+@click.command()
+@click.argument("run")
+@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
+@click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes shown per picture.")
+@takes_runs
+@takes_json
+def predict(run: str, pictures: tuple[str, ...], top: int, runs: str, as_json: bool) -> None:
+    """Classify PICTURES (files or folders) with RUN's model; unreadable ones are listed and end in exit code 3.
+
+    \b
+    Example: tlkeras predict latest photo.jpg
+    """
+    from tlkeras import api
+    from tlkeras.errors import DataError
+
+    result = api.predict(run, pictures, top=top, runs=runs)
+    print_result(result, as_json, "draw_predictions")
+    if result["unreadable"]:
+        sys.exit(DataError.exit_code)
+
+
+@click.command()
+@click.argument("run", default="latest")
+@click.option("--to", metavar="FOLDER", help="Folder of the versions  [default: saved_models/RECIPE]")
+@takes_runs
+@takes_json
+def export(run: str, to: str | None, runs: str, as_json: bool) -> None:
+    """Write RUN as the next SavedModel version, proved against the run's own answers.
+
+    \b
+    Example: tlkeras export latest --to saved_models/solar_cells
+    """
+    from tlkeras import api
+
+    print_result(api.export(run, to, runs=runs), as_json, "draw_export")

@@ -1,0 +1,38 @@
+"""Commands on the store of frozen activations."""
+
+from __future__ import annotations
+
+import click
+
+from tlkeras.commands.options import print_result, takes_json
+
+
+@click.group()
+def cache() -> None:
+    """The store of frozen activations that all commands share."""
+
+
+@cache.command(name="ls")
+@takes_json
+def list_cache(as_json: bool) -> None:
+    """List what the cache holds, the most recently used first."""
+    from tlkeras import api
+
+    print_result(api.list_cache(), as_json, "draw_cache")
+
+
+@cache.command()
+@click.option("--max-gb", type=click.FloatRange(0, 1e6), help="Remove the least recently used until so much is left.")
+@click.option("--unused-days", type=click.FloatRange(0, 1e6), help="Remove what was not used for so long.")
+@takes_json
+def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> None:
+    """Remove activations; what a running program uses, and the pictures, are never touched.
+
+    \b
+    Example: tlkeras cache prune --unused-days 30
+    """
+    from tlkeras import api
+
+    if max_gb is None and unused_days is None:
+        raise click.UsageError("Say what may go: --max-gb 0 for everything, or --unused-days 30.")
+    print_result(api.prune_cache(max_gb=max_gb, unused_days=unused_days), as_json, "draw_pruned")

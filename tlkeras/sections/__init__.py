@@ -1,0 +1,69 @@
+"""The sections of a recipe: frozen objects that refuse unknown keys and values of another type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from tlkeras.sections.data import Augmentation, Data
+from tlkeras.sections.features import Backbone, Features
+from tlkeras.sections.fields import Section
+from tlkeras.sections.finetuning import Finetuning, Stage
+from tlkeras.sections.mapping import Head, Linear, Training
+from tlkeras.sections.running import Cache, Evaluation
+
+__all__ = ["Finetuning", "Recipe", "Section", "Stage"]
+
+
+class Recipe(Section):
+    """One run, completely described."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")
+    data: Data
+    backbone: Backbone
+    features: Features = Features()
+    mapping: Head = Linear()
+    augmentation: Augmentation = Augmentation()
+    finetuning: Finetuning | None = None
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    cache: Cache = Cache()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ask_for_each_label(cls, values: Any) -> Any:
+        """Where a picture can have several labels, the loss is that of each, unless another is asked for."""
+        data, options = (values.get(name) for name in ("data", "finetuning")) if isinstance(values, dict) else (0, 0)
+        if not (isinstance(data, dict) and data.get("separator") and isinstance(options, dict)):
+            return values
+        loss = options.get("loss", {})
+        asked = {"kind": "sigmoid", **loss} if isinstance(loss, dict) else loss
+        return {**values, "finetuning": {**options, "loss": asked}}
+
+    @model_validator(mode="after")
+    def _suit_the_labels(self) -> Recipe:
+        conflicts = _list_label_conflicts(self)
+        if conflicts:
+            several = "can have several labels" if self.data.separator else "is of one class"
+            raise ValueError(f"where a picture {several} (data.separator), {'; '.join(conflicts)}.")
+        return self
+
+
+def _list_label_conflicts(recipe: Recipe) -> list[str]:
+    """Say what makes no sense for the kind of labels that the recipe has."""
+    options, mapping = recipe.finetuning, recipe.mapping
+    if recipe.data.separator is None:
+        sigmoid = options is not None and options.loss.kind == "sigmoid"
+        return ["finetuning.loss is softmax or focal, not sigmoid"] if sigmoid else []
+    conflicts = []
+    if mapping.kind == "deep" and mapping.class_weight != "none":
+        conflicts.append("a deep mapping has no class_weight")
+    if options is not None:
+        if options.loss.kind != "sigmoid":
+            conflicts.append(f"finetuning.loss is sigmoid, not {options.loss.kind}")
+        if options.class_weight != "none":
+            conflicts.append("there is no finetuning.class_weight")
+        if options.balanced:
+            conflicts.append("finetuning.balanced cannot draw classes equally often")
+    return conflicts

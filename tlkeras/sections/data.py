@@ -1,0 +1,54 @@
+"""Which pictures, and what is done to them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from tlkeras.sections.fields import Names, Section, Share, auto_as_none
+
+
+def _check_policy(value: Any) -> Any:
+    steps = isinstance(value, (list, tuple)) and value and all(isinstance(step, dict) for step in value)
+    if not (steps or isinstance(value, str)):
+        raise ValueError(f"it must be the name of a policy or a list of operations. Received: {value!r}.")
+    return value if isinstance(value, str) else tuple(value)
+
+
+class Data(Section):
+    """Which pictures, which column is the label, and who is held out.
+
+    With a separator, a cell of the label column holds any number of labels: "dog|night"; an empty one says that there
+    is none of them, and "?" that nobody has looked.
+    """
+
+    source: str = Field(min_length=1)
+    label: str | None = None
+    separator: str | None = Field(default=None, min_length=1)
+    weight: str | None = None
+    group: str | None = None
+    domain: str | None = None
+    stratify: Names | None = None
+    validation: Share = 0.0
+    test: Share = 0.2
+    tolerance: Share = 0.25
+    resize: Literal["squash", "crop", "pad"] = "squash"
+    limit: int | None = Field(default=None, ge=2)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> Data:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation + test must be below 1. Received: {self.validation:g} + {self.test:g}.")
+        if self.test == 0:
+            raise ValueError("test must be above 0, or there is nothing to measure on. Received: 0.")
+        return self
+
+
+class Augmentation(Section):
+    """What is done to the pictures that the backbone is fine-tuned on, and in how many views of each."""
+
+    policy: Annotated[Any, AfterValidator(_check_policy)] = "none"
+    views: Annotated[Annotated[int, Field(ge=1, le=1000)] | None, BeforeValidator(auto_as_none)] = None
+    mixup: float = Field(default=0.0, ge=0, le=10)

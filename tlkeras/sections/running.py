@@ -1,0 +1,21 @@
+"""What surrounds the work: how sure the figures are, and where activations are kept."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from tlkeras.sections.fields import Section
+
+
+class Evaluation(Section):
+    """How sure the figures are."""
+
+    bootstrap: int = Field(default=2000, ge=100, le=100_000)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+class Cache(Section):
+    """Where activations are kept, and how much of the disk they may take."""
+
+    root: str | None = None
+    budget_gb: float = Field(default=50.0, gt=0, le=1e6, allow_inf_nan=False)

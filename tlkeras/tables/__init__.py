@@ -1,0 +1,20 @@
+"""Results as tables that a person would want to look at; each function prints what the verb of its name returns."""
+
+from tlkeras.tables.networks import draw_backbone, draw_backbones
+from tlkeras.tables.recipes import draw_check, draw_list, draw_schedule
+from tlkeras.tables.running import draw_evaluation, draw_export, draw_predictions, draw_training
+from tlkeras.tables.store import draw_cache, draw_pruned
+
+__all__ = [
+    "draw_backbone",
+    "draw_backbones",
+    "draw_cache",
+    "draw_check",
+    "draw_evaluation",
+    "draw_export",
+    "draw_list",
+    "draw_predictions",
+    "draw_pruned",
+    "draw_schedule",
+    "draw_training",
+]

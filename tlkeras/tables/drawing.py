@@ -1,0 +1,56 @@
+"""What all tables are made with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+MOST_ROWS = 40
+
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "hamming_loss": "Hamming loss",
+    "micro_f1": "micro F1",
+    "micro_roc_auc": "micro ROC AUC",
+    "mean_average_precision": "mean average precision",
+    "micro_average_precision": "micro average precision",
+    "average_precision": "average precision",
+    "f1": "F1",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "roc_auc": "ROC AUC",
+    "log_loss": "log loss",
+}
+
+
+def list_findings(title: str, findings: Sequence[dict[str, str]]) -> Table:
+    """Return a table of paths and reasons, of so many at most."""
+    table = make_table(title, [("path", "left"), ("reason", "left")])
+    for finding in findings[:MOST_ROWS]:
+        table.add_row(escape(finding["path"]), escape(finding["reason"]))
+    if len(findings) > MOST_ROWS:
+        table.add_row(f"and {len(findings) - MOST_ROWS:,} more", "")
+    return table
+
+
+def open_console() -> Console:
+    """Return a console as wide as the terminal, and wide enough for all columns where there is none."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def make_table(title: str, columns: Sequence[tuple[str, str]], header: bool = True) -> Table:
+    """Return an empty table with columns of a header and an alignment each."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=header)
+    for number, (name, justify) in enumerate(columns):
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=number == 0)  # type: ignore[arg-type]
+    return table
+
+
+def format_number(value: float | None) -> str:
+    """Return a number with four decimals, or a dash."""
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,76 @@
+"""Recipes, runs and what `check` and `show` found, as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+
+from tlkeras.tables.drawing import format_number, make_table, open_console
+
+
+def draw_check(result: dict[str, Any]) -> None:
+    """Print what a recipe would do, and what is in its way."""
+    console = open_console()
+    table = make_table(f"Check of {result['name']}", [("", "left"), ("", "left")], header=False)
+    for name, fact in result["facts"].items():
+        table.add_row(name, escape(str(fact)))
+    if result["facts"]:
+        console.print(table)
+    for note in result["notes"]:
+        console.print(f"[yellow]note:[/yellow] {escape(note)}")
+    for problem in result["problems"]:
+        console.print(f"[red]problem:[/red] {escape(problem)}")
+    console.print("Nothing is in the way." if not result["problems"] else "Nothing was trained.")
+
+
+def draw_list(result: dict[str, Any]) -> None:
+    """Print recipes and runs."""
+    console = open_console()
+    recipes = make_table("Recipes", [("name", "left"), ("what it does", "left")])
+    for recipe in result["recipes"]:
+        recipes.add_row(recipe["name"], escape(recipe["about"]))
+    console.print(recipes)
+    if not result["runs"]:
+        console.print("No runs yet. Make one with: tlkeras train quickstart")
+        return
+    columns = [("name", "left"), ("state", "left"), ("created", "left"), ("accuracy", "right"), ("ROC AUC", "right")]
+    runs = make_table("Runs", columns)
+    for run in result["runs"]:
+        runs.add_row(
+            run["name"], run["state"], run["created"], format_number(run["accuracy"]), format_number(run["roc_auc"])
+        )
+    console.print(runs)
+
+
+def draw_schedule(result: dict[str, Any]) -> None:
+    """Print what trains in each stage, at which rate, and why."""
+    columns = [("stage", "left"), ("epochs", "right"), ("trains", "left"), ("learning rate", "right")]
+    columns += [("parameters", "right"), ("starts from", "left"), ("kept", "right"), ("work saved", "right")]
+    views = f", {result['views']} views of each picture" if result["views"] else ""
+    table = make_table(f"{result['name']}: {len(result['stages'])} stages{views}", columns)
+    for stage in result["stages"]:
+        kept = f"{stage['megabytes']:,.0f} MB" if stage["megabytes"] else "-"
+        table.add_row(
+            stage["name"],
+            str(stage["epochs"]),
+            "head",
+            f"{stage['learning_rate']:.1e}",
+            "",
+            stage["cut"],
+            kept,
+            f"{stage['saved']:.0%}",
+        )
+        for block in stage["blocks"]:
+            table.add_row(
+                "", "", block["name"], f"{block['learning_rate']:.1e}", f"{block['parameters']:,}", "", "", ""
+            )
+        table.add_section()
+    open_console().print(table)
+    if result["reasons"]:
+        reasons = make_table(
+            "Chosen from the size of the data", [("value", "left"), ("", "right"), ("because", "left")]
+        )
+        for choice in result["reasons"]:
+            reasons.add_row(choice["key"], str(choice["value"]), choice["reason"])
+        open_console().print(reasons)
