@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkeras.commands import networks, recipes, running, store
+from tlkeras.commands import exporting, networks, recipes, running, store
 from tlkeras.errors import TlkerasError
 
 INTERRUPTED = 130
@@ -67,7 +67,7 @@ for _command in (
     running.train,
     running.evaluate,
     running.predict,
-    running.export,
+    exporting.export,
     recipes.check,
     recipes.ls,
     recipes.cp,

@@ -3,6 +3,10 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +15,40 @@ import tensorflow as tf
 import tlkeras
 from tlkeras.data.decoding import decode_file
 from tlkeras.errors import ExportError, ResourceError, RunError
+from tlkeras.exporting import saved_model
+from tlkeras.exporting.parity import Gate
+from tlkeras.exporting.sessions import Served
+from tlkeras.runs import Run
 
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
     return tlkeras.export(str(trained), tmp_path_factory.mktemp("models") / "photos")
+
+
+@pytest.fixture(scope="module")
+def source(trained):
+    return saved_model._read_source(Run(trained))
+
+
+@pytest.fixture(scope="module")
+def served(exported):
+    with Served(Path(exported["path"])) as opened:
+        yield opened
+
+
+@pytest.fixture
+def quick(monkeypatch, exported, source, served):
+    """Model and signatures are those of an export made before: what is tested is what happens around them."""
+
+    def copy(network, tasks, entry, path):
+        shutil.copytree(exported["path"], path)
+
+    network = saved_model.Network(lambda images: [], None, True)
+    monkeypatch.setattr(saved_model, "write_signatures", copy)
+    monkeypatch.setattr(saved_model, "make_network", lambda *_: network)
+    monkeypatch.setattr(saved_model, "load_model", lambda run: source.model)
+    monkeypatch.setattr(saved_model, "Served", lambda path: nullcontext(served))
 
 
 def sample_paths(run):
@@ -25,10 +58,16 @@ def sample_paths(run):
 
 def test_layout_is_what_tensorflow_serving_loads(exported):
     folder = tf.io.gfile.listdir(exported["path"])
-    assert {"saved_model.pb", "variables"} <= {name.rstrip("/") for name in folder}
+    assert {"saved_model.pb", "variables", "batching_params.pbtxt"} <= {name.rstrip("/") for name in folder}
     assert exported["version"] == 1
     assert exported["difference"] < 1e-3
     assert exported["pictures"] == 8
+    assert exported["signatures"] == ["classify", "features", "serving_default", "uint8"]
+    assert exported["fast"] and not exported["notes"]
+    model, served = exported["parity"]
+    assert (model["form"], served["form"]) == ("Keras model of the run", "SavedModel")
+    assert served["difference"] < 1e-5 and served["agreement"] == 1.0
+    assert served["accuracy"] == model["accuracy"]
 
 
 def test_bytes_signature_answers_as_the_run_did(trained, exported):
@@ -61,16 +100,126 @@ def test_the_servers_own_loader_reads_it(trained, exported):
     np.testing.assert_allclose(answer["probabilities"][0], expected, atol=1e-4)
 
 
-def test_versions_go_up_and_others_are_left_alone(trained, tmp_path):
+def test_all_signatures_answer_alike_at_every_batch_size(trained, served):
+    files, expected = zip(*sample_paths(trained), strict=True)
+    encoded = np.array([file.read_bytes() for file in files], dtype=object)
+    for count in (0, 1, 3, 8):
+        rows = np.arange(count)
+        answer = served.run("serving_default", image_bytes=encoded[rows])
+        np.testing.assert_allclose(answer["probabilities"], np.reshape(expected, (-1, 2))[rows], atol=1e-4)
+        assert served.run("features", image_bytes=encoded[rows])["features"].shape[0] == count
+    ranked = served.run("classify", inputs=[make_example(data) for data in encoded])
+    assert served.signatures["classify"].method == "tensorflow/serving/classify"
+    np.testing.assert_allclose(ranked["scores"], -np.sort(-np.array(expected), axis=1), atol=1e-4)
+    names = np.array([b"day", b"night"])
+    assert ranked["classes"].tolist() == names[np.argsort(-np.array(expected), axis=1)].tolist()
+
+
+def make_example(data):
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))
+    return tf.train.Example(features=tf.train.Features(feature={"image/encoded": feature})).SerializeToString()
+
+
+def test_nothing_is_left_to_load_but_constants(exported):
+    """Batch norm folded, variables frozen: no table, no variable, nothing for a strict server to stumble on."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model = saved_model_pb2.SavedModel.FromString((Path(exported["path"]) / "saved_model.pb").read_bytes())
+    graph = model.meta_graphs[0].graph_def
+    used = {node.op for function in graph.library.function for node in function.node_def}
+    assert not {op for op in used if "VarHandle" in op or "ReadVariable" in op or "HashTable" in op}
+    assert "Rsqrt" not in used and "Conv2D" in used
+
+
+def test_warmup_is_what_a_server_can_replay(exported):
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    file = Path(exported["path"]) / "assets.extra/tf_serving_warmup_requests"
+    logs = [
+        prediction_log_pb2.PredictionLog.FromString(record)
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
+    ]
+    asked = [(log.classify_log.request if log.HasField("classify_log") else log.predict_log.request) for log in logs]
+    assert len(logs) == exported["warmup"]
+    assert sorted({request.model_spec.signature_name for request in asked}) == exported["signatures"]
+    assert {request.model_spec.name for request in asked} == {"photos"}
+
+
+def test_configuration_parses_with_the_servers_own_proto(exported):
+    from google.protobuf import text_format
+    from tensorflow_serving.config import model_server_config_pb2
+
+    target = Path(exported["path"]).parent
+    config = text_format.Parse((target / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
+    (model,) = config.model_config_list.config
+    assert (model.name, model.base_path, model.model_platform) == ("photos", "/models/photos", "tensorflow")
+    assert f"source={target}" in exported["docker"] and "--model_config_file" in exported["docker"]
+
+
+def test_card_says_where_it_comes_from_and_how_good_it_is(exported):
+    card = (Path(exported["path"]) / "MODEL_CARD.md").read_text()
+    for text in ("## Figures", "95 % interval", "| SavedModel |", "## Limits", "## Licences", "name: tiny", "- keras "):
+        assert text in card, text
+    assert json.loads((Path(exported["path"]) / "labels.json").read_text()) == {"label": ["day", "night"]}
+
+
+@pytest.mark.slow
+def test_saved_model_cli_reads_and_runs_it(trained, exported):
+    cli = [str(Path(sys.executable).with_name("saved_model_cli"))]
+    if not Path(cli[0]).exists():
+        cli = [sys.executable, "-c", "from tensorflow.python.tools.saved_model_cli import main; main()"]
+
+    def call(verb, *options):
+        done = subprocess.run(
+            [*cli, verb, "--dir", exported["path"], *options], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = call("show", "--all")
+    assert "signature_def['features']" in shown and "tensorflow/serving/classify" in shown
+    assert "does not contain denylisted ops" in call("scan").lower()
+    file, _ = sample_paths(trained)[0]
+    example = [{"image/encoded": [file.read_bytes()]}]
+    options = ["--tag_set", "serve", "--signature_def", "classify", "--input_examples", f"inputs={example!r}"]
+    assert "scores" in call("run", *options)
+
+
+def test_versions_go_up_and_others_are_left_alone(trained, tmp_path, quick):
     target = tmp_path / "photos"
     (target / "7").mkdir(parents=True)
-    (target / "notes").mkdir()
+    (target / "7/saved_model.pb").write_bytes(b"another's")
     assert tlkeras.export(str(trained), target)["version"] == 8
-    assert sorted(path.name for path in target.iterdir()) == ["7", "8", "notes"]
-    assert not list((target / "7").iterdir())
+    (target / "notes").mkdir()
+    shutil.rmtree(target / "8")
+    assert tlkeras.export(str(trained), target)["version"] == 9, "a number that was served must not come again"
+    assert sorted(path.name for path in target.iterdir() if path.name[0] != ".") == [
+        "7",
+        "9",
+        "models.config",
+        "notes",
+        "versions.json",
+    ]
+    assert (target / "7/saved_model.pb").read_bytes() == b"another's"
 
 
-def test_disagreement_is_not_published(trained, tmp_path):
+def test_a_folder_of_something_else_is_refused(trained, tmp_path):
+    (tmp_path / "photos/7").mkdir(parents=True)
+    (tmp_path / "photos/cat.jpg").write_bytes(b"mine")
+    with pytest.raises(ExportError, match=r"new, empty, or a folder of exported versions.*7, cat.jpg.*--to"):
+        tlkeras.export(str(trained), tmp_path / "photos")
+    assert sorted(path.name for path in (tmp_path / "photos").iterdir()) == ["7", "cat.jpg"]
+
+
+def test_gates_refuse_to_publish(trained, tmp_path, quick):
+    with pytest.raises(ExportError, match=r"must pass its gates.*\n.*SavedModel, 'label': an accuracy of .* below 1.1"):
+        saved_model.export(Run(trained), tmp_path / "models", gate=Gate(min_accuracy=1.1))
+    with pytest.raises(ExportError, match=r"of accuracy is lost, more than -0.1"):
+        saved_model.export(Run(trained), tmp_path / "models", gate=Gate(max_drop=-0.1))
+    assert not [path for path in (tmp_path / "models").iterdir() if path.name[0] != "."]
+
+
+def test_disagreement_is_not_published(trained, tmp_path, quick):
     run = tmp_path / "run-01"
     shutil.copytree(trained, run)
     samples = json.loads((run / "samples.json").read_text())
@@ -88,16 +237,72 @@ def test_target_that_is_a_file(trained, tmp_path):
     assert (tmp_path / "models").read_text() == "mine"
 
 
-def test_full_disk_leaves_nothing(trained, tmp_path, monkeypatch):
-    from tlkeras.exporting import saved_model
+WRITES = {
+    "signatures": "tlkeras.exporting.saved_model.write_signatures",
+    "warm-up": "tlkeras.exporting.saved_model.write_warmup",
+    "labels": "tlkeras.exporting.card.write_labels",
+    "batching": "tlkeras.exporting.card.write_batching",
+    "card": "tlkeras.exporting.card.write_card",
+    "sync": "tlkeras.exporting.versions.sync",
+    "ledger": "tlkeras.exporting.versions.replace",
+    "rename": "os.rename",
+}
 
-    def fail(folder):
+
+@pytest.mark.parametrize("write", WRITES)
+def test_full_disk_leaves_nothing(trained, tmp_path, monkeypatch, quick, write):
+    def fail(*_, **__):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(saved_model, "_sync", fail)
+    monkeypatch.setattr(WRITES[write], fail)
+    with pytest.raises(ResourceError, match="No space left on device. Nothing there was changed"):
+        tlkeras.export(str(trained), tmp_path / "models")
+    assert not [path for path in (tmp_path / "models").iterdir() if path.name not in (".lock", "versions.json")]
+
+
+def test_tensorflows_own_full_disk_is_told_the_same_way(trained, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "write: No space left on device")
+
+    monkeypatch.setattr(saved_model, "write_signatures", fail)
     with pytest.raises(ResourceError, match="No space left on device. Nothing there was changed"):
         tlkeras.export(str(trained), tmp_path / "models")
     assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_rights(trained, tmp_path, quick):
+    (tmp_path / "models").mkdir(mode=0o500)
+    with pytest.raises(ResourceError, match="Permission denied"):
+        tlkeras.export(str(trained), tmp_path / "models")
+
+
+def test_a_damaged_ledger_is_said_and_kept(trained, tmp_path, quick):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/versions.json").write_text("{")
+    with pytest.raises(ExportError, match="must say which version was the last"):
+        tlkeras.export(str(trained), tmp_path / "models")
+    assert (tmp_path / "models/versions.json").read_text() == "{"
+
+
+def test_without_the_source_the_samples_prove_it(trained, tmp_path, quick):
+    run = tmp_path / "run-01"
+    shutil.copytree(trained, run)
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("source: photos", "source: gone"))
+    result = tlkeras.export(str(run), tmp_path / "models")
+    assert "source of the pictures is gone" in result["notes"][0]
+    assert result["pictures"] == 8
+
+
+def test_a_network_that_folds_wrongly_is_exported_as_it_is(trained, tmp_path, monkeypatch):
+    from tlkeras.exporting import network
+
+    monkeypatch.setattr(network, "fold_batch_norm", lambda model: lambda images: [0.9 * out for out in model(images)])
+    result = tlkeras.export(str(trained), tmp_path / "models")
+    assert not result["fast"]
+    assert "Exported as it is: the folded network differs by" in result["notes"][0]
+    assert result["parity"][1]["difference"] < 1e-5
 
 
 def test_run_without_a_model(trained, tmp_path):

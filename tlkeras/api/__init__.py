@@ -1,8 +1,9 @@
 """The verbs: each a function, and each a command of the same name."""
 
+from tlkeras.api.exporting import export
 from tlkeras.api.networks import backbones, show_backbone
 from tlkeras.api.recipes import check, copy_recipe, list_recipes, show_schedule
-from tlkeras.api.running import RUNS, evaluate, export, predict, resume, train
+from tlkeras.api.running import RUNS, evaluate, predict, resume, train
 from tlkeras.api.store import list_cache, prune_cache
 
 __all__ = [

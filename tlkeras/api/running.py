@@ -1,4 +1,4 @@
-"""The verbs of runs: made, gone on with, measured, asked, exported."""
+"""The verbs of runs: made, gone on with, measured, asked."""
 
 from __future__ import annotations
 
@@ -75,13 +75,3 @@ def predict(run: str, pictures: Sequence[str | Path], *, top: int = 3, runs: str
     from tlkeras import prediction
 
     return prediction.predict(open_run(run, Path(runs)), pictures, top=top)
-
-
-def export(run: str = "latest", to: str | Path | None = None, *, runs: str | Path = RUNS) -> dict[str, Any]:
-    """Write a run as the next SavedModel version below `to` (default: saved_models/RECIPE)."""
-    opened = open_run(run, Path(runs))
-    load_tensorflow()
-    from tlkeras.exporting import saved_model
-
-    target = Path(to) if to else Path("saved_models") / opened.name.rpartition("-")[0]
-    return saved_model.export(opened, target)

@@ -72,19 +72,3 @@ def predict(run: str, pictures: tuple[str, ...], top: int, runs: str, as_json: b
     print_result(result, as_json, "draw_predictions")
     if result["unreadable"]:
         sys.exit(DataError.exit_code)
-
-
-@click.command()
-@click.argument("run", default="latest")
-@click.option("--to", metavar="FOLDER", help="Folder of the versions  [default: saved_models/RECIPE]")
-@takes_runs
-@takes_json
-def export(run: str, to: str | None, runs: str, as_json: bool) -> None:
-    """Write RUN as the next SavedModel version, proved against the run's own answers.
-
-    \b
-    Example: tlkeras export latest --to saved_models/solar_cells
-    """
-    from tlkeras import api
-
-    print_result(api.export(run, to, runs=runs), as_json, "draw_export")

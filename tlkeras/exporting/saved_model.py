@@ -1,152 +1,176 @@
-"""A run as a SavedModel in the layout that TF Serving loads: BASE/<version>/."""
+"""A run as a SavedModel in the layout that TF Serving loads, BASE/<version>/, with all that a server wants beside."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
-from collections.abc import Callable
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from tlkeras.data.decoding import decode
-from tlkeras.data.tasks import THRESHOLD, LabelsTask, Task
-from tlkeras.errors import ExportError, ResourceError, RunError
+from tlkeras.data.tasks import Task
+from tlkeras.errors import ExportError
+from tlkeras.exporting import card, versions
+from tlkeras.exporting.held_out import HeldOut, read_held_out
+from tlkeras.exporting.network import Network, make_network
+from tlkeras.exporting.parity import KERAS, Asked, Gate, Row, compare, list_failures, measure_size
+from tlkeras.exporting.sessions import Served
+from tlkeras.exporting.signatures import Entry, name_output, write_signatures
+from tlkeras.exporting.warmup import replay, write_warmup
 from tlkeras.prediction import load_model
 from tlkeras.records import read_task
 from tlkeras.runs import Run
 
 TOLERANCE = 1e-3
+"""What a probability may differ by from the one that the run wrote down, whose features may have had 16 bits."""
+
+SAVED_MODEL = "SavedModel"
+_COMPARED = 64
+_NO_GATE = Gate()
 
 
-def export(run: Run, target: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Source:
+    """What an export is made of."""
+
+    run: Run
+    model: keras.Model
+    tasks: list[Task]
+    entry: Entry
+    held_out: HeldOut
+
+
+def export(run: Run, target: Path, *, gate: Gate = _NO_GATE) -> dict[str, Any]:
     """Write the next version of a run's model below `target`, proved against the run's own predictions.
 
-    The version is written under a name that TF Serving ignores, reloaded, compared on held-out pictures that the
-    run keeps, and only then renamed to the next integer. Nothing that exists is touched.
+    The version is written under a name that TF Serving ignores, loaded as TF Serving loads it, compared on held-out
+    pictures, and only then renamed to the next integer. Nothing that exists is touched.
+
+    Args:
+        target: A new or empty folder, or one of versions.
+        gate: What must hold beside the agreement with the run.
 
     Returns:
-        `path`, `version`, `signatures`, `pictures` compared and `difference`, the largest one in a probability.
+        `path`, `version`, `name`, `signatures`, `pictures` compared, `difference` (the largest one in a probability
+        from the run's own answers), `parity` (a row per form and task), `fast`, `notes`, `warmup` (requests), `docker`.
 
     Raises:
-        ExportError: The target is no folder of versions, or the export answers otherwise than the run.
+        ExportError: The target is somebody else's, or the export answers otherwise than the run or not well enough.
         ResourceError: The folder cannot be written or the disk is full.
+        RunError: The run holds no model that can be read, or keeps no pictures.
     """
-    facts = run.manifest["picture"]
-    aside = target / f".tmp-{uuid.uuid4().hex}"
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        _write(load_model(run), facts["size"], facts["resize"], read_task(run), aside)
-        difference, pictures = _prove(run, aside)
-        _sync(aside)
-        version = _publish(aside, target)
-    except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "message", None) or error
-        raise ResourceError(
-            f"{target} must be a writable folder on a disk with room.", reason, "Nothing there was changed."
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    versions.check_target(target)
+    source = _read_source(run)
+    network = make_network(source.model, source.tasks, _take_pictures(source, _COMPARED)[1])
+    with versions.writing_aside(target) as aside:
+        write_signatures(network, source.tasks, source.entry, aside)
+        with Served(aside) as served:
+            rows, difference = _prove(source, served, aside, gate)
+            facts = _gather_facts(source, network, rows, served, difference)
+            requests = _write_beside(source, served, aside, target, rows, facts)
+        version = versions.publish(aside, target, {"run": str(run.path), "difference": difference})
+        card.write_config(target)
     return {
         "path": str(target / str(version)),
         "version": version,
-        "signatures": ["serving_default", "uint8"],
-        "pictures": pictures,
-        "difference": difference,
+        "warmup": requests,
+        "docker": card.write_docker_line(target),
+        **facts,
     }
 
 
-def _write(model: keras.Model, size: int, fit: str, task: Task, path: Path) -> None:
-    explain = _explain_labels(task) if isinstance(task, LabelsTask) else _explain_class(task)
-
-    def answer(pictures: tf.Tensor) -> dict[str, tf.Tensor]:
-        return explain(model(pictures, training=False))
-
-    def answer_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        pictures = tf.map_fn(
-            lambda encoded: decode(encoded, size, fit),
-            image_bytes,
-            fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8),
-        )
-        return answer(pictures)
-
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint("serving_default", answer_bytes, [tf.TensorSpec((None,), tf.string, name="image_bytes")])
-    archive.add_endpoint("uint8", answer, [tf.TensorSpec((None, size, size, 3), tf.uint8, name="images")])
-    archive.write_out(str(path), verbose=False)
+def _read_source(run: Run) -> Source:
+    facts = run.manifest["picture"]
+    tasks = [read_task(run)]
+    return Source(run, load_model(run), tasks, Entry(facts["size"], facts["resize"]), read_held_out(run, tasks))
 
 
-def _explain_class(task: Task) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Return what adds to probabilities [n, k] the index, int64 [n], and the name, string [n], of the best class."""
-    names = tf.constant(list(task.class_names))
+def _take_pictures(source: Source, most: int) -> tuple[list[bytes], np.ndarray]:
+    """Return the first held-out pictures, as bytes and decoded."""
+    encoded: list[bytes] = []
+    parts: list[np.ndarray] = []
+    for batch, pictures in source.held_out.batches(source.entry):
+        encoded += batch
+        parts.append(pictures)
+        if len(encoded) >= most:
+            break
+    return encoded[:most], np.concatenate(parts)[:most]
 
-    def explain(probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
-        index = tf.argmax(probabilities, axis=-1)
-        return {"probabilities": probabilities, "class_index": index, "label": tf.gather(names, index)}
 
-    return explain
+def _prove(source: Source, served: Served, path: Path, gate: Gate) -> tuple[list[Row], float]:
+    """Return the parity table and the largest difference from what the run wrote down.
 
-
-def _explain_labels(task: LabelsTask) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Return what adds to probabilities [n, k] the labels found, bool [n, k], and their names in one string each [n].
-
-    A signature cannot return rows of several lengths, so the names stand together as a table would have them.
+    Raises:
+        ExportError: Something is too far off; all of it is named.
     """
-    names = tf.constant(list(task.class_names))
-
-    def explain(probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
-        present = probabilities >= THRESHOLD
-        found = tf.ragged.boolean_mask(tf.broadcast_to(names, tf.shape(probabilities)), present)
-        label = tf.strings.reduce_join(found, axis=1, separator=task.separator)
-        return {"probabilities": probabilities, "present": present, "label": label}
-
-    return explain
-
-
-def _prove(run: Run, path: Path) -> tuple[float, int]:
-    """Return the largest difference between the export's probabilities and the run's, and how many were compared."""
-    samples = run.read_json("samples.json")
-    if not samples:
-        raise RunError("A run must keep some held-out pictures to prove an export on.", f"none in {run.path}")
-    served = tf.saved_model.load(str(path)).signatures["serving_default"]
-    differences = []
-    for sample in samples:
-        encoded = run.read_bytes(sample["file"])
-        given = served(image_bytes=tf.constant([encoded]))["probabilities"].numpy()[0]
-        differences.append(float(np.abs(given - sample["probabilities"]).max()))
-    worst = max(differences)
-    if not worst <= TOLERANCE:
-        raise ExportError(
-            f"An export must answer as its run did, to {TOLERANCE:g} in every probability.",
-            f"a difference of {worst:.2g} on {samples[int(np.argmax(differences))]['key']}",
-            "Nothing was published. Was the run made with another version of tlkeras?",
-        )
-    return worst, len(samples)
+    forms = {KERAS: _ask_keras(source), SAVED_MODEL: _ask_served(served, source.tasks)}
+    sizes = {KERAS: measure_size(source.run.path / "model.keras"), SAVED_MODEL: measure_size(path)}
+    rows, answers = compare(forms, sizes, source.held_out, source.tasks, source.entry)
+    worst = 0.0
+    for expected, received in zip(source.held_out.probabilities, answers[SAVED_MODEL], strict=True):
+        differences = np.abs(received - expected).max(axis=1)
+        worst = max(worst, float(differences.max()))
+        if not worst <= TOLERANCE:
+            raise ExportError(
+                f"An export must answer as its run did, to {TOLERANCE:g} in every probability.",
+                f"a difference of {worst:.2g} on {source.held_out.keys[int(differences.argmax())]}",
+                "Nothing was published. Was the run made with another version of tlkeras?",
+            )
+    problems = list_failures(rows, {SAVED_MODEL: gate})
+    if problems:
+        raise ExportError.from_problems("An export must pass its gates; nothing was published:", problems)
+    return rows, worst
 
 
-def _publish(aside: Path, target: Path) -> int:
-    """Rename the finished version to the next free integer."""
-    version = max((int(path.name) for path in target.iterdir() if path.name.isdecimal()), default=0) + 1
-    while True:
-        try:
-            os.rename(aside, target / str(version))
-            return version
-        except OSError:
-            if not (target / str(version)).exists():
-                raise
-            version += 1  # another exporter took the number in the meantime
+def _ask_keras(source: Source) -> Asked:
+    def ask(encoded: list[bytes], pictures: np.ndarray) -> list[np.ndarray]:
+        outputs = source.model(pictures, training=False)
+        if isinstance(outputs, dict):
+            return [np.asarray(outputs[task.name]) for task in source.tasks]
+        return [np.asarray(output) for output in keras.tree.flatten(outputs)]
+
+    return ask
 
 
-def _sync(folder: Path) -> None:
-    """Force every file and folder to the disk, so that a crash cannot leave a half-written version."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_dir() and os.name == "nt":
-            continue  # Windows has no handle for a folder
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+def _ask_served(served: Served, tasks: Sequence[Task]) -> Asked:
+    names = [name_output(tasks, task, "probabilities") for task in tasks]
+
+    def ask(encoded: list[bytes], pictures: np.ndarray) -> list[np.ndarray]:
+        answers = served.run("serving_default", image_bytes=np.array(encoded, dtype=object))
+        return [answers[name] for name in names]
+
+    return ask
+
+
+def _gather_facts(
+    source: Source, network: Network, rows: Sequence[Row], served: Served, difference: float
+) -> dict[str, Any]:
+    notes = [note for note in (network.note, source.held_out.note and f"Note: {source.held_out.note}.") if note]
+    return {
+        "run": source.run.name,
+        "picture": {"size": source.entry.size, "resize": source.entry.fit},
+        "signatures": list(served.signatures),
+        "pictures": len(source.held_out),
+        "difference": difference,
+        "parity": [row.as_dict() for row in rows],
+        "fast": network.is_fast,
+        "notes": notes,
+    }
+
+
+def _write_beside(
+    source: Source, served: Served, aside: Path, target: Path, rows: Sequence[Row], facts: dict[str, Any]
+) -> int:
+    """Write what stands beside the SavedModel; return how many requests warm it up, all replayed."""
+    name = card.make_name(target)
+    encoded, pictures = _take_pictures(source, card.MAX_BATCH_SIZE)
+    requests = write_warmup(aside, served, name, encoded, pictures, card.MAX_BATCH_SIZE)
+    replay(aside, served)
+    card.write_labels(aside, source.tasks)
+    card.write_batching(aside)
+    card.write_card(aside, source.run, name, rows, facts)
+    (aside / card.FACTS).write_text(json.dumps({"name": name, **facts}, indent=2) + "\n", encoding="utf-8")
+    return requests

@@ -1,8 +1,9 @@
 """Results as tables that a person would want to look at; each function prints what the verb of its name returns."""
 
+from tlkeras.tables.exporting import draw_export
 from tlkeras.tables.networks import draw_backbone, draw_backbones
 from tlkeras.tables.recipes import draw_check, draw_list, draw_schedule
-from tlkeras.tables.running import draw_evaluation, draw_export, draw_predictions, draw_training
+from tlkeras.tables.running import draw_evaluation, draw_predictions, draw_training
 from tlkeras.tables.store import draw_cache, draw_pruned
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Trainings, figures, predictions and exports as tables."""
+"""Trainings, figures and predictions as tables."""
 
 from __future__ import annotations
 
@@ -68,17 +68,6 @@ def draw_predictions(result: dict[str, Any]) -> None:
         console.print(draw(result))
     if result["unreadable"]:
         console.print(list_findings(f"{len(result['unreadable'])} could not be read", result["unreadable"]))
-
-
-def draw_export(result: dict[str, Any]) -> None:
-    """Print where the version lies and how closely it agrees with the run."""
-    console = open_console()
-    console.print(f"Exported version {result['version']} to {escape(result['path'])}")
-    console.print(
-        f"Proved on {result['pictures']} held-out pictures: largest difference in a probability "
-        f"{result['difference']:.1g}."
-    )
-    console.print(f"Signatures: {', '.join(result['signatures'])}")
 
 
 def _list_answers(result: dict[str, Any]) -> Table:

@@ -1,0 +1,39 @@
+"""The verbs of what leaves the run: exported models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tlkeras.api.running import RUNS
+from tlkeras.loading import load_tensorflow
+from tlkeras.runs import open_run
+
+
+def export(
+    run: str = "latest",
+    to: str | Path | None = None,
+    *,
+    min_accuracy: float | None = None,
+    max_drop: float | None = None,
+    runs: str | Path = RUNS,
+) -> dict[str, Any]:
+    """Write a run as the next SavedModel version below `to` (default: saved_models/RECIPE).
+
+    Args:
+        run: A finished run: a name, a path or `latest`.
+        to: Folder of the versions.
+        min_accuracy: Publish nothing whose accuracy on held-out pictures is lower.
+        max_drop: Publish nothing that loses more accuracy than this against the run's own model.
+        runs: Folder of the run directories.
+
+    Returns:
+        What `tlkeras.exporting.saved_model.export` returns.
+    """
+    opened = open_run(run, Path(runs))
+    load_tensorflow()
+    from tlkeras.exporting import saved_model
+    from tlkeras.exporting.parity import Gate
+
+    target = Path(to) if to else Path("saved_models") / opened.name.rpartition("-")[0]
+    return saved_model.export(opened, target, gate=Gate(min_accuracy=min_accuracy, max_drop=max_drop))

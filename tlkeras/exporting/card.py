@@ -1,0 +1,178 @@
+"""What stands beside a model: labels, a card for people, and the settings of the server that will run it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlkeras.backbones.catalog import find_backbone
+from tlkeras.data.tasks import Task
+from tlkeras.errors import RunError, TlkerasError
+from tlkeras.exporting.parity import KERAS, Row
+from tlkeras.exporting.versions import CONFIG, replace
+from tlkeras.recipe import Recipe, dump_recipe, load_recipe
+from tlkeras.runs import Run
+
+LABELS = "labels.json"
+CARD = "MODEL_CARD.md"
+FACTS = "tlkeras.json"
+BATCHING = "batching_params.pbtxt"
+MAX_BATCH_SIZE = 32
+
+# Fields of tensorflow.serving.BatchingParameters, whose proto no package carries. One thread forms batches and
+# TensorFlow uses all cores within one: more threads only share them (tensorflow/serving issues 1529 and 1904).
+_BATCHING = f"""\
+max_batch_size {{ value: {MAX_BATCH_SIZE} }}
+batch_timeout_micros {{ value: 2000 }}
+num_batch_threads {{ value: 2 }}
+max_enqueued_batches {{ value: 100 }}
+"""
+
+
+def write_labels(path: Path, tasks: Sequence[Task]) -> None:
+    """Write the class names of each task, in the order of its probabilities."""
+    labels = {task.name: list(task.class_names) for task in tasks}
+    (path / LABELS).write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_batching(path: Path) -> None:
+    """Write how requests are batched, for servers with --enable_per_model_batching_parameters."""
+    (path / BATCHING).write_text(_BATCHING, encoding="utf-8")
+
+
+def write_config(target: Path) -> None:
+    """Write a configuration that serves the newest version, unless there is one already."""
+    if (target / CONFIG).exists():
+        return
+    name = make_name(target)
+    config = f"""\
+model_config_list {{
+  config {{
+    name: {json.dumps(name)}
+    base_path: {json.dumps(f"/models/{name}")}
+    model_platform: "tensorflow"
+    model_version_policy {{ latest {{ num_versions: 1 }} }}
+  }}
+}}
+"""
+    replace(target / CONFIG, config)
+
+
+def make_name(target: Path) -> str:
+    """Return the name under which a folder of versions is served."""
+    return target.resolve().name
+
+
+def write_docker_line(target: Path) -> str:
+    """Return the command that serves a folder of versions with TensorFlow Serving."""
+    name, folder = make_name(target), target.resolve()
+    return (
+        f"docker run --rm -p 8500:8500 -p 8501:8501 --mount type=bind,source={_quote(str(folder))},"
+        f"target=/models/{name},readonly tensorflow/serving:2.20.0 --model_config_file=/models/{name}/{CONFIG} "
+        "--enable_batching --enable_per_model_batching_parameters"
+    )
+
+
+def _quote(text: str) -> str:
+    return f"'{text}'" if any(character.isspace() for character in text) else text
+
+
+def write_card(path: Path, run: Run, name: str, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
+    """Write the model card: what it is for, data, figures with intervals, licences, limits, recipe, versions."""
+    recipe = load_recipe(str(run.path / "recipe.yaml"))
+    sections = [
+        f"# {name}",
+        _introduce(run, recipe, facts),
+        "## Data\n\n" + _describe_data(run, recipe),
+        "## Figures\n\n" + _tabulate_metrics(run),
+        "## This export against the run\n\n" + tabulate_rows(rows) + _remark(facts),
+        "## Limits\n\n" + _LIMITS,
+        "## Licences\n\n" + _list_licences(run, recipe),
+        "## Recipe\n\n```yaml\n" + dump_recipe(recipe).strip() + "\n```",
+        "## Versions\n\n" + _list_versions(run),
+    ]
+    (path / CARD).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+_LIMITS = """\
+- It always answers with one of its labels, also about pictures that show none of them: a low probability is a hint, not
+  a test.
+- The figures hold for pictures like the held-out ones. Other cameras, light or populations need figures of their own.
+- Probabilities are those of the network; how well they are calibrated is not stated here.
+- Nobody has checked it for decisions about people."""
+
+
+def _introduce(run: Run, recipe: Recipe, facts: Mapping[str, Any]) -> str:
+    labels = "\n".join(f"- {name}: {', '.join(of_task)}" for name, of_task in run.read_json("classes.json").items())
+    return (
+        f"An image classifier made by transfer learning from `{recipe.backbone.name}` (weights: "
+        f"{recipe.backbone.weights}), run `{run.name}`. It takes {facts['picture']['size']} px pictures; files are "
+        f"decoded and resized ({facts['picture']['resize']}) inside the model.\n\n{labels}"
+    )
+
+
+def _describe_data(run: Run, recipe: Recipe) -> str:
+    manifest = run.manifest
+    counts = ", ".join(f"{side} {count:,}" for side, count in manifest.get("examples", {}).items())
+    lines = [f"Source `{recipe.data.source}`; pictures: {counts}; {manifest.get('rejected', 0):,} could not be read."]
+    for key, value in manifest.get("data", {}).items():
+        lines.append(f"- {key}: {value}")
+    return "\n".join(lines)
+
+
+def _tabulate_metrics(run: Run) -> str:
+    try:
+        measured = run.read_json("metrics.json")
+        lines = ["| | value | 95 % interval | majority baseline |", "|---|---|---|---|"]
+        for name, figure in measured["metrics"].items():
+            baseline = measured["baseline"][name]["value"]
+            lines.append(
+                f"| {name.replace('_', ' ')} | {_number(figure['value'])} | {_number(figure['low'])} to "
+                f"{_number(figure['high'])} | {_number(baseline)} |"
+            )
+        return "\n".join(
+            [*lines, "", f"On {measured['examples']['test']:,} held-out pictures; {measured['interval']}."]
+        )
+    except (RunError, KeyError, TypeError):
+        return "The run was not measured. `tlkeras evaluate RUN` does it."
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def tabulate_rows(rows: Sequence[Row]) -> str:
+    """Return the parity table as Markdown."""
+    lines = [
+        "| form | task | largest difference | same answer | accuracy | 95 % interval | MB | ms per picture |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        accuracy = row.accuracy
+        lines.append(
+            f"| {row.form} | {row.task} | {row.difference:.1e} | {row.agreement:.2%} | {accuracy['value']:.4f} | "
+            f"{accuracy['low']:.4f} to {accuracy['high']:.4f} | {row.megabytes:.2f} | {row.milliseconds:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _remark(facts: Mapping[str, Any]) -> str:
+    lines = [f"On {facts['pictures']:,} held-out pictures, each compared with the {KERAS}.", *facts["notes"]]
+    return "\n\n" + "\n\n".join(lines)
+
+
+def _list_licences(run: Run, recipe: Recipe) -> str:
+    pictures = run.manifest.get("data", {}).get("licence") or "yours: tlkeras knows nothing of it"
+    try:
+        weights = find_backbone(recipe.backbone.name).licence if recipe.backbone.weights != "none" else "none needed"
+    except TlkerasError:
+        weights = "unknown"
+    return f"- pictures: {pictures}\n- weights that it started from: {weights}"
+
+
+def _list_versions(run: Run) -> str:
+    environment = run.read_json("environment.json")
+    versions = {"python": environment["python"], **environment["versions"]}
+    return "\n".join(f"- {name} {version}" for name, version in versions.items() if version)

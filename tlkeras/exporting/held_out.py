@@ -1,0 +1,117 @@
+"""The held-out pictures of a run, to prove an export on: all that are still there, else the samples it kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tlkeras import assembly
+from tlkeras.data.checks import look_at
+from tlkeras.data.headers import Rejection, printable
+from tlkeras.data.tasks import Task
+from tlkeras.errors import RunError, TlkerasError
+from tlkeras.exporting.signatures import Entry
+from tlkeras.recipe import Recipe, load_recipe
+from tlkeras.runs import Run
+
+MOST = 512
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out pictures with what is true of them and what the run said.
+
+    Attributes:
+        keys: Names, as the run's tables have them.
+        paths: Files.
+        targets: Per task, as the task has them.
+        weights: float [n].
+        probabilities: What the run itself answered, per task, float32 [n, k].
+        note: Why these are fewer than all; "" where they are all.
+    """
+
+    keys: list[str]
+    paths: list[str]
+    targets: list[np.ndarray]
+    weights: np.ndarray
+    probabilities: list[np.ndarray]
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batches(self, entry: Entry) -> Iterator[tuple[list[bytes], np.ndarray]]:
+        """Yield the bytes of some pictures, and the same decoded, uint8 [b, size, size, 3]."""
+        for start in range(0, len(self.paths), BATCH):
+            encoded = [Path(path).read_bytes() for path in self.paths[start : start + BATCH]]
+            yield encoded, entry.decode(tf.constant(encoded)).numpy()
+
+
+def read_held_out(run: Run, tasks: list[Task], most: int = MOST) -> HeldOut:
+    """Return at most `most` held-out pictures, spread over all.
+
+    Raises:
+        RunError: The run keeps no pictures, or not what it answered.
+    """
+    samples = run.read_json("samples.json")
+    if not samples:
+        raise RunError("A run must keep some held-out pictures to prove an export on.", f"none in {run.path}")
+    stored = run.read_arrays("predictions.npz")
+    keys = _read_keys(run)
+    files, note = _find_files(run, keys)
+    if not files:
+        files = {sample["key"]: str(run.path / sample["file"]) for sample in samples}
+    rows = np.array([row for row, key in enumerate(keys) if key in files], dtype=np.int64)
+    if len(rows) > most:
+        rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+    targets, answers = [stored["targets"]], [stored["probabilities"]]
+    for sample in samples:  # what was kept beside the picture is what the export is held to
+        if (place := np.flatnonzero(np.asarray(keys) == sample["key"])).size:
+            answers[0][place[0]] = sample["probabilities"]
+    return HeldOut(
+        [keys[row] for row in rows.tolist()],
+        [files[keys[row]] for row in rows.tolist()],
+        [of_task[rows] for of_task in targets],
+        stored["weights"][rows],
+        [of_task[rows] for of_task in answers],
+        note,
+    )
+
+
+def _read_keys(run: Run) -> list[str]:
+    """Return the keys of the held-out pictures, in the order of the run's answers."""
+    text = run.read_bytes("predictions.csv").decode("utf-8", "replace")
+    return [row["picture"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+
+
+def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
+    """Return the files of held-out pictures that are still at the source, by key, and what is to be said of them."""
+    try:
+        recipe = load_recipe(str(run.path / "recipe.yaml"))
+        examples = assembly.read_examples(_from_where_it_ran(recipe, run))
+        found = {
+            printable(key): path for key, path in zip(examples.keys.tolist(), examples.paths.tolist(), strict=True)
+        }
+    except TlkerasError:
+        return {}, "the source of the pictures is gone: compared on the samples that the run keeps"
+    there = {key: found[key] for key in keys if key in found and not isinstance(look_at(found[key]), Rejection)}
+    if len(there) < len(keys):
+        return there, f"{len(keys) - len(there):,} of {len(keys):,} held-out pictures are gone"
+    return there, ""
+
+
+def _from_where_it_ran(recipe: Recipe, run: Run) -> Recipe:
+    """Return the recipe with a relative source as seen from the folder in which the run was made."""
+    source, folder = recipe.data.source, run.manifest.get("cwd", "")
+    there = os.path.join(folder, os.path.expanduser(source))
+    if os.path.exists(source) or not os.path.exists(there):
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": there})})

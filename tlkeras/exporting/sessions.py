@@ -1,0 +1,81 @@
+"""A SavedModel behind TensorFlow 1's loader and Session: the C++ path by which TensorFlow Serving runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tlkeras.exporting.signatures import quiet_deprecations
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One question that a SavedModel answers.
+
+    Attributes:
+        method: Such as "tensorflow/serving/predict".
+        inputs: TensorInfo by name.
+        outputs: TensorInfo by name.
+        call: From one array per input, in the order of `inputs`, to one per output.
+    """
+
+    method: str
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    call: Callable[..., list[np.ndarray]]
+
+
+class Served:
+    """A version that was loaded; several threads may ask it at once.
+
+    Args:
+        path: The version's folder.
+        threads: TensorFlow's threads within one operation; 0: one per core.
+
+    Raises:
+        OSError, tf.errors.OpError: The folder holds no SavedModel that can be loaded.
+    """
+
+    def __init__(self, path: Path, threads: int = 0):
+        config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads)
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+        with self._session.graph.as_default(), quiet_deprecations():
+            meta = tf.compat.v1.saved_model.loader.load(self._session, ["serve"], str(path))
+        self.signatures = {
+            name: self._make_signature(definition)
+            for name, definition in sorted(meta.signature_def.items())
+            if not name.startswith("__")
+        }
+        self.definitions = {name: meta.signature_def[name] for name in self.signatures}
+
+    def _make_signature(self, definition: Any) -> Signature:
+        inputs, outputs = dict(definition.inputs), dict(definition.outputs)
+        fetches = [info.name for info in outputs.values()]
+        call = self._session.make_callable(fetches, feed_list=[info.name for info in inputs.values()])
+        return Signature(definition.method_name, inputs, outputs, call)
+
+    def run(self, name: str, **inputs: Any) -> dict[str, np.ndarray]:
+        """Ask a signature with one array per input; returns one per output, by name."""
+        signature = self.signatures[name]
+        arrays = (
+            np.asarray(inputs[key], tf.as_dtype(info.dtype).as_numpy_dtype) for key, info in signature.inputs.items()
+        )
+        return dict(zip(signature.outputs, signature.call(*arrays), strict=True))
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._session.close()
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
