@@ -15,7 +15,7 @@ import tensorflow as tf
 import tlkeras
 from tlkeras.data.decoding import decode_file
 from tlkeras.errors import ExportError, ResourceError, RunError
-from tlkeras.exporting import saved_model
+from tlkeras.exporting import network, saved_model
 from tlkeras.exporting.parity import Gate
 from tlkeras.exporting.sessions import Served
 from tlkeras.runs import Run
@@ -44,9 +44,9 @@ def quick(monkeypatch, exported, source, served):
     def copy(network, tasks, entry, path):
         shutil.copytree(exported["path"], path)
 
-    network = saved_model.Network(lambda images: [], None, True)
+    fast = saved_model.Network(lambda images: [], None, True)
     monkeypatch.setattr(saved_model, "write_signatures", copy)
-    monkeypatch.setattr(saved_model, "make_network", lambda *_: network)
+    monkeypatch.setattr(saved_model, "make_network", lambda *_: fast)
     monkeypatch.setattr(saved_model, "load_model", lambda run: source.model)
     monkeypatch.setattr(saved_model, "Served", lambda path: nullcontext(served))
 
@@ -295,13 +295,29 @@ def test_without_the_source_the_samples_prove_it(trained, tmp_path, quick):
     assert result["pictures"] == 8
 
 
-def test_a_network_that_folds_wrongly_is_exported_as_it_is(trained, tmp_path, monkeypatch):
-    from tlkeras.exporting import network
+def fold_wrongly(model):
+    return lambda images: [0.9 * output for output in model(images)]
 
-    monkeypatch.setattr(network, "fold_batch_norm", lambda model: lambda images: [0.9 * out for out in model(images)])
+
+def test_a_network_that_folds_wrongly_is_not_taken(source, monkeypatch):
+    monkeypatch.setattr(network, "fold_batch_norm", fold_wrongly)
+    made = network.make_network(source.model, source.tasks, saved_model._take_pictures(source, 8)[1])
+    assert not made.is_fast
+    assert "Exported as it is: the folded network differs by" in made.note
+
+
+def test_a_model_that_cannot_be_folded_is_not_either(source, monkeypatch):
+    monkeypatch.setattr(network, "freeze", lambda whole: 1 / 0)
+    made = network.make_network(source.model, source.tasks, saved_model._take_pictures(source, 8)[1])
+    assert not made.is_fast
+    assert "not folded: ZeroDivisionError" in made.note
+
+
+@pytest.mark.slow
+def test_the_plain_network_is_exported_with_its_variables(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(network, "fold_batch_norm", fold_wrongly)
     result = tlkeras.export(str(trained), tmp_path / "models")
-    assert not result["fast"]
-    assert "Exported as it is: the folded network differs by" in result["notes"][0]
+    assert not result["fast"] and result["notes"]
     assert result["parity"][1]["difference"] < 1e-5
 
 
