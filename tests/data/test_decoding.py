@@ -275,7 +275,7 @@ def test_bad_files_are_explained(tmp_path, encode, colours, row):
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize("row", set(BAD) - {"tiff"})
+@pytest.mark.parametrize("row", sorted(set(BAD) - {"tiff"}))
 def test_bad_bytes_stop_the_graph(encode, colours, row):
     with pytest.raises(tf.errors.OpError):
         run(BAD[row][0](encode, colours))
