@@ -3,26 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from tlkeras import assembly
-from tlkeras.data.checks import Inspection, inspect
+import numpy as np
+
+from tlkeras import assembly, survey
+from tlkeras.data.checks import Inspection, inspect, leave_out_damaged
+from tlkeras.data.cleaning import clean, write_manifest
+from tlkeras.data.copies import Copies, LeakingGroup, find_copies, find_leaking_groups, join_groups
+from tlkeras.data.duplicates import read_thumbnails
 from tlkeras.data.headers import printable
 from tlkeras.data.splits import list_unmeasured
+from tlkeras.data.tables import Examples
 from tlkeras.errors import TlkerasError, list_some
+from tlkeras.features.prefix import Prefix
+from tlkeras.findings import draw_findings
+from tlkeras.gallery import check_page, write_page
 from tlkeras.recipe import Recipe
 
+MOST_FEATURES = 2000  # computed without being asked for: some seconds
 
-def check(recipe: Recipe) -> dict[str, Any]:
-    """Go through a recipe's stages and collect what is in the way.
+
+@dataclass(frozen=True)
+class Wishes:
+    """What `check` is asked for besides its findings.
+
+    Attributes:
+        train: Also say what training would do; otherwise only the pictures matter.
+        deep: Look for wrong labels and outliers however many features must be computed for it.
+        page: The HTML file to write.
+        manifest: The cleaned manifest to write.
+    """
+
+    train: bool = True
+    deep: bool = False
+    page: str | None = None
+    manifest: str | None = None
+
+
+def check(recipe: Recipe, wishes: Wishes = Wishes()) -> dict[str, Any]:
+    """Go through a recipe's pictures, labels and stages and collect what is in the way or worth a look.
 
     Returns:
-        `name`; `problems`, sentences, empty where training can start; `notes`, sentences worth reading; `facts`,
-        name -> text on pictures, sides, backbone and cost; `rejected`, path and reason of unreadable pictures.
+        `name`; `problems`, sentences, empty where training is advisable; `notes`, sentences worth reading; `facts`,
+        name -> text on pictures, sides, backbone and cost; `rejected` and `remarks`, path, code and reason of files
+        that cannot be used and that are odd; `classes`, pictures of each; `copies`, groups of pictures that are the
+        same or look the same; `mislabelled` and `outliers`, most suspicious first, None where nobody looked; `page` and
+        `manifest`, what was written.
     """
     report: dict[str, Any] = {"name": recipe.name, "problems": [], "notes": [], "facts": {}, "rejected": []}
-    inspection = _attempt(report, lambda: _look_at_pictures(recipe, report))
-    _attempt(report, lambda: _look_at_backbone(recipe, report, inspection))
+    report |= {"remarks": [], "classes": [], "copies": [], "leaking_groups": [], "mislabelled": None, "outliers": None}
+    if wishes.page:
+        check_page(wishes.page)
+    found = _attempt(report, lambda: _look_at_pictures(recipe, report))
+    problems = report["problems"] if wishes.train else report["notes"]
+    prefix = _attempt({"problems": problems}, lambda: _look_at_backbone(recipe, report, found, wishes.train))
+    if found is not None and prefix is not None:
+        _attempt(report, lambda: _look_for_suspects(recipe, report, prefix, found, wishes.deep))
+    if found is not None and wishes.manifest:
+        _attempt(report, lambda: _write_manifest(recipe, report, found, wishes.manifest or ""))
+    if wishes.page:
+        paths = (
+            {} if found is None else dict(zip(map(printable, found.examples.paths), found.examples.paths, strict=True))
+        )
+        report["page"] = str(write_page(wishes.page, f"Check of {report['name']}", draw_findings(report, paths)))
     return report
 
 
@@ -75,41 +120,94 @@ def _attempt(report: dict[str, Any], stage: Callable[[], Any]) -> Any:
         return None
 
 
-def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> Inspection:
+@dataclass(frozen=True)
+class _Found:
+    """Pictures that can be used, and what was found in them."""
+
+    inspection: Inspection
+    sides: np.ndarray
+    copies: list[Copies]
+    leaking: list[LeakingGroup]
+
+    @property
+    def examples(self) -> Examples:
+        return self.inspection.examples
+
+    @property
+    def groups(self) -> np.ndarray:
+        """What must not be parted: the source's groups, and copies."""
+        return join_groups(self.examples.groups, self.copies)
+
+
+def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> _Found:
     inspection = inspect(assembly.read_examples(recipe))
+    thumbnails, readable = read_thumbnails(inspection.examples.paths.tolist())
+    inspection = leave_out_damaged(inspection, readable)
     examples = inspection.examples
-    (task,) = examples.tasks
-    report["rejected"] = [
-        {"path": printable(bad.path), "code": bad.code, "reason": bad.reason} for bad in inspection.rejected
-    ]
-    report["notes"] += list_some([str(note) for note in inspection.notes])
-    if inspection.rejected:
-        report["notes"].append(f"{len(inspection.rejected):,} of the files cannot be used and will be left out:")
-        report["notes"] += list_some([str(bad) for bad in inspection.rejected])
-    counts = task.members(examples.targets[task.name]).sum(axis=0)
+    report["rejected"] = survey.describe_findings(inspection.rejected)
+    report["remarks"] = survey.describe_findings(inspection.notes)
     report["facts"]["pictures"] = f"{len(examples):,} from {examples.source}"
-    report["facts"]["classes"] = ", ".join(
-        f"{name} {count:,}" for name, count in zip(task.class_names, counts, strict=True)
-    )
-    sides = assembly.divide(recipe, examples)
-    report["facts"]["sides"] = ", ".join(f"{side} {(sides == side).sum():,}" for side in dict.fromkeys(sides))
-    report["notes"] += list_unmeasured(examples, sides)
+    sides = _attempt(report, lambda: assembly.divide(recipe, examples))
+    if sides is None:
+        sides = np.full(len(examples), "", dtype=object)
+    else:
+        report["facts"]["sides"] = ", ".join(f"{side} {(sides == side).sum():,}" for side in dict.fromkeys(sides))
+        report["notes"] += list_unmeasured(examples, sides)
+    copies = find_copies(examples, inspection.digests, thumbnails, sides)
+    leaking = find_leaking_groups(examples.groups, sides)
+    report["classes"] = survey.describe_classes(examples, sides)
+    report["copies"] = survey.describe_copies(examples, sides, copies)
+    report["leaking_groups"] = [asdict(group) for group in leaking]
+    problems, notes = survey.summarise(inspection, sides, copies, leaking)
+    report["problems"] += list_some(problems)
+    report["notes"] += notes
+    if inspection.rejected:
+        report["notes"].append(f"{len(inspection.rejected):,} of the files cannot be used and will be left out.")
     if licence := examples.facts.get("licence"):
         report["facts"]["licence of the pictures"] = licence
-    return inspection
+    return _Found(inspection, sides, copies, leaking)
 
 
-def _look_at_backbone(recipe: Recipe, report: dict[str, Any], inspection: Inspection | None) -> None:
+def _look_at_backbone(recipe: Recipe, report: dict[str, Any], found: _Found | None, train: bool) -> Prefix:
     prefix = assembly.build_prefix(recipe)
     size = assembly.picture_size(recipe)
     report["facts"]["backbone"] = f"{recipe.backbone.name} at {size} px, weights {recipe.backbone.weights}"
     report["facts"]["features"] = " x ".join(map(str, prefix.pooled.output_shape[1:])) + f" {recipe.features.precision}"
-    if recipe.finetuning and inspection is not None:
-        examples = inspection.examples
-        _, plan, _ = assembly.plan_recipe(recipe, prefix, examples, assembly.divide(recipe, examples))
+    if not train or found is None or not found.sides.all():
+        return prefix
+    if recipe.finetuning:
+        _, plan, _ = assembly.plan_recipe(recipe, prefix, found.examples, found.sides)
         for stage in plan.stages:
             report["facts"][f"stage {stage.stage}"] = f"from {stage.cut}: {stage.reason}"
-    if inspection is not None:
-        sides = assembly.divide(recipe, inspection.examples)
-        lacking, needed = assembly.count_lacking(recipe, prefix, inspection, sides)
-        report["facts"]["to compute"] = f"{lacking:,} of {needed:,} pictures, each view counted; the rest is cached"
+    lacking, needed = assembly.count_lacking(recipe, prefix, found.inspection, found.sides)
+    report["facts"]["to compute"] = f"{lacking:,} of {needed:,} pictures, each view counted; the rest is cached"
+    return prefix
+
+
+def _look_for_suspects(recipe: Recipe, report: dict[str, Any], prefix: Prefix, found: _Found, deep: bool) -> None:
+    lacking = assembly.count_features(recipe, prefix, found.inspection)
+    if lacking > MOST_FEATURES and not deep:
+        report["notes"].append(
+            f"Wrong labels and outliers were not looked for: the features of {lacking:,} pictures would have to be"
+            " computed. `--deep` does it, and keeps them for the training."
+        )
+        return
+    with assembly.extract_features(recipe, prefix, found.inspection) as features:
+        matrix = np.asarray(features.outputs[0], np.float32)
+        suspects = survey.find_suspects(found.examples, features.kept, matrix, found.groups)
+    described = survey.describe_suspects(found.examples, found.sides, suspects)
+    report |= described
+    for name, sentence in (("mislabelled", "look mislabelled"), ("outliers", "are unlike all others")):
+        if described[name]:
+            report["notes"].append(f"{len(described[name]):,} picture(s) {sentence}.")
+
+
+def _write_manifest(recipe: Recipe, report: dict[str, Any], found: _Found, path: str) -> None:
+    cleaning = clean(found.examples, found.copies, found.leaking)
+    position = {str(key): row for row, key in enumerate(found.examples.keys)}
+    suspected = [""] * len(found.examples)
+    for suspect in reversed(report["mislabelled"] or []):
+        suspected[position[suspect["key"]]] = suspect["suggested"]
+    remarks = {"suggested": suspected} if any(suspected) else {}
+    written = write_manifest(path, assembly.read_source(recipe), found.examples, cleaning, remarks)
+    report["manifest"] = {"path": str(written), "pictures": len(cleaning.kept), "left_out": cleaning.left_out}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tlkeras.data.checks import inspect
 from tlkeras.data.sources import choose_examples, read_table
@@ -49,16 +51,38 @@ def test_bad_files_are_listed_and_left_out(plant, encode, bomb):
     assert reasons["page.jpg"].startswith("the content is HTML") and "TIFF" in reasons["photo.jpg"]
 
 
-def test_what_is_odd_is_noted(plant, encode, make_exif):
-    turned = encode(np.zeros((4, 4, 3), np.uint8), "WEBP", exif=make_exif(6))
-    upright = encode(np.zeros((4, 4, 3), np.uint8), "JPEG", exif=make_exif(6))
-    root = plant({"a/1.jpg": 1, "a/2": 2, "a/3.PNG": 3, "b/1.webp": turned, "b/2.jpeg": upright})
+def test_what_is_odd_is_noted(plant, encode, make_exif, make_png):
+    grey = np.zeros((32, 40), np.uint8)
+    plain, frame = encode(grey), Image.fromarray(grey)
+    other = Image.fromarray(grey + 9)
+    files = {
+        "a/1.jpg": plain,
+        "a/2": plain,
+        "a/3.PNG": plain,
+        "a/4.png": encode(np.zeros((31, 400), np.uint8)),
+        "a/5.png": encode(frame.convert("RGBA")),
+        "a/6.png": encode(frame.convert("I;16")),
+        "a/7.jpg": encode(frame.convert("CMYK"), "JPEG"),
+        "b/1.webp": encode(frame.convert("RGB"), "WEBP", exif=make_exif(6)),
+        "b/2.jpeg": encode(grey, "JPEG", exif=make_exif(6)),
+        "b/3.webp": encode(frame, "WEBP", save_all=True, append_images=[other]),
+        "b/4.png": make_png((5000, 4801, 1, 0), zlib.compress(b"\0" * 626 * 4801)),
+    }
+    root = plant(files)
     found = inspect(read(root))
-    assert len(found.examples) == 5 and not found.rejected
+    assert len(found.examples) == len(files) and not found.rejected
     assert [(os.path.relpath(note.path, root), note.code) for note in found.notes] == [
         ("a/1.jpg", "wrong-extension"),
         ("a/2", "wrong-extension"),
+        ("a/4.png", "tiny"),
+        ("a/5.png", "mode"),
+        ("a/6.png", "mode"),
+        ("a/7.jpg", "mode"),
         ("b/1.webp", "orientation-ignored"),
+        ("b/2.jpeg", "turned"),
+        ("b/3.webp", "animated"),
+        ("b/4.png", "mode"),
+        ("b/4.png", "huge"),
     ]
     assert found.notes[0].reason == "named like a JPEG, and read as the PNG that it is"
 

@@ -13,17 +13,41 @@ from tlkeras.loading import load_tensorflow
 from tlkeras.runs import Run, list_runs
 
 
-def check(recipe: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Say what `train` would do and what is in its way, without training.
+def check(
+    recipe: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    deep: bool = False,
+    html: str | Path | None = None,
+    fix: str | Path | None = None,
+) -> dict[str, Any]:
+    """Look through pictures and labels, and say what training on them would do and what is in its way.
+
+    Args:
+        recipe: A recipe, or pictures alone: a folder, a manifest, "tfds:NAME" or a packaged set. These are looked at as
+            `linear_probe` would take them.
+        overrides: Values by dotted key.
+        deep: Look for wrong labels and outliers however many features must be computed for it.
+        html: A page to write, with the pictures in question.
+        fix: A cleaned manifest to write; pictures are never touched.
 
     Returns:
-        `name`, `problems` (nothing may be trained while there is one), `notes`, and facts on pictures and cost.
+        `name`, `problems` (training is not advisable while there is one), `notes`, facts, and all that was found; see
+        `tlkeras.rehearsal.check`.
     """
-    resolved = recipes.load_recipe(recipe, overrides)
+    from tlkeras.data.sources import is_source
+
+    train = not is_source(recipe) or recipe in recipes.list_recipes()
+    if train:
+        resolved = recipes.load_recipe(recipe, overrides)
+    else:
+        name = {"name": Path(recipe).name or "pictures", "data.source": recipe}
+        resolved = recipes.load_recipe("linear_probe", {**name, **(overrides or {})})
     load_tensorflow()
     from tlkeras import rehearsal
 
-    return rehearsal.check(resolved)
+    page, manifest = (None if path is None else str(path) for path in (html, fix))
+    return rehearsal.check(resolved, rehearsal.Wishes(train, deep, page, manifest))
 
 
 def show_schedule(recipe: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -8,8 +8,17 @@ from tlkeras.assembly.data import (
     picture_facts,
     picture_size,
     read_examples,
+    read_source,
 )
-from tlkeras.assembly.features import PLAIN_VIEWS, build_prefix, choose_taps, count_lacking, extract_features, list_kept
+from tlkeras.assembly.features import (
+    PLAIN_VIEWS,
+    build_prefix,
+    choose_taps,
+    count_features,
+    count_lacking,
+    extract_features,
+    list_kept,
+)
 from tlkeras.assembly.finetuning import make_loop, make_observer, supply_pictures, supply_rows, weigh_sides
 from tlkeras.assembly.mapping import make_recipe_head
 from tlkeras.assembly.stages import make_schedule, plan_finetuning, plan_recipe
@@ -19,6 +28,7 @@ __all__ = [
     "build_prefix",
     "cache_root",
     "choose_taps",
+    "count_features",
     "count_lacking",
     "divide",
     "extract_features",
@@ -34,6 +44,7 @@ __all__ = [
     "plan_finetuning",
     "plan_recipe",
     "read_examples",
+    "read_source",
     "supply_pictures",
     "supply_rows",
     "weigh_sides",

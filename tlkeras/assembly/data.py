@@ -11,17 +11,21 @@ import numpy as np
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.data.checks import Inspection
 from tlkeras.data.policies import Policy, make_policy
-from tlkeras.data.sources import Examples, choose_examples, leave_out_unlabelled, read_table
+from tlkeras.data.sources import Examples, Table, choose_examples, leave_out_unlabelled, read_table
 from tlkeras.data.splits import assign_sides, check_sides, thin
 from tlkeras.features.cache import ActivationCache, default_root
 from tlkeras.features.extraction import Pictures
 from tlkeras.recipe import Recipe
 
 
+def read_source(recipe: Recipe) -> Table:
+    """Return all that the recipe's source says of its pictures."""
+    return read_table(recipe.data.source, store=cache_root(recipe) / "pictures")
+
+
 def read_examples(recipe: Recipe) -> Examples:
     """Return the recipe's pictures with their labels, at most `data.limit` of them."""
-    data = recipe.data
-    table = read_table(data.source, store=cache_root(recipe) / "pictures")
+    data, table = recipe.data, read_source(recipe)
     examples = choose_examples(
         table,
         [data.label] if data.label else [],

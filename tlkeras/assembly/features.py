@@ -101,6 +101,19 @@ def count_lacking(recipe: Recipe, prefix: Prefix, inspection: Inspection, sides:
     return (needed, needed) if cache is None else (lacking, needed)
 
 
+def count_features(recipe: Recipe, prefix: Prefix, inspection: Inspection) -> int:
+    """Return of how many pictures the cache lacks the features.
+
+    Raises:
+        ResourceError: They would not fit the cache's budget or the disk.
+    """
+    cache, taps = open_cache(recipe), (FEATURES,)
+    if cache is None:
+        return len(inspection.examples)
+    pictures, facts = take_pictures(recipe, inspection), prefix.describe(taps, recipe.backbone.name)
+    return extraction.count_lacking(prefix.join(taps), pictures, facts, cache, _choose_precisions(recipe, taps))
+
+
 def _list_passes(
     recipe: Recipe, prefix: Prefix, examples: Examples, sides: np.ndarray
 ) -> list[tuple[tuple[str, ...], Sequence[View], np.ndarray]]:

@@ -36,19 +36,27 @@ def cp(recipe: str, target: str) -> None:
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", metavar="DATA|RECIPE")
 @takes_overrides
+@click.option("--deep", is_flag=True, help="Look for wrong labels and outliers whatever it takes to compute features.")
+@click.option("--html", type=click.Path(), metavar="FILE", help="Write a page with the pictures in question.")
+@click.option("--fix", type=click.Path(), metavar="FILE", help="Write a cleaned manifest; pictures are not touched.")
 @takes_json
-def check(recipe: str, assignments: tuple[str, ...], as_json: bool) -> None:
-    """Say what training RECIPE would do and what is in its way, all at once; exit code 1 if something is.
+def check(
+    recipe: str, assignments: tuple[str, ...], deep: bool, html: str | None, fix: str | None, as_json: bool
+) -> None:
+    """Look through pictures and labels (a folder, a .csv, a set's name) or all that a RECIPE would train on.
+
+    Unreadable and odd files, the balance of classes, copies with different labels or on different sides, labels that
+    look wrong, outliers; of a recipe, also what training it would do. Exit code 1 where it is not advisable.
 
     \b
-    Example: tlkeras check mine.yaml
+    Example: tlkeras check photos/ --html check.html
     """
     from tlkeras import api
     from tlkeras.recipe import parse_overrides
 
-    result = api.check(recipe, parse_overrides(assignments))
+    result = api.check(recipe, parse_overrides(assignments), deep=deep, html=html, fix=fix)
     print_result(result, as_json, "draw_check")
     if result["problems"]:
         sys.exit(TlkerasError.exit_code)

@@ -25,7 +25,21 @@ from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, list_some
 from tlkeras.progress import track
 
+TINY = 32  # pixels of the shorter side
+HUGE = 24_000_000  # pixels
+
 _CHUNK = 1024
+_MODES = {
+    "1": "black and white only",
+    "LA": "alpha is dropped",
+    "PA": "alpha is dropped",
+    "RGBA": "alpha is dropped",
+    "P": "colours are looked up in a palette",
+    "CMYK": "CMYK is converted to RGB",
+    "I": "of 16 bits the upper 8 are kept",
+    "I;16": "of 16 bits the upper 8 are kept",
+    "I;16B": "of 16 bits the upper 8 are kept",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Inspection:
         examples: The examples whose headers can be read, in their order.
         digests: Of each of them: SHA-256 of the file's bytes, hexadecimal.
         rejected: What is left out, by the source or here.
-        notes: What is kept and odd: wrong-extension, orientation-ignored.
+        notes: What is kept and odd: wrong-extension, turned, orientation-ignored, mode, animated, tiny, huge.
     """
 
     examples: Examples
@@ -85,16 +99,46 @@ def look_at(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str, Header] | Rej
         return Rejection(path, error.code, error.reason)
 
 
+def leave_out_damaged(inspection: Inspection, readable: np.ndarray) -> Inspection:
+    """Return what is left where pixels turn out to be damaged; `readable` holds the rows to keep, int64 [k].
+
+    Raises:
+        DataError: No example is left, or a class has lost all its pictures.
+    """
+    examples = inspection.examples
+    if len(readable) == len(examples):
+        return inspection
+    remaining = examples.take(readable)
+    gone = np.delete(np.arange(len(examples)), readable)
+    reason = "its pixels cannot be decoded: it is cut off or damaged"
+    rejected = [Rejection(examples.paths[row], "damaged", reason) for row in gone]
+    _check_remaining(examples, remaining, rejected)
+    lost = {bad.path for bad in rejected}
+    return Inspection(
+        remaining,
+        [inspection.digests[row] for row in readable],
+        (*inspection.rejected, *rejected),
+        tuple(note for note in inspection.notes if note.path not in lost),
+    )
+
+
 def _remark(path: str, header: Header) -> list[Note]:
-    notes = []
+    width, height, pixels = header.width, header.height, header.width * header.height
     promised = EXTENSIONS.get(os.path.splitext(path)[1].lower())
-    if promised != header.format:
-        named = f"named like a {promised}" if promised else "not named like a picture"
-        notes.append(Note(path, "wrong-extension", f"{named}, and read as the {header.format} that it is"))
-    if header.orientation != 1 and header.format != "JPEG":
-        reason = f"the EXIF orientation {header.orientation} of a {header.format} is not applied"
-        notes.append(Note(path, "orientation-ignored", reason))
-    return notes
+    named = f"named like a {promised}" if promised else "not named like a picture"
+    remarks = {
+        "wrong-extension": promised != header.format and f"{named}, and read as the {header.format} that it is",
+        "turned": header.format == "JPEG" and f"turned as its EXIF orientation {header.orientation} says",
+        "orientation-ignored": header.format != "JPEG"
+        and f"the EXIF orientation {header.orientation} of a {header.format} is not applied",
+        "mode": _MODES.get(header.mode),
+        "animated": header.frames > 1 and f"only the first of {header.frames:,} frames is taken",
+        "tiny": min(width, height) < TINY and f"{width} x {height} pixels are few",
+        "huge": pixels > HUGE and f"{width} x {height} pixels take long to decode",
+    }
+    if header.orientation == 1:
+        del remarks["turned"], remarks["orientation-ignored"]
+    return [Note(path, code, reason) for code, reason in remarks.items() if reason]
 
 
 def _check_remaining(before: Examples, after: Examples, rejected: list[Rejection]) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import norm
 
 from tlkeras.data.hashes import ORIENTATIONS, HashIndex, Orientation, hash_thumbnails
-from tlkeras.data.headers import PictureError, check_header, read_picture
+from tlkeras.data.pipeline import stream_pictures
 from tlkeras.progress import track
 
 SIDE = 32  # pixels of a thumbnail
@@ -21,8 +18,12 @@ SIDE = 32  # pixels of a thumbnail
 # correlate less than the lower bound may be two of the same scene.
 LOWEST, HIGHEST = 0.97, 0.9992
 
-_DECODED = 4 * SIDE  # a JPEG is decoded to no less than this
+_DECODED = 4 * SIDE  # pixels; a large JPEG is shrunk while it is decoded, to no less than this
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # grey from red, green and blue, ITU-R BT.601
+_BATCH = 64
 _FLAT = 2.0  # grey levels of standard deviation
+_COMMON = 32  # directions in which the pictures of a set differ most
+_OWN = 0.9  # what is left of two copies without these correlates more, of two pictures of one kind of thing seldom
 _SAMPLE = 1000  # pictures that say how alike unlike ones are
 _FEWEST = 100  # pictures; fewer say too little of that
 _CHUNK = 4096
@@ -43,32 +44,52 @@ def find_equal(digests: Sequence[str]) -> list[tuple[int, ...]]:
     return [tuple(group) for group in rows.values() if len(group) > 1]
 
 
-def find_near(paths: Sequence[str], digests: Sequence[str]) -> list[Group]:
+def find_near(thumbnails: np.ndarray, digests: Sequence[str]) -> list[Group]:
     """Return groups of pictures that look the same though their bytes differ, ordered by their first row.
 
     Found are copies re-encoded, resized, slightly brightened, mirrored or turned by quarters: pictures are often
     augmented on disk before they are divided. Slight crops are found where the pictures of the set differ enough from
-    each other. Left out are files that cannot be read and pictures without contrast.
+    each other. Pictures without contrast are left out.
 
-    Each file is decoded once, to a grey thumbnail of 32 x 32 that stays in memory (100 MB per 100,000 pictures). Pairs
-    with nearly the same hash (see `hashes`) are compared by the correlation of their thumbnails; the bound follows from
-    the set, see `choose_bound`. Every member of a group was compared with its central picture, so that a chain of
-    small changes does not join what looks different (star clustering, Aslam, Pelekhov and Rus 2004).
+    Pairs with nearly the same hash (see `hashes`) are compared by the correlation of their thumbnails, whose bound
+    follows from the set, see `choose_bound`; and again without what the pictures of the set have in common, so that two
+    solar cells are not taken for one because their busbars are in the same places. Every member of a group was compared
+    with its central picture, so that a chain of small changes does not join what looks different (star clustering,
+    Aslam, Pelekhov and Rus 2004).
 
     Args:
-        paths: Files.
-        digests: What tells their bytes apart, one each; the first row stands for those that are equal.
+        thumbnails: uint8 [n, 32, 32], from `read_thumbnails`.
+        digests: What tells the bytes of the pictures apart, one each; a group holds all rows of a digest or none.
     """
-    first = dict(zip(reversed(digests), reversed(range(len(digests))), strict=True))
-    rows = np.array(sorted(first.values()), dtype=np.int64)
-    thumbnails, readable = _load([paths[row] for row in rows])
-    rows = rows[readable]
-    if len(rows) < 2:
+    members = defaultdict(list)
+    for row, digest in enumerate(digests):
+        members[digest].append(row)
+    firsts = np.array([rows[0] for rows in members.values()], np.int64)
+    firsts = firsts[thumbnails[firsts].std(axis=(1, 2)) >= _FLAT]
+    if len(firsts) < 2:
         return []
-    return [
-        Group(tuple(int(rows[place]) for place in group.rows), group.similarity)
-        for group in _gather_stars(_find_pairs(thumbnails))
-    ]
+    groups = []
+    for places, similarity in _gather_stars(_find_pairs(thumbnails[firsts])):
+        rows = [row for place in places for row in members[digests[firsts[place]]]]
+        groups.append(Group(tuple(sorted(rows)), similarity))
+    return groups
+
+
+def read_thumbnails(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return grey thumbnails uint8 [k, 32, 32], and the places int64 [k] in `paths` of those that can be decoded.
+
+    They are decoded as for training; 100,000 take 100 MB.
+    """
+    thumbnails = np.empty((len(paths), SIDE, SIDE), np.uint8)
+    readable = np.zeros(len(paths), bool)
+    with track("Looking at pictures", len(paths), "pictures") as advance:
+        for places, pictures in stream_pictures(paths, _DECODED, "squash", _BATCH).as_numpy_iterator():
+            blocks = pictures.reshape(len(pictures), SIDE, _DECODED // SIDE, SIDE, _DECODED // SIDE, 3)
+            thumbnails[places] = np.rint(blocks.mean(axis=(2, 4), dtype=np.float32) @ _LUMA)
+            readable[places] = True
+            advance(len(places))
+        advance(int((~readable).sum()))
+    return thumbnails[readable], np.flatnonzero(readable)
 
 
 def choose_bound(thumbnails: np.ndarray) -> float:
@@ -83,7 +104,7 @@ def choose_bound(thumbnails: np.ndarray) -> float:
     """
     if len(thumbnails) < _FEWEST:
         return HIGHEST
-    sample = _normalise(thumbnails[np.linspace(0, len(thumbnails) - 1, min(len(thumbnails), _SAMPLE)).astype(int)])
+    sample = _normalise(_sample(thumbnails))
     correlations = (sample @ sample.T)[np.triu_indices(len(sample), 1)]
     transformed = np.arctanh(np.clip(correlations, -0.999999, 0.999999))
     centre = np.median(transformed)
@@ -92,63 +113,66 @@ def choose_bound(thumbnails: np.ndarray) -> float:
     return float(np.clip(np.tanh(centre + spread * norm.isf(1 / pairs)), LOWEST, HIGHEST))
 
 
-def _load(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return thumbnails uint8 [k, side, side], and the places in `paths` that they are of."""
-    thumbnails = np.empty((len(paths), SIDE, SIDE), np.uint8)
-    kept = np.zeros(len(paths), bool)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, track("Looking for copies", len(paths), "pictures") as advance:
-        for start in range(0, len(paths), _CHUNK):
-            for place, thumbnail in enumerate(pool.map(_shrink, paths[start : start + _CHUNK]), start):
-                if thumbnail is not None and thumbnail.std() >= _FLAT:
-                    thumbnails[place], kept[place] = thumbnail, True
-                advance(1)
-    return thumbnails[kept], np.flatnonzero(kept)
-
-
-def _shrink(path: str) -> np.ndarray | None:
-    from PIL import Image
-
-    try:
-        data = read_picture(path)
-        check_header(data)
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.draft("L", (_DECODED, _DECODED))
-            if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-                grey = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            else:
-                grey = picture.convert("RGB").convert("L")  # by RGB: an alpha channel is dropped, a palette looked up
-            return np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0))
-    except (PictureError, OSError, ValueError, SyntaxError):  # what Pillow raises for damaged files
-        return None
-
-
 def _find_pairs(thumbnails: np.ndarray) -> dict[tuple[int, int], float]:
     """Return the correlation of each pair, lower place first, that is the same picture."""
-    bound = choose_bound(thumbnails)
+    bound, remove_common = choose_bound(thumbnails), _find_common(thumbnails)
     hashes = hash_thumbnails(thumbnails)
     index = HashIndex(hashes[0])
     pairs: dict[tuple[int, int], float] = {}
     for way, queries in zip(ORIENTATIONS, hashes, strict=True):
         for left, right in index.search(queries):
-            for one, other, similarity in _verify(thumbnails, way, left, right, bound):
-                pair = min(one, other), max(one, other)
-                pairs[pair] = max(similarity, pairs.get(pair, 0.0))
+            different = _skip_repeated(way, left, right)
+            for one, other in _cut(left[different], right[different]):
+                turned, upright = _normalise(way.turn(thumbnails[one])), _normalise(thumbnails[other])
+                similarity = _correlate(turned, upright)
+                good = similarity >= bound
+                good[good] = _correlate(remove_common(turned[good]), remove_common(upright[good])) >= _OWN
+                for a, b, value in zip(
+                    one[good].tolist(), other[good].tolist(), similarity[good].tolist(), strict=True
+                ):
+                    pair = min(a, b), max(a, b)
+                    pairs[pair] = max(value, pairs.get(pair, 0.0))
     return pairs
 
 
-def _verify(
-    thumbnails: np.ndarray, way: Orientation, left: np.ndarray, right: np.ndarray, bound: float
-) -> Iterator[tuple[int, int, float]]:
-    """Yield the pairs that correlate enough, the left one turned."""
+def _skip_repeated(way: Orientation, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return which pairs must be compared, bool [n]."""
     # A quarter turn alone is not its own inverse: for the other ways either order finds the same.
-    different = left != right if way == (True, True, False) else left < right
-    left, right = left[different], right[different]
+    return left != right if way == (True, True, False) else left < right
+
+
+def _cut(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start in range(0, len(left), _CHUNK):
-        lefts, rights = left[start : start + _CHUNK], right[start : start + _CHUNK]
-        turned = _normalise(way.turn(thumbnails[lefts]))
-        correlations = np.einsum("np,np->n", turned, _normalise(thumbnails[rights]))
-        good = correlations >= bound
-        yield from zip(lefts[good].tolist(), rights[good].tolist(), correlations[good].tolist(), strict=True)
+        yield left[start : start + _CHUNK], right[start : start + _CHUNK]
+
+
+def _find_common(thumbnails: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what takes from normalised rows [n, pixels] the mean and the directions in which most pictures differ.
+
+    These are principal components of a sample, at most one per twenty pictures in it, so that a picture cannot make one
+    of its own.
+    """
+    if len(thumbnails) < _FEWEST:
+        return lambda rows: rows
+    sample = _normalise(_sample(thumbnails))
+    mean = sample.mean(axis=0)
+    _, _, directions = np.linalg.svd(sample - mean, full_matrices=False)
+    common = directions[: min(_COMMON, len(sample) // 20)]
+
+    def remove(rows: np.ndarray) -> np.ndarray:
+        own = rows - mean
+        own -= (own @ common.T) @ common
+        return own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-6)
+
+    return remove
+
+
+def _sample(thumbnails: np.ndarray) -> np.ndarray:
+    return thumbnails[np.linspace(0, len(thumbnails) - 1, min(len(thumbnails), _SAMPLE)).astype(int)]
+
+
+def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return np.einsum("np,np->n", left, right)
 
 
 def _normalise(thumbnails: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ __all__ = [
     "Table",
     "Task",
     "choose_examples",
+    "is_source",
     "leave_out_unlabelled",
     "list_pictures",
     "read_folder",
@@ -60,6 +61,13 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
         f"{source!r} ({what})",
         suggest(source, [*PACKAGED, *_neighbours(path)]),
     )
+
+
+def is_source(reference: str) -> bool:
+    """Return whether there are such pictures: a folder, a manifest, a packaged set, a set of TensorFlow Datasets."""
+    path = os.path.expanduser(reference)
+    manifest = os.path.isfile(path) and path.lower().endswith((".csv", ".tsv"))
+    return reference in PACKAGED or reference.startswith("tfds:") or os.path.isdir(path) or manifest
 
 
 def read_folder(source: str) -> Table:

@@ -2,7 +2,8 @@
 
 from tlkeras.tables.exporting import draw_export
 from tlkeras.tables.networks import draw_backbone, draw_backbones
-from tlkeras.tables.recipes import draw_check, draw_list, draw_schedule
+from tlkeras.tables.pictures import draw_check
+from tlkeras.tables.recipes import draw_list, draw_schedule
 from tlkeras.tables.running import draw_evaluation, draw_predictions, draw_training
 from tlkeras.tables.store import draw_cache, draw_pruned
 

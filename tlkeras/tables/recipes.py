@@ -9,21 +9,6 @@ from rich.markup import escape
 from tlkeras.tables.drawing import format_number, make_table, open_console
 
 
-def draw_check(result: dict[str, Any]) -> None:
-    """Print what a recipe would do, and what is in its way."""
-    console = open_console()
-    table = make_table(f"Check of {result['name']}", [("", "left"), ("", "left")], header=False)
-    for name, fact in result["facts"].items():
-        table.add_row(name, escape(str(fact)))
-    if result["facts"]:
-        console.print(table)
-    for note in result["notes"]:
-        console.print(f"[yellow]note:[/yellow] {escape(note)}")
-    for problem in result["problems"]:
-        console.print(f"[red]problem:[/red] {escape(problem)}")
-    console.print("Nothing is in the way." if not result["problems"] else "Nothing was trained.")
-
-
 def draw_list(result: dict[str, Any]) -> None:
     """Print recipes and runs."""
     console = open_console()

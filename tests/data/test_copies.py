@@ -1,0 +1,103 @@
+"""What copies mean for labels and sides, and the manifest without what misleads."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tlkeras.data.cleaning import clean, write_manifest
+from tlkeras.data.copies import Copies, LeakingGroup, find_copies, find_leaking_groups, join_groups
+from tlkeras.data.sources import choose_examples, read_table
+from tlkeras.errors import DataError
+
+
+def objects(*values: str) -> np.ndarray:
+    return np.array(values, dtype=object)
+
+
+def test_labels_and_sides_of_copies(make_examples):
+    examples = make_examples(np.array([0, 0, 0, 1, 1, -1]))
+    sides = objects("train", "test", "train", "train", "train", "train")
+    noise = np.random.default_rng(0).integers(0, 256, (6, 32, 32), np.uint8)
+    found = find_copies(examples, ["a", "a", "b", "b", "c", "c"], noise, sides)
+    assert found == [
+        Copies((0, 1), True, 1.0, conflicting=False, leaking=True),
+        Copies((2, 3), True, 1.0, conflicting=True, leaking=False),
+        Copies((4, 5), True, 1.0, conflicting=False, leaking=False),  # nobody knows the label of one
+    ]
+
+
+def test_groups_that_leak():
+    groups = objects("m1", "m1", "", "m2", "m2", "", "m1")
+    sides = objects("train", "test", "train", "test", "test", "test", "train")
+    assert find_leaking_groups(groups, sides) == [LeakingGroup("m1", {"test": 1, "train": 2})]
+    assert find_leaking_groups(objects("", ""), objects("train", "test")) == []
+
+
+def test_copies_join_groups():
+    copies = [Copies((0, 3), True, 1, False, False), Copies((3, 4), False, 0.99, False, False)]
+    copies += [Copies((5, 6), False, 0.99, False, False)]
+    assert join_groups(objects("", "m", "m", "", "m", "", "", ""), copies).tolist() == ["m"] * 5 + ["copies-2"] * 2 + [
+        ""
+    ]
+    assert join_groups(objects("", ""), []).tolist() == ["", ""]
+
+
+def test_what_is_left_out(make_examples):
+    examples = make_examples(np.arange(12) % 2, splits=objects(*["train"] * 8, *["test"] * 4))
+    copies = [
+        Copies((0, 2), True, 1, False, False),  # one stays
+        Copies((1, 8), True, 1, True, True),  # nobody knows which label is right
+        Copies((3, 9), True, 1, False, True),  # the held-out one stays
+        Copies((4, 6, 10), False, 0.99, False, True),  # looks like a held-out one
+        Copies((5, 7), False, 0.99, False, False),  # both stay, together
+    ]
+    cleaning = clean(examples, copies, [])
+    assert cleaning.kept.tolist() == [0, 5, 7, 9, 10, 11]
+    assert cleaning.left_out == {
+        "it looks like a held-out picture": 2,
+        "the same bytes again": 2,
+        "the same bytes have several labels": 2,
+    }
+    assert cleaning.groups[[5, 7]].tolist() == [cleaning.groups[5]] * 2 and cleaning.groups[0] == ""
+
+
+def test_leaking_groups_leave_the_training_side(make_examples):
+    groups = objects("m", "m", "n", "n")
+    examples = make_examples(np.array([0, 1, 0, 1]), groups=groups, splits=objects("train", "test", "train", "train"))
+    cleaning = clean(examples, [], find_leaking_groups(groups, examples.splits))
+    assert cleaning.kept.tolist() == [1, 2, 3] and cleaning.left_out == {"its group is held out elsewhere": 1}
+
+
+def test_a_cleaned_manifest_is_read_again(plant):
+    root = plant({"=1+1/a.png": 1, "=1+1/b.png": 2, "dog/a.png": 3, "dog/b.png": 4, "dog/c.png": 4})
+    table = read_table(str(root))
+    examples = choose_examples(table)
+    copies = [Copies((3, 4), True, 1, False, False), Copies((0, 1), False, 0.99, False, False)]
+    cleaning = clean(examples, copies, [])
+    path = write_manifest(root / "clean.csv", table, examples, cleaning, {"suggested": ["", "", "=1+1", "", ""]})
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [row["path"] for row in rows] == ["./=1+1/a.png", "./=1+1/b.png", "dog/a.png", "dog/b.png"]  # no formula
+    assert [row["suggested"] for row in rows] == ["", "", "=1+1", ""]
+    again = choose_examples(read_table(str(path)))
+    assert again.keys.tolist() == examples.keys[:4].tolist()
+    assert again.groups[0] == again.groups[1] != "" and not again.groups[2:].any()
+    above = write_manifest(root.parent / "clean.csv", table, examples, cleaning)
+    assert len(read_table(str(above))) == 4
+
+
+def test_where_a_manifest_cannot_be(plant, tmp_path):
+    root = plant({"cat/a.png": 1, "cat/b.png": 2, "dog/a.png": 3, "dog/b.png": 4})
+    table = read_table(str(root))
+    examples = choose_examples(table)
+    cleaning = clean(examples, [], [])
+    (tmp_path / "else").mkdir()
+    with pytest.raises(DataError, match=r"in the folder of its pictures or above it.*Write it to .*set/cleaned\.csv"):
+        write_manifest(tmp_path / "else/clean.csv", table, examples, cleaning)
+    (root / "mine.csv").write_text("precious")
+    with pytest.raises(DataError, match="never overwritten"):
+        write_manifest(root / "mine.csv", table, examples, cleaning)
+    assert (Path(root) / "mine.csv").read_text() == "precious"

@@ -1,0 +1,51 @@
+"""Hashes of thumbnails: how turning shows in them, and that searching finds what comparing all would find."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tlkeras.data.hashes import ORIENTATIONS, RADIUS, HashIndex, _transform, hash_thumbnails
+
+
+def draw(count: int, seed: int = 0) -> np.ndarray:
+    """Smooth pictures, uint8 [count, 32, 32], all different."""
+    coarse = np.random.default_rng(seed).normal(size=(count, 8, 8))
+    smooth = coarse.repeat(4, axis=1).repeat(4, axis=2)
+    smooth = (smooth + np.roll(smooth, 2, axis=1) + np.roll(smooth, 2, axis=2)) * 25 + 128
+    return np.clip(smooth, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("way", ORIENTATIONS, ids=str)
+def test_turned_pictures_have_turned_spectra(way):
+    pictures = draw(3)
+    expected = _transform(way.turn(pictures))
+    np.testing.assert_allclose(way.turn_spectra(_transform(pictures)), expected, atol=1e-6)
+
+
+def test_hashes_of_a_turned_set_are_the_columns_of_its_orientations():
+    pictures = draw(50)
+    hashes = hash_thumbnails(pictures)
+    assert hashes.shape == (len(ORIENTATIONS), 50) and hashes.dtype == np.uint64
+    assert len(set(hashes[0].tolist())) == 50
+    noisy = np.clip(pictures + np.random.default_rng(1).normal(0, 3, pictures.shape), 0, 255).astype(np.uint8)
+    near = np.bitwise_count(hash_thumbnails(np.concatenate([pictures, noisy]))[0])
+    assert near.shape == (100,)
+
+
+def test_search_finds_what_comparing_all_finds():
+    random = np.random.default_rng(0)
+    hashes = random.integers(0, 2**63, 3000, dtype=np.uint64)
+    for row in range(1000, 2000):  # as many bits away as are still near, and one more
+        flipped = random.choice(64, RADIUS + row % 2, replace=False)
+        hashes[row] = hashes[row - 1000] ^ np.bitwise_or.reduce(np.uint64(1) << flipped.astype(np.uint64))
+    pairs = np.concatenate([np.stack(found, axis=1) for found in HashIndex(hashes).search(hashes)])
+    found = {(left, right) for left, right in pairs.tolist() if left < right}
+    distances = np.bitwise_count(hashes[:, None] ^ hashes[None])
+    left, right = np.nonzero(np.triu(distances <= RADIUS, 1))
+    assert found == set(zip(left.tolist(), right.tolist(), strict=True)) and len(found) >= 500
+
+
+def test_equal_hashes_do_not_make_all_pairs():
+    hashes = np.zeros(5000, np.uint64)
+    assert sum(len(rows) for rows, _ in HashIndex(hashes).search(hashes)) <= 5000 * 256 * 17

@@ -1,0 +1,165 @@
+"""`tlkeras check` on planted cases, from a folder and from a recipe: table, JSON, page, manifest, exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from tlkeras import survey
+from tlkeras.cli import main
+from tlkeras.data.copies import Copies
+from tlkeras.errors import ResourceError
+from tlkeras.gallery import Figure, Section, check_page, write_page
+
+SMALL = ("--set", "backbone.name=tiny", "--set", "backbone.weights=none")
+
+
+def check(*arguments: object):
+    return CliRunner().invoke(main, ["--quiet", "check", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory, draw_more_photos):
+    """64 pictures, and one of everything that `check` looks for."""
+    root = draw_more_photos(tmp_path_factory.mktemp("planted") / "photos", count=32)
+    shutil.copy(root / "day/0-000.png", root / "day/again.png")
+    shutil.copy(root / "day/0-001.png", root / "night/which.png")
+    with Image.open(root / "day/0-002.png") as picture:
+        picture.resize((48, 48), Image.Resampling.BICUBIC).transpose(Image.Transpose.ROTATE_90).save(
+            root / "day/turned.jpg"
+        )
+        picture.convert("LA").save(root / "day/alpha.png")
+    shutil.move(root / "night/0-031.png", root / "day/wrong.png")
+    (root / "night/cut.png").write_bytes((root / "night/0-000.png").read_bytes()[:900])
+    (root / "night/empty.png").write_bytes(b"")
+    with Image.open(root / "night/0-000.png") as picture:
+        picture.save(root / "night/named.jpg", "PNG", optimize=True)
+        picture.resize((16, 16)).save(root / "night/tiny.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(planted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    done = check(planted, *SMALL, "--html", folder / "check.html", "--fix", planted / "clean.csv", "--json")
+    assert done.exit_code == 1, done.output
+    return json.loads(done.stdout) | {"html": (folder / "check.html").read_text()}
+
+
+def keys(pictures):
+    return [picture["key"] for picture in pictures]
+
+
+def test_files_are_sorted_by_what_is_wrong(report):
+    assert {bad["path"].split("/")[-1]: bad["code"] for bad in report["rejected"]} == {
+        "cut.png": "damaged",
+        "empty.png": "empty",
+    }
+    odd = {(found["path"].split("/")[-1], found["code"]) for found in report["remarks"]}
+    assert odd == {("named.jpg", "wrong-extension"), ("tiny.png", "tiny"), ("alpha.png", "mode")}
+
+
+def test_classes_are_counted(report):
+    day, night = report["classes"]
+    assert (day["class"], day["pictures"]) == ("day", 36) and day["train"] + day["test"] == 36
+    assert night["pictures"] == 34 and night["share"] == pytest.approx(34 / 70)
+
+
+def test_copies_are_grouped(report):
+    exact = {tuple(keys(group["pictures"])): group for group in report["copies"] if group["kind"] == "exact"}
+    assert set(exact) == {("day/0-000.png", "day/again.png"), ("day/0-001.png", "night/which.png")}
+    assert exact["day/0-001.png", "night/which.png"]["conflicting"]
+    assert "2 pictures in 1 group(s) have the same bytes and different labels" in " ".join(report["problems"])
+    near = [set(keys(group["pictures"])) for group in report["copies"] if group["kind"] == "near"]
+    assert {"night/0-000.png", "night/named.jpg"} in near
+
+
+def test_the_wrong_label_comes_first(report):
+    assert report["mislabelled"][0] | {"score": 0} == report["mislabelled"][0] | {
+        "key": "day/wrong.png",
+        "label": "day",
+        "suggested": "night",
+        "score": 0,
+    }
+    assert {"day/wrong.png", "night/which.png"} == set(keys(report["mislabelled"]))
+
+
+def test_the_page_needs_nothing_beside_it(report):
+    page = report["html"]
+    assert page.startswith("<!doctype html>") and "http" not in page and "<script" not in page
+    assert page.count("data:image/jpeg;base64,") >= 8
+    for text in ("Copies with different labels", "Labels that look wrong", "day/wrong.png", "cut.png"):
+        assert text in page
+
+
+def test_the_cleaned_manifest_is_advisable(report, planted):
+    assert report["manifest"]["left_out"] == {"the same bytes again": 1, "the same bytes have several labels": 2}
+    done = check(planted / "clean.csv", *SMALL, "--json")
+    assert done.exit_code == 0, done.output
+    assert "have the same bytes" not in done.stdout
+    assert (planted / "night/which.png").exists()
+
+
+def test_recipes_are_checked_with_all_they_would_do(planted, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"data: {{source: {planted}}}\nbackbone: {{name: tiny, weights: none}}\n")
+    done = check(tmp_path / "mine.yaml")
+    assert done.exit_code == 1
+    for text in ("Copies that mislead", "Labels that look wrong", "to compute", "problem:", "not advisable"):
+        assert text in done.stdout
+
+
+def test_what_takes_long_is_asked_for(planted, monkeypatch):
+    monkeypatch.setattr("tlkeras.rehearsal.MOST_FEATURES", 3)
+    small = (*SMALL, "--set", "features.cache=false", "--json")
+    quick = json.loads(check(planted, *small).stdout)
+    assert quick["mislabelled"] is None and "`--deep` does it" in " ".join(quick["notes"])
+    assert json.loads(check(planted, *small, "--deep").stdout)["mislabelled"]
+
+
+def test_what_cannot_be_checked(tmp_path, planted):
+    done = check("nowhere")
+    assert done.exit_code == 2 and "nowhere" in done.stderr
+    (tmp_path / "mine.html").write_text("precious")
+    done = check(planted, *SMALL, "--html", tmp_path / "mine.html")
+    assert done.exit_code == 6 and "Only a page of tlkeras is replaced" in done.stderr
+    assert (tmp_path / "mine.html").read_text() == "precious"
+
+
+def test_few_leaks_are_a_note_and_many_a_problem(make_sides):
+    sides = make_sides(train=80, test=20)
+    few = [Copies((0, 80), False, 0.99, False, True)]
+    assert list(survey._list_copy_problems(sides, few)) == []
+    assert "5.0% of the held-out pictures" in " ".join(survey._list_copy_notes(sides, few))
+    many = [Copies((row, 80 + row), False, 0.99, False, True) for row in range(3)]
+    assert "15% of the held-out pictures" in " ".join(survey._list_copy_problems(sides, many))
+
+
+@pytest.fixture
+def make_sides():
+    return lambda **counts: np.array([side for side, count in counts.items() for _ in range(count)], dtype=object)
+
+
+def test_pages_say_what_they_are_given_as_text(tmp_path):
+    picture = np.zeros((4, 6, 3), np.uint8)
+    strips = [("<b>alike</b>", [Figure(picture, ["<i>cat</i>", "x" * 300])])]
+    section = Section("A & B", ["!grave", "light"], ("name", "number", "share"), [("<td>", 1234, 0.5)], strips)
+    page = write_page(tmp_path / "a.html", "<title>", [section]).read_text()
+    for text in (
+        "A &amp; B",
+        "&lt;b&gt;alike",
+        "&lt;i&gt;cat",
+        "&lt;td&gt;",
+        "1,234",
+        "width:6.00rem",
+        "class='bad'>grave",
+    ):
+        assert text in page
+    write_page(tmp_path / "a.html", "again", [])
+    with pytest.raises(ResourceError, match="The folder of a page must exist"):
+        check_page(tmp_path / "none/a.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.html"]

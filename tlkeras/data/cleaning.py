@@ -1,0 +1,125 @@
+"""A manifest without what misleads; the pictures themselves are never touched."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tlkeras.data.copies import Copies, LeakingGroup, join_groups
+from tlkeras.data.headers import printable
+from tlkeras.data.tables import Examples, Table
+from tlkeras.errors import DataError, ResourceError
+
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets carry out
+_RANKS = {"train": 1, "validation": 2, "test": 3}
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What a cleaned manifest holds.
+
+    Attributes:
+        kept: Rows of the examples.
+        groups: The group of each example, str [n]; copies stand together.
+        left_out: Reason to number of pictures.
+    """
+
+    kept: np.ndarray
+    groups: np.ndarray
+    left_out: dict[str, int]
+
+
+def clean(examples: Examples, copies: Sequence[Copies], leaking: Sequence[LeakingGroup]) -> Cleaning:
+    """Decide what stays.
+
+    Of the same bytes with one label, the first picture stays; with several labels, none does, as nobody knows which
+    label is right. Pictures that only look the same stay and become a group, which no split parts. Where the source
+    itself gives the sides, held-out pictures stay and their copies, and the rest of their groups, leave the others:
+    first those that train.
+    """
+    reasons = np.full(len(examples), "", dtype=object)
+    for row, path in enumerate(examples.paths):
+        if printable(path) != path:
+            reasons[row] = "its name is not UTF-8, as a manifest is"
+    rank = np.array([_RANKS.get(str(side), 0) for side in examples.splits])
+    for group in copies:
+        rows = np.array(group.rows)
+        if group.exact and group.conflicting:
+            reasons[rows] = "the same bytes have several labels"
+        elif group.exact:
+            best = rows[np.argmax(rank[rows])]
+            reasons[rows[(rows != best) & (reasons[rows] == "")]] = "the same bytes again"
+        else:
+            _leave_lower(rows, rank, reasons, "it looks like a held-out picture")
+    names = {group.name for group in leaking}
+    members: dict[str, list[int]] = {}
+    for row, name in enumerate(examples.groups):
+        if name in names:
+            members.setdefault(str(name), []).append(row)
+    for of_group in members.values():
+        _leave_lower(np.array(of_group), rank, reasons, "its group is held out elsewhere")
+    kept = np.flatnonzero(reasons == "")
+    found, counts = np.unique(reasons[reasons != ""].astype(str), return_counts=True)
+    groups = join_groups(examples.groups, copies)
+    alone = {name for name in set(groups) if np.count_nonzero(groups[kept] == name) < 2}
+    groups[[not own and name in alone for own, name in zip(examples.groups, groups, strict=True)]] = ""
+    return Cleaning(kept, groups, dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+
+def _leave_lower(rows: np.ndarray, rank: np.ndarray, reasons: np.ndarray, reason: str) -> None:
+    rows = rows[reasons[rows] == ""]
+    lower = rows[rank[rows] < rank[rows].max(initial=0)]
+    reasons[lower] = reason
+
+
+def write_manifest(
+    path: str | os.PathLike[str],
+    table: Table,
+    examples: Examples,
+    cleaning: Cleaning,
+    remarks: Mapping[str, Sequence[str]] = {},
+) -> Path:
+    """Write the rows that stay as a CSV manifest, with all columns of the table.
+
+    Args:
+        path: A new file, in the folder that holds the pictures or above it.
+        table: What the examples were chosen from.
+        examples: Some rows of it.
+        cleaning: See `clean`; its groups become the column "group" where there are any.
+        remarks: More columns, one string per example.
+
+    Raises:
+        DataError: The file exists, or does not lie in or above the pictures' folder.
+        ResourceError: It cannot be written.
+    """
+    target = Path(os.path.abspath(os.path.expanduser(path)))
+    folder, root = os.path.realpath(target.parent), os.path.realpath(table.root)
+    if os.path.commonpath([folder, root]) != folder:
+        rule = "A manifest lies in the folder of its pictures or above it: its paths must not lead out of its folder."
+        raise DataError(rule, f"{str(path)!r} for pictures in {root!r}", f"Write it to {root}/cleaned.csv, say.")
+    position = {where: row for row, where in enumerate(table.paths)}
+    rows = [position[where] for where in examples.paths[cleaning.kept]]
+    columns = {name: [values[row] for row in rows] for name, values in table.columns.items()}
+    if (cleaning.groups != "").any():
+        columns["group"] = cleaning.groups[cleaning.kept].tolist()
+    columns |= {name: [values[row] for row in cleaning.kept] for name, values in remarks.items()}
+    paths = [_write_path(os.path.relpath(table.paths[row], folder)) for row in rows]
+    try:
+        with open(target, "x", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["path", *columns])
+            writer.writerows(zip(paths, *columns.values(), strict=True))
+    except FileExistsError:
+        raise DataError("A manifest is never overwritten.", repr(str(path)), "Choose another name.") from None
+    except OSError as error:
+        raise ResourceError("The manifest must be writable.", f"{path} ({error.strerror})") from None
+    return target
+
+
+def _write_path(path: str) -> str:
+    return f"./{path}".replace(os.sep, "/") if path.startswith(_FORMULAS) else path.replace(os.sep, "/")

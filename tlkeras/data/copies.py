@@ -1,0 +1,101 @@
+"""Which pictures are there more than once, and whether that misleads: two labels for one, or one on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from tlkeras.data.duplicates import find_equal, find_near
+from tlkeras.data.tables import Examples
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Rows that are one picture.
+
+    Attributes:
+        rows: Ascending, two or more.
+        exact: The bytes are the same, not the looks alone.
+        similarity: The lowest correlation of one with the central one; 1 where they are exact.
+        conflicting: Their labels differ.
+        leaking: They stand on different sides.
+    """
+
+    rows: tuple[int, ...]
+    exact: bool
+    similarity: float
+    conflicting: bool
+    leaking: bool
+
+
+@dataclass(frozen=True)
+class LeakingGroup:
+    """A group that must stay together and does not: its name, and how many of its rows are on each side."""
+
+    name: str
+    sides: dict[str, int]
+
+
+def find_copies(examples: Examples, digests: Sequence[str], thumbnails: np.ndarray, sides: np.ndarray) -> list[Copies]:
+    """Return copies, exact ones first; a group of looks that holds nothing but one of bytes is not listed twice.
+
+    Args:
+        examples: All of them.
+        digests: SHA-256 of each file's bytes.
+        thumbnails: uint8 [n, 32, 32], see `duplicates.read_thumbnails`.
+        sides: The side of each, str [n]; all "" where they are not divided.
+    """
+    equal = [Copies(rows, True, 1.0, *_judge(examples, sides, rows)) for rows in find_equal(digests)]
+    near = [
+        Copies(group.rows, False, group.similarity, *_judge(examples, sides, group.rows))
+        for group in find_near(thumbnails, digests)
+    ]
+    return equal + near
+
+
+def find_leaking_groups(groups: np.ndarray, sides: np.ndarray) -> list[LeakingGroup]:
+    """Return the groups with rows on several sides, in order of their names; "" is no group."""
+    leaking = []
+    names, numbers = np.unique(groups.astype(str), return_inverse=True)
+    order = np.argsort(numbers, kind="stable")
+    for name, rows in zip(names, np.split(order, np.cumsum(np.bincount(numbers))[:-1]), strict=True):
+        found, counts = np.unique(sides[rows].astype(str), return_counts=True)
+        if name and len(found) > 1:
+            leaking.append(LeakingGroup(str(name), dict(zip(found.tolist(), counts.tolist(), strict=True))))
+    return leaking
+
+
+def join_groups(groups: np.ndarray, copies: Sequence[Copies]) -> np.ndarray:
+    """Return groups, str [n], in which copies stand together with each other and with the groups that they are of.
+
+    A joint group has the name of the first group in it, or "copies-N" where there is none; rows in none keep "".
+    """
+    count = len(groups)
+    names, numbers = np.unique(groups.astype(str), return_inverse=True)
+    pairs = [(row, other) for group in copies for row, other in zip(group.rows, group.rows[1:], strict=False)]
+    pairs += [(int(row), count + int(numbers[row])) for row in np.flatnonzero(groups != "")]
+    left, right = np.array(pairs, np.int64).reshape(-1, 2).T
+    links = coo_array((np.ones(len(pairs)), (left, right)), shape=(count + len(names),) * 2)
+    _, component = connected_components(links, directed=False)
+    sizes = np.bincount(component[:count], minlength=component.max(initial=0) + 1)
+    given = {int(component[row]): str(groups[row]) for row in reversed(np.flatnonzero(groups != ""))}
+    for number in component[:count][sizes[component[:count]] > 1].tolist():
+        given.setdefault(number, f"copies-{len(given) + 1}")
+    joint = np.empty(count, dtype=object)
+    joint[:] = [given.get(number, "") for number in component[:count].tolist()]
+    return joint
+
+
+def _judge(examples: Examples, sides: np.ndarray, rows: Sequence[int]) -> tuple[bool, bool]:
+    """Return whether labels differ, where they are known, and whether sides do."""
+    at = np.array(rows)
+    conflicting = False
+    for task in examples.tasks:
+        targets = examples.targets[task.name][at]
+        members = task.members(targets)[task.is_labelled(targets)]
+        conflicting |= bool((members != members[:1]).any())
+    return conflicting, len(set(sides[at])) > 1

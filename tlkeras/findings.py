@@ -1,0 +1,97 @@
+"""The page of `tlkeras check`: what was found, beside the pictures it was found in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tlkeras.data.decoding import decode_file
+from tlkeras.data.headers import PictureError
+from tlkeras.gallery import Figure, Section
+
+_SIDE = 132  # pixels
+_MOST_GROUPS, _MOST_IN_GROUP, _MOST_PICTURES = 60, 8, 96
+
+
+def draw_findings(report: Mapping[str, Any], paths: Mapping[str, str]) -> list[Section]:
+    """Return the sections of the page.
+
+    Args:
+        report: What `rehearsal.check` returns.
+        paths: From printable paths to those that can be opened.
+    """
+    verdict = [f"!{problem}" for problem in report["problems"]] or ["Nothing is in the way of a training."]
+    facts = [(name, value) for name, value in report["facts"].items()]
+    sections = [Section("Overview", [*verdict, *report["notes"]], ("", ""), facts), *_draw_classes(report)]
+    for title, chosen in (
+        ("Copies with different labels", lambda group: group["conflicting"]),
+        ("Copies on different sides", lambda group: group["leaking"] and not group["conflicting"]),
+        ("Other copies", lambda group: not group["leaking"] and not group["conflicting"]),
+    ):
+        sections += _draw_copies(title, [group for group in report["copies"] if chosen(group)], paths)
+    sections += _draw_list("Labels that look wrong", report["mislabelled"], paths, _explain_label)
+    sections += _draw_list("Pictures unlike all others", report["outliers"], paths, lambda picture: [picture["label"]])
+    rows = [(found["path"], found["reason"]) for found in report["rejected"]]
+    sections += [Section("Files that cannot be used", (), ("file", "reason"), rows)] if rows else []
+    odd = [(found["path"], found["reason"]) for found in report["remarks"]]
+    sections += [Section("Odd files", (), ("file", "reason"), odd)] if odd else []
+    return sections
+
+
+def _draw_classes(report: Mapping[str, Any]) -> Iterator[Section]:
+    rows = report["classes"]
+    if not rows:
+        return
+    sides = [name for name in rows[0] if name not in ("task", "class", "pictures", "share")]
+    several = len({row["task"] for row in rows}) > 1
+    table = [
+        (
+            f"{row['task']}: {row['class']}" if several else row["class"],
+            row["pictures"],
+            float(row["share"]),
+            *(row[side] for side in sides),
+        )
+        for row in rows
+    ]
+    yield Section("Classes", (), ("class", "pictures", "share", *sides), table)
+
+
+def _draw_copies(title: str, groups: Sequence[Mapping[str, Any]], paths: Mapping[str, str]) -> Iterator[Section]:
+    if not groups:
+        return
+    strips = []
+    for group in groups[:_MOST_GROUPS]:
+        same = (
+            "the same bytes"
+            if group["kind"] == "exact"
+            else f"they look the same, correlation {group['similarity']:.3f}"
+        )
+        figures = [_draw(picture, paths, [picture["label"], picture["side"]]) for picture in group["pictures"]]
+        strips.append((same, [figure for figure in figures[:_MOST_IN_GROUP] if figure]))
+    yield Section(f"{title}: {len(groups):,} groups", _tell_rest(len(groups), _MOST_GROUPS), strips=strips)
+
+
+def _draw_list(
+    title: str, pictures: Sequence[Mapping[str, Any]] | None, paths: Mapping[str, str], explain: Any
+) -> Iterator[Section]:
+    if not pictures:
+        return
+    figures = [_draw(picture, paths, explain(picture)) for picture in pictures[:_MOST_PICTURES]]
+    strip = ("", [figure for figure in figures if figure])
+    yield Section(f"{title}: {len(pictures):,}", _tell_rest(len(pictures), _MOST_PICTURES), strips=[strip])
+
+
+def _explain_label(picture: Mapping[str, Any]) -> list[str]:
+    return [f"label {picture['label']}", f"looks like {picture['suggested']} (by {picture['score']:.2f})"]
+
+
+def _tell_rest(count: int, most: int) -> list[str]:
+    return [f"The first {most} are shown; `--json` lists all."] if count > most else []
+
+
+def _draw(picture: Mapping[str, Any], paths: Mapping[str, str], lines: Sequence[str]) -> Figure | None:
+    try:
+        pixels = decode_file(paths[picture["path"]], _SIDE, "pad")
+    except PictureError:  # it is gone since it was looked at
+        return None
+    return Figure(pixels, [*filter(None, lines), picture["key"]])

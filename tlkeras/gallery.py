@@ -1,0 +1,135 @@
+"""A page of pictures to look at, as one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from tlkeras.errors import ResourceError
+
+_MARK = "<!doctype html><!-- made by tlkeras: written anew each time -->"
+_STYLE = """
+:root { color-scheme: light dark; --ink: #222; --faint: #666; --line: #ddd; --card: #f6f6f4; --bar: #0072b2 }
+:root { --bad: #b4380e }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --faint: #a0a0a0; --line: #3a3a3a; --card: #242424; --bar: #56b4e9; --bad: #f08a5d }
+  body { background: #161616 }
+}
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.5rem }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem; border-top: 1px solid var(--line); padding-top: 1rem }
+p { margin: .3rem 0 .8rem } .faint { color: var(--faint) } .bad { color: var(--bad); font-weight: 600 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .15rem .9rem .15rem 0; text-align: left; overflow-wrap: anywhere }
+th { color: var(--faint); font-weight: 500 } td.number { text-align: right }
+.bar { background: var(--bar); height: .7rem; min-width: 1px; border-radius: 2px }
+.strip { display: flex; flex-wrap: wrap; gap: .6rem; margin: .5rem 0 }
+.strip { background: var(--card); border-radius: 8px; padding: .6rem }
+.strip > p { flex-basis: 100%; margin: 0 } figure { margin: 0; width: 132px }
+figure img { width: 132px; height: 132px; object-fit: contain; border-radius: 4px; display: block }
+figcaption { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; margin-top: .2rem }
+"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture, uint8 RGB [h, w, 3], and lines of text below it."""
+
+    pixels: np.ndarray
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, sentences, and what stands below: rows of a table, or strips of pictures with a sentence each.
+
+    Attributes:
+        title: The heading.
+        sentences: Paragraphs; those that begin with "!" are set apart.
+        header: Names of the table's columns.
+        rows: Of the table; a float from 0 to 1 is drawn as a bar.
+        strips: Pictures that belong together.
+    """
+
+    title: str
+    sentences: Sequence[str] = ()
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[object]] = ()
+    strips: Sequence[tuple[str, Sequence[Figure]]] = field(default=())
+
+
+def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> Path:
+    """Write a page; one that was made here before is replaced, any other file stays.
+
+    Raises:
+        ResourceError: The file is another one, or cannot be written.
+    """
+    target = Path(path)
+    body = "\n".join(map(_render_section, sections))
+    page = (
+        f"{_MARK}\n<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>\n{body}\n</html>\n"
+    )
+    aside = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
+    try:
+        check_page(target)
+        aside.write_text(page, encoding="utf-8", errors="backslashreplace")
+        os.replace(aside, target)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise ResourceError("The page must be writable.", f"{target} ({error.strerror})") from None
+    return target
+
+
+def check_page(path: str | os.PathLike[str]) -> None:
+    """Make sure before the work that a page can be written there.
+
+    Raises:
+        ResourceError: There is another file or a folder, or no folder to write to.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_file() or not target.read_bytes().startswith(_MARK.encode())):
+        raise ResourceError("Only a page of tlkeras is replaced.", f"{target}, another file", "Choose another name.")
+    if not target.absolute().parent.is_dir():
+        raise ResourceError("The folder of a page must exist.", str(target.parent), "Make it, or choose another one.")
+
+
+def _render_section(section: Section) -> str:
+    parts = [f"<h2>{escape(section.title)}</h2>"]
+    for sentence in section.sentences:
+        kind = " class='bad'" if sentence.startswith("!") else ""
+        parts.append(f"<p{kind}>{escape(sentence.removeprefix('!'))}</p>")
+    if section.rows:
+        head = "".join(f"<th>{escape(name)}</th>" for name in section.header)
+        body = "".join(f"<tr>{''.join(map(_render_cell, row))}</tr>" for row in section.rows)
+        parts.append(f"<table><tr>{head}</tr>{body}</table>")
+    for sentence, figures in section.strips:
+        shown = "".join(map(_render_figure, figures))
+        parts.append(f"<div class='strip'>{f'<p class=faint>{escape(sentence)}</p>' if sentence else ''}{shown}</div>")
+    return "\n".join(parts)
+
+
+def _render_cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"<td><div class='bar' style='width:{12 * value:.2f}rem'></div></td>"
+    if isinstance(value, int):
+        return f"<td class='number'>{value:,}</td>"
+    return f"<td>{escape(str(value))}</td>"
+
+
+def _render_figure(figure: Figure) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(figure.pixels).save(buffer, "JPEG", quality=80)
+    code = base64.b64encode(buffer.getvalue()).decode()
+    lines = "<br>".join(escape(line) for line in figure.lines)
+    return f"<figure><img alt='' src='data:image/jpeg;base64,{code}'><figcaption>{lines}</figcaption></figure>"
