@@ -219,7 +219,8 @@ def _preserving_randomness() -> Iterator[None]:
 
 def _copy(model: keras.Model) -> tuple[keras.Model, keras.optimizers.Optimizer]:
     """Return a model and an optimizer that stand where those given stand, with variables of their own."""
-    copied = keras.models.clone_model(model)
+    uncompiled = keras.Model(model.inputs, model.outputs)  # else Keras compiles the clone too, if it can
+    copied = keras.models.clone_model(uncompiled)
     for layer, original in zip(copied._flatten_layers(), model._flatten_layers(), strict=True):
         layer.trainable = original.trainable
     twins = {id(old): new for old, new in zip(model.variables, copied.variables, strict=True)}
