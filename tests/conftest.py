@@ -74,6 +74,14 @@ def workplace(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory):
+    """What `export` returned of the shared run; its folder of versions is named `photos`. Do not change it."""
+    import tlkeras
+
+    return tlkeras.export(str(trained), tmp_path_factory.mktemp("models") / "photos")
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """The path of a finished run on generated pictures; read it, do not change it."""
     import tlkeras

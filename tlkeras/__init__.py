@@ -21,7 +21,9 @@ __all__ = [
     "list_cache",
     "list_recipes",
     "predict",
+    "predict_remotely",
     "prune_cache",
+    "serve",
     "show_backbone",
     "train",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkeras.commands import exporting, networks, recipes, running, store
+from tlkeras.commands import exporting, networks, recipes, running, serving, store
 from tlkeras.errors import TlkerasError
 
 INTERRUPTED = 130
@@ -68,6 +68,7 @@ for _command in (
     running.evaluate,
     running.predict,
     exporting.export,
+    serving.serve,
     recipes.check,
     recipes.ls,
     recipes.cp,

@@ -71,6 +71,12 @@ class ExportError(TlkerasError):
     exit_code = 7
 
 
+class ServingError(TlkerasError):
+    """A server of models cannot be reached, or refuses what it is asked."""
+
+    exit_code = 9
+
+
 class MissingExtraError(TlkerasError):
     """An optional dependency is not installed."""
 

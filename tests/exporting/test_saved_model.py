@@ -22,11 +22,6 @@ from tlkeras.runs import Run
 
 
 @pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory):
-    return tlkeras.export(str(trained), tmp_path_factory.mktemp("models") / "photos")
-
-
-@pytest.fixture(scope="module")
 def source(trained):
     return saved_model._read_source(Run(trained))
 

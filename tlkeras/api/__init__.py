@@ -4,6 +4,7 @@ from tlkeras.api.exporting import export
 from tlkeras.api.networks import backbones, show_backbone
 from tlkeras.api.recipes import check, copy_recipe, list_recipes, show_schedule
 from tlkeras.api.running import RUNS, evaluate, predict, resume, train
+from tlkeras.api.serving import predict_remotely, serve
 from tlkeras.api.store import list_cache, prune_cache
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     "list_cache",
     "list_recipes",
     "predict",
+    "predict_remotely",
     "prune_cache",
     "resume",
+    "serve",
     "show_backbone",
     "show_schedule",
     "train",

@@ -54,21 +54,28 @@ def evaluate(run: str, runs: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("run")
-@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
+@click.argument("run", metavar="[RUN]")
+@click.argument("pictures", nargs=-1, metavar="PICTURE...")
+@click.option("--url", help="Ask a served model instead of a run, such as http://localhost:8501/v1/models/NAME.")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes shown per picture.")
 @takes_runs
 @takes_json
-def predict(run: str, pictures: tuple[str, ...], top: int, runs: str, as_json: bool) -> None:
+def predict(run: str, pictures: tuple[str, ...], url: str | None, top: int, runs: str, as_json: bool) -> None:
     """Classify PICTURES (files or folders) with RUN's model; unreadable ones are listed and end in exit code 3.
 
     \b
     Example: tlkeras predict latest photo.jpg
+             tlkeras predict --url http://localhost:8501/v1/models/solar_cells photo.jpg
     """
     from tlkeras import api
     from tlkeras.errors import DataError
 
-    result = api.predict(run, pictures, top=top, runs=runs)
+    if url:
+        result = api.predict_remotely(url, [run, *pictures])
+    elif not pictures:
+        raise click.UsageError("Give a RUN and at least one PICTURE, or --url and at least one PICTURE.")
+    else:
+        result = api.predict(run, pictures, top=top, runs=runs)
     print_result(result, as_json, "draw_predictions")
     if result["unreadable"]:
         sys.exit(DataError.exit_code)

@@ -1,0 +1,146 @@
+"""Requests of many clients, run together: one batch at a time, gathered while the one before it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+
+from tlkeras.serving.statuses import Code, StatusError
+
+Arrays = list[np.ndarray]
+Run = Callable[..., Arrays]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How requests are put together.
+
+    Attributes:
+        max_batch_size: Rows that run together; 1 turns batching off.
+        timeout: Seconds that a request waits for others.
+        max_waiting: Rows that may wait; a request that would be one too many is refused.
+    """
+
+    max_batch_size: int = 32
+    timeout: float = 0.002
+    max_waiting: int = 1024
+
+
+@dataclass(frozen=True)
+class _Request:
+    arrays: Arrays
+    rows: int
+    answer: asyncio.Future[Arrays]
+
+
+class Batcher:
+    """Runs one signature. Use it within one event loop.
+
+    A batch that fails because of its content is run again request by request, so that one bad picture spoils only the
+    request that it came with.
+    """
+
+    def __init__(self, run: Run, executor: Executor, options: Batching, observe: Callable[[int], None]):
+        self._run, self._executor, self._options, self._observe = run, executor, options, observe
+        self._waiting: deque[_Request] = deque()
+        self._rows = 0
+        self._busy = False
+        self._arrived = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait."""
+        return self._rows
+
+    async def submit(self, arrays: Sequence[np.ndarray]) -> Arrays:
+        """Return the outputs for inputs with the same number of rows, at least one.
+
+        Raises:
+            StatusError: Too many rows wait.
+        """
+        rows = len(arrays[0])
+        if self._rows + rows > max(self._options.max_waiting, rows):
+            raise StatusError(Code.UNAVAILABLE, "The batch scheduling queue to which this task was submitted is full")
+        loop = asyncio.get_running_loop()
+        if self._task is None:
+            self._task = loop.create_task(self._work())
+        request = _Request(list(arrays), rows, loop.create_future())
+        self._waiting.append(request)
+        self._rows += rows
+        self._arrived.set()
+        return await request.answer
+
+    async def close(self) -> None:
+        """Answer what waits, then stop."""
+        while self._waiting or self._busy:
+            await asyncio.sleep(0.01)
+        if self._task:
+            self._task.cancel()
+
+    async def _work(self) -> None:
+        while True:
+            await self._arrived.wait()
+            batch = await self._gather()
+            self._busy = True
+            try:
+                await self._answer(batch)
+            finally:
+                self._busy = False
+
+    async def _gather(self) -> list[_Request]:
+        """Return the requests that run next; wait a little for more."""
+        deadline = asyncio.get_running_loop().time() + self._options.timeout
+        while self._rows < self._options.max_batch_size:
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                break
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), left)
+            except TimeoutError:
+                break
+        batch: list[_Request] = []
+        rows = 0
+        while self._waiting and (not batch or rows + self._waiting[0].rows <= self._options.max_batch_size):
+            request = self._waiting.popleft()
+            self._rows -= request.rows
+            if not request.answer.cancelled():  # nobody waits for it any more
+                batch.append(request)
+                rows += request.rows
+        (self._arrived.set if self._waiting else self._arrived.clear)()
+        return batch
+
+    async def _answer(self, batch: list[_Request]) -> None:
+        if not batch:
+            return
+        loop = asyncio.get_running_loop()
+        self._observe(sum(request.rows for request in batch))
+        joined = batch[0].arrays
+        if len(batch) > 1:
+            joined = [np.concatenate(parts) for parts in zip(*(request.arrays for request in batch), strict=True)]
+        try:
+            outputs = await loop.run_in_executor(self._executor, self._run, *joined)
+        except Exception as error:
+            if len(batch) == 1:
+                _set_error(batch[0], error)
+            else:
+                for request in batch:
+                    await self._answer([request])
+            return
+        start = 0
+        for request in batch:
+            stop = start + request.rows
+            if not request.answer.done():
+                request.answer.set_result([output[start:stop] for output in outputs])
+            start = stop
+
+
+def _set_error(request: _Request, error: Exception) -> None:
+    if not request.answer.done():
+        request.answer.set_exception(error)

@@ -1,0 +1,58 @@
+"""What can go wrong with a request, in TensorFlow's codes and their translation to HTTP and gRPC."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Code(Enum):
+    """TensorFlow's error codes: number in gRPC, and status in HTTP as TensorFlow Serving translates them."""
+
+    OK = (0, 200)
+    CANCELLED = (1, 499)
+    UNKNOWN = (2, 500)
+    INVALID_ARGUMENT = (3, 400)
+    DEADLINE_EXCEEDED = (4, 504)
+    NOT_FOUND = (5, 404)
+    PERMISSION_DENIED = (7, 403)
+    RESOURCE_EXHAUSTED = (8, 429)
+    FAILED_PRECONDITION = (9, 400)
+    OUT_OF_RANGE = (11, 400)
+    UNIMPLEMENTED = (12, 501)
+    INTERNAL = (13, 500)
+    UNAVAILABLE = (14, 503)
+    TOO_LARGE = (8, 413)
+    """The body is over the limit; gRPC has no code of its own for it."""
+
+    @property
+    def number(self) -> int:
+        """The code in gRPC."""
+        return self.value[0]
+
+    @property
+    def http(self) -> int:
+        """The status in HTTP."""
+        return self.value[1]
+
+
+class StatusError(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, code: Code, message: str):
+        self.code, self.message = code, message
+        super().__init__(f"{code.name}: {message}")
+
+
+def invalid(message: str) -> StatusError:
+    """Return the error of a request that is wrong in itself."""
+    return StatusError(Code.INVALID_ARGUMENT, message)
+
+
+def translate(error: Exception) -> StatusError:
+    """Return what an error of TensorFlow, or any other, is to whoever asked."""
+    if isinstance(error, StatusError):
+        return error
+    number = getattr(error, "error_code", None)
+    by_number = {code.number: code for code in reversed(Code) if code is not Code.TOO_LARGE}
+    message = str(getattr(error, "message", None) or error)
+    return StatusError(by_number.get(number, Code.INTERNAL), message) if number else StatusError(Code.INTERNAL, message)
