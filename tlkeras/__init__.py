@@ -18,6 +18,7 @@ __all__ = [
     "copy_recipe",
     "evaluate",
     "export",
+    "extract_features",
     "list_cache",
     "list_recipes",
     "predict",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkeras.commands import exporting, networks, recipes, running, serving, store
+from tlkeras.commands import exporting, features, networks, recipes, running, serving, store
 from tlkeras.errors import TlkerasError
 
 INTERRUPTED = 130
@@ -74,6 +74,7 @@ for _command in (
     recipes.cp,
     recipes.show,
     networks.backbones,
+    features.features,
     store.cache,
 ):
     main.add_command(_command)

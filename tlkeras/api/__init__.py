@@ -1,6 +1,7 @@
 """The verbs: each a function, and each a command of the same name."""
 
 from tlkeras.api.exporting import export
+from tlkeras.api.features import extract_features
 from tlkeras.api.networks import backbones, show_backbone
 from tlkeras.api.recipes import check, copy_recipe, list_recipes, show_schedule
 from tlkeras.api.running import RUNS, evaluate, predict, resume, train
@@ -14,6 +15,7 @@ __all__ = [
     "copy_recipe",
     "evaluate",
     "export",
+    "extract_features",
     "list_cache",
     "list_recipes",
     "predict",

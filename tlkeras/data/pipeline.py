@@ -46,11 +46,11 @@ def stream_pictures(
         batch_size: Pictures in a batch.
         augment: From a picture uint8 [size, size, 3] and its index, an int64 scalar, to what takes its place in the
             batch, one view or several; see `augmentation.show_one` and `show_all`.
-        workers: Threads of the stream's own pool, by default one per core; fewer leave cores to an engine that
-            runs at the same time.
+        workers: Threads of the stream's own pool, by default one per core of the process; fewer leave cores to an
+            engine that runs at the same time.
         prefetch: Batches decoded ahead.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or count_cores()
 
     def read_chunks() -> Iterator[tuple[np.ndarray, list[bytes]]]:
         for start in range(0, len(paths), _CHUNK):
@@ -76,6 +76,18 @@ def stream_pictures(
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
     return stream.with_options(options)
+
+
+def list_cores() -> list[int]:
+    """Return the cores that this process may run on; a container, a scheduler or a parent may have narrowed them."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def count_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(list_cores())
 
 
 def explain_unreadable(path: str) -> Rejection:

@@ -26,6 +26,7 @@ __all__ = [
     "list_pictures",
     "read_folder",
     "read_table",
+    "walk_pictures",
 ]
 
 PACKAGED = ("elpv", "sklearn-digits")
@@ -107,8 +108,17 @@ def read_folder(source: str) -> Table:
 
 def list_pictures(folder: str | os.PathLike[str]) -> list[str]:
     """Return the files below a folder that `read_folder` would take, in order; other files are left out."""
+    return list(walk_pictures(folder, []))
+
+
+def walk_pictures(folder: str | os.PathLike[str], rejected: list[Rejection]) -> Iterator[str]:
+    """Yield the files below a folder that `read_folder` would take, in order, without holding them all.
+
+    Args:
+        rejected: Gets what was found and left out, as in `read_folder`.
+    """
     root = os.path.realpath(folder)
-    return list(_walk(root, root, []))
+    yield from _walk(root, root, rejected)
 
 
 def _class_folders(root: str, rejected: list[Rejection]) -> Iterator[tuple[str, str, str]]:

@@ -1,6 +1,7 @@
 """Results as tables that a person would want to look at; each function prints what the verb of its name returns."""
 
 from tlkeras.tables.exporting import draw_export
+from tlkeras.tables.jobs import draw_job
 from tlkeras.tables.networks import draw_backbone, draw_backbones
 from tlkeras.tables.pictures import draw_check
 from tlkeras.tables.recipes import draw_list, draw_schedule
@@ -14,6 +15,7 @@ __all__ = [
     "draw_check",
     "draw_evaluation",
     "draw_export",
+    "draw_job",
     "draw_list",
     "draw_predictions",
     "draw_pruned",

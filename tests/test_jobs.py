@@ -1,0 +1,149 @@
+"""Features in bulk from the command line, by processes and by Ray, one of them killed."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner
+
+from tlkeras.bulk.job import open_job
+from tlkeras.cli import main
+
+SMALL = ["--set", "backbone.name=tiny", "--set", "backbone.weights=none", "--shard-size", "8"]
+COMMAND = [sys.executable, "-c", "from tlkeras.cli import main; main()"]
+PATIENCE = 240.0  # seconds for one command on a busy machine
+
+
+def extract(out, *more):
+    return CliRunner().invoke(main, ["features", "extract", "photos", "--out", str(out), *SMALL, *more])
+
+
+def test_features_are_those_that_training_sees(workplace):
+    done = extract("out", "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert (result["pictures"], result["rows"], result["shards"], result["computed"]) == (32, 32, 4, 32)
+    table = pyarrow.parquet.read_table("out/parts")
+    from tlkeras import assembly
+    from tlkeras.data.checks import inspect
+    from tlkeras.recipe import load_recipe
+
+    recipe = load_recipe("mine.yaml")
+    inspection = inspect(assembly.read_examples(recipe))
+    with assembly.extract_features(recipe, assembly.build_prefix(recipe), inspection) as features:
+        expected = np.asarray(features.outputs[0], np.float32)
+    assert table["picture"].to_pylist() == inspection.examples.keys.tolist()
+    np.testing.assert_allclose(np.array(table["features"].to_pylist(), np.float32), expected, atol=2e-3)
+    again = extract("out")
+    assert again.exit_code == 0 and "4 of 4 shards" in again.stdout and "0 in" in again.stdout
+
+
+def test_another_recipe_or_version_is_refused_by_what_differs(workplace):
+    assert extract("out").exit_code == 0
+    other = extract("out", "--set", "backbone.size=48")
+    assert other.exit_code == 5 and "size is 32 there and 48 here" in other.output
+    plan = json.loads((workplace / "out/job.json").read_text())
+    plan["facts"]["versions"]["keras"] = "2.0"
+    (workplace / "out/job.json").write_text(json.dumps(plan))
+    older = extract("out")
+    assert older.exit_code == 5 and "'keras': '2.0'" in older.output
+
+
+def test_a_failing_shard_ends_in_exit_code_5_and_bad_engines_are_named(workplace, monkeypatch):
+    from tlkeras.bulk.shards import Work
+
+    compute = Work.compute
+
+    def fail(self, paths, names):
+        if "day/0-009.png" in names:
+            raise ValueError("boom")
+        return compute(self, paths, names)
+
+    monkeypatch.setattr(Work, "compute", fail)
+    done = extract("out")
+    assert done.exit_code == 5
+    assert "3 of 4 shards" in done.stdout and "day/0-008.png to day/0-015.png" in done.stdout and "boom" in done.stdout
+    wrong = extract("other", "--engine", "rai")
+    assert wrong.exit_code == 1 and "Did you mean 'ray'?" in wrong.output
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_the_extra_is_named(workplace):
+    done = extract("out", "--engine", "ray")
+    assert done.exit_code == 8 and 'pip install "tlkeras[ray]"' in done.output
+
+
+def kill_one(folder, process, find):
+    """Kill a worker as soon as the first shard is done; return its id."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and process.poll() is None:
+        if list(folder.glob("records/*.json")) and (found := find(process.pid)):
+            os.kill(found, signal.SIGKILL)
+            return found
+        time.sleep(0.002)
+    raise AssertionError("there was nobody to kill")
+
+
+def find_descendants(parent):
+    children = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and read_parent(int(pid)) == parent]
+    return [*children, *(grandchild for child in children for grandchild in find_descendants(child))]
+
+
+def read_parent(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def find_process(parent):
+    return next(iter(find_descendants(parent)), None)
+
+
+def find_actor(parent):
+    for pid in find_descendants(parent):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if b"ray::" in (name := file.read()) and b"MapWorker" in name:
+                    return pid
+        except OSError:
+            continue
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
+@pytest.mark.parametrize(
+    "engine, find",
+    [
+        ("local", find_process),
+        pytest.param(
+            "ray",
+            find_actor,
+            marks=pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason='needs "tlkeras[ray]"'),
+        ),
+    ],
+)
+def test_two_workers_one_of_them_killed_give_the_bytes_of_a_single_process(engine, find, workplace, draw_more_photos):
+    draw_more_photos(workplace / "photos", count=600, seed=1)
+    (workplace / "photos" / "day" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    assert extract("one").exit_code == 0
+    with open("errors.txt", "wb") as errors:
+        arguments = ["features", "extract", "photos", "--out", "two", *SMALL, "--engine", engine, "--workers", "2"]
+        process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=errors)
+        kill_one(workplace / "two", process, find)
+        assert process.wait(PATIENCE) == 0, (workplace / "errors.txt").read_text()[-2000:]
+    one, two = open_job(workplace / "one"), open_job(workplace / "two")
+    assert one.shards == two.shards == 155
+    for shard in range(one.shards):
+        assert one.part(shard).read_bytes() == two.part(shard).read_bytes(), shard
+    assert two.summarise()["rejected"] == 1
+    assert [path.name for path in (workplace / "two/rejected").iterdir()] == ["00000.csv"]

@@ -1,0 +1,37 @@
+"""The verbs of features: computed for more pictures than a training would take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tlkeras import recipe as recipes
+from tlkeras.loading import load_tensorflow
+
+
+def extract_features(
+    recipe: str, out: str | Path, overrides: Mapping[str, Any] | None = None, **crew: Any
+) -> dict[str, Any]:
+    """Write the features of all pictures of a recipe's source, or of pictures alone, as Parquet files.
+
+    Args:
+        recipe: A recipe, or pictures alone: a folder, a manifest, "tfds:NAME" or a packaged set. Of these the features
+            of `linear_probe` are computed.
+        out: The job's folder; one that holds the same job, unfinished, is gone on with.
+        overrides: Values by dotted key.
+        crew: `engine` ("local" or "ray"), `workers`, `shard_size` and `verify`, see `tlkeras.jobs.Crew`.
+
+    Returns:
+        Counts and what failed, see `tlkeras.jobs.carry_out`.
+    """
+    from tlkeras.data.sources import is_source
+
+    if is_source(recipe) and recipe not in recipes.list_recipes():
+        resolved = recipes.load_recipe("linear_probe", {"data.source": recipe, **(overrides or {})})
+    else:
+        resolved = recipes.load_recipe(recipe, overrides)
+    load_tensorflow()
+    from tlkeras import jobs
+
+    return jobs.extract_features(resolved, Path(out), jobs.Crew(**crew))

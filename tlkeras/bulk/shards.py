@@ -1,0 +1,126 @@
+"""What a worker does: one shard after the other, until none is left that it could do."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow
+
+from tlkeras.bulk.job import Job
+from tlkeras.data.checks import look_at
+from tlkeras.data.headers import Rejection
+from tlkeras.data.pipeline import count_cores, explain_unreadable
+from tlkeras.errors import ResourceError
+from tlkeras.features.engines import Engine
+from tlkeras.features.extraction import Pictures
+
+_PAUSE = 0.5  # seconds between two looks at what others are at
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+MakeTable = Callable[[list[str], list[str], list[np.ndarray]], tuple[pyarrow.Table, np.ndarray]]
+"""From names, digests and outputs [n, ...] each to rows, and which of the pictures have one, bool [n]."""
+
+
+class Work:
+    """Turns picture files into rows of a table. Equal files give equal rows, whoever computes them.
+
+    Args:
+        engine: Runs a model on pictures of one size.
+        size: Side of these pictures in pixels.
+        fit: How a picture becomes a square.
+        make_table: What the rows are.
+    """
+
+    def __init__(self, engine: Engine, size: int, fit: str, make_table: MakeTable):
+        self.engine, self.size, self.fit, self._make_table = engine, size, fit, make_table
+
+    def compute(self, paths: Sequence[str], names: Sequence[str]) -> tuple[pyarrow.Table, list[Rejection]]:
+        """Return the rows of pictures in their order, and the pictures that have none, each with its reason."""
+        with ThreadPoolExecutor(count_cores()) as pool:
+            seen = list(pool.map(look_at, paths))
+        rejected = {row: found for row, found in enumerate(seen) if isinstance(found, Rejection)}
+        rows = np.array([row for row in range(len(paths)) if row not in rejected], np.int64)
+        digests = ["" if isinstance(found, Rejection) else found[0] for found in seen]
+        results = list(self.engine.run(Pictures(paths, digests, self.fit).stream(rows, self.size)))
+        read = np.concatenate([index for index, _ in results]) if results else rows[:0]
+        for row in np.setdiff1d(rows, read).tolist():
+            rejected[row] = explain_unreadable(paths[row])
+        outputs = [np.concatenate(parts) for parts in zip(*(outputs for _, outputs in results), strict=True)]
+        chosen = read.tolist()
+        table, usable = self._make_table([names[row] for row in chosen], [digests[row] for row in chosen], outputs)
+        for row in read[~usable].tolist():
+            rejected[row] = Rejection(paths[row], "not-finite", "the network gives NaN, infinity or too large numbers")
+        return table, [rejected[row] for row in sorted(rejected)]
+
+
+def work_off(job: Job, work: Work, advance: Callable[[int], None] = lambda pictures: None) -> None:
+    """Do all shards that nobody else does, and those of workers that died meanwhile; return when none is left.
+
+    A shard that fails is tried again, `ATTEMPTS` times by all workers together; then the rest goes on without it.
+
+    Args:
+        advance: Told the number of pictures after each shard done.
+
+    Raises:
+        ResourceError: The disk is full; that is no shard's fault, and no attempt is counted.
+    """
+    while pending := job.list_pending():
+        idle = True
+        for shard in pending:
+            with job.claim(shard) as free:
+                if free and not job.is_done(shard) and do_shard(job, work, shard):
+                    idle = False
+                    record = job.read_record(shard)
+                    advance(record["rows"] + record["rejected"])
+        if idle:
+            time.sleep(_PAUSE)
+
+
+def do_shard(job: Job, work: Work, shard: int) -> bool:
+    """Compute a shard that was claimed; return whether it is done."""
+    job.note_start(shard)
+    try:
+        paths = job.read_paths(shard)
+        job.finish(shard, *work.compute(paths, [job.name(path) for path in paths]))
+    except OSError as error:
+        if error.errno in _FULL:
+            job.forget_attempts(shard)
+            raise ResourceError(
+                "The disk must have room for the job's results.",
+                f"{error.strerror} at {job.folder}",
+                "What was done is kept. Free some space and give the command again.",
+            ) from error
+        job.note_error(shard, f"{type(error).__name__}: {error}")
+        return False
+    except Exception as error:  # whatever it is, the other shards must not suffer
+        job.note_error(shard, f"{type(error).__name__}: {error}")
+        return False
+    return True
+
+
+def feature_table(dtype: str, width: int) -> MakeTable:
+    """Return what makes rows of name, SHA-256 and features, a list of one length in float16 or float32."""
+
+    def make(names: list[str], digests: list[str], outputs: list[np.ndarray]) -> tuple[pyarrow.Table, np.ndarray]:
+        values = outputs[0].reshape(len(names), width) if outputs else np.empty((0, width), np.float32)
+        with np.errstate(over="ignore"):
+            values = values.astype(dtype)
+        usable = np.asarray(np.isfinite(values).all(axis=1))
+        flat = pyarrow.array(values[usable].ravel())
+        columns: dict[str, Any] = {
+            "picture": pyarrow.array(
+                [name for name, keep in zip(names, usable, strict=True) if keep], pyarrow.string()
+            ),
+            "sha256": pyarrow.array(
+                [name for name, keep in zip(digests, usable, strict=True) if keep], pyarrow.string()
+            ),
+            "features": pyarrow.FixedSizeListArray.from_arrays(flat, width),
+        }
+        return pyarrow.table(columns), usable
+
+    return make

@@ -1,0 +1,44 @@
+"""Commands on features."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from tlkeras.commands.options import print_result, takes_json, takes_overrides
+from tlkeras.errors import RunError
+
+
+@click.group()
+def features() -> None:
+    """Features of pictures, for use elsewhere or on many machines."""
+
+
+@features.command()
+@click.argument("recipe", metavar="DATA|RECIPE")
+@click.option("--out", required=True, metavar="FOLDER", help="Where the results go; an unfinished job is gone on with.")
+@click.option("--engine", default="local", show_default=True, help="local (processes) or ray (a Ray cluster).")
+@click.option("--workers", type=click.IntRange(1), help="Processes or actors  [default: one for every 8 cores]")
+@click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Pictures in a shard.")
+@click.option("--verify", is_flag=True, help="Compare the checksums of what is there; do again what is damaged.")
+@takes_overrides
+@takes_json
+def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **crew: Any) -> None:
+    """Write the features of all pictures of a folder, a manifest or a RECIPE's source as Parquet files.
+
+    The work is divided into shards that any worker may do, and do again: give the command again after a failure, or on
+    another machine that sees the same folder. A picture that cannot be read is listed in FOLDER/rejected; a shard that
+    fails three times is named, the rest goes on, and the exit code is 5.
+
+    \b
+    Example: tlkeras features extract photos/ --out features/ --workers 2
+    """
+    from tlkeras import api
+    from tlkeras.recipe import parse_overrides
+
+    result = api.extract_features(recipe, overrides=parse_overrides(assignments), **crew)
+    print_result(result, as_json, "draw_job")
+    if result["failed"]:
+        sys.exit(RunError.exit_code)

@@ -1,0 +1,194 @@
+"""Jobs on many pictures: what a recipe's features are, written down so that any worker can compute a part of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlkeras import assembly
+from tlkeras.backbones.weights import fingerprint
+from tlkeras.bulk.clusters import require_ray, run_ray
+from tlkeras.bulk.job import Job, check_facts, open_job, plan_job
+from tlkeras.bulk.local import run_processes
+from tlkeras.bulk.shards import Work, feature_table, work_off
+from tlkeras.data import decoding
+from tlkeras.data.pipeline import count_cores
+from tlkeras.data.sources import walk_pictures
+from tlkeras.errors import RunError, TlkerasError, suggest
+from tlkeras.features.engines import make_engine
+from tlkeras.progress import track
+from tlkeras.recipe import Recipe
+from tlkeras.runs import describe_environment
+
+ENGINES = ("local", "ray")
+SHARD_SIZE = 10_000
+_CORES = 8  # of a worker: beyond that a process' own work on batches and shards holds the cores up
+_VERSIONS = ("tlkeras", "tensorflow", "keras", "openvino")
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does a job.
+
+    Attributes:
+        engine: "local": processes of this machine; "ray": actors of a Ray cluster.
+        workers: How many; None: one for every eight cores of this machine.
+        shard_size: Pictures in a shard: what one worker does at a time, and what a death can cost.
+        verify: Read all parts that are there and compare their checksums; damaged ones are done again.
+    """
+
+    engine: str = "local"
+    workers: int | None = None
+    shard_size: int = SHARD_SIZE
+    verify: bool = False
+
+    def count(self) -> int:
+        """Return the number of workers."""
+        return self.workers or max(1, count_cores() // _CORES)
+
+
+def extract_features(recipe: Recipe, folder: Path, crew: Crew = Crew()) -> dict[str, Any]:
+    """Compute the recipe's features of all pictures of its source, whatever their labels and sides.
+
+    Returns:
+        See `carry_out`.
+
+    Raises:
+        TlkerasError: What is in the way.
+    """
+    _check_engine(crew.engine)
+    work, facts = _open_features(_reduce(recipe))
+    return carry_out(folder, facts, work, _list_source(recipe), crew)
+
+
+def carry_out(
+    folder: Path, facts: Mapping[str, Any], work: Work, pictures: tuple[str, Callable[[], Iterable[str]]], crew: Crew
+) -> dict[str, Any]:
+    """Do a job, or what is left of it.
+
+    Args:
+        facts: As in `Job`; `open_work` makes the work again from them, on any machine.
+        work: What was made from them here.
+        pictures: The folder that names are relative to, and what lists the paths.
+
+    Returns:
+        `folder`, `pictures`, `shards`, `done`, `rows`, `rejected`, `bytes`, `sha256` of all parts (None where not every
+        shard is done), `failed` (shards given up, with their last error), `computed` (pictures of this call),
+        `seconds` of computing, `engine`, `workers`.
+    """
+    root, list_paths = pictures
+    job = plan_job(folder, facts, root, list_paths, crew.shard_size)
+    job.forget_attempts()
+    job.drop_damaged(crew.verify)
+    before, started, count = job.summarise(), time.monotonic(), crew.count()
+    settled = before["rows"] + before["rejected"]
+    if job.list_pending():
+        if crew.engine == "ray":
+            run_ray(job, open_work, count)
+        elif count > 1:
+            run_processes(job, ["-m", "tlkeras.jobs", str(folder)], count)
+        else:
+            with track("Shards", job.pictures - settled, "pictures") as advance:
+                work_off(job, work, advance)
+    after = job.summarise()
+    return {
+        **after,
+        "failed": [failure.__dict__ for failure in job.list_failures()],
+        "computed": after["rows"] + after["rejected"] - settled,
+        "seconds": round(time.monotonic() - started, 3),
+        "engine": crew.engine,
+        "workers": count,
+    }
+
+
+def open_work(job: Job) -> Work:
+    """Return what computes a job's rows.
+
+    Raises:
+        RunError: This machine would compute something else: other versions, weights or decoding.
+    """
+    kind = job.facts.get("kind")
+    if kind not in _KINDS:
+        raise RunError("A job must be of a known kind.", repr(kind), suggest(str(kind), _KINDS))
+    work, facts = _KINDS[kind](job.facts)
+    check_facts(job, facts)
+    return work
+
+
+def _open_features(about: Mapping[str, Any]) -> tuple[Work, dict[str, Any]]:
+    """Return what computes features, and all that these depend on."""
+    recipe = Recipe.model_validate_json(_as_json(about["recipe"]))
+    prefix = assembly.build_prefix(recipe).pooled
+    engine = make_engine(prefix, recipe.features.engine)
+    size = assembly.picture_size(recipe)
+    table = feature_table(recipe.features.precision, prefix.output_shape[-1])
+    facts = {
+        "kind": "features",
+        "recipe": about["recipe"],
+        "model": fingerprint(prefix),
+        "engine": engine.name,
+        "size": size,
+        "decoder": decoding.VERSION,
+        "versions": {name: describe_environment()["versions"].get(name) for name in _VERSIONS},
+    }
+    return Work(engine, size, recipe.data.resize, table), facts
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any]], tuple[Work, dict[str, Any]]]] = {"features": _open_features}
+
+
+def _reduce(recipe: Recipe) -> dict[str, Any]:
+    """Return what features depend on: two recipes that differ in anything else have the same job."""
+    sections = recipe.model_dump(mode="json")
+    return {
+        "kind": "features",
+        "recipe": {
+            "name": "features",
+            "data": {key: sections["data"][key] for key in ("source", "resize")},
+            "backbone": sections["backbone"],
+            "features": {key: sections["features"][key] for key in ("cut", "pooling", "precision", "engine")},
+            "training": {"seed": sections["training"]["seed"]},
+        },
+    }
+
+
+def _list_source(recipe: Recipe) -> tuple[str, Callable[[], Iterable[str]]]:
+    """Return the folder of a source's pictures and what lists them; folders of any size are only walked through."""
+    folder = os.path.realpath(os.path.expanduser(recipe.data.source))
+    if os.path.isdir(folder):
+        return folder, lambda: walk_pictures(folder, [])
+    table = assembly.read_source(recipe)
+    return str(table.root), lambda: table.paths
+
+
+def _check_engine(name: str) -> None:
+    if name not in ENGINES:
+        raise TlkerasError("The engine of a job must be a known one.", repr(name), suggest(name, ENGINES))
+    if name == "ray":
+        require_ray()
+
+
+def _as_json(value: Any) -> str:
+    import json
+
+    return json.dumps(value)
+
+
+def main(folder: str) -> int:
+    """Be one of the workers of `run_processes`; the exit code is that of the error."""
+    try:
+        job = open_job(Path(folder))
+        work_off(job, open_work(job))
+    except TlkerasError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
