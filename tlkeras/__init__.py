@@ -23,6 +23,7 @@ __all__ = [
     "list_recipes",
     "predict",
     "predict_remotely",
+    "predict_to_file",
     "prune_cache",
     "serve",
     "show_backbone",

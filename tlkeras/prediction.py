@@ -10,12 +10,13 @@ import keras
 import numpy as np
 
 from tlkeras import progress
+from tlkeras.backbones.archives import check_archive
 from tlkeras.data.checks import look_at
 from tlkeras.data.headers import Rejection, printable
 from tlkeras.data.pipeline import explain_unreadable, stream_pictures
 from tlkeras.data.sources import list_pictures
 from tlkeras.data.tasks import Task
-from tlkeras.errors import DataError, RunError
+from tlkeras.errors import BackboneError, DataError, RunError
 from tlkeras.records import read_task
 from tlkeras.runs import Run
 
@@ -24,11 +25,14 @@ def load_model(run: Run) -> keras.Model:
     """Return a run's model: uint8 pictures (n, size, size, 3) to probabilities (n, k).
 
     Raises:
-        RunError: The run holds no model that can be read.
+        RunError: The run holds no model that can be read, or one that could run code or reach outside its file.
     """
     path = run.path / "model.keras"
     try:
+        check_archive(path)
         return keras.models.load_model(path, compile=False)
+    except BackboneError as error:
+        raise RunError(f"A run's model must be harmless: {error.rule}", error.received, error.way_out) from error
     except Exception as error:  # a damaged archive fails in as many ways as it has parts
         raise RunError("A run must hold a readable model.keras.", f"{path} ({error})") from error
 
@@ -45,7 +49,7 @@ def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_siz
     Raises:
         DataError: No picture was given, or one does not exist; all are named at once.
     """
-    paths, unreadable = _examine(_expand(pictures))
+    paths, unreadable = _examine(expand(pictures))
     facts, task = run.manifest["picture"], read_task(run)
     model = load_model(run)
     found: dict[int, np.ndarray] = {}
@@ -69,7 +73,12 @@ def _examine(paths: Sequence[str]) -> tuple[list[str], list[Rejection]]:
     return [path for path in paths if not isinstance(seen[path], Rejection)], rejected
 
 
-def _expand(pictures: Sequence[str | Path]) -> list[str]:
+def expand(pictures: Sequence[str | Path]) -> list[str]:
+    """Return picture files, and those below folders, in order.
+
+    Raises:
+        DataError: No picture was given, or one does not exist; all are named at once.
+    """
     paths: list[str] = []
     problems = []
     for picture in map(Path, pictures):

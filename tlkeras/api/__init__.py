@@ -4,7 +4,7 @@ from tlkeras.api.exporting import export
 from tlkeras.api.features import extract_features
 from tlkeras.api.networks import backbones, show_backbone
 from tlkeras.api.recipes import check, copy_recipe, list_recipes, show_schedule
-from tlkeras.api.running import RUNS, evaluate, predict, resume, train
+from tlkeras.api.running import RUNS, evaluate, predict, predict_to_file, resume, train
 from tlkeras.api.serving import predict_remotely, serve
 from tlkeras.api.store import list_cache, prune_cache
 
@@ -20,6 +20,7 @@ __all__ = [
     "list_recipes",
     "predict",
     "predict_remotely",
+    "predict_to_file",
     "prune_cache",
     "resume",
     "serve",

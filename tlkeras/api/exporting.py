@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ def export(
     run: str = "latest",
     to: str | Path | None = None,
     *,
+    formats: Sequence[str] = (),
     min_accuracy: float | None = None,
     max_drop: float | None = None,
     runs: str | Path = RUNS,
@@ -23,6 +25,7 @@ def export(
     Args:
         run: A finished run: a name, a path or `latest`.
         to: Folder of the versions.
+        formats: Other forms to write into the version: litert-float32, litert-float16, litert-int8, openvino, onnx.
         min_accuracy: Publish nothing whose accuracy on held-out pictures is lower.
         max_drop: Publish nothing that loses more accuracy than this against the run's own model.
         runs: Folder of the run directories.
@@ -36,4 +39,4 @@ def export(
     from tlkeras.exporting.parity import Gate
 
     target = Path(to) if to else Path("saved_models") / opened.name.rpartition("-")[0]
-    return saved_model.export(opened, target, gate=Gate(min_accuracy=min_accuracy, max_drop=max_drop))
+    return saved_model.export(opened, target, forms=formats, gate=Gate(min_accuracy=min_accuracy, max_drop=max_drop))

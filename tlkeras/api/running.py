@@ -75,3 +75,13 @@ def predict(run: str, pictures: Sequence[str | Path], *, top: int = 3, runs: str
     from tlkeras import prediction
 
     return prediction.predict(open_run(run, Path(runs)), pictures, top=top)
+
+
+def predict_to_file(
+    run: str, pictures: Sequence[str | Path], out: str | Path, *, runs: str | Path = RUNS
+) -> dict[str, Any]:
+    """Classify any number of pictures into a .csv or .parquet table; see `tlkeras.collection.predict_to_file`."""
+    load_tensorflow()
+    from tlkeras import collection
+
+    return collection.predict_to_file(open_run(run, Path(runs)), pictures, Path(out))

@@ -118,6 +118,18 @@ def _read_hdf5(file: BinaryIO, size: int, names: Mapping[str, str]) -> list[Save
         return _read_current(root, names)
 
 
+def check_hdf5(file: BinaryIO, size: int) -> None:
+    """Refuse an HDF5 file that reaches outside itself or claims to hold more than its size.
+
+    Raises:
+        BackboneError: It does.
+        OSError: It is damaged.
+    """
+    with h5py.File(file, "r") as root:
+        _check_links(root)
+        _check_sizes(root, size)
+
+
 def _check_links(root: h5py.File) -> None:
     def find(name: Any, link: Any) -> str | None:  # h5py cannot bear exceptions in here
         return None if isinstance(link, h5py.HardLink) else f"{type(link).__name__} {name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -57,25 +58,34 @@ def evaluate(run: str, runs: str, as_json: bool) -> None:
 @click.argument("run", metavar="[RUN]")
 @click.argument("pictures", nargs=-1, metavar="PICTURE...")
 @click.option("--url", help="Ask a served model instead of a run, such as http://localhost:8501/v1/models/NAME.")
+@click.option(
+    "--out", metavar="TABLE", help="Write a .csv or .parquet of any number of pictures; resumes after a kill."
+)
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes shown per picture.")
 @takes_runs
 @takes_json
-def predict(run: str, pictures: tuple[str, ...], url: str | None, top: int, runs: str, as_json: bool) -> None:
+def predict(run: str, pictures: tuple[str, ...], runs: str, as_json: bool, **options: Any) -> None:
     """Classify PICTURES (files or folders) with RUN's model; unreadable ones are listed and end in exit code 3.
 
     \b
     Example: tlkeras predict latest photo.jpg
+             tlkeras predict latest photos/ --out predictions.parquet
              tlkeras predict --url http://localhost:8501/v1/models/solar_cells photo.jpg
     """
     from tlkeras import api
     from tlkeras.errors import DataError
 
-    if url:
-        result = api.predict_remotely(url, [run, *pictures])
-    elif not pictures:
+    url, out = options["url"], options["out"]
+    if url and out:
+        raise click.UsageError("A table is made with a run: leave out --url or --out.")
+    if not url and not pictures:
         raise click.UsageError("Give a RUN and at least one PICTURE, or --url and at least one PICTURE.")
+    if out:
+        result = api.predict_to_file(run, pictures, out, runs=runs)
+    elif url:
+        result = api.predict_remotely(url, [run, *pictures])
     else:
-        result = api.predict(run, pictures, top=top, runs=runs)
-    print_result(result, as_json, "draw_predictions")
+        result = api.predict(run, pictures, top=options["top"], runs=runs)
+    print_result(result, as_json, "draw_written" if out else "draw_predictions")
     if result["unreadable"]:
         sys.exit(DataError.exit_code)

@@ -86,6 +86,20 @@ def read_held_out(run: Run, tasks: list[Task], most: int = MOST) -> HeldOut:
     )
 
 
+def read_training(run: Run, entry: Entry, most: int) -> np.ndarray:
+    """Return at most `most` decoded pictures of the training side, spread over all: uint8 [n, size, size, 3].
+
+    There are none where the source is gone.
+    """
+    text = run.read_bytes("splits.csv").decode("utf-8", "replace")
+    keys = [row["picture"] for row in csv.DictReader(io.StringIO(text, newline="")) if row["side"] == "train"]
+    chosen = [keys[place] for place in np.unique(np.linspace(0, len(keys) - 1, most).astype(int))] if keys else []
+    files, _ = _find_files(run, chosen)
+    if not files:
+        return np.zeros((0, entry.size, entry.size, 3), np.uint8)
+    return entry.decode(tf.constant([Path(path).read_bytes() for path in files.values()])).numpy()
+
+
 def _read_keys(run: Run) -> list[str]:
     """Return the keys of the held-out pictures, in the order of the run's answers."""
     text = run.read_bytes("predictions.csv").decode("utf-8", "replace")

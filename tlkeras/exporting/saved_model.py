@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError
 from tlkeras.exporting import card, versions
-from tlkeras.exporting.held_out import HeldOut, read_held_out
+from tlkeras.exporting.formats import CALIBRATED, FORMS, Material, check_forms
+from tlkeras.exporting.held_out import HeldOut, read_held_out, read_training
 from tlkeras.exporting.network import Network, make_network
 from tlkeras.exporting.parity import KERAS, Asked, Gate, Row, compare, list_failures, measure_size
 from tlkeras.exporting.sessions import Served
@@ -26,6 +27,9 @@ from tlkeras.runs import Run
 
 TOLERANCE = 1e-3
 """What a probability may differ by from the one that the run wrote down, whose features may have had 16 bits."""
+
+MAX_DROP = 0.01
+"""What accuracy other forms may lose unless the gate says otherwise."""
 
 SAVED_MODEL = "SavedModel"
 _COMPARED = 64
@@ -43,7 +47,7 @@ class Source:
     held_out: HeldOut
 
 
-def export(run: Run, target: Path, *, gate: Gate = _NO_GATE) -> dict[str, Any]:
+def export(run: Run, target: Path, *, forms: Sequence[str] = (), gate: Gate = _NO_GATE) -> dict[str, Any]:
     """Write the next version of a run's model below `target`, proved against the run's own predictions.
 
     The version is written under a name that TF Serving ignores, loaded as TF Serving loads it, compared on held-out
@@ -51,7 +55,9 @@ def export(run: Run, target: Path, *, gate: Gate = _NO_GATE) -> dict[str, Any]:
 
     Args:
         target: A new or empty folder, or one of versions.
-        gate: What must hold beside the agreement with the run.
+        forms: Other forms to write into the version, of `tlkeras.exporting.formats.FORMS`.
+        gate: What must hold beside the agreement with the run. Other forms may lose `MAX_DROP` of accuracy unless it
+            says otherwise.
 
     Returns:
         `path`, `version`, `name`, `signatures`, `pictures` compared, `difference` (the largest one in a probability
@@ -63,12 +69,14 @@ def export(run: Run, target: Path, *, gate: Gate = _NO_GATE) -> dict[str, Any]:
         RunError: The run holds no model that can be read, or keeps no pictures.
     """
     versions.check_target(target)
+    check_forms(forms)
     source = _read_source(run)
     network = make_network(source.model, source.tasks, _take_pictures(source, _COMPARED)[1])
     with versions.writing_aside(target) as aside:
         write_signatures(network, source.tasks, source.entry, aside)
         with Served(aside) as served:
-            rows, difference = _prove(source, served, aside, gate)
+            opened = _write_forms(source, forms, aside)
+            rows, difference = _prove(source, served, opened, aside, gate)
             facts = _gather_facts(source, network, rows, served, difference)
             requests = _write_beside(source, served, aside, target, rows, facts)
         version = versions.publish(aside, target, {"run": str(run.path), "difference": difference})
@@ -100,14 +108,47 @@ def _take_pictures(source: Source, most: int) -> tuple[list[bytes], np.ndarray]:
     return encoded[:most], np.concatenate(parts)[:most]
 
 
-def _prove(source: Source, served: Served, path: Path, gate: Gate) -> tuple[list[Row], float]:
+def _write_forms(source: Source, names: Sequence[str], aside: Path) -> dict[str, Asked]:
+    """Write other forms of the model; return what asks each of them."""
+    if not names:
+        return {}
+    pictures = read_training(source.run, source.entry, CALIBRATED)
+    calibration = pictures if len(pictures) else _take_pictures(source, CALIBRATED)[1]
+    material = Material(source.model, source.tasks, calibration)
+    opened = {}
+    for name in names:
+        form = FORMS[name]
+        path = aside / form.file
+        path.parent.mkdir(exist_ok=True)
+        try:
+            form.write(material, path)
+            opened[name] = form.open(path, material.outputs)
+        except OSError:
+            raise
+        except Exception as error:  # converters raise whatever their many layers do
+            raise ExportError(
+                f"The model must have the form {name}.",
+                f"{type(error).__name__}: {str(error)[:300]}",
+                "Nothing was published. Leave that format out.",
+            ) from error
+    return opened
+
+
+def _prove(
+    source: Source, served: Served, opened: Mapping[str, Asked], path: Path, gate: Gate
+) -> tuple[list[Row], float]:
     """Return the parity table and the largest difference from what the run wrote down.
 
     Raises:
         ExportError: Something is too far off; all of it is named.
     """
-    forms = {KERAS: _ask_keras(source), SAVED_MODEL: _ask_served(served, source.tasks)}
-    sizes = {KERAS: measure_size(source.run.path / "model.keras"), SAVED_MODEL: measure_size(path)}
+    files = {name: path / FORMS[name].file for name in opened}
+    sizes = {name: measure_size(file if file.suffix == ".tflite" else file.parent) for name, file in files.items()}
+    sizes |= {
+        KERAS: measure_size(source.run.path / "model.keras"),
+        SAVED_MODEL: measure_size(path) - sum(sizes.values()),
+    }
+    forms = {KERAS: _ask_keras(source), SAVED_MODEL: _ask_served(served, source.tasks), **opened}
     rows, answers = compare(forms, sizes, source.held_out, source.tasks, source.entry)
     worst = 0.0
     for expected, received in zip(source.held_out.probabilities, answers[SAVED_MODEL], strict=True):
@@ -119,7 +160,9 @@ def _prove(source: Source, served: Served, path: Path, gate: Gate) -> tuple[list
                 f"a difference of {worst:.2g} on {source.held_out.keys[int(differences.argmax())]}",
                 "Nothing was published. Was the run made with another version of tlkeras?",
             )
-    problems = list_failures(rows, {SAVED_MODEL: gate})
+    drop = MAX_DROP if gate.max_drop is None else gate.max_drop
+    gates = {name: Gate(FORMS[name].tolerance, gate.min_accuracy, drop) for name in opened}
+    problems = list_failures(rows, {SAVED_MODEL: gate, **gates})
     if problems:
         raise ExportError.from_problems("An export must pass its gates; nothing was published:", problems)
     return rows, worst

@@ -5,7 +5,7 @@ from tlkeras.tables.jobs import draw_job
 from tlkeras.tables.networks import draw_backbone, draw_backbones
 from tlkeras.tables.pictures import draw_check
 from tlkeras.tables.recipes import draw_list, draw_schedule
-from tlkeras.tables.running import draw_evaluation, draw_predictions, draw_training
+from tlkeras.tables.running import draw_evaluation, draw_predictions, draw_training, draw_written
 from tlkeras.tables.store import draw_cache, draw_pruned
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "draw_pruned",
     "draw_schedule",
     "draw_training",
+    "draw_written",
 ]

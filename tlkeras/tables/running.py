@@ -70,6 +70,17 @@ def draw_predictions(result: dict[str, Any]) -> None:
         console.print(list_findings(f"{len(result['unreadable'])} could not be read", result["unreadable"]))
 
 
+def draw_written(result: dict[str, Any]) -> None:
+    """Print what was written where, how fast, and what could not be read."""
+    console = open_console()
+    done = f", {result['resumed']:,} of them before" if result["resumed"] else ""
+    engine = f" with {result['engine']}" if result["engine"] else ""
+    console.print(f"Wrote {result['rows']:,} predictions to {escape(result['out'])}{done}.")
+    console.print(f"{result['rate']:,.0f} pictures/s{engine}, {result['seconds']:,.1f} s.")
+    if result["unreadable"]:
+        console.print(f"[yellow]{result['unreadable']:,} could not be read; see {escape(result['rejected'])}[/yellow]")
+
+
 def _list_answers(result: dict[str, Any]) -> Table:
     columns = [("picture", "left"), ("label", "left"), ("probability", "right"), ("then", "left")]
     table = make_table(f"Predictions of {result['run']}", columns)

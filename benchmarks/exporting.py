@@ -1,0 +1,144 @@
+"""What an export answers per second against `model.export` of Keras, both behind TensorFlow 1's loader and Session.
+
+    python benchmarks/exporting.py [--backbone efficientnet_lite0 --weights packaged] [--batches 1 8 32] [--rounds 7]
+
+Each round asks both, one after the other; a ratio is the median of those of the rounds. The second table measures the
+bytes signature apart: decoding and resizing of JPEGs, side by side within a batch and one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tlkeras.backbones.building import build
+from tlkeras.data.decoding import decode
+from tlkeras.data.tasks import Task
+from tlkeras.exporting.network import make_network
+from tlkeras.exporting.sessions import Served
+from tlkeras.exporting.signatures import Entry, write_signatures
+from tlkeras.features.extraction import pool
+
+KERAS, TLKERAS = "`model.export`", "`tlkeras export`"
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    model = make_classifier(arguments.backbone, arguments.weights)
+    size = model.input_shape[1]
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = open_contenders(model, Path(folder))
+        print(f"{arguments.backbone}, {size} px, {arguments.rounds} rounds\n")
+        print("| batch | | pictures/s | ratio |\n|---|---|---|---|")
+        for batch in arguments.batches:
+            pictures = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+            calls = {name: partial(ask, pictures) for name, ask in contenders.items()}
+            check_agreement(calls)
+            print_rates(str(batch), measure(calls, batch, arguments.rounds))
+        print("\n| batch | decoding of 640 x 480 JPEGs | pictures/s | ratio |\n|---|---|---|---|")
+        for batch in arguments.batches:
+            encoded = [draw_jpeg(seed) for seed in range(batch)]
+            calls = {
+                "one after the other": make_decoder(size, 1, encoded),
+                "side by side": make_decoder(size, 32, encoded),
+            }
+            print_rates(str(batch), measure(calls, batch, arguments.rounds))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--weights", default="packaged")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--rounds", type=int, default=7)
+    return parser.parse_args()
+
+
+def make_classifier(backbone: str, weights: str) -> keras.Model:
+    prefix = pool(build(backbone, weights=weights), "average")
+    probabilities = keras.layers.Dense(10, activation="softmax")(prefix.outputs[0])
+    return keras.Model(prefix.input, probabilities)
+
+
+def open_contenders(model: keras.Model, folder: Path) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return what asks each export about uint8 pictures, through a Session."""
+    size = model.input_shape[1]
+    model.export(str(folder / "keras"), verbose=False)
+    task = Task("label", tuple(map(str, range(10))))
+    samples = np.random.default_rng(1).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
+    network = make_network(model, [task], samples)
+    assert network.is_fast, network.note
+    write_signatures(network, [task], Entry(size, "squash"), folder / "tlkeras")
+    plain, fast = Served(folder / "keras"), Served(folder / "tlkeras")
+    (entry,), (exit_,) = (list(part) for part in (plain.signatures["serving_default"].inputs, ["output_0"]))
+    return {
+        KERAS: lambda pictures: plain.run("serving_default", **{entry: pictures})[exit_],
+        TLKERAS: lambda pictures: fast.run("uint8", images=pictures)["probabilities"],
+    }
+
+
+def check_agreement(calls: dict[str, Callable[[], np.ndarray]]) -> None:
+    first, second = (call() for call in calls.values())
+    assert np.abs(first - second).max() < 1e-5
+
+
+def measure(calls: dict[str, Callable[[], object]], batch: int, rounds: int) -> dict[str, list[float]]:
+    """Return pictures per second of each, round by round."""
+    rates: dict[str, list[float]] = {name: [] for name in calls}
+    repeats = max(1, 32 // batch)
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            rates[name].append(repeats * batch / (time.perf_counter() - started))
+    return rates
+
+
+def print_rates(batch: str, rates: dict[str, list[float]]) -> None:
+    base = next(iter(rates.values()))
+    for name, values in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(values, base, strict=True))
+        print(f"| {batch} | {name} | {statistics.median(values):.0f} | {ratio:.2f} |", flush=True)
+
+
+def draw_jpeg(seed: int) -> bytes:
+    """Return a smooth picture with some noise: 640 x 480, about 60 KB."""
+    from PIL import Image
+
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((640, 480), Image.BICUBIC)
+    noisy = np.asarray(coarse).astype(int) + random.integers(-12, 13, (480, 640, 3))
+    file = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def make_decoder(size: int, at_once: int, encoded: list[bytes]) -> Callable[[], np.ndarray]:
+    """Return a call that decodes a batch as the bytes signature does, through a Session."""
+    graph = tf.Graph()
+    with graph.as_default():
+        entry = tf.compat.v1.placeholder(tf.string, (None,))
+        picture = tf.TensorSpec((size, size, 3), tf.uint8)
+        pixels = tf.map_fn(
+            lambda one: decode(one, size, "squash"), entry, fn_output_signature=picture, parallel_iterations=at_once
+        )
+    run = tf.compat.v1.Session(graph=graph).make_callable(pixels, [entry])
+    array = np.array(encoded, dtype=object)
+    return lambda: run(array)
+
+
+if __name__ == "__main__":
+    main()

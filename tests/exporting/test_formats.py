@@ -1,0 +1,73 @@
+"""Other forms of a model: the same answers, through their own runtimes; what may not be published is not."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+import tlkeras
+from tlkeras.errors import ExportError, MissingExtraError, TlkerasError
+from tlkeras.exporting import formats, saved_model
+from tlkeras.exporting.held_out import read_training
+from tlkeras.exporting.parity import measure_size
+from tlkeras.exporting.signatures import Entry
+from tlkeras.runs import Run
+
+
+@pytest.fixture(scope="module")
+def source(trained):
+    return saved_model._read_source(Run(trained))
+
+
+@pytest.mark.parametrize("name", formats.FORMS)
+def test_a_form_answers_as_the_model_does(source, tmp_path, name):
+    form = formats.FORMS[name]
+    if form.extra and importlib.util.find_spec(form.extra[1]) is None:
+        pytest.skip(f"needs the extra {form.extra[0]}")
+    pictures = saved_model._take_pictures(source, 8)[1]
+    material = formats.Material(source.model, source.tasks, pictures)
+    path = tmp_path / form.file
+    path.parent.mkdir()
+    form.write(material, path)
+    (answer,) = form.open(path, material.outputs)([], pictures)
+    expected = np.asarray(source.model(pictures, training=False))
+    assert np.abs(answer - expected).max() <= (form.tolerance or 0.05)
+    assert measure_size(path) > 0
+
+
+@pytest.mark.slow
+def test_forms_are_published_with_the_version(trained, tmp_path):
+    result = tlkeras.export(str(trained), tmp_path / "models", formats=["litert-int8", "openvino"])
+    assert [row["form"] for row in result["parity"]][2:] == ["litert-int8", "openvino"]
+    assert (tmp_path / "models/1/litert/int8.tflite").is_file()
+    assert (tmp_path / "models/1/openvino/model.bin").is_file()
+    assert "| litert-int8 |" in (tmp_path / "models/1/MODEL_CARD.md").read_text()
+
+
+def test_a_form_that_answers_otherwise_is_not_published(trained, tmp_path, monkeypatch):
+    wrong = formats.Form("wrong/x", lambda material, path: path.write_text("x"), lambda *_: _answer_nonsense)
+    monkeypatch.setattr(formats, "FORMS", {"wrong": wrong})
+    monkeypatch.setattr(saved_model, "FORMS", {"wrong": wrong})
+    with pytest.raises(
+        ExportError, match=r"nothing was published:\n  wrong, 'label': .* of accuracy is lost, more than"
+    ):
+        tlkeras.export(str(trained), tmp_path / "models", formats=["wrong"])
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def _answer_nonsense(encoded, pictures):
+    return [np.tile(np.float32([[1, 0]]), (len(pictures), 1))]
+
+
+def test_forms_that_are_none_or_not_installed(trained, tmp_path, monkeypatch):
+    with pytest.raises(TlkerasError, match="Did you mean 'litert-int8'"):
+        tlkeras.export(str(trained), tmp_path / "models", formats=["litert_int8"])
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r'pip install "tlkeras\[onnx\]"'):
+        tlkeras.export(str(trained), tmp_path / "models", formats=["onnx"])
+    assert not (tmp_path / "models").exists()
+
+
+def test_calibration_is_of_the_training_side(trained):
+    pictures = read_training(Run(trained), Entry(32, "squash"), 10)
+    assert pictures.shape == (10, 32, 32, 3) and pictures.dtype == np.uint8
