@@ -15,6 +15,7 @@ __all__ = [
     "__version__",
     "backbones",
     "check",
+    "compare",
     "copy_recipe",
     "evaluate",
     "export",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkeras.commands import exporting, features, networks, recipes, running, serving, store
+from tlkeras.commands import exporting, features, judging, networks, recipes, running, serving, store
 from tlkeras.errors import TlkerasError
 
 INTERRUPTED = 130
@@ -67,6 +67,7 @@ for _command in (
     running.train,
     running.evaluate,
     running.predict,
+    judging.compare,
     exporting.export,
     serving.serve,
     recipes.check,

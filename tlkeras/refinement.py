@@ -29,7 +29,7 @@ CHECKPOINTS = "checkpoints"
 
 def fine_tune(
     recipe: Recipe, run: Run, inspection: Inspection, prefix: Prefix, head: Head, rows: Mapping[str, np.ndarray]
-) -> tuple[keras.Model, np.ndarray, dict[str, list[Any]], dict[str, Any]]:
+) -> tuple[keras.Model, dict[str, np.ndarray], dict[str, list[Any]], dict[str, Any]]:
     """Train head and backbone by the recipe's stages, from the run's newest checkpoint if there is one.
 
     Args:
@@ -37,8 +37,8 @@ def fine_tune(
         rows: Of the pictures of each side, int64 (n,).
 
     Returns:
-        The trained model; its probabilities of the held-out pictures, float32 (m, k); the history as columns; facts for
-        the manifest.
+        The trained model; its probabilities of the pictures of each side but the training, float32 (n, k); the
+        history as columns; facts for the manifest.
     """
     schedule, plan, choices = assembly.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
     with ExitStack() as stack:
@@ -51,7 +51,8 @@ def fine_tune(
             observe = assembly.make_observer(recipe, run.path / "tensorboard")
             history = loop.run(Checkpoints(run.path / CHECKPOINTS), observe)
     with run.phase("measure"):
-        probabilities = _answer(recipe, network.model, inspection, rows["test"])
+        asked = [side for side in ("test", "validation") if len(rows[side])]
+        probabilities = {side: _answer(recipe, network.model, inspection, rows[side]) for side in asked}
     with run.replacing("history.png") as aside:
         draw_history([{**row, "best": row["epoch"] == loop.best_epoch} for row in history], aside)
     facts = {

@@ -5,11 +5,13 @@ runs/NAME-NN/
     recipe.yaml         the resolved recipe
     environment.json    machine and versions
     classes.json        class names per task
-    splits.csv          which picture was on which side
+    splits.csv          which picture was on which side, and the digest of its file
     rejected.csv        pictures left out, with the reason
     history.csv         what the head's fit recorded: loss per epoch, or per strength of regularisation
     predictions.npz     probabilities of the held-out pictures; predictions.csv is the same for reading
-    metrics.json        figures with their intervals
+    validation.npz      probabilities of the validation pictures, if there are any
+    probe.npz           what a linear head on frozen features says of the held-out pictures, if the model is another
+    metrics.json        figures with their intervals; metrics.csv is the same as a table
     samples/            a few held-out pictures, so that an export can be proved anywhere; samples.json names them
     model.keras         uint8 pictures -> probabilities
     log.txt             warnings and errors, with time
@@ -24,6 +26,7 @@ import logging
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +51,7 @@ class Run:
 
     path: Path
     phases: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -95,13 +99,18 @@ class Run:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure what runs inside, in seconds of wall time, under `name`; kept at once, as a kill may follow."""
+        """Measure what runs inside, under `name`; kept at once, as a kill may follow.
+
+        The manifest has `phases`, seconds of wall time, and `memory`, MiB that the process had held at most by the end
+        of each phase.
+        """
         start = time.perf_counter()
         try:
             yield
         finally:
             self.phases[name] = round(self.phases.get(name, 0.0) + time.perf_counter() - start, 3)
-        self.update_manifest(phases=self.phases)
+        self.memory[name] = _measure_peak_memory()
+        self.update_manifest(phases=self.phases, memory=self.memory)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file whole or not at all.
@@ -349,6 +358,16 @@ def _number(directory: str, name: str) -> re.Match | None:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _measure_peak_memory() -> int:
+    """Return the most memory that this process has held so far, MiB; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
 
 
 def _version(library: str) -> str | None:

@@ -19,8 +19,9 @@ from tlkeras.features.extraction import Features
 from tlkeras.features.prefix import Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.mapping.heads import Head, join
+from tlkeras.mapping.linear import LinearHead
 from tlkeras.recipe import Recipe, dump_recipe, fingerprint, load_recipe
-from tlkeras.records import write_pictures, write_predictions
+from tlkeras.records import PROBE, write_answers, write_pictures
 from tlkeras.refinement import CHECKPOINTS, fine_tune
 from tlkeras.runs import Run, create_run, logging_to
 
@@ -140,29 +141,32 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix) -> 
     with features, run.phase("fit head"):
         parts = {name: _take_side(examples, features, sides == name) for name in ("train", "validation", "test")}
         head = _fit(assembly.make_recipe_head(recipe), examples, parts["train"], parts["validation"])
-        probabilities = np.asarray(head.predict_proba(parts["test"].X), dtype=np.float32)
+        rows = {name: part.rows for name, part in parts.items()}
+        asked = [name for name in ("test", "validation") if len(rows[name])]
+        probabilities = {name: head.predict_proba(parts[name].X).astype(np.float32) for name in asked}
+        if recipe.finetuning or not isinstance(head, LinearHead):
+            probe = head if isinstance(head, LinearHead) else _fit(LinearHead(), examples, parts["train"])
+            run.write_arrays(PROBE, probabilities=probe.predict_proba(parts["test"].X).astype(np.float32))
     history = head.history()
     facts = {
         "features": {"engine": features.engine, "computed": features.computed, "reused": features.reused},
         "head": head.describe(),
     }
     if recipe.finetuning:
-        run.write_arrays("probe.npz", probabilities=probabilities)
-        model, probabilities, history, facts["finetuning"] = fine_tune(
-            recipe, run, inspection, prefix, head, {name: part.rows for name, part in parts.items()}
-        )
+        model, probabilities, history, facts["finetuning"] = fine_tune(recipe, run, inspection, prefix, head, rows)
     else:
         model = join(prefix.pooled, head, recipe.name)
     with run.phase("write run"):
         with run.replacing("model.keras") as aside:
             model.save(aside)
-        write_pictures(run, examples, sides, [*inspection.rejected, *features.rejected])
-        write_predictions(run, examples, parts["train"].rows, parts["test"].rows, probabilities)
+        write_pictures(run, examples, sides, inspection.digests, [*inspection.rejected, *features.rejected])
+        write_answers(run, examples, rows, probabilities)
         run.write_table("history.csv", list(history), zip(*history.values(), strict=True))
         run.update_manifest(
             recipe=fingerprint(recipe),
             picture=assembly.picture_facts(recipe),
-            examples={name: len(part.rows) for name, part in parts.items()},
+            examples={name: len(of_side) for name, of_side in rows.items()},
+            parameters=model.count_params(),
             rejected=len(inspection.rejected) + len(features.rejected),
             data=dict(examples.facts),
             **facts,
@@ -179,12 +183,12 @@ def _take_side(examples: Examples, features: Features, wanted: np.ndarray) -> Si
     return Side(rows, features.outputs[0][places], examples.targets[task.name][rows], examples.weights[rows])
 
 
-def _fit(head: Head, examples: Examples, train: Side, validation: Side) -> Head:
+def _fit(head: Head, examples: Examples, train: Side, validation: Side | None = None) -> Head:
     groups = examples.groups[train.rows]
     return head.fit(
         train.X,
         train.y,
         train.weights,
-        validation=validation.as_tuple() if len(validation.rows) else None,
+        validation=validation.as_tuple() if validation is not None and len(validation.rows) else None,
         groups=groups if (groups != "").any() else None,
     )

@@ -37,8 +37,17 @@ def test_agrees_with_scikit_learn(classes):
     random = np.random.default_rng(classes)
     targets, weights = random.integers(0, classes, 300), random.random(300)
     probabilities = random.dirichlet(np.ones(classes), 300)
-    answers = probabilities.argmax(1)
+    answers, given = probabilities.argmax(1), {"sample_weight": weights}
+    truth = np.eye(classes)[targets]
+    single = reference.precision_recall_fscore_support(targets, answers, **given)
+    ranked = [reference.average_precision_score(truth[:, c], probabilities[:, c], **given) for c in range(classes)]
     expected = {
+        "weighted_f1": reference.f1_score(targets, answers, average="weighted", **given),
+        "average_precision": ranked[1] if classes == 2 else np.mean(ranked),
+        "brier_score": np.average(np.square(truth - probabilities).sum(1), weights=weights),
+        **{(1, name): values[1] for name, values in zip(("precision", "recall", "f1"), single, strict=False)},
+        (1, "average_precision"): ranked[1],
+        (1, "roc_auc"): reference.roc_auc_score(targets == 1, probabilities[:, 1], **given),
         "accuracy": reference.accuracy_score(targets, answers, sample_weight=weights),
         "balanced_accuracy": reference.balanced_accuracy_score(targets, answers, sample_weight=weights),
         "macro_f1": reference.f1_score(targets, answers, average="macro", sample_weight=weights),
@@ -50,9 +59,11 @@ def test_agrees_with_scikit_learn(classes):
             ]
         ),
     }
-    for name, figure in measure(targets, probabilities, weights, resamples=50).items():
-        assert figure.value == pytest.approx(expected[name]), name
-        assert figure.low <= figure.value <= figure.high
+    figures = measure(targets, probabilities, weights, resamples=50)
+    assert {name for name in figures if isinstance(name, str)} <= set(expected)
+    for name, value in expected.items():
+        assert figures[name].value == pytest.approx(value), name
+        assert figures[name].low <= figures[name].value <= figures[name].high
 
 
 def test_interval_covers_as_promised():

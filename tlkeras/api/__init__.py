@@ -2,6 +2,7 @@
 
 from tlkeras.api.exporting import export
 from tlkeras.api.features import extract_features
+from tlkeras.api.judging import compare
 from tlkeras.api.networks import backbones, show_backbone
 from tlkeras.api.recipes import check, copy_recipe, list_recipes, show_schedule
 from tlkeras.api.running import RUNS, evaluate, predict, predict_to_file, resume, train
@@ -12,6 +13,7 @@ __all__ = [
     "RUNS",
     "backbones",
     "check",
+    "compare",
     "copy_recipe",
     "evaluate",
     "export",

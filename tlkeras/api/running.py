@@ -53,14 +53,29 @@ def resume(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
     return evaluate(str(resumed.path), runs=runs)
 
 
-def evaluate(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
-    """Measure a finished run on its held-out pictures; see `tlkeras.evaluation.metrics.evaluate`."""
-    from tlkeras.evaluation import metrics
+def evaluate(run: str = "latest", *, on: str | None = None, runs: str | Path = RUNS) -> dict[str, Any]:
+    """Measure a finished run on its held-out pictures.
 
+    Args:
+        run: A name, a path or `latest`.
+        on: Another source of labelled pictures to measure it on instead.
+        runs: Folder of the run directories.
+
+    Returns:
+        What `tlkeras.evaluation.figures.evaluate` returns, or `tlkeras.evaluation.elsewhere.evaluate_on`.
+    """
     opened = open_run(run, Path(runs))
     opened.read_bytes("recipe.yaml")  # a run without its recipe is told as such
-    resolved = recipes.load_recipe(str(opened.path / "recipe.yaml"))
-    result = metrics.evaluate(opened, resamples=resolved.evaluation.bootstrap, seed=resolved.evaluation.seed)
+    options = recipes.load_recipe(str(opened.path / "recipe.yaml")).evaluation
+    if on is not None:
+        load_tensorflow()
+        from tlkeras.evaluation import elsewhere
+
+        measured = elsewhere.evaluate_on(opened, on, resamples=options.bootstrap, seed=options.seed)
+        return {**measured, "path": str(opened.path)}
+    from tlkeras.evaluation import figures
+
+    result = figures.evaluate(opened, resamples=options.bootstrap, seed=options.seed)
     manifest = opened.manifest
     return {
         **result,

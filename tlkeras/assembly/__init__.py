@@ -8,7 +8,9 @@ from tlkeras.assembly.data import (
     picture_facts,
     picture_size,
     read_examples,
+    read_other_examples,
     read_source,
+    take_pictures,
 )
 from tlkeras.assembly.features import (
     PLAIN_VIEWS,
@@ -44,8 +46,10 @@ __all__ = [
     "plan_finetuning",
     "plan_recipe",
     "read_examples",
+    "read_other_examples",
     "read_source",
     "supply_pictures",
     "supply_rows",
+    "take_pictures",
     "weigh_sides",
 ]

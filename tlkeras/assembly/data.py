@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tlkeras.data.checks import Inspection
 from tlkeras.data.policies import Policy, make_policy
 from tlkeras.data.sources import Examples, Table, choose_examples, leave_out_unlabelled, read_table
 from tlkeras.data.splits import assign_sides, check_sides, thin
+from tlkeras.data.tables import label_examples
+from tlkeras.data.tasks import Task
 from tlkeras.features.cache import ActivationCache, default_root
 from tlkeras.features.extraction import Pictures
 from tlkeras.recipe import Recipe
@@ -37,6 +40,20 @@ def read_examples(recipe: Recipe) -> Examples:
     )
     examples = leave_out_unlabelled(examples)
     return thin(examples, data.limit, data.seed) if data.limit else examples
+
+
+def read_other_examples(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Examples:
+    """Return labelled pictures that a run is measured on beside its own: the test side where the source has sides.
+
+    Raises:
+        DataError: The source cannot be read, or its labels are not those of the tasks.
+    """
+    data = recipe.data
+    table = read_table(source, store=cache_root(recipe) / "pictures")
+    roles = {"weight": data.weight, "group": data.group, "domain": data.domain}
+    examples = leave_out_unlabelled(label_examples(table, tasks, roles))
+    tested = examples.splits == "test"
+    return examples.take(np.flatnonzero(tested)) if tested.any() else examples
 
 
 def divide(recipe: Recipe, examples: Examples) -> np.ndarray:

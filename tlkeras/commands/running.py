@@ -41,17 +41,18 @@ def train(
 
 @click.command()
 @click.argument("run", default="latest")
+@click.option("--on", metavar="DATA", help="Labelled pictures from another source, as in data.source.")
 @takes_runs
 @takes_json
-def evaluate(run: str, runs: str, as_json: bool) -> None:
-    """Measure RUN (a name, a path or `latest`) on its held-out pictures.
+def evaluate(run: str, on: str | None, runs: str, as_json: bool) -> None:
+    """Measure RUN (a name, a path or `latest`) on its held-out pictures; metrics.json and metrics.csv keep the figures.
 
     \b
-    Example: tlkeras evaluate latest --json
+    Example: tlkeras evaluate latest --on other_photos/
     """
     from tlkeras import api
 
-    print_result(api.evaluate(run, runs=runs), as_json, "draw_evaluation")
+    print_result(api.evaluate(run, on=on, runs=runs), as_json, "draw_evaluation")
 
 
 @click.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -119,6 +119,35 @@ def choose_examples(
         raise DataError.from_problems(f"Columns must be among those of {table.source!r}.", problems)
     tasks = tuple(make_task(name, _list_classes(table, name, separator), separator) for name in labels)
     problems = [problem for task in tasks for problem in task.list_problems(table.columns[task.name])]
+    return _make_examples(table, tasks, chosen, stratify, problems)
+
+
+def label_examples(table: Table, tasks: Sequence[Task], roles: Mapping[str, str | None]) -> Examples:
+    """Choose the columns of tasks that are known already, as of a model that is to be measured on other pictures.
+
+    Classes may be missing among them.
+
+    Args:
+        table: The pictures.
+        tasks: What their labels are of; columns bear their names.
+        roles: Columns by role ("weight", "group", "domain"), as in `choose_examples`; what the table lacks is left out.
+
+    Raises:
+        DataError: All problems at once: no such column, classes that no task has, weights that are no numbers.
+    """
+    if problems := _unknown_columns(table, [task.name for task in tasks]):
+        raise DataError.from_problems(f"Labels must be in a column of {table.source!r}.", problems)
+    wanted = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
+    chosen = {role: column if column in table.columns else "" for role, column in wanted.items()}
+    unknown = [problem for task in tasks for problem in task.list_unknown(table.columns[task.name])]
+    stratify = [table.defaults["stratify"]] if "stratify" in table.defaults else []
+    return _make_examples(table, tuple(tasks), chosen, stratify, list_some(unknown))
+
+
+def _make_examples(
+    table: Table, tasks: tuple[Task, ...], chosen: Mapping[str, str], stratify: Sequence[str], problems: list[str]
+) -> Examples:
+    """Return the examples of the columns chosen by role, unless there are problems."""
     weights = _parse_weights(table, chosen["weight"], problems)
     if problems:
         raise DataError.from_problems(f"The labels and weights of {table.source!r} must be usable.", problems)

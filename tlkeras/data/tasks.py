@@ -82,11 +82,18 @@ class Task:
         """What the columns of `aspects` are."""
         return self.class_names
 
+    def list_unknown(self, cells: Sequence[str]) -> list[str]:
+        """Say which classes of a column are none of these."""
+        unknown = sorted(self._name_classes(cells) - set(self.class_names))
+        return [f"{self.name!r}: {name!r} is no class. {suggest(name, self.class_names)}" for name in unknown]
+
+    def _name_classes(self, cells: Sequence[str]) -> set[str]:
+        return set(list_classes(cells))
+
     def list_problems(self, cells: Sequence[str]) -> list[str]:
         """Say why the column cannot be learned, if so."""
         counts = Counter(cells)
-        unknown = sorted(set(counts) - set(self.class_names) - {""})
-        problems = [f"{self.name!r}: {name!r} is no class. {suggest(name, self.class_names)}" for name in unknown]
+        problems = self.list_unknown(cells)
         if len(self.class_names) < 2:
             only = self.class_names[0] if self.class_names else "no class at all"
             problems.append(f"{self.name!r}: two classes or more are needed to tell apart. Received: {only}.")
@@ -167,6 +174,9 @@ class LabelsTask(Task):
     def aspect_names(self) -> tuple[str, ...]:
         """What the columns of `aspects` are."""
         return (*self.class_names, *(f"the absence of {name}" for name in self.class_names))
+
+    def _name_classes(self, cells: Sequence[str]) -> set[str]:
+        return set(list_classes(cells, self.separator))
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
         """Say why the column cannot be learned, if so."""

@@ -14,7 +14,7 @@ _TINY = 1e-15
 
 
 def compute_labels(
-    targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+    targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, ranked: bool = True
 ) -> dict[str | tuple[int, str], np.ndarray]:
     """Return each metric for each weighting, shape (b,): by name, and of single labels by (index of the label, name).
 
@@ -26,27 +26,30 @@ def compute_labels(
         targets: 1 for each label that an example has and 0 else, shape (n, k).
         probabilities: Shape (n, k).
         weights: Shape (b, n).
+        ranked: Whether metrics that sort scores are computed.
     """
     truth, answers = targets.astype(np.float64), (probabilities >= THRESHOLD).astype(np.float64)
     total, labels = weights.sum(axis=1), targets.shape[1]
     hits, found = weights @ (truth * answers), weights @ (truth + answers)
-    f1 = _divide(2 * hits, found)
-    ranked = [compute_ranking(truth[:, label], probabilities[:, label], weights) for label in range(labels)]
-    areas, precision = (np.stack(of_labels, axis=1) for of_labels in zip(*ranked, strict=True))
-    micro = compute_ranking(truth.ravel(), probabilities.ravel(), weights, np.arange(truth.size) // labels)
+    f1, support = _divide(2 * hits, found), weights @ truth
     right = truth * probabilities + (1 - truth) * (1 - probabilities)
     whole: dict[str | tuple[int, str], np.ndarray] = {
         "exact_match": weights @ (truth == answers).all(axis=1) / total,
         "hamming_loss": weights @ (truth != answers).mean(axis=1) / total,
         "macro_f1": _average(f1),
         "micro_f1": _divide(2 * hits.sum(axis=1), found.sum(axis=1)),
-        "roc_auc": _average(areas),
-        "micro_roc_auc": micro[0],
-        "mean_average_precision": _average(precision),
-        "micro_average_precision": micro[1],
+        "weighted_f1": _divide(np.nansum(f1 * support, axis=1), support.sum(axis=1)),
         "log_loss": weights @ -np.log(np.clip(right, _TINY, 1.0)).mean(axis=1) / total,
+        "brier_score": weights @ np.square(truth - probabilities).mean(axis=1) / total,
     }
-    single = {"roc_auc": areas, "average_precision": precision, "f1": f1}
+    single = {"precision": _divide(hits, weights @ answers), "recall": _divide(hits, support), "f1": f1}
+    if ranked:
+        pairs = [compute_ranking(truth[:, label], probabilities[:, label], weights) for label in range(labels)]
+        areas, averages = (np.stack(of_labels, axis=1) for of_labels in zip(*pairs, strict=True))
+        micro = compute_ranking(truth.ravel(), probabilities.ravel(), weights, np.arange(truth.size) // labels)
+        whole |= {"roc_auc": _average(areas), "mean_average_precision": _average(averages)}
+        whole |= {"micro_roc_auc": micro[0], "micro_average_precision": micro[1]}
+        single |= {"roc_auc": areas, "average_precision": averages}
     return whole | {(label, name): values[:, label] for label in range(labels) for name, values in single.items()}
 
 

@@ -1,4 +1,4 @@
-"""Figures with their doubt: weighted classification metrics and bootstrap intervals.
+"""Formulas of figures with their doubt: weighted classification metrics and bootstrap intervals.
 
 Every metric is written for a stack of weightings (b, n) at once: a bootstrap resample is nothing but another
 weighting of the same examples, so the point estimate and its interval come from one piece of code.
@@ -6,26 +6,25 @@ weighting of the same examples, so the point estimate and its interval come from
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from tlkeras.data.tasks import Task
-from tlkeras.errors import DataError, ResourceError
+from tlkeras.errors import DataError
 from tlkeras.evaluation.labels import compute_labels
 from tlkeras.evaluation.ranking import compute_ranking
-from tlkeras.records import read_task
-from tlkeras.runs import Run
 
 Key = str | tuple[int, str]
-"""Of a figure: its name, or the index of a label and the name."""
+"""Of a figure: its name, or the index of a class or label and the name."""
 
-logger = logging.getLogger(__name__)
+RANKED = ("roc_auc", "average_precision", "mean_average_precision", "micro_roc_auc", "micro_average_precision")
+"""Metrics that sort scores: what takes time with many examples and classes."""
 
 _CELLS = 4_000_000  # weights held in memory at a time
+_MOST_RANKED = 200_000_000  # scores sorted into place over all resamples: about ten seconds
+_LEAST_RESAMPLES = 100  # of fewer, percentiles at 2.5 % mean little
 
 
 class Figure(NamedTuple):
@@ -34,37 +33,6 @@ class Figure(NamedTuple):
     value: float
     low: float
     high: float
-
-
-def evaluate(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
-    """Compute the figures of a run from its stored predictions, and keep them as metrics.json.
-
-    Returns:
-        `metrics` and `baseline` (always answering how common each class was in training), each name -> value, low,
-        high; `labels`, the same by name of label, where a picture can have several; `kind` of the task, `classes`,
-        `examples`, `rejected`, and what the intervals mean.
-    """
-    stored = run.read_arrays("predictions.npz")
-    targets, weights = stored["targets"], stored["weights"]
-    task = read_task(run)
-    majority = np.tile(stored["prior"], (len(targets), 1))
-    figures = measure(targets, stored["probabilities"], weights, resamples, seed)
-    result = {
-        "run": run.name,
-        "kind": task.kind,
-        "metrics": _as_dict(figures),
-        "baseline": _as_dict(measure(targets, majority, weights, resamples, seed)),
-        **_divide_by_label(figures, task, task.members(targets)),
-        "classes": list(task.class_names),
-        "examples": {"test": len(targets), **run.manifest.get("examples", {})},
-        "weighted": bool(np.ptp(weights) > 0),
-        "interval": f"95 % bootstrap, {resamples} resamples",
-    }
-    try:
-        run.write_json("metrics.json", result)
-    except ResourceError as error:  # the figures are known all the same
-        logger.warning("The figures could not be kept: %s", error)
-    return result
 
 
 def measure(
@@ -80,7 +48,8 @@ def measure(
         targets: Class index of each example, shape (n,), or 1 for each label that it has and 0 else, shape (n, k).
         probabilities: Shape (n, k), rows summing to 1 unless there are several labels.
         weights: Weight of each example, shape (n,), or None.
-        resamples: Bootstrap resamples; 0 leaves the interval at the value.
+        resamples: Bootstrap resamples; 0 leaves the interval at the value. Metrics of `RANKED` get as many of them as
+            `count_ranked` says; where that is none, their interval is NaN.
         seed: Seed of the resampling; the same seed and n give the same resamples, so two models are comparable.
 
     Raises:
@@ -88,65 +57,82 @@ def measure(
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
     """
+    values, samples = sample(targets, probabilities, weights, resamples, seed)
+    return {
+        name: _summarize(float(value), samples[name], bool(resamples) and _is_ranked(name))
+        for name, value in values.items()
+    }
+
+
+def sample(
+    targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None, resamples: int, seed: int
+) -> tuple[dict[Key, float], dict[Key, np.ndarray]]:
+    """Return every metric, and its values on bootstrap resamples, (b,); arguments and errors as in `measure`."""
     if len(targets) == 0:
         raise DataError("There must be at least one held-out picture to measure on.", 0)
     if not np.isfinite(probabilities).all():
         rows = int((~np.isfinite(probabilities)).any(axis=1).sum())
         raise DataError("Probabilities must be finite.", f"{rows} rows with NaN or infinity")
     weights = np.ones(len(targets)) if weights is None else np.asarray(weights, dtype=np.float64)
-    of_kind: Callable[..., Mapping[Key, np.ndarray]] = compute if targets.ndim == 1 else compute_labels
-    compute_all = partial(of_kind, targets, probabilities)
-    values = compute_all(weights[None])
-    samples = [compute_all(counts * weights) for counts in _resample(len(targets), resamples, seed, targets.size)]
-    figures = {}
-    for name in values:
-        drawn = np.concatenate([values[name], *(sample[name] for sample in samples)])
-        drawn = drawn[np.isfinite(drawn)]
-        low, high = np.percentile(drawn[1:] if len(drawn) > 1 else drawn, [2.5, 97.5]) if len(drawn) else [np.nan] * 2
-        figures[name] = Figure(float(values[name][0]), float(low), float(high))
-    return figures
+    compute_all = compute if targets.ndim == 1 else compute_labels
+    values = {name: float(value[0]) for name, value in compute_all(targets, probabilities, weights[None]).items()}
+    ranked, parts, done = count_ranked(probabilities.size, resamples), [], 0
+    for counts in resample(len(targets), resamples, seed, targets.size):
+        parts.append(compute_all(targets, probabilities, counts * weights, ranked=done < ranked))
+        done += len(counts)
+    joined = {name: np.concatenate([np.empty(0), *(part[name] for part in parts if name in part)]) for name in values}
+    return values, {name: of[:ranked] if _is_ranked(name) else of for name, of in joined.items()}
 
 
-def compute(targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[Key, np.ndarray]:
-    """Return each metric for each weighting, shape (b,).
+def count_ranked(cells: int, resamples: int) -> int:
+    """Return how many of the resamples metrics that sort scores can have, of so many scores (n k); 0 if too few."""
+    most = min(resamples, _MOST_RANKED // max(cells, 1))
+    return most if most >= min(resamples, _LEAST_RESAMPLES) else 0
 
-    Classes without weight among the targets are left out of the averages over classes; ROC AUC (one class against
-    the rest, averaged over classes) is NaN where only one class is left.
+
+def compute(
+    targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, ranked: bool = True
+) -> dict[Key, np.ndarray]:
+    """Return each metric for each weighting, shape (b,): by name, and of single classes by (index, name).
+
+    Classes without weight among the targets are left out of the averages over classes, and have figures of NaN. ROC AUC
+    and average precision are of one class against the rest, averaged over classes; for two classes, of the second.
+    Precision is 0 where a class was never answered. The Brier score is the sum over classes, 0 to 2 (Brier, 1950).
 
     Args:
         targets: Class index of each example, shape (n,).
         probabilities: Shape (n, k).
         weights: Shape (b, n).
+        ranked: Whether the metrics of `RANKED` are computed.
     """
     classes = probabilities.shape[1]
-    truth = np.eye(classes)[targets]
-    answer = np.eye(classes)[probabilities.argmax(axis=1)]
+    answers = probabilities.argmax(axis=1)
     total = weights.sum(axis=1)
-    support, answered, right = weights @ truth, weights @ answer, weights @ (truth * answer)
-    present = support > 0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = np.where(present, right / support, 0.0)
-        f1 = np.where(present, 2 * right / (support + answered), 0.0)
-    chosen = np.clip(probabilities[np.arange(len(targets)), targets], 1e-15, 1.0)
-    return {
+    support, answered = _sum_by_class(weights, targets, classes), _sum_by_class(weights, answers, classes)
+    right = _sum_by_class(weights * (answers == targets), targets, classes)
+    present = np.where(support > 0, support, np.nan)
+    recall, f1 = right / present, 2 * right / (present + answered)
+    precision = np.where(answered > 0, right / np.where(answered > 0, answered, 1.0), 0.0) + 0 * present
+    chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
+    squares = np.square(probabilities, dtype=np.float64).sum(axis=1) - 2 * chosen + 1
+    whole: dict[Key, np.ndarray] = {
         "accuracy": right.sum(axis=1) / total,
-        "balanced_accuracy": recall.sum(axis=1) / present.sum(axis=1),
-        "macro_f1": f1.sum(axis=1) / present.sum(axis=1),
-        "roc_auc": _roc_auc(truth, probabilities, weights),
-        "log_loss": weights @ -np.log(chosen) / total,
+        "balanced_accuracy": _average(recall),
+        "macro_f1": _average(f1),
+        "weighted_f1": np.nansum(f1 * support, axis=1) / total,
+        "log_loss": weights @ -np.log(np.clip(chosen, 1e-15, 1.0)) / total,
+        "brier_score": weights @ squares / total,
     }
+    single = {"precision": precision, "recall": recall, "f1": f1}
+    if ranked:
+        areas, averages = _rank(targets, probabilities, weights)
+        second = slice(1, 2) if classes == 2 else slice(None)
+        whole |= {"roc_auc": _average(areas[:, second]), "average_precision": _average(averages[:, second])}
+        single |= {"roc_auc": areas, "average_precision": averages}
+    return whole | {(index, name): values[:, index] for index in range(classes) for name, values in single.items()}
 
 
-def _roc_auc(truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the area under the ROC curve per weighting; for two classes that of the second one."""
-    columns = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    areas = np.stack([compute_ranking(truth[:, c], probabilities[:, c], weights)[0] for c in columns])
-    known = np.isfinite(areas)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, areas, 0.0).sum(axis=0) / known.sum(axis=0)
-
-
-def _resample(count: int, resamples: int, seed: int, cells: int) -> Iterator[np.ndarray]:
+def resample(count: int, resamples: int, seed: int, cells: int) -> Iterator[np.ndarray]:
     """Yield how often each example was drawn, in stacks (b, n) that bound the memory: `cells` are needed for each."""
     random = np.random.default_rng(seed)
     step = max(1, _CELLS // cells)
@@ -156,21 +142,43 @@ def _resample(count: int, resamples: int, seed: int, cells: int) -> Iterator[np.
         yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
 
 
-def _as_dict(figures: Mapping[Key, Figure]) -> dict[str, dict[str, float | None]]:
-    """Return the figures on all classes as JSON can hold them; what is undefined is null."""
-    return {name: _as_parts(figure) for name, figure in figures.items() if isinstance(name, str)}
-
-
-def _divide_by_label(figures: Mapping[Key, Figure], task: Task, members: np.ndarray) -> dict[str, Any]:
-    """Return the figures on single labels, with the number of pictures that have it; nothing where there are none."""
-    labels: dict[str, dict[str, Any]] = {}
-    for key, figure in figures.items():
-        if not isinstance(key, str):
-            index, name = key
-            of_label = labels.setdefault(task.class_names[index], {"examples": int(members[:, index].sum())})
-            of_label[name] = _as_parts(figure)
-    return {"labels": labels} if labels else {}
-
-
-def _as_parts(figure: Figure) -> dict[str, float | None]:
+def as_parts(figure: Figure) -> dict[str, float | None]:
+    """Return a figure as JSON can hold it: value, low, high; what is undefined is null."""
     return {part: value if np.isfinite(value) else None for part, value in figure._asdict().items()}
+
+
+def choose_whole(figures: Mapping[Key, Figure]) -> dict[str, Figure]:
+    """Return the figures on all classes."""
+    return {name: figure for name, figure in figures.items() if isinstance(name, str)}
+
+
+def _is_ranked(key: Key) -> bool:
+    return (key if isinstance(key, str) else key[1]) in RANKED
+
+
+def _summarize(value: float, drawn: np.ndarray, may_lack: bool) -> Figure:
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return Figure(value, *([np.nan] * 2 if may_lack else [value] * 2))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Figure(value, float(low), float(high))
+
+
+def _sum_by_class(weights: np.ndarray, codes: np.ndarray, classes: int) -> np.ndarray:
+    """Return the weight on each class, (b, k)."""
+    rows = np.arange(len(codes))
+    return np.asarray((csr_array((np.ones(len(codes)), (codes, rows)), shape=(classes, len(codes))) @ weights.T).T)
+
+
+def _average(values: np.ndarray) -> np.ndarray:
+    """Return the mean over classes of what is known, (b,); NaN where nothing is."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1)
+
+
+def _rank(targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the area under the ROC curve and the average precision of each class against the rest, (b, k) each."""
+    pairs = [compute_ranking(targets == c, probabilities[:, c], weights) for c in range(probabilities.shape[1])]
+    areas, averages = zip(*pairs, strict=True)
+    return np.stack(areas, axis=1), np.stack(averages, axis=1)

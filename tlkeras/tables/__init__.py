@@ -2,6 +2,7 @@
 
 from tlkeras.tables.exporting import draw_export
 from tlkeras.tables.jobs import draw_job
+from tlkeras.tables.judging import draw_comparison
 from tlkeras.tables.networks import draw_backbone, draw_backbones
 from tlkeras.tables.pictures import draw_check
 from tlkeras.tables.recipes import draw_list, draw_schedule
@@ -13,6 +14,7 @@ __all__ = [
     "draw_backbones",
     "draw_cache",
     "draw_check",
+    "draw_comparison",
     "draw_evaluation",
     "draw_export",
     "draw_job",

@@ -25,6 +25,10 @@ METRIC_NAMES = {
     "macro_f1": "macro F1",
     "roc_auc": "ROC AUC",
     "log_loss": "log loss",
+    "weighted_f1": "weighted F1",
+    "brier_score": "Brier score",
+    "precision": "precision",
+    "recall": "recall",
 }
 
 

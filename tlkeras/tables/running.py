@@ -9,7 +9,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tlkeras.tables.drawing import METRIC_NAMES, format_number, list_findings, make_table, open_console
+from tlkeras.tables.drawing import METRIC_NAMES, MOST_ROWS, format_number, list_findings, make_table, open_console
+
+_WITH_INTERVALS = ("f1", "roc_auc", "average_precision")
 
 
 def draw_training(result: dict[str, Any]) -> None:
@@ -37,27 +39,51 @@ def draw_training(result: dict[str, Any]) -> None:
 
 
 def draw_evaluation(result: dict[str, Any]) -> None:
-    """Print each figure with its interval, beside the majority baseline."""
-    counts = result["examples"]
+    """Print each figure with its interval beside the baselines, then those of classes and slices."""
+    console = open_console()
+    for of_task in result.get("tasks", {"": result}).values():
+        _draw_task({**result, **of_task})
+    if result.get("trained_on"):
+        console.print(f"[yellow]{result['trained_on']:,} of these pictures were trained on: figures flatter.[/yellow]")
+    if result["rejected"]:
+        where = "they cannot be read" if "source" in result else "see rejected.csv in the run"
+        console.print(f"[yellow]{result['rejected']:,} pictures were left out; {where}.[/yellow]")
+
+
+def _draw_task(result: dict[str, Any]) -> None:
+    console = open_console()
+    of_which = f"pictures of {result['source']}" if "source" in result else "held-out pictures"
     weighted = ", weighted" if result["weighted"] else ""
-    classes = "labels" if "labels" in result else "classes"
-    title = f"{result['run']}: {counts['test']:,} held-out pictures{weighted}, {len(result['classes'])} {classes}"
-    table = make_table(
-        title, [("", "left"), ("value", "right"), ("95 % interval", "right"), ("majority baseline", "right")]
-    )
+    classes = "labels" if result["kind"] == "multilabel" else "classes"
+    several = f", {result['task']}" if "tasks" in result else ""
+    title = f"{result['run']}{several}: {result['pictures']:,} {of_which}{weighted}, {len(result['classes'])} {classes}"
+    columns = [("", "left"), ("value", "right"), ("95 % interval", "right"), ("majority baseline", "right")]
+    table = make_table(title, [*columns, *([("linear probe", "right")] if result["probe"] else [])])
     for name, figure in result["metrics"].items():
+        beside = [result["baseline"][name]["value"], *([result["probe"][name]["value"]] if result["probe"] else [])]
         table.add_row(
             METRIC_NAMES[name],
             f"[bold]{format_number(figure['value'])}[/bold]",
-            f"{format_number(figure['low'])} to {format_number(figure['high'])}",
-            format_number(result["baseline"][name]["value"]),
+            _tell_interval(figure),
+            *map(format_number, beside),
         )
-    console = open_console()
     console.print(table)
-    if "labels" in result:
-        console.print(_list_labels(result["labels"]))
-    if result["rejected"]:
-        console.print(f"[yellow]{result['rejected']:,} pictures were left out; see rejected.csv in the run.[/yellow]")
+    console.print(_list_labels(result["labels"], "label" if result["kind"] == "multilabel" else "class"))
+    for name, values in result["slices"].items():
+        console.print(_list_slices(name, values))
+    console.print(_tell_calibration(result["calibration"]))
+
+
+def _tell_interval(figure: dict[str, float | None]) -> str:
+    return f"{format_number(figure['low'])} to {format_number(figure['high'])}"
+
+
+def _tell_calibration(calibration: dict[str, Any]) -> str:
+    text = f"Adaptive calibration error {calibration['adaptive_ece']:.4f}"
+    found = [
+        f"{calibration['scalings'][name]['adaptive_ece']:.4f} with {name} scaling" for name in calibration["scalings"]
+    ]
+    return f"{text}; {', '.join(found)}." if found else f"{text}."
 
 
 def draw_predictions(result: dict[str, Any]) -> None:
@@ -103,16 +129,34 @@ def _list_best(top: Sequence[dict[str, Any]]) -> str:
     return escape(", ".join(f"{best['label']} {best['probability']:.3f}" for best in top))
 
 
-def _list_labels(labels: dict[str, dict[str, Any]]) -> Table:
-    """Return a table of each label's figures with their intervals."""
-    names = [name for name in next(iter(labels.values())) if name != "examples"]
-    columns = [("label", "left"), ("pictures", "right"), *((METRIC_NAMES[name], "right") for name in names)]
-    table = make_table("Labels, each figure with its 95 % interval", columns)
-    for label, figures in labels.items():
+def _list_labels(labels: dict[str, dict[str, Any]], what: str) -> Table:
+    """Return a table of each class's figures; of many classes, the worst."""
+    columns = [(what, "left"), ("pictures", "right"), ("precision", "right"), ("recall", "right")]
+    columns += [(METRIC_NAMES[name], "right") for name in _WITH_INTERVALS]
+    worst = sorted(labels, key=lambda label: labels[label]["f1"]["value"] or 0.0)[:MOST_ROWS]
+    shown = labels if len(labels) <= MOST_ROWS else worst
+    table = make_table(f"Each {what}, with 95 % intervals", columns)
+    for label in shown:
+        figures = labels[label]
         cells = [
-            f"[bold]{format_number(figures[name]['value'])}[/bold] "
-            f"({format_number(figures[name]['low'])} to {format_number(figures[name]['high'])})"
-            for name in names
+            f"[bold]{format_number(figures[name]['value'])}[/bold] ({_tell_interval(figures[name])})"
+            for name in _WITH_INTERVALS
         ]
-        table.add_row(escape(label), f"{figures['examples']:,}", *cells)
+        single = [format_number(figures[name]["value"]) for name in ("precision", "recall")]
+        table.add_row(escape(label), f"{figures['examples']:,}", *single, *cells)
+    if len(shown) < len(labels):
+        table.add_row(f"and {len(labels) - len(shown):,} better ones", "")
+    return table
+
+
+def _list_slices(name: str, values: dict[str, dict[str, Any]]) -> Table:
+    """Return a table of the figures on pictures that have a value in common."""
+    known = next(iter(values.values()))
+    metrics = [metric for metric in ("accuracy", "exact_match", "macro_f1", "roc_auc", "log_loss") if metric in known]
+    table = make_table(
+        f"By {name}", [(name, "left"), ("pictures", "right"), *((METRIC_NAMES[m], "right") for m in metrics)]
+    )
+    for value in list(values)[:MOST_ROWS]:
+        cells = [f"{format_number(values[value][m]['value'])} ({_tell_interval(values[value][m])})" for m in metrics]
+        table.add_row(escape(value) or "-", f"{values[value]['examples']:,}", *cells)
     return table

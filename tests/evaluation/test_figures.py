@@ -1,0 +1,124 @@
+"""All figures of a run, their files, and what is refused."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import tlkeras
+from tlkeras.data.tasks import Task
+from tlkeras.errors import DataError, RunError
+from tlkeras.evaluation.figures import COLUMNS, evaluate, measure_answers
+from tlkeras.records import Answers, read_answers, read_probe
+from tlkeras.runs import Run
+
+
+def make_answers(count=60, classes=3, seed=0, **slices):
+    random = np.random.default_rng(seed)
+    targets = random.integers(0, classes, count)
+    probabilities = random.dirichlet(np.ones(classes), count)
+    task = Task("label", tuple(f"class {number}" for number in range(classes)))
+    keys = np.array([f"{number}.png" for number in range(count)])
+    prior = np.full(classes, 1 / classes)
+    return Answers(task, keys, targets, probabilities, np.ones(count), prior, slices)
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A run of one's own to change."""
+    shutil.copytree(trained, tmp_path / "runs/mine-01")
+    return Run(tmp_path / "runs/mine-01")
+
+
+def test_slices_are_measured_alone():
+    domain = np.array(["mono", "poly", "poly"] * 20)
+    answers = make_answers(domain=domain, group=np.full(60, ""))
+    result = measure_answers(answers, resamples=50)
+    assert list(result["slices"]) == ["domain"]
+    mono = result["slices"]["domain"]["mono"]
+    rows = domain == "mono"
+    assert mono["examples"] == 20
+    right = answers.probabilities[rows].argmax(1) == answers.targets[rows]
+    assert mono["accuracy"]["value"] == pytest.approx(right.mean())
+
+
+def test_one_class_among_the_pictures():
+    answers = make_answers()
+    only = Answers(**{**vars(answers), "targets": np.zeros(60, int)})
+    result = measure_answers(only, resamples=50)
+    assert result["metrics"]["roc_auc"] == {"value": None, "low": None, "high": None}
+    assert result["labels"]["class 1"]["recall"]["value"] is None
+    assert result["metrics"]["accuracy"]["value"] is not None
+    json.dumps(result, allow_nan=False)
+
+
+def test_files_hold_what_is_returned(copied):
+    result = evaluate(copied, resamples=100)
+    assert json.loads((copied.path / "metrics.json").read_text()) == json.loads(json.dumps(result))
+    with open(copied.path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    by_name = {(row["scope"], row["name"], row["metric"]): row for row in rows}
+    assert float(by_name["all", "", "weighted_f1"]["value"]) == result["metrics"]["weighted_f1"]["value"]
+    assert float(by_name["class", "day", "recall"]["value"]) == result["labels"]["day"]["recall"]["value"]
+    assert float(by_name["all", "", "adaptive_ece"]["value"]) == result["calibration"]["adaptive_ece"]
+    assert by_name["all", "", "accuracy"]["majority"] == "0.5"
+
+
+def test_predictions_that_are_no_numbers_are_named(copied):
+    stored = copied.read_arrays("predictions.npz")
+    stored["probabilities"][3] = np.nan
+    copied.write_arrays("predictions.npz", **stored)
+    with pytest.raises(RunError, match=rf"finite number.*1 pictures.*{stored['keys'][3]}.*learning rate"):
+        evaluate(copied, resamples=10)
+
+
+def test_a_thousand_classes_and_many_pictures():
+    answers = make_answers(count=3000, classes=1000)
+    result = measure_answers(answers, resamples=100)
+    accuracy, area = (result["metrics"][name] for name in ("accuracy", "roc_auc"))
+    assert accuracy["low"] < accuracy["high"]
+    assert area["value"] == pytest.approx(0.5, abs=0.02) and area["low"] is None
+    assert "of ROC AUC and average precision none" in result["interval"]
+    assert len(result["labels"]) == 1000
+
+
+def test_deep_heads_are_measured_beside_a_linear_probe(workplace):
+    overrides = {"mapping.kind": "deep", "training.epochs": 2, "data.validation": 0.25}
+    result = tlkeras.train("mine.yaml", overrides)
+    run = Run(workplace / result["path"])
+    assert set(result["probe"]) == set(result["metrics"])
+    assert read_probe(run).shape == read_answers(run)[0].probabilities.shape
+    (validation,) = read_answers(run, "validation")
+    assert len(validation) == result["calibration"]["fitted_on"] == 8
+    assert set(result["calibration"]["scalings"]) == {"temperature", "vector"}
+    assert set(run.manifest["memory"]) == set(result["phases"]) - {"load libraries", "build backbone"}
+    assert run.manifest["memory"]["fit head"] > 50
+
+
+def test_the_fingerprint_is_of_contents_labels_and_sides(workplace, draw_more_photos):
+    def train(**overrides):
+        result = tlkeras.train("mine.yaml", {"mapping.C": 1.0, **overrides})
+        return Run(workplace / result["path"]).manifest["fingerprint"]
+
+    first = train()
+    assert train(**{"data.seed": 1}) != first
+    (workplace / "photos").rename(workplace / "moved")
+    assert train(**{"data.source": "moved"}) == first
+
+
+def test_other_pictures(trained, tmp_path, draw_more_photos, monkeypatch):
+    monkeypatch.chdir(trained.parent.parent)
+    other = draw_more_photos(tmp_path / "other", count=3, seed=7)
+    result = tlkeras.evaluate("latest", on=str(other))
+    assert result["pictures"] == 6 and result["trained_on"] == 0
+    assert result["metrics"]["accuracy"]["value"] == 1.0
+    shutil.rmtree(other / "night")
+    assert tlkeras.evaluate("latest", on=str(other))["metrics"]["roc_auc"]["value"] is None
+    assert tlkeras.evaluate("latest", on="photos")["trained_on"] == 24
+    (other / "dya").mkdir()
+    (other / "day").rename(other / "dya/x")
+    with pytest.raises(DataError, match="'dya' is no class. Did you mean 'day'"):
+        tlkeras.evaluate("latest", on=str(other))

@@ -1,0 +1,155 @@
+"""Whether one model is better than another: paired differences on the same pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tlkeras.data.tasks import Task
+from tlkeras.errors import RunError
+from tlkeras.evaluation.figures import take
+from tlkeras.evaluation.metrics import Figure, as_parts, sample
+from tlkeras.records import Answers, check_answers, read_answers
+from tlkeras.runs import Run
+
+LOWER_IS_BETTER = ("log_loss", "brier_score", "hamming_loss")
+
+
+def compare(runs: Sequence[Run], *, resamples: int, seed: int = 0) -> dict[str, Any]:
+    """Compare runs with the first of them, on the held-out pictures that all of them have.
+
+    Returns:
+        `runs` (name, minutes, parameters, pictures), `pictures` (compared), `tasks`: by name, `metrics` (per run and
+        metric: value, low, high) and `differences` (per other run and metric: those of the difference, and `better`:
+        true or false where 0 lies outside the interval, else None); `notes`.
+
+    Raises:
+        RunError: Fewer than two runs, runs of other tasks or classes, or no common picture.
+    """
+    names = [run.name for run in runs]
+    if len(set(names)) < 2 or len(set(names)) < len(names):
+        raise RunError("A comparison needs two runs or more, each with a name of its own.", ", ".join(names))
+    answers = [read_answers(run) for run in runs]
+    _check_tasks(runs, answers)
+    tasks, notes, count = {}, [], 0
+    for of_task in zip(*answers, strict=True):
+        aligned = _align(runs, of_task)
+        count = len(aligned[0])
+        whole = max(map(len, of_task))
+        if count < whole:
+            notes.append(f"Compared on the {count:,} pictures that all runs held out, of up to {whole:,}.")
+        tasks[aligned[0].task.name] = _compare_answers(names, aligned, resamples, seed)
+    described = [_describe_run(run, len(of_run[0])) for run, of_run in zip(runs, answers, strict=True)]
+    return {"runs": described, "pictures": count, "tasks": tasks, "notes": list(dict.fromkeys(notes))}
+
+
+def compare_probabilities(
+    answers: Answers, other: np.ndarray, *, resamples: int, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Return by how much answers are better than others on the same pictures: per metric value, low, high and `better`.
+
+    Paired bootstrap: both are measured on each resample of the pictures, and the differences are what is looked at
+    (Efron and Tibshirani, 1993, section 16; Koehn, EMNLP 2004).
+
+    Args:
+        answers: Of the model in question.
+        other: Probabilities of the same pictures by what it is compared with, (n, k).
+    """
+    samples = [
+        sample(answers.targets, probabilities, answers.weights, resamples, seed)
+        for probabilities in (other, answers.probabilities)
+    ]
+    return _find_differences(*samples)
+
+
+def _compare_answers(
+    names: Sequence[str], answers: Sequence[Answers], resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    samples = [sample(one.targets, one.probabilities, one.weights, resamples, seed) for one in answers]
+    metrics = {
+        name: {key: _summarize(values[key], drawn[key]) for key in values if isinstance(key, str)}
+        for name, (values, drawn) in zip(names, samples, strict=True)
+    }
+    differences = {
+        name: _find_differences(samples[0], other) for name, other in zip(names[1:], samples[1:], strict=True)
+    }
+    return {"metrics": metrics, "differences": differences}
+
+
+def _find_differences(reference: tuple[Mapping, Mapping], other: tuple[Mapping, Mapping]) -> dict[str, dict[str, Any]]:
+    (values, drawn), (other_values, other_drawn) = reference, other
+    found: dict[str, dict[str, Any]] = {}
+    for name in values:
+        if isinstance(name, str):
+            parts = _summarize(other_values[name] - values[name], other_drawn[name] - drawn[name])
+            found[name] = {**parts, "better": _judge(name, parts)}
+    return found
+
+
+def _judge(name: str, parts: Mapping[str, float | None]) -> bool | None:
+    low, high = parts["low"], parts["high"]
+    if low is None or high is None or low <= 0 <= high:
+        return None
+    return (low > 0) != (name in LOWER_IS_BETTER)
+
+
+def _summarize(value: float, drawn: np.ndarray) -> dict[str, float | None]:
+    known = drawn[np.isfinite(drawn)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+    return as_parts(Figure(float(value), float(low), float(high)))
+
+
+def _check_tasks(runs: Sequence[Run], answers: Sequence[Sequence[Answers]]) -> None:
+    def describe(of_run: Sequence[Answers]) -> list[Task]:
+        return [one.task for one in of_run]
+
+    problems = [
+        f"{run.name} answers {_name(describe(of_run))}, {runs[0].name} {_name(describe(answers[0]))}"
+        for run, of_run in zip(runs[1:], answers[1:], strict=True)
+        if describe(of_run) != describe(answers[0])
+    ]
+    if problems:
+        raise RunError.from_problems("Runs that are compared must answer the same: tasks and classes.", problems)
+    for of_run in answers:
+        for one in of_run:
+            check_answers(one)
+
+
+def _name(tasks: Sequence[Task]) -> str:
+    return "; ".join(f"{task.name!r} ({', '.join(task.class_names[:4])}...)" for task in tasks)
+
+
+def _align(runs: Sequence[Run], answers: Sequence[Answers]) -> list[Answers]:
+    """Return the answers on the pictures that all have, in one order.
+
+    Raises:
+        RunError: There is no such picture, or its label differs.
+    """
+    common = answers[0].keys
+    for one in answers[1:]:
+        common = common[np.isin(common, one.keys)]
+    if not len(common):
+        raise RunError(
+            "Runs that are compared must have held out some of the same pictures.",
+            ", ".join(run.name for run in runs),
+            "Train them with the same data, data.seed and data.test.",
+        )
+    aligned = []
+    for one in answers:
+        place = {key: row for row, key in enumerate(one.keys.tolist())}
+        aligned.append(take(one, np.array([place[key] for key in common.tolist()])))
+    if any(not np.array_equal(one.targets, aligned[0].targets) for one in aligned):
+        raise RunError("Runs that are compared must agree on what is true.", "other labels of the same pictures")
+    return aligned
+
+
+def _describe_run(run: Run, pictures: int) -> dict[str, Any]:
+    manifest = run.manifest
+    return {
+        "name": run.name,
+        "minutes": sum(manifest.get("phases", {}).values()) / 60,
+        "parameters": manifest.get("parameters"),
+        "pictures": pictures,
+    }

@@ -1,0 +1,82 @@
+"""A run measured on other pictures than its own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from typing import Any
+
+import numpy as np
+
+from tlkeras import assembly
+from tlkeras.data.checks import Inspection, inspect
+from tlkeras.data.headers import printable
+from tlkeras.errors import RunError
+from tlkeras.evaluation.figures import COLUMNS, gather, list_rows, measure_answers
+from tlkeras.features.extraction import extract
+from tlkeras.prediction import load_model
+from tlkeras.recipe import Recipe, load_recipe
+from tlkeras.records import Answers, read_answers, read_tasks
+from tlkeras.runs import Run
+
+FOLDER = "elsewhere"
+
+
+def evaluate_on(run: Run, source: str, *, resamples: int, seed: int = 0) -> dict[str, Any]:
+    """Measure a run's model on labelled pictures from another source; its folder `elsewhere/` keeps the figures.
+
+    Returns:
+        What `figures.evaluate` returns, and `source`, `rejected` (pictures that cannot be read) and `trained_on`
+        (pictures whose files the run was trained on).
+
+    Raises:
+        DataError: The source cannot be read, or its labels are not the run's.
+        RunError: The run holds no model that can be read.
+    """
+    recipe = load_recipe(str(run.path / "recipe.yaml"))
+    inspection = inspect(assembly.read_other_examples(recipe, source, read_tasks(run)))
+    answers, seen = ask(run, recipe, inspection)
+    tasks = {one.task.name: measure_answers(one, resamples=resamples, seed=seed) for one in answers}
+    trained = _read_trained(run)
+    result = {
+        "run": run.name,
+        "source": source,
+        **gather(tasks),
+        "examples": {"test": len(seen)},
+        "rejected": len(inspection.examples) - len(seen) + len(inspection.rejected),
+        "trained_on": sum(inspection.digests[row] in trained for row in seen.tolist()),
+    }
+    name = re.sub(r"[^\w.-]+", "-", source).strip("-.")[-60:] or "data"
+    run.write_json(f"{FOLDER}/{name}.json", result)
+    run.write_table(f"{FOLDER}/{name}.csv", COLUMNS, list_rows(tasks))
+    return result
+
+
+def ask(run: Run, recipe: Recipe, inspection: Inspection) -> tuple[list[Answers], np.ndarray]:
+    """Return what a run's model says of inspected pictures, per task, and which of them could be read, int64 [n]."""
+    examples = inspection.examples
+    pictures = assembly.take_pictures(recipe, inspection)
+    model, priors = load_model(run), [answers.prior for answers in read_answers(run)]
+    facts = [{"model": run.name} for _ in model.outputs]
+    with extract(model, pictures, facts, engine=recipe.features.engine, dtype="float32") as said:
+        rows = said.kept
+        outputs = [np.asarray(output) for output in said.outputs]
+    keys = np.array([printable(key) for key in examples.keys[rows]], dtype=str)
+    slices = {"group": examples.groups, "domain": examples.domains, "stratum": examples.strata}
+    chosen = {name: values[rows].astype(str) for name, values in slices.items()}
+    answers = [
+        Answers(task, keys, examples.targets[task.name][rows], output, examples.weights[rows], prior, chosen)
+        for task, output, prior in zip(examples.tasks, outputs, priors, strict=True)
+    ]
+    return answers, rows
+
+
+def _read_trained(run: Run) -> set[str]:
+    """Return the digests of the files that a run was trained on; none where it did not write them down."""
+    try:
+        text = run.read_bytes("splits.csv").decode("utf-8", "replace")
+    except RunError:
+        return set()
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return {row["sha256"] for row in rows if row["side"] == "train" and "sha256" in row}

@@ -1,0 +1,181 @@
+"""All figures of a run: whole, per class, per slice of the pictures, with the baselines beside; as JSON and as CSV."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tlkeras.errors import ResourceError
+from tlkeras.evaluation.calibration import describe_calibration
+from tlkeras.evaluation.metrics import Figure, Key, as_parts, choose_whole, count_ranked, measure
+from tlkeras.records import Answers, check_answers, has_answers, read_answers, read_probe
+from tlkeras.runs import Run
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("task", "scope", "name", "metric", "examples", "value", "low", "high", "majority", "linear_probe")
+MOST_SLICES = 50
+_SLICE_RESAMPLES = 500
+
+
+def evaluate(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
+    """Compute the figures of a run from its stored predictions, and keep them as metrics.json and metrics.csv.
+
+    Returns:
+        What `measure_answers` returns of the first task, and `run`, `examples`; `tasks`, the same of each task by name,
+        where there are several.
+
+    Raises:
+        RunError: The run keeps no predictions, or some are not finite.
+    """
+    probe = read_probe(run)
+    tasks = {}
+    for answers in read_answers(run):
+        validation = _find_validation(run, answers.task.name)
+        tasks[answers.task.name] = measure_answers(answers, probe, validation, resamples=resamples, seed=seed)
+    result = {"run": run.name, **gather(tasks)}
+    result["examples"] = {**run.manifest.get("examples", {}), "test": result["pictures"]}
+    try:
+        run.write_json("metrics.json", result)
+        run.write_table("metrics.csv", COLUMNS, list_rows(tasks))
+    except ResourceError as error:  # the figures are known all the same
+        logger.warning("The figures could not be kept: %s", error)
+    return result
+
+
+def gather(tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of the first task, with those of each by name where there are several."""
+    first = next(iter(tasks.values()))
+    return {**first, "tasks": dict(tasks)} if len(tasks) > 1 else dict(first)
+
+
+def measure_answers(
+    answers: Answers,
+    probe: np.ndarray | None = None,
+    validation: Answers | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the figures of one task.
+
+    Args:
+        answers: On held-out pictures.
+        probe: What a linear head on the same frozen features says of them, (n, k).
+        validation: What temperature and vector scaling can be fitted on.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        `task`, `kind`, `classes`, `pictures`, `weighted`; `metrics`, `baseline` (always answering how common each class
+        was in training) and `probe` (or None), each name -> value, low, high; `labels`, these by class; `slices`, by
+        what tells pictures apart ("group", "domain", "stratum") and its values; `calibration`; `interval`, what
+        intervals mean.
+
+    Raises:
+        RunError: A probability is not finite.
+    """
+    check_answers(answers)
+    task, targets, weights = answers.task, answers.targets, answers.weights
+    majority = np.tile(answers.prior, (len(targets), 1))
+    figures = measure(targets, answers.probabilities, weights, resamples, seed)
+    return {
+        "task": task.name,
+        "kind": task.kind,
+        "classes": list(task.class_names),
+        "pictures": len(targets),
+        "weighted": bool(np.ptp(weights) > 0),
+        "interval": _explain_interval(answers.probabilities.size, resamples),
+        "metrics": _as_dict(figures),
+        "baseline": _as_dict(measure(targets, majority, weights, 0)),
+        "probe": None if probe is None else _as_dict(measure(targets, probe, weights, resamples, seed)),
+        "labels": _divide_by_label(figures, answers),
+        "slices": {name: _measure_slices(answers, values, seed) for name, values in _list_slices(answers)},
+        "calibration": describe_calibration(answers, validation),
+    }
+
+
+def list_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
+    """Yield the rows of metrics.csv, in the order of `COLUMNS`; what is undefined is empty."""
+    for task, result in tasks.items():
+        for metric, figure in result["metrics"].items():
+            beside = [(result[name] or {}).get(metric, {}).get("value") for name in ("baseline", "probe")]
+            yield task, "all", "", metric, result["pictures"], *figure.values(), *beside
+        for label, of_label in result["labels"].items():
+            yield from _list_scope(task, "class", label, of_label)
+        for scope, values in result["slices"].items():
+            for value, of_slice in values.items():
+                yield from _list_scope(task, scope, value, of_slice)
+        for metric in ("adaptive_ece", "ece"):
+            yield task, "all", "", metric, result["pictures"], result["calibration"][metric], None, None, None, None
+
+
+def _list_scope(task: str, scope: str, name: str, figures: Mapping[str, Any]) -> Iterator[tuple]:
+    for metric, figure in figures.items():
+        if metric != "examples":
+            yield task, scope, name, metric, figures["examples"], *figure.values(), None, None
+
+
+def _find_validation(run: Run, task: str) -> Answers | None:
+    if not has_answers(run, "validation"):
+        return None
+    return next((answers for answers in read_answers(run, "validation") if answers.task.name == task), None)
+
+
+def _explain_interval(cells: int, resamples: int) -> str:
+    ranked = count_ranked(cells, resamples)
+    text = f"95 % bootstrap, {resamples} resamples"
+    if ranked == resamples:
+        return text
+    return f"{text}; of ROC AUC and average precision {ranked or 'none'}, as so many pictures and classes take long"
+
+
+def _list_slices(answers: Answers) -> list[tuple[str, np.ndarray]]:
+    """Return what parts the pictures in two or more, by name."""
+    return [(name, values) for name, values in answers.slices.items() if len(np.unique(values)) > 1]
+
+
+def _measure_slices(answers: Answers, values: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the figures of each value, the largest ones first, of `MOST_SLICES` at most."""
+    names, counts = np.unique(values, return_counts=True)
+    order = np.lexsort((names, -counts))[:MOST_SLICES]
+    slices = {}
+    for name, count in zip(names[order].tolist(), counts[order].tolist(), strict=True):
+        part = take(answers, values == name)
+        if part.weights.any():
+            measured = measure(part.targets, part.probabilities, part.weights, _SLICE_RESAMPLES, seed)
+            slices[name] = {"examples": count, **_as_dict(measured)}
+    return slices
+
+
+def take(answers: Answers, rows: np.ndarray) -> Answers:
+    """Return the answers on some pictures."""
+    return replace(
+        answers,
+        keys=answers.keys[rows],
+        targets=answers.targets[rows],
+        probabilities=answers.probabilities[rows],
+        weights=answers.weights[rows],
+        slices={name: values[rows] for name, values in answers.slices.items()},
+    )
+
+
+def _as_dict(figures: Mapping[Key, Figure]) -> dict[str, dict[str, float | None]]:
+    return {name: as_parts(figure) for name, figure in choose_whole(figures).items()}
+
+
+def _divide_by_label(figures: Mapping[Key, Figure], answers: Answers) -> dict[str, dict[str, Any]]:
+    """Return the figures on single classes or labels, with the number of pictures that have it."""
+    names, members = answers.task.class_names, answers.task.members(answers.targets)
+    labels: dict[str, dict[str, Any]] = {
+        name: {"examples": int(members[:, index].sum())} for index, name in enumerate(names)
+    }
+    for key, figure in figures.items():
+        if not isinstance(key, str):
+            index, metric = key
+            labels[names[index]][metric] = as_parts(figure)
+    return labels
