@@ -127,7 +127,8 @@ def test_what_is_learned_is_right(train):
 
 
 def test_check_counts_labels_and_refuses_what_makes_no_sense(place):
-    assert api.check("shapes.yaml")["facts"]["classes"] == "disc 48, square 47"
+    found = api.check("shapes.yaml")["classes"]
+    assert {row["class"]: row["pictures"] for row in found} == {"disc": 48, "square": 47}
     wrong = {
         "mapping": {"kind": "deep", "class_weight": "balanced"},
         "finetuning": {"loss": {"kind": "focal"}, "class_weight": "balanced", "balanced": True},

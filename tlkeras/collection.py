@@ -24,8 +24,9 @@ from tlkeras.data.pipeline import explain_unreadable, stream_pictures
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
 from tlkeras.features.engines import make_engine
+from tlkeras.mapping.heads import arrange
 from tlkeras.prediction import expand, load_model
-from tlkeras.records import read_task
+from tlkeras.records import read_tasks
 from tlkeras.runs import Run
 
 FORMATS = (".csv", ".parquet")
@@ -58,7 +59,7 @@ def predict_to_file(run: Run, pictures: Sequence[str | Path], out: Path, *, part
     started = time.monotonic()
     with _working(run, out) as work:
         todo, resumed = _find_todo(paths, work)
-        tasks = [read_task(run)]
+        tasks = read_tasks(run)
         engine = _answer(run, todo, work, tasks, part) if todo else None
         rows, unreadable = _assemble(work, out, _name_columns(tasks))
     seconds = time.monotonic() - started
@@ -154,7 +155,7 @@ def _read_part(file: Path) -> Iterator[list[str]]:
 
 def _answer(run: Run, todo: Sequence[str], work: Path, tasks: Sequence[Task], part: int) -> str:
     """Classify pictures in one stream, their answers kept part after part; return what computed."""
-    facts, model = run.manifest["picture"], load_model(run)
+    facts, model = run.manifest["picture"], arrange(load_model(run), [task.name for task in tasks])
     engine, checked = make_engine(model), _Checked(todo)
     stream = stream_pictures(checked, facts["size"], facts["resize"], _BATCH).as_numpy_iterator()
     rows: list[list[Any]] = []

@@ -17,7 +17,8 @@ from tlkeras.data.pipeline import explain_unreadable, stream_pictures
 from tlkeras.data.sources import list_pictures
 from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError, DataError, RunError
-from tlkeras.records import read_task
+from tlkeras.mapping.heads import arrange
+from tlkeras.records import read_tasks
 from tlkeras.runs import Run
 
 
@@ -43,25 +44,29 @@ def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_siz
     Returns:
         `predictions`: one row per readable picture, in the order given: path, `labels` that it is said to have (one
         class, or every label with a probability of `threshold` or more), `label` (the same as one text, as
-        the source writes it), `top` pairs of label and probability, and the first `probability` of these;
+        the source writes it), `top` pairs of label and probability, and the first `probability` of these, all of the
+        first task, and `tasks`, the same of each by name, where there are several;
         `threshold`, None where only the best class counts; `unreadable`: path and reason of the others.
 
     Raises:
         DataError: No picture was given, or one does not exist; all are named at once.
     """
     paths, unreadable = _examine(expand(pictures))
-    facts, task = run.manifest["picture"], read_task(run)
-    model = load_model(run)
-    found: dict[int, np.ndarray] = {}
+    facts, tasks = run.manifest["picture"], read_tasks(run)
+    model = arrange(load_model(run), [task.name for task in tasks])
+    found: dict[int, tuple[np.ndarray, ...]] = {}
     with progress.track("Predict", len(paths), "pictures") as advance:
         for indices, batch in stream_pictures(paths, facts["size"], facts["resize"], batch_size):
-            found.update(zip(indices.numpy().tolist(), model(batch, training=False).numpy(), strict=True))
+            answers = zip(*(output.numpy() for output in keras.tree.flatten(model(batch, training=False))), strict=True)
+            found.update(zip(indices.numpy().tolist(), answers, strict=True))
             advance(len(batch))
     unreadable += [explain_unreadable(paths[index]) for index in range(len(paths)) if index not in found]
     return {
         "run": run.name,
-        "threshold": task.threshold,
-        "predictions": [_describe(paths[index], found[index], task, top) for index in sorted(found)],
+        "threshold": tasks[0].threshold,
+        "predictions": [
+            {"path": printable(paths[index]), **_describe_all(found[index], tasks, top)} for index in sorted(found)
+        ],
         "unreadable": [{"path": printable(bad.path), "reason": bad.reason} for bad in unreadable],
     }
 
@@ -95,13 +100,18 @@ def expand(pictures: Sequence[str | Path]) -> list[str]:
     return paths
 
 
-def _describe(path: str, probabilities: np.ndarray, task: Task, top: int) -> dict[str, Any]:
+def _describe_all(answers: Sequence[np.ndarray], tasks: Sequence[Task], top: int) -> dict[str, Any]:
+    described = {task.name: _describe(of_task, task, top) for task, of_task in zip(tasks, answers, strict=True)}
+    first = described[tasks[0].name]
+    return {**first, "tasks": described} if len(tasks) > 1 else first
+
+
+def _describe(probabilities: np.ndarray, task: Task, top: int) -> dict[str, Any]:
     order = np.argsort(-probabilities, kind="stable")[:top]
     best = [{"label": task.class_names[index], "probability": float(probabilities[index])} for index in order]
     members = task.decide(probabilities[None])
     (label,), (labels,) = task.write(members), task.list_names(members)
     return {
-        "path": printable(path),
         "label": label,
         "probability": best[0]["probability"],
         "labels": labels,

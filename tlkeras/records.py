@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tlkeras.data.headers import Finding, printable, read_picture
 from tlkeras.data.tables import Examples
-from tlkeras.data.tasks import Task, make_task
+from tlkeras.data.tasks import Task, make_task, qualify
 from tlkeras.errors import RunError
 from tlkeras.runs import Run
 
@@ -51,16 +51,27 @@ class Answers:
 def write_pictures(
     run: Run, examples: Examples, sides: np.ndarray, digests: Sequence[str], rejected: Sequence[Finding]
 ) -> None:
-    """Keep the task, the side, the label and the digest of each picture, and what was left out."""
-    (task,) = examples.tasks
-    labels = task.write(task.members(examples.targets[task.name]))
+    """Keep the tasks, the side, the labels and the digest of each picture, and what was left out."""
+    tasks = examples.tasks
+    labels = {qualify(tasks, task, "label"): task.write_targets(examples.targets[task.name]) for task in tasks}
     keys = [printable(key) for key in examples.keys]
-    run.write_json("classes.json", {task.name: list(task.class_names)})
-    run.update_manifest(fingerprint=_digest_data(digests, labels, sides), **task.facts)
+    run.write_json("classes.json", {task.name: list(task.class_names) for task in tasks})
+    said = ["\t".join(of_picture) for of_picture in zip(*labels.values(), strict=True)]
+    run.update_manifest(
+        fingerprint=_digest_data(digests, said, sides),
+        tasks={task.name: task.facts for task in tasks},
+        **tasks[0].facts,
+    )
+    columns = {
+        "weight": examples.weights.tolist(),
+        "group": examples.groups,
+        "domain": examples.domains,
+        "sha256": digests,
+    }
     run.write_table(
         "splits.csv",
-        ("picture", "side", "label", "weight", "group", "domain", "sha256"),
-        zip(keys, sides, labels, examples.weights.tolist(), examples.groups, examples.domains, digests, strict=True),
+        ("picture", "side", *labels, *columns),
+        zip(keys, sides, *labels.values(), *columns.values(), strict=True),
     )
     run.write_table(
         "rejected.csv", ("path", "code", "reason"), [(printable(bad.path), bad.code, bad.reason) for bad in rejected]
@@ -68,42 +79,44 @@ def write_pictures(
 
 
 def write_answers(
-    run: Run, examples: Examples, sides: Mapping[str, np.ndarray], probabilities: Mapping[str, np.ndarray]
+    run: Run,
+    examples: Examples,
+    sides: Mapping[str, np.ndarray],
+    probabilities: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
     """Keep the answers on pictures that were not trained on, and a few of these pictures themselves.
 
     Args:
         sides: Rows of each side, int64 (n,).
-        probabilities: By side, float32 (n, k); "test" must be there.
+        probabilities: By side and task, float32 (n, k); "test" must be there.
     """
-    (task,) = examples.tasks
-    prior = _measure_prior(examples, task, sides["train"])
+    tasks = examples.tasks
     for side, of_side in probabilities.items():
         rows = sides[side]
+        of_tasks: dict[str, np.ndarray] = {}
+        for task in tasks:
+            arrays = {
+                "targets": examples.targets[task.name][rows],
+                "probabilities": of_side[task.name],
+                "prior": _measure_prior(examples, task, sides["train"]),
+            }
+            of_tasks |= {qualify(tasks, task, what): values for what, values in arrays.items()}
         run.write_arrays(
             SIDES[side],
+            **of_tasks,
             keys=np.array([printable(key) for key in examples.keys[rows]], dtype=str),
-            targets=examples.targets[task.name][rows],
-            probabilities=of_side,
             weights=examples.weights[rows],
-            prior=prior,
             group=examples.groups[rows].astype(str),
             domain=examples.domains[rows].astype(str),
             stratum=examples.strata[rows].astype(str),
         )
-    (answers,) = read_answers(run, "test", [task])
-    _write_predictions(run, answers)
-    _keep_samples(run, examples.paths[sides["test"]], answers.keys.tolist(), answers.probabilities)
+    _write_predictions(run, examples.take(sides["test"]), probabilities["test"])
+    _keep_samples(run, examples.take(sides["test"]), probabilities["test"])
 
 
-def read_task(run: Run) -> Task:
-    """Return what a run predicts.
-
-    Raises:
-        RunError: The run does not say.
-    """
-    (task,) = read_tasks(run)
-    return task
+def write_probes(run: Run, tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray]) -> None:
+    """Keep what linear heads on the same frozen features say of the held-out pictures, by task, float32 (n, k)."""
+    run.write_arrays(PROBE, **{qualify(tasks, task, "probabilities"): probabilities[task.name] for task in tasks})
 
 
 def read_tasks(run: Run) -> list[Task]:
@@ -112,32 +125,55 @@ def read_tasks(run: Run) -> list[Task]:
     Raises:
         RunError: The run does not say.
     """
-    separator = run.manifest.get("separator")
-    return [make_task(name, classes, separator) for name, classes in run.read_json("classes.json").items()]
+    facts = run.manifest.get("tasks", {})
+    return [make_task(name, classes, **facts.get(name, {})) for name, classes in run.read_json("classes.json").items()]
 
 
 def read_answers(run: Run, side: str = "test", tasks: Sequence[Task] | None = None) -> list[Answers]:
-    """Return what a run answered on a side, "test" or "validation", per task.
+    """Return what a run answered on a side, "test" or "validation", per task, of pictures whose target is known.
 
     Raises:
         RunError: It did not answer there, or its files are damaged.
     """
-    stored = run.read_arrays(SIDES[side])
+    stored, tasks = run.read_arrays(SIDES[side]), read_tasks(run) if tasks is None else tasks
     count = len(stored["targets"])
     nothing = np.full(count, "")
     keys = stored.get("keys", np.arange(count).astype(str))  # runs made by older versions have none
     slices = {name: stored.get(name, nothing) for name in ("group", "domain", "stratum")}
-    return [
-        Answers(task, keys, stored["targets"], stored["probabilities"], stored["weights"], stored["prior"], slices)
-        for task in (read_tasks(run) if tasks is None else tasks)
-    ]
+    answers = []
+    for task in tasks:
+        arrays = {what: stored[qualify(tasks, task, what)] for what in ("targets", "probabilities", "prior")}
+        every = Answers(task=task, keys=keys, weights=stored["weights"], slices=slices, **arrays)
+        answers.append(take(every, task.is_labelled(every.targets)))
+    return answers
 
 
-def read_probe(run: Run) -> np.ndarray | None:
-    """Return what a linear head says of the held-out pictures, float32 [n, k]; None where the run's own head is one."""
+def take(answers: Answers, rows: np.ndarray) -> Answers:
+    """Return the answers on some pictures."""
+    return replace(
+        answers,
+        keys=answers.keys[rows],
+        targets=answers.targets[rows],
+        probabilities=answers.probabilities[rows],
+        weights=answers.weights[rows],
+        slices={name: values[rows] for name, values in answers.slices.items()},
+    )
+
+
+def read_probes(run: Run) -> dict[str, np.ndarray]:
+    """Return what linear heads say of the pictures that `read_answers` returns, float32 [n, k], by task.
+
+    There are none where the run's own heads are linear.
+    """
     if not (run.path / PROBE).exists():
-        return None
-    return run.read_arrays(PROBE)["probabilities"]
+        return {}
+    tasks, probes, held_out = read_tasks(run), run.read_arrays(PROBE), run.read_arrays(SIDES["test"])
+    return {
+        task.name: probes[qualify(tasks, task, "probabilities")][
+            task.is_labelled(held_out[qualify(tasks, task, "targets")])
+        ]
+        for task in tasks
+    }
 
 
 def has_answers(run: Run, side: str) -> bool:
@@ -163,8 +199,9 @@ def check_answers(answers: Answers) -> None:
 
 def _measure_prior(examples: Examples, task: Task, train: np.ndarray) -> np.ndarray:
     """Return how common each class is in training, float64 (k,)."""
-    weights = examples.weights[train].astype(np.float64)
-    return weights @ task.members(examples.targets[task.name][train]) / weights.sum()
+    targets = examples.targets[task.name][train]
+    weights = examples.weights[train].astype(np.float64) * task.is_labelled(targets)
+    return weights @ task.members(targets) / weights.sum()
 
 
 def _digest_data(digests: Sequence[str], labels: Sequence[str], sides: np.ndarray) -> str:
@@ -173,27 +210,33 @@ def _digest_data(digests: Sequence[str], labels: Sequence[str], sides: np.ndarra
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _write_predictions(run: Run, answers: Answers) -> None:
-    task, probabilities = answers.task, answers.probabilities
-    labels, said = task.write(task.members(answers.targets)), task.write(task.decide(probabilities))
-    names, told = task.tell(probabilities)
-    columns = (answers.keys.tolist(), labels, said, told, answers.weights.tolist())
-    run.write_table(
-        "predictions.csv",
-        ("picture", "label", "prediction", *names, "weight"),
-        (
-            (key, label, answer, *(f"{probability:.6f}" for probability in row), weight)
-            for key, label, answer, row, weight in zip(*columns, strict=True)
-        ),
-    )
+def _write_predictions(run: Run, examples: Examples, probabilities: Mapping[str, np.ndarray]) -> None:
+    """Write predictions.csv: a row per held-out picture."""
+    tasks = examples.tasks
+    columns: dict[str, Sequence[object]] = {"picture": [printable(key) for key in examples.keys]}
+    for task in tasks:
+        answers = probabilities[task.name]
+        names, told = task.tell(answers)
+        of_task = {
+            "label": task.write_targets(examples.targets[task.name]),
+            "prediction": task.write(task.decide(answers)),
+            **{name: [f"{value:.6f}" for value in of_name] for name, of_name in zip(names, told.T, strict=True)},
+        }
+        columns |= {qualify(tasks, task, what): values for what, values in of_task.items()}
+    columns["weight"] = examples.weights.tolist()
+    run.write_table("predictions.csv", tuple(columns), zip(*columns.values(), strict=True))
 
 
-def _keep_samples(run: Run, paths: np.ndarray, keys: Sequence[str], probabilities: np.ndarray) -> None:
+def _keep_samples(run: Run, examples: Examples, probabilities: Mapping[str, np.ndarray]) -> None:
     """Copy some held-out pictures, spread over all of them, so that an export can be proved anywhere."""
     samples = []
-    for number, row in enumerate(np.unique(np.linspace(0, len(paths) - 1, SAMPLES).astype(int))):
+    for number, row in enumerate(np.unique(np.linspace(0, len(examples) - 1, SAMPLES).astype(int)).tolist()):
         file = f"samples/{number:02d}"
         with run.replacing(file) as aside:
-            aside.write_bytes(read_picture(paths[row]))
-        samples.append({"file": file, "key": keys[row], "probabilities": probabilities[row].tolist()})
+            aside.write_bytes(read_picture(examples.paths[row]))
+        said = {
+            qualify(examples.tasks, task, "probabilities"): probabilities[task.name][row].tolist()
+            for task in examples.tasks
+        }
+        samples.append({"file": file, "key": printable(examples.keys[row]), **said})
     run.write_json("samples.json", samples)

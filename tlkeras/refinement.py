@@ -20,7 +20,7 @@ from tlkeras.finetuning.loop import Part, Row
 from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.plan import Plan
 from tlkeras.finetuning.supply import Supply
-from tlkeras.mapping.heads import Head
+from tlkeras.mapping.heads import Head, arrange, list_layers
 from tlkeras.recipe import Recipe
 from tlkeras.runs import Run
 
@@ -28,25 +28,31 @@ CHECKPOINTS = "checkpoints"
 
 
 def fine_tune(
-    recipe: Recipe, run: Run, inspection: Inspection, prefix: Prefix, head: Head, rows: Mapping[str, np.ndarray]
-) -> tuple[keras.Model, dict[str, np.ndarray], dict[str, list[Any]], dict[str, Any]]:
+    recipe: Recipe,
+    run: Run,
+    inspection: Inspection,
+    prefix: Prefix,
+    heads: Mapping[str, Head],
+    rows: Mapping[str, np.ndarray],
+) -> tuple[keras.Model, dict[str, dict[str, np.ndarray]], dict[str, list[Any]], dict[str, Any]]:
     """Train head and backbone by the recipe's stages, from the run's newest checkpoint if there is one.
 
     Args:
-        head: Fitted on frozen features: what the network starts from (LP-FT, Kumar et al., 2022).
+        heads: By task, fitted on frozen features: what the network starts from (LP-FT, Kumar et al., 2022).
         rows: Of the pictures of each side, int64 (n,).
 
     Returns:
-        The trained model; its probabilities of the pictures of each side but the training, float32 (n, k); the
-        history as columns; facts for the manifest.
+        The trained model; its probabilities of the pictures of each side but the training, by task, float32
+        (n, k); the history as columns; facts for the manifest.
     """
     schedule, plan, choices = assembly.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
     with ExitStack() as stack:
         with run.phase("extract activations"):
             suppliers = _make_suppliers(recipe, prefix, plan, inspection, rows, stack)
         parts = [_make_part(recipe, inspection, rows[side], suppliers[side], side) for side in suppliers]
-        network = Network(prefix.backbone, prefix.pooled, head.to_layers(), recipe.name, prefix.source_head)
-        loop = assembly.make_loop(recipe, network, schedule, plan, (parts[0], parts[1] if len(parts) > 1 else None))
+        network = Network(prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head)
+        sides = (parts[0], parts[1] if len(parts) > 1 else None)
+        loop = assembly.make_loop(recipe, inspection.examples.tasks, network, schedule, plan, sides)
         with run.phase("fine-tune"):
             observe = assembly.make_observer(recipe, run.path / "tensorboard")
             history = loop.run(Checkpoints(run.path / CHECKPOINTS), observe)
@@ -109,20 +115,22 @@ def _make_part(
     recipe: Recipe, inspection: Inspection, rows: np.ndarray, supplies: Mapping[str, Supply], side: str
 ) -> Part:
     examples = inspection.examples
-    (task,) = examples.tasks
-    targets, weights = examples.targets[task.name][rows], examples.weights[rows]
+    targets, weights = {name: column[rows] for name, column in examples.targets.items()}, examples.weights[rows]
     if side == "train":
-        weights = assembly.weigh_sides(recipe, targets, weights)
-    return Part(task.members(targets).astype(np.float32), weights.astype(np.float32), supplies.__getitem__)
+        weights = assembly.weigh_sides(recipe, targets[examples.tasks[0].name], weights)
+    dense = np.concatenate([task.densify(targets[task.name]) for task in examples.tasks], axis=1)
+    return Part(dense, weights.astype(np.float32), supplies.__getitem__)
 
 
-def _answer(recipe: Recipe, model: keras.Model, inspection: Inspection, rows: np.ndarray) -> np.ndarray:
-    """Return the probabilities of pictures, from their files, as whoever serves the model will get them."""
+def _answer(recipe: Recipe, model: keras.Model, inspection: Inspection, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the probabilities of pictures by task, from their files, as whoever serves the model will get them."""
     paths = [str(inspection.examples.paths[row]) for row in rows.tolist()]
     digests = [inspection.digests[row] for row in rows.tolist()]
     pictures = Pictures(paths, digests, recipe.data.resize)
-    with extract(model, pictures, [{"model": "trained"}], engine=recipe.features.engine, dtype="float32") as answers:
-        return np.asarray(answers.outputs[0])
+    names = [task.name for task in inspection.examples.tasks]
+    facts = [{"model": "trained", "task": name} for name in names]
+    with extract(arrange(model, names), pictures, facts, engine=recipe.features.engine, dtype="float32") as answers:
+        return {name: np.asarray(output) for name, output in zip(names, answers.outputs, strict=True)}
 
 
 def _as_columns(history: Sequence[Row]) -> dict[str, list[Any]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tlkeras import assembly
 from tlkeras.data.checks import inspect
 from tlkeras.data.sources import Examples
 from tlkeras.data.splits import check_sides
+from tlkeras.data.tasks import Task
 from tlkeras.errors import ResourceError, TlkerasError
 from tlkeras.features.extraction import Features
 from tlkeras.features.prefix import Prefix
@@ -21,30 +23,32 @@ from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.mapping.heads import Head, join
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.recipe import Recipe, dump_recipe, fingerprint, load_recipe
-from tlkeras.records import PROBE, write_answers, write_pictures
+from tlkeras.records import write_answers, write_pictures, write_probes
 from tlkeras.refinement import CHECKPOINTS, fine_tune
 from tlkeras.runs import Run, create_run, logging_to
+
+Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Features, targets, weights."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """The pictures of one side, ready for a head.
+    """The pictures of one side, ready for heads.
 
     Attributes:
         rows: Positions among the examples, int64 [n].
         X: Features, float [n, d].
-        y: Targets as the task has them: class indices int64 [n], or int8 [n, k] where there are several labels.
-        weights: float32 [n].
     """
 
     rows: np.ndarray
     X: np.ndarray
-    y: np.ndarray
-    weights: np.ndarray
 
-    def as_tuple(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return features, classes and weights."""
-        return self.X, self.y, self.weights
+    def take(self, examples: Examples, task: Task) -> tuple[np.ndarray, Labelled]:
+        """Return rows, and features, targets as the task has them and weights, of pictures whose target is known."""
+        known = task.is_labelled(examples.targets[task.name][self.rows])
+        rows = self.rows[known]
+        X = self.X if known.all() else self.X[known]
+        return rows, (X, examples.targets[task.name][rows], examples.weights[rows])
 
 
 def train(recipe: Recipe, root: Path, *, loading: float = 0.0) -> Run:
@@ -139,23 +143,26 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix) -> 
     kept = np.isin(np.arange(len(examples)), features.kept)
     check_sides(examples, np.where(kept, sides, ""))
     with features, run.phase("fit head"):
-        parts = {name: _take_side(examples, features, sides == name) for name in ("train", "validation", "test")}
-        head = _fit(assembly.make_recipe_head(recipe), examples, parts["train"], parts["validation"])
+        parts = {name: _take_side(features, sides == name) for name in ("train", "validation", "test")}
+        heads = _fit_heads(partial(assembly.make_recipe_head, recipe), examples, parts)
         rows = {name: part.rows for name, part in parts.items()}
         asked = [name for name in ("test", "validation") if len(rows[name])]
-        probabilities = {name: head.predict_proba(parts[name].X).astype(np.float32) for name in asked}
-        if recipe.finetuning or not isinstance(head, LinearHead):
-            probe = head if isinstance(head, LinearHead) else _fit(LinearHead(), examples, parts["train"])
-            run.write_arrays(PROBE, probabilities=probe.predict_proba(parts["test"].X).astype(np.float32))
-    history = head.history()
+        probabilities = {side: _ask(heads, parts[side]) for side in asked}
+        linear = all(isinstance(head, LinearHead) for head in heads.values())
+        if recipe.finetuning or not linear:
+            probes = heads if linear else _fit_heads(LinearHead, examples, {"train": parts["train"]})
+            write_probes(run, examples.tasks, _ask(probes, parts["test"]))
+    history, *_ = (head.history() for head in heads.values())
+    described = {name: head.describe() for name, head in heads.items()}
     facts = {
         "features": {"engine": features.engine, "computed": features.computed, "reused": features.reused},
-        "head": head.describe(),
+        "head": next(iter(described.values())),
+        "heads": described,
     }
     if recipe.finetuning:
-        model, probabilities, history, facts["finetuning"] = fine_tune(recipe, run, inspection, prefix, head, rows)
+        model, probabilities, history, facts["finetuning"] = fine_tune(recipe, run, inspection, prefix, heads, rows)
     else:
-        model = join(prefix.pooled, head, recipe.name)
+        model = join(prefix.pooled, heads, recipe.name)
     with run.phase("write run"):
         with run.replacing("model.keras") as aside:
             model.save(aside)
@@ -175,20 +182,29 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix) -> 
     Checkpoints(run.path / CHECKPOINTS).clear()
 
 
-def _take_side(examples: Examples, features: Features, wanted: np.ndarray) -> Side:
+def _take_side(features: Features, wanted: np.ndarray) -> Side:
     """Read one side's features from the store; pictures without features are left out."""
     places = np.flatnonzero(wanted[features.kept])
     rows = features.kept[places]
-    (task,) = examples.tasks
-    return Side(rows, features.outputs[0][places], examples.targets[task.name][rows], examples.weights[rows])
+    return Side(rows, features.outputs[0][places])
 
 
-def _fit(head: Head, examples: Examples, train: Side, validation: Side | None = None) -> Head:
-    groups = examples.groups[train.rows]
+def _fit_heads(make: Callable[[], Head], examples: Examples, parts: Mapping[str, Side]) -> dict[str, Head]:
+    """Return a fitted head per task: on frozen features nothing is shared, so that each is fitted alone."""
+    return {task.name: _fit(make(), examples, task, parts) for task in examples.tasks}
+
+
+def _fit(head: Head, examples: Examples, task: Task, parts: Mapping[str, Side]) -> Head:
+    rows, train = parts["train"].take(examples, task)
+    held = parts["validation"].take(examples, task)[1] if "validation" in parts else None
+    groups = examples.groups[rows]
     return head.fit(
-        train.X,
-        train.y,
-        train.weights,
-        validation=validation.as_tuple() if validation is not None and len(validation.rows) else None,
+        *train,
+        validation=held if held is not None and len(held[0]) else None,
         groups=groups if (groups != "").any() else None,
     )
+
+
+def _ask(heads: Mapping[str, Head], side: Side) -> dict[str, np.ndarray]:
+    """Return the probabilities of a side's pictures by task, float32 (n, k)."""
+    return {name: head.predict_proba(side.X).astype(np.float32) for name, head in heads.items()}

@@ -11,7 +11,7 @@ import tlkeras
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, RunError
 from tlkeras.evaluation.figures import COLUMNS, evaluate, measure_answers
-from tlkeras.records import Answers, read_answers, read_probe
+from tlkeras.records import Answers, read_answers, read_probes
 from tlkeras.runs import Run
 
 
@@ -90,7 +90,7 @@ def test_deep_heads_are_measured_beside_a_linear_probe(workplace):
     result = tlkeras.train("mine.yaml", overrides)
     run = Run(workplace / result["path"])
     assert set(result["probe"]) == set(result["metrics"])
-    assert read_probe(run).shape == read_answers(run)[0].probabilities.shape
+    assert read_probes(run)[read_answers(run)[0].task.name].shape == read_answers(run)[0].probabilities.shape
     (validation,) = read_answers(run, "validation")
     assert len(validation) == result["calibration"]["fitted_on"] == 8
     assert set(result["calibration"]["scalings"]) == {"temperature", "vector"}

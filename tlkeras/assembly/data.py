@@ -14,7 +14,7 @@ from tlkeras.data.checks import Inspection
 from tlkeras.data.policies import Policy, make_policy
 from tlkeras.data.sources import Examples, Table, choose_examples, leave_out_unlabelled, read_table
 from tlkeras.data.splits import assign_sides, check_sides, thin
-from tlkeras.data.tables import label_examples
+from tlkeras.data.tables import label_examples, name_columns
 from tlkeras.data.tasks import Task
 from tlkeras.features.cache import ActivationCache, default_root
 from tlkeras.features.extraction import Pictures
@@ -28,15 +28,15 @@ def read_source(recipe: Recipe) -> Table:
 
 def read_examples(recipe: Recipe) -> Examples:
     """Return the recipe's pictures with their labels, at most `data.limit` of them."""
-    data, table = recipe.data, read_source(recipe)
+    data, table = recipe.data, _name_tasks(recipe, read_source(recipe))
     examples = choose_examples(
         table,
-        [data.label] if data.label else [],
+        list(data.tasks) if data.tasks else [data.label] if data.label else [],
         weight=data.weight,
         group=data.group,
         domain=data.domain,
         stratify=data.stratify,
-        separator=data.separator,
+        separator=_list_separators(recipe),
     )
     examples = leave_out_unlabelled(examples)
     return thin(examples, data.limit, data.seed) if data.limit else examples
@@ -49,11 +49,22 @@ def read_other_examples(recipe: Recipe, source: str, tasks: Sequence[Task]) -> E
         DataError: The source cannot be read, or its labels are not those of the tasks.
     """
     data = recipe.data
-    table = read_table(source, store=cache_root(recipe) / "pictures")
+    table = _name_tasks(recipe, read_table(source, store=cache_root(recipe) / "pictures"))
     roles = {"weight": data.weight, "group": data.group, "domain": data.domain}
     examples = leave_out_unlabelled(label_examples(table, tasks, roles))
     tested = examples.splits == "test"
     return examples.take(np.flatnonzero(tested)) if tested.any() else examples
+
+
+def _name_tasks(recipe: Recipe, table: Table) -> Table:
+    """Return the table with the columns of the recipe's tasks under the names of these."""
+    return name_columns(table, {name: task.column or name for name, task in (recipe.data.tasks or {}).items()})
+
+
+def _list_separators(recipe: Recipe) -> str | dict[str, str] | None:
+    if recipe.data.tasks is None:
+        return recipe.data.separator
+    return {name: task.separator for name, task in recipe.data.tasks.items() if task.kind == "labels"}
 
 
 def divide(recipe: Recipe, examples: Examples) -> np.ndarray:

@@ -14,10 +14,12 @@ from tlkeras.assembly.data import make_recipe_policy, picture_size, take_picture
 from tlkeras.assembly.stages import require_finetuning
 from tlkeras.data.augmentation import choose_views, derive_keys
 from tlkeras.data.checks import Inspection
+from tlkeras.data.tasks import Task
 from tlkeras.events import EventLog
 from tlkeras.features.extraction import Rows
 from tlkeras.features.prefix import Prefix
 from tlkeras.finetuning.loop import Loop, Part, Row, Settings
+from tlkeras.finetuning.measures import Columns
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.objectives import make_objective, mix_examples
 from tlkeras.finetuning.optimizers import ScaledOptimizer, scale_learning_rates
@@ -27,13 +29,19 @@ from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.steps import Criterion
 from tlkeras.finetuning.supply import CachedSupply, PictureSupply, RecordingSupply, Supply
+from tlkeras.mapping.multitask import JointLoss
 from tlkeras.mapping.weighting import weigh_examples
 from tlkeras.recipe import Recipe
 from tlkeras.sections import Finetuning
 
 
 def make_loop(
-    recipe: Recipe, network: Network, schedule: Schedule, plan: Plan, parts: tuple[Part, Part | None]
+    recipe: Recipe,
+    tasks: Sequence[Task],
+    network: Network,
+    schedule: Schedule,
+    plan: Plan,
+    parts: tuple[Part, Part | None],
 ) -> Loop:
     """Return the fine-tuning, ready to run."""
     options = require_finetuning(recipe)
@@ -42,7 +50,7 @@ def make_loop(
     regularizer.build(network.backbone.layers, network.head)
     mixup = recipe.augmentation.mixup
     criterion = Criterion(
-        make_objective(**options.loss.model_dump()),
+        _make_loss(options, tasks),
         [] if kept["kind"] == "none" else [regularizer],
         partial(mix_examples, alpha=mixup) if mixup else None,
     )
@@ -52,10 +60,25 @@ def make_loop(
         average=options.average,
         balanced=options.balanced,
         monitor=f"val_{options.monitor}",
-        several=recipe.data.separator is not None,
+        tasks=tuple(Columns(task.name, len(task.class_names), task.kind == "multilabel") for task in tasks),
         precision=choose_precision(options.precision),
     )
     return Loop(network, schedule, plan.cuts, _make_optimizer(options), criterion, parts, settings)
+
+
+def _make_loss(options: Finetuning, tasks: Sequence[Task]) -> Callable[..., tf.Tensor]:
+    """Return the loss of all tasks: the recipe's of those with classes, sigmoids of those with labels."""
+    asked = options.loss.model_dump()
+    losses = [
+        make_objective("sigmoid", smoothing=options.loss.smoothing)
+        if task.kind == "multilabel"
+        else make_objective(**asked)
+        for task in tasks
+    ]
+    if len(losses) == 1:
+        return losses[0]
+    weights = options.task_weights or {}
+    return JointLoss(losses, [len(task.class_names) for task in tasks], [weights.get(task.name, 1.0) for task in tasks])
 
 
 def make_observer(recipe: Recipe, folder: Path) -> Callable[[Row], None]:

@@ -83,9 +83,8 @@ def plan_recipe(
     Raises:
         RecipeError: A stage does not suit the backbone or the data.
     """
-    (task,) = examples.tasks
-    pictures = int((sides == "train").sum())
-    schedule, choices = make_schedule(recipe, prefix, pictures, len(task.class_names))
+    pictures, classes = int((sides == "train").sum()), sum(len(task.class_names) for task in examples.tasks)
+    schedule, choices = make_schedule(recipe, prefix, pictures, classes)
     return schedule, plan_finetuning(recipe, prefix, schedule, pictures), choices
 
 

@@ -86,6 +86,9 @@ def check_sides(examples: Examples, sides: np.ndarray) -> None:
     problems = [] if (counts & (sides == "test")).any() else ["There is no test picture (with a weight above 0)."]
     for task in examples.tasks:
         absent = _list_absent(task, examples, counts & (sides == "train"))
+        known = task.is_labelled(examples.targets[task.name])
+        if (counts & (sides == "test")).any() and not (counts & known & (sides == "test")).any():
+            problems.append(f"{task.name!r}: no test picture (with a weight above 0) has a label.")
         if absent:
             problems.append(
                 f"{task.name!r}: no training picture (with a weight above 0) shows {', '.join(list_some(absent))}."

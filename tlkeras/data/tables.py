@@ -99,12 +99,13 @@ def choose_examples(
     group: str | None = None,
     domain: str | None = None,
     stratify: Sequence[str] | None = None,
-    separator: str | None = None,
+    separator: str | Mapping[str, str] | None = None,
 ) -> Examples:
     """Choose the columns that matter; each label column becomes a task.
 
     A role that is None is played by the table's default column for it, if there is one; "" leaves it empty. With a
-    separator, cells of the label columns hold any number of labels, and an empty one says that there is none.
+    separator, of all label columns or by name of some, cells hold any number of labels, and an empty one says that
+    there is none.
 
     Raises:
         DataError: All problems at once: unknown columns, weights that are no numbers, fewer than two classes, classes
@@ -117,7 +118,8 @@ def choose_examples(
     chosen = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
     if problems := _unknown_columns(table, [*labels, *filter(None, chosen.values()), *stratify]):
         raise DataError.from_problems(f"Columns must be among those of {table.source!r}.", problems)
-    tasks = tuple(make_task(name, _list_classes(table, name, separator), separator) for name in labels)
+    separators = separator if isinstance(separator, Mapping) else dict.fromkeys(labels, separator)
+    tasks = tuple(_make_task(table, name, separators.get(name)) for name in labels)
     problems = [problem for task in tasks for problem in task.list_problems(table.columns[task.name])]
     return _make_examples(table, tasks, chosen, stratify, problems)
 
@@ -168,6 +170,24 @@ def _make_examples(
     )
 
 
+def name_columns(table: Table, names: Mapping[str, str]) -> Table:
+    """Return the table with columns under further names.
+
+    Args:
+        table: The pictures.
+        names: Column by its further name, which hides a column that has it already.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    if problems := _unknown_columns(table, list(names.values())):
+        raise DataError.from_problems(f"Columns must be among those of {table.source!r}.", problems)
+    columns = {name: table.columns[column] for name, column in names.items()}
+    classes = {name: table.classes[column] for name, column in names.items() if column in table.classes}
+    hidden = {name: known for name, known in table.classes.items() if name not in columns}
+    return replace(table, columns={**table.columns, **columns}, classes={**hidden, **classes})
+
+
 def leave_out_unlabelled(examples: Examples) -> Examples:
     """Return the examples that have a label in some task; the others are listed as rejected."""
     labelled = np.any([task.is_labelled(examples.targets[task.name]) for task in examples.tasks], axis=0)
@@ -178,6 +198,10 @@ def leave_out_unlabelled(examples: Examples) -> Examples:
 def _unknown_columns(table: Table, names: Sequence[str]) -> list[str]:
     unknown = [name for name in dict.fromkeys(names) if name not in table.columns]
     return [f"There is no column {name!r}. {suggest(name, table.columns)}" for name in unknown]
+
+
+def _make_task(table: Table, name: str, separator: str | None) -> Task:
+    return make_task(name, _list_classes(table, name, separator), separator)
 
 
 def _list_classes(table: Table, column: str, separator: str | None) -> tuple[str, ...]:

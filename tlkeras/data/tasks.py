@@ -61,6 +61,17 @@ class Task:
         """Return what a reader wants to know of probabilities [n, k]: names of columns, and these [n, columns]."""
         return ["probability"], probabilities.max(axis=1, keepdims=True)
 
+    def write_targets(self, targets: np.ndarray) -> list[str]:
+        """Return a text per target, as a table has it; `UNKNOWN` where it is not known."""
+        written, known = self.write(self.members(targets)), self.is_labelled(targets)
+        return [text if is_known else UNKNOWN for text, is_known in zip(written, known.tolist(), strict=True)]
+
+    def densify(self, targets: np.ndarray) -> np.ndarray:
+        """Return what losses of logits take, float32 [n, k]; NaN throughout where the target is not known."""
+        dense = self.members(targets).astype(np.float32)
+        dense[~self.is_labelled(targets)] = np.nan
+        return dense
+
     def list_names(self, members: np.ndarray) -> list[list[str]]:
         """Return the names of each row's members, in the order of the classes."""
         return [[self.class_names[index] for index in np.flatnonzero(row)] for row in members]
@@ -200,6 +211,11 @@ class LabelsTask(Task):
                 f" {', '.join(list_some(few))}. Add pictures, or remove the label."
             )
         return problems
+
+
+def qualify(tasks: Sequence[Task], task: Task, what: str) -> str:
+    """Return the name of something that each task has one of: plain for the first task, `TASK_what` for others."""
+    return what if task.name == tasks[0].name else f"{task.name}_{what}"
 
 
 def make_task(name: str, class_names: Sequence[str], separator: str | None = None) -> Task:

@@ -9,9 +9,8 @@ import numpy as np
 
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
-from tlkeras.evaluation.figures import take
 from tlkeras.evaluation.metrics import Figure, as_parts, sample
-from tlkeras.records import Answers, check_answers, read_answers
+from tlkeras.records import Answers, check_answers, read_answers, take
 from tlkeras.runs import Run
 
 LOWER_IS_BETTER = ("log_loss", "brier_score", "hamming_loss")

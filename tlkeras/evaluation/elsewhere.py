@@ -15,9 +15,10 @@ from tlkeras.data.headers import printable
 from tlkeras.errors import RunError
 from tlkeras.evaluation.figures import COLUMNS, gather, list_rows, measure_answers
 from tlkeras.features.extraction import extract
+from tlkeras.mapping.heads import arrange
 from tlkeras.prediction import load_model
 from tlkeras.recipe import Recipe, load_recipe
-from tlkeras.records import Answers, read_answers, read_tasks
+from tlkeras.records import Answers, read_answers, read_tasks, take
 from tlkeras.runs import Run
 
 FOLDER = "elsewhere"
@@ -57,7 +58,8 @@ def ask(run: Run, recipe: Recipe, inspection: Inspection) -> tuple[list[Answers]
     """Return what a run's model says of inspected pictures, per task, and which of them could be read, int64 [n]."""
     examples = inspection.examples
     pictures = assembly.take_pictures(recipe, inspection)
-    model, priors = load_model(run), [answers.prior for answers in read_answers(run)]
+    model = arrange(load_model(run), [task.name for task in examples.tasks])
+    priors = [answers.prior for answers in read_answers(run)]
     facts = [{"model": run.name} for _ in model.outputs]
     with extract(model, pictures, facts, engine=recipe.features.engine, dtype="float32") as said:
         rows = said.kept
@@ -66,7 +68,10 @@ def ask(run: Run, recipe: Recipe, inspection: Inspection) -> tuple[list[Answers]
     slices = {"group": examples.groups, "domain": examples.domains, "stratum": examples.strata}
     chosen = {name: values[rows].astype(str) for name, values in slices.items()}
     answers = [
-        Answers(task, keys, examples.targets[task.name][rows], output, examples.weights[rows], prior, chosen)
+        take(
+            Answers(task, keys, examples.targets[task.name][rows], output, examples.weights[rows], prior, chosen),
+            task.is_labelled(examples.targets[task.name][rows]),
+        )
         for task, output, prior in zip(examples.tasks, outputs, priors, strict=True)
     ]
     return answers, rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from tlkeras.errors import ResourceError
 from tlkeras.evaluation.calibration import describe_calibration
 from tlkeras.evaluation.metrics import Figure, Key, as_parts, choose_whole, count_ranked, measure
-from tlkeras.records import Answers, check_answers, has_answers, read_answers, read_probe
+from tlkeras.records import Answers, check_answers, has_answers, read_answers, read_probes, take
 from tlkeras.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -32,11 +31,13 @@ def evaluate(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
     Raises:
         RunError: The run keeps no predictions, or some are not finite.
     """
-    probe = read_probe(run)
+    probes = read_probes(run)
     tasks = {}
     for answers in read_answers(run):
         validation = _find_validation(run, answers.task.name)
-        tasks[answers.task.name] = measure_answers(answers, probe, validation, resamples=resamples, seed=seed)
+        tasks[answers.task.name] = measure_answers(
+            answers, probes.get(answers.task.name), validation, resamples=resamples, seed=seed
+        )
     result = {"run": run.name, **gather(tasks)}
     result["examples"] = {**run.manifest.get("examples", {}), "test": result["pictures"]}
     try:
@@ -150,18 +151,6 @@ def _measure_slices(answers: Answers, values: np.ndarray, seed: int) -> dict[str
             measured = measure(part.targets, part.probabilities, part.weights, _SLICE_RESAMPLES, seed)
             slices[name] = {"examples": count, **_as_dict(measured)}
     return slices
-
-
-def take(answers: Answers, rows: np.ndarray) -> Answers:
-    """Return the answers on some pictures."""
-    return replace(
-        answers,
-        keys=answers.keys[rows],
-        targets=answers.targets[rows],
-        probabilities=answers.probabilities[rows],
-        weights=answers.weights[rows],
-        slices={name: values[rows] for name, values in answers.slices.items()},
-    )
 
 
 def _as_dict(figures: Mapping[Key, Figure]) -> dict[str, dict[str, float | None]]:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tlkeras import assembly
 from tlkeras.data.checks import look_at
 from tlkeras.data.headers import Rejection, printable
-from tlkeras.data.tasks import Task
+from tlkeras.data.tasks import Task, qualify
 from tlkeras.errors import RunError, TlkerasError
 from tlkeras.exporting.signatures import Entry
 from tlkeras.recipe import Recipe, load_recipe
@@ -72,10 +72,11 @@ def read_held_out(run: Run, tasks: list[Task], most: int = MOST) -> HeldOut:
     rows = np.array([row for row, key in enumerate(keys) if key in files], dtype=np.int64)
     if len(rows) > most:
         rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
-    targets, answers = [stored["targets"]], [stored["probabilities"]]
+    targets, answers = ([stored[qualify(tasks, task, what)] for task in tasks] for what in ("targets", "probabilities"))
     for sample in samples:  # what was kept beside the picture is what the export is held to
         if (place := np.flatnonzero(np.asarray(keys) == sample["key"])).size:
-            answers[0][place[0]] = sample["probabilities"]
+            for task, of_task in zip(tasks, answers, strict=True):
+                of_task[place[0]] = sample[qualify(tasks, task, "probabilities")]
     return HeldOut(
         [keys[row] for row in rows.tolist()],
         [files[keys[row]] for row in rows.tolist()],

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras.data.tasks import Task
-from tlkeras.evaluation.metrics import measure
+from tlkeras.evaluation.metrics import Figure, measure
 from tlkeras.exporting.held_out import HeldOut
 from tlkeras.exporting.signatures import Entry
 from tlkeras.progress import track
@@ -97,8 +97,7 @@ def compare(
     rows = []
     for name, of_form in answers.items():
         for place, task in enumerate(tasks):
-            figures = measure(held_out.targets[place], of_form[place], held_out.weights, _RESAMPLES)
-            accuracy = figures["accuracy"] if "accuracy" in figures else figures["exact_match"]
+            accuracy = _measure_accuracy(task, held_out.targets[place], of_form[place], held_out.weights)
             same = (task.decide(of_form[place]) == task.decide(reference[place])).all(axis=1)
             rows.append(
                 Row(
@@ -112,6 +111,15 @@ def compare(
                 )
             )
     return rows, answers
+
+
+def _measure_accuracy(task: Task, targets: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> Figure:
+    """Return the accuracy on pictures whose target is known; NaN where it is of none."""
+    known = task.is_labelled(targets)
+    if not known.any():
+        return Figure(np.nan, np.nan, np.nan)
+    figures = measure(targets[known], answers[known], weights[known], _RESAMPLES)
+    return figures["accuracy"] if "accuracy" in figures else figures["exact_match"]
 
 
 def _time_one(ask: Asked, encoded: list[bytes], pictures: np.ndarray) -> list[float]:

@@ -22,7 +22,7 @@ from tlkeras.exporting.sessions import Served
 from tlkeras.exporting.signatures import Entry, name_output, write_signatures
 from tlkeras.exporting.warmup import replay, write_warmup
 from tlkeras.prediction import load_model
-from tlkeras.records import read_task
+from tlkeras.records import read_tasks
 from tlkeras.runs import Run
 
 TOLERANCE = 1e-3
@@ -92,7 +92,7 @@ def export(run: Run, target: Path, *, forms: Sequence[str] = (), gate: Gate = _N
 
 def _read_source(run: Run) -> Source:
     facts = run.manifest["picture"]
-    tasks = [read_task(run)]
+    tasks = read_tasks(run)
     return Source(run, load_model(run), tasks, Entry(facts["size"], facts["resize"]), read_held_out(run, tasks))
 
 

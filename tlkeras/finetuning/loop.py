@@ -15,7 +15,7 @@ from tlkeras.data.pipeline import order
 from tlkeras.errors import RunError
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.interruptions import Interruptions
-from tlkeras.finetuning.measures import measure
+from tlkeras.finetuning.measures import Columns, measure_tasks
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.objectives import draw_balanced
 from tlkeras.finetuning.optimizers import ScaledOptimizer
@@ -35,7 +35,7 @@ class Part:
     """One side of the data.
 
     Attributes:
-        targets: Dense, float32 [n, k].
+        targets: Dense, float32 [n, k], tasks side by side; NaN throughout a task where its target is not known.
         weights: float32 [n].
         supply: From the name of a cut to what is read there.
     """
@@ -58,7 +58,7 @@ class Settings:
         average: Decay of the moving average of the weights, which is what is measured and kept; 0 for none.
         balanced: Draw every class equally often.
         monitor: The column of the history that the schedule follows.
-        several: Whether an example can have several labels.
+        tasks: What the columns of targets and logits are of.
         save_seconds: The most training that kill -9 can cost.
         precision: What the backbone computes in while it trains: "float32", "bfloat16" or "float16". Weights and head
             are float32 in all of them, and the trained network computes in float32.
@@ -69,7 +69,7 @@ class Settings:
     average: float = 0.0
     balanced: bool = False
     monitor: str = "val_loss"
-    several: bool = False
+    tasks: tuple[Columns, ...] = (Columns(),)
     save_seconds: float = 60.0
     precision: str = "float32"
 
@@ -256,7 +256,7 @@ class Loop:
         if side is None:
             return {}
         rows, logits = work.answer(side.supply(work.cut), len(side))
-        return measure(side.targets[rows], logits, side.weights[rows], several=self.settings.several)
+        return measure_tasks(side.targets[rows], logits, side.weights[rows], self.settings.tasks)
 
     def _copy(self) -> list[np.ndarray]:
         return [np.array(variable) for variable in self._changing]

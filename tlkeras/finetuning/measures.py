@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax
 from sklearn.metrics import roc_auc_score
 
 MEASURES = {"val_loss": True, "val_accuracy": False, "val_roc_auc": False}
 """Name, and whether less is better."""
+
+
+class Columns(NamedTuple):
+    """The columns of a task among targets and logits, and whether an example can have several of its labels."""
+
+    task: str = ""
+    width: int | None = None
+    several: bool = False
+
+
+def measure_tasks(
+    targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, tasks: Sequence[Columns]
+) -> dict[str, float]:
+    """Return the means over tasks of what `measure` returns, and where there are several that of each as `NAME_task`.
+
+    Args:
+        targets: Dense, [n, k], the tasks side by side; rows of NaN where a target is not known: they are left out.
+        logits: [n, k].
+        weights: [n].
+        tasks: In the order of the columns; a width of None takes all that are left.
+    """
+    found, start = {}, 0
+    for task in tasks:
+        stop = targets.shape[1] if task.width is None else start + task.width
+        own, said = targets[:, start:stop], logits[:, start:stop]
+        known, start = np.isfinite(own).all(axis=1) & (weights > 0), stop
+        if known.any():
+            found[task.task] = measure(own[known], said[known], weights[known], several=task.several)
+    means = {name: float(np.mean([of_task[name] for of_task in found.values()])) for name in MEASURES}
+    if len(tasks) == 1:
+        return means
+    return means | {f"{name}_{task}": value for task, values in found.items() for name, value in values.items()}
 
 
 def measure(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, *, several: bool = False) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 
@@ -20,13 +20,14 @@ class Network:
     Args:
         backbone: From pictures uint8 [n, h, w, 3] to its last map.
         pooled: The same graph with the pooling behind it, to features [n, d].
-        head: Layers from features to logits [n, k], and one more from logits to probabilities.
+        head: Layers from features to logits [n, k], and one more from logits to probabilities; or those of each task by
+            name. The logits of several tasks stand side by side.
         name: Of the model.
         source_head: From the last map to the probabilities of the classes that the weights were trained on; only
             what distils from the source needs it. It stays as it is.
 
     Attributes:
-        model: From pictures to probabilities, float32 [n, k].
+        model: From pictures to probabilities, float32 [n, k], of several tasks by name.
         blocks: Of the backbone, from input to output.
     """
 
@@ -34,22 +35,29 @@ class Network:
         self,
         backbone: keras.Model,
         pooled: keras.Model,
-        head: Sequence[keras.layers.Layer],
+        head: Sequence[keras.layers.Layer] | Mapping[str, Sequence[keras.layers.Layer]],
         name: str,
         source_head: keras.Model | None = None,
     ):
-        self.backbone, self.head, self.source_head = backbone, tuple(head), source_head
+        self.heads = dict(head) if isinstance(head, Mapping) else {name: head}
+        self.head = tuple(layer for layers in self.heads.values() for layer in layers)
+        self.backbone, self.source_head = backbone, source_head
         if source_head is not None:
             freeze(source_head.layers)
         self.blocks = find_blocks(backbone)
         self._features = pooled.output
-        self._logits = self._apply_head(pooled.output)
-        self.model = keras.Model(pooled.input, head[-1](self._logits), name=name)
+        logits = self._apply_heads(pooled.output)
+        self._logits = _join(logits)
+        answers = {task: self.heads[task][-1](tensor) for task, tensor in logits.items()}
+        self.model = keras.Model(pooled.input, answers if len(answers) > 1 else answers.popitem()[1], name=name)
 
-    def _apply_head(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
-        for layer in self.head[:-1]:
-            tensor = layer(tensor)
-        return tensor
+    def _apply_heads(self, features: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
+        """Return the logits of each task."""
+        logits = dict.fromkeys(self.heads, features)
+        for task, layers in self.heads.items():
+            for layer in layers[:-1]:
+                logits[task] = layer(logits[task])
+        return logits
 
     def suffix(self, cut: str) -> keras.Model:
         """Return the part behind a cut: PICTURES, FEATURES, or the name of a cut of the backbone.
@@ -59,7 +67,8 @@ class Network:
         """
         if cut == FEATURES:
             tensor = keras.Input(self._features.shape[1:], name=FEATURES)
-            return keras.Model(tensor, {"features": tensor, "logits": self._apply_head(tensor)}, name="suffix")
+            outputs = {"features": tensor, "logits": _join(self._apply_heads(tensor))}
+            return keras.Model(tensor, outputs, name="suffix")
         outputs = {"features": self._features, "logits": self._logits}
         if self.source_head is not None:
             outputs["source_logits"] = answer_source(self.backbone, self.source_head)
@@ -108,3 +117,9 @@ class Network:
     def _list_layers(self, index: int) -> list[keras.Layer]:
         layers = {layer.name: layer for layer in self.backbone.layers}  # bare operations are not among them
         return [layers[name] for name in self.blocks[index].layers if name in layers]
+
+
+def _join(logits: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
+    """Return the logits of tasks side by side."""
+    tensors = list(logits.values())
+    return keras.ops.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -53,17 +53,47 @@ def make_head(kind: str, **options: Any) -> Head:
     return HEADS[kind](**options)
 
 
-def join(prefix: keras.Model, head: Head, name: str) -> keras.Model:
-    """Return one flat functional model: the prefix's input to the head's probabilities.
+def join(prefix: keras.Model, heads: Head | Mapping[str, Head], name: str) -> keras.Model:
+    """Return one flat functional model: the prefix's input to the heads' probabilities.
 
     Args:
         prefix: uint8 pictures (n, h, w, 3) to features (n, d).
-        head: A fitted head for those features.
+        heads: A fitted head for those features, or that of each task by name.
         name: Name of the model.
+
+    Returns:
+        A model that answers with probabilities (n, k), or where there are several tasks with those of each by name.
     """
     import keras
 
-    (tensor,) = prefix.outputs
-    for layer in head.to_layers():
-        tensor = layer(tensor)
-    return keras.Model(prefix.input, tensor, name=name)
+    layers = list_layers(heads if isinstance(heads, Mapping) else {name: heads})
+    outputs = {}
+    for task, of_task in layers.items():
+        (tensor,) = prefix.outputs
+        for layer in of_task:
+            tensor = layer(tensor)
+        outputs[task] = tensor
+    return keras.Model(prefix.input, name_outputs(outputs), name=name)
+
+
+def list_layers(heads: Mapping[str, Head]) -> dict[str, list[keras.layers.Layer]]:
+    """Return the layers of each task's head; those of all heads but the first bear the task's name before their own."""
+    layers = {task: head.to_layers() for task, head in heads.items()}
+    for task in list(layers)[1:]:
+        for layer in layers[task]:
+            layer.name = f"{task}_{layer.name}"
+    return layers
+
+
+def name_outputs(outputs: Mapping[str, Any]) -> Any:
+    """Return what a model with an output per task returns: the output itself where it is the only one, else by name."""
+    return dict(outputs) if len(outputs) > 1 else next(iter(outputs.values()))
+
+
+def arrange(model: keras.Model, tasks: Sequence[str]) -> keras.Model:
+    """Return the model with its outputs in the order of the tasks, not by name; that of one task as it is."""
+    import keras
+
+    if not isinstance(model.output, dict):
+        return model
+    return keras.Model(model.input, [model.output[task] for task in tasks], name=model.name)

@@ -44,6 +44,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _suit_the_labels(self) -> Recipe:
         conflicts = _list_label_conflicts(self)
+        if conflicts and self.data.tasks:
+            raise ValueError(f"with data.tasks, {'; '.join(conflicts)}.")
         if conflicts:
             several = "can have several labels" if self.data.separator else "is of one class"
             raise ValueError(f"where a picture {several} (data.separator), {'; '.join(conflicts)}.")
@@ -53,6 +55,8 @@ class Recipe(Section):
 def _list_label_conflicts(recipe: Recipe) -> list[str]:
     """Say what makes no sense for the kind of labels that the recipe has."""
     options, mapping = recipe.finetuning, recipe.mapping
+    if recipe.data.tasks:
+        return _list_task_conflicts(recipe)
     if recipe.data.separator is None:
         sigmoid = options is not None and options.loss.kind == "sigmoid"
         return ["finetuning.loss is softmax or focal, not sigmoid"] if sigmoid else []
@@ -66,4 +70,22 @@ def _list_label_conflicts(recipe: Recipe) -> list[str]:
             conflicts.append("there is no finetuning.class_weight")
         if options.balanced:
             conflicts.append("finetuning.balanced cannot draw classes equally often")
+    return conflicts
+
+
+def _list_task_conflicts(recipe: Recipe) -> list[str]:
+    """Say what makes no sense, or is not defined, for tasks beside each other."""
+    options, conflicts = recipe.finetuning, []
+    labels = any(task.kind == "labels" for task in (recipe.data.tasks or {}).values())
+    if labels and recipe.mapping.kind == "deep" and recipe.mapping.class_weight != "none":
+        conflicts.append("a deep mapping of labels has no class_weight")
+    if options is not None:
+        if options.loss.kind == "sigmoid":
+            conflicts.append("finetuning.loss is that of classes, softmax or focal; labels have sigmoid anyway")
+        if len(recipe.data.tasks or {}) > 1 and options.class_weight != "none":
+            conflicts.append("there is no finetuning.class_weight: a picture has a class in each task")
+        if len(recipe.data.tasks or {}) > 1 and options.balanced:
+            conflicts.append("finetuning.balanced cannot draw the classes of every task equally often")
+        unknown = sorted(set(options.task_weights or {}) - set(recipe.data.tasks or {}))
+        conflicts += [f"finetuning.task_weights has {name!r}, which is no task" for name in unknown]
     return conflicts

@@ -16,8 +16,21 @@ def _check_policy(value: Any) -> Any:
     return value if isinstance(value, str) else tuple(value)
 
 
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")]
+
+
+class TaskColumn(Section):
+    """Which column a task is learned from, its own name if not given; `labels` are several in a cell."""
+
+    column: str | None = None
+    kind: Literal["classes", "labels"] = "classes"
+    separator: str = Field(default="|", min_length=1)
+
+
 class Data(Section):
     """Which pictures, which column is the label, and who is held out.
+
+    `tasks`, by name, takes the place of `label` where several things are learned; the first is the main one.
 
     With a separator, a cell of the label column holds any number of labels: "dog|night"; an empty one says that there
     is none of them, and "?" that nobody has looked.
@@ -26,6 +39,7 @@ class Data(Section):
     source: str = Field(min_length=1)
     label: str | None = None
     separator: str | None = Field(default=None, min_length=1)
+    tasks: dict[TaskName, TaskColumn] | None = Field(default=None, min_length=1)
     weight: str | None = None
     group: str | None = None
     domain: str | None = None
@@ -36,6 +50,12 @@ class Data(Section):
     resize: Literal["squash", "crop", "pad"] = "squash"
     limit: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _name_labels_once(self) -> Data:
+        if self.tasks and (self.label or self.separator):
+            raise ValueError("tasks takes the place of label and separator: give one or the other.")
+        return self
 
     @model_validator(mode="after")
     def _leave_something_to_train_on(self) -> Data:

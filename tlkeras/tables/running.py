@@ -108,21 +108,35 @@ def draw_written(result: dict[str, Any]) -> None:
 
 
 def _list_answers(result: dict[str, Any]) -> Table:
+    others = _list_others(result)
     columns = [("picture", "left"), ("label", "left"), ("probability", "right"), ("then", "left")]
+    columns += [(name, "left") for name in others]
     table = make_table(f"Predictions of {result['run']}", columns)
     for row in result["predictions"]:
         table.add_row(
-            escape(row["path"]), escape(row["label"]), f"{row['probability']:.3f}", _list_best(row["top"][1:])
+            escape(row["path"]),
+            escape(row["label"]),
+            f"{row['probability']:.3f}",
+            _list_best(row["top"][1:]),
+            *(escape(row["tasks"][name]["label"]) for name in others),
         )
     return table
 
 
 def _list_labels_found(result: dict[str, Any]) -> Table:
+    others = _list_others(result)
     columns = [("picture", "left"), (f"labels, from {result['threshold']:g} on", "left"), ("probabilities", "left")]
+    columns += [(name, "left") for name in others]
     table = make_table(f"Predictions of {result['run']}", columns)
     for row in result["predictions"]:
-        table.add_row(escape(row["path"]), escape(", ".join(row["labels"])) or "-", _list_best(row["top"]))
+        said = [escape(row["tasks"][name]["label"]) for name in others]
+        table.add_row(escape(row["path"]), escape(", ".join(row["labels"])) or "-", _list_best(row["top"]), *said)
     return table
+
+
+def _list_others(result: dict[str, Any]) -> list[str]:
+    """Return the names of the tasks beside the first."""
+    return list(result["predictions"][0].get("tasks", {}))[1:]
 
 
 def _list_best(top: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,176 @@
+"""Several tasks on one backbone: whole runs with missing labels, and what is refused."""
+
+import csv
+from functools import cache
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tlkeras import api, tables
+from tlkeras.errors import DataError, RecipeError
+from tlkeras.prediction import load_model
+from tlkeras.runs import open_run
+
+RECIPE = """
+name: cells
+data:
+  source: pictures/cells.csv
+  tasks:
+    shade: {column: brightness}
+    hue: {}
+    marks: {kind: labels}
+  validation: 0.2
+  test: 0.25
+backbone: {name: tiny, weights: none, size: 32}
+mapping: {kind: linear, C: 1.0}
+training: {epochs: 12, batch_size: 16, learning_rate: 0.02}
+evaluation: {bootstrap: 100}
+"""
+STAGES = [{"name": "top", "unfreeze": 1, "epochs": 2, "learning_rate": 3e-3}]
+WAYS = {
+    "linear": {},
+    "finetuned": {
+        "finetuning": {"stages": STAGES, "loss": {"smoothing": 0.1}, "task_weights": {"hue": 0.5}},
+        "augmentation.mixup": 0.2,
+    },
+}
+CLASSES = {"shade": ["bright", "dark"], "hue": ["blue", "green", "red"], "marks": ["dot", "line"]}
+
+
+def draw_cells(folder, count=96, seed=0):
+    """Write 32-pixel PNGs of three hues, bright or dark, with marks, and a manifest that lacks some of the labels."""
+    random, rows = np.random.default_rng(seed), []
+    folder.mkdir(parents=True)
+    for number in range(count):
+        shade, hue = number % 2, number // 2 % 3
+        pixels = random.integers(0, 60, (32, 32, 3), dtype=np.uint8) + (90 if shade else 0)
+        pixels[..., hue] += 90
+        marks = [name for bit, name in enumerate(("dot", "line")) if number >> bit + 2 & 1]
+        if "dot" in marks:
+            pixels[4:14, 4:14] = 255
+        if "line" in marks:
+            pixels[20:26] = 0
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03d}.png")
+        rows.append([f"{number:03d}.png", ["dark", "bright"][shade], ["red", "green", "blue"][hue], "|".join(marks)])
+    for number in range(0, count, 5):
+        rows[number][2] = ""  # of these nobody has told the hue
+    rows[3][1:] = ["", "", "?"]  # of this one nothing is known
+    rows[4][1], rows[6][3] = "", "?"
+    with open(folder / "cells.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["path", "brightness", "hue", "marks"], *rows])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with pictures and a recipe; the current one for the whole module."""
+    folder = tmp_path_factory.mktemp("tasks")
+    draw_cells(folder / "pictures")
+    (folder / "cells.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def train(place):
+    """A function of a way to what `api.train` returns; each way is gone once."""
+    return cache(lambda way: api.train("cells.yaml", WAYS[way], runs=place / way))
+
+
+@pytest.fixture(params=WAYS)
+def result(request, train):
+    return train(request.param)
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_task_is_measured_where_its_label_is_known(result):
+    rows = read_rows(f"{result['path']}/predictions.csv")
+    assert sum(result["examples"].values()) == 95 and list(result["tasks"]) == list(CLASSES)
+    for name, classes in CLASSES.items():
+        prefix = "" if name == "shade" else f"{name}_"
+        figures = result["tasks"][name]
+        known = [row for row in rows if row[f"{prefix}label"] != "?"]
+        assert figures["classes"] == classes and figures["pictures"] == len(known)
+        right = np.mean([row[f"{prefix}label"] == row[f"{prefix}prediction"] for row in known])
+        metric = "exact_match" if name == "marks" else "accuracy"
+        assert figures["metrics"][metric]["value"] == pytest.approx(right)
+        assert figures["metrics"]["roc_auc"]["value"] > 0.8
+    assert any(row["hue_label"] == "?" for row in rows)
+    assert result["metrics"] == result["tasks"]["shade"]["metrics"]  # the first is the main one
+
+
+def test_one_model_answers_by_name(result, place, capsys):
+    model = load_model(open_run(result["path"], place))
+    answers = model(tf.zeros((2, 32, 32, 3), tf.uint8))
+    assert {name: tuple(answer.shape) for name, answer in answers.items()} == {
+        name: (2, len(classes)) for name, classes in CLASSES.items()
+    }
+    found = api.predict(result["path"], ["pictures/000.png", "pictures/001.png"])
+    for row in found["predictions"]:
+        assert row["label"] == row["tasks"]["shade"]["label"] and row["tasks"]["hue"]["label"] in CLASSES["hue"]
+    tables.draw_predictions(found)
+    tables.draw_training(result)
+    printed = capsys.readouterr().out
+    assert "hue" in printed and "marks" in printed and "linear" not in printed.splitlines()[0]
+
+
+def test_the_export_names_the_answers_of_each_task(train, place, tmp_path):
+    exported = api.export(train("finetuned")["path"], tmp_path / "models")
+    assert exported["difference"] < 1e-3 and {row["task"] for row in exported["parity"]} == set(CLASSES)
+    served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
+    answer = served(image_bytes=tf.constant([(place / "pictures/000.png").read_bytes()]))
+    (row,) = api.predict(train("finetuned")["path"], ["pictures/000.png"])["predictions"]
+    for name in CLASSES:
+        assert answer[f"{name}_label"].numpy()[0].decode() == row["tasks"][name]["label"]
+
+
+def test_fine_tuning_tells_each_task(train):
+    (*_, last) = read_rows(f"{train('finetuned')['path']}/history.csv")
+    for measure in ("val_loss", "val_accuracy"):
+        each = [float(last[f"{measure}_{name}"]) for name in CLASSES]
+        assert float(last[measure]) == pytest.approx(np.mean(each))
+
+
+def test_heads_of_frozen_features_are_those_of_single_tasks(train, place):
+    """Nothing is shared but what is frozen: each head answers as if it had been alone."""
+    alone = api.train("cells.yaml", {"data.tasks": {"hue": {}}}, runs=place / "alone")
+    sides = [read_rows(f"{path}/splits.csv") for path in (alone["path"], train("linear")["path"])]
+    assert [row["label"] for row in sides[0]] == [row["hue_label"] for row in sides[1] if row["hue_label"] != "?"]
+    assert "tasks" not in alone and alone["task"] == "hue"
+
+
+def test_what_makes_no_sense_is_refused(place):
+    with pytest.raises(RecipeError, match="tasks takes the place of label"):
+        api.check("cells.yaml", {"data.label": "hue"})
+    with pytest.raises(RecipeError) as caught:
+        wrong = {
+            "loss": {"kind": "sigmoid"},
+            "balanced": True,
+            "class_weight": "balanced",
+            "task_weights": {"size": 1.0},
+        }
+        api.check("cells.yaml", {"finetuning": wrong})
+    for sentence in ("labels have sigmoid anyway", "every task equally often", "class in each task", "'size'"):
+        assert sentence in str(caught.value)
+    with pytest.raises(DataError, match="There is no column 'colour'"):
+        api.train("cells.yaml", {"data.tasks": {"hue": {"column": "colour"}}})
+
+
+def test_a_task_without_any_held_out_label_is_told(place):
+    rows = read_rows(place / "pictures" / "cells.csv")
+    lines = []
+    for number, row in enumerate(rows):
+        hue, side = (row["hue"], "train") if number % 4 else ("", "test")
+        lines.append(f"pictures/{row['path']},{row['brightness'] or 'dark'},{hue},{side}")
+    (place / "sides.csv").write_text("\n".join(["path,brightness,hue,split", *lines]))
+    tasks = {"shade": {"column": "brightness"}, "hue": {}}
+    problems = api.check("cells.yaml", {"data.source": "sides.csv", "data.tasks": tasks, "data.validation": 0.0})[
+        "problems"
+    ]
+    assert any("'hue': no test picture (with a weight above 0) has a label" in problem for problem in problems)
