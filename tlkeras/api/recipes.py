@@ -63,6 +63,31 @@ def show_schedule(recipe: str, overrides: Mapping[str, Any] | None = None) -> di
     return rehearsal.show_schedule(resolved)
 
 
+def show_augmentation(
+    recipe: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    to: str | Path | None = None,
+    pictures: int = 6,
+    views: int = 8,
+) -> dict[str, Any]:
+    """Draw what a recipe's augmentation does to some of its pictures.
+
+    Args:
+        recipe: Name of a shipped recipe, or path of a YAML file.
+        overrides: Values by dotted key, such as `{"augmentation.policy": "rand_augment"}`.
+        to: The PNG file; NAME-augmentation.png in the current folder if not given.
+        pictures: How many.
+        views: How many of each, fewer where there are fewer.
+    """
+    resolved = recipes.load_recipe(recipe, overrides)
+    load_tensorflow()
+    from tlkeras import preview
+
+    target = Path(to) if to else Path(f"{resolved.name}-augmentation.png")
+    return preview.show_augmentation(resolved, target, pictures=pictures, views=views)
+
+
 def list_recipes(*, runs: str | Path = RUNS) -> dict[str, Any]:
     """Return the shipped recipes with the first line of their receipts, and the runs made so far."""
     shipped = [

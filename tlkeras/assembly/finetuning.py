@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import keras
@@ -13,6 +12,7 @@ import tensorflow as tf
 from tlkeras.assembly.data import make_recipe_policy, picture_size, take_pictures
 from tlkeras.assembly.stages import require_finetuning
 from tlkeras.data.augmentation import choose_views, derive_keys
+from tlkeras.data.augmentation_layer import choose_place
 from tlkeras.data.checks import Inspection
 from tlkeras.data.tasks import Task
 from tlkeras.events import EventLog
@@ -20,8 +20,9 @@ from tlkeras.features.extraction import Rows
 from tlkeras.features.prefix import Prefix
 from tlkeras.finetuning.loop import Loop, Part, Row, Settings
 from tlkeras.finetuning.measures import Columns
+from tlkeras.finetuning.mixing import make_mix
 from tlkeras.finetuning.network import Network
-from tlkeras.finetuning.objectives import make_objective, mix_examples
+from tlkeras.finetuning.objectives import make_objective
 from tlkeras.finetuning.optimizers import ScaledOptimizer, scale_learning_rates
 from tlkeras.finetuning.plan import Plan
 from tlkeras.finetuning.precision import choose_precision
@@ -48,11 +49,10 @@ def make_loop(
     kept = options.keep_source.model_dump()
     regularizer = make_regularizer(**kept)
     regularizer.build(network.backbone.layers, network.head)
-    mixup = recipe.augmentation.mixup
     criterion = Criterion(
         _make_loss(options, tasks),
         [] if kept["kind"] == "none" else [regularizer],
-        partial(mix_examples, alpha=mixup) if mixup else None,
+        make_mix(recipe.augmentation.mixup, recipe.augmentation.cutmix),
     )
     settings = Settings(
         batch_size=options.batch_size,
@@ -92,8 +92,11 @@ def supply_pictures(
     """Return pictures that are decoded anew in every epoch."""
     pictures = take_pictures(recipe, inspection, rows)
     policy = make_recipe_policy(recipe) if augmented else None
+    size, place = picture_size(recipe), recipe.augmentation.place
+    if policy is not None and place == "auto":
+        place = choose_place(policy, size, require_finetuning(recipe).batch_size)
     supply = PictureSupply(
-        pictures.paths, pictures.digests, picture_size(recipe), pictures.fit, policy, recipe.training.seed
+        pictures.paths, pictures.digests, size, pictures.fit, policy, recipe.training.seed, place == "graph"
     )
     if not augmented or prefix.source_head is None:
         return supply

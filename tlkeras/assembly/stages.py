@@ -58,8 +58,8 @@ def _list_conflicts(recipe: Recipe) -> list[str]:
     if require_finetuning(recipe).keep_source.kind != "lwf":
         return []
     reasons = {
-        "what the source says of blended pictures was never recorded: set augmentation.mixup to 0": bool(
-            recipe.augmentation.mixup
+        "what the source says of mixed pictures was never recorded: set augmentation.mixup to 0 and cutmix to 0": bool(
+            recipe.augmentation.mixup or recipe.augmentation.cutmix
         ),
         "the source's classifier follows the last map: leave features.cut out": recipe.features.cut != "last",
         "random weights know nothing to keep: choose others in backbone.weights": recipe.backbone.weights == "none",

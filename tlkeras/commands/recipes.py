@@ -81,3 +81,26 @@ def schedule(recipe: str, assignments: tuple[str, ...], as_json: bool) -> None:
     from tlkeras.recipe import parse_overrides
 
     print_result(api.show_schedule(recipe, parse_overrides(assignments)), as_json, "draw_schedule")
+
+
+@show.command()
+@click.argument("recipe")
+@takes_overrides
+@click.option("--to", type=click.Path(), metavar="FILE", help="The PNG file  [default: RECIPE-augmentation.png]")
+@click.option("--pictures", type=click.IntRange(1, 64), default=6, show_default=True, help="Rows of the sheet.")
+@click.option("--views", type=click.IntRange(1, 64), default=8, show_default=True, help="Columns of the sheet.")
+@takes_json
+def augmentation(
+    recipe: str, assignments: tuple[str, ...], to: str | None, pictures: int, views: int, as_json: bool
+) -> None:
+    """Draw what the augmentation of RECIPE does to some of its pictures, side by side on one sheet.
+
+    \b
+    Example: tlkeras show augmentation fine_tune --set augmentation.policy=rand_augment
+    """
+    from tlkeras import api
+    from tlkeras.recipe import parse_overrides
+
+    overrides = parse_overrides(assignments)
+    result = api.show_augmentation(recipe, overrides, to=to, pictures=pictures, views=views)
+    print_result(result, as_json, "draw_augmentation")

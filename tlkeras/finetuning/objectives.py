@@ -188,8 +188,8 @@ def draw_balanced(classes: np.ndarray, count: int, seed: int, epoch: int) -> np.
 
 
 def mix_examples(
-    inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, seed: tf.Tensor, alpha: float = 0.2
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor, alpha: float = 0.2
+) -> tuple[tf.Tensor, Any, tf.Tensor]:
     """Blend each example with the one before it in its batch, which is taken to be in random order (MixUp).
 
     The share of the example itself is drawn from Beta(alpha, alpha). Targets are blended in proportion to share times
@@ -198,7 +198,7 @@ def mix_examples(
 
     Args:
         inputs: Pictures, activations or features, [n, ...]; whole numbers are rounded.
-        targets: Dense, float [n, k].
+        targets: Dense, float [n, k], or several of them by task.
         weights: One per example, float [n].
         seed: Two integers; the same ones give the same blend.
         alpha: Strength: shares near 0 and 1 when small, even ones at 1.
@@ -222,7 +222,8 @@ def mix_examples(
     mixed = _blend(inputs, share, 1.0 - share)
     if inputs.dtype.is_integer:
         mixed = tf.round(mixed)
-    return tf.cast(mixed, inputs.dtype), _blend(targets, own_part, other_part), total
+    blended = tf.nest.map_structure(lambda dense: _blend(dense, own_part, other_part), targets)
+    return tf.cast(mixed, inputs.dtype), blended, total
 
 
 def _check_smoothing(smoothing: float) -> None:

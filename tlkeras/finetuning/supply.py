@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import tensorflow as tf
 
 from tlkeras.data.augmentation import choose_views, derive_keys, show_one
+from tlkeras.data.augmentation_layer import PictureAugmentation
 from tlkeras.data.pipeline import stream_pictures
-from tlkeras.data.policies import Policy
+from tlkeras.data.policies import Policy, make_policy
 
 Batch = tuple[np.ndarray, Any]
 """Positions within the side, int64 [b]; what the network's suffix takes, [b, ...], or a pair of that and what the
@@ -83,6 +86,7 @@ class PictureSupply:
         fit: How a picture becomes a square.
         policy: What is done to them; None: nothing.
         seed: Seed of what is drawn.
+        in_graph: Make the views of a batch where the network trains, instead of those of each picture in the pipeline.
     """
 
     paths: Sequence[str]
@@ -91,21 +95,32 @@ class PictureSupply:
     fit: str
     policy: Policy | None = None
     seed: int = 0
+    in_graph: bool = False
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield the batches, uint8 [b, size, size, 3]; files that became unreadable are left out."""
         if not len(batches):
             return
         positions = np.concatenate(batches)
-        augment = None
+        augment, finish = None, lambda pictures, index: pictures
         if self.policy is not None:
             keys = derive_keys([self.digests[position] for position in positions])
             numbers = choose_views(self.policy, None, keys, epoch, self.seed)
-            augment = show_one(self.policy, keys, numbers, self.seed)
+            if self.in_graph:
+                show = self._layer
+                finish = lambda pictures, index: show((pictures, keys[index], numbers[index]))  # noqa: E731
+            else:
+                augment = show_one(self.policy, keys, numbers, self.seed)
         paths = [self.paths[position] for position in positions]
         stream = stream_pictures(paths, self.size, self.fit, len(batches[0]), augment=augment)
         for index, pictures in stream.as_numpy_iterator():
-            yield positions[index], pictures
+            yield positions[index], finish(pictures, index)
+
+    @cached_property
+    def _layer(self) -> Callable[..., Any]:
+        """Compiled once for all epochs."""
+        layer = PictureAugmentation(self.policy or make_policy("none"), self.seed)
+        return tf.function(layer, autograph=False, jit_compile=False, reduce_retracing=True)
 
 
 @dataclass(frozen=True)

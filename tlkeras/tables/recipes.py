@@ -59,3 +59,17 @@ def draw_schedule(result: dict[str, Any]) -> None:
         for choice in result["reasons"]:
             reasons.add_row(choice["key"], str(choice["value"]), choice["reason"])
         open_console().print(reasons)
+
+
+def draw_augmentation(result: dict[str, Any]) -> None:
+    """Print what a policy may do, and where the sheet lies."""
+    rounds = f", {result['rounds']} rounds" if result["rounds"] > 1 else ""
+    count = "endlessly many views" if result["views"] is None else f"{result['views']} view(s)"
+    table = make_table(f"{result['name']}: {result['policy']}{rounds}, {count}", [("one of these at a time", "left")])
+    for operations in result["operations"]:
+        table.add_row(escape(operations))
+    open_console().print(table)
+    mixed = [f"{name} {result[key]:g}" for name, key in (("MixUp", "mixup"), ("CutMix", "cutmix")) if result[key]]
+    if mixed:
+        open_console().print(f"Examples of a batch are mixed: {', '.join(mixed)}.")
+    open_console().print(f"{result['pictures']} pictures in {result['shown']} views: {escape(result['path'])}")

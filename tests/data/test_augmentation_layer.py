@@ -1,0 +1,52 @@
+"""The layer makes the pipeline's pixels, and the faster place is taken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tlkeras.data import augmentation_layer
+from tlkeras.data.augmentation import View
+from tlkeras.data.augmentation_layer import PictureAugmentation, choose_place, measure_places
+from tlkeras.data.policies import make_policy
+from tlkeras.finetuning.supply import PictureSupply
+
+
+@pytest.mark.parametrize("name", ["dihedral", "rand_augment"])
+def test_the_layer_makes_the_pixels_of_the_pipeline(colours, name):
+    policy = make_policy(name)
+    pictures = np.stack([colours, colours[::-1], colours[:, ::-1]])
+    keys, numbers = np.arange(6).reshape(3, 2) * 10**12, np.array([4, 0, 9])
+    shown = PictureAugmentation(policy, seed=3)((pictures, keys, numbers))
+    assert shown.dtype == tf.uint8
+    for picture, key, number, view in zip(pictures, keys, numbers, shown, strict=True):
+        np.testing.assert_array_equal(view, View(policy, 3, int(number)).apply(tf.constant(picture), tf.constant(key)))
+
+
+def test_supplies_show_the_same_in_either_place(plant, colours, encode):
+    root = plant({f"{number}.png": encode(np.roll(colours, number, axis=0)) for number in range(6)})
+    paths, digests = [str(root / f"{n}.png") for n in range(6)], [f"{n:064x}" for n in range(6)]
+    batches = [np.array([4, 1, 3]), np.array([0, 5, 2])]
+
+    def read(in_graph: bool) -> list[np.ndarray]:
+        supply = PictureSupply(paths, digests, 32, "squash", make_policy("light"), 7, in_graph)
+        return [np.asarray(pictures) for _, pictures in supply.stream(batches, epoch=2)]
+
+    for here, there in zip(read(False), read(True), strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
+def test_the_faster_place_is_taken(monkeypatch):
+    policy = make_policy("light")
+    assert choose_place(policy, 32, 4) == "pipeline"  # no accelerator here
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    for times in ({"pipeline": 2.0, "graph": 1.0}, {"pipeline": 1.0, "graph": 2.0}):
+        monkeypatch.setattr(augmentation_layer, "measure_places", lambda *_, times=times: times)
+        assert choose_place(policy, 32, 4) == min(times, key=times.get)
+    assert choose_place(make_policy("none"), 32, 4) == "pipeline"
+
+
+def test_both_places_are_timed():
+    times = measure_places(make_policy("flip"), 16, 4)
+    assert set(times) == {"pipeline", "graph"} and min(times.values()) > 0

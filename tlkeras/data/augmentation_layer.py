@@ -1,0 +1,81 @@
+"""Augmentation within a graph of Keras: the same views as in the pipeline, drawn where the network trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tlkeras.data.augmentation import View, show_one
+from tlkeras.data.policies import Policy
+
+Place = Literal["pipeline", "graph"]
+
+_TRIALS = 3
+
+
+class PictureAugmentation(keras.layers.Layer):
+    """Shows each picture of a batch in one of a policy's views; a training layer, never part of an exported model.
+
+    Takes pictures uint8 [b, h, w, 3], keys int64 [b, 2] and view numbers int64 [b], see `augmentation`; gives pictures
+    of the same shape. Per picture only the operations run that its view draws, and the pixels are those that the
+    pipeline makes (accelerators may round an interpolated one the other way).
+    """
+
+    def __init__(self, policy: Policy, seed: int = 0, **options: Any):
+        super().__init__(trainable=False, dtype="uint8", autocast=False, **options)
+        self.policy, self.seed = policy, seed
+
+    def call(self, inputs: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        """Return the views."""
+        pictures, keys, numbers = inputs
+
+        def show(row: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            return View(self.policy, self.seed, row[2]).apply(row[0], row[1])
+
+        return tf.map_fn(show, (pictures, keys, numbers), fn_output_signature=tf.uint8, parallel_iterations=32)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the shape of the pictures."""
+        return input_shape[0]
+
+
+def choose_place(policy: Policy, size: int, batch_size: int) -> Place:
+    """Return where views are made faster: in the pipeline, or in the graph if there is an accelerator.
+
+    Without one it is the pipeline, which works while the network trains. With one, both are timed on a batch.
+    """
+    if policy.size == 1 or not tf.config.list_physical_devices("GPU"):
+        return "pipeline"
+    times = measure_places(policy, size, batch_size)
+    return min(times, key=times.__getitem__)
+
+
+def measure_places(policy: Policy, size: int, batch_size: int) -> dict[Place, float]:
+    """Return the seconds that a batch of views takes in each place, the best of three, tracing left out."""
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (batch_size, size, size, 3), np.uint8)
+    keys = random.integers(-(2**62), 2**62, (batch_size, 2))
+    numbers = np.arange(batch_size)
+    layer = PictureAugmentation(policy)
+    batch = tf.constant(pictures), tf.constant(keys), tf.constant(numbers)
+    in_graph = tf.function(lambda: layer(batch), autograph=False, jit_compile=False)
+    augment = show_one(policy, keys, numbers)
+    stream = tf.data.Dataset.from_tensor_slices((pictures, numbers))
+    stream = stream.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+    in_pipeline = iter(stream.batch(batch_size).repeat(_TRIALS + 1))
+    return {"pipeline": _time(lambda: next(in_pipeline)), "graph": _time(in_graph)}
+
+
+def _time(work: Callable[[], tf.Tensor]) -> float:
+    np.asarray(work()[0, 0, 0])
+    taken = []
+    for _ in range(_TRIALS):
+        started = time.perf_counter()
+        np.asarray(work()[0, 0, 0])  # waits for the device
+        taken.append(time.perf_counter() - started)
+    return min(taken)

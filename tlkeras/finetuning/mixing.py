@@ -1,0 +1,44 @@
+"""Examples of a batch mixed with each other: MixUp, CutMix, or now one and now the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tlkeras.data.augmentation import cut_mix
+from tlkeras.finetuning.objectives import mix_examples
+
+Mixed = tuple[tf.Tensor, Any, tf.Tensor]
+Mix = Callable[[tf.Tensor, Any, tf.Tensor, tf.Tensor], Mixed]
+"""From inputs [n, ...], dense targets [n, k] (or several by task), weights [n] and a seed int [2] to mixed ones."""
+
+
+def make_mix(mixup: float, cutmix: float) -> Mix | None:
+    """Return what mixes a batch, or None where nothing is to be mixed.
+
+    With both, each batch is mixed in one of the two ways, drawn by its seed (as in timm). CutMix pastes boxes into
+    pictures and into maps of activations; where features are pooled there is no place for a box, and a batch that
+    should be cut stays as it is.
+
+    Args:
+        mixup: Alpha of MixUp; 0: none.
+        cutmix: Alpha of CutMix; 0: none.
+    """
+
+    def blend(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor) -> Mixed:
+        return mix_examples(inputs, targets, weights, seed, alpha=mixup)
+
+    def cut(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor) -> Mixed:
+        weights = tf.cast(weights, tf.float32)
+        return cut_mix(inputs, targets, weights, seed, cutmix) if inputs.shape.rank == 4 else (inputs, targets, weights)
+
+    def either(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor) -> Mixed:
+        choice, seed = tf.unstack(tf.random.split(seed, 2))
+        batch = (inputs, targets, weights, seed)
+        return tf.cond(tf.random.stateless_uniform([], choice) < 0.5, lambda: blend(*batch), lambda: cut(*batch))
+
+    if mixup and cutmix:
+        return either
+    return blend if mixup else cut if cutmix else None

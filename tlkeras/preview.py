@@ -1,0 +1,136 @@
+"""What a recipe's augmentation does, to look at before it does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tlkeras import assembly
+from tlkeras.charts import draw_contact_sheet
+from tlkeras.data.augmentation import derive_keys, draw_views, number_views
+from tlkeras.data.checks import look_at
+from tlkeras.data.decoding import decode_file
+from tlkeras.data.headers import PictureError, Rejection
+from tlkeras.data.operations import OPERATIONS, Move
+from tlkeras.data.pipeline import order
+from tlkeras.data.policies import Policy
+from tlkeras.data.tables import Examples
+from tlkeras.errors import DataError, ResourceError
+from tlkeras.finetuning.mixing import make_mix
+from tlkeras.recipe import Recipe
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_OURS = b"Matplotlib"
+
+
+def show_augmentation(recipe: Recipe, path: str | Path, *, pictures: int = 6, views: int = 8) -> dict[str, Any]:
+    """Draw a contact sheet: a row per picture, as it is and in its first views; below, the batch mixed with itself.
+
+    Returns:
+        `name`, `policy`, `operations` (what may happen in a round, as text), `rounds`, `views` that differ (None:
+        endlessly many), `mixup`, `cutmix`, `path` of the sheet, `pictures` and `shown` (views of each).
+
+    Raises:
+        DataError: No picture can be read.
+        ResourceError: There is a file that is no such sheet, or the sheet cannot be written.
+    """
+    target = Path(path)
+    _check_target(target)
+    policy = assembly.make_recipe_policy(recipe)
+    names, plain, keys = _choose_pictures(recipe, assembly.read_examples(recipe), pictures)
+    seen = number_views(policy, views, recipe.training.seed)
+    drawn = draw_views(plain, keys, seen)
+    rows = [[picture, *of_picture] for picture, of_picture in zip(plain, drawn, strict=True)]
+    labels = list(names)
+    for name, mixed in _mix(recipe, plain):
+        rows.append(list(mixed[: len(seen) + 1]))
+        labels.append(name)
+    try:
+        draw_contact_sheet(rows, labels, ["as it is", *(f"view {view.number}" for view in seen)], target)
+    except OSError as error:
+        raise ResourceError("The sheet must be writable.", f"{target} ({error.strerror})") from None
+    return {
+        "name": recipe.name,
+        "policy": policy.name,
+        "operations": _describe(policy),
+        "rounds": policy.rounds,
+        "views": policy.size,
+        "mixup": recipe.augmentation.mixup,
+        "cutmix": recipe.augmentation.cutmix,
+        "path": str(target),
+        "pictures": len(plain),
+        "shown": len(seen),
+    }
+
+
+def _check_target(path: Path) -> None:
+    """Admit new files and sheets drawn before."""
+    if path.exists():
+        start = path.read_bytes()[:512] if path.is_file() else b""
+        if not (start.startswith(_PNG) and _OURS in start):
+            raise ResourceError("Only a drawn sheet is replaced.", f"{path}, another file", "Choose another name.")
+
+
+def _choose_pictures(recipe: Recipe, examples: Examples, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Return names, pixels and keys of pictures drawn evenly from the classes of the first task."""
+    task, size = examples.tasks[0], assembly.picture_size(recipe)
+    names, pixels, digests = [], [], []
+    for row in _take_turns(task.strata(examples.targets[task.name]), recipe.data.seed):
+        path = examples.paths[row]
+        seen = look_at(path)
+        if isinstance(seen, Rejection):
+            continue
+        try:
+            pixels.append(decode_file(path, size, recipe.data.resize))
+        except PictureError:
+            continue
+        digests.append(seen[0])
+        names.append("".join(task.write(task.members(examples.targets[task.name][row : row + 1]))) or str(row))
+        if len(names) == count:
+            break
+    if not names:
+        raise DataError("A sheet needs a picture that can be read.", examples.source, "See `tlkeras check`.")
+    return names, np.stack(pixels), derive_keys(digests)
+
+
+def _take_turns(strata: np.ndarray, seed: int) -> np.ndarray:
+    """Return all rows, the first of each stratum, then the second of each, in an order drawn from the seed."""
+    shuffled = order(len(strata), seed, 0)
+    by_stratum = np.argsort(strata[shuffled], kind="stable")
+    counts = np.unique(strata, return_counts=True)[1]
+    turn = np.concatenate([np.arange(count) for count in counts])
+    return shuffled[by_stratum[np.argsort(turn, kind="stable")]]
+
+
+def _mix(recipe: Recipe, pictures: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Return a row of the batch mixed in each way that the recipe asks for."""
+    options, rows = recipe.augmentation, []
+    for name, alphas in (("MixUp", (options.mixup, 0.0)), ("CutMix", (0.0, options.cutmix))):
+        mix = make_mix(*alphas)
+        if mix is not None:
+            ones = tf.ones([len(pictures)])
+            mixed, _, _ = mix(
+                tf.constant(pictures), ones[:, None], ones, tf.constant([recipe.training.seed % 2**31, 0])
+            )
+            rows.append((name, np.asarray(mixed)))
+    return rows
+
+
+def _describe(policy: Policy) -> list[str]:
+    if policy.size is not None:
+        return [f"one of {policy.size} orientations"]
+    return [", then ".join(map(_describe_move, chain)) or "nothing" for chain in policy.chains]
+
+
+def _describe_move(move: Move) -> str:
+    row = OPERATIONS[move.operation]
+    if row.draw == "chance":
+        return move.operation if move.value == 1 else f"{move.operation} with probability {move.value:g}"
+    if row.draw == "around":
+        return f"{move.operation} by {'±' if move.exact else 'up to ±'}{move.value:g}"
+    return (
+        f"{move.operation} to {move.value:g}" if move.exact else f"{move.operation} to {row.neutral:g}...{move.value:g}"
+    )
