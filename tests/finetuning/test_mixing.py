@@ -38,7 +38,7 @@ def test_labels_of_all_tasks_follow(alphas):
     mixed, targets, weights = make_mix(*alphas)(PICTURES, TARGETS, WEIGHTS, [5, 0])
     assert mixed.dtype == tf.uint8 and mixed.shape == PICTURES.shape
     counted = np.asarray(weights) > 0
-    for task, dense in targets.items():
+    for dense in targets.values():
         np.testing.assert_allclose(np.asarray(dense)[counted].sum(axis=1), 1, atol=1e-6)
     kind, size = np.asarray(targets["kind"])[counted], np.asarray(targets["size"])[counted]
     np.testing.assert_allclose(size, kind @ np.asarray(TARGETS["size"]), atol=1e-6)  # tasks agree on the shares
