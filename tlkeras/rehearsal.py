@@ -156,6 +156,7 @@ def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> _Found:
     copies = find_copies(examples, inspection.digests, thumbnails, sides)
     leaking = find_leaking_groups(examples.groups, sides)
     report["classes"] = survey.describe_classes(examples, sides)
+    report["facts"]["classes"] = ", ".join(f"{row['class']} {row['pictures']:,}" for row in report["classes"])
     report["copies"] = survey.describe_copies(examples, sides, copies)
     report["leaking_groups"] = [asdict(group) for group in leaking]
     problems, notes = survey.summarise(inspection, sides, copies, leaking)

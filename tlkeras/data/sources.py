@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 PACKAGED = ("elpv", "sklearn-digits")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
@@ -56,12 +57,11 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
         return read_folder(source)
     if os.path.isfile(path) and path.lower().endswith((".csv", ".tsv")):
         return read_manifest(source)
+    rule = "A source is a folder with one folder per class, a .csv manifest, tfds:NAME, elpv or sklearn-digits."
+    if os.path.isfile(path) and path.lower().endswith(_ARCHIVES):
+        raise DataError(rule, f"{source!r} (an archive)", "Unpack it, and give the folder.")
     what = "a file that is not a .csv" if os.path.exists(path) else "nothing of that name"
-    raise DataError(
-        "A source is a folder with one folder per class, a .csv manifest, tfds:NAME, elpv or sklearn-digits.",
-        f"{source!r} ({what})",
-        suggest(source, [*PACKAGED, *_neighbours(path)]),
-    )
+    raise DataError(rule, f"{source!r} ({what})", suggest(source, [*PACKAGED, *_neighbours(path)]))
 
 
 def is_source(reference: str) -> bool:

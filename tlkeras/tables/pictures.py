@@ -19,7 +19,8 @@ def draw_check(result: dict[str, Any]) -> None:
     console = open_console()
     table = make_table(f"Check of {result['name']}", [("", "left"), ("", "left")], header=False)
     for name, fact in result["facts"].items():
-        table.add_row(name, escape(str(fact)))
+        if name != "classes":  # they have a table of their own
+            table.add_row(name, escape(str(fact)))
     if result["facts"]:
         console.print(table)
     _draw_classes(console, result["classes"])
