@@ -1,0 +1,198 @@
+"""What `tlkeras check` finds of planted copies, leaks, wrong labels and outliers: precision and recall.
+
+    python benchmarks/checks.py [--pictures 1000] [--seed 0]
+
+Solar cells (ELPV) and windows cut from photographs (scikit-image, scikit-learn). Pictures that look the same without
+help are left out first, because nobody knows of each such pair whether it is one thing. Then copies of 5 % are planted
+in each way, half of them as leaks across a split; 5 % of the labels are flipped; 1 % of the other set come in as
+outliers. Wrong labels are looked for in features of EfficientNet-Lite0, as `check` does it: ELPV with its own labels
+(which are not all right themselves), and photographs by what they were cut from. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+import skimage.data
+from PIL import Image, ImageEnhance
+from sklearn.datasets import load_sample_images
+
+from tlkeras import survey
+from tlkeras.backbones.building import build
+from tlkeras.data.copies import find_copies
+from tlkeras.data.duplicates import find_near, read_thumbnails
+from tlkeras.data.sources import choose_examples, read_table
+from tlkeras.data.suspects import find_outliers
+from tlkeras.data.tables import Examples
+from tlkeras.data.tasks import Task
+from tlkeras.features.extraction import Pictures, extract, pool
+
+SHARE = 0.05
+T, R = Image.Transpose, Image.Resampling
+COPIES: dict[str, tuple[Callable[[Image.Image], Image.Image], int]] = {
+    "JPEG, quality 75": (lambda picture: picture, 75),
+    "JPEG, quality 40": (lambda picture: picture, 40),
+    "half the size": (lambda picture: picture.resize((picture.width // 2, picture.height // 2), R.BICUBIC), 85),
+    "twice the size": (lambda picture: picture.resize((picture.width * 2, picture.height * 2), R.BICUBIC), 85),
+    "10 % brighter": (lambda picture: ImageEnhance.Brightness(picture).enhance(1.1), 85),
+    "20 % less contrast": (lambda picture: ImageEnhance.Contrast(picture).enhance(0.8), 85),
+    "mirrored": (lambda picture: picture.transpose(T.FLIP_LEFT_RIGHT), 85),
+    "turned by a quarter": (lambda picture: picture.transpose(T.ROTATE_90), 85),
+    "1 % cropped off each side": (lambda picture: crop(picture, 0.01), 85),
+    "3 % cropped off each side": (lambda picture: crop(picture, 0.03), 85),
+}
+
+
+def crop(picture: Image.Image, share: float) -> Image.Image:
+    across, down = round(picture.width * share), round(picture.height * share)
+    return picture.crop((across, down, picture.width - across, picture.height - down))
+
+
+def digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def write_photographs(folder: Path, count: int) -> Path:
+    """Write windows of photographs that overlap by less than a tenth, one class per photograph."""
+    photographs = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea(), skimage.data.rocket()]
+    photographs += [skimage.data.retina(), skimage.data.immunohistochemistry(), *load_sample_images().images]
+    windows = []
+    for label, pixels in enumerate(photographs):
+        step = max(24, round((pixels.shape[0] * pixels.shape[1] * len(photographs) / count) ** 0.5))
+        for top in range(0, pixels.shape[0] - step, step):
+            for left in range(0, pixels.shape[1] - step, step):
+                windows.append((label, pixels[top : top + step, left : left + step]))
+    contrasted = [(label, window) for label, window in windows if window.std() > 12]
+    for number, (label, window) in enumerate(contrasted):
+        path = folder / str(label) / f"{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(window)).resize((224, 224), R.BICUBIC).save(path)
+    return folder
+
+
+def leave_out_lookalikes(paths: list[str]) -> np.ndarray:
+    """Return the rows without those that look like an earlier one."""
+    thumbnails, readable = read_thumbnails(paths)
+    groups = find_near(thumbnails, [digest(paths[row]) for row in readable])
+    doubled = {row for group in groups for row in group.rows[1:]}
+    return np.array([row for place, row in enumerate(readable.tolist()) if place not in doubled])
+
+
+def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generator) -> None:
+    """Plant copies in each way, each for itself, and print a row for it."""
+    for number, (way, (change, quality)) in enumerate(COPIES.items()):
+        chosen = random.choice(len(paths), round(SHARE * len(paths)), replace=False)
+        planted = []
+        for row in chosen:
+            copy = folder / f"{number}-{row}.jpg"
+            with Image.open(paths[row]) as picture:
+                change(picture.convert("RGB")).save(copy, quality=quality)
+            planted.append(str(copy))
+        every = [*paths, *planted]
+        sides = np.array(["train"] * len(paths) + ["test"] * len(planted), dtype=object)
+        started = time.perf_counter()
+        thumbnails, _ = read_thumbnails(every)
+        examples = make_examples(every, len(paths), chosen)
+        copies = find_copies(examples, [digest(path) for path in every], thumbnails, sides)
+        seconds = time.perf_counter() - started
+        wanted = {(int(row), len(paths) + place) for place, row in enumerate(chosen)}
+        found = {
+            (one, other) for group in copies for at, one in enumerate(group.rows) for other in group.rows[at + 1 :]
+        }
+        leaks = {pair for group in copies if group.leaking for pair in wanted if set(pair) <= set(group.rows)}
+        print_row(way, len(wanted), len(found & wanted), len(found), len(leaks), seconds)
+
+
+def make_examples(paths: list[str], plain: int, chosen: np.ndarray) -> Examples:
+    """Return examples of two classes; copies have their picture's."""
+    labels = np.arange(plain) % 2
+    empty = np.full(len(paths), "", dtype=object)
+    objects = np.array(paths, dtype=object)
+    targets = {"label": np.concatenate([labels, labels[chosen]])}
+    weights = np.ones(len(paths), np.float32)
+    task = Task("label", ("a", "b"))
+    return Examples("planted", Path(), objects, objects, (task,), targets, weights, empty, empty, empty, empty)
+
+
+def print_row(name: str, planted: int, right: int, found: int, leaks: int | None, seconds: float) -> None:
+    precision = f"{right / found:.3f}" if found else "-"
+    leaking = "" if leaks is None else f"{leaks / planted:.3f}"
+    print(
+        f"| {name} | {planted} | {found} | {precision} | {right / planted:.3f} | {leaking} | {seconds:.1f} |",
+        flush=True,
+    )
+
+
+def compute_features(paths: list[str]) -> np.ndarray:
+    prefix = pool(build("efficientnet_lite0", weights="packaged"), "average")
+    with extract(prefix, Pictures(paths, [digest(path) for path in paths]), [{"model": "benchmark"}]) as features:
+        return np.asarray(features.outputs[0], np.float32)
+
+
+def measure_suspects(title: str, examples: Examples, strange: list[str], random: np.random.Generator) -> None:
+    """Flip labels and add strange pictures, and print a row for each."""
+    paths = [*examples.paths, *strange]
+    features = compute_features(paths)
+    (task,) = examples.tasks
+    labels = examples.targets[task.name]
+    chosen = random.choice(len(labels), round(SHARE * len(labels)), replace=False)
+    flipped = labels.copy()
+    flipped[chosen] = (labels[chosen] + random.integers(1, len(task.class_names), len(chosen))) % len(task.class_names)
+    started = time.perf_counter()
+    changed = Examples(**{**examples.__dict__, "targets": {task.name: flipped}})
+    suspects = survey.find_suspects(changed, np.arange(len(labels)), features[: len(labels)], changed.groups)
+    found = {row for row, *_ in suspects.mislabelled[task.name]}
+    seconds = time.perf_counter() - started
+    first = {row for row, *_ in suspects.mislabelled[task.name][: len(chosen)]}
+    right = set(chosen.tolist())
+    print_row(f"{title}: 5 % of labels flipped", len(chosen), len(found & right), len(found), None, seconds)
+    print_row(f"{title}: the same, as many as were flipped", len(chosen), len(first & right), len(first), None, seconds)
+    started = time.perf_counter()
+    odd = {outlier.row for outlier in find_outliers(features)}
+    planted = set(range(len(labels), len(paths)))
+    print_row(
+        f"{title}: 1 % strangers", len(planted), len(odd & planted), len(odd), None, time.perf_counter() - started
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    random = np.random.default_rng(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        photographs = choose_examples(read_table(str(write_photographs(Path(folder) / "windows", arguments.pictures))))
+        cells = choose_examples(read_table("elpv"))
+        sets = {}
+        for title, examples in (("ELPV", cells), ("photographs", photographs)):
+            alone = leave_out_lookalikes(examples.paths.tolist())
+            count = min(arguments.pictures, len(alone))
+            rows = np.sort(random.choice(alone, count, replace=False))
+            sets[title] = examples.take(rows)
+            print(f"{title}: {len(examples):,} pictures, {len(alone):,} without lookalikes, {len(rows):,} taken\n")
+            print("| planted | number | pairs found | precision | recall | leaks found | seconds |")
+            print("|---|---|---|---|---|---|---|")
+            copies = Path(folder) / title
+            copies.mkdir()
+            measure_copies(sets[title].paths.tolist(), copies, random)
+            print()
+        print("| planted | number | found | precision | recall | | seconds |")
+        print("|---|---|---|---|---|---|---|")
+        for title, other in (("ELPV", "photographs"), ("photographs", "ELPV")):
+            strange = sets[other].paths[: max(1, len(sets[title]) // 100)].tolist()
+            measure_suspects(title, sets[title], strange, random)
+
+
+if __name__ == "__main__":
+    main()
