@@ -126,7 +126,8 @@ def _find_pairs(thumbnails: np.ndarray) -> dict[tuple[int, int], float]:
                 turned, upright = _normalise(way.turn(thumbnails[one])), _normalise(thumbnails[other])
                 similarity = _correlate(turned, upright)
                 good = similarity >= bound
-                good[good] = _correlate(remove_common(turned[good]), remove_common(upright[good])) >= _OWN
+                unsure = good & (similarity < HIGHEST)
+                good[unsure] = _correlate(remove_common(turned[unsure]), remove_common(upright[unsure])) >= _OWN
                 for a, b, value in zip(
                     one[good].tolist(), other[good].tolist(), similarity[good].tolist(), strict=True
                 ):

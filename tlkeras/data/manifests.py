@@ -71,7 +71,7 @@ def _to_table(source: str, root: str, paths: list[str], columns: dict[str, list[
         source=source,
         root=Path(root),
         paths=[paths[row] for row in rows],
-        keys=[printable(os.path.relpath(paths[row], root)).replace(os.sep, "/") for row in rows],
+        keys=[printable(paths[row].removeprefix(root).lstrip(os.sep)).replace(os.sep, "/") for row in rows],
         columns={name: [values[row] for row in rows] for name, values in columns.items()},
         defaults={role: role for role in _ROLES if role in columns},
         rejected=rejected,

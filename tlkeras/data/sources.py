@@ -98,7 +98,7 @@ def read_folder(source: str) -> Table:
         source=source,
         root=Path(root),
         paths=[path for path, _, _ in rows],
-        keys=[printable(os.path.relpath(path, root)).replace(os.sep, "/") for path, _, _ in rows],
+        keys=[printable(path.removeprefix(root).lstrip(os.sep)).replace(os.sep, "/") for path, _, _ in rows],
         columns=columns,
         defaults={"label": "label"},
         classes={"label": tuple(sorted(labels))},
