@@ -9,7 +9,7 @@ import pytest
 
 from tlkeras import api
 from tlkeras.backbones.building import build
-from tlkeras.errors import RunError
+from tlkeras.errors import RecipeError, RunError
 from tlkeras.finetuning.stages import StageWork
 
 RECIPE = """
@@ -107,3 +107,21 @@ def test_check_counts_every_view_that_is_lacking(recipe, tmp_path):
     assert facts["to compute"].startswith(f"{needed} of {needed} pictures")
     api.train(recipe, runs=tmp_path / "runs")
     assert api.check(recipe)["facts"]["to compute"].startswith(f"0 of {needed} pictures")
+
+
+@pytest.mark.parametrize("stage", ["head", "top", "all"])
+def test_rates_are_tried_in_any_stage(recipe, tmp_path, stage):
+    stages = [{"name": "head", "unfreeze": 0, "epochs": 1}, {"name": "top", "unfreeze": 1, "epochs": 1}]
+    stages += [{"name": "all", "unfreeze": "all", "epochs": 1, "learning_rate": 2e-4}]
+    change = {"mapping.C": 1e-4, "finetuning.stages": stages, "finetuning.average": 0.0}
+    picture = tmp_path / "rates.png"
+    found = api.show_rates(recipe, change, stage=stage, steps=20, to=picture)
+    assert found["stage"] == stage
+    assert len(found["rates"]) == len(found["losses"]) > 5
+    assert min(found["losses"]) < found["losses"][0]
+    assert picture.stat().st_size > 5_000
+
+
+def test_a_stage_to_try_rates_in_must_exist(recipe):
+    with pytest.raises(RecipeError, match="A stage is one of head, top.*Did you mean 'top'"):
+        api.show_rates(recipe, stage="tip")

@@ -49,7 +49,7 @@ def fine_tune(
     with ExitStack() as stack:
         with run.phase("extract activations"):
             suppliers = _make_suppliers(recipe, prefix, plan, inspection, rows, stack)
-        parts = [_make_part(recipe, inspection, rows[side], suppliers[side], side) for side in suppliers]
+        parts = [make_part(recipe, inspection, rows[side], suppliers[side], side) for side in suppliers]
         network = Network(prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head)
         sides = (parts[0], parts[1] if len(parts) > 1 else None)
         loop = assembly.make_loop(recipe, inspection.examples.tasks, network, schedule, plan, sides)
@@ -111,9 +111,10 @@ def _make_suppliers(
     return suppliers
 
 
-def _make_part(
+def make_part(
     recipe: Recipe, inspection: Inspection, rows: np.ndarray, supplies: Mapping[str, Supply], side: str
 ) -> Part:
+    """Return one side's targets and weights, and what is read at each cut."""
     examples = inspection.examples
     targets, weights = {name: column[rows] for name, column in examples.targets.items()}, examples.weights[rows]
     if side == "train":

@@ -77,7 +77,8 @@ def show_schedule(recipe: Recipe) -> dict[str, Any]:
     Returns:
         `name`; `stages`, each with `name`, `epochs` (at most), `cut`, `megabytes` (kept for it, in all views), `saved`
         (share of the work), `reason`, `parameters` that train, and `blocks`: name, learning rate and parameters of
-        each that trains, from the head down; `views`; `reasons`: value and why, for stages chosen from the data.
+        each that trains, from the head down; `views` that are kept of a picture, and their `precision`; `reasons`:
+        value and why, for stages chosen from the data.
 
     Raises:
         TlkerasError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
@@ -109,7 +110,13 @@ def show_schedule(recipe: Recipe) -> dict[str, Any]:
             }
         )
     reasons = [{"key": choice.key, "value": choice.value, "reason": choice.reason} for choice in choices]
-    return {"name": recipe.name, "stages": stages, "views": plan.views, "reasons": reasons}
+    return {
+        "name": recipe.name,
+        "stages": stages,
+        "views": plan.views,
+        "precision": assembly.KEPT_PRECISION,
+        "reasons": reasons,
+    }
 
 
 def _attempt(report: dict[str, Any], stage: Callable[[], Any]) -> Any:

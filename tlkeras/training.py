@@ -143,14 +143,14 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix) -> 
     kept = np.isin(np.arange(len(examples)), features.kept)
     check_sides(examples, np.where(kept, sides, ""))
     with features, run.phase("fit head"):
-        parts = {name: _take_side(features, sides == name) for name in ("train", "validation", "test")}
-        heads = _fit_heads(partial(assembly.make_recipe_head, recipe), examples, parts)
+        parts = {name: take_side(features, sides == name) for name in ("train", "validation", "test")}
+        heads = fit_heads(partial(assembly.make_recipe_head, recipe), examples, parts)
         rows = {name: part.rows for name, part in parts.items()}
         asked = [name for name in ("test", "validation") if len(rows[name])]
         probabilities = {side: _ask(heads, parts[side]) for side in asked}
         linear = all(isinstance(head, LinearHead) for head in heads.values())
         if recipe.finetuning or not linear:
-            probes = heads if linear else _fit_heads(LinearHead, examples, {"train": parts["train"]})
+            probes = heads if linear else fit_heads(LinearHead, examples, {"train": parts["train"]})
             write_probes(run, examples.tasks, _ask(probes, parts["test"]))
     history, *_ = (head.history() for head in heads.values())
     described = {name: head.describe() for name, head in heads.items()}
@@ -182,14 +182,14 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix) -> 
     Checkpoints(run.path / CHECKPOINTS).clear()
 
 
-def _take_side(features: Features, wanted: np.ndarray) -> Side:
+def take_side(features: Features, wanted: np.ndarray) -> Side:
     """Read one side's features from the store; pictures without features are left out."""
     places = np.flatnonzero(wanted[features.kept])
     rows = features.kept[places]
     return Side(rows, features.outputs[0][places])
 
 
-def _fit_heads(make: Callable[[], Head], examples: Examples, parts: Mapping[str, Side]) -> dict[str, Head]:
+def fit_heads(make: Callable[[], Head], examples: Examples, parts: Mapping[str, Side]) -> dict[str, Head]:
     """Return a fitted head per task: on frozen features nothing is shared, so that each is fitted alone."""
     return {task.name: _fit(make(), examples, task, parts) for task in examples.tasks}
 

@@ -6,10 +6,11 @@ import keras
 import pytest
 from keras import layers
 
+from tlkeras import finetuning
 from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.building import build
 from tlkeras.errors import BackboneError
-from tlkeras.finetuning.groups import Groups, group_layers
+from tlkeras.finetuning.groups import Groups, decay_by_block, group_layers
 
 
 def add_head(tensor: keras.KerasTensor) -> keras.KerasTensor:
@@ -120,3 +121,22 @@ def test_a_model_without_a_head_is_refused():
 def test_a_sequential_model():
     model = keras.Sequential([build("tiny", weights="none"), layers.Flatten(), layers.Dense(2, name="answer")])
     assert list_names(group_layers(model))[-1] == ["answer"]
+
+
+def test_each_block_has_its_share_of_the_rate():
+    model = make_flat(BACKBONES["tiny"]())
+    groups = group_layers(model)
+    shares = [0.5**place for place in range(len(groups.blocks))]
+    multipliers = decay_by_block(groups, shares)
+    paths = {variable.path for variable in model.trainable_variables}
+    assert set(multipliers) == {path for path in paths if path.split("/")[0] not in ("hidden", "norm", "answer")}
+    for block, share in zip(groups.blocks, shares, strict=True):
+        for layer in block.layers:
+            assert all(multipliers[variable.path] == share for variable in layer.trainable_variables)
+    with pytest.raises(BackboneError, match="one multiplier per block"):
+        decay_by_block(groups, shares[1:])
+
+
+@pytest.mark.parametrize("name", finetuning.__all__)
+def test_what_the_package_offers_is_there(name):
+    assert callable(getattr(finetuning, name))

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tlkeras
 from tlkeras.runs import Run, list_runs
 
 RECIPE = """
@@ -39,10 +40,10 @@ Process = subprocess.Popen[bytes]
 class Workplace:
     """A folder with a recipe, its runs, and a cache of its own, so that extraction is killed, too."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, recipe: str = RECIPE):
         folder.mkdir()
         self.folder, self.recipe, self.errors = folder, folder / "killed.yaml", folder / "errors.txt"
-        self.recipe.write_text(RECIPE)
+        self.recipe.write_text(recipe)
 
     def start(self) -> Process:
         """Start the command: go on with the run that stopped, or make one."""
@@ -70,6 +71,10 @@ class Workplace:
     def finish(self) -> None:
         """Run the command to its end."""
         assert self.start().wait(PATIENCE) == 0, self.errors.read_text()[-2000:]
+
+    def finish_here(self) -> None:
+        """Run it to its end in this process, which has TensorFlow loaded already."""
+        tlkeras.train(str(self.recipe), runs=self.folder)
 
     def newest(self) -> Run | None:
         """Return the run made last."""
@@ -124,6 +129,24 @@ def wait_until(process: Process, condition: Callable[[], bool], seconds: float =
 
 
 MOMENTS = (wait_for_start, wait_for_training, wait_for_saving, wait_for_clock, wait_for_saving)
+
+
+def test_three_kills_leave_no_trace(tmp_path):
+    """In the middle of a stage, while a checkpoint is written, and in mid-stage again."""
+    recipe = (
+        RECIPE.replace("limit: 400", "limit: 120")
+        .replace("epochs: 12", "epochs: 2")
+        .replace("epochs: 2,", "epochs: 1,")
+    )
+    whole, place = Workplace(tmp_path / "whole", recipe), Workplace(tmp_path / "killed", recipe)
+    whole.finish_here()
+    chance = random.Random(0)
+    for wait in (wait_for_training, wait_for_saving, wait_for_training):
+        assert place.kill(wait, signal.SIGKILL, chance, 1.0), "the run ended before it was killed"
+    place.finish()
+    (expected, expected_tables), (weights, tables) = whole.read(), place.read()
+    assert tables == expected_tables
+    assert all(np.array_equal(a, b) for a, b in zip(expected, weights, strict=True))
 
 
 @pytest.mark.slow

@@ -98,24 +98,43 @@ def read(network):
     return {variable.path: np.array(variable) for variable in network.model.weights}
 
 
-def test_each_stage_moves_what_it_should_and_nothing_else():
-    network = make_network()
-    total = len(network.blocks)
-    for stage in STAGES:
-        before = read(network)
-        make_loop(network, (stage,), average=0.0).run()
-        moved = {path for path, value in read(network).items() if not np.array_equal(value, before[path])}
-        trained = network.list_trained_layers(stage)
-        weights = {
-            variable.path
-            for layer in trained
-            if not isinstance(layer, keras.layers.BatchNormalization)
-            for variable in layer.trainable_variables
-        }
-        assert moved == weights | {"logits/kernel", "logits/bias"}, stage.name
-        assert len(trained) == sum(
-            len(network._list_layers(i)) for i in range(total - stage.count_blocks(total), total)
+FAMILIES = [
+    "tiny",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet_v2", "densenet121", "efficientnet_b0")),
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_stage_moves_what_it_should_and_nothing_else(tmp_path, name):
+    """In one run that breaks off in the middle of its second stage and is taken up by another process' objects."""
+    stages = (*STAGES[:2], Stage("all", "all", 1e-3, epochs=1, batch_norm="train"))
+    network, left = make_network(name), [7]
+    states = [read(network)]
+    train = make_part(network, breaks=lambda supply: Breaking(supply, left))
+    with pytest.raises(InterruptedError):
+        make_loop(network, stages, parts=(train, make_part(network)), average=0.0).run(
+            Checkpoints(tmp_path), lambda row: states.append(read(network))
         )
+    begun, again = len(states), make_network(name)
+    seen = []
+    make_loop(again, stages, parts=(make_part(again), make_part(again)), average=0.0).run(
+        Checkpoints(tmp_path), lambda row: seen.append(read(again))
+    )
+    states += seen[begun - 1 :]  # those before are told again, with what was loaded
+    assert len(states) == 1 + 4
+    moved = {
+        stage.name: {path for path, value in states[end].items() if not np.array_equal(value, states[start][path])}
+        for stage, start, end in zip(stages, (0, 1, 3), (1, 3, 4), strict=True)
+    }
+    head = {"logits/kernel", "logits/bias"}
+    assert moved["head"] == head
+    assert moved["top"] == head | {
+        variable.path
+        for layer in again.list_trained_layers(stages[1])
+        if not isinstance(layer, keras.layers.BatchNormalization)
+        for variable in layer.trainable_variables
+    }
+    assert moved["all"] == set(states[0])
 
 
 @pytest.mark.parametrize("policy, moving, affine", [("frozen", 0, 0), ("affine", 0, 1), ("train", 1, 1)])
@@ -224,6 +243,19 @@ def test_rates_by_gradients_stay_below_the_ceiling():
     loop.run()
     rates = np.array([rate for path, rate in seen[-1].items()])
     assert rates.max() == pytest.approx(0.5) and rates.min() < 0.25
+
+
+def test_a_search_of_the_rate_leaves_no_trace():
+    whole, network = make_network(), make_network()
+    history = make_loop(whole, STAGES[1:2]).run()
+    loop = make_loop(network, STAGES[1:2])
+    before, randomness = read(network), np.random.get_state()[1].copy()
+    found = loop.find_rate(0, 1e-5, 1.0, 20)
+    assert len(found.rates) > 2
+    assert all(np.array_equal(value, before[path]) for path, value in read(network).items())
+    assert np.array_equal(np.random.get_state()[1], randomness)
+    assert loop.run() == history  # the optimizer and the position in the data are as they were, too
+    assert all(np.array_equal(value, read(network)[path]) for path, value in read(whole).items())
 
 
 def test_the_trained_model_is_a_plain_one(tmp_path):

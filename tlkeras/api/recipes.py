@@ -88,6 +88,31 @@ def show_augmentation(
     return preview.show_augmentation(resolved, target, pictures=pictures, views=views)
 
 
+def show_rates(
+    recipe: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    stage: str | None = None,
+    steps: int = 100,
+    to: str | Path | None = None,
+) -> dict[str, Any]:
+    """Try rising learning rates in one stage of a recipe, and suggest one; see `tlkeras.rates.search_rates`.
+
+    Args:
+        recipe: Name of a shipped recipe, or path of a YAML file.
+        overrides: Values by dotted key.
+        stage: Its name; the first where it is left out.
+        steps: Rates to try, from 1e-6 to 1.
+        to: The PNG file of the curve; NAME-rates.png in the current folder if not given.
+    """
+    resolved = recipes.load_recipe(recipe, overrides)
+    load_tensorflow()
+    from tlkeras import rates
+
+    target = Path(to) if to else Path(f"{resolved.name}-rates.png")
+    return rates.search_rates(resolved, rates.Search(target, stage, steps=steps))
+
+
 def list_recipes(*, runs: str | Path = RUNS) -> dict[str, Any]:
     """Return the shipped recipes with the first line of their receipts, and the runs made so far."""
     shipped = [

@@ -13,6 +13,7 @@ from tlkeras.assembly.data import (
     take_pictures,
 )
 from tlkeras.assembly.features import (
+    KEPT_PRECISION,
     PLAIN_VIEWS,
     build_prefix,
     choose_taps,
@@ -26,6 +27,7 @@ from tlkeras.assembly.mapping import make_recipe_head
 from tlkeras.assembly.stages import make_schedule, plan_finetuning, plan_recipe
 
 __all__ = [
+    "KEPT_PRECISION",
     "PLAIN_VIEWS",
     "build_prefix",
     "cache_root",

@@ -104,3 +104,25 @@ def augmentation(
     overrides = parse_overrides(assignments)
     result = api.show_augmentation(recipe, overrides, to=to, pictures=pictures, views=views)
     print_result(result, as_json, "draw_augmentation")
+
+
+@show.command()
+@click.argument("recipe")
+@takes_overrides
+@click.option("--stage", metavar="NAME", help="The stage to search in; the first where it is left out.")
+@click.option("--steps", default=100, show_default=True, type=click.IntRange(20), help="Rates to try, 1e-6 to 1.")
+@click.option("--to", type=click.Path(), metavar="FILE", help="The PNG file of the curve  [default: RECIPE-rates.png]")
+@takes_json
+def rates(
+    recipe: str, assignments: tuple[str, ...], stage: str | None, steps: int, to: str | None, as_json: bool
+) -> None:
+    """Try rising learning rates in a stage of RECIPE, from the fitted head on, and suggest one; nothing is trained.
+
+    \b
+    Example: tlkeras show rates fine_tune --stage top
+    """
+    from tlkeras import api
+    from tlkeras.recipe import parse_overrides
+
+    result = api.show_rates(recipe, parse_overrides(assignments), stage=stage, steps=steps, to=to)
+    print_result(result, as_json, "draw_rates")

@@ -68,6 +68,26 @@ def group_layers(model: keras.Model, head: Sequence[str] | None = None) -> Group
     return Groups(model, blocks, Group("head", layers))
 
 
+def decay_by_block(groups: Groups, multipliers: Sequence[float]) -> dict[str, float]:
+    """Return the learning-rate multiplier of each variable that trains in the backbone, by its path.
+
+        multipliers = decay_by_block(groups, Stage("all", "all", 1e-4, epochs=5, layer_decay=0.75).multipliers(8))
+        model.compile(scale_learning_rates(keras.optimizers.AdamW(), multipliers), ...)
+
+    Args:
+        groups: Of a model, from `group_layers`.
+        multipliers: One per block, from input to output; the head keeps its full rate.
+
+    Raises:
+        BackboneError: There is not one multiplier per block.
+    """
+    if len(multipliers) != len(groups.blocks):
+        raise BackboneError("There must be one multiplier per block.", f"{len(multipliers)} for {len(groups.blocks)}")
+    pairs = zip(groups.blocks, multipliers, strict=True)
+    layers = ((layer, multiplier) for block, multiplier in pairs for layer in block.layers)
+    return {variable.path: multiplier for layer, multiplier in layers for variable in layer.trainable_variables}
+
+
 def _find_nested(calls: Sequence[Call]) -> Call | None:
     """Return the call of the model that has most of the variables, if there is one."""
     owners = {id(call.operation): call.operation for call in calls if has_weights(call)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.objectives import draw_balanced
 from tlkeras.finetuning.optimizers import ScaledOptimizer
 from tlkeras.finetuning.precision import computing_in, scale_losses
+from tlkeras.finetuning.range_test import RangeTest, sweep
 from tlkeras.finetuning.schedule import Position, Schedule
 from tlkeras.finetuning.stages import StageWork
 from tlkeras.finetuning.steps import Criterion
@@ -141,6 +142,37 @@ class Loop:
             self._train(averages, checkpoints, observe)
         self.network.release()
         return self.history
+
+    def find_rate(self, index: int, lowest: float, highest: float, steps: int) -> RangeTest:
+        """Try rising rates in one stage, from where the network stands; all that moved is put back.
+
+        Args:
+            index: Of the stage; those before it are not carried out.
+            lowest: The first rate.
+            highest: The last rate, unless the loss diverges before.
+            steps: Rates to try; batches come again where an epoch has fewer.
+
+        Raises:
+            TlkerasError: The range is none.
+        """
+        moving = [*self._changing, *self.optimizer.variables]
+        saved = [np.array(variable) for variable in moving]
+        try:
+            with computing_in(self.settings.precision, self.network.backbone.layers):
+                work = self._make_work(index)
+                self._prepare(work, Position(index, 0))
+                return sweep(lambda rates: self._try_rates(work, rates), lowest, highest, steps)
+        finally:
+            for variable, value in zip(moving, saved, strict=True):
+                variable.assign(value)
+            self.network.release()
+
+    def _try_rates(self, work: StageWork, rates: Sequence[float]) -> Iterator[float]:
+        batches = chain.from_iterable(map(self._stream, repeat(work)))
+        for step, (rate, (rows, inputs)) in enumerate(zip(rates, batches, strict=False)):
+            self.optimizer.learning_rate = rate
+            seed = (self.settings.seed % 2**31, step)
+            yield work.train(inputs, self.train.targets[rows], self.train.weights[rows], seed)
 
     def _train(
         self, averages: list[np.ndarray], checkpoints: Checkpoints | None, observe: Callable[[Row], None]

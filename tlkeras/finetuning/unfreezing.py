@@ -12,7 +12,7 @@ import numpy as np
 
 from tlkeras.errors import TlkerasError, suggest
 from tlkeras.finetuning.freezing import freeze, run_in_inference, unfreeze
-from tlkeras.finetuning.groups import Groups, group_layers
+from tlkeras.finetuning.groups import Groups, decay_by_block, group_layers
 from tlkeras.finetuning.normalization import reestimate_statistics
 from tlkeras.finetuning.optimizers import build_on, find_scaled
 from tlkeras.finetuning.schedule import BatchNorm, Position, Schedule, Stage
@@ -202,11 +202,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         if stage.batch_norm == "reestimate" and position.epoch_in_stage == 0:
             self._reestimate(stage)
         if scaled := find_scaled(self.model.optimizer):
-            pairs = zip(groups.blocks, multipliers, strict=True)
-            layers = ((layer, multiplier) for block, multiplier in pairs for layer in block.layers)
-            scaled.set_multipliers(
-                {v.path: multiplier for layer, multiplier in layers for v in layer.trainable_variables}
-            )
+            scaled.set_multipliers(decay_by_block(groups, multipliers))
         self.model.optimizer.learning_rate = self._rate(0)
         self.model.make_train_function(force=True)
         if any(getattr(variable, "regularizer", None) for variable in self.model.weights):

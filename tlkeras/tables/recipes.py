@@ -8,6 +8,8 @@ from rich.markup import escape
 
 from tlkeras.tables.drawing import format_number, make_table, open_console
 
+_BARS, _BAR_WIDTH = 20, 40
+
 
 def draw_list(result: dict[str, Any]) -> None:
     """Print recipes and runs."""
@@ -32,7 +34,7 @@ def draw_schedule(result: dict[str, Any]) -> None:
     """Print what trains in each stage, at which rate, and why."""
     columns = [("stage", "left"), ("epochs", "right"), ("trains", "left"), ("learning rate", "right")]
     columns += [("parameters", "right"), ("starts from", "left"), ("kept", "right"), ("work saved", "right")]
-    views = f", {result['views']} views of each picture" if result["views"] else ""
+    views = f", {result['views']} views of each picture in {result['precision']}" if result["views"] else ""
     table = make_table(f"{result['name']}: {len(result['stages'])} stages{views}", columns)
     for stage in result["stages"]:
         kept = f"{stage['megabytes']:,.0f} MB" if stage["megabytes"] else "-"
@@ -51,14 +53,17 @@ def draw_schedule(result: dict[str, Any]) -> None:
                 "", "", block["name"], f"{block['learning_rate']:.1e}", f"{block['parameters']:,}", "", "", ""
             )
         table.add_section()
-    open_console().print(table)
+    console = open_console()
+    console.print(table)
+    for stage in result["stages"]:
+        console.print(f"{escape(stage['name'])} starts from {escape(stage['cut'])}: {stage['reason']}.")
     if result["reasons"]:
         reasons = make_table(
             "Chosen from the size of the data", [("value", "left"), ("", "right"), ("because", "left")]
         )
         for choice in result["reasons"]:
             reasons.add_row(choice["key"], str(choice["value"]), choice["reason"])
-        open_console().print(reasons)
+        console.print(reasons)
 
 
 def draw_augmentation(result: dict[str, Any]) -> None:
@@ -73,3 +78,27 @@ def draw_augmentation(result: dict[str, Any]) -> None:
     if mixed:
         open_console().print(f"Examples of a batch are mixed: {', '.join(mixed)}.")
     open_console().print(f"{result['pictures']} pictures in {result['shown']} views: {escape(result['path'])}")
+
+
+def draw_rates(result: dict[str, Any]) -> None:
+    """Print the losses at some of the rates tried as bars, and the rate suggested."""
+    console = open_console()
+    table = make_table(
+        f"{result['name']}: learning rates in stage {result['stage']!r}",
+        [("learning rate", "right"), ("loss", "right"), ("", "left")],
+    )
+    pairs = list(zip(result["rates"], result["smoothed"], strict=True))
+    if pairs:
+        shown = pairs[:: max(1, len(pairs) // _BARS)]
+        highest = 1.5 * shown[0][1]  # what diverges would flatten all else
+        for rate, loss in shown:
+            table.add_row(f"{rate:.1e}", f"{loss:.3f}", "█" * round(_BAR_WIDTH * min(loss / highest, 1.0)))
+    console.print(table)
+    if result["suggestion"] is None:
+        console.print(f"No rate is suggested. {result['reason']}")
+    else:
+        console.print(
+            f"Suggested: {result['suggestion']:.1e} (the recipe has {result['learning_rate']:.1e}). {result['reason']}"
+        )
+    if result["picture"]:
+        console.print(f"Curve: {escape(result['picture'])}")

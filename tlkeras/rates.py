@@ -1,0 +1,117 @@
+"""The learning-rate range test of a recipe's stage: a few steps at rising rates, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlkeras import assembly
+from tlkeras.charts import draw_rates
+from tlkeras.data.checks import Inspection, inspect
+from tlkeras.errors import RecipeError, ResourceError, suggest
+from tlkeras.features.extraction import Rows
+from tlkeras.features.prefix import FEATURES, SOURCE, Prefix
+from tlkeras.finetuning.network import PICTURES, Network
+from tlkeras.finetuning.range_test import HIGHEST, LOWEST, STEPS
+from tlkeras.finetuning.schedule import Schedule
+from tlkeras.finetuning.supply import Supply
+from tlkeras.mapping.heads import list_layers
+from tlkeras.recipe import Recipe
+from tlkeras.refinement import make_part
+from tlkeras.training import Side, fit_heads
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched.
+
+    Attributes:
+        picture: The PNG file to draw the curve into.
+        stage: Its name; None: the first.
+        lowest: The first rate tried.
+        highest: The last one, unless the loss diverges before.
+        steps: Rates to try.
+    """
+
+    picture: Path
+    stage: str | None = None
+    lowest: float = LOWEST
+    highest: float = HIGHEST
+    steps: int = STEPS
+
+
+def search_rates(recipe: Recipe, search: Search) -> dict[str, Any]:
+    """Try rising rates in one stage of a recipe, from the fitted head and the pretrained weights.
+
+    Pictures are seen as they are, so that what is computed for the search serves the training too; stages before are
+    not carried out.
+
+    Returns:
+        `name`, `stage`, `learning_rate` (the recipe's own), `suggestion` (None where the losses tell none), `reason`,
+        `rates`, `losses`, `smoothed`, and `picture`, the path of the curve; None where not one step was finite.
+
+    Raises:
+        TlkerasError: The recipe does not fine-tune, has no such stage, or the picture cannot be written.
+    """
+    examples = assembly.read_examples(recipe)
+    prefix = assembly.build_prefix(recipe)
+    schedule, plan, _ = assembly.plan_recipe(recipe, prefix, examples, assembly.divide(recipe, examples))
+    index = _find_stage(schedule, search.stage)
+    if not search.picture.parent.is_dir():
+        raise ResourceError("The folder of a picture must exist.", search.picture.parent, "Make it first.")
+    inspection = inspect(examples)
+    rows = np.flatnonzero(assembly.divide(recipe, inspection.examples) == "train")
+    with ExitStack() as stack:
+        cut = plan.cuts[index]
+        taps = _list_taps(prefix, cut)
+        features = stack.enter_context(assembly.extract_features(recipe, prefix, inspection, taps, rows=rows))
+        values, rows = dict(zip(taps, features.outputs, strict=True)), rows[features.kept]
+        side = Side(rows, np.asarray(values[FEATURES]))
+        heads = fit_heads(partial(assembly.make_recipe_head, recipe), inspection.examples, {"train": side})
+        network = Network(prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head)
+        supply = _make_supply(recipe, prefix, inspection, rows, cut, values)
+        part = make_part(recipe, inspection, rows, {cut: supply}, "train")
+        loop = assembly.make_loop(recipe, inspection.examples.tasks, network, schedule, plan, (part, None))
+        found = loop.find_rate(index, search.lowest, search.highest, search.steps)
+    if found.rates:
+        draw_rates(found.rates, found.losses, found.suggestion, search.picture)
+    return {
+        "name": recipe.name,
+        "stage": schedule.stages[index].name,
+        "learning_rate": schedule.stages[index].learning_rate,
+        "suggestion": found.suggestion,
+        "reason": found.reason,
+        "rates": list(found.rates),
+        "losses": list(found.losses),
+        "smoothed": list(found.smoothed),
+        "picture": str(search.picture) if found.rates else None,
+    }
+
+
+def _find_stage(schedule: Schedule, name: str | None) -> int:
+    names = [stage.name for stage in schedule.stages]
+    if name is not None and name not in names:
+        raise RecipeError(f"A stage is one of {', '.join(names)}.", repr(name), suggest(name, names))
+    return 0 if name is None else names.index(name)
+
+
+def _list_taps(prefix: Prefix, cut: str) -> tuple[str, ...]:
+    """Return what is computed of each picture: what the head is fitted on, and what the stage begins with."""
+    begins = () if cut in (FEATURES, PICTURES) else (cut,)
+    recorded = (SOURCE,) if prefix.source_head is not None and cut != PICTURES else ()
+    return (FEATURES, *begins, *recorded)
+
+
+def _make_supply(
+    recipe: Recipe, prefix: Prefix, inspection: Inspection, rows: np.ndarray, cut: str, values: Mapping[str, Rows]
+) -> Supply:
+    if cut == PICTURES:
+        return assembly.supply_pictures(recipe, prefix, inspection, rows, augmented=True)
+    recorded = [values[SOURCE]] if SOURCE in values else None
+    return assembly.supply_rows(recipe, inspection, rows, [values[cut]], recorded)
