@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -103,6 +104,9 @@ def _guard(run: Run, work: Callable[[], None]) -> None:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(ResourceError):  # a full disk must not hide what went wrong first
                 run.update_manifest(state=state, phases=run.phases, error=f"{type(error).__name__}: {error}")
+            if isinstance(error, KeyboardInterrupt):
+                command = f"tlkeras train --resume {shlex.quote(str(run.path))}"
+                raise KeyboardInterrupt(f"What was done is saved; go on with: {command}") from error
             raise
 
 

@@ -63,7 +63,7 @@ def make_loop(
         tasks=tuple(Columns(task.name, len(task.class_names), task.kind == "multilabel") for task in tasks),
         precision=choose_precision(options.precision),
     )
-    return Loop(network, schedule, plan.cuts, _make_optimizer(options), criterion, parts, settings)
+    return Loop(network, schedule, plan.cuts, make_optimizer(options), criterion, parts, settings)
 
 
 def _make_loss(options: Finetuning, tasks: Sequence[Task]) -> Callable[..., tf.Tensor]:
@@ -128,9 +128,13 @@ def weigh_sides(recipe: Recipe, classes: np.ndarray, weights: np.ndarray) -> np.
     return (weighed / weighed.mean()).astype(np.float32)
 
 
-def _make_optimizer(options: Finetuning) -> ScaledOptimizer:
+def make_optimizer(options: Finetuning) -> ScaledOptimizer:
+    """Return a recipe's optimizer, not yet built; biases and the parameters of norms never decay."""
+    decay = options.weight_decay
     config = {
-        "weight_decay": options.weight_decay or None,
+        # those that decay by default must be told not to
+        "weight_decay": decay if decay or options.optimizer in ("adamw", "muon") else None,
+        "adam_weight_decay": decay if options.optimizer == "muon" else None,
         "global_clipnorm": options.clip_norm,
         "gradient_accumulation_steps": options.accumulate if options.accumulate > 1 else None,
         **({"momentum": 0.9} if options.optimizer in ("sgd", "rmsprop") else {}),
