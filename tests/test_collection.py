@@ -16,6 +16,17 @@ from tlkeras.errors import DataError, MissingExtraError, ResourceError
 from tlkeras.runs import open_run
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_engine(trained):
+    """The engine is made once for all tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        model = collection.load_model(open_run(str(trained), trained.parent))
+        engine = collection.make_engine(model)
+        patch.setattr(collection, "load_model", lambda run: model)
+        patch.setattr(collection, "make_engine", lambda model: engine)
+        yield
+
+
 @pytest.fixture
 def run(trained):
     return open_run(str(trained), trained.parent)
@@ -23,12 +34,16 @@ def run(trained):
 
 @pytest.fixture
 def folder(trained, tmp_path):
+    return draw_folder(trained, tmp_path)
+
+
+def draw_folder(trained, place):
     """16 pictures of each class, a text named like a picture, and a damaged one."""
-    shutil.copytree(trained.parent.parent / "photos", tmp_path / "photos")
-    (tmp_path / "photos/text.png").write_text("no picture")
-    picture = next((tmp_path / "photos/day").iterdir()).read_bytes()
-    (tmp_path / "photos/cut.png").write_bytes(picture[:-60])
-    return tmp_path / "photos"
+    shutil.copytree(trained.parent.parent / "photos", place / "photos")
+    (place / "photos/text.png").write_text("no picture")
+    picture = next((place / "photos/day").iterdir()).read_bytes()
+    (place / "photos/cut.png").write_bytes(picture[:-60])
+    return place / "photos"
 
 
 def read(path):
@@ -36,12 +51,20 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_every_file_is_answered_or_listed(run, folder, tmp_path):
-    result = collection.predict_to_file(run, [folder], tmp_path / "out.csv", part=5)
-    rows = read(tmp_path / "out.csv")
+@pytest.fixture(scope="module")
+def whole(trained, one_engine, tmp_path_factory):
+    """What a call said that nothing came between, and its folder."""
+    place = tmp_path_factory.mktemp("whole")
+    run = open_run(str(trained), trained.parent)
+    return collection.predict_to_file(run, [draw_folder(trained, place)], place / "out.csv", part=5), place
+
+
+def test_every_file_is_answered_or_listed(run, whole):
+    result, place = whole
+    rows = read(place / "out.csv")
     assert (result["rows"], result["unreadable"], result["resumed"]) == (32, 2, 0)
     assert list(rows[0]) == ["path", "label", "probability of day", "probability of night"]
-    expected = {row["path"]: row for row in tlkeras.predict(str(run.path), [folder])["predictions"]}
+    expected = {row["path"]: row for row in tlkeras.predict(str(run.path), [place / "photos"])["predictions"]}
     assert {row["path"] for row in rows} == set(expected)
     for row in rows:
         assert row["label"] == expected[row["path"]]["label"]
@@ -50,56 +73,47 @@ def test_every_file_is_answered_or_listed(run, folder, tmp_path):
         )
     listed = {os.path.basename(row["path"]): row["code"] for row in read(result["rejected"])}
     assert listed == {"text.png": "not-a-picture", "cut.png": "damaged"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.rejected.csv", "photos"]
+    assert sorted(path.name for path in place.iterdir()) == ["out.csv", "out.rejected.csv", "photos"]
 
 
-def test_parquet_holds_the_same(run, folder, tmp_path):
-    collection.predict_to_file(run, [folder], tmp_path / "out.csv")
-    (tmp_path / "out.rejected.csv").unlink()
-    collection.predict_to_file(run, [folder], tmp_path / "out.parquet", part=7)
+def test_parquet_holds_the_same(run, whole, tmp_path):
+    _, place = whole
+    collection.predict_to_file(run, [place / "photos"], tmp_path / "out.parquet", part=7)
     table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
     assert table.schema.field("probability of day").type == "float"
-    rows = read(tmp_path / "out.csv")
+    rows = read(place / "out.csv")
     assert table["path"].to_pylist() == [row["path"] for row in rows]
     assert table["probability of day"].to_pylist() == pytest.approx([float(row["probability of day"]) for row in rows])
 
 
-def test_a_killed_call_is_gone_on_with(run, folder, tmp_path, monkeypatch):
-    collection.predict_to_file(run, [folder], tmp_path / "whole.csv")
-    write, calls = collection._write_part, []
+def test_what_was_answered_before_a_kill_or_a_full_disk_is_kept(run, folder, whole, tmp_path, monkeypatch):
+    write = collection._write_part
 
-    def die(path, rows):
-        calls.append(path)
-        if len(calls) >= 3:
-            raise KeyboardInterrupt
-        write(path, rows)
+    def failing(error, at):
+        calls = []
 
-    monkeypatch.setattr(collection, "_write_part", die)
+        def fail(path, rows):
+            calls.append(path)
+            if len(calls) >= at:
+                raise error
+            write(path, rows)
+
+        return fail
+
+    monkeypatch.setattr(collection, "_write_part", failing(KeyboardInterrupt(), 2))
     with pytest.raises(KeyboardInterrupt):
         collection.predict_to_file(run, [folder], tmp_path / "out.csv", part=8)
     assert not (tmp_path / "out.csv").exists()
+    monkeypatch.setattr(collection, "_write_part", failing(OSError(28, os.strerror(28)), 2))
+    with pytest.raises(ResourceError, match="No space left on device. What was answered is kept"):
+        collection.predict_to_file(run, [folder], tmp_path / "out.csv", part=8)
     monkeypatch.setattr(collection, "_write_part", write)
     (folder / "new.png").write_bytes(next((folder / "day").iterdir()).read_bytes())
     result = collection.predict_to_file(run, [folder], tmp_path / "out.csv", part=8)
     assert (result["rows"], result["unreadable"], result["resumed"]) == (33, 2, 16)
-    whole = {row["path"]: row for row in read(tmp_path / "whole.csv")}
-    assert {row["path"]: row for row in read(tmp_path / "out.csv") if "new" not in row["path"]} == whole
-
-
-def test_full_disk_keeps_what_was_answered(run, folder, tmp_path, monkeypatch):
-    replace, calls = os.replace, []
-
-    def fail(source, target):
-        calls.append(target)
-        if len(calls) >= 3:  # the note, one part, and then no room
-            raise OSError(28, os.strerror(28))
-        replace(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(collection.os, "replace", fail)
-        with pytest.raises(ResourceError, match="No space left on device. What was answered is kept"):
-            collection.predict_to_file(run, [folder], tmp_path / "out.csv", part=10)
-    assert collection.predict_to_file(run, [folder], tmp_path / "out.csv", part=10)["resumed"] == 10
+    said = {row["path"].removeprefix(str(folder)): row["label"] for row in read(tmp_path / "out.csv")}
+    there = {row["path"].removeprefix(str(whole[1] / "photos")): row["label"] for row in read(whole[1] / "out.csv")}
+    assert said.pop("/new.png") == "day" and said == there
 
 
 def test_what_is_refused(run, folder, tmp_path, monkeypatch):

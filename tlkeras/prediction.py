@@ -29,6 +29,12 @@ def load_model(run: Run) -> keras.Model:
         RunError: The run holds no model that can be read, or one that could run code or reach outside its file.
     """
     path = run.path / "model.keras"
+    if not path.exists():
+        raise RunError(
+            "A run must hold a model to predict with or to export.",
+            f"no {path}",
+            "It was removed, or the recipe's features or head cannot become a network: `tlkeras evaluate` still works.",
+        )
     try:
         check_archive(path)
         return keras.models.load_model(path, compile=False)

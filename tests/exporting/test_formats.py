@@ -1,6 +1,7 @@
 """Other forms of a model: the same answers, through their own runtimes; what may not be published is not."""
 
 import importlib.util
+import shutil
 
 import numpy as np
 import pytest
@@ -19,7 +20,12 @@ def source(trained):
     return saved_model._read_source(Run(trained))
 
 
-@pytest.mark.parametrize("name", formats.FORMS)
+QUICK = ("litert-int8", "openvino", "onnx")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in formats.FORMS]
+)
 def test_a_form_answers_as_the_model_does(source, tmp_path, name):
     form = formats.FORMS[name]
     if form.extra and importlib.util.find_spec(form.extra[1]) is None:
@@ -44,7 +50,13 @@ def test_forms_are_published_with_the_version(trained, tmp_path):
     assert "| litert-int8 |" in (tmp_path / "models/1/MODEL_CARD.md").read_text()
 
 
-def test_a_form_that_answers_otherwise_is_not_published(trained, tmp_path, monkeypatch):
+def test_a_form_that_answers_otherwise_is_not_published(trained, exported, source, tmp_path, monkeypatch):
+    fast = saved_model.Network(lambda images: [], None, True)
+    monkeypatch.setattr(saved_model, "make_network", lambda *_: fast)
+    monkeypatch.setattr(saved_model, "_read_source", lambda run: source)
+    monkeypatch.setattr(
+        saved_model, "write_signatures", lambda network, tasks, entry, path: shutil.copytree(exported["path"], path)
+    )
     wrong = formats.Form("wrong/x", lambda material, path: path.write_text("x"), lambda *_: _answer_nonsense)
     monkeypatch.setattr(formats, "FORMS", {"wrong": wrong})
     monkeypatch.setattr(saved_model, "FORMS", {"wrong": wrong})

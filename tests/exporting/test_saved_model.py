@@ -322,3 +322,6 @@ def test_run_without_a_model(trained, tmp_path):
     (run / "model.keras").write_bytes((run / "model.keras").read_bytes()[:1000])
     with pytest.raises(RunError, match="must hold a readable model.keras"):
         tlkeras.export(str(run), tmp_path / "models")
+    (run / "model.keras").unlink()
+    with pytest.raises(RunError, match="must hold a model to predict with or to export.*cannot become a network"):
+        tlkeras.export(str(run), tmp_path / "models")

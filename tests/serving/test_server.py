@@ -20,7 +20,7 @@ from tlkeras.serving.models import Limits, Model
 from tlkeras.serving.server import Address, Server
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -45,7 +45,7 @@ def test_a_new_version_is_swapped_in_without_a_failure_and_a_bad_one_is_not(expo
         def ask():
             with requests.Session() as session:
                 while not stop.is_set():
-                    codes.append(session.post(f"{url}:predict", json=body, timeout=20).status_code)
+                    codes.append(session.post(f"{url}:predict", json=body, timeout=60).status_code)
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
@@ -68,10 +68,10 @@ def test_limits_of_concurrency_and_time(exported, samples, run_server):
     body = {"instances": [{"b64": base64.b64encode(samples[0][0]).decode()}]}
     with run_server(Path(exported["path"]).parent, limits=Limits(seconds=1e-6)) as server:
         url = f"http://127.0.0.1:{server.rest_port}/v1/models/photos:predict"
-        answer = requests.post(url, json=body, timeout=20)
+        answer = requests.post(url, json=body, timeout=60)
         assert answer.status_code == 504 and "Deadline exceeded" in answer.json()["error"]
         server.model.limits = Limits(concurrency=0)
-        answer = requests.post(url, json=body, timeout=20)
+        answer = requests.post(url, json=body, timeout=60)
         assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
         assert answer.json() == {"error": "Too many requests are being worked on"}
 
@@ -98,6 +98,6 @@ def test_the_command_serves_until_it_is_told_to_stop(exported, samples):
         assert "Serving photos, version 1" in said[0] and "Production: TensorFlow Serving" in said[5]
         url = said[2].split()[1]
         body = {"instances": [{"b64": base64.b64encode(samples[0][0]).decode()}]}
-        assert requests.post(url, json=body, timeout=20).status_code == 200
+        assert requests.post(url, json=body, timeout=60).status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(30) in (0, 130)

@@ -21,7 +21,7 @@ from tlkeras.exporting.signatures import Entry
 from tlkeras.recipe import Recipe, load_recipe
 from tlkeras.runs import Run
 
-MOST = 512
+MOST = 256
 BATCH = 32
 
 

@@ -126,7 +126,8 @@ def freeze(whole: keras.Model, batch: int | None = None) -> Any:
 
     traced = tf.function(run, autograph=False, jit_compile=False)
     spec = tf.TensorSpec((batch, *whole.input.shape[1:]), tf.uint8, name="images")
-    return convert_variables_to_constants_v2(traced.get_concrete_function(spec))
+    # loops of heads stay functions: lowered ones cannot be called from within another function
+    return convert_variables_to_constants_v2(traced.get_concrete_function(spec), lower_control_flow=False)
 
 
 def divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:

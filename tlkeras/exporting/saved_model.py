@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError
@@ -169,8 +170,10 @@ def _prove(
 
 
 def _ask_keras(source: Source) -> Asked:
+    model = tf.function(lambda pictures: source.model(pictures, training=False), autograph=False, reduce_retracing=True)
+
     def ask(encoded: list[bytes], pictures: np.ndarray) -> list[np.ndarray]:
-        outputs = source.model(pictures, training=False)
+        outputs = model(tf.constant(pictures))
         if isinstance(outputs, dict):
             return [np.asarray(outputs[task.name]) for task in source.tasks]
         return [np.asarray(output) for output in keras.tree.flatten(outputs)]

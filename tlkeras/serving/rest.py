@@ -27,6 +27,8 @@ from tlkeras.serving.statuses import Code, StatusError, invalid
 METRICS_PATH = "/monitoring/prometheus/metrics"
 RETRY_SECONDS = 1
 
+_LARGE_BODY = 2**18
+
 # http_rest_api_handler.cc; the order of method and path decides what a wrong request is told.
 _ASK = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
@@ -127,8 +129,15 @@ async def _read_body(desk: Desk, request: Request) -> bytes:
     return b"".join(parts)
 
 
+async def _parse(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body; a large one is read aside, so that others go on being answered."""
+    if len(body) < _LARGE_BODY:
+        return tensors.parse_object(body)
+    return await asyncio.get_running_loop().run_in_executor(None, tensors.parse_object, body)
+
+
 async def _predict(desk: Desk, spec: Spec, body: bytes) -> dict[str, Any]:
-    question = tensors.parse_object(body)
+    question = await _parse(body)
     name = tensors.read_signature_name(question)
     version = desk.model.find(spec)
     dtypes = {key: np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype) for key, info in version.find(name).inputs.items()}
@@ -137,7 +146,7 @@ async def _predict(desk: Desk, spec: Spec, body: bytes) -> dict[str, Any]:
 
 
 async def _classify(desk: Desk, spec: Spec, body: bytes) -> dict[str, Any]:
-    question = tensors.parse_object(body)
+    question = await _parse(body)
     name = tensors.read_signature_name(question)
     examples, context = tensors.read_examples(question)
     serialized = [make_example(example, context) for example in examples]
@@ -146,7 +155,7 @@ async def _classify(desk: Desk, spec: Spec, body: bytes) -> dict[str, Any]:
 
 
 async def _regress(desk: Desk, spec: Spec, body: bytes) -> dict[str, Any]:
-    question = tensors.parse_object(body)
+    question = await _parse(body)
     raise desk.refuse_regression(desk.model.find(spec), tensors.read_signature_name(question))
 
 
