@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tlkeras.mapping.deep import DeepHead, Fitting
+from tlkeras.mapping.deep import DeepHead, Fitting, TrainedHead
 from tlkeras.mapping.heads import HEADS, join, make_head
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.mapping.links import Sigmoid, Softmax, find_link
+from tlkeras.sections.mapping import MAPS, SINGLE
 
 
 def make_labelled(count=240, width=8, seed=0):
@@ -20,31 +21,49 @@ def make_labelled(count=240, width=8, seed=0):
 
 
 def make_quick(kind):
-    return make_head(
-        kind, **({"fitting": Fitting(epochs=6, batch_size=16, learning_rate=3e-2)} if kind == "deep" else {})
-    )
+    trained = issubclass(HEADS[kind], TrainedHead)
+    return make_head(kind, **({"fitting": Fitting(epochs=20, batch_size=16, learning_rate=2e-2)} if trained else {}))
 
 
-@pytest.mark.parametrize("kind", sorted(HEADS))
+def shape_for(kind, X):
+    return X if HEADS[kind].eats == "vector" else X.reshape(len(X), 2, 2, 2)
+
+
+LABELLING = sorted(kind for kind, head in HEADS.items() if head.labels)
+
+
+@pytest.mark.parametrize("kind", LABELLING)
 def test_heads_fit_predict_and_export_labels(kind):
     X, y = make_labelled()
+    X = shape_for(kind, X)
     fitted = make_quick(kind).fit(X[:180], y[:180], validation=(X[180:], y[180:], np.ones(60)))
     probabilities = fitted.predict_proba(X)
     assert probabilities.shape == y.shape and fitted.classes_.tolist() == [0, 1, 2]
     assert (fitted.predict(X) == y).mean() > 0.9
     np.testing.assert_array_equal(fitted.predict(X), probabilities >= 0.5)
-    entry = keras.Input((8,))
+    entry = keras.Input(X.shape[1:])
     model = join(keras.Model(entry, keras.layers.Identity()(entry)), fitted, "joined")
     np.testing.assert_allclose(model(X, training=False), probabilities, atol=1e-4)
     assert [layer.name for layer in model.layers[-2:]] == ["logits", "probabilities"]
 
 
-@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_the_recipe_knows_which_heads_answer_for_each_label_and_which_eat_maps():
+    assert set(SINGLE) == set(HEADS) - set(LABELLING)
+    assert set(MAPS) == {kind for kind, head in HEADS.items() if head.eats == "map"}
+
+
+@pytest.mark.parametrize("kind", sorted(set(HEADS) - set(LABELLING)))
+def test_other_heads_refuse_several_labels(kind):
+    with pytest.raises(ValueError, match=f"A {kind} head tells classes apart: a row cannot have several labels"):
+        make_quick(kind).fit(*make_labelled())
+
+
+@pytest.mark.parametrize("kind", LABELLING)
 def test_a_label_that_says_nothing_is_refused(kind):
     X, y = make_labelled()
     y[:, 1] = 1
     with pytest.raises(ValueError, match=r"rows with and without each label. Received: all alike in \[1\]"):
-        make_quick(kind).fit(X, y)
+        make_quick(kind).fit(shape_for(kind, X), y)
 
 
 def test_each_label_is_a_logistic_regression_of_its_own():

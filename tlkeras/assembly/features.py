@@ -19,6 +19,7 @@ from tlkeras.features.extraction import Features, extract, pool
 from tlkeras.features.prefix import FEATURES, SOURCE, Prefix
 from tlkeras.finetuning.plan import Plan
 from tlkeras.recipe import Recipe
+from tlkeras.sections.mapping import MAPS
 
 KEPT_PRECISION = "float16"
 """Of activations to train from: half the bytes of float32, and what rounds is far below what batches scatter."""
@@ -32,7 +33,7 @@ def build_prefix(recipe: Recipe) -> Prefix:
     whole = build(recipe.backbone.name, size=picture_size(recipe), weights=recipe.backbone.weights)
     cut = find_cut(whole, recipe.features.cut)
     backbone = keras.Model(whole.input, cut.tensor, name=whole.name)
-    pooled = pool(backbone, recipe.features.pooling)
+    pooled = pool(backbone, "none" if recipe.mapping.kind in MAPS else recipe.features.pooling)
     if recipe.finetuning is None:
         return Prefix(backbone, pooled)
     distils = recipe.finetuning.keep_source.kind == "lwf"

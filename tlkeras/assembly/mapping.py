@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from tlkeras.mapping.deep import Fitting
-from tlkeras.mapping.heads import Head, make_head
+from dataclasses import fields
+
+from tlkeras.mapping.deep import Fitting, TrainedHead
+from tlkeras.mapping.heads import HEADS, Head, make_head
+from tlkeras.mapping.kernel import KernelSpace
 from tlkeras.recipe import Recipe
 
 
@@ -12,6 +15,8 @@ def make_recipe_head(recipe: Recipe) -> Head:
     options = recipe.mapping.model_dump()
     if options["class_weight"] == "none":
         options["class_weight"] = None
-    if recipe.mapping.kind == "deep":
+    if issubclass(HEADS[recipe.mapping.kind], TrainedHead):
         return make_head(**options, fitting=Fitting(**recipe.training.model_dump()))
+    if recipe.mapping.kind == "kernel":
+        options["space"] = KernelSpace(**{field.name: options.pop(field.name) for field in fields(KernelSpace)})
     return make_head(**options, seed=recipe.training.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -95,7 +96,7 @@ def plan_finetuning(recipe: Recipe, prefix: Prefix, schedule: Schedule, pictures
     return plan_stages(
         schedule,
         prefix.blocks,
-        prefix.pooled.output_shape[1],
+        math.prod(prefix.pooled.output_shape[1:]),
         pictures=pictures,
         views=recipe.augmentation.views,
         most_views=policy.size,

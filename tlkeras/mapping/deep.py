@@ -1,10 +1,10 @@
-"""Deep heads: a multi-layer perceptron from features to classes."""
+"""Deep heads: what trains a stack of layers, and a multi-layer perceptron."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -17,6 +17,9 @@ from tlkeras.mapping.weighting import ClassWeight, weigh_examples
 
 if TYPE_CHECKING:
     import keras
+
+
+_ANSWERED = 256  # rows at a time
 
 
 @dataclass(frozen=True)
@@ -40,35 +43,27 @@ class Fitting:
     seed: int = 0
 
 
-class DeepHead(ClassifierMixin, BaseEstimator):
-    """Dense layers with dropout and, by option, batch norm; trained with AdamW and early stopping.
+USUAL = Fitting()
 
-    Args:
-        widths: Units of each hidden layer; none gives a linear map.
-        dropout: Share of units dropped after each hidden layer.
-        batch_norm: Normalise before each activation.
-        class_weight: A factor per class, "balanced", or None; with several labels None.
-        fitting: How it is trained.
+
+class TrainedHead(ClassifierMixin, BaseEstimator):
+    """A head that is a stack of Keras layers, trained with AdamW and early stopping; subclasses give `_list_hidden`.
 
     Attributes:
         classes_: Class values, shape (k,); with several labels their numbers.
-        model_: The fitted keras.Sequential, features (n, d) to probabilities (n, k).
+        model_: The fitted keras.Sequential, features to probabilities (n, k).
         history_: Loss per epoch by name.
     """
 
-    def __init__(
-        self,
-        widths: Sequence[int] = (256,),
-        dropout: float = 0.3,
-        batch_norm: bool = False,
-        class_weight: ClassWeight = None,
-        fitting: Fitting = Fitting(),
-    ):
-        self.widths = widths
-        self.dropout = dropout
-        self.batch_norm = batch_norm
-        self.class_weight = class_weight
-        self.fitting = fitting
+    kind: ClassVar[str]
+    eats: ClassVar[Literal["vector", "map"]] = "vector"
+    labels: ClassVar[bool] = True
+    class_weight: ClassWeight = None
+    fitting: Fitting = USUAL
+
+    def _list_hidden(self, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+        """Return the layers between standardised features, of a row's shape, and logits."""
+        raise NotImplementedError
 
     def fit(
         self,
@@ -78,8 +73,8 @@ class DeepHead(ClassifierMixin, BaseEstimator):
         *,
         validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         groups: np.ndarray | None = None,
-    ) -> DeepHead:
-        """Fit on features (n, d) and class values (n,), or indicators (n, k) of k > 1 labels.
+    ) -> Any:
+        """Fit on features (n, d), or maps (n, h, w, c), and class values (n,), or indicators (n, k) of k > 1 labels.
 
         Args:
             X: Features.
@@ -97,7 +92,7 @@ class DeepHead(ClassifierMixin, BaseEstimator):
         self.link_: Link = find_link(y)
         if self.link_.several and self.class_weight is not None:
             raise ValueError(f"A row with several labels has no weight of its class. Received: {self.class_weight}.")
-        X, y = validate_data(self, X, y, dtype=np.float32, multi_output=self.link_.several)
+        X, y = self._validate(X, y)
         self.classes_, codes = self.link_.code(y)
         weights = weigh_examples(y, sample_weight, self.class_weight)
         train, held = self._divide(X, codes, weights, validation)
@@ -113,11 +108,17 @@ class DeepHead(ClassifierMixin, BaseEstimator):
         self.history_ = self._train(train, held)
         return self
 
+    def _validate(self, X: np.ndarray, y: np.ndarray | None = None) -> Any:
+        """Return float32 features, and targets where there are some."""
+        if y is None:
+            return validate_data(self, X, reset=False, dtype=np.float32)
+        return validate_data(self, X, y, dtype=np.float32, multi_output=self.link_.several)
+
     def _train(self, train: tuple, held: tuple) -> dict[str, list[float]]:
         import keras
 
         stopping = keras.callbacks.EarlyStopping(patience=self.fitting.patience, restore_best_weights=True)
-        with progress.track("Train the deep head", self.fitting.epochs, "epochs") as advance:
+        with progress.track(f"Train the {self.kind} head", self.fitting.epochs, "epochs") as advance:
             ticking = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: advance(1))
             history = self.model_.fit(
                 *train[:2],
@@ -149,24 +150,21 @@ class DeepHead(ClassifierMixin, BaseEstimator):
         import keras
         from keras import layers
 
-        variance = X.var(axis=0)
-        variance[variance == 0] = 1.0
-        stack: list = [layers.Normalization(mean=X.mean(0).tolist(), variance=variance.tolist(), name="head_input")]
-        for index, width in enumerate(self.widths, 1):
-            stack.append(layers.Dense(width, use_bias=not self.batch_norm, name=f"head_dense_{index}"))
-            if self.batch_norm:
-                stack.append(layers.BatchNormalization(name=f"head_norm_{index}"))
-            stack.append(layers.Activation("relu", name=f"head_relu_{index}"))
-            stack.append(layers.Dropout(self.dropout, seed=self.fitting.seed + index, name=f"head_dropout_{index}"))
-        stack.append(layers.Dense(len(self.classes_), name="logits"))
-        stack.append(layers.Activation(self.link_.activation, name="probabilities"))
-        return keras.Sequential([keras.Input((X.shape[1],)), *stack])
+        mean, variance = measure_channels(X)
+        return keras.Sequential(
+            [
+                keras.Input(X.shape[1:]),
+                layers.Normalization(mean=mean.tolist(), variance=variance.tolist(), name="head_input"),
+                *self._list_hidden(X.shape[1:]),
+                layers.Dense(len(self.classes_), name="logits"),
+                layers.Activation(self.link_.activation, name="probabilities"),
+            ]
+        )
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return the probabilities of classes or labels, shape (n, k)."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float32)
-        return self.model_.predict(X, batch_size=1024, verbose=0)
+        return self.model_.predict(self._validate(X), batch_size=_ANSWERED, verbose=0)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Return the most probable class of each row, shape (n,), or the indicators of its labels, (n, k)."""
@@ -181,8 +179,86 @@ class DeepHead(ClassifierMixin, BaseEstimator):
     def describe(self) -> dict[str, Any]:
         """Return what the fit chose."""
         best = int(np.argmin(self.history_["val_loss"]))
-        return {"kind": "deep", "epochs": len(self.history_["loss"]), "best_epoch": best + 1}
+        return {"kind": self.kind, "epochs": len(self.history_["loss"]), "best_epoch": best + 1}
 
     def history(self) -> dict[str, list[float]]:
         """Return loss and validation loss by epoch, as columns."""
         return {"epoch": [epoch + 1 for epoch in range(len(self.history_["loss"]))], **self.history_}
+
+
+class DeepHead(TrainedHead):
+    """Dense layers with dropout and, by option, normalisation and ways around each.
+
+    Args:
+        widths: Units of each hidden layer; none gives a linear map.
+        dropout: Share of units dropped after each hidden layer.
+        norm: What is normalised before each activation: "none", "batch" or "layer".
+        residual: Add what goes into each hidden layer to what comes out; where the widths differ, a linear map of it.
+        class_weight: A factor per class, "balanced", or None; with several labels None.
+        fitting: How it is trained.
+    """
+
+    kind = "deep"
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (256,),
+        dropout: float = 0.3,
+        norm: Literal["none", "batch", "layer"] = "none",
+        residual: bool = False,
+        class_weight: ClassWeight = None,
+        fitting: Fitting = USUAL,
+    ):
+        self.widths = widths
+        self.dropout = dropout
+        self.norm = norm
+        self.residual = residual
+        self.class_weight = class_weight
+        self.fitting = fitting
+
+    def _list_hidden(self, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+        stack: list = []
+        width_before = shape[-1]
+        for index, width in enumerate(self.widths, 1):
+            block = self._list_block(index, width)
+            stack += [self._bypass(block, width_before, width, index)] if self.residual else block
+            width_before = width
+        return stack
+
+    def _list_block(self, index: int, width: int) -> list[keras.layers.Layer]:
+        from keras import layers
+
+        norms: dict[str, list] = {
+            "none": [],
+            "batch": [layers.BatchNormalization],
+            "layer": [layers.LayerNormalization],
+        }
+        return [
+            layers.Dense(width, use_bias=self.norm == "none", name=f"head_dense_{index}"),
+            *(norm(name=f"head_norm_{index}") for norm in norms[self.norm]),
+            layers.Activation("relu", name=f"head_relu_{index}"),
+            layers.Dropout(self.dropout, seed=self.fitting.seed + index, name=f"head_dropout_{index}"),
+        ]
+
+    def _bypass(self, block: list, before: int, width: int, index: int) -> keras.Model:
+        """Return a block with the way around it, as one layer (He et al., CVPR 2016)."""
+        import keras
+
+        entry = tensor = keras.Input((before,))
+        for layer in block:
+            tensor = layer(tensor)
+        around = entry if before == width else keras.layers.Dense(width, name=f"head_around_{index}")(entry)
+        return keras.Model(entry, keras.layers.Add(name=f"head_sum_{index}")([tensor, around]), name=f"head_{index}")
+
+
+def measure_channels(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of the last axis, float32; constant channels get a variance of 1.
+
+    Rows are read in parts: maps may be kept in float16, in which their squares would overflow.
+    """
+    axes = tuple(range(X.ndim - 1))
+    parts = [X[start : start + _ANSWERED] for start in range(0, len(X), _ANSWERED)]
+    shares = [len(part) / len(X) for part in parts]
+    mean = sum(share * part.mean(axis=axes, dtype=np.float64) for share, part in zip(shares, parts, strict=True))
+    variance = sum(share * np.mean((part - mean) ** 2, axis=axes) for share, part in zip(shares, parts, strict=True))
+    return np.asarray(mean, np.float32), np.where(variance > 0, variance, 1.0).astype(np.float32)

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 from tlkeras.errors import RecipeError, suggest
 from tlkeras.mapping.deep import DeepHead
+from tlkeras.mapping.kernel import KernelHead
 from tlkeras.mapping.linear import LinearHead
+from tlkeras.mapping.margin import SvmHead
+from tlkeras.mapping.prototypes import CentroidHead, CosineHead, LdaHead
+from tlkeras.mapping.ridge import RidgeHead
+from tlkeras.mapping.spatial import AttentionHead, RecurrentHead, TransformerHead
 
 if TYPE_CHECKING:
     import keras
 
 
 class Head(Protocol):
-    """What every head can do: fit on a matrix like a scikit-learn classifier, and become Keras layers."""
+    """What every head can do: fit on features like a scikit-learn classifier, and become Keras layers.
 
+    Attributes:
+        kind: The word of a recipe.
+        eats: "vector" for features (n, d), "map" for feature maps (n, height, width, channels).
+        labels: Whether a row can have several labels.
+        classes_: Class values of a fitted head, (k,).
+    """
+
+    kind: ClassVar[str]
+    eats: ClassVar[Literal["vector", "map"]]
+    labels: ClassVar[bool]
     classes_: np.ndarray
 
     def fit(
@@ -39,7 +54,20 @@ class Head(Protocol):
     def history(self) -> dict[str, list[float]]: ...
 
 
-HEADS: dict[str, Callable[..., Head]] = {"linear": LinearHead, "deep": DeepHead}
+_ALL: tuple[type[Any], ...] = (
+    LinearHead,
+    RidgeHead,
+    SvmHead,
+    CentroidHead,
+    LdaHead,
+    CosineHead,
+    KernelHead,
+    DeepHead,
+    RecurrentHead,
+    AttentionHead,
+    TransformerHead,
+)
+HEADS: dict[str, type[Head]] = {head.kind: head for head in _ALL}
 
 
 def make_head(kind: str, **options: Any) -> Head:
@@ -57,8 +85,8 @@ def join(prefix: keras.Model, heads: Head | Mapping[str, Head], name: str) -> ke
     """Return one flat functional model: the prefix's input to the heads' probabilities.
 
     Args:
-        prefix: uint8 pictures (n, h, w, 3) to features (n, d).
-        heads: A fitted head for those features, or that of each task by name.
+        prefix: uint8 pictures (n, h, w, 3) to what the heads eat.
+        heads: A fitted head for that, or that of each task by name.
         name: Name of the model.
 
     Returns:

@@ -7,30 +7,27 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 from threadpoolctl import threadpool_limits
 
 from tlkeras import progress
+from tlkeras.mapping.estimators import LinearMapHead, has_risen_twice, make_folds
+from tlkeras.mapping.frames import measure_frame
 from tlkeras.mapping.links import Link, find_link
 from tlkeras.mapping.weighting import ClassWeight, weigh_examples
-
-if TYPE_CHECKING:
-    import keras
 
 logger = logging.getLogger(__name__)
 
 STRENGTHS = np.logspace(-6, 2, 17)
 
 
-class LinearHead(ClassifierMixin, BaseEstimator):
+class LinearHead(LinearMapHead):
     """Logistic regression, multinomial or one per label; its regularisation is chosen by cross-validation.
 
     Columns are standardised with the training mean and standard deviation, which `to_layers` folds back into the
@@ -42,6 +39,7 @@ class LinearHead(ClassifierMixin, BaseEstimator):
         C: Inverse strength of the L2 penalty as in scikit-learn, or "auto".
         folds: Number of folds for "auto"; fewer where a class has fewer examples.
         class_weight: A factor per class, "balanced", or None; with several labels, of the yes and no of each.
+        standardize: Scale each column by its own deviation; else all by one.
         seed: Seed of the folds.
 
     Attributes:
@@ -51,16 +49,21 @@ class LinearHead(ClassifierMixin, BaseEstimator):
         kernel_, bias_: The map from raw features to logits, shapes (d, k) and (k,).
     """
 
+    kind = "linear"
+    strength_name = "C"
+
     def __init__(
         self,
         C: float | Literal["auto"] = "auto",
         folds: int = 5,
         class_weight: ClassWeight = None,
+        standardize: bool = True,
         seed: int = 0,
     ):
         self.C = C
         self.folds = folds
         self.class_weight = class_weight
+        self.standardize = standardize
         self.seed = seed
 
     def fit(
@@ -89,18 +92,17 @@ class LinearHead(ClassifierMixin, BaseEstimator):
         self.classes_, codes = self.link_.code(y)
         weights = [weigh_examples(of, sample_weight, self.class_weight) for of in self.link_.list_questions(y)]
         questions = list(zip(self.link_.list_questions(codes), weights, strict=True))
-        mean, scale = _measure_columns(X, np.mean(weights, axis=0))
-        Z = (X - mean) / scale
+        frame = measure_frame(X, np.mean(weights, axis=0), by_column=self.standardize)
+        Z = frame.apply(X)
         self.scores_: dict[float, float] = {}
         if self.C == "auto":
             if validation is not None:
-                validation = ((validation[0] - mean) / scale, *validation[1:])
+                validation = (frame.apply(validation[0]), *validation[1:])
             self.C_ = self._choose(self._list_trials(Z, questions, validation, groups))
         else:
             self.C_ = self.C
         kernel, bias = self.link_.merge([_fit_logistic(Z, of, weighed, self.C_) for of, weighed in questions])
-        self.kernel_ = kernel / scale[:, None]
-        self.bias_ = bias - mean @ self.kernel_
+        self.kernel_, self.bias_ = frame.unfold(kernel, bias)
         return self
 
     def _list_trials(
@@ -121,7 +123,7 @@ class LinearHead(ClassifierMixin, BaseEstimator):
         return [
             (_Rows(Z, *question, fit), _Rows(Z, *question, held))
             for question in questions
-            for fit, held in _make_folds(question[0], self.folds, self.seed, groups)
+            for fit, held in make_folds(question[0], self.folds, self.seed, groups)
         ]
 
     def _choose(self, trials: list[tuple[_Rows, _Rows]]) -> float:
@@ -139,35 +141,10 @@ class LinearHead(ClassifierMixin, BaseEstimator):
                 losses = list(pool.map(lambda path, C=C: path.step(C), paths))
                 self.scores_[float(C)] = float(np.mean(losses))
                 advance(1)
-                if _has_risen_twice(list(self.scores_.values())):
+                if has_risen_twice(list(self.scores_.values())):
                     break
             advance(len(STRENGTHS) - len(self.scores_))
         return min(self.scores_, key=self.scores_.__getitem__)
-
-    def decision_function(self, X: np.ndarray) -> np.ndarray:
-        """Return logits, shape (n, k); for two classes their difference, shape (n,), as scikit-learn does."""
-        logits = self._logits(X)
-        return self.link_.margins(logits)
-
-    def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return the probabilities of classes or labels, shape (n, k)."""
-        logits = self._logits(X)
-        return self.link_.answer(logits)
-
-    def predict(self, X: np.ndarray) -> np.ndarray:
-        """Return the most probable class of each row, shape (n,), or the indicators of its labels, (n, k)."""
-        probabilities = self.predict_proba(X)
-        return self.link_.decide(probabilities, self.classes_)
-
-    def to_layers(self) -> list[keras.layers.Layer]:
-        """Return the map from raw features to logits, with weights set, and the one from these to probabilities."""
-        import keras
-
-        check_is_fitted(self)
-        dense = keras.layers.Dense(len(self.classes_), name="logits")
-        dense.build((None, len(self.kernel_)))
-        dense.set_weights([self.kernel_, self.bias_])
-        return [dense, keras.layers.Activation(self.link_.activation, name="probabilities")]
 
     def describe(self) -> dict[str, Any]:
         """Return what the fit chose."""
@@ -176,19 +153,6 @@ class LinearHead(ClassifierMixin, BaseEstimator):
     def history(self) -> dict[str, list[float]]:
         """Return the held-out log loss by strength, as columns; empty where C was given."""
         return {"C": list(self.scores_), "held_out_log_loss": list(self.scores_.values())}
-
-    def _logits(self, X: np.ndarray) -> np.ndarray:
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=(np.float32, np.float64))
-        return X @ self.kernel_ + self.bias_
-
-
-def _measure_columns(X: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted mean and standard deviation of each column; constant columns get a deviation of 1."""
-    mean = np.average(X, axis=0, weights=weights).astype(X.dtype)
-    scale = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights)).astype(X.dtype)
-    scale[scale <= 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1.0
-    return mean, scale
 
 
 class _Rows(NamedTuple):
@@ -221,20 +185,3 @@ class _LossPath:
 def _fit_logistic(X: np.ndarray, y: np.ndarray, weights: np.ndarray, C: float) -> tuple[np.ndarray, np.ndarray]:
     model = LogisticRegression(C=C, max_iter=2000, tol=1e-5).fit(X, y, sample_weight=weights)
     return model.coef_, model.intercept_
-
-
-def _make_folds(codes: np.ndarray, folds: int, seed: int, groups: np.ndarray | None) -> list[tuple]:
-    """Return stratified folds in which every class can be learned; none if a class has one example."""
-    folds = min(folds, int(np.bincount(codes).min()))
-    if groups is not None:
-        folds = min(folds, len(np.unique(groups)))
-    if folds < 2:
-        return []
-    if groups is None:
-        return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(codes, codes))
-    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(codes, codes, groups)
-    return [(fit, held) for fit, held in parts if len(held) and len(np.unique(codes[fit])) == codes.max() + 1]
-
-
-def _has_risen_twice(scores: list[float]) -> bool:
-    return len(scores) > 2 and scores[-1] > scores[-2] > scores[-3]

@@ -44,6 +44,10 @@ class Link(Protocol):
         """Return kernel (d, k) and bias (k,) from scikit-learn's coefficients and intercepts of the questions."""
         ...
 
+    def indicate(self, codes: np.ndarray, classes: int) -> np.ndarray:
+        """Return 1 for each class that a row has and 0 for the others, float64 (n, k)."""
+        ...
+
     def group_rows(self, codes: np.ndarray) -> np.ndarray:
         """Return what a sample of rows should keep the shares of, int (n,)."""
         ...
@@ -92,6 +96,10 @@ class Softmax:
             kernel, bias = np.hstack([-kernel / 2, kernel / 2]), np.concatenate([-bias / 2, bias / 2])
         return kernel, bias
 
+    def indicate(self, codes: np.ndarray, classes: int) -> np.ndarray:
+        """Return the rows of a unit matrix."""
+        return np.eye(classes)[codes]
+
     def group_rows(self, codes: np.ndarray) -> np.ndarray:
         """Return the codes."""
         return codes
@@ -136,6 +144,10 @@ class Sigmoid:
         """Return the solutions side by side."""
         coefficients, biases = zip(*solutions, strict=True)
         return np.concatenate(coefficients).T, np.concatenate(biases)
+
+    def indicate(self, codes: np.ndarray, classes: int) -> np.ndarray:
+        """Return the indicators as they are."""
+        return codes.astype(np.float64)
 
     def group_rows(self, codes: np.ndarray) -> np.ndarray:
         """Return each row's rarest label, or k for none; labels that are the rarest of one row only count as none."""

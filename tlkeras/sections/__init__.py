@@ -10,7 +10,7 @@ from tlkeras.sections.data import Augmentation, Data
 from tlkeras.sections.features import Backbone, Features
 from tlkeras.sections.fields import Section
 from tlkeras.sections.finetuning import Finetuning, Stage
-from tlkeras.sections.mapping import Head, Linear, Training
+from tlkeras.sections.mapping import SINGLE, Head, Linear, Training
 from tlkeras.sections.running import Cache, Evaluation
 
 __all__ = ["Finetuning", "Recipe", "Section", "Stage"]
@@ -61,8 +61,10 @@ def _list_label_conflicts(recipe: Recipe) -> list[str]:
         sigmoid = options is not None and options.loss.kind == "sigmoid"
         return ["finetuning.loss is softmax or focal, not sigmoid"] if sigmoid else []
     conflicts = []
-    if mapping.kind == "deep" and mapping.class_weight != "none":
-        conflicts.append("a deep mapping has no class_weight")
+    if mapping.kind in SINGLE:
+        conflicts.append(f"mapping.kind {mapping.kind} tells classes apart and cannot answer for each label")
+    elif mapping.kind != "linear" and mapping.class_weight != "none":
+        conflicts.append(f"a {mapping.kind} mapping has no class_weight")
     if options is not None:
         if options.loss.kind != "sigmoid":
             conflicts.append(f"finetuning.loss is sigmoid, not {options.loss.kind}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from tlkeras.sections.fields import Rate, Section, Share, kind_by_default
 
@@ -16,30 +16,147 @@ def _check_strength(value: Any) -> Any:
     return value
 
 
+def _check_shrinkage(value: Any) -> Any:
+    if value != "auto" and not (type(value) in (int, float) and 0 <= value <= 1):
+        raise ValueError(f"it must be 'auto' or a number from 0 to 1. Received: {value!r}.")
+    return value
+
+
+Strength = Annotated[Literal["auto"] | float, BeforeValidator(_check_strength)]
+Weighting = Literal["none", "balanced"]
+Folds = Annotated[int, Field(ge=2)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+
+
+def _check_gamma(value: Any) -> Any:
+    return value if value in ("median", "search") else _check_strength(value)
+
+
 class Linear(Section):
     """Multinomial logistic regression on the cached features."""
 
     kind: Literal["linear"] = "linear"
-    C: Annotated[Literal["auto"] | float, BeforeValidator(_check_strength)] = "auto"
-    folds: int = Field(default=5, ge=2)
-    class_weight: Literal["none", "balanced"] = "none"
+    C: Strength = "auto"
+    folds: Folds = 5
+    class_weight: Weighting = "none"
+
+
+class Ridge(Section):
+    """Ridge regression on the indicators of classes, in closed form."""
+
+    kind: Literal["ridge"] = "ridge"
+    alpha: Strength = "auto"
+    folds: Folds = 5
+    class_weight: Weighting = "none"
+
+
+class Svm(Section):
+    """The linear support vector machine with squared hinge loss, calibrated."""
+
+    kind: Literal["svm"] = "svm"
+    C: Strength = "auto"
+    folds: Folds = 5
+    class_weight: Weighting = "none"
+
+
+class Centroid(Section):
+    """The nearest class mean."""
+
+    kind: Literal["centroid"] = "centroid"
+    folds: Folds = 5
+    class_weight: Weighting = "none"
+
+
+class Lda(Section):
+    """Linear discriminant analysis with a shrunken covariance."""
+
+    kind: Literal["lda"] = "lda"
+    shrinkage: Annotated[Literal["auto"] | float, BeforeValidator(_check_shrinkage)] = "auto"
+    folds: Folds = 5
+    class_weight: Weighting = "none"
+
+
+class Cosine(Section):
+    """Cosine to the mean direction of each class: for few examples."""
+
+    kind: Literal["cosine"] = "cosine"
+    folds: Folds = 5
+    class_weight: Weighting = "none"
+
+
+class Kernel(Section):
+    """A linear head in the space of a kernel, exact or approximated."""
+
+    kind: Literal["kernel"] = "kernel"
+    kernel: Literal["rbf", "polynomial", "laplacian", "chi2"] = "rbf"
+    approximation: Literal["nystroem", "fourier"] = "nystroem"
+    components: Literal["auto"] | Width = "auto"
+    gamma: Annotated[Literal["median", "search"] | float, BeforeValidator(_check_gamma)] = "median"
+    degree: int = Field(default=3, ge=1, le=10)
+    solver: Literal["ridge", "logistic", "svm"] = "ridge"
+    folds: Folds = 5
+    class_weight: Weighting = "none"
+
+    @model_validator(mode="after")
+    def _have_waves(self) -> Kernel:
+        if self.approximation == "fourier" and self.kernel not in ("rbf", "laplacian"):
+            raise ValueError(f"approximation fourier knows the kernels rbf and laplacian. Received: {self.kernel!r}.")
+        return self
 
 
 class Deep(Section):
     """A multi-layer perceptron on the cached features."""
 
     kind: Literal["deep"] = "deep"
-    widths: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = (256,)
+    widths: tuple[Width, ...] = (256,)
     dropout: Share = 0.3
-    batch_norm: bool = False
-    class_weight: Literal["none", "balanced"] = "none"
+    norm: Literal["none", "batch", "layer"] = "none"
+    residual: bool = False
+    class_weight: Weighting = "none"
 
 
-Head = Annotated[Annotated[Linear | Deep, Field(discriminator="kind")], kind_by_default("linear")]
+class Recurrent(Section):
+    """A GRU or LSTM over the rows of the cached feature maps."""
+
+    kind: Literal["recurrent"] = "recurrent"
+    cell: Literal["gru", "lstm"] = "gru"
+    units: Width = 64
+    projection: Width = 64
+    bidirectional: bool = False
+    dropout: Share = 0.3
+    class_weight: Weighting = "none"
+
+
+class Attention(Section):
+    """Learned queries over the positions of the cached feature maps."""
+
+    kind: Literal["attention"] = "attention"
+    queries: Width = 4
+    dropout: Share = 0.3
+    class_weight: Weighting = "none"
+
+
+class Transformer(Section):
+    """A small transformer encoder over the positions of the cached feature maps."""
+
+    kind: Literal["transformer"] = "transformer"
+    width: Width = 64
+    blocks: int = Field(default=2, ge=1, le=64)
+    heads: int = Field(default=4, ge=1, le=64)
+    dropout: Share = 0.2
+    class_weight: Weighting = "none"
+
+
+_Any = Linear | Ridge | Svm | Centroid | Lda | Cosine | Kernel | Deep | Recurrent | Attention | Transformer
+Head = Annotated[Annotated[_Any, Field(discriminator="kind")], kind_by_default("linear")]
+SINGLE = ("centroid", "lda", "cosine")
+"""Kinds that tell classes apart and know of no several labels."""
+MAPS = ("recurrent", "attention", "transformer")
+"""Kinds that eat feature maps and not vectors."""
 
 
 class Training(Section):
-    """How what has no closed form is trained: deep heads. The seed is every head's."""
+    """How what has no closed form is trained: deep heads and those on maps. The seed is every head's."""
 
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=64, ge=1)

@@ -1,0 +1,37 @@
+"""Heads in whole runs: from a word of the recipe to a served model that answers alike."""
+
+import pytest
+
+import tlkeras
+from tlkeras.errors import RecipeError
+
+WAYS = {
+    "kernel": {"kind": "kernel", "kernel": "laplacian", "solver": "logistic"},
+    "attention": {"kind": "attention", "queries": 2},
+    "svm": pytest.param({"kind": "svm"}, marks=pytest.mark.slow),
+    "cosine": pytest.param({"kind": "cosine"}, marks=pytest.mark.slow),
+    "recurrent": pytest.param({"kind": "recurrent", "units": 8, "projection": 4}, marks=pytest.mark.slow),
+    "transformer": pytest.param({"kind": "transformer", "width": 8, "blocks": 1}, marks=pytest.mark.slow),
+}
+
+
+@pytest.mark.parametrize("mapping", WAYS.values(), ids=WAYS)
+def test_a_head_is_trained_asked_and_exported(mapping, workplace):
+    result = tlkeras.train("mine.yaml", {"mapping": mapping, "training.epochs": 4, "training.learning_rate": 0.03})
+    assert result["metrics"]["accuracy"]["value"] > 0.9
+    answers = tlkeras.predict(result["path"], ["photos/day"])["predictions"]
+    assert sum(row["label"] == "day" for row in answers) >= 0.9 * len(answers)
+    assert tlkeras.export(result["path"], workplace / "models")["difference"] < 1e-3
+
+
+def test_options_of_another_kind_are_refused(workplace):
+    with pytest.raises(
+        RecipeError, match="approximation fourier knows the kernels rbf and laplacian. Received: 'chi2'"
+    ):
+        tlkeras.check("mine.yaml", {"mapping": {"kind": "kernel", "kernel": "chi2", "approximation": "fourier"}})
+    with pytest.raises(RecipeError, match="unknown key 'mapping.alpha'"):
+        tlkeras.check("mine.yaml", {"mapping": {"kind": "svm", "alpha": 1}})
+    with pytest.raises(RecipeError, match="mapping.shrinkage.*'auto' or a number from 0 to 1. Received: 2"):
+        tlkeras.check("mine.yaml", {"mapping": {"kind": "lda", "shrinkage": 2}})
+    with pytest.raises(RecipeError, match="mapping.kind lda tells classes apart and cannot answer for each label"):
+        tlkeras.check("mine.yaml", {"mapping": {"kind": "lda"}, "data.separator": "|"})

@@ -1,0 +1,66 @@
+"""Columns brought to one scale, and made few where rows are few; both are undone in the weights afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_RANK = 1e-10  # eigenvalues below this share of the largest are rounding
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An affine view of features in which linear heads are fitted.
+
+    Attributes:
+        mean: Weighted mean of each column, (d,).
+        scale: Weighted standard deviation of each column, or the same number for all, (d,).
+        basis: Orthonormal directions that all rows lie in, (d, r), where there are fewer rows than columns; else None.
+            What an L2 penalty chooses lies in their span too, so nothing is lost and an n x n problem is solved.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    basis: np.ndarray | None = None
+
+    def apply(self, X: np.ndarray) -> np.ndarray:
+        """Return rows (n, d) as they are in the frame, (n, d) or (n, r)."""
+        Z = (X - self.mean) / self.scale
+        return Z if self.basis is None else Z @ self.basis
+
+    def unfold(self, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the map from raw features, (d, k) and (k,), that equals a map from the frame."""
+        whole = kernel if self.basis is None else self.basis @ kernel
+        raw = whole / self.scale[:, None]
+        return raw, bias - self.mean @ raw
+
+
+def measure_frame(X: np.ndarray, weights: np.ndarray, *, by_column: bool = True) -> Frame:
+    """Return the frame of rows (n, d).
+
+    Args:
+        X: Features.
+        weights: Of the rows, (n,).
+        by_column: Scale each column by its own deviation; else all by one, which keeps angles and distances.
+    """
+    mean, scale = measure_columns(X, weights)
+    if not by_column:
+        variance = np.average((X - mean) ** 2, axis=0, weights=weights).mean()
+        scale = np.full_like(scale, np.sqrt(variance) or 1.0)
+    if X.shape[1] <= len(X):
+        return Frame(mean, scale)
+    Z = ((X - mean) / scale).astype(np.float64)
+    squares, directions = np.linalg.eigh(Z @ Z.T)
+    kept = squares > max(_RANK * squares[-1], 0)
+    if not kept.any():
+        return Frame(mean, scale)
+    return Frame(mean, scale, (Z.T @ (directions[:, kept] / np.sqrt(squares[kept]))).astype(X.dtype))
+
+
+def measure_columns(X: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weighted mean and standard deviation of each column; constant columns get a deviation of 1."""
+    mean = np.average(X, axis=0, weights=weights).astype(X.dtype)
+    scale = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights)).astype(X.dtype)
+    scale[scale <= 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1.0
+    return mean, scale

@@ -1,0 +1,147 @@
+"""The few layers that Keras lacks, each with what it needs to be saved: a reader of a model must import this module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+_TINY = 1e-12
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class KernelMap(keras.layers.Layer):
+    """From features (n, d) to their kernel with fixed landmarks (n, m).
+
+    With x a row and l a landmark: rbf exp(-gamma |x - l|^2), laplacian exp(-gamma |x - l|_1), chi2
+    exp(-gamma sum (x - l)^2 / (x + l)), polynomial (gamma x.l + 1)^degree.
+
+    Args:
+        kernel: "rbf", "laplacian", "chi2" or "polynomial".
+        landmarks: Their number m.
+        gamma: Inverse width.
+        degree: Of the polynomial.
+    """
+
+    def __init__(self, kernel: str, landmarks: int, gamma: float, degree: int = 3, **options: Any):
+        super().__init__(**options)
+        self.kernel, self.landmarks, self.gamma, self.degree = kernel, landmarks, gamma, degree
+
+    def build(self, input_shape: tuple) -> None:
+        """Make room for the landmarks, (m, d), which do not train."""
+        shape = (self.landmarks, input_shape[-1])
+        self.points = self.add_weight(name="points", shape=shape, initializer="zeros", trainable=False)
+
+    def call(self, inputs: Any) -> Any:
+        """Return the kernel of each row with each landmark."""
+        if self.kernel in ("rbf", "polynomial"):
+            products = ops.matmul(inputs, ops.transpose(self.points))
+            if self.kernel == "polynomial":
+                return ops.power(self.gamma * products + 1, self.degree)
+            lengths = ops.sum(inputs**2, axis=1, keepdims=True) + ops.sum(self.points**2, axis=1)
+            return ops.exp(-self.gamma * ops.maximum(lengths - 2 * products, 0))
+        # landmark by landmark: all at once would take n x m x d numbers
+        distances = ops.map(lambda point: self._measure(inputs, point), ops.convert_to_tensor(self.points))
+        return ops.exp(-self.gamma * ops.transpose(distances))
+
+    def _measure(self, rows: Any, point: Any) -> Any:
+        apart = ops.abs(rows - point)
+        if self.kernel == "laplacian":
+            return ops.sum(apart, axis=1)
+        return ops.sum(apart**2 / ops.maximum(rows + point, _TINY), axis=1)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Return (n, m)."""
+        return (input_shape[0], self.landmarks)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        own = {"kernel": self.kernel, "landmarks": self.landmarks, "gamma": self.gamma, "degree": self.degree}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class FourierMap(keras.layers.Layer):
+    """From features (n, d) to m random waves sqrt(2 / m) cos(x.w + b); they do not train.
+
+    Args:
+        waves: Their number m.
+    """
+
+    def __init__(self, waves: int, **options: Any):
+        super().__init__(**options)
+        self.waves = waves
+
+    def build(self, input_shape: tuple) -> None:
+        """Make room for frequencies (d, m) and phases (m,)."""
+        options: dict[str, Any] = {"initializer": "zeros", "trainable": False}
+        self.frequencies = self.add_weight(name="frequencies", shape=(input_shape[-1], self.waves), **options)
+        self.phases = self.add_weight(name="phases", shape=(self.waves,), **options)
+
+    def call(self, inputs: Any) -> Any:
+        """Return the waves."""
+        return np.sqrt(2 / self.waves) * ops.cos(ops.matmul(inputs, self.frequencies) + self.phases)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Return (n, m)."""
+        return (input_shape[0], self.waves)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return {**super().get_config(), "waves": self.waves}
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class AttentionPooling(keras.layers.Layer):
+    """From maps (n, h, w, c) to what q learned queries find in them, (n, q * c).
+
+    Args:
+        queries: Their number q.
+    """
+
+    def __init__(self, queries: int, **options: Any):
+        super().__init__(**options)
+        self.queries = queries
+
+    def build(self, input_shape: tuple) -> None:
+        """Make the queries, (c, q)."""
+        self.query = self.add_weight(name="query", shape=(input_shape[-1], self.queries), initializer="glorot_uniform")
+
+    def call(self, inputs: Any) -> Any:
+        """Return for each query the mean of all positions, weighted by the softmax of its products with them."""
+        _, height, width, channels = inputs.shape
+        positions = ops.reshape(inputs, (-1, height * width, channels))
+        shares = ops.softmax(ops.matmul(positions, self.query) / np.sqrt(channels), axis=1)
+        found = ops.matmul(ops.transpose(shares, (0, 2, 1)), positions)
+        return ops.reshape(found, (-1, self.queries * channels))
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Return (n, q * c)."""
+        return (input_shape[0], self.queries * input_shape[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return {**super().get_config(), "queries": self.queries}
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class AddPositions(keras.layers.Layer):
+    """Add a learned vector to each position of sequences (n, positions, c)."""
+
+    def build(self, input_shape: tuple) -> None:
+        """Make the vectors, (positions, c)."""
+        self.positions = self.add_weight(name="positions", shape=input_shape[1:], initializer="zeros")
+
+    def call(self, inputs: Any) -> Any:
+        """Return the sum."""
+        return inputs + self.positions
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Return the input's shape."""
+        return tuple(input_shape)
+
+
+LAYERS = {layer.__name__: layer for layer in (KernelMap, FourierMap, AttentionPooling, AddPositions)}
+"""By name, as `keras.models.load_model` takes them."""
