@@ -17,6 +17,7 @@ from tlkeras.data.headers import printable
 from tlkeras.data.splits import list_unmeasured
 from tlkeras.data.tables import Examples
 from tlkeras.errors import TlkerasError, list_some
+from tlkeras.features.extraction import average_positions
 from tlkeras.features.prefix import Prefix
 from tlkeras.findings import draw_findings
 from tlkeras.gallery import check_page, write_page
@@ -201,7 +202,7 @@ def _look_for_suspects(recipe: Recipe, report: dict[str, Any], prefix: Prefix, f
         )
         return
     with assembly.extract_features(recipe, prefix, found.inspection) as features:
-        matrix = np.asarray(features.outputs[0], np.float32)
+        matrix = average_positions(np.asarray(features.outputs[0], np.float32))
         suspects = survey.find_suspects(found.examples, features.kept, matrix, found.groups)
     described = survey.describe_suspects(found.examples, found.sides, suspects)
     report |= described

@@ -18,7 +18,7 @@ from tlkeras.data.sources import Examples
 from tlkeras.data.splits import check_sides
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ResourceError, TlkerasError
-from tlkeras.features.extraction import Features
+from tlkeras.features.extraction import Features, average_positions
 from tlkeras.features.prefix import Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.mapping.heads import Head, join
@@ -38,11 +38,15 @@ class Side:
 
     Attributes:
         rows: Positions among the examples, int64 [n].
-        X: Features, float [n, d].
+        X: What heads eat: features, float [n, d], or maps [n, h, w, c].
     """
 
     rows: np.ndarray
     X: np.ndarray
+
+    def as_vectors(self) -> Side:
+        """Return the side with maps averaged over their positions."""
+        return Side(self.rows, average_positions(self.X))
 
     def take(self, examples: Examples, task: Task) -> tuple[np.ndarray, Labelled]:
         """Return rows, and features, targets as the task has them and weights, of pictures whose target is known."""
@@ -154,8 +158,9 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix) -> 
         probabilities = {side: _ask(heads, parts[side]) for side in asked}
         linear = all(isinstance(head, LinearHead) for head in heads.values())
         if recipe.finetuning or not linear:
-            probes = heads if linear else fit_heads(LinearHead, examples, {"train": parts["train"]})
-            write_probes(run, examples.tasks, _ask(probes, parts["test"]))
+            plain = {name: parts[name].as_vectors() for name in ("train", "test")}
+            probes = heads if linear else fit_heads(LinearHead, examples, {"train": plain["train"]})
+            write_probes(run, examples.tasks, _ask(probes, plain["test"]))
     history, *_ = (head.history() for head in heads.values())
     described = {name: head.describe() for name, head in heads.items()}
     facts = {

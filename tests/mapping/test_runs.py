@@ -17,7 +17,7 @@ WAYS = {
 
 @pytest.mark.parametrize("mapping", WAYS.values(), ids=WAYS)
 def test_a_head_is_trained_asked_and_exported(mapping, workplace):
-    result = tlkeras.train("mine.yaml", {"mapping": mapping, "training.epochs": 4, "training.learning_rate": 0.03})
+    result = tlkeras.train("mine.yaml", {"mapping": mapping, "training.epochs": 20, "training.learning_rate": 0.03})
     assert result["metrics"]["accuracy"]["value"] > 0.9
     answers = tlkeras.predict(result["path"], ["photos/day"])["predictions"]
     assert sum(row["label"] == "day" for row in answers) >= 0.9 * len(answers)
@@ -25,9 +25,7 @@ def test_a_head_is_trained_asked_and_exported(mapping, workplace):
 
 
 def test_options_of_another_kind_are_refused(workplace):
-    with pytest.raises(
-        RecipeError, match="approximation fourier knows the kernels rbf and laplacian. Received: 'chi2'"
-    ):
+    with pytest.raises(RecipeError, match="fourier knows the kernels rbf and laplacian. Received: 'chi2'"):
         tlkeras.check("mine.yaml", {"mapping": {"kind": "kernel", "kernel": "chi2", "approximation": "fourier"}})
     with pytest.raises(RecipeError, match="unknown key 'mapping.alpha'"):
         tlkeras.check("mine.yaml", {"mapping": {"kind": "svm", "alpha": 1}})

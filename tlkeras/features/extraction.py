@@ -47,6 +47,11 @@ def pool(prefix: keras.Model, pooling: str) -> keras.Model:
     return keras.Model(prefix.input, only, name=f"{prefix.name}_{pooling}")
 
 
+def average_positions(rows: np.ndarray) -> np.ndarray:
+    """Return maps [n, height, width, channels] averaged to [n, channels]; rows [n, d] as they are."""
+    return rows.mean(axis=(1, 2)) if rows.ndim == 4 else rows
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Picture files as a prefix will see them.
