@@ -79,8 +79,10 @@ def _list_task_conflicts(recipe: Recipe) -> list[str]:
     """Say what makes no sense, or is not defined, for tasks beside each other."""
     options, conflicts = recipe.finetuning, []
     labels = any(task.kind == "labels" for task in (recipe.data.tasks or {}).values())
-    if labels and recipe.mapping.kind == "deep" and recipe.mapping.class_weight != "none":
-        conflicts.append("a deep mapping of labels has no class_weight")
+    if labels and recipe.mapping.kind in SINGLE:
+        conflicts.append(f"mapping.kind {recipe.mapping.kind} tells classes apart and cannot answer for each label")
+    elif labels and recipe.mapping.kind != "linear" and recipe.mapping.class_weight != "none":
+        conflicts.append(f"a {recipe.mapping.kind} mapping of labels has no class_weight")
     if options is not None:
         if options.loss.kind == "sigmoid":
             conflicts.append("finetuning.loss is that of classes, softmax or focal; labels have sigmoid anyway")
