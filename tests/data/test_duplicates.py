@@ -60,8 +60,10 @@ def test_equal_bytes():
     assert find_equal([]) == [] and find_equal(["a", "b"]) == []
 
 
+@pytest.mark.parametrize("most", [0, 20_000], ids=["by hashes", "by all"])
 @pytest.mark.parametrize("kind", COPIES)
-def test_copies_are_found_and_nothing_else(windows, kind):
+def test_copies_are_found_and_nothing_else(windows, kind, most, monkeypatch):
+    monkeypatch.setattr("tlkeras.data.duplicates.MOST_COMPARED", most)
     plain = [shrink(window) for window in windows]
     copied = [shrink(COPIES[kind](window), quality=60) for window in windows[:15]]
     thumbnails = np.stack(plain + copied)
@@ -95,6 +97,6 @@ def test_thumbnails_are_decoded_as_for_training(plant, encode, make_exif):
     files = {"a.png": encode(upright), "b.jpg": turned, "c.jpg": b"text", "d.jpg": turned[:-900]}
     root = plant(files)
     thumbnails, readable = read_thumbnails([str(root / name) for name in files])
-    assert readable.tolist() == [0, 1] and thumbnails.shape == (2, 32, 32) and thumbnails.dtype == np.uint8
+    assert readable.tolist() == [0, 1] and thumbnails.shape == (2, 32, 32) and thumbnails.dtype == np.float16
     expected = np.asarray(Image.fromarray(upright).convert("L").resize((32, 32), Image.Resampling.BOX), int)
     assert np.abs(thumbnails - expected).mean() < 2

@@ -46,7 +46,7 @@ def find_copies(examples: Examples, digests: Sequence[str], thumbnails: np.ndarr
     Args:
         examples: All of them.
         digests: SHA-256 of each file's bytes.
-        thumbnails: uint8 [n, 32, 32], see `duplicates.read_thumbnails`.
+        thumbnails: [n, 32, 32], see `duplicates.read_thumbnails`.
         sides: The side of each, str [n]; all "" where they are not divided.
     """
     equal = [Copies(rows, True, 1.0, *_judge(examples, sides, rows)) for rows in find_equal(digests)]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import norm
 
-from tlkeras.data.hashes import ORIENTATIONS, HashIndex, Orientation, hash_thumbnails
+from tlkeras.data.hashes import ORIENTATIONS, HashIndex, Orientation, hash_thumbnails, search_all
 from tlkeras.data.pipeline import stream_pictures
 from tlkeras.progress import track
 
@@ -17,6 +17,8 @@ SIDE = 32  # pixels of a thumbnail
 # Re-encoded or resized copies of solar cells correlate above the upper bound, different cells below it; pictures that
 # correlate less than the lower bound may be two of the same scene.
 LOWEST, HIGHEST = 0.97, 0.9992
+
+MOST_COMPARED = 20_000  # pictures, of which each is compared with each; beyond, hashes find nearly all copies
 
 _DECODED = 4 * SIDE  # pixels; a large JPEG is shrunk while it is decoded, to no less than this
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # grey from red, green and blue, ITU-R BT.601
@@ -51,21 +53,21 @@ def find_near(thumbnails: np.ndarray, digests: Sequence[str]) -> list[Group]:
     augmented on disk before they are divided. Slight crops are found where the pictures of the set differ enough from
     each other. Pictures without contrast are left out.
 
-    Pairs with nearly the same hash (see `hashes`) are compared by the correlation of their thumbnails, whose bound
-    follows from the set, see `choose_bound`; and again without what the pictures of the set have in common, so that two
-    solar cells are not taken for one because their busbars are in the same places. Every member of a group was compared
-    with its central picture, so that a chain of small changes does not join what looks different (star clustering,
-    Aslam, Pelekhov and Rus 2004).
+    All pairs are compared by the correlation of their thumbnails, of more than 20,000 pictures those with nearly the
+    same hash (see `hashes`); its bound follows from the set, see `choose_bound`. They are compared again without what
+    the pictures of the set have in common, so that two solar cells are not taken for one because their busbars are in
+    the same places. Every member of a group was compared with its central picture, so that a chain of small changes
+    does not join what looks different (star clustering, Aslam, Pelekhov and Rus 2004).
 
     Args:
-        thumbnails: uint8 [n, 32, 32], from `read_thumbnails`.
+        thumbnails: [n, 32, 32], 0 to 255, from `read_thumbnails`.
         digests: What tells the bytes of the pictures apart, one each; a group holds all rows of a digest or none.
     """
     members = defaultdict(list)
     for row, digest in enumerate(digests):
         members[digest].append(row)
     firsts = np.array([rows[0] for rows in members.values()], np.int64)
-    firsts = firsts[thumbnails[firsts].std(axis=(1, 2)) >= _FLAT]
+    firsts = firsts[thumbnails[firsts].std(axis=(1, 2), dtype=np.float32) >= _FLAT]
     if len(firsts) < 2:
         return []
     groups = []
@@ -76,16 +78,16 @@ def find_near(thumbnails: np.ndarray, digests: Sequence[str]) -> list[Group]:
 
 
 def read_thumbnails(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return grey thumbnails uint8 [k, 32, 32], and the places int64 [k] in `paths` of those that can be decoded.
+    """Return grey thumbnails float16 [k, 32, 32], and the places int64 [k] in `paths` of those that can be decoded.
 
-    They are decoded as for training; 100,000 take 100 MB.
+    They are decoded as for training. Whole numbers would drown pictures of little contrast; 100,000 take 200 MB.
     """
-    thumbnails = np.empty((len(paths), SIDE, SIDE), np.uint8)
+    thumbnails = np.empty((len(paths), SIDE, SIDE), np.float16)
     readable = np.zeros(len(paths), bool)
     with track("Looking at pictures", len(paths), "pictures") as advance:
         for places, pictures in stream_pictures(paths, _DECODED, "squash", _BATCH).as_numpy_iterator():
             blocks = pictures.reshape(len(pictures), SIDE, _DECODED // SIDE, SIDE, _DECODED // SIDE, 3)
-            thumbnails[places] = np.rint(blocks.mean(axis=(2, 4), dtype=np.float32) @ _LUMA)
+            thumbnails[places] = blocks.mean(axis=(2, 4), dtype=np.float32) @ _LUMA
             readable[places] = True
             advance(len(places))
         advance(int((~readable).sum()))
@@ -100,7 +102,7 @@ def choose_bound(thumbnails: np.ndarray) -> float:
     `LOWEST` and `HIGHEST`, and is `HIGHEST` for few pictures.
 
     Args:
-        thumbnails: uint8 [n, 32, 32], none of them flat.
+        thumbnails: [n, 32, 32], none of them flat.
     """
     if len(thumbnails) < _FEWEST:
         return HIGHEST
@@ -116,24 +118,28 @@ def choose_bound(thumbnails: np.ndarray) -> float:
 def _find_pairs(thumbnails: np.ndarray) -> dict[tuple[int, int], float]:
     """Return the correlation of each pair, lower place first, that is the same picture."""
     bound, remove_common = choose_bound(thumbnails), _find_common(thumbnails)
+    candidates = search_all(thumbnails, bound) if len(thumbnails) <= MOST_COMPARED else _search_hashes(thumbnails)
+    pairs: dict[tuple[int, int], float] = {}
+    for way, left, right in candidates:
+        different = _skip_repeated(way, left, right)
+        for one, other in _cut(left[different], right[different]):
+            turned, upright = _normalise(way.turn(thumbnails[one])), _normalise(thumbnails[other])
+            similarity = _correlate(turned, upright)
+            good = similarity >= bound
+            unsure = good & (similarity < HIGHEST)
+            good[unsure] = _correlate(remove_common(turned[unsure]), remove_common(upright[unsure])) >= _OWN
+            ends = np.sort(np.stack([one[good], other[good]], axis=1), axis=1).tolist()
+            for (low, high), value in zip(ends, similarity[good].tolist(), strict=True):
+                pairs[low, high] = max(value, pairs.get((low, high), 0.0))
+    return pairs
+
+
+def _search_hashes(thumbnails: np.ndarray) -> Iterator[tuple[Orientation, np.ndarray, np.ndarray]]:
     hashes = hash_thumbnails(thumbnails)
     index = HashIndex(hashes[0])
-    pairs: dict[tuple[int, int], float] = {}
     for way, queries in zip(ORIENTATIONS, hashes, strict=True):
         for left, right in index.search(queries):
-            different = _skip_repeated(way, left, right)
-            for one, other in _cut(left[different], right[different]):
-                turned, upright = _normalise(way.turn(thumbnails[one])), _normalise(thumbnails[other])
-                similarity = _correlate(turned, upright)
-                good = similarity >= bound
-                unsure = good & (similarity < HIGHEST)
-                good[unsure] = _correlate(remove_common(turned[unsure]), remove_common(upright[unsure])) >= _OWN
-                for a, b, value in zip(
-                    one[good].tolist(), other[good].tolist(), similarity[good].tolist(), strict=True
-                ):
-                    pair = min(a, b), max(a, b)
-                    pairs[pair] = max(value, pairs.get(pair, 0.0))
-    return pairs
+            yield way, left, right
 
 
 def _skip_repeated(way: Orientation, left: np.ndarray, right: np.ndarray) -> np.ndarray:

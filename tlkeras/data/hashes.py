@@ -1,4 +1,4 @@
-"""Hashes of thumbnails that survive re-encoding, and the search for hashes a few bits apart without comparing all."""
+"""Thumbnails by their lowest waves: hashes that survive re-encoding, and the search for those that are alike."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _PARTS, _PART_BITS = 4, 16
 _PROBES = np.array([0, *(1 << bit for bit in range(_PART_BITS))])
 _MOST = 256  # rows read from one bucket, so that a hundred thousand equal hashes do not make n^2 pairs
 _CHUNK = 2048
+_ROUNDING = 1e-5
 
 
 class Orientation(NamedTuple):
@@ -50,7 +51,7 @@ def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
     telling where all pictures show the same kind of thing.
 
     Args:
-        thumbnails: uint8 [n, side, side], none of them flat.
+        thumbnails: [n, side, side], none of them flat.
     """
     chunks = range(0, len(thumbnails), _CHUNK)
     spectra = np.concatenate([_transform(thumbnails[start : start + _CHUNK]) for start in chunks])
@@ -67,6 +68,30 @@ def _transform(thumbnails: np.ndarray) -> np.ndarray:
 
 def _pack(bits: np.ndarray) -> np.ndarray:
     return np.packbits(bits.reshape(len(bits), -1), axis=1).view(np.uint64)[:, 0]
+
+
+def search_all(thumbnails: np.ndarray, bound: float) -> Iterator[tuple[Orientation, np.ndarray, np.ndarray]]:
+    """Yield each orientation with pairs (turned row, row), int64 each, among which are all that correlate so much.
+
+    All are compared, by their 64 lowest waves and the length of what is left of them: as a product of two lengths
+    bounds the product of two vectors, no pair is missed. 20,000 thumbnails take seconds, ten times as many a hundred
+    times as long.
+
+    Args:
+        thumbnails: [n, side, side], none of them flat.
+        bound: The correlation.
+    """
+    chunks = range(0, len(thumbnails), _CHUNK)
+    spectra = np.concatenate([_transform(thumbnails[start : start + _CHUNK]) for start in chunks])
+    rest = np.sqrt(np.maximum(1 - np.square(spectra).sum(axis=(1, 2)), 0))[:, None]
+    upright = np.concatenate([spectra.reshape(len(spectra), -1), rest], axis=1).astype(np.float32)
+    for way in ORIENTATIONS:
+        turned = np.concatenate([way.turn_spectra(spectra).reshape(len(spectra), -1), rest], axis=1).astype(np.float32)
+        for start in chunks:
+            for other in chunks:
+                near = turned[start : start + _CHUNK] @ upright[other : other + _CHUNK].T >= bound - _ROUNDING
+                left, right = np.nonzero(near)
+                yield way, left + start, right + other
 
 
 class HashIndex:
