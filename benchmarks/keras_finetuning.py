@@ -33,15 +33,16 @@ from tlkeras.backbones.building import build
 
 
 class Score(keras.callbacks.Callback):
-    """Notes the time and the area under the ROC curve on the validation side after every epoch."""
+    """Notes time, core-seconds and the area under the ROC curve on the validation side after every epoch."""
 
     def __init__(self, pictures: tf.data.Dataset, targets: np.ndarray):
         super().__init__()
         self.pictures, self.targets = pictures, targets
-        self.marks: list[tuple[float, float]] = []
+        self.marks: list[tuple[float, float, float]] = []
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self.marks.append((time.time(), measure(self.model, self.pictures, self.targets)))
+        auc = measure(self.model, self.pictures, self.targets)
+        self.marks.append((time.time(), time.process_time(), auc))
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def train(table: Path, stages: list[dict[str, Any]], size: int, batch_size: int, seed: int) -> dict[str, Any]:
-    """Carry out the stages; return `marks`, a pair of Unix time and validation AUC per epoch, and the test `auc`."""
+    """Carry out the stages; return the test `auc`, and `marks`: Unix time, core-seconds and validation AUC by epoch."""
     keras.utils.set_random_seed(seed)
     sides = {side: load(table, side, size) for side in ("train", "validation", "test")}
     pictures, targets = sides["train"]
