@@ -105,6 +105,14 @@ def test_rates_show_the_fall_and_the_suggestion(drawn, tmp_path):
     assert len(plain.lines) == 1 and not plain.texts
 
 
+def test_smoothed_losses_are_followed_and_the_others_stand_behind(drawn, tmp_path):
+    rates, losses, smoothed = [1e-3, 1e-2, 1e-1], [1.0, 0.2, 0.9], [0.9, 0.5, 0.7]
+    draw_rates(rates, losses, 1e-2, tmp_path / "r.png", smoothed)
+    behind, curve, _, dot = drawn[0].axes[0].lines
+    assert list(behind.get_ydata()) == losses and list(curve.get_ydata()) == smoothed
+    assert behind.get_alpha() < 1 and dot.get_ydata() == pytest.approx([0.5])
+
+
 def test_rates_without_a_fall_are_shown_whole(drawn, tmp_path):
     draw_rates([1e-3, 1e-2], [1.0, 2.0], None, tmp_path / "r.png")
     low, high = drawn[0].axes[0].get_ylim()

@@ -82,7 +82,13 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure.align_ylabels(grid)
 
 
-def draw_rates(rates: Sequence[float], losses: Sequence[float], suggestion: float | None, path: Path) -> None:
+def draw_rates(
+    rates: Sequence[float],
+    losses: Sequence[float],
+    suggestion: float | None,
+    path: Path,
+    smoothed: Sequence[float] | None = None,
+) -> None:
     """Draw the loss against the learning rate tried, and mark the suggested rate.
 
     Args:
@@ -90,17 +96,20 @@ def draw_rates(rates: Sequence[float], losses: Sequence[float], suggestion: floa
         losses: One per rate. The view is cut above the first loss, where a diverging run would flatten all else.
         suggestion: The rate to mark, if there is one.
         path: The PNG file to write.
+        smoothed: The losses without their noise, one per rate; these are then what is followed.
 
     Raises:
         ValueError: There are no rates, or not as many losses.
     """
     if not len(rates) or len(rates) != len(losses):
         raise ValueError(f"There must be one loss per rate. Received: {len(rates)} rates and {len(losses)} losses.")
-    values = np.array([_as_number(loss) for loss in losses])
+    values = np.array([_as_number(loss) for loss in (losses if smoothed is None else smoothed)])
     with _make_figure(path, (7.0, 4.0)) as figure:
         axis = figure.subplots()
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
+        if smoothed is not None:
+            axis.plot(rates, losses, color=_COLOURS[0], linewidth=0.8, alpha=0.35)
         axis.plot(rates, values, color=_COLOURS[0], linewidth=1.8)
         _cut_divergence(axis, values)
         if suggestion is not None:

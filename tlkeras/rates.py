@@ -80,7 +80,7 @@ def search_rates(recipe: Recipe, search: Search) -> dict[str, Any]:
         loop = assembly.make_loop(recipe, inspection.examples.tasks, network, schedule, plan, (part, None))
         found = loop.find_rate(index, search.lowest, search.highest, search.steps)
     if found.rates:
-        draw_rates(found.rates, found.losses, found.suggestion, search.picture)
+        draw_rates(found.rates, found.losses, found.suggestion, search.picture, found.smoothed)
     return {
         "name": recipe.name,
         "stage": schedule.stages[index].name,

@@ -35,7 +35,8 @@ def draw_schedule(result: dict[str, Any]) -> None:
     columns = [("stage", "left"), ("epochs", "right"), ("trains", "left"), ("learning rate", "right")]
     columns += [("parameters", "right"), ("starts from", "left"), ("kept", "right"), ("work saved", "right")]
     views = f", {result['views']} views of each picture in {result['precision']}" if result["views"] else ""
-    table = make_table(f"{result['name']}: {len(result['stages'])} stages{views}", columns)
+    count = len(result["stages"])
+    table = make_table(f"{result['name']}: {count} stage{'s' if count > 1 else ''}{views}", columns)
     for stage in result["stages"]:
         kept = f"{stage['megabytes']:,.0f} MB" if stage["megabytes"] else "-"
         table.add_row(
