@@ -193,21 +193,6 @@ def test_ctrl_c(workplace, call, monkeypatch):
     assert "Interrupted" in done.stderr
 
 
-def test_ctrl_c_names_the_run_to_go_on_with(workplace, call, monkeypatch):
-    from tlkeras import training
-
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "inspect", interrupt)
-    done = call("train", "mine.yaml", "--runs", "my runs")
-    assert done.exit_code == 130
-    assert "tlkeras train --resume 'my runs/mine-01'" in done.stderr
-    monkeypatch.undo()
-    monkeypatch.chdir(workplace)
-    assert call("train", "--resume", "my runs/mine-01").exit_code == 0
-
-
 def test_predict_opens_no_pipe_unpacks_no_bomb_and_prints_any_name(in_trained, call, tmp_path):
     import os
     import struct

@@ -2,17 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import get_args
 
 import keras
 import numpy as np
 import pytest
 
-from tlkeras import api, assembly
+from tlkeras import api
 from tlkeras.backbones.building import build
 from tlkeras.errors import RecipeError, RunError
 from tlkeras.finetuning.stages import StageWork
-from tlkeras.sections import Finetuning
 
 RECIPE = """
 name: staged
@@ -63,25 +61,6 @@ def test_an_interrupted_run_resumes_to_the_same_bits(recipe, tmp_path, monkeypat
     assert expected[1:] == received[1:]
     with pytest.raises(RunError, match="There must be a run that stopped"):
         api.resume(runs=tmp_path / "halved")
-
-
-@pytest.mark.parametrize("name", get_args(Finetuning.model_fields["optimizer"].annotation))
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_every_optimizer_decays_as_the_recipe_says_and_no_more(name, decay):
-    """AdamW and Muon decay by default, Muon with a second rate for what is not a matrix."""
-    optimizer = assembly.make_optimizer(Finetuning(optimizer=name, weight_decay=decay))
-    layers = keras.layers.Dense(3), keras.layers.Conv2D(2, 3)
-    for layer, shape in zip(layers, [(None, 4), (None, 8, 8, 3)], strict=True):
-        layer.build(shape)
-        layer.bias.assign(np.ones(layer.bias.shape))
-    kernels = [np.array(layer.kernel) for layer in layers]
-    variables = [variable for layer in layers for variable in layer.trainable_variables]
-    optimizer.build(variables)
-    optimizer.learning_rate = 0.1
-    optimizer.apply([np.zeros(variable.shape, np.float32) for variable in variables])
-    for layer, before in zip(layers, kernels, strict=True):
-        np.testing.assert_allclose(np.array(layer.kernel), before * (1 - 0.1 * decay), rtol=1e-5)
-        np.testing.assert_array_equal(np.array(layer.bias), 1.0)
 
 
 def test_all_that_is_wrong_is_said_at_once(recipe):

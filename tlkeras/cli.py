@@ -25,9 +25,12 @@ class Commands(click.Group):
             raise
         except TlkerasError as error:
             self._leave(context, f"Error: {error}", error.exit_code)
-        except KeyboardInterrupt as interruption:
-            way_out = str(interruption) or "Features that were computed are kept."
-            self._leave(context, f"Interrupted. {way_out}", INTERRUPTED)
+        except KeyboardInterrupt:
+            self._leave(
+                context,
+                "Interrupted. Features that were computed are kept; go on with: tlkeras train --resume latest",
+                INTERRUPTED,
+            )
         except Exception as error:
             message = f"Unexpected error: {type(error).__name__}: {error}\nRun `tlkeras --debug ...` to see where."
             self._leave(context, message, UNEXPECTED)

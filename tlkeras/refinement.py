@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -16,6 +17,7 @@ from tlkeras.data.checks import Inspection
 from tlkeras.features.extraction import Pictures, extract
 from tlkeras.features.prefix import SOURCE, Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
+from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
 from tlkeras.finetuning.loop import Part, Row
 from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.plan import Plan
@@ -34,12 +36,14 @@ def fine_tune(
     prefix: Prefix,
     heads: Mapping[str, Head],
     rows: Mapping[str, np.ndarray],
+    distribution: Distribution = ONE_DEVICE,
 ) -> tuple[keras.Model, dict[str, dict[str, np.ndarray]], dict[str, list[Any]], dict[str, Any]]:
     """Train head and backbone by the recipe's stages, from the run's newest checkpoint if there is one.
 
     Args:
         heads: By task, fitted on frozen features: what the network starts from (LP-FT, Kumar et al., 2022).
         rows: Of the pictures of each side, int64 (n,).
+        distribution: The devices to train on.
 
     Returns:
         The trained model; its probabilities of the pictures of each side but the training, by task, float32
@@ -52,10 +56,12 @@ def fine_tune(
         parts = [make_part(recipe, inspection, rows[side], suppliers[side], side) for side in suppliers]
         network = Network(prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head)
         sides = (parts[0], parts[1] if len(parts) > 1 else None)
-        loop = assembly.make_loop(recipe, inspection.examples.tasks, network, schedule, plan, sides)
+        placed = distribution.place(network)
+        loop = assembly.make_loop(recipe, inspection.examples.tasks, placed, schedule, plan, sides, distribution)
         with run.phase("fine-tune"):
             observe = assembly.make_observer(recipe, run.path / "tensorboard")
             history = loop.run(Checkpoints(run.path / CHECKPOINTS), observe)
+        distribution.fetch(placed, network)
     with run.phase("measure"):
         asked = [side for side in ("test", "validation") if len(rows[side])]
         probabilities = {side: _answer(recipe, network.model, inspection, rows[side]) for side in asked}
@@ -67,9 +73,17 @@ def fine_tune(
         "baseline": loop.baseline,
         "best_epoch": loop.best_epoch,
         "precision": loop.settings.precision,
+        "workers": distribution.workers,
+        "devices": distribution.devices,
+        "weights": _digest(network.model),
         "reasons": [list(choice) for choice in choices],
     }
     return network.model, probabilities, _as_columns(history), facts
+
+
+def _digest(model: keras.Model) -> str:
+    """Return the SHA-256 of all weights."""
+    return hashlib.sha256(b"".join(np.array(weight).tobytes() for weight in model.weights)).hexdigest()
 
 
 def _name_sides(inspection: Inspection, rows: Mapping[str, np.ndarray]) -> np.ndarray:

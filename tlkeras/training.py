@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from tlkeras.errors import ResourceError, TlkerasError
 from tlkeras.features.extraction import Features, average_positions
 from tlkeras.features.prefix import Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
+from tlkeras.finetuning.distribution import Distribution
 from tlkeras.mapping.heads import Head, join
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.recipe import Recipe, dump_recipe, fingerprint, load_recipe
@@ -69,12 +70,13 @@ def train(recipe: Recipe, root: Path, *, loading: float = 0.0) -> Run:
         TlkerasError: What is in the way, in the user's words.
     """
     start = time.perf_counter()
+    distribution = assembly.make_distribution(recipe)
     examples, prefix = _prepare(recipe)
-    run = create_run(root, recipe.name)
+    run = create_run(root if distribution.is_chief else _make_scratch(), recipe.name)
     run.phases |= {"load libraries": round(loading, 3), "build backbone": round(time.perf_counter() - start, 3)}
     with run.locked():
         run.write_text("recipe.yaml", dump_recipe(recipe))
-        _guard(run, lambda: _carry_out(recipe, run, examples, prefix))
+        _guard(run, lambda: _carry_out(recipe, run, examples, prefix, distribution))
     return run
 
 
@@ -91,12 +93,20 @@ def resume(run: Run, *, loading: float = 0.0) -> Run:
     """
     recipe = load_recipe(str(run.path / "recipe.yaml"))
     start = time.perf_counter()
+    distribution = assembly.make_distribution(recipe)
     examples, prefix = _prepare(recipe)
+    if not distribution.is_chief:
+        run = create_run(_make_scratch(), recipe.name)
     run.phases |= {"load libraries": round(loading, 3), "build backbone": round(time.perf_counter() - start, 3)}
     with run.locked():
         run.resume()
-        _guard(run, lambda: _carry_out(recipe, run, examples, prefix))
+        _guard(run, lambda: _carry_out(recipe, run, examples, prefix, distribution))
     return run
+
+
+def _make_scratch() -> Path:
+    """Return a folder for what a process beside the chief writes; nobody reads it but to compare."""
+    return Path(tempfile.mkdtemp(prefix="tlkeras-worker-"))
 
 
 def _guard(run: Run, work: Callable[[], None]) -> None:
@@ -108,9 +118,6 @@ def _guard(run: Run, work: Callable[[], None]) -> None:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(ResourceError):  # a full disk must not hide what went wrong first
                 run.update_manifest(state=state, phases=run.phases, error=f"{type(error).__name__}: {error}")
-            if isinstance(error, KeyboardInterrupt):
-                command = f"tlkeras train --resume {shlex.quote(str(run.path))}"
-                raise KeyboardInterrupt(f"What was done is saved; go on with: {command}") from error
             raise
 
 
@@ -140,7 +147,7 @@ def _collecting(problems: list[TlkerasError]) -> Iterator[None]:
         problems.append(error)
 
 
-def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix) -> None:
+def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, distribution: Distribution) -> None:
     with run.phase("check pictures"):
         inspection = inspect(examples)
         examples = inspection.examples
@@ -169,7 +176,9 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix) -> 
         "heads": described,
     }
     if recipe.finetuning:
-        model, probabilities, history, facts["finetuning"] = fine_tune(recipe, run, inspection, prefix, heads, rows)
+        model, probabilities, history, facts["finetuning"] = fine_tune(
+            recipe, run, inspection, prefix, heads, rows, distribution
+        )
     else:
         model = join(prefix.pooled, heads, recipe.name)
     with run.phase("write run"):
@@ -187,6 +196,8 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix) -> 
             data=dict(examples.facts),
             **facts,
         )
+    if not distribution.is_chief:
+        run.update_manifest(worker=distribution.worker)
     run.finish()
     Checkpoints(run.path / CHECKPOINTS).clear()
 

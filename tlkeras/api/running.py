@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from tlkeras import recipe as recipes
 from tlkeras.loading import load_tensorflow
-from tlkeras.runs import find_unfinished, open_run
+from tlkeras.runs import Run, find_unfinished, open_run
 
 RUNS = "runs"
 
@@ -27,6 +28,8 @@ def train(
 
     Returns:
         What `evaluate` returns: figures, and `path`, `phases` (seconds), `features`, `head`, `rejected` (a count).
+        Where several processes train together, only the first one has these; the others return `worker`, `workers`,
+        `devices` and `weights`, the SHA-256 of what was trained.
     """
     start = time.perf_counter()
     resolved = recipes.load_recipe(recipe, overrides, quick=quick)
@@ -34,7 +37,17 @@ def train(
     from tlkeras import training
 
     run = training.train(resolved, Path(runs), loading=time.perf_counter() - start)
-    return evaluate(str(run.path), runs=runs)
+    return _tell(run, runs)
+
+
+def _tell(run: Run, runs: str | Path) -> dict[str, Any]:
+    """Return a run's figures; of a process beside the chief only that it has done its part."""
+    manifest = run.manifest
+    if "worker" not in manifest:
+        return evaluate(str(run.path), runs=runs)
+    shutil.rmtree(run.path.parent)
+    trained = manifest["finetuning"]
+    return {"worker": manifest["worker"], **{key: trained[key] for key in ("workers", "devices", "weights")}}
 
 
 def resume(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
@@ -50,7 +63,7 @@ def resume(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
     from tlkeras import training
 
     resumed = training.resume(stopped, loading=time.perf_counter() - start)
-    return evaluate(str(resumed.path), runs=runs)
+    return _tell(resumed, runs)
 
 
 def evaluate(run: str = "latest", *, on: str | None = None, runs: str | Path = RUNS) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tlkeras.assembly.data import (
     read_source,
     take_pictures,
 )
+from tlkeras.assembly.distribution import make_distribution
 from tlkeras.assembly.features import (
     KEPT_PRECISION,
     PLAIN_VIEWS,
@@ -22,14 +23,7 @@ from tlkeras.assembly.features import (
     extract_features,
     list_kept,
 )
-from tlkeras.assembly.finetuning import (
-    make_loop,
-    make_observer,
-    make_optimizer,
-    supply_pictures,
-    supply_rows,
-    weigh_sides,
-)
+from tlkeras.assembly.finetuning import make_loop, make_observer, supply_pictures, supply_rows, weigh_sides
 from tlkeras.assembly.mapping import make_recipe_head
 from tlkeras.assembly.stages import make_schedule, plan_finetuning, plan_recipe
 
@@ -44,9 +38,9 @@ __all__ = [
     "divide",
     "extract_features",
     "list_kept",
+    "make_distribution",
     "make_loop",
     "make_observer",
-    "make_optimizer",
     "make_recipe_head",
     "make_recipe_policy",
     "make_schedule",

@@ -18,6 +18,7 @@ from tlkeras.data.tasks import Task
 from tlkeras.events import EventLog
 from tlkeras.features.extraction import Rows
 from tlkeras.features.prefix import Prefix
+from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
 from tlkeras.finetuning.loop import Loop, Part, Row, Settings
 from tlkeras.finetuning.measures import Columns
 from tlkeras.finetuning.mixing import make_mix
@@ -43,8 +44,9 @@ def make_loop(
     schedule: Schedule,
     plan: Plan,
     parts: tuple[Part, Part | None],
+    distribution: Distribution = ONE_DEVICE,
 ) -> Loop:
-    """Return the fine-tuning, ready to run."""
+    """Return the fine-tuning, ready to run, of a network that was placed on the devices."""
     options = require_finetuning(recipe)
     kept = options.keep_source.model_dump()
     regularizer = make_regularizer(**kept)
@@ -62,8 +64,11 @@ def make_loop(
         monitor=f"val_{options.monitor}",
         tasks=tuple(Columns(task.name, len(task.class_names), task.kind == "multilabel") for task in tasks),
         precision=choose_precision(options.precision),
+        distribution=distribution,
     )
-    return Loop(network, schedule, plan.cuts, make_optimizer(options), criterion, parts, settings)
+    with distribution.scope():
+        optimizer = _make_optimizer(options)
+    return Loop(network, schedule, plan.cuts, optimizer, criterion, parts, settings)
 
 
 def _make_loss(options: Finetuning, tasks: Sequence[Task]) -> Callable[..., tf.Tensor]:
@@ -128,13 +133,9 @@ def weigh_sides(recipe: Recipe, classes: np.ndarray, weights: np.ndarray) -> np.
     return (weighed / weighed.mean()).astype(np.float32)
 
 
-def make_optimizer(options: Finetuning) -> ScaledOptimizer:
-    """Return a recipe's optimizer, not yet built; biases and the parameters of norms never decay."""
-    decay = options.weight_decay
+def _make_optimizer(options: Finetuning) -> ScaledOptimizer:
     config = {
-        # those that decay by default must be told not to
-        "weight_decay": decay if decay or options.optimizer in ("adamw", "muon") else None,
-        "adam_weight_decay": decay if options.optimizer == "muon" else None,
+        "weight_decay": options.weight_decay or None,
         "global_clipnorm": options.clip_norm,
         "gradient_accumulation_steps": options.accumulate if options.accumulate > 1 else None,
         **({"momentum": 0.9} if options.optimizer in ("sgd", "rmsprop") else {}),

@@ -23,7 +23,7 @@ FITS = ("squash", "crop", "pad")
 # Part of the key of everything computed from decoded pixels: raise it whenever the same bytes give other pixels.
 VERSION = 1
 
-_MAGIC = tf.constant([b"\xff\xd8", b"\x89P", b"RI", b"BM"])
+_MAGIC = [b"\xff\xd8", b"\x89P", b"RI", b"BM"]  # no tensor: TensorFlow joins a cluster only before it has made one
 
 # For what few pictures need. TensorFlow inlines both sides of a condition and visits every operation of the side not
 # taken; a function that is not inlined is a single one.

@@ -14,6 +14,7 @@ from tlkeras import progress
 from tlkeras.data.pipeline import order
 from tlkeras.errors import RunError
 from tlkeras.finetuning.checkpoints import Checkpoints
+from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
 from tlkeras.finetuning.interruptions import Interruptions
 from tlkeras.finetuning.measures import Columns, measure_tasks
 from tlkeras.finetuning.network import Network
@@ -63,6 +64,7 @@ class Settings:
         save_seconds: The most training that kill -9 can cost.
         precision: What the backbone computes in while it trains: "float32", "bfloat16" or "float16". Weights and head
             are float32 in all of them, and the trained network computes in float32.
+        distribution: The devices. Network and optimizer must have been made in its scope.
     """
 
     batch_size: int = 32
@@ -73,6 +75,7 @@ class Settings:
     tasks: tuple[Columns, ...] = (Columns(),)
     save_seconds: float = 60.0
     precision: str = "float32"
+    distribution: Distribution = ONE_DEVICE
 
 
 class Loop:
@@ -108,7 +111,11 @@ class Loop:
         settings: Settings = Settings(),
     ):
         self.network, self.schedule, self.cuts = network, schedule, tuple(cuts)
-        self.optimizer = scale_losses(optimizer, settings.precision)
+        self._distribution = settings.distribution
+        with self._distribution.scope():
+            self.optimizer = scale_losses(optimizer, settings.precision)
+            self.optimizer.build(network.list_trainable(schedule.stages))
+        self._distribution.adopt(self.optimizer)
         self.criterion, self.settings = criterion, settings
         self.train, self.validation = parts
         self.history: list[Row] = []
@@ -116,7 +123,6 @@ class Loop:
         self._losses: list[float] = []  # of the present epoch, one per step taken
         self._work: StageWork | None = None
         self._changing = network.list_changing(schedule.stages)
-        self.optimizer.build(network.list_trainable(schedule.stages))
         self._best = self._copy()
 
     def run(
@@ -135,7 +141,8 @@ class Loop:
             KeyboardInterrupt: It was interrupted; another `run` with the same checkpoints goes on.
             RunError: The checkpoint is of a run in another precision.
         """
-        with computing_in(self.settings.precision, self.network.backbone.layers):
+        layers = self.network.backbone.layers
+        with self._distribution.watch(), self._distribution.scope(), computing_in(self.settings.precision, layers):
             averages = self._resume(checkpoints)
             for row in self.history:
                 observe(row)
@@ -221,7 +228,9 @@ class Loop:
 
     def _make_work(self, index: int) -> StageWork:
         stage, average = self.schedule.stages[index], self.settings.average
-        return StageWork(self.network, stage, self.cuts[index], self.optimizer, self.criterion, average)
+        return StageWork(
+            self.network, stage, self.cuts[index], self.optimizer, self.criterion, average, self._distribution
+        )
 
     def _prepare(self, work: StageWork, position: Position) -> None:
         work.reset_rates()
@@ -231,8 +240,14 @@ class Loop:
             batches = islice(self._stream(work), _GRADIENT_BATCHES)
             work.scale_by_gradients([(x, self.train.targets[rows], self.train.weights[rows]) for rows, x in batches])
 
-    def _stream(self, work: StageWork, done: int = 0) -> Iterator[tuple[np.ndarray, Any]]:
-        return self.train.supply(work.cut).stream(self._draw_batches()[done:], len(self.history))
+    def _stream(self, work: StageWork) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yield all batches of the present epoch, whole."""
+        return self.train.supply(work.cut).stream(self._draw_batches(), len(self.history))
+
+    def _stream_share(self, work: StageWork, done: int) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yield this process's part of the batches that the present epoch still lacks."""
+        batches = [self._distribution.share(batch) for batch in self._draw_batches()[done:]]
+        return self.train.supply(work.cut).stream(batches, len(self.history))
 
     def _draw_batches(self) -> list[np.ndarray]:
         """Return the positions of each batch of the present epoch."""
@@ -251,7 +266,7 @@ class Loop:
         label = f"{work.stage.name} {position.epoch_in_stage + 1}/{work.stage.length}"
         with progress.track(label, len(batches) * size, "pictures") as advance:
             advance(len(self._losses) * size)
-            for rows, inputs in self._stream(work, len(self._losses)):
+            for rows, inputs in self._stream_share(work, len(self._losses)):
                 step = len(self._losses)
                 self.optimizer.learning_rate = self.schedule.rate(position, step, len(batches))
                 seed = (self.settings.seed % 2**31, epoch * len(batches) + step)
@@ -299,7 +314,7 @@ class Loop:
 
     def _resume(self, checkpoints: Checkpoints | None) -> list[np.ndarray]:
         """Load the newest checkpoint and return its moving averages; without one, measure the start."""
-        found = checkpoints.load_latest() if checkpoints else None
+        found = self._distribution.spread(checkpoints.load_latest() if checkpoints else None)
         if found is None:
             if self.validation is not None:
                 self.baseline = self._measure(self._make_work(0))[self.settings.monitor]
@@ -322,7 +337,7 @@ class Loop:
         return groups.get("average", [])
 
     def _save(self, checkpoints: Checkpoints | None) -> None:
-        if checkpoints is None:
+        if checkpoints is None or not self._distribution.is_chief:
             return
         groups = {
             "variables": self._changing,

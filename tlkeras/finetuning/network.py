@@ -29,6 +29,7 @@ class Network:
     Attributes:
         model: From pictures to probabilities, float32 [n, k], of several tasks by name.
         blocks: Of the backbone, from input to output.
+        features: What the head takes, a tensor of the graph.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Network:
         if source_head is not None:
             freeze(source_head.layers)
         self.blocks = find_blocks(backbone)
-        self._features = pooled.output
+        self.features = pooled.output
         logits = self._apply_heads(pooled.output)
         self._logits = _join(logits)
         answers = {task: self.heads[task][-1](tensor) for task, tensor in logits.items()}
@@ -66,10 +67,10 @@ class Network:
         there is a source head, `source_logits` [n, classes of the source].
         """
         if cut == FEATURES:
-            tensor = keras.Input(self._features.shape[1:], name=FEATURES)
+            tensor = keras.Input(self.features.shape[1:], name=FEATURES)
             outputs = {"features": tensor, "logits": _join(self._apply_heads(tensor))}
             return keras.Model(tensor, outputs, name="suffix")
-        outputs = {"features": self._features, "logits": self._logits}
+        outputs = {"features": self.features, "logits": self._logits}
         if self.source_head is not None:
             outputs["source_logits"] = answer_source(self.backbone, self.source_head)
         start = self.model.input if cut == PICTURES else find_cut(self.backbone, cut).tensor

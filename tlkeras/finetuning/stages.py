@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
 from tlkeras.finetuning.gradients import derive_multipliers, measure_relative_gradients
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.normalization import reestimate_statistics
@@ -40,6 +41,7 @@ class StageWork:
         optimizer: Built on at least the variables that the stage trains; a scaled one, or loss scaling around it.
         criterion: What is minimised.
         average: Decay of the moving average of the weights; 0 for none.
+        distribution: The devices; everything here happens within its scope.
     """
 
     def __init__(
@@ -50,16 +52,19 @@ class StageWork:
         optimizer: keras.optimizers.Optimizer,
         criterion: Criterion,
         average: float = 0.0,
+        distribution: Distribution = ONE_DEVICE,
     ):
         self.stage, self.cut = stage, cut
         self._network, self._criterion = network, criterion
         self._scaled: Any = find_scaled(optimizer)
         self._multipliers = network.apply(stage)
+        self._distribution = distribution
+        distribution.synchronise(network.list_trained_layers(stage))
         self._suffix = network.suffix(cut)
         self.variables = self._suffix.trainable_variables
         self.average = MovingAverage(self.variables, average) if average else None
-        self._step = make_train_step(self._suffix, self.variables, optimizer, criterion, self.average)
-        self._forward = make_forward(self._suffix)
+        self._step = make_train_step(self._suffix, self.variables, optimizer, criterion, self.average, distribution)
+        self._forward = make_forward(self._suffix, distribution)
 
     def train(self, inputs: Any, targets: np.ndarray, weights: np.ndarray, seed: Sequence[int]) -> float:
         """Take one step; return the batch's mean loss, without the regularisers."""
@@ -69,7 +74,8 @@ class StageWork:
 
     def answer(self, supply: Supply, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions that could be read, int64 [m], and their logits, float32 [m, k]."""
-        batches = np.array_split(np.arange(count), max(1, count // _FORWARD_BATCH))
+        share = self._distribution.share(np.arange(count))
+        batches = np.array_split(share, max(1, len(share) // _FORWARD_BATCH))
         positions, logits = zip(
             *(
                 (rows, self._forward(tf.convert_to_tensor(inputs)).numpy())
@@ -77,7 +83,17 @@ class StageWork:
             ),
             strict=True,
         )
-        return np.concatenate(positions), np.concatenate(logits)
+        return self._collect(np.concatenate(positions), np.concatenate(logits), count)
+
+    def _collect(self, positions: np.ndarray, logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Put together what all processes answered, in the order of the positions."""
+        if self._distribution.workers == 1:
+            return positions, logits
+        found = np.zeros((count, 1 + logits.shape[1]), np.float32)
+        found[positions, 0], found[positions, 1:] = 1.0, logits
+        found = self._distribution.add_up(found)
+        rows = np.flatnonzero(found[:, 0])
+        return rows, found[rows, 1:]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -105,7 +121,7 @@ class StageWork:
         """Set the rate of each variable of the backbone by its relative gradient; the stage's rates are the ceiling."""
         names = {weight.path for weight in collect_weights(self._network.backbone.layers)}
         judged = [variable for variable in self.variables if variable.path in names]
-        measure = make_gradient_step(self._suffix, judged, self._criterion)
+        measure = make_gradient_step(self._suffix, judged, self._criterion, self._distribution)
         tensors = (map(tf.convert_to_tensor, (split_recorded(x)[0], *others)) for x, *others in batches)
         with computing_in("float32", self._network.backbone.layers):  # for few batches no loss scale can be found
             relative = np.mean([measure_relative_gradients(measure(*batch), judged) for batch in tensors], axis=0)

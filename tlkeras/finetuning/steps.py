@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
 from tlkeras.finetuning.objectives import reduce
 
 Outputs = Mapping[str, tf.Tensor]
@@ -51,7 +52,7 @@ class MovingAverage:
     @property
     def state(self) -> list[np.ndarray]:
         """What a checkpoint must hold."""
-        return [np.array(variable) for variable in (self.updates, *self.values)]
+        return [variable.numpy() for variable in (self.updates, *self.values)]
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
         """Take a checkpoint's state."""
@@ -72,6 +73,7 @@ def make_train_step(
     optimizer: keras.optimizers.Optimizer,
     criterion: Criterion,
     average: MovingAverage | None = None,
+    distribution: Distribution = ONE_DEVICE,
 ) -> Callable[..., tf.Tensor]:
     """Return a compiled function of a batch that moves `variables` once.
 
@@ -84,6 +86,12 @@ def make_train_step(
         inputs = as_floats(inputs)
         if criterion.mix is not None:
             inputs, targets, weights = criterion.mix(inputs, targets, weights, seed)
+        loss = distribution.run(learn, inputs, targets, weights, recorded)
+        if average is not None:
+            average.update()
+        return loss
+
+    def learn(share: Any, inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, recorded: Any) -> tf.Tensor:
         with tf.GradientTape() as tape:
             outputs = dict(suffix(inputs, training=True))
             if recorded is not None:
@@ -91,17 +99,18 @@ def make_train_step(
             losses = criterion.loss(targets, tf.cast(outputs["logits"], tf.float32))
             loss = reduce(losses, weights)
             total = loss + tf.add_n([tf.constant(0.0), *(penalty(outputs) for penalty in criterion.penalties)])
-            total = optimizer.scale_loss(total)
-        optimizer.apply(tape.gradient(total, list(variables)), list(variables))
-        if average is not None:
-            average.update()
-        return loss
+            total = optimizer.scale_loss(total * share)
+        optimizer.apply(distribution.sum(tape.gradient(total, list(variables))), list(variables))
+        return loss * share
 
     return tf.function(step, jit_compile=False, reduce_retracing=True)
 
 
 def make_gradient_step(
-    suffix: keras.Model, variables: Sequence[keras.Variable], criterion: Criterion
+    suffix: keras.Model,
+    variables: Sequence[keras.Variable],
+    criterion: Criterion,
+    distribution: Distribution = ONE_DEVICE,
 ) -> Callable[..., list[tf.Tensor]]:
     """Return a compiled function of inputs, targets and weights to the loss's gradients; it changes nothing."""
 
@@ -111,16 +120,22 @@ def make_gradient_step(
             loss = tf.reduce_mean(criterion.loss(targets, tf.cast(logits, tf.float32)) * weights)
         return tape.gradient(loss, list(variables))
 
-    return tf.function(step, jit_compile=False, reduce_retracing=True)
+    def call(*batch: tf.Tensor) -> list[tf.Tensor]:
+        return distribution.call(step, *batch)
+
+    return tf.function(call, jit_compile=False, reduce_retracing=True)
 
 
-def make_forward(suffix: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+def make_forward(suffix: keras.Model, distribution: Distribution = ONE_DEVICE) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return a compiled function of inputs to logits float32 [b, k], in inference mode."""
 
     def forward(inputs: tf.Tensor) -> tf.Tensor:
         return tf.cast(suffix(as_floats(inputs), training=False)["logits"], tf.float32)
 
-    return tf.function(forward, jit_compile=False, reduce_retracing=True)
+    def answer(inputs: tf.Tensor) -> tf.Tensor:
+        return distribution.map(forward, inputs)
+
+    return tf.function(answer, jit_compile=False, reduce_retracing=True)
 
 
 def as_floats(inputs: tf.Tensor) -> tf.Tensor:

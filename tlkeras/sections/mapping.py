@@ -156,7 +156,11 @@ MAPS = ("recurrent", "attention", "transformer")
 
 
 class Training(Section):
-    """How what has no closed form is trained: deep heads and those on maps. The seed is every head's."""
+    """How what has no closed form is trained: deep heads and those on maps. The seed is every head's.
+
+    The strategy is that of fine-tuning: `mirrored` takes all GPUs of a machine, `multi_worker` those of all machines
+    in TF_CONFIG, `auto` is `mirrored` where there are several GPUs.
+    """
 
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=64, ge=1)
@@ -164,3 +168,4 @@ class Training(Section):
     weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
     patience: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
+    strategy: Literal["none", "auto", "mirrored", "multi_worker"] = "none"

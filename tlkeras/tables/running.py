@@ -16,6 +16,9 @@ _WITH_INTERVALS = ("f1", "roc_auc", "average_precision")
 
 def draw_training(result: dict[str, Any]) -> None:
     """Print figures, the time of each phase, where the run lies, and what to do next."""
+    if "worker" in result:
+        open_console().print(f"Worker {result['worker']} of {result['workers']} is done; worker 0 has the run.")
+        return
     draw_evaluation(result)
     console = open_console()
     phases = result["phases"]

@@ -1,0 +1,85 @@
+"""Imported by test_distribution.py in a process of its own, whose CPU TensorFlow sees as two devices; prints JSON."""
+
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+from test_loop import STAGES, Breaking, cuts_of, make_network, make_part
+
+from tlkeras.finetuning.checkpoints import Checkpoints
+from tlkeras.finetuning.distribution import ONE_DEVICE, make_mirrored
+from tlkeras.finetuning.loop import Loop, Settings
+from tlkeras.finetuning.objectives import make_objective, mix_examples
+from tlkeras.finetuning.optimizers import scale_learning_rates
+from tlkeras.finetuning.schedule import Schedule, Stage
+from tlkeras.finetuning.steps import Criterion
+
+TOP = STAGES[1]
+CASES = {
+    "suffix, then all": ((replace(TOP, epochs=1), replace(STAGES[2], epochs=1)), {"mixup": True}),
+    "uneven batches": ((TOP,), {"batch_size": 7}),
+    "float16": ((replace(TOP, epochs=1),), {"precision": "float16"}),
+    "batch norm trains": ((Stage("all", "all", 1e-3, epochs=1, batch_norm="train"),), {}),
+    "batch norm taken anew": ((Stage("all", "all", 1e-3, epochs=1, batch_norm="reestimate"),), {}),
+    "rates by gradients": ((Stage("auto", "auto", 1e-3, epochs=1),), {}),
+}
+
+
+def train(distribution, stages, options, folder=None, breaks=None):
+    """Return history and weights by path."""
+    options = dict(options)
+    plain = make_network()
+    placed = distribution.place(plain)
+    with distribution.scope():
+        optimizer = scale_learning_rates(keras.optimizers.SGD(1e-3, momentum=0.9, global_clipnorm=0.1))
+    criterion = Criterion(make_objective("softmax"), mix=mix_examples if options.pop("mixup", False) else None)
+    settings = Settings(**{"batch_size": 8, "average": 0.9, "save_seconds": 0.0, **options}, distribution=distribution)
+    parts = (make_part(plain, breaks=breaks), make_part(plain))
+    schedule = Schedule(stages, minimise=True, keep="last")
+    loop = Loop(placed, schedule, cuts_of(plain, stages), optimizer, criterion, parts, settings)
+    history = loop.run(Checkpoints(Path(folder)) if folder else None)
+    distribution.fetch(placed, plain)
+    return history, {variable.path: np.array(variable) for variable in plain.model.weights}
+
+
+def compare(left, right):
+    """Return the largest differences of losses and of weights; that of all that training moved shows the scale."""
+    (history, weights), (others, other) = left, right
+    assert list(weights) == list(other)
+    losses = max(abs(a[key] - b[key]) for a, b in zip(history, others, strict=True) for key in ("loss", "val_loss"))
+    before = {variable.path: np.array(variable) for variable in make_network().model.weights}
+    moved = max(float(np.abs(weights[path] - before[path]).max()) for path in weights)
+    return {
+        "losses": losses,
+        "weights": max(float(np.abs(weights[p] - other[p]).max()) for p in weights),
+        "moved": moved,
+    }
+
+
+def resume(mirrored):
+    """Interrupt a run, go on, and compare with one that never stopped."""
+    stages = (replace(TOP, epochs=1), replace(STAGES[2], epochs=1))
+    whole = train(mirrored, stages, {})
+    with tempfile.TemporaryDirectory() as folder:
+        left = [4]
+        try:
+            train(mirrored, stages, {}, folder, lambda supply: Breaking(supply, left))
+        except InterruptedError:
+            return compare(whole, train(mirrored, stages, {}, folder))
+    raise AssertionError("it was not interrupted")
+
+
+def main():
+    mirrored = make_mirrored()
+    results = {"devices": mirrored.devices}
+    for name in sys.argv[1:]:
+        if name == "resumed":
+            results[name] = resume(mirrored)
+            continue
+        stages, options = CASES[name]
+        results[name] = compare(train(ONE_DEVICE, stages, options), train(mirrored, stages, options))
+    print(json.dumps(results))

@@ -1,0 +1,47 @@
+"""From a recipe to the devices that it trains on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from tlkeras.cluster import PATIENCE, meet, read_cluster
+from tlkeras.errors import RecipeError
+from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution, make_mirrored, make_multi_worker
+from tlkeras.recipe import Recipe, fingerprint
+from tlkeras.runs import describe_environment
+
+_VERSIONS = ("tlkeras", "tensorflow", "keras", "numpy")
+
+
+def make_distribution(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> Distribution:
+    """Return the devices of a training; of several processes each waits here until all are there.
+
+    It must come before anything is computed: TensorFlow allows a cluster only then.
+
+    Raises:
+        TlkerasError: TF_CONFIG cannot be used.
+        RunError: A process did not come, or it has another recipe or other versions.
+    """
+    strategy = recipe.training.strategy
+    accumulates = recipe.finetuning is not None and recipe.finetuning.accumulate > 1
+    if recipe.finetuning is None or strategy == "none":
+        return ONE_DEVICE
+    if strategy == "auto":
+        several = len(tf.config.list_physical_devices("GPU")) > 1 and not accumulates
+        return make_mirrored() if several else ONE_DEVICE
+    if accumulates:
+        raise RecipeError(
+            "Gradients are accumulated on one device.",
+            f"training.strategy {strategy} with finetuning.accumulate {recipe.finetuning.accumulate}",
+            "Set accumulate to 1: several devices take larger batches.",
+        )
+    if strategy == "mirrored":
+        return make_mirrored()
+    cluster = read_cluster(environment)
+    versions = describe_environment()["versions"]
+    facts = {"recipe": fingerprint(recipe), **{name: versions.get(name) for name in _VERSIONS}}
+    meet(cluster, facts, float(environment.get("TLKERAS_WAIT", PATIENCE)))
+    return make_multi_worker(len(cluster), cluster.index)

@@ -1,0 +1,182 @@
+"""The machines that train together: who they are, and that all of them are about to do the same.
+
+Who they are stands in TF_CONFIG, as every scheduler sets it for TensorFlow:
+`{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tlkeras.errors import RunError, TlkerasError
+from tlkeras.progress import track
+
+PATIENCE = 600.0  # seconds: schedulers do not start all machines at once
+_MOST = 1 << 20  # bytes of a message
+_EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Processes that train together.
+
+    Attributes:
+        addresses: "host:port" of each; the first one is the chief.
+        index: Which of them this process is.
+    """
+
+    addresses: tuple[str, ...]
+    index: int
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+
+def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
+    """Return what TF_CONFIG says.
+
+    Raises:
+        TlkerasError: It is missing or cannot be used; all problems are named at once.
+    """
+    text = environment.get("TF_CONFIG", "")
+    if not text:
+        raise TlkerasError(
+            "training.strategy multi_worker needs TF_CONFIG in the environment of every process.",
+            "none",
+            f"An example, of the first of two: TF_CONFIG='{_EXAMPLE}'",
+        )
+    try:
+        config = json.loads(text)
+        workers, task = config["cluster"]["worker"], config["task"]
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise TlkerasError(
+            "TF_CONFIG must be JSON that names workers and a task.", problem, f"As in {_EXAMPLE}"
+        ) from None
+    problems = _list_problems(config, workers, task)
+    if problems:
+        raise TlkerasError.from_problems("TF_CONFIG cannot be used:", problems)
+    return Cluster(tuple(workers), task["index"])
+
+
+def _list_problems(config: Any, workers: Any, task: Any) -> list[str]:
+    if not isinstance(workers, list) or not workers or not all(isinstance(worker, str) for worker in workers):
+        return ["cluster.worker must be a list of addresses."]
+    problems = [f"{address!r} is no host:port." for address in workers if not _is_address(address)]
+    problems += [f"{address!r} is there twice." for address in sorted(set(workers)) if workers.count(address) > 1]
+    others = sorted(set(config["cluster"]) - {"worker"})
+    if others:
+        problems.append(f"there are only workers, the first of which is the chief. Received: {', '.join(others)}.")
+    kind, index = (task.get("type"), task.get("index")) if isinstance(task, dict) else (None, None)
+    if kind != "worker":
+        problems.append(f"task.type must be 'worker'. Received: {kind!r}.")
+    if type(index) is not int or not 0 <= index < len(workers):
+        problems.append(f"task.index must be a whole number from 0 to {len(workers) - 1}. Received: {index!r}.")
+    return problems
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdigit() and 0 < int(port) < 2**16
+
+
+def meet(cluster: Cluster, facts: Mapping[str, Any], patience: float = PATIENCE) -> None:
+    """Wait until all processes are there, and see to it that all are about to do the same.
+
+    The others call the chief at its own address, which TensorFlow only takes afterwards.
+
+    Args:
+        facts: What must be equal: versions, the recipe.
+        patience: Seconds to wait.
+
+    Raises:
+        RunError: Some did not come in time, or some differ; each is named with what is different.
+    """
+    if len(cluster) == 1:
+        return
+    end = time.monotonic() + patience
+    if cluster.index == 0:
+        _gather(cluster, facts, end)
+    else:
+        _call(cluster, facts, end)
+
+
+def _gather(cluster: Cluster, facts: Mapping[str, Any], end: float) -> None:
+    host, _, port = cluster.addresses[0].rpartition(":")
+    came: dict[int, tuple[socket.socket, list[str]]] = {}
+    with contextlib.ExitStack() as stack, track("Waiting for workers", len(cluster) - 1, "workers") as advance:
+        try:
+            server = stack.enter_context(socket.create_server(("", int(port)), reuse_port=False))
+        except OSError as error:
+            raise RunError("The chief's port must be free.", f"{host}:{port} ({error.strerror})") from None
+        while len(came) < len(cluster) - 1:
+            server.settimeout(max(0.001, end - time.monotonic()))
+            try:
+                peer = stack.enter_context(server.accept()[0])
+                peer.settimeout(10)
+                hello = _receive(peer)
+                index, theirs = hello["index"], hello["facts"]
+            except TimeoutError:
+                break
+            except (OSError, ValueError, KeyError, TypeError):  # whoever else calls a port
+                continue
+            if index not in came:
+                advance(1)
+            came[index] = (peer, _compare(index, theirs, facts))
+        missing = [cluster.addresses[i] for i in range(1, len(cluster)) if i not in came]
+        problems = [problem for _, found in came.values() for problem in found]
+        problems += [f"{address} did not come" for address in missing]
+        for peer, _ in came.values():
+            with contextlib.suppress(OSError):
+                _send(peer, {"problems": problems})
+    _raise(problems)
+
+
+def _call(cluster: Cluster, facts: Mapping[str, Any], end: float) -> None:
+    host, _, port = cluster.addresses[0].rpartition(":")
+    problem: object = "no answer"
+    while (left := end - time.monotonic()) > 0:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=min(left, 10)) as chief:
+                _send(chief, {"index": cluster.index, "facts": dict(facts)})
+                chief.settimeout(max(0.001, end - time.monotonic()) + 10)  # the chief waits for the others
+                _raise(_receive(chief)["problems"])
+                return
+        except (OSError, ValueError, KeyError) as error:
+            problem = error
+            time.sleep(min(0.2, max(0.0, left)))
+    raise RunError(
+        "All workers must reach the chief.",
+        f"{cluster.addresses[0]} ({problem})",
+        "See that it runs, that TF_CONFIG is the same on all, and that no firewall is between.",
+    )
+
+
+def _compare(index: int, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    ours = json.loads(json.dumps(ours))
+    names = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
+    return [f"worker {index}: {name} is {theirs.get(name)!r}, of the chief it is {ours.get(name)!r}" for name in names]
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise RunError.from_problems("Machines that train together must all be there and alike:", problems)
+
+
+def _send(peer: socket.socket, message: Mapping[str, Any]) -> None:
+    peer.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _receive(peer: socket.socket) -> Any:
+    with peer.makefile("rb") as lines:
+        line = lines.readline(_MOST)
+    if not line.endswith(b"\n"):
+        raise ValueError("the connection ended")
+    return json.loads(line)

@@ -1,0 +1,288 @@
+"""Steps on several devices at once: each takes a share of the batch, and the sum is that of one device.
+
+What holds on one device must hold here: the loss and the gradient are those of the whole batch, clipping and loss
+scaling act on that gradient, and every device's weights stay equal. Keras would clip each device's gradient before it
+adds them up, and its `fit` fails on several machines (keras#20585); the steps here do neither.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tlkeras.errors import RunError, TlkerasError
+from tlkeras.finetuning.checkpoints import Checkpoint
+from tlkeras.finetuning.network import Network
+
+_SECONDS = 1800.0  # that a process waits for the others: one may measure or save meanwhile
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.InternalError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+
+
+class Distribution:
+    """One device, as which all others behave.
+
+    Attributes:
+        workers: Processes that train together.
+        worker: Which of them this one is, from 0; the first one, the chief, alone writes.
+        devices: Of this process.
+    """
+
+    workers, worker, devices = 1, 0, 1
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes checkpoints and results."""
+        return self.worker == 0
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Within, variables are made on all devices."""
+        return nullcontext()
+
+    def place(self, network: Network) -> Network:
+        """Return the network on all devices."""
+        return network
+
+    def fetch(self, placed: Network, network: Network) -> None:
+        """Bring what was trained back into the network that was placed."""
+
+    def adopt(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Let an optimizer that was made within the scope take gradients that are summed already."""
+
+    def synchronise(self, layers: Sequence[keras.Layer]) -> None:
+        """Let batch norm take its statistics of the batch over all devices."""
+
+    def share(self, positions: np.ndarray) -> np.ndarray:
+        """Return this process's part of a batch."""
+        return positions
+
+    def run(self, learn: Callable[..., tf.Tensor], *batch: Any) -> tf.Tensor:
+        """Call `learn(share of the batch, *part of the batch)` on each device; return the sum of the results."""
+        return learn(1.0, *batch)
+
+    def sum(self, gradients: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+        """Within `learn`: return the sums over all devices."""
+        return gradients
+
+    def map(self, answer: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor) -> tf.Tensor:
+        """Return the answers [b, ...] to inputs [b, ...], computed on all devices of this process."""
+        return answer(inputs)
+
+    def call(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Return what a function makes of whole inputs, by the variables as they stand on a device."""
+        return function(*inputs)
+
+    def add_up(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum of an array, int32 or float32, over all processes."""
+        return array
+
+    def spread(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
+        """Return what the chief has loaded; the others need not see its disk."""
+        return checkpoint
+
+    def watch(self) -> AbstractContextManager[None]:
+        """Within, the loss of another process is said in words."""
+        return nullcontext()
+
+
+ONE_DEVICE = Distribution()
+
+
+class SeveralDevices(Distribution):
+    """The devices of a strategy of `tf.distribute`.
+
+    Args:
+        strategy: `MirroredStrategy`, or `MultiWorkerMirroredStrategy` with one process per worker.
+        workers: Processes.
+        worker: Which of them this is.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, workers: int = 1, worker: int = 0):
+        self._strategy, self.workers, self.worker = strategy, workers, worker
+        self.devices = strategy.num_replicas_in_sync // workers
+        self._add_everywhere = tf.function(
+            lambda values: strategy.run(self._add_once, (values,)), jit_compile=False, reduce_retracing=True
+        )
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Within, variables are mirrored."""
+        return self._strategy.scope()
+
+    def place(self, network: Network) -> Network:
+        """Return a copy with mirrored variables, all equal to those of the chief's network."""
+        with self.scope():
+            placed = _copy(network)
+        values = self._receive([source.numpy() for source in network.model.weights])
+        for target, value in zip(placed.model.weights, values, strict=True):
+            target.assign(value)
+        return placed
+
+    def fetch(self, placed: Network, network: Network) -> None:
+        """Bring the values back into a network with plain variables."""
+        for target, source in zip(network.model.weights, placed.model.weights, strict=True):
+            target.assign(source.numpy())
+
+    def adopt(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Take the sum out of the optimizer: it would add up what `sum` has added up before clipping."""
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if not hasattr(inner, "_all_reduce_sum_gradients"):
+            raise TlkerasError(
+                "Training on several devices needs Keras as of 3.15.",
+                f"{keras.__version__}, whose optimizers add up gradients in another way",
+                "Set training.strategy to none.",
+            )
+        vars(inner)["_all_reduce_sum_gradients"] = list
+
+    def synchronise(self, layers: Sequence[keras.Layer]) -> None:
+        """Let batch norm take its statistics of the batch over all devices."""
+        for layer in layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
+
+    def share(self, positions: np.ndarray) -> np.ndarray:
+        """Return this process's part of a batch."""
+        return np.array_split(positions, self.workers)[self.worker]
+
+    def run(self, learn: Callable[..., tf.Tensor], *batch: Any) -> tf.Tensor:
+        """Call `learn` on each device with its slice and that slice's share of the examples of all devices."""
+
+        def learn_part(*whole: Any) -> tf.Tensor:
+            part = [self._slice(tensor) for tensor in whole]
+            count = tf.cast(tf.shape(part[0])[0], tf.float32)
+            return learn(count / self._add(count), *part)
+
+        return self._strategy.reduce("SUM", self._strategy.run(learn_part, batch), axis=None)
+
+    def sum(self, gradients: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+        """Return the sums over the devices of all processes."""
+        present = [gradient for gradient in gradients if gradient is not None]
+        added = iter(self._add(present))
+        return [None if gradient is None else next(added) for gradient in gradients]
+
+    def map(self, answer: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor) -> tf.Tensor:
+        """Return the answers to inputs, a slice of them from each device."""
+        answers = self._strategy.run(lambda whole: answer(self._slice(whole)), (inputs,))
+        return tf.concat(self._strategy.experimental_local_results(answers), axis=0)
+
+    def call(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Call the function on every device, and return what the first one answers."""
+        answers = self._strategy.run(function, inputs)
+        return tf.nest.map_structure(lambda answer: self._strategy.experimental_local_results(answer)[0], answers)
+
+    def add_up(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum over all processes; within a process, devices hold the same."""
+        if self.workers == 1:
+            return array
+        sums = self._add_everywhere(tf.constant(array))
+        return self._strategy.experimental_local_results(sums)[0].numpy()
+
+    def spread(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
+        """Return what the chief has loaded, bit for bit."""
+        if self.workers == 1:
+            return checkpoint
+        content = b""
+        if checkpoint is not None and self.is_chief:
+            file = io.BytesIO()
+            facts = json.dumps({"step": checkpoint.step, "state": checkpoint.state, "names": list(checkpoint.arrays)})
+            arrays = {str(number): array for number, array in enumerate(checkpoint.arrays.values())}
+            np.savez(file, facts=np.frombuffer(facts.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+            content = file.getvalue()
+        size = int(self.add_up(np.array([len(content)], np.int32))[0])
+        if not size:
+            return None
+        (packed,) = self._receive([np.frombuffer(content or bytes(size), np.uint8)])
+        with np.load(io.BytesIO(packed.tobytes()), allow_pickle=False) as found:
+            told = json.loads(found["facts"].tobytes())
+            values = {name: found[str(number)] for number, name in enumerate(told["names"])}
+        return Checkpoint(told["step"], values, told["state"])
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Turn what TensorFlow raises when a process is gone into an error with the way out.
+
+        Raises:
+            RunError: A process is gone.
+        """
+        try:
+            yield
+        except _LOST as error:
+            if self.workers == 1:
+                raise
+            raise RunError(
+                "Processes that train together must all live until the end.",
+                f"{type(error).__name__} at worker {self.worker} of {self.workers}: another one is gone",
+                "Start all of them again with --resume and the name of the run.",
+            ) from error
+
+    def _receive(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the chief's arrays, bit for bit; every process gives as many, of the same shapes and dtypes."""
+        if self.workers == 1:
+            return list(arrays)
+        content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+        words = np.frombuffer(content + bytes(-len(content) % 4), np.int32)
+        sent = self.add_up(words if self.is_chief else np.zeros_like(words)).tobytes()
+        ends = np.cumsum([array.nbytes for array in arrays]).tolist()
+        return [
+            np.frombuffer(sent[end - array.nbytes : end], array.dtype).reshape(array.shape)
+            for array, end in zip(arrays, ends, strict=True)
+        ]
+
+    def _slice(self, tensor: Any) -> Any:
+        """Return this device's rows of a tensor; they are cut out before they are copied to the device."""
+        if tensor is None or self.devices == 1:
+            return tensor
+        number = tf.distribute.get_replica_context().replica_id_in_sync_group % self.devices
+        with tf.device("/cpu:0"):
+            count = tf.shape(tensor)[0]
+            return tensor[number * count // self.devices : (number + 1) * count // self.devices]
+
+    def _add(self, tensors: Any) -> Any:
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+    def _add_once(self, values: tf.Tensor) -> tf.Tensor:
+        here = tf.identity(values)  # on the device: an argument is nowhere yet
+        first = tf.distribute.get_replica_context().replica_id_in_sync_group % self.devices == 0
+        return self._add(here if self.devices == 1 else tf.where(first, here, tf.zeros_like(here)))
+
+
+def _copy(network: Network) -> Network:
+    """Return a network with variables of its own and the names of the other; values are not copied."""
+    both = keras.Model(network.backbone.input, [network.backbone.output, network.features])
+    copied = keras.models.clone_model(both)
+    backbone, pooled = (keras.Model(copied.input, output, name=network.backbone.name) for output in copied.outputs)
+    heads = {
+        task: [type(layer).from_config(layer.get_config()) for layer in layers]
+        for task, layers in network.heads.items()
+    }
+    source_head = None
+    if network.source_head is not None:
+        source_head = keras.models.clone_model(network.source_head)
+        source_head.set_weights(network.source_head.get_weights())
+    return Network(backbone, pooled, heads, network.model.name, source_head)
+
+
+def make_multi_worker(workers: int, worker: int) -> Distribution:
+    """Return the devices of all processes of TF_CONFIG; nothing may have been computed before in this process."""
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=_SECONDS)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    return SeveralDevices(strategy, workers, worker)
+
+
+def make_mirrored() -> Distribution:
+    """Return all GPUs of this machine, else all its logical CPUs; one device where there is one."""
+    found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if len(found) < 2:
+        return ONE_DEVICE
+    return SeveralDevices(tf.distribute.MirroredStrategy([device.name for device in found]))
