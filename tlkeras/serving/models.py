@@ -25,6 +25,7 @@ from tlkeras.serving.statuses import Code, StatusError, invalid, translate
 
 DEFAULT_SIGNATURE = "serving_default"
 _BYTES = "image_bytes"
+_LOOK_SECONDS = 0.02
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ class Model:
 
     def __post_init__(self) -> None:
         self.versions: dict[int, Version] = {}
+        self.running: set[object] = set()  # a mark for each request that is being worked on
         self.states: dict[int, State] = {}
         self._tried: dict[int, float] = {}
         self._executor = ThreadPoolExecutor(4, thread_name_prefix="tlkeras-serve")
@@ -184,6 +186,9 @@ class Model:
         task.add_done_callback(self._leaving.discard)
 
     async def _unload(self, version: Version) -> None:
+        before = set(self.running)  # any of these may have found the version and not asked it yet
+        while before & self.running:
+            await asyncio.sleep(_LOOK_SECONDS)
         for batcher in version.batchers.values():
             await batcher.close()
         version.served.close()

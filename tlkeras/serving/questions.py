@@ -24,7 +24,6 @@ class Desk:
 
     def __init__(self, model: Model):
         self.model = model
-        self._running = 0
 
     async def ask(self, name: str, method: str, work: Awaitable[Answer]) -> Answer:
         """Return the answer of some work.
@@ -34,9 +33,11 @@ class Desk:
         """
         started, code = time.perf_counter(), Code.OK
         model = name if name == self.model.name else "unknown"  # a label of Prometheus must not be a client's choice
-        self._change(1)
+        mark, running = object(), self.model.running
+        running.add(mark)
+        self.model.metrics.set_running(len(running))
         try:
-            if self._running > self.model.limits.concurrency:
+            if len(running) > self.model.limits.concurrency:
                 asyncio.ensure_future(work).cancel()
                 raise StatusError(Code.UNAVAILABLE, "Too many requests are being worked on")
             return await work
@@ -48,12 +49,9 @@ class Desk:
             code = found.code
             raise found from None
         finally:
-            self._change(-1)
+            running.discard(mark)
+            self.model.metrics.set_running(len(running))
             self.model.metrics.observe_request(model, method, code.name, time.perf_counter() - started)
-
-    def _change(self, by: int) -> None:
-        self._running += by
-        self.model.metrics.set_running(self._running)
 
     async def predict(
         self, version: Version, signature: str, inputs: Mapping[str, np.ndarray], wanted: Sequence[str] = ()
