@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -158,10 +159,15 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
     kept = np.isin(np.arange(len(examples)), features.kept)
     check_sides(examples, np.where(kept, sides, ""))
     with features, run.phase("fit head"):
-        parts = {name: take_side(features, sides == name) for name in ("train", "validation", "test")}
-        heads = fit_heads(partial(assembly.make_recipe_head, recipe), examples, parts)
-        rows = {name: part.rows for name, part in parts.items()}
-        asked = [name for name in ("test", "validation") if len(rows[name])]
+        names = ("train", "validation", "test", assembly.TARGET)
+        parts = {name: take_side(features, sides == name) for name in names}
+        make = assembly.adapt_heads(recipe, partial(assembly.make_recipe_head, recipe))
+        heads = fit_heads(make, examples, parts)
+        rows = {name: part.rows for name, part in parts.items() if name in names[:3] or len(part.rows)}
+        # across domains what validates is of another domain than what is answered
+        asked = [
+            name for name in ("test", "validation") if len(rows[name]) and not (name == "validation" and recipe.domains)
+        ]
         probabilities = {side: _ask(heads, parts[side]) for side in asked}
         linear = all(isinstance(head, LinearHead) for head in heads.values())
         if recipe.finetuning or not linear:
@@ -209,19 +215,20 @@ def take_side(features: Features, wanted: np.ndarray) -> Side:
     return Side(rows, features.outputs[0][places])
 
 
-def fit_heads(make: Callable[[], Head], examples: Examples, parts: Mapping[str, Side]) -> dict[str, Head]:
+def fit_heads(make: Callable[[], Any], examples: Examples, parts: Mapping[str, Side]) -> dict[str, Head]:
     """Return a fitted head per task: on frozen features nothing is shared, so that each is fitted alone."""
     return {task.name: _fit(make(), examples, task, parts) for task in examples.tasks}
 
 
-def _fit(head: Head, examples: Examples, task: Task, parts: Mapping[str, Side]) -> Head:
+def _fit(head: Any, examples: Examples, task: Task, parts: Mapping[str, Side]) -> Head:
     rows, train = parts["train"].take(examples, task)
     held = parts["validation"].take(examples, task)[1] if "validation" in parts else None
-    groups = examples.groups[rows]
+    groups, target = examples.groups[rows], parts.get(assembly.TARGET)
     return head.fit(
         *train,
         validation=held if held is not None and len(held[0]) else None,
         groups=groups if (groups != "").any() else None,
+        **({"target": target.X} if target is not None and len(target.rows) else {}),
     )
 
 

@@ -13,6 +13,7 @@ from tlkeras.assembly.data import (
     take_pictures,
 )
 from tlkeras.assembly.distribution import make_distribution
+from tlkeras.assembly.domains import TARGET, adapt_heads
 from tlkeras.assembly.features import (
     KEPT_PRECISION,
     PLAIN_VIEWS,
@@ -30,6 +31,8 @@ from tlkeras.assembly.stages import make_schedule, plan_finetuning, plan_recipe
 __all__ = [
     "KEPT_PRECISION",
     "PLAIN_VIEWS",
+    "TARGET",
+    "adapt_heads",
     "build_prefix",
     "cache_root",
     "choose_taps",

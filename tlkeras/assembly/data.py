@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tlkeras.assembly.domains import is_target, keep_domains, part_domains
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.data.checks import Inspection
 from tlkeras.data.policies import Policy, make_policy
@@ -38,7 +39,9 @@ def read_examples(recipe: Recipe) -> Examples:
         stratify=data.stratify,
         separator=_list_separators(recipe),
     )
-    examples = leave_out_unlabelled(examples)
+    examples = keep_domains(recipe, examples)
+    target = is_target(recipe, examples)
+    examples = leave_out_unlabelled(examples, target)
     return thin(examples, data.limit, data.seed) if data.limit else examples
 
 
@@ -75,6 +78,7 @@ def divide(recipe: Recipe, examples: Examples) -> np.ndarray:
     """
     data = recipe.data
     sides = assign_sides(examples, data.validation, data.test, data.seed, data.tolerance)
+    sides = part_domains(recipe, examples, sides)
     check_sides(examples, sides)
     return sides
 

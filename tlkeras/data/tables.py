@@ -188,9 +188,15 @@ def name_columns(table: Table, names: Mapping[str, str]) -> Table:
     return replace(table, columns={**table.columns, **columns}, classes={**hidden, **classes})
 
 
-def leave_out_unlabelled(examples: Examples) -> Examples:
-    """Return the examples that have a label in some task; the others are listed as rejected."""
+def leave_out_unlabelled(examples: Examples, needless: np.ndarray | None = None) -> Examples:
+    """Return the examples that have a label in some task; the others are listed as rejected.
+
+    Args:
+        examples: All of them.
+        needless: Which need none, bool (n,).
+    """
     labelled = np.any([task.is_labelled(examples.targets[task.name]) for task in examples.tasks], axis=0)
+    labelled |= False if needless is None else needless
     unlabelled = tuple(Rejection(path, "no-label", "it has no label") for path in examples.paths[~labelled])
     return replace(examples.take(labelled), rejected=(*examples.rejected, *unlabelled))
 

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from tlkeras.sections.data import Augmentation, Data
+from tlkeras.sections.domains import Domains
 from tlkeras.sections.features import Backbone, Features
 from tlkeras.sections.fields import Section
 from tlkeras.sections.finetuning import Finetuning, Stage
@@ -24,6 +25,7 @@ class Recipe(Section):
     backbone: Backbone
     features: Features = Features()
     mapping: Head = Linear()
+    domains: Domains | None = None
     augmentation: Augmentation = Augmentation()
     finetuning: Finetuning | None = None
     training: Training = Training()
@@ -40,6 +42,21 @@ class Recipe(Section):
         loss = options.get("loss", {})
         asked = {"kind": "sigmoid", **loss} if isinstance(loss, dict) else loss
         return {**values, "finetuning": {**options, "loss": asked}}
+
+    @model_validator(mode="after")
+    def _suit_the_domains(self) -> Recipe:
+        if self.domains is None:
+            return self
+        conflicts = []
+        if self.finetuning is not None:
+            conflicts.append("features are frozen: leave finetuning out")
+        if self.data.separator or any(task.kind == "labels" for task in (self.data.tasks or {}).values()):
+            conflicts.append("a picture is of one class, not of several labels")
+        if self.domains.correction == "confusion" and self.data.validation == 0:
+            conflicts.append("confusion is measured on a validation set: set data.validation")
+        if conflicts:
+            raise ValueError(f"across domains, {'; '.join(conflicts)}.")
+        return self
 
     @model_validator(mode="after")
     def _suit_the_labels(self) -> Recipe:

@@ -1,0 +1,135 @@
+"""Deep adaptation: losses by hand, gradients by differences, and against broken variants of itself."""
+
+from functools import cache
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tlkeras.errors import DataError, RecipeError
+from tlkeras.mapping.adversarial import WEIGHTS, Adaptation, AdaptedHead
+from tlkeras.mapping.discrepancies import (
+    compare_covariances,
+    compare_means,
+    measure_a_distance,
+    measure_confusion,
+    ramp,
+    reverse_gradient,
+    weigh_by_certainty,
+)
+
+METHODS = list(WEIGHTS)
+SHORT = {"width": 8, "epochs": 6, "batch_size": 32, "dropout": 0.2, "learning_rate": 0.01}
+
+
+def draw_domains(seed=0, count=160):
+    random = np.random.default_rng(seed)
+    ys, yt = random.integers(0, 2, count), random.integers(0, 2, count)
+    Xs = random.normal(size=(count, 4)) + np.outer(ys, [3.0, 0, 0, 0])
+    Xt = random.normal(size=(count, 4)) + np.outer(yt, [3.0, 0, 0, 0]) + [0.0, 2.0, 0, 0]
+    return Xs.astype(np.float32), ys, Xt.astype(np.float32), yt
+
+
+@cache
+def fit(**options):
+    Xs, ys, Xt, _ = draw_domains()
+    return AdaptedHead(Adaptation(**{**SHORT, **options})).fit(Xs, ys, Xt)
+
+
+def test_reversal_by_differences():
+    x, step = np.array([0.3, -0.7]), 1e-3
+    weights = tf.constant([2.0, -5.0])
+
+    def loss(values):
+        return float(tf.reduce_sum(weights * tf.constant(values, tf.float32) ** 2))
+
+    slopes = [(loss(x + step * unit) - loss(x - step * unit)) / (2 * step) for unit in np.eye(2)]
+    tensor = tf.constant(x, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(tensor)
+        value = tf.reduce_sum(weights * reverse_gradient(tensor, 0.5) ** 2)
+    np.testing.assert_allclose(tape.gradient(value, tensor), -0.5 * np.array(slopes), rtol=1e-3)
+    assert float(value) == pytest.approx(loss(x), rel=1e-6)
+
+
+def test_losses_by_hand():
+    one, two = tf.constant([[0.0, 0.0], [2.0, 0.0]]), tf.constant([[0.0, 1.0], [0.0, 3.0]])
+    # covariances diag(2, 0) and diag(0, 2): squares 4 + 4, over 4 * 2^2
+    assert float(compare_covariances(one, two)) == pytest.approx(0.5)
+    assert float(compare_means(one, one)) == pytest.approx(0, abs=1e-6)
+    left, right = tf.constant([[0.0], [0.0]]), tf.constant([[2.0], [2.0]])
+    # mean squared distance 2; kernels exp(-4 / (4 a)), twice 1 within, so 2 (5 - sum)
+    expected = 2 * sum(1 - np.exp(-1 / a) for a in (0.125, 0.25, 0.5, 1, 2))
+    assert float(compare_means(left, right)) == pytest.approx(expected, rel=1e-5)
+    sure = tf.constant([[100.0, 0.0], [0.0, 100.0]])
+    assert float(measure_confusion(sure)) == pytest.approx(0, abs=1e-6)
+    assert float(measure_confusion(tf.zeros((4, 2)))) == pytest.approx(0.5)  # half of each class goes to the other
+    # entropies 0 and log 2: weights 2 and 1.5, divided by 1.75
+    weights = weigh_by_certainty(tf.constant([[1.0, 0.0], [0.5, 0.5]]))
+    np.testing.assert_allclose(weights, [2 / 1.75, 1.5 / 1.75], rtol=1e-5)
+    np.testing.assert_allclose([ramp(0.0), ramp(0.5)], [0, 0.98661], atol=1e-5)
+
+
+def test_a_distance_of_domains():
+    Xs, _, Xt, _ = draw_domains()
+    assert measure_a_distance(Xs, Xs) < 0.5
+    assert measure_a_distance(Xs, Xt) > 1.0
+    assert measure_a_distance(Xs, Xs + 100) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+def test_without_weight_it_is_plain_training_bit_for_bit(method):
+    plain, unweighted = fit(method="none"), fit(method=method, weight=0.0)
+    Xt = draw_domains()[2]
+    np.testing.assert_array_equal(plain.predict_proba(Xt), unweighted.predict_proba(Xt))
+    assert not np.array_equal(plain.predict_proba(Xt), fit(method=method).predict_proba(Xt))
+
+
+@pytest.mark.parametrize("method", ["dann", "coral"])
+def test_the_classes_gradient_reaches_the_encoder(method):
+    """What one public implementation lacks: without it an encoder stays as it was drawn."""
+    trained, start = fit(method=method, weight=0.0), fit(method=method, learning_rate=1e-12, weight=0.0)
+    moved = np.abs(trained._encoder.get_layer("bottleneck").kernel - start._encoder.get_layer("bottleneck").kernel)
+    assert float(moved.max()) > 0.05
+    Xs, ys, *_ = draw_domains()
+    assert (trained.predict(Xs) == ys).mean() > 0.75
+
+
+@pytest.mark.parametrize("method", ["dann", "cdan", "mmd", "coral"])
+def test_domains_become_alike(method):
+    Xs, _, Xt, _ = draw_domains()
+    gaps = []
+    for chosen in ("none", method):
+        head = fit(method=chosen, epochs=25, dropout=0.0)
+        gap = head.encode(Xs).mean(0) - head.encode(Xt).mean(0)
+        gaps.append(np.linalg.norm(gap) / head.encode(Xs).std())
+    if method == "coral":  # it looks at covariances alone
+        assert np.isfinite(gaps).all()
+    else:
+        assert gaps[1] < gaps[0]
+
+
+def test_many_products_are_mixed(monkeypatch):
+    monkeypatch.setattr("tlkeras.mapping.adversarial._MOST_PRODUCTS", 10)
+    assert fit(method="cdan")._judge.input_shape == (None, 10)
+    assert fit(method="cdan", width=4)._judge.input_shape == (None, 8)
+
+
+@pytest.mark.parametrize("method", ["none", "cdan"])
+def test_layers_answer_as_the_head_and_know_no_judge(method):
+    head, Xt = fit(method=method), draw_domains()[2]
+    layers = head.to_layers()
+    assert not any("judge" in layer.name or "verdict" in layer.name for layer in layers)
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    np.testing.assert_allclose(model(Xt), head.predict_proba(Xt), atol=1e-6)
+
+
+def test_what_cannot_be_adapted_is_told():
+    Xs, ys, Xt, _ = draw_domains()
+    with pytest.raises(RecipeError, match="Did you mean 'dann'"):
+        AdaptedHead(Adaptation(method="dan"))
+    with pytest.raises(DataError, match="two classes or more"):
+        AdaptedHead().fit(Xs, np.zeros_like(ys), Xt)
+    with pytest.raises(DataError, match="two rows or more"):
+        AdaptedHead().fit(Xs, ys, Xt[:0])

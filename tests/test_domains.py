@@ -1,0 +1,133 @@
+"""From one domain to another: whole runs, and what is refused."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tlkeras import api
+from tlkeras.errors import DataError, RecipeError
+from tlkeras.mapping.domains import ADAPTATIONS, METHODS, DomainHead
+from tlkeras.mapping.linear import LinearHead
+from tlkeras.sections.domains import Domains
+
+RECIPE = """
+name: moved
+data: {source: pictures/cells.csv, label: mark, domain: camera, validation: 0.2, test: 0.3}
+domains: {source: old, target: new, method: coral}
+backbone: {name: tiny, weights: none, size: 32}
+mapping: {kind: linear, C: 0.1}
+training: {epochs: 4, batch_size: 16}
+evaluation: {bootstrap: 100}
+"""
+
+
+def draw_cells(folder, count=120, seed=0):
+    """Write 32-pixel PNGs with or without a mark, by an old camera and a new one, which is darker and reddish."""
+    random, rows = np.random.default_rng(seed), []
+    folder.mkdir(parents=True)
+    for number in range(count):
+        marked, camera = number % 2, ("old", "new", "other")[0 if number < 60 else 1 if number < 112 else 2]
+        pixels = random.normal(170, 25, (32, 32, 3))
+        if marked:
+            pixels[6:18, 6:18] -= 120
+        if camera == "new":
+            pixels = pixels * [0.7, 0.4, 0.4]
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03d}.png")
+        label = "" if camera == "new" and number % 5 == 0 else ("plain", "marked")[marked]
+        rows.append([f"{number:03d}.png", label, camera])
+    with open(folder / "cells.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["path", "mark", "camera"], *rows])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("domains")
+    draw_cells(folder / "pictures")
+    (folder / "moved.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.mark.parametrize("method", ["coral", "dann"])
+def test_what_is_measured_is_the_target_and_never_learned(method, place):
+    result = api.train("moved.yaml", {"domains.method": method, "domains.correction": "likelihood"})
+    with open(f"{result['path']}/splits.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["domain"], row["side"]) for row in rows} == {
+        ("old", "train"),
+        ("old", "validation"),
+        ("new", "target"),
+        ("new", "test"),
+    }
+    assert all(row["label"] != "?" for row in rows if row["side"] != "target")
+    assert any(row["label"] == "?" for row in rows)
+    assert result["pictures"] == sum(row["side"] == "test" for row in rows)
+    assert result["probe"] is not None  # what is learned on the source alone
+    head = result["head"]
+    assert head["method"] == method and set(head["a_distance"]) == {"before", "after"}
+    assert {"source", "importance", "deep_embedded_validation", "entropy", "information"} == set(head["scores"])
+    assert np.sum(head["priors"], axis=1) == pytest.approx([1, 1])
+    exported = api.export(result["path"], place / "models" / method)
+    served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
+    assert exported["difference"] < 1e-3 and served is not None
+
+
+def test_labels_of_the_target_change_nothing(place):
+    """Other labels on target pictures, the same answers: nobody looked."""
+    text = (place / "pictures" / "cells.csv").read_text().splitlines()
+    turned = [
+        line.replace("plain", "x").replace("marked", "plain").replace("x", "marked") if ",new" in line else line
+        for line in text
+    ]
+    (place / "pictures" / "turned.csv").write_text("\n".join(turned))
+    runs = [api.train("moved.yaml", {"data.source": f"pictures/{name}.csv"}) for name in ("cells", "turned")]
+    answers = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_the_recipe_knows_every_method():
+    assert Domains.model_json_schema()["properties"]["method"]["enum"] == list(METHODS)
+
+
+def test_what_makes_no_sense_is_refused(place):
+    stage = {"name": "top", "unfreeze": 1, "epochs": 1}
+    wrong = {"finetuning": {"stages": [stage]}, "domains.correction": "confusion", "data.validation": 0.0}
+    with pytest.raises(RecipeError) as caught:
+        api.check("moved.yaml", wrong)
+    for sentence in ("leave finetuning out", "set data.validation"):
+        assert sentence in str(caught.value)
+    with pytest.raises(DataError, match="no pictures of the domain 'nwe'.*Did you mean 'new'"):
+        api.train("moved.yaml", {"domains.target": "nwe"})
+    with pytest.raises(DataError, match="'old' is both source and target"):
+        api.train("moved.yaml", {"domains.target": "old"})
+    with pytest.raises(RecipeError, match="Did you mean 'coral'"):
+        api.check("moved.yaml", {"domains.method": "corral"})
+
+
+def test_a_class_that_the_source_lacks_is_told(place):
+    with pytest.raises(DataError, match="no training picture .* shows marked"):
+        rows = (place / "pictures" / "cells.csv").read_text().splitlines()
+        kept = [row for row in rows if not row.endswith("marked,old")]
+        (place / "pictures" / "lacking.csv").write_text("\n".join(kept))
+        api.train("moved.yaml", {"data.source": "pictures/lacking.csv"})
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ADAPTATIONS])
+def test_corrected_layers_answer_as_the_head(method):
+    import keras
+
+    random = np.random.default_rng(0)
+    y = random.integers(0, 2, 80)
+    X = (random.normal(size=(80, 5)) + 2 * y[:, None]).astype(np.float32)
+    target = (random.normal(size=(60, 5)) + 2.0 * (np.arange(60)[:, None] % 4 == 0)).astype(np.float32)
+    head = DomainHead(method, lambda: LinearHead(C=1.0), 3, correction="confusion")
+    head.fit(X[:60], y[:60], target=target, validation=(X[60:], y[60:], np.ones(20)))
+    model = keras.Sequential([keras.Input((5,)), *head.to_layers()])
+    np.testing.assert_allclose(model(target), head.predict_proba(target), atol=1e-4)
+    np.testing.assert_array_equal(head.predict_proba(target), head.predict_proba(target))
+    json.dumps(head.describe())

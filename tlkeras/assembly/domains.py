@@ -1,0 +1,80 @@
+"""From a recipe to its source and target domains, and the head that leads from one to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tlkeras.data.sources import Examples
+from tlkeras.errors import DataError, list_some, suggest
+from tlkeras.mapping.domains import DomainHead
+from tlkeras.mapping.heads import Head
+from tlkeras.recipe import Recipe
+
+TARGET = "target"
+"""The side of target pictures that are learned from without their labels."""
+
+
+def keep_domains(recipe: Recipe, examples: Examples) -> Examples:
+    """Return the examples of the recipe's domains; all where it has none.
+
+    Raises:
+        DataError: There are no pictures of a domain, or one is both source and target.
+    """
+    domains = recipe.domains
+    if domains is None:
+        return examples
+    known = sorted({str(name) for name in examples.domains} - {""})
+    problems = [
+        f"there are no pictures of the domain {name!r}; {', '.join(list_some(known)) or 'data.domain names no column'}."
+        f" {suggest(name, known)}"
+        for name in (*domains.source, *domains.target)
+        if name not in known
+    ]
+    problems += [f"{name!r} is both source and target" for name in sorted({*domains.source} & {*domains.target})]
+    if problems:
+        raise DataError.from_problems("Domains are values of data.domain:", problems)
+    return examples.take(np.isin(examples.domains.astype(str), [*domains.source, *domains.target]))
+
+
+def is_target(recipe: Recipe, examples: Examples) -> np.ndarray:
+    """Return which examples are of the target domain, bool (n,)."""
+    targets = [] if recipe.domains is None else [*recipe.domains.target]
+    return np.isin(examples.domains.astype(str), targets)
+
+
+def part_domains(recipe: Recipe, examples: Examples, sides: np.ndarray) -> np.ndarray:
+    """Return the side of each picture across domains; without a section `domains` they stay as they are.
+
+    Target pictures of the test side are measured if they have a label. All others are `TARGET`: learned from without
+    it. Source pictures validate or train: nothing is measured on them.
+    """
+    if recipe.domains is None:
+        return sides
+    target = is_target(recipe, examples)
+    labelled = np.any([task.is_labelled(examples.targets[task.name]) for task in examples.tasks], axis=0)
+    of_source = np.where(sides == "validation", "validation", "train")
+    of_target = np.where((sides == "test") & labelled, "test", TARGET)
+    return np.where(target, of_target, of_source).astype(object)
+
+
+def adapt_heads(recipe: Recipe, make: Callable[[], Head]) -> Callable[[], Head | DomainHead]:
+    """Return what makes the unfitted head, across domains where the recipe has them."""
+    domains = recipe.domains
+    if domains is None:
+        return make
+    training = recipe.training
+    return lambda: DomainHead(
+        domains.method,
+        make,
+        domains.components,
+        domains.weight,
+        domains.correction,
+        {
+            "epochs": training.epochs,
+            "batch_size": training.batch_size,
+            "learning_rate": training.learning_rate,
+            "seed": training.seed,
+        },
+    )

@@ -1,0 +1,56 @@
+"""Label shift: how common classes are in a target domain nobody has labelled, and what probabilities become then."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import nnls
+
+_TINY = 1e-12
+
+
+def estimate_by_confusion(answers: np.ndarray, y: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the target's priors (k,) by black box shift estimation.
+
+    With C[i, j] the share of source rows answered i that are of class j, and q[i] the share of target rows answered i,
+    the weights w of classes solve C w = q, none negative; the priors are w times the source's.
+
+    Args:
+        answers: Probabilities of source rows that were not trained on, (n, k).
+        y: Class index of these, (n,).
+        target: Probabilities of target rows, (m, k).
+
+    Source: Lipton, Wang and Smola, Detecting and Correcting for Label Shift with Black Box Predictors, ICML 2018.
+    """
+    classes = answers.shape[1]
+    said, truth = np.eye(classes)[answers.argmax(axis=1)], np.eye(classes)[y]
+    confusion = said.T @ truth / len(y)
+    q = np.eye(classes)[target.argmax(axis=1)].mean(axis=0)
+    weights, _ = nnls(confusion, q)
+    priors = weights * truth.mean(axis=0)
+    return priors / max(priors.sum(), _TINY)
+
+
+def estimate_by_likelihood(target: np.ndarray, prior: np.ndarray, rounds: int = 1000) -> np.ndarray:
+    """Return the target's priors (k,) by expectation maximisation.
+
+    Args:
+        target: Probabilities of target rows under `prior`, (m, k); they should be calibrated.
+        prior: How common classes were in training, (k,).
+        rounds: At most so many.
+
+    Source: Saerens, Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New a Priori Probabilities,
+    Neural Computation 2002, equation 4.
+    """
+    found = prior / prior.sum()
+    for _ in range(rounds):
+        following = correct(target, prior, found).mean(axis=0)
+        if np.abs(following - found).max() < 1e-9:
+            return following
+        found = following
+    return found
+
+
+def correct(probabilities: np.ndarray, prior: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return what probabilities (n, k) become when classes are as common as `other` says, not as `prior` does."""
+    scaled = probabilities * (other / other.sum()) / np.maximum(prior / prior.sum(), _TINY)
+    return scaled / np.maximum(scaled.sum(axis=1, keepdims=True), _TINY)

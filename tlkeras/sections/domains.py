@@ -1,0 +1,25 @@
+"""From one domain to another."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tlkeras.sections.fields import Names, Section, Strength
+
+
+class Domains(Section):
+    """Which values of `data.domain` are labelled and which are to be answered, and what brings the two together.
+
+    Labels of target pictures are never learned from: those of the test side measure, all others are not looked at.
+    """
+
+    source: Names = Field(min_length=1)
+    target: Names = Field(min_length=1)
+    method: Literal[
+        "none", "coral", "transport", "subspace", "joint_pca", "tca", "jda", "dann", "cdan", "mmd", "deep_coral", "mcc"
+    ] = "coral"
+    components: int = Field(default=30, ge=1, le=4096)
+    weight: Strength | None = None
+    correction: Literal["none", "confusion", "likelihood"] = "none"
