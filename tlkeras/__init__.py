@@ -26,6 +26,7 @@ __all__ = [
     "predict_remotely",
     "predict_to_file",
     "prune_cache",
+    "report",
     "serve",
     "show_backbone",
     "train",

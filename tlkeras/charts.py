@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INK, _FAINT = "#333333", "#777777"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK, FAINT = "#333333", "#777777"
 _BANDS = ("#F1F4F8", "#FFFFFF")
 _DPI = 110
 _STYLE: dict[str, Any] = {
     "font.size": 9,
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,  # a class may be called $5
     "axes.edgecolor": "#BBBBBB",
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
     "legend.frameon": False,
     "figure.dpi": _DPI,
 }
@@ -48,7 +48,7 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         rows: One per epoch: `epoch` (from 1), `stage`, `loss`; by option `val_loss`, `learning_rate`, `best` (true at
             the epoch to mark; at several, the last is marked), and metrics: columns that begin with `val_`, drawn with
             the column of the same name without it. What is no finite number leaves a gap.
-        path: The PNG file to write.
+        path: The PNG or SVG file to write.
 
     Raises:
         ValueError: There are no rows.
@@ -62,15 +62,15 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     panels = [(3.0, "loss"), *([(3.0, "metrics")] if metrics else [])]
     panels += [(1.2, "learning rate")] if "learning_rate" in columns else []
     heights = [height for height, _ in panels]
-    with _make_figure(path, (9.0, 1.2 + 0.75 * sum(heights))) as figure:
+    with open_figure(path, (9.0, 1.2 + 0.75 * sum(heights))) as figure:
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         axes = {name: axis for (_, name), axis in zip(panels, grid, strict=True)}
-        _draw_pair(axes["loss"], rows, "loss", _COLOURS[0], _COLOURS[1])
+        _draw_pair(axes["loss"], rows, "loss", COLOURS[0], COLOURS[1])
         for number, metric in enumerate(metrics):
-            colour = _COLOURS[(number + 2) % len(_COLOURS)]
+            colour = COLOURS[(number + 2) % len(COLOURS)]
             _draw_pair(axes["metrics"], rows, metric.removeprefix("val_"), colour, colour)
         if rate := axes.get("learning rate"):
-            _draw_series(rate, rows, "learning_rate", color=_FAINT)
+            _draw_series(rate, rows, "learning_rate", color=FAINT)
             rate.set_ylim(bottom=0)
             rate.yaxis.set_major_locator(MaxNLocator(3))
             rate.yaxis.set_major_formatter("{x:g}")
@@ -95,7 +95,7 @@ def draw_rates(
         rates: Rising, above 0.
         losses: One per rate. The view is cut above the first loss, where a diverging run would flatten all else.
         suggestion: The rate to mark, if there is one.
-        path: The PNG file to write.
+        path: The PNG or SVG file to write.
         smoothed: The losses without their noise, one per rate; these are then what is followed.
 
     Raises:
@@ -104,18 +104,18 @@ def draw_rates(
     if not len(rates) or len(rates) != len(losses):
         raise ValueError(f"There must be one loss per rate. Received: {len(rates)} rates and {len(losses)} losses.")
     values = np.array([_as_number(loss) for loss in (losses if smoothed is None else smoothed)])
-    with _make_figure(path, (7.0, 4.0)) as figure:
+    with open_figure(path, (7.0, 4.0)) as figure:
         axis = figure.subplots()
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
         if smoothed is not None:
-            axis.plot(rates, losses, color=_COLOURS[0], linewidth=0.8, alpha=0.35)
-        axis.plot(rates, values, color=_COLOURS[0], linewidth=1.8)
+            axis.plot(rates, losses, color=COLOURS[0], linewidth=0.8, alpha=0.35)
+        axis.plot(rates, values, color=COLOURS[0], linewidth=1.8)
         _cut_divergence(axis, values)
         if suggestion is not None:
             height = np.interp(math.log(suggestion), np.log(rates), values)
-            axis.axvline(suggestion, color=_COLOURS[1], linestyle="--", linewidth=1)
-            axis.plot([suggestion], [height], "o", color=_COLOURS[1])
+            axis.axvline(suggestion, color=COLOURS[1], linestyle="--", linewidth=1)
+            axis.plot([suggestion], [height], "o", color=COLOURS[1])
             axis.annotate(
                 f"suggested: {suggestion:.2g}",
                 (suggestion, 1.0),
@@ -123,7 +123,7 @@ def draw_rates(
                 xytext=(0, 4),
                 textcoords="offset points",
                 ha="center",
-                color=_COLOURS[1],
+                color=COLOURS[1],
                 weight="bold",
             )
         axis.grid(color="#E5E5E5", linewidth=0.6)
@@ -140,7 +140,7 @@ def draw_contact_sheet(
         pictures: Rows of uint8 RGB, [h, w, 3]; rows may end early and sizes may differ.
         row_labels: One per row.
         column_labels: One per column.
-        path: The PNG file to write.
+        path: The PNG or SVG file to write.
 
     Raises:
         ValueError: There are no pictures, or not as many labels as rows and columns.
@@ -159,28 +159,35 @@ def draw_contact_sheet(
     left = max(map(len, names)) * _LETTER + 0.15
     above = (max(map(len, tops)) * _LETTER if upright else 0.15) + 0.15
     total = size[0] + left + 0.1, size[1] + above + 0.1
-    with _make_figure(path, total, layout=None) as figure:
+    with open_figure(path, total, layout=None) as figure:
         axis = figure.add_axes((left / total[0], 0.1 / total[1], size[0] / total[0], size[1] / total[1]))
         axis.imshow(sheet, aspect="auto")
         axis.spines[:].set_visible(False)
         axis.xaxis.tick_top()
         axis.set_xticks(np.arange(columns) * (width + 2) + width / 2 - 0.5, tops, rotation=90 if upright else 0)
         axis.set_yticks(np.arange(len(names)) * (height + 2) + height / 2 - 0.5, names)
-        axis.tick_params(length=0, labelcolor=_INK)
+        axis.tick_params(length=0, labelcolor=INK)
 
 
 @contextmanager
-def _make_figure(
+def open_figure(
     path: Path, size: tuple[float, float], layout: Literal["constrained"] | None = "constrained"
 ) -> Iterator[Figure]:
-    """Give a figure in our style, whatever the user's own is, and write it at the end."""
+    """Give a figure in our style, whatever the user's own is, and write it at the end: a PNG, or an SVG by its name.
+
+    An SVG keeps text as text and has no background. Its ids follow from its name, so that several fit on one page.
+    """
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    with style.context(["default", _STYLE]):
+    vector = path.suffix == ".svg"
+    with style.context(["default", _STYLE, {"svg.fonttype": "none", "svg.hashsalt": path.stem}]):
         figure = Figure(figsize=size, layout=layout)
         yield figure
-        figure.savefig(path, format="png")
+        if vector:
+            figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+        else:
+            figure.savefig(path, format="png")
 
 
 def _draw_pair(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, training: str, validation: str) -> None:
@@ -204,7 +211,7 @@ def _finish_panel(axis: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> N
             axis.axvline(first - 0.5, color="#BBBBBB", linewidth=0.8, zorder=1)
     for epoch in [row["epoch"] for row in rows if row.get("best")][-1:]:
         label = f"best: epoch {epoch}" if name == "loss" else None
-        axis.axvline(epoch, color=_INK, linestyle=":", linewidth=1.2, label=label)
+        axis.axvline(epoch, color=INK, linestyle=":", linewidth=1.2, label=label)
     axis.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axis.set_ylabel(name)

@@ -68,6 +68,7 @@ for _command in (
     running.evaluate,
     running.predict,
     judging.compare,
+    judging.report,
     exporting.export,
     serving.serve,
     recipes.check,

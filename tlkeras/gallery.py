@@ -15,7 +15,7 @@ import numpy as np
 
 from tlkeras.errors import ResourceError
 
-_MARK = "<!doctype html><!-- made by tlkeras: written anew each time -->"
+MARK = "<!doctype html><!-- made by tlkeras: written anew each time -->"
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --faint: #666; --line: #ddd; --card: #f6f6f4; --bar: #0072b2 }
 :root { --bad: #b4380e }
@@ -72,12 +72,17 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
     Raises:
         ResourceError: The file is another one, or cannot be written.
     """
-    target = Path(path)
     body = "\n".join(map(_render_section, sections))
     page = (
-        f"{_MARK}\n<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"{MARK}\n<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>\n{body}\n</html>\n"
     )
+    return publish(path, page)
+
+
+def publish(path: str | os.PathLike[str], page: str) -> Path:
+    """Write the text of a page, which begins with `MARK`; arguments and errors as in `write_page`."""
+    target = Path(path)
     aside = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
     try:
         check_page(target)
@@ -96,7 +101,7 @@ def check_page(path: str | os.PathLike[str]) -> None:
         ResourceError: There is another file or a folder, or no folder to write to.
     """
     target = Path(path)
-    if target.exists() and (not target.is_file() or not target.read_bytes().startswith(_MARK.encode())):
+    if target.exists() and (not target.is_file() or not target.read_bytes().startswith(MARK.encode())):
         raise ResourceError("Only a page of tlkeras is replaced.", f"{target}, another file", "Choose another name.")
     if not target.absolute().parent.is_dir():
         raise ResourceError("The folder of a page must exist.", str(target.parent), "Make it, or choose another one.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -21,6 +22,7 @@ from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
 from tlkeras.finetuning.loop import Part, Row
 from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.plan import Plan
+from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.supply import Supply
 from tlkeras.mapping.heads import Head, arrange, list_layers
 from tlkeras.recipe import Recipe
@@ -70,6 +72,7 @@ def fine_tune(
     facts = {
         "stages": [stage.__dict__ for stage in plan.stages],
         "views": plan.views,
+        "trained_parameters": _count_trained(network, schedule),
         "baseline": loop.baseline,
         "best_epoch": loop.best_epoch,
         "precision": loop.settings.precision,
@@ -84,6 +87,13 @@ def fine_tune(
 def _digest(model: keras.Model) -> str:
     """Return the SHA-256 of all weights."""
     return hashlib.sha256(b"".join(np.array(weight).tobytes() for weight in model.weights)).hexdigest()
+
+
+def _count_trained(network: Network, schedule: Schedule) -> int:
+    """Return how many weights some stage trains; the network is left as a plain one."""
+    count = sum(math.prod(variable.shape) for variable in network.list_trainable(schedule.stages))
+    network.release()
+    return count
 
 
 def _name_sides(inspection: Inspection, rows: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from tlkeras.api.exporting import export
 from tlkeras.api.features import extract_features
-from tlkeras.api.judging import compare
+from tlkeras.api.judging import compare, report
 from tlkeras.api.networks import backbones, show_backbone
 from tlkeras.api.recipes import check, copy_recipe, list_recipes, show_augmentation, show_rates, show_schedule
 from tlkeras.api.running import RUNS, evaluate, predict, predict_to_file, resume, train
@@ -24,6 +24,7 @@ __all__ = [
     "predict_remotely",
     "predict_to_file",
     "prune_cache",
+    "report",
     "resume",
     "serve",
     "show_augmentation",

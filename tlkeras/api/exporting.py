@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tlkeras.api.running import RUNS
 from tlkeras.loading import load_tensorflow
@@ -18,6 +18,7 @@ def export(
     formats: Sequence[str] = (),
     min_accuracy: float | None = None,
     max_drop: float | None = None,
+    calibrate: Literal["temperature", "vector"] | None = None,
     runs: str | Path = RUNS,
 ) -> dict[str, Any]:
     """Write a run as the next SavedModel version below `to` (default: saved_models/RECIPE).
@@ -28,6 +29,7 @@ def export(
         formats: Other forms to write into the version: litert-float32, litert-float16, litert-int8, openvino, onnx.
         min_accuracy: Publish nothing whose accuracy on held-out pictures is lower.
         max_drop: Publish nothing that loses more accuracy than this against the run's own model.
+        calibrate: Build temperature or vector scaling into the model.
         runs: Folder of the run directories.
 
     Returns:
@@ -39,4 +41,5 @@ def export(
     from tlkeras.exporting.parity import Gate
 
     target = Path(to) if to else Path("saved_models") / opened.name.rpartition("-")[0]
-    return saved_model.export(opened, target, forms=formats, gate=Gate(min_accuracy=min_accuracy, max_drop=max_drop))
+    gate = Gate(min_accuracy=min_accuracy, max_drop=max_drop)
+    return saved_model.export(opened, target, forms=formats, gate=gate, calibrate=calibrate)

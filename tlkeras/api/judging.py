@@ -1,4 +1,4 @@
-"""The verbs that judge runs: against each other."""
+"""The verbs that judge runs: against each other, and on a page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras.api.running import RUNS
+from tlkeras.errors import RunError
+from tlkeras.loading import load_tensorflow
 from tlkeras.recipe import load_recipe
 from tlkeras.runs import open_run
 
@@ -23,3 +25,48 @@ def compare(references: Sequence[str], *, runs: str | Path = RUNS) -> dict[str, 
     opened = [open_run(reference, Path(runs)) for reference in references]
     options = load_recipe(str(opened[0].path / "recipe.yaml")).evaluation
     return comparison.compare(opened, resamples=options.bootstrap, seed=options.seed)
+
+
+def report(
+    references: Sequence[str] = ("latest",),
+    to: str | Path | None = None,
+    *,
+    options: dict[str, Any] | None = None,
+    runs: str | Path = RUNS,
+) -> dict[str, Any]:
+    """Write a page on one or several runs: one HTML file that needs nothing beside it.
+
+    Args:
+        references: Finished runs: names, paths or `latest`.
+        to: The file; by default `report.html` in the (first) run.
+        options: Values of `tlkeras.evaluation.report.Options` by name.
+        runs: Folder of the run directories.
+
+    Returns:
+        `path`, `runs`, `notes` (what could not be shown), `bytes`.
+
+    Raises:
+        ResourceError: The file is there and no page of tlkeras, or cannot be written.
+        RunError: There is no such run, or an option cannot be used.
+    """
+    opened = [open_run(reference, Path(runs)) for reference in references]
+    if len({run.path.resolve() for run in opened}) < len(opened):
+        raise RunError("A report shows each run once.", ", ".join(references))
+    from tlkeras import gallery
+
+    target = Path(to) if to else opened[0].path / "report.html"
+    gallery.check_page(target)
+    load_tensorflow()
+    from tlkeras.evaluation import comparison
+    from tlkeras.evaluation import report as computing
+    from tlkeras.pages.report import write_report
+
+    chosen = computing.Options(**(options or {}))
+    settings = load_recipe(str(opened[0].path / "recipe.yaml")).evaluation
+    compared = None
+    if len(opened) > 1:
+        compared = comparison.compare(opened, resamples=settings.bootstrap, seed=settings.seed)
+    reports = [computing.compute_report(run, chosen) for run in opened]
+    write_report(target, reports, compared)
+    notes = [f"{one.run}: {note}" for one in reports for note in one.notes]
+    return {"path": str(target), "runs": [run.name for run in opened], "notes": notes, "bytes": target.stat().st_size}

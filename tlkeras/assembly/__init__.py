@@ -3,6 +3,8 @@
 from tlkeras.assembly.data import (
     cache_root,
     divide,
+    list_licences,
+    locate_source,
     make_recipe_policy,
     open_cache,
     picture_facts,
@@ -41,6 +43,8 @@ __all__ = [
     "divide",
     "extract_features",
     "list_kept",
+    "list_licences",
+    "locate_source",
     "make_distribution",
     "make_loop",
     "make_observer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tlkeras.data.sources import Examples, Table, choose_examples, leave_out_unl
 from tlkeras.data.splits import assign_sides, check_sides, thin
 from tlkeras.data.tables import label_examples, name_columns
 from tlkeras.data.tasks import Task
+from tlkeras.errors import BackboneError
 from tlkeras.features.cache import ActivationCache, default_root
 from tlkeras.features.extraction import Pictures
 from tlkeras.recipe import Recipe
@@ -25,6 +26,15 @@ from tlkeras.recipe import Recipe
 def read_source(recipe: Recipe) -> Table:
     """Return all that the recipe's source says of its pictures."""
     return read_table(recipe.data.source, store=cache_root(recipe) / "pictures")
+
+
+def locate_source(recipe: Recipe, folder: str) -> Recipe:
+    """Return the recipe with a relative source as seen from the folder in which a run was made."""
+    source = recipe.data.source
+    there = os.path.join(folder, os.path.expanduser(source))
+    if os.path.exists(source) or not os.path.exists(there):
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": there})})
 
 
 def read_examples(recipe: Recipe) -> Examples:
@@ -91,6 +101,20 @@ def picture_size(recipe: Recipe) -> int:
 def picture_facts(recipe: Recipe) -> dict[str, Any]:
     """Return how bytes become the model's input; prediction and export need the same."""
     return {"size": picture_size(recipe), "resize": recipe.data.resize}
+
+
+def list_licences(recipe: Recipe, facts: Mapping[str, str]) -> dict[str, str]:
+    """Return under which licences the pictures and the weights are that a run starts from.
+
+    Args:
+        facts: What the source says of its pictures.
+    """
+    try:
+        weights = find_backbone(recipe.backbone.name).licence if recipe.backbone.weights != "none" else "none needed"
+    except BackboneError:
+        weights = "unknown"
+    pictures = facts.get("licence") or "yours: tlkeras knows nothing of it"
+    return {"pictures": pictures, "weights that it started from": weights}
 
 
 def make_recipe_policy(recipe: Recipe) -> Policy:

@@ -17,6 +17,7 @@ _SHARE = click.FloatRange(0, 1)
 @click.option("--format", "formats", multiple=True, metavar="FORMAT", help="Write another form too; repeatable.")
 @click.option("--min-accuracy", type=_SHARE, help="Publish nothing whose accuracy is lower.")
 @click.option("--max-drop", type=_SHARE, help="Publish nothing that loses more accuracy than this against the run.")
+@click.option("--calibrate", type=click.Choice(["temperature", "vector"]), help="Build a scaling into the model.")
 @takes_runs
 @takes_json
 def export(run: str, to: str | None, runs: str, as_json: bool, **options: Any) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from tlkeras.commands.options import print_result, takes_json, takes_runs
+
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.command()
@@ -20,3 +24,27 @@ def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
     from tlkeras import api
 
     print_result(api.compare(references, runs=runs), as_json, "draw_comparison")
+
+
+@click.command()
+@click.argument("references", nargs=-1, metavar="[RUN]...")
+@click.option(
+    "--to", type=click.Path(dir_okay=False), metavar="FILE", help="Where to  [default: report.html in the run]"
+)
+@click.option("--pictures", default=24, show_default=True, type=click.IntRange(0), help="Mistakes shown and explained.")
+@click.option("--corrupted", default=64, show_default=True, type=click.IntRange(0), help="Pictures worsened; 0: none.")
+@click.option("--learning-curve", is_flag=True, help="Ask whether more pictures would help.")
+@click.option("--conformal", type=_SHARE, metavar="RATE", help="Show prediction sets that miss at most this share.")
+@click.option("--accuracy", type=_SHARE, help="Wanted of what no person looks at  [default: half as many errors]")
+@click.option("--method", default="grad_cam", show_default=True, help="Of explanations: grad_cam or grad_cam++.")
+@takes_runs
+@takes_json
+def report(references: tuple[str, ...], to: str | None, runs: str, as_json: bool, **options: Any) -> None:
+    """Write a page on RUN (`latest` if none is named), or on several: figures, mistakes, what to do about them.
+
+    \b
+    Example: tlkeras report latest --learning-curve --to report.html
+    """
+    from tlkeras import api
+
+    print_result(api.report(references or ("latest",), to, options=options, runs=runs), as_json, "draw_report")

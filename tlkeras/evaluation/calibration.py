@@ -22,6 +22,8 @@ BINS = 15
 
 _TINY = 1e-12
 _STEEPEST = 100.0
+_MOST_CELLS = 2_000_000  # probabilities that a scaling is fitted on: more would add minutes and no precision
+_MOST_STEPS = 100
 _RIDGE = 1e-3  # keeps the shifts of classes that validation hardly shows near 0
 
 
@@ -90,9 +92,10 @@ def fit_scaling(answers: Answers, method: Method) -> Scaling:
     several, classes = answers.targets.ndim == 2, answers.probabilities.shape[1]
     if not len(answers) or not answers.weights.any():
         raise RunError("Calibration needs answers on pictures that were not trained on.", "none with weight")
-    logits = find_logits(answers.probabilities, several)
-    members = answers.task.members(answers.targets).astype(np.float64)
-    weights = answers.weights / answers.weights.sum()
+    rows = _choose_rows(answers)
+    logits = find_logits(answers.probabilities[rows], several)
+    members = answers.task.members(answers.targets[rows]).astype(np.float64)
+    weights = answers.weights[rows] / answers.weights[rows].sum()
 
     def lose(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         logarithms, shift = parameters[:-classes], parameters[-classes:]
@@ -109,9 +112,17 @@ def fit_scaling(answers: Answers, method: Method) -> Scaling:
     free = 1 if method == "temperature" else classes
     limit = np.log(_STEEPEST)
     bounds = [(-limit, limit)] * free + [(None, None) if method == "vector" else (0.0, 0.0)] * classes
-    found = minimize(lose, np.zeros(free + classes), jac=True, method="L-BFGS-B", bounds=bounds).x
+    start, options = np.zeros(free + classes), {"maxiter": _MOST_STEPS}
+    found = minimize(lose, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     scale = np.broadcast_to(np.exp(found[:free]), (classes,)).copy()
     return Scaling(method, scale, found[free:], several)
+
+
+def _choose_rows(answers: Answers) -> np.ndarray:
+    """Return which rows a scaling is fitted on, spread over all that have weight, int64."""
+    rows = np.flatnonzero(answers.weights > 0)
+    most = max(_MOST_CELLS // answers.probabilities.shape[1], 1000)
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
 def _measure_loss(

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlkeras.backbones.catalog import find_backbone
+from tlkeras import assembly
 from tlkeras.data.tasks import Task
-from tlkeras.errors import RunError, TlkerasError
+from tlkeras.errors import RunError
 from tlkeras.exporting.parity import KERAS, Row
 from tlkeras.exporting.versions import CONFIG, replace
 from tlkeras.recipe import Recipe, dump_recipe, load_recipe
@@ -100,7 +100,8 @@ _LIMITS = """\
 - It always answers with one of its labels, also about pictures that show none of them: a low probability is a hint, not
   a test.
 - The figures hold for pictures like the held-out ones. Other cameras, light or populations need figures of their own.
-- Probabilities are those of the network; how well they are calibrated is not stated here.
+- Probabilities are those of the network unless it says above that they were calibrated; `tlkeras report` shows how far
+  they are from the truth.
 - Nobody has checked it for decisions about people."""
 
 
@@ -164,12 +165,8 @@ def _remark(facts: Mapping[str, Any]) -> str:
 
 
 def _list_licences(run: Run, recipe: Recipe) -> str:
-    pictures = run.manifest.get("data", {}).get("licence") or "yours: tlkeras knows nothing of it"
-    try:
-        weights = find_backbone(recipe.backbone.name).licence if recipe.backbone.weights != "none" else "none needed"
-    except TlkerasError:
-        weights = "unknown"
-    return f"- pictures: {pictures}\n- weights that it started from: {weights}"
+    licences = assembly.list_licences(recipe, run.manifest.get("data", {}))
+    return "\n".join(f"- {what}: {licence}" for what, licence in licences.items())
 
 
 def _list_versions(run: Run) -> str:

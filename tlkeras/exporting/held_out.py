@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from tlkeras.data.headers import Rejection, printable
 from tlkeras.data.tasks import Task, qualify
 from tlkeras.errors import RunError, TlkerasError
 from tlkeras.exporting.signatures import Entry
-from tlkeras.recipe import Recipe, load_recipe
+from tlkeras.recipe import load_recipe
 from tlkeras.runs import Run
 
 MOST = 256
@@ -111,7 +110,7 @@ def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
     """Return the files of held-out pictures that are still at the source, by key, and what is to be said of them."""
     try:
         recipe = load_recipe(str(run.path / "recipe.yaml"))
-        examples = assembly.read_examples(_from_where_it_ran(recipe, run))
+        examples = assembly.read_examples(assembly.locate_source(recipe, run.manifest.get("cwd", "")))
         found = {
             printable(key): path for key, path in zip(examples.keys.tolist(), examples.paths.tolist(), strict=True)
         }
@@ -121,12 +120,3 @@ def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
     if len(there) < len(keys):
         return there, f"{len(keys) - len(there):,} of {len(keys):,} held-out pictures are gone"
     return there, ""
-
-
-def _from_where_it_ran(recipe: Recipe, run: Run) -> Recipe:
-    """Return the recipe with a relative source as seen from the folder in which the run was made."""
-    source, folder = recipe.data.source, run.manifest.get("cwd", "")
-    there = os.path.join(folder, os.path.expanduser(source))
-    if os.path.exists(source) or not os.path.exists(there):
-        return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": there})})

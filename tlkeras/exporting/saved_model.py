@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import tensorflow as tf
 
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError
+from tlkeras.evaluation.calibration import Method
 from tlkeras.exporting import card, versions
+from tlkeras.exporting.calibrated import build_scalings, find_scalings
 from tlkeras.exporting.formats import CALIBRATED, FORMS, Material, check_forms
 from tlkeras.exporting.held_out import HeldOut, read_held_out, read_training
 from tlkeras.exporting.network import Network, make_network
@@ -22,6 +24,7 @@ from tlkeras.exporting.parity import KERAS, Asked, Gate, Row, compare, list_fail
 from tlkeras.exporting.sessions import Served
 from tlkeras.exporting.signatures import Entry, name_output, write_signatures
 from tlkeras.exporting.warmup import replay, write_warmup
+from tlkeras.mapping.heads import arrange
 from tlkeras.prediction import load_model
 from tlkeras.records import read_tasks
 from tlkeras.runs import Run
@@ -46,9 +49,12 @@ class Source:
     tasks: list[Task]
     entry: Entry
     held_out: HeldOut
+    calibration: str = ""
 
 
-def export(run: Run, target: Path, *, forms: Sequence[str] = (), gate: Gate = _NO_GATE) -> dict[str, Any]:
+def export(
+    run: Run, target: Path, *, forms: Sequence[str] = (), gate: Gate = _NO_GATE, calibrate: Method | None = None
+) -> dict[str, Any]:
     """Write the next version of a run's model below `target`, proved against the run's own predictions.
 
     The version is written under a name that TF Serving ignores, loaded as TF Serving loads it, compared on held-out
@@ -59,6 +65,8 @@ def export(run: Run, target: Path, *, forms: Sequence[str] = (), gate: Gate = _N
         forms: Other forms to write into the version, of `tlkeras.exporting.formats.FORMS`.
         gate: What must hold beside the agreement with the run. Other forms may lose `MAX_DROP` of accuracy unless it
             says otherwise.
+        calibrate: Build a scaling of this kind into the model, so that probabilities mean what they say; what it is
+            compared with are the run's own answers, scaled alike.
 
     Returns:
         `path`, `version`, `name`, `signatures`, `pictures` compared, `difference` (the largest one in a probability
@@ -71,7 +79,7 @@ def export(run: Run, target: Path, *, forms: Sequence[str] = (), gate: Gate = _N
     """
     versions.check_target(target)
     check_forms(forms)
-    source = _read_source(run)
+    source = _read_source(run, calibrate)
     network = make_network(source.model, source.tasks, _take_pictures(source, _COMPARED)[1])
     with versions.writing_aside(target) as aside:
         write_signatures(network, source.tasks, source.entry, aside)
@@ -91,10 +99,16 @@ def export(run: Run, target: Path, *, forms: Sequence[str] = (), gate: Gate = _N
     }
 
 
-def _read_source(run: Run) -> Source:
+def _read_source(run: Run, calibrate: Method | None = None) -> Source:
     facts = run.manifest["picture"]
-    tasks = read_tasks(run)
-    return Source(run, load_model(run), tasks, Entry(facts["size"], facts["resize"]), read_held_out(run, tasks))
+    tasks, entry = read_tasks(run), Entry(facts["size"], facts["resize"])
+    model, held_out = load_model(run), read_held_out(run, tasks)
+    if calibrate is None:
+        return Source(run, model, tasks, entry, held_out)
+    scalings, sentence = find_scalings(run, calibrate)
+    said = [scaling.apply(of_task) for scaling, of_task in zip(scalings, held_out.probabilities, strict=True)]
+    model = build_scalings(arrange(model, [task.name for task in tasks]), scalings)
+    return Source(run, model, tasks, entry, replace(held_out, probabilities=said), sentence)
 
 
 def _take_pictures(source: Source, most: int) -> tuple[list[bytes], np.ndarray]:
@@ -194,7 +208,8 @@ def _ask_served(served: Served, tasks: Sequence[Task]) -> Asked:
 def _gather_facts(
     source: Source, network: Network, rows: Sequence[Row], served: Served, difference: float
 ) -> dict[str, Any]:
-    notes = [note for note in (network.note, source.held_out.note and f"Note: {source.held_out.note}.") if note]
+    lacking = source.held_out.note and f"Note: {source.held_out.note}."
+    notes = [note for note in (source.calibration, network.note, lacking) if note]
     return {
         "run": source.run.name,
         "picture": {"size": source.entry.size, "resize": source.entry.fit},

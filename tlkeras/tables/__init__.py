@@ -2,7 +2,7 @@
 
 from tlkeras.tables.exporting import draw_export
 from tlkeras.tables.jobs import draw_job
-from tlkeras.tables.judging import draw_comparison
+from tlkeras.tables.judging import draw_comparison, draw_report
 from tlkeras.tables.networks import draw_backbone, draw_backbones
 from tlkeras.tables.pictures import draw_check
 from tlkeras.tables.recipes import draw_augmentation, draw_list, draw_rates, draw_schedule
@@ -23,6 +23,7 @@ __all__ = [
     "draw_predictions",
     "draw_pruned",
     "draw_rates",
+    "draw_report",
     "draw_schedule",
     "draw_training",
     "draw_written",

@@ -11,26 +11,6 @@ from rich.table import Table
 
 MOST_ROWS = 40
 
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "exact_match": "exact match",
-    "hamming_loss": "Hamming loss",
-    "micro_f1": "micro F1",
-    "micro_roc_auc": "micro ROC AUC",
-    "mean_average_precision": "mean average precision",
-    "micro_average_precision": "micro average precision",
-    "average_precision": "average precision",
-    "f1": "F1",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "roc_auc": "ROC AUC",
-    "log_loss": "log loss",
-    "weighted_f1": "weighted F1",
-    "brier_score": "Brier score",
-    "precision": "precision",
-    "recall": "recall",
-}
-
 
 def list_findings(title: str, findings: Sequence[dict[str, str]]) -> Table:
     """Return a table of paths and reasons, of so many at most."""

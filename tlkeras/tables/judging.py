@@ -8,7 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tlkeras.tables.drawing import METRIC_NAMES, format_number, make_table, open_console
+from tlkeras.evaluation.names import METRIC_NAMES
+from tlkeras.tables.drawing import format_number, make_table, open_console
 
 _VERDICTS = {True: "[green]better[/green]", False: "[red]worse[/red]", None: ""}
 
@@ -25,6 +26,14 @@ def draw_comparison(result: dict[str, Any]) -> None:
     console.print("Differences are paired: both runs on each of the same resamples of pictures; 95 % intervals.")
     for note in result["notes"]:
         console.print(f"[yellow]{escape(note)}[/yellow]")
+
+
+def draw_report(result: dict[str, Any]) -> None:
+    """Print where the page lies and what it does not show."""
+    console = open_console()
+    for note in result["notes"]:
+        console.print(f"[yellow]{escape(note)}[/yellow]")
+    console.print(f"Report: {escape(result['path'])} ({result['bytes'] / 1e6:.1f} MB, one file)")
 
 
 def _list_runs(result: Mapping[str, Any]) -> Table:

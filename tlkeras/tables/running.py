@@ -9,7 +9,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tlkeras.tables.drawing import METRIC_NAMES, MOST_ROWS, format_number, list_findings, make_table, open_console
+from tlkeras.evaluation.names import METRIC_NAMES
+from tlkeras.tables.drawing import MOST_ROWS, format_number, list_findings, make_table, open_console
 
 _WITH_INTERVALS = ("f1", "roc_auc", "average_precision")
 

@@ -1,0 +1,65 @@
+"""Thresholds and prediction sets against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from tlkeras.data.tasks import Task
+from tlkeras.errors import RunError
+from tlkeras.evaluation.abstention import choose_threshold, describe_trade, measure_sets, measure_trade
+from tlkeras.records import Answers
+
+
+def answer(targets, probabilities, weights=None):
+    p = np.asarray(probabilities, float)
+    weights = np.ones(len(p)) if weights is None else np.asarray(weights, float)
+    task = Task("label", tuple("abcd"[: p.shape[1]]))
+    return Answers(task, np.arange(len(p)).astype(str), np.asarray(targets), p, weights, np.ones(p.shape[1]), {})
+
+
+def test_trade_by_hand():
+    # confidences .9 right, .8 wrong (weight 2), .6 right and .6 wrong
+    answers = answer([0, 1, 1, 0], [[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.4, 0.6]], [1, 2, 1, 1])
+    trade = measure_trade(answers)
+    np.testing.assert_allclose(trade.threshold, [0.6, 0.8, 0.9])
+    np.testing.assert_allclose(trade.coverage, [1, 3 / 5, 1 / 5])
+    np.testing.assert_allclose(trade.accuracy, [2 / 5, 1 / 3, 1])
+    assert choose_threshold(answers, 0.4) == 0.6
+    assert choose_threshold(answers, 0.9) == 0.9
+    described = describe_trade(answers, answers, 0.9)
+    assert (described["chosen_coverage"], described["chosen_accuracy"]) == (pytest.approx(1 / 5), 1.0)
+    assert describe_trade(answers, None)["chosen"] is None
+    assert describe_trade(answers, None)["wanted"] == pytest.approx(1 - 0.6 / 2)
+
+
+def test_no_threshold_is_enough():
+    assert choose_threshold(answer([1, 1], [[0.9, 0.1], [0.8, 0.2]]), 0.5) is None
+
+
+def test_sets_by_hand():
+    # 1 - p(true): .1 .2 .3 .4; alpha .4: rank ceil(5 * .6) = 3 -> .3, so classes from .7 on are in
+    calibration = answer([0] * 4, [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    found = measure_sets(answer([0, 1, 0], [[0.75, 0.25], [0.7, 0.3], [0.5, 0.5]]), calibration, 0.4)
+    assert found["threshold"] == pytest.approx(0.7)
+    assert found["coverage"] == pytest.approx(1 / 3)
+    assert found["sizes"] == [1, 2] and found["empty"] == pytest.approx(1 / 3)
+    # alpha .1: rank 5 of 4, so every class is in every set
+    everything = measure_sets(calibration, calibration, 0.1)
+    assert everything["threshold"] == 0 and everything["mean_size"] == 2 and everything["coverage"] == 1
+
+
+def test_sets_cover_as_promised():
+    random = np.random.default_rng(0)
+    covered = []
+    for _ in range(200):
+        p = random.dirichlet(np.ones(4), 400)
+        targets = (p.cumsum(1) > random.random(400)[:, None]).argmax(1)
+        covered.append(measure_sets(answer(targets[200:], p[200:]), answer(targets[:200], p[:200]), 0.2)["coverage"])
+    assert np.mean(covered) == pytest.approx(0.8, abs=0.015)
+
+
+def test_what_makes_no_sets():
+    answers = answer([0], [[0.9, 0.1]])
+    with pytest.raises(RunError, match="between 0 and 1. Received: 1.5"):
+        measure_sets(answers, answers, 1.5)
+    with pytest.raises(RunError, match="data.validation"):
+        measure_sets(answers, answer(np.zeros(0, int), np.zeros((0, 2))), 0.1)

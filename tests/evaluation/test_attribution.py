@@ -1,0 +1,147 @@
+"""Explanations against maps worked out by hand, on every family of the catalog, and where weights mean nothing."""
+
+import keras
+import numpy as np
+import pytest
+
+from tlkeras.backbones.building import build
+from tlkeras.backbones.catalog import list_backbones
+from tlkeras.errors import BackboneError
+from tlkeras.evaluation.attribution import METHODS, Explainer, check_sanity, find_layer, occlude
+
+# what the literature looks at in pictures of the default size
+EXPECTED = {
+    "vgg16": "block5_conv3",
+    "resnet50": "conv5_block3_out",
+    "resnet50_v2": "post_relu",
+    "inception_v3": "mixed10",
+    "xception": "block14_sepconv2_act",
+    "mobilenet": "conv_pw_13_relu",
+    "mobilenet_v2": "out_relu",
+    "densenet121": "relu",
+    "efficientnet_b0": "top_activation",
+}
+
+
+def add_head(backbone, classes=3):
+    pooled = keras.layers.GlobalAveragePooling2D()(backbone.output)
+    logits = keras.layers.Dense(classes, name="logits")(pooled)
+    return keras.Model(backbone.input, keras.layers.Activation("softmax", name="probabilities")(logits))
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return add_head(build("tiny", weights="none"))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+
+
+def test_grad_cam_of_a_linear_head_is_the_class_activation_map(model, pictures):
+    """With average pooling and one dense layer, Grad-CAM is CAM: channels weighted by the class's weights."""
+    explainer = Explainer(model)
+    assert explainer.layer == "block3_out"
+    layer = keras.Model(model.input, model.get_layer("block3_out").output)
+    activations, kernel = layer(pictures).numpy(), model.get_layer("logits").get_weights()[0]
+    classes = [0, 1, 2, 1, 0]
+    maps = explainer.explain(pictures, classes)
+    assert maps.shape == (5, 32, 32) and maps.dtype == np.float32
+    for wanted, shown, values in zip(classes, maps, activations, strict=True):
+        by_hand = np.maximum(values @ kernel[:, wanted], 0)
+        if by_hand.max() > 0:
+            centres = shown[4::8, 4::8]  # where enlarging has changed least
+            assert np.corrcoef(centres.ravel(), by_hand.ravel())[0, 1] > 0.95
+            assert shown.max() == pytest.approx(1)
+
+
+def test_grad_cam_plus_plus_by_hand():
+    """One channel, gradient g everywhere: each position has g^2 / (2 g^2 + sum(A) g^3)."""
+    from tlkeras.evaluation.attribution import _weigh_positive
+
+    activations, gradients = np.array([[1.0, 3.0], [0.0, 2.0]]).reshape(1, 2, 2, 1), np.full((1, 2, 2, 1), 0.5)
+    share = 0.25 / (2 * 0.25 + 6 * 0.125)
+    assert _weigh_positive(activations, gradients)[0, 0] == pytest.approx(4 * share * 0.5)
+    assert _weigh_positive(activations, -gradients)[0, 0] == 0
+
+
+def look_at_a_quarter():
+    """A model that answers class 1 the more, the brighter the upper left quarter is."""
+    inputs = keras.Input((32, 32, 3), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.AveragePooling2D(4)(x)
+    x = keras.layers.Conv2D(1, 1, use_bias=False, kernel_initializer="ones", name="sum")(x)
+    x = keras.layers.Flatten()(x)
+    dense = keras.layers.Dense(2, name="logits")
+    model = keras.Model(inputs, keras.layers.Activation("softmax")(dense(x)))
+    kernel = np.zeros((64, 2), np.float32)
+    kernel.reshape(8, 8, 2)[:4, :4, 1] = 0.2
+    dense.set_weights([kernel, np.array([3.0, 0.0], np.float32)])
+    return model
+
+
+@pytest.mark.parametrize("method", [*METHODS, "occlusion"])
+def test_what_decides_is_found(method):
+    model = look_at_a_quarter()
+    pictures = np.full((1, 32, 32, 3), 127, np.uint8)
+    pictures[0, 8:12, 8:12] = 255  # within the quarter that counts
+    pictures[0, 20:24, 20:24] = 255  # outside
+    shown = occlude(model, pictures, [1]) if method == "occlusion" else Explainer(model).explain(pictures, [1], method)
+    assert np.unravel_index(shown[0].argmax(), (32, 32)) < (16, 16)
+    inside = shown[0][8:12, 8:12].mean()
+    assert inside > 0
+    if method == "occlusion":
+        np.testing.assert_allclose(shown[0][20:, 20:], 0, atol=1e-6)
+
+
+def test_explanations_depend_on_weights_which_are_put_back(model, pictures):
+    before = [weights.copy() for weights in model.get_weights()]
+    shares, alike = zip(*check_sanity(Explainer(model), pictures, [0] * 5), strict=True)
+    assert shares[-1] == 1 and list(shares) == sorted(shares)
+    assert alike[-1] < 0.7
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_pictures_and_wrong_names(model, pictures):
+    explainer = Explainer(model)
+    assert explainer.explain(pictures[:0], []).shape == (0, 32, 32)
+    with pytest.raises(BackboneError, match=r"Did you mean 'grad_cam\+\+'"):
+        explainer.explain(pictures, [0] * 5, "gradcam++")
+    with pytest.raises(BackboneError, match="Did you mean 'block3_out'"):
+        Explainer(model, layer="block3_uot")
+    with pytest.raises(BackboneError, match="must have a map"):
+        Explainer(model, layer="logits")
+    flat = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    with pytest.raises(BackboneError, match="larger pictures"):
+        find_layer(flat)
+
+
+QUICK = ("mobilenet_v2", "vgg16", "tiny")
+NAMES = [entry.name for entry in list_backbones()]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
+)
+def test_every_backbone_is_explained(name):
+    entry = next(entry for entry in list_backbones() if entry.name == name)
+    size = max(entry.minimum_size, 32) if name in QUICK else max(entry.minimum_size, 64)
+    keras.utils.set_random_seed(0)
+    model = add_head(build(name, size=size, weights="none"))
+    explainer = Explainer(model)
+    shown = explainer.explain(np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8), [0, 1])
+    assert shown.shape == (2, size, size)
+    assert np.isfinite(shown).all() and shown.min() >= 0 and shown.max() <= 1.001
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [pytest.param(*pair, marks=() if pair[0] in QUICK else pytest.mark.slow) for pair in EXPECTED.items()],
+)
+def test_the_layer_of_each_family_is_the_one_people_expect(name, layer):
+    from tlkeras.backbones.building import build as build_backbone
+
+    assert find_layer(build_backbone(name, weights="none")).name == layer

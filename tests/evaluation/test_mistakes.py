@@ -1,0 +1,108 @@
+"""What is listed as a mistake, worked out by hand."""
+
+import numpy as np
+import pytest
+
+from tlkeras.data.tasks import Task, make_task
+from tlkeras.evaluation.learning import _draw
+from tlkeras.evaluation.mistakes import (
+    count_confusions,
+    find_nearest,
+    list_confused,
+    list_losses,
+    list_suspects,
+    order_classes,
+)
+from tlkeras.evaluation.robustness import CORRUPTIONS
+from tlkeras.records import Answers
+
+
+def answer(task, targets, probabilities, weights=None):
+    p = np.asarray(probabilities, float)
+    weights = np.ones(len(p)) if weights is None else np.asarray(weights, float)
+    keys = np.array([f"{row}.png" for row in range(len(p))])
+    return Answers(task, keys, np.asarray(targets), p, weights, np.ones(p.shape[1]), {})
+
+
+CATS = Task("label", ("cat", "dog", "fox"))
+SAID = [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.7, 0.1], [0.01, 0.09, 0.9]]
+
+
+def test_confusions_and_losses_by_hand():
+    answers = answer(CATS, [0, 1, 0, 1], SAID, [1, 1, 2, 1])
+    np.testing.assert_array_equal(count_confusions(answers), [[1, 2, 0], [0, 0, 2], [0, 0, 0]])
+    first, second = list_confused(answers)
+    assert (first["label"], first["answer"], first["pictures"]) == ("cat", "dog", 2)
+    assert first["share"] == pytest.approx(2 / 3) and second["share"] == 1
+    losses = list_losses(answers)
+    assert [loss["key"] for loss in losses] == ["3.png", "2.png", "1.png"]
+    assert losses[0]["loss"] == pytest.approx(-np.log(0.09))
+    assert (losses[0]["answer"], losses[0]["probability"], losses[0]["of_label"]) == ("fox", 0.9, 0.09)
+    assert list_losses(answers, most=1) == losses[:1]
+
+
+def test_losses_of_labels_look_at_what_is_wrong():
+    task = make_task("tags", ["red", "round"], "|")
+    answers = answer(task, np.array([[1, 0], [1, 1]], np.int8), [[0.9, 0.8], [0.95, 0.2]])
+    first, second = list_losses(answers)
+    assert (first["answer"], first["label"], first["class"]) == ("red|round", "red", 1)
+    assert (second["answer"], second["label"], second["class"]) == ("red", "red|round", 1)
+    assert first["loss"] == pytest.approx(-np.log([0.9, 0.2]).mean())
+
+
+def test_confused_classes_stand_side_by_side():
+    confusions = np.diag(np.full(40, 10.0))
+    confusions[3, 30] = confusions[30, 3] = 8
+    order = order_classes(confusions).tolist()
+    assert sorted(order) == list(range(40))
+    assert abs(order.index(3) - order.index(30)) == 1
+    assert order_classes(confusions[:5, :5]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_of_a_thousand_classes_the_worst_are_shown():
+    confusions = np.eye(1000)
+    confusions[900:, 5] = 1
+    assert set(order_classes(confusions).tolist()) == {5, *range(900, 999)}
+    assert len(order_classes(confusions)) == 100
+
+
+def test_wrong_labels_are_found():
+    random = np.random.default_rng(0)
+    targets = np.repeat([0, 1, 2], 30)
+    p = np.eye(3)[targets] * 0.9 + random.dirichlet(np.ones(3), 90) * 0.1
+    told = targets.copy()
+    told[4] = 2
+    (suspect,) = list_suspects(answer(CATS, told, p))
+    assert (suspect["key"], suspect["label"], suspect["suggested"]) == ("4.png", "fox", "cat")
+    task = make_task("tags", ["red", "round"], "|")
+    labels = np.stack([np.arange(90) % 2, np.arange(90) % 3 == 0], 1).astype(np.int8)
+    said = labels * 0.9 + 0.05
+    labels[7, 0] = 0
+    (suspect,) = list_suspects(answer(task, labels, said))
+    assert (suspect["label"], suspect["suggested"]) == ("not red", "red")
+
+
+def test_nearest_by_direction():
+    places, cosines = find_nearest(np.array([[2.0, 0.0]]), np.array([[0.0, 1.0], [5.0, 5.0], [9.0, 1.0]]), 2)
+    assert places.tolist() == [[2, 1]]
+    np.testing.assert_allclose(cosines, [[9 / np.sqrt(82), 1 / np.sqrt(2)]])
+
+
+def test_draws_are_nested_and_keep_shares():
+    y = np.repeat([0, 1], [160, 40])
+    small, large = _draw(y, 0.2, 1), _draw(y, 0.5, 1)
+    assert set(small) <= set(large) and len(large) == 100
+    assert (y[small] == 1).mean() == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_corruptions_get_worse_and_keep_shape(name):
+    from skimage.data import astronaut
+
+    picture = astronaut()[::4, ::4]
+    distances = []
+    for strength in range(1, 6):
+        worse = CORRUPTIONS[name](picture, strength, np.random.default_rng(0))
+        assert worse.shape == picture.shape and worse.dtype == np.uint8
+        distances.append(np.abs(worse.astype(float) - picture).mean())
+    assert distances == sorted(distances) and distances[0] > 1

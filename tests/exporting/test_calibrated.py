@@ -1,0 +1,54 @@
+"""Exports with calibration built in answer as the run does, scaled."""
+
+import keras
+import numpy as np
+import pytest
+
+import tlkeras
+from tlkeras.errors import RunError
+from tlkeras.evaluation.calibration import Scaling
+from tlkeras.exporting.calibrated import build_scalings, find_scalings
+from tlkeras.runs import Run
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_scaled_logits_in_one_graph(kind, hidden):
+    """Also where no layer shows the logits."""
+    inputs = keras.Input((4,))
+    if hidden:
+        model = keras.Model(inputs, keras.layers.Dense(3, activation=kind)(inputs))
+    else:
+        model = keras.Model(inputs, keras.layers.Activation(kind)(keras.layers.Dense(3)(inputs)))
+    scaling = Scaling("vector", np.array([0.5, 2.0, 1.0]), np.array([0.1, 0.0, -0.3]), kind == "sigmoid")
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    expected = scaling.apply(model.predict(x, verbose=0))
+    np.testing.assert_allclose(build_scalings(model, [scaling]).predict(x, verbose=0), expected, atol=1e-5)
+
+
+def test_export_carries_the_scaling(trained, tmp_path):
+    """A linear head without a validation side is calibrated on training pictures answered out of fold."""
+    run = Run(trained)
+    ((scaling,), sentence) = find_scalings(run, "temperature")
+    assert "24 training pictures" in sentence
+    result = tlkeras.export(str(trained), tmp_path / "models", calibrate="temperature")
+    assert result["notes"][0] == sentence
+    import tensorflow as tf
+
+    served = tf.saved_model.load(result["path"]).signatures["uint8"]
+    from tlkeras.data.decoding import decode_file
+
+    sample = run.read_json("samples.json")[0]
+    picture = decode_file(str(trained / sample["file"]), 32, "squash")
+    said = served(tf.constant(picture[None]))["probabilities"].numpy()[0]
+    np.testing.assert_allclose(said, scaling.apply(np.array([sample["probabilities"]]))[0], atol=1e-3)
+
+
+def test_fine_tuned_runs_need_a_validation_side(trained, tmp_path):
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "mine-01")
+    run = Run(tmp_path / "mine-01")
+    run.update_manifest(finetuning={"stages": []})
+    with pytest.raises(RunError, match="neither trained on nor measured on.*data.validation"):
+        find_scalings(run, "vector")

@@ -1,0 +1,242 @@
+"""The page of a report: whole, escaped, without network, readable in a browser, and honest about what is gone."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import tlkeras
+from tlkeras.cli import main
+from tlkeras.data.tasks import Task, make_task
+from tlkeras.errors import ResourceError, RunError
+from tlkeras.evaluation.figures import measure_answers
+from tlkeras.evaluation.mistakes import count_confusions, list_confused, list_losses, list_suspects, order_classes
+from tlkeras.evaluation.report import Options, Report, compute_report
+from tlkeras.pages.report import render_report
+from tlkeras.records import Answers
+from tlkeras.runs import Run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+EVIL = "<script>alert('x')</script>\"&$5"
+VOID = {"meta", "img", "br", "link", "input", "hr", "path", "use", "stop", "rect", "image"}
+
+
+class Outline(html.parser.HTMLParser):
+    """What a page is made of; fails where tags are not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.links, self.addresses, self.images, self.scripts = [], [], [], [], [], 0
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.scripts += tag == "script"
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [values["href"][1:]] if tag == "a" else []
+        self.addresses += [values[key] for key in ("src", "xlink:href") if key in values]
+        self.images += [values] if tag == "img" else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check_page(text):
+    outline = Outline(text)
+    assert outline.scripts == 0
+    assert len(set(outline.ids)) == len(outline.ids)
+    assert set(outline.links) <= set(outline.ids)
+    assert all(address.startswith(("data:image/", "#")) for address in outline.addresses)
+    assert not re.search(r"url\((?!#)|@import|<link", text)
+    assert all(image["alt"] is not None for image in outline.images)
+    return outline
+
+
+@pytest.fixture(scope="module")
+def reported(trained, tmp_path_factory):
+    """A run in a folder of its own with one wrong answer, and its page."""
+    folder = tmp_path_factory.mktemp("reported")
+    shutil.copytree(trained, folder / "runs/mine-01")
+    run = Run(folder / "runs/mine-01")
+    stored = run.read_arrays("predictions.npz")
+    stored["probabilities"][0] = [0.02, 0.98] if stored["targets"][0] == 0 else [0.98, 0.02]
+    run.write_arrays("predictions.npz", **stored)
+    run.update_manifest(cwd=str(trained.parent.parent))
+    options = {"corrupted": 8, "learning_curve": True, "conformal": 0.2}
+    result = tlkeras.report([str(run.path)], options=options)
+    return run, result
+
+
+def test_page_is_whole_and_needs_nothing(reported):
+    run, result = reported
+    assert result["path"] == str(run.path / "report.html") and result["notes"] == []
+    text = (run.path / "report.html").read_text()
+    outline = check_page(text)
+    for title in (
+        "Figures",
+        "Would more pictures help?",
+        "Do probabilities mean what they say?",
+        "Most wrong",
+        "When pictures get worse",
+        "How mine-01 was made",
+    ):
+        assert title in text, title
+    assert len(outline.images) >= 5  # the mistake, what speaks for the answer, three neighbours
+    assert f"tlkeras train {run.path / 'recipe.yaml'}" in text
+    assert run.manifest["fingerprint"] in text
+    assert "yours: tlkeras knows nothing of it" in text
+
+
+def test_what_was_computed_is_kept(reported):
+    run, _ = reported
+    kept = json.loads((run.path / "report.json").read_text())
+    task = kept["tasks"]["label"]
+    (loss,) = task["losses"]
+    assert loss["probability"] == pytest.approx(0.98)
+    assert len(loss["nearest"]) == 3 and all(near["cosine"] <= 1.001 for near in loss["nearest"])
+    assert {near["label"] for near in loss["nearest"]} == {loss["label"]}
+    assert task["robustness"]["pictures"] == 8 and len(task["robustness"]["corruptions"]) == 5
+    assert task["attribution"]["layer"] == "block3_out"
+    assert task["unseen"] == "training" and task["sets"]["alpha"] == 0.2
+    assert task["learning"]["pictures"][-1] == 24
+    assert kept["made"]["environment"]["python"] and kept["made"]["phases"]
+
+
+def test_only_own_pages_are_replaced(reported, tmp_path):
+    run, _ = reported
+    precious = tmp_path / "thesis.html"
+    precious.write_text("mine")
+    with pytest.raises(ResourceError, match="another file"):
+        tlkeras.report([str(run.path)], precious)
+    assert precious.read_text() == "mine"
+    with pytest.raises(RunError, match="each run once"):
+        tlkeras.report([str(run.path), str(run.path)], tmp_path / "x.html")
+
+
+def test_pictures_that_are_gone_are_said_to_be(reported, tmp_path):
+    shutil.copytree(reported[0].path, tmp_path / "mine-01")
+    run = Run(tmp_path / "mine-01")
+    run.update_manifest(cwd=str(tmp_path))
+    report = compute_report(run, Options(corrupted=8, learning_curve=True))
+    assert "cannot be looked at again" in report.notes[0]
+    assert report.pictures == {} and report.tasks["label"]["losses"][0]["key"]
+    check_page(render_report([report]))
+
+
+def test_several_runs_are_compared(reported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine-01", "mine-02"):
+        shutil.copytree(reported[0].path, tmp_path / "runs" / name)
+    done = CliRunner().invoke(
+        main, ["--quiet", "report", "mine-01", "mine-02", "--to", "both.html", "--corrupted", "0", "--pictures", "0"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "both.html" in done.output
+    text = (tmp_path / "both.html").read_text()
+    check_page(text)
+    assert "mine-02 against mine-01" in text and "no clear difference" in text
+
+
+def test_wrong_options_are_named_at_once(reported):
+    with pytest.raises(RunError, match=r"(?s)conformal lies between.*method is one of"):
+        compute_report(reported[0], Options(conformal=2.0, method="gradcam"))
+
+
+def make_report(classes, count, several=False, seed=0):
+    """A report on generated answers, without a run."""
+    random = np.random.default_rng(seed)
+    names = (*(f"class {number:03d}" for number in range(classes - 1)), EVIL)
+    if several:
+        task = make_task("label", names, "|")
+        targets = (random.random((count, classes)) < 0.3).astype(np.int8)
+        p = np.clip(targets * 0.4 + random.random((count, classes)) * 0.6, 0, 1)
+    else:
+        task, targets = Task("label", names), random.integers(0, classes, count)
+        logits = random.normal(0, 1, (count, classes)) + 5 * np.eye(classes)[targets]
+        logits += 3.5 * np.eye(classes)[targets // 2 * 2]  # neighbours are confused
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    keys = np.array([f"{EVIL}/{row}.png" for row in range(count)])
+    domain = np.where(np.arange(count) % 3, "lab", EVIL)
+    answers = Answers(task, keys, targets, p, np.ones(count), np.full(classes, 1 / classes), {"domain": domain})
+    figures = measure_answers(answers, None, answers, resamples=100)
+    computed = {
+        "worth": None,
+        "calibration": figures["calibration"],
+        "unseen": "validation",
+        "losses": list_losses(answers),
+        "suspects": list_suspects(answers),
+        "training_suspects": [],
+    }
+    if not several:
+        counts = count_confusions(answers)
+        order = order_classes(counts)
+        chosen = counts[np.ix_(order, order)].tolist()
+        shown = {"classes": [names[index] for index in order], "counts": chosen, "left_out": classes - len(order)}
+        computed |= {"confusions": shown, "confused": list_confused(answers)}
+    environment = {"python": "3", "platform": "", "cores": 2, "versions": {}}
+    made = {
+        "created": "", "finished": "", "resumed": 0, "command": EVIL, "recipe": EVIL, "source": EVIL, "examples": {},
+        "rejected": 0, "fingerprint": "", "parameters": None, "phases": {}, "memory": {}, "head": {"kind": EVIL},
+        "finetuning": None, "history": [], "environment": environment, "data": {"address": EVIL}, "licences": {},
+    }  # fmt: skip
+    report = Report(EVIL, {"run": EVIL, **figures}, {"label": computed}, made, [EVIL])
+    losses = computed["losses"]
+    report.pictures |= {loss["key"]: np.full((64, 64, 3), 99, np.uint8) for loss in losses}
+    report.maps |= {("label", loss["key"]): np.full((64, 64), 0.5, np.float32) for loss in losses}
+    return report
+
+
+@pytest.mark.parametrize(
+    ("classes", "several"), [(2, False), (3, True), (100, False), pytest.param(1000, False, marks=pytest.mark.slow)]
+)
+def test_any_number_of_classes_with_names_of_any_kind(classes, several):
+    text = render_report([make_report(classes, min(40 * classes, 1500), several)])
+    check_page(text)
+    assert EVIL not in text and "&lt;script&gt;" in text
+    assert len(text) < 3_000_000
+
+
+def take_shot(page, target, *options):
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+            f"--user-data-dir={target.parent / 'profile'}", *options, page.as_uri(),
+        ],
+        capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    return done.stderr.decode("utf-8", "replace")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_a_browser_shows_it_light_dark_and_printed(reported, tmp_path):
+    from PIL import Image
+
+    page = reported[0].path / "report.html"
+    corners = {}
+    for scheme, number in (("dark", 0), ("light", 1)):
+        target = tmp_path / f"{scheme}.png"
+        options = (f"--blink-settings=preferredColorScheme={number}", "--window-size=1250,3000")
+        errors = take_shot(page, target, f"--screenshot={target}", *options)
+        assert "Uncaught" not in errors
+        picture = np.asarray(Image.open(target).convert("L"))
+        corners[scheme] = int(picture[5, 5])
+        assert picture.std() > 5  # something is drawn
+    assert corners["dark"] < 60 and corners["light"] > 240
+    printed = tmp_path / "page.pdf"
+    take_shot(page, printed, f"--print-to-pdf={printed}")
+    assert printed.read_bytes().startswith(b"%PDF") and printed.stat().st_size > 20_000

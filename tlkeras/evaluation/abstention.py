@@ -1,0 +1,124 @@
+"""When to ask a person: answers only above a confidence, or several answers with a promise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tlkeras.errors import RunError
+from tlkeras.records import Answers
+
+_POINTS = 60
+
+
+@dataclass(frozen=True)
+class Trade:
+    """What is gained by answering only where the model is sure.
+
+    Attributes:
+        threshold: Confidence from which on it answers, float [m], rising.
+        coverage: Share of pictures that it answers, float [m].
+        accuracy: Of these, float [m].
+    """
+
+    threshold: np.ndarray
+    coverage: np.ndarray
+    accuracy: np.ndarray
+
+
+def measure_trade(answers: Answers) -> Trade:
+    """Return coverage and accuracy for every threshold (Geifman and El-Yaniv, NeurIPS 2017), of classes only.
+
+    Weights count in both. Equal confidences are answered together.
+    """
+    confidence = np.asarray(answers.probabilities, np.float64).max(axis=1)
+    right = answers.probabilities.argmax(axis=1) == answers.targets
+    order = np.argsort(-confidence, kind="stable")
+    sure, weights = confidence[order], answers.weights[order].astype(np.float64)
+    covered, correct = np.cumsum(weights), np.cumsum(weights * right[order])
+    last = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
+    last = last[covered[last] > 0][::-1]
+    return Trade(sure[last], covered[last] / covered[-1], correct[last] / covered[last])
+
+
+def choose_threshold(answers: Answers, accuracy: float) -> float | None:
+    """Return the lowest threshold from which on answers are as accurate as wanted; None where none is.
+
+    Args:
+        answers: That the model was not fitted on, and not the ones it is then measured on.
+        accuracy: What is wanted, 0 to 1.
+    """
+    trade = measure_trade(answers)
+    enough = np.flatnonzero(trade.accuracy >= accuracy)
+    return float(trade.threshold[enough[0]]) if len(enough) else None
+
+
+def describe_trade(answers: Answers, chosen_on: Answers | None, accuracy: float | None = None) -> dict[str, Any]:
+    """Return the curve, and a threshold with what it gives on held-out pictures, as JSON can hold it.
+
+    Args:
+        answers: On held-out pictures.
+        chosen_on: What the threshold is chosen on; None: none is chosen.
+        accuracy: What is wanted of the answers given; None: half as many errors as without asking.
+    """
+    trade = measure_trade(answers)
+    shown = np.unique(np.linspace(0, len(trade.coverage) - 1, _POINTS).astype(int))
+    curve = {name: getattr(trade, name)[shown].tolist() for name in ("threshold", "coverage", "accuracy")}
+    wanted = accuracy if accuracy is not None else 1 - (1 - float(trade.accuracy[0])) / 2
+    threshold = None if chosen_on is None or not len(chosen_on) else choose_threshold(chosen_on, wanted)
+    result: dict[str, Any] = {**curve, "wanted": wanted, "chosen": threshold}
+    if threshold is not None:
+        confidence = np.asarray(answers.probabilities, np.float64).max(axis=1)
+        kept = confidence >= threshold
+        right = answers.probabilities.argmax(axis=1) == answers.targets
+        weight = float(answers.weights[kept].sum())
+        result["chosen_coverage"] = weight / float(answers.weights.sum())
+        result["chosen_accuracy"] = float(answers.weights[kept] @ right[kept]) / weight if weight else None
+    return result
+
+
+def measure_sets(answers: Answers, calibration: Answers, alpha: float) -> dict[str, Any]:
+    """Return how conformal prediction sets do: all classes whose probability is not unusually low for a true one.
+
+    Split conformal prediction: the threshold is the quantile of 1 - p(true class) on calibration pictures at rank
+    ceil((n + 1)(1 - alpha)), so that sets hold the true class with probability 1 - alpha at least, if pictures come
+    from where the calibration pictures come from (Vovk et al., 2005; Sadinle, Lei and Wasserman, JASA 2019). Weights
+    are not used.
+
+    Args:
+        answers: On held-out pictures.
+        calibration: On pictures that the model was not fitted on.
+        alpha: Share of sets that may miss the true class, above 0 and below 1.
+
+    Returns:
+        `alpha`, `threshold` (probability from which on a class is in the set; 0: all are), `coverage`, `mean_size`,
+        `single` and `empty` (shares of sets), `sizes` (counts by size).
+
+    Raises:
+        RunError: Alpha is not between 0 and 1, or there are no calibration pictures.
+    """
+    if not 0 < alpha < 1:
+        raise RunError("The error rate of conformal sets lies between 0 and 1.", alpha)
+    count = len(calibration)
+    if not count:
+        raise RunError("Conformal sets need pictures that were not trained on.", 0, "Set data.validation.")
+    scores = np.sort(1 - _choose(calibration))
+    rank = int(np.ceil((count + 1) * (1 - alpha) - 1e-9))
+    quantile = scores[rank - 1] if rank <= count else 1.0
+    within = np.asarray(answers.probabilities, np.float64) >= 1 - quantile - 1e-12
+    sizes = within.sum(axis=1)
+    return {
+        "alpha": alpha,
+        "threshold": float(max(1 - quantile, 0.0)),
+        "coverage": float(within[np.arange(len(answers)), answers.targets].mean()),
+        "mean_size": float(sizes.mean()),
+        "single": float((sizes == 1).mean()),
+        "empty": float((sizes == 0).mean()),
+        "sizes": np.bincount(sizes).tolist(),
+    }
+
+
+def _choose(answers: Answers) -> np.ndarray:
+    return np.asarray(answers.probabilities, np.float64)[np.arange(len(answers)), answers.targets]

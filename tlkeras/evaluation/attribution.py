@@ -1,0 +1,243 @@
+"""Where a model looks: class activation maps and occlusion, and whether they depend on what it has learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy.stats import spearmanr
+
+from tlkeras.backbones.blocks import Cut, find_cut, find_cuts, split
+from tlkeras.backbones.graph import has_weights, trace_calls
+from tlkeras.errors import BackboneError, suggest
+from tlkeras.progress import track
+
+Method = Literal["grad_cam", "grad_cam++"]
+METHODS: tuple[Method, ...] = ("grad_cam", "grad_cam++")
+BATCH_SIZE = 16
+
+_LEAST_SIDE = 4  # positions; fewer show nothing that a person could use
+_POOLS = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
+_BETWEEN = (*_POOLS, keras.layers.ZeroPadding2D, keras.layers.Dropout)  # what only passes on or blurs a map
+_GREY = 127
+_TINY = 1e-12
+
+
+class Explainer:
+    """Maps of what speaks for a class, from one layer of a functional model.
+
+    Args:
+        model: From pictures uint8 [n, h, w, 3] to probabilities [n, k], one or several outputs.
+        output: Which of its outputs.
+        layer: Name of a layer through which everything flows; None: `find_layer` chooses.
+
+    Attributes:
+        layer: The name of the layer that is looked at.
+
+    Raises:
+        BackboneError: There is no such layer, or none with a map.
+    """
+
+    def __init__(self, model: keras.Model, output: int = 0, layer: str | None = None):
+        self.model, self.output = model, output
+        scores, self._are_probabilities = find_scores(model, output)
+        whole = keras.Model(model.input, scores, name=model.name)
+        cut = find_layer(whole) if layer is None else find_cut(whole, layer)
+        if len(cut.shape) != 3:
+            raise BackboneError(
+                "A layer to look at must have a map [height, width, channels].", f"{cut.name}: {cut.shape}"
+            )
+        self.layer = cut.name
+        self._prefix, self._suffix = split(whole, cut.name)
+        self._trace = tf.function(self._differentiate, reduce_retracing=True, autograph=False, jit_compile=False)
+
+    def explain(self, pictures: np.ndarray, classes: Sequence[int], method: Method = "grad_cam") -> np.ndarray:
+        """Return a map for each picture, float32 [n, height, width] of the picture, the largest value 1; 0 where none.
+
+        "grad_cam": the layer's channels weighted by the mean gradient of the class's logit (Selvaraju et al., ICCV
+        2017). "grad_cam++": by its positive gradients, each position weighted by equation 19 of Chattopadhay et al.,
+        WACV 2018, which finds several instances of a class better.
+
+        Args:
+            pictures: uint8 [n, height, width, 3].
+            classes: Index of the class to explain, one per picture.
+            method: One of `METHODS`.
+
+        Raises:
+            BackboneError: The method is unknown.
+        """
+        if method not in METHODS:
+            raise BackboneError("The method must be a known one.", repr(method), suggest(method, METHODS))
+        weigh = _weigh_mean if method == "grad_cam" else _weigh_positive
+        maps = []
+        with track("Explaining answers", len(pictures), "pictures") as advance:
+            for start in range(0, len(pictures), BATCH_SIZE):
+                chosen = slice(start, start + BATCH_SIZE)
+                batch, wanted = tf.constant(pictures[chosen]), tf.constant(classes[chosen], tf.int32)
+                activations, gradients = self._trace(batch, wanted)
+                weights = weigh(activations.numpy(), gradients.numpy())
+                maps.append(np.maximum(np.einsum("nhwc,nc->nhw", activations, weights), 0))
+                advance(len(batch))
+        return _enlarge(np.concatenate(maps), pictures.shape[1:3]) if maps else np.zeros(pictures.shape[:3], np.float32)
+
+    def _differentiate(self, pictures: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the layer's map and the gradient of each picture's class by it, [n, h, w, c] both."""
+        activations = tf.cast(self._prefix(pictures, training=False), tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(activations)
+            scores = tf.cast(self._suffix(activations, training=False), tf.float32)
+            if self._are_probabilities:
+                scores = tf.math.log(scores + _TINY)
+            chosen = tf.gather(scores, classes, batch_dims=1)
+        return activations, tape.gradient(chosen, activations)
+
+
+def find_layer(model: keras.Model) -> Cut:
+    """Return the deepest place through which everything flows that has a map worth looking at.
+
+    That is the last one with 4 x 4 positions or more, trailing pooling left out: `block5_conv3` of VGG16, the last
+    activation of EfficientNet, ResNet V2 and DenseNet, the last sum of ConvNeXt. Where pictures are so small that none
+    has, the one with most positions.
+
+    Raises:
+        BackboneError: No layer has more than one position.
+    """
+    operations = {call.name: call.operation for call in trace_calls(model)}
+    maps = [cut for cut in find_cuts(model) if len(cut.shape) == 3 and min(cut.shape[:2]) > 1]
+    candidates = [cut for cut in maps if not isinstance(operations[cut.name], _BETWEEN)]
+    if not candidates:
+        raise BackboneError(
+            "A model must have a layer with a map of more than one position to be looked into.",
+            f"none in {model.name}",
+            "Build the backbone with larger pictures.",
+        )
+    large = [cut for cut in candidates if min(cut.shape[:2]) >= _LEAST_SIDE]
+    if large:
+        return large[-1]
+    side = max(min(cut.shape[:2]) for cut in candidates)
+    return [cut for cut in candidates if min(cut.shape[:2]) == side][-1]
+
+
+def occlude(
+    model: keras.Model,
+    pictures: np.ndarray,
+    classes: Sequence[int],
+    *,
+    output: int = 0,
+    patch: int | None = None,
+    stride: int | None = None,
+) -> np.ndarray:
+    """Return how much probability a class loses where a grey square hides the picture, float32 [n, height, width].
+
+    Each pixel has the mean over the squares that cover it; below 0 where hiding helps (Zeiler and Fergus, ECCV 2014,
+    section 4.2). Needs no gradients and no layer, and about a hundred answers per picture.
+
+    Args:
+        model: As in `Explainer`.
+        pictures: uint8 [n, height, width, 3].
+        classes: Index of the class to explain, one per picture.
+        output: Which of the model's outputs.
+        patch: Side of the square, pixels; a sixth of the picture's by default.
+        stride: Pixels between squares; half a square by default.
+    """
+    height, width = pictures.shape[1:3]
+    patch = patch or max(2, min(height, width) // 6)
+    stride = stride or max(1, patch // 2)
+    places = [(y, x) for y in _list_places(height, patch, stride) for x in _list_places(width, patch, stride)]
+    maps = np.zeros(pictures.shape[:3], np.float32)
+    with track("Hiding parts", len(pictures), "pictures") as advance:
+        for picture, wanted, drops in zip(pictures, classes, maps, strict=True):
+            covered = np.zeros((height, width), np.float32)
+            hidden = np.repeat(picture[None], len(places) + 1, axis=0)
+            for copy, (y, x) in zip(hidden[1:], places, strict=True):
+                copy[y : y + patch, x : x + patch] = _GREY
+            said = _answer(model, hidden, output)[:, wanted]
+            for lost, (y, x) in zip(said[0] - said[1:], places, strict=True):
+                drops[y : y + patch, x : x + patch] += lost
+                covered[y : y + patch, x : x + patch] += 1
+            np.divide(drops, np.maximum(covered, 1), out=drops)
+            advance(1)
+    return maps
+
+
+def check_sanity(
+    explainer: Explainer,
+    pictures: np.ndarray,
+    classes: Sequence[int],
+    *,
+    method: Method = "grad_cam",
+    steps: int = 3,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """Return how alike maps stay while the model's weights are destroyed, from the output down.
+
+    Explanations that hardly change show edges of the picture, not what the model learned (Adebayo et al., NeurIPS 2018,
+    cascading randomisation). Values are shuffled within each weight, which keeps their distribution. The model's
+    weights are put back.
+
+    Returns:
+        The share of layers destroyed and the mean rank correlation with the first maps, -1 to 1, after each step.
+    """
+    model = explainer.model
+    kept, random = model.get_weights(), np.random.default_rng(seed)
+    layers = [call.operation for call in trace_calls(model) if has_weights(call)][::-1]
+    reference = explainer.explain(pictures, classes, method)
+    found = []
+    try:
+        for part in np.array_split(np.arange(len(layers)), steps):
+            for place in part.tolist():
+                weights = layers[place].get_weights()
+                layers[place].set_weights([random.permutation(w.ravel()).reshape(w.shape) for w in weights])
+            changed = explainer.explain(pictures, classes, method)
+            found.append(((int(part[-1]) + 1) / len(layers), _correlate(reference, changed)))
+    finally:
+        model.set_weights(kept)
+    return found
+
+
+def find_scores(model: keras.Model, output: int) -> tuple[Any, bool]:
+    """Return the tensor of an output's logits, or of its probabilities, and whether it is the latter."""
+    tensor = keras.tree.flatten(model.output)[output]
+    last = next(call for call in trace_calls(model) if any(found is tensor for found in call.outputs))
+    if isinstance(last.operation, (keras.layers.Activation, keras.layers.Softmax)):
+        return last.inputs[0], False
+    return tensor, True
+
+
+def _weigh_mean(activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    return gradients.mean(axis=(1, 2))
+
+
+def _weigh_positive(activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    squares, cubes = gradients**2, gradients**3
+    below = 2 * squares + activations.sum(axis=(1, 2), keepdims=True) * cubes
+    shares = np.where(np.abs(below) > 1e-30, squares / np.where(np.abs(below) > 1e-30, below, 1), 0)
+    return (shares * np.maximum(gradients, 0)).sum(axis=(1, 2))
+
+
+def _enlarge(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Bring maps [n, h, w] to a picture's size, the largest value of each 1."""
+    large = tf.image.resize(maps[..., None], size, method="bilinear").numpy()[..., 0]
+    return (large / np.maximum(large.max(axis=(1, 2), keepdims=True), 1e-30)).astype(np.float32)
+
+
+def _list_places(length: int, patch: int, stride: int) -> list[int]:
+    last = max(length - patch, 0)
+    return sorted({*range(0, last + 1, stride), last})
+
+
+def _answer(model: keras.Model, pictures: np.ndarray, output: int) -> np.ndarray:
+    parts = [model(pictures[start : start + 32], training=False) for start in range(0, len(pictures), 32)]
+    return np.concatenate([keras.tree.flatten(part)[output].numpy() for part in parts])
+
+
+def _correlate(reference: np.ndarray, changed: np.ndarray) -> float:
+    """Return the mean rank correlation of pairs of maps; a map that is the same everywhere is like no other."""
+    pairs = [
+        spearmanr(a.ravel()[::7], b.ravel()[::7]).statistic if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+        for a, b in zip(reference, changed, strict=True)
+    ]
+    return float(np.mean(np.nan_to_num(pairs)))

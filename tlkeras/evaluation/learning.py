@@ -1,0 +1,96 @@
+"""Would more pictures help? A linear head on cached features, fitted on more and more of the training pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tlkeras.evaluation.comparison import compare_probabilities
+from tlkeras.mapping.heads import Head
+from tlkeras.mapping.links import find_link
+from tlkeras.mapping.validation import divide_rows
+from tlkeras.progress import track
+from tlkeras.records import Answers
+
+SHARES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+
+
+def measure_learning(
+    head_maker: Callable[[], Head],
+    train: tuple[np.ndarray, np.ndarray, np.ndarray],
+    X: np.ndarray,
+    held_out: Answers,
+    *,
+    repeats: int = 3,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return accuracy on held-out pictures by the number of training pictures.
+
+    Args:
+        head_maker: Makes an unfitted head.
+        train: Features (n, d), targets and weights of the training pictures.
+        X: Features of the held-out pictures, (m, d).
+        held_out: What is true of them; its answers are not used.
+        repeats: Draws of each size below the whole; larger ones hold the smaller of the same draw.
+        resamples: Of the paired bootstrap of the last step, from half of the pictures to all.
+        seed: Of the draws.
+
+    Returns:
+        `pictures`, `accuracy` (mean over draws), `low` and `high` (least and most of the draws), one per size;
+        `metric`; `last_step`: value, low and high of what the second half of the pictures gained.
+    """
+    features, y, weights = train
+    points: list[tuple[int, list[float]]] = []
+    halves: list[np.ndarray] = []
+    whole = held_out.probabilities
+    with track("Learning curve", len(SHARES) * repeats, "fits") as advance:
+        for share in SHARES:
+            figures, size = [], 0
+            for repeat in range(repeats if share < 1 else 1):
+                rows = _draw(y, share, seed + repeat)
+                size = len(rows)
+                try:
+                    head = head_maker().fit(features[rows], y[rows], weights[rows])
+                except ValueError:  # a class or an answer is missing
+                    continue
+                said = np.zeros(held_out.probabilities.shape)
+                said[:, head.classes_] = head.predict_proba(X)
+                figures.append(_measure_accuracy(held_out, said))
+                whole = said
+                if share == 0.5:
+                    halves.append(said)
+                advance(1)
+            if figures:
+                points.append((size, figures))
+    step = None
+    if halves and points and points[-1][0] == len(y):
+        final = Answers(**{**vars(held_out), "probabilities": whole})
+        name = "accuracy" if held_out.targets.ndim == 1 else "exact_match"
+        step = compare_probabilities(final, halves[0], resamples=resamples, seed=seed)[name]
+    return {
+        "metric": "accuracy" if held_out.targets.ndim == 1 else "exact_match",
+        "pictures": [size for size, _ in points],
+        "accuracy": [float(np.mean(figures)) for _, figures in points],
+        "low": [min(figures) for _, figures in points],
+        "high": [max(figures) for _, figures in points],
+        "last_step": step,
+    }
+
+
+def _draw(y: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Return some rows, of each class its share, int64 (m,); larger shares hold smaller ones."""
+    if share >= 1:
+        return np.arange(len(y))
+    parts = 20
+    strata = find_link(y).group_rows(y)
+    dealt = divide_rows(strata, np.arange(len(y)), min(parts, len(y)), seed)
+    return np.flatnonzero(dealt < round(share * parts))
+
+
+def _measure_accuracy(held_out: Answers, said: np.ndarray) -> float:
+    task = held_out.task
+    right = (task.decide(said) == task.members(held_out.targets)).all(axis=1)
+    return float(held_out.weights @ right / held_out.weights.sum())

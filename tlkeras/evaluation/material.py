@@ -1,0 +1,182 @@
+"""What a finished run can be asked again: its pictures, their cached features, its model."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import keras
+import numpy as np
+
+from tlkeras import assembly
+from tlkeras.data.checks import Inspection, inspect
+from tlkeras.data.decoding import decode_file
+from tlkeras.data.headers import PictureError, printable
+from tlkeras.data.tasks import Task
+from tlkeras.errors import TlkerasError
+from tlkeras.mapping.heads import arrange
+from tlkeras.mapping.linear import LinearHead
+from tlkeras.mapping.validation import answer_out_of_fold
+from tlkeras.prediction import load_model
+from tlkeras.recipe import Recipe, load_recipe
+from tlkeras.records import Answers, has_answers, read_answers, read_tasks
+from tlkeras.runs import Run
+
+_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Side:
+    """Pictures of one side with their frozen features.
+
+    Attributes:
+        keys: Names, str [n].
+        paths: Files, str [n].
+        X: float [n, d].
+        targets: Per task name, as the task has them.
+        weights: float [n].
+        groups: str [n].
+    """
+
+    keys: np.ndarray
+    paths: np.ndarray
+    X: np.ndarray
+    targets: dict[str, np.ndarray]
+    weights: np.ndarray
+    groups: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Side:
+        """Return some of the pictures."""
+        targets = {name: values[rows] for name, values in self.targets.items()}
+        return Side(self.keys[rows], self.paths[rows], self.X[rows], targets, self.weights[rows], self.groups[rows])
+
+
+class Material:
+    """A run opened again. Everything is read when it is first asked for; features come from the cache.
+
+    Attributes:
+        gone: Why pictures cannot be looked at again; "" where they can.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.recipe: Recipe = load_recipe(str(run.path / "recipe.yaml"))
+        self.gone = ""
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """What the run predicts."""
+        return read_tasks(self.run)
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """From uint8 pictures to probabilities, one output per task, in their order."""
+        return arrange(load_model(self.run), [task.name for task in self.tasks])
+
+    @cached_property
+    def inspection(self) -> Inspection | None:
+        """The run's pictures with their labels; None where the source is gone, and `gone` says why."""
+        try:
+            recipe = assembly.locate_source(self.recipe, self.run.manifest.get("cwd", ""))
+            return inspect(assembly.read_examples(recipe))
+        except TlkerasError as error:
+            self.gone = str(error)
+            return None
+
+    @cached_property
+    def paths(self) -> dict[str, str]:
+        """The file of each picture by its name, of those that are still there."""
+        if self.inspection is None:
+            return {}
+        examples = self.inspection.examples
+        return {printable(key): path for key, path in zip(examples.keys.tolist(), examples.paths.tolist(), strict=True)}
+
+    @cached_property
+    def sides(self) -> dict[str, str]:
+        """On which side each picture was, by its name."""
+        text = self.run.read_bytes("splits.csv").decode("utf-8", "replace")
+        return {row["picture"]: row["side"] for row in csv.DictReader(io.StringIO(text, newline=""))}
+
+    def decode(self, key: str) -> np.ndarray | None:
+        """Return a picture as the model sees it, uint8 [size, size, 3]; None where it is gone."""
+        facts = self.run.manifest["picture"]
+        try:
+            return decode_file(self.paths[key], facts["size"], facts["resize"])
+        except (KeyError, PictureError):
+            return None
+
+    @cached_property
+    def features(self) -> dict[str, Side]:
+        """The frozen features of "train" and "test"; none where the pictures are gone."""
+        if self.inspection is None:
+            return {}
+        examples = self.inspection.examples
+        prefix = assembly.build_prefix(self.recipe)
+        with assembly.extract_features(self.recipe, prefix, self.inspection) as found:
+            rows, X = found.kept, np.asarray(found.outputs[0], np.float32)
+        keys = np.array([printable(key) for key in examples.keys[rows]])
+        of_row = np.array([self.sides.get(key, "") for key in keys.tolist()])
+        return {
+            side: Side(
+                keys[of_row == side],
+                examples.paths[rows[of_row == side]],
+                X[of_row == side],
+                {task.name: examples.targets[task.name][rows[of_row == side]] for task in examples.tasks},
+                examples.weights[rows[of_row == side]],
+                examples.groups[rows[of_row == side]],
+            )
+            for side in ("train", "test")
+        }
+
+    def make_linear_head(self, task: str = "") -> LinearHead:
+        """Return an unfitted linear head of the strength that the run chose for a task, where its head is linear."""
+        facts = self.run.manifest
+        strength = facts.get("heads", {}).get(task, facts.get("head", {})).get("C")
+        options = self.recipe.mapping.model_dump()
+        weight = options.get("class_weight")
+        return LinearHead(C=strength or 0.01, class_weight=None if weight == "none" else weight)
+
+    def find_unseen(self, task: Task) -> tuple[Answers | None, str]:
+        """Return answers on pictures that the model was neither fitted nor measured on, and of which side they are.
+
+        Those on the "validation" side if there is one; else, of a linear head on frozen features, those on "training"
+        pictures by heads that were fitted without them.
+        """
+        if has_answers(self.run, "validation"):
+            of_task = (one for one in read_answers(self.run, "validation") if one.task.name == task.name)
+            return next(of_task), "validation"
+        facts = self.run.manifest
+        if facts.get("finetuning") or facts.get("head", {}).get("kind") != "linear":
+            return None, ""
+        found = self.answer_training(task)
+        return found, "training" if found is not None else ""
+
+    def answer_training(self, task: Task) -> Answers | None:
+        """Return what linear heads say of training pictures that they were not fitted on; None where there are few.
+
+        These stand in for answers on a validation side in a run whose own head is linear on frozen features.
+        """
+        train = self.features.get("train")
+        if train is None:
+            return None
+        train = train.take(task.is_labelled(train.targets[task.name]))
+        if len(train.keys) < 2 * _FOLDS:
+            return None
+        grouped = train.groups if (train.groups != "").any() else None
+        y = train.targets[task.name]
+        try:
+            said = answer_out_of_fold(
+                partial(self.make_linear_head, task.name),
+                train.X,
+                y,
+                train.weights,
+                folds=_FOLDS,
+                groups=grouped,
+                seed=0,
+            )
+        except ValueError:  # a class has too few pictures
+            return None
+        prior = next(one.prior for one in read_answers(self.run) if one.task.name == task.name)
+        return Answers(task, train.keys, y, said, train.weights, prior, {})

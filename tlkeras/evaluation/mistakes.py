@@ -1,0 +1,141 @@
+"""What goes wrong: which classes are taken for each other, on which pictures, and what these resemble."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from tlkeras.data.suspects import find_mislabelled
+from tlkeras.records import Answers
+
+MOST_CLASSES = 100
+_ORDERED_FROM = 20
+
+
+def count_confusions(answers: Answers) -> np.ndarray:
+    """Return the weight of each pair of true class and answer, float [k, k]."""
+    classes = answers.probabilities.shape[1]
+    found = np.zeros((classes, classes))
+    np.add.at(found, (answers.targets, answers.probabilities.argmax(axis=1)), answers.weights)
+    return found
+
+
+def order_classes(confusions: np.ndarray) -> np.ndarray:
+    """Return which classes a person should look at, int64 [at most 100], and in which order.
+
+    Few classes keep theirs. Of more, those that are confused stand side by side (average linkage on how rarely), and
+    of more than `MOST_CLASSES` only those with most mistakes are left.
+    """
+    mistakes = confusions - np.diag(np.diag(confusions))
+    wrong = mistakes.sum(axis=0) + mistakes.sum(axis=1)
+    chosen = np.sort(np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
+    if len(chosen) <= _ORDERED_FROM:
+        return chosen
+    both = (mistakes + mistakes.T)[np.ix_(chosen, chosen)]
+    sizes = np.maximum(confusions.sum(axis=1)[chosen], 1e-9)
+    distances = 1 / (1 + both / np.sqrt(np.outer(sizes, sizes)) * 10)
+    np.fill_diagonal(distances, 0)
+    return chosen[leaves_list(linkage(squareform(distances, checks=False), "average", optimal_ordering=True))]
+
+
+def list_confused(answers: Answers, most: int = 12) -> list[dict[str, Any]]:
+    """Return the pairs of true class and other answer that happen most, as label, answer, pictures and share."""
+    counts, names = count_confusions(answers), answers.task.class_names
+    totals = counts.sum(axis=1)
+    np.fill_diagonal(counts, 0)
+    flat = np.argsort(-counts, axis=None, kind="stable")[:most]
+    pairs = [np.unravel_index(place, counts.shape) for place in flat.tolist()]
+    return [
+        {
+            "label": names[a],
+            "answer": names[b],
+            "pictures": float(counts[a, b]),
+            "share": float(counts[a, b] / totals[a]),
+        }
+        for a, b in pairs
+        if counts[a, b] > 0
+    ]
+
+
+def measure_losses(answers: Answers) -> np.ndarray:
+    """Return the log loss of each picture, float [n]; the mean over labels where it can have several."""
+    members = answers.task.members(answers.targets)
+    p = np.asarray(answers.probabilities, np.float64)
+    if answers.targets.ndim == 1:
+        return -np.log(np.clip(p[np.arange(len(p)), answers.targets], 1e-15, 1))
+    return -np.log(np.clip(np.where(members, p, 1 - p), 1e-15, 1)).mean(axis=1)
+
+
+def list_losses(answers: Answers, most: int = 24) -> list[dict[str, Any]]:
+    """Return the pictures that the model was most wrong about, mistakes only, worst first."""
+    task, losses = answers.task, measure_losses(answers)
+    truth, said = task.members(answers.targets), task.decide(answers.probabilities)
+    wrong = np.flatnonzero((truth != said).any(axis=1) & (answers.weights > 0))
+    rows = wrong[np.argsort(-losses[wrong], kind="stable")][:most]
+    return [_describe(answers, row, truth, said, losses) for row in rows.tolist()]
+
+
+def _describe(answers: Answers, row: int, truth: np.ndarray, said: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
+    task, p = answers.task, answers.probabilities[row]
+    (label,), (answer,) = task.write(truth[[row]]), task.write(said[[row]])
+    wrong = truth[row] != said[row]
+    looked_at = int(np.argmax(np.where(wrong & said[row] if (wrong & said[row]).any() else wrong, p, -1)))
+    return {
+        "key": str(answers.keys[row]),
+        "label": label,
+        "answer": answer,
+        "class": looked_at,
+        "probability": float(p[looked_at]),
+        "of_label": float(p[truth[row]].mean()) if truth[row].any() else None,
+        "loss": float(losses[row]),
+    }
+
+
+def list_suspects(answers: Answers, most: int = 24) -> list[dict[str, Any]]:
+    """Return the pictures whose label looks wrong, of each label where a picture can have several; most likely first.
+
+    Args:
+        answers: By a model that was not fitted on these pictures.
+        most: How many at most.
+    """
+    names = answers.task.class_names
+    p = np.asarray(answers.probabilities, np.float64)
+    if answers.targets.ndim == 1:
+        found = [
+            (suspect.score, suspect.row, names[answers.targets[suspect.row]], names[suspect.suggested])
+            for suspect in find_mislabelled(p, answers.targets, answers.weights)
+        ]
+    else:
+        found = []
+        for index, name in enumerate(names):
+            pair = np.stack([1 - p[:, index], p[:, index]], axis=1)
+            words = (f"not {name}", name)
+            found += [
+                (suspect.score, suspect.row, words[1 - suspect.suggested], words[suspect.suggested])
+                for suspect in find_mislabelled(pair, answers.targets[:, index].astype(np.int64), answers.weights)
+            ]
+    return [
+        {"key": str(answers.keys[row]), "label": label, "suggested": suggested, "score": float(score)}
+        for score, row, label, suggested in sorted(found, key=lambda one: -one[0])[:most]
+    ]
+
+
+def find_nearest(features: np.ndarray, references: np.ndarray, count: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of the most similar references of each row, int64 [n, count], and the cosines, float.
+
+    Args:
+        features: float [n, d].
+        references: float [m, d].
+        count: How many; fewer where there are fewer references.
+    """
+    units = [_normalize(features), _normalize(references)]
+    cosines = units[0] @ units[1].T
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, : min(count, len(references))]
+    return nearest, np.take_along_axis(cosines, nearest, axis=1)
+
+
+def _normalize(X: np.ndarray) -> np.ndarray:
+    return X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,313 @@
+"""All that a report of a run shows, computed: figures, mistakes and their pictures, curves, how it was made."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tlkeras import assembly
+from tlkeras.errors import BackboneError, RunError, TlkerasError
+from tlkeras.evaluation import abstention, figures, mistakes
+from tlkeras.evaluation.attribution import METHODS, Explainer, Method, check_sanity
+from tlkeras.evaluation.calibration import describe_calibration
+from tlkeras.evaluation.comparison import compare_probabilities
+from tlkeras.evaluation.learning import measure_learning
+from tlkeras.evaluation.material import Material
+from tlkeras.evaluation.robustness import measure_robustness
+from tlkeras.recipe import dump_recipe
+from tlkeras.records import Answers, read_answers, read_probes, take
+from tlkeras.runs import Run
+
+_SANE_PICTURES = 6
+_NEIGHBOURS = 3
+_EXTRA_PHASES = ("extract activations", "fine-tune", "measure")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a report goes into.
+
+    Attributes:
+        pictures: Mistakes shown, with an explanation each; 0 for none.
+        method: Of the explanations.
+        corrupted: Pictures that are worsened to see what answers are worth then; 0 for none.
+        learning_curve: Whether heads are fitted on parts of the training pictures.
+        conformal: Error rate of prediction sets; None for none.
+        accuracy: Wanted of the answers that no person looks at; None: half as many errors.
+    """
+
+    pictures: int = 24
+    method: Method = "grad_cam"
+    corrupted: int = 64
+    learning_curve: bool = False
+    conformal: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass
+class Report:
+    """What was computed of one run.
+
+    Attributes:
+        run: Its name.
+        figures: What `figures.evaluate` returns.
+        tasks: By name, what else is shown of each task.
+        made: How the run was made.
+        notes: What could not be computed, and why.
+        pictures: By name of the picture, as the model sees it, uint8 [h, w, 3].
+        maps: By name of the picture, what speaks for the answer, float [h, w].
+    """
+
+    run: str
+    figures: dict[str, Any]
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    maps: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+
+
+def check_options(options: Options) -> None:
+    """Make sure before the work that options can be used.
+
+    Raises:
+        RunError: Some cannot; all are named.
+    """
+    problems = [
+        f"{name} lies between 0 and 1. Received: {value}."
+        for name, value in (("conformal", options.conformal), ("accuracy", options.accuracy))
+        if value is not None and not 0 < value < 1
+    ]
+    if options.method not in METHODS:
+        problems.append(f"the method is one of {', '.join(METHODS)}. Received: {options.method!r}.")
+    if problems:
+        raise RunError.from_problems("A report needs options that can be used:", problems)
+
+
+def compute_report(run: Run, options: Options) -> Report:
+    """Compute what a report of a run shows, and keep what is no picture as report.json in the run.
+
+    What cannot be computed, because pictures are gone or the network has no map, is left out with a note.
+
+    Raises:
+        RunError: The run keeps no answers, or an option cannot be used.
+    """
+    check_options(options)
+    material = Material(run)
+    settings = material.recipe.evaluation
+    report = Report(run.name, figures.evaluate(run, resamples=settings.bootstrap, seed=settings.seed))
+    for place, answers in enumerate(read_answers(run)):
+        report.tasks[answers.task.name] = _compute_task(material, answers, place, options, report)
+    if material.gone:
+        report.notes.append(f"The pictures of the run cannot be looked at again: {material.gone}")
+    report.made = describe_making(material)
+    kept = {"figures": report.figures, "tasks": report.tasks, "made": report.made, "notes": report.notes}
+    run.write_json("report.json", {"run": run.name, **kept})
+    return report
+
+
+def _compute_task(material: Material, answers: Answers, place: int, options: Options, report: Report) -> dict[str, Any]:
+    unseen, unseen_is = material.find_unseen(answers.task)
+    losses = mistakes.list_losses(answers, options.pictures or 24)
+    result: dict[str, Any] = {
+        "worth": _judge_refinement(material, answers),
+        "calibration": describe_calibration(answers, unseen),
+        "unseen": unseen_is,
+        "losses": losses,
+        "suspects": mistakes.list_suspects(answers),
+        "training_suspects": mistakes.list_suspects(unseen) if unseen is not None and unseen_is == "training" else [],
+    }
+    if answers.targets.ndim == 1:
+        result |= _describe_classes(answers)
+        result["trade"] = abstention.describe_trade(answers, unseen, options.accuracy)
+        result["sets"] = _describe_sets(answers, unseen, options, report)
+    if options.pictures:
+        _show_mistakes(material, answers, place, result, options, report)
+    if options.corrupted and material.inspection is not None:
+        result["robustness"] = _worsen(material, answers, place, options.corrupted)
+    if options.learning_curve:
+        result["learning"] = _learn(material, answers, report)
+    return result
+
+
+def _judge_refinement(material: Material, answers: Answers) -> dict[str, Any] | None:
+    """Return by how much the run is better than a linear head on the same features, and what that took."""
+    probe = read_probes(material.run).get(answers.task.name)
+    if probe is None:
+        return None
+    settings, manifest = material.recipe.evaluation, material.run.manifest
+    differences = compare_probabilities(answers, probe, resamples=settings.bootstrap, seed=settings.seed)
+    tuned = manifest.get("finetuning", {})
+    minutes = sum(manifest.get("phases", {}).get(phase, 0.0) for phase in _EXTRA_PHASES) / 60
+    gained = differences["accuracy" if "accuracy" in differences else "exact_match"]["value"]
+    return {
+        "what": "fine-tuning" if tuned else f"a {manifest.get('head', {}).get('kind')} head",
+        "differences": differences,
+        "minutes": minutes if tuned else None,
+        "parameters": tuned.get("trained_parameters"),
+        "minutes_per_point": minutes / (100 * gained) if tuned and gained > 0 else None,
+    }
+
+
+def _describe_classes(answers: Answers) -> dict[str, Any]:
+    confusions = mistakes.count_confusions(answers)
+    order = mistakes.order_classes(confusions)
+    return {
+        "confusions": {
+            "classes": [answers.task.class_names[index] for index in order.tolist()],
+            "counts": confusions[np.ix_(order, order)].tolist(),
+            "left_out": len(confusions) - len(order),
+        },
+        "confused": mistakes.list_confused(answers),
+    }
+
+
+def _describe_sets(answers: Answers, unseen: Answers | None, options: Options, report: Report) -> dict[str, Any] | None:
+    if options.conformal is None:
+        return None
+    if unseen is None:
+        report.notes.append("Conformal sets need a validation side: train with data.validation.")
+        return None
+    return abstention.measure_sets(answers, unseen, options.conformal)
+
+
+def _show_mistakes(
+    material: Material, answers: Answers, place: int, result: dict[str, Any], options: Options, report: Report
+) -> None:
+    """Add the pictures of mistakes, what speaks for the answers, and the training pictures that are most like them."""
+    losses = result["losses"]
+    wanted = [loss["key"] for loss in losses]
+    wanted += [suspect["key"] for name in ("suspects", "training_suspects") for suspect in result[name]]
+    _decode(material, wanted, report)
+    seen = [loss for loss in losses if loss["key"] in report.pictures]
+    if not seen:
+        return
+    pictures = np.stack([report.pictures[loss["key"]] for loss in seen])
+    classes = [loss["class"] for loss in seen]
+    try:
+        explainer = Explainer(material.model, place)
+        shown = explainer.explain(pictures, classes, options.method)
+        sane = slice(0, _SANE_PICTURES)
+        sanity = check_sanity(explainer, pictures[sane], classes[sane], method=options.method)
+        result["attribution"] = {"method": options.method, "layer": explainer.layer, "sanity": sanity}
+        task = answers.task.name
+        report.maps |= {(task, loss["key"]): found for loss, found in zip(seen, shown, strict=True)}
+    except BackboneError as error:
+        report.notes.append(str(error))
+    _add_neighbours(material, answers, seen, report)
+
+
+def _decode(material: Material, keys: Sequence[str], report: Report) -> None:
+    for key in dict.fromkeys(keys):
+        if key not in report.pictures and (picture := material.decode(key)) is not None:
+            report.pictures[key] = picture
+
+
+def _add_neighbours(material: Material, answers: Answers, losses: list[dict[str, Any]], report: Report) -> None:
+    try:
+        train, test = material.features["train"], material.features["test"]
+    except (KeyError, TlkerasError) as error:
+        report.notes.append(f"The nearest training pictures are not shown: {error}")
+        return
+    task = answers.task
+    rows = {key: row for row, key in enumerate(test.keys.tolist())}
+    known = [loss for loss in losses if loss["key"] in rows]
+    if not known:
+        return
+    nearest, cosines = mistakes.find_nearest(test.X[[rows[loss["key"]] for loss in known]], train.X, _NEIGHBOURS)
+    labels = task.write(task.members(train.targets[task.name]))
+    for loss, places, alike in zip(known, nearest.tolist(), cosines.tolist(), strict=True):
+        loss["nearest"] = [
+            {"key": str(train.keys[row]), "label": labels[row], "cosine": cosine}
+            for row, cosine in zip(places, alike, strict=True)
+        ]
+        _decode(material, [neighbour["key"] for neighbour in loss["nearest"]], report)
+
+
+def _worsen(material: Material, answers: Answers, place: int, most: int) -> dict[str, Any] | None:
+    """Return what corruptions cost, on at most so many held-out pictures, spread over all."""
+    rows = np.unique(np.linspace(0, len(answers) - 1, min(most, len(answers))).astype(int))
+    found = [(row, material.decode(str(answers.keys[row]))) for row in rows.tolist()]
+    kept = [(row, picture) for row, picture in found if picture is not None]
+    if not kept:
+        return None
+    part = take(answers, np.array([row for row, _ in kept]))
+    truth = part.task.members(part.targets)
+
+    def judge(probabilities: np.ndarray) -> float:
+        right = (part.task.decide(probabilities) == truth).all(axis=1)
+        return float(part.weights @ right / part.weights.sum()) if part.weights.any() else float(right.mean())
+
+    pictures = np.stack([picture for _, picture in kept])
+    return measure_robustness(material.model, pictures, judge, output=place, engine=material.recipe.features.engine)
+
+
+def _learn(material: Material, answers: Answers, report: Report) -> dict[str, Any] | None:
+    train, test = material.features.get("train"), material.features.get("test")
+    if train is None or test is None:
+        return None
+    train = train.take(answers.task.is_labelled(train.targets[answers.task.name]))
+    place = {key: row for row, key in enumerate(answers.keys.tolist())}
+    known = np.array([key in place for key in test.keys.tolist()], dtype=bool)
+    rows = np.array([place[key] for key in test.keys[known].tolist()], dtype=int)
+    if len(rows) < len(answers):
+        report.notes.append("The learning curve is left out: some held-out pictures are gone.")
+        return None
+    return measure_learning(
+        partial(material.make_linear_head, answers.task.name),
+        (train.X, train.targets[answers.task.name], train.weights),
+        test.X[known],
+        take(answers, rows),
+        resamples=material.recipe.evaluation.bootstrap,
+    )
+
+
+def describe_making(material: Material) -> dict[str, Any]:
+    """Return all that is needed to make a run again."""
+    run, recipe = material.run, material.recipe
+    manifest = run.manifest
+    return {
+        "created": manifest.get("created", ""),
+        "finished": manifest.get("finished", ""),
+        "resumed": len(manifest.get("resumed", [])),
+        "command": f"tlkeras train {run.path / 'recipe.yaml'}",
+        "recipe": dump_recipe(recipe),
+        "source": recipe.data.source,
+        "examples": manifest.get("examples", {}),
+        "rejected": manifest.get("rejected", 0),
+        "fingerprint": manifest.get("fingerprint", ""),
+        "parameters": manifest.get("parameters"),
+        "phases": manifest.get("phases", {}),
+        "memory": manifest.get("memory", {}),
+        "features": manifest.get("features", {}),
+        "head": manifest.get("head", {}),
+        "finetuning": manifest.get("finetuning"),
+        "history": _read_history(run),
+        "environment": run.read_json("environment.json"),
+        "data": manifest.get("data", {}),
+        "licences": assembly.list_licences(recipe, manifest.get("data", {})),
+    }
+
+
+def _read_history(run: Run) -> list[dict[str, Any]]:
+    try:
+        text = run.read_bytes("history.csv").decode("utf-8", "replace")
+    except RunError:
+        return []
+    return [{key: _parse(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text, newline=""))]
+
+
+def _parse(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        return number if np.isfinite(number) else text
+    return text

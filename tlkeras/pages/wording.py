@@ -1,0 +1,168 @@
+"""What a report says in sentences, and how it writes numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tlkeras.evaluation.names import METRIC_NAMES
+
+_NOTHING = "-"
+_WORTHWHILE = 0.001  # of log loss: less is noise
+
+
+def write_number(value: float | None) -> str:
+    """Return a number with four decimals; a dash where there is none."""
+    return _NOTHING if value is None else f"{value:.4f}"
+
+
+def write_percent(value: float | None) -> str:
+    """Return a share as per cent with one decimal."""
+    return _NOTHING if value is None else f"{100 * value:.1f} %"
+
+
+def write_signed(value: float | None) -> str:
+    """Return a difference with its sign."""
+    return _NOTHING if value is None else f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _sign(points: float) -> str:
+    return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def write_count(value: int | None) -> str:
+    """Return a whole number with separators."""
+    return _NOTHING if value is None else f"{value:,}"
+
+
+def write_amount(value: float) -> str:
+    """Return a count, or a sum of weights with two decimals."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
+
+
+def judge(better: bool | None) -> str:
+    """Return a verdict on a difference."""
+    return {True: "better", False: "worse", None: "no clear difference"}[better]
+
+
+def tell_summary(figures: Mapping[str, Any]) -> list[str]:
+    """Say how the model does against knowing nothing."""
+    name = "accuracy" if "accuracy" in figures["metrics"] else "exact_match"
+    value, majority = figures["metrics"][name], figures["baseline"][name]["value"]
+    verdict = "better than" if value["low"] > majority else "not clearly better than"
+    text = (
+        f"{METRIC_NAMES[name].capitalize()} is {write_percent(value['value'])}: {verdict} always answering what is "
+        f"most common, which reaches {write_percent(majority)}."
+    )
+    return [text]
+
+
+def tell_worth(worth: Mapping[str, Any]) -> str:
+    """Say whether what was done beyond a linear head was worth it, and what it took."""
+    name = "accuracy" if "accuracy" in worth["differences"] else "exact_match"
+    parts = worth["differences"][name]
+    points = 100 * parts["value"]
+    what = worth["what"].capitalize()
+    if parts["low"] is None:
+        return f"{what} cannot be judged on so few pictures."
+    span = f"{_sign(100 * parts['low'])} to {_sign(100 * parts['high'])}"
+    text = {
+        True: f"Yes: {what} gained {points:.1f} points of {METRIC_NAMES[name]} over a linear head ({span}).",
+        False: f"No: {what} lost {-points:.1f} points of {METRIC_NAMES[name]} against a linear head ({span}).",
+        None: f"Not clearly: {what} changed {METRIC_NAMES[name]} by {_sign(points)} points ({span}).",
+    }[parts["better"]]
+    if worth["minutes"]:
+        text += f" It took {worth['minutes']:.1f} minutes"
+        text += f" and trained {worth['parameters']:,} parameters" if worth["parameters"] else ""
+        text += f": {worth['minutes_per_point']:.1f} minutes" if worth["minutes_per_point"] else ""
+        if worth["minutes_per_point"] and worth["parameters"]:
+            text += f" and {worth['parameters'] / points:,.0f} parameters"
+        text += " for each point." if worth["minutes_per_point"] else "."
+    return text
+
+
+def tell_learning(learning: Mapping[str, Any]) -> str:
+    """Say whether more pictures would help."""
+    step, sizes = learning["last_step"], learning["pictures"]
+    if step is None or step["low"] is None or len(sizes) < 2:
+        return "There are too few pictures to say."
+    gain, low, high = (100 * step[part] for part in ("value", "low", "high"))
+    span = f"({_sign(low)} to {_sign(high)})"
+    text = f"The second half of the {sizes[-1]:,} training pictures gained {_sign(gain)} points {span}. "
+    if step["better"]:
+        return text + "More pictures like these would most likely help."
+    if high < 0.5:
+        return text + "More pictures of the same kind would hardly help; other pictures, or fine-tuning, may."
+    return text + "That is no clear gain: more pictures may help, a little."
+
+
+def tell_calibration(calibration: Mapping[str, Any], unseen: str) -> str:
+    """Say how far confidence is from the truth and what a scaling mends."""
+    error = calibration["adaptive_ece"]
+    sure = calibration["reliability"]
+    gap = sum(s * (c - a) for s, c, a in zip(sure["share"], sure["confidence"], sure["accuracy"], strict=True))
+    lean = "too sure" if gap > 0.005 else "not sure enough" if gap < -0.005 else "neither too sure nor too unsure"
+    text = f"On average, confidence is {100 * error:.1f} points away from how often the model is right; it is {lean}. "
+    if not calibration["scalings"]:
+        return text + "To have temperature and vector scaling fitted, train with data.validation."
+    best = min(calibration["scalings"], key=lambda name: calibration["scalings"][name]["log_loss"])
+    found = calibration["scalings"][best]
+    where = {"validation": "validation pictures", "training": "training pictures, each by heads not fitted on it"}[
+        unseen
+    ]
+    if calibration["log_loss"] - found["log_loss"] < _WORTHWHILE:
+        return (
+            text
+            + f"Neither scaling, fitted on {calibration['fitted_on']:,} {where}, gains anything: leave it as it is."
+        )
+    return text + (
+        f"{best.capitalize()} scaling, fitted on {calibration['fitted_on']:,} {where}, brings that to "
+        f"{100 * found['adaptive_ece']:.1f} points: `tlkeras export RUN --calibrate {best}` builds it into the model."
+    )
+
+
+def tell_trade(trade: Mapping[str, Any]) -> str:
+    """Say from which confidence on answers need no person."""
+    wanted = write_percent(trade["wanted"])
+    if trade["chosen"] is None:
+        return (
+            f"No threshold was chosen for {wanted} accuracy: no answers on unseen pictures reach it, or none are kept."
+        )
+    return (
+        f"To be right in {wanted} of what it answers, ask a person below a confidence of {trade['chosen']:.3f}. On the "
+        f"held-out pictures this answers {write_percent(trade['chosen_coverage'])} of them, "
+        f"{write_percent(trade['chosen_accuracy'])} rightly. The threshold was chosen on other pictures."
+    )
+
+
+def tell_sets(sets: Mapping[str, Any]) -> str:
+    """Say how prediction sets do."""
+    return (
+        f"Sets of all classes with a probability of {sets['threshold']:.3f} or more are meant to hold the true class "
+        f"in {write_percent(1 - sets['alpha'])} of cases; on the held-out pictures they do in "
+        f"{write_percent(sets['coverage'])}. They hold {sets['mean_size']:.2f} classes on average, a single one in "
+        f"{write_percent(sets['single'])} and none in {write_percent(sets['empty'])}."
+    )
+
+
+def tell_robustness(robustness: Mapping[str, Any]) -> str:
+    """Say what harms most and what least, at the middle strength."""
+    lost = {name: robustness["clean"] - values[2] for name, values in robustness["corruptions"].items()}
+    worst, least = max(lost, key=lambda name: lost[name]), min(lost, key=lambda name: lost[name])
+    return (
+        f"At strength 3, {worst} costs most ({100 * lost[worst]:.0f} points of {write_percent(robustness['clean'])}) "
+        f"and {least} least ({100 * lost[least]:.0f} points)."
+    )
+
+
+def tell_attribution(attribution: Mapping[str, Any] | None) -> str:
+    """Say what the coloured pictures show and whether they passed the sanity check."""
+    if attribution is None:
+        return "Wrong answers, the surest first."
+    name = {"grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++"}[attribution["method"]]
+    alike = abs(attribution["sanity"][-1][1])
+    verdict = "as they should" if alike < 0.5 else "less than they should: read them with care"
+    return (
+        f"Wrong answers, the surest first. Bright is what speaks for the answer ({name} at {attribution['layer']}). "
+        f"With all weights shuffled these maps change {verdict} (rank correlation with the real ones {alike:.2f})."
+    )
