@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 
+import tlkeras
 from tlkeras.bulk.job import open_job
 from tlkeras.cli import main
 
@@ -43,6 +44,23 @@ def test_features_are_those_that_training_sees(workplace):
     np.testing.assert_allclose(np.array(table["features"].to_pylist(), np.float32), expected, atol=2e-3)
     again = extract("out")
     assert again.exit_code == 0 and "4 of 4 shards" in again.stdout and "0 in" in again.stdout
+
+
+def test_predictions_in_shards_are_those_of_the_run(trained, tmp_path):
+    photos = trained.parent.parent / "photos"
+    result = tlkeras.predict_in_shards(str(trained), [photos], tmp_path / "out", shard_size=20)
+    assert (result["rows"], result["shards"]) == (32, 2)
+    rows = pyarrow.parquet.read_table(tmp_path / "out/parts").to_pylist()
+    for row, expected in zip(rows, tlkeras.predict(str(trained), [photos])["predictions"], strict=True):
+        assert expected["path"].endswith(row["picture"]) and row["label"] == expected["label"]
+        for best in expected["top"]:
+            assert row[f"probability of {best['label']}"] == pytest.approx(best["probability"], abs=1e-4)
+
+
+def test_shards_of_predictions_need_a_folder_and_an_engine(workplace):
+    for options in (["--engine", "local"], ["--workers", "2"]):
+        done = CliRunner().invoke(main, ["predict", "latest", "photos", *options])
+        assert done.exit_code == 2 and "need a folder and an engine" in done.output
 
 
 def test_another_recipe_or_version_is_refused_by_what_differs(workplace):

@@ -23,6 +23,7 @@ __all__ = [
     "list_cache",
     "list_recipes",
     "predict",
+    "predict_in_shards",
     "predict_remotely",
     "predict_to_file",
     "prune_cache",

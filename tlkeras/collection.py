@@ -61,7 +61,7 @@ def predict_to_file(run: Run, pictures: Sequence[str | Path], out: Path, *, part
         todo, resumed = _find_todo(paths, work)
         tasks = read_tasks(run)
         engine = _answer(run, todo, work, tasks, part) if todo else None
-        rows, unreadable = _assemble(work, out, _name_columns(tasks))
+        rows, unreadable = _assemble(work, out, name_columns(tasks))
     seconds = time.monotonic() - started
     return {
         "run": run.name,
@@ -246,7 +246,7 @@ def _say(task: Task, probabilities: np.ndarray) -> list[Any]:
     return [label, *(f"{value:.7g}" for value in probabilities.tolist())]
 
 
-def _name_columns(tasks: Sequence[Task]) -> list[str]:
+def name_columns(tasks: Sequence[Task]) -> list[str]:
     """Return `label` and `probability of NAME`, of each task; where there are several, with the task's name before."""
     names = []
     for task in tasks:

@@ -1,11 +1,11 @@
-"""Jobs on many pictures: what a recipe's features are, written down so that any worker can compute a part of them."""
+"""Jobs on many pictures: features and predictions, written down so that any worker can compute a part of them."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,20 @@ from tlkeras.backbones.weights import fingerprint
 from tlkeras.bulk.clusters import require_ray, run_ray
 from tlkeras.bulk.job import Job, check_facts, open_job, plan_job
 from tlkeras.bulk.local import run_processes
-from tlkeras.bulk.shards import Work, feature_table, work_off
+from tlkeras.bulk.rows import feature_table, prediction_table
+from tlkeras.bulk.shards import Work, work_off
+from tlkeras.collection import name_columns
 from tlkeras.data import decoding
 from tlkeras.data.pipeline import count_cores
 from tlkeras.data.sources import walk_pictures
 from tlkeras.errors import RunError, TlkerasError, suggest
 from tlkeras.features.engines import make_engine
+from tlkeras.mapping.heads import arrange
+from tlkeras.prediction import expand, load_model
 from tlkeras.progress import track
 from tlkeras.recipe import Recipe
-from tlkeras.runs import describe_environment
+from tlkeras.records import read_tasks
+from tlkeras.runs import Run, describe_environment
 
 ENGINES = ("local", "ray")
 SHARD_SIZE = 10_000
@@ -64,6 +69,26 @@ def extract_features(recipe: Recipe, folder: Path, crew: Crew = Crew()) -> dict[
     _check_engine(crew.engine)
     work, facts = _open_features(_reduce(recipe))
     return carry_out(folder, facts, work, _list_source(recipe), crew)
+
+
+def predict_pictures(run: Run, pictures: Sequence[str | Path], folder: Path, crew: Crew = Crew()) -> dict[str, Any]:
+    """Classify any number of pictures, files or all below folders, with a run's model.
+
+    Returns:
+        See `carry_out`.
+
+    Raises:
+        TlkerasError: What is in the way.
+    """
+    _check_engine(crew.engine)
+    work, facts = _open_predictions({"run": str(run.path.resolve())})
+    if len(pictures) == 1 and os.path.isdir(pictures[0]):
+        root = os.path.realpath(pictures[0])
+        return carry_out(folder, facts, work, (root, lambda: walk_pictures(root, [])), crew)
+    paths = [os.path.abspath(path) for path in expand(pictures)]
+    return carry_out(
+        folder, facts, work, (os.path.commonpath([os.path.dirname(path) for path in paths]), lambda: paths), crew
+    )
 
 
 def carry_out(
@@ -133,13 +158,37 @@ def _open_features(about: Mapping[str, Any]) -> tuple[Work, dict[str, Any]]:
         "model": fingerprint(prefix),
         "engine": engine.name,
         "size": size,
-        "decoder": decoding.VERSION,
-        "versions": {name: describe_environment()["versions"].get(name) for name in _VERSIONS},
+        **_list_versions(),
     }
     return Work(engine, size, recipe.data.resize, table), facts
 
 
-_KINDS: dict[str, Callable[[Mapping[str, Any]], tuple[Work, dict[str, Any]]]] = {"features": _open_features}
+def _open_predictions(about: Mapping[str, Any]) -> tuple[Work, dict[str, Any]]:
+    """Return what classifies pictures, and all that the answers depend on."""
+    run = Run(Path(about["run"]))
+    tasks, picture = read_tasks(run), run.manifest["picture"]
+    model = load_model(run)
+    engine = make_engine(arrange(model, [task.name for task in tasks]))
+    facts = {
+        "kind": "predictions",
+        "run": about["run"],
+        "model": fingerprint(model),
+        "engine": engine.name,
+        **picture,
+        **_list_versions(),
+    }
+    return Work(engine, picture["size"], picture["resize"], prediction_table(tasks, name_columns(tasks))), facts
+
+
+def _list_versions() -> dict[str, Any]:
+    found = describe_environment()["versions"]
+    return {"decoder": decoding.VERSION, "versions": {name: found.get(name) for name in _VERSIONS}}
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any]], tuple[Work, dict[str, Any]]]] = {
+    "features": _open_features,
+    "predictions": _open_predictions,
+}
 
 
 def _reduce(recipe: Recipe) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import pytest
 from tlkeras.bulk import job as jobs
 from tlkeras.bulk.job import open_job, plan_job
 from tlkeras.bulk.local import run_processes
-from tlkeras.bulk.shards import Work, feature_table, work_off
+from tlkeras.bulk.rows import feature_table
+from tlkeras.bulk.shards import Work, work_off
 from tlkeras.data.headers import Rejection
 from tlkeras.errors import DataError, ResourceError, RunError
 

@@ -113,3 +113,21 @@ def predict_to_file(
     from tlkeras import collection
 
     return collection.predict_to_file(open_run(run, Path(runs)), pictures, Path(out))
+
+
+def predict_in_shards(
+    run: str, pictures: Sequence[str | Path], out: str | Path, *, runs: str | Path = RUNS, **crew: Any
+) -> dict[str, Any]:
+    """Classify any number of pictures by several processes or machines, into a folder of Parquet files.
+
+    Args:
+        out: The job's folder; one that holds the same job, unfinished, is gone on with.
+        crew: `engine` ("local" or "ray"), `workers`, `shard_size` and `verify`, see `tlkeras.jobs.Crew`.
+
+    Returns:
+        Counts and what failed, see `tlkeras.jobs.carry_out`.
+    """
+    load_tensorflow()
+    from tlkeras import jobs
+
+    return jobs.predict_pictures(open_run(run, Path(runs)), pictures, Path(out), jobs.Crew(**crew))

@@ -6,7 +6,6 @@ import errno
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow
@@ -101,26 +100,3 @@ def do_shard(job: Job, work: Work, shard: int) -> bool:
         job.note_error(shard, f"{type(error).__name__}: {error}")
         return False
     return True
-
-
-def feature_table(dtype: str, width: int) -> MakeTable:
-    """Return what makes rows of name, SHA-256 and features, a list of one length in float16 or float32."""
-
-    def make(names: list[str], digests: list[str], outputs: list[np.ndarray]) -> tuple[pyarrow.Table, np.ndarray]:
-        values = outputs[0].reshape(len(names), width) if outputs else np.empty((0, width), np.float32)
-        with np.errstate(over="ignore"):
-            values = values.astype(dtype)
-        usable = np.asarray(np.isfinite(values).all(axis=1))
-        flat = pyarrow.array(values[usable].ravel())
-        columns: dict[str, Any] = {
-            "picture": pyarrow.array(
-                [name for name, keep in zip(names, usable, strict=True) if keep], pyarrow.string()
-            ),
-            "sha256": pyarrow.array(
-                [name for name, keep in zip(digests, usable, strict=True) if keep], pyarrow.string()
-            ),
-            "features": pyarrow.FixedSizeListArray.from_arrays(flat, width),
-        }
-        return pyarrow.table(columns), usable
-
-    return make

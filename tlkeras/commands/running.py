@@ -62,6 +62,10 @@ def evaluate(run: str, on: str | None, runs: str, as_json: bool) -> None:
 @click.option(
     "--out", metavar="TABLE", help="Write a .csv or .parquet of any number of pictures; resumes after a kill."
 )
+@click.option(
+    "--engine", metavar="local|ray", help="Write shards into the folder --out, by processes or a Ray cluster."
+)
+@click.option("--workers", type=click.IntRange(1), help="Processes or actors  [default: one for every 8 cores]")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes shown per picture.")
 @takes_runs
 @takes_json
@@ -71,16 +75,23 @@ def predict(run: str, pictures: tuple[str, ...], runs: str, as_json: bool, **opt
     \b
     Example: tlkeras predict latest photo.jpg
              tlkeras predict latest photos/ --out predictions.parquet
+             tlkeras predict latest photos/ --out predictions/ --engine local --workers 2
              tlkeras predict --url http://localhost:8501/v1/models/solar_cells photo.jpg
     """
     from tlkeras import api
     from tlkeras.errors import DataError
 
     url, out = options["url"], options["out"]
+    engine, workers = options["engine"], options["workers"]
+    if (workers and not engine) or (engine and (url or not out)):
+        raise click.UsageError("Shards need a folder and an engine: --out FOLDER --engine local --workers 2")
     if url and out:
         raise click.UsageError("A table is made with a run: leave out --url or --out.")
     if not url and not pictures:
         raise click.UsageError("Give a RUN and at least one PICTURE, or --url and at least one PICTURE.")
+    if engine:
+        _predict_in_shards(run, pictures, runs, as_json, options)
+        return
     if out:
         result = api.predict_to_file(run, pictures, out, runs=runs)
     elif url:
@@ -90,3 +101,14 @@ def predict(run: str, pictures: tuple[str, ...], runs: str, as_json: bool, **opt
     print_result(result, as_json, "draw_written" if out else "draw_predictions")
     if result["unreadable"]:
         sys.exit(DataError.exit_code)
+
+
+def _predict_in_shards(run: str, pictures: tuple[str, ...], runs: str, as_json: bool, options: dict[str, Any]) -> None:
+    from tlkeras import api
+    from tlkeras.errors import DataError, RunError
+
+    crew = {key: options[key] for key in ("engine", "workers")}
+    result = api.predict_in_shards(run, pictures, options["out"], runs=runs, **crew)
+    print_result(result, as_json, "draw_job")
+    if result["failed"] or result["rejected"]:
+        sys.exit(RunError.exit_code if result["failed"] else DataError.exit_code)
