@@ -38,6 +38,16 @@ def test_views_are_as_many_as_there_are_or_epochs_to_show_them(most, wanted):
     assert plan(most_views=most).views == wanted
 
 
+def test_views_are_as_many_as_fit_the_budget():
+    stages = (Stage("head", 0, 1e-3, epochs=6), Stage("top", 1, 1e-3, epochs=6))
+    both = (32 + 256) * 100  # bytes of one view of all pictures, behind both cuts
+    for budget, views in ((6 * both, 6), (6 * both - 1, 5), (3 * both, 3), (both, 1)):
+        found = plan(stages, most_views=None, budget_bytes=budget)
+        assert found.views == views and found.cuts == (FEATURES, "cut2")
+    found = plan(stages, most_views=None, budget_bytes=both - 1)  # then not all of it is kept
+    assert found.views == 6 and found.cuts == (FEATURES, PICTURES)
+
+
 def test_measures_by_hand():
     targets = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
     logits = np.log(np.array([[0.8, 0.2], [0.5, 0.5], [0.9, 0.1]]))

@@ -78,7 +78,8 @@ def plan_stages(
         blocks: Of the backbone, from input to output.
         width: Numbers per picture after pooling.
         pictures: Pictures to train on.
-        views: How many views to keep; None: as many as there are different ones, or epochs to show them, up to 8.
+        views: How many views to keep; None: as many as there are different ones, or epochs to show them, up to 8, and
+            no more than fit the budget behind the cuts that would be best without one.
         most_views: How many different views there are; None: endlessly many.
         budget_bytes: What rows may take; None: nothing is kept.
 
@@ -91,19 +92,30 @@ def plan_stages(
         return Plan(tuple(plans), None)
     if views is None:
         frozen = [stage.length for stage, count in zip(schedule.stages, counts, strict=True) if count < len(blocks)]
-        views = min([MOST_VIEWS, max(frozen, default=1), *([most_views] if most_views else [])])
-    plans = []
+        most = min([MOST_VIEWS, max(frozen, default=1), *([most_views] if most_views else [])])
+        boundless = _plan_all(schedule, counts, (blocks, width, pictures, most, 2**62))
+        row_bytes = sum({plan.cut: plan.bytes for plan in boundless}.values()) * pictures
+        fitting = most if row_bytes == 0 else min(most, budget_bytes // row_bytes)
+        views = fitting or most  # where not even one fits, other cuts are kept
+    return Plan(_plan_all(schedule, counts, (blocks, width, pictures, views, budget_bytes)), views)
+
+
+_Setting = tuple[Sequence[Block], int, int, int, int]
+"""Blocks, numbers per picture after pooling, pictures, views, bytes that rows may take."""
+
+
+def _plan_all(schedule: Schedule, counts: Sequence[int], setting: _Setting) -> tuple[StagePlan, ...]:
+    blocks, width, pictures, views, budget = setting
+    plans: list[StagePlan] = []
     for stage, count in zip(schedule.stages, counts, strict=True):
-        plan = _plan_stage(
-            stage.name, stage.length, len(blocks) - count, (blocks, width, pictures, views, budget_bytes)
-        )
+        plan = _plan_stage(stage.name, stage.length, len(blocks) - count, (blocks, width, pictures, views, budget))
+        if plan.cut not in (PICTURES, *(other.cut for other in plans)):
+            budget -= plan.bytes * pictures * views
         plans.append(plan)
-        if plan.cut not in (PICTURES, *(other.cut for other in plans[:-1])):
-            budget_bytes -= plan.bytes * pictures * views
-    return Plan(tuple(plans), views)
+    return tuple(plans)
 
 
-def _plan_stage(name: str, epochs: int, frozen: int, setting: tuple[Sequence[Block], int, int, int, int]) -> StagePlan:
+def _plan_stage(name: str, epochs: int, frozen: int, setting: _Setting) -> StagePlan:
     blocks, width, pictures, views, budget = setting
     if frozen == 0:
         return StagePlan(name, PICTURES, 0, 0.0, "nothing is frozen")
