@@ -32,7 +32,12 @@ STAGES = [{"name": "top", "unfreeze": 1, "epochs": 2, "learning_rate": 3e-3}]
 WAYS = {
     "linear": {},
     "finetuned": {
-        "finetuning": {"stages": STAGES, "loss": {"smoothing": 0.1}, "task_weights": {"hue": 0.5}},
+        "finetuning": {
+            "stages": STAGES,
+            "loss": {"smoothing": 0.1},
+            "task_weights": {"hue": 0.5},
+            "weighting": "uncertainty",
+        },
         "augmentation.mixup": 0.2,
     },
 }
@@ -135,6 +140,13 @@ def test_fine_tuning_tells_each_task(train):
     for measure in ("val_loss", "val_accuracy"):
         each = [float(last[f"{measure}_{name}"]) for name in CLASSES]
         assert float(last[measure]) == pytest.approx(np.mean(each))
+
+
+def test_conflicting_gradients_are_projected(place):
+    finetuning = {"stages": [{**STAGES[0], "epochs": 1}], "weighting": "pcgrad"}
+    result = api.train("cells.yaml", {"finetuning": finetuning}, runs=place / "projected")
+    (row,) = read_rows(f"{result['path']}/history.csv")
+    assert np.isfinite(float(row["loss"])) and result["tasks"]["hue"]["metrics"]["roc_auc"]["value"] > 0.8
 
 
 def test_heads_of_frozen_features_are_those_of_single_tasks(train, place):

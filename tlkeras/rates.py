@@ -74,7 +74,10 @@ def search_rates(recipe: Recipe, search: Search) -> dict[str, Any]:
         values, rows = dict(zip(taps, features.outputs, strict=True)), rows[features.kept]
         side = Side(rows, np.asarray(values[FEATURES]))
         heads = fit_heads(partial(assembly.make_recipe_head, recipe), inspection.examples, {"train": side})
-        network = Network(prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head)
+        weighting = assembly.make_weighting(recipe, inspection.examples.tasks)
+        network = Network(
+            prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head, weighting
+        )
         supply = _make_supply(recipe, prefix, inspection, rows, cut, values)
         part = make_part(recipe, inspection, rows, {cut: supply}, "train")
         loop = assembly.make_loop(recipe, inspection.examples.tasks, network, schedule, plan, (part, None))

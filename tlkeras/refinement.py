@@ -56,7 +56,10 @@ def fine_tune(
         with run.phase("extract activations"):
             suppliers = _make_suppliers(recipe, prefix, plan, inspection, rows, stack)
         parts = [make_part(recipe, inspection, rows[side], suppliers[side], side) for side in suppliers]
-        network = Network(prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head)
+        weighting = assembly.make_weighting(recipe, inspection.examples.tasks)
+        network = Network(
+            prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head, weighting
+        )
         sides = (parts[0], parts[1] if len(parts) > 1 else None)
         placed = distribution.place(network)
         loop = assembly.make_loop(recipe, inspection.examples.tasks, placed, schedule, plan, sides, distribution)

@@ -26,7 +26,14 @@ from tlkeras.assembly.features import (
     extract_features,
     list_kept,
 )
-from tlkeras.assembly.finetuning import make_loop, make_observer, supply_pictures, supply_rows, weigh_sides
+from tlkeras.assembly.finetuning import (
+    make_loop,
+    make_observer,
+    make_weighting,
+    supply_pictures,
+    supply_rows,
+    weigh_sides,
+)
 from tlkeras.assembly.mapping import make_recipe_head
 from tlkeras.assembly.stages import make_schedule, plan_finetuning, plan_recipe
 
@@ -51,6 +58,7 @@ __all__ = [
     "make_recipe_head",
     "make_recipe_policy",
     "make_schedule",
+    "make_weighting",
     "open_cache",
     "picture_facts",
     "picture_size",

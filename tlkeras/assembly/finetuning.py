@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,7 +32,7 @@ from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.steps import Criterion
 from tlkeras.finetuning.supply import CachedSupply, PictureSupply, RecordingSupply, Supply
-from tlkeras.mapping.multitask import JointLoss
+from tlkeras.mapping.multitask import JointLoss, Uncertainty, project_conflicts
 from tlkeras.mapping.weighting import weigh_examples
 from tlkeras.recipe import Recipe
 from tlkeras.sections import Finetuning
@@ -52,9 +53,10 @@ def make_loop(
     regularizer = make_regularizer(**kept)
     regularizer.build(network.backbone.layers, network.head)
     criterion = Criterion(
-        _make_loss(options, tasks),
+        _make_loss(options, tasks, network),
         [] if kept["kind"] == "none" else [regularizer],
         make_mix(recipe.augmentation.mixup, recipe.augmentation.cutmix),
+        project_conflicts if options.weighting == "pcgrad" and len(tasks) > 1 else None,
     )
     settings = Settings(
         batch_size=options.batch_size,
@@ -71,7 +73,13 @@ def make_loop(
     return Loop(network, schedule, plan.cuts, optimizer, criterion, parts, settings)
 
 
-def _make_loss(options: Finetuning, tasks: Sequence[Task]) -> Callable[..., tf.Tensor]:
+def make_weighting(recipe: Recipe, tasks: Sequence[Task]) -> Uncertainty | None:
+    """Return what learns how much each task counts, if the recipe asks for it."""
+    learned = require_finetuning(recipe).weighting == "uncertainty" and len(tasks) > 1
+    return Uncertainty(len(tasks), name="uncertainty") if learned else None
+
+
+def _make_loss(options: Finetuning, tasks: Sequence[Task], network: Network) -> Callable[..., tf.Tensor]:
     """Return the loss of all tasks: the recipe's of those with classes, sigmoids of those with labels."""
     asked = options.loss.model_dump()
     losses = [
@@ -83,7 +91,9 @@ def _make_loss(options: Finetuning, tasks: Sequence[Task]) -> Callable[..., tf.T
     if len(losses) == 1:
         return losses[0]
     weights = options.task_weights or {}
-    return JointLoss(losses, [len(task.class_names) for task in tasks], [weights.get(task.name, 1.0) for task in tasks])
+    widths, shares = [len(task.class_names) for task in tasks], [weights.get(task.name, 1.0) for task in tasks]
+    uncertainty: Any = network.weighting
+    return JointLoss(losses, widths, shares, uncertainty)
 
 
 def make_observer(recipe: Recipe, folder: Path) -> Callable[[Row], None]:
@@ -142,5 +152,5 @@ def _make_optimizer(options: Finetuning) -> ScaledOptimizer:
     }
     config = {key: value for key, value in config.items() if value is not None}
     optimizer = keras.optimizers.get({"class_name": options.optimizer, "config": config})
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "log_variances"])
     return scale_learning_rates(optimizer)

@@ -270,7 +270,10 @@ def _copy(network: Network) -> Network:
     if network.source_head is not None:
         source_head = keras.models.clone_model(network.source_head)
         source_head.set_weights(network.source_head.get_weights())
-    return Network(backbone, pooled, heads, network.model.name, source_head)
+    weighting = network.weighting
+    if weighting is not None:
+        weighting = type(weighting).from_config(weighting.get_config())
+    return Network(backbone, pooled, heads, network.model.name, source_head, weighting)
 
 
 def make_multi_worker(workers: int, worker: int) -> Distribution:

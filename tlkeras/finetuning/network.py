@@ -25,6 +25,7 @@ class Network:
         name: Of the model.
         source_head: From the last map to the probabilities of the classes that the weights were trained on; only
             what distils from the source needs it. It stays as it is.
+        weighting: Leaves the logits as they are, and owns what weighs the tasks' losses; it is no part of the model.
 
     Attributes:
         model: From pictures to probabilities, float32 [n, k], of several tasks by name.
@@ -39,16 +40,17 @@ class Network:
         head: Sequence[keras.layers.Layer] | Mapping[str, Sequence[keras.layers.Layer]],
         name: str,
         source_head: keras.Model | None = None,
+        weighting: keras.layers.Layer | None = None,
     ):
         self.heads = dict(head) if isinstance(head, Mapping) else {name: head}
         self.head = tuple(layer for layers in self.heads.values() for layer in layers)
-        self.backbone, self.source_head = backbone, source_head
+        self.backbone, self.source_head, self.weighting = backbone, source_head, weighting
         if source_head is not None:
             freeze(source_head.layers)
         self.blocks = find_blocks(backbone)
         self.features = pooled.output
         logits = self._apply_heads(pooled.output)
-        self._logits = _join(logits)
+        self._logits = self._join(logits)
         answers = {task: self.heads[task][-1](tensor) for task, tensor in logits.items()}
         self.model = keras.Model(pooled.input, answers if len(answers) > 1 else answers.popitem()[1], name=name)
 
@@ -60,6 +62,12 @@ class Network:
                 logits[task] = layer(logits[task])
         return logits
 
+    def _join(self, logits: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
+        """Return the logits of tasks side by side."""
+        tensors = list(logits.values())
+        joined = keras.ops.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]
+        return joined if self.weighting is None else self.weighting(joined)
+
     def suffix(self, cut: str) -> keras.Model:
         """Return the part behind a cut: PICTURES, FEATURES, or the name of a cut of the backbone.
 
@@ -68,7 +76,7 @@ class Network:
         """
         if cut == FEATURES:
             tensor = keras.Input(self.features.shape[1:], name=FEATURES)
-            outputs = {"features": tensor, "logits": _join(self._apply_heads(tensor))}
+            outputs = {"features": tensor, "logits": self._join(self._apply_heads(tensor))}
             return keras.Model(tensor, outputs, name="suffix")
         outputs = {"features": self.features, "logits": self._logits}
         if self.source_head is not None:
@@ -100,7 +108,8 @@ class Network:
         found: dict[int, keras.Variable] = {}
         for stage in stages:
             self.apply(stage)
-            found |= {id(variable): variable for variable in self.model.trainable_variables}
+            weighting = [] if self.weighting is None else self.weighting.trainable_variables
+            found |= {id(variable): variable for variable in (*self.model.trainable_variables, *weighting)}
         return list(found.values())
 
     def list_changing(self, stages: Iterable[Stage]) -> list[keras.Variable]:
@@ -108,6 +117,7 @@ class Network:
         total = len(self.blocks)
         first = total - max(stage.count_blocks(total) for stage in stages)
         layers = [*(layer for index in range(first, total) for layer in self._list_layers(index)), *self.head]
+        layers += [] if self.weighting is None else [self.weighting]
         return list({id(variable): variable for layer in layers for variable in layer.variables}.values())
 
     def list_trained_layers(self, stage: Stage) -> list[keras.Layer]:
@@ -118,9 +128,3 @@ class Network:
     def _list_layers(self, index: int) -> list[keras.Layer]:
         layers = {layer.name: layer for layer in self.backbone.layers}  # bare operations are not among them
         return [layers[name] for name in self.blocks[index].layers if name in layers]
-
-
-def _join(logits: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
-    """Return the logits of tasks side by side."""
-    tensors = list(logits.values())
-    return keras.ops.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]

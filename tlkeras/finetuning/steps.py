@@ -23,12 +23,15 @@ class Criterion:
     Attributes:
         loss: From dense targets [b, k] and logits [b, k] to a loss per example [b].
         penalties: Each from the network's outputs (`recorded_logits` among them, where given) to a scalar.
+        combine: From the gradients of the tasks' losses (by task, then variable) and a seed int32 [2] to what is
+            applied, or None for those of the sum; the loss must then have `split`, by task.
         mix: From inputs, targets, weights and a seed int32 [2] to mixed ones, or None.
     """
 
     loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     penalties: Sequence[Callable[[Outputs], tf.Tensor]] = ()
     mix: Callable[..., Any] | None = None
+    combine: Callable[..., list[Any]] | None = None
 
 
 class MovingAverage:
@@ -92,18 +95,38 @@ def make_train_step(
         return loss
 
     def learn(share: Any, inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, recorded: Any) -> tf.Tensor:
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=criterion.combine is not None) as tape:
             outputs = dict(suffix(inputs, training=True))
             if recorded is not None:
                 outputs["recorded_logits"] = recorded
-            losses = criterion.loss(targets, tf.cast(outputs["logits"], tf.float32))
-            loss = reduce(losses, weights)
-            total = loss + tf.add_n([tf.constant(0.0), *(penalty(outputs) for penalty in criterion.penalties)])
-            total = optimizer.scale_loss(total * share)
-        optimizer.apply(distribution.sum(tape.gradient(total, list(variables))), list(variables))
+            parts = split_loss(criterion, targets, tf.cast(outputs["logits"], tf.float32), weights)
+            loss = tf.add_n(parts)
+            penalties = tf.add_n([tf.constant(0.0), *(penalty(outputs) for penalty in criterion.penalties)])
+            terms = [loss + penalties] if criterion.combine is None else [*parts, penalties]
+            terms = [optimizer.scale_loss(term * share) for term in terms]
+        gradients = [distribution.sum(tape.gradient(term, list(variables))) for term in terms]
+        if criterion.combine is not None:
+            *of_tasks, last = gradients
+            taken = tf.stack([tf.cast(optimizer.iterations, tf.int32), 0])
+            gradients = [add_gradients(criterion.combine(of_tasks, taken), last)]
+        optimizer.apply(gradients[0], list(variables))
         return loss * share
 
     return tf.function(step, jit_compile=False, reduce_retracing=True)
+
+
+def split_loss(criterion: Criterion, targets: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
+    """Return the batch's mean loss, a scalar; where gradients are combined, that of each task."""
+    if criterion.combine is None:
+        return [reduce(criterion.loss(targets, logits), weights)]
+    split: Any = criterion.loss
+    return [reduce(of_task, weights) for of_task in tf.unstack(split.split(targets, logits), axis=1)]
+
+
+def add_gradients(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
+    """Return the sums, variable by variable; None where both are."""
+    pairs = ([part for part in pair if part is not None] for pair in zip(one, other, strict=True))
+    return [tf.add_n(known) if known else None for known in pairs]
 
 
 def make_gradient_step(

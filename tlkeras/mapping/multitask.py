@@ -6,7 +6,72 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
+
+
+class Uncertainty(keras.layers.Layer):
+    """Leaves logits as they are, and owns how uncertain each task is: s = log(sigma^2), learned with the network.
+
+    A task's loss becomes exp(-s) L + s / 2, the form for classes. s is kept in [-4, 4]: as L nears 0 its best value
+    has no bound. At the start it is 0, so that all tasks count the same.
+
+    Source: Kendall, Gal and Cipolla, Multi-Task Learning Using Uncertainty to Weigh Losses, CVPR 2018, equation 10.
+    """
+
+    def __init__(self, tasks: int, **options: Any):
+        super().__init__(**options)
+        self.log_variances = self.add_weight(
+            (tasks,), "zeros", name="log_variances", constraint=lambda values: keras.ops.clip(values, -4.0, 4.0)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return how it is made again."""
+        return {**super().get_config(), "tasks": int(self.log_variances.shape[0])}
+
+    def call(self, logits: Any) -> Any:
+        """Return what it is given."""
+        return logits
+
+    def weigh(self, losses: tf.Tensor) -> tf.Tensor:
+        """Return the weighted losses of tasks [n, tasks]."""
+        s = tf.convert_to_tensor(self.log_variances)
+        return tf.exp(-s) * losses + s / 2.0
+
+
+def project_conflicts(gradients: Sequence[Sequence[tf.Tensor | None]], seed: tf.Tensor) -> list[tf.Tensor | None]:
+    """Return the sum of the tasks' gradients, each without what goes against another's (PCGrad).
+
+    In a random order of the others, j: where g_i . g_j < 0, g_i loses (g_i . g_j) / |g_j|^2 g_j, g_j as it was. Only
+    variables that every task reaches are shared; gradients of all others are added up.
+
+    Args:
+        gradients: By task, then variable; None where a task does not reach it.
+        seed: Of the order, int [2].
+
+    Source: Yu et al., Gradient Surgery for Multi-Task Learning, NeurIPS 2020, algorithm 1.
+    """
+    by_variable = list(zip(*gradients, strict=True))
+    shared = [place for place, of_tasks in enumerate(by_variable) if all(grad is not None for grad in of_tasks)]
+    summed = [tf.add_n(known) if (known := [g for g in of if g is not None]) else None for of in by_variable]
+    if not shared:
+        return summed
+    flat = tf.stack([tf.concat([tf.reshape(of_task[place], [-1]) for place in shared], 0) for of_task in gradients])
+    lengths, tasks = tf.reduce_sum(flat**2, axis=1), len(gradients)
+    total = tf.zeros_like(flat[0])
+    for task in range(tasks):
+        order = tf.random.experimental.stateless_shuffle(tf.range(tasks), seed + task)
+        own = flat[task]
+        for turn in range(tasks):
+            other = order[turn]
+            product = tf.where(other == task, 0.0, tf.minimum(tf.reduce_sum(own * flat[other]), 0.0))
+            own -= tf.math.divide_no_nan(product, lengths[other]) * flat[other]
+        total += own
+    parts = tf.split(total, [int(np.prod(by_variable[place][0].shape)) for place in shared])
+    for place, part in zip(shared, parts, strict=True):
+        summed[place] = tf.reshape(part, by_variable[place][0].shape)
+    return summed
 
 
 @dataclass(frozen=True)
@@ -21,20 +86,24 @@ class JointLoss:
         losses: Of each task, from targets and logits of its own columns to [n].
         widths: Columns of each task.
         weights: How much each task counts.
+        uncertainty: What learns the rest of the weights, if anything.
     """
 
     losses: Sequence[Callable[[Any, Any], tf.Tensor]]
     widths: Sequence[int]
     weights: Sequence[float]
+    uncertainty: Uncertainty | None = None
 
     def __call__(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Return the loss of each picture, float32 [n]."""
-        return tf.linalg.matvec(self.split(targets, logits), tf.constant(self.weights, tf.float32))
+        return tf.reduce_sum(self.split(targets, logits), axis=1)
 
     def split(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Return the unweighted losses of each picture by task, float32 [n, tasks]."""
+        """Return the weighted losses of each picture by task, float32 [n, tasks]."""
         parts = zip(self.losses, tf.split(targets, self.widths, 1), tf.split(logits, self.widths, 1), strict=True)
-        return tf.stack([_mask(loss, *part) for loss, *part in parts], axis=1)
+        losses = tf.stack([_mask(loss, *part) for loss, *part in parts], axis=1)
+        losses *= tf.constant(self.weights, tf.float32)
+        return losses if self.uncertainty is None else self.uncertainty.weigh(losses)
 
 
 def _mask(loss: Callable[[Any, Any], tf.Tensor], targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

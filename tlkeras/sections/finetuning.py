@@ -120,6 +120,7 @@ class Finetuning(Section):
     clip_norm: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
     average: Share = 0.0
     loss: Loss = Softmax()
+    weighting: Literal["fixed", "uncertainty", "pcgrad"] = "fixed"
     task_weights: dict[str, Strength] | None = Field(default=None, min_length=1)
     keep_source: KeepSource = Nothing()
     class_weight: Literal["none", "balanced"] = "none"
