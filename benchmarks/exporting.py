@@ -27,7 +27,7 @@ from tlkeras.data.tasks import Task
 from tlkeras.exporting.network import make_network
 from tlkeras.exporting.sessions import Served
 from tlkeras.exporting.signatures import Entry, write_signatures
-from tlkeras.features.extraction import pool
+from tlkeras.features.pooling import pool
 
 KERAS, TLKERAS = "`model.export`", "`tlkeras export`"
 

@@ -23,7 +23,8 @@ import tensorflow as tf
 from tlkeras.backbones.building import build
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.features.engines import Engine, OpenVinoEngine, make_engine
-from tlkeras.features.extraction import Pictures, extract, pool
+from tlkeras.features.extraction import Pictures, extract
+from tlkeras.features.pooling import pool
 
 BATCH_SIZE = 32
 KERAS, BARE = "Keras predict", "bare OpenVINO, ready-made tensors"

@@ -55,7 +55,8 @@ def measure(count: int, backbone: str, weights: str) -> tuple[float, float]:
 
     from tlkeras.backbones.building import build
     from tlkeras.features.cache import ActivationCache
-    from tlkeras.features.extraction import Pictures, extract, pool
+    from tlkeras.features.extraction import Pictures, extract
+    from tlkeras.features.pooling import pool
 
     files = sorted((Path(elpv_dataset.__file__).parent / "data" / "images").glob("*.png"))
     paths = [str(files[number % len(files)]) for number in range(count)]

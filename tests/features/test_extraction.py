@@ -20,7 +20,7 @@ from tlkeras.errors import DataError, ResourceError, TlkerasError
 from tlkeras.features import extraction
 from tlkeras.features.cache import ActivationCache
 from tlkeras.features.engines import make_engine
-from tlkeras.features.extraction import Pictures, pool
+from tlkeras.features.extraction import Pictures
 
 FACTS = [{"weights": "abc", "cut": "last"}]
 extract = partial(extraction.extract, engine="keras")  # the quickest to make
@@ -343,20 +343,3 @@ def test_a_failed_extraction_frees_the_space(prefix, tmp_path):
     with pytest.raises(ResourceError, match="budget"):
         extract(prefix, draw(tmp_path, 2), FACTS, cache=small)
     assert len(cache.prune(max_bytes=0)) == 1
-
-
-@pytest.mark.parametrize("pooling", extraction.POOLINGS)
-def test_poolings_by_name(pooling):
-    entry = keras.Input((4, 4, 3), dtype="uint8")
-    maps = layers.Rescaling(1.0)(entry)
-    net = keras.Model([entry], [maps, layers.Flatten()(maps)])
-    picture = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
-    pooled, flat = pool(net, pooling)([picture])
-    expected = {"average": [[22.5, 23.5, 24.5]], "max": [[45.0, 46.0, 47.0]], "none": picture}
-    assert np.array_equal(pooled, expected[pooling])
-    assert flat.shape == (1, 48)
-
-
-def test_unknown_pooling(prefix):
-    with pytest.raises(TlkerasError, match=r"Received: 'averag'. Did you mean 'average'"):
-        pool(prefix, "averag")

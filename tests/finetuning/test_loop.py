@@ -6,7 +6,7 @@ import pytest
 
 from tlkeras.backbones.blocks import find_cut
 from tlkeras.backbones.building import build, build_source_head
-from tlkeras.features.extraction import pool
+from tlkeras.features.pooling import pool
 from tlkeras.features.prefix import FEATURES, Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.loop import Loop, Part, Settings

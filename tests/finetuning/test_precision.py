@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tlkeras import api
 from tlkeras.errors import RunError, TlkerasError
-from tlkeras.features.extraction import pool
+from tlkeras.features.pooling import pool
 from tlkeras.finetuning import loop as loops
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.loop import Loop, Part, Settings

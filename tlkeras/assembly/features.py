@@ -9,13 +9,15 @@ import numpy as np
 
 from tlkeras.assembly.data import make_recipe_policy, open_cache, picture_size, take_pictures
 from tlkeras.assembly.stages import plan_recipe
-from tlkeras.backbones.blocks import find_blocks, find_cut
+from tlkeras.backbones.blocks import Cut, find_blocks, find_cut
 from tlkeras.backbones.building import build, build_source_head
 from tlkeras.data.augmentation import PLAIN, View, number_views
 from tlkeras.data.checks import Inspection
 from tlkeras.data.sources import Examples
 from tlkeras.features import extraction
-from tlkeras.features.extraction import Features, extract, pool
+from tlkeras.features.extraction import Features, extract
+from tlkeras.features.fusion import find_taps, read_taps, set_beside
+from tlkeras.features.pooling import pool
 from tlkeras.features.prefix import FEATURES, SOURCE, Prefix
 from tlkeras.finetuning.plan import Plan
 from tlkeras.recipe import Recipe
@@ -33,12 +35,21 @@ def build_prefix(recipe: Recipe) -> Prefix:
     whole = build(recipe.backbone.name, size=picture_size(recipe), weights=recipe.backbone.weights)
     cut = find_cut(whole, recipe.features.cut)
     backbone = keras.Model(whole.input, cut.tensor, name=whole.name)
-    pooled = pool(backbone, "none" if recipe.mapping.kind in MAPS else recipe.features.pooling)
+    pooled = _fuse_features(recipe, whole, cut)
     if recipe.finetuning is None:
         return Prefix(backbone, pooled)
     distils = recipe.finetuning.keep_source.kind == "lwf"
     source_head = build_source_head(whole, recipe.backbone.weights) if distils else None
     return Prefix(backbone, pooled, tuple(find_blocks(backbone)), source_head)
+
+
+def _fuse_features(recipe: Recipe, whole: keras.Model, cut: Cut) -> keras.Model:
+    """Return the model from pictures to what heads eat."""
+    options = recipe.features
+    pooling = "none" if recipe.mapping.kind in MAPS else options.pooling
+    first = read_taps(whole, find_taps(whole, options.taps) if options.taps else [cut], pooling)
+    others = [build(other.name, size=picture_size(recipe), weights=other.weights) for other in options.backbones]
+    return set_beside(first, [pool(other, pooling) for other in others]) if others else first
 
 
 def extract_features(

@@ -109,6 +109,9 @@ def _describe(tensor: Any) -> list[Any]:
 
 
 def _hash_operation(digest: Any, operation: Any) -> None:
+    if isinstance(operation, keras.Model) and not isinstance(operation, keras.Sequential):
+        digest.update(fingerprint(operation).encode())  # its configuration holds names, which Keras numbers
+        return
     config = {key: value for key, value in operation.get_config().items() if key not in ("name", "trainable")}
     digest.update(json.dumps([type(operation).__name__, config], sort_keys=True, default=str).encode())
     for weight in getattr(operation, "weights", ()):

@@ -16,35 +16,13 @@ from tlkeras.data import decoding
 from tlkeras.data.augmentation import PLAIN, View, derive_keys, show_all
 from tlkeras.data.headers import Rejection, printable
 from tlkeras.data.pipeline import explain_unreadable, stream_pictures
-from tlkeras.errors import TlkerasError, suggest
+from tlkeras.errors import TlkerasError
 from tlkeras.features.cache import ActivationCache, Space
 from tlkeras.features.engines import Batch, Engine, Result, make_engine
 from tlkeras.features.store import Store
 from tlkeras.progress import track
 
 BATCH_SIZE = 32
-
-POOLINGS: Mapping[str, Any] = {
-    "average": keras.layers.GlobalAveragePooling2D,
-    "max": keras.layers.GlobalMaxPooling2D,
-    "none": None,
-}
-
-
-def pool(prefix: keras.Model, pooling: str) -> keras.Model:
-    """Return the prefix with each output that is a map [n, height, width, channels] pooled to [n, channels].
-
-    Raises:
-        TlkerasError: The pooling is none of `POOLINGS`.
-    """
-    if pooling not in POOLINGS:
-        raise TlkerasError("The pooling must be a known one.", repr(pooling), suggest(pooling, POOLINGS))
-    layer = POOLINGS[pooling]
-    if layer is None:
-        return prefix
-    outputs = [layer()(output) if len(output.shape) == 4 else output for output in prefix.outputs]
-    only = outputs[0] if len(outputs) == 1 else outputs  # Keras keeps a list of one as a list
-    return keras.Model(prefix.input, only, name=f"{prefix.name}_{pooling}")
 
 
 def average_positions(rows: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from tlkeras.sections.domains import Domains
 from tlkeras.sections.features import Backbone, Features
 from tlkeras.sections.fields import Section
 from tlkeras.sections.finetuning import Finetuning, Stage
-from tlkeras.sections.mapping import SINGLE, Head, Linear, Training
+from tlkeras.sections.mapping import MAPS, SINGLE, Head, Linear, Training
 from tlkeras.sections.running import Cache, Evaluation
 
 __all__ = ["Finetuning", "Recipe", "Section", "Stage"]
@@ -52,10 +52,22 @@ class Recipe(Section):
             conflicts.append("features are frozen: leave finetuning out")
         if self.data.separator or any(task.kind == "labels" for task in (self.data.tasks or {}).values()):
             conflicts.append("a picture is of one class, not of several labels")
+        if self.mapping.kind in MAPS:
+            conflicts.append(f"vectors are aligned, and mapping.kind {self.mapping.kind} eats maps")
         if self.domains.correction == "confusion" and self.data.validation == 0:
             conflicts.append("confusion is measured on a validation set: set data.validation")
         if conflicts:
             raise ValueError(f"across domains, {'; '.join(conflicts)}.")
+        return self
+
+    @model_validator(mode="after")
+    def _suit_the_features(self) -> Recipe:
+        if not (self.features.taps or self.features.backbones):
+            return self
+        if self.finetuning is not None:
+            raise ValueError("finetuning changes one backbone, read at one depth: leave taps and backbones out.")
+        if self.mapping.kind in MAPS:
+            raise ValueError(f"mapping.kind {self.mapping.kind} eats one map: leave features.taps and .backbones out.")
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tlkeras.sections.fields import Section
 
@@ -18,10 +18,24 @@ class Backbone(Section):
 
 
 class Features(Section):
-    """Where the backbone is cut, how the map becomes a vector, and which engine computes it."""
+    """Where the backbone is read, how a map becomes a vector, what stands beside it, and which engine computes it.
+
+    With `taps`, several blocks are read, by name or index, in the place of `cut`; `backbones` are more networks that
+    see the same pictures. Each is then normalised, and all are one vector.
+    """
 
     cut: str | int = "last"
-    pooling: Literal["average", "max"] = "average"
+    taps: tuple[str | int, ...] = ()
+    backbones: tuple[Backbone, ...] = ()
+    pooling: Literal["average", "max", "both", "gem", "compact_bilinear"] = "average"
     precision: Literal["float16", "float32"] = "float32"
     engine: Literal["auto", "openvino", "tensorflow", "keras"] = "auto"
     cache: bool = True
+
+    @model_validator(mode="after")
+    def _see_one_picture(self) -> Features:
+        if any(backbone.size is not None for backbone in self.backbones):
+            raise ValueError("backbones see the pictures of backbone.size: leave their own size out.")
+        if self.taps and self.cut != "last":
+            raise ValueError(f"taps say where the backbone is read: leave cut out. Received: {self.cut!r}.")
+        return self
