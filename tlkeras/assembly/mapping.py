@@ -7,11 +7,19 @@ from dataclasses import fields
 from tlkeras.mapping.deep import Fitting, TrainedHead
 from tlkeras.mapping.heads import HEADS, Head, make_head
 from tlkeras.mapping.kernel import KernelSpace
+from tlkeras.mapping.selection import SelectingHead
 from tlkeras.recipe import Recipe
 
 
 def make_recipe_head(recipe: Recipe) -> Head:
-    """Return the unfitted head."""
+    """Return the unfitted head, behind the selection of features if there is one."""
+    head, selection = _make_bare_head(recipe), recipe.features.selection
+    if selection is None:
+        return head
+    return SelectingHead(head, **selection.model_dump(), seed=recipe.training.seed)
+
+
+def _make_bare_head(recipe: Recipe) -> Head:
     options = recipe.mapping.model_dump()
     if options["class_weight"] == "none":
         options["class_weight"] = None

@@ -181,7 +181,10 @@ class ScoreHead(LinearMapHead):
         if best is None:  # a class with a single example: nothing can be held out
             best = Rows(rows.X @ kernel + bias, rows.codes, rows.weights)
         scale, shift = calibrate(self.link_, *best)
-        self.kernel_, self.bias_ = frame.unfold(kernel * scale, bias * scale + shift)
+        kernel, bias = kernel * scale, bias * scale + shift
+        if not self.link_.several:  # what all classes have in common says nothing, and would cost float32 its digits
+            kernel, bias = kernel - kernel.mean(axis=1, keepdims=True), bias - bias.mean()
+        self.kernel_, self.bias_ = frame.unfold(kernel, bias)
 
     def _make_frame(self, rows: Rows) -> Frame:
         return measure_frame(rows.X, rows.weights, by_column=self.standardize)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -30,10 +30,16 @@ class Head(Protocol):
         classes_: Class values of a fitted head, (k,).
     """
 
-    kind: ClassVar[str]
-    eats: ClassVar[Literal["vector", "map"]]
-    labels: ClassVar[bool]
     classes_: np.ndarray
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def eats(self) -> Literal["vector", "map"]: ...
+
+    @property
+    def labels(self) -> bool: ...
 
     def fit(
         self,
@@ -67,7 +73,7 @@ _ALL: tuple[type[Any], ...] = (
     AttentionHead,
     TransformerHead,
 )
-HEADS: dict[str, type[Head]] = {head.kind: head for head in _ALL}
+HEADS: dict[str, type[Any]] = {head.kind: head for head in _ALL}
 
 
 def make_head(kind: str, **options: Any) -> Head:

@@ -143,5 +143,30 @@ class AddPositions(keras.layers.Layer):
         return tuple(input_shape)
 
 
-LAYERS = {layer.__name__: layer for layer in (KernelMap, FourierMap, AttentionPooling, AddPositions)}
+@keras.saving.register_keras_serializable("tlkeras")
+class SelectColumns(keras.layers.Layer):
+    """From features (n, d) to some of their columns (n, m).
+
+    Args:
+        columns: Which.
+    """
+
+    def __init__(self, columns: list[int], **options: Any):
+        super().__init__(**options)
+        self.columns = list(columns)
+
+    def call(self, inputs: Any) -> Any:
+        """Return the columns."""
+        return ops.take(inputs, np.array(self.columns, "int32"), axis=1)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Return (n, m)."""
+        return (input_shape[0], len(self.columns))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return {**super().get_config(), "columns": self.columns}
+
+
+LAYERS = {layer.__name__: layer for layer in (KernelMap, FourierMap, AttentionPooling, AddPositions, SelectColumns)}
 """By name, as `keras.models.load_model` takes them."""

@@ -62,6 +62,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _suit_the_features(self) -> Recipe:
+        if self.features.selection and self.mapping.kind in MAPS:
+            raise ValueError(f"mapping.kind {self.mapping.kind} eats a map, of which no columns are selected.")
         if not (self.features.taps or self.features.backbones):
             return self
         if self.finetuning is not None:

@@ -17,6 +17,13 @@ class Backbone(Section):
     size: int | None = Field(default=None, ge=1, le=4096)
 
 
+class Selection(Section):
+    """Which share of the features is kept, and by which score."""
+
+    method: Literal["head2toe", "f_classif", "l2"] = "head2toe"
+    keep: float = Field(default=0.1, gt=0, le=1)
+
+
 class Features(Section):
     """Where the backbone is read, how a map becomes a vector, what stands beside it, and which engine computes it.
 
@@ -27,6 +34,7 @@ class Features(Section):
     cut: str | int = "last"
     taps: tuple[str | int, ...] = ()
     backbones: tuple[Backbone, ...] = ()
+    selection: Selection | None = None
     pooling: Literal["average", "max", "both", "gem", "compact_bilinear"] = "average"
     precision: Literal["float16", "float32"] = "float32"
     engine: Literal["auto", "openvino", "tensorflow", "keras"] = "auto"
