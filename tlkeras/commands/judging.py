@@ -32,7 +32,7 @@ def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
     "--to", type=click.Path(dir_okay=False), metavar="FILE", help="Where to  [default: report.html in the run]"
 )
 @click.option("--pictures", default=24, show_default=True, type=click.IntRange(0), help="Mistakes shown and explained.")
-@click.option("--corrupted", default=64, show_default=True, type=click.IntRange(0), help="Pictures worsened; 0: none.")
+@click.option("--corrupted", default=48, show_default=True, type=click.IntRange(0), help="Pictures worsened; 0: none.")
 @click.option("--learning-curve", is_flag=True, help="Ask whether more pictures would help.")
 @click.option("--conformal", type=_SHARE, metavar="RATE", help="Show prediction sets that miss at most this share.")
 @click.option("--accuracy", type=_SHARE, help="Wanted of what no person looks at  [default: half as many errors]")

@@ -44,7 +44,7 @@ class Options:
 
     pictures: int = 24
     method: Method = "grad_cam"
-    corrupted: int = 64
+    corrupted: int = 48
     learning_curve: bool = False
     conformal: float | None = None
     accuracy: float | None = None
