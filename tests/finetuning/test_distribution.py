@@ -32,7 +32,7 @@ def run_on_two_devices(*cases):
 
 
 def test_two_devices_train_as_one_does():
-    (result,) = run_on_two_devices("suffix, then all").values()
+    (result,) = run_on_two_devices("end to end").values()
     assert result["moved"] > 1e-4
     assert result["weights"] < 1e-3 * result["moved"]
     assert result["losses"] < 1e-5
@@ -40,7 +40,15 @@ def test_two_devices_train_as_one_does():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", ["uneven batches", "float16", "batch norm trains", "batch norm taken anew", "rates by gradients"]
+    "case",
+    [
+        "suffix, then all",
+        "uneven batches",
+        "float16",
+        "batch norm trains",
+        "batch norm taken anew",
+        "rates by gradients",
+    ],
 )
 def test_two_devices_train_as_one_does_in_each_case(case):
     (result,) = run_on_two_devices(case).values()

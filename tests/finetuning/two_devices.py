@@ -20,6 +20,7 @@ from tlkeras.finetuning.steps import Criterion
 
 TOP = STAGES[1]
 CASES = {
+    "end to end": ((replace(STAGES[2], epochs=1),), {"mixup": True}),
     "suffix, then all": ((replace(TOP, epochs=1), replace(STAGES[2], epochs=1)), {"mixup": True}),
     "uneven batches": ((TOP,), {"batch_size": 7}),
     "float16": ((replace(TOP, epochs=1),), {"precision": "float16"}),
