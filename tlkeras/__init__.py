@@ -28,9 +28,11 @@ __all__ = [
     "predict_to_file",
     "prune_cache",
     "report",
+    "report_tuning",
     "serve",
     "show_backbone",
     "train",
+    "tune",
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkeras.commands import exporting, features, judging, networks, recipes, running, serving, store
+from tlkeras.commands import exporting, features, judging, networks, recipes, running, serving, store, tuning
 from tlkeras.errors import TlkerasError
 
 INTERRUPTED = 130
@@ -69,6 +69,7 @@ for _command in (
     running.predict,
     judging.compare,
     judging.report,
+    tuning.tune,
     exporting.export,
     serving.serve,
     recipes.check,

@@ -53,6 +53,11 @@ def validate(document: Document) -> Recipe:
     raise RecipeError.from_problems(f"{document.name} has {count}:", problems)
 
 
+def validate_values(values: Mapping[str, Any], name: str) -> Recipe:
+    """Turn nested values into a Recipe, or raise one RecipeError that names every problem."""
+    return validate(Document(name, dict(values)))
+
+
 def shrink(recipe: Recipe) -> Recipe:
     """Return the recipe cut down to a run of seconds; its figures mean nothing."""
     short = Stage(name="quick", unfreeze=1, epochs=1)

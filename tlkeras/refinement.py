@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -19,7 +19,7 @@ from tlkeras.features.extraction import Pictures, extract
 from tlkeras.features.prefix import SOURCE, Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
-from tlkeras.finetuning.loop import Part, Row
+from tlkeras.finetuning.loop import Loop, Part, Row
 from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.plan import Plan
 from tlkeras.finetuning.schedule import Schedule
@@ -51,22 +51,13 @@ def fine_tune(
         The trained model; its probabilities of the pictures of each side but the training, by task, float32
         (n, k); the history as columns; facts for the manifest.
     """
-    schedule, plan, choices = assembly.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
-    with ExitStack() as stack:
-        with run.phase("extract activations"):
-            suppliers = _make_suppliers(recipe, prefix, plan, inspection, rows, stack)
-        parts = [make_part(recipe, inspection, rows[side], suppliers[side], side) for side in suppliers]
-        weighting = assembly.make_weighting(recipe, inspection.examples.tasks)
-        network = Network(
-            prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head, weighting
-        )
-        sides = (parts[0], parts[1] if len(parts) > 1 else None)
-        placed = distribution.place(network)
-        loop = assembly.make_loop(recipe, inspection.examples.tasks, placed, schedule, plan, sides, distribution)
+    network = make_network(recipe, inspection, prefix, heads)
+    with open_loop(recipe, inspection, prefix, network, rows, run.phase, distribution) as loop:
         with run.phase("fine-tune"):
             observe = assembly.make_observer(recipe, run.path / "tensorboard")
             history = loop.run(Checkpoints(run.path / CHECKPOINTS), observe)
-        distribution.fetch(placed, network)
+        distribution.fetch(loop.network, network)
+    schedule, plan, choices = assembly.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
     with run.phase("measure"):
         asked = [side for side in ("test", "validation") if len(rows[side])]
         probabilities = {side: _answer(recipe, network.model, inspection, rows[side]) for side in asked}
@@ -97,6 +88,40 @@ def _count_trained(network: Network, schedule: Schedule) -> int:
     count = sum(math.prod(variable.shape) for variable in network.list_trainable(schedule.stages))
     network.release()
     return count
+
+
+def make_network(recipe: Recipe, inspection: Inspection, prefix: Prefix, heads: Mapping[str, Head]) -> Network:
+    """Return the prefix's backbone with fitted heads, to be trained as one."""
+    weighting = assembly.make_weighting(recipe, inspection.examples.tasks)
+    return Network(prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head, weighting)
+
+
+@contextmanager
+def open_loop(
+    recipe: Recipe,
+    inspection: Inspection,
+    prefix: Prefix,
+    network: Network,
+    rows: Mapping[str, np.ndarray],
+    phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+    distribution: Distribution = ONE_DEVICE,
+) -> Iterator[Loop]:
+    """Yield the fine-tuning, ready to run; activations that the cache lacks are computed.
+
+    Args:
+        network: The prefix's backbone with heads that were fitted on frozen features.
+        rows: Of the pictures of each side, int64 (n,).
+        phase: Measures the extraction.
+        distribution: The devices to train on.
+    """
+    schedule, plan, _ = assembly.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
+    with ExitStack() as stack:
+        with phase("extract activations"):
+            suppliers = _make_suppliers(recipe, prefix, plan, inspection, rows, stack)
+        parts = [make_part(recipe, inspection, rows[side], suppliers[side], side) for side in suppliers]
+        sides = (parts[0], parts[1] if len(parts) > 1 else None)
+        placed = distribution.place(network)
+        yield assembly.make_loop(recipe, inspection.examples.tasks, placed, schedule, plan, sides, distribution)
 
 
 def _name_sides(inspection: Inspection, rows: Mapping[str, np.ndarray]) -> np.ndarray:

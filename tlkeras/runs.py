@@ -262,6 +262,16 @@ def open_run(reference: str, root: Path) -> Run:
     return run
 
 
+def find_run(reference: str, root: Path) -> Run:
+    """Find a run in whatever state: by name, by path, or as `latest`, the newest.
+
+    Raises:
+        RunError: There is no such run; the nearest name is told.
+    """
+    runs = list_runs(root)
+    return runs[-1] if reference == "latest" and runs else Run(_locate(reference, root))
+
+
 def find_unfinished(reference: str, root: Path) -> Run:
     """Find a run that can be resumed: by name, by path, or as `latest`, the newest one that stopped before its end.
 

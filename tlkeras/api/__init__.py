@@ -8,6 +8,7 @@ from tlkeras.api.recipes import check, copy_recipe, list_recipes, show_augmentat
 from tlkeras.api.running import RUNS, evaluate, predict, predict_in_shards, predict_to_file, resume, train
 from tlkeras.api.serving import predict_remotely, serve
 from tlkeras.api.store import list_cache, prune_cache
+from tlkeras.api.tuning import report_tuning, tune
 
 __all__ = [
     "RUNS",
@@ -26,6 +27,7 @@ __all__ = [
     "predict_to_file",
     "prune_cache",
     "report",
+    "report_tuning",
     "resume",
     "serve",
     "show_augmentation",
@@ -33,4 +35,5 @@ __all__ = [
     "show_rates",
     "show_schedule",
     "train",
+    "tune",
 ]

@@ -13,6 +13,7 @@ from tlkeras.sections.fields import Section
 from tlkeras.sections.finetuning import Finetuning, Stage
 from tlkeras.sections.mapping import MAPS, SINGLE, Head, Linear, Training
 from tlkeras.sections.running import Cache, Evaluation
+from tlkeras.sections.tuning import Tuning
 
 __all__ = ["Finetuning", "Recipe", "Section", "Stage"]
 
@@ -28,6 +29,7 @@ class Recipe(Section):
     domains: Domains | None = None
     augmentation: Augmentation = Augmentation()
     finetuning: Finetuning | None = None
+    tuning: Tuning | None = None
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     cache: Cache = Cache()

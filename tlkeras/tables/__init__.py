@@ -8,6 +8,7 @@ from tlkeras.tables.pictures import draw_check
 from tlkeras.tables.recipes import draw_augmentation, draw_list, draw_rates, draw_schedule
 from tlkeras.tables.running import draw_evaluation, draw_predictions, draw_training, draw_written
 from tlkeras.tables.store import draw_cache, draw_pruned
+from tlkeras.tables.tuning import draw_tuning
 
 __all__ = [
     "draw_augmentation",
@@ -26,5 +27,6 @@ __all__ = [
     "draw_report",
     "draw_schedule",
     "draw_training",
+    "draw_tuning",
     "draw_written",
 ]

@@ -1,0 +1,39 @@
+"""Models that are lent again learn what fresh ones learn."""
+
+import numpy as np
+import pytest
+
+from tlkeras.mapping.deep import DeepHead, Fitting
+from tlkeras.tuning.pool import ModelPool
+
+
+@pytest.fixture(scope="module")
+def rows():
+    random = np.random.default_rng(0)
+    X = random.normal(size=(120, 6)).astype(np.float32)
+    y = (X[:, 0] + X[:, 1] > 0).astype(int)
+    return X[:90], y[:90], np.ones(90), {"validation": (X[90:], y[90:], np.ones(30))}
+
+
+def test_a_lent_model_learns_what_a_fresh_one_learns(rows):
+    pool = ModelPool()
+    trials = [(0.2, 1e-2, 0), (0.0, 3e-2, 1), (0.6, 1e-3, 2)]
+    for dropout, rate, seed in trials:
+        how = Fitting(epochs=4, batch_size=32, learning_rate=rate, weight_decay=rate / 10, seed=seed)
+        fresh, lent = (DeepHead(widths=(5,), dropout=dropout, fitting=how) for _ in range(2))
+        pool.adopt(lent)
+        *train, held = rows
+        learned = [head.fit(*train, **held).history_["val_loss"] for head in (lent, fresh)]
+        np.testing.assert_allclose(*learned, rtol=1e-4)
+        np.testing.assert_allclose(lent.predict_proba(rows[0]), fresh.predict_proba(rows[0]), atol=1e-5)
+    assert pool.compiled == 1
+
+
+def test_another_shape_is_another_model(rows):
+    pool = ModelPool()
+    *train, held = rows
+    for widths in ((3,), (4,), (3,)):
+        head = DeepHead(widths=widths, fitting=Fitting(epochs=1))
+        pool.adopt(head)
+        head.fit(*train, **held)
+    assert pool.compiled == 2

@@ -1,0 +1,235 @@
+"""Searches from recipe to run: kept trial by trial, gone on with, honest about what failed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from tlkeras import api
+from tlkeras.cli import main
+from tlkeras.errors import RunError
+from tlkeras.recipe import load_recipe
+from tlkeras.sections.tuning import Dimension
+from tlkeras.tuning import search as searching
+from tlkeras.tuning.evaluation import Evaluator
+from tlkeras.tuning.report import measure_importance
+
+TUNED = """\
+data: {source: photos, test: 0.25, validation: 0.25, tolerance: 0}
+backbone: {name: tiny, weights: none}
+mapping: {kind: deep, widths: [4]}
+training: {epochs: 2}
+evaluation: {bootstrap: 100}
+tuning:
+  max_trials: 4
+  finalists: 1
+  seeds: 2
+  space:
+    mapping.dropout: {min: 0.0, max: 0.5}
+    training.learning_rate: {min: 1.0e-4, max: 1.0e-2, sampling: log}
+"""
+
+
+@pytest.fixture
+def tuned(workplace):
+    (workplace / "tuned.yaml").write_text(TUNED)
+    return workplace
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Trials that take no time: the loss is the learning rate. Returns what was asked."""
+    asked = []
+
+    def score(self, recipe):
+        asked.append((recipe.training.learning_rate, recipe.training.seed))
+        return {"loss": recipe.training.learning_rate, "accuracy": 0.5, "roc_auc": 0.5, "seconds": 0.1}
+
+    monkeypatch.setattr(Evaluator, "score", score)
+    monkeypatch.setattr(Evaluator, "prepare", lambda self, recipe, corners: 0)
+    return asked
+
+
+def read_search(folder):
+    return json.loads((folder / "runs/tuning/tuned-01/search.json").read_text())["trials"]
+
+
+def test_a_search_ends_in_a_recipe_a_run_and_pictures(tuned):
+    done = CliRunner().invoke(main, ["--quiet", "tune", "tuned.yaml"])
+    assert done.exit_code == 0, done.output
+    for text in (
+        "runs/tuning/tuned-01: 4 trials",
+        "validation loss",
+        "over seeds",
+        "Best recipe: ",
+        "tuned-best-01: 8 held",
+    ):
+        assert text in done.stdout
+    trials = read_search(tuned)
+    best = min(trials, key=lambda trial: trial["figures"]["loss"])
+    recipe = load_recipe("runs/tuning/tuned-01/best.yaml")
+    assert recipe.training.learning_rate == best["values"]["training.learning_rate"]
+    assert len(best["repeats"]) == 1
+    assert Path("runs/tuning/tuned-01/parallel.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("runs/tuning/tuned-01/trials.csv").read_text().count("\n") == 5
+    assert yaml.safe_load(Path("runs/tuned-best-01/recipe.yaml").read_text())["tuning"] is None
+
+
+def test_the_test_side_is_not_touched(tuned, monkeypatch):
+    seen = []
+    from tlkeras import assembly
+
+    original = assembly.extract_features
+
+    def watch(recipe, prefix, inspection, *arguments, rows=None, **options):
+        seen.extend(assembly.divide(recipe, inspection.examples)[rows].tolist())
+        return original(recipe, prefix, inspection, *arguments, rows=rows, **options)
+
+    monkeypatch.setattr(assembly, "extract_features", watch)
+    api.tune("tuned.yaml", {"tuning.max_trials": 1, "tuning.seeds": 1}, train_best=False)
+    assert set(seen) == {"train", "validation"}
+
+
+def test_an_interrupted_search_goes_on_and_repeats_nothing(tuned, fake, monkeypatch):
+    whole = api.tune("tuned.yaml", {"name": "whole"}, train_best=False)
+    asked_whole = list(fake)
+    fake.clear()
+    quick = Evaluator.score
+
+    def stop(self, recipe):
+        if len(fake) == 2:
+            raise KeyboardInterrupt
+        return quick(self, recipe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "score", stop)
+        with pytest.raises(KeyboardInterrupt):
+            api.tune("tuned.yaml", train_best=False)
+    result = api.tune("tuned.yaml", train_best=False)
+    assert result["path"] == "runs/tuning/tuned-01"
+    assert fake == asked_whole
+    assert [t["values"] for t in result["trials"]] == [t["values"] for t in whole["trials"]]
+
+
+def test_a_finished_search_is_never_overwritten(tuned, fake):
+    paths = [api.tune("tuned.yaml", train_best=False)["path"] for _ in range(2)]
+    assert paths == ["runs/tuning/tuned-01", "runs/tuning/tuned-02"]
+
+
+def test_where_nothing_works_the_reasons_are_told(tuned, fake, monkeypatch):
+    def fail(self, recipe):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(Evaluator, "score", fail)
+    done = CliRunner().invoke(main, ["--quiet", "tune", "tuned.yaml"])
+    assert done.exit_code == RunError.exit_code
+    assert "Every trial failed, 3 so far" in done.stderr
+    assert "ValueError: no such thing" in done.stderr
+
+
+def test_a_trial_that_fails_does_not_end_the_search(tuned, fake, monkeypatch):
+    quick = Evaluator.score
+
+    def fail_once(self, recipe):
+        figures = quick(self, recipe)
+        return {**figures, "loss": float("nan")} if len(fake) == 1 else figures
+
+    monkeypatch.setattr(Evaluator, "score", fail_once)
+    result = api.tune("tuned.yaml", train_best=False)
+    assert [trial["error"] for trial in result["failed"]] == ["its loss is nan"]
+    assert len(result["trials"]) == 3
+
+
+def test_a_full_disk_keeps_what_was_done(tuned, fake, monkeypatch):
+    write = searching.Book.write
+
+    def refuse(self):
+        if len(fake) == 2:
+            os.replace = full
+        write(self)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    real = os.replace
+    monkeypatch.setattr(searching.Book, "write", refuse)
+    try:
+        done = CliRunner().invoke(main, ["--quiet", "tune", "tuned.yaml"])
+    finally:
+        os.replace = real
+    assert done.exit_code == 6
+    assert "No space left on device" in done.stderr
+    monkeypatch.setattr(searching.Book, "write", write)
+    assert len(api.tune("tuned.yaml", train_best=False)["trials"]) == 4
+
+
+def test_importance_finds_the_key_that_matters():
+    space = {"a.x": Dimension(min=0.0, max=1.0), "b.y": Dimension(values=("u", "v"))}
+    trials = [{"values": {"a.x": number / 40, "b.y": "uv"[number % 2]}} for number in range(40)]
+    found = measure_importance(space, trials, [trial["values"]["a.x"] ** 2 for trial in trials])
+    assert found["a.x"] > 0.95
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def start(*options):
+    code = "from tlkeras.cli import main; main()"
+    command = [sys.executable, "-c", code, "--quiet", "tune", "tuned.yaml", "--no-train", *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process, seconds=240):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def count_ended():
+    try:
+        kept = json.loads(Path("runs/tuning/tuned-01/search.json").read_text())
+    except (OSError, ValueError):
+        return 0
+    return sum(trial["status"] != "running" for trial in kept["trials"])
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_search_loses_and_repeats_nothing(tuned):
+    process = start("--set", "tuning.max_trials=8")
+    wait_for(lambda: count_ended() >= 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {trial["name"]: trial for trial in read_search(tuned) if trial["status"] == "completed"}
+    assert len(before) >= 3
+    again = start("--set", "tuning.max_trials=8")
+    assert again.wait() == 0, again.stderr.read()
+    after = {trial["name"]: trial for trial in read_search(tuned)}
+    assert len(after) == 8
+    for name, trial in before.items():
+        assert after[name]["figures"] == trial["figures"]
+        assert after[name]["starts"] == 1
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_worker_fails_its_trial_and_is_told(tuned):
+    process = start("--set", "tuning.max_trials=8", "--set", "tuning.seeds=1", "--workers", "2")
+    wait_for(lambda: count_ended() >= 2, process)
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    pids = [int(line.split()[0]) for line in listed.stdout.splitlines() if "tlkeras.tuning.worker" in line]
+    assert len(pids) == 2
+    os.kill(pids[0], signal.SIGKILL)
+    assert process.wait(timeout=300) == 0, process.stderr.read()
+    trials = read_search(tuned)
+    assert len(trials) == 8
+    failed = [trial["error"] for trial in trials if trial["status"] == "failed"]
+    assert len(failed) <= 1
+    assert all("was killed by signal 9" in error for error in failed)

@@ -1,0 +1,67 @@
+"""The verbs of choosing: searches over a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tlkeras import recipe as recipes
+from tlkeras.api.running import RUNS, train
+from tlkeras.errors import RecipeError
+from tlkeras.loading import load_tensorflow
+from tlkeras.runs import Run, find_run
+
+
+def tune(
+    recipe: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    workers: int = 1,
+    train_best: bool = True,
+    runs: str | Path = RUNS,
+) -> dict[str, Any]:
+    """Search a recipe's `tuning.space` for what is best on the validation side; the best becomes a run and a recipe.
+
+    Given again after an interruption or kill -9, it goes on where it stopped.
+
+    Args:
+        recipe: Name of a shipped recipe, or path of a YAML file, with a section `tuning`.
+        overrides: Values by dotted key.
+        workers: Trials at the same time, each in a process of its own.
+        train_best: Carry out the best trial's recipe as an ordinary run, which is measured on the test side.
+        runs: Folder of the run directories; the search is below its folder `tuning`.
+
+    Returns:
+        What `report_tuning` returns, and `run`: what `train` returns of the best recipe.
+    """
+    resolved = recipes.load_recipe(recipe, overrides)
+    if resolved.tuning is None:
+        from tlkeras.tuning.space import require_tuning
+
+        require_tuning(resolved)
+    load_tensorflow()
+    from tlkeras.tuning.search import search
+
+    folder = search(resolved, Path(runs), workers).path
+    result = report_tuning(str(folder), runs=runs)
+    if train_best:
+        result["run"] = train(str(folder / "best.yaml"), runs=runs)
+    return result
+
+
+def report_tuning(search: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
+    """Return a search's trials, best first, and draw them.
+
+    Returns:
+        `path`, `state`, `objective`, `space`, `trials` (records, finalists first), `failed`, `importance` (share of the
+        variance of the objective that each key explains, and the number of trials it is estimated from), `pictures`
+        (paths), `best` (path of the recipe), `phases` (seconds).
+    """
+    from tlkeras.tuning.report import report
+
+    root = Path(runs) / "tuning"
+    run: Run = find_run(search, root)
+    if not (run.path / "search.json").exists():
+        raise RecipeError("A report is of a search.", run.path, "Begin one with: tlkeras tune RECIPE")
+    return report(run)

@@ -1,0 +1,66 @@
+"""What a search varies, how, and how long."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from tlkeras.sections.fields import Section
+
+
+def _name_values(value: Any) -> Any:
+    return {"values": tuple(value)} if isinstance(value, (list, tuple)) else value
+
+
+class Dimension(Section):
+    """The values of one recipe key: a list of them, or a range of numbers.
+
+    A range of whole numbers gives whole numbers. With `step` only every so many-th number is tried; in a range whose
+    `sampling` is log, `step` is a factor.
+    """
+
+    values: tuple[Any, ...] | None = Field(default=None, min_length=1)
+    min: int | float | None = None
+    max: int | float | None = None
+    step: int | float | None = Field(default=None, gt=0)
+    sampling: Literal["linear", "log"] = "linear"
+
+    @model_validator(mode="after")
+    def _be_one_of_both(self) -> Dimension:
+        bounds = (self.min, self.max)
+        if (self.values is None) == (bounds == (None, None)):
+            raise ValueError("it takes either a list of values, or min and max.")
+        if self.values is not None:
+            return self
+        if self.min is None or self.max is None or not -math.inf < self.min < self.max < math.inf:
+            raise ValueError(f"min must be below max. Received: {self.min} and {self.max}.")
+        if self.whole and self.step is not None and self.step != int(self.step):
+            raise ValueError(f"a range of whole numbers has a whole step. Received: {self.step}.")
+        if self.sampling == "log" and self.min <= 0:
+            raise ValueError(f"a range sampled by its logarithm begins above 0. Received: {self.min}.")
+        if self.sampling == "log" and self.step is not None and self.step <= 1:
+            raise ValueError(f"in a range sampled by its logarithm, step is a factor above 1. Received: {self.step}.")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether a range is of whole numbers."""
+        return isinstance(self.min, int) and isinstance(self.max, int)
+
+    def ends(self) -> tuple[Any, ...]:
+        """Return the values that a check has to try: all that are listed, or both ends."""
+        return self.values if self.values is not None else (self.min, self.max)
+
+
+class Tuning(Section):
+    """A search over this recipe, by dotted key, for what is best on the validation side."""
+
+    space: dict[str, Annotated[Dimension, BeforeValidator(_name_values)]] = Field(min_length=1)
+    algorithm: Literal["random", "hyperband", "bayesian", "grid"] = "random"
+    max_trials: int = Field(default=20, ge=1, le=100_000)
+    objective: Literal["loss", "accuracy", "roc_auc"] = "loss"
+    finalists: int = Field(default=3, ge=1)
+    seeds: int = Field(default=3, ge=1, le=100)
+    seed: int = Field(default=0, ge=0, lt=2**31)

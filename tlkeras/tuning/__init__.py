@@ -1,0 +1,1 @@
+"""Searching over a recipe: KerasTuner proposes, what is frozen in all trials is computed once."""

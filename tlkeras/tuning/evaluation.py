@@ -1,0 +1,187 @@
+"""How good a trial is on the validation side; the test side is neither read nor measured here."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from tlkeras import assembly
+from tlkeras.data.checks import Inspection, inspect
+from tlkeras.errors import DataError
+from tlkeras.finetuning.measures import measure
+from tlkeras.mapping.heads import Head
+from tlkeras.recipe import Recipe
+from tlkeras.refinement import make_network, open_loop
+from tlkeras.sections.mapping import MAPS
+from tlkeras.training import Side, fit_heads
+from tlkeras.tuning.pool import ModelPool
+
+_KEPT = 4  # sets of features in memory at once
+_SMALLEST = 1e-7  # probability, as Keras clips it
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What all trials with the same pictures and the same frozen network share.
+
+    Attributes:
+        inspection: The pictures.
+        parts: What heads are fitted and measured on, by side; no test pictures.
+        computed: Pictures that had to be run through the network.
+        seconds: That it took to have them.
+    """
+
+    inspection: Inspection
+    parts: dict[str, Side]
+    computed: int
+    seconds: float
+
+    @property
+    def rows(self) -> dict[str, np.ndarray]:
+        """Positions among the examples, by side, int64 (n,)."""
+        return {side: part.rows for side, part in self.parts.items() if side != assembly.TARGET}
+
+
+class Evaluator:
+    """Carries out trials in this process, one after the other; what is frozen is computed by the first and shared.
+
+    Attributes:
+        pool: The compiled heads.
+    """
+
+    def __init__(self) -> None:
+        self.pool = ModelPool()
+        self._inspections: dict[str, Inspection] = {}
+        self._frozen: OrderedDict[str, Frozen] = OrderedDict()
+
+    def prepare(self, recipe: Recipe, corners: Iterable[Recipe]) -> int:
+        """Compute what is frozen in all trials, in one pass over the pictures; return how many were computed.
+
+        Args:
+            recipe: Any trial's.
+            corners: Recipes that need, among them, all frozen work that any trial needs.
+        """
+        computed = self.open(recipe).computed
+        groups: dict[str, tuple[Recipe, dict[str, None]]] = {}
+        for corner in corners:
+            if corner.finetuning is None:
+                computed += self.open(corner).computed
+                continue
+            prefix = assembly.build_prefix(corner)
+            inspection = self._inspect(corner)
+            taps = assembly.choose_taps(corner, prefix, inspection.examples, self._divide(corner, inspection))
+            _, known = groups.setdefault(_frozen_key(corner), (corner, {}))
+            known |= dict.fromkeys(taps)
+        for corner, known in groups.values():
+            if len(known) > 1:
+                computed += self._extract_all(corner, list(known))
+            _forget()
+        return computed
+
+    def score(self, recipe: Recipe) -> dict[str, float]:
+        """Train by a recipe and return loss, accuracy and ROC AUC on its validation side, and `seconds`.
+
+        Raises:
+            TlkerasError: What is in the way.
+        """
+        start = time.perf_counter()
+        frozen = self.open(recipe)
+        make = assembly.adapt_heads(recipe, lambda: self._make_head(recipe))
+        heads = fit_heads(make, frozen.inspection.examples, frozen.parts)
+        figures = self._refine(recipe, frozen, heads) if recipe.finetuning else _measure(frozen, heads)
+        return {**figures, "seconds": round(time.perf_counter() - start, 3)}
+
+    def open(self, recipe: Recipe) -> Frozen:
+        """Return features of both sides, from memory, from the cache, or computed."""
+        key = _frozen_key(recipe)
+        if key not in self._frozen:
+            self._frozen[key] = self._read(recipe)
+        self._frozen.move_to_end(key)
+        while len(self._frozen) > _KEPT:
+            self._frozen.popitem(last=False)
+        return self._frozen[key]
+
+    def _inspect(self, recipe: Recipe) -> Inspection:
+        key = recipe.data.model_dump_json(exclude={"validation"})
+        if key not in self._inspections:
+            self._inspections[key] = inspect(assembly.read_examples(recipe))
+        return self._inspections[key]
+
+    def _divide(self, recipe: Recipe, inspection: Inspection) -> np.ndarray:
+        sides = assembly.divide(recipe, inspection.examples)
+        if not (sides == "validation").any():
+            raise DataError("A search needs pictures to validate on.", "none", "Raise data.validation.")
+        return sides
+
+    def _read(self, recipe: Recipe) -> Frozen:
+        start = time.perf_counter()
+        inspection = self._inspect(recipe)
+        sides, prefix = self._divide(recipe, inspection), assembly.build_prefix(recipe)
+        wanted = np.flatnonzero(sides != "test")
+        with assembly.extract_features(recipe, prefix, inspection, rows=wanted) as features:
+            kept = wanted[features.kept]
+            places = {side: np.flatnonzero(sides[kept] == side) for side in ("train", "validation", assembly.TARGET)}
+            parts = {side: Side(kept[of_side], features.outputs[0][of_side]) for side, of_side in places.items()}
+            return Frozen(inspection, parts, features.computed, round(time.perf_counter() - start, 3))
+
+    def _extract_all(self, recipe: Recipe, taps: list[str]) -> int:
+        inspection, prefix = self._inspect(recipe), assembly.build_prefix(recipe)
+        wanted = np.flatnonzero(self._divide(recipe, inspection) != "test")
+        with assembly.extract_features(recipe, prefix, inspection, taps, rows=wanted) as features:
+            return features.computed
+
+    def _make_head(self, recipe: Recipe) -> Head:
+        head = assembly.make_recipe_head(recipe)
+        self.pool.adopt(head)
+        return head
+
+    def _refine(self, recipe: Recipe, frozen: Frozen, heads: Mapping[str, Head]) -> dict[str, float]:
+        """Return what the fine-tuned network reaches, at the epoch whose weights a run would keep."""
+        try:
+            prefix = assembly.build_prefix(recipe)
+            network = make_network(recipe, frozen.inspection, prefix, heads)
+            with open_loop(recipe, frozen.inspection, prefix, network, frozen.rows) as loop:
+                history = loop.run(None, lambda row: None)
+                best = loop.best_epoch
+            if best is not None and best < 1:  # nothing was better than the start: the heads on frozen features
+                return _measure(frozen, heads)
+            return _rename(history[-1 if best is None else best - 1])
+        finally:
+            _forget()
+
+
+def _measure(frozen: Frozen, heads: Mapping[str, Head]) -> dict[str, float]:
+    """Return the mean over the tasks of what their heads reach on the validation side."""
+    figures, examples = [], frozen.inspection.examples
+    for task in examples.tasks:
+        _, (X, targets, weights) = frozen.parts["validation"].take(examples, task)
+        odds = np.clip(heads[task.name].predict_proba(X).astype(np.float64), _SMALLEST, 1 - _SMALLEST)
+        several = task.kind == "multilabel"
+        logits = np.log(odds) - np.log1p(-odds) if several else np.log(odds)
+        figures.append(measure(task.densify(targets), logits, weights, several=several))
+    return _rename({name: float(np.mean([figure[name] for figure in figures])) for name in figures[0]})
+
+
+def _forget() -> None:
+    """Let go of a network that was trained: Keras keeps names and graphs of all that were ever made."""
+    keras.backend.clear_session()
+    gc.collect()
+
+
+def _rename(figures: dict[str, Any]) -> dict[str, float]:
+    names: tuple[str, ...] = ("loss", "accuracy", "roc_auc")
+    return {name: float(figures[f"val_{name}"]) for name in names if f"val_{name}" in figures}
+
+
+def _frozen_key(recipe: Recipe) -> str:
+    """Return what features depend on; heads that eat maps need them before pooling."""
+    parts = [recipe.data, recipe.backbone, recipe.features, recipe.cache, recipe.domains]
+    return json.dumps([recipe.mapping.kind in MAPS, *(part and part.model_dump(mode="json") for part in parts)])

@@ -1,0 +1,143 @@
+"""Compiled heads, used again: building, tracing and compiling a model costs more than training a small one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+_MOST_MODELS = 32
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class _Dropout(keras.layers.Dropout):
+    """Dropout whose rate is a variable, so that a traced step serves all rates."""
+
+    def __init__(self, rate: float, **config: Any):
+        super().__init__(0.5, **config)  # with a rate of 0 it would have no seeds to draw from
+        self.share = tf.Variable(float(rate), trainable=False, dtype="float32")
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        if not training:
+            return inputs
+        drawn = keras.random.uniform(keras.ops.shape(inputs), seed=self.seed_generator)
+        return tf.where(drawn >= self.share, inputs / (1.0 - self.share), 0.0)
+
+
+class _Cosine(keras.optimizers.schedules.LearningRateSchedule):
+    """The cosine of `keras.optimizers.schedules.CosineDecay` to zero, with its two numbers as variables."""
+
+    def __init__(self) -> None:
+        self.initial, self.steps = (tf.Variable(1.0, trainable=False, dtype="float32") for _ in range(2))
+
+    def follow(self, schedule: keras.optimizers.schedules.CosineDecay) -> None:
+        """Take the numbers of a schedule."""
+        self.initial.assign(schedule.initial_learning_rate)
+        self.steps.assign(schedule.decay_steps)
+
+    def __call__(self, step: Any) -> Any:
+        share = tf.minimum(tf.cast(step, "float32"), self.steps) / self.steps
+        return self.initial * 0.5 * (1.0 + tf.cos(3.141592653589793 * share))
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+class ModelPool:
+    """Lends a compiled model wherever a head would compile one of equal shape.
+
+    Rates of dropout, learning rate and weight decay may differ: in a model of the pool they are variables. A lent model
+    starts from the weights, seeds and rates of the one it stands for, with a fresh optimizer, and learns the same.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[str, keras.Sequential] = {}
+        self.compiled = 0
+
+    def adopt(self, head: Any) -> None:
+        """Let a head take its models from here, if it builds any."""
+        build = getattr(head, "_build", None)
+        if build is not None:
+            head._build = lambda X: _Lent(self, build(X))
+
+    def lend(self, model: keras.Sequential, optimizer: keras.optimizers.Optimizer, **options: Any) -> keras.Sequential:
+        """Return a compiled model that stands for `model`, uncompiled, and its optimizer."""
+        key = _describe(model, optimizer, options)
+        lent = self._models.pop(key, None)
+        if lent is None:
+            lent = keras.models.clone_model(model, clone_function=_clone_layer)
+            schedule = _Cosine()
+            schedule.follow(optimizer._learning_rate)
+            optimizer._learning_rate = schedule
+            optimizer.weight_decay = tf.Variable(optimizer.weight_decay or 0.0, trainable=False)
+            lent.compile(optimizer, **options)
+            self.compiled += 1
+        else:
+            lent.optimizer._learning_rate.follow(optimizer._learning_rate)
+            lent.optimizer.weight_decay.assign(optimizer.weight_decay or 0.0)
+            for variable in lent.optimizer.variables:
+                variable.assign(tf.zeros_like(variable))
+        self._models[key] = lent
+        if len(self._models) > _MOST_MODELS:
+            del self._models[next(iter(self._models))]
+        _copy(model, lent)
+        return lent
+
+
+class _Lent:
+    """Stands where a head has built a model, until it is compiled; then it is the model of the pool."""
+
+    def __init__(self, pool: ModelPool, fresh: keras.Sequential):
+        self._pool, self._model = pool, fresh
+
+    def compile(self, optimizer: Any, loss: Any, **options: Any) -> None:
+        """Take a compiled model from the pool."""
+        self._model = self._pool.lend(self._model, optimizer, loss=loss, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _clone_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+    config = layer.get_config()
+    return _Dropout(**config) if type(layer) is keras.layers.Dropout else type(layer).from_config(config)
+
+
+def _copy(model: keras.Sequential, lent: keras.Sequential) -> None:
+    lent.set_weights(model.get_weights())
+    for ours, theirs in zip(_list_dropouts(lent), _list_dropouts(model), strict=True):
+        ours.share.assign(theirs.rate)
+        if theirs.rate > 0:
+            ours.seed_generator.state.assign(theirs.seed_generator.state)
+
+
+def _list_dropouts(model: keras.Model) -> Iterator[keras.layers.Dropout]:
+    return (layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dropout))
+
+
+def _describe(model: keras.Sequential, optimizer: keras.optimizers.Optimizer, options: dict[str, Any]) -> str:
+    """Return what two models must have in common to be one of the pool."""
+    config = optimizer.get_config()
+    fixed = {name: config[name] for name in sorted(config) if name not in ("name", "learning_rate", "weight_decay")}
+    plain = json.dumps([_strip(model.get_config()), type(optimizer).__name__, fixed, options], default=str)
+    return plain
+
+
+def _strip(config: Any) -> Any:
+    """Return a configuration without what a lent model takes from the one it stands for."""
+    if isinstance(config, (list, tuple)):
+        return [_strip(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    left_out = {"name", "seed", "rate"} if config.get("class_name") == "Dropout" else {"name", "seed"}
+    inside = config.get("config")
+    if isinstance(inside, dict):
+        return {**_strip({k: v for k, v in config.items() if k != "config"}), "config": _strip_keys(inside, left_out)}
+    return _strip_keys(config, {"name", "seed"})
+
+
+def _strip_keys(config: dict[str, Any], left_out: set[str]) -> dict[str, Any]:
+    return {key: _strip(value) for key, value in config.items() if key not in left_out}

@@ -1,0 +1,280 @@
+"""A search: trials proposed, carried out and kept one by one; finalists repeated; the best told as a recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlkeras import progress
+from tlkeras.errors import RecipeError, ResourceError, RunError
+from tlkeras.recipe import Recipe, dump_recipe, fingerprint
+from tlkeras.runs import Run, create_run, list_runs
+from tlkeras.sections.tuning import Tuning
+from tlkeras.tuning.evaluation import Evaluator
+from tlkeras.tuning.oracles import Proposals
+from tlkeras.tuning.space import apply_values, list_corners, list_problems, longest, require_tuning
+from tlkeras.tuning.workers import Here, Processes, Workers
+
+STATE = "search.json"
+FOLDER = "tuning"
+_GIVE_UP = 3  # failed trials in a row, with none that worked
+_DEATHS = 2  # of the whole search in one and the same trial
+
+Trial = dict[str, Any]
+
+
+def check_space(recipe: Recipe) -> Tuning:
+    """Return the section `tuning` of a recipe whose every value makes a valid recipe.
+
+    Raises:
+        RecipeError: There is none, or values are refused; all problems are named.
+    """
+    tuning = require_tuning(recipe)
+    problems = list_problems(recipe)
+    if recipe.finetuning and tuning.algorithm == "hyperband" and recipe.finetuning.stages is None:
+        problems.append("hyperband divides epochs, which finetuning.stages: auto does not say: write the stages down")
+    if problems:
+        raise RecipeError.from_problems(f"The space of {recipe.name} cannot be searched:", problems)
+    return tuning
+
+
+def search(recipe: Recipe, root: Path, workers: int = 1) -> Run:
+    """Carry out a search below `root`/tuning, or go on with the one that stopped there.
+
+    After kill -9 the same call goes on: trials that ended are kept, those that were running are done again.
+
+    Args:
+        recipe: With a section `tuning`.
+        root: Folder of the run directories.
+        workers: Trials at the same time; more than one are processes of their own.
+
+    Returns:
+        The search's folder: `search.json`, `best.yaml`, `trials.csv`.
+
+    Raises:
+        RecipeError: The space is empty or impossible.
+        RunError: Every trial failed; the reasons are told.
+        ResourceError: The disk is full; what was done is kept.
+    """
+    tuning = check_space(recipe)
+    run = _find_stopped(recipe, root / FOLDER) or create_run(root / FOLDER, recipe.name)
+    with run.locked():
+        _begin(run, recipe)
+        _guard(run, lambda: _go_on(run, recipe, tuning, workers))
+    return run
+
+
+def _guard(run: Run, work: Callable[[], None]) -> None:
+    """Do the work; write into the manifest how it ended if it was not the end."""
+    try:
+        work()
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(ResourceError):  # a full disk must not hide what went wrong first
+            run.update_manifest(state=state, phases=run.phases, error=f"{type(error).__name__}: {error}")
+        raise
+
+
+def _go_on(run: Run, recipe: Recipe, tuning: Tuning, workers: int) -> None:
+    evaluator = Evaluator()
+    with run.phase("compute what is frozen"):
+        corners = list(list_corners(recipe))
+        if not corners:
+            raise RecipeError("Some combination of the space must be a valid recipe.", "none", None)
+        evaluator.prepare(corners[0], corners)
+    crew: Workers = Here(recipe, evaluator) if workers == 1 else Processes(run.path, workers)
+    book = Book(run, tuning, longest(recipe))
+    with closing(crew):
+        with run.phase("trials"):
+            _carry_out(book, crew)
+        with run.phase("finalists"):
+            _repeat_finalists(book, crew, recipe.training.seed)
+    best = book.rank()[0]
+    values = {**best["values"], "training.seed": recipe.training.seed}
+    run.write_text("best.yaml", _tell_best(recipe, run, best, values))
+    book.write_table()
+    run.finish()
+
+
+class Book:
+    """What is known of a search: written whole after every trial.
+
+    Attributes:
+        trials: One record per trial in the order of their start: `name`, `values`, `status` (running, completed,
+            failed), `figures`, `error`, `starts`, `repeats` (figures with other seeds, by seed).
+    """
+
+    def __init__(self, run: Run, tuning: Tuning, epochs: int):
+        self.run, self.tuning = run, tuning
+        self.trials: dict[str, Trial] = {}
+        state = None
+        if (run.path / STATE).exists():
+            kept = run.read_json(STATE)
+            self.trials, state = {trial["name"]: trial for trial in kept["trials"]}, kept["proposals"]
+        self.proposals = Proposals(tuning, epochs, state)
+
+    @property
+    def sign(self) -> float:
+        """What makes less better: 1 for a loss, -1 for what should be high."""
+        return 1.0 if self.tuning.objective == "loss" else -1.0
+
+    def propose(self, worker: str) -> Trial | None:
+        """Return the next trial, marked as running; None where there is none now."""
+        proposal = self.proposals.next(worker)
+        if proposal is None:
+            return None
+        name, values = proposal
+        trial = self.trials.setdefault(name, {"name": name, "values": values, "starts": 0, "repeats": {}})
+        trial |= {"status": "running", "starts": trial["starts"] + 1}
+        self.write()
+        return trial
+
+    def end(self, trial: Trial, answer: dict[str, Any]) -> None:
+        """Write down how a trial ended."""
+        value = answer.get(self.tuning.objective, math.nan)
+        error = answer.get("error")
+        if error is None and not math.isfinite(value):
+            error = f"its {self.tuning.objective} is {value}"
+        if error is not None:
+            trial |= {"status": "failed", "error": error}
+            self.proposals.fail(trial["name"], error)
+        else:
+            trial |= {"status": "completed", "figures": answer}
+            self.proposals.complete(trial["name"], value)
+        self.write()
+
+    def write(self) -> None:
+        """Write all that is known; whole or not at all."""
+        self.run.write_json(STATE, {"trials": list(self.trials.values()), "proposals": self.proposals.state()})
+
+    def completed(self) -> list[Trial]:
+        """Return the trials that have figures, best first; of Hyperband those of the last round reached."""
+        done = [trial for trial in self.trials.values() if trial["status"] == "completed"]
+        return sorted(done, key=lambda trial: self.sign * trial["figures"][self.tuning.objective])
+
+    def rank(self) -> list[Trial]:
+        """Return the completed trials, finalists first, by the mean over their seeds."""
+        done = self.completed()
+        finalists = [trial for trial in done if trial["repeats"]]
+        ranked = sorted(finalists, key=lambda trial: self.sign * summarise(trial, self.tuning.objective)["mean"])
+        return ranked + [trial for trial in done if not trial["repeats"]]
+
+    def write_table(self) -> None:
+        """Write trials.csv."""
+        keys = list(self.tuning.space)
+        rows = [
+            [trial["name"], trial["status"], *(trial["values"].get(key) for key in keys), *_list_figures(trial)]
+            for trial in self.trials.values()
+        ]
+        header = ["trial", "status", *keys, "loss", "accuracy", "roc_auc", "seconds", "error"]
+        self.run.write_table("trials.csv", header, rows)
+
+
+def summarise(trial: Trial, objective: str) -> dict[str, float]:
+    """Return mean, spread (standard deviation, ddof 1; 0 of one) and number of a trial's results over seeds."""
+    results = [trial["figures"][objective], *(figures[objective] for figures in trial["repeats"].values())]
+    spread = float(np.std(results, ddof=1)) if len(results) > 1 else 0.0
+    return {"mean": float(np.mean(results)), "spread": spread, "seeds": len(results)}
+
+
+def _begin(run: Run, recipe: Recipe) -> None:
+    if run.read_state() != "running" or (run.path / "recipe.yaml").exists():
+        run.resume()
+    run.write_text("recipe.yaml", dump_recipe(recipe))
+    run.update_manifest(recipe=fingerprint(recipe))
+
+
+def _find_stopped(recipe: Recipe, root: Path) -> Run | None:
+    """Return the newest search of exactly this recipe that did not end and that no process is at."""
+    for run in reversed(list_runs(root)):
+        stopped = run.read_state() in ("killed", "interrupted", "failed")
+        if stopped and run.manifest.get("recipe") == fingerprint(recipe):
+            return run
+    return None
+
+
+def _carry_out(book: Book, crew: Workers) -> None:
+    """Do trials until there are none left."""
+    running: dict[str, Trial] = {}
+    known = len([trial for trial in book.trials.values() if trial["status"] != "running"])
+    with progress.track("Trials", book.tuning.max_trials, "trials") as advance:
+        advance(known)
+        while True:
+            for worker in crew.names:
+                if worker not in running and (trial := book.propose(worker)) is not None:
+                    if trial["starts"] > _DEATHS:
+                        book.end(trial, {"error": f"the search ended {_DEATHS} times in this trial"})
+                        continue
+                    running[worker] = trial
+                    crew.start(worker, trial["name"], trial["values"])
+            if not running:
+                break
+            worker, _, answer = crew.wait()
+            book.end(running.pop(worker), answer)
+            advance(1)
+            _check_failures(book)
+    _check_failures(book, over=True)
+
+
+def _check_failures(book: Book, over: bool = False) -> None:
+    """Stop where nothing works.
+
+    Raises:
+        RunError: The first trials, or all, failed; each different reason is told once.
+    """
+    failed = [trial for trial in book.trials.values() if trial["status"] == "failed"]
+    if book.completed() or not (over or len(failed) >= _GIVE_UP):
+        return
+    reasons = list(dict.fromkeys(f"{trial['values']}: {trial['error']}" for trial in failed))
+    raise RunError.from_problems(f"Every trial failed, {len(failed)} so far:", reasons[:_GIVE_UP] or ["there was none"])
+
+
+def _repeat_finalists(book: Book, crew: Workers, first: int) -> None:
+    """Do the best trials again with other seeds of what is trained; the pictures stay on their sides."""
+    finalists = book.completed()[: book.tuning.finalists]
+    todo = [
+        (trial, str(seed))
+        for trial in finalists
+        for seed in range(first + 1, first + book.tuning.seeds)
+        if str(seed) not in trial["repeats"]
+    ]
+    with progress.track("Finalists", len(todo), "trainings") as advance:
+        running: dict[str, tuple[Trial, str]] = {}
+        while todo or running:
+            for worker in crew.names:
+                if worker not in running and todo:
+                    trial, seed = running[worker] = todo.pop(0)
+                    crew.start(worker, trial["name"], {**trial["values"], "training.seed": int(seed)})
+            worker, _, answer = crew.wait()
+            trial, seed = running.pop(worker)
+            if "error" not in answer:
+                trial["repeats"][seed] = answer
+            book.write()
+            advance(1)
+
+
+def _tell_best(recipe: Recipe, run: Run, best: Trial, values: dict[str, Any]) -> str:
+    tuning = require_tuning(recipe)
+    found, objective = summarise(best, tuning.objective), tuning.objective
+    count = len(run.read_json(STATE)["trials"])
+    receipt = [
+        f"# The best of {count} trials of {recipe.name}, by {objective} on the validation side.",
+        "#",
+        f"# Command   tlkeras train {run.path}/best.yaml",
+        f"# Expect    validation {objective} {found['mean']:.4f} ± {found['spread']:.4f} ({found['seeds']:g} seeds)",
+        f"# Search    trial {best['name']}, {time.strftime('%Y-%m-%d', time.gmtime())}",
+    ]
+    named = apply_values(recipe, values).model_copy(update={"name": f"{recipe.name}-best"})
+    return "\n".join(receipt) + "\n" + dump_recipe(named)
+
+
+def _list_figures(trial: Trial) -> Sequence[Any]:
+    figures = trial.get("figures", {})
+    return [*(figures.get(name) for name in ("loss", "accuracy", "roc_auc", "seconds")), trial.get("error", "")]

@@ -1,0 +1,180 @@
+"""Who carries out trials: this process, or several of this machine that are started again when they die."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from tlkeras.data.pipeline import list_cores
+from tlkeras.errors import TlkerasError
+from tlkeras.recipe import Recipe, load_recipe
+from tlkeras.tuning.space import apply_values
+
+_GROWTH = 1 << 30  # bytes above the first trial at which a worker makes room for a fresh one
+
+
+class Workers(Protocol):
+    """Carries out trials.
+
+    Attributes:
+        names: Of those that can work at the same time.
+    """
+
+    names: tuple[str, ...]
+
+    def start(self, worker: str, trial: str, values: Mapping[str, Any]) -> None:
+        """Begin a trial."""
+        ...
+
+    def wait(self) -> tuple[str, str, dict[str, Any]]:
+        """Return the worker and the name of the next trial that ends, with its figures or its `error`."""
+        ...
+
+    def close(self) -> None:
+        """End what still works."""
+        ...
+
+
+class Here:
+    """This process; a trial is carried out when its result is asked for."""
+
+    names: tuple[str, ...] = ("here",)
+
+    def __init__(self, recipe: Recipe, evaluator: Any):
+        self._recipe, self._evaluator = recipe, evaluator
+        self._next: tuple[str, Mapping[str, Any]] | None = None
+
+    def start(self, worker: str, trial: str, values: Mapping[str, Any]) -> None:
+        """Keep the trial for `wait`."""
+        self._next = (trial, values)
+
+    def wait(self) -> tuple[str, str, dict[str, Any]]:
+        """Carry out the trial."""
+        if self._next is None:
+            raise RuntimeError("no trial was started")
+        (trial, values), self._next = self._next, None
+        return "here", trial, attempt(self._evaluator, self._recipe, values)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Processes:
+    """Processes of this machine, each on its share of the cores.
+
+    One that dies in a trial is replaced, and the trial fails with how it died and the last lines it wrote. One whose
+    memory has grown by a GiB ends after its trial and is replaced.
+    """
+
+    def __init__(self, folder: Path, count: int):
+        self._folder, cores = folder, list_cores()
+        self._cores = {f"worker-{number}": cores[number::count] for number in range(count)}
+        self.names: tuple[str, ...] = tuple(self._cores)
+        self._ends: queue.Queue[tuple[str, str, dict[str, Any]]] = queue.Queue()
+        self._processes: dict[str, subprocess.Popen] = {}
+
+    def start(self, worker: str, trial: str, values: Mapping[str, Any]) -> None:
+        """Give a trial to a worker; a thread waits for its answer."""
+        process = self._processes.get(worker)
+        if process is None or process.poll() is not None:
+            process = self._processes[worker] = self._spawn(worker)
+        threading.Thread(target=self._ask, args=(process, worker, trial, dict(values)), daemon=True).start()
+
+    def wait(self) -> tuple[str, str, dict[str, Any]]:
+        """Return the next answer."""
+        return self._ends.get()
+
+    def close(self) -> None:
+        """End the processes, which are idle unless the search was interrupted."""
+        for process in self._processes.values():
+            process.kill()
+        for process in self._processes.values():
+            process.wait()
+
+    def _spawn(self, worker: str) -> subprocess.Popen:
+        cores = self._cores[worker]
+        share = str(max(1, len(cores)))
+        environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": share, "OMP_NUM_THREADS": share}
+        with open(self._folder / f"{worker}.txt", "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tlkeras.tuning.worker", str(self._folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                text=True,
+            )
+        if cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(process.pid, cores)
+        return process
+
+    def _ask(self, process: subprocess.Popen, worker: str, trial: str, values: dict[str, Any]) -> None:
+        answer = None
+        try:
+            if process.stdin and process.stdout:
+                process.stdin.write(json.dumps(values) + "\n")
+                process.stdin.flush()
+                answer = json.loads(process.stdout.readline())
+        except (OSError, ValueError):
+            pass
+        if answer is None:
+            answer = {"error": self._tell_death(worker, process)}
+        elif answer.pop("recycle", False):
+            process.wait()
+        self._ends.put((worker, trial, answer))
+
+    def _tell_death(self, worker: str, process: subprocess.Popen) -> str:
+        code = process.wait()
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        lines = (self._folder / f"{worker}.txt").read_text("utf-8", "replace").strip().splitlines()[-3:]
+        return f"the worker process {how} (too little memory?); {' / '.join(lines) or 'it said nothing'}"
+
+
+def attempt(evaluator: Any, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a trial, or its `error` in words.
+
+    Raises:
+        KeyboardInterrupt: The user wants to stop.
+    """
+    try:
+        return evaluator.score(apply_values(recipe, values))
+    except TlkerasError as error:
+        return {"error": str(error)}
+    except Exception as error:  # a trial may ask for anything: the search goes on and tells
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def serve_trials(folder: Path) -> int:
+    """Be one of the processes: read values, a line of JSON per trial, and answer each with a line."""
+    answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
+    from tlkeras.loading import load_tensorflow
+
+    load_tensorflow()
+    from tlkeras.tuning.evaluation import Evaluator
+
+    recipe, evaluator, first = load_recipe(str(folder / "recipe.yaml")), Evaluator(), 0
+    for line in sys.stdin:
+        answer: dict[str, Any] = attempt(evaluator, recipe, json.loads(line))
+        used = _read_memory()
+        first = first or used
+        answer["recycle"] = used > first + _GROWTH
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+        if answer["recycle"]:
+            return 0
+    return 0
+
+
+def _read_memory() -> int:
+    """Return the resident bytes of this process; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
