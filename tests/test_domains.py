@@ -130,4 +130,6 @@ def test_corrected_layers_answer_as_the_head(method):
     model = keras.Sequential([keras.Input((5,)), *head.to_layers()])
     np.testing.assert_allclose(model(target), head.predict_proba(target), atol=1e-4)
     np.testing.assert_array_equal(head.predict_proba(target), head.predict_proba(target))
-    json.dumps(head.describe())
+    assert head.describe()["scores"] and json.dumps(head.describe())
+    unjudged = DomainHead(method, lambda: LinearHead(C=1.0), 3, judged=False).fit(X, y, target=target)
+    assert unjudged.describe()["scores"] == {} == unjudged.describe()["a_distance"]

@@ -64,6 +64,7 @@ class DomainHead:
         correction: How common classes are in the target: taken to be as in the source, or estimated by confusion (BBSE)
             or likelihood (EM).
         fitting: What else `Adaptation` is told, `epochs` and `seed` among it.
+        judged: Whether distances and scores are measured, which can take longer than the fit.
 
     Attributes:
         classes_: Class values, (k,).
@@ -80,6 +81,8 @@ class DomainHead:
         weight: float | None = None,
         correction: Correction = "none",
         fitting: dict[str, Any] | None = None,
+        *,
+        judged: bool = True,
     ):
         if method not in METHODS:
             raise RecipeError(f"A method is one of {', '.join(METHODS)}.", repr(method), suggest(method, METHODS))
@@ -89,6 +92,7 @@ class DomainHead:
         self.weight = weight
         self.correction = correction
         self.fitting = fitting or {}
+        self.judged = judged
 
     def fit(
         self,
@@ -118,11 +122,12 @@ class DomainHead:
         self._fit_parts(X, y, sample_weight, target, validation, groups)
         self.classes_ = self._head.classes_
         self.priors_ = self._estimate(y, sample_weight, target, validation)
-        self.distances_ = {
-            "before": measure_a_distance(X, target),
-            "after": measure_a_distance(self._encode(X, "source"), self._encode(target, "target")),
-        }
-        self.scores_ = self._score(X, target, validation)
+        self.distances_: dict[str, float] = {}
+        self.scores_: dict[str, float] = {}
+        if self.judged:
+            aligned = self._encode(X, "source"), self._encode(target, "target")
+            self.distances_ = {"before": measure_a_distance(X, target), "after": measure_a_distance(*aligned)}
+            self.scores_ = self._score(X, target, validation)
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:

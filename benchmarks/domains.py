@@ -1,0 +1,161 @@
+"""From one domain to another: every method on frozen features, over seeds, beside source only and the target's bound.
+
+    python benchmarks/domains.py [--shifts mono-poly ...] [--methods coral ...] [--seeds 5] [--epochs 10] [--scores]
+
+A seed draws which fifth of the source validates, which quarter of the target is measured, and initial weights. Other
+target pictures are seen without labels; the bound alone learns from these labels. `chosen by` is the accuracy of the
+method that a score without target labels picks in each seed; the oracle picks by the figure itself and is no method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, shift
+from sklearn.datasets import load_digits
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from tlkeras import assembly
+from tlkeras.data.checks import inspect
+from tlkeras.mapping.domains import ALIGNERS, METHODS, DomainHead
+from tlkeras.mapping.linear import LinearHead
+from tlkeras.recipe import load_recipe
+
+SCORES = ("source", "importance", "deep_embedded_validation", "entropy", "information")
+CORRECTED = ("none", "coral")
+SHIFTS = ("mono-poly", "poly-mono", "inverted", "blurred")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shifts", nargs="+", default=SHIFTS, choices=SHIFTS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--scores", action="store_true", help="also A-distances, and what chooses without labels")
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    found: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in options.shifts}
+    domains = {name: read(name) for name in options.shifts}
+    for seed in range(options.seeds):
+        for name in options.shifts:
+            found[name].append(run(domains[name], seed, options))
+            if options.json:
+                Path(options.json).write_text(json.dumps(found))
+            print(f"{name}, seed {seed}: done", flush=True)
+    for name, runs in found.items():
+        _, ys, _, yt = domains[name]
+        print(f"\n### {name}: {len(ys):,} to {len(yt):,} pictures; classes {share(ys)} to {share(yt)}\n")
+        print_table(runs)
+
+
+def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return features and classes of the source, and of the target."""
+    if name in ("mono-poly", "poly-mono"):
+        X, y, kinds = read_elpv()
+        source, target = (kinds == kind for kind in name.split("-"))
+        return X[source], y[source], X[target], y[target]
+    pictures, y = load_digits(return_X_y=True)
+    half = np.random.default_rng(0).permutation(len(y)) < len(y) // 2
+    other = 16 - pictures if name == "inverted" else blur(pictures)
+    return tuple(
+        values.astype(kind)
+        for values, kind in zip((pictures[half], y[half], other[~half], y[~half]), (np.float32, int) * 2, strict=True)
+    )
+
+
+def read_elpv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return features of EfficientNet-Lite0, defects, and types of cells."""
+    recipe = load_recipe("elpv_domains", {"domains": None})
+    inspection = inspect(assembly.read_examples(recipe))
+    with assembly.extract_features(recipe, assembly.build_prefix(recipe), inspection) as features:
+        X = np.asarray(features.outputs[0])
+    examples = inspection.examples
+    return X, examples.targets["defect"][features.kept], examples.domains[features.kept].astype(str)
+
+
+def blur(pictures: np.ndarray) -> np.ndarray:
+    """Return digits one pixel to the right, out of focus, at half the contrast, with noise."""
+    random = np.random.default_rng(1)
+    moved = [gaussian_filter(shift(picture, (0, 1), order=1), 0.7) / 2 for picture in pictures.reshape(-1, 8, 8)]
+    return (np.stack(moved) + random.normal(0, 0.5, (len(pictures), 8, 8))).reshape(len(pictures), -1)
+
+
+def run(domains: tuple[np.ndarray, ...], seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return figures and scores by method, of one seed."""
+    Xs, ys, Xt, yt = domains
+    random = np.random.default_rng(seed)
+    validates, measured = random.random(len(ys)) < 0.2, random.random(len(yt)) < 0.25
+    train, held = (Xs[~validates], ys[~validates]), (Xs[validates], ys[validates], np.ones(validates.sum()))
+    unlabelled, test = Xt[~measured], (Xt[measured], yt[measured])
+    fitting, results = {"epochs": options.epochs, "seed": seed}, {}
+    for method in options.methods:
+        for correction in ("none", "confusion", "likelihood") if method in CORRECTED else ("none",):
+            head = DomainHead(method, make_head, correction=correction, fitting=fitting, judged=options.scores)
+            head.fit(*train, target=unlabelled, validation=held)
+            name = method if correction == "none" else f"{method}, {correction}"
+            results[name] = {**figure(head, *test), **head.scores_}
+            results[name] |= {"a_distance": head.distances_["after"]} if head.distances_ else {}
+    bound = make_head().fit(unlabelled, yt[~measured])
+    return results | {"target's labels (bound)": figure(bound, *test)}
+
+
+def make_head() -> LinearHead:
+    """Return the head of all aligners and of the bound: the strength that is nearly always chosen on such features."""
+    return LinearHead(C=0.01)
+
+
+def figure(head: DomainHead | LinearHead, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Return the figures on target pictures."""
+    p = head.predict_proba(X)
+    area = roc_auc_score(y, p[:, 1]) if p.shape[1] == 2 else roc_auc_score(y, p, multi_class="ovr")
+    answers = p.argmax(axis=1)
+    return {
+        "accuracy": float((answers == y).mean()),
+        "balanced_accuracy": float(balanced_accuracy_score(y, answers)),
+        "roc_auc": float(area),
+    }
+
+
+def print_table(runs: list[dict[str, dict[str, float]]]) -> None:
+    names = ("accuracy", "balanced_accuracy", "roc_auc", "a_distance")
+    print(
+        "| method | accuracy | against source only | balanced accuracy | ROC AUC | A-distance |\n"
+        "|---|---|---|---|---|---|"
+    )
+    for method in runs[0]:
+        cells = [say([of[method].get(name) for of in runs]) for name in names]
+        gain = say([100 * (of[method]["accuracy"] - of["none"]["accuracy"]) for of in runs], "+.1f")
+        label = "source only" if method == "none" else method
+        kind = " (deep)" if method in METHODS and method not in ALIGNERS else ""
+        print(f"| {label}{kind} | {cells[0]} | {gain} | {' | '.join(cells[1:])} |")
+    if "source" not in runs[0]["none"]:
+        return
+    print("\n| chosen by | accuracy |\n|---|---|")
+    for score in (*SCORES, "accuracy"):
+        picked = [max((m for m in of if m in METHODS), key=lambda m: of[m][score]) for of in runs]
+        label = "oracle (target labels)" if score == "accuracy" else score.replace("_", " ")
+        accuracy = say([of[method]["accuracy"] for of, method in zip(runs, picked, strict=True)])
+        print(f"| {label} | {accuracy} ({', '.join(picked)}) |")
+
+
+def say(values: list[float | None], form: str = ".3f") -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    spread = statistics.stdev(known) if len(known) > 1 else 0.0
+    return f"{statistics.mean(known):{form}} ± {spread:{form.lstrip('+')}}"
+
+
+def share(y: np.ndarray) -> str:
+    if len(np.unique(y)) > 2:
+        return f"{len(np.unique(y))}, even"
+    return f"{np.mean(y == 1):.1%} defective"
+
+
+if __name__ == "__main__":
+    main()
