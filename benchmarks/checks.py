@@ -89,28 +89,30 @@ def leave_out_lookalikes(paths: list[str]) -> np.ndarray:
 
 
 def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generator) -> None:
-    """Plant copies in each way, each for itself, and print a row for it."""
+    """Plant copies in each way, each for itself, and print a row for it; the seconds are those of the search."""
+    plain, _ = read_thumbnails(paths)
+    digests = [digest(path) for path in paths]
+    planted: dict[str, np.ndarray] = {}
+    copies: list[str] = []
     for number, (way, (change, quality)) in enumerate(COPIES.items()):
-        chosen = random.choice(len(paths), round(SHARE * len(paths)), replace=False)
-        planted = []
-        for row in chosen:
-            copy = folder / f"{number}-{row}.jpg"
+        planted[way] = random.choice(len(paths), round(SHARE * len(paths)), replace=False)
+        for row in planted[way]:
+            copies.append(str(folder / f"{number}-{row}.jpg"))
             with Image.open(paths[row]) as picture:
-                change(picture.convert("RGB")).save(copy, quality=quality)
-            planted.append(str(copy))
-        every = [*paths, *planted]
-        sides = np.array(["train"] * len(paths) + ["test"] * len(planted), dtype=object)
+                change(picture.convert("RGB")).save(copies[-1], quality=quality)
+    drawn, _ = read_thumbnails(copies)
+    for number, (way, chosen) in enumerate(planted.items()):
+        part = slice(number * len(chosen), (number + 1) * len(chosen))
+        sides = np.array(["train"] * len(paths) + ["test"] * len(chosen), dtype=object)
+        examples = make_examples([*paths, *copies[part]], len(paths), chosen)
         started = time.perf_counter()
-        thumbnails, _ = read_thumbnails(every)
-        examples = make_examples(every, len(paths), chosen)
-        copies = find_copies(examples, [digest(path) for path in every], thumbnails, sides)
+        every = [*digests, *(digest(path) for path in copies[part])]
+        found = find_copies(examples, every, np.concatenate([plain, drawn[part]]), sides)
         seconds = time.perf_counter() - started
         wanted = {(int(row), len(paths) + place) for place, row in enumerate(chosen)}
-        found = {
-            (one, other) for group in copies for at, one in enumerate(group.rows) for other in group.rows[at + 1 :]
-        }
-        leaks = {pair for group in copies if group.leaking for pair in wanted if set(pair) <= set(group.rows)}
-        print_row(way, len(wanted), len(found & wanted), len(found), len(leaks), seconds)
+        pairs = {(one, other) for group in found for at, one in enumerate(group.rows) for other in group.rows[at + 1 :]}
+        leaks = {pair for group in found if group.leaking for pair in wanted if set(pair) <= set(group.rows)}
+        print_row(way, len(wanted), len(pairs & wanted), len(pairs), len(leaks), seconds)
 
 
 def make_examples(paths: list[str], plain: int, chosen: np.ndarray) -> Examples:
@@ -176,11 +178,10 @@ def main() -> None:
         cells = choose_examples(read_table("elpv"))
         sets = {}
         for title, examples in (("ELPV", cells), ("photographs", photographs)):
-            alone = leave_out_lookalikes(examples.paths.tolist())
-            count = min(arguments.pictures, len(alone))
-            rows = np.sort(random.choice(alone, count, replace=False))
-            sets[title] = examples.take(rows)
-            print(f"{title}: {len(examples):,} pictures, {len(alone):,} without lookalikes, {len(rows):,} taken\n")
+            rows = np.sort(random.permutation(len(examples))[: arguments.pictures])
+            taken = examples.take(rows)
+            sets[title] = taken.take(leave_out_lookalikes(taken.paths.tolist()))
+            print(f"{title}: {len(taken):,} pictures, {len(sets[title]):,} without lookalikes\n")
             print("| planted | number | pairs found | precision | recall | leaks found | seconds |")
             print("|---|---|---|---|---|---|---|")
             copies = Path(folder) / title
