@@ -50,8 +50,7 @@ def find_near(thumbnails: np.ndarray, digests: Sequence[str]) -> list[Group]:
     """Return groups of pictures that look the same though their bytes differ, ordered by their first row.
 
     Found are copies re-encoded, resized, slightly brightened, mirrored or turned by quarters: pictures are often
-    augmented on disk before they are divided. Slight crops are found where the pictures of the set differ enough from
-    each other. Pictures without contrast are left out.
+    augmented on disk before they are divided. Crops are not, nor pictures without contrast.
 
     All pairs are compared by the correlation of their thumbnails, of more than 20,000 pictures those with nearly the
     same hash (see `hashes`); its bound follows from the set, see `choose_bound`. They are compared again without what
