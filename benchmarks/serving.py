@@ -166,15 +166,11 @@ def endure(url: str, process: psutil.Process, base: Path, bodies: list[bytes], a
     watcher.join()
     status = requests.get(url, timeout=10).json()["model_version_status"]
     states = {row["version"]: row["state"] for row in status}
-    half = len(memory) // 2
     print(f"\n{arguments.minutes:g} minutes at concurrency {arguments.concurrency}: {sum(codes.values()):,} requests,")
     print(f"{rate:.0f} requests/s, answers {dict(codes)}, versions {states}")
     print(f"milliseconds: median {np.median(times) * 1e3:.0f}, 99th percentile {np.percentile(times, 99) * 1e3:.0f}")
-    quarters = [statistics.median(memory[start : start + half // 2]) for start in (2, half // 2, half + 4, -half // 2)]
-    print(
-        f"MiB in use, medians of four spans (the version is swapped between the second and the third): "
-        f"{', '.join(f'{value:.0f}' for value in quarters)}"
-    )
+    spans = [f"{np.median(span):.0f}" for span in np.array_split(memory, 4) if len(span)]
+    print(f"MiB in use, medians of four spans, the version swapped after the second: {', '.join(spans)}", flush=True)
 
 
 def misbehave(url: str) -> None:
