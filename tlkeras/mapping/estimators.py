@@ -107,7 +107,8 @@ class MatrixHead(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: np.ndarray) -> np.ndarray:
         """Return logits, shape (n, k); for two classes their difference, shape (n,), as scikit-learn does."""
-        return self.link_.margins(self._answer(X))
+        logits = self._answer(X)
+        return self.link_.margins(logits)
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return the probabilities of classes or labels, shape (n, k)."""
