@@ -78,6 +78,7 @@ def test_the_schedule_is_shown_with_its_reasons(recipe):
     assert shown["stages"][0]["parameters"] > 0
 
 
+@pytest.mark.slow
 def test_the_source_is_kept_by_distillation(recipe, tmp_path):
     keras.utils.set_random_seed(0)
     build("tiny", size=32, weights="none", top=True).save_weights(tmp_path / "tiny.weights.h5")

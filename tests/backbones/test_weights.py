@@ -401,6 +401,7 @@ def check_imagenet(name, top, tmp_path, monkeypatch):
     keras.backend.clear_session()
 
 
+@pytest.mark.slow
 def test_imagenet_file_of_efficientnet_means_what_keras_makes_of_it(tmp_path, monkeypatch):
     check_imagenet("efficientnet_b0", False, tmp_path, monkeypatch)
 

@@ -245,6 +245,7 @@ def test_rates_by_gradients_stay_below_the_ceiling():
     assert rates.max() == pytest.approx(0.5) and rates.min() < 0.25
 
 
+@pytest.mark.slow
 def test_a_search_of_the_rate_leaves_no_trace():
     whole, network = make_network(), make_network()
     history = make_loop(whole, STAGES[1:2]).run()
@@ -298,6 +299,7 @@ def test_distillation_keeps_what_the_source_answers():
     assert 0 < held < free / 3
 
 
+@pytest.mark.slow
 def test_distillation_from_recorded_answers_equals_that_from_a_frozen_copy():
     (cached, _), (uncached, _) = distil(4.0), distil(4.0, PICTURES)
     for left, right in zip(cached, uncached, strict=True):

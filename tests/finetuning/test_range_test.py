@@ -102,7 +102,7 @@ def test_a_sweep_stops_where_the_loss_diverges():
         sweep(take_steps, 1.0, 0.1)
 
 
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("given", [make_dataset, Pairs(), list_batches()], ids=["function", "pydataset", "list"])
 def test_training_goes_on_as_if_nothing_had_been(given, trained):
     results = []

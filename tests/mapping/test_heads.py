@@ -9,6 +9,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from tlkeras.errors import RecipeError
 from tlkeras.mapping.deep import DeepHead, Fitting, TrainedHead
+from tlkeras.mapping.estimators import ScoreHead
 from tlkeras.mapping.heads import HEADS, join, make_head
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.mapping.weighting import weigh_examples
@@ -262,4 +263,7 @@ SKILLED = [kind for kind, head in sorted(HEADS.items()) if not issubclass(head, 
     "kind", [kind if kind == "ridge" else pytest.param(kind, marks=pytest.mark.slow) for kind in SKILLED]
 )
 def test_heads_are_scikit_learn_estimators(kind):
-    check_estimator(make_head(kind, **({"C": 1.0} if kind in ("linear", "svm") else {})))
+    folds = "scores are calibrated on held-out folds, into which a row of weight 2 falls once and two rows fall apart"
+    expected = {"check_sample_weight_equivalence_on_dense_data": folds} if issubclass(HEADS[kind], ScoreHead) else {}
+    head = make_head(kind, **({"C": 1.0} if kind in ("linear", "svm") else {}))
+    check_estimator(head, expected_failed_checks=expected)

@@ -32,7 +32,10 @@ def shape_for(kind, X):
 LABELLING = sorted(kind for kind, head in HEADS.items() if head.labels)
 
 
-@pytest.mark.parametrize("kind", LABELLING)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if HEADS[kind].eats == "vector" else pytest.param(kind, marks=pytest.mark.slow) for kind in LABELLING],
+)
 def test_heads_fit_predict_and_export_labels(kind):
     X, y = make_labelled()
     X = shape_for(kind, X)
