@@ -21,7 +21,7 @@ from tlkeras.collection import name_columns
 from tlkeras.data import decoding
 from tlkeras.data.pipeline import count_cores
 from tlkeras.data.sources import walk_pictures
-from tlkeras.errors import RunError, TlkerasError, suggest
+from tlkeras.errors import RecipeError, RunError, TlkerasError, suggest
 from tlkeras.features.engines import make_engine
 from tlkeras.mapping.heads import arrange
 from tlkeras.prediction import expand, load_model
@@ -67,6 +67,12 @@ def extract_features(recipe: Recipe, folder: Path, crew: Crew = Crew()) -> dict[
         TlkerasError: What is in the way.
     """
     _check_engine(crew.engine)
+    if any(one.kind == "sift" for one in recipe.features.handcrafted):
+        raise RecipeError(
+            "Features of pictures without sides must need no training pictures.",
+            "sift in features.handcrafted, whose codebook is learned on these",
+            "Leave it out, or `tlkeras train` the recipe.",
+        )
     work, facts = _open_features(_reduce(recipe))
     return carry_out(folder, facts, work, _list_source(recipe), crew)
 
@@ -191,6 +197,9 @@ _KINDS: dict[str, Callable[[Mapping[str, Any]], tuple[Work, dict[str, Any]]]] = 
 }
 
 
+_DECISIVE = ("cut", "taps", "backbones", "handcrafted", "pooling", "precision", "engine")
+
+
 def _reduce(recipe: Recipe) -> dict[str, Any]:
     """Return what features depend on: two recipes that differ in anything else have the same job."""
     sections = recipe.model_dump(mode="json")
@@ -200,7 +209,7 @@ def _reduce(recipe: Recipe) -> dict[str, Any]:
             "name": "features",
             "data": {key: sections["data"][key] for key in ("source", "resize")},
             "backbone": sections["backbone"],
-            "features": {key: sections["features"][key] for key in ("cut", "pooling", "precision", "engine")},
+            "features": {key: sections["features"][key] for key in _DECISIVE},
             "training": {"seed": sections["training"]["seed"]},
         },
     }

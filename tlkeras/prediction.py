@@ -17,7 +17,7 @@ from tlkeras.data.pipeline import explain_unreadable, stream_pictures
 from tlkeras.data.sources import list_pictures
 from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError, DataError, RunError
-from tlkeras.features import pooling
+from tlkeras.features import handcrafted, pooling
 from tlkeras.mapping import layers
 from tlkeras.mapping.heads import arrange
 from tlkeras.records import read_tasks
@@ -39,7 +39,8 @@ def load_model(run: Run) -> keras.Model:
         )
     try:
         check_archive(path)
-        return keras.models.load_model(path, compile=False, custom_objects=pooling.LAYERS | layers.LAYERS)
+        known = pooling.LAYERS | handcrafted.LAYERS | layers.LAYERS
+        return keras.models.load_model(path, compile=False, custom_objects=known)
     except BackboneError as error:
         raise RunError(f"A run's model must be harmless: {error.rule}", error.received, error.way_out) from error
     except Exception as error:  # a damaged archive fails in as many ways as it has parts

@@ -181,6 +181,12 @@ def _look_at_backbone(recipe: Recipe, report: dict[str, Any], found: _Found | No
     prefix = assembly.build_prefix(recipe)
     size = assembly.picture_size(recipe)
     report["facts"]["backbone"] = f"{recipe.backbone.name} at {size} px, weights {recipe.backbone.weights}"
+    if recipe.features.handcrafted:
+        kinds = ", ".join(one.kind for one in recipe.features.handcrafted)
+        report["facts"]["handcrafted features"] = kinds
+        report["notes"].append(
+            f"Handcrafted features ({kinds}) cannot become a SavedModel: `predict` works, `export` refuses."
+        )
     report["facts"]["features"] = " x ".join(map(str, prefix.pooled.output_shape[1:])) + f" {recipe.features.precision}"
     if not train or found is None or not found.sides.all():
         return prefix
@@ -201,6 +207,7 @@ def _look_for_suspects(recipe: Recipe, report: dict[str, Any], prefix: Prefix, f
             " computed. `--deep` does it, and keeps them for the training."
         )
         return
+    assembly.learn_codebooks(recipe, prefix, found.inspection, found.sides)
     with assembly.extract_features(recipe, prefix, found.inspection) as features:
         matrix = average_positions(np.asarray(features.outputs[0], np.float32))
         suspects = survey.find_suspects(found.examples, features.kept, matrix, found.groups)

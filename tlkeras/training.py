@@ -154,8 +154,10 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
         examples = inspection.examples
         sides = assembly.divide(recipe, examples)
     with run.phase("extract features"):
-        taps = assembly.choose_taps(recipe, prefix, examples, sides)
-        features = assembly.extract_features(recipe, prefix, inspection, taps)
+        assembly.learn_codebooks(recipe, prefix, inspection, sides)
+        features = assembly.extract_features(
+            recipe, prefix, inspection, assembly.choose_taps(recipe, prefix, examples, sides)
+        )
     kept = np.isin(np.arange(len(examples)), features.kept)
     check_sides(examples, np.where(kept, sides, ""))
     with features, run.phase("fit head"):
@@ -177,7 +179,12 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
     history, *_ = (head.history() for head in heads.values())
     described = {name: head.describe() for name, head in heads.items()}
     facts = {
-        "features": {"engine": features.engine, "computed": features.computed, "reused": features.reused},
+        "features": {
+            "engine": features.engine,
+            "computed": features.computed,
+            "reused": features.reused,
+            "handcrafted": [one.kind for one in recipe.features.handcrafted],
+        },
         "head": next(iter(described.values())),
         "heads": described,
     }

@@ -24,6 +24,7 @@ from tlkeras.assembly.features import (
     count_features,
     count_lacking,
     extract_features,
+    learn_codebooks,
     list_kept,
 )
 from tlkeras.assembly.finetuning import (
@@ -49,6 +50,7 @@ __all__ = [
     "count_lacking",
     "divide",
     "extract_features",
+    "learn_codebooks",
     "list_kept",
     "list_licences",
     "locate_source",

@@ -14,13 +14,15 @@ from tlkeras.backbones.building import build, build_source_head
 from tlkeras.data.augmentation import PLAIN, View, number_views
 from tlkeras.data.checks import Inspection
 from tlkeras.data.sources import Examples
-from tlkeras.features import extraction
+from tlkeras.features import codebooks, extraction
 from tlkeras.features.extraction import Features, extract
-from tlkeras.features.fusion import find_taps, read_taps, set_beside
+from tlkeras.features.fusion import add_layers, find_taps, read_taps, set_beside
+from tlkeras.features.handcrafted import Handcrafted, make_layers
 from tlkeras.features.pooling import pool
 from tlkeras.features.prefix import FEATURES, SOURCE, Prefix
 from tlkeras.finetuning.plan import Plan
 from tlkeras.recipe import Recipe
+from tlkeras.sections.features import NO_BACKBONE
 from tlkeras.sections.mapping import MAPS
 
 KEPT_PRECISION = "float16"
@@ -30,8 +32,13 @@ PLAIN_VIEWS: tuple[View, ...] = (PLAIN,)
 
 
 def build_prefix(recipe: Recipe) -> Prefix:
-    """Return the pretrained half, with its weights."""
+    """Return the pretrained half, with its weights; codebooks of handcrafted features are still to be learned."""
     keras.utils.set_random_seed(recipe.training.seed)  # for what has no pretrained weights
+    if recipe.backbone.name == NO_BACKBONE:
+        size = picture_size(recipe)
+        pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
+        alone = add_layers(pictures, [], _make_handcrafted(recipe), "handcrafted")
+        return Prefix(alone, alone)
     whole = build(recipe.backbone.name, size=picture_size(recipe), weights=recipe.backbone.weights)
     cut = find_cut(whole, recipe.features.cut)
     backbone = keras.Model(whole.input, cut.tensor, name=whole.name)
@@ -49,7 +56,25 @@ def _fuse_features(recipe: Recipe, whole: keras.Model, cut: Cut) -> keras.Model:
     pooling = "none" if recipe.mapping.kind in MAPS else options.pooling
     first = read_taps(whole, find_taps(whole, options.taps) if options.taps else [cut], pooling)
     others = [build(other.name, size=picture_size(recipe), weights=other.weights) for other in options.backbones]
-    return set_beside(first, [pool(other, pooling) for other in others]) if others else first
+    layers = _make_handcrafted(recipe)
+    return set_beside(first, [pool(other, pooling) for other in others], layers) if others or layers else first
+
+
+def _make_handcrafted(recipe: Recipe) -> list[Handcrafted]:
+    return make_layers([one.model_dump(mode="json") for one in recipe.features.handcrafted], picture_size(recipe))
+
+
+def learn_codebooks(recipe: Recipe, prefix: Prefix, inspection: Inspection, sides: np.ndarray) -> int:
+    """Learn what handcrafted features need of training pictures, or read it from the cache; return how much was new.
+
+    Raises:
+        DataError: The training pictures say too little.
+        ResourceError: The cache cannot be written.
+    """
+    if not recipe.features.handcrafted:
+        return 0
+    pictures = take_pictures(recipe, inspection, np.flatnonzero(sides == "train"))
+    return codebooks.learn_codebooks(prefix.pooled, pictures, open_cache(recipe), seed=recipe.training.seed)
 
 
 def extract_features(

@@ -16,6 +16,7 @@ from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import PictureError, printable
 from tlkeras.data.tasks import Task
 from tlkeras.errors import TlkerasError
+from tlkeras.features.handcrafted import copy_codebooks
 from tlkeras.mapping.heads import arrange
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.mapping.validation import answer_out_of_fold
@@ -114,6 +115,8 @@ class Material:
             return {}
         examples = self.inspection.examples
         prefix = assembly.build_prefix(self.recipe)
+        if self.recipe.features.handcrafted:
+            copy_codebooks(load_model(self.run), prefix.pooled)
         with assembly.extract_features(self.recipe, prefix, self.inspection) as found:
             rows, X = found.kept, np.asarray(found.outputs[0], np.float32)
         keys = np.array([printable(key) for key in examples.keys[rows]])

@@ -24,6 +24,7 @@ from tlkeras.exporting.parity import KERAS, Asked, Gate, Row, compare, list_fail
 from tlkeras.exporting.sessions import Served
 from tlkeras.exporting.signatures import Entry, name_output, write_signatures
 from tlkeras.exporting.warmup import replay, write_warmup
+from tlkeras.features.handcrafted import list_handcrafted
 from tlkeras.mapping.heads import arrange
 from tlkeras.prediction import load_model
 from tlkeras.records import read_tasks
@@ -102,7 +103,14 @@ def export(
 def _read_source(run: Run, calibrate: Method | None = None) -> Source:
     facts = run.manifest["picture"]
     tasks, entry = read_tasks(run), Entry(facts["size"], facts["resize"])
-    model, held_out = load_model(run), read_held_out(run, tasks)
+    model = load_model(run)
+    if list_handcrafted(model):
+        raise ExportError(
+            "A model must consist of TensorFlow operations to be exported.",
+            f"{run.name} with handcrafted features, which Python computes",
+            "`tlkeras predict` and `evaluate` work from the run; to export, train without features.handcrafted.",
+        )
+    held_out = read_held_out(run, tasks)
     if calibrate is None:
         return Source(run, model, tasks, entry, held_out)
     scalings, sentence = find_scalings(run, calibrate)

@@ -18,6 +18,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from tlkeras.errors import TlkerasError, suggest
 from tlkeras.features.folding import fold_batch_norm
+from tlkeras.features.handcrafted import Handcrafted
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Index, any integer [n]; pictures, uint8 [n, height, width, 3]."""
@@ -41,9 +42,9 @@ class Engine(Protocol):
 def make_engine(prefix: keras.Model, name: str = "auto") -> Engine:
     """Return the named engine for a prefix, or, with a warning, the next one that can run it.
 
-    `auto` is OpenVINO where it is installed and TensorFlow sees no GPU, else TensorFlow. OpenVINO and
-    TensorFlow are taken only if they agree with Keras on two random pictures to 1e-3 of the largest value. No
-    engine compiles with XLA: on a CPU it is seven to nine times slower for depthwise convolutions.
+    `auto` is OpenVINO where it is installed, TensorFlow sees no GPU and no layer calls Python, else TensorFlow.
+    OpenVINO and TensorFlow are taken only if they agree with Keras on two random pictures to 1e-3 of the largest value.
+    No engine compiles with XLA: on a CPU it is seven to nine times slower for depthwise convolutions.
 
     Args:
         prefix: A functional model from pictures [n, height, width, 3] to one or several float tensors. It is
@@ -57,7 +58,8 @@ def make_engine(prefix: keras.Model, name: str = "auto") -> Engine:
         raise TlkerasError("The engine must be a known one.", repr(name), suggest(name, ["auto", *_ENGINES]))
     names = list(_ENGINES)
     traced = _trace(prefix, lambda pictures: prefix(pictures, training=False))
-    for candidate in names[names.index(_choose() if name == "auto" else name) : -1]:
+    first = names.index(_choose(prefix) if name == "auto" else name)
+    for candidate in names[first:-1]:
         try:
             engine = _ENGINES[candidate](prefix, traced)
             _check_agreement(engine, traced)
@@ -189,9 +191,10 @@ _ENGINES: dict[str, Callable[[keras.Model, Any], Engine]] = {
 }
 
 
-def _choose() -> str:
+def _choose(prefix: keras.Model) -> str:
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    return "openvino" if importlib.util.find_spec("openvino") and not has_gpu else "tensorflow"
+    calls_python = any(isinstance(layer, Handcrafted) for layer in prefix.layers)
+    return "openvino" if importlib.util.find_spec("openvino") and not has_gpu and not calls_python else "tensorflow"
 
 
 def _trace(prefix: keras.Model, call: Callable[[Any], Any]) -> Any:

@@ -60,7 +60,17 @@ def read_taps(model: keras.Model, cuts: Sequence[Cut], pooling: str) -> keras.Mo
     return keras.Model(model.input, fused, name=f"{model.name}_{pooling}")
 
 
-def set_beside(first: keras.Model, others: Sequence[keras.Model]) -> keras.Model:
-    """Return one model from pictures to the vectors of several backbones, fused; the first keeps its graph flat."""
-    parts = [first.output, *(other(first.input) for other in others)]
-    return keras.Model(first.input, fuse(parts), name=first.name)
+def set_beside(
+    first: keras.Model, others: Sequence[keras.Model], layers: Sequence[keras.layers.Layer] = ()
+) -> keras.Model:
+    """Return one model from pictures to the vectors of several backbones, fused; the first keeps its graph flat.
+
+    Args:
+        layers: More that make a vector of the same pictures.
+    """
+    return add_layers(first.input, [first.output, *(other(first.input) for other in others)], layers, first.name)
+
+
+def add_layers(pictures: Any, parts: Sequence[Any], layers: Sequence[keras.layers.Layer], name: str) -> keras.Model:
+    """Return one model from symbolic pictures to vectors of them and of layers that see them, fused."""
+    return keras.Model(pictures, fuse([*parts, *(layer(pictures) for layer in layers)]), name=name)

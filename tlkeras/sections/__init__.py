@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from tlkeras.sections.data import Augmentation, Data
 from tlkeras.sections.domains import Domains
-from tlkeras.sections.features import Backbone, Features
+from tlkeras.sections.features import NO_BACKBONE, Backbone, Features
 from tlkeras.sections.fields import Section
 from tlkeras.sections.finetuning import Finetuning, Stage
 from tlkeras.sections.mapping import MAPS, SINGLE, Head, Linear, Training
@@ -66,12 +66,14 @@ class Recipe(Section):
     def _suit_the_features(self) -> Recipe:
         if self.features.selection and self.mapping.kind in MAPS:
             raise ValueError(f"mapping.kind {self.mapping.kind} eats a map, of which no columns are selected.")
-        if not (self.features.taps or self.features.backbones):
-            return self
-        if self.finetuning is not None:
-            raise ValueError("finetuning changes one backbone, read at one depth: leave taps and backbones out.")
-        if self.mapping.kind in MAPS:
-            raise ValueError(f"mapping.kind {self.mapping.kind} eats one map: leave features.taps and .backbones out.")
+        names = ("taps", "backbones", "handcrafted")
+        fused = [f"features.{name}" for name in names if getattr(self.features, name)]
+        if self.backbone.name == NO_BACKBONE and fused != ["features.handcrafted"]:
+            raise ValueError("without a backbone, features are handcrafted alone: set features.handcrafted, no other.")
+        if fused and self.finetuning is not None:
+            raise ValueError(f"finetuning changes one backbone, read at one depth: leave {' and '.join(fused)} out.")
+        if fused and self.mapping.kind in MAPS:
+            raise ValueError(f"mapping.kind {self.mapping.kind} eats one map: leave {' and '.join(fused)} out.")
         return self
 
     @model_validator(mode="after")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from tlkeras.sections.fields import Section
+from tlkeras.sections.fields import Section, as_tuple
+from tlkeras.sections.handcrafted import Handcrafted
+
+NO_BACKBONE = "none"
+"""The name of a backbone where there is none, and features are handcrafted alone."""
 
 
 class Backbone(Section):
@@ -15,6 +19,21 @@ class Backbone(Section):
     name: str
     weights: str = "imagenet"
     size: int | None = Field(default=None, ge=1, le=4096)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _need_no_weights(cls, values: Any) -> Any:
+        """Without a network there are no weights."""
+        absent = isinstance(values, dict) and values.get("name") == NO_BACKBONE
+        return {"weights": "none", **values} if absent else values
+
+    @model_validator(mode="after")
+    def _be_whole(self) -> Backbone:
+        if self.name == NO_BACKBONE and (self.size is None or self.weights != "none"):
+            raise ValueError(
+                "a backbone none has no weights, and size says how large the pictures are: set backbone.size."
+            )
+        return self
 
 
 class Selection(Section):
@@ -28,12 +47,14 @@ class Features(Section):
     """Where the backbone is read, how a map becomes a vector, what stands beside it, and which engine computes it.
 
     With `taps`, several blocks are read, by name or index, in the place of `cut`; `backbones` are more networks that
-    see the same pictures. Each is then normalised, and all are one vector.
+    see the same pictures, and `handcrafted` are features that no network makes. Each is then normalised, and all are
+    one vector.
     """
 
     cut: str | int = "last"
     taps: tuple[str | int, ...] = ()
     backbones: tuple[Backbone, ...] = ()
+    handcrafted: Annotated[tuple[Handcrafted, ...], BeforeValidator(as_tuple)] = ()
     selection: Selection | None = None
     pooling: Literal["average", "max", "both", "gem", "compact_bilinear"] = "average"
     precision: Literal["float16", "float32"] = "float32"
@@ -42,6 +63,8 @@ class Features(Section):
 
     @model_validator(mode="after")
     def _see_one_picture(self) -> Features:
+        if any(backbone.name == NO_BACKBONE for backbone in self.backbones):
+            raise ValueError("features.backbones are networks: leave none out.")
         if any(backbone.size is not None for backbone in self.backbones):
             raise ValueError("backbones see the pictures of backbone.size: leave their own size out.")
         if self.taps and self.cut != "last":

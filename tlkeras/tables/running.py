@@ -34,9 +34,11 @@ def draw_training(result: dict[str, Any]) -> None:
     console.print(f"Run: {escape(result['path'])}")
     name = run if os.path.dirname(result["path"]) == "runs" else result["path"]
     console.print("\nNext:")
+    export = f"tlkeras export {name} --to saved_models/{run.rpartition('-')[0]}"
+    exports = [] if features.get("handcrafted") else [(export, "a SavedModel for TensorFlow Serving")]
     for command, purpose in (
         (f"tlkeras predict {name} PICTURE...", "classify pictures"),
-        (f"tlkeras export {name} --to saved_models/{run.rpartition('-')[0]}", "a SavedModel for TensorFlow Serving"),
+        *exports,
         ("tlkeras cp quickstart mine.yaml", "a recipe of your own"),
     ):
         console.print(f"  {command:<60} # {purpose}", markup=False, highlight=False)

@@ -126,6 +126,7 @@ class Evaluator:
         inspection = self._inspect(recipe)
         sides, prefix = self._divide(recipe, inspection), assembly.build_prefix(recipe)
         wanted = np.flatnonzero(sides != "test")
+        assembly.learn_codebooks(recipe, prefix, inspection, sides)
         with assembly.extract_features(recipe, prefix, inspection, rows=wanted) as features:
             kept = wanted[features.kept]
             places = {side: np.flatnonzero(sides[kept] == side) for side in ("train", "validation", assembly.TARGET)}

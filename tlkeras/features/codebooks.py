@@ -1,0 +1,90 @@
+"""Codebooks of handcrafted features: learned on training pictures alone, kept in the cache like activations."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+
+import keras
+import numpy as np
+
+from tlkeras.features.cache import ActivationCache, Space
+from tlkeras.features.descriptors import Sift
+from tlkeras.features.encodings import LOCAL, learn_codebook
+from tlkeras.features.extraction import Pictures
+from tlkeras.features.handcrafted import list_handcrafted, map_pictures
+from tlkeras.progress import track
+
+_PICTURES, _DESCRIPTORS = 500, 200
+_VERSION = 1
+
+
+def learn_codebooks(
+    model: keras.Model, pictures: Pictures, cache: ActivationCache | None = None, *, seed: int = 0
+) -> int:
+    """Learn the codebooks of a model's handcrafted features from training pictures; those known are read instead.
+
+    A codebook is kept in the cache like a picture's activations, by the digests of all pictures it was learned from.
+
+    Args:
+        model: From pictures to features; its layers get the codebooks.
+        pictures: The training pictures and no others.
+        cache: Where codebooks are kept.
+        seed: Of the pictures drawn (at most 500, 200 descriptors of each) and of the centres.
+
+    Returns:
+        How many were learned.
+
+    Raises:
+        DataError: There are too few descriptors.
+        ResourceError: The cache cannot be written.
+    """
+    learned = 0
+    size = model.input_shape[1]
+    for layer in list_handcrafted(model):
+        descriptor = layer.made
+        if not isinstance(descriptor, Sift):
+            continue
+        facts = {"codebook": layer.descriptor, "seed": seed, "version": _VERSION, **pictures.facts(size)}
+        length = sum(int(np.prod(shape)) for shape in descriptor.shapes.values())
+        key = hashlib.sha256("".join(sorted(set(pictures.digests))).encode()).hexdigest()
+        learn = partial(_learn, descriptor, pictures, size, seed)
+        row, new = _find_or_learn(cache, Space(facts, (length,), "float32"), key, learn)
+        learned += new
+        ends = np.cumsum([int(np.prod(shape)) for shape in descriptor.shapes.values()])[:-1]
+        parts = zip(np.split(row, ends), descriptor.shapes.values(), strict=True)
+        layer.set_weights([part.reshape(shape) for part, shape in parts])
+    return learned
+
+
+def _find_or_learn(
+    cache: ActivationCache | None, space: Space, key: str, learn: Callable[[], np.ndarray]
+) -> tuple[np.ndarray, bool]:
+    if cache is None:
+        return learn(), True
+    with cache.open(space) as store:
+        (place,) = store.locate([key])
+        if place >= 0:
+            return store.gather(np.array([place]))[0], False
+        cache.check_space(space.row_bytes)
+        row = learn()
+        with store.writer() as writer:
+            writer.add([key], row[None])
+        return row, True
+
+
+def _learn(descriptor: Sift, pictures: Pictures, size: int, seed: int) -> np.ndarray:
+    """Return all arrays of a codebook, end to end."""
+    random = np.random.default_rng(seed)
+    order = np.argsort(np.asarray(pictures.digests, dtype=str), kind="stable")  # whatever order they came in
+    rows = np.sort(order[random.permutation(len(order))[:_PICTURES]])
+    found: list[np.ndarray] = []
+    with track("Learning codebook", len(rows), "pictures") as advance:
+        for _, batch in pictures.stream(rows, size):
+            found += map_pictures(descriptor.find_local, batch)
+            advance(len(batch))
+    sampled = [local[random.permutation(len(local))[:_DESCRIPTORS]] for local in found]
+    gathered = np.concatenate([np.empty((0, LOCAL), np.float32), *sampled])
+    book = learn_codebook(gathered, descriptor.encoding, descriptor.words, descriptor.components, seed)
+    return np.concatenate([book[name].ravel() for name in descriptor.shapes])

@@ -1,0 +1,249 @@
+"""Features that were thought out and not learned: HOG, SIFT, local binary patterns, colour; one picture to one vector.
+
+Nothing here imports TensorFlow: processes that only describe pictures start in a second.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from scipy import ndimage
+
+from tlkeras.errors import MissingExtraError, RecipeError, suggest
+from tlkeras.features.encodings import LOCAL, Codebook, encode, shape_codebook
+
+_BINS = 4  # along each side of a SIFT patch
+_ORIENTATIONS = 8
+_CLIP = 0.2
+_TINY = 1e-12
+_NO_BOOK: Codebook = {}
+
+
+class Descriptor(Protocol):
+    """From a picture, uint8 (size, size, 3), to a vector (d,).
+
+    Attributes:
+        least: The side length that a picture must have, in pixels.
+        shapes: Of the arrays that are learned from training pictures, by name; none where nothing is.
+    """
+
+    @property
+    def least(self) -> int: ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def describe(self, picture: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Hog:
+    """Histograms of oriented gradients, in blocks of 2 x 2 cells (Dalal and Triggs, CVPR 2005).
+
+    Args:
+        cell: Its side in pixels.
+        orientations: Bins of half a turn.
+    """
+
+    cell: int = 16
+    orientations: int = 9
+
+    @property
+    def least(self) -> int:
+        return 2 * self.cell
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {}
+
+    def describe(self, picture: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
+        from skimage.feature import hog
+
+        cell = (self.cell, self.cell)
+        return hog(to_grey(picture), self.orientations, cell, cells_per_block=(2, 2), block_norm="L2-Hys")
+
+
+@dataclass(frozen=True)
+class Lbp:
+    """Histograms of uniform, rotation invariant local binary patterns (Ojala et al., PAMI 2002).
+
+    Args:
+        points: Neighbours of a pixel.
+        radius: Their distance in pixels.
+        grid: Cells along each side of the picture, each with a histogram of its own.
+    """
+
+    points: int = 8
+    radius: int = 1
+    grid: int = 4
+
+    @property
+    def least(self) -> int:
+        return self.grid * (2 * self.radius + 1)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {}
+
+    def describe(self, picture: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
+        from skimage.feature import local_binary_pattern
+
+        grey = np.round(to_grey(picture) * 255).astype(np.uint8)
+        codes = local_binary_pattern(grey, self.points, self.radius, method="uniform").astype(np.int64)
+        return count_in_cells(codes, self.points + 2, self.grid)
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Joint histograms of hue, saturation and value.
+
+    Args:
+        bins: Of each of the three.
+        grid: Cells along each side of the picture, each with a histogram of its own.
+    """
+
+    bins: int = 4
+    grid: int = 2
+
+    @property
+    def least(self) -> int:
+        return self.grid
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {}
+
+    def describe(self, picture: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
+        from skimage.color import rgb2hsv
+
+        steps = np.minimum((rgb2hsv(picture) * self.bins).astype(np.int64), self.bins - 1)
+        return count_in_cells(steps @ [self.bins**2, self.bins, 1], self.bins**3, self.grid)
+
+
+@dataclass(frozen=True)
+class Sift:
+    """SIFT (Lowe, IJCV 2004) with square roots (Arandjelovic and Zisserman, CVPR 2012), as one vector of a codebook.
+
+    Args:
+        detector: "dense": upright, on a grid, at several sizes; "keypoint": where and as large as Lowe's detector says.
+        encoding: "vlad", "fisher" or "words".
+        words: Centres of the codebook.
+        components: Principal components kept of the 128 numbers.
+        step: Pixels between dense patches.
+        sizes: Sides in pixels of the 4 x 4 bins of dense patches; patches larger than the picture are left out.
+    """
+
+    detector: str = "dense"
+    encoding: str = "vlad"
+    words: int = 64
+    components: int = 64
+    step: int = 8
+    sizes: tuple[int, ...] = (4, 8, 12)
+
+    @property
+    def least(self) -> int:
+        return _BINS * min(self.sizes) if self.detector == "dense" else 16
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return shape_codebook(self.encoding, self.words, self.components)
+
+    def describe(self, picture: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
+        return encode(self.find_local(picture), book, self.encoding)
+
+    def find_local(self, picture: np.ndarray) -> np.ndarray:
+        """Return the local descriptors of a picture, float32 (m, 128), of length one; m may be 0."""
+        grey = to_grey(picture)
+        if self.detector == "keypoint":
+            return take_roots(find_keypoints(grey))
+        fitting = [size for size in self.sizes if _BINS * size <= min(grey.shape)]
+        return take_roots(np.concatenate([describe_grid(grey, size, self.step) for size in fitting]))
+
+
+DESCRIPTORS: dict[str, type[Any]] = {"sift": Sift, "hog": Hog, "lbp": Lbp, "colour": Colour}
+
+
+def make_descriptor(kind: str, **options: Any) -> Descriptor:
+    """Return a descriptor by its kind.
+
+    Raises:
+        RecipeError: There is no such kind; the nearest is told.
+        MissingExtraError: scikit-image is not installed.
+    """
+    if kind not in DESCRIPTORS:
+        known = ", ".join(DESCRIPTORS)
+        raise RecipeError(f"A handcrafted feature is one of {known}.", repr(kind), suggest(kind, DESCRIPTORS))
+    if importlib.util.find_spec("skimage") is None:
+        raise MissingExtraError("A handcrafted feature", "handcrafted")
+    return DESCRIPTORS[kind](
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    )
+
+
+def to_grey(picture: np.ndarray) -> np.ndarray:
+    """Return the luminance (Rec. 709) of a picture, uint8 (h, w, 3), as float32 (h, w), 0 to 1."""
+    return picture.astype(np.float32) @ np.array([0.2125, 0.7154, 0.0721], np.float32) / 255
+
+
+def count_in_cells(codes: np.ndarray, count: int, grid: int) -> np.ndarray:
+    """Return the square roots of the shares of codes 0...count-1 (h, w) in each of grid x grid cells, one vector."""
+    height, width = codes.shape
+    rows, columns = (np.arange(side) * grid // side for side in (height, width))
+    cells = rows[:, None] * grid + columns
+    counts = np.bincount((cells * count + codes).ravel(), minlength=grid * grid * count).reshape(-1, count)
+    return np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).ravel()
+
+
+def find_keypoints(grey: np.ndarray) -> np.ndarray:
+    """Return the descriptors of the keypoints of a picture, float32 (m, 128)."""
+    from skimage.feature import SIFT
+
+    finder = SIFT()
+    try:
+        finder.detect_and_extract(grey)
+    except RuntimeError:  # scikit-image's way to say that there are none
+        return np.empty((0, LOCAL), np.float32)
+    return np.asarray(finder.descriptors, np.float32)
+
+
+def describe_grid(grey: np.ndarray, size: int, step: int) -> np.ndarray:
+    """Return upright SIFT descriptors on a grid, float32 (m, 128): row and column of the bin, then orientation.
+
+    Bins share a pixel linearly, as Lowe's do; without his Gaussian window over the patch all patches are read from one
+    filtered map (as in VLFeat's fast dense SIFT, Vedaldi and Fulkerson 2010).
+
+    Args:
+        grey: (h, w), both sides at least 4 `size`.
+        size: Side of a bin in pixels.
+        step: Pixels between patches.
+    """
+    smooth = ndimage.gaussian_filter(grey, max(size / 6, 0.5))
+    by_row, by_column = np.gradient(smooth)
+    turn = np.arctan2(by_row, by_column) / (2 * np.pi) * _ORIENTATIONS % _ORIENTATIONS
+    strength = np.hypot(by_row, by_column)
+    window = 1 - np.abs(np.arange(1 - size, size)) / size
+    maps = []
+    for orientation in range(_ORIENTATIONS):
+        apart = np.abs(turn - orientation)
+        near = np.maximum(0, 1 - np.minimum(apart, _ORIENTATIONS - apart)) * strength
+        rows = ndimage.correlate1d(near.astype(np.float32), window, axis=0, mode="constant")
+        maps.append(ndimage.correlate1d(rows, window, axis=1, mode="constant"))
+    height, width = grey.shape
+    rows, columns = (
+        np.arange(0, side - _BINS * size + 1, step)[:, None] + size // 2 + size * np.arange(_BINS)
+        for side in (height, width)
+    )
+    patches = np.stack(maps, axis=-1)[rows[:, None, :, None], columns[None, :, None, :]]
+    return patches.reshape(-1, LOCAL)
+
+
+def take_roots(descriptors: np.ndarray) -> np.ndarray:
+    """Return the square roots of descriptors (m, 128), clipped as Lowe does, of length one; without flat ones."""
+    lengths = np.linalg.norm(descriptors, axis=1, keepdims=True)
+    seen = lengths[:, 0] > 1e-6
+    clipped = np.minimum(descriptors[seen] / lengths[seen], _CLIP)
+    return np.sqrt(clipped / np.maximum(clipped.sum(axis=1, keepdims=True), _TINY)).astype(np.float32)

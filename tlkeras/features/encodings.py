@@ -1,0 +1,135 @@
+"""From the many local descriptors of a picture to one vector: codebooks, bag of words, VLAD, Fisher vectors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
+
+from tlkeras.errors import DataError
+
+ENCODINGS = ("vlad", "fisher", "words")
+
+Codebook = Mapping[str, np.ndarray]
+"""`mean` (128,), `projection` (128, c), `centres` (k, c); of Fisher vectors `variances` (k, c) and `shares` (k,)."""
+
+LOCAL = 128
+"""Length of a SIFT descriptor."""
+
+_TINY = 1e-12
+
+
+def shape_codebook(encoding: str, words: int, components: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a codebook's arrays by name."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "mean": (LOCAL,),
+        "projection": (LOCAL, components),
+        "centres": (words, components),
+    }
+    return shapes | ({"variances": (words, components), "shares": (words,)} if encoding == "fisher" else {})
+
+
+def learn_codebook(descriptors: np.ndarray, encoding: str, words: int, components: int, seed: int) -> Codebook:
+    """Return the codebook of an encoding: principal components, and in these k-means or a mixture of Gaussians.
+
+    Args:
+        descriptors: Of training pictures alone, float (m, 128).
+        encoding: One of `ENCODINGS`.
+        words: How many centres.
+        components: How many principal components are kept of 128.
+        seed: Of the centres.
+
+    Raises:
+        DataError: There are fewer descriptors than words or components.
+    """
+    if len(descriptors) < max(words, components):
+        raise DataError(
+            "A codebook is learned from at least as many local descriptors as it has words and components.",
+            f"{len(descriptors):,} descriptors for {words} words and {components} components",
+            "Ask for fewer, take detector dense, or give more training pictures.",
+        )
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a codebook needs no last digit
+        space = PCA(components, svd_solver="full", random_state=seed).fit(descriptors)
+        reduced = space.transform(descriptors)
+        book = {"mean": space.mean_, "projection": space.components_.T}
+        if encoding == "fisher":
+            mixture = GaussianMixture(words, covariance_type="diag", reg_covar=1e-5, max_iter=50, random_state=seed)
+            mixture.fit(reduced)
+            book |= {"centres": mixture.means_, "variances": mixture.covariances_, "shares": mixture.weights_}
+        else:
+            book["centres"] = KMeans(words, n_init=1, max_iter=50, random_state=seed).fit(reduced).cluster_centers_
+    return {name: np.asarray(array, np.float32) for name, array in book.items()}
+
+
+def encode(descriptors: np.ndarray, book: Codebook, encoding: str) -> np.ndarray:
+    """Return the descriptors (m, 128) of a picture as one vector of length one; zeros where there are none.
+
+    Its length is k for "words", k c for "vlad", 2 k c for "fisher".
+    """
+    words, components = book["centres"].shape
+    if not len(descriptors):
+        return np.zeros({"words": words, "vlad": words * components, "fisher": 2 * words * components}[encoding])
+    reduced = (descriptors - book["mean"]) @ book["projection"]
+    if encoding == "fisher":
+        return encode_fisher(reduced, book["centres"], book["variances"], book["shares"])
+    return (encode_vlad if encoding == "vlad" else count_words)(reduced, book["centres"])
+
+
+def count_words(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Return the square roots of the shares of rows (m, c) that are nearest to each centre (k, c): (k,).
+
+    A bag of words (Csurka et al., 2004); roots make the scalar product of two of them Hellinger's affinity.
+    """
+    return np.sqrt(np.bincount(_find_nearest(X, centres), minlength=len(centres)) / len(X))
+
+
+def encode_vlad(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Return the sum of the differences of rows (m, c) from their nearest centre, centre after centre: (k c,).
+
+    Jegou et al., CVPR 2010, with every centre's sum brought to length one before the whole is (Arandjelovic and
+    Zisserman, "All about VLAD", CVPR 2013).
+    """
+    chosen = _find_nearest(X, centres)
+    member = (chosen[:, None] == np.arange(len(centres))).astype(X.dtype)
+    sums = member.T @ X - member.sum(axis=0)[:, None] * centres
+    sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), _TINY)
+    return _unify(sums.ravel())
+
+
+def encode_fisher(X: np.ndarray, centres: np.ndarray, variances: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return the Fisher vector of rows (m, c): gradients by means, then by standard deviations, (2 k c,).
+
+    Perronnin et al., ECCV 2010, equations 7 and 8 with diagonal covariances, signed roots and length one.
+    """
+    odds = _weigh_parts(X, centres, variances, shares)
+    mass, first, second = odds.sum(axis=0)[:, None], odds.T @ X, odds.T @ X**2
+    deviations = np.sqrt(variances)
+    by_mean = (first - mass * centres) / deviations
+    by_deviation = (second - 2 * first * centres + mass * centres**2) / variances - mass
+    scale = len(X) * np.sqrt(shares)[:, None]
+    vector = np.concatenate([(by_mean / scale).ravel(), (by_deviation / (scale * np.sqrt(2))).ravel()])
+    return _unify(np.sign(vector) * np.sqrt(np.abs(vector)))
+
+
+def _weigh_parts(X: np.ndarray, centres: np.ndarray, variances: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return the probability that each row (m, c) came from each part of a mixture (k, c): (m, k)."""
+    precisions = 1 / variances
+    distances = X**2 @ precisions.T - 2 * X @ (centres * precisions).T + np.sum(centres**2 * precisions, axis=1)
+    logs = np.log(shares) - 0.5 * (distances + np.log(variances).sum(axis=1))
+    odds = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
+def _find_nearest(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    return np.argmin(np.sum(centres**2, axis=1) - 2 * X @ centres.T, axis=1)
+
+
+def _unify(vector: np.ndarray) -> np.ndarray:
+    return vector / max(float(np.linalg.norm(vector)), _TINY)

@@ -1,0 +1,97 @@
+"""Handcrafted features as a Keras layer, so that all that runs, caches and keeps a network does so with them too.
+
+The layer calls Python: a run predicts with it, but no other program can, and `export` refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import joblib
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tlkeras.errors import RecipeError
+from tlkeras.features.descriptors import Descriptor, make_descriptor
+
+_WORTH_PROCESSES = 2_000_000  # bytes of pixels; fewer are described before a process has started
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class Handcrafted(keras.layers.Layer):
+    """From pictures, uint8 values (n, size, size, 3), to handcrafted features (n, d); computed by all cores.
+
+    Args:
+        descriptor: `kind` and options, as `tlkeras.features.descriptors.make_descriptor` takes them.
+    """
+
+    def __init__(self, descriptor: Mapping[str, Any], **options: Any):
+        super().__init__(**options)
+        self.descriptor = dict(descriptor)
+        self.made: Descriptor = make_descriptor(**self.descriptor)
+        self.supports_jit = False
+        self.trainable = False
+
+    def build(self, input_shape: tuple) -> None:
+        """Make room for the codebook; until it is set, it is zeros."""
+        for name, shape in self.made.shapes.items():
+            self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
+        blank = {name: np.ones(shape, np.float32) for name, shape in self.made.shapes.items()}
+        self._width = len(self.made.describe(np.zeros(input_shape[1:], np.uint8), blank))
+
+    def call(self, inputs: Any) -> Any:
+        """Return the features, float32."""
+        features = tf.numpy_function(self._describe, [inputs, *map(tf.convert_to_tensor, self.weights)], tf.float32)
+        return tf.ensure_shape(features, (None, self._width))
+
+    def _describe(self, pictures: np.ndarray, *arrays: np.ndarray) -> np.ndarray:
+        book = dict(zip(self.made.shapes, arrays, strict=True))
+        rows = map_pictures(partial(self.made.describe, book=book), np.asarray(pictures).astype(np.uint8))
+        return np.stack(rows).astype(np.float32) if rows else np.empty((0, self._width), np.float32)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Return (n, d)."""
+        return (input_shape[0], self._width)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return {**super().get_config(), "descriptor": self.descriptor}
+
+
+LAYERS = {"Handcrafted": Handcrafted}
+"""By name, as `keras.models.load_model` takes them."""
+
+
+def list_handcrafted(model: keras.Model) -> list[Handcrafted]:
+    """Return the layers of a model that compute handcrafted features."""
+    return [layer for layer in model.layers if isinstance(layer, Handcrafted)]
+
+
+def make_layers(descriptors: list[dict[str, Any]], size: int) -> list[Handcrafted]:
+    """Return a layer per descriptor.
+
+    Raises:
+        RecipeError: Pictures of that size are too small for one; all such are named.
+        MissingExtraError: scikit-image is not installed.
+    """
+    layers = [Handcrafted(one, name=f"handcrafted_{index}_{one['kind']}") for index, one in enumerate(descriptors)]
+    small = [f"{layer.descriptor['kind']} needs {layer.made.least} px" for layer in layers if layer.made.least > size]
+    if small:
+        raise RecipeError.from_problems(f"Pictures of {size} px are too small for handcrafted features:", small)
+    return layers
+
+
+def copy_codebooks(source: keras.Model, target: keras.Model) -> None:
+    """Give the layers of a model the codebooks that those of another have."""
+    for ours, theirs in zip(list_handcrafted(target), list_handcrafted(source), strict=True):
+        ours.set_weights(theirs.get_weights())
+
+
+def map_pictures(function: Callable[[np.ndarray], np.ndarray], pictures: np.ndarray) -> list[np.ndarray]:
+    """Return what a function says of each picture, by a process per core where that is worth it."""
+    if pictures.nbytes < _WORTH_PROCESSES or len(pictures) < 2:
+        return [function(picture) for picture in pictures]
+    return joblib.Parallel(n_jobs=-1)(joblib.delayed(function)(picture) for picture in pictures)

@@ -1,0 +1,57 @@
+"""Features that were thought out and not learned."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from tlkeras.sections.fields import Section
+
+
+class Sift(Section):
+    """Local descriptors on a grid or at keypoints, as one vector of a codebook learned on training pictures."""
+
+    kind: Literal["sift"]
+    detector: Literal["dense", "keypoint"] = "dense"
+    encoding: Literal["vlad", "fisher", "words"] = "vlad"
+    words: int = Field(default=64, ge=2, le=4096)
+    components: int = Field(default=64, ge=1, le=128)
+    step: int = Field(default=8, ge=1)
+    sizes: tuple[Annotated[int, Field(ge=2, le=256)], ...] = Field(default=(4, 8, 12), min_length=1)
+
+
+class Hog(Section):
+    """Histograms of oriented gradients in cells."""
+
+    kind: Literal["hog"]
+    cell: int = Field(default=16, ge=2)
+    orientations: int = Field(default=9, ge=2, le=64)
+
+
+class Lbp(Section):
+    """Local binary patterns in a grid of cells."""
+
+    kind: Literal["lbp"]
+    points: int = Field(default=8, ge=4, le=24)
+    radius: int = Field(default=1, ge=1, le=16)
+    grid: int = Field(default=4, ge=1, le=32)
+
+
+class Colour(Section):
+    """Histograms of hue, saturation and value in a grid of cells."""
+
+    kind: Literal["colour"]
+    bins: int = Field(default=4, ge=2, le=16)
+    grid: int = Field(default=2, ge=1, le=32)
+
+
+def _as_kind(value: object) -> object:
+    """Read a word alone as the kind with its defaults."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Handcrafted = Annotated[
+    Annotated[Sift | Hog | Lbp | Colour, Field(discriminator="kind")],
+    BeforeValidator(_as_kind),
+]
