@@ -1,4 +1,4 @@
-"""Pictures of numbers, as PNG files: a run's history, the search for a learning rate, views side by side.
+"""Pictures of numbers, as PNG files: a run's history, the search for a learning rate, views side by side, features.
 
 Colours are those of Okabe and Ito (2008), which differ for colour-blind readers too. Nothing here needs a display.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DOTS = (*COLOURS, "#999933", "#882255", "#44AA99", "#332288")
 INK, FAINT = "#333333", "#777777"
 _BANDS = ("#F1F4F8", "#FFFFFF")
 _DPI = 110
@@ -167,6 +168,74 @@ def draw_contact_sheet(
         axis.set_xticks(np.arange(columns) * (width + 2) + width / 2 - 0.5, tops, rotation=90 if upright else 0)
         axis.set_yticks(np.arange(len(names)) * (height + 2) + height / 2 - 0.5, names)
         axis.tick_params(length=0, labelcolor=INK)
+
+
+def draw_features(
+    points: Mapping[str, np.ndarray],
+    colourings: Mapping[str, np.ndarray],
+    separations: Mapping[str, float],
+    chance: float,
+    path: Path,
+) -> None:
+    """Draw the same pictures as dots, a column per projection and a row per colouring; below, a bar per depth.
+
+    Args:
+        points: By the name of the projection, float (n, 2).
+        colourings: By what they say, a value of each picture, str (n,); "" where it is unknown.
+        separations: By depth, a share from 0 to 1.
+        chance: The share to mark: what no features at all would reach.
+        path: The PNG or SVG file to write.
+    """
+    bars = 0.8 + 0.24 * len(separations)
+    with open_figure(path, (4.2 * len(points) + 1.5, 3.6 * len(colourings) + bars)) as figure:
+        parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.6 * len(colourings), bars])[:, 0]
+        panels = parts[0].subplots(len(colourings), len(points), squeeze=False)
+        for row, (what, values) in zip(panels, colourings.items(), strict=True):
+            for axis, (name, places) in zip(row, points.items(), strict=True):
+                _draw_dots(axis, places, values)
+                axis.set_title(f"{name}, by {what}", fontsize=9)
+            row[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2)
+        _draw_bars(parts[1].subplots(), separations, chance)
+
+
+def _draw_dots(axis: Axes, points: np.ndarray, values: np.ndarray) -> None:
+    """Draw the dots of each value in a colour of its own; the rarest of many values, and unknown ones, in grey."""
+    names, counts = np.unique(values, return_counts=True)
+    common = [str(name) for name in names[np.argsort(-counts, kind="stable")] if name][: len(_DOTS)]
+    rest = ~np.isin(values, common)
+    size = float(np.clip(4000 / len(values), 4, 25))
+    if rest.any():
+        label = "others" if (values[rest] != "").any() else "unknown"
+        axis.scatter(points[rest, 0], points[rest, 1], s=size, color="#BBBBBB", linewidth=0, label=label)
+    shuffled = np.random.default_rng(0).permutation(np.flatnonzero(~rest))  # no class lies on top of all others
+    colours = dict(zip(sorted(common), _DOTS, strict=False))
+    inks = [colours[str(values[row])] for row in shuffled]
+    axis.scatter(points[shuffled, 0], points[shuffled, 1], s=size, c=inks, linewidth=0, alpha=0.7)
+    for name, colour in colours.items():
+        axis.scatter([], [], s=size, color=colour, label=_shorten(name))
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def _draw_bars(axis: Axes, values: Mapping[str, float], chance: float) -> None:
+    names = [_shorten(name) for name in values]
+    places = np.arange(len(names))[::-1]
+    best = max(values, key=lambda name: values[name])
+    axis.barh(places, list(values.values()), color=[COLOURS[1] if name == best else COLOURS[0] for name in values])
+    for place, value in zip(places, values.values(), strict=True):
+        axis.annotate(f"{value:.3f}", (value, place), xytext=(3, 0), textcoords="offset points", va="center")
+    axis.axvline(chance, color=INK, linestyle=":", linewidth=1.2)
+    mark: dict[str, Any] = {
+        "xycoords": ("data", "axes fraction"),
+        "xytext": (0, 3),
+        "textcoords": "offset points",
+        "ha": "center",
+    }
+    axis.annotate("the most common class alone", (chance, 1.0), fontsize=8, **mark)
+    axis.set_yticks(places, names)
+    axis.set_xlim(0, 1.05)
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.set_xlabel("share of pictures whose nearest neighbours have their label")
 
 
 @contextmanager

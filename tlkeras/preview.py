@@ -38,9 +38,9 @@ def show_augmentation(recipe: Recipe, path: str | Path, *, pictures: int = 6, vi
         ResourceError: There is a file that is no such sheet, or the sheet cannot be written.
     """
     target = Path(path)
-    _check_target(target)
+    check_target(target)
     policy = assembly.make_recipe_policy(recipe)
-    names, plain, keys = _choose_pictures(recipe, assembly.read_examples(recipe), pictures)
+    names, plain, keys = choose_pictures(recipe, assembly.read_examples(recipe), pictures)
     seen = number_views(policy, views, recipe.training.seed)
     drawn = draw_views(plain, keys, seen)
     rows = [[picture, *of_picture] for picture, of_picture in zip(plain, drawn, strict=True)]
@@ -66,16 +66,24 @@ def show_augmentation(recipe: Recipe, path: str | Path, *, pictures: int = 6, vi
     }
 
 
-def _check_target(path: Path) -> None:
-    """Admit new files and sheets drawn before."""
+def check_target(path: Path) -> None:
+    """Admit new files and sheets drawn before.
+
+    Raises:
+        ResourceError: There is another file.
+    """
     if path.exists():
         start = path.read_bytes()[:512] if path.is_file() else b""
         if not (start.startswith(_PNG) and _OURS in start):
             raise ResourceError("Only a drawn sheet is replaced.", f"{path}, another file", "Choose another name.")
 
 
-def _choose_pictures(recipe: Recipe, examples: Examples, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Return names, pixels and keys of pictures drawn evenly from the classes of the first task."""
+def choose_pictures(recipe: Recipe, examples: Examples, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Return labels, pixels and keys of pictures drawn evenly from the classes of the first task.
+
+    Raises:
+        DataError: No picture can be read.
+    """
     task, size = examples.tasks[0], assembly.picture_size(recipe)
     names, pixels, digests = [], [], []
     for row in _take_turns(task.strata(examples.targets[task.name]), recipe.data.seed):

@@ -4,7 +4,15 @@ from tlkeras.api.exporting import export
 from tlkeras.api.features import extract_features
 from tlkeras.api.judging import compare, report
 from tlkeras.api.networks import backbones, show_backbone
-from tlkeras.api.recipes import check, copy_recipe, list_recipes, show_augmentation, show_rates, show_schedule
+from tlkeras.api.recipes import (
+    check,
+    copy_recipe,
+    list_recipes,
+    show_augmentation,
+    show_features,
+    show_rates,
+    show_schedule,
+)
 from tlkeras.api.running import RUNS, evaluate, predict, predict_in_shards, predict_to_file, resume, train
 from tlkeras.api.serving import predict_remotely, serve
 from tlkeras.api.store import list_cache, prune_cache
@@ -32,6 +40,7 @@ __all__ = [
     "serve",
     "show_augmentation",
     "show_backbone",
+    "show_features",
     "show_rates",
     "show_schedule",
     "train",

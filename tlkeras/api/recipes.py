@@ -113,6 +113,34 @@ def show_rates(
     return rates.search_rates(resolved, rates.Search(target, stage, steps=steps))
 
 
+def show_features(
+    recipe: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    method: str = "tsne",
+    layer: str | None = None,
+    pictures: int = 2000,
+    to: str | Path | None = None,
+) -> dict[str, Any]:
+    """Draw what a recipe's features separate before anything is fitted; see `tlkeras.exploration.show_features`.
+
+    Args:
+        recipe: Name of a shipped recipe, or path of a YAML file.
+        overrides: Values by dotted key.
+        method: Of the second projection: tsne or umap.
+        layer: A block or cut of the backbone whose maps are drawn too, into FILE-maps.png.
+        pictures: How many are looked at, at most.
+        to: The PNG file; NAME-features.png in the current folder if not given.
+    """
+    resolved = recipes.load_recipe(recipe, overrides)
+    load_tensorflow()
+    from tlkeras import exploration
+
+    target = Path(to) if to else Path(f"{resolved.name}-features.png")
+    maps = target.with_name(f"{target.stem}-maps.png")
+    return exploration.show_features(resolved, exploration.Look(target, method, layer, maps, pictures))
+
+
 def list_recipes(*, runs: str | Path = RUNS) -> dict[str, Any]:
     """Return the shipped recipes with the first line of their receipts, and the runs made so far."""
     shipped = [

@@ -14,6 +14,7 @@ from tlkeras.assembly.data import (
     read_source,
     take_pictures,
 )
+from tlkeras.assembly.depths import extract_depths
 from tlkeras.assembly.distribution import make_distribution
 from tlkeras.assembly.domains import TARGET, adapt_heads
 from tlkeras.assembly.features import (
@@ -49,6 +50,7 @@ __all__ = [
     "count_features",
     "count_lacking",
     "divide",
+    "extract_depths",
     "extract_features",
     "learn_codebooks",
     "list_kept",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -126,3 +127,26 @@ def rates(
 
     result = api.show_rates(recipe, parse_overrides(assignments), stage=stage, steps=steps, to=to)
     print_result(result, as_json, "draw_rates")
+
+
+@show.command()
+@click.argument("recipe")
+@takes_overrides
+@click.option("--method", default="tsne", show_default=True, help="Of the second projection: tsne, or umap (an extra).")
+@click.option("--layer", metavar="NAME", help="Also draw the maps of this block or cut of the backbone.")
+@click.option("--pictures", type=click.IntRange(8), default=2000, show_default=True, help="How many, at most.")
+@click.option("--to", type=click.Path(), metavar="FILE", help="The PNG file  [default: RECIPE-features.png]")
+@takes_json
+def features(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Draw what the features of RECIPE separate: PCA and t-SNE, coloured by class and domain; neighbours per depth.
+
+    Pictures of the test side are left out. The bars say at each depth how many pictures have the class of their
+    nearest neighbours: where to cut the backbone, and whether to fuse depths.
+
+    \b
+    Example: tlkeras show features quickstart --layer block3b
+    """
+    from tlkeras import api
+    from tlkeras.recipe import parse_overrides
+
+    print_result(api.show_features(recipe, parse_overrides(assignments), **options), as_json, "draw_features")

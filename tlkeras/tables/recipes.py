@@ -103,3 +103,19 @@ def draw_rates(result: dict[str, Any]) -> None:
         )
     if result["picture"]:
         console.print(f"Curve: {escape(result['picture'])}")
+
+
+def draw_features(result: dict[str, Any]) -> None:
+    """Print how well each depth separates the classes, and where the pictures lie."""
+    console = open_console()
+    table = make_table(
+        f"{result['name']}: pictures with the class of their nearest neighbours",
+        [("depth", "left"), ("share", "right"), ("", "left")],
+    )
+    for name, share in result["separations"].items():
+        table.add_row(escape(name), f"{share:.3f}", "█" * round(_BAR_WIDTH * share))
+    table.add_row("the most common class alone", f"{result['chance']:.3f}", "█" * round(_BAR_WIDTH * result["chance"]))
+    console.print(table)
+    console.print(f"{result['pictures']:,} pictures, none of the test side: {escape(result['path'])}")
+    if result["maps"]:
+        console.print(f"Maps of {escape(result['layer'])}: {escape(result['maps'])}")

@@ -1,0 +1,50 @@
+"""From a recipe to what each depth of its backbone says of pictures."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from tlkeras.assembly.data import open_cache, take_pictures
+from tlkeras.backbones.blocks import find_blocks
+from tlkeras.backbones.weights import fingerprint
+from tlkeras.data.checks import Inspection
+from tlkeras.features.extraction import average_positions, extract
+from tlkeras.features.handcrafted import list_handcrafted
+from tlkeras.features.pooling import pool_tensor
+from tlkeras.features.prefix import FEATURES, Prefix
+from tlkeras.recipe import Recipe
+from tlkeras.sections.features import NO_BACKBONE
+
+
+def extract_depths(
+    recipe: Recipe, prefix: Prefix, inspection: Inspection, rows: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the vectors of pictures at each depth, float32 (n, d), in one pass, and the rows that can be read.
+
+    Depths are the blocks of the backbone up to where the recipe cuts it, averaged over positions, then handcrafted
+    features, then "features": what the head eats.
+
+    Args:
+        prefix: With its codebooks learned.
+        rows: Of the inspected pictures, int64 (n,).
+    """
+    blocks = [] if recipe.backbone.name == NO_BACKBONE else find_blocks(prefix.backbone)
+    tensors = {block.name: pool_tensor(block.cut.tensor, "average") for block in blocks}
+    tensors |= {layer.name.removeprefix("handcrafted_"): layer.output for layer in list_handcrafted(prefix.pooled)}
+    tensors[FEATURES] = prefix.pooled.output
+    entry = prefix.pooled.input
+    facts = [
+        {"backbone": recipe.backbone.name, "model": fingerprint(keras.Model(entry, tensor))}
+        for tensor in tensors.values()
+    ]
+    with extract(
+        keras.Model(entry, list(tensors.values()), name=prefix.pooled.name),
+        take_pictures(recipe, inspection, rows),
+        facts,
+        cache=open_cache(recipe),
+        engine=recipe.features.engine,
+        dtype=["float32"] * (len(tensors) - 1) + [recipe.features.precision],
+    ) as found:
+        matrices = [average_positions(np.asarray(output, np.float32)) for output in found.outputs]
+        return dict(zip(tensors, matrices, strict=True)), rows[found.kept]

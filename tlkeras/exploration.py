@@ -1,0 +1,214 @@
+"""What a recipe's features separate, before anything is fitted: projections, depths, maps."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.model_selection import cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+
+from tlkeras import assembly
+from tlkeras.backbones.blocks import Cut, find_blocks, find_cuts
+from tlkeras.charts import draw_contact_sheet, draw_features
+from tlkeras.data.checks import Inspection, inspect
+from tlkeras.errors import DataError, MissingExtraError, RecipeError, ResourceError, suggest
+from tlkeras.features.prefix import FEATURES
+from tlkeras.mapping.estimators import make_folds
+from tlkeras.preview import check_target, choose_pictures
+from tlkeras.progress import track
+from tlkeras.recipe import Recipe
+from tlkeras.sections.features import NO_BACKBONE
+
+METHODS = ("tsne", "umap")
+_NAMES = {"tsne": "t-SNE", "umap": "UMAP"}
+_COMPONENTS = 50
+_NEIGHBOURS = 5
+_FOLDS = 5
+_CHANNELS = 6
+_MAP_PIXELS = 128
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is looked at.
+
+    Attributes:
+        path: The PNG file of projections and depths.
+        method: Of the second projection, "tsne" or "umap"; the first is of principal components.
+        layer: The block or cut whose maps are drawn beside; None draws none.
+        maps: The PNG file of these maps.
+        pictures: How many pictures are projected at most.
+    """
+
+    path: Path
+    method: str = "tsne"
+    layer: str | None = None
+    maps: Path | None = None
+    pictures: int = 2000
+
+
+def show_features(recipe: Recipe, look: Look) -> dict[str, Any]:
+    """Draw what features say of pictures that nothing is measured on: all but the test side.
+
+    Returns:
+        `name`; `pictures` looked at; `separations`, by depth the share of pictures whose class their nearest neighbours
+        in other folds have; `chance`, the share of the most common class; `path`; `maps`, or None; `layer`.
+
+    Raises:
+        RecipeError: There is no such method or layer.
+        DataError: There are too few pictures with a label.
+        MissingExtraError: UMAP is not installed.
+        ResourceError: A file is in the way, or cannot be written.
+    """
+    _check(recipe, look)
+    inspection = inspect(assembly.read_examples(recipe))
+    sides = assembly.divide(recipe, inspection.examples)
+    prefix = assembly.build_prefix(recipe)
+    cut = None if look.layer is None else _find_maps(prefix.backbone, look.layer)
+    assembly.learn_codebooks(recipe, prefix, inspection, sides)
+    depths, rows = assembly.extract_depths(recipe, prefix, inspection, _draw_rows(recipe, sides, look.pictures))
+    separations, chance = _measure_depths(recipe, inspection, depths, rows)
+    points = _project(depths[FEATURES], look.method, recipe.data.seed)
+    _write(look.path, lambda: draw_features(points, _name_colours(inspection, rows), separations, chance, look.path))
+    if cut is not None and look.maps is not None:
+        _draw_maps(recipe, inspection, keras.Model(prefix.backbone.input, cut.tensor), cut.name, look.maps)
+    return {
+        "name": recipe.name,
+        "pictures": len(rows),
+        "separations": separations,
+        "chance": chance,
+        "layer": cut and cut.name,
+        "path": str(look.path),
+        "maps": str(look.maps) if cut is not None else None,
+    }
+
+
+def _check(recipe: Recipe, look: Look) -> None:
+    if look.method not in METHODS:
+        raise RecipeError(
+            f"A projection is one of {', '.join(METHODS)}.", repr(look.method), suggest(look.method, METHODS)
+        )
+    if look.method == "umap" and importlib.util.find_spec("umap") is None:
+        raise MissingExtraError("UMAP", "umap")
+    if look.layer is not None and recipe.backbone.name == NO_BACKBONE:
+        raise RecipeError("Only a backbone has layers to look at.", repr(look.layer), "Leave the layer out.")
+    for path in filter(None, (look.path, look.maps if look.layer else None)):
+        check_target(path)
+
+
+def _find_maps(backbone: keras.Model, name: str) -> Cut:
+    known = {cut.name: cut for cut in find_cuts(backbone)} | {block.name: block.cut for block in find_blocks(backbone)}
+    maps = {name: cut for name, cut in known.items() if len(cut.shape) == 3}
+    if name not in maps:
+        rule = f"A layer to look at is a block or cut of {backbone.name} that has maps."
+        raise RecipeError(rule, repr(name), suggest(name, maps))
+    return maps[name]
+
+
+def _draw_rows(recipe: Recipe, sides: np.ndarray, most: int) -> np.ndarray:
+    """Return rows that nothing is measured on, at most so many, drawn from the recipe's seed."""
+    rows = np.flatnonzero(sides != "test")
+    return np.sort(np.random.default_rng(recipe.data.seed).permutation(rows)[:most])
+
+
+def _name_colours(inspection: Inspection, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the labels of pictures by the first task, and their domains where there are several."""
+    examples, task = inspection.examples, inspection.examples.tasks[0]
+    targets = examples.targets[task.name][rows]
+    labels = np.array(task.write_targets(targets), dtype=object)
+    colours = {"class": np.where(task.is_labelled(targets), labels, "").astype(str)}
+    domains = examples.domains[rows].astype(str)
+    return colours | ({"domain": domains} if len(np.unique(domains)) > 1 else {})
+
+
+def _measure_depths(
+    recipe: Recipe, inspection: Inspection, depths: dict[str, np.ndarray], rows: np.ndarray
+) -> tuple[dict[str, float], float]:
+    """Return the accuracy of nearest neighbours at each depth, by cross-validation, and the share of the common class.
+
+    Neighbours are those of the least angle: norms differ from depth to depth. Groups stay on one side of a fold.
+    """
+    examples, task = inspection.examples, inspection.examples.tasks[0]
+    targets = examples.targets[task.name][rows]
+    known = task.is_labelled(targets)
+    strata = task.strata(targets)
+    values, counts = np.unique(strata[known], return_counts=True)
+    known &= np.isin(strata, values[counts > 1])  # a picture alone in its class has no neighbour of it
+    _, codes = np.unique(strata[known], return_inverse=True)
+    groups = examples.groups[rows][known]
+    few = len(np.unique(codes)) < 2
+    folds = [] if few else make_folds(codes, _FOLDS, recipe.data.seed, groups if (groups != "").any() else None)
+    covered = np.sort(np.concatenate([held for _, held in folds])) if folds else np.empty(0)
+    if not np.array_equal(covered, np.arange(len(codes))):
+        raise DataError("Depths are compared on two pictures or more of each of two classes.", f"{len(codes)} pictures")
+    separations = {}
+    with track("Comparing depths", len(depths), "depths") as advance:
+        for name, X in depths.items():
+            unit = X[known] / np.maximum(np.linalg.norm(X[known], axis=1, keepdims=True), 1e-12)
+            nearest = KNeighborsClassifier(min(_NEIGHBOURS, len(codes) - len(folds[0][1])))
+            separations[name] = float(np.mean(cross_val_predict(nearest, unit, codes, cv=folds) == codes))
+            advance(1)
+    return separations, float(np.bincount(codes).max() / len(codes))
+
+
+def _project(X: np.ndarray, method: str, seed: int) -> dict[str, np.ndarray]:
+    """Return two principal components, and a map of neighbourhoods made from the first 50, float (n, 2) each."""
+    components = PCA(min(_COMPONENTS, *X.shape), random_state=seed).fit(X)
+    reduced = components.transform(X)
+    shares = components.explained_variance_ratio_[:2].sum()
+    plane = np.hstack([reduced, np.zeros((len(X), 1))])[:, :2]
+    if method == "umap":
+        import umap
+
+        mapped = umap.UMAP(random_state=seed, n_neighbors=min(15, len(X) - 1)).fit_transform(reduced)
+    else:
+        mapped = TSNE(random_state=seed, perplexity=min(30.0, (len(X) - 1) / 3), init="pca").fit_transform(reduced)
+    return {f"PCA ({shares:.0%} of the variance)": plane, _NAMES[method]: mapped}
+
+
+def _draw_maps(recipe: Recipe, inspection: Inspection, model: keras.Model, layer: str, path: Path) -> None:
+    """Draw pictures beside the mean of all channels of a layer, and its channels that differ most between pictures."""
+    labels, pictures, _ = choose_pictures(recipe, inspection.examples, _CHANNELS)
+    maps = np.asarray(model(pictures, training=False), np.float32)
+    spread = maps.mean(axis=(1, 2)).std(axis=0)
+    channels = np.argsort(-spread, kind="stable")[: min(_CHANNELS, maps.shape[-1])]
+    columns = [maps.mean(axis=-1), *(maps[..., channel] for channel in channels)]
+    coloured = [_colour(column) for column in columns]
+    rows = [[picture, *(column[index] for column in coloured)] for index, picture in enumerate(map(_enlarge, pictures))]
+    tops = ["picture", "mean of all", *(f"channel {channel}" for channel in channels)]
+    _write(path, lambda: draw_contact_sheet(rows, labels, tops, path))
+
+
+def _colour(maps: np.ndarray) -> np.ndarray:
+    """Return maps (n, h, w) in colours of one scale, uint8 (n, 128, 128, 3)."""
+    from matplotlib import colormaps
+
+    low, high = float(maps.min()), float(maps.max())
+    shares = (maps - low) / max(high - low, 1e-12)
+    colours = np.rint(colormaps["viridis"](shares)[..., :3] * 255).astype(np.uint8)
+    return np.stack([_enlarge(picture) for picture in colours])
+
+
+def _enlarge(pixels: np.ndarray) -> np.ndarray:
+    """Return a picture at the size of a cell, its pixels as they are."""
+    from PIL import Image
+
+    side = (_MAP_PIXELS, _MAP_PIXELS)
+    smooth = max(pixels.shape[:2]) > _MAP_PIXELS
+    way = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(pixels).resize(side, way))
+
+
+def _write(path: Path, draw: Callable[[], None]) -> None:
+    try:
+        draw()
+    except OSError as error:
+        raise ResourceError("The picture must be writable.", f"{path} ({error.strerror})") from None
