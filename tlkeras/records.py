@@ -21,6 +21,11 @@ SIDES = {"test": "predictions.npz", "validation": "validation.npz"}
 PROBE = "probe.npz"
 """Where the answers of a linear head on the same frozen features lie, if the run's model is another one."""
 
+FUSION = "fusion.npz"
+"""Where the answers of heads on each part of fused features lie, joined by each of `RULES`."""
+
+RULES = ("mean", "stacking")
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -117,6 +122,30 @@ def write_answers(
 def write_probes(run: Run, tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray]) -> None:
     """Keep what linear heads on the same frozen features say of the held-out pictures, by task, float32 (n, k)."""
     run.write_arrays(PROBE, **{qualify(tasks, task, "probabilities"): probabilities[task.name] for task in tasks})
+
+
+def write_fusion(run: Run, tasks: Sequence[Task], fused: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Keep what late fusion says of the held-out pictures, by task and rule, float (n, k); a task may have nothing."""
+    arrays = {
+        qualify(tasks, task, rule): said.astype(np.float32) for task in tasks for rule, said in fused[task.name].items()
+    }
+    if arrays:
+        run.write_arrays(FUSION, **arrays)
+
+
+def read_fusion(run: Run) -> dict[str, dict[str, np.ndarray]]:
+    """Return what late fusion says of the pictures that `read_answers` returns, float32 [n, k], by task and rule."""
+    if not (run.path / FUSION).exists():
+        return {}
+    tasks, stored, held_out = read_tasks(run), run.read_arrays(FUSION), run.read_arrays(SIDES["test"])
+    return {
+        task.name: {
+            rule: stored[name][task.is_labelled(held_out[qualify(tasks, task, "targets")])]
+            for rule in RULES
+            if (name := qualify(tasks, task, rule)) in stored
+        }
+        for task in tasks
+    }
 
 
 def read_tasks(run: Run) -> list[Task]:

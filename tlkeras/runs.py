@@ -10,6 +10,7 @@ runs/NAME-NN/
     history.csv         what the head's fit recorded: loss per epoch, or per strength of regularisation
     predictions.npz     probabilities of the held-out pictures; predictions.csv is the same for reading
     validation.npz      probabilities of the validation pictures, if there are any
+    fusion.npz          what heads on each part of fused features say of the held-out pictures, joined afterwards
     probe.npz           what a linear head on frozen features says of the held-out pictures, if the model is another
     metrics.json        figures with their intervals; metrics.csv is the same as a table
     samples/            a few held-out pictures, so that an export can be proved anywhere; samples.json names them

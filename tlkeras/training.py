@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,12 @@ from tlkeras.features.extraction import Features, average_positions
 from tlkeras.features.prefix import Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import Distribution
+from tlkeras.mapping.deep import TrainedHead
 from tlkeras.mapping.heads import Head, join
+from tlkeras.mapping.late import fuse_late
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.recipe import Recipe, dump_recipe, fingerprint, load_recipe
-from tlkeras.records import write_answers, write_pictures, write_probes
+from tlkeras.records import write_answers, write_fusion, write_pictures, write_probes
 from tlkeras.refinement import CHECKPOINTS, fine_tune
 from tlkeras.runs import Run, create_run, logging_to
 
@@ -171,11 +173,8 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
             name for name in ("test", "validation") if len(rows[name]) and not (name == "validation" and recipe.domains)
         ]
         probabilities = {side: _ask(heads, parts[side]) for side in asked}
-        linear = all(isinstance(head, LinearHead) for head in heads.values())
-        if recipe.finetuning or not linear:
-            plain = {name: parts[name].as_vectors() for name in ("train", "test")}
-            probes = heads if linear else fit_heads(LinearHead, examples, {"train": plain["train"]})
-            write_probes(run, examples.tasks, _ask(probes, plain["test"]))
+        _probe(recipe, run, examples, parts, heads)
+        _fuse_late(recipe, run, examples, parts, assembly.measure_parts(recipe, prefix))
     history, *_ = (head.history() for head in heads.values())
     described = {name: head.describe() for name, head in heads.items()}
     facts = {
@@ -213,6 +212,35 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
         run.update_manifest(worker=distribution.worker)
     run.finish()
     Checkpoints(run.path / CHECKPOINTS).clear()
+
+
+def _probe(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str, Side], heads: Mapping[str, Head]) -> None:
+    """Keep what linear heads on the same frozen features say of the held-out pictures, if the run's are others."""
+    linear = all(isinstance(head, LinearHead) for head in heads.values())
+    if recipe.finetuning or not linear:
+        plain = {name: parts[name].as_vectors() for name in ("train", "test")}
+        probes = heads if linear else fit_heads(LinearHead, examples, {"train": plain["train"]})
+        write_probes(run, examples.tasks, _ask(probes, plain["test"]))
+
+
+def _fuse_late(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str, Side], widths: Sequence[int]) -> None:
+    """Keep what heads on each part of fused features say of the held-out pictures, joined afterwards.
+
+    What takes epochs to train is replaced by linear heads: each part is fitted six times. Across domains nothing is
+    fused late, for the parts are not aligned alone.
+    """
+    if not widths or recipe.domains is not None:
+        return
+    make: Callable[[], Any] = partial(assembly.make_recipe_head, recipe)
+    if isinstance(make(), TrainedHead):
+        make = LinearHead
+    fused = {}
+    for task in examples.tasks:
+        rows, (X, y, weights) = parts["train"].take(examples, task)
+        groups = examples.groups[rows]
+        learned = {"X": X, "y": y, "sample_weight": weights, "groups": groups if (groups != "").any() else None}
+        fused[task.name] = fuse_late(make, widths, learned, parts["test"].X, recipe.training.seed)
+    write_fusion(run, examples.tasks, fused)
 
 
 def take_side(features: Features, wanted: np.ndarray) -> Side:

@@ -155,6 +155,7 @@ def test_the_layer_says_what_the_descriptor_says_and_survives_a_file(options, tm
     np.testing.assert_allclose(rows, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_processes_say_what_one_says():
     pictures = RANDOM.integers(0, 256, (8, 300, 300, 3), dtype=np.uint8)
     describe = make_descriptor("lbp").describe

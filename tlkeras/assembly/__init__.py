@@ -27,6 +27,7 @@ from tlkeras.assembly.features import (
     extract_features,
     learn_codebooks,
     list_kept,
+    measure_parts,
 )
 from tlkeras.assembly.finetuning import (
     make_loop,
@@ -63,6 +64,7 @@ __all__ = [
     "make_recipe_policy",
     "make_schedule",
     "make_weighting",
+    "measure_parts",
     "open_cache",
     "picture_facts",
     "picture_size",

@@ -14,7 +14,7 @@ from tlkeras.backbones.building import build, build_source_head
 from tlkeras.data.augmentation import PLAIN, View, number_views
 from tlkeras.data.checks import Inspection
 from tlkeras.data.sources import Examples
-from tlkeras.features import codebooks, extraction
+from tlkeras.features import codebooks, extraction, fusion
 from tlkeras.features.extraction import Features, extract
 from tlkeras.features.fusion import add_layers, find_taps, read_taps, set_beside
 from tlkeras.features.handcrafted import Handcrafted, make_layers
@@ -58,6 +58,14 @@ def _fuse_features(recipe: Recipe, whole: keras.Model, cut: Cut) -> keras.Model:
     others = [build(other.name, size=picture_size(recipe), weights=other.weights) for other in options.backbones]
     layers = _make_handcrafted(recipe)
     return set_beside(first, [pool(other, pooling) for other in others], layers) if others or layers else first
+
+
+def measure_parts(recipe: Recipe, prefix: Prefix) -> list[int]:
+    """Return the widths of the parts that features are fused from; [] where there is one part alone."""
+    options = recipe.features
+    own = recipe.backbone.name != NO_BACKBONE
+    several = len(options.taps) > 1 or len(options.backbones) + len(options.handcrafted) + own > 1
+    return fusion.measure_parts(prefix.pooled) if several else []
 
 
 def _make_handcrafted(recipe: Recipe) -> list[Handcrafted]:

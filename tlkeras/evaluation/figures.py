@@ -11,7 +11,7 @@ import numpy as np
 from tlkeras.errors import ResourceError
 from tlkeras.evaluation.calibration import describe_calibration
 from tlkeras.evaluation.metrics import Figure, Key, as_parts, choose_whole, count_ranked, measure
-from tlkeras.records import Answers, check_answers, has_answers, read_answers, read_probes, take
+from tlkeras.records import Answers, check_answers, has_answers, read_answers, read_fusion, read_probes, take
 from tlkeras.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -25,19 +25,25 @@ def evaluate(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
     """Compute the figures of a run from its stored predictions, and keep them as metrics.json and metrics.csv.
 
     Returns:
-        What `measure_answers` returns of the first task, and `run`, `examples`; `tasks`, the same of each task by name,
-        where there are several.
+        What `measure_answers` returns of the first task, and `late_fusion`: by rule ("mean", "stacking") the metrics of
+        heads on each part of fused features, joined afterwards; `run`, `examples`; `tasks`, the same of each task by
+        name, where there are several.
 
     Raises:
         RunError: The run keeps no predictions, or some are not finite.
     """
-    probes = read_probes(run)
+    probes, fused = read_probes(run), read_fusion(run)
     tasks = {}
     for answers in read_answers(run):
         validation = _find_validation(run, answers.task.name)
         tasks[answers.task.name] = measure_answers(
             answers, probes.get(answers.task.name), validation, resamples=resamples, seed=seed
         )
+        late = fused.get(answers.task.name, {})
+        tasks[answers.task.name]["late_fusion"] = {
+            rule: _as_dict(measure(answers.targets, said, answers.weights, resamples, seed))
+            for rule, said in late.items()
+        }
     result = {"run": run.name, **gather(tasks)}
     result["examples"] = {**run.manifest.get("examples", {}), "test": result["pictures"]}
     try:
@@ -106,6 +112,8 @@ def list_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
         for metric, figure in result["metrics"].items():
             beside = [(result[name] or {}).get(metric, {}).get("value") for name in ("baseline", "probe")]
             yield task, "all", "", metric, result["pictures"], *figure.values(), *beside
+        for rule, of_rule in result.get("late_fusion", {}).items():
+            yield from _list_scope(task, "late fusion", rule, {"examples": result["pictures"], **of_rule})
         for label, of_label in result["labels"].items():
             yield from _list_scope(task, "class", label, of_label)
         for scope, values in result["slices"].items():

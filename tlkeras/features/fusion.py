@@ -71,6 +71,12 @@ def set_beside(
     return add_layers(first.input, [first.output, *(other(first.input) for other in others)], layers, first.name)
 
 
+def measure_parts(model: keras.Model) -> list[int]:
+    """Return the widths of the vectors that `fuse` joined last to a model's output, [] where it is not joined."""
+    joining = model.output._keras_history.operation
+    return [part.shape[-1] for part in joining.input] if isinstance(joining, keras.layers.Concatenate) else []
+
+
 def add_layers(pictures: Any, parts: Sequence[Any], layers: Sequence[keras.layers.Layer], name: str) -> keras.Model:
     """Return one model from symbolic pictures to vectors of them and of layers that see them, fused."""
     return keras.Model(pictures, fuse([*parts, *(layer(pictures) for layer in layers)]), name=name)

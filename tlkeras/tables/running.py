@@ -63,15 +63,17 @@ def _draw_task(result: dict[str, Any]) -> None:
     classes = "labels" if result["kind"] == "multilabel" else "classes"
     several = f", {result['task']}" if "tasks" in result else ""
     title = f"{result['run']}{several}: {result['pictures']:,} {of_which}{weighted}, {len(result['classes'])} {classes}"
-    columns = [("", "left"), ("value", "right"), ("95 % interval", "right"), ("majority baseline", "right")]
-    table = make_table(title, [*columns, *([("linear probe", "right")] if result["probe"] else [])])
+    columns = [("", "left"), ("value", "right"), ("95 % interval", "right")]
+    beside = {"majority baseline": result["baseline"], "linear probe": result["probe"]}
+    beside |= {f"late fusion: {rule}": figures for rule, figures in result.get("late_fusion", {}).items()}
+    beside = {name: figures for name, figures in beside.items() if figures}
+    table = make_table(title, [*columns, *((name, "right") for name in beside)])
     for name, figure in result["metrics"].items():
-        beside = [result["baseline"][name]["value"], *([result["probe"][name]["value"]] if result["probe"] else [])]
         table.add_row(
             METRIC_NAMES[name],
             f"[bold]{format_number(figure['value'])}[/bold]",
             _tell_interval(figure),
-            *map(format_number, beside),
+            *(format_number(figures[name]["value"]) for figures in beside.values()),
         )
     console.print(table)
     console.print(_list_labels(result["labels"], "label" if result["kind"] == "multilabel" else "class"))
