@@ -11,6 +11,7 @@ from tlkeras.errors import RecipeError
 from tlkeras.mapping.deep import DeepHead, Fitting, TrainedHead
 from tlkeras.mapping.estimators import ScoreHead
 from tlkeras.mapping.heads import HEADS, join, make_head
+from tlkeras.mapping.kernel import KernelSpace
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.mapping.weighting import weigh_examples
 
@@ -264,6 +265,24 @@ SKILLED = [kind for kind, head in sorted(HEADS.items()) if not issubclass(head, 
 )
 def test_heads_are_scikit_learn_estimators(kind):
     folds = "scores are calibrated on held-out folds, into which a row of weight 2 falls once and two rows fall apart"
-    expected = {"check_sample_weight_equivalence_on_dense_data": folds} if issubclass(HEADS[kind], ScoreHead) else {}
+    calibrated = issubclass(HEADS[kind], ScoreHead) or kind in ("cosine", "kernel")
+    expected = {"check_sample_weight_equivalence_on_dense_data": folds} if calibrated else {}
     head = make_head(kind, **({"C": 1.0} if kind in ("linear", "svm") else {}))
     check_estimator(head, expected_failed_checks=expected)
+
+
+@pytest.mark.parametrize("kind", SKILLED)
+def test_a_weight_of_two_is_a_row_twice(kind):
+    """Where the rows to calibrate by are given, so that folds play no part; and the strength is, which counts rows."""
+    (X, y), weights = make_data(), np.arange(240) % 3 + 1
+    held = make_data(seed=1)
+    options = {
+        "linear": {"C": 1.0},
+        "svm": {"C": 1.0},
+        "lda": {"shrinkage": 0.5},
+        "kernel": {"space": KernelSpace(gamma=0.1)},
+    }.get(kind, {})
+    validation = (*held, np.ones(240))
+    weighed = make_head(kind, **options).fit(X, y, weights.astype(float), validation=validation)
+    repeated = make_head(kind, **options).fit(X.repeat(weights, axis=0), y.repeat(weights), validation=validation)
+    np.testing.assert_allclose(weighed.predict_proba(held[0]), repeated.predict_proba(held[0]), atol=1e-4)

@@ -51,9 +51,6 @@ class KernelSpace:
     degree: int = 3
 
 
-USUAL = KernelSpace()
-
-
 class KernelHead(MatrixHead):
     """Ridge regression, logistic regression or a support vector machine in the space of a kernel.
 
@@ -62,14 +59,15 @@ class KernelHead(MatrixHead):
     rbf and laplacian. Columns are standardised first, but for chi2, whose features must not be negative.
 
     Args:
-        space: Which kernel, and how its space is reached.
+        space: Which kernel, and how its space is reached; `KernelSpace()` if None.
         solver: "ridge", "logistic" or "svm".
         folds: Number of folds that choose the strength, and gamma if searched.
         class_weight: A factor per class, "balanced", or None; with several labels None.
         seed: Of landmarks, waves and folds.
 
     Attributes:
-        gamma_: The one used.
+        space_: The space used.
+        gamma_: The gamma used.
         exact_: Whether every row is a landmark.
         linear_: The fitted linear head behind the map.
         scores_: Held-out log loss by strength, for the gamma that was used.
@@ -79,7 +77,7 @@ class KernelHead(MatrixHead):
 
     def __init__(
         self,
-        space: KernelSpace = USUAL,
+        space: KernelSpace | None = None,
         solver: Literal["ridge", "logistic", "svm"] = "ridge",
         folds: int = 5,
         class_weight: ClassWeight = None,
@@ -92,9 +90,10 @@ class KernelHead(MatrixHead):
         self.seed = seed
 
     def _fit(self, rows: Rows, held: Rows | None, groups: np.ndarray | None) -> None:
+        self.space_ = self.space or KernelSpace()
         self._check(rows.X)
         self.mean_, self.scale_ = measure_columns(rows.X, rows.weights)
-        if self.space.kernel == "chi2":
+        if self.space_.kernel == "chi2":
             self.mean_, self.scale_ = np.zeros_like(self.mean_), np.ones_like(self.scale_)
         Z = (rows.X - self.mean_) / self.scale_
         best, found = np.inf, False
@@ -110,27 +109,27 @@ class KernelHead(MatrixHead):
             if loss < best or not found:
                 best, found = loss, True
                 self.gamma_, self.map_, self.linear_, self.scores_ = gamma, mapping, head, head.scores_
-        self.exact_ = self.space.approximation == "nystroem" and self.map_.size == len(Z)
+        self.exact_ = self.space_.approximation == "nystroem" and self.map_.size == len(Z)
 
     def _check(self, X: np.ndarray) -> None:
-        if self.space.kernel == "chi2" and X.min() < 0:
+        if self.space_.kernel == "chi2" and X.min() < 0:
             raise ValueError(f"The chi2 kernel needs features that are not negative. Received: {X.min():.3g}.")
-        if self.space.approximation == "fourier" and self.space.kernel not in ("rbf", "laplacian"):
-            raise ValueError(f"Random Fourier features know rbf and laplacian. Received: {self.space.kernel!r}.")
+        if self.space_.approximation == "fourier" and self.space_.kernel not in ("rbf", "laplacian"):
+            raise ValueError(f"Random Fourier features know rbf and laplacian. Received: {self.space_.kernel!r}.")
 
     def _list_gammas(self, Z: np.ndarray) -> list[float]:
-        if self.space.gamma not in ("median", "search"):
-            return [float(self.space.gamma)]
-        gamma = find_median_gamma(Z, self.space.kernel, self.seed)
-        return [gamma] if self.space.gamma == "median" else [gamma * factor for factor in _SEARCHED]
+        if self.space_.gamma not in ("median", "search"):
+            return [float(self.space_.gamma)]
+        gamma = find_median_gamma(Z, self.space_.kernel, self.seed)
+        return [gamma] if self.space_.gamma == "median" else [gamma * factor for factor in _SEARCHED]
 
     def _make_map(self, Z: np.ndarray, gamma: float) -> LandmarkMap | WaveMap:
-        count = EXACT if self.space.components == "auto" else self.space.components
+        count = EXACT if self.space_.components == "auto" else self.space_.components
         random = np.random.default_rng(self.seed)
-        if self.space.approximation == "fourier":
-            return WaveMap.draw(Z.shape[1], count, self.space.kernel, gamma, random)
+        if self.space_.approximation == "fourier":
+            return WaveMap.draw(Z.shape[1], count, self.space_.kernel, gamma, random)
         chosen = np.arange(len(Z)) if len(Z) <= count else np.sort(random.permutation(len(Z))[:count])
-        return LandmarkMap.fit(Z[chosen], self.space.kernel, gamma, self.space.degree)
+        return LandmarkMap.fit(Z[chosen], self.space_.kernel, gamma, self.space_.degree)
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
         mapped = self.map_.apply((X - self.mean_) / self.scale_)
@@ -151,7 +150,7 @@ class KernelHead(MatrixHead):
         chosen = {name: value for name, value in self.linear_.describe().items() if name != "kind"}
         return {
             "kind": self.kind,
-            "kernel": self.space.kernel,
+            "kernel": self.space_.kernel,
             "gamma": self.gamma_,
             "components": self.map_.size,
             "exact": self.exact_,
