@@ -54,7 +54,7 @@ class Document:
             if not isinstance(target, dict):
                 inside = ".".join(parents[:depth])
                 raise RecipeError(f"{inside} is a value and has no keys inside.", f"--set {key}")
-        target[last] = _freeze(value)
+        target[last] = freeze(value)
         self.lines[path] = 0
 
 
@@ -166,10 +166,10 @@ class _Builder:
             return None
 
 
-def _freeze(value: Any) -> Any:
+def freeze(value: Any) -> Any:
     """Turn lists into tuples and copy mappings, as the parser gives them."""
     if isinstance(value, dict):
-        return {str(key): _freeze(item) for key, item in value.items()}
+        return {str(key): freeze(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_freeze(item) for item in value)
+        return tuple(freeze(item) for item in value)
     return value

@@ -21,6 +21,7 @@ from tlkeras.collection import name_columns
 from tlkeras.data import decoding
 from tlkeras.data.pipeline import count_cores
 from tlkeras.data.sources import walk_pictures
+from tlkeras.document import freeze
 from tlkeras.errors import RecipeError, RunError, TlkerasError, suggest
 from tlkeras.features.engines import make_engine
 from tlkeras.mapping.heads import arrange
@@ -153,7 +154,7 @@ def open_work(job: Job) -> Work:
 
 def _open_features(about: Mapping[str, Any]) -> tuple[Work, dict[str, Any]]:
     """Return what computes features, and all that these depend on."""
-    recipe = Recipe.model_validate_json(_as_json(about["recipe"]))
+    recipe = Recipe.model_validate(freeze(about["recipe"]))
     prefix = assembly.build_prefix(recipe).pooled
     engine = make_engine(prefix, recipe.features.engine)
     size = assembly.picture_size(recipe)
@@ -229,12 +230,6 @@ def _check_engine(name: str) -> None:
         raise TlkerasError("The engine of a job must be a known one.", repr(name), suggest(name, ENGINES))
     if name == "ray":
         require_ray()
-
-
-def _as_json(value: Any) -> str:
-    import json
-
-    return json.dumps(value)
 
 
 def main(folder: str) -> int:

@@ -267,6 +267,21 @@ def test_what_makes_no_sense_is_refused(workplace, changes, sentence):
     assert not (workplace / "runs").exists()
 
 
+@pytest.mark.slow
+def test_the_recipe_reaches_what_its_receipt_says(tmp_path):
+    result = tlkeras.train("handcrafted", {"evaluation.bootstrap": 100}, runs=tmp_path)
+    assert result["metrics"]["accuracy"]["value"] > 0.79 and result["metrics"]["roc_auc"]["value"] > 0.85
+
+
+def test_all_without_a_codebook_are_computed_for_use_elsewhere(workplace):
+    from pyarrow import parquet
+
+    changes = {"features.handcrafted": ["hog"], "backbone": {"name": "none", "size": 32}}
+    tlkeras.extract_features("mine.yaml", workplace / "out", changes)
+    table = parquet.read_table(workplace / "out" / "parts")
+    assert len(table) == 32 and len(table["features"][0]) == len(make_descriptor("hog").describe(PICTURES[0]))
+
+
 def test_pictures_without_sides_have_no_codebook(workplace):
     with pytest.raises(RecipeError, match="whose codebook is learned on these"):
         tlkeras.extract_features("mine.yaml", workplace / "out", {"features.handcrafted": ["sift"]})

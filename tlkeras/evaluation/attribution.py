@@ -112,7 +112,7 @@ def find_layer(model: keras.Model) -> Cut:
         raise BackboneError(
             "A model must have a layer with a map of more than one position to be looked into.",
             f"none in {model.name}",
-            "Build the backbone with larger pictures.",
+            "Fused and handcrafted features leave no such layer; else build the backbone with larger pictures.",
         )
     large = [cut for cut in candidates if min(cut.shape[:2]) >= _LEAST_SIDE]
     if large:
