@@ -16,6 +16,17 @@ def show(visible: bool = True) -> None:
 
 
 @contextmanager
+def hide() -> Iterator[None]:
+    """Draw no bars meanwhile: those of parts, where the whole has one of its own."""
+    before = _visible
+    show(False)
+    try:
+        yield
+    finally:
+        show(before)
+
+
+@contextmanager
 def track(description: str, total: int, unit: str = "steps") -> Iterator[Callable[[int], None]]:
     """Yield `advance(n)`, which moves a bar of `total` units by `n`."""
     if not _visible or total == 0:

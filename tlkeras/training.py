@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras import assembly
+from tlkeras import assembly, progress
 from tlkeras.data.checks import inspect
 from tlkeras.data.sources import Examples
 from tlkeras.data.splits import check_sides
@@ -235,11 +235,13 @@ def _fuse_late(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str,
     if isinstance(make(), TrainedHead):
         make = LinearHead
     fused = {}
-    for task in examples.tasks:
-        rows, (X, y, weights) = parts["train"].take(examples, task)
-        groups = examples.groups[rows]
-        learned = {"X": X, "y": y, "sample_weight": weights, "groups": groups if (groups != "").any() else None}
-        fused[task.name] = fuse_late(make, widths, learned, parts["test"].X, recipe.training.seed)
+    with progress.track("Fusing late", len(examples.tasks), "tasks") as advance, progress.hide():
+        for task in examples.tasks:
+            rows, (X, y, weights) = parts["train"].take(examples, task)
+            groups = examples.groups[rows]
+            learned = {"X": X, "y": y, "sample_weight": weights, "groups": groups if (groups != "").any() else None}
+            fused[task.name] = fuse_late(make, widths, learned, parts["test"].X, recipe.training.seed)
+            advance(1)
     write_fusion(run, examples.tasks, fused)
 
 
