@@ -40,8 +40,9 @@ def test_depths_are_compared_and_drawn_in_one_pass(workplace, capsys):
         assert part in printed
 
 
-def test_neighbours_are_those_of_other_folds(workplace):
+def test_neighbours_are_those_of_other_folds(workplace, monkeypatch, tmp_path):
     """Each picture's own copy would make every depth perfect."""
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))  # other tests train on pictures of the same bytes
     recipe = load_recipe("mine.yaml")
     inspection = inspect(assembly.read_examples(recipe))
     sides, prefix = assembly.divide(recipe, inspection.examples), assembly.build_prefix(recipe)

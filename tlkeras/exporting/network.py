@@ -106,7 +106,15 @@ def _order_outputs(model: keras.Model, tasks: Sequence[Task]) -> list[Any]:
 
 
 def _run_plain(whole: keras.Model, images: tf.Tensor) -> list[tf.Tensor]:
-    return [tf.cast(output, tf.float32) for output in whole(tf.cast(images, whole.input.dtype), training=False)]
+    count = tf.shape(images)[0]
+    outputs = whole(tf.cast(_keep_one(images), whole.input.dtype), training=False)
+    return [tf.cast(output[:count], tf.float32) for output in outputs]
+
+
+def _keep_one(images: tf.Tensor) -> tf.Tensor:
+    """Add a black picture where there is none: oneDNN's convolutions give an empty batch the wrong number of maps."""
+    lacking = tf.maximum(1 - tf.shape(images)[0], 0)
+    return tf.pad(images, [[0, lacking], [0, 0], [0, 0], [0, 0]])
 
 
 def freeze(whole: keras.Model, batch: int | None = None) -> Any:
@@ -141,19 +149,19 @@ def divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], l
 
     def call(images: tf.Tensor) -> list[tf.Tensor]:
         count = tf.shape(images)[0]
-        chunks = tf.maximum((count + size - 1) // size, 1)  # one of no pictures, so that none give empty answers
+        chunks = tf.maximum((count + size - 1) // size, 1)  # one for no pictures, so that none give empty answers
         arrays = [
             tf.TensorArray(tf.float32, size=chunks, element_shape=spec.shape, infer_shape=False) for spec in specs
         ]
 
         def step(chunk: tf.Tensor, arrays: list[tf.TensorArray]) -> tuple[tf.Tensor, list[tf.TensorArray]]:
-            results = function(images[chunk * size : (chunk + 1) * size])
+            results = function(_keep_one(images[chunk * size : (chunk + 1) * size]))
             return chunk + 1, [array.write(chunk, result) for array, result in zip(arrays, results, strict=True)]
 
         _, filled = tf.while_loop(
             lambda chunk, _: chunk < chunks, step, (tf.constant(0), arrays), parallel_iterations=_CHUNKS_AT_ONCE
         )
-        return [tf.ensure_shape(array.concat(), spec.shape) for array, spec in zip(filled, specs, strict=True)]
+        return [tf.ensure_shape(array.concat()[:count], spec.shape) for array, spec in zip(filled, specs, strict=True)]
 
     spec = tf.TensorSpec((None, *whole.input.shape[1:]), tf.uint8)
     return tf.function(call, input_signature=[spec], autograph=False, jit_compile=False)
