@@ -128,13 +128,19 @@ def draw_jpeg(seed: int) -> bytes:
 
 def make_decoder(size: int, at_once: int, encoded: list[bytes]) -> Callable[[], np.ndarray]:
     """Return a call that decodes a batch as the bytes signature does, through a Session."""
+    picture = tf.TensorSpec((size, size, 3), tf.uint8)
+
+    @partial(tf.function, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
+    def decode_all(images: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(
+            lambda one: decode(one, size, "squash"), images, fn_output_signature=picture, parallel_iterations=at_once
+        )
+
+    traced = decode_all.get_concrete_function()
     graph = tf.Graph()
     with graph.as_default():
         entry = tf.compat.v1.placeholder(tf.string, (None,))
-        picture = tf.TensorSpec((size, size, 3), tf.uint8)
-        pixels = tf.map_fn(
-            lambda one: decode(one, size, "squash"), entry, fn_output_signature=picture, parallel_iterations=at_once
-        )
+        pixels = traced(entry)
     run = tf.compat.v1.Session(graph=graph).make_callable(pixels, [entry])
     array = np.array(encoded, dtype=object)
     return lambda: run(array)

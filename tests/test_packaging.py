@@ -56,3 +56,11 @@ def test_wheel_holds_recipes_and_nothing_else_of_the_repository(tmp_path):
     assert {f"tlkeras/recipes/{name}.yaml" for name in list_recipes()} <= set(names)
     assert {"tlkeras/py.typed", "tlkeras/serving/page.html"} <= set(names)
     assert {re.split(r"[/-]", name)[0] for name in names} == {"tlkeras"}
+
+
+def test_every_verb_is_a_function_of_the_package():
+    import tlkeras
+    from tlkeras import api
+
+    verbs = {name for name in api.__all__ if callable(getattr(api, name))}
+    assert verbs == set(tlkeras.__all__) - {"__version__"}

@@ -39,6 +39,7 @@ def read(path):
     return model.get_weights(), *((Path(path) / name).read_bytes() for name in ("history.csv", "predictions.csv"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_bits(recipe, tmp_path, monkeypatch):
     whole = api.train(recipe, runs=tmp_path / "whole")
     assert (Path(whole["path"]) / "history.png").stat().st_size > 5_000
@@ -102,6 +103,7 @@ def test_distillation_that_cannot_be_is_refused(recipe):
     assert "that of convnext_tiny normalises after its pooling" in problem
 
 
+@pytest.mark.slow
 def test_check_counts_every_view_that_is_lacking(recipe, tmp_path):
     facts = api.check(recipe)["facts"]
     needed = 120 + int(re.search(r"train (\d+)", facts["sides"])[1])  # as they are, and those to train on flipped
@@ -110,7 +112,7 @@ def test_check_counts_every_view_that_is_lacking(recipe, tmp_path):
     assert api.check(recipe)["facts"]["to compute"].startswith(f"0 of {needed} pictures")
 
 
-@pytest.mark.parametrize("stage", ["head", "top", "all"])
+@pytest.mark.parametrize("stage", ["head", *(pytest.param(name, marks=pytest.mark.slow) for name in ("top", "all"))])
 def test_rates_are_tried_in_any_stage(recipe, tmp_path, stage):
     stages = [{"name": "head", "unfreeze": 0, "epochs": 1}, {"name": "top", "unfreeze": 1, "epochs": 1}]
     stages += [{"name": "all", "unfreeze": "all", "epochs": 1, "learning_rate": 2e-4}]

@@ -142,6 +142,7 @@ def test_fine_tuning_tells_each_task(train):
         assert float(last[measure]) == pytest.approx(np.mean(each))
 
 
+@pytest.mark.slow
 def test_conflicting_gradients_are_projected(place):
     finetuning = {"stages": [{**STAGES[0], "epochs": 1}], "weighting": "pcgrad"}
     result = api.train("cells.yaml", {"finetuning": finetuning}, runs=place / "projected")

@@ -29,8 +29,13 @@ __all__ = [
     "prune_cache",
     "report",
     "report_tuning",
+    "resume",
     "serve",
+    "show_augmentation",
     "show_backbone",
+    "show_features",
+    "show_rates",
+    "show_schedule",
     "train",
     "tune",
 ]

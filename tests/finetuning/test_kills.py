@@ -143,7 +143,7 @@ def test_three_kills_leave_no_trace(tmp_path):
     chance = random.Random(0)
     for wait in (wait_for_training, wait_for_saving, wait_for_training):
         assert place.kill(wait, signal.SIGKILL, chance, 1.0), "the run ended before it was killed"
-    place.finish()
+    tlkeras.resume(runs=place.folder)
     (expected, expected_tables), (weights, tables) = whole.read(), place.read()
     assert tables == expected_tables
     assert all(np.array_equal(a, b) for a, b in zip(expected, weights, strict=True))

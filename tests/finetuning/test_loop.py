@@ -137,7 +137,9 @@ def test_each_stage_moves_what_it_should_and_nothing_else(tmp_path, name):
     assert moved["all"] == set(states[0])
 
 
-@pytest.mark.parametrize("policy, moving, affine", [("frozen", 0, 0), ("affine", 0, 1), ("train", 1, 1)])
+@pytest.mark.parametrize(
+    "policy, moving, affine", [("frozen", 0, 0), pytest.param("affine", 0, 1, marks=pytest.mark.slow), ("train", 1, 1)]
+)
 def test_batch_norm_follows_its_policy(policy, moving, affine):
     network = make_network()
     before = read(network)
@@ -193,8 +195,10 @@ AUTOMATIC = (STAGES[0], STAGES[1], Stage("auto", "auto", 1e-2, epochs=2))
 
 @pytest.mark.parametrize(
     "stages, mixup, breaks",
-    [(STAGES, True, (2, 4, 5)), (AUTOMATIC, False, (2, 7, 5))],
-    ids=["mixup", "rates by gradients"],
+    [
+        pytest.param(STAGES, True, (2, 4, 5), id="mixup", marks=pytest.mark.slow),
+        pytest.param(AUTOMATIC, False, (2, 7, 5), id="rates by gradients"),
+    ],
 )
 def test_interrupted_runs_end_with_the_same_bits(tmp_path, stages, mixup, breaks):
     whole = make_network()
@@ -213,6 +217,7 @@ def test_interrupted_runs_end_with_the_same_bits(tmp_path, stages, mixup, breaks
         assert np.array_equal(value, read(network)[path]), path
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(tmp_path):
     network = make_network()
     history = make_loop(network).run(Checkpoints(tmp_path))
@@ -294,6 +299,7 @@ def distil(weight, cut=None):
     return history, float(np.abs(answers.predict(pictures, verbose=0) - np.exp(recorded)).mean())
 
 
+@pytest.mark.slow
 def test_distillation_keeps_what_the_source_answers():
     (_, free), (_, held) = distil(0.0), distil(100.0)
     assert 0 < held < free / 3

@@ -222,6 +222,7 @@ def test_an_overflow_costs_a_step_and_halves_the_scale():
     assert np.array(variable) == [0.5]
 
 
+@pytest.mark.slow
 def test_rates_by_gradients_are_those_of_float32(monkeypatch):
     stages, rates = (Stage("auto", "auto", 1e-3, epochs=1),), {}
     for precision in ("float32", "float16"):

@@ -131,7 +131,15 @@ def expect_moved(paths: list[str], blocks: str, batch_norm: str) -> set[str]:
     return moved
 
 
-@pytest.mark.parametrize(("connect", "nested"), [*((family, False) for family in FAMILIES), (connect_residual, True)])
+@pytest.mark.parametrize(
+    ("connect", "nested"),
+    [
+        pytest.param(connect_residual, False, marks=pytest.mark.slow),
+        (connect_dense, False),
+        (connect_separable, False),
+        (connect_residual, True),
+    ],
+)
 def test_each_stage_moves_what_it_should_and_nothing_else(connect, nested):
     model, watch = make_model(connect, nested, traced=True), Watch()
     history = fit(model, GradualUnfreezing(STAGES), watch)

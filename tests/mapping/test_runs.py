@@ -7,7 +7,7 @@ from tlkeras.errors import RecipeError
 
 WAYS = {
     "kernel": {"kind": "kernel", "kernel": "laplacian", "solver": "logistic"},
-    "attention": {"kind": "attention", "queries": 2},
+    "attention": pytest.param({"kind": "attention", "queries": 2}, marks=pytest.mark.slow),
     "svm": pytest.param({"kind": "svm"}, marks=pytest.mark.slow),
     "cosine": pytest.param({"kind": "cosine"}, marks=pytest.mark.slow),
     "recurrent": pytest.param({"kind": "recurrent", "units": 8, "projection": 4}, marks=pytest.mark.slow),

@@ -84,8 +84,9 @@ def test_selection_sees_no_held_out_row():
     assert sure.mean() < 0.95  # and the strength was chosen without them as well
 
 
-def test_a_run_selects_and_exports(workplace):
-    selection = {"method": "head2toe", "keep": 0.5}
-    result = tlkeras.train("mine.yaml", {"features": {"taps": [0, -1], "selection": selection}})
-    assert result["head"]["selection"] == "head2toe" and result["metrics"]["accuracy"]["value"] > 0.9
+@pytest.mark.parametrize("method", ["f_classif", pytest.param("head2toe", marks=pytest.mark.slow)])
+def test_a_run_selects_and_exports(workplace, method):
+    selection = {"method": method, "keep": 0.5}
+    result = tlkeras.train("mine.yaml", {"features": {"taps": [0, -1], "selection": selection}, "mapping.C": 1.0})
+    assert result["head"]["selection"] == method and result["metrics"]["accuracy"]["value"] > 0.9
     assert tlkeras.export(result["path"], workplace / "models")["difference"] < 1e-3
