@@ -14,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from tlkeras import assembly, charts
 from tlkeras.cli import main
 from tlkeras.data.checks import inspect
+from tlkeras.exploration import divide_classes, measure_depths
 from tlkeras.recipe import load_recipe
 from tlkeras.tables import draw_features
 
@@ -51,10 +52,8 @@ def test_neighbours_are_those_of_other_folds(workplace, monkeypatch, tmp_path):
     with assembly.extract_features(recipe, prefix, inspection) as features:
         assert features.computed == 32 - 24  # these features are those that a training reads
         np.testing.assert_allclose(depths["features"], features.outputs[0][rows], rtol=1e-6)
-    from tlkeras.exploration import _measure_depths
-
     noise = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
-    found, _ = _measure_depths(recipe, inspection, {"noise": noise}, rows)
+    found = measure_depths(divide_classes(recipe, inspection, rows), {"noise": noise})
     codes = inspection.examples.targets["label"][rows]
     assert found["noise"] < 0.8 < KNeighborsClassifier(1).fit(noise, codes).score(noise, codes)
 

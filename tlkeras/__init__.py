@@ -27,6 +27,7 @@ __all__ = [
     "predict_remotely",
     "predict_to_file",
     "prune_cache",
+    "recommend",
     "report",
     "report_tuning",
     "resume",

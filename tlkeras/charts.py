@@ -198,6 +198,41 @@ def draw_features(
         _draw_bars(parts[1].subplots(), separations, chance)
 
 
+def draw_front(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what each backbone reaches against how long it takes, and the front of those that nothing beats in both.
+
+    Args:
+        points: Each with `name`, `milliseconds`, `mean` and `spread` of the score, `front` and `chosen`.
+        path: The PNG or SVG file to write.
+    """
+    with open_figure(path, (6.4, 4.0)) as figure:
+        axis = figure.subplots()
+        front = sorted((point for point in points if point["front"]), key=lambda point: point["milliseconds"])
+        axis.plot(*_take(front, "milliseconds", "mean"), color=COLOURS[0], linewidth=1, drawstyle="steps-post")
+        times = [point["milliseconds"] for point in points]
+        middle = math.sqrt(min(times) * max(times))
+        for point in points:
+            colour = COLOURS[1] if point["chosen"] else COLOURS[0] if point["front"] else "#999999"
+            place, left = (point["milliseconds"], point["mean"]), point["milliseconds"] > middle
+            axis.errorbar(*place, yerr=point["spread"], fmt="o", color=colour, capsize=2, elinewidth=1)
+            look: dict[str, Any] = {
+                "xytext": (-6 if left else 6, 4),
+                "ha": "right" if left else "left",
+                "color": colour,
+            }
+            axis.annotate(point["name"], place, textcoords="offset points", fontsize=8, **look)
+        axis.margins(x=0.15, y=0.15)
+        axis.set_xscale("log")
+        axis.set_xticks(times, [f"{time:.3g}" for time in times], rotation=45)
+        axis.minorticks_off()
+        axis.set_xlabel("milliseconds for one picture, on this machine")
+        axis.set_ylabel("balanced accuracy over folds")
+
+
+def _take(points: Sequence[Mapping[str, Any]], *keys: str) -> list[list[float]]:
+    return [[point[key] for point in points] for key in keys]
+
+
 def _draw_dots(axis: Axes, points: np.ndarray, values: np.ndarray) -> None:
     """Draw the dots of each value in a colour of its own; the rarest of many values, and unknown ones, in grey."""
     names, counts = np.unique(values, return_counts=True)

@@ -26,11 +26,9 @@ class Commands(click.Group):
         except TlkerasError as error:
             self._leave(context, f"Error: {error}", error.exit_code)
         except KeyboardInterrupt:
-            self._leave(
-                context,
-                "Interrupted. Features that were computed are kept; go on with: tlkeras train --resume latest",
-                INTERRUPTED,
-            )
+            training = context.invoked_subcommand == "train"
+            way = "go on with: tlkeras train --resume latest" if training else "the same command goes on from there"
+            self._leave(context, f"Interrupted. What was computed is kept; {way}", INTERRUPTED)
         except Exception as error:
             message = f"Unexpected error: {type(error).__name__}: {error}\nRun `tlkeras --debug ...` to see where."
             self._leave(context, message, UNEXPECTED)
@@ -69,6 +67,7 @@ for _command in (
     running.predict,
     judging.compare,
     judging.report,
+    tuning.recommend,
     tuning.tune,
     exporting.export,
     serving.serve,

@@ -74,8 +74,9 @@ def show_features(recipe: Recipe, look: Look) -> dict[str, Any]:
     prefix = assembly.build_prefix(recipe)
     cut = None if look.layer is None else _find_maps(prefix.backbone, look.layer)
     assembly.learn_codebooks(recipe, prefix, inspection, sides)
-    depths, rows = assembly.extract_depths(recipe, prefix, inspection, _draw_rows(recipe, sides, look.pictures))
-    separations, chance = _measure_depths(recipe, inspection, depths, rows)
+    depths, rows = assembly.extract_depths(recipe, prefix, inspection, draw_rows(recipe, sides, look.pictures))
+    classed = divide_classes(recipe, inspection, rows)
+    separations, chance = measure_depths(classed, depths), float(np.bincount(classed.codes).max() / len(classed.codes))
     points = _project(depths[FEATURES], look.method, recipe.data.seed)
     _write(look.path, lambda: draw_features(points, _name_colours(inspection, rows), separations, chance, look.path))
     if cut is not None and look.maps is not None:
@@ -113,7 +114,7 @@ def _find_maps(backbone: keras.Model, name: str) -> Cut:
     return maps[name]
 
 
-def _draw_rows(recipe: Recipe, sides: np.ndarray, most: int) -> np.ndarray:
+def draw_rows(recipe: Recipe, sides: np.ndarray, most: int) -> np.ndarray:
     """Return rows that nothing is measured on, at most so many, drawn from the recipe's seed."""
     rows = np.flatnonzero(sides != "test")
     return np.sort(np.random.default_rng(recipe.data.seed).permutation(rows)[:most])
@@ -129,12 +130,26 @@ def _name_colours(inspection: Inspection, rows: np.ndarray) -> dict[str, np.ndar
     return colours | ({"domain": domains} if len(np.unique(domains)) > 1 else {})
 
 
-def _measure_depths(
-    recipe: Recipe, inspection: Inspection, depths: dict[str, np.ndarray], rows: np.ndarray
-) -> tuple[dict[str, float], float]:
-    """Return the accuracy of nearest neighbours at each depth, by cross-validation, and the share of the common class.
+@dataclass(frozen=True)
+class Classed:
+    """Pictures of known class, divided into folds.
 
-    Neighbours are those of the least angle: norms differ from depth to depth. Groups stay on one side of a fold.
+    Attributes:
+        known: Which of the pictures looked at they are, bool (n,).
+        codes: Their classes by the first task, int (m,), from 0.
+        folds: Places among them to fit on and places held out; groups stay on one side.
+    """
+
+    known: np.ndarray
+    codes: np.ndarray
+    folds: list[tuple[np.ndarray, np.ndarray]]
+
+
+def divide_classes(recipe: Recipe, inspection: Inspection, rows: np.ndarray) -> Classed:
+    """Return the folds of pictures, int64 (n,) of the inspected ones, in which every class can be told.
+
+    Raises:
+        DataError: There are no two classes of two pictures.
     """
     examples, task = inspection.examples, inspection.examples.tasks[0]
     targets = examples.targets[task.name][rows]
@@ -149,6 +164,15 @@ def _measure_depths(
     covered = np.sort(np.concatenate([held for _, held in folds])) if folds else np.empty(0)
     if not np.array_equal(covered, np.arange(len(codes))):
         raise DataError("Depths are compared on two pictures or more of each of two classes.", f"{len(codes)} pictures")
+    return Classed(known, codes, folds)
+
+
+def measure_depths(classed: Classed, depths: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the accuracy of nearest neighbours at each depth, by cross-validation.
+
+    Neighbours are those of the least angle: norms differ from depth to depth.
+    """
+    known, codes, folds = classed.known, classed.codes, classed.folds
     separations = {}
     with track("Comparing depths", len(depths), "depths") as advance:
         for name, X in depths.items():
@@ -156,7 +180,7 @@ def _measure_depths(
             nearest = KNeighborsClassifier(min(_NEIGHBOURS, len(codes) - len(folds[0][1])))
             separations[name] = float(np.mean(cross_val_predict(nearest, unit, codes, cv=folds) == codes))
             advance(1)
-    return separations, float(np.bincount(codes).max() / len(codes))
+    return separations
 
 
 def _project(X: np.ndarray, method: str, seed: int) -> dict[str, np.ndarray]:

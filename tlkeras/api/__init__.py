@@ -16,7 +16,7 @@ from tlkeras.api.recipes import (
 from tlkeras.api.running import RUNS, evaluate, predict, predict_in_shards, predict_to_file, resume, train
 from tlkeras.api.serving import predict_remotely, serve
 from tlkeras.api.store import list_cache, prune_cache
-from tlkeras.api.tuning import report_tuning, tune
+from tlkeras.api.tuning import recommend, report_tuning, tune
 
 __all__ = [
     "RUNS",
@@ -34,6 +34,7 @@ __all__ = [
     "predict_remotely",
     "predict_to_file",
     "prune_cache",
+    "recommend",
     "report",
     "report_tuning",
     "resume",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tlkeras import recipe as recipes
+from tlkeras.api.recipes import resolve
 from tlkeras.loading import load_tensorflow
 
 
@@ -25,12 +25,7 @@ def extract_features(
     Returns:
         Counts and what failed, see `tlkeras.jobs.carry_out`.
     """
-    from tlkeras.data.sources import is_source
-
-    if is_source(recipe) and recipe not in recipes.list_recipes():
-        resolved = recipes.load_recipe("linear_probe", {"data.source": recipe, **(overrides or {})})
-    else:
-        resolved = recipes.load_recipe(recipe, overrides)
+    _, resolved = resolve(recipe, overrides)
     load_tensorflow()
     from tlkeras import jobs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from tlkeras import recipe as recipes
 from tlkeras.api.running import RUNS
 from tlkeras.errors import RecipeError, ResourceError, RunError
 from tlkeras.loading import load_tensorflow
+from tlkeras.recipe import Recipe
 from tlkeras.runs import Run, list_runs
 
 
@@ -35,19 +37,22 @@ def check(
         `name`, `problems` (training is not advisable while there is one), `notes`, facts, and all that was found; see
         `tlkeras.rehearsal.check`.
     """
-    from tlkeras.data.sources import is_source
-
-    train = not is_source(recipe) or recipe in recipes.list_recipes()
-    if train:
-        resolved = recipes.load_recipe(recipe, overrides)
-    else:
-        name = {"name": Path(recipe).name or "pictures", "data.source": recipe}
-        resolved = recipes.load_recipe("linear_probe", {**name, **(overrides or {})})
+    train, resolved = resolve(recipe, overrides)
     load_tensorflow()
     from tlkeras import rehearsal
 
     page, manifest = (None if path is None else str(path) for path in (html, fix))
     return rehearsal.check(resolved, rehearsal.Wishes(train, deep, page, manifest))
+
+
+def resolve(recipe: str, overrides: Mapping[str, Any] | None) -> tuple[bool, Recipe]:
+    """Return whether this is a recipe rather than pictures alone, and the recipe; `linear_probe` for pictures."""
+    from tlkeras.data.sources import is_source
+
+    if not is_source(recipe) or recipe in recipes.list_recipes():
+        return True, recipes.load_recipe(recipe, overrides)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(recipe).name).strip("-.") or "pictures"
+    return False, recipes.load_recipe("linear_probe", {"name": name, "data.source": recipe, **(overrides or {})})
 
 
 def show_schedule(recipe: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

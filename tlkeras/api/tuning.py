@@ -1,4 +1,4 @@
-"""The verbs of choosing: searches over a recipe."""
+"""The verbs of choosing: backbones measured beside each other, and searches over a recipe."""
 
 from __future__ import annotations
 
@@ -7,10 +7,52 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras import recipe as recipes
+from tlkeras.api.recipes import resolve
 from tlkeras.api.running import RUNS, train
 from tlkeras.errors import RecipeError
 from tlkeras.loading import load_tensorflow
 from tlkeras.runs import Run, find_run
+
+
+def recommend(
+    recipe: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    limits: Mapping[str, Any] | None = None,
+    pictures: int = 1000,
+    minutes: float = 60.0,
+    picture: str | Path | None = None,
+    to: str | Path | None = None,
+) -> dict[str, Any]:
+    """Measure which pretrained network suits pictures and this machine, at which size, frozen or fine-tuned.
+
+    Args:
+        recipe: A recipe, whose own backbone is measured too, or pictures alone, as `check` takes them.
+        overrides: Values by dotted key.
+        limits: Of `tlkeras.recommendation.candidates.Limits`, by name; without a `target` it is "server" with a GPU and
+            "cpu" without one.
+        pictures: To look at, at most; none is of the test side.
+        minutes: That fine-tuning may take.
+        picture: The PNG file of Pareto's front; NAME-backbones.png in the current folder if not given.
+        to: The recipe file to write, too.
+
+    Returns:
+        What `tlkeras.recommendation.recommend.recommend` returns: `candidates`, best first, `answers` with their
+        reasons, and the `recipe` to run.
+    """
+    train, resolved = resolve(recipe, overrides)
+    load_tensorflow()
+    import tensorflow as tf
+
+    from tlkeras.recommendation.candidates import Limits
+    from tlkeras.recommendation.recommend import Wishes
+    from tlkeras.recommendation.recommend import recommend as measure
+
+    target = "server" if tf.config.list_physical_devices("GPU") else "cpu"
+    chosen = Limits(**{"target": target, **(limits or {})})
+    drawn = Path(picture) if picture else Path(f"{resolved.name}-backbones.png")
+    wishes = Wishes(chosen, drawn, train, pictures, minutes, Path(to) if to else None)
+    return measure(resolved, wishes)
 
 
 def tune(

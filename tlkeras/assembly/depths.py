@@ -12,7 +12,7 @@ from tlkeras.data.checks import Inspection
 from tlkeras.features.extraction import average_positions, extract
 from tlkeras.features.handcrafted import list_handcrafted
 from tlkeras.features.pooling import pool_tensor
-from tlkeras.features.prefix import FEATURES, Prefix
+from tlkeras.features.prefix import FEATURES, SOURCE, Prefix, answer_source
 from tlkeras.recipe import Recipe
 from tlkeras.sections.features import NO_BACKBONE
 
@@ -23,7 +23,8 @@ def extract_depths(
     """Return the vectors of pictures at each depth, float32 (n, d), in one pass, and the rows that can be read.
 
     Depths are the blocks of the backbone up to where the recipe cuts it, averaged over positions, then handcrafted
-    features, then "features": what the head eats.
+    features, then "features": what the head eats. Where the prefix has a source head, "source" are the logarithms of
+    its probabilities.
 
     Args:
         prefix: With its codebooks learned.
@@ -33,6 +34,8 @@ def extract_depths(
     tensors = {block.name: pool_tensor(block.cut.tensor, "average") for block in blocks}
     tensors |= {layer.name.removeprefix("handcrafted_"): layer.output for layer in list_handcrafted(prefix.pooled)}
     tensors[FEATURES] = prefix.pooled.output
+    if prefix.source_head is not None:
+        tensors[SOURCE] = answer_source(prefix.backbone, prefix.source_head)
     entry = prefix.pooled.input
     facts = [
         {"backbone": recipe.backbone.name, "model": fingerprint(keras.Model(entry, tensor))}
@@ -44,7 +47,7 @@ def extract_depths(
         facts,
         cache=open_cache(recipe),
         engine=recipe.features.engine,
-        dtype=["float32"] * (len(tensors) - 1) + [recipe.features.precision],
+        dtype=[recipe.features.precision if name == FEATURES else "float32" for name in tensors],
     ) as found:
         matrices = [average_positions(np.asarray(output, np.float32)) for output in found.outputs]
         return dict(zip(tensors, matrices, strict=True)), rows[found.kept]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import socket
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +20,7 @@ _STORAGE = "https://storage.googleapis.com/tensorflow/keras-applications/"
 _EFFICIENTNET_STORAGE = "https://storage.googleapis.com/keras-applications/"
 _KERNELS = "_weights_tf_dim_ordering_tf_kernels"
 _TIMEOUT_SECONDS = 10
+_PROBE_SECONDS = 3
 
 
 class Download(NamedTuple):
@@ -289,6 +293,22 @@ def find_download(backbone: str, top: bool) -> Download:
 def cache_folder() -> Path:
     """Return the folder in which Keras keeps downloaded weights."""
     return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+
+
+def can_have(download: Download) -> bool:
+    """Return whether a file is in the cache, or its server answers; the server is asked once per process."""
+    return (cache_folder() / download.name).exists() or _is_reachable()
+
+
+@functools.cache
+def _is_reachable() -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(_STORAGE, method="HEAD"), timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True  # it answers; a folder is not a file
+    except OSError:
+        return False
+    return True
 
 
 def fetch(download: Download) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from tlkeras.backbones import efficientnet_lite, state_dicts
 from tlkeras.backbones.catalog import Entry, find_backbone
 from tlkeras.backbones.checkpoints import SavedLayers, detect_format, read_keras
-from tlkeras.backbones.downloads import fetch, find_download
+from tlkeras.backbones.downloads import can_have, fetch, find_download
 from tlkeras.backbones.graph import to_snake_case, trace_calls
 from tlkeras.errors import BackboneError, suggest
 
@@ -47,6 +47,18 @@ def find_weights(entry: Entry, source: str | os.PathLike[str], top: bool = False
         raise BackboneError("Weights must be 'imagenet', 'packaged', 'none' or a file.", repr(str(source)), near)
     detect_format(path)
     return path
+
+
+def find_obstacle(entry: Entry, source: str, top: bool = False) -> str | None:
+    """Return why the weights of a source cannot be had now, without downloading them; None where they can."""
+    if source == "packaged":
+        try:
+            _find_packaged(entry)
+        except BackboneError:
+            return f"{entry.package} is not installed"
+    if source == "imagenet" and not can_have(find_download(entry.name, top)):
+        return "its ImageNet weights are not on this machine, and their server cannot be reached"
+    return None
 
 
 def load_weights(model: keras.Model, source: str | os.PathLike[str], top: bool = False) -> None:

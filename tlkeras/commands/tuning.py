@@ -2,9 +2,56 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from tlkeras.commands.options import print_result, takes_json, takes_overrides, takes_runs
+
+
+@click.command()
+@click.argument("recipe", metavar="DATA|RECIPE")
+@takes_overrides
+@click.option("--target", metavar="WHERE", help="server, cpu or mobile  [default: server with a GPU, else cpu]")
+@click.option("--candidates", "patterns", multiple=True, metavar="PATTERN", help="Names that match; repeatable.")
+@click.option("--licence", "licences", multiple=True, metavar="SPDX", help="Accepted for the weights; repeatable.")
+@click.option("--max-parameters", type=click.FloatRange(0), metavar="MILLIONS", help="At most so many parameters.")
+@click.option("--max-multiply-adds", type=click.FloatRange(0), metavar="MILLIONS", help="At most so many per picture.")
+@click.option("--max-size", type=click.FloatRange(0), metavar="MB", help="Weights in float32 take at most so much.")
+@click.option("--max-latency", type=click.FloatRange(0), metavar="MS", help="One picture takes at most so long here.")
+@click.option("--most", default=6, show_default=True, type=click.IntRange(1), help="Backbones to measure.")
+@click.option("--pictures", default=1000, show_default=True, type=click.IntRange(4), help="To look at, at most.")
+@click.option(
+    "--minutes", default=60.0, show_default=True, type=click.FloatRange(0), help="Fine-tuning may take so long."
+)
+@click.option("--picture", metavar="PNG", help="Pareto's front  [default: NAME-backbones.png]")
+@click.option("--to", metavar="YAML", help="Write the recipe there, too.")
+@takes_json
+def recommend(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Say which pretrained network, frozen or fine-tuned, at which size, for these pictures on this machine.
+
+    Backbones that meet the limits and whose weights can be had are measured: how well nearest neighbours and a linear
+    head tell the classes apart on their features, and what they cost here. The recipe to run is printed.
+
+    \b
+    Example: tlkeras recommend photos/ --max-latency 20 --to mine.yaml
+    """
+    from tlkeras import api
+    from tlkeras.recipe import parse_overrides
+
+    others = {name: options.pop(name) for name in ("pictures", "minutes", "picture", "to")}
+    limits = _name_limits(options)
+    result = api.recommend(recipe, parse_overrides(assignments), limits=limits, **others)
+    print_result(result, as_json, "draw_recommendation")
+
+
+def _name_limits(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the limits that were given, in single units."""
+    millions = {"parameters": options["max_parameters"], "multiply_adds": options["max_multiply_adds"]}
+    limits = {name: None if value is None else value * 1e6 for name, value in millions.items()}
+    limits |= {"megabytes": options["max_size"], "milliseconds": options["max_latency"], "target": options["target"]}
+    limits |= {name: options[name] or None for name in ("patterns", "licences", "most")}
+    return {name: value for name, value in limits.items() if value is not None}
 
 
 @click.command()

@@ -6,6 +6,7 @@ from tlkeras.tables.judging import draw_comparison, draw_report
 from tlkeras.tables.networks import draw_backbone, draw_backbones
 from tlkeras.tables.pictures import draw_check
 from tlkeras.tables.recipes import draw_augmentation, draw_features, draw_list, draw_rates, draw_schedule
+from tlkeras.tables.recommendation import draw_recommendation
 from tlkeras.tables.running import draw_evaluation, draw_predictions, draw_training, draw_written
 from tlkeras.tables.store import draw_cache, draw_pruned
 from tlkeras.tables.tuning import draw_tuning
@@ -25,6 +26,7 @@ __all__ = [
     "draw_predictions",
     "draw_pruned",
     "draw_rates",
+    "draw_recommendation",
     "draw_report",
     "draw_schedule",
     "draw_training",

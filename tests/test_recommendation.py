@@ -1,0 +1,204 @@
+"""Backbones measured beside each other: who is a candidate, what is advised and why, and the recipe that comes out."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+from tlkeras import api
+from tlkeras.backbones import downloads
+from tlkeras.cli import main
+from tlkeras.errors import BackboneError
+from tlkeras.recipe import load_recipe
+from tlkeras.recommendation import recommend as recommending
+from tlkeras.recommendation.advice import (
+    Situation,
+    choose_best,
+    judge_finetuning,
+    judge_similarity,
+    mark_front,
+)
+from tlkeras.recommendation.candidates import TARGETS, Limits, choose_candidates
+from tlkeras.recommendation.costs import Costs, Question, measure_costs
+from tlkeras.recommendation.scoring import compare_folds, score_features
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch, tmp_path):
+    monkeypatch.setattr(downloads, "_is_reachable", lambda: False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+
+
+@pytest.fixture
+def quick_costs(monkeypatch):
+    """Costs as the size has them, instead of a process for each backbone."""
+    asked = []
+
+    def measure(question):
+        asked.append(question)
+        return Costs(question.size / 10, 1000.0, 500.0, 0.1, 900.0)
+
+    monkeypatch.setattr(recommending, "measure_costs", measure)
+    return asked
+
+
+def ask(*arguments):
+    return CliRunner().invoke(main, ["--quiet", "recommend", *map(str, arguments)])
+
+
+def test_a_recipe_comes_out_that_trains(workplace, quick_costs):
+    done = ask("mine.yaml", "--most", 1, "--to", "best.yaml", "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert {row["name"] for row in result["candidates"]} == {"tiny at 32", "tiny at 24"}
+    for row in result["candidates"]:
+        assert 0 <= row["probe"]["mean"] <= 1 and row["milliseconds"] == row["size"] / 10
+        assert row["leep"] is None  # random weights know no classes
+    assert {question.unfreeze for question in quick_costs} == {1}  # a sixth of its blocks: the pictures are few
+    assert result["answers"][0]["question"] == "Which backbone?"
+    assert "others come first" in result["dropped"]["efficientnet_lite0"]
+    assert yaml.safe_load(result["recipe"])["backbone"]["size"] == load_recipe("best.yaml").backbone.size
+    with Image.open(result["picture"]) as picture:
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+    assert CliRunner().invoke(main, ["--quiet", "train", "best.yaml"]).exit_code == 0
+    assert ask("mine.yaml", "--to", "best.yaml").exit_code == 2  # never overwritten
+
+
+@pytest.mark.slow
+def test_pictures_alone_are_enough(workplace, quick_costs):
+    done = ask("photos/", "--candidates", "efficientnet_lite*", "--set", "data.limit=24", "--pictures", 16)
+    assert done.exit_code == 0, done.output
+    for part in ("efficientnet_lite0 at 224", "Frozen or fine-tuned?", "name: photos", "5 neighbours", "one picture"):
+        assert part in done.stdout
+
+
+@pytest.mark.slow
+def test_a_source_head_is_asked_where_there_is_one(workplace, quick_costs):
+    result = api.recommend("mine.yaml", limits={"patterns": ("efficientnet_lite0",)})
+    for row in result["candidates"]:
+        known = row["backbone"] == "efficientnet_lite0"
+        assert (row["leep"] is not None) == (row["nce"] is not None) == known
+    assert result["dropped"]["vgg16"] == "its name matches no pattern"
+
+
+def test_costs_are_measured_in_a_process_of_its_own():
+    costs = measure_costs(Question("tiny", 32, classes=3, unfreeze=1, batch=4))
+    assert isinstance(costs, Costs), costs
+    assert 0 < costs.milliseconds < 1000 and costs.pictures_per_second > 10 and costs.step_seconds > 0
+    assert costs.megabytes is None or costs.step_megabytes >= costs.megabytes > 50
+
+
+def test_costs_that_cannot_be_measured_are_explained():
+    told = measure_costs(Question("tiny", 1, classes=3, unfreeze=1))
+    assert "it failed: " in told and "at least 8" in told
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_candidates_meet_the_limits(target):
+    candidates, dropped = choose_candidates(Limits(target, most=2))
+    assert len(candidates) == 2 and all(candidate.weights == "packaged" for candidate in candidates)
+    assert [candidate.entry.top1 for candidate in candidates] == sorted(
+        (candidate.entry.top1 for candidate in candidates), reverse=True
+    )
+    assert ("multiply-adds" in dropped["vgg16"]) == (target != "server")
+    assert "server cannot be reached" in dropped["mobilenet_v2"]
+
+
+def test_the_best_of_each_family_comes_first(monkeypatch):
+    monkeypatch.setattr(downloads, "_is_reachable", lambda: True)
+    candidates, _ = choose_candidates(Limits("mobile", most=3))
+    assert len({candidate.entry.family for candidate in candidates}) == 3
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [
+        (Limits("phone"), "A target must be a known one. Received: 'phone'"),
+        (Limits(patterns=("efficientnet_lite9",)), "Did you mean 'efficientnet_lite"),
+        (Limits(licences=("Apache-2",)), "Did you mean 'Apache-2.0'"),
+        (Limits(parameters=1e5), "must meet all limits.*\n  more than 0.1 M parameters: .* and 40 more"),
+        (Limits(patterns=("vgg*",), target="server"), "their server cannot be reached: vgg16, vgg19"),
+    ],
+)
+def test_limits_that_nothing_meets(limits, sentence):
+    with pytest.raises(BackboneError, match=f"(?s){sentence}"):
+        choose_candidates(limits)
+
+
+def make_row(name, score, milliseconds, jitter=0.0):
+    folds = np.array([-2, -1, 0, 1, 2]) * 0.01 + score + jitter * np.array([1, -1, 1, -1, 0])
+    return {"name": name, "folds": folds, "score": {"mean": score}, "milliseconds": milliseconds}
+
+
+def test_what_is_within_a_standard_error_is_chosen_by_its_speed():
+    rows = [make_row("slow", 0.90, 30), make_row("quick", 0.895, 10, 0.02), make_row("poor", 0.7, 1)]
+    chosen, answer = choose_best(rows, None)
+    assert chosen["name"] == "quick" and "within a standard error of 0.900 of slow" in answer.reason
+    assert [row["noise"] for row in rows] == [False, True, False]
+    assert choose_best(rows, 5)[0]["name"] == "poor"
+    assert "none answers within 0.5 ms (the quickest takes 1.0)" in choose_best(rows, 0.5)[1].reason
+
+
+def test_a_sure_difference_decides():
+    rows = [make_row("slow", 0.90, 30), make_row("quick", 0.85, 10)]
+    chosen, answer = choose_best(rows, None)
+    assert chosen["name"] == "slow" and answer.reason == "it reaches 0.900, which no other does"
+
+
+def test_differences_over_folds():
+    """Worked out by hand: mean 0.02, variance 0.0001 of the differences, so an error of sqrt(0.45) * 0.01."""
+    differences = np.array([0.01, 0.02, 0.02, 0.02, 0.03])
+    found = compare_folds(differences, np.zeros(5))
+    assert found.errors == pytest.approx(0.02 / np.sqrt((1 / 5 + 1 / 4) * differences.var(ddof=1)))
+    assert compare_folds(differences, differences) == (0.0, 1.0)
+
+
+def test_the_front_has_what_nothing_beats_in_both():
+    rows = [
+        make_row("best", 0.9, 30),
+        make_row("beaten", 0.8, 20),
+        make_row("middle", 0.85, 15),
+        make_row("fast", 0.7, 5),
+    ]
+    mark_front(rows)
+    assert [row["front"] for row in rows] == [True, False, True, True]
+
+
+def test_similarity_is_where_classes_separate_best():
+    early = {"a": 0.9, "b": 0.7, "c": 0.6, "d": 0.6}
+    assert judge_similarity(early, 1000)[1].answer == "different"
+    assert judge_similarity({"a": 0.5, "b": 0.7, "c": 0.9, "d": 0.8}, 1000)[1].answer == "somewhat different"
+    position, answer = judge_similarity({"a": 0.5, "b": 0.801, "c": 0.8}, 1000)  # a difference of nothing
+    assert (position, answer.answer) == (1.0, "similar")
+
+
+@pytest.mark.parametrize(
+    ("situation", "finetune", "reason"),
+    [
+        (Situation(9, 0.8, 1.0, 5, 60), False, "9 pictures to train on, fewer than 10"),
+        (Situation(100, 0.999, 1.0, 5, 60), False, "little is left to gain"),
+        (Situation(100, 0.8, 1.0, 61, 60), False, "about 61 minutes on this machine, more than the 60 allowed"),
+        (Situation(100, 0.8, 0.5, 5, 60), True, "its last blocks serve the source more than your classes"),
+    ],
+)
+def test_fine_tuning_is_advised_where_it_pays(situation, finetune, reason):
+    advised, answer = judge_finetuning(situation)
+    assert advised == finetune and reason in answer.reason
+
+
+def test_the_scores_of_features_that_tell_all():
+    codes = np.repeat(np.arange(2), 20)
+    X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32) + 9 * np.eye(6)[codes]
+    folds = [(np.setdiff1d(np.arange(40), held), held) for held in (np.arange(0, 40, 2), np.arange(1, 40, 2))]
+    scores = score_features(X, codes, folds)
+    assert scores.ranking.tolist() == [1, 1] and scores.leep is None
+
+
+def test_a_recipe_that_is_not_measured_leaves_the_reason(workplace, monkeypatch):
+    monkeypatch.setattr(recommending, "measure_costs", lambda question: "killed by signal 9 (too little memory?)")
+    done = ask("mine.yaml", "--candidates", "efficientnet_lite0", "--most", 1)
+    assert done.exit_code == BackboneError.exit_code
+    assert "No backbone could be measured:\n  tiny at 32: " in done.output and "too little memory?" in done.output

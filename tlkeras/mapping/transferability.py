@@ -1,0 +1,113 @@
+"""Scores of how well features, or what a source head says, would serve new classes: without any fitting.
+
+They rank backbones for little work and know nothing of their spread; folds of real classifiers stand beside them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.covariance import ledoit_wolf
+
+_STEPS = 11
+_CLOSE = 1e-3
+_TINY = 1e-5
+
+
+def measure_logme(X: np.ndarray, codes: np.ndarray) -> float:
+    """Return the logarithm of the maximum evidence per picture, the mean over classes, one against the rest.
+
+    You et al., ICML 2021 (LogME), with the update of alpha and beta of You et al., 2021 (Ranking and Tuning), and with
+    the evidence's term (D - k)/2 log alpha for the D - k directions in which features do not vary, which the published
+    code leaves out.
+
+    Args:
+        X: Features, (n, d); standardise those of all models alike.
+        codes: Classes, int (n,), from 0.
+    """
+    X = np.asarray(X, np.float64)
+    rows, width = X.shape
+    left, singular, _ = np.linalg.svd(X, full_matrices=False)
+    kept = singular > singular[0] * max(X.shape) * np.finfo(np.float64).eps
+    left, sigma = left[:, kept], singular[kept] ** 2
+    evidences = [_maximise_evidence(left.T @ y, float(y @ y), sigma, rows, width) for y in _one_hot(codes).T]
+    return float(np.mean(evidences))
+
+
+def _maximise_evidence(x: np.ndarray, square: float, sigma: np.ndarray, rows: int, width: int) -> float:
+    """Return the evidence per row of one target, given its coordinates `x` along the left singular vectors."""
+    alpha = beta = 1.0
+    outside = max(square - float(x @ x), 0.0)
+    for _ in range(_STEPS):
+        ratio = alpha / beta
+        gamma = float(np.sum(sigma / (sigma + ratio)))
+        size, error = _measure_solution(x, sigma, ratio, outside)
+        alpha, beta = gamma / (size + _TINY), (rows - gamma) / (error + _TINY)
+        if abs(alpha / beta - ratio) <= _CLOSE * ratio:
+            break
+    size, error = _measure_solution(x, sigma, alpha / beta, outside)
+    determinant = float(np.sum(np.log(alpha + beta * sigma))) + (width - len(sigma)) * np.log(alpha)
+    evidence = width / 2 * np.log(alpha) + rows / 2 * np.log(beta) - determinant / 2
+    evidence -= beta / 2 * error + alpha / 2 * size + rows / 2 * np.log(2 * np.pi)
+    return float(evidence / rows)
+
+
+def _measure_solution(x: np.ndarray, sigma: np.ndarray, ratio: float, outside: float) -> tuple[float, float]:
+    """Return the squared lengths of the solution's weights and of its residual."""
+    size = float(np.sum(sigma * x**2 / (sigma + ratio) ** 2))
+    return size, float(np.sum(x**2 / (1 + sigma / ratio) ** 2)) + outside
+
+
+def measure_h_score(X: np.ndarray, codes: np.ndarray) -> float:
+    """Return the regularised H-score: how far classes' means stand apart, in units of the features' scatter.
+
+    Ibrahim et al., ECML 2022: trace of the inverse Ledoit-Wolf covariance times the covariance of class means, times
+    one less the shrinkage. From 0; more is better.
+
+    Args:
+        X: Features, (n, d).
+        codes: Classes, int (n,), from 0.
+    """
+    X = np.asarray(X, np.float64)
+    X = X - X.mean(axis=0)
+    covariance, shrinkage = ledoit_wolf(X, assume_centered=True)
+    members = _one_hot(codes)
+    means = (members.T @ X) / members.sum(axis=0)[:, None]
+    between = (means * members.sum(axis=0)[:, None]).T @ means / len(X)
+    return float((1 - shrinkage) * np.trace(np.linalg.solve(covariance + _TINY * np.eye(len(between)), between)))
+
+
+def measure_leep(source: np.ndarray, codes: np.ndarray) -> float:
+    """Return the log expected empirical prediction of classes from what a source head says; below 0, more is better.
+
+    Nguyen et al., ICML 2020: P(y|z) is counted with the source's probabilities as weights; the score is the mean
+    logarithm of the probability that it then gives to each picture's class.
+
+    Args:
+        source: Probabilities of the source's classes, (n, z).
+        codes: Classes, int (n,), from 0.
+    """
+    source = np.asarray(source, np.float64)
+    joint = _one_hot(codes).T @ source
+    conditional = joint / np.maximum(joint.sum(axis=0), np.finfo(np.float64).tiny)
+    expected = np.sum(conditional[codes] * source, axis=1)
+    return float(np.mean(np.log(np.maximum(expected, np.finfo(np.float64).tiny))))
+
+
+def measure_nce(source: np.ndarray, codes: np.ndarray) -> float:
+    """Return minus the entropy of the classes where the source's most probable class is known, in nats; at most 0.
+
+    Tran et al., ICCV 2019.
+
+    Args:
+        source: Probabilities of the source's classes, (n, z).
+        codes: Classes, int (n,), from 0.
+    """
+    _, answers = np.unique(np.argmax(source, axis=1), return_inverse=True)
+    joint = _one_hot(codes).T @ _one_hot(answers) / len(codes)
+    marginal = joint.sum(axis=0)
+    counted = joint > 0
+    return float(np.sum(joint[counted] * np.log((joint / marginal)[counted])))
+
+
+def _one_hot(codes: np.ndarray) -> np.ndarray:
+    return np.eye(int(codes.max()) + 1)[codes]

@@ -1,0 +1,12 @@
+"""`python -m tlkeras.recommendation.measuring QUESTION`: the process in which a backbone's costs are measured."""
+
+import json
+import sys
+from dataclasses import asdict
+
+from tlkeras.loading import load_tensorflow
+from tlkeras.recommendation.costs import Question, measure_here
+
+if __name__ == "__main__":
+    load_tensorflow()
+    print(json.dumps(asdict(measure_here(Question(**json.loads(sys.argv[1]))))))

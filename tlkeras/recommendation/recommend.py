@@ -1,0 +1,358 @@
+"""Which pretrained network, frozen or fine-tuned, at which size: measured on these pictures and this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from tlkeras import assembly
+from tlkeras.backbones.building import build_source_head
+from tlkeras.backbones.catalog import find_backbone
+from tlkeras.backbones.weights import find_obstacle
+from tlkeras.charts import draw_front
+from tlkeras.data.checks import Inspection, inspect
+from tlkeras.errors import BackboneError, RecipeError, ResourceError, TlkerasError
+from tlkeras.exploration import Classed, divide_classes, draw_rows, measure_depths
+from tlkeras.features.prefix import FEATURES, SOURCE
+from tlkeras.finetuning.suggestion import suggest_stages
+from tlkeras.preview import check_target
+from tlkeras.progress import hide, track
+from tlkeras.recipe import Recipe, validate_values
+from tlkeras.recommendation.advice import (
+    Answer,
+    Situation,
+    choose_best,
+    judge_finetuning,
+    judge_similarity,
+    mark_front,
+)
+from tlkeras.recommendation.candidates import TARGETS, Candidate, Limits, choose_candidates
+from tlkeras.recommendation.costs import Costs, Question, measure_costs
+from tlkeras.recommendation.scoring import Scores, score_features
+from tlkeras.sections import Finetuning
+from tlkeras.sections.features import NO_BACKBONE
+
+_LOOKED_AT = 200
+_LARGER = 4 / 3
+_FEATURES_KEPT = ("precision", "engine", "cache")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What `recommend` is asked for.
+
+    Attributes:
+        limits: What a backbone must meet.
+        picture: The PNG file of the front.
+        own: Measure the recipe's own backbone, too.
+        pictures: To look at, at most.
+        minutes: That fine-tuning may take.
+        to: The recipe file to write; None writes none.
+    """
+
+    limits: Limits
+    picture: Path
+    own: bool = True
+    pictures: int = 1000
+    minutes: float = 60.0
+    to: Path | None = None
+
+
+@dataclass
+class _Look:
+    """What all candidates are measured on."""
+
+    recipe: Recipe
+    inspection: Inspection
+    rows: np.ndarray
+    side: int
+    training: np.ndarray
+    batch: int
+    classes: int
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def recommend(recipe: Recipe, wishes: Wishes) -> dict[str, Any]:
+    """Measure the backbones that meet the limits on pictures that nothing is measured on later, and choose.
+
+    Returns:
+        `name`; `facts`, of the pictures, name -> text; `target` and why it limits what; `dropped`, backbone -> reason;
+        `candidates`, best first, each with `name`, `backbone`, `weights`, `size`, `licence`, `top1`, `parameters`,
+        `score`, `neighbours` and `probe` (mean and spread over folds), `logme`, `h_score`, `leep`, `nce`,
+        `milliseconds`, `pictures_per_second`, `megabytes` (of weights), `memory` (MB at the peak), `minutes` (of
+        fine-tuning), `finetuning_memory`, `noise` (no worse than the best but for noise), `front`; `answers`, each with
+        `question`, `answer` and `reason`; `recipe`, YAML to run; `path` it was written to, or None; `picture`.
+
+    Raises:
+        BackboneError: No backbone meets the limits, or none could be measured.
+        DataError: The pictures cannot be read, or there are no two classes of two.
+        RecipeError: The recipe to write exists.
+        ResourceError: A file cannot be written.
+    """
+    _check(wishes)
+    own = _own_candidate(recipe) if wishes.own else None
+    candidates, dropped = choose_candidates(wishes.limits, own)
+    look = _look_at(recipe, wishes)
+    rows = _measure_all(look, candidates)
+    best = max(rows, key=lambda row: row["score"]["mean"])
+    rows += _measure_all(look, _list_other_sizes(best["candidate"], look.side), optional=True)
+    rows.sort(key=lambda row: -row["score"]["mean"])
+    mark_front(rows)
+    chosen, which = choose_best(rows, wishes.limits.milliseconds)
+    answers = [which, _answer_prior(rows, chosen)]
+    position, similarity = judge_similarity(chosen["separations"], len(look.rows))
+    situation = Situation(_count_smallest(look), chosen["probe"]["mean"], position, chosen["minutes"], wishes.minutes)
+    finetune, frozen = judge_finetuning(situation)
+    answers += [similarity, frozen]
+    text = _write_recipe(look, chosen["candidate"], finetune, answers)
+    draw_front([_describe_point(row, chosen) for row in rows], wishes.picture)
+    if wishes.to:
+        _save(text, wishes.to)
+    return {
+        "name": recipe.name,
+        "facts": _tell_facts(look),
+        "target": {"name": wishes.limits.target, "reason": TARGETS[wishes.limits.target].reason},
+        "dropped": {**dropped, **look.failed},
+        "candidates": [_publish(row) for row in rows],
+        "answers": [answer._asdict() for answer in answers],
+        "recipe": text,
+        "path": str(wishes.to) if wishes.to else None,
+        "picture": str(wishes.picture),
+    }
+
+
+def _check(wishes: Wishes) -> None:
+    check_target(wishes.picture)
+    if wishes.to and wishes.to.exists():
+        raise RecipeError("A recipe is never overwritten.", wishes.to, "Choose another name or move the file.")
+
+
+def _own_candidate(recipe: Recipe) -> Candidate | None:
+    if recipe.backbone.name == NO_BACKBONE:
+        return None
+    return Candidate(find_backbone(recipe.backbone.name), recipe.backbone.weights, assembly.picture_size(recipe))
+
+
+def _look_at(recipe: Recipe, wishes: Wishes) -> _Look:
+    inspection = inspect(assembly.read_examples(recipe))
+    sides = assembly.divide(recipe, inspection.examples)
+    rows = draw_rows(recipe, sides, wishes.pictures)
+    divide_classes(recipe, inspection, rows)  # says what is missing before anything long begins
+    examples, task = inspection.examples, inspection.examples.tasks[0]
+    training = np.flatnonzero(sides == "train")
+    classes = len(np.unique(task.strata(examples.targets[task.name][training])))
+    batch = (recipe.finetuning or Finetuning()).batch_size
+    return _Look(recipe, inspection, rows, _measure_side(examples.paths[rows]), training, batch, classes)
+
+
+def _measure_side(paths: Sequence[str]) -> int:
+    """Return the median of the shorter sides of some pictures, pixels."""
+    sides = []
+    for path in paths[:_LOOKED_AT]:
+        with Image.open(path) as picture:
+            sides.append(min(picture.size))
+    return int(np.median(sides))
+
+
+def _list_other_sizes(best: Candidate, side: int) -> list[Candidate]:
+    """Return the best backbone at a smaller and a larger size, as far as the pictures have the pixels."""
+    sizes = {_round(best.size / _LARGER), min(_round(best.size * _LARGER), max(side, best.size))}
+    least = best.entry.minimum_size
+    return [dataclasses.replace(best, size=size) for size in sorted(sizes) if size >= least and size != best.size]
+
+
+def _round(size: float) -> int:
+    """Return a size that the strides of networks divide, as far as pictures are large enough for that."""
+    step = 32 if size >= 96 else 8
+    return max(1, round(size / step)) * step
+
+
+def _measure_all(look: _Look, candidates: Sequence[Candidate], optional: bool = False) -> list[dict[str, Any]]:
+    """Return a row for each candidate that can be measured; the others are noted with the reason.
+
+    Raises:
+        BackboneError: None could be measured.
+    """
+    rows, failed = [], {}
+    with track("Comparing backbones", len(candidates), "backbones") as advance:
+        for candidate in candidates:
+            try:
+                with hide():
+                    rows.append(_measure(look, candidate))
+            except TlkerasError as error:
+                failed[candidate.name] = str(error)
+            gc.collect()  # one backbone at a time in memory
+            advance(1)
+    look.failed |= failed
+    if not rows and not optional:
+        problems = [f"{name}: {reason}" for name, reason in failed.items()]
+        raise BackboneError.from_problems("No backbone could be measured:", problems)
+    return rows
+
+
+def _measure(look: _Look, candidate: Candidate) -> dict[str, Any]:
+    recipe = validate_values(_freeze(_draft(look.recipe, candidate)), look.recipe.name)
+    classed, depths = _extract(look, recipe, candidate)
+    source = np.exp(depths.pop(SOURCE)[classed.known]) if SOURCE in depths else None
+    features = depths.pop(FEATURES)[classed.known]
+    scores = score_features(features, classed.codes, classed.folds, source)
+    unfreeze, steps = _plan_finetuning(look, len(depths))
+    question = Question(candidate.entry.name, candidate.size, max(look.classes, 2), unfreeze, look.batch)
+    costs = measure_costs(question)
+    if isinstance(costs, str):
+        raise BackboneError("A backbone's costs must be measurable.", f"{candidate.name}: {costs}")
+    return {
+        "candidate": candidate,
+        "separations": measure_depths(classed, depths),
+        **_list_figures(candidate, scores, costs),
+        "minutes": (steps * costs.step_seconds + len(look.inspection.examples) / costs.pictures_per_second) / 60,
+    }
+
+
+def _plan_finetuning(look: _Look, blocks: int) -> tuple[int, int]:
+    """Return how many blocks `stages: auto` would train at most, and in how many steps."""
+    suggestion = suggest_stages(
+        pictures=len(look.training),
+        classes=look.classes,
+        blocks=blocks,
+        batch_size=look.batch,
+        validated=True,
+        probed=True,
+    )
+    unfreeze = suggestion.stages[-1].unfreeze
+    epochs = sum(int(stage.epochs or 0) for stage in suggestion.stages)
+    return blocks if unfreeze == "all" else int(unfreeze), epochs * math.ceil(len(look.training) / look.batch)
+
+
+def _extract(look: _Look, recipe: Recipe, candidate: Candidate) -> tuple[Classed, dict[str, np.ndarray]]:
+    prefix = assembly.build_prefix(recipe)
+    if candidate.weights != "none" and find_obstacle(candidate.entry, candidate.weights, top=True) is None:
+        try:
+            head = build_source_head(prefix.backbone, candidate.weights)
+            prefix = dataclasses.replace(prefix, source_head=head)
+        except BackboneError:
+            pass  # a file without the classifier, or a family whose classifier follows no map
+    depths, rows = assembly.extract_depths(recipe, prefix, look.inspection, look.rows)
+    return divide_classes(recipe, look.inspection, rows), depths
+
+
+def _list_figures(candidate: Candidate, scores: Scores, costs: Costs) -> dict[str, Any]:
+    entry = candidate.entry
+    return {
+        "name": candidate.name,
+        "backbone": entry.name,
+        "weights": candidate.weights,
+        "size": candidate.size,
+        "licence": entry.licence,
+        "top1": entry.top1,
+        "parameters": entry.parameters,
+        "folds": scores.ranking,
+        "score": _spread(scores.ranking),
+        "neighbours": _spread(scores.neighbours),
+        "probe": _spread(scores.probe),
+        "logme": scores.logme,
+        "h_score": scores.h_score,
+        "leep": scores.leep,
+        "nce": scores.nce,
+        "milliseconds": costs.milliseconds,
+        "pictures_per_second": costs.pictures_per_second,
+        "megabytes": candidate.megabytes,
+        "memory": costs.megabytes,
+        "finetuning_memory": costs.step_megabytes,
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    return {"mean": float(values.mean()), "spread": float(values.std(ddof=1)) if len(values) > 1 else 0.0}
+
+
+def _publish(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in ("candidate", "folds")}
+
+
+def _answer_prior(rows: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> Answer:
+    """Name the best by accuracy on ImageNet, too: neither ranking alone wins everywhere (Renggli et al., CVPR 2022)."""
+    known = [row for row in rows if row["top1"]]
+    question = "And by accuracy on ImageNet?"
+    if not known:
+        return Answer(question, "unknown", "no candidate has a published figure")
+    prior = max(known, key=lambda row: row["top1"])
+    if prior["backbone"] == chosen["backbone"]:
+        return Answer(question, "the same", f"{prior['backbone']}: {prior['top1']} %")
+    advice = f"{prior['top1']} %; where the last point matters, fine-tune both and compare"
+    return Answer(question, prior["backbone"], advice)
+
+
+def _count_smallest(look: _Look) -> int:
+    examples, task = look.inspection.examples, look.inspection.examples.tasks[0]
+    targets = examples.targets[task.name][look.training]
+    _, counts = np.unique(task.strata(targets)[task.is_labelled(targets)], return_counts=True)
+    return int(counts.min()) if len(counts) else 0
+
+
+def _tell_facts(look: _Look) -> dict[str, str]:
+    examples = look.inspection.examples
+    return {
+        "pictures": f"{len(examples):,}, {len(look.training):,} of them to train on",
+        "looked at": f"{len(look.rows):,}, none of the test side",
+        "classes": f"{look.classes}, the rarest with {_count_smallest(look):,} pictures to train on",
+        "shorter side": f"{look.side} pixels, the median",
+    }
+
+
+def _draft(recipe: Recipe, candidate: Candidate) -> dict[str, Any]:
+    """Return the values of the recipe with another backbone, read at its end."""
+    values = json.loads(recipe.model_dump_json(exclude_defaults=True))
+    values["backbone"] = {"name": candidate.entry.name, "weights": candidate.weights, "size": candidate.size}
+    features = {key: value for key, value in values.get("features", {}).items() if key in _FEATURES_KEPT}
+    return {**values, "features": features}
+
+
+def _freeze(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values without all that would change what a linear head on frozen features is measured on."""
+    return {key: value for key, value in values.items() if key not in ("mapping", "finetuning", "domains", "tuning")}
+
+
+def _write_recipe(look: _Look, chosen: Candidate, finetune: bool, answers: Sequence[Answer]) -> str:
+    """Return the recipe to run, which has been validated, with the reasons above it.
+
+    Raises:
+        RecipeError: The recipe's other values do not go with what is advised.
+    """
+    values = _draft(look.recipe, chosen)
+    values.pop("tuning", None)
+    if not finetune:
+        values.pop("finetuning", None)
+    elif "finetuning" not in values:
+        values["finetuning"] = {"stages": "auto"}
+        if not (look.inspection.examples.splits == "validation").any():
+            values["data"].setdefault("validation", 0.15)
+    values = {key: value for key, value in values.items() if value != {}}
+    validate_values(values, look.recipe.name)
+    told = [f"{answer.question} {answer.answer}: {answer.reason}." for answer in answers]
+    receipt = [textwrap.fill(text, 110, initial_indent="# ", subsequent_indent="#   ") for text in told]
+    return "\n".join(receipt) + "\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _save(text: str, path: Path) -> None:
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ResourceError("The recipe must be writable.", f"{path} ({error.strerror})") from None
+
+
+def _describe_point(row: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    keys = ("name", "milliseconds", "front")
+    return {key: row[key] for key in keys} | row["score"] | {"chosen": row is chosen}

@@ -1,0 +1,100 @@
+"""How well features serve the classes: real classifiers over folds, with their spread, and scores beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from tlkeras.mapping.heads import make_head
+from tlkeras.mapping.transferability import measure_h_score, measure_leep, measure_logme, measure_nce
+
+NEIGHBOURS = 5
+
+Folds = list[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What features reach.
+
+    Attributes:
+        neighbours: Balanced accuracy of five nearest neighbours by cosine, per fold, (k,).
+        probe: Balanced accuracy of the linear head, per fold, (k,).
+        logme, h_score: Of the standardised features.
+        leep, nce: Of what the source's head says of the pictures; None where there is none.
+    """
+
+    neighbours: np.ndarray
+    probe: np.ndarray
+    logme: float
+    h_score: float
+    leep: float | None
+    nce: float | None
+
+    @property
+    def ranking(self) -> np.ndarray:
+        """Return the main ranking's score per fold: the mean of both classifiers."""
+        return (self.neighbours + self.probe) / 2
+
+
+def score_features(X: np.ndarray, codes: np.ndarray, folds: Folds, source: np.ndarray | None = None) -> Scores:
+    """Return what features reach on folds that all backbones share.
+
+    Args:
+        X: Features, float32 (n, d).
+        codes: Classes, int (n,), from 0.
+        folds: Rows to fit on and rows held out.
+        source: Probabilities of the source's classes, (n, z).
+    """
+    standard = StandardScaler().fit_transform(np.asarray(X, np.float64))
+    return Scores(
+        neighbours=np.array([_ask_neighbours(X, codes, fit, held) for fit, held in folds]),
+        probe=np.array([_ask_probe(X, codes, fit, held) for fit, held in folds]),
+        logme=measure_logme(standard, codes),
+        h_score=measure_h_score(standard, codes),
+        leep=None if source is None else measure_leep(source, codes),
+        nce=None if source is None else measure_nce(source, codes),
+    )
+
+
+def _ask_neighbours(X: np.ndarray, codes: np.ndarray, fit: np.ndarray, held: np.ndarray) -> float:
+    unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+    nearest = KNeighborsClassifier(min(NEIGHBOURS, len(fit))).fit(unit[fit], codes[fit])
+    return float(balanced_accuracy_score(codes[held], nearest.predict(unit[held])))
+
+
+def _ask_probe(X: np.ndarray, codes: np.ndarray, fit: np.ndarray, held: np.ndarray) -> float:
+    head = make_head("linear", class_weight="balanced").fit(X[fit], codes[fit])
+    return float(balanced_accuracy_score(codes[held], head.predict_proba(X[held]).argmax(axis=1)))
+
+
+class Difference(NamedTuple):
+    """How much better one is than another: in standard errors, and how probable as much is by chance, two-sided."""
+
+    errors: float
+    probability: float
+
+
+def compare_folds(first: np.ndarray, second: np.ndarray) -> Difference:
+    """Return how sure a difference is, by the corrected paired t test over folds.
+
+    Nadeau and Bengio, Machine Learning 52, 2003: folds share what they were fitted on, so the variance of their mean is
+    1/k + 1/(k - 1) times theirs.
+
+    Args:
+        first, second: A score per fold, (k,), of the same folds.
+    """
+    differences = first - second
+    count, mean = len(differences), float(differences.mean())
+    if count < 2 or mean == 0:
+        return Difference(0.0, 1.0)
+    error = float(np.sqrt((1 / count + 1 / (count - 1)) * differences.var(ddof=1)))
+    if error == 0:
+        return Difference(np.copysign(np.inf, mean), 0.0)
+    return Difference(mean / error, float(2 * stats.t.sf(abs(mean) / error, count - 1)))
