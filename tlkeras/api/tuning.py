@@ -75,7 +75,8 @@ def tune(
         runs: Folder of the run directories; the search is below its folder `tuning`.
 
     Returns:
-        What `report_tuning` returns, and `run`: what `train` returns of the best recipe.
+        What `report_tuning` returns, and `run`: what `train` returns of the best recipe. Of a worker of a search over
+        machines (KerasTuner's environment variables): `worker`, its name, `trials` and `failed`.
     """
     resolved = recipes.load_recipe(recipe, overrides)
     if resolved.tuning is None:
@@ -83,9 +84,16 @@ def tune(
 
         require_tuning(resolved)
     load_tensorflow()
-    from tlkeras.tuning.search import search
+    from tlkeras.tuning.evaluation import Evaluator
+    from tlkeras.tuning.machines import read_place, serve_chief
+    from tlkeras.tuning.search import check_space, prepare, search
 
-    folder = search(resolved, Path(runs), workers).path
+    place = read_place()
+    if place is not None and not place.is_chief:
+        check_space(resolved)
+        prepare(resolved, evaluator := Evaluator())
+        return serve_chief(place, resolved, evaluator)
+    folder = search(resolved, Path(runs), workers, place).path
     result = report_tuning(str(folder), runs=runs)
     if train_best:
         result["run"] = train(str(folder / "best.yaml"), runs=runs)

@@ -15,7 +15,11 @@ _MOST_ROWS = 20
 
 def draw_tuning(result: dict[str, Any]) -> None:
     """Print trials, best first, what mattered, why trials failed, and where the best recipe is."""
-    console, objective = open_console(), result["objective"]
+    console = open_console()
+    if "worker" in result:
+        console.print(f"{escape(result['worker'])}: {result['trials']} trials, {result['failed']} of them failed")
+        return
+    objective = result["objective"]
     trials, keys = result["trials"], result["space"]
     columns = [("trial", "right"), *((key, "right") for key in keys), (f"validation {objective}", "right")]
     columns += [("over seeds", "right"), ("seconds", "right")]

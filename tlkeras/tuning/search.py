@@ -18,6 +18,7 @@ from tlkeras.recipe import Recipe, dump_recipe, fingerprint
 from tlkeras.runs import Run, create_run, list_runs
 from tlkeras.sections.tuning import Tuning
 from tlkeras.tuning.evaluation import Evaluator
+from tlkeras.tuning.machines import Machines, Place, identify
 from tlkeras.tuning.oracles import Proposals
 from tlkeras.tuning.space import apply_values, list_corners, list_problems, longest, require_tuning
 from tlkeras.tuning.workers import Here, Processes, Workers
@@ -45,7 +46,7 @@ def check_space(recipe: Recipe) -> Tuning:
     return tuning
 
 
-def search(recipe: Recipe, root: Path, workers: int = 1) -> Run:
+def search(recipe: Recipe, root: Path, workers: int = 1, place: Place | None = None) -> Run:
     """Carry out a search below `root`/tuning, or go on with the one that stopped there.
 
     After kill -9 the same call goes on: trials that ended are kept, those that were running are done again.
@@ -54,6 +55,7 @@ def search(recipe: Recipe, root: Path, workers: int = 1) -> Run:
         recipe: With a section `tuning`.
         root: Folder of the run directories.
         workers: Trials at the same time; more than one are processes of their own.
+        place: That of a chief whose workers are other machines.
 
     Returns:
         The search's folder: `search.json`, `best.yaml`, `trials.csv`.
@@ -67,7 +69,7 @@ def search(recipe: Recipe, root: Path, workers: int = 1) -> Run:
     run = _find_stopped(recipe, root / FOLDER) or create_run(root / FOLDER, recipe.name)
     with run.locked():
         _begin(run, recipe)
-        _guard(run, lambda: _go_on(run, recipe, tuning, workers))
+        _guard(run, lambda: _go_on(run, recipe, tuning, workers, place))
     return run
 
 
@@ -82,14 +84,13 @@ def _guard(run: Run, work: Callable[[], None]) -> None:
         raise
 
 
-def _go_on(run: Run, recipe: Recipe, tuning: Tuning, workers: int) -> None:
+def _go_on(run: Run, recipe: Recipe, tuning: Tuning, workers: int, place: Place | None) -> None:
     evaluator = Evaluator()
     with run.phase("compute what is frozen"):
-        corners = list(list_corners(recipe))
-        if not corners:
-            raise RecipeError("Some combination of the space must be a valid recipe.", "none", None)
-        evaluator.prepare(corners[0], corners)
+        prepare(recipe, evaluator)
     crew: Workers = Here(recipe, evaluator) if workers == 1 else Processes(run.path, workers)
+    if place is not None:
+        crew = Machines(place, identify(recipe))
     book = Book(run, tuning, longest(recipe))
     with closing(crew):
         with run.phase("trials"):
@@ -101,6 +102,18 @@ def _go_on(run: Run, recipe: Recipe, tuning: Tuning, workers: int) -> None:
     run.write_text("best.yaml", _tell_best(recipe, run, best, values))
     book.write_table()
     run.finish()
+
+
+def prepare(recipe: Recipe, evaluator: Evaluator) -> None:
+    """Compute what is frozen in all trials, in one pass over the pictures.
+
+    Raises:
+        RecipeError: No combination of the space is a valid recipe.
+    """
+    corners = list(list_corners(recipe))
+    if not corners:
+        raise RecipeError("Some combination of the space must be a valid recipe.", "none", None)
+    evaluator.prepare(corners[0], corners)
 
 
 class Book:
@@ -207,20 +220,29 @@ def _carry_out(book: Book, crew: Workers) -> None:
     with progress.track("Trials", book.tuning.max_trials, "trials") as advance:
         advance(known)
         while True:
-            for worker in crew.names:
-                if worker not in running and (trial := book.propose(worker)) is not None:
-                    if trial["starts"] > _DEATHS:
-                        book.end(trial, {"error": f"the search ended {_DEATHS} times in this trial"})
-                        continue
-                    running[worker] = trial
-                    crew.start(worker, trial["name"], trial["values"])
-            if not running:
+            exhausted = _hand_out(book, crew, running)
+            if exhausted and not running:
                 break
-            worker, _, answer = crew.wait()
-            book.end(running.pop(worker), answer)
-            advance(1)
-            _check_failures(book)
+            if (ended := crew.wait()) is not None:
+                book.end(running.pop(ended[0]), ended[2])
+                advance(1)
+                _check_failures(book)
     _check_failures(book, over=True)
+
+
+def _hand_out(book: Book, crew: Workers, running: dict[str, Trial]) -> bool:
+    """Give trials to workers that are free; return whether there are none left at the moment."""
+    for worker in crew.names:
+        while worker not in running:
+            trial = book.propose(worker)
+            if trial is None:
+                return True
+            if trial["starts"] > _DEATHS:
+                book.end(trial, {"error": f"the search ended {_DEATHS} times in this trial"})
+                continue
+            running[worker] = trial
+            crew.start(worker, trial["name"], trial["values"])
+    return False
 
 
 def _check_failures(book: Book, over: bool = False) -> None:
@@ -252,7 +274,9 @@ def _repeat_finalists(book: Book, crew: Workers, first: int) -> None:
                 if worker not in running and todo:
                     trial, seed = running[worker] = todo.pop(0)
                     crew.start(worker, trial["name"], {**trial["values"], "training.seed": int(seed)})
-            worker, _, answer = crew.wait()
+            if (ended := crew.wait()) is None:
+                continue
+            worker, _, answer = ended
             trial, seed = running.pop(worker)
             if "error" not in answer:
                 trial["repeats"][seed] = answer

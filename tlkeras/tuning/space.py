@@ -96,6 +96,12 @@ def make_hyperparameters(tuning: Tuning) -> Any:
     import keras_tuner
 
     space = keras_tuner.HyperParameters()
+    declare(tuning, space)
+    return space
+
+
+def declare(tuning: Tuning, space: Any) -> None:
+    """Declare what is searched in KerasTuner's hyperparameters; values that it has stay."""
     for key, dimension in tuning.space.items():
         if dimension.values is not None:
             plain = all(type(value) in (int, float) for value in dimension.values)
@@ -106,7 +112,6 @@ def make_hyperparameters(tuning: Tuning) -> Any:
         make = space.Int if dimension.whole else space.Float
         options = {} if dimension.step is None else {"step": dimension.step}
         make(key, dimension.min, dimension.max, sampling=dimension.sampling, **options)
-    return space
 
 
 def read_values(tuning: Tuning, values: Mapping[str, Any]) -> dict[str, Any]:

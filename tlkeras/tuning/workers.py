@@ -20,21 +20,24 @@ from tlkeras.tuning.space import apply_values
 _GROWTH = 1 << 30  # bytes above the first trial at which a worker makes room for a fresh one
 
 
+Ended = tuple[str, str, dict[str, Any]]
+"""A worker, the name of the trial that it ended, and its figures or its `error`."""
+
+
 class Workers(Protocol):
-    """Carries out trials.
+    """Carries out trials."""
 
-    Attributes:
-        names: Of those that can work at the same time.
-    """
-
-    names: tuple[str, ...]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return those that can work at the same time."""
+        ...
 
     def start(self, worker: str, trial: str, values: Mapping[str, Any]) -> None:
         """Begin a trial."""
         ...
 
-    def wait(self) -> tuple[str, str, dict[str, Any]]:
-        """Return the worker and the name of the next trial that ends, with its figures or its `error`."""
+    def wait(self) -> Ended | None:
+        """Return the next trial that ends, or None where only the names have changed."""
         ...
 
     def close(self) -> None:
@@ -55,7 +58,7 @@ class Here:
         """Keep the trial for `wait`."""
         self._next = (trial, values)
 
-    def wait(self) -> tuple[str, str, dict[str, Any]]:
+    def wait(self) -> Ended:
         """Carry out the trial."""
         if self._next is None:
             raise RuntimeError("no trial was started")
@@ -77,7 +80,7 @@ class Processes:
         self._folder, cores = folder, list_cores()
         self._cores = {f"worker-{number}": cores[number::count] for number in range(count)}
         self.names: tuple[str, ...] = tuple(self._cores)
-        self._ends: queue.Queue[tuple[str, str, dict[str, Any]]] = queue.Queue()
+        self._ends: queue.Queue[Ended] = queue.Queue()
         self._processes: dict[str, subprocess.Popen] = {}
 
     def start(self, worker: str, trial: str, values: Mapping[str, Any]) -> None:
@@ -87,7 +90,7 @@ class Processes:
             process = self._processes[worker] = self._spawn(worker)
         threading.Thread(target=self._ask, args=(process, worker, trial, dict(values)), daemon=True).start()
 
-    def wait(self) -> tuple[str, str, dict[str, Any]]:
+    def wait(self) -> Ended:
         """Return the next answer."""
         return self._ends.get()
 

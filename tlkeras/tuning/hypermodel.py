@@ -1,0 +1,63 @@
+"""A recipe's search space for programs that use KerasTuner themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import keras_tuner
+
+from tlkeras.recipe import Recipe, load_recipe
+from tlkeras.tuning.evaluation import Evaluator
+from tlkeras.tuning.search import check_space
+from tlkeras.tuning.space import apply_values, declare, read_values
+
+
+class RecipeHyperModel(keras_tuner.HyperModel):
+    """Trials of a recipe for any tuner of KerasTuner; what is frozen is computed once and shared by all of them.
+
+        tuner = keras_tuner.BayesianOptimization(
+            RecipeHyperModel("mine.yaml"), keras_tuner.Objective("val_roc_auc", "max"), max_trials=20
+        )
+        tuner.search()
+        recipe = tuner.hypermodel.make_recipe(tuner.get_best_hyperparameters()[0])
+
+    A trial is measured on the validation side and gives `val_loss`, `val_accuracy`, `val_roc_auc` and `seconds`; the
+    test side is neither read nor measured. `fit` trains the whole trial: heads that Keras does not train, and stages of
+    fine-tuning, are more than the one model that KerasTuner asks `build` for. So the tuner keeps no models; train the
+    best recipe instead.
+
+    Args:
+        recipe: A recipe with a section `tuning`, or its name or path.
+
+    Raises:
+        RecipeError: There is no such section, or a value of its space is refused; all problems are named.
+    """
+
+    def __init__(self, recipe: Recipe | str):
+        super().__init__()
+        self.recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+        self._tuning = check_space(self.recipe)
+        self._evaluator = Evaluator()
+
+    def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
+        """Declare the space in `hp`; return a model without weights, because KerasTuner asks for one."""
+        declare(self._tuning, hp)
+        return keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
+
+    def fit(self, hp: keras_tuner.HyperParameters, model: keras.Model, *args: Any, **options: Any) -> dict[str, float]:
+        """Return what the trial reaches on the validation side.
+
+        Raises:
+            TlkerasError: What is in the trial's way.
+        """
+        figures = self._evaluator.score(self.make_recipe(hp))
+        return {name if name == "seconds" else f"val_{name}": value for name, value in figures.items()}
+
+    def make_recipe(self, hp: keras_tuner.HyperParameters) -> Recipe:
+        """Return the recipe of a trial, ready to train.
+
+        Raises:
+            RecipeError: The values do not go together.
+        """
+        return apply_values(self.recipe, read_values(self._tuning, hp.values))
