@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from tlkeras.data.tasks import Task
+from tlkeras.data.tasks import Task, make_task
 from tlkeras.errors import RunError
-from tlkeras.evaluation.abstention import choose_threshold, describe_trade, measure_sets, measure_trade
+from tlkeras.evaluation.abstention import (
+    choose_threshold,
+    describe_trade,
+    measure_label_sets,
+    measure_sets,
+    measure_trade,
+)
 from tlkeras.records import Answers
 
 
@@ -29,6 +35,30 @@ def test_trade_by_hand():
     assert (described["chosen_coverage"], described["chosen_accuracy"]) == (pytest.approx(1 / 5), 1.0)
     assert describe_trade(answers, None)["chosen"] is None
     assert describe_trade(answers, None)["wanted"] == pytest.approx(1 - 0.6 / 2)
+
+
+def answer_labels(targets, probabilities):
+    p = np.asarray(probabilities, float)
+    task = make_task("label", ("cat", "dog"), "|")
+    return Answers(task, np.arange(len(p)).astype(str), np.array(targets, np.int8), p, np.ones(len(p)), np.ones(2), {})
+
+
+def test_trade_of_several_labels_by_hand():
+    # confidences .9 * .8 right, .6 * .5 wrong in one label
+    trade = measure_trade(answer_labels([[1, 0], [0, 0]], [[0.9, 0.2], [0.4, 0.5]]))
+    np.testing.assert_allclose(trade.threshold, [0.3, 0.72])
+    np.testing.assert_allclose(trade.coverage, [1, 1 / 2])
+    np.testing.assert_allclose(trade.accuracy, [1 / 2, 1])
+
+
+def test_sets_of_several_labels_by_hand():
+    calibration = answer_labels([[1, 0]] * 4, [[0.9, 0.1], [0.8, 0.1], [0.7, 0.1], [0.6, 0.1]])
+    # cat: 1 - p(true) .1 .2 .3 .4, alpha .4 -> .3, so an answer from .7 on; dog: always .1 -> from .9 on
+    cat, dog = measure_label_sets(answer_labels([[1, 0], [1, 1]], [[0.75, 0.05], [0.5, 0.5]]), calibration, 0.4)
+    assert (cat["label"], cat["coverage"], cat["empty"], cat["undecided"]) == ("cat", 0.5, 0.5, 0)
+    assert (dog["label"], dog["coverage"], dog["single"]) == ("dog", 0.5, 0.5)
+    (wide, _) = measure_label_sets(calibration, calibration, 0.1)
+    assert wide["undecided"] == 1 and wide["coverage"] == 1
 
 
 def test_no_threshold_is_enough():

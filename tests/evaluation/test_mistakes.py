@@ -7,8 +7,10 @@ from tlkeras.data.tasks import Task, make_task
 from tlkeras.evaluation.learning import _draw
 from tlkeras.evaluation.mistakes import (
     count_confusions,
+    count_label_mistakes,
     find_nearest,
     list_confused,
+    list_confused_labels,
     list_losses,
     list_suspects,
     order_classes,
@@ -26,6 +28,19 @@ def answer(task, targets, probabilities, weights=None):
 
 CATS = Task("label", ("cat", "dog", "fox"))
 SAID = [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.7, 0.1], [0.01, 0.09, 0.9]]
+
+
+def test_mistakes_of_several_labels_by_hand():
+    task = make_task("label", ("cat", "dog", "fox"), "|")
+    targets = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 1]], np.int8)
+    said = [[0.9, 0.1, 0.8], [0.2, 0.7, 0.1], [0.1, 0.1, 0.9]]  # dog for fox; cat for dog; right
+    answers = answer(task, targets, said, [1, 2, 4])
+    rows = {row["label"]: (row["found"], row["missed"], row["false"]) for row in count_label_mistakes(answers)}
+    assert rows == {"cat": (1, 2, 0), "dog": (0, 1, 2), "fox": (4, 0, 1)}
+    assert count_label_mistakes(answers)[0]["label"] == "dog"
+    pairs = [(row["label"], row["answer"], row["pictures"]) for row in list_confused_labels(answers)]
+    assert pairs == [("cat", "dog", 2.0), ("dog", "fox", 1.0)]
+    assert list_confused_labels(answers)[0]["share"] == pytest.approx(2 / 3)
 
 
 def test_confusions_and_losses_by_hand():

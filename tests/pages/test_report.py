@@ -14,8 +14,17 @@ import tlkeras
 from tlkeras.cli import main
 from tlkeras.data.tasks import Task, make_task
 from tlkeras.errors import ResourceError, RunError
+from tlkeras.evaluation.abstention import describe_trade, measure_label_sets
 from tlkeras.evaluation.figures import measure_answers
-from tlkeras.evaluation.mistakes import count_confusions, list_confused, list_losses, list_suspects, order_classes
+from tlkeras.evaluation.mistakes import (
+    count_confusions,
+    count_label_mistakes,
+    list_confused,
+    list_confused_labels,
+    list_losses,
+    list_suspects,
+    order_classes,
+)
 from tlkeras.evaluation.report import Options, Report, compute_report
 from tlkeras.pages.report import render_report
 from tlkeras.records import Answers
@@ -75,6 +84,9 @@ def reported(trained, tmp_path_factory):
     stored["probabilities"][0] = [0.02, 0.98] if stored["targets"][0] == 0 else [0.98, 0.02]
     run.write_arrays("predictions.npz", **stored)
     run.update_manifest(cwd=str(trained.parent.parent))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(trained.parent.parent)
+        tlkeras.evaluate(str(run.path), on="photos")
     options = {"corrupted": 8, "learning_curve": True, "conformal": 0.2}
     result = tlkeras.report([str(run.path)], options=options)
     return run, result
@@ -91,6 +103,8 @@ def test_page_is_whole_and_needs_nothing(reported):
         "Do probabilities mean what they say?",
         "Most wrong",
         "When pictures get worse",
+        "On other pictures",
+        "24 of them were trained on: these figures are too good.",
         "How mine-01 was made",
     ):
         assert title in text, title
@@ -180,7 +194,10 @@ def make_report(classes, count, several=False, seed=0):
         "suspects": list_suspects(answers),
         "training_suspects": [],
     }
-    if not several:
+    if several:
+        computed |= {"label_mistakes": count_label_mistakes(answers), "confused": list_confused_labels(answers)}
+        computed |= {"label_sets": measure_label_sets(answers, answers, 0.1), "trade": describe_trade(answers, answers)}
+    else:
         counts = count_confusions(answers)
         order = order_classes(counts)
         chosen = counts[np.ix_(order, order)].tolist()
@@ -192,7 +209,8 @@ def make_report(classes, count, several=False, seed=0):
         "rejected": 0, "fingerprint": "", "parameters": None, "phases": {}, "memory": {}, "head": {"kind": EVIL},
         "finetuning": None, "history": [], "environment": environment, "data": {"address": EVIL}, "licences": {},
     }  # fmt: skip
-    report = Report(EVIL, {"run": EVIL, **figures}, {"label": computed}, made, [EVIL])
+    report = Report(EVIL, {"run": EVIL, **figures}, {"label": computed}, made=made, notes=[EVIL])
+    report.elsewhere = [{"source": EVIL, **figures, "examples": {"test": count}, "rejected": 1, "trained_on": 0}]
     losses = computed["losses"]
     report.pictures |= {loss["key"]: np.full((64, 64, 3), 99, np.uint8) for loss in losses}
     report.maps |= {("label", loss["key"]): np.full((64, 64), 0.5, np.float32) for loss in losses}

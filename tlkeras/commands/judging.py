@@ -36,7 +36,9 @@ def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
 @click.option("--learning-curve", is_flag=True, help="Ask whether more pictures would help.")
 @click.option("--conformal", type=_SHARE, metavar="RATE", help="Show prediction sets that miss at most this share.")
 @click.option("--accuracy", type=_SHARE, help="Wanted of what no person looks at  [default: half as many errors]")
-@click.option("--method", default="grad_cam", show_default=True, help="Of explanations: grad_cam or grad_cam++.")
+@click.option(
+    "--method", default="grad_cam", show_default=True, help="Of explanations: grad_cam, grad_cam++, occlusion."
+)
 @takes_runs
 @takes_json
 def report(references: tuple[str, ...], to: str | None, runs: str, as_json: bool, **options: Any) -> None:

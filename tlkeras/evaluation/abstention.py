@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,12 @@ class Trade:
 
 
 def measure_trade(answers: Answers) -> Trade:
-    """Return coverage and accuracy for every threshold (Geifman and El-Yaniv, NeurIPS 2017), of classes only.
+    """Return coverage and accuracy for every threshold (Geifman and El-Yaniv, NeurIPS 2017).
 
-    Weights count in both. Equal confidences are answered together.
+    Weights count in both. Equal confidences are answered together. Where a picture can have several labels, an answer
+    is right if all are, and its confidence is the product of those of its labels.
     """
-    confidence = np.asarray(answers.probabilities, np.float64).max(axis=1)
-    right = answers.probabilities.argmax(axis=1) == answers.targets
+    confidence, right = _judge(answers)
     order = np.argsort(-confidence, kind="stable")
     sure, weights = confidence[order], answers.weights[order].astype(np.float64)
     covered, correct = np.cumsum(weights), np.cumsum(weights * right[order])
@@ -70,9 +70,8 @@ def describe_trade(answers: Answers, chosen_on: Answers | None, accuracy: float 
     threshold = None if chosen_on is None or not len(chosen_on) else choose_threshold(chosen_on, wanted)
     result: dict[str, Any] = {**curve, "wanted": wanted, "chosen": threshold}
     if threshold is not None:
-        confidence = np.asarray(answers.probabilities, np.float64).max(axis=1)
+        confidence, right = _judge(answers)
         kept = confidence >= threshold
-        right = answers.probabilities.argmax(axis=1) == answers.targets
         weight = float(answers.weights[kept].sum())
         result["chosen_coverage"] = weight / float(answers.weights.sum())
         result["chosen_accuracy"] = float(answers.weights[kept] @ right[kept]) / weight if weight else None
@@ -118,6 +117,40 @@ def measure_sets(answers: Answers, calibration: Answers, alpha: float) -> dict[s
         "empty": float((sizes == 0).mean()),
         "sizes": np.bincount(sizes).tolist(),
     }
+
+
+def measure_label_sets(answers: Answers, calibration: Answers, alpha: float) -> list[dict[str, Any]]:
+    """Return how conformal sets do where a picture can have several labels: of "yes" and "no" for each label.
+
+    Returns:
+        For each label what `measure_sets` returns of it, its `label`, and `undecided`, the share of sets with both.
+
+    Raises:
+        RunError: As `measure_sets`.
+    """
+    found = []
+    for place, label in enumerate(answers.task.class_names):
+        sets = measure_sets(_ask_one(answers, place), _ask_one(calibration, place), alpha)
+        found.append(
+            {"label": label, **sets, "undecided": sets["sizes"][2] / len(answers) if sets["sizes"][2:] else 0.0}
+        )
+    return found
+
+
+def _ask_one(answers: Answers, place: int) -> Answers:
+    """Return the answers on one label as those of two classes, no and yes."""
+    yes = answers.probabilities[:, place]
+    pair = np.stack([1 - yes, yes], axis=1)
+    return replace(answers, probabilities=pair, targets=answers.targets[:, place].astype(np.int64))
+
+
+def _judge(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+    """Return how sure each answer is, float64 [n], and whether it is right, bool [n]."""
+    p = np.asarray(answers.probabilities, np.float64)
+    if answers.targets.ndim == 1:
+        return p.max(axis=1), p.argmax(axis=1) == answers.targets
+    right = (answers.task.decide(answers.probabilities) == answers.task.members(answers.targets)).all(axis=1)
+    return np.maximum(p, 1 - p).prod(axis=1), right
 
 
 def _choose(answers: Answers) -> np.ndarray:

@@ -54,6 +54,17 @@ def evaluate_on(run: Run, source: str, *, resamples: int, seed: int = 0) -> dict
     return result
 
 
+def list_elsewhere(run: Run) -> list[dict[str, Any]]:
+    """Return what `evaluate_on` kept of a run, by source; files that cannot be read are passed over."""
+    found = []
+    for path in sorted((run.path / FOLDER).glob("*.json")):
+        try:
+            found.append(run.read_json(f"{FOLDER}/{path.name}"))
+        except RunError:
+            continue
+    return found
+
+
 def ask(run: Run, recipe: Recipe, inspection: Inspection) -> tuple[list[Answers], np.ndarray]:
     """Return what a run's model says of inspected pictures, per task, and which of them could be read, int64 [n]."""
     examples = inspection.examples

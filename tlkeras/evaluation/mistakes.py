@@ -60,6 +60,43 @@ def list_confused(answers: Answers, most: int = 12) -> list[dict[str, Any]]:
     ]
 
 
+def count_label_mistakes(answers: Answers) -> list[dict[str, Any]]:
+    """Return for each label the weight of pictures where it was found rightly, missed, and found wrongly.
+
+    Those with most mistakes come first, `MOST_CLASSES` at most; of pictures that can have several labels.
+    """
+    truth, said = answers.task.members(answers.targets), answers.task.decide(answers.probabilities)
+    weights = answers.weights.astype(np.float64)
+    counts = {"found": truth & said, "missed": truth & ~said, "false": ~truth & said}
+    columns = {name: weights @ members for name, members in counts.items()}
+    order = np.argsort(-(columns["missed"] + columns["false"]), kind="stable")[:MOST_CLASSES]
+    names = answers.task.class_names
+    return [
+        {"label": names[place], **{name: float(column[place]) for name, column in columns.items()}}
+        for place in order.tolist()
+    ]
+
+
+def list_confused_labels(answers: Answers, most: int = 12) -> list[dict[str, Any]]:
+    """Return pairs of a label that was missed where another was found wrongly, as `list_confused` does."""
+    truth, said = answers.task.members(answers.targets), answers.task.decide(answers.probabilities)
+    weights, names = answers.weights.astype(np.float64), answers.task.class_names
+    counts = ((truth & ~said) * weights[:, None]).T @ (~truth & said)
+    totals = weights @ truth
+    flat = np.argsort(-counts, axis=None, kind="stable")[:most]
+    pairs = [np.unravel_index(place, counts.shape) for place in flat.tolist()]
+    return [
+        {
+            "label": names[a],
+            "answer": names[b],
+            "pictures": float(counts[a, b]),
+            "share": float(counts[a, b] / totals[a]),
+        }
+        for a, b in pairs
+        if counts[a, b] > 0
+    ]
+
+
 def measure_losses(answers: Answers) -> np.ndarray:
     """Return the log loss of each picture, float [n]; the mean over labels where it can have several."""
     members = answers.task.members(answers.targets)

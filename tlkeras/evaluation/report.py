@@ -17,6 +17,7 @@ from tlkeras.evaluation import abstention, figures, mistakes
 from tlkeras.evaluation.attribution import METHODS, Explainer, Method, check_sanity
 from tlkeras.evaluation.calibration import describe_calibration
 from tlkeras.evaluation.comparison import compare_probabilities
+from tlkeras.evaluation.elsewhere import list_elsewhere
 from tlkeras.evaluation.learning import measure_learning
 from tlkeras.evaluation.material import Material
 from tlkeras.evaluation.robustness import measure_robustness
@@ -58,6 +59,7 @@ class Report:
         run: Its name.
         figures: What `figures.evaluate` returns.
         tasks: By name, what else is shown of each task.
+        elsewhere: Figures on other pictures, of each source that the run was measured on.
         made: How the run was made.
         notes: What could not be computed, and why.
         pictures: By name of the picture, as the model sees it, uint8 [h, w, 3].
@@ -67,6 +69,7 @@ class Report:
     run: str
     figures: dict[str, Any]
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    elsewhere: list[dict[str, Any]] = field(default_factory=list)
     made: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
@@ -104,10 +107,12 @@ def compute_report(run: Run, options: Options) -> Report:
     report = Report(run.name, figures.evaluate(run, resamples=settings.bootstrap, seed=settings.seed))
     for place, answers in enumerate(read_answers(run)):
         report.tasks[answers.task.name] = _compute_task(material, answers, place, options, report)
+    report.elsewhere = list_elsewhere(run)
     if material.gone:
         report.notes.append(f"The pictures of the run cannot be looked at again: {material.gone}")
     report.made = describe_making(material)
-    kept = {"figures": report.figures, "tasks": report.tasks, "made": report.made, "notes": report.notes}
+    names = ("figures", "tasks", "elsewhere", "made", "notes")
+    kept = {name: getattr(report, name) for name in names}
     run.write_json("report.json", {"run": run.name, **kept})
     return report
 
@@ -123,10 +128,9 @@ def _compute_task(material: Material, answers: Answers, place: int, options: Opt
         "suspects": mistakes.list_suspects(answers),
         "training_suspects": mistakes.list_suspects(unseen) if unseen is not None and unseen_is == "training" else [],
     }
-    if answers.targets.ndim == 1:
-        result |= _describe_classes(answers)
-        result["trade"] = abstention.describe_trade(answers, unseen, options.accuracy)
-        result["sets"] = _describe_sets(answers, unseen, options, report)
+    result |= _describe_classes(answers) if answers.targets.ndim == 1 else _describe_labels(answers)
+    result["trade"] = abstention.describe_trade(answers, unseen, options.accuracy)
+    result |= _describe_sets(answers, unseen, options, report)
     if options.pictures:
         _show_mistakes(material, answers, place, result, options, report)
     if options.corrupted and material.inspection is not None:
@@ -168,13 +172,22 @@ def _describe_classes(answers: Answers) -> dict[str, Any]:
     }
 
 
-def _describe_sets(answers: Answers, unseen: Answers | None, options: Options, report: Report) -> dict[str, Any] | None:
+def _describe_labels(answers: Answers) -> dict[str, Any]:
+    return {
+        "label_mistakes": mistakes.count_label_mistakes(answers),
+        "confused": mistakes.list_confused_labels(answers),
+    }
+
+
+def _describe_sets(answers: Answers, unseen: Answers | None, options: Options, report: Report) -> dict[str, Any]:
     if options.conformal is None:
-        return None
+        return {}
     if unseen is None:
         report.notes.append("Conformal sets need a validation side: train with data.validation.")
-        return None
-    return abstention.measure_sets(answers, unseen, options.conformal)
+        return {}
+    if answers.targets.ndim == 1:
+        return {"sets": abstention.measure_sets(answers, unseen, options.conformal)}
+    return {"label_sets": abstention.measure_label_sets(answers, unseen, options.conformal)}
 
 
 def _show_mistakes(
@@ -193,7 +206,7 @@ def _show_mistakes(
     try:
         explainer = Explainer(material.model, place)
         shown = explainer.explain(pictures, classes, options.method)
-        sane = slice(0, _SANE_PICTURES)
+        sane = slice(0, _SANE_PICTURES if options.method != "occlusion" else 1)
         sanity = check_sanity(explainer, pictures[sane], classes[sane], method=options.method)
         result["attribution"] = {"method": options.method, "layer": explainer.layer, "sanity": sanity}
         task = answers.task.name

@@ -108,6 +108,8 @@ def _list_contents(shown: Sequence[Mapping[str, Any]], compared: Mapping[str, An
             ):
                 if there:
                     contents.append((f"{task['anchor']}-{part}", f"{task['prefix']}{name}"))
+        if report["elsewhere"]:
+            contents.append((f"{report['anchor']}-elsewhere", "On other pictures"))
         contents.append((f"{report['anchor']}-made", "How it was made"))
     return contents
 
@@ -125,9 +127,16 @@ def _prepare(report: Report, anchor: str, several_runs: bool) -> dict[str, Any]:
         "anchor": anchor,
         "notes": report.notes,
         "tasks": tasks,
+        "elsewhere": [_prepare_elsewhere(measured) for measured in report.elsewhere],
         "made": report.made,
         "history": _draw_history(report.made, anchor),
     }
+
+
+def _prepare_elsewhere(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the templates need of figures on other pictures: a table per task."""
+    tasks = measured.get("tasks") or {"": measured}
+    return {**measured, "pictures": measured["examples"]["test"], "tables": list(tasks.items())}
 
 
 def _prepare_task(
@@ -136,7 +145,7 @@ def _prepare_task(
     labels = list(figures["labels"].items())
     if len(labels) > _MOST_LABELS:
         labels.sort(key=lambda pair: pair[1]["f1"]["value"] if pair[1]["f1"]["value"] is not None else 2.0)
-    trade, sets, worth = (computed.get(name) for name in ("trade", "sets", "worth"))
+    trade, sets, label_sets, worth = (computed.get(name) for name in ("trade", "sets", "label_sets", "worth"))
     learning, robustness, attribution = (computed.get(name) for name in ("learning", "robustness", "attribution"))
     return {
         "figures": figures,
@@ -154,8 +163,10 @@ def _prepare_task(
         "scalings": [("as they are", computed["calibration"]), *_name_scalings(computed["calibration"])],
         "trade": trade,
         "trade_sentence": wording.tell_trade(trade) if trade else "",
-        "sets": sets,
         "sets_sentence": wording.tell_sets(sets) if sets else "",
+        "label_sets": label_sets,
+        "label_sets_sentence": wording.tell_label_sets(label_sets) if label_sets else "",
+        "label_mistakes": computed.get("label_mistakes", []),
         "confusions": _prepare_confusions(computed.get("confusions")),
         "confused": computed.get("confused", []),
         "losses": _prepare_losses(report, figures, computed),

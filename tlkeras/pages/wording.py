@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlkeras.evaluation.names import METRIC_NAMES
@@ -145,6 +145,16 @@ def tell_sets(sets: Mapping[str, Any]) -> str:
     )
 
 
+def tell_label_sets(sets: Sequence[Mapping[str, Any]]) -> str:
+    """Say how prediction sets of single labels do."""
+    covered, undecided = (sum(one[key] for one in sets) / len(sets) for key in ("coverage", "undecided"))
+    return (
+        f"For each label, sets of yes, no or both are meant to hold the truth in {write_percent(1 - sets[0]['alpha'])} "
+        f"of cases; on the held-out pictures they do in {write_percent(covered)}, the mean over labels. "
+        f"{write_percent(undecided)} of them hold both: there a person has to look."
+    )
+
+
 def tell_robustness(robustness: Mapping[str, Any]) -> str:
     """Say what harms most and what least, at the middle strength."""
     lost = {name: robustness["clean"] - values[2] for name, values in robustness["corruptions"].items()}
@@ -159,10 +169,12 @@ def tell_attribution(attribution: Mapping[str, Any] | None) -> str:
     """Say what the coloured pictures show and whether they passed the sanity check."""
     if attribution is None:
         return "Wrong answers, the surest first."
-    name = {"grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++"}[attribution["method"]]
+    layer = attribution["layer"]
+    ways = {"grad_cam": f"Grad-CAM at {layer}", "grad_cam++": f"Grad-CAM++ at {layer}"}
+    name = ways.get(attribution["method"], "occlusion: where a grey square costs most")
     alike = abs(attribution["sanity"][-1][1])
     verdict = "as they should" if alike < 0.5 else "less than they should: read them with care"
     return (
-        f"Wrong answers, the surest first. Bright is what speaks for the answer ({name} at {attribution['layer']}). "
+        f"Wrong answers, the surest first. Bright is what speaks for the answer ({name}). "
         f"With all weights shuffled these maps change {verdict} (rank correlation with the real ones {alike:.2f})."
     )
