@@ -84,6 +84,7 @@ def test_a_source_head_is_asked_where_there_is_one(workplace, quick_costs):
     assert result["dropped"]["vgg16"] == "its name matches no pattern"
 
 
+@pytest.mark.slow
 def test_costs_are_measured_in_a_process_of_its_own():
     costs = measure_costs(Question("tiny", 32, classes=3, unfreeze=1, batch=4))
     assert isinstance(costs, Costs), costs

@@ -90,7 +90,7 @@ class Browser:
 @contextmanager
 def browsing():
     there, back = os.pipe(), os.pipe()
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # Chromium reads from descriptor 3 and writes to 4.
         redirect = f'exec "$0" "$@" 3<&{there[0]} 4>&{back[1]}'
         command = ["bash", "-c", redirect, CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]

@@ -29,6 +29,7 @@ def test_a_lent_model_learns_what_a_fresh_one_learns(rows):
     assert pool.compiled == 1
 
 
+@pytest.mark.slow
 def test_another_shape_is_another_model(rows):
     pool = ModelPool()
     *train, held = rows
