@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes for the whole ring, none beside this one for a file or a test: each imports TensorFlow anew."""
-    return 0 if config.getoption("file_or_dir") else 2
+    return 0 if config.getoption("file_or_dir", None) else 2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -53,7 +53,7 @@ def place(tmp_path_factory):
         yield folder
 
 
-@pytest.mark.parametrize("method", ["coral", "dann"])
+@pytest.mark.parametrize("method", [pytest.param("coral", marks=pytest.mark.slow), "dann"])
 def test_what_is_measured_is_the_target_and_never_learned(method, place):
     result = api.train("moved.yaml", {"domains.method": method, "domains.correction": "likelihood"})
     with open(f"{result['path']}/splits.csv", newline="") as file:

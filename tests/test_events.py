@@ -71,6 +71,7 @@ def test_tensorboard_reads_it(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_shows_every_epoch_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "staged.yaml").write_text(RECIPE)

@@ -108,6 +108,7 @@ def test_prediction_lists_every_label_found(result, place, capsys):
     assert "exact match" in printed and "mean average precision" in printed and "pictures" in printed
 
 
+@pytest.mark.slow
 def test_the_export_answers_with_labels(train, place, tmp_path):
     result = train("finetuned")
     exported = api.export(result["path"], tmp_path / "models")

@@ -92,6 +92,7 @@ def test_costs_are_measured_in_a_process_of_its_own():
     assert costs.megabytes is None or costs.step_megabytes >= costs.megabytes > 50
 
 
+@pytest.mark.slow
 def test_costs_that_cannot_be_measured_are_explained():
     told = measure_costs(Question("tiny", 1, classes=3, unfreeze=1))
     assert "it failed: " in told and "at least 8" in told

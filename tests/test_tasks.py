@@ -175,6 +175,7 @@ def test_what_makes_no_sense_is_refused(place):
         api.train("cells.yaml", {"data.tasks": {"hue": {"column": "colour"}}})
 
 
+@pytest.mark.slow
 def test_a_task_without_any_held_out_label_is_told(place):
     rows = read_rows(place / "pictures" / "cells.csv")
     lines = []

@@ -155,6 +155,7 @@ def test_failure_in_work_is_kept(workplace, monkeypatch):
         tlkeras.evaluate("mine-01")
 
 
+@pytest.mark.slow
 def test_any_cut_can_feed_the_head(workplace):
     from tlkeras.backbones.blocks import find_blocks
     from tlkeras.backbones.building import build
@@ -237,6 +238,7 @@ def test_history_has_a_row_per_step(workplace):
     assert {"loss", "val_loss"} <= set(rows[0])
 
 
+@pytest.mark.slow
 def test_cut_by_name_and_by_number_share_the_cache(workplace):
     overrides = {"cache.root": str(workplace / "cache")}
     tlkeras.train("mine.yaml", overrides)

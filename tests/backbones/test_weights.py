@@ -326,6 +326,7 @@ def test_a_file_in_the_cache_is_used_without_network(tmp_path, monkeypatch):
     assert downloads.fetch(download) == tmp_path / "models" / "a.h5"
 
 
+@pytest.mark.slow
 def test_fingerprint_is_the_same_in_another_process():
     code = (
         "import keras; keras.layers.Activation('relu'); keras.utils.set_random_seed(0)\n"

@@ -234,6 +234,7 @@ def test_an_export_is_refused_and_check_says_so_before(crafted, monkeypatch):
     assert any("(sift, hog, colour) cannot become a SavedModel" in note for note in found["notes"])
 
 
+@pytest.mark.slow
 def test_they_stand_beside_a_backbone(workplace):
     result = tlkeras.train("mine.yaml", {"features": {"handcrafted": ["lbp", SIFT]}, "mapping": {"kind": "ridge"}})
     model = load_model(open_run(result["path"], workplace / "runs"))

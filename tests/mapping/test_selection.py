@@ -84,7 +84,8 @@ def test_selection_sees_no_held_out_row():
     assert sure.mean() < 0.95  # and the strength was chosen without them as well
 
 
-@pytest.mark.parametrize("method", ["f_classif", pytest.param("head2toe", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["f_classif", "head2toe"])
 def test_a_run_selects_and_exports(workplace, method):
     selection = {"method": method, "keep": 0.5}
     result = tlkeras.train("mine.yaml", {"features": {"taps": [0, -1], "selection": selection}, "mapping.C": 1.0})
