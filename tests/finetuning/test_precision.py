@@ -137,7 +137,7 @@ def test_layers_inside_of_layers_compute_in_it_too():
     assert model(np.ones((1, 4), np.float32)).dtype == "float32"
 
 
-@pytest.fixture(scope="module", params=MIXED)
+@pytest.fixture(scope="module", params=["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def trained(request):
     """A precision, a network trained in it, and the loop that did it."""
     network = make_network()

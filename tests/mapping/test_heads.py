@@ -41,11 +41,12 @@ def kind(request):
 
 @pytest.fixture(
     params=[
-        kind if head.eats == "vector" else pytest.param(kind, marks=pytest.mark.slow) for kind, head in HEADS.items()
+        pytest.param(kind, marks=pytest.mark.slow) if issubclass(head, TrainedHead) else kind
+        for kind, head in HEADS.items()
     ]
 )
 def fitted_anew(request):
-    """A kind; those on maps, which take seconds to compile, in the long ring only."""
+    """A kind; those that Keras trains, which take seconds to compile, in the long ring only."""
     return request.param
 
 
@@ -67,8 +68,8 @@ def test_the_registry_knows_every_kind_by_its_word():
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_fits_predicts_and_exports_the_same(kind, classes, request):
-    if classes == 2 and HEADS[kind].eats == "map" and not request.config.getoption("--run-slow"):
-        pytest.skip("long ring: two classes on maps need --run-slow")
+    if classes == 2 and issubclass(HEADS[kind], TrainedHead) and not request.config.getoption("--run-slow"):
+        pytest.skip("long ring: two classes of heads that Keras trains need --run-slow")
     X, y = make_data(classes)
     X, fitted = shape_for(kind, X), fit_shared(kind, classes)
     probabilities = fitted.predict_proba(X)
@@ -193,7 +194,12 @@ def test_deep_head_stops_early_and_says_when():
 
 
 @pytest.mark.parametrize(
-    ("norm", "layer"), [("none", None), ("batch", "BatchNormalization"), ("layer", "LayerNormalization")]
+    ("norm", "layer"),
+    [
+        ("none", None),
+        pytest.param("batch", "BatchNormalization", marks=pytest.mark.slow),
+        ("layer", "LayerNormalization"),
+    ],
 )
 def test_deep_head_has_the_layers_asked_for(norm, layer):
     X, y = make_data()
