@@ -35,7 +35,8 @@ from tlkeras.data.sources import choose_examples, read_table
 from tlkeras.data.suspects import find_outliers
 from tlkeras.data.tables import Examples
 from tlkeras.data.tasks import Task
-from tlkeras.features.extraction import Pictures, extract, pool
+from tlkeras.features.extraction import Pictures, extract
+from tlkeras.features.pooling import pool
 
 SHARE = 0.05
 T, R = Image.Transpose, Image.Resampling

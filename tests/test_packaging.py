@@ -1,11 +1,15 @@
 """What is installed: recipes inside the wheel, versions that agree."""
 
+import ast
+import importlib.util
 import re
 import subprocess
 import sys
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path
+
+import pytest
 
 import tlkeras
 from tlkeras.recipe import list_recipes
@@ -64,3 +68,16 @@ def test_every_verb_is_a_function_of_the_package():
 
     verbs = {name for name in api.__all__ if callable(getattr(api, name))}
     assert verbs == set(tlkeras.__all__) - {"__version__"}
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_import_what_there_is(script):
+    """What a benchmark takes from the package is there: no other test would notice that it moved."""
+    taken = [
+        (node.module, name.name)
+        for node in ast.walk(ast.parse(script.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tlkeras"
+        for name in node.names
+    ]
+    for module, name in taken:
+        assert hasattr(importlib.import_module(module), name) or importlib.util.find_spec(f"{module}.{name}"), name

@@ -24,7 +24,7 @@ _DECODED = 4 * SIDE  # pixels; a large JPEG is shrunk while it is decoded, to no
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # grey from red, green and blue, ITU-R BT.601
 _BATCH = 64
 _FLAT = 2.0  # grey levels of standard deviation
-_COMMON = 32  # directions in which the pictures of a set differ most
+_COMMON = 64  # directions in which the pictures of a set differ most
 _OWN = 0.9  # what is left of two copies without these correlates more, of two pictures of one kind of thing seldom
 _SAMPLE = 1000  # pictures that say how alike unlike ones are
 _FEWEST = 100  # pictures; fewer say too little of that
@@ -155,12 +155,13 @@ def _cut(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.n
 def _find_common(thumbnails: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Return what takes from normalised rows [n, pixels] the mean and the directions in which most pictures differ.
 
-    These are principal components of a sample, at most one per twenty pictures in it, so that a picture cannot make one
-    of its own.
+    These are principal components of a sample, upright and turned by a quarter, because two turned cells are not one
+    either; at most one per twenty of these, so that a picture cannot make one of its own.
     """
     if len(thumbnails) < _FEWEST:
         return lambda rows: rows
-    sample = _normalise(_sample(thumbnails))
+    upright = _sample(thumbnails)
+    sample = _normalise(np.concatenate([upright, np.swapaxes(upright, 1, 2)]))
     mean = sample.mean(axis=0)
     _, _, directions = np.linalg.svd(sample - mean, full_matrices=False)
     common = directions[: min(_COMMON, len(sample) // 20)]

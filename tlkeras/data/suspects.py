@@ -112,9 +112,9 @@ def _choose_by_label(labels: np.ndarray, own: np.ndarray, noise: np.ndarray) -> 
 def find_outliers(features: np.ndarray, neighbours: int = 10) -> list[Outlier]:
     """Return rows far from their neighbours, farthest first.
 
-    The mean distance to the nearest rows (Angiulli and Pizzuti 2002), between directions from the mean, so that the
-    contrast of a picture matters less than its content. The bound is 4 standard deviations above the median of its
-    logarithm, taken from the median absolute deviation. Neighbours are sought among at most 5,000 evenly spaced rows,
+    The mean distance to the nearest rows (Angiulli and Pizzuti 2002), in features as they are: of their directions
+    alone, strangers that are like each other are not far from the rest. The bound is 4 standard deviations above the
+    median of its logarithm, taken from the median absolute deviation. Neighbours are sought among at most 5,000 evenly spaced rows,
     because the distances of all to all would take minutes where these take seconds; all are measured alike.
 
     Args:
@@ -124,19 +124,13 @@ def find_outliers(features: np.ndarray, neighbours: int = 10) -> list[Outlier]:
     count = min(neighbours, min(len(features), _REFERENCES) - 1)
     if count < 1:
         return []
-    distances = _measure_distances(_centre(features), count)
+    distances = _measure_distances(np.asarray(features, np.float32), count)
     logarithms = np.log(np.maximum(distances, 1e-6))
     middle = np.median(logarithms)
     spread = 1.4826 * np.median(np.abs(logarithms - middle))
     bound = np.exp(middle + _DEVIATIONS * max(spread, 0.01))
     order = np.argsort(-distances, kind="stable")
     return [Outlier(int(row), float(distances[row] / bound)) for row in order if distances[row] > bound]
-
-
-def _centre(features: np.ndarray) -> np.ndarray:
-    """Return unit vectors from the mean, float32 [n, d]."""
-    centred = np.asarray(features, np.float32) - np.mean(features, axis=0, dtype=np.float64).astype(np.float32)
-    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
 
 
 def _measure_distances(vectors: np.ndarray, count: int) -> np.ndarray:
