@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from tlkeras import progress
+from tlkeras.backbones import hub_layers
 from tlkeras.backbones.archives import check_archive
 from tlkeras.data.checks import look_at
 from tlkeras.data.headers import Rejection, printable
@@ -39,7 +40,7 @@ def load_model(run: Run) -> keras.Model:
         )
     try:
         check_archive(path)
-        known = pooling.LAYERS | handcrafted.LAYERS | layers.LAYERS
+        known = pooling.LAYERS | handcrafted.LAYERS | layers.LAYERS | hub_layers.LAYERS
         return keras.models.load_model(path, compile=False, custom_objects=known)
     except BackboneError as error:
         raise RunError(f"A run's model must be harmless: {error.rule}", error.received, error.way_out) from error

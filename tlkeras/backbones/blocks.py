@@ -12,9 +12,11 @@ import keras
 from keras import layers
 
 from tlkeras.backbones.graph import Call, count_call, has_weights, is_named_by_keras, trace_calls
+from tlkeras.backbones.hub_layers import HubLayer
 from tlkeras.errors import BackboneError, suggest
 
 _HALF_BYTES = 2
+_MIXING = (layers.Conv2D, layers.SeparableConv2D, layers.Dense, layers.EinsumDense, keras.Model, HubLayer)
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def _ends_unit(call: Call) -> bool:
 def _gathers(call: Call) -> bool:
     """Whether a call looks around in space or joins branches."""
     window = getattr(call.operation, "kernel_size", (1,))
-    return max(window) > 1 or len({id(tensor) for tensor in call.inputs}) > 1
+    return isinstance(call.operation, HubLayer) or max(window) > 1 or len({id(tensor) for tensor in call.inputs}) > 1
 
 
 def _mixes(call: Call) -> bool:
@@ -248,7 +250,7 @@ def _mixes(call: Call) -> bool:
     layer = call.operation
     if isinstance(layer, layers.DepthwiseConv2D) or getattr(layer, "groups", 1) > 1:
         return False
-    return isinstance(layer, (layers.Conv2D, layers.SeparableConv2D, layers.Dense, layers.EinsumDense, keras.Model))
+    return isinstance(layer, _MIXING)
 
 
 def _make_block(index: int, name: str, members: Sequence[Call], cut: Cut) -> Block:

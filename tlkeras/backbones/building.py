@@ -6,6 +6,7 @@ import os
 
 import keras
 
+from tlkeras.backbones import hub
 from tlkeras.backbones.architectures import construct
 from tlkeras.backbones.catalog import Entry, find_backbone
 from tlkeras.backbones.weights import find_weights, load_file
@@ -18,9 +19,10 @@ def build(
     """Build a backbone as one flat functional graph that eats uint8 pictures, its normalisation inside.
 
     Args:
-        name: Of the catalog.
+        name: Of the catalog, or `hub:PRESET` or `hub:FOLDER` of KerasHub.
         size: Height and width of the pictures in pixels. Defaults to the backbone's own.
-        weights: "imagenet", "packaged", "none" (random) or a file: `.weights.h5`, `.h5`, `.keras`, `.pth`.
+        weights: "imagenet", "packaged", "preset" (of KerasHub), "none" (random) or a file: `.weights.h5`, `.h5`,
+            `.keras`, `.pth`.
         top: Keep the ImageNet classifier.
 
     Returns:
@@ -33,7 +35,10 @@ def build(
     entry = find_backbone(name)
     size = _check_size(entry, size, top)
     file = find_weights(entry, weights, top)
-    model = construct(entry, size, top)
+    if entry.family == "hub":
+        model = hub.construct(entry, size, pretrained=weights == "preset")
+    else:
+        model = construct(entry, size, top)
     if file is not None:
         load_file(model, file)
     return model
@@ -66,6 +71,10 @@ def build_source_head(backbone: keras.Model, weights: str | os.PathLike[str] = "
 
 
 def _check_size(entry: Entry, size: int | None, top: bool) -> int:
+    if top and entry.family == "hub":
+        raise BackboneError(
+            "The ImageNet classifier is kept of backbones of the catalog.", entry.name, "Leave out what needs it."
+        )
     if size is None:
         return entry.default_size
     if size < entry.minimum_size:

@@ -187,13 +187,17 @@ def list_backbones(
 
 
 def find_backbone(name: str) -> Entry:
-    """Return the entry of a name such as "resnet50_v2", or of Keras' own "ResNet50V2".
+    """Return the entry of a name such as "resnet50_v2", of Keras' own "ResNet50V2", or of "hub:PRESET" of KerasHub.
 
     Raises:
         BackboneError: There is no such backbone; names the nearest.
     """
     if name in _ENTRIES:
         return _ENTRIES[name]
+    if name.startswith("hub:"):
+        from tlkeras.backbones import hub  # imports Keras, and KerasHub for these names
+
+        return hub.describe(name)
     for entry in _ENTRIES.values():
         if entry.constructor and entry.constructor == name:
             return entry

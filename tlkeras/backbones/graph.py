@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from tlkeras.backbones.hub_layers import HubLayer
 from tlkeras.errors import BackboneError
 
 
@@ -87,12 +88,13 @@ def count_call(call: Call) -> int:
     layer = call.operation
     if isinstance(layer, keras.Model):
         return count_multiply_adds(layer)
-    if not isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Dense)):
+    if not isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Dense, HubLayer)):
         return 0
-    channels = call.inputs[0].shape[-1]
     outputs = math.prod(call.outputs[0].shape[1:])
-    if isinstance(layer, layers.Dense):
-        return outputs * channels
+    if isinstance(layer, (layers.Dense, HubLayer)):  # in attention, products of two activations are not counted
+        positions = outputs // call.outputs[0].shape[-1]
+        return positions * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
+    channels = call.inputs[0].shape[-1]
     window = math.prod(layer.kernel_size)
     if isinstance(layer, layers.DepthwiseConv2D):
         return outputs * window

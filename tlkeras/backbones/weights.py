@@ -20,13 +20,13 @@ from tlkeras.backbones.downloads import can_have, fetch, find_download
 from tlkeras.backbones.graph import to_snake_case, trace_calls
 from tlkeras.errors import BackboneError, suggest
 
-_SOURCES = ("imagenet", "packaged", "none")
+_SOURCES = ("imagenet", "packaged", "preset", "none")
 _MAX_PROBLEMS = 10
 _Pairs = list[tuple[keras.Layer, list[np.ndarray] | None]]
 
 
 def find_weights(entry: Entry, source: str | os.PathLike[str], top: bool = False) -> Path | None:
-    """Return the file that a source of weights means, after downloading it where needed; None for "none".
+    """Return the file that a source of weights means, after downloading it where needed; None for "none" and "preset".
 
     Raises:
         BackboneError: The backbone has no weights from there, or they cannot be had now.
@@ -38,13 +38,15 @@ def find_weights(entry: Entry, source: str | os.PathLike[str], top: bool = False
                 repr(source),
                 f"Use {entry.weights[0]!r}.",
             )
-        if source == "none":
+        if source in ("none", "preset"):
             return None
         return fetch(find_download(entry.name, top)) if source == "imagenet" else _find_packaged(entry)
     path = Path(os.path.expanduser(source))
     if not path.exists():
         near = suggest(str(source), _SOURCES) if path.parent == Path() else "Give the path of a file."
-        raise BackboneError("Weights must be 'imagenet', 'packaged', 'none' or a file.", repr(str(source)), near)
+        raise BackboneError(
+            "Weights must be 'imagenet', 'packaged', 'preset', 'none' or a file.", repr(str(source)), near
+        )
     detect_format(path)
     return path
 

@@ -11,7 +11,7 @@ from tlkeras.commands.options import print_result, takes_json
 
 @click.group(invoke_without_command=True)
 @click.option("--like", default="*", metavar="PATTERN", help="Names that match, such as 'efficientnet*'.")
-@click.option("--weights", metavar="SOURCE", help="With weights from imagenet, packaged or none.")
+@click.option("--weights", metavar="SOURCE", help="With weights from imagenet, packaged, preset (of KerasHub) or none.")
 @click.option("--max-parameters", type=click.FloatRange(0, 1e6), metavar="MILLIONS", help="At most so many parameters.")
 @click.option(
     "--max-multiply-adds", type=click.FloatRange(0, 1e6), metavar="MILLIONS", help="At most so many per picture."

@@ -114,8 +114,9 @@ def find_outliers(features: np.ndarray, neighbours: int = 10) -> list[Outlier]:
 
     The mean distance to the nearest rows (Angiulli and Pizzuti 2002), in features as they are: of their directions
     alone, strangers that are like each other are not far from the rest. The bound is 4 standard deviations above the
-    median of its logarithm, taken from the median absolute deviation. Neighbours are sought among at most 5,000 evenly spaced rows,
-    because the distances of all to all would take minutes where these take seconds; all are measured alike.
+    median of its logarithm, taken from the median absolute deviation. Neighbours are sought among at most 5,000 evenly
+    spaced rows, because the distances of all to all would take minutes where these take seconds; all are measured
+    alike.
 
     Args:
         features: Float [n, d], finite.

@@ -120,18 +120,22 @@ LAYERS = {layer.__name__: layer for layer in (GeneralizedMean, CompactBilinear)}
 
 
 def pool_tensor(tensor: Any, pooling: str) -> Any:
-    """Return a symbolic map [n, height, width, channels] pooled to a vector; anything else as it is.
+    """Return a symbolic map [n, height, width, channels], or tokens [n, tokens, channels], pooled to a vector.
+
+    Anything else is returned as it is.
 
     Raises:
         TlkerasError: The pooling is none of `POOLINGS`.
     """
     if pooling not in POOLINGS:
         raise TlkerasError("The pooling must be a known one.", repr(pooling), suggest(pooling, POOLINGS))
+    if len(tensor.shape) == 3 and pooling != "none":
+        tensor = layers.Reshape((tensor.shape[1], 1, tensor.shape[2]))(tensor)
     return tensor if len(tensor.shape) != 4 or pooling == "none" else POOLINGS[pooling]()(tensor)
 
 
 def pool(prefix: keras.Model, pooling: str) -> keras.Model:
-    """Return the prefix with each output that is a map [n, height, width, channels] pooled to a vector.
+    """Return the prefix with each output that is a map or tokens, see `pool_tensor`, pooled to a vector.
 
     Raises:
         TlkerasError: The pooling is none of `POOLINGS`.

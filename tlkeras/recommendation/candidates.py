@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tlkeras.backbones.catalog import Entry, list_backbones
+from tlkeras.backbones.catalog import Entry, find_backbone, list_backbones
 from tlkeras.backbones.weights import find_obstacle
 from tlkeras.errors import BackboneError, suggest
 
@@ -43,7 +43,7 @@ class Limits:
 
     Attributes:
         target: A key of `TARGETS`.
-        patterns: Shell patterns, one of which the name matches.
+        patterns: Shell patterns, one of which the name matches; `hub:PRESET` of KerasHub, too.
         licences: SPDX identifiers of the weights that are accepted; none given accepts all.
         parameters, multiply_adds, megabytes: At most so many; they replace the target's.
         milliseconds: At most, per picture one at a time, measured on this machine.
@@ -104,7 +104,8 @@ def choose_candidates(limits: Limits, own: Candidate | None = None) -> tuple[lis
     """
     _check_words(limits)
     dropped, met = {}, []
-    for entry in list_backbones():
+    presets = [find_backbone(pattern) for pattern in limits.patterns if pattern.startswith("hub:")]
+    for entry in [*presets, *list_backbones()]:
         if own is not None and entry.name == own.entry.name:
             continue
         reason = next(_list_reasons(entry, limits), None)
@@ -137,7 +138,7 @@ def _check_words(limits: Limits) -> None:
         if licence not in known:
             raise BackboneError("A licence must be one that the catalog has.", repr(licence), suggest(licence, known))
     for pattern in limits.patterns:
-        if not fnmatch.filter((entry.name for entry in entries), pattern):
+        if not pattern.startswith("hub:") and not fnmatch.filter((entry.name for entry in entries), pattern):
             names = [entry.name for entry in entries]
             raise BackboneError("A candidate must be in the catalog.", repr(pattern), suggest(pattern, names))
 
@@ -145,9 +146,9 @@ def _check_words(limits: Limits) -> None:
 def _list_reasons(entry: Entry, limits: Limits) -> Iterator[str]:
     """Yield why a backbone does not meet the limits."""
     target = TARGETS[limits.target]
-    if not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in limits.patterns):
+    if not any(pattern == entry.name or fnmatch.fnmatchcase(entry.name, pattern) for pattern in limits.patterns):
         yield "its name matches no pattern"
-    if entry.top1 is None:
+    if set(entry.weights) == {"none"}:
         yield "it has no pretrained weights"
     if limits.licences and entry.licence not in limits.licences:
         yield f"licence {entry.licence}"

@@ -22,10 +22,12 @@ class Backbone(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _need_no_weights(cls, values: Any) -> Any:
-        """Without a network there are no weights."""
-        absent = isinstance(values, dict) and values.get("name") == NO_BACKBONE
-        return {"weights": "none", **values} if absent else values
+    def _choose_weights(cls, values: Any) -> Any:
+        """Without a network there are no weights; a preset of KerasHub comes with its own."""
+        name = values.get("name") if isinstance(values, dict) else None
+        if name == NO_BACKBONE:
+            return {"weights": "none", **values}
+        return {"weights": "preset", **values} if isinstance(name, str) and name.startswith("hub:") else values
 
     @model_validator(mode="after")
     def _be_whole(self) -> Backbone:

@@ -1,0 +1,200 @@
+"""Presets of KerasHub: small ones that these tests save themselves."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import tlkeras
+from tlkeras.backbones import hub_layers
+from tlkeras.backbones.blocks import find_blocks, find_cuts, split
+from tlkeras.backbones.building import build
+from tlkeras.backbones.catalog import find_backbone
+from tlkeras.backbones.weights import fingerprint
+from tlkeras.errors import BackboneError
+from tlkeras.features.pooling import pool
+from tlkeras.prediction import load_model
+from tlkeras.recommendation.candidates import Limits, choose_candidates
+from tlkeras.runs import Run
+
+SMALL = {"image_shape": (32, 32, 3)}
+TRANSFORMER = {**SMALL, "patch_size": 8, "num_layers": 3, "num_heads": 2, "hidden_dim": 16}
+RESIDUAL = {
+    "image_shape": (None, None, 3),
+    "input_conv_filters": [64],
+    "input_conv_kernel_sizes": [7],
+    "stackwise_num_filters": [64, 64],
+    "stackwise_num_blocks": [2, 1],
+    "stackwise_num_strides": [1, 2],
+    "block_type": "basic_block",
+}
+SHIFTED = {**SMALL, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "patch_size": 2}
+MIXED = {
+    **SMALL,
+    "layerwise_depths": [1, 1],
+    "num_layers": 2,
+    "layerwise_num_heads": [1, 2],
+    "layerwise_sr_ratios": [2, 1],
+    "max_drop_path_rate": 0.1,
+    "layerwise_patch_sizes": [7, 3],
+    "layerwise_strides": [4, 2],
+    "hidden_dims": [8, 16],
+}
+# class, arguments, blocks, shape of the last map
+FAMILIES = {
+    "vit": ("ViTBackbone", {**TRANSFORMER, "mlp_dim": 32}, 4, (4, 4, 16)),
+    "resnet": ("ResNetBackbone", RESIDUAL, 4, (4, 4, 64)),
+    "deit": ("DeiTBackbone", {**TRANSFORMER, "intermediate_dim": 32}, 4, (4, 4, 16)),
+    "dino": ("DINOV2Backbone", {**TRANSFORMER, "intermediate_dim": 32, "num_register_tokens": 2}, 4, (4, 4, 16)),
+    "swin": ("SwinTransformerBackbone", SHIFTED, 3, (8, 8, 16)),
+    "mit": ("MiTBackbone", MIXED, 4, (4, 4, 16)),
+}
+QUICK = ("vit",)
+PICTURES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def save(tmp_path_factory):
+    """A function that saves a small preset of a family, and returns its name and KerasHub's own backbone."""
+    import keras_hub
+
+    saved = {}
+
+    def save_one(family):
+        if family not in saved:
+            kind, arguments, *_ = FAMILIES[family]
+            keras.utils.set_random_seed(0)
+            backbone = getattr(keras_hub.models, kind)(**arguments)
+            folder = str(tmp_path_factory.mktemp(family))
+            backbone.save_to_preset(folder)
+            converter = keras_hub.layers.ImageConverter(image_size=(32, 32), scale=1 / 127.5, offset=-1.0)
+            converter.save_to_preset(folder)
+            saved[family] = f"hub:{folder}", backbone
+        return saved[family]
+
+    return save_one
+
+
+def ask_hub(backbone, pictures):
+    pixels = pictures.astype("float32") / 127.5 - 1
+    inputs = dict.fromkeys(backbone.input, pixels) if isinstance(backbone.input, dict) else pixels
+    return np.array(backbone(inputs, training=False))
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
+def test_the_graph_is_flat_and_answers_as_kerashub_does(family, save, tmp_path):
+    name, backbone = save(family)
+    _, _, blocks, shape = FAMILIES[family]
+    model = build(name, weights="preset")
+    assert model.input_shape == (None, 32, 32, 3) and model.input.dtype == "uint8"
+    assert model.output_shape[1:] == shape
+    maps, wanted = model.predict(PICTURES, verbose=0), ask_hub(backbone, PICTURES)
+    tokens = wanted.reshape(len(wanted), -1, shape[-1])[:, -shape[0] * shape[1] :]
+    np.testing.assert_allclose(maps.reshape(tokens.shape), tokens, atol=1e-4)
+    found = find_blocks(model)
+    assert len(found) == blocks
+    assert sum(block.parameters for block in found) == model.count_params() == find_backbone(name).parameters
+    model.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras", custom_objects=hub_layers.LAYERS)
+    np.testing.assert_allclose(again.predict(PICTURES, verbose=0), maps, atol=1e-6)
+    assert fingerprint(again) == fingerprint(model)
+
+
+def test_every_cut_divides_it(save):
+    model = build(save("vit")[0], weights="preset")
+    wanted = model.predict(PICTURES, verbose=0)
+    for cut in find_cuts(model):
+        prefix, suffix = split(model, cut)
+        np.testing.assert_allclose(suffix(prefix(PICTURES)), wanted, atol=1e-5)
+    tokens = pool(split(model, 3)[0], "average")
+    assert tokens.output_shape == (None, 16)
+    np.testing.assert_allclose(tokens(PICTURES), np.mean(split(model, 3)[0](PICTURES), axis=1), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_models_share_no_weights(save, tmp_path):
+    model = build(save("vit")[0], weights="preset")
+    model.save(tmp_path / "m.keras")
+    first, second = (keras.models.load_model(tmp_path / "m.keras", custom_objects=hub_layers.LAYERS) for _ in range(2))
+    first.set_weights([0 * weight for weight in first.get_weights()])
+    np.testing.assert_allclose(second.predict(PICTURES, verbose=0), model.predict(PICTURES, verbose=0), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_sizes(save):
+    free, fixed = save("resnet")[0], save("vit")[0]
+    assert build(free, size=64, weights="preset").output_shape == (None, 8, 8, 64)
+    assert find_backbone(fixed).default_size == 32
+    with pytest.raises(BackboneError, match="must be able to load"):
+        build(fixed, size=64, weights="preset")
+    with pytest.raises(BackboneError, match="at least 32 x 32"):
+        build(fixed, size=16, weights="preset")
+
+
+@pytest.mark.slow
+def test_random_weights_are_of_a_process_and_the_presets_are_not(save):
+    name, _ = save("vit")
+    assert fingerprint(build(name, weights="preset")) == fingerprint(build(name, weights="preset"))
+    assert fingerprint(build(name, weights="none")) != fingerprint(build(name, weights="preset"))
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("hub:vit_base_patch16_224_imagent", "Did you mean 'vit_base_patch16_224_imagenet'"),
+        ("hub:no/such/folder", "A preset must be one that KerasHub lists, or a folder"),
+    ],
+)
+def test_unknown_presets_are_named(name, told):
+    with pytest.raises(BackboneError, match=told):
+        build(name, weights="preset")
+
+
+def test_what_cannot_be_used_is_refused(save, tmp_path, monkeypatch):
+    import keras_hub
+
+    name, backbone = save("vit")
+    with pytest.raises(BackboneError, match="has weights from: preset, none"):
+        build(name, weights="imagenet")
+    with pytest.raises(BackboneError, match="classifier is kept of backbones of the catalog"):
+        build(name, weights="preset", top=True)
+    backbone.save_to_preset(tmp_path / "bare")
+    with pytest.raises(BackboneError, match="must say how pixels are normalised"):
+        build(f"hub:{tmp_path / 'bare'}", weights="preset")
+    words = keras_hub.models.BertBackbone(50, 1, 1, 8, 8, max_sequence_length=8)
+    words.save_to_preset(tmp_path / "words")
+    with pytest.raises(BackboneError, match="square pictures of three channels"):
+        build(f"hub:{tmp_path / 'words'}", weights="preset")
+    with pytest.raises(BackboneError, match="must be one of KerasHub's"):
+        hub_layers.HubLayer("os", {}, ["system"])
+
+    def fail(name):
+        raise ImportError(f"No module named '{name}'")
+
+    monkeypatch.setattr(hub_layers.importlib, "import_module", fail)
+    with pytest.raises(BackboneError, match=r'pip install "tlkeras\[hub\]"'):
+        build("hub:another", weights="preset")
+
+
+@pytest.mark.slow
+def test_presets_are_candidates(save):
+    name, _ = save("vit")
+    chosen, _ = choose_candidates(Limits(patterns=(name,)))
+    assert [(candidate.entry.name, candidate.weights, candidate.size) for candidate in chosen] == [(name, "preset", 32)]
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_in_stages_from_cached_tokens(save, workplace):
+    name, backbone = save("vit")
+    stages = [{"name": "head", "unfreeze": 0, "epochs": 1}, {"name": "top", "unfreeze": "1 block", "epochs": 1}]
+    result = tlkeras.train("mine.yaml", {"backbone": {"name": name}, "finetuning": {"stages": stages, "keep": "last"}})
+    model = load_model(Run(Path(result["path"])))
+    trained = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
+    encoder = backbone.get_layer("vit_encoder")
+    for number, block in enumerate(encoder.encoder_layers, start=1):
+        pairs = zip(trained[f"vit_encoder_{block.name}"], block.get_weights(), strict=True)
+        assert all(np.array_equal(mine, its) for mine, its in pairs) == (number < 3), block.name
+    assert tlkeras.predict(result["path"], ["photos/day/0-000.png"])

@@ -1,0 +1,249 @@
+"""Backbones of KerasHub: any preset for pictures as one flat graph that eats uint8 pictures, its normalisation inside.
+
+KerasHub fetches the presets; it is an extra, and imported when the first name `hub:PRESET` is looked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from tlkeras.backbones.catalog import Entry
+from tlkeras.backbones.graph import count_multiply_adds, repeat_graph
+from tlkeras.backbones.hub_layers import HubLayer, import_hub, is_of_hub
+from tlkeras.errors import BackboneError, suggest
+
+PREFIX = "hub:"
+USUAL_SIZE = 224  # pixels, of presets that take any
+_TOLERANCE = 1e-3  # of a rebuilt graph's answers, relative to the largest
+
+
+@functools.lru_cache(maxsize=64)
+def describe(name: str) -> Entry:
+    """Return the facts about a preset, `hub:PRESET` or `hub:FOLDER`; its weights are not fetched.
+
+    Raises:
+        BackboneError: KerasHub is not installed, or does not know or cannot fetch the preset, or it is not of pictures.
+    """
+    backbone = _load(name, None, pretrained=False)
+    fixed = _read_shape(name, backbone)
+    size = fixed or _suggest_size(_load_converter(name)) or USUAL_SIZE
+    if fixed is None:
+        backbone = _load(name, size, pretrained=False)
+    model = _connect(name, backbone, size, (1.0, 0.0))
+    return Entry(
+        name=name,
+        family="hub",
+        constructor=type(backbone).__name__,
+        parameters=int(model.count_params()),
+        multiply_adds=count_multiply_adds(model),
+        default_size=size,
+        minimum_size=size if fixed else 32,
+        feature_width=model.output_shape[-1],
+        pixels="of the preset",
+        licence="of the preset",
+        weights=("preset", "none"),
+    )
+
+
+def construct(entry: Entry, size: int, pretrained: bool) -> keras.Model:
+    """Build a preset as one flat functional graph.
+
+    Input: `pictures`, uint8 [n, size, size, 3]. Output: the last feature map, float32 [n, h, w, width]; of a
+    transformer the positions of its patches, without class and register tokens.
+
+    Raises:
+        BackboneError: The weights cannot be fetched, do not fit pictures of this size, or come without what says how
+            pixels are normalised.
+    """
+    backbone = _load(entry.name, size, pretrained)
+    return _connect(entry.name, backbone, size, _read_scaling(_load_converter(entry.name)) if pretrained else None)
+
+
+def list_presets() -> list[str]:
+    """Return the names of the presets that KerasHub lists for its image classifiers.
+
+    Raises:
+        BackboneError: KerasHub is not installed.
+    """
+    hub = import_hub()
+    kinds: list[Any] = [kind for kind in vars(hub.models).values() if isinstance(kind, type)]
+    backbones = [kind.backbone_cls for kind in kinds if issubclass(kind, hub.models.ImageClassifier)]
+    return sorted({name for kind in backbones if kind for name in kind.presets})
+
+
+def _load(name: str, size: int | None, pretrained: bool) -> Any:
+    """Return KerasHub's own backbone."""
+    hub = import_hub()
+    preset = _find_preset(name)
+    shape = {} if size is None else {"image_shape": (size, size, 3)}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return hub.models.Backbone.from_preset(preset, load_weights=pretrained, **shape)
+    except Exception as error:  # KerasHub, Kaggle and their transports raise of all kinds
+        raise _explain(preset, error) from None
+
+
+def _find_preset(name: str) -> str:
+    preset = name.removeprefix(PREFIX)
+    return str(Path(preset).expanduser()) if Path(preset).expanduser().is_dir() else preset
+
+
+def _explain(preset: str, error: Exception) -> BackboneError:
+    known = list_presets()
+    if not Path(preset).is_dir() and preset not in known and "preset" in str(error):
+        return BackboneError(
+            "A preset must be one that KerasHub lists, or a folder that save_to_preset wrote.",
+            repr(preset),
+            suggest(preset, known),
+        )
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    way_out = (
+        "Give the size that the preset was made for, or a folder that save_to_preset wrote."
+        if Path(preset).is_dir()
+        else "Fetch it where there is a connection, save it with save_to_preset, and give hub:FOLDER."
+    )
+    return BackboneError(f"KerasHub must be able to load {preset}.", reason, way_out)
+
+
+def _read_shape(name: str, backbone: Any) -> int | None:
+    """Return the size of pictures that a backbone is bound to, None if it takes any."""
+    inputs = backbone.inputs
+    shape: tuple = inputs[0].shape if len(inputs) == 1 else ()
+    if len(shape) != 4 or shape[-1] != 3 or len(backbone.outputs) != 1 or shape[1] != shape[2]:
+        raise BackboneError(
+            "A preset must take square pictures of three channels, and give one feature map.",
+            f"{name}, a {type(backbone).__name__} with inputs {[tuple(tensor.shape) for tensor in inputs]}",
+            "Presets of image classifiers do.",
+        )
+    return shape[1]
+
+
+def _load_converter(name: str) -> Any | None:
+    """Return KerasHub's layer that prepares pictures for a preset, None if the preset has none."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return import_hub().layers.ImageConverter.from_preset(_find_preset(name))
+    except (ValueError, FileNotFoundError):
+        return None
+
+
+def _suggest_size(converter: Any | None) -> int | None:
+    size = converter.image_size if converter is not None else None
+    return size[0] if size and size[0] else None
+
+
+def _read_scaling(converter: Any | None) -> tuple[Any, Any]:
+    if converter is None:
+        raise BackboneError(
+            "A pretrained preset must say how pixels are normalised.",
+            "it holds no image converter",
+            "Save it with save_to_preset of the ImageClassifier or its preprocessor, or use its weights as 'none'.",
+        )
+    scale, offset = converter.scale, converter.offset
+    return 1.0 if scale is None else scale, 0.0 if offset is None else offset
+
+
+def _connect(name: str, backbone: Any, size: int, scaling: tuple[Any, Any] | None) -> keras.Model:
+    """Repeat a backbone's graph layer by layer on normalised pictures."""
+    scale, offset = scaling or (1 / 127.5, -1.0)
+    pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
+    pixels = layers.Rescaling(scale, offset, name="normalization")(pictures)
+    original = backbone.input
+    inputs = dict.fromkeys(original, pixels) if isinstance(original, dict) else pixels
+    try:
+        outputs = _repeat(backbone, inputs, opened=True)
+        agreed = _agree(keras.Model(pixels, outputs), backbone, size)
+    except (TypeError, ValueError):  # blocks that want more than one tensor
+        agreed = False
+    if not agreed:
+        outputs = _repeat(backbone, inputs, opened=False)
+    title = re.sub(r"\W+", "_", name)
+    return keras.Model(pictures, _drop_tokens(outputs, backbone, size), name=title)
+
+
+def _repeat(backbone: Any, inputs: Any, opened: bool) -> Any:
+    outputs = repeat_graph(backbone, inputs, _Repeater(backbone, opened))
+    return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+
+
+class _Repeater:
+    """Applies each operation of a backbone anew, and the blocks of a stack one by one."""
+
+    def __init__(self, backbone: Any, opened: bool):
+        self.kind, self.config, self.opened = type(backbone).__name__, _plain(backbone.get_config()), opened
+        self.uses: Counter[str] = Counter()
+
+    def __call__(self, operation: Any, *arguments: Any, **options: Any) -> Any:
+        if not is_of_hub(operation):
+            return self._copy(operation, operation.name)(*arguments, **options)
+        parts = _list_blocks(operation) if self.opened else []
+        if not parts:
+            return self._wrap(operation, operation.name, [operation.name])(*arguments)
+        (tensor,) = arguments
+        for number, part in parts:
+            name = f"{operation.name}_{part.name}"
+            wrap = is_of_hub(part)
+            tensor = (self._wrap(part, name, [operation.name, number]) if wrap else self._copy(part, name))(tensor)
+        return tensor
+
+    def _wrap(self, layer: Any, name: str, place: list[Any]) -> HubLayer:
+        return HubLayer(self.kind, self.config, place, layer, name=self._number(name))
+
+    def _copy(self, operation: Any, name: str) -> Any:
+        copied = type(operation).from_config({**operation.get_config(), "name": self._number(name)})
+        if getattr(operation, "weights", None):
+            copied.build_from_config(operation.get_build_config())
+            copied.set_weights(operation.get_weights())
+        return copied
+
+    def _number(self, name: str) -> str:
+        """Return a name that is not taken yet."""
+        self.uses[name] += 1
+        return name if self.uses[name] == 1 else f"{name}_{self.uses[name]:03d}"
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(config))
+
+
+def _list_blocks(operation: Any) -> list[tuple[int, Any]]:
+    """Return the layers, with their numbers, of an encoder or stage that applies blocks of one kind in turn."""
+    own = operation._trainable_variables + operation._non_trainable_variables
+    parts = list(enumerate(operation._layers))
+    kinds = Counter(type(part) for _, part in parts if is_of_hub(part))
+    if own or not kinds or max(kinds.values()) < 2:
+        return []
+    return sorted(parts, key=lambda part: not isinstance(part[1], layers.Dropout))  # dropout comes before all blocks
+
+
+def _agree(flat: keras.Model, backbone: Any, size: int) -> bool:
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
+    inputs = dict.fromkeys(backbone.input, pixels) if isinstance(backbone.input, dict) else pixels
+    wanted, answered = np.asarray(backbone(inputs, training=False)), np.asarray(flat(pixels, training=False))
+    return wanted.shape == answered.shape and bool(
+        np.abs(wanted - answered).max() <= _TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+    )
+
+
+def _drop_tokens(outputs: Any, backbone: Any, size: int) -> Any:
+    """Return a map [n, h, w, width] of what a transformer gives as tokens [n, tokens, width]."""
+    if len(outputs.shape) == 4:
+        return outputs
+    _, tokens, width = outputs.shape
+    patch = getattr(backbone, "patch_size", None)
+    patch = patch[0] if isinstance(patch, (tuple, list)) else patch
+    side = size // patch if patch and (size // patch) ** 2 <= tokens else math.isqrt(tokens)
+    patches = layers.Cropping1D((tokens - side * side, 0), name="patches")(outputs)
+    return layers.Reshape((side, side, width), name="map_of_patches")(patches)

@@ -1,0 +1,111 @@
+"""A layer of a KerasHub backbone as a layer of ours, which can be saved and made again alone."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from typing import Any
+
+import keras
+
+from tlkeras.errors import BackboneError
+
+_HUB = "keras_hub"
+
+
+def import_hub() -> Any:
+    """Return the package `keras_hub`.
+
+    Raises:
+        BackboneError: It is not installed.
+    """
+    try:
+        return importlib.import_module(_HUB)
+    except ImportError as error:
+        raise BackboneError(
+            "Backbones named hub:PRESET need KerasHub.", str(error), 'Install it: pip install "tlkeras[hub]"'
+        ) from None
+
+
+def is_of_hub(operation: Any) -> bool:
+    """Whether an operation is a layer that KerasHub defines."""
+    return isinstance(operation, keras.layers.Layer) and type(operation).__module__.partition(".")[0] == _HUB
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class HubLayer(keras.layers.Layer):
+    """Wraps one layer of a KerasHub backbone, or one block of its encoder.
+
+    Many of KerasHub's layers cannot be made from their own configuration, but their backbones can: so a layer is kept
+    as the backbone's configuration and its place in it. Where a layer returns several tensors, the first is returned.
+
+    Args:
+        kind: Class of the backbone in `keras_hub.models`.
+        config: Of the backbone.
+        place: Name of the layer in the backbone; of a block also its number among the layers of that layer.
+        inner: The layer, if it is there already.
+
+    Raises:
+        BackboneError: KerasHub is not installed, or has no such backbone.
+    """
+
+    def __init__(self, kind: str, config: dict[str, Any], place: list[Any], inner: Any = None, **options: Any):
+        super().__init__(**options)
+        self.kind, self.config, self.place = kind, config, list(place)
+        self.inner = _supply.take(kind, config, tuple(place)) if inner is None else inner
+        self._takes_training = "training" in inspect.signature(self.inner.call).parameters
+
+    def build(self, input_shape: Any) -> None:
+        """Make nothing: the layer comes with its weights."""
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Return what the layer makes of a tensor or of several."""
+        outputs = self.inner(inputs, training=training) if self._takes_training else self.inner(inputs)
+        return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+        """Return shape and dtype of the output; where the layer leaves a side open, as it is of one example."""
+        spec = super().compute_output_spec(inputs, training=training)
+        if None not in spec.shape[1:]:
+            return spec
+        zeros = keras.tree.map_structure(lambda tensor: keras.ops.zeros((1, *tensor.shape[1:])), inputs)
+        return keras.KerasTensor((None, *self.call(zeros).shape[1:]), spec.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return {**super().get_config(), "kind": self.kind, "config": self.config, "place": self.place}
+
+
+LAYERS = {"HubLayer": HubLayer}
+"""By name, as `keras.models.load_model` takes them."""
+
+
+class _Supply:
+    """Layers of the backbone made last, each given away once: a saved model asks for all of them one by one."""
+
+    def __init__(self) -> None:
+        self.source = ""
+        self.backbone: Any = None
+        self.taken: set[tuple] = set()
+
+    def take(self, kind: str, config: dict[str, Any], place: tuple) -> Any:
+        source = json.dumps([kind, config], sort_keys=True)
+        if source != self.source or place in self.taken:
+            self.backbone, self.source, self.taken = _make_backbone(kind, config), source, set()
+        self.taken.add(place)
+        layer = self.backbone.get_layer(place[0])
+        return layer if len(place) == 1 else layer._layers[place[1]]
+
+
+_supply = _Supply()
+
+
+def _make_backbone(kind: str, config: dict[str, Any]) -> Any:
+    """Return a backbone with random weights; of KerasHub only, because its name may come from a file."""
+    hub = import_hub()
+    found: Any = getattr(hub.models, kind, None)
+    known = isinstance(found, type) and issubclass(found, hub.models.Backbone)
+    if not known:
+        raise BackboneError("A backbone must be one of KerasHub's.", repr(kind), "Load only models that you trust.")
+    return found.from_config(config)
