@@ -22,6 +22,7 @@ from tlkeras.features.prefix import Prefix
 from tlkeras.findings import draw_findings
 from tlkeras.gallery import check_page, write_page
 from tlkeras.recipe import Recipe
+from tlkeras.tuning.search import check_space
 
 MOST_FEATURES = 2000  # computed without being asked for: some seconds
 
@@ -62,6 +63,8 @@ def check(recipe: Recipe, wishes: Wishes = Wishes()) -> dict[str, Any]:
     prefix = _attempt({"problems": problems}, lambda: _look_at_backbone(recipe, report, found, wishes.train))
     if found is not None and prefix is not None:
         _attempt(report, lambda: _look_for_suspects(recipe, report, prefix, found, wishes.deep))
+    if recipe.tuning is not None:
+        _attempt(report, lambda: check_space(recipe))
     if found is not None and wishes.manifest:
         _attempt(report, lambda: _write_manifest(recipe, report, found, wishes.manifest or ""))
     if wishes.page:

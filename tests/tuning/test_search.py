@@ -233,3 +233,28 @@ def test_kill_9_of_a_worker_fails_its_trial_and_is_told(tuned):
     failed = [trial["error"] for trial in trials if trial["status"] == "failed"]
     assert len(failed) <= 1
     assert all("was killed by signal 9" in error for error in failed)
+
+
+@pytest.mark.slow
+def test_ratios_and_depths_are_searched_from_the_cut_that_all_trials_share(tuned):
+    stages = [{"name": "top", "unfreeze": 1, "epochs": 1, "learning_rate": 1e-3}]
+    space = {
+        "finetuning.stages.top.unfreeze": [1, 2],
+        "finetuning.stages.top.backbone_ratio": {"min": 0.1, "max": 1.0},
+        "finetuning.stages.top.layer_decay": {"min": 0.5, "max": 1.0},
+    }
+    change = {"mapping": {"kind": "linear"}, "finetuning": {"stages": stages}, "tuning.space": space}
+    result = api.tune("tuned.yaml", change)
+    trials = result["trials"]
+    assert len(trials) == 4 and all(trial["status"] == "completed" for trial in trials)
+    assert {trial["values"]["finetuning.stages.top.unfreeze"] for trial in trials} == {1, 2}
+    (stage,) = load_recipe(str(Path(result["path"]) / "best.yaml")).finetuning.stages
+    best = min(trials, key=lambda trial: trial["figures"]["loss"])
+    assert stage.layer_decay == best["values"]["finetuning.stages.top.layer_decay"]
+    assert Path(result["run"]["path"], "model.keras").exists()
+
+
+def test_check_looks_at_the_space_too(tuned):
+    wrong = {"tuning.space": {"mapping.dropouts": [0.1], "training.learning_rate": [-1.0]}}
+    problem = "\n".join(api.check("tuned.yaml", wrong)["problems"])
+    assert "mapping.dropouts" in problem and "training.learning_rate = -1.0" in problem

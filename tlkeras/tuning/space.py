@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tlkeras.document import freeze
 from tlkeras.errors import RecipeError
 from tlkeras.recipe import Recipe, validate_values
 from tlkeras.sections.tuning import Dimension, Tuning
@@ -135,7 +136,7 @@ def _put(plain: dict[str, Any], path: list[str], value: Any) -> None:
     """Set a value in nested mappings and tuples of stages; what is on the way is copied, not changed."""
     here, *rest = path
     if not rest:
-        plain[here] = _freeze(value)
+        plain[here] = freeze(value)
         return
     inside = plain.get(here)
     if inside is None:
@@ -157,12 +158,6 @@ def _pick(items: list[dict[str, Any]], which: str, of: str) -> dict[str, Any]:
             return item
     names = ", ".join(f"{number} ({item.get('name')})" for number, item in enumerate(items))
     raise RecipeError(f"One of {of} is named by its number or name: {names}.", repr(which))
-
-
-def _freeze(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return tuple(_freeze(item) for item in value)
-    return {key: _freeze(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _drop_foreign(plain: dict[str, Any], kinds: set[str]) -> Recipe:
