@@ -29,6 +29,7 @@ import psutil
 import requests
 
 CODE = "import sys; from tlkeras.cli import main; main(sys.argv[1:])"
+MOST_BYTES = 2_000_000  # of a body
 
 
 def main() -> None:
@@ -83,7 +84,16 @@ def read_warmup(version: Path) -> list[bytes]:
 @contextmanager
 def serving(base: Path, max_batch_size: int):
     """Yield the address of a server in a process of its own, and the process."""
-    options = ["--rest-port", "0", "--grpc-port", "0", "--max-batch-size", str(max_batch_size), "--max-body", "8000000"]
+    options = [
+        "--rest-port",
+        "0",
+        "--grpc-port",
+        "0",
+        "--max-batch-size",
+        str(max_batch_size),
+        "--max-body",
+        str(MOST_BYTES),
+    ]
     command = [sys.executable, "-c", CODE, "serve", str(base), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
@@ -186,7 +196,7 @@ def misbehave(url: str) -> None:
         case, (path, body, status, _) = cases[number % len(cases)]
         options = {"data": body} if isinstance(body, bytes) else {"json": body}
         if case == "large body":
-            options = {"data": b" " * 1_000_001}
+            options = {"data": b" " * (MOST_BYTES + 1)}
         answer = requests.post(host + path.replace("/photos", f"/{name}"), timeout=60, **options)
         codes[answer.status_code] += 1
         if answer.status_code != status:
