@@ -84,16 +84,8 @@ def read_warmup(version: Path) -> list[bytes]:
 @contextmanager
 def serving(base: Path, max_batch_size: int):
     """Yield the address of a server in a process of its own, and the process."""
-    options = [
-        "--rest-port",
-        "0",
-        "--grpc-port",
-        "0",
-        "--max-batch-size",
-        str(max_batch_size),
-        "--max-body",
-        str(MOST_BYTES),
-    ]
+    limits = ["--max-batch-size", str(max_batch_size), "--max-body", str(MOST_BYTES)]
+    options = ["--rest-port", "0", "--grpc-port", "0", *limits]
     command = [sys.executable, "-c", CODE, "serve", str(base), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:

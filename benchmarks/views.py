@@ -25,7 +25,7 @@ POLICY = [{"flip": "both"}, {"rotate": 3}, {"zoom": 0.05}, {"translate": 0.02}, 
 
 def run(seed: int, choice: dict[str, Any], arguments: argparse.Namespace) -> tuple[float, float, float]:
     """Return accuracy, area under the curve and seconds."""
-    stages = [{"name": "top", "unfreeze": "1 block", "epochs": arguments.epochs, "backbone_ratio": 0.3}]
+    stages = [{"name": "top", "unfreeze": "4 blocks", "epochs": arguments.epochs, "backbone_ratio": 0.3}]
     with tempfile.TemporaryDirectory() as folder:
         overrides = {
             "data.limit": arguments.pictures,
@@ -34,6 +34,7 @@ def run(seed: int, choice: dict[str, Any], arguments: argparse.Namespace) -> tup
             "training.seed": seed,
             "backbone.size": arguments.size,
             "finetuning.stages": stages,
+            "finetuning.keep": "last",  # not the start, where that was better: views are what is compared
             "cache.root": f"{folder}/cache",
             **choice,
         }

@@ -18,6 +18,7 @@ from tlkeras.data.splits import list_unmeasured
 from tlkeras.data.tables import Examples
 from tlkeras.errors import TlkerasError, list_some
 from tlkeras.features.extraction import average_positions
+from tlkeras.features.memory import check_memory
 from tlkeras.features.prefix import Prefix
 from tlkeras.findings import draw_findings
 from tlkeras.gallery import check_page, write_page
@@ -193,6 +194,7 @@ def _look_at_backbone(recipe: Recipe, report: dict[str, Any], found: _Found | No
     report["facts"]["features"] = " x ".join(map(str, prefix.pooled.output_shape[1:])) + f" {recipe.features.precision}"
     if not train or found is None or not found.sides.all():
         return prefix
+    check_memory(len(found.examples), prefix.pooled.output_shape[1:])
     if recipe.finetuning:
         _, plan, _ = assembly.plan_recipe(recipe, prefix, found.examples, found.sides)
         for stage in plan.stages:

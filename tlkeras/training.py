@@ -20,6 +20,7 @@ from tlkeras.data.splits import check_sides
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ResourceError, TlkerasError
 from tlkeras.features.extraction import Features, average_positions
+from tlkeras.features.memory import check_memory
 from tlkeras.features.prefix import Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import Distribution
@@ -155,6 +156,7 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
         inspection = inspect(examples)
         examples = inspection.examples
         sides = assembly.divide(recipe, examples)
+    check_memory(len(examples), prefix.pooled.output_shape[1:])
     with run.phase("extract features"):
         assembly.learn_codebooks(recipe, prefix, inspection, sides)
         features = assembly.extract_features(
