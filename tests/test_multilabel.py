@@ -66,7 +66,7 @@ def train(place):
     return cache(lambda way: api.train("shapes.yaml", WAYS[way], runs=place / way))
 
 
-@pytest.fixture(params=["linear", pytest.param("deep", marks=pytest.mark.slow), "finetuned"])
+@pytest.fixture(params=["linear", *(pytest.param(way, marks=pytest.mark.slow) for way in ("deep", "finetuned"))])
 def result(request, train):
     return train(request.param)
 

@@ -103,7 +103,14 @@ def test_a_sweep_stops_where_the_loss_diverges():
 
 
 @pytest.mark.parametrize("trained", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("given", [make_dataset, Pairs(), list_batches()], ids=["function", "pydataset", "list"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param(make_dataset, id="function", marks=pytest.mark.slow),
+        pytest.param(Pairs(), id="pydataset", marks=pytest.mark.slow),
+        pytest.param(list_batches(), id="list"),
+    ],
+)
 def test_training_goes_on_as_if_nothing_had_been(given, trained):
     results = []
     for searched in (False, True):
