@@ -41,6 +41,30 @@ MIXED = {
     "layerwise_strides": [4, 2],
     "hidden_dims": [8, 16],
 }
+INVERTED = {
+    "image_shape": (32, 32, 3),
+    "stackwise_block_types": [["er"], ["uir", "uir"]],
+    "stackwise_num_blocks": [1, 2],
+    "stackwise_num_filters": [[8], [16, 16]],
+    "stackwise_strides": [[2], [2, 1]],
+    "stackwise_act_layers": [["relu"], ["relu", "relu"]],
+    "stackwise_exp_ratios": [[2.0], [2.0, 2.0]],
+    "stackwise_dw_kernel_sizes": [[0], [3, 3]],
+    "stackwise_exp_kernel_sizes": [[3], [0, 0]],
+    "stackwise_pw_kernel_sizes": [[1], [0, 0]],
+    "stackwise_use_cpe": [[False], [False, False]],
+    **{
+        f"stackwise_{name}": [[0], [0, 0]]
+        for name in (
+            *("se_ratios", "dw_start_kernel_sizes", "dw_end_kernel_sizes", "num_heads"),
+            *("key_dims", "value_dims", "kv_strides"),
+        )
+    },
+    "stem_size": 8,
+    "num_features": 24,
+    "msfa_indices": (-2, -1),
+    "msfa_output_resolution": 4,
+}
 # class, arguments, blocks, shape of the last map
 FAMILIES = {
     "vit": ("ViTBackbone", {**TRANSFORMER, "mlp_dim": 32}, 4, (4, 4, 16)),
@@ -48,6 +72,7 @@ FAMILIES = {
     "deit": ("DeiTBackbone", {**TRANSFORMER, "intermediate_dim": 32}, 4, (4, 4, 16)),
     "dino": ("DINOV2Backbone", {**TRANSFORMER, "intermediate_dim": 32, "num_register_tokens": 2}, 4, (4, 4, 16)),
     "swin": ("SwinTransformerBackbone", SHIFTED, 3, (8, 8, 16)),
+    "mobilenet_v5": ("MobileNetV5Backbone", INVERTED, 3, (4, 4, 24)),
     "mit": ("MiTBackbone", MIXED, 4, (4, 4, 16)),
 }
 QUICK = ("vit",)

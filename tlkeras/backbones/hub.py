@@ -20,7 +20,7 @@ import numpy as np
 from keras import layers
 
 from tlkeras.backbones.catalog import Entry
-from tlkeras.backbones.graph import count_multiply_adds, repeat_graph
+from tlkeras.backbones.graph import count_multiply_adds, is_named_by_keras, repeat_graph, to_snake_case
 from tlkeras.backbones.hub_layers import HubLayer, import_hub, is_of_hub
 from tlkeras.errors import BackboneError, suggest
 
@@ -183,19 +183,21 @@ class _Repeater:
 
     def __init__(self, backbone: Any, opened: bool):
         self.kind, self.config, self.opened = type(backbone).__name__, _plain(backbone.get_config()), opened
+        self.numbers = {id(layer): number for number, layer in enumerate(backbone.layers)}
         self.uses: Counter[str] = Counter()
 
     def __call__(self, operation: Any, *arguments: Any, **options: Any) -> Any:
+        name = _name(operation)
         if not is_of_hub(operation):
-            return self._copy(operation, operation.name)(*arguments, **options)
+            return self._copy(operation, name)(*arguments, **options)
+        place = self.numbers[id(operation)]
         parts = _list_blocks(operation) if self.opened else []
         if not parts:
-            return self._wrap(operation, operation.name, [operation.name])(*arguments)
+            return self._wrap(operation, name, [place])(*arguments)
         (tensor,) = arguments
         for number, part in parts:
-            name = f"{operation.name}_{part.name}"
-            wrap = is_of_hub(part)
-            tensor = (self._wrap(part, name, [operation.name, number]) if wrap else self._copy(part, name))(tensor)
+            inner = f"{name}_{_name(part)}"
+            tensor = (self._wrap(part, inner, [place, number]) if is_of_hub(part) else self._copy(part, inner))(tensor)
         return tensor
 
     def _wrap(self, layer: Any, name: str, place: list[Any]) -> HubLayer:
@@ -212,6 +214,11 @@ class _Repeater:
         """Return a name that is not taken yet."""
         self.uses[name] += 1
         return name if self.uses[name] == 1 else f"{name}_{self.uses[name]:03d}"
+
+
+def _name(operation: Any) -> str:
+    """Return an operation's name, without the number that Keras gives by a counter of the process."""
+    return to_snake_case(type(operation).__name__) if is_named_by_keras(operation) else operation.name
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -43,14 +43,15 @@ class HubLayer(keras.layers.Layer):
     Args:
         kind: Class of the backbone in `keras_hub.models`.
         config: Of the backbone.
-        place: Name of the layer in the backbone; of a block also its number among the layers of that layer.
+        place: Number of the layer in the backbone, whose names may come from a counter of the process; of a block also
+            its number among the layers of that layer.
         inner: The layer, if it is there already.
 
     Raises:
         BackboneError: KerasHub is not installed, or has no such backbone.
     """
 
-    def __init__(self, kind: str, config: dict[str, Any], place: list[Any], inner: Any = None, **options: Any):
+    def __init__(self, kind: str, config: dict[str, Any], place: list[int], inner: Any = None, **options: Any):
         super().__init__(**options)
         self.kind, self.config, self.place = kind, config, list(place)
         self.inner = _supply.take(kind, config, tuple(place)) if inner is None else inner
@@ -94,7 +95,7 @@ class _Supply:
         if source != self.source or place in self.taken:
             self.backbone, self.source, self.taken = _make_backbone(kind, config), source, set()
         self.taken.add(place)
-        layer = self.backbone.get_layer(place[0])
+        layer = self.backbone.layers[place[0]]
         return layer if len(place) == 1 else layer._layers[place[1]]
 
 
