@@ -2,9 +2,9 @@
 
     python benchmarks/views.py [--views 1 2 4 8] [--seeds 0 1] [--pictures 900] [--size 160] [--epochs 8]
 
-Solar cells (ELPV): the last four blocks of EfficientNet-Lite0 are fine-tuned. With V views the frozen
-blocks run V times per picture, in the cache; "every epoch anew" decodes and augments in every epoch, as training
-without a cache does. Prints a Markdown table: mean and spread over seeds, seconds of the whole run from an empty cache.
+Solar cells (ELPV): the last four blocks of EfficientNet-Lite0 are fine-tuned. With V views the frozen blocks run V
+times per picture, in the cache; "every epoch anew" decodes and augments in every epoch, as training without a cache
+does. Prints a Markdown table: mean and spread over seeds, seconds of the whole run from an empty cache.
 """
 
 from __future__ import annotations

@@ -178,17 +178,7 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
         _probe(recipe, run, examples, parts, heads)
         _fuse_late(recipe, run, examples, parts, assembly.measure_parts(recipe, prefix))
     history, *_ = (head.history() for head in heads.values())
-    described = {name: head.describe() for name, head in heads.items()}
-    facts = {
-        "features": {
-            "engine": features.engine,
-            "computed": features.computed,
-            "reused": features.reused,
-            "handcrafted": [one.kind for one in recipe.features.handcrafted],
-        },
-        "head": next(iter(described.values())),
-        "heads": described,
-    }
+    facts = _describe(recipe, features, heads)
     if recipe.finetuning:
         model, probabilities, history, facts["finetuning"] = fine_tune(
             recipe, run, inspection, prefix, heads, rows, distribution
@@ -223,6 +213,21 @@ def _probe(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str, Sid
         plain = {name: parts[name].as_vectors() for name in ("train", "test")}
         probes = heads if linear else fit_heads(LinearHead, examples, {"train": plain["train"]})
         write_probes(run, examples.tasks, _ask(probes, plain["test"]))
+
+
+def _describe(recipe: Recipe, features: Features, heads: Mapping[str, Head]) -> dict[str, Any]:
+    """Return what the manifest says of features and heads; `head` is that of the main task."""
+    described = {name: head.describe() for name, head in heads.items()}
+    return {
+        "features": {
+            "engine": features.engine,
+            "computed": features.computed,
+            "reused": features.reused,
+            "handcrafted": [one.kind for one in recipe.features.handcrafted],
+        },
+        "head": next(iter(described.values())),
+        "heads": described,
+    }
 
 
 def _fuse_late(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str, Side], widths: Sequence[int]) -> None:

@@ -184,6 +184,8 @@ def test_what_cannot_be_used_is_refused(save, tmp_path, monkeypatch):
     name, backbone = save("vit")
     with pytest.raises(BackboneError, match="has weights from: preset, none"):
         build(name, weights="imagenet")
+    with pytest.raises(BackboneError, match="A preset brings its own weights.*hub:FOLDER"):
+        build(name, weights="mine.weights.h5")
     with pytest.raises(BackboneError, match="classifier is kept of backbones of the catalog"):
         build(name, weights="preset", top=True)
     backbone.save_to_preset(tmp_path / "bare")
@@ -209,6 +211,16 @@ def test_presets_are_candidates(save):
     name, _ = save("vit")
     chosen, _ = choose_candidates(Limits(patterns=(name,)))
     assert [(candidate.entry.name, candidate.weights, candidate.size) for candidate in chosen] == [(name, "preset", 32)]
+
+
+@pytest.mark.slow
+def test_heads_that_eat_maps_eat_tokens_and_the_source_cannot_be_distilled(save, workplace):
+    name, _ = save("vit")
+    tokens = {"backbone": {"name": name}, "features.cut": 2, "mapping.kind": "attention", "training.epochs": 1}
+    assert tlkeras.train("mine.yaml", tokens)["metrics"]["accuracy"]["value"] >= 0
+    distilled = {"backbone": {"name": name}, "finetuning": {"keep_source": {"kind": "lwf"}}}
+    (problem,) = tlkeras.check("mine.yaml", distilled)["problems"]
+    assert f"kept of backbones of the catalog. Received: {name}" in problem
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ TARGETS = np.eye(CLASSES, dtype=np.float32)[CLASSES_OF]
 def make_network(name="tiny", size=32, source_head=False):
     keras.utils.set_random_seed(1)
     backbone = build(name, size=size, weights="none")
-    source = build_source_head(backbone, "none") if source_head else None
+    source = build_source_head(backbone.name, backbone, "none") if source_head else None
     head = [keras.layers.Dense(CLASSES, name="logits"), keras.layers.Activation("softmax", name="probabilities")]
     return Network(backbone, pool(backbone, "average"), head, "net", source)
 

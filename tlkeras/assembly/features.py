@@ -46,7 +46,7 @@ def build_prefix(recipe: Recipe) -> Prefix:
     if recipe.finetuning is None:
         return Prefix(backbone, pooled)
     distils = recipe.finetuning.keep_source.kind == "lwf"
-    source_head = build_source_head(whole, recipe.backbone.weights) if distils else None
+    source_head = build_source_head(recipe.backbone.name, whole, recipe.backbone.weights) if distils else None
     return Prefix(backbone, pooled, tuple(find_blocks(backbone)), source_head)
 
 

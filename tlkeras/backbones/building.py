@@ -44,10 +44,11 @@ def build(
     return model
 
 
-def build_source_head(backbone: keras.Model, weights: str | os.PathLike[str] = "imagenet") -> keras.Model:
+def build_source_head(name: str, backbone: keras.Model, weights: str | os.PathLike[str] = "imagenet") -> keras.Model:
     """Return the part of a pretrained network that `build` leaves out: what the weights were trained to tell.
 
     Args:
+        name: As there.
         backbone: Made by `build`, whole.
         weights: As there.
 
@@ -59,12 +60,12 @@ def build_source_head(backbone: keras.Model, weights: str | os.PathLike[str] = "
         BackboneError: The weights have no such part, or it does not fit pictures of this size.
     """
     last = backbone.output._keras_history.operation.name
-    whole = build(backbone.name, size=backbone.input_shape[1], weights=weights, top=True)
+    whole = build(name, size=backbone.input_shape[1], weights=weights, top=True)
     maps = [layer.output for layer in whole.layers if layer.name == last]
     if not maps:
         raise BackboneError(
             "The source's classifier must follow the last map of the backbone.",
-            f"that of {backbone.name} normalises after its pooling",
+            f"that of {name} normalises after its pooling",
             "Choose another way to keep the source, or another family.",
         )
     return keras.Model(maps[0], whole.output, name=f"{backbone.name}_source_head")

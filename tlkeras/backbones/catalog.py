@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tlkeras.errors import BackboneError, suggest
+from tlkeras.sections.features import HUB
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def find_backbone(name: str) -> Entry:
     """
     if name in _ENTRIES:
         return _ENTRIES[name]
-    if name.startswith("hub:"):
+    if name.startswith(HUB):
         from tlkeras.backbones import hub  # imports Keras, and KerasHub for these names
 
         return hub.describe(name)

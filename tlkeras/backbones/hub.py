@@ -23,9 +23,9 @@ from tlkeras.backbones.catalog import Entry
 from tlkeras.backbones.graph import count_multiply_adds, is_named_by_keras, repeat_graph, to_snake_case
 from tlkeras.backbones.hub_layers import HubLayer, import_hub, is_of_hub
 from tlkeras.errors import BackboneError, suggest
+from tlkeras.sections.features import HUB
 
-PREFIX = "hub:"
-USUAL_SIZE = 224  # pixels, of presets that take any
+_USUAL_SIZE = 224  # pixels, of presets that take any
 _TOLERANCE = 1e-3  # of a rebuilt graph's answers, relative to the largest
 
 
@@ -38,10 +38,10 @@ def describe(name: str) -> Entry:
     """
     backbone = _load(name, None, pretrained=False)
     fixed = _read_shape(name, backbone)
-    size = fixed or _suggest_size(_load_converter(name)) or USUAL_SIZE
+    size = fixed or _suggest_size(_load_converter(name)) or _USUAL_SIZE
     if fixed is None:
         backbone = _load(name, size, pretrained=False)
-    model = _connect(name, backbone, size, (1.0, 0.0))
+    model = _connect(name, backbone, size, None)
     return Entry(
         name=name,
         family="hub",
@@ -96,7 +96,7 @@ def _load(name: str, size: int | None, pretrained: bool) -> Any:
 
 
 def _find_preset(name: str) -> str:
-    preset = name.removeprefix(PREFIX)
+    preset = name.removeprefix(HUB)
     return str(Path(preset).expanduser()) if Path(preset).expanduser().is_dir() else preset
 
 
@@ -156,7 +156,7 @@ def _read_scaling(converter: Any | None) -> tuple[Any, Any]:
 
 
 def _connect(name: str, backbone: Any, size: int, scaling: tuple[Any, Any] | None) -> keras.Model:
-    """Repeat a backbone's graph layer by layer on normalised pictures."""
+    """Repeat a backbone's graph layer by layer on pictures, normalised to -1 .. 1 where no scaling is given."""
     scale, offset = scaling or (1 / 127.5, -1.0)
     pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
     pixels = layers.Rescaling(scale, offset, name="normalization")(pictures)
@@ -182,7 +182,8 @@ class _Repeater:
     """Applies each operation of a backbone anew, and the blocks of a stack one by one."""
 
     def __init__(self, backbone: Any, opened: bool):
-        self.kind, self.config, self.opened = type(backbone).__name__, _plain(backbone.get_config()), opened
+        self.kind, self.opened = type(backbone).__name__, opened
+        self.config = json.loads(json.dumps(backbone.get_config()))
         self.numbers = {id(layer): number for number, layer in enumerate(backbone.layers)}
         self.uses: Counter[str] = Counter()
 
@@ -200,7 +201,7 @@ class _Repeater:
             tensor = (self._wrap(part, inner, [place, number]) if is_of_hub(part) else self._copy(part, inner))(tensor)
         return tensor
 
-    def _wrap(self, layer: Any, name: str, place: list[Any]) -> HubLayer:
+    def _wrap(self, layer: Any, name: str, place: list[int]) -> HubLayer:
         return HubLayer(self.kind, self.config, place, layer, name=self._number(name))
 
     def _copy(self, operation: Any, name: str) -> Any:
@@ -221,10 +222,6 @@ def _name(operation: Any) -> str:
     return to_snake_case(type(operation).__name__) if is_named_by_keras(operation) else operation.name
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(config))
-
-
 def _list_blocks(operation: Any) -> list[tuple[int, Any]]:
     """Return the layers, with their numbers, of an encoder or stage that applies blocks of one kind in turn."""
     own = operation._trainable_variables + operation._non_trainable_variables
@@ -236,6 +233,7 @@ def _list_blocks(operation: Any) -> list[tuple[int, Any]]:
 
 
 def _agree(flat: keras.Model, backbone: Any, size: int) -> bool:
+    """Whether a repeated graph answers a picture as the backbone does."""
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
     inputs = dict.fromkeys(backbone.input, pixels) if isinstance(backbone.input, dict) else pixels
     wanted, answered = np.asarray(backbone(inputs, training=False)), np.asarray(flat(pixels, training=False))

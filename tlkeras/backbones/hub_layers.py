@@ -88,9 +88,9 @@ class _Supply:
     def __init__(self) -> None:
         self.source = ""
         self.backbone: Any = None
-        self.taken: set[tuple] = set()
+        self.taken: set[tuple[int, ...]] = set()
 
-    def take(self, kind: str, config: dict[str, Any], place: tuple) -> Any:
+    def take(self, kind: str, config: dict[str, Any], place: tuple[int, ...]) -> Any:
         source = json.dumps([kind, config], sort_keys=True)
         if source != self.source or place in self.taken:
             self.backbone, self.source, self.taken = _make_backbone(kind, config), source, set()

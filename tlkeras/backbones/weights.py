@@ -41,6 +41,9 @@ def find_weights(entry: Entry, source: str | os.PathLike[str], top: bool = False
         if source in ("none", "preset"):
             return None
         return fetch(find_download(entry.name, top)) if source == "imagenet" else _find_packaged(entry)
+    if entry.family == "hub":
+        way_out = "Give others as hub:FOLDER, which save_to_preset wrote."
+        raise BackboneError("A preset brings its own weights.", repr(str(source)), way_out)
     path = Path(os.path.expanduser(source))
     if not path.exists():
         near = suggest(str(source), _SOURCES) if path.parent == Path() else "Give the path of a file."

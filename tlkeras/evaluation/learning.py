@@ -52,12 +52,9 @@ def measure_learning(
             for repeat in range(repeats if share < 1 else 1):
                 rows = _draw(y, share, seed + repeat)
                 size = len(rows)
-                try:
-                    head = head_maker().fit(features[rows], y[rows], weights[rows])
-                except ValueError:  # a class or an answer is missing
+                said = _ask(head_maker(), (features[rows], y[rows], weights[rows]), X, held_out)
+                if said is None:
                     continue
-                said = np.zeros(held_out.probabilities.shape)
-                said[:, head.classes_] = head.predict_proba(X)
                 figures.append(_measure_accuracy(held_out, said))
                 whole = said
                 if share == 0.5:
@@ -65,19 +62,29 @@ def measure_learning(
                 advance(1)
             if figures:
                 points.append((size, figures))
-    step = None
+    step, name = None, "accuracy" if held_out.targets.ndim == 1 else "exact_match"
     if halves and points and points[-1][0] == len(y):
         final = Answers(**{**vars(held_out), "probabilities": whole})
-        name = "accuracy" if held_out.targets.ndim == 1 else "exact_match"
         step = compare_probabilities(final, halves[0], resamples=resamples, seed=seed)[name]
     return {
-        "metric": "accuracy" if held_out.targets.ndim == 1 else "exact_match",
+        "metric": name,
         "pictures": [size for size, _ in points],
         "accuracy": [float(np.mean(figures)) for _, figures in points],
         "low": [min(figures) for _, figures in points],
         "high": [max(figures) for _, figures in points],
         "last_step": step,
     }
+
+
+def _ask(head: Head, train: tuple[np.ndarray, ...], X: np.ndarray, held_out: Answers) -> np.ndarray | None:
+    """Fit a head and return its probabilities of the held-out pictures, None where a class or an answer is missing."""
+    try:
+        head.fit(*train)
+    except ValueError:
+        return None
+    said = np.zeros(held_out.probabilities.shape)
+    said[:, head.classes_] = head.predict_proba(X)
+    return said
 
 
 def _draw(y: np.ndarray, share: float, seed: int) -> np.ndarray:

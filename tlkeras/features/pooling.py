@@ -120,16 +120,16 @@ LAYERS = {layer.__name__: layer for layer in (GeneralizedMean, CompactBilinear)}
 
 
 def pool_tensor(tensor: Any, pooling: str) -> Any:
-    """Return a symbolic map [n, height, width, channels], or tokens [n, tokens, channels], pooled to a vector.
+    """Return a symbolic map [n, height, width, channels] pooled to a vector; a vector as it is.
 
-    Anything else is returned as it is.
+    Tokens [n, tokens, channels] are a map that is one position wide, also for the pooling "none".
 
     Raises:
         TlkerasError: The pooling is none of `POOLINGS`.
     """
     if pooling not in POOLINGS:
         raise TlkerasError("The pooling must be a known one.", repr(pooling), suggest(pooling, POOLINGS))
-    if len(tensor.shape) == 3 and pooling != "none":
+    if len(tensor.shape) == 3:
         tensor = layers.Reshape((tensor.shape[1], 1, tensor.shape[2]))(tensor)
     return tensor if len(tensor.shape) != 4 or pooling == "none" else POOLINGS[pooling]()(tensor)
 
@@ -141,7 +141,7 @@ def pool(prefix: keras.Model, pooling: str) -> keras.Model:
         TlkerasError: The pooling is none of `POOLINGS`.
     """
     outputs = [pool_tensor(output, pooling) for output in prefix.outputs]
-    if pooling == "none":
+    if all(pooled is output for pooled, output in zip(outputs, prefix.outputs, strict=True)):
         return prefix
     only = outputs[0] if len(outputs) == 1 else outputs  # Keras keeps a list of one as a list
     return keras.Model(prefix.input, only, name=f"{prefix.name}_{pooling}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tlkeras.backbones.catalog import Entry, find_backbone, list_backbones
 from tlkeras.backbones.weights import find_obstacle
 from tlkeras.errors import BackboneError, suggest
+from tlkeras.sections.features import HUB
 
 BYTES_PER_PARAMETER = 4
 
@@ -104,7 +105,7 @@ def choose_candidates(limits: Limits, own: Candidate | None = None) -> tuple[lis
     """
     _check_words(limits)
     dropped, met = {}, []
-    presets = [find_backbone(pattern) for pattern in limits.patterns if pattern.startswith("hub:")]
+    presets = [find_backbone(pattern) for pattern in limits.patterns if pattern.startswith(HUB)]
     for entry in [*presets, *list_backbones()]:
         if own is not None and entry.name == own.entry.name:
             continue
@@ -138,7 +139,7 @@ def _check_words(limits: Limits) -> None:
         if licence not in known:
             raise BackboneError("A licence must be one that the catalog has.", repr(licence), suggest(licence, known))
     for pattern in limits.patterns:
-        if not pattern.startswith("hub:") and not fnmatch.filter((entry.name for entry in entries), pattern):
+        if not pattern.startswith(HUB) and not fnmatch.filter((entry.name for entry in entries), pattern):
             names = [entry.name for entry in entries]
             raise BackboneError("A candidate must be in the catalog.", repr(pattern), suggest(pattern, names))
 

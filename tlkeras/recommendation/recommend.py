@@ -239,7 +239,7 @@ def _extract(look: _Look, recipe: Recipe, candidate: Candidate) -> tuple[Classed
     prefix = assembly.build_prefix(recipe)
     if candidate.weights != "none" and find_obstacle(candidate.entry, candidate.weights, top=True) is None:
         try:
-            head = build_source_head(prefix.backbone, candidate.weights)
+            head = build_source_head(candidate.entry.name, prefix.backbone, candidate.weights)
             prefix = dataclasses.replace(prefix, source_head=head)
         except BackboneError:
             pass  # a file without the classifier, or a family whose classifier follows no map

@@ -10,6 +10,7 @@ from tlkeras.sections.fields import Section, as_tuple
 from tlkeras.sections.handcrafted import Handcrafted
 
 NO_BACKBONE = "none"
+HUB = "hub:"  # before the name of a preset of KerasHub
 """The name of a backbone where there is none, and features are handcrafted alone."""
 
 
@@ -27,7 +28,7 @@ class Backbone(Section):
         name = values.get("name") if isinstance(values, dict) else None
         if name == NO_BACKBONE:
             return {"weights": "none", **values}
-        return {"weights": "preset", **values} if isinstance(name, str) and name.startswith("hub:") else values
+        return {"weights": "preset", **values} if isinstance(name, str) and name.startswith(HUB) else values
 
     @model_validator(mode="after")
     def _be_whole(self) -> Backbone:
