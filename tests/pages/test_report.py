@@ -227,6 +227,17 @@ def test_any_number_of_classes_with_names_of_any_kind(classes, several):
     assert len(text) < 3_000_000
 
 
+def test_the_probability_beside_a_wrong_set_is_that_of_the_label_it_is_wrong_about():
+    """Beside the whole set it would be taken for that of the set."""
+    report = make_report(3, 60, several=True)
+    losses = report.tasks["label"]["losses"]
+    losses[:] = [{**losses[0], "answer": "", "label": "class 001", "class": 1, "probability": 0.125}]
+    losses[0]["nearest"] = [{"key": losses[0]["key"], "label": "", "cosine": 0.5}]
+    words = " ".join(re.sub(r"<[^>]+>", " ", render_report([report])).split())
+    assert "(none) , but it is class 001 class 001 0.12" in words
+    assert "(none) 0.50" in words
+
+
 def take_shot(page, target, *options):
     done = subprocess.run(
         [

@@ -168,13 +168,13 @@ def tell_robustness(robustness: Mapping[str, Any]) -> str:
 def tell_attribution(attribution: Mapping[str, Any] | None) -> str:
     """Say what the coloured pictures show and whether they passed the sanity check."""
     if attribution is None:
-        return "Wrong answers, the surest first."
+        return "Wrong answers, those of the largest log loss first."
     layer = attribution["layer"]
     ways = {"grad_cam": f"Grad-CAM at {layer}", "grad_cam++": f"Grad-CAM++ at {layer}"}
     name = ways.get(attribution["method"], "occlusion: where a grey square costs most")
     alike = abs(attribution["sanity"][-1][1])
     verdict = "as they should" if alike < 0.5 else "less than they should: read them with care"
     return (
-        f"Wrong answers, the surest first. Bright is what speaks for the answer ({name}). "
+        f"Wrong answers, those of the largest log loss first. Bright is what speaks for the answer ({name}). "
         f"With all weights shuffled these maps change {verdict} (rank correlation with the real ones {alike:.2f})."
     )
