@@ -55,7 +55,9 @@ def place(tmp_path_factory):
 
 @pytest.mark.parametrize("method", [pytest.param("coral", marks=pytest.mark.slow), "dann"])
 def test_what_is_measured_is_the_target_and_never_learned(method, place):
-    result = api.train("moved.yaml", {"domains.method": method, "domains.correction": "likelihood"})
+    changes = {"domains.method": method, "domains.correction": "likelihood", "features.taps": [0, -1]}
+    result = api.train("moved.yaml", changes)
+    assert set(result["late_fusion"]) == {"mean", "stacking"}
     with open(f"{result['path']}/splits.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["domain"], row["side"]) for row in rows} == {

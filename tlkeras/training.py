@@ -233,20 +233,21 @@ def _describe(recipe: Recipe, features: Features, heads: Mapping[str, Head]) -> 
 def _fuse_late(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str, Side], widths: Sequence[int]) -> None:
     """Keep what heads on each part of fused features say of the held-out pictures, joined afterwards.
 
-    What takes epochs to train is replaced by linear heads: each part is fitted six times. Across domains nothing is
-    fused late, for the parts are not aligned alone.
+    What takes epochs to train is replaced by linear heads: each part is fitted six times.
     """
-    if not widths or recipe.domains is not None:
+    if not widths:
         return
     make: Callable[[], Any] = partial(assembly.make_recipe_head, recipe)
     if isinstance(make(), TrainedHead):
         make = LinearHead
+    make = assembly.adapt_heads(recipe, make, on_parts=True)
+    target = parts[assembly.TARGET].X if recipe.domains else None
     fused = {}
     with progress.track("Fusing late", len(examples.tasks), "tasks") as advance, progress.hide():
         for task in examples.tasks:
             rows, (X, y, weights) = parts["train"].take(examples, task)
-            groups = examples.groups[rows]
-            learned = {"X": X, "y": y, "sample_weight": weights, "groups": groups if (groups != "").any() else None}
+            groups = examples.groups[rows] if (examples.groups[rows] != "").any() else None
+            learned = {"X": X, "y": y, "sample_weight": weights, "groups": groups, "target": target}
             fused[task.name] = fuse_late(make, widths, learned, parts["test"].X, recipe.training.seed)
             advance(1)
     write_fusion(run, examples.tasks, fused)

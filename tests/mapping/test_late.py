@@ -1,11 +1,13 @@
 """Late fusion: heads on parts, joined by their mean and by stacking, beside early fusion in every report."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tlkeras
+from tlkeras.mapping.domains import DomainHead
 from tlkeras.mapping.late import LateFusion, fuse_late
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.mapping.ridge import RidgeHead
@@ -52,6 +54,20 @@ def test_labels_are_fused_one_by_one():
     assert ((said["stacking"][:, 0] > 0.5) == y).mean() > 0.7
 
 
+def test_across_domains_each_part_is_adapted_by_itself():
+    """In the target a telling column lies elsewhere: without alignment all rows are taken for one class."""
+    X, y = make_parts()
+    moved, truth = make_parts(seed=1)
+    moved[:, 0] += 20
+
+    def measure(method):
+        fused = LateFusion(lambda: DomainHead(method, RidgeHead, judged=False), [4, 40]).fit(X, y, target=moved)
+        return {rule: (said.argmax(axis=1) == truth).mean() for rule, said in fused.answer(moved).items()}
+
+    assert max(measure("none").values()) < 0.6
+    assert min(measure("coral").values()) > 0.8
+
+
 def test_what_cannot_be_fused():
     X, y = make_parts(count=4)
     with pytest.raises(ValueError, match=r"Parts must make up the features. Received: \(4, 4\) of 44 columns"):
@@ -73,4 +89,6 @@ def test_a_run_reports_late_fusion_beside_early_fusion(workplace, capsys):
 
     draw_evaluation(result)
     printed = capsys.readouterr().out
-    assert "late fusion: mean" in printed and "late fusion: stacking" in printed
+    page = Path(tlkeras.report([result["path"]])["path"]).read_text("utf-8")
+    for text in (printed, page):
+        assert "late fusion: mean" in text and "late fusion: stacking" in text

@@ -8,7 +8,7 @@ import numpy as np
 
 from tlkeras.data.sources import Examples
 from tlkeras.errors import DataError, list_some, suggest
-from tlkeras.mapping.domains import DomainHead
+from tlkeras.mapping.domains import ADAPTATIONS, DomainHead
 from tlkeras.mapping.heads import Head
 from tlkeras.recipe import Recipe
 
@@ -59,22 +59,18 @@ def part_domains(recipe: Recipe, examples: Examples, sides: np.ndarray) -> np.nd
     return np.where(target, of_target, of_source).astype(object)
 
 
-def adapt_heads(recipe: Recipe, make: Callable[[], Head]) -> Callable[[], Head | DomainHead]:
-    """Return what makes the unfitted head, across domains where the recipe has them."""
+def adapt_heads(recipe: Recipe, make: Callable[[], Head], *, on_parts: bool = False) -> Callable[[], Head | DomainHead]:
+    """Return what makes the unfitted head, across domains where the recipe has them.
+
+    Args:
+        on_parts: Whether it is for parts of the features, each fitted several times: methods that take epochs are
+            replaced by `coral`, and how common classes are is not corrected.
+    """
     domains = recipe.domains
     if domains is None:
         return make
-    training = recipe.training
-    return lambda: DomainHead(
-        domains.method,
-        make,
-        domains.components,
-        domains.weight,
-        domains.correction,
-        {
-            "epochs": training.epochs,
-            "batch_size": training.batch_size,
-            "learning_rate": training.learning_rate,
-            "seed": training.seed,
-        },
-    )
+    if on_parts:
+        method = "coral" if domains.method in ADAPTATIONS else domains.method
+        return lambda: DomainHead(method, make, domains.components, judged=False)
+    training = recipe.training.model_dump(include={"epochs", "batch_size", "learning_rate", "seed"})
+    return lambda: DomainHead(domains.method, make, domains.components, domains.weight, domains.correction, training)

@@ -1,6 +1,9 @@
-"""What metrics are called where people read."""
+"""What metrics, and what they are compared with, are called where people read."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -21,3 +24,10 @@ METRIC_NAMES = {
     "log_loss": "log loss",
     "brier_score": "Brier score",
 }
+
+
+def name_rivals(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return, by name, the figures that stand beside a task's own: of the majority, a linear probe, late fusion."""
+    rivals = {"majority baseline": result["baseline"], "linear probe": result["probe"]}
+    rivals |= {f"late fusion: {rule}": figures for rule, figures in result.get("late_fusion", {}).items()}
+    return {name: figures for name, figures in rivals.items() if figures}

@@ -132,8 +132,12 @@ class DomainHead:
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return the probabilities of target rows (rows, k)."""
-        answers = self._answer(X, "target")
+        answers = self.answer(X, "target")
         return answers if self.priors_ is None else correct(answers, *self.priors_).astype(np.float32)
+
+    def answer(self, X: np.ndarray, domain: Literal["source", "target"]) -> np.ndarray:
+        """Return probabilities of rows of a domain (rows, k), as if classes were as common as in the source."""
+        return self._head.predict_proba(X if self._aligner is None else self._aligner.transform(X, domain))
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Return the most probable class of each target row."""
@@ -192,10 +196,6 @@ class DomainHead:
         """Return what was made alike."""
         return self._head.encode(X) if self._aligner is None else self._aligner.transform(X, domain)
 
-    def _answer(self, X: np.ndarray, domain: Literal["source", "target"]) -> np.ndarray:
-        """Return probabilities as if classes were as common as in the source."""
-        return self._head.predict_proba(X if self._aligner is None else self._aligner.transform(X, domain))
-
     def _estimate(
         self, y: np.ndarray, sample_weight: np.ndarray | None, target: np.ndarray, validation: Labelled | None
     ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -205,18 +205,18 @@ class DomainHead:
         codes = np.searchsorted(self.classes_, y)
         prior = np.bincount(codes, sample_weight, len(self.classes_))
         prior = prior / prior.sum()
-        answers = self._answer(target, "target")
+        answers = self.answer(target, "target")
         if self.correction == "likelihood" or validation is None:
             return prior, estimate_by_likelihood(answers, prior)
         held = np.searchsorted(self.classes_, validation[1])
-        return prior, estimate_by_confusion(self._answer(validation[0], "source"), held, answers)
+        return prior, estimate_by_confusion(self.answer(validation[0], "source"), held, answers)
 
     def _score(self, X: np.ndarray, target: np.ndarray, validation: Labelled | None) -> dict[str, float]:
         answers = self.predict_proba(target)
         scores = {"entropy": score_by_entropy(answers), "information": score_by_information(answers)}
         if validation is None:
             return scores
-        held, codes = self._answer(validation[0], "source"), np.searchsorted(self.classes_, validation[1])
+        held, codes = self.answer(validation[0], "source"), np.searchsorted(self.classes_, validation[1])
         encoded = [self._encode(X, "source"), self._encode(target, "target"), self._encode(validation[0], "source")]
         weights, right = weigh_importance(*encoded), held.argmax(axis=1) == codes
         losses = -np.log(np.maximum(held[np.arange(len(codes)), codes], 1e-12))

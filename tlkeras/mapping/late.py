@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logit
 
-from tlkeras.mapping.heads import Head
+from tlkeras.mapping.domains import DomainHead
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.mapping.links import find_link
 from tlkeras.mapping.validation import answer_out_of_fold
@@ -23,45 +23,57 @@ class LateFusion:
     the logarithms of their odds; the heads that answer later are fitted on all rows.
 
     Args:
-        make_head: Makes an unfitted head.
+        make_head: Makes an unfitted head, or `DomainHead`.
         widths: Columns of each part, in order.
         folds: Parts of the rows that stacking is fitted across.
         seed: Of the folds.
     """
 
-    def __init__(self, make_head: Callable[[], Head], widths: Sequence[int], folds: int = 5, seed: int = 0):
+    def __init__(self, make_head: Callable[[], Any], widths: Sequence[int], folds: int = 5, seed: int = 0):
         self.make_head, self.widths = make_head, tuple(widths)
         self.folds, self.seed = folds, seed
 
     def fit(
-        self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None, groups: np.ndarray | None = None
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+        target: np.ndarray | None = None,
     ) -> LateFusion:
         """Fit on features (n, d) and class values (n,), or indicators (n, k).
+
+        Args:
+            target: Features of another domain (m, d), where heads are `DomainHead`s: each part is adapted by itself,
+                stacking is learned on rows of the source, and rows of the target are answered.
 
         Raises:
             ValueError: The widths are not those of the features, there are fewer rows or groups than folds, or a fold
                 leaves less than two classes.
         """
         parts = self._divide(X)
+        makers = [self._adapt(part) for part in (self._divide(target) if target is not None else [None] * len(parts))]
         self.several_ = find_link(y).several
         classes = np.arange(y.shape[1]) if self.several_ else np.unique(y)
         codes = y if self.several_ else np.searchsorted(classes, y)
         said = [
-            answer_out_of_fold(
-                self.make_head, part, codes, sample_weight, folds=self.folds, groups=groups, seed=self.seed
-            )
-            for part in parts
+            answer_out_of_fold(make, part, codes, sample_weight, folds=self.folds, groups=groups, seed=self.seed)
+            for make, part in zip(makers, parts, strict=True)
         ]
         self.stack_ = LinearHead(folds=self.folds, seed=self.seed).fit(
             self._join(said), y, sample_weight, groups=groups
         )
-        self.heads_ = [self.make_head().fit(part, y, sample_weight, groups=groups) for part in parts]
+        fitted = [make().fit(part, y, sample_weight, groups=groups) for make, part in zip(makers, parts, strict=True)]
+        self.heads_ = [head.head if isinstance(head, _SourceSide) else head for head in fitted]
         return self
 
     def answer(self, X: np.ndarray) -> dict[str, np.ndarray]:
         """Return the probabilities (n, k) by rule."""
         said = [head.predict_proba(part) for head, part in zip(self.heads_, self._divide(X), strict=True)]
         return {"mean": np.mean(said, axis=0), "stacking": self.stack_.predict_proba(self._join(said))}
+
+    def _adapt(self, target: np.ndarray | None) -> Callable[[], Any]:
+        return self.make_head if target is None else lambda: _SourceSide(self.make_head(), target)
 
     def _divide(self, X: np.ndarray) -> list[np.ndarray]:
         if sum(self.widths) != X.shape[1]:
@@ -74,8 +86,23 @@ class LateFusion:
         return logit(np.clip(np.hstack(shown), _CERTAIN, 1 - _CERTAIN))
 
 
+class _SourceSide:
+    """A head across domains that is fitted on folds of the source and asked about rows of the source."""
+
+    def __init__(self, head: DomainHead, target: np.ndarray):
+        self.head, self._target = head, target
+
+    def fit(self, X: np.ndarray, y: np.ndarray, weights: np.ndarray | None, groups: np.ndarray | None) -> _SourceSide:
+        self.head.fit(X, y, weights, target=self._target, groups=groups)
+        self.classes_ = self.head.classes_
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        return self.head.answer(X, "source")
+
+
 def fuse_late(
-    make_head: Callable[[], Head],
+    make_head: Callable[[], Any],
     widths: Sequence[int],
     learned: Mapping[str, Any],
     asked: np.ndarray,
@@ -86,7 +113,7 @@ def fuse_late(
     Args:
         make_head: Makes an unfitted head.
         widths: Columns of each part.
-        learned: `X`, `y`, `sample_weight` and `groups`, as `LateFusion.fit` takes them.
+        learned: `X`, `y`, `sample_weight`, `groups` and, across domains, `target`, as `LateFusion.fit` takes them.
         asked: Features of the rows to answer, (m, d).
         seed: Of the folds.
     """

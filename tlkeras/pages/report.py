@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from tlkeras import gallery
 from tlkeras.charts import draw_history
+from tlkeras.evaluation.names import name_rivals
 from tlkeras.evaluation.report import Report
 from tlkeras.pages import curves, wording
 from tlkeras.pages.embedding import embed_chart, embed_picture, overlay
@@ -149,6 +150,7 @@ def _prepare_task(
     learning, robustness, attribution = (computed.get(name) for name in ("learning", "robustness", "attribution"))
     return {
         "figures": figures,
+        "beside": name_rivals(figures),
         "what": "label" if figures["kind"] == "multilabel" else "class",
         "summary": wording.tell_summary(figures),
         "key": [(wording.METRIC_NAMES[name], figures["metrics"][name]) for name in _KEY if name in figures["metrics"]],

@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tlkeras.evaluation.names import METRIC_NAMES
+from tlkeras.evaluation.names import METRIC_NAMES, name_rivals
 from tlkeras.tables.drawing import MOST_ROWS, format_number, list_findings, make_table, open_console
 
 _WITH_INTERVALS = ("f1", "roc_auc", "average_precision")
@@ -64,9 +64,7 @@ def _draw_task(result: dict[str, Any]) -> None:
     several = f", {result['task']}" if "tasks" in result else ""
     title = f"{result['run']}{several}: {result['pictures']:,} {of_which}{weighted}, {len(result['classes'])} {classes}"
     columns = [("", "left"), ("value", "right"), ("95 % interval", "right")]
-    beside = {"majority baseline": result["baseline"], "linear probe": result["probe"]}
-    beside |= {f"late fusion: {rule}": figures for rule, figures in result.get("late_fusion", {}).items()}
-    beside = {name: figures for name, figures in beside.items() if figures}
+    beside = name_rivals(result)
     table = make_table(title, [*columns, *((name, "right") for name in beside)])
     for name, figure in result["metrics"].items():
         table.add_row(
