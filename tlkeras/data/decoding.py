@@ -52,17 +52,15 @@ def decode(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
         [
             lambda: (_decode_other(encoded), 1),
             lambda: (_decode_jpeg(encoded, size, fit), _read_orientation(encoded)),
-            lambda: (tf.io.decode_png(encoded), 1),
+            lambda: (tf.io.decode_png(encoded, channels=3), 1),
             lambda: (_decode_webp(encoded), 1),
             lambda: (_decode_bmp(encoded), 1),
         ],
     )
-    pixels = tf.ensure_shape(pixels, [None, None, None])
+    # Three channels from the start: TensorFlow averages them as fast as one, and is slow to repeat one afterwards.
+    pixels = resize(tf.ensure_shape(pixels, [None, None, 3]), size, fit)
     # Turned after the shrink, where it is cheap; `resize` treats both ends of a side alike, so the order is free.
-    pixels = _drop_alpha(resize(pixels, size, fit))
     pixels = tf.cond(orientation > 1, lambda: _turn(pixels, orientation), lambda: pixels)
-    # Half the time of broadcasting, which is slow where one value becomes three.
-    pixels = tf.cond(tf.shape(pixels)[2] == 1, lambda: tf.repeat(pixels, 3, axis=2), lambda: pixels)
     return tf.ensure_shape(pixels, [size, size, 3])
 
 
@@ -128,12 +126,6 @@ def _grow(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return tf.image.resize(shrunk, target, method="bilinear")[0]
 
 
-def _drop_alpha(pixels: tf.Tensor) -> tf.Tensor:
-    """[h, w, 1 or 3, and one more with alpha] -> [h, w, 1 or 3]."""
-    channels = tf.shape(pixels)[2]
-    return tf.cond(channels % 2 == 0, lambda: pixels[:, :, : channels - 1], lambda: pixels)
-
-
 @_seldom
 def _turn(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Apply an EXIF orientation, 1 to 8, to a square picture."""
@@ -152,7 +144,7 @@ def _decode_jpeg(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
     halvings = tf.reduce_sum(tf.cast(side >= tf.constant([2, 4, 8]) * size, tf.int32))
     return tf.switch_case(
         halvings,
-        [lambda ratio=ratio: tf.io.decode_jpeg(encoded, ratio=ratio) for ratio in (1, 2, 4, 8)],
+        [lambda ratio=ratio: tf.io.decode_jpeg(encoded, channels=3, ratio=ratio) for ratio in (1, 2, 4, 8)],
     )
 
 
@@ -181,7 +173,7 @@ def _decode_webp(encoded: tf.Tensor) -> tf.Tensor:
     )
     return tf.cond(
         animated | lossless_alpha | _has_bit(flags, 0x10),
-        lambda: tf.io.decode_webp(marked, channels=4)[0],
+        lambda: tf.io.decode_webp(marked, channels=4)[0, :, :, :3],
         lambda: tf.io.decode_webp(marked, channels=3)[0],
     )
 
@@ -201,7 +193,7 @@ def _decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
         colours = tf.reshape(tf.io.decode_raw(table, tf.uint8), [256, 4])[:, 2::-1]
         return tf.gather(colours, tf.cast(pixels[:, :, 0], tf.int32))
 
-    return tf.cond(tf.shape(pixels)[2] == 1, look_up, lambda: pixels)
+    return tf.cond(tf.shape(pixels)[2] == 1, look_up, lambda: pixels[:, :, :3])
 
 
 def _little_endian(encoded: tf.Tensor, at: int) -> tf.Tensor:
