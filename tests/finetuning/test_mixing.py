@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from tlkeras.data.augmentation import cut_mix
 from tlkeras.finetuning.mixing import make_mix
-from tlkeras.finetuning.objectives import mix_examples
+from tlkeras.finetuning.objectives import make_objective, mix_examples
+from tlkeras.mapping.multitask import JointLoss
 
 PICTURES = tf.constant(np.random.default_rng(0).integers(0, 2, (6, 8, 8, 3)) * 250, tf.uint8)
 TARGETS = {"kind": tf.eye(6), "size": tf.one_hot([0, 1, 0, 1, 0, 1], 2)}
@@ -49,3 +50,22 @@ def test_pooled_features_have_no_place_for_a_box():
     assert same(make_mix(0, 1.0)(features, TARGETS, WEIGHTS, [1, 2]), (features, TARGETS, WEIGHTS))
     maps = tf.random.stateless_uniform([6, 7, 7, 4], [0, 0])
     assert make_mix(0, 1.0)(maps, TARGETS, WEIGHTS, [1, 2])[0].dtype == tf.float32
+
+
+@pytest.mark.parametrize("alphas", [(0.4, 0.0), (0.0, 1.0)])
+def test_what_is_not_known_of_one_side_is_not_known_of_the_mixture(alphas):
+    """A task's missing label costs nothing there, and leaves the other tasks and all gradients whole."""
+    size = tf.tensor_scatter_nd_update(TARGETS["size"], [[2]], [[np.nan, np.nan]])
+    _, mixed, weights = make_mix(*alphas)(PICTURES, {"kind": TARGETS["kind"], "size": size}, WEIGHTS, [5, 0])
+    blank = np.isnan(np.asarray(mixed["size"])).all(axis=1)
+    partner = np.asarray(mixed["kind"])[:, 2] > 0  # of whom row 2 is a part
+    assert blank[2] and (blank[partner]).all() and not blank.all()
+    assert np.isfinite(np.asarray(mixed["kind"])).all()
+    joint = JointLoss([make_objective("softmax")] * 2, [6, 2], [1.0, 1.0])
+    logits = tf.Variable(np.random.default_rng(1).normal(size=(6, 8)), dtype=tf.float32)
+    with tf.GradientTape() as tape:
+        losses = joint.split(tf.concat([mixed["kind"], mixed["size"]], axis=1), logits)
+        total = tf.reduce_sum(losses * weights[:, None])
+    assert (np.asarray(losses)[blank, 1] == 0).all() and (np.asarray(losses)[~blank, 1] > 0).all()
+    gradient = np.asarray(tape.gradient(total, logits))
+    assert np.isfinite(gradient).all() and (gradient[blank, 6:] == 0).all()
