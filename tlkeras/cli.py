@@ -78,5 +78,6 @@ for _command in (
     networks.backbones,
     features.features,
     store.cache,
+    store.pack,
 ):
     main.add_command(_command)

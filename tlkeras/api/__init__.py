@@ -4,6 +4,7 @@ from tlkeras.api.exporting import export
 from tlkeras.api.features import extract_features
 from tlkeras.api.judging import compare, report
 from tlkeras.api.networks import backbones, show_backbone
+from tlkeras.api.packing import pack
 from tlkeras.api.recipes import (
     check,
     copy_recipe,
@@ -29,6 +30,7 @@ __all__ = [
     "extract_features",
     "list_cache",
     "list_recipes",
+    "pack",
     "predict",
     "predict_in_shards",
     "predict_remotely",

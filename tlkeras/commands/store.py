@@ -1,10 +1,12 @@
-"""Commands on the store of frozen activations."""
+"""Commands on what is kept on disk: the store of frozen activations, packed pictures."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from tlkeras.commands.options import print_result, takes_json
+from tlkeras.commands.options import print_result, takes_json, takes_overrides
 
 
 @click.group()
@@ -36,3 +38,25 @@ def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> Non
     if max_gb is None and unused_days is None:
         raise click.UsageError("Say what may go: --max-gb 0 for everything, or --unused-days 30.")
     print_result(api.prune_cache(max_gb=max_gb, unused_days=unused_days), as_json, "draw_pruned")
+
+
+@click.command()
+@click.argument("recipe", metavar="DATA|RECIPE")
+@click.option("--out", required=True, metavar="FOLDER", help="A new folder for the files.")
+@click.option("--shard-mb", type=click.IntRange(1), default=128, show_default=True, help="Megabytes of a file.")
+@takes_overrides
+@takes_json
+def pack(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Write pictures, as they are, into few large TFRecord files, with a manifest to train from.
+
+    For network file systems, which are slow at many small files. Results are those of the pictures by themselves, and
+    what is cached of them is used again.
+
+    \b
+    Example: tlkeras pack photos/ --out packed/
+             tlkeras train mine.yaml --set data.source=packed/pictures.csv
+    """
+    from tlkeras import api
+    from tlkeras.recipe import parse_overrides
+
+    print_result(api.pack(recipe, overrides=parse_overrides(assignments), **options), as_json, "draw_packed")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from tlkeras.data.slices import find_file, find_size, parse_slice, read_bytes
 from tlkeras.errors import DataError
 
 READABLE = ("JPEG", "PNG", "GIF", "BMP", "WebP")
@@ -125,21 +126,22 @@ def printable(text: str) -> str:
 
 
 def read_picture(path: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """Return the bytes of a file; folders, pipes and devices are never opened.
+    """Return the bytes of a file, or of a slice of one; folders, pipes and devices are never opened.
 
     Raises:
         PictureError: missing, forbidden, special-file, empty, oversized or damaged (the disk cannot read it).
     """
     try:
-        status = os.stat(path)
+        status = os.stat(find_file(path))
         if not stat.S_ISREG(status.st_mode):
             raise PictureError("special-file", "it is not a regular file", path)
-        if status.st_size == 0:
-            raise PictureError("empty", "the file is empty", path)
-        if status.st_size > max_bytes:
-            raise PictureError("oversized", f"{status.st_size:,} bytes are more than {max_bytes:,}", path)
-        with open(path, "rb") as file:
-            return file.read()
+        size = find_size(path, status)
+        if size == 0:
+            reason = "the file is empty" if parse_slice(path) is None else "its packed file ends before it"
+            raise PictureError("empty", reason, path)
+        if size > max_bytes:
+            raise PictureError("oversized", f"{size:,} bytes are more than {max_bytes:,}", path)
+        return read_bytes(path)
     except FileNotFoundError:
         raise PictureError("missing", "there is no such file", path) from None
     except PermissionError:

@@ -7,11 +7,12 @@ import io
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from tlkeras.data.headers import Rejection, printable
+from tlkeras.data.slices import find_file, find_size, parse_slice
 from tlkeras.data.tables import SPLITS, Table
 from tlkeras.errors import DataError, list_some, suggest
 
@@ -25,7 +26,9 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
-_ROLES = ("label", "weight", "group", "domain")
+FILE = "file"
+"""The column with what the path of a packed picture was before; see `packing`."""
+ROLES = ("label", "weight", "group", "domain")
 # A line of the manifest: its number in the file, and its fields in the order of the header.
 _Line = tuple[int, list[str]]
 
@@ -33,7 +36,8 @@ _Line = tuple[int, list[str]]
 def read_manifest(source: str) -> Table:
     """Read a CSV file with a column "path" and any others, separated by commas, semicolons or tabs.
 
-    Paths are relative to the file's folder and must stay in it, also after links are followed. "label", "split",
+    Paths are relative to the file's folder and must stay in it, also after links are followed; they may name slices of
+    packed files. "label", "split",
     "weight", "group" and "domain" play these parts by default. Pictures that are missing are listed in
     `Table.rejected`.
 
@@ -71,11 +75,22 @@ def _to_table(source: str, root: str, paths: list[str], columns: dict[str, list[
         source=source,
         root=Path(root),
         paths=[paths[row] for row in rows],
-        keys=[printable(paths[row].removeprefix(root).lstrip(os.sep)).replace(os.sep, "/") for row in rows],
+        keys=_name(paths, root, columns, rows),
         columns={name: [values[row] for row in rows] for name, values in columns.items()},
-        defaults={role: role for role in _ROLES if role in columns},
+        defaults={role: role for role in ROLES if role in columns},
         rejected=rejected,
     )
+
+
+def _name(paths: list[str], root: str, columns: Mapping[str, list[str]], rows: Sequence[int]) -> list[str]:
+    """Return the identity of each picture: its path, or of a packed one what its path was before."""
+    before = columns.get(FILE, [""] * len(paths))
+    names = [
+        (before[row] if parse_slice(paths[row]) else "")
+        or printable(paths[row].removeprefix(root).lstrip(os.sep)).replace(os.sep, "/")
+        for row in rows
+    ]
+    return names if len(set(names)) == len(names) else _name(paths, root, {}, rows)
 
 
 def _read_lines(source: str, file: str) -> tuple[list[str], list[_Line]]:
@@ -121,6 +136,14 @@ def _tidy(text: str) -> str:
 
 def _locate(text: str, root: str) -> str | ValueError:
     """Return the absolute path that a field means, or why it may not be used."""
+    piece = parse_slice(text)
+    if piece is None:
+        return _locate_file(text, root)
+    file = _locate_file(piece.file, root)
+    return file if isinstance(file, ValueError) else str(piece._replace(file=file))
+
+
+def _locate_file(text: str, root: str) -> str | ValueError:
     if not text.strip() or "\0" in text:
         return ValueError("the path is empty" if not text.strip() else "the path holds a zero byte")
     folder, name = os.path.split(os.path.join(root, text))
@@ -162,8 +185,12 @@ def _normalise_splits(numbers: Sequence[int], words: Sequence[str], problems: li
 
 def _refuse(path: str) -> Rejection | None:
     try:
-        mode = os.stat(path).st_mode
+        status = os.stat(find_file(path))
     except OSError as error:
         code = "forbidden" if isinstance(error, PermissionError) else "missing"
         return Rejection(path, code, error.strerror or "it cannot be found")
-    return None if stat.S_ISREG(mode) else Rejection(path, "special-file", "it is not a regular file")
+    if not stat.S_ISREG(status.st_mode):
+        return Rejection(path, "special-file", "it is not a regular file")
+    if parse_slice(path) and not find_size(path, status):
+        return Rejection(path, "missing", "its packed file ends before it")
+    return None

@@ -9,9 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.decoding import decode, decode_file
-from tlkeras.data.headers import PictureError, Rejection
+from tlkeras.data.headers import PictureError, Rejection, read_picture
+from tlkeras.data.slices import parse_slice
 
 _CHUNK = 4096
+_PACKED_CHUNK = 64  # whose bytes are in memory
 
 
 def order(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -52,19 +54,15 @@ def stream_pictures(
     """
     workers = workers or count_cores()
 
-    def read_chunks() -> Iterator[tuple[np.ndarray, list[bytes]]]:
-        for start in range(0, len(paths), _CHUNK):
-            chunk = [os.fsencode(path) for path in paths[start : start + _CHUNK]]
-            yield np.arange(start, start + len(chunk), dtype=np.int64), chunk
-
     @tf.autograph.experimental.do_not_convert
-    def load(index: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        picture = decode(tf.io.read_file(path), size, fit)
+    def load(index: tf.Tensor, known: tf.Tensor, packed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        encoded = tf.cond(packed, lambda: known, lambda: tf.io.read_file(known))
+        picture = decode(encoded, size, fit)
         return index, picture if augment is None else augment(picture, index)
 
-    signature = (tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string))
+    signature = (tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.bool))
     stream = (
-        tf.data.Dataset.from_generator(read_chunks, output_signature=signature)
+        tf.data.Dataset.from_generator(lambda: _read_chunks(paths), output_signature=signature)
         .unbatch()
         .map(load, num_parallel_calls=workers, deterministic=True)
         .ignore_errors(log_warning=False)
@@ -76,6 +74,26 @@ def stream_pictures(
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
     return stream.with_options(options)
+
+
+def _read_chunks(paths: Sequence[str]) -> Iterator[tuple[np.ndarray, list[bytes], np.ndarray]]:
+    """Yield indices, the names of files or the bytes of slices, which TensorFlow cannot read, and which is which."""
+    for start in range(0, len(paths), _CHUNK):
+        chunk = paths[start : start + _CHUNK]
+        packed = np.array([parse_slice(path) is not None for path in chunk])
+        step = _PACKED_CHUNK if packed.any() else _CHUNK
+        for at in range(0, len(chunk), step):
+            rows = range(at, min(at + step, len(chunk)))
+            known = [_read(chunk[row]) if packed[row] else os.fsencode(chunk[row]) for row in rows]
+            yield start + np.array(rows, np.int64), known, packed[at : at + step]
+
+
+def _read(path: str) -> bytes:
+    """Return what a slice holds, which TensorFlow cannot read by itself; nothing where it cannot be read."""
+    try:
+        return read_picture(path)
+    except PictureError:
+        return b""
 
 
 def list_cores() -> list[int]:

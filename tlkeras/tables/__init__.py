@@ -8,7 +8,7 @@ from tlkeras.tables.pictures import draw_check
 from tlkeras.tables.recipes import draw_augmentation, draw_features, draw_list, draw_rates, draw_schedule
 from tlkeras.tables.recommendation import draw_recommendation
 from tlkeras.tables.running import draw_evaluation, draw_predictions, draw_training, draw_written
-from tlkeras.tables.store import draw_cache, draw_pruned
+from tlkeras.tables.store import draw_cache, draw_packed, draw_pruned
 from tlkeras.tables.tuning import draw_tuning
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "draw_features",
     "draw_job",
     "draw_list",
+    "draw_packed",
     "draw_predictions",
     "draw_pruned",
     "draw_rates",

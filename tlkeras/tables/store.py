@@ -1,11 +1,13 @@
-"""The store of activations as tables."""
+"""The store of activations, and packed pictures, as tables."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
 
-from tlkeras.tables.drawing import make_table, open_console
+from rich.markup import escape
+
+from tlkeras.tables.drawing import list_findings, make_table, open_console
 
 
 def draw_cache(result: dict[str, Any]) -> None:
@@ -37,3 +39,19 @@ def draw_cache(result: dict[str, Any]) -> None:
 def draw_pruned(result: dict[str, Any]) -> None:
     """Print what was removed."""
     open_console().print(f"Removed {len(result['removed'])} spaces, {result['bytes'] / 1e6:,.1f} MB.")
+
+
+def draw_packed(result: dict[str, Any]) -> None:
+    """Print where pictures were packed, and which could not be."""
+    console = open_console()
+    console.print(
+        f"{result['pictures']:,} pictures, {result['bytes'] / 1e6:,.1f} MB, in {result['shards']:,} files.",
+        highlight=False,
+    )
+    if result["rejected"]:
+        console.print(list_findings("Files that cannot be used", result["rejected"]))
+    console.print(
+        f"\nNext:\n  tlkeras train linear_probe --set data.source={escape(result['path'])}",
+        highlight=False,
+        soft_wrap=True,
+    )

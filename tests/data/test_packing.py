@@ -1,0 +1,111 @@
+"""Pictures in large files: the same bytes, order, sides and names as by themselves."""
+
+import csv
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tlkeras import api
+from tlkeras.data.headers import PictureError, read_picture
+from tlkeras.data.packing import pack
+from tlkeras.data.pipeline import explain_unreadable, stream_pictures
+from tlkeras.data.slices import Slice, parse_slice
+from tlkeras.data.sources import choose_examples, read_table
+from tlkeras.errors import DataError, ResourceError
+
+
+@pytest.fixture
+def photos(tmp_path, draw_more_photos):
+    """Class folders, and one file that is no picture's worth of bytes."""
+    draw_more_photos(tmp_path / "photos")
+    (tmp_path / "photos" / "day" / "empty.png").write_bytes(b"")
+    return tmp_path / "photos"
+
+
+def test_packed_pictures_are_those_from_before(photos, tmp_path):
+    table = read_table(str(photos))
+    result = pack(table, tmp_path / "packed", shard_bytes=20_000)
+    assert result["pictures"] == len(table) - 1 and result["shards"] > 2
+    assert [bad["reason"] for bad in result["rejected"]] == ["the file is empty"]
+    packed = read_table(result["path"])
+    kept = [row for row, key in enumerate(table.keys) if not key.endswith("empty.png")]
+    assert packed.keys == [table.keys[row] for row in kept]
+    assert packed.columns["label"] == [table.columns["label"][row] for row in kept]
+    assert [read_picture(path) for path in packed.paths] == [read_picture(table.paths[row]) for row in kept]
+    assert max(os.path.getsize(file) for file in (tmp_path / "packed" / "shards").iterdir()) <= 20_000
+    streams = [stream_pictures(paths, 32, "squash", 5) for paths in (packed.paths, [table.paths[row] for row in kept])]
+    for (index, pictures), (other_index, others) in zip(*(s.as_numpy_iterator() for s in streams), strict=True):
+        np.testing.assert_array_equal(index, other_index)
+        np.testing.assert_array_equal(pictures, others)
+
+
+def test_other_programs_read_the_records(photos, tmp_path):
+    pack(read_table(str(photos)), tmp_path / "packed")
+    (record, *_) = tf.data.TFRecordDataset(str(tmp_path / "packed/shards/00000.tfrecord")).as_numpy_iterator()
+    feature = tf.train.Example.FromString(record).features.feature
+    texts = {name: feature[name].bytes_list.value[0] for name in ("image/filename", "label")}
+    assert texts["label"] == b"day" and texts["image/filename"].startswith(b"day/")
+    assert tf.io.decode_png(feature["image/encoded"].bytes_list.value[0]).shape == (32, 32, 3)
+
+
+def test_roles_that_other_columns_play_are_played_in_the_manifest(tmp_path):
+    elpv = read_table("elpv")
+    columns = {name: values[:200] for name, values in elpv.columns.items()}
+    few = replace(elpv, paths=elpv.paths[:200], keys=elpv.keys[:200], columns=columns)
+    packed = read_table(pack(few, tmp_path / "packed")["path"])
+    examples = [choose_examples(table) for table in (few, packed)]
+    labels = [one.tasks[0].write_targets(one.targets[one.tasks[0].name]) for one in examples]
+    assert labels[0] == labels[1] and examples[0].keys.tolist() == examples[1].keys.tolist()
+
+
+def test_training_on_packed_pictures_is_training_on_them(workplace):
+    api.pack("photos", "packed")
+    settings = {"data.validation": 0.2}
+    runs = [
+        api.train("mine.yaml", settings),
+        api.train("mine.yaml", {**settings, "data.source": "packed/pictures.csv"}),
+    ]
+    sides = []
+    for run in runs:
+        with open(f"{run['path']}/splits.csv", newline="") as file:
+            sides.append([(row["picture"], row["side"], row["sha256"]) for row in csv.DictReader(file)])
+    assert sides[0] == sides[1]
+    assert runs[1]["features"]["computed"] == 0  # known by their bytes
+    answers = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_what_is_refused(photos, tmp_path, monkeypatch):
+    table = read_table(str(photos))
+    packed = read_table(pack(table, tmp_path / "packed")["path"])
+    with pytest.raises(DataError, match="Packed pictures go into a new folder.*Choose another name"):
+        pack(table, tmp_path / "packed")
+    shard = tmp_path / "packed/shards/00000.tfrecord"
+    shard.write_bytes(shard.read_bytes()[:-300])
+    with pytest.raises(PictureError, match="its packed file ends before it"):
+        read_picture(packed.paths[-1])
+    assert explain_unreadable(packed.paths[-1]).reason == "its packed file ends before it"
+    assert read_table(str(tmp_path / "packed/pictures.csv")).rejected[-1].code == "missing"
+    found = np.concatenate([index for index, _ in stream_pictures(packed.paths, 32, "squash", 4).as_numpy_iterator()])
+    assert found.tolist() == list(range(len(packed) - 1))
+    outside = f"../photos.tfrecord@0+{10**17}"
+    (tmp_path / "packed/pictures.csv").write_text(f"path,label\n{outside},day\n")
+    with pytest.raises(DataError, match=r"lies outside of the manifest's folder"):
+        read_table(str(tmp_path / "packed/pictures.csv"))
+    monkeypatch.setattr("os.rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(ResourceError, match="No space left on device"):
+        pack(table, tmp_path / "again")
+    assert not list(tmp_path.glob("again*"))
+
+
+@pytest.mark.parametrize("path", ["a.tfrecord", "a.png@1+2", "a.tfrecord@-1+2", "a.tfrecord@1+", "@1+2.tfrecord", ""])
+def test_other_paths_are_no_slices(path):
+    assert parse_slice(path) is None
+
+
+def test_a_slice_is_written_as_it_is_read():
+    piece = Slice("/photos/a@1+2.tfrecord@3+4.tfrecord", 5, 6)
+    assert parse_slice(str(piece)) == piece
