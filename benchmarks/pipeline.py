@@ -1,4 +1,4 @@
-"""How the pipeline holds up: a folder of 100,000 files, memory against pictures, and rows read back from the cache.
+"""How the pipeline holds up: a folder of 100,000 files and the same ones packed, memory, and rows read from the cache.
 
     python benchmarks/pipeline.py [--files 100000] [--rows 100000] [--rounds 5]
 
@@ -63,14 +63,21 @@ def stream(folder: str) -> None:
 
 
 def measure_folders(files: int) -> None:
+    from tlkeras.data.packing import pack
+    from tlkeras.data.sources import read_table
+
     print("| files | first batch, seconds | pictures/s | peak memory |\n|---|---|---|---|")
     for count in (files // 10, files):
-        with tempfile.TemporaryDirectory() as folder:
-            plant(Path(folder), count)
-            command = [sys.executable, __file__, "--stream", folder]
-            answer = subprocess.run(command, check=True, capture_output=True, text=True)
-        first, rate, peak = map(float, answer.stdout.split())
-        print(f"| {count:,} | {first:.1f} | {rate:,.0f} | {peak:,.0f} MiB |", flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch, "photos")
+            folder.mkdir()
+            plant(folder, count)
+            packed = pack(read_table(str(folder)), Path(scratch, "packed"))["path"]
+            for source, name in ((str(folder), ""), (packed, ", packed")):
+                command = [sys.executable, __file__, "--stream", source]
+                answer = subprocess.run(command, check=True, capture_output=True, text=True)
+                first, rate, peak = map(float, answer.stdout.split())
+                print(f"| {count:,}{name} | {first:.1f} | {rate:,.0f} | {peak:,.0f} MiB |", flush=True)
 
 
 def measure_rows(count: int, rounds: int) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "extract_features",
     "list_cache",
     "list_recipes",
+    "pack",
     "predict",
     "predict_in_shards",
     "predict_remotely",
