@@ -20,6 +20,7 @@ __all__ = [
     "evaluate",
     "export",
     "extract_features",
+    "feed",
     "list_cache",
     "list_recipes",
     "pack",

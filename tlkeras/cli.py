@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkeras.commands import exporting, features, judging, networks, recipes, running, serving, store, tuning
+from tlkeras.commands import exporting, features, feeding, judging, networks, recipes, running, serving, store, tuning
 from tlkeras.errors import TlkerasError
 
 INTERRUPTED = 130
@@ -77,6 +77,7 @@ for _command in (
     recipes.show,
     networks.backbones,
     features.features,
+    feeding.feed,
     store.cache,
     store.pack,
 ):

@@ -2,6 +2,7 @@
 
 from tlkeras.api.exporting import export
 from tlkeras.api.features import extract_features
+from tlkeras.api.feeding import feed
 from tlkeras.api.judging import compare, report
 from tlkeras.api.networks import backbones, show_backbone
 from tlkeras.api.packing import pack
@@ -28,6 +29,7 @@ __all__ = [
     "evaluate",
     "export",
     "extract_features",
+    "feed",
     "list_cache",
     "list_recipes",
     "pack",

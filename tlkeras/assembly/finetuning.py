@@ -111,7 +111,14 @@ def supply_pictures(
     if policy is not None and place == "auto":
         place = choose_place(policy, size, require_finetuning(recipe).batch_size)
     supply = PictureSupply(
-        pictures.paths, pictures.digests, size, pictures.fit, policy, recipe.training.seed, place == "graph"
+        pictures.paths,
+        pictures.digests,
+        size,
+        pictures.fit,
+        policy,
+        recipe.training.seed,
+        place == "graph",
+        recipe.training.feed,
     )
     if not augmented or prefix.source_head is None:
         return supply

@@ -24,7 +24,7 @@ def _make_bare_head(recipe: Recipe) -> Head:
     if options["class_weight"] == "none":
         options["class_weight"] = None
     if issubclass(HEADS[recipe.mapping.kind], TrainedHead):
-        return make_head(**options, fitting=Fitting(**recipe.training.model_dump(exclude={"strategy"})))
+        return make_head(**options, fitting=Fitting(**recipe.training.model_dump(exclude={"strategy", "feed"})))
     if recipe.mapping.kind == "kernel":
         options["space"] = KernelSpace(**{field.name: options.pop(field.name) for field in fields(KernelSpace)})
     return make_head(**options, seed=recipe.training.seed)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras.assembly.data import make_recipe_policy
+from tlkeras.data.feeding import check_feed
 from tlkeras.data.sources import Examples
 from tlkeras.errors import RecipeError, TlkerasError
 from tlkeras.features.prefix import Prefix
@@ -83,8 +84,11 @@ def plan_recipe(
 
     Raises:
         RecipeError: A stage does not suit the backbone or the data.
+        DataError, RunError: The data service cannot read the pictures, or is not there.
     """
     pictures, classes = int((sides == "train").sum()), sum(len(task.class_names) for task in examples.tasks)
+    if recipe.training.feed is not None:
+        check_feed(recipe.training.feed, examples.paths.tolist())
     schedule, choices = make_schedule(recipe, prefix, pictures, classes)
     return schedule, plan_finetuning(recipe, prefix, schedule, pictures), choices
 

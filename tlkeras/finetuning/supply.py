@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tlkeras.data.augmentation import choose_views, derive_keys, show_one
 from tlkeras.data.augmentation_layer import PictureAugmentation
+from tlkeras.data.feeding import stream_fed
 from tlkeras.data.pipeline import stream_pictures
 from tlkeras.data.policies import Policy, make_policy
 
@@ -87,6 +88,7 @@ class PictureSupply:
         policy: What is done to them; None: nothing.
         seed: Seed of what is drawn.
         in_graph: Make the views of a batch where the network trains, instead of those of each picture in the pipeline.
+        feed: HOST:PORT of a data service that decodes them; None decodes them here.
     """
 
     paths: Sequence[str]
@@ -96,6 +98,7 @@ class PictureSupply:
     policy: Policy | None = None
     seed: int = 0
     in_graph: bool = False
+    feed: str | None = None
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield the batches, uint8 [b, size, size, 3]; files that became unreadable are left out."""
@@ -112,8 +115,12 @@ class PictureSupply:
             else:
                 augment = show_one(self.policy, keys, numbers, self.seed)
         paths = [self.paths[position] for position in positions]
-        stream = stream_pictures(paths, self.size, self.fit, len(batches[0]), augment=augment)
-        for index, pictures in stream.as_numpy_iterator():
+        wanted = (paths, self.size, self.fit, len(batches[0]))
+        if self.feed is None:
+            stream = stream_pictures(*wanted, augment=augment).as_numpy_iterator()
+        else:
+            stream = stream_fed(self.feed, *wanted, augment=augment)
+        for index, pictures in stream:
             yield positions[index], finish(pictures, index)
 
     @cached_property

@@ -155,11 +155,22 @@ MAPS = ("recurrent", "attention", "transformer")
 """Kinds that eat feature maps and not vectors."""
 
 
+def _check_address(value: Any) -> Any:
+    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not (host and colon and port.isdecimal() and int(port) < 65_536):
+        raise ValueError(f"it must be HOST:PORT. Received: {value!r}.")
+    return value
+
+
+Address = Annotated[str, BeforeValidator(_check_address)]
+
+
 class Training(Section):
     """How what has no closed form is trained: deep heads and those on maps. The seed is every head's.
 
     The strategy is that of fine-tuning: `mirrored` takes all GPUs of a machine, `multi_worker` those of all machines
-    in TF_CONFIG, `auto` is `mirrored` where there are several GPUs.
+    in TF_CONFIG, `auto` is `mirrored` where there are several GPUs. `feed` is the HOST:PORT of `tlkeras feed`, whose
+    workers decode the pictures that fine-tuning reads anew in every epoch.
     """
 
     epochs: int = Field(default=60, ge=1)
@@ -169,3 +180,4 @@ class Training(Section):
     patience: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
     strategy: Literal["none", "auto", "mirrored", "multi_worker"] = "none"
+    feed: Address | None = None

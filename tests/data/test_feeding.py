@@ -1,0 +1,142 @@
+"""Workers of a data service give what this machine would have made: the same pictures in the same order."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tlkeras import api
+from tlkeras.data.augmentation import choose_views, derive_keys, show_one
+from tlkeras.data.feeding import _MOST_WAITING, _put_in_order, check_feed, start_feeding, stream_fed
+from tlkeras.data.pipeline import stream_pictures
+from tlkeras.data.policies import make_policy
+from tlkeras.errors import DataError, RecipeError, RunError
+from tlkeras.recipe import load_recipe
+
+
+@pytest.fixture(scope="module")
+def address():
+    """The service of this process: a dispatcher and two workers."""
+    address, running = start_feeding(host="localhost", port=0)
+    running += start_feeding(join=address, host="localhost")[1]
+    yield address
+
+
+@pytest.fixture
+def files(tmp_path, draw_more_photos):
+    draw_more_photos(tmp_path / "photos")
+    (tmp_path / "photos" / "day" / "0-003x.png").write_bytes(b"\x89PNG, and no more")
+    return sorted(str(path) for path in (tmp_path / "photos").rglob("*.png"))
+
+
+def same(streams) -> bool:
+    pairs = zip(*streams, strict=True)
+    return all(np.array_equal(a, b) for batches in pairs for a, b in zip(*batches, strict=True))
+
+
+def test_what_workers_decode_is_what_is_decoded_here(address, files):
+    keys, policy = derive_keys([f"{number:064x}" for number in range(len(files))]), make_policy("flip")
+    numbers = choose_views(policy, None, keys, 3, seed=5)
+    asked = (files, 24, "squash", 5)
+    for _ in range(2):  # each epoch is a stream of its own
+        augment = show_one(policy, keys, numbers, 5)
+        here = stream_pictures(*asked, augment=augment).as_numpy_iterator()
+        assert same([stream_fed(address, *asked, augment=augment), here])
+
+
+def test_what_arrives_out_of_order_is_put_in_order():
+    pictures = {index: np.full(1, index) for index in range(6)}
+    asked: list[int] = []
+
+    def decode_here(index):
+        asked.append(index)
+        return None if index == 5 else pictures[index]
+
+    arriving = iter([(2, pictures[2]), (0, pictures[0]), (3, pictures[3])])
+    assert [index for index, _ in _put_in_order(arriving, 6, decode_here)] == [0, 1, 2, 3, 4]
+    assert asked == [1, 4, 5]  # lost with a worker, and unreadable
+    silent = iter([(2, pictures[2]), None, (1, pictures[1]), (3, pictures[3]), None, None])
+    assert [index for index, _ in _put_in_order(silent, 6, decode_here)] == [0, 1, 2, 3, 4]
+    assert asked[3:] == [0, 1, 4, 5]
+    many = ((index, np.zeros(1)) for index in range(1, 3 * _MOST_WAITING))
+    ordered = _put_in_order(many, 3 * _MOST_WAITING, lambda index: np.ones(1))
+    assert next(ordered)[0] == 0 and next(many)[0] <= _MOST_WAITING + 3  # no waiting to the end for one
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_costs_nothing(tmp_path, files):
+    code = "from tlkeras.data.feeding import start_feeding; import sys, time\n"
+    code += "running = start_feeding(sys.argv[1], 'localhost'); print('ready', flush=True); time.sleep(300)"
+    address, _running = start_feeding(host="localhost", port=0)
+    worker = subprocess.Popen([sys.executable, "-c", code, address], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert worker.stdout.readline()
+        many = files * 60
+        stream = stream_fed(address, many, 96, "squash", 8)
+        first = [next(stream) for _ in range(3)]
+        os.kill(worker.pid, signal.SIGKILL)
+        found = np.concatenate([index for index, _ in [*first, *stream]])
+    finally:
+        worker.kill()
+    readable = [index for index, path in enumerate(many) if not path.endswith("x.png")]
+    assert found.tolist() == readable
+
+
+@pytest.mark.slow
+def test_training_that_is_fed_is_training(address, workplace):
+    stages = [{"name": "top", "unfreeze": 1, "epochs": 2, "learning_rate": 3e-3}]
+    settings = {
+        "finetuning": {"stages": stages, "cache": "off"},
+        "augmentation.policy": "light",
+        "data.validation": 0.2,
+    }
+    runs = [api.train("mine.yaml", {**settings, "training.feed": where}) for where in (None, address)]
+    histories = []
+    for run in runs:
+        with open(f"{run['path']}/history.csv", newline="") as file:
+            histories.append(list(csv.reader(file)))
+    assert histories[0] == histories[1] and len(histories[0]) == 3
+
+
+def test_what_is_refused(address, workplace):
+    with pytest.raises(RunError, match=r"HOST:PORT of a data service.*Start one with: tlkeras feed"):
+        check_feed("localhost:1", ["a.png"])
+    with pytest.raises(DataError, match="Workers read files by themselves.*Leave training.feed out"):
+        check_feed(address, ["a.tfrecord@1+2"])
+    with pytest.raises(RecipeError, match="it must be HOST:PORT. Received: 'here'"):
+        load_recipe("mine.yaml", {"training.feed": "here"})
+    with pytest.raises(RunError, match="needs a free port"):
+        start_feeding(port=int(address.rpartition(":")[2]))
+    with pytest.raises(RunError, match="Start one with"):
+        start_feeding(join="localhost:1")
+
+
+@pytest.mark.slow
+def test_the_command_says_where_it_listens():
+    command = [
+        sys.executable,
+        "-c",
+        "from tlkeras.cli import main; main()",
+        "feed",
+        "--host",
+        "localhost",
+        "--port",
+        "0",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("Decoding for --set training.feed=localhost:")
+        check_feed(line.split("=")[1].split(".")[0], [])
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()

@@ -1,0 +1,24 @@
+"""The verb of workers that decode pictures for others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlkeras.loading import load_tensorflow
+
+
+def feed(join: str | None = None, host: str | None = None, port: int = 5050) -> tuple[str, list[Any]]:
+    """Start a worker that decodes pictures for trainings with `training.feed`; see `start_feeding`.
+
+    Args:
+        join: HOST:PORT of a service to join; None begins one.
+        host: Name by which other machines reach this one; its own if not given.
+        port: Of a new service; 0 takes any that is free.
+
+    Returns:
+        HOST:PORT of the service, and what runs until it is let go.
+    """
+    load_tensorflow()
+    from tlkeras.data.feeding import start_feeding
+
+    return start_feeding(join, host, port)

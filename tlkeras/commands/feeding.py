@@ -1,0 +1,31 @@
+"""The command of workers that decode pictures for others."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--join", metavar="HOST:PORT", help="Be one more worker of a service that runs  [default: begin one]")
+@click.option("--host", help="Name by which other machines reach this one  [default: its own]")
+@click.option("--port", default=5050, show_default=True, type=click.IntRange(0, 65535), help="Port of a new service.")
+def feed(join: str | None, host: str | None, port: int) -> None:
+    """Decode pictures for trainings on other machines, where decoding is what they wait for.
+
+    The first machine begins a service, others join it; all must see the pictures at the same paths. It is TensorFlow's
+    data service, without encryption or password: use a network of your own.
+
+    \b
+    Example: tlkeras feed --host cpu-1
+             tlkeras feed --join cpu-1:5050
+             tlkeras train fine_tune --set finetuning.cache=off --set training.feed=cpu-1:5050
+    """
+    import contextlib
+    import threading
+
+    from tlkeras import api
+
+    address, _running = api.feed(join, host, port)
+    click.echo(f"Decoding for --set training.feed={address}. Ctrl-C ends it.")
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()

@@ -1,0 +1,205 @@
+"""Pictures decoded by other machines: TensorFlow's data service, in the order and with the pixels of this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tlkeras.data.decoding import decode
+from tlkeras.data.slices import parse_slice
+from tlkeras.errors import DataError, RunError
+
+service = tf.data.experimental.service
+
+PORT = 5050
+_SENT = 8  # pictures in a message
+_MOST_WAITING = 1024  # pictures that may be there before one that is needed first
+_PATIENCE = 5.0  # seconds
+
+logger = logging.getLogger(__name__)
+
+Element = tuple[tf.Tensor, tf.Tensor]
+Arrival = tuple[int, np.ndarray] | None
+
+
+def check_feed(address: str, paths: Sequence[str]) -> None:
+    """Make sure that workers can be asked for pictures.
+
+    Raises:
+        DataError: The pictures are packed, which workers cannot read.
+        RunError: Nobody listens at the address.
+    """
+    if any(parse_slice(path) for path in paths[:1]):
+        raise DataError("Workers read files by themselves.", "packed pictures", "Leave training.feed out.")
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise RunError(
+            "training.feed must be the HOST:PORT of a data service.",
+            f"{address!r} ({error})",
+            "Start one with: tlkeras feed",
+        ) from None
+
+
+def stream_fed(
+    address: str,
+    paths: Sequence[str],
+    size: int,
+    fit: str,
+    batch_size: int,
+    *,
+    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield what `stream_pictures` does, decoded by the workers of a data service.
+
+    Workers take files first come, first served. What a worker that dies had taken never comes, and is decoded here.
+
+    Args:
+        address: HOST:PORT of the service's dispatcher.
+        paths, size, fit, batch_size, augment: As in `stream_pictures`; workers must see the files at the same paths.
+
+    Raises:
+        RunError: The service ends.
+    """
+
+    @tf.autograph.experimental.do_not_convert
+    def load(index: tf.Tensor, path: tf.Tensor) -> Element:
+        picture = decode(tf.io.read_file(path), size, fit)
+        return index, picture if augment is None else augment(picture, index)
+
+    count, names = len(paths), [os.fsencode(path) for path in paths]
+    files = tf.data.Dataset.from_tensor_slices((np.arange(count, dtype=np.int64), names))
+    decoded = files.map(load, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors(log_warning=False).batch(_SENT)
+    fed = decoded.apply(service.distribute(service.ShardingPolicy.DYNAMIC, f"grpc://{address}"))
+    here = tf.function(load, autograph=False)
+
+    def decode_here(index: int) -> np.ndarray | None:
+        try:
+            return here(tf.constant(index, tf.int64), names[index])[1].numpy()
+        except tf.errors.OpError:  # it cannot be read, here either
+            return None
+
+    with closing(_receive(fed, address)) as arriving:
+        ordered = _put_in_order(arriving, count, decode_here)
+        while batch := list(islice(ordered, batch_size)):
+            yield np.array([index for index, _ in batch], np.int64), np.stack([picture for _, picture in batch])
+
+
+def _receive(fed: tf.data.Dataset, address: str) -> Generator[Arrival]:
+    """Yield pictures as they arrive, and None where nothing has for a while: TensorFlow waits for the dead for ever.
+
+    Raises:
+        RunError: The service ends.
+    """
+    elements = iter(fed)
+    arrivals: queue.Queue[Any] = queue.Queue(_MOST_WAITING // _SENT)
+    left = threading.Event()
+
+    def put(arrival: Any) -> None:
+        while not left.is_set():
+            with suppress(queue.Full):
+                return arrivals.put(arrival, timeout=0.5)
+
+    def fetch() -> None:
+        try:
+            while not left.is_set():
+                put(next(elements, None))
+        except tf.errors.OpError as error:
+            put(error)
+
+    threading.Thread(target=fetch, daemon=True).start()
+    patience = _PATIENCE
+    try:
+        while True:
+            try:
+                arrival = arrivals.get(timeout=patience)
+            except queue.Empty:
+                if patience:
+                    logger.warning("Nothing comes from the data service at %s: pictures are decoded here.", address)
+                patience = 0.0
+                yield None
+                continue
+            patience = _PATIENCE
+            if arrival is None:
+                return
+            if isinstance(arrival, tf.errors.OpError):
+                raise RunError(
+                    "The data service must stay there until training ends.",
+                    f"{address}: {arrival.message}",
+                    "Start it again, and go on with: tlkeras train --resume latest",
+                )
+            yield from zip(*(values.numpy() for values in arrival), strict=True)
+    finally:
+        left.set()  # a thread that waits for a dead worker stays behind: there is no way to call it back
+
+
+def _put_in_order(
+    arriving: Iterable[Arrival], count: int, decode_here: Callable[[int], np.ndarray | None]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield pictures by index, whatever order they arrive in.
+
+    What does not come while many later ones do, or while nothing does, is decoded here, or left out if it cannot be.
+    """
+    waiting: dict[int, np.ndarray] = {}
+    needed = 0
+
+    def settle(until: int) -> Iterator[tuple[int, np.ndarray]]:
+        nonlocal needed
+        while needed < until or needed in waiting:
+            found = waiting.pop(needed, None)
+            if found is not None or (found := decode_here(needed)) is not None:
+                yield needed, found
+            needed += 1
+
+    for arrival in arriving:
+        if arrival is None:
+            yield from settle(min(max(waiting, default=needed + _SENT), count))
+        elif arrival[0] >= needed:
+            waiting[int(arrival[0])] = arrival[1]
+            yield from settle(needed + (len(waiting) > _MOST_WAITING))
+        if needed == count:
+            return
+    yield from settle(count)
+
+
+def start_feeding(join: str | None = None, host: str | None = None, port: int = PORT) -> tuple[str, list[Any]]:
+    """Start a worker of a data service on this machine, and its dispatcher where none is joined.
+
+    Args:
+        join: HOST:PORT of a dispatcher; None starts one here.
+        host: The name by which other machines reach this one; its own if not given.
+        port: Of the dispatcher; 0 takes any that is free. Workers take any.
+
+    Returns:
+        HOST:PORT of the dispatcher, and what runs, which ends when it is let go.
+
+    Raises:
+        RunError: The port is taken, or nobody listens at the address to join.
+    """
+    host, running = host or socket.gethostname(), []
+    if join is None:
+        with suppress(OSError), socket.create_connection(("localhost", port), 1.0):  # TensorFlow would share it
+            raise RunError("A data service needs a free port.", port, "Choose another with --port, or --join it.")
+        try:
+            dispatcher = service.DispatchServer(service.DispatcherConfig(port=port))
+        except tf.errors.OpError as error:
+            raise RunError(
+                "A data service needs a free port.", f"{port} ({error.message})", "Choose another."
+            ) from None
+        join = f"{host}:{dispatcher.target.rpartition(':')[2]}"
+        running.append(dispatcher)
+    else:
+        check_feed(join, [])
+    config = service.WorkerConfig(join, worker_address=f"{host}:%port%", heartbeat_interval_ms=1000)
+    return join, [*running, service.WorkerServer(config)]
