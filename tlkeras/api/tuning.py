@@ -60,6 +60,7 @@ def tune(
     overrides: Mapping[str, Any] | None = None,
     *,
     workers: int = 1,
+    engine: str = "local",
     train_best: bool = True,
     runs: str | Path = RUNS,
 ) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def tune(
         recipe: Name of a shipped recipe, or path of a YAML file, with a section `tuning`.
         overrides: Values by dotted key.
         workers: Trials at the same time, each in a process of its own.
+        engine: "local" (processes of this machine) or "ray" (actors of the Ray cluster at RAY_ADDRESS).
         train_best: Carry out the best trial's recipe as an ordinary run, which is measured on the test side.
         runs: Folder of the run directories; the search is below its folder `tuning`.
 
@@ -93,7 +95,7 @@ def tune(
         check_space(resolved)
         prepare(resolved, evaluator := Evaluator())
         return serve_chief(place, resolved, evaluator)
-    folder = search(resolved, Path(runs), workers, place).path
+    folder = search(resolved, Path(runs), workers, place, engine).path
     result = report_tuning(str(folder), runs=runs)
     if train_best:
         result["run"] = train(str(folder / "best.yaml"), runs=runs)

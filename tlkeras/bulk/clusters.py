@@ -77,7 +77,7 @@ def run_ray(job: Job, open_work: Callable[[Job], Work], workers: int, options: d
             fn_constructor_args=(str(job.folder.resolve()), open_work),
             batch_size=1,
             concurrency=workers,
-            **(options or _choose_resources(ray.cluster_resources(), workers)),
+            **(options or choose_resources(ray.cluster_resources(), workers)),
         )
         with track("Shards", sum(len(job.read_paths(shard)) for shard in pending), "pictures") as advance:
             for batch in settled.iter_batches(batch_size=1):
@@ -87,7 +87,8 @@ def run_ray(job: Job, open_work: Callable[[Job], Work], workers: int, options: d
             ray.shutdown()
 
 
-def _choose_resources(cluster: dict[str, float], workers: int) -> dict[str, Any]:
+def choose_resources(cluster: dict[str, float], workers: int) -> dict[str, Any]:
+    """Return what an actor asks of a cluster: one GPU where there are any, else its share of the cores."""
     if cluster.get("GPU"):
         return {"num_gpus": 1}
     return {"num_cpus": max(1, int(cluster.get("CPU", 1)) // workers)}

@@ -59,6 +59,7 @@ def _name_limits(options: dict[str, Any]) -> dict[str, Any]:
 @click.argument("search", required=False)
 @takes_overrides
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Trials at the same time.")
+@click.option("--engine", default="local", show_default=True, help="local (processes) or ray (a Ray cluster).")
 @click.option("--train/--no-train", "train_best", default=True, help="Make an ordinary run of the best trial.")
 @takes_runs
 @takes_json
@@ -66,10 +67,9 @@ def tune(
     recipe: str,
     search: str | None,
     assignments: tuple[str, ...],
-    workers: int,
-    train_best: bool,
     runs: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Search RECIPE's `tuning.space` for what is best on the validation side, never on the test side.
 
@@ -88,5 +88,5 @@ def tune(
     elif search is not None:
         raise click.UsageError("Only `tlkeras tune report` takes a SEARCH.")
     else:
-        result = api.tune(recipe, parse_overrides(assignments), workers=workers, train_best=train_best, runs=runs)
+        result = api.tune(recipe, parse_overrides(assignments), runs=runs, **options)
     print_result(result, as_json, "draw_tuning")

@@ -7,13 +7,15 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tlkeras import progress
-from tlkeras.errors import RecipeError, ResourceError, RunError
+from tlkeras.bulk.clusters import require_ray
+from tlkeras.errors import RecipeError, ResourceError, RunError, TlkerasError, suggest
 from tlkeras.recipe import Recipe, dump_recipe, fingerprint
 from tlkeras.runs import Run, create_run, list_runs
 from tlkeras.sections.tuning import Tuning
@@ -23,6 +25,7 @@ from tlkeras.tuning.oracles import Proposals
 from tlkeras.tuning.space import apply_values, list_corners, list_problems, longest, require_tuning
 from tlkeras.tuning.workers import Here, Processes, Workers
 
+ENGINES = ("local", "ray")
 STATE = "search.json"
 FOLDER = "tuning"
 _GIVE_UP = 3  # failed trials in a row, with none that worked
@@ -46,7 +49,7 @@ def check_space(recipe: Recipe) -> Tuning:
     return tuning
 
 
-def search(recipe: Recipe, root: Path, workers: int = 1, place: Place | None = None) -> Run:
+def search(recipe: Recipe, root: Path, workers: int = 1, place: Place | None = None, engine: str = "local") -> Run:
     """Carry out a search below `root`/tuning, or go on with the one that stopped there.
 
     After kill -9 the same call goes on: trials that ended are kept, those that were running are done again.
@@ -56,20 +59,23 @@ def search(recipe: Recipe, root: Path, workers: int = 1, place: Place | None = N
         root: Folder of the run directories.
         workers: Trials at the same time; more than one are processes of their own.
         place: That of a chief whose workers are other machines.
+        engine: "local", or "ray" for actors of a Ray cluster.
 
     Returns:
         The search's folder: `search.json`, `best.yaml`, `trials.csv`.
 
     Raises:
         RecipeError: The space is empty or impossible.
+        TlkerasError: The engine is unknown, or not installed.
         RunError: Every trial failed; the reasons are told.
         ResourceError: The disk is full; what was done is kept.
     """
     tuning = check_space(recipe)
+    check_engine(engine)
     run = _find_stopped(recipe, root / FOLDER) or create_run(root / FOLDER, recipe.name)
     with run.locked():
         _begin(run, recipe)
-        _guard(run, lambda: _go_on(run, recipe, tuning, workers, place))
+        _guard(run, lambda: _go_on(run, recipe, tuning, partial(_hire, run, recipe, workers, place, engine)))
     return run
 
 
@@ -84,13 +90,35 @@ def _guard(run: Run, work: Callable[[], None]) -> None:
         raise
 
 
-def _go_on(run: Run, recipe: Recipe, tuning: Tuning, workers: int, place: Place | None) -> None:
+def check_engine(name: str) -> None:
+    """Make sure that trials can be carried out there.
+
+    Raises:
+        TlkerasError: The engine is unknown.
+        MissingExtraError: It is not installed.
+    """
+    if name not in ENGINES:
+        raise TlkerasError("The engine of a search must be a known one.", repr(name), suggest(name, ENGINES))
+    if name == "ray":
+        require_ray()
+
+
+def _hire(run: Run, recipe: Recipe, workers: int, place: Place | None, engine: str, evaluator: Evaluator) -> Workers:
+    """Return who carries out the trials."""
+    if place is not None:
+        return Machines(place, identify(recipe))
+    if engine == "ray":
+        from tlkeras.tuning.clusters import Actors
+
+        return Actors(recipe, workers)
+    return Here(recipe, evaluator) if workers == 1 else Processes(run.path, workers)
+
+
+def _go_on(run: Run, recipe: Recipe, tuning: Tuning, hire: Callable[[Evaluator], Workers]) -> None:
     evaluator = Evaluator()
     with run.phase("compute what is frozen"):
         prepare(recipe, evaluator)
-    crew: Workers = Here(recipe, evaluator) if workers == 1 else Processes(run.path, workers)
-    if place is not None:
-        crew = Machines(place, identify(recipe))
+    crew = hire(evaluator)
     book = Book(run, tuning, longest(recipe))
     with closing(crew):
         with run.phase("trials"):

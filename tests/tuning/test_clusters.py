@@ -1,0 +1,143 @@
+"""Searches on a Ray cluster, here one of this machine: by our own proposals, and by Ray Tune over the same space."""
+
+import importlib.util
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tlkeras import api
+from tlkeras.errors import MissingExtraError, RecipeError, TlkerasError
+from tlkeras.sections.tuning import Dimension
+from tlkeras.tuning import clusters
+
+TUNED = """\
+data: {source: photos, test: 0.25, validation: 0.25, tolerance: 0}
+backbone: {name: tiny, weights: none}
+mapping: {kind: linear}
+evaluation: {bootstrap: 100}
+tuning:
+  max_trials: 4
+  finalists: 1
+  seeds: 1
+  space:
+    mapping.C: {min: 1.0e-4, max: 1.0, sampling: log}
+    mapping.class_weight: [none, balanced]
+"""
+
+with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason='needs "tlkeras[ray]"')
+
+
+@pytest.fixture
+def tuned(workplace):
+    (workplace / "tuned.yaml").write_text(TUNED)
+    return workplace
+
+
+@pytest.mark.parametrize(
+    ("dimension", "steps"),
+    [
+        ({"min": 1, "max": 7, "step": 3}, [1, 4, 7]),
+        ({"min": 1, "max": 9, "step": 2, "sampling": "log"}, [1, 2, 4, 8]),
+        ({"min": 0.0, "max": 0.3, "step": 0.1}, pytest.approx([0.0, 0.1, 0.2, 0.3])),
+        ({"min": 0.001, "max": 1.0, "step": 10.0, "sampling": "log"}, pytest.approx([0.001, 0.01, 0.1, 1.0])),
+    ],
+)
+def test_steps_are_listed_as_kerastuner_counts_them(dimension, steps):
+    listed = clusters._list_steps(Dimension(**dimension))
+    assert listed == steps and all(type(value) is type(dimension["min"]) for value in listed)
+
+
+def test_what_is_refused(tuned):
+    with pytest.raises(TlkerasError, match="engine of a search must be a known one.*Did you mean 'ray'?"):
+        api.tune("tuned.yaml", engine="rya")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_the_extra_is_named(tuned):
+    for attempt in (lambda: api.tune("tuned.yaml", engine="ray"), lambda: clusters.make_trainable("tuned.yaml")):
+        with pytest.raises(MissingExtraError, match=r'pip install "tlkeras\[ray\]"'):
+            attempt()
+
+
+@with_ray
+def test_the_space_is_that_of_the_recipe(tuned):
+    space = clusters.make_param_space("tuned.yaml")
+    drawn = [{key: domain.sample() for key, domain in space.items()} for _ in range(50)]
+    assert {one["mapping.class_weight"] for one in drawn} == {"none", "balanced"}
+    strengths = sorted(one["mapping.C"] for one in drawn)
+    assert 1e-4 <= strengths[0] < 1e-2 < strengths[25] * 10 and strengths[-1] <= 1
+    whole = clusters._make_domain(Dimension(min=2, max=4))
+    assert {whole.sample() for _ in range(60)} == {2, 3, 4}  # both ends, as everywhere
+    with pytest.raises(RecipeError, match="section `tuning`"):
+        clusters.make_param_space("mine.yaml")
+
+
+@pytest.mark.slow
+@with_ray
+def test_actors_carry_out_the_trials_of_a_search(tuned):
+    found = {
+        engine: api.tune("tuned.yaml", engine=engine, workers=workers) for engine, workers in (("local", 1), ("ray", 2))
+    }
+    figures = [
+        sorted((json.dumps(trial["values"]), trial["figures"]["loss"]) for trial in result["trials"])
+        for result in found.values()
+    ]
+    assert figures[0] == figures[1] and len(figures[0]) == 4
+    assert found["ray"]["failed"] == [] and Path(found["ray"]["best"]).exists()
+
+
+@pytest.mark.slow
+@with_ray
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
+def test_an_actor_that_dies_fails_its_trial_and_is_replaced(tuned):
+    from tlkeras.recipe import load_recipe
+
+    actors = clusters.Actors(load_recipe("tuned.yaml"), 1)
+    try:
+        actors.start("actor-0", "first", {"mapping.C": 0.1})
+        assert "loss" in actors.wait()[2]
+        actors.start("actor-0", "second", {"mapping.C": 0.1})
+        os.kill(find_actor(), signal.SIGKILL)
+        assert "the actor died" in actors.wait()[2]["error"]
+        actors.start("actor-0", "third", {"mapping.C": 0.1})
+        assert "loss" in actors.wait()[2]
+    finally:
+        actors.close()
+
+
+def find_actor():
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if b"ray::TrialActor" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+        except OSError:
+            continue
+    raise AssertionError("there is no actor")
+
+
+@pytest.mark.slow
+@with_ray
+def test_ray_tune_searches_the_same_space(tuned, monkeypatch):
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+    import ray
+    from ray import tune
+
+    config = tune.TuneConfig(metric="val_loss", mode="min", num_samples=3, reuse_actors=True, max_concurrent_trials=1)
+    run = tune.RunConfig(storage_path=str(tuned / "ray"), verbose=0)
+    try:
+        tuner = tune.Tuner(
+            clusters.make_trainable("tuned.yaml"),
+            param_space=clusters.make_param_space("tuned.yaml"),
+            tune_config=config,
+            run_config=run,
+        )
+        results = tuner.fit()
+    finally:
+        ray.shutdown()
+    best = results.get_best_result()
+    assert len(results) == 3 and not results.errors and 0 < best.metrics["val_loss"] < 1
+    recipe = clusters.make_recipe("tuned.yaml", best.config)
+    assert best.config["mapping.C"] == recipe.mapping.C and recipe.tuning is None
