@@ -10,8 +10,11 @@ from PIL import Image
 
 from tlkeras import api
 from tlkeras.errors import DataError, RecipeError
+from tlkeras.finetuning.stages import StageWork
 from tlkeras.mapping.domains import ADAPTATIONS, METHODS, DomainHead
 from tlkeras.mapping.linear import LinearHead
+from tlkeras.prediction import load_model
+from tlkeras.runs import open_run
 from tlkeras.sections.domains import Domains
 
 RECIPE = """
@@ -23,6 +26,10 @@ mapping: {kind: linear, C: 0.1}
 training: {epochs: 4, batch_size: 16}
 evaluation: {bootstrap: 100}
 """
+
+
+STAGE = {"name": "top", "unfreeze": 1, "epochs": 4, "learning_rate": 3e-3}
+TUNED = {"finetuning": {"stages": [STAGE], "batch_size": 16}, "augmentation.policy": "flip"}
 
 
 def draw_cells(folder, count=120, seed=0):
@@ -79,15 +86,18 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place):
     assert exported["difference"] < 1e-3 and served is not None
 
 
-def test_labels_of_the_target_change_nothing(place):
+@pytest.mark.parametrize("tuned", [False, True], ids=["frozen", "fine-tuned"])
+def test_labels_of_the_target_change_nothing(tuned, place):
     """Other labels on target pictures, the same answers: nobody looked."""
+    settings = {**TUNED, "domains.method": "mmd"} if tuned else {}
     text = (place / "pictures" / "cells.csv").read_text().splitlines()
     turned = [
         line.replace("plain", "x").replace("marked", "plain").replace("x", "marked") if ",new" in line else line
         for line in text
     ]
     (place / "pictures" / "turned.csv").write_text("\n".join(turned))
-    runs = [api.train("moved.yaml", {"data.source": f"pictures/{name}.csv"}) for name in ("cells", "turned")]
+    sources = [{"data.source": f"pictures/{name}.csv"} for name in ("cells", "turned")]
+    runs = [api.train("moved.yaml", {**settings, **source}) for source in sources]
     answers = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
     np.testing.assert_array_equal(*answers)
 
@@ -101,7 +111,8 @@ def test_what_makes_no_sense_is_refused(place):
     wrong = {"finetuning": {"stages": [stage]}, "domains.correction": "confusion", "data.validation": 0.0}
     with pytest.raises(RecipeError) as caught:
         api.check("moved.yaml", wrong)
-    for sentence in ("leave finetuning out", "set data.validation"):
+    sentences = ("coral aligns frozen features", "leave it or finetuning out", "set data.validation")
+    for sentence in sentences:
         assert sentence in str(caught.value)
     with pytest.raises(DataError, match="no pictures of the domain 'nwe'.*Did you mean 'new'"):
         api.train("moved.yaml", {"domains.target": "nwe"})
@@ -135,3 +146,44 @@ def test_corrected_layers_answer_as_the_head(method):
     assert head.describe()["scores"] and json.dumps(head.describe())
     unjudged = DomainHead(method, lambda: LinearHead(C=1.0), 3, judged=False).fit(X, y, target=target)
     assert unjudged.describe()["scores"] == {} == unjudged.describe()["a_distance"]
+
+
+@pytest.mark.parametrize(
+    ("method", "cache"),
+    [("dann", "auto"), *(pytest.param(name, "off", marks=pytest.mark.slow) for name in ("none", *ADAPTATIONS))],
+)
+def test_networks_are_fine_tuned_across_domains(method, cache, place):
+    """Labels of the source alone, pictures of both; nothing that judges is in the model, which answers the target."""
+    settings = {**TUNED, "domains.method": method}
+    settings["finetuning"] = {**TUNED["finetuning"], "cache": cache}
+    result = api.train("moved.yaml", settings)
+    model = load_model(open_run(result["path"], place))
+    assert not any("judge" in weight.path or "verdict" in weight.path for weight in model.weights)
+    with open(f"{result['path']}/history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 and all(np.isfinite(float(row["loss"])) for row in rows)
+    assert float(rows[-1]["loss"]) < 0.69 and result["metrics"]["accuracy"]["value"] > 0.4
+    with open(f"{result['path']}/splits.csv", newline="") as file:
+        assert "target" in {row["side"] for row in csv.DictReader(file)}
+
+
+@pytest.mark.slow
+def test_an_adapted_run_that_was_interrupted_ends_with_the_same_bits(place, monkeypatch):
+    """The judge, its dropout and the ramp go on where they stood."""
+    settings = {**TUNED, "domains.method": "cdan"}
+    whole = api.train("moved.yaml", settings, runs=place / "whole")
+    taken, learn = [], StageWork.train
+
+    def interrupt(self, *batch):
+        taken.append(learn(self, *batch))
+        if len(taken) == 9:
+            raise KeyboardInterrupt
+        return taken[-1]
+
+    monkeypatch.setattr(StageWork, "train", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        api.train("moved.yaml", settings, runs=place / "halved")
+    monkeypatch.undo()
+    resumed = api.resume(runs=place / "halved")
+    manifests = [open_run(run["path"], place).manifest["finetuning"]["weights"] for run in (whole, resumed)]
+    assert manifests[0] == manifests[1]

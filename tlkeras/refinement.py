@@ -29,6 +29,7 @@ from tlkeras.recipe import Recipe
 from tlkeras.runs import Run
 
 CHECKPOINTS = "checkpoints"
+_LEAST = 1e-12
 
 
 def fine_tune(
@@ -59,7 +60,7 @@ def fine_tune(
         distribution.fetch(loop.network, network)
     schedule, plan, choices = assembly.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
     with run.phase("measure"):
-        asked = [side for side in ("test", "validation") if len(rows[side])]
+        asked = assembly.list_asked(recipe, rows)
         probabilities = {side: _answer(recipe, network.model, inspection, rows[side]) for side in asked}
     with run.replacing("history.png") as aside:
         draw_history([{**row, "best": row["epoch"] == loop.best_epoch} for row in history], aside)
@@ -118,10 +119,16 @@ def open_loop(
     with ExitStack() as stack:
         with phase("extract activations"):
             suppliers = _make_suppliers(recipe, prefix, plan, inspection, rows, stack)
-        parts = [make_part(recipe, inspection, rows[side], suppliers[side], side) for side in suppliers]
+        parts = [make_part(recipe, inspection, _take(rows, side), suppliers[side], side) for side in suppliers]
         sides = (parts[0], parts[1] if len(parts) > 1 else None)
         placed = distribution.place(network)
         yield assembly.make_loop(recipe, inspection.examples.tasks, placed, schedule, plan, sides, distribution)
+
+
+def _take(rows: Mapping[str, np.ndarray], side: str) -> np.ndarray:
+    """Return the pictures that are read of a side: for training, those of a target domain too."""
+    unlabelled = rows.get(assembly.TARGET, rows[side][:0]) if side == "train" else rows[side][:0]
+    return np.concatenate([rows[side], unlabelled])
 
 
 def _name_sides(inspection: Inspection, rows: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -144,21 +151,19 @@ def _make_suppliers(
     for side in ("train", "validation"):
         if not len(rows[side]):
             continue
-        augmented = side == "train"
-        pictures = assembly.supply_pictures(recipe, prefix, inspection, rows[side], augmented)
+        augmented, of_side = side == "train", _take(rows, side)
+        pictures = assembly.supply_pictures(recipe, prefix, inspection, of_side, augmented)
         found: dict[str, Supply] = {PICTURES: pictures}
         taps = assembly.list_kept(prefix, plan) if augmented else plan.kept
         if taps:
             views = assembly.PLAIN_VIEWS
             if augmented:
                 views = number_views(assembly.make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
-            features = stack.enter_context(
-                assembly.extract_features(recipe, prefix, inspection, taps, views, rows[side])
-            )
+            features = stack.enter_context(assembly.extract_features(recipe, prefix, inspection, taps, views, of_side))
             of_tap = dict(zip(taps, zip(*features.views, strict=True), strict=True))
             recorded = of_tap.pop(SOURCE, None)
             for cut, of_views in of_tap.items():
-                found[cut] = assembly.supply_rows(recipe, inspection, rows[side], of_views, recorded)
+                found[cut] = assembly.supply_rows(recipe, inspection, of_side, of_views, recorded)
         suppliers[side] = found
     return suppliers
 
@@ -169,10 +174,16 @@ def make_part(
     """Return one side's targets and weights, and what is read at each cut."""
     examples = inspection.examples
     targets, weights = {name: column[rows] for name, column in examples.targets.items()}, examples.weights[rows]
+    of_target = assembly.is_target(recipe, examples)[rows] if side == "train" else np.zeros(len(rows), bool)
     if side == "train":
-        weights = assembly.weigh_sides(recipe, targets[examples.tasks[0].name], weights)
+        known, first = ~of_target, targets[examples.tasks[0].name]
+        weighed = assembly.weigh_sides(recipe, first[known], weights[known])
+        weights = np.zeros(len(rows), np.float32)
+        # of a batch of both domains, half has labels; whose weight is 0 is of the target
+        weights[known] = 2 * np.maximum(weighed, _LEAST) if of_target.any() else weighed
     dense = np.concatenate([task.densify(targets[task.name]) for task in examples.tasks], axis=1)
-    return Part(dense, weights.astype(np.float32), supplies.__getitem__)
+    dense[of_target] = 0.0
+    return Part(dense, weights.astype(np.float32), supplies.__getitem__, of_target if of_target.any() else None)
 
 
 def _answer(recipe: Recipe, model: keras.Model, inspection: Inspection, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -170,10 +170,7 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
         make = assembly.adapt_heads(recipe, partial(assembly.make_recipe_head, recipe))
         heads = fit_heads(make, examples, parts)
         rows = {name: part.rows for name, part in parts.items() if name in names[:3] or len(part.rows)}
-        # across domains what validates is of another domain than what is answered
-        asked = [
-            name for name in ("test", "validation") if len(rows[name]) and not (name == "validation" and recipe.domains)
-        ]
+        asked = assembly.list_asked(recipe, rows)
         probabilities = {side: _ask(heads, parts[side]) for side in asked}
         _probe(recipe, run, examples, parts, heads)
         _fuse_late(recipe, run, examples, parts, assembly.measure_parts(recipe, prefix))

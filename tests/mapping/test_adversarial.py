@@ -111,9 +111,9 @@ def test_domains_become_alike(method):
 
 
 def test_many_products_are_mixed(monkeypatch):
-    monkeypatch.setattr("tlkeras.mapping.adversarial._MOST_PRODUCTS", 10)
-    assert fit.__wrapped__(method="cdan")._judge.input_shape == (None, 10)
-    assert fit.__wrapped__(method="cdan", width=4)._judge.input_shape == (None, 8)
+    monkeypatch.setattr("tlkeras.mapping.discrepancy._MOST_PRODUCTS", 10)
+    assert fit.__wrapped__(method="cdan")._discrepancy.judge.input_shape == (None, 10)
+    assert fit.__wrapped__(method="cdan", width=4)._discrepancy.judge.input_shape == (None, 8)
 
 
 @pytest.mark.parametrize("method", ["none", "cdan"])

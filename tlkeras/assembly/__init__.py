@@ -16,7 +16,7 @@ from tlkeras.assembly.data import (
 )
 from tlkeras.assembly.depths import extract_depths
 from tlkeras.assembly.distribution import make_distribution
-from tlkeras.assembly.domains import TARGET, adapt_heads
+from tlkeras.assembly.domains import TARGET, adapt_heads, is_target, list_asked
 from tlkeras.assembly.features import (
     KEPT_PRECISION,
     PLAIN_VIEWS,
@@ -53,7 +53,9 @@ __all__ = [
     "divide",
     "extract_depths",
     "extract_features",
+    "is_target",
     "learn_codebooks",
+    "list_asked",
     "list_kept",
     "list_licences",
     "locate_source",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -57,6 +57,17 @@ def part_domains(recipe: Recipe, examples: Examples, sides: np.ndarray) -> np.nd
     of_source = np.where(sides == "validation", "validation", "train")
     of_target = np.where((sides == "test") & labelled, "test", TARGET)
     return np.where(target, of_target, of_source).astype(object)
+
+
+def list_learned(sides: np.ndarray) -> np.ndarray:
+    """Return which pictures are trained on, with their labels or without, bool (n,)."""
+    return np.isin(sides, ("train", TARGET))
+
+
+def list_asked(recipe: Recipe, rows: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the sides that answers are kept of; across domains what validates is of another one than what is asked."""
+    sides = ("test",) if recipe.domains is not None else ("test", "validation")
+    return [side for side in sides if len(rows[side])]
 
 
 def adapt_heads(recipe: Recipe, make: Callable[[], Head], *, on_parts: bool = False) -> Callable[[], Head | DomainHead]:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from tlkeras.assembly.data import make_recipe_policy, open_cache, picture_size, take_pictures
+from tlkeras.assembly.domains import list_learned
 from tlkeras.assembly.stages import plan_recipe
 from tlkeras.backbones.blocks import Cut, find_blocks, find_cut
 from tlkeras.backbones.building import build, build_source_head
@@ -173,7 +174,7 @@ def _list_passes(
         kept = list_kept(prefix, plan)
         views = number_views(make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
         drawn = [view for view in views if view.facts()]
-        passes.append((kept, drawn, np.flatnonzero(sides == "train")))
+        passes.append((kept, drawn, np.flatnonzero(list_learned(sides))))
         if len(drawn) == len(views):
             passes.append((plan.kept, PLAIN_VIEWS, np.flatnonzero(sides == "validation")))
     return [(taps, views, rows) for taps, views, rows in passes if taps and views and len(rows)]

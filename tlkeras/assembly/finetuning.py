@@ -32,6 +32,8 @@ from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.steps import Criterion
 from tlkeras.finetuning.supply import CachedSupply, PictureSupply, RecordingSupply, Supply
+from tlkeras.mapping.discrepancy import WEIGHTS, Discrepancy, Transfer
+from tlkeras.mapping.domains import ADAPTATIONS
 from tlkeras.mapping.multitask import JointLoss, Uncertainty, project_conflicts
 from tlkeras.mapping.weighting import weigh_examples
 from tlkeras.recipe import Recipe
@@ -52,11 +54,15 @@ def make_loop(
     kept = options.keep_source.model_dump()
     regularizer = make_regularizer(**kept)
     regularizer.build(network.backbone.layers, network.head)
+    with distribution.scope():
+        optimizer = _make_optimizer(options)
+        transfer = _make_transfer(recipe, tasks, network, schedule, parts[0], optimizer)
     criterion = Criterion(
         _make_loss(options, tasks, network),
-        [] if kept["kind"] == "none" else [regularizer],
+        [*([] if kept["kind"] == "none" else [regularizer]), *([] if transfer is None else [transfer])],
         make_mix(recipe.augmentation.mixup, recipe.augmentation.cutmix),
         project_conflicts if options.weighting == "pcgrad" and len(tasks) > 1 else None,
+        [] if transfer is None else transfer.variables,
     )
     settings = Settings(
         batch_size=options.batch_size,
@@ -68,8 +74,6 @@ def make_loop(
         precision=choose_precision(options.precision),
         distribution=distribution,
     )
-    with distribution.scope():
-        optimizer = _make_optimizer(options)
     return Loop(network, schedule, plan.cuts, optimizer, criterion, parts, settings)
 
 
@@ -94,6 +98,24 @@ def _make_loss(options: Finetuning, tasks: Sequence[Task], network: Network) -> 
     widths, shares = [len(task.class_names) for task in tasks], [weights.get(task.name, 1.0) for task in tasks]
     uncertainty: Any = network.weighting
     return JointLoss(losses, widths, shares, uncertainty)
+
+
+def _make_transfer(
+    recipe: Recipe, tasks: Sequence[Task], network: Network, schedule: Schedule, part: Part, optimizer: Any
+) -> Transfer | None:
+    """Return what brings the domains of a batch together, ramped up over the whole schedule; None within one domain."""
+    domains = recipe.domains
+    if domains is None or part.of_target is None or domains.method == "none":
+        return None
+    method, seed = ADAPTATIONS[domains.method], recipe.training.seed
+    width, classes = network.features.shape[-1], len(tasks[0].class_names)
+    seeds = iter(range(seed * 100 + 50, seed * 100 + 100))
+    discrepancy = Discrepancy(method, width, classes, seeds=seeds, seed=seed)  # type: ignore[arg-type]
+    drawn = 2 * max(int(part.of_target.sum()), int((~part.of_target).sum()))
+    batches = max(1, drawn // require_finetuning(recipe).batch_size)
+    total = batches * sum(stage.epochs or stage.max_epochs for stage in schedule.stages)
+    weight = WEIGHTS[method] if domains.weight is None else domains.weight
+    return Transfer(discrepancy, weight, lambda: tf.cast(optimizer.iterations, tf.float32) / total)
 
 
 def make_observer(recipe: Recipe, folder: Path) -> Callable[[Row], None]:

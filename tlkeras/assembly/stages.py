@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras.assembly.data import make_recipe_policy
+from tlkeras.assembly.domains import list_learned
 from tlkeras.data.feeding import check_feed
 from tlkeras.data.sources import Examples
 from tlkeras.errors import RecipeError, TlkerasError
@@ -39,7 +40,8 @@ def make_schedule(recipe: Recipe, prefix: Prefix, pictures: int, classes: int) -
             validated=validated,
             probed=True,
         )
-        stages, keep, choices = suggestion.stages, suggestion.keep, suggestion.choices
+        keep = suggestion.keep if recipe.domains is None else options.keep
+        stages, choices = suggestion.stages, suggestion.choices
     else:
         stages, keep, choices = tuple(Stage(**stage.model_dump()) for stage in options.stages), options.keep, ()
     problems = []
@@ -90,7 +92,7 @@ def plan_recipe(
     if recipe.training.feed is not None:
         check_feed(recipe.training.feed, examples.paths.tolist())
     schedule, choices = make_schedule(recipe, prefix, pictures, classes)
-    return schedule, plan_finetuning(recipe, prefix, schedule, pictures), choices
+    return schedule, plan_finetuning(recipe, prefix, schedule, int(list_learned(sides).sum())), choices
 
 
 def plan_finetuning(recipe: Recipe, prefix: Prefix, schedule: Schedule, pictures: int) -> Plan:

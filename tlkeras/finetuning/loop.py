@@ -18,13 +18,13 @@ from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
 from tlkeras.finetuning.interruptions import Interruptions
 from tlkeras.finetuning.measures import Columns, measure_tasks
 from tlkeras.finetuning.network import Network
-from tlkeras.finetuning.objectives import draw_balanced
+from tlkeras.finetuning.objectives import draw_alternating, draw_balanced
 from tlkeras.finetuning.optimizers import ScaledOptimizer
 from tlkeras.finetuning.precision import computing_in, scale_losses
 from tlkeras.finetuning.range_test import RangeTest, sweep
 from tlkeras.finetuning.schedule import Position, Schedule
 from tlkeras.finetuning.stages import StageWork
-from tlkeras.finetuning.steps import Criterion
+from tlkeras.finetuning.steps import Criterion, list_trainable
 from tlkeras.finetuning.supply import Supply
 
 _GRADIENT_BATCHES = 8
@@ -40,11 +40,13 @@ class Part:
         targets: Dense, float32 [n, k], tasks side by side; NaN throughout a task where its target is not known.
         weights: float32 [n].
         supply: From the name of a cut to what is read there.
+        of_target: Which examples are of a target domain, bool [n], without labels and of weight 0; None without one.
     """
 
     targets: np.ndarray
     weights: np.ndarray
     supply: Callable[[str], Supply]
+    of_target: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -114,7 +116,7 @@ class Loop:
         self._distribution = settings.distribution
         with self._distribution.scope():
             self.optimizer = scale_losses(optimizer, settings.precision)
-            self.optimizer.build(network.list_trainable(schedule.stages))
+            self.optimizer.build([*network.list_trainable(schedule.stages), *list_trainable(criterion)])
         self._distribution.adopt(self.optimizer)
         self.criterion, self.settings = criterion, settings
         self.train, self.validation = parts
@@ -122,7 +124,7 @@ class Loop:
         self.baseline: float | None = None
         self._losses: list[float] = []  # of the present epoch, one per step taken
         self._work: StageWork | None = None
-        self._changing = network.list_changing(schedule.stages)
+        self._changing = [*network.list_changing(schedule.stages), *criterion.variables]
         self._best = self._copy()
 
     def run(
@@ -251,13 +253,15 @@ class Loop:
 
     def _draw_batches(self) -> list[np.ndarray]:
         """Return the positions of each batch of the present epoch."""
-        count, size = len(self.train), min(self.settings.batch_size, len(self.train))
-        seed, epoch = self.settings.seed, len(self.history)
-        if self.settings.balanced:
+        count, seed, epoch = len(self.train), self.settings.seed, len(self.history)
+        if self.train.of_target is not None:
+            drawn = draw_alternating(self.train.of_target, seed, epoch)
+        elif self.settings.balanced:
             drawn = draw_balanced(self.train.targets.argmax(axis=1), count, seed, epoch)
         else:
             drawn = order(count, seed, epoch)
-        return list(drawn[: count // size * size].reshape(-1, size))
+        size = min(self.settings.batch_size, len(drawn))
+        return list(drawn[: len(drawn) // size * size].reshape(-1, size))
 
     def _take_steps(self, work: StageWork, position: Position) -> Iterator[None]:
         """Take the steps that the present epoch still lacks, and yield after each."""

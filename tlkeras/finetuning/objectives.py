@@ -187,6 +187,26 @@ def draw_balanced(classes: np.ndarray, count: int, seed: int, epoch: int) -> np.
     return drawn[order(count, seed, epoch)]
 
 
+def draw_alternating(of_target: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Draw as many examples of a source as of a target, by turns; the larger domain comes once, the other again.
+
+    Args:
+        of_target: bool [n].
+        seed: Seed of the draw.
+        epoch: Epochs before this one.
+
+    Returns:
+        Positions, int64: source, target, source, target ...; a pure function of the arguments.
+
+    Raises:
+        DataError: There are no examples.
+    """
+    larger = max(int(of_target.sum()), int((~of_target).sum()))
+    drawn = draw_balanced(of_target.astype(np.int64), 2 * larger, seed, epoch)
+    domains = (drawn[~of_target[drawn]], drawn[of_target[drawn]])
+    return np.stack(domains, axis=1).ravel()
+
+
 def mix_examples(
     inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor, alpha: float = 0.2
 ) -> tuple[tf.Tensor, Any, tf.Tensor]:

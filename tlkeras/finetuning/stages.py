@@ -22,6 +22,7 @@ from tlkeras.finetuning.steps import (
     Criterion,
     MovingAverage,
     as_floats,
+    list_trainable,
     make_forward,
     make_gradient_step,
     make_train_step,
@@ -61,7 +62,7 @@ class StageWork:
         self._distribution = distribution
         distribution.synchronise(network.list_trained_layers(stage))
         self._suffix = network.suffix(cut)
-        self.variables = self._suffix.trainable_variables
+        self.variables = [*self._suffix.trainable_variables, *list_trainable(criterion)]
         self.average = MovingAverage(self.variables, average) if average else None
         self._step = make_train_step(self._suffix, self.variables, optimizer, criterion, self.average, distribution)
         self._forward = make_forward(self._suffix, distribution)

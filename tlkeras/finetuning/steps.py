@@ -22,16 +22,24 @@ class Criterion:
 
     Attributes:
         loss: From dense targets [b, k] and logits [b, k] to a loss per example [b].
-        penalties: Each from the network's outputs (`recorded_logits` among them, where given) to a scalar.
+        penalties: Each from the network's outputs to a scalar; `weights` [b] and, where given, `recorded_logits` are
+            among them.
         combine: From the gradients of the tasks' losses (by task, then variable) and a seed int32 [2] to what is
             applied, or None for those of the sum; the loss must then have `split`, by task.
         mix: From inputs, targets, weights and a seed int32 [2] to mixed ones, or None.
+        variables: What penalties own: it trains in all stages, and is no part of the network.
     """
 
     loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     penalties: Sequence[Callable[[Outputs], tf.Tensor]] = ()
     mix: Callable[..., Any] | None = None
     combine: Callable[..., list[Any]] | None = None
+    variables: Sequence[keras.Variable] = ()
+
+
+def list_trainable(criterion: Criterion) -> list[keras.Variable]:
+    """Return what penalties own and a step moves."""
+    return [variable for variable in criterion.variables if variable.trainable]
 
 
 class MovingAverage:
@@ -96,7 +104,7 @@ def make_train_step(
 
     def learn(share: Any, inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, recorded: Any) -> tf.Tensor:
         with tf.GradientTape(persistent=criterion.combine is not None) as tape:
-            outputs = dict(suffix(inputs, training=True))
+            outputs = {**suffix(inputs, training=True), "weights": weights}
             if recorded is not None:
                 outputs["recorded_logits"] = recorded
             parts = split_loss(criterion, targets, tf.cast(outputs["logits"], tf.float32), weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,26 +12,12 @@ import tensorflow as tf
 from tlkeras import progress
 from tlkeras.errors import DataError, RecipeError, suggest
 from tlkeras.mapping.alignment import check_domains
-from tlkeras.mapping.discrepancies import (
-    compare_covariances,
-    compare_means,
-    measure_confusion,
-    ramp,
-    reverse_gradient,
-    weigh_by_certainty,
-)
+from tlkeras.mapping.discrepancies import ramp
+from tlkeras.mapping.discrepancy import WEIGHTS, Discrepancy, Method, make_dense
 from tlkeras.mapping.weighting import weigh_examples
 
 if TYPE_CHECKING:
     import keras
-
-Method = Literal["none", "dann", "cdan", "mmd", "coral", "mcc"]
-
-WEIGHTS: dict[str, float] = {"none": 0.0, "dann": 1.0, "cdan": 1.0, "mmd": 1.0, "coral": 10.0, "mcc": 1.0}
-"""How much likeness counts against the loss of classes, by method."""
-
-_MOST_PRODUCTS = 4096
-_JUDGE_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -155,37 +141,18 @@ class AdaptedHead:
         seeds = iter(range(options.seed * 100, options.seed * 100 + 100))
         variance = X.var(axis=0)
         variance[variance <= 0] = 1.0
-
-        def dense(width: int, name: str, activation: str | None = None) -> layers.Dense:
-            return layers.Dense(
-                width, activation, name=name, kernel_initializer=keras.initializers.GlorotUniform(next(seeds))
-            )
-
         self._encoder = keras.Sequential(
             [
                 keras.Input((X.shape[1],)),
                 layers.Normalization(mean=X.mean(0).tolist(), variance=variance.tolist(), name="head_input"),
-                dense(options.width, "bottleneck", "relu"),
+                make_dense(options.width, "bottleneck", next(seeds), "relu"),
                 layers.Dropout(options.dropout, seed=next(seeds), name="head_dropout"),
             ]
         )
-        self._classifier = keras.Sequential([keras.Input((options.width,)), dense(classes, "logits")])
-        products = options.width * classes
-        width = options.width if options.method != "cdan" else min(products, _MOST_PRODUCTS)
-        self._judge = keras.Sequential(
-            [
-                keras.Input((width,)),
-                dense(_JUDGE_WIDTH, "judge_1", "relu"),
-                layers.Dropout(options.dropout, seed=next(seeds)),  # not batch norm: its statistics give domains away
-                dense(_JUDGE_WIDTH, "judge_2", "relu"),
-                layers.Dropout(options.dropout, seed=next(seeds)),
-                dense(1, "verdict"),
-            ]
+        self._classifier = keras.Sequential([keras.Input((options.width,)), make_dense(classes, "logits", next(seeds))])
+        self._discrepancy = Discrepancy(
+            options.method, options.width, classes, dropout=options.dropout, seeds=seeds, seed=options.seed
         )
-        random, shape = np.random.default_rng(options.seed), (options.width, classes)
-        self._mixers = None
-        if options.method == "cdan" and products > _MOST_PRODUCTS:
-            self._mixers = [tf.constant(random.normal(size=(rows, _MOST_PRODUCTS)), tf.float32) for rows in shape]
 
     def _make_step(self, total: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
         """Return a compiled function of source rows, classes, weights and target rows that moves everything once."""
@@ -194,8 +161,8 @@ class AdaptedHead:
         weight = WEIGHTS[options.method] if options.weight is None else options.weight
         learner, judging = (self._make_optimizer(total) for _ in range(2))
         learned = [*self._encoder.trainable_variables, *self._classifier.trainable_variables]
-        judges = options.method in ("dann", "cdan")
-        judged = self._judge.trainable_variables if judges else []
+        judge = self._discrepancy.judge
+        judged = [] if judge is None else judge.trainable_variables
         learner.build(learned)
         judging.build(judged)
         taken = tf.Variable(0.0, trainable=False)
@@ -207,12 +174,11 @@ class AdaptedHead:
                 ls, lt = self._classifier(fs), self._classifier(ft)
                 losses = tf.nn.sparse_softmax_cross_entropy_with_logits(ys, ls)
                 loss = tf.reduce_mean(losses * weights)
-                transfer = self._compare((fs, ls), (ft, lt), strength)
-                # a judge's gradient is reversed and scaled on its way; other losses are scaled here
-                objective = loss + (transfer if judges else strength * transfer)
+                term, transfer = self._discrepancy.weigh((fs, ls), (ft, lt), strength)
+                objective = loss + term
             gradients = tape.gradient(objective, [*learned, *judged])
             learner.apply(gradients[: len(learned)], learned)
-            if judges:
+            if judged:
                 judging.apply(gradients[len(learned) :], judged)
             taken.assign_add(1.0)
             return loss, transfer
@@ -226,40 +192,6 @@ class AdaptedHead:
         optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-4, global_clipnorm=1.0)
         optimizer.exclude_from_weight_decay(var_names=["bias"])
         return optimizer
-
-    def _compare(
-        self, source: tuple[tf.Tensor, tf.Tensor], target: tuple[tf.Tensor, tf.Tensor], strength: tf.Tensor
-    ) -> tf.Tensor:
-        """Return the loss of the domains' difference; `source` and `target` are features and logits."""
-        method = self.options.method
-        if method == "mmd":
-            return compare_means(source[0], target[0])
-        if method == "coral":
-            return compare_covariances(source[0], target[0])
-        if method == "mcc":
-            return measure_confusion(target[1])
-        if method == "none":
-            return tf.constant(0.0)
-        return (self._judge_rows(*source, 1.0, strength) + self._judge_rows(*target, 0.0, strength)) / 2.0
-
-    def _judge_rows(self, features: tf.Tensor, logits: tf.Tensor, truth: float, strength: tf.Tensor) -> tf.Tensor:
-        """Return the judge's loss on rows of one domain; what comes back to the features is reversed."""
-        reversed_, weights = reverse_gradient(features, strength), tf.ones(tf.shape(features)[0])
-        if self.options.method == "cdan":
-            answers = tf.stop_gradient(tf.nn.softmax(logits))
-            weights = weigh_by_certainty(answers)
-            reversed_ = self._multiply(reversed_, answers)
-        verdicts = self._judge(reversed_, training=True)[:, 0]
-        losses = tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(verdicts), truth), verdicts)
-        return tf.reduce_mean(weights * losses)
-
-    def _multiply(self, features: tf.Tensor, answers: tf.Tensor) -> tf.Tensor:
-        """Return all products of features and answers, or of random sums of them where these would be too many."""
-        if self._mixers is not None:
-            left, right = (tf.matmul(x, R) for x, R in zip((features, answers), self._mixers, strict=True))
-            return left * right / np.sqrt(_MOST_PRODUCTS)
-        products = answers[:, :, None] * features[:, None, :]
-        return tf.reshape(products, [-1, answers.shape[1] * features.shape[1]])
 
     def _draw(self, random: np.random.Generator, count: int, steps: int) -> list[np.ndarray]:
         """Return the rows of each step: permutations one after another, so that the smaller domain comes again."""

@@ -45,13 +45,24 @@ class Recipe(Section):
         asked = {"kind": "sigmoid", **loss} if isinstance(loss, dict) else loss
         return {**values, "finetuning": {**options, "loss": asked}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_what_was_adapted(cls, values: Any) -> Any:
+        """Across domains the source's validation set does not say which epoch was best: the last one is kept."""
+        domains, options = (
+            (values.get(name) for name in ("domains", "finetuning")) if isinstance(values, dict) else (0, 0)
+        )
+        if domains is None or not (domains and isinstance(options, dict)):
+            return values
+        return {**values, "finetuning": {"keep": "last", **options}}
+
     @model_validator(mode="after")
     def _suit_the_domains(self) -> Recipe:
         if self.domains is None:
             return self
         conflicts = []
         if self.finetuning is not None:
-            conflicts.append("features are frozen: leave finetuning out")
+            conflicts += _list_adaptation_conflicts(self, self.domains)
         if self.data.separator or any(task.kind == "labels" for task in (self.data.tasks or {}).values()):
             conflicts.append("a picture is of one class, not of several labels")
         if self.mapping.kind in MAPS:
@@ -85,6 +96,22 @@ class Recipe(Section):
             several = "can have several labels" if self.data.separator else "is of one class"
             raise ValueError(f"where a picture {several} (data.separator), {'; '.join(conflicts)}.")
         return self
+
+
+def _list_adaptation_conflicts(recipe: Recipe, domains: Domains) -> list[str]:
+    """Say what makes no sense where a network is fine-tuned across domains."""
+    options, augmentation = recipe.finetuning, recipe.augmentation
+    deep = ("none", "dann", "cdan", "mmd", "deep_coral", "mcc")
+    conflicts = []
+    if domains.method not in deep:
+        conflicts.append(f"{domains.method} aligns frozen features: for finetuning, method is one of {', '.join(deep)}")
+    if domains.correction != "none":
+        conflicts.append("a correction is of answers from frozen features: leave it or finetuning out")
+    if augmentation.mixup or augmentation.cutmix:
+        conflicts.append("pictures of both domains would be mixed: leave augmentation.mixup and cutmix out")
+    if options is not None and options.balanced:
+        conflicts.append("domains are drawn equally often, finetuning.balanced cannot draw classes so")
+    return conflicts
 
 
 def _list_label_conflicts(recipe: Recipe) -> list[str]:

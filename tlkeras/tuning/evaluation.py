@@ -47,7 +47,7 @@ class Frozen:
     @property
     def rows(self) -> dict[str, np.ndarray]:
         """Positions among the examples, by side, int64 (n,)."""
-        return {side: part.rows for side, part in self.parts.items() if side != assembly.TARGET}
+        return {side: part.rows for side, part in self.parts.items()}
 
 
 class Evaluator:
