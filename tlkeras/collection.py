@@ -242,15 +242,20 @@ def _find_problem(path: str) -> Rejection | None:
 
 
 def _say(task: Task, probabilities: np.ndarray) -> list[Any]:
+    if task.kind == "number":
+        return [f"{probabilities[0]:.7g}"]
     (label,) = task.write(task.decide(probabilities[None]))
     return [label, *(f"{value:.7g}" for value in probabilities.tolist())]
 
 
 def name_columns(tasks: Sequence[Task]) -> list[str]:
-    """Return `label` and `probability of NAME`, of each task; where there are several, with the task's name before."""
+    """Return `label` and `probability of NAME`, or `value`, of each task; where there are several, its name before."""
     names = []
     for task in tasks:
         prefix = "" if len(tasks) == 1 else f"{task.name}: "
+        if task.kind == "number":
+            names.append(f"{prefix}value")
+            continue
         names += [f"{prefix}label", *(f"{prefix}probability of {name}" for name in task.class_names)]
     return names
 
@@ -293,7 +298,7 @@ def _make_writer(path: Path, header: list[str]) -> Iterator[Any]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    kinds = [pa.float32() if "probability of " in name else pa.string() for name in header]
+    kinds = [pa.float32() if "probability of " in name or name.endswith(": value") else pa.string() for name in header]
     schema = pa.schema(list(zip(header, kinds, strict=True)))
 
     def write(rows: list[list[str]]) -> None:

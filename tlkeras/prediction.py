@@ -55,7 +55,7 @@ def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_siz
         `predictions`: one row per readable picture, in the order given: path, `labels` that it is said to have (one
         class, or every label with a probability of `threshold` or more), `label` (the same as one text, as
         the source writes it), `top` pairs of label and probability, and the first `probability` of these, all of the
-        first task, and `tasks`, the same of each by name, where there are several;
+        first task, and `tasks`, the same of each by name, where there are several; a number is a `label` and a `value`;
         `threshold`, None where only the best class counts; `unreadable`: path and reason of the others.
 
     Raises:
@@ -117,6 +117,8 @@ def _describe_all(answers: Sequence[np.ndarray], tasks: Sequence[Task], top: int
 
 
 def _describe(probabilities: np.ndarray, task: Task, top: int) -> dict[str, Any]:
+    if task.kind == "number":
+        return {"label": task.write(probabilities[None])[0], "value": float(probabilities[0])}
     order = np.argsort(-probabilities, kind="stable")[:top]
     best = [{"label": task.class_names[index], "probability": float(probabilities[index])} for index in order]
     members = task.decide(probabilities[None])

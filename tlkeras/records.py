@@ -227,10 +227,10 @@ def check_answers(answers: Answers) -> None:
 
 
 def _measure_prior(examples: Examples, task: Task, train: np.ndarray) -> np.ndarray:
-    """Return how common each class is in training, float64 (k,)."""
+    """Return how common each class is in training, or the mean of a number, float64 (k,)."""
     targets = examples.targets[task.name][train]
     weights = examples.weights[train].astype(np.float64) * task.is_labelled(targets)
-    return weights @ task.members(targets) / weights.sum()
+    return weights @ task.indicate(targets) / weights.sum()
 
 
 def _digest_data(digests: Sequence[str], labels: Sequence[str], sides: np.ndarray) -> str:

@@ -50,6 +50,8 @@ def find_suspects(examples: Examples, rows: np.ndarray, features: np.ndarray, gr
     together = np.where(groups[rows] == "", own, groups[rows]).astype(str)
     mislabelled = {}
     for task in examples.tasks:
+        if task.kind == "number":
+            continue
         found = _find_wrong_labels(task, examples.targets[task.name][rows], features, together)
         mislabelled[task.name] = [(int(rows[at]), label, other, score) for at, label, other, score in found]
     outliers = [Outlier(int(rows[outlier.row]), outlier.score) for outlier in find_outliers(features)]
@@ -85,11 +87,18 @@ def _find_wrong_labels(
 
 
 def describe_classes(examples: Examples, sides: np.ndarray) -> list[dict[str, Any]]:
-    """Return a row per task and class: pictures, share of the task's, and pictures by side where there are sides."""
+    """Return a row per task and class: pictures, share of the task's, and pictures by side where there are sides.
+
+    The row of a number tells its range.
+    """
     rows = []
     for task in examples.tasks:
-        members = task.members(examples.targets[task.name])
-        for name, column in zip(task.class_names, members.T, strict=True):
+        targets = examples.targets[task.name]
+        members, names = task.members(targets), task.class_names
+        if task.kind == "number" and members.any():
+            known = targets[members[:, 0]]
+            names = (f"{known.min():g} to {known.max():g}, {known.mean():.4g} on average",)
+        for name, column in zip(names, members.T, strict=True):
             share = column.sum() / max(members.any(axis=1).sum(), 1)
             by_side = {str(side): int((column & (sides == side)).sum()) for side in dict.fromkeys(sides) if side}
             rows.append({"task": task.name, "class": name, "pictures": int(column.sum()), "share": share, **by_side})
@@ -145,7 +154,7 @@ def describe_picture(examples: Examples, sides: np.ndarray, row: int) -> dict[st
 
 
 def _write_label(task: Task, target: np.ndarray) -> str:
-    return task.write(task.members(target))[0] if task.is_labelled(target)[0] else "?"
+    return task.write_targets(target)[0]
 
 
 def summarise(

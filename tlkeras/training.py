@@ -28,6 +28,7 @@ from tlkeras.mapping.deep import TrainedHead
 from tlkeras.mapping.heads import Head, join
 from tlkeras.mapping.late import fuse_late
 from tlkeras.mapping.linear import LinearHead
+from tlkeras.mapping.numbers import NumberHead
 from tlkeras.recipe import Recipe, dump_recipe, fingerprint, load_recipe
 from tlkeras.records import write_answers, write_fusion, write_pictures, write_probes
 from tlkeras.refinement import CHECKPOINTS, fine_tune
@@ -205,7 +206,7 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
 
 def _probe(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str, Side], heads: Mapping[str, Head]) -> None:
     """Keep what linear heads on the same frozen features say of the held-out pictures, if the run's are others."""
-    linear = all(isinstance(head, LinearHead) for head in heads.values())
+    linear = all(isinstance(head, (LinearHead, NumberHead)) for head in heads.values())
     if recipe.finetuning or not linear:
         plain = {name: parts[name].as_vectors() for name in ("train", "test")}
         probes = heads if linear else fit_heads(LinearHead, examples, {"train": plain["train"]})
@@ -239,9 +240,12 @@ def _fuse_late(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str,
         make = LinearHead
     make = assembly.adapt_heads(recipe, make, on_parts=True)
     target = parts[assembly.TARGET].X if recipe.domains else None
-    fused = {}
+    fused: dict[str, dict[str, np.ndarray]] = {}
     with progress.track("Fusing late", len(examples.tasks), "tasks") as advance, progress.hide():
         for task in examples.tasks:
+            if task.kind == "number":
+                fused[task.name] = {}
+                continue
             rows, (X, y, weights) = parts["train"].take(examples, task)
             groups = examples.groups[rows] if (examples.groups[rows] != "").any() else None
             learned = {"X": X, "y": y, "sample_weight": weights, "groups": groups, "target": target}
@@ -259,7 +263,10 @@ def take_side(features: Features, wanted: np.ndarray) -> Side:
 
 def fit_heads(make: Callable[[], Any], examples: Examples, parts: Mapping[str, Side]) -> dict[str, Head]:
     """Return a fitted head per task: on frozen features nothing is shared, so that each is fitted alone."""
-    return {task.name: _fit(make(), examples, task, parts) for task in examples.tasks}
+    return {
+        task.name: _fit(NumberHead() if task.kind == "number" else make(), examples, task, parts)
+        for task in examples.tasks
+    }
 
 
 def _fit(head: Any, examples: Examples, task: Task, parts: Mapping[str, Side]) -> Head:

@@ -47,7 +47,7 @@ def read_examples(recipe: Recipe) -> Examples:
         group=data.group,
         domain=data.domain,
         stratify=data.stratify,
-        separator=_list_separators(recipe),
+        separator=_list_kinds(recipe),
     )
     examples = keep_domains(recipe, examples)
     target = is_target(recipe, examples)
@@ -74,10 +74,13 @@ def _name_tasks(recipe: Recipe, table: Table) -> Table:
     return name_columns(table, {name: task.column or name for name, task in (recipe.data.tasks or {}).items()})
 
 
-def _list_separators(recipe: Recipe) -> str | dict[str, str] | None:
+def _list_kinds(recipe: Recipe) -> str | dict[str, dict[str, str]] | None:
+    """Return the separator of labels, or by task what kind of column it is learned from."""
     if recipe.data.tasks is None:
         return recipe.data.separator
-    return {name: task.separator for name, task in recipe.data.tasks.items() if task.kind == "labels"}
+    kinds = {"classes": lambda task: {}, "labels": lambda task: {"separator": task.separator}}
+    kinds["number"] = lambda task: {"kind": "number"}
+    return {name: kinds[task.kind](task) for name, task in recipe.data.tasks.items()}
 
 
 def divide(recipe: Recipe, examples: Examples) -> np.ndarray:

@@ -24,7 +24,7 @@ from tlkeras.finetuning.loop import Loop, Part, Row, Settings
 from tlkeras.finetuning.measures import Columns
 from tlkeras.finetuning.mixing import make_mix
 from tlkeras.finetuning.network import Network
-from tlkeras.finetuning.objectives import make_objective
+from tlkeras.finetuning.objectives import SquaredError, make_objective
 from tlkeras.finetuning.optimizers import ScaledOptimizer, scale_learning_rates
 from tlkeras.finetuning.plan import Plan
 from tlkeras.finetuning.precision import choose_precision
@@ -70,7 +70,10 @@ def make_loop(
         average=options.average,
         balanced=options.balanced,
         monitor=f"val_{options.monitor}",
-        tasks=tuple(Columns(task.name, len(task.class_names), task.kind == "multilabel") for task in tasks),
+        tasks=tuple(
+            Columns(task.name, len(task.class_names), task.kind == "multilabel", _find_units(network, task))
+            for task in tasks
+        ),
         precision=choose_precision(options.precision),
         distribution=distribution,
     )
@@ -84,20 +87,27 @@ def make_weighting(recipe: Recipe, tasks: Sequence[Task]) -> Uncertainty | None:
 
 
 def _make_loss(options: Finetuning, tasks: Sequence[Task], network: Network) -> Callable[..., tf.Tensor]:
-    """Return the loss of all tasks: the recipe's of those with classes, sigmoids of those with labels."""
-    asked = options.loss.model_dump()
-    losses = [
-        make_objective("sigmoid", smoothing=options.loss.smoothing)
-        if task.kind == "multilabel"
-        else make_objective(**asked)
-        for task in tasks
-    ]
+    """Return the loss of all tasks: the recipe's of classes, sigmoids of labels, the squared error of numbers."""
+    make: dict[str, Callable[[Task], Any]] = {
+        "multiclass": lambda task: make_objective(**options.loss.model_dump()),
+        "multilabel": lambda task: make_objective("sigmoid", smoothing=options.loss.smoothing),
+        "number": lambda task: SquaredError(*(_find_units(network, task) or ())),
+    }
+    losses = [make[task.kind](task) for task in tasks]
     if len(losses) == 1:
         return losses[0]
     weights = options.task_weights or {}
     widths, shares = [len(task.class_names) for task in tasks], [weights.get(task.name, 1.0) for task in tasks]
     uncertainty: Any = network.weighting
     return JointLoss(losses, widths, shares, uncertainty)
+
+
+def _find_units(network: Network, task: Task) -> tuple[float, float] | None:
+    """Return scale and offset of a number, which its head's last layer puts back; None of other tasks."""
+    if task.kind != "number":
+        return None
+    last: Any = network.heads[task.name][-1]
+    return float(last.scale), float(last.offset)
 
 
 def _make_transfer(

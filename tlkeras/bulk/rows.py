@@ -39,7 +39,7 @@ def prediction_table(tasks: Sequence[Task], names_of_columns: Sequence[str]) -> 
     """Return what makes rows of name, SHA-256 and, for each task, the label and float32 probabilities.
 
     Args:
-        names_of_columns: For each task one of the label, then one of each class's probability.
+        names_of_columns: For each task one of the label, then one of each class's probability; of a number one.
     """
 
     def make(names: list[str], digests: list[str], outputs: list[np.ndarray]) -> tuple[pyarrow.Table, np.ndarray]:
@@ -47,7 +47,8 @@ def prediction_table(tasks: Sequence[Task], names_of_columns: Sequence[str]) -> 
         usable = np.asarray(np.all([np.isfinite(answer).all(axis=1) for answer in answers], axis=0))
         columns: list[Any] = []
         for task, answer in zip(tasks, answers, strict=True):
-            columns.append(pyarrow.array(task.write(task.decide(answer[usable])), pyarrow.string()))
+            if task.kind != "number":
+                columns.append(pyarrow.array(task.write(task.decide(answer[usable])), pyarrow.string()))
             columns += [pyarrow.array(column) for column in answer[usable].T]
         table = dict(zip(names_of_columns, columns, strict=True))
         return pyarrow.table({**_identify(names, digests, usable), **table}), usable

@@ -99,13 +99,13 @@ def choose_examples(
     group: str | None = None,
     domain: str | None = None,
     stratify: Sequence[str] | None = None,
-    separator: str | Mapping[str, str] | None = None,
+    separator: str | Mapping[str, Mapping[str, str]] | None = None,
 ) -> Examples:
     """Choose the columns that matter; each label column becomes a task.
 
     A role that is None is played by the table's default column for it, if there is one; "" leaves it empty. With a
-    separator, of all label columns or by name of some, cells hold any number of labels, and an empty one says that
-    there is none.
+    separator cells hold any number of labels, and an empty one says that there is none. Where columns are of several
+    kinds, their facts, as `make_task` takes them, stand by name in its place.
 
     Raises:
         DataError: All problems at once: unknown columns, weights that are no numbers, fewer than two classes, classes
@@ -118,8 +118,9 @@ def choose_examples(
     chosen = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
     if problems := _unknown_columns(table, [*labels, *filter(None, chosen.values()), *stratify]):
         raise DataError.from_problems(f"Columns must be among those of {table.source!r}.", problems)
-    separators = separator if isinstance(separator, Mapping) else dict.fromkeys(labels, separator)
-    tasks = tuple(_make_task(table, name, separators.get(name)) for name in labels)
+    alike = {} if separator is None or isinstance(separator, Mapping) else {"separator": separator}
+    facts = separator if isinstance(separator, Mapping) else {}
+    tasks = tuple(_make_task(table, name, facts.get(name, alike)) for name in labels)
     problems = [problem for task in tasks for problem in task.list_problems(table.columns[task.name])]
     return _make_examples(table, tasks, chosen, stratify, problems)
 
@@ -206,8 +207,9 @@ def _unknown_columns(table: Table, names: Sequence[str]) -> list[str]:
     return [f"There is no column {name!r}. {suggest(name, table.columns)}" for name in unknown]
 
 
-def _make_task(table: Table, name: str, separator: str | None) -> Task:
-    return make_task(name, _list_classes(table, name, separator), separator)
+def _make_task(table: Table, name: str, facts: Mapping[str, str]) -> Task:
+    classes = () if facts.get("kind") == "number" else _list_classes(table, name, facts.get("separator"))
+    return make_task(name, classes, **facts)
 
 
 def _list_classes(table: Table, column: str, separator: str | None) -> tuple[str, ...]:

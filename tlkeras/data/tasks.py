@@ -1,4 +1,4 @@
-"""What is predicted of a picture: one class of several, or any number of labels."""
+"""What is predicted of a picture: one class of several, any number of labels, or a number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tlkeras.errors import list_some, suggest
 THRESHOLD = 0.5
 UNKNOWN = "?"
 
-Kind = Literal["multiclass", "multilabel"]
+Kind = Literal["multiclass", "multilabel", "number"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ class Task:
         """Return the members that probabilities [n, k] speak for: the most probable class."""
         return self.members(probabilities.argmax(axis=1))
 
+    def agree(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return where two networks decide alike by their probabilities [n, k], bool [n]."""
+        return (self.decide(one) == self.decide(other)).all(axis=1)
+
+    def measure_difference(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return by how much two networks differ at most in what they say of each picture, [n, k] each, float [n]."""
+        return np.abs(one - other).max(axis=1)
+
     def write(self, members: np.ndarray) -> list[str]:
         """Return a text per row of members, as a table has it."""
         return ["".join(names) for names in self.list_names(members)]
@@ -65,6 +73,10 @@ class Task:
         """Return a text per target, as a table has it; `UNKNOWN` where it is not known."""
         written, known = self.write(self.members(targets)), self.is_labelled(targets)
         return [text if is_known else UNKNOWN for text, is_known in zip(written, known.tolist(), strict=True)]
+
+    def indicate(self, targets: np.ndarray) -> np.ndarray:
+        """Return what is averaged to say what is common, float [n, k]; 0 where the target is not known."""
+        return self.members(targets).astype(np.float64)
 
     def densify(self, targets: np.ndarray) -> np.ndarray:
         """Return what losses of logits take, float32 [n, k]; NaN throughout where the target is not known."""
@@ -213,13 +225,114 @@ class LabelsTask(Task):
         return problems
 
 
+@dataclass(frozen=True)
+class NumberTask(Task):
+    """A number to predict of every picture; its only column, `class_names`, bears its own name.
+
+    Targets are float64 [n], NaN where the number is not known. What stands in the place of probabilities is the number
+    itself, in the unit of the source, [n, 1].
+    """
+
+    kind: ClassVar[Kind] = "number"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """That it is a number."""
+        return {"kind": "number"}
+
+    def encode(self, cells: Sequence[str]) -> np.ndarray:
+        """Return the numbers that cells of a table say; "" and "?" say nothing."""
+        return np.array([_read_number(cell) for cell in cells], dtype=np.float64)
+
+    def is_labelled(self, targets: np.ndarray) -> np.ndarray:
+        """Return where the number is known, bool [n]."""
+        return np.isfinite(targets)
+
+    def members(self, targets: np.ndarray) -> np.ndarray:
+        """Return which pictures have a number, bool [n, 1]."""
+        return np.isfinite(targets)[:, None]
+
+    def indicate(self, targets: np.ndarray) -> np.ndarray:
+        """Return the numbers, float64 [n, 1]; 0 where they are not known."""
+        return np.nan_to_num(targets)[:, None]
+
+    def densify(self, targets: np.ndarray) -> np.ndarray:
+        """Return the numbers as losses take them, float32 [n, 1]; NaN where they are not known."""
+        return targets[:, None].astype(np.float32)
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the numbers as they are, [n, 1]."""
+        return probabilities
+
+    def agree(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return where two networks say the same number to a thousandth of the largest, bool [n]."""
+        return self.measure_difference(one, other) <= 1e-3
+
+    def measure_difference(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return by how much two networks differ in each number, as a share of the largest, float [n]."""
+        return np.abs(one - other)[:, 0] / (float(np.abs(one).max()) or 1.0)
+
+    def write(self, members: np.ndarray) -> list[str]:
+        """Return a text per number, [n, 1]."""
+        return [f"{value:.6g}" for value in members[:, 0].tolist()]
+
+    def write_targets(self, targets: np.ndarray) -> list[str]:
+        """Return a text per target; `UNKNOWN` where it is not known."""
+        return [f"{value:.9g}" if np.isfinite(value) else UNKNOWN for value in targets.tolist()]
+
+    def list_names(self, members: np.ndarray) -> list[list[str]]:
+        """Return no names for each row."""
+        return [[] for _ in members]
+
+    def tell(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Return no more columns than the number itself."""
+        return [], np.zeros((len(probabilities), 0))
+
+    def strata(self, targets: np.ndarray) -> np.ndarray:
+        """Return in which fifth each number lies, so that sides see all of them alike; -1 where it is not known."""
+        known = np.isfinite(targets)
+        edges = np.quantile(targets[known], [0.2, 0.4, 0.6, 0.8]) if known.any() else np.zeros(0)
+        return np.where(known, np.searchsorted(edges, np.nan_to_num(targets)), -1)
+
+    def aspects(self, targets: np.ndarray) -> np.ndarray:
+        """Return nothing that every side must show, bool [n, 0]."""
+        return np.zeros((len(targets), 0), bool)
+
+    @property
+    def aspect_names(self) -> tuple[str, ...]:
+        """No names."""
+        return ()
+
+    def list_unknown(self, cells: Sequence[str]) -> list[str]:
+        """Say which cells are no numbers."""
+        wrong = [cell for cell in dict.fromkeys(cells) if cell not in ("", UNKNOWN) and np.isnan(_read_number(cell))]
+        return [f"{self.name!r}: {cell!r} is no finite number." for cell in wrong]
+
+    def list_problems(self, cells: Sequence[str]) -> list[str]:
+        """Say why the column cannot be learned, if so."""
+        problems, known = list_some(self.list_unknown(cells)), self.encode(cells)
+        if len(np.unique(known[np.isfinite(known)])) < 2:
+            problems.append(f"{self.name!r}: two different numbers or more are needed.")
+        return problems
+
+
+def _read_number(cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        return float("nan")
+    return value if np.isfinite(value) else float("nan")
+
+
 def qualify(tasks: Sequence[Task], task: Task, what: str) -> str:
     """Return the name of something that each task has one of: plain for the first task, `TASK_what` for others."""
     return what if task.name == tasks[0].name else f"{task.name}_{what}"
 
 
-def make_task(name: str, class_names: Sequence[str], separator: str | None = None) -> Task:
-    """Return the task of a column: of one class per cell, or of labels with a separator between them."""
+def make_task(name: str, class_names: Sequence[str], separator: str | None = None, kind: str | None = None) -> Task:
+    """Return the task of a column: of one class per cell, of labels with a separator between them, or of a number."""
+    if kind == "number":
+        return NumberTask(name, (name,))
     if separator is None:
         return Task(name, tuple(class_names))
     return LabelsTask(name, tuple(class_names), separator)

@@ -13,7 +13,7 @@ from tlkeras.evaluation.metrics import Figure, as_parts, sample
 from tlkeras.records import Answers, check_answers, read_answers, take
 from tlkeras.runs import Run
 
-LOWER_IS_BETTER = ("log_loss", "brier_score", "hamming_loss")
+LOWER_IS_BETTER = ("log_loss", "brier_score", "hamming_loss", "rmse", "mae")
 
 
 def compare(runs: Sequence[Run], *, resamples: int, seed: int = 0) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def measure_answers(
         `task`, `kind`, `classes`, `pictures`, `weighted`; `metrics`, `baseline` (always answering how common each class
         was in training) and `probe` (or None), each name -> value, low, high; `labels`, these by class; `slices`, by
         what tells pictures apart ("group", "domain", "stratum") and its values; `calibration`; `interval`, what
-        intervals mean.
+        intervals mean. Of a number there are no `labels`, its `calibration` is None, and the baseline always says the
+        mean.
 
     Raises:
         RunError: A probability is not finite.
@@ -100,9 +101,9 @@ def measure_answers(
         "metrics": _as_dict(figures),
         "baseline": _as_dict(measure(targets, majority, weights, 0)),
         "probe": None if probe is None else _as_dict(measure(targets, probe, weights, resamples, seed)),
-        "labels": _divide_by_label(figures, answers),
+        "labels": _divide_by_label(figures, answers) if task.kind != "number" else {},
         "slices": {name: _measure_slices(answers, values, seed) for name, values in _list_slices(answers)},
-        "calibration": describe_calibration(answers, validation),
+        "calibration": describe_calibration(answers, validation) if task.kind != "number" else None,
     }
 
 
@@ -119,7 +120,7 @@ def list_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
         for scope, values in result["slices"].items():
             for value, of_slice in values.items():
                 yield from _list_scope(task, scope, value, of_slice)
-        for metric in ("adaptive_ece", "ece"):
+        for metric in ("adaptive_ece", "ece") if result["calibration"] else ():
             yield task, "all", "", metric, result["pictures"], result["calibration"][metric], None, None, None, None
 
 

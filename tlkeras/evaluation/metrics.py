@@ -14,6 +14,7 @@ from scipy.sparse import csr_array
 
 from tlkeras.errors import DataError
 from tlkeras.evaluation.labels import compute_labels
+from tlkeras.evaluation.numbers import compute_numbers
 from tlkeras.evaluation.ranking import compute_ranking
 
 Key = str | tuple[int, str]
@@ -45,8 +46,9 @@ def measure(
     """Return every metric with the percentile interval of a bootstrap over examples.
 
     Args:
-        targets: Class index of each example, shape (n,), or 1 for each label that it has and 0 else, shape (n, k).
-        probabilities: Shape (n, k), rows summing to 1 unless there are several labels.
+        targets: Class index of each example, shape (n,), or 1 for each label that it has and 0 else, shape (n, k); or
+            numbers, floating, shape (n,).
+        probabilities: Shape (n, k), rows summing to 1 unless there are several labels; or numbers, shape (n, 1).
         weights: Weight of each example, shape (n,), or None.
         resamples: Bootstrap resamples; 0 leaves the interval at the value. Metrics of `RANKED` get as many of them as
             `count_ranked` says; where that is none, their interval is NaN.
@@ -74,7 +76,7 @@ def sample(
         rows = int((~np.isfinite(probabilities)).any(axis=1).sum())
         raise DataError("Probabilities must be finite.", f"{rows} rows with NaN or infinity")
     weights = np.ones(len(targets)) if weights is None else np.asarray(weights, dtype=np.float64)
-    compute_all = compute if targets.ndim == 1 else compute_labels
+    compute_all = compute_numbers if targets.dtype.kind == "f" else compute if targets.ndim == 1 else compute_labels
     values = {name: float(value[0]) for name, value in compute_all(targets, probabilities, weights[None]).items()}
     ranked, parts, done = count_ranked(probabilities.size, resamples), [], 0
     for counts in resample(len(targets), resamples, seed, targets.size):

@@ -23,11 +23,17 @@ METRIC_NAMES = {
     "micro_average_precision": "micro average precision",
     "log_loss": "log loss",
     "brier_score": "Brier score",
+    "r2": "R2",
+    "rmse": "root mean squared error",
+    "mae": "mean absolute error",
 }
 
 
 def name_rivals(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return, by name, the figures that stand beside a task's own: of the majority, a linear probe, late fusion."""
-    rivals = {"majority baseline": result["baseline"], "linear probe": result["probe"]}
+    rivals = {
+        "always the mean" if result["kind"] == "number" else "majority baseline": result["baseline"],
+        "linear probe": result["probe"],
+    }
     rivals |= {f"late fusion: {rule}": figures for rule, figures in result.get("late_fusion", {}).items()}
     return {name: figures for name, figures in rivals.items() if figures}

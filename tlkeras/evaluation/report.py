@@ -26,6 +26,7 @@ from tlkeras.records import Answers, read_answers, read_probes, take
 from tlkeras.runs import Run
 
 _SANE_PICTURES = 6
+_MOST_POINTS = 1000
 _NEIGHBOURS = 3
 _EXTRA_PHASES = ("extract activations", "fine-tune", "measure")
 
@@ -117,7 +118,22 @@ def compute_report(run: Run, options: Options) -> Report:
     return report
 
 
+def _compute_number(material: Material, answers: Answers, options: Options, report: Report) -> dict[str, Any]:
+    """Return what is shown of a number: how near it comes, and where it is farthest off."""
+    rows = np.unique(np.linspace(0, len(answers) - 1, min(_MOST_POINTS, len(answers))).astype(int))
+    errors = mistakes.list_errors(answers, options.pictures or 24)
+    if options.pictures:
+        _decode(material, [error["key"] for error in errors], report)
+    return {
+        "worth": _judge_refinement(material, answers),
+        "points": {"truth": answers.targets[rows].tolist(), "said": answers.probabilities[rows, 0].tolist()},
+        "errors": errors,
+    }
+
+
 def _compute_task(material: Material, answers: Answers, place: int, options: Options, report: Report) -> dict[str, Any]:
+    if answers.task.kind == "number":
+        return _compute_number(material, answers, options, report)
     unseen, unseen_is = material.find_unseen(answers.task)
     losses = mistakes.list_losses(answers, options.pictures or 24)
     result: dict[str, Any] = {
@@ -149,7 +165,7 @@ def _judge_refinement(material: Material, answers: Answers) -> dict[str, Any] | 
     differences = compare_probabilities(answers, probe, resamples=settings.bootstrap, seed=settings.seed)
     tuned = manifest.get("finetuning", {})
     minutes = sum(manifest.get("phases", {}).get(phase, 0.0) for phase in _EXTRA_PHASES) / 60
-    gained = differences["accuracy" if "accuracy" in differences else "exact_match"]["value"]
+    gained = next(differences[name]["value"] for name in ("accuracy", "exact_match", "r2") if name in differences)
     return {
         "what": "fine-tuning" if tuned else f"a {manifest.get('head', {}).get('kind')} head",
         "differences": differences,

@@ -17,14 +17,20 @@ from tlkeras.runs import Run
 _TINY = 1e-30  # float32 has it
 
 
-def find_scalings(run: Run, method: Method) -> tuple[list[Scaling], str]:
+def find_scalings(run: Run, method: Method) -> tuple[list[Scaling | None], str]:
     """Return the scaling of each task, fitted on pictures that were not trained on, and a sentence on them.
+
+    A number has none.
 
     Raises:
         RunError: The run keeps no answers on such pictures.
     """
-    material, scalings, counts = Material(run), [], []
+    material, counts = Material(run), []
+    scalings: list[Scaling | None] = []
     for answers in read_answers(run):
+        if answers.task.kind == "number":
+            scalings.append(None)
+            continue
         unseen, where = material.find_unseen(answers.task)
         if unseen is None:
             raise RunError(
@@ -37,14 +43,17 @@ def find_scalings(run: Run, method: Method) -> tuple[list[Scaling], str]:
     return scalings, f"Calibrated by {method} scaling, fitted on {', '.join(counts)}."
 
 
-def build_scalings(model: keras.Model, scalings: Sequence[Scaling]) -> keras.Model:
+def build_scalings(model: keras.Model, scalings: Sequence[Scaling | None]) -> keras.Model:
     """Return the model with each output's logits scaled and shifted, in the same variables.
 
     Args:
         model: From pictures to probabilities, one output per task.
-        scalings: One per output.
+        scalings: One per output; None leaves it as it is.
     """
-    tensors = [_scale(model, place, scaling) for place, scaling in enumerate(scalings)]
+    tensors = [
+        model.outputs[place] if scaling is None else _scale(model, place, scaling)
+        for place, scaling in enumerate(scalings)
+    ]
     return keras.Model(model.input, keras.tree.pack_sequence_as(model.output, tensors), name=model.name)
 
 

@@ -20,7 +20,7 @@ from tlkeras.data.tasks import Task
 from tlkeras.errors import MissingExtraError, TlkerasError, suggest
 from tlkeras.exporting.network import add_features, freeze
 from tlkeras.exporting.parity import Asked
-from tlkeras.exporting.signatures import name_output
+from tlkeras.exporting.signatures import name_main
 
 INPUT = "images"
 CALIBRATED = 128
@@ -44,7 +44,7 @@ class Material:
     @property
     def outputs(self) -> list[str]:
         """The names of the outputs."""
-        return [name_output(self.tasks, task, "probabilities") for task in self.tasks]
+        return [name_main(self.tasks, task) for task in self.tasks]
 
 
 @dataclass(frozen=True)

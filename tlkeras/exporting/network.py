@@ -175,9 +175,9 @@ def _compare(
     received = [output.numpy() for output in fast(tf.constant(pictures))]
     skipped = 1 if has_features else 0
     for task, wanted, given in zip(tasks, expected[skipped:], received[skipped:], strict=True):
-        difference = float(np.abs(wanted - given).max())
+        difference = float(task.measure_difference(wanted, given).max())
         if not difference <= TOLERANCE:
             return f"differs by {difference:.1g} in a probability of {task.name!r}"
-        if (task.decide(wanted) != task.decide(given)).any():
+        if not task.agree(wanted, given).all():
             return f"answers a picture otherwise in {task.name!r}"
     return ""

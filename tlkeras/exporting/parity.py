@@ -47,9 +47,9 @@ class Row:
     Attributes:
         form: The form's name.
         task: The task's.
-        difference: Largest difference in a probability from the Keras model.
+        difference: Largest difference in a probability from the Keras model; of a number as a share of the largest.
         agreement: Share of pictures that are answered as by the Keras model.
-        accuracy: Share of right answers (all labels right, where there are several): value, low and high.
+        accuracy: Share of right answers (all labels right, where there are several; of a number R2): value, low, high.
         megabytes: On disk.
         milliseconds: One picture, alone, from uint8 to probabilities: the median.
     """
@@ -98,12 +98,12 @@ def compare(
     for name, of_form in answers.items():
         for place, task in enumerate(tasks):
             accuracy = _measure_accuracy(task, held_out.targets[place], of_form[place], held_out.weights)
-            same = (task.decide(of_form[place]) == task.decide(reference[place])).all(axis=1)
+            same = task.agree(reference[place], of_form[place])
             rows.append(
                 Row(
                     name,
                     task.name,
-                    float(np.abs(of_form[place] - reference[place]).max()),
+                    float(task.measure_difference(reference[place], of_form[place]).max()),
                     float(same.mean()),
                     accuracy._asdict(),
                     sizes[name],
@@ -114,12 +114,12 @@ def compare(
 
 
 def _measure_accuracy(task: Task, targets: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> Figure:
-    """Return the accuracy on pictures whose target is known; NaN where it is of none."""
+    """Return the accuracy, of a number R2, on pictures whose target is known; NaN where it is of none."""
     known = task.is_labelled(targets)
     if not known.any():
         return Figure(np.nan, np.nan, np.nan)
     figures = measure(targets[known], answers[known], weights[known], _RESAMPLES)
-    return figures["accuracy"] if "accuracy" in figures else figures["exact_match"]
+    return next(figures[name] for name in ("accuracy", "exact_match", "r2") if name in figures)
 
 
 def _time_one(ask: Asked, encoded: list[bytes], pictures: np.ndarray) -> list[float]:

@@ -22,7 +22,7 @@ from tlkeras.exporting.held_out import HeldOut, read_held_out, read_training
 from tlkeras.exporting.network import Network, make_network
 from tlkeras.exporting.parity import KERAS, Asked, Gate, Row, compare, list_failures, measure_size
 from tlkeras.exporting.sessions import Served
-from tlkeras.exporting.signatures import Entry, name_output, write_signatures
+from tlkeras.exporting.signatures import Entry, name_main, write_signatures
 from tlkeras.exporting.warmup import replay, write_warmup
 from tlkeras.features.handcrafted import list_handcrafted
 from tlkeras.mapping.heads import arrange
@@ -114,7 +114,10 @@ def _read_source(run: Run, calibrate: Method | None = None) -> Source:
     if calibrate is None:
         return Source(run, model, tasks, entry, held_out)
     scalings, sentence = find_scalings(run, calibrate)
-    said = [scaling.apply(of_task) for scaling, of_task in zip(scalings, held_out.probabilities, strict=True)]
+    said = [
+        of_task if scaling is None else scaling.apply(of_task)
+        for scaling, of_task in zip(scalings, held_out.probabilities, strict=True)
+    ]
     model = build_scalings(arrange(model, [task.name for task in tasks]), scalings)
     return Source(run, model, tasks, entry, replace(held_out, probabilities=said), sentence)
 
@@ -174,8 +177,9 @@ def _prove(
     forms = {KERAS: _ask_keras(source), SAVED_MODEL: _ask_served(served, source.tasks), **opened}
     rows, answers = compare(forms, sizes, source.held_out, source.tasks, source.entry)
     worst = 0.0
-    for expected, received in zip(source.held_out.probabilities, answers[SAVED_MODEL], strict=True):
-        differences = np.abs(received - expected).max(axis=1)
+    said = zip(source.tasks, source.held_out.probabilities, answers[SAVED_MODEL], strict=True)
+    for task, expected, received in said:
+        differences = task.measure_difference(expected, received)
         worst = max(worst, float(differences.max()))
         if not worst <= TOLERANCE:
             raise ExportError(
@@ -204,7 +208,7 @@ def _ask_keras(source: Source) -> Asked:
 
 
 def _ask_served(served: Served, tasks: Sequence[Task]) -> Asked:
-    names = [name_output(tasks, task, "probabilities") for task in tasks]
+    names = [name_main(tasks, task) for task in tasks]
 
     def ask(encoded: list[bytes], pictures: np.ndarray) -> list[np.ndarray]:
         answers = served.run("serving_default", image_bytes=np.array(encoded, dtype=object))

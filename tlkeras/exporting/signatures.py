@@ -57,8 +57,13 @@ def name_output(tasks: Sequence[Task], task: Task, what: str) -> str:
     return what if len(tasks) == 1 else f"{task.name}_{what}"
 
 
+def name_main(tasks: Sequence[Task], task: Task) -> str:
+    """Return the name of what the network itself answers: probabilities, or the value of a number."""
+    return name_output(tasks, task, "value" if task.kind == "number" else "probabilities")
+
+
 def write_signatures(network: Network, tasks: Sequence[Task], entry: Entry, path: Path) -> None:
-    """Write a SavedModel with the signatures serving_default, uint8, features, and classify for each task."""
+    """Write a SavedModel with the signatures serving_default, uint8, features, and classify of all but numbers."""
 
     def answer(pictures: tf.Tensor) -> Answers:
         outputs = network.call(pictures)[1 if network.has_features else 0 :]
@@ -84,8 +89,8 @@ def write_signatures(network: Network, tasks: Sequence[Task], entry: Entry, path
         archive.add_endpoint(
             "features", lambda image_bytes: {"features": network.call(entry.decode(image_bytes))[0]}, [encoded]
         )
-    names = [name_output(tasks, task, "classify") for task in tasks]
-    for place, name in enumerate(names):
+    names = {name_output(tasks, task, "classify"): place for place, task in enumerate(tasks) if task.kind != "number"}
+    for name, place in names.items():
         archive.add_endpoint(name, classify(place), [tf.TensorSpec((None,), tf.string, name="inputs")])
     archive.write_out(str(path), verbose=False)
     with quiet_deprecations():
@@ -107,6 +112,8 @@ def _rank(task: Task, probabilities: tf.Tensor) -> Answers:
 
 
 def _explain(task: Task) -> Callable[[tf.Tensor], Answers]:
+    if task.kind == "number":
+        return lambda values: {"value": values}
     return _explain_labels(task) if isinstance(task, LabelsTask) else _explain_class(task)
 
 

@@ -14,11 +14,15 @@ MEASURES = {"val_loss": True, "val_accuracy": False, "val_roc_auc": False}
 
 
 class Columns(NamedTuple):
-    """The columns of a task among targets and logits, and whether an example can have several of its labels."""
+    """The columns of a task among targets and logits.
+
+    An example can have several labels, or a number: (number - offset) / scale, its units, is what logits stand for.
+    """
 
     task: str = ""
     width: int | None = None
     several: bool = False
+    units: tuple[float, float] | None = None
 
 
 def measure_tasks(
@@ -37,9 +41,15 @@ def measure_tasks(
         stop = targets.shape[1] if task.width is None else start + task.width
         own, said = targets[:, start:stop], logits[:, start:stop]
         known, start = np.isfinite(own).all(axis=1) & (weights > 0), stop
-        if known.any():
+        if not known.any():
+            continue
+        if task.units is not None:
+            found[task.task] = measure_number(own[known], said[known], weights[known], task.units)
+        else:
             found[task.task] = measure(own[known], said[known], weights[known], several=task.several)
-    means = {name: float(np.mean([of_task[name] for of_task in found.values()])) for name in MEASURES}
+    means = {
+        name: float(np.mean([of_task[name] for of_task in found.values() if name in of_task])) for name in MEASURES
+    }
     if len(tasks) == 1:
         return means
     return means | {f"{name}_{task}": value for task, values in found.items() for name, value in values.items()}
@@ -74,6 +84,25 @@ def measure(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, *, sev
         "val_loss": float(np.average(losses, weights=weights)),
         "val_accuracy": float(np.average(right, weights=weights)),
         "val_roc_auc": _average_roc_auc(truth, scores, weights),
+    }
+
+
+def measure_number(
+    targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, units: tuple[float, float]
+) -> dict[str, float]:
+    """Return half the squared error in units of the deviation, and the mean absolute error in those of the number.
+
+    Args:
+        targets: Numbers, [n, 1].
+        logits: Standardised answers, [n, 1].
+        weights: [n].
+        units: Scale and offset of the standardising.
+    """
+    scale, offset = units
+    errors = (targets[:, 0] - offset) / scale - logits[:, 0]
+    return {
+        "val_loss": float(np.average(0.5 * errors**2, weights=weights)),
+        "val_mae": float(np.average(np.abs(errors), weights=weights) * scale),
     }
 
 

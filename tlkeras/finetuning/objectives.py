@@ -111,6 +111,24 @@ class Sigmoid:
         return tf.reduce_mean(losses, axis=-1)
 
 
+@dataclass(frozen=True)
+class SquaredError:
+    """Half the squared error of a number, in units of its deviation.
+
+    Args:
+        scale: Deviation of the numbers that are learned from.
+        offset: Their mean; a network answers with (number - offset) / scale.
+    """
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def __call__(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Return the loss of each example, float32 [n], of numbers [n, 1] and standardised answers [n, 1]."""
+        standard = (tf.cast(targets, tf.float32) - self.offset) / self.scale
+        return 0.5 * tf.reduce_sum(tf.square(standard - tf.cast(logits, tf.float32)), axis=-1)
+
+
 Loss = Callable[[Any, Any], tf.Tensor]
 OBJECTIVES: dict[str, Callable[..., Loss]] = {"softmax": Softmax, "focal": Focal, "sigmoid": Sigmoid}
 

@@ -31,6 +31,16 @@ def draw_reliability(calibration: Mapping[str, Any], path: Path) -> None:
         _finish(axis, "confidence", "how often it is right")
 
 
+def draw_numbers(points: Mapping[str, Any], path: Path) -> None:
+    """Draw what was said of each picture against its number."""
+    with open_figure(path, _SIZE) as figure:
+        axis = figure.subplots()
+        ends = [min(*points["truth"], *points["said"]), max(*points["truth"], *points["said"])]
+        axis.plot(ends, ends, color=FAINT, linestyle=":", linewidth=1.2, label="what it should be")
+        axis.plot(points["truth"], points["said"], ".", color=COLOURS[0], alpha=0.5, markersize=5)
+        _finish(axis, "number", "answer")
+
+
 def draw_trade(trade: Mapping[str, Any], path: Path) -> None:
     """Draw the accuracy of what is answered against the share of pictures that is answered."""
     with open_figure(path, _SIZE) as figure:

@@ -103,7 +103,7 @@ def _list_contents(shown: Sequence[Mapping[str, Any]], compared: Mapping[str, An
                 ("figures", "Figures", True),
                 ("worth", "Was it worth it?", task["worth"]),
                 ("learning", "Would more pictures help?", task["learning"]),
-                ("calibration", "Probabilities", True),
+                ("calibration", "Probabilities", task["figures"]["kind"] != "number"),
                 ("mistakes", "Mistakes", True),
                 ("robustness", "When pictures get worse", task["robustness"]),
             ):
@@ -143,6 +143,8 @@ def _prepare_elsewhere(measured: Mapping[str, Any]) -> dict[str, Any]:
 def _prepare_task(
     report: Report, figures: Mapping[str, Any], computed: Mapping[str, Any], anchor: str
 ) -> dict[str, Any]:
+    if figures["kind"] == "number":
+        return _prepare_number(figures, computed, anchor)
     labels = list(figures["labels"].items())
     if len(labels) > _MOST_LABELS:
         labels.sort(key=lambda pair: pair[1]["f1"]["value"] if pair[1]["f1"]["value"] is not None else 2.0)
@@ -178,6 +180,24 @@ def _prepare_task(
         "robustness": robustness,
         "robustness_sentence": wording.tell_robustness(robustness) if robustness else "",
         "charts": _draw_charts(computed, anchor),
+    }
+
+
+def _prepare_number(figures: Mapping[str, Any], computed: Mapping[str, Any], anchor: str) -> dict[str, Any]:
+    """Return what the template of a number needs."""
+    worth = computed["worth"]
+    title = "What was said of each held-out picture against its number"
+    return {
+        "figures": figures,
+        "beside": name_rivals(figures),
+        "summary": wording.tell_summary(figures),
+        "slice_metrics": ["r2", "mae"],
+        "worth": worth,
+        "worth_sentence": wording.tell_worth(worth) if worth else "",
+        "learning": None,
+        "robustness": None,
+        "errors": computed["errors"],
+        "chart": embed_chart(f"{anchor}-numbers", title, partial(curves.draw_numbers, computed["points"])),
     }
 
 

@@ -47,6 +47,11 @@ def judge(better: bool | None) -> str:
 
 def tell_summary(figures: Mapping[str, Any]) -> list[str]:
     """Say how the model does against knowing nothing."""
+    if figures["kind"] == "number":
+        value, mean = (figures[of]["mae"]["value"] for of in ("metrics", "baseline"))
+        return [
+            f"It is {write_number(value)} off on average, where always saying the mean is {write_number(mean)} off."
+        ]
     name = "accuracy" if "accuracy" in figures["metrics"] else "exact_match"
     value, majority = figures["metrics"][name], figures["baseline"][name]["value"]
     verdict = "better than" if value["low"] > majority else "not clearly better than"
@@ -59,7 +64,7 @@ def tell_summary(figures: Mapping[str, Any]) -> list[str]:
 
 def tell_worth(worth: Mapping[str, Any]) -> str:
     """Say whether what was done beyond a linear head was worth it, and what it took."""
-    name = "accuracy" if "accuracy" in worth["differences"] else "exact_match"
+    name = next(of for of in ("accuracy", "exact_match", "r2") if of in worth["differences"])
     parts = worth["differences"][name]
     points = 100 * parts["value"]
     what = worth["what"].capitalize()

@@ -65,6 +65,8 @@ class Recipe(Section):
             conflicts += _list_adaptation_conflicts(self, self.domains)
         if self.data.separator or any(task.kind == "labels" for task in (self.data.tasks or {}).values()):
             conflicts.append("a picture is of one class, not of several labels")
+        if any(task.kind == "number" for task in (self.data.tasks or {}).values()):
+            conflicts.append("numbers are not adapted: leave them out of data.tasks")
         if self.mapping.kind in MAPS:
             conflicts.append(f"vectors are aligned, and mapping.kind {self.mapping.kind} eats maps")
         if self.domains.correction == "confusion" and self.data.validation == 0:
@@ -141,6 +143,9 @@ def _list_task_conflicts(recipe: Recipe) -> list[str]:
     """Say what makes no sense, or is not defined, for tasks beside each other."""
     options, conflicts = recipe.finetuning, []
     labels = any(task.kind == "labels" for task in (recipe.data.tasks or {}).values())
+    numbers = any(task.kind == "number" for task in (recipe.data.tasks or {}).values())
+    if numbers and recipe.mapping.kind in MAPS:
+        conflicts.append(f"mapping.kind {recipe.mapping.kind} eats maps, and numbers are regressed on vectors")
     if labels and recipe.mapping.kind in SINGLE:
         conflicts.append(f"mapping.kind {recipe.mapping.kind} tells classes apart and cannot answer for each label")
     elif labels and recipe.mapping.kind != "linear" and recipe.mapping.class_weight != "none":

@@ -20,10 +20,10 @@ TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")]
 
 
 class TaskColumn(Section):
-    """Which column a task is learned from, its own name if not given; `labels` are several in a cell."""
+    """Which column a task is learned from, its own name if not given; `labels` are several in a cell, or a `number`."""
 
     column: str | None = None
-    kind: Literal["classes", "labels"] = "classes"
+    kind: Literal["classes", "labels", "number"] = "classes"
     separator: str = Field(default="|", min_length=1)
 
 
@@ -55,6 +55,8 @@ class Data(Section):
     def _name_labels_once(self) -> Data:
         if self.tasks and (self.label or self.separator):
             raise ValueError("tasks takes the place of label and separator: give one or the other.")
+        if self.tasks and next(iter(self.tasks.values())).kind == "number":
+            raise ValueError("the first of tasks is the main one and of classes or labels; numbers stand beside it.")
         return self
 
     @model_validator(mode="after")

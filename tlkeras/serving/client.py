@@ -240,7 +240,7 @@ def _expand(pictures: Sequence[str]) -> list[str]:
 
 
 def _describe(path: str, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one row of a prediction; where there are several tasks, their labels one after the other."""
+    """Return one row of a prediction; where there are several tasks, their labels and numbers one after the other."""
     labels = [name for name in answer if name == "label" or name.endswith("_label")]
     if not labels:
         raise ServingError("A model must answer with a label.", ", ".join(answer), "Was it exported by tlkeras?")
@@ -248,9 +248,10 @@ def _describe(path: str, answer: Mapping[str, Any]) -> dict[str, Any]:
         {"label": str(answer[name]), "probability": float(max(answer[name.removesuffix("label") + "probabilities"]))}
         for name in sorted(labels)
     ]
+    numbers = [f"{float(np.ravel(answer[name])[0]):.6g}" for name in sorted(answer) if name.endswith("_value")]
     return {
         "path": path,
-        "label": ", ".join(str(row["label"]) for row in best),
+        "label": ", ".join([*(str(row["label"]) for row in best), *numbers]),
         "probability": best[0]["probability"],
         "labels": [str(row["label"]) for row in best],
         "top": best,

@@ -74,6 +74,17 @@ def cover(picture: np.ndarray) -> np.ndarray:
 
 def _describe(name: str, labels: list[str], outputs: dict[str, np.ndarray], tasks: int) -> dict[str, Any]:
     prefix = "" if tasks == 1 else f"{name}_"
+    if f"{prefix}value" in outputs:
+        values = outputs[f"{prefix}value"][:, 0]
+        changed = np.abs(values[0] - values[1:]).reshape(GRID, GRID)
+        return {
+            "name": name,
+            "label": f"{values[0]:.6g}",
+            "explained": name,
+            "probabilities": [],
+            "heat": (changed / changed.max() if changed.max() > 0 else changed).round(4).tolist(),
+            "most_lost": float(changed.max()),
+        }
     probabilities, label = outputs[f"{prefix}probabilities"], outputs[f"{prefix}label"][0]
     best = int(probabilities[0].argmax())
     lost = np.maximum(probabilities[0, best] - probabilities[1:, best], 0.0).reshape(GRID, GRID)

@@ -60,9 +60,10 @@ def _draw_task(result: dict[str, Any]) -> None:
     console = open_console()
     of_which = f"pictures of {result['source']}" if "source" in result else "held-out pictures"
     weighted = ", weighted" if result["weighted"] else ""
-    classes = "labels" if result["kind"] == "multilabel" else "classes"
+    kinds = {"multiclass": f"{len(result['classes'])} classes", "multilabel": f"{len(result['classes'])} labels"}
     several = f", {result['task']}" if "tasks" in result else ""
-    title = f"{result['run']}{several}: {result['pictures']:,} {of_which}{weighted}, {len(result['classes'])} {classes}"
+    kind = kinds.get(result["kind"], "a number")
+    title = f"{result['run']}{several}: {result['pictures']:,} {of_which}{weighted}, {kind}"
     columns = [("", "left"), ("value", "right"), ("95 % interval", "right")]
     beside = name_rivals(result)
     table = make_table(title, [*columns, *((name, "right") for name in beside)])
@@ -74,10 +75,12 @@ def _draw_task(result: dict[str, Any]) -> None:
             *(format_number(figures[name]["value"]) for figures in beside.values()),
         )
     console.print(table)
-    console.print(_list_labels(result["labels"], "label" if result["kind"] == "multilabel" else "class"))
+    if result["labels"]:
+        console.print(_list_labels(result["labels"], "label" if result["kind"] == "multilabel" else "class"))
     for name, values in result["slices"].items():
         console.print(_list_slices(name, values))
-    console.print(_tell_calibration(result["calibration"]))
+    if result["calibration"]:
+        console.print(_tell_calibration(result["calibration"]))
 
 
 def _tell_interval(figure: dict[str, float | None]) -> str:
@@ -172,7 +175,11 @@ def _list_labels(labels: dict[str, dict[str, Any]], what: str) -> Table:
 def _list_slices(name: str, values: dict[str, dict[str, Any]]) -> Table:
     """Return a table of the figures on pictures that have a value in common."""
     known = next(iter(values.values()))
-    metrics = [metric for metric in ("accuracy", "exact_match", "macro_f1", "roc_auc", "log_loss") if metric in known]
+    metrics = [
+        metric
+        for metric in ("accuracy", "exact_match", "macro_f1", "roc_auc", "log_loss", "r2", "mae")
+        if metric in known
+    ]
     table = make_table(
         f"By {name}", [(name, "left"), ("pictures", "right"), *((METRIC_NAMES[m], "right") for m in metrics)]
     )

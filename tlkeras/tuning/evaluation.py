@@ -16,7 +16,7 @@ import numpy as np
 from tlkeras import assembly
 from tlkeras.data.checks import Inspection, inspect
 from tlkeras.errors import DataError
-from tlkeras.finetuning.measures import measure
+from tlkeras.finetuning.measures import measure, measure_number
 from tlkeras.mapping.heads import Head
 from tlkeras.recipe import Recipe
 from tlkeras.refinement import make_network, open_loop
@@ -164,11 +164,18 @@ def _measure(frozen: Frozen, heads: Mapping[str, Head]) -> dict[str, float]:
     figures, examples = [], frozen.inspection.examples
     for task in examples.tasks:
         _, (X, targets, weights) = frozen.parts["validation"].take(examples, task)
-        odds = np.clip(heads[task.name].predict_proba(X).astype(np.float64), _SMALLEST, 1 - _SMALLEST)
+        head: Any = heads[task.name]
+        if task.kind == "number":
+            units = head.scale_, head.offset_
+            standard = (head.predict_proba(X) - head.offset_) / head.scale_
+            figures.append(measure_number(targets[:, None], standard, weights, units))
+            continue
+        odds = np.clip(head.predict_proba(X).astype(np.float64), _SMALLEST, 1 - _SMALLEST)
         several = task.kind == "multilabel"
         logits = np.log(odds) - np.log1p(-odds) if several else np.log(odds)
         figures.append(measure(task.densify(targets), logits, weights, several=several))
-    return _rename({name: float(np.mean([figure[name] for figure in figures])) for name in figures[0]})
+    names = figures[0]  # those of the first task, which is of classes or labels
+    return _rename({name: float(np.mean([of[name] for of in figures if name in of])) for name in names})
 
 
 def _forget() -> None:
