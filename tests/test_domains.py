@@ -86,7 +86,7 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place):
     assert exported["difference"] < 1e-3 and served is not None
 
 
-@pytest.mark.parametrize("tuned", [False, True], ids=["frozen", "fine-tuned"])
+@pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["frozen", "fine-tuned"])
 def test_labels_of_the_target_change_nothing(tuned, place):
     """Other labels on target pictures, the same answers: nobody looked."""
     settings = {**TUNED, "domains.method": "mmd"} if tuned else {}

@@ -64,7 +64,7 @@ def place(tmp_path_factory):
         yield folder
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=[pytest.param("frozen", marks=pytest.mark.slow), "finetuned"])
 def run(request, place):
     return api.train("grades.yaml", WAYS[request.param])
 
