@@ -228,7 +228,7 @@ def test_one_damaged_run_does_not_block_the_list(workplace, trained, call):
     assert call("evaluate").exit_code == 0
 
 
-@pytest.mark.parametrize("recipe", ["quickstart", "deep_head", "linear_probe"])
+@pytest.mark.parametrize("recipe", ["quickstart", pytest.param("deep_head", marks=pytest.mark.slow), "linear_probe"])
 def test_a_copied_recipe_trains_on_ones_own_class_folders(workplace, call, recipe):
     assert call("cp", recipe, "own.yaml").exit_code == 0
     values = ("data.source=photos/", "backbone.name=tiny", "backbone.weights=none")

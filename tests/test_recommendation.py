@@ -49,6 +49,7 @@ def ask(*arguments):
     return CliRunner().invoke(main, ["--quiet", "recommend", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_a_recipe_comes_out_that_trains(workplace, quick_costs):
     done = ask("mine.yaml", "--most", 1, "--to", "best.yaml", "--json")
     assert done.exit_code == 0, done.output

@@ -250,6 +250,7 @@ def test_weights():
         weigh_examples(y, np.ones(3), None)
 
 
+@pytest.mark.slow
 def test_a_residual_block_adds_its_input():
     X, y = make_data()
     head = DeepHead(widths=(12, 5), residual=True, norm="layer", fitting=Fitting(epochs=1)).fit(X, y)

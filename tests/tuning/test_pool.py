@@ -15,6 +15,7 @@ def rows():
     return X[:90], y[:90], np.ones(90), {"validation": (X[90:], y[90:], np.ones(30))}
 
 
+@pytest.mark.slow
 def test_a_lent_model_learns_what_a_fresh_one_learns(rows):
     pool = ModelPool()
     trials = [(0.2, 1e-2, 0), (0.0, 3e-2, 1), (0.6, 1e-3, 2)]
