@@ -18,6 +18,7 @@ from tlkeras.mapping.discrepancies import (
     reverse_gradient,
     weigh_by_certainty,
 )
+from tlkeras.mapping.transfer import Discrepancy, Transfer
 
 METHODS = list(WEIGHTS)
 SHORT = {"width": 8, "epochs": 6, "batch_size": 32, "dropout": 0.2, "learning_rate": 0.01}
@@ -111,7 +112,7 @@ def test_domains_become_alike(method):
 
 
 def test_many_products_are_mixed(monkeypatch):
-    monkeypatch.setattr("tlkeras.mapping.discrepancy._MOST_PRODUCTS", 10)
+    monkeypatch.setattr("tlkeras.mapping.transfer._MOST_PRODUCTS", 10)
     assert fit.__wrapped__(method="cdan")._discrepancy.judge.input_shape == (None, 10)
     assert fit.__wrapped__(method="cdan", width=4)._discrepancy.judge.input_shape == (None, 8)
 
@@ -133,3 +134,29 @@ def test_what_cannot_be_adapted_is_told():
         AdaptedHead().fit(Xs, np.zeros_like(ys), Xt)
     with pytest.raises(DataError, match="two rows or more"):
         AdaptedHead().fit(Xs, ys, Xt[:0])
+
+
+@pytest.mark.parametrize("method", ["dann", "cdan", "mmd", "coral", "mcc"])
+def test_in_a_batch_of_both_rows_without_weight_are_the_targets(method):
+    """What counts is what the parts say; at the start it moves nothing, but a judge learns from the first step."""
+    random = np.random.default_rng(0)
+    features, logits = (tf.Variable(random.normal(size=(8, k)), dtype=tf.float32) for k in (5, 3))
+    done = tf.Variable(0.0)
+    discrepancy = Discrepancy(method, 5, 2, dropout=0.0, seeds=iter(range(9)))
+    transfer = Transfer(discrepancy, 0.5, lambda: done)
+    weights = tf.constant([2.0, 0.0] * 4)
+
+    def measure():
+        with tf.GradientTape() as tape:
+            term = transfer({"features": features, "logits": logits, "weights": weights})
+        moved = [features, logits, *[variable.value for variable in transfer.variables if variable.trainable]]
+        return float(term), tape.gradient(term, moved, unconnected_gradients="zero")
+
+    _, (of_features, of_logits, *of_judge) = measure()
+    assert not np.any(of_features) and not np.any(of_logits)
+    assert bool(of_judge) == (method in ("dann", "cdan")) and all(np.any(gradient) for gradient in of_judge[:1])
+    done.assign(1.0)
+    source, target = ((features[start::2], logits[start::2, :2]) for start in (0, 1))
+    strength = 0.5 * ramp(1.0)
+    assert measure()[0] == pytest.approx(float(discrepancy.weigh(source, target, strength)[0]), rel=1e-5)
+    assert np.any(measure()[1][1 if method == "mcc" else 0])

@@ -32,9 +32,9 @@ from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.steps import Criterion
 from tlkeras.finetuning.supply import CachedSupply, PictureSupply, RecordingSupply, Supply
-from tlkeras.mapping.discrepancy import WEIGHTS, Discrepancy, Transfer
 from tlkeras.mapping.domains import ADAPTATIONS
 from tlkeras.mapping.multitask import JointLoss, Uncertainty, project_conflicts
+from tlkeras.mapping.transfer import WEIGHTS, Discrepancy, Transfer
 from tlkeras.mapping.weighting import weigh_examples
 from tlkeras.recipe import Recipe
 from tlkeras.sections import Finetuning

@@ -13,7 +13,7 @@ from tlkeras import progress
 from tlkeras.errors import DataError, RecipeError, suggest
 from tlkeras.mapping.alignment import check_domains
 from tlkeras.mapping.discrepancies import ramp
-from tlkeras.mapping.discrepancy import WEIGHTS, Discrepancy, Method, make_dense
+from tlkeras.mapping.transfer import WEIGHTS, Discrepancy, Method, make_dense
 from tlkeras.mapping.weighting import weigh_examples
 
 if TYPE_CHECKING:

@@ -45,6 +45,7 @@ class Discrepancy:
         seed: Of the random sums of products, where a judge sees answers and there would be too many.
 
     Attributes:
+        classes: Columns of the logits.
         judge: From features, or their products with answers, to a logit that says the source; None without one.
 
     Sources: Ganin et al., JMLR 2016 (DANN); Long et al., Conditional Adversarial Domain Adaptation, 2018 (CDAN); and
@@ -55,7 +56,7 @@ class Discrepancy:
         self, method: Method, width: int, classes: int, *, dropout: float = 0.3, seeds: Iterator[int], seed: int = 0
     ):
         self.method: Method = method
-        self._width, self._classes = width, classes
+        self._width, self.classes = width, classes
         products = width * classes
         self._mixers = None
         if method == "cdan" and products > _MOST_PRODUCTS:
@@ -103,7 +104,7 @@ class Discrepancy:
             left, right = (tf.matmul(x, R) for x, R in zip((features, answers), self._mixers, strict=True))
             return left * right / np.sqrt(_MOST_PRODUCTS)
         products = answers[:, :, None] * features[:, None, :]
-        return tf.reshape(products, [-1, self._classes * self._width])
+        return tf.reshape(products, [-1, self.classes * self._width])
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Transfer:
     def __call__(self, outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Return the term for `features` [b, d], `logits` [b, k or more] and `weights` [b]."""
         features, logits = (tf.cast(outputs[name], tf.float32) for name in ("features", "logits"))
-        logits = logits[:, : self.discrepancy._classes]
+        logits = logits[:, : self.discrepancy.classes]
         of_source = outputs["weights"] > 0
         source, target = (
             tuple(tf.boolean_mask(values, rows) for values in (features, logits)) for rows in (of_source, ~of_source)
