@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tlkeras import api
+from tlkeras import api, tables
 from tlkeras.errors import DataError, RecipeError
 from tlkeras.finetuning.stages import StageWork
 from tlkeras.mapping.domains import ADAPTATIONS, METHODS, DomainHead
@@ -61,7 +61,7 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", [pytest.param("coral", marks=pytest.mark.slow), "dann"])
-def test_what_is_measured_is_the_target_and_never_learned(method, place):
+def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys):
     changes = {"domains.method": method, "domains.correction": "likelihood", "features.taps": [0, -1]}
     result = api.train("moved.yaml", changes)
     assert set(result["late_fusion"]) == {"mean", "stacking"}
@@ -81,6 +81,10 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place):
     assert head["method"] == method and set(head["a_distance"]) == {"before", "after"}
     assert {"source", "importance", "deep_embedded_validation", "entropy", "information"} == set(head["scores"])
     assert np.sum(head["priors"], axis=1) == pytest.approx([1, 1])
+    tables.draw_training(result)
+    printed = capsys.readouterr().out
+    for words in (f"Across domains by {method}", "deep embedded validation", "A-distance after", "oracle: accuracy"):
+        assert words in printed
     exported = api.export(result["path"], place / "models" / method)
     served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
     assert exported["difference"] < 1e-3 and served is not None

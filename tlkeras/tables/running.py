@@ -22,6 +22,8 @@ def draw_training(result: dict[str, Any]) -> None:
         return
     draw_evaluation(result)
     console = open_console()
+    if result["head"].get("scores"):
+        console.print(_list_scores(result))
     phases = result["phases"]
     table = make_table("Time", [("phase", "left"), ("seconds", "right")])
     for name, seconds in phases.items():
@@ -42,6 +44,19 @@ def draw_training(result: dict[str, Any]) -> None:
         ("tlkeras cp quickstart mine.yaml", "a recipe of your own"),
     ):
         console.print(f"  {command:<60} # {purpose}", markup=False, highlight=False)
+
+
+def _list_scores(result: dict[str, Any]) -> Table:
+    """Return what can be said across domains without labels of the target, and beside it what these say."""
+    head, accuracy = result["head"], result["metrics"]["accuracy"]["value"]
+    title = f"Across domains by {head['method']}: higher is better"
+    table = make_table(title, [("without labels of the target", "left"), ("value", "right")])
+    for name, value in head["scores"].items():
+        table.add_row(name.replace("_", " "), format_number(value))
+    for when, distance in head["a_distance"].items():
+        table.add_row(f"A-distance {when}, 0 alike, 2 apart", format_number(distance))
+    table.add_row("oracle: accuracy by the target's labels", format_number(accuracy))
+    return table
 
 
 def draw_evaluation(result: dict[str, Any]) -> None:
