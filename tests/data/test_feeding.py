@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,6 +88,17 @@ def test_a_worker_that_dies_costs_nothing(tmp_path, files):
         worker.kill()
     readable = [index for index, path in enumerate(many) if not path.endswith("x.png")]
     assert found.tolist() == readable
+
+
+def test_a_service_that_is_gone_costs_nothing_but_time(files, monkeypatch, caplog):
+    """Nobody listens any more: after a moment of silence all is decoded here."""
+    monkeypatch.setattr("tlkeras.data.feeding._PATIENCE", 0.2)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    here = stream_pictures(files, 24, "squash", 5).as_numpy_iterator()
+    assert same([stream_fed(address, files, 24, "squash", 5), here])
+    assert "pictures are decoded here" in caplog.text
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def stream_fed(
     count, names = len(paths), [os.fsencode(path) for path in paths]
     files = tf.data.Dataset.from_tensor_slices((np.arange(count, dtype=np.int64), names))
     decoded = files.map(load, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors(log_warning=False).batch(_SENT)
-    fed = decoded.apply(service.distribute(service.ShardingPolicy.DYNAMIC, f"grpc://{address}"))
+    distribute = service.distribute(service.ShardingPolicy.DYNAMIC, f"grpc://{address}")
     here = tf.function(load, autograph=False)
 
     def decode_here(index: int) -> np.ndarray | None:
@@ -90,19 +90,22 @@ def stream_fed(
         except tf.errors.OpError:  # it cannot be read, here either
             return None
 
-    with closing(_receive(fed, address)) as arriving:
+    with closing(_receive(lambda: decoded.apply(distribute), address)) as arriving:
         ordered = _put_in_order(arriving, count, decode_here)
         while batch := list(islice(ordered, batch_size)):
             yield np.array([index for index, _ in batch], np.int64), np.stack([picture for _, picture in batch])
 
 
-def _receive(fed: tf.data.Dataset, address: str) -> Generator[Arrival]:
+def _receive(ask: Callable[[], tf.data.Dataset], address: str) -> Generator[Arrival]:
     """Yield pictures as they arrive, and None where nothing has for a while: TensorFlow waits for the dead for ever.
+
+    Args:
+        ask: Tells the service what is wanted.
+        address: Of the service, for messages.
 
     Raises:
         RunError: The service ends.
     """
-    elements = iter(fed)
     arrivals: queue.Queue[Any] = queue.Queue(_MOST_WAITING // _SENT)
     left = threading.Event()
 
@@ -113,6 +116,7 @@ def _receive(fed: tf.data.Dataset, address: str) -> Generator[Arrival]:
 
     def fetch() -> None:
         try:
+            elements = iter(ask())
             while not left.is_set():
                 put(next(elements, None))
         except tf.errors.OpError as error:
