@@ -15,6 +15,7 @@ from tlkeras.mapping.domains import ADAPTATIONS, METHODS, DomainHead
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.prediction import load_model
 from tlkeras.runs import open_run
+from tlkeras.sections.domains import TUNED as TUNED_BY
 from tlkeras.sections.domains import Domains
 
 RECIPE = """
@@ -108,6 +109,7 @@ def test_labels_of_the_target_change_nothing(tuned, place):
 
 def test_the_recipe_knows_every_method():
     assert Domains.model_json_schema()["properties"]["method"]["enum"] == list(METHODS)
+    assert ("none", *ADAPTATIONS) == TUNED_BY
 
 
 def test_what_makes_no_sense_is_refused(place):

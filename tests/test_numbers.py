@@ -119,6 +119,14 @@ def test_the_report_shows_how_far_off_it_is(run, place):
         assert words in text
 
 
+def test_other_pictures_are_measured_too(run, place):
+    result = api.evaluate(run["path"], on="pictures/cells.csv")
+    assert result["tasks"]["grade"]["metrics"]["r2"]["value"] > 0.8
+    tables.draw_evaluation(result)
+    text = Path(api.report([run["path"]])["path"]).read_text("utf-8")
+    assert "On other pictures" in text and text.count("mean absolute error") >= 2
+
+
 @pytest.mark.slow
 def test_a_search_and_several_workers_know_numbers(place):
     tuned = {"tuning": {"space": {"mapping.C": [0.01, 1.0]}, "max_trials": 2, "finalists": 1, "seeds": 1}}

@@ -12,7 +12,7 @@ from typing import Any
 
 from tlkeras import assembly
 from tlkeras.backbones.weights import fingerprint
-from tlkeras.bulk.clusters import require_ray, run_ray
+from tlkeras.bulk.clusters import check_engine, run_ray
 from tlkeras.bulk.job import Job, check_facts, open_job, plan_job
 from tlkeras.bulk.local import run_processes
 from tlkeras.bulk.rows import feature_table, prediction_table
@@ -31,7 +31,6 @@ from tlkeras.recipe import Recipe
 from tlkeras.records import read_tasks
 from tlkeras.runs import Run, describe_environment
 
-ENGINES = ("local", "ray")
 SHARD_SIZE = 10_000
 _CORES = 8  # of a worker: beyond that a process' own work on batches and shards holds the cores up
 _VERSIONS = ("tlkeras", "tensorflow", "keras", "openvino")
@@ -67,7 +66,7 @@ def extract_features(recipe: Recipe, folder: Path, crew: Crew = Crew()) -> dict[
     Raises:
         TlkerasError: What is in the way.
     """
-    _check_engine(crew.engine)
+    check_engine(crew.engine)
     if any(one.kind == "sift" for one in recipe.features.handcrafted):
         raise RecipeError(
             "Features of pictures without sides must need no training pictures.",
@@ -87,7 +86,7 @@ def predict_pictures(run: Run, pictures: Sequence[str | Path], folder: Path, cre
     Raises:
         TlkerasError: What is in the way.
     """
-    _check_engine(crew.engine)
+    check_engine(crew.engine)
     work, facts = _open_predictions({"run": str(run.path.resolve())})
     if len(pictures) == 1 and os.path.isdir(pictures[0]):
         root = os.path.realpath(pictures[0])
@@ -223,13 +222,6 @@ def _list_source(recipe: Recipe) -> tuple[str, Callable[[], Iterable[str]]]:
         return folder, lambda: walk_pictures(folder, [])
     table = assembly.read_source(recipe)
     return str(table.root), lambda: table.paths
-
-
-def _check_engine(name: str) -> None:
-    if name not in ENGINES:
-        raise TlkerasError("The engine of a job must be a known one.", repr(name), suggest(name, ENGINES))
-    if name == "ray":
-        require_ray()
 
 
 def main(folder: str) -> int:

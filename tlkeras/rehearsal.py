@@ -196,6 +196,7 @@ def _look_at_backbone(recipe: Recipe, report: dict[str, Any], found: _Found | No
         return prefix
     check_memory(len(found.examples), prefix.pooled.output_shape[1:])
     if recipe.finetuning:
+        assembly.check_recipe_feed(recipe, found.examples)
         _, plan, _ = assembly.plan_recipe(recipe, prefix, found.examples, found.sides)
         for stage in plan.stages:
             report["facts"][f"stage {stage.stage}"] = f"from {stage.cut}: {stage.reason}"

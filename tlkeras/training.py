@@ -137,6 +137,7 @@ def _prepare(recipe: Recipe) -> tuple[Examples, Prefix]:
         prefix = assembly.build_prefix(recipe)
         if recipe.finetuning and sides is not None:
             assembly.plan_recipe(recipe, prefix, examples, sides)
+            assembly.check_recipe_feed(recipe, examples)
     if len(problems) > 1:
         raise type(problems[0]).from_problems("Several things are in the way:", [str(error) for error in problems])
     if problems:

@@ -118,7 +118,7 @@ def test_training_that_is_fed_is_training(address, workplace):
 
 
 def test_what_is_refused(address, workplace):
-    with pytest.raises(RunError, match=r"HOST:PORT of a data service.*Start one with: tlkeras feed"):
+    with pytest.raises(RunError, match=r"A data service must listen at HOST:PORT.*Start one with: tlkeras feed"):
         check_feed("localhost:1", ["a.png"])
     with pytest.raises(DataError, match="Workers read files by themselves.*Leave training.feed out"):
         check_feed(address, ["a.tfrecord@1+2"])

@@ -98,6 +98,10 @@ def test_what_is_refused(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("os.rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ResourceError, match="No space left on device"):
         pack(table, tmp_path / "again")
+    full = tf.errors.ResourceExhaustedError(None, None, "the disk is full")  # as TensorFlow says it
+    monkeypatch.setattr("tlkeras.data.packing._open_shard", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(ResourceError, match="the disk is full"):
+        pack(table, tmp_path / "again")
     assert not list(tmp_path.glob("again*"))
 
 

@@ -51,7 +51,7 @@ def test_steps_are_listed_as_kerastuner_counts_them(dimension, steps):
 
 
 def test_what_is_refused(tuned):
-    with pytest.raises(TlkerasError, match="engine of a search must be a known one.*Did you mean 'ray'?"):
+    with pytest.raises(TlkerasError, match="An engine is one of local, ray.*Did you mean 'ray'?"):
         api.tune("tuned.yaml", engine="rya")
 
 

@@ -2,6 +2,7 @@
 
 from tlkeras.assembly.data import (
     cache_root,
+    check_recipe_feed,
     divide,
     list_licences,
     locate_source,
@@ -47,6 +48,7 @@ __all__ = [
     "adapt_heads",
     "build_prefix",
     "cache_root",
+    "check_recipe_feed",
     "choose_taps",
     "count_features",
     "count_lacking",

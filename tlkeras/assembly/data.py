@@ -12,6 +12,7 @@ import numpy as np
 from tlkeras.assembly.domains import is_target, keep_domains, part_domains
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.data.checks import Inspection
+from tlkeras.data.feeding import check_feed
 from tlkeras.data.policies import Policy, make_policy
 from tlkeras.data.sources import Examples, Table, choose_examples, leave_out_unlabelled, read_table
 from tlkeras.data.splits import assign_sides, check_sides, thin
@@ -78,9 +79,11 @@ def _list_kinds(recipe: Recipe) -> str | dict[str, dict[str, str]] | None:
     """Return the separator of labels, or by task what kind of column it is learned from."""
     if recipe.data.tasks is None:
         return recipe.data.separator
-    kinds = {"classes": lambda task: {}, "labels": lambda task: {"separator": task.separator}}
-    kinds["number"] = lambda task: {"kind": "number"}
-    return {name: kinds[task.kind](task) for name, task in recipe.data.tasks.items()}
+    facts = {"classes": {}, "number": {"kind": "number"}}
+    return {
+        name: {"separator": task.separator} if task.kind == "labels" else facts[task.kind]
+        for name, task in recipe.data.tasks.items()
+    }
 
 
 def divide(recipe: Recipe, examples: Examples) -> np.ndarray:
@@ -94,6 +97,17 @@ def divide(recipe: Recipe, examples: Examples) -> np.ndarray:
     sides = part_domains(recipe, examples, sides)
     check_sides(examples, sides)
     return sides
+
+
+def check_recipe_feed(recipe: Recipe, examples: Examples) -> None:
+    """Make sure that the recipe's data service, if it has one, is there and can read the pictures.
+
+    Raises:
+        DataError: The pictures are packed.
+        RunError: Nobody listens.
+    """
+    if recipe.training.feed is not None:
+        check_feed(recipe.training.feed, examples.paths.tolist())
 
 
 def picture_size(recipe: Recipe) -> int:

@@ -11,7 +11,6 @@ import numpy as np
 
 from tlkeras.assembly.data import make_recipe_policy
 from tlkeras.assembly.domains import list_learned
-from tlkeras.data.feeding import check_feed
 from tlkeras.data.sources import Examples
 from tlkeras.errors import RecipeError, TlkerasError
 from tlkeras.features.prefix import Prefix
@@ -86,11 +85,8 @@ def plan_recipe(
 
     Raises:
         RecipeError: A stage does not suit the backbone or the data.
-        DataError, RunError: The data service cannot read the pictures, or is not there.
     """
     pictures, classes = int((sides == "train").sum()), sum(len(task.class_names) for task in examples.tasks)
-    if recipe.training.feed is not None:
-        check_feed(recipe.training.feed, examples.paths.tolist())
     schedule, choices = make_schedule(recipe, prefix, pictures, classes)
     return schedule, plan_finetuning(recipe, prefix, schedule, int(list_learned(sides).sum())), choices
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tlkeras.bulk.job import Job, open_job
 from tlkeras.bulk.shards import Work, do_shard
-from tlkeras.errors import MissingExtraError
+from tlkeras.errors import MissingExtraError, TlkerasError, suggest
 from tlkeras.progress import track
 
 
@@ -36,6 +36,23 @@ class ShardActor:
             while free and shard in self._job.list_pending():
                 do_shard(self._job, self._work, shard)
         return len(self._job.read_paths(shard))
+
+
+ENGINES = ("local", "ray")
+"""What jobs and searches run on: processes of this machine, or actors of a Ray cluster."""
+
+
+def check_engine(name: str) -> None:
+    """Make sure that work can be given to an engine.
+
+    Raises:
+        TlkerasError: It is unknown.
+        MissingExtraError: It is not installed.
+    """
+    if name not in ENGINES:
+        raise TlkerasError(f"An engine is one of {', '.join(ENGINES)}.", repr(name), suggest(name, ENGINES))
+    if name == "ray":
+        require_ray()
 
 
 def require_ray() -> None:

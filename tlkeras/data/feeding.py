@@ -39,14 +39,14 @@ def check_feed(address: str, paths: Sequence[str]) -> None:
         DataError: The pictures are packed, which workers cannot read.
         RunError: Nobody listens at the address.
     """
-    if any(parse_slice(path) for path in paths[:1]):
+    if any(map(parse_slice, paths)):
         raise DataError("Workers read files by themselves.", "packed pictures", "Leave training.feed out.")
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), _PATIENCE).close()
     except (OSError, ValueError) as error:
         raise RunError(
-            "training.feed must be the HOST:PORT of a data service.",
+            "A data service must listen at HOST:PORT.",
             f"{address!r} ({error})",
             "Start one with: tlkeras feed",
         ) from None

@@ -37,9 +37,8 @@ def read_manifest(source: str) -> Table:
     """Read a CSV file with a column "path" and any others, separated by commas, semicolons or tabs.
 
     Paths are relative to the file's folder and must stay in it, also after links are followed; they may name slices of
-    packed files. "label", "split",
-    "weight", "group" and "domain" play these parts by default. Pictures that are missing are listed in
-    `Table.rejected`.
+    packed files. "label", "split", "weight", "group" and "domain" play these parts by default. Pictures that are
+    missing are listed in `Table.rejected`.
 
     Raises:
         DataError: All problems at once, with line numbers.

@@ -1,4 +1,4 @@
-"""Pictures packed into few large files, which network file systems read many times as fast as many small ones."""
+"""Pictures packed into few large files, for file systems that are slow at many small ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tlkeras.data.headers import PictureError, Rejection, printable, read_pictur
 from tlkeras.data.manifests import FILE, ROLES
 from tlkeras.data.slices import Slice
 from tlkeras.data.tables import Table
-from tlkeras.errors import DataError, ResourceError
+from tlkeras.errors import DataError, ResourceError, list_some
 from tlkeras.progress import track
 
 MANIFEST = "pictures.csv"
@@ -50,11 +50,11 @@ def pack(table: Table, folder: str | os.PathLike[str], shard_bytes: int = 128 * 
         (aside / _SHARDS).mkdir(parents=True)
         packed, rejected = _write_shards(table, aside, shard_bytes)
         if not packed:
-            raise DataError.from_problems("No picture could be packed.", [str(bad) for bad in rejected[:5]])
+            raise DataError.from_problems("No picture could be packed.", list_some([str(bad) for bad in rejected]))
         _write_manifest(table, aside, packed)
         os.rename(aside, target)
-    except OSError as error:
-        raise ResourceError("Packed pictures must be writable.", f"{folder} ({error.strerror or error})") from None
+    except (OSError, tf.errors.OpError) as error:  # TensorFlow writes the records, and fails in its own way
+        raise ResourceError("Packed pictures must be writable.", f"{folder} ({error})") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     files = list((target / _SHARDS).iterdir())

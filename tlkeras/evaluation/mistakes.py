@@ -100,10 +100,11 @@ def list_confused_labels(answers: Answers, most: int = 12) -> list[dict[str, Any
 def list_errors(answers: Answers, most: int) -> list[dict[str, Any]]:
     """Return the pictures whose number is farthest off: `key`, `label` (the number) and `answer`."""
     errors = np.abs(answers.probabilities[:, 0] - answers.targets)
-    order = np.argsort(-errors, kind="stable")[:most].tolist()
-    texts = zip(answers.task.write_targets(answers.targets), answers.task.write(answers.probabilities), strict=True)
-    told = list(texts)
-    return [{"key": str(answers.keys[row]), "label": told[row][0], "answer": told[row][1]} for row in order]
+    order = np.argsort(-errors, kind="stable")[:most]
+    labels = answers.task.write_targets(answers.targets[order])
+    said = answers.task.write(answers.probabilities[order])
+    rows = zip(answers.keys[order].tolist(), labels, said, strict=True)
+    return [{"key": key, "label": label, "answer": answer} for key, label, answer in rows]
 
 
 def measure_losses(answers: Answers) -> np.ndarray:

@@ -13,7 +13,7 @@ from tlkeras import progress
 from tlkeras.errors import DataError, RecipeError, suggest
 from tlkeras.mapping.alignment import check_domains
 from tlkeras.mapping.discrepancies import ramp
-from tlkeras.mapping.transfer import WEIGHTS, Discrepancy, Method, make_dense
+from tlkeras.mapping.transfer import WEIGHTS, Discrepancy, Method, make_seeded_dense
 from tlkeras.mapping.weighting import weigh_examples
 
 if TYPE_CHECKING:
@@ -145,11 +145,13 @@ class AdaptedHead:
             [
                 keras.Input((X.shape[1],)),
                 layers.Normalization(mean=X.mean(0).tolist(), variance=variance.tolist(), name="head_input"),
-                make_dense(options.width, "bottleneck", next(seeds), "relu"),
+                make_seeded_dense(options.width, "bottleneck", next(seeds), "relu"),
                 layers.Dropout(options.dropout, seed=next(seeds), name="head_dropout"),
             ]
         )
-        self._classifier = keras.Sequential([keras.Input((options.width,)), make_dense(classes, "logits", next(seeds))])
+        self._classifier = keras.Sequential(
+            [keras.Input((options.width,)), make_seeded_dense(classes, "logits", next(seeds))]
+        )
         self._discrepancy = Discrepancy(
             options.method, options.width, classes, dropout=options.dropout, seeds=seeds, seed=options.seed
         )

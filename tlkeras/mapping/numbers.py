@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from tlkeras.mapping.ridge import Factors, factorise
+from tlkeras.mapping.alignment import make_dense
+from tlkeras.mapping.ridge import Factors, RidgeHead, factorise
 from tlkeras.mapping.validation import divide_rows
 
 if TYPE_CHECKING:
     import keras
-
-_ALPHAS = np.logspace(7, -1, 17)
 
 
 class NumberHead:
@@ -69,9 +68,7 @@ class NumberHead:
         import keras
 
         kernel = self._kernel / self._deviation[:, None]
-        dense = keras.layers.Dense(1, name="logits")
-        dense.build((None, len(kernel)))
-        dense.set_weights([kernel, self._bias - self._mean @ kernel])
+        dense = make_dense(kernel, self._bias - self._mean @ kernel, "logits")
         return [dense, keras.layers.Rescaling(self.scale_, self.offset_, name="value")]
 
     def describe(self) -> dict[str, Any]:
@@ -80,20 +77,20 @@ class NumberHead:
 
     def history(self) -> dict[str, list[float]]:
         """Return the error on rows left out by strength, as columns."""
-        return {"alpha": _ALPHAS.tolist(), "squared_error": self._errors}
+        return {"alpha": RidgeHead.strengths.tolist(), "squared_error": self._errors}
 
     def _choose(self, factors: Factors, weights: np.ndarray, groups: np.ndarray | None) -> float:
         groups = np.arange(len(weights)) if groups is None else np.asarray(groups)
         folds = min(self.folds, len(np.unique(groups)))
         if folds < 2:
-            self._errors = [0.0] * len(_ALPHAS)
-            return 1e3
+            self._errors = [float("nan")] * len(RidgeHead.strengths)
+            return RidgeHead.fallback
         parts = divide_rows(np.zeros(len(weights), np.int64), groups, folds, self.seed)
         outs = [np.flatnonzero(parts == part) for part in range(folds)]
         self._errors = [
             sum(
                 float(weights[out] @ (factors.targets[out] + factors.offset - said)[:, 0] ** 2) for out, said in answers
             )
-            for answers in ([(out, factors.leave_out(out, alpha)) for out in outs] for alpha in _ALPHAS)
+            for answers in ([(out, factors.leave_out(out, alpha)) for out in outs] for alpha in RidgeHead.strengths)
         ]
-        return float(_ALPHAS[int(np.argmin(self._errors))])
+        return float(RidgeHead.strengths[int(np.argmin(self._errors))])

@@ -137,7 +137,7 @@ class Transfer:
         return self.discrepancy.weigh(source, target, self.weight * ramp(self.progress()))[0]
 
 
-def make_dense(width: int, name: str, seed: int, activation: str | None = None) -> keras.layers.Dense:
+def make_seeded_dense(width: int, name: str, seed: int, activation: str | None = None) -> keras.layers.Dense:
     """Return a dense layer whose initial weights are drawn by a seed."""
     import keras
 
@@ -151,10 +151,10 @@ def _make_judge(width: int, dropout: float, seeds: Iterator[int]) -> keras.Model
     return keras.Sequential(
         [
             keras.Input((width,)),
-            make_dense(_JUDGE_WIDTH, "judge_1", next(seeds), "relu"),
+            make_seeded_dense(_JUDGE_WIDTH, "judge_1", next(seeds), "relu"),
             layers.Dropout(dropout, seed=next(seeds)),  # not batch norm: its statistics give domains away
-            make_dense(_JUDGE_WIDTH, "judge_2", next(seeds), "relu"),
+            make_seeded_dense(_JUDGE_WIDTH, "judge_2", next(seeds), "relu"),
             layers.Dropout(dropout, seed=next(seeds)),
-            make_dense(1, "verdict", next(seeds)),
+            make_seeded_dense(1, "verdict", next(seeds)),
         ]
     )

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from tlkeras.sections.data import Augmentation, Data
-from tlkeras.sections.domains import Domains
+from tlkeras.sections.domains import TUNED, Domains
 from tlkeras.sections.features import NO_BACKBONE, Backbone, Features
 from tlkeras.sections.fields import Section
 from tlkeras.sections.finetuning import Finetuning, Stage
@@ -49,12 +49,9 @@ class Recipe(Section):
     @classmethod
     def _keep_what_was_adapted(cls, values: Any) -> Any:
         """Across domains the source's validation set does not say which epoch was best: the last one is kept."""
-        domains, options = (
-            (values.get(name) for name in ("domains", "finetuning")) if isinstance(values, dict) else (0, 0)
-        )
-        if domains is None or not (domains and isinstance(options, dict)):
+        if not (isinstance(values, dict) and values.get("domains") and isinstance(values.get("finetuning"), dict)):
             return values
-        return {**values, "finetuning": {"keep": "last", **options}}
+        return {**values, "finetuning": {"keep": "last", **values["finetuning"]}}
 
     @model_validator(mode="after")
     def _suit_the_domains(self) -> Recipe:
@@ -103,10 +100,9 @@ class Recipe(Section):
 def _list_adaptation_conflicts(recipe: Recipe, domains: Domains) -> list[str]:
     """Say what makes no sense where a network is fine-tuned across domains."""
     options, augmentation = recipe.finetuning, recipe.augmentation
-    deep = ("none", "dann", "cdan", "mmd", "deep_coral", "mcc")
     conflicts = []
-    if domains.method not in deep:
-        conflicts.append(f"{domains.method} aligns frozen features: for finetuning, method is one of {', '.join(deep)}")
+    if domains.method not in TUNED:
+        conflicts.append(f"{domains.method} aligns frozen features: for finetuning, take one of {', '.join(TUNED)}")
     if domains.correction != "none":
         conflicts.append("a correction is of answers from frozen features: leave it or finetuning out")
     if augmentation.mixup or augmentation.cutmix:

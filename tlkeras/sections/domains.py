@@ -8,6 +8,9 @@ from pydantic import Field
 
 from tlkeras.sections.fields import Names, Section, Strength
 
+TUNED = ("none", "dann", "cdan", "mmd", "deep_coral", "mcc")
+"""Methods that a network can be fine-tuned by; all others align frozen features."""
+
 
 class Domains(Section):
     """Which values of `data.domain` are labelled and which are to be answered, and what brings the two together.

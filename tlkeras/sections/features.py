@@ -10,8 +10,9 @@ from tlkeras.sections.fields import Section, as_tuple
 from tlkeras.sections.handcrafted import Handcrafted
 
 NO_BACKBONE = "none"
-HUB = "hub:"  # before the name of a preset of KerasHub
 """The name of a backbone where there is none, and features are handcrafted alone."""
+HUB = "hub:"
+"""What stands before the name of a preset of KerasHub."""
 
 
 class Backbone(Section):

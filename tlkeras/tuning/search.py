@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tlkeras import progress
-from tlkeras.bulk.clusters import require_ray
-from tlkeras.errors import RecipeError, ResourceError, RunError, TlkerasError, suggest
+from tlkeras.bulk.clusters import check_engine
+from tlkeras.errors import RecipeError, ResourceError, RunError
 from tlkeras.recipe import Recipe, dump_recipe, fingerprint
 from tlkeras.runs import Run, create_run, list_runs
 from tlkeras.sections.tuning import Tuning
@@ -25,7 +25,6 @@ from tlkeras.tuning.oracles import Proposals
 from tlkeras.tuning.space import apply_values, list_corners, list_problems, longest, require_tuning
 from tlkeras.tuning.workers import Here, Processes, Workers
 
-ENGINES = ("local", "ray")
 STATE = "search.json"
 FOLDER = "tuning"
 _GIVE_UP = 3  # failed trials in a row, with none that worked
@@ -88,19 +87,6 @@ def _guard(run: Run, work: Callable[[], None]) -> None:
         with contextlib.suppress(ResourceError):  # a full disk must not hide what went wrong first
             run.update_manifest(state=state, phases=run.phases, error=f"{type(error).__name__}: {error}")
         raise
-
-
-def check_engine(name: str) -> None:
-    """Make sure that trials can be carried out there.
-
-    Raises:
-        TlkerasError: The engine is unknown.
-        MissingExtraError: It is not installed.
-    """
-    if name not in ENGINES:
-        raise TlkerasError("The engine of a search must be a known one.", repr(name), suggest(name, ENGINES))
-    if name == "ray":
-        require_ray()
 
 
 def _hire(run: Run, recipe: Recipe, workers: int, place: Place | None, engine: str, evaluator: Evaluator) -> Workers:
