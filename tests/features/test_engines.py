@@ -12,7 +12,7 @@ from keras import layers
 from tlkeras.errors import TlkerasError
 from tlkeras.features import engines
 from tlkeras.features.engines import make_engine
-from tlkeras.features.folding import _find_pairs, fold_batch_norm
+from tlkeras.features.folding import find_pairs, fold_batch_norm
 
 ALL = ("openvino", "tensorflow", "keras")
 
@@ -107,7 +107,7 @@ def test_engines_agree_with_keras(name, engine):
 
 @pytest.mark.parametrize("name", NETS)
 def test_folds_what_can_be_folded(name):
-    assert len(_find_pairs(build(name))) == NETS[name][1]
+    assert len(find_pairs(build(name))) == NETS[name][1]
 
 
 def test_folded_numbers_by_hand():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -12,6 +11,13 @@ import numpy as np
 from keras import ops
 
 from tlkeras.backbones.graph import repeat_graph, trace_calls
+
+OPERATIONS: Mapping[type, Callable[..., Any]] = {
+    keras.layers.Conv2D: ops.conv,
+    keras.layers.DepthwiseConv2D: ops.depthwise_conv,
+    keras.layers.SeparableConv2D: ops.separable_conv,
+}
+"""What convolves, by type of layer."""
 
 
 def fold_batch_norm(model: keras.Model) -> Callable[[Any], Any]:
@@ -28,9 +34,9 @@ def fold_batch_norm(model: keras.Model) -> Callable[[Any], Any]:
         A function of a float or integer tensor [n, ...] to the model's outputs, made to be traced once.
     """
     stand_ins: dict[int, Callable[..., Any]] = {}
-    for convolution, norm in _find_pairs(model):
-        stand_ins[id(convolution)] = _fold(convolution, norm)
-        stand_ins[id(norm)] = _pass_on
+    for convolution, norm in find_pairs(model):
+        stand_ins[id(convolution)] = fold(convolution, norm)
+        stand_ins[id(norm)] = pass_on
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         return stand_ins.get(id(operation), operation)(*args, **kwargs)
@@ -38,7 +44,7 @@ def fold_batch_norm(model: keras.Model) -> Callable[[Any], Any]:
     return lambda inputs: repeat_graph(model, inputs, call)
 
 
-def _find_pairs(model: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
+def find_pairs(model: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
     """Return (convolution, batch norm) of all pairs that compute the same when folded."""
     calls = trace_calls(model)
     uses = Counter(id(call.operation) for call in calls)
@@ -59,53 +65,53 @@ def _find_pairs(model: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
 
 def _is_foldable(layer: Any) -> bool:
     return (
-        type(layer) in _CONVOLUTIONS
+        type(layer) in OPERATIONS
         and layer.activation is keras.activations.linear
         and layer.data_format == "channels_last"
         and layer.compute_dtype == "float32"
     )
 
 
-def _fold(layer: keras.Layer, norm: keras.Layer) -> Callable[..., Any]:
-    """Return the convolution of `layer` followed by `norm` as one function."""
-    mean, variance = np.asarray(norm.moving_mean), np.asarray(norm.moving_variance)
-    scale = (np.asarray(norm.gamma) if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
-    bias = ((np.asarray(layer.bias) if layer.use_bias else 0.0) - mean) * scale
+def fold(
+    layer: keras.Layer,
+    norm: keras.Layer,
+    xp: Any = np,
+    operations: Mapping[type, Callable[..., Any]] = OPERATIONS,
+) -> Callable[..., Any]:
+    """Return the convolution of `layer` followed by `norm` as one function of a tensor.
+
+    Args:
+        layer: One of a pair that `find_pairs` found.
+        norm: The other.
+        xp: What computes kernel and bias: numpy once, to constants; `keras.ops` in the graph that is being traced, so
+            that they follow the variables, which gradients reach.
+        operations: By type of layer, what convolves.
+    """
+    scale = (xp.array(norm.gamma) if norm.scale else 1.0) / xp.sqrt(xp.array(norm.moving_variance) + norm.epsilon)
+    bias = ((xp.array(layer.bias) if layer.use_bias else 0.0) - xp.array(norm.moving_mean)) * scale
     if norm.center:
-        bias = bias + np.asarray(norm.beta)
-    convolve = _CONVOLUTIONS[type(layer)](layer, scale)
+        bias = bias + xp.array(norm.beta)
+    kernels = _scale_kernels(layer, scale, xp)
     options = {
         "strides": layer.strides,
         "padding": layer.padding,
         "data_format": layer.data_format,
         "dilation_rate": layer.dilation_rate,
     }
-    return lambda inputs, **_: convolve(inputs, **options) + bias
+    return lambda inputs, **_: operations[type(layer)](inputs, **kernels, **options) + bias
 
 
-def _fold_plain(layer: keras.Layer, scale: np.ndarray) -> Callable[..., Any]:
-    return partial(ops.conv, kernel=np.asarray(layer.kernel) * scale)
+def _scale_kernels(layer: Any, scale: Any, xp: Any) -> dict[str, Any]:
+    """Return the kernels of a layer with the last one's outputs scaled, as keywords of what convolves."""
+    if isinstance(layer, keras.layers.SeparableConv2D):
+        depthwise, pointwise = xp.array(layer.depthwise_kernel), xp.array(layer.pointwise_kernel)
+        return {"depthwise_kernel": depthwise, "pointwise_kernel": pointwise * scale}
+    kernel = xp.array(layer.kernel)
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        scale = xp.reshape(scale, kernel.shape[2:])  # [channels, multiplier]
+    return {"kernel": kernel * scale}
 
 
-def _fold_depthwise(layer: keras.Layer, scale: np.ndarray) -> Callable[..., Any]:
-    kernel = np.asarray(layer.kernel)  # [height, width, channels, multiplier]
-    return partial(ops.depthwise_conv, kernel=kernel * scale.reshape(kernel.shape[2:]))
-
-
-def _fold_separable(layer: keras.Layer, scale: np.ndarray) -> Callable[..., Any]:
-    return partial(
-        ops.separable_conv,
-        depthwise_kernel=np.asarray(layer.depthwise_kernel),
-        pointwise_kernel=np.asarray(layer.pointwise_kernel) * scale,
-    )
-
-
-_CONVOLUTIONS: dict[type, Callable[[Any, np.ndarray], Callable[..., Any]]] = {
-    keras.layers.Conv2D: _fold_plain,
-    keras.layers.DepthwiseConv2D: _fold_depthwise,
-    keras.layers.SeparableConv2D: _fold_separable,
-}
-
-
-def _pass_on(inputs: Any, **_: Any) -> Any:
+def pass_on(inputs: Any, **_: Any) -> Any:
+    """Return the inputs: what is left of a batch norm that a convolution has taken in."""
     return inputs

@@ -27,6 +27,11 @@ def run_in_inference(layer: keras.Layer, on: bool) -> None:
     vars(layer)["call"] = infer
 
 
+def runs_in_inference(layer: keras.Layer) -> bool:
+    """Whether `run_in_inference` has made a layer act so."""
+    return "call" in vars(layer)
+
+
 def freeze(layers: Iterable[keras.Layer]) -> None:
     """Fix the weights of layers and of all within them, and let them act as in inference."""
     for layer in _list_parts(layers):

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
 from tlkeras.finetuning.objectives import reduce
+from tlkeras.finetuning.shortcuts import take_shortcuts
 
 Outputs = Mapping[str, tf.Tensor]
 
@@ -104,7 +105,7 @@ def make_train_step(
 
     def learn(share: Any, inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, recorded: Any) -> tf.Tensor:
         with tf.GradientTape(persistent=criterion.combine is not None) as tape:
-            outputs = {**suffix(inputs, training=True), "weights": weights}
+            outputs = {**_call(suffix, inputs, training=True), "weights": weights}
             if recorded is not None:
                 outputs["recorded_logits"] = recorded
             parts = split_loss(criterion, targets, tf.cast(outputs["logits"], tf.float32), weights)
@@ -147,7 +148,7 @@ def make_gradient_step(
 
     def step(inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
-            logits = suffix(as_floats(inputs), training=False)["logits"]
+            logits = _call(suffix, as_floats(inputs), training=False)["logits"]
             loss = tf.reduce_mean(criterion.loss(targets, tf.cast(logits, tf.float32)) * weights)
         return tape.gradient(loss, list(variables))
 
@@ -161,12 +162,17 @@ def make_forward(suffix: keras.Model, distribution: Distribution = ONE_DEVICE) -
     """Return a compiled function of inputs to logits float32 [b, k], in inference mode."""
 
     def forward(inputs: tf.Tensor) -> tf.Tensor:
-        return tf.cast(suffix(as_floats(inputs), training=False)["logits"], tf.float32)
+        return tf.cast(_call(suffix, as_floats(inputs), training=False)["logits"], tf.float32)
 
     def answer(inputs: tf.Tensor) -> tf.Tensor:
         return distribution.map(forward, inputs)
 
     return tf.function(answer, jit_compile=False, reduce_retracing=True)
+
+
+def _call(suffix: keras.Model, inputs: tf.Tensor, training: bool) -> Outputs:
+    with take_shortcuts(suffix, training):
+        return suffix(inputs, training=training)
 
 
 def as_floats(inputs: tf.Tensor) -> tf.Tensor:
