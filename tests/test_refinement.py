@@ -10,7 +10,11 @@ import pytest
 from tlkeras import api
 from tlkeras.backbones.building import build
 from tlkeras.errors import RecipeError, RunError
+from tlkeras.evaluation.material import Material
 from tlkeras.finetuning.stages import StageWork
+from tlkeras.prediction import load_model
+from tlkeras.records import read_answers
+from tlkeras.runs import find_run
 
 RECIPE = """
 name: staged
@@ -71,6 +75,34 @@ def test_all_that_is_wrong_is_said_at_once(recipe):
     assert "set data.validation" in problem
     assert "must unfreeze from 0 to" in problem
     assert "Did you mean 'flip'" in problem
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_the_finished_network_looks_at_all_orientations(recipe, tmp_path, tuned):
+    stages = [{"name": "top", "unfreeze": "1 block", "epochs": 1}]
+    changes = {"finetuning.stages": stages} if tuned else {"finetuning": None}
+    api.train(recipe, {"augmentation.test_time": True, **changes}, runs=tmp_path)
+    run = find_run("latest", tmp_path)
+    answers, model = read_answers(run)[0], load_model(run)
+
+    seen = np.stack([Material(run).decode(key) for key in answers.keys[:5]])
+    np.testing.assert_allclose(model(seen), answers.probabilities[:5], rtol=1e-3)
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(model(pictures), model(pictures[:, :, ::-1]), rtol=1e-4)
+    assert "average_orientations" in [layer.name for layer in model.layers]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"augmentation.policy": "light"}, "averages over numbered orientations. Received: policy 'light'"),
+        ({"finetuning": None, "features.taps": [0, 1]}, "test_time averages one map: leave features.taps out"),
+    ],
+)
+def test_what_cannot_be_averaged_is_said_before_training(recipe, tmp_path, changes, sentence):
+    with pytest.raises(RecipeError, match=re.escape(sentence)):
+        api.train(recipe, {"augmentation.test_time": True, **changes}, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_schedule_is_shown_with_its_reasons(recipe):

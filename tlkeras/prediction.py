@@ -10,8 +10,9 @@ import keras
 import numpy as np
 
 from tlkeras import progress
-from tlkeras.backbones import hub_layers
+from tlkeras.backbones import hub_layers, orientations
 from tlkeras.backbones.archives import check_archive
+from tlkeras.backbones.graph import count_orientations
 from tlkeras.data.checks import look_at
 from tlkeras.data.headers import Rejection, printable
 from tlkeras.data.pipeline import explain_unreadable, stream_pictures
@@ -40,7 +41,7 @@ def load_model(run: Run) -> keras.Model:
         )
     try:
         check_archive(path)
-        known = pooling.LAYERS | handcrafted.LAYERS | layers.LAYERS | hub_layers.LAYERS
+        known = pooling.LAYERS | handcrafted.LAYERS | layers.LAYERS | hub_layers.LAYERS | orientations.LAYERS
         return keras.models.load_model(path, compile=False, custom_objects=known)
     except BackboneError as error:
         raise RunError(f"A run's model must be harmless: {error.rule}", error.received, error.way_out) from error
@@ -64,6 +65,7 @@ def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_siz
     paths, unreadable = _examine(expand(pictures))
     facts, tasks = run.manifest["picture"], read_tasks(run)
     model = arrange(load_model(run), [task.name for task in tasks])
+    batch_size = max(1, batch_size // count_orientations(model))
     found: dict[int, tuple[np.ndarray, ...]] = {}
     with progress.track("Predict", len(paths), "pictures") as advance:
         for indices, batch in stream_pictures(paths, facts["size"], facts["resize"], batch_size):

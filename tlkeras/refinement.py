@@ -59,9 +59,10 @@ def fine_tune(
             history = loop.run(Checkpoints(run.path / CHECKPOINTS), observe)
         distribution.fetch(loop.network, network)
     schedule, plan, choices = assembly.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
+    model = assembly.finish_model(recipe, prefix, network.model)
     with run.phase("measure"):
         asked = assembly.list_asked(recipe, rows)
-        probabilities = {side: _answer(recipe, network.model, inspection, rows[side]) for side in asked}
+        probabilities = {side: answer(recipe, model, inspection, rows[side]) for side in asked}
     with run.replacing("history.png") as aside:
         draw_history([{**row, "best": row["epoch"] == loop.best_epoch} for row in history], aside)
     facts = {
@@ -76,7 +77,7 @@ def fine_tune(
         "weights": _digest(network.model),
         "reasons": [list(choice) for choice in choices],
     }
-    return network.model, probabilities, _as_columns(history), facts
+    return model, probabilities, _as_columns(history), facts
 
 
 def _digest(model: keras.Model) -> str:
@@ -186,7 +187,7 @@ def make_part(
     return Part(dense, weights.astype(np.float32), supplies.__getitem__, of_target if of_target.any() else None)
 
 
-def _answer(recipe: Recipe, model: keras.Model, inspection: Inspection, rows: np.ndarray) -> dict[str, np.ndarray]:
+def answer(recipe: Recipe, model: keras.Model, inspection: Inspection, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Return the probabilities of pictures by task, from their files, as whoever serves the model will get them."""
     paths = [str(inspection.examples.paths[row]) for row in rows.tolist()]
     digests = [inspection.digests[row] for row in rows.tolist()]

@@ -31,7 +31,7 @@ from tlkeras.mapping.linear import LinearHead
 from tlkeras.mapping.numbers import NumberHead
 from tlkeras.recipe import Recipe, dump_recipe, fingerprint, load_recipe
 from tlkeras.records import write_answers, write_fusion, write_pictures, write_probes
-from tlkeras.refinement import CHECKPOINTS, fine_tune
+from tlkeras.refinement import CHECKPOINTS, answer, fine_tune
 from tlkeras.runs import Run, create_run, logging_to
 
 Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -183,7 +183,10 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
             recipe, run, inspection, prefix, heads, rows, distribution
         )
     else:
-        model = join(prefix.pooled, heads, recipe.name)
+        model = assembly.finish_model(recipe, prefix, join(prefix.pooled, heads, recipe.name))
+        if recipe.augmentation.test_time:
+            with run.phase("measure"):
+                probabilities = {side: answer(recipe, model, inspection, rows[side]) for side in asked}
     with run.phase("write run"):
         with run.replacing("model.keras") as aside:
             model.save(aside)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import tlkeras
+from tlkeras.backbones.blocks import find_cuts
+from tlkeras.backbones.orientations import average_orientations
 from tlkeras.errors import ExportError, MissingExtraError, TlkerasError
 from tlkeras.exporting import formats, saved_model
 from tlkeras.exporting.held_out import read_training
@@ -27,16 +29,28 @@ QUICK = ("litert-int8", "openvino", "onnx")
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in formats.FORMS]
 )
 def test_a_form_answers_as_the_model_does(source, tmp_path, name):
+    check_form(name, source.model, source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "openvino" else pytest.param(name, marks=pytest.mark.slow) for name in formats.FORMS]
+)
+def test_a_form_looks_at_all_orientations_if_the_model_does(source, tmp_path, name):
+    last = [cut.name for cut in find_cuts(source.model) if len(cut.shape) == 3][-1]
+    check_form(name, average_orientations(source.model, last, 8), source, tmp_path)
+
+
+def check_form(name, model, source, tmp_path):
     form = formats.FORMS[name]
     if form.extra and importlib.util.find_spec(form.extra[1]) is None:
         pytest.skip(f"needs the extra {form.extra[0]}")
     pictures = saved_model._take_pictures(source, 8)[1]
-    material = formats.Material(source.model, source.tasks, pictures)
+    material = formats.Material(model, source.tasks, pictures)
     path = tmp_path / form.file
     path.parent.mkdir()
     form.write(material, path)
     (answer,) = form.open(path, material.outputs)([], pictures)
-    expected = np.asarray(source.model(pictures, training=False))
+    expected = np.asarray(model(pictures, training=False))
     assert np.abs(answer - expected).max() <= (form.tolerance or 0.05)
     assert measure_size(path) > 0
 

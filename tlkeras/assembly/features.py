@@ -10,11 +10,13 @@ import numpy as np
 from tlkeras.assembly.data import make_recipe_policy, open_cache, picture_size, take_pictures
 from tlkeras.assembly.domains import list_learned
 from tlkeras.assembly.stages import plan_recipe
-from tlkeras.backbones.blocks import Cut, find_blocks, find_cut
+from tlkeras.backbones.blocks import Cut, find_blocks, find_cut, find_cuts
 from tlkeras.backbones.building import build, build_source_head
+from tlkeras.backbones.orientations import average_orientations, check_map
 from tlkeras.data.augmentation import PLAIN, View, number_views
 from tlkeras.data.checks import Inspection
 from tlkeras.data.sources import Examples
+from tlkeras.errors import RecipeError
 from tlkeras.features import codebooks, extraction, fusion
 from tlkeras.features.extraction import Features, extract
 from tlkeras.features.fusion import add_layers, find_taps, read_taps, set_beside
@@ -33,7 +35,17 @@ PLAIN_VIEWS: tuple[View, ...] = (PLAIN,)
 
 
 def build_prefix(recipe: Recipe) -> Prefix:
-    """Return the pretrained half, with its weights; codebooks of handcrafted features are still to be learned."""
+    """Return the pretrained half, with its weights; codebooks of handcrafted features are still to be learned.
+
+    Raises:
+        TlkerasError: There is no such backbone, depth or weights, or no map for `augmentation.test_time` to average.
+    """
+    prefix = _build_prefix(recipe)
+    _choose_orientations(recipe, prefix)
+    return prefix
+
+
+def _build_prefix(recipe: Recipe) -> Prefix:
     keras.utils.set_random_seed(recipe.training.seed)  # for what has no pretrained weights
     if recipe.backbone.name == NO_BACKBONE:
         size = picture_size(recipe)
@@ -59,6 +71,32 @@ def _fuse_features(recipe: Recipe, whole: keras.Model, cut: Cut) -> keras.Model:
     others = [build(other.name, size=picture_size(recipe), weights=other.weights) for other in options.backbones]
     layers = _make_handcrafted(recipe)
     return set_beside(first, [pool(other, pooling) for other in others], layers) if others or layers else first
+
+
+def _choose_orientations(recipe: Recipe, prefix: Prefix) -> int:
+    """Return in how many orientations the finished network looks at each picture; 1 if only as it is.
+
+    Raises:
+        RecipeError: The recipe's policy has no numbered orientations.
+        BackboneError: The backbone has no map to average.
+    """
+    if not recipe.augmentation.test_time:
+        return 1
+    count = make_recipe_policy(recipe).size or 1
+    if count == 1:
+        raise RecipeError(
+            "augmentation.test_time averages over numbered orientations.",
+            f"policy {recipe.augmentation.policy!r}",
+            "Set augmentation.policy to flip or dihedral.",
+        )
+    check_map(find_cuts(prefix.backbone)[-1])
+    return count
+
+
+def finish_model(recipe: Recipe, prefix: Prefix, model: keras.Model) -> keras.Model:
+    """Return the network that is kept: what was trained, in all orientations if the recipe wants that."""
+    count = _choose_orientations(recipe, prefix)
+    return model if count == 1 else average_orientations(model, find_cuts(prefix.backbone)[-1].name, count)
 
 
 def measure_parts(recipe: Recipe, prefix: Prefix) -> list[int]:

@@ -76,7 +76,8 @@ def find_cuts(model: keras.Model) -> list[Cut]:
     """Find every tensor that alone carries all data, from input to output.
 
     Walks the graph in topological order and keeps the set of live tensors; wherever one tensor alone is live, the
-    model can be cut there. A part with several outputs has no cut after the first branch to an output.
+    model can be cut there. A part with several outputs has no cut after the first branch to an output. Where a picture
+    has several rows, one for each orientation, there is none.
 
     Raises:
         BackboneError: The model has several inputs, or picture sizes that are not fixed.
@@ -165,13 +166,14 @@ def _locate_cuts(model: keras.Model, calls: Sequence[Call]) -> list[tuple[Cut, i
         raise BackboneError("Cuts are found in models with one input.", f"{len(model.inputs)} inputs")
     waiting = Counter(id(tensor) for call in calls for tensor in call.inputs)
     waiting.update(id(tensor) for tensor in model.outputs)  # outputs stay alive to the end
-    live = {id(model.inputs[0])}
+    live, factor = {id(model.inputs[0])}, 1.0
     found: list[tuple[Cut, int]] = []
     for position, call in enumerate(calls, start=1):
+        factor *= getattr(call.operation, "batch_factor", 1)
         waiting.subtract(id(tensor) for tensor in call.inputs)
         live.update(id(tensor) for tensor in call.outputs)
         live = {tensor for tensor in live if waiting[tensor]}
-        if len(live) == 1:
+        if len(live) == 1 and factor == 1:
             tensor = next((tensor for tensor in call.outputs if id(tensor) in live), None)
             if tensor is not None:
                 found.append((_make_cut(len(found), call.name, tensor), position))

@@ -69,6 +69,14 @@ def repeat_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> A
     return model._run_through_graph(inputs, call_fn=call)
 
 
+def count_orientations(model: keras.Model) -> int:
+    """Return how many rows of a batch a functional model makes of each picture at most; 1 if it shows no orientations.
+
+    A layer with an attribute `batch_factor` multiplies the rows.
+    """
+    return round(max([1, *(getattr(call.operation, "batch_factor", 1) for call in trace_calls(model))]))
+
+
 def has_weights(call: Call) -> bool:
     """Whether a call uses a layer that owns weights; bare operations own none."""
     return bool(getattr(call.operation, "weights", None))

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tlkeras.backbones.blocks import find_cuts
+from tlkeras.backbones.graph import count_orientations
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError, TlkerasError
 from tlkeras.features.folding import fold_batch_norm
@@ -144,7 +145,7 @@ def divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], l
     Measured at 224 px: the activations of 32 pictures at once leave the cache and take twice the time per picture.
     """
     height, width = whole.input.shape[1:3]
-    size = max(1, min(_MOST_CHUNK, _CHUNK_PIXELS // (height * width)))
+    size = max(1, min(_MOST_CHUNK, _CHUNK_PIXELS // (height * width)) // count_orientations(whole))
     specs = [tf.TensorSpec(output.shape, tf.float32) for output in whole.outputs]
 
     def call(images: tf.Tensor) -> list[tf.Tensor]:

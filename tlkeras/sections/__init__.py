@@ -82,6 +82,8 @@ class Recipe(Section):
             raise ValueError("without a backbone, features are handcrafted alone: set features.handcrafted, no other.")
         if fused and self.finetuning is not None:
             raise ValueError(f"finetuning changes one backbone, read at one depth: leave {' and '.join(fused)} out.")
+        if fused and self.augmentation.test_time:
+            raise ValueError(f"augmentation.test_time averages one map: leave {' and '.join(fused)} out.")
         if fused and self.mapping.kind in MAPS:
             raise ValueError(f"mapping.kind {self.mapping.kind} eats one map: leave {' and '.join(fused)} out.")
         return self

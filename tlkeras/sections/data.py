@@ -72,10 +72,12 @@ class Augmentation(Section):
     """What is done to the pictures that the backbone is fine-tuned on, and in how many views of each.
 
     Where nothing is kept of them, views are made in the pipeline or in the training graph; auto takes what is faster.
+    With `test_time` the finished network itself looks at each picture in all orientations of the policy.
     """
 
     policy: Annotated[Any, AfterValidator(_check_policy)] = "none"
     views: Annotated[Annotated[int, Field(ge=1, le=1000)] | None, BeforeValidator(auto_as_none)] = None
     mixup: float = Field(default=0.0, ge=0, le=10)
     cutmix: float = Field(default=0.0, ge=0, le=10)
+    test_time: bool = False
     place: Literal["auto", "pipeline", "graph"] = "auto"

@@ -1,0 +1,80 @@
+"""A network that averages over orientations must see them all alike, and otherwise be a network like any other."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tlkeras.backbones import orientations
+from tlkeras.backbones.blocks import find_cuts
+from tlkeras.backbones.graph import count_orientations
+from tlkeras.backbones.orientations import average_orientations
+from tlkeras.data.operations import orient
+from tlkeras.errors import BackboneError
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), np.uint8)
+
+
+def make_network(strides: int = 2, activation: str | None = "softmax") -> keras.Model:
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((12, 12, 3), dtype="uint8", name="pictures")
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(8, 3, strides, padding="same", activation="relu", name="map")(x)
+    x = layers.GlobalAveragePooling2D(name="features")(x)
+    return keras.Model(inputs, layers.Dense(2, activation=activation, name="answer")(x), name="network")
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_logits_are_the_mean_of_those_of_each_orientation(count):
+    network = make_network(activation=None)
+
+    averaged = average_orientations(network, "map", count)
+
+    each = [network(np.stack([orient(picture, number) for picture in PICTURES])) for number in range(count)]
+    np.testing.assert_allclose(averaged(PICTURES), np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(averaged(PICTURES), each[0], rtol=1e-3)
+
+
+def test_all_eight_orientations_of_a_picture_get_the_same_answer():
+    averaged = average_orientations(make_network(), "map", 8)
+
+    answers = averaged(np.stack([orient(PICTURES[0], number) for number in range(8)])).numpy()
+
+    np.testing.assert_allclose(answers, answers[:1].repeat(8, axis=0), rtol=1e-5)
+
+
+def test_maps_are_turned_back_before_they_are_averaged():
+    inputs = keras.Input((12, 12, 3), dtype="uint8")
+    maps = layers.AveragePooling2D(4, name="map")(layers.Rescaling(1.0)(inputs))  # turns as the picture turns
+    network = keras.Model(inputs, layers.Flatten()(maps))
+
+    np.testing.assert_allclose(average_orientations(network, "map", 8)(PICTURES), network(PICTURES), rtol=1e-5)
+
+
+def test_several_answers_keep_their_names_and_the_variables_are_shared():
+    network = make_network()
+    named = keras.Model(network.input, {"one": network.output, "two": network.get_layer("features").output})
+
+    averaged = average_orientations(named, "map", 2)
+
+    assert averaged(PICTURES)["one"].shape == (3, 2)
+    assert averaged(PICTURES)["two"].shape == (3, 8)
+    assert {id(weight) for weight in averaged.weights} == {id(weight) for weight in network.weights}
+
+
+def test_it_is_cut_only_where_a_picture_has_one_row_and_is_read_from_a_file(tmp_path):
+    averaged = average_orientations(make_network(), "map", 8)
+    averaged.save(tmp_path / "model.keras")
+
+    again = keras.models.load_model(tmp_path / "model.keras", custom_objects=orientations.LAYERS)
+
+    np.testing.assert_array_equal(again(PICTURES), averaged(PICTURES))
+    assert [cut.name for cut in find_cuts(again)] == ["average_orientations", "features", "answer"]
+    assert (count_orientations(again), count_orientations(make_network())) == (8, 1)
+
+
+def test_a_cut_without_a_map_is_refused():
+    with pytest.raises(BackboneError, match=r"square map.*features gives 8.*test_time"):
+        average_orientations(make_network(), "features", 8)

@@ -1,0 +1,126 @@
+"""A network that looks at each picture in several orientations and averages what it sees: test-time augmentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from tlkeras.backbones.blocks import Cut, find_cut, split
+from tlkeras.backbones.graph import repeat_graph
+from tlkeras.errors import BackboneError
+
+
+class _Orientations(layers.Layer):
+    """Holds how many orientations there are, 2 to 8, numbered as in `data.operations.orient`."""
+
+    def __init__(self, count: int, **options: Any):
+        super().__init__(**{**options, "trainable": False})
+        self.count = count
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return {**super().get_config(), "count": self.count}
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class ShowOrientations(_Orientations):
+    """From pictures [n, s, s, c] to all of them in each orientation, [count * n, s, s, c], orientation by orientation.
+
+    Args:
+        count: How many orientations.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        """Return the pictures as they are first."""
+        return ops.concatenate([_turn(inputs, number) for number in range(self.count)], axis=0)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Return (None, s, s, c)."""
+        return (None, *input_shape[1:])
+
+    @property
+    def batch_factor(self) -> float:
+        """What the number of rows is multiplied by."""
+        return self.count
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class AverageOrientations(_Orientations):
+    """From the maps of such pictures, [count * n, h, h, c], to the mean of each picture's, turned back, [n, h, h, c].
+
+    Args:
+        count: How many orientations.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        """Return the means."""
+        maps = ops.reshape(inputs, (self.count, -1, *inputs.shape[1:]))
+        return ops.mean(ops.stack([_turn_back(maps[number], number) for number in range(self.count)]), axis=0)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Return (None, h, h, c)."""
+        return (None, *input_shape[1:])
+
+    @property
+    def batch_factor(self) -> float:
+        """What the number of rows is multiplied by."""
+        return 1 / self.count
+
+
+LAYERS = {layer.__name__: layer for layer in (ShowOrientations, AverageOrientations)}
+
+
+def average_orientations(model: keras.Model, cut: str, count: int) -> keras.Model:
+    """Return a model that averages a map over orientations of each picture before it answers.
+
+    What follows the map sees one as before. Behind average pooling and a linear head, logits are averaged by it. The
+    variables are shared with `model`; the answer costs `count` times as much.
+
+    Args:
+        model: From square pictures [n, s, s, 3] to one or several answers.
+        cut: Name of the layer whose map is averaged, as in `find_cuts`.
+        count: How many orientations: 2 for the picture and its mirror image, 8 for all.
+
+    Raises:
+        BackboneError: The cut has no square map.
+    """
+    check_map(find_cut(model, cut))
+    prefix, suffix = split(model, cut)
+    pictures = keras.Input(model.input_shape[1:], dtype=model.input.dtype, name=model.input.name)
+    maps = repeat_graph(
+        prefix, ShowOrientations(count, name="show_orientations", dtype=model.input.dtype)(pictures), _call
+    )
+    averaged = AverageOrientations(count, name="average_orientations")(maps)
+    return keras.Model(pictures, repeat_graph(suffix, averaged, _call), name=model.name)
+
+
+def check_map(cut: Cut) -> None:
+    """Raise a BackboneError if a cut has no square map."""
+    if len(cut.shape) != 3 or cut.shape[0] != cut.shape[1]:
+        raise BackboneError(
+            "Orientations are averaged in a square map, height x width x channels.",
+            f"{cut.name} gives {' x '.join(map(str, cut.shape))}",
+            "Leave augmentation.test_time out, or take a convolutional backbone.",
+        )
+
+
+def _call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+    return operation(*args, **kwargs)
+
+
+def _turn(maps: Any, number: int) -> Any:
+    turned = ops.transpose(maps, (0, 2, 1, 3)) if number & 4 else maps
+    return _mirror(turned, number)
+
+
+def _turn_back(maps: Any, number: int) -> Any:
+    mirrored = _mirror(maps, number)
+    return ops.transpose(mirrored, (0, 2, 1, 3)) if number & 4 else mirrored
+
+
+def _mirror(maps: Any, number: int) -> Any:
+    if number & 2:
+        maps = maps[:, ::-1]
+    return maps[:, :, ::-1] if number & 1 else maps
