@@ -77,7 +77,7 @@ def test_all_that_is_wrong_is_said_at_once(recipe):
     assert "Did you mean 'flip'" in problem
 
 
-@pytest.mark.parametrize("tuned", [True, False])
+@pytest.mark.parametrize("tuned", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_finished_network_looks_at_all_orientations(recipe, tmp_path, tuned):
     stages = [{"name": "top", "unfreeze": "1 block", "epochs": 1}]
     changes = {"finetuning.stages": stages} if tuned else {"finetuning": None}
@@ -130,6 +130,10 @@ def test_distillation_that_cannot_be_is_refused(recipe):
     assert "set augmentation.mixup to 0" in problem
     assert "random weights know nothing to keep" in problem
     assert "leave features.cut out" in problem
+
+
+@pytest.mark.slow
+def test_distillation_from_a_head_that_cannot_follow_the_last_map_is_refused(recipe):
     convnext = {"finetuning.keep_source": {"kind": "lwf"}, "backbone": {"name": "convnext_tiny", "weights": "none"}}
     (problem,) = api.check(recipe, convnext)["problems"]
     assert "that of convnext_tiny normalises after its pooling" in problem

@@ -1,0 +1,76 @@
+"""What a training step of the upper blocks takes with and without the cheaper operations, on one machine.
+
+    python benchmarks/steps.py [--backbone efficientnet_lite0] [--size 300] [--blocks 9] [--batch 32] [--steps 20]
+
+Both take turns on the same random activations, from random weights, batch norm at rest. Medians; the ratio is of these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from unittest import mock
+
+import keras
+import numpy as np
+
+from tlkeras.backbones.building import build
+from tlkeras.features.pooling import pool
+from tlkeras.finetuning import scale_learning_rates, steps
+from tlkeras.finetuning.network import Network
+from tlkeras.finetuning.objectives import make_objective
+from tlkeras.finetuning.schedule import Stage
+from tlkeras.finetuning.stages import StageWork
+
+WARM_UP = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--size", type=int, default=300)
+    parser.add_argument("--blocks", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    takers = [make_taker(options, short) for short in (False, True)]
+    times: list[list[float]] = [[], []]
+    for step in range(WARM_UP + options.steps):
+        for taken, take in zip(times, takers, strict=True):
+            started = time.perf_counter()
+            take()
+            if step >= WARM_UP:
+                taken.append(time.perf_counter() - started)
+    own, short = (statistics.median(taken) * 1000 for taken in times)
+    print("| | layers' own operations | cheaper ones | ratio |\n|---|---|---|---|")
+    print(f"| ms per step | {own:.0f} | {short:.0f} | {short / own:.2f} |")
+
+
+def make_taker(options: argparse.Namespace, short: bool) -> Callable[[], None]:
+    """Return what takes a step; its first call traces."""
+    backbone = build(options.backbone, size=options.size, weights="none")
+    head = [keras.layers.Dense(2, name="logits"), keras.layers.Softmax(name="probabilities")]
+    network = Network(backbone, pool(backbone, "average"), head, "network")
+    stage = Stage(name="top", unfreeze=f"{options.blocks} blocks", epochs=1, learning_rate=1e-4)
+    cut = network.blocks[-options.blocks - 1].cut
+    optimizer = scale_learning_rates(keras.optimizers.AdamW())
+    optimizer.build(network.list_trainable([stage]))
+    work = StageWork(network, stage, cut.name, optimizer, steps.Criterion(make_objective("softmax")))
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=(options.batch, *cut.shape)).astype(np.float16)
+    targets = np.eye(2, dtype=np.float32)[random.integers(0, 2, options.batch)]
+    weights = np.ones(options.batch, np.float32)
+
+    def take() -> None:
+        within = nullcontext() if short else mock.patch.object(steps, "take_shortcuts", lambda *_: nullcontext())
+        with within:
+            work.train(inputs, targets, weights, (0, 0))
+
+    return take
+
+
+if __name__ == "__main__":
+    main()
