@@ -6,8 +6,7 @@
 Every contestant is a process of its own and starts cold, with an empty cache; they take turns, `--repeats` times with
 other seeds, and the tables show medians, of ratios the medians of those within a turn. The pictures are ELPV's
 (extra `quickstart`), squashed to 224, the backbone is EfficientNet-Lite0. Peak memory is that of a contestant's largest
-process. All run as installed: of these, only tlkeras keeps glibc from handing memory back to the kernel after every
-step; set MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ high, and all do. `--quick` only shows that everything runs.
+process. All run as installed. `--quick` only shows that everything runs.
 
 keras    Two stages, of the head and of the upper six blocks, in tlkeras and in plain Keras: see `keras_finetuning.py`
          for what the latter does. Same sides, batches, rates, warm-up, cosine and flips; batch norm stays frozen. The
