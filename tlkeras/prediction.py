@@ -12,7 +12,7 @@ import numpy as np
 from tlkeras import progress
 from tlkeras.backbones import hub_layers, orientations
 from tlkeras.backbones.archives import check_archive
-from tlkeras.backbones.graph import count_orientations
+from tlkeras.backbones.graph import fit_batch
 from tlkeras.data.checks import look_at
 from tlkeras.data.headers import Rejection, printable
 from tlkeras.data.pipeline import explain_unreadable, stream_pictures
@@ -65,7 +65,7 @@ def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_siz
     paths, unreadable = _examine(expand(pictures))
     facts, tasks = run.manifest["picture"], read_tasks(run)
     model = arrange(load_model(run), [task.name for task in tasks])
-    batch_size = max(1, batch_size // count_orientations(model))
+    batch_size = fit_batch(model, batch_size)
     found: dict[int, tuple[np.ndarray, ...]] = {}
     with progress.track("Predict", len(paths), "pictures") as advance:
         for indices, batch in stream_pictures(paths, facts["size"], facts["resize"], batch_size):

@@ -9,7 +9,7 @@ from keras import layers
 
 from tlkeras.backbones import orientations
 from tlkeras.backbones.blocks import find_cuts
-from tlkeras.backbones.graph import count_orientations
+from tlkeras.backbones.graph import fit_batch, run_in_parts
 from tlkeras.backbones.orientations import average_orientations
 from tlkeras.data.operations import orient
 from tlkeras.errors import BackboneError
@@ -72,7 +72,22 @@ def test_it_is_cut_only_where_a_picture_has_one_row_and_is_read_from_a_file(tmp_
 
     np.testing.assert_array_equal(again(PICTURES), averaged(PICTURES))
     assert [cut.name for cut in find_cuts(again)] == ["average_orientations", "features", "answer"]
-    assert (count_orientations(again), count_orientations(make_network())) == (8, 1)
+    assert (fit_batch(again, 32), fit_batch(again, 4), fit_batch(make_network(), 32)) == (4, 1, 32)
+
+
+def test_parts_give_what_the_whole_gives():
+    sizes = []
+
+    def function(pictures):
+        sizes.append(len(pictures))
+        return {"b": pictures[:, 0, 0] + 1.0, "a": pictures[:, 0, 1]}
+
+    a, b = run_in_parts(function, PICTURES, 2)
+
+    np.testing.assert_array_equal(a, PICTURES[:, 0, 1])
+    np.testing.assert_array_equal(b, PICTURES[:, 0, 0] + 1.0)
+    assert sizes == [2, 1]
+    assert [output.shape for output in run_in_parts(function, PICTURES[:0], 2)] == [(0, 3)] * 2
 
 
 def test_a_cut_without_a_map_is_refused():

@@ -12,6 +12,7 @@ from tlkeras.backbones.orientations import average_orientations
 from tlkeras.errors import ExportError, MissingExtraError, TlkerasError
 from tlkeras.exporting import formats, saved_model
 from tlkeras.exporting.held_out import read_training
+from tlkeras.exporting.network import make_network
 from tlkeras.exporting.parity import measure_size
 from tlkeras.exporting.signatures import Entry
 from tlkeras.runs import Run
@@ -38,6 +39,13 @@ def test_a_form_answers_as_the_model_does(source, tmp_path, name):
 def test_a_form_looks_at_all_orientations_if_the_model_does(source, tmp_path, name):
     last = [cut.name for cut in find_cuts(source.model) if len(cut.shape) == 3][-1]
     check_form(name, average_orientations(source.model, last, 8), source, tmp_path)
+
+
+def test_the_saved_model_of_all_orientations_is_folded(source):
+    last = [cut.name for cut in find_cuts(source.model) if len(cut.shape) == 3][-1]
+    pictures = saved_model._take_pictures(source, 8)[1]
+    made = make_network(average_orientations(source.model, last, 8), source.tasks, pictures)
+    assert made.is_fast and made.has_features, made.note
 
 
 def check_form(name, model, source, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def test_saved_model_cli_reads_and_runs_it(trained, exported):
 
     shown = call("show", "--all")
     assert "signature_def['features']" in shown and "tensorflow/serving/classify" in shown
-    assert "does not contain denylisted ops" in call("scan").lower()
+    assert re.search("does not contain .*denylisted ops", call("scan"))  # newer versions name them
     file, _ = sample_paths(trained)[0]
     example = [{"image/encoded": [file.read_bytes()]}]
     options = ["--tag_set", "serve", "--signature_def", "classify", "--input_examples", f"inputs={example!r}"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from tlkeras.backbones.hub_layers import HubLayer
@@ -69,12 +70,20 @@ def repeat_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> A
     return model._run_through_graph(inputs, call_fn=call)
 
 
-def count_orientations(model: keras.Model) -> int:
-    """Return how many rows of a batch a functional model makes of each picture at most; 1 if it shows no orientations.
+def fit_batch(model: keras.Model, most: int) -> int:
+    """Return of how many pictures, at least one, a functional model makes at most so many rows.
 
-    A layer with an attribute `batch_factor` multiplies the rows.
+    A layer with an attribute `batch_factor` multiplies the rows of a batch, as where each picture is turned.
     """
-    return round(max([1, *(getattr(call.operation, "batch_factor", 1) for call in trace_calls(model))]))
+    factors = [getattr(call.operation, "batch_factor", 1) for call in trace_calls(model)]
+    return max(1, most // round(max(factors, default=1)))
+
+
+def run_in_parts(function: Callable[[Any], Any], pictures: np.ndarray, size: int) -> list[np.ndarray]:
+    """Return what a function gives for pictures [n, ...], `size` at a time: each output as one array [n, ...]."""
+    starts = range(0, max(1, len(pictures)), size)
+    parts = [keras.tree.flatten(function(pictures[start : start + size])) for start in starts]
+    return [np.concatenate(of_output) for of_output in zip(*parts, strict=True)]
 
 
 def has_weights(call: Call) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import keras
@@ -89,11 +90,10 @@ def average_orientations(model: keras.Model, cut: str, count: int) -> keras.Mode
     check_map(find_cut(model, cut))
     prefix, suffix = split(model, cut)
     pictures = keras.Input(model.input_shape[1:], dtype=model.input.dtype, name=model.input.name)
-    maps = repeat_graph(
-        prefix, ShowOrientations(count, name="show_orientations", dtype=model.input.dtype)(pictures), _call
-    )
+    shown = ShowOrientations(count, name="show_orientations", dtype=model.input.dtype)(pictures)
+    maps = repeat_graph(prefix, shown, operator.call)
     averaged = AverageOrientations(count, name="average_orientations")(maps)
-    return keras.Model(pictures, repeat_graph(suffix, averaged, _call), name=model.name)
+    return keras.Model(pictures, repeat_graph(suffix, averaged, operator.call), name=model.name)
 
 
 def check_map(cut: Cut) -> None:
@@ -104,10 +104,6 @@ def check_map(cut: Cut) -> None:
             f"{cut.name} gives {' x '.join(map(str, cut.shape))}",
             "Leave augmentation.test_time out, or take a convolutional backbone.",
         )
-
-
-def _call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-    return operation(*args, **kwargs)
 
 
 def _turn(maps: Any, number: int) -> Any:

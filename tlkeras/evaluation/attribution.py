@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import keras
@@ -11,7 +12,7 @@ import tensorflow as tf
 from scipy.stats import spearmanr
 
 from tlkeras.backbones.blocks import Cut, find_cut, find_cuts, split
-from tlkeras.backbones.graph import has_weights, trace_calls
+from tlkeras.backbones.graph import fit_batch, has_weights, run_in_parts, trace_calls
 from tlkeras.errors import BackboneError, suggest
 from tlkeras.progress import track
 
@@ -78,8 +79,9 @@ class Explainer:
         weigh = _weigh_mean if method == "grad_cam" else _weigh_positive
         maps = []
         with track("Explaining answers", len(pictures), "pictures") as advance:
-            for start in range(0, len(pictures), BATCH_SIZE):
-                chosen = slice(start, start + BATCH_SIZE)
+            size = fit_batch(self.model, BATCH_SIZE)
+            for start in range(0, len(pictures), size):
+                chosen = slice(start, start + size)
                 batch, wanted = tf.constant(pictures[chosen]), tf.constant(classes[chosen], tf.int32)
                 activations, gradients = self._trace(batch, wanted)
                 weights = weigh(activations.numpy(), gradients.numpy())
@@ -234,8 +236,7 @@ def _list_places(length: int, patch: int, stride: int) -> list[int]:
 
 
 def _answer(model: keras.Model, pictures: np.ndarray, output: int) -> np.ndarray:
-    parts = [model(pictures[start : start + 32], training=False) for start in range(0, len(pictures), 32)]
-    return np.concatenate([keras.tree.flatten(part)[output].numpy() for part in parts])
+    return run_in_parts(partial(model, training=False), pictures, fit_batch(model, 2 * BATCH_SIZE))[output]
 
 
 def _correlate(reference: np.ndarray, changed: np.ndarray) -> float:

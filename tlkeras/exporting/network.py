@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tlkeras.backbones.blocks import find_cuts
-from tlkeras.backbones.graph import count_orientations
+from tlkeras.backbones.graph import fit_batch
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError, TlkerasError
 from tlkeras.features.folding import fold_batch_norm
@@ -61,10 +61,10 @@ def make_network(model: keras.Model, tasks: Sequence[Task], pictures: np.ndarray
         ExportError: The model's outputs are not those of the tasks.
     """
     whole, has_features = add_features(model, tasks)
-    plain = Network(lambda images: _run_plain(whole, images), whole, has_features)
+    plain = Network(divide_batches(lambda images: _run_plain(whole, images), whole), whole, has_features)
     try:
         call = divide_batches(freeze(whole), whole)
-        worst = _compare(whole, call, pictures, tasks, has_features)
+        worst = _compare(plain, call, pictures, tasks)
     except TlkerasError as error:
         return Network(plain.call, whole, has_features, f"Exported as it is, not folded: {error}")
     except Exception as error:  # whatever a layer of another's making does with symbolic tensors
@@ -107,9 +107,7 @@ def _order_outputs(model: keras.Model, tasks: Sequence[Task]) -> list[Any]:
 
 
 def _run_plain(whole: keras.Model, images: tf.Tensor) -> list[tf.Tensor]:
-    count = tf.shape(images)[0]
-    outputs = whole(tf.cast(_keep_one(images), whole.input.dtype), training=False)
-    return [tf.cast(output[:count], tf.float32) for output in outputs]
+    return [tf.cast(output, tf.float32) for output in whole(tf.cast(images, whole.input.dtype), training=False)]
 
 
 def _keep_one(images: tf.Tensor) -> tf.Tensor:
@@ -145,7 +143,7 @@ def divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], l
     Measured at 224 px: the activations of 32 pictures at once leave the cache and take twice the time per picture.
     """
     height, width = whole.input.shape[1:3]
-    size = max(1, min(_MOST_CHUNK, _CHUNK_PIXELS // (height * width)) // count_orientations(whole))
+    size = fit_batch(whole, min(_MOST_CHUNK, _CHUNK_PIXELS // (height * width)))
     specs = [tf.TensorSpec(output.shape, tf.float32) for output in whole.outputs]
 
     def call(images: tf.Tensor) -> list[tf.Tensor]:
@@ -168,13 +166,11 @@ def divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], l
     return tf.function(call, input_signature=[spec], autograph=False, jit_compile=False)
 
 
-def _compare(
-    whole: keras.Model, fast: Callable, pictures: np.ndarray, tasks: Sequence[Task], has_features: bool
-) -> str:
+def _compare(plain: Network, fast: Callable, pictures: np.ndarray, tasks: Sequence[Task]) -> str:
     """Return in what the fast network is too far from the plain one; "" where it is not."""
-    expected = [output.numpy() for output in _run_plain(whole, pictures)]
+    expected = [output.numpy() for output in plain.call(tf.constant(pictures))]
     received = [output.numpy() for output in fast(tf.constant(pictures))]
-    skipped = 1 if has_features else 0
+    skipped = 1 if plain.has_features else 0
     for task, wanted, given in zip(tasks, expected[skipped:], received[skipped:], strict=True):
         difference = float(task.measure_difference(wanted, given).max())
         if not difference <= TOLERANCE:

@@ -12,13 +12,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.backbones.graph import fit_batch, run_in_parts
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError
 from tlkeras.evaluation.calibration import Method
 from tlkeras.exporting import card, versions
 from tlkeras.exporting.calibrated import build_scalings, find_scalings
 from tlkeras.exporting.formats import CALIBRATED, FORMS, Material, check_forms
-from tlkeras.exporting.held_out import HeldOut, read_held_out, read_training
+from tlkeras.exporting.held_out import BATCH, HeldOut, read_held_out, read_training
 from tlkeras.exporting.network import Network, make_network
 from tlkeras.exporting.parity import KERAS, Asked, Gate, Row, compare, list_failures, measure_size
 from tlkeras.exporting.sessions import Served
@@ -196,15 +197,9 @@ def _prove(
 
 
 def _ask_keras(source: Source) -> Asked:
-    model = tf.function(lambda pictures: source.model(pictures, training=False), autograph=False, reduce_retracing=True)
-
-    def ask(encoded: list[bytes], pictures: np.ndarray) -> list[np.ndarray]:
-        outputs = model(tf.constant(pictures))
-        if isinstance(outputs, dict):
-            return [np.asarray(outputs[task.name]) for task in source.tasks]
-        return [np.asarray(output) for output in keras.tree.flatten(outputs)]
-
-    return ask
+    model, size = arrange(source.model, [task.name for task in source.tasks]), fit_batch(source.model, BATCH)
+    function = tf.function(lambda pictures: model(pictures, training=False), autograph=False, reduce_retracing=True)
+    return lambda encoded, pictures: run_in_parts(lambda part: function(tf.constant(part)), pictures, size)
 
 
 def _ask_served(served: Served, tasks: Sequence[Task]) -> Asked:

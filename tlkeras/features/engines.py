@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from tlkeras.backbones.graph import fit_batch, run_in_parts
 from tlkeras.errors import TlkerasError, suggest
 from tlkeras.features.folding import fold_batch_norm
 from tlkeras.features.handcrafted import Handcrafted
@@ -165,10 +166,11 @@ class TensorFlowEngine:
 
     def __init__(self, prefix: keras.Model, traced: Any):
         self._function = convert_variables_to_constants_v2(_trace(prefix, fold_batch_norm(prefix)))
+        self._prefix = prefix
 
     def run(self, batches: Iterable[Batch]) -> Generator[Result, None, None]:
         """Yield batches in the order given."""
-        return _run_function(self._function, batches)
+        return _run_function(self._function, self._prefix, batches)
 
 
 class KerasEngine:
@@ -177,11 +179,11 @@ class KerasEngine:
     name = "keras"
 
     def __init__(self, prefix: keras.Model, traced: Any):
-        self._function = traced
+        self._function, self._prefix = traced, prefix
 
     def run(self, batches: Iterable[Batch]) -> Generator[Result, None, None]:
         """Yield batches in the order given."""
-        return _run_function(self._function, batches)
+        return _run_function(self._function, self._prefix, batches)
 
 
 _ENGINES: dict[str, Callable[[keras.Model, Any], Engine]] = {
@@ -209,9 +211,10 @@ def _trace(prefix: keras.Model, call: Callable[[Any], Any]) -> Any:
     return function.get_concrete_function(tf.TensorSpec(entry.shape, tf.uint8, name="pictures"))
 
 
-def _run_function(function: Any, batches: Iterable[Batch]) -> Generator[Result, None, None]:
+def _run_function(function: Any, prefix: keras.Model, batches: Iterable[Batch]) -> Generator[Result, None, None]:
+    size = fit_batch(prefix, _REQUEST_PICTURES)
     for index, pictures in batches:
-        yield index, [output.numpy() for output in function(tf.constant(pictures))]
+        yield index, run_in_parts(lambda part: function(tf.constant(part)), pictures, size)
 
 
 def _check_agreement(engine: Engine, traced: Any) -> None:

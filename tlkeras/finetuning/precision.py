@@ -27,7 +27,7 @@ def choose_precision(asked: str = "auto") -> str:
     Args:
         asked: One of these, which is then returned, or "auto": on an NVIDIA GPU bfloat16 from compute capability 8.0
             (Ampere) on and float16 from 7.0 (Volta), the first with units for them, elsewhere float32. On a CPU
-            bfloat16 was measured to take twice the time of float32.
+            bfloat16 was measured to take 1.6 to 2 times the time of float32.
 
     Raises:
         TlkerasError: There is no such precision; the nearest is named.

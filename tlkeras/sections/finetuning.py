@@ -109,7 +109,7 @@ KeepSource = Annotated[
 class Finetuning(Section):
     """How the backbone itself is changed, stage by stage, after the head was fitted.
 
-    Mixed precision pays on GPUs, where `precision: auto` takes it; on a CPU bfloat16 takes twice the time of float32.
+    Mixed precision pays on GPUs, where `precision: auto` takes it; on a CPU bfloat16 is slower than float32.
     """
 
     stages: Annotated[tuple[Stage, ...] | None, BeforeValidator(_check_stages)] = None
