@@ -90,6 +90,7 @@ def test_a_worker_that_dies_costs_nothing(tmp_path, files):
     assert found.tolist() == readable
 
 
+@pytest.mark.slow
 def test_a_service_that_is_gone_costs_nothing_but_time(files, monkeypatch, caplog):
     """Nobody listens any more: after a moment of silence all is decoded here."""
     monkeypatch.setattr("tlkeras.data.feeding._PATIENCE", 0.2)

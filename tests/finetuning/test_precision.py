@@ -173,6 +173,7 @@ def test_the_trained_model_is_a_float32_one_with_the_trained_weights(tmp_path, t
     assert np.array_equal(network.model(pictures).numpy(), fresh.model(pictures).numpy())
 
 
+@pytest.mark.slow
 def test_interrupted_runs_end_with_the_same_bits(tmp_path, trained):
     precision, whole, first = trained
     broken = make_network()

@@ -79,7 +79,10 @@ def test_a_distance_of_domains():
     assert measure_a_distance(Xs, Xs + 100) == pytest.approx(2)
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+@pytest.mark.parametrize(
+    "method",
+    ["dann", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name not in ("none", "dann"))],
+)
 def test_without_weight_it_is_plain_training_bit_for_bit(method):
     plain, unweighted = fit(method="none"), fit(method=method, weight=0.0)
     Xt = draw_domains()[2]

@@ -76,6 +76,7 @@ def test_what_cannot_be_fused():
     assert fuse_late(RidgeHead, [4, 40], learned, X) == {}
 
 
+@pytest.mark.slow
 def test_a_run_reports_late_fusion_beside_early_fusion(workplace, capsys):
     recipe = {"features": {"taps": [0, -1], "handcrafted": ["colour"]}, "mapping": {"kind": "ridge"}}
     result = tlkeras.train("mine.yaml", recipe)

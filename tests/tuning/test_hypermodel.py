@@ -14,6 +14,7 @@ tuning:
 """
 
 
+@pytest.mark.slow
 def test_any_tuner_searches_a_recipe(workplace):
     (workplace / "tuned.yaml").write_text(
         (workplace / "mine.yaml").read_text().replace("test: 0.25,", "test: 0.25, validation: 0.25,") + TUNED
