@@ -125,6 +125,7 @@ def test_one_model_answers_by_name(result, place, capsys):
     assert "hue" in printed and "marks" in printed and "linear" not in printed.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_the_export_names_the_answers_of_each_task(train, place, tmp_path):
     exported = api.export(train("finetuned")["path"], tmp_path / "models")
     assert exported["difference"] < 1e-3 and {row["task"] for row in exported["parity"]} == set(CLASSES)

@@ -48,6 +48,7 @@ def test_backbones_stand_beside_each_other(tiny):
     np.testing.assert_allclose(both, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fused_run_exports_as_one_model(workplace):
     features = {"taps": [0, -1], "backbones": [{"name": "tiny", "weights": "none"}], "pooling": "both"}
     result = tlkeras.train("mine.yaml", {"features": features, "mapping": {"kind": "ridge"}})
