@@ -69,6 +69,13 @@ def run(request, place):
     return api.train("grades.yaml", WAYS[request.param])
 
 
+@pytest.mark.slow
+def test_numbers_too_begin_at_what_new_statistics_make_of_the_features(place):
+    stage = {"name": "top", "unfreeze": 1, "epochs": 1, "learning_rate": 1e-9, "batch_norm": "reestimate"}
+    tuned = api.train("grades.yaml", {"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")
+    assert tuned["tasks"]["grade"]["metrics"]["r2"]["value"] > 0.8
+
+
 def test_a_number_is_learned_beside_a_class(run, place):
     """Most of a picture's brightness can be seen; figures are in the unit of the column, ten times that of pixels."""
     grade = run["tasks"]["grade"]

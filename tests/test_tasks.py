@@ -94,6 +94,13 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
+def test_heads_begin_at_what_new_statistics_of_batch_norm_make_of_the_features(place):
+    stage = {"name": "top", "unfreeze": 1, "epochs": 1, "learning_rate": 1e-9, "batch_norm": "reestimate"}
+    tuned = api.train("cells.yaml", {"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")
+    for name in CLASSES:
+        assert tuned["tasks"][name]["metrics"]["roc_auc"]["value"] > 0.8
+
+
 def test_each_task_is_measured_where_its_label_is_known(result):
     rows = read_rows(f"{result['path']}/predictions.csv")
     assert sum(result["examples"].values()) == 95 and list(result["tasks"]) == list(CLASSES)

@@ -174,7 +174,8 @@ def make_part(
 ) -> Part:
     """Return one side's targets and weights, and what is read at each cut."""
     examples = inspection.examples
-    targets, weights = {name: column[rows] for name, column in examples.targets.items()}, examples.weights[rows]
+    targets = {name: column[rows] for name, column in examples.targets.items()}
+    weights, groups = examples.weights[rows], examples.groups[rows]
     of_target = assembly.is_target(recipe, examples)[rows] if side == "train" else np.zeros(len(rows), bool)
     if side == "train":
         known, first = ~of_target, targets[examples.tasks[0].name]
@@ -184,7 +185,13 @@ def make_part(
         weights[known] = 2 * np.maximum(weighed, _LEAST) if of_target.any() else weighed
     dense = np.concatenate([task.densify(targets[task.name]) for task in examples.tasks], axis=1)
     dense[of_target] = 0.0
-    return Part(dense, weights.astype(np.float32), supplies.__getitem__, of_target if of_target.any() else None)
+    return Part(
+        dense,
+        weights.astype(np.float32),
+        supplies.__getitem__,
+        of_target if of_target.any() else None,
+        groups if (groups != "").any() else None,
+    )
 
 
 def answer(recipe: Recipe, model: keras.Model, inspection: Inspection, rows: np.ndarray) -> dict[str, np.ndarray]:

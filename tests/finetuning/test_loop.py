@@ -17,6 +17,7 @@ from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.steps import Criterion
 from tlkeras.finetuning.supply import CachedSupply, RecordingSupply
+from tlkeras.mapping.linear import LinearHead
 
 RNG = np.random.default_rng(0)
 COUNT, CLASSES = 24, 3
@@ -159,6 +160,27 @@ def test_statistics_are_taken_anew_at_the_start_of_a_stage():
     norm = next(layer for layer in network.model.layers if isinstance(layer, keras.layers.BatchNormalization))
     assert not np.array_equal(np.array(norm.moving_mean), before[norm.moving_mean.path])
     assert np.array_equal(np.array(norm.beta), before[norm.beta.path])
+
+
+@pytest.mark.parametrize("policy", ["reestimate", pytest.param("train", marks=pytest.mark.slow)])
+def test_heads_are_fitted_to_new_statistics_before_the_first_step_of_all(policy):
+    """Once: what a head has learned since stays."""
+    network, asked = make_network(), []
+
+    def fit(positions, features):
+        inputs = draw_pictures()[positions]
+        pooled = keras.Model(network.model.input, network.features)
+        asked.append((positions, features, pooled(inputs, training=False)))
+        return {"net": LinearHead().fit(features, CLASSES_OF[positions], groups=positions).to_layers()}
+
+    stages = [Stage(name, "all", 1e-9, epochs=1, batch_norm=policy) for name in ("one", "two")]
+    loop = make_loop(network, tuple(stages), average=0.0, fit_heads=fit)
+    loop.run()
+    ((positions, features, expected),) = asked
+    assert sorted(positions) == sorted([*range(COUNT), *range(COUNT)])
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    head = LinearHead().fit(features, CLASSES_OF[positions], groups=positions)
+    np.testing.assert_allclose(network.model.get_layer("logits").kernel, head.kernel_, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.assembly.data import make_recipe_policy, picture_size, take_pictures
+from tlkeras.assembly.mapping import make_recipe_head
 from tlkeras.assembly.stages import require_finetuning
 from tlkeras.data.augmentation import choose_views, derive_keys
 from tlkeras.data.augmentation_layer import choose_place
@@ -20,7 +21,7 @@ from tlkeras.events import EventLog
 from tlkeras.features.extraction import Rows
 from tlkeras.features.prefix import Prefix
 from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
-from tlkeras.finetuning.loop import Loop, Part, Row, Settings
+from tlkeras.finetuning.loop import FitHeads, Loop, Part, Row, Settings
 from tlkeras.finetuning.measures import Columns
 from tlkeras.finetuning.mixing import make_mix
 from tlkeras.finetuning.network import Network
@@ -33,11 +34,21 @@ from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.steps import Criterion
 from tlkeras.finetuning.supply import CachedSupply, PictureSupply, RecordingSupply, Supply
 from tlkeras.mapping.domains import ADAPTATIONS
+from tlkeras.mapping.estimators import LinearMapHead
+from tlkeras.mapping.heads import list_layers
 from tlkeras.mapping.multitask import JointLoss, Uncertainty, project_conflicts
+from tlkeras.mapping.numbers import NumberHead
 from tlkeras.mapping.transfer import WEIGHTS, Discrepancy, Transfer
 from tlkeras.mapping.weighting import weigh_examples
 from tlkeras.recipe import Recipe
 from tlkeras.sections import Finetuning
+
+_TARGETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "multiclass": lambda dense: dense.argmax(axis=1),
+    "multilabel": lambda dense: dense.astype(np.int64),
+    "number": lambda dense: dense[:, 0],
+}
+"""From the dense targets [n, k] of a kind of task to those that its head is fitted on."""
 
 
 def make_loop(
@@ -76,8 +87,33 @@ def make_loop(
         ),
         precision=choose_precision(options.precision),
         distribution=distribution,
+        fit_heads=_make_fit(recipe, tasks, parts[0]),
     )
     return Loop(network, schedule, plan.cuts, optimizer, criterion, parts, settings)
+
+
+def _make_fit(recipe: Recipe, tasks: Sequence[Task], part: Part) -> FitHeads | None:
+    """Return what fits the recipe's heads on other features of the same pictures; None if they are no linear maps.
+
+    What takes epochs to train, chooses features or leads to another domain goes on with what it has.
+    """
+    if recipe.domains is not None or not isinstance(make_recipe_head(recipe), LinearMapHead):
+        return None
+    ends = np.cumsum([len(task.class_names) for task in tasks])[:-1]
+    columns = np.split(part.targets, ends, axis=1)
+    groups = np.arange(len(part)) if part.groups is None else part.groups
+
+    def fit(positions: np.ndarray, features: np.ndarray) -> dict[str, list[keras.layers.Layer]]:
+        heads = {}
+        for task, dense in zip(tasks, columns, strict=True):
+            head: Any = NumberHead() if task.kind == "number" else make_recipe_head(recipe)
+            known = ~np.isnan(dense[positions]).any(axis=1)
+            rows = positions[known]
+            targets = _TARGETS[task.kind](dense[rows])
+            heads[task.name] = head.fit(features[known], targets, part.weights[rows], groups=groups[rows])
+        return list_layers(heads)
+
+    return fit
 
 
 def make_weighting(recipe: Recipe, tasks: Sequence[Task]) -> Uncertainty | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import Any
 
+import keras
 import numpy as np
 
 from tlkeras import progress
@@ -28,8 +29,12 @@ from tlkeras.finetuning.steps import Criterion, list_trainable
 from tlkeras.finetuning.supply import Supply
 
 _GRADIENT_BATCHES = 8
+_FITTED_VIEWS = 2
 
 Row = dict[str, Any]
+FitHeads = Callable[[np.ndarray, np.ndarray], Mapping[str, Sequence[keras.layers.Layer]]]
+"""From positions int64 [m] in the side that is trained on and their features float32 [m, d], where a position can come
+several times, to the layers of each task's head."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,14 @@ class Part:
         weights: float32 [n].
         supply: From the name of a cut to what is read there.
         of_target: Which examples are of a target domain, bool [n], without labels and of weight 0; None without one.
+        groups: What examples belong together by, [n]; None where each stands for itself.
     """
 
     targets: np.ndarray
     weights: np.ndarray
     supply: Callable[[str], Supply]
     of_target: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -67,6 +74,8 @@ class Settings:
         precision: What the backbone computes in while it trains: "float32", "bfloat16" or "float16". Weights and head
             are float32 in all of them, and the trained network computes in float32.
         distribution: The devices. Network and optimizer must have been made in its scope.
+        fit_heads: Fits the heads anew where a schedule begins with other statistics of batch norm than those of the
+            features that they were fitted on; None leaves them.
     """
 
     batch_size: int = 32
@@ -78,6 +87,7 @@ class Settings:
     save_seconds: float = 60.0
     precision: str = "float32"
     distribution: Distribution = ONE_DEVICE
+    fit_heads: FitHeads | None = None
 
 
 class Loop:
@@ -236,11 +246,25 @@ class Loop:
 
     def _prepare(self, work: StageWork, position: Position) -> None:
         work.reset_rates()
-        if work.stage.batch_norm == "reestimate" and position.epoch_in_stage == 0:
-            work.reestimate(inputs for _, inputs in self._stream(work))
+        if position.epoch_in_stage == 0 and work.has_batch_norm:
+            self._start_statistics(work)
         if work.stage.unfreeze == "auto":
             batches = islice(self._stream(work), _GRADIENT_BATCHES)
             work.scale_by_gradients([(x, self.train.targets[rows], self.train.weights[rows]) for rows, x in batches])
+
+    def _start_statistics(self, work: StageWork) -> None:
+        """Take the statistics of batch norm anew if the stage asks for it, and fit untrained heads to what they do.
+
+        Heads that were fitted on other statistics can be off by orders of magnitude: a channel that hardly varies in
+        these pictures has large weights behind it, and now varies as all do.
+        """
+        fit = None if self.history else self.settings.fit_heads
+        if work.stage.batch_norm == "reestimate" or (work.stage.batch_norm == "train" and fit is not None):
+            work.reestimate(inputs for _, inputs in self._stream(work))
+            if fit is not None:
+                supply, count = self.train.supply(work.cut), len(self.train)
+                views = [work.read_features(supply, count, epoch) for epoch in range(_FITTED_VIEWS)]
+                self.network.take_heads(fit(*map(np.concatenate, zip(*views, strict=True))))
 
     def _stream(self, work: StageWork) -> Iterator[tuple[np.ndarray, Any]]:
         """Yield all batches of the present epoch, whole."""

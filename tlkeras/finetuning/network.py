@@ -84,6 +84,12 @@ class Network:
         start = self.model.input if cut == PICTURES else find_cut(self.backbone, cut).tensor
         return keras.Model(start, outputs, name="suffix")
 
+    def take_heads(self, heads: Mapping[str, Sequence[keras.layers.Layer]]) -> None:
+        """Give each task's head the weights of other layers of the same shapes."""
+        for task, layers in heads.items():
+            for own, other in zip(self.heads[task], layers, strict=True):
+                own.set_weights(other.get_weights())
+
     def apply(self, stage: Stage) -> dict[str, float]:
         """Let a stage's blocks and the head train and all else rest; return the multiplier of each rate, by path."""
         multipliers = stage.multipliers(len(self.blocks))

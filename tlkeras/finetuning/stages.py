@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,23 +75,32 @@ class StageWork:
 
     def answer(self, supply: Supply, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions that could be read, int64 [m], and their logits, float32 [m, k]."""
+        return self._ask(self._forward, supply, count, 0)
+
+    def read_features(self, supply: Supply, count: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions that could be read, int64 [m], and what the head takes of them, float32 [m, d]."""
+        return self._ask(make_forward(self._suffix, self._distribution, "features"), supply, count, epoch)
+
+    def _ask(
+        self, forward: Callable[[tf.Tensor], tf.Tensor], supply: Supply, count: int, epoch: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         share = self._distribution.share(np.arange(count))
         batches = np.array_split(share, max(1, len(share) // _FORWARD_BATCH))
-        positions, logits = zip(
+        positions, answers = zip(
             *(
-                (rows, self._forward(tf.convert_to_tensor(inputs)).numpy())
-                for rows, inputs in supply.stream(batches, 0)
+                (rows, forward(tf.convert_to_tensor(split_recorded(inputs)[0])).numpy())
+                for rows, inputs in supply.stream(batches, epoch)
             ),
             strict=True,
         )
-        return self._collect(np.concatenate(positions), np.concatenate(logits), count)
+        return self._collect(np.concatenate(positions), np.concatenate(answers), count)
 
-    def _collect(self, positions: np.ndarray, logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _collect(self, positions: np.ndarray, answers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Put together what all processes answered, in the order of the positions."""
         if self._distribution.workers == 1:
-            return positions, logits
-        found = np.zeros((count, 1 + logits.shape[1]), np.float32)
-        found[positions, 0], found[positions, 1:] = 1.0, logits
+            return positions, answers
+        found = np.zeros((count, 1 + answers.shape[1]), np.float32)
+        found[positions, 0], found[positions, 1:] = 1.0, answers
         found = self._distribution.add_up(found)
         rows = np.flatnonzero(found[:, 0])
         return rows, found[rows, 1:]
@@ -111,6 +120,12 @@ class StageWork:
     def reset_rates(self) -> None:
         """Give each variable the stage's own rate; in mid-epoch those that a checkpoint restored must stay."""
         self._scaled.set_multipliers(self._multipliers)
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether there is batch norm in the trained blocks."""
+        layers = self._network.list_trained_layers(self.stage)
+        return any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers)
 
     def reestimate(self, batches: Iterable[Any]) -> None:
         """Take the statistics of batch norm in the trained blocks anew."""

@@ -158,11 +158,13 @@ def make_gradient_step(
     return tf.function(call, jit_compile=False, reduce_retracing=True)
 
 
-def make_forward(suffix: keras.Model, distribution: Distribution = ONE_DEVICE) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return a compiled function of inputs to logits float32 [b, k], in inference mode."""
+def make_forward(
+    suffix: keras.Model, distribution: Distribution = ONE_DEVICE, output: str = "logits"
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return a compiled function of inputs to logits float32 [b, k], or another output, in inference mode."""
 
     def forward(inputs: tf.Tensor) -> tf.Tensor:
-        return tf.cast(_call(suffix, as_floats(inputs), training=False)["logits"], tf.float32)
+        return tf.cast(_call(suffix, as_floats(inputs), training=False)[output], tf.float32)
 
     def answer(inputs: tf.Tensor) -> tf.Tensor:
         return distribution.map(forward, inputs)
