@@ -43,13 +43,6 @@ from tlkeras.mapping.weighting import weigh_examples
 from tlkeras.recipe import Recipe
 from tlkeras.sections import Finetuning
 
-_TARGETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "multiclass": lambda dense: dense.argmax(axis=1),
-    "multilabel": lambda dense: dense.astype(np.int64),
-    "number": lambda dense: dense[:, 0],
-}
-"""From the dense targets [n, k] of a kind of task to those that its head is fitted on."""
-
 
 def make_loop(
     recipe: Recipe,
@@ -107,10 +100,10 @@ def _make_fit(recipe: Recipe, tasks: Sequence[Task], part: Part) -> FitHeads | N
         heads = {}
         for task, dense in zip(tasks, columns, strict=True):
             head: Any = NumberHead() if task.kind == "number" else make_recipe_head(recipe)
-            known = ~np.isnan(dense[positions]).any(axis=1)
+            targets = task.sparsify(dense[positions])
+            known = task.is_labelled(targets)
             rows = positions[known]
-            targets = _TARGETS[task.kind](dense[rows])
-            heads[task.name] = head.fit(features[known], targets, part.weights[rows], groups=groups[rows])
+            heads[task.name] = head.fit(features[known], targets[known], part.weights[rows], groups=groups[rows])
         return list_layers(heads)
 
     return fit
