@@ -47,6 +47,7 @@ def test_two_devices_train_as_one_does():
         "float16",
         "batch norm trains",
         "batch norm taken anew",
+        "heads fitted anew",
         "rates by gradients",
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from test_loop import STAGES, Breaking, cuts_of, make_network, make_part
+from test_loop import CLASSES_OF, STAGES, Breaking, cuts_of, make_network, make_part
 
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, make_mirrored
@@ -17,8 +17,10 @@ from tlkeras.finetuning.objectives import make_objective, mix_examples
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.steps import Criterion
+from tlkeras.mapping.linear import LinearHead
 
 TOP = STAGES[1]
+fit = LinearHead(C=0.1).fit
 CASES = {
     "end to end": ((replace(STAGES[2], epochs=1),), {"mixup": True}),
     "suffix, then all": ((replace(TOP, epochs=1), replace(STAGES[2], epochs=1)), {"mixup": True}),
@@ -26,6 +28,10 @@ CASES = {
     "float16": ((replace(TOP, epochs=1),), {"precision": "float16"}),
     "batch norm trains": ((Stage("all", "all", 1e-3, epochs=1, batch_norm="train"),), {}),
     "batch norm taken anew": ((Stage("all", "all", 1e-3, epochs=1, batch_norm="reestimate"),), {}),
+    "heads fitted anew": (
+        (Stage("all", "all", 1e-3, epochs=1, batch_norm="reestimate"),),
+        {"fit_heads": lambda positions, features: {"net": fit(features, CLASSES_OF[positions]).to_layers()}},
+    ),
     "rates by gradients": ((Stage("auto", "auto", 1e-3, epochs=1),), {}),
 }
 

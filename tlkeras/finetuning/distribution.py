@@ -88,6 +88,10 @@ class Distribution:
         """Return the sum of an array, int32 or float32, over all processes."""
         return array
 
+    def agree(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the chief's arrays: what processes compute each for itself may differ in the last bits."""
+        return list(arrays)
+
     def spread(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
         """Return what the chief has loaded; the others need not see its disk."""
         return checkpoint
@@ -124,7 +128,7 @@ class SeveralDevices(Distribution):
         """Return a copy with mirrored variables, all equal to those of the chief's network."""
         with self.scope():
             placed = _copy(network)
-        values = self._receive([source.numpy() for source in network.model.weights])
+        values = self.agree([source.numpy() for source in network.model.weights])
         for target, value in zip(placed.model.weights, values, strict=True):
             target.assign(value)
         return placed
@@ -188,6 +192,19 @@ class SeveralDevices(Distribution):
         sums = self._add_everywhere(tf.constant(array))
         return self._strategy.experimental_local_results(sums)[0].numpy()
 
+    def agree(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the chief's arrays, bit for bit; every process gives as many, of the same shapes and dtypes."""
+        if self.workers == 1:
+            return list(arrays)
+        content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+        words = np.frombuffer(content + bytes(-len(content) % 4), np.int32)
+        sent = self.add_up(words if self.is_chief else np.zeros_like(words)).tobytes()
+        ends = np.cumsum([array.nbytes for array in arrays]).tolist()
+        return [
+            np.frombuffer(sent[end - array.nbytes : end], array.dtype).reshape(array.shape)
+            for array, end in zip(arrays, ends, strict=True)
+        ]
+
     def spread(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
         """Return what the chief has loaded, bit for bit."""
         if self.workers == 1:
@@ -202,7 +219,7 @@ class SeveralDevices(Distribution):
         size = int(self.add_up(np.array([len(content)], np.int32))[0])
         if not size:
             return None
-        (packed,) = self._receive([np.frombuffer(content or bytes(size), np.uint8)])
+        (packed,) = self.agree([np.frombuffer(content or bytes(size), np.uint8)])
         with np.load(io.BytesIO(packed.tobytes()), allow_pickle=False) as found:
             told = json.loads(found["facts"].tobytes())
             values = {name: found[str(number)] for number, name in enumerate(told["names"])}
@@ -225,19 +242,6 @@ class SeveralDevices(Distribution):
                 f"{type(error).__name__} at worker {self.worker} of {self.workers}: another one is gone",
                 "Start all of them again with --resume and the name of the run.",
             ) from error
-
-    def _receive(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the chief's arrays, bit for bit; every process gives as many, of the same shapes and dtypes."""
-        if self.workers == 1:
-            return list(arrays)
-        content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-        words = np.frombuffer(content + bytes(-len(content) % 4), np.int32)
-        sent = self.add_up(words if self.is_chief else np.zeros_like(words)).tobytes()
-        ends = np.cumsum([array.nbytes for array in arrays]).tolist()
-        return [
-            np.frombuffer(sent[end - array.nbytes : end], array.dtype).reshape(array.shape)
-            for array, end in zip(arrays, ends, strict=True)
-        ]
 
     def _slice(self, tensor: Any) -> Any:
         """Return this device's rows of a tensor; they are cut out before they are copied to the device."""

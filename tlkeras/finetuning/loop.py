@@ -265,6 +265,7 @@ class Loop:
                 supply, count = self.train.supply(work.cut), len(self.train)
                 views = [work.read_features(supply, count, epoch) for epoch in range(_FITTED_VIEWS)]
                 self.network.take_heads(fit(*map(np.concatenate, zip(*views, strict=True))))
+            self._paste(self._distribution.agree(self._copy()))
 
     def _stream(self, work: StageWork) -> Iterator[tuple[np.ndarray, Any]]:
         """Yield all batches of the present epoch, whole."""
