@@ -8,12 +8,13 @@ import pytest
 import tensorflow as tf
 
 from tlkeras.errors import TlkerasError
+from tlkeras.finetuning.muon import ConvMuon
 from tlkeras.finetuning.optimizers import ScaledOptimizer, build_on, find_scaled, scale_learning_rates
 
 KINDS = sorted(
     (
         kind
-        for kind in vars(keras.optimizers).values()
+        for kind in (*vars(keras.optimizers).values(), ConvMuon)
         if isinstance(kind, type)
         and issubclass(kind, keras.Optimizer)
         and kind not in (keras.Optimizer, keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)

@@ -24,6 +24,7 @@ from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
 from tlkeras.finetuning.loop import FitHeads, Loop, Part, Row, Settings
 from tlkeras.finetuning.measures import Columns
 from tlkeras.finetuning.mixing import make_mix
+from tlkeras.finetuning.muon import ConvMuon
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.objectives import SquaredError, make_objective
 from tlkeras.finetuning.optimizers import ScaledOptimizer, scale_learning_rates
@@ -59,7 +60,7 @@ def make_loop(
     regularizer = make_regularizer(**kept)
     regularizer.build(network.backbone.layers, network.head)
     with distribution.scope():
-        optimizer = _make_optimizer(options)
+        optimizer = make_optimizer(options)
         transfer = _make_transfer(recipe, tasks, network, schedule, parts[0], optimizer)
     criterion = Criterion(
         _make_loss(options, tasks, network),
@@ -211,14 +212,19 @@ def weigh_sides(recipe: Recipe, classes: np.ndarray, weights: np.ndarray) -> np.
     return (weighed / weighed.mean()).astype(np.float32)
 
 
-def _make_optimizer(options: Finetuning) -> ScaledOptimizer:
-    config = {
-        "weight_decay": options.weight_decay or None,
-        "global_clipnorm": options.clip_norm,
-        "gradient_accumulation_steps": options.accumulate if options.accumulate > 1 else None,
-        **({"momentum": 0.9} if options.optimizer in ("sgd", "rmsprop") else {}),
-    }
-    config = {key: value for key, value in config.items() if value is not None}
-    optimizer = keras.optimizers.get({"class_name": options.optimizer, "config": config})
+def make_optimizer(options: Finetuning) -> ScaledOptimizer:
+    """Return the optimizer of a recipe, not yet built."""
+    name, decay = options.optimizer, options.weight_decay
+    config: dict[str, Any] = {"global_clipnorm": options.clip_norm}
+    if options.accumulate > 1:
+        config["gradient_accumulation_steps"] = options.accumulate
+    if name in ("sgd", "rmsprop"):
+        config["momentum"] = 0.9
+    if decay or name in ("adamw", "muon"):  # these two decay unless they are told not to
+        config["weight_decay"] = decay
+    if name == "muon":
+        optimizer = ConvMuon(adam_weight_decay=decay, **config)
+    else:
+        optimizer = keras.optimizers.get({"class_name": name, "config": config})
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "log_variances"])
     return scale_learning_rates(optimizer)

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 _ROOMS = {
+    "ConvMuon": "muon",
     "GradualUnfreezing": "unfreezing",
     "Schedule": "schedule",
     "Stage": "schedule",

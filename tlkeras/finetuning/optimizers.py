@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import ops
 
 from tlkeras.errors import TlkerasError, suggest
+from tlkeras.finetuning.muon import ConvMuon
 
 _WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
 _OPTIMIZERS = [
@@ -232,6 +233,6 @@ def _check_paths(multipliers: Mapping[str, float], paths: Sequence[str]) -> None
 
 
 # A saved model with a scaled optimizer must load in a process that has scaled none yet.
-for _kind in _OPTIMIZERS:
+for _kind in (*_OPTIMIZERS, ConvMuon):
     if _kind not in (keras.Optimizer, *_WRAPPERS):
         _add_scaling(_kind)

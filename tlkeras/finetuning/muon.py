@@ -1,0 +1,44 @@
+"""Muon for convolutional networks."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class ConvMuon(keras.optimizers.Muon):
+    """Muon whose orthogonal steps are those of convolutions, too; that of Keras gives these to AdamW.
+
+    A kernel [..., inputs, outputs] is taken as the matrix from all that an output sees to the outputs, and its step has
+    the same length in every direction. Under AdamW the numbers of a step are of one size, so that where inputs are
+    never negative, as behind a ReLU, a step can move the mean of an output by many of its deviations; frozen batch norm
+    does not take that back. Depthwise kernels are no such matrices: they, vectors and what `exclude_layers` names take
+    AdamW's steps.
+
+    Args are those of `keras.optimizers.Muon`, and so is the size of a step: 0.2 on average, times the rate, whatever
+    the shape (`rms_rate`), so that rates and weight decay for AdamW suit it.
+
+    Source: Jordan et al., Muon, 2024 (kernels flattened); Liu et al., Muon is scalable for LLM training, 2025 (size).
+    """
+
+    def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
+        """Return the nearest orthogonal matrix, about, in the shape of the kernel."""
+        return ops.reshape(super().zeropower_via_newtonschulz5(_flatten(x), steps), x.shape)
+
+    def lr_adjust(self, x: Any) -> Any:
+        """Scale a step by the larger side of the matrix."""
+        return ops.reshape(super().lr_adjust(_flatten(x)), x.shape)
+
+    def _should_use_adamw(self, variable: Any) -> bool:
+        if len(variable.shape) <= 2:
+            return super()._should_use_adamw(variable)
+        excluded = any(re.search(keyword, variable.path) for keyword in self.exclude_layers)
+        return excluded or variable.shape[-1] == 1
+
+
+def _flatten(x: Any) -> Any:
+    return ops.reshape(x, (-1, x.shape[-1]))
