@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras import assembly
+from tlkeras.assembly.heads import Side, fit_heads
 from tlkeras.charts import draw_rates
 from tlkeras.data.checks import Inspection, inspect
 from tlkeras.errors import RecipeError, ResourceError, suggest
@@ -24,7 +25,6 @@ from tlkeras.finetuning.supply import Supply
 from tlkeras.mapping.heads import list_layers
 from tlkeras.recipe import Recipe
 from tlkeras.refinement import make_part
-from tlkeras.training import Side, fit_heads
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def search_rates(recipe: Recipe, search: Search) -> dict[str, Any]:
         )
         supply = _make_supply(recipe, prefix, inspection, rows, cut, values)
         part = make_part(recipe, inspection, rows, {cut: supply}, "train")
-        loop = assembly.make_loop(recipe, inspection.examples.tasks, network, schedule, plan, (part, None))
+        loop = assembly.make_loop(recipe, inspection.examples, network, schedule, plan, (part, None))
         found = loop.find_rate(index, search.lowest, search.highest, search.steps)
     if found.rates:
         draw_rates(found.rates, found.losses, found.suggestion, search.picture, found.smoothed)

@@ -123,7 +123,7 @@ def open_loop(
         parts = [make_part(recipe, inspection, _take(rows, side), suppliers[side], side) for side in suppliers]
         sides = (parts[0], parts[1] if len(parts) > 1 else None)
         placed = distribution.place(network)
-        yield assembly.make_loop(recipe, inspection.examples.tasks, placed, schedule, plan, sides, distribution)
+        yield assembly.make_loop(recipe, inspection.examples, placed, schedule, plan, sides, distribution)
 
 
 def _take(rows: Mapping[str, np.ndarray], side: str) -> np.ndarray:
@@ -174,8 +174,7 @@ def make_part(
 ) -> Part:
     """Return one side's targets and weights, and what is read at each cut."""
     examples = inspection.examples
-    targets = {name: column[rows] for name, column in examples.targets.items()}
-    weights, groups = examples.weights[rows], examples.groups[rows]
+    targets, weights = {name: column[rows] for name, column in examples.targets.items()}, examples.weights[rows]
     of_target = assembly.is_target(recipe, examples)[rows] if side == "train" else np.zeros(len(rows), bool)
     if side == "train":
         known, first = ~of_target, targets[examples.tasks[0].name]
@@ -190,7 +189,7 @@ def make_part(
         weights.astype(np.float32),
         supplies.__getitem__,
         of_target if of_target.any() else None,
-        groups if (groups != "").any() else None,
+        rows,
     )
 
 

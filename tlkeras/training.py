@@ -6,7 +6,6 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from tlkeras import assembly, progress
+from tlkeras.assembly.heads import Side, find_groups, fit_heads
 from tlkeras.data.checks import inspect
 from tlkeras.data.sources import Examples
 from tlkeras.data.splits import check_sides
-from tlkeras.data.tasks import Task
 from tlkeras.errors import ResourceError, TlkerasError
-from tlkeras.features.extraction import Features, average_positions
+from tlkeras.features.extraction import Features
 from tlkeras.features.memory import check_memory
 from tlkeras.features.prefix import Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
@@ -33,33 +32,6 @@ from tlkeras.recipe import Recipe, dump_recipe, fingerprint, load_recipe
 from tlkeras.records import write_answers, write_fusion, write_pictures, write_probes
 from tlkeras.refinement import CHECKPOINTS, answer, fine_tune
 from tlkeras.runs import Run, create_run, logging_to
-
-Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Features, targets, weights."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """The pictures of one side, ready for heads.
-
-    Attributes:
-        rows: Positions among the examples, int64 [n].
-        X: What heads eat: features, float [n, d], or maps [n, h, w, c].
-    """
-
-    rows: np.ndarray
-    X: np.ndarray
-
-    def as_vectors(self) -> Side:
-        """Return the side with maps averaged over their positions."""
-        return Side(self.rows, average_positions(self.X))
-
-    def take(self, examples: Examples, task: Task) -> tuple[np.ndarray, Labelled]:
-        """Return rows, and features, targets as the task has them and weights, of pictures whose target is known."""
-        known = task.is_labelled(examples.targets[task.name][self.rows])
-        rows = self.rows[known]
-        X = self.X if known.all() else self.X[known]
-        return rows, (X, examples.targets[task.name][rows], examples.weights[rows])
 
 
 def train(recipe: Recipe, root: Path, *, loading: float = 0.0) -> Run:
@@ -251,7 +223,7 @@ def _fuse_late(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str,
                 fused[task.name] = {}
                 continue
             rows, (X, y, weights) = parts["train"].take(examples, task)
-            groups = examples.groups[rows] if (examples.groups[rows] != "").any() else None
+            groups = find_groups(examples, rows)
             learned = {"X": X, "y": y, "sample_weight": weights, "groups": groups, "target": target}
             fused[task.name] = fuse_late(make, widths, learned, parts["test"].X, recipe.training.seed)
             advance(1)
@@ -263,26 +235,6 @@ def take_side(features: Features, wanted: np.ndarray) -> Side:
     places = np.flatnonzero(wanted[features.kept])
     rows = features.kept[places]
     return Side(rows, features.outputs[0][places])
-
-
-def fit_heads(make: Callable[[], Any], examples: Examples, parts: Mapping[str, Side]) -> dict[str, Head]:
-    """Return a fitted head per task: on frozen features nothing is shared, so that each is fitted alone."""
-    return {
-        task.name: _fit(NumberHead() if task.kind == "number" else make(), examples, task, parts)
-        for task in examples.tasks
-    }
-
-
-def _fit(head: Any, examples: Examples, task: Task, parts: Mapping[str, Side]) -> Head:
-    rows, train = parts["train"].take(examples, task)
-    held = parts["validation"].take(examples, task)[1] if "validation" in parts else None
-    groups, target = examples.groups[rows], parts.get(assembly.TARGET)
-    return head.fit(
-        *train,
-        validation=held if held is not None and len(held[0]) else None,
-        groups=groups if (groups != "").any() else None,
-        **({"target": target.X} if target is not None and len(target.rows) else {}),
-    )
 
 
 def _ask(heads: Mapping[str, Head], side: Side) -> dict[str, np.ndarray]:

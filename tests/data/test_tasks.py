@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tlkeras.data.sources import choose_examples, leave_out_unlabelled, read_table
-from tlkeras.data.tasks import LabelsTask, NumberTask, Task, list_classes, make_task
+from tlkeras.data.tasks import LabelsTask, Task, list_classes, make_task
 from tlkeras.errors import DataError
 
 LABELS = LabelsTask("tags", ("cat", "dog", "night"), "|")
@@ -26,17 +26,6 @@ def test_cells_of_classes():
     assert targets.dtype == np.int64 and targets.tolist() == [1, -1, 0]
     assert ONE.is_labelled(targets).tolist() == [True, False, True]
     assert ONE.write(ONE.members(targets)) == ["dog", "", "cat"]
-
-
-@pytest.mark.parametrize(
-    "task, cells",
-    [(ONE, ["dog", "", "cat"]), (LABELS, ["dog|night", "?", ""]), (NumberTask("age", ("age",)), ["2.5", "", "-1"])],
-)
-def test_targets_are_told_by_their_dense_form(task, cells):
-    targets = task.encode(cells)
-    told = task.sparsify(task.densify(targets))
-    assert told.dtype == targets.dtype
-    np.testing.assert_array_equal(told, targets)
 
 
 def test_what_probabilities_speak_for():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.assembly.data import make_recipe_policy, picture_size, take_pictures
+from tlkeras.assembly.heads import Side, fit_heads
 from tlkeras.assembly.mapping import make_recipe_head
 from tlkeras.assembly.stages import require_finetuning
 from tlkeras.data.augmentation import choose_views, derive_keys
 from tlkeras.data.augmentation_layer import choose_place
 from tlkeras.data.checks import Inspection
+from tlkeras.data.sources import Examples
 from tlkeras.data.tasks import Task
 from tlkeras.events import EventLog
 from tlkeras.features.extraction import Rows
@@ -38,7 +41,6 @@ from tlkeras.mapping.domains import ADAPTATIONS
 from tlkeras.mapping.estimators import LinearMapHead
 from tlkeras.mapping.heads import list_layers
 from tlkeras.mapping.multitask import JointLoss, Uncertainty, project_conflicts
-from tlkeras.mapping.numbers import NumberHead
 from tlkeras.mapping.transfer import WEIGHTS, Discrepancy, Transfer
 from tlkeras.mapping.weighting import weigh_examples
 from tlkeras.recipe import Recipe
@@ -47,7 +49,7 @@ from tlkeras.sections import Finetuning
 
 def make_loop(
     recipe: Recipe,
-    tasks: Sequence[Task],
+    examples: Examples,
     network: Network,
     schedule: Schedule,
     plan: Plan,
@@ -55,7 +57,7 @@ def make_loop(
     distribution: Distribution = ONE_DEVICE,
 ) -> Loop:
     """Return the fine-tuning, ready to run, of a network that was placed on the devices."""
-    options = require_finetuning(recipe)
+    options, tasks = require_finetuning(recipe), examples.tasks
     kept = options.keep_source.model_dump()
     regularizer = make_regularizer(**kept)
     regularizer.build(network.backbone.layers, network.head)
@@ -81,33 +83,20 @@ def make_loop(
         ),
         precision=choose_precision(options.precision),
         distribution=distribution,
-        fit_heads=_make_fit(recipe, tasks, parts[0]),
+        fit_heads=_make_fit(recipe, examples, parts[0]),
     )
     return Loop(network, schedule, plan.cuts, optimizer, criterion, parts, settings)
 
 
-def _make_fit(recipe: Recipe, tasks: Sequence[Task], part: Part) -> FitHeads | None:
+def _make_fit(recipe: Recipe, examples: Examples, part: Part) -> FitHeads | None:
     """Return what fits the recipe's heads on other features of the same pictures; None if they are no linear maps.
 
     What takes epochs to train, chooses features or leads to another domain goes on with what it has.
     """
-    if recipe.domains is not None or not isinstance(make_recipe_head(recipe), LinearMapHead):
+    make, rows = partial(make_recipe_head, recipe), part.rows
+    if rows is None or recipe.domains is not None or not isinstance(make(), LinearMapHead):
         return None
-    ends = np.cumsum([len(task.class_names) for task in tasks])[:-1]
-    columns = np.split(part.targets, ends, axis=1)
-    groups = np.arange(len(part)) if part.groups is None else part.groups
-
-    def fit(positions: np.ndarray, features: np.ndarray) -> dict[str, list[keras.layers.Layer]]:
-        heads = {}
-        for task, dense in zip(tasks, columns, strict=True):
-            head: Any = NumberHead() if task.kind == "number" else make_recipe_head(recipe)
-            targets = task.sparsify(dense[positions])
-            known = task.is_labelled(targets)
-            rows = positions[known]
-            heads[task.name] = head.fit(features[known], targets[known], part.weights[rows], groups=groups[rows])
-        return list_layers(heads)
-
-    return fit
+    return lambda positions, X: list_layers(fit_heads(make, examples, {"train": Side(rows[positions], X)}))
 
 
 def make_weighting(recipe: Recipe, tasks: Sequence[Task]) -> Uncertainty | None:

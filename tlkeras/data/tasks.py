@@ -84,10 +84,6 @@ class Task:
         dense[~self.is_labelled(targets)] = np.nan
         return dense
 
-    def sparsify(self, dense: np.ndarray) -> np.ndarray:
-        """Return the targets that `densify` made [n, k] of."""
-        return np.where(np.isnan(dense).any(axis=1), -1, dense.argmax(axis=1))
-
     def list_names(self, members: np.ndarray) -> list[list[str]]:
         """Return the names of each row's members, in the order of the classes."""
         return [[self.class_names[index] for index in np.flatnonzero(row)] for row in members]
@@ -172,10 +168,6 @@ class LabelsTask(Task):
     def members(self, targets: np.ndarray) -> np.ndarray:
         """Return which labels each picture has, bool [n, k]."""
         return targets == 1
-
-    def sparsify(self, dense: np.ndarray) -> np.ndarray:
-        """Return the targets that `densify` made [n, k] of."""
-        return np.nan_to_num(dense, nan=-1.0).astype(np.int8)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """Return the members that probabilities [n, k] speak for: those at `THRESHOLD` or above."""
@@ -267,10 +259,6 @@ class NumberTask(Task):
     def densify(self, targets: np.ndarray) -> np.ndarray:
         """Return the numbers as losses take them, float32 [n, 1]; NaN where they are not known."""
         return targets[:, None].astype(np.float32)
-
-    def sparsify(self, dense: np.ndarray) -> np.ndarray:
-        """Return the numbers, [n]."""
-        return dense[:, 0].astype(np.float64)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """Return the numbers as they are, [n, 1]."""

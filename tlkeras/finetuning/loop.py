@@ -46,14 +46,14 @@ class Part:
         weights: float32 [n].
         supply: From the name of a cut to what is read there.
         of_target: Which examples are of a target domain, bool [n], without labels and of weight 0; None without one.
-        groups: What examples belong together by, [n]; None where each stands for itself.
+        rows: Which of all examples they are, int64 [n]; only who fits heads anew asks for it.
     """
 
     targets: np.ndarray
     weights: np.ndarray
     supply: Callable[[str], Supply]
     of_target: np.ndarray | None = None
-    groups: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -262,9 +262,8 @@ class Loop:
         if work.stage.batch_norm == "reestimate" or (work.stage.batch_norm == "train" and fit is not None):
             work.reestimate(inputs for _, inputs in self._stream(work))
             if fit is not None:
-                supply, count = self.train.supply(work.cut), len(self.train)
-                views = [work.read_features(supply, count, epoch) for epoch in range(_FITTED_VIEWS)]
-                self.network.take_heads(fit(*map(np.concatenate, zip(*views, strict=True))))
+                supply = self.train.supply(work.cut)
+                self.network.take_heads(fit(*work.read_features(supply, len(self.train), _FITTED_VIEWS)))
             self._paste(self._distribution.agree(self._copy()))
 
     def _stream(self, work: StageWork) -> Iterator[tuple[np.ndarray, Any]]:

@@ -77,9 +77,14 @@ class StageWork:
         """Return the positions that could be read, int64 [m], and their logits, float32 [m, k]."""
         return self._ask(self._forward, supply, count, 0)
 
-    def read_features(self, supply: Supply, count: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions that could be read, int64 [m], and what the head takes of them, float32 [m, d]."""
-        return self._ask(make_forward(self._suffix, self._distribution, "features"), supply, count, epoch)
+    def read_features(self, supply: Supply, count: int, views: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions that could be read, int64 [m], and what the head takes of them, float32 [m, d].
+
+        Those of each view, as the first epochs show them, stand one after another.
+        """
+        forward = make_forward(self._suffix, self._distribution, "features")
+        positions, features = zip(*(self._ask(forward, supply, count, epoch) for epoch in range(views)), strict=True)
+        return np.concatenate(positions), np.concatenate(features)
 
     def _ask(
         self, forward: Callable[[tf.Tensor], tf.Tensor], supply: Supply, count: int, epoch: int

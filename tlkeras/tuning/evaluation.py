@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from tlkeras import assembly
+from tlkeras.assembly.heads import Side, fit_heads
 from tlkeras.data.checks import Inspection, inspect
 from tlkeras.errors import DataError
 from tlkeras.finetuning.measures import measure, measure_number
@@ -21,7 +22,6 @@ from tlkeras.mapping.heads import Head
 from tlkeras.recipe import Recipe
 from tlkeras.refinement import make_network, open_loop
 from tlkeras.sections.mapping import MAPS
-from tlkeras.training import Side, fit_heads
 from tlkeras.tuning.pool import ModelPool
 
 _KEPT = 4  # sets of features in memory at once

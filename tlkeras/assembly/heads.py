@@ -1,0 +1,71 @@
+"""The heads of all tasks, fitted on features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tlkeras.assembly.domains import TARGET
+from tlkeras.data.sources import Examples
+from tlkeras.data.tasks import Task
+from tlkeras.features.extraction import average_positions
+from tlkeras.mapping.heads import Head
+from tlkeras.mapping.numbers import NumberHead
+
+Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Features, targets, weights."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The pictures of one side, ready for heads.
+
+    Attributes:
+        rows: Positions among the examples, int64 [n]; of several views of a picture its own, each time.
+        X: What heads eat: features, float [n, d], or maps [n, h, w, c].
+    """
+
+    rows: np.ndarray
+    X: np.ndarray
+
+    def as_vectors(self) -> Side:
+        """Return the side with maps averaged over their positions."""
+        return Side(self.rows, average_positions(self.X))
+
+    def take(self, examples: Examples, task: Task) -> tuple[np.ndarray, Labelled]:
+        """Return rows, and features, targets as the task has them and weights, of pictures whose target is known."""
+        known = task.is_labelled(examples.targets[task.name][self.rows])
+        rows = self.rows[known]
+        X = self.X if known.all() else self.X[known]
+        return rows, (X, examples.targets[task.name][rows], examples.weights[rows])
+
+
+def fit_heads(make: Callable[[], Any], examples: Examples, parts: Mapping[str, Side]) -> dict[str, Head]:
+    """Return a fitted head per task: on frozen features nothing is shared, so that each is fitted alone."""
+    return {
+        task.name: _fit(NumberHead() if task.kind == "number" else make(), examples, task, parts)
+        for task in examples.tasks
+    }
+
+
+def _fit(head: Any, examples: Examples, task: Task, parts: Mapping[str, Side]) -> Head:
+    rows, train = parts["train"].take(examples, task)
+    held = parts["validation"].take(examples, task)[1] if "validation" in parts else None
+    target = parts.get(TARGET)
+    return head.fit(
+        *train,
+        validation=held if held is not None and len(held[0]) else None,
+        groups=find_groups(examples, rows),
+        **({"target": target.X} if target is not None and len(target.rows) else {}),
+    )
+
+
+def find_groups(examples: Examples, rows: np.ndarray) -> np.ndarray | None:
+    """Return what belongs together: what the source says, else the views of a picture; None where each is alone."""
+    groups = examples.groups[rows]
+    if (groups != "").any():
+        return groups
+    return rows if len(np.unique(rows)) < len(rows) else None
