@@ -10,6 +10,7 @@ import pytest
 import tlkeras
 from tlkeras.data.decoding import decode_file
 from tlkeras.errors import BackboneError, DataError, TlkerasError
+from tlkeras.mapping.linear import LinearHead
 
 
 def read_rows(path):
@@ -140,12 +141,10 @@ def test_failure_before_work_leaves_no_run(workplace):
 
 
 def test_failure_in_work_is_kept(workplace, monkeypatch):
-    from tlkeras import training
-
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_fit", interrupt)
+    monkeypatch.setattr(LinearHead, "fit", interrupt)
     with pytest.raises(KeyboardInterrupt):
         tlkeras.train("mine.yaml")
     manifest = json.loads((workplace / "runs/mine-01/manifest.json").read_text())
