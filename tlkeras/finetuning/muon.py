@@ -25,8 +25,21 @@ class ConvMuon(keras.optimizers.Muon):
     """
 
     def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
-        """Return the nearest orthogonal matrix, about, in the shape of the kernel."""
-        return ops.reshape(super().zeropower_via_newtonschulz5(_flatten(x), steps), x.shape)
+        """Return the nearest orthogonal matrix, about, in the shape of the kernel.
+
+        An iteration multiplies the matrix by a polynomial of its Gram matrix. These commute: their product is found
+        first, from small matrices alone, so that the whole one is multiplied twice and not twice per iteration.
+        """
+        matrix = _flatten(x)
+        matrix = matrix / (ops.norm(matrix) + 1e-7)
+        tall = matrix.shape[0] > matrix.shape[1]
+        turned = ops.transpose(matrix)
+        gram = turned @ matrix if tall else matrix @ turned
+        product = identity = ops.eye(gram.shape[0], dtype=gram.dtype)
+        for _ in range(steps):
+            factor = self.muon_a * identity + self.muon_b * gram + self.muon_c * gram @ gram
+            product, gram = factor @ product, factor @ gram @ factor
+        return ops.reshape(matrix @ product if tall else product @ matrix, x.shape)
 
     def lr_adjust(self, x: Any) -> Any:
         """Scale a step by the larger side of the matrix."""
