@@ -94,6 +94,7 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_heads_begin_at_what_new_statistics_of_batch_norm_make_of_the_features(place):
     stage = {"name": "top", "unfreeze": 1, "epochs": 1, "learning_rate": 1e-9, "batch_norm": "reestimate"}
     tuned = api.train("cells.yaml", {"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")

@@ -192,6 +192,7 @@ def test_interrupted_runs_end_with_the_same_bits(tmp_path, trained):
         assert np.array_equal(mine, its), mine.path  # the scale of the losses among them
 
 
+@pytest.mark.slow
 def test_a_recipe_asks_for_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mixed.yaml").write_text(RECIPE)

@@ -31,6 +31,8 @@ def shape_for(kind, X):
 def make_quick(kind, **options):
     if issubclass(HEADS[kind], TrainedHead):
         options |= {"fitting": Fitting(epochs=8, batch_size=16, learning_rate=1e-2)}
+    if kind == "transformer":
+        options |= {"width": 16, "blocks": 1}
     return make_head(kind, **options)
 
 
