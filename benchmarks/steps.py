@@ -1,8 +1,8 @@
-"""What a training step of the upper blocks takes with and without the cheaper operations, on one machine.
+"""What a training step of the upper blocks takes with and without the cheaper operations, and with Muon.
 
     python benchmarks/steps.py [--backbone efficientnet_lite0] [--size 300] [--blocks 9] [--batch 32] [--steps 20]
 
-Both take turns on the same random activations, from random weights, batch norm at rest. Medians; the ratio is of these.
+All take turns on the same random activations, from random weights, batch norm at rest. Medians; ratios are of these.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from unittest import mock
 
@@ -19,13 +19,18 @@ import numpy as np
 
 from tlkeras.backbones.building import build
 from tlkeras.features.pooling import pool
-from tlkeras.finetuning import scale_learning_rates, steps
+from tlkeras.finetuning import ConvMuon, scale_learning_rates, steps
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.objectives import make_objective
 from tlkeras.finetuning.schedule import Stage
 from tlkeras.finetuning.stages import StageWork
 
 WARM_UP = 3
+WAYS: Mapping[str, tuple[bool, Callable[[], keras.optimizers.Optimizer]]] = {
+    "layers' own operations": (False, keras.optimizers.AdamW),
+    "cheaper ones": (True, keras.optimizers.AdamW),
+    "cheaper ones and Muon instead of AdamW": (True, ConvMuon),
+}
 
 
 def main() -> None:
@@ -36,27 +41,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
-    takers = [make_taker(options, short) for short in (False, True)]
-    times: list[list[float]] = [[], []]
+    takers = [make_taker(options, short, make) for short, make in WAYS.values()]
+    times: list[list[float]] = [[] for _ in takers]
     for step in range(WARM_UP + options.steps):
         for taken, take in zip(times, takers, strict=True):
             started = time.perf_counter()
             take()
             if step >= WARM_UP:
                 taken.append(time.perf_counter() - started)
-    own, short = (statistics.median(taken) * 1000 for taken in times)
-    print("| | layers' own operations | cheaper ones | ratio |\n|---|---|---|---|")
-    print(f"| ms per step | {own:.0f} | {short:.0f} | {short / own:.2f} |")
+    medians = [statistics.median(taken) * 1000 for taken in times]
+    print("| | ms per step | of the first |\n|---|---|---|")
+    for name, median in zip(WAYS, medians, strict=True):
+        print(f"| {name} | {median:.0f} | {median / medians[0]:.2f} |")
 
 
-def make_taker(options: argparse.Namespace, short: bool) -> Callable[[], None]:
+def make_taker(
+    options: argparse.Namespace, short: bool, make_optimizer: Callable[[], keras.optimizers.Optimizer]
+) -> Callable[[], None]:
     """Return what takes a step; its first call traces."""
     backbone = build(options.backbone, size=options.size, weights="none")
     head = [keras.layers.Dense(2, name="logits"), keras.layers.Softmax(name="probabilities")]
     network = Network(backbone, pool(backbone, "average"), head, "network")
     stage = Stage(name="top", unfreeze=f"{options.blocks} blocks", epochs=1, learning_rate=1e-4)
     cut = network.blocks[-options.blocks - 1].cut
-    optimizer = scale_learning_rates(keras.optimizers.AdamW())
+    optimizer = scale_learning_rates(make_optimizer())
     optimizer.build(network.list_trainable([stage]))
     work = StageWork(network, stage, cut.name, optimizer, steps.Criterion(make_objective("softmax")))
     random = np.random.default_rng(0)
