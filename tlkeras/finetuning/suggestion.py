@@ -1,7 +1,7 @@
 """Stages from the size of the data, with the reason for each value.
 
 After BiT's HyperRule (Kolesnikov et al., 2020): no search, the number of pictures alone decides how long and how deep
-to train. The head is fitted before the backbone moves, as in LP-FT (Kumar et al., 2022). Rates are meant for AdamW.
+to train. The head is fitted before the backbone moves, as in LP-FT (Kumar et al., 2022). Rates are those of AdamW, which suit Muon, too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BATCH_NORM_PICTURES = 5_000
 BATCH_NORM_BATCH = 32
 
 _HEAD_STEPS = 500
-_STEPS = 1_500  # half of EfficientNet-Lite0 settles in so many on 2,000 pictures
+_STEPS = 750  # half of EfficientNet-Lite0 settles in so many on 1,600 pictures
 _MANY_STEPS = 5_000  # half of BiT's, whose first stage is not counted
 _LEAST_EPOCHS = 3
 _MOST_EPOCHS = 50
@@ -86,7 +86,7 @@ def suggest_stages(
 def _draft_head(setting: _Setting) -> list[Choice]:
     return [
         Choice("unfreeze", 0, "a random head would spoil the backbone, so it is fitted first (LP-FT)"),
-        Choice("learning_rate", 1e-3, "the usual rate of AdamW: nothing pretrained moves"),
+        Choice("learning_rate", 1e-3, "the usual rate: nothing pretrained moves"),
         _choose_epochs(setting, _HEAD_STEPS),
     ]
 
@@ -110,7 +110,7 @@ def _draft_backbone(setting: _Setting) -> dict[str, list[Choice]]:
     return {"top": _draft_stage(setting, top, count, _choose_epochs(setting, _STEPS))}
 
 
-_RATE = Choice("learning_rate", 3e-4, "a third of AdamW's usual rate: pretrained weights are near their goal")
+_RATE = Choice("learning_rate", 3e-4, "a third of the usual rate: pretrained weights are near their goal")
 
 
 def _draft_stage(setting: _Setting, unfreeze: Choice, count: int, epochs: Choice, rate: Choice = _RATE) -> list[Choice]:
@@ -123,7 +123,7 @@ def _draft_stage(setting: _Setting, unfreeze: Choice, count: int, epochs: Choice
         Choice("layer_decay", 0.75, "more than half of the blocks train: general ones move less (ULMFiT)")
         if decayed
         else Choice("layer_decay", 1.0, "only the upper half trains: one rate for it"),
-        Choice("warmup", 1.0, "one epoch in which AdamW learns the size of the gradients"),
+        Choice("warmup", 1.0, "one epoch in which the optimizer learns the size of the gradients"),
         Choice("decay", "cosine", "ends at rate 0, so that the last epochs only settle"),
         _choose_batch_norm(setting),
     ]
