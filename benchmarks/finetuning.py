@@ -43,6 +43,13 @@ STAGES = (
     {"name": "head", "blocks": 0, "learning_rate": 1e-2, "warmup": 0},
     {"name": "top", "blocks": 6, "learning_rate": 3e-4, "warmup": 1},
 )
+SAME = {  # as in plain Keras, whatever the recipe has
+    "augmentation.policy": "flip",
+    "finetuning.optimizer": "adam",
+    "finetuning.weight_decay": 0,
+    "finetuning.average": 0,
+    "finetuning.loss": {"kind": "softmax"},
+}
 PROBE, FINE_TUNED = "tlkeras, linear probe", "tlkeras, fine-tuned"
 
 
@@ -107,7 +114,7 @@ def compare_with_keras(
             run_child("write_table", "fine_tune", overrides, table)
             script = [str(HERE / "keras_finetuning.py"), table, json.dumps(stages)]
             results["plain Keras"].append(measure([sys.executable, *script, "--size", str(SIZE), "--seed", str(seed)]))
-            overrides |= {"finetuning.stages": as_recipe(stages), "finetuning.keep": "last"}
+            overrides |= {"finetuning.stages": as_recipe(stages), "finetuning.keep": "last", **SAME}
             results["tlkeras"].append(train_cold("fine_tune", overrides, folder))
     return results
 

@@ -34,6 +34,10 @@ def run(seed: int, choice: dict[str, Any], arguments: argparse.Namespace) -> tup
             "training.seed": seed,
             "backbone.size": arguments.size,
             "finetuning.stages": stages,
+            "finetuning.optimizer": "adamw",
+            "finetuning.weight_decay": 0,
+            "finetuning.average": 0,
+            "finetuning.loss": {"kind": "softmax"},
             "finetuning.keep": "last",  # not the start, where that was better: views are what is compared
             "cache.root": f"{folder}/cache",
             **choice,

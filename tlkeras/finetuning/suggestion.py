@@ -1,7 +1,8 @@
 """Stages from the size of the data, with the reason for each value.
 
 After BiT's HyperRule (Kolesnikov et al., 2020): no search, the number of pictures alone decides how long and how deep
-to train. The head is fitted before the backbone moves, as in LP-FT (Kumar et al., 2022). Rates are those of AdamW, which suit Muon, too.
+to train. The head is fitted before the backbone moves, as in LP-FT (Kumar et al., 2022). Rates are those of AdamW;
+they suit Muon, too.
 """
 
 from __future__ import annotations
