@@ -31,9 +31,14 @@ evaluation: {bootstrap: 100}
 """
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))
+def recipe(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("TLKERAS_CACHE", str(cache))
     (tmp_path / "staged.yaml").write_text(RECIPE)
     return str(tmp_path / "staged.yaml")
 

@@ -134,10 +134,10 @@ def decay(rate=0.1):
 @pytest.mark.parametrize(
     "make_optimizer",
     [
-        lambda: keras.optimizers.AdamW(1e-2, use_ema=True),
+        pytest.param(lambda: keras.optimizers.AdamW(1e-2, use_ema=True), marks=pytest.mark.slow),
         lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(decay(), momentum=0.9)),
         lambda: scale_learning_rates(keras.optimizers.Adam(1e-2, gradient_accumulation_steps=2)),
-        lambda: keras.optimizers.RMSprop(lambda: 1e-2),
+        pytest.param(lambda: keras.optimizers.RMSprop(lambda: 1e-2), marks=pytest.mark.slow),
     ],
     ids=["averages", "scaled losses on a schedule", "rates per variable", "function"],
 )
