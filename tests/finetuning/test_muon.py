@@ -51,7 +51,10 @@ def test_a_step_is_as_long_in_every_direction():
     assert lengths.min() > 0.65 and lengths.max() < 1.25
 
 
-@pytest.mark.parametrize("shape, name", [((3, 3, 5, 1), "w"), ((7,), "w"), ((1, 1, 4, 6), "kept")])
+@pytest.mark.parametrize(
+    "shape, name",
+    [((3, 3, 5, 1), "w"), ((7,), "w"), ((1, 1, 4, 6), "kept"), ((1, 4, 6), "Position_Embedding")],
+)
 def test_what_is_no_matrix_moves_as_under_adamw(shape, name):
     gradients = [draw(shape, 1), draw(shape, 2)]
     muon = ConvMuon(learning_rate=0.1, adam_weight_decay=0.01, exclude_layers=["kept"])

@@ -16,7 +16,8 @@ class ConvMuon(keras.optimizers.Muon):
     A kernel [..., inputs, outputs] is taken as the matrix from all that an output sees to the outputs, and its step has
     the same length in every direction. Under AdamW the numbers of a step are of one size, so that where inputs are
     never negative, as behind a ReLU, they add up to a shift of the output's mean, which frozen batch norm does not take
-    back. Depthwise kernels are no such matrices: they, vectors and what `exclude_layers` names take AdamW's steps.
+    back. Depthwise kernels are no such matrices: they, vectors, embeddings and what `exclude_layers` names take AdamW's
+    steps.
 
     Args are those of `keras.optimizers.Muon`, and so is the size of a step: 0.2 on average, times the rate, whatever
     the shape (`rms_rate`), so that rates and weight decay for AdamW suit it.
@@ -48,8 +49,8 @@ class ConvMuon(keras.optimizers.Muon):
     def _should_use_adamw(self, variable: Any) -> bool:
         if len(variable.shape) <= 2:
             return super()._should_use_adamw(variable)
-        excluded = any(re.search(keyword, variable.path) for keyword in self.exclude_layers)
-        return excluded or variable.shape[-1] == 1
+        keywords = [*self.exclude_layers, *(["(?i)embedding"] if self.exclude_embeddings else [])]
+        return variable.shape[-1] == 1 or any(re.search(keyword, variable.path) for keyword in keywords)
 
 
 def _flatten(x: Any) -> Any:
