@@ -198,7 +198,7 @@ def train(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
 def write_table(recipe: str, overrides: dict[str, Any], path: str) -> dict[str, int]:
     """Write which pictures a recipe trains, validates and tests on, for those who cannot read recipes."""
     from tlkeras import assembly
-    from tlkeras.recipe import load_recipe
+    from tlkeras.config.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides)
     examples = assembly.read_examples(resolved)

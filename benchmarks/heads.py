@@ -31,6 +31,7 @@ from sklearn.model_selection import train_test_split
 from tlkeras import assembly
 from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.weights import fingerprint
+from tlkeras.config.recipe import load_recipe
 from tlkeras.data.checks import inspect
 from tlkeras.exporting.parity import measure_size
 from tlkeras.features.extraction import extract
@@ -39,7 +40,6 @@ from tlkeras.features.pooling import pool_tensor
 from tlkeras.mapping.deep import Fitting, TrainedHead
 from tlkeras.mapping.heads import HEADS, join, make_head
 from tlkeras.mapping.kernel import KernelSpace
-from tlkeras.recipe import load_recipe
 
 DEPTHS = {
     "last block": (-1,),

@@ -106,8 +106,8 @@ def run_plain(trials: int) -> tuple[float, float, float]:
 
     from tlkeras import assembly
     from tlkeras.backbones.building import build
+    from tlkeras.config.recipe import load_recipe
     from tlkeras.data.decoding import decode
-    from tlkeras.recipe import load_recipe
 
     recipe = load_recipe("quickstart", {"data.validation": 0.15})
     examples = assembly.read_examples(recipe)

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from tlkeras.cli import main
-from tlkeras.recipe import list_recipes
+from tlkeras.config.recipe import list_recipes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -13,9 +13,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from tlkeras import assembly, charts
 from tlkeras.cli import main
+from tlkeras.config.recipe import load_recipe
 from tlkeras.data.checks import inspect
 from tlkeras.exploration import divide_classes, measure_depths
-from tlkeras.recipe import load_recipe
 from tlkeras.tables import draw_features
 
 

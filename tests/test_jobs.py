@@ -33,8 +33,8 @@ def test_features_are_those_that_training_sees(workplace):
     assert (result["pictures"], result["rows"], result["shards"], result["computed"]) == (32, 32, 4, 32)
     table = pyarrow.parquet.read_table("out/parts")
     from tlkeras import assembly
+    from tlkeras.config.recipe import load_recipe
     from tlkeras.data.checks import inspect
-    from tlkeras.recipe import load_recipe
 
     recipe = load_recipe("mine.yaml")
     inspection = inspect(assembly.read_examples(recipe))

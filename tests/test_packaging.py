@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tlkeras
-from tlkeras.recipe import list_recipes
+from tlkeras.config.recipe import list_recipes
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,8 +11,8 @@ from PIL import Image
 from tlkeras import api
 from tlkeras.backbones import downloads
 from tlkeras.cli import main
+from tlkeras.config.recipe import load_recipe
 from tlkeras.errors import BackboneError
-from tlkeras.recipe import load_recipe
 from tlkeras.recommendation import recommend as recommending
 from tlkeras.recommendation.advice import (
     Situation,

@@ -18,16 +18,16 @@ from tlkeras.bulk.local import run_processes
 from tlkeras.bulk.rows import feature_table, prediction_table
 from tlkeras.bulk.shards import Work, work_off
 from tlkeras.collection import name_columns
+from tlkeras.config.recipe import Recipe
+from tlkeras.config.yaml_loader import freeze
 from tlkeras.data import decoding
 from tlkeras.data.pipeline import count_cores
 from tlkeras.data.sources import walk_pictures
-from tlkeras.document import freeze
 from tlkeras.errors import RecipeError, RunError, TlkerasError, suggest
 from tlkeras.features.engines import make_engine
 from tlkeras.mapping.heads import arrange
 from tlkeras.prediction import expand, load_model
 from tlkeras.progress import track
-from tlkeras.recipe import Recipe
 from tlkeras.records import read_tasks
 from tlkeras.runs import Run, describe_environment
 

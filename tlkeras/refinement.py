@@ -13,6 +13,7 @@ import numpy as np
 
 from tlkeras import assembly
 from tlkeras.charts import draw_history
+from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation import number_views
 from tlkeras.data.checks import Inspection
 from tlkeras.features.extraction import Pictures, extract
@@ -25,7 +26,6 @@ from tlkeras.finetuning.plan import Plan
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.supply import Supply
 from tlkeras.mapping.heads import Head, arrange, list_layers
-from tlkeras.recipe import Recipe
 from tlkeras.runs import Run
 
 CHECKPOINTS = "checkpoints"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras import assembly, survey
+from tlkeras.config.recipe import Recipe
 from tlkeras.data.checks import Inspection, inspect, leave_out_damaged
 from tlkeras.data.cleaning import clean, write_manifest
 from tlkeras.data.copies import Copies, LeakingGroup, find_copies, find_leaking_groups, join_groups
@@ -22,7 +23,6 @@ from tlkeras.features.memory import check_memory
 from tlkeras.features.prefix import Prefix
 from tlkeras.findings import draw_findings
 from tlkeras.gallery import check_page, write_page
-from tlkeras.recipe import Recipe
 from tlkeras.tuning.search import check_space
 
 MOST_FEATURES = 2000  # computed without being asked for: some seconds

@@ -14,6 +14,7 @@ import numpy as np
 
 from tlkeras import assembly, progress
 from tlkeras.assembly.heads import Side, find_groups, fit_heads
+from tlkeras.config.recipe import Recipe, dump_recipe, fingerprint, load_recipe
 from tlkeras.data.checks import inspect
 from tlkeras.data.sources import Examples
 from tlkeras.data.splits import check_sides
@@ -28,7 +29,6 @@ from tlkeras.mapping.heads import Head, join
 from tlkeras.mapping.late import fuse_late
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.mapping.numbers import NumberHead
-from tlkeras.recipe import Recipe, dump_recipe, fingerprint, load_recipe
 from tlkeras.records import write_answers, write_fusion, write_pictures, write_probes
 from tlkeras.refinement import CHECKPOINTS, answer, fine_tune
 from tlkeras.runs import Run, create_run, logging_to

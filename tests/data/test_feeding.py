@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from tlkeras import api
+from tlkeras.config.recipe import load_recipe
 from tlkeras.data.augmentation import choose_views, derive_keys, show_one
 from tlkeras.data.feeding import _MOST_WAITING, _put_in_order, check_feed, start_feeding, stream_fed
 from tlkeras.data.pipeline import stream_pictures
 from tlkeras.data.policies import make_policy
 from tlkeras.errors import DataError, RecipeError, RunError
-from tlkeras.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from tlkeras.assembly.finetuning import make_optimizer
+from tlkeras.config.schema import Finetuning
 from tlkeras.finetuning.muon import ConvMuon
 from tlkeras.finetuning.optimizers import scale_learning_rates
-from tlkeras.sections import Finetuning
 
 
 def move(optimizer, value, gradients, name="w"):

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from tlkeras.config.schema.heads import MAPS, SINGLE
 from tlkeras.mapping.deep import DeepHead, Fitting, TrainedHead
 from tlkeras.mapping.heads import HEADS, join, make_head
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.mapping.links import Sigmoid, Softmax, find_link
-from tlkeras.sections.mapping import MAPS, SINGLE
 
 
 def make_labelled(count=240, width=8, seed=0):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tlkeras import api
+from tlkeras.config.schema.tuning import Dimension
 from tlkeras.errors import MissingExtraError, RecipeError, TlkerasError
-from tlkeras.sections.tuning import Dimension
 from tlkeras.tuning import clusters
 
 TUNED = """\
@@ -93,7 +93,7 @@ def test_actors_carry_out_the_trials_of_a_search(tuned):
 @with_ray
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
 def test_an_actor_that_dies_fails_its_trial_and_is_replaced(tuned):
-    from tlkeras.recipe import load_recipe
+    from tlkeras.config.recipe import load_recipe
 
     actors = clusters.Actors(load_recipe("tuned.yaml"), 1)
     try:

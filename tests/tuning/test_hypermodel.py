@@ -3,8 +3,8 @@
 import keras_tuner
 import pytest
 
+from tlkeras.config.recipe import load_recipe
 from tlkeras.errors import RecipeError
-from tlkeras.recipe import load_recipe
 from tlkeras.tuning.hypermodel import RecipeHyperModel
 
 TUNED = """

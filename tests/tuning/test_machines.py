@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tlkeras.config.recipe import load_recipe
 from tlkeras.errors import RecipeError, ResourceError, RunError, TlkerasError
-from tlkeras.recipe import load_recipe
 from tlkeras.tuning import machines
 from tlkeras.tuning.machines import Machines, Place, identify, read_place, serve_chief
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tlkeras.sections.tuning import Dimension, Tuning
+from tlkeras.config.schema.tuning import Dimension, Tuning
 from tlkeras.tuning.oracles import Proposals
 
 SPACE = {

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from tlkeras import api
 from tlkeras.cli import main
+from tlkeras.config.recipe import load_recipe
+from tlkeras.config.schema.tuning import Dimension
 from tlkeras.errors import RunError
-from tlkeras.recipe import load_recipe
-from tlkeras.sections.tuning import Dimension
 from tlkeras.tuning import search as searching
 from tlkeras.tuning.evaluation import Evaluator
 from tlkeras.tuning.report import measure_importance

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tlkeras.config.recipe import validate_values
 from tlkeras.errors import RecipeError
-from tlkeras.recipe import validate_values
 from tlkeras.tuning.search import check_space
 from tlkeras.tuning.space import apply_values, list_corners, make_hyperparameters, read_values
 

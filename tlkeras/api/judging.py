@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras.api.running import RUNS
+from tlkeras.config.recipe import load_recipe
 from tlkeras.errors import RunError
 from tlkeras.loading import load_tensorflow
-from tlkeras.recipe import load_recipe
 from tlkeras.runs import open_run
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tlkeras import recipe as recipes
 from tlkeras.api.running import RUNS
+from tlkeras.config import recipe as recipes
+from tlkeras.config.recipe import Recipe
 from tlkeras.errors import RecipeError, ResourceError, RunError
 from tlkeras.loading import load_tensorflow
-from tlkeras.recipe import Recipe
 from tlkeras.runs import Run, list_runs
 
 

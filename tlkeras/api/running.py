@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlkeras import recipe as recipes
+from tlkeras.config import recipe as recipes
 from tlkeras.loading import load_tensorflow
 from tlkeras.runs import Run, find_unfinished, open_run
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tlkeras import recipe as recipes
 from tlkeras.api.recipes import resolve
 from tlkeras.api.running import RUNS, train
+from tlkeras.config import recipe as recipes
 from tlkeras.errors import RecipeError
 from tlkeras.loading import load_tensorflow
 from tlkeras.runs import Run, find_run

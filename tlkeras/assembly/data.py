@@ -11,6 +11,7 @@ import numpy as np
 
 from tlkeras.assembly.domains import is_target, keep_domains, part_domains
 from tlkeras.backbones.catalog import find_backbone
+from tlkeras.config.recipe import Recipe
 from tlkeras.data.checks import Inspection
 from tlkeras.data.feeding import check_feed
 from tlkeras.data.policies import Policy, make_policy
@@ -21,7 +22,6 @@ from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError
 from tlkeras.features.cache import ActivationCache, default_root
 from tlkeras.features.extraction import Pictures
-from tlkeras.recipe import Recipe
 
 
 def read_source(recipe: Recipe) -> Table:

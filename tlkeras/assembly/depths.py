@@ -8,13 +8,13 @@ import numpy as np
 from tlkeras.assembly.data import open_cache, take_pictures
 from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.weights import fingerprint
+from tlkeras.config.recipe import Recipe
+from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.data.checks import Inspection
 from tlkeras.features.extraction import average_positions, extract
 from tlkeras.features.handcrafted import list_handcrafted
 from tlkeras.features.pooling import pool_tensor
 from tlkeras.features.prefix import FEATURES, SOURCE, Prefix, answer_source
-from tlkeras.recipe import Recipe
-from tlkeras.sections.features import NO_BACKBONE
 
 
 def extract_depths(

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from tlkeras.cluster import PATIENCE, meet, read_cluster
+from tlkeras.config.recipe import Recipe, fingerprint
 from tlkeras.errors import RecipeError
 from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution, make_mirrored, make_multi_worker
-from tlkeras.recipe import Recipe, fingerprint
 from tlkeras.runs import describe_environment
 
 _VERSIONS = ("tlkeras", "tensorflow", "keras", "numpy")

@@ -13,6 +13,9 @@ from tlkeras.assembly.stages import plan_recipe
 from tlkeras.backbones.blocks import Cut, find_blocks, find_cut, find_cuts
 from tlkeras.backbones.building import build, build_source_head
 from tlkeras.backbones.orientations import average_orientations, check_map
+from tlkeras.config.recipe import Recipe
+from tlkeras.config.schema.features import NO_BACKBONE
+from tlkeras.config.schema.heads import MAPS
 from tlkeras.data.augmentation import PLAIN, View, number_views
 from tlkeras.data.checks import Inspection
 from tlkeras.data.sources import Examples
@@ -24,9 +27,6 @@ from tlkeras.features.handcrafted import Handcrafted, make_layers
 from tlkeras.features.pooling import pool
 from tlkeras.features.prefix import FEATURES, SOURCE, Prefix
 from tlkeras.finetuning.plan import Plan
-from tlkeras.recipe import Recipe
-from tlkeras.sections.features import NO_BACKBONE
-from tlkeras.sections.mapping import MAPS
 
 KEPT_PRECISION = "float16"
 """Of activations to train from: half the bytes of float32, and what rounds is far below what batches scatter."""

@@ -15,6 +15,8 @@ from tlkeras.assembly.data import make_recipe_policy, picture_size, take_picture
 from tlkeras.assembly.heads import Side, fit_heads
 from tlkeras.assembly.mapping import make_recipe_head
 from tlkeras.assembly.stages import require_finetuning
+from tlkeras.config.recipe import Recipe
+from tlkeras.config.schema import Finetuning
 from tlkeras.data.augmentation import choose_views, derive_keys
 from tlkeras.data.augmentation_layer import choose_place
 from tlkeras.data.checks import Inspection
@@ -43,8 +45,6 @@ from tlkeras.mapping.heads import list_layers
 from tlkeras.mapping.multitask import JointLoss, Uncertainty, project_conflicts
 from tlkeras.mapping.transfer import WEIGHTS, Discrepancy, Transfer
 from tlkeras.mapping.weighting import weigh_examples
-from tlkeras.recipe import Recipe
-from tlkeras.sections import Finetuning
 
 
 def make_loop(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from tlkeras.config.recipe import Recipe
 from tlkeras.mapping.deep import Fitting, TrainedHead
 from tlkeras.mapping.heads import HEADS, Head, make_head
 from tlkeras.mapping.kernel import KernelSpace
 from tlkeras.mapping.selection import SelectingHead
-from tlkeras.recipe import Recipe
 
 
 def make_recipe_head(recipe: Recipe) -> Head:

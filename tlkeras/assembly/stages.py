@@ -11,6 +11,8 @@ import numpy as np
 
 from tlkeras.assembly.data import make_recipe_policy
 from tlkeras.assembly.domains import list_learned
+from tlkeras.config.recipe import Recipe
+from tlkeras.config.schema import Finetuning
 from tlkeras.data.sources import Examples
 from tlkeras.errors import RecipeError, TlkerasError
 from tlkeras.features.prefix import Prefix
@@ -18,8 +20,6 @@ from tlkeras.finetuning.measures import MEASURES
 from tlkeras.finetuning.plan import Plan, plan_stages
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.suggestion import Choice, suggest_stages
-from tlkeras.recipe import Recipe
-from tlkeras.sections import Finetuning
 
 
 def make_schedule(recipe: Recipe, prefix: Prefix, pictures: int, classes: int) -> tuple[Schedule, tuple[Choice, ...]]:

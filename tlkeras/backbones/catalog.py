@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tlkeras.config.schema.features import HUB
 from tlkeras.errors import BackboneError, suggest
-from tlkeras.sections.features import HUB
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from keras import layers
 from tlkeras.backbones.catalog import Entry
 from tlkeras.backbones.graph import count_multiply_adds, is_named_by_keras, repeat_graph, to_snake_case
 from tlkeras.backbones.hub_layers import HubLayer, import_hub, is_of_hub
+from tlkeras.config.schema.features import HUB
 from tlkeras.errors import BackboneError, suggest
-from tlkeras.sections.features import HUB
 
 _USUAL_SIZE = 224  # pixels, of presets that take any
 _TOLERANCE = 1e-3  # of a rebuilt graph's answers, relative to the largest

@@ -36,7 +36,7 @@ def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **crew: An
     Example: tlkeras features extract photos/ --out features/ --workers 2
     """
     from tlkeras import api
-    from tlkeras.recipe import parse_overrides
+    from tlkeras.config.recipe import parse_overrides
 
     result = api.extract_features(recipe, overrides=parse_overrides(assignments), **crew)
     print_result(result, as_json, "draw_job")

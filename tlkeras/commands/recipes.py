@@ -55,7 +55,7 @@ def check(
     Example: tlkeras check photos/ --html check.html
     """
     from tlkeras import api
-    from tlkeras.recipe import parse_overrides
+    from tlkeras.config.recipe import parse_overrides
 
     result = api.check(recipe, parse_overrides(assignments), deep=deep, html=html, fix=fix)
     print_result(result, as_json, "draw_check")
@@ -79,7 +79,7 @@ def schedule(recipe: str, assignments: tuple[str, ...], as_json: bool) -> None:
     Example: tlkeras show schedule fine_tune
     """
     from tlkeras import api
-    from tlkeras.recipe import parse_overrides
+    from tlkeras.config.recipe import parse_overrides
 
     print_result(api.show_schedule(recipe, parse_overrides(assignments)), as_json, "draw_schedule")
 
@@ -100,7 +100,7 @@ def augmentation(
     Example: tlkeras show augmentation fine_tune --set augmentation.policy=rand_augment
     """
     from tlkeras import api
-    from tlkeras.recipe import parse_overrides
+    from tlkeras.config.recipe import parse_overrides
 
     overrides = parse_overrides(assignments)
     result = api.show_augmentation(recipe, overrides, to=to, pictures=pictures, views=views)
@@ -123,7 +123,7 @@ def rates(
     Example: tlkeras show rates fine_tune --stage top
     """
     from tlkeras import api
-    from tlkeras.recipe import parse_overrides
+    from tlkeras.config.recipe import parse_overrides
 
     result = api.show_rates(recipe, parse_overrides(assignments), stage=stage, steps=steps, to=to)
     print_result(result, as_json, "draw_rates")
@@ -147,6 +147,6 @@ def features(recipe: str, assignments: tuple[str, ...], as_json: bool, **options
     Example: tlkeras show features quickstart --layer block3b
     """
     from tlkeras import api
-    from tlkeras.recipe import parse_overrides
+    from tlkeras.config.recipe import parse_overrides
 
     print_result(api.show_features(recipe, parse_overrides(assignments), **options), as_json, "draw_features")

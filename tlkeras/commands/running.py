@@ -26,7 +26,7 @@ def train(
     Example: tlkeras train quickstart --set data.seed=1
     """
     from tlkeras import api
-    from tlkeras.recipe import parse_overrides
+    from tlkeras.config.recipe import parse_overrides
 
     if (recipe is None) == (resume is None):
         raise click.UsageError("Give either a RECIPE to train or --resume RUN to go on with.")

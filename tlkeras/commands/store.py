@@ -57,6 +57,6 @@ def pack(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: An
              tlkeras train mine.yaml --set data.source=packed/pictures.csv
     """
     from tlkeras import api
-    from tlkeras.recipe import parse_overrides
+    from tlkeras.config.recipe import parse_overrides
 
     print_result(api.pack(recipe, overrides=parse_overrides(assignments), **options), as_json, "draw_packed")

@@ -37,7 +37,7 @@ def recommend(recipe: str, assignments: tuple[str, ...], as_json: bool, **option
     Example: tlkeras recommend photos/ --max-latency 20 --to mine.yaml
     """
     from tlkeras import api
-    from tlkeras.recipe import parse_overrides
+    from tlkeras.config.recipe import parse_overrides
 
     others = {name: options.pop(name) for name in ("pictures", "minutes", "picture", "to")}
     limits = _name_limits(options)
@@ -81,7 +81,7 @@ def tune(
              tlkeras tune report latest                     table and pictures of a search
     """
     from tlkeras import api
-    from tlkeras.recipe import parse_overrides
+    from tlkeras.config.recipe import parse_overrides
 
     if recipe == "report":
         result = api.report_tuning(search or "latest", runs=runs)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras import assembly
+from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.checks import Inspection, inspect
 from tlkeras.data.headers import printable
 from tlkeras.errors import RunError
@@ -17,7 +18,6 @@ from tlkeras.evaluation.figures import COLUMNS, gather, list_rows, measure_answe
 from tlkeras.features.extraction import extract
 from tlkeras.mapping.heads import arrange
 from tlkeras.prediction import load_model
-from tlkeras.recipe import Recipe, load_recipe
 from tlkeras.records import Answers, read_answers, read_tasks, take
 from tlkeras.runs import Run
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from tlkeras import assembly
+from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.checks import Inspection, inspect
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import PictureError, printable
@@ -21,7 +22,6 @@ from tlkeras.mapping.heads import arrange
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.mapping.validation import answer_out_of_fold
 from tlkeras.prediction import load_model
-from tlkeras.recipe import Recipe, load_recipe
 from tlkeras.records import Answers, has_answers, read_answers, read_tasks
 from tlkeras.runs import Run
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras import assembly
+from tlkeras.config.recipe import dump_recipe
 from tlkeras.errors import BackboneError, RunError, TlkerasError
 from tlkeras.evaluation import abstention, figures, mistakes
 from tlkeras.evaluation.attribution import METHODS, Explainer, Method, check_sanity
@@ -21,7 +22,6 @@ from tlkeras.evaluation.elsewhere import list_elsewhere
 from tlkeras.evaluation.learning import measure_learning
 from tlkeras.evaluation.material import Material
 from tlkeras.evaluation.robustness import measure_robustness
-from tlkeras.recipe import dump_recipe
 from tlkeras.records import Answers, read_answers, read_probes, take
 from tlkeras.runs import Run
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras import assembly
+from tlkeras.config.recipe import Recipe, dump_recipe, load_recipe
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
 from tlkeras.exporting.parity import KERAS, Row
 from tlkeras.exporting.versions import CONFIG, replace
-from tlkeras.recipe import Recipe, dump_recipe, load_recipe
 from tlkeras.runs import Run
 
 LABELS = "labels.json"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from tlkeras.backbones.catalog import Entry, find_backbone, list_backbones
 from tlkeras.backbones.weights import find_obstacle
+from tlkeras.config.schema.features import HUB
 from tlkeras.errors import BackboneError, suggest
-from tlkeras.sections.features import HUB
 
 BYTES_PER_PARAMETER = 4
 

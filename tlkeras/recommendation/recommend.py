@@ -21,6 +21,9 @@ from tlkeras.backbones.building import build_source_head
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.backbones.weights import find_obstacle
 from tlkeras.charts import draw_front
+from tlkeras.config.recipe import Recipe, validate_values
+from tlkeras.config.schema import Finetuning
+from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.data.checks import Inspection, inspect
 from tlkeras.errors import BackboneError, RecipeError, ResourceError, TlkerasError
 from tlkeras.exploration import Classed, divide_classes, draw_rows, measure_depths
@@ -28,7 +31,6 @@ from tlkeras.features.prefix import FEATURES, SOURCE
 from tlkeras.finetuning.suggestion import suggest_stages
 from tlkeras.preview import check_target
 from tlkeras.progress import hide, track
-from tlkeras.recipe import Recipe, validate_values
 from tlkeras.recommendation.advice import (
     Answer,
     Situation,
@@ -40,8 +42,6 @@ from tlkeras.recommendation.advice import (
 from tlkeras.recommendation.candidates import TARGETS, Candidate, Limits, choose_candidates
 from tlkeras.recommendation.costs import Costs, Question, measure_costs
 from tlkeras.recommendation.scoring import Scores, score_features
-from tlkeras.sections import Finetuning
-from tlkeras.sections.features import NO_BACKBONE
 
 _LOOKED_AT = 200
 _LARGER = 4 / 3

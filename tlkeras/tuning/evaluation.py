@@ -15,13 +15,13 @@ import numpy as np
 
 from tlkeras import assembly
 from tlkeras.assembly.heads import Side, fit_heads
+from tlkeras.config.recipe import Recipe
+from tlkeras.config.schema.heads import MAPS
 from tlkeras.data.checks import Inspection, inspect
 from tlkeras.errors import DataError
 from tlkeras.finetuning.measures import measure, measure_number
 from tlkeras.mapping.heads import Head
-from tlkeras.recipe import Recipe
 from tlkeras.refinement import make_network, open_loop
-from tlkeras.sections.mapping import MAPS
 from tlkeras.tuning.pool import ModelPool
 
 _KEPT = 4  # sets of features in memory at once

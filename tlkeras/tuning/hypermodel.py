@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import keras_tuner
 
-from tlkeras.recipe import Recipe, load_recipe
+from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.tuning.evaluation import Evaluator
 from tlkeras.tuning.search import check_space
 from tlkeras.tuning.space import apply_values, declare, read_values

@@ -25,8 +25,8 @@ import keras_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.src import protos
 
+from tlkeras.config.recipe import Recipe, fingerprint
 from tlkeras.errors import RecipeError, ResourceError, RunError, TlkerasError
-from tlkeras.recipe import Recipe, fingerprint
 from tlkeras.tuning.workers import Ended, attempt
 
 VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")

@@ -12,7 +12,7 @@ import keras_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 from threadpoolctl import threadpool_limits
 
-from tlkeras.sections.tuning import Tuning
+from tlkeras.config.schema.tuning import Tuning
 from tlkeras.tuning.space import make_hyperparameters, read_values
 
 SCORE = "score"

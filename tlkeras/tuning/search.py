@@ -15,10 +15,10 @@ import numpy as np
 
 from tlkeras import progress
 from tlkeras.bulk.clusters import check_engine
+from tlkeras.config.recipe import Recipe, dump_recipe, fingerprint
+from tlkeras.config.schema.tuning import Tuning
 from tlkeras.errors import RecipeError, ResourceError, RunError
-from tlkeras.recipe import Recipe, dump_recipe, fingerprint
 from tlkeras.runs import Run, create_run, list_runs
-from tlkeras.sections.tuning import Tuning
 from tlkeras.tuning.evaluation import Evaluator
 from tlkeras.tuning.machines import Machines, Place, identify
 from tlkeras.tuning.oracles import Proposals

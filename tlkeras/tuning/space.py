@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tlkeras.document import freeze
+from tlkeras.config.recipe import Recipe, validate_values
+from tlkeras.config.schema.tuning import Dimension, Tuning
+from tlkeras.config.yaml_loader import freeze
 from tlkeras.errors import RecipeError
-from tlkeras.recipe import Recipe, validate_values
-from tlkeras.sections.tuning import Dimension, Tuning
 
 EPOCHS = "tuner/epochs"
 VALIDATION = 0.2

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.pipeline import list_cores
 from tlkeras.errors import TlkerasError
-from tlkeras.recipe import Recipe, load_recipe
 from tlkeras.tuning.space import apply_values
 
 _GROWTH = 1 << 30  # bytes above the first trial at which a worker makes room for a fresh one

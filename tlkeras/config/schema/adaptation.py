@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tlkeras.sections.fields import Names, Section, Strength
+from tlkeras.config.schema.fields import Names, Section, Strength
 
 TUNED = ("none", "dann", "cdan", "mmd", "deep_coral", "mcc")
 """Methods that a network can be fine-tuned by; all others align frozen features."""

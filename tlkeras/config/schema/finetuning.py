@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from tlkeras.sections.fields import Rate, Section, Share, Strength, auto_as_none, kind_by_default
+from tlkeras.config.schema.fields import Rate, Section, Share, Strength, auto_as_none, kind_by_default
 
 
 def _check_stages(value: Any) -> Any:

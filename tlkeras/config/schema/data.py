@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from tlkeras.sections.fields import Names, Section, Share, auto_as_none
+from tlkeras.config.schema.fields import Names, Section, Share, auto_as_none
 
 
 def _check_policy(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tlkeras.sections.fields import Section
+from tlkeras.config.schema.fields import Section
 
 
 def _name_values(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from tlkeras.sections.fields import Section
+from tlkeras.config.schema.fields import Section
 
 
 class Sift(Section):

@@ -18,9 +18,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from tlkeras.document import Document, parse_document, parse_value
+from tlkeras.config.schema import Recipe, Section, Stage
+from tlkeras.config.yaml_loader import Document, parse_document, parse_value
 from tlkeras.errors import RecipeError, suggest
-from tlkeras.sections import Recipe, Section, Stage
 
 
 def load_recipe(reference: str, overrides: Mapping[str, Any] | None = None, *, quick: bool = False) -> Recipe:

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tlkeras.sections.fields import Section, as_tuple
-from tlkeras.sections.handcrafted import Handcrafted
+from tlkeras.config.schema.fields import Section, as_tuple
+from tlkeras.config.schema.handcrafted import Handcrafted
 
 NO_BACKBONE = "none"
 """The name of a backbone where there is none, and features are handcrafted alone."""

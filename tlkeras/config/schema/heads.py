@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tlkeras.sections.fields import Rate, Section, Share, kind_by_default
+from tlkeras.config.schema.fields import Rate, Section, Share, kind_by_default
 
 
 def _check_strength(value: Any) -> Any:

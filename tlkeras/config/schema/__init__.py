@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from tlkeras.sections.data import Augmentation, Data
-from tlkeras.sections.domains import TUNED, Domains
-from tlkeras.sections.features import NO_BACKBONE, Backbone, Features
-from tlkeras.sections.fields import Section
-from tlkeras.sections.finetuning import Finetuning, Stage
-from tlkeras.sections.mapping import MAPS, SINGLE, Head, Linear, Training
-from tlkeras.sections.running import Cache, Evaluation
-from tlkeras.sections.tuning import Tuning
+from tlkeras.config.schema.adaptation import TUNED, Domains
+from tlkeras.config.schema.data import Augmentation, Data
+from tlkeras.config.schema.evaluation import Cache, Evaluation
+from tlkeras.config.schema.features import NO_BACKBONE, Backbone, Features
+from tlkeras.config.schema.fields import Section
+from tlkeras.config.schema.finetuning import Finetuning, Stage
+from tlkeras.config.schema.heads import MAPS, SINGLE, Head, Linear, Training
+from tlkeras.config.schema.tuning import Tuning
 
 __all__ = ["Finetuning", "Recipe", "Section", "Stage"]
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tlkeras.errors import RecipeError
-from tlkeras.recipe import (
+from tlkeras.config.recipe import (
     Recipe,
     dump_recipe,
     fingerprint,
@@ -12,6 +11,7 @@ from tlkeras.recipe import (
     parse_overrides,
     read_receipt,
 )
+from tlkeras.errors import RecipeError
 
 GOOD = "data: {source: photos}\nbackbone: {name: tiny, weights: none}\n"
 

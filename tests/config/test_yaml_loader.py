@@ -2,7 +2,7 @@
 
 import pytest
 
-from tlkeras.document import MAX_BYTES, parse_document, parse_value
+from tlkeras.config.yaml_loader import MAX_BYTES, parse_document, parse_value
 from tlkeras.errors import RecipeError
 
 

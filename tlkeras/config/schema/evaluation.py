@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tlkeras.sections.fields import Section
+from tlkeras.config.schema.fields import Section
 
 
 class Evaluation(Section):

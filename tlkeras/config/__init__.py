@@ -1,0 +1,1 @@
+"""Recipes: read from YAML, validated into frozen objects."""
