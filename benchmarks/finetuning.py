@@ -176,7 +176,7 @@ def run_child(work: str, *arguments: Any) -> Result:
 def train(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Train by a recipe in this process; return `marks`, the start's too, test `auc` and `phases`."""
     import tlkeras
-    from tlkeras.loading import load_tensorflow
+    from tlkeras.lazy_tensorflow import load_tensorflow
 
     load_tensorflow()
     from tlkeras.finetuning import loop

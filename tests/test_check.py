@@ -14,7 +14,7 @@ from tlkeras import survey
 from tlkeras.cli import main
 from tlkeras.data.copies import Copies
 from tlkeras.errors import ResourceError
-from tlkeras.gallery import Figure, Section, check_page, write_page
+from tlkeras.plotting.html_page import Figure, Section, check_page, write_page
 
 SMALL = ("--set", "backbone.name=tiny", "--set", "backbone.weights=none")
 

@@ -11,11 +11,12 @@ from click.testing import CliRunner
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from tlkeras import assembly, charts
+from tlkeras import assembly
 from tlkeras.cli import main
 from tlkeras.config.recipe import load_recipe
 from tlkeras.data.checks import inspect
 from tlkeras.exploration import divide_classes, measure_depths
+from tlkeras.plotting import charts
 from tlkeras.tables import draw_features
 
 

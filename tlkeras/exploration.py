@@ -17,13 +17,13 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from tlkeras import assembly
 from tlkeras.backbones.blocks import Cut, find_blocks, find_cuts
-from tlkeras.charts import draw_contact_sheet, draw_features
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.data.checks import Inspection, inspect
 from tlkeras.errors import DataError, MissingExtraError, RecipeError, ResourceError, suggest
 from tlkeras.features.prefix import FEATURES
 from tlkeras.mapping.estimators import make_folds
+from tlkeras.plotting.charts import draw_contact_sheet, draw_features
 from tlkeras.preview import check_target, choose_pictures
 from tlkeras.progress import track
 

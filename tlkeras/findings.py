@@ -7,7 +7,7 @@ from typing import Any
 
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import PictureError
-from tlkeras.gallery import Figure, Section
+from tlkeras.plotting.html_page import Figure, Section
 
 _SIDE = 132  # pixels
 _MOST_GROUPS, _MOST_IN_GROUP, _MOST_PICTURES = 60, 8, 96

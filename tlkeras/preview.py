@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras import assembly
-from tlkeras.charts import draw_contact_sheet
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation import derive_keys, draw_views, number_views
 from tlkeras.data.checks import look_at
@@ -21,6 +20,7 @@ from tlkeras.data.policies import Policy
 from tlkeras.data.tables import Examples
 from tlkeras.errors import DataError, ResourceError
 from tlkeras.finetuning.mixing import make_mix
+from tlkeras.plotting.charts import draw_contact_sheet
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OURS = b"Matplotlib"

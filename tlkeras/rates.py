@@ -13,7 +13,6 @@ import numpy as np
 
 from tlkeras import assembly
 from tlkeras.assembly.heads import Side, fit_heads
-from tlkeras.charts import draw_rates
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.checks import Inspection, inspect
 from tlkeras.errors import RecipeError, ResourceError, suggest
@@ -24,6 +23,7 @@ from tlkeras.finetuning.range_test import HIGHEST, LOWEST, STEPS
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.supply import Supply
 from tlkeras.mapping.heads import list_layers
+from tlkeras.plotting.charts import draw_rates
 from tlkeras.refinement import make_part
 
 

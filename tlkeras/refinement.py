@@ -12,7 +12,6 @@ import keras
 import numpy as np
 
 from tlkeras import assembly
-from tlkeras.charts import draw_history
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation import number_views
 from tlkeras.data.checks import Inspection
@@ -26,6 +25,7 @@ from tlkeras.finetuning.plan import Plan
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.supply import Supply
 from tlkeras.mapping.heads import Head, arrange, list_layers
+from tlkeras.plotting.charts import draw_history
 from tlkeras.runs import Run
 
 CHECKPOINTS = "checkpoints"

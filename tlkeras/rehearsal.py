@@ -22,7 +22,7 @@ from tlkeras.features.extraction import average_positions
 from tlkeras.features.memory import check_memory
 from tlkeras.features.prefix import Prefix
 from tlkeras.findings import draw_findings
-from tlkeras.gallery import check_page, write_page
+from tlkeras.plotting.html_page import check_page, write_page
 from tlkeras.tuning.search import check_space
 
 MOST_FEATURES = 2000  # computed without being asked for: some seconds

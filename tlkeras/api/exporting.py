@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tlkeras.api.running import RUNS
-from tlkeras.loading import load_tensorflow
+from tlkeras.lazy_tensorflow import load_tensorflow
 from tlkeras.runs import open_run
 
 

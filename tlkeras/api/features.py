@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras.api.recipes import resolve
-from tlkeras.loading import load_tensorflow
+from tlkeras.lazy_tensorflow import load_tensorflow
 
 
 def extract_features(

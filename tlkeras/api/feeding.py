@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlkeras.loading import load_tensorflow
+from tlkeras.lazy_tensorflow import load_tensorflow
 
 
 def feed(join: str | None = None, host: str | None = None, port: int = 5050) -> tuple[str, list[Any]]:

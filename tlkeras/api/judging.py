@@ -9,7 +9,7 @@ from typing import Any
 from tlkeras.api.running import RUNS
 from tlkeras.config.recipe import load_recipe
 from tlkeras.errors import RunError
-from tlkeras.loading import load_tensorflow
+from tlkeras.lazy_tensorflow import load_tensorflow
 from tlkeras.runs import open_run
 
 
@@ -52,10 +52,10 @@ def report(
     opened = [open_run(reference, Path(runs)) for reference in references]
     if len({run.path.resolve() for run in opened}) < len(opened):
         raise RunError("A report shows each run once.", ", ".join(references))
-    from tlkeras import gallery
+    from tlkeras.plotting import html_page
 
     target = Path(to) if to else opened[0].path / "report.html"
-    gallery.check_page(target)
+    html_page.check_page(target)
     load_tensorflow()
     from tlkeras.evaluation import comparison
     from tlkeras.evaluation import report as computing

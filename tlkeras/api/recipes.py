@@ -11,7 +11,7 @@ from tlkeras.api.running import RUNS
 from tlkeras.config import recipe as recipes
 from tlkeras.config.recipe import Recipe
 from tlkeras.errors import RecipeError, ResourceError, RunError
-from tlkeras.loading import load_tensorflow
+from tlkeras.lazy_tensorflow import load_tensorflow
 from tlkeras.runs import Run, list_runs
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras.config import recipe as recipes
-from tlkeras.loading import load_tensorflow
+from tlkeras.lazy_tensorflow import load_tensorflow
 from tlkeras.runs import Run, find_unfinished, open_run
 
 RUNS = "runs"

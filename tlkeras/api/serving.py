@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras.errors import MissingExtraError
-from tlkeras.loading import load_tensorflow
+from tlkeras.lazy_tensorflow import load_tensorflow
 
 
 def serve(

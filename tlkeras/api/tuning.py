@@ -10,7 +10,7 @@ from tlkeras.api.recipes import resolve
 from tlkeras.api.running import RUNS, train
 from tlkeras.config import recipe as recipes
 from tlkeras.errors import RecipeError
-from tlkeras.loading import load_tensorflow
+from tlkeras.lazy_tensorflow import load_tensorflow
 from tlkeras.runs import Run, find_run
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlkeras.charts import COLOURS, FAINT, open_figure
+from tlkeras.plotting.charts import COLOURS, FAINT, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ _SIDE = 176  # pixels, twice what is shown: sharp on fine screens
 _QUALITY = 78
 _BLEND = 0.55
 
-# The colours of `tlkeras.charts` by what they are on a page, where they follow its light or dark scheme.
+# The colours of `tlkeras.plotting.charts` by what they are on a page, where they follow its light or dark scheme.
 _COLOURS = {
     "#333333": "var(--ink)",
     "#777777": "var(--faint)",

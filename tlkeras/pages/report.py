@@ -13,12 +13,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from tlkeras import gallery
-from tlkeras.charts import draw_history
 from tlkeras.evaluation.names import name_rivals
 from tlkeras.evaluation.report import Report
 from tlkeras.pages import curves, wording
 from tlkeras.pages.embedding import embed_chart, embed_picture, overlay
+from tlkeras.plotting import html_page
+from tlkeras.plotting.charts import draw_history
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_LABELS = 60
@@ -39,7 +39,7 @@ def write_report(path: str | os.PathLike[str], reports: Sequence[Report], compar
     Raises:
         ResourceError: The file is another one, or cannot be written.
     """
-    return gallery.publish(path, render_report(reports, compared))
+    return html_page.publish(path, render_report(reports, compared))
 
 
 def render_report(reports: Sequence[Report], compared: Mapping[str, Any] | None = None) -> str:
@@ -49,7 +49,7 @@ def render_report(reports: Sequence[Report], compared: Mapping[str, Any] | None 
         _open_templates()
         .get_template("report.html")
         .render(
-            mark=Markup(gallery.MARK),
+            mark=Markup(html_page.MARK),
             style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
             title=f"Report on {', '.join(report.run for report in reports)}",
             version=version("tlkeras"),

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from tlkeras.loading import load_tensorflow
+from tlkeras.lazy_tensorflow import load_tensorflow
 from tlkeras.recommendation.costs import Question, measure_here
 
 if __name__ == "__main__":

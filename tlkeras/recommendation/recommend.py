@@ -20,7 +20,6 @@ from tlkeras import assembly
 from tlkeras.backbones.building import build_source_head
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.backbones.weights import find_obstacle
-from tlkeras.charts import draw_front
 from tlkeras.config.recipe import Recipe, validate_values
 from tlkeras.config.schema import Finetuning
 from tlkeras.config.schema.features import NO_BACKBONE
@@ -29,6 +28,7 @@ from tlkeras.errors import BackboneError, RecipeError, ResourceError, TlkerasErr
 from tlkeras.exploration import Classed, divide_classes, draw_rows, measure_depths
 from tlkeras.features.prefix import FEATURES, SOURCE
 from tlkeras.finetuning.suggestion import suggest_stages
+from tlkeras.plotting.charts import draw_front
 from tlkeras.preview import check_target
 from tlkeras.progress import hide, track
 from tlkeras.recommendation.advice import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.charts import COLOURS, FAINT, open_figure
+from tlkeras.plotting.charts import COLOURS, FAINT, open_figure
 
 
 def draw_parallel(

@@ -157,7 +157,7 @@ def attempt(evaluator: Any, recipe: Recipe, values: Mapping[str, Any]) -> dict[s
 def serve_trials(folder: Path) -> int:
     """Be one of the processes: read values, a line of JSON per trial, and answer each with a line."""
     answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
-    from tlkeras.loading import load_tensorflow
+    from tlkeras.lazy_tensorflow import load_tensorflow
 
     load_tensorflow()
     from tlkeras.tuning.evaluation import Evaluator

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkeras.charts import draw_contact_sheet, draw_history, draw_rates
+from tlkeras.plotting.charts import draw_contact_sheet, draw_history, draw_rates
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Charts as PNG files and self-contained HTML pages."""
