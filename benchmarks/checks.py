@@ -28,7 +28,7 @@ from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
 from tlkeras import survey
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.data.copies import find_copies
 from tlkeras.data.duplicates import find_near, read_thumbnails
 from tlkeras.data.sources import choose_examples, read_table

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.data.decoding import decode
 from tlkeras.data.tasks import Task
 from tlkeras.exporting.network import make_network

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.features.engines import Engine, OpenVinoEngine, make_engine
 from tlkeras.features.extraction import Pictures, extract

@@ -29,7 +29,7 @@ import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
 from tlkeras.backbones.blocks import find_blocks
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 
 
 class Score(keras.callbacks.Callback):

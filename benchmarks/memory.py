@@ -53,7 +53,7 @@ def measure(count: int, backbone: str, weights: str) -> tuple[float, float]:
     """Extract, and return the peak of this process in MiB and the pictures per second."""
     import elpv_dataset
 
-    from tlkeras.backbones.building import build
+    from tlkeras.backbones.builder import build
     from tlkeras.features.cache import ActivationCache
     from tlkeras.features.extraction import Pictures, extract
     from tlkeras.features.pooling import pool

@@ -17,7 +17,7 @@ from unittest import mock
 import keras
 import numpy as np
 
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning import ConvMuon, scale_learning_rates, steps
 from tlkeras.finetuning.network import Network

@@ -105,7 +105,7 @@ def run_plain(trials: int) -> tuple[float, float, float]:
     import tensorflow as tf
 
     from tlkeras import assembly
-    from tlkeras.backbones.building import build
+    from tlkeras.backbones.builder import build
     from tlkeras.config.recipe import load_recipe
     from tlkeras.data.decoding import decode
 

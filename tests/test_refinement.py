@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tlkeras import api
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.errors import RecipeError, RunError
 from tlkeras.evaluation.material import Material
 from tlkeras.finetuning.stages import StageWork

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 
 from tlkeras import progress
-from tlkeras.backbones import hub_layers, orientations
-from tlkeras.backbones.archives import check_archive
+from tlkeras.backbones import kerashub_layers, test_time_augmentation
 from tlkeras.backbones.graph import fit_batch
+from tlkeras.backbones.safe_loading import check_archive
 from tlkeras.data.checks import look_at
 from tlkeras.data.headers import Rejection, printable
 from tlkeras.data.pipeline import explain_unreadable, stream_pictures
@@ -41,7 +41,9 @@ def load_model(run: Run) -> keras.Model:
         )
     try:
         check_archive(path)
-        known = pooling.LAYERS | handcrafted.LAYERS | layers.LAYERS | hub_layers.LAYERS | orientations.LAYERS
+        known = (
+            pooling.LAYERS | handcrafted.LAYERS | layers.LAYERS | kerashub_layers.LAYERS | test_time_augmentation.LAYERS
+        )
         return keras.models.load_model(path, compile=False, custom_objects=known)
     except BackboneError as error:
         raise RunError(f"A run's model must be harmless: {error.rule}", error.received, error.way_out) from error

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from tlkeras.backbones.blocks import find_blocks, find_cut, find_cuts, split
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.backbones.graph import count_multiply_adds
 from tlkeras.errors import BackboneError
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tlkeras.backbones import downloads
-from tlkeras.backbones.architectures import construct, normalize
 from tlkeras.backbones.blocks import find_blocks, find_cuts, split
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.backbones.catalog import find_backbone, list_backbones
 from tlkeras.backbones.graph import count_multiply_adds
+from tlkeras.backbones.keras_applications import construct, normalize
 from tlkeras.errors import BackboneError
 
 NAMES = [entry.name for entry in list_backbones()]

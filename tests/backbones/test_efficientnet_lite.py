@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.backbones.catalog import find_backbone
 
 EGYPTIAN_CAT, ESPRESSO = 285, 967

@@ -12,10 +12,10 @@ import pytest
 from keras.src.utils import file_utils
 
 from tlkeras.backbones import downloads, weights
-from tlkeras.backbones.architectures import construct
 from tlkeras.backbones.blocks import split
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.backbones.catalog import find_backbone, list_backbones
+from tlkeras.backbones.keras_applications import construct
 from tlkeras.backbones.weights import fingerprint, load_file, load_weights
 from tlkeras.errors import BackboneError
 
@@ -330,7 +330,7 @@ def test_a_file_in_the_cache_is_used_without_network(tmp_path, monkeypatch):
 def test_fingerprint_is_the_same_in_another_process():
     code = (
         "import keras; keras.layers.Activation('relu'); keras.utils.set_random_seed(0)\n"
-        "from tlkeras.backbones.building import build\n"
+        "from tlkeras.backbones.builder import build\n"
         "from tlkeras.backbones.weights import fingerprint\n"
         "print(fingerprint(build('tiny', weights='none')))"
     )

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.backbones.catalog import list_backbones
 from tlkeras.errors import BackboneError
 from tlkeras.evaluation.attribution import METHODS, Explainer, check_sanity, find_layer, occlude
@@ -144,6 +144,6 @@ def test_every_backbone_is_explained(name):
     [pytest.param(*pair, marks=() if pair[0] in QUICK else pytest.mark.slow) for pair in EXPECTED.items()],
 )
 def test_the_layer_of_each_family_is_the_one_people_expect(name, layer):
-    from tlkeras.backbones.building import build as build_backbone
+    from tlkeras.backbones.builder import build as build_backbone
 
     assert find_layer(build_backbone(name, weights="none")).name == layer

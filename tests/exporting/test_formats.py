@@ -8,7 +8,7 @@ import pytest
 
 import tlkeras
 from tlkeras.backbones.blocks import find_cuts
-from tlkeras.backbones.orientations import average_orientations
+from tlkeras.backbones.test_time_augmentation import average_orientations
 from tlkeras.errors import ExportError, MissingExtraError, TlkerasError
 from tlkeras.exporting import formats, saved_model
 from tlkeras.exporting.held_out import read_training

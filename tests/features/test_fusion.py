@@ -6,7 +6,7 @@ import pytest
 
 import tlkeras
 from tlkeras.backbones.blocks import find_blocks
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.errors import RecipeError
 from tlkeras.features.fusion import find_taps, read_taps, set_beside
 

@@ -8,7 +8,7 @@ from keras import layers
 
 from tlkeras import finetuning
 from tlkeras.backbones.blocks import find_blocks
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.errors import BackboneError
 from tlkeras.finetuning.groups import Groups, decay_by_block, group_layers
 

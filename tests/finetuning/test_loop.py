@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tlkeras.backbones.blocks import find_cut
-from tlkeras.backbones.building import build, build_source_head
+from tlkeras.backbones.builder import build, build_source_head
 from tlkeras.features.pooling import pool
 from tlkeras.features.prefix import FEATURES, Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints

@@ -32,7 +32,7 @@ def show_backbone(name: str, *, size: int | None = None) -> dict[str, Any]:
     """Return the blocks of a backbone, found in its graph: output shape, bytes, parameters, multiply-adds."""
     load_tensorflow()
     from tlkeras.backbones.blocks import find_blocks, find_cuts
-    from tlkeras.backbones.building import build
+    from tlkeras.backbones.builder import build
 
     model = build(name, size=size, weights="none")
     blocks = [

@@ -11,8 +11,8 @@ from tlkeras.assembly.data import make_recipe_policy, open_cache, picture_size, 
 from tlkeras.assembly.domains import list_learned
 from tlkeras.assembly.stages import plan_recipe
 from tlkeras.backbones.blocks import Cut, find_blocks, find_cut, find_cuts
-from tlkeras.backbones.building import build, build_source_head
-from tlkeras.backbones.orientations import average_orientations, check_map
+from tlkeras.backbones.builder import build, build_source_head
+from tlkeras.backbones.test_time_augmentation import average_orientations, check_map
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.config.schema.heads import MAPS

@@ -12,7 +12,7 @@ import keras
 from keras import layers
 
 from tlkeras.backbones.graph import Call, count_call, has_weights, is_named_by_keras, trace_calls
-from tlkeras.backbones.hub_layers import HubLayer
+from tlkeras.backbones.kerashub_layers import HubLayer
 from tlkeras.errors import BackboneError, suggest
 
 _HALF_BYTES = 2

@@ -196,9 +196,9 @@ def find_backbone(name: str) -> Entry:
     if name in _ENTRIES:
         return _ENTRIES[name]
     if name.startswith(HUB):
-        from tlkeras.backbones import hub  # imports Keras, and KerasHub for these names
+        from tlkeras.backbones import kerashub  # imports Keras, and KerasHub for these names
 
-        return hub.describe(name)
+        return kerashub.describe(name)
     for entry in _ENTRIES.values():
         if entry.constructor and entry.constructor == name:
             return entry

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from tlkeras.backbones.hub_layers import HubLayer
+from tlkeras.backbones.kerashub_layers import HubLayer
 from tlkeras.errors import BackboneError
 
 

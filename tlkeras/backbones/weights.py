@@ -13,11 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from tlkeras.backbones import efficientnet_lite, state_dicts
+from tlkeras.backbones import efficientnet_lite, torch_files
 from tlkeras.backbones.catalog import Entry, find_backbone
-from tlkeras.backbones.checkpoints import SavedLayers, detect_format, read_keras
 from tlkeras.backbones.downloads import can_have, fetch, find_download
 from tlkeras.backbones.graph import to_snake_case, trace_calls
+from tlkeras.backbones.keras_files import SavedLayers, detect_format, read_keras
 from tlkeras.errors import BackboneError, suggest
 
 _SOURCES = ("imagenet", "packaged", "preset", "none")
@@ -158,7 +158,7 @@ def _read_pth(name: str, path: Path) -> list[SavedLayers]:
             f"{path} for {name}",
             "Give a .weights.h5, .h5 or .keras file.",
         )
-    return [SavedLayers(efficientnet_lite.convert(state_dicts.read_state_dict(path), name), named=True)]
+    return [SavedLayers(efficientnet_lite.convert(torch_files.read_state_dict(path), name), named=True)]
 
 
 def _pair_layers(model: keras.Model, saved: Sequence[SavedLayers]) -> Iterator[_Pairs]:

@@ -77,7 +77,7 @@ def measure_here(question: Question) -> Costs:
     import keras
     import numpy as np
 
-    from tlkeras.backbones.building import build
+    from tlkeras.backbones.builder import build
     from tlkeras.features.engines import make_engine
     from tlkeras.features.pooling import pool
 

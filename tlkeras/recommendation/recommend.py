@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from tlkeras import assembly
-from tlkeras.backbones.building import build_source_head
+from tlkeras.backbones.builder import build_source_head
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.backbones.weights import find_obstacle
 from tlkeras.config.recipe import Recipe, validate_values

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tlkeras.backbones.checkpoints import widen_bfloat16
+from tlkeras.backbones.keras_files import widen_bfloat16
 from tlkeras.errors import BackboneError
 
 _MAGIC = 0x1950A86A20F9469CFC6C

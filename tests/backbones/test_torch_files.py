@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tlkeras.backbones.state_dicts import read_state_dict
+from tlkeras.backbones.torch_files import read_state_dict
 from tlkeras.errors import BackboneError
 
 NUMBERS = np.arange(6, dtype="<f4")

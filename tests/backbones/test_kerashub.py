@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import tlkeras
-from tlkeras.backbones import hub_layers
+from tlkeras.backbones import kerashub_layers
 from tlkeras.backbones.blocks import find_blocks, find_cuts, split
-from tlkeras.backbones.building import build
+from tlkeras.backbones.builder import build
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.errors import BackboneError
@@ -123,7 +123,7 @@ def test_the_graph_is_flat_and_answers_as_kerashub_does(family, save, tmp_path):
     assert len(found) == blocks
     assert sum(block.parameters for block in found) == model.count_params() == find_backbone(name).parameters
     model.save(tmp_path / "m.keras")
-    again = keras.models.load_model(tmp_path / "m.keras", custom_objects=hub_layers.LAYERS)
+    again = keras.models.load_model(tmp_path / "m.keras", custom_objects=kerashub_layers.LAYERS)
     np.testing.assert_allclose(again.predict(PICTURES, verbose=0), maps, atol=1e-6)
     assert fingerprint(again) == fingerprint(model)
 
@@ -143,7 +143,9 @@ def test_every_cut_divides_it(save):
 def test_two_models_share_no_weights(save, tmp_path):
     model = build(save("vit")[0], weights="preset")
     model.save(tmp_path / "m.keras")
-    first, second = (keras.models.load_model(tmp_path / "m.keras", custom_objects=hub_layers.LAYERS) for _ in range(2))
+    first, second = (
+        keras.models.load_model(tmp_path / "m.keras", custom_objects=kerashub_layers.LAYERS) for _ in range(2)
+    )
     first.set_weights([0 * weight for weight in first.get_weights()])
     np.testing.assert_allclose(second.predict(PICTURES, verbose=0), model.predict(PICTURES, verbose=0), atol=1e-6)
 
@@ -196,12 +198,12 @@ def test_what_cannot_be_used_is_refused(save, tmp_path, monkeypatch):
     with pytest.raises(BackboneError, match="square pictures of three channels"):
         build(f"hub:{tmp_path / 'words'}", weights="preset")
     with pytest.raises(BackboneError, match="must be one of KerasHub's"):
-        hub_layers.HubLayer("os", {}, ["system"])
+        kerashub_layers.HubLayer("os", {}, ["system"])
 
     def fail(name):
         raise ImportError(f"No module named '{name}'")
 
-    monkeypatch.setattr(hub_layers.importlib, "import_module", fail)
+    monkeypatch.setattr(kerashub_layers.importlib, "import_module", fail)
     with pytest.raises(BackboneError, match=r'pip install "tlkeras\[hub\]"'):
         build("hub:another", weights="preset")
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tlkeras.backbones import orientations
+from tlkeras.backbones import test_time_augmentation
 from tlkeras.backbones.blocks import find_cuts
 from tlkeras.backbones.graph import fit_batch, run_in_parts
-from tlkeras.backbones.orientations import average_orientations
+from tlkeras.backbones.test_time_augmentation import average_orientations
 from tlkeras.data.operations import orient
 from tlkeras.errors import BackboneError
 
@@ -68,7 +68,7 @@ def test_it_is_cut_only_where_a_picture_has_one_row_and_is_read_from_a_file(tmp_
     averaged = average_orientations(make_network(), "map", 8)
     averaged.save(tmp_path / "model.keras")
 
-    again = keras.models.load_model(tmp_path / "model.keras", custom_objects=orientations.LAYERS)
+    again = keras.models.load_model(tmp_path / "model.keras", custom_objects=test_time_augmentation.LAYERS)
 
     np.testing.assert_array_equal(again(PICTURES), averaged(PICTURES))
     assert [cut.name for cut in find_cuts(again)] == ["average_orientations", "features", "answer"]

@@ -6,9 +6,9 @@ import os
 
 import keras
 
-from tlkeras.backbones import hub
-from tlkeras.backbones.architectures import construct
+from tlkeras.backbones import kerashub
 from tlkeras.backbones.catalog import Entry, find_backbone
+from tlkeras.backbones.keras_applications import construct
 from tlkeras.backbones.weights import find_weights, load_file
 from tlkeras.errors import BackboneError
 
@@ -36,7 +36,7 @@ def build(
     size = _check_size(entry, size, top)
     file = find_weights(entry, weights, top)
     if entry.family == "hub":
-        model = hub.construct(entry, size, pretrained=weights == "preset")
+        model = kerashub.construct(entry, size, pretrained=weights == "preset")
     else:
         model = construct(entry, size, top)
     if file is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tlkeras.backbones.checkpoints import check_hdf5
+from tlkeras.backbones.keras_files import check_hdf5
 from tlkeras.errors import BackboneError
 
 _WEIGHTS, _CONFIG = "model.weights.h5", "config.json"

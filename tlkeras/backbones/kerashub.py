@@ -21,7 +21,7 @@ from keras import layers
 
 from tlkeras.backbones.catalog import Entry
 from tlkeras.backbones.graph import count_multiply_adds, is_named_by_keras, repeat_graph, to_snake_case
-from tlkeras.backbones.hub_layers import HubLayer, import_hub, is_of_hub
+from tlkeras.backbones.kerashub_layers import HubLayer, import_hub, is_of_hub
 from tlkeras.config.schema.features import HUB
 from tlkeras.errors import BackboneError, suggest
 
