@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 import tlkeras
-from tlkeras.data.sources import read_table
+from tlkeras.data.sources.folders import read_table
 from tlkeras.evaluation import metrics
 from tlkeras.evaluation.comparison import compare_probabilities
 from tlkeras.records import Answers, read_answers, read_probes

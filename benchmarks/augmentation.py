@@ -24,8 +24,8 @@ import numpy as np
 import skimage.data
 import tensorflow as tf
 
-from tlkeras.data.augmentation import number_views, show_all, show_one
-from tlkeras.data.policies import POLICIES, make_policy
+from tlkeras.data.augmentation.policies import POLICIES, make_policy
+from tlkeras.data.augmentation.views import number_views, show_all, show_one
 
 BATCH = 10
 WARM_UP = 10

@@ -29,10 +29,10 @@ from sklearn.datasets import load_sample_images
 
 from tlkeras import survey
 from tlkeras.backbones.builder import build
-from tlkeras.data.copies import find_copies
-from tlkeras.data.duplicates import find_near, read_thumbnails
-from tlkeras.data.sources import choose_examples, read_table
-from tlkeras.data.suspects import find_outliers
+from tlkeras.data.quality.duplicates import find_copies
+from tlkeras.data.quality.label_issues import find_outliers
+from tlkeras.data.quality.near_duplicates import find_near, read_thumbnails
+from tlkeras.data.sources.folders import choose_examples, read_table
 from tlkeras.data.tables import Examples
 from tlkeras.data.tasks import Task
 from tlkeras.features.extraction import Pictures, extract

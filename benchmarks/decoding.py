@@ -28,7 +28,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tlkeras.data.pipeline import stream_pictures
-from tlkeras.data.sources import read_table
+from tlkeras.data.sources.folders import read_table
 
 BATCH = 5
 WARM_UP = 5

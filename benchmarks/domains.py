@@ -26,7 +26,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 import tlkeras
 from tlkeras import assembly
 from tlkeras.config.recipe import load_recipe
-from tlkeras.data.checks import inspect
+from tlkeras.data.inspection import inspect
 from tlkeras.mapping.domains import ADAPTATIONS, ALIGNERS, METHODS, DomainHead
 from tlkeras.mapping.linear import LinearHead
 

@@ -32,7 +32,7 @@ from tlkeras import assembly
 from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.config.recipe import load_recipe
-from tlkeras.data.checks import inspect
+from tlkeras.data.inspection import inspect
 from tlkeras.exporting.parity import measure_size
 from tlkeras.features.extraction import extract
 from tlkeras.features.fusion import fuse

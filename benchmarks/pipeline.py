@@ -48,7 +48,7 @@ def plant(folder: Path, files: int) -> None:
 def stream(folder: str) -> None:
     """Print seconds to the first batch, pictures per second, and this process's peak memory in MiB."""
     from tlkeras.data.pipeline import order, stream_pictures
-    from tlkeras.data.sources import choose_examples, read_table
+    from tlkeras.data.sources.folders import choose_examples, read_table
 
     started = time.perf_counter()
     paths = choose_examples(read_table(folder)).paths
@@ -63,8 +63,8 @@ def stream(folder: str) -> None:
 
 
 def measure_folders(files: int) -> None:
-    from tlkeras.data.packing import pack
-    from tlkeras.data.sources import read_table
+    from tlkeras.data.sources.folders import read_table
+    from tlkeras.data.sources.tfrecords import pack
 
     print("| files | first batch, seconds | pictures/s | peak memory |\n|---|---|---|---|")
     for count in (files // 10, files):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tlkeras import survey
 from tlkeras.cli import main
-from tlkeras.data.copies import Copies
+from tlkeras.data.quality.duplicates import Copies
 from tlkeras.errors import ResourceError
 from tlkeras.plotting.html_page import Figure, Section, check_page, write_page
 

@@ -34,7 +34,7 @@ def test_features_are_those_that_training_sees(workplace):
     table = pyarrow.parquet.read_table("out/parts")
     from tlkeras import assembly
     from tlkeras.config.recipe import load_recipe
-    from tlkeras.data.checks import inspect
+    from tlkeras.data.inspection import inspect
 
     recipe = load_recipe("mine.yaml")
     inspection = inspect(assembly.read_examples(recipe))

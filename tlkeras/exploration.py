@@ -19,7 +19,7 @@ from tlkeras import assembly
 from tlkeras.backbones.blocks import Cut, find_blocks, find_cuts
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
-from tlkeras.data.checks import Inspection, inspect
+from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import DataError, MissingExtraError, RecipeError, ResourceError, suggest
 from tlkeras.features.prefix import FEATURES
 from tlkeras.mapping.estimators import make_folds

@@ -22,7 +22,7 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.config.yaml_loader import freeze
 from tlkeras.data import decoding
 from tlkeras.data.pipeline import count_cores
-from tlkeras.data.sources import walk_pictures
+from tlkeras.data.sources.folders import walk_pictures
 from tlkeras.errors import RecipeError, RunError, TlkerasError, suggest
 from tlkeras.features.engines import make_engine
 from tlkeras.mapping.heads import arrange

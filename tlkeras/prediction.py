@@ -13,10 +13,10 @@ from tlkeras import progress
 from tlkeras.backbones import kerashub_layers, test_time_augmentation
 from tlkeras.backbones.graph import fit_batch
 from tlkeras.backbones.safe_loading import check_archive
-from tlkeras.data.checks import look_at
 from tlkeras.data.headers import Rejection, printable
+from tlkeras.data.inspection import look_at
 from tlkeras.data.pipeline import explain_unreadable, stream_pictures
-from tlkeras.data.sources import list_pictures
+from tlkeras.data.sources.folders import list_pictures
 from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError, DataError, RunError
 from tlkeras.features import handcrafted, pooling

@@ -10,13 +10,13 @@ import tensorflow as tf
 
 from tlkeras import assembly
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.augmentation import derive_keys, draw_views, number_views
-from tlkeras.data.checks import look_at
+from tlkeras.data.augmentation.operations import OPERATIONS, Move
+from tlkeras.data.augmentation.policies import Policy
+from tlkeras.data.augmentation.views import derive_keys, draw_views, number_views
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import PictureError, Rejection
-from tlkeras.data.operations import OPERATIONS, Move
+from tlkeras.data.inspection import look_at
 from tlkeras.data.pipeline import order
-from tlkeras.data.policies import Policy
 from tlkeras.data.tables import Examples
 from tlkeras.errors import DataError, ResourceError
 from tlkeras.finetuning.mixing import make_mix

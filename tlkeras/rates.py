@@ -14,7 +14,7 @@ import numpy as np
 from tlkeras import assembly
 from tlkeras.assembly.heads import Side, fit_heads
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.checks import Inspection, inspect
+from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import RecipeError, ResourceError, suggest
 from tlkeras.features.extraction import Rows
 from tlkeras.features.prefix import FEATURES, SOURCE, Prefix

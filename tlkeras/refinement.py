@@ -13,8 +13,8 @@ import numpy as np
 
 from tlkeras import assembly
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.augmentation import number_views
-from tlkeras.data.checks import Inspection
+from tlkeras.data.augmentation.views import number_views
+from tlkeras.data.inspection import Inspection
 from tlkeras.features.extraction import Pictures, extract
 from tlkeras.features.prefix import SOURCE, Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints

@@ -10,11 +10,11 @@ import numpy as np
 
 from tlkeras import assembly, survey
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.checks import Inspection, inspect, leave_out_damaged
-from tlkeras.data.cleaning import clean, write_manifest
-from tlkeras.data.copies import Copies, LeakingGroup, find_copies, find_leaking_groups, join_groups
-from tlkeras.data.duplicates import read_thumbnails
 from tlkeras.data.headers import printable
+from tlkeras.data.inspection import Inspection, inspect, leave_out_damaged
+from tlkeras.data.quality.cleaning import clean, write_manifest
+from tlkeras.data.quality.duplicates import Copies, LeakingGroup, find_copies, find_leaking_groups, join_groups
+from tlkeras.data.quality.near_duplicates import read_thumbnails
 from tlkeras.data.splits import list_unmeasured
 from tlkeras.data.tables import Examples
 from tlkeras.errors import TlkerasError, list_some

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.data.checks import Inspection
-from tlkeras.data.copies import Copies, LeakingGroup
 from tlkeras.data.headers import Finding, printable
-from tlkeras.data.suspects import Outlier, find_mislabelled, find_outliers
+from tlkeras.data.inspection import Inspection
+from tlkeras.data.quality.duplicates import Copies, LeakingGroup
+from tlkeras.data.quality.label_issues import Outlier, find_mislabelled, find_outliers
 from tlkeras.data.tables import Examples
 from tlkeras.data.tasks import Task
 from tlkeras.mapping.linear import LinearHead

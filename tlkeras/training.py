@@ -15,8 +15,8 @@ import numpy as np
 from tlkeras import assembly, progress
 from tlkeras.assembly.heads import Side, find_groups, fit_heads
 from tlkeras.config.recipe import Recipe, dump_recipe, fingerprint, load_recipe
-from tlkeras.data.checks import inspect
-from tlkeras.data.sources import Examples
+from tlkeras.data.inspection import inspect
+from tlkeras.data.sources.folders import Examples
 from tlkeras.data.splits import check_sides
 from tlkeras.errors import ResourceError, TlkerasError
 from tlkeras.features.extraction import Features

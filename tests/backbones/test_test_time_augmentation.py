@@ -11,7 +11,7 @@ from tlkeras.backbones import test_time_augmentation
 from tlkeras.backbones.blocks import find_cuts
 from tlkeras.backbones.graph import fit_batch, run_in_parts
 from tlkeras.backbones.test_time_augmentation import average_orientations
-from tlkeras.data.operations import orient
+from tlkeras.data.augmentation.operations import orient
 from tlkeras.errors import BackboneError
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), np.uint8)

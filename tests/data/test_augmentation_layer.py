@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tlkeras.data import augmentation_layer
-from tlkeras.data.augmentation import View
-from tlkeras.data.augmentation_layer import PictureAugmentation, choose_place, measure_places
-from tlkeras.data.policies import make_policy
+from tlkeras.data.augmentation import layer
+from tlkeras.data.augmentation.layer import PictureAugmentation, choose_place, measure_places
+from tlkeras.data.augmentation.policies import make_policy
+from tlkeras.data.augmentation.views import View
 from tlkeras.finetuning.supply import PictureSupply
 
 
@@ -42,7 +42,7 @@ def test_the_faster_place_is_taken(monkeypatch):
     assert choose_place(policy, 32, 4) == "pipeline"  # no accelerator here
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
     for times in ({"pipeline": 2.0, "graph": 1.0}, {"pipeline": 1.0, "graph": 2.0}):
-        monkeypatch.setattr(augmentation_layer, "measure_places", lambda *_, times=times: times)
+        monkeypatch.setattr(layer, "measure_places", lambda *_, times=times: times)
         assert choose_place(policy, 32, 4) == min(times, key=times.get)
     assert choose_place(make_policy("none"), 32, 4) == "pipeline"
 

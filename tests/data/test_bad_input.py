@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkeras.data.checks import inspect, look_at
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import PictureError, Rejection
+from tlkeras.data.inspection import inspect, look_at
 from tlkeras.data.pipeline import stream_pictures
-from tlkeras.data.sources import choose_examples, read_table
+from tlkeras.data.sources.folders import choose_examples, read_table
 from tlkeras.errors import DataError
 
 Encode = Callable[..., bytes]

@@ -1,102 +1,103 @@
-"""Copies are found again in whatever bytes, and unlike pictures are not."""
+"""What copies mean for labels and sides, and the manifest without what misleads."""
 
 from __future__ import annotations
 
-import io
+import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage.data
-from PIL import Image, ImageEnhance
 
-from tlkeras.data.duplicates import (
-    HIGHEST,
-    LOWEST,
-    Group,
-    _gather_stars,
-    choose_bound,
-    find_equal,
-    find_near,
-    read_thumbnails,
-)
-
-COPIES = {
-    "re-encoded": lambda picture: picture,
-    "smaller": lambda picture: picture.resize((70, 70), Image.Resampling.BICUBIC),
-    "brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.1),
-    "less contrast": lambda picture: ImageEnhance.Contrast(picture).enhance(0.85),
-    "mirrored": lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-    "upside down": lambda picture: picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
-    "turned left": lambda picture: picture.transpose(Image.Transpose.ROTATE_90),
-    "turned right": lambda picture: picture.transpose(Image.Transpose.ROTATE_270),
-    "transposed": lambda picture: picture.transpose(Image.Transpose.TRANSPOSE),
-}
+from tlkeras.data.quality.cleaning import clean, write_manifest
+from tlkeras.data.quality.duplicates import Copies, LeakingGroup, find_copies, find_leaking_groups, join_groups
+from tlkeras.data.sources.folders import choose_examples, read_table
+from tlkeras.errors import DataError
 
 
-@pytest.fixture(scope="module")
-def windows() -> list[Image.Image]:
-    """140 windows of photographs that do not overlap."""
-    photographs = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea(), skimage.data.rocket()]
-    cut = [
-        photograph[top : top + 56, left : left + 56]
-        for photograph in photographs
-        for top in range(0, photograph.shape[0] - 56, 60)
-        for left in range(0, photograph.shape[1] - 56, 60)
+def objects(*values: str) -> np.ndarray:
+    return np.array(values, dtype=object)
+
+
+def test_labels_and_sides_of_copies(make_examples):
+    examples = make_examples(np.array([0, 0, 0, 1, 1, -1]))
+    sides = objects("train", "test", "train", "train", "train", "train")
+    noise = np.random.default_rng(0).integers(0, 256, (6, 32, 32), np.uint8)
+    found = find_copies(examples, ["a", "a", "b", "b", "c", "c"], noise, sides)
+    assert found == [
+        Copies((0, 1), True, 1.0, conflicting=False, leaking=True),
+        Copies((2, 3), True, 1.0, conflicting=True, leaking=False),
+        Copies((4, 5), True, 1.0, conflicting=False, leaking=False),  # nobody knows the label of one
     ]
-    contrasted = sorted(cut, key=lambda window: -window.std())[:140]
-    return [Image.fromarray(np.ascontiguousarray(window)).resize((112, 112)) for window in contrasted]
 
 
-def shrink(picture: Image.Image, quality: int | None = None) -> np.ndarray:
-    buffer = io.BytesIO()
-    if quality:
-        picture.save(buffer, "JPEG", quality=quality)
-        picture = Image.open(buffer)
-    return np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX))
+def test_groups_that_leak():
+    groups = objects("m1", "m1", "", "m2", "m2", "", "m1")
+    sides = objects("train", "test", "train", "test", "test", "test", "train")
+    assert find_leaking_groups(groups, sides) == [LeakingGroup("m1", {"test": 1, "train": 2})]
+    assert find_leaking_groups(objects("", ""), objects("train", "test")) == []
 
 
-def test_equal_bytes():
-    assert find_equal(["a", "b", "a", "c", "b", "a"]) == [(0, 2, 5), (1, 4)]
-    assert find_equal([]) == [] and find_equal(["a", "b"]) == []
+def test_copies_join_groups():
+    copies = [Copies((0, 3), True, 1, False, False), Copies((3, 4), False, 0.99, False, False)]
+    copies += [Copies((5, 6), False, 0.99, False, False)]
+    assert join_groups(objects("", "m", "m", "", "m", "", "", ""), copies).tolist() == ["m"] * 5 + ["copies-2"] * 2 + [
+        ""
+    ]
+    assert join_groups(objects("", ""), []).tolist() == ["", ""]
 
 
-@pytest.mark.parametrize("most", [0, 20_000], ids=["by hashes", "by all"])
-@pytest.mark.parametrize("kind", COPIES)
-def test_copies_are_found_and_nothing_else(windows, kind, most, monkeypatch):
-    monkeypatch.setattr("tlkeras.data.duplicates.MOST_COMPARED", most)
-    plain = [shrink(window) for window in windows]
-    copied = [shrink(COPIES[kind](window), quality=60) for window in windows[:15]]
-    thumbnails = np.stack(plain + copied)
-    groups = find_near(thumbnails, [str(row) for row in range(len(thumbnails))])
-    assert {group.rows for group in groups} >= {(row, 140 + row) for row in range(14)}
-    assert all(LOWEST <= group.similarity <= 1 for group in groups) and len(groups) <= 15
+def test_what_is_left_out(make_examples):
+    examples = make_examples(np.arange(12) % 2, splits=objects(*["train"] * 8, *["test"] * 4))
+    copies = [
+        Copies((0, 2), True, 1, False, False),  # one stays
+        Copies((1, 8), True, 1, True, True),  # nobody knows which label is right
+        Copies((3, 9), True, 1, False, True),  # the held-out one stays
+        Copies((4, 6, 10), False, 0.99, False, True),  # looks like a held-out one
+        Copies((5, 7), False, 0.99, False, False),  # both stay, together
+    ]
+    cleaning = clean(examples, copies, [])
+    assert cleaning.kept.tolist() == [0, 5, 7, 9, 10, 11]
+    assert cleaning.left_out == {
+        "it looks like a held-out picture": 2,
+        "the same bytes again": 2,
+        "the same bytes have several labels": 2,
+    }
+    assert cleaning.groups[[5, 7]].tolist() == [cleaning.groups[5]] * 2 and cleaning.groups[0] == ""
 
 
-def test_equal_bytes_come_along(windows):
-    plain = [shrink(window) for window in windows[:110]]
-    thumbnails = np.stack([*plain, shrink(windows[0], quality=50), shrink(windows[0])])
-    digests = [*map(str, range(110)), "other", "0"]
-    assert [group.rows for group in find_near(thumbnails, digests)] == [(0, 110, 111)]
+def test_leaking_groups_leave_the_training_side(make_examples):
+    groups = objects("m", "m", "n", "n")
+    examples = make_examples(np.array([0, 1, 0, 1]), groups=groups, splits=objects("train", "test", "train", "train"))
+    cleaning = clean(examples, [], find_leaking_groups(groups, examples.splits))
+    assert cleaning.kept.tolist() == [1, 2, 3] and cleaning.left_out == {"its group is held out elsewhere": 1}
 
 
-def test_flat_pictures_and_few_pictures():
-    flat = np.stack([np.full((32, 32), level, np.uint8) for level in range(0, 250, 2)])
-    assert find_near(flat, [str(row) for row in range(len(flat))]) == []
-    assert find_near(flat[:1], ["0"]) == [] and find_near(flat[:0], []) == []
-    assert choose_bound(flat[:5]) == HIGHEST
+def test_a_cleaned_manifest_is_read_again(plant):
+    root = plant({"=1+1/a.png": 1, "=1+1/b.png": 2, "dog/a.png": 3, "dog/b.png": 4, "dog/c.png": 4})
+    table = read_table(str(root))
+    examples = choose_examples(table)
+    copies = [Copies((3, 4), True, 1, False, False), Copies((0, 1), False, 0.99, False, False)]
+    cleaning = clean(examples, copies, [])
+    path = write_manifest(root / "clean.csv", table, examples, cleaning, {"suggested": ["", "", "=1+1", "", ""]})
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [row["path"] for row in rows] == ["./=1+1/a.png", "./=1+1/b.png", "dog/a.png", "dog/b.png"]  # no formula
+    assert [row["suggested"] for row in rows] == ["", "", "=1+1", ""]
+    again = choose_examples(read_table(str(path)))
+    assert again.keys.tolist() == examples.keys[:4].tolist()
+    assert again.groups[0] == again.groups[1] != "" and not again.groups[2:].any()
+    above = write_manifest(root.parent / "clean.csv", table, examples, cleaning)
+    assert len(read_table(str(above))) == 4
 
 
-def test_stars_do_not_chain():
-    pairs = {(0, 1): 0.99, (1, 2): 0.98, (2, 3): 0.97, (5, 6): 0.99}
-    assert _gather_stars(pairs) == [Group((0, 1, 2), 0.98), Group((5, 6), 0.99)]
-
-
-def test_thumbnails_are_decoded_as_for_training(plant, encode, make_exif):
-    upright = skimage.data.chelsea()[:256, :256]
-    turned = encode(np.rot90(upright).copy(), "JPEG", quality=95, exif=make_exif(6))
-    files = {"a.png": encode(upright), "b.jpg": turned, "c.jpg": b"text", "d.jpg": turned[:-900]}
-    root = plant(files)
-    thumbnails, readable = read_thumbnails([str(root / name) for name in files])
-    assert readable.tolist() == [0, 1] and thumbnails.shape == (2, 32, 32) and thumbnails.dtype == np.float16
-    expected = np.asarray(Image.fromarray(upright).convert("L").resize((32, 32), Image.Resampling.BOX), int)
-    assert np.abs(thumbnails - expected).mean() < 2
+def test_where_a_manifest_cannot_be(plant, tmp_path):
+    root = plant({"cat/a.png": 1, "cat/b.png": 2, "dog/a.png": 3, "dog/b.png": 4})
+    table = read_table(str(root))
+    examples = choose_examples(table)
+    cleaning = clean(examples, [], [])
+    (tmp_path / "else").mkdir()
+    with pytest.raises(DataError, match=r"in the folder of its pictures or above it.*Write it to .*set/cleaned\.csv"):
+        write_manifest(tmp_path / "else/clean.csv", table, examples, cleaning)
+    (root / "mine.csv").write_text("precious")
+    with pytest.raises(DataError, match="never overwritten"):
+        write_manifest(root / "mine.csv", table, examples, cleaning)
+    assert (Path(root) / "mine.csv").read_text() == "precious"

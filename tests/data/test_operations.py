@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
-from tlkeras.data import operations
-from tlkeras.data.operations import FILLS, OPERATIONS, Move, carry_out, orient
+from tlkeras.data.augmentation import operations
+from tlkeras.data.augmentation.operations import FILLS, OPERATIONS, Move, carry_out, orient
 from tlkeras.errors import TlkerasError
 
 NOISE = np.random.default_rng(0).integers(10, 240, (32, 24, 3), dtype=np.uint8)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tlkeras.data.operations import OPERATIONS, Move, Operation
-from tlkeras.data.policies import POLICIES, Policy, make_policy
+from tlkeras.data.augmentation.operations import OPERATIONS, Move, Operation
+from tlkeras.data.augmentation.policies import POLICIES, Policy, make_policy
 from tlkeras.errors import TlkerasError
 
 

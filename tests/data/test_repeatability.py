@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from tlkeras.data.augmentation.policies import make_policy
 from tlkeras.data.pipeline import order
-from tlkeras.data.policies import make_policy
 from tlkeras.finetuning.supply import CachedSupply, PictureSupply
 
 
@@ -40,7 +40,7 @@ def test_an_epoch_is_taken_up_in_the_middle(supply):
 SCRIPT = """
 import hashlib, sys
 from tlkeras.data.pipeline import order
-from tlkeras.data.policies import make_policy
+from tlkeras.data.augmentation.policies import make_policy
 from tlkeras.finetuning.supply import PictureSupply
 paths = sys.argv[1:]
 digests = [hashlib.sha256(open(path, "rb").read()).hexdigest() for path in paths]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tlkeras.data.sources import choose_examples, leave_out_unlabelled, read_table
+from tlkeras.data.sources.folders import choose_examples, leave_out_unlabelled, read_table
 from tlkeras.data.tasks import LabelsTask, Task, list_classes, make_task
 from tlkeras.errors import DataError
 

@@ -13,9 +13,9 @@ import pytest
 from keras import layers
 from PIL import Image
 
-from tlkeras.data.augmentation import PLAIN, View, derive_keys, draw_views, number_views
+from tlkeras.data.augmentation.policies import make_policy
+from tlkeras.data.augmentation.views import PLAIN, View, derive_keys, draw_views, number_views
 from tlkeras.data.pipeline import stream_pictures
-from tlkeras.data.policies import make_policy
 from tlkeras.errors import DataError, ResourceError, TlkerasError
 from tlkeras.features import extraction
 from tlkeras.features.cache import ActivationCache

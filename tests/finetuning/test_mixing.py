@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tlkeras.data.augmentation import cut_mix
+from tlkeras.data.augmentation.views import cut_mix
 from tlkeras.finetuning.mixing import make_mix
 from tlkeras.finetuning.objectives import make_objective, mix_examples
 from tlkeras.mapping.multitask import JointLoss

@@ -19,6 +19,6 @@ def feed(join: str | None = None, host: str | None = None, port: int = 5050) -> 
         HOST:PORT of the service, and what runs until it is let go.
     """
     load_tensorflow()
-    from tlkeras.data.feeding import start_feeding
+    from tlkeras.data.data_service import start_feeding
 
     return start_feeding(join, host, port)

@@ -22,11 +22,11 @@ def pack(
         shard_mb: About how many megabytes a file may have.
 
     Returns:
-        See `tlkeras.data.packing.pack`.
+        See `tlkeras.data.sources.tfrecords.pack`.
     """
     _, resolved = resolve(recipe, overrides)
     load_tensorflow()
     from tlkeras import assembly
-    from tlkeras.data import packing
+    from tlkeras.data.sources import tfrecords
 
-    return packing.pack(assembly.read_source(resolved), out, shard_mb * 2**20)
+    return tfrecords.pack(assembly.read_source(resolved), out, shard_mb * 2**20)

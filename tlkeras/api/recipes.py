@@ -47,7 +47,7 @@ def check(
 
 def resolve(recipe: str, overrides: Mapping[str, Any] | None) -> tuple[bool, Recipe]:
     """Return whether this is a recipe rather than pictures alone, and the recipe; `linear_probe` for pictures."""
-    from tlkeras.data.sources import is_source
+    from tlkeras.data.sources.folders import is_source
 
     if not is_source(recipe) or recipe in recipes.list_recipes():
         return True, recipes.load_recipe(recipe, overrides)

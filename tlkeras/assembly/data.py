@@ -12,10 +12,10 @@ import numpy as np
 from tlkeras.assembly.domains import is_target, keep_domains, part_domains
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.checks import Inspection
-from tlkeras.data.feeding import check_feed
-from tlkeras.data.policies import Policy, make_policy
-from tlkeras.data.sources import Examples, Table, choose_examples, leave_out_unlabelled, read_table
+from tlkeras.data.augmentation.policies import Policy, make_policy
+from tlkeras.data.data_service import check_feed
+from tlkeras.data.inspection import Inspection
+from tlkeras.data.sources.folders import Examples, Table, choose_examples, leave_out_unlabelled, read_table
 from tlkeras.data.splits import assign_sides, check_sides, thin
 from tlkeras.data.tables import label_examples, name_columns
 from tlkeras.data.tasks import Task

@@ -10,7 +10,7 @@ from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
-from tlkeras.data.checks import Inspection
+from tlkeras.data.inspection import Inspection
 from tlkeras.features.extraction import average_positions, extract
 from tlkeras.features.handcrafted import list_handcrafted
 from tlkeras.features.pooling import pool_tensor

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.sources import Examples
+from tlkeras.data.sources.folders import Examples
 from tlkeras.errors import DataError, list_some, suggest
 from tlkeras.mapping.domains import ADAPTATIONS, DomainHead
 from tlkeras.mapping.heads import Head

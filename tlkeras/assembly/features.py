@@ -16,9 +16,9 @@ from tlkeras.backbones.test_time_augmentation import average_orientations, check
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.config.schema.heads import MAPS
-from tlkeras.data.augmentation import PLAIN, View, number_views
-from tlkeras.data.checks import Inspection
-from tlkeras.data.sources import Examples
+from tlkeras.data.augmentation.views import PLAIN, View, number_views
+from tlkeras.data.inspection import Inspection
+from tlkeras.data.sources.folders import Examples
 from tlkeras.errors import RecipeError
 from tlkeras.features import codebooks, extraction, fusion
 from tlkeras.features.extraction import Features, extract

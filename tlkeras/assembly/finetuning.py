@@ -17,10 +17,10 @@ from tlkeras.assembly.mapping import make_recipe_head
 from tlkeras.assembly.stages import require_finetuning
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema import Finetuning
-from tlkeras.data.augmentation import choose_views, derive_keys
-from tlkeras.data.augmentation_layer import choose_place
-from tlkeras.data.checks import Inspection
-from tlkeras.data.sources import Examples
+from tlkeras.data.augmentation.layer import choose_place
+from tlkeras.data.augmentation.views import choose_views, derive_keys
+from tlkeras.data.inspection import Inspection
+from tlkeras.data.sources.folders import Examples
 from tlkeras.data.tasks import Task
 from tlkeras.events import EventLog
 from tlkeras.features.extraction import Rows

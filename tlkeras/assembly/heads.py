@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras.assembly.domains import TARGET
-from tlkeras.data.sources import Examples
+from tlkeras.data.sources.folders import Examples
 from tlkeras.data.tasks import Task
 from tlkeras.features.extraction import average_positions
 from tlkeras.mapping.heads import Head

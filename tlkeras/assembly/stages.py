@@ -13,7 +13,7 @@ from tlkeras.assembly.data import make_recipe_policy
 from tlkeras.assembly.domains import list_learned
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema import Finetuning
-from tlkeras.data.sources import Examples
+from tlkeras.data.sources.folders import Examples
 from tlkeras.errors import RecipeError, TlkerasError
 from tlkeras.features.prefix import Prefix
 from tlkeras.finetuning.measures import MEASURES

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow
 
 from tlkeras.bulk.job import Job
-from tlkeras.data.checks import look_at
 from tlkeras.data.headers import Rejection
+from tlkeras.data.inspection import look_at
 from tlkeras.data.pipeline import count_cores, explain_unreadable
 from tlkeras.errors import ResourceError
 from tlkeras.features.engines import Engine

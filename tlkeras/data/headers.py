@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tlkeras.data.slices import find_file, find_size, parse_slice, read_bytes
+from tlkeras.data.sources.tfrecord_slices import find_file, find_size, parse_slice, read_bytes
 from tlkeras.errors import DataError
 
 READABLE = ("JPEG", "PNG", "GIF", "BMP", "WebP")

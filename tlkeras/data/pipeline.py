@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tlkeras.data.decoding import decode, decode_file
 from tlkeras.data.headers import PictureError, Rejection, read_picture
-from tlkeras.data.slices import parse_slice
+from tlkeras.data.sources.tfrecord_slices import parse_slice
 
 _CHUNK = 4096
 _PACKED_CHUNK = 64  # whose bytes are in memory

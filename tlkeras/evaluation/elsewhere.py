@@ -11,8 +11,8 @@ import numpy as np
 
 from tlkeras import assembly
 from tlkeras.config.recipe import Recipe, load_recipe
-from tlkeras.data.checks import Inspection, inspect
 from tlkeras.data.headers import printable
+from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import RunError
 from tlkeras.evaluation.figures import COLUMNS, gather, list_rows, measure_answers
 from tlkeras.features.extraction import extract

@@ -12,9 +12,9 @@ import numpy as np
 
 from tlkeras import assembly
 from tlkeras.config.recipe import Recipe, load_recipe
-from tlkeras.data.checks import Inspection, inspect
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import PictureError, printable
+from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.data.tasks import Task
 from tlkeras.errors import TlkerasError
 from tlkeras.features.handcrafted import copy_codebooks

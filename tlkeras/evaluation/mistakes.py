@@ -8,7 +8,7 @@ import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from tlkeras.data.suspects import find_mislabelled
+from tlkeras.data.quality.label_issues import find_mislabelled
 from tlkeras.records import Answers
 
 MOST_CLASSES = 100

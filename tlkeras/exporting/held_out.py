@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from tlkeras import assembly
 from tlkeras.config.recipe import load_recipe
-from tlkeras.data.checks import look_at
 from tlkeras.data.headers import Rejection, printable
+from tlkeras.data.inspection import look_at
 from tlkeras.data.tasks import Task, qualify
 from tlkeras.errors import RunError, TlkerasError
 from tlkeras.exporting.signatures import Entry

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from tlkeras.data import decoding
-from tlkeras.data.augmentation import PLAIN, View, derive_keys, show_all
+from tlkeras.data.augmentation.views import PLAIN, View, derive_keys, show_all
 from tlkeras.data.headers import Rejection, printable
 from tlkeras.data.pipeline import explain_unreadable, stream_pictures
 from tlkeras.errors import TlkerasError

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tlkeras.data.augmentation import cut_mix
+from tlkeras.data.augmentation.views import cut_mix
 from tlkeras.finetuning.objectives import mix_examples
 
 Mixed = tuple[tf.Tensor, Any, tf.Tensor]

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.data.augmentation import choose_views, derive_keys, show_one
-from tlkeras.data.augmentation_layer import PictureAugmentation
-from tlkeras.data.feeding import stream_fed
+from tlkeras.data.augmentation.layer import PictureAugmentation
+from tlkeras.data.augmentation.policies import Policy, make_policy
+from tlkeras.data.augmentation.views import choose_views, derive_keys, show_one
+from tlkeras.data.data_service import stream_fed
 from tlkeras.data.pipeline import stream_pictures
-from tlkeras.data.policies import Policy, make_policy
 
 Batch = tuple[np.ndarray, Any]
 """Positions within the side, int64 [b]; what the network's suffix takes, [b, ...], or a pair of that and what the

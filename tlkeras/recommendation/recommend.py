@@ -23,7 +23,7 @@ from tlkeras.backbones.weights import find_obstacle
 from tlkeras.config.recipe import Recipe, validate_values
 from tlkeras.config.schema import Finetuning
 from tlkeras.config.schema.features import NO_BACKBONE
-from tlkeras.data.checks import Inspection, inspect
+from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import BackboneError, RecipeError, ResourceError, TlkerasError
 from tlkeras.exploration import Classed, divide_classes, draw_rows, measure_depths
 from tlkeras.features.prefix import FEATURES, SOURCE

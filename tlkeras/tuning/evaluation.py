@@ -17,7 +17,7 @@ from tlkeras import assembly
 from tlkeras.assembly.heads import Side, fit_heads
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.heads import MAPS
-from tlkeras.data.checks import Inspection, inspect
+from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import DataError
 from tlkeras.finetuning.measures import measure, measure_number
 from tlkeras.mapping.heads import Head

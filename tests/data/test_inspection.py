@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkeras.data.checks import inspect
-from tlkeras.data.sources import choose_examples, read_table
+from tlkeras.data.inspection import inspect
+from tlkeras.data.sources.folders import choose_examples, read_table
 from tlkeras.errors import DataError
 
 
@@ -102,7 +102,7 @@ def test_a_class_that_vanishes(plant):
 
 
 def test_many_more_files_than_a_chunk(plant, make_examples, monkeypatch):
-    monkeypatch.setattr("tlkeras.data.checks._CHUNK", 3)
+    monkeypatch.setattr("tlkeras.data.inspection._CHUNK", 3)
     root = plant({f"{number}.png": number for number in range(10)})
     paths = np.array([str(root / f"{number}.png") for number in range(10)], dtype=object)
     found = inspect(make_examples(np.arange(10) % 2, paths=paths), workers=2)

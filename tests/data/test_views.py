@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tlkeras.data.augmentation import (
+from tlkeras.data.augmentation.policies import POLICIES, make_policy
+from tlkeras.data.augmentation.views import (
     PLAIN,
     View,
     choose_views,
@@ -20,7 +21,6 @@ from tlkeras.data.augmentation import (
     show_all,
     show_one,
 )
-from tlkeras.data.policies import POLICIES, make_policy
 
 DIGESTS = [hashlib.sha256(bytes([number])).hexdigest() for number in range(200)]
 KEYS = derive_keys(DIGESTS)

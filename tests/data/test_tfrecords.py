@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from tlkeras import api
 from tlkeras.data.headers import PictureError, read_picture
-from tlkeras.data.packing import pack
 from tlkeras.data.pipeline import explain_unreadable, stream_pictures
-from tlkeras.data.slices import Slice, parse_slice
-from tlkeras.data.sources import choose_examples, read_table
+from tlkeras.data.sources.folders import choose_examples, read_table
+from tlkeras.data.sources.tfrecord_slices import Slice, parse_slice
+from tlkeras.data.sources.tfrecords import pack
 from tlkeras.errors import DataError, ResourceError
 
 
@@ -99,7 +99,7 @@ def test_what_is_refused(photos, tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match="No space left on device"):
         pack(table, tmp_path / "again")
     full = tf.errors.ResourceExhaustedError(None, None, "the disk is full")  # as TensorFlow says it
-    monkeypatch.setattr("tlkeras.data.packing._open_shard", lambda *_: (_ for _ in ()).throw(full))
+    monkeypatch.setattr("tlkeras.data.sources.tfrecords._open_shard", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(ResourceError, match="the disk is full"):
         pack(table, tmp_path / "again")
     assert not list(tmp_path.glob("again*"))

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from tlkeras.data.headers import EXTENSIONS, READABLE, Rejection, printable, sniff
-from tlkeras.data.manifests import SPLIT_WORDS, read_manifest
-from tlkeras.data.packaged import read_digits, read_elpv, read_tfds
+from tlkeras.data.sources.datasets import read_digits, read_elpv, read_tfds
+from tlkeras.data.sources.manifests import SPLIT_WORDS, read_manifest
 from tlkeras.data.tables import Examples, Table, choose_examples, leave_out_unlabelled
 from tlkeras.data.tasks import LabelsTask, Task
 from tlkeras.errors import DataError, list_some, suggest

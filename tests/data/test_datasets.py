@@ -10,8 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tlkeras.data import packaged
-from tlkeras.data.sources import choose_examples, read_table
+from tlkeras.data.sources import datasets
+from tlkeras.data.sources.folders import choose_examples, read_table
 from tlkeras.errors import DataError, MissingExtraError, ResourceError
 
 
@@ -72,7 +72,7 @@ def test_tfds(tmp_path, monkeypatch):
         assert shade.shape == (5, 7, 3) and shade[0, 0, 0] // 20 % 2 == target == (4 - int(corners)) // 4
     written = {path: path.stat().st_mtime_ns for path in store.rglob("*.png")}
     assert all(store in Path(path).parents for path in table.paths)
-    monkeypatch.setattr(packaged, "_encode_tfds", lambda *_: (pytest.fail("written twice") for _ in range(1)))
+    monkeypatch.setattr(datasets, "_encode_tfds", lambda *_: (pytest.fail("written twice") for _ in range(1)))
     assert read_table("tfds:tiny_shapes/plain", store=store, tfds_data_dir=data).keys == table.keys
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*.png")} == written
 
@@ -112,7 +112,7 @@ def test_writing_leaves_all_or_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(ResourceError, match=r"must be written to .*set'. Received: No space left on device"):
-        packaged._write_once(tmp_path / "deep/set", ["label"], stop(), 2)
+        datasets._write_once(tmp_path / "deep/set", ["label"], stop(), 2)
     assert not any((tmp_path / "deep").iterdir())
 
     def overtaken():
@@ -120,7 +120,7 @@ def test_writing_leaves_all_or_nothing(tmp_path, monkeypatch):
         (tmp_path / "set").mkdir()
         (tmp_path / "set/manifest.csv").write_text("theirs")
 
-    packaged._write_once(tmp_path / "set", ["label"], overtaken(), 1)
+    datasets._write_once(tmp_path / "set", ["label"], overtaken(), 1)
     assert (tmp_path / "set/manifest.csv").read_text() == "theirs" and len(list(tmp_path.iterdir())) == 2
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tlkeras.data.duplicates import find_equal, find_near
+from tlkeras.data.quality.near_duplicates import find_equal, find_near
 from tlkeras.data.tables import Examples
 
 

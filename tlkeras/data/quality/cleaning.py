@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tlkeras.data.copies import Copies, LeakingGroup, join_groups
 from tlkeras.data.headers import printable
+from tlkeras.data.quality.duplicates import Copies, LeakingGroup, join_groups
 from tlkeras.data.tables import Examples, Table
 from tlkeras.errors import DataError, ResourceError
 

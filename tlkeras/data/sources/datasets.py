@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras.data.headers import sniff
-from tlkeras.data.manifests import SPLIT_WORDS, read_manifest
+from tlkeras.data.sources.manifests import SPLIT_WORDS, read_manifest
 from tlkeras.data.tables import Table
 from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
 from tlkeras.progress import track

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tlkeras.data.operations import FILLS, OPERATIONS, Move, carry_out, orient
+from tlkeras.data.augmentation.operations import FILLS, OPERATIONS, Move, carry_out, orient
 from tlkeras.errors import TlkerasError, suggest
 
 # Part of the key of everything computed from augmented pixels: raise it whenever the same draws give other pixels.

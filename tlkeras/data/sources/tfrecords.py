@@ -12,8 +12,8 @@ from typing import Any
 import tensorflow as tf
 
 from tlkeras.data.headers import PictureError, Rejection, printable, read_picture
-from tlkeras.data.manifests import FILE, ROLES
-from tlkeras.data.slices import Slice
+from tlkeras.data.sources.manifests import FILE, ROLES
+from tlkeras.data.sources.tfrecord_slices import Slice
 from tlkeras.data.tables import Table
 from tlkeras.errors import DataError, ResourceError, list_some
 from tlkeras.progress import track

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.data.policies import Policy
+from tlkeras.data.augmentation.policies import Policy
 
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """From a picture uint8 [h, w, 3] and its index, an int64 scalar, to what takes its place."""

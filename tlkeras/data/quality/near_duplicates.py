@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import norm
 
-from tlkeras.data.hashes import ORIENTATIONS, HashIndex, Orientation, hash_thumbnails, search_all
 from tlkeras.data.pipeline import stream_pictures
+from tlkeras.data.quality.perceptual_hash import ORIENTATIONS, HashIndex, Orientation, hash_thumbnails, search_all
 from tlkeras.progress import track
 
 SIDE = 32  # pixels of a thumbnail

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tlkeras.data.hashes import ORIENTATIONS, RADIUS, HashIndex, _transform, hash_thumbnails, search_all
+from tlkeras.data.quality.perceptual_hash import (
+    ORIENTATIONS,
+    RADIUS,
+    HashIndex,
+    _transform,
+    hash_thumbnails,
+    search_all,
+)
 
 
 def draw(count: int, seed: int = 0) -> np.ndarray:

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.data.augmentation import View, show_one
-from tlkeras.data.policies import Policy
+from tlkeras.data.augmentation.policies import Policy
+from tlkeras.data.augmentation.views import View, show_one
 
 Place = Literal["pipeline", "graph"]
 

@@ -15,10 +15,10 @@ import pytest
 
 from tlkeras import api
 from tlkeras.config.recipe import load_recipe
-from tlkeras.data.augmentation import choose_views, derive_keys, show_one
-from tlkeras.data.feeding import _MOST_WAITING, _put_in_order, check_feed, start_feeding, stream_fed
+from tlkeras.data.augmentation.policies import make_policy
+from tlkeras.data.augmentation.views import choose_views, derive_keys, show_one
+from tlkeras.data.data_service import _MOST_WAITING, _put_in_order, check_feed, start_feeding, stream_fed
 from tlkeras.data.pipeline import stream_pictures
-from tlkeras.data.policies import make_policy
 from tlkeras.errors import DataError, RecipeError, RunError
 
 
@@ -73,7 +73,7 @@ def test_what_arrives_out_of_order_is_put_in_order():
 
 @pytest.mark.slow
 def test_a_worker_that_dies_costs_nothing(tmp_path, files):
-    code = "from tlkeras.data.feeding import start_feeding; import sys, time\n"
+    code = "from tlkeras.data.data_service import start_feeding; import sys, time\n"
     code += "running = start_feeding(sys.argv[1], 'localhost'); print('ready', flush=True); time.sleep(300)"
     address, _running = start_feeding(host="localhost", port=0)
     worker = subprocess.Popen([sys.executable, "-c", code, address], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -93,7 +93,7 @@ def test_a_worker_that_dies_costs_nothing(tmp_path, files):
 @pytest.mark.slow
 def test_a_service_that_is_gone_costs_nothing_but_time(files, monkeypatch, caplog):
     """Nobody listens any more: after a moment of silence all is decoded here."""
-    monkeypatch.setattr("tlkeras.data.feeding._PATIENCE", 0.2)
+    monkeypatch.setattr("tlkeras.data.data_service._PATIENCE", 0.2)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"localhost:{probe.getsockname()[1]}"

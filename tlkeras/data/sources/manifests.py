@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from tlkeras.data.headers import Rejection, printable
-from tlkeras.data.slices import find_file, find_size, parse_slice
+from tlkeras.data.sources.tfrecord_slices import find_file, find_size, parse_slice
 from tlkeras.data.tables import SPLITS, Table
 from tlkeras.errors import DataError, list_some, suggest
 

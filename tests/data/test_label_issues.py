@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tlkeras.data.suspects import find_mislabelled, find_outliers
+from tlkeras.data.quality.label_issues import find_mislabelled, find_outliers
 
 
 def two(of_second: list[float]) -> np.ndarray:

@@ -10,7 +10,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from tlkeras.data.sources import choose_examples, list_pictures, read_table
+from tlkeras.data.sources.folders import choose_examples, list_pictures, read_table
 from tlkeras.data.tables import Table
 from tlkeras.errors import DataError
 
@@ -176,7 +176,7 @@ def test_unknown_sources(tmp_path, monkeypatch):
 
 
 def test_reading_sources_needs_no_tensorflow():
-    modules = "tlkeras.data.sources, tlkeras.data.splits, tlkeras.data.checks"
+    modules = "tlkeras.data.sources.folders, tlkeras.data.splits, tlkeras.data.inspection"
     heavy = "{'tensorflow', 'tensorflow_datasets', 'sklearn', 'PIL'}"
     script = f"import sys, {modules}; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,1 @@
+"""Duplicates, near duplicates, label issues, and the manifest without them."""

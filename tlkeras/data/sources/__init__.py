@@ -1,0 +1,1 @@
+"""Where images come from: folders, tables, packaged and TensorFlow Datasets, TFRecord files."""
