@@ -19,7 +19,8 @@ from tlkeras.data.pipeline import explain_unreadable, stream_pictures
 from tlkeras.data.sources.folders import list_pictures
 from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError, DataError, RunError
-from tlkeras.features import handcrafted, pooling
+from tlkeras.features import pooling
+from tlkeras.features.handcrafted import layer
 from tlkeras.mapping import layers
 from tlkeras.mapping.heads import arrange
 from tlkeras.records import read_tasks
@@ -41,9 +42,7 @@ def load_model(run: Run) -> keras.Model:
         )
     try:
         check_archive(path)
-        known = (
-            pooling.LAYERS | handcrafted.LAYERS | layers.LAYERS | kerashub_layers.LAYERS | test_time_augmentation.LAYERS
-        )
+        known = pooling.LAYERS | layer.LAYERS | layers.LAYERS | kerashub_layers.LAYERS | test_time_augmentation.LAYERS
         return keras.models.load_model(path, compile=False, custom_objects=known)
     except BackboneError as error:
         raise RunError(f"A run's model must be harmless: {error.rule}", error.received, error.way_out) from error

@@ -17,7 +17,7 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import RecipeError, ResourceError, suggest
 from tlkeras.features.extraction import Rows
-from tlkeras.features.prefix import FEATURES, SOURCE, Prefix
+from tlkeras.features.extractor import FEATURES, SOURCE, Prefix
 from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.range_test import HIGHEST, LOWEST, STEPS
 from tlkeras.finetuning.schedule import Schedule

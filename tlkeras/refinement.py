@@ -16,7 +16,7 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.views import number_views
 from tlkeras.data.inspection import Inspection
 from tlkeras.features.extraction import Pictures, extract
-from tlkeras.features.prefix import SOURCE, Prefix
+from tlkeras.features.extractor import SOURCE, Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
 from tlkeras.finetuning.loop import Loop, Part, Row

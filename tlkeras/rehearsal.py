@@ -19,8 +19,8 @@ from tlkeras.data.splits import list_unmeasured
 from tlkeras.data.tables import Examples
 from tlkeras.errors import TlkerasError, list_some
 from tlkeras.features.extraction import average_positions
+from tlkeras.features.extractor import Prefix
 from tlkeras.features.memory import check_memory
-from tlkeras.features.prefix import Prefix
 from tlkeras.findings import draw_findings
 from tlkeras.plotting.html_page import check_page, write_page
 from tlkeras.tuning.search import check_space

@@ -20,8 +20,8 @@ from tlkeras.data.sources.folders import Examples
 from tlkeras.data.splits import check_sides
 from tlkeras.errors import ResourceError, TlkerasError
 from tlkeras.features.extraction import Features
+from tlkeras.features.extractor import Prefix
 from tlkeras.features.memory import check_memory
-from tlkeras.features.prefix import Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import Distribution
 from tlkeras.mapping.deep import TrainedHead

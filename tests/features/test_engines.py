@@ -11,8 +11,8 @@ from keras import layers
 
 from tlkeras.errors import TlkerasError
 from tlkeras.features import engines
+from tlkeras.features.batch_norm_folding import find_pairs, fold_batch_norm
 from tlkeras.features.engines import make_engine
-from tlkeras.features.folding import find_pairs, fold_batch_norm
 
 ALL = ("openvino", "tensorflow", "keras")
 

@@ -12,8 +12,10 @@ from scipy.stats import norm
 import tlkeras
 from tlkeras.errors import DataError, ExportError, RecipeError
 from tlkeras.features.cache import ActivationCache
-from tlkeras.features.codebooks import learn_codebooks
-from tlkeras.features.descriptors import (
+from tlkeras.features.engines import make_engine
+from tlkeras.features.extraction import Pictures
+from tlkeras.features.handcrafted.codebooks import learn_codebooks
+from tlkeras.features.handcrafted.descriptors import (
     DESCRIPTORS,
     count_in_cells,
     describe_grid,
@@ -21,10 +23,8 @@ from tlkeras.features.descriptors import (
     take_roots,
     to_grey,
 )
-from tlkeras.features.encodings import ENCODINGS, count_words, encode_fisher, encode_vlad, learn_codebook
-from tlkeras.features.engines import make_engine
-from tlkeras.features.extraction import Pictures
-from tlkeras.features.handcrafted import LAYERS, list_handcrafted, make_layers, map_pictures
+from tlkeras.features.handcrafted.encodings import ENCODINGS, count_words, encode_fisher, encode_vlad, learn_codebook
+from tlkeras.features.handcrafted.layer import LAYERS, list_handcrafted, make_layers, map_pictures
 from tlkeras.prediction import load_model
 from tlkeras.records import read_answers
 from tlkeras.runs import Run, open_run

@@ -6,8 +6,8 @@ import pytest
 
 from tlkeras.backbones.blocks import find_cut
 from tlkeras.backbones.builder import build, build_source_head
+from tlkeras.features.extractor import FEATURES, Prefix
 from tlkeras.features.pooling import pool
-from tlkeras.features.prefix import FEATURES, Prefix
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.loop import Loop, Part, Settings
 from tlkeras.finetuning.network import PICTURES, Network

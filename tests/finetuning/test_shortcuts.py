@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from tlkeras.features.folding import pass_on
+from tlkeras.features.batch_norm_folding import pass_on
 from tlkeras.finetuning.freezing import unfreeze
 from tlkeras.finetuning.precision import computing_in
 from tlkeras.finetuning.shortcuts import take_shortcuts

@@ -12,9 +12,9 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.data.inspection import Inspection
 from tlkeras.features.extraction import average_positions, extract
-from tlkeras.features.handcrafted import list_handcrafted
+from tlkeras.features.extractor import FEATURES, SOURCE, Prefix, answer_source
+from tlkeras.features.handcrafted.layer import list_handcrafted
 from tlkeras.features.pooling import pool_tensor
-from tlkeras.features.prefix import FEATURES, SOURCE, Prefix, answer_source
 
 
 def extract_depths(

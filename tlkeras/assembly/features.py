@@ -20,12 +20,13 @@ from tlkeras.data.augmentation.views import PLAIN, View, number_views
 from tlkeras.data.inspection import Inspection
 from tlkeras.data.sources.folders import Examples
 from tlkeras.errors import RecipeError
-from tlkeras.features import codebooks, extraction, fusion
+from tlkeras.features import extraction, fusion
 from tlkeras.features.extraction import Features, extract
+from tlkeras.features.extractor import FEATURES, SOURCE, Prefix
 from tlkeras.features.fusion import add_layers, find_taps, read_taps, set_beside
-from tlkeras.features.handcrafted import Handcrafted, make_layers
+from tlkeras.features.handcrafted import codebooks
+from tlkeras.features.handcrafted.layer import Handcrafted, make_layers
 from tlkeras.features.pooling import pool
-from tlkeras.features.prefix import FEATURES, SOURCE, Prefix
 from tlkeras.finetuning.plan import Plan
 
 KEPT_PRECISION = "float16"

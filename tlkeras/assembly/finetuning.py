@@ -24,7 +24,7 @@ from tlkeras.data.sources.folders import Examples
 from tlkeras.data.tasks import Task
 from tlkeras.events import EventLog
 from tlkeras.features.extraction import Rows
-from tlkeras.features.prefix import Prefix
+from tlkeras.features.extractor import Prefix
 from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
 from tlkeras.finetuning.loop import FitHeads, Loop, Part, Row, Settings
 from tlkeras.finetuning.measures import Columns

@@ -15,7 +15,7 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema import Finetuning
 from tlkeras.data.sources.folders import Examples
 from tlkeras.errors import RecipeError, TlkerasError
-from tlkeras.features.prefix import Prefix
+from tlkeras.features.extractor import Prefix
 from tlkeras.finetuning.measures import MEASURES
 from tlkeras.finetuning.plan import Plan, plan_stages
 from tlkeras.finetuning.schedule import Schedule, Stage

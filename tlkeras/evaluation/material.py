@@ -17,7 +17,7 @@ from tlkeras.data.headers import PictureError, printable
 from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.data.tasks import Task
 from tlkeras.errors import TlkerasError
-from tlkeras.features.handcrafted import copy_codebooks
+from tlkeras.features.handcrafted.layer import copy_codebooks
 from tlkeras.mapping.heads import arrange
 from tlkeras.mapping.linear import LinearHead
 from tlkeras.mapping.validation import answer_out_of_fold

@@ -15,7 +15,7 @@ from tlkeras.backbones.blocks import find_cuts
 from tlkeras.backbones.graph import fit_batch
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError, TlkerasError
-from tlkeras.features.folding import fold_batch_norm
+from tlkeras.features.batch_norm_folding import fold_batch_norm
 
 TOLERANCE = 1e-5
 """What a probability of the fast network may differ by from the model's."""

@@ -25,7 +25,7 @@ from tlkeras.exporting.parity import KERAS, Asked, Gate, Row, compare, list_fail
 from tlkeras.exporting.sessions import Served
 from tlkeras.exporting.signatures import Entry, name_main, write_signatures
 from tlkeras.exporting.warmup import replay, write_warmup
-from tlkeras.features.handcrafted import list_handcrafted
+from tlkeras.features.handcrafted.layer import list_handcrafted
 from tlkeras.mapping.heads import arrange
 from tlkeras.prediction import load_model
 from tlkeras.records import read_tasks

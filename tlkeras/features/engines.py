@@ -18,8 +18,8 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from tlkeras.backbones.graph import fit_batch, run_in_parts
 from tlkeras.errors import TlkerasError, suggest
-from tlkeras.features.folding import fold_batch_norm
-from tlkeras.features.handcrafted import Handcrafted
+from tlkeras.features.batch_norm_folding import fold_batch_norm
+from tlkeras.features.handcrafted.layer import Handcrafted
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Index, any integer [n]; pictures, uint8 [n, height, width, 3]."""

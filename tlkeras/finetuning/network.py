@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import keras
 
 from tlkeras.backbones.blocks import find_blocks, find_cut
-from tlkeras.features.prefix import FEATURES, answer_source
+from tlkeras.features.extractor import FEATURES, answer_source
 from tlkeras.finetuning.freezing import freeze, unfreeze
 from tlkeras.finetuning.schedule import Stage
 

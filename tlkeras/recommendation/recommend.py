@@ -26,7 +26,7 @@ from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import BackboneError, RecipeError, ResourceError, TlkerasError
 from tlkeras.exploration import Classed, divide_classes, draw_rows, measure_depths
-from tlkeras.features.prefix import FEATURES, SOURCE
+from tlkeras.features.extractor import FEATURES, SOURCE
 from tlkeras.finetuning.suggestion import suggest_stages
 from tlkeras.plotting.charts import draw_front
 from tlkeras.preview import check_target

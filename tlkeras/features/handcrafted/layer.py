@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.errors import RecipeError
-from tlkeras.features.descriptors import Descriptor, make_descriptor
+from tlkeras.features.handcrafted.descriptors import Descriptor, make_descriptor
 
 _WORTH_PROCESSES = 2_000_000  # bytes of pixels; fewer are described before a process has started
 
@@ -25,7 +25,7 @@ class Handcrafted(keras.layers.Layer):
     """From pictures, uint8 values (n, size, size, 3), to handcrafted features (n, d); computed by all cores.
 
     Args:
-        descriptor: `kind` and options, as `tlkeras.features.descriptors.make_descriptor` takes them.
+        descriptor: `kind` and options, as `tlkeras.features.handcrafted.descriptors.make_descriptor` takes them.
     """
 
     def __init__(self, descriptor: Mapping[str, Any], **options: Any):

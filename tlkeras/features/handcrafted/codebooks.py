@@ -10,10 +10,10 @@ import keras
 import numpy as np
 
 from tlkeras.features.cache import ActivationCache, Space
-from tlkeras.features.descriptors import Sift
-from tlkeras.features.encodings import LOCAL, learn_codebook
 from tlkeras.features.extraction import Pictures
-from tlkeras.features.handcrafted import list_handcrafted, map_pictures
+from tlkeras.features.handcrafted.descriptors import Sift
+from tlkeras.features.handcrafted.encodings import LOCAL, learn_codebook
+from tlkeras.features.handcrafted.layer import list_handcrafted, map_pictures
 from tlkeras.progress import track
 
 _PICTURES, _DESCRIPTORS = 500, 200

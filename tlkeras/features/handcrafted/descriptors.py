@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from tlkeras.errors import MissingExtraError, RecipeError, suggest
-from tlkeras.features.encodings import LOCAL, Codebook, encode, shape_codebook
+from tlkeras.features.handcrafted.encodings import LOCAL, Codebook, encode, shape_codebook
 
 _BINS = 4  # along each side of a SIFT patch
 _ORIENTATIONS = 8

@@ -1,0 +1,1 @@
+"""Handcrafted features: descriptors, codebooks and encodings."""
