@@ -25,10 +25,10 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 import tlkeras
 from tlkeras import assembly
+from tlkeras.adaptation.domain_head import ADAPTATIONS, ALIGNERS, METHODS, DomainHead
 from tlkeras.config.recipe import load_recipe
 from tlkeras.data.inspection import inspect
-from tlkeras.mapping.domains import ADAPTATIONS, ALIGNERS, METHODS, DomainHead
-from tlkeras.mapping.linear import LinearHead
+from tlkeras.heads.linear import LinearHead
 
 SCORES = ("source", "importance", "deep_embedded_validation", "entropy", "information")
 CORRECTED = ("none", "coral")

@@ -37,9 +37,9 @@ from tlkeras.exporting.parity import measure_size
 from tlkeras.features.extraction import extract
 from tlkeras.features.fusion import fuse
 from tlkeras.features.pooling import pool_tensor
-from tlkeras.mapping.deep import Fitting, TrainedHead
-from tlkeras.mapping.heads import HEADS, join, make_head
-from tlkeras.mapping.kernel import KernelSpace
+from tlkeras.heads.deep import Fitting, TrainedHead
+from tlkeras.heads.heads import HEADS, join, make_head
+from tlkeras.heads.kernel import KernelSpace
 
 DEPTHS = {
     "last block": (-1,),

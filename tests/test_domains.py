@@ -9,12 +9,12 @@ import tensorflow as tf
 from PIL import Image
 
 from tlkeras import api, tables
+from tlkeras.adaptation.domain_head import ADAPTATIONS, METHODS, DomainHead
 from tlkeras.config.schema.adaptation import TUNED as TUNED_BY
 from tlkeras.config.schema.adaptation import Domains
 from tlkeras.errors import DataError, RecipeError
 from tlkeras.finetuning.stages import StageWork
-from tlkeras.mapping.domains import ADAPTATIONS, METHODS, DomainHead
-from tlkeras.mapping.linear import LinearHead
+from tlkeras.heads.linear import LinearHead
 from tlkeras.prediction import load_model
 from tlkeras.runs import open_run
 

@@ -14,7 +14,7 @@ from tlkeras.errors import DataError, RecipeError
 from tlkeras.evaluation.metrics import measure
 from tlkeras.finetuning.measures import Columns, measure_tasks
 from tlkeras.finetuning.objectives import SquaredError
-from tlkeras.mapping.numbers import NumberHead
+from tlkeras.heads.regression import NumberHead
 from tlkeras.prediction import load_model
 from tlkeras.runs import open_run
 

@@ -216,6 +216,6 @@ def test_warnings_reach_the_log(tmp_path):
 
     run = create_run(tmp_path, "a")
     with logging_to(run):
-        logging.getLogger("tlkeras.mapping").warning("first")
+        logging.getLogger("tlkeras.heads").warning("first")
         logging.getLogger("py.warnings").warning("second")
     assert [line.split()[-1] for line in (run.path / "log.txt").read_text().splitlines()] == ["first", "second"]

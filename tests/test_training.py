@@ -10,7 +10,7 @@ import pytest
 import tlkeras
 from tlkeras.data.decoding import decode_file
 from tlkeras.errors import BackboneError, DataError, TlkerasError
-from tlkeras.mapping.linear import LinearHead
+from tlkeras.heads.linear import LinearHead
 
 
 def read_rows(path):

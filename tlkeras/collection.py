@@ -24,7 +24,7 @@ from tlkeras.data.pipeline import explain_unreadable, stream_pictures
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
 from tlkeras.features.engines import make_engine
-from tlkeras.mapping.heads import arrange
+from tlkeras.heads.heads import arrange
 from tlkeras.prediction import expand, load_model
 from tlkeras.records import read_tasks
 from tlkeras.runs import Run

@@ -22,7 +22,7 @@ from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import DataError, MissingExtraError, RecipeError, ResourceError, suggest
 from tlkeras.features.extractor import FEATURES
-from tlkeras.mapping.estimators import make_folds
+from tlkeras.heads.base import make_folds
 from tlkeras.plotting.charts import draw_contact_sheet, draw_features
 from tlkeras.preview import check_target, choose_pictures
 from tlkeras.progress import track

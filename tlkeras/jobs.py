@@ -25,7 +25,7 @@ from tlkeras.data.pipeline import count_cores
 from tlkeras.data.sources.folders import walk_pictures
 from tlkeras.errors import RecipeError, RunError, TlkerasError, suggest
 from tlkeras.features.engines import make_engine
-from tlkeras.mapping.heads import arrange
+from tlkeras.heads.heads import arrange
 from tlkeras.prediction import expand, load_model
 from tlkeras.progress import track
 from tlkeras.records import read_tasks

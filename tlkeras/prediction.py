@@ -21,8 +21,8 @@ from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError, DataError, RunError
 from tlkeras.features import pooling
 from tlkeras.features.handcrafted import layer
-from tlkeras.mapping import layers
-from tlkeras.mapping.heads import arrange
+from tlkeras.heads import layers
+from tlkeras.heads.heads import arrange
 from tlkeras.records import read_tasks
 from tlkeras.runs import Run
 

@@ -22,7 +22,7 @@ from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.range_test import HIGHEST, LOWEST, STEPS
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.supply import Supply
-from tlkeras.mapping.heads import list_layers
+from tlkeras.heads.heads import list_layers
 from tlkeras.plotting.charts import draw_rates
 from tlkeras.refinement import make_part
 

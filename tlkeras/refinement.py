@@ -24,7 +24,7 @@ from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.plan import Plan
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.supply import Supply
-from tlkeras.mapping.heads import Head, arrange, list_layers
+from tlkeras.heads.heads import Head, arrange, list_layers
 from tlkeras.plotting.charts import draw_history
 from tlkeras.runs import Run
 

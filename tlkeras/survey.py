@@ -16,8 +16,8 @@ from tlkeras.data.quality.duplicates import Copies, LeakingGroup
 from tlkeras.data.quality.label_issues import Outlier, find_mislabelled, find_outliers
 from tlkeras.data.tables import Examples
 from tlkeras.data.tasks import Task
-from tlkeras.mapping.linear import LinearHead
-from tlkeras.mapping.validation import answer_out_of_fold
+from tlkeras.heads.cross_validation import answer_out_of_fold
+from tlkeras.heads.linear import LinearHead
 
 UNBALANCED = 10  # times as many pictures in the largest class
 LEAKING_SHARE = 0.1  # of the held-out pictures; where more of them only look like training ones, figures mean little

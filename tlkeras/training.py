@@ -24,11 +24,11 @@ from tlkeras.features.extractor import Prefix
 from tlkeras.features.memory import check_memory
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import Distribution
-from tlkeras.mapping.deep import TrainedHead
-from tlkeras.mapping.heads import Head, join
-from tlkeras.mapping.late import fuse_late
-from tlkeras.mapping.linear import LinearHead
-from tlkeras.mapping.numbers import NumberHead
+from tlkeras.heads.deep import TrainedHead
+from tlkeras.heads.heads import Head, join
+from tlkeras.heads.late_fusion import fuse_late
+from tlkeras.heads.linear import LinearHead
+from tlkeras.heads.regression import NumberHead
 from tlkeras.records import write_answers, write_fusion, write_pictures, write_probes
 from tlkeras.refinement import CHECKPOINTS, answer, fine_tune
 from tlkeras.runs import Run, create_run, logging_to

@@ -17,7 +17,7 @@ from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.steps import Criterion
 from tlkeras.finetuning.supply import CachedSupply, RecordingSupply
-from tlkeras.mapping.linear import LinearHead
+from tlkeras.heads.linear import LinearHead
 
 RNG = np.random.default_rng(0)
 COUNT, CLASSES = 24, 3

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tlkeras.data.augmentation.views import cut_mix
 from tlkeras.finetuning.mixing import make_mix
 from tlkeras.finetuning.objectives import make_objective, mix_examples
-from tlkeras.mapping.multitask import JointLoss
+from tlkeras.heads.multitask import JointLoss
 
 PICTURES = tf.constant(np.random.default_rng(0).integers(0, 2, (6, 8, 8, 3)) * 250, tf.uint8)
 TARGETS = {"kind": tf.eye(6), "size": tf.one_hot([0, 1, 0, 1, 0, 1], 2)}

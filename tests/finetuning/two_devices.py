@@ -17,7 +17,7 @@ from tlkeras.finetuning.objectives import make_objective, mix_examples
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.steps import Criterion
-from tlkeras.mapping.linear import LinearHead
+from tlkeras.heads.linear import LinearHead
 
 TOP = STAGES[1]
 fit = LinearHead(C=0.1).fit

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tlkeras.mapping.deep import DeepHead, Fitting
+from tlkeras.heads.deep import DeepHead, Fitting
 from tlkeras.tuning.pool import ModelPool
 
 

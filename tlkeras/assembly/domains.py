@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from tlkeras.adaptation.domain_head import ADAPTATIONS, DomainHead
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.sources.folders import Examples
 from tlkeras.errors import DataError, list_some, suggest
-from tlkeras.mapping.domains import ADAPTATIONS, DomainHead
-from tlkeras.mapping.heads import Head
+from tlkeras.heads.heads import Head
 
 TARGET = "target"
 """The side of target pictures that are learned from without their labels."""

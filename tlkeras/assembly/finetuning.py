@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.adaptation.domain_head import ADAPTATIONS
+from tlkeras.adaptation.penalties import WEIGHTS, Discrepancy, Transfer
 from tlkeras.assembly.data import make_recipe_policy, picture_size, take_pictures
 from tlkeras.assembly.heads import Side, fit_heads
 from tlkeras.assembly.mapping import make_recipe_head
@@ -39,12 +41,10 @@ from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.steps import Criterion
 from tlkeras.finetuning.supply import CachedSupply, PictureSupply, RecordingSupply, Supply
-from tlkeras.mapping.domains import ADAPTATIONS
-from tlkeras.mapping.estimators import LinearMapHead
-from tlkeras.mapping.heads import list_layers
-from tlkeras.mapping.multitask import JointLoss, Uncertainty, project_conflicts
-from tlkeras.mapping.transfer import WEIGHTS, Discrepancy, Transfer
-from tlkeras.mapping.weighting import weigh_examples
+from tlkeras.heads.base import LinearMapHead
+from tlkeras.heads.class_weights import weigh_examples
+from tlkeras.heads.heads import list_layers
+from tlkeras.heads.multitask import JointLoss, Uncertainty, project_conflicts
 
 
 def make_loop(

@@ -12,8 +12,8 @@ from tlkeras.assembly.domains import TARGET
 from tlkeras.data.sources.folders import Examples
 from tlkeras.data.tasks import Task
 from tlkeras.features.extraction import average_positions
-from tlkeras.mapping.heads import Head
-from tlkeras.mapping.numbers import NumberHead
+from tlkeras.heads.heads import Head
+from tlkeras.heads.regression import NumberHead
 
 Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Features, targets, weights."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 
 from tlkeras.config.recipe import Recipe
-from tlkeras.mapping.deep import Fitting, TrainedHead
-from tlkeras.mapping.heads import HEADS, Head, make_head
-from tlkeras.mapping.kernel import KernelSpace
-from tlkeras.mapping.selection import SelectingHead
+from tlkeras.heads.deep import Fitting, TrainedHead
+from tlkeras.heads.feature_selection import SelectingHead
+from tlkeras.heads.heads import HEADS, Head, make_head
+from tlkeras.heads.kernel import KernelSpace
 
 
 def make_recipe_head(recipe: Recipe) -> Head:

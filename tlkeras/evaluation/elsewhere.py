@@ -16,7 +16,7 @@ from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import RunError
 from tlkeras.evaluation.figures import COLUMNS, gather, list_rows, measure_answers
 from tlkeras.features.extraction import extract
-from tlkeras.mapping.heads import arrange
+from tlkeras.heads.heads import arrange
 from tlkeras.prediction import load_model
 from tlkeras.records import Answers, read_answers, read_tasks, take
 from tlkeras.runs import Run

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tlkeras.evaluation.comparison import compare_probabilities
-from tlkeras.mapping.heads import Head
-from tlkeras.mapping.links import find_link
-from tlkeras.mapping.validation import divide_rows
+from tlkeras.heads.cross_validation import divide_rows
+from tlkeras.heads.heads import Head
+from tlkeras.heads.link_functions import find_link
 from tlkeras.progress import track
 from tlkeras.records import Answers
 

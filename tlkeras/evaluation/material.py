@@ -18,9 +18,9 @@ from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.data.tasks import Task
 from tlkeras.errors import TlkerasError
 from tlkeras.features.handcrafted.layer import copy_codebooks
-from tlkeras.mapping.heads import arrange
-from tlkeras.mapping.linear import LinearHead
-from tlkeras.mapping.validation import answer_out_of_fold
+from tlkeras.heads.cross_validation import answer_out_of_fold
+from tlkeras.heads.heads import arrange
+from tlkeras.heads.linear import LinearHead
 from tlkeras.prediction import load_model
 from tlkeras.records import Answers, has_answers, read_answers, read_tasks
 from tlkeras.runs import Run

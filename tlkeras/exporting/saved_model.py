@@ -26,7 +26,7 @@ from tlkeras.exporting.sessions import Served
 from tlkeras.exporting.signatures import Entry, name_main, write_signatures
 from tlkeras.exporting.warmup import replay, write_warmup
 from tlkeras.features.handcrafted.layer import list_handcrafted
-from tlkeras.mapping.heads import arrange
+from tlkeras.heads.heads import arrange
 from tlkeras.prediction import load_model
 from tlkeras.records import read_tasks
 from tlkeras.runs import Run

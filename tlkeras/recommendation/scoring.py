@@ -11,8 +11,8 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from tlkeras.mapping.heads import make_head
-from tlkeras.mapping.transferability import measure_h_score, measure_leep, measure_logme, measure_nce
+from tlkeras.heads.heads import make_head
+from tlkeras.heads.transferability import measure_h_score, measure_leep, measure_logme, measure_nce
 
 NEIGHBOURS = 5
 

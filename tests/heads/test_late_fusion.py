@@ -1,0 +1,95 @@
+"""Late fusion: heads on parts, joined by their mean and by stacking, beside early fusion in every report."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tlkeras
+from tlkeras.adaptation.domain_head import DomainHead
+from tlkeras.heads.late_fusion import LateFusion, fuse_late
+from tlkeras.heads.linear import LinearHead
+from tlkeras.heads.ridge import RidgeHead
+
+
+def make_parts(count=300, classes=2, seed=0):
+    """Two parts: the first tells the classes apart, the second is noise."""
+    random = np.random.default_rng(seed)
+    y = np.arange(count) % classes
+    telling = random.normal(size=(count, 4)) + 1.5 * np.eye(4)[y]
+    return np.hstack([telling, random.normal(size=(count, 40))]).astype(np.float32), y
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_mean_is_that_of_heads_on_each_part(classes):
+    X, y = make_parts(classes=classes)
+    said = LateFusion(RidgeHead, [4, 40]).fit(X, y).answer(X)
+    alone = [RidgeHead().fit(part, y).predict_proba(part) for part in (X[:, :4], X[:, 4:])]
+    np.testing.assert_allclose(said["mean"], (alone[0] + alone[1]) / 2)
+    for probabilities in said.values():
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_stacking_learns_which_part_to_trust():
+    """Noise of 40 columns fits its own rows; only what is said of unseen rows shows that it knows nothing."""
+    X, y = make_parts()
+    fused = LateFusion(lambda: LinearHead(C=100.0), [4, 40]).fit(X, y)
+    difference = fused.stack_.kernel_[:, 1] - fused.stack_.kernel_[:, 0]
+    assert abs(difference[1]) < 0.25 * difference[0]
+    held, truth = make_parts(seed=1)
+    said = fused.answer(held)
+
+    def measure(probabilities):
+        return float(-np.log(np.clip(probabilities[np.arange(len(truth)), truth], 1e-12, 1)).mean())
+
+    assert measure(said["stacking"]) < measure(said["mean"])
+
+
+def test_labels_are_fused_one_by_one():
+    X, y = make_parts()
+    targets = np.stack([y, np.random.default_rng(2).integers(0, 2, len(y))], axis=1)
+    said = LateFusion(RidgeHead, [4, 40]).fit(X, targets).answer(X)
+    assert said["mean"].shape == said["stacking"].shape == (len(y), 2)
+    assert ((said["stacking"][:, 0] > 0.5) == y).mean() > 0.7
+
+
+def test_across_domains_each_part_is_adapted_by_itself():
+    """In the target a telling column lies elsewhere: without alignment all rows are taken for one class."""
+    X, y = make_parts()
+    moved, truth = make_parts(seed=1)
+    moved[:, 0] += 20
+
+    def measure(method):
+        fused = LateFusion(lambda: DomainHead(method, RidgeHead, judged=False), [4, 40]).fit(X, y, target=moved)
+        return {rule: (said.argmax(axis=1) == truth).mean() for rule, said in fused.answer(moved).items()}
+
+    assert max(measure("none").values()) < 0.6
+    assert min(measure("coral").values()) > 0.8
+
+
+def test_what_cannot_be_fused():
+    X, y = make_parts(count=4)
+    with pytest.raises(ValueError, match=r"Parts must make up the features. Received: \(4, 4\) of 44 columns"):
+        LateFusion(RidgeHead, [4, 4]).fit(X, y)
+    learned = {"X": X, "y": y, "sample_weight": None, "groups": None}
+    assert fuse_late(RidgeHead, [4, 40], learned, X) == {}
+
+
+@pytest.mark.slow
+def test_a_run_reports_late_fusion_beside_early_fusion(workplace, capsys):
+    recipe = {"features": {"taps": [0, -1], "handcrafted": ["colour"]}, "mapping": {"kind": "ridge"}}
+    result = tlkeras.train("mine.yaml", recipe)
+    assert set(result["late_fusion"]) == {"mean", "stacking"}
+    for figures in result["late_fusion"].values():
+        assert figures["accuracy"]["value"] > 0.9 and set(figures) == set(result["metrics"])
+    with open(workplace / result["path"] / "metrics.csv", newline="") as file:
+        scopes = {(row["scope"], row["name"]) for row in csv.DictReader(file)}
+    assert {("late fusion", "mean"), ("late fusion", "stacking")} <= scopes
+    from tlkeras.tables import draw_evaluation
+
+    draw_evaluation(result)
+    printed = capsys.readouterr().out
+    page = Path(tlkeras.report([result["path"]])["path"]).read_text("utf-8")
+    for text in (printed, page):
+        assert "late fusion: mean" in text and "late fusion: stacking" in text

@@ -1,0 +1,1 @@
+"""Adaptation from a labelled source domain to an unlabelled target domain."""

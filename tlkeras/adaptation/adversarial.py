@@ -1,0 +1,203 @@
+"""Deep adaptation on cached activations: a small network that learns classes of a source and likeness to a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from tlkeras import progress
+from tlkeras.adaptation.alignment import check_domains
+from tlkeras.adaptation.losses import ramp
+from tlkeras.adaptation.penalties import WEIGHTS, Discrepancy, Method, make_seeded_dense
+from tlkeras.errors import DataError, RecipeError, suggest
+from tlkeras.heads.class_weights import weigh_examples
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How a network is adapted.
+
+    Args:
+        method: What makes domains alike: "dann" and "cdan" a judge who cannot tell them apart, "mmd" equal means in
+            kernel spaces, "coral" equal covariances, "mcc" answers on the target that confuse no classes; "none" learns
+            on the source alone.
+        weight: How much that counts; None takes the method's of `WEIGHTS`. It is ramped up over the training.
+        width: Units of the layer that is made alike.
+        dropout: Behind it, and in the judge.
+        epochs: Passes over the larger domain.
+        batch_size: Rows of each domain in a step.
+        learning_rate: Of AdamW at the start; it falls to zero along a cosine.
+        seed: Of initial weights, order and dropout.
+    """
+
+    method: Method = "dann"
+    weight: float | None = None
+    width: int = 256
+    dropout: float = 0.3
+    epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
+class AdaptedHead:
+    """A head that learns from labelled source rows and unlabelled target rows.
+
+    One step takes a batch of each domain, each through the network by itself. The judge is trained by an optimizer of
+    its own and is no part of what is exported.
+
+    Attributes:
+        classes_: Class values, (k,).
+        history_: Mean losses by epoch: `loss` of the source's classes, `transfer` of the domains' difference.
+
+    Sources: Ganin et al., JMLR 2016 (DANN); Long et al., Conditional Adversarial Domain Adaptation, 2018 (CDAN);
+    and those in `discrepancies`.
+    """
+
+    def __init__(self, options: Adaptation = Adaptation()):
+        if options.method not in WEIGHTS:
+            raise RecipeError(
+                f"A method of adaptation is one of {', '.join(WEIGHTS)}.",
+                repr(options.method),
+                suggest(options.method, WEIGHTS),
+            )
+        self.options = options
+
+    def fit(
+        self, Xs: np.ndarray, ys: np.ndarray, Xt: np.ndarray, sample_weight: np.ndarray | None = None
+    ) -> AdaptedHead:
+        """Fit on source features (n, d), their classes (n,), and target features (m, d).
+
+        Args:
+            sample_weight: Of the source's rows.
+
+        Raises:
+            DataError: The domains cannot be compared, or the source has fewer than two classes.
+        """
+        import keras
+
+        check_domains(Xs, Xt)
+        self.classes_, codes = np.unique(ys, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise DataError("The source needs two classes or more.", len(self.classes_))
+        weights = weigh_examples(codes, sample_weight, None)
+        weights = (weights / weights.mean()).astype(np.float32)
+        Xs, Xt = np.asarray(Xs, np.float32), np.asarray(Xt, np.float32)
+        keras.utils.set_random_seed(self.options.seed)
+        self._build(np.concatenate([Xs, Xt]))
+        steps = -(-max(len(Xs), len(Xt)) // self.options.batch_size)
+        step = self._make_step(steps * self.options.epochs)
+        random = np.random.default_rng(self.options.seed)
+        self.history_: dict[str, list[float]] = {"epoch": [], "loss": [], "transfer": []}
+        with progress.track(f"Adapt by {self.options.method}", self.options.epochs, "epochs") as advance:
+            for epoch in range(self.options.epochs):
+                rows = zip(*(self._draw(random, len(X), steps) for X in (Xs, Xt)), strict=True)
+                losses = [step(Xs[s], codes[s].astype(np.int32), weights[s], Xt[t]) for s, t in rows]
+                means = np.mean(losses, axis=0)
+                for name, value in zip(self.history_, (epoch + 1, *means.tolist()), strict=True):
+                    self.history_[name].append(value)
+                advance(1)
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return probabilities of classes (rows, k)."""
+        return tf.nn.softmax(self._classifier(self._encoder(np.asarray(X, np.float32)))).numpy()
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Return the most probable class of each row."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def encode(self, X: np.ndarray) -> np.ndarray:
+        """Return what was made alike, float32 (rows, width)."""
+        return self._encoder(np.asarray(X, np.float32)).numpy()
+
+    def to_layers(self) -> list[keras.layers.Layer]:
+        """Return the fitted layers, raw features to probabilities; the judge is not among them."""
+        import keras
+
+        layers = [*self._encoder.layers, *self._classifier.layers]
+        return [*layers, keras.layers.Activation("softmax", name="probabilities")]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was done."""
+        return {"kind": "adapted", "method": self.options.method, "epochs": self.options.epochs}
+
+    def history(self) -> dict[str, list[float]]:
+        """Return the losses by epoch, as columns."""
+        return self.history_
+
+    def _build(self, X: np.ndarray) -> None:
+        import keras
+        from keras import layers
+
+        options, classes = self.options, len(self.classes_)
+        seeds = iter(range(options.seed * 100, options.seed * 100 + 100))
+        variance = X.var(axis=0)
+        variance[variance <= 0] = 1.0
+        self._encoder = keras.Sequential(
+            [
+                keras.Input((X.shape[1],)),
+                layers.Normalization(mean=X.mean(0).tolist(), variance=variance.tolist(), name="head_input"),
+                make_seeded_dense(options.width, "bottleneck", next(seeds), "relu"),
+                layers.Dropout(options.dropout, seed=next(seeds), name="head_dropout"),
+            ]
+        )
+        self._classifier = keras.Sequential(
+            [keras.Input((options.width,)), make_seeded_dense(classes, "logits", next(seeds))]
+        )
+        self._discrepancy = Discrepancy(
+            options.method, options.width, classes, dropout=options.dropout, seeds=seeds, seed=options.seed
+        )
+
+    def _make_step(self, total: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+        """Return a compiled function of source rows, classes, weights and target rows that moves everything once."""
+
+        options = self.options
+        weight = WEIGHTS[options.method] if options.weight is None else options.weight
+        learner, judging = (self._make_optimizer(total) for _ in range(2))
+        learned = [*self._encoder.trainable_variables, *self._classifier.trainable_variables]
+        judge = self._discrepancy.judge
+        judged = [] if judge is None else judge.trainable_variables
+        learner.build(learned)
+        judging.build(judged)
+        taken = tf.Variable(0.0, trainable=False)
+
+        def step(xs: tf.Tensor, ys: tf.Tensor, weights: tf.Tensor, xt: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            strength = weight * ramp(taken / total)
+            with tf.GradientTape() as tape:
+                fs, ft = self._encoder(xs, training=True), self._encoder(xt, training=True)
+                ls, lt = self._classifier(fs), self._classifier(ft)
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(ys, ls)
+                loss = tf.reduce_mean(losses * weights)
+                term, transfer = self._discrepancy.weigh((fs, ls), (ft, lt), strength)
+                objective = loss + term
+            gradients = tape.gradient(objective, [*learned, *judged])
+            learner.apply(gradients[: len(learned)], learned)
+            if judged:
+                judging.apply(gradients[len(learned) :], judged)
+            taken.assign_add(1.0)
+            return loss, transfer
+
+        return tf.function(step, autograph=False, jit_compile=False, reduce_retracing=True)
+
+    def _make_optimizer(self, total: int) -> keras.optimizers.Optimizer:
+        import keras
+
+        rate = keras.optimizers.schedules.CosineDecay(self.options.learning_rate, total)
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-4, global_clipnorm=1.0)
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        return optimizer
+
+    def _draw(self, random: np.random.Generator, count: int, steps: int) -> list[np.ndarray]:
+        """Return the rows of each step: permutations one after another, so that the smaller domain comes again."""
+        size = min(self.options.batch_size, count)
+        rounds = -(-steps * size // count)
+        rows = np.concatenate([random.permutation(count) for _ in range(rounds)])
+        return list(rows[: steps * size].reshape(steps, size))

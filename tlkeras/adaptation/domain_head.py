@@ -1,0 +1,258 @@
+"""A head that is learned on one domain and asked about another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tlkeras.adaptation.adversarial import Adaptation, AdaptedHead
+from tlkeras.adaptation.alignment import (
+    Aligner,
+    Coral,
+    GaussianTransport,
+    Identity,
+    JointPca,
+    SubspaceAlignment,
+)
+from tlkeras.adaptation.label_shift import correct, estimate_by_confusion, estimate_by_likelihood
+from tlkeras.adaptation.losses import measure_a_distance
+from tlkeras.adaptation.model_selection import (
+    score_by_control,
+    score_by_entropy,
+    score_by_importance,
+    score_by_information,
+    weigh_importance,
+)
+from tlkeras.adaptation.tca import Jda, Tca
+from tlkeras.errors import DataError, RecipeError, suggest
+from tlkeras.heads.base import make_dense
+from tlkeras.heads.heads import Head
+
+if TYPE_CHECKING:
+    import keras
+
+Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
+Correction = Literal["none", "confusion", "likelihood"]
+
+ALIGNERS: dict[str, Callable[[int], Aligner]] = {
+    "none": lambda components: Identity(),
+    "coral": lambda components: Coral(),
+    "transport": lambda components: GaussianTransport(),
+    "subspace": SubspaceAlignment,
+    "joint_pca": JointPca,
+    "tca": Tca,
+    "jda": Jda,
+}
+"""From the number of components to an aligner of features, by name."""
+
+ADAPTATIONS = {"dann": "dann", "cdan": "cdan", "mmd": "mmd", "deep_coral": "coral", "mcc": "mcc"}
+"""Deep methods by name; see `Adaptation`."""
+
+METHODS = (*ALIGNERS, *ADAPTATIONS)
+
+
+class DomainHead:
+    """A head with what adapts it to a target domain: an aligner before it, or a deep method in its place.
+
+    Args:
+        method: One of `METHODS`.
+        make: Makes the unfitted head that follows an aligner.
+        components: Of aligners that have them.
+        weight: Of deep methods; None takes the method's own.
+        correction: How common classes are in the target: taken to be as in the source, or estimated by confusion (BBSE)
+            or likelihood (EM).
+        fitting: What else `Adaptation` is told, `epochs` and `seed` among it.
+        judged: Whether distances and scores are measured, which can take longer than the fit.
+
+    Attributes:
+        classes_: Class values, (k,).
+        priors_: How common classes are in the source and, as estimated, in the target; None without correction.
+        scores_: What can be said without target labels, higher is better; see `scoring`.
+        distances_: A-distance of the domains before and after.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        make: Callable[[], Head],
+        components: int = 30,
+        weight: float | None = None,
+        correction: Correction = "none",
+        fitting: dict[str, Any] | None = None,
+        *,
+        judged: bool = True,
+    ):
+        if method not in METHODS:
+            raise RecipeError(f"A method is one of {', '.join(METHODS)}.", repr(method), suggest(method, METHODS))
+        self.method = method
+        self.make = make
+        self.components = components
+        self.weight = weight
+        self.correction = correction
+        self.fitting = fitting or {}
+        self.judged = judged
+
+    def fit(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        *,
+        target: np.ndarray,
+        validation: Labelled | None = None,
+        groups: np.ndarray | None = None,
+    ) -> DomainHead:
+        """Fit on source features (n, d) with classes (n,), and target features (m, d).
+
+        Args:
+            X, y, sample_weight, groups: Of the source.
+            target: Features without labels.
+            validation: Features, classes and weights of source rows that are held out.
+
+        Raises:
+            DataError: The domains cannot be aligned, several labels are to be corrected, or nothing is held out to
+                measure confusions on.
+        """
+        if np.ndim(y) > 1:
+            raise DataError("Across domains a picture is of one class.", "several labels per picture")
+        if self.correction == "confusion" and validation is None:
+            raise DataError("Confusions are measured on held-out pictures.", "none", "Set data.validation.")
+        self._fit_parts(X, y, sample_weight, target, validation, groups)
+        self.classes_ = self._head.classes_
+        self.priors_ = self._estimate(y, sample_weight, target, validation)
+        self.distances_: dict[str, float] = {}
+        self.scores_: dict[str, float] = {}
+        if self.judged:
+            aligned = self._encode(X, "source"), self._encode(target, "target")
+            self.distances_ = {"before": measure_a_distance(X, target), "after": measure_a_distance(*aligned)}
+            self.scores_ = self._score(X, target, validation)
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return the probabilities of target rows (rows, k)."""
+        answers = self.answer(X, "target")
+        return answers if self.priors_ is None else correct(answers, *self.priors_).astype(np.float32)
+
+    def answer(self, X: np.ndarray, domain: Literal["source", "target"]) -> np.ndarray:
+        """Return probabilities of rows of a domain (rows, k), as if classes were as common as in the source."""
+        return self._head.predict_proba(X if self._aligner is None else self._aligner.transform(X, domain))
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Return the most probable class of each target row."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def to_layers(self) -> list[keras.layers.Layer]:
+        """Return the layers of target features, to probabilities; a correction is in the bias of the logits.
+
+        Raises:
+            DataError: The head's logits do not come from a dense layer, and are to be corrected.
+        """
+        layers = [*([] if self._aligner is None else self._aligner.to_layers()), *self._head.to_layers()]
+        if self.priors_ is not None:
+            source, target = self.priors_
+            if type(layers[-2]).__name__ != "Dense":
+                raise DataError(
+                    "Only dense logits can be corrected.", type(layers[-2]).__name__, "Take a linear mapping."
+                )
+            kernel, bias = layers[-2].get_weights()  # a layer of its own: the head keeps answering for the source
+            shift = np.log(np.maximum(target, 1e-12) / np.maximum(source, 1e-12))
+            layers[-2] = make_dense(kernel, bias + shift, "logits")
+        return layers
+
+    def on_source(self, target: np.ndarray) -> SourceDomainHead:
+        """Return this head as one that is fitted on rows of the source alone and answers rows of the source.
+
+        Args:
+            target: Features of the target domain, float (m, d), which the source is aligned to.
+        """
+        return SourceDomainHead(self, target)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was done and what can be said of it without target labels."""
+        priors = None if self.priors_ is None else [prior.tolist() for prior in self.priors_]
+        facts = {"method": self.method, "a_distance": self.distances_, "scores": self.scores_, "priors": priors}
+        return {**self._head.describe(), **facts}
+
+    def history(self) -> dict[str, list[float]]:
+        """Return what the head says of its fit."""
+        return self._head.history()
+
+    def _fit_parts(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        sample_weight: np.ndarray | None,
+        target: np.ndarray,
+        validation: Labelled | None,
+        groups: np.ndarray | None,
+    ) -> None:
+        self._aligner: Aligner | None = None
+        self._head: Any
+        if self.method in ADAPTATIONS:
+            options = Adaptation(method=ADAPTATIONS[self.method], weight=self.weight, **self.fitting)  # type: ignore[arg-type]
+            self._head = AdaptedHead(options).fit(X, y, target, sample_weight)
+            return
+        self._aligner = ALIGNERS[self.method](self.components).fit(X, target, y)
+        held = None if validation is None else (self._aligner.transform(validation[0], "source"), *validation[1:])
+        aligned = self._aligner.transform(X, "source")
+        self._head = self.make()
+        self._head.fit(aligned, y, sample_weight, validation=held, groups=groups)
+
+    def _encode(self, X: np.ndarray, domain: Literal["source", "target"]) -> np.ndarray:
+        """Return what was made alike."""
+        return self._head.encode(X) if self._aligner is None else self._aligner.transform(X, domain)
+
+    def _estimate(
+        self, y: np.ndarray, sample_weight: np.ndarray | None, target: np.ndarray, validation: Labelled | None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the priors of both domains; None where they are taken to be the same."""
+        if self.correction == "none":
+            return None
+        codes = np.searchsorted(self.classes_, y)
+        prior = np.bincount(codes, sample_weight, len(self.classes_))
+        prior = prior / prior.sum()
+        answers = self.answer(target, "target")
+        if self.correction == "likelihood" or validation is None:
+            return prior, estimate_by_likelihood(answers, prior)
+        held = np.searchsorted(self.classes_, validation[1])
+        return prior, estimate_by_confusion(self.answer(validation[0], "source"), held, answers)
+
+    def _score(self, X: np.ndarray, target: np.ndarray, validation: Labelled | None) -> dict[str, float]:
+        answers = self.predict_proba(target)
+        scores = {"entropy": score_by_entropy(answers), "information": score_by_information(answers)}
+        if validation is None:
+            return scores
+        held, codes = self.answer(validation[0], "source"), np.searchsorted(self.classes_, validation[1])
+        encoded = [self._encode(X, "source"), self._encode(target, "target"), self._encode(validation[0], "source")]
+        weights, right = weigh_importance(*encoded), held.argmax(axis=1) == codes
+        losses = -np.log(np.maximum(held[np.arange(len(codes)), codes], 1e-12))
+        return scores | {
+            "source": float(right.mean()),
+            "importance": score_by_importance(weights, right),
+            "deep_embedded_validation": score_by_control(weights, losses),
+        }
+
+
+class SourceDomainHead:
+    """A head across domains that is fitted on folds of the source and asked about rows of the source.
+
+    Attributes:
+        head: The one across domains, which answers rows of the target.
+    """
+
+    def __init__(self, head: DomainHead, target: np.ndarray):
+        self.head, self._target = head, target
+
+    def fit(
+        self, X: np.ndarray, y: np.ndarray, weights: np.ndarray | None, groups: np.ndarray | None
+    ) -> SourceDomainHead:
+        """Fit on rows of the source, float (n, d), with classes (n,)."""
+        self.head.fit(X, y, weights, target=self._target, groups=groups)
+        self.classes_ = self.head.classes_
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return the probabilities of rows of the source, (n, k)."""
+        return self.head.answer(X, "source")

@@ -1,0 +1,234 @@
+"""Transfer components: directions in which two domains look alike while their rows stay apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from scipy.linalg import eigh
+from scipy.sparse.linalg import LinearOperator, eigsh
+from sklearn.kernel_approximation import Nystroem
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import euclidean_distances
+from sklearn.metrics.pairwise import rbf_kernel
+from sklearn.preprocessing import normalize
+
+from tlkeras.adaptation.alignment import Domain, check_domains
+from tlkeras.errors import DataError
+from tlkeras.heads.base import make_dense
+
+if TYPE_CHECKING:
+    import keras
+
+Kernel = Literal["linear", "rbf"]
+
+DENSE = 500
+"""Rows up to which the eigenproblem is solved whole; beyond, Lanczos steps find the wanted components alone."""
+
+NYSTROEM = 5000
+"""Rows up to which the kernel between all rows is made; beyond, it is approximated."""
+
+_LANDMARKS = 500
+_NOTHING = 1e-10  # of an eigenvalue, relative to the largest
+
+
+class Tca:
+    """Transfer component analysis: kernel PCA with the difference of the domains' means softly taken out.
+
+    Maximises W'KHKW against tr(W'KLKW) + mu tr(W'W): the wanted W are the leading solutions of
+    K H K w = l (K L K + mu I) w, with K the kernel of all rows, H what centres, and L = e e', e being 1 / n_s for rows
+    of the source and -1 / n_t for rows of the target. Components have mean 0 and variance 1 over both domains.
+
+    L has rank one, so that (K L K + mu I)^-1/2 is known in closed form and Lanczos steps need no factorisation. Above
+    `NYSTROEM` rows the kernel is K ~ F F' with F of 500 columns, and the ridge lies on weights of these.
+
+    Args:
+        components: How many, at most.
+        mu: Ridge, relative to ||K e||^2: 1 aligns mildly, 0.01 strongly.
+        kernel: "linear" on rows of length 1, or "rbf" with the median of squared distances as its scale.
+        landmarks: Columns of F.
+        seed: Of the rows that make F.
+
+    Source: Pan, Tsang, Kwok and Yang, Domain Adaptation via Transfer Component Analysis, IEEE TNN 2011.
+    """
+
+    def __init__(
+        self,
+        components: int = 30,
+        mu: float = 0.1,
+        kernel: Kernel = "linear",
+        landmarks: int = _LANDMARKS,
+        seed: int = 0,
+    ):
+        self.components = components
+        self.mu = mu
+        self.kernel = kernel
+        self.landmarks = landmarks
+        self.seed = seed
+
+    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Tca:
+        """Fit on both domains.
+
+        Raises:
+            DataError: The domains cannot be aligned (see `check_domains`), or their rows are all alike to the kernel.
+        """
+        Xs, Xt = check_domains(Xs, Xt)
+        self._prepare(Xs, Xt)
+        self._solve(_contrast(len(Xs), len(Xt))[:, None])
+        return self
+
+    def transform(self, X: np.ndarray, domain: Domain = "target") -> np.ndarray:
+        """Return the components, float32 (rows, k); they are the same map for both domains."""
+        return ((self._expand(np.asarray(X, np.float64)) @ self.weights_) - self.mean_).astype(np.float32)
+
+    def to_layers(self) -> list[keras.layers.Layer]:
+        """Return the layers of a linear kernel: rows are brought to length 1, and mapped.
+
+        Raises:
+            DataError: The kernel is not linear.
+        """
+        import keras
+
+        if self.kernel != "linear":
+            raise DataError("Only components of a linear kernel become layers.", self.kernel, "Use kernel='linear'.")
+        matrix = self.weights_ if self._basis is None else self._basis.T @ self.weights_
+        return [keras.layers.UnitNormalization(name="unit"), make_dense(matrix, -self.mean_)]
+
+    def _prepare(self, Xs: np.ndarray, Xt: np.ndarray) -> None:
+        """Choose the scale of the kernel and what rows are compared with."""
+        X = np.concatenate([Xs, Xt])
+        self._landmarks: Nystroem | None = None
+        self._basis: np.ndarray | None = None
+        if self.kernel == "linear":
+            X = normalize(X)
+        else:
+            sample = X[np.linspace(0, len(X) - 1, min(len(X), 2000)).astype(int)]
+            distances = euclidean_distances(sample, squared=True)
+            self.gamma_ = 1.0 / np.median(distances[np.triu_indices(len(sample), 1)])
+        if len(X) <= NYSTROEM:
+            self._basis = X
+        elif self.kernel == "rbf":
+            count = min(self.landmarks, len(X))
+            self._landmarks = Nystroem(gamma=self.gamma_, n_components=count, random_state=self.seed).fit(X)
+        self._features = self._expand(np.concatenate([Xs, Xt]))
+
+    def _expand(self, X: np.ndarray) -> np.ndarray:
+        """Return what the weights are of: kernels with the rows of the fit, or columns that approximate the kernel."""
+        if self.kernel == "linear":
+            X = normalize(X)
+        if self._landmarks is not None:
+            return self._landmarks.transform(X)
+        if self._basis is None:
+            return X
+        return X @ self._basis.T if self.kernel == "linear" else rbf_kernel(X, self._basis, self.gamma_)
+
+    def _solve(self, contrasts: np.ndarray) -> None:
+        """Find the weights for L = E E', E the contrasts (n, r)."""
+        F = self._features  # symmetric where it is the kernel itself
+        spread = F.T @ contrasts
+        mu = self.mu * max(float((spread**2).sum()), _NOTHING * float((F**2).mean()))
+        centred = F - F.mean(axis=0)
+        count = min(self.components, min(F.shape) - 1)
+        solve = solve_whole if F.shape[1] <= DENSE else solve_leading
+        values, weights = solve(centred, spread, mu, count)
+        if not values[0] > 0:
+            raise DataError("Rows must differ from each other to have components.", "rows that are all alike")
+        kept = values > _NOTHING * values[0]
+        projected = centred @ weights[:, kept]
+        scale = projected.std(axis=0)
+        largest = projected[np.abs(projected).argmax(axis=0), np.arange(projected.shape[1])]
+        self.weights_ = weights[:, kept] * (np.sign(largest) / scale)
+        self.mean_ = F.mean(axis=0) @ self.weights_
+        self.eigenvalues_ = values[kept]
+
+
+class Jda(Tca):
+    """Joint distribution adaptation, balanced: TCA that also brings the classes' means together.
+
+    Classes of the target are those that a logistic regression on the source's components answers; they and the
+    components are found in turns. The contrasts between the domains count 1 - balance, those between their classes
+    balance.
+
+    Args:
+        components, mu, kernel: As of `Tca`.
+        balance: 0 is TCA, 0.5 the paper's JDA, 1 looks at classes alone.
+        rounds: Turns.
+
+    Source: Long et al., Transfer Feature Learning with Joint Distribution Adaptation, ICCV 2013; Wang et al., Balanced
+    Distribution Adaptation for Transfer Learning, ICDM 2017.
+    """
+
+    def __init__(
+        self, components: int = 30, mu: float = 0.1, kernel: Kernel = "linear", balance: float = 0.5, rounds: int = 10
+    ):
+        super().__init__(components, mu, kernel)
+        self.balance = balance
+        self.rounds = rounds
+
+    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Jda:
+        """Fit on both domains and the source's classes (n,).
+
+        Raises:
+            DataError: As of `Tca`, or there are no classes.
+        """
+        if ys is None or len(np.unique(ys)) < 2:
+            raise DataError("Joint distribution adaptation needs the source's classes, two or more.", "none or one")
+        Xs, Xt = check_domains(Xs, Xt)
+        self._prepare(Xs, Xt)
+        whole = _contrast(len(Xs), len(Xt))
+        self._solve(whole[:, None])
+        answers: np.ndarray | None = None
+        for _ in range(self.rounds):
+            Z = self._features @ self.weights_ - self.mean_
+            said = LogisticRegression(max_iter=500).fit(Z[: len(Xs)], ys).predict(Z[len(Xs) :])
+            if answers is not None and (said == answers).all():
+                break
+            answers = said
+            each = [_contrast_class(ys == name, said == name) for name in np.unique(ys) if (said == name).any()]
+            columns = [np.sqrt(1 - self.balance) * whole, *(np.sqrt(self.balance) * column for column in each)]
+            self._solve(np.stack(columns, axis=1))
+        return self
+
+
+def solve_whole(centred: np.ndarray, spread: np.ndarray, mu: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `count` largest l and their w, (m,) and (m, count), of C'C w = l (S S' + mu I) w.
+
+    Args:
+        centred: C, (n, m).
+        spread: S, (m, r).
+        mu: Ridge.
+        count: How many.
+    """
+    m = centred.shape[1]
+    values, vectors = eigh(centred.T @ centred, spread @ spread.T + mu * np.eye(m), subset_by_index=[m - count, m - 1])
+    return values[::-1], vectors[:, ::-1]
+
+
+def solve_leading(centred: np.ndarray, spread: np.ndarray, mu: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Do what `solve_whole` does without forming a matrix (m, m), in two products with C per step.
+
+    With S = U s V', (S S' + mu I)^-1/2 = mu^-1/2 (I - U (1 - sqrt(mu / (mu + s^2))) U').
+    """
+    U, s, _ = np.linalg.svd(spread, full_matrices=False)
+    shrunk = 1 - np.sqrt(mu / (mu + s**2))
+
+    def root(v: np.ndarray) -> np.ndarray:
+        v = v.reshape(len(U), -1)
+        return (v - U @ (shrunk[:, None] * (U.T @ v))) / np.sqrt(mu)
+
+    def multiply(v: np.ndarray) -> np.ndarray:
+        return root(centred.T @ (centred @ root(v))).reshape(v.shape)
+
+    m = centred.shape[1]
+    operator = LinearOperator((m, m), matvec=multiply, matmat=multiply, dtype=np.float64)
+    values, vectors = eigsh(operator, count, which="LA", v0=np.random.default_rng(0).normal(size=m))
+    order = np.argsort(values)[::-1]
+    return values[order], root(vectors[:, order])
+
+
+def _contrast(source: int, target: int) -> np.ndarray:
+    return np.concatenate([np.full(source, 1 / source), np.full(target, -1 / target)])
+
+
+def _contrast_class(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return np.concatenate([source / source.sum(), target / -target.sum()])

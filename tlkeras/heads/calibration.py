@@ -1,0 +1,70 @@
+"""From scores to logits: the scale and the shifts that make a head's answers probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+
+from tlkeras.heads.link_functions import Link
+
+
+def calibrate(link: Link, scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return scale (k,) and shift (k,) such that `link.answer(scores * scale + shift)` are calibrated probabilities.
+
+    One scale for all classes and a shift for each (Guo et al., ICML 2017, between temperature and vector scaling);
+    with two classes, and for each of several labels, that is Platt's sigmoid. Targets are smoothed as Platt (1999)
+    does, so that scores that separate the classes do not end in certainty.
+
+    Args:
+        link: How the head answers.
+        scores: Of rows that the head was not fitted on, (n, k).
+        codes: What the rows are, as the link codes them.
+        weights: Of the rows, (n,).
+    """
+    if not link.several:
+        scale, shift = _fit_scale(scores, codes, weights, scores.shape[1])
+        return np.full(scores.shape[1], scale), shift
+    pairs = [
+        _fit_scale(np.stack([-column, column], axis=1) / 2, code, weights, 2)
+        for column, code in zip(scores.T, codes.T, strict=True)
+    ]
+    scales, shifts = zip(*pairs, strict=True)
+    return np.array(scales), np.array([shift[1] - shift[0] for shift in shifts])
+
+
+def measure_loss(link: Link, logits: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
+    """Return the weighted mean log loss of logits (n, k), over labels too where a row has several."""
+    if link.several:
+        signed = np.where(codes == 1, logits, -logits)
+        return float(np.average(np.logaddexp(0, -signed).mean(axis=1), weights=weights))
+    chosen = log_softmax(logits, axis=1)[np.arange(len(codes)), codes]
+    return float(-np.average(chosen, weights=weights))
+
+
+def _fit_scale(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray, classes: int) -> tuple[float, np.ndarray]:
+    """Return the scale and the shifts, (k,), of least cross entropy with smoothed targets."""
+    spread = float(np.sqrt(np.average((scores - scores.mean(axis=1, keepdims=True)).var(axis=1), weights=weights)))
+    if not spread > 0:
+        spread = 1.0
+    unit = (scores - scores.mean(axis=1, keepdims=True)) / spread
+    targets = _smooth(codes, classes)
+    shares = weights / weights.sum()
+
+    def lose(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = parameters[0] * unit + parameters[1:]
+        loss = -np.sum(shares[:, None] * targets * log_softmax(logits, axis=1))
+        slope = shares[:, None] * (softmax(logits, axis=1) - targets)
+        return loss, np.concatenate([[np.sum(slope * unit)], slope.sum(axis=0)])
+
+    bounds = [(1e-3, None), *[(None, None)] * classes]
+    found = minimize(lose, np.r_[1.0, np.zeros(classes)], jac=True, method="L-BFGS-B", bounds=bounds).x
+    return float(found[0] / spread), found[1:] - found[1:].mean()
+
+
+def _smooth(codes: np.ndarray, classes: int) -> np.ndarray:
+    """Return targets (n, k): of N rows of a class, its own gets (N + 1) / (N + k), the others 1 / (N + k) each."""
+    totals = (np.bincount(codes, minlength=classes) + classes)[codes]
+    targets = np.repeat(1 / totals[:, None], classes, axis=1)
+    targets[np.arange(len(codes)), codes] += 1 - classes / totals
+    return targets

@@ -1,0 +1,73 @@
+"""What a head says of rows that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tlkeras.heads.heads import Head
+from tlkeras.heads.link_functions import find_link
+from tlkeras.progress import track
+
+
+def answer_out_of_fold(
+    head_maker: Callable[[], Head],
+    X: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    folds: int = 5,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return the probabilities [n, k], float64, of each row by a head that was fitted without it and its group.
+
+    A class whose rows are all in one fold has probability 0 there.
+
+    Args:
+        head_maker: Makes an unfitted head, one for each fold; a head that chooses its strength does so in each.
+        X: Features [n, d].
+        y: Class of each row, int [n], or indicators [n, k] of labels; rows with -1 are answered and not learned.
+        weights: Of each row when it is learned, [n]; equal if not given. Rows of weight 0 are answered.
+        folds: Parts that the rows are divided into.
+        groups: Rows with equal values stay together, [n]: copies of a picture, or what was taken at one time.
+        seed: Of the division.
+
+    Raises:
+        ValueError: There are fewer rows or groups than folds, or what is left of a fold cannot be learned: fewer than
+            two classes, or a label that all rows have or lack.
+    """
+    y = np.asarray(y)
+    weights = np.ones(len(y)) if weights is None else np.asarray(weights)
+    groups = np.arange(len(y)) if groups is None else np.asarray(groups)
+    several = y.ndim == 2
+    learned = (np.all(y >= 0, axis=1) if several else y >= 0) & (weights > 0)
+    strata = np.full(len(y), -1)
+    strata[learned] = find_link(y).group_rows(y[learned])
+    parts = divide_rows(strata, groups, folds, seed)
+    answers = np.zeros((len(y), y.shape[1] if several else int(y.max()) + 1))
+    with track("Answering unseen", folds, "folds") as advance:
+        for part in range(folds):
+            fit, held = learned & (parts != part), np.flatnonzero(parts == part)
+            head = head_maker().fit(X[fit], y[fit], weights[fit], groups=groups[fit])
+            answers[np.ix_(held, head.classes_)] = head.predict_proba(X[held])
+            advance(1)
+    return answers
+
+
+def divide_rows(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each row, int [n]: groups stay together and are dealt out one by one, stratum after stratum.
+
+    A group belongs to the stratum of its first row.
+
+    Raises:
+        ValueError: There are fewer than two folds, or fewer groups than folds.
+    """
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    if not 2 <= folds <= len(first):
+        raise ValueError(f"There must be two folds or more, and no more than groups. Received: {folds}, {len(first)}.")
+    shuffled = np.random.default_rng(seed).permutation(len(first))
+    dealt = np.empty(len(first), np.int64)
+    dealt[np.lexsort((shuffled, strata[first]))] = np.arange(len(first)) % folds
+    return dealt[group]

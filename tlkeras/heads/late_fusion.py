@@ -1,0 +1,107 @@
+"""Late fusion: a head for each part of the features, and two ways to join what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import logit
+
+from tlkeras.heads.cross_validation import answer_out_of_fold
+from tlkeras.heads.linear import LinearHead
+from tlkeras.heads.link_functions import find_link
+
+_CERTAIN = 1e-4  # probabilities nearer to 0 and 1 say no more to what is stacked on them
+
+
+class LateFusion:
+    """Heads on parts of the features, joined by the mean of their calibrated probabilities and by stacking.
+
+    Stacking (Wolpert, 1992) is a logistic regression on what heads say of rows that they were not fitted on, here on
+    the logarithms of their odds; the heads that answer later are fitted on all rows.
+
+    Args:
+        make_head: Makes an unfitted head; across domains one that has `on_source`, as `DomainHead` has.
+        widths: Columns of each part, in order.
+        folds: Parts of the rows that stacking is fitted across.
+        seed: Of the folds.
+    """
+
+    def __init__(self, make_head: Callable[[], Any], widths: Sequence[int], folds: int = 5, seed: int = 0):
+        self.make_head, self.widths = make_head, tuple(widths)
+        self.folds, self.seed = folds, seed
+
+    def fit(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+        target: np.ndarray | None = None,
+    ) -> LateFusion:
+        """Fit on features (n, d) and class values (n,), or indicators (n, k).
+
+        Args:
+            target: Features of another domain (m, d), where heads have `on_source`: each part is adapted by itself,
+                stacking is learned on rows of the source, and rows of the target are answered.
+
+        Raises:
+            ValueError: The widths are not those of the features, there are fewer rows or groups than folds, or a fold
+                leaves less than two classes.
+        """
+        parts = self._divide(X)
+        makers = [self._adapt(part) for part in (self._divide(target) if target is not None else [None] * len(parts))]
+        self.several_ = find_link(y).several
+        classes = np.arange(y.shape[1]) if self.several_ else np.unique(y)
+        codes = y if self.several_ else np.searchsorted(classes, y)
+        said = [
+            answer_out_of_fold(make, part, codes, sample_weight, folds=self.folds, groups=groups, seed=self.seed)
+            for make, part in zip(makers, parts, strict=True)
+        ]
+        self.stack_ = LinearHead(folds=self.folds, seed=self.seed).fit(
+            self._join(said), y, sample_weight, groups=groups
+        )
+        fitted = [make().fit(part, y, sample_weight, groups=groups) for make, part in zip(makers, parts, strict=True)]
+        self.heads_ = fitted if target is None else [head.head for head in fitted]
+        return self
+
+    def answer(self, X: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the probabilities (n, k) by rule."""
+        said = [head.predict_proba(part) for head, part in zip(self.heads_, self._divide(X), strict=True)]
+        return {"mean": np.mean(said, axis=0), "stacking": self.stack_.predict_proba(self._join(said))}
+
+    def _adapt(self, target: np.ndarray | None) -> Callable[[], Any]:
+        return self.make_head if target is None else lambda: self.make_head().on_source(target)
+
+    def _divide(self, X: np.ndarray) -> list[np.ndarray]:
+        if sum(self.widths) != X.shape[1]:
+            raise ValueError(f"Parts must make up the features. Received: {self.widths} of {X.shape[1]} columns.")
+        return np.split(X, np.cumsum(self.widths)[:-1], axis=1)
+
+    def _join(self, said: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the logarithms of odds of all heads side by side; of two classes those of the second say it all."""
+        shown = [one[:, 1:] if not self.several_ and one.shape[1] == 2 else one for one in said]
+        return logit(np.clip(np.hstack(shown), _CERTAIN, 1 - _CERTAIN))
+
+
+def fuse_late(
+    make_head: Callable[[], Any],
+    widths: Sequence[int],
+    learned: Mapping[str, Any],
+    asked: np.ndarray,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Return what late fusion says of rows, by rule; nothing where it cannot be fitted.
+
+    Args:
+        make_head: Makes an unfitted head.
+        widths: Columns of each part.
+        learned: `X`, `y`, `sample_weight`, `groups` and, across domains, `target`, as `LateFusion.fit` takes them.
+        asked: Features of the rows to answer, (m, d).
+        seed: Of the folds.
+    """
+    try:
+        return LateFusion(make_head, widths, seed=seed).fit(**learned).answer(asked)
+    except ValueError:  # a class has too few rows for folds
+        return {}

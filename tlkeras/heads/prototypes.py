@@ -1,0 +1,165 @@
+"""Heads that know a class by one point: for few examples, and for none to spare on a search."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from sklearn.covariance import ledoit_wolf_shrinkage
+from sklearn.utils.validation import check_is_fitted
+
+from tlkeras.heads.base import MatrixHead, Rows, ScoreHead, finish_layers, list_folds
+from tlkeras.heads.calibration import calibrate
+from tlkeras.heads.class_weights import ClassWeight
+
+if TYPE_CHECKING:
+    import keras
+
+
+class CentroidHead(ScoreHead):
+    """The nearest class mean on standardised columns (Mensink et al., PAMI 2013), calibrated on held-out rows.
+
+    Args:
+        folds: Number of folds that calibrate; fewer where a class has fewer examples.
+        class_weight: A factor per class, "balanced", or None.
+        standardize: Scale each column by its own deviation; else all by one.
+        seed: Seed of the folds.
+    """
+
+    kind = "centroid"
+    labels = False
+
+    def __init__(self, folds: int = 5, class_weight: ClassWeight = None, standardize: bool = True, seed: int = 0):
+        self.folds = folds
+        self.class_weight = class_weight
+        self.standardize = standardize
+        self.seed = seed
+
+    def _solve(self, rows: Rows, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+        means = average_classes(rows, len(self.classes_))
+        return means.T, -0.5 * np.sum(means**2, axis=1)
+
+
+class LdaHead(ScoreHead):
+    """Linear discriminant analysis: class means in the metric of the shrunken common covariance.
+
+    Args:
+        shrinkage: Share of the covariance that is replaced by a multiple of the identity; "auto" is the share of Ledoit
+            and Wolf (J. Multivariate Analysis 88, 2004).
+        folds: Number of folds that calibrate; fewer where a class has fewer examples.
+        class_weight: A factor per class, "balanced", or None.
+        standardize: Scale each column by its own deviation; else all by one.
+        seed: Seed of the folds.
+
+    Attributes:
+        shrinkage_: The share that was used.
+    """
+
+    kind = "lda"
+    labels = False
+
+    def __init__(
+        self,
+        shrinkage: float | Literal["auto"] = "auto",
+        folds: int = 5,
+        class_weight: ClassWeight = None,
+        standardize: bool = True,
+        seed: int = 0,
+    ):
+        self.shrinkage = shrinkage
+        self.folds = folds
+        self.class_weight = class_weight
+        self.standardize = standardize
+        self.seed = seed
+
+    def _solve(self, rows: Rows, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+        means = average_classes(rows, len(self.classes_)).astype(np.float64)
+        total = rows.weights.sum()
+        within = (rows.X - means[rows.codes]) * np.sqrt(rows.weights * len(rows.X) / total)[:, None]
+        covariance = within.T @ within / len(within)
+        share = self.shrinkage
+        share = float(ledoit_wolf_shrinkage(within, assume_centered=True)) if share == "auto" else share
+        self.shrinkage_ = share
+        level = np.trace(covariance) / len(covariance)
+        covariance = (1 - share) * covariance
+        covariance[np.diag_indices_from(covariance)] += share * level + 1e-9 * (level or 1.0)
+        kernel = cho_solve(cho_factor(covariance), means.T)
+        shares = np.bincount(rows.codes, rows.weights, len(means)) / total
+        return kernel, -0.5 * np.sum(means.T * kernel, axis=0) + np.log(np.maximum(shares, 1e-12))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the fit chose."""
+        return {"kind": self.kind, "shrinkage": self.shrinkage_}
+
+
+class CosineHead(MatrixHead):
+    """Cosine to the mean direction of each class, after the overall mean is taken off: for one to twenty examples.
+
+    That is SimpleShot (Wang et al., arXiv 1911.04623, 2019). Its scale is calibrated on held-out rows, else 10.
+
+    Args:
+        folds: Number of folds that calibrate; fewer where a class has fewer examples.
+        class_weight: A factor per class, "balanced", or None.
+        seed: Seed of the folds.
+
+    Attributes:
+        mean_: Of all rows, (d,).
+        kernel_, bias_: The map from unit vectors to logits, shapes (d, k) and (k,).
+    """
+
+    kind = "cosine"
+    labels = False
+
+    def __init__(self, folds: int = 5, class_weight: ClassWeight = None, seed: int = 0):
+        self.folds = folds
+        self.class_weight = class_weight
+        self.seed = seed
+
+    def _fit(self, rows: Rows, held: Rows | None, groups: np.ndarray | None) -> None:
+        self.mean_ = np.average(rows.X, axis=0, weights=rows.weights)
+        units = rows._replace(X=normalize_rows(rows.X - self.mean_))
+        held = None if held is None else held._replace(X=normalize_rows(held.X - self.mean_))
+        parts = list_folds(self.link_, units, held, self.folds, self.seed, groups)
+        k = len(self.classes_)
+        kernel, scale, shift = self._find_directions(units), np.full(k, 10.0), np.zeros(k)
+        if parts:
+            scores = [part.held.X @ self._find_directions(units.take(part.fit)) for part in parts]
+            codes, weights = (np.concatenate([part.held[field] for part in parts]) for field in (1, 2))
+            if weights.any():
+                scale, shift = calibrate(self.link_, np.concatenate(scores), codes, weights)
+        self.kernel_, self.bias_ = kernel * scale, shift
+
+    def _find_directions(self, rows: Rows) -> np.ndarray:
+        return normalize_rows(average_classes(rows, len(self.classes_))).T
+
+    def _logits(self, X: np.ndarray) -> np.ndarray:
+        return normalize_rows(X - self.mean_) @ self.kernel_ + self.bias_
+
+    def to_layers(self) -> list[keras.layers.Layer]:
+        """Return centring, normalisation, and the maps to logits and probabilities."""
+        import keras
+
+        check_is_fitted(self)
+        ones = [1.0] * len(self.mean_)
+        centre = keras.layers.Normalization(mean=self.mean_.tolist(), variance=ones, name="head_input")
+        return [
+            centre,
+            keras.layers.UnitNormalization(name="head_unit"),
+            *finish_layers(self.kernel_, self.bias_, self.link_),
+        ]
+
+
+def average_classes(rows: Rows, classes: int) -> np.ndarray:
+    """Return the weighted mean of each class, (k, d); a class of weight zero has the mean of all."""
+    members = np.zeros((classes, len(rows.codes)), rows.X.dtype)
+    members[rows.codes, np.arange(len(rows.codes))] = rows.weights
+    totals = members.sum(axis=1, keepdims=True)
+    means = members @ rows.X / np.where(totals > 0, totals, 1)
+    return np.where(totals > 0, means, np.average(rows.X, axis=0, weights=rows.weights))
+
+
+def normalize_rows(X: np.ndarray) -> np.ndarray:
+    """Return rows of length one; rows of zeros stay."""
+    lengths = np.linalg.norm(X, axis=1, keepdims=True)
+    return X / np.where(lengths > 1e-12, lengths, 1)

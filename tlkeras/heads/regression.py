@@ -1,0 +1,96 @@
+"""Regression of a number on features, in closed form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from tlkeras.heads.base import make_dense
+from tlkeras.heads.cross_validation import divide_rows
+from tlkeras.heads.ridge import Factors, RidgeHead, factorise
+
+if TYPE_CHECKING:
+    import keras
+
+
+class NumberHead:
+    """Ridge regression on standardised columns, of a number that is standardised, too.
+
+    The strength of the penalty is that with the least squared error on rows that were left out, exactly and for all
+    strengths from one eigendecomposition; groups are left out as a whole.
+
+    Args:
+        folds: Parts that the rows are left out in; fewer where there are fewer rows or groups.
+        seed: Of the parts.
+
+    Attributes:
+        alpha_: The strength that was chosen.
+        scale_, offset_: Weighted deviation and mean of the numbers that it was fitted on.
+    """
+
+    kind = "number"
+    eats: ClassVar[Literal["vector", "map"]] = "vector"
+    labels = False
+    classes_ = np.zeros(1, np.int64)
+
+    def __init__(self, folds: int = 5, seed: int = 0):
+        self.folds, self.seed = folds, seed
+
+    def fit(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        *,
+        validation: Any = None,
+        groups: np.ndarray | None = None,
+    ) -> NumberHead:
+        """Fit on features (n, d) and numbers (n,); the validation rows are not looked at."""
+        weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+        weights = weights / weights.mean()
+        self.offset_ = float(np.average(y, weights=weights))
+        self.scale_ = float(np.sqrt(np.average((y - self.offset_) ** 2, weights=weights))) or 1.0
+        self._mean, deviation = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+        self._deviation = np.where(deviation > 0, deviation, 1.0)
+        factors = factorise((X - self._mean) / self._deviation, (y[:, None] - self.offset_) / self.scale_, weights)
+        self.alpha_ = self._choose(factors, weights, groups)
+        self._kernel, self._bias = factors.solve(self.alpha_)
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return the numbers, (rows, 1); the name is that of all heads."""
+        standard = ((X - self._mean) / self._deviation) @ self._kernel + self._bias
+        return standard * self.scale_ + self.offset_
+
+    def to_layers(self) -> list[keras.layers.Layer]:
+        """Return the fitted layers: features to the standardised number, and that to the number."""
+        import keras
+
+        kernel = self._kernel / self._deviation[:, None]
+        dense = make_dense(kernel, self._bias - self._mean @ kernel, "logits")
+        return [dense, keras.layers.Rescaling(self.scale_, self.offset_, name="value")]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was chosen."""
+        return {"kind": self.kind, "alpha": self.alpha_}
+
+    def history(self) -> dict[str, list[float]]:
+        """Return the error on rows left out by strength, as columns."""
+        return {"alpha": RidgeHead.strengths.tolist(), "squared_error": self._errors}
+
+    def _choose(self, factors: Factors, weights: np.ndarray, groups: np.ndarray | None) -> float:
+        groups = np.arange(len(weights)) if groups is None else np.asarray(groups)
+        folds = min(self.folds, len(np.unique(groups)))
+        if folds < 2:
+            self._errors = [float("nan")] * len(RidgeHead.strengths)
+            return RidgeHead.fallback
+        parts = divide_rows(np.zeros(len(weights), np.int64), groups, folds, self.seed)
+        outs = [np.flatnonzero(parts == part) for part in range(folds)]
+        self._errors = [
+            sum(
+                float(weights[out] @ (factors.targets[out] + factors.offset - said)[:, 0] ** 2) for out, said in answers
+            )
+            for answers in ([(out, factors.leave_out(out, alpha)) for out in outs] for alpha in RidgeHead.strengths)
+        ]
+        return float(RidgeHead.strengths[int(np.argmin(self._errors))])
