@@ -83,7 +83,7 @@ def measure_folders(files: int) -> None:
 def measure_rows(count: int, rounds: int) -> None:
     from tlkeras.features.cache import ActivationCache, Space
     from tlkeras.features.extraction import Rows
-    from tlkeras.finetuning.supply import CachedSupply
+    from tlkeras.finetuning.inputs import CachedSupply
 
     random = np.random.default_rng(0)
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(count)]

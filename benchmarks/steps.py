@@ -19,11 +19,11 @@ import numpy as np
 
 from tlkeras.backbones.builder import build
 from tlkeras.features.pooling import pool
-from tlkeras.finetuning import ConvMuon, scale_learning_rates, steps
+from tlkeras.finetuning import ConvMuon, scale_learning_rates, train_step
+from tlkeras.finetuning.losses import make_objective
 from tlkeras.finetuning.network import Network
-from tlkeras.finetuning.objectives import make_objective
 from tlkeras.finetuning.schedule import Stage
-from tlkeras.finetuning.stages import StageWork
+from tlkeras.finetuning.stage_runner import StageWork
 
 WARM_UP = 3
 WAYS: Mapping[str, tuple[bool, Callable[[], keras.optimizers.Optimizer]]] = {
@@ -66,14 +66,14 @@ def make_taker(
     cut = network.blocks[-options.blocks - 1].cut
     optimizer = scale_learning_rates(make_optimizer())
     optimizer.build(network.list_trainable([stage]))
-    work = StageWork(network, stage, cut.name, optimizer, steps.Criterion(make_objective("softmax")))
+    work = StageWork(network, stage, cut.name, optimizer, train_step.Criterion(make_objective("softmax")))
     random = np.random.default_rng(0)
     inputs = random.normal(size=(options.batch, *cut.shape)).astype(np.float16)
     targets = np.eye(2, dtype=np.float32)[random.integers(0, 2, options.batch)]
     weights = np.ones(options.batch, np.float32)
 
     def take() -> None:
-        within = nullcontext() if short else mock.patch.object(steps, "take_shortcuts", lambda *_: nullcontext())
+        within = nullcontext() if short else mock.patch.object(train_step, "take_shortcuts", lambda *_: nullcontext())
         with within:
             work.train(inputs, targets, weights, (0, 0))
 

@@ -13,7 +13,7 @@ from tlkeras.adaptation.domain_head import ADAPTATIONS, METHODS, DomainHead
 from tlkeras.config.schema.adaptation import TUNED as TUNED_BY
 from tlkeras.config.schema.adaptation import Domains
 from tlkeras.errors import DataError, RecipeError
-from tlkeras.finetuning.stages import StageWork
+from tlkeras.finetuning.stage_runner import StageWork
 from tlkeras.heads.linear import LinearHead
 from tlkeras.prediction import load_model
 from tlkeras.runs import open_run

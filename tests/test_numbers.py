@@ -12,8 +12,8 @@ from tlkeras import api, tables
 from tlkeras.data.tasks import NumberTask, make_task
 from tlkeras.errors import DataError, RecipeError
 from tlkeras.evaluation.metrics import measure
-from tlkeras.finetuning.measures import Columns, measure_tasks
-from tlkeras.finetuning.objectives import SquaredError
+from tlkeras.finetuning.losses import SquaredError
+from tlkeras.finetuning.metrics import Columns, measure_tasks
 from tlkeras.heads.regression import NumberHead
 from tlkeras.prediction import load_model
 from tlkeras.runs import open_run

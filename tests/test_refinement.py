@@ -11,7 +11,7 @@ from tlkeras import api
 from tlkeras.backbones.builder import build
 from tlkeras.errors import RecipeError, RunError
 from tlkeras.evaluation.material import Material
-from tlkeras.finetuning.stages import StageWork
+from tlkeras.finetuning.stage_runner import StageWork
 from tlkeras.prediction import load_model
 from tlkeras.records import read_answers
 from tlkeras.runs import find_run

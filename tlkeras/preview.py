@@ -19,7 +19,7 @@ from tlkeras.data.inspection import look_at
 from tlkeras.data.pipeline import order
 from tlkeras.data.tables import Examples
 from tlkeras.errors import DataError, ResourceError
-from tlkeras.finetuning.mixing import make_mix
+from tlkeras.finetuning.mixup import make_mix
 from tlkeras.plotting.charts import draw_contact_sheet
 
 _PNG = b"\x89PNG\r\n\x1a\n"

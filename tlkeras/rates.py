@@ -18,10 +18,10 @@ from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import RecipeError, ResourceError, suggest
 from tlkeras.features.extraction import Rows
 from tlkeras.features.extractor import FEATURES, SOURCE, Prefix
+from tlkeras.finetuning.inputs import Supply
+from tlkeras.finetuning.lr_range_test import HIGHEST, LOWEST, STEPS
 from tlkeras.finetuning.network import PICTURES, Network
-from tlkeras.finetuning.range_test import HIGHEST, LOWEST, STEPS
 from tlkeras.finetuning.schedule import Schedule
-from tlkeras.finetuning.supply import Supply
 from tlkeras.heads.heads import list_layers
 from tlkeras.plotting.charts import draw_rates
 from tlkeras.refinement import make_part

@@ -17,13 +17,13 @@ from tlkeras.data.augmentation.views import number_views
 from tlkeras.data.inspection import Inspection
 from tlkeras.features.extraction import Pictures, extract
 from tlkeras.features.extractor import SOURCE, Prefix
+from tlkeras.finetuning.caching_plan import Plan
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
+from tlkeras.finetuning.inputs import Supply
 from tlkeras.finetuning.loop import Loop, Part, Row
 from tlkeras.finetuning.network import PICTURES, Network
-from tlkeras.finetuning.plan import Plan
 from tlkeras.finetuning.schedule import Schedule
-from tlkeras.finetuning.supply import Supply
 from tlkeras.heads.heads import Head, arrange, list_layers
 from tlkeras.plotting.charts import draw_history
 from tlkeras.runs import Run

@@ -10,7 +10,7 @@ from tlkeras.data.augmentation import layer
 from tlkeras.data.augmentation.layer import PictureAugmentation, choose_place, measure_places
 from tlkeras.data.augmentation.policies import make_policy
 from tlkeras.data.augmentation.views import View
-from tlkeras.finetuning.supply import PictureSupply
+from tlkeras.finetuning.inputs import PictureSupply
 
 
 @pytest.mark.parametrize("name", ["dihedral", "rand_augment"])

@@ -11,7 +11,7 @@ import pytest
 
 from tlkeras.data.augmentation.policies import make_policy
 from tlkeras.data.pipeline import order
-from tlkeras.finetuning.supply import CachedSupply, PictureSupply
+from tlkeras.finetuning.inputs import CachedSupply, PictureSupply
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ SCRIPT = """
 import hashlib, sys
 from tlkeras.data.pipeline import order
 from tlkeras.data.augmentation.policies import make_policy
-from tlkeras.finetuning.supply import PictureSupply
+from tlkeras.finetuning.inputs import PictureSupply
 paths = sys.argv[1:]
 digests = [hashlib.sha256(open(path, "rb").read()).hexdigest() for path in paths]
 supply = PictureSupply(paths, digests, 32, "squash", make_policy("light"), seed=5)

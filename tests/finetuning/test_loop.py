@@ -9,14 +9,14 @@ from tlkeras.backbones.builder import build, build_source_head
 from tlkeras.features.extractor import FEATURES, Prefix
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning.checkpoints import Checkpoints
+from tlkeras.finetuning.inputs import CachedSupply, RecordingSupply
 from tlkeras.finetuning.loop import Loop, Part, Settings
+from tlkeras.finetuning.losses import make_objective, mix_examples
 from tlkeras.finetuning.network import PICTURES, Network
-from tlkeras.finetuning.objectives import make_objective, mix_examples
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.finetuning.steps import Criterion
-from tlkeras.finetuning.supply import CachedSupply, RecordingSupply
+from tlkeras.finetuning.train_step import Criterion
 from tlkeras.heads.linear import LinearHead
 
 RNG = np.random.default_rng(0)

@@ -13,14 +13,14 @@ from tlkeras.errors import RunError, TlkerasError
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning import loop as loops
 from tlkeras.finetuning.checkpoints import Checkpoints
+from tlkeras.finetuning.inputs import CachedSupply
 from tlkeras.finetuning.loop import Loop, Part, Settings
+from tlkeras.finetuning.losses import make_objective
 from tlkeras.finetuning.network import PICTURES, Network
-from tlkeras.finetuning.objectives import make_objective
 from tlkeras.finetuning.optimizers import find_scaled, scale_learning_rates
 from tlkeras.finetuning.precision import PRECISIONS, choose_precision, computing_in, scale_losses
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.finetuning.steps import Criterion
-from tlkeras.finetuning.supply import CachedSupply
+from tlkeras.finetuning.train_step import Criterion
 
 COUNT, CLASSES = 16, 2
 CLASSES_OF = np.arange(COUNT) % CLASSES

@@ -13,10 +13,10 @@ from test_loop import CLASSES_OF, STAGES, Breaking, cuts_of, make_network, make_
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, make_mirrored
 from tlkeras.finetuning.loop import Loop, Settings
-from tlkeras.finetuning.objectives import make_objective, mix_examples
+from tlkeras.finetuning.losses import make_objective, mix_examples
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.finetuning.steps import Criterion
+from tlkeras.finetuning.train_step import Criterion
 from tlkeras.heads.linear import LinearHead
 
 TOP = STAGES[1]

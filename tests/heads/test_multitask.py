@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tlkeras.finetuning.objectives import Sigmoid, Softmax
+from tlkeras.finetuning.losses import Sigmoid, Softmax
 from tlkeras.heads.multitask import JointLoss, Uncertainty, project_conflicts
 
 NONE = np.nan

@@ -27,7 +27,7 @@ from tlkeras.features.fusion import add_layers, find_taps, read_taps, set_beside
 from tlkeras.features.handcrafted import codebooks
 from tlkeras.features.handcrafted.layer import Handcrafted, make_layers
 from tlkeras.features.pooling import pool
-from tlkeras.finetuning.plan import Plan
+from tlkeras.finetuning.caching_plan import Plan
 
 KEPT_PRECISION = "float16"
 """Of activations to train from: half the bytes of float32, and what rounds is far below what batches scatter."""

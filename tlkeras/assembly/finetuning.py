@@ -24,23 +24,23 @@ from tlkeras.data.augmentation.views import choose_views, derive_keys
 from tlkeras.data.inspection import Inspection
 from tlkeras.data.sources.folders import Examples
 from tlkeras.data.tasks import Task
-from tlkeras.events import EventLog
 from tlkeras.features.extraction import Rows
 from tlkeras.features.extractor import Prefix
+from tlkeras.finetuning.caching_plan import Plan
 from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
+from tlkeras.finetuning.inputs import CachedSupply, PictureSupply, RecordingSupply, Supply
 from tlkeras.finetuning.loop import FitHeads, Loop, Part, Row, Settings
-from tlkeras.finetuning.measures import Columns
-from tlkeras.finetuning.mixing import make_mix
+from tlkeras.finetuning.losses import SquaredError, make_objective
+from tlkeras.finetuning.metrics import Columns
+from tlkeras.finetuning.mixup import make_mix
 from tlkeras.finetuning.muon import ConvMuon
 from tlkeras.finetuning.network import Network
-from tlkeras.finetuning.objectives import SquaredError, make_objective
 from tlkeras.finetuning.optimizers import ScaledOptimizer, scale_learning_rates
-from tlkeras.finetuning.plan import Plan
 from tlkeras.finetuning.precision import choose_precision
 from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule
-from tlkeras.finetuning.steps import Criterion
-from tlkeras.finetuning.supply import CachedSupply, PictureSupply, RecordingSupply, Supply
+from tlkeras.finetuning.tensorboard import EventLog
+from tlkeras.finetuning.train_step import Criterion
 from tlkeras.heads.base import LinearMapHead
 from tlkeras.heads.class_weights import weigh_examples
 from tlkeras.heads.heads import list_layers

@@ -16,10 +16,10 @@ from tlkeras.config.schema import Finetuning
 from tlkeras.data.sources.folders import Examples
 from tlkeras.errors import RecipeError, TlkerasError
 from tlkeras.features.extractor import Prefix
-from tlkeras.finetuning.measures import MEASURES
-from tlkeras.finetuning.plan import Plan, plan_stages
+from tlkeras.finetuning.auto_stages import Choice, suggest_stages
+from tlkeras.finetuning.caching_plan import Plan, plan_stages
+from tlkeras.finetuning.metrics import MEASURES
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.finetuning.suggestion import Choice, suggest_stages
 
 
 def make_schedule(recipe: Recipe, prefix: Prefix, pictures: int, classes: int) -> tuple[Schedule, tuple[Choice, ...]]:

@@ -16,17 +16,17 @@ from tlkeras.data.pipeline import order
 from tlkeras.errors import RunError
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
-from tlkeras.finetuning.interruptions import Interruptions
-from tlkeras.finetuning.measures import Columns, measure_tasks
+from tlkeras.finetuning.inputs import Supply
+from tlkeras.finetuning.losses import draw_alternating, draw_balanced
+from tlkeras.finetuning.lr_range_test import RangeTest, sweep
+from tlkeras.finetuning.metrics import Columns, measure_tasks
 from tlkeras.finetuning.network import Network
-from tlkeras.finetuning.objectives import draw_alternating, draw_balanced
 from tlkeras.finetuning.optimizers import ScaledOptimizer
 from tlkeras.finetuning.precision import computing_in, scale_losses
-from tlkeras.finetuning.range_test import RangeTest, sweep
 from tlkeras.finetuning.schedule import Position, Schedule
-from tlkeras.finetuning.stages import StageWork
-from tlkeras.finetuning.steps import Criterion, list_trainable
-from tlkeras.finetuning.supply import Supply
+from tlkeras.finetuning.signals import Interruptions
+from tlkeras.finetuning.stage_runner import StageWork
+from tlkeras.finetuning.train_step import Criterion, list_trainable
 
 _GRADIENT_BATCHES = 8
 _FITTED_VIEWS = 2

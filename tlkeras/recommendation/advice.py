@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tlkeras.finetuning.suggestion import FEW_PER_CLASS
+from tlkeras.finetuning.auto_stages import FEW_PER_CLASS
 from tlkeras.recommendation.scoring import compare_folds
 
 NOISE = 0.05

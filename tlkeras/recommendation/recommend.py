@@ -27,7 +27,7 @@ from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import BackboneError, RecipeError, ResourceError, TlkerasError
 from tlkeras.exploration import Classed, divide_classes, draw_rows, measure_depths
 from tlkeras.features.extractor import FEATURES, SOURCE
-from tlkeras.finetuning.suggestion import suggest_stages
+from tlkeras.finetuning.auto_stages import suggest_stages
 from tlkeras.plotting.charts import draw_front
 from tlkeras.preview import check_target
 from tlkeras.progress import hide, track

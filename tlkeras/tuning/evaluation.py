@@ -19,7 +19,7 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.heads import MAPS
 from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import DataError
-from tlkeras.finetuning.measures import measure, measure_number
+from tlkeras.finetuning.metrics import measure, measure_number
 from tlkeras.heads.heads import Head
 from tlkeras.refinement import make_network, open_loop
 from tlkeras.tuning.pool import ModelPool

@@ -8,8 +8,8 @@ import pytest
 from keras import layers
 
 from tlkeras.errors import TlkerasError
+from tlkeras.finetuning.batch_norm import reestimate_statistics
 from tlkeras.finetuning.freezing import run_in_inference
-from tlkeras.finetuning.normalization import reestimate_statistics
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def _check_model(model: keras.Model) -> None:
         raise TlkerasError(
             "The search copies functional models and takes steps as Keras does.",
             f"{type(model).__name__}, which is not functional or has a `train_step` of its own",
-            "Use `tlkeras.finetuning.range_test.sweep` with a step of your own.",
+            "Use `tlkeras.finetuning.lr_range_test.sweep` with a step of your own.",
         )
 
 

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 
 from tlkeras.errors import TlkerasError, suggest
+from tlkeras.finetuning.batch_norm import reestimate_statistics
 from tlkeras.finetuning.freezing import freeze, run_in_inference, unfreeze
-from tlkeras.finetuning.groups import Groups, decay_by_block, group_layers
-from tlkeras.finetuning.normalization import reestimate_statistics
+from tlkeras.finetuning.layer_groups import Groups, decay_by_block, group_layers
 from tlkeras.finetuning.optimizers import build_on, find_scaled
 from tlkeras.finetuning.schedule import BatchNorm, Position, Schedule, Stage
 

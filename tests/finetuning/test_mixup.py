@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from tlkeras.data.augmentation.views import cut_mix
-from tlkeras.finetuning.mixing import make_mix
-from tlkeras.finetuning.objectives import make_objective, mix_examples
+from tlkeras.finetuning.losses import make_objective, mix_examples
+from tlkeras.finetuning.mixup import make_mix
 from tlkeras.heads.multitask import JointLoss
 
 PICTURES = tf.constant(np.random.default_rng(0).integers(0, 2, (6, 8, 8, 3)) * 250, tf.uint8)

@@ -8,8 +8,8 @@ import itertools
 import pytest
 
 from tlkeras.errors import RecipeError
+from tlkeras.finetuning.auto_stages import suggest_stages
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.finetuning.suggestion import suggest_stages
 
 FACTS = {"pictures": 2000, "classes": 2, "blocks": 17, "batch_size": 32, "validated": True, "probed": True}
 

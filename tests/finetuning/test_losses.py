@@ -6,16 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tlkeras.errors import DataError, RecipeError
-from tlkeras.finetuning import objectives
-from tlkeras.finetuning.objectives import (
-    OBJECTIVES,
-    draw_balanced,
-    make_objective,
-    mix_examples,
-    one_hot,
-    reduce,
-    smooth,
-)
+from tlkeras.finetuning import losses
+from tlkeras.finetuning.losses import OBJECTIVES, draw_balanced, make_objective, mix_examples, one_hot, reduce, smooth
 
 EVEN = np.log([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])  # logits whose softmax is what is in the logarithm
 TARGETS = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -179,10 +171,10 @@ def test_draws_all_of_a_class_before_one_again():
 
 def test_the_sequence_can_be_entered_anywhere():
     members = np.array([3, 5, 8, 9, 11])
-    whole = objectives._continue_permuting(members, 0, 60, (7, 2))
+    whole = losses._continue_permuting(members, 0, 60, (7, 2))
     assert all(sorted(whole[start : start + 5]) == members.tolist() for start in range(0, 60, 5))
     for first in range(50):
-        assert np.array_equal(objectives._continue_permuting(members, first, 7, (7, 2)), whole[first : first + 7])
+        assert np.array_equal(losses._continue_permuting(members, first, 7, (7, 2)), whole[first : first + 7])
 
 
 def test_a_draw_is_a_function_of_seed_and_epoch():
@@ -214,7 +206,7 @@ def make_batch(count: int, dtype: str = "float32"):
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_loss_of_a_blend_is_that_of_its_halves(kind, monkeypatch):
     share = np.array([0.9, 0.25, 0.5], np.float32)
-    monkeypatch.setattr(objectives, "_draw_shares", lambda count, alpha, seed: tf.constant(share))
+    monkeypatch.setattr(losses, "_draw_shares", lambda count, alpha, seed: tf.constant(share))
     inputs, _, _ = make_batch(3)
     targets, weights = tf.constant([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), np.array([1.0, 2.0, 4.0])
     mixed, blended, total = mix_examples(inputs, targets, weights, [0, 1])
@@ -229,7 +221,7 @@ def test_the_loss_of_a_blend_is_that_of_its_halves(kind, monkeypatch):
 
 
 def test_whole_numbers_are_rounded_to_the_nearest(monkeypatch):
-    monkeypatch.setattr(objectives, "_draw_shares", lambda count, alpha, seed: tf.constant([0.9, 0.9]))
+    monkeypatch.setattr(losses, "_draw_shares", lambda count, alpha, seed: tf.constant([0.9, 0.9]))
     mixed, _, _ = mix_examples(np.array([[3], [10]], np.uint8), tf.eye(2), tf.ones(2), [0, 0])
     assert mixed.dtype == tf.uint8 and mixed.numpy().tolist() == [[4], [9]]  # 3.7 and 9.3
 
@@ -259,7 +251,7 @@ def test_a_blend_is_a_function_of_the_seed():
 
 @pytest.mark.parametrize("alpha", [0.001, 0.2, 1.0, 4.0])
 def test_shares_follow_the_beta_distribution(alpha):
-    shares = objectives._draw_shares(20_000, alpha, [1, 2]).numpy()
+    shares = losses._draw_shares(20_000, alpha, [1, 2]).numpy()
     assert np.isfinite(shares).all() and shares.min() >= 0 and shares.max() <= 1
     assert shares.mean() == pytest.approx(0.5, abs=0.015)
     assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.03)  # variance of Beta(a, a)

@@ -10,8 +10,8 @@ from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from tlkeras.errors import DataError, TlkerasError
+from tlkeras.finetuning.lr_range_test import find_learning_rate, judge, sweep
 from tlkeras.finetuning.optimizers import scale_learning_rates
-from tlkeras.finetuning.range_test import find_learning_rate, judge, sweep
 
 X = np.random.default_rng(0).normal(size=(48, 6)).astype("float32")
 Y = (X[:, 0] > 0).astype("int64")

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tlkeras.errors import DataError
-from tlkeras.finetuning.gradients import derive_multipliers, measure_relative_gradients
+from tlkeras.finetuning.gradient_scaling import derive_multipliers, measure_relative_gradients
 
 
 def make_variables(*values) -> list[keras.Variable]:

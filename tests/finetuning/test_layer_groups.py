@@ -10,7 +10,7 @@ from tlkeras import finetuning
 from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.builder import build
 from tlkeras.errors import BackboneError
-from tlkeras.finetuning.groups import Groups, decay_by_block, group_layers
+from tlkeras.finetuning.layer_groups import Groups, decay_by_block, group_layers
 
 
 def add_head(tensor: keras.KerasTensor) -> keras.KerasTensor:

@@ -11,11 +11,11 @@ import tensorflow as tf
 from keras import layers
 
 from tlkeras.errors import TlkerasError
+from tlkeras.finetuning.callback import GradualUnfreezing, set_trainable
 from tlkeras.finetuning.freezing import run_in_inference
-from tlkeras.finetuning.groups import group_layers
+from tlkeras.finetuning.layer_groups import group_layers
 from tlkeras.finetuning.optimizers import find_scaled, scale_learning_rates
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.finetuning.unfreezing import GradualUnfreezing, set_trainable
 
 PICTURES = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype("float32")
 TARGETS = np.eye(2, dtype="float32")[np.arange(8) % 2]

@@ -10,15 +10,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.finetuning.batch_norm import reestimate_statistics
 from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
-from tlkeras.finetuning.gradients import derive_multipliers, measure_relative_gradients
+from tlkeras.finetuning.gradient_scaling import derive_multipliers, measure_relative_gradients
+from tlkeras.finetuning.inputs import Supply, split_recorded
 from tlkeras.finetuning.network import Network
-from tlkeras.finetuning.normalization import reestimate_statistics
 from tlkeras.finetuning.optimizers import find_scaled
 from tlkeras.finetuning.precision import computing_in
 from tlkeras.finetuning.regularization import collect_weights
 from tlkeras.finetuning.schedule import Stage
-from tlkeras.finetuning.steps import (
+from tlkeras.finetuning.train_step import (
     Criterion,
     MovingAverage,
     as_floats,
@@ -27,7 +28,6 @@ from tlkeras.finetuning.steps import (
     make_gradient_step,
     make_train_step,
 )
-from tlkeras.finetuning.supply import Supply, split_recorded
 
 _FORWARD_BATCH = 64
 

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.finetuning.cpu_kernels import take_shortcuts
 from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
-from tlkeras.finetuning.objectives import reduce
-from tlkeras.finetuning.shortcuts import take_shortcuts
+from tlkeras.finetuning.losses import reduce
 
 Outputs = Mapping[str, tf.Tensor]
 

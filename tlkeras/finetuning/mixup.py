@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tlkeras.data.augmentation.views import cut_mix
-from tlkeras.finetuning.objectives import mix_examples
+from tlkeras.finetuning.losses import mix_examples
 
 Mixed = tuple[tf.Tensor, Any, tf.Tensor]
 Mix = Callable[[tf.Tensor, Any, tf.Tensor, tf.Tensor], Mixed]

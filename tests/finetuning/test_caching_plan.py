@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tlkeras.backbones.blocks import Block, Cut
-from tlkeras.finetuning.measures import measure
+from tlkeras.finetuning.caching_plan import plan_stages
+from tlkeras.finetuning.metrics import measure
 from tlkeras.finetuning.network import FEATURES, PICTURES
-from tlkeras.finetuning.plan import plan_stages
 from tlkeras.finetuning.schedule import Schedule, Stage
 
 BLOCKS = [Block(i, f"b{i}", (), Cut(i, f"cut{i}", None, (4, 4, 8)), 10, 1_000_000) for i in range(4)]

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from tlkeras.cluster import Cluster, meet, read_cluster
 from tlkeras.errors import RunError, TlkerasError
+from tlkeras.finetuning.rendezvous import Cluster, meet, read_cluster
 
 FACTS = {"recipe": "abc", "keras": "3.15.1"}
 

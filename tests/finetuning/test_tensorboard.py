@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 
 from tlkeras import api
-from tlkeras.events import EventLog
-from tlkeras.finetuning.stages import StageWork
+from tlkeras.finetuning.stage_runner import StageWork
+from tlkeras.finetuning.tensorboard import EventLog
 
 ROWS = [
     {"epoch": 1, "stage": "head", "loss": 0.5, "val_accuracy": 1.0},

@@ -9,9 +9,9 @@ import tensorflow as tf
 from keras import layers
 
 from tlkeras.features.batch_norm_folding import pass_on
+from tlkeras.finetuning.cpu_kernels import take_shortcuts
 from tlkeras.finetuning.freezing import unfreeze
 from tlkeras.finetuning.precision import computing_in
-from tlkeras.finetuning.shortcuts import take_shortcuts
 
 
 def make_network(stride: int = 1, padding: str = "same", multiplier: int = 1) -> keras.Model:
