@@ -27,8 +27,8 @@ import tlkeras
 from tlkeras.data.sources.folders import read_table
 from tlkeras.evaluation import metrics
 from tlkeras.evaluation.comparison import compare_probabilities
-from tlkeras.records import Answers, read_answers, read_probes
-from tlkeras.runs import find_run
+from tlkeras.runs.directory import find_run
+from tlkeras.runs.predictions import Answers, read_answers, read_probes
 
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss")
 

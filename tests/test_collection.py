@@ -13,7 +13,7 @@ import tlkeras
 from tlkeras import collection
 from tlkeras.cli import main
 from tlkeras.errors import DataError, MissingExtraError, ResourceError
-from tlkeras.runs import open_run
+from tlkeras.runs.directory import open_run
 
 
 @pytest.fixture(autouse=True, scope="module")

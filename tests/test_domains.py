@@ -16,7 +16,7 @@ from tlkeras.errors import DataError, RecipeError
 from tlkeras.finetuning.stage_runner import StageWork
 from tlkeras.heads.linear import LinearHead
 from tlkeras.prediction import load_model
-from tlkeras.runs import open_run
+from tlkeras.runs.directory import open_run
 
 RECIPE = """
 name: moved

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from tlkeras.runs import list_runs
+from tlkeras.runs.directory import list_runs
 
 RECIPE = """
 name: together

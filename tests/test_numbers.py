@@ -16,7 +16,7 @@ from tlkeras.finetuning.losses import SquaredError
 from tlkeras.finetuning.metrics import Columns, measure_tasks
 from tlkeras.heads.regression import NumberHead
 from tlkeras.prediction import load_model
-from tlkeras.runs import open_run
+from tlkeras.runs.directory import open_run
 
 RECIPE = """
 name: grades

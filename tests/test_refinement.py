@@ -13,8 +13,8 @@ from tlkeras.errors import RecipeError, RunError
 from tlkeras.evaluation.material import Material
 from tlkeras.finetuning.stage_runner import StageWork
 from tlkeras.prediction import load_model
-from tlkeras.records import read_answers
-from tlkeras.runs import find_run
+from tlkeras.runs.directory import find_run
+from tlkeras.runs.predictions import read_answers
 
 RECIPE = """
 name: staged

@@ -11,7 +11,7 @@ from PIL import Image
 from tlkeras import api, tables
 from tlkeras.errors import DataError, RecipeError
 from tlkeras.prediction import load_model
-from tlkeras.runs import open_run
+from tlkeras.runs.directory import open_run
 
 RECIPE = """
 name: cells

@@ -26,8 +26,8 @@ from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
 from tlkeras.features.engines import make_engine
 from tlkeras.heads.heads import arrange
 from tlkeras.prediction import expand, load_model
-from tlkeras.records import read_tasks
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
+from tlkeras.runs.predictions import read_tasks
 
 FORMATS = (".csv", ".parquet")
 _PART = 1024

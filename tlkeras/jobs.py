@@ -28,8 +28,8 @@ from tlkeras.features.engines import make_engine
 from tlkeras.heads.heads import arrange
 from tlkeras.prediction import expand, load_model
 from tlkeras.progress import track
-from tlkeras.records import read_tasks
-from tlkeras.runs import Run, describe_environment
+from tlkeras.runs.directory import Run, describe_environment
+from tlkeras.runs.predictions import read_tasks
 
 SHARD_SIZE = 10_000
 _CORES = 8  # of a worker: beyond that a process' own work on batches and shards holds the cores up

@@ -23,8 +23,8 @@ from tlkeras.features import pooling
 from tlkeras.features.handcrafted import layer
 from tlkeras.heads import layers
 from tlkeras.heads.heads import arrange
-from tlkeras.records import read_tasks
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
+from tlkeras.runs.predictions import read_tasks
 
 
 def load_model(run: Run) -> keras.Model:

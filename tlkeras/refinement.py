@@ -26,7 +26,7 @@ from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.heads.heads import Head, arrange, list_layers
 from tlkeras.plotting.charts import draw_history
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
 
 CHECKPOINTS = "checkpoints"
 _LEAST = 1e-12

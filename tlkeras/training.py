@@ -29,9 +29,9 @@ from tlkeras.heads.heads import Head, join
 from tlkeras.heads.late_fusion import fuse_late
 from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.regression import NumberHead
-from tlkeras.records import write_answers, write_fusion, write_pictures, write_probes
 from tlkeras.refinement import CHECKPOINTS, answer, fine_tune
-from tlkeras.runs import Run, create_run, logging_to
+from tlkeras.runs.directory import Run, create_run, logging_to
+from tlkeras.runs.predictions import write_answers, write_fusion, write_pictures, write_probes
 
 
 def train(recipe: Recipe, root: Path, *, loading: float = 0.0) -> Run:

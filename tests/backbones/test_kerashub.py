@@ -16,7 +16,7 @@ from tlkeras.errors import BackboneError
 from tlkeras.features.pooling import pool
 from tlkeras.prediction import load_model
 from tlkeras.recommendation.candidates import Limits, choose_candidates
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
 
 SMALL = {"image_shape": (32, 32, 3)}
 TRANSFORMER = {**SMALL, "patch_size": 8, "num_layers": 3, "num_heads": 2, "hidden_dim": 16}

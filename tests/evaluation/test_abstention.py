@@ -12,7 +12,7 @@ from tlkeras.evaluation.abstention import (
     measure_sets,
     measure_trade,
 )
-from tlkeras.records import Answers
+from tlkeras.runs.predictions import Answers
 
 
 def answer(targets, probabilities, weights=None):

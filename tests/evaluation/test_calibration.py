@@ -12,7 +12,7 @@ from tlkeras.evaluation.calibration import (
     measure_even_error,
     measure_reliability,
 )
-from tlkeras.records import Answers
+from tlkeras.runs.predictions import Answers
 
 
 def answer(targets, probabilities, weights=None, task=None):

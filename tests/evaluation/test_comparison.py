@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from tlkeras.cli import main
 from tlkeras.errors import RunError
 from tlkeras.evaluation.comparison import compare, compare_probabilities
-from tlkeras.records import read_answers
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
+from tlkeras.runs.predictions import read_answers
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import tlkeras
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, RunError
 from tlkeras.evaluation.figures import COLUMNS, evaluate, measure_answers
-from tlkeras.records import Answers, read_answers, read_probes
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
+from tlkeras.runs.predictions import Answers, read_answers, read_probes
 
 
 def make_answers(count=60, classes=3, seed=0, **slices):

@@ -16,7 +16,7 @@ from tlkeras.evaluation.mistakes import (
     order_classes,
 )
 from tlkeras.evaluation.robustness import CORRUPTIONS
-from tlkeras.records import Answers
+from tlkeras.runs.predictions import Answers
 
 
 def answer(task, targets, probabilities, weights=None):

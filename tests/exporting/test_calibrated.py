@@ -8,7 +8,7 @@ import tlkeras
 from tlkeras.errors import RunError
 from tlkeras.evaluation.calibration import Scaling
 from tlkeras.exporting.calibrated import build_scalings, find_scalings
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])

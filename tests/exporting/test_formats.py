@@ -15,7 +15,7 @@ from tlkeras.exporting.held_out import read_training
 from tlkeras.exporting.network import make_network
 from tlkeras.exporting.parity import measure_size
 from tlkeras.exporting.signatures import Entry
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
 
 
 @pytest.fixture(scope="module")

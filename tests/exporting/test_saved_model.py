@@ -19,7 +19,7 @@ from tlkeras.errors import ExportError, ResourceError, RunError
 from tlkeras.exporting import network, saved_model
 from tlkeras.exporting.parity import Gate
 from tlkeras.exporting.sessions import Served
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
 
 
 @pytest.fixture(scope="module")

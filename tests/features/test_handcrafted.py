@@ -26,8 +26,8 @@ from tlkeras.features.handcrafted.descriptors import (
 from tlkeras.features.handcrafted.encodings import ENCODINGS, count_words, encode_fisher, encode_vlad, learn_codebook
 from tlkeras.features.handcrafted.layer import LAYERS, list_handcrafted, make_layers, map_pictures
 from tlkeras.prediction import load_model
-from tlkeras.records import read_answers
-from tlkeras.runs import Run, open_run
+from tlkeras.runs.directory import Run, open_run
+from tlkeras.runs.predictions import read_answers
 
 RANDOM = np.random.default_rng(0)
 PICTURES = RANDOM.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import tlkeras
-from tlkeras.runs import Run, list_runs
+from tlkeras.runs.directory import Run, list_runs
 
 RECIPE = """
 name: killed

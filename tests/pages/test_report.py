@@ -27,8 +27,8 @@ from tlkeras.evaluation.mistakes import (
 )
 from tlkeras.evaluation.report import Options, Report, compute_report
 from tlkeras.pages.report import render_report
-from tlkeras.records import Answers
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
+from tlkeras.runs.predictions import Answers
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = "<script>alert('x')</script>\"&$5"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tlkeras.api.running import RUNS
 from tlkeras.lazy_tensorflow import load_tensorflow
-from tlkeras.runs import open_run
+from tlkeras.runs.directory import open_run
 
 
 def export(

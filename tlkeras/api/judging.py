@@ -10,7 +10,7 @@ from tlkeras.api.running import RUNS
 from tlkeras.config.recipe import load_recipe
 from tlkeras.errors import RunError
 from tlkeras.lazy_tensorflow import load_tensorflow
-from tlkeras.runs import open_run
+from tlkeras.runs.directory import open_run
 
 
 def compare(references: Sequence[str], *, runs: str | Path = RUNS) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tlkeras.config import recipe as recipes
 from tlkeras.config.recipe import Recipe
 from tlkeras.errors import RecipeError, ResourceError, RunError
 from tlkeras.lazy_tensorflow import load_tensorflow
-from tlkeras.runs import Run, list_runs
+from tlkeras.runs.directory import Run, list_runs
 
 
 def check(

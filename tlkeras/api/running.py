@@ -10,7 +10,7 @@ from typing import Any
 
 from tlkeras.config import recipe as recipes
 from tlkeras.lazy_tensorflow import load_tensorflow
-from tlkeras.runs import Run, find_unfinished, open_run
+from tlkeras.runs.directory import Run, find_unfinished, open_run
 
 RUNS = "runs"
 

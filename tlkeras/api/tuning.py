@@ -11,7 +11,7 @@ from tlkeras.api.running import RUNS, train
 from tlkeras.config import recipe as recipes
 from tlkeras.errors import RecipeError
 from tlkeras.lazy_tensorflow import load_tensorflow
-from tlkeras.runs import Run, find_run
+from tlkeras.runs.directory import Run, find_run
 
 
 def recommend(

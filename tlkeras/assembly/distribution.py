@@ -11,7 +11,7 @@ from tlkeras.config.recipe import Recipe, fingerprint
 from tlkeras.errors import RecipeError
 from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution, make_mirrored, make_multi_worker
 from tlkeras.finetuning.rendezvous import PATIENCE, meet, read_cluster
-from tlkeras.runs import describe_environment
+from tlkeras.runs.directory import describe_environment
 
 _VERSIONS = ("tlkeras", "tensorflow", "keras", "numpy")
 

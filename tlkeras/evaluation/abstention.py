@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras.errors import RunError
-from tlkeras.records import Answers
+from tlkeras.runs.predictions import Answers
 
 _POINTS = 60
 

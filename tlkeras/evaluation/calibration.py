@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 
 from tlkeras.errors import RunError
-from tlkeras.records import Answers
+from tlkeras.runs.predictions import Answers
 
 Method = Literal["temperature", "vector"]
 METHODS: tuple[Method, ...] = ("temperature", "vector")

@@ -10,8 +10,8 @@ import numpy as np
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
 from tlkeras.evaluation.metrics import Figure, as_parts, sample
-from tlkeras.records import Answers, check_answers, read_answers, take
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
+from tlkeras.runs.predictions import Answers, check_answers, read_answers, take
 
 LOWER_IS_BETTER = ("log_loss", "brier_score", "hamming_loss", "rmse", "mae")
 

@@ -18,8 +18,8 @@ from tlkeras.evaluation.figures import COLUMNS, gather, list_rows, measure_answe
 from tlkeras.features.extraction import extract
 from tlkeras.heads.heads import arrange
 from tlkeras.prediction import load_model
-from tlkeras.records import Answers, read_answers, read_tasks, take
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
+from tlkeras.runs.predictions import Answers, read_answers, read_tasks, take
 
 FOLDER = "elsewhere"
 

@@ -11,8 +11,8 @@ import numpy as np
 from tlkeras.errors import ResourceError
 from tlkeras.evaluation.calibration import describe_calibration
 from tlkeras.evaluation.metrics import Figure, Key, as_parts, choose_whole, count_ranked, measure
-from tlkeras.records import Answers, check_answers, has_answers, read_answers, read_fusion, read_probes, take
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
+from tlkeras.runs.predictions import Answers, check_answers, has_answers, read_answers, read_fusion, read_probes, take
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from tlkeras.heads.cross_validation import divide_rows
 from tlkeras.heads.heads import Head
 from tlkeras.heads.link_functions import find_link
 from tlkeras.progress import track
-from tlkeras.records import Answers
+from tlkeras.runs.predictions import Answers
 
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 

@@ -22,8 +22,8 @@ from tlkeras.heads.cross_validation import answer_out_of_fold
 from tlkeras.heads.heads import arrange
 from tlkeras.heads.linear import LinearHead
 from tlkeras.prediction import load_model
-from tlkeras.records import Answers, has_answers, read_answers, read_tasks
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
+from tlkeras.runs.predictions import Answers, has_answers, read_answers, read_tasks
 
 _FOLDS = 5
 

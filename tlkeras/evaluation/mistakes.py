@@ -9,7 +9,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from tlkeras.data.quality.label_issues import find_mislabelled
-from tlkeras.records import Answers
+from tlkeras.runs.predictions import Answers
 
 MOST_CLASSES = 100
 _ORDERED_FROM = 20

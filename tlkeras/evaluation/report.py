@@ -22,8 +22,8 @@ from tlkeras.evaluation.elsewhere import list_elsewhere
 from tlkeras.evaluation.learning import measure_learning
 from tlkeras.evaluation.material import Material
 from tlkeras.evaluation.robustness import measure_robustness
-from tlkeras.records import Answers, read_answers, read_probes, take
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
+from tlkeras.runs.predictions import Answers, read_answers, read_probes, take
 
 _SANE_PICTURES = 6
 _MOST_POINTS = 1000

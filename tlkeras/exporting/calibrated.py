@@ -11,8 +11,8 @@ from tlkeras.errors import RunError
 from tlkeras.evaluation.attribution import find_scores
 from tlkeras.evaluation.calibration import Method, Scaling, fit_scaling
 from tlkeras.evaluation.material import Material
-from tlkeras.records import read_answers
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
+from tlkeras.runs.predictions import read_answers
 
 _TINY = 1e-30  # float32 has it
 

@@ -13,7 +13,7 @@ from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
 from tlkeras.exporting.parity import KERAS, Row
 from tlkeras.exporting.versions import CONFIG, replace
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
 
 LABELS = "labels.json"
 CARD = "MODEL_CARD.md"

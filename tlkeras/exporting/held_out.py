@@ -18,7 +18,7 @@ from tlkeras.data.inspection import look_at
 from tlkeras.data.tasks import Task, qualify
 from tlkeras.errors import RunError, TlkerasError
 from tlkeras.exporting.signatures import Entry
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
 
 MOST = 256
 BATCH = 32

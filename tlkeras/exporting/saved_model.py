@@ -28,8 +28,8 @@ from tlkeras.exporting.warmup import replay, write_warmup
 from tlkeras.features.handcrafted.layer import list_handcrafted
 from tlkeras.heads.heads import arrange
 from tlkeras.prediction import load_model
-from tlkeras.records import read_tasks
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
+from tlkeras.runs.predictions import read_tasks
 
 TOLERANCE = 1e-3
 """What a probability may differ by from the one that the run wrote down, whose features may have had 16 bits."""

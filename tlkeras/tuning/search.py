@@ -18,7 +18,7 @@ from tlkeras.bulk.clusters import check_engine
 from tlkeras.config.recipe import Recipe, dump_recipe, fingerprint
 from tlkeras.config.schema.tuning import Tuning
 from tlkeras.errors import RecipeError, ResourceError, RunError
-from tlkeras.runs import Run, create_run, list_runs
+from tlkeras.runs.directory import Run, create_run, list_runs
 from tlkeras.tuning.evaluation import Evaluator
 from tlkeras.tuning.machines import Machines, Place, identify
 from tlkeras.tuning.oracles import Proposals

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tlkeras.errors import ResourceError, RunError
-from tlkeras.runs import create_run, find_unfinished, list_runs, logging_to, open_run
+from tlkeras.runs.directory import create_run, find_unfinished, list_runs, logging_to, open_run
 
 
 def finish(root, name):
@@ -83,9 +83,7 @@ def test_json_refuses_nan(tmp_path):
 
 def test_second_trainer_is_kept_out(tmp_path):
     run = create_run(tmp_path, "a")
-    code = (
-        "import sys; from pathlib import Path; from tlkeras.runs import Run\nwith Run(Path(sys.argv[1])).locked(): pass"
-    )
+    code = "import sys; from pathlib import Path; from tlkeras.runs.directory import Run\nwith Run(Path(sys.argv[1])).locked(): pass"
     command = [sys.executable, "-c", code, str(run.path)]
     with run.locked():
         refused = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -12,7 +12,7 @@ from tlkeras.data.headers import Finding, printable, read_picture
 from tlkeras.data.tables import Examples
 from tlkeras.data.tasks import Task, make_task, qualify
 from tlkeras.errors import RunError
-from tlkeras.runs import Run
+from tlkeras.runs.directory import Run
 
 SAMPLES = 16
 SIDES = {"test": "predictions.npz", "validation": "validation.npz"}

@@ -1,0 +1,1 @@
+"""The run directory and the predictions stored in it."""
