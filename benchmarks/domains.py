@@ -24,11 +24,11 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 import tlkeras
-from tlkeras import assembly
 from tlkeras.adaptation.domain_head import ADAPTATIONS, ALIGNERS, METHODS, DomainHead
 from tlkeras.config.recipe import load_recipe
 from tlkeras.data.inspection import inspect
 from tlkeras.heads.linear import LinearHead
+from tlkeras.training import builders
 
 SCORES = ("source", "importance", "deep_embedded_validation", "entropy", "information")
 CORRECTED = ("none", "coral")
@@ -103,8 +103,8 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def read_elpv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return features of EfficientNet-Lite0, defects, and types of cells."""
     recipe = load_recipe("elpv_domains", {"domains": None})
-    inspection = inspect(assembly.read_examples(recipe))
-    with assembly.extract_features(recipe, assembly.build_prefix(recipe), inspection) as features:
+    inspection = inspect(builders.read_examples(recipe))
+    with builders.extract_features(recipe, builders.build_prefix(recipe), inspection) as features:
         X = np.asarray(features.outputs[0])
     examples = inspection.examples
     return X, examples.targets["defect"][features.kept], examples.domains[features.kept].astype(str)

@@ -197,17 +197,17 @@ def train(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
 
 def write_table(recipe: str, overrides: dict[str, Any], path: str) -> dict[str, int]:
     """Write which pictures a recipe trains, validates and tests on, for those who cannot read recipes."""
-    from tlkeras import assembly
     from tlkeras.config.recipe import load_recipe
+    from tlkeras.training import builders
 
     resolved = load_recipe(recipe, overrides)
-    examples = assembly.read_examples(resolved)
+    examples = builders.read_examples(resolved)
     (task,) = examples.tasks
     labels = [task.class_names[target] for target in examples.targets[task.name]]
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "side"))
-        writer.writerows(zip(examples.paths, labels, assembly.divide(resolved, examples), strict=True))
+        writer.writerows(zip(examples.paths, labels, builders.divide(resolved, examples), strict=True))
     return {"pictures": len(examples)}
 
 

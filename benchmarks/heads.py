@@ -28,7 +28,6 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
-from tlkeras import assembly
 from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.config.recipe import load_recipe
@@ -40,6 +39,7 @@ from tlkeras.features.pooling import pool_tensor
 from tlkeras.heads.deep import Fitting, TrainedHead
 from tlkeras.heads.heads import HEADS, join, make_head
 from tlkeras.heads.kernel import KernelSpace
+from tlkeras.training import builders
 
 DEPTHS = {
     "last block": (-1,),
@@ -109,8 +109,8 @@ def main() -> None:
 def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
     """Compute what every block says of all pictures, in one pass, and put depths together from it."""
     recipe = load_recipe("quickstart", {"data.source": source, "backbone.size": size, "data.limit": limit})
-    inspection = inspect(assembly.read_examples(recipe))
-    backbone = assembly.build_prefix(recipe).backbone
+    inspection = inspect(builders.read_examples(recipe))
+    backbone = builders.build_prefix(recipe).backbone
     blocks = find_blocks(backbone)
     pooled = [pool_tensor(block.cut.tensor, "average") for block in blocks]
     tensors = [*pooled, *([backbone.output] if maps else [])]
@@ -121,9 +121,9 @@ def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
     start = time.perf_counter()
     with extract(
         keras.Model(backbone.input, tensors, name=backbone.name),
-        assembly.take_pictures(recipe, inspection),
+        builders.take_pictures(recipe, inspection),
         facts,
-        cache=assembly.open_cache(recipe),
+        cache=builders.open_cache(recipe),
         dtype="float32",
     ) as found:
         values = [np.asarray(output) for output in found.outputs]

@@ -104,14 +104,14 @@ def run_plain(trials: int) -> tuple[float, float, float]:
     import keras_tuner
     import tensorflow as tf
 
-    from tlkeras import assembly
     from tlkeras.backbones.builder import build
     from tlkeras.config.recipe import load_recipe
     from tlkeras.data.decoding import decode
+    from tlkeras.training import builders
 
     recipe = load_recipe("quickstart", {"data.validation": 0.15})
-    examples = assembly.read_examples(recipe)
-    sides = assembly.divide(recipe, examples)
+    examples = builders.read_examples(recipe)
+    sides = builders.divide(recipe, examples)
     targets = examples.targets[examples.tasks[0].name]
 
     def read(side: str) -> tf.data.Dataset:

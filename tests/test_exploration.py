@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from tlkeras import assembly
 from tlkeras.cli import main
 from tlkeras.config.recipe import load_recipe
 from tlkeras.data.inspection import inspect
 from tlkeras.exploration import divide_classes, measure_depths
 from tlkeras.plotting import charts
 from tlkeras.tables import draw_features
+from tlkeras.training import builders
 
 
 def show(*arguments: object):
@@ -46,11 +46,11 @@ def test_neighbours_are_those_of_other_folds(workplace, monkeypatch, tmp_path):
     """Each picture's own copy would make every depth perfect."""
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))  # other tests train on pictures of the same bytes
     recipe = load_recipe("mine.yaml")
-    inspection = inspect(assembly.read_examples(recipe))
-    sides, prefix = assembly.divide(recipe, inspection.examples), assembly.build_prefix(recipe)
-    depths, rows = assembly.extract_depths(recipe, prefix, inspection, np.flatnonzero(sides != "test"))
+    inspection = inspect(builders.read_examples(recipe))
+    sides, prefix = builders.divide(recipe, inspection.examples), builders.build_prefix(recipe)
+    depths, rows = builders.extract_depths(recipe, prefix, inspection, np.flatnonzero(sides != "test"))
     assert len(rows) == 24 and all(len(matrix) == 24 for matrix in depths.values())
-    with assembly.extract_features(recipe, prefix, inspection) as features:
+    with builders.extract_features(recipe, prefix, inspection) as features:
         assert features.computed == 32 - 24  # these features are those that a training reads
         np.testing.assert_allclose(depths["features"], features.outputs[0][rows], rtol=1e-6)
     noise = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)

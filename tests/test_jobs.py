@@ -32,13 +32,13 @@ def test_features_are_those_that_training_sees(workplace):
     result = json.loads(done.stdout)
     assert (result["pictures"], result["rows"], result["shards"], result["computed"]) == (32, 32, 4, 32)
     table = pyarrow.parquet.read_table("out/parts")
-    from tlkeras import assembly
     from tlkeras.config.recipe import load_recipe
     from tlkeras.data.inspection import inspect
+    from tlkeras.training import builders
 
     recipe = load_recipe("mine.yaml")
-    inspection = inspect(assembly.read_examples(recipe))
-    with assembly.extract_features(recipe, assembly.build_prefix(recipe), inspection) as features:
+    inspection = inspect(builders.read_examples(recipe))
+    with builders.extract_features(recipe, builders.build_prefix(recipe), inspection) as features:
         expected = np.asarray(features.outputs[0], np.float32)
     assert table["picture"].to_pylist() == inspection.examples.keys.tolist()
     np.testing.assert_allclose(np.array(table["features"].to_pylist(), np.float32), expected, atol=2e-3)

@@ -15,7 +15,6 @@ from sklearn.manifold import TSNE
 from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
-from tlkeras import assembly
 from tlkeras.backbones.blocks import Cut, find_blocks, find_cuts
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
@@ -26,6 +25,7 @@ from tlkeras.heads.base import make_folds
 from tlkeras.plotting.charts import draw_contact_sheet, draw_features
 from tlkeras.preview import check_target, choose_pictures
 from tlkeras.progress import track
+from tlkeras.training import builders
 
 METHODS = ("tsne", "umap")
 _NAMES = {"tsne": "t-SNE", "umap": "UMAP"}
@@ -69,12 +69,12 @@ def show_features(recipe: Recipe, look: Look) -> dict[str, Any]:
         ResourceError: A file is in the way, or cannot be written.
     """
     _check(recipe, look)
-    inspection = inspect(assembly.read_examples(recipe))
-    sides = assembly.divide(recipe, inspection.examples)
-    prefix = assembly.build_prefix(recipe)
+    inspection = inspect(builders.read_examples(recipe))
+    sides = builders.divide(recipe, inspection.examples)
+    prefix = builders.build_prefix(recipe)
     cut = None if look.layer is None else _find_maps(prefix.backbone, look.layer)
-    assembly.learn_codebooks(recipe, prefix, inspection, sides)
-    depths, rows = assembly.extract_depths(recipe, prefix, inspection, draw_rows(recipe, sides, look.pictures))
+    builders.learn_codebooks(recipe, prefix, inspection, sides)
+    depths, rows = builders.extract_depths(recipe, prefix, inspection, draw_rows(recipe, sides, look.pictures))
     classed = divide_classes(recipe, inspection, rows)
     separations, chance = measure_depths(classed, depths), float(np.bincount(classed.codes).max() / len(classed.codes))
     points = _project(depths[FEATURES], look.method, recipe.data.seed)

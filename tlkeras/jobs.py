@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlkeras import assembly
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.bulk.clusters import check_engine, run_ray
 from tlkeras.bulk.job import Job, check_facts, open_job, plan_job
@@ -30,6 +29,7 @@ from tlkeras.prediction import expand, load_model
 from tlkeras.progress import track
 from tlkeras.runs.directory import Run, describe_environment
 from tlkeras.runs.predictions import read_tasks
+from tlkeras.training import builders
 
 SHARD_SIZE = 10_000
 _CORES = 8  # of a worker: beyond that a process' own work on batches and shards holds the cores up
@@ -154,9 +154,9 @@ def open_work(job: Job) -> Work:
 def _open_features(about: Mapping[str, Any]) -> tuple[Work, dict[str, Any]]:
     """Return what computes features, and all that these depend on."""
     recipe = Recipe.model_validate(freeze(about["recipe"]))
-    prefix = assembly.build_prefix(recipe).pooled
+    prefix = builders.build_prefix(recipe).pooled
     engine = make_engine(prefix, recipe.features.engine)
-    size = assembly.picture_size(recipe)
+    size = builders.picture_size(recipe)
     table = feature_table(recipe.features.precision, prefix.output_shape[-1])
     facts = {
         "kind": "features",
@@ -220,7 +220,7 @@ def _list_source(recipe: Recipe) -> tuple[str, Callable[[], Iterable[str]]]:
     folder = os.path.realpath(os.path.expanduser(recipe.data.source))
     if os.path.isdir(folder):
         return folder, lambda: walk_pictures(folder, [])
-    table = assembly.read_source(recipe)
+    table = builders.read_source(recipe)
     return str(table.root), lambda: table.paths
 
 

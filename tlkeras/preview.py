@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tlkeras import assembly
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.operations import OPERATIONS, Move
 from tlkeras.data.augmentation.policies import Policy
@@ -21,6 +20,7 @@ from tlkeras.data.tables import Examples
 from tlkeras.errors import DataError, ResourceError
 from tlkeras.finetuning.mixup import make_mix
 from tlkeras.plotting.charts import draw_contact_sheet
+from tlkeras.training import builders
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OURS = b"Matplotlib"
@@ -39,8 +39,8 @@ def show_augmentation(recipe: Recipe, path: str | Path, *, pictures: int = 6, vi
     """
     target = Path(path)
     check_target(target)
-    policy = assembly.make_recipe_policy(recipe)
-    names, plain, keys = choose_pictures(recipe, assembly.read_examples(recipe), pictures)
+    policy = builders.make_recipe_policy(recipe)
+    names, plain, keys = choose_pictures(recipe, builders.read_examples(recipe), pictures)
     seen = number_views(policy, views, recipe.training.seed)
     drawn = draw_views(plain, keys, seen)
     rows = [[picture, *of_picture] for picture, of_picture in zip(plain, drawn, strict=True)]
@@ -84,7 +84,7 @@ def choose_pictures(recipe: Recipe, examples: Examples, count: int) -> tuple[lis
     Raises:
         DataError: No picture can be read.
     """
-    task, size = examples.tasks[0], assembly.picture_size(recipe)
+    task, size = examples.tasks[0], builders.picture_size(recipe)
     names, pixels, digests = [], [], []
     for row in _take_turns(task.strata(examples.targets[task.name]), recipe.data.seed):
         path = examples.paths[row]

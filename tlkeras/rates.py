@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras import assembly
-from tlkeras.assembly.heads import Side, fit_heads
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import RecipeError, ResourceError, suggest
@@ -24,7 +22,9 @@ from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.heads.heads import list_layers
 from tlkeras.plotting.charts import draw_rates
-from tlkeras.refinement import make_part
+from tlkeras.training import builders
+from tlkeras.training.builders.fit_heads import Side, fit_heads
+from tlkeras.training.finetune import make_part
 
 
 @dataclass(frozen=True)
@@ -59,28 +59,28 @@ def search_rates(recipe: Recipe, search: Search) -> dict[str, Any]:
     Raises:
         TlkerasError: The recipe does not fine-tune, has no such stage, or the picture cannot be written.
     """
-    examples = assembly.read_examples(recipe)
-    prefix = assembly.build_prefix(recipe)
-    schedule, plan, _ = assembly.plan_recipe(recipe, prefix, examples, assembly.divide(recipe, examples))
+    examples = builders.read_examples(recipe)
+    prefix = builders.build_prefix(recipe)
+    schedule, plan, _ = builders.plan_recipe(recipe, prefix, examples, builders.divide(recipe, examples))
     index = _find_stage(schedule, search.stage)
     if not search.picture.parent.is_dir():
         raise ResourceError("The folder of a picture must exist.", search.picture.parent, "Make it first.")
     inspection = inspect(examples)
-    rows = np.flatnonzero(assembly.divide(recipe, inspection.examples) == "train")
+    rows = np.flatnonzero(builders.divide(recipe, inspection.examples) == "train")
     with ExitStack() as stack:
         cut = plan.cuts[index]
         taps = _list_taps(prefix, cut)
-        features = stack.enter_context(assembly.extract_features(recipe, prefix, inspection, taps, rows=rows))
+        features = stack.enter_context(builders.extract_features(recipe, prefix, inspection, taps, rows=rows))
         values, rows = dict(zip(taps, features.outputs, strict=True)), rows[features.kept]
         side = Side(rows, np.asarray(values[FEATURES]))
-        heads = fit_heads(partial(assembly.make_recipe_head, recipe), inspection.examples, {"train": side})
-        weighting = assembly.make_weighting(recipe, inspection.examples.tasks)
+        heads = fit_heads(partial(builders.make_recipe_head, recipe), inspection.examples, {"train": side})
+        weighting = builders.make_weighting(recipe, inspection.examples.tasks)
         network = Network(
             prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head, weighting
         )
         supply = _make_supply(recipe, prefix, inspection, rows, cut, values)
         part = make_part(recipe, inspection, rows, {cut: supply}, "train")
-        loop = assembly.make_loop(recipe, inspection.examples, network, schedule, plan, (part, None))
+        loop = builders.make_loop(recipe, inspection.examples, network, schedule, plan, (part, None))
         found = loop.find_rate(index, search.lowest, search.highest, search.steps)
     if found.rates:
         draw_rates(found.rates, found.losses, found.suggestion, search.picture, found.smoothed)
@@ -115,6 +115,6 @@ def _make_supply(
     recipe: Recipe, prefix: Prefix, inspection: Inspection, rows: np.ndarray, cut: str, values: Mapping[str, Rows]
 ) -> Supply:
     if cut == PICTURES:
-        return assembly.supply_pictures(recipe, prefix, inspection, rows, augmented=True)
+        return builders.supply_pictures(recipe, prefix, inspection, rows, augmented=True)
     recorded = [values[SOURCE]] if SOURCE in values else None
-    return assembly.supply_rows(recipe, inspection, rows, [values[cut]], recorded)
+    return builders.supply_rows(recipe, inspection, rows, [values[cut]], recorded)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras import assembly, survey
+from tlkeras import survey
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.headers import printable
 from tlkeras.data.inspection import Inspection, inspect, leave_out_damaged
@@ -23,6 +23,7 @@ from tlkeras.features.extractor import Prefix
 from tlkeras.features.memory import check_memory
 from tlkeras.findings import draw_findings
 from tlkeras.plotting.html_page import check_page, write_page
+from tlkeras.training import builders
 from tlkeras.tuning.search import check_space
 
 MOST_FEATURES = 2000  # computed without being asked for: some seconds
@@ -88,10 +89,10 @@ def show_schedule(recipe: Recipe) -> dict[str, Any]:
     Raises:
         TlkerasError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
     """
-    examples = assembly.read_examples(recipe)
-    sides = assembly.divide(recipe, examples)
-    prefix = assembly.build_prefix(recipe)
-    schedule, plan, choices = assembly.plan_recipe(recipe, prefix, examples, sides)
+    examples = builders.read_examples(recipe)
+    sides = builders.divide(recipe, examples)
+    prefix = builders.build_prefix(recipe)
+    schedule, plan, choices = builders.plan_recipe(recipe, prefix, examples, sides)
     pictures = int((sides == "train").sum())
     stages = []
     for stage, planned in zip(schedule.stages, plan.stages, strict=True):
@@ -119,7 +120,7 @@ def show_schedule(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "stages": stages,
         "views": plan.views,
-        "precision": assembly.KEPT_PRECISION,
+        "precision": builders.KEPT_PRECISION,
         "reasons": reasons,
     }
 
@@ -152,14 +153,14 @@ class _Found:
 
 
 def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> _Found:
-    inspection = inspect(assembly.read_examples(recipe))
+    inspection = inspect(builders.read_examples(recipe))
     thumbnails, readable = read_thumbnails(inspection.examples.paths.tolist())
     inspection = leave_out_damaged(inspection, readable)
     examples = inspection.examples
     report["rejected"] = survey.describe_findings(inspection.rejected)
     report["remarks"] = survey.describe_findings(inspection.notes)
     report["facts"]["pictures"] = f"{len(examples):,} from {examples.source}"
-    sides = _attempt(report, lambda: assembly.divide(recipe, examples))
+    sides = _attempt(report, lambda: builders.divide(recipe, examples))
     if sides is None:
         sides = np.full(len(examples), "", dtype=object)
     else:
@@ -182,8 +183,8 @@ def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> _Found:
 
 
 def _look_at_backbone(recipe: Recipe, report: dict[str, Any], found: _Found | None, train: bool) -> Prefix:
-    prefix = assembly.build_prefix(recipe)
-    size = assembly.picture_size(recipe)
+    prefix = builders.build_prefix(recipe)
+    size = builders.picture_size(recipe)
     report["facts"]["backbone"] = f"{recipe.backbone.name} at {size} px, weights {recipe.backbone.weights}"
     if recipe.features.handcrafted:
         kinds = ", ".join(one.kind for one in recipe.features.handcrafted)
@@ -196,25 +197,25 @@ def _look_at_backbone(recipe: Recipe, report: dict[str, Any], found: _Found | No
         return prefix
     check_memory(len(found.examples), prefix.pooled.output_shape[1:])
     if recipe.finetuning:
-        assembly.check_recipe_feed(recipe, found.examples)
-        _, plan, _ = assembly.plan_recipe(recipe, prefix, found.examples, found.sides)
+        builders.check_recipe_feed(recipe, found.examples)
+        _, plan, _ = builders.plan_recipe(recipe, prefix, found.examples, found.sides)
         for stage in plan.stages:
             report["facts"][f"stage {stage.stage}"] = f"from {stage.cut}: {stage.reason}"
-    lacking, needed = assembly.count_lacking(recipe, prefix, found.inspection, found.sides)
+    lacking, needed = builders.count_lacking(recipe, prefix, found.inspection, found.sides)
     report["facts"]["to compute"] = f"{lacking:,} of {needed:,} pictures, each view counted; the rest is cached"
     return prefix
 
 
 def _look_for_suspects(recipe: Recipe, report: dict[str, Any], prefix: Prefix, found: _Found, deep: bool) -> None:
-    lacking = assembly.count_features(recipe, prefix, found.inspection)
+    lacking = builders.count_features(recipe, prefix, found.inspection)
     if lacking > MOST_FEATURES and not deep:
         report["notes"].append(
             f"Wrong labels and outliers were not looked for: the features of {lacking:,} pictures would have to be"
             " computed. `--deep` does it, and keeps them for the training."
         )
         return
-    assembly.learn_codebooks(recipe, prefix, found.inspection, found.sides)
-    with assembly.extract_features(recipe, prefix, found.inspection) as features:
+    builders.learn_codebooks(recipe, prefix, found.inspection, found.sides)
+    with builders.extract_features(recipe, prefix, found.inspection) as features:
         matrix = average_positions(np.asarray(features.outputs[0], np.float32))
         suspects = survey.find_suspects(found.examples, features.kept, matrix, found.groups)
     described = survey.describe_suspects(found.examples, found.sides, suspects)
@@ -231,5 +232,5 @@ def _write_manifest(recipe: Recipe, report: dict[str, Any], found: _Found, path:
     for suspect in reversed(report["mislabelled"] or []):
         suspected[position[suspect["key"]]] = suspect["suggested"]
     remarks = {"suggested": suspected} if any(suspected) else {}
-    written = write_manifest(path, assembly.read_source(recipe), found.examples, cleaning, remarks)
+    written = write_manifest(path, builders.read_source(recipe), found.examples, cleaning, remarks)
     report["manifest"] = {"path": str(written), "pictures": len(cleaning.kept), "left_out": cleaning.left_out}

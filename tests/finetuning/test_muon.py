@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from tlkeras.assembly.finetuning import make_optimizer
 from tlkeras.config.schema import Finetuning
 from tlkeras.finetuning.muon import ConvMuon
 from tlkeras.finetuning.optimizers import scale_learning_rates
+from tlkeras.training.builders.finetuning import make_optimizer
 
 
 def move(optimizer, value, gradients, name="w"):

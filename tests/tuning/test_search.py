@@ -84,15 +84,15 @@ def test_a_search_ends_in_a_recipe_a_run_and_pictures(tuned):
 
 def test_the_test_side_is_not_touched(tuned, monkeypatch):
     seen = []
-    from tlkeras import assembly
+    from tlkeras.training import builders
 
-    original = assembly.extract_features
+    original = builders.extract_features
 
     def watch(recipe, prefix, inspection, *arguments, rows=None, **options):
-        seen.extend(assembly.divide(recipe, inspection.examples)[rows].tolist())
+        seen.extend(builders.divide(recipe, inspection.examples)[rows].tolist())
         return original(recipe, prefix, inspection, *arguments, rows=rows, **options)
 
-    monkeypatch.setattr(assembly, "extract_features", watch)
+    monkeypatch.setattr(builders, "extract_features", watch)
     api.tune("tuned.yaml", {"tuning.max_trials": 1, "tuning.seeds": 1}, train_best=False)
     assert set(seen) == {"train", "validation"}
 

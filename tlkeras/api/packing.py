@@ -26,7 +26,7 @@ def pack(
     """
     _, resolved = resolve(recipe, overrides)
     load_tensorflow()
-    from tlkeras import assembly
     from tlkeras.data.sources import tfrecords
+    from tlkeras.training import builders
 
-    return tfrecords.pack(assembly.read_source(resolved), out, shard_mb * 2**20)
+    return tfrecords.pack(builders.read_source(resolved), out, shard_mb * 2**20)

@@ -34,9 +34,9 @@ def train(
     start = time.perf_counter()
     resolved = recipes.load_recipe(recipe, overrides, quick=quick)
     load_tensorflow()
-    from tlkeras import training
+    from tlkeras.training import train
 
-    run = training.train(resolved, Path(runs), loading=time.perf_counter() - start)
+    run = train.train(resolved, Path(runs), loading=time.perf_counter() - start)
     return _tell(run, runs)
 
 
@@ -60,9 +60,9 @@ def resume(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
     stopped = find_unfinished(run, Path(runs))
     stopped.read_bytes("recipe.yaml")  # a run without its recipe is told as such
     load_tensorflow()
-    from tlkeras import training
+    from tlkeras.training import train
 
-    resumed = training.resume(stopped, loading=time.perf_counter() - start)
+    resumed = train.resume(stopped, loading=time.perf_counter() - start)
     return _tell(resumed, runs)
 
 

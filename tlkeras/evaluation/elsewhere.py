@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras import assembly
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.headers import printable
 from tlkeras.data.inspection import Inspection, inspect
@@ -20,6 +19,7 @@ from tlkeras.heads.heads import arrange
 from tlkeras.prediction import load_model
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Answers, read_answers, read_tasks, take
+from tlkeras.training import builders
 
 FOLDER = "elsewhere"
 
@@ -36,7 +36,7 @@ def evaluate_on(run: Run, source: str, *, resamples: int, seed: int = 0) -> dict
         RunError: The run holds no model that can be read.
     """
     recipe = load_recipe(str(run.path / "recipe.yaml"))
-    inspection = inspect(assembly.read_other_examples(recipe, source, read_tasks(run)))
+    inspection = inspect(builders.read_other_examples(recipe, source, read_tasks(run)))
     answers, seen = ask(run, recipe, inspection)
     tasks = {one.task.name: measure_answers(one, resamples=resamples, seed=seed) for one in answers}
     trained = _read_trained(run)
@@ -68,7 +68,7 @@ def list_elsewhere(run: Run) -> list[dict[str, Any]]:
 def ask(run: Run, recipe: Recipe, inspection: Inspection) -> tuple[list[Answers], np.ndarray]:
     """Return what a run's model says of inspected pictures, per task, and which of them could be read, int64 [n]."""
     examples = inspection.examples
-    pictures = assembly.take_pictures(recipe, inspection)
+    pictures = builders.take_pictures(recipe, inspection)
     model = arrange(load_model(run), [task.name for task in examples.tasks])
     priors = [answers.prior for answers in read_answers(run)]
     facts = [{"model": run.name} for _ in model.outputs]

@@ -10,7 +10,6 @@ from functools import cached_property, partial
 import keras
 import numpy as np
 
-from tlkeras import assembly
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import PictureError, printable
@@ -24,6 +23,7 @@ from tlkeras.heads.linear import LinearHead
 from tlkeras.prediction import load_model
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Answers, has_answers, read_answers, read_tasks
+from tlkeras.training import builders
 
 _FOLDS = 5
 
@@ -80,8 +80,8 @@ class Material:
     def inspection(self) -> Inspection | None:
         """The run's pictures with their labels; None where the source is gone, and `gone` says why."""
         try:
-            recipe = assembly.locate_source(self.recipe, self.run.manifest.get("cwd", ""))
-            return inspect(assembly.read_examples(recipe))
+            recipe = builders.locate_source(self.recipe, self.run.manifest.get("cwd", ""))
+            return inspect(builders.read_examples(recipe))
         except TlkerasError as error:
             self.gone = str(error)
             return None
@@ -114,10 +114,10 @@ class Material:
         if self.inspection is None:
             return {}
         examples = self.inspection.examples
-        prefix = assembly.build_prefix(self.recipe)
+        prefix = builders.build_prefix(self.recipe)
         if self.recipe.features.handcrafted:
             copy_codebooks(load_model(self.run), prefix.pooled)
-        with assembly.extract_features(self.recipe, prefix, self.inspection) as found:
+        with builders.extract_features(self.recipe, prefix, self.inspection) as found:
             rows, X = found.kept, np.asarray(found.outputs[0], np.float32)
         keys = np.array([printable(key) for key in examples.keys[rows]])
         of_row = np.array([self.sides.get(key, "") for key in keys.tolist()])

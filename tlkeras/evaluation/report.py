@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras import assembly
 from tlkeras.config.recipe import dump_recipe
 from tlkeras.errors import BackboneError, RunError, TlkerasError
 from tlkeras.evaluation import abstention, figures, mistakes
@@ -24,6 +23,7 @@ from tlkeras.evaluation.material import Material
 from tlkeras.evaluation.robustness import measure_robustness
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Answers, read_answers, read_probes, take
+from tlkeras.training import builders
 
 _SANE_PICTURES = 6
 _MOST_POINTS = 1000
@@ -320,7 +320,7 @@ def describe_making(material: Material) -> dict[str, Any]:
         "history": _read_history(run),
         "environment": run.read_json("environment.json"),
         "data": manifest.get("data", {}),
-        "licences": assembly.list_licences(recipe, manifest.get("data", {})),
+        "licences": builders.list_licences(recipe, manifest.get("data", {})),
     }
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlkeras import assembly
 from tlkeras.config.recipe import Recipe, dump_recipe, load_recipe
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
 from tlkeras.exporting.parity import KERAS, Row
 from tlkeras.exporting.versions import CONFIG, replace
 from tlkeras.runs.directory import Run
+from tlkeras.training import builders
 
 LABELS = "labels.json"
 CARD = "MODEL_CARD.md"
@@ -165,7 +165,7 @@ def _remark(facts: Mapping[str, Any]) -> str:
 
 
 def _list_licences(run: Run, recipe: Recipe) -> str:
-    licences = assembly.list_licences(recipe, run.manifest.get("data", {}))
+    licences = builders.list_licences(recipe, run.manifest.get("data", {}))
     return "\n".join(f"- {what}: {licence}" for what, licence in licences.items())
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tlkeras import assembly
 from tlkeras.config.recipe import load_recipe
 from tlkeras.data.headers import Rejection, printable
 from tlkeras.data.inspection import look_at
@@ -19,6 +18,7 @@ from tlkeras.data.tasks import Task, qualify
 from tlkeras.errors import RunError, TlkerasError
 from tlkeras.exporting.signatures import Entry
 from tlkeras.runs.directory import Run
+from tlkeras.training import builders
 
 MOST = 256
 BATCH = 32
@@ -110,7 +110,7 @@ def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
     """Return the files of held-out pictures that are still at the source, by key, and what is to be said of them."""
     try:
         recipe = load_recipe(str(run.path / "recipe.yaml"))
-        examples = assembly.read_examples(assembly.locate_source(recipe, run.manifest.get("cwd", "")))
+        examples = builders.read_examples(builders.locate_source(recipe, run.manifest.get("cwd", "")))
         found = {
             printable(key): path for key, path in zip(examples.keys.tolist(), examples.paths.tolist(), strict=True)
         }

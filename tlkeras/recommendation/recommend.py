@@ -16,7 +16,6 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from tlkeras import assembly
 from tlkeras.backbones.builder import build_source_head
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.backbones.weights import find_obstacle
@@ -42,6 +41,7 @@ from tlkeras.recommendation.advice import (
 from tlkeras.recommendation.candidates import TARGETS, Candidate, Limits, choose_candidates
 from tlkeras.recommendation.costs import Costs, Question, measure_costs
 from tlkeras.recommendation.scoring import Scores, score_features
+from tlkeras.training import builders
 
 _LOOKED_AT = 200
 _LARGER = 4 / 3
@@ -141,12 +141,12 @@ def _check(wishes: Wishes) -> None:
 def _own_candidate(recipe: Recipe) -> Candidate | None:
     if recipe.backbone.name == NO_BACKBONE:
         return None
-    return Candidate(find_backbone(recipe.backbone.name), recipe.backbone.weights, assembly.picture_size(recipe))
+    return Candidate(find_backbone(recipe.backbone.name), recipe.backbone.weights, builders.picture_size(recipe))
 
 
 def _look_at(recipe: Recipe, wishes: Wishes) -> _Look:
-    inspection = inspect(assembly.read_examples(recipe))
-    sides = assembly.divide(recipe, inspection.examples)
+    inspection = inspect(builders.read_examples(recipe))
+    sides = builders.divide(recipe, inspection.examples)
     rows = draw_rows(recipe, sides, wishes.pictures)
     divide_classes(recipe, inspection, rows)  # says what is missing before anything long begins
     examples, task = inspection.examples, inspection.examples.tasks[0]
@@ -236,14 +236,14 @@ def _plan_finetuning(look: _Look, blocks: int) -> tuple[int, int]:
 
 
 def _extract(look: _Look, recipe: Recipe, candidate: Candidate) -> tuple[Classed, dict[str, np.ndarray]]:
-    prefix = assembly.build_prefix(recipe)
+    prefix = builders.build_prefix(recipe)
     if candidate.weights != "none" and find_obstacle(candidate.entry, candidate.weights, top=True) is None:
         try:
             head = build_source_head(candidate.entry.name, prefix.backbone, candidate.weights)
             prefix = dataclasses.replace(prefix, source_head=head)
         except BackboneError:
             pass  # a file without the classifier, or a family whose classifier follows no map
-    depths, rows = assembly.extract_depths(recipe, prefix, look.inspection, look.rows)
+    depths, rows = builders.extract_depths(recipe, prefix, look.inspection, look.rows)
     return divide_classes(recipe, look.inspection, rows), depths
 
 

@@ -13,15 +13,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from tlkeras import assembly
-from tlkeras.assembly.heads import Side, fit_heads
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.heads import MAPS
 from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import DataError
 from tlkeras.finetuning.metrics import measure, measure_number
 from tlkeras.heads.heads import Head
-from tlkeras.refinement import make_network, open_loop
+from tlkeras.training import builders
+from tlkeras.training.builders.fit_heads import Side, fit_heads
+from tlkeras.training.finetune import make_network, open_loop
 from tlkeras.tuning.pool import ModelPool
 
 _KEPT = 4  # sets of features in memory at once
@@ -75,9 +75,9 @@ class Evaluator:
             if corner.finetuning is None:
                 computed += self.open(corner).computed
                 continue
-            prefix = assembly.build_prefix(corner)
+            prefix = builders.build_prefix(corner)
             inspection = self._inspect(corner)
-            taps = assembly.choose_taps(corner, prefix, inspection.examples, self._divide(corner, inspection))
+            taps = builders.choose_taps(corner, prefix, inspection.examples, self._divide(corner, inspection))
             _, known = groups.setdefault(_frozen_key(corner), (corner, {}))
             known |= dict.fromkeys(taps)
         for corner, known in groups.values():
@@ -94,7 +94,7 @@ class Evaluator:
         """
         start = time.perf_counter()
         frozen = self.open(recipe)
-        make = assembly.adapt_heads(recipe, lambda: self._make_head(recipe))
+        make = builders.adapt_heads(recipe, lambda: self._make_head(recipe))
         heads = fit_heads(make, frozen.inspection.examples, frozen.parts)
         figures = self._refine(recipe, frozen, heads) if recipe.finetuning else _measure(frozen, heads)
         return {**figures, "seconds": round(time.perf_counter() - start, 3)}
@@ -112,11 +112,11 @@ class Evaluator:
     def _inspect(self, recipe: Recipe) -> Inspection:
         key = recipe.data.model_dump_json(exclude={"validation"})
         if key not in self._inspections:
-            self._inspections[key] = inspect(assembly.read_examples(recipe))
+            self._inspections[key] = inspect(builders.read_examples(recipe))
         return self._inspections[key]
 
     def _divide(self, recipe: Recipe, inspection: Inspection) -> np.ndarray:
-        sides = assembly.divide(recipe, inspection.examples)
+        sides = builders.divide(recipe, inspection.examples)
         if not (sides == "validation").any():
             raise DataError("A search needs pictures to validate on.", "none", "Raise data.validation.")
         return sides
@@ -124,30 +124,30 @@ class Evaluator:
     def _read(self, recipe: Recipe) -> Frozen:
         start = time.perf_counter()
         inspection = self._inspect(recipe)
-        sides, prefix = self._divide(recipe, inspection), assembly.build_prefix(recipe)
+        sides, prefix = self._divide(recipe, inspection), builders.build_prefix(recipe)
         wanted = np.flatnonzero(sides != "test")
-        assembly.learn_codebooks(recipe, prefix, inspection, sides)
-        with assembly.extract_features(recipe, prefix, inspection, rows=wanted) as features:
+        builders.learn_codebooks(recipe, prefix, inspection, sides)
+        with builders.extract_features(recipe, prefix, inspection, rows=wanted) as features:
             kept = wanted[features.kept]
-            places = {side: np.flatnonzero(sides[kept] == side) for side in ("train", "validation", assembly.TARGET)}
+            places = {side: np.flatnonzero(sides[kept] == side) for side in ("train", "validation", builders.TARGET)}
             parts = {side: Side(kept[of_side], features.outputs[0][of_side]) for side, of_side in places.items()}
             return Frozen(inspection, parts, features.computed, round(time.perf_counter() - start, 3))
 
     def _extract_all(self, recipe: Recipe, taps: list[str]) -> int:
-        inspection, prefix = self._inspect(recipe), assembly.build_prefix(recipe)
+        inspection, prefix = self._inspect(recipe), builders.build_prefix(recipe)
         wanted = np.flatnonzero(self._divide(recipe, inspection) != "test")
-        with assembly.extract_features(recipe, prefix, inspection, taps, rows=wanted) as features:
+        with builders.extract_features(recipe, prefix, inspection, taps, rows=wanted) as features:
             return features.computed
 
     def _make_head(self, recipe: Recipe) -> Head:
-        head = assembly.make_recipe_head(recipe)
+        head = builders.make_recipe_head(recipe)
         self.pool.adopt(head)
         return head
 
     def _refine(self, recipe: Recipe, frozen: Frozen, heads: Mapping[str, Head]) -> dict[str, float]:
         """Return what the fine-tuned network reaches, at the epoch whose weights a run would keep."""
         try:
-            prefix = assembly.build_prefix(recipe)
+            prefix = builders.build_prefix(recipe)
             network = make_network(recipe, frozen.inspection, prefix, heads)
             with open_loop(recipe, frozen.inspection, prefix, network, frozen.rows) as loop:
                 history = loop.run(None, lambda row: None)

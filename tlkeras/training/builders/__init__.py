@@ -1,6 +1,7 @@
 """The only interpreter of a recipe: from its sections to the objects of the other rooms."""
 
-from tlkeras.assembly.data import (
+from tlkeras.training.builders.adaptation import TARGET, adapt_heads, is_target, list_asked
+from tlkeras.training.builders.data import (
     cache_root,
     check_recipe_feed,
     divide,
@@ -15,10 +16,9 @@ from tlkeras.assembly.data import (
     read_source,
     take_pictures,
 )
-from tlkeras.assembly.depths import extract_depths
-from tlkeras.assembly.distribution import make_distribution
-from tlkeras.assembly.domains import TARGET, adapt_heads, is_target, list_asked
-from tlkeras.assembly.features import (
+from tlkeras.training.builders.depths import extract_depths
+from tlkeras.training.builders.distribution import make_distribution
+from tlkeras.training.builders.features import (
     KEPT_PRECISION,
     PLAIN_VIEWS,
     build_prefix,
@@ -31,7 +31,7 @@ from tlkeras.assembly.features import (
     list_kept,
     measure_parts,
 )
-from tlkeras.assembly.finetuning import (
+from tlkeras.training.builders.finetuning import (
     make_loop,
     make_observer,
     make_weighting,
@@ -39,8 +39,8 @@ from tlkeras.assembly.finetuning import (
     supply_rows,
     weigh_sides,
 )
-from tlkeras.assembly.mapping import make_recipe_head
-from tlkeras.assembly.stages import make_schedule, plan_finetuning, plan_recipe
+from tlkeras.training.builders.heads import make_recipe_head
+from tlkeras.training.builders.schedule import make_schedule, plan_finetuning, plan_recipe
 
 __all__ = [
     "KEPT_PRECISION",

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from tlkeras.assembly.data import make_recipe_policy, open_cache, picture_size, take_pictures
-from tlkeras.assembly.domains import list_learned
-from tlkeras.assembly.stages import plan_recipe
 from tlkeras.backbones.blocks import Cut, find_blocks, find_cut, find_cuts
 from tlkeras.backbones.builder import build, build_source_head
 from tlkeras.backbones.test_time_augmentation import average_orientations, check_map
@@ -28,6 +25,9 @@ from tlkeras.features.handcrafted import codebooks
 from tlkeras.features.handcrafted.layer import Handcrafted, make_layers
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning.caching_plan import Plan
+from tlkeras.training.builders.adaptation import list_learned
+from tlkeras.training.builders.data import make_recipe_policy, open_cache, picture_size, take_pictures
+from tlkeras.training.builders.schedule import plan_recipe
 
 KEPT_PRECISION = "float16"
 """Of activations to train from: half the bytes of float32, and what rounds is far below what batches scatter."""

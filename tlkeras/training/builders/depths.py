@@ -5,7 +5,6 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from tlkeras.assembly.data import open_cache, take_pictures
 from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.config.recipe import Recipe
@@ -15,6 +14,7 @@ from tlkeras.features.extraction import average_positions, extract
 from tlkeras.features.extractor import FEATURES, SOURCE, Prefix, answer_source
 from tlkeras.features.handcrafted.layer import list_handcrafted
 from tlkeras.features.pooling import pool_tensor
+from tlkeras.training.builders.data import open_cache, take_pictures
 
 
 def extract_depths(

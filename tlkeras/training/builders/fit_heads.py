@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.assembly.domains import TARGET
 from tlkeras.data.sources.folders import Examples
 from tlkeras.data.tasks import Task
 from tlkeras.features.extraction import average_positions
 from tlkeras.heads.heads import Head
 from tlkeras.heads.regression import NumberHead
+from tlkeras.training.builders.adaptation import TARGET
 
 Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Features, targets, weights."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.assembly.domains import is_target, keep_domains, part_domains
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.policies import Policy, make_policy
@@ -22,6 +21,7 @@ from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError
 from tlkeras.features.cache import ActivationCache, default_root
 from tlkeras.features.extraction import Pictures
+from tlkeras.training.builders.adaptation import is_target, keep_domains, part_domains
 
 
 def read_source(recipe: Recipe) -> Table:

@@ -11,7 +11,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from tlkeras import assembly
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.views import number_views
 from tlkeras.data.inspection import Inspection
@@ -27,6 +26,7 @@ from tlkeras.finetuning.schedule import Schedule
 from tlkeras.heads.heads import Head, arrange, list_layers
 from tlkeras.plotting.charts import draw_history
 from tlkeras.runs.directory import Run
+from tlkeras.training import builders
 
 CHECKPOINTS = "checkpoints"
 _LEAST = 1e-12
@@ -55,13 +55,13 @@ def fine_tune(
     network = make_network(recipe, inspection, prefix, heads)
     with open_loop(recipe, inspection, prefix, network, rows, run.phase, distribution) as loop:
         with run.phase("fine-tune"):
-            observe = assembly.make_observer(recipe, run.path / "tensorboard")
+            observe = builders.make_observer(recipe, run.path / "tensorboard")
             history = loop.run(Checkpoints(run.path / CHECKPOINTS), observe)
         distribution.fetch(loop.network, network)
-    schedule, plan, choices = assembly.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
-    model = assembly.finish_model(recipe, prefix, network.model)
+    schedule, plan, choices = builders.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
+    model = builders.finish_model(recipe, prefix, network.model)
     with run.phase("measure"):
-        asked = assembly.list_asked(recipe, rows)
+        asked = builders.list_asked(recipe, rows)
         probabilities = {side: answer(recipe, model, inspection, rows[side]) for side in asked}
     with run.replacing("history.png") as aside:
         draw_history([{**row, "best": row["epoch"] == loop.best_epoch} for row in history], aside)
@@ -94,7 +94,7 @@ def _count_trained(network: Network, schedule: Schedule) -> int:
 
 def make_network(recipe: Recipe, inspection: Inspection, prefix: Prefix, heads: Mapping[str, Head]) -> Network:
     """Return the prefix's backbone with fitted heads, to be trained as one."""
-    weighting = assembly.make_weighting(recipe, inspection.examples.tasks)
+    weighting = builders.make_weighting(recipe, inspection.examples.tasks)
     return Network(prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head, weighting)
 
 
@@ -116,19 +116,19 @@ def open_loop(
         phase: Measures the extraction.
         distribution: The devices to train on.
     """
-    schedule, plan, _ = assembly.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
+    schedule, plan, _ = builders.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
     with ExitStack() as stack:
         with phase("extract activations"):
             suppliers = _make_suppliers(recipe, prefix, plan, inspection, rows, stack)
         parts = [make_part(recipe, inspection, _take(rows, side), suppliers[side], side) for side in suppliers]
         sides = (parts[0], parts[1] if len(parts) > 1 else None)
         placed = distribution.place(network)
-        yield assembly.make_loop(recipe, inspection.examples, placed, schedule, plan, sides, distribution)
+        yield builders.make_loop(recipe, inspection.examples, placed, schedule, plan, sides, distribution)
 
 
 def _take(rows: Mapping[str, np.ndarray], side: str) -> np.ndarray:
     """Return the pictures that are read of a side: for training, those of a target domain too."""
-    unlabelled = rows.get(assembly.TARGET, rows[side][:0]) if side == "train" else rows[side][:0]
+    unlabelled = rows.get(builders.TARGET, rows[side][:0]) if side == "train" else rows[side][:0]
     return np.concatenate([rows[side], unlabelled])
 
 
@@ -153,18 +153,18 @@ def _make_suppliers(
         if not len(rows[side]):
             continue
         augmented, of_side = side == "train", _take(rows, side)
-        pictures = assembly.supply_pictures(recipe, prefix, inspection, of_side, augmented)
+        pictures = builders.supply_pictures(recipe, prefix, inspection, of_side, augmented)
         found: dict[str, Supply] = {PICTURES: pictures}
-        taps = assembly.list_kept(prefix, plan) if augmented else plan.kept
+        taps = builders.list_kept(prefix, plan) if augmented else plan.kept
         if taps:
-            views = assembly.PLAIN_VIEWS
+            views = builders.PLAIN_VIEWS
             if augmented:
-                views = number_views(assembly.make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
-            features = stack.enter_context(assembly.extract_features(recipe, prefix, inspection, taps, views, of_side))
+                views = number_views(builders.make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
+            features = stack.enter_context(builders.extract_features(recipe, prefix, inspection, taps, views, of_side))
             of_tap = dict(zip(taps, zip(*features.views, strict=True), strict=True))
             recorded = of_tap.pop(SOURCE, None)
             for cut, of_views in of_tap.items():
-                found[cut] = assembly.supply_rows(recipe, inspection, of_side, of_views, recorded)
+                found[cut] = builders.supply_rows(recipe, inspection, of_side, of_views, recorded)
         suppliers[side] = found
     return suppliers
 
@@ -175,10 +175,10 @@ def make_part(
     """Return one side's targets and weights, and what is read at each cut."""
     examples = inspection.examples
     targets, weights = {name: column[rows] for name, column in examples.targets.items()}, examples.weights[rows]
-    of_target = assembly.is_target(recipe, examples)[rows] if side == "train" else np.zeros(len(rows), bool)
+    of_target = builders.is_target(recipe, examples)[rows] if side == "train" else np.zeros(len(rows), bool)
     if side == "train":
         known, first = ~of_target, targets[examples.tasks[0].name]
-        weighed = assembly.weigh_sides(recipe, first[known], weights[known])
+        weighed = builders.weigh_sides(recipe, first[known], weights[known])
         weights = np.zeros(len(rows), np.float32)
         # of a batch of both domains, half has labels; whose weight is 0 is of the target
         weights[known] = 2 * np.maximum(weighed, _LEAST) if of_target.any() else weighed

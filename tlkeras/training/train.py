@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras import assembly, progress
-from tlkeras.assembly.heads import Side, find_groups, fit_heads
+from tlkeras import progress
 from tlkeras.config.recipe import Recipe, dump_recipe, fingerprint, load_recipe
 from tlkeras.data.inspection import inspect
 from tlkeras.data.sources.folders import Examples
@@ -29,9 +28,11 @@ from tlkeras.heads.heads import Head, join
 from tlkeras.heads.late_fusion import fuse_late
 from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.regression import NumberHead
-from tlkeras.refinement import CHECKPOINTS, answer, fine_tune
 from tlkeras.runs.directory import Run, create_run, logging_to
 from tlkeras.runs.predictions import write_answers, write_fusion, write_pictures, write_probes
+from tlkeras.training import builders
+from tlkeras.training.builders.fit_heads import Side, find_groups, fit_heads
+from tlkeras.training.finetune import CHECKPOINTS, answer, fine_tune
 
 
 def train(recipe: Recipe, root: Path, *, loading: float = 0.0) -> Run:
@@ -47,7 +48,7 @@ def train(recipe: Recipe, root: Path, *, loading: float = 0.0) -> Run:
         TlkerasError: What is in the way, in the user's words.
     """
     start = time.perf_counter()
-    distribution = assembly.make_distribution(recipe)
+    distribution = builders.make_distribution(recipe)
     examples, prefix = _prepare(recipe)
     run = create_run(root if distribution.is_chief else _make_scratch(), recipe.name)
     run.phases |= {"load libraries": round(loading, 3), "build backbone": round(time.perf_counter() - start, 3)}
@@ -70,7 +71,7 @@ def resume(run: Run, *, loading: float = 0.0) -> Run:
     """
     recipe = load_recipe(str(run.path / "recipe.yaml"))
     start = time.perf_counter()
-    distribution = assembly.make_distribution(recipe)
+    distribution = builders.make_distribution(recipe)
     examples, prefix = _prepare(recipe)
     if not distribution.is_chief:
         run = create_run(_make_scratch(), recipe.name)
@@ -103,13 +104,13 @@ def _prepare(recipe: Recipe) -> tuple[Examples, Prefix]:
     problems: list[TlkerasError] = []
     sides = None
     with _collecting(problems):
-        examples = assembly.read_examples(recipe)
-        sides = assembly.divide(recipe, examples)
+        examples = builders.read_examples(recipe)
+        sides = builders.divide(recipe, examples)
     with _collecting(problems):
-        prefix = assembly.build_prefix(recipe)
+        prefix = builders.build_prefix(recipe)
         if recipe.finetuning and sides is not None:
-            assembly.plan_recipe(recipe, prefix, examples, sides)
-            assembly.check_recipe_feed(recipe, examples)
+            builders.plan_recipe(recipe, prefix, examples, sides)
+            builders.check_recipe_feed(recipe, examples)
     if len(problems) > 1:
         raise type(problems[0]).from_problems("Several things are in the way:", [str(error) for error in problems])
     if problems:
@@ -129,25 +130,25 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
     with run.phase("check pictures"):
         inspection = inspect(examples)
         examples = inspection.examples
-        sides = assembly.divide(recipe, examples)
+        sides = builders.divide(recipe, examples)
     check_memory(len(examples), prefix.pooled.output_shape[1:])
     with run.phase("extract features"):
-        assembly.learn_codebooks(recipe, prefix, inspection, sides)
-        features = assembly.extract_features(
-            recipe, prefix, inspection, assembly.choose_taps(recipe, prefix, examples, sides)
+        builders.learn_codebooks(recipe, prefix, inspection, sides)
+        features = builders.extract_features(
+            recipe, prefix, inspection, builders.choose_taps(recipe, prefix, examples, sides)
         )
     kept = np.isin(np.arange(len(examples)), features.kept)
     check_sides(examples, np.where(kept, sides, ""))
     with features, run.phase("fit head"):
-        names = ("train", "validation", "test", assembly.TARGET)
+        names = ("train", "validation", "test", builders.TARGET)
         parts = {name: take_side(features, sides == name) for name in names}
-        make = assembly.adapt_heads(recipe, partial(assembly.make_recipe_head, recipe))
+        make = builders.adapt_heads(recipe, partial(builders.make_recipe_head, recipe))
         heads = fit_heads(make, examples, parts)
         rows = {name: part.rows for name, part in parts.items() if name in names[:3] or len(part.rows)}
-        asked = assembly.list_asked(recipe, rows)
+        asked = builders.list_asked(recipe, rows)
         probabilities = {side: _ask(heads, parts[side]) for side in asked}
         _probe(recipe, run, examples, parts, heads)
-        _fuse_late(recipe, run, examples, parts, assembly.measure_parts(recipe, prefix))
+        _fuse_late(recipe, run, examples, parts, builders.measure_parts(recipe, prefix))
     history, *_ = (head.history() for head in heads.values())
     facts = _describe(recipe, features, heads)
     if recipe.finetuning:
@@ -155,7 +156,7 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
             recipe, run, inspection, prefix, heads, rows, distribution
         )
     else:
-        model = assembly.finish_model(recipe, prefix, join(prefix.pooled, heads, recipe.name))
+        model = builders.finish_model(recipe, prefix, join(prefix.pooled, heads, recipe.name))
         if recipe.augmentation.test_time:
             with run.phase("measure"):
                 probabilities = {side: answer(recipe, model, inspection, rows[side]) for side in asked}
@@ -167,7 +168,7 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
         run.write_table("history.csv", list(history), zip(*history.values(), strict=True))
         run.update_manifest(
             recipe=fingerprint(recipe),
-            picture=assembly.picture_facts(recipe),
+            picture=builders.picture_facts(recipe),
             examples={name: len(of_side) for name, of_side in rows.items()},
             parameters=model.count_params(),
             rejected=len(inspection.rejected) + len(features.rejected),
@@ -211,11 +212,11 @@ def _fuse_late(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str,
     """
     if not widths:
         return
-    make: Callable[[], Any] = partial(assembly.make_recipe_head, recipe)
+    make: Callable[[], Any] = partial(builders.make_recipe_head, recipe)
     if isinstance(make(), TrainedHead):
         make = LinearHead
-    make = assembly.adapt_heads(recipe, make, on_parts=True)
-    target = parts[assembly.TARGET].X if recipe.domains else None
+    make = builders.adapt_heads(recipe, make, on_parts=True)
+    target = parts[builders.TARGET].X if recipe.domains else None
     fused: dict[str, dict[str, np.ndarray]] = {}
     with progress.track("Fusing late", len(examples.tasks), "tasks") as advance, progress.hide():
         for task in examples.tasks:

@@ -13,10 +13,6 @@ import tensorflow as tf
 
 from tlkeras.adaptation.domain_head import ADAPTATIONS
 from tlkeras.adaptation.penalties import WEIGHTS, Discrepancy, Transfer
-from tlkeras.assembly.data import make_recipe_policy, picture_size, take_pictures
-from tlkeras.assembly.heads import Side, fit_heads
-from tlkeras.assembly.mapping import make_recipe_head
-from tlkeras.assembly.stages import require_finetuning
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema import Finetuning
 from tlkeras.data.augmentation.layer import choose_place
@@ -45,6 +41,10 @@ from tlkeras.heads.base import LinearMapHead
 from tlkeras.heads.class_weights import weigh_examples
 from tlkeras.heads.heads import list_layers
 from tlkeras.heads.multitask import JointLoss, Uncertainty, project_conflicts
+from tlkeras.training.builders.data import make_recipe_policy, picture_size, take_pictures
+from tlkeras.training.builders.fit_heads import Side, fit_heads
+from tlkeras.training.builders.heads import make_recipe_head
+from tlkeras.training.builders.schedule import require_finetuning
 
 
 def make_loop(

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.assembly.data import make_recipe_policy
-from tlkeras.assembly.domains import list_learned
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema import Finetuning
 from tlkeras.data.sources.folders import Examples
@@ -20,6 +18,8 @@ from tlkeras.finetuning.auto_stages import Choice, suggest_stages
 from tlkeras.finetuning.caching_plan import Plan, plan_stages
 from tlkeras.finetuning.metrics import MEASURES
 from tlkeras.finetuning.schedule import Schedule, Stage
+from tlkeras.training.builders.adaptation import list_learned
+from tlkeras.training.builders.data import make_recipe_policy
 
 
 def make_schedule(recipe: Recipe, prefix: Prefix, pictures: int, classes: int) -> tuple[Schedule, tuple[Choice, ...]]:
