@@ -14,7 +14,7 @@ from tlkeras.backbones.catalog import find_backbone
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.errors import BackboneError
 from tlkeras.features.pooling import pool
-from tlkeras.prediction import load_model
+from tlkeras.inference.predict import load_model
 from tlkeras.recommendation.candidates import Limits, choose_candidates
 from tlkeras.runs.directory import Run
 

@@ -25,7 +25,7 @@ from tlkeras.features.handcrafted.descriptors import (
 )
 from tlkeras.features.handcrafted.encodings import ENCODINGS, count_words, encode_fisher, encode_vlad, learn_codebook
 from tlkeras.features.handcrafted.layer import LAYERS, list_handcrafted, make_layers, map_pictures
-from tlkeras.prediction import load_model
+from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import Run, open_run
 from tlkeras.runs.predictions import read_answers
 

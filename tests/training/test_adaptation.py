@@ -15,7 +15,7 @@ from tlkeras.config.schema.adaptation import Domains
 from tlkeras.errors import DataError, RecipeError
 from tlkeras.finetuning.stage_runner import StageWork
 from tlkeras.heads.linear import LinearHead
-from tlkeras.prediction import load_model
+from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import open_run
 
 RECIPE = """

@@ -12,7 +12,7 @@ from tlkeras.backbones.builder import build
 from tlkeras.errors import RecipeError, RunError
 from tlkeras.evaluation.material import Material
 from tlkeras.finetuning.stage_runner import StageWork
-from tlkeras.prediction import load_model
+from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import find_run
 from tlkeras.runs.predictions import read_answers
 

@@ -15,7 +15,7 @@ from tlkeras.evaluation.metrics import measure
 from tlkeras.finetuning.losses import SquaredError
 from tlkeras.finetuning.metrics import Columns, measure_tasks
 from tlkeras.heads.regression import NumberHead
-from tlkeras.prediction import load_model
+from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import open_run
 
 RECIPE = """

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tlkeras import api, tables
 from tlkeras.errors import DataError, RecipeError
-from tlkeras.prediction import load_model
+from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import open_run
 
 RECIPE = """

@@ -20,13 +20,13 @@ def extract_features(
             of `linear_probe` are computed.
         out: The job's folder; one that holds the same job, unfinished, is gone on with.
         overrides: Values by dotted key.
-        crew: `engine` ("local" or "ray"), `workers`, `shard_size` and `verify`, see `tlkeras.jobs.Crew`.
+        crew: `engine` ("local" or "ray"), `workers`, `shard_size` and `verify`, see `tlkeras.inference.sharded.Crew`.
 
     Returns:
-        Counts and what failed, see `tlkeras.jobs.carry_out`.
+        Counts and what failed, see `tlkeras.inference.sharded.carry_out`.
     """
     _, resolved = resolve(recipe, overrides)
     load_tensorflow()
-    from tlkeras import jobs
+    from tlkeras.inference import sharded
 
-    return jobs.extract_features(resolved, Path(out), jobs.Crew(**crew))
+    return sharded.extract_features(resolved, Path(out), sharded.Crew(**crew))

@@ -98,21 +98,21 @@ def evaluate(run: str = "latest", *, on: str | None = None, runs: str | Path = R
 
 
 def predict(run: str, pictures: Sequence[str | Path], *, top: int = 3, runs: str | Path = RUNS) -> dict[str, Any]:
-    """Classify picture files and folders with a run's model; see `tlkeras.prediction.predict`."""
+    """Classify picture files and folders with a run's model; see `tlkeras.inference.predict.predict`."""
     load_tensorflow()
-    from tlkeras import prediction
+    from tlkeras.inference import predict
 
-    return prediction.predict(open_run(run, Path(runs)), pictures, top=top)
+    return predict.predict(open_run(run, Path(runs)), pictures, top=top)
 
 
 def predict_to_file(
     run: str, pictures: Sequence[str | Path], out: str | Path, *, runs: str | Path = RUNS
 ) -> dict[str, Any]:
-    """Classify any number of pictures into a .csv or .parquet table; see `tlkeras.collection.predict_to_file`."""
+    """Classify any number of pictures into a .csv or .parquet table; see `tlkeras.inference.predict_to_file.predict_to_file`."""
     load_tensorflow()
-    from tlkeras import collection
+    from tlkeras.inference import predict_to_file
 
-    return collection.predict_to_file(open_run(run, Path(runs)), pictures, Path(out))
+    return predict_to_file.predict_to_file(open_run(run, Path(runs)), pictures, Path(out))
 
 
 def predict_in_shards(
@@ -122,12 +122,12 @@ def predict_in_shards(
 
     Args:
         out: The job's folder; one that holds the same job, unfinished, is gone on with.
-        crew: `engine` ("local" or "ray"), `workers`, `shard_size` and `verify`, see `tlkeras.jobs.Crew`.
+        crew: `engine` ("local" or "ray"), `workers`, `shard_size` and `verify`, see `tlkeras.inference.sharded.Crew`.
 
     Returns:
-        Counts and what failed, see `tlkeras.jobs.carry_out`.
+        Counts and what failed, see `tlkeras.inference.sharded.carry_out`.
     """
     load_tensorflow()
-    from tlkeras import jobs
+    from tlkeras.inference import sharded
 
-    return jobs.predict_pictures(open_run(run, Path(runs)), pictures, Path(out), jobs.Crew(**crew))
+    return sharded.predict_pictures(open_run(run, Path(runs)), pictures, Path(out), sharded.Crew(**crew))

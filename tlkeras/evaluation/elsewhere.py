@@ -16,7 +16,7 @@ from tlkeras.errors import RunError
 from tlkeras.evaluation.figures import COLUMNS, gather, list_rows, measure_answers
 from tlkeras.features.extraction import extract
 from tlkeras.heads.heads import arrange
-from tlkeras.prediction import load_model
+from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Answers, read_answers, read_tasks, take
 from tlkeras.training import builders

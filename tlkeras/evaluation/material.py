@@ -20,7 +20,7 @@ from tlkeras.features.handcrafted.layer import copy_codebooks
 from tlkeras.heads.cross_validation import answer_out_of_fold
 from tlkeras.heads.heads import arrange
 from tlkeras.heads.linear import LinearHead
-from tlkeras.prediction import load_model
+from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Answers, has_answers, read_answers, read_tasks
 from tlkeras.training import builders

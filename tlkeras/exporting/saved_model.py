@@ -27,7 +27,7 @@ from tlkeras.exporting.signatures import Entry, name_main, write_signatures
 from tlkeras.exporting.warmup import replay, write_warmup
 from tlkeras.features.handcrafted.layer import list_handcrafted
 from tlkeras.heads.heads import arrange
-from tlkeras.prediction import load_model
+from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import read_tasks
 

@@ -206,7 +206,7 @@ def _shorten(error: Exception) -> str:
 
 
 def predict(url: str, pictures: Sequence[str], *, timeout: float = 30.0) -> dict[str, Any]:
-    """Return what a served model says of picture files, in the form of `tlkeras.prediction.predict`.
+    """Return what a served model says of picture files, in the form of `tlkeras.inference.predict.predict`.
 
     Pictures that the server refuses are listed as unreadable, with its reason.
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from tlkeras.bulk.clusters import choose_resources, require_ray
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.config.schema.tuning import Dimension
 from tlkeras.config.yaml_loader import freeze
+from tlkeras.inference.jobs.ray_engine import choose_resources, require_ray
 from tlkeras.lazy_tensorflow import load_tensorflow
 from tlkeras.tuning.search import check_space
 from tlkeras.tuning.space import apply_values

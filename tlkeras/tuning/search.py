@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from tlkeras import progress
-from tlkeras.bulk.clusters import check_engine
 from tlkeras.config.recipe import Recipe, dump_recipe, fingerprint
 from tlkeras.config.schema.tuning import Tuning
 from tlkeras.errors import RecipeError, ResourceError, RunError
+from tlkeras.inference.jobs.ray_engine import check_engine
 from tlkeras.runs.directory import Run, create_run, list_runs
 from tlkeras.tuning.evaluation import Evaluator
 from tlkeras.tuning.machines import Machines, Place, identify

@@ -11,12 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras.backbones.weights import fingerprint
-from tlkeras.bulk.clusters import check_engine, run_ray
-from tlkeras.bulk.job import Job, check_facts, open_job, plan_job
-from tlkeras.bulk.local import run_processes
-from tlkeras.bulk.rows import feature_table, prediction_table
-from tlkeras.bulk.shards import Work, work_off
-from tlkeras.collection import name_columns
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.yaml_loader import freeze
 from tlkeras.data import decoding
@@ -25,7 +19,13 @@ from tlkeras.data.sources.folders import walk_pictures
 from tlkeras.errors import RecipeError, RunError, TlkerasError, suggest
 from tlkeras.features.engines import make_engine
 from tlkeras.heads.heads import arrange
-from tlkeras.prediction import expand, load_model
+from tlkeras.inference.jobs.job import Job, check_facts, open_job, plan_job
+from tlkeras.inference.jobs.processes import run_processes
+from tlkeras.inference.jobs.ray_engine import check_engine, run_ray
+from tlkeras.inference.jobs.rows import feature_table, prediction_table
+from tlkeras.inference.jobs.worker import Work, work_off
+from tlkeras.inference.predict import expand, load_model
+from tlkeras.inference.predict_to_file import name_columns
 from tlkeras.progress import track
 from tlkeras.runs.directory import Run, describe_environment
 from tlkeras.runs.predictions import read_tasks
@@ -122,7 +122,7 @@ def carry_out(
         if crew.engine == "ray":
             run_ray(job, open_work, count)
         elif count > 1:
-            run_processes(job, ["-m", "tlkeras.jobs", str(folder)], count)
+            run_processes(job, ["-m", "tlkeras.inference.sharded", str(folder)], count)
         else:
             with track("Shards", job.pictures - settled, "pictures") as advance:
                 work_off(job, work, advance)

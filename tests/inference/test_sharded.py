@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 import tlkeras
-from tlkeras.bulk.job import open_job
 from tlkeras.cli import main
+from tlkeras.inference.jobs.job import open_job
 
 SMALL = ["--set", "backbone.name=tiny", "--set", "backbone.weights=none", "--shard-size", "8"]
 COMMAND = [sys.executable, "-c", "from tlkeras.cli import main; main()"]
@@ -75,7 +75,7 @@ def test_another_recipe_or_version_is_refused_by_what_differs(workplace):
 
 
 def test_a_failing_shard_ends_in_exit_code_5_and_bad_engines_are_named(workplace, monkeypatch):
-    from tlkeras.bulk.shards import Work
+    from tlkeras.inference.jobs.worker import Work
 
     compute = Work.compute
 

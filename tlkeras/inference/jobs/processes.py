@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tlkeras.bulk.job import Job
 from tlkeras.data.pipeline import list_cores
 from tlkeras.errors import RunError, TlkerasError
+from tlkeras.inference.jobs.job import Job
 from tlkeras.progress import track
 
 _STARTS = 3  # of a worker without a shard done in between

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from tlkeras.bulk import job as jobs
-from tlkeras.bulk.job import open_job, plan_job
-from tlkeras.bulk.local import run_processes
-from tlkeras.bulk.rows import feature_table
-from tlkeras.bulk.shards import Work, work_off
 from tlkeras.data.headers import Rejection
 from tlkeras.errors import DataError, ResourceError, RunError
+from tlkeras.inference.jobs import job as jobs
+from tlkeras.inference.jobs.job import open_job, plan_job
+from tlkeras.inference.jobs.processes import run_processes
+from tlkeras.inference.jobs.rows import feature_table
+from tlkeras.inference.jobs.worker import Work, work_off
 
 FACTS = {"kind": "features", "model": "abc", "size": 4}
 
@@ -168,7 +168,7 @@ def test_a_worker_leaves_alone_what_another_is_at_until_that_one_dies(photos, tm
         seen.append(job.list_done())
         claim.__exit__(None, None, None)
 
-    monkeypatch.setattr("tlkeras.bulk.shards.time.sleep", wait)
+    monkeypatch.setattr("tlkeras.inference.jobs.worker.time.sleep", wait)
     work_off(job, NamingWork())
     assert seen == [[0, 1, 3]]
     assert job.list_done() == [0, 1, 2, 3]
@@ -219,7 +219,7 @@ def test_names_that_are_no_text_survive(tmp_path):
 WORKER = """
 import os, signal, sys, time, pathlib
 import pyarrow
-from tlkeras.bulk.job import open_job
+from tlkeras.inference.jobs.job import open_job
 folder = pathlib.Path(sys.argv[1])
 job = open_job(folder)
 while pending := job.list_pending():

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 import tlkeras
-from tlkeras import collection
 from tlkeras.cli import main
 from tlkeras.errors import DataError, MissingExtraError, ResourceError
+from tlkeras.inference import predict_to_file
 from tlkeras.runs.directory import open_run
 
 
@@ -20,10 +20,10 @@ from tlkeras.runs.directory import open_run
 def one_engine(trained):
     """The engine is made once for all tests here."""
     with pytest.MonkeyPatch.context() as patch:
-        model = collection.load_model(open_run(str(trained), trained.parent))
-        engine = collection.make_engine(model)
-        patch.setattr(collection, "load_model", lambda run: model)
-        patch.setattr(collection, "make_engine", lambda model: engine)
+        model = predict_to_file.load_model(open_run(str(trained), trained.parent))
+        engine = predict_to_file.make_engine(model)
+        patch.setattr(predict_to_file, "load_model", lambda run: model)
+        patch.setattr(predict_to_file, "make_engine", lambda model: engine)
         yield
 
 
@@ -56,7 +56,7 @@ def whole(trained, one_engine, tmp_path_factory):
     """What a call said that nothing came between, and its folder."""
     place = tmp_path_factory.mktemp("whole")
     run = open_run(str(trained), trained.parent)
-    return collection.predict_to_file(run, [draw_folder(trained, place)], place / "out.csv", part=5), place
+    return predict_to_file.predict_to_file(run, [draw_folder(trained, place)], place / "out.csv", part=5), place
 
 
 def test_every_file_is_answered_or_listed(run, whole):
@@ -78,7 +78,7 @@ def test_every_file_is_answered_or_listed(run, whole):
 
 def test_parquet_holds_the_same(run, whole, tmp_path):
     _, place = whole
-    collection.predict_to_file(run, [place / "photos"], tmp_path / "out.parquet", part=7)
+    predict_to_file.predict_to_file(run, [place / "photos"], tmp_path / "out.parquet", part=7)
     table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
     assert table.schema.field("probability of day").type == "float"
     rows = read(place / "out.csv")
@@ -87,7 +87,7 @@ def test_parquet_holds_the_same(run, whole, tmp_path):
 
 
 def test_what_was_answered_before_a_kill_or_a_full_disk_is_kept(run, folder, whole, tmp_path, monkeypatch):
-    write = collection._write_part
+    write = predict_to_file._write_part
 
     def failing(error, at):
         calls = []
@@ -100,16 +100,16 @@ def test_what_was_answered_before_a_kill_or_a_full_disk_is_kept(run, folder, who
 
         return fail
 
-    monkeypatch.setattr(collection, "_write_part", failing(KeyboardInterrupt(), 2))
+    monkeypatch.setattr(predict_to_file, "_write_part", failing(KeyboardInterrupt(), 2))
     with pytest.raises(KeyboardInterrupt):
-        collection.predict_to_file(run, [folder], tmp_path / "out.csv", part=8)
+        predict_to_file.predict_to_file(run, [folder], tmp_path / "out.csv", part=8)
     assert not (tmp_path / "out.csv").exists()
-    monkeypatch.setattr(collection, "_write_part", failing(OSError(28, os.strerror(28)), 2))
+    monkeypatch.setattr(predict_to_file, "_write_part", failing(OSError(28, os.strerror(28)), 2))
     with pytest.raises(ResourceError, match="No space left on device. What was answered is kept"):
-        collection.predict_to_file(run, [folder], tmp_path / "out.csv", part=8)
-    monkeypatch.setattr(collection, "_write_part", write)
+        predict_to_file.predict_to_file(run, [folder], tmp_path / "out.csv", part=8)
+    monkeypatch.setattr(predict_to_file, "_write_part", write)
     (folder / "new.png").write_bytes(next((folder / "day").iterdir()).read_bytes())
-    result = collection.predict_to_file(run, [folder], tmp_path / "out.csv", part=8)
+    result = predict_to_file.predict_to_file(run, [folder], tmp_path / "out.csv", part=8)
     assert (result["rows"], result["unreadable"], result["resumed"]) == (33, 2, 16)
     said = {row["path"].removeprefix(str(folder)): row["label"] for row in read(tmp_path / "out.csv")}
     there = {row["path"].removeprefix(str(whole[1] / "photos")): row["label"] for row in read(whole[1] / "out.csv")}
@@ -120,18 +120,18 @@ def test_what_is_refused(run, folder, tmp_path, monkeypatch):
     out = tmp_path / "out.csv"
     out.write_text("mine")
     with pytest.raises(DataError, match="never overwritten"):
-        collection.predict_to_file(run, [folder], out)
+        predict_to_file.predict_to_file(run, [folder], out)
     assert out.read_text() == "mine"
     with pytest.raises(DataError, match="ends in .csv or .parquet"):
-        collection.predict_to_file(run, [folder], tmp_path / "out.xlsx")
+        predict_to_file.predict_to_file(run, [folder], tmp_path / "out.xlsx")
     parts = tmp_path / ".other.csv.parts"
     parts.mkdir()
     (parts / "job.json").write_text(json.dumps({"run": "another", "model": ""}))
     with pytest.raises(DataError, match="must be finished by the run that began it"):
-        collection.predict_to_file(run, [folder], tmp_path / "other.csv")
-    monkeypatch.setattr(collection.importlib.util, "find_spec", lambda name: None)
+        predict_to_file.predict_to_file(run, [folder], tmp_path / "other.csv")
+    monkeypatch.setattr(predict_to_file.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'pip install "tlkeras\[parquet\]"'):
-        collection.predict_to_file(run, [folder], tmp_path / "out.parquet")
+        predict_to_file.predict_to_file(run, [folder], tmp_path / "out.parquet")
 
 
 def test_the_command(trained, folder, tmp_path):

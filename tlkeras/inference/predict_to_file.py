@@ -25,7 +25,7 @@ from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
 from tlkeras.features.engines import make_engine
 from tlkeras.heads.heads import arrange
-from tlkeras.prediction import expand, load_model
+from tlkeras.inference.predict import expand, load_model
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import read_tasks
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.bulk.job import Job, open_job
-from tlkeras.bulk.shards import Work, do_shard
 from tlkeras.errors import MissingExtraError, TlkerasError, suggest
+from tlkeras.inference.jobs.job import Job, open_job
+from tlkeras.inference.jobs.worker import Work, do_shard
 from tlkeras.progress import track
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from tlkeras.bulk.shards import MakeTable
 from tlkeras.data.tasks import Task
+from tlkeras.inference.jobs.worker import MakeTable
 
 
 def feature_table(dtype: str, width: int) -> MakeTable:

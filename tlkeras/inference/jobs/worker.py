@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow
 
-from tlkeras.bulk.job import Job
 from tlkeras.data.headers import Rejection
 from tlkeras.data.inspection import look_at
 from tlkeras.data.pipeline import count_cores, explain_unreadable
 from tlkeras.errors import ResourceError
 from tlkeras.features.engines import Engine
 from tlkeras.features.extraction import Pictures
+from tlkeras.inference.jobs.job import Job
 
 _PAUSE = 0.5  # seconds between two looks at what others are at
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

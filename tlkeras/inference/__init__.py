@@ -1,0 +1,1 @@
+"""Predictions of a run's model: single images, folders, sharded jobs."""
