@@ -18,7 +18,7 @@ from tlkeras.config.recipe import load_recipe
 from tlkeras.config.schema.tuning import Dimension
 from tlkeras.errors import RunError
 from tlkeras.tuning import search as searching
-from tlkeras.tuning.evaluation import Evaluator
+from tlkeras.tuning.objective import Evaluator
 from tlkeras.tuning.report import measure_importance
 
 TUNED = """\
@@ -224,7 +224,7 @@ def test_kill_9_of_a_worker_fails_its_trial_and_is_told(tuned):
     listed = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
     )
-    pids = [int(line.split()[0]) for line in listed.stdout.splitlines() if "tlkeras.tuning.worker" in line]
+    pids = [int(line.split()[0]) for line in listed.stdout.splitlines() if "tlkeras.tuning.worker_main" in line]
     assert len(pids) == 2
     os.kill(pids[0], signal.SIGKILL)
     assert process.wait(timeout=300) == 0, process.stderr.read()

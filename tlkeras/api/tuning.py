@@ -86,8 +86,8 @@ def tune(
 
         require_tuning(resolved)
     load_tensorflow()
-    from tlkeras.tuning.evaluation import Evaluator
-    from tlkeras.tuning.machines import read_place, serve_chief
+    from tlkeras.tuning.objective import Evaluator
+    from tlkeras.tuning.remote_workers import read_place, serve_chief
     from tlkeras.tuning.search import check_space, prepare, search
 
     place = read_place()

@@ -8,7 +8,7 @@ import keras
 import keras_tuner
 
 from tlkeras.config.recipe import Recipe, load_recipe
-from tlkeras.tuning.evaluation import Evaluator
+from tlkeras.tuning.objective import Evaluator
 from tlkeras.tuning.search import check_space
 from tlkeras.tuning.space import apply_values, declare, read_values
 

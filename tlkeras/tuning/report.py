@@ -10,7 +10,7 @@ import numpy as np
 from tlkeras.config.recipe import load_recipe
 from tlkeras.config.schema.tuning import Dimension
 from tlkeras.runs.directory import Run
-from tlkeras.tuning.pictures import draw_importance, draw_parallel
+from tlkeras.tuning.charts import draw_importance, draw_parallel
 from tlkeras.tuning.search import Book, Trial, summarise
 from tlkeras.tuning.space import longest, require_tuning
 

@@ -19,9 +19,9 @@ from tlkeras.config.schema.tuning import Tuning
 from tlkeras.errors import RecipeError, ResourceError, RunError
 from tlkeras.inference.jobs.ray_engine import check_engine
 from tlkeras.runs.directory import Run, create_run, list_runs
-from tlkeras.tuning.evaluation import Evaluator
-from tlkeras.tuning.machines import Machines, Place, identify
+from tlkeras.tuning.objective import Evaluator
 from tlkeras.tuning.oracles import Proposals
+from tlkeras.tuning.remote_workers import Machines, Place, identify
 from tlkeras.tuning.space import apply_values, list_corners, list_problems, longest, require_tuning
 from tlkeras.tuning.workers import Here, Processes, Workers
 
@@ -94,7 +94,7 @@ def _hire(run: Run, recipe: Recipe, workers: int, place: Place | None, engine: s
     if place is not None:
         return Machines(place, identify(recipe))
     if engine == "ray":
-        from tlkeras.tuning.clusters import Actors
+        from tlkeras.tuning.ray_workers import Actors
 
         return Actors(recipe, workers)
     return Here(recipe, evaluator) if workers == 1 else Processes(run.path, workers)

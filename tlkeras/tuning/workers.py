@@ -107,7 +107,7 @@ class Processes:
         environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": share, "OMP_NUM_THREADS": share}
         with open(self._folder / f"{worker}.txt", "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tlkeras.tuning.worker", str(self._folder)],
+                [sys.executable, "-m", "tlkeras.tuning.worker_main", str(self._folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -160,7 +160,7 @@ def serve_trials(folder: Path) -> int:
     from tlkeras.lazy_tensorflow import load_tensorflow
 
     load_tensorflow()
-    from tlkeras.tuning.evaluation import Evaluator
+    from tlkeras.tuning.objective import Evaluator
 
     recipe, evaluator, first = load_recipe(str(folder / "recipe.yaml")), Evaluator(), 0
     for line in sys.stdin:

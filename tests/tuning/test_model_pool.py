@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tlkeras.heads.deep import DeepHead, Fitting
-from tlkeras.tuning.pool import ModelPool
+from tlkeras.tuning.model_pool import ModelPool
 
 
 @pytest.fixture(scope="module")

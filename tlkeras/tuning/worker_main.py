@@ -1,4 +1,4 @@
-"""`python -m tlkeras.tuning.worker FOLDER`: one of the processes that carry out trials."""
+"""`python -m tlkeras.tuning.worker_main FOLDER`: one of the processes that carry out trials."""
 
 import sys
 from pathlib import Path

@@ -25,7 +25,7 @@ class TrialActor:
 
     def __init__(self, plain: dict[str, Any]):
         load_tensorflow()
-        from tlkeras.tuning.evaluation import Evaluator
+        from tlkeras.tuning.objective import Evaluator
 
         self._recipe, self._evaluator = Recipe.model_validate(freeze(plain)), Evaluator()
 
@@ -100,7 +100,7 @@ def make_trainable(recipe: Recipe | str) -> Any:
     side is neither read nor measured. With `reuse_actors` an actor computes what is frozen once for all its trials.
 
         from ray import tune
-        from tlkeras.tuning.clusters import make_param_space, make_trainable
+        from tlkeras.tuning.ray_workers import make_param_space, make_trainable
 
         config = tune.TuneConfig(metric="val_loss", mode="min", num_samples=20, reuse_actors=True)
         tuner = tune.Tuner(make_trainable("mine.yaml"), param_space=make_param_space("mine.yaml"), tune_config=config)

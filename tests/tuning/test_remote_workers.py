@@ -14,8 +14,8 @@ import pytest
 
 from tlkeras.config.recipe import load_recipe
 from tlkeras.errors import RecipeError, ResourceError, RunError, TlkerasError
-from tlkeras.tuning import machines
-from tlkeras.tuning.machines import Machines, Place, identify, read_place, serve_chief
+from tlkeras.tuning import remote_workers
+from tlkeras.tuning.remote_workers import Machines, Place, identify, read_place, serve_chief
 
 SPACE = "tuning: {max_trials: 6, finalists: 1, seeds: 1, space: {mapping.C: {min: 1.0e-4, max: 1.0, sampling: log}}}\n"
 
@@ -79,7 +79,7 @@ def test_another_recipe_is_refused(recipe, address):
 
 
 def test_a_silent_worker_has_failed_its_trial(recipe, address, monkeypatch):
-    monkeypatch.setattr(machines, "SILENCE", 0.6)
+    monkeypatch.setattr(remote_workers, "SILENCE", 0.6)
     chief = Machines(Place("chief", address), identify(recipe))
     chief.hear("one")
     assert chief.wait() is None
@@ -92,7 +92,7 @@ def test_a_silent_worker_has_failed_its_trial(recipe, address, monkeypatch):
 
 
 def test_nobody_waits_for_ever(recipe, address, monkeypatch):
-    monkeypatch.setattr(machines, "PATIENCE", 0.5)
+    monkeypatch.setattr(remote_workers, "PATIENCE", 0.5)
     chief = Machines(Place("chief", address), identify(recipe))
     with pytest.raises(RunError, match="A chief needs workers. Received: none for"):
         chief.wait()
@@ -111,14 +111,14 @@ def test_nobody_waits_for_ever(recipe, address, monkeypatch):
     ],
 )
 def test_half_an_environment_is_refused(monkeypatch, values, sentence):
-    for variable, value in zip(machines.VARIABLES, values, strict=True):
+    for variable, value in zip(remote_workers.VARIABLES, values, strict=True):
         monkeypatch.setenv(variable, value)
     with pytest.raises(TlkerasError, match=f"(?s){sentence}"):
         read_place()
 
 
 def test_without_these_variables_it_is_an_ordinary_search(monkeypatch):
-    for variable in machines.VARIABLES:
+    for variable in remote_workers.VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     assert read_place() is None
 
@@ -131,7 +131,7 @@ def start(name, address):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **dict(zip(machines.VARIABLES, (name, host, port), strict=True))},
+        env={**os.environ, **dict(zip(remote_workers.VARIABLES, (name, host, port), strict=True))},
     )
 
 

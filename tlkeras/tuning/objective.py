@@ -22,7 +22,7 @@ from tlkeras.heads.heads import Head
 from tlkeras.training import builders
 from tlkeras.training.builders.fit_heads import Side, fit_heads
 from tlkeras.training.finetune import make_network, open_loop
-from tlkeras.tuning.pool import ModelPool
+from tlkeras.tuning.model_pool import ModelPool
 
 _KEPT = 4  # sets of features in memory at once
 _SMALLEST = 1e-7  # probability, as Keras clips it

@@ -11,7 +11,7 @@ import pytest
 from tlkeras import api
 from tlkeras.config.schema.tuning import Dimension
 from tlkeras.errors import MissingExtraError, RecipeError, TlkerasError
-from tlkeras.tuning import clusters
+from tlkeras.tuning import ray_workers
 
 TUNED = """\
 data: {source: photos, test: 0.25, validation: 0.25, tolerance: 0}
@@ -46,7 +46,7 @@ def tuned(workplace):
     ],
 )
 def test_steps_are_listed_as_kerastuner_counts_them(dimension, steps):
-    listed = clusters._list_steps(Dimension(**dimension))
+    listed = ray_workers._list_steps(Dimension(**dimension))
     assert listed == steps and all(type(value) is type(dimension["min"]) for value in listed)
 
 
@@ -57,22 +57,22 @@ def test_what_is_refused(tuned):
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray_the_extra_is_named(tuned):
-    for attempt in (lambda: api.tune("tuned.yaml", engine="ray"), lambda: clusters.make_trainable("tuned.yaml")):
+    for attempt in (lambda: api.tune("tuned.yaml", engine="ray"), lambda: ray_workers.make_trainable("tuned.yaml")):
         with pytest.raises(MissingExtraError, match=r'pip install "tlkeras\[ray\]"'):
             attempt()
 
 
 @with_ray
 def test_the_space_is_that_of_the_recipe(tuned):
-    space = clusters.make_param_space("tuned.yaml")
+    space = ray_workers.make_param_space("tuned.yaml")
     drawn = [{key: domain.sample() for key, domain in space.items()} for _ in range(50)]
     assert {one["mapping.class_weight"] for one in drawn} == {"none", "balanced"}
     strengths = sorted(one["mapping.C"] for one in drawn)
     assert 1e-4 <= strengths[0] < 1e-2 < strengths[25] * 10 and strengths[-1] <= 1
-    whole = clusters._make_domain(Dimension(min=2, max=4))
+    whole = ray_workers._make_domain(Dimension(min=2, max=4))
     assert {whole.sample() for _ in range(60)} == {2, 3, 4}  # both ends, as everywhere
     with pytest.raises(RecipeError, match="section `tuning`"):
-        clusters.make_param_space("mine.yaml")
+        ray_workers.make_param_space("mine.yaml")
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_actors_carry_out_the_trials_of_a_search(tuned):
 def test_an_actor_that_dies_fails_its_trial_and_is_replaced(tuned):
     from tlkeras.config.recipe import load_recipe
 
-    actors = clusters.Actors(load_recipe("tuned.yaml"), 1)
+    actors = ray_workers.Actors(load_recipe("tuned.yaml"), 1)
     try:
         actors.start("actor-0", "first", {"mapping.C": 0.1})
         assert "loss" in actors.wait()[2]
@@ -129,8 +129,8 @@ def test_ray_tune_searches_the_same_space(tuned, monkeypatch):
     run = tune.RunConfig(storage_path=str(tuned / "ray"), verbose=0)
     try:
         tuner = tune.Tuner(
-            clusters.make_trainable("tuned.yaml"),
-            param_space=clusters.make_param_space("tuned.yaml"),
+            ray_workers.make_trainable("tuned.yaml"),
+            param_space=ray_workers.make_param_space("tuned.yaml"),
             tune_config=config,
             run_config=run,
         )
@@ -139,5 +139,5 @@ def test_ray_tune_searches_the_same_space(tuned, monkeypatch):
         ray.shutdown()
     best = results.get_best_result()
     assert len(results) == 3 and not results.errors and 0 < best.metrics["val_loss"] < 1
-    recipe = clusters.make_recipe("tuned.yaml", best.config)
+    recipe = ray_workers.make_recipe("tuned.yaml", best.config)
     assert best.config["mapping.C"] == recipe.mapping.C and recipe.tuning is None
