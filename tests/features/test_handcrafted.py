@@ -209,7 +209,7 @@ def test_a_run_predicts_what_it_measured(crafted, monkeypatch):
 
 
 def test_features_of_a_run_are_computed_with_its_codebooks(crafted, monkeypatch):
-    from tlkeras.evaluation.material import Material
+    from tlkeras.evaluation.run_data import Material
 
     folder, result = crafted
     monkeypatch.chdir(folder)

@@ -10,7 +10,7 @@ import pytest
 from tlkeras import api
 from tlkeras.backbones.builder import build
 from tlkeras.errors import RecipeError, RunError
-from tlkeras.evaluation.material import Material
+from tlkeras.evaluation.run_data import Material
 from tlkeras.finetuning.stage_runner import StageWork
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import find_run

@@ -39,7 +39,7 @@ def report(
     Args:
         references: Finished runs: names, paths or `latest`.
         to: The file; by default `report.html` in the (first) run.
-        options: Values of `tlkeras.evaluation.report.Options` by name.
+        options: Values of `tlkeras.evaluation.report.compute.Options` by name.
         runs: Folder of the run directories.
 
     Returns:
@@ -58,8 +58,8 @@ def report(
     html_page.check_page(target)
     load_tensorflow()
     from tlkeras.evaluation import comparison
-    from tlkeras.evaluation import report as computing
-    from tlkeras.pages.report import write_report
+    from tlkeras.evaluation.report import compute as computing
+    from tlkeras.evaluation.report.page import write_report
 
     chosen = computing.Options(**(options or {}))
     settings = load_recipe(str(opened[0].path / "recipe.yaml")).evaluation

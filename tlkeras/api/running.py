@@ -75,20 +75,20 @@ def evaluate(run: str = "latest", *, on: str | None = None, runs: str | Path = R
         runs: Folder of the run directories.
 
     Returns:
-        What `tlkeras.evaluation.figures.evaluate` returns, or `tlkeras.evaluation.elsewhere.evaluate_on`.
+        What `tlkeras.evaluation.evaluate.evaluate` returns, or `tlkeras.evaluation.other_data.evaluate_on`.
     """
     opened = open_run(run, Path(runs))
     opened.read_bytes("recipe.yaml")  # a run without its recipe is told as such
     options = recipes.load_recipe(str(opened.path / "recipe.yaml")).evaluation
     if on is not None:
         load_tensorflow()
-        from tlkeras.evaluation import elsewhere
+        from tlkeras.evaluation import other_data
 
-        measured = elsewhere.evaluate_on(opened, on, resamples=options.bootstrap, seed=options.seed)
+        measured = other_data.evaluate_on(opened, on, resamples=options.bootstrap, seed=options.seed)
         return {**measured, "path": str(opened.path)}
-    from tlkeras.evaluation import figures
+    from tlkeras.evaluation import evaluate
 
-    result = figures.evaluate(opened, resamples=options.bootstrap, seed=options.seed)
+    result = evaluate.evaluate(opened, resamples=options.bootstrap, seed=options.seed)
     manifest = opened.manifest
     return {
         **result,

@@ -13,9 +13,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from tlkeras.errors import DataError
-from tlkeras.evaluation.labels import compute_labels
-from tlkeras.evaluation.numbers import compute_numbers
-from tlkeras.evaluation.ranking import compute_ranking
+from tlkeras.evaluation.multilabel_metrics import compute_labels
+from tlkeras.evaluation.ranking_metrics import compute_ranking
+from tlkeras.evaluation.regression_metrics import compute_numbers
 
 Key = str | tuple[int, str]
 """Of a figure: its name, or the index of a class or label and the name."""

@@ -10,7 +10,7 @@ import keras
 from tlkeras.errors import RunError
 from tlkeras.evaluation.attribution import find_scores
 from tlkeras.evaluation.calibration import Method, Scaling, fit_scaling
-from tlkeras.evaluation.material import Material
+from tlkeras.evaluation.run_data import Material
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import read_answers
 

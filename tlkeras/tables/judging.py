@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tlkeras.evaluation.names import METRIC_NAMES
+from tlkeras.evaluation.metric_names import METRIC_NAMES
 from tlkeras.tables.drawing import format_number, make_table, open_console
 
 _VERDICTS = {True: "[green]better[/green]", False: "[red]worse[/red]", None: ""}

@@ -14,9 +14,7 @@ import tlkeras
 from tlkeras.cli import main
 from tlkeras.data.tasks import Task, make_task
 from tlkeras.errors import ResourceError, RunError
-from tlkeras.evaluation.abstention import describe_trade, measure_label_sets
-from tlkeras.evaluation.figures import measure_answers
-from tlkeras.evaluation.mistakes import (
+from tlkeras.evaluation.errors import (
     count_confusions,
     count_label_mistakes,
     list_confused,
@@ -25,8 +23,10 @@ from tlkeras.evaluation.mistakes import (
     list_suspects,
     order_classes,
 )
-from tlkeras.evaluation.report import Options, Report, compute_report
-from tlkeras.pages.report import render_report
+from tlkeras.evaluation.evaluate import measure_answers
+from tlkeras.evaluation.report.compute import Options, Report, compute_report
+from tlkeras.evaluation.report.page import render_report
+from tlkeras.evaluation.selective import describe_trade, measure_label_sets
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Answers
 

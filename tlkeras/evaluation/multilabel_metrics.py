@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tlkeras.data.tasks import THRESHOLD
-from tlkeras.evaluation.ranking import compute_ranking
+from tlkeras.evaluation.ranking_metrics import compute_ranking
 
 _TINY = 1e-15
 

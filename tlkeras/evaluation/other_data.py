@@ -13,7 +13,7 @@ from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.headers import printable
 from tlkeras.data.inspection import Inspection, inspect
 from tlkeras.errors import RunError
-from tlkeras.evaluation.figures import COLUMNS, gather, list_rows, measure_answers
+from tlkeras.evaluation.evaluate import COLUMNS, gather, list_rows, measure_answers
 from tlkeras.features.extraction import extract
 from tlkeras.heads.heads import arrange
 from tlkeras.inference.predict import load_model

@@ -13,14 +13,14 @@ import numpy as np
 
 from tlkeras.config.recipe import dump_recipe
 from tlkeras.errors import BackboneError, RunError, TlkerasError
-from tlkeras.evaluation import abstention, figures, mistakes
+from tlkeras.evaluation import errors, evaluate, selective
 from tlkeras.evaluation.attribution import METHODS, Explainer, Method, check_sanity
 from tlkeras.evaluation.calibration import describe_calibration
 from tlkeras.evaluation.comparison import compare_probabilities
-from tlkeras.evaluation.elsewhere import list_elsewhere
-from tlkeras.evaluation.learning import measure_learning
-from tlkeras.evaluation.material import Material
+from tlkeras.evaluation.learning_curve import measure_learning
+from tlkeras.evaluation.other_data import list_elsewhere
 from tlkeras.evaluation.robustness import measure_robustness
+from tlkeras.evaluation.run_data import Material
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Answers, read_answers, read_probes, take
 from tlkeras.training import builders
@@ -105,7 +105,7 @@ def compute_report(run: Run, options: Options) -> Report:
     check_options(options)
     material = Material(run)
     settings = material.recipe.evaluation
-    report = Report(run.name, figures.evaluate(run, resamples=settings.bootstrap, seed=settings.seed))
+    report = Report(run.name, evaluate.evaluate(run, resamples=settings.bootstrap, seed=settings.seed))
     for place, answers in enumerate(read_answers(run)):
         report.tasks[answers.task.name] = _compute_task(material, answers, place, options, report)
     report.elsewhere = list_elsewhere(run)
@@ -121,7 +121,7 @@ def compute_report(run: Run, options: Options) -> Report:
 def _compute_number(material: Material, answers: Answers, options: Options, report: Report) -> dict[str, Any]:
     """Return what is shown of a number: how near it comes, and where it is farthest off."""
     rows = np.unique(np.linspace(0, len(answers) - 1, min(_MOST_POINTS, len(answers))).astype(int))
-    errors = mistakes.list_errors(answers, options.pictures or 24)
+    errors = errors.list_errors(answers, options.pictures or 24)
     if options.pictures:
         _decode(material, [error["key"] for error in errors], report)
     return {
@@ -135,17 +135,17 @@ def _compute_task(material: Material, answers: Answers, place: int, options: Opt
     if answers.task.kind == "number":
         return _compute_number(material, answers, options, report)
     unseen, unseen_is = material.find_unseen(answers.task)
-    losses = mistakes.list_losses(answers, options.pictures or 24)
+    losses = errors.list_losses(answers, options.pictures or 24)
     result: dict[str, Any] = {
         "worth": _judge_refinement(material, answers),
         "calibration": describe_calibration(answers, unseen),
         "unseen": unseen_is,
         "losses": losses,
-        "suspects": mistakes.list_suspects(answers),
-        "training_suspects": mistakes.list_suspects(unseen) if unseen is not None and unseen_is == "training" else [],
+        "suspects": errors.list_suspects(answers),
+        "training_suspects": errors.list_suspects(unseen) if unseen is not None and unseen_is == "training" else [],
     }
     result |= _describe_classes(answers) if answers.targets.ndim == 1 else _describe_labels(answers)
-    result["trade"] = abstention.describe_trade(answers, unseen, options.accuracy)
+    result["trade"] = selective.describe_trade(answers, unseen, options.accuracy)
     result |= _describe_sets(answers, unseen, options, report)
     if options.pictures:
         _show_mistakes(material, answers, place, result, options, report)
@@ -176,22 +176,22 @@ def _judge_refinement(material: Material, answers: Answers) -> dict[str, Any] | 
 
 
 def _describe_classes(answers: Answers) -> dict[str, Any]:
-    confusions = mistakes.count_confusions(answers)
-    order = mistakes.order_classes(confusions)
+    confusions = errors.count_confusions(answers)
+    order = errors.order_classes(confusions)
     return {
         "confusions": {
             "classes": [answers.task.class_names[index] for index in order.tolist()],
             "counts": confusions[np.ix_(order, order)].tolist(),
             "left_out": len(confusions) - len(order),
         },
-        "confused": mistakes.list_confused(answers),
+        "confused": errors.list_confused(answers),
     }
 
 
 def _describe_labels(answers: Answers) -> dict[str, Any]:
     return {
-        "label_mistakes": mistakes.count_label_mistakes(answers),
-        "confused": mistakes.list_confused_labels(answers),
+        "label_mistakes": errors.count_label_mistakes(answers),
+        "confused": errors.list_confused_labels(answers),
     }
 
 
@@ -202,8 +202,8 @@ def _describe_sets(answers: Answers, unseen: Answers | None, options: Options, r
         report.notes.append("Conformal sets need a validation side: train with data.validation.")
         return {}
     if answers.targets.ndim == 1:
-        return {"sets": abstention.measure_sets(answers, unseen, options.conformal)}
-    return {"label_sets": abstention.measure_label_sets(answers, unseen, options.conformal)}
+        return {"sets": selective.measure_sets(answers, unseen, options.conformal)}
+    return {"label_sets": selective.measure_label_sets(answers, unseen, options.conformal)}
 
 
 def _show_mistakes(
@@ -249,7 +249,7 @@ def _add_neighbours(material: Material, answers: Answers, losses: list[dict[str,
     known = [loss for loss in losses if loss["key"] in rows]
     if not known:
         return
-    nearest, cosines = mistakes.find_nearest(test.X[[rows[loss["key"]] for loss in known]], train.X, _NEIGHBOURS)
+    nearest, cosines = errors.find_nearest(test.X[[rows[loss["key"]] for loss in known]], train.X, _NEIGHBOURS)
     labels = task.write(task.members(train.targets[task.name]))
     for loss, places, alike in zip(known, nearest.tolist(), cosines.tolist(), strict=True):
         loss["nearest"] = [

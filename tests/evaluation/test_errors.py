@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from tlkeras.data.tasks import Task, make_task
-from tlkeras.evaluation.learning import _draw
-from tlkeras.evaluation.mistakes import (
+from tlkeras.evaluation.errors import (
     count_confusions,
     count_label_mistakes,
     find_nearest,
@@ -15,6 +14,7 @@ from tlkeras.evaluation.mistakes import (
     list_suspects,
     order_classes,
 )
+from tlkeras.evaluation.learning_curve import _draw
 from tlkeras.evaluation.robustness import CORRUPTIONS
 from tlkeras.runs.predictions import Answers
 

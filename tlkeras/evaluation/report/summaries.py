@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tlkeras.evaluation.names import METRIC_NAMES
+from tlkeras.evaluation.metric_names import METRIC_NAMES
 
 _NOTHING = "-"
 _WORTHWHILE = 0.001  # of log loss: less is noise

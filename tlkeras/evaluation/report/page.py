@@ -13,10 +13,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from tlkeras.evaluation.names import name_rivals
-from tlkeras.evaluation.report import Report
-from tlkeras.pages import curves, wording
-from tlkeras.pages.embedding import embed_chart, embed_picture, overlay
+from tlkeras.evaluation.metric_names import name_rivals
+from tlkeras.evaluation.report import charts, summaries
+from tlkeras.evaluation.report.compute import Report
+from tlkeras.evaluation.report.images import embed_chart, embed_picture, overlay
 from tlkeras.plotting import html_page
 from tlkeras.plotting.charts import draw_history
 
@@ -70,13 +70,13 @@ def _open_templates() -> Environment:
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {
-        "number": wording.write_number,
-        "percent": wording.write_percent,
-        "signed": wording.write_signed,
-        "count": wording.write_count,
-        "amount": wording.write_amount,
-        "metric": lambda name: wording.METRIC_NAMES.get(name, name),
-        "verdict": wording.judge,
+        "number": summaries.write_number,
+        "percent": summaries.write_percent,
+        "signed": summaries.write_signed,
+        "count": summaries.write_count,
+        "amount": summaries.write_amount,
+        "metric": lambda name: summaries.METRIC_NAMES.get(name, name),
+        "verdict": summaries.judge,
         "prose": _mark_code,
         "verdict_class": _choose_class,
     }
@@ -154,31 +154,33 @@ def _prepare_task(
         "figures": figures,
         "beside": name_rivals(figures),
         "what": "label" if figures["kind"] == "multilabel" else "class",
-        "summary": wording.tell_summary(figures),
-        "key": [(wording.METRIC_NAMES[name], figures["metrics"][name]) for name in _KEY if name in figures["metrics"]],
+        "summary": summaries.tell_summary(figures),
+        "key": [
+            (summaries.METRIC_NAMES[name], figures["metrics"][name]) for name in _KEY if name in figures["metrics"]
+        ],
         "labels": labels[:_MOST_LABELS],
         "labels_left_out": max(len(labels) - _MOST_LABELS, 0),
         "slice_metrics": [name for name in _SLICE_METRICS if name in figures["metrics"]],
         "worth": worth,
-        "worth_sentence": wording.tell_worth(worth) if worth else "",
+        "worth_sentence": summaries.tell_worth(worth) if worth else "",
         "learning": learning,
-        "learning_sentence": wording.tell_learning(learning) if learning else "",
-        "calibration_sentence": wording.tell_calibration(computed["calibration"], computed["unseen"]),
+        "learning_sentence": summaries.tell_learning(learning) if learning else "",
+        "calibration_sentence": summaries.tell_calibration(computed["calibration"], computed["unseen"]),
         "scalings": [("as they are", computed["calibration"]), *_name_scalings(computed["calibration"])],
         "trade": trade,
-        "trade_sentence": wording.tell_trade(trade) if trade else "",
-        "sets_sentence": wording.tell_sets(sets) if sets else "",
+        "trade_sentence": summaries.tell_trade(trade) if trade else "",
+        "sets_sentence": summaries.tell_sets(sets) if sets else "",
         "label_sets": label_sets,
-        "label_sets_sentence": wording.tell_label_sets(label_sets) if label_sets else "",
+        "label_sets_sentence": summaries.tell_label_sets(label_sets) if label_sets else "",
         "label_mistakes": computed.get("label_mistakes", []),
         "confusions": _prepare_confusions(computed.get("confusions")),
         "confused": computed.get("confused", []),
         "losses": _prepare_losses(report, figures, computed),
-        "attribution_sentence": wording.tell_attribution(attribution),
+        "attribution_sentence": summaries.tell_attribution(attribution),
         "suspects": computed["suspects"],
         "training_suspects": computed["training_suspects"],
         "robustness": robustness,
-        "robustness_sentence": wording.tell_robustness(robustness) if robustness else "",
+        "robustness_sentence": summaries.tell_robustness(robustness) if robustness else "",
         "charts": _draw_charts(computed, anchor),
     }
 
@@ -190,14 +192,14 @@ def _prepare_number(figures: Mapping[str, Any], computed: Mapping[str, Any], anc
     return {
         "figures": figures,
         "beside": name_rivals(figures),
-        "summary": wording.tell_summary(figures),
+        "summary": summaries.tell_summary(figures),
         "slice_metrics": ["r2", "mae"],
         "worth": worth,
-        "worth_sentence": wording.tell_worth(worth) if worth else "",
+        "worth_sentence": summaries.tell_worth(worth) if worth else "",
         "learning": None,
         "robustness": None,
         "errors": computed["errors"],
-        "chart": embed_chart(f"{anchor}-numbers", title, partial(curves.draw_numbers, computed["points"])),
+        "chart": embed_chart(f"{anchor}-numbers", title, partial(charts.draw_numbers, computed["points"])),
     }
 
 
@@ -207,10 +209,10 @@ def _name_scalings(calibration: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _draw_charts(computed: Mapping[str, Any], anchor: str) -> dict[str, Markup]:
     wanted = {
-        "reliability": ("How often answers are right against confidence", curves.draw_reliability, "calibration"),
-        "trade": ("Accuracy against the share of pictures answered", curves.draw_trade, "trade"),
-        "robustness": ("Accuracy against the strength of corruptions", curves.draw_robustness, "robustness"),
-        "learning": ("Accuracy against the number of training pictures", curves.draw_learning, "learning"),
+        "reliability": ("How often answers are right against confidence", charts.draw_reliability, "calibration"),
+        "trade": ("Accuracy against the share of pictures answered", charts.draw_trade, "trade"),
+        "robustness": ("Accuracy against the strength of corruptions", charts.draw_robustness, "robustness"),
+        "learning": ("Accuracy against the number of training pictures", charts.draw_learning, "learning"),
     }
     return {
         name: embed_chart(f"{anchor}-{name}", title, partial(draw, computed[key]))
@@ -229,7 +231,7 @@ def _draw_history(made: Mapping[str, Any], anchor: str) -> Markup | None:
         return embed_chart(
             f"{anchor}-history", "Losses, metrics and rates by epoch", lambda path: draw_history(rows, path)
         )
-    return embed_chart(f"{anchor}-history", "Losses of the fit", lambda path: curves.draw_fit(history, path))
+    return embed_chart(f"{anchor}-history", "Losses of the fit", lambda path: charts.draw_fit(history, path))
 
 
 def _prepare_confusions(confusions: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -259,12 +261,12 @@ def _prepare_cell(
     if not count:
         return None
     share = count / total
-    amount = wording.write_amount(count)
+    amount = summaries.write_amount(count)
     return {
         "kind": ("r" if row == column else "w") + (" s" if share > _STRONG else ""),
         "alpha": f"{0.12 + 0.88 * share:.2f}",
         "text": "" if many else amount,
-        "title": f"{names[row]} answered {names[column]}: {amount}, {wording.write_percent(share)}",
+        "title": f"{names[row]} answered {names[column]}: {amount}, {summaries.write_percent(share)}",
     }
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from tlkeras.data.tasks import Task, make_task
 from tlkeras.errors import RunError
-from tlkeras.evaluation.abstention import (
+from tlkeras.evaluation.selective import (
     choose_threshold,
     describe_trade,
     measure_label_sets,

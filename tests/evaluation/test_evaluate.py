@@ -10,7 +10,7 @@ import pytest
 import tlkeras
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, RunError
-from tlkeras.evaluation.figures import COLUMNS, evaluate, measure_answers
+from tlkeras.evaluation.evaluate import COLUMNS, evaluate, measure_answers
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Answers, read_answers, read_probes
 
