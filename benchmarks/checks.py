@@ -27,7 +27,6 @@ import skimage.data
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from tlkeras import survey
 from tlkeras.backbones.builder import build
 from tlkeras.data.quality.duplicates import find_copies
 from tlkeras.data.quality.label_issues import find_outliers
@@ -35,6 +34,7 @@ from tlkeras.data.quality.near_duplicates import find_near, read_thumbnails
 from tlkeras.data.sources.folders import choose_examples, read_table
 from tlkeras.data.tables import Examples
 from tlkeras.data.tasks import Task
+from tlkeras.diagnostics import data_quality
 from tlkeras.features.extraction import Pictures, extract
 from tlkeras.features.pooling import pool
 
@@ -153,7 +153,7 @@ def measure_suspects(title: str, examples: Examples, strange: list[str], random:
     flipped[chosen] = (labels[chosen] + random.integers(1, len(task.class_names), len(chosen))) % len(task.class_names)
     started = time.perf_counter()
     changed = Examples(**{**examples.__dict__, "targets": {task.name: flipped}})
-    suspects = survey.find_suspects(changed, np.arange(len(labels)), features[: len(labels)], changed.groups)
+    suspects = data_quality.find_suspects(changed, np.arange(len(labels)), features[: len(labels)], changed.groups)
     found = {row for row, *_ in suspects.mislabelled[task.name]}
     seconds = time.perf_counter() - started
     first = {row for row, *_ in suspects.mislabelled[task.name][: len(chosen)]}

@@ -12,10 +12,10 @@ from tlkeras.backbones.blocks import find_blocks, find_cuts, split
 from tlkeras.backbones.builder import build
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.backbones.weights import fingerprint
+from tlkeras.diagnostics.recommend.candidates import Limits, choose_candidates
 from tlkeras.errors import BackboneError
 from tlkeras.features.pooling import pool
 from tlkeras.inference.predict import load_model
-from tlkeras.recommendation.candidates import Limits, choose_candidates
 from tlkeras.runs.directory import Run
 
 SMALL = {"image_shape": (32, 32, 3)}

@@ -35,14 +35,14 @@ def check(
 
     Returns:
         `name`, `problems` (training is not advisable while there is one), `notes`, facts, and all that was found; see
-        `tlkeras.rehearsal.check`.
+        `tlkeras.diagnostics.check.check`.
     """
     train, resolved = resolve(recipe, overrides)
     load_tensorflow()
-    from tlkeras import rehearsal
+    from tlkeras.diagnostics import check
 
     page, manifest = (None if path is None else str(path) for path in (html, fix))
-    return rehearsal.check(resolved, rehearsal.Wishes(train, deep, page, manifest))
+    return check.check(resolved, check.Wishes(train, deep, page, manifest))
 
 
 def resolve(recipe: str, overrides: Mapping[str, Any] | None) -> tuple[bool, Recipe]:
@@ -63,9 +63,9 @@ def show_schedule(recipe: str, overrides: Mapping[str, Any] | None = None) -> di
     """
     resolved = recipes.load_recipe(recipe, overrides)
     load_tensorflow()
-    from tlkeras import rehearsal
+    from tlkeras.diagnostics import check
 
-    return rehearsal.show_schedule(resolved)
+    return check.show_schedule(resolved)
 
 
 def show_augmentation(
@@ -87,10 +87,10 @@ def show_augmentation(
     """
     resolved = recipes.load_recipe(recipe, overrides)
     load_tensorflow()
-    from tlkeras import preview
+    from tlkeras.diagnostics import augmentation
 
     target = Path(to) if to else Path(f"{resolved.name}-augmentation.png")
-    return preview.show_augmentation(resolved, target, pictures=pictures, views=views)
+    return augmentation.show_augmentation(resolved, target, pictures=pictures, views=views)
 
 
 def show_rates(
@@ -101,7 +101,7 @@ def show_rates(
     steps: int = 100,
     to: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Try rising learning rates in one stage of a recipe, and suggest one; see `tlkeras.rates.search_rates`.
+    """Try rising learning rates in one stage of a recipe, and suggest one; see `tlkeras.diagnostics.learning_rate.search_rates`.
 
     Args:
         recipe: Name of a shipped recipe, or path of a YAML file.
@@ -112,10 +112,10 @@ def show_rates(
     """
     resolved = recipes.load_recipe(recipe, overrides)
     load_tensorflow()
-    from tlkeras import rates
+    from tlkeras.diagnostics import learning_rate
 
     target = Path(to) if to else Path(f"{resolved.name}-rates.png")
-    return rates.search_rates(resolved, rates.Search(target, stage, steps=steps))
+    return learning_rate.search_rates(resolved, learning_rate.Search(target, stage, steps=steps))
 
 
 def show_features(
@@ -127,7 +127,7 @@ def show_features(
     pictures: int = 2000,
     to: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Draw what a recipe's features separate before anything is fitted; see `tlkeras.exploration.show_features`.
+    """Draw what a recipe's features separate before anything is fitted; see `tlkeras.diagnostics.features.show_features`.
 
     Args:
         recipe: Name of a shipped recipe, or path of a YAML file.
@@ -139,11 +139,11 @@ def show_features(
     """
     resolved = recipes.load_recipe(recipe, overrides)
     load_tensorflow()
-    from tlkeras import exploration
+    from tlkeras.diagnostics import features
 
     target = Path(to) if to else Path(f"{resolved.name}-features.png")
     maps = target.with_name(f"{target.stem}-maps.png")
-    return exploration.show_features(resolved, exploration.Look(target, method, layer, maps, pictures))
+    return features.show_features(resolved, features.Look(target, method, layer, maps, pictures))
 
 
 def list_recipes(*, runs: str | Path = RUNS) -> dict[str, Any]:

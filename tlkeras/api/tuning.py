@@ -29,7 +29,7 @@ def recommend(
     Args:
         recipe: A recipe, whose own backbone is measured too, or pictures alone, as `check` takes them.
         overrides: Values by dotted key.
-        limits: Of `tlkeras.recommendation.candidates.Limits`, by name; without a `target` it is "server" with a GPU and
+        limits: Of `tlkeras.diagnostics.recommend.candidates.Limits`, by name; without a `target` it is "server" with a GPU and
             "cpu" without one.
         pictures: To look at, at most; none is of the test side.
         minutes: That fine-tuning may take.
@@ -37,16 +37,16 @@ def recommend(
         to: The recipe file to write, too.
 
     Returns:
-        What `tlkeras.recommendation.recommend.recommend` returns: `candidates`, best first, `answers` with their
+        What `tlkeras.diagnostics.recommend.recommend.recommend` returns: `candidates`, best first, `answers` with their
         reasons, and the `recipe` to run.
     """
     train, resolved = resolve(recipe, overrides)
     load_tensorflow()
     import tensorflow as tf
 
-    from tlkeras.recommendation.candidates import Limits
-    from tlkeras.recommendation.recommend import Wishes
-    from tlkeras.recommendation.recommend import recommend as measure
+    from tlkeras.diagnostics.recommend.candidates import Limits
+    from tlkeras.diagnostics.recommend.recommend import Wishes
+    from tlkeras.diagnostics.recommend.recommend import recommend as measure
 
     target = "server" if tf.config.list_physical_devices("GPU") else "cpu"
     chosen = Limits(**{"target": target, **(limits or {})})

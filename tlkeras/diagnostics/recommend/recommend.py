@@ -23,14 +23,11 @@ from tlkeras.config.recipe import Recipe, validate_values
 from tlkeras.config.schema import Finetuning
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.data.inspection import Inspection, inspect
-from tlkeras.errors import BackboneError, RecipeError, ResourceError, TlkerasError
-from tlkeras.exploration import Classed, divide_classes, draw_rows, measure_depths
-from tlkeras.features.extractor import FEATURES, SOURCE
-from tlkeras.finetuning.auto_stages import suggest_stages
-from tlkeras.plotting.charts import draw_front
-from tlkeras.preview import check_target
-from tlkeras.progress import hide, track
-from tlkeras.recommendation.advice import (
+from tlkeras.diagnostics.augmentation import check_target
+from tlkeras.diagnostics.features import Classed, divide_classes, draw_rows, measure_depths
+from tlkeras.diagnostics.recommend.benchmarks import Costs, Question, measure_costs
+from tlkeras.diagnostics.recommend.candidates import TARGETS, Candidate, Limits, choose_candidates
+from tlkeras.diagnostics.recommend.rules import (
     Answer,
     Situation,
     choose_best,
@@ -38,9 +35,12 @@ from tlkeras.recommendation.advice import (
     judge_similarity,
     mark_front,
 )
-from tlkeras.recommendation.candidates import TARGETS, Candidate, Limits, choose_candidates
-from tlkeras.recommendation.costs import Costs, Question, measure_costs
-from tlkeras.recommendation.scoring import Scores, score_features
+from tlkeras.diagnostics.recommend.scores import Scores, score_features
+from tlkeras.errors import BackboneError, RecipeError, ResourceError, TlkerasError
+from tlkeras.features.extractor import FEATURES, SOURCE
+from tlkeras.finetuning.auto_stages import suggest_stages
+from tlkeras.plotting.charts import draw_front
+from tlkeras.progress import hide, track
 from tlkeras.training import builders
 
 _LOOKED_AT = 200

@@ -1,11 +1,11 @@
-"""`python -m tlkeras.recommendation.measuring QUESTION`: the process in which a backbone's costs are measured."""
+"""`python -m tlkeras.diagnostics.recommend.benchmark_main QUESTION`: the process in which a backbone's costs are measured."""
 
 import json
 import sys
 from dataclasses import asdict
 
+from tlkeras.diagnostics.recommend.benchmarks import Question, measure_here
 from tlkeras.lazy_tensorflow import load_tensorflow
-from tlkeras.recommendation.costs import Question, measure_here
 
 if __name__ == "__main__":
     load_tensorflow()

@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from tlkeras.cli import main
 from tlkeras.config.recipe import load_recipe
 from tlkeras.data.inspection import inspect
-from tlkeras.exploration import divide_classes, measure_depths
+from tlkeras.diagnostics.features import divide_classes, measure_depths
 from tlkeras.plotting import charts
 from tlkeras.tables import draw_features
 from tlkeras.training import builders

@@ -12,18 +12,12 @@ from tlkeras import api
 from tlkeras.backbones import downloads
 from tlkeras.cli import main
 from tlkeras.config.recipe import load_recipe
+from tlkeras.diagnostics.recommend import recommend as recommending
+from tlkeras.diagnostics.recommend.benchmarks import Costs, Question, measure_costs
+from tlkeras.diagnostics.recommend.candidates import TARGETS, Limits, choose_candidates
+from tlkeras.diagnostics.recommend.rules import Situation, choose_best, judge_finetuning, judge_similarity, mark_front
+from tlkeras.diagnostics.recommend.scores import compare_folds, score_features
 from tlkeras.errors import BackboneError
-from tlkeras.recommendation import recommend as recommending
-from tlkeras.recommendation.advice import (
-    Situation,
-    choose_best,
-    judge_finetuning,
-    judge_similarity,
-    mark_front,
-)
-from tlkeras.recommendation.candidates import TARGETS, Limits, choose_candidates
-from tlkeras.recommendation.costs import Costs, Question, measure_costs
-from tlkeras.recommendation.scoring import compare_folds, score_features
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from tlkeras import survey
 from tlkeras.cli import main
 from tlkeras.data.quality.duplicates import Copies
+from tlkeras.diagnostics import data_quality
 from tlkeras.errors import ResourceError
 from tlkeras.plotting.html_page import Figure, Section, check_page, write_page
 
@@ -114,7 +114,7 @@ def test_recipes_are_checked_with_all_they_would_do(planted, tmp_path):
 
 
 def test_what_takes_long_is_asked_for(planted, monkeypatch):
-    monkeypatch.setattr("tlkeras.rehearsal.MOST_FEATURES", 3)
+    monkeypatch.setattr("tlkeras.diagnostics.check.MOST_FEATURES", 3)
     small = (*SMALL, "--set", "features.cache=false", "--json")
     quick = json.loads(check(planted, *small).stdout)
     assert quick["mislabelled"] is None and "`--deep` does it" in " ".join(quick["notes"])
@@ -133,10 +133,10 @@ def test_what_cannot_be_checked(tmp_path, planted):
 def test_few_leaks_are_a_note_and_many_a_problem(make_sides):
     sides = make_sides(train=80, test=20)
     few = [Copies((0, 80), False, 0.99, False, True)]
-    assert list(survey._list_copy_problems(sides, few)) == []
-    assert "5.0% of the held-out pictures" in " ".join(survey._list_copy_notes(sides, few))
+    assert list(data_quality._list_copy_problems(sides, few)) == []
+    assert "5.0% of the held-out pictures" in " ".join(data_quality._list_copy_notes(sides, few))
     many = [Copies((row, 80 + row), False, 0.99, False, True) for row in range(3)]
-    assert "15% of the held-out pictures" in " ".join(survey._list_copy_problems(sides, many))
+    assert "15% of the held-out pictures" in " ".join(data_quality._list_copy_problems(sides, many))
 
 
 @pytest.fixture

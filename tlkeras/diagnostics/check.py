@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras import survey
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.headers import printable
 from tlkeras.data.inspection import Inspection, inspect, leave_out_damaged
@@ -17,11 +16,12 @@ from tlkeras.data.quality.duplicates import Copies, LeakingGroup, find_copies, f
 from tlkeras.data.quality.near_duplicates import read_thumbnails
 from tlkeras.data.splits import list_unmeasured
 from tlkeras.data.tables import Examples
+from tlkeras.diagnostics import data_quality
+from tlkeras.diagnostics.check_page import draw_findings
 from tlkeras.errors import TlkerasError, list_some
 from tlkeras.features.extraction import average_positions
 from tlkeras.features.extractor import Prefix
 from tlkeras.features.memory import check_memory
-from tlkeras.findings import draw_findings
 from tlkeras.plotting.html_page import check_page, write_page
 from tlkeras.training import builders
 from tlkeras.tuning.search import check_space
@@ -157,8 +157,8 @@ def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> _Found:
     thumbnails, readable = read_thumbnails(inspection.examples.paths.tolist())
     inspection = leave_out_damaged(inspection, readable)
     examples = inspection.examples
-    report["rejected"] = survey.describe_findings(inspection.rejected)
-    report["remarks"] = survey.describe_findings(inspection.notes)
+    report["rejected"] = data_quality.describe_findings(inspection.rejected)
+    report["remarks"] = data_quality.describe_findings(inspection.notes)
     report["facts"]["pictures"] = f"{len(examples):,} from {examples.source}"
     sides = _attempt(report, lambda: builders.divide(recipe, examples))
     if sides is None:
@@ -168,11 +168,11 @@ def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> _Found:
         report["notes"] += list_unmeasured(examples, sides)
     copies = find_copies(examples, inspection.digests, thumbnails, sides)
     leaking = find_leaking_groups(examples.groups, sides)
-    report["classes"] = survey.describe_classes(examples, sides)
+    report["classes"] = data_quality.describe_classes(examples, sides)
     report["facts"]["classes"] = ", ".join(f"{row['class']} {row['pictures']:,}" for row in report["classes"])
-    report["copies"] = survey.describe_copies(examples, sides, copies)
+    report["copies"] = data_quality.describe_copies(examples, sides, copies)
     report["leaking_groups"] = [asdict(group) for group in leaking]
-    problems, notes = survey.summarise(inspection, sides, copies, leaking)
+    problems, notes = data_quality.summarise(inspection, sides, copies, leaking)
     report["problems"] += list_some(problems)
     report["notes"] += notes
     if inspection.rejected:
@@ -217,8 +217,8 @@ def _look_for_suspects(recipe: Recipe, report: dict[str, Any], prefix: Prefix, f
     builders.learn_codebooks(recipe, prefix, found.inspection, found.sides)
     with builders.extract_features(recipe, prefix, found.inspection) as features:
         matrix = average_positions(np.asarray(features.outputs[0], np.float32))
-        suspects = survey.find_suspects(found.examples, features.kept, matrix, found.groups)
-    described = survey.describe_suspects(found.examples, found.sides, suspects)
+        suspects = data_quality.find_suspects(found.examples, features.kept, matrix, found.groups)
+    described = data_quality.describe_suspects(found.examples, found.sides, suspects)
     report |= described
     for name, sentence in (("mislabelled", "look mislabelled"), ("outliers", "are unlike all others")):
         if described[name]:

@@ -60,7 +60,7 @@ def measure_costs(question: Question) -> Costs | str:
     """Return the costs, or in words why they could not be measured."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     done = subprocess.run(
-        [sys.executable, "-m", "tlkeras.recommendation.measuring", json.dumps(asdict(question))],
+        [sys.executable, "-m", "tlkeras.diagnostics.recommend.benchmark_main", json.dumps(asdict(question))],
         check=False,
         capture_output=True,
         text=True,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tlkeras.diagnostics.recommend.scores import compare_folds
 from tlkeras.finetuning.auto_stages import FEW_PER_CLASS
-from tlkeras.recommendation.scoring import compare_folds
 
 NOISE = 0.05
 """Differences that would arise by chance more often than this are called noise."""

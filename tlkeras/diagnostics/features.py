@@ -19,11 +19,11 @@ from tlkeras.backbones.blocks import Cut, find_blocks, find_cuts
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.data.inspection import Inspection, inspect
+from tlkeras.diagnostics.augmentation import check_target, choose_pictures
 from tlkeras.errors import DataError, MissingExtraError, RecipeError, ResourceError, suggest
 from tlkeras.features.extractor import FEATURES
 from tlkeras.heads.base import make_folds
 from tlkeras.plotting.charts import draw_contact_sheet, draw_features
-from tlkeras.preview import check_target, choose_pictures
 from tlkeras.progress import track
 from tlkeras.training import builders
 

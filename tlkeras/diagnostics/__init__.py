@@ -1,0 +1,1 @@
+"""What can be known before training: data checks, learning rates, features, recommendations."""
