@@ -24,8 +24,8 @@ import tensorflow as tf
 from tlkeras.backbones.builder import build
 from tlkeras.data.decoding import decode
 from tlkeras.data.tasks import Task
-from tlkeras.exporting.network import make_network
-from tlkeras.exporting.sessions import Served
+from tlkeras.exporting.inference_graph import make_network
+from tlkeras.exporting.loaded_model import Served
 from tlkeras.exporting.signatures import Entry, write_signatures
 from tlkeras.features.pooling import pool
 

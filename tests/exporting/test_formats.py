@@ -12,7 +12,7 @@ from tlkeras.backbones.test_time_augmentation import average_orientations
 from tlkeras.errors import ExportError, MissingExtraError, TlkerasError
 from tlkeras.exporting import formats, saved_model
 from tlkeras.exporting.held_out import read_training
-from tlkeras.exporting.network import make_network
+from tlkeras.exporting.inference_graph import make_network
 from tlkeras.exporting.parity import measure_size
 from tlkeras.exporting.signatures import Entry
 from tlkeras.runs.directory import Run

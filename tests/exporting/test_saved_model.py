@@ -16,9 +16,9 @@ import tensorflow as tf
 import tlkeras
 from tlkeras.data.decoding import decode_file
 from tlkeras.errors import ExportError, ResourceError, RunError
-from tlkeras.exporting import network, saved_model
+from tlkeras.exporting import inference_graph, saved_model
+from tlkeras.exporting.loaded_model import Served
 from tlkeras.exporting.parity import Gate
-from tlkeras.exporting.sessions import Served
 from tlkeras.runs.directory import Run
 
 
@@ -237,9 +237,9 @@ def test_target_that_is_a_file(trained, tmp_path):
 WRITES = {
     "signatures": "tlkeras.exporting.saved_model.write_signatures",
     "warm-up": "tlkeras.exporting.saved_model.write_warmup",
-    "labels": "tlkeras.exporting.card.write_labels",
-    "batching": "tlkeras.exporting.card.write_batching",
-    "card": "tlkeras.exporting.card.write_card",
+    "labels": "tlkeras.exporting.model_card.write_labels",
+    "batching": "tlkeras.exporting.model_card.write_batching",
+    "card": "tlkeras.exporting.model_card.write_card",
     "sync": "tlkeras.exporting.versions.sync",
     "ledger": "tlkeras.exporting.versions.replace",
     "rename": "os.rename",
@@ -297,22 +297,22 @@ def fold_wrongly(model):
 
 
 def test_a_network_that_folds_wrongly_is_not_taken(source, monkeypatch):
-    monkeypatch.setattr(network, "fold_batch_norm", fold_wrongly)
-    made = network.make_network(source.model, source.tasks, saved_model._take_pictures(source, 8)[1])
+    monkeypatch.setattr(inference_graph, "fold_batch_norm", fold_wrongly)
+    made = inference_graph.make_network(source.model, source.tasks, saved_model._take_pictures(source, 8)[1])
     assert not made.is_fast
     assert "Exported as it is: the folded network differs by" in made.note
 
 
 def test_a_model_that_cannot_be_folded_is_not_either(source, monkeypatch):
-    monkeypatch.setattr(network, "freeze", lambda whole: 1 / 0)
-    made = network.make_network(source.model, source.tasks, saved_model._take_pictures(source, 8)[1])
+    monkeypatch.setattr(inference_graph, "freeze", lambda whole: 1 / 0)
+    made = inference_graph.make_network(source.model, source.tasks, saved_model._take_pictures(source, 8)[1])
     assert not made.is_fast
     assert "not folded: ZeroDivisionError" in made.note
 
 
 @pytest.mark.slow
 def test_the_plain_network_is_exported_with_its_variables(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(network, "fold_batch_norm", fold_wrongly)
+    monkeypatch.setattr(inference_graph, "fold_batch_norm", fold_wrongly)
     result = tlkeras.export(str(trained), tmp_path / "models")
     assert not result["fast"] and result["notes"]
     assert result["parity"][1]["difference"] < 1e-5

@@ -32,7 +32,7 @@ def serve(
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("A server", "serve")
     load_tensorflow()
-    from tlkeras.exporting.card import make_name
+    from tlkeras.exporting.model_card import make_name
     from tlkeras.serving.batching import Batching
     from tlkeras.serving.models import Limits, Model
     from tlkeras.serving.server import Address, Server

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tlkeras.data.tasks import Task
 from tlkeras.errors import MissingExtraError, TlkerasError, suggest
-from tlkeras.exporting.network import add_features, freeze
+from tlkeras.exporting.inference_graph import add_features, freeze
 from tlkeras.exporting.parity import Asked
 from tlkeras.exporting.signatures import name_main
 

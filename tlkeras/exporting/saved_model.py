@@ -16,13 +16,13 @@ from tlkeras.backbones.graph import fit_batch, run_in_parts
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError
 from tlkeras.evaluation.calibration import Method
-from tlkeras.exporting import card, versions
-from tlkeras.exporting.calibrated import build_scalings, find_scalings
+from tlkeras.exporting import model_card, versions
+from tlkeras.exporting.calibration import build_scalings, find_scalings
 from tlkeras.exporting.formats import CALIBRATED, FORMS, Material, check_forms
 from tlkeras.exporting.held_out import BATCH, HeldOut, read_held_out, read_training
-from tlkeras.exporting.network import Network, make_network
+from tlkeras.exporting.inference_graph import Network, make_network
+from tlkeras.exporting.loaded_model import Served
 from tlkeras.exporting.parity import KERAS, Asked, Gate, Row, compare, list_failures, measure_size
-from tlkeras.exporting.sessions import Served
 from tlkeras.exporting.signatures import Entry, name_main, write_signatures
 from tlkeras.exporting.warmup import replay, write_warmup
 from tlkeras.features.handcrafted.layer import list_handcrafted
@@ -91,12 +91,12 @@ def export(
             facts = _gather_facts(source, network, rows, served, difference)
             requests = _write_beside(source, served, aside, target, rows, facts)
         version = versions.publish(aside, target, {"run": str(run.path), "difference": difference})
-        card.write_config(target)
+        model_card.write_config(target)
     return {
         "path": str(target / str(version)),
         "version": version,
         "warmup": requests,
-        "docker": card.write_docker_line(target),
+        "docker": model_card.write_docker_line(target),
         **facts,
     }
 
@@ -233,12 +233,12 @@ def _write_beside(
     source: Source, served: Served, aside: Path, target: Path, rows: Sequence[Row], facts: dict[str, Any]
 ) -> int:
     """Write what stands beside the SavedModel; return how many requests warm it up, all replayed."""
-    name = card.make_name(target)
-    encoded, pictures = _take_pictures(source, card.MAX_BATCH_SIZE)
-    requests = write_warmup(aside, served, name, encoded, pictures, card.MAX_BATCH_SIZE)
+    name = model_card.make_name(target)
+    encoded, pictures = _take_pictures(source, model_card.MAX_BATCH_SIZE)
+    requests = write_warmup(aside, served, name, encoded, pictures, model_card.MAX_BATCH_SIZE)
     replay(aside, served)
-    card.write_labels(aside, source.tasks)
-    card.write_batching(aside)
-    card.write_card(aside, source.run, name, rows, facts)
-    (aside / card.FACTS).write_text(json.dumps({"name": name, **facts}, indent=2) + "\n", encoding="utf-8")
+    model_card.write_labels(aside, source.tasks)
+    model_card.write_batching(aside)
+    model_card.write_card(aside, source.run, name, rows, facts)
+    (aside / model_card.FACTS).write_text(json.dumps({"name": name, **facts}, indent=2) + "\n", encoding="utf-8")
     return requests

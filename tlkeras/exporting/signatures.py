@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tlkeras.data.decoding import decode
 from tlkeras.data.tasks import THRESHOLD, LabelsTask, Task
-from tlkeras.exporting.network import Network
+from tlkeras.exporting.inference_graph import Network
 
 EXAMPLE_KEY = "image/encoded"
 CLASSIFY = "tensorflow/serving/classify"

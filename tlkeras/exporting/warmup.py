@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import classification_pb2, input_pb2, predict_pb2, prediction_log_pb2
 
-from tlkeras.exporting.sessions import Served
+from tlkeras.exporting.loaded_model import Served
 from tlkeras.exporting.signatures import CLASSIFY, EXAMPLE_KEY
 
 FILE = "assets.extra/tf_serving_warmup_requests"

@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.headers import MAX_PIXELS, PictureError, check_header
-from tlkeras.exporting.card import FACTS, LABELS
-from tlkeras.exporting.sessions import Served, Signature
+from tlkeras.exporting.loaded_model import Served, Signature
+from tlkeras.exporting.model_card import FACTS, LABELS
 from tlkeras.exporting.versions import list_versions
 from tlkeras.exporting.warmup import FILE, replay
 from tlkeras.serving.batching import Arrays, Batcher, Batching
