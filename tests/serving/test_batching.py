@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tlkeras.serving.batching import Batcher, Batching
-from tlkeras.serving.statuses import Code, StatusError
+from tlkeras.serving.status import Code, StatusError
 
 
 def work(ask, run, options):

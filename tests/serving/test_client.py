@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 from tlkeras.cli import main
 from tlkeras.errors import ServingError
 from tlkeras.serving import Client
-from tlkeras.serving.messages import FIELDS, load_messages, read_tensor
+from tlkeras.serving.protos import FIELDS, load_messages, read_tensor
 
 
 @pytest.fixture(params=["rest", "grpc", "version", "label"])
@@ -71,7 +71,7 @@ def test_urls_that_are_none(url):
 
 
 def test_importing_the_client_imports_no_tensorflow():
-    code = "import sys; from tlkeras.serving.messages import load_messages; load_messages()\n"
+    code = "import sys; from tlkeras.serving.protos import load_messages; load_messages()\n"
     code += "from tlkeras.serving import Client; Client('grpc://h:1/m'); Client('http://h/v1/models/m')\n"
     code += "print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tlkeras.serving import tensors
-from tlkeras.serving.statuses import StatusError
+from tlkeras.serving.status import StatusError
 
 UINT8, FLOAT, TEXT, BOOL = np.dtype("uint8"), np.dtype("float32"), np.dtype(object), np.dtype(bool)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tlkeras.serving.statuses import Code, StatusError
+from tlkeras.serving.status import Code, StatusError
 
 Arrays = list[np.ndarray]
 Run = Callable[..., Arrays]

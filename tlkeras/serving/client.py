@@ -137,14 +137,14 @@ class _Rpc:
     def __init__(self, address: str, spec: tuple[str, int | None, str | None], timeout: float):
         import grpc
 
-        from tlkeras.serving.messages import load_messages
+        from tlkeras.serving.protos import load_messages
 
         self._spec, self._timeout, self._messages = spec, timeout, load_messages()
         unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._channel = grpc.insecure_channel(address, unlimited)
 
     def predict(self, encoded: Sequence[bytes], signature: str) -> list[dict[str, Any]]:
-        from tlkeras.serving.messages import read_tensor, write_tensor
+        from tlkeras.serving.protos import read_tensor, write_tensor
 
         request = self._messages.PredictRequest()
         self._fill(request.model_spec)

@@ -21,7 +21,7 @@ from tlkeras.exporting.versions import list_versions
 from tlkeras.exporting.warmup import FILE, replay
 from tlkeras.serving.batching import Arrays, Batcher, Batching
 from tlkeras.serving.metrics import Metrics
-from tlkeras.serving.statuses import Code, StatusError, invalid, translate
+from tlkeras.serving.status import Code, StatusError, invalid, translate
 
 DEFAULT_SIGNATURE = "serving_default"
 _BYTES = "image_bytes"

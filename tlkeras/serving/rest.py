@@ -18,11 +18,11 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from tlkeras.serving import explanation, tensors
+from tlkeras.serving import explain, tensors
+from tlkeras.serving.handlers import Desk, make_example
 from tlkeras.serving.metrics import CONTENT_TYPE
 from tlkeras.serving.models import Spec
-from tlkeras.serving.questions import Desk, make_example
-from tlkeras.serving.statuses import Code, StatusError, invalid
+from tlkeras.serving.status import Code, StatusError, invalid
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 RETRY_SECONDS = 1
@@ -62,7 +62,7 @@ def make_app(desk: Desk, lifespan: Any = None) -> Starlette:
 
     async def explain(request: Request) -> Response:
         try:
-            work = explanation.explain(desk, await _read_body(desk, request))
+            work = explain.explain(desk, await _read_body(desk, request))
             return _reply(await desk.ask(desk.model.name, "explain", work))
         except StatusError as error:
             return _fail(error)

@@ -12,10 +12,10 @@ import uvicorn
 
 from tlkeras.errors import ExportError, ResourceError
 from tlkeras.exporting.versions import list_versions
+from tlkeras.serving.grpc_server import make_server
+from tlkeras.serving.handlers import Desk
 from tlkeras.serving.models import Model
-from tlkeras.serving.questions import Desk
 from tlkeras.serving.rest import make_app
-from tlkeras.serving.rpc import make_server
 
 _BACKLOG = 2048
 

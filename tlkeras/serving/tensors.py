@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.serving.statuses import StatusError, invalid
+from tlkeras.serving.status import StatusError, invalid
 
 Dtypes = Mapping[str, np.dtype]
 """Of a signature's inputs, by name; object for strings."""

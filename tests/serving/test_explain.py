@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tlkeras.serving.explanation import GRID, cover
+from tlkeras.serving.explain import GRID, cover
 
 
 def test_every_pixel_is_covered_and_the_rest_is_left():

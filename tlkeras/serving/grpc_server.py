@@ -19,9 +19,9 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from tlkeras.serving.handlers import Desk, name_signature
 from tlkeras.serving.models import Spec
-from tlkeras.serving.questions import Desk, name_signature
-from tlkeras.serving.statuses import Code, StatusError, invalid
+from tlkeras.serving.status import Code, StatusError, invalid
 
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from tlkeras.data.headers import PictureError, check_header
 from tlkeras.exporting.signatures import Entry
+from tlkeras.serving.handlers import Desk
 from tlkeras.serving.models import Spec, Version
-from tlkeras.serving.questions import Desk
-from tlkeras.serving.statuses import invalid
+from tlkeras.serving.status import invalid
 
 GRID = 8
 _COVER = 0.25

@@ -13,7 +13,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from tlkeras.exporting.signatures import CLASSIFY
 from tlkeras.serving.models import DEFAULT_SIGNATURE, Model, Spec, Version
-from tlkeras.serving.statuses import Code, StatusError, invalid, translate
+from tlkeras.serving.status import Code, StatusError, invalid, translate
 
 Answer = TypeVar("Answer")
 Features = Mapping[str, Sequence[Any]]
