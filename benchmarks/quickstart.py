@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-COMMAND = [sys.executable, "-c", "from tlkeras.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from tlkeras.cli.main import main; main()"]
 
 
 def measure(arguments: list[str], cache: Path, folder: Path) -> tuple[float, float]:

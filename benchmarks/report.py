@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-COMMAND = [sys.executable, "-c", "from tlkeras.cli import main; main()", "--quiet"]
+COMMAND = [sys.executable, "-c", "from tlkeras.cli.main import main; main()", "--quiet"]
 
 
 def time_figures(run: str, repeats: int) -> list[tuple[float, float]]:

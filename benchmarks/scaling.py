@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-COMMAND = [sys.executable, "-c", "from tlkeras.cli import main; main()", "features", "extract"]
+COMMAND = [sys.executable, "-c", "from tlkeras.cli.main import main; main()", "features", "extract"]
 TINY = ["--set", "backbone.name=tiny", "--set", "backbone.weights=none"]
 LITE = ["--set", "backbone.name=efficientnet_lite0", "--set", "backbone.weights=packaged"]
 

@@ -28,7 +28,7 @@ import numpy as np
 import psutil
 import requests
 
-CODE = "import sys; from tlkeras.cli import main; main(sys.argv[1:])"
+CODE = "import sys; from tlkeras.cli.main import main; main(sys.argv[1:])"
 MOST_BYTES = 2_000_000  # of a body
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tlkeras.cli import main
+from tlkeras.cli.main import main
 from tlkeras.config.recipe import list_recipes
 
 ROOT = Path(__file__).parent.parent

@@ -136,7 +136,7 @@ def test_the_command_says_where_it_listens():
     command = [
         sys.executable,
         "-c",
-        "from tlkeras.cli import main; main()",
+        "from tlkeras.cli.main import main; main()",
         "feed",
         "--host",
         "localhost",

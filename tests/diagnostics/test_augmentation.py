@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from tlkeras.cli import main
+from tlkeras.cli.main import main
 
 
 def show(*arguments: object):

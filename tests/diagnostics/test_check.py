@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from tlkeras.cli import main
+from tlkeras.cli.main import main
 from tlkeras.data.quality.duplicates import Copies
 from tlkeras.diagnostics import data_quality
 from tlkeras.errors import ResourceError

@@ -11,12 +11,12 @@ from click.testing import CliRunner
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from tlkeras.cli import main
+from tlkeras.cli.main import main
+from tlkeras.cli.tables import draw_features
 from tlkeras.config.recipe import load_recipe
 from tlkeras.data.inspection import inspect
 from tlkeras.diagnostics.features import divide_classes, measure_depths
 from tlkeras.plotting import charts
-from tlkeras.tables import draw_features
 from tlkeras.training import builders
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tlkeras import api
 from tlkeras.backbones import downloads
-from tlkeras.cli import main
+from tlkeras.cli.main import main
 from tlkeras.config.recipe import load_recipe
 from tlkeras.diagnostics.recommend import recommend as recommending
 from tlkeras.diagnostics.recommend.benchmarks import Costs, Question, measure_costs

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tlkeras.cli import main
+from tlkeras.cli.main import main
 from tlkeras.errors import RunError
 from tlkeras.evaluation.comparison import compare, compare_probabilities
 from tlkeras.runs.directory import Run

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import tlkeras
-from tlkeras.cli import main
+from tlkeras.cli.main import main
 from tlkeras.data.tasks import Task, make_task
 from tlkeras.errors import ResourceError, RunError
 from tlkeras.evaluation.errors import (

@@ -49,7 +49,7 @@ class Workplace:
         """Start the command: go on with the run that stopped, or make one."""
         run = self.newest()
         chosen = ["--resume", "latest"] if run and (run.path / "recipe.yaml").exists() else [str(self.recipe)]
-        command = "from tlkeras.cli import main; main()"
+        command = "from tlkeras.cli.main import main; main()"
         with self.errors.open("wb") as errors:
             return subprocess.Popen(
                 [sys.executable, "-c", command, "train", *chosen, "--runs", str(self.folder)],

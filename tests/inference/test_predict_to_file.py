@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import tlkeras
-from tlkeras.cli import main
+from tlkeras.cli.main import main
 from tlkeras.errors import DataError, MissingExtraError, ResourceError
 from tlkeras.inference import predict_to_file
 from tlkeras.runs.directory import open_run

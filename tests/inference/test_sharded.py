@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 import tlkeras
-from tlkeras.cli import main
+from tlkeras.cli.main import main
 from tlkeras.inference.jobs.job import open_job
 
 SMALL = ["--set", "backbone.name=tiny", "--set", "backbone.weights=none", "--shard-size", "8"]
-COMMAND = [sys.executable, "-c", "from tlkeras.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from tlkeras.cli.main import main; main()"]
 PATIENCE = 240.0  # seconds for one command on a busy machine
 
 

@@ -20,7 +20,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from tlkeras.cli import main
+from tlkeras.cli.main import main
 from tlkeras.errors import ServingError
 from tlkeras.serving import Client
 from tlkeras.serving.protos import FIELDS, load_messages, read_tensor

@@ -14,7 +14,7 @@ import pytest
 import requests
 from click.testing import CliRunner
 
-from tlkeras.cli import main
+from tlkeras.cli.main import main
 from tlkeras.errors import ExportError, ResourceError
 from tlkeras.serving.models import Limits, Model
 from tlkeras.serving.server import Address, Server
@@ -90,8 +90,8 @@ def test_a_folder_without_versions_and_a_port_that_is_taken(exported, server, tm
 @pytest.mark.slow
 def test_the_command_serves_until_it_is_told_to_stop(exported, samples):
     base = str(Path(exported["path"]).parent)
-    command = [sys.executable, "-m", "tlkeras.cli", "serve", base, "--rest-port", "0", "--grpc-port", "0"]
-    code = "import sys; from tlkeras.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-m", "tlkeras.cli.main", "serve", base, "--rest-port", "0", "--grpc-port", "0"]
+    code = "import sys; from tlkeras.cli.main import main; main(sys.argv[1:])"
     command[1:3] = ["-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         said = [process.stdout.readline() for _ in range(6)]

@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tlkeras import api, tables
+from tlkeras import api
 from tlkeras.adaptation.domain_head import ADAPTATIONS, METHODS, DomainHead
+from tlkeras.cli import tables
 from tlkeras.config.schema.adaptation import TUNED as TUNED_BY
 from tlkeras.config.schema.adaptation import Domains
 from tlkeras.errors import DataError, RecipeError

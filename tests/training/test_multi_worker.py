@@ -52,7 +52,7 @@ def find_ports(count):
 def start(folder, addresses, index, *arguments):
     config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
     environment = {**os.environ, "TF_CONFIG": json.dumps(config), "TLKERAS_WAIT": "300"}
-    command = [sys.executable, "-c", "from tlkeras.cli import main; main()", "train", *arguments, "--json"]
+    command = [sys.executable, "-c", "from tlkeras.cli.main import main; main()", "train", *arguments, "--json"]
     with open(folder / f"out{index}.json", "wb") as out, open(folder / f"err{index}.txt", "wb") as errors:
         return subprocess.Popen(command, stdout=out, stderr=errors, env=environment, cwd=folder)
 

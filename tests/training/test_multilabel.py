@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tlkeras import api, tables
+from tlkeras import api
+from tlkeras.cli import tables
 from tlkeras.errors import DataError, RecipeError
 
 RECIPE = """

@@ -125,7 +125,7 @@ def test_without_these_variables_it_is_an_ordinary_search(monkeypatch):
 
 def start(name, address):
     host, port = address.split(":")
-    code = "from tlkeras.cli import main; main()"
+    code = "from tlkeras.cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "--quiet", "tune", "tuned.yaml", "--no-train", "--set", "tuning.max_trials=12"],
         stdout=subprocess.PIPE,

@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from tlkeras import api
-from tlkeras.cli import main
+from tlkeras.cli.main import main
 from tlkeras.config.recipe import load_recipe
 from tlkeras.config.schema.tuning import Dimension
 from tlkeras.errors import RunError
@@ -179,7 +179,7 @@ def test_importance_finds_the_key_that_matters():
 
 
 def start(*options):
-    code = "from tlkeras.cli import main; main()"
+    code = "from tlkeras.cli.main import main; main()"
     command = [sys.executable, "-c", code, "--quiet", "tune", "tuned.yaml", "--no-train", *options]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.markup import escape
 
-from tlkeras.tables.drawing import format_number, make_table, open_console
-from tlkeras.tables.running import draw_training
+from tlkeras.cli.tables.runs import draw_training
+from tlkeras.cli.tables.style import format_number, make_table, open_console
 
 _MOST_ROWS = 20
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tlkeras.commands.options import print_result, takes_json
+from tlkeras.cli.options import print_result, takes_json
 
 
 @click.group(invoke_without_command=True)

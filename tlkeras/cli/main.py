@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkeras.commands import exporting, features, feeding, judging, networks, recipes, running, serving, store, tuning
+from tlkeras.cli import backbones, cache, data_service, evaluation, exporting, features, recipes, runs, serving, tuning
 from tlkeras.errors import TlkerasError
 
 INTERRUPTED = 130
@@ -62,11 +62,11 @@ def main(debug: bool, quiet: bool) -> None:
 
 
 for _command in (
-    running.train,
-    running.evaluate,
-    running.predict,
-    judging.compare,
-    judging.report,
+    runs.train,
+    runs.evaluate,
+    runs.predict,
+    evaluation.compare,
+    evaluation.report,
     tuning.recommend,
     tuning.tune,
     exporting.export,
@@ -75,10 +75,10 @@ for _command in (
     recipes.ls,
     recipes.cp,
     recipes.show,
-    networks.backbones,
+    backbones.backbones,
     features.features,
-    feeding.feed,
-    store.cache,
-    store.pack,
+    data_service.feed,
+    cache.cache,
+    cache.pack,
 ):
     main.add_command(_command)

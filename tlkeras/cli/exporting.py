@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tlkeras.commands.options import print_result, takes_json, takes_runs
+from tlkeras.cli.options import print_result, takes_json, takes_runs
 
 _SHARE = click.FloatRange(0, 1)
 

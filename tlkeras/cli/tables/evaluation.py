@@ -8,8 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from tlkeras.cli.tables.style import format_number, make_table, open_console
 from tlkeras.evaluation.metric_names import METRIC_NAMES
-from tlkeras.tables.drawing import format_number, make_table, open_console
 
 _VERDICTS = {True: "[green]better[/green]", False: "[red]worse[/red]", None: ""}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkeras.commands.options import print_result, takes_json, takes_overrides, takes_runs
+from tlkeras.cli.options import print_result, takes_json, takes_overrides, takes_runs
 from tlkeras.errors import TlkerasError
 
 

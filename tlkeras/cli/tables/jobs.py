@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from tlkeras.tables.drawing import make_table, open_console
+from tlkeras.cli.tables.style import make_table, open_console
 
 
 def draw_job(result: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tlkeras.tables.drawing import make_table, open_console
+from tlkeras.cli.tables.style import make_table, open_console
 
 
 def draw_export(result: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from tlkeras.cli.tables.style import MOST_ROWS, format_number, list_findings, make_table, open_console
 from tlkeras.evaluation.metric_names import METRIC_NAMES, name_rivals
-from tlkeras.tables.drawing import MOST_ROWS, format_number, list_findings, make_table, open_console
 
 _WITH_INTERVALS = ("f1", "roc_auc", "average_precision")
 

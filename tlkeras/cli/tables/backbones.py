@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tlkeras.tables.drawing import make_table, open_console
+from tlkeras.cli.tables.style import make_table, open_console
 
 
 def draw_backbones(entries: Sequence[dict[str, Any]]) -> None:

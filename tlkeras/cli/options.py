@@ -29,10 +29,10 @@ def takes_json(command: Callable) -> Callable:
 
 
 def print_result(result: Any, as_json: bool, draw: str) -> None:
-    """Print a result as JSON, or with the function of that name in `tlkeras.tables`."""
+    """Print a result as JSON, or with the function of that name in `tlkeras.cli.tables`."""
     if as_json:
         click.echo(json.dumps(result, indent=2, default=str))
         return
-    from tlkeras import tables
+    from tlkeras.cli import tables
 
     getattr(tables, draw)(result)

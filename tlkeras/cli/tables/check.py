@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from tlkeras.tables.drawing import list_findings, make_table, open_console
+from tlkeras.cli.tables.style import list_findings, make_table, open_console
 
 _MOST_CLASSES, _MOST_GROUPS, _MOST_IN_GROUP, _MOST_PICTURES = 30, 10, 4, 15
 _BAR = 24

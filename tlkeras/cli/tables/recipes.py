@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from tlkeras.tables.drawing import format_number, make_table, open_console
+from tlkeras.cli.tables.style import format_number, make_table, open_console
 
 _BARS, _BAR_WIDTH = 20, 40
 

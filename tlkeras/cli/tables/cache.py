@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from tlkeras.tables.drawing import list_findings, make_table, open_console
+from tlkeras.cli.tables.style import list_findings, make_table, open_console
 
 
 def draw_cache(result: dict[str, Any]) -> None:

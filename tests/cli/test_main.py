@@ -8,7 +8,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from tlkeras.cli import main
+from tlkeras.cli.main import main
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def in_trained(trained, monkeypatch):
 
 
 def test_importing_is_light():
-    code = "import sys, tlkeras, tlkeras.cli; print(*sys.modules)"
+    code = "import sys, tlkeras, tlkeras.cli.main; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"tensorflow", "keras", "sklearn", "numpy", "rich"} & set(done.stdout.split())
 

@@ -1,0 +1,1 @@
+"""The commands: options, one library call, print; `tlkeras.cli.main` gathers them."""

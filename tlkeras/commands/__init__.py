@@ -1,1 +1,0 @@
-"""The commands: options, one library call, print; `tlkeras.cli` gathers them."""
