@@ -60,7 +60,7 @@ def make_app(desk: Desk, lifespan: Any = None) -> Starlette:
         text = (resources.files("tlkeras.serving") / "page.html").read_text(encoding="utf-8")
         return HTMLResponse(text.replace("{{model}}", json.dumps(desk.model.name).replace("<", "\\u003c")))
 
-    async def explain(request: Request) -> Response:
+    async def explain_image(request: Request) -> Response:
         try:
             work = explain.explain(desk, await _read_body(desk, request))
             return _reply(await desk.ask(desk.model.name, "explain", work))
@@ -69,7 +69,7 @@ def make_app(desk: Desk, lifespan: Any = None) -> Starlette:
 
     routes = [
         Route("/", show_page, methods=["GET"]),
-        Route("/explain", explain, methods=["POST"]),
+        Route("/explain", explain_image, methods=["POST"]),
         Route(METRICS_PATH, show_metrics, methods=["GET"]),
         Route("/{path:path}", answer, methods=["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"]),
     ]

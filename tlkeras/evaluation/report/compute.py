@@ -121,13 +121,13 @@ def compute_report(run: Run, options: Options) -> Report:
 def _compute_number(material: Material, answers: Answers, options: Options, report: Report) -> dict[str, Any]:
     """Return what is shown of a number: how near it comes, and where it is farthest off."""
     rows = np.unique(np.linspace(0, len(answers) - 1, min(_MOST_POINTS, len(answers))).astype(int))
-    errors = errors.list_errors(answers, options.pictures or 24)
+    largest = errors.list_errors(answers, options.pictures or 24)
     if options.pictures:
-        _decode(material, [error["key"] for error in errors], report)
+        _decode(material, [error["key"] for error in largest], report)
     return {
         "worth": _judge_refinement(material, answers),
         "points": {"truth": answers.targets[rows].tolist(), "said": answers.probabilities[rows, 0].tolist()},
-        "errors": errors,
+        "errors": largest,
     }
 
 
