@@ -28,7 +28,7 @@ from tlkeras.data.sources.folders import read_table
 from tlkeras.evaluation import metrics
 from tlkeras.evaluation.comparison import compare_probabilities
 from tlkeras.runs.directory import find_run
-from tlkeras.runs.predictions import Answers, read_answers, read_probes
+from tlkeras.runs.predictions import Predictions, load_predictions, read_probes
 
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss")
 
@@ -68,17 +68,17 @@ def measure(recipe: str, seed: int, runs: Path, column: str | None) -> dict[str,
     if not runs.is_dir():
         tlkeras.train(recipe, {"data.seed": seed, "training.seed": seed}, runs=runs)
     run = find_run("latest", runs)
-    answers, probe = read_answers(run)[0], next(iter(read_probes(run).values()), None)
+    answers, probe = load_predictions(run)[0], next(iter(read_probes(run).values()), None)
     if column:
         answers = relabel(answers, column)
     compared = None if probe is None else compare_probabilities(answers, probe, resamples=1000)["roc_auc"]
-    measured = metrics.measure(answers.targets, answers.probabilities, answers.weights, resamples=0)
+    measured = metrics.bootstrap_metrics(answers.targets, answers.probabilities, answers.weights, resamples=0)
     figures = {name: measured[name].value for name in FIGURES}
     print(f"{recipe}, seed {seed}: {figures['roc_auc']:.4f}, gain {compared}", file=sys.stderr)
     return {"figures": figures, "phases": run.manifest["phases"], "gain": compared}
 
 
-def relabel(answers: Answers, column: str) -> Answers:
+def relabel(answers: Predictions, column: str) -> Predictions:
     """Return answers whose targets are another column's of ELPV."""
     table = read_table("elpv")
     labels = dict(zip(table.keys, table.columns[column], strict=True))

@@ -25,7 +25,7 @@ import skimage.data
 import tensorflow as tf
 
 from tlkeras.data.augmentation.policies import POLICIES, make_policy
-from tlkeras.data.augmentation.views import number_views, show_all, show_one
+from tlkeras.data.augmentation.views import make_all_views_fn, make_view_fn, number_views
 
 BATCH = 10
 WARM_UP = 10
@@ -53,9 +53,9 @@ def build_contenders(size: int, keys: np.ndarray) -> dict[str, tuple[tf.data.Dat
     numbers = np.arange(len(keys))
     contenders = {BARE: (stream, 1)}
     for name in POLICIES:
-        augment = show_one(make_policy(name), keys, numbers)
+        augment = make_view_fn(make_policy(name), keys, numbers)
         contenders[f"tlkeras {name}"] = stream.map(_indexed(augment)), 1
-    augment = show_all(number_views(make_policy("rand_augment"), BATCH), keys)
+    augment = make_all_views_fn(number_views(make_policy("rand_augment"), BATCH), keys)
     contenders[f"tlkeras rand_augment, {BATCH} views of each picture"] = stream.map(_indexed(augment)), BATCH
     layer = keras.layers.RandAugment(value_range=(0, 255))
     contenders["Keras RandAugment"] = stream.map(lambda index, picture: layer(picture[None], training=True)[0]), 1

@@ -27,15 +27,15 @@ import skimage.data
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from tlkeras.backbones.builder import build
-from tlkeras.data.quality.duplicates import find_copies
+from tlkeras.backbones.builder import build_backbone
+from tlkeras.data.quality.duplicates import find_duplicates
 from tlkeras.data.quality.label_issues import find_outliers
-from tlkeras.data.quality.near_duplicates import find_near, read_thumbnails
-from tlkeras.data.sources.folders import choose_examples, read_table
-from tlkeras.data.tables import Examples
+from tlkeras.data.quality.near_duplicates import find_near_duplicates, read_thumbnails
+from tlkeras.data.sources.folders import build_dataset, read_table
+from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.diagnostics import data_quality
-from tlkeras.features.extraction import Pictures, extract
+from tlkeras.features.extraction import ImageFiles, extract_activations
 from tlkeras.features.pooling import pool
 
 SHARE = 0.05
@@ -84,7 +84,7 @@ def write_photographs(folder: Path, count: int) -> Path:
 def leave_out_lookalikes(paths: list[str]) -> np.ndarray:
     """Return the rows without those that look like an earlier one."""
     thumbnails, readable = read_thumbnails(paths)
-    groups = find_near(thumbnails, [digest(paths[row]) for row in readable])
+    groups = find_near_duplicates(thumbnails, [digest(paths[row]) for row in readable])
     doubled = {row for group in groups for row in group.rows[1:]}
     return np.array([row for place, row in enumerate(readable.tolist()) if place not in doubled])
 
@@ -108,7 +108,7 @@ def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generat
         examples = make_examples([*paths, *copies[part]], len(paths), chosen)
         started = time.perf_counter()
         every = [*digests, *(digest(path) for path in copies[part])]
-        found = find_copies(examples, every, np.concatenate([plain, drawn[part]]), sides)
+        found = find_duplicates(examples, every, np.concatenate([plain, drawn[part]]), sides)
         seconds = time.perf_counter() - started
         wanted = {(int(row), len(paths) + place) for place, row in enumerate(chosen)}
         pairs = {(one, other) for group in found for at, one in enumerate(group.rows) for other in group.rows[at + 1 :]}
@@ -116,7 +116,7 @@ def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generat
         print_row(way, len(wanted), len(pairs & wanted), len(pairs), len(leaks), seconds)
 
 
-def make_examples(paths: list[str], plain: int, chosen: np.ndarray) -> Examples:
+def make_examples(paths: list[str], plain: int, chosen: np.ndarray) -> Dataset:
     """Return examples of two classes; copies have their picture's."""
     labels = np.arange(plain) % 2
     empty = np.full(len(paths), "", dtype=object)
@@ -124,7 +124,7 @@ def make_examples(paths: list[str], plain: int, chosen: np.ndarray) -> Examples:
     targets = {"label": np.concatenate([labels, labels[chosen]])}
     weights = np.ones(len(paths), np.float32)
     task = Task("label", ("a", "b"))
-    return Examples("planted", Path(), objects, objects, (task,), targets, weights, empty, empty, empty, empty)
+    return Dataset("planted", Path(), objects, objects, (task,), targets, weights, empty, empty, empty, empty)
 
 
 def print_row(name: str, planted: int, right: int, found: int, leaks: int | None, seconds: float) -> None:
@@ -137,12 +137,14 @@ def print_row(name: str, planted: int, right: int, found: int, leaks: int | None
 
 
 def compute_features(paths: list[str]) -> np.ndarray:
-    prefix = pool(build("efficientnet_lite0", weights="packaged"), "average")
-    with extract(prefix, Pictures(paths, [digest(path) for path in paths]), [{"model": "benchmark"}]) as features:
+    prefix = pool(build_backbone("efficientnet_lite0", weights="packaged"), "average")
+    with extract_activations(
+        prefix, ImageFiles(paths, [digest(path) for path in paths]), [{"model": "benchmark"}]
+    ) as features:
         return np.asarray(features.outputs[0], np.float32)
 
 
-def measure_suspects(title: str, examples: Examples, strange: list[str], random: np.random.Generator) -> None:
+def measure_suspects(title: str, examples: Dataset, strange: list[str], random: np.random.Generator) -> None:
     """Flip labels and add strange pictures, and print a row for each."""
     paths = [*examples.paths, *strange]
     features = compute_features(paths)
@@ -152,7 +154,7 @@ def measure_suspects(title: str, examples: Examples, strange: list[str], random:
     flipped = labels.copy()
     flipped[chosen] = (labels[chosen] + random.integers(1, len(task.class_names), len(chosen))) % len(task.class_names)
     started = time.perf_counter()
-    changed = Examples(**{**examples.__dict__, "targets": {task.name: flipped}})
+    changed = Dataset(**{**examples.__dict__, "targets": {task.name: flipped}})
     suspects = data_quality.find_suspects(changed, np.arange(len(labels)), features[: len(labels)], changed.groups)
     found = {row for row, *_ in suspects.mislabelled[task.name]}
     seconds = time.perf_counter() - started
@@ -175,8 +177,8 @@ def main() -> None:
     arguments = parser.parse_args()
     random = np.random.default_rng(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        photographs = choose_examples(read_table(str(write_photographs(Path(folder) / "windows", arguments.pictures))))
-        cells = choose_examples(read_table("elpv"))
+        photographs = build_dataset(read_table(str(write_photographs(Path(folder) / "windows", arguments.pictures))))
+        cells = build_dataset(read_table("elpv"))
         sets = {}
         for title, examples in (("ELPV", cells), ("photographs", photographs)):
             rows = np.sort(random.permutation(len(examples))[: arguments.pictures])

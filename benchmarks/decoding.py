@@ -27,7 +27,7 @@ import skimage.data
 import tensorflow as tf
 from PIL import Image
 
-from tlkeras.data.pipeline import stream_pictures
+from tlkeras.data.pipeline import make_image_dataset
 from tlkeras.data.sources.folders import read_table
 
 BATCH = 5
@@ -65,7 +65,7 @@ def write_pictures(root: Path) -> list[str]:
 
 def run_tlkeras(folder: Path, size: int) -> tf.data.Dataset:
     paths = sorted(str(path) for path in folder.glob("class/*"))
-    return stream_pictures(paths, size, "squash", BATCH, workers=1)
+    return make_image_dataset(paths, size, "squash", BATCH, workers=1)
 
 
 def run_keras(folder: Path, size: int) -> tf.data.Dataset:

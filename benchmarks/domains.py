@@ -24,9 +24,9 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 import tlkeras
-from tlkeras.adaptation.domain_head import ADAPTATIONS, ALIGNERS, METHODS, DomainHead
+from tlkeras.adaptation.domain_head import ADAPTATIONS, ALIGNERS, METHODS, DomainAdaptedHead
 from tlkeras.config.recipe import load_recipe
-from tlkeras.data.inspection import inspect
+from tlkeras.data.inspection import validate_images
 from tlkeras.heads.linear import LinearHead
 from tlkeras.training import builders
 
@@ -103,8 +103,8 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def read_elpv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return features of EfficientNet-Lite0, defects, and types of cells."""
     recipe = load_recipe("elpv_domains", {"domains": None})
-    inspection = inspect(builders.read_examples(recipe))
-    with builders.extract_features(recipe, builders.build_prefix(recipe), inspection) as features:
+    inspection = validate_images(builders.read_examples(recipe))
+    with builders.extract_features(recipe, builders.build_feature_extractor(recipe), inspection) as features:
         X = np.asarray(features.outputs[0])
     examples = inspection.examples
     return X, examples.targets["defect"][features.kept], examples.domains[features.kept].astype(str)
@@ -127,7 +127,7 @@ def run(domains: tuple[np.ndarray, ...], seed: int, options: argparse.Namespace)
     fitting, results = {"epochs": options.epochs, "seed": seed}, {}
     for method in options.methods:
         for correction in ("none", "confusion", "likelihood") if method in CORRECTED else ("none",):
-            head = DomainHead(method, make_head, correction=correction, fitting=fitting, judged=options.scores)
+            head = DomainAdaptedHead(method, make_head, correction=correction, fitting=fitting, judged=options.scores)
             head.fit(*train, target=unlabelled, validation=held)
             name = method if correction == "none" else f"{method}, {correction}"
             results[name] = {**figure(head, *test), **head.scores_}
@@ -141,7 +141,7 @@ def make_head() -> LinearHead:
     return LinearHead(C=0.01)
 
 
-def figure(head: DomainHead | LinearHead, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
+def figure(head: DomainAdaptedHead | LinearHead, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Return the figures on target pictures."""
     p = head.predict_proba(X)
     area = roc_auc_score(y, p[:, 1]) if p.shape[1] == 2 else roc_auc_score(y, p, multi_class="ovr")

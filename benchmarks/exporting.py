@@ -21,12 +21,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.data.decoding import decode
 from tlkeras.data.tasks import Task
 from tlkeras.exporting.inference_graph import make_network
-from tlkeras.exporting.loaded_model import Served
-from tlkeras.exporting.signatures import Entry, write_signatures
+from tlkeras.exporting.loaded_model import LoadedSavedModel
+from tlkeras.exporting.signatures import Preprocessing, write_signatures
 from tlkeras.features.pooling import pool
 
 KERAS, TLKERAS = "`model.export`", "`tlkeras export`"
@@ -65,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_classifier(backbone: str, weights: str) -> keras.Model:
-    prefix = pool(build(backbone, weights=weights), "average")
+    prefix = pool(build_backbone(backbone, weights=weights), "average")
     probabilities = keras.layers.Dense(10, activation="softmax")(prefix.outputs[0])
     return keras.Model(prefix.input, probabilities)
 
@@ -78,8 +78,8 @@ def open_contenders(model: keras.Model, folder: Path) -> dict[str, Callable[[np.
     samples = np.random.default_rng(1).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
     network = make_network(model, [task], samples)
     assert network.is_fast, network.note
-    write_signatures(network, [task], Entry(size, "squash"), folder / "tlkeras")
-    plain, fast = Served(folder / "keras"), Served(folder / "tlkeras")
+    write_signatures(network, [task], Preprocessing(size, "squash"), folder / "tlkeras")
+    plain, fast = LoadedSavedModel(folder / "keras"), LoadedSavedModel(folder / "tlkeras")
     (entry,), (exit_,) = (list(part) for part in (plain.signatures["serving_default"].inputs, ["output_0"]))
     return {
         KERAS: lambda pictures: plain.run("serving_default", **{entry: pictures})[exit_],

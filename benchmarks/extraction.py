@@ -20,10 +20,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.features.engines import Engine, OpenVinoEngine, make_engine
-from tlkeras.features.extraction import Pictures, extract
+from tlkeras.features.extraction import ImageFiles, extract_activations
 from tlkeras.features.pooling import pool
 
 BATCH_SIZE = 32
@@ -32,7 +32,7 @@ KERAS, BARE = "Keras predict", "bare OpenVINO, ready-made tensors"
 
 def main() -> None:
     arguments = parse_arguments()
-    prefix = pool(build(arguments.backbone, weights=arguments.weights), "average")
+    prefix = pool(build_backbone(arguments.backbone, weights=arguments.weights), "average")
     size = prefix.input_shape[1]
     pictures = find_pictures(arguments.pictures)
     contenders: dict[str, Callable[[], object]] = {
@@ -72,16 +72,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def find_pictures(count: int) -> Pictures:
+def find_pictures(count: int) -> ImageFiles:
     import elpv_dataset
 
     folder = Path(elpv_dataset.__file__).parent / "data" / "images"
     paths = sorted(folder.glob("*.png"))[:count]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    return Pictures([str(path) for path in paths], digests)
+    return ImageFiles([str(path) for path in paths], digests)
 
 
-def load_as_keras_does(pictures: Pictures, size: int) -> tf.data.Dataset:
+def load_as_keras_does(pictures: ImageFiles, size: int) -> tf.data.Dataset:
     """Decode with what `keras.utils.image_dataset_from_directory` runs: decode_image, bilinear resize, prefetch."""
 
     def load(path: tf.Tensor) -> tf.Tensor:
@@ -92,9 +92,9 @@ def load_as_keras_does(pictures: Pictures, size: int) -> tf.data.Dataset:
     return paths.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE)
 
 
-def measure_engine(prefix: keras.Model, pictures: Pictures, engine: Engine) -> Callable[[], object]:
+def measure_engine(prefix: keras.Model, pictures: ImageFiles, engine: Engine) -> Callable[[], object]:
     """Return a run from files to rows on disk, into an empty store."""
-    return lambda: extract(prefix, pictures, [{}], engine=engine).close()
+    return lambda: extract_activations(prefix, pictures, [{}], engine=engine).close()
 
 
 def run_bare(engine: OpenVinoEngine, tensors: np.ndarray) -> None:

@@ -176,20 +176,20 @@ def run_child(work: str, *arguments: Any) -> Result:
 def train(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Train by a recipe in this process; return `marks`, the start's too, test `auc` and `phases`."""
     import tlkeras
-    from tlkeras.lazy_tensorflow import load_tensorflow
+    from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.finetuning import loop
 
     marks: list[tuple[float, float, float]] = []
-    take = loop.measure_tasks
+    take = loop.compute_validation_metrics
 
     def measure_and_note(*arguments: Any, **options: Any) -> dict[str, float]:
         measures = take(*arguments, **options)
         marks.append((time.time(), time.process_time(), measures["val_roc_auc"]))
         return measures
 
-    loop.measure_tasks = measure_and_note
+    loop.compute_validation_metrics = measure_and_note
     with tempfile.TemporaryDirectory() as runs:
         result = tlkeras.train(recipe, overrides, runs=runs)
     return {"marks": marks, "auc": result["metrics"]["roc_auc"]["value"], "phases": result["phases"]}
@@ -207,7 +207,7 @@ def write_table(recipe: str, overrides: dict[str, Any], path: str) -> dict[str, 
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "side"))
-        writer.writerows(zip(examples.paths, labels, builders.divide(resolved, examples), strict=True))
+        writer.writerows(zip(examples.paths, labels, builders.split_dataset(resolved, examples), strict=True))
     return {"pictures": len(examples)}
 
 

@@ -31,14 +31,14 @@ from sklearn.model_selection import train_test_split
 from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.config.recipe import load_recipe
-from tlkeras.data.inspection import inspect
+from tlkeras.data.inspection import validate_images
 from tlkeras.exporting.parity import measure_size
-from tlkeras.features.extraction import extract
-from tlkeras.features.fusion import fuse
+from tlkeras.features.extraction import extract_activations
+from tlkeras.features.fusion import concatenate_normalized
 from tlkeras.features.pooling import pool_tensor
-from tlkeras.heads.deep import Fitting, TrainedHead
-from tlkeras.heads.heads import HEADS, join, make_head
-from tlkeras.heads.kernel import KernelSpace
+from tlkeras.heads.deep import FitOptions, KerasHead
+from tlkeras.heads.heads import HEADS, attach_heads, make_head
+from tlkeras.heads.kernel import KernelOptions
 from tlkeras.training import builders
 
 DEPTHS = {
@@ -55,8 +55,8 @@ ON_VECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "lda": ("lda", {}),
     "cosine": ("cosine", {}),
     "kernel rbf": ("kernel", {}),
-    "kernel polynomial": ("kernel", {"space": KernelSpace("polynomial", degree=2)}),
-    "kernel laplacian": ("kernel", {"space": KernelSpace("laplacian")}),
+    "kernel polynomial": ("kernel", {"space": KernelOptions("polynomial", degree=2)}),
+    "kernel laplacian": ("kernel", {"space": KernelOptions("laplacian")}),
     "deep": ("deep", {}),
 }
 ON_MAPS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -109,8 +109,8 @@ def main() -> None:
 def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
     """Compute what every block says of all pictures, in one pass, and put depths together from it."""
     recipe = load_recipe("quickstart", {"data.source": source, "backbone.size": size, "data.limit": limit})
-    inspection = inspect(builders.read_examples(recipe))
-    backbone = builders.build_prefix(recipe).backbone
+    inspection = validate_images(builders.read_examples(recipe))
+    backbone = builders.build_feature_extractor(recipe).backbone
     blocks = find_blocks(backbone)
     pooled = [pool_tensor(block.cut.tensor, "average") for block in blocks]
     tensors = [*pooled, *([backbone.output] if maps else [])]
@@ -119,9 +119,9 @@ def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
         for tensor in tensors
     ]
     start = time.perf_counter()
-    with extract(
+    with extract_activations(
         keras.Model(backbone.input, tensors, name=backbone.name),
-        builders.take_pictures(recipe, inspection),
+        builders.select_images(recipe, inspection),
         facts,
         cache=builders.open_cache(recipe),
         dtype="float32",
@@ -135,7 +135,7 @@ def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
     for name, places in DEPTHS.items():
         parts = [values[: len(blocks)][place] for place in places]
         X[name] = parts[0] if len(parts) == 1 else np.hstack([_unify(part) for part in parts])
-        models[name] = keras.Model(backbone.input, fuse([pooled[place] for place in places]))
+        models[name] = keras.Model(backbone.input, concatenate_normalized([pooled[place] for place in places]))
     if maps:
         X["map of the last block"], models["map of the last block"] = values[-1], backbone
     return Material(X, y, models)
@@ -150,7 +150,7 @@ def _measure(name: str, kind: str, settings: dict[str, Any], material: Material,
     X, y, rows, megabytes = material.X[depth], material.y, [], 0.0
     for seed in range(seeds):
         fit, held = train_test_split(np.arange(len(y)), test_size=TEST_SHARE, stratify=y, random_state=seed)
-        seeded = {"fitting": Fitting(seed=seed)} if issubclass(HEADS[kind], TrainedHead) else {"seed": seed}
+        seeded = {"fitting": FitOptions(seed=seed)} if issubclass(HEADS[kind], KerasHead) else {"seed": seed}
         start = time.perf_counter()
         head = make_head(kind, **settings, **seeded).fit(X[fit], y[fit])
         seconds = time.perf_counter() - start
@@ -158,7 +158,7 @@ def _measure(name: str, kind: str, settings: dict[str, Any], material: Material,
         scores = probabilities[:, 1] if probabilities.shape[1] == 2 else _unify_shares(probabilities)
         auc = roc_auc_score(y[held], scores, multi_class="ovr")
         rows.append((float((probabilities.argmax(1) == y[held]).mean()), float(auc), seconds))
-        megabytes = megabytes or _export(join(material.models[depth], head, "exported"))
+        megabytes = megabytes or _export(attach_heads(material.models[depth], head, "exported"))
     accuracy, auc, seconds = zip(*rows, strict=True)
     cells = [name, depth, _say(accuracy), _say(auc), _say(seconds, 1), f"{megabytes:.1f}"]
     print(f"| {' | '.join(cells)} |", flush=True)
@@ -195,7 +195,7 @@ def _time_configurations(X: np.ndarray, y: np.ndarray, count: int) -> None:
         for seed, kind, weight in itertools.product(range(5), ("ridge", "lda", "cosine", "centroid", "linear"), weights)
     ]
     grid += [
-        ("kernel", {"space": KernelSpace(kernel, components=size, gamma=gamma), "class_weight": weight})
+        ("kernel", {"space": KernelOptions(kernel, components=size, gamma=gamma), "class_weight": weight})
         for kernel, size, gamma, weight in itertools.product(
             ("rbf", "polynomial"), (100, 200, 400), (2e-4, 5e-4, 1e-3, 2e-3, "median"), weights
         )

@@ -29,7 +29,7 @@ import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
 from tlkeras.backbones.blocks import find_blocks
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 
 
 class Score(keras.callbacks.Callback):
@@ -65,7 +65,7 @@ def train(table: Path, stages: list[dict[str, Any]], size: int, batch_size: int,
     held_out = {side: stream.batch(64).prefetch(tf.data.AUTOTUNE) for side, (stream, _) in sides.items()}
     score = Score(held_out["validation"], sides["validation"][1])
 
-    backbone = build("efficientnet_lite0", size=size, weights="packaged")
+    backbone = build_backbone("efficientnet_lite0", size=size, weights="packaged")
     inputs = keras.Input((size, size, 3), dtype="uint8")
     features = keras.layers.GlobalAveragePooling2D()(backbone(inputs, training=False))
     model = keras.Model(inputs, keras.layers.Dense(int(targets.max()) + 1, activation="softmax")(features))

@@ -53,18 +53,18 @@ def measure(count: int, backbone: str, weights: str) -> tuple[float, float]:
     """Extract, and return the peak of this process in MiB and the pictures per second."""
     import elpv_dataset
 
-    from tlkeras.backbones.builder import build
+    from tlkeras.backbones.builder import build_backbone
     from tlkeras.features.cache import ActivationCache
-    from tlkeras.features.extraction import Pictures, extract
+    from tlkeras.features.extraction import ImageFiles, extract_activations
     from tlkeras.features.pooling import pool
 
     files = sorted((Path(elpv_dataset.__file__).parent / "data" / "images").glob("*.png"))
     paths = [str(files[number % len(files)]) for number in range(count)]
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(count)]
-    prefix = pool(build(backbone, weights=weights), "average")
+    prefix = pool(build_backbone(backbone, weights=weights), "average")
     with (
         tempfile.TemporaryDirectory() as folder,
-        extract(prefix, Pictures(paths, digests), [{}], cache=ActivationCache(folder)) as features,
+        extract_activations(prefix, ImageFiles(paths, digests), [{}], cache=ActivationCache(folder)) as features,
     ):
         assert features.computed == count
         rate = count / features.seconds

@@ -47,13 +47,13 @@ def plant(folder: Path, files: int) -> None:
 
 def stream(folder: str) -> None:
     """Print seconds to the first batch, pictures per second, and this process's peak memory in MiB."""
-    from tlkeras.data.pipeline import order, stream_pictures
-    from tlkeras.data.sources.folders import choose_examples, read_table
+    from tlkeras.data.pipeline import epoch_permutation, make_image_dataset
+    from tlkeras.data.sources.folders import build_dataset, read_table
 
     started = time.perf_counter()
-    paths = choose_examples(read_table(folder)).paths
-    paths = paths[order(len(paths), 0, 0)]
-    batches = iter(stream_pictures(paths.tolist(), 32, "squash", 32))
+    paths = build_dataset(read_table(folder)).paths
+    paths = paths[epoch_permutation(len(paths), 0, 0)]
+    batches = iter(make_image_dataset(paths.tolist(), 32, "squash", 32))
     next(batches)
     first = time.perf_counter() - started
     count = 32 + sum(len(index) for index, _ in batches)
@@ -64,7 +64,7 @@ def stream(folder: str) -> None:
 
 def measure_folders(files: int) -> None:
     from tlkeras.data.sources.folders import read_table
-    from tlkeras.data.sources.tfrecords import pack
+    from tlkeras.data.sources.tfrecords import write_tfrecords
 
     print("| files | first batch, seconds | pictures/s | peak memory |\n|---|---|---|---|")
     for count in (files // 10, files):
@@ -72,7 +72,7 @@ def measure_folders(files: int) -> None:
             folder = Path(scratch, "photos")
             folder.mkdir()
             plant(folder, count)
-            packed = pack(read_table(str(folder)), Path(scratch, "packed"))["path"]
+            packed = write_tfrecords(read_table(str(folder)), Path(scratch, "packed"))["path"]
             for source, name in ((str(folder), ""), (packed, ", packed")):
                 command = [sys.executable, __file__, "--stream", source]
                 answer = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -81,18 +81,18 @@ def measure_folders(files: int) -> None:
 
 
 def measure_rows(count: int, rounds: int) -> None:
-    from tlkeras.features.cache import ActivationCache, Space
-    from tlkeras.features.extraction import Rows
-    from tlkeras.finetuning.inputs import CachedSupply
+    from tlkeras.features.cache import ActivationCache, Namespace
+    from tlkeras.features.extraction import CachedActivations
+    from tlkeras.finetuning.inputs import ActivationSource
 
     random = np.random.default_rng(0)
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(count)]
-    with tempfile.TemporaryDirectory() as folder, ActivationCache(folder).open(Space({}, (WIDTH,))) as store:
+    with tempfile.TemporaryDirectory() as folder, ActivationCache(folder).open(Namespace({}, (WIDTH,))) as store:
         with store.writer() as writer:
             for start in range(0, count, 4096):
                 part = digests[start : start + 4096]
                 writer.add(part, random.random((len(part), WIDTH), np.float32))
-        rows = Rows(store, store.locate(digests))
+        rows = CachedActivations(store, store.locate(digests))
         head = make_head()
         rates: dict[str, list[float]] = {"all at once": [], "batches of 64": [], "batches of 512": []}
         rates["Keras' head, batches of 64"] = []
@@ -100,7 +100,7 @@ def measure_rows(count: int, rounds: int) -> None:
             rates["all at once"].append(time_rate(count, lambda: np.asarray(rows)))
             for size in (64, 512):
                 batches = list(random.permutation(count)[: count // size * size].reshape(-1, size))
-                supply = CachedSupply([rows])
+                supply = ActivationSource([rows])
                 rates[f"batches of {size}"].append(
                     time_rate(count, lambda supply=supply, batches=batches: [None for _ in supply.stream(batches, 0)])
                 )

@@ -17,13 +17,13 @@ from unittest import mock
 import keras
 import numpy as np
 
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning import ConvMuon, scale_learning_rates, train_step
-from tlkeras.finetuning.losses import make_objective
+from tlkeras.finetuning.losses import make_loss
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.schedule import Stage
-from tlkeras.finetuning.stage_runner import StageWork
+from tlkeras.finetuning.stage_runner import StageRunner
 
 WARM_UP = 3
 WAYS: Mapping[str, tuple[bool, Callable[[], keras.optimizers.Optimizer]]] = {
@@ -59,21 +59,23 @@ def make_taker(
     options: argparse.Namespace, short: bool, make_optimizer: Callable[[], keras.optimizers.Optimizer]
 ) -> Callable[[], None]:
     """Return what takes a step; its first call traces."""
-    backbone = build(options.backbone, size=options.size, weights="none")
+    backbone = build_backbone(options.backbone, size=options.size, weights="none")
     head = [keras.layers.Dense(2, name="logits"), keras.layers.Softmax(name="probabilities")]
     network = Network(backbone, pool(backbone, "average"), head, "network")
     stage = Stage(name="top", unfreeze=f"{options.blocks} blocks", epochs=1, learning_rate=1e-4)
     cut = network.blocks[-options.blocks - 1].cut
     optimizer = scale_learning_rates(make_optimizer())
     optimizer.build(network.list_trainable([stage]))
-    work = StageWork(network, stage, cut.name, optimizer, train_step.Criterion(make_objective("softmax")))
+    work = StageRunner(network, stage, cut.name, optimizer, train_step.Objective(make_loss("softmax")))
     random = np.random.default_rng(0)
     inputs = random.normal(size=(options.batch, *cut.shape)).astype(np.float16)
     targets = np.eye(2, dtype=np.float32)[random.integers(0, 2, options.batch)]
     weights = np.ones(options.batch, np.float32)
 
     def take() -> None:
-        within = nullcontext() if short else mock.patch.object(train_step, "take_shortcuts", lambda *_: nullcontext())
+        within = (
+            nullcontext() if short else mock.patch.object(train_step, "use_fused_cpu_ops", lambda *_: nullcontext())
+        )
         with within:
             work.train(inputs, targets, weights, (0, 0))
 

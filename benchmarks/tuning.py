@@ -104,14 +104,14 @@ def run_plain(trials: int) -> tuple[float, float, float]:
     import keras_tuner
     import tensorflow as tf
 
-    from tlkeras.backbones.builder import build
+    from tlkeras.backbones.builder import build_backbone
     from tlkeras.config.recipe import load_recipe
     from tlkeras.data.decoding import decode
     from tlkeras.training import builders
 
     recipe = load_recipe("quickstart", {"data.validation": 0.15})
     examples = builders.read_examples(recipe)
-    sides = builders.divide(recipe, examples)
+    sides = builders.split_dataset(recipe, examples)
     targets = examples.targets[examples.tasks[0].name]
 
     def read(side: str) -> tf.data.Dataset:
@@ -124,7 +124,7 @@ def run_plain(trials: int) -> tuple[float, float, float]:
 
     def make(hyperparameters: keras_tuner.HyperParameters) -> keras.Model:
         started = time.perf_counter()
-        backbone = build("efficientnet_lite0", size=224, weights="packaged")
+        backbone = build_backbone("efficientnet_lite0", size=224, weights="packaged")
         backbone.trainable = False
         x = keras.layers.GlobalAveragePooling2D()(backbone(backbone.input, training=False))
         x = keras.layers.Dense(hyperparameters.Choice("width", WIDTHS), activation="relu")(x)

@@ -6,16 +6,16 @@ from tlkeras import progress
 
 
 def test_bars_of_parts_are_hidden_and_come_back(capsys):
-    progress.show()
+    progress.set_visible()
     try:
-        with progress.track("Whole", 1) as advance, contextlib.suppress(ValueError), progress.hide():
-            with progress.track("Part", 1) as inner:
+        with progress.progress_bar("Whole", 1) as advance, contextlib.suppress(ValueError), progress.hide():
+            with progress.progress_bar("Part", 1) as inner:
                 inner(1)
             advance(1)
             raise ValueError
-        with progress.track("Next", 1) as advance:
+        with progress.progress_bar("Next", 1) as advance:
             advance(1)
     finally:
-        progress.show(False)
+        progress.set_visible(False)
     drawn = capsys.readouterr().err
     assert "Whole" in drawn and "Next" in drawn and "Part" not in drawn

@@ -6,7 +6,7 @@ import os
 import sys
 
 
-def load_tensorflow() -> None:
+def import_tensorflow_quietly() -> None:
     """Import TensorFlow (some seconds), with the process's standard error closed meanwhile.
 
     Its libraries print a few lines before any setting of theirs can silence them. Errors are raised as ever. Later

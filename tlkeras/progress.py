@@ -9,7 +9,7 @@ from typing import Any
 _visible = False
 
 
-def show(visible: bool = True) -> None:
+def set_visible(visible: bool = True) -> None:
     """Draw the bars of `track` on standard error from now on (the command line does this)."""
     global _visible
     _visible = visible
@@ -19,15 +19,15 @@ def show(visible: bool = True) -> None:
 def hide() -> Iterator[None]:
     """Draw no bars meanwhile: those of parts, where the whole has one of its own."""
     before = _visible
-    show(False)
+    set_visible(False)
     try:
         yield
     finally:
-        show(before)
+        set_visible(before)
 
 
 @contextmanager
-def track(description: str, total: int, unit: str = "steps") -> Iterator[Callable[[int], None]]:
+def progress_bar(description: str, total: int, unit: str = "steps") -> Iterator[Callable[[int], None]]:
     """Yield `advance(n)`, which moves a bar of `total` units by `n`."""
     if not _visible or total == 0:
         yield lambda n: None

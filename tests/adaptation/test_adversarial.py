@@ -9,15 +9,15 @@ import tensorflow as tf
 
 from tlkeras.adaptation.adversarial import WEIGHTS, Adaptation, AdaptedHead
 from tlkeras.adaptation.losses import (
-    compare_covariances,
-    compare_means,
+    coral_loss,
+    gradient_reversal,
+    mcc_loss,
     measure_a_distance,
-    measure_confusion,
+    mmd_loss,
     ramp,
-    reverse_gradient,
     weigh_by_certainty,
 )
-from tlkeras.adaptation.penalties import Discrepancy, Transfer
+from tlkeras.adaptation.penalties import DomainAdaptationLoss, DomainDiscrepancy
 from tlkeras.errors import DataError, RecipeError
 
 METHODS = list(WEIGHTS)
@@ -49,7 +49,7 @@ def test_reversal_by_differences():
     tensor = tf.constant(x, tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(tensor)
-        value = tf.reduce_sum(weights * reverse_gradient(tensor, 0.5) ** 2)
+        value = tf.reduce_sum(weights * gradient_reversal(tensor, 0.5) ** 2)
     np.testing.assert_allclose(tape.gradient(value, tensor), -0.5 * np.array(slopes), rtol=1e-3)
     assert float(value) == pytest.approx(loss(x), rel=1e-6)
 
@@ -57,15 +57,15 @@ def test_reversal_by_differences():
 def test_losses_by_hand():
     one, two = tf.constant([[0.0, 0.0], [2.0, 0.0]]), tf.constant([[0.0, 1.0], [0.0, 3.0]])
     # covariances diag(2, 0) and diag(0, 2): squares 4 + 4, over 4 * 2^2
-    assert float(compare_covariances(one, two)) == pytest.approx(0.5)
-    assert float(compare_means(one, one)) == pytest.approx(0, abs=1e-6)
+    assert float(coral_loss(one, two)) == pytest.approx(0.5)
+    assert float(mmd_loss(one, one)) == pytest.approx(0, abs=1e-6)
     left, right = tf.constant([[0.0], [0.0]]), tf.constant([[2.0], [2.0]])
     # mean squared distance 2; kernels exp(-4 / (4 a)), twice 1 within, so 2 (5 - sum)
     expected = 2 * sum(1 - np.exp(-1 / a) for a in (0.125, 0.25, 0.5, 1, 2))
-    assert float(compare_means(left, right)) == pytest.approx(expected, rel=1e-5)
+    assert float(mmd_loss(left, right)) == pytest.approx(expected, rel=1e-5)
     sure = tf.constant([[100.0, 0.0], [0.0, 100.0]])
-    assert float(measure_confusion(sure)) == pytest.approx(0, abs=1e-6)
-    assert float(measure_confusion(tf.zeros((4, 2)))) == pytest.approx(0.5)  # half of each class goes to the other
+    assert float(mcc_loss(sure)) == pytest.approx(0, abs=1e-6)
+    assert float(mcc_loss(tf.zeros((4, 2)))) == pytest.approx(0.5)  # half of each class goes to the other
     # entropies 0 and log 2: weights 2 and 1.5, divided by 1.75
     weights = weigh_by_certainty(tf.constant([[1.0, 0.0], [0.5, 0.5]]))
     np.testing.assert_allclose(weights, [2 / 1.75, 1.5 / 1.75], rtol=1e-5)
@@ -145,8 +145,8 @@ def test_in_a_batch_of_both_rows_without_weight_are_the_targets(method):
     random = np.random.default_rng(0)
     features, logits = (tf.Variable(random.normal(size=(8, k)), dtype=tf.float32) for k in (5, 3))
     done = tf.Variable(0.0)
-    discrepancy = Discrepancy(method, 5, 2, dropout=0.0, seeds=iter(range(9)))
-    transfer = Transfer(discrepancy, 0.5, lambda: done)
+    discrepancy = DomainDiscrepancy(method, 5, 2, dropout=0.0, seeds=iter(range(9)))
+    transfer = DomainAdaptationLoss(discrepancy, 0.5, lambda: done)
     weights = tf.constant([2.0, 0.0] * 4)
 
     def measure():

@@ -12,10 +12,10 @@ from tlkeras.adaptation.alignment import (
     Identity,
     JointPca,
     SubspaceAlignment,
+    matrix_power,
     measure_covariance,
-    raise_to,
 )
-from tlkeras.adaptation.tca import Jda, Tca, solve_leading, solve_whole
+from tlkeras.adaptation.tca import JointDistributionAdaptation, TransferComponentAnalysis, solve_leading, solve_whole
 from tlkeras.errors import DataError
 
 ALIGNERS = {
@@ -24,9 +24,9 @@ ALIGNERS = {
     "transport": GaussianTransport,
     "subspace": SubspaceAlignment,
     "joint_pca": JointPca,
-    "tca": Tca,
-    "tca_rbf": lambda: Tca(kernel="rbf"),
-    "jda": Jda,
+    "tca": TransferComponentAnalysis,
+    "tca_rbf": lambda: TransferComponentAnalysis(kernel="rbf"),
+    "jda": JointDistributionAdaptation,
 }
 
 
@@ -74,7 +74,7 @@ def test_linear_aligners_become_layers(name):
 def test_a_kernel_is_no_layer():
     Xs, _, Xt, _ = draw_domains()
     with pytest.raises(DataError, match="linear kernel become layers"):
-        Tca(kernel="rbf").fit(Xs, Xt).to_layers()
+        TransferComponentAnalysis(kernel="rbf").fit(Xs, Xt).to_layers()
 
 
 @pytest.mark.parametrize("aligner", [Coral(0.0), GaussianTransport(0.0)])
@@ -106,7 +106,7 @@ def test_transport_moves_less_than_coral():
 def test_roots_of_a_matrix():
     C = np.array([[2.0, 1.0], [1.0, 2.0]])  # eigenvalues 1 and 3
     root = (np.sqrt(3) + 1) / 2, (np.sqrt(3) - 1) / 2
-    np.testing.assert_allclose(raise_to(C, 0.5), [[root[0], root[1]], [root[1], root[0]]])
+    np.testing.assert_allclose(matrix_power(C, 0.5), [[root[0], root[1]], [root[1], root[0]]])
     np.testing.assert_allclose(measure_covariance(np.array([[0.0, 2.0], [2.0, 0.0]]), 0.5), [[1.0, -0.5], [-0.5, 1.0]])
 
 
@@ -137,7 +137,7 @@ def test_the_fast_path_solves_the_generalised_problem(mu):
         np.testing.assert_allclose(B @ found, A @ found * values, atol=1e-7 * values[0] * np.linalg.norm(A))
         cosines = np.linalg.svd(np.linalg.qr(found)[0].T @ np.linalg.qr(vectors)[0], compute_uv=False)
         assert cosines.min() > 1 - 1e-8
-    aligned = Tca(m, mu).fit(Xs, Xt)
+    aligned = TransferComponentAnalysis(m, mu).fit(Xs, Xt)
     np.testing.assert_allclose(aligned.eigenvalues_, expected[::-1], rtol=1e-6)
 
 
@@ -145,7 +145,7 @@ def test_components_have_unit_variance_and_less_difference_of_means():
     Xs, _, Xt, _ = draw_domains()
     gaps = {}
     for mu in (1e6, 1e-4):
-        aligner = Tca(5, mu).fit(Xs, Xt)
+        aligner = TransferComponentAnalysis(5, mu).fit(Xs, Xt)
         Z = np.concatenate([aligner.transform(Xs, "source"), aligner.transform(Xt, "target")])
         np.testing.assert_allclose(Z.mean(axis=0), 0, atol=1e-5)
         np.testing.assert_allclose(Z.std(axis=0), 1, atol=1e-4)
@@ -156,9 +156,9 @@ def test_components_have_unit_variance_and_less_difference_of_means():
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_many_rows_are_aligned_by_approximation(kernel, monkeypatch):
     Xs, _, Xt, _ = draw_domains(source=300, target=260)
-    exact = Tca(4, kernel=kernel).fit(Xs, Xt).transform(Xt, "target")
+    exact = TransferComponentAnalysis(4, kernel=kernel).fit(Xs, Xt).transform(Xt, "target")
     monkeypatch.setattr("tlkeras.adaptation.tca.NYSTROEM", 100)
-    near = Tca(4, mu=0.1, kernel=kernel, landmarks=200).fit(Xs, Xt)
+    near = TransferComponentAnalysis(4, mu=0.1, kernel=kernel, landmarks=200).fit(Xs, Xt)
     Z = near.transform(Xt, "target")
     assert near.weights_.shape[0] == (8 if kernel == "linear" else 200)
     cosines = np.linalg.svd(np.linalg.qr(Z - Z.mean(0))[0].T @ np.linalg.qr(exact - exact.mean(0))[0], compute_uv=False)
@@ -168,7 +168,7 @@ def test_many_rows_are_aligned_by_approximation(kernel, monkeypatch):
 def test_classes_brought_together_help_where_both_domains_have_them():
     Xs, ys, Xt, yt = draw_domains(source=200, target=160)
     gaps = []
-    for aligner in (Tca(5), Jda(5)):
+    for aligner in (TransferComponentAnalysis(5), JointDistributionAdaptation(5)):
         Zs, Zt = aligner.fit(Xs, Xt, ys).transform(Xs, "source"), aligner.transform(Xt, "target")
         gaps.append(sum(np.linalg.norm(Zs[ys == c].mean(0) - Zt[yt == c].mean(0)) for c in (0, 1)))
     assert gaps[1] < gaps[0] + 0.5
@@ -176,14 +176,17 @@ def test_classes_brought_together_help_where_both_domains_have_them():
 
 def test_balance_zero_is_transfer_component_analysis():
     Xs, ys, Xt, _ = draw_domains()
-    both = [aligner.fit(Xs, Xt, ys).transform(Xt, "target") for aligner in (Tca(4), Jda(4, balance=0.0))]
+    both = [
+        aligner.fit(Xs, Xt, ys).transform(Xt, "target")
+        for aligner in (TransferComponentAnalysis(4), JointDistributionAdaptation(4, balance=0.0))
+    ]
     np.testing.assert_allclose(*both, atol=1e-4)
 
 
 def test_a_class_that_the_target_lacks_does_no_harm():
     Xs, ys, Xt, _ = draw_domains()
     ys[:5] = 2
-    assert np.isfinite(Jda(4).fit(Xs, Xt, ys).transform(Xt, "target")).all()
+    assert np.isfinite(JointDistributionAdaptation(4).fit(Xs, Xt, ys).transform(Xt, "target")).all()
 
 
 @pytest.mark.parametrize("name", ALIGNERS)
@@ -212,4 +215,4 @@ def test_what_cannot_be_aligned_is_told(name):
 def test_joint_distributions_need_classes():
     Xs, _, Xt, _ = draw_domains()
     with pytest.raises(DataError, match="source's classes"):
-        Jda().fit(Xs, Xt)
+        JointDistributionAdaptation().fit(Xs, Xt)

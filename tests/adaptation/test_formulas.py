@@ -9,13 +9,20 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import LinearSVC
 
 from tlkeras.heads.calibration import calibrate, measure_loss
-from tlkeras.heads.kernel import KernelHead, KernelSpace, LandmarkMap, WaveMap, find_median_gamma, measure_kernel
-from tlkeras.heads.layers import AttentionPooling, KernelMap
+from tlkeras.heads.kernel import (
+    KernelHead,
+    KernelOptions,
+    NystroemMap,
+    RandomFourierFeatures,
+    find_median_gamma,
+    measure_kernel,
+)
+from tlkeras.heads.layers import AttentionPooling, KernelFeatures
 from tlkeras.heads.linear import LinearHead
-from tlkeras.heads.link_functions import Sigmoid, Softmax
+from tlkeras.heads.link_functions import SigmoidLink, SoftmaxLink
 from tlkeras.heads.prototypes import CosineHead, LdaHead
 from tlkeras.heads.ridge import factorise
-from tlkeras.heads.scaling import measure_frame
+from tlkeras.heads.scaling import fit_standardizer
 from tlkeras.heads.svm import fit_squared_hinge
 
 RANDOM = np.random.default_rng(0)
@@ -76,27 +83,27 @@ def test_cosine_by_hand():
 def test_platt_by_hand():
     """Scores that say nothing: the answer is the share of each class in the smoothed targets, (N + 1) / (N + 2)."""
     codes, scores = np.array([0, 0, 0, 1]), np.zeros((4, 2))
-    scale, shift = calibrate(Softmax(), scores, codes, np.ones(4))
+    scale, shift = calibrate(SoftmaxLink(), scores, codes, np.ones(4))
     expected = (3 * (1 / 5) + 1 * (2 / 3)) / 4
-    assert Softmax().answer(scores * scale + shift)[0, 1] == pytest.approx(expected, abs=1e-4)
+    assert SoftmaxLink().answer(scores * scale + shift)[0, 1] == pytest.approx(expected, abs=1e-4)
     columns = codes[:, None]
-    scale, shift = calibrate(Sigmoid(), scores[:, :1], columns, np.ones(4))
-    assert Sigmoid().answer(scores[:, :1] * scale + shift)[0, 0] == pytest.approx(expected, abs=1e-4)
+    scale, shift = calibrate(SigmoidLink(), scores[:, :1], columns, np.ones(4))
+    assert SigmoidLink().answer(scores[:, :1] * scale + shift)[0, 0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_overconfident_scores_are_cooled():
     scores = 50 * np.stack([-X[:, 0], X[:, 0]], axis=1)
-    scale, shift = calibrate(Softmax(), scores, Y, np.ones(40))
-    before = measure_loss(Softmax(), scores, Y, np.ones(40))
-    assert measure_loss(Softmax(), scores * scale + shift, Y, np.ones(40)) < before / 5
-    assert measure_loss(Softmax(), np.zeros((1, 4)), np.array([2]), np.ones(1)) == pytest.approx(np.log(4))
+    scale, shift = calibrate(SoftmaxLink(), scores, Y, np.ones(40))
+    before = measure_loss(SoftmaxLink(), scores, Y, np.ones(40))
+    assert measure_loss(SoftmaxLink(), scores * scale + shift, Y, np.ones(40)) < before / 5
+    assert measure_loss(SoftmaxLink(), np.zeros((1, 4)), np.array([2]), np.ones(1)) == pytest.approx(np.log(4))
 
 
 def test_fewer_rows_than_columns_lose_nothing():
     """The rotated problem has the solution of the whole one."""
     wide = np.random.default_rng(1).normal(size=(30, 90)) * np.linspace(1, 5, 90)
     y = np.arange(30) % 2
-    frame = measure_frame(wide, np.ones(30))
+    frame = fit_standardizer(wide, np.ones(30))
     assert frame.apply(wide).shape == (30, 29)
     Z = (wide - wide.mean(axis=0)) / wide.std(axis=0)
     whole = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(Z, y)
@@ -116,7 +123,7 @@ def test_kernels_by_hand():
     }
     for kernel, value in expected.items():
         assert measure_kernel(x, point, kernel, 0.5, 2)[0, 0] == pytest.approx(value)
-        layer = KernelMap(kernel, 1, 0.5, 2)
+        layer = KernelFeatures(kernel, 1, 0.5, 2)
         layer.build((None, 2))
         layer.set_weights([point])
         assert float(layer(x.astype("float32"))[0, 0]) == pytest.approx(value, rel=1e-5)
@@ -124,7 +131,7 @@ def test_kernels_by_hand():
 
 def test_all_rows_as_landmarks_are_kernel_ridge_regression():
     """Centred features differ from scikit-learn's by the intercept; without it, inner products are the kernel."""
-    mapping = LandmarkMap.fit(X, "rbf", 0.2, 3)
+    mapping = NystroemMap.fit(X, "rbf", 0.2, 3)
     features = mapping.apply(X)
     np.testing.assert_allclose(features @ features.T, measure_kernel(X, X, "rbf", 0.2, 3), atol=1e-4)
     ridge = Ridge(alpha=0.7, fit_intercept=False).fit(features, Y)
@@ -135,7 +142,7 @@ def test_all_rows_as_landmarks_are_kernel_ridge_regression():
 
 @pytest.mark.parametrize("kernel", ["rbf", "laplacian"])
 def test_waves_come_near_the_kernel(kernel):
-    waves = WaveMap.draw(6, 20_000, kernel, 0.1, np.random.default_rng(0)).apply(X)
+    waves = RandomFourierFeatures.draw(6, 20_000, kernel, 0.1, np.random.default_rng(0)).apply(X)
     assert np.abs(waves @ waves.T - measure_kernel(X, X, kernel, 0.1, 3)).max() < 0.05
 
 
@@ -150,7 +157,7 @@ def test_gamma_is_searched_where_held_out_loss_is_least():
     y = (np.hypot(*rows.T) < 0.8).astype(int)
     losses = {}
     for gamma in ("median", "search"):
-        head = KernelHead(KernelSpace(gamma=gamma)).fit(rows, y)
+        head = KernelHead(KernelOptions(gamma=gamma)).fit(rows, y)
         losses[gamma] = min(head.scores_.values())
     assert losses["search"] <= losses["median"] and (head.predict(rows) == y).mean() > 0.95
 
@@ -159,7 +166,7 @@ def test_gamma_is_searched_where_held_out_loss_is_least():
 @pytest.mark.parametrize("solver", ["ridge", "logistic", "svm"])
 def test_every_kernel_and_solver_exports(kernel, solver):
     rows = np.abs(X).astype("float32")
-    head = KernelHead(KernelSpace(kernel, components=15, degree=2), solver=solver).fit(rows, Y)
+    head = KernelHead(KernelOptions(kernel, components=15, degree=2), solver=solver).fit(rows, Y)
     tensor = entry = keras.Input((6,))
     for layer in head.to_layers():
         tensor = layer(tensor)
@@ -170,9 +177,9 @@ def test_every_kernel_and_solver_exports(kernel, solver):
 
 def test_kernels_refuse_what_they_cannot():
     with pytest.raises(ValueError, match="needs features that are not negative. Received: -"):
-        KernelHead(KernelSpace("chi2")).fit(X, Y)
+        KernelHead(KernelOptions("chi2")).fit(X, Y)
     with pytest.raises(ValueError, match="know rbf and laplacian. Received: 'chi2'"):
-        KernelHead(KernelSpace("chi2", "fourier")).fit(np.abs(X), Y)
+        KernelHead(KernelOptions("chi2", "fourier")).fit(np.abs(X), Y)
 
 
 def test_attention_by_hand():

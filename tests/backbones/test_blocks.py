@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from tlkeras.backbones.blocks import find_blocks, find_cut, find_cuts, split
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.backbones.graph import count_multiply_adds
 from tlkeras.errors import BackboneError
 
@@ -122,7 +122,7 @@ def test_split_twice_gives_the_middle(residual):
 
 
 def test_split_keeps_dropout_active_in_training():
-    model = build("efficientnet_lite0", size=32, weights="none")
+    model = build_backbone("efficientnet_lite0", size=32, weights="none")
     _, suffix = split(model, "block6c_add")
     maps = np.random.default_rng(0).normal(size=(8, *suffix.input.shape[1:])).astype("float32")
     for layer in suffix.layers:  # only stochastic depth may tell training from inference
@@ -182,13 +182,13 @@ def test_find_cut_names_the_nearest(residual):
     ],
 )
 def test_blocks_of_known_nets(name, count, expected):
-    blocks = find_blocks(build(name, size=32, weights="none"))
+    blocks = find_blocks(build_backbone(name, size=32, weights="none"))
     assert len(blocks) == count
     assert [block.name for block in blocks[:5]] == expected
 
 
 def test_blocks_of_lite_end_at_its_bottlenecks():
-    blocks = find_blocks(build("efficientnet_lite0", size=224, weights="none"))
+    blocks = find_blocks(build_backbone("efficientnet_lite0", size=224, weights="none"))
     assert len(blocks) == 18
     assert [block.name for block in blocks[:5]] == ["stem", "block1a", "block2a", "block2b", "block3a"]
     assert [block.shape for block in blocks][10:13] == [(14, 14, 112), (14, 14, 112), (7, 7, 192)]

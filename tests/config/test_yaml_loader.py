@@ -2,7 +2,7 @@
 
 import pytest
 
-from tlkeras.config.yaml_loader import MAX_BYTES, parse_document, parse_value
+from tlkeras.config.yaml_loader import MAX_BYTES, load_yaml, parse_value
 from tlkeras.errors import RecipeError
 
 
@@ -37,12 +37,12 @@ def test_values_read_as_people_mean_them(text, value):
 
 
 def test_lines_are_known():
-    document = parse_document("a: 1\nb:\n  c: 2\n  d: [3,\n   4]\n", "x")
+    document = load_yaml("a: 1\nb:\n  c: 2\n  d: [3,\n   4]\n", "x")
     assert [document.line(path) for path in [("a",), ("b", "c"), ("b", "d", 1), ("b", "nothing")]] == [1, 3, 5, 2]
 
 
 def test_set_makes_the_way_and_forgets_the_line():
-    document = parse_document("a: 1\n", "x")
+    document = load_yaml("a: 1\n", "x")
     document.set("b.c", [1, 2])
     assert document.values == {"a": 1, "b": {"c": (1, 2)}}
     assert document.line(("b", "c")) is None
@@ -76,4 +76,4 @@ BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
 )
 def test_what_is_refused(text, message):
     with pytest.raises(RecipeError, match=message):
-        parse_document(text, "x.yaml")
+        load_yaml(text, "x.yaml")

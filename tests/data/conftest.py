@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkeras.data.tables import Examples, Task
+from tlkeras.data.tables import Dataset, Task
 
 
 def encode_picture(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -88,10 +88,10 @@ def plant(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def make_examples() -> Callable[..., Examples]:
+def make_examples() -> Callable[..., Dataset]:
     """Examples without files: targets by task, and whatever else is given."""
 
-    def make(targets: np.ndarray | dict[str, np.ndarray], **given) -> Examples:
+    def make(targets: np.ndarray | dict[str, np.ndarray], **given) -> Dataset:
         tasks = targets if isinstance(targets, dict) else {"label": np.asarray(targets)}
         count = len(next(iter(tasks.values())))
         empty = np.full(count, "", dtype=object)
@@ -106,6 +106,6 @@ def make_examples() -> Callable[..., Examples]:
             "weights": np.ones(count, np.float32),
             **dict.fromkeys(("groups", "domains", "strata", "splits"), empty),
         }
-        return Examples(**{**values, **given})
+        return Dataset(**{**values, **given})
 
     return make

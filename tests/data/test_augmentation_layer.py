@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 
 from tlkeras.data.augmentation import layer
-from tlkeras.data.augmentation.layer import PictureAugmentation, choose_place, measure_places
+from tlkeras.data.augmentation.layer import PictureAugmentation, choose_augmentation_device, measure_places
 from tlkeras.data.augmentation.policies import make_policy
-from tlkeras.data.augmentation.views import View
-from tlkeras.finetuning.inputs import PictureSupply
+from tlkeras.data.augmentation.views import AugmentedView
+from tlkeras.finetuning.inputs import ImageSource
 
 
 @pytest.mark.parametrize("name", ["dihedral", "rand_augment"])
@@ -21,7 +21,9 @@ def test_the_layer_makes_the_pixels_of_the_pipeline(colours, name):
     shown = PictureAugmentation(policy, seed=3)((pictures, keys, numbers))
     assert shown.dtype == tf.uint8
     for picture, key, number, view in zip(pictures, keys, numbers, shown, strict=True):
-        np.testing.assert_array_equal(view, View(policy, 3, int(number)).apply(tf.constant(picture), tf.constant(key)))
+        np.testing.assert_array_equal(
+            view, AugmentedView(policy, 3, int(number)).apply(tf.constant(picture), tf.constant(key))
+        )
 
 
 def test_supplies_show_the_same_in_either_place(plant, colours, encode):
@@ -30,7 +32,7 @@ def test_supplies_show_the_same_in_either_place(plant, colours, encode):
     batches = [np.array([4, 1, 3]), np.array([0, 5, 2])]
 
     def read(in_graph: bool) -> list[np.ndarray]:
-        supply = PictureSupply(paths, digests, 32, "squash", make_policy("light"), 7, in_graph)
+        supply = ImageSource(paths, digests, 32, "squash", make_policy("light"), 7, in_graph)
         return [np.asarray(pictures) for _, pictures in supply.stream(batches, epoch=2)]
 
     for here, there in zip(read(False), read(True), strict=True):
@@ -39,12 +41,12 @@ def test_supplies_show_the_same_in_either_place(plant, colours, encode):
 
 def test_the_faster_place_is_taken(monkeypatch):
     policy = make_policy("light")
-    assert choose_place(policy, 32, 4) == "pipeline"  # no accelerator here
+    assert choose_augmentation_device(policy, 32, 4) == "pipeline"  # no accelerator here
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
     for times in ({"pipeline": 2.0, "graph": 1.0}, {"pipeline": 1.0, "graph": 2.0}):
         monkeypatch.setattr(layer, "measure_places", lambda *_, times=times: times)
-        assert choose_place(policy, 32, 4) == min(times, key=times.get)
-    assert choose_place(make_policy("none"), 32, 4) == "pipeline"
+        assert choose_augmentation_device(policy, 32, 4) == min(times, key=times.get)
+    assert choose_augmentation_device(make_policy("none"), 32, 4) == "pipeline"
 
 
 def test_both_places_are_timed():

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.headers import PictureError, Rejection
-from tlkeras.data.inspection import inspect, look_at
-from tlkeras.data.pipeline import stream_pictures
-from tlkeras.data.sources.folders import choose_examples, read_table
+from tlkeras.data.headers import InvalidImage, PictureError
+from tlkeras.data.inspection import read_header_and_digest, validate_images
+from tlkeras.data.pipeline import make_image_dataset
+from tlkeras.data.sources.folders import build_dataset, read_table
 from tlkeras.errors import DataError
 
 Encode = Callable[..., bytes]
@@ -109,20 +109,20 @@ def test_a_picture_of_ten_thousand_frames(tmp_path, encode, colours):
 
 def check_picture(path: str, answer: str) -> None:
     """Header and decoder agree; nothing but a PictureError comes."""
-    seen = look_at(path)
+    seen = read_header_and_digest(path)
     if answer == "ok":
-        assert not isinstance(seen, Rejection), seen
+        assert not isinstance(seen, InvalidImage), seen
         assert decode_file(path, 16, "squash").shape == (16, 16, 3)
         return
     with pytest.raises(PictureError) as caught:
         decode_file(path, 16, "squash")
     assert caught.value.code == answer and path in str(caught.value)
-    assert not isinstance(seen, Rejection) or seen.code == answer
+    assert not isinstance(seen, InvalidImage) or seen.code == answer
 
 
 def test_a_stream_skips_what_the_table_refuses(tmp_path, encode, colours):
     paths = [write(tmp_path, f"{at}.jpg", PICTURES[row][0](encode, colours)) for at, row in enumerate(QUICK)]
-    batches = stream_pictures(paths, 16, "squash", 4).as_numpy_iterator()
+    batches = make_image_dataset(paths, 16, "squash", 4).as_numpy_iterator()
     assert np.concatenate([index for index, _ in batches]).tolist() == [
         at for at, row in enumerate(QUICK) if PICTURES[row][1] == "ok"
     ]
@@ -131,13 +131,13 @@ def test_a_stream_skips_what_the_table_refuses(tmp_path, encode, colours):
 @pytest.mark.parametrize("side", [16_000, 30_000])
 def test_bombs_are_refused_from_the_header(tmp_path, make_png, side):
     path = write(tmp_path, "bomb.png", make_png((side, side, 8, 6), b"\0" * 64))
-    assert look_at(path).code == "too-many-pixels"
+    assert read_header_and_digest(path).code == "too-many-pixels"
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a", "a.png", "a.jpg.png.txt"])
 def test_the_content_decides_whatever_the_name(plant, encode, colours, name):
     root = plant({f"cat/{name}": encode(colours), "cat/b.png": 1, "dog/a.png": 2, "dog/b.png": 3})
-    found = inspect(choose_examples(read_table(str(root))))
+    found = validate_images(build_dataset(read_table(str(root))))
     assert f"cat/{name}" in found.examples.keys
     odd = {os.path.basename(note.path) for note in found.notes if note.code == "wrong-extension"}
     assert odd == ({name} if not name.endswith(".png") else set())
@@ -149,7 +149,7 @@ def test_orientation_is_applied_once(tmp_path, encode, make_exif, colours):
     ]
     decoded = np.stack([decode_file(path, 32, "squash") for path in files])
     assert len(np.unique(decoded, axis=0)) == 8
-    ((_, streamed),) = stream_pictures(files, 32, "squash", 8).as_numpy_iterator()
+    ((_, streamed),) = make_image_dataset(files, 32, "squash", 8).as_numpy_iterator()
     np.testing.assert_array_equal(streamed, decoded)
 
 
@@ -185,9 +185,9 @@ def test_trees(plant, row):
     root = plant(FOUR | extra)
     if isinstance(answer, str):
         with pytest.raises(DataError, match=answer):
-            choose_examples(read_table(str(root)))
+            build_dataset(read_table(str(root)))
         return
-    found = inspect(choose_examples(read_table(str(root))))
+    found = validate_images(build_dataset(read_table(str(root))))
     assert set(found.examples.keys) == set(FOUR) | answer
     assert {os.path.relpath(bad.path, root): bad.code for bad in found.rejected} == refused
 
@@ -228,7 +228,7 @@ def test_what_systems_can_do_to_trees(plant, row):
     make, count, codes = SYSTEM[row]
     root = plant(FOUR)
     make(root)
-    found = inspect(choose_examples(read_table(str(root))))
+    found = validate_images(build_dataset(read_table(str(root))))
     assert len(found.examples) == count and {bad.code for bad in found.rejected} == codes
 
 
@@ -238,7 +238,7 @@ def test_files_that_change_while_they_are_read(plant, encode, colours):
     os.remove(paths[1])
     Path(paths[3]).write_bytes(b"<html>")
     os.chmod(paths[4], 0)
-    batches = stream_pictures(paths, 16, "squash", 2).as_numpy_iterator()
+    batches = make_image_dataset(paths, 16, "squash", 2).as_numpy_iterator()
     found = [row for index, _ in batches for row in index.tolist()]
     assert found == [0, 2, 5] or (os.geteuid() == 0 and found == [0, 2, 4, 5])
 
@@ -280,11 +280,11 @@ def test_manifests(plant, row):
     content, answer = MANIFESTS[row]
     root = plant({f"{name}.png": number for number, name in enumerate("abcd")} | {"set.csv": content})
     if isinstance(answer, int):
-        examples = choose_examples(read_table(str(root / "set.csv")))
+        examples = build_dataset(read_table(str(root / "set.csv")))
         assert len(examples) == answer and len(examples.tasks[0].class_names) == 2
     else:
         with pytest.raises(DataError, match=answer):
-            choose_examples(read_table(str(root / "set.csv")))
+            build_dataset(read_table(str(root / "set.csv")))
 
 
 @pytest.mark.parametrize("name", ["set.zip", "set.tar", "set.tar.gz", "set.tgz", "SET.ZIP", "set.7z", "set.rar"])

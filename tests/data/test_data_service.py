@@ -16,17 +16,23 @@ import pytest
 from tlkeras import api
 from tlkeras.config.recipe import load_recipe
 from tlkeras.data.augmentation.policies import make_policy
-from tlkeras.data.augmentation.views import choose_views, derive_keys, show_one
-from tlkeras.data.data_service import _MOST_WAITING, _put_in_order, check_feed, start_feeding, stream_fed
-from tlkeras.data.pipeline import stream_pictures
+from tlkeras.data.augmentation.views import choose_views, digest_to_seed, make_view_fn
+from tlkeras.data.data_service import (
+    _MOST_WAITING,
+    _put_in_order,
+    check_data_service,
+    make_data_service_dataset,
+    start_data_worker,
+)
+from tlkeras.data.pipeline import make_image_dataset
 from tlkeras.errors import DataError, RecipeError, RunError
 
 
 @pytest.fixture(scope="module")
 def address():
     """The service of this process: a dispatcher and two workers."""
-    address, running = start_feeding(host="localhost", port=0)
-    running += start_feeding(join=address, host="localhost")[1]
+    address, running = start_data_worker(host="localhost", port=0)
+    running += start_data_worker(join=address, host="localhost")[1]
     yield address
 
 
@@ -43,13 +49,13 @@ def same(streams) -> bool:
 
 
 def test_what_workers_decode_is_what_is_decoded_here(address, files):
-    keys, policy = derive_keys([f"{number:064x}" for number in range(len(files))]), make_policy("flip")
+    keys, policy = digest_to_seed([f"{number:064x}" for number in range(len(files))]), make_policy("flip")
     numbers = choose_views(policy, None, keys, 3, seed=5)
     asked = (files, 24, "squash", 5)
     for _ in range(2):  # each epoch is a stream of its own
-        augment = show_one(policy, keys, numbers, 5)
-        here = stream_pictures(*asked, augment=augment).as_numpy_iterator()
-        assert same([stream_fed(address, *asked, augment=augment), here])
+        augment = make_view_fn(policy, keys, numbers, 5)
+        here = make_image_dataset(*asked, augment=augment).as_numpy_iterator()
+        assert same([make_data_service_dataset(address, *asked, augment=augment), here])
 
 
 def test_what_arrives_out_of_order_is_put_in_order():
@@ -75,12 +81,12 @@ def test_what_arrives_out_of_order_is_put_in_order():
 def test_a_worker_that_dies_costs_nothing(tmp_path, files):
     code = "from tlkeras.data.data_service import start_feeding; import sys, time\n"
     code += "running = start_feeding(sys.argv[1], 'localhost'); print('ready', flush=True); time.sleep(300)"
-    address, _running = start_feeding(host="localhost", port=0)
+    address, _running = start_data_worker(host="localhost", port=0)
     worker = subprocess.Popen([sys.executable, "-c", code, address], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         assert worker.stdout.readline()
         many = files * 60
-        stream = stream_fed(address, many, 96, "squash", 8)
+        stream = make_data_service_dataset(address, many, 96, "squash", 8)
         first = [next(stream) for _ in range(3)]
         os.kill(worker.pid, signal.SIGKILL)
         found = np.concatenate([index for index, _ in [*first, *stream]])
@@ -97,8 +103,8 @@ def test_a_service_that_is_gone_costs_nothing_but_time(files, monkeypatch, caplo
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    here = stream_pictures(files, 24, "squash", 5).as_numpy_iterator()
-    assert same([stream_fed(address, files, 24, "squash", 5), here])
+    here = make_image_dataset(files, 24, "squash", 5).as_numpy_iterator()
+    assert same([make_data_service_dataset(address, files, 24, "squash", 5), here])
     assert "pictures are decoded here" in caplog.text
 
 
@@ -120,15 +126,15 @@ def test_training_that_is_fed_is_training(address, workplace):
 
 def test_what_is_refused(address, workplace):
     with pytest.raises(RunError, match=r"A data service must listen at HOST:PORT.*Start one with: tlkeras feed"):
-        check_feed("localhost:1", ["a.png"])
+        check_data_service("localhost:1", ["a.png"])
     with pytest.raises(DataError, match="Workers read files by themselves.*Leave training.feed out"):
-        check_feed(address, ["a.tfrecord@1+2"])
+        check_data_service(address, ["a.tfrecord@1+2"])
     with pytest.raises(RecipeError, match="it must be HOST:PORT. Received: 'here'"):
         load_recipe("mine.yaml", {"training.feed": "here"})
     with pytest.raises(RunError, match="needs a free port"):
-        start_feeding(port=int(address.rpartition(":")[2]))
+        start_data_worker(port=int(address.rpartition(":")[2]))
     with pytest.raises(RunError, match="Start one with"):
-        start_feeding(join="localhost:1")
+        start_data_worker(join="localhost:1")
 
 
 @pytest.mark.slow
@@ -147,7 +153,7 @@ def test_the_command_says_where_it_listens():
     try:
         line = process.stdout.readline()
         assert line.startswith("Decoding for --set training.feed=localhost:")
-        check_feed(line.split("=")[1].split(".")[0], [])
+        check_data_service(line.split("=")[1].split(".")[0], [])
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0

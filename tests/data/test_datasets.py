@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tlkeras.data.sources import datasets
-from tlkeras.data.sources.folders import choose_examples, read_table
+from tlkeras.data.sources.folders import build_dataset, read_table
 from tlkeras.errors import DataError, MissingExtraError, ResourceError
 
 
@@ -62,7 +62,7 @@ class TinyShapes(tfds.core.GeneratorBasedBuilder):
 def test_tfds(tmp_path, monkeypatch):
     store, data = tmp_path / "store", tmp_path / "data"
     table = read_table("tfds:tiny_shapes", store=store, tfds_data_dir=data)
-    examples = choose_examples(table)
+    examples = build_dataset(table)
     assert examples.tasks[0].name == "kind" and examples.tasks[0].class_names == ("square", "circle")
     assert Counter(examples.splits) == {"train": 4, "test": 2}
     assert table.columns["place"] == ["Köln"] * 6 and set(table.columns) == {"kind", "corners", "place", "split"}
@@ -96,7 +96,7 @@ def test_digits(tmp_path):
     from sklearn.datasets import load_digits
 
     table = read_table("sklearn-digits", store=tmp_path)
-    examples = choose_examples(table)
+    examples = build_dataset(table)
     assert len(examples) == 1797 and examples.tasks[0].class_names == tuple("0123456789")
     np.testing.assert_array_equal(examples.targets["label"], load_digits().target)
     first = np.asarray(Image.open(table.paths[0]))
@@ -126,14 +126,14 @@ def test_writing_leaves_all_or_nothing(tmp_path, monkeypatch):
 
 def test_elpv_counts_are_the_published_ones():
     table = read_table("elpv")
-    examples = choose_examples(table, group="module", weight="certainty")
+    examples = build_dataset(table, group="module", weight="certainty")
     assert len(examples) == 2624 and all(Path(path).is_file() for path in table.paths[::200])
     cells = Counter(zip(table.columns["cell_type"], (p[:3] for p in table.columns["probability"]), strict=True))
     assert [cells["mono", p] for p in ("0.0", "0.3", "0.6", "1.0")] == [588, 117, 56, 313]
     assert [cells["poly", p] for p in ("0.0", "0.3", "0.6", "1.0")] == [920, 178, 50, 402]
     assert examples.tasks[0].class_names == ("functional", "defective")
     assert examples.targets["defect"].sum() == 821
-    assert choose_examples(table, ["any_defect"]).targets["any_defect"].sum() == 1116
+    assert build_dataset(table, ["any_defect"]).targets["any_defect"].sum() == 1116
     certainty = Counter(np.round(examples.weights, 3).tolist())
     assert certainty == {1.0: 2223, np.float32(0.333).item(): 295, np.float32(0.667).item(): 106}
     assert table.facts["licence"] == "CC BY-NC-SA 4.0" and "4CV.3.15" not in table.facts["url"]

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from tlkeras.data.quality.cleaning import clean, write_manifest
-from tlkeras.data.quality.duplicates import Copies, LeakingGroup, find_copies, find_leaking_groups, join_groups
-from tlkeras.data.sources.folders import choose_examples, read_table
+from tlkeras.data.quality.duplicates import (
+    DuplicateGroup,
+    LeakingGroup,
+    find_duplicates,
+    find_leaking_groups,
+    join_groups,
+)
+from tlkeras.data.sources.folders import build_dataset, read_table
 from tlkeras.errors import DataError
 
 
@@ -22,11 +28,11 @@ def test_labels_and_sides_of_copies(make_examples):
     examples = make_examples(np.array([0, 0, 0, 1, 1, -1]))
     sides = objects("train", "test", "train", "train", "train", "train")
     noise = np.random.default_rng(0).integers(0, 256, (6, 32, 32), np.uint8)
-    found = find_copies(examples, ["a", "a", "b", "b", "c", "c"], noise, sides)
+    found = find_duplicates(examples, ["a", "a", "b", "b", "c", "c"], noise, sides)
     assert found == [
-        Copies((0, 1), True, 1.0, conflicting=False, leaking=True),
-        Copies((2, 3), True, 1.0, conflicting=True, leaking=False),
-        Copies((4, 5), True, 1.0, conflicting=False, leaking=False),  # nobody knows the label of one
+        DuplicateGroup((0, 1), True, 1.0, conflicting=False, leaking=True),
+        DuplicateGroup((2, 3), True, 1.0, conflicting=True, leaking=False),
+        DuplicateGroup((4, 5), True, 1.0, conflicting=False, leaking=False),  # nobody knows the label of one
     ]
 
 
@@ -38,8 +44,8 @@ def test_groups_that_leak():
 
 
 def test_copies_join_groups():
-    copies = [Copies((0, 3), True, 1, False, False), Copies((3, 4), False, 0.99, False, False)]
-    copies += [Copies((5, 6), False, 0.99, False, False)]
+    copies = [DuplicateGroup((0, 3), True, 1, False, False), DuplicateGroup((3, 4), False, 0.99, False, False)]
+    copies += [DuplicateGroup((5, 6), False, 0.99, False, False)]
     assert join_groups(objects("", "m", "m", "", "m", "", "", ""), copies).tolist() == ["m"] * 5 + ["copies-2"] * 2 + [
         ""
     ]
@@ -49,11 +55,11 @@ def test_copies_join_groups():
 def test_what_is_left_out(make_examples):
     examples = make_examples(np.arange(12) % 2, splits=objects(*["train"] * 8, *["test"] * 4))
     copies = [
-        Copies((0, 2), True, 1, False, False),  # one stays
-        Copies((1, 8), True, 1, True, True),  # nobody knows which label is right
-        Copies((3, 9), True, 1, False, True),  # the held-out one stays
-        Copies((4, 6, 10), False, 0.99, False, True),  # looks like a held-out one
-        Copies((5, 7), False, 0.99, False, False),  # both stay, together
+        DuplicateGroup((0, 2), True, 1, False, False),  # one stays
+        DuplicateGroup((1, 8), True, 1, True, True),  # nobody knows which label is right
+        DuplicateGroup((3, 9), True, 1, False, True),  # the held-out one stays
+        DuplicateGroup((4, 6, 10), False, 0.99, False, True),  # looks like a held-out one
+        DuplicateGroup((5, 7), False, 0.99, False, False),  # both stay, together
     ]
     cleaning = clean(examples, copies, [])
     assert cleaning.kept.tolist() == [0, 5, 7, 9, 10, 11]
@@ -75,14 +81,14 @@ def test_leaking_groups_leave_the_training_side(make_examples):
 def test_a_cleaned_manifest_is_read_again(plant):
     root = plant({"=1+1/a.png": 1, "=1+1/b.png": 2, "dog/a.png": 3, "dog/b.png": 4, "dog/c.png": 4})
     table = read_table(str(root))
-    examples = choose_examples(table)
-    copies = [Copies((3, 4), True, 1, False, False), Copies((0, 1), False, 0.99, False, False)]
+    examples = build_dataset(table)
+    copies = [DuplicateGroup((3, 4), True, 1, False, False), DuplicateGroup((0, 1), False, 0.99, False, False)]
     cleaning = clean(examples, copies, [])
     path = write_manifest(root / "clean.csv", table, examples, cleaning, {"suggested": ["", "", "=1+1", "", ""]})
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [row["path"] for row in rows] == ["./=1+1/a.png", "./=1+1/b.png", "dog/a.png", "dog/b.png"]  # no formula
     assert [row["suggested"] for row in rows] == ["", "", "=1+1", ""]
-    again = choose_examples(read_table(str(path)))
+    again = build_dataset(read_table(str(path)))
     assert again.keys.tolist() == examples.keys[:4].tolist()
     assert again.groups[0] == again.groups[1] != "" and not again.groups[2:].any()
     above = write_manifest(root.parent / "clean.csv", table, examples, cleaning)
@@ -92,7 +98,7 @@ def test_a_cleaned_manifest_is_read_again(plant):
 def test_where_a_manifest_cannot_be(plant, tmp_path):
     root = plant({"cat/a.png": 1, "cat/b.png": 2, "dog/a.png": 3, "dog/b.png": 4})
     table = read_table(str(root))
-    examples = choose_examples(table)
+    examples = build_dataset(table)
     cleaning = clean(examples, [], [])
     (tmp_path / "else").mkdir()
     with pytest.raises(DataError, match=r"in the folder of its pictures or above it.*Write it to .*set/cleaned\.csv"):

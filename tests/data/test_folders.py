@@ -10,14 +10,14 @@ import unicodedata
 import numpy as np
 import pytest
 
-from tlkeras.data.sources.folders import choose_examples, list_pictures, read_table
-from tlkeras.data.tables import Table
+from tlkeras.data.sources.folders import build_dataset, list_pictures, read_table
+from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError
 
 PAIRS = {"cat/1.png": 1, "cat/2.png": 2, "dog/1.png": 3, "dog/2.png": 4}
 
 
-def codes(table: Table) -> dict[str, str]:
+def codes(table: ImageTable) -> dict[str, str]:
     return {os.path.relpath(bad.path, table.root): bad.code for bad in table.rejected}
 
 
@@ -27,7 +27,7 @@ def test_folder(plant):
     assert table.keys == ["cat/1.png", "cat/2.png", "cat/deep/er/3.PNG", "dog/1.png", "dog/2.png"]
     assert table.paths == [str(root / key) for key in table.keys]
     assert table.columns == {"label": ["cat", "cat", "cat", "dog", "dog"]}
-    examples = choose_examples(table)
+    examples = build_dataset(table)
     assert examples.tasks[0].class_names == ("cat", "dog")
     assert examples.targets["label"].tolist() == [0, 0, 0, 1, 1] and examples.targets["label"].dtype == np.int64
     assert examples.weights.tolist() == [1] * 5 and examples.weights.dtype == np.float32
@@ -41,7 +41,7 @@ def test_folder(plant):
 def test_folder_with_sides(plant, validation):
     sides = {"train": "train", validation: "validation", "test": "test"}
     root = plant({f"{side}/{path}": content for side in sides for path, content in PAIRS.items()})
-    examples = choose_examples(read_table(str(root)))
+    examples = build_dataset(read_table(str(root)))
     assert len(examples) == 12
     assert {key.split("/")[0]: side for key, side in zip(examples.keys, examples.splits, strict=True)} == sides
     assert examples.tasks[0].class_names == ("cat", "dog")
@@ -128,7 +128,7 @@ def test_names_that_are_not_utf8(plant):
 def test_unicode_classes_are_one_in_both_normal_forms(plant):
     composed, decomposed = (unicodedata.normalize(form, "größe ü") for form in ("NFC", "NFD"))
     files = {f"train/{composed}/1.png": 1, f"test/{decomposed}/1.png": 2, "train/a/1.png": 3, "test/a/1.png": 4}
-    examples = choose_examples(read_table(str(plant(files))))
+    examples = build_dataset(read_table(str(plant(files))))
     assert examples.tasks[0].class_names == ("a", composed)
 
 
@@ -155,10 +155,10 @@ def test_empty_folders(plant, tmp_path, files, message):
 
 def test_one_class_or_too_few_pictures(plant):
     with pytest.raises(DataError, match=r"two classes or more are needed to tell apart. Received: cat"):
-        choose_examples(read_table(str(plant({"cat/1.png": 1, "cat/2.png": 2}, "one"))))
+        build_dataset(read_table(str(plant({"cat/1.png": 1, "cat/2.png": 2}, "one"))))
     root = plant({**PAIRS, "owl/1.png": 1, "yak/.keep": b""}, "few")
     with pytest.raises(DataError, match=r"two pictures or more to be split. Received: owl \(1\), yak \(0\)"):
-        choose_examples(read_table(str(root)))
+        build_dataset(read_table(str(root)))
 
 
 def test_unknown_sources(tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ LINES = ["path,label", "cat/1.png,cat", "cat/2.png,cat", "dog/1.png,dog", "dog/2
     ],
 )
 def test_manifest(plant, text):
-    examples = choose_examples(read_table(manifest(plant, text)))
+    examples = build_dataset(read_table(manifest(plant, text)))
     assert examples.keys.tolist() == list(PAIRS)
     assert examples.targets["label"].tolist() == [0, 0, 1, 1]
 
@@ -224,18 +224,18 @@ def test_manifest_columns_play_their_parts(plant):
         "dog/2.png,dog,training,1e-1,g2,b,blue",
     ]
     table = read_table(manifest(plant, "\n".join(rows)))
-    examples = choose_examples(table, stratify=["colour", "domain"])
+    examples = build_dataset(table, stratify=["colour", "domain"])
     np.testing.assert_allclose(examples.weights, [0.5, 1, 2, 0.1])
     assert examples.splits.tolist() == ["train", "validation", "test", "train"]
     assert examples.groups.tolist() == ["g1", "g1", "", "g2"] and examples.domains.tolist() == ["a", "a", "b", "b"]
     assert examples.strata.tolist() == ["red | a", "red | a", " | b", "blue | b"]
-    plain = choose_examples(table, weight="", group="", domain="")
+    plain = build_dataset(table, weight="", group="", domain="")
     assert plain.weights.tolist() == [1] * 4 and not plain.groups.any() and not plain.domains.any()
 
 
 def test_several_labels_are_several_tasks(plant):
     rows = ["path,a,b", "cat/1.png,x,u", "cat/2.png,y,", "dog/1.png,x,v", "dog/2.png,y,u", "cat/3.png,x,v"]
-    examples = choose_examples(read_table(manifest(plant, "\n".join(rows), **{"cat/3.png": 1})), ["b", "a"])
+    examples = build_dataset(read_table(manifest(plant, "\n".join(rows), **{"cat/3.png": 1})), ["b", "a"])
     assert [task.name for task in examples.tasks] == ["b", "a"]
     assert examples.targets["a"].tolist() == [0, 1, 0, 1, 0]
     assert examples.targets["b"].tolist() == [0, -1, 1, 0, 1]
@@ -296,13 +296,13 @@ def test_all_unknown_columns_at_once(plant):
     with pytest.raises(
         DataError, match=r"(?s)no column 'lable'. Did you mean 'label'\?.*no column 'site'. Valid: label"
     ):
-        choose_examples(table, ["lable"], group="site")
+        build_dataset(table, ["lable"], group="site")
 
 
 def test_bad_weights_are_all_named(plant):
     rows = ["path,label,weight", "cat/1.png,cat,-1", "cat/2.png,cat,x", "dog/1.png,dog,nan", "dog/2.png,dog,1"]
     with pytest.raises(DataError, match=r"(?s)'weight' of cat/1\.png is '-1'.*cat/2\.png is 'x'.*dog/1\.png is 'nan'"):
-        choose_examples(read_table(manifest(plant, "\n".join(rows))))
+        build_dataset(read_table(manifest(plant, "\n".join(rows))))
     zeros = ["path,label,weight", *(f"{path},{path[:3]},0" for path in PAIRS)]
     with pytest.raises(DataError, match="every weight is 0"):
-        choose_examples(read_table(manifest(plant, "\n".join(zeros))))
+        build_dataset(read_table(manifest(plant, "\n".join(zeros))))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkeras.data.headers import PictureError, check_header, printable, read_picture, sniff
+from tlkeras.data.headers import PictureError, check_header, detect_format, read_picture, to_printable
 
 FOREIGN = {
     "TIFF": (b"II*\0" + b"\0" * 60, "unsupported"),
@@ -29,7 +29,7 @@ FOREIGN = {
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_foreign_content_is_named(kind):
     data, code = FOREIGN[kind]
-    assert sniff(data) == kind
+    assert detect_format(data) == kind
     with pytest.raises(PictureError, match="the content is " + kind.split()[0]) as caught:
         check_header(data)
     assert caught.value.code == code
@@ -157,4 +157,4 @@ def test_files_that_the_system_withholds(tmp_path, monkeypatch, error, code, rea
 
 
 def test_undecodable_names_can_be_printed():
-    assert printable(os.fsdecode(b"caf\xe9/\xc3\xa9.jpg")) == "caf\\xe9/é.jpg"
+    assert to_printable(os.fsdecode(b"caf\xe9/\xc3\xa9.jpg")) == "caf\\xe9/é.jpg"

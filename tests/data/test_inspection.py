@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkeras.data.inspection import inspect
-from tlkeras.data.sources.folders import choose_examples, read_table
+from tlkeras.data.inspection import validate_images
+from tlkeras.data.sources.folders import build_dataset, read_table
 from tlkeras.errors import DataError
 
 
 def read(root: Path):
-    return choose_examples(read_table(str(root)))
+    return build_dataset(read_table(str(root)))
 
 
 def test_bad_files_are_listed_and_left_out(plant, encode, bomb):
@@ -34,7 +34,7 @@ def test_bad_files_are_listed_and_left_out(plant, encode, bomb):
     root = plant({**good, **bad, "cat/notes.txt": b"text"})
     examples = read(root)
     os.remove(root / "dog/gone.png")
-    found = inspect(examples, workers=3)
+    found = validate_images(examples, workers=3)
     assert found.examples.keys.tolist() == list(good)
     assert found.digests == [hashlib.sha256((root / key).read_bytes()).hexdigest() for key in good]
     assert {os.path.relpath(bad.path, root): bad.code for bad in found.rejected} == {
@@ -69,7 +69,7 @@ def test_what_is_odd_is_noted(plant, encode, make_exif, make_png):
         "b/4.png": make_png((5000, 4801, 1, 0), zlib.compress(b"\0" * 626 * 4801)),
     }
     root = plant(files)
-    found = inspect(read(root))
+    found = validate_images(read(root))
     assert len(found.examples) == len(files) and not found.rejected
     assert [(os.path.relpath(note.path, root), note.code) for note in found.notes] == [
         ("a/1.jpg", "wrong-extension"),
@@ -90,7 +90,7 @@ def test_what_is_odd_is_noted(plant, encode, make_exif, make_png):
 def test_nothing_left(plant):
     root = plant({"a/1.jpg": b"", "a/2.jpg": b"", "b/1.jpg": b"", "b/2.jpg": b""})
     with pytest.raises(DataError, match=r"(?s)No picture of '.*set' can be read.*a/1\.jpg: the file is empty"):
-        inspect(read(root))
+        validate_images(read(root))
 
 
 def test_a_class_that_vanishes(plant):
@@ -98,12 +98,12 @@ def test_a_class_that_vanishes(plant):
     with pytest.raises(
         DataError, match=r"(?s)'label': every picture of class 'a' was rejected.*2\.jpg: the content is"
     ):
-        inspect(read(root))
+        validate_images(read(root))
 
 
 def test_many_more_files_than_a_chunk(plant, make_examples, monkeypatch):
     monkeypatch.setattr("tlkeras.data.inspection._CHUNK", 3)
     root = plant({f"{number}.png": number for number in range(10)})
     paths = np.array([str(root / f"{number}.png") for number in range(10)], dtype=object)
-    found = inspect(make_examples(np.arange(10) % 2, paths=paths), workers=2)
+    found = validate_images(make_examples(np.arange(10) % 2, paths=paths), workers=2)
     assert len(found.digests) == len(set(found.digests)) == 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tlkeras.data.quality.label_issues import find_mislabelled, find_outliers
+from tlkeras.data.quality.label_issues import find_label_issues, find_outliers
 
 
 def two(of_second: list[float]) -> np.ndarray:
@@ -17,23 +17,23 @@ def test_confident_learning_by_hand():
     # Means of the own class: (.9 + .9 + .8 + .1) / 4 = .675 and (.9 + .8 + .9 + .2) / 4 = .7. Row 3 reaches .7 for
     # class 1, row 7 reaches .675 for class 0: one of four labels of each kind is wrong.
     p = two([0.1, 0.1, 0.2, 0.9, 0.9, 0.8, 0.9, 0.2])
-    found = find_mislabelled(p, np.array([0, 0, 0, 0, 1, 1, 1, 1]))
+    found = find_label_issues(p, np.array([0, 0, 0, 0, 1, 1, 1, 1]))
     assert [(suspect.row, suspect.suggested) for suspect in found] == [(3, 1), (7, 0)]
     assert [suspect.score for suspect in found] == pytest.approx([0.8, 0.6])
 
 
 def test_what_is_unsure_is_not_suspected():
     p = two([0.4, 0.45, 0.55, 0.4, 0.6, 0.6, 0.5, 0.6])
-    assert all(suspect.score > 0 for suspect in find_mislabelled(p, np.array([0] * 4 + [1] * 4)))
-    assert find_mislabelled(two([0.1] * 4 + [0.9] * 4), np.array([0] * 4 + [1] * 4)) == []
+    assert all(suspect.score > 0 for suspect in find_label_issues(p, np.array([0] * 4 + [1] * 4)))
+    assert find_label_issues(two([0.1] * 4 + [0.9] * 4), np.array([0] * 4 + [1] * 4)) == []
 
 
 def test_rows_without_label_or_weight():
     p = two([0.1, 0.1, 0.2, 0.9, 0.9, 0.8, 0.9, 0.1])
     targets = np.array([0, 0, 0, -1, 1, 1, 1, 1])
-    assert [suspect.row for suspect in find_mislabelled(p, targets)] == [7]
+    assert [suspect.row for suspect in find_label_issues(p, targets)] == [7]
     heavy = np.array([1, 1, 1, 0, 1, 1, 1, 1.0])
-    assert [suspect.row for suspect in find_mislabelled(p, np.array([0] * 4 + [1] * 4), heavy)] == [7]
+    assert [suspect.row for suspect in find_label_issues(p, np.array([0] * 4 + [1] * 4), heavy)] == [7]
 
 
 def test_three_classes_are_suggested_apart():
@@ -41,7 +41,7 @@ def test_three_classes_are_suggested_apart():
     targets = np.repeat(np.arange(3), 10)
     p[np.arange(30), targets] = 0.9
     p[3], p[14] = [0.05, 0.05, 0.9], [0.9, 0.05, 0.05]
-    found = find_mislabelled(p, targets)
+    found = find_label_issues(p, targets)
     assert {(suspect.row, suspect.suggested) for suspect in found} == {(3, 2), (14, 0)}
 
 

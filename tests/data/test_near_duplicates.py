@@ -12,11 +12,11 @@ from PIL import Image, ImageEnhance
 from tlkeras.data.quality.near_duplicates import (
     HIGHEST,
     LOWEST,
-    Group,
+    NearDuplicateGroup,
     _gather_stars,
-    choose_bound,
-    find_equal,
-    find_near,
+    choose_similarity_threshold,
+    find_exact_duplicates,
+    find_near_duplicates,
     read_thumbnails,
 )
 
@@ -56,8 +56,8 @@ def shrink(picture: Image.Image, quality: int | None = None) -> np.ndarray:
 
 
 def test_equal_bytes():
-    assert find_equal(["a", "b", "a", "c", "b", "a"]) == [(0, 2, 5), (1, 4)]
-    assert find_equal([]) == [] and find_equal(["a", "b"]) == []
+    assert find_exact_duplicates(["a", "b", "a", "c", "b", "a"]) == [(0, 2, 5), (1, 4)]
+    assert find_exact_duplicates([]) == [] and find_exact_duplicates(["a", "b"]) == []
 
 
 @pytest.mark.parametrize("most", [0, 20_000], ids=["by hashes", "by all"])
@@ -67,7 +67,7 @@ def test_copies_are_found_and_nothing_else(windows, kind, most, monkeypatch):
     plain = [shrink(window) for window in windows]
     copied = [shrink(COPIES[kind](window), quality=60) for window in windows[:15]]
     thumbnails = np.stack(plain + copied)
-    groups = find_near(thumbnails, [str(row) for row in range(len(thumbnails))])
+    groups = find_near_duplicates(thumbnails, [str(row) for row in range(len(thumbnails))])
     assert {group.rows for group in groups} >= {(row, 140 + row) for row in range(14)}
     assert all(LOWEST <= group.similarity <= 1 for group in groups) and len(groups) <= 15
 
@@ -76,19 +76,19 @@ def test_equal_bytes_come_along(windows):
     plain = [shrink(window) for window in windows[:110]]
     thumbnails = np.stack([*plain, shrink(windows[0], quality=50), shrink(windows[0])])
     digests = [*map(str, range(110)), "other", "0"]
-    assert [group.rows for group in find_near(thumbnails, digests)] == [(0, 110, 111)]
+    assert [group.rows for group in find_near_duplicates(thumbnails, digests)] == [(0, 110, 111)]
 
 
 def test_flat_pictures_and_few_pictures():
     flat = np.stack([np.full((32, 32), level, np.uint8) for level in range(0, 250, 2)])
-    assert find_near(flat, [str(row) for row in range(len(flat))]) == []
-    assert find_near(flat[:1], ["0"]) == [] and find_near(flat[:0], []) == []
-    assert choose_bound(flat[:5]) == HIGHEST
+    assert find_near_duplicates(flat, [str(row) for row in range(len(flat))]) == []
+    assert find_near_duplicates(flat[:1], ["0"]) == [] and find_near_duplicates(flat[:0], []) == []
+    assert choose_similarity_threshold(flat[:5]) == HIGHEST
 
 
 def test_stars_do_not_chain():
     pairs = {(0, 1): 0.99, (1, 2): 0.98, (2, 3): 0.97, (5, 6): 0.99}
-    assert _gather_stars(pairs) == [Group((0, 1, 2), 0.98), Group((5, 6), 0.99)]
+    assert _gather_stars(pairs) == [NearDuplicateGroup((0, 1, 2), 0.98), NearDuplicateGroup((5, 6), 0.99)]
 
 
 def test_thumbnails_are_decoded_as_for_training(plant, encode, make_exif):

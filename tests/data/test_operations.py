@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
 from tlkeras.data.augmentation import operations
-from tlkeras.data.augmentation.operations import FILLS, OPERATIONS, Move, carry_out, orient
+from tlkeras.data.augmentation.operations import FILLS, OPERATIONS, Transform, apply_dihedral, apply_transforms
 from tlkeras.errors import TlkerasError
 
 NOISE = np.random.default_rng(0).integers(10, 240, (32, 24, 3), dtype=np.uint8)
@@ -17,9 +17,9 @@ RED = np.zeros((4, 4, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
 
 def run(moves: dict[str, float], picture: np.ndarray, fill: str = "reflect", number: float = 0.9, place=(0.5, 0.5)):
     """Carry out moves with exactly these values (and positive signs)."""
-    asked = [Move(name, value, exact=True) for name, value in moves.items()]
+    asked = [Transform(name, value, exact=True) for name, value in moves.items()]
     draws = tf.constant([[number, *place]] * len(asked), tf.float32)
-    return carry_out(asked, tf.constant(picture), draws, fill).numpy()
+    return apply_transforms(asked, tf.constant(picture), draws, fill).numpy()
 
 
 def move_row(row: list[int], moves: dict[str, float], fill: str = "reflect", **more) -> list[int]:
@@ -82,14 +82,14 @@ def test_quarter_turns_are_exact(colours):
 
 
 def test_orientations_are_the_dihedral_group(colours):
-    elements = [orient(tf.constant(colours), element).numpy() for element in range(8)]
+    elements = [apply_dihedral(tf.constant(colours), element).numpy() for element in range(8)]
     assert np.array_equal(elements[0], colours)
     assert np.array_equal(elements[1], colours[:, ::-1]) and np.array_equal(elements[2], colours[::-1])
     assert np.array_equal(elements[3], np.rot90(colours, 2)) and np.array_equal(elements[4], np.swapaxes(colours, 0, 1))
     contents = {element.tobytes() for element in elements}
     assert len(contents) == 8
     assert {
-        orient(tf.constant(one), tf.constant(by)).numpy().tobytes() for one in elements for by in range(8)
+        apply_dihedral(tf.constant(one), tf.constant(by)).numpy().tobytes() for one in elements for by in range(8)
     } == contents
 
 
@@ -127,10 +127,10 @@ def test_warps_in_a_row_are_one_warp(colours):
     """Order counts, and whole pixels stay exact: shift by 8, then mirror, then turn."""
     draws = tf.constant([[0.9, 0, 0], [0.0, 0, 0], [0.9, 0, 0], [0.0, 0, 0]])
     names = {"translate_x": 0.25, "flip_horizontal": 1, "rotate": 90, "invert": 1}
-    moves = [Move(name, value, exact=True) for name, value in names.items()]
+    moves = [Transform(name, value, exact=True) for name, value in names.items()]
     shifted = np.concatenate([colours[:, 7::-1], colours[:, :-8]], axis=1)
     expected = 255 - np.rot90(shifted[:, ::-1])
-    assert np.array_equal(carry_out(moves, tf.constant(colours), draws, "reflect"), expected)
+    assert np.array_equal(apply_transforms(moves, tf.constant(colours), draws, "reflect"), expected)
 
 
 def test_hue_turns_the_circle_of_colours():
@@ -145,7 +145,7 @@ def test_erased_box():
 
 def test_amounts():
     def amounts(name: str, value: float, exact: bool = False) -> list[float]:
-        return [round(float(Move(name, value, exact).draw_amount(tf.constant(u))), 4) for u in (0.0, 0.25, 0.75)]
+        return [round(float(Transform(name, value, exact).draw_amount(tf.constant(u))), 4) for u in (0.0, 0.25, 0.75)]
 
     assert amounts("rotate", 10) == [-10, -5, 5] and amounts("rotate", 10, exact=True) == [-10, -10, 10]
     assert amounts("crop", 0.6) == [1, 0.9, 0.7] and amounts("crop", 0.6, exact=True) == [0.6] * 3
@@ -156,12 +156,12 @@ def test_unknown_operation_and_values_out_of_range():
     with pytest.raises(
         TlkerasError, match="An operation must be a known one. Received: 'rotat'. Did you mean 'rotate'"
     ):
-        Move("rotat", 10)
+        Transform("rotat", 10)
     for name, value, limits in (("rotate", 181, "0 to 180"), ("crop", 1.5, "0.05 to 1"), ("posterize", 0, "1 to 8")):
         with pytest.raises(
             TlkerasError, match=f"The value of {name} must be a number from {limits}. Received: {value}"
         ):
-            Move(name, value)
+            Transform(name, value)
     for value in (True, "10", None, float("nan")):
         with pytest.raises(TlkerasError, match="The value of rotate must be a number"):
-            Move("rotate", value)
+            Transform("rotate", value)

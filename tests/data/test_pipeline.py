@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.pipeline import explain_unreadable, order, stream_pictures
+from tlkeras.data.pipeline import epoch_permutation, make_image_dataset, read_error
 from tlkeras.errors import DataError
 
 
@@ -22,20 +22,28 @@ def read_all(stream) -> tuple[list[int], np.ndarray, list[int]]:
 
 
 def test_order_is_a_function_of_seed_and_epoch():
-    first = order(1000, seed=1, epoch=2)
+    first = epoch_permutation(1000, seed=1, epoch=2)
     assert first.dtype == np.int64 and sorted(first) == list(range(1000))
-    np.testing.assert_array_equal(first, order(1000, seed=1, epoch=2))
+    np.testing.assert_array_equal(first, epoch_permutation(1000, seed=1, epoch=2))
     # fixed for ever: Philox-4x64-10 under the key (1, 2)
-    assert order(8, seed=1, epoch=2).tolist() == np.argsort(np.random.Philox(key=[1, 2]).random_raw(8)).tolist()
-    for other in (order(1000, 2, 1), order(1000, 1, 3), order(1000, 3, 2), order(1000, -1, 2)):
+    assert (
+        epoch_permutation(8, seed=1, epoch=2).tolist()
+        == np.argsort(np.random.Philox(key=[1, 2]).random_raw(8)).tolist()
+    )
+    for other in (
+        epoch_permutation(1000, 2, 1),
+        epoch_permutation(1000, 1, 3),
+        epoch_permutation(1000, 3, 2),
+        epoch_permutation(1000, -1, 2),
+    ):
         assert (first != other).mean() > 0.9
-    assert order(0, 0, 0).tolist() == [] and order(1, 0, 0).tolist() == [0]
+    assert epoch_permutation(0, 0, 0).tolist() == [] and epoch_permutation(1, 0, 0).tolist() == [0]
 
 
 def test_pictures_come_in_order_and_whole(plant):
     root = plant({f"{number:02}.png": number for number in range(10)})
     paths = [str(root / f"{number:02}.png") for number in (7, 3, 9, 0, 1, 2, 4)]
-    indices, pictures, sizes = read_all(stream_pictures(paths, 8, "squash", 3, workers=3))
+    indices, pictures, sizes = read_all(make_image_dataset(paths, 8, "squash", 3, workers=3))
     assert indices == list(range(7)) and sizes == [3, 3, 1]
     assert pictures.shape == (7, 8, 8, 3) and pictures.dtype == np.uint8
     assert pictures[:, 0, 0, 0].tolist() == [7, 3, 9, 0, 1, 2, 4]
@@ -47,10 +55,10 @@ def test_unreadable_files_are_skipped_and_explained(plant, encode):
     root = plant({"a.jpg": whole, "d.png": 4, "h.png": 5, **bad})
     names = ["b.jpg", "a.jpg", "c.jpg", "none.jpg", "d.png", "e.jpg", "g.jpg", "h.png", "c.jpg"]
     paths = [str(root / name) for name in names]
-    indices, pictures, sizes = read_all(stream_pictures(paths, 8, "squash", 2, workers=4))
+    indices, pictures, sizes = read_all(make_image_dataset(paths, 8, "squash", 2, workers=4))
     assert indices == [1, 4, 7] and sizes == [2, 1]
     assert pictures[:, 0, 0, 0].tolist() == [0, 4, 5]
-    reasons = {name: explain_unreadable(path) for name, path in zip(names, paths, strict=True)}
+    reasons = {name: read_error(path) for name, path in zip(names, paths, strict=True)}
     assert [reasons[name].code for name in ("b.jpg", "c.jpg", "none.jpg", "e.jpg", "g.jpg")] == [
         "empty",
         "not-a-picture",
@@ -59,20 +67,20 @@ def test_unreadable_files_are_skipped_and_explained(plant, encode):
         "damaged",
     ]
     assert str(reasons["c.jpg"]) == f"{root}/c.jpg: the content is text; one of JPEG, PNG, GIF, BMP, WebP is needed"
-    assert explain_unreadable(paths[4]).code == "changed"
+    assert read_error(paths[4]).code == "changed"
 
 
 def test_nothing_readable_is_an_empty_stream(plant):
     root = plant({"a.jpg": b"text"})
-    assert read_all(stream_pictures([str(root / "a.jpg")], 8, "squash", 2))[0] == []
-    assert read_all(stream_pictures([], 8, "squash", 2))[0] == []
+    assert read_all(make_image_dataset([str(root / "a.jpg")], 8, "squash", 2))[0] == []
+    assert read_all(make_image_dataset([], 8, "squash", 2))[0] == []
 
 
 def test_names_that_are_not_utf8(plant, encode):
     root = plant({"a.png": 9})
     path = os.path.join(root, os.fsdecode(b"caf\xe9.png"))
     os.rename(root / "a.png", path)
-    assert read_all(stream_pictures([path], 8, "squash", 2))[1][0, 0, 0, 0] == 9
+    assert read_all(make_image_dataset([path], 8, "squash", 2))[1][0, 0, 0, 0] == 9
     assert decode_file(path, 8, "squash")[0, 0, 0] == 9
 
 
@@ -88,7 +96,7 @@ def test_paths_are_looked_up_in_chunks(plant):
             asked.append(part)
             return [str(root / "a.png")] * (part.stop - part.start)
 
-    for index, _ in stream_pictures(Endless(), 8, "squash", 4).take(3):
+    for index, _ in make_image_dataset(Endless(), 8, "squash", 4).take(3):
         last = index.numpy()[-1]
     assert last == 11 and len(asked) < 5
 
@@ -97,13 +105,15 @@ def test_what_augments_sees_picture_and_index(plant):
     root = plant({"a.png": 1, "b.jpg": b"text", "c.png": 3, "d.png": 4})
     paths = [str(root / name) for name in ("a.png", "b.jpg", "c.png", "d.png")]
     indices, pictures, _ = read_all(
-        stream_pictures(paths, 8, "squash", 2, augment=lambda picture, index: picture + tf.cast(10 * index, tf.uint8))
+        make_image_dataset(
+            paths, 8, "squash", 2, augment=lambda picture, index: picture + tf.cast(10 * index, tf.uint8)
+        )
     )
     assert indices == [0, 2, 3] and pictures[:, 0, 0, 0].tolist() == [1, 23, 34]
-    several = stream_pictures(paths, 8, "squash", 2, augment=lambda picture, _: tf.stack([picture, 255 - picture]))
+    several = make_image_dataset(paths, 8, "squash", 2, augment=lambda picture, _: tf.stack([picture, 255 - picture]))
     assert read_all(several)[1][:, :, 0, 0, 0].tolist() == [[1, 254], [3, 252], [4, 251]]
 
 
 def test_unknown_fit_is_said_at_once():
     with pytest.raises(DataError, match="Did you mean 'squash'"):
-        stream_pictures(["a.jpg"], 8, "squish", 2)
+        make_image_dataset(["a.jpg"], 8, "squish", 2)

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tlkeras.data.augmentation.operations import OPERATIONS, Move, Operation
-from tlkeras.data.augmentation.policies import POLICIES, Policy, make_policy
+from tlkeras.data.augmentation.operations import OPERATIONS, Operation, Transform
+from tlkeras.data.augmentation.policies import POLICIES, AugmentationPolicy, make_policy
 from tlkeras.errors import TlkerasError
 
 
-def apply(policy: Policy, picture: np.ndarray, numbers: range = range(12), graph: bool = True) -> list[bytes]:
+def apply(
+    policy: AugmentationPolicy, picture: np.ndarray, numbers: range = range(12), graph: bool = True
+) -> list[bytes]:
     def run(number: tf.Tensor) -> tf.Tensor:
         return policy.apply(tf.constant(picture), number, tf.stack([7, number]))
 
@@ -54,7 +56,9 @@ def test_only_what_was_drawn_runs(monkeypatch, colours):
 
     for name in "abc":
         monkeypatch.setitem(OPERATIONS, name, count(name))
-    policy = Policy("own", chains=((Move("a", 1),), (Move("b", 1), Move("c", 1)), ()), rounds=2)
+    policy = AugmentationPolicy(
+        "own", chains=((Transform("a", 1),), (Transform("b", 1), Transform("c", 1)), ()), rounds=2
+    )
     apply(policy, colours, range(60))
     assert done.count("b") == done.count("c") and 20 < done.count("a") < 60 and 20 < done.count("b") < 60
 
@@ -72,7 +76,7 @@ def test_trivial_augment_draws_the_strength():
     policy = make_policy("trivial_augment")
     moves = {chain[0].operation: chain[0] for chain in policy.chains if chain}
     assert policy.rounds == 1 and len(policy.chains) == 14
-    assert moves["rotate"] == Move("rotate", 135) and moves["posterize"] == Move("posterize", 2)
+    assert moves["rotate"] == Transform("rotate", 135) and moves["posterize"] == Transform("posterize", 2)
 
 
 def test_own_policies():

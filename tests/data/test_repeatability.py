@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tlkeras.data.augmentation.policies import make_policy
-from tlkeras.data.pipeline import order
-from tlkeras.finetuning.inputs import CachedSupply, PictureSupply
+from tlkeras.data.pipeline import epoch_permutation
+from tlkeras.finetuning.inputs import ActivationSource, ImageSource
 
 
 @pytest.fixture
@@ -19,11 +19,11 @@ def supply(plant, colours, encode):
     root = plant({f"{number}.png": encode(np.roll(colours, number, axis=1)) for number in range(12)})
     paths = [str(root / f"{number}.png") for number in range(12)]
     digests = [hashlib.sha256((root / f"{number}.png").read_bytes()).hexdigest() for number in range(12)]
-    return PictureSupply(paths, digests, 32, "squash", make_policy("light"), seed=5)
+    return ImageSource(paths, digests, 32, "squash", make_policy("light"), seed=5)
 
 
 def draw(epoch: int) -> list[np.ndarray]:
-    return list(order(12, 5, epoch).reshape(-1, 3))
+    return list(epoch_permutation(12, 5, epoch).reshape(-1, 3))
 
 
 def test_an_epoch_is_taken_up_in_the_middle(supply):
@@ -67,9 +67,9 @@ def test_one_view_without_augmentation_is_cached_training():
     rows = np.arange(24.0).reshape(12, 2)
     views = [rows, rows + 100]
     batches = draw(0)
-    plain = [values for _, values in CachedSupply(views[:1]).stream(batches, 7)]
+    plain = [values for _, values in ActivationSource(views[:1]).stream(batches, 7)]
     np.testing.assert_array_equal(np.concatenate(plain), rows[np.concatenate(batches)])
-    second = CachedSupply(views, lambda positions, epoch: np.full(len(positions), epoch))
+    second = ActivationSource(views, lambda positions, epoch: np.full(len(positions), epoch))
     read = [np.concatenate([values for _, values in second.stream(batches, epoch)]) for epoch in range(4)]
     np.testing.assert_array_equal(read[1], read[0] + 100)  # view (epoch mod V)
     np.testing.assert_array_equal(read[2], read[0])

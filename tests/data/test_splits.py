@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tlkeras.data.splits import assign_sides, check_sides, list_unmeasured, thin
-from tlkeras.data.tasks import LabelsTask
+from tlkeras.data.splits import assign_splits, check_splits, classes_missing_from_test, subsample
+from tlkeras.data.tasks import MultiLabelTask
 from tlkeras.errors import DataError
 
 
@@ -24,11 +24,11 @@ def count(sides: np.ndarray, mask: np.ndarray | None = None) -> tuple[int, int, 
 
 def test_a_side_is_a_function_of_seed_and_key(make_examples):
     examples = make_examples(np.arange(1000) % 2)
-    first = assign_sides(examples, 0.1, 0.2, seed=1)
-    np.testing.assert_array_equal(first, assign_sides(examples, 0.1, 0.2, seed=1))
-    assert (first != assign_sides(examples, 0.1, 0.2, seed=2)).mean() > 0.2
+    first = assign_splits(examples, 0.1, 0.2, seed=1)
+    np.testing.assert_array_equal(first, assign_splits(examples, 0.1, 0.2, seed=1))
+    assert (first != assign_splits(examples, 0.1, 0.2, seed=2)).mean() > 0.2
     shuffled = np.random.default_rng(0).permutation(1000)
-    np.testing.assert_array_equal(assign_sides(examples.take(shuffled), 0.1, 0.2, seed=1), first[shuffled])
+    np.testing.assert_array_equal(assign_splits(examples.take(shuffled), 0.1, 0.2, seed=1), first[shuffled])
 
 
 def test_added_pictures_leave_the_old_ones_where_they_are(make_examples):
@@ -36,18 +36,18 @@ def test_added_pictures_leave_the_old_ones_where_they_are(make_examples):
     everything = make_examples(labels)
     moved = 0
     for seed in range(20):
-        before = assign_sides(everything.take(np.arange(1000)), 0.15, 0.25, seed)
-        after = assign_sides(everything, 0.15, 0.25, seed)[:1000]
+        before = assign_splits(everything.take(np.arange(1000)), 0.15, 0.25, seed)
+        after = assign_splits(everything, 0.15, 0.25, seed)[:1000]
         moved += (before != after).sum()
     # only where a stratum was so uneven that the tolerance had to correct it
     assert moved <= 3
-    loose = [assign_sides(everything.take(np.arange(n)), 0.15, 0.25, 0, tolerance=0.5)[:1000] for n in (1000, 1010)]
+    loose = [assign_splits(everything.take(np.arange(n)), 0.15, 0.25, 0, tolerance=0.5)[:1000] for n in (1000, 1010)]
     np.testing.assert_array_equal(*loose)
 
 
 def test_within_the_tolerance_only_the_hash_decides(make_examples):
     examples = make_examples(np.zeros(4000, int))
-    assert assign_sides(examples, 0.2, 0.2, 3).tolist() == assign_sides(examples, 0.2, 0.2, 3, tolerance=0.9).tolist()
+    assert assign_splits(examples, 0.2, 0.2, 3).tolist() == assign_splits(examples, 0.2, 0.2, 3, tolerance=0.9).tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -55,7 +55,7 @@ def test_strata_are_within_the_tolerance(make_examples, seed):
     rng = np.random.default_rng(seed)
     labels = rng.choice(3, 600, p=[0.7, 0.2, 0.1])
     strata = rng.choice(np.array(["a", "b"], dtype=object), 600)
-    sides = assign_sides(make_examples(labels, strata=strata), 0.1, 0.25, seed)
+    sides = assign_splits(make_examples(labels, strata=strata), 0.1, 0.25, seed)
     for label in range(3):
         for stratum in "ab":
             mask = (labels == label) & (strata == stratum)
@@ -67,17 +67,17 @@ def test_strata_are_within_the_tolerance(make_examples, seed):
 def test_no_tolerance_is_exact(make_examples):
     # by hand: 0.25 of 10, 7 and 3 is 2.5, 1.75 and 0.75, in all 5: two remainders of .75, then nothing for the .5
     labels = np.repeat([0, 1, 2], [10, 7, 3])
-    sides = assign_sides(make_examples(labels), 0.0, 0.25, 0, tolerance=0)
+    sides = assign_splits(make_examples(labels), 0.0, 0.25, 0, tolerance=0)
     assert [count(sides, labels == label) for label in range(3)] == [(8, 0, 2), (5, 0, 2), (2, 0, 1)]
     labels = np.repeat([0, 1], [1508, 1116])
-    assert count(assign_sides(make_examples(labels), 0.1, 0.25, 0, tolerance=0)) == (1706, 262, 656)
+    assert count(assign_splits(make_examples(labels), 0.1, 0.25, 0, tolerance=0)) == (1706, 262, 656)
 
 
 @pytest.mark.parametrize("tolerance", [0, 0.1])
 def test_every_side_gets_every_class(make_examples, tolerance):
     labels = np.repeat(np.arange(12), [200, 3, 3, 3, 3, 3, 4, 5, 2, 2, 1, 3])
     for seed in range(5):
-        sides = assign_sides(make_examples(labels), 0.1, 0.1, seed, tolerance)
+        sides = assign_splits(make_examples(labels), 0.1, 0.1, seed, tolerance)
         for label in range(12):
             found = count(sides, labels == label)
             assert sum(found) < 3 or min(found) >= 1
@@ -85,9 +85,9 @@ def test_every_side_gets_every_class(make_examples, tolerance):
 
 def test_shares_of_zero_stay_empty(make_examples):
     labels = np.arange(100) % 2
-    assert count(assign_sides(make_examples(labels), 0, 0, 0)) == (100, 0, 0)
-    assert count(assign_sides(make_examples(labels), 0.5, 0, 0, tolerance=0)) == (50, 50, 0)
-    assert len(assign_sides(make_examples(labels).take(np.array([], int)), 0.1, 0.1, 0)) == 0
+    assert count(assign_splits(make_examples(labels), 0, 0, 0)) == (100, 0, 0)
+    assert count(assign_splits(make_examples(labels), 0.5, 0, 0, tolerance=0)) == (50, 50, 0)
+    assert len(assign_splits(make_examples(labels).take(np.array([], int)), 0.1, 0.1, 0)) == 0
 
 
 def test_groups_are_never_parted(make_examples):
@@ -96,7 +96,7 @@ def test_groups_are_never_parted(make_examples):
     groups[:50] = ""
     labels = (rng.random(1000) < 0.3).astype(int)
     for seed in range(3):
-        sides = assign_sides(make_examples(labels, groups=groups), 0.15, 0.25, seed)
+        sides = assign_splits(make_examples(labels, groups=groups), 0.15, 0.25, seed)
         assert all(len(set(sides[groups == group])) == 1 for group in set(groups) - {""})
         assert len(set(sides[:50])) > 1
         for label in (0, 1):
@@ -112,8 +112,8 @@ def test_groups_stay_when_pictures_are_added(make_examples):
     everything = make_examples(np.arange(2010) % 2, groups=groups)
     moved = 0
     for seed in range(10):
-        before = assign_sides(everything.take(np.arange(2000)), 0.2, 0.2, seed)
-        moved += (before != assign_sides(everything, 0.2, 0.2, seed)[:2000]).mean()
+        before = assign_splits(everything.take(np.arange(2000)), 0.2, 0.2, seed)
+        moved += (before != assign_splits(everything, 0.2, 0.2, seed)[:2000]).mean()
     assert moved / 10 < 0.01
 
 
@@ -121,20 +121,20 @@ def test_each_side_gets_groups_of_each_class(make_examples):
     labels = np.repeat([0, 1, 2], [300, 9, 9])
     groups = np.array([f"g{number // 3}" for number in range(318)], dtype=object)
     for seed in range(5):
-        sides = assign_sides(make_examples(labels, groups=groups), 0.1, 0.1, seed)
+        sides = assign_splits(make_examples(labels, groups=groups), 0.1, 0.1, seed)
         assert min(min(count(sides, labels == label)) for label in range(3)) >= 1
 
 
 def test_given_sides_are_kept(make_examples):
     splits = np.array(["train"] * 80 + ["test"] * 20, dtype=object)
     examples = make_examples(np.arange(100) % 2, splits=splits)
-    sides = assign_sides(examples, 0.25, 0.5, 0, tolerance=0)
+    sides = assign_splits(examples, 0.25, 0.5, 0, tolerance=0)
     assert count(sides[:80]) == (60, 20, 0) and count(sides[80:]) == (0, 0, 20)
-    np.testing.assert_array_equal(assign_sides(examples, 0, 0.5, 0), splits)
+    np.testing.assert_array_equal(assign_splits(examples, 0, 0.5, 0), splits)
     splits[80:] = "validation"
-    assert count(assign_sides(make_examples(np.arange(100) % 2, splits=splits), 0.25, 0.5, 0, 0)) == (40, 20, 40)
+    assert count(assign_splits(make_examples(np.arange(100) % 2, splits=splits), 0.25, 0.5, 0, 0)) == (40, 20, 40)
     splits[:3], splits[90:] = "", "test"
-    three = assign_sides(make_examples(np.arange(100) % 2, splits=splits), 0.25, 0.5, 0)
+    three = assign_splits(make_examples(np.arange(100) % 2, splits=splits), 0.25, 0.5, 0)
     assert three.tolist() == ["train"] * 80 + ["validation"] * 10 + ["test"] * 10
 
 
@@ -148,13 +148,13 @@ def test_given_sides_are_kept(make_examples):
 )
 def test_impossible_shares(make_examples, validation, test, message):
     with pytest.raises(DataError, match=message):
-        assign_sides(make_examples(np.arange(10) % 2), validation, test, 0)
+        assign_splits(make_examples(np.arange(10) % 2), validation, test, 0)
 
 
 def test_several_tasks_are_balanced_together(make_examples):
     targets = {"a": np.arange(400) % 2, "b": np.arange(400) // 2 % 2}
     targets["b"][:40] = -1
-    sides = assign_sides(make_examples(targets), 0, 0.25, 0, tolerance=0)
+    sides = assign_splits(make_examples(targets), 0, 0.25, 0, tolerance=0)
     for a in (0, 1):
         for b in (-1, 0, 1):
             mask = (targets["a"] == a) & (targets["b"] == b)
@@ -164,20 +164,20 @@ def test_several_tasks_are_balanced_together(make_examples):
 def test_thin(make_examples):
     labels = np.repeat([0, 1, 2], [80, 16, 4])
     examples = make_examples(labels)
-    few = thin(examples, 25, seed=0)
+    few = subsample(examples, 25, seed=0)
     assert Counter(few.targets["label"].tolist()) == {0: 19, 1: 4, 2: 2}
     numbers = [int(key.split(".")[0]) for key in few.keys]
     assert numbers == sorted(numbers)
-    assert thin(examples, 100, 0) is examples
-    assert Counter(thin(examples, 3, 0).targets["label"].tolist()) == {0: 2, 1: 2, 2: 2}
-    assert thin(examples, 25, 1).keys.tolist() != few.keys.tolist()
+    assert subsample(examples, 100, 0) is examples
+    assert Counter(subsample(examples, 3, 0).targets["label"].tolist()) == {0: 2, 1: 2, 2: 2}
+    assert subsample(examples, 25, 1).keys.tolist() != few.keys.tolist()
     # what is thinned is split as evenly as what is whole
-    assert 2 <= count(assign_sides(thin(examples, 50, 0), 0, 0.2, 0))[2] <= 20
+    assert 2 <= count(assign_splits(subsample(examples, 50, 0), 0, 0.2, 0))[2] <= 20
 
 
 def make_labelled(make_examples, targets: np.ndarray, **given):
     names = tuple(f"l{number}" for number in range(targets.shape[1]))
-    examples = make_examples(np.zeros(len(targets), int), tasks=(LabelsTask("tags", names),), **given)
+    examples = make_examples(np.zeros(len(targets), int), tasks=(MultiLabelTask("tags", names),), **given)
     return replace(examples, targets={"tags": targets.astype(np.int8)})
 
 
@@ -188,7 +188,7 @@ def test_every_label_is_balanced(make_examples, grouped):
     groups = (np.arange(800) // 2).astype(str).astype(object) if grouped else np.full(800, "", dtype=object)
     examples, shares, off = make_labelled(make_examples, targets, groups=groups), np.array([0.65, 0.1, 0.25]), {}
     for tolerance in (0, 0.25, 0.9):  # at the last one all but empty sides are as the hashes have them
-        sides = assign_sides(examples, 0.1, 0.25, 1, tolerance)
+        sides = assign_splits(examples, 0.1, 0.25, 1, tolerance)
         found = np.array([count(sides, column) for column in (np.ones(800, bool), *targets.T)])
         ideal = found.sum(axis=1, keepdims=True) * shares
         off[tolerance] = np.abs(found - ideal).mean()
@@ -202,14 +202,14 @@ def test_every_label_is_balanced(make_examples, grouped):
 def test_labels_stay_where_they_are_when_pictures_are_added(make_examples):
     targets = np.random.default_rng(0).random((1010, 5)) < 0.3
     everything = make_labelled(make_examples, targets)
-    before = assign_sides(everything.take(np.arange(1000)), 0.15, 0.25, 0)
-    assert (before != assign_sides(everything, 0.15, 0.25, 0)[:1000]).sum() <= 3
+    before = assign_splits(everything.take(np.arange(1000)), 0.15, 0.25, 0)
+    assert (before != assign_splits(everything, 0.15, 0.25, 0)[:1000]).sum() <= 3
 
 
 def test_thin_keeps_every_label(make_examples):
     targets = np.zeros((500, 3))
     targets[:250, 0], targets[[7, 100, 400], 1], targets[2:, 2] = 1, 1, 1
-    kept = thin(make_labelled(make_examples, targets), 20, 0).targets["tags"]
+    kept = subsample(make_labelled(make_examples, targets), 20, 0).targets["tags"]
     assert 20 <= len(kept) <= 24
     assert (kept.sum(axis=0) >= 2).all() and ((1 - kept).sum(axis=0) >= 2).all()
     assert 5 <= kept[:, 0].sum() <= 15
@@ -219,6 +219,6 @@ def test_labels_that_a_side_lacks_are_told(make_examples):
     examples = make_labelled(make_examples, np.array([[1, 0], [1, 1], [0, 1], [1, 1]]))
     sides = np.array(["train", "train", "test", "test"], dtype=object)
     with pytest.raises(DataError, match="no training picture .with a weight above 0. shows the absence of l0"):
-        check_sides(examples, sides)
-    (note,) = list_unmeasured(examples, sides)
+        check_splits(examples, sides)
+    (note,) = classes_missing_from_test(examples, sides)
     assert "no test picture" in note and "shows the absence of l1; it is not measured" in note

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tlkeras.data.sources.folders import choose_examples, leave_out_unlabelled, read_table
-from tlkeras.data.tasks import LabelsTask, Task, list_classes, make_task
+from tlkeras.data.sources.folders import build_dataset, drop_unlabelled, read_table
+from tlkeras.data.tasks import MultiLabelTask, Task, list_classes, make_task
 from tlkeras.errors import DataError
 
-LABELS = LabelsTask("tags", ("cat", "dog", "night"), "|")
+LABELS = MultiLabelTask("tags", ("cat", "dog", "night"), "|")
 ONE = Task("kind", ("cat", "dog"))
 
 
@@ -63,9 +63,9 @@ def read(plant, cells):
 
 def test_examples_with_labels(plant):
     table = read(plant, ["a b", "b", "", "?", "a", "a b"])
-    examples = choose_examples(table, ["tags"], separator=" ")
-    assert examples.tasks == (LabelsTask("tags", ("a", "b"), " "),)
-    labelled = leave_out_unlabelled(examples)
+    examples = build_dataset(table, ["tags"], separator=" ")
+    assert examples.tasks == (MultiLabelTask("tags", ("a", "b"), " "),)
+    labelled = drop_unlabelled(examples)
     assert labelled.targets["tags"].tolist() == [[1, 1], [0, 1], [0, 0], [1, 0], [1, 1]]
     assert [rejection.code for rejection in labelled.rejected] == ["no-label"]
     assert labelled.take(np.array([3])).targets["tags"].tolist() == [[1, 0]]
@@ -82,6 +82,6 @@ def test_examples_with_labels(plant):
 )
 def test_labels_that_cannot_be_learned(plant, cells, sentences):
     with pytest.raises(DataError) as caught:
-        choose_examples(read(plant, cells), ["tags"], separator="|")
+        build_dataset(read(plant, cells), ["tags"], separator="|")
     for sentence in sentences:
         assert sentence in str(caught.value)

@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from tlkeras import api
 from tlkeras.data.headers import PictureError, read_picture
-from tlkeras.data.pipeline import explain_unreadable, stream_pictures
-from tlkeras.data.sources.folders import choose_examples, read_table
-from tlkeras.data.sources.tfrecord_slices import Slice, parse_slice
-from tlkeras.data.sources.tfrecords import pack
+from tlkeras.data.pipeline import make_image_dataset, read_error
+from tlkeras.data.sources.folders import build_dataset, read_table
+from tlkeras.data.sources.tfrecord_slices import ByteRange, parse_slice
+from tlkeras.data.sources.tfrecords import write_tfrecords
 from tlkeras.errors import DataError, ResourceError
 
 
@@ -27,7 +27,7 @@ def photos(tmp_path, draw_more_photos):
 
 def test_packed_pictures_are_those_from_before(photos, tmp_path):
     table = read_table(str(photos))
-    result = pack(table, tmp_path / "packed", shard_bytes=20_000)
+    result = write_tfrecords(table, tmp_path / "packed", shard_bytes=20_000)
     assert result["pictures"] == len(table) - 1 and result["shards"] > 2
     assert [bad["reason"] for bad in result["rejected"]] == ["the file is empty"]
     packed = read_table(result["path"])
@@ -36,14 +36,16 @@ def test_packed_pictures_are_those_from_before(photos, tmp_path):
     assert packed.columns["label"] == [table.columns["label"][row] for row in kept]
     assert [read_picture(path) for path in packed.paths] == [read_picture(table.paths[row]) for row in kept]
     assert max(os.path.getsize(file) for file in (tmp_path / "packed" / "shards").iterdir()) <= 20_000
-    streams = [stream_pictures(paths, 32, "squash", 5) for paths in (packed.paths, [table.paths[row] for row in kept])]
+    streams = [
+        make_image_dataset(paths, 32, "squash", 5) for paths in (packed.paths, [table.paths[row] for row in kept])
+    ]
     for (index, pictures), (other_index, others) in zip(*(s.as_numpy_iterator() for s in streams), strict=True):
         np.testing.assert_array_equal(index, other_index)
         np.testing.assert_array_equal(pictures, others)
 
 
 def test_other_programs_read_the_records(photos, tmp_path):
-    pack(read_table(str(photos)), tmp_path / "packed")
+    write_tfrecords(read_table(str(photos)), tmp_path / "packed")
     (record, *_) = tf.data.TFRecordDataset(str(tmp_path / "packed/shards/00000.tfrecord")).as_numpy_iterator()
     feature = tf.train.Example.FromString(record).features.feature
     texts = {name: feature[name].bytes_list.value[0] for name in ("image/filename", "label")}
@@ -55,8 +57,8 @@ def test_roles_that_other_columns_play_are_played_in_the_manifest(tmp_path):
     elpv = read_table("elpv")
     columns = {name: values[:200] for name, values in elpv.columns.items()}
     few = replace(elpv, paths=elpv.paths[:200], keys=elpv.keys[:200], columns=columns)
-    packed = read_table(pack(few, tmp_path / "packed")["path"])
-    examples = [choose_examples(table) for table in (few, packed)]
+    packed = read_table(write_tfrecords(few, tmp_path / "packed")["path"])
+    examples = [build_dataset(table) for table in (few, packed)]
     labels = [one.tasks[0].write_targets(one.targets[one.tasks[0].name]) for one in examples]
     assert labels[0] == labels[1] and examples[0].keys.tolist() == examples[1].keys.tolist()
 
@@ -80,16 +82,18 @@ def test_training_on_packed_pictures_is_training_on_them(workplace):
 
 def test_what_is_refused(photos, tmp_path, monkeypatch):
     table = read_table(str(photos))
-    packed = read_table(pack(table, tmp_path / "packed")["path"])
+    packed = read_table(write_tfrecords(table, tmp_path / "packed")["path"])
     with pytest.raises(DataError, match="Packed pictures go into a new folder.*Choose another name"):
-        pack(table, tmp_path / "packed")
+        write_tfrecords(table, tmp_path / "packed")
     shard = tmp_path / "packed/shards/00000.tfrecord"
     shard.write_bytes(shard.read_bytes()[:-300])
     with pytest.raises(PictureError, match="its packed file ends before it"):
         read_picture(packed.paths[-1])
-    assert explain_unreadable(packed.paths[-1]).reason == "its packed file ends before it"
+    assert read_error(packed.paths[-1]).reason == "its packed file ends before it"
     assert read_table(str(tmp_path / "packed/pictures.csv")).rejected[-1].code == "missing"
-    found = np.concatenate([index for index, _ in stream_pictures(packed.paths, 32, "squash", 4).as_numpy_iterator()])
+    found = np.concatenate(
+        [index for index, _ in make_image_dataset(packed.paths, 32, "squash", 4).as_numpy_iterator()]
+    )
     assert found.tolist() == list(range(len(packed) - 1))
     outside = f"../photos.tfrecord@0+{10**17}"
     (tmp_path / "packed/pictures.csv").write_text(f"path,label\n{outside},day\n")
@@ -97,11 +101,11 @@ def test_what_is_refused(photos, tmp_path, monkeypatch):
         read_table(str(tmp_path / "packed/pictures.csv"))
     monkeypatch.setattr("os.rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ResourceError, match="No space left on device"):
-        pack(table, tmp_path / "again")
+        write_tfrecords(table, tmp_path / "again")
     full = tf.errors.ResourceExhaustedError(None, None, "the disk is full")  # as TensorFlow says it
     monkeypatch.setattr("tlkeras.data.sources.tfrecords._open_shard", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(ResourceError, match="the disk is full"):
-        pack(table, tmp_path / "again")
+        write_tfrecords(table, tmp_path / "again")
     assert not list(tmp_path.glob("again*"))
 
 
@@ -111,5 +115,5 @@ def test_other_paths_are_no_slices(path):
 
 
 def test_a_slice_is_written_as_it_is_read():
-    piece = Slice("/photos/a@1+2.tfrecord@3+4.tfrecord", 5, 6)
+    piece = ByteRange("/photos/a@1+2.tfrecord@3+4.tfrecord", 5, 6)
     assert parse_slice(str(piece)) == piece

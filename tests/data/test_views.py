@@ -10,38 +10,38 @@ import tensorflow as tf
 
 from tlkeras.data.augmentation.policies import POLICIES, make_policy
 from tlkeras.data.augmentation.views import (
-    PLAIN,
-    View,
+    IDENTITY_VIEW,
+    AugmentedView,
     choose_views,
-    cut_mix,
-    derive_keys,
+    cutmix,
+    digest_to_seed,
     draw_views,
+    make_all_views_fn,
+    make_view_fn,
     mix_labels,
     number_views,
-    show_all,
-    show_one,
 )
 
 DIGESTS = [hashlib.sha256(bytes([number])).hexdigest() for number in range(200)]
-KEYS = derive_keys(DIGESTS)
+KEYS = digest_to_seed(DIGESTS)
 
 
 def test_keys_are_the_first_half_of_the_digest():
     assert KEYS.shape == (200, 2) and KEYS.dtype == np.int64
     whole = bytes.fromhex(DIGESTS[3])
     assert KEYS[3].tolist() == [int.from_bytes(whole[at : at + 8], "little", signed=True) for at in (0, 8)]
-    assert derive_keys([]).shape == (0, 2)
+    assert digest_to_seed([]).shape == (0, 2)
 
 
 def test_a_view_is_a_function_of_policy_seed_picture_and_number(colours):
-    view = View(make_policy("trivial_augment"), seed=3, number=5)
+    view = AugmentedView(make_policy("trivial_augment"), seed=3, number=5)
     first = view.apply(tf.constant(colours), tf.constant(KEYS[0])).numpy()
     assert np.array_equal(first, view.apply(tf.constant(colours), tf.constant(KEYS[0])))
     others = {
-        "seed": (View(view.policy, 4, 5), KEYS[0]),
-        "number": (View(view.policy, 3, 6), KEYS[0]),
+        "seed": (AugmentedView(view.policy, 4, 5), KEYS[0]),
+        "number": (AugmentedView(view.policy, 3, 6), KEYS[0]),
         "picture": (view, KEYS[1]),
-        "policy": (View(make_policy("standard"), 3, 5), KEYS[0]),
+        "policy": (AugmentedView(make_policy("standard"), 3, 5), KEYS[0]),
     }
     for name, (other, key) in others.items():
         assert not np.array_equal(first, other.apply(tf.constant(colours), tf.constant(key))), name
@@ -55,11 +55,20 @@ def test_views_stay_the_same_for_ever(colours):
 
 
 def test_facts_name_what_is_seen():
-    assert PLAIN.facts() == {} == View(make_policy("flip"), 9, 0).facts() == View(make_policy("dihedral"), 2, 8).facts()
-    flipped = View(make_policy("flip"), seed=1, number=1)
-    assert flipped.facts() == View(make_policy("dihedral"), seed=2, number=1).facts() == {"view": {"orientation": 1}}
+    assert (
+        IDENTITY_VIEW.facts()
+        == {}
+        == AugmentedView(make_policy("flip"), 9, 0).facts()
+        == AugmentedView(make_policy("dihedral"), 2, 8).facts()
+    )
+    flipped = AugmentedView(make_policy("flip"), seed=1, number=1)
+    assert (
+        flipped.facts()
+        == AugmentedView(make_policy("dihedral"), seed=2, number=1).facts()
+        == {"view": {"orientation": 1}}
+    )
     drawn = [
-        View(make_policy("light", fill=fill), seed, number)
+        AugmentedView(make_policy("light", fill=fill), seed, number)
         for fill in ("reflect", "nearest")
         for seed in (0, 1)
         for number in (0, 1)
@@ -69,7 +78,7 @@ def test_facts_name_what_is_seen():
 
 def test_numbered_views():
     assert [view.number for view in number_views(make_policy("light"), 3, seed=4)] == [0, 1, 2]
-    assert number_views(make_policy("light"), 3, seed=4)[2] == View(make_policy("light"), 4, 2)
+    assert number_views(make_policy("light"), 3, seed=4)[2] == AugmentedView(make_policy("light"), 4, 2)
     assert len(number_views(make_policy("dihedral"), 100)) == 8 and len(number_views(make_policy("none"), 5)) == 1
 
 
@@ -95,16 +104,16 @@ def test_orientations_are_mixed_and_all_shown(count):
 def test_a_stream_shows_what_a_view_shows(name, colours):
     policy = make_policy(name)
     numbers = np.arange(200) % 5
-    one = tf.function(show_one(policy, KEYS, numbers, seed=2), autograph=False)
+    one = tf.function(make_view_fn(policy, KEYS, numbers, seed=2), autograph=False)
     for index in (0, 13, 199):
-        expected = View(policy, 2, int(numbers[index])).apply(tf.constant(colours), tf.constant(KEYS[index]))
+        expected = AugmentedView(policy, 2, int(numbers[index])).apply(tf.constant(colours), tf.constant(KEYS[index]))
         assert np.array_equal(one(tf.constant(colours), tf.constant(index)), expected)
 
 
 def test_all_views_of_a_picture(colours):
     drawn, turned = make_policy("standard"), make_policy("dihedral")
-    views = [PLAIN, *number_views(drawn, 3, seed=1), View(turned, 0, 6), View(drawn, 2, 0)]
-    shown = tf.function(show_all(views, KEYS), autograph=False)(tf.constant(colours), tf.constant(7)).numpy()
+    views = [IDENTITY_VIEW, *number_views(drawn, 3, seed=1), AugmentedView(turned, 0, 6), AugmentedView(drawn, 2, 0)]
+    shown = tf.function(make_all_views_fn(views, KEYS), autograph=False)(tf.constant(colours), tf.constant(7)).numpy()
     assert shown.shape == (6, 32, 32, 3) and np.array_equal(shown[0], colours)
     for view, seen in zip(views, shown, strict=True):
         assert np.array_equal(seen, view.apply(tf.constant(colours), tf.constant(KEYS[7])))
@@ -142,7 +151,7 @@ def test_mixed_labels_mix_the_loss():
 def test_cut_mix_labels_what_is_seen():
     pictures = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None, None], (64, 20, 30, 3))
     targets, weights = tf.eye(64), tf.ones(64)
-    run = tf.function(cut_mix, autograph=False)
+    run = tf.function(cutmix, autograph=False)
     mixed, labels, total = run(tf.constant(pictures), targets, weights, tf.constant([1, 2]))
     assert mixed.dtype == tf.uint8 and mixed.shape == (64, 20, 30, 3)
     seen = np.stack([np.bincount(picture[..., 0].ravel(), minlength=64) for picture in mixed.numpy()]) / 600

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tlkeras.cli.main import main
-from tlkeras.data.quality.duplicates import Copies
+from tlkeras.data.quality.duplicates import DuplicateGroup
 from tlkeras.diagnostics import data_quality
 from tlkeras.errors import ResourceError
-from tlkeras.plotting.html_page import Figure, Section, check_page, write_page
+from tlkeras.plotting.html_page import HtmlFigure, HtmlSection, check_page, write_page
 
 SMALL = ("--set", "backbone.name=tiny", "--set", "backbone.weights=none")
 
@@ -132,10 +132,10 @@ def test_what_cannot_be_checked(tmp_path, planted):
 
 def test_few_leaks_are_a_note_and_many_a_problem(make_sides):
     sides = make_sides(train=80, test=20)
-    few = [Copies((0, 80), False, 0.99, False, True)]
+    few = [DuplicateGroup((0, 80), False, 0.99, False, True)]
     assert list(data_quality._list_copy_problems(sides, few)) == []
     assert "5.0% of the held-out pictures" in " ".join(data_quality._list_copy_notes(sides, few))
-    many = [Copies((row, 80 + row), False, 0.99, False, True) for row in range(3)]
+    many = [DuplicateGroup((row, 80 + row), False, 0.99, False, True) for row in range(3)]
     assert "15% of the held-out pictures" in " ".join(data_quality._list_copy_problems(sides, many))
 
 
@@ -146,8 +146,8 @@ def make_sides():
 
 def test_pages_say_what_they_are_given_as_text(tmp_path):
     picture = np.zeros((4, 6, 3), np.uint8)
-    strips = [("<b>alike</b>", [Figure(picture, ["<i>cat</i>", "x" * 300])])]
-    section = Section("A & B", ["!grave", "light"], ("name", "number", "share"), [("<td>", 1234, 0.5)], strips)
+    strips = [("<b>alike</b>", [HtmlFigure(picture, ["<i>cat</i>", "x" * 300])])]
+    section = HtmlSection("A & B", ["!grave", "light"], ("name", "number", "share"), [("<td>", 1234, 0.5)], strips)
     page = write_page(tmp_path / "a.html", "<title>", [section]).read_text()
     for text in (
         "A &amp; B",

@@ -14,8 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from tlkeras.cli.main import main
 from tlkeras.cli.tables import draw_features
 from tlkeras.config.recipe import load_recipe
-from tlkeras.data.inspection import inspect
-from tlkeras.diagnostics.features import divide_classes, measure_depths
+from tlkeras.data.inspection import validate_images
+from tlkeras.diagnostics.features import divide_classes, knn_accuracy_per_block
 from tlkeras.plotting import charts
 from tlkeras.training import builders
 
@@ -46,15 +46,15 @@ def test_neighbours_are_those_of_other_folds(workplace, monkeypatch, tmp_path):
     """Each picture's own copy would make every depth perfect."""
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))  # other tests train on pictures of the same bytes
     recipe = load_recipe("mine.yaml")
-    inspection = inspect(builders.read_examples(recipe))
-    sides, prefix = builders.divide(recipe, inspection.examples), builders.build_prefix(recipe)
+    inspection = validate_images(builders.read_examples(recipe))
+    sides, prefix = builders.split_dataset(recipe, inspection.examples), builders.build_feature_extractor(recipe)
     depths, rows = builders.extract_depths(recipe, prefix, inspection, np.flatnonzero(sides != "test"))
     assert len(rows) == 24 and all(len(matrix) == 24 for matrix in depths.values())
     with builders.extract_features(recipe, prefix, inspection) as features:
         assert features.computed == 32 - 24  # these features are those that a training reads
         np.testing.assert_allclose(depths["features"], features.outputs[0][rows], rtol=1e-6)
     noise = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
-    found = measure_depths(divide_classes(recipe, inspection, rows), {"noise": noise})
+    found = knn_accuracy_per_block(divide_classes(recipe, inspection, rows), {"noise": noise})
     codes = inspection.examples.targets["label"][rows]
     assert found["noise"] < 0.8 < KNeighborsClassifier(1).fit(noise, codes).score(noise, codes)
 

@@ -13,9 +13,15 @@ from tlkeras.backbones import downloads
 from tlkeras.cli.main import main
 from tlkeras.config.recipe import load_recipe
 from tlkeras.diagnostics.recommend import recommend as recommending
-from tlkeras.diagnostics.recommend.benchmarks import Costs, Question, measure_costs
-from tlkeras.diagnostics.recommend.candidates import TARGETS, Limits, choose_candidates
-from tlkeras.diagnostics.recommend.rules import Situation, choose_best, judge_finetuning, judge_similarity, mark_front
+from tlkeras.diagnostics.recommend.benchmarks import BenchmarkRequest, BenchmarkResult, measure_costs
+from tlkeras.diagnostics.recommend.candidates import TARGETS, BackboneLimits, choose_candidates
+from tlkeras.diagnostics.recommend.rules import (
+    DatasetProfile,
+    choose_best,
+    judge_finetuning,
+    judge_similarity,
+    mark_pareto_front,
+)
 from tlkeras.diagnostics.recommend.scores import compare_folds, score_features
 from tlkeras.errors import BackboneError
 
@@ -33,7 +39,7 @@ def quick_costs(monkeypatch):
 
     def measure(question):
         asked.append(question)
-        return Costs(question.size / 10, 1000.0, 500.0, 0.1, 900.0)
+        return BenchmarkResult(question.size / 10, 1000.0, 500.0, 0.1, 900.0)
 
     monkeypatch.setattr(recommending, "measure_costs", measure)
     return asked
@@ -81,21 +87,21 @@ def test_a_source_head_is_asked_where_there_is_one(workplace, quick_costs):
 
 @pytest.mark.slow
 def test_costs_are_measured_in_a_process_of_its_own():
-    costs = measure_costs(Question("tiny", 32, classes=3, unfreeze=1, batch=4))
-    assert isinstance(costs, Costs), costs
+    costs = measure_costs(BenchmarkRequest("tiny", 32, classes=3, unfreeze=1, batch=4))
+    assert isinstance(costs, BenchmarkResult), costs
     assert 0 < costs.milliseconds < 1000 and costs.pictures_per_second > 10 and costs.step_seconds > 0
     assert costs.megabytes is None or costs.step_megabytes >= costs.megabytes > 50
 
 
 @pytest.mark.slow
 def test_costs_that_cannot_be_measured_are_explained():
-    told = measure_costs(Question("tiny", 1, classes=3, unfreeze=1))
+    told = measure_costs(BenchmarkRequest("tiny", 1, classes=3, unfreeze=1))
     assert "it failed: " in told and "at least 8" in told
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_candidates_meet_the_limits(target):
-    candidates, dropped = choose_candidates(Limits(target, most=2))
+    candidates, dropped = choose_candidates(BackboneLimits(target, most=2))
     assert len(candidates) == 2 and all(candidate.weights == "packaged" for candidate in candidates)
     assert [candidate.entry.top1 for candidate in candidates] == sorted(
         (candidate.entry.top1 for candidate in candidates), reverse=True
@@ -106,18 +112,18 @@ def test_candidates_meet_the_limits(target):
 
 def test_the_best_of_each_family_comes_first(monkeypatch):
     monkeypatch.setattr(downloads, "_is_reachable", lambda: True)
-    candidates, _ = choose_candidates(Limits("mobile", most=3))
+    candidates, _ = choose_candidates(BackboneLimits("mobile", most=3))
     assert len({candidate.entry.family for candidate in candidates}) == 3
 
 
 @pytest.mark.parametrize(
     ("limits", "sentence"),
     [
-        (Limits("phone"), "A target must be a known one. Received: 'phone'"),
-        (Limits(patterns=("efficientnet_lite9",)), "Did you mean 'efficientnet_lite"),
-        (Limits(licences=("Apache-2",)), "Did you mean 'Apache-2.0'"),
-        (Limits(parameters=1e5), "must meet all limits.*\n  more than 0.1 M parameters: .* and 40 more"),
-        (Limits(patterns=("vgg*",), target="server"), "their server cannot be reached: vgg16, vgg19"),
+        (BackboneLimits("phone"), "A target must be a known one. Received: 'phone'"),
+        (BackboneLimits(patterns=("efficientnet_lite9",)), "Did you mean 'efficientnet_lite"),
+        (BackboneLimits(licences=("Apache-2",)), "Did you mean 'Apache-2.0'"),
+        (BackboneLimits(parameters=1e5), "must meet all limits.*\n  more than 0.1 M parameters: .* and 40 more"),
+        (BackboneLimits(patterns=("vgg*",), target="server"), "their server cannot be reached: vgg16, vgg19"),
     ],
 )
 def test_limits_that_nothing_meets(limits, sentence):
@@ -160,7 +166,7 @@ def test_the_front_has_what_nothing_beats_in_both():
         make_row("middle", 0.85, 15),
         make_row("fast", 0.7, 5),
     ]
-    mark_front(rows)
+    mark_pareto_front(rows)
     assert [row["front"] for row in rows] == [True, False, True, True]
 
 
@@ -175,10 +181,10 @@ def test_similarity_is_where_classes_separate_best():
 @pytest.mark.parametrize(
     ("situation", "finetune", "reason"),
     [
-        (Situation(9, 0.8, 1.0, 5, 60), False, "9 pictures to train on, fewer than 10"),
-        (Situation(100, 0.999, 1.0, 5, 60), False, "little is left to gain"),
-        (Situation(100, 0.8, 1.0, 61, 60), False, "about 61 minutes on this machine, more than the 60 allowed"),
-        (Situation(100, 0.8, 0.5, 5, 60), True, "its last blocks serve the source more than your classes"),
+        (DatasetProfile(9, 0.8, 1.0, 5, 60), False, "9 pictures to train on, fewer than 10"),
+        (DatasetProfile(100, 0.999, 1.0, 5, 60), False, "little is left to gain"),
+        (DatasetProfile(100, 0.8, 1.0, 61, 60), False, "about 61 minutes on this machine, more than the 60 allowed"),
+        (DatasetProfile(100, 0.8, 0.5, 5, 60), True, "its last blocks serve the source more than your classes"),
     ],
 )
 def test_fine_tuning_is_advised_where_it_pays(situation, finetune, reason):

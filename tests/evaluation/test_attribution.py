@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.backbones.catalog import list_backbones
 from tlkeras.errors import BackboneError
 from tlkeras.evaluation.attribution import METHODS, Explainer, check_sanity, find_layer, occlude
@@ -32,7 +32,7 @@ def add_head(backbone, classes=3):
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(0)
-    return add_head(build("tiny", weights="none"))
+    return add_head(build_backbone("tiny", weights="none"))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_every_backbone_is_explained(name):
     entry = next(entry for entry in list_backbones() if entry.name == name)
     size = max(entry.minimum_size, 32) if name in QUICK else max(entry.minimum_size, 64)
     keras.utils.set_random_seed(0)
-    model = add_head(build(name, size=size, weights="none"))
+    model = add_head(build_backbone(name, size=size, weights="none"))
     explainer = Explainer(model)
     shown = explainer.explain(np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8), [0, 1])
     assert shown.shape == (2, size, size)
@@ -144,6 +144,4 @@ def test_every_backbone_is_explained(name):
     [pytest.param(*pair, marks=() if pair[0] in QUICK else pytest.mark.slow) for pair in EXPECTED.items()],
 )
 def test_the_layer_of_each_family_is_the_one_people_expect(name, layer):
-    from tlkeras.backbones.builder import build as build_backbone
-
     assert find_layer(build_backbone(name, weights="none")).name == layer

@@ -8,11 +8,11 @@ from tlkeras.data.tasks import Task, make_task
 from tlkeras.errors import RunError
 from tlkeras.evaluation.calibration import (
     describe_calibration,
+    expected_calibration_error,
     fit_scaling,
-    measure_even_error,
     measure_reliability,
 )
-from tlkeras.runs.predictions import Answers
+from tlkeras.runs.predictions import Predictions
 
 
 def answer(targets, probabilities, weights=None, task=None):
@@ -20,7 +20,9 @@ def answer(targets, probabilities, weights=None, task=None):
     count, classes = probabilities.shape
     task = task or Task("label", tuple("abcdefgh"[:classes]))
     weights = np.ones(count) if weights is None else np.asarray(weights, float)
-    return Answers(task, np.arange(count).astype(str), targets, probabilities, weights, np.ones(classes) / classes, {})
+    return Predictions(
+        task, np.arange(count).astype(str), targets, probabilities, weights, np.ones(classes) / classes, {}
+    )
 
 
 def overconfident(count=4000, steepness=3.0, classes=3, seed=0):
@@ -41,14 +43,16 @@ def test_reliability_by_hand():
     np.testing.assert_allclose(found.share, [0.5, 0.5])
     assert found.error == pytest.approx(0.5 * 0.1 + 0.5 * 0.15)
     # ten even bins: (.5, .6] holds two, (.7, .8] and (.8, .9] one each
-    assert measure_even_error(answers, bins=10) == pytest.approx((2 * 0.1 + 0.2 + 0.1) / 4)
+    assert expected_calibration_error(answers, bins=10) == pytest.approx((2 * 0.1 + 0.2 + 0.1) / 4)
 
 
 def test_weights_are_repetitions():
     p = np.random.default_rng(0).dirichlet(np.ones(3), 50)
     targets, counts = np.arange(50) % 3, np.arange(50) % 4 + 1
-    weighted = measure_even_error(answer(targets, p, counts))
-    assert weighted == pytest.approx(measure_even_error(answer(np.repeat(targets, counts), np.repeat(p, counts, 0))))
+    weighted = expected_calibration_error(answer(targets, p, counts))
+    assert weighted == pytest.approx(
+        expected_calibration_error(answer(np.repeat(targets, counts), np.repeat(p, counts, 0)))
+    )
 
 
 def test_equal_confidences_share_a_bin():

@@ -11,7 +11,7 @@ from tlkeras.cli.main import main
 from tlkeras.errors import RunError
 from tlkeras.evaluation.comparison import compare, compare_probabilities
 from tlkeras.runs.directory import Run
-from tlkeras.runs.predictions import read_answers
+from tlkeras.runs.predictions import load_predictions
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_the_second_is_worse(pair):
 
 
 def test_a_run_against_itself_is_neither(pair):
-    (answers,) = read_answers(pair[0])
+    (answers,) = load_predictions(pair[0])
     for parts in compare_probabilities(answers, answers.probabilities, resamples=50).values():
         assert parts["value"] in (0.0, None) and parts["better"] is None
 

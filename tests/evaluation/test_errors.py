@@ -8,22 +8,22 @@ from tlkeras.evaluation.errors import (
     count_confusions,
     count_label_mistakes,
     find_nearest,
-    list_confused,
-    list_confused_labels,
-    list_losses,
-    list_suspects,
+    label_issues,
+    most_confused,
+    most_confused_labels,
     order_classes,
+    top_losses,
 )
 from tlkeras.evaluation.learning_curve import _draw
 from tlkeras.evaluation.robustness import CORRUPTIONS
-from tlkeras.runs.predictions import Answers
+from tlkeras.runs.predictions import Predictions
 
 
 def answer(task, targets, probabilities, weights=None):
     p = np.asarray(probabilities, float)
     weights = np.ones(len(p)) if weights is None else np.asarray(weights, float)
     keys = np.array([f"{row}.png" for row in range(len(p))])
-    return Answers(task, keys, np.asarray(targets), p, weights, np.ones(p.shape[1]), {})
+    return Predictions(task, keys, np.asarray(targets), p, weights, np.ones(p.shape[1]), {})
 
 
 CATS = Task("label", ("cat", "dog", "fox"))
@@ -38,28 +38,28 @@ def test_mistakes_of_several_labels_by_hand():
     rows = {row["label"]: (row["found"], row["missed"], row["false"]) for row in count_label_mistakes(answers)}
     assert rows == {"cat": (1, 2, 0), "dog": (0, 1, 2), "fox": (4, 0, 1)}
     assert count_label_mistakes(answers)[0]["label"] == "dog"
-    pairs = [(row["label"], row["answer"], row["pictures"]) for row in list_confused_labels(answers)]
+    pairs = [(row["label"], row["answer"], row["pictures"]) for row in most_confused_labels(answers)]
     assert pairs == [("cat", "dog", 2.0), ("dog", "fox", 1.0)]
-    assert list_confused_labels(answers)[0]["share"] == pytest.approx(2 / 3)
+    assert most_confused_labels(answers)[0]["share"] == pytest.approx(2 / 3)
 
 
 def test_confusions_and_losses_by_hand():
     answers = answer(CATS, [0, 1, 0, 1], SAID, [1, 1, 2, 1])
     np.testing.assert_array_equal(count_confusions(answers), [[1, 2, 0], [0, 0, 2], [0, 0, 0]])
-    first, second = list_confused(answers)
+    first, second = most_confused(answers)
     assert (first["label"], first["answer"], first["pictures"]) == ("cat", "dog", 2)
     assert first["share"] == pytest.approx(2 / 3) and second["share"] == 1
-    losses = list_losses(answers)
+    losses = top_losses(answers)
     assert [loss["key"] for loss in losses] == ["3.png", "2.png", "1.png"]
     assert losses[0]["loss"] == pytest.approx(-np.log(0.09))
     assert (losses[0]["answer"], losses[0]["probability"], losses[0]["of_label"]) == ("fox", 0.9, 0.09)
-    assert list_losses(answers, most=1) == losses[:1]
+    assert top_losses(answers, most=1) == losses[:1]
 
 
 def test_losses_of_labels_look_at_what_is_wrong():
     task = make_task("tags", ["red", "round"], "|")
     answers = answer(task, np.array([[1, 0], [1, 1]], np.int8), [[0.9, 0.8], [0.95, 0.2]])
-    first, second = list_losses(answers)
+    first, second = top_losses(answers)
     assert (first["answer"], first["label"], first["class"]) == ("red|round", "red", 1)
     assert (second["answer"], second["label"], second["class"]) == ("red", "red|round", 1)
     assert first["loss"] == pytest.approx(-np.log([0.9, 0.2]).mean())
@@ -87,13 +87,13 @@ def test_wrong_labels_are_found():
     p = np.eye(3)[targets] * 0.9 + random.dirichlet(np.ones(3), 90) * 0.1
     told = targets.copy()
     told[4] = 2
-    (suspect,) = list_suspects(answer(CATS, told, p))
+    (suspect,) = label_issues(answer(CATS, told, p))
     assert (suspect["key"], suspect["label"], suspect["suggested"]) == ("4.png", "fox", "cat")
     task = make_task("tags", ["red", "round"], "|")
     labels = np.stack([np.arange(90) % 2, np.arange(90) % 3 == 0], 1).astype(np.int8)
     said = labels * 0.9 + 0.05
     labels[7, 0] = 0
-    (suspect,) = list_suspects(answer(task, labels, said))
+    (suspect,) = label_issues(answer(task, labels, said))
     assert (suspect["label"], suspect["suggested"]) == ("not red", "red")
 
 

@@ -10,9 +10,9 @@ import pytest
 import tlkeras
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, RunError
-from tlkeras.evaluation.evaluate import COLUMNS, evaluate, measure_answers
+from tlkeras.evaluation.evaluate import COLUMNS, evaluate, evaluate_predictions
 from tlkeras.runs.directory import Run
-from tlkeras.runs.predictions import Answers, read_answers, read_probes
+from tlkeras.runs.predictions import Predictions, load_predictions, read_probes
 
 
 def make_answers(count=60, classes=3, seed=0, **slices):
@@ -22,7 +22,7 @@ def make_answers(count=60, classes=3, seed=0, **slices):
     task = Task("label", tuple(f"class {number}" for number in range(classes)))
     keys = np.array([f"{number}.png" for number in range(count)])
     prior = np.full(classes, 1 / classes)
-    return Answers(task, keys, targets, probabilities, np.ones(count), prior, slices)
+    return Predictions(task, keys, targets, probabilities, np.ones(count), prior, slices)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def copied(trained, tmp_path):
 def test_slices_are_measured_alone():
     domain = np.array(["mono", "poly", "poly"] * 20)
     answers = make_answers(domain=domain, group=np.full(60, ""))
-    result = measure_answers(answers, resamples=50)
+    result = evaluate_predictions(answers, resamples=50)
     assert list(result["slices"]) == ["domain"]
     mono = result["slices"]["domain"]["mono"]
     rows = domain == "mono"
@@ -46,8 +46,8 @@ def test_slices_are_measured_alone():
 
 def test_one_class_among_the_pictures():
     answers = make_answers()
-    only = Answers(**{**vars(answers), "targets": np.zeros(60, int)})
-    result = measure_answers(only, resamples=50)
+    only = Predictions(**{**vars(answers), "targets": np.zeros(60, int)})
+    result = evaluate_predictions(only, resamples=50)
     assert result["metrics"]["roc_auc"] == {"value": None, "low": None, "high": None}
     assert result["labels"]["class 1"]["recall"]["value"] is None
     assert result["metrics"]["accuracy"]["value"] is not None
@@ -77,7 +77,7 @@ def test_predictions_that_are_no_numbers_are_named(copied):
 
 def test_a_thousand_classes_and_many_pictures():
     answers = make_answers(count=3000, classes=1000)
-    result = measure_answers(answers, resamples=100)
+    result = evaluate_predictions(answers, resamples=100)
     accuracy, area = (result["metrics"][name] for name in ("accuracy", "roc_auc"))
     assert accuracy["low"] < accuracy["high"]
     assert area["value"] == pytest.approx(0.5, abs=0.02) and area["low"] is None
@@ -90,8 +90,8 @@ def test_deep_heads_are_measured_beside_a_linear_probe(workplace):
     result = tlkeras.train("mine.yaml", overrides)
     run = Run(workplace / result["path"])
     assert set(result["probe"]) == set(result["metrics"])
-    assert read_probes(run)[read_answers(run)[0].task.name].shape == read_answers(run)[0].probabilities.shape
-    (validation,) = read_answers(run, "validation")
+    assert read_probes(run)[load_predictions(run)[0].task.name].shape == load_predictions(run)[0].probabilities.shape
+    (validation,) = load_predictions(run, "validation")
     assert len(validation) == result["calibration"]["fitted_on"] == 8
     assert set(result["calibration"]["scalings"]) == {"temperature", "vector"}
     assert set(run.manifest["memory"]) == set(result["phases"]) - {"load libraries", "build backbone"}

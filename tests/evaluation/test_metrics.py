@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as reference
 
 from tlkeras.errors import DataError
-from tlkeras.evaluation.metrics import compute, measure
+from tlkeras.evaluation.metrics import bootstrap_metrics, compute
 
 
 def test_two_classes_by_hand():
@@ -59,7 +59,7 @@ def test_agrees_with_scikit_learn(classes):
             ]
         ),
     }
-    figures = measure(targets, probabilities, weights, resamples=50)
+    figures = bootstrap_metrics(targets, probabilities, weights, resamples=50)
     assert {name for name in figures if isinstance(name, str)} <= set(expected)
     for name, value in expected.items():
         assert figures[name].value == pytest.approx(value), name
@@ -73,14 +73,14 @@ def test_interval_covers_as_promised():
     for experiment in range(200):
         right = random.random(100) < 0.7
         probabilities = np.where(right[:, None], [[0.9, 0.1]], [[0.1, 0.9]])
-        figure = measure(np.zeros(100, int), probabilities, resamples=200, seed=experiment)["accuracy"]
+        figure = bootstrap_metrics(np.zeros(100, int), probabilities, resamples=200, seed=experiment)["accuracy"]
         covered += figure.low <= 0.7 <= figure.high
     assert 0.88 <= covered / 200 <= 0.99
 
 
 def test_same_seed_same_interval():
     targets, probabilities = np.array([0, 1, 0, 1]), np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.1, 0.9]])
-    assert measure(targets, probabilities, seed=1) == measure(targets, probabilities, seed=1)
+    assert bootstrap_metrics(targets, probabilities, seed=1) == bootstrap_metrics(targets, probabilities, seed=1)
 
 
 def test_one_class_left_has_no_auc():
@@ -91,14 +91,14 @@ def test_one_class_left_has_no_auc():
 
 def test_nothing_and_nan_are_refused():
     with pytest.raises(DataError, match="at least one held-out picture"):
-        measure(np.zeros(0, int), np.zeros((0, 2)))
+        bootstrap_metrics(np.zeros(0, int), np.zeros((0, 2)))
     with pytest.raises(DataError, match="must be finite. Received: 1 rows with NaN"):
-        measure(np.zeros(2, int), np.array([[0.5, 0.5], [np.nan, 1.0]]))
+        bootstrap_metrics(np.zeros(2, int), np.array([[0.5, 0.5], [np.nan, 1.0]]))
 
 
 def test_many_classes_and_pictures_stay_small():
     random = np.random.default_rng(0)
     targets = random.integers(0, 100, 3000)
     probabilities = random.dirichlet(np.ones(100), 3000)
-    figures = measure(targets, probabilities, resamples=20)
+    figures = bootstrap_metrics(targets, probabilities, resamples=20)
     assert figures["accuracy"].value == pytest.approx(np.mean(probabilities.argmax(1) == targets))

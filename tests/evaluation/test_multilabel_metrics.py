@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as reference
 
 from tlkeras.errors import DataError
-from tlkeras.evaluation.metrics import measure
+from tlkeras.evaluation.metrics import bootstrap_metrics
 from tlkeras.evaluation.multilabel_metrics import compute_labels
 from tlkeras.evaluation.ranking_metrics import compute_ranking
 
@@ -53,7 +53,7 @@ def test_agrees_with_scikit_learn():
         (2, "f1"): reference.f1_score(truth[:, 2], answers[:, 2], **given),
         (3, "average_precision"): reference.average_precision_score(truth[:, 3], said[:, 3], **given),
     }
-    figures = measure(truth, said, weights, resamples=50)
+    figures = bootstrap_metrics(truth, said, weights, resamples=50)
     for name, value in expected.items():
         assert figures[name].value == pytest.approx(value), name
         assert figures[name].low <= value <= figures[name].high
@@ -91,4 +91,4 @@ def test_without_negatives_or_positives_there_is_no_ranking():
 
 def test_nan_is_refused():
     with pytest.raises(DataError, match="must be finite. Received: 1 rows with NaN"):
-        measure(TRUTH, np.where(np.arange(8).reshape(4, 2) == 3, np.nan, SAID))
+        bootstrap_metrics(TRUTH, np.where(np.arange(8).reshape(4, 2) == 3, np.nan, SAID))

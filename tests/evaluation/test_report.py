@@ -17,18 +17,18 @@ from tlkeras.errors import ResourceError, RunError
 from tlkeras.evaluation.errors import (
     count_confusions,
     count_label_mistakes,
-    list_confused,
-    list_confused_labels,
-    list_losses,
-    list_suspects,
+    label_issues,
+    most_confused,
+    most_confused_labels,
     order_classes,
+    top_losses,
 )
-from tlkeras.evaluation.evaluate import measure_answers
-from tlkeras.evaluation.report.compute import Options, Report, compute_report
+from tlkeras.evaluation.evaluate import evaluate_predictions
+from tlkeras.evaluation.report.compute import Report, ReportOptions, compute_report
 from tlkeras.evaluation.report.page import render_report
 from tlkeras.evaluation.selective import describe_trade, measure_label_sets
 from tlkeras.runs.directory import Run
-from tlkeras.runs.predictions import Answers
+from tlkeras.runs.predictions import Predictions
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = "<script>alert('x')</script>\"&$5"
@@ -144,7 +144,7 @@ def test_pictures_that_are_gone_are_said_to_be(reported, tmp_path):
     shutil.copytree(reported[0].path, tmp_path / "mine-01")
     run = Run(tmp_path / "mine-01")
     run.update_manifest(cwd=str(tmp_path))
-    report = compute_report(run, Options(corrupted=8, learning_curve=True))
+    report = compute_report(run, ReportOptions(corrupted=8, learning_curve=True))
     assert "cannot be looked at again" in report.notes[0]
     assert report.pictures == {} and report.tasks["label"]["losses"][0]["key"]
     check_page(render_report([report]))
@@ -166,7 +166,7 @@ def test_several_runs_are_compared(reported, tmp_path, monkeypatch):
 
 def test_wrong_options_are_named_at_once(reported):
     with pytest.raises(RunError, match=r"(?s)conformal lies between.*method is one of"):
-        compute_report(reported[0], Options(conformal=2.0, method="gradcam"))
+        compute_report(reported[0], ReportOptions(conformal=2.0, method="gradcam"))
 
 
 def make_report(classes, count, several=False, seed=0):
@@ -184,25 +184,25 @@ def make_report(classes, count, several=False, seed=0):
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     keys = np.array([f"{EVIL}/{row}.png" for row in range(count)])
     domain = np.where(np.arange(count) % 3, "lab", EVIL)
-    answers = Answers(task, keys, targets, p, np.ones(count), np.full(classes, 1 / classes), {"domain": domain})
-    figures = measure_answers(answers, None, answers, resamples=100)
+    answers = Predictions(task, keys, targets, p, np.ones(count), np.full(classes, 1 / classes), {"domain": domain})
+    figures = evaluate_predictions(answers, None, answers, resamples=100)
     computed = {
         "worth": None,
         "calibration": figures["calibration"],
         "unseen": "validation",
-        "losses": list_losses(answers),
-        "suspects": list_suspects(answers),
+        "losses": top_losses(answers),
+        "suspects": label_issues(answers),
         "training_suspects": [],
     }
     if several:
-        computed |= {"label_mistakes": count_label_mistakes(answers), "confused": list_confused_labels(answers)}
+        computed |= {"label_mistakes": count_label_mistakes(answers), "confused": most_confused_labels(answers)}
         computed |= {"label_sets": measure_label_sets(answers, answers, 0.1), "trade": describe_trade(answers, answers)}
     else:
         counts = count_confusions(answers)
         order = order_classes(counts)
         chosen = counts[np.ix_(order, order)].tolist()
         shown = {"classes": [names[index] for index in order], "counts": chosen, "left_out": classes - len(order)}
-        computed |= {"confusions": shown, "confused": list_confused(answers)}
+        computed |= {"confusions": shown, "confused": most_confused(answers)}
     environment = {"python": "3", "platform": "", "cores": 2, "versions": {}}
     made = {
         "created": "", "finished": "", "resumed": 0, "command": EVIL, "recipe": EVIL, "source": EVIL, "examples": {},

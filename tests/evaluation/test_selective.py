@@ -7,25 +7,25 @@ from tlkeras.data.tasks import Task, make_task
 from tlkeras.errors import RunError
 from tlkeras.evaluation.selective import (
     choose_threshold,
+    conformal_prediction_sets,
     describe_trade,
     measure_label_sets,
-    measure_sets,
-    measure_trade,
+    risk_coverage_curve,
 )
-from tlkeras.runs.predictions import Answers
+from tlkeras.runs.predictions import Predictions
 
 
 def answer(targets, probabilities, weights=None):
     p = np.asarray(probabilities, float)
     weights = np.ones(len(p)) if weights is None else np.asarray(weights, float)
     task = Task("label", tuple("abcd"[: p.shape[1]]))
-    return Answers(task, np.arange(len(p)).astype(str), np.asarray(targets), p, weights, np.ones(p.shape[1]), {})
+    return Predictions(task, np.arange(len(p)).astype(str), np.asarray(targets), p, weights, np.ones(p.shape[1]), {})
 
 
 def test_trade_by_hand():
     # confidences .9 right, .8 wrong (weight 2), .6 right and .6 wrong
     answers = answer([0, 1, 1, 0], [[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.4, 0.6]], [1, 2, 1, 1])
-    trade = measure_trade(answers)
+    trade = risk_coverage_curve(answers)
     np.testing.assert_allclose(trade.threshold, [0.6, 0.8, 0.9])
     np.testing.assert_allclose(trade.coverage, [1, 3 / 5, 1 / 5])
     np.testing.assert_allclose(trade.accuracy, [2 / 5, 1 / 3, 1])
@@ -40,12 +40,14 @@ def test_trade_by_hand():
 def answer_labels(targets, probabilities):
     p = np.asarray(probabilities, float)
     task = make_task("label", ("cat", "dog"), "|")
-    return Answers(task, np.arange(len(p)).astype(str), np.array(targets, np.int8), p, np.ones(len(p)), np.ones(2), {})
+    return Predictions(
+        task, np.arange(len(p)).astype(str), np.array(targets, np.int8), p, np.ones(len(p)), np.ones(2), {}
+    )
 
 
 def test_trade_of_several_labels_by_hand():
     # confidences .9 * .8 right, .6 * .5 wrong in one label
-    trade = measure_trade(answer_labels([[1, 0], [0, 0]], [[0.9, 0.2], [0.4, 0.5]]))
+    trade = risk_coverage_curve(answer_labels([[1, 0], [0, 0]], [[0.9, 0.2], [0.4, 0.5]]))
     np.testing.assert_allclose(trade.threshold, [0.3, 0.72])
     np.testing.assert_allclose(trade.coverage, [1, 1 / 2])
     np.testing.assert_allclose(trade.accuracy, [1 / 2, 1])
@@ -68,12 +70,12 @@ def test_no_threshold_is_enough():
 def test_sets_by_hand():
     # 1 - p(true): .1 .2 .3 .4; alpha .4: rank ceil(5 * .6) = 3 -> .3, so classes from .7 on are in
     calibration = answer([0] * 4, [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
-    found = measure_sets(answer([0, 1, 0], [[0.75, 0.25], [0.7, 0.3], [0.5, 0.5]]), calibration, 0.4)
+    found = conformal_prediction_sets(answer([0, 1, 0], [[0.75, 0.25], [0.7, 0.3], [0.5, 0.5]]), calibration, 0.4)
     assert found["threshold"] == pytest.approx(0.7)
     assert found["coverage"] == pytest.approx(1 / 3)
     assert found["sizes"] == [1, 2] and found["empty"] == pytest.approx(1 / 3)
     # alpha .1: rank 5 of 4, so every class is in every set
-    everything = measure_sets(calibration, calibration, 0.1)
+    everything = conformal_prediction_sets(calibration, calibration, 0.1)
     assert everything["threshold"] == 0 and everything["mean_size"] == 2 and everything["coverage"] == 1
 
 
@@ -83,13 +85,15 @@ def test_sets_cover_as_promised():
     for _ in range(200):
         p = random.dirichlet(np.ones(4), 400)
         targets = (p.cumsum(1) > random.random(400)[:, None]).argmax(1)
-        covered.append(measure_sets(answer(targets[200:], p[200:]), answer(targets[:200], p[:200]), 0.2)["coverage"])
+        covered.append(
+            conformal_prediction_sets(answer(targets[200:], p[200:]), answer(targets[:200], p[:200]), 0.2)["coverage"]
+        )
     assert np.mean(covered) == pytest.approx(0.8, abs=0.015)
 
 
 def test_what_makes_no_sets():
     answers = answer([0], [[0.9, 0.1]])
     with pytest.raises(RunError, match="between 0 and 1. Received: 1.5"):
-        measure_sets(answers, answers, 1.5)
+        conformal_prediction_sets(answers, answers, 1.5)
     with pytest.raises(RunError, match="data.validation"):
-        measure_sets(answers, answer(np.zeros(0, int), np.zeros((0, 2))), 0.1)
+        conformal_prediction_sets(answers, answer(np.zeros(0, int), np.zeros((0, 2))), 0.1)

@@ -6,7 +6,7 @@ import pytest
 
 import tlkeras
 from tlkeras.errors import RunError
-from tlkeras.evaluation.calibration import Scaling
+from tlkeras.evaluation.calibration import LogitScaling
 from tlkeras.exporting.calibration import build_scalings, find_scalings
 from tlkeras.runs.directory import Run
 
@@ -20,7 +20,7 @@ def test_scaled_logits_in_one_graph(kind, hidden):
         model = keras.Model(inputs, keras.layers.Dense(3, activation=kind)(inputs))
     else:
         model = keras.Model(inputs, keras.layers.Activation(kind)(keras.layers.Dense(3)(inputs)))
-    scaling = Scaling("vector", np.array([0.5, 2.0, 1.0]), np.array([0.1, 0.0, -0.3]), kind == "sigmoid")
+    scaling = LogitScaling("vector", np.array([0.5, 2.0, 1.0]), np.array([0.1, 0.0, -0.3]), kind == "sigmoid")
     x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     expected = scaling.apply(model.predict(x, verbose=0))
     np.testing.assert_allclose(build_scalings(model, [scaling]).predict(x, verbose=0), expected, atol=1e-5)

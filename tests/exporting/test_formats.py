@@ -8,13 +8,13 @@ import pytest
 
 import tlkeras
 from tlkeras.backbones.blocks import find_cuts
-from tlkeras.backbones.test_time_augmentation import average_orientations
+from tlkeras.backbones.test_time_augmentation import add_test_time_augmentation
 from tlkeras.errors import ExportError, MissingExtraError, TlkerasError
 from tlkeras.exporting import formats, saved_model
 from tlkeras.exporting.held_out import read_training
 from tlkeras.exporting.inference_graph import make_network
 from tlkeras.exporting.parity import measure_size
-from tlkeras.exporting.signatures import Entry
+from tlkeras.exporting.signatures import Preprocessing
 from tlkeras.runs.directory import Run
 
 
@@ -27,33 +27,33 @@ QUICK = ("litert-int8", "openvino", "onnx")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in formats.FORMS]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in formats.FORMATS]
 )
 def test_a_form_answers_as_the_model_does(source, tmp_path, name):
     check_form(name, source.model, source, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "openvino" else pytest.param(name, marks=pytest.mark.slow) for name in formats.FORMS]
+    "name", [name if name == "openvino" else pytest.param(name, marks=pytest.mark.slow) for name in formats.FORMATS]
 )
 def test_a_form_looks_at_all_orientations_if_the_model_does(source, tmp_path, name):
     last = [cut.name for cut in find_cuts(source.model) if len(cut.shape) == 3][-1]
-    check_form(name, average_orientations(source.model, last, 8), source, tmp_path)
+    check_form(name, add_test_time_augmentation(source.model, last, 8), source, tmp_path)
 
 
 def test_the_saved_model_of_all_orientations_is_folded(source):
     last = [cut.name for cut in find_cuts(source.model) if len(cut.shape) == 3][-1]
     pictures = saved_model._take_pictures(source, 8)[1]
-    made = make_network(average_orientations(source.model, last, 8), source.tasks, pictures)
+    made = make_network(add_test_time_augmentation(source.model, last, 8), source.tasks, pictures)
     assert made.is_fast and made.has_features, made.note
 
 
 def check_form(name, model, source, tmp_path):
-    form = formats.FORMS[name]
+    form = formats.FORMATS[name]
     if form.extra and importlib.util.find_spec(form.extra[1]) is None:
         pytest.skip(f"needs the extra {form.extra[0]}")
     pictures = saved_model._take_pictures(source, 8)[1]
-    material = formats.Material(model, source.tasks, pictures)
+    material = formats.ConversionInputs(model, source.tasks, pictures)
     path = tmp_path / form.file
     path.parent.mkdir()
     form.write(material, path)
@@ -73,15 +73,15 @@ def test_forms_are_published_with_the_version(trained, tmp_path):
 
 
 def test_a_form_that_answers_otherwise_is_not_published(trained, exported, source, tmp_path, monkeypatch):
-    fast = saved_model.Network(lambda images: [], None, True)
+    fast = saved_model.InferenceModel(lambda images: [], None, True)
     monkeypatch.setattr(saved_model, "make_network", lambda *_: fast)
     monkeypatch.setattr(saved_model, "_read_source", lambda *_: source)
     monkeypatch.setattr(
         saved_model, "write_signatures", lambda network, tasks, entry, path: shutil.copytree(exported["path"], path)
     )
-    wrong = formats.Form("wrong/x", lambda material, path: path.write_text("x"), lambda *_: _answer_nonsense)
-    monkeypatch.setattr(formats, "FORMS", {"wrong": wrong})
-    monkeypatch.setattr(saved_model, "FORMS", {"wrong": wrong})
+    wrong = formats.ExportFormat("wrong/x", lambda material, path: path.write_text("x"), lambda *_: _answer_nonsense)
+    monkeypatch.setattr(formats, "FORMATS", {"wrong": wrong})
+    monkeypatch.setattr(saved_model, "FORMATS", {"wrong": wrong})
     with pytest.raises(
         ExportError, match=r"nothing was published:\n  wrong, 'label': .* of accuracy is lost, more than"
     ):
@@ -103,5 +103,5 @@ def test_forms_that_are_none_or_not_installed(trained, tmp_path, monkeypatch):
 
 
 def test_calibration_is_of_the_training_side(trained):
-    pictures = read_training(Run(trained), Entry(32, "squash"), 10)
+    pictures = read_training(Run(trained), Preprocessing(32, "squash"), 10)
     assert pictures.shape == (10, 32, 32, 3) and pictures.dtype == np.uint8

@@ -17,8 +17,8 @@ import tlkeras
 from tlkeras.data.decoding import decode_file
 from tlkeras.errors import ExportError, ResourceError, RunError
 from tlkeras.exporting import inference_graph, saved_model
-from tlkeras.exporting.loaded_model import Served
-from tlkeras.exporting.parity import Gate
+from tlkeras.exporting.loaded_model import LoadedSavedModel
+from tlkeras.exporting.parity import AcceptanceCriteria
 from tlkeras.runs.directory import Run
 
 
@@ -29,7 +29,7 @@ def source(trained):
 
 @pytest.fixture(scope="module")
 def served(exported):
-    with Served(Path(exported["path"])) as opened:
+    with LoadedSavedModel(Path(exported["path"])) as opened:
         yield opened
 
 
@@ -40,11 +40,11 @@ def quick(monkeypatch, exported, source, served):
     def copy(network, tasks, entry, path):
         shutil.copytree(exported["path"], path)
 
-    fast = saved_model.Network(lambda images: [], None, True)
+    fast = saved_model.InferenceModel(lambda images: [], None, True)
     monkeypatch.setattr(saved_model, "write_signatures", copy)
     monkeypatch.setattr(saved_model, "make_network", lambda *_: fast)
     monkeypatch.setattr(saved_model, "load_model", lambda run: source.model)
-    monkeypatch.setattr(saved_model, "Served", lambda path: nullcontext(served))
+    monkeypatch.setattr(saved_model, "LoadedSavedModel", lambda path: nullcontext(served))
 
 
 def sample_paths(run):
@@ -210,9 +210,9 @@ def test_a_folder_of_something_else_is_refused(trained, tmp_path):
 
 def test_gates_refuse_to_publish(trained, tmp_path, quick):
     with pytest.raises(ExportError, match=r"must pass its gates.*\n.*SavedModel, 'label': an accuracy of .* below 1.1"):
-        saved_model.export(Run(trained), tmp_path / "models", gate=Gate(min_accuracy=1.1))
+        saved_model.export(Run(trained), tmp_path / "models", gate=AcceptanceCriteria(min_accuracy=1.1))
     with pytest.raises(ExportError, match=r"of accuracy is lost, more than -0.1"):
-        saved_model.export(Run(trained), tmp_path / "models", gate=Gate(max_drop=-0.1))
+        saved_model.export(Run(trained), tmp_path / "models", gate=AcceptanceCriteria(max_drop=-0.1))
     assert not [path for path in (tmp_path / "models").iterdir() if path.name[0] != "."]
 
 

@@ -18,9 +18,9 @@ import pytest
 from tlkeras.errors import DataError, ResourceError
 from tlkeras.features import cache as cache_module
 from tlkeras.features import shards
-from tlkeras.features.cache import ActivationCache, Space, default_root
+from tlkeras.features.cache import ActivationCache, Namespace, default_root
 
-SPACE = Space({"weights": "abc", "cut": "top", "size": 32}, (3,), "float16")
+SPACE = Namespace({"weights": "abc", "cut": "top", "size": 32}, (3,), "float16")
 
 
 def digest(number: int) -> str:
@@ -36,7 +36,7 @@ def rows(*numbers: int) -> np.ndarray:
     return np.array([[number, number + 0.5, -number] for number in numbers], np.float32)
 
 
-def write(root, *numbers: int, space: Space = SPACE) -> None:
+def write(root, *numbers: int, space: Namespace = SPACE) -> None:
     """Make one shard."""
     with ActivationCache(root).open(space) as store, store.writer() as writer:
         writer.add(digests(*numbers), rows(*numbers))
@@ -60,7 +60,7 @@ def run_python(code: str, *args: object, **options) -> subprocess.Popen:
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2, 3)])
 def test_returns_what_was_added(tmp_path, dtype, shape):
-    space = Space({}, shape, dtype)
+    space = Namespace({}, shape, dtype)
     values = np.arange(5 * np.prod(shape)).reshape(5, *shape)
     with ActivationCache(tmp_path).open(space) as store:
         assert not store.known(digests(0, 1)).any()
@@ -139,18 +139,18 @@ def test_large_shards_are_mapped(tmp_path, monkeypatch):
 
 def test_facts_make_the_key():
     keys = {
-        Space(facts, shape, dtype).key
+        Namespace(facts, shape, dtype).key
         for facts in ({"cut": "top"}, {"cut": "block_3"}, {"cut": "top", "view": 1})
         for shape in ((3,), (3, 1))
         for dtype in ("float16", "float32")
     }
     assert len(keys) == 12
-    assert Space({"a": 1, "b": (2, 3)}, (3,)).key == Space({"b": [2, 3], "a": 1}, (3,)).key
+    assert Namespace({"a": 1, "b": (2, 3)}, (3,)).key == Namespace({"b": [2, 3], "a": 1}, (3,)).key
 
 
 def test_a_space_holds_floats():
     with pytest.raises(ValueError, match=r"float16 or float32. Received: 'int8'"):
-        Space({}, (3,), "int8")
+        Namespace({}, (3,), "int8")
 
 
 # What may not be stored
@@ -174,7 +174,7 @@ def test_refuses_what_float16_cannot_hold(tmp_path):
         with pytest.raises(DataError, match=r"exceed 65,504. Received: 65,505 for b. Store them as float32"):
             writer.add(digests(1, 2), large, ["a", "b"])
         writer.add(digests(1), large[:1])
-    wide = Space({}, (3,), "float32")
+    wide = Namespace({}, (3,), "float32")
     with ActivationCache(tmp_path).open(wide) as store, store.writer() as writer:
         writer.add(digests(1, 2), large)
 
@@ -351,7 +351,7 @@ def test_disk_is_checked_before(tmp_path):
 
 
 def test_lists_spaces_last_used_first(tmp_path):
-    other = Space({"weights": "def"}, (3,), "float32")
+    other = Namespace({"weights": "def"}, (3,), "float32")
     write(tmp_path, 1, 2)
     write(tmp_path, 3, space=other)
     _age(tmp_path, other, 3600)
@@ -363,13 +363,13 @@ def test_lists_spaces_last_used_first(tmp_path):
     assert ActivationCache(tmp_path / "empty").list_spaces() == []
 
 
-def _age(root, space: Space, seconds: float) -> None:
+def _age(root, space: Namespace, seconds: float) -> None:
     moment = time.time() - seconds
     os.utime(root / "activations" / space.key / "space.json", (moment, moment))
 
 
 def test_prunes_by_age_and_by_size(tmp_path):
-    spaces = [Space({"number": number}, (3,)) for number in range(4)]
+    spaces = [Namespace({"number": number}, (3,)) for number in range(4)]
     for age, space in enumerate(spaces):
         write(tmp_path, 1, space=space)
         _age(tmp_path, space, 3600 * age)

@@ -14,16 +14,16 @@ from keras import layers
 from PIL import Image
 
 from tlkeras.data.augmentation.policies import make_policy
-from tlkeras.data.augmentation.views import PLAIN, View, derive_keys, draw_views, number_views
-from tlkeras.data.pipeline import stream_pictures
+from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, digest_to_seed, draw_views, number_views
+from tlkeras.data.pipeline import make_image_dataset
 from tlkeras.errors import DataError, ResourceError, TlkerasError
 from tlkeras.features import extraction
 from tlkeras.features.cache import ActivationCache
 from tlkeras.features.engines import make_engine
-from tlkeras.features.extraction import Pictures
+from tlkeras.features.extraction import ImageFiles
 
 FACTS = [{"weights": "abc", "cut": "last"}]
-extract = partial(extraction.extract, engine="keras")  # the quickest to make
+extract = partial(extraction.extract_activations, engine="keras")  # the quickest to make
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def prefix() -> keras.Model:
     return keras.Model(entry, layers.GlobalAveragePooling2D()(layers.BatchNormalization()(x)), name="net")
 
 
-def draw(folder: Path, *numbers: int) -> Pictures:
+def draw(folder: Path, *numbers: int) -> ImageFiles:
     """Write one noisy picture per number."""
     paths = []
     for number in numbers:
@@ -45,13 +45,13 @@ def draw(folder: Path, *numbers: int) -> Pictures:
     return look_at(paths)
 
 
-def look_at(paths: list[str]) -> Pictures:
-    return Pictures(paths, [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths])
+def look_at(paths: list[str]) -> ImageFiles:
+    return ImageFiles(paths, [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths])
 
 
-def predict(prefix: keras.Model, pictures: Pictures, view: View = PLAIN) -> np.ndarray:
-    stream = stream_pictures(pictures.paths, 32, "squash", len(pictures)).as_numpy_iterator()
-    seen = draw_views(next(stream)[1], derive_keys(pictures.digests), [view])
+def predict(prefix: keras.Model, pictures: ImageFiles, view: AugmentedView = IDENTITY_VIEW) -> np.ndarray:
+    stream = make_image_dataset(pictures.paths, 32, "squash", len(pictures)).as_numpy_iterator()
+    seen = draw_views(next(stream)[1], digest_to_seed(pictures.digests), [view])
     return prefix.predict_on_batch(seen[:, 0])
 
 
@@ -146,7 +146,7 @@ def test_only_unreadable_pictures(prefix, tmp_path):
 
 
 def test_no_picture_at_all(prefix):
-    with extract(prefix, Pictures([], []), FACTS) as features:
+    with extract(prefix, ImageFiles([], []), FACTS) as features:
         assert (len(features.kept), features.computed, features.outputs[0].shape) == (0, 0, (0, 4))
 
 
@@ -165,7 +165,11 @@ def test_several_taps_in_one_pass(prefix, tmp_path, counted):
     assert sorted(space.rows for space in cache.list_spaces()) == [3, 3]
 
 
-VIEWS = [PLAIN, *number_views(make_policy("light"), 2, seed=5), View(make_policy("dihedral"), number=6)]
+VIEWS = [
+    IDENTITY_VIEW,
+    *number_views(make_policy("light"), 2, seed=5),
+    AugmentedView(make_policy("dihedral"), number=6),
+]
 
 
 @pytest.fixture
@@ -175,9 +179,9 @@ def decoded(monkeypatch) -> list[int]:
 
     def stream(paths, *args, **kwargs):
         counts.append(len(paths))
-        return stream_pictures(paths, *args, **kwargs)
+        return make_image_dataset(paths, *args, **kwargs)
 
-    monkeypatch.setattr(extraction, "stream_pictures", stream)
+    monkeypatch.setattr(extraction, "make_image_dataset", stream)
     return counts
 
 
@@ -200,11 +204,11 @@ def test_several_views_in_one_pass(prefix, tmp_path, counted, decoded):
 
 def test_views_that_are_there_are_not_computed_again(prefix, tmp_path, counted, decoded):
     cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(12))
-    half = Pictures(pictures.paths[:6], pictures.digests[:6])
+    half = ImageFiles(pictures.paths[:6], pictures.digests[:6])
     extract(prefix, half, FACTS, views=VIEWS[:2], cache=cache).close()
     extract(prefix, pictures, FACTS, cache=cache).close()  # a plain view is one with those of other runs
     counted.clear(), decoded.clear()
-    assert extraction.count_lacking(prefix, pictures, FACTS, cache, views=VIEWS) == 30
+    assert extraction.count_cache_misses(prefix, pictures, FACTS, cache, views=VIEWS) == 30
     with extract(prefix, pictures, FACTS, views=VIEWS, cache=cache) as features:
         assert sum(counted) == features.computed == 30 and features.reused == 18 and decoded == [12]
         for view, (rows,) in zip(VIEWS, features.views, strict=True):
@@ -248,21 +252,24 @@ def test_views_of_several_outputs_each_in_its_precision(prefix, tmp_path):
 def test_the_room_for_views_is_asked_for(prefix, tmp_path, counted):
     """A row of four float16 takes 8 bytes and 32 of digest: 40 pictures in 4 views 6,400."""
     cache, pictures = ActivationCache(tmp_path / "cache", budget_bytes=6399), draw(tmp_path, *range(40))
-    for count in (extract, lambda *args, **more: extraction.count_lacking(*args, more["cache"], views=more["views"])):
+    for count in (
+        extract,
+        lambda *args, **more: extraction.count_cache_misses(*args, more["cache"], views=more["views"]),
+    ):
         with pytest.raises(ResourceError, match="6,400 bytes beside"):
             count(prefix, pictures, FACTS, views=VIEWS, cache=cache)
     assert counted == []
 
 
 def test_a_view_given_twice(prefix, tmp_path):
-    views = [PLAIN, View(make_policy("flip"), number=2)]
+    views = [IDENTITY_VIEW, AugmentedView(make_policy("flip"), number=2)]
     with pytest.raises(TlkerasError, match="Each view must be another one. Received: {}, {}."):
         extract(prefix, draw(tmp_path, 1), FACTS, views=views)
 
 
 def test_what_changes_the_numbers_changes_the_space(prefix, tmp_path):
     cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1)
-    cropped = Pictures(pictures.paths, pictures.digests, "crop")
+    cropped = ImageFiles(pictures.paths, pictures.digests, "crop")
     extract(prefix, pictures, FACTS, cache=cache).close()
     for other, facts, dtype in (
         (cropped, FACTS, "float16"),
@@ -279,7 +286,7 @@ def test_what_changes_the_numbers_changes_the_space(prefix, tmp_path):
 def test_interrupted_work_is_kept(prefix, tmp_path, monkeypatch):
     """Ctrl-C while the eighth of nine batches is awaited."""
     cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(70))
-    batches = list(stream_pictures(pictures.paths, 32, "squash", 8).as_numpy_iterator())
+    batches = list(make_image_dataset(pictures.paths, 32, "squash", 8).as_numpy_iterator())
 
     def interrupt(prefix, name):
         engine = make_engine(prefix, name)

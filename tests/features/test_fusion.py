@@ -6,16 +6,16 @@ import pytest
 
 import tlkeras
 from tlkeras.backbones.blocks import find_blocks
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.errors import RecipeError
-from tlkeras.features.fusion import find_taps, read_taps, set_beside
+from tlkeras.features.fusion import concatenate_backbones, extract_taps, find_taps
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return build("tiny", size=32, weights="none")
+    return build_backbone("tiny", size=32, weights="none")
 
 
 def test_taps_are_blocks_by_name_or_index_from_input_to_output(tiny):
@@ -30,19 +30,19 @@ def test_taps_are_blocks_by_name_or_index_from_input_to_output(tiny):
 
 def test_each_depth_has_length_one_in_the_fused_vector(tiny):
     first, last = find_taps(tiny, [0, -1])
-    fused = read_taps(tiny, [first, last], "average")(PICTURES)
+    fused = extract_taps(tiny, [first, last], "average")(PICTURES)
     maps = keras.Model(tiny.input, [first.tensor, last.tensor])(PICTURES)
     parts = [np.mean(values, axis=(1, 2)) for values in maps]
     expected = np.hstack([part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts])
     np.testing.assert_allclose(fused, expected, atol=1e-5)
-    alone = read_taps(tiny, [last], "average")(PICTURES)
+    alone = extract_taps(tiny, [last], "average")(PICTURES)
     np.testing.assert_allclose(alone, parts[1], rtol=1e-5)
 
 
 def test_backbones_stand_beside_each_other(tiny):
-    other = build("tiny", size=32, weights="none")
-    vectors = [read_taps(model, find_taps(model, [-1]), "max") for model in (tiny, other)]
-    both = set_beside(vectors[0], vectors[1:])(PICTURES)
+    other = build_backbone("tiny", size=32, weights="none")
+    vectors = [extract_taps(model, find_taps(model, [-1]), "max") for model in (tiny, other)]
+    both = concatenate_backbones(vectors[0], vectors[1:])(PICTURES)
     expected = [np.asarray(vector(PICTURES)) for vector in vectors]
     expected = np.hstack([part / np.linalg.norm(part, axis=1, keepdims=True) for part in expected])
     np.testing.assert_allclose(both, expected, atol=1e-5)

@@ -13,21 +13,21 @@ import tlkeras
 from tlkeras.errors import DataError, ExportError, RecipeError
 from tlkeras.features.cache import ActivationCache
 from tlkeras.features.engines import make_engine
-from tlkeras.features.extraction import Pictures
-from tlkeras.features.handcrafted.codebooks import learn_codebooks
+from tlkeras.features.extraction import ImageFiles
+from tlkeras.features.handcrafted.codebooks import fit_codebooks
 from tlkeras.features.handcrafted.descriptors import (
     DESCRIPTORS,
     count_in_cells,
     describe_grid,
     make_descriptor,
-    take_roots,
+    root_sift,
     to_grey,
 )
-from tlkeras.features.handcrafted.encodings import ENCODINGS, count_words, encode_fisher, encode_vlad, learn_codebook
+from tlkeras.features.handcrafted.encodings import ENCODINGS, bag_of_words, encode_fisher, encode_vlad, learn_codebook
 from tlkeras.features.handcrafted.layer import LAYERS, list_handcrafted, make_layers, map_pictures
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import Run, open_run
-from tlkeras.runs.predictions import read_answers
+from tlkeras.runs.predictions import load_predictions
 
 RANDOM = np.random.default_rng(0)
 PICTURES = RANDOM.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
@@ -37,7 +37,7 @@ SIFT = {"kind": "sift", "words": 4, "components": 8, "sizes": [4, 8]}
 
 
 def test_words_and_vlad_as_worked_out_by_hand():
-    np.testing.assert_allclose(count_words(ROWS, CENTRES), np.sqrt([2 / 3, 1 / 3]))
+    np.testing.assert_allclose(bag_of_words(ROWS, CENTRES), np.sqrt([2 / 3, 1 / 3]))
     # differences sum to (1, 1) and (0, 2); each to length one, then both together
     np.testing.assert_allclose(encode_vlad(ROWS, CENTRES), [0.5, 0.5, 0, np.sqrt(0.5)])
     np.testing.assert_allclose(encode_vlad(ROWS[:2], CENTRES), [np.sqrt(0.5), np.sqrt(0.5), 0, 0])
@@ -107,11 +107,11 @@ def test_dense_sift_as_added_up_pixel_by_pixel():
 
 def test_an_edge_has_its_orientation():
     ramp = np.tile(np.linspace(0, 1, 32, dtype=np.float32), (32, 1))
-    across = take_roots(describe_grid(ramp, 4, 8)).reshape(-1, 16, 8)
-    down = take_roots(describe_grid(ramp.T.copy(), 4, 8)).reshape(-1, 16, 8)
+    across = root_sift(describe_grid(ramp, 4, 8)).reshape(-1, 16, 8)
+    down = root_sift(describe_grid(ramp.T.copy(), 4, 8)).reshape(-1, 16, 8)
     assert np.all(across.argmax(axis=2) == 0) and np.all(down.argmax(axis=2) == 2)
     np.testing.assert_allclose(np.linalg.norm(across.reshape(-1, 128), axis=1), 1, rtol=1e-5)
-    assert len(take_roots(describe_grid(np.zeros((32, 32), np.float32), 4, 8))) == 0
+    assert len(root_sift(describe_grid(np.zeros((32, 32), np.float32), 4, 8))) == 0
 
 
 def test_cells_count_their_own_codes():
@@ -168,12 +168,12 @@ def test_codebooks_are_learned_once_and_from_the_pictures_given(workplace):
     entry = keras.Input((32, 32, 3), dtype="uint8")
     model = keras.Model(entry, make_layers([SIFT], 32)[0](entry))
     cache = ActivationCache(workplace / "cache")
-    assert learn_codebooks(model, Pictures(paths[:20], digests[:20]), cache) == 1
+    assert fit_codebooks(model, ImageFiles(paths[:20], digests[:20]), cache) == 1
     [layer] = list_handcrafted(model)
     first = layer.get_weights()
-    assert learn_codebooks(model, Pictures(paths[:20][::-1], digests[:20][::-1]), cache) == 0  # the same pictures
+    assert fit_codebooks(model, ImageFiles(paths[:20][::-1], digests[:20][::-1]), cache) == 0  # the same pictures
     np.testing.assert_array_equal(layer.get_weights()[0], first[0])
-    assert learn_codebooks(model, Pictures(paths[12:], digests[12:]), cache) == 1
+    assert fit_codebooks(model, ImageFiles(paths[12:], digests[12:]), cache) == 1
     assert not np.allclose(layer.get_weights()[0], first[0])
 
 
@@ -200,7 +200,7 @@ def test_a_run_predicts_what_it_measured(crafted, monkeypatch):
     monkeypatch.chdir(folder)
     assert result["metrics"]["accuracy"]["value"] == 1  # colours tell them apart
     run = open_run(result["path"], folder / "runs")
-    answers = read_answers(run)[0]
+    answers = load_predictions(run)[0]
     said = tlkeras.predict(result["path"], [folder / "photos" / key for key in answers.keys])
     best = [row["probability"] for row in said["predictions"]]
     np.testing.assert_allclose(best, answers.probabilities.max(axis=1), atol=1e-5)
@@ -209,11 +209,11 @@ def test_a_run_predicts_what_it_measured(crafted, monkeypatch):
 
 
 def test_features_of_a_run_are_computed_with_its_codebooks(crafted, monkeypatch):
-    from tlkeras.evaluation.run_data import Material
+    from tlkeras.evaluation.run_data import RunData
 
     folder, result = crafted
     monkeypatch.chdir(folder)
-    material = Material(Run(folder / result["path"]))
+    material = RunData(Run(folder / result["path"]))
     model = material.model
     vectors = keras.Model(model.input, model.get_layer("logits").input)
     test = material.features["test"]

@@ -8,14 +8,14 @@ import itertools
 import pytest
 
 from tlkeras.errors import RecipeError
-from tlkeras.finetuning.auto_stages import suggest_stages
+from tlkeras.finetuning.auto_stages import choose_stages
 from tlkeras.finetuning.schedule import Schedule, Stage
 
 FACTS = {"pictures": 2000, "classes": 2, "blocks": 17, "batch_size": 32, "validated": True, "probed": True}
 
 
 def suggest(**changes):
-    return suggest_stages(**{**FACTS, **changes})
+    return choose_stages(**{**FACTS, **changes})
 
 
 def test_thousands_of_pictures():

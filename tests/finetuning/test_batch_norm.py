@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 from tlkeras.errors import TlkerasError
-from tlkeras.finetuning.batch_norm import reestimate_statistics
+from tlkeras.finetuning.batch_norm import recompute_batch_norm_statistics
 from tlkeras.finetuning.freezing import run_in_inference
 
 
@@ -32,7 +32,7 @@ def test_the_first_layer_gets_those_of_all_rows(model, resting):
     norm.trainable = not resting
     run_in_inference(norm, resting)
     before = {variable.path: np.array(variable) for variable in model.variables}
-    reestimate_statistics(lambda rows: model(rows, training=False), [norm], [ROWS[:4], ROWS[4:8], ROWS[8:]])
+    recompute_batch_norm_statistics(lambda rows: model(rows, training=False), [norm], [ROWS[:4], ROWS[4:8], ROWS[8:]])
     changed = [path for path, value in before.items() if not np.array_equal(value, get(model, path))]
     assert changed == ["measured/moving_mean", "measured/moving_variance"]
     assert np.array(norm.moving_mean) == pytest.approx(ROWS.mean(axis=0), rel=1e-5)
@@ -53,11 +53,11 @@ def test_layers_behind_others_by_hand(model):
     batch = ROWS[:5].astype(np.float64)
     normalised = (batch - batch.mean(axis=0)) / np.sqrt(batch.var(axis=0) + 1e-3)
     kernel = np.array(model.get_layer("dense").kernel, np.float64)
-    reestimate_statistics(lambda rows: model(rows, training=False), norms, [ROWS[:5]])
+    recompute_batch_norm_statistics(lambda rows: model(rows, training=False), norms, [ROWS[:5]])
     assert np.array(norms[1].moving_variance) == pytest.approx((normalised @ kernel).var(axis=0), rel=1e-4)
 
 
 def test_no_batches(model):
     with pytest.raises(TlkerasError, match=r"from at least one batch. Received: none"):
-        reestimate_statistics(model, [model.get_layer("measured")], [])
+        recompute_batch_norm_statistics(model, [model.get_layer("measured")], [])
     assert model.get_layer("measured").momentum == 0.99

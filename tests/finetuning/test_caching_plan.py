@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from tlkeras.backbones.blocks import Block, Cut
+from tlkeras.backbones.blocks import Block, CutPoint
 from tlkeras.finetuning.caching_plan import plan_stages
 from tlkeras.finetuning.metrics import measure
-from tlkeras.finetuning.network import FEATURES, PICTURES
+from tlkeras.finetuning.network import PICTURES, POOLED
 from tlkeras.finetuning.schedule import Schedule, Stage
 
-BLOCKS = [Block(i, f"b{i}", (), Cut(i, f"cut{i}", None, (4, 4, 8)), 10, 1_000_000) for i in range(4)]
+BLOCKS = [Block(i, f"b{i}", (), CutPoint(i, f"cut{i}", None, (4, 4, 8)), 10, 1_000_000) for i in range(4)]
 STAGES = (Stage("head", 0, 1e-3, epochs=2), Stage("top", 1, 1e-3, epochs=5), Stage("all", "all", 1e-3, epochs=3))
 
 
@@ -20,8 +20,8 @@ def plan(stages=STAGES, **options):
 
 def test_each_stage_begins_behind_its_last_frozen_block():
     found = plan()
-    assert found.cuts == (FEATURES, "cut2", PICTURES)
-    assert found.kept == (FEATURES, "cut2")
+    assert found.cuts == (POOLED, "cut2", PICTURES)
+    assert found.kept == (POOLED, "cut2")
     assert [stage.bytes for stage in found.stages] == [32, 256, 0]
 
 
@@ -30,7 +30,7 @@ def test_without_a_cache_every_stage_begins_at_the_pictures():
 
 
 def test_what_does_not_fit_the_budget_is_not_kept():
-    assert plan(budget_bytes=32 * 100 + 255 * 100).cuts == (FEATURES, PICTURES, PICTURES)
+    assert plan(budget_bytes=32 * 100 + 255 * 100).cuts == (POOLED, PICTURES, PICTURES)
 
 
 @pytest.mark.parametrize("most, wanted", [(1, 1), (2, 2), (8, 5), (None, 5)])
@@ -43,9 +43,9 @@ def test_views_are_as_many_as_fit_the_budget():
     both = (32 + 256) * 100  # bytes of one view of all pictures, behind both cuts
     for budget, views in ((6 * both, 6), (6 * both - 1, 5), (3 * both, 3), (both, 1)):
         found = plan(stages, most_views=None, budget_bytes=budget)
-        assert found.views == views and found.cuts == (FEATURES, "cut2")
+        assert found.views == views and found.cuts == (POOLED, "cut2")
     found = plan(stages, most_views=None, budget_bytes=both - 1)  # then not all of it is kept
-    assert found.views == 6 and found.cuts == (FEATURES, PICTURES)
+    assert found.views == 6 and found.cuts == (POOLED, PICTURES)
 
 
 def test_measures_by_hand():

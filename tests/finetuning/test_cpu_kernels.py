@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from tlkeras.features.batch_norm_folding import pass_on
-from tlkeras.finetuning.cpu_kernels import take_shortcuts
+from tlkeras.finetuning.cpu_kernels import use_fused_cpu_ops
 from tlkeras.finetuning.freezing import unfreeze
 from tlkeras.finetuning.precision import computing_in
 
@@ -39,7 +39,7 @@ def compute(model: keras.Model, short: bool, training: bool = True) -> list[np.n
     def step() -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             if short:
-                with take_shortcuts(model, training):
+                with use_fused_cpu_ops(model, training):
                     outputs = model(pictures, training=training)
             else:
                 outputs = model(pictures, training=training)
@@ -84,7 +84,7 @@ def test_they_are_taken_only_within_and_leave_nothing():
     before = [dict(vars(layer)) for layer in model.layers]
     norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
 
-    with pytest.raises(InterruptedError), take_shortcuts(model, training=True):
+    with pytest.raises(InterruptedError), use_fused_cpu_ops(model, training=True):
         assert [vars(norm)["call"] for norm in norms] == [pass_on] * 3
         raise InterruptedError
 
@@ -96,10 +96,10 @@ def test_none_is_taken_in_16_bits_nor_beside_a_gpu(monkeypatch):
     unfreeze(model.layers, "frozen")
     norm = next(layer for layer in model.layers if isinstance(layer, layers.BatchNormalization))
 
-    with computing_in("bfloat16", model.layers), take_shortcuts(model, training=True):
+    with computing_in("bfloat16", model.layers), use_fused_cpu_ops(model, training=True):
         assert vars(norm)["call"] is not pass_on
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind=None: ["a GPU"])
-    with take_shortcuts(model, training=True):
+    with use_fused_cpu_ops(model, training=True):
         assert vars(norm)["call"] is not pass_on
 
 
@@ -109,7 +109,7 @@ def test_the_gradient_of_a_wide_depthwise_kernel_has_its_padding_written_out():
 
     @tf.function(jit_compile=False)
     def step() -> list[tf.Tensor]:
-        with tf.GradientTape() as tape, take_shortcuts(model, training=True):
+        with tf.GradientTape() as tape, use_fused_cpu_ops(model, training=True):
             outputs = model(tf.zeros((2, 13, 12, 3)), training=True)
         return tape.gradient(outputs, [variable.value for variable in model.trainable_variables])
 

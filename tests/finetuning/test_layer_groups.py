@@ -8,9 +8,9 @@ from keras import layers
 
 from tlkeras import finetuning
 from tlkeras.backbones.blocks import find_blocks
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.errors import BackboneError
-from tlkeras.finetuning.layer_groups import Groups, decay_by_block, group_layers
+from tlkeras.finetuning.layer_groups import Groups, group_layers, layerwise_lr_decay
 
 
 def add_head(tensor: keras.KerasTensor) -> keras.KerasTensor:
@@ -31,8 +31,8 @@ def make_nested(backbone: keras.Model) -> keras.Model:
 
 
 BACKBONES = {
-    "tiny": lambda: build("tiny", weights="none"),
-    "efficientnet_lite0": lambda: build("efficientnet_lite0", size=32, weights="none"),
+    "tiny": lambda: build_backbone("tiny", weights="none"),
+    "efficientnet_lite0": lambda: build_backbone("efficientnet_lite0", size=32, weights="none"),
     "MobileNet": lambda: keras.applications.MobileNet((32, 32, 3), 0.25, include_top=False, weights=None),
     "ConvNeXtTiny": lambda: keras.applications.ConvNeXtTiny(include_top=False, weights=None, input_shape=(32, 32, 3)),
     "DenseNet121": lambda: keras.applications.DenseNet121(include_top=False, weights=None, input_shape=(32, 32, 3)),
@@ -105,7 +105,7 @@ def test_the_head_by_name():
 
 def test_weights_before_a_nested_backbone_belong_to_its_first_block():
     inputs = keras.Input((32, 32, 1))
-    backbone = build("tiny", weights="none")
+    backbone = build_backbone("tiny", weights="none")
     grey = layers.Conv2D(3, 1, name="to_rgb")(inputs)
     groups = group_layers(keras.Model(inputs, add_head(backbone(grey))))
     assert list_names(groups)[0][:2] == ["to_rgb", "stem_conv"]
@@ -119,7 +119,7 @@ def test_a_model_without_a_head_is_refused():
 
 
 def test_a_sequential_model():
-    model = keras.Sequential([build("tiny", weights="none"), layers.Flatten(), layers.Dense(2, name="answer")])
+    model = keras.Sequential([build_backbone("tiny", weights="none"), layers.Flatten(), layers.Dense(2, name="answer")])
     assert list_names(group_layers(model))[-1] == ["answer"]
 
 
@@ -127,14 +127,14 @@ def test_each_block_has_its_share_of_the_rate():
     model = make_flat(BACKBONES["tiny"]())
     groups = group_layers(model)
     shares = [0.5**place for place in range(len(groups.blocks))]
-    multipliers = decay_by_block(groups, shares)
+    multipliers = layerwise_lr_decay(groups, shares)
     paths = {variable.path for variable in model.trainable_variables}
     assert set(multipliers) == {path for path in paths if path.split("/")[0] not in ("hidden", "norm", "answer")}
     for block, share in zip(groups.blocks, shares, strict=True):
         for layer in block.layers:
             assert all(multipliers[variable.path] == share for variable in layer.trainable_variables)
     with pytest.raises(BackboneError, match="one multiplier per block"):
-        decay_by_block(groups, shares[1:])
+        layerwise_lr_decay(groups, shares[1:])
 
 
 @pytest.mark.parametrize("name", finetuning.__all__)

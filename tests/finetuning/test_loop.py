@@ -5,18 +5,19 @@ import numpy as np
 import pytest
 
 from tlkeras.backbones.blocks import find_cut
-from tlkeras.backbones.builder import build, build_source_head
-from tlkeras.features.extractor import FEATURES, Prefix
+from tlkeras.backbones.builder import build_backbone, build_pretrained_classifier
+from tlkeras.features.extractor import POOLED, FeatureExtractor
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning.checkpoints import Checkpoints
-from tlkeras.finetuning.inputs import CachedSupply, RecordingSupply
-from tlkeras.finetuning.loop import Loop, Part, Settings
-from tlkeras.finetuning.losses import make_objective, mix_examples
+from tlkeras.finetuning.inputs import ActivationSource, DistillationSource
+from tlkeras.finetuning.loop import DataSplit, Trainer, TrainerConfig
+from tlkeras.finetuning.losses import make_loss
+from tlkeras.finetuning.losses import mixup as blend_images
 from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.finetuning.train_step import Criterion
+from tlkeras.finetuning.train_step import Objective
 from tlkeras.heads.linear import LinearHead
 
 RNG = np.random.default_rng(0)
@@ -27,8 +28,8 @@ TARGETS = np.eye(CLASSES, dtype=np.float32)[CLASSES_OF]
 
 def make_network(name="tiny", size=32, source_head=False):
     keras.utils.set_random_seed(1)
-    backbone = build(name, size=size, weights="none")
-    source = build_source_head(backbone.name, backbone, "none") if source_head else None
+    backbone = build_backbone(name, size=size, weights="none")
+    source = build_pretrained_classifier(backbone.name, backbone, "none") if source_head else None
     head = [keras.layers.Dense(CLASSES, name="logits"), keras.layers.Activation("softmax", name="probabilities")]
     return Network(backbone, pool(backbone, "average"), head, "net", source)
 
@@ -59,15 +60,15 @@ def make_part(network, size=32, breaks=None):
     def supply(cut):
         if cut == PICTURES:
             values = pictures
-        elif cut == FEATURES:
+        elif cut == POOLED:
             values = pool(network.backbone, "average").predict(pictures, verbose=0)
         else:
             prefix = keras.Model(network.backbone.input, find_cut(network.backbone, cut).tensor)
             values = prefix.predict(pictures, verbose=0)
-        found = CachedSupply([values])
+        found = ActivationSource([values])
         return breaks(found) if breaks else found
 
-    return Part(TARGETS, np.ones(COUNT, np.float32), supply)
+    return DataSplit(TARGETS, np.ones(COUNT, np.float32), supply)
 
 
 STAGES = (
@@ -81,18 +82,18 @@ def cuts_of(network, stages):
     total = len(network.blocks)
     counts = [stage.count_blocks(total) for stage in stages]
     return [
-        FEATURES if count == 0 else PICTURES if count == total else network.blocks[total - count - 1].cut.name
+        POOLED if count == 0 else PICTURES if count == total else network.blocks[total - count - 1].cut.name
         for count in counts
     ]
 
 
 def make_loop(network, stages=STAGES, cuts=None, parts=None, average=0.9, mixup=False, **settings):
     optimizer = scale_learning_rates(keras.optimizers.AdamW(1e-3, weight_decay=0.01, global_clipnorm=1.0))
-    criterion = Criterion(make_objective("softmax", smoothing=0.1), mix=mix_examples if mixup else None)
+    criterion = Objective(make_loss("softmax", smoothing=0.1), mix=blend_images if mixup else None)
     part = parts or (make_part(network), make_part(network))
-    options = Settings(batch_size=8, average=average, save_seconds=0.0, **settings)
+    options = TrainerConfig(batch_size=8, average=average, save_seconds=0.0, **settings)
     schedule = Schedule(stages, minimise=True, keep="last")
-    return Loop(network, schedule, cuts or cuts_of(network, stages), optimizer, criterion, part, options)
+    return Trainer(network, schedule, cuts or cuts_of(network, stages), optimizer, criterion, part, options)
 
 
 def read(network):
@@ -304,19 +305,19 @@ def distil(weight, cut=None):
     network = make_network(source_head=True)
     kernel = network.source_head.get_layer("predictions").kernel
     kernel.assign(kernel * 30)  # untrained, all answers are much the same
-    prefix = Prefix(network.backbone, network.model, source_head=network.source_head)
+    prefix = FeatureExtractor(network.backbone, network.model, source_head=network.source_head)
     teacher, pictures = prefix.copy_teacher(), draw_pictures()
     recorded = teacher.predict(pictures, verbose=0)
     if cut is None:
         (cut,) = cuts_of(network, STAGES[1:2])
         prefix_to_cut = keras.Model(network.backbone.input, find_cut(network.backbone, cut).tensor)
         values = prefix_to_cut.predict(pictures, verbose=0)
-        supply = CachedSupply([values], recorded=[recorded])
+        supply = ActivationSource([values], recorded=[recorded])
     else:
-        supply = RecordingSupply(CachedSupply([pictures]), teacher)
-    train = Part(TARGETS, np.ones(COUNT, np.float32), lambda _: supply)
+        supply = DistillationSource(ActivationSource([pictures]), teacher)
+    train = DataSplit(TARGETS, np.ones(COUNT, np.float32), lambda _: supply)
     loop = make_loop(network, (STAGES[1],), [cut], (train, make_part(network)), average=0.0)
-    loop.criterion = Criterion(loop.criterion.loss, [make_regularizer("lwf", weight=weight)])
+    loop.criterion = Objective(loop.criterion.loss, [make_regularizer("lwf", weight=weight)])
     history = loop.run()
     answers = keras.Model(network.backbone.input, network.source_head(network.backbone.output))
     return history, float(np.abs(answers.predict(pictures, verbose=0) - np.exp(recorded)).mean())

@@ -10,7 +10,7 @@ from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from tlkeras.errors import DataError, TlkerasError
-from tlkeras.finetuning.lr_range_test import find_learning_rate, judge, sweep
+from tlkeras.finetuning.lr_range_test import find_learning_rate, run_lr_sweep, suggest_learning_rate
 from tlkeras.finetuning.optimizers import scale_learning_rates
 
 X = np.random.default_rng(0).normal(size=(48, 6)).astype("float32")
@@ -69,7 +69,7 @@ def train_on(model, batches, epochs=2):
 def test_the_suggestion_is_a_tenth_of_the_rate_of_the_least_loss():
     rates = np.geomspace(1e-4, 1e1, 51)  # ten rates in a decade, means of seven
     losses = np.abs(np.arange(51) - 30) / 10 + 1
-    found = judge(rates.tolist(), losses.tolist())
+    found = suggest_learning_rate(rates.tolist(), losses.tolist())
     assert found.suggestion == pytest.approx(1e-2)  # least at the 31st, 1e-1
     assert "A tenth of 1.0e-01" in found.reason
     assert found.smoothed[30] == pytest.approx(1 + 2 * (0.1 + 0.2 + 0.3) / 7)
@@ -78,12 +78,12 @@ def test_the_suggestion_is_a_tenth_of_the_rate_of_the_least_loss():
 
 def test_where_nothing_can_be_suggested_it_says_why():
     rates = np.geomspace(1e-6, 1.0, 50).tolist()
-    falling = judge(rates, np.linspace(2, 1, 50).tolist())
+    falling = suggest_learning_rate(rates, np.linspace(2, 1, 50).tolist())
     assert falling.suggestion is None and "still fell at the highest rate: go on beyond 1." in falling.reason
     noise = np.random.default_rng(1).normal(1.0, 0.2, 50).tolist()
-    flat = judge(rates, [*noise[:40], *np.linspace(1, 9, 10)])
+    flat = suggest_learning_rate(rates, [*noise[:40], *np.linspace(1, 9, 10)])
     assert flat.suggestion is None and "little to learn" in flat.reason
-    assert "diverged within 6 steps: begin at a rate below 1e-06" in judge(rates, [1.0] * 5).reason
+    assert "diverged within 6 steps: begin at a rate below 1e-06" in suggest_learning_rate(rates, [1.0] * 5).reason
 
 
 def test_a_sweep_stops_where_the_loss_diverges():
@@ -94,12 +94,12 @@ def test_a_sweep_stops_where_the_loss_diverges():
             tried.append(rate)
             yield 1.0 if rate < 1e-2 else 100.0
 
-    found = sweep(take_steps, 1e-4, 1.0, 50)
+    found = run_lr_sweep(take_steps, 1e-4, 1.0, 50)
     # means of seven: with one 100 among them 15, four times the best of 1
     assert len(tried) == len(found.losses) == sum(rate < 1e-2 for rate in np.geomspace(1e-4, 1.0, 50)) + 1
-    assert len(sweep(lambda rates: (1.0 if i < 30 else float("nan") for i, _ in enumerate(rates))).losses) == 30
+    assert len(run_lr_sweep(lambda rates: (1.0 if i < 30 else float("nan") for i, _ in enumerate(rates))).losses) == 30
     with pytest.raises(TlkerasError, match="rise from above 0, in 20 steps or more"):
-        sweep(take_steps, 1.0, 0.1)
+        run_lr_sweep(take_steps, 1.0, 0.1)
 
 
 @pytest.mark.parametrize("trained", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tlkeras.config.schema import Finetuning
+from tlkeras.config.schema import FineTuningConfig
 from tlkeras.finetuning.muon import ConvMuon
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.training.builders.finetuning import make_optimizer
@@ -80,7 +80,7 @@ def test_it_is_saved_with_rates_of_its_own(tmp_path):
 def test_nothing_decays_unless_the_recipe_says_so(name, decay):
     """By 0.5 times a rate of 0.1, twice, where the gradient is 0."""
     for shape in ((3,), (1, 1, 2, 3)):
-        optimizer = make_optimizer(Finetuning(optimizer=name, weight_decay=decay))
+        optimizer = make_optimizer(FineTuningConfig(optimizer=name, weight_decay=decay))
         optimizer.learning_rate = 0.1
         value, still = draw(shape), np.zeros(shape, "float32")
         np.testing.assert_allclose(move(optimizer, value, [still, still]), value * (1 - 0.1 * decay) ** 2, rtol=1e-6)

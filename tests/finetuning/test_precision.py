@@ -13,14 +13,14 @@ from tlkeras.errors import RunError, TlkerasError
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning import loop as loops
 from tlkeras.finetuning.checkpoints import Checkpoints
-from tlkeras.finetuning.inputs import CachedSupply
-from tlkeras.finetuning.loop import Loop, Part, Settings
-from tlkeras.finetuning.losses import make_objective
+from tlkeras.finetuning.inputs import ActivationSource
+from tlkeras.finetuning.loop import DataSplit, Trainer, TrainerConfig
+from tlkeras.finetuning.losses import make_loss
 from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.optimizers import find_scaled, scale_learning_rates
 from tlkeras.finetuning.precision import PRECISIONS, choose_precision, computing_in, scale_losses
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.finetuning.train_step import Criterion
+from tlkeras.finetuning.train_step import Objective
 
 COUNT, CLASSES = 16, 2
 CLASSES_OF = np.arange(COUNT) % CLASSES
@@ -69,19 +69,19 @@ class Breaking:
 
 
 def make_loop(network, precision, stages=STAGES, weight=1.0, left=None):
-    supply = CachedSupply([draw_pictures()])
+    supply = ActivationSource([draw_pictures()])
     targets, weights = np.eye(CLASSES, dtype=np.float32)[CLASSES_OF], np.full(COUNT, weight, np.float32)
     breaking = supply if left is None else Breaking(supply, left)
-    train = Part(targets, weights, lambda cut: breaking)
-    validation = Part(targets, np.ones(COUNT, np.float32), lambda cut: supply)
-    return Loop(
+    train = DataSplit(targets, weights, lambda cut: breaking)
+    validation = DataSplit(targets, np.ones(COUNT, np.float32), lambda cut: supply)
+    return Trainer(
         network,
         Schedule(stages, minimise=True, keep="last"),
         [PICTURES] * len(stages),
         scale_learning_rates(keras.optimizers.AdamW(1e-3, global_clipnorm=1.0)),
-        Criterion(make_objective("softmax")),
+        Objective(make_loss("softmax")),
         (train, validation),
-        Settings(batch_size=4, average=0.9, save_seconds=0.0, precision=precision),
+        TrainerConfig(batch_size=4, average=0.9, save_seconds=0.0, precision=precision),
     )
 
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tlkeras.errors import RunError, TlkerasError
-from tlkeras.finetuning.rendezvous import Cluster, meet, read_cluster
+from tlkeras.finetuning.rendezvous import Cluster, read_cluster, rendezvous
 
 FACTS = {"recipe": "abc", "keras": "3.15.1"}
 
@@ -61,7 +61,7 @@ def meet_all(facts, patience=5.0, absent=()):
 
     def come(index):
         try:
-            meet(Cluster(addresses, index), facts[index], patience)
+            rendezvous(Cluster(addresses, index), facts[index], patience)
         except RunError as error:
             raised[index] = str(error)
 
@@ -96,12 +96,12 @@ def test_a_chief_needs_its_port():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(RunError, match="port must be free"):
-            meet(Cluster((f"127.0.0.1:{port}", "b:1"), 0), FACTS, 1.0)
+            rendezvous(Cluster((f"127.0.0.1:{port}", "b:1"), 0), FACTS, 1.0)
 
 
 def test_strangers_on_the_port_do_no_harm():
     addresses = tuple(find_ports(2))
-    chief = threading.Thread(target=meet, args=(Cluster(addresses, 0), FACTS, 10.0))
+    chief = threading.Thread(target=rendezvous, args=(Cluster(addresses, 0), FACTS, 10.0))
     chief.start()
     host, port = addresses[0].split(":")
     while True:
@@ -111,5 +111,5 @@ def test_strangers_on_the_port_do_no_harm():
             break
         except OSError:
             continue
-    meet(Cluster(addresses, 1), FACTS, 10.0)
+    rendezvous(Cluster(addresses, 1), FACTS, 10.0)
     chief.join()

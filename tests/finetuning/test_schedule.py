@@ -10,7 +10,7 @@ import re
 import pytest
 
 from tlkeras.errors import RecipeError, RunError
-from tlkeras.finetuning.schedule import BASELINE, Position, Schedule, Stage, parse_unfreeze
+from tlkeras.finetuning.schedule import BASELINE, Schedule, Stage, StagePosition, parse_unfreeze
 
 NAN = math.nan
 
@@ -135,7 +135,7 @@ def test_stages_of_exact_length_follow_each_other():
     schedule = Schedule([fixed("head", 2), fixed("top", 1)], minimise=True)
     assert schedule.max_epochs == 3
     assert walk(schedule, [3.0, 2.0, 1.0]) == [(0, 0), (0, 1), (1, 0), None]
-    assert schedule.locate([]) == Position(stage=0, epoch_in_stage=0)
+    assert schedule.locate([]) == StagePosition(stage=0, epoch_in_stage=0)
 
 
 # Worked out by hand. One character per epoch's answer: the stage the NEXT epoch stands in, "." when the run is over.
@@ -295,18 +295,18 @@ def test_rates_by_hand():
         ),
         minimise=True,
     )
-    cosine = [schedule.rate(Position(0, epoch), step, 2) for epoch in range(4) for step in range(2)]
+    cosine = [schedule.rate(StagePosition(0, epoch), step, 2) for epoch in range(4) for step in range(2)]
     assert cosine == pytest.approx([0.25 * (1 + math.cos(math.pi * done / 8)) for done in range(8)])
     assert cosine[0] == 0.5 and cosine[4] == pytest.approx(0.25)
-    warm = [schedule.rate(Position(1, epoch), step, 4) for epoch in range(3) for step in range(4)]
+    warm = [schedule.rate(StagePosition(1, epoch), step, 4) for epoch in range(3) for step in range(4)]
     assert warm[:6] == [0.25, 0.5, 0.75, 1.0, 1.0, pytest.approx(0.5 * (1 + math.cos(math.pi / 8)))]
     assert warm[8] == pytest.approx(0.5)
-    steady = [schedule.rate(Position(2, epoch), step, 4) for epoch in range(2) for step in range(4)]
+    steady = [schedule.rate(StagePosition(2, epoch), step, 4) for epoch in range(2) for step in range(4)]
     assert steady == [0.5e-4] + [1e-4] * 7
 
 
 def test_a_warm_up_that_ends_within_a_step_never_passes_the_peak():
     schedule = Schedule((fixed("a", 2, learning_rate=1.0, warmup=0.5),), minimise=True)
-    rates = [schedule.rate(Position(0, epoch), step, 5) for epoch in range(2) for step in range(5)]
+    rates = [schedule.rate(StagePosition(0, epoch), step, 5) for epoch in range(2) for step in range(5)]
     assert rates[:3] == [0.4, 0.8, 1.0] and rates[3:] == sorted(rates[3:], reverse=True) and max(rates) == 1.0
     assert 0 < rates[-1] < 0.1

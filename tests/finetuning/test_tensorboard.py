@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 
 from tlkeras import api
-from tlkeras.finetuning.stage_runner import StageWork
-from tlkeras.finetuning.tensorboard import EventLog
+from tlkeras.finetuning.stage_runner import StageRunner
+from tlkeras.finetuning.tensorboard import TensorBoardLogger
 
 ROWS = [
     {"epoch": 1, "stage": "head", "loss": 0.5, "val_accuracy": 1.0},
@@ -35,7 +35,7 @@ def read(folder):
 
 
 def test_every_column_becomes_a_curve_or_a_text(tmp_path):
-    log = EventLog(tmp_path / "log")
+    log = TensorBoardLogger(tmp_path / "log")
     for row in ROWS:
         log.add(row)
     found = read(tmp_path / "log")
@@ -50,8 +50,8 @@ def test_every_column_becomes_a_curve_or_a_text(tmp_path):
 
 def test_a_log_begins_empty_and_leaves_other_files_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    EventLog(tmp_path).add(ROWS[0])
-    EventLog(tmp_path).add(ROWS[1])
+    TensorBoardLogger(tmp_path).add(ROWS[0])
+    TensorBoardLogger(tmp_path).add(ROWS[1])
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "notes.txt").unlink()
     assert {step for _, step, _ in read(tmp_path)} == {2}
@@ -59,7 +59,7 @@ def test_a_log_begins_empty_and_leaves_other_files_alone(tmp_path):
 
 def test_tensorboard_reads_it(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = EventLog(tmp_path)
+    log = TensorBoardLogger(tmp_path)
     for row in ROWS:
         log.add(row)
     events = reader.EventAccumulator(str(tmp_path)).Reload()
@@ -75,7 +75,7 @@ def test_tensorboard_reads_it(tmp_path):
 def test_a_resumed_run_shows_every_epoch_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "staged.yaml").write_text(RECIPE)
-    train, left = StageWork.train, [3]
+    train, left = StageRunner.train, [3]
 
     def interrupt(self, *batch):
         left[0] -= 1
@@ -84,7 +84,7 @@ def test_a_resumed_run_shows_every_epoch_once(tmp_path, monkeypatch):
         return train(self, *batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StageWork, "train", interrupt)
+        patch.setattr(StageRunner, "train", interrupt)
         with pytest.raises(KeyboardInterrupt):
             api.train(str(tmp_path / "staged.yaml"), runs=tmp_path / "runs")
     (folder,) = (tmp_path / "runs").glob("*/tensorboard")

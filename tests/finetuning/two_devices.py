@@ -12,11 +12,11 @@ from test_loop import CLASSES_OF, STAGES, Breaking, cuts_of, make_network, make_
 
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, make_mirrored
-from tlkeras.finetuning.loop import Loop, Settings
-from tlkeras.finetuning.losses import make_objective, mix_examples
+from tlkeras.finetuning.loop import Trainer, TrainerConfig
+from tlkeras.finetuning.losses import make_loss, mixup
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.finetuning.train_step import Criterion
+from tlkeras.finetuning.train_step import Objective
 from tlkeras.heads.linear import LinearHead
 
 TOP = STAGES[1]
@@ -43,11 +43,13 @@ def train(distribution, stages, options, folder=None, breaks=None):
     placed = distribution.place(plain)
     with distribution.scope():
         optimizer = scale_learning_rates(keras.optimizers.SGD(1e-3, momentum=0.9, global_clipnorm=0.1))
-    criterion = Criterion(make_objective("softmax"), mix=mix_examples if options.pop("mixup", False) else None)
-    settings = Settings(**{"batch_size": 8, "average": 0.9, "save_seconds": 0.0, **options}, distribution=distribution)
+    criterion = Objective(make_loss("softmax"), mix=mixup if options.pop("mixup", False) else None)
+    settings = TrainerConfig(
+        **{"batch_size": 8, "average": 0.9, "save_seconds": 0.0, **options}, distribution=distribution
+    )
     parts = (make_part(plain, breaks=breaks), make_part(plain))
     schedule = Schedule(stages, minimise=True, keep="last")
-    loop = Loop(placed, schedule, cuts_of(plain, stages), optimizer, criterion, parts, settings)
+    loop = Trainer(placed, schedule, cuts_of(plain, stages), optimizer, criterion, parts, settings)
     history = loop.run(Checkpoints(Path(folder)) if folder else None)
     distribution.fetch(placed, plain)
     return history, {variable.path: np.array(variable) for variable in plain.model.weights}

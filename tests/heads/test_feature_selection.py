@@ -6,10 +6,10 @@ import pytest
 from scipy.optimize import minimize
 
 import tlkeras
-from tlkeras.heads.cross_validation import answer_out_of_fold
-from tlkeras.heads.feature_selection import SelectingHead, fit_group_lasso, score_columns, shrink_rows
-from tlkeras.heads.heads import join, make_head
-from tlkeras.heads.link_functions import find_link
+from tlkeras.heads.cross_validation import cross_val_predict
+from tlkeras.heads.feature_selection import FeatureSelectingHead, fit_group_lasso, score_columns, shrink_rows
+from tlkeras.heads.heads import attach_heads, make_head
+from tlkeras.heads.link_functions import infer_link
 
 METHODS = ("head2toe", "f_classif", "l2")
 
@@ -52,10 +52,10 @@ def test_group_lasso_is_the_minimum_that_another_method_finds():
 @pytest.mark.parametrize("method", METHODS)
 def test_columns_that_tell_classes_apart_score_highest(method):
     X, y = make_data()
-    scores = score_columns(find_link(y), X, y, np.ones(len(y)), method)
+    scores = score_columns(infer_link(y), X, y, np.ones(len(y)), method)
     assert set(np.argsort(-scores)[:2]) == {3, 7}
     labels = np.stack([y, 1 - y], axis=1)
-    scores = score_columns(find_link(labels), X, labels, np.ones(len(y)), method)
+    scores = score_columns(infer_link(labels), X, labels, np.ones(len(y)), method)
     assert set(np.argsort(-scores)[:2]) == {3, 7}
 
 
@@ -63,10 +63,10 @@ def test_columns_that_tell_classes_apart_score_highest(method):
 @pytest.mark.parametrize("kind", ["linear", "ridge", "kernel"])
 def test_a_selecting_head_exports(method, kind, tmp_path):
     X, y = make_data()
-    head = SelectingHead(make_head(kind), method, keep=0.05).fit(X, y)
+    head = FeatureSelectingHead(make_head(kind), method, keep=0.05).fit(X, y)
     assert head.chosen_.tolist() == [3, 7] and head.describe()["columns"] == 2
     entry = keras.Input((40,))
-    model = join(keras.Model(entry, keras.layers.Identity()(entry)), head, "joined")
+    model = attach_heads(keras.Model(entry, keras.layers.Identity()(entry)), head, "joined")
     np.testing.assert_allclose(model(X.astype("float32")), head.predict_proba(X), atol=5e-4)
 
 
@@ -76,9 +76,9 @@ def test_selection_sees_no_held_out_row():
     X, y = random.normal(size=(60, 3000)), np.arange(60) % 2
 
     def make():
-        return SelectingHead(make_head("ridge"), "f_classif", keep=0.005)
+        return FeatureSelectingHead(make_head("ridge"), "f_classif", keep=0.005)
 
-    answers = answer_out_of_fold(make, X, y)
+    answers = cross_val_predict(make, X, y)
     assert (answers.argmax(axis=1) == y).mean() < 0.7
     sure = make().fit(X, y).predict_proba(X).max(axis=1)
     assert sure.mean() < 0.95  # and the strength was chosen without them as well

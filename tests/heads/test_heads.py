@@ -8,11 +8,11 @@ import pytest
 from sklearn.utils.estimator_checks import check_estimator
 
 from tlkeras.errors import RecipeError
-from tlkeras.heads.base import ScoreHead
-from tlkeras.heads.class_weights import weigh_examples
-from tlkeras.heads.deep import DeepHead, Fitting, TrainedHead
-from tlkeras.heads.heads import HEADS, join, make_head
-from tlkeras.heads.kernel import KernelSpace
+from tlkeras.heads.base import CalibratedLinearHead
+from tlkeras.heads.class_weights import compute_sample_weights
+from tlkeras.heads.deep import FitOptions, KerasHead, MLPHead
+from tlkeras.heads.heads import HEADS, attach_heads, make_head
+from tlkeras.heads.kernel import KernelOptions
 from tlkeras.heads.linear import LinearHead
 
 
@@ -29,8 +29,8 @@ def shape_for(kind, X):
 
 
 def make_quick(kind, **options):
-    if issubclass(HEADS[kind], TrainedHead):
-        options |= {"fitting": Fitting(epochs=8, batch_size=16, learning_rate=1e-2)}
+    if issubclass(HEADS[kind], KerasHead):
+        options |= {"fitting": FitOptions(epochs=8, batch_size=16, learning_rate=1e-2)}
     if kind == "transformer":
         options |= {"width": 16, "blocks": 1}
     return make_head(kind, **options)
@@ -43,7 +43,7 @@ def kind(request):
 
 @pytest.fixture(
     params=[
-        pytest.param(kind, marks=pytest.mark.slow) if issubclass(head, TrainedHead) else kind
+        pytest.param(kind, marks=pytest.mark.slow) if issubclass(head, KerasHead) else kind
         for kind, head in HEADS.items()
     ]
 )
@@ -61,7 +61,7 @@ def fit_shared(kind, classes):
 
 def join_features(fitted, shape=(12,)):
     entry = keras.Input(shape)
-    return join(keras.Model(entry, keras.layers.Identity()(entry)), fitted, "joined")
+    return attach_heads(keras.Model(entry, keras.layers.Identity()(entry)), fitted, "joined")
 
 
 def test_the_registry_knows_every_kind_by_its_word():
@@ -70,7 +70,7 @@ def test_the_registry_knows_every_kind_by_its_word():
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_fits_predicts_and_exports_the_same(kind, classes, request):
-    if classes == 2 and issubclass(HEADS[kind], TrainedHead) and not request.config.getoption("--run-slow"):
+    if classes == 2 and issubclass(HEADS[kind], KerasHead) and not request.config.getoption("--run-slow"):
         pytest.skip("long ring: two classes of heads that Keras trains need --run-slow")
     X, y = make_data(classes)
     X, fitted = shape_for(kind, X), fit_shared(kind, classes)
@@ -152,7 +152,7 @@ def test_constant_columns_do_no_harm(fitted_anew):
     assert (probabilities.argmax(1) == y).mean() > 0.9
 
 
-@pytest.mark.parametrize("kind", [kind for kind, head in sorted(HEADS.items()) if not issubclass(head, TrainedHead)])
+@pytest.mark.parametrize("kind", [kind for kind, head in sorted(HEADS.items()) if not issubclass(head, KerasHead)])
 def test_more_columns_than_rows_and_classes_that_a_fold_lacks(kind):
     """Two rows of one class: a fold can hold both."""
     X, y = make_data(count=60, width=80)
@@ -189,7 +189,7 @@ def test_unknown_kind_names_the_nearest():
 def test_deep_head_stops_early_and_says_when():
     X, y = make_data()
     random = np.random.default_rng(0).permutation(y)  # nothing to learn
-    head = DeepHead(fitting=Fitting(epochs=50, patience=2)).fit(X, random)
+    head = MLPHead(fitting=FitOptions(epochs=50, patience=2)).fit(X, random)
     told = head.describe()
     assert told["epochs"] < 50
     assert told["epochs"] == told["best_epoch"] + 2
@@ -205,7 +205,7 @@ def test_deep_head_stops_early_and_says_when():
 )
 def test_deep_head_has_the_layers_asked_for(norm, layer):
     X, y = make_data()
-    head = DeepHead(widths=(8, 4), dropout=0.2, norm=norm, fitting=Fitting(epochs=1)).fit(X, y)
+    head = MLPHead(widths=(8, 4), dropout=0.2, norm=norm, fitting=FitOptions(epochs=1)).fit(X, y)
     kinds = [type(layer).__name__ for layer in head.to_layers()]
     block = ["Dense", *([layer] if layer else []), "Activation", "Dropout"]
     assert kinds == ["Normalization", *block, *block, "Dense", "Activation"]
@@ -243,19 +243,19 @@ def test_groups_stay_on_one_side_of_a_fold():
 
 def test_weights():
     y = np.array([0, 0, 0, 1])
-    np.testing.assert_allclose(weigh_examples(y, None, None), [1, 1, 1, 1])
-    np.testing.assert_allclose(weigh_examples(y, np.array([1, 2, 0, 4]), "balanced"), [2 / 3, 4 / 3, 0, 8])
+    np.testing.assert_allclose(compute_sample_weights(y, None, None), [1, 1, 1, 1])
+    np.testing.assert_allclose(compute_sample_weights(y, np.array([1, 2, 0, 4]), "balanced"), [2 / 3, 4 / 3, 0, 8])
     for bad in ([1, 1, 1, -1], [0, 0, 0, 0], [1, 1, 1, np.nan]):
         with pytest.raises(ValueError, match="must be finite, none negative, and not all zero"):
-            weigh_examples(y, np.array(bad, float), None)
+            compute_sample_weights(y, np.array(bad, float), None)
     with pytest.raises(ValueError, match="one value per row"):
-        weigh_examples(y, np.ones(3), None)
+        compute_sample_weights(y, np.ones(3), None)
 
 
 @pytest.mark.slow
 def test_a_residual_block_adds_its_input():
     X, y = make_data()
-    head = DeepHead(widths=(12, 5), residual=True, norm="layer", fitting=Fitting(epochs=1)).fit(X, y)
+    head = MLPHead(widths=(12, 5), residual=True, norm="layer", fitting=FitOptions(epochs=1)).fit(X, y)
     _, first, second, *_ = head.to_layers()
     block = dict.fromkeys(layer.name for layer in first.layers)
     assert "head_around_1" not in block and "head_around_2" in {layer.name for layer in second.layers}
@@ -266,7 +266,7 @@ def test_a_residual_block_adds_its_input():
     np.testing.assert_allclose(first(rows), rows + inside, rtol=1e-5)
 
 
-SKILLED = [kind for kind, head in sorted(HEADS.items()) if not issubclass(head, TrainedHead)]
+SKILLED = [kind for kind, head in sorted(HEADS.items()) if not issubclass(head, KerasHead)]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ SKILLED = [kind for kind, head in sorted(HEADS.items()) if not issubclass(head, 
 )
 def test_heads_are_scikit_learn_estimators(kind):
     folds = "scores are calibrated on held-out folds, into which a row of weight 2 falls once and two rows fall apart"
-    calibrated = issubclass(HEADS[kind], ScoreHead) or kind in ("cosine", "kernel")
+    calibrated = issubclass(HEADS[kind], CalibratedLinearHead) or kind in ("cosine", "kernel")
     expected = {"check_sample_weight_equivalence_on_dense_data": folds} if calibrated else {}
     head = make_head(kind, **({"C": 1.0} if kind in ("linear", "svm") else {}))
     check_estimator(head, expected_failed_checks=expected)
@@ -289,7 +289,7 @@ def test_a_weight_of_two_is_a_row_twice(kind):
         "linear": {"C": 1.0},
         "svm": {"C": 1.0},
         "lda": {"shrinkage": 0.5},
-        "kernel": {"space": KernelSpace(gamma=0.1)},
+        "kernel": {"space": KernelOptions(gamma=0.1)},
     }.get(kind, {})
     validation = (*held, np.ones(240))
     weighed = make_head(kind, **options).fit(X, y, weights.astype(float), validation=validation)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import tlkeras
-from tlkeras.adaptation.domain_head import DomainHead
-from tlkeras.heads.late_fusion import LateFusion, fuse_late
+from tlkeras.adaptation.domain_head import DomainAdaptedHead
+from tlkeras.heads.late_fusion import LateFusion, fit_late_fusion
 from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.ridge import RidgeHead
 
@@ -61,7 +61,7 @@ def test_across_domains_each_part_is_adapted_by_itself():
     moved[:, 0] += 20
 
     def measure(method):
-        fused = LateFusion(lambda: DomainHead(method, RidgeHead, judged=False), [4, 40]).fit(X, y, target=moved)
+        fused = LateFusion(lambda: DomainAdaptedHead(method, RidgeHead, judged=False), [4, 40]).fit(X, y, target=moved)
         return {rule: (said.argmax(axis=1) == truth).mean() for rule, said in fused.answer(moved).items()}
 
     assert max(measure("none").values()) < 0.6
@@ -73,7 +73,7 @@ def test_what_cannot_be_fused():
     with pytest.raises(ValueError, match=r"Parts must make up the features. Received: \(4, 4\) of 44 columns"):
         LateFusion(RidgeHead, [4, 4]).fit(X, y)
     learned = {"X": X, "y": y, "sample_weight": None, "groups": None}
-    assert fuse_late(RidgeHead, [4, 40], learned, X) == {}
+    assert fit_late_fusion(RidgeHead, [4, 40], learned, X) == {}
 
 
 @pytest.mark.slow

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tlkeras.config.schema.heads import MAPS, SINGLE
-from tlkeras.heads.deep import DeepHead, Fitting, TrainedHead
-from tlkeras.heads.heads import HEADS, join, make_head
+from tlkeras.config.schema.heads import FEATURE_MAP_HEADS, SINGLE_LABEL_HEADS
+from tlkeras.heads.deep import FitOptions, KerasHead, MLPHead
+from tlkeras.heads.heads import HEADS, attach_heads, make_head
 from tlkeras.heads.linear import LinearHead
-from tlkeras.heads.link_functions import Sigmoid, Softmax, find_link
+from tlkeras.heads.link_functions import SigmoidLink, SoftmaxLink, infer_link
 
 
 def make_labelled(count=240, width=8, seed=0):
@@ -21,8 +21,8 @@ def make_labelled(count=240, width=8, seed=0):
 
 
 def make_quick(kind):
-    trained = issubclass(HEADS[kind], TrainedHead)
-    return make_head(kind, **({"fitting": Fitting(epochs=20, batch_size=16, learning_rate=2e-2)} if trained else {}))
+    trained = issubclass(HEADS[kind], KerasHead)
+    return make_head(kind, **({"fitting": FitOptions(epochs=20, batch_size=16, learning_rate=2e-2)} if trained else {}))
 
 
 def shape_for(kind, X):
@@ -45,14 +45,14 @@ def test_heads_fit_predict_and_export_labels(kind):
     assert (fitted.predict(X) == y).mean() > (0.9 if HEADS[kind].eats == "vector" else 0.75)  # a made-up map
     np.testing.assert_array_equal(fitted.predict(X), probabilities >= 0.5)
     entry = keras.Input(X.shape[1:])
-    model = join(keras.Model(entry, keras.layers.Identity()(entry)), fitted, "joined")
+    model = attach_heads(keras.Model(entry, keras.layers.Identity()(entry)), fitted, "joined")
     np.testing.assert_allclose(model(X, training=False), probabilities, atol=1e-4)
     assert [layer.name for layer in model.layers[-2:]] == ["logits", "probabilities"]
 
 
 def test_the_recipe_knows_which_heads_answer_for_each_label_and_which_eat_maps():
-    assert set(SINGLE) == set(HEADS) - set(LABELLING)
-    assert set(MAPS) == {kind for kind, head in HEADS.items() if head.eats == "map"}
+    assert set(SINGLE_LABEL_HEADS) == set(HEADS) - set(LABELLING)
+    assert set(FEATURE_MAP_HEADS) == {kind for kind, head in HEADS.items() if head.eats == "map"}
 
 
 @pytest.mark.parametrize("kind", sorted(set(HEADS) - set(LABELLING)))
@@ -100,22 +100,22 @@ def test_strength_is_chosen_over_all_labels():
 
 def test_deep_head_has_no_class_weight_for_labels():
     with pytest.raises(ValueError, match="several labels has no weight of its class. Received: balanced"):
-        DeepHead(class_weight="balanced").fit(*make_labelled())
+        MLPHead(class_weight="balanced").fit(*make_labelled())
 
 
 def test_the_form_of_the_targets_chooses_the_link():
     for one in ([0, 1, 1], np.zeros((3, 1)), ["a", "b"]):
-        assert isinstance(find_link(one), Softmax)
-    assert isinstance(find_link(np.zeros((3, 2))), Sigmoid)
+        assert isinstance(infer_link(one), SoftmaxLink)
+    assert isinstance(infer_link(np.zeros((3, 2))), SigmoidLink)
 
 
 def test_rows_are_held_out_by_their_rarest_label():
     codes = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0], [1, 0, 1], [0, 0, 0]])
     # label 1 twice, label 0 for two more, none for two; label 2 is the rarest of a single row, which counts as none
-    assert Sigmoid().group_rows(codes).tolist() == [1, 1, 0, 0, 2, 2, 2]
+    assert SigmoidLink().group_rows(codes).tolist() == [1, 1, 0, 0, 2, 2, 2]
 
 
 def test_sigmoids_by_hand():
     logits = np.array([[0.0, np.log(3.0)]])
-    np.testing.assert_allclose(Sigmoid().answer(logits), [[0.5, 0.75]])
-    np.testing.assert_allclose(Softmax().answer(logits), [[0.25, 0.75]])
+    np.testing.assert_allclose(SigmoidLink().answer(logits), [[0.5, 0.75]])
+    np.testing.assert_allclose(SoftmaxLink().answer(logits), [[0.25, 0.75]])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tlkeras.finetuning.losses import Sigmoid, Softmax
-from tlkeras.heads.multitask import JointLoss, Uncertainty, project_conflicts
+from tlkeras.finetuning.losses import SigmoidLoss, SoftmaxLoss
+from tlkeras.heads.multitask import MultiTaskLoss, UncertaintyWeighting, pcgrad
 
 NONE = np.nan
 TARGETS = np.array([[1, 0, 1, 1], [0, 1, NONE, NONE], [NONE, NONE, 0, 1]], np.float32)
@@ -14,7 +14,7 @@ LOGITS = np.log([[0.25, 0.75, 1.0, 3.0], [0.5, 0.5, 1.0, 1.0], [0.9, 0.1, 1.0, 1
 
 
 def test_a_missing_label_costs_nothing_and_the_others_are_weighted():
-    joint = JointLoss([Softmax(), Sigmoid()], [2, 2], [1.0, 0.5])
+    joint = MultiTaskLoss([SoftmaxLoss(), SigmoidLoss()], [2, 2], [1.0, 0.5])
     # softmax: -log 0.25, -log 0.5, nothing; sigmoids of logits 0 and log 3 are 1/2 and 3/4
     each = np.array([[np.log(4), (np.log(2) + np.log(4 / 3)) / 2], [np.log(2), 0], [0, np.log(2)]])
     np.testing.assert_allclose(joint.split(TARGETS, LOGITS), each * [1, 0.5], rtol=1e-5)
@@ -25,7 +25,7 @@ def test_a_missing_label_has_no_gradient():
     logits = tf.constant(LOGITS)
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        loss = tf.reduce_sum(JointLoss([Softmax(0.1), Sigmoid(0.1)], [2, 2], [1.0, 1.0])(TARGETS, logits))
+        loss = tf.reduce_sum(MultiTaskLoss([SoftmaxLoss(0.1), SigmoidLoss(0.1)], [2, 2], [1.0, 1.0])(TARGETS, logits))
     gradient = tape.gradient(loss, logits).numpy()
     assert np.isfinite(gradient).all()
     assert not gradient[1, 2:].any() and not gradient[2, :2].any() and gradient[0].all()
@@ -33,14 +33,14 @@ def test_a_missing_label_has_no_gradient():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_one_task_alone_costs_what_its_loss_says(smoothing):
-    one = Softmax(smoothing)
-    joint = JointLoss([one], [2], [1.0])
+    one = SoftmaxLoss(smoothing)
+    joint = MultiTaskLoss([one], [2], [1.0])
     np.testing.assert_allclose(joint(TARGETS[:2, :2], LOGITS[:2, :2]), one(TARGETS[:2, :2], LOGITS[:2, :2]), rtol=1e-6)
 
 
 def test_uncertain_tasks_count_less():
     """With s = 0 and log 4: L1 and L2 / 4 + log(4) / 2; the slope of s is -exp(-s) L + 1/2."""
-    layer = Uncertainty(2)
+    layer = UncertaintyWeighting(2)
     layer.log_variances.assign([0.0, np.log(4)])
     losses = tf.constant([[2.0, 8.0]])
     with tf.GradientTape() as tape:
@@ -52,7 +52,7 @@ def test_uncertain_tasks_count_less():
 
 
 def test_uncertainty_is_bounded():
-    layer = Uncertainty(1)
+    layer = UncertaintyWeighting(1)
     optimizer = keras.optimizers.SGD(100.0)
     optimizer.apply([tf.constant([1.0])], [layer.log_variances])
     assert layer.log_variances.numpy() == -4.0
@@ -62,7 +62,7 @@ def test_conflicts_are_projected_by_hand():
     """g1 = (1, 0) and g2 = (-1, 1): g1 keeps (1/2, 1/2), g2 keeps (0, 1); what is not shared stays."""
     one, two = tf.constant([1.0, 0.0]), tf.constant([[-1.0, 1.0]])
     head = tf.constant([3.0])
-    shared, own, nothing = project_conflicts([[one, head, None], [two[0], None, None]], tf.constant([0, 1]))
+    shared, own, nothing = pcgrad([[one, head, None], [two[0], None, None]], tf.constant([0, 1]))
     np.testing.assert_allclose(shared, [0.5, 1.5], rtol=1e-6)
     np.testing.assert_array_equal(own, head)
     assert nothing is None
@@ -70,5 +70,5 @@ def test_conflicts_are_projected_by_hand():
 
 def test_gradients_that_agree_are_added():
     one, two = tf.constant([[1.0, 2.0]]), tf.constant([[2.0, 0.0]])
-    (summed,) = project_conflicts([[one], [two]], tf.constant([0, 1]))
+    (summed,) = pcgrad([[one], [two]], tf.constant([0, 1]))
     np.testing.assert_array_equal(summed, [[3.0, 2.0]])

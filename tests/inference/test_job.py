@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from tlkeras.data.headers import Rejection
+from tlkeras.data.headers import InvalidImage
 from tlkeras.errors import DataError, ResourceError, RunError
 from tlkeras.inference.jobs import job as jobs
 from tlkeras.inference.jobs.job import open_job, plan_job
 from tlkeras.inference.jobs.processes import run_processes
 from tlkeras.inference.jobs.rows import feature_table
-from tlkeras.inference.jobs.worker import Work, work_off
+from tlkeras.inference.jobs.worker import ShardProcessor, process_shards
 
 FACTS = {"kind": "features", "model": "abc", "size": 4}
 
@@ -55,14 +55,14 @@ def plan(photos, out, size=10, facts=FACTS):
 
 
 def make_work():
-    return Work(MeanEngine(), 8, "squash", feature_table("float16", 3))
+    return ShardProcessor(MeanEngine(), 8, "squash", feature_table("float16", 3))
 
 
 def test_a_job_writes_every_picture_once_and_the_bad_ones_aside(photos, tmp_path):
     job = plan(photos, tmp_path / "out")
     assert (job.pictures, job.shards) == (35, 4)
     told = []
-    work_off(job, make_work(), told.append)
+    process_shards(job, make_work(), told.append)
     summary = job.summarise()
     assert told == [10, 10, 10, 5]
     assert (summary["rows"], summary["rejected"], summary["done"]) == (32, 3, 4)
@@ -84,7 +84,7 @@ def test_a_job_writes_every_picture_once_and_the_bad_ones_aside(photos, tmp_path
 
 def test_shards_in_any_order_and_done_twice_are_the_same_bytes(photos, tmp_path):
     first, second = plan(photos, tmp_path / "one", 20), plan(photos, tmp_path / "two", 20)
-    work_off(first, make_work())
+    process_shards(first, make_work())
     for shard in (1, 0, 1):
         paths = second.read_paths(shard)
         second.finish(shard, *make_work().compute(paths, [second.name(path) for path in paths]))
@@ -94,7 +94,7 @@ def test_shards_in_any_order_and_done_twice_are_the_same_bytes(photos, tmp_path)
 
 def test_an_unfinished_job_is_gone_on_with_and_damaged_parts_are_done_again(photos, tmp_path):
     job = plan(photos, tmp_path / "out")
-    work_off(job, NamingWork())
+    process_shards(job, NamingWork())
     digest = job.summarise()["sha256"]
     job.part(0).write_bytes(job.part(0).read_bytes()[:-1])
     content = bytearray(job.part(1).read_bytes())
@@ -105,7 +105,7 @@ def test_an_unfinished_job_is_gone_on_with_and_damaged_parts_are_done_again(phot
     assert again.drop_damaged() == [0, 2]
     assert again.drop_damaged(thorough=True) == [1]
     told = []
-    work_off(again, NamingWork(), told.append)
+    process_shards(again, NamingWork(), told.append)
     assert told == [10, 10, 10]
     assert again.summarise()["sha256"] == digest
 
@@ -135,16 +135,16 @@ class BreakingWork(NamingWork):
 
 def test_a_shard_that_fails_twice_is_done_and_one_that_fails_three_times_is_named(photos, tmp_path):
     job = plan(photos, tmp_path / "twice")
-    work_off(job, BreakingWork("day/0-012.png", 2))
+    process_shards(job, BreakingWork("day/0-012.png", 2))
     assert job.list_failures() == [] and job.summarise()["done"] == 4
     job = plan(photos, tmp_path / "thrice")
-    work_off(job, BreakingWork("day/0-012.png", 3))
+    process_shards(job, BreakingWork("day/0-012.png", 3))
     (failure,) = job.list_failures()
     assert (failure.shard, failure.first, failure.error) == (1, "day/0-010.png", "ValueError: boom")
     summary = job.summarise()
     assert (summary["done"], summary["sha256"]) == (3, None)
     job.forget_attempts()
-    work_off(job, NamingWork())
+    process_shards(job, NamingWork())
     assert job.summarise()["done"] == 4
 
 
@@ -152,9 +152,9 @@ def test_a_full_disk_stops_the_worker_and_counts_as_nobodys_fault(photos, tmp_pa
     job = plan(photos, tmp_path / "out")
     full = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(ResourceError, match="must have room.*No space left.*What was done is kept"):
-        work_off(job, BreakingWork("day/0-012.png", 1, full))
+        process_shards(job, BreakingWork("day/0-012.png", 1, full))
     assert job.list_done() == [0] and job.list_failures() == []
-    work_off(job, NamingWork())
+    process_shards(job, NamingWork())
     assert job.summarise()["done"] == 4
 
 
@@ -169,7 +169,7 @@ def test_a_worker_leaves_alone_what_another_is_at_until_that_one_dies(photos, tm
         claim.__exit__(None, None, None)
 
     monkeypatch.setattr("tlkeras.inference.jobs.worker.time.sleep", wait)
-    work_off(job, NamingWork())
+    process_shards(job, NamingWork())
     assert seen == [[0, 1, 3]]
     assert job.list_done() == [0, 1, 2, 3]
 
@@ -212,7 +212,7 @@ def test_names_that_are_no_text_survive(tmp_path):
     path = os.path.join(os.fsencode(root), b"line\nbreak \xff.png")
     job = plan_job(tmp_path / "out", FACTS, str(root), lambda: [os.fsdecode(path)], 10)
     assert job.read_paths(0) == [os.fsdecode(path)]
-    job.finish(0, pyarrow.table({"a": []}), [Rejection(os.fsdecode(path), "damaged", "it is cut off")])
+    job.finish(0, pyarrow.table({"a": []}), [InvalidImage(os.fsdecode(path), "damaged", "it is cut off")])
     assert "break" in (tmp_path / "out" / "rejected" / "00000.csv").read_text()
 
 

@@ -33,12 +33,12 @@ def test_features_are_those_that_training_sees(workplace):
     assert (result["pictures"], result["rows"], result["shards"], result["computed"]) == (32, 32, 4, 32)
     table = pyarrow.parquet.read_table("out/parts")
     from tlkeras.config.recipe import load_recipe
-    from tlkeras.data.inspection import inspect
+    from tlkeras.data.inspection import validate_images
     from tlkeras.training import builders
 
     recipe = load_recipe("mine.yaml")
-    inspection = inspect(builders.read_examples(recipe))
-    with builders.extract_features(recipe, builders.build_prefix(recipe), inspection) as features:
+    inspection = validate_images(builders.read_examples(recipe))
+    with builders.extract_features(recipe, builders.build_feature_extractor(recipe), inspection) as features:
         expected = np.asarray(features.outputs[0], np.float32)
     assert table["picture"].to_pylist() == inspection.examples.keys.tolist()
     np.testing.assert_allclose(np.array(table["features"].to_pylist(), np.float32), expected, atol=2e-3)
@@ -75,16 +75,16 @@ def test_another_recipe_or_version_is_refused_by_what_differs(workplace):
 
 
 def test_a_failing_shard_ends_in_exit_code_5_and_bad_engines_are_named(workplace, monkeypatch):
-    from tlkeras.inference.jobs.worker import Work
+    from tlkeras.inference.jobs.worker import ShardProcessor
 
-    compute = Work.compute
+    compute = ShardProcessor.compute
 
     def fail(self, paths, names):
         if "day/0-009.png" in names:
             raise ValueError("boom")
         return compute(self, paths, names)
 
-    monkeypatch.setattr(Work, "compute", fail)
+    monkeypatch.setattr(ShardProcessor, "compute", fail)
     done = extract("out")
     assert done.exit_code == 5
     assert "3 of 4 shards" in done.stdout and "day/0-008.png to day/0-015.png" in done.stdout and "boom" in done.stdout

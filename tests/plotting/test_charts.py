@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkeras.plotting.charts import draw_contact_sheet, draw_history, draw_rates
+from tlkeras.plotting.charts import draw_contact_sheet, plot_history, plot_lr_finder
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_history_shows_its_stages_lines_and_best_epoch(drawn, tmp_path):
         best=lambda number: number in (1, 3),
         seconds=lambda number: 7.0,
     )
-    draw_history(rows, tmp_path / "h.png")
+    plot_history(rows, tmp_path / "h.png")
     loss, metrics, rate = drawn[0].axes
     assert list(find_lines(loss)) == ["loss, training", "loss, validation", "best: epoch 4"]
     np.testing.assert_allclose(find_lines(loss)["loss, validation"], [0.5, 1.5, 2.5, 3.5, 4.5])
@@ -61,7 +61,7 @@ def test_a_history_shows_its_stages_lines_and_best_epoch(drawn, tmp_path):
 
 @pytest.mark.parametrize("count", [1, 3, 60])
 def test_a_history_of_any_length_is_a_picture(count, drawn, tmp_path):
-    draw_history(make_rows({"all": count}), tmp_path / "h.png")
+    plot_history(make_rows({"all": count}), tmp_path / "h.png")
     (axis,) = drawn[0].axes
     assert all(tick == int(tick) for tick in axis.get_xticks())
     assert Image.open(tmp_path / "h.png").size[0] == 990
@@ -70,30 +70,30 @@ def test_a_history_of_any_length_is_a_picture(count, drawn, tmp_path):
 def test_what_is_no_number_leaves_a_gap(drawn, tmp_path):
     """A CSV gives texts, and nothing where nothing was measured."""
     rows = make_rows({"all": 4}, val_loss=lambda number: ["0.5", "", None, math.inf][number])
-    draw_history(rows, tmp_path / "h.png")
+    plot_history(rows, tmp_path / "h.png")
     np.testing.assert_array_equal(find_lines(drawn[0].axes[0])["loss, validation"], [0.5, math.nan, math.nan, math.nan])
 
 
 def test_an_empty_column_has_no_line(drawn, tmp_path):
-    draw_history(make_rows({"all": 2}, val_loss=lambda number: math.nan), tmp_path / "h.png")
+    plot_history(make_rows({"all": 2}, val_loss=lambda number: math.nan), tmp_path / "h.png")
     assert list(find_lines(drawn[0].axes[0])) == ["loss, training"]
 
 
 def test_names_wider_than_their_bands_stand_aslant(drawn, tmp_path):
-    draw_history(make_rows({"a": 30, "b": 30}), tmp_path / "short.png")
-    draw_history(make_rows({"the head alone": 1, "b": 59}), tmp_path / "long.png")
+    plot_history(make_rows({"a": 30, "b": 30}), tmp_path / "short.png")
+    plot_history(make_rows({"the head alone": 1, "b": 59}), tmp_path / "long.png")
     assert [{text.get_rotation() for text in figure.axes[0].texts} for figure in drawn] == [{0}, {35}]
 
 
 def test_a_history_needs_rows(tmp_path):
     with pytest.raises(ValueError, match="at least one epoch"):
-        draw_history([], tmp_path / "h.png")
+        plot_history([], tmp_path / "h.png")
 
 
 def test_rates_show_the_fall_and_the_suggestion(drawn, tmp_path):
     rates, losses = [1e-4, 1e-3, 1e-2, 1e-1, 1.0], [1.0, 0.8, 0.2, 500.0, math.nan]
-    draw_rates(rates, losses, 10**-2.5, tmp_path / "r.png")
-    draw_rates(rates, losses, None, tmp_path / "r.png")
+    plot_lr_finder(rates, losses, 10**-2.5, tmp_path / "r.png")
+    plot_lr_finder(rates, losses, None, tmp_path / "r.png")
     marked, plain = (figure.axes[0] for figure in drawn)
     assert marked.get_xscale() == "log"
     assert marked.get_ylim() == pytest.approx((0.12, 1.48)), "0.8 from first to lowest; a half above, a tenth around"
@@ -107,14 +107,14 @@ def test_rates_show_the_fall_and_the_suggestion(drawn, tmp_path):
 
 def test_smoothed_losses_are_followed_and_the_others_stand_behind(drawn, tmp_path):
     rates, losses, smoothed = [1e-3, 1e-2, 1e-1], [1.0, 0.2, 0.9], [0.9, 0.5, 0.7]
-    draw_rates(rates, losses, 1e-2, tmp_path / "r.png", smoothed)
+    plot_lr_finder(rates, losses, 1e-2, tmp_path / "r.png", smoothed)
     behind, curve, _, dot = drawn[0].axes[0].lines
     assert list(behind.get_ydata()) == losses and list(curve.get_ydata()) == smoothed
     assert behind.get_alpha() < 1 and dot.get_ydata() == pytest.approx([0.5])
 
 
 def test_rates_without_a_fall_are_shown_whole(drawn, tmp_path):
-    draw_rates([1e-3, 1e-2], [1.0, 2.0], None, tmp_path / "r.png")
+    plot_lr_finder([1e-3, 1e-2], [1.0, 2.0], None, tmp_path / "r.png")
     low, high = drawn[0].axes[0].get_ylim()
     assert low < 1.0 and high > 2.0
 
@@ -122,7 +122,7 @@ def test_rates_without_a_fall_are_shown_whole(drawn, tmp_path):
 @pytest.mark.parametrize(("rates", "losses"), [([], []), ([1e-3], [1.0, 2.0])])
 def test_rates_need_losses(rates, losses, tmp_path):
     with pytest.raises(ValueError, match="one loss per rate"):
-        draw_rates(rates, losses, None, tmp_path / "r.png")
+        plot_lr_finder(rates, losses, None, tmp_path / "r.png")
 
 
 def test_a_contact_sheet_shows_each_picture_in_its_place(drawn, tmp_path):
@@ -166,6 +166,6 @@ def test_the_users_own_style_is_neither_used_nor_changed(drawn, tmp_path):
 
     with matplotlib.rc_context({"figure.facecolor": "black", "lines.color": "red"}):
         before = dict(matplotlib.rcParams)
-        draw_history(make_rows({"all": 2}), tmp_path / "h.png")
+        plot_history(make_rows({"all": 2}), tmp_path / "h.png")
         assert dict(matplotlib.rcParams) == before
     assert Image.open(tmp_path / "h.png").convert("RGB").getpixel((0, 0)) == (255, 255, 255)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tlkeras.errors import ResourceError, RunError
-from tlkeras.runs.directory import create_run, find_unfinished, list_runs, logging_to, open_run
+from tlkeras.runs.directory import create_run, find_resumable_run, list_runs, log_to_file, open_run
 
 
 def finish(root, name):
@@ -83,7 +83,8 @@ def test_json_refuses_nan(tmp_path):
 
 def test_second_trainer_is_kept_out(tmp_path):
     run = create_run(tmp_path, "a")
-    code = "import sys; from pathlib import Path; from tlkeras.runs.directory import Run\nwith Run(Path(sys.argv[1])).locked(): pass"
+    imports = "import sys; from pathlib import Path; from tlkeras.runs.directory import Run"
+    code = f"{imports}\nwith Run(Path(sys.argv[1])).locked(): pass"
     command = [sys.executable, "-c", code, str(run.path)]
     with run.locked():
         refused = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -135,43 +136,43 @@ def test_latest_unfinished_is_the_newest_that_stopped(tmp_path):
     with pytest.raises(
         RunError, match=f"stopped before its end. Received: none in {tmp_path}. Start one with: tlkeras"
     ):
-        find_unfinished("latest", tmp_path)
+        find_resumable_run("latest", tmp_path)
     for number, state in enumerate(("failed", "interrupted", "running")):  # as nobody is at it, the last was killed
         run = stop(tmp_path, state, state, f"2026-01-0{number}")
-        assert find_unfinished("latest", tmp_path).path == run.path
+        assert find_resumable_run("latest", tmp_path).path == run.path
     stop(tmp_path, "newer", "finished", "2026-01-05")
     damaged = stop(tmp_path, "damaged", "failed", "2026-01-06")
     (damaged.path / "manifest.json").write_text("{")
     with run.locked():
-        assert find_unfinished("latest", tmp_path).name == "interrupted-01"
+        assert find_resumable_run("latest", tmp_path).name == "interrupted-01"
     for reference in ("failed-01", str(tmp_path / "failed-01")):
-        assert find_unfinished(reference, tmp_path).path == tmp_path / "failed-01"
+        assert find_resumable_run(reference, tmp_path).path == tmp_path / "failed-01"
 
 
 def test_what_cannot_be_resumed_says_why(tmp_path):
     run = finish(tmp_path, "done")
     with pytest.raises(RunError, match="stopped before its end can be .*done-01 is finished.*tlkeras evaluate done-01"):
-        find_unfinished("done-01", tmp_path)
+        find_resumable_run("done-01", tmp_path)
     with pytest.raises(RunError, match="none in"):
-        find_unfinished("latest", tmp_path)
+        find_resumable_run("latest", tmp_path)
     with pytest.raises(RunError, match="Received: 'dome-01'. Did you mean 'done-01'?"):
-        find_unfinished("dome-01", tmp_path)
+        find_resumable_run("dome-01", tmp_path)
     (run.path / "manifest.json").write_text("[]")
     with pytest.raises(RunError, match="done-01 is damaged.*no use.*tlkeras train"):
-        find_unfinished("done-01", tmp_path)
+        find_resumable_run("done-01", tmp_path)
     busy = create_run(tmp_path, "busy")
     with busy.locked():
         with pytest.raises(RunError, match="busy-01 is running. Wait for the other process to end"):
-            find_unfinished("busy-01", tmp_path)
+            find_resumable_run("busy-01", tmp_path)
         with pytest.raises(RunError, match=f"none in {tmp_path}, busy-01 is running"):
-            find_unfinished("latest", tmp_path)
+            find_resumable_run("latest", tmp_path)
 
 
 def test_resumed_run_goes_on_where_it_was(tmp_path):
     created = stop(tmp_path, "a", "failed", "2026-01-01")
     created.update_manifest(phases={"extract": 1.5, "fit": 2.0}, error="OSError: no room", examples=7)
     for times in (1, 2):
-        run = find_unfinished("latest", tmp_path)
+        run = find_resumable_run("latest", tmp_path)
         run.phases["extract"] = 0.25
         with run.locked():
             run.resume()
@@ -189,7 +190,7 @@ def test_resumed_run_goes_on_where_it_was(tmp_path):
 
 def test_run_that_finished_in_the_meantime_is_left_alone(tmp_path):
     create_run(tmp_path, "a")
-    first, second = (find_unfinished("latest", tmp_path) for _ in range(2))
+    first, second = (find_resumable_run("latest", tmp_path) for _ in range(2))
     with first.locked():
         first.resume()
         with pytest.raises(RunError, match="Only one process may write a run"), second.locked():
@@ -213,7 +214,7 @@ def test_warnings_reach_the_log(tmp_path):
     import logging
 
     run = create_run(tmp_path, "a")
-    with logging_to(run):
+    with log_to_file(run):
         logging.getLogger("tlkeras.heads").warning("first")
         logging.getLogger("py.warnings").warning("second")
     assert [line.split()[-1] for line in (run.path / "log.txt").read_text().splitlines()] == ["first", "second"]

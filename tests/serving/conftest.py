@@ -11,16 +11,16 @@ import pytest
 import requests
 
 from tlkeras.serving.batching import Batching
-from tlkeras.serving.models import Limits, Model
-from tlkeras.serving.server import Address, Server
+from tlkeras.serving.models import Model, RequestLimits
+from tlkeras.serving.server import Server, ServerAddress
 
 
 @contextmanager
 def running(base, name="photos", **options):
     """Serve a folder from a thread; yields the server once it listens."""
-    limits = options.pop("limits", Limits(body=2**20, seconds=20))
+    limits = options.pop("limits", RequestLimits(body=2**20, seconds=20))
     model = Model(Path(base), name, batching=options.pop("batching", Batching(8, 0.001)), limits=limits, **options)
-    server, started = Server(model, Address(rest_port=0, grpc_port=0)), threading.Event()
+    server, started = Server(model, ServerAddress(rest_port=0, grpc_port=0)), threading.Event()
     thread = threading.Thread(target=server.run, args=(lambda _: started.set(),))
     thread.start()
     try:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tlkeras.serving.batching import Batcher, Batching
+from tlkeras.serving.batching import Batching, BatchScheduler
 from tlkeras.serving.status import Code, StatusError
 
 
@@ -17,7 +17,7 @@ def work(ask, run, options):
 
     async def main():
         with ThreadPoolExecutor(2) as executor:
-            return await ask(Batcher(run, executor, options, sizes.append))
+            return await ask(BatchScheduler(run, executor, options, sizes.append))
 
     return asyncio.run(main()), sizes
 

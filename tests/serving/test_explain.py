@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from tlkeras.serving.explain import GRID, cover
+from tlkeras.serving.explain import GRID, occlude
 
 
 def test_every_pixel_is_covered_and_the_rest_is_left():
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    covered = cover(picture)
+    covered = occlude(picture)
     assert covered.shape == (GRID * GRID, 32, 32, 3)
     changed = (covered != picture).any(axis=3)
     assert changed.any(axis=0).all()

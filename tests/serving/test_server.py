@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from tlkeras.cli.main import main
 from tlkeras.errors import ExportError, ResourceError
-from tlkeras.serving.models import Limits, Model
-from tlkeras.serving.server import Address, Server
+from tlkeras.serving.models import Model, RequestLimits
+from tlkeras.serving.server import Server, ServerAddress
 
 
 def wait_for(condition, seconds=120):
@@ -66,11 +66,11 @@ def test_a_new_version_is_swapped_in_without_a_failure_and_a_bad_one_is_not(expo
 
 def test_limits_of_concurrency_and_time(exported, samples, run_server):
     body = {"instances": [{"b64": base64.b64encode(samples[0][0]).decode()}]}
-    with run_server(Path(exported["path"]).parent, limits=Limits(seconds=1e-6)) as server:
+    with run_server(Path(exported["path"]).parent, limits=RequestLimits(seconds=1e-6)) as server:
         url = f"http://127.0.0.1:{server.rest_port}/v1/models/photos:predict"
         answer = requests.post(url, json=body, timeout=60)
         assert answer.status_code == 504 and "Deadline exceeded" in answer.json()["error"]
-        server.model.limits = Limits(concurrency=0)
+        server.model.limits = RequestLimits(concurrency=0)
         answer = requests.post(url, json=body, timeout=60)
         assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
         assert answer.json() == {"error": "Too many requests are being worked on"}
@@ -78,10 +78,10 @@ def test_limits_of_concurrency_and_time(exported, samples, run_server):
 
 def test_a_folder_without_versions_and_a_port_that_is_taken(exported, server, tmp_path):
     with pytest.raises(ExportError, match="must hold versions.*tlkeras export RUN --to"):
-        Server(Model(tmp_path, "x"), Address())
+        Server(Model(tmp_path, "x"), ServerAddress())
     base = Path(exported["path"]).parent
     with pytest.raises(ResourceError, match="needs a port that is free.*--rest-port"):
-        Server(Model(base, "photos"), Address(rest_port=server.rest_port))
+        Server(Model(base, "photos"), ServerAddress(rest_port=server.rest_port))
     done = CliRunner().invoke(main, ["serve", str(base), "--rest-port", str(server.rest_port), "--grpc-port", "0"])
     assert done.exit_code == 6 and "port that is free" in done.stderr
     assert CliRunner().invoke(main, ["serve", str(base), "--label", "stable"]).exit_code == 2

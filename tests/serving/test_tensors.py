@@ -66,7 +66,7 @@ def test_answers_by_rows_and_by_columns():
 
 def test_classes_are_pairs():
     classes = np.array([[b"day", b"night"]], dtype=object)
-    answer = tensors.write_classes(classes, np.array([[0.7, 0.3]], np.float32))
+    answer = tensors.classification_response(classes, np.array([[0.7, 0.3]], np.float32))
     assert answer == {"results": [[["day", 0.7], ["night", 0.3]]]}
 
 

@@ -9,12 +9,12 @@ import tensorflow as tf
 from PIL import Image
 
 from tlkeras import api
-from tlkeras.adaptation.domain_head import ADAPTATIONS, METHODS, DomainHead
+from tlkeras.adaptation.domain_head import ADAPTATIONS, METHODS, DomainAdaptedHead
 from tlkeras.cli import tables
-from tlkeras.config.schema.adaptation import TUNED as TUNED_BY
-from tlkeras.config.schema.adaptation import Domains
+from tlkeras.config.schema.adaptation import FINE_TUNING_METHODS as TUNED_BY
+from tlkeras.config.schema.adaptation import DomainAdaptationConfig
 from tlkeras.errors import DataError, RecipeError
-from tlkeras.finetuning.stage_runner import StageWork
+from tlkeras.finetuning.stage_runner import StageRunner
 from tlkeras.heads.linear import LinearHead
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import open_run
@@ -109,7 +109,7 @@ def test_labels_of_the_target_change_nothing(tuned, place):
 
 
 def test_the_recipe_knows_every_method():
-    assert Domains.model_json_schema()["properties"]["method"]["enum"] == list(METHODS)
+    assert DomainAdaptationConfig.model_json_schema()["properties"]["method"]["enum"] == list(METHODS)
     assert ("none", *ADAPTATIONS) == TUNED_BY
 
 
@@ -145,13 +145,13 @@ def test_corrected_layers_answer_as_the_head(method):
     y = random.integers(0, 2, 80)
     X = (random.normal(size=(80, 5)) + 2 * y[:, None]).astype(np.float32)
     target = (random.normal(size=(60, 5)) + 2.0 * (np.arange(60)[:, None] % 4 == 0)).astype(np.float32)
-    head = DomainHead(method, lambda: LinearHead(C=1.0), 3, correction="confusion")
+    head = DomainAdaptedHead(method, lambda: LinearHead(C=1.0), 3, correction="confusion")
     head.fit(X[:60], y[:60], target=target, validation=(X[60:], y[60:], np.ones(20)))
     model = keras.Sequential([keras.Input((5,)), *head.to_layers()])
     np.testing.assert_allclose(model(target), head.predict_proba(target), atol=1e-4)
     np.testing.assert_array_equal(head.predict_proba(target), head.predict_proba(target))
     assert head.describe()["scores"] and json.dumps(head.describe())
-    unjudged = DomainHead(method, lambda: LinearHead(C=1.0), 3, judged=False).fit(X, y, target=target)
+    unjudged = DomainAdaptedHead(method, lambda: LinearHead(C=1.0), 3, judged=False).fit(X, y, target=target)
     assert unjudged.describe()["scores"] == {} == unjudged.describe()["a_distance"]
 
 
@@ -179,7 +179,7 @@ def test_an_adapted_run_that_was_interrupted_ends_with_the_same_bits(place, monk
     """The judge, its dropout and the ramp go on where they stood."""
     settings = {**TUNED, "domains.method": "cdan"}
     whole = api.train("moved.yaml", settings, runs=place / "whole")
-    taken, learn = [], StageWork.train
+    taken, learn = [], StageRunner.train
 
     def interrupt(self, *batch):
         taken.append(learn(self, *batch))
@@ -187,7 +187,7 @@ def test_an_adapted_run_that_was_interrupted_ends_with_the_same_bits(place, monk
             raise KeyboardInterrupt
         return taken[-1]
 
-    monkeypatch.setattr(StageWork, "train", interrupt)
+    monkeypatch.setattr(StageRunner, "train", interrupt)
     with pytest.raises(KeyboardInterrupt):
         api.train("moved.yaml", settings, runs=place / "halved")
     monkeypatch.undo()

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tlkeras import api
-from tlkeras.backbones.builder import build
+from tlkeras.backbones.builder import build_backbone
 from tlkeras.errors import RecipeError, RunError
-from tlkeras.evaluation.run_data import Material
-from tlkeras.finetuning.stage_runner import StageWork
+from tlkeras.evaluation.run_data import RunData
+from tlkeras.finetuning.stage_runner import StageRunner
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import find_run
-from tlkeras.runs.predictions import read_answers
+from tlkeras.runs.predictions import load_predictions
 
 RECIPE = """
 name: staged
@@ -52,7 +52,7 @@ def read(path):
 def test_an_interrupted_run_resumes_to_the_same_bits(recipe, tmp_path, monkeypatch):
     whole = api.train(recipe, runs=tmp_path / "whole")
     assert (Path(whole["path"]) / "history.png").stat().st_size > 5_000
-    train, calls = StageWork.train, []
+    train, calls = StageRunner.train, []
 
     def interrupt(self, *batch):
         calls.append(1)
@@ -60,7 +60,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(recipe, tmp_path, monkeypat
             raise KeyboardInterrupt
         return train(self, *batch)
 
-    monkeypatch.setattr(StageWork, "train", interrupt)
+    monkeypatch.setattr(StageRunner, "train", interrupt)
     with pytest.raises(KeyboardInterrupt):
         api.train(recipe, runs=tmp_path / "halved")
     monkeypatch.undo()
@@ -88,9 +88,9 @@ def test_the_finished_network_looks_at_all_orientations(recipe, tmp_path, tuned)
     changes = {"finetuning.stages": stages} if tuned else {"finetuning": None}
     api.train(recipe, {"augmentation.test_time": True, **changes}, runs=tmp_path)
     run = find_run("latest", tmp_path)
-    answers, model = read_answers(run)[0], load_model(run)
+    answers, model = load_predictions(run)[0], load_model(run)
 
-    seen = np.stack([Material(run).decode(key) for key in answers.keys[:5]])
+    seen = np.stack([RunData(run).decode(key) for key in answers.keys[:5]])
     np.testing.assert_allclose(model(seen), answers.probabilities[:5], rtol=1e-3)
     pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     np.testing.assert_allclose(model(pictures), model(pictures[:, :, ::-1]), rtol=1e-4)
@@ -119,7 +119,7 @@ def test_the_schedule_is_shown_with_its_reasons(recipe):
 @pytest.mark.slow
 def test_the_source_is_kept_by_distillation(recipe, tmp_path):
     keras.utils.set_random_seed(0)
-    build("tiny", size=32, weights="none", top=True).save_weights(tmp_path / "tiny.weights.h5")
+    build_backbone("tiny", size=32, weights="none", top=True).save_weights(tmp_path / "tiny.weights.h5")
     stages = [{"name": "top", "unfreeze": 1, "epochs": 1}, {"name": "all", "unfreeze": "all", "epochs": 1}]
     changes = {"backbone.weights": str(tmp_path / "tiny.weights.h5"), "finetuning.stages": stages}
     losses = []

@@ -10,12 +10,12 @@ from PIL import Image
 
 from tlkeras import api
 from tlkeras.cli import tables
-from tlkeras.data.tasks import NumberTask, make_task
+from tlkeras.data.tasks import RegressionTask, make_task
 from tlkeras.errors import DataError, RecipeError
-from tlkeras.evaluation.metrics import measure
-from tlkeras.finetuning.losses import SquaredError
-from tlkeras.finetuning.metrics import Columns, measure_tasks
-from tlkeras.heads.regression import NumberHead
+from tlkeras.evaluation.metrics import bootstrap_metrics
+from tlkeras.finetuning.losses import SquaredErrorLoss
+from tlkeras.finetuning.metrics import TaskSlice, compute_validation_metrics
+from tlkeras.heads.regression import RidgeRegressionHead
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import open_run
 
@@ -166,7 +166,7 @@ def test_what_is_refused(place):
 
 
 def test_what_a_table_says_and_what_is_written_agree():
-    task = NumberTask("grade", ("grade",))
+    task = RegressionTask("grade", ("grade",))
     targets = task.encode(["1.5", "", "?", "-2e3", "inf"])
     np.testing.assert_array_equal(targets, [1.5, np.nan, np.nan, -2000, np.nan])
     assert task.write_targets(targets) == ["1.5", "?", "?", "-2000", "?"]
@@ -177,18 +177,18 @@ def test_what_a_table_says_and_what_is_written_agree():
 def test_figures_by_hand():
     """Errors 1, -1, 2 with weights 1, 1, 2 around the mean 3: squared 10 of 4, and 6 of 4 around the mean."""
     targets, values = np.array([1.0, 3.0, 4.0]), np.array([[2.0], [2.0], [6.0]])
-    found = measure(targets, values, np.array([1.0, 1.0, 2.0]), 0)
+    found = bootstrap_metrics(targets, values, np.array([1.0, 1.0, 2.0]), 0)
     assert found["mae"].value == pytest.approx(1.5) and found["rmse"].value == pytest.approx(2.5**0.5)
     assert found["r2"].value == pytest.approx(1 - 2.5 / 1.5)
-    assert np.isnan(measure(np.ones(3), values, None, 0)["r2"].value)
+    assert np.isnan(bootstrap_metrics(np.ones(3), values, None, 0)["r2"].value)
 
 
 def test_the_loss_is_half_the_squared_error_in_deviations():
-    loss = SquaredError(scale=2.0, offset=1.0)
+    loss = SquaredErrorLoss(scale=2.0, offset=1.0)
     np.testing.assert_allclose(loss(tf.constant([[5.0], [1.0]]), tf.constant([[1.0], [3.0]])), [0.5, 4.5])
-    tasks = [Columns("kind", 2), Columns("grade", 1, units=(2.0, 1.0))]
+    tasks = [TaskSlice("kind", 2), TaskSlice("grade", 1, units=(2.0, 1.0))]
     targets, logits = np.array([[1, 0, 5.0], [0, 1, np.nan]]), np.array([[9.0, 0, 1], [0, 9.0, 7]])
-    found = measure_tasks(targets, logits, np.ones(2), tasks)
+    found = compute_validation_metrics(targets, logits, np.ones(2), tasks)
     assert found["val_loss_grade"] == 0.5 and found["val_mae_grade"] == 2.0
     assert found["val_accuracy"] == 1.0 and found["val_loss"] == pytest.approx(0.25, abs=1e-3)
 
@@ -199,7 +199,7 @@ def test_the_head_is_ridge_regression(place):
     random = np.random.default_rng(0)
     X = random.normal(size=(120, 8)) * np.arange(1, 9) + 3
     y, weights = X @ random.normal(size=8) * 50 + 1000 + random.normal(size=120), random.random(120) + 0.5
-    head = NumberHead().fit(X.astype(np.float32), y, weights)
+    head = RidgeRegressionHead().fit(X.astype(np.float32), y, weights)
     standard = (X - X.mean(0)) / X.std(0)
     ridge = Ridge(alpha=head.alpha_).fit(standard, y, weights / weights.mean())
     np.testing.assert_allclose(head.predict_proba(X)[:, 0], ridge.predict(standard), rtol=1e-4)
@@ -207,5 +207,5 @@ def test_the_head_is_ridge_regression(place):
     for layer in head.to_layers():
         tensor = layer(tensor)
     np.testing.assert_allclose(tensor[:, 0], head.predict_proba(X)[:, 0], rtol=1e-3)
-    noise = NumberHead().fit(random.normal(size=(60, 50)), random.normal(size=60))
+    noise = RidgeRegressionHead().fit(random.normal(size=(60, 50)), random.normal(size=60))
     assert noise.alpha_ > head.alpha_ and np.std(noise.predict_proba(random.normal(size=(60, 50)))) < 0.5

@@ -82,10 +82,10 @@ def test_other_weights_are_not_confused(workplace):
     """Features of one set of weights are never taken for another's."""
     overrides = {"cache.root": str(workplace / "cache")}
     tlkeras.train("mine.yaml", overrides)
-    from tlkeras.backbones.builder import build
+    from tlkeras.backbones.builder import build_backbone
 
     keras.utils.set_random_seed(99)
-    build("tiny", weights="none").save_weights("other.weights.h5")
+    build_backbone("tiny", weights="none").save_weights("other.weights.h5")
     other = tlkeras.train("mine.yaml", {**overrides, "backbone.weights": "other.weights.h5"})
     assert other["features"]["computed"] == 32
 
@@ -157,9 +157,9 @@ def test_failure_in_work_is_kept(workplace, monkeypatch):
 @pytest.mark.slow
 def test_any_cut_can_feed_the_head(workplace):
     from tlkeras.backbones.blocks import find_blocks
-    from tlkeras.backbones.builder import build
+    from tlkeras.backbones.builder import build_backbone
 
-    for block in find_blocks(build("tiny", weights="none")):
+    for block in find_blocks(build_backbone("tiny", weights="none")):
         result = tlkeras.train("mine.yaml", {"features.cut": block.cut.name, "mapping.C": 1.0})
         assert result["metrics"]["accuracy"]["value"] > 0.5
 

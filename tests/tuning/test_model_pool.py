@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tlkeras.heads.deep import DeepHead, Fitting
-from tlkeras.tuning.model_pool import ModelPool
+from tlkeras.heads.deep import FitOptions, MLPHead
+from tlkeras.tuning.model_pool import CompiledModelCache
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +17,11 @@ def rows():
 
 @pytest.mark.slow
 def test_a_lent_model_learns_what_a_fresh_one_learns(rows):
-    pool = ModelPool()
+    pool = CompiledModelCache()
     trials = [(0.2, 1e-2, 0), (0.0, 3e-2, 1), (0.6, 1e-3, 2)]
     for dropout, rate, seed in trials:
-        how = Fitting(epochs=4, batch_size=32, learning_rate=rate, weight_decay=rate / 10, seed=seed)
-        fresh, lent = (DeepHead(widths=(5,), dropout=dropout, fitting=how) for _ in range(2))
+        how = FitOptions(epochs=4, batch_size=32, learning_rate=rate, weight_decay=rate / 10, seed=seed)
+        fresh, lent = (MLPHead(widths=(5,), dropout=dropout, fitting=how) for _ in range(2))
         pool.adopt(lent)
         *train, held = rows
         learned = [head.fit(*train, **held).history_["val_loss"] for head in (lent, fresh)]
@@ -32,10 +32,10 @@ def test_a_lent_model_learns_what_a_fresh_one_learns(rows):
 
 @pytest.mark.slow
 def test_another_shape_is_another_model(rows):
-    pool = ModelPool()
+    pool = CompiledModelCache()
     *train, held = rows
     for widths in ((3,), (4,), (3,)):
-        head = DeepHead(widths=widths, fitting=Fitting(epochs=1))
+        head = MLPHead(widths=widths, fitting=FitOptions(epochs=1))
         pool.adopt(head)
         head.fit(*train, **held)
     assert pool.compiled == 2

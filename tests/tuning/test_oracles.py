@@ -4,15 +4,16 @@ import json
 
 import pytest
 
-from tlkeras.config.schema.tuning import Dimension, Tuning
-from tlkeras.tuning.oracles import Proposals
+from tlkeras.config.schema.tuning import SearchDimension, TuningConfig
+from tlkeras.tuning.oracles import TrialScheduler
 
 SPACE = {
-    "training.learning_rate": Dimension(min=1e-4, max=1e-2, sampling="log"),
-    "training.batch_size": Dimension(values=(8, 16, 32)),
+    "training.learning_rate": SearchDimension(min=1e-4, max=1e-2, sampling="log"),
+    "training.batch_size": SearchDimension(values=(8, 16, 32)),
 }
 TUNINGS = {
-    name: Tuning(space=SPACE, algorithm=name, max_trials=8) for name in ("random", "bayesian", "grid", "hyperband")
+    name: TuningConfig(space=SPACE, algorithm=name, max_trials=8)
+    for name in ("random", "bayesian", "grid", "hyperband")
 }
 
 
@@ -31,13 +32,13 @@ def answer(proposals, count):
 
 @pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS)
 def test_a_search_that_was_kept_proposes_what_it_would_have_proposed(tuning):
-    whole = answer(Proposals(tuning, 9), 8)
+    whole = answer(TrialScheduler(tuning, 9), 8)
     assert len(whole) == 8
-    stopped = Proposals(tuning, 9)
+    stopped = TrialScheduler(tuning, 9)
     begun = answer(stopped, 5)
     running, _ = stopped.next("here")
     kept = json.loads(json.dumps(stopped.state()))
-    rest = answer(Proposals(tuning, 9, kept), 8)
+    rest = answer(TrialScheduler(tuning, 9, kept), 8)
     assert rest[0][0] == running  # what was running is done again, first
     assert [name for name, _ in begun + rest] == [name for name, _ in whole]
     assert begun + rest == whole
@@ -45,7 +46,7 @@ def test_a_search_that_was_kept_proposes_what_it_would_have_proposed(tuning):
 
 @pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS)
 def test_a_failed_trial_is_never_proposed_again(tuning):
-    proposals = Proposals(tuning, 9)
+    proposals = TrialScheduler(tuning, 9)
     for _ in range(4):  # KerasTuner itself gives up after three
         name, _ = proposals.next("here")
         proposals.fail(name, "no")

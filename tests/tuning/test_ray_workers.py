@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tlkeras import api
-from tlkeras.config.schema.tuning import Dimension
+from tlkeras.config.schema.tuning import SearchDimension
 from tlkeras.errors import MissingExtraError, RecipeError, TlkerasError
 from tlkeras.tuning import ray_workers
 
@@ -46,7 +46,7 @@ def tuned(workplace):
     ],
 )
 def test_steps_are_listed_as_kerastuner_counts_them(dimension, steps):
-    listed = ray_workers._list_steps(Dimension(**dimension))
+    listed = ray_workers._list_steps(SearchDimension(**dimension))
     assert listed == steps and all(type(value) is type(dimension["min"]) for value in listed)
 
 
@@ -69,7 +69,7 @@ def test_the_space_is_that_of_the_recipe(tuned):
     assert {one["mapping.class_weight"] for one in drawn} == {"none", "balanced"}
     strengths = sorted(one["mapping.C"] for one in drawn)
     assert 1e-4 <= strengths[0] < 1e-2 < strengths[25] * 10 and strengths[-1] <= 1
-    whole = ray_workers._make_domain(Dimension(min=2, max=4))
+    whole = ray_workers._make_domain(SearchDimension(min=2, max=4))
     assert {whole.sample() for _ in range(60)} == {2, 3, 4}  # both ends, as everywhere
     with pytest.raises(RecipeError, match="section `tuning`"):
         ray_workers.make_param_space("mine.yaml")
@@ -95,7 +95,7 @@ def test_actors_carry_out_the_trials_of_a_search(tuned):
 def test_an_actor_that_dies_fails_its_trial_and_is_replaced(tuned):
     from tlkeras.config.recipe import load_recipe
 
-    actors = ray_workers.Actors(load_recipe("tuned.yaml"), 1)
+    actors = ray_workers.RayWorkers(load_recipe("tuned.yaml"), 1)
     try:
         actors.start("actor-0", "first", {"mapping.C": 0.1})
         assert "loss" in actors.wait()[2]

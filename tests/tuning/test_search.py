@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from tlkeras import api
 from tlkeras.cli.main import main
 from tlkeras.config.recipe import load_recipe
-from tlkeras.config.schema.tuning import Dimension
+from tlkeras.config.schema.tuning import SearchDimension
 from tlkeras.errors import RunError
 from tlkeras.tuning import search as searching
-from tlkeras.tuning.objective import Evaluator
+from tlkeras.tuning.objective import TrialRunner
 from tlkeras.tuning.report import measure_importance
 
 TUNED = """\
@@ -52,8 +52,8 @@ def fake(monkeypatch):
         asked.append((recipe.training.learning_rate, recipe.training.seed))
         return {"loss": recipe.training.learning_rate, "accuracy": 0.5, "roc_auc": 0.5, "seconds": 0.1}
 
-    monkeypatch.setattr(Evaluator, "score", score)
-    monkeypatch.setattr(Evaluator, "prepare", lambda self, recipe, corners: 0)
+    monkeypatch.setattr(TrialRunner, "score", score)
+    monkeypatch.setattr(TrialRunner, "prepare", lambda self, recipe, corners: 0)
     return asked
 
 
@@ -89,7 +89,7 @@ def test_the_test_side_is_not_touched(tuned, monkeypatch):
     original = builders.extract_features
 
     def watch(recipe, prefix, inspection, *arguments, rows=None, **options):
-        seen.extend(builders.divide(recipe, inspection.examples)[rows].tolist())
+        seen.extend(builders.split_dataset(recipe, inspection.examples)[rows].tolist())
         return original(recipe, prefix, inspection, *arguments, rows=rows, **options)
 
     monkeypatch.setattr(builders, "extract_features", watch)
@@ -101,7 +101,7 @@ def test_an_interrupted_search_goes_on_and_repeats_nothing(tuned, fake, monkeypa
     whole = api.tune("tuned.yaml", {"name": "whole"}, train_best=False)
     asked_whole = list(fake)
     fake.clear()
-    quick = Evaluator.score
+    quick = TrialRunner.score
 
     def stop(self, recipe):
         if len(fake) == 2:
@@ -109,7 +109,7 @@ def test_an_interrupted_search_goes_on_and_repeats_nothing(tuned, fake, monkeypa
         return quick(self, recipe)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "score", stop)
+        patch.setattr(TrialRunner, "score", stop)
         with pytest.raises(KeyboardInterrupt):
             api.tune("tuned.yaml", train_best=False)
     result = api.tune("tuned.yaml", train_best=False)
@@ -127,7 +127,7 @@ def test_where_nothing_works_the_reasons_are_told(tuned, fake, monkeypatch):
     def fail(self, recipe):
         raise ValueError("no such thing")
 
-    monkeypatch.setattr(Evaluator, "score", fail)
+    monkeypatch.setattr(TrialRunner, "score", fail)
     done = CliRunner().invoke(main, ["--quiet", "tune", "tuned.yaml"])
     assert done.exit_code == RunError.exit_code
     assert "Every trial failed, 3 so far" in done.stderr
@@ -135,20 +135,20 @@ def test_where_nothing_works_the_reasons_are_told(tuned, fake, monkeypatch):
 
 
 def test_a_trial_that_fails_does_not_end_the_search(tuned, fake, monkeypatch):
-    quick = Evaluator.score
+    quick = TrialRunner.score
 
     def fail_once(self, recipe):
         figures = quick(self, recipe)
         return {**figures, "loss": float("nan")} if len(fake) == 1 else figures
 
-    monkeypatch.setattr(Evaluator, "score", fail_once)
+    monkeypatch.setattr(TrialRunner, "score", fail_once)
     result = api.tune("tuned.yaml", train_best=False)
     assert [trial["error"] for trial in result["failed"]] == ["its loss is nan"]
     assert len(result["trials"]) == 3
 
 
 def test_a_full_disk_keeps_what_was_done(tuned, fake, monkeypatch):
-    write = searching.Book.write
+    write = searching.TrialLog.write
 
     def refuse(self):
         if len(fake) == 2:
@@ -159,19 +159,19 @@ def test_a_full_disk_keeps_what_was_done(tuned, fake, monkeypatch):
         raise OSError(28, "No space left on device")
 
     real = os.replace
-    monkeypatch.setattr(searching.Book, "write", refuse)
+    monkeypatch.setattr(searching.TrialLog, "write", refuse)
     try:
         done = CliRunner().invoke(main, ["--quiet", "tune", "tuned.yaml"])
     finally:
         os.replace = real
     assert done.exit_code == 6
     assert "No space left on device" in done.stderr
-    monkeypatch.setattr(searching.Book, "write", write)
+    monkeypatch.setattr(searching.TrialLog, "write", write)
     assert len(api.tune("tuned.yaml", train_best=False)["trials"]) == 4
 
 
 def test_importance_finds_the_key_that_matters():
-    space = {"a.x": Dimension(min=0.0, max=1.0), "b.y": Dimension(values=("u", "v"))}
+    space = {"a.x": SearchDimension(min=0.0, max=1.0), "b.y": SearchDimension(values=("u", "v"))}
     trials = [{"values": {"a.x": number / 40, "b.y": "uv"[number % 2]}} for number in range(40)]
     found = measure_importance(space, trials, [trial["values"]["a.x"] ** 2 for trial in trials])
     assert found["a.x"] > 0.95

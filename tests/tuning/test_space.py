@@ -5,7 +5,7 @@ import pytest
 from tlkeras.config.recipe import validate_values
 from tlkeras.errors import RecipeError
 from tlkeras.tuning.search import check_space
-from tlkeras.tuning.space import apply_values, list_corners, make_hyperparameters, read_values
+from tlkeras.tuning.space import apply_values, boundary_recipes, make_hyperparameters, read_values
 
 BASE = {"name": "mine", "data": {"source": "photos"}, "backbone": {"name": "tiny", "weights": "none"}}
 STAGES = ({"name": "head", "unfreeze": 0, "epochs": 2}, {"name": "top", "unfreeze": 1, "epochs": 9})
@@ -105,6 +105,6 @@ def test_corners_need_all_frozen_work_and_no_more():
         "training.learning_rate": (0.1, 0.2),
     }
     depths = [
-        corner.finetuning.stages[1].unfreeze for corner in list_corners(make(space, finetuning={"stages": STAGES}))
+        corner.finetuning.stages[1].unfreeze for corner in boundary_recipes(make(space, finetuning={"stages": STAGES}))
     ]
     assert depths == [0, 1, 2, 3]

@@ -12,9 +12,9 @@ import tensorflow as tf
 from tlkeras import progress
 from tlkeras.adaptation.alignment import check_domains
 from tlkeras.adaptation.losses import ramp
-from tlkeras.adaptation.penalties import WEIGHTS, Discrepancy, Method, make_seeded_dense
+from tlkeras.adaptation.penalties import WEIGHTS, DiscrepancyMethod, DomainDiscrepancy, make_seeded_dense
 from tlkeras.errors import DataError, RecipeError, suggest
-from tlkeras.heads.class_weights import weigh_examples
+from tlkeras.heads.class_weights import compute_sample_weights
 
 if TYPE_CHECKING:
     import keras
@@ -37,7 +37,7 @@ class Adaptation:
         seed: Of initial weights, order and dropout.
     """
 
-    method: Method = "dann"
+    method: DiscrepancyMethod = "dann"
     weight: float | None = None
     width: int = 256
     dropout: float = 0.3
@@ -87,7 +87,7 @@ class AdaptedHead:
         self.classes_, codes = np.unique(ys, return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError("The source needs two classes or more.", len(self.classes_))
-        weights = weigh_examples(codes, sample_weight, None)
+        weights = compute_sample_weights(codes, sample_weight, None)
         weights = (weights / weights.mean()).astype(np.float32)
         Xs, Xt = np.asarray(Xs, np.float32), np.asarray(Xt, np.float32)
         keras.utils.set_random_seed(self.options.seed)
@@ -96,7 +96,7 @@ class AdaptedHead:
         step = self._make_step(steps * self.options.epochs)
         random = np.random.default_rng(self.options.seed)
         self.history_: dict[str, list[float]] = {"epoch": [], "loss": [], "transfer": []}
-        with progress.track(f"Adapt by {self.options.method}", self.options.epochs, "epochs") as advance:
+        with progress.progress_bar(f"Adapt by {self.options.method}", self.options.epochs, "epochs") as advance:
             for epoch in range(self.options.epochs):
                 rows = zip(*(self._draw(random, len(X), steps) for X in (Xs, Xt)), strict=True)
                 losses = [step(Xs[s], codes[s].astype(np.int32), weights[s], Xt[t]) for s, t in rows]
@@ -152,7 +152,7 @@ class AdaptedHead:
         self._classifier = keras.Sequential(
             [keras.Input((options.width,)), make_seeded_dense(classes, "logits", next(seeds))]
         )
-        self._discrepancy = Discrepancy(
+        self._discrepancy = DomainDiscrepancy(
             options.method, options.width, classes, dropout=options.dropout, seeds=seeds, seed=options.seed
         )
 

@@ -100,7 +100,7 @@ class Coral(AffineAligner):
         """
         Xs, Xt = check_domains(Xs, Xt)
         source, target = (measure_covariance(X, self.shrinkage) for X in (Xs, Xt))
-        self._set("source", raise_to(source, -0.5) @ raise_to(target, 0.5), Xs.mean(axis=0), Xt.mean(axis=0))
+        self._set("source", matrix_power(source, -0.5) @ matrix_power(target, 0.5), Xs.mean(axis=0), Xt.mean(axis=0))
         self._set("target", np.eye(Xt.shape[1]), np.zeros(Xt.shape[1]))
         return self
 
@@ -124,8 +124,10 @@ class GaussianTransport(AffineAligner):
         """Fit on both domains; errors as of `Coral`."""
         Xs, Xt = check_domains(Xs, Xt)
         source, target = (measure_covariance(X, self.shrinkage) for X in (Xs, Xt))
-        root, inverse = raise_to(source, 0.5), raise_to(source, -0.5)
-        self._set("source", inverse @ raise_to(root @ target @ root, 0.5) @ inverse, Xs.mean(axis=0), Xt.mean(axis=0))
+        root, inverse = matrix_power(source, 0.5), matrix_power(source, -0.5)
+        self._set(
+            "source", inverse @ matrix_power(root @ target @ root, 0.5) @ inverse, Xs.mean(axis=0), Xt.mean(axis=0)
+        )
         self._set("target", np.eye(Xt.shape[1]), np.zeros(Xt.shape[1]))
         return self
 
@@ -219,7 +221,7 @@ def measure_covariance(X: np.ndarray, shrinkage: float | Literal["auto"] = "auto
     return (1 - share) * C + share * np.trace(C) / len(C) * np.eye(len(C))
 
 
-def raise_to(C: np.ndarray, power: float) -> np.ndarray:
+def matrix_power(C: np.ndarray, power: float) -> np.ndarray:
     """Return the power of a symmetric positive matrix; eigenvalues below 1e-10 of the largest count as that."""
     values, vectors = np.linalg.eigh((C + C.T) / 2)
     return (vectors * np.maximum(values, _FLOOR * values[-1]) ** power) @ vectors.T

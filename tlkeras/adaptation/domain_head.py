@@ -16,16 +16,16 @@ from tlkeras.adaptation.alignment import (
     JointPca,
     SubspaceAlignment,
 )
-from tlkeras.adaptation.label_shift import correct, estimate_by_confusion, estimate_by_likelihood
+from tlkeras.adaptation.label_shift import estimate_bbse, estimate_em, reweight_priors
 from tlkeras.adaptation.losses import measure_a_distance
 from tlkeras.adaptation.model_selection import (
-    score_by_control,
-    score_by_entropy,
-    score_by_importance,
-    score_by_information,
-    weigh_importance,
+    deep_embedded_validation,
+    entropy_score,
+    importance_weighted_validation,
+    importance_weights,
+    mutual_information_score,
 )
-from tlkeras.adaptation.tca import Jda, Tca
+from tlkeras.adaptation.tca import JointDistributionAdaptation, TransferComponentAnalysis
 from tlkeras.errors import DataError, RecipeError, suggest
 from tlkeras.heads.base import make_dense
 from tlkeras.heads.heads import Head
@@ -33,8 +33,8 @@ from tlkeras.heads.heads import Head
 if TYPE_CHECKING:
     import keras
 
-Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
-Correction = Literal["none", "confusion", "likelihood"]
+LabelledSource = tuple[np.ndarray, np.ndarray, np.ndarray]
+LabelShiftCorrection = Literal["none", "confusion", "likelihood"]
 
 ALIGNERS: dict[str, Callable[[int], Aligner]] = {
     "none": lambda components: Identity(),
@@ -42,8 +42,8 @@ ALIGNERS: dict[str, Callable[[int], Aligner]] = {
     "transport": lambda components: GaussianTransport(),
     "subspace": SubspaceAlignment,
     "joint_pca": JointPca,
-    "tca": Tca,
-    "jda": Jda,
+    "tca": TransferComponentAnalysis,
+    "jda": JointDistributionAdaptation,
 }
 """From the number of components to an aligner of features, by name."""
 
@@ -53,7 +53,7 @@ ADAPTATIONS = {"dann": "dann", "cdan": "cdan", "mmd": "mmd", "deep_coral": "cora
 METHODS = (*ALIGNERS, *ADAPTATIONS)
 
 
-class DomainHead:
+class DomainAdaptedHead:
     """A head with what adapts it to a target domain: an aligner before it, or a deep method in its place.
 
     Args:
@@ -79,7 +79,7 @@ class DomainHead:
         make: Callable[[], Head],
         components: int = 30,
         weight: float | None = None,
-        correction: Correction = "none",
+        correction: LabelShiftCorrection = "none",
         fitting: dict[str, Any] | None = None,
         *,
         judged: bool = True,
@@ -101,9 +101,9 @@ class DomainHead:
         sample_weight: np.ndarray | None = None,
         *,
         target: np.ndarray,
-        validation: Labelled | None = None,
+        validation: LabelledSource | None = None,
         groups: np.ndarray | None = None,
-    ) -> DomainHead:
+    ) -> DomainAdaptedHead:
         """Fit on source features (n, d) with classes (n,), and target features (m, d).
 
         Args:
@@ -133,7 +133,7 @@ class DomainHead:
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return the probabilities of target rows (rows, k)."""
         answers = self.answer(X, "target")
-        return answers if self.priors_ is None else correct(answers, *self.priors_).astype(np.float32)
+        return answers if self.priors_ is None else reweight_priors(answers, *self.priors_).astype(np.float32)
 
     def answer(self, X: np.ndarray, domain: Literal["source", "target"]) -> np.ndarray:
         """Return probabilities of rows of a domain (rows, k), as if classes were as common as in the source."""
@@ -185,7 +185,7 @@ class DomainHead:
         y: np.ndarray,
         sample_weight: np.ndarray | None,
         target: np.ndarray,
-        validation: Labelled | None,
+        validation: LabelledSource | None,
         groups: np.ndarray | None,
     ) -> None:
         self._aligner: Aligner | None = None
@@ -205,7 +205,7 @@ class DomainHead:
         return self._head.encode(X) if self._aligner is None else self._aligner.transform(X, domain)
 
     def _estimate(
-        self, y: np.ndarray, sample_weight: np.ndarray | None, target: np.ndarray, validation: Labelled | None
+        self, y: np.ndarray, sample_weight: np.ndarray | None, target: np.ndarray, validation: LabelledSource | None
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the priors of both domains; None where they are taken to be the same."""
         if self.correction == "none":
@@ -215,23 +215,23 @@ class DomainHead:
         prior = prior / prior.sum()
         answers = self.answer(target, "target")
         if self.correction == "likelihood" or validation is None:
-            return prior, estimate_by_likelihood(answers, prior)
+            return prior, estimate_em(answers, prior)
         held = np.searchsorted(self.classes_, validation[1])
-        return prior, estimate_by_confusion(self.answer(validation[0], "source"), held, answers)
+        return prior, estimate_bbse(self.answer(validation[0], "source"), held, answers)
 
-    def _score(self, X: np.ndarray, target: np.ndarray, validation: Labelled | None) -> dict[str, float]:
+    def _score(self, X: np.ndarray, target: np.ndarray, validation: LabelledSource | None) -> dict[str, float]:
         answers = self.predict_proba(target)
-        scores = {"entropy": score_by_entropy(answers), "information": score_by_information(answers)}
+        scores = {"entropy": entropy_score(answers), "information": mutual_information_score(answers)}
         if validation is None:
             return scores
         held, codes = self.answer(validation[0], "source"), np.searchsorted(self.classes_, validation[1])
         encoded = [self._encode(X, "source"), self._encode(target, "target"), self._encode(validation[0], "source")]
-        weights, right = weigh_importance(*encoded), held.argmax(axis=1) == codes
+        weights, right = importance_weights(*encoded), held.argmax(axis=1) == codes
         losses = -np.log(np.maximum(held[np.arange(len(codes)), codes], 1e-12))
         return scores | {
             "source": float(right.mean()),
-            "importance": score_by_importance(weights, right),
-            "deep_embedded_validation": score_by_control(weights, losses),
+            "importance": importance_weighted_validation(weights, right),
+            "deep_embedded_validation": deep_embedded_validation(weights, losses),
         }
 
 
@@ -242,7 +242,7 @@ class SourceDomainHead:
         head: The one across domains, which answers rows of the target.
     """
 
-    def __init__(self, head: DomainHead, target: np.ndarray):
+    def __init__(self, head: DomainAdaptedHead, target: np.ndarray):
         self.head, self._target = head, target
 
     def fit(

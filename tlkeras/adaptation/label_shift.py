@@ -8,7 +8,7 @@ from scipy.optimize import nnls
 _TINY = 1e-12
 
 
-def estimate_by_confusion(answers: np.ndarray, y: np.ndarray, target: np.ndarray) -> np.ndarray:
+def estimate_bbse(answers: np.ndarray, y: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the target's priors (k,) by black box shift estimation.
 
     With C[i, j] the share of source rows answered i that are of class j, and q[i] the share of target rows answered i,
@@ -30,7 +30,7 @@ def estimate_by_confusion(answers: np.ndarray, y: np.ndarray, target: np.ndarray
     return priors / max(priors.sum(), _TINY)
 
 
-def estimate_by_likelihood(target: np.ndarray, prior: np.ndarray, rounds: int = 1000) -> np.ndarray:
+def estimate_em(target: np.ndarray, prior: np.ndarray, rounds: int = 1000) -> np.ndarray:
     """Return the target's priors (k,) by expectation maximisation.
 
     Args:
@@ -43,14 +43,14 @@ def estimate_by_likelihood(target: np.ndarray, prior: np.ndarray, rounds: int = 
     """
     found = prior / prior.sum()
     for _ in range(rounds):
-        following = correct(target, prior, found).mean(axis=0)
+        following = reweight_priors(target, prior, found).mean(axis=0)
         if np.abs(following - found).max() < 1e-9:
             return following
         found = following
     return found
 
 
-def correct(probabilities: np.ndarray, prior: np.ndarray, other: np.ndarray) -> np.ndarray:
+def reweight_priors(probabilities: np.ndarray, prior: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return what probabilities (n, k) become when classes are as common as `other` says, not as `prior` does."""
     scaled = probabilities * (other / other.sum()) / np.maximum(prior / prior.sum(), _TINY)
     return scaled / np.maximum(scaled.sum(axis=1, keepdims=True), _TINY)

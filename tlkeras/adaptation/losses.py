@@ -12,7 +12,7 @@ _SCALES = (0.125, 0.25, 0.5, 1.0, 2.0)
 _TINY = 1e-8
 
 
-def reverse_gradient(x: tf.Tensor, strength: tf.Tensor | float) -> tf.Tensor:
+def gradient_reversal(x: tf.Tensor, strength: tf.Tensor | float) -> tf.Tensor:
     """Return x, whose gradient is multiplied by -strength.
 
     Source: Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016, section 4.2.
@@ -25,7 +25,7 @@ def ramp(progress: tf.Tensor | float) -> tf.Tensor:
     return 2.0 / (1.0 + tf.exp(-10.0 * tf.cast(progress, tf.float32))) - 1.0
 
 
-def compare_covariances(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+def coral_loss(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     """Return ||C_s - C_t||_F^2 / (4 d^2), a scalar; covariances are divided by b - 1.
 
     Source: Sun and Saenko, Deep CORAL, ECCV Workshops 2016.
@@ -34,7 +34,7 @@ def compare_covariances(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum((_covariance(source) - _covariance(target)) ** 2) / (4.0 * width**2)
 
 
-def compare_means(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+def mmd_loss(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     """Return the squared maximum mean discrepancy summed over five Gaussian kernels, a scalar of 0 or more.
 
     Kernels are exp(-d^2 / (2 a m)) with m the mean squared distance of all pairs, a = 1/8, ..., 2. All pairs are taken,
@@ -52,7 +52,7 @@ def compare_means(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return within - 2.0 * tf.reduce_mean(kernel[:count, count:])
 
 
-def measure_confusion(logits: tf.Tensor, temperature: float = 2.5) -> tf.Tensor:
+def mcc_loss(logits: tf.Tensor, temperature: float = 2.5) -> tf.Tensor:
     """Return how much classes are confused in the answers on target rows [b, k], a scalar between 0 and 1.
 
     Source: Jin et al., Minimum Class Confusion for Versatile Domain Adaptation, ECCV 2020, equations 2 to 6.

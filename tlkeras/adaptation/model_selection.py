@@ -13,7 +13,7 @@ _COMPONENTS = 30  # on more, domains of few rows are told apart by chance
 _MOST = 50.0  # times that a row may count: few rows must not decide all
 
 
-def weigh_importance(Xs: np.ndarray, Xt: np.ndarray, held: np.ndarray) -> np.ndarray:
+def importance_weights(Xs: np.ndarray, Xt: np.ndarray, held: np.ndarray) -> np.ndarray:
     """Return how much more common held-out source rows are in the target, (h,): the ratio of densities, 1 on average.
 
     The ratio is that of a linear classifier's answers on which domain a row is of, times n / m; it looks at the leading
@@ -35,7 +35,7 @@ def weigh_importance(Xs: np.ndarray, Xt: np.ndarray, held: np.ndarray) -> np.nda
     return weights / max(weights.mean(), _TINY)
 
 
-def score_by_importance(weights: np.ndarray, correct: np.ndarray) -> float:
+def importance_weighted_validation(weights: np.ndarray, correct: np.ndarray) -> float:
     """Return the accuracy on held-out source rows, each counting as the target would have it (IWV).
 
     Args:
@@ -47,7 +47,7 @@ def score_by_importance(weights: np.ndarray, correct: np.ndarray) -> float:
     return float(np.mean(weights * correct))
 
 
-def score_by_control(weights: np.ndarray, losses: np.ndarray) -> float:
+def deep_embedded_validation(weights: np.ndarray, losses: np.ndarray) -> float:
     """Return minus the risk of deep embedded validation (DEV): the weighted loss with a control variate.
 
     risk = mean(w l) + eta mean(w) - eta with eta = -cov(w l, w) / var(w).
@@ -65,15 +65,15 @@ def score_by_control(weights: np.ndarray, losses: np.ndarray) -> float:
     return float(-(weighted.mean() + eta * weights.mean() - eta))
 
 
-def score_by_entropy(target: np.ndarray) -> float:
+def entropy_score(target: np.ndarray) -> float:
     """Return minus the mean entropy of the answers on target rows (m, k); a model that always says the same wins."""
     return float(np.mean(np.sum(target * np.log(target + _TINY), axis=1)))
 
 
-def score_by_information(target: np.ndarray) -> float:
+def mutual_information_score(target: np.ndarray) -> float:
     """Return the entropy of the mean answer less the mean entropy: sure answers of all classes.
 
     Source: Krause, Perona and Gomes, Discriminative Clustering by Regularized Information Maximization, NIPS 2010.
     """
     mean = target.mean(axis=0)
-    return float(-np.sum(mean * np.log(mean + _TINY))) + score_by_entropy(target)
+    return float(-np.sum(mean * np.log(mean + _TINY))) + entropy_score(target)

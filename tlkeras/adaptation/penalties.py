@@ -10,19 +10,19 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.adaptation.losses import (
-    compare_covariances,
-    compare_means,
-    measure_confusion,
+    coral_loss,
+    gradient_reversal,
+    mcc_loss,
+    mmd_loss,
     ramp,
-    reverse_gradient,
     weigh_by_certainty,
 )
 
 if TYPE_CHECKING:
     import keras
 
-Method = Literal["none", "dann", "cdan", "mmd", "coral", "mcc"]
-Answer = tuple[tf.Tensor, tf.Tensor]
+DiscrepancyMethod = Literal["none", "dann", "cdan", "mmd", "coral", "mcc"]
+OutputFn = tuple[tf.Tensor, tf.Tensor]
 """Features [b, d] and logits [b, k] of rows of one domain."""
 
 WEIGHTS: dict[str, float] = {"none": 0.0, "dann": 1.0, "cdan": 1.0, "mmd": 1.0, "coral": 10.0, "mcc": 1.0}
@@ -32,7 +32,7 @@ _MOST_PRODUCTS = 4096
 _JUDGE_WIDTH = 256
 
 
-class Discrepancy:
+class DomainDiscrepancy:
     """The difference of a source and a target by a method, and the judge who tells them apart, where it has one.
 
     Args:
@@ -53,9 +53,16 @@ class Discrepancy:
     """
 
     def __init__(
-        self, method: Method, width: int, classes: int, *, dropout: float = 0.3, seeds: Iterator[int], seed: int = 0
+        self,
+        method: DiscrepancyMethod,
+        width: int,
+        classes: int,
+        *,
+        dropout: float = 0.3,
+        seeds: Iterator[int],
+        seed: int = 0,
     ):
-        self.method: Method = method
+        self.method: DiscrepancyMethod = method
         self._width, self.classes = width, classes
         products = width * classes
         self._mixers = None
@@ -66,7 +73,7 @@ class Discrepancy:
         seen = min(products, _MOST_PRODUCTS) if method == "cdan" else width
         self.judge = _make_judge(seen, dropout, seeds) if method in ("dann", "cdan") else None
 
-    def weigh(self, source: Answer, target: Answer, strength: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def weigh(self, source: OutputFn, target: OutputFn, strength: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the term of a loss, and the bare difference, scalars.
 
         A judge learns with full force, and what comes back to the features is reversed and scaled on its way; other
@@ -75,21 +82,21 @@ class Discrepancy:
         difference = self.compare(source, target, strength)
         return (difference if self.judge is not None else strength * difference), difference
 
-    def compare(self, source: Answer, target: Answer, strength: tf.Tensor) -> tf.Tensor:
+    def compare(self, source: OutputFn, target: OutputFn, strength: tf.Tensor) -> tf.Tensor:
         """Return the difference, a scalar; of a judge its loss."""
         if self.method == "mmd":
-            return compare_means(source[0], target[0])
+            return mmd_loss(source[0], target[0])
         if self.method == "coral":
-            return compare_covariances(source[0], target[0])
+            return coral_loss(source[0], target[0])
         if self.method == "mcc":
-            return measure_confusion(target[1])
+            return mcc_loss(target[1])
         if self.method == "none":
             return tf.constant(0.0)
         return (self._judge_rows(*source, 1.0, strength) + self._judge_rows(*target, 0.0, strength)) / 2.0
 
     def _judge_rows(self, features: tf.Tensor, logits: tf.Tensor, truth: float, strength: tf.Tensor) -> tf.Tensor:
         """Return the judge's loss on rows of one domain; what comes back to the features is reversed."""
-        reversed_, weights = reverse_gradient(features, strength), tf.ones(tf.shape(features)[0])
+        reversed_, weights = gradient_reversal(features, strength), tf.ones(tf.shape(features)[0])
         if self.method == "cdan":
             answers = tf.stop_gradient(tf.nn.softmax(logits))
             weights = weigh_by_certainty(answers)
@@ -108,7 +115,7 @@ class Discrepancy:
 
 
 @dataclass(frozen=True)
-class Transfer:
+class DomainAdaptationLoss:
     """The difference of domains as a penalty on what a network makes of a batch of both; rows of weight 0 are target's.
 
     Args:
@@ -117,7 +124,7 @@ class Transfer:
         progress: Returns the share of the training that is done, a scalar from 0 to 1.
     """
 
-    discrepancy: Discrepancy
+    discrepancy: DomainDiscrepancy
     weight: float
     progress: Callable[[], tf.Tensor]
 

@@ -20,7 +20,7 @@ from tlkeras.heads.base import make_dense
 if TYPE_CHECKING:
     import keras
 
-Kernel = Literal["linear", "rbf"]
+TcaKernel = Literal["linear", "rbf"]
 
 DENSE = 500
 """Rows up to which the eigenproblem is solved whole; beyond, Lanczos steps find the wanted components alone."""
@@ -32,7 +32,7 @@ _LANDMARKS = 500
 _NOTHING = 1e-10  # of an eigenvalue, relative to the largest
 
 
-class Tca:
+class TransferComponentAnalysis:
     """Transfer component analysis: kernel PCA with the difference of the domains' means softly taken out.
 
     Maximises W'KHKW against tr(W'KLKW) + mu tr(W'W): the wanted W are the leading solutions of
@@ -56,7 +56,7 @@ class Tca:
         self,
         components: int = 30,
         mu: float = 0.1,
-        kernel: Kernel = "linear",
+        kernel: TcaKernel = "linear",
         landmarks: int = _LANDMARKS,
         seed: int = 0,
     ):
@@ -66,7 +66,7 @@ class Tca:
         self.landmarks = landmarks
         self.seed = seed
 
-    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Tca:
+    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> TransferComponentAnalysis:
         """Fit on both domains.
 
         Raises:
@@ -142,7 +142,7 @@ class Tca:
         self.eigenvalues_ = values[kept]
 
 
-class Jda(Tca):
+class JointDistributionAdaptation(TransferComponentAnalysis):
     """Joint distribution adaptation, balanced: TCA that also brings the classes' means together.
 
     Classes of the target are those that a logistic regression on the source's components answers; they and the
@@ -159,13 +159,18 @@ class Jda(Tca):
     """
 
     def __init__(
-        self, components: int = 30, mu: float = 0.1, kernel: Kernel = "linear", balance: float = 0.5, rounds: int = 10
+        self,
+        components: int = 30,
+        mu: float = 0.1,
+        kernel: TcaKernel = "linear",
+        balance: float = 0.5,
+        rounds: int = 10,
     ):
         super().__init__(components, mu, kernel)
         self.balance = balance
         self.rounds = rounds
 
-    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Jda:
+    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> JointDistributionAdaptation:
         """Fit on both domains and the source's classes (n,).
 
         Raises:

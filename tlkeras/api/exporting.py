@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tlkeras.api.running import RUNS
-from tlkeras.lazy_tensorflow import load_tensorflow
+from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 from tlkeras.runs.directory import open_run
 
 
@@ -36,10 +36,10 @@ def export(
         What `tlkeras.exporting.saved_model.export` returns.
     """
     opened = open_run(run, Path(runs))
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.exporting import saved_model
-    from tlkeras.exporting.parity import Gate
+    from tlkeras.exporting.parity import AcceptanceCriteria
 
     target = Path(to) if to else Path("saved_models") / opened.name.rpartition("-")[0]
-    gate = Gate(min_accuracy=min_accuracy, max_drop=max_drop)
+    gate = AcceptanceCriteria(min_accuracy=min_accuracy, max_drop=max_drop)
     return saved_model.export(opened, target, forms=formats, gate=gate, calibrate=calibrate)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tlkeras.api.recipes import resolve
-from tlkeras.lazy_tensorflow import load_tensorflow
+from tlkeras.api.recipes import resolve_recipe_or_data
+from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
 
 def extract_features(
@@ -20,13 +20,13 @@ def extract_features(
             of `linear_probe` are computed.
         out: The job's folder; one that holds the same job, unfinished, is gone on with.
         overrides: Values by dotted key.
-        crew: `engine` ("local" or "ray"), `workers`, `shard_size` and `verify`, see `tlkeras.inference.sharded.Crew`.
+        crew: `engine` ("local" or "ray"), `workers`, `shard_size` and `verify`, see `tlkeras.inference.sharded.ExecutionOptions`.
 
     Returns:
-        Counts and what failed, see `tlkeras.inference.sharded.carry_out`.
+        Counts and what failed, see `tlkeras.inference.sharded.run_job`.
     """
-    _, resolved = resolve(recipe, overrides)
-    load_tensorflow()
+    _, resolved = resolve_recipe_or_data(recipe, overrides)
+    import_tensorflow_quietly()
     from tlkeras.inference import sharded
 
-    return sharded.extract_features(resolved, Path(out), sharded.Crew(**crew))
+    return sharded.extract_features(resolved, Path(out), sharded.ExecutionOptions(**crew))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlkeras.lazy_tensorflow import load_tensorflow
+from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
 
 def feed(join: str | None = None, host: str | None = None, port: int = 5050) -> tuple[str, list[Any]]:
@@ -18,7 +18,7 @@ def feed(join: str | None = None, host: str | None = None, port: int = 5050) -> 
     Returns:
         HOST:PORT of the service, and what runs until it is let go.
     """
-    load_tensorflow()
-    from tlkeras.data.data_service import start_feeding
+    import_tensorflow_quietly()
+    from tlkeras.data.data_service import start_data_worker
 
-    return start_feeding(join, host, port)
+    return start_data_worker(join, host, port)

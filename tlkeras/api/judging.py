@@ -9,7 +9,7 @@ from typing import Any
 from tlkeras.api.running import RUNS
 from tlkeras.config.recipe import load_recipe
 from tlkeras.errors import RunError
-from tlkeras.lazy_tensorflow import load_tensorflow
+from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 from tlkeras.runs.directory import open_run
 
 
@@ -39,7 +39,7 @@ def report(
     Args:
         references: Finished runs: names, paths or `latest`.
         to: The file; by default `report.html` in the (first) run.
-        options: Values of `tlkeras.evaluation.report.compute.Options` by name.
+        options: Values of `tlkeras.evaluation.report.compute.ReportOptions` by name.
         runs: Folder of the run directories.
 
     Returns:
@@ -56,12 +56,12 @@ def report(
 
     target = Path(to) if to else opened[0].path / "report.html"
     html_page.check_page(target)
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.evaluation import comparison
     from tlkeras.evaluation.report import compute as computing
     from tlkeras.evaluation.report.page import write_report
 
-    chosen = computing.Options(**(options or {}))
+    chosen = computing.ReportOptions(**(options or {}))
     settings = load_recipe(str(opened[0].path / "recipe.yaml")).evaluation
     compared = None
     if len(opened) > 1:

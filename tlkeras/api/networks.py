@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlkeras.lazy_tensorflow import load_tensorflow
+from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
 
 def backbones(
@@ -30,11 +30,11 @@ def backbones(
 
 def show_backbone(name: str, *, size: int | None = None) -> dict[str, Any]:
     """Return the blocks of a backbone, found in its graph: output shape, bytes, parameters, multiply-adds."""
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.backbones.blocks import find_blocks, find_cuts
-    from tlkeras.backbones.builder import build
+    from tlkeras.backbones.builder import build_backbone
 
-    model = build(name, size=size, weights="none")
+    model = build_backbone(name, size=size, weights="none")
     blocks = [
         {
             "index": block.index,

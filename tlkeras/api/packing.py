@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tlkeras.api.recipes import resolve
-from tlkeras.lazy_tensorflow import load_tensorflow
+from tlkeras.api.recipes import resolve_recipe_or_data
+from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
 
 def pack(
@@ -22,11 +22,11 @@ def pack(
         shard_mb: About how many megabytes a file may have.
 
     Returns:
-        See `tlkeras.data.sources.tfrecords.pack`.
+        See `tlkeras.data.sources.tfrecords.write_tfrecords`.
     """
-    _, resolved = resolve(recipe, overrides)
-    load_tensorflow()
+    _, resolved = resolve_recipe_or_data(recipe, overrides)
+    import_tensorflow_quietly()
     from tlkeras.data.sources import tfrecords
     from tlkeras.training import builders
 
-    return tfrecords.pack(builders.read_source(resolved), out, shard_mb * 2**20)
+    return tfrecords.write_tfrecords(builders.read_source(resolved), out, shard_mb * 2**20)

@@ -11,7 +11,7 @@ from tlkeras.api.running import RUNS
 from tlkeras.config import recipe as recipes
 from tlkeras.config.recipe import Recipe
 from tlkeras.errors import RecipeError, ResourceError, RunError
-from tlkeras.lazy_tensorflow import load_tensorflow
+from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 from tlkeras.runs.directory import Run, list_runs
 
 
@@ -37,19 +37,19 @@ def check(
         `name`, `problems` (training is not advisable while there is one), `notes`, facts, and all that was found; see
         `tlkeras.diagnostics.check.check`.
     """
-    train, resolved = resolve(recipe, overrides)
-    load_tensorflow()
+    train, resolved = resolve_recipe_or_data(recipe, overrides)
+    import_tensorflow_quietly()
     from tlkeras.diagnostics import check
 
     page, manifest = (None if path is None else str(path) for path in (html, fix))
-    return check.check(resolved, check.Wishes(train, deep, page, manifest))
+    return check.check(resolved, check.CheckOptions(train, deep, page, manifest))
 
 
-def resolve(recipe: str, overrides: Mapping[str, Any] | None) -> tuple[bool, Recipe]:
+def resolve_recipe_or_data(recipe: str, overrides: Mapping[str, Any] | None) -> tuple[bool, Recipe]:
     """Return whether this is a recipe rather than pictures alone, and the recipe; `linear_probe` for pictures."""
-    from tlkeras.data.sources.folders import is_source
+    from tlkeras.data.sources.folders import is_data_source
 
-    if not is_source(recipe) or recipe in recipes.list_recipes():
+    if not is_data_source(recipe) or recipe in recipes.list_recipes():
         return True, recipes.load_recipe(recipe, overrides)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(recipe).name).strip("-.") or "pictures"
     return False, recipes.load_recipe("linear_probe", {"name": name, "data.source": recipe, **(overrides or {})})
@@ -62,7 +62,7 @@ def show_schedule(recipe: str, overrides: Mapping[str, Any] | None = None) -> di
         RecipeError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
     """
     resolved = recipes.load_recipe(recipe, overrides)
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.diagnostics import check
 
     return check.show_schedule(resolved)
@@ -86,11 +86,11 @@ def show_augmentation(
         views: How many of each, fewer where there are fewer.
     """
     resolved = recipes.load_recipe(recipe, overrides)
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.diagnostics import augmentation
 
     target = Path(to) if to else Path(f"{resolved.name}-augmentation.png")
-    return augmentation.show_augmentation(resolved, target, pictures=pictures, views=views)
+    return augmentation.plot_augmentation(resolved, target, pictures=pictures, views=views)
 
 
 def show_rates(
@@ -101,7 +101,7 @@ def show_rates(
     steps: int = 100,
     to: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Try rising learning rates in one stage of a recipe, and suggest one; see `tlkeras.diagnostics.learning_rate.search_rates`.
+    """Try rising learning rates in one stage of a recipe, and suggest one; see `tlkeras.diagnostics.learning_rate.find_learning_rate`.
 
     Args:
         recipe: Name of a shipped recipe, or path of a YAML file.
@@ -111,11 +111,11 @@ def show_rates(
         to: The PNG file of the curve; NAME-rates.png in the current folder if not given.
     """
     resolved = recipes.load_recipe(recipe, overrides)
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.diagnostics import learning_rate
 
     target = Path(to) if to else Path(f"{resolved.name}-rates.png")
-    return learning_rate.search_rates(resolved, learning_rate.Search(target, stage, steps=steps))
+    return learning_rate.find_learning_rate(resolved, learning_rate.LRFinderOptions(target, stage, steps=steps))
 
 
 def show_features(
@@ -138,19 +138,18 @@ def show_features(
         to: The PNG file; NAME-features.png in the current folder if not given.
     """
     resolved = recipes.load_recipe(recipe, overrides)
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.diagnostics import features
 
     target = Path(to) if to else Path(f"{resolved.name}-features.png")
     maps = target.with_name(f"{target.stem}-maps.png")
-    return features.show_features(resolved, features.Look(target, method, layer, maps, pictures))
+    return features.show_features(resolved, features.FeaturePlotOptions(target, method, layer, maps, pictures))
 
 
 def list_recipes(*, runs: str | Path = RUNS) -> dict[str, Any]:
     """Return the shipped recipes with the first line of their receipts, and the runs made so far."""
     shipped = [
-        {"name": name, "about": (recipes.read_receipt(path) or [""])[0]}
-        for name, path in recipes.list_recipes().items()
+        {"name": name, "about": (recipes.read_header(path) or [""])[0]} for name, path in recipes.list_recipes().items()
     ]
     made = []
     for run in list_runs(Path(runs)):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras.config import recipe as recipes
-from tlkeras.lazy_tensorflow import load_tensorflow
-from tlkeras.runs.directory import Run, find_unfinished, open_run
+from tlkeras.lazy_tensorflow import import_tensorflow_quietly
+from tlkeras.runs.directory import Run, find_resumable_run, open_run
 
 RUNS = "runs"
 
@@ -33,14 +33,14 @@ def train(
     """
     start = time.perf_counter()
     resolved = recipes.load_recipe(recipe, overrides, quick=quick)
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.training import train
 
     run = train.train(resolved, Path(runs), loading=time.perf_counter() - start)
-    return _tell(run, runs)
+    return _summarize_run(run, runs)
 
 
-def _tell(run: Run, runs: str | Path) -> dict[str, Any]:
+def _summarize_run(run: Run, runs: str | Path) -> dict[str, Any]:
     """Return a run's figures; of a process beside the chief only that it has done its part."""
     manifest = run.manifest
     if "worker" not in manifest:
@@ -57,13 +57,13 @@ def resume(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
         RunError: There is no such run, or it has finished.
     """
     start = time.perf_counter()
-    stopped = find_unfinished(run, Path(runs))
+    stopped = find_resumable_run(run, Path(runs))
     stopped.read_bytes("recipe.yaml")  # a run without its recipe is told as such
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.training import train
 
     resumed = train.resume(stopped, loading=time.perf_counter() - start)
-    return _tell(resumed, runs)
+    return _summarize_run(resumed, runs)
 
 
 def evaluate(run: str = "latest", *, on: str | None = None, runs: str | Path = RUNS) -> dict[str, Any]:
@@ -75,16 +75,16 @@ def evaluate(run: str = "latest", *, on: str | None = None, runs: str | Path = R
         runs: Folder of the run directories.
 
     Returns:
-        What `tlkeras.evaluation.evaluate.evaluate` returns, or `tlkeras.evaluation.other_data.evaluate_on`.
+        What `tlkeras.evaluation.evaluate.evaluate` returns, or `tlkeras.evaluation.other_data.evaluate_on_dataset`.
     """
     opened = open_run(run, Path(runs))
     opened.read_bytes("recipe.yaml")  # a run without its recipe is told as such
     options = recipes.load_recipe(str(opened.path / "recipe.yaml")).evaluation
     if on is not None:
-        load_tensorflow()
+        import_tensorflow_quietly()
         from tlkeras.evaluation import other_data
 
-        measured = other_data.evaluate_on(opened, on, resamples=options.bootstrap, seed=options.seed)
+        measured = other_data.evaluate_on_dataset(opened, on, resamples=options.bootstrap, seed=options.seed)
         return {**measured, "path": str(opened.path)}
     from tlkeras.evaluation import evaluate
 
@@ -99,7 +99,7 @@ def evaluate(run: str = "latest", *, on: str | None = None, runs: str | Path = R
 
 def predict(run: str, pictures: Sequence[str | Path], *, top: int = 3, runs: str | Path = RUNS) -> dict[str, Any]:
     """Classify picture files and folders with a run's model; see `tlkeras.inference.predict.predict`."""
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.inference import predict
 
     return predict.predict(open_run(run, Path(runs)), pictures, top=top)
@@ -109,7 +109,7 @@ def predict_to_file(
     run: str, pictures: Sequence[str | Path], out: str | Path, *, runs: str | Path = RUNS
 ) -> dict[str, Any]:
     """Classify any number of pictures into a .csv or .parquet table; see `tlkeras.inference.predict_to_file.predict_to_file`."""
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.inference import predict_to_file
 
     return predict_to_file.predict_to_file(open_run(run, Path(runs)), pictures, Path(out))
@@ -122,12 +122,12 @@ def predict_in_shards(
 
     Args:
         out: The job's folder; one that holds the same job, unfinished, is gone on with.
-        crew: `engine` ("local" or "ray"), `workers`, `shard_size` and `verify`, see `tlkeras.inference.sharded.Crew`.
+        crew: `engine` ("local" or "ray"), `workers`, `shard_size` and `verify`, see `tlkeras.inference.sharded.ExecutionOptions`.
 
     Returns:
-        Counts and what failed, see `tlkeras.inference.sharded.carry_out`.
+        Counts and what failed, see `tlkeras.inference.sharded.run_job`.
     """
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.inference import sharded
 
-    return sharded.predict_pictures(open_run(run, Path(runs)), pictures, Path(out), sharded.Crew(**crew))
+    return sharded.predict_pictures(open_run(run, Path(runs)), pictures, Path(out), sharded.ExecutionOptions(**crew))

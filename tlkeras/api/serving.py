@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras.errors import MissingExtraError
-from tlkeras.lazy_tensorflow import load_tensorflow
+from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
 
 def serve(
@@ -31,16 +31,18 @@ def serve(
     for package in ("uvicorn", "starlette", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("A server", "serve")
-    load_tensorflow()
+    import_tensorflow_quietly()
     from tlkeras.exporting.model_card import make_name
     from tlkeras.serving.batching import Batching
-    from tlkeras.serving.models import Limits, Model
-    from tlkeras.serving.server import Address, Server
+    from tlkeras.serving.models import Model, RequestLimits
+    from tlkeras.serving.server import Server, ServerAddress
 
     given = _Options(options)
     batching = Batching(**given.take(max_batch_size="max_batch_size", batch_timeout="timeout"))
-    limits = Limits(**given.take(max_body="body", max_pixels="pixels", max_requests="concurrency", timeout="seconds"))
-    address = Address(**given.take(host="host", rest_port="rest_port", grpc_port="grpc_port"))
+    limits = RequestLimits(
+        **given.take(max_body="body", max_pixels="pixels", max_requests="concurrency", timeout="seconds")
+    )
+    address = ServerAddress(**given.take(host="host", rest_port="rest_port", grpc_port="grpc_port"))
     name = options.get("name") or make_name(Path(folder))
     rest = given.take(labels="pinned", newest="newest", threads="threads")
     model = Model(Path(folder), name, batching=batching, limits=limits, **rest)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tlkeras.api.recipes import resolve
+from tlkeras.api.recipes import resolve_recipe_or_data
 from tlkeras.api.running import RUNS, train
 from tlkeras.config import recipe as recipes
 from tlkeras.errors import RecipeError
-from tlkeras.lazy_tensorflow import load_tensorflow
+from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 from tlkeras.runs.directory import Run, find_run
 
 
@@ -29,7 +29,7 @@ def recommend(
     Args:
         recipe: A recipe, whose own backbone is measured too, or pictures alone, as `check` takes them.
         overrides: Values by dotted key.
-        limits: Of `tlkeras.diagnostics.recommend.candidates.Limits`, by name; without a `target` it is "server" with a GPU and
+        limits: Of `tlkeras.diagnostics.recommend.candidates.BackboneLimits`, by name; without a `target` it is "server" with a GPU and
             "cpu" without one.
         pictures: To look at, at most; none is of the test side.
         minutes: That fine-tuning may take.
@@ -40,18 +40,18 @@ def recommend(
         What `tlkeras.diagnostics.recommend.recommend.recommend` returns: `candidates`, best first, `answers` with their
         reasons, and the `recipe` to run.
     """
-    train, resolved = resolve(recipe, overrides)
-    load_tensorflow()
+    train, resolved = resolve_recipe_or_data(recipe, overrides)
+    import_tensorflow_quietly()
     import tensorflow as tf
 
-    from tlkeras.diagnostics.recommend.candidates import Limits
-    from tlkeras.diagnostics.recommend.recommend import Wishes
+    from tlkeras.diagnostics.recommend.candidates import BackboneLimits
+    from tlkeras.diagnostics.recommend.recommend import RecommendOptions
     from tlkeras.diagnostics.recommend.recommend import recommend as measure
 
     target = "server" if tf.config.list_physical_devices("GPU") else "cpu"
-    chosen = Limits(**{"target": target, **(limits or {})})
+    chosen = BackboneLimits(**{"target": target, **(limits or {})})
     drawn = Path(picture) if picture else Path(f"{resolved.name}-backbones.png")
-    wishes = Wishes(chosen, drawn, train, pictures, minutes, Path(to) if to else None)
+    wishes = RecommendOptions(chosen, drawn, train, pictures, minutes, Path(to) if to else None)
     return measure(resolved, wishes)
 
 
@@ -85,15 +85,15 @@ def tune(
         from tlkeras.tuning.space import require_tuning
 
         require_tuning(resolved)
-    load_tensorflow()
-    from tlkeras.tuning.objective import Evaluator
+    import_tensorflow_quietly()
+    from tlkeras.tuning.objective import TrialRunner
     from tlkeras.tuning.remote_workers import read_place, serve_chief
     from tlkeras.tuning.search import check_space, prepare, search
 
     place = read_place()
     if place is not None and not place.is_chief:
         check_space(resolved)
-        prepare(resolved, evaluator := Evaluator())
+        prepare(resolved, evaluator := TrialRunner())
         return serve_chief(place, resolved, evaluator)
     folder = search(resolved, Path(runs), workers, place, engine).path
     result = report_tuning(str(folder), runs=runs)

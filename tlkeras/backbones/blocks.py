@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from tlkeras.backbones.graph import Call, count_call, has_weights, is_named_by_keras, trace_calls
+from tlkeras.backbones.graph import Node, count_call, has_weights, is_named_by_keras, trace_calls
 from tlkeras.backbones.kerashub_layers import HubLayer
 from tlkeras.errors import BackboneError, suggest
 
@@ -20,7 +20,7 @@ _MIXING = (layers.Conv2D, layers.SeparableConv2D, layers.Dense, layers.EinsumDen
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutPoint:
     """A tensor through which everything flows.
 
     Attributes:
@@ -62,7 +62,7 @@ class Block:
     index: int
     name: str
     layers: tuple[str, ...]
-    cut: Cut
+    cut: CutPoint
     parameters: int
     multiply_adds: int
 
@@ -72,7 +72,7 @@ class Block:
         return self.cut.shape
 
 
-def find_cuts(model: keras.Model) -> list[Cut]:
+def find_cuts(model: keras.Model) -> list[CutPoint]:
     """Find every tensor that alone carries all data, from input to output.
 
     Walks the graph in topological order and keeps the set of live tensors; wherever one tensor alone is live, the
@@ -85,7 +85,7 @@ def find_cuts(model: keras.Model) -> list[Cut]:
     return [cut for cut, _ in _locate_cuts(model, trace_calls(model))]
 
 
-def find_cut(model: keras.Model, cut: Cut | str | int) -> Cut:
+def find_cut(model: keras.Model, cut: CutPoint | str | int) -> CutPoint:
     """Return a cut by the name of its layer, by its index (negative ones count from the output), or by "last".
 
     Raises:
@@ -100,7 +100,7 @@ def find_cut(model: keras.Model, cut: Cut | str | int) -> Cut:
         raise BackboneError(
             f"The cut must be a number from 0 to {len(cuts) - 1}.", cut, f"{len(cuts) - 1} is the output."
         )
-    name = cut.name if isinstance(cut, Cut) else cut
+    name = cut.name if isinstance(cut, CutPoint) else cut
     by_name = {found.name: found for found in cuts}
     if name not in by_name:
         raise BackboneError(
@@ -111,7 +111,7 @@ def find_cut(model: keras.Model, cut: Cut | str | int) -> Cut:
     return by_name[name]
 
 
-def split(model: keras.Model, cut: Cut | str | int) -> tuple[keras.Model, keras.Model]:
+def split(model: keras.Model, cut: CutPoint | str | int) -> tuple[keras.Model, keras.Model]:
     """Cut a model in two that share its variables: together they compute exactly what the whole does.
 
     Returns:
@@ -160,14 +160,14 @@ def find_blocks(model: keras.Model) -> list[Block]:
     ]
 
 
-def _locate_cuts(model: keras.Model, calls: Sequence[Call]) -> list[tuple[Cut, int]]:
+def _locate_cuts(model: keras.Model, calls: Sequence[Node]) -> list[tuple[CutPoint, int]]:
     """Pair each cut with the number of calls before it."""
     if len(model.inputs) != 1:
         raise BackboneError("Cuts are found in models with one input.", f"{len(model.inputs)} inputs")
     waiting = Counter(id(tensor) for call in calls for tensor in call.inputs)
     waiting.update(id(tensor) for tensor in model.outputs)  # outputs stay alive to the end
     live, factor = {id(model.inputs[0])}, 1.0
-    found: list[tuple[Cut, int]] = []
+    found: list[tuple[CutPoint, int]] = []
     for position, call in enumerate(calls, start=1):
         factor *= getattr(call.operation, "batch_factor", 1)
         waiting.subtract(id(tensor) for tensor in call.inputs)
@@ -180,7 +180,7 @@ def _locate_cuts(model: keras.Model, calls: Sequence[Call]) -> list[tuple[Cut, i
     return found
 
 
-def _make_cut(index: int, name: str, tensor: Any) -> Cut:
+def _make_cut(index: int, name: str, tensor: Any) -> CutPoint:
     shape = tuple(tensor.shape[1:])
     if None in shape:
         raise BackboneError(
@@ -188,10 +188,10 @@ def _make_cut(index: int, name: str, tensor: Any) -> Cut:
             f"a tensor of shape {shape} after {name}",
             "Build the backbone with a size.",
         )
-    return Cut(index, name, tensor, shape)
+    return CutPoint(index, name, tensor, shape)
 
 
-def _drop_straddled(calls: Sequence[Call], located: Sequence[tuple[Cut, int]]) -> list[tuple[Cut, int]]:
+def _drop_straddled(calls: Sequence[Node], located: Sequence[tuple[CutPoint, int]]) -> list[tuple[CutPoint, int]]:
     """Leave out the cuts between two uses of one layer: no block may own half a layer."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
@@ -203,7 +203,7 @@ def _drop_straddled(calls: Sequence[Call], located: Sequence[tuple[Cut, int]]) -
     return [(cut, end) for cut, end in located if not any(start < end <= stop for start, stop in spans)]
 
 
-def _choose_closings(segments: Sequence[Sequence[Call]], cuts: Sequence[Cut]) -> list[int]:
+def _choose_closings(segments: Sequence[Sequence[Node]], cuts: Sequence[CutPoint]) -> list[int]:
     """Return the index of the last segment of each block."""
     closings = []
     complete: int | None = None  # the first segment at whose end the open block has all that it needs
@@ -224,7 +224,7 @@ def _choose_closings(segments: Sequence[Sequence[Call]], cuts: Sequence[Cut]) ->
     return [*closings, end]
 
 
-def _narrowest(segments: Sequence[Sequence[Call]], cuts: Sequence[Cut], first: int, last: int) -> int:
+def _narrowest(segments: Sequence[Sequence[Node]], cuts: Sequence[CutPoint], first: int, last: int) -> int:
     """Return the deepest of the narrowest cuts, but leave to the next block a normalisation that opens it."""
     least = min(cuts[index].elements for index in range(first, last + 1))
     ties = [index for index in range(first, last + 1) if cuts[index].elements == least]
@@ -237,17 +237,17 @@ def _narrowest(segments: Sequence[Sequence[Call]], cuts: Sequence[Cut], first: i
     return best
 
 
-def _ends_unit(call: Call) -> bool:
+def _ends_unit(call: Node) -> bool:
     return len(call.inputs) > 1 or isinstance(call.operation, (layers.MaxPooling2D, layers.AveragePooling2D))
 
 
-def _gathers(call: Call) -> bool:
+def _gathers(call: Node) -> bool:
     """Whether a call looks around in space or joins branches."""
     window = getattr(call.operation, "kernel_size", (1,))
     return isinstance(call.operation, HubLayer) or max(window) > 1 or len({id(tensor) for tensor in call.inputs}) > 1
 
 
-def _mixes(call: Call) -> bool:
+def _mixes(call: Node) -> bool:
     """Whether a call combines the channels with weights."""
     layer = call.operation
     if isinstance(layer, layers.DepthwiseConv2D) or getattr(layer, "groups", 1) > 1:
@@ -255,7 +255,7 @@ def _mixes(call: Call) -> bool:
     return isinstance(layer, _MIXING)
 
 
-def _make_block(index: int, name: str, members: Sequence[Call], cut: Cut) -> Block:
+def _make_block(index: int, name: str, members: Sequence[Node], cut: CutPoint) -> Block:
     weighted = {id(call.operation): call.operation for call in members if has_weights(call)}
     return Block(
         index=index,
@@ -267,7 +267,7 @@ def _make_block(index: int, name: str, members: Sequence[Call], cut: Cut) -> Blo
     )
 
 
-def _name_blocks(groups: Sequence[Sequence[Call]], model_name: str) -> list[str]:
+def _name_blocks(groups: Sequence[Sequence[Node]], model_name: str) -> list[str]:
     """Name each block by what the names of its layers share, or else by its last layer."""
     shared = [_share_words(group, model_name) for group in groups]
     return [
@@ -275,7 +275,7 @@ def _name_blocks(groups: Sequence[Sequence[Call]], model_name: str) -> list[str]
     ]
 
 
-def _share_words(group: Sequence[Call], model_name: str) -> str:
+def _share_words(group: Sequence[Node], model_name: str) -> str:
     """Return the longest run of words with which more than half of the layers' names begin."""
     named = [call.operation.name for call in group if has_weights(call) and not is_named_by_keras(call.operation)]
     names = [name.removeprefix(f"{model_name}_").split("_") for name in named]

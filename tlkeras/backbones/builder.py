@@ -7,13 +7,13 @@ import os
 import keras
 
 from tlkeras.backbones import kerashub
-from tlkeras.backbones.catalog import Entry, find_backbone
-from tlkeras.backbones.keras_applications import construct
+from tlkeras.backbones.catalog import BackboneInfo, find_backbone
+from tlkeras.backbones.keras_applications import create_model
 from tlkeras.backbones.weights import find_weights, load_file
 from tlkeras.errors import BackboneError
 
 
-def build(
+def build_backbone(
     name: str, *, size: int | None = None, weights: str | os.PathLike[str] = "imagenet", top: bool = False
 ) -> keras.Model:
     """Build a backbone as one flat functional graph that eats uint8 pictures, its normalisation inside.
@@ -38,13 +38,15 @@ def build(
     if entry.family == "hub":
         model = kerashub.construct(entry, size, pretrained=weights == "preset")
     else:
-        model = construct(entry, size, top)
+        model = create_model(entry, size, top)
     if file is not None:
         load_file(model, file)
     return model
 
 
-def build_source_head(name: str, backbone: keras.Model, weights: str | os.PathLike[str] = "imagenet") -> keras.Model:
+def build_pretrained_classifier(
+    name: str, backbone: keras.Model, weights: str | os.PathLike[str] = "imagenet"
+) -> keras.Model:
     """Return the part of a pretrained network that `build` leaves out: what the weights were trained to tell.
 
     Args:
@@ -60,7 +62,7 @@ def build_source_head(name: str, backbone: keras.Model, weights: str | os.PathLi
         BackboneError: The weights have no such part, or it does not fit pictures of this size.
     """
     last = backbone.output._keras_history.operation.name
-    whole = build(name, size=backbone.input_shape[1], weights=weights, top=True)
+    whole = build_backbone(name, size=backbone.input_shape[1], weights=weights, top=True)
     maps = [layer.output for layer in whole.layers if layer.name == last]
     if not maps:
         raise BackboneError(
@@ -71,7 +73,7 @@ def build_source_head(name: str, backbone: keras.Model, weights: str | os.PathLi
     return keras.Model(maps[0], whole.output, name=f"{backbone.name}_source_head")
 
 
-def _check_size(entry: Entry, size: int | None, top: bool) -> int:
+def _check_size(entry: BackboneInfo, size: int | None, top: bool) -> int:
     if top and entry.family == "hub":
         raise BackboneError(
             "The ImageNet classifier is kept of backbones of the catalog.", entry.name, "Leave out what needs it."

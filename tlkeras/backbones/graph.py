@@ -17,7 +17,7 @@ from tlkeras.errors import BackboneError
 
 
 @dataclass(frozen=True)
-class Call:
+class Node:
     """One use of one operation; a layer that is used twice makes two calls."""
 
     operation: Any
@@ -26,7 +26,7 @@ class Call:
     outputs: tuple[Any, ...]
 
 
-def trace_calls(model: keras.Model) -> list[Call]:
+def trace_calls(model: keras.Model) -> list[Node]:
     """List the calls of a functional model, each after those whose outputs it needs; inputs are left out.
 
     Raises:
@@ -50,7 +50,7 @@ def trace_calls(model: keras.Model) -> list[Call]:
         uses[name] = uses.get(name, 0) + 1
         if uses[name] > 1:
             name = f"{name}:{uses[name]}"
-        calls.append(Call(node.operation, name, tuple(node.input_tensors), tuple(node.outputs)))
+        calls.append(Node(node.operation, name, tuple(node.input_tensors), tuple(node.outputs)))
     return calls
 
 
@@ -65,12 +65,12 @@ def to_snake_case(name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def repeat_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
+def clone_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
     """Run a functional model's graph on other symbolic inputs, with `call(operation, *arguments)` for each use."""
     return model._run_through_graph(inputs, call_fn=call)
 
 
-def fit_batch(model: keras.Model, most: int) -> int:
+def max_batch_size(model: keras.Model, most: int) -> int:
     """Return of how many pictures, at least one, a functional model makes at most so many rows.
 
     A layer with an attribute `batch_factor` multiplies the rows of a batch, as where each picture is turned.
@@ -86,7 +86,7 @@ def run_in_parts(function: Callable[[Any], Any], pictures: np.ndarray, size: int
     return [np.concatenate(of_output) for of_output in zip(*parts, strict=True)]
 
 
-def has_weights(call: Call) -> bool:
+def has_weights(call: Node) -> bool:
     """Whether a call uses a layer that owns weights; bare operations own none."""
     return bool(getattr(call.operation, "weights", None))
 
@@ -100,7 +100,7 @@ def count_multiply_adds(model: keras.Model) -> int:
     return sum(count_call(call) for call in trace_calls(model))
 
 
-def count_call(call: Call) -> int:
+def count_call(call: Node) -> int:
     """Count the multiply-adds of one call, for one picture."""
     layer = call.operation
     if isinstance(layer, keras.Model):

@@ -9,8 +9,8 @@ import keras
 from keras import layers
 
 from tlkeras.backbones import efficientnet_lite
-from tlkeras.backbones.catalog import Entry
-from tlkeras.backbones.graph import is_named_by_keras, repeat_graph, to_snake_case
+from tlkeras.backbones.catalog import BackboneInfo
+from tlkeras.backbones.graph import clone_graph, is_named_by_keras, to_snake_case
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -28,7 +28,7 @@ _SCALING: dict[str, tuple[Any, Any]] = {
 }
 
 
-def construct(entry: Entry, size: int, top: bool) -> keras.Model:
+def create_model(entry: BackboneInfo, size: int, top: bool) -> keras.Model:
     """Build one flat functional graph with random weights.
 
     Input: `pictures`, uint8 [n, size, size, 3]. Output: the last feature map, float32 [n, h, w, width], or with
@@ -55,7 +55,7 @@ def normalize(pictures: keras.KerasTensor, pixels: str) -> keras.KerasTensor:
     return layers.Rescaling(scale, offset, name="normalization")(pictures)
 
 
-def _connect_application(pixels: keras.KerasTensor, entry: Entry, top: bool) -> keras.KerasTensor:
+def _connect_application(pixels: keras.KerasTensor, entry: BackboneInfo, top: bool) -> keras.KerasTensor:
     """Continue with a graph of `keras.applications`, its own normalisation left out."""
     build = getattr(keras.applications, entry.constructor)
     arguments: dict[str, Any] = {"weights": None, "include_top": top, "input_shape": tuple(pixels.shape[1:])}
@@ -78,7 +78,7 @@ def _flatten(model: keras.Model, inputs: keras.KerasTensor) -> keras.KerasTensor
             tensor = _copy(inner)(tensor)
         return tensor
 
-    return repeat_graph(model, inputs, call)
+    return clone_graph(model, inputs, call)
 
 
 def _copy(operation: Any) -> Any:

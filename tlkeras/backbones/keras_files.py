@@ -25,7 +25,7 @@ _MAX_CONFIG_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class SavedLayers:
+class LayerWeights:
     """The weights of layers in the order of the file.
 
     Attributes:
@@ -61,7 +61,7 @@ def detect_format(path: Path) -> str:
 _WAY_OUT = "Give a .weights.h5, .h5, .keras or .pth file."
 
 
-def read_keras(path: Path) -> list[SavedLayers]:
+def read_keras(path: Path) -> list[LayerWeights]:
     """Read a `.keras` archive or an HDF5 file of weights; a whole saved classifier is fine.
 
     Returns:
@@ -107,7 +107,7 @@ def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     return archive.read(name)
 
 
-def _read_hdf5(file: BinaryIO, size: int, names: Mapping[str, str]) -> list[SavedLayers]:
+def _read_hdf5(file: BinaryIO, size: int, names: Mapping[str, str]) -> list[LayerWeights]:
     with h5py.File(file, "r") as root:
         _check_links(root)
         _check_sizes(root, size)
@@ -162,7 +162,7 @@ def _suspect(received: str) -> BackboneError:
     )
 
 
-def _read_current(root: h5py.File, names: Mapping[str, str]) -> list[SavedLayers]:
+def _read_current(root: h5py.File, names: Mapping[str, str]) -> list[LayerWeights]:
     """Read the format of Keras 3: `layers/conv2d_1/vars/0`, nested models as `layers/functional/layers/...`."""
     places: list[str] = []
     root.visit(places.append)
@@ -177,15 +177,15 @@ def _read_current(root: h5py.File, names: Mapping[str, str]) -> list[SavedLayers
         for place, name in names.items():
             if place in found:
                 merged.setdefault(name, found[place])
-        return [SavedLayers(merged, named=True)]
+        return [LayerWeights(merged, named=True)]
     containers: dict[str, dict[str, list[np.ndarray]]] = {}
     for path, arrays in found.items():
         container, _, key = path.rpartition("/")
         containers.setdefault(container, {})[key] = arrays
-    return [SavedLayers(arrays, named=False) for arrays in containers.values()]
+    return [LayerWeights(arrays, named=False) for arrays in containers.values()]
 
 
-def _read_legacy(root: h5py.Group) -> SavedLayers:
+def _read_legacy(root: h5py.Group) -> LayerWeights:
     """Read the format of Keras 1 and 2: one group per layer, whose attributes give the order."""
     arrays: dict[str, list[np.ndarray]] = {}
     for group_name in _read_words(root, "layer_names"):
@@ -196,7 +196,7 @@ def _read_legacy(root: h5py.Group) -> SavedLayers:
             # a nested model has the weights of many layers in one group
             layer = owner if len(set(owners)) > 1 else group_name
             arrays.setdefault(layer, []).append(_read_array(group[name]))
-    return SavedLayers(arrays, named=True)
+    return LayerWeights(arrays, named=True)
 
 
 def _read_words(group: h5py.Group, attribute: str) -> list[str]:

@@ -19,10 +19,10 @@ import keras
 import numpy as np
 from keras import layers
 
-from tlkeras.backbones.catalog import Entry
-from tlkeras.backbones.graph import count_multiply_adds, is_named_by_keras, repeat_graph, to_snake_case
-from tlkeras.backbones.kerashub_layers import HubLayer, import_hub, is_of_hub
-from tlkeras.config.schema.features import HUB
+from tlkeras.backbones.catalog import BackboneInfo
+from tlkeras.backbones.graph import clone_graph, count_multiply_adds, is_named_by_keras, to_snake_case
+from tlkeras.backbones.kerashub_layers import HubLayer, import_keras_hub, is_of_hub
+from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
 
 _USUAL_SIZE = 224  # pixels, of presets that take any
@@ -30,7 +30,7 @@ _TOLERANCE = 1e-3  # of a rebuilt graph's answers, relative to the largest
 
 
 @functools.lru_cache(maxsize=64)
-def describe(name: str) -> Entry:
+def preset_info(name: str) -> BackboneInfo:
     """Return the facts about a preset, `hub:PRESET` or `hub:FOLDER`; its weights are not fetched.
 
     Raises:
@@ -42,7 +42,7 @@ def describe(name: str) -> Entry:
     if fixed is None:
         backbone = _load(name, size, pretrained=False)
     model = _connect(name, backbone, size, None)
-    return Entry(
+    return BackboneInfo(
         name=name,
         family="hub",
         constructor=type(backbone).__name__,
@@ -57,7 +57,7 @@ def describe(name: str) -> Entry:
     )
 
 
-def construct(entry: Entry, size: int, pretrained: bool) -> keras.Model:
+def construct(entry: BackboneInfo, size: int, pretrained: bool) -> keras.Model:
     """Build a preset as one flat functional graph.
 
     Input: `pictures`, uint8 [n, size, size, 3]. Output: the last feature map, float32 [n, h, w, width]; of a
@@ -77,7 +77,7 @@ def list_presets() -> list[str]:
     Raises:
         BackboneError: KerasHub is not installed.
     """
-    hub = import_hub()
+    hub = import_keras_hub()
     kinds: list[Any] = [kind for kind in vars(hub.models).values() if isinstance(kind, type)]
     backbones = [kind.backbone_cls for kind in kinds if issubclass(kind, hub.models.ImageClassifier)]
     return sorted({name for kind in backbones if kind for name in kind.presets})
@@ -85,7 +85,7 @@ def list_presets() -> list[str]:
 
 def _load(name: str, size: int | None, pretrained: bool) -> Any:
     """Return KerasHub's own backbone."""
-    hub = import_hub()
+    hub = import_keras_hub()
     preset = _find_preset(name)
     shape = {} if size is None else {"image_shape": (size, size, 3)}
     try:
@@ -96,7 +96,7 @@ def _load(name: str, size: int | None, pretrained: bool) -> Any:
 
 
 def _find_preset(name: str) -> str:
-    preset = name.removeprefix(HUB)
+    preset = name.removeprefix(KERAS_HUB_PREFIX)
     return str(Path(preset).expanduser()) if Path(preset).expanduser().is_dir() else preset
 
 
@@ -134,7 +134,7 @@ def _load_converter(name: str) -> Any | None:
     """Return KerasHub's layer that prepares pictures for a preset, None if the preset has none."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return import_hub().layers.ImageConverter.from_preset(_find_preset(name))
+            return import_keras_hub().layers.ImageConverter.from_preset(_find_preset(name))
     except (ValueError, FileNotFoundError):
         return None
 
@@ -174,7 +174,7 @@ def _connect(name: str, backbone: Any, size: int, scaling: tuple[Any, Any] | Non
 
 
 def _repeat(backbone: Any, inputs: Any, opened: bool) -> Any:
-    outputs = repeat_graph(backbone, inputs, _Repeater(backbone, opened))
+    outputs = clone_graph(backbone, inputs, _Repeater(backbone, opened))
     return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
 
 

@@ -14,7 +14,7 @@ from tlkeras.errors import BackboneError
 _HUB = "keras_hub"
 
 
-def import_hub() -> Any:
+def import_keras_hub() -> Any:
     """Return the package `keras_hub`.
 
     Raises:
@@ -104,7 +104,7 @@ _supply = _Supply()
 
 def _make_backbone(kind: str, config: dict[str, Any]) -> Any:
     """Return a backbone with random weights; of KerasHub only, because its name may come from a file."""
-    hub = import_hub()
+    hub = import_keras_hub()
     found: Any = getattr(hub.models, kind, None)
     known = isinstance(found, type) and issubclass(found, hub.models.Backbone)
     if not known:

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from tlkeras.backbones.blocks import Cut, find_cut, split
-from tlkeras.backbones.graph import repeat_graph
+from tlkeras.backbones.blocks import CutPoint, find_cut, split
+from tlkeras.backbones.graph import clone_graph
 from tlkeras.errors import BackboneError
 
 
@@ -26,7 +26,7 @@ class _Orientations(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tlkeras")
-class ShowOrientations(_Orientations):
+class DihedralViews(_Orientations):
     """From pictures [n, s, s, c] to all of them in each orientation, [count * n, s, s, c], orientation by orientation.
 
     Args:
@@ -48,7 +48,7 @@ class ShowOrientations(_Orientations):
 
 
 @keras.saving.register_keras_serializable("tlkeras")
-class AverageOrientations(_Orientations):
+class AverageDihedralViews(_Orientations):
     """From the maps of such pictures, [count * n, h, h, c], to the mean of each picture's, turned back, [n, h, h, c].
 
     Args:
@@ -70,10 +70,10 @@ class AverageOrientations(_Orientations):
         return 1 / self.count
 
 
-LAYERS = {layer.__name__: layer for layer in (ShowOrientations, AverageOrientations)}
+LAYERS = {layer.__name__: layer for layer in (DihedralViews, AverageDihedralViews)}
 
 
-def average_orientations(model: keras.Model, cut: str, count: int) -> keras.Model:
+def add_test_time_augmentation(model: keras.Model, cut: str, count: int) -> keras.Model:
     """Return a model that averages a map over orientations of each picture before it answers.
 
     What follows the map sees one as before. Behind average pooling and a linear head, logits are averaged by it. The
@@ -90,13 +90,13 @@ def average_orientations(model: keras.Model, cut: str, count: int) -> keras.Mode
     check_map(find_cut(model, cut))
     prefix, suffix = split(model, cut)
     pictures = keras.Input(model.input_shape[1:], dtype=model.input.dtype, name=model.input.name)
-    shown = ShowOrientations(count, name="show_orientations", dtype=model.input.dtype)(pictures)
-    maps = repeat_graph(prefix, shown, operator.call)
-    averaged = AverageOrientations(count, name="average_orientations")(maps)
-    return keras.Model(pictures, repeat_graph(suffix, averaged, operator.call), name=model.name)
+    shown = DihedralViews(count, name="show_orientations", dtype=model.input.dtype)(pictures)
+    maps = clone_graph(prefix, shown, operator.call)
+    averaged = AverageDihedralViews(count, name="average_orientations")(maps)
+    return keras.Model(pictures, clone_graph(suffix, averaged, operator.call), name=model.name)
 
 
-def check_map(cut: Cut) -> None:
+def check_map(cut: CutPoint) -> None:
     """Raise a BackboneError if a cut has no square map."""
     if len(cut.shape) != 3 or cut.shape[0] != cut.shape[1]:
         raise BackboneError(

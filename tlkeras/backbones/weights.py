@@ -14,10 +14,10 @@ import keras
 import numpy as np
 
 from tlkeras.backbones import efficientnet_lite, torch_files
-from tlkeras.backbones.catalog import Entry, find_backbone
-from tlkeras.backbones.downloads import can_have, fetch, find_download
+from tlkeras.backbones.catalog import BackboneInfo, find_backbone
+from tlkeras.backbones.downloads import fetch, find_download, is_available
 from tlkeras.backbones.graph import to_snake_case, trace_calls
-from tlkeras.backbones.keras_files import SavedLayers, detect_format, read_keras
+from tlkeras.backbones.keras_files import LayerWeights, detect_format, read_keras
 from tlkeras.errors import BackboneError, suggest
 
 _SOURCES = ("imagenet", "packaged", "preset", "none")
@@ -25,7 +25,7 @@ _MAX_PROBLEMS = 10
 _Pairs = list[tuple[keras.Layer, list[np.ndarray] | None]]
 
 
-def find_weights(entry: Entry, source: str | os.PathLike[str], top: bool = False) -> Path | None:
+def find_weights(entry: BackboneInfo, source: str | os.PathLike[str], top: bool = False) -> Path | None:
     """Return the file that a source of weights means, after downloading it where needed; None for "none" and "preset".
 
     Raises:
@@ -54,14 +54,14 @@ def find_weights(entry: Entry, source: str | os.PathLike[str], top: bool = False
     return path
 
 
-def find_obstacle(entry: Entry, source: str, top: bool = False) -> str | None:
+def why_unavailable(entry: BackboneInfo, source: str, top: bool = False) -> str | None:
     """Return why the weights of a source cannot be had now, without downloading them; None where they can."""
     if source == "packaged":
         try:
             _find_packaged(entry)
         except BackboneError:
             return f"{entry.package} is not installed"
-    if source == "imagenet" and not can_have(find_download(entry.name, top)):
+    if source == "imagenet" and not is_available(find_download(entry.name, top)):
         return "its ImageNet weights are not on this machine, and their server cannot be reached"
     return None
 
@@ -137,7 +137,7 @@ def _hash_operation(digest: Any, operation: Any) -> None:
         digest.update(array.data)
 
 
-def _find_packaged(entry: Entry) -> Path:
+def _find_packaged(entry: BackboneInfo) -> Path:
     package = entry.package or ""
     found = importlib.util.find_spec(package.replace("-", "_"))
     folders = found.submodule_search_locations if found else None
@@ -151,17 +151,17 @@ def _find_packaged(entry: Entry) -> Path:
     return files[0]
 
 
-def _read_pth(name: str, path: Path) -> list[SavedLayers]:
+def _read_pth(name: str, path: Path) -> list[LayerWeights]:
     if find_backbone(name).family != "efficientnet_lite":
         raise BackboneError(
             "PyTorch weights can be read for EfficientNet-Lite.",
             f"{path} for {name}",
             "Give a .weights.h5, .h5 or .keras file.",
         )
-    return [SavedLayers(efficientnet_lite.convert(torch_files.read_state_dict(path), name), named=True)]
+    return [LayerWeights(efficientnet_lite.convert(torch_files.read_state_dict(path), name), named=True)]
 
 
-def _pair_layers(model: keras.Model, saved: Sequence[SavedLayers]) -> Iterator[_Pairs]:
+def _pair_layers(model: keras.Model, saved: Sequence[LayerWeights]) -> Iterator[_Pairs]:
     """Propose, for each set of saved layers, which of its weights belong to which layer of the model."""
     keys = _file_keys(model)
     targets = [layer for layer in model.layers if layer.weights]

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tlkeras.cli.options import print_result, takes_json
+from tlkeras.cli.options import json_option, render
 
 
 @click.group(invoke_without_command=True)
@@ -16,7 +16,7 @@ from tlkeras.cli.options import print_result, takes_json
 @click.option(
     "--max-multiply-adds", type=click.FloatRange(0, 1e6), metavar="MILLIONS", help="At most so many per picture."
 )
-@takes_json
+@json_option
 @click.pass_context
 def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
     """List the pretrained networks, or look into one with `show`.
@@ -28,13 +28,13 @@ def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
         return
     from tlkeras import api
 
-    print_result(api.backbones(limits.pop("like"), **limits), as_json, "draw_backbones")
+    render(api.backbones(limits.pop("like"), **limits), as_json, "draw_backbones")
 
 
 @backbones.command(name="show")
 @click.argument("name")
 @click.option("--size", type=click.IntRange(1), help="Side of the pictures  [default: the backbone's own]")
-@takes_json
+@json_option
 def show_backbone(name: str, size: int | None, as_json: bool) -> None:
     """Show the blocks of a backbone and where it can be cut.
 
@@ -43,4 +43,4 @@ def show_backbone(name: str, size: int | None, as_json: bool) -> None:
     """
     from tlkeras import api
 
-    print_result(api.show_backbone(name, size=size), as_json, "draw_backbone")
+    render(api.show_backbone(name, size=size), as_json, "draw_backbone")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tlkeras.cli.options import print_result, takes_json, takes_overrides
+from tlkeras.cli.options import json_option, render, set_option
 
 
 @click.group()
@@ -15,18 +15,18 @@ def cache() -> None:
 
 
 @cache.command(name="ls")
-@takes_json
+@json_option
 def list_cache(as_json: bool) -> None:
     """List what the cache holds, the most recently used first."""
     from tlkeras import api
 
-    print_result(api.list_cache(), as_json, "draw_cache")
+    render(api.list_cache(), as_json, "draw_cache")
 
 
 @cache.command()
 @click.option("--max-gb", type=click.FloatRange(0, 1e6), help="Remove the least recently used until so much is left.")
 @click.option("--unused-days", type=click.FloatRange(0, 1e6), help="Remove what was not used for so long.")
-@takes_json
+@json_option
 def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> None:
     """Remove activations; what a running program uses, and the pictures, are never touched.
 
@@ -37,15 +37,15 @@ def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> Non
 
     if max_gb is None and unused_days is None:
         raise click.UsageError("Say what may go: --max-gb 0 for everything, or --unused-days 30.")
-    print_result(api.prune_cache(max_gb=max_gb, unused_days=unused_days), as_json, "draw_pruned")
+    render(api.prune_cache(max_gb=max_gb, unused_days=unused_days), as_json, "draw_pruned")
 
 
 @click.command()
 @click.argument("recipe", metavar="DATA|RECIPE")
 @click.option("--out", required=True, metavar="FOLDER", help="A new folder for the files.")
 @click.option("--shard-mb", type=click.IntRange(1), default=128, show_default=True, help="Megabytes of a file.")
-@takes_overrides
-@takes_json
+@set_option
+@json_option
 def pack(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Write pictures, as they are, into few large TFRecord files, with a manifest to train from.
 
@@ -59,4 +59,4 @@ def pack(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: An
     from tlkeras import api
     from tlkeras.config.recipe import parse_overrides
 
-    print_result(api.pack(recipe, overrides=parse_overrides(assignments), **options), as_json, "draw_packed")
+    render(api.pack(recipe, overrides=parse_overrides(assignments), **options), as_json, "draw_packed")

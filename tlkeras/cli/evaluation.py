@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from tlkeras.cli.options import print_result, takes_json, takes_runs
+from tlkeras.cli.options import json_option, render, runs_option
 
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.command()
 @click.argument("references", nargs=-1, required=True, metavar="RUN RUN...")
-@takes_runs
-@takes_json
+@runs_option
+@json_option
 def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
     """Compare runs with the first of them, on the pictures that all held out: figures and paired differences.
 
@@ -23,7 +23,7 @@ def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
     """
     from tlkeras import api
 
-    print_result(api.compare(references, runs=runs), as_json, "draw_comparison")
+    render(api.compare(references, runs=runs), as_json, "draw_comparison")
 
 
 @click.command()
@@ -39,8 +39,8 @@ def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
 @click.option(
     "--method", default="grad_cam", show_default=True, help="Of explanations: grad_cam, grad_cam++, occlusion."
 )
-@takes_runs
-@takes_json
+@runs_option
+@json_option
 def report(references: tuple[str, ...], to: str | None, runs: str, as_json: bool, **options: Any) -> None:
     """Write a page on RUN (`latest` if none is named), or on several: figures, mistakes, what to do about them.
 
@@ -49,4 +49,4 @@ def report(references: tuple[str, ...], to: str | None, runs: str, as_json: bool
     """
     from tlkeras import api
 
-    print_result(api.report(references or ("latest",), to, options=options, runs=runs), as_json, "draw_report")
+    render(api.report(references or ("latest",), to, options=options, runs=runs), as_json, "draw_report")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tlkeras.cli.options import print_result, takes_json, takes_runs
+from tlkeras.cli.options import json_option, render, runs_option
 
 _SHARE = click.FloatRange(0, 1)
 
@@ -18,8 +18,8 @@ _SHARE = click.FloatRange(0, 1)
 @click.option("--min-accuracy", type=_SHARE, help="Publish nothing whose accuracy is lower.")
 @click.option("--max-drop", type=_SHARE, help="Publish nothing that loses more accuracy than this against the run.")
 @click.option("--calibrate", type=click.Choice(["temperature", "vector"]), help="Build a scaling into the model.")
-@takes_runs
-@takes_json
+@runs_option
+@json_option
 def export(run: str, to: str | None, runs: str, as_json: bool, **options: Any) -> None:
     """Write RUN as the next SavedModel version, proved against the run's own answers.
 
@@ -32,4 +32,4 @@ def export(run: str, to: str | None, runs: str, as_json: bool, **options: Any) -
     from tlkeras import api
 
     result = api.export(run, to, runs=runs, **options)
-    print_result(result, as_json, "draw_export")
+    render(result, as_json, "draw_export")

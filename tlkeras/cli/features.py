@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkeras.cli.options import print_result, takes_json, takes_overrides
+from tlkeras.cli.options import json_option, render, set_option
 from tlkeras.errors import RunError
 
 
@@ -23,8 +23,8 @@ def features() -> None:
 @click.option("--workers", type=click.IntRange(1), help="Processes or actors  [default: one for every 8 cores]")
 @click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Pictures in a shard.")
 @click.option("--verify", is_flag=True, help="Compare the checksums of what is there; do again what is damaged.")
-@takes_overrides
-@takes_json
+@set_option
+@json_option
 def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **crew: Any) -> None:
     """Write the features of all pictures of a folder, a manifest or a RECIPE's source as Parquet files.
 
@@ -39,6 +39,6 @@ def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **crew: An
     from tlkeras.config.recipe import parse_overrides
 
     result = api.extract_features(recipe, overrides=parse_overrides(assignments), **crew)
-    print_result(result, as_json, "draw_job")
+    render(result, as_json, "draw_job")
     if result["failed"]:
         sys.exit(RunError.exit_code)

@@ -58,7 +58,7 @@ def main(debug: bool, quiet: bool) -> None:
     logging.captureWarnings(True)
     from tlkeras import progress
 
-    progress.show(not quiet)
+    progress.set_visible(not quiet)
 
 
 for _command in (

@@ -9,26 +9,26 @@ from typing import Any
 import click
 
 
-def takes_overrides(command: Callable) -> Callable:
+def set_option(command: Callable) -> Callable:
     """Add `--set KEY=VALUE`."""
     return click.option(
         "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a value of the recipe; repeatable."
     )(command)
 
 
-def takes_runs(command: Callable) -> Callable:
+def runs_option(command: Callable) -> Callable:
     """Add `--runs FOLDER`."""
     return click.option(
         "--runs", default="runs", show_default=True, metavar="FOLDER", help="Where run directories are."
     )(command)
 
 
-def takes_json(command: Callable) -> Callable:
+def json_option(command: Callable) -> Callable:
     """Add `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(command)
 
 
-def print_result(result: Any, as_json: bool, draw: str) -> None:
+def render(result: Any, as_json: bool, draw: str) -> None:
     """Print a result as JSON, or with the function of that name in `tlkeras.cli.tables`."""
     if as_json:
         click.echo(json.dumps(result, indent=2, default=str))

@@ -7,18 +7,18 @@ from typing import Any
 
 import click
 
-from tlkeras.cli.options import print_result, takes_json, takes_overrides, takes_runs
+from tlkeras.cli.options import json_option, render, runs_option, set_option
 from tlkeras.errors import TlkerasError
 
 
 @click.command()
-@takes_runs
-@takes_json
+@runs_option
+@json_option
 def ls(runs: str, as_json: bool) -> None:
     """List the shipped recipes and the runs made so far."""
     from tlkeras import api
 
-    print_result(api.list_recipes(runs=runs), as_json, "draw_list")
+    render(api.list_recipes(runs=runs), as_json, "draw_list")
 
 
 @click.command()
@@ -38,11 +38,11 @@ def cp(recipe: str, target: str) -> None:
 
 @click.command()
 @click.argument("recipe", metavar="DATA|RECIPE")
-@takes_overrides
+@set_option
 @click.option("--deep", is_flag=True, help="Look for wrong labels and outliers whatever it takes to compute features.")
 @click.option("--html", type=click.Path(), metavar="FILE", help="Write a page with the pictures in question.")
 @click.option("--fix", type=click.Path(), metavar="FILE", help="Write a cleaned manifest; pictures are not touched.")
-@takes_json
+@json_option
 def check(
     recipe: str, assignments: tuple[str, ...], deep: bool, html: str | None, fix: str | None, as_json: bool
 ) -> None:
@@ -58,7 +58,7 @@ def check(
     from tlkeras.config.recipe import parse_overrides
 
     result = api.check(recipe, parse_overrides(assignments), deep=deep, html=html, fix=fix)
-    print_result(result, as_json, "draw_check")
+    render(result, as_json, "draw_check")
     if result["problems"]:
         sys.exit(TlkerasError.exit_code)
 
@@ -70,8 +70,8 @@ def show() -> None:
 
 @show.command()
 @click.argument("recipe")
-@takes_overrides
-@takes_json
+@set_option
+@json_option
 def schedule(recipe: str, assignments: tuple[str, ...], as_json: bool) -> None:
     """Show which blocks train in each stage of RECIPE, at which rate, with how many parameters, and why.
 
@@ -81,16 +81,16 @@ def schedule(recipe: str, assignments: tuple[str, ...], as_json: bool) -> None:
     from tlkeras import api
     from tlkeras.config.recipe import parse_overrides
 
-    print_result(api.show_schedule(recipe, parse_overrides(assignments)), as_json, "draw_schedule")
+    render(api.show_schedule(recipe, parse_overrides(assignments)), as_json, "draw_schedule")
 
 
 @show.command()
 @click.argument("recipe")
-@takes_overrides
+@set_option
 @click.option("--to", type=click.Path(), metavar="FILE", help="The PNG file  [default: RECIPE-augmentation.png]")
 @click.option("--pictures", type=click.IntRange(1, 64), default=6, show_default=True, help="Rows of the sheet.")
 @click.option("--views", type=click.IntRange(1, 64), default=8, show_default=True, help="Columns of the sheet.")
-@takes_json
+@json_option
 def augmentation(
     recipe: str, assignments: tuple[str, ...], to: str | None, pictures: int, views: int, as_json: bool
 ) -> None:
@@ -104,16 +104,16 @@ def augmentation(
 
     overrides = parse_overrides(assignments)
     result = api.show_augmentation(recipe, overrides, to=to, pictures=pictures, views=views)
-    print_result(result, as_json, "draw_augmentation")
+    render(result, as_json, "draw_augmentation")
 
 
 @show.command()
 @click.argument("recipe")
-@takes_overrides
+@set_option
 @click.option("--stage", metavar="NAME", help="The stage to search in; the first where it is left out.")
 @click.option("--steps", default=100, show_default=True, type=click.IntRange(20), help="Rates to try, 1e-6 to 1.")
 @click.option("--to", type=click.Path(), metavar="FILE", help="The PNG file of the curve  [default: RECIPE-rates.png]")
-@takes_json
+@json_option
 def rates(
     recipe: str, assignments: tuple[str, ...], stage: str | None, steps: int, to: str | None, as_json: bool
 ) -> None:
@@ -126,17 +126,17 @@ def rates(
     from tlkeras.config.recipe import parse_overrides
 
     result = api.show_rates(recipe, parse_overrides(assignments), stage=stage, steps=steps, to=to)
-    print_result(result, as_json, "draw_rates")
+    render(result, as_json, "draw_rates")
 
 
 @show.command()
 @click.argument("recipe")
-@takes_overrides
+@set_option
 @click.option("--method", default="tsne", show_default=True, help="Of the second projection: tsne, or umap (an extra).")
 @click.option("--layer", metavar="NAME", help="Also draw the maps of this block or cut of the backbone.")
 @click.option("--pictures", type=click.IntRange(8), default=2000, show_default=True, help="How many, at most.")
 @click.option("--to", type=click.Path(), metavar="FILE", help="The PNG file  [default: RECIPE-features.png]")
-@takes_json
+@json_option
 def features(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Draw what the features of RECIPE separate: PCA and t-SNE, coloured by class and domain; neighbours per depth.
 
@@ -149,4 +149,4 @@ def features(recipe: str, assignments: tuple[str, ...], as_json: bool, **options
     from tlkeras import api
     from tlkeras.config.recipe import parse_overrides
 
-    print_result(api.show_features(recipe, parse_overrides(assignments), **options), as_json, "draw_features")
+    render(api.show_features(recipe, parse_overrides(assignments), **options), as_json, "draw_features")

@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from tlkeras.cli.options import print_result, takes_json, takes_overrides, takes_runs
+from tlkeras.cli.options import json_option, render, runs_option, set_option
 
 
 @click.command()
 @click.argument("recipe", required=False)
-@takes_overrides
+@set_option
 @click.option("--quick", is_flag=True, help="Shrink the run to seconds; its figures mean nothing.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that stopped: a name, a path or `latest`.")
-@takes_runs
-@takes_json
+@runs_option
+@json_option
 def train(
     recipe: str | None, assignments: tuple[str, ...], quick: bool, resume: str | None, runs: str, as_json: bool
 ) -> None:
@@ -36,14 +36,14 @@ def train(
         result = api.resume(resume or "latest", runs=runs)
     else:
         result = api.train(recipe, parse_overrides(assignments), quick=quick, runs=runs)
-    print_result(result, as_json, "draw_training")
+    render(result, as_json, "draw_training")
 
 
 @click.command()
 @click.argument("run", default="latest")
 @click.option("--on", metavar="DATA", help="Labelled pictures from another source, as in data.source.")
-@takes_runs
-@takes_json
+@runs_option
+@json_option
 def evaluate(run: str, on: str | None, runs: str, as_json: bool) -> None:
     """Measure RUN (a name, a path or `latest`) on its held-out pictures; metrics.json and metrics.csv keep the figures.
 
@@ -52,7 +52,7 @@ def evaluate(run: str, on: str | None, runs: str, as_json: bool) -> None:
     """
     from tlkeras import api
 
-    print_result(api.evaluate(run, on=on, runs=runs), as_json, "draw_evaluation")
+    render(api.evaluate(run, on=on, runs=runs), as_json, "draw_evaluation")
 
 
 @click.command()
@@ -67,8 +67,8 @@ def evaluate(run: str, on: str | None, runs: str, as_json: bool) -> None:
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes or actors  [default: one for every 8 cores]")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes shown per picture.")
-@takes_runs
-@takes_json
+@runs_option
+@json_option
 def predict(run: str, pictures: tuple[str, ...], runs: str, as_json: bool, **options: Any) -> None:
     """Classify PICTURES (files or folders) with RUN's model; unreadable ones are listed and end in exit code 3.
 
@@ -98,7 +98,7 @@ def predict(run: str, pictures: tuple[str, ...], runs: str, as_json: bool, **opt
         result = api.predict_remotely(url, [run, *pictures])
     else:
         result = api.predict(run, pictures, top=options["top"], runs=runs)
-    print_result(result, as_json, "draw_written" if out else "draw_predictions")
+    render(result, as_json, "draw_written" if out else "draw_predictions")
     if result["unreadable"]:
         sys.exit(DataError.exit_code)
 
@@ -109,6 +109,6 @@ def _predict_in_shards(run: str, pictures: tuple[str, ...], runs: str, as_json: 
 
     crew = {key: options[key] for key in ("engine", "workers")}
     result = api.predict_in_shards(run, pictures, options["out"], runs=runs, **crew)
-    print_result(result, as_json, "draw_job")
+    render(result, as_json, "draw_job")
     if result["failed"] or result["rejected"]:
         sys.exit(RunError.exit_code if result["failed"] else DataError.exit_code)

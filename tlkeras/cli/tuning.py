@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from tlkeras.cli.options import print_result, takes_json, takes_overrides, takes_runs
+from tlkeras.cli.options import json_option, render, runs_option, set_option
 
 
 @click.command()
 @click.argument("recipe", metavar="DATA|RECIPE")
-@takes_overrides
+@set_option
 @click.option("--target", metavar="WHERE", help="server, cpu or mobile  [default: server with a GPU, else cpu]")
 @click.option("--candidates", "patterns", multiple=True, metavar="PATTERN", help="Names that match; repeatable.")
 @click.option("--licence", "licences", multiple=True, metavar="SPDX", help="Accepted for the weights; repeatable.")
@@ -26,7 +26,7 @@ from tlkeras.cli.options import print_result, takes_json, takes_overrides, takes
 )
 @click.option("--picture", metavar="PNG", help="Pareto's front  [default: NAME-backbones.png]")
 @click.option("--to", metavar="YAML", help="Write the recipe there, too.")
-@takes_json
+@json_option
 def recommend(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Say which pretrained network, frozen or fine-tuned, at which size, for these pictures on this machine.
 
@@ -42,7 +42,7 @@ def recommend(recipe: str, assignments: tuple[str, ...], as_json: bool, **option
     others = {name: options.pop(name) for name in ("pictures", "minutes", "picture", "to")}
     limits = _name_limits(options)
     result = api.recommend(recipe, parse_overrides(assignments), limits=limits, **others)
-    print_result(result, as_json, "draw_recommendation")
+    render(result, as_json, "draw_recommendation")
 
 
 def _name_limits(options: dict[str, Any]) -> dict[str, Any]:
@@ -57,12 +57,12 @@ def _name_limits(options: dict[str, Any]) -> dict[str, Any]:
 @click.command()
 @click.argument("recipe", metavar="RECIPE|report")
 @click.argument("search", required=False)
-@takes_overrides
+@set_option
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Trials at the same time.")
 @click.option("--engine", default="local", show_default=True, help="local (processes) or ray (a Ray cluster).")
 @click.option("--train/--no-train", "train_best", default=True, help="Make an ordinary run of the best trial.")
-@takes_runs
-@takes_json
+@runs_option
+@json_option
 def tune(
     recipe: str,
     search: str | None,
@@ -89,4 +89,4 @@ def tune(
         raise click.UsageError("Only `tlkeras tune report` takes a SEARCH.")
     else:
         result = api.tune(recipe, parse_overrides(assignments), runs=runs, **options)
-    print_result(result, as_json, "draw_tuning")
+    render(result, as_json, "draw_tuning")

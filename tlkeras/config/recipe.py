@@ -18,8 +18,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from tlkeras.config.schema import Recipe, Section, Stage
-from tlkeras.config.yaml_loader import Document, parse_document, parse_value
+from tlkeras.config.schema import ConfigSection, Recipe, StageConfig
+from tlkeras.config.yaml_loader import YamlDocument, load_yaml, parse_value
 from tlkeras.errors import RecipeError, suggest
 
 
@@ -35,15 +35,15 @@ def load_recipe(reference: str, overrides: Mapping[str, Any] | None = None, *, q
         RecipeError: The recipe cannot be found, read or validated; all problems are named at once.
     """
     path = find_recipe(reference)
-    document = parse_document(_read_text(path), str(path))
+    document = load_yaml(_read_text(path), str(path))
     document.values.setdefault("name", re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem).strip("-.") or "run")
     for key, value in (overrides or {}).items():
         document.set(key, value)
     recipe = validate(document)
-    return shrink(recipe) if quick else recipe
+    return make_quick_recipe(recipe) if quick else recipe
 
 
-def validate(document: Document) -> Recipe:
+def validate(document: YamlDocument) -> Recipe:
     """Turn a parsed document into a Recipe, or raise one RecipeError that names every problem."""
     try:
         return Recipe.model_validate(document.values)
@@ -55,12 +55,12 @@ def validate(document: Document) -> Recipe:
 
 def validate_values(values: Mapping[str, Any], name: str) -> Recipe:
     """Turn nested values into a Recipe, or raise one RecipeError that names every problem."""
-    return validate(Document(name, dict(values)))
+    return validate(YamlDocument(name, dict(values)))
 
 
-def shrink(recipe: Recipe) -> Recipe:
+def make_quick_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe cut down to a run of seconds; its figures mean nothing."""
-    short = Stage(name="quick", unfreeze=1, epochs=1)
+    short = StageConfig(name="quick", unfreeze=1, epochs=1)
     return recipe.model_copy(
         update={
             "finetuning": recipe.finetuning and recipe.finetuning.model_copy(update={"stages": (short,)}),
@@ -79,7 +79,7 @@ def list_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read_receipt(path: Path) -> list[str]:
+def read_header(path: Path) -> list[str]:
     """Return the comment lines that open a recipe: what it does, its command, the score to expect."""
     lines = []
     for line in _read_text(path).splitlines():
@@ -131,7 +131,7 @@ def parse_overrides(assignments: tuple[str, ...] | list[str]) -> dict[str, Any]:
     return overrides
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def recipe_to_yaml(recipe: Recipe) -> str:
     """Return the recipe as YAML that reads back to an equal recipe."""
     plain = json.loads(recipe.model_dump_json())
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
@@ -150,9 +150,9 @@ def _read_text(path: Path) -> str:
         raise RecipeError("A recipe must be a readable UTF-8 text file.", f"{path} ({error})") from None
 
 
-def _explain(problem: Any, document: Document) -> str:
+def _explain(problem: Any, document: YamlDocument) -> str:
     """Say one pydantic error in our words: where, the rule, what was received, the nearest name."""
-    location, beside = _walk(problem["loc"], document)
+    location, beside = _resolve_location(problem["loc"], document)
     key = ".".join(map(str, location)) or "the recipe"
     line = document.line(location)
     where = f"line {line}: " if line else ""
@@ -177,10 +177,10 @@ def _explain(problem: Any, document: Document) -> str:
     return f"{where}{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}. Received: {received!r}."
 
 
-def _walk(location: tuple, document: Document) -> tuple[tuple, list[str]]:
+def _resolve_location(location: tuple, document: YamlDocument) -> tuple[tuple, list[str]]:
     """Return where a problem is, without the kinds that pydantic names on the way, and the keys valid there."""
     path: list[Any] = []
-    sections: list[type[Section]] = [Recipe]
+    sections: list[type[ConfigSection]] = [Recipe]
     for part in location:
         if len(sections) > 1 and part in {_kind_of(section) for section in sections}:
             sections = [section for section in sections if _kind_of(section) == part]
@@ -192,14 +192,14 @@ def _walk(location: tuple, document: Document) -> tuple[tuple, list[str]]:
     return tuple(path), [name for section in sections for name in section.model_fields]
 
 
-def _find_sections(annotation: Any) -> Iterator[type[Section]]:
+def _find_sections(annotation: Any) -> Iterator[type[ConfigSection]]:
     """Yield the sections that an annotation is made of."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+    if isinstance(annotation, type) and issubclass(annotation, ConfigSection):
         yield annotation
     for part in annotation if isinstance(annotation, tuple) else get_args(annotation):
         yield from _find_sections(part)
 
 
-def _kind_of(section: type[Section]) -> str | None:
+def _kind_of(section: type[ConfigSection]) -> str | None:
     field = section.model_fields.get("kind")
     return field.default if field else None

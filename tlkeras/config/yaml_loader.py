@@ -17,7 +17,7 @@ MAX_DEPTH = 20
 
 
 @dataclass
-class Document:
+class YamlDocument:
     """Nested values (mappings, tuples, scalars), with the line of each by its path."""
 
     name: str
@@ -54,7 +54,7 @@ class Document:
             if not isinstance(target, dict):
                 inside = ".".join(parents[:depth])
                 raise RecipeError(f"{inside} is a value and has no keys inside.", f"--set {key}")
-        target[last] = freeze(value)
+        target[last] = to_immutable(value)
         self.lines[path] = 0
 
 
@@ -81,7 +81,7 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def parse_document(text: str, name: str) -> Document:
+def load_yaml(text: str, name: str) -> YamlDocument:
     """Read a YAML mapping.
 
     Raises:
@@ -92,17 +92,17 @@ def parse_document(text: str, name: str) -> Document:
     if not isinstance(node, yaml.MappingNode):
         kind = "nothing" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
         raise RecipeError(f"{name} must be a mapping of keys to values.", kind)
-    builder = _Builder()
+    builder = _YamlConstructor()
     values = builder.build(node, ())
     if builder.problems:
         raise RecipeError.from_problems(f"{name} cannot be read:", builder.problems)
-    return Document(name, values, builder.lines)
+    return YamlDocument(name, values, builder.lines)
 
 
 def parse_value(text: str) -> Any:
     """Read one YAML value, such as the right side of `--set key=value`; an empty text is None."""
     node = _compose(text, "the value")
-    builder = _Builder()
+    builder = _YamlConstructor()
     value = None if node is None else builder.build(node, ())
     if builder.problems:
         raise RecipeError(builder.problems[0])
@@ -121,7 +121,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         raise RecipeError(f"{name} must be valid YAML{where}.", reason) from None
 
 
-class _Builder:
+class _YamlConstructor:
     """Builds plain values from YAML nodes, bounded in number and depth so that aliases cannot explode."""
 
     def __init__(self) -> None:
@@ -166,10 +166,10 @@ class _Builder:
             return None
 
 
-def freeze(value: Any) -> Any:
+def to_immutable(value: Any) -> Any:
     """Turn lists into tuples and copy mappings, as the parser gives them."""
     if isinstance(value, dict):
-        return {str(key): freeze(item) for key, item in value.items()}
+        return {str(key): to_immutable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(freeze(item) for item in value)
+        return tuple(to_immutable(item) for item in value)
     return value

@@ -32,7 +32,7 @@ Element = tuple[tf.Tensor, tf.Tensor]
 Arrival = tuple[int, np.ndarray] | None
 
 
-def check_feed(address: str, paths: Sequence[str]) -> None:
+def check_data_service(address: str, paths: Sequence[str]) -> None:
     """Make sure that workers can be asked for pictures.
 
     Raises:
@@ -52,7 +52,7 @@ def check_feed(address: str, paths: Sequence[str]) -> None:
         ) from None
 
 
-def stream_fed(
+def make_data_service_dataset(
     address: str,
     paths: Sequence[str],
     size: int,
@@ -177,7 +177,7 @@ def _put_in_order(
     yield from settle(count)
 
 
-def start_feeding(join: str | None = None, host: str | None = None, port: int = PORT) -> tuple[str, list[Any]]:
+def start_data_worker(join: str | None = None, host: str | None = None, port: int = PORT) -> tuple[str, list[Any]]:
     """Start a worker of a data service on this machine, and its dispatcher where none is joined.
 
     Args:
@@ -204,6 +204,6 @@ def start_feeding(join: str | None = None, host: str | None = None, port: int = 
         join = f"{host}:{dispatcher.target.rpartition(':')[2]}"
         running.append(dispatcher)
     else:
-        check_feed(join, [])
+        check_data_service(join, [])
     config = service.WorkerConfig(join, worker_address=f"{host}:%port%", heartbeat_interval_ms=1000)
     return join, [*running, service.WorkerServer(config)]

@@ -13,7 +13,7 @@ from typing import Any
 from tlkeras.data.sources.tfrecord_slices import find_file, find_size, parse_slice, read_bytes
 from tlkeras.errors import DataError
 
-READABLE = ("JPEG", "PNG", "GIF", "BMP", "WebP")
+SUPPORTED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
 EXTENSIONS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -70,11 +70,11 @@ class PictureError(DataError):
 
     def __init__(self, code: str, reason: str, path: str | None = None):
         self.code, self.reason = code, reason
-        super().__init__(f"{printable(path)}: {reason}." if path else f"A picture must be readable: {reason}.")
+        super().__init__(f"{to_printable(path)}: {reason}." if path else f"A picture must be readable: {reason}.")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Issue:
     """Something worth knowing about one file.
 
     Attributes:
@@ -88,14 +88,14 @@ class Finding:
     reason: str
 
     def __str__(self) -> str:
-        return f"{printable(self.path)}: {self.reason}"
+        return f"{to_printable(self.path)}: {self.reason}"
 
 
-class Rejection(Finding):
+class InvalidImage(Issue):
     """A file that is left out, and why."""
 
 
-class Note(Finding):
+class ImageWarning(Issue):
     """A picture that is kept although something about it is odd."""
 
 
@@ -120,7 +120,7 @@ class Header:
     orientation: int
 
 
-def printable(text: str) -> str:
+def to_printable(text: str) -> str:
     """Return `text` with undecodable bytes written as \\xNN, so that it can be printed and stored as UTF-8."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
@@ -150,7 +150,7 @@ def read_picture(path: str, max_bytes: int = MAX_BYTES) -> bytes:
         raise PictureError("damaged", f"it cannot be read: {error.strerror or error}", path) from None
 
 
-def sniff(data: bytes) -> str:
+def detect_format(data: bytes) -> str:
     """Return what the content is, by its first bytes: one of `READABLE`, or a plain name for something else."""
     for offset, signature, name in _SIGNATURES:
         if data.startswith(signature, offset) and (name != "WebP" or data.startswith(b"RIFF")):
@@ -185,10 +185,10 @@ def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """
     if not data:
         raise PictureError("empty", "the file is empty")
-    kind = sniff(data)
-    if kind not in READABLE:
+    kind = detect_format(data)
+    if kind not in SUPPORTED_FORMATS:
         code = "unsupported" if kind in _OTHER_PICTURES else "not-a-picture"
-        raise PictureError(code, f"the content is {kind}; one of {', '.join(READABLE)} is needed")
+        raise PictureError(code, f"the content is {kind}; one of {', '.join(SUPPORTED_FORMATS)} is needed")
     header = _read_header(data, kind)
     pixels = header.width * header.height * header.frames
     if pixels > max_pixels:

@@ -14,16 +14,16 @@ from tlkeras.data.headers import (
     EXTENSIONS,
     MAX_PIXELS,
     Header,
-    Note,
+    ImageWarning,
+    InvalidImage,
     PictureError,
-    Rejection,
     check_header,
     read_picture,
 )
-from tlkeras.data.tables import Examples
+from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, list_some
-from tlkeras.progress import track
+from tlkeras.progress import progress_bar
 
 TINY = 32  # pixels of the shorter side
 HUGE = 24_000_000  # pixels
@@ -43,7 +43,7 @@ _MODES = {
 
 
 @dataclass(frozen=True)
-class Inspection:
+class ValidatedDataset:
     """What `inspect` found.
 
     Attributes:
@@ -53,13 +53,13 @@ class Inspection:
         notes: What is kept and odd: wrong-extension, turned, orientation-ignored, mode, animated, tiny, huge.
     """
 
-    examples: Examples
+    examples: Dataset
     digests: list[str]
-    rejected: tuple[Rejection, ...]
-    notes: tuple[Note, ...]
+    rejected: tuple[InvalidImage, ...]
+    notes: tuple[ImageWarning, ...]
 
 
-def inspect(examples: Examples, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> Inspection:
+def validate_images(examples: Dataset, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> ValidatedDataset:
     """Read each file once: digest its bytes, check its header. Pixels are not decoded.
 
     Each thread holds one file in memory.
@@ -68,38 +68,38 @@ def inspect(examples: Examples, *, workers: int | None = None, max_pixels: int =
         DataError: No example is left, or a class has lost all its pictures.
     """
     digests: list[str] = []
-    rejected: list[Rejection] = []
-    notes: list[Note] = []
+    rejected: list[InvalidImage] = []
+    notes: list[ImageWarning] = []
     kept = np.zeros(len(examples), bool)
     with (
         ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-        track("Checking pictures", len(examples), "pictures") as advance,
+        progress_bar("Checking pictures", len(examples), "pictures") as advance,
     ):
         for start in range(0, len(examples), _CHUNK):
             paths = examples.paths[start : start + _CHUNK]
-            for row, seen in enumerate(pool.map(partial(look_at, max_pixels=max_pixels), paths), start):
-                if isinstance(seen, Rejection):
+            for row, seen in enumerate(pool.map(partial(read_header_and_digest, max_pixels=max_pixels), paths), start):
+                if isinstance(seen, InvalidImage):
                     rejected.append(seen)
                 else:
                     kept[row] = True
                     digests.append(seen[0])
-                    notes += _remark(examples.paths[row], seen[1])
+                    notes += _collect_warnings(examples.paths[row], seen[1])
             advance(len(paths))
     remaining = examples.take(kept)
     _check_remaining(examples, remaining, rejected)
-    return Inspection(remaining, digests, (*examples.rejected, *rejected), tuple(notes))
+    return ValidatedDataset(remaining, digests, (*examples.rejected, *rejected), tuple(notes))
 
 
-def look_at(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str, Header] | Rejection:
+def read_header_and_digest(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str, Header] | InvalidImage:
     """Return the SHA-256 of a file and its header, or why it cannot be used; pixels are not decoded."""
     try:
         data = read_picture(path)
         return hashlib.sha256(data).hexdigest(), check_header(data, max_pixels)
     except PictureError as error:
-        return Rejection(path, error.code, error.reason)
+        return InvalidImage(path, error.code, error.reason)
 
 
-def leave_out_damaged(inspection: Inspection, readable: np.ndarray) -> Inspection:
+def drop_undecodable(inspection: ValidatedDataset, readable: np.ndarray) -> ValidatedDataset:
     """Return what is left where pixels turn out to be damaged; `readable` holds the rows to keep, int64 [k].
 
     Raises:
@@ -111,10 +111,10 @@ def leave_out_damaged(inspection: Inspection, readable: np.ndarray) -> Inspectio
     remaining = examples.take(readable)
     gone = np.delete(np.arange(len(examples)), readable)
     reason = "its pixels cannot be decoded: it is cut off or damaged"
-    rejected = [Rejection(examples.paths[row], "damaged", reason) for row in gone]
+    rejected = [InvalidImage(examples.paths[row], "damaged", reason) for row in gone]
     _check_remaining(examples, remaining, rejected)
     lost = {bad.path for bad in rejected}
-    return Inspection(
+    return ValidatedDataset(
         remaining,
         [inspection.digests[row] for row in readable],
         (*inspection.rejected, *rejected),
@@ -122,7 +122,7 @@ def leave_out_damaged(inspection: Inspection, readable: np.ndarray) -> Inspectio
     )
 
 
-def _remark(path: str, header: Header) -> list[Note]:
+def _collect_warnings(path: str, header: Header) -> list[ImageWarning]:
     width, height, pixels = header.width, header.height, header.width * header.height
     promised = EXTENSIONS.get(os.path.splitext(path)[1].lower())
     named = f"named like a {promised}" if promised else "not named like a picture"
@@ -138,10 +138,10 @@ def _remark(path: str, header: Header) -> list[Note]:
     }
     if header.orientation == 1:
         del remarks["turned"], remarks["orientation-ignored"]
-    return [Note(path, code, reason) for code, reason in remarks.items() if reason]
+    return [ImageWarning(path, code, reason) for code, reason in remarks.items() if reason]
 
 
-def _check_remaining(before: Examples, after: Examples, rejected: list[Rejection]) -> None:
+def _check_remaining(before: Dataset, after: Dataset, rejected: list[InvalidImage]) -> None:
     reasons = list_some([str(rejection) for rejection in rejected])
     if not len(after):
         raise DataError.from_problems(f"No picture of {before.source!r} can be read.", reasons)
@@ -155,6 +155,6 @@ def _check_remaining(before: Examples, after: Examples, rejected: list[Rejection
         raise DataError.from_problems("Every class must keep pictures that can be read.", vanished + reasons)
 
 
-def _present(task: Task, examples: Examples) -> np.ndarray:
+def _present(task: Task, examples: Dataset) -> np.ndarray:
     """Return which classes some example has, bool [k]."""
     return np.any(task.members(examples.targets[task.name]), axis=0)

@@ -9,14 +9,14 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.decoding import decode, decode_file
-from tlkeras.data.headers import PictureError, Rejection, read_picture
+from tlkeras.data.headers import InvalidImage, PictureError, read_picture
 from tlkeras.data.sources.tfrecord_slices import parse_slice
 
 _CHUNK = 4096
 _PACKED_CHUNK = 64  # whose bytes are in memory
 
 
-def order(count: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order in which `count` examples are visited: int64 [count], a permutation.
 
     A pure function of its arguments, the same on every machine and in every version: the ranks of the raw output of
@@ -26,7 +26,7 @@ def order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
 
 
-def stream_pictures(
+def make_image_dataset(
     paths: Sequence[str],
     size: int,
     fit: str,
@@ -108,10 +108,10 @@ def count_cores() -> int:
     return len(list_cores())
 
 
-def explain_unreadable(path: str) -> Rejection:
+def read_error(path: str) -> InvalidImage:
     """Say why `stream_pictures` skipped a file."""
     try:
         decode_file(path, 32, "squash")
     except PictureError as error:
-        return Rejection(path, error.code, error.reason)
-    return Rejection(path, "changed", "it could not be read a moment ago and can be now")
+        return InvalidImage(path, error.code, error.reason)
+    return InvalidImage(path, "changed", "it could not be read a moment ago and can be now")

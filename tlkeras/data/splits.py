@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from tlkeras.data.tables import Examples
+from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, list_some
 
@@ -16,7 +16,7 @@ _SIDES = ("test", "validation", "train")
 _MOST_MOVES = 10_000
 
 
-def assign_sides(examples: Examples, validation: float, test: float, seed: int, tolerance: float = 0.25) -> np.ndarray:
+def assign_splits(examples: Dataset, validation: float, test: float, seed: int, tolerance: float = 0.25) -> np.ndarray:
     """Give every example a side: "train", "validation" or "test", str [examples].
 
     A picture's side follows from a number in [0, 1) that is a hash of the seed and its key, or its group: below
@@ -46,7 +46,7 @@ def assign_sides(examples: Examples, validation: float, test: float, seed: int, 
     return sides
 
 
-def thin(examples: Examples, limit: int, seed: int) -> Examples:
+def subsample(examples: Dataset, limit: int, seed: int) -> Dataset:
     """Keep at most `limit` examples, in their order, with the same share of each stratum and side given.
 
     Each of these keeps two examples, where it has them, even if that makes more than `limit`; so does what each side
@@ -72,7 +72,7 @@ def thin(examples: Examples, limit: int, seed: int) -> Examples:
     return examples.take(np.flatnonzero(kept))
 
 
-def check_sides(examples: Examples, sides: np.ndarray) -> None:
+def check_splits(examples: Dataset, sides: np.ndarray) -> None:
     """Make sure that there is something to learn every class from, and something to measure on.
 
     Args:
@@ -98,7 +98,7 @@ def check_sides(examples: Examples, sides: np.ndarray) -> None:
         raise DataError.from_problems(f"Every class needs pictures to learn from, and a test side. {hint}", problems)
 
 
-def list_unmeasured(examples: Examples, sides: np.ndarray) -> list[str]:
+def classes_missing_from_test(examples: Dataset, sides: np.ndarray) -> list[str]:
     """Say which classes cannot be measured because the held-out side shows none of them; arguments as `check_sides`."""
     unseen = {
         task.name: _list_absent(task, examples, (examples.weights > 0) & (sides == "test")) for task in examples.tasks
@@ -110,17 +110,17 @@ def list_unmeasured(examples: Examples, sides: np.ndarray) -> list[str]:
     ]
 
 
-def _list_absent(task: Task, examples: Examples, rows: np.ndarray) -> list[str]:
+def _list_absent(task: Task, examples: Dataset, rows: np.ndarray) -> list[str]:
     shown = np.any(task.aspects(examples.targets[task.name][rows]), axis=0)
     return [name for name, is_shown in zip(task.aspect_names, shown, strict=True) if not is_shown]
 
 
-def _list_strata(examples: Examples) -> list[np.ndarray]:
+def _list_strata(examples: Dataset) -> list[np.ndarray]:
     """Return columns [n] whose distinct rows are strata."""
     return [*(task.strata(examples.targets[task.name]) for task in examples.tasks), examples.strata]
 
 
-def _join_aspects(examples: Examples) -> np.ndarray:
+def _join_aspects(examples: Dataset) -> np.ndarray:
     """Return what every side should show, bool [n, columns]."""
     return np.concatenate([task.aspects(examples.targets[task.name]) for task in examples.tasks], axis=1)
 
@@ -139,7 +139,7 @@ def _check_shares(validation: float, test: float) -> np.ndarray:
     return np.array([test, validation, 1 - test - validation])
 
 
-def _divide(examples: Examples, shares: np.ndarray, seed: int, tolerance: float) -> np.ndarray:
+def _divide(examples: Dataset, shares: np.ndarray, seed: int, tolerance: float) -> np.ndarray:
     if not len(examples):
         return np.array([], dtype=object)
     strata = _number(zip(*_list_strata(examples), strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlkeras.data.headers import Rejection
+from tlkeras.data.headers import InvalidImage
 from tlkeras.data.tasks import Task, list_classes, make_task
 from tlkeras.errors import DataError, list_some, suggest
 
@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Table:
+class ImageTable:
     """Files on disk and what is known about them, one string per file and column; "" where nothing is known.
 
     Attributes:
@@ -40,14 +40,14 @@ class Table:
     defaults: dict[str, str] = field(default_factory=dict)
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
-    rejected: tuple[Rejection, ...] = ()
+    rejected: tuple[InvalidImage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
 
 @dataclass(frozen=True)
-class Examples:
+class Dataset:
     """Pictures with integer targets, ready to be split and read. All arrays have one entry per picture.
 
     Attributes:
@@ -79,12 +79,12 @@ class Examples:
     strata: np.ndarray
     splits: np.ndarray
     facts: dict[str, str] = field(default_factory=dict)
-    rejected: tuple[Rejection, ...] = ()
+    rejected: tuple[InvalidImage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def take(self, rows: np.ndarray) -> Examples:
+    def take(self, rows: np.ndarray) -> Dataset:
         """Return the examples of `rows`: indices or a boolean mask. Tasks keep all their classes."""
         arrays = {
             item.name: value[rows] for item in fields(self) if isinstance(value := getattr(self, item.name), np.ndarray)
@@ -92,15 +92,15 @@ class Examples:
         return replace(self, targets={name: column[rows] for name, column in self.targets.items()}, **arrays)
 
 
-def choose_examples(
-    table: Table,
+def build_dataset(
+    table: ImageTable,
     labels: Sequence[str] = (),
     weight: str | None = None,
     group: str | None = None,
     domain: str | None = None,
     stratify: Sequence[str] | None = None,
     separator: str | Mapping[str, Mapping[str, str]] | None = None,
-) -> Examples:
+) -> Dataset:
     """Choose the columns that matter; each label column becomes a task.
 
     A role that is None is played by the table's default column for it, if there is one; "" leaves it empty. With a
@@ -125,7 +125,7 @@ def choose_examples(
     return _make_examples(table, tasks, chosen, stratify, problems)
 
 
-def label_examples(table: Table, tasks: Sequence[Task], roles: Mapping[str, str | None]) -> Examples:
+def build_dataset_for_tasks(table: ImageTable, tasks: Sequence[Task], roles: Mapping[str, str | None]) -> Dataset:
     """Choose the columns of tasks that are known already, as of a model that is to be measured on other pictures.
 
     Classes may be missing among them.
@@ -148,13 +148,13 @@ def label_examples(table: Table, tasks: Sequence[Task], roles: Mapping[str, str 
 
 
 def _make_examples(
-    table: Table, tasks: tuple[Task, ...], chosen: Mapping[str, str], stratify: Sequence[str], problems: list[str]
-) -> Examples:
+    table: ImageTable, tasks: tuple[Task, ...], chosen: Mapping[str, str], stratify: Sequence[str], problems: list[str]
+) -> Dataset:
     """Return the examples of the columns chosen by role, unless there are problems."""
     weights = _parse_weights(table, chosen["weight"], problems)
     if problems:
         raise DataError.from_problems(f"The labels and weights of {table.source!r} must be usable.", problems)
-    return Examples(
+    return Dataset(
         source=table.source,
         root=table.root,
         keys=_objects(table.keys),
@@ -171,7 +171,7 @@ def _make_examples(
     )
 
 
-def name_columns(table: Table, names: Mapping[str, str]) -> Table:
+def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
     """Return the table with columns under further names.
 
     Args:
@@ -189,7 +189,7 @@ def name_columns(table: Table, names: Mapping[str, str]) -> Table:
     return replace(table, columns={**table.columns, **columns}, classes={**hidden, **classes})
 
 
-def leave_out_unlabelled(examples: Examples, needless: np.ndarray | None = None) -> Examples:
+def drop_unlabelled(examples: Dataset, needless: np.ndarray | None = None) -> Dataset:
     """Return the examples that have a label in some task; the others are listed as rejected.
 
     Args:
@@ -198,26 +198,26 @@ def leave_out_unlabelled(examples: Examples, needless: np.ndarray | None = None)
     """
     labelled = np.any([task.is_labelled(examples.targets[task.name]) for task in examples.tasks], axis=0)
     labelled |= False if needless is None else needless
-    unlabelled = tuple(Rejection(path, "no-label", "it has no label") for path in examples.paths[~labelled])
+    unlabelled = tuple(InvalidImage(path, "no-label", "it has no label") for path in examples.paths[~labelled])
     return replace(examples.take(labelled), rejected=(*examples.rejected, *unlabelled))
 
 
-def _unknown_columns(table: Table, names: Sequence[str]) -> list[str]:
+def _unknown_columns(table: ImageTable, names: Sequence[str]) -> list[str]:
     unknown = [name for name in dict.fromkeys(names) if name not in table.columns]
     return [f"There is no column {name!r}. {suggest(name, table.columns)}" for name in unknown]
 
 
-def _make_task(table: Table, name: str, facts: Mapping[str, str]) -> Task:
+def _make_task(table: ImageTable, name: str, facts: Mapping[str, str]) -> Task:
     classes = () if facts.get("kind") == "number" else _list_classes(table, name, facts.get("separator"))
     return make_task(name, classes, **facts)
 
 
-def _list_classes(table: Table, column: str, separator: str | None) -> tuple[str, ...]:
+def _list_classes(table: ImageTable, column: str, separator: str | None) -> tuple[str, ...]:
     known = table.classes.get(column) if separator is None else None
     return known or list_classes(table.columns[column], separator)
 
 
-def _parse_weights(table: Table, column: str, problems: list[str]) -> np.ndarray:
+def _parse_weights(table: ImageTable, column: str, problems: list[str]) -> np.ndarray:
     if not column:
         return np.ones(len(table), np.float32)
     weights, wrong = np.ones(len(table), np.float32), []
@@ -234,11 +234,11 @@ def _parse_weights(table: Table, column: str, problems: list[str]) -> np.ndarray
     return weights
 
 
-def _column(table: Table, name: str) -> np.ndarray:
+def _column(table: ImageTable, name: str) -> np.ndarray:
     return _objects(table.columns[name] if name else [""] * len(table))
 
 
-def _join(table: Table, names: Sequence[str]) -> np.ndarray:
+def _join(table: ImageTable, names: Sequence[str]) -> np.ndarray:
     if not names:
         return _objects([""] * len(table))
     return _objects([" | ".join(values) for values in zip(*(table.columns[name] for name in names), strict=True)])

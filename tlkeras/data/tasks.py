@@ -12,9 +12,9 @@ import numpy as np
 from tlkeras.errors import list_some, suggest
 
 THRESHOLD = 0.5
-UNKNOWN = "?"
+MISSING_LABEL = "?"
 
-Kind = Literal["multiclass", "multilabel", "number"]
+TaskType = Literal["multiclass", "multilabel", "number"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Task:
     name: str
     class_names: tuple[str, ...]
 
-    kind: ClassVar[Kind] = "multiclass"
+    kind: ClassVar[TaskType] = "multiclass"
     threshold: ClassVar[float | None] = None
 
     @property
@@ -72,7 +72,7 @@ class Task:
     def write_targets(self, targets: np.ndarray) -> list[str]:
         """Return a text per target, as a table has it; `UNKNOWN` where it is not known."""
         written, known = self.write(self.members(targets)), self.is_labelled(targets)
-        return [text if is_known else UNKNOWN for text, is_known in zip(written, known.tolist(), strict=True)]
+        return [text if is_known else MISSING_LABEL for text, is_known in zip(written, known.tolist(), strict=True)]
 
     def indicate(self, targets: np.ndarray) -> np.ndarray:
         """Return what is averaged to say what is common, float [n, k]; 0 where the target is not known."""
@@ -130,7 +130,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class LabelsTask(Task):
+class MultiLabelTask(Task):
     """One thing to predict, of which a picture can have none, one or several labels.
 
     Targets are int8 [n, k]: 1 where a picture has the label, 0 where not, and -1 throughout where nothing is known.
@@ -142,7 +142,7 @@ class LabelsTask(Task):
 
     separator: str = "|"
 
-    kind: ClassVar[Kind] = "multilabel"
+    kind: ClassVar[TaskType] = "multilabel"
     threshold: ClassVar[float | None] = THRESHOLD
 
     @property
@@ -155,7 +155,7 @@ class LabelsTask(Task):
         targets = np.zeros((len(cells), len(self.class_names)), np.int8)
         index = {name: number for number, name in enumerate(self.class_names)}
         for row, cell in enumerate(cells):
-            if cell == UNKNOWN:
+            if cell == MISSING_LABEL:
                 targets[row] = -1
             else:
                 targets[row, [index[name] for name in split_cell(cell, self.separator)]] = 1
@@ -226,14 +226,14 @@ class LabelsTask(Task):
 
 
 @dataclass(frozen=True)
-class NumberTask(Task):
+class RegressionTask(Task):
     """A number to predict of every picture; its only column, `class_names`, bears its own name.
 
     Targets are float64 [n], NaN where the number is not known. What stands in the place of probabilities is the number
     itself, in the unit of the source, [n, 1].
     """
 
-    kind: ClassVar[Kind] = "number"
+    kind: ClassVar[TaskType] = "number"
 
     @property
     def facts(self) -> dict[str, str]:
@@ -278,7 +278,7 @@ class NumberTask(Task):
 
     def write_targets(self, targets: np.ndarray) -> list[str]:
         """Return a text per target; `UNKNOWN` where it is not known."""
-        return [f"{value:.9g}" if np.isfinite(value) else UNKNOWN for value in targets.tolist()]
+        return [f"{value:.9g}" if np.isfinite(value) else MISSING_LABEL for value in targets.tolist()]
 
     def list_names(self, members: np.ndarray) -> list[list[str]]:
         """Return no names for each row."""
@@ -305,7 +305,9 @@ class NumberTask(Task):
 
     def list_unknown(self, cells: Sequence[str]) -> list[str]:
         """Say which cells are no numbers."""
-        wrong = [cell for cell in dict.fromkeys(cells) if cell not in ("", UNKNOWN) and np.isnan(_read_number(cell))]
+        wrong = [
+            cell for cell in dict.fromkeys(cells) if cell not in ("", MISSING_LABEL) and np.isnan(_read_number(cell))
+        ]
         return [f"{self.name!r}: {cell!r} is no finite number." for cell in wrong]
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
@@ -324,7 +326,7 @@ def _read_number(cell: str) -> float:
     return value if np.isfinite(value) else float("nan")
 
 
-def qualify(tasks: Sequence[Task], task: Task, what: str) -> str:
+def prefix_with_task(tasks: Sequence[Task], task: Task, what: str) -> str:
     """Return the name of something that each task has one of: plain for the first task, `TASK_what` for others."""
     return what if task.name == tasks[0].name else f"{task.name}_{what}"
 
@@ -332,17 +334,17 @@ def qualify(tasks: Sequence[Task], task: Task, what: str) -> str:
 def make_task(name: str, class_names: Sequence[str], separator: str | None = None, kind: str | None = None) -> Task:
     """Return the task of a column: of one class per cell, of labels with a separator between them, or of a number."""
     if kind == "number":
-        return NumberTask(name, (name,))
+        return RegressionTask(name, (name,))
     if separator is None:
         return Task(name, tuple(class_names))
-    return LabelsTask(name, tuple(class_names), separator)
+    return MultiLabelTask(name, tuple(class_names), separator)
 
 
 def list_classes(cells: Iterable[str], separator: str | None = None) -> tuple[str, ...]:
     """Return the sorted classes or labels that the cells of a column name."""
     if separator is None:
         return tuple(sorted(set(cells) - {""}))
-    return tuple(sorted({label for cell in set(cells) - {UNKNOWN} for label in split_cell(cell, separator)}))
+    return tuple(sorted({label for cell in set(cells) - {MISSING_LABEL} for label in split_cell(cell, separator)}))
 
 
 def split_cell(cell: str, separator: str) -> list[str]:

@@ -9,16 +9,16 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.augmentation.operations import OPERATIONS, Move
-from tlkeras.data.augmentation.policies import Policy
-from tlkeras.data.augmentation.views import derive_keys, draw_views, number_views
+from tlkeras.data.augmentation.operations import OPERATIONS, Transform
+from tlkeras.data.augmentation.policies import AugmentationPolicy
+from tlkeras.data.augmentation.views import digest_to_seed, draw_views, number_views
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.headers import PictureError, Rejection
-from tlkeras.data.inspection import look_at
-from tlkeras.data.pipeline import order
-from tlkeras.data.tables import Examples
+from tlkeras.data.headers import InvalidImage, PictureError
+from tlkeras.data.inspection import read_header_and_digest
+from tlkeras.data.pipeline import epoch_permutation
+from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError, ResourceError
-from tlkeras.finetuning.mixup import make_mix
+from tlkeras.finetuning.mixup import make_mixup_cutmix
 from tlkeras.plotting.charts import draw_contact_sheet
 from tlkeras.training import builders
 
@@ -26,7 +26,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _OURS = b"Matplotlib"
 
 
-def show_augmentation(recipe: Recipe, path: str | Path, *, pictures: int = 6, views: int = 8) -> dict[str, Any]:
+def plot_augmentation(recipe: Recipe, path: str | Path, *, pictures: int = 6, views: int = 8) -> dict[str, Any]:
     """Draw a contact sheet: a row per picture, as it is and in its first views; below, the batch mixed with itself.
 
     Returns:
@@ -78,7 +78,7 @@ def check_target(path: Path) -> None:
             raise ResourceError("Only a drawn sheet is replaced.", f"{path}, another file", "Choose another name.")
 
 
-def choose_pictures(recipe: Recipe, examples: Examples, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+def choose_pictures(recipe: Recipe, examples: Dataset, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Return labels, pixels and keys of pictures drawn evenly from the classes of the first task.
 
     Raises:
@@ -88,8 +88,8 @@ def choose_pictures(recipe: Recipe, examples: Examples, count: int) -> tuple[lis
     names, pixels, digests = [], [], []
     for row in _take_turns(task.strata(examples.targets[task.name]), recipe.data.seed):
         path = examples.paths[row]
-        seen = look_at(path)
-        if isinstance(seen, Rejection):
+        seen = read_header_and_digest(path)
+        if isinstance(seen, InvalidImage):
             continue
         try:
             pixels.append(decode_file(path, size, recipe.data.resize))
@@ -101,12 +101,12 @@ def choose_pictures(recipe: Recipe, examples: Examples, count: int) -> tuple[lis
             break
     if not names:
         raise DataError("A sheet needs a picture that can be read.", examples.source, "See `tlkeras check`.")
-    return names, np.stack(pixels), derive_keys(digests)
+    return names, np.stack(pixels), digest_to_seed(digests)
 
 
 def _take_turns(strata: np.ndarray, seed: int) -> np.ndarray:
     """Return all rows, the first of each stratum, then the second of each, in an order drawn from the seed."""
-    shuffled = order(len(strata), seed, 0)
+    shuffled = epoch_permutation(len(strata), seed, 0)
     by_stratum = np.argsort(strata[shuffled], kind="stable")
     counts = np.unique(strata, return_counts=True)[1]
     turn = np.concatenate([np.arange(count) for count in counts])
@@ -117,7 +117,7 @@ def _mix(recipe: Recipe, pictures: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Return a row of the batch mixed in each way that the recipe asks for."""
     options, rows = recipe.augmentation, []
     for name, alphas in (("MixUp", (options.mixup, 0.0)), ("CutMix", (0.0, options.cutmix))):
-        mix = make_mix(*alphas)
+        mix = make_mixup_cutmix(*alphas)
         if mix is not None:
             ones = tf.ones([len(pictures)])
             mixed, _, _ = mix(
@@ -127,13 +127,13 @@ def _mix(recipe: Recipe, pictures: np.ndarray) -> list[tuple[str, np.ndarray]]:
     return rows
 
 
-def _describe(policy: Policy) -> list[str]:
+def _describe(policy: AugmentationPolicy) -> list[str]:
     if policy.size is not None:
         return [f"one of {policy.size} orientations"]
     return [", then ".join(map(_describe_move, chain)) or "nothing" for chain in policy.chains]
 
 
-def _describe_move(move: Move) -> str:
+def _describe_move(move: Transform) -> str:
     row = OPERATIONS[move.operation]
     if row.draw == "chance":
         return move.operation if move.value == 1 else f"{move.operation} with probability {move.value:g}"

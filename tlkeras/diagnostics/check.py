@@ -9,18 +9,24 @@ from typing import Any
 import numpy as np
 
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.headers import printable
-from tlkeras.data.inspection import Inspection, inspect, leave_out_damaged
+from tlkeras.data.headers import to_printable
+from tlkeras.data.inspection import ValidatedDataset, drop_undecodable, validate_images
 from tlkeras.data.quality.cleaning import clean, write_manifest
-from tlkeras.data.quality.duplicates import Copies, LeakingGroup, find_copies, find_leaking_groups, join_groups
+from tlkeras.data.quality.duplicates import (
+    DuplicateGroup,
+    LeakingGroup,
+    find_duplicates,
+    find_leaking_groups,
+    join_groups,
+)
 from tlkeras.data.quality.near_duplicates import read_thumbnails
-from tlkeras.data.splits import list_unmeasured
-from tlkeras.data.tables import Examples
+from tlkeras.data.splits import classes_missing_from_test
+from tlkeras.data.tables import Dataset
 from tlkeras.diagnostics import data_quality
-from tlkeras.diagnostics.check_page import draw_findings
+from tlkeras.diagnostics.check_page import render_check_page
 from tlkeras.errors import TlkerasError, list_some
 from tlkeras.features.extraction import average_positions
-from tlkeras.features.extractor import Prefix
+from tlkeras.features.extractor import FeatureExtractor
 from tlkeras.features.memory import check_memory
 from tlkeras.plotting.html_page import check_page, write_page
 from tlkeras.training import builders
@@ -30,7 +36,7 @@ MOST_FEATURES = 2000  # computed without being asked for: some seconds
 
 
 @dataclass(frozen=True)
-class Wishes:
+class CheckOptions:
     """What `check` is asked for besides its findings.
 
     Attributes:
@@ -46,7 +52,7 @@ class Wishes:
     manifest: str | None = None
 
 
-def check(recipe: Recipe, wishes: Wishes = Wishes()) -> dict[str, Any]:
+def check(recipe: Recipe, wishes: CheckOptions = CheckOptions()) -> dict[str, Any]:
     """Go through a recipe's pictures, labels and stages and collect what is in the way or worth a look.
 
     Returns:
@@ -60,20 +66,22 @@ def check(recipe: Recipe, wishes: Wishes = Wishes()) -> dict[str, Any]:
     report |= {"remarks": [], "classes": [], "copies": [], "leaking_groups": [], "mislabelled": None, "outliers": None}
     if wishes.page:
         check_page(wishes.page)
-    found = _attempt(report, lambda: _look_at_pictures(recipe, report))
+    found = _collect_problem(report, lambda: _look_at_pictures(recipe, report))
     problems = report["problems"] if wishes.train else report["notes"]
-    prefix = _attempt({"problems": problems}, lambda: _look_at_backbone(recipe, report, found, wishes.train))
+    prefix = _collect_problem({"problems": problems}, lambda: _look_at_backbone(recipe, report, found, wishes.train))
     if found is not None and prefix is not None:
-        _attempt(report, lambda: _look_for_suspects(recipe, report, prefix, found, wishes.deep))
+        _collect_problem(report, lambda: _look_for_suspects(recipe, report, prefix, found, wishes.deep))
     if recipe.tuning is not None:
-        _attempt(report, lambda: check_space(recipe))
+        _collect_problem(report, lambda: check_space(recipe))
     if found is not None and wishes.manifest:
-        _attempt(report, lambda: _write_manifest(recipe, report, found, wishes.manifest or ""))
+        _collect_problem(report, lambda: _write_manifest(recipe, report, found, wishes.manifest or ""))
     if wishes.page:
         paths = (
-            {} if found is None else dict(zip(map(printable, found.examples.paths), found.examples.paths, strict=True))
+            {}
+            if found is None
+            else dict(zip(map(to_printable, found.examples.paths), found.examples.paths, strict=True))
         )
-        report["page"] = str(write_page(wishes.page, f"Check of {report['name']}", draw_findings(report, paths)))
+        report["page"] = str(write_page(wishes.page, f"Check of {report['name']}", render_check_page(report, paths)))
     return report
 
 
@@ -90,8 +98,8 @@ def show_schedule(recipe: Recipe) -> dict[str, Any]:
         TlkerasError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
     """
     examples = builders.read_examples(recipe)
-    sides = builders.divide(recipe, examples)
-    prefix = builders.build_prefix(recipe)
+    sides = builders.split_dataset(recipe, examples)
+    prefix = builders.build_feature_extractor(recipe)
     schedule, plan, choices = builders.plan_recipe(recipe, prefix, examples, sides)
     pictures = int((sides == "train").sum())
     stages = []
@@ -120,12 +128,12 @@ def show_schedule(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "stages": stages,
         "views": plan.views,
-        "precision": builders.KEPT_PRECISION,
+        "precision": builders.CACHE_DTYPE,
         "reasons": reasons,
     }
 
 
-def _attempt(report: dict[str, Any], stage: Callable[[], Any]) -> Any:
+def _collect_problem(report: dict[str, Any], stage: Callable[[], Any]) -> Any:
     try:
         return stage()
     except TlkerasError as error:
@@ -134,16 +142,16 @@ def _attempt(report: dict[str, Any], stage: Callable[[], Any]) -> Any:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _DatasetFindings:
     """Pictures that can be used, and what was found in them."""
 
-    inspection: Inspection
+    inspection: ValidatedDataset
     sides: np.ndarray
-    copies: list[Copies]
+    copies: list[DuplicateGroup]
     leaking: list[LeakingGroup]
 
     @property
-    def examples(self) -> Examples:
+    def examples(self) -> Dataset:
         return self.inspection.examples
 
     @property
@@ -152,25 +160,25 @@ class _Found:
         return join_groups(self.examples.groups, self.copies)
 
 
-def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> _Found:
-    inspection = inspect(builders.read_examples(recipe))
+def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> _DatasetFindings:
+    inspection = validate_images(builders.read_examples(recipe))
     thumbnails, readable = read_thumbnails(inspection.examples.paths.tolist())
-    inspection = leave_out_damaged(inspection, readable)
+    inspection = drop_undecodable(inspection, readable)
     examples = inspection.examples
     report["rejected"] = data_quality.describe_findings(inspection.rejected)
     report["remarks"] = data_quality.describe_findings(inspection.notes)
     report["facts"]["pictures"] = f"{len(examples):,} from {examples.source}"
-    sides = _attempt(report, lambda: builders.divide(recipe, examples))
+    sides = _collect_problem(report, lambda: builders.split_dataset(recipe, examples))
     if sides is None:
         sides = np.full(len(examples), "", dtype=object)
     else:
         report["facts"]["sides"] = ", ".join(f"{side} {(sides == side).sum():,}" for side in dict.fromkeys(sides))
-        report["notes"] += list_unmeasured(examples, sides)
-    copies = find_copies(examples, inspection.digests, thumbnails, sides)
+        report["notes"] += classes_missing_from_test(examples, sides)
+    copies = find_duplicates(examples, inspection.digests, thumbnails, sides)
     leaking = find_leaking_groups(examples.groups, sides)
     report["classes"] = data_quality.describe_classes(examples, sides)
     report["facts"]["classes"] = ", ".join(f"{row['class']} {row['pictures']:,}" for row in report["classes"])
-    report["copies"] = data_quality.describe_copies(examples, sides, copies)
+    report["copies"] = data_quality.duplicates_to_dicts(examples, sides, copies)
     report["leaking_groups"] = [asdict(group) for group in leaking]
     problems, notes = data_quality.summarise(inspection, sides, copies, leaking)
     report["problems"] += list_some(problems)
@@ -179,11 +187,13 @@ def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> _Found:
         report["notes"].append(f"{len(inspection.rejected):,} of the files cannot be used and will be left out.")
     if licence := examples.facts.get("licence"):
         report["facts"]["licence of the pictures"] = licence
-    return _Found(inspection, sides, copies, leaking)
+    return _DatasetFindings(inspection, sides, copies, leaking)
 
 
-def _look_at_backbone(recipe: Recipe, report: dict[str, Any], found: _Found | None, train: bool) -> Prefix:
-    prefix = builders.build_prefix(recipe)
+def _look_at_backbone(
+    recipe: Recipe, report: dict[str, Any], found: _DatasetFindings | None, train: bool
+) -> FeatureExtractor:
+    prefix = builders.build_feature_extractor(recipe)
     size = builders.picture_size(recipe)
     report["facts"]["backbone"] = f"{recipe.backbone.name} at {size} px, weights {recipe.backbone.weights}"
     if recipe.features.handcrafted:
@@ -206,7 +216,9 @@ def _look_at_backbone(recipe: Recipe, report: dict[str, Any], found: _Found | No
     return prefix
 
 
-def _look_for_suspects(recipe: Recipe, report: dict[str, Any], prefix: Prefix, found: _Found, deep: bool) -> None:
+def _look_for_suspects(
+    recipe: Recipe, report: dict[str, Any], prefix: FeatureExtractor, found: _DatasetFindings, deep: bool
+) -> None:
     lacking = builders.count_features(recipe, prefix, found.inspection)
     if lacking > MOST_FEATURES and not deep:
         report["notes"].append(
@@ -214,7 +226,7 @@ def _look_for_suspects(recipe: Recipe, report: dict[str, Any], prefix: Prefix, f
             " computed. `--deep` does it, and keeps them for the training."
         )
         return
-    builders.learn_codebooks(recipe, prefix, found.inspection, found.sides)
+    builders.fit_recipe_codebooks(recipe, prefix, found.inspection, found.sides)
     with builders.extract_features(recipe, prefix, found.inspection) as features:
         matrix = average_positions(np.asarray(features.outputs[0], np.float32))
         suspects = data_quality.find_suspects(found.examples, features.kept, matrix, found.groups)
@@ -225,7 +237,7 @@ def _look_for_suspects(recipe: Recipe, report: dict[str, Any], prefix: Prefix, f
             report["notes"].append(f"{len(described[name]):,} picture(s) {sentence}.")
 
 
-def _write_manifest(recipe: Recipe, report: dict[str, Any], found: _Found, path: str) -> None:
+def _write_manifest(recipe: Recipe, report: dict[str, Any], found: _DatasetFindings, path: str) -> None:
     cleaning = clean(found.examples, found.copies, found.leaking)
     position = {str(key): row for row, key in enumerate(found.examples.keys)}
     suspected = [""] * len(found.examples)

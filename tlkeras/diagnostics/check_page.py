@@ -7,13 +7,13 @@ from typing import Any
 
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import PictureError
-from tlkeras.plotting.html_page import Figure, Section
+from tlkeras.plotting.html_page import HtmlFigure, HtmlSection
 
 _SIDE = 132  # pixels
 _MOST_GROUPS, _MOST_IN_GROUP, _MOST_PICTURES = 60, 8, 96
 
 
-def draw_findings(report: Mapping[str, Any], paths: Mapping[str, str]) -> list[Section]:
+def render_check_page(report: Mapping[str, Any], paths: Mapping[str, str]) -> list[HtmlSection]:
     """Return the sections of the page.
 
     Args:
@@ -22,7 +22,7 @@ def draw_findings(report: Mapping[str, Any], paths: Mapping[str, str]) -> list[S
     """
     verdict = [f"!{problem}" for problem in report["problems"]] or ["Nothing is in the way of a training."]
     facts = [(name, value) for name, value in report["facts"].items()]
-    sections = [Section("Overview", [*verdict, *report["notes"]], ("", ""), facts), *_draw_classes(report)]
+    sections = [HtmlSection("Overview", [*verdict, *report["notes"]], ("", ""), facts), *_draw_classes(report)]
     for title, chosen in (
         ("Copies with different labels", lambda group: group["conflicting"]),
         ("Copies on different sides", lambda group: group["leaking"] and not group["conflicting"]),
@@ -32,13 +32,13 @@ def draw_findings(report: Mapping[str, Any], paths: Mapping[str, str]) -> list[S
     sections += _draw_list("Labels that look wrong", report["mislabelled"], paths, _explain_label)
     sections += _draw_list("Pictures unlike all others", report["outliers"], paths, lambda picture: [picture["label"]])
     rows = [(found["path"], found["reason"]) for found in report["rejected"]]
-    sections += [Section("Files that cannot be used", (), ("file", "reason"), rows)] if rows else []
+    sections += [HtmlSection("Files that cannot be used", (), ("file", "reason"), rows)] if rows else []
     odd = [(found["path"], found["reason"]) for found in report["remarks"]]
-    sections += [Section("Odd files", (), ("file", "reason"), odd)] if odd else []
+    sections += [HtmlSection("Odd files", (), ("file", "reason"), odd)] if odd else []
     return sections
 
 
-def _draw_classes(report: Mapping[str, Any]) -> Iterator[Section]:
+def _draw_classes(report: Mapping[str, Any]) -> Iterator[HtmlSection]:
     rows = report["classes"]
     if not rows:
         return
@@ -53,10 +53,10 @@ def _draw_classes(report: Mapping[str, Any]) -> Iterator[Section]:
         )
         for row in rows
     ]
-    yield Section("Classes", (), ("class", "pictures", "share", *sides), table)
+    yield HtmlSection("Classes", (), ("class", "pictures", "share", *sides), table)
 
 
-def _draw_copies(title: str, groups: Sequence[Mapping[str, Any]], paths: Mapping[str, str]) -> Iterator[Section]:
+def _draw_copies(title: str, groups: Sequence[Mapping[str, Any]], paths: Mapping[str, str]) -> Iterator[HtmlSection]:
     if not groups:
         return
     strips = []
@@ -68,17 +68,17 @@ def _draw_copies(title: str, groups: Sequence[Mapping[str, Any]], paths: Mapping
         )
         figures = [_draw(picture, paths, [picture["label"], picture["side"]]) for picture in group["pictures"]]
         strips.append((same, [figure for figure in figures[:_MOST_IN_GROUP] if figure]))
-    yield Section(f"{title}: {len(groups):,} groups", _tell_rest(len(groups), _MOST_GROUPS), strips=strips)
+    yield HtmlSection(f"{title}: {len(groups):,} groups", _tell_rest(len(groups), _MOST_GROUPS), strips=strips)
 
 
 def _draw_list(
     title: str, pictures: Sequence[Mapping[str, Any]] | None, paths: Mapping[str, str], explain: Any
-) -> Iterator[Section]:
+) -> Iterator[HtmlSection]:
     if not pictures:
         return
     figures = [_draw(picture, paths, explain(picture)) for picture in pictures[:_MOST_PICTURES]]
     strip = ("", [figure for figure in figures if figure])
-    yield Section(f"{title}: {len(pictures):,}", _tell_rest(len(pictures), _MOST_PICTURES), strips=[strip])
+    yield HtmlSection(f"{title}: {len(pictures):,}", _tell_rest(len(pictures), _MOST_PICTURES), strips=[strip])
 
 
 def _explain_label(picture: Mapping[str, Any]) -> list[str]:
@@ -89,9 +89,9 @@ def _tell_rest(count: int, most: int) -> list[str]:
     return [f"The first {most} are shown; `--json` lists all."] if count > most else []
 
 
-def _draw(picture: Mapping[str, Any], paths: Mapping[str, str], lines: Sequence[str]) -> Figure | None:
+def _draw(picture: Mapping[str, Any], paths: Mapping[str, str], lines: Sequence[str]) -> HtmlFigure | None:
     try:
         pixels = decode_file(paths[picture["path"]], _SIDE, "pad")
     except PictureError:  # it is gone since it was looked at
         return None
-    return Figure(pixels, [*filter(None, lines), picture["key"]])
+    return HtmlFigure(pixels, [*filter(None, lines), picture["key"]])

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.data.headers import Finding, printable
-from tlkeras.data.inspection import Inspection
-from tlkeras.data.quality.duplicates import Copies, LeakingGroup
-from tlkeras.data.quality.label_issues import Outlier, find_mislabelled, find_outliers
-from tlkeras.data.tables import Examples
+from tlkeras.data.headers import Issue, to_printable
+from tlkeras.data.inspection import ValidatedDataset
+from tlkeras.data.quality.duplicates import DuplicateGroup, LeakingGroup
+from tlkeras.data.quality.label_issues import Outlier, find_label_issues, find_outliers
+from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
-from tlkeras.heads.cross_validation import answer_out_of_fold
+from tlkeras.heads.cross_validation import cross_val_predict
 from tlkeras.heads.linear import LinearHead
 
 UNBALANCED = 10  # times as many pictures in the largest class
@@ -25,7 +25,7 @@ _FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Suspects:
+class DataIssues:
     """Pictures to look at first.
 
     Attributes:
@@ -37,7 +37,7 @@ class Suspects:
     outliers: list[Outlier] = field(default_factory=list)
 
 
-def find_suspects(examples: Examples, rows: np.ndarray, features: np.ndarray, groups: np.ndarray) -> Suspects:
+def find_suspects(examples: Dataset, rows: np.ndarray, features: np.ndarray, groups: np.ndarray) -> DataIssues:
     """Return labels that out-of-fold answers of a linear head contradict, and pictures unlike all others.
 
     Args:
@@ -55,7 +55,7 @@ def find_suspects(examples: Examples, rows: np.ndarray, features: np.ndarray, gr
         found = _find_wrong_labels(task, examples.targets[task.name][rows], features, together)
         mislabelled[task.name] = [(int(rows[at]), label, other, score) for at, label, other, score in found]
     outliers = [Outlier(int(rows[outlier.row]), outlier.score) for outlier in find_outliers(features)]
-    return Suspects(mislabelled, outliers)
+    return DataIssues(mislabelled, outliers)
 
 
 def _find_wrong_labels(
@@ -70,23 +70,23 @@ def _find_wrong_labels(
     try:
         strength = LinearHead().fit(features[known], targets[known], groups=groups[known]).C_
         maker = partial(LinearHead, C=strength)
-        probabilities = answer_out_of_fold(maker, features, targets, folds=folds, groups=groups)
+        probabilities = cross_val_predict(maker, features, targets, folds=folds, groups=groups)
     except ValueError:  # too few pictures or groups of a class to learn it without some of them
         return []
     if targets.ndim == 1:
-        suspects = find_mislabelled(probabilities, targets)
+        suspects = find_label_issues(probabilities, targets)
         names = task.class_names
         return [(bad.row, names[targets[bad.row]], names[bad.suggested], bad.score) for bad in suspects]
     found = []
     for number, name in enumerate(task.class_names):
         two = np.stack([1 - probabilities[:, number], probabilities[:, number]], axis=1)
         words = (f"not {name}", name)
-        for bad in find_mislabelled(two, targets[:, number].astype(np.int64)):
+        for bad in find_label_issues(two, targets[:, number].astype(np.int64)):
             found.append((bad.row, words[1 - bad.suggested], words[bad.suggested], bad.score))
     return sorted(found, key=lambda suspect: -suspect[-1])
 
 
-def describe_classes(examples: Examples, sides: np.ndarray) -> list[dict[str, Any]]:
+def describe_classes(examples: Dataset, sides: np.ndarray) -> list[dict[str, Any]]:
     """Return a row per task and class: pictures, share of the task's, and pictures by side where there are sides.
 
     The row of a number tells its range.
@@ -105,12 +105,12 @@ def describe_classes(examples: Examples, sides: np.ndarray) -> list[dict[str, An
     return rows
 
 
-def describe_findings(findings: Sequence[Finding]) -> list[dict[str, str]]:
+def describe_findings(findings: Sequence[Issue]) -> list[dict[str, str]]:
     """Return path, code and reason of each, as text that can be printed."""
-    return [{"path": printable(found.path), "code": found.code, "reason": found.reason} for found in findings]
+    return [{"path": to_printable(found.path), "code": found.code, "reason": found.reason} for found in findings]
 
 
-def describe_copies(examples: Examples, sides: np.ndarray, copies: Sequence[Copies]) -> list[dict[str, Any]]:
+def duplicates_to_dicts(examples: Dataset, sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> list[dict[str, Any]]:
     """Return each group of copies with path, labels and side of its pictures."""
     return [
         {
@@ -124,7 +124,7 @@ def describe_copies(examples: Examples, sides: np.ndarray, copies: Sequence[Copi
     ]
 
 
-def describe_suspects(examples: Examples, sides: np.ndarray, suspects: Suspects) -> dict[str, list[dict[str, Any]]]:
+def describe_suspects(examples: Dataset, sides: np.ndarray, suspects: DataIssues) -> dict[str, list[dict[str, Any]]]:
     """Return `mislabelled` and `outliers`, the most suspicious first."""
     several = len(examples.tasks) > 1
     wrong = [
@@ -146,10 +146,10 @@ def describe_suspects(examples: Examples, sides: np.ndarray, suspects: Suspects)
     return {"mislabelled": wrong, "outliers": odd}
 
 
-def describe_picture(examples: Examples, sides: np.ndarray, row: int) -> dict[str, Any]:
+def describe_picture(examples: Dataset, sides: np.ndarray, row: int) -> dict[str, Any]:
     """Return path, key, label and side of one picture; the key is its path within the source."""
     labels = [_write_label(task, examples.targets[task.name][row : row + 1]) for task in examples.tasks]
-    path, key = printable(examples.paths[row]), str(examples.keys[row])
+    path, key = to_printable(examples.paths[row]), str(examples.keys[row])
     return {"path": path, "key": key, "label": ", ".join(labels), "side": str(sides[row])}
 
 
@@ -158,7 +158,7 @@ def _write_label(task: Task, target: np.ndarray) -> str:
 
 
 def summarise(
-    inspection: Inspection, sides: np.ndarray, copies: Sequence[Copies], leaking: Sequence[LeakingGroup]
+    inspection: ValidatedDataset, sides: np.ndarray, copies: Sequence[DuplicateGroup], leaking: Sequence[LeakingGroup]
 ) -> tuple[list[str], list[str]]:
     """Return problems, for which training is not advisable, and notes, which are worth a look; sentences both."""
     problems = [*_list_copy_problems(sides, copies)]
@@ -169,7 +169,7 @@ def summarise(
     return problems, notes
 
 
-def _list_copy_problems(sides: np.ndarray, copies: Sequence[Copies]) -> Iterator[str]:
+def _list_copy_problems(sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> Iterator[str]:
     exact = [group for group in copies if group.exact]
     if conflicts := [group for group in exact if group.conflicting]:
         yield f"{_count(conflicts)} have the same bytes and different labels: which one is right?"
@@ -180,7 +180,7 @@ def _list_copy_problems(sides: np.ndarray, copies: Sequence[Copies]) -> Iterator
         yield f"{share:.0%} of the held-out pictures look like ones to train on: figures would be too good."
 
 
-def _list_copy_notes(sides: np.ndarray, copies: Sequence[Copies]) -> Iterator[str]:
+def _list_copy_notes(sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> Iterator[str]:
     exact, near = ([group for group in copies if group.exact is kind] for kind in (True, False))
     if exact:
         yield f"{_count(exact)} have the same bytes as another."
@@ -193,18 +193,18 @@ def _list_copy_notes(sides: np.ndarray, copies: Sequence[Copies]) -> Iterator[st
         yield f"{share:.1%} of the held-out pictures look like ones to train on; `--fix` groups them."
 
 
-def _count(groups: Sequence[Copies]) -> str:
+def _count(groups: Sequence[DuplicateGroup]) -> str:
     return f"{sum(len(group.rows) for group in groups):,} pictures in {len(groups):,} group(s)"
 
 
-def _measure_leak(sides: np.ndarray, copies: Sequence[Copies]) -> float:
+def _measure_leak(sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> float:
     """Return which share of the held-out pictures has a copy among those to train on."""
     held = (sides != "train") & (sides != "")
     rows = {row for group in copies if group.leaking and "train" in sides[list(group.rows)] for row in group.rows}
     return len([row for row in rows if held[row]]) / max(int(held.sum()), 1)
 
 
-def _list_remarks(inspection: Inspection) -> Iterator[str]:
+def _list_remarks(inspection: ValidatedDataset) -> Iterator[str]:
     """Yield a sentence per kind of oddity, with how often it was met and the first picture."""
     counts = Counter(note.code for note in inspection.notes)
     for code, count in counts.most_common():
@@ -212,7 +212,7 @@ def _list_remarks(inspection: Inspection) -> Iterator[str]:
         yield str(first) if count == 1 else f"{count:,} pictures are like this one: {first}"
 
 
-def _list_imbalances(examples: Examples) -> Iterator[str]:
+def _list_imbalances(examples: Dataset) -> Iterator[str]:
     for task in examples.tasks:
         counts = task.members(examples.targets[task.name]).sum(axis=0)
         order = [at for at in np.argsort(counts, kind="stable").tolist() if counts[at]]

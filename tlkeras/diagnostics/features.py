@@ -15,16 +15,16 @@ from sklearn.manifold import TSNE
 from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
-from tlkeras.backbones.blocks import Cut, find_blocks, find_cuts
+from tlkeras.backbones.blocks import CutPoint, find_blocks, find_cuts
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
-from tlkeras.data.inspection import Inspection, inspect
+from tlkeras.data.inspection import ValidatedDataset, validate_images
 from tlkeras.diagnostics.augmentation import check_target, choose_pictures
 from tlkeras.errors import DataError, MissingExtraError, RecipeError, ResourceError, suggest
-from tlkeras.features.extractor import FEATURES
+from tlkeras.features.extractor import POOLED
 from tlkeras.heads.base import make_folds
 from tlkeras.plotting.charts import draw_contact_sheet, draw_features
-from tlkeras.progress import track
+from tlkeras.progress import progress_bar
 from tlkeras.training import builders
 
 METHODS = ("tsne", "umap")
@@ -37,7 +37,7 @@ _MAP_PIXELS = 128
 
 
 @dataclass(frozen=True)
-class Look:
+class FeaturePlotOptions:
     """What is looked at.
 
     Attributes:
@@ -55,7 +55,7 @@ class Look:
     pictures: int = 2000
 
 
-def show_features(recipe: Recipe, look: Look) -> dict[str, Any]:
+def show_features(recipe: Recipe, look: FeaturePlotOptions) -> dict[str, Any]:
     """Draw what features say of pictures that nothing is measured on: all but the test side.
 
     Returns:
@@ -69,15 +69,18 @@ def show_features(recipe: Recipe, look: Look) -> dict[str, Any]:
         ResourceError: A file is in the way, or cannot be written.
     """
     _check(recipe, look)
-    inspection = inspect(builders.read_examples(recipe))
-    sides = builders.divide(recipe, inspection.examples)
-    prefix = builders.build_prefix(recipe)
+    inspection = validate_images(builders.read_examples(recipe))
+    sides = builders.split_dataset(recipe, inspection.examples)
+    prefix = builders.build_feature_extractor(recipe)
     cut = None if look.layer is None else _find_maps(prefix.backbone, look.layer)
-    builders.learn_codebooks(recipe, prefix, inspection, sides)
+    builders.fit_recipe_codebooks(recipe, prefix, inspection, sides)
     depths, rows = builders.extract_depths(recipe, prefix, inspection, draw_rows(recipe, sides, look.pictures))
     classed = divide_classes(recipe, inspection, rows)
-    separations, chance = measure_depths(classed, depths), float(np.bincount(classed.codes).max() / len(classed.codes))
-    points = _project(depths[FEATURES], look.method, recipe.data.seed)
+    separations, chance = (
+        knn_accuracy_per_block(classed, depths),
+        float(np.bincount(classed.codes).max() / len(classed.codes)),
+    )
+    points = _project(depths[POOLED], look.method, recipe.data.seed)
     _write(look.path, lambda: draw_features(points, _name_colours(inspection, rows), separations, chance, look.path))
     if cut is not None and look.maps is not None:
         _draw_maps(recipe, inspection, keras.Model(prefix.backbone.input, cut.tensor), cut.name, look.maps)
@@ -92,7 +95,7 @@ def show_features(recipe: Recipe, look: Look) -> dict[str, Any]:
     }
 
 
-def _check(recipe: Recipe, look: Look) -> None:
+def _check(recipe: Recipe, look: FeaturePlotOptions) -> None:
     if look.method not in METHODS:
         raise RecipeError(
             f"A projection is one of {', '.join(METHODS)}.", repr(look.method), suggest(look.method, METHODS)
@@ -105,7 +108,7 @@ def _check(recipe: Recipe, look: Look) -> None:
         check_target(path)
 
 
-def _find_maps(backbone: keras.Model, name: str) -> Cut:
+def _find_maps(backbone: keras.Model, name: str) -> CutPoint:
     known = {cut.name: cut for cut in find_cuts(backbone)} | {block.name: block.cut for block in find_blocks(backbone)}
     maps = {name: cut for name, cut in known.items() if len(cut.shape) == 3}
     if name not in maps:
@@ -120,7 +123,7 @@ def draw_rows(recipe: Recipe, sides: np.ndarray, most: int) -> np.ndarray:
     return np.sort(np.random.default_rng(recipe.data.seed).permutation(rows)[:most])
 
 
-def _name_colours(inspection: Inspection, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _name_colours(inspection: ValidatedDataset, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Return the labels of pictures by the first task, and their domains where there are several."""
     examples, task = inspection.examples, inspection.examples.tasks[0]
     targets = examples.targets[task.name][rows]
@@ -131,7 +134,7 @@ def _name_colours(inspection: Inspection, rows: np.ndarray) -> dict[str, np.ndar
 
 
 @dataclass(frozen=True)
-class Classed:
+class LabelledFolds:
     """Pictures of known class, divided into folds.
 
     Attributes:
@@ -145,7 +148,7 @@ class Classed:
     folds: list[tuple[np.ndarray, np.ndarray]]
 
 
-def divide_classes(recipe: Recipe, inspection: Inspection, rows: np.ndarray) -> Classed:
+def divide_classes(recipe: Recipe, inspection: ValidatedDataset, rows: np.ndarray) -> LabelledFolds:
     """Return the folds of pictures, int64 (n,) of the inspected ones, in which every class can be told.
 
     Raises:
@@ -164,17 +167,17 @@ def divide_classes(recipe: Recipe, inspection: Inspection, rows: np.ndarray) -> 
     covered = np.sort(np.concatenate([held for _, held in folds])) if folds else np.empty(0)
     if not np.array_equal(covered, np.arange(len(codes))):
         raise DataError("Depths are compared on two pictures or more of each of two classes.", f"{len(codes)} pictures")
-    return Classed(known, codes, folds)
+    return LabelledFolds(known, codes, folds)
 
 
-def measure_depths(classed: Classed, depths: dict[str, np.ndarray]) -> dict[str, float]:
+def knn_accuracy_per_block(classed: LabelledFolds, depths: dict[str, np.ndarray]) -> dict[str, float]:
     """Return the accuracy of nearest neighbours at each depth, by cross-validation.
 
     Neighbours are those of the least angle: norms differ from depth to depth.
     """
     known, codes, folds = classed.known, classed.codes, classed.folds
     separations = {}
-    with track("Comparing depths", len(depths), "depths") as advance:
+    with progress_bar("Comparing depths", len(depths), "depths") as advance:
         for name, X in depths.items():
             unit = X[known] / np.maximum(np.linalg.norm(X[known], axis=1, keepdims=True), 1e-12)
             nearest = KNeighborsClassifier(min(_NEIGHBOURS, len(codes) - len(folds[0][1])))
@@ -198,7 +201,7 @@ def _project(X: np.ndarray, method: str, seed: int) -> dict[str, np.ndarray]:
     return {f"PCA ({shares:.0%} of the variance)": plane, _NAMES[method]: mapped}
 
 
-def _draw_maps(recipe: Recipe, inspection: Inspection, model: keras.Model, layer: str, path: Path) -> None:
+def _draw_maps(recipe: Recipe, inspection: ValidatedDataset, model: keras.Model, layer: str, path: Path) -> None:
     """Draw pictures beside the mean of all channels of a layer, and its channels that differ most between pictures."""
     labels, pictures, _ = choose_pictures(recipe, inspection.examples, _CHANNELS)
     maps = np.asarray(model(pictures, training=False), np.float32)

@@ -12,23 +12,23 @@ from typing import Any
 import numpy as np
 
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.inspection import Inspection, inspect
+from tlkeras.data.inspection import ValidatedDataset, validate_images
 from tlkeras.errors import RecipeError, ResourceError, suggest
-from tlkeras.features.extraction import Rows
-from tlkeras.features.extractor import FEATURES, SOURCE, Prefix
-from tlkeras.finetuning.inputs import Supply
+from tlkeras.features.extraction import CachedActivations
+from tlkeras.features.extractor import POOLED, SOURCE_LOGITS, FeatureExtractor
+from tlkeras.finetuning.inputs import BatchSource
 from tlkeras.finetuning.lr_range_test import HIGHEST, LOWEST, STEPS
 from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.heads.heads import list_layers
-from tlkeras.plotting.charts import draw_rates
+from tlkeras.plotting.charts import plot_lr_finder
 from tlkeras.training import builders
-from tlkeras.training.builders.fit_heads import Side, fit_heads
-from tlkeras.training.finetune import make_part
+from tlkeras.training.builders.fit_heads import SplitFeatures, fit_heads
+from tlkeras.training.finetune import make_split
 
 
 @dataclass(frozen=True)
-class Search:
+class LRFinderOptions:
     """What is searched.
 
     Attributes:
@@ -46,7 +46,7 @@ class Search:
     steps: int = STEPS
 
 
-def search_rates(recipe: Recipe, search: Search) -> dict[str, Any]:
+def find_learning_rate(recipe: Recipe, search: LRFinderOptions) -> dict[str, Any]:
     """Try rising rates in one stage of a recipe, from the fitted head and the pretrained weights.
 
     Pictures are seen as they are, so that what is computed for the search serves the training too; stages before are
@@ -60,30 +60,30 @@ def search_rates(recipe: Recipe, search: Search) -> dict[str, Any]:
         TlkerasError: The recipe does not fine-tune, has no such stage, or the picture cannot be written.
     """
     examples = builders.read_examples(recipe)
-    prefix = builders.build_prefix(recipe)
-    schedule, plan, _ = builders.plan_recipe(recipe, prefix, examples, builders.divide(recipe, examples))
+    prefix = builders.build_feature_extractor(recipe)
+    schedule, plan, _ = builders.plan_recipe(recipe, prefix, examples, builders.split_dataset(recipe, examples))
     index = _find_stage(schedule, search.stage)
     if not search.picture.parent.is_dir():
         raise ResourceError("The folder of a picture must exist.", search.picture.parent, "Make it first.")
-    inspection = inspect(examples)
-    rows = np.flatnonzero(builders.divide(recipe, inspection.examples) == "train")
+    inspection = validate_images(examples)
+    rows = np.flatnonzero(builders.split_dataset(recipe, inspection.examples) == "train")
     with ExitStack() as stack:
         cut = plan.cuts[index]
         taps = _list_taps(prefix, cut)
         features = stack.enter_context(builders.extract_features(recipe, prefix, inspection, taps, rows=rows))
         values, rows = dict(zip(taps, features.outputs, strict=True)), rows[features.kept]
-        side = Side(rows, np.asarray(values[FEATURES]))
+        side = SplitFeatures(rows, np.asarray(values[POOLED]))
         heads = fit_heads(partial(builders.make_recipe_head, recipe), inspection.examples, {"train": side})
         weighting = builders.make_weighting(recipe, inspection.examples.tasks)
         network = Network(
             prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head, weighting
         )
         supply = _make_supply(recipe, prefix, inspection, rows, cut, values)
-        part = make_part(recipe, inspection, rows, {cut: supply}, "train")
-        loop = builders.make_loop(recipe, inspection.examples, network, schedule, plan, (part, None))
+        part = make_split(recipe, inspection, rows, {cut: supply}, "train")
+        loop = builders.make_trainer(recipe, inspection.examples, network, schedule, plan, (part, None))
         found = loop.find_rate(index, search.lowest, search.highest, search.steps)
     if found.rates:
-        draw_rates(found.rates, found.losses, found.suggestion, search.picture, found.smoothed)
+        plot_lr_finder(found.rates, found.losses, found.suggestion, search.picture, found.smoothed)
     return {
         "name": recipe.name,
         "stage": schedule.stages[index].name,
@@ -104,17 +104,22 @@ def _find_stage(schedule: Schedule, name: str | None) -> int:
     return 0 if name is None else names.index(name)
 
 
-def _list_taps(prefix: Prefix, cut: str) -> tuple[str, ...]:
+def _list_taps(prefix: FeatureExtractor, cut: str) -> tuple[str, ...]:
     """Return what is computed of each picture: what the head is fitted on, and what the stage begins with."""
-    begins = () if cut in (FEATURES, PICTURES) else (cut,)
-    recorded = (SOURCE,) if prefix.source_head is not None and cut != PICTURES else ()
-    return (FEATURES, *begins, *recorded)
+    begins = () if cut in (POOLED, PICTURES) else (cut,)
+    recorded = (SOURCE_LOGITS,) if prefix.source_head is not None and cut != PICTURES else ()
+    return (POOLED, *begins, *recorded)
 
 
 def _make_supply(
-    recipe: Recipe, prefix: Prefix, inspection: Inspection, rows: np.ndarray, cut: str, values: Mapping[str, Rows]
-) -> Supply:
+    recipe: Recipe,
+    prefix: FeatureExtractor,
+    inspection: ValidatedDataset,
+    rows: np.ndarray,
+    cut: str,
+    values: Mapping[str, CachedActivations],
+) -> BatchSource:
     if cut == PICTURES:
-        return builders.supply_pictures(recipe, prefix, inspection, rows, augmented=True)
-    recorded = [values[SOURCE]] if SOURCE in values else None
-    return builders.supply_rows(recipe, inspection, rows, [values[cut]], recorded)
+        return builders.make_image_source(recipe, prefix, inspection, rows, augmented=True)
+    recorded = [values[SOURCE_LOGITS]] if SOURCE_LOGITS in values else None
+    return builders.make_activation_source(recipe, inspection, rows, [values[cut]], recorded)

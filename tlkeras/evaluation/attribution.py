@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 from scipy.stats import spearmanr
 
-from tlkeras.backbones.blocks import Cut, find_cut, find_cuts, split
-from tlkeras.backbones.graph import fit_batch, has_weights, run_in_parts, trace_calls
+from tlkeras.backbones.blocks import CutPoint, find_cut, find_cuts, split
+from tlkeras.backbones.graph import has_weights, max_batch_size, run_in_parts, trace_calls
 from tlkeras.errors import BackboneError, suggest
-from tlkeras.progress import track
+from tlkeras.progress import progress_bar
 
-Method = Literal["grad_cam", "grad_cam++", "occlusion"]
-METHODS: tuple[Method, ...] = ("grad_cam", "grad_cam++", "occlusion")
+AttributionMethod = Literal["grad_cam", "grad_cam++", "occlusion"]
+METHODS: tuple[AttributionMethod, ...] = ("grad_cam", "grad_cam++", "occlusion")
 BATCH_SIZE = 16
 
 _LEAST_SIDE = 4  # positions; fewer show nothing that a person could use
@@ -55,7 +55,9 @@ class Explainer:
         self._prefix, self._suffix = split(whole, cut.name)
         self._trace = tf.function(self._differentiate, reduce_retracing=True, autograph=False, jit_compile=False)
 
-    def explain(self, pictures: np.ndarray, classes: Sequence[int], method: Method = "grad_cam") -> np.ndarray:
+    def explain(
+        self, pictures: np.ndarray, classes: Sequence[int], method: AttributionMethod = "grad_cam"
+    ) -> np.ndarray:
         """Return a map for each picture, float32 [n, height, width] of the picture, the largest value 1; 0 where none.
 
         "grad_cam": the layer's channels weighted by the mean gradient of the class's logit (Selvaraju et al., ICCV
@@ -78,8 +80,8 @@ class Explainer:
             return lost / np.maximum(lost.max(axis=(1, 2), keepdims=True), 1e-30)
         weigh = _weigh_mean if method == "grad_cam" else _weigh_positive
         maps = []
-        with track("Explaining answers", len(pictures), "pictures") as advance:
-            size = fit_batch(self.model, BATCH_SIZE)
+        with progress_bar("Explaining answers", len(pictures), "pictures") as advance:
+            size = max_batch_size(self.model, BATCH_SIZE)
             for start in range(0, len(pictures), size):
                 chosen = slice(start, start + size)
                 batch, wanted = tf.constant(pictures[chosen]), tf.constant(classes[chosen], tf.int32)
@@ -101,7 +103,7 @@ class Explainer:
         return activations, tape.gradient(chosen, activations)
 
 
-def find_layer(model: keras.Model) -> Cut:
+def find_layer(model: keras.Model) -> CutPoint:
     """Return the deepest place through which everything flows that has a map worth looking at.
 
     That is the last one with 4 x 4 positions or more, trailing pooling left out: `block5_conv3` of VGG16, the last
@@ -154,7 +156,7 @@ def occlude(
     stride = stride or max(1, patch // 2)
     places = [(y, x) for y in _list_places(height, patch, stride) for x in _list_places(width, patch, stride)]
     maps = np.zeros(pictures.shape[:3], np.float32)
-    with track("Hiding parts", len(pictures), "pictures") as advance:
+    with progress_bar("Hiding parts", len(pictures), "pictures") as advance:
         for picture, wanted, drops in zip(pictures, classes, maps, strict=True):
             covered = np.zeros((height, width), np.float32)
             hidden = np.repeat(picture[None], len(places) + 1, axis=0)
@@ -174,7 +176,7 @@ def check_sanity(
     pictures: np.ndarray,
     classes: Sequence[int],
     *,
-    method: Method = "grad_cam",
+    method: AttributionMethod = "grad_cam",
     steps: int = 3,
     seed: int = 0,
 ) -> list[tuple[float, float]]:
@@ -236,7 +238,7 @@ def _list_places(length: int, patch: int, stride: int) -> list[int]:
 
 
 def _answer(model: keras.Model, pictures: np.ndarray, output: int) -> np.ndarray:
-    return run_in_parts(partial(model, training=False), pictures, fit_batch(model, 2 * BATCH_SIZE))[output]
+    return run_in_parts(partial(model, training=False), pictures, max_batch_size(model, 2 * BATCH_SIZE))[output]
 
 
 def _correlate(reference: np.ndarray, changed: np.ndarray) -> float:

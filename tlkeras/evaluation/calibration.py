@@ -14,10 +14,10 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 
 from tlkeras.errors import RunError
-from tlkeras.runs.predictions import Answers
+from tlkeras.runs.predictions import Predictions
 
-Method = Literal["temperature", "vector"]
-METHODS: tuple[Method, ...] = ("temperature", "vector")
+ScalingMethod = Literal["temperature", "vector"]
+METHODS: tuple[ScalingMethod, ...] = ("temperature", "vector")
 BINS = 15
 
 _TINY = 1e-12
@@ -28,7 +28,7 @@ _RIDGE = 1e-3  # keeps the shifts of classes that validation hardly shows near 0
 
 
 @dataclass(frozen=True)
-class Scaling:
+class LogitScaling:
     """What is done to logits before they become probabilities: `logits * scale + shift`.
 
     Attributes:
@@ -79,7 +79,7 @@ def find_logits(probabilities: np.ndarray, several: bool) -> np.ndarray:
     return np.log(p) - np.log(np.clip(1 - p, _TINY, 1.0)) if several else np.log(p)
 
 
-def fit_scaling(answers: Answers, method: Method) -> Scaling:
+def fit_scaling(answers: Predictions, method: ScalingMethod) -> LogitScaling:
     """Find the scaling of least log loss on answers that the model was not fitted on.
 
     "temperature" has one scale and no shift, so that no answer changes; "vector" a scale and a shift for each class,
@@ -115,10 +115,10 @@ def fit_scaling(answers: Answers, method: Method) -> Scaling:
     start, options = np.zeros(free + classes), {"maxiter": _MOST_STEPS}
     found = minimize(lose, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     scale = np.broadcast_to(np.exp(found[:free]), (classes,)).copy()
-    return Scaling(method, scale, found[free:], several)
+    return LogitScaling(method, scale, found[free:], several)
 
 
-def _choose_rows(answers: Answers) -> np.ndarray:
+def _choose_rows(answers: Predictions) -> np.ndarray:
     """Return which rows a scaling is fitted on, spread over all that have weight, int64."""
     rows = np.flatnonzero(answers.weights > 0)
     most = max(_MOST_CELLS // answers.probabilities.shape[1], 1000)
@@ -136,7 +136,7 @@ def _measure_loss(
     return loss, weights[:, None] * (softmax(logits, axis=1) - members)
 
 
-def measure_reliability(answers: Answers, probabilities: np.ndarray | None = None, bins: int = BINS) -> Reliability:
+def measure_reliability(answers: Predictions, probabilities: np.ndarray | None = None, bins: int = BINS) -> Reliability:
     """Bin what a model said by how sure it was: of the class that it answers, or of every label.
 
     Bins hold equal weight rather than equal ranges of confidence, because most answers of a good model lie in the last
@@ -160,7 +160,9 @@ def measure_reliability(answers: Answers, probabilities: np.ndarray | None = Non
     return Reliability(sure[used] / totals[used], came_true[used] / totals[used], totals[used] / totals.sum())
 
 
-def measure_even_error(answers: Answers, probabilities: np.ndarray | None = None, bins: int = BINS) -> float:
+def expected_calibration_error(
+    answers: Predictions, probabilities: np.ndarray | None = None, bins: int = BINS
+) -> float:
     """Return the expected calibration error with bins of equal width (Naeini et al., AAAI 2015), as often published."""
     confidence, right, weights = _list_claims(answers, probabilities)
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -168,7 +170,7 @@ def measure_even_error(answers: Answers, probabilities: np.ndarray | None = None
     return float(np.abs(gaps).sum() / weights.sum())
 
 
-def _list_claims(answers: Answers, probabilities: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _list_claims(answers: Predictions, probabilities: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the confidence, whether it came true, and the weight of each claim, (m,) each."""
     p = np.asarray(answers.probabilities if probabilities is None else probabilities, np.float64)
     if answers.targets.ndim == 2:
@@ -176,7 +178,7 @@ def _list_claims(answers: Answers, probabilities: np.ndarray | None) -> tuple[np
     return p.max(axis=1), (p.argmax(axis=1) == answers.targets).astype(float), answers.weights.astype(float)
 
 
-def describe_calibration(answers: Answers, validation: Answers | None) -> dict[str, Any]:
+def describe_calibration(answers: Predictions, validation: Predictions | None) -> dict[str, Any]:
     """Return how reliable the probabilities are, as they are and after each scaling, as JSON can hold it.
 
     Args:
@@ -196,7 +198,7 @@ def describe_calibration(answers: Answers, validation: Answers | None) -> dict[s
     return {**whole, "scalings": scalings, "fitted_on": len(validation) if validation is not None else 0}
 
 
-def _describe(answers: Answers, probabilities: np.ndarray | None) -> dict[str, Any]:
+def _describe(answers: Predictions, probabilities: np.ndarray | None) -> dict[str, Any]:
     p = np.asarray(answers.probabilities if probabilities is None else probabilities, np.float64)
     members = answers.task.members(answers.targets).astype(np.float64)
     weights = answers.weights / answers.weights.sum()
@@ -206,7 +208,7 @@ def _describe(answers: Answers, probabilities: np.ndarray | None) -> dict[str, A
     found = measure_reliability(answers, p)
     return {
         "adaptive_ece": found.error,
-        "ece": measure_even_error(answers, p),
+        "ece": expected_calibration_error(answers, p),
         "log_loss": loss,
         "brier_score": float(weights @ (squares.mean(axis=1) if several else squares.sum(axis=1))),
         "reliability": {name: getattr(found, name).tolist() for name in ("confidence", "accuracy", "share")},

@@ -9,9 +9,9 @@ import numpy as np
 
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
-from tlkeras.evaluation.metrics import Figure, as_parts, sample
+from tlkeras.evaluation.metrics import Estimate, as_parts, bootstrap_samples
 from tlkeras.runs.directory import Run
-from tlkeras.runs.predictions import Answers, check_answers, read_answers, take
+from tlkeras.runs.predictions import Predictions, check_finite, load_predictions, take
 
 LOWER_IS_BETTER = ("log_loss", "brier_score", "hamming_loss", "rmse", "mae")
 
@@ -30,7 +30,7 @@ def compare(runs: Sequence[Run], *, resamples: int, seed: int = 0) -> dict[str, 
     names = [run.name for run in runs]
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise RunError("A comparison needs two runs or more, each with a name of its own.", ", ".join(names))
-    answers = [read_answers(run) for run in runs]
+    answers = [load_predictions(run) for run in runs]
     _check_tasks(runs, answers)
     tasks, notes, count = {}, [], 0
     for of_task in zip(*answers, strict=True):
@@ -45,7 +45,7 @@ def compare(runs: Sequence[Run], *, resamples: int, seed: int = 0) -> dict[str, 
 
 
 def compare_probabilities(
-    answers: Answers, other: np.ndarray, *, resamples: int, seed: int = 0
+    answers: Predictions, other: np.ndarray, *, resamples: int, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """Return by how much answers are better than others on the same pictures: per metric value, low, high and `better`.
 
@@ -57,16 +57,16 @@ def compare_probabilities(
         other: Probabilities of the same pictures by what it is compared with, (n, k).
     """
     samples = [
-        sample(answers.targets, probabilities, answers.weights, resamples, seed)
+        bootstrap_samples(answers.targets, probabilities, answers.weights, resamples, seed)
         for probabilities in (other, answers.probabilities)
     ]
     return _find_differences(*samples)
 
 
 def _compare_answers(
-    names: Sequence[str], answers: Sequence[Answers], resamples: int, seed: int
+    names: Sequence[str], answers: Sequence[Predictions], resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    samples = [sample(one.targets, one.probabilities, one.weights, resamples, seed) for one in answers]
+    samples = [bootstrap_samples(one.targets, one.probabilities, one.weights, resamples, seed) for one in answers]
     metrics = {
         name: {key: _summarize(values[key], drawn[key]) for key in values if isinstance(key, str)}
         for name, (values, drawn) in zip(names, samples, strict=True)
@@ -97,11 +97,11 @@ def _judge(name: str, parts: Mapping[str, float | None]) -> bool | None:
 def _summarize(value: float, drawn: np.ndarray) -> dict[str, float | None]:
     known = drawn[np.isfinite(drawn)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    return as_parts(Figure(float(value), float(low), float(high)))
+    return as_parts(Estimate(float(value), float(low), float(high)))
 
 
-def _check_tasks(runs: Sequence[Run], answers: Sequence[Sequence[Answers]]) -> None:
-    def describe(of_run: Sequence[Answers]) -> list[Task]:
+def _check_tasks(runs: Sequence[Run], answers: Sequence[Sequence[Predictions]]) -> None:
+    def describe(of_run: Sequence[Predictions]) -> list[Task]:
         return [one.task for one in of_run]
 
     problems = [
@@ -113,14 +113,14 @@ def _check_tasks(runs: Sequence[Run], answers: Sequence[Sequence[Answers]]) -> N
         raise RunError.from_problems("Runs that are compared must answer the same: tasks and classes.", problems)
     for of_run in answers:
         for one in of_run:
-            check_answers(one)
+            check_finite(one)
 
 
 def _name(tasks: Sequence[Task]) -> str:
     return "; ".join(f"{task.name!r} ({', '.join(task.class_names[:4])}...)" for task in tasks)
 
 
-def _align(runs: Sequence[Run], answers: Sequence[Answers]) -> list[Answers]:
+def _align(runs: Sequence[Run], answers: Sequence[Predictions]) -> list[Predictions]:
     """Return the answers on the pictures that all have, in one order.
 
     Raises:

@@ -8,14 +8,14 @@ import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from tlkeras.data.quality.label_issues import find_mislabelled
-from tlkeras.runs.predictions import Answers
+from tlkeras.data.quality.label_issues import find_label_issues
+from tlkeras.runs.predictions import Predictions
 
 MOST_CLASSES = 100
 _ORDERED_FROM = 20
 
 
-def count_confusions(answers: Answers) -> np.ndarray:
+def count_confusions(answers: Predictions) -> np.ndarray:
     """Return the weight of each pair of true class and answer, float [k, k]."""
     classes = answers.probabilities.shape[1]
     found = np.zeros((classes, classes))
@@ -41,7 +41,7 @@ def order_classes(confusions: np.ndarray) -> np.ndarray:
     return chosen[leaves_list(linkage(squareform(distances, checks=False), "average", optimal_ordering=True))]
 
 
-def list_confused(answers: Answers, most: int = 12) -> list[dict[str, Any]]:
+def most_confused(answers: Predictions, most: int = 12) -> list[dict[str, Any]]:
     """Return the pairs of true class and other answer that happen most, as label, answer, pictures and share."""
     counts, names = count_confusions(answers), answers.task.class_names
     totals = counts.sum(axis=1)
@@ -60,7 +60,7 @@ def list_confused(answers: Answers, most: int = 12) -> list[dict[str, Any]]:
     ]
 
 
-def count_label_mistakes(answers: Answers) -> list[dict[str, Any]]:
+def count_label_mistakes(answers: Predictions) -> list[dict[str, Any]]:
     """Return for each label the weight of pictures where it was found rightly, missed, and found wrongly.
 
     Those with most mistakes come first, `MOST_CLASSES` at most; of pictures that can have several labels.
@@ -77,7 +77,7 @@ def count_label_mistakes(answers: Answers) -> list[dict[str, Any]]:
     ]
 
 
-def list_confused_labels(answers: Answers, most: int = 12) -> list[dict[str, Any]]:
+def most_confused_labels(answers: Predictions, most: int = 12) -> list[dict[str, Any]]:
     """Return pairs of a label that was missed where another was found wrongly, as `list_confused` does."""
     truth, said = answers.task.members(answers.targets), answers.task.decide(answers.probabilities)
     weights, names = answers.weights.astype(np.float64), answers.task.class_names
@@ -97,7 +97,7 @@ def list_confused_labels(answers: Answers, most: int = 12) -> list[dict[str, Any
     ]
 
 
-def list_errors(answers: Answers, most: int) -> list[dict[str, Any]]:
+def list_errors(answers: Predictions, most: int) -> list[dict[str, Any]]:
     """Return the pictures whose number is farthest off: `key`, `label` (the number) and `answer`."""
     errors = np.abs(answers.probabilities[:, 0] - answers.targets)
     order = np.argsort(-errors, kind="stable")[:most]
@@ -107,7 +107,7 @@ def list_errors(answers: Answers, most: int) -> list[dict[str, Any]]:
     return [{"key": key, "label": label, "answer": answer} for key, label, answer in rows]
 
 
-def measure_losses(answers: Answers) -> np.ndarray:
+def measure_losses(answers: Predictions) -> np.ndarray:
     """Return the log loss of each picture, float [n]; the mean over labels where it can have several."""
     members = answers.task.members(answers.targets)
     p = np.asarray(answers.probabilities, np.float64)
@@ -116,7 +116,7 @@ def measure_losses(answers: Answers) -> np.ndarray:
     return -np.log(np.clip(np.where(members, p, 1 - p), 1e-15, 1)).mean(axis=1)
 
 
-def list_losses(answers: Answers, most: int = 24) -> list[dict[str, Any]]:
+def top_losses(answers: Predictions, most: int = 24) -> list[dict[str, Any]]:
     """Return the pictures that the model was most wrong about, mistakes only, worst first."""
     task, losses = answers.task, measure_losses(answers)
     truth, said = task.members(answers.targets), task.decide(answers.probabilities)
@@ -125,7 +125,9 @@ def list_losses(answers: Answers, most: int = 24) -> list[dict[str, Any]]:
     return [_describe(answers, row, truth, said, losses) for row in rows.tolist()]
 
 
-def _describe(answers: Answers, row: int, truth: np.ndarray, said: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
+def _describe(
+    answers: Predictions, row: int, truth: np.ndarray, said: np.ndarray, losses: np.ndarray
+) -> dict[str, Any]:
     task, p = answers.task, answers.probabilities[row]
     (label,), (answer,) = task.write(truth[[row]]), task.write(said[[row]])
     wrong = truth[row] != said[row]
@@ -141,7 +143,7 @@ def _describe(answers: Answers, row: int, truth: np.ndarray, said: np.ndarray, l
     }
 
 
-def list_suspects(answers: Answers, most: int = 24) -> list[dict[str, Any]]:
+def label_issues(answers: Predictions, most: int = 24) -> list[dict[str, Any]]:
     """Return the pictures whose label looks wrong, of each label where a picture can have several; most likely first.
 
     Args:
@@ -153,7 +155,7 @@ def list_suspects(answers: Answers, most: int = 24) -> list[dict[str, Any]]:
     if answers.targets.ndim == 1:
         found = [
             (suspect.score, suspect.row, names[answers.targets[suspect.row]], names[suspect.suggested])
-            for suspect in find_mislabelled(p, answers.targets, answers.weights)
+            for suspect in find_label_issues(p, answers.targets, answers.weights)
         ]
     else:
         found = []
@@ -162,7 +164,7 @@ def list_suspects(answers: Answers, most: int = 24) -> list[dict[str, Any]]:
             words = (f"not {name}", name)
             found += [
                 (suspect.score, suspect.row, words[1 - suspect.suggested], words[suspect.suggested])
-                for suspect in find_mislabelled(pair, answers.targets[:, index].astype(np.int64), answers.weights)
+                for suspect in find_label_issues(pair, answers.targets[:, index].astype(np.int64), answers.weights)
             ]
     return [
         {"key": str(answers.keys[row]), "label": label, "suggested": suggested, "score": float(score)}

@@ -10,9 +10,17 @@ import numpy as np
 
 from tlkeras.errors import ResourceError
 from tlkeras.evaluation.calibration import describe_calibration
-from tlkeras.evaluation.metrics import Figure, Key, as_parts, choose_whole, count_ranked, measure
+from tlkeras.evaluation.metrics import Estimate, Key, as_parts, bootstrap_metrics, choose_whole, count_ranked
 from tlkeras.runs.directory import Run
-from tlkeras.runs.predictions import Answers, check_answers, has_answers, read_answers, read_fusion, read_probes, take
+from tlkeras.runs.predictions import (
+    Predictions,
+    check_finite,
+    has_answers,
+    load_predictions,
+    read_fusion,
+    read_probes,
+    take,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +42,17 @@ def evaluate(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
     """
     probes, fused = read_probes(run), read_fusion(run)
     tasks = {}
-    for answers in read_answers(run):
+    for answers in load_predictions(run):
         validation = _find_validation(run, answers.task.name)
-        tasks[answers.task.name] = measure_answers(
+        tasks[answers.task.name] = evaluate_predictions(
             answers, probes.get(answers.task.name), validation, resamples=resamples, seed=seed
         )
         late = fused.get(answers.task.name, {})
         tasks[answers.task.name]["late_fusion"] = {
-            rule: _as_dict(measure(answers.targets, said, answers.weights, resamples, seed))
+            rule: _as_dict(bootstrap_metrics(answers.targets, said, answers.weights, resamples, seed))
             for rule, said in late.items()
         }
-    result = {"run": run.name, **gather(tasks)}
+    result = {"run": run.name, **merge_tasks(tasks)}
     result["examples"] = {**run.manifest.get("examples", {}), "test": result["pictures"]}
     try:
         run.write_json("metrics.json", result)
@@ -54,16 +62,16 @@ def evaluate(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
     return result
 
 
-def gather(tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def merge_tasks(tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the figures of the first task, with those of each by name where there are several."""
     first = next(iter(tasks.values()))
     return {**first, "tasks": dict(tasks)} if len(tasks) > 1 else dict(first)
 
 
-def measure_answers(
-    answers: Answers,
+def evaluate_predictions(
+    answers: Predictions,
     probe: np.ndarray | None = None,
-    validation: Answers | None = None,
+    validation: Predictions | None = None,
     *,
     resamples: int = 2000,
     seed: int = 0,
@@ -87,10 +95,10 @@ def measure_answers(
     Raises:
         RunError: A probability is not finite.
     """
-    check_answers(answers)
+    check_finite(answers)
     task, targets, weights = answers.task, answers.targets, answers.weights
     majority = np.tile(answers.prior, (len(targets), 1))
-    figures = measure(targets, answers.probabilities, weights, resamples, seed)
+    figures = bootstrap_metrics(targets, answers.probabilities, weights, resamples, seed)
     return {
         "task": task.name,
         "kind": task.kind,
@@ -99,8 +107,8 @@ def measure_answers(
         "weighted": bool(np.ptp(weights) > 0),
         "interval": _explain_interval(answers.probabilities.size, resamples),
         "metrics": _as_dict(figures),
-        "baseline": _as_dict(measure(targets, majority, weights, 0)),
-        "probe": None if probe is None else _as_dict(measure(targets, probe, weights, resamples, seed)),
+        "baseline": _as_dict(bootstrap_metrics(targets, majority, weights, 0)),
+        "probe": None if probe is None else _as_dict(bootstrap_metrics(targets, probe, weights, resamples, seed)),
         "labels": _divide_by_label(figures, answers) if task.kind != "number" else {},
         "slices": {name: _measure_slices(answers, values, seed) for name, values in _list_slices(answers)},
         "calibration": describe_calibration(answers, validation) if task.kind != "number" else None,
@@ -130,10 +138,10 @@ def _list_scope(task: str, scope: str, name: str, figures: Mapping[str, Any]) ->
             yield task, scope, name, metric, figures["examples"], *figure.values(), None, None
 
 
-def _find_validation(run: Run, task: str) -> Answers | None:
+def _find_validation(run: Run, task: str) -> Predictions | None:
     if not has_answers(run, "validation"):
         return None
-    return next((answers for answers in read_answers(run, "validation") if answers.task.name == task), None)
+    return next((answers for answers in load_predictions(run, "validation") if answers.task.name == task), None)
 
 
 def _explain_interval(cells: int, resamples: int) -> str:
@@ -144,12 +152,12 @@ def _explain_interval(cells: int, resamples: int) -> str:
     return f"{text}; of ROC AUC and average precision {ranked or 'none'}, as so many pictures and classes take long"
 
 
-def _list_slices(answers: Answers) -> list[tuple[str, np.ndarray]]:
+def _list_slices(answers: Predictions) -> list[tuple[str, np.ndarray]]:
     """Return what parts the pictures in two or more, by name."""
     return [(name, values) for name, values in answers.slices.items() if len(np.unique(values)) > 1]
 
 
-def _measure_slices(answers: Answers, values: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
+def _measure_slices(answers: Predictions, values: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
     """Return the figures of each value, the largest ones first, of `MOST_SLICES` at most."""
     names, counts = np.unique(values, return_counts=True)
     order = np.lexsort((names, -counts))[:MOST_SLICES]
@@ -157,16 +165,16 @@ def _measure_slices(answers: Answers, values: np.ndarray, seed: int) -> dict[str
     for name, count in zip(names[order].tolist(), counts[order].tolist(), strict=True):
         part = take(answers, values == name)
         if part.weights.any():
-            measured = measure(part.targets, part.probabilities, part.weights, _SLICE_RESAMPLES, seed)
+            measured = bootstrap_metrics(part.targets, part.probabilities, part.weights, _SLICE_RESAMPLES, seed)
             slices[name] = {"examples": count, **_as_dict(measured)}
     return slices
 
 
-def _as_dict(figures: Mapping[Key, Figure]) -> dict[str, dict[str, float | None]]:
+def _as_dict(figures: Mapping[Key, Estimate]) -> dict[str, dict[str, float | None]]:
     return {name: as_parts(figure) for name, figure in choose_whole(figures).items()}
 
 
-def _divide_by_label(figures: Mapping[Key, Figure], answers: Answers) -> dict[str, dict[str, Any]]:
+def _divide_by_label(figures: Mapping[Key, Estimate], answers: Predictions) -> dict[str, dict[str, Any]]:
     """Return the figures on single classes or labels, with the number of pictures that have it."""
     names, members = answers.task.class_names, answers.task.members(answers.targets)
     labels: dict[str, dict[str, Any]] = {

@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 
 from tlkeras.evaluation.comparison import compare_probabilities
-from tlkeras.heads.cross_validation import divide_rows
+from tlkeras.heads.cross_validation import group_kfold
 from tlkeras.heads.heads import Head
-from tlkeras.heads.link_functions import find_link
-from tlkeras.progress import track
-from tlkeras.runs.predictions import Answers
+from tlkeras.heads.link_functions import infer_link
+from tlkeras.progress import progress_bar
+from tlkeras.runs.predictions import Predictions
 
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 
 
-def measure_learning(
+def learning_curve(
     head_maker: Callable[[], Head],
     train: tuple[np.ndarray, np.ndarray, np.ndarray],
     X: np.ndarray,
-    held_out: Answers,
+    held_out: Predictions,
     *,
     repeats: int = 3,
     resamples: int = 1000,
@@ -46,7 +46,7 @@ def measure_learning(
     points: list[tuple[int, list[float]]] = []
     halves: list[np.ndarray] = []
     whole = held_out.probabilities
-    with track("Learning curve", len(SHARES) * repeats, "fits") as advance:
+    with progress_bar("Learning curve", len(SHARES) * repeats, "fits") as advance:
         for share in SHARES:
             figures, size = [], 0
             for repeat in range(repeats if share < 1 else 1):
@@ -64,7 +64,7 @@ def measure_learning(
                 points.append((size, figures))
     step, name = None, "accuracy" if held_out.targets.ndim == 1 else "exact_match"
     if halves and points and points[-1][0] == len(y):
-        final = Answers(**{**vars(held_out), "probabilities": whole})
+        final = Predictions(**{**vars(held_out), "probabilities": whole})
         step = compare_probabilities(final, halves[0], resamples=resamples, seed=seed)[name]
     return {
         "metric": name,
@@ -76,7 +76,7 @@ def measure_learning(
     }
 
 
-def _ask(head: Head, train: tuple[np.ndarray, ...], X: np.ndarray, held_out: Answers) -> np.ndarray | None:
+def _ask(head: Head, train: tuple[np.ndarray, ...], X: np.ndarray, held_out: Predictions) -> np.ndarray | None:
     """Fit a head and return its probabilities of the held-out pictures, None where a class or an answer is missing."""
     try:
         head.fit(*train)
@@ -92,12 +92,12 @@ def _draw(y: np.ndarray, share: float, seed: int) -> np.ndarray:
     if share >= 1:
         return np.arange(len(y))
     parts = 20
-    strata = find_link(y).group_rows(y)
-    dealt = divide_rows(strata, np.arange(len(y)), min(parts, len(y)), seed)
+    strata = infer_link(y).group_rows(y)
+    dealt = group_kfold(strata, np.arange(len(y)), min(parts, len(y)), seed)
     return np.flatnonzero(dealt < round(share * parts))
 
 
-def _measure_accuracy(held_out: Answers, said: np.ndarray) -> float:
+def _measure_accuracy(held_out: Predictions, said: np.ndarray) -> float:
     task = held_out.task
     right = (task.decide(said) == task.members(held_out.targets)).all(axis=1)
     return float(held_out.weights @ right / held_out.weights.sum())

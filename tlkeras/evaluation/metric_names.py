@@ -29,7 +29,7 @@ METRIC_NAMES = {
 }
 
 
-def name_rivals(result: Mapping[str, Any]) -> dict[str, Any]:
+def baseline_names(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return, by name, the figures that stand beside a task's own: of the majority, a linear probe, late fusion."""
     rivals = {
         "always the mean" if result["kind"] == "number" else "majority baseline": result["baseline"],

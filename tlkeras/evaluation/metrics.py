@@ -28,7 +28,7 @@ _MOST_RANKED = 200_000_000  # scores sorted into place over all resamples: about
 _LEAST_RESAMPLES = 100  # of fewer, percentiles at 2.5 % mean little
 
 
-class Figure(NamedTuple):
+class Estimate(NamedTuple):
     """A value and its 95 % bootstrap interval."""
 
     value: float
@@ -36,13 +36,13 @@ class Figure(NamedTuple):
     high: float
 
 
-def measure(
+def bootstrap_metrics(
     targets: np.ndarray,
     probabilities: np.ndarray,
     weights: np.ndarray | None = None,
     resamples: int = 2000,
     seed: int = 0,
-) -> dict[Key, Figure]:
+) -> dict[Key, Estimate]:
     """Return every metric with the percentile interval of a bootstrap over examples.
 
     Args:
@@ -59,14 +59,14 @@ def measure(
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
     """
-    values, samples = sample(targets, probabilities, weights, resamples, seed)
+    values, samples = bootstrap_samples(targets, probabilities, weights, resamples, seed)
     return {
         name: _summarize(float(value), samples[name], bool(resamples) and _is_ranked(name))
         for name, value in values.items()
     }
 
 
-def sample(
+def bootstrap_samples(
     targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None, resamples: int, seed: int
 ) -> tuple[dict[Key, float], dict[Key, np.ndarray]]:
     """Return every metric, and its values on bootstrap resamples, (b,); arguments and errors as in `measure`."""
@@ -144,12 +144,12 @@ def resample(count: int, resamples: int, seed: int, cells: int) -> Iterator[np.n
         yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
 
 
-def as_parts(figure: Figure) -> dict[str, float | None]:
+def as_parts(figure: Estimate) -> dict[str, float | None]:
     """Return a figure as JSON can hold it: value, low, high; what is undefined is null."""
     return {part: value if np.isfinite(value) else None for part, value in figure._asdict().items()}
 
 
-def choose_whole(figures: Mapping[Key, Figure]) -> dict[str, Figure]:
+def choose_whole(figures: Mapping[Key, Estimate]) -> dict[str, Estimate]:
     """Return the figures on all classes."""
     return {name: figure for name, figure in figures.items() if isinstance(name, str)}
 
@@ -158,12 +158,12 @@ def _is_ranked(key: Key) -> bool:
     return (key if isinstance(key, str) else key[1]) in RANKED
 
 
-def _summarize(value: float, drawn: np.ndarray, may_lack: bool) -> Figure:
+def _summarize(value: float, drawn: np.ndarray, may_lack: bool) -> Estimate:
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
-        return Figure(value, *([np.nan] * 2 if may_lack else [value] * 2))
+        return Estimate(value, *([np.nan] * 2 if may_lack else [value] * 2))
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Figure(value, float(low), float(high))
+    return Estimate(value, float(low), float(high))
 
 
 def _sum_by_class(weights: np.ndarray, codes: np.ndarray, classes: int) -> np.ndarray:

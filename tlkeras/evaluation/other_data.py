@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 
 from tlkeras.config.recipe import Recipe, load_recipe
-from tlkeras.data.headers import printable
-from tlkeras.data.inspection import Inspection, inspect
+from tlkeras.data.headers import to_printable
+from tlkeras.data.inspection import ValidatedDataset, validate_images
 from tlkeras.errors import RunError
-from tlkeras.evaluation.evaluate import COLUMNS, gather, list_rows, measure_answers
-from tlkeras.features.extraction import extract
-from tlkeras.heads.heads import arrange
+from tlkeras.evaluation.evaluate import COLUMNS, evaluate_predictions, list_rows, merge_tasks
+from tlkeras.features.extraction import extract_activations
+from tlkeras.heads.heads import order_outputs
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import Run
-from tlkeras.runs.predictions import Answers, read_answers, read_tasks, take
+from tlkeras.runs.predictions import Predictions, load_predictions, read_tasks, take
 from tlkeras.training import builders
 
-FOLDER = "elsewhere"
+EXTERNAL_EVALUATION_DIR = "elsewhere"
 
 
-def evaluate_on(run: Run, source: str, *, resamples: int, seed: int = 0) -> dict[str, Any]:
+def evaluate_on_dataset(run: Run, source: str, *, resamples: int, seed: int = 0) -> dict[str, Any]:
     """Measure a run's model on labelled pictures from another source; its folder `elsewhere/` keeps the figures.
 
     Returns:
@@ -36,51 +36,51 @@ def evaluate_on(run: Run, source: str, *, resamples: int, seed: int = 0) -> dict
         RunError: The run holds no model that can be read.
     """
     recipe = load_recipe(str(run.path / "recipe.yaml"))
-    inspection = inspect(builders.read_other_examples(recipe, source, read_tasks(run)))
-    answers, seen = ask(run, recipe, inspection)
-    tasks = {one.task.name: measure_answers(one, resamples=resamples, seed=seed) for one in answers}
+    inspection = validate_images(builders.read_other_examples(recipe, source, read_tasks(run)))
+    answers, seen = predict_dataset(run, recipe, inspection)
+    tasks = {one.task.name: evaluate_predictions(one, resamples=resamples, seed=seed) for one in answers}
     trained = _read_trained(run)
     result = {
         "run": run.name,
         "source": source,
-        **gather(tasks),
+        **merge_tasks(tasks),
         "examples": {"test": len(seen)},
         "rejected": len(inspection.examples) - len(seen) + len(inspection.rejected),
         "trained_on": sum(inspection.digests[row] in trained for row in seen.tolist()),
     }
     name = re.sub(r"[^\w.-]+", "-", source).strip("-.")[-60:] or "data"
-    run.write_json(f"{FOLDER}/{name}.json", result)
-    run.write_table(f"{FOLDER}/{name}.csv", COLUMNS, list_rows(tasks))
+    run.write_json(f"{EXTERNAL_EVALUATION_DIR}/{name}.json", result)
+    run.write_table(f"{EXTERNAL_EVALUATION_DIR}/{name}.csv", COLUMNS, list_rows(tasks))
     return result
 
 
 def list_elsewhere(run: Run) -> list[dict[str, Any]]:
     """Return what `evaluate_on` kept of a run, by source; files that cannot be read are passed over."""
     found = []
-    for path in sorted((run.path / FOLDER).glob("*.json")):
+    for path in sorted((run.path / EXTERNAL_EVALUATION_DIR).glob("*.json")):
         try:
-            found.append(run.read_json(f"{FOLDER}/{path.name}"))
+            found.append(run.read_json(f"{EXTERNAL_EVALUATION_DIR}/{path.name}"))
         except RunError:
             continue
     return found
 
 
-def ask(run: Run, recipe: Recipe, inspection: Inspection) -> tuple[list[Answers], np.ndarray]:
+def predict_dataset(run: Run, recipe: Recipe, inspection: ValidatedDataset) -> tuple[list[Predictions], np.ndarray]:
     """Return what a run's model says of inspected pictures, per task, and which of them could be read, int64 [n]."""
     examples = inspection.examples
-    pictures = builders.take_pictures(recipe, inspection)
-    model = arrange(load_model(run), [task.name for task in examples.tasks])
-    priors = [answers.prior for answers in read_answers(run)]
+    pictures = builders.select_images(recipe, inspection)
+    model = order_outputs(load_model(run), [task.name for task in examples.tasks])
+    priors = [answers.prior for answers in load_predictions(run)]
     facts = [{"model": run.name} for _ in model.outputs]
-    with extract(model, pictures, facts, engine=recipe.features.engine, dtype="float32") as said:
+    with extract_activations(model, pictures, facts, engine=recipe.features.engine, dtype="float32") as said:
         rows = said.kept
         outputs = [np.asarray(output) for output in said.outputs]
-    keys = np.array([printable(key) for key in examples.keys[rows]], dtype=str)
+    keys = np.array([to_printable(key) for key in examples.keys[rows]], dtype=str)
     slices = {"group": examples.groups, "domain": examples.domains, "stratum": examples.strata}
     chosen = {name: values[rows].astype(str) for name, values in slices.items()}
     answers = [
         take(
-            Answers(task, keys, examples.targets[task.name][rows], output, examples.weights[rows], prior, chosen),
+            Predictions(task, keys, examples.targets[task.name][rows], output, examples.weights[rows], prior, chosen),
             task.is_labelled(examples.targets[task.name][rows]),
         )
         for task, output, prior in zip(examples.tasks, outputs, priors, strict=True)

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from tlkeras.features.engines import Batch, make_engine
-from tlkeras.progress import track
+from tlkeras.features.engines import EngineBatch, make_engine
+from tlkeras.progress import progress_bar
 
 STRENGTHS = 5
 _BATCH = 16
@@ -90,7 +90,7 @@ def measure_robustness(
     variants = [("", 0), *((name, strength) for name in CORRUPTIONS for strength in range(1, STRENGTHS + 1))]
     count = len(pictures)
     said: dict[int, np.ndarray] = {}
-    with track("Worsening pictures", len(variants) * count, "pictures") as advance:
+    with progress_bar("Worsening pictures", len(variants) * count, "pictures") as advance:
         stream = _stream(pictures, variants, seed)
         for index, outputs in make_engine(model, engine).run(stream):
             said.update(zip(index.tolist(), outputs[output], strict=True))
@@ -102,7 +102,7 @@ def measure_robustness(
     return {"pictures": count, "clean": figures[0], "corruptions": by_name}
 
 
-def _stream(pictures: np.ndarray, variants: list[tuple[str, int]], seed: int) -> Iterator[Batch]:
+def _stream(pictures: np.ndarray, variants: list[tuple[str, int]], seed: int) -> Iterator[EngineBatch]:
     count = len(pictures)
     for place, (name, strength) in enumerate(variants):
         random = np.random.default_rng([seed, place])

@@ -12,24 +12,24 @@ import numpy as np
 
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.headers import PictureError, printable
-from tlkeras.data.inspection import Inspection, inspect
+from tlkeras.data.headers import PictureError, to_printable
+from tlkeras.data.inspection import ValidatedDataset, validate_images
 from tlkeras.data.tasks import Task
 from tlkeras.errors import TlkerasError
 from tlkeras.features.handcrafted.layer import copy_codebooks
-from tlkeras.heads.cross_validation import answer_out_of_fold
-from tlkeras.heads.heads import arrange
+from tlkeras.heads.cross_validation import cross_val_predict
+from tlkeras.heads.heads import order_outputs
 from tlkeras.heads.linear import LinearHead
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import Run
-from tlkeras.runs.predictions import Answers, has_answers, read_answers, read_tasks
+from tlkeras.runs.predictions import Predictions, has_answers, load_predictions, read_tasks
 from tlkeras.training import builders
 
 _FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Side:
+class FeatureSplit:
     """Pictures of one side with their frozen features.
 
     Attributes:
@@ -48,13 +48,15 @@ class Side:
     weights: np.ndarray
     groups: np.ndarray
 
-    def take(self, rows: np.ndarray) -> Side:
+    def take(self, rows: np.ndarray) -> FeatureSplit:
         """Return some of the pictures."""
         targets = {name: values[rows] for name, values in self.targets.items()}
-        return Side(self.keys[rows], self.paths[rows], self.X[rows], targets, self.weights[rows], self.groups[rows])
+        return FeatureSplit(
+            self.keys[rows], self.paths[rows], self.X[rows], targets, self.weights[rows], self.groups[rows]
+        )
 
 
-class Material:
+class RunData:
     """A run opened again. Everything is read when it is first asked for; features come from the cache.
 
     Attributes:
@@ -74,14 +76,14 @@ class Material:
     @cached_property
     def model(self) -> keras.Model:
         """From uint8 pictures to probabilities, one output per task, in their order."""
-        return arrange(load_model(self.run), [task.name for task in self.tasks])
+        return order_outputs(load_model(self.run), [task.name for task in self.tasks])
 
     @cached_property
-    def inspection(self) -> Inspection | None:
+    def inspection(self) -> ValidatedDataset | None:
         """The run's pictures with their labels; None where the source is gone, and `gone` says why."""
         try:
             recipe = builders.locate_source(self.recipe, self.run.manifest.get("cwd", ""))
-            return inspect(builders.read_examples(recipe))
+            return validate_images(builders.read_examples(recipe))
         except TlkerasError as error:
             self.gone = str(error)
             return None
@@ -92,7 +94,9 @@ class Material:
         if self.inspection is None:
             return {}
         examples = self.inspection.examples
-        return {printable(key): path for key, path in zip(examples.keys.tolist(), examples.paths.tolist(), strict=True)}
+        return {
+            to_printable(key): path for key, path in zip(examples.keys.tolist(), examples.paths.tolist(), strict=True)
+        }
 
     @cached_property
     def sides(self) -> dict[str, str]:
@@ -109,20 +113,20 @@ class Material:
             return None
 
     @cached_property
-    def features(self) -> dict[str, Side]:
+    def features(self) -> dict[str, FeatureSplit]:
         """The frozen features of "train" and "test"; none where the pictures are gone."""
         if self.inspection is None:
             return {}
         examples = self.inspection.examples
-        prefix = builders.build_prefix(self.recipe)
+        prefix = builders.build_feature_extractor(self.recipe)
         if self.recipe.features.handcrafted:
             copy_codebooks(load_model(self.run), prefix.pooled)
         with builders.extract_features(self.recipe, prefix, self.inspection) as found:
             rows, X = found.kept, np.asarray(found.outputs[0], np.float32)
-        keys = np.array([printable(key) for key in examples.keys[rows]])
+        keys = np.array([to_printable(key) for key in examples.keys[rows]])
         of_row = np.array([self.sides.get(key, "") for key in keys.tolist()])
         return {
-            side: Side(
+            side: FeatureSplit(
                 keys[of_row == side],
                 examples.paths[rows[of_row == side]],
                 X[of_row == side],
@@ -141,14 +145,14 @@ class Material:
         weight = options.get("class_weight")
         return LinearHead(C=strength or 0.01, class_weight=None if weight == "none" else weight)
 
-    def find_unseen(self, task: Task) -> tuple[Answers | None, str]:
+    def find_unseen(self, task: Task) -> tuple[Predictions | None, str]:
         """Return answers on pictures that the model was neither fitted nor measured on, and of which side they are.
 
         Those on the "validation" side if there is one; else, of a linear head on frozen features, those on "training"
         pictures by heads that were fitted without them.
         """
         if has_answers(self.run, "validation"):
-            of_task = (one for one in read_answers(self.run, "validation") if one.task.name == task.name)
+            of_task = (one for one in load_predictions(self.run, "validation") if one.task.name == task.name)
             return next(of_task), "validation"
         facts = self.run.manifest
         if facts.get("finetuning") or facts.get("head", {}).get("kind") != "linear":
@@ -156,7 +160,7 @@ class Material:
         found = self.answer_training(task)
         return found, "training" if found is not None else ""
 
-    def answer_training(self, task: Task) -> Answers | None:
+    def answer_training(self, task: Task) -> Predictions | None:
         """Return what linear heads say of training pictures that they were not fitted on; None where there are few.
 
         These stand in for answers on a validation side in a run whose own head is linear on frozen features.
@@ -170,7 +174,7 @@ class Material:
         grouped = train.groups if (train.groups != "").any() else None
         y = train.targets[task.name]
         try:
-            said = answer_out_of_fold(
+            said = cross_val_predict(
                 partial(self.make_linear_head, task.name),
                 train.X,
                 y,
@@ -181,5 +185,5 @@ class Material:
             )
         except ValueError:  # a class has too few pictures
             return None
-        prior = next(one.prior for one in read_answers(self.run) if one.task.name == task.name)
-        return Answers(task, train.keys, y, said, train.weights, prior, {})
+        prior = next(one.prior for one in load_predictions(self.run) if one.task.name == task.name)
+        return Predictions(task, train.keys, y, said, train.weights, prior, {})

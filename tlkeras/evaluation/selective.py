@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from tlkeras.errors import RunError
-from tlkeras.runs.predictions import Answers
+from tlkeras.runs.predictions import Predictions
 
 _POINTS = 60
 
 
 @dataclass(frozen=True)
-class Trade:
+class RiskCoverageCurve:
     """What is gained by answering only where the model is sure.
 
     Attributes:
@@ -28,7 +28,7 @@ class Trade:
     accuracy: np.ndarray
 
 
-def measure_trade(answers: Answers) -> Trade:
+def risk_coverage_curve(answers: Predictions) -> RiskCoverageCurve:
     """Return coverage and accuracy for every threshold (Geifman and El-Yaniv, NeurIPS 2017).
 
     Weights count in both. Equal confidences are answered together. Where a picture can have several labels, an answer
@@ -40,22 +40,24 @@ def measure_trade(answers: Answers) -> Trade:
     covered, correct = np.cumsum(weights), np.cumsum(weights * right[order])
     last = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
     last = last[covered[last] > 0][::-1]
-    return Trade(sure[last], covered[last] / covered[-1], correct[last] / covered[last])
+    return RiskCoverageCurve(sure[last], covered[last] / covered[-1], correct[last] / covered[last])
 
 
-def choose_threshold(answers: Answers, accuracy: float) -> float | None:
+def choose_threshold(answers: Predictions, accuracy: float) -> float | None:
     """Return the lowest threshold from which on answers are as accurate as wanted; None where none is.
 
     Args:
         answers: That the model was not fitted on, and not the ones it is then measured on.
         accuracy: What is wanted, 0 to 1.
     """
-    trade = measure_trade(answers)
+    trade = risk_coverage_curve(answers)
     enough = np.flatnonzero(trade.accuracy >= accuracy)
     return float(trade.threshold[enough[0]]) if len(enough) else None
 
 
-def describe_trade(answers: Answers, chosen_on: Answers | None, accuracy: float | None = None) -> dict[str, Any]:
+def describe_trade(
+    answers: Predictions, chosen_on: Predictions | None, accuracy: float | None = None
+) -> dict[str, Any]:
     """Return the curve, and a threshold with what it gives on held-out pictures, as JSON can hold it.
 
     Args:
@@ -63,7 +65,7 @@ def describe_trade(answers: Answers, chosen_on: Answers | None, accuracy: float 
         chosen_on: What the threshold is chosen on; None: none is chosen.
         accuracy: What is wanted of the answers given; None: half as many errors as without asking.
     """
-    trade = measure_trade(answers)
+    trade = risk_coverage_curve(answers)
     shown = np.unique(np.linspace(0, len(trade.coverage) - 1, _POINTS).astype(int))
     curve = {name: getattr(trade, name)[shown].tolist() for name in ("threshold", "coverage", "accuracy")}
     wanted = accuracy if accuracy is not None else 1 - (1 - float(trade.accuracy[0])) / 2
@@ -78,7 +80,7 @@ def describe_trade(answers: Answers, chosen_on: Answers | None, accuracy: float 
     return result
 
 
-def measure_sets(answers: Answers, calibration: Answers, alpha: float) -> dict[str, Any]:
+def conformal_prediction_sets(answers: Predictions, calibration: Predictions, alpha: float) -> dict[str, Any]:
     """Return how conformal prediction sets do: all classes whose probability is not unusually low for a true one.
 
     Split conformal prediction: the threshold is the quantile of 1 - p(true class) on calibration pictures at rank
@@ -119,7 +121,7 @@ def measure_sets(answers: Answers, calibration: Answers, alpha: float) -> dict[s
     }
 
 
-def measure_label_sets(answers: Answers, calibration: Answers, alpha: float) -> list[dict[str, Any]]:
+def measure_label_sets(answers: Predictions, calibration: Predictions, alpha: float) -> list[dict[str, Any]]:
     """Return how conformal sets do where a picture can have several labels: of "yes" and "no" for each label.
 
     Returns:
@@ -130,21 +132,21 @@ def measure_label_sets(answers: Answers, calibration: Answers, alpha: float) -> 
     """
     found = []
     for place, label in enumerate(answers.task.class_names):
-        sets = measure_sets(_ask_one(answers, place), _ask_one(calibration, place), alpha)
+        sets = conformal_prediction_sets(_ask_one(answers, place), _ask_one(calibration, place), alpha)
         found.append(
             {"label": label, **sets, "undecided": sets["sizes"][2] / len(answers) if sets["sizes"][2:] else 0.0}
         )
     return found
 
 
-def _ask_one(answers: Answers, place: int) -> Answers:
+def _ask_one(answers: Predictions, place: int) -> Predictions:
     """Return the answers on one label as those of two classes, no and yes."""
     yes = answers.probabilities[:, place]
     pair = np.stack([1 - yes, yes], axis=1)
     return replace(answers, probabilities=pair, targets=answers.targets[:, place].astype(np.int64))
 
 
-def _judge(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+def _judge(answers: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Return how sure each answer is, float64 [n], and whether it is right, bool [n]."""
     p = np.asarray(answers.probabilities, np.float64)
     if answers.targets.ndim == 1:
@@ -153,5 +155,5 @@ def _judge(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(p, 1 - p).prod(axis=1), right
 
 
-def _choose(answers: Answers) -> np.ndarray:
+def _choose(answers: Predictions) -> np.ndarray:
     return np.asarray(answers.probabilities, np.float64)[np.arange(len(answers)), answers.targets]

@@ -9,15 +9,15 @@ import keras
 
 from tlkeras.errors import RunError
 from tlkeras.evaluation.attribution import find_scores
-from tlkeras.evaluation.calibration import Method, Scaling, fit_scaling
-from tlkeras.evaluation.run_data import Material
+from tlkeras.evaluation.calibration import LogitScaling, ScalingMethod, fit_scaling
+from tlkeras.evaluation.run_data import RunData
 from tlkeras.runs.directory import Run
-from tlkeras.runs.predictions import read_answers
+from tlkeras.runs.predictions import load_predictions
 
 _TINY = 1e-30  # float32 has it
 
 
-def find_scalings(run: Run, method: Method) -> tuple[list[Scaling | None], str]:
+def find_scalings(run: Run, method: ScalingMethod) -> tuple[list[LogitScaling | None], str]:
     """Return the scaling of each task, fitted on pictures that were not trained on, and a sentence on them.
 
     A number has none.
@@ -25,9 +25,9 @@ def find_scalings(run: Run, method: Method) -> tuple[list[Scaling | None], str]:
     Raises:
         RunError: The run keeps no answers on such pictures.
     """
-    material, counts = Material(run), []
-    scalings: list[Scaling | None] = []
-    for answers in read_answers(run):
+    material, counts = RunData(run), []
+    scalings: list[LogitScaling | None] = []
+    for answers in load_predictions(run):
         if answers.task.kind == "number":
             scalings.append(None)
             continue
@@ -43,7 +43,7 @@ def find_scalings(run: Run, method: Method) -> tuple[list[Scaling | None], str]:
     return scalings, f"Calibrated by {method} scaling, fitted on {', '.join(counts)}."
 
 
-def build_scalings(model: keras.Model, scalings: Sequence[Scaling | None]) -> keras.Model:
+def build_scalings(model: keras.Model, scalings: Sequence[LogitScaling | None]) -> keras.Model:
     """Return the model with each output's logits scaled and shifted, in the same variables.
 
     Args:
@@ -57,7 +57,7 @@ def build_scalings(model: keras.Model, scalings: Sequence[Scaling | None]) -> ke
     return keras.Model(model.input, keras.tree.pack_sequence_as(model.output, tensors), name=model.name)
 
 
-def _scale(model: keras.Model, place: int, scaling: Scaling) -> Any:
+def _scale(model: keras.Model, place: int, scaling: LogitScaling) -> Any:
     scores, are_probabilities = find_scores(model, place)
     if are_probabilities:  # logits that no layer shows
         logarithm = keras.ops.log(scores + _TINY)

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tlkeras.data.tasks import Task
 from tlkeras.errors import MissingExtraError, TlkerasError, suggest
 from tlkeras.exporting.inference_graph import add_features, freeze
-from tlkeras.exporting.parity import Asked
+from tlkeras.exporting.parity import PredictFn
 from tlkeras.exporting.signatures import name_main
 
 INPUT = "images"
@@ -28,7 +28,7 @@ CALIBRATED = 128
 
 
 @dataclass(frozen=True)
-class Material:
+class ConversionInputs:
     """What the forms are made of.
 
     Attributes:
@@ -48,7 +48,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Form:
+class ExportFormat:
     """One form of the model.
 
     Attributes:
@@ -60,8 +60,8 @@ class Form:
     """
 
     file: str
-    write: Callable[[Material, Path], None]
-    open: Callable[[Path, Sequence[str]], Asked]
+    write: Callable[[ConversionInputs, Path], None]
+    open: Callable[[Path, Sequence[str]], PredictFn]
     extra: tuple[str, str] | None = None
     tolerance: float | None = None
 
@@ -74,14 +74,14 @@ def check_forms(names: Sequence[str]) -> None:
         MissingExtraError: Its extra is not installed.
     """
     for name in names:
-        if name not in FORMS:
-            raise TlkerasError(f"A format is one of {', '.join(FORMS)}.", repr(name), suggest(name, FORMS))
-        extra = FORMS[name].extra
+        if name not in FORMATS:
+            raise TlkerasError(f"A format is one of {', '.join(FORMATS)}.", repr(name), suggest(name, FORMATS))
+        extra = FORMATS[name].extra
         if extra and importlib.util.find_spec(extra[1]) is None:
             raise MissingExtraError(f"The format {name}", extra[0])
 
 
-def _freeze(material: Material, batch: int | None) -> Any:
+def _freeze(material: ConversionInputs, batch: int | None) -> Any:
     """Return the folded network without its features, as a concrete function without variables."""
     whole, has_features = add_features(material.model, material.tasks)
     outputs = whole.outputs[1:] if has_features else whole.outputs
@@ -91,7 +91,7 @@ def _freeze(material: Material, batch: int | None) -> Any:
 # -- LiteRT ----------------------------------------------------------------------------------------------------------
 
 
-def _write_litert(material: Material, path: Path, prepare: Callable[[Any, Material], None]) -> None:
+def _write_litert(material: ConversionInputs, path: Path, prepare: Callable[[Any, ConversionInputs], None]) -> None:
     names = material.outputs
     frozen = _freeze(material, 1)
 
@@ -107,22 +107,22 @@ def _write_litert(material: Material, path: Path, prepare: Callable[[Any, Materi
         path.write_bytes(converter.convert())
 
 
-def _keep_float32(converter: Any, material: Material) -> None:
+def _keep_float32(converter: Any, material: ConversionInputs) -> None:
     pass
 
 
-def _use_float16(converter: Any, material: Material) -> None:
+def _use_float16(converter: Any, material: ConversionInputs) -> None:
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_types = [tf.float16]
 
 
-def _use_int8(converter: Any, material: Material) -> None:
+def _use_int8(converter: Any, material: ConversionInputs) -> None:
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([picture[None]] for picture in material.calibration)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
 
 
-def _open_litert(path: Path, names: Sequence[str]) -> Asked:
+def _open_litert(path: Path, names: Sequence[str]) -> PredictFn:
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # it advises ai-edge-litert, which reads the same files
         interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=os.cpu_count())
@@ -153,7 +153,7 @@ def _quiet() -> Iterator[None]:
 # -- OpenVINO --------------------------------------------------------------------------------------------------------
 
 
-def _write_openvino(material: Material, path: Path) -> None:
+def _write_openvino(material: ConversionInputs, path: Path) -> None:
     import openvino
 
     frozen = _freeze(material, None)
@@ -167,7 +167,7 @@ def _write_openvino(material: Material, path: Path) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def _open_openvino(path: Path, names: Sequence[str]) -> Asked:
+def _open_openvino(path: Path, names: Sequence[str]) -> PredictFn:
     import openvino
 
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -182,7 +182,7 @@ def _open_openvino(path: Path, names: Sequence[str]) -> Asked:
 # -- ONNX ------------------------------------------------------------------------------------------------------------
 
 
-def _write_onnx(material: Material, path: Path) -> None:
+def _write_onnx(material: ConversionInputs, path: Path) -> None:
     import tf2onnx
 
     frozen = _freeze(material, None)
@@ -205,7 +205,7 @@ def _write_onnx(material: Material, path: Path) -> None:
     path.write_bytes(proto.SerializeToString())
 
 
-def _open_onnx(path: Path, names: Sequence[str]) -> Asked:
+def _open_onnx(path: Path, names: Sequence[str]) -> PredictFn:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -216,14 +216,14 @@ def _open_onnx(path: Path, names: Sequence[str]) -> Asked:
     return ask
 
 
-def _litert(prepare: Callable[[Any, Material], None]) -> Callable[[Material, Path], None]:
+def _litert(prepare: Callable[[Any, ConversionInputs], None]) -> Callable[[ConversionInputs, Path], None]:
     return lambda material, path: _write_litert(material, path, prepare)
 
 
-FORMS: Mapping[str, Form] = {
-    "litert-float32": Form("litert/float32.tflite", _litert(_keep_float32), _open_litert, tolerance=1e-3),
-    "litert-float16": Form("litert/float16.tflite", _litert(_use_float16), _open_litert),
-    "litert-int8": Form("litert/int8.tflite", _litert(_use_int8), _open_litert),
-    "openvino": Form("openvino/model.xml", _write_openvino, _open_openvino, tolerance=1e-3),
-    "onnx": Form("onnx/model.onnx", _write_onnx, _open_onnx, ("onnx", "tf2onnx"), 1e-3),
+FORMATS: Mapping[str, ExportFormat] = {
+    "litert-float32": ExportFormat("litert/float32.tflite", _litert(_keep_float32), _open_litert, tolerance=1e-3),
+    "litert-float16": ExportFormat("litert/float16.tflite", _litert(_use_float16), _open_litert),
+    "litert-int8": ExportFormat("litert/int8.tflite", _litert(_use_int8), _open_litert),
+    "openvino": ExportFormat("openvino/model.xml", _write_openvino, _open_openvino, tolerance=1e-3),
+    "onnx": ExportFormat("onnx/model.onnx", _write_onnx, _open_onnx, ("onnx", "tf2onnx"), 1e-3),
 }

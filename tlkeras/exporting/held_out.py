@@ -12,11 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.config.recipe import load_recipe
-from tlkeras.data.headers import Rejection, printable
-from tlkeras.data.inspection import look_at
-from tlkeras.data.tasks import Task, qualify
+from tlkeras.data.headers import InvalidImage, to_printable
+from tlkeras.data.inspection import read_header_and_digest
+from tlkeras.data.tasks import Task, prefix_with_task
 from tlkeras.errors import RunError, TlkerasError
-from tlkeras.exporting.signatures import Entry
+from tlkeras.exporting.signatures import Preprocessing
 from tlkeras.runs.directory import Run
 from tlkeras.training import builders
 
@@ -47,7 +47,7 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def batches(self, entry: Entry) -> Iterator[tuple[list[bytes], np.ndarray]]:
+    def batches(self, entry: Preprocessing) -> Iterator[tuple[list[bytes], np.ndarray]]:
         """Yield the bytes of some pictures, and the same decoded, uint8 [b, size, size, 3]."""
         for start in range(0, len(self.paths), BATCH):
             encoded = [Path(path).read_bytes() for path in self.paths[start : start + BATCH]]
@@ -71,11 +71,13 @@ def read_held_out(run: Run, tasks: list[Task], most: int = MOST) -> HeldOut:
     rows = np.array([row for row, key in enumerate(keys) if key in files], dtype=np.int64)
     if len(rows) > most:
         rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
-    targets, answers = ([stored[qualify(tasks, task, what)] for task in tasks] for what in ("targets", "probabilities"))
+    targets, answers = (
+        [stored[prefix_with_task(tasks, task, what)] for task in tasks] for what in ("targets", "probabilities")
+    )
     for sample in samples:  # what was kept beside the picture is what the export is held to
         if (place := np.flatnonzero(np.asarray(keys) == sample["key"])).size:
             for task, of_task in zip(tasks, answers, strict=True):
-                of_task[place[0]] = sample[qualify(tasks, task, "probabilities")]
+                of_task[place[0]] = sample[prefix_with_task(tasks, task, "probabilities")]
     return HeldOut(
         [keys[row] for row in rows.tolist()],
         [files[keys[row]] for row in rows.tolist()],
@@ -86,7 +88,7 @@ def read_held_out(run: Run, tasks: list[Task], most: int = MOST) -> HeldOut:
     )
 
 
-def read_training(run: Run, entry: Entry, most: int) -> np.ndarray:
+def read_training(run: Run, entry: Preprocessing, most: int) -> np.ndarray:
     """Return at most `most` decoded pictures of the training side, spread over all: uint8 [n, size, size, 3].
 
     There are none where the source is gone.
@@ -112,11 +114,15 @@ def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
         recipe = load_recipe(str(run.path / "recipe.yaml"))
         examples = builders.read_examples(builders.locate_source(recipe, run.manifest.get("cwd", "")))
         found = {
-            printable(key): path for key, path in zip(examples.keys.tolist(), examples.paths.tolist(), strict=True)
+            to_printable(key): path for key, path in zip(examples.keys.tolist(), examples.paths.tolist(), strict=True)
         }
     except TlkerasError:
         return {}, "the source of the pictures is gone: compared on the samples that the run keeps"
-    there = {key: found[key] for key in keys if key in found and not isinstance(look_at(found[key]), Rejection)}
+    there = {
+        key: found[key]
+        for key in keys
+        if key in found and not isinstance(read_header_and_digest(found[key]), InvalidImage)
+    }
     if len(there) < len(keys):
         return there, f"{len(keys) - len(there):,} of {len(keys):,} held-out pictures are gone"
     return there, ""

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tlkeras.backbones.blocks import find_cuts
-from tlkeras.backbones.graph import fit_batch
+from tlkeras.backbones.graph import max_batch_size
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError, TlkerasError
 from tlkeras.features.batch_norm_folding import fold_batch_norm
@@ -26,7 +26,7 @@ _CHUNKS_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
-class Network:
+class InferenceModel:
     """A model ready to be exported.
 
     Attributes:
@@ -47,7 +47,7 @@ class Network:
         return self.model is None
 
 
-def make_network(model: keras.Model, tasks: Sequence[Task], pictures: np.ndarray) -> Network:
+def make_network(model: keras.Model, tasks: Sequence[Task], pictures: np.ndarray) -> InferenceModel:
     """Return the fast network if it answers as the model does, else the model as it is with a note.
 
     Fast is: batch norm folded into convolutions, variables as constants, batches divided into parts of few pictures
@@ -61,19 +61,19 @@ def make_network(model: keras.Model, tasks: Sequence[Task], pictures: np.ndarray
         ExportError: The model's outputs are not those of the tasks.
     """
     whole, has_features = add_features(model, tasks)
-    plain = Network(divide_batches(lambda images: _run_plain(whole, images), whole), whole, has_features)
+    plain = InferenceModel(divide_batches(lambda images: _run_plain(whole, images), whole), whole, has_features)
     try:
         call = divide_batches(freeze(whole), whole)
         worst = _compare(plain, call, pictures, tasks)
     except TlkerasError as error:
-        return Network(plain.call, whole, has_features, f"Exported as it is, not folded: {error}")
+        return InferenceModel(plain.call, whole, has_features, f"Exported as it is, not folded: {error}")
     except Exception as error:  # whatever a layer of another's making does with symbolic tensors
-        return Network(
+        return InferenceModel(
             plain.call, whole, has_features, f"Exported as it is, not folded: {type(error).__name__} {error}"
         )
     if worst:
-        return Network(plain.call, whole, has_features, f"Exported as it is: the folded network {worst}.")
-    return Network(call, None, has_features)
+        return InferenceModel(plain.call, whole, has_features, f"Exported as it is: the folded network {worst}.")
+    return InferenceModel(call, None, has_features)
 
 
 def add_features(model: keras.Model, tasks: Sequence[Task]) -> tuple[keras.Model, bool]:
@@ -143,7 +143,7 @@ def divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], l
     Measured at 224 px: the activations of 32 pictures at once leave the cache and take twice the time per picture.
     """
     height, width = whole.input.shape[1:3]
-    size = fit_batch(whole, min(_MOST_CHUNK, _CHUNK_PIXELS // (height * width)))
+    size = max_batch_size(whole, min(_MOST_CHUNK, _CHUNK_PIXELS // (height * width)))
     specs = [tf.TensorSpec(output.shape, tf.float32) for output in whole.outputs]
 
     def call(images: tf.Tensor) -> list[tf.Tensor]:
@@ -166,7 +166,7 @@ def divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], l
     return tf.function(call, input_signature=[spec], autograph=False, jit_compile=False)
 
 
-def _compare(plain: Network, fast: Callable, pictures: np.ndarray, tasks: Sequence[Task]) -> str:
+def _compare(plain: InferenceModel, fast: Callable, pictures: np.ndarray, tasks: Sequence[Task]) -> str:
     """Return in what the fast network is too far from the plain one; "" where it is not."""
     expected = [output.numpy() for output in plain.call(tf.constant(pictures))]
     received = [output.numpy() for output in fast(tf.constant(pictures))]

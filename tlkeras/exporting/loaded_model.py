@@ -31,7 +31,7 @@ class Signature:
     call: Callable[..., list[np.ndarray]]
 
 
-class Served:
+class LoadedSavedModel:
     """A version that was loaded; several threads may ask it at once.
 
     Args:
@@ -72,7 +72,7 @@ class Served:
         """Free the model's memory."""
         self._session.close()
 
-    def __enter__(self) -> Served:
+    def __enter__(self) -> LoadedSavedModel:
         return self
 
     def __exit__(

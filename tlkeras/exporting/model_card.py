@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlkeras.config.recipe import Recipe, dump_recipe, load_recipe
+from tlkeras.config.recipe import Recipe, load_recipe, recipe_to_yaml
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
-from tlkeras.exporting.parity import KERAS, Row
+from tlkeras.exporting.parity import REFERENCE, ParityResult
 from tlkeras.exporting.versions import CONFIG, replace
 from tlkeras.runs.directory import Run
 from tlkeras.training import builders
@@ -79,7 +79,7 @@ def _quote(text: str) -> str:
     return f"'{text}'" if any(character.isspace() for character in text) else text
 
 
-def write_card(path: Path, run: Run, name: str, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
+def write_card(path: Path, run: Run, name: str, rows: Sequence[ParityResult], facts: Mapping[str, Any]) -> None:
     """Write the model card: what it is for, data, figures with intervals, licences, limits, recipe, versions."""
     recipe = load_recipe(str(run.path / "recipe.yaml"))
     sections = [
@@ -90,7 +90,7 @@ def write_card(path: Path, run: Run, name: str, rows: Sequence[Row], facts: Mapp
         "## This export against the run\n\n" + tabulate_rows(rows) + _remark(facts),
         "## Limits\n\n" + _LIMITS,
         "## Licences\n\n" + _list_licences(run, recipe),
-        "## Recipe\n\n```yaml\n" + dump_recipe(recipe).strip() + "\n```",
+        "## Recipe\n\n```yaml\n" + recipe_to_yaml(recipe).strip() + "\n```",
         "## Versions\n\n" + _list_versions(run),
     ]
     (path / CARD).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
@@ -144,7 +144,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def tabulate_rows(rows: Sequence[Row]) -> str:
+def tabulate_rows(rows: Sequence[ParityResult]) -> str:
     """Return the parity table as Markdown."""
     lines = [
         "| form | task | largest difference | same answer | accuracy | 95 % interval | MB | ms per picture |",
@@ -160,7 +160,7 @@ def tabulate_rows(rows: Sequence[Row]) -> str:
 
 
 def _remark(facts: Mapping[str, Any]) -> str:
-    lines = [f"On {facts['pictures']:,} held-out pictures, each compared with the {KERAS}.", *facts["notes"]]
+    lines = [f"On {facts['pictures']:,} held-out pictures, each compared with the {REFERENCE}.", *facts["notes"]]
     return "\n\n" + "\n\n".join(lines)
 
 

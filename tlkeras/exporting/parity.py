@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 
 from tlkeras.data.tasks import Task
-from tlkeras.evaluation.metrics import Figure, measure
+from tlkeras.evaluation.metrics import Estimate, bootstrap_metrics
 from tlkeras.exporting.held_out import HeldOut
-from tlkeras.exporting.signatures import Entry
-from tlkeras.progress import track
+from tlkeras.exporting.signatures import Preprocessing
+from tlkeras.progress import progress_bar
 
-Asked = Callable[[list[bytes], np.ndarray], list[np.ndarray]]
+PredictFn = Callable[[list[bytes], np.ndarray], list[np.ndarray]]
 """From pictures, as bytes and as uint8 [n, size, size, 3], to the probabilities [n, k] of each task."""
 
-KERAS = "Keras model of the run"
+REFERENCE = "Keras model of the run"
 _RESAMPLES = 1000
 _TIMED = 9
 
 
 @dataclass(frozen=True)
-class Gate:
+class AcceptanceCriteria:
     """What a form of the model must satisfy to be published.
 
     Attributes:
@@ -41,7 +41,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Row:
+class ParityResult:
     """How one form of the model answered one task.
 
     Attributes:
@@ -68,12 +68,12 @@ class Row:
 
 
 def compare(
-    forms: Mapping[str, Asked],
+    forms: Mapping[str, PredictFn],
     sizes: Mapping[str, float],
     held_out: HeldOut,
     tasks: Sequence[Task],
-    entry: Entry,
-) -> tuple[list[Row], dict[str, list[np.ndarray]]]:
+    entry: Preprocessing,
+) -> tuple[list[ParityResult], dict[str, list[np.ndarray]]]:
     """Ask all forms about all pictures; the first is what the others are compared with.
 
     Args:
@@ -84,7 +84,7 @@ def compare(
     """
     parts: dict[str, list[list[np.ndarray]]] = {name: [] for name in forms}
     times: dict[str, list[float]] = {name: [] for name in forms}
-    with track("Comparing", len(held_out), "pictures") as advance:
+    with progress_bar("Comparing", len(held_out), "pictures") as advance:
         for encoded, pictures in held_out.batches(entry):
             for name, ask in forms.items():
                 parts[name].append(ask(encoded, pictures))
@@ -100,7 +100,7 @@ def compare(
             accuracy = _measure_accuracy(task, held_out.targets[place], of_form[place], held_out.weights)
             same = task.agree(reference[place], of_form[place])
             rows.append(
-                Row(
+                ParityResult(
                     name,
                     task.name,
                     float(task.measure_difference(reference[place], of_form[place]).max()),
@@ -113,16 +113,16 @@ def compare(
     return rows, answers
 
 
-def _measure_accuracy(task: Task, targets: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> Figure:
+def _measure_accuracy(task: Task, targets: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> Estimate:
     """Return the accuracy, of a number R2, on pictures whose target is known; NaN where it is of none."""
     known = task.is_labelled(targets)
     if not known.any():
-        return Figure(np.nan, np.nan, np.nan)
-    figures = measure(targets[known], answers[known], weights[known], _RESAMPLES)
+        return Estimate(np.nan, np.nan, np.nan)
+    figures = bootstrap_metrics(targets[known], answers[known], weights[known], _RESAMPLES)
     return next(figures[name] for name in ("accuracy", "exact_match", "r2") if name in figures)
 
 
-def _time_one(ask: Asked, encoded: list[bytes], pictures: np.ndarray) -> list[float]:
+def _time_one(ask: PredictFn, encoded: list[bytes], pictures: np.ndarray) -> list[float]:
     """Return the seconds that single pictures take; the first call, which prepares, is left out."""
     ask(encoded[:1], pictures[:1])
     seconds = []
@@ -133,9 +133,9 @@ def _time_one(ask: Asked, encoded: list[bytes], pictures: np.ndarray) -> list[fl
     return seconds
 
 
-def list_failures(rows: Sequence[Row], gates: Mapping[str, Gate]) -> list[str]:
+def list_failures(rows: Sequence[ParityResult], gates: Mapping[str, AcceptanceCriteria]) -> list[str]:
     """Say which forms do not pass their gates, and why."""
-    reference = {row.task: row for row in reversed(rows) if row.form == KERAS}
+    reference = {row.task: row for row in reversed(rows) if row.form == REFERENCE}
     problems = []
     for row in rows:
         gate = gates.get(row.form)

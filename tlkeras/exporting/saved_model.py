@@ -12,21 +12,29 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.backbones.graph import fit_batch, run_in_parts
+from tlkeras.backbones.graph import max_batch_size, run_in_parts
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError
-from tlkeras.evaluation.calibration import Method
+from tlkeras.evaluation.calibration import ScalingMethod
 from tlkeras.exporting import model_card, versions
 from tlkeras.exporting.calibration import build_scalings, find_scalings
-from tlkeras.exporting.formats import CALIBRATED, FORMS, Material, check_forms
+from tlkeras.exporting.formats import CALIBRATED, FORMATS, ConversionInputs, check_forms
 from tlkeras.exporting.held_out import BATCH, HeldOut, read_held_out, read_training
-from tlkeras.exporting.inference_graph import Network, make_network
-from tlkeras.exporting.loaded_model import Served
-from tlkeras.exporting.parity import KERAS, Asked, Gate, Row, compare, list_failures, measure_size
-from tlkeras.exporting.signatures import Entry, name_main, write_signatures
-from tlkeras.exporting.warmup import replay, write_warmup
+from tlkeras.exporting.inference_graph import InferenceModel, make_network
+from tlkeras.exporting.loaded_model import LoadedSavedModel
+from tlkeras.exporting.parity import (
+    REFERENCE,
+    AcceptanceCriteria,
+    ParityResult,
+    PredictFn,
+    compare,
+    list_failures,
+    measure_size,
+)
+from tlkeras.exporting.signatures import Preprocessing, name_main, write_signatures
+from tlkeras.exporting.warmup import run_warmup_requests, write_warmup
 from tlkeras.features.handcrafted.layer import list_handcrafted
-from tlkeras.heads.heads import arrange
+from tlkeras.heads.heads import order_outputs
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import read_tasks
@@ -39,23 +47,28 @@ MAX_DROP = 0.01
 
 SAVED_MODEL = "SavedModel"
 _COMPARED = 64
-_NO_GATE = Gate()
+_NO_GATE = AcceptanceCriteria()
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportInputs:
     """What an export is made of."""
 
     run: Run
     model: keras.Model
     tasks: list[Task]
-    entry: Entry
+    entry: Preprocessing
     held_out: HeldOut
     calibration: str = ""
 
 
 def export(
-    run: Run, target: Path, *, forms: Sequence[str] = (), gate: Gate = _NO_GATE, calibrate: Method | None = None
+    run: Run,
+    target: Path,
+    *,
+    forms: Sequence[str] = (),
+    gate: AcceptanceCriteria = _NO_GATE,
+    calibrate: ScalingMethod | None = None,
 ) -> dict[str, Any]:
     """Write the next version of a run's model below `target`, proved against the run's own predictions.
 
@@ -64,7 +77,7 @@ def export(
 
     Args:
         target: A new or empty folder, or one of versions.
-        forms: Other forms to write into the version, of `tlkeras.exporting.formats.FORMS`.
+        forms: Other forms to write into the version, of `tlkeras.exporting.formats.FORMATS`.
         gate: What must hold beside the agreement with the run. Other forms may lose `MAX_DROP` of accuracy unless it
             says otherwise.
         calibrate: Build a scaling of this kind into the model, so that probabilities mean what they say; what it is
@@ -85,7 +98,7 @@ def export(
     network = make_network(source.model, source.tasks, _take_pictures(source, _COMPARED)[1])
     with versions.writing_aside(target) as aside:
         write_signatures(network, source.tasks, source.entry, aside)
-        with Served(aside) as served:
+        with LoadedSavedModel(aside) as served:
             opened = _write_forms(source, forms, aside)
             rows, difference = _prove(source, served, opened, aside, gate)
             facts = _gather_facts(source, network, rows, served, difference)
@@ -101,9 +114,9 @@ def export(
     }
 
 
-def _read_source(run: Run, calibrate: Method | None = None) -> Source:
+def _read_source(run: Run, calibrate: ScalingMethod | None = None) -> ExportInputs:
     facts = run.manifest["picture"]
-    tasks, entry = read_tasks(run), Entry(facts["size"], facts["resize"])
+    tasks, entry = read_tasks(run), Preprocessing(facts["size"], facts["resize"])
     model = load_model(run)
     if list_handcrafted(model):
         raise ExportError(
@@ -113,17 +126,17 @@ def _read_source(run: Run, calibrate: Method | None = None) -> Source:
         )
     held_out = read_held_out(run, tasks)
     if calibrate is None:
-        return Source(run, model, tasks, entry, held_out)
+        return ExportInputs(run, model, tasks, entry, held_out)
     scalings, sentence = find_scalings(run, calibrate)
     said = [
         of_task if scaling is None else scaling.apply(of_task)
         for scaling, of_task in zip(scalings, held_out.probabilities, strict=True)
     ]
-    model = build_scalings(arrange(model, [task.name for task in tasks]), scalings)
-    return Source(run, model, tasks, entry, replace(held_out, probabilities=said), sentence)
+    model = build_scalings(order_outputs(model, [task.name for task in tasks]), scalings)
+    return ExportInputs(run, model, tasks, entry, replace(held_out, probabilities=said), sentence)
 
 
-def _take_pictures(source: Source, most: int) -> tuple[list[bytes], np.ndarray]:
+def _take_pictures(source: ExportInputs, most: int) -> tuple[list[bytes], np.ndarray]:
     """Return the first held-out pictures, as bytes and decoded."""
     encoded: list[bytes] = []
     parts: list[np.ndarray] = []
@@ -135,16 +148,16 @@ def _take_pictures(source: Source, most: int) -> tuple[list[bytes], np.ndarray]:
     return encoded[:most], np.concatenate(parts)[:most]
 
 
-def _write_forms(source: Source, names: Sequence[str], aside: Path) -> dict[str, Asked]:
+def _write_forms(source: ExportInputs, names: Sequence[str], aside: Path) -> dict[str, PredictFn]:
     """Write other forms of the model; return what asks each of them."""
     if not names:
         return {}
     pictures = read_training(source.run, source.entry, CALIBRATED)
     calibration = pictures if len(pictures) else _take_pictures(source, CALIBRATED)[1]
-    material = Material(source.model, source.tasks, calibration)
+    material = ConversionInputs(source.model, source.tasks, calibration)
     opened = {}
     for name in names:
-        form = FORMS[name]
+        form = FORMATS[name]
         path = aside / form.file
         path.parent.mkdir(exist_ok=True)
         try:
@@ -162,20 +175,24 @@ def _write_forms(source: Source, names: Sequence[str], aside: Path) -> dict[str,
 
 
 def _prove(
-    source: Source, served: Served, opened: Mapping[str, Asked], path: Path, gate: Gate
-) -> tuple[list[Row], float]:
+    source: ExportInputs,
+    served: LoadedSavedModel,
+    opened: Mapping[str, PredictFn],
+    path: Path,
+    gate: AcceptanceCriteria,
+) -> tuple[list[ParityResult], float]:
     """Return the parity table and the largest difference from what the run wrote down.
 
     Raises:
         ExportError: Something is too far off; all of it is named.
     """
-    files = {name: path / FORMS[name].file for name in opened}
+    files = {name: path / FORMATS[name].file for name in opened}
     sizes = {name: measure_size(file if file.suffix == ".tflite" else file.parent) for name, file in files.items()}
     sizes |= {
-        KERAS: measure_size(source.run.path / "model.keras"),
+        REFERENCE: measure_size(source.run.path / "model.keras"),
         SAVED_MODEL: measure_size(path) - sum(sizes.values()),
     }
-    forms = {KERAS: _ask_keras(source), SAVED_MODEL: _ask_served(served, source.tasks), **opened}
+    forms = {REFERENCE: _ask_keras(source), SAVED_MODEL: _ask_served(served, source.tasks), **opened}
     rows, answers = compare(forms, sizes, source.held_out, source.tasks, source.entry)
     worst = 0.0
     said = zip(source.tasks, source.held_out.probabilities, answers[SAVED_MODEL], strict=True)
@@ -189,20 +206,20 @@ def _prove(
                 "Nothing was published. Was the run made with another version of tlkeras?",
             )
     drop = MAX_DROP if gate.max_drop is None else gate.max_drop
-    gates = {name: Gate(FORMS[name].tolerance, gate.min_accuracy, drop) for name in opened}
+    gates = {name: AcceptanceCriteria(FORMATS[name].tolerance, gate.min_accuracy, drop) for name in opened}
     problems = list_failures(rows, {SAVED_MODEL: gate, **gates})
     if problems:
         raise ExportError.from_problems("An export must pass its gates; nothing was published:", problems)
     return rows, worst
 
 
-def _ask_keras(source: Source) -> Asked:
-    model, size = arrange(source.model, [task.name for task in source.tasks]), fit_batch(source.model, BATCH)
+def _ask_keras(source: ExportInputs) -> PredictFn:
+    model, size = order_outputs(source.model, [task.name for task in source.tasks]), max_batch_size(source.model, BATCH)
     function = tf.function(lambda pictures: model(pictures, training=False), autograph=False, reduce_retracing=True)
     return lambda encoded, pictures: run_in_parts(lambda part: function(tf.constant(part)), pictures, size)
 
 
-def _ask_served(served: Served, tasks: Sequence[Task]) -> Asked:
+def _ask_served(served: LoadedSavedModel, tasks: Sequence[Task]) -> PredictFn:
     names = [name_main(tasks, task) for task in tasks]
 
     def ask(encoded: list[bytes], pictures: np.ndarray) -> list[np.ndarray]:
@@ -213,7 +230,11 @@ def _ask_served(served: Served, tasks: Sequence[Task]) -> Asked:
 
 
 def _gather_facts(
-    source: Source, network: Network, rows: Sequence[Row], served: Served, difference: float
+    source: ExportInputs,
+    network: InferenceModel,
+    rows: Sequence[ParityResult],
+    served: LoadedSavedModel,
+    difference: float,
 ) -> dict[str, Any]:
     lacking = source.held_out.note and f"Note: {source.held_out.note}."
     notes = [note for note in (source.calibration, network.note, lacking) if note]
@@ -230,13 +251,18 @@ def _gather_facts(
 
 
 def _write_beside(
-    source: Source, served: Served, aside: Path, target: Path, rows: Sequence[Row], facts: dict[str, Any]
+    source: ExportInputs,
+    served: LoadedSavedModel,
+    aside: Path,
+    target: Path,
+    rows: Sequence[ParityResult],
+    facts: dict[str, Any],
 ) -> int:
     """Write what stands beside the SavedModel; return how many requests warm it up, all replayed."""
     name = model_card.make_name(target)
     encoded, pictures = _take_pictures(source, model_card.MAX_BATCH_SIZE)
     requests = write_warmup(aside, served, name, encoded, pictures, model_card.MAX_BATCH_SIZE)
-    replay(aside, served)
+    run_warmup_requests(aside, served)
     model_card.write_labels(aside, source.tasks)
     model_card.write_batching(aside)
     model_card.write_card(aside, source.run, name, rows, facts)

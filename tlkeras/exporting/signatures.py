@@ -13,19 +13,19 @@ import keras
 import tensorflow as tf
 
 from tlkeras.data.decoding import decode
-from tlkeras.data.tasks import THRESHOLD, LabelsTask, Task
-from tlkeras.exporting.inference_graph import Network
+from tlkeras.data.tasks import THRESHOLD, MultiLabelTask, Task
+from tlkeras.exporting.inference_graph import InferenceModel
 
 EXAMPLE_KEY = "image/encoded"
 CLASSIFY = "tensorflow/serving/classify"
 
 _DECODED_AT_ONCE = 32
 
-Answers = dict[str, tf.Tensor]
+Outputs = dict[str, tf.Tensor]
 
 
 @dataclass(frozen=True)
-class Entry:
+class Preprocessing:
     """How bytes become pictures: what a model needs to be told beside its weights."""
 
     size: int
@@ -62,18 +62,18 @@ def name_main(tasks: Sequence[Task], task: Task) -> str:
     return name_output(tasks, task, "value" if task.kind == "number" else "probabilities")
 
 
-def write_signatures(network: Network, tasks: Sequence[Task], entry: Entry, path: Path) -> None:
+def write_signatures(network: InferenceModel, tasks: Sequence[Task], entry: Preprocessing, path: Path) -> None:
     """Write a SavedModel with the signatures serving_default, uint8, features, and classify of all but numbers."""
 
-    def answer(pictures: tf.Tensor) -> Answers:
+    def answer(pictures: tf.Tensor) -> Outputs:
         outputs = network.call(pictures)[1 if network.has_features else 0 :]
-        answers: Answers = {}
+        answers: Outputs = {}
         for task, probabilities in zip(tasks, outputs, strict=True):
             for what, tensor in _explain(task)(probabilities).items():
                 answers[name_output(tasks, task, what)] = tensor
         return answers
 
-    def classify(place: int) -> Callable[[tf.Tensor], Answers]:
+    def classify(place: int) -> Callable[[tf.Tensor], Outputs]:
         return lambda inputs: _rank(
             tasks[place], network.call(entry.decode(_parse(inputs)))[place + (1 if network.has_features else 0)]
         )
@@ -105,37 +105,37 @@ def _parse(inputs: tf.Tensor) -> tf.Tensor:
     return tf.io.parse_example(inputs, {EXAMPLE_KEY: tf.io.FixedLenFeature((), tf.string)})[EXAMPLE_KEY]
 
 
-def _rank(task: Task, probabilities: tf.Tensor) -> Answers:
+def _rank(task: Task, probabilities: tf.Tensor) -> Outputs:
     """Return all classes, the most probable first, as the method classify wants them."""
     scores, order = tf.math.top_k(probabilities, len(task.class_names))
     return {"classes": tf.gather(tf.constant(list(task.class_names)), order), "scores": scores}
 
 
-def _explain(task: Task) -> Callable[[tf.Tensor], Answers]:
+def _explain(task: Task) -> Callable[[tf.Tensor], Outputs]:
     if task.kind == "number":
         return lambda values: {"value": values}
-    return _explain_labels(task) if isinstance(task, LabelsTask) else _explain_class(task)
+    return _explain_labels(task) if isinstance(task, MultiLabelTask) else _explain_class(task)
 
 
-def _explain_class(task: Task) -> Callable[[tf.Tensor], Answers]:
+def _explain_class(task: Task) -> Callable[[tf.Tensor], Outputs]:
     """Return what adds to probabilities [n, k] the index, int64 [n], and the name, string [n], of the best class."""
     names = list(task.class_names)
 
-    def explain(probabilities: tf.Tensor) -> Answers:
+    def explain(probabilities: tf.Tensor) -> Outputs:
         index = tf.argmax(probabilities, axis=-1)
         return {"probabilities": probabilities, "class_index": index, "label": tf.gather(tf.constant(names), index)}
 
     return explain
 
 
-def _explain_labels(task: LabelsTask) -> Callable[[tf.Tensor], Answers]:
+def _explain_labels(task: MultiLabelTask) -> Callable[[tf.Tensor], Outputs]:
     """Return what adds to probabilities [n, k] the labels found, bool [n, k], and their names in one string each [n].
 
     A signature cannot return rows of several lengths, so the names stand together as a table would have them.
     """
     names = list(task.class_names)
 
-    def explain(probabilities: tf.Tensor) -> Answers:
+    def explain(probabilities: tf.Tensor) -> Outputs:
         present = probabilities >= THRESHOLD
         found = tf.ragged.boolean_mask(tf.broadcast_to(tf.constant(names), tf.shape(probabilities)), present)
         label = tf.strings.reduce_join(found, axis=1, separator=task.separator)

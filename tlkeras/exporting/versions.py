@@ -17,10 +17,10 @@ from filelock import FileLock
 
 from tlkeras.errors import ExportError, ResourceError
 
-LEDGER = "versions.json"
+VERSIONS_FILE = "versions.json"
 CONFIG = "models.config"
 _ASIDE = ".tmp-"
-_OWN = {LEDGER, CONFIG}
+_OWN = {VERSIONS_FILE, CONFIG}
 _STALE_SECONDS = 86_400
 
 
@@ -33,7 +33,7 @@ def check_target(target: Path) -> None:
     """
     if target.exists() and not target.is_dir():
         raise ResourceError(f"{target} must be a writable folder on a disk with room.", "a file of that name")
-    if not target.is_dir() or (target / LEDGER).is_file():
+    if not target.is_dir() or (target / VERSIONS_FILE).is_file():
         return
     strange = [
         path.name
@@ -99,14 +99,14 @@ def publish(aside: Path, target: Path, facts: Mapping[str, Any]) -> int:
         ledger = _read_ledger(target)
         version = max([ledger["last"], *list_versions(target)]) + 1
         ledger = {"last": version, "versions": {**ledger["versions"], str(version): dict(facts)}}
-        replace(target / LEDGER, json.dumps(ledger, indent=2) + "\n")  # a number is spent before it is used
+        replace(target / VERSIONS_FILE, json.dumps(ledger, indent=2) + "\n")  # a number is spent before it is used
         os.rename(aside, target / str(version))
         _sync_one(target)
     return version
 
 
 def _read_ledger(target: Path) -> dict[str, Any]:
-    path = target / LEDGER
+    path = target / VERSIONS_FILE
     if not path.exists():
         return {"last": 0, "versions": {}}
     try:

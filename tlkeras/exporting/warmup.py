@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import classification_pb2, input_pb2, predict_pb2, prediction_log_pb2
 
-from tlkeras.exporting.loaded_model import Served
+from tlkeras.exporting.loaded_model import LoadedSavedModel
 from tlkeras.exporting.signatures import CLASSIFY, EXAMPLE_KEY
 
 FILE = "assets.extra/tf_serving_warmup_requests"
@@ -20,7 +20,7 @@ Log = prediction_log_pb2.PredictionLog
 
 
 def write_warmup(
-    path: Path, served: Served, name: str, encoded: Sequence[bytes], pictures: np.ndarray, largest: int
+    path: Path, served: LoadedSavedModel, name: str, encoded: Sequence[bytes], pictures: np.ndarray, largest: int
 ) -> int:
     """Write requests for each signature: one picture, and for the two that predict a batch of `largest` too.
 
@@ -42,7 +42,7 @@ def write_warmup(
     return len(logs)
 
 
-def replay(path: Path, served: Served) -> None:
+def run_warmup_requests(path: Path, served: LoadedSavedModel) -> None:
     """Read a version's requests back and run them all.
 
     Raises:
@@ -61,7 +61,7 @@ def replay(path: Path, served: Served) -> None:
 
 
 def _make_logs(
-    served: Served, name: str, encoded: Sequence[bytes], pictures: np.ndarray, largest: int
+    served: LoadedSavedModel, name: str, encoded: Sequence[bytes], pictures: np.ndarray, largest: int
 ) -> Iterator[prediction_log_pb2.PredictionLog]:
     rows = np.arange(largest) % len(encoded)
     for signature, definition in served.signatures.items():

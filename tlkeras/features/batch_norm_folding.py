@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tlkeras.backbones.graph import repeat_graph, trace_calls
+from tlkeras.backbones.graph import clone_graph, trace_calls
 
 OPERATIONS: Mapping[type, Callable[..., Any]] = {
     keras.layers.Conv2D: ops.conv,
@@ -41,7 +41,7 @@ def fold_batch_norm(model: keras.Model) -> Callable[[Any], Any]:
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         return stand_ins.get(id(operation), operation)(*args, **kwargs)
 
-    return lambda inputs: repeat_graph(model, inputs, call)
+    return lambda inputs: clone_graph(model, inputs, call)
 
 
 def find_pairs(model: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:

@@ -32,14 +32,14 @@ from filelock import FileLock, Timeout
 
 from tlkeras.errors import ResourceError
 from tlkeras.features.shards import count_rows, sync_folder
-from tlkeras.features.store import Store
+from tlkeras.features.store import ActivationStore
 
 _FORMAT = 1
 _WAY_OUT = "Free some with `tlkeras cache prune`, raise the budget, or set TLKERAS_CACHE to a larger disk."
 
 
 @dataclass(frozen=True)
-class Space:
+class Namespace:
     """What activation rows depend on besides the picture's bytes.
 
     Args:
@@ -74,7 +74,7 @@ class Space:
 
 
 @dataclass(frozen=True)
-class SpaceSummary:
+class CacheEntryInfo:
     """One line of `tlkeras cache ls`; `last_used` in seconds since 1970."""
 
     key: str
@@ -97,7 +97,7 @@ class ActivationCache:
         self.budget_bytes = budget_bytes
         self._folder = self.root / "activations"
 
-    def open(self, space: Space) -> Store:
+    def open(self, space: Namespace) -> ActivationStore:
         """Open a space for reading and writing; while the store is open, nothing prunes it.
 
         Damaged shards are set aside with a warning, and what killed processes left is removed.
@@ -121,7 +121,7 @@ class ActivationCache:
                 f"{folder}: {getattr(problem, 'strerror', None) or problem}",
                 "Set TLKERAS_CACHE to a folder of your own.",
             ) from problem
-        return Store(folder, owner, lock, shape=space.shape, dtype=space.dtype)
+        return ActivationStore(folder, owner, lock, shape=space.shape, dtype=space.dtype)
 
     def check_space(self, needed_bytes: int) -> None:
         """See to it before the work starts that so many bytes fit the budget and the disk.
@@ -146,12 +146,12 @@ class ActivationCache:
                 _WAY_OUT,
             )
 
-    def list_spaces(self) -> list[SpaceSummary]:
+    def list_spaces(self) -> list[CacheEntryInfo]:
         """Return all spaces, the most recently used first."""
         folders = [path for path in self._folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
         return sorted(map(_summarise, folders), key=lambda space: -space.last_used)
 
-    def prune(self, max_bytes: int | None = None, unused_seconds: float | None = None) -> list[SpaceSummary]:
+    def prune(self, max_bytes: int | None = None, unused_seconds: float | None = None) -> list[CacheEntryInfo]:
         """Remove spaces and return them; a space that a living process has open is never removed.
 
         Damaged shards and what killed processes left go in any case.
@@ -172,7 +172,7 @@ class ActivationCache:
                 "The cache folder must be writable.", f"{self._folder}: {problem.strerror or problem}"
             ) from problem
 
-    def _prune(self, max_bytes: int | None, unused_seconds: float | None) -> list[SpaceSummary]:
+    def _prune(self, max_bytes: int | None, unused_seconds: float | None) -> list[CacheEntryInfo]:
         removed = []
         with self._lock():
             free = {path.name for path in self._folder.glob("*") if path.is_dir() and not _sweep(path)}
@@ -239,7 +239,7 @@ def _write_description(path: Path, content: str, owner: str) -> None:
     os.utime(path)
 
 
-def _summarise(folder: Path) -> SpaceSummary:
+def _summarise(folder: Path) -> CacheEntryInfo:
     description = folder / "space.json"
     try:
         content = json.loads(description.read_text("utf-8"))
@@ -249,7 +249,7 @@ def _summarise(folder: Path) -> SpaceSummary:
         facts, last_used = {}, 0.0
     files = [path for path in folder.glob("*") if path.suffix in (".shard", ".tmp", ".damaged", ".json")]
     rows = sum(count_rows(path) for path in files if path.suffix == ".shard")
-    return SpaceSummary(folder.name, facts, rows, sum(_size(path) for path in files), last_used)
+    return CacheEntryInfo(folder.name, facts, rows, sum(_size(path) for path in files), last_used)
 
 
 def _size(path: Path) -> int:

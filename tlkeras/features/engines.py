@@ -16,12 +16,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tlkeras.backbones.graph import fit_batch, run_in_parts
+from tlkeras.backbones.graph import max_batch_size, run_in_parts
 from tlkeras.errors import TlkerasError, suggest
 from tlkeras.features.batch_norm_folding import fold_batch_norm
-from tlkeras.features.handcrafted.layer import Handcrafted
+from tlkeras.features.handcrafted.layer import HandcraftedFeatures
 
-Batch = tuple[np.ndarray, np.ndarray]
+EngineBatch = tuple[np.ndarray, np.ndarray]
 """Index, any integer [n]; pictures, uint8 [n, height, width, 3]."""
 
 Result = tuple[np.ndarray, list[np.ndarray]]
@@ -37,7 +37,7 @@ class Engine(Protocol):
 
     name: str
 
-    def run(self, batches: Iterable[Batch]) -> Generator[Result, None, None]: ...
+    def run(self, batches: Iterable[EngineBatch]) -> Generator[Result, None, None]: ...
 
 
 def make_engine(prefix: keras.Model, name: str = "auto") -> Engine:
@@ -102,7 +102,7 @@ class OpenVinoEngine:
         self.compiled = core.compile_model(model, "CPU", properties)
         self._ports = [self.compiled.output(tensor.name) for tensor in frozen.outputs]
 
-    def run(self, batches: Iterable[Batch]) -> Generator[Result, None, None]:
+    def run(self, batches: Iterable[EngineBatch]) -> Generator[Result, None, None]:
         """Yield batches in the order given."""
         streams = self.compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         free = [self.compiled.create_infer_request() for _ in range(2 * streams)]  # one runs, the next waits
@@ -120,7 +120,7 @@ class OpenVinoEngine:
             for request, _ in under_way:
                 request.wait()
 
-    def _divide(self, batches: Iterable[Batch]) -> Iterator[_Part]:
+    def _divide(self, batches: Iterable[EngineBatch]) -> Iterator[_Part]:
         for index, pictures in batches:
             outputs = [np.empty((len(index), *port.shape[1:]), np.float32) for port in self._ports]
             for start in range(0, len(index), self._group):
@@ -168,7 +168,7 @@ class TensorFlowEngine:
         self._function = convert_variables_to_constants_v2(_trace(prefix, fold_batch_norm(prefix)))
         self._prefix = prefix
 
-    def run(self, batches: Iterable[Batch]) -> Generator[Result, None, None]:
+    def run(self, batches: Iterable[EngineBatch]) -> Generator[Result, None, None]:
         """Yield batches in the order given."""
         return _run_function(self._function, self._prefix, batches)
 
@@ -181,7 +181,7 @@ class KerasEngine:
     def __init__(self, prefix: keras.Model, traced: Any):
         self._function, self._prefix = traced, prefix
 
-    def run(self, batches: Iterable[Batch]) -> Generator[Result, None, None]:
+    def run(self, batches: Iterable[EngineBatch]) -> Generator[Result, None, None]:
         """Yield batches in the order given."""
         return _run_function(self._function, self._prefix, batches)
 
@@ -195,7 +195,7 @@ _ENGINES: dict[str, Callable[[keras.Model, Any], Engine]] = {
 
 def _choose(prefix: keras.Model) -> str:
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    calls_python = any(isinstance(layer, Handcrafted) for layer in prefix.layers)
+    calls_python = any(isinstance(layer, HandcraftedFeatures) for layer in prefix.layers)
     return "openvino" if importlib.util.find_spec("openvino") and not has_gpu and not calls_python else "tensorflow"
 
 
@@ -211,8 +211,8 @@ def _trace(prefix: keras.Model, call: Callable[[Any], Any]) -> Any:
     return function.get_concrete_function(tf.TensorSpec(entry.shape, tf.uint8, name="pictures"))
 
 
-def _run_function(function: Any, prefix: keras.Model, batches: Iterable[Batch]) -> Generator[Result, None, None]:
-    size = fit_batch(prefix, _REQUEST_PICTURES)
+def _run_function(function: Any, prefix: keras.Model, batches: Iterable[EngineBatch]) -> Generator[Result, None, None]:
+    size = max_batch_size(prefix, _REQUEST_PICTURES)
     for index, pictures in batches:
         yield index, run_in_parts(lambda part: function(tf.constant(part)), pictures, size)
 

@@ -13,14 +13,14 @@ import keras
 import numpy as np
 
 from tlkeras.data import decoding
-from tlkeras.data.augmentation.views import PLAIN, View, derive_keys, show_all
-from tlkeras.data.headers import Rejection, printable
-from tlkeras.data.pipeline import explain_unreadable, stream_pictures
+from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, digest_to_seed, make_all_views_fn
+from tlkeras.data.headers import InvalidImage, to_printable
+from tlkeras.data.pipeline import make_image_dataset, read_error
 from tlkeras.errors import TlkerasError
-from tlkeras.features.cache import ActivationCache, Space
-from tlkeras.features.engines import Batch, Engine, Result, make_engine
-from tlkeras.features.store import Store
-from tlkeras.progress import track
+from tlkeras.features.cache import ActivationCache, Namespace
+from tlkeras.features.engines import Engine, EngineBatch, Result, make_engine
+from tlkeras.features.store import ActivationStore
+from tlkeras.progress import progress_bar
 
 BATCH_SIZE = 32
 
@@ -31,7 +31,7 @@ def average_positions(rows: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageFiles:
     """Picture files as a prefix will see them.
 
     Args:
@@ -51,7 +51,9 @@ class Pictures:
         """Return what a picture's pixels depend on besides the bytes of its file."""
         return {"size": size, "fit": self.fit, "decoder": decoding.VERSION}
 
-    def stream(self, rows: np.ndarray, size: int, views: Sequence[View] = (PLAIN,)) -> Generator[Batch, None, None]:
+    def stream(
+        self, rows: np.ndarray, size: int, views: Sequence[AugmentedView] = (IDENTITY_VIEW,)
+    ) -> Generator[EngineBatch, None, None]:
         """Decode each picture once: yield (sights [b], pictures uint8 [b, size, size, 3]).
 
         A sight is one view of one picture, `row * len(views) + place of the view`. Those of a picture follow each
@@ -60,21 +62,23 @@ class Pictures:
         paths = [self.paths[row] for row in rows]
         augment = None
         if any(view.facts() for view in views):
-            augment = show_all(views, derive_keys([self.digests[row] for row in rows]))
+            augment = make_all_views_fn(views, digest_to_seed([self.digests[row] for row in rows]))
         batch_size = max(1, BATCH_SIZE // len(views))
-        for index, pictures in stream_pictures(paths, size, self.fit, batch_size, augment=augment).as_numpy_iterator():
+        for index, pictures in make_image_dataset(
+            paths, size, self.fit, batch_size, augment=augment
+        ).as_numpy_iterator():
             sights = rows[index][:, None] * len(views) + np.arange(len(views))
             yield sights.ravel(), pictures.reshape(-1, *pictures.shape[-3:])
 
 
 @dataclass(frozen=True)
-class Rows:
+class CachedActivations:
     """Activations of one output of the prefix, on disk, in the order of the pictures kept.
 
     `rows[selection]` reads any rows as an array; `np.asarray(rows)` reads all.
     """
 
-    store: Store
+    store: ActivationStore
     ids: np.ndarray
 
     def __len__(self) -> int:
@@ -97,7 +101,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Features:
+class Activations:
     """What `extract` returns.
 
     Attributes:
@@ -110,9 +114,9 @@ class Features:
         seconds: All of it, building the engine included.
     """
 
-    views: tuple[tuple[Rows, ...], ...]
+    views: tuple[tuple[CachedActivations, ...], ...]
     kept: np.ndarray
-    rejected: tuple[Rejection, ...]
+    rejected: tuple[InvalidImage, ...]
     engine: str | None
     computed: int
     reused: int
@@ -120,11 +124,11 @@ class Features:
     _open: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
-    def outputs(self) -> tuple[Rows, ...]:
+    def outputs(self) -> tuple[CachedActivations, ...]:
         """The rows of the first view."""
         return self.views[0]
 
-    def __enter__(self) -> Features:
+    def __enter__(self) -> Activations:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -135,16 +139,16 @@ class Features:
         self._open.close()
 
 
-def extract(
+def extract_activations(
     prefix: keras.Model,
-    pictures: Pictures,
+    pictures: ImageFiles,
     facts: Sequence[Mapping[str, Any]],
     *,
-    views: Sequence[View] = (PLAIN,),
+    views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
     cache: ActivationCache | None = None,
     engine: str | Engine = "auto",
     dtype: str | Sequence[str] = "float16",
-) -> Features:
+) -> Activations:
     """Return the activations of pictures; what the cache lacks is computed, streaming, and kept.
 
     A picture is known by its bytes, so equal files are computed once; each file is decoded once for all views.
@@ -182,13 +186,13 @@ def extract(
             computed = _fill(stores, lacking, pictures, int(wanted.sum()), runner.run(stream))
         ids = np.array([[store.locate(pictures.digests) for store in of_view] for of_view in stores])
         found = np.all(ids >= 0, axis=(0, 1))
-        return Features(
+        return Activations(
             views=tuple(
-                tuple(Rows(store, of[found]) for store, of in zip(of_view, ids_of_view, strict=True))
+                tuple(CachedActivations(store, of[found]) for store, of in zip(of_view, ids_of_view, strict=True))
                 for of_view, ids_of_view in zip(stores, ids, strict=True)
             ),
             kept=np.flatnonzero(found),
-            rejected=tuple(explain_unreadable(pictures.paths[row]) for row in np.flatnonzero(~found).tolist()),
+            rejected=tuple(read_error(pictures.paths[row]) for row in np.flatnonzero(~found).tolist()),
             engine=used,
             computed=computed,
             reused=int(np.count_nonzero(~lacking.any(axis=1))),
@@ -197,14 +201,14 @@ def extract(
         )
 
 
-def count_lacking(
+def count_cache_misses(
     prefix: keras.Model,
-    pictures: Pictures,
+    pictures: ImageFiles,
     facts: Sequence[Mapping[str, Any]],
     cache: ActivationCache,
     dtype: str | Sequence[str] = "float16",
     *,
-    views: Sequence[View] = (PLAIN,),
+    views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
 ) -> int:
     """Return how many pictures, each view counted, `extract` would compute with the same arguments.
 
@@ -223,17 +227,17 @@ def count_lacking(
 
 def _describe_spaces(
     prefix: keras.Model,
-    pictures: Pictures,
+    pictures: ImageFiles,
     facts: Sequence[Mapping[str, Any]],
-    views: Sequence[View],
+    views: Sequence[AugmentedView],
     dtype: str | Sequence[str],
-) -> list[list[Space]]:
+) -> list[list[Namespace]]:
     """Return for each view the space of each output."""
     common = pictures.facts(prefix.input_shape[1])
     dtypes = [dtype] * len(facts) if isinstance(dtype, str) else dtype
     spaces = [
         [
-            Space({**common, **view.facts(), **about}, tuple(output.shape[1:]), kind)
+            Namespace({**common, **view.facts(), **about}, tuple(output.shape[1:]), kind)
             for about, output, kind in zip(facts, prefix.outputs, dtypes, strict=True)
         ]
         for view in views
@@ -243,7 +247,7 @@ def _describe_spaces(
     return spaces
 
 
-def _find_lacking(stores: Sequence[Sequence[Store]], digests: Sequence[str]) -> np.ndarray:
+def _find_lacking(stores: Sequence[Sequence[ActivationStore]], digests: Sequence[str]) -> np.ndarray:
     """Return which store lacks which picture: bool [views, outputs, n]."""
     return np.array([[~store.known(digests) for store in of_view] for of_view in stores])
 
@@ -258,12 +262,12 @@ def _find_wanted(lacking: np.ndarray, digests: Sequence[str]) -> np.ndarray:
     return chosen
 
 
-def _count_bytes(spaces: Sequence[Sequence[Space]], wanted: np.ndarray) -> int:
+def _count_bytes(spaces: Sequence[Sequence[Namespace]], wanted: np.ndarray) -> int:
     widths = [sum(space.row_bytes for space in of_view) for of_view in spaces]
     return int(np.dot(wanted.sum(axis=0), widths))
 
 
-def _take_wanted(batches: Iterable[Batch], wanted: np.ndarray) -> Generator[Batch, None, None]:
+def _take_wanted(batches: Iterable[EngineBatch], wanted: np.ndarray) -> Generator[EngineBatch, None, None]:
     """Leave out the sights that are there already."""
     flat = wanted.ravel()
     for sights, pictures in batches:
@@ -272,23 +276,23 @@ def _take_wanted(batches: Iterable[Batch], wanted: np.ndarray) -> Generator[Batc
 
 
 def _fill(
-    stores: Sequence[Sequence[Store]],
+    stores: Sequence[Sequence[ActivationStore]],
     lacking: np.ndarray,
-    pictures: Pictures,
+    pictures: ImageFiles,
     wanted: int,
     results: Generator[Result, None, None],
 ) -> int:
     """Add to each store the rows that it lacks; return how many sights came out, of those wanted."""
     computed = 0
     with ExitStack() as stack:
-        advance = stack.enter_context(track("Extracting features", wanted, "pictures"))
+        advance = stack.enter_context(progress_bar("Extracting features", wanted, "pictures"))
         writers = [[stack.enter_context(store.writer()) for store in of_view] for of_view in stores]
         for sights, outputs in stack.enter_context(closing(results)):
             rows, views = np.divmod(sights, len(stores))
             for view in np.unique(views):
                 for writer, output, lack in zip(writers[view], outputs, lacking[view], strict=True):
                     new = (views == view) & lack[rows]
-                    names = [printable(pictures.paths[row]) for row in rows[new]]
+                    names = [to_printable(pictures.paths[row]) for row in rows[new]]
                     writer.add([pictures.digests[row] for row in rows[new]], output[new], names)
             computed += len(sights)
             advance(len(sights))

@@ -11,14 +11,14 @@ import keras
 from tlkeras.backbones.blocks import Block, find_cut
 from tlkeras.backbones.weights import fingerprint
 
-FEATURES = "features"
-SOURCE = "source"
+POOLED = "features"
+SOURCE_LOGITS = "source"
 
 _TINY = 1e-30  # float32 has it, and no probability that matters is smaller
 
 
 @dataclass(frozen=True)
-class Prefix:
+class FeatureExtractor:
     """The pretrained half. Its taps are FEATURES, SOURCE (where there is a source head) and the names of cuts.
 
     Attributes:
@@ -45,20 +45,20 @@ class Prefix:
 
     def copy_teacher(self) -> keras.Model:
         """Return a copy, with weights of its own, of what answers as the source does; see `answer_source`."""
-        teacher = self.join([SOURCE])
+        teacher = self.join([SOURCE_LOGITS])
         copied = keras.models.clone_model(teacher)
         copied.set_weights(teacher.get_weights())
         return copied
 
     def _find(self, tap: str) -> keras.KerasTensor:
-        if tap == FEATURES:
+        if tap == POOLED:
             return self.pooled.output
-        if tap == SOURCE:
-            return answer_source(self.backbone, self.source_head)
+        if tap == SOURCE_LOGITS:
+            return source_log_probabilities(self.backbone, self.source_head)
         return find_cut(self.backbone, tap).tensor
 
 
-def answer_source(backbone: keras.Model, source_head: keras.Model | None) -> keras.KerasTensor:
+def source_log_probabilities(backbone: keras.Model, source_head: keras.Model | None) -> keras.KerasTensor:
     """Return the source's log-probabilities of what comes into the backbone, float32 [n, classes of the source].
 
     Raises:

@@ -7,12 +7,12 @@ from typing import Any
 
 import keras
 
-from tlkeras.backbones.blocks import Cut, find_blocks, find_cuts
+from tlkeras.backbones.blocks import CutPoint, find_blocks, find_cuts
 from tlkeras.errors import RecipeError, suggest
 from tlkeras.features.pooling import pool_tensor
 
 
-def find_taps(model: keras.Model, taps: Sequence[str | int]) -> list[Cut]:
+def find_taps(model: keras.Model, taps: Sequence[str | int]) -> list[CutPoint]:
     """Return the cuts where a backbone is read, from input to output.
 
     Args:
@@ -24,7 +24,7 @@ def find_taps(model: keras.Model, taps: Sequence[str | int]) -> list[Cut]:
     """
     blocks, cuts = find_blocks(model), find_cuts(model)
     known = {**{cut.name: cut for cut in cuts}, **{block.name: block.cut for block in blocks}, "last": cuts[-1]}
-    found: dict[str, Cut] = {}
+    found: dict[str, CutPoint] = {}
     problems = []
     for tap in taps:
         if isinstance(tap, int) and -len(blocks) <= tap < len(blocks):
@@ -44,7 +44,7 @@ def find_taps(model: keras.Model, taps: Sequence[str | int]) -> list[Cut]:
     return sorted(found.values(), key=lambda cut: cut.index)
 
 
-def fuse(parts: Sequence[Any]) -> Any:
+def concatenate_normalized(parts: Sequence[Any]) -> Any:
     """Return symbolic vectors side by side, each brought to length one where there are several.
 
     Blocks differ in width and scale; normalised, each has the same say (Evci et al., Head2Toe, ICML 2022).
@@ -54,13 +54,13 @@ def fuse(parts: Sequence[Any]) -> Any:
     return keras.layers.Concatenate()([keras.layers.UnitNormalization()(part) for part in parts])
 
 
-def read_taps(model: keras.Model, cuts: Sequence[Cut], pooling: str) -> keras.Model:
+def extract_taps(model: keras.Model, cuts: Sequence[CutPoint], pooling: str) -> keras.Model:
     """Return a backbone with its taps pooled and fused: pictures to one vector [n, d]."""
-    fused = fuse([pool_tensor(cut.tensor, pooling) for cut in cuts])
+    fused = concatenate_normalized([pool_tensor(cut.tensor, pooling) for cut in cuts])
     return keras.Model(model.input, fused, name=f"{model.name}_{pooling}")
 
 
-def set_beside(
+def concatenate_backbones(
     first: keras.Model, others: Sequence[keras.Model], layers: Sequence[keras.layers.Layer] = ()
 ) -> keras.Model:
     """Return one model from pictures to the vectors of several backbones, fused; the first keeps its graph flat.
@@ -71,7 +71,7 @@ def set_beside(
     return add_layers(first.input, [first.output, *(other(first.input) for other in others)], layers, first.name)
 
 
-def measure_parts(model: keras.Model) -> list[int]:
+def part_widths(model: keras.Model) -> list[int]:
     """Return the widths of the vectors that `fuse` joined last to a model's output, [] where it is not joined."""
     joining = model.output._keras_history.operation
     return [part.shape[-1] for part in joining.input] if isinstance(joining, keras.layers.Concatenate) else []
@@ -79,4 +79,4 @@ def measure_parts(model: keras.Model) -> list[int]:
 
 def add_layers(pictures: Any, parts: Sequence[Any], layers: Sequence[keras.layers.Layer], name: str) -> keras.Model:
     """Return one model from symbolic pictures to vectors of them and of layers that see them, fused."""
-    return keras.Model(pictures, fuse([*parts, *(layer(pictures) for layer in layers)]), name=name)
+    return keras.Model(pictures, concatenate_normalized([*parts, *(layer(pictures) for layer in layers)]), name=name)

@@ -23,7 +23,7 @@ SHARD_SECONDS = 30.0  # the most work that kill -9 can cost
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Store:
+class ActivationStore:
     """One open space; made by `ActivationCache.open`, and closed by `close` or at the end of a `with`.
 
     Args:
@@ -49,7 +49,7 @@ class Store:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> ActivationStore:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,7 +126,7 @@ class Writer:
     Leaving the `with` by an exception, Ctrl-C included, keeps all rows added before it.
     """
 
-    def __init__(self, store: Store, shard_bytes: int, shard_seconds: float):
+    def __init__(self, store: ActivationStore, shard_bytes: int, shard_seconds: float):
         self._store, self._shard_bytes, self._shard_seconds = store, shard_bytes, shard_seconds
         self._file: ShardFile | None = None
         self._opened = 0.0

@@ -28,7 +28,7 @@ _MOST_EPOCHS = 50
 _MOST_EPOCHS_UNSEEN = 20  # those of LP-FT, which are not watched either
 
 
-class Choice(NamedTuple):
+class Decision(NamedTuple):
     """A value and why it was taken; the key is STAGE.FIELD, or a word on the whole schedule."""
 
     key: str
@@ -42,11 +42,11 @@ class Suggestion:
 
     stages: tuple[Stage, ...]
     keep: Keep
-    choices: tuple[Choice, ...]
+    choices: tuple[Decision, ...]
 
 
 @dataclass(frozen=True)
-class _Setting:
+class _StageInputs:
     pictures: int
     classes: int
     blocks: int
@@ -54,7 +54,7 @@ class _Setting:
     validated: bool
 
 
-def suggest_stages(
+def choose_stages(
     *, pictures: int, classes: int, blocks: int, batch_size: int, validated: bool, probed: bool
 ) -> Suggestion:
     """Return stages that suit the data, and the reason for each value.
@@ -73,86 +73,92 @@ def suggest_stages(
     for key, count in (("pictures", pictures), ("classes", classes), ("blocks", blocks), ("batch_size", batch_size)):
         if count < 1:
             raise RecipeError(f"To suggest stages, {key} must be at least 1.", count)
-    setting = _Setting(pictures, classes, blocks, batch_size, validated)
+    setting = _StageInputs(pictures, classes, blocks, batch_size, validated)
     drafts = {} if probed else {"head": _draft_head(setting)}
     drafts |= _draft_backbone(setting)
     stages = tuple(Stage(name, **{choice.key: choice.value for choice in draft}) for name, draft in drafts.items())
     choices = [choice._replace(key=f"{name}.{choice.key}") for name, draft in drafts.items() for choice in draft]
     if probed:
-        choices.insert(0, Choice("head", "probe", "it starts from the linear probe, so no stage has to fit it (LP-FT)"))
+        choices.insert(
+            0, Decision("head", "probe", "it starts from the linear probe, so no stage has to fit it (LP-FT)")
+        )
     keep = _choose_keep(validated)
     return Suggestion(stages, keep.value, (*choices, keep))
 
 
-def _draft_head(setting: _Setting) -> list[Choice]:
+def _draft_head(setting: _StageInputs) -> list[Decision]:
     return [
-        Choice("unfreeze", 0, "a random head would spoil the backbone, so it is fitted first (LP-FT)"),
-        Choice("learning_rate", 1e-3, "the usual rate: nothing pretrained moves"),
+        Decision("unfreeze", 0, "a random head would spoil the backbone, so it is fitted first (LP-FT)"),
+        Decision("learning_rate", 1e-3, "the usual rate: nothing pretrained moves"),
         _choose_epochs(setting, _HEAD_STEPS),
     ]
 
 
-def _draft_backbone(setting: _Setting) -> dict[str, list[Choice]]:
+def _draft_backbone(setting: _StageInputs) -> dict[str, list[Decision]]:
     """Return the stages in which blocks train: the top ones, and for many pictures then all."""
     pictures, blocks = f"{setting.pictures:,} pictures", setting.blocks
     half = max(1, blocks // 2)
     if setting.pictures >= MANY_PICTURES:
-        top = Choice("unfreeze", half, f"half of {blocks} blocks first, all of them when these have settled")
-        last = Choice("unfreeze", "all", f"{pictures} are enough to move every block")
-        rate = Choice("learning_rate", 1e-4, "a third of the stage before: deeper blocks change what all others see")
+        top = Decision("unfreeze", half, f"half of {blocks} blocks first, all of them when these have settled")
+        last = Decision("unfreeze", "all", f"{pictures} are enough to move every block")
+        rate = Decision("learning_rate", 1e-4, "a third of the stage before: deeper blocks change what all others see")
         first = {"top": _draft_stage(setting, top, half, _choose_epochs(setting, _STEPS))} if half < blocks else {}
         return {**first, "all": _draft_stage(setting, last, blocks, _choose_epochs(setting, _MANY_STEPS), rate)}
     if setting.pictures < max(FEW_PICTURES, FEW_PER_CLASS * setting.classes):
         count = max(1, blocks // 6)
-        top = Choice("unfreeze", count, f"a sixth of {blocks} blocks: {pictures} in {setting.classes} classes are few")
+        top = Decision(
+            "unfreeze", count, f"a sixth of {blocks} blocks: {pictures} in {setting.classes} classes are few"
+        )
     else:
         count = half
-        top = Choice("unfreeze", count, f"half of {blocks} blocks: {pictures} do not pay for more")
+        top = Decision("unfreeze", count, f"half of {blocks} blocks: {pictures} do not pay for more")
     return {"top": _draft_stage(setting, top, count, _choose_epochs(setting, _STEPS))}
 
 
-_RATE = Choice("learning_rate", 3e-4, "a third of the usual rate: pretrained weights are near their goal")
+_RATE = Decision("learning_rate", 3e-4, "a third of the usual rate: pretrained weights are near their goal")
 
 
-def _draft_stage(setting: _Setting, unfreeze: Choice, count: int, epochs: Choice, rate: Choice = _RATE) -> list[Choice]:
+def _draft_stage(
+    setting: _StageInputs, unfreeze: Decision, count: int, epochs: Decision, rate: Decision = _RATE
+) -> list[Decision]:
     decayed = 2 * count > setting.blocks
     return [
         unfreeze,
         rate,
         epochs,
-        Choice("backbone_ratio", 1.0, "the head is fitted already, so both move alike (LP-FT)"),
-        Choice("layer_decay", 0.75, "more than half of the blocks train: general ones move less (ULMFiT)")
+        Decision("backbone_ratio", 1.0, "the head is fitted already, so both move alike (LP-FT)"),
+        Decision("layer_decay", 0.75, "more than half of the blocks train: general ones move less (ULMFiT)")
         if decayed
-        else Choice("layer_decay", 1.0, "only the upper half trains: one rate for it"),
-        Choice("warmup", 1.0, "one epoch in which the optimizer learns the size of the gradients"),
-        Choice("decay", "cosine", "ends at rate 0, so that the last epochs only settle"),
+        else Decision("layer_decay", 1.0, "only the upper half trains: one rate for it"),
+        Decision("warmup", 1.0, "one epoch in which the optimizer learns the size of the gradients"),
+        Decision("decay", "cosine", "ends at rate 0, so that the last epochs only settle"),
         _choose_batch_norm(setting),
     ]
 
 
-def _choose_epochs(setting: _Setting, steps: int) -> Choice:
+def _choose_epochs(setting: _StageInputs, steps: int) -> Decision:
     """Aim at a number of steps; BiT's rule counts steps, not epochs, too."""
     per_epoch = math.ceil(setting.pictures / setting.batch_size)
     wanted = math.ceil(steps / per_epoch)
     most = _MOST_EPOCHS if setting.validated else _MOST_EPOCHS_UNSEEN
     if wanted < _LEAST_EPOCHS:
         reason = f"the fewest that leave room for warm-up and cosine; {per_epoch:,} steps each"
-        return Choice("epochs", _LEAST_EPOCHS, reason)
+        return Decision("epochs", _LEAST_EPOCHS, reason)
     if wanted > most:
         unseen = "" if setting.validated else ", and no validation set would show it"
-        return Choice("epochs", most, f"{per_epoch:,} steps each; more repeats of so few pictures memorise{unseen}")
-    return Choice("epochs", wanted, f"about {steps:,} steps, {per_epoch:,} an epoch")
+        return Decision("epochs", most, f"{per_epoch:,} steps each; more repeats of so few pictures memorise{unseen}")
+    return Decision("epochs", wanted, f"about {steps:,} steps, {per_epoch:,} an epoch")
 
 
-def _choose_batch_norm(setting: _Setting) -> Choice:
+def _choose_batch_norm(setting: _StageInputs) -> Decision:
     if setting.pictures < BATCH_NORM_PICTURES:
-        return Choice("batch_norm", "frozen", f"below {BATCH_NORM_PICTURES:,} pictures the pretrained statistics win")
+        return Decision("batch_norm", "frozen", f"below {BATCH_NORM_PICTURES:,} pictures the pretrained statistics win")
     if setting.batch_size < BATCH_NORM_BATCH:
-        return Choice("batch_norm", "frozen", f"batches below {BATCH_NORM_BATCH} give noisy statistics")
-    return Choice("batch_norm", "train", f"{setting.pictures:,} pictures in batches of {setting.batch_size} suffice")
+        return Decision("batch_norm", "frozen", f"batches below {BATCH_NORM_BATCH} give noisy statistics")
+    return Decision("batch_norm", "train", f"{setting.pictures:,} pictures in batches of {setting.batch_size} suffice")
 
 
-def _choose_keep(validated: bool) -> Choice:
+def _choose_keep(validated: bool) -> Decision:
     if validated:
-        return Choice("keep", "best", "the validation set says which epoch was best, and whether a stage paid")
-    return Choice("keep", "last", "no validation set says which epoch was best")
+        return Decision("keep", "best", "the validation set says which epoch was best, and whether a stage paid")
+    return Decision("keep", "last", "no validation set says which epoch was best")

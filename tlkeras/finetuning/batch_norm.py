@@ -13,7 +13,9 @@ import tensorflow as tf
 from tlkeras.errors import TlkerasError
 
 
-def reestimate_statistics(forward: Callable[[Any], Any], layers: Sequence[keras.Layer], batches: Iterable[Any]) -> None:
+def recompute_batch_norm_statistics(
+    forward: Callable[[Any], Any], layers: Sequence[keras.Layer], batches: Iterable[Any]
+) -> None:
     """Replace the moving statistics of batch norm by those of all batches together; nothing else changes.
 
     Every layer is measured in the same pass, on inputs that the layers before it have normalised by their batch. The

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tlkeras.backbones.blocks import Block
-from tlkeras.finetuning.network import FEATURES, PICTURES
+from tlkeras.finetuning.network import PICTURES, POOLED
 from tlkeras.finetuning.schedule import Schedule
 
 _HALF_BYTES = 2
@@ -36,7 +36,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CachingPlan:
     """How all stages get their inputs.
 
     Attributes:
@@ -66,7 +66,7 @@ def plan_stages(
     views: int | None,
     most_views: int | None,
     budget_bytes: int | None,
-) -> Plan:
+) -> CachingPlan:
     """Choose by cost, per stage, the cut to train behind, and how many views of each picture are kept.
 
     A stage can begin at the output of the last frozen block or at any block's before it; what lies between is then
@@ -89,7 +89,7 @@ def plan_stages(
     counts = [stage.count_blocks(len(blocks)) for stage in schedule.stages]
     if budget_bytes is None:
         plans = [StagePlan(stage.name, PICTURES, 0, 0.0, "the cache is off") for stage in schedule.stages]
-        return Plan(tuple(plans), None)
+        return CachingPlan(tuple(plans), None)
     if views is None:
         frozen = [stage.length for stage, count in zip(schedule.stages, counts, strict=True) if count < len(blocks)]
         most = min([MOST_VIEWS, max(frozen, default=1), *([most_views] if most_views else [])])
@@ -97,14 +97,14 @@ def plan_stages(
         row_bytes = sum({plan.cut: plan.bytes for plan in boundless}.values()) * pictures
         fitting = most if row_bytes == 0 else min(most, budget_bytes // row_bytes)
         views = fitting or most  # where not even one fits, other cuts are kept
-    return Plan(_plan_all(schedule, counts, (blocks, width, pictures, views, budget_bytes)), views)
+    return CachingPlan(_plan_all(schedule, counts, (blocks, width, pictures, views, budget_bytes)), views)
 
 
-_Setting = tuple[Sequence[Block], int, int, int, int]
+_PlanInputs = tuple[Sequence[Block], int, int, int, int]
 """Blocks, numbers per picture after pooling, pictures, views, bytes that rows may take."""
 
 
-def _plan_all(schedule: Schedule, counts: Sequence[int], setting: _Setting) -> tuple[StagePlan, ...]:
+def _plan_all(schedule: Schedule, counts: Sequence[int], setting: _PlanInputs) -> tuple[StagePlan, ...]:
     blocks, width, pictures, views, budget = setting
     plans: list[StagePlan] = []
     for stage, count in zip(schedule.stages, counts, strict=True):
@@ -115,7 +115,7 @@ def _plan_all(schedule: Schedule, counts: Sequence[int], setting: _Setting) -> t
     return tuple(plans)
 
 
-def _plan_stage(name: str, epochs: int, frozen: int, setting: _Setting) -> StagePlan:
+def _plan_stage(name: str, epochs: int, frozen: int, setting: _PlanInputs) -> StagePlan:
     blocks, width, pictures, views, budget = setting
     if frozen == 0:
         return StagePlan(name, PICTURES, 0, 0.0, "nothing is frozen")
@@ -125,7 +125,7 @@ def _plan_stage(name: str, epochs: int, frozen: int, setting: _Setting) -> Stage
     candidates: list[tuple[float, str, int]] = [(whole, PICTURES, 0)]
     for end, block in enumerate(blocks[:frozen]):
         pooled = frozen == len(blocks) and end == frozen - 1
-        cut, size = (FEATURES, width * _HALF_BYTES) if pooled else (block.cut.name, block.cut.bytes)
+        cut, size = (POOLED, width * _HALF_BYTES) if pooled else (block.cut.name, block.cut.bytes)
         if size * pictures * views <= budget:
             reading = epochs * size * _MULTIPLY_ADDS_PER_BYTE
             work = views * before[end] / _ENGINE_GAIN + epochs * (before[-1] - before[end] + trained) + reading

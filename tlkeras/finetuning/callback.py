@@ -11,11 +11,11 @@ import keras
 import numpy as np
 
 from tlkeras.errors import TlkerasError, suggest
-from tlkeras.finetuning.batch_norm import reestimate_statistics
+from tlkeras.finetuning.batch_norm import recompute_batch_norm_statistics
 from tlkeras.finetuning.freezing import freeze, run_in_inference, unfreeze
-from tlkeras.finetuning.layer_groups import Groups, decay_by_block, group_layers
+from tlkeras.finetuning.layer_groups import Groups, group_layers, layerwise_lr_decay
 from tlkeras.finetuning.optimizers import build_on, find_scaled
-from tlkeras.finetuning.schedule import BatchNorm, Position, Schedule, Stage
+from tlkeras.finetuning.schedule import BatchNorm, Schedule, Stage, StagePosition
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
     """
 
     _groups: Groups
-    _position: Position
+    _position: StagePosition
 
     def __init__(
         self,
@@ -153,13 +153,13 @@ class GradualUnfreezing(keras.callbacks.Callback):
     def _stage(self) -> Stage:
         return self.schedule.stages[self._position.stage]
 
-    def _locate(self) -> Position | None:
+    def _locate(self) -> StagePosition | None:
         return self.schedule.locate(self.history, self.baseline)
 
     def _find_best(self) -> int | None:
         return self.schedule.best_epoch(self.history, self.baseline) if self.schedule.keep == "best" else None
 
-    def _find_problems(self, position: Position | None) -> Iterator[str]:
+    def _find_problems(self, position: StagePosition | None) -> Iterator[str]:
         """Say what would go wrong later, a sentence each."""
         if position is None:
             yield f"its run is over after the {len(self.history)} epochs of the history."
@@ -190,7 +190,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
             found |= {id(variable) for variable in set_trainable(self._groups, count, stage.batch_norm)}
         return [variable for variable in self.model.weights if id(variable) in found]
 
-    def _enter(self, position: Position | None) -> None:
+    def _enter(self, position: StagePosition | None) -> None:
         """Stand at an epoch; where its stage is not the one before, apply it."""
         if position is None or position.stage == self._entered:
             self._position = position or self._position
@@ -202,7 +202,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         if stage.batch_norm == "reestimate" and position.epoch_in_stage == 0:
             self._reestimate(stage)
         if scaled := find_scaled(self.model.optimizer):
-            scaled.set_multipliers(decay_by_block(groups, multipliers))
+            scaled.set_multipliers(layerwise_lr_decay(groups, multipliers))
         self.model.optimizer.learning_rate = self._rate(0)
         self.model.make_train_function(force=True)
         if any(getattr(variable, "regularizer", None) for variable in self.model.weights):
@@ -223,7 +223,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         blocks = self._groups.blocks
         trained = blocks[len(blocks) - stage.count_blocks(len(blocks)) :]
         norms = [part for block in trained for layer in block.layers for part in layer._flatten_layers()]
-        reestimate_statistics(lambda batch: self.model(batch, training=False), norms, self._batches)
+        recompute_batch_norm_statistics(lambda batch: self.model(batch, training=False), norms, self._batches)
 
     def _restore(self, epoch: int) -> None:
         self.model.set_weights(self.best_weights)

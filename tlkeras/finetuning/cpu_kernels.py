@@ -17,7 +17,7 @@ _WIDE = 4  # columns of a kernel
 
 
 @contextmanager
-def take_shortcuts(model: keras.Model, training: bool) -> Iterator[None]:
+def use_fused_cpu_ops(model: keras.Model, training: bool) -> Iterator[None]:
     """Within, a model is traced with each convolution having taken in its batch norm, where that acts as in inference.
 
     On a GPU, and for layers in 16 bits, nothing is changed. The weights are read in the graph that is being traced,

@@ -31,7 +31,7 @@ _LOST = (
 )
 
 
-class Distribution:
+class Strategy:
     """One device, as which all others behave.
 
     Attributes:
@@ -101,10 +101,10 @@ class Distribution:
         return nullcontext()
 
 
-ONE_DEVICE = Distribution()
+ONE_DEVICE = Strategy()
 
 
-class SeveralDevices(Distribution):
+class MultiDeviceStrategy(Strategy):
     """The devices of a strategy of `tf.distribute`.
 
     Args:
@@ -280,16 +280,16 @@ def _copy(network: Network) -> Network:
     return Network(backbone, pooled, heads, network.model.name, source_head, weighting)
 
 
-def make_multi_worker(workers: int, worker: int) -> Distribution:
+def make_multi_worker(workers: int, worker: int) -> Strategy:
     """Return the devices of all processes of TF_CONFIG; nothing may have been computed before in this process."""
     options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=_SECONDS)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    return SeveralDevices(strategy, workers, worker)
+    return MultiDeviceStrategy(strategy, workers, worker)
 
 
-def make_mirrored() -> Distribution:
+def make_mirrored() -> Strategy:
     """Return all GPUs of this machine, else all its logical CPUs; one device where there is one."""
     found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if len(found) < 2:
         return ONE_DEVICE
-    return SeveralDevices(tf.distribute.MirroredStrategy([device.name for device in found]))
+    return MultiDeviceStrategy(tf.distribute.MirroredStrategy([device.name for device in found]))

@@ -11,9 +11,7 @@ import tensorflow as tf
 from tlkeras.errors import DataError
 
 
-def measure_relative_gradients(
-    gradients: Sequence[tf.Tensor | None], variables: Sequence[keras.Variable]
-) -> np.ndarray:
+def relative_gradient_norms(gradients: Sequence[tf.Tensor | None], variables: Sequence[keras.Variable]) -> np.ndarray:
     """Return ||gradient|| / ||variable|| of each variable, float64 [t], for one batch; average it over a few batches.
 
     A variable that is all zeros has no scale to compare with: infinity, or 0 where its gradient is 0 as well. A

@@ -12,17 +12,17 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.augmentation.layer import PictureAugmentation
-from tlkeras.data.augmentation.policies import Policy, make_policy
-from tlkeras.data.augmentation.views import choose_views, derive_keys, show_one
-from tlkeras.data.data_service import stream_fed
-from tlkeras.data.pipeline import stream_pictures
+from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
+from tlkeras.data.augmentation.views import choose_views, digest_to_seed, make_view_fn
+from tlkeras.data.data_service import make_data_service_dataset
+from tlkeras.data.pipeline import make_image_dataset
 
 Batch = tuple[np.ndarray, Any]
 """Positions within the side, int64 [b]; what the network's suffix takes, [b, ...], or a pair of that and what the
 source answered before training, [b, classes of the source]."""
 
 
-class Supply(Protocol):
+class BatchSource(Protocol):
     """The examples of one side as the suffix behind one cut takes them."""
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
@@ -36,7 +36,7 @@ def split_recorded(inputs: Any) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True)
-class CachedSupply:
+class ActivationSource:
     """Activations at a cut.
 
     Args:
@@ -77,7 +77,7 @@ def _gather(views: Sequence[Any], numbers: np.ndarray, positions: np.ndarray) ->
 
 
 @dataclass(frozen=True)
-class PictureSupply:
+class ImageSource:
     """Pictures decoded anew in every epoch, for a network that is trained as a whole or that keeps nothing.
 
     Args:
@@ -95,7 +95,7 @@ class PictureSupply:
     digests: Sequence[str]
     size: int
     fit: str
-    policy: Policy | None = None
+    policy: AugmentationPolicy | None = None
     seed: int = 0
     in_graph: bool = False
     feed: str | None = None
@@ -107,19 +107,19 @@ class PictureSupply:
         positions = np.concatenate(batches)
         augment, finish = None, lambda pictures, index: pictures
         if self.policy is not None:
-            keys = derive_keys([self.digests[position] for position in positions])
+            keys = digest_to_seed([self.digests[position] for position in positions])
             numbers = choose_views(self.policy, None, keys, epoch, self.seed)
             if self.in_graph:
                 show = self._layer
                 finish = lambda pictures, index: show((pictures, keys[index], numbers[index]))  # noqa: E731
             else:
-                augment = show_one(self.policy, keys, numbers, self.seed)
+                augment = make_view_fn(self.policy, keys, numbers, self.seed)
         paths = [self.paths[position] for position in positions]
         wanted = (paths, self.size, self.fit, len(batches[0]))
         if self.feed is None:
-            stream = stream_pictures(*wanted, augment=augment).as_numpy_iterator()
+            stream = make_image_dataset(*wanted, augment=augment).as_numpy_iterator()
         else:
-            stream = stream_fed(self.feed, *wanted, augment=augment)
+            stream = make_data_service_dataset(self.feed, *wanted, augment=augment)
         for index, pictures in stream:
             yield positions[index], finish(pictures, index)
 
@@ -131,7 +131,7 @@ class PictureSupply:
 
 
 @dataclass(frozen=True)
-class RecordingSupply:
+class DistillationSource:
     """Examples beside what a network that does not train answers to them.
 
     Args:
@@ -139,7 +139,7 @@ class RecordingSupply:
         answer: From inputs [b, ...] to answers [b, ...].
     """
 
-    supply: Supply
+    supply: BatchSource
     answer: Callable[[Any], Any]
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import keras
 
 from tlkeras.backbones.blocks import find_blocks, find_cuts
-from tlkeras.backbones.graph import Call, has_weights, trace_calls
+from tlkeras.backbones.graph import Node, has_weights, trace_calls
 from tlkeras.errors import BackboneError, suggest
 
 
 @dataclass(frozen=True)
-class Group:
+class LayerGroup:
     """Layers that train or rest together, from input to output."""
 
     name: str
@@ -34,8 +34,8 @@ class Groups:
     """
 
     model: keras.Model = field(repr=False)
-    blocks: tuple[Group, ...]
-    head: Group
+    blocks: tuple[LayerGroup, ...]
+    head: LayerGroup
 
 
 def group_layers(model: keras.Model, head: Sequence[str] | None = None) -> Groups:
@@ -65,10 +65,10 @@ def group_layers(model: keras.Model, head: Sequence[str] | None = None) -> Group
             f"{model.name}, with none behind {end.name!r}",
             "Name the layers of the head where it begins earlier: head=[...].",
         )
-    return Groups(model, blocks, Group("head", layers))
+    return Groups(model, blocks, LayerGroup("head", layers))
 
 
-def decay_by_block(groups: Groups, multipliers: Sequence[float]) -> dict[str, float]:
+def layerwise_lr_decay(groups: Groups, multipliers: Sequence[float]) -> dict[str, float]:
     """Return the learning-rate multiplier of each variable that trains in the backbone, by its path.
 
         multipliers = decay_by_block(groups, Stage("all", "all", 1e-4, epochs=5, layer_decay=0.75).multipliers(8))
@@ -88,7 +88,7 @@ def decay_by_block(groups: Groups, multipliers: Sequence[float]) -> dict[str, fl
     return {variable.path: multiplier for layer, multiplier in layers for variable in layer.trainable_variables}
 
 
-def _find_nested(calls: Sequence[Call]) -> Call | None:
+def _find_nested(calls: Sequence[Node]) -> Node | None:
     """Return the call of the model that has most of the variables, if there is one."""
     owners = {id(call.operation): call.operation for call in calls if has_weights(call)}
     total = sum(len(layer.weights) for layer in owners.values())
@@ -96,7 +96,7 @@ def _find_nested(calls: Sequence[Call]) -> Call | None:
     return next((call for call in models if 2 * len(call.operation.weights) > total), None)
 
 
-def _find_end(model: keras.Model, calls: Sequence[Call], head: Sequence[str] | None) -> keras.KerasTensor:
+def _find_end(model: keras.Model, calls: Sequence[Node], head: Sequence[str] | None) -> keras.KerasTensor:
     """Return the output of the backbone in a flat graph."""
     tensors = [cut.tensor for cut in find_cuts(model)]
     if head is None:
@@ -114,11 +114,11 @@ def _find_end(model: keras.Model, calls: Sequence[Call], head: Sequence[str] | N
     return found[-1]
 
 
-def _place_outputs(calls: Sequence[Call]) -> dict[int, int]:
+def _place_outputs(calls: Sequence[Node]) -> dict[int, int]:
     return {id(tensor): place for place, call in enumerate(calls) for tensor in call.outputs}
 
 
-def _locate_layers(model: keras.Model, calls: Sequence[Call], names: Sequence[str]) -> list[int]:
+def _locate_layers(model: keras.Model, calls: Sequence[Node], names: Sequence[str]) -> list[int]:
     """Return the position of the first call of each layer."""
     places = {call.name: place for place, call in enumerate(calls)}
     for name in names:
@@ -127,22 +127,24 @@ def _locate_layers(model: keras.Model, calls: Sequence[Call], names: Sequence[st
     return [places[name] for name in names]
 
 
-def _make_blocks(below: keras.Model, backbone: keras.Model) -> tuple[Group, ...]:
+def _make_blocks(below: keras.Model, backbone: keras.Model) -> tuple[LayerGroup, ...]:
     """Make a group of each block, without the layers before the first weights."""
     layers = {call.operation.name: call.operation for call in _skip_leading(trace_calls(backbone))}
     blocks = [
-        Group(block.name, tuple(layers[name] for name in block.layers if isinstance(layers.get(name), keras.Layer)))
+        LayerGroup(
+            block.name, tuple(layers[name] for name in block.layers if isinstance(layers.get(name), keras.Layer))
+        )
         for block in find_blocks(backbone)
     ]
     if backbone is not below:
         before = tuple(
             call.operation for call in trace_calls(below) if call.operation is not backbone and has_weights(call)
         )
-        blocks[0] = Group(blocks[0].name, before + blocks[0].layers)
+        blocks[0] = LayerGroup(blocks[0].name, before + blocks[0].layers)
     return tuple(blocks)
 
 
-def _skip_leading(calls: Sequence[Call]) -> Sequence[Call]:
+def _skip_leading(calls: Sequence[Node]) -> Sequence[Node]:
     first = next((place for place, call in enumerate(calls) if has_weights(call)), 0)
     return calls[first:]
 

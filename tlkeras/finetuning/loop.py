@@ -12,33 +12,33 @@ import keras
 import numpy as np
 
 from tlkeras import progress
-from tlkeras.data.pipeline import order
+from tlkeras.data.pipeline import epoch_permutation
 from tlkeras.errors import RunError
 from tlkeras.finetuning.checkpoints import Checkpoints
-from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
-from tlkeras.finetuning.inputs import Supply
-from tlkeras.finetuning.losses import draw_alternating, draw_balanced
-from tlkeras.finetuning.lr_range_test import RangeTest, sweep
-from tlkeras.finetuning.metrics import Columns, measure_tasks
+from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
+from tlkeras.finetuning.inputs import BatchSource
+from tlkeras.finetuning.losses import alternating_domain_sampler, balanced_sampler
+from tlkeras.finetuning.lr_range_test import LRFinderResult, run_lr_sweep
+from tlkeras.finetuning.metrics import TaskSlice, compute_validation_metrics
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.optimizers import ScaledOptimizer
 from tlkeras.finetuning.precision import computing_in, scale_losses
-from tlkeras.finetuning.schedule import Position, Schedule
-from tlkeras.finetuning.signals import Interruptions
-from tlkeras.finetuning.stage_runner import StageWork
-from tlkeras.finetuning.train_step import Criterion, list_trainable
+from tlkeras.finetuning.schedule import Schedule, StagePosition
+from tlkeras.finetuning.signals import GracefulShutdown
+from tlkeras.finetuning.stage_runner import StageRunner
+from tlkeras.finetuning.train_step import Objective, list_trainable
 
 _GRADIENT_BATCHES = 8
 _FITTED_VIEWS = 2
 
-Row = dict[str, Any]
+HistoryRow = dict[str, Any]
 FitHeads = Callable[[np.ndarray, np.ndarray], Mapping[str, Sequence[keras.layers.Layer]]]
 """From positions int64 [m] in the side that is trained on and their features float32 [m, d], where a position can come
 several times, to the layers of each task's head."""
 
 
 @dataclass(frozen=True)
-class Part:
+class DataSplit:
     """One side of the data.
 
     Attributes:
@@ -51,7 +51,7 @@ class Part:
 
     targets: np.ndarray
     weights: np.ndarray
-    supply: Callable[[str], Supply]
+    supply: Callable[[str], BatchSource]
     of_target: np.ndarray | None = None
     rows: np.ndarray | None = None
 
@@ -60,7 +60,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainerConfig:
     """How the steps are taken.
 
     Attributes:
@@ -83,14 +83,14 @@ class Settings:
     average: float = 0.0
     balanced: bool = False
     monitor: str = "val_loss"
-    tasks: tuple[Columns, ...] = (Columns(),)
+    tasks: tuple[TaskSlice, ...] = (TaskSlice(),)
     save_seconds: float = 60.0
     precision: str = "float32"
-    distribution: Distribution = ONE_DEVICE
+    distribution: Strategy = ONE_DEVICE
     fit_heads: FitHeads | None = None
 
 
-class Loop:
+class Trainer:
     """Carries out a schedule from wherever the newest checkpoint stands.
 
     All that the next step depends on is in a checkpoint: the network's variables with the states of its random
@@ -118,9 +118,9 @@ class Loop:
         schedule: Schedule,
         cuts: Sequence[str],
         optimizer: ScaledOptimizer,
-        criterion: Criterion,
-        parts: tuple[Part, Part | None],
-        settings: Settings = Settings(),
+        criterion: Objective,
+        parts: tuple[DataSplit, DataSplit | None],
+        settings: TrainerConfig = TrainerConfig(),
     ):
         self.network, self.schedule, self.cuts = network, schedule, tuple(cuts)
         self._distribution = settings.distribution
@@ -130,16 +130,16 @@ class Loop:
         self._distribution.adopt(self.optimizer)
         self.criterion, self.settings = criterion, settings
         self.train, self.validation = parts
-        self.history: list[Row] = []
+        self.history: list[HistoryRow] = []
         self.baseline: float | None = None
         self._losses: list[float] = []  # of the present epoch, one per step taken
-        self._work: StageWork | None = None
+        self._work: StageRunner | None = None
         self._changing = [*network.list_changing(schedule.stages), *criterion.variables]
         self._best = self._copy()
 
     def run(
-        self, checkpoints: Checkpoints | None = None, observe: Callable[[Row], None] = lambda row: None
-    ) -> list[Row]:
+        self, checkpoints: Checkpoints | None = None, observe: Callable[[HistoryRow], None] = lambda row: None
+    ) -> list[HistoryRow]:
         """Train to the end of the schedule and return the history; the network then holds the weights kept.
 
         Ctrl-C and SIGTERM end it between two steps, after a checkpoint; a second one ends it at once.
@@ -162,7 +162,7 @@ class Loop:
         self.network.release()
         return self.history
 
-    def find_rate(self, index: int, lowest: float, highest: float, steps: int) -> RangeTest:
+    def find_rate(self, index: int, lowest: float, highest: float, steps: int) -> LRFinderResult:
         """Try rising rates in one stage, from where the network stands; all that moved is put back.
 
         Args:
@@ -179,14 +179,14 @@ class Loop:
         try:
             with computing_in(self.settings.precision, self.network.backbone.layers):
                 work = self._make_work(index)
-                self._prepare(work, Position(index, 0))
-                return sweep(lambda rates: self._try_rates(work, rates), lowest, highest, steps)
+                self._prepare(work, StagePosition(index, 0))
+                return run_lr_sweep(lambda rates: self._try_rates(work, rates), lowest, highest, steps)
         finally:
             for variable, value in zip(moving, saved, strict=True):
                 variable.assign(value)
             self.network.release()
 
-    def _try_rates(self, work: StageWork, rates: Sequence[float]) -> Iterator[float]:
+    def _try_rates(self, work: StageRunner, rates: Sequence[float]) -> Iterator[float]:
         batches = chain.from_iterable(map(self._stream, repeat(work)))
         for step, (rate, (rows, inputs)) in enumerate(zip(rates, batches, strict=False)):
             self.optimizer.learning_rate = rate
@@ -194,10 +194,10 @@ class Loop:
             yield work.train(inputs, self.train.targets[rows], self.train.weights[rows], seed)
 
     def _train(
-        self, averages: list[np.ndarray], checkpoints: Checkpoints | None, observe: Callable[[Row], None]
+        self, averages: list[np.ndarray], checkpoints: Checkpoints | None, observe: Callable[[HistoryRow], None]
     ) -> None:
         """Take all steps that are left."""
-        with Interruptions() as interruptions:
+        with GracefulShutdown() as interruptions:
             saved = time.monotonic()
             while (position := self._locate()) is not None:
                 work = self._enter(position, averages)
@@ -221,13 +221,13 @@ class Loop:
         best = self.schedule.best_epoch(self._monitored(), self.baseline)
         return None if best is None else best + 1
 
-    def _locate(self) -> Position | None:
+    def _locate(self) -> StagePosition | None:
         return self.schedule.locate(self._monitored(), self.baseline)
 
     def _monitored(self) -> list[float]:
         return [row.get(self.settings.monitor, float("nan")) for row in self.history]
 
-    def _enter(self, position: Position, averages: Sequence[np.ndarray]) -> StageWork:
+    def _enter(self, position: StagePosition, averages: Sequence[np.ndarray]) -> StageRunner:
         """Apply the stage as state, and do what stands at the start of a stage or an epoch."""
         stage = self.schedule.stages[position.stage]
         if self._work is None or self._work.stage is not stage:
@@ -238,13 +238,13 @@ class Loop:
             self._prepare(self._work, position)
         return self._work
 
-    def _make_work(self, index: int) -> StageWork:
+    def _make_work(self, index: int) -> StageRunner:
         stage, average = self.schedule.stages[index], self.settings.average
-        return StageWork(
+        return StageRunner(
             self.network, stage, self.cuts[index], self.optimizer, self.criterion, average, self._distribution
         )
 
-    def _prepare(self, work: StageWork, position: Position) -> None:
+    def _prepare(self, work: StageRunner, position: StagePosition) -> None:
         work.reset_rates()
         if position.epoch_in_stage == 0 and work.has_batch_norm:
             self._start_statistics(work)
@@ -252,7 +252,7 @@ class Loop:
             batches = islice(self._stream(work), _GRADIENT_BATCHES)
             work.scale_by_gradients([(x, self.train.targets[rows], self.train.weights[rows]) for rows, x in batches])
 
-    def _start_statistics(self, work: StageWork) -> None:
+    def _start_statistics(self, work: StageRunner) -> None:
         """Take the statistics of batch norm anew if the stage asks for it, and fit untrained heads to what they do.
 
         Heads that were fitted on other statistics can be off by orders of magnitude: a channel that hardly varies in
@@ -266,11 +266,11 @@ class Loop:
                 self.network.take_heads(fit(*work.read_features(supply, len(self.train), _FITTED_VIEWS)))
             self._paste(self._distribution.agree(self._copy()))
 
-    def _stream(self, work: StageWork) -> Iterator[tuple[np.ndarray, Any]]:
+    def _stream(self, work: StageRunner) -> Iterator[tuple[np.ndarray, Any]]:
         """Yield all batches of the present epoch, whole."""
         return self.train.supply(work.cut).stream(self._draw_batches(), len(self.history))
 
-    def _stream_share(self, work: StageWork, done: int) -> Iterator[tuple[np.ndarray, Any]]:
+    def _stream_share(self, work: StageRunner, done: int) -> Iterator[tuple[np.ndarray, Any]]:
         """Yield this process's part of the batches that the present epoch still lacks."""
         batches = [self._distribution.share(batch) for batch in self._draw_batches()[done:]]
         return self.train.supply(work.cut).stream(batches, len(self.history))
@@ -279,20 +279,20 @@ class Loop:
         """Return the positions of each batch of the present epoch."""
         count, seed, epoch = len(self.train), self.settings.seed, len(self.history)
         if self.train.of_target is not None:
-            drawn = draw_alternating(self.train.of_target, seed, epoch)
+            drawn = alternating_domain_sampler(self.train.of_target, seed, epoch)
         elif self.settings.balanced:
-            drawn = draw_balanced(self.train.targets.argmax(axis=1), count, seed, epoch)
+            drawn = balanced_sampler(self.train.targets.argmax(axis=1), count, seed, epoch)
         else:
-            drawn = order(count, seed, epoch)
+            drawn = epoch_permutation(count, seed, epoch)
         size = min(self.settings.batch_size, len(drawn))
         return list(drawn[: len(drawn) // size * size].reshape(-1, size))
 
-    def _take_steps(self, work: StageWork, position: Position) -> Iterator[None]:
+    def _take_steps(self, work: StageRunner, position: StagePosition) -> Iterator[None]:
         """Take the steps that the present epoch still lacks, and yield after each."""
         batches = self._draw_batches()
         size, epoch = len(batches[0]), len(self.history)
         label = f"{work.stage.name} {position.epoch_in_stage + 1}/{work.stage.length}"
-        with progress.track(label, len(batches) * size, "pictures") as advance:
+        with progress.progress_bar(label, len(batches) * size, "pictures") as advance:
             advance(len(self._losses) * size)
             for rows, inputs in self._stream_share(work, len(self._losses)):
                 step = len(self._losses)
@@ -302,10 +302,10 @@ class Loop:
                 advance(size)
                 yield
 
-    def _end_epoch(self, work: StageWork, position: Position) -> None:
+    def _end_epoch(self, work: StageRunner, position: StagePosition) -> None:
         """Measure, keep the weights if they are the best, and restore the best at the end of a stage."""
         steps = len(self._losses)
-        row: Row = {
+        row: HistoryRow = {
             "epoch": len(self.history) + 1,
             "stage": work.stage.name,
             "loss": float(np.mean(self._losses)),
@@ -325,13 +325,13 @@ class Loop:
                 self._paste(self._best)
             self._work = None
 
-    def _measure(self, work: StageWork) -> dict[str, float]:
+    def _measure(self, work: StageRunner) -> dict[str, float]:
         """Return the measures on the validation side; nothing where there is none."""
         side = self.validation
         if side is None:
             return {}
         rows, logits = work.answer(side.supply(work.cut), len(side))
-        return measure_tasks(side.targets[rows], logits, side.weights[rows], self.settings.tasks)
+        return compute_validation_metrics(side.targets[rows], logits, side.weights[rows], self.settings.tasks)
 
     def _copy(self) -> list[np.ndarray]:
         return [np.array(variable) for variable in self._changing]

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.data.pipeline import order
+from tlkeras.data.pipeline import epoch_permutation
 from tlkeras.errors import DataError, RecipeError, suggest
 
 _TINY = 1e-7  # below it a float32 cannot tell 1 - p from 0
 
 
 @dataclass(frozen=True)
-class Softmax:
+class SoftmaxLoss:
     """Cross entropy of a softmax: each example is of one class.
 
     Called with targets [n, k], rows summing to 1, and logits [n, k] it returns the losses, float32 [n]; so it can also
@@ -42,7 +42,7 @@ class Softmax:
 
 
 @dataclass(frozen=True)
-class Focal:
+class FocalLoss:
     """Focal loss, -alpha_c (1 - p_c)^gamma log p_c summed over the target: easy examples count little.
 
     Computed from log-probabilities, so that an example that is very wrong keeps its gradient. Called as `Softmax` is.
@@ -86,7 +86,7 @@ class Focal:
 
 
 @dataclass(frozen=True)
-class Sigmoid:
+class SigmoidLoss:
     """Binary cross entropy, averaged over the classes: an example can be of none, one or several of them.
 
     Called with targets [n, k] in [0, 1] and logits [n, k] it returns the losses, float32 [n].
@@ -112,7 +112,7 @@ class Sigmoid:
 
 
 @dataclass(frozen=True)
-class SquaredError:
+class SquaredErrorLoss:
     """Half the squared error of a number, in units of its deviation.
 
     Args:
@@ -130,21 +130,21 @@ class SquaredError:
 
 
 Loss = Callable[[Any, Any], tf.Tensor]
-OBJECTIVES: dict[str, Callable[..., Loss]] = {"softmax": Softmax, "focal": Focal, "sigmoid": Sigmoid}
+LOSSES: dict[str, Callable[..., Loss]] = {"softmax": SoftmaxLoss, "focal": FocalLoss, "sigmoid": SigmoidLoss}
 
 
-def make_objective(kind: str, **options: Any) -> Loss:
+def make_loss(kind: str, **options: Any) -> Loss:
     """Return what computes the loss [n] from targets [n, k] and logits [n, k], by its kind.
 
     Raises:
         RecipeError: There is no such kind (the nearest is told), or an option is out of range.
     """
-    if kind not in OBJECTIVES:
-        raise RecipeError(f"An objective is one of {', '.join(OBJECTIVES)}.", repr(kind), suggest(kind, OBJECTIVES))
-    return OBJECTIVES[kind](**options)
+    if kind not in LOSSES:
+        raise RecipeError(f"An objective is one of {', '.join(LOSSES)}.", repr(kind), suggest(kind, LOSSES))
+    return LOSSES[kind](**options)
 
 
-def reduce(losses: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+def weighted_mean(losses: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
     """Return sum(weights * losses) / n, a float32 scalar.
 
     The sum is divided by the number of examples, as Keras does, and not by the sum of the weights: then an example
@@ -175,7 +175,7 @@ def smooth(targets: tf.Tensor, smoothing: float, outcomes: int) -> tf.Tensor:
     return targets * (1.0 - smoothing) + smoothing / outcomes
 
 
-def draw_balanced(classes: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+def balanced_sampler(classes: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
     """Draw examples so that each class comes equally often; a pure function of its arguments.
 
     Every class goes through its examples in an endless sequence of permutations, and an epoch goes on where the one
@@ -202,10 +202,10 @@ def draw_balanced(classes: np.ndarray, count: int, seed: int, epoch: int) -> np.
         turn = (number - epoch * count) % len(by_class)
         places = drawn[turn :: len(by_class)]
         places[:] = _continue_permuting(members, (epoch * count + turn) // len(by_class), len(places), (seed, number))
-    return drawn[order(count, seed, epoch)]
+    return drawn[epoch_permutation(count, seed, epoch)]
 
 
-def draw_alternating(of_target: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+def alternating_domain_sampler(of_target: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Draw as many examples of a source as of a target, by turns; the larger domain comes once, the other again.
 
     Args:
@@ -220,12 +220,12 @@ def draw_alternating(of_target: np.ndarray, seed: int, epoch: int) -> np.ndarray
         DataError: There are no examples.
     """
     larger = max(int(of_target.sum()), int((~of_target).sum()))
-    drawn = draw_balanced(of_target.astype(np.int64), 2 * larger, seed, epoch)
+    drawn = balanced_sampler(of_target.astype(np.int64), 2 * larger, seed, epoch)
     domains = (drawn[~of_target[drawn]], drawn[of_target[drawn]])
     return np.stack(domains, axis=1).ravel()
 
 
-def mix_examples(
+def mixup(
     inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor, alpha: float = 0.2
 ) -> tuple[tf.Tensor, Any, tf.Tensor]:
     """Blend each example with the one before it in its batch, which is taken to be in random order (MixUp).

@@ -29,7 +29,7 @@ _SIGMA = 1.4826  # of normal noise, in its median absolute deviations
 
 
 @dataclass(frozen=True)
-class RangeTest:
+class LRFinderResult:
     """What a range test has found.
 
     Attributes:
@@ -49,7 +49,7 @@ class RangeTest:
 
 def find_learning_rate(
     model: keras.Model, batches: Any, *, lowest: float = LOWEST, highest: float = HIGHEST, steps: int = STEPS
-) -> RangeTest:
+) -> LRFinderResult:
     """Train a copy of a compiled model for a few steps at rising rates, and suggest one.
 
     The model is only read: weights, statistics, states of random layers, optimizer and metrics stay as they are, and
@@ -81,15 +81,15 @@ def find_learning_rate(
                 optimizer.learning_rate = rate
                 yield float(step(*batch))
 
-        return sweep(take_steps, lowest, highest, steps)
+        return run_lr_sweep(take_steps, lowest, highest, steps)
 
 
-def sweep(
+def run_lr_sweep(
     take_steps: Callable[[Sequence[float]], Iterator[float]],
     lowest: float = LOWEST,
     highest: float = HIGHEST,
     steps: int = STEPS,
-) -> RangeTest:
+) -> LRFinderResult:
     """Try rising rates until the loss diverges, and judge them.
 
     Args:
@@ -107,7 +107,7 @@ def sweep(
             f"lowest {lowest:g}, highest {highest:g}, steps {steps}",
         )
     rates, losses = np.geomspace(lowest, highest, steps).tolist(), list[float]()
-    with progress.track("Learning rates", steps) as advance:
+    with progress.progress_bar("Learning rates", steps) as advance:
         for loss in take_steps(rates):
             if not np.isfinite(loss):
                 break
@@ -115,10 +115,10 @@ def sweep(
             advance(1)
             if _has_diverged(losses, _width(steps)):
                 break
-    return judge(rates, losses)
+    return suggest_learning_rate(rates, losses)
 
 
-def judge(rates: Sequence[float], losses: Sequence[float]) -> RangeTest:
+def suggest_learning_rate(rates: Sequence[float], losses: Sequence[float]) -> LRFinderResult:
     """Suggest a tenth of the rate at which the smoothed loss is least, where it fell by more than its noise.
 
     The least loss stands where training is about to diverge, so the rate there is too high; a tenth of it is the rule
@@ -149,7 +149,7 @@ def judge(rates: Sequence[float], losses: Sequence[float]) -> RangeTest:
         else:
             suggestion = rates[least + half] / 10
             reason = f"A tenth of {rates[least + half]:.1e}, where the loss was least."
-    return RangeTest(tuple(rates[: len(losses)]), tuple(losses), tuple(smoothed), suggestion, reason)
+    return LRFinderResult(tuple(rates[: len(losses)]), tuple(losses), tuple(smoothed), suggestion, reason)
 
 
 def _width(steps: int) -> int:
@@ -180,7 +180,7 @@ def _check_model(model: keras.Model) -> None:
         raise TlkerasError(
             "The search copies functional models and takes steps as Keras does.",
             f"{type(model).__name__}, which is not functional or has a `train_step` of its own",
-            "Use `tlkeras.finetuning.lr_range_test.sweep` with a step of your own.",
+            "Use `tlkeras.finetuning.lr_range_test.run_lr_sweep` with a step of your own.",
         )
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from scipy.special import expit, log_expit, log_softmax
 from sklearn.metrics import roc_auc_score
 
-MEASURES = {"val_loss": True, "val_accuracy": False, "val_roc_auc": False}
+METRICS = {"val_loss": True, "val_accuracy": False, "val_roc_auc": False}
 """Name, and whether less is better."""
 
 
-class Columns(NamedTuple):
+class TaskSlice(NamedTuple):
     """The columns of a task among targets and logits.
 
     An example can have several labels, or a number: (number - offset) / scale, its units, is what logits stand for.
@@ -25,8 +25,8 @@ class Columns(NamedTuple):
     units: tuple[float, float] | None = None
 
 
-def measure_tasks(
-    targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, tasks: Sequence[Columns]
+def compute_validation_metrics(
+    targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, tasks: Sequence[TaskSlice]
 ) -> dict[str, float]:
     """Return the means over tasks of what `measure` returns, and where there are several that of each as `NAME_task`.
 
@@ -47,9 +47,7 @@ def measure_tasks(
             found[task.task] = measure_number(own[known], said[known], weights[known], task.units)
         else:
             found[task.task] = measure(own[known], said[known], weights[known], several=task.several)
-    means = {
-        name: float(np.mean([of_task[name] for of_task in found.values() if name in of_task])) for name in MEASURES
-    }
+    means = {name: float(np.mean([of_task[name] for of_task in found.values() if name in of_task])) for name in METRICS}
     if len(tasks) == 1:
         return means
     return means | {f"{name}_{task}": value for task, values in found.items() for name, value in values.items()}

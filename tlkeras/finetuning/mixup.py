@@ -7,15 +7,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from tlkeras.data.augmentation.views import cut_mix
-from tlkeras.finetuning.losses import mix_examples
+from tlkeras.data.augmentation.views import cutmix as blend_patches
+from tlkeras.finetuning.losses import mixup as blend_images
 
 Mixed = tuple[tf.Tensor, Any, tf.Tensor]
 Mix = Callable[[tf.Tensor, Any, tf.Tensor, tf.Tensor], Mixed]
 """From inputs [n, ...], dense targets [n, k] (or several by task), weights [n] and a seed int [2] to mixed ones."""
 
 
-def make_mix(mixup: float, cutmix: float) -> Mix | None:
+def make_mixup_cutmix(mixup: float, cutmix: float) -> Mix | None:
     """Return what mixes a batch, or None where nothing is to be mixed.
 
     With both, each batch is mixed in one of the two ways, drawn by its seed (as in timm). CutMix pastes boxes into
@@ -28,11 +28,13 @@ def make_mix(mixup: float, cutmix: float) -> Mix | None:
     """
 
     def blend(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor) -> Mixed:
-        return mix_examples(inputs, targets, weights, seed, alpha=mixup)
+        return blend_images(inputs, targets, weights, seed, alpha=mixup)
 
     def cut(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor) -> Mixed:
         weights = tf.cast(weights, tf.float32)
-        return cut_mix(inputs, targets, weights, seed, cutmix) if inputs.shape.rank == 4 else (inputs, targets, weights)
+        if inputs.shape.rank != 4:
+            return inputs, targets, weights
+        return blend_patches(inputs, targets, weights, seed, cutmix)
 
     def either(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor) -> Mixed:
         choice, seed = tf.unstack(tf.random.split(seed, 2))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import keras
 
 from tlkeras.backbones.blocks import find_blocks, find_cut
-from tlkeras.features.extractor import FEATURES, answer_source
+from tlkeras.features.extractor import POOLED, source_log_probabilities
 from tlkeras.finetuning.freezing import freeze, unfreeze
 from tlkeras.finetuning.schedule import Stage
 
@@ -74,13 +74,13 @@ class Network:
         It shares its variables with the whole, and gives a dict: `features` [n, d], `logits` [n, k] and, where
         there is a source head, `source_logits` [n, classes of the source].
         """
-        if cut == FEATURES:
-            tensor = keras.Input(self.features.shape[1:], name=FEATURES)
+        if cut == POOLED:
+            tensor = keras.Input(self.features.shape[1:], name=POOLED)
             outputs = {"features": tensor, "logits": self._join(self._apply_heads(tensor))}
             return keras.Model(tensor, outputs, name="suffix")
         outputs = {"features": self.features, "logits": self._logits}
         if self.source_head is not None:
-            outputs["source_logits"] = answer_source(self.backbone, self.source_head)
+            outputs["source_logits"] = source_log_probabilities(self.backbone, self.source_head)
         start = self.model.input if cut == PICTURES else find_cut(self.backbone, cut).tensor
         return keras.Model(start, outputs, name="suffix")
 

@@ -32,7 +32,7 @@ class Regularizer:
 
 
 @dataclass(eq=False)
-class SourcePenalty(Regularizer):
+class L2SP(Regularizer):
     """L2-SP: alpha / 2 * ||w - w0||^2 over the backbone plus beta / 2 * ||w||^2 over the head.
 
     w0 is copied in `build`, in float32. A resumed run builds with the source's weights first and loads its own then.
@@ -119,7 +119,7 @@ class BatchSpectralShrinkage(Regularizer):
 
 
 @dataclass(eq=False)
-class Distillation(Regularizer):
+class LearningWithoutForgetting(Regularizer):
     """Learning without forgetting: the source's own head must go on answering as it did before training.
 
     The divergence of present from recorded probabilities, both softened by the temperature, averaged over the batch.
@@ -160,9 +160,9 @@ class Distillation(Regularizer):
 
 REGULARIZERS: dict[str, type[Regularizer]] = {
     "none": Regularizer,
-    "l2sp": SourcePenalty,
+    "l2sp": L2SP,
     "bss": BatchSpectralShrinkage,
-    "lwf": Distillation,
+    "lwf": LearningWithoutForgetting,
 }
 
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tlkeras.errors import RunError, TlkerasError
-from tlkeras.progress import track
+from tlkeras.progress import progress_bar
 
-PATIENCE = 600.0  # seconds: schedulers do not start all machines at once
+TIMEOUT_SECONDS = 600.0  # seconds: schedulers do not start all machines at once
 _MOST = 1 << 20  # bytes of a message
 _EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
 
@@ -87,7 +87,7 @@ def _is_address(text: str) -> bool:
     return bool(host) and port.isdigit() and 0 < int(port) < 2**16
 
 
-def meet(cluster: Cluster, facts: Mapping[str, Any], patience: float = PATIENCE) -> None:
+def rendezvous(cluster: Cluster, facts: Mapping[str, Any], patience: float = TIMEOUT_SECONDS) -> None:
     """Wait until all processes are there, and see to it that all are about to do the same.
 
     The others call the chief at its own address, which TensorFlow only takes afterwards.
@@ -111,7 +111,7 @@ def meet(cluster: Cluster, facts: Mapping[str, Any], patience: float = PATIENCE)
 def _gather(cluster: Cluster, facts: Mapping[str, Any], end: float) -> None:
     host, _, port = cluster.addresses[0].rpartition(":")
     came: dict[int, tuple[socket.socket, list[str]]] = {}
-    with contextlib.ExitStack() as stack, track("Waiting for workers", len(cluster) - 1, "workers") as advance:
+    with contextlib.ExitStack() as stack, progress_bar("Waiting for workers", len(cluster) - 1, "workers") as advance:
         try:
             server = stack.enter_context(socket.create_server(("", int(port)), reuse_port=False))
         except OSError as error:

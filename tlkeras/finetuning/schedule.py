@@ -100,7 +100,7 @@ class Stage:
         return (*[0.0] * (total - count), *reversed(training))
 
 
-class Position(NamedTuple):
+class StagePosition(NamedTuple):
     """Where an epoch stands: the index of its stage, and how many epochs of that stage came before it."""
 
     stage: int
@@ -163,14 +163,14 @@ class Schedule:
         """Epochs of the whole run, at most."""
         return sum(stage.length for stage in self.stages)
 
-    def locate(self, history: Sequence[float], baseline: float | None = None) -> Position | None:
+    def locate(self, history: Sequence[float], baseline: float | None = None) -> StagePosition | None:
         """Return where the next epoch stands, or None when the run is over.
 
         Raises:
             RunError: The history is longer than this schedule lets a run be.
         """
         replay = self._replay(history, baseline)
-        return None if replay.over else Position(len(replay.starts) - 1, len(history) - replay.starts[-1])
+        return None if replay.over else StagePosition(len(replay.starts) - 1, len(history) - replay.starts[-1])
 
     def best_epoch(self, history: Sequence[float], baseline: float | None = None) -> int | None:
         """Return the epoch of the best value so far (from 0, or `BASELINE`), or None when there is no finite one."""
@@ -187,7 +187,7 @@ class Schedule:
         ended = len(history) > 0 and (replay.over or replay.starts[-1] == len(history))
         return replay.best.epoch if ended and replay.best and self.keep == "best" else None
 
-    def rate(self, position: Position, step: int, steps_per_epoch: int) -> float:
+    def rate(self, position: StagePosition, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of the head at a step of an epoch (from 0).
 
         Linear warm-up, then half a cosine without restarts (Loshchilov and Hutter, 2017) or the constant peak.

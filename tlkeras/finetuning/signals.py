@@ -10,7 +10,7 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interruptions:
+class GracefulShutdown:
     """Within the `with`, the first signal is only noted; a second one interrupts at once.
 
     Only the main thread can receive signals: elsewhere nothing is held back.
@@ -23,7 +23,7 @@ class Interruptions:
         self.received = False
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Interruptions:
+    def __enter__(self) -> GracefulShutdown:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self

@@ -10,18 +10,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.finetuning.batch_norm import reestimate_statistics
-from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
-from tlkeras.finetuning.gradient_scaling import derive_multipliers, measure_relative_gradients
-from tlkeras.finetuning.inputs import Supply, split_recorded
+from tlkeras.finetuning.batch_norm import recompute_batch_norm_statistics
+from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
+from tlkeras.finetuning.gradient_scaling import derive_multipliers, relative_gradient_norms
+from tlkeras.finetuning.inputs import BatchSource, split_recorded
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.optimizers import find_scaled
 from tlkeras.finetuning.precision import computing_in
 from tlkeras.finetuning.regularization import collect_weights
 from tlkeras.finetuning.schedule import Stage
 from tlkeras.finetuning.train_step import (
-    Criterion,
     MovingAverage,
+    Objective,
     as_floats,
     list_trainable,
     make_forward,
@@ -32,7 +32,7 @@ from tlkeras.finetuning.train_step import (
 _FORWARD_BATCH = 64
 
 
-class StageWork:
+class StageRunner:
     """Makes a network ready for a stage, and trains and asks it.
 
     Args:
@@ -51,9 +51,9 @@ class StageWork:
         stage: Stage,
         cut: str,
         optimizer: keras.optimizers.Optimizer,
-        criterion: Criterion,
+        criterion: Objective,
         average: float = 0.0,
-        distribution: Distribution = ONE_DEVICE,
+        distribution: Strategy = ONE_DEVICE,
     ):
         self.stage, self.cut = stage, cut
         self._network, self._criterion = network, criterion
@@ -73,11 +73,11 @@ class StageWork:
         batch = [tf.convert_to_tensor(array) for array in (inputs, targets, weights, np.asarray(seed, np.int32))]
         return float(self._step(*batch, None if recorded is None else tf.convert_to_tensor(recorded)))
 
-    def answer(self, supply: Supply, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def answer(self, supply: BatchSource, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions that could be read, int64 [m], and their logits, float32 [m, k]."""
         return self._ask(self._forward, supply, count, 0)
 
-    def read_features(self, supply: Supply, count: int, views: int) -> tuple[np.ndarray, np.ndarray]:
+    def read_features(self, supply: BatchSource, count: int, views: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions that could be read, int64 [m], and what the head takes of them, float32 [m, d].
 
         Those of each view, as the first epochs show them, stand one after another.
@@ -87,7 +87,7 @@ class StageWork:
         return np.concatenate(positions), np.concatenate(features)
 
     def _ask(
-        self, forward: Callable[[tf.Tensor], tf.Tensor], supply: Supply, count: int, epoch: int
+        self, forward: Callable[[tf.Tensor], tf.Tensor], supply: BatchSource, count: int, epoch: int
     ) -> tuple[np.ndarray, np.ndarray]:
         share = self._distribution.share(np.arange(count))
         batches = np.array_split(share, max(1, len(share) // _FORWARD_BATCH))
@@ -136,7 +136,7 @@ class StageWork:
         """Take the statistics of batch norm in the trained blocks anew."""
         layers = self._network.list_trained_layers(self.stage)
         inputs = (split_recorded(batch)[0] for batch in batches)
-        reestimate_statistics(lambda batch: self._suffix(as_floats(batch), training=False), layers, inputs)
+        recompute_batch_norm_statistics(lambda batch: self._suffix(as_floats(batch), training=False), layers, inputs)
 
     def scale_by_gradients(self, batches: Sequence[tuple[Any, np.ndarray, np.ndarray]]) -> None:
         """Set the rate of each variable of the backbone by its relative gradient; the stage's rates are the ceiling."""
@@ -145,7 +145,7 @@ class StageWork:
         measure = make_gradient_step(self._suffix, judged, self._criterion, self._distribution)
         tensors = (map(tf.convert_to_tensor, (split_recorded(x)[0], *others)) for x, *others in batches)
         with computing_in("float32", self._network.backbone.layers):  # for few batches no loss scale can be found
-            relative = np.mean([measure_relative_gradients(measure(*batch), judged) for batch in tensors], axis=0)
+            relative = np.mean([relative_gradient_norms(measure(*batch), judged) for batch in tensors], axis=0)
         factors = zip(judged, derive_multipliers(relative), strict=True)
         scaled = {variable.path: self._multipliers[variable.path] * float(factor) for variable, factor in factors}
         self._scaled.set_multipliers({**self._multipliers, **scaled})

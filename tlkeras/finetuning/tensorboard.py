@@ -11,7 +11,7 @@ import tensorflow as tf
 _SCALAR, _TENSOR = 1, 2  # of the enum DataClass in TensorFlow's summary.proto
 
 
-class EventLog:
+class TensorBoardLogger:
     """Writes rows of a history into an event file, numbers as curves and texts as texts.
 
     A log begins empty: a training that goes on writes all its rows again. So no epoch is missing or there twice,

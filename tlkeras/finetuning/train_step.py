@@ -10,15 +10,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.finetuning.cpu_kernels import take_shortcuts
-from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
-from tlkeras.finetuning.losses import reduce
+from tlkeras.finetuning.cpu_kernels import use_fused_cpu_ops
+from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
+from tlkeras.finetuning.losses import weighted_mean
 
 Outputs = Mapping[str, tf.Tensor]
 
 
 @dataclass(frozen=True)
-class Criterion:
+class Objective:
     """What a step minimises.
 
     Attributes:
@@ -38,7 +38,7 @@ class Criterion:
     variables: Sequence[keras.Variable] = ()
 
 
-def list_trainable(criterion: Criterion) -> list[keras.Variable]:
+def list_trainable(criterion: Objective) -> list[keras.Variable]:
     """Return what penalties own and a step moves."""
     return [variable for variable in criterion.variables if variable.trainable]
 
@@ -83,9 +83,9 @@ def make_train_step(
     suffix: keras.Model,
     variables: Sequence[keras.Variable],
     optimizer: keras.optimizers.Optimizer,
-    criterion: Criterion,
+    criterion: Objective,
     average: MovingAverage | None = None,
-    distribution: Distribution = ONE_DEVICE,
+    distribution: Strategy = ONE_DEVICE,
 ) -> Callable[..., tf.Tensor]:
     """Return a compiled function of a batch that moves `variables` once.
 
@@ -117,22 +117,22 @@ def make_train_step(
         if criterion.combine is not None:
             *of_tasks, last = gradients
             taken = tf.stack([tf.cast(optimizer.iterations, tf.int32), 0])
-            gradients = [add_gradients(criterion.combine(of_tasks, taken), last)]
+            gradients = [sum_gradients(criterion.combine(of_tasks, taken), last)]
         optimizer.apply(gradients[0], list(variables))
         return loss * share
 
     return tf.function(step, jit_compile=False, reduce_retracing=True)
 
 
-def split_loss(criterion: Criterion, targets: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
+def split_loss(criterion: Objective, targets: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
     """Return the batch's mean loss, a scalar; where gradients are combined, that of each task."""
     if criterion.combine is None:
-        return [reduce(criterion.loss(targets, logits), weights)]
+        return [weighted_mean(criterion.loss(targets, logits), weights)]
     split: Any = criterion.loss
-    return [reduce(of_task, weights) for of_task in tf.unstack(split.split(targets, logits), axis=1)]
+    return [weighted_mean(of_task, weights) for of_task in tf.unstack(split.split(targets, logits), axis=1)]
 
 
-def add_gradients(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
+def sum_gradients(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
     """Return the sums, variable by variable; None where both are."""
     pairs = ([part for part in pair if part is not None] for pair in zip(one, other, strict=True))
     return [tf.add_n(known) if known else None for known in pairs]
@@ -141,8 +141,8 @@ def add_gradients(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
 def make_gradient_step(
     suffix: keras.Model,
     variables: Sequence[keras.Variable],
-    criterion: Criterion,
-    distribution: Distribution = ONE_DEVICE,
+    criterion: Objective,
+    distribution: Strategy = ONE_DEVICE,
 ) -> Callable[..., list[tf.Tensor]]:
     """Return a compiled function of inputs, targets and weights to the loss's gradients; it changes nothing."""
 
@@ -159,7 +159,7 @@ def make_gradient_step(
 
 
 def make_forward(
-    suffix: keras.Model, distribution: Distribution = ONE_DEVICE, output: str = "logits"
+    suffix: keras.Model, distribution: Strategy = ONE_DEVICE, output: str = "logits"
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return a compiled function of inputs to logits float32 [b, k], or another output, in inference mode."""
 
@@ -173,7 +173,7 @@ def make_forward(
 
 
 def _call(suffix: keras.Model, inputs: tf.Tensor, training: bool) -> Outputs:
-    with take_shortcuts(suffix, training):
+    with use_fused_cpu_ops(suffix, training):
         return suffix(inputs, training=training)
 
 

@@ -15,15 +15,15 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
 from tlkeras.heads.calibration import calibrate, measure_loss
-from tlkeras.heads.class_weights import ClassWeight, weigh_examples
-from tlkeras.heads.link_functions import Link, find_link
-from tlkeras.heads.scaling import Frame, measure_frame
+from tlkeras.heads.class_weights import ClassWeight, compute_sample_weights
+from tlkeras.heads.link_functions import LinkFunction, infer_link
+from tlkeras.heads.scaling import AffineTransform, fit_standardizer
 
 if TYPE_CHECKING:
     import keras
 
 
-class Rows(NamedTuple):
+class LabelledFeatures(NamedTuple):
     """What a head is fitted on, or measured on.
 
     Attributes:
@@ -36,19 +36,19 @@ class Rows(NamedTuple):
     codes: np.ndarray
     weights: np.ndarray
 
-    def take(self, chosen: np.ndarray) -> Rows:
+    def take(self, chosen: np.ndarray) -> LabelledFeatures:
         """Return some of the rows."""
-        return Rows(self.X[chosen], self.codes[chosen], self.weights[chosen])
+        return LabelledFeatures(self.X[chosen], self.codes[chosen], self.weights[chosen])
 
 
 class Fold(NamedTuple):
     """Positions of the rows that are fitted, and rows that are held out."""
 
     fit: np.ndarray
-    held: Rows
+    held: LabelledFeatures
 
 
-class MatrixHead(ClassifierMixin, BaseEstimator):
+class VectorHead(ClassifierMixin, BaseEstimator):
     """A head that answers by logits of a row's features; subclasses give `_fit`, `_logits` and `to_layers`.
 
     Attributes:
@@ -84,22 +84,24 @@ class MatrixHead(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: NaN or infinite features, fewer than two classes, or several labels where the head has none.
         """
-        self.link_: Link = find_link(y)
+        self.link_: LinkFunction = infer_link(y)
         if self.link_.several and not self.labels:
             raise ValueError(f"A {self.kind} head tells classes apart: a row cannot have several labels.")
         X, y = validate_data(self, X, y, dtype=(np.float32, np.float64), multi_output=self.link_.several)
         self.classes_, codes = self.link_.code(y)
         if self.link_.several and self.class_weight is not None:
             raise ValueError(f"A row with several labels has no weight of its class. Received: {self.class_weight}.")
-        rows = Rows(X, codes, weigh_examples(y, sample_weight, self.class_weight))
+        rows = LabelledFeatures(X, codes, compute_sample_weights(y, sample_weight, self.class_weight))
         held = None
         if validation is not None:
-            held = Rows(validation[0], self.link_.recode(validation[1], self.classes_), np.asarray(validation[2]))
+            held = LabelledFeatures(
+                validation[0], self.link_.recode(validation[1], self.classes_), np.asarray(validation[2])
+            )
         with threadpool_limits(1):  # BLAS threads that wait for each other cost more than such small products
             self._fit(rows, held, groups)
         return self
 
-    def _fit(self, rows: Rows, held: Rows | None, groups: np.ndarray | None) -> None:
+    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
         raise NotImplementedError
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
@@ -133,7 +135,7 @@ class MatrixHead(ClassifierMixin, BaseEstimator):
         return self._logits(validate_data(self, X, reset=False, dtype=(np.float32, np.float64)))
 
 
-class LinearMapHead(MatrixHead):
+class LinearClassifierHead(VectorHead):
     """A head whose logits are linear in the raw features.
 
     Attributes:
@@ -152,7 +154,7 @@ class LinearMapHead(MatrixHead):
         return finish_layers(self.kernel_, self.bias_, self.link_)
 
 
-class ScoreHead(LinearMapHead):
+class CalibratedLinearHead(LinearClassifierHead):
     """A linear head of one strength, whose scores become probabilities by a scale and shifts fitted on held-out rows.
 
     The strength is the one whose calibrated held-out scores have the least log loss. Subclasses give `_solve`, and
@@ -172,7 +174,7 @@ class ScoreHead(LinearMapHead):
     folds: int = 5
     seed: int = 0
 
-    def _fit(self, rows: Rows, held: Rows | None, groups: np.ndarray | None) -> None:
+    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
         frame = self._make_frame(rows)
         rows = rows._replace(X=frame.apply(rows.X))
         held = None if held is None else held._replace(X=frame.apply(held.X))
@@ -180,17 +182,17 @@ class ScoreHead(LinearMapHead):
         best = self._choose(rows, parts)
         kernel, bias = self._solve(rows, self.strength_, None)
         if best is None:  # a class with a single example: nothing can be held out
-            best = Rows(rows.X @ kernel + bias, rows.codes, rows.weights)
+            best = LabelledFeatures(rows.X @ kernel + bias, rows.codes, rows.weights)
         scale, shift = calibrate(self.link_, *best)
         kernel, bias = kernel * scale, bias * scale + shift
         if not self.link_.several:  # what all classes have in common says nothing, and would cost float32 its digits
             kernel, bias = kernel - kernel.mean(axis=1, keepdims=True), bias - bias.mean()
         self.kernel_, self.bias_ = frame.unfold(kernel, bias)
 
-    def _make_frame(self, rows: Rows) -> Frame:
-        return measure_frame(rows.X, rows.weights, by_column=self.standardize)
+    def _make_frame(self, rows: LabelledFeatures) -> AffineTransform:
+        return fit_standardizer(rows.X, rows.weights, by_column=self.standardize)
 
-    def _choose(self, rows: Rows, parts: list[Fold]) -> Rows | None:
+    def _choose(self, rows: LabelledFeatures, parts: list[Fold]) -> LabelledFeatures | None:
         """Set the strength and return its scores on all held-out rows; None where there are none."""
         asked = getattr(self, self.strength_name) if self.strength_name else np.nan
         strengths = self.strengths if asked == "auto" else np.array([asked])
@@ -202,17 +204,19 @@ class ScoreHead(LinearMapHead):
         weights = np.concatenate([part.held.weights for part in parts])
         if not weights.any():
             return None
-        best: Rows | None = None
+        best: LabelledFeatures | None = None
         for strength, scores in self._hold_out(rows, parts, strengths):
             scale, shift = calibrate(self.link_, scores, codes, weights)
             self.scores_[float(strength)] = measure_loss(self.link_, scores * scale + shift, codes, weights)
             if best is None or self.scores_[float(strength)] <= min(self.scores_.values()):
-                self.strength_, best = float(strength), Rows(scores, codes, weights)
+                self.strength_, best = float(strength), LabelledFeatures(scores, codes, weights)
             if has_risen_twice(list(self.scores_.values())):
                 break
         return best
 
-    def _hold_out(self, rows: Rows, parts: list[Fold], strengths: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+    def _hold_out(
+        self, rows: LabelledFeatures, parts: list[Fold], strengths: np.ndarray
+    ) -> Iterator[tuple[float, np.ndarray]]:
         """Yield each strength with the scores of all held-out rows, part after part, (m, k)."""
         starts: list[Any] = [None] * len(parts)
         with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
@@ -226,10 +230,10 @@ class ScoreHead(LinearMapHead):
                     ),
                 )
 
-    def _solve_part(self, rows: Rows, strength: float, part: Fold, start: tuple | None) -> tuple:
+    def _solve_part(self, rows: LabelledFeatures, strength: float, part: Fold, start: tuple | None) -> tuple:
         return self._solve(rows.take(part.fit), strength, start)
 
-    def _solve(self, rows: Rows, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
         """Return kernel (d, k) and bias (k,) from features in the frame to scores."""
         raise NotImplementedError
 
@@ -244,7 +248,7 @@ class ScoreHead(LinearMapHead):
         return {self.strength_name: list(self.scores_), "held_out_log_loss": list(self.scores_.values())}
 
 
-def finish_layers(kernel: np.ndarray, bias: np.ndarray, link: Link) -> list[keras.layers.Layer]:
+def finish_layers(kernel: np.ndarray, bias: np.ndarray, link: LinkFunction) -> list[keras.layers.Layer]:
     """Return the two layers that end every head: `logits`, with weights set, and `probabilities`."""
     import keras
 
@@ -262,7 +266,12 @@ def make_dense(matrix: np.ndarray, offset: np.ndarray, name: str = "aligned") ->
 
 
 def list_folds(
-    link: Link, rows: Rows, held: Rows | None, folds: int, seed: int, groups: np.ndarray | None
+    link: LinkFunction,
+    rows: LabelledFeatures,
+    held: LabelledFeatures | None,
+    folds: int,
+    seed: int,
+    groups: np.ndarray | None,
 ) -> list[Fold]:
     """Return what is fitted and what is held out; rows that are given to validate by are the only part."""
     if held is not None:

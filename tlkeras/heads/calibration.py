@@ -6,10 +6,12 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from tlkeras.heads.link_functions import Link
+from tlkeras.heads.link_functions import LinkFunction
 
 
-def calibrate(link: Link, scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def calibrate(
+    link: LinkFunction, scores: np.ndarray, codes: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return scale (k,) and shift (k,) such that `link.answer(scores * scale + shift)` are calibrated probabilities.
 
     One scale for all classes and a shift for each (Guo et al., ICML 2017, between temperature and vector scaling);
@@ -33,7 +35,7 @@ def calibrate(link: Link, scores: np.ndarray, codes: np.ndarray, weights: np.nda
     return np.array(scales), np.array([shift[1] - shift[0] for shift in shifts])
 
 
-def measure_loss(link: Link, logits: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
+def measure_loss(link: LinkFunction, logits: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
     """Return the weighted mean log loss of logits (n, k), over labels too where a row has several."""
     if link.several:
         signed = np.where(codes == 1, logits, -logits)

@@ -11,7 +11,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 ClassWeight = Mapping[Any, float] | Literal["balanced"] | None
 
 
-def weigh_examples(y: np.ndarray, sample_weight: np.ndarray | None, class_weight: ClassWeight) -> np.ndarray:
+def compute_sample_weights(y: np.ndarray, sample_weight: np.ndarray | None, class_weight: ClassWeight) -> np.ndarray:
     """Return one weight per example, shape (n,), float64.
 
     Args:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from tlkeras.heads.heads import Head
-from tlkeras.heads.link_functions import find_link
-from tlkeras.progress import track
+from tlkeras.heads.link_functions import infer_link
+from tlkeras.progress import progress_bar
 
 
-def answer_out_of_fold(
+def cross_val_predict(
     head_maker: Callable[[], Head],
     X: np.ndarray,
     y: np.ndarray,
@@ -44,10 +44,10 @@ def answer_out_of_fold(
     several = y.ndim == 2
     learned = (np.all(y >= 0, axis=1) if several else y >= 0) & (weights > 0)
     strata = np.full(len(y), -1)
-    strata[learned] = find_link(y).group_rows(y[learned])
-    parts = divide_rows(strata, groups, folds, seed)
+    strata[learned] = infer_link(y).group_rows(y[learned])
+    parts = group_kfold(strata, groups, folds, seed)
     answers = np.zeros((len(y), y.shape[1] if several else int(y.max()) + 1))
-    with track("Answering unseen", folds, "folds") as advance:
+    with progress_bar("Answering unseen", folds, "folds") as advance:
         for part in range(folds):
             fit, held = learned & (parts != part), np.flatnonzero(parts == part)
             head = head_maker().fit(X[fit], y[fit], weights[fit], groups=groups[fit])
@@ -56,7 +56,7 @@ def answer_out_of_fold(
     return answers
 
 
-def divide_rows(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+def group_kfold(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Return the fold of each row, int [n]: groups stay together and are dealt out one by one, stratum after stratum.
 
     A group belongs to the stratum of its first row.

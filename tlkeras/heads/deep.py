@@ -12,8 +12,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from tlkeras import progress
-from tlkeras.heads.class_weights import ClassWeight, weigh_examples
-from tlkeras.heads.link_functions import Link, find_link
+from tlkeras.heads.class_weights import ClassWeight, compute_sample_weights
+from tlkeras.heads.link_functions import LinkFunction, infer_link
 
 if TYPE_CHECKING:
     import keras
@@ -23,7 +23,7 @@ _ANSWERED = 256  # rows at a time
 
 
 @dataclass(frozen=True)
-class Fitting:
+class FitOptions:
     """How a deep head is trained.
 
     Args:
@@ -43,10 +43,10 @@ class Fitting:
     seed: int = 0
 
 
-USUAL = Fitting()
+DEFAULT_FIT = FitOptions()
 
 
-class TrainedHead(ClassifierMixin, BaseEstimator):
+class KerasHead(ClassifierMixin, BaseEstimator):
     """A head that is a stack of Keras layers, trained with AdamW and early stopping; subclasses give `_list_hidden`.
 
     Attributes:
@@ -59,7 +59,7 @@ class TrainedHead(ClassifierMixin, BaseEstimator):
     eats: ClassVar[Literal["vector", "map"]] = "vector"
     labels: ClassVar[bool] = True
     class_weight: ClassWeight = None
-    fitting: Fitting = USUAL
+    fitting: FitOptions = DEFAULT_FIT
 
     def _list_hidden(self, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
         """Return the layers between standardised features, of a row's shape, and logits."""
@@ -89,12 +89,12 @@ class TrainedHead(ClassifierMixin, BaseEstimator):
         """
         import keras
 
-        self.link_: Link = find_link(y)
+        self.link_: LinkFunction = infer_link(y)
         if self.link_.several and self.class_weight is not None:
             raise ValueError(f"A row with several labels has no weight of its class. Received: {self.class_weight}.")
         X, y = self._validate(X, y)
         self.classes_, codes = self.link_.code(y)
-        weights = weigh_examples(y, sample_weight, self.class_weight)
+        weights = compute_sample_weights(y, sample_weight, self.class_weight)
         train, held = self._divide(X, codes, weights, validation)
         keras.utils.set_random_seed(self.fitting.seed)
         self.model_ = self._build(train[0])
@@ -118,7 +118,7 @@ class TrainedHead(ClassifierMixin, BaseEstimator):
         import keras
 
         stopping = keras.callbacks.EarlyStopping(patience=self.fitting.patience, restore_best_weights=True)
-        with progress.track(f"Train the {self.kind} head", self.fitting.epochs, "epochs") as advance:
+        with progress.progress_bar(f"Train the {self.kind} head", self.fitting.epochs, "epochs") as advance:
             ticking = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: advance(1))
             history = self.model_.fit(
                 *train[:2],
@@ -186,7 +186,7 @@ class TrainedHead(ClassifierMixin, BaseEstimator):
         return {"epoch": [epoch + 1 for epoch in range(len(self.history_["loss"]))], **self.history_}
 
 
-class DeepHead(TrainedHead):
+class MLPHead(KerasHead):
     """Dense layers with dropout and, by option, normalisation and ways around each.
 
     Args:
@@ -207,7 +207,7 @@ class DeepHead(TrainedHead):
         norm: Literal["none", "batch", "layer"] = "none",
         residual: bool = False,
         class_weight: ClassWeight = None,
-        fitting: Fitting = USUAL,
+        fitting: FitOptions = DEFAULT_FIT,
     ):
         self.widths = widths
         self.dropout = dropout

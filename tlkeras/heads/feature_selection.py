@@ -10,21 +10,21 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.feature_selection import f_classif
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from tlkeras.heads.base import Rows, list_folds
-from tlkeras.heads.class_weights import weigh_examples
-from tlkeras.heads.link_functions import Link, find_link
+from tlkeras.heads.base import LabelledFeatures, list_folds
+from tlkeras.heads.class_weights import compute_sample_weights
+from tlkeras.heads.link_functions import LinkFunction, infer_link
 from tlkeras.heads.ridge import factorise
-from tlkeras.heads.scaling import measure_frame
+from tlkeras.heads.scaling import fit_standardizer
 
 if TYPE_CHECKING:
     import keras
 
-Method = Literal["head2toe", "f_classif", "l2"]
+SelectionMethod = Literal["head2toe", "f_classif", "l2"]
 
 _STEPS = 300
 
 
-class SelectingHead(ClassifierMixin, BaseEstimator):
+class FeatureSelectingHead(ClassifierMixin, BaseEstimator):
     """A head on the best columns; where it chooses a strength, columns are chosen anew without each fold.
 
     Selecting once on all rows would let the held-out ones choose the columns that they are then measured on.
@@ -43,7 +43,9 @@ class SelectingHead(ClassifierMixin, BaseEstimator):
 
     eats: ClassVar[Literal["vector", "map"]] = "vector"
 
-    def __init__(self, head: Any, method: Method = "head2toe", keep: float = 0.1, folds: int = 5, seed: int = 0):
+    def __init__(
+        self, head: Any, method: SelectionMethod = "head2toe", keep: float = 0.1, folds: int = 5, seed: int = 0
+    ):
         self.head = head
         self.method = method
         self.keep = keep
@@ -68,32 +70,32 @@ class SelectingHead(ClassifierMixin, BaseEstimator):
         *,
         validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         groups: np.ndarray | None = None,
-    ) -> SelectingHead:
+    ) -> FeatureSelectingHead:
         """Fit on features (n, d) and class values (n,), or indicators (n, k); arguments as heads have them.
 
         Raises:
             ValueError: As the head does.
         """
-        link = find_link(y)
+        link = infer_link(y)
         X, y = validate_data(self, X, y, dtype=(np.float32, np.float64), multi_output=link.several)
         self.classes_, codes = link.code(y)
-        weights = weigh_examples(y, sample_weight, None)
+        weights = compute_sample_weights(y, sample_weight, None)
         self.head_ = clone(self.head)
         name = getattr(self.head, "strength_name", None)
         if name and getattr(self.head, name) == "auto" and validation is None:
-            self.head_.set_params(**{name: self._choose(link, Rows(X, codes, weights), y, groups)})
+            self.head_.set_params(**{name: self._choose(link, LabelledFeatures(X, codes, weights), y, groups)})
         self.chosen_ = self._select(link, X, codes, weights)
         if validation is not None:
             validation = (validation[0][:, self.chosen_], *validation[1:])
         self.head_.fit(X[:, self.chosen_], y, weights, validation=validation, groups=groups)
         return self
 
-    def _select(self, link: Link, X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def _select(self, link: LinkFunction, X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
         scores = score_columns(link, X, codes, weights, self.method)
         count = max(1, round(self.keep * X.shape[1]))
         return np.sort(np.argsort(-scores, kind="stable")[:count])
 
-    def _choose(self, link: Link, rows: Rows, y: np.ndarray, groups: np.ndarray | None) -> Any:
+    def _choose(self, link: LinkFunction, rows: LabelledFeatures, y: np.ndarray, groups: np.ndarray | None) -> Any:
         """Return the strength of least mean held-out log loss, or "auto" where nothing can be held out."""
         scores: list[dict[float, float]] = []
         for fit, held in list_folds(link, rows, None, self.folds, self.seed, groups):
@@ -134,7 +136,9 @@ class SelectingHead(ClassifierMixin, BaseEstimator):
         return self.head_.history()
 
 
-def score_columns(link: Link, X: np.ndarray, codes: np.ndarray, weights: np.ndarray, method: Method) -> np.ndarray:
+def score_columns(
+    link: LinkFunction, X: np.ndarray, codes: np.ndarray, weights: np.ndarray, method: SelectionMethod
+) -> np.ndarray:
     """Return how much each column says, (d,).
 
     Args:
@@ -150,7 +154,7 @@ def score_columns(link: Link, X: np.ndarray, codes: np.ndarray, weights: np.ndar
         with np.errstate(divide="ignore", invalid="ignore"):
             values = [f_classif(X, question)[0] for question in link.list_questions(codes)]
         return np.nan_to_num(np.max(values, axis=0), nan=0.0, posinf=np.finfo(np.float64).max)
-    frame = measure_frame(X, weights)
+    frame = fit_standardizer(X, weights)
     targets = link.indicate(codes, int(codes.max()) + 1 if codes.ndim == 1 else codes.shape[1])
     if method == "l2":
         kernel, _ = factorise(frame.apply(X), targets, weights).solve(0.1 * weights.sum())

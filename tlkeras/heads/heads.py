@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from tlkeras.errors import RecipeError, suggest
-from tlkeras.heads.deep import DeepHead
+from tlkeras.heads.deep import MLPHead
 from tlkeras.heads.kernel import KernelHead
 from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.prototypes import CentroidHead, CosineHead, LdaHead
 from tlkeras.heads.ridge import RidgeHead
 from tlkeras.heads.spatial import AttentionHead, RecurrentHead, TransformerHead
-from tlkeras.heads.svm import SvmHead
+from tlkeras.heads.svm import LinearSVMHead
 
 if TYPE_CHECKING:
     import keras
@@ -63,12 +63,12 @@ class Head(Protocol):
 _ALL: tuple[type[Any], ...] = (
     LinearHead,
     RidgeHead,
-    SvmHead,
+    LinearSVMHead,
     CentroidHead,
     LdaHead,
     CosineHead,
     KernelHead,
-    DeepHead,
+    MLPHead,
     RecurrentHead,
     AttentionHead,
     TransformerHead,
@@ -87,7 +87,7 @@ def make_head(kind: str, **options: Any) -> Head:
     return HEADS[kind](**options)
 
 
-def join(prefix: keras.Model, heads: Head | Mapping[str, Head], name: str) -> keras.Model:
+def attach_heads(prefix: keras.Model, heads: Head | Mapping[str, Head], name: str) -> keras.Model:
     """Return one flat functional model: the prefix's input to the heads' probabilities.
 
     Args:
@@ -107,7 +107,7 @@ def join(prefix: keras.Model, heads: Head | Mapping[str, Head], name: str) -> ke
         for layer in of_task:
             tensor = layer(tensor)
         outputs[task] = tensor
-    return keras.Model(prefix.input, name_outputs(outputs), name=name)
+    return keras.Model(prefix.input, outputs_by_task(outputs), name=name)
 
 
 def list_layers(heads: Mapping[str, Head]) -> dict[str, list[keras.layers.Layer]]:
@@ -119,12 +119,12 @@ def list_layers(heads: Mapping[str, Head]) -> dict[str, list[keras.layers.Layer]
     return layers
 
 
-def name_outputs(outputs: Mapping[str, Any]) -> Any:
+def outputs_by_task(outputs: Mapping[str, Any]) -> Any:
     """Return what a model with an output per task returns: the output itself where it is the only one, else by name."""
     return dict(outputs) if len(outputs) > 1 else next(iter(outputs.values()))
 
 
-def arrange(model: keras.Model, tasks: Sequence[str]) -> keras.Model:
+def order_outputs(model: keras.Model, tasks: Sequence[str]) -> keras.Model:
     """Return the model with its outputs in the order of the tasks, not by name; that of one task as it is."""
     import keras
 

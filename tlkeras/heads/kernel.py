@@ -10,29 +10,29 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics.pairwise import additive_chi2_kernel, pairwise_kernels
 from sklearn.utils.validation import check_is_fitted
 
-from tlkeras.heads.base import LinearMapHead, MatrixHead, Rows, finish_layers
+from tlkeras.heads.base import LabelledFeatures, LinearClassifierHead, VectorHead, finish_layers
 from tlkeras.heads.class_weights import ClassWeight
 from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.ridge import RidgeHead
 from tlkeras.heads.scaling import measure_columns
-from tlkeras.heads.svm import SvmHead
+from tlkeras.heads.svm import LinearSVMHead
 
 if TYPE_CHECKING:
     import keras
 
-Kernel = Literal["rbf", "polynomial", "laplacian", "chi2"]
+KernelName = Literal["rbf", "polynomial", "laplacian", "chi2"]
 
 EXACT = 1000
 """Up to so many rows, all of them are landmarks unless a number is asked for: the kernel is then exact."""
 
-_SOLVERS: dict[str, type[LinearMapHead]] = {"ridge": RidgeHead, "logistic": LinearHead, "svm": SvmHead}
+_SOLVERS: dict[str, type[LinearClassifierHead]] = {"ridge": RidgeHead, "logistic": LinearHead, "svm": LinearSVMHead}
 _SEARCHED = (0.25, 0.5, 1.0, 2.0, 4.0)
 _MEASURED = 1000  # rows whose distances give the median
 _RANK = 1e-6  # eigenvalues of the landmarks' kernel below this share of the largest are left out
 
 
 @dataclass(frozen=True)
-class KernelSpace:
+class KernelOptions:
     """Which kernel, and how its space is reached.
 
     Args:
@@ -44,14 +44,14 @@ class KernelSpace:
         degree: Of the polynomial.
     """
 
-    kernel: Kernel = "rbf"
+    kernel: KernelName = "rbf"
     approximation: Literal["nystroem", "fourier"] = "nystroem"
     components: int | Literal["auto"] = "auto"
     gamma: float | Literal["median", "search"] = "median"
     degree: int = 3
 
 
-class KernelHead(MatrixHead):
+class KernelHead(VectorHead):
     """Ridge regression, logistic regression or a support vector machine in the space of a kernel.
 
     The Nystroem map (Williams and Seeger, NIPS 2000) is exact where every row is a landmark: then this is kernel ridge
@@ -77,7 +77,7 @@ class KernelHead(MatrixHead):
 
     def __init__(
         self,
-        space: KernelSpace | None = None,
+        space: KernelOptions | None = None,
         solver: Literal["ridge", "logistic", "svm"] = "ridge",
         folds: int = 5,
         class_weight: ClassWeight = None,
@@ -89,8 +89,8 @@ class KernelHead(MatrixHead):
         self.class_weight = class_weight
         self.seed = seed
 
-    def _fit(self, rows: Rows, held: Rows | None, groups: np.ndarray | None) -> None:
-        self.space_ = self.space or KernelSpace()
+    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
+        self.space_ = self.space or KernelOptions()
         self._check(rows.X)
         self.mean_, self.scale_ = measure_columns(rows.X, rows.weights)
         if self.space_.kernel == "chi2":
@@ -123,13 +123,13 @@ class KernelHead(MatrixHead):
         gamma = find_median_gamma(Z, self.space_.kernel, self.seed)
         return [gamma] if self.space_.gamma == "median" else [gamma * factor for factor in _SEARCHED]
 
-    def _make_map(self, Z: np.ndarray, gamma: float) -> LandmarkMap | WaveMap:
+    def _make_map(self, Z: np.ndarray, gamma: float) -> NystroemMap | RandomFourierFeatures:
         count = EXACT if self.space_.components == "auto" else self.space_.components
         random = np.random.default_rng(self.seed)
         if self.space_.approximation == "fourier":
-            return WaveMap.draw(Z.shape[1], count, self.space_.kernel, gamma, random)
+            return RandomFourierFeatures.draw(Z.shape[1], count, self.space_.kernel, gamma, random)
         chosen = np.arange(len(Z)) if len(Z) <= count else np.sort(random.permutation(len(Z))[:count])
-        return LandmarkMap.fit(Z[chosen], self.space_.kernel, gamma, self.space_.degree)
+        return NystroemMap.fit(Z[chosen], self.space_.kernel, gamma, self.space_.degree)
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
         mapped = self.map_.apply((X - self.mean_) / self.scale_)
@@ -162,7 +162,7 @@ class KernelHead(MatrixHead):
         return self.linear_.history()
 
 
-class LandmarkMap:
+class NystroemMap:
     """Features in which inner products are the kernel: exactly between landmarks, nearly elsewhere.
 
     With the landmarks' kernel K = Q S Q^T it is k(x, landmarks) Q S^(-1/2).
@@ -173,13 +173,13 @@ class LandmarkMap:
         size: Number of landmarks m.
     """
 
-    def __init__(self, landmarks: np.ndarray, whitening: np.ndarray, kernel: Kernel, gamma: float, degree: int):
+    def __init__(self, landmarks: np.ndarray, whitening: np.ndarray, kernel: KernelName, gamma: float, degree: int):
         self.landmarks, self.whitening = landmarks, whitening
         self.kernel, self.gamma, self.degree = kernel, gamma, degree
         self.size = len(landmarks)
 
     @classmethod
-    def fit(cls, landmarks: np.ndarray, kernel: Kernel, gamma: float, degree: int) -> LandmarkMap:
+    def fit(cls, landmarks: np.ndarray, kernel: KernelName, gamma: float, degree: int) -> NystroemMap:
         """Return the map of landmarks (m, d)."""
         values = measure_kernel(landmarks, landmarks, kernel, gamma, degree)
         squares, directions = np.linalg.eigh(values.astype(np.float64))
@@ -193,15 +193,15 @@ class LandmarkMap:
 
     def to_layer(self, kernel: np.ndarray) -> tuple[keras.layers.Layer, np.ndarray]:
         """Return the layer, and the linear map (m, k) behind it that stands for one of the features, (r, k)."""
-        from tlkeras.heads.layers import KernelMap
+        from tlkeras.heads.layers import KernelFeatures
 
-        layer = KernelMap(self.kernel, self.size, self.gamma, self.degree, name="head_kernel")
+        layer = KernelFeatures(self.kernel, self.size, self.gamma, self.degree, name="head_kernel")
         layer.build((None, self.landmarks.shape[1]))
         layer.set_weights([self.landmarks])
         return layer, self.whitening @ kernel
 
 
-class WaveMap:
+class RandomFourierFeatures:
     """Random waves in which inner products are nearly the kernel.
 
     Attributes:
@@ -214,7 +214,9 @@ class WaveMap:
         self.frequencies, self.phases, self.size = frequencies, phases, len(phases)
 
     @classmethod
-    def draw(cls, width: int, waves: int, kernel: Kernel, gamma: float, random: np.random.Generator) -> WaveMap:
+    def draw(
+        cls, width: int, waves: int, kernel: KernelName, gamma: float, random: np.random.Generator
+    ) -> RandomFourierFeatures:
         """Draw frequencies from the kernel's spectrum: a normal one for rbf, Cauchy's for laplacian."""
         if kernel == "rbf":
             frequencies = random.normal(scale=np.sqrt(2 * gamma), size=(width, waves))
@@ -236,21 +238,21 @@ class WaveMap:
         return layer, kernel
 
 
-def measure_kernel(X: np.ndarray, Y: np.ndarray, kernel: Kernel, gamma: float, degree: int) -> np.ndarray:
+def measure_kernel(X: np.ndarray, Y: np.ndarray, kernel: KernelName, gamma: float, degree: int) -> np.ndarray:
     """Return the kernel of each row (n, d) with each of others (m, d), as `KernelMap` has it: (n, m)."""
     if kernel == "polynomial":
         return pairwise_kernels(X, Y, metric="poly", gamma=gamma, degree=degree, coef0=1)
     return np.exp(-gamma * measure_distances(X, Y, kernel))
 
 
-def measure_distances(X: np.ndarray, Y: np.ndarray, kernel: Kernel) -> np.ndarray:
+def measure_distances(X: np.ndarray, Y: np.ndarray, kernel: KernelName) -> np.ndarray:
     """Return what a kernel that falls with distance measures: (n, m)."""
     if kernel == "chi2":
         return -additive_chi2_kernel(X, Y)
     return cdist(X, Y, "cityblock" if kernel == "laplacian" else "sqeuclidean")
 
 
-def find_median_gamma(Z: np.ndarray, kernel: Kernel, seed: int) -> float:
+def find_median_gamma(Z: np.ndarray, kernel: KernelName, seed: int) -> float:
     """Return one over the median distance of two rows; for the polynomial, over the median squared length."""
     some = Z[np.random.default_rng(seed).permutation(len(Z))[:_MEASURED]]
     if kernel == "polynomial":

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.special import logit
 
-from tlkeras.heads.cross_validation import answer_out_of_fold
+from tlkeras.heads.cross_validation import cross_val_predict
 from tlkeras.heads.linear import LinearHead
-from tlkeras.heads.link_functions import find_link
+from tlkeras.heads.link_functions import infer_link
 
 _CERTAIN = 1e-4  # probabilities nearer to 0 and 1 say no more to what is stacked on them
 
@@ -52,11 +52,11 @@ class LateFusion:
         """
         parts = self._divide(X)
         makers = [self._adapt(part) for part in (self._divide(target) if target is not None else [None] * len(parts))]
-        self.several_ = find_link(y).several
+        self.several_ = infer_link(y).several
         classes = np.arange(y.shape[1]) if self.several_ else np.unique(y)
         codes = y if self.several_ else np.searchsorted(classes, y)
         said = [
-            answer_out_of_fold(make, part, codes, sample_weight, folds=self.folds, groups=groups, seed=self.seed)
+            cross_val_predict(make, part, codes, sample_weight, folds=self.folds, groups=groups, seed=self.seed)
             for make, part in zip(makers, parts, strict=True)
         ]
         self.stack_ = LinearHead(folds=self.folds, seed=self.seed).fit(
@@ -85,7 +85,7 @@ class LateFusion:
         return logit(np.clip(np.hstack(shown), _CERTAIN, 1 - _CERTAIN))
 
 
-def fuse_late(
+def fit_late_fusion(
     make_head: Callable[[], Any],
     widths: Sequence[int],
     learned: Mapping[str, Any],

@@ -12,7 +12,7 @@ _TINY = 1e-12
 
 
 @keras.saving.register_keras_serializable("tlkeras")
-class KernelMap(keras.layers.Layer):
+class KernelFeatures(keras.layers.Layer):
     """From features (n, d) to their kernel with fixed landmarks (n, m).
 
     With x a row and l a landmark: rbf exp(-gamma |x - l|^2), laplacian exp(-gamma |x - l|_1), chi2
@@ -127,7 +127,7 @@ class AttentionPooling(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("tlkeras")
-class AddPositions(keras.layers.Layer):
+class PositionEmbedding(keras.layers.Layer):
     """Add a learned vector to each position of sequences (n, positions, c)."""
 
     def build(self, input_shape: tuple) -> None:
@@ -168,5 +168,7 @@ class SelectColumns(keras.layers.Layer):
         return {**super().get_config(), "columns": self.columns}
 
 
-LAYERS = {layer.__name__: layer for layer in (KernelMap, FourierMap, AttentionPooling, AddPositions, SelectColumns)}
+LAYERS = {
+    layer.__name__: layer for layer in (KernelFeatures, FourierMap, AttentionPooling, PositionEmbedding, SelectColumns)
+}
 """By name, as `keras.models.load_model` takes them."""

@@ -17,17 +17,17 @@ from sklearn.utils.validation import validate_data
 from threadpoolctl import threadpool_limits
 
 from tlkeras import progress
-from tlkeras.heads.base import LinearMapHead, has_risen_twice, make_folds
-from tlkeras.heads.class_weights import ClassWeight, weigh_examples
-from tlkeras.heads.link_functions import Link, find_link
-from tlkeras.heads.scaling import measure_frame
+from tlkeras.heads.base import LinearClassifierHead, has_risen_twice, make_folds
+from tlkeras.heads.class_weights import ClassWeight, compute_sample_weights
+from tlkeras.heads.link_functions import LinkFunction, infer_link
+from tlkeras.heads.scaling import fit_standardizer
 
 logger = logging.getLogger(__name__)
 
 STRENGTHS = np.logspace(-6, 2, 17)
 
 
-class LinearHead(LinearMapHead):
+class LinearHead(LinearClassifierHead):
     """Logistic regression, multinomial or one per label; its regularisation is chosen by cross-validation.
 
     Columns are standardised with the training mean and standard deviation, which `to_layers` folds back into the
@@ -87,12 +87,12 @@ class LinearHead(LinearMapHead):
         Raises:
             ValueError: NaN or infinite features, fewer than two classes, or a label that all rows have or lack.
         """
-        self.link_: Link = find_link(y)
+        self.link_: LinkFunction = infer_link(y)
         X, y = validate_data(self, X, y, dtype=(np.float32, np.float64), multi_output=self.link_.several)
         self.classes_, codes = self.link_.code(y)
-        weights = [weigh_examples(of, sample_weight, self.class_weight) for of in self.link_.list_questions(y)]
+        weights = [compute_sample_weights(of, sample_weight, self.class_weight) for of in self.link_.list_questions(y)]
         questions = list(zip(self.link_.list_questions(codes), weights, strict=True))
-        frame = measure_frame(X, np.mean(weights, axis=0), by_column=self.standardize)
+        frame = fit_standardizer(X, np.mean(weights, axis=0), by_column=self.standardize)
         Z = frame.apply(X)
         self.scores_: dict[float, float] = {}
         if self.C == "auto":
@@ -136,7 +136,7 @@ class LinearHead(LinearMapHead):
             # one thread per fold: BLAS threads that wait for each other cost more than such small products
             stack.enter_context(threadpool_limits(1))
             pool = stack.enter_context(ThreadPoolExecutor(min(len(paths), os.cpu_count() or 1)))
-            advance = stack.enter_context(progress.track("Fitting the head", len(STRENGTHS), "strengths"))
+            advance = stack.enter_context(progress.progress_bar("Fitting the head", len(STRENGTHS), "strengths"))
             for C in STRENGTHS:
                 losses = list(pool.map(lambda path, C=C: path.step(C), paths))
                 self.scores_[float(C)] = float(np.mean(losses))

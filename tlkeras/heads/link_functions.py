@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from tlkeras.data.tasks import THRESHOLD
 
 
-class Link(Protocol):
+class LinkFunction(Protocol):
     """How a head answers, all that depends on whether a row has one class or any number of labels.
 
     Attributes:
@@ -65,7 +65,7 @@ class Link(Protocol):
         ...
 
 
-class Softmax:
+class SoftmaxLink:
     """Each row is of one class: one question with k answers."""
 
     activation = "softmax"
@@ -117,7 +117,7 @@ class Softmax:
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
 
-class Sigmoid:
+class SigmoidLink:
     """Each row has any number of labels: k questions of yes or no, answered side by side."""
 
     activation = "sigmoid"
@@ -170,7 +170,7 @@ class Sigmoid:
         return logits
 
 
-def find_link(y: Any) -> Link:
+def infer_link(y: Any) -> LinkFunction:
     """Return the link that targets ask for: indicators (n, k) of k > 1 labels a sigmoid, anything else a softmax."""
     shape = np.asarray(y).shape
-    return Sigmoid() if len(shape) == 2 and shape[1] > 1 else Softmax()
+    return SigmoidLink() if len(shape) == 2 and shape[1] > 1 else SoftmaxLink()

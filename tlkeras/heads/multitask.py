@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 
-class Uncertainty(keras.layers.Layer):
+class UncertaintyWeighting(keras.layers.Layer):
     """Leaves logits as they are, and owns how uncertain each task is: s = log(sigma^2), learned with the network.
 
     A task's loss becomes exp(-s) L + s / 2, the form for classes. s is kept in [-4, 4]: as L nears 0 its best value
@@ -40,7 +40,7 @@ class Uncertainty(keras.layers.Layer):
         return tf.exp(-s) * losses + s / 2.0
 
 
-def project_conflicts(gradients: Sequence[Sequence[tf.Tensor | None]], seed: tf.Tensor) -> list[tf.Tensor | None]:
+def pcgrad(gradients: Sequence[Sequence[tf.Tensor | None]], seed: tf.Tensor) -> list[tf.Tensor | None]:
     """Return the sum of the tasks' gradients, each without what goes against another's (PCGrad).
 
     In a random order of the others, j: where g_i . g_j < 0, g_i loses (g_i . g_j) / |g_j|^2 g_j, g_j as it was. Only
@@ -75,7 +75,7 @@ def project_conflicts(gradients: Sequence[Sequence[tf.Tensor | None]], seed: tf.
 
 
 @dataclass(frozen=True)
-class JointLoss:
+class MultiTaskLoss:
     """The weighted sum of the losses of tasks whose targets and logits stand side by side.
 
     Called with dense targets [n, k] and logits [n, k], k the sum of the widths, it returns losses, float32 [n]. Rows
@@ -92,7 +92,7 @@ class JointLoss:
     losses: Sequence[Callable[[Any, Any], tf.Tensor]]
     widths: Sequence[int]
     weights: Sequence[float]
-    uncertainty: Uncertainty | None = None
+    uncertainty: UncertaintyWeighting | None = None
 
     def __call__(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Return the loss of each picture, float32 [n]."""

@@ -9,7 +9,7 @@ from scipy.linalg import cho_factor, cho_solve
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.utils.validation import check_is_fitted
 
-from tlkeras.heads.base import MatrixHead, Rows, ScoreHead, finish_layers, list_folds
+from tlkeras.heads.base import CalibratedLinearHead, LabelledFeatures, VectorHead, finish_layers, list_folds
 from tlkeras.heads.calibration import calibrate
 from tlkeras.heads.class_weights import ClassWeight
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import keras
 
 
-class CentroidHead(ScoreHead):
+class CentroidHead(CalibratedLinearHead):
     """The nearest class mean on standardised columns (Mensink et al., PAMI 2013), calibrated on held-out rows.
 
     Args:
@@ -36,12 +36,12 @@ class CentroidHead(ScoreHead):
         self.standardize = standardize
         self.seed = seed
 
-    def _solve(self, rows: Rows, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
         means = average_classes(rows, len(self.classes_))
         return means.T, -0.5 * np.sum(means**2, axis=1)
 
 
-class LdaHead(ScoreHead):
+class LdaHead(CalibratedLinearHead):
     """Linear discriminant analysis: class means in the metric of the shrunken common covariance.
 
     Args:
@@ -73,7 +73,7 @@ class LdaHead(ScoreHead):
         self.standardize = standardize
         self.seed = seed
 
-    def _solve(self, rows: Rows, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
         means = average_classes(rows, len(self.classes_)).astype(np.float64)
         total = rows.weights.sum()
         within = (rows.X - means[rows.codes]) * np.sqrt(rows.weights * len(rows.X) / total)[:, None]
@@ -93,7 +93,7 @@ class LdaHead(ScoreHead):
         return {"kind": self.kind, "shrinkage": self.shrinkage_}
 
 
-class CosineHead(MatrixHead):
+class CosineHead(VectorHead):
     """Cosine to the mean direction of each class, after the overall mean is taken off: for one to twenty examples.
 
     That is SimpleShot (Wang et al., arXiv 1911.04623, 2019). Its scale is calibrated on held-out rows, else 10.
@@ -116,7 +116,7 @@ class CosineHead(MatrixHead):
         self.class_weight = class_weight
         self.seed = seed
 
-    def _fit(self, rows: Rows, held: Rows | None, groups: np.ndarray | None) -> None:
+    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
         self.mean_ = np.average(rows.X, axis=0, weights=rows.weights)
         units = rows._replace(X=normalize_rows(rows.X - self.mean_))
         held = None if held is None else held._replace(X=normalize_rows(held.X - self.mean_))
@@ -130,7 +130,7 @@ class CosineHead(MatrixHead):
                 scale, shift = calibrate(self.link_, np.concatenate(scores), codes, weights)
         self.kernel_, self.bias_ = kernel * scale, shift
 
-    def _find_directions(self, rows: Rows) -> np.ndarray:
+    def _find_directions(self, rows: LabelledFeatures) -> np.ndarray:
         return normalize_rows(average_classes(rows, len(self.classes_))).T
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
@@ -150,7 +150,7 @@ class CosineHead(MatrixHead):
         ]
 
 
-def average_classes(rows: Rows, classes: int) -> np.ndarray:
+def average_classes(rows: LabelledFeatures, classes: int) -> np.ndarray:
     """Return the weighted mean of each class, (k, d); a class of weight zero has the mean of all."""
     members = np.zeros((classes, len(rows.codes)), rows.X.dtype)
     members[rows.codes, np.arange(len(rows.codes))] = rows.weights

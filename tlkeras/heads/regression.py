@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tlkeras.heads.base import make_dense
-from tlkeras.heads.cross_validation import divide_rows
+from tlkeras.heads.cross_validation import group_kfold
 from tlkeras.heads.ridge import Factors, RidgeHead, factorise
 
 if TYPE_CHECKING:
     import keras
 
 
-class NumberHead:
+class RidgeRegressionHead:
     """Ridge regression on standardised columns, of a number that is standardised, too.
 
     The strength of the penalty is that with the least squared error on rows that were left out, exactly and for all
@@ -45,7 +45,7 @@ class NumberHead:
         *,
         validation: Any = None,
         groups: np.ndarray | None = None,
-    ) -> NumberHead:
+    ) -> RidgeRegressionHead:
         """Fit on features (n, d) and numbers (n,); the validation rows are not looked at."""
         weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
         weights = weights / weights.mean()
@@ -85,7 +85,7 @@ class NumberHead:
         if folds < 2:
             self._errors = [float("nan")] * len(RidgeHead.strengths)
             return RidgeHead.fallback
-        parts = divide_rows(np.zeros(len(weights), np.int64), groups, folds, self.seed)
+        parts = group_kfold(np.zeros(len(weights), np.int64), groups, folds, self.seed)
         outs = [np.flatnonzero(parts == part) for part in range(folds)]
         self._errors = [
             sum(

@@ -7,11 +7,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tlkeras.heads.base import Fold, Rows, ScoreHead
+from tlkeras.heads.base import CalibratedLinearHead, Fold, LabelledFeatures
 from tlkeras.heads.class_weights import ClassWeight
 
 
-class RidgeHead(ScoreHead):
+class RidgeHead(CalibratedLinearHead):
     """Least squares with an L2 penalty on standardised columns; the intercept is not penalised.
 
     `alpha` is chosen among half decades by held-out rows. What a fit without a fold would say of that fold follows
@@ -49,12 +49,14 @@ class RidgeHead(ScoreHead):
         self.standardize = standardize
         self.seed = seed
 
-    def _solve(self, rows: Rows, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
         targets = self.link_.indicate(rows.codes, len(self.classes_))
         factors = factorise(rows.X, targets, rows.weights)
         return factors.solve(strength)
 
-    def _hold_out(self, rows: Rows, parts: list[Fold], strengths: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+    def _hold_out(
+        self, rows: LabelledFeatures, parts: list[Fold], strengths: np.ndarray
+    ) -> Iterator[tuple[float, np.ndarray]]:
         targets = self.link_.indicate(rows.codes, len(self.classes_))
         factors = factorise(rows.X, targets, rows.weights)
         everything = np.arange(len(rows.X))

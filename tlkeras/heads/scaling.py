@@ -10,7 +10,7 @@ _RANK = 1e-10  # eigenvalues below this share of the largest are rounding
 
 
 @dataclass(frozen=True)
-class Frame:
+class AffineTransform:
     """An affine view of features in which linear heads are fitted.
 
     Attributes:
@@ -36,7 +36,7 @@ class Frame:
         return raw, bias - self.mean @ raw
 
 
-def measure_frame(X: np.ndarray, weights: np.ndarray, *, by_column: bool = True) -> Frame:
+def fit_standardizer(X: np.ndarray, weights: np.ndarray, *, by_column: bool = True) -> AffineTransform:
     """Return the frame of rows (n, d).
 
     Args:
@@ -49,13 +49,13 @@ def measure_frame(X: np.ndarray, weights: np.ndarray, *, by_column: bool = True)
         variance = np.average((X - mean) ** 2, axis=0, weights=weights).mean()
         scale = np.full_like(scale, np.sqrt(variance) or 1.0)
     if X.shape[1] <= len(X):
-        return Frame(mean, scale)
+        return AffineTransform(mean, scale)
     Z = ((X - mean) / scale).astype(np.float64)
     squares, directions = np.linalg.eigh(Z @ Z.T)
     kept = squares > max(_RANK * squares[-1], 0)
     if not kept.any():
-        return Frame(mean, scale)
-    return Frame(mean, scale, (Z.T @ (directions[:, kept] / np.sqrt(squares[kept]))).astype(X.dtype))
+        return AffineTransform(mean, scale)
+    return AffineTransform(mean, scale, (Z.T @ (directions[:, kept] / np.sqrt(squares[kept]))).astype(X.dtype))
 
 
 def measure_columns(X: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

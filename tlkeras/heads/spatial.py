@@ -8,13 +8,13 @@ import numpy as np
 from sklearn.utils.validation import check_array
 
 from tlkeras.heads.class_weights import ClassWeight
-from tlkeras.heads.deep import USUAL, Fitting, TrainedHead
+from tlkeras.heads.deep import DEFAULT_FIT, FitOptions, KerasHead
 
 if TYPE_CHECKING:
     import keras
 
 
-class MapHead(TrainedHead):
+class FeatureMapHead(KerasHead):
     """A trained head for maps (n, height, width, channels), which may be float16 to take half the memory."""
 
     eats = "map"
@@ -38,7 +38,7 @@ class MapHead(TrainedHead):
         return X, np.asarray(y)
 
 
-class RecurrentHead(MapHead):
+class RecurrentHead(FeatureMapHead):
     """A recurrent network that reads a map row by row from the top, each row as one vector.
 
     Args:
@@ -61,7 +61,7 @@ class RecurrentHead(MapHead):
         bidirectional: bool = False,
         dropout: float = 0.3,
         class_weight: ClassWeight = None,
-        fitting: Fitting = USUAL,
+        fitting: FitOptions = DEFAULT_FIT,
     ):
         self.cell = cell
         self.units = units
@@ -84,7 +84,7 @@ class RecurrentHead(MapHead):
         ]
 
 
-class AttentionHead(MapHead):
+class AttentionHead(FeatureMapHead):
     """Learned queries that each say where to look; the features found there, side by side, are mapped to classes.
 
     A query is compared with the features themselves: a linear map of keys before it would be absorbed (Ilse et al.,
@@ -104,7 +104,7 @@ class AttentionHead(MapHead):
         queries: int = 4,
         dropout: float = 0.3,
         class_weight: ClassWeight = None,
-        fitting: Fitting = USUAL,
+        fitting: FitOptions = DEFAULT_FIT,
     ):
         self.queries = queries
         self.dropout = dropout
@@ -122,7 +122,7 @@ class AttentionHead(MapHead):
         ]
 
 
-class TransformerHead(MapHead):
+class TransformerHead(FeatureMapHead):
     """A small transformer encoder over the positions of a map, and the mean of what it makes of them.
 
     Blocks are normalised before each part (Xiong et al., ICML 2020), positions are learned.
@@ -145,7 +145,7 @@ class TransformerHead(MapHead):
         heads: int = 4,
         dropout: float = 0.2,
         class_weight: ClassWeight = None,
-        fitting: Fitting = USUAL,
+        fitting: FitOptions = DEFAULT_FIT,
     ):
         self.width = width
         self.blocks = blocks
@@ -157,14 +157,14 @@ class TransformerHead(MapHead):
     def _list_hidden(self, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
         from keras import layers
 
-        from tlkeras.heads.layers import AddPositions
+        from tlkeras.heads.layers import PositionEmbedding
 
         height, width, _ = shape
         positions = height * width
         return [
             layers.Dense(self.width, name="head_projection"),
             layers.Reshape((positions, self.width), name="head_sequence"),
-            AddPositions(name="head_positions"),
+            PositionEmbedding(name="head_positions"),
             *(self._make_block(positions, number) for number in range(1, self.blocks + 1)),
             layers.LayerNormalization(name="head_norm"),
             layers.GlobalAveragePooling1D(name="head_mean"),

@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import minimize
 
-from tlkeras.heads.base import Rows, ScoreHead
+from tlkeras.heads.base import CalibratedLinearHead, LabelledFeatures
 from tlkeras.heads.class_weights import ClassWeight
 
 
-class SvmHead(ScoreHead):
+class LinearSVMHead(CalibratedLinearHead):
     """Linear support vector machines with squared hinge loss, one against the rest, calibrated by Platt's sigmoid.
 
     It minimises |w|^2 / 2 + C sum of weight * max(0, 1 - y f)^2 with an intercept that is not penalised, in the primal
@@ -49,7 +49,7 @@ class SvmHead(ScoreHead):
         self.standardize = standardize
         self.seed = seed
 
-    def _solve(self, rows: Rows, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
         signs = 2 * self.link_.indicate(rows.codes, len(self.classes_)) - 1
         mirrored = not self.link_.several and signs.shape[1] == 2
         if mirrored:  # the second machine of two classes is the first with its sign changed

@@ -11,18 +11,18 @@ import numpy as np
 
 from tlkeras import progress
 from tlkeras.backbones import kerashub_layers, test_time_augmentation
-from tlkeras.backbones.graph import fit_batch
+from tlkeras.backbones.graph import max_batch_size
 from tlkeras.backbones.safe_loading import check_archive
-from tlkeras.data.headers import Rejection, printable
-from tlkeras.data.inspection import look_at
-from tlkeras.data.pipeline import explain_unreadable, stream_pictures
+from tlkeras.data.headers import InvalidImage, to_printable
+from tlkeras.data.inspection import read_header_and_digest
+from tlkeras.data.pipeline import make_image_dataset, read_error
 from tlkeras.data.sources.folders import list_pictures
 from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError, DataError, RunError
 from tlkeras.features import pooling
 from tlkeras.features.handcrafted import layer
 from tlkeras.heads import layers
-from tlkeras.heads.heads import arrange
+from tlkeras.heads.heads import order_outputs
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import read_tasks
 
@@ -63,35 +63,35 @@ def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_siz
     Raises:
         DataError: No picture was given, or one does not exist; all are named at once.
     """
-    paths, unreadable = _examine(expand(pictures))
+    paths, unreadable = _examine(expand_paths(pictures))
     facts, tasks = run.manifest["picture"], read_tasks(run)
-    model = arrange(load_model(run), [task.name for task in tasks])
-    batch_size = fit_batch(model, batch_size)
+    model = order_outputs(load_model(run), [task.name for task in tasks])
+    batch_size = max_batch_size(model, batch_size)
     found: dict[int, tuple[np.ndarray, ...]] = {}
-    with progress.track("Predict", len(paths), "pictures") as advance:
-        for indices, batch in stream_pictures(paths, facts["size"], facts["resize"], batch_size):
+    with progress.progress_bar("Predict", len(paths), "pictures") as advance:
+        for indices, batch in make_image_dataset(paths, facts["size"], facts["resize"], batch_size):
             answers = zip(*(output.numpy() for output in keras.tree.flatten(model(batch, training=False))), strict=True)
             found.update(zip(indices.numpy().tolist(), answers, strict=True))
             advance(len(batch))
-    unreadable += [explain_unreadable(paths[index]) for index in range(len(paths)) if index not in found]
+    unreadable += [read_error(paths[index]) for index in range(len(paths)) if index not in found]
     return {
         "run": run.name,
         "threshold": tasks[0].threshold,
         "predictions": [
-            {"path": printable(paths[index]), **_describe_all(found[index], tasks, top)} for index in sorted(found)
+            {"path": to_printable(paths[index]), **_describe_all(found[index], tasks, top)} for index in sorted(found)
         ],
-        "unreadable": [{"path": printable(bad.path), "reason": bad.reason} for bad in unreadable],
+        "unreadable": [{"path": to_printable(bad.path), "reason": bad.reason} for bad in unreadable],
     }
 
 
-def _examine(paths: Sequence[str]) -> tuple[list[str], list[Rejection]]:
+def _examine(paths: Sequence[str]) -> tuple[list[str], list[InvalidImage]]:
     """Keep the paths whose headers promise a picture; pipes are never opened, bombs never unpacked."""
-    seen = {path: look_at(path) for path in paths}
-    rejected = [found for found in seen.values() if isinstance(found, Rejection)]
-    return [path for path in paths if not isinstance(seen[path], Rejection)], rejected
+    seen = {path: read_header_and_digest(path) for path in paths}
+    rejected = [found for found in seen.values() if isinstance(found, InvalidImage)]
+    return [path for path in paths if not isinstance(seen[path], InvalidImage)], rejected
 
 
-def expand(pictures: Sequence[str | Path]) -> list[str]:
+def expand_paths(pictures: Sequence[str | Path]) -> list[str]:
     """Return picture files, and those below folders, in order.
 
     Raises:

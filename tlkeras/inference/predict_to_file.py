@@ -19,13 +19,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tlkeras import progress
-from tlkeras.data.headers import PictureError, Rejection, check_header, printable, read_picture
-from tlkeras.data.pipeline import explain_unreadable, stream_pictures
+from tlkeras.data.headers import InvalidImage, PictureError, check_header, read_picture, to_printable
+from tlkeras.data.pipeline import make_image_dataset, read_error
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
 from tlkeras.features.engines import make_engine
-from tlkeras.heads.heads import arrange
-from tlkeras.inference.predict import expand, load_model
+from tlkeras.heads.heads import order_outputs
+from tlkeras.inference.predict import expand_paths, load_model
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import read_tasks
 
@@ -55,12 +55,12 @@ def predict_to_file(run: Run, pictures: Sequence[str | Path], out: Path, *, part
         MissingExtraError: Parquet without pyarrow.
     """
     _check_target(out)
-    paths = expand(pictures)
+    paths = expand_paths(pictures)
     started = time.monotonic()
-    with _working(run, out) as work:
+    with _resumable_workdir(run, out) as work:
         todo, resumed = _find_todo(paths, work)
         tasks = read_tasks(run)
-        engine = _answer(run, todo, work, tasks, part) if todo else None
+        engine = _predict_remaining(run, todo, work, tasks, part) if todo else None
         rows, unreadable = _assemble(work, out, name_columns(tasks))
     seconds = time.monotonic() - started
     return {
@@ -91,7 +91,7 @@ def _name_rejected(out: Path) -> Path:
 
 
 @contextmanager
-def _working(run: Run, out: Path) -> Iterator[Path]:
+def _resumable_workdir(run: Run, out: Path) -> Iterator[Path]:
     """Yield the folder of parts, of this run and table alone; it is removed at the end if all went well.
 
     Raises:
@@ -140,7 +140,7 @@ def _write_whole(path: Path, text: str) -> None:
 def _find_todo(paths: Sequence[str], work: Path) -> tuple[list[str], int]:
     """Return the pictures without an answer, and how many have one."""
     done = {row[0] for file in _list_parts(work) for row in _read_part(file)}
-    todo = [path for path in paths if printable(path) not in done]
+    todo = [path for path in paths if to_printable(path) not in done]
     return todo, len(paths) - len(todo)
 
 
@@ -153,15 +153,15 @@ def _read_part(file: Path) -> Iterator[list[str]]:
         yield from csv.reader(lines)
 
 
-def _answer(run: Run, todo: Sequence[str], work: Path, tasks: Sequence[Task], part: int) -> str:
+def _predict_remaining(run: Run, todo: Sequence[str], work: Path, tasks: Sequence[Task], part: int) -> str:
     """Classify pictures in one stream, their answers kept part after part; return what computed."""
-    facts, model = run.manifest["picture"], arrange(load_model(run), [task.name for task in tasks])
-    engine, checked = make_engine(model), _Checked(todo)
-    stream = stream_pictures(checked, facts["size"], facts["resize"], _BATCH).as_numpy_iterator()
+    facts, model = run.manifest["picture"], order_outputs(load_model(run), [task.name for task in tasks])
+    engine, checked = make_engine(model), _ValidatedPaths(todo)
+    stream = make_image_dataset(checked, facts["size"], facts["resize"], _BATCH).as_numpy_iterator()
     rows: list[list[Any]] = []
     position = 0
     with (
-        progress.track("Predicting", len(todo), "pictures") as advance,
+        progress.progress_bar("Predicting", len(todo), "pictures") as advance,
         closing(engine.run(stream)) as results,
         closing(_keep_parts(work, part)) as keep,
     ):
@@ -169,8 +169,12 @@ def _answer(run: Run, todo: Sequence[str], work: Path, tasks: Sequence[Task], pa
         for index, outputs in results:
             for place, row in enumerate(index.tolist()):
                 rows += [checked.explain(missing) for missing in range(position, row)]
-                said = [cell for task, output in zip(tasks, outputs, strict=True) for cell in _say(task, output[place])]
-                rows.append([printable(todo[row]), "", "", *said])
+                said = [
+                    cell
+                    for task, output in zip(tasks, outputs, strict=True)
+                    for cell in _format_row(task, output[place])
+                ]
+                rows.append([to_printable(todo[row]), "", "", *said])
                 advance(row + 1 - position)
                 position = row + 1
             rows = keep.send(rows)
@@ -204,7 +208,7 @@ def _write_part(path: Path, rows: Sequence[Sequence[Any]]) -> None:
     os.replace(aside, path)
 
 
-class _Checked(Sequence[str]):
+class _ValidatedPaths(Sequence[str]):
     """Paths as a stream reads them, some at a time; those that are no pictures are known and become "".
 
     Headers are read before: pipes are never opened, bombs never unpacked.
@@ -212,7 +216,7 @@ class _Checked(Sequence[str]):
 
     def __init__(self, paths: Sequence[str]):
         self._paths = paths
-        self._problems: dict[int, Rejection] = {}
+        self._problems: dict[int, InvalidImage] = {}
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -228,20 +232,20 @@ class _Checked(Sequence[str]):
 
     def explain(self, row: int) -> list[str]:
         """Return the path, the code and the reason of a picture that did not come out of the stream."""
-        problem = self._problems.get(row) or explain_unreadable(self._paths[row])
-        return [printable(self._paths[row]), problem.code, problem.reason]
+        problem = self._problems.get(row) or read_error(self._paths[row])
+        return [to_printable(self._paths[row]), problem.code, problem.reason]
 
 
-def _find_problem(path: str) -> Rejection | None:
+def _find_problem(path: str) -> InvalidImage | None:
     """Say why a file is no picture; pipes are never opened, bombs never unpacked."""
     try:
         check_header(read_picture(path))
         return None
     except PictureError as error:
-        return Rejection(path, error.code, error.reason)
+        return InvalidImage(path, error.code, error.reason)
 
 
-def _say(task: Task, probabilities: np.ndarray) -> list[Any]:
+def _format_row(task: Task, probabilities: np.ndarray) -> list[Any]:
     if task.kind == "number":
         return [f"{probabilities[0]:.7g}"]
     (label,) = task.write(task.decide(probabilities[None]))

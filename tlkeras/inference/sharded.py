@@ -12,21 +12,21 @@ from typing import Any
 
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.config.recipe import Recipe
-from tlkeras.config.yaml_loader import freeze
+from tlkeras.config.yaml_loader import to_immutable
 from tlkeras.data import decoding
 from tlkeras.data.pipeline import count_cores
-from tlkeras.data.sources.folders import walk_pictures
+from tlkeras.data.sources.folders import iter_image_files
 from tlkeras.errors import RecipeError, RunError, TlkerasError, suggest
 from tlkeras.features.engines import make_engine
-from tlkeras.heads.heads import arrange
+from tlkeras.heads.heads import order_outputs
 from tlkeras.inference.jobs.job import Job, check_facts, open_job, plan_job
 from tlkeras.inference.jobs.processes import run_processes
 from tlkeras.inference.jobs.ray_engine import check_engine, run_ray
 from tlkeras.inference.jobs.rows import feature_table, prediction_table
-from tlkeras.inference.jobs.worker import Work, work_off
-from tlkeras.inference.predict import expand, load_model
+from tlkeras.inference.jobs.worker import ShardProcessor, process_shards
+from tlkeras.inference.predict import expand_paths, load_model
 from tlkeras.inference.predict_to_file import name_columns
-from tlkeras.progress import track
+from tlkeras.progress import progress_bar
 from tlkeras.runs.directory import Run, describe_environment
 from tlkeras.runs.predictions import read_tasks
 from tlkeras.training import builders
@@ -37,7 +37,7 @@ _VERSIONS = ("tlkeras", "tensorflow", "keras", "openvino")
 
 
 @dataclass(frozen=True)
-class Crew:
+class ExecutionOptions:
     """Who does a job.
 
     Attributes:
@@ -57,7 +57,7 @@ class Crew:
         return self.workers or max(1, count_cores() // _CORES)
 
 
-def extract_features(recipe: Recipe, folder: Path, crew: Crew = Crew()) -> dict[str, Any]:
+def extract_features(recipe: Recipe, folder: Path, crew: ExecutionOptions = ExecutionOptions()) -> dict[str, Any]:
     """Compute the recipe's features of all pictures of its source, whatever their labels and sides.
 
     Returns:
@@ -73,11 +73,13 @@ def extract_features(recipe: Recipe, folder: Path, crew: Crew = Crew()) -> dict[
             "sift in features.handcrafted, whose codebook is learned on these",
             "Leave it out, or `tlkeras train` the recipe.",
         )
-    work, facts = _open_features(_reduce(recipe))
-    return carry_out(folder, facts, work, _list_source(recipe), crew)
+    work, facts = _open_features(_job_fingerprint_fields(recipe))
+    return run_job(folder, facts, work, _list_source(recipe), crew)
 
 
-def predict_pictures(run: Run, pictures: Sequence[str | Path], folder: Path, crew: Crew = Crew()) -> dict[str, Any]:
+def predict_pictures(
+    run: Run, pictures: Sequence[str | Path], folder: Path, crew: ExecutionOptions = ExecutionOptions()
+) -> dict[str, Any]:
     """Classify any number of pictures, files or all below folders, with a run's model.
 
     Returns:
@@ -90,15 +92,19 @@ def predict_pictures(run: Run, pictures: Sequence[str | Path], folder: Path, cre
     work, facts = _open_predictions({"run": str(run.path.resolve())})
     if len(pictures) == 1 and os.path.isdir(pictures[0]):
         root = os.path.realpath(pictures[0])
-        return carry_out(folder, facts, work, (root, lambda: walk_pictures(root, [])), crew)
-    paths = [os.path.abspath(path) for path in expand(pictures)]
-    return carry_out(
+        return run_job(folder, facts, work, (root, lambda: iter_image_files(root, [])), crew)
+    paths = [os.path.abspath(path) for path in expand_paths(pictures)]
+    return run_job(
         folder, facts, work, (os.path.commonpath([os.path.dirname(path) for path in paths]), lambda: paths), crew
     )
 
 
-def carry_out(
-    folder: Path, facts: Mapping[str, Any], work: Work, pictures: tuple[str, Callable[[], Iterable[str]]], crew: Crew
+def run_job(
+    folder: Path,
+    facts: Mapping[str, Any],
+    work: ShardProcessor,
+    pictures: tuple[str, Callable[[], Iterable[str]]],
+    crew: ExecutionOptions,
 ) -> dict[str, Any]:
     """Do a job, or what is left of it.
 
@@ -120,12 +126,12 @@ def carry_out(
     settled = before["rows"] + before["rejected"]
     if job.list_pending():
         if crew.engine == "ray":
-            run_ray(job, open_work, count)
+            run_ray(job, load_worker_task, count)
         elif count > 1:
             run_processes(job, ["-m", "tlkeras.inference.sharded", str(folder)], count)
         else:
-            with track("Shards", job.pictures - settled, "pictures") as advance:
-                work_off(job, work, advance)
+            with progress_bar("Shards", job.pictures - settled, "pictures") as advance:
+                process_shards(job, work, advance)
     after = job.summarise()
     return {
         **after,
@@ -137,7 +143,7 @@ def carry_out(
     }
 
 
-def open_work(job: Job) -> Work:
+def load_worker_task(job: Job) -> ShardProcessor:
     """Return what computes a job's rows.
 
     Raises:
@@ -151,10 +157,10 @@ def open_work(job: Job) -> Work:
     return work
 
 
-def _open_features(about: Mapping[str, Any]) -> tuple[Work, dict[str, Any]]:
+def _open_features(about: Mapping[str, Any]) -> tuple[ShardProcessor, dict[str, Any]]:
     """Return what computes features, and all that these depend on."""
-    recipe = Recipe.model_validate(freeze(about["recipe"]))
-    prefix = builders.build_prefix(recipe).pooled
+    recipe = Recipe.model_validate(to_immutable(about["recipe"]))
+    prefix = builders.build_feature_extractor(recipe).pooled
     engine = make_engine(prefix, recipe.features.engine)
     size = builders.picture_size(recipe)
     table = feature_table(recipe.features.precision, prefix.output_shape[-1])
@@ -166,15 +172,15 @@ def _open_features(about: Mapping[str, Any]) -> tuple[Work, dict[str, Any]]:
         "size": size,
         **_list_versions(),
     }
-    return Work(engine, size, recipe.data.resize, table), facts
+    return ShardProcessor(engine, size, recipe.data.resize, table), facts
 
 
-def _open_predictions(about: Mapping[str, Any]) -> tuple[Work, dict[str, Any]]:
+def _open_predictions(about: Mapping[str, Any]) -> tuple[ShardProcessor, dict[str, Any]]:
     """Return what classifies pictures, and all that the answers depend on."""
     run = Run(Path(about["run"]))
     tasks, picture = read_tasks(run), run.manifest["picture"]
     model = load_model(run)
-    engine = make_engine(arrange(model, [task.name for task in tasks]))
+    engine = make_engine(order_outputs(model, [task.name for task in tasks]))
     facts = {
         "kind": "predictions",
         "run": about["run"],
@@ -183,7 +189,9 @@ def _open_predictions(about: Mapping[str, Any]) -> tuple[Work, dict[str, Any]]:
         **picture,
         **_list_versions(),
     }
-    return Work(engine, picture["size"], picture["resize"], prediction_table(tasks, name_columns(tasks))), facts
+    return ShardProcessor(
+        engine, picture["size"], picture["resize"], prediction_table(tasks, name_columns(tasks))
+    ), facts
 
 
 def _list_versions() -> dict[str, Any]:
@@ -191,7 +199,7 @@ def _list_versions() -> dict[str, Any]:
     return {"decoder": decoding.VERSION, "versions": {name: found.get(name) for name in _VERSIONS}}
 
 
-_KINDS: dict[str, Callable[[Mapping[str, Any]], tuple[Work, dict[str, Any]]]] = {
+_KINDS: dict[str, Callable[[Mapping[str, Any]], tuple[ShardProcessor, dict[str, Any]]]] = {
     "features": _open_features,
     "predictions": _open_predictions,
 }
@@ -200,7 +208,7 @@ _KINDS: dict[str, Callable[[Mapping[str, Any]], tuple[Work, dict[str, Any]]]] = 
 _DECISIVE = ("cut", "taps", "backbones", "handcrafted", "pooling", "precision", "engine")
 
 
-def _reduce(recipe: Recipe) -> dict[str, Any]:
+def _job_fingerprint_fields(recipe: Recipe) -> dict[str, Any]:
     """Return what features depend on: two recipes that differ in anything else have the same job."""
     sections = recipe.model_dump(mode="json")
     return {
@@ -219,7 +227,7 @@ def _list_source(recipe: Recipe) -> tuple[str, Callable[[], Iterable[str]]]:
     """Return the folder of a source's pictures and what lists them; folders of any size are only walked through."""
     folder = os.path.realpath(os.path.expanduser(recipe.data.source))
     if os.path.isdir(folder):
-        return folder, lambda: walk_pictures(folder, [])
+        return folder, lambda: iter_image_files(folder, [])
     table = builders.read_source(recipe)
     return str(table.root), lambda: table.paths
 
@@ -228,7 +236,7 @@ def main(folder: str) -> int:
     """Be one of the workers of `run_processes`; the exit code is that of the error."""
     try:
         job = open_job(Path(folder))
-        work_off(job, open_work(job))
+        process_shards(job, load_worker_task(job))
     except TlkerasError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -42,7 +42,7 @@ _SHEET_PIXELS, _CELL_PIXELS = 4_000, 128
 _LABEL_LETTERS = 24
 
 
-def draw_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw losses, validation metrics and the learning rate over the epochs, with the stages as labelled bands.
 
     Args:
@@ -83,7 +83,7 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure.align_ylabels(grid)
 
 
-def draw_rates(
+def plot_lr_finder(
     rates: Sequence[float],
     losses: Sequence[float],
     suggestion: float | None,
@@ -198,7 +198,7 @@ def draw_features(
         _draw_bars(parts[1].subplots(), separations, chance)
 
 
-def draw_front(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_pareto_front(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw what each backbone reaches against how long it takes, and the front of those that nothing beats in both.
 
     Args:

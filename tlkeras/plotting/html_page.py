@@ -40,7 +40,7 @@ figcaption { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; margi
 
 
 @dataclass(frozen=True)
-class Figure:
+class HtmlFigure:
     """A picture, uint8 RGB [h, w, 3], and lines of text below it."""
 
     pixels: np.ndarray
@@ -48,7 +48,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Section:
+class HtmlSection:
     """A heading, sentences, and what stands below: rows of a table, or strips of pictures with a sentence each.
 
     Attributes:
@@ -63,10 +63,10 @@ class Section:
     sentences: Sequence[str] = ()
     header: Sequence[str] = ()
     rows: Sequence[Sequence[object]] = ()
-    strips: Sequence[tuple[str, Sequence[Figure]]] = field(default=())
+    strips: Sequence[tuple[str, Sequence[HtmlFigure]]] = field(default=())
 
 
-def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> Path:
+def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[HtmlSection]) -> Path:
     """Write a page; one that was made here before is replaced, any other file stays.
 
     Raises:
@@ -77,10 +77,10 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Sect
         f"{MARK}\n<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>\n{body}\n</html>\n"
     )
-    return publish(path, page)
+    return write_html(path, page)
 
 
-def publish(path: str | os.PathLike[str], page: str) -> Path:
+def write_html(path: str | os.PathLike[str], page: str) -> Path:
     """Write the text of a page, which begins with `MARK`; arguments and errors as in `write_page`."""
     target = Path(path)
     aside = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
@@ -107,7 +107,7 @@ def check_page(path: str | os.PathLike[str]) -> None:
         raise ResourceError("The folder of a page must exist.", str(target.parent), "Make it, or choose another one.")
 
 
-def _render_section(section: Section) -> str:
+def _render_section(section: HtmlSection) -> str:
     parts = [f"<h2>{escape(section.title)}</h2>"]
     for sentence in section.sentences:
         kind = " class='bad'" if sentence.startswith("!") else ""
@@ -130,7 +130,7 @@ def _render_cell(value: object) -> str:
     return f"<td>{escape(str(value))}</td>"
 
 
-def _render_figure(figure: Figure) -> str:
+def _render_figure(figure: HtmlFigure) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -273,7 +273,7 @@ def find_run(reference: str, root: Path) -> Run:
     return runs[-1] if reference == "latest" and runs else Run(_locate(reference, root))
 
 
-def find_unfinished(reference: str, root: Path) -> Run:
+def find_resumable_run(reference: str, root: Path) -> Run:
     """Find a run that can be resumed: by name, by path, or as `latest`, the newest one that stopped before its end.
 
     Raises:
@@ -305,7 +305,7 @@ def list_runs(root: Path) -> list[Run]:
 
 
 @contextmanager
-def logging_to(run: Run) -> Iterator[None]:
+def log_to_file(run: Run) -> Iterator[None]:
     """Copy warnings and errors of tlkeras into the run's log.txt."""
     handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8", errors="replace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

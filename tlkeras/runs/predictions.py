@@ -8,27 +8,27 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tlkeras.data.headers import Finding, printable, read_picture
-from tlkeras.data.tables import Examples
-from tlkeras.data.tasks import Task, make_task, qualify
+from tlkeras.data.headers import Issue, read_picture, to_printable
+from tlkeras.data.tables import Dataset
+from tlkeras.data.tasks import Task, make_task, prefix_with_task
 from tlkeras.errors import RunError
 from tlkeras.runs.directory import Run
 
 SAMPLES = 16
-SIDES = {"test": "predictions.npz", "validation": "validation.npz"}
+PREDICTION_FILES = {"test": "predictions.npz", "validation": "validation.npz"}
 """Where the answers on each side lie that was not trained on."""
 
-PROBE = "probe.npz"
+LINEAR_PROBE_FILE = "probe.npz"
 """Where the answers of a linear head on the same frozen features lie, if the run's model is another one."""
 
 FUSION = "fusion.npz"
 """Where the answers of heads on each part of fused features lie, joined by each of `RULES`."""
 
-RULES = ("mean", "stacking")
+FUSION_RULES = ("mean", "stacking")
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a model said of pictures, of one task, and what is true of them.
 
     Attributes:
@@ -54,12 +54,12 @@ class Answers:
 
 
 def write_pictures(
-    run: Run, examples: Examples, sides: np.ndarray, digests: Sequence[str], rejected: Sequence[Finding]
+    run: Run, examples: Dataset, sides: np.ndarray, digests: Sequence[str], rejected: Sequence[Issue]
 ) -> None:
     """Keep the tasks, the side, the labels and the digest of each picture, and what was left out."""
     tasks = examples.tasks
-    labels = {qualify(tasks, task, "label"): task.write_targets(examples.targets[task.name]) for task in tasks}
-    keys = [printable(key) for key in examples.keys]
+    labels = {prefix_with_task(tasks, task, "label"): task.write_targets(examples.targets[task.name]) for task in tasks}
+    keys = [to_printable(key) for key in examples.keys]
     run.write_json("classes.json", {task.name: list(task.class_names) for task in tasks})
     said = ["\t".join(of_picture) for of_picture in zip(*labels.values(), strict=True)]
     run.update_manifest(
@@ -79,13 +79,13 @@ def write_pictures(
         zip(keys, sides, *labels.values(), *columns.values(), strict=True),
     )
     run.write_table(
-        "rejected.csv", ("path", "code", "reason"), [(printable(bad.path), bad.code, bad.reason) for bad in rejected]
+        "rejected.csv", ("path", "code", "reason"), [(to_printable(bad.path), bad.code, bad.reason) for bad in rejected]
     )
 
 
-def write_answers(
+def save_predictions(
     run: Run,
-    examples: Examples,
+    examples: Dataset,
     sides: Mapping[str, np.ndarray],
     probabilities: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
@@ -105,11 +105,11 @@ def write_answers(
                 "probabilities": of_side[task.name],
                 "prior": _measure_prior(examples, task, sides["train"]),
             }
-            of_tasks |= {qualify(tasks, task, what): values for what, values in arrays.items()}
+            of_tasks |= {prefix_with_task(tasks, task, what): values for what, values in arrays.items()}
         run.write_arrays(
-            SIDES[side],
+            PREDICTION_FILES[side],
             **of_tasks,
-            keys=np.array([printable(key) for key in examples.keys[rows]], dtype=str),
+            keys=np.array([to_printable(key) for key in examples.keys[rows]], dtype=str),
             weights=examples.weights[rows],
             group=examples.groups[rows].astype(str),
             domain=examples.domains[rows].astype(str),
@@ -121,13 +121,18 @@ def write_answers(
 
 def write_probes(run: Run, tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray]) -> None:
     """Keep what linear heads on the same frozen features say of the held-out pictures, by task, float32 (n, k)."""
-    run.write_arrays(PROBE, **{qualify(tasks, task, "probabilities"): probabilities[task.name] for task in tasks})
+    run.write_arrays(
+        LINEAR_PROBE_FILE,
+        **{prefix_with_task(tasks, task, "probabilities"): probabilities[task.name] for task in tasks},
+    )
 
 
 def write_fusion(run: Run, tasks: Sequence[Task], fused: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Keep what late fusion says of the held-out pictures, by task and rule, float (n, k); a task may have nothing."""
     arrays = {
-        qualify(tasks, task, rule): said.astype(np.float32) for task in tasks for rule, said in fused[task.name].items()
+        prefix_with_task(tasks, task, rule): said.astype(np.float32)
+        for task in tasks
+        for rule, said in fused[task.name].items()
     }
     if arrays:
         run.write_arrays(FUSION, **arrays)
@@ -137,12 +142,12 @@ def read_fusion(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """Return what late fusion says of the pictures that `read_answers` returns, float32 [n, k], by task and rule."""
     if not (run.path / FUSION).exists():
         return {}
-    tasks, stored, held_out = read_tasks(run), run.read_arrays(FUSION), run.read_arrays(SIDES["test"])
+    tasks, stored, held_out = read_tasks(run), run.read_arrays(FUSION), run.read_arrays(PREDICTION_FILES["test"])
     return {
         task.name: {
-            rule: stored[name][task.is_labelled(held_out[qualify(tasks, task, "targets")])]
-            for rule in RULES
-            if (name := qualify(tasks, task, rule)) in stored
+            rule: stored[name][task.is_labelled(held_out[prefix_with_task(tasks, task, "targets")])]
+            for rule in FUSION_RULES
+            if (name := prefix_with_task(tasks, task, rule)) in stored
         }
         for task in tasks
     }
@@ -158,26 +163,26 @@ def read_tasks(run: Run) -> list[Task]:
     return [make_task(name, classes, **facts.get(name, {})) for name, classes in run.read_json("classes.json").items()]
 
 
-def read_answers(run: Run, side: str = "test", tasks: Sequence[Task] | None = None) -> list[Answers]:
+def load_predictions(run: Run, side: str = "test", tasks: Sequence[Task] | None = None) -> list[Predictions]:
     """Return what a run answered on a side, "test" or "validation", per task, of pictures whose target is known.
 
     Raises:
         RunError: It did not answer there, or its files are damaged.
     """
-    stored, tasks = run.read_arrays(SIDES[side]), read_tasks(run) if tasks is None else tasks
+    stored, tasks = run.read_arrays(PREDICTION_FILES[side]), read_tasks(run) if tasks is None else tasks
     count = len(stored["targets"])
     nothing = np.full(count, "")
     keys = stored.get("keys", np.arange(count).astype(str))  # runs made by older versions have none
     slices = {name: stored.get(name, nothing) for name in ("group", "domain", "stratum")}
     answers = []
     for task in tasks:
-        arrays = {what: stored[qualify(tasks, task, what)] for what in ("targets", "probabilities", "prior")}
-        every = Answers(task=task, keys=keys, weights=stored["weights"], slices=slices, **arrays)
+        arrays = {what: stored[prefix_with_task(tasks, task, what)] for what in ("targets", "probabilities", "prior")}
+        every = Predictions(task=task, keys=keys, weights=stored["weights"], slices=slices, **arrays)
         answers.append(take(every, task.is_labelled(every.targets)))
     return answers
 
 
-def take(answers: Answers, rows: np.ndarray) -> Answers:
+def take(answers: Predictions, rows: np.ndarray) -> Predictions:
     """Return the answers on some pictures."""
     return replace(
         answers,
@@ -194,12 +199,16 @@ def read_probes(run: Run) -> dict[str, np.ndarray]:
 
     There are none where the run's own heads are linear.
     """
-    if not (run.path / PROBE).exists():
+    if not (run.path / LINEAR_PROBE_FILE).exists():
         return {}
-    tasks, probes, held_out = read_tasks(run), run.read_arrays(PROBE), run.read_arrays(SIDES["test"])
+    tasks, probes, held_out = (
+        read_tasks(run),
+        run.read_arrays(LINEAR_PROBE_FILE),
+        run.read_arrays(PREDICTION_FILES["test"]),
+    )
     return {
-        task.name: probes[qualify(tasks, task, "probabilities")][
-            task.is_labelled(held_out[qualify(tasks, task, "targets")])
+        task.name: probes[prefix_with_task(tasks, task, "probabilities")][
+            task.is_labelled(held_out[prefix_with_task(tasks, task, "targets")])
         ]
         for task in tasks
     }
@@ -207,10 +216,10 @@ def read_probes(run: Run) -> dict[str, np.ndarray]:
 
 def has_answers(run: Run, side: str) -> bool:
     """Whether a run keeps answers on a side."""
-    return (run.path / SIDES[side]).exists()
+    return (run.path / PREDICTION_FILES[side]).exists()
 
 
-def check_answers(answers: Answers) -> None:
+def check_finite(answers: Predictions) -> None:
     """Make sure that all probabilities are finite.
 
     Raises:
@@ -226,7 +235,7 @@ def check_answers(answers: Answers) -> None:
         )
 
 
-def _measure_prior(examples: Examples, task: Task, train: np.ndarray) -> np.ndarray:
+def _measure_prior(examples: Dataset, task: Task, train: np.ndarray) -> np.ndarray:
     """Return how common each class is in training, or the mean of a number, float64 (k,)."""
     targets = examples.targets[task.name][train]
     weights = examples.weights[train].astype(np.float64) * task.is_labelled(targets)
@@ -239,10 +248,10 @@ def _digest_data(digests: Sequence[str], labels: Sequence[str], sides: np.ndarra
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _write_predictions(run: Run, examples: Examples, probabilities: Mapping[str, np.ndarray]) -> None:
+def _write_predictions(run: Run, examples: Dataset, probabilities: Mapping[str, np.ndarray]) -> None:
     """Write predictions.csv: a row per held-out picture."""
     tasks = examples.tasks
-    columns: dict[str, Sequence[object]] = {"picture": [printable(key) for key in examples.keys]}
+    columns: dict[str, Sequence[object]] = {"picture": [to_printable(key) for key in examples.keys]}
     for task in tasks:
         answers = probabilities[task.name]
         names, told = task.tell(answers)
@@ -251,12 +260,12 @@ def _write_predictions(run: Run, examples: Examples, probabilities: Mapping[str,
             "prediction": task.write(task.decide(answers)),
             **{name: [f"{value:.6f}" for value in of_name] for name, of_name in zip(names, told.T, strict=True)},
         }
-        columns |= {qualify(tasks, task, what): values for what, values in of_task.items()}
+        columns |= {prefix_with_task(tasks, task, what): values for what, values in of_task.items()}
     columns["weight"] = examples.weights.tolist()
     run.write_table("predictions.csv", tuple(columns), zip(*columns.values(), strict=True))
 
 
-def _keep_samples(run: Run, examples: Examples, probabilities: Mapping[str, np.ndarray]) -> None:
+def _keep_samples(run: Run, examples: Dataset, probabilities: Mapping[str, np.ndarray]) -> None:
     """Copy some held-out pictures, spread over all of them, so that an export can be proved anywhere."""
     samples = []
     for number, row in enumerate(np.unique(np.linspace(0, len(examples) - 1, SAMPLES).astype(int)).tolist()):
@@ -264,8 +273,8 @@ def _keep_samples(run: Run, examples: Examples, probabilities: Mapping[str, np.n
         with run.replacing(file) as aside:
             aside.write_bytes(read_picture(examples.paths[row]))
         said = {
-            qualify(examples.tasks, task, "probabilities"): probabilities[task.name][row].tolist()
+            prefix_with_task(examples.tasks, task, "probabilities"): probabilities[task.name][row].tolist()
             for task in examples.tasks
         }
-        samples.append({"file": file, "key": printable(examples.keys[row]), **said})
+        samples.append({"file": file, "key": to_printable(examples.keys[row]), **said})
     run.write_json("samples.json", samples)

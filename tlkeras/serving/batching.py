@@ -13,7 +13,7 @@ import numpy as np
 from tlkeras.serving.status import Code, StatusError
 
 Arrays = list[np.ndarray]
-Run = Callable[..., Arrays]
+BatchFn = Callable[..., Arrays]
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class _Request:
     answer: asyncio.Future[Arrays]
 
 
-class Batcher:
+class BatchScheduler:
     """Runs one signature. Use it within one event loop.
 
     A batch that fails because of its content is run again request by request, so that one bad picture spoils only the
     request that it came with.
     """
 
-    def __init__(self, run: Run, executor: Executor, options: Batching, observe: Callable[[int], None]):
+    def __init__(self, run: BatchFn, executor: Executor, options: Batching, observe: Callable[[int], None]):
         self._run, self._executor, self._options, self._observe = run, executor, options, observe
         self._waiting: deque[_Request] = deque()
         self._rows = 0

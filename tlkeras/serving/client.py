@@ -68,7 +68,7 @@ class Client:
         self.close()
 
 
-class _Wire(Protocol):
+class _Transport(Protocol):
     def predict(self, encoded: Sequence[bytes], signature: str) -> list[dict[str, Any]]: ...
 
     def read_status(self) -> list[dict[str, Any]]: ...
@@ -82,7 +82,7 @@ _PATHS = {
 }
 
 
-def _connect(url: str, timeout: float) -> _Wire:
+def _connect(url: str, timeout: float) -> _Transport:
     parts = urlsplit(url)
     kind = {"http": "http", "https": "http", "grpc": "grpc"}.get(parts.scheme, "")
     found = re.fullmatch(_PATHS.get(kind, "(?!)"), parts.path)

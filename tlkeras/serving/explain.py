@@ -12,16 +12,16 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.headers import PictureError, check_header
-from tlkeras.exporting.signatures import Entry
-from tlkeras.serving.handlers import Desk
-from tlkeras.serving.models import Spec, Version
-from tlkeras.serving.status import invalid
+from tlkeras.exporting.signatures import Preprocessing
+from tlkeras.serving.handlers import RequestHandler
+from tlkeras.serving.models import ModelSpec, Version
+from tlkeras.serving.status import invalid_argument
 
 GRID = 8
 _COVER = 0.25
 
 
-async def explain(desk: Desk, encoded: bytes) -> dict[str, Any]:
+async def explain(desk: RequestHandler, encoded: bytes) -> dict[str, Any]:
     """Return what a model says of a picture, and where it sees it.
 
     Returns:
@@ -32,18 +32,18 @@ async def explain(desk: Desk, encoded: bytes) -> dict[str, Any]:
     Raises:
         StatusError: It is no picture, or the version was not made by `tlkeras export`.
     """
-    version = desk.model.find(Spec(desk.model.name))
+    version = desk.model.find(ModelSpec(desk.model.name))
     if not version.facts or not version.labels or "uint8" not in version.served.signatures:
-        raise invalid("Only versions that `tlkeras export` wrote can be explained")
+        raise invalid_argument("Only versions that `tlkeras export` wrote can be explained")
     try:
         check_header(encoded, desk.model.limits.pixels)
     except PictureError as error:
-        raise invalid(f"The content cannot be used: {error.reason}") from None
+        raise invalid_argument(f"The content cannot be used: {error.reason}") from None
     facts = version.facts["picture"]
-    entry = Entry(facts["size"], facts["resize"])
+    entry = Preprocessing(facts["size"], facts["resize"])
     loop = asyncio.get_running_loop()
     (picture,) = await loop.run_in_executor(None, lambda: entry.decode(tf.constant([encoded])).numpy())
-    outputs = await _ask_all(desk, version, np.concatenate([picture[None], cover(picture)]))
+    outputs = await _ask_all(desk, version, np.concatenate([picture[None], occlude(picture)]))
     return {
         "version": version.number,
         "resize": facts["resize"],
@@ -51,7 +51,7 @@ async def explain(desk: Desk, encoded: bytes) -> dict[str, Any]:
     }
 
 
-async def _ask_all(desk: Desk, version: Version, pictures: np.ndarray) -> dict[str, np.ndarray]:
+async def _ask_all(desk: RequestHandler, version: Version, pictures: np.ndarray) -> dict[str, np.ndarray]:
     step = desk.model.batching.max_batch_size
     parts = [
         await desk.model.run(version, "uint8", {"images": pictures[start : start + step]})
@@ -60,7 +60,7 @@ async def _ask_all(desk: Desk, version: Version, pictures: np.ndarray) -> dict[s
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def cover(picture: np.ndarray) -> np.ndarray:
+def occlude(picture: np.ndarray) -> np.ndarray:
     """Return the picture with each part of it covered by its mean colour: uint8 [GRID * GRID, size, size, 3]."""
     size = picture.shape[0]
     half = max(1, round(size * _COVER / 2))

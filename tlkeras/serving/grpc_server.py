@@ -19,14 +19,14 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from tlkeras.serving.handlers import Desk, name_signature
-from tlkeras.serving.models import Spec
-from tlkeras.serving.status import Code, StatusError, invalid
+from tlkeras.serving.handlers import RequestHandler, name_signature
+from tlkeras.serving.models import ModelSpec
+from tlkeras.serving.status import Code, StatusError, invalid_argument
 
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def make_server(desk: Desk, address: str) -> tuple[grpc.aio.Server, int]:
+def make_server(desk: RequestHandler, address: str) -> tuple[grpc.aio.Server, int]:
     """Return a server that listens on HOST:PORT once it is started, and the port.
 
     Raises:
@@ -45,24 +45,26 @@ def make_server(desk: Desk, address: str) -> tuple[grpc.aio.Server, int]:
     return server, server.add_insecure_port(address)
 
 
-def _read_spec(spec: model_pb2.ModelSpec) -> Spec:
+def _read_spec(spec: model_pb2.ModelSpec) -> ModelSpec:
     if not spec.name:
-        raise invalid("ModelSpec has no name specified.")
+        raise invalid_argument("ModelSpec has no name specified.")
     version = spec.version.value if spec.HasField("version") else None
-    return Spec(spec.name, version, spec.version_label or None)
+    return ModelSpec(spec.name, version, spec.version_label or None)
 
 
 def _read_tensor(name: str, tensor: Any, most: int) -> np.ndarray:
     """Return a tensor as an array; one value that stands for more than a body could hold is refused."""
     if math.prod(max(dim.size, 0) for dim in tensor.tensor_shape.dim) > most:
-        raise invalid(f"Tensor {name} has more than {most:,} elements")
+        raise invalid_argument(f"Tensor {name} has more than {most:,} elements")
     try:
         return tf.make_ndarray(tensor)
     except (TypeError, ValueError) as error:
-        raise invalid(f"Tensor {name} cannot be read: {error}") from None
+        raise invalid_argument(f"Tensor {name} cannot be read: {error}") from None
 
 
-async def _answer(desk: Desk, context: grpc.aio.ServicerContext, name: str, method: str, work: Awaitable[Any]) -> Any:
+async def _answer(
+    desk: RequestHandler, context: grpc.aio.ServicerContext, name: str, method: str, work: Awaitable[Any]
+) -> Any:
     try:
         return await desk.ask(name, method, work)
     except StatusError as error:
@@ -70,7 +72,7 @@ async def _answer(desk: Desk, context: grpc.aio.ServicerContext, name: str, meth
 
 
 class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, desk: Desk):
+    def __init__(self, desk: RequestHandler):
         self._desk = desk
 
     async def Predict(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
@@ -123,7 +125,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     async def _infer(self, request: Any) -> Any:
         if not request.tasks:
-            raise invalid("Inference request must have at least one task.")
+            raise invalid_argument("Inference request must have at least one task.")
         response = inference_pb2.MultiInferenceResponse()
         for task in request.tasks:
             version = self._desk.model.find(_read_spec(task.model_spec))
@@ -138,7 +140,9 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
     async def _describe(self, request: Any) -> get_model_metadata_pb2.GetModelMetadataResponse:
         unknown = [field for field in request.metadata_field if field != "signature_def"]
         if unknown or not request.metadata_field:
-            raise invalid(f"Metadata field {unknown[0]} is not supported" if unknown else "Metadata_field is empty.")
+            raise invalid_argument(
+                f"Metadata field {unknown[0]} is not supported" if unknown else "Metadata_field is empty."
+            )
         return self._desk.describe(_read_spec(request.model_spec))
 
     def _sign(self, spec: model_pb2.ModelSpec, number: int, signature: str) -> None:
@@ -151,7 +155,7 @@ def _read_examples(given: Any) -> list[bytes]:
     if given.HasField("example_list"):
         return [example.SerializeToString() for example in given.example_list.examples]
     if not given.HasField("example_list_with_context"):
-        raise invalid("Input is empty.")
+        raise invalid_argument("Input is empty.")
     shared = given.example_list_with_context.context
     merged = []
     for example in given.example_list_with_context.examples:
@@ -164,7 +168,7 @@ def _read_examples(given: Any) -> list[bytes]:
 
 
 class _Status(model_service_pb2_grpc.ModelServiceServicer):
-    def __init__(self, desk: Desk):
+    def __init__(self, desk: RequestHandler):
         self._desk = desk
 
     async def GetModelStatus(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802

@@ -12,20 +12,20 @@ import tensorflow as tf
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from tlkeras.exporting.signatures import CLASSIFY
-from tlkeras.serving.models import DEFAULT_SIGNATURE, Model, Spec, Version
-from tlkeras.serving.status import Code, StatusError, invalid, translate
+from tlkeras.serving.models import DEFAULT_SIGNATURE, Model, ModelSpec, Version
+from tlkeras.serving.status import Code, StatusError, invalid_argument, translate
 
-Answer = TypeVar("Answer")
-Features = Mapping[str, Sequence[Any]]
+ResponseT = TypeVar("ResponseT")
+FeatureLists = Mapping[str, Sequence[Any]]
 
 
-class Desk:
+class RequestHandler:
     """Takes questions about a model, counts them, and keeps to its limits."""
 
     def __init__(self, model: Model):
         self.model = model
 
-    async def ask(self, name: str, method: str, work: Awaitable[Answer]) -> Answer:
+    async def ask(self, name: str, method: str, work: Awaitable[ResponseT]) -> ResponseT:
         """Return the answer of some work.
 
         Raises:
@@ -60,7 +60,7 @@ class Desk:
         outputs = version.find(signature).outputs
         unknown = [name for name in wanted if name not in outputs]
         if unknown:
-            raise invalid(
+            raise invalid_argument(
                 f"output tensor alias not found in signature: {unknown[0]} Outputs expected to be in the set"
                 f" {{{','.join(sorted(outputs))}}}."
             )
@@ -71,18 +71,22 @@ class Desk:
         """Ask a signature of the method classify about serialized tf.Examples."""
         found = version.find(signature)
         if found.method != CLASSIFY:
-            raise invalid(f"Expected classification signature method_name to be {CLASSIFY}. Was: {found.method}")
+            raise invalid_argument(
+                f"Expected classification signature method_name to be {CLASSIFY}. Was: {found.method}"
+            )
         if not examples:
-            raise invalid("Input is empty.")
+            raise invalid_argument("Input is empty.")
         (name,) = found.inputs
         return await self.model.run(version, signature, {name: np.array(list(examples), dtype=object)})
 
     def refuse_regression(self, version: Version, signature: str) -> StatusError:
         """Return why a classifier does not regress."""
         method = version.find(signature).method
-        return invalid(f"Expected regression signature method_name to be tensorflow/serving/regress. Was: {method}")
+        return invalid_argument(
+            f"Expected regression signature method_name to be tensorflow/serving/regress. Was: {method}"
+        )
 
-    def describe(self, spec: Spec) -> get_model_metadata_pb2.GetModelMetadataResponse:
+    def describe(self, spec: ModelSpec) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """Return the signatures of a version."""
         version = self.model.find(spec)
         response = get_model_metadata_pb2.GetModelMetadataResponse()
@@ -94,7 +98,7 @@ class Desk:
         response.metadata["signature_def"].Pack(signatures)
         return response
 
-    def list_states(self, spec: Spec) -> get_model_status_pb2.GetModelStatusResponse:
+    def list_states(self, spec: ModelSpec) -> get_model_status_pb2.GetModelStatusResponse:
         """Return the state of each version."""
         response = get_model_status_pb2.GetModelStatusResponse()
         kinds = get_model_status_pb2.ModelVersionStatus.State
@@ -105,7 +109,7 @@ class Desk:
         return response
 
 
-def make_example(features: Features, context: Features) -> bytes:
+def make_example(features: FeatureLists, context: FeatureLists) -> bytes:
     """Return a serialized tf.Example with what it shares with others.
 
     Raises:
@@ -120,7 +124,7 @@ def make_example(features: Features, context: Features) -> bytes:
         try:
             lists.get(type(values[0]), feature.int64_list).value.extend(values)
         except ValueError:
-            raise invalid(f"Feature: {name} has uint64 element. Only int64 is supported.") from None
+            raise invalid_argument(f"Feature: {name} has uint64 element. Only int64 is supported.") from None
     return example.SerializeToString()
 
 

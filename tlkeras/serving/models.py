@@ -15,13 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.headers import MAX_PIXELS, PictureError, check_header
-from tlkeras.exporting.loaded_model import Served, Signature
+from tlkeras.exporting.loaded_model import LoadedSavedModel, Signature
 from tlkeras.exporting.model_card import FACTS, LABELS
 from tlkeras.exporting.versions import list_versions
-from tlkeras.exporting.warmup import FILE, replay
-from tlkeras.serving.batching import Arrays, Batcher, Batching
+from tlkeras.exporting.warmup import FILE, run_warmup_requests
+from tlkeras.serving.batching import Arrays, Batching, BatchScheduler
 from tlkeras.serving.metrics import Metrics
-from tlkeras.serving.status import Code, StatusError, invalid, translate
+from tlkeras.serving.status import Code, StatusError, invalid_argument, translate
 
 DEFAULT_SIGNATURE = "serving_default"
 _BYTES = "image_bytes"
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What a request may ask for.
 
     Attributes:
@@ -48,7 +48,7 @@ class Limits:
 
 
 @dataclass
-class State:
+class VersionStatus:
     """What is known of a version; the words of TensorFlow Serving."""
 
     name: str = "START"
@@ -57,7 +57,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Spec:
+class ModelSpec:
     """Which model is asked: the newest version unless a number or a label says another."""
 
     name: str
@@ -68,9 +68,9 @@ class Spec:
 class Version:
     """One loaded version with a batcher per signature."""
 
-    def __init__(self, number: int, path: Path, served: Served):
+    def __init__(self, number: int, path: Path, served: LoadedSavedModel):
         self.number, self.path, self.served = number, path, served
-        self.batchers: dict[str, Batcher] = {}
+        self.batchers: dict[str, BatchScheduler] = {}
         self.labels = _read_json(path / LABELS)
         self.facts = _read_json(path / FACTS)
 
@@ -83,7 +83,7 @@ class Version:
         found = self.served.signatures.get(signature or DEFAULT_SIGNATURE)
         if found is None:
             name = signature or DEFAULT_SIGNATURE
-            raise invalid(f'Serving signature name: "{name}" not found in signature def')
+            raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
         return found
 
 
@@ -114,14 +114,14 @@ class Model:
     pinned: Mapping[str, int] = field(default_factory=dict)
     newest: int = 1
     batching: Batching = field(default_factory=Batching)
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     metrics: Metrics = field(default_factory=Metrics)
     threads: int = 0
 
     def __post_init__(self) -> None:
         self.versions: dict[int, Version] = {}
         self.running: set[object] = set()  # a mark for each request that is being worked on
-        self.states: dict[int, State] = {}
+        self.states: dict[int, VersionStatus] = {}
         self._tried: dict[int, float] = {}
         self._executor = ThreadPoolExecutor(4, thread_name_prefix="tlkeras-serve")
         self._leaving: set[asyncio.Task[None]] = set()
@@ -155,31 +155,31 @@ class Model:
         if self._tried.get(number) == changed:
             return
         self._tried[number] = changed
-        self.states[number] = State("LOADING")
+        self.states[number] = VersionStatus("LOADING")
         try:
             version = await asyncio.get_running_loop().run_in_executor(self._executor, self._open, number, path)
         except Exception as error:
             found = translate(error)
-            self.states[number] = State("END", found.code, found.message)
+            self.states[number] = VersionStatus("END", found.code, found.message)
             logger.error("Version %d of %s cannot be loaded: %s", number, self.name, found.message)
             return
         for name, signature in version.served.signatures.items():
             options = self.batching if _is_batchable(signature) else Batching(1, 0.0, self.batching.max_waiting)
-            version.batchers[name] = Batcher(signature.call, self._executor, options, self.metrics.observe_batch)
+            version.batchers[name] = BatchScheduler(signature.call, self._executor, options, self.metrics.observe_batch)
         self.versions[number] = version
-        self.states[number] = State("AVAILABLE")
+        self.states[number] = VersionStatus("AVAILABLE")
         self.metrics.set_versions(self.name, self.versions)
         logger.info("Version %d of %s is available", number, self.name)
 
     def _open(self, number: int, path: Path) -> Version:
-        served = Served(path, self.threads)
+        served = LoadedSavedModel(path, self.threads)
         if (path / FILE).is_file():
-            replay(path, served)
+            run_warmup_requests(path, served)
         return Version(number, path, served)
 
     def _let_go(self, number: int) -> None:
         version = self.versions.pop(number)
-        self.states[number] = State("UNLOADING")
+        self.states[number] = VersionStatus("UNLOADING")
         self.metrics.set_versions(self.name, self.versions)
         task = asyncio.get_running_loop().create_task(self._unload(version))
         self._leaving.add(task)
@@ -192,7 +192,7 @@ class Model:
         for batcher in version.batchers.values():
             await batcher.close()
         version.served.close()
-        self.states[version.number] = State("END")
+        self.states[version.number] = VersionStatus("END")
         self._tried.pop(version.number, None)
 
     async def close(self) -> None:
@@ -203,7 +203,7 @@ class Model:
             await asyncio.wait(self._leaving, timeout=self.limits.seconds)
         self._executor.shutdown(wait=False)
 
-    def find(self, spec: Spec) -> Version:
+    def find(self, spec: ModelSpec) -> Version:
         """Return the version that a request asks.
 
         Raises:
@@ -215,7 +215,7 @@ class Model:
         number = spec.version
         if spec.label is not None:
             if spec.label not in self.pinned:
-                raise invalid(f"Unrecognized servable version label: {spec.label}")
+                raise invalid_argument(f"Unrecognized servable version label: {spec.label}")
             number = self.pinned[spec.label]
         if number is None:
             if not self.versions:
@@ -225,7 +225,7 @@ class Model:
             raise StatusError(Code.NOT_FOUND, f"Servable not found for request: Specific({self.name}, {number})")
         return self.versions[number]
 
-    def list_states(self, spec: Spec) -> dict[int, State]:
+    def list_states(self, spec: ModelSpec) -> dict[int, VersionStatus]:
         """Return the states of all versions, or of the one that is asked for, the newest first.
 
         Raises:
@@ -266,7 +266,7 @@ class Model:
         unknown, missing = sorted(set(inputs) - set(signature.inputs)), sorted(set(signature.inputs) - set(inputs))
         if unknown or missing:
             expected = ",".join(sorted(signature.inputs))
-            raise invalid(
+            raise invalid_argument(
                 f"input size does not match signature: {len(inputs)}!={len(signature.inputs)} len({{{expected}}})."
                 f" Sent extra: {{{','.join(unknown)}}}. Missing but required: {{{','.join(missing)}}}."
             )
@@ -277,13 +277,13 @@ class Model:
                 try:
                     check_header(encoded, self.limits.pixels)
                 except PictureError as error:
-                    raise invalid(f"Picture {place}: {error.reason}") from None
+                    raise invalid_argument(f"Picture {place}: {error.reason}") from None
 
 
 def _check_tensor(name: str, info: Any, array: np.ndarray) -> None:
     expected = tf.as_dtype(info.dtype)
     if tf.as_dtype(array.dtype if array.dtype.kind != "O" else tf.string) != expected:
-        raise invalid(
+        raise invalid_argument(
             f"Expects arg[{name}] to be {expected.name} but {array.dtype.name.replace('object', 'string')} is provided"
         )
     shape = [dimension.size for dimension in info.tensor_shape.dim]
@@ -291,7 +291,7 @@ def _check_tensor(name: str, info: Any, array: np.ndarray) -> None:
         len(shape) == array.ndim and all(size in (-1, given) for size, given in zip(shape, array.shape, strict=True))
     )
     if not fits:
-        raise invalid(f"Tensor {name} has shape {_write_shape(array.shape)}, expected {_write_shape(shape)}")
+        raise invalid_argument(f"Tensor {name} has shape {_write_shape(array.shape)}, expected {_write_shape(shape)}")
 
 
 def _write_shape(shape: Any) -> str:

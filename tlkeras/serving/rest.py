@@ -19,10 +19,10 @@ from starlette.routing import Route
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from tlkeras.serving import explain, tensors
-from tlkeras.serving.handlers import Desk, make_example
+from tlkeras.serving.handlers import RequestHandler, make_example
 from tlkeras.serving.metrics import CONTENT_TYPE
-from tlkeras.serving.models import Spec
-from tlkeras.serving.status import Code, StatusError, invalid
+from tlkeras.serving.models import ModelSpec
+from tlkeras.serving.status import Code, StatusError, invalid_argument
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 RETRY_SECONDS = 1
@@ -42,7 +42,7 @@ _LOOK = re.compile(
 _LARGEST_VERSION = 2**63 - 1
 
 
-def make_app(desk: Desk, lifespan: Any = None) -> Starlette:
+def make_app(desk: RequestHandler, lifespan: Any = None) -> Starlette:
     """Return the ASGI application."""
 
     async def answer(request: Request) -> Response:
@@ -87,7 +87,7 @@ def _fail(error: StatusError) -> Response:
     )
 
 
-async def _route(desk: Desk, request: Request) -> Any:
+async def _route(desk: RequestHandler, request: Request) -> Any:
     path = request.url.path
     asked, looked = _ASK.fullmatch(path), _LOOK.fullmatch(path)
     if request.method == "POST" and asked:
@@ -96,21 +96,21 @@ async def _route(desk: Desk, request: Request) -> Any:
         return await desk.ask(spec.name, method, _METHODS[method](desk, spec, body))
     if request.method == "GET" and looked:
         if looked["name"] is None:
-            raise invalid("Missing model name in request.")
+            raise invalid_argument("Missing model name in request.")
         spec = _read_spec(looked)
         method = "metadata" if looked["metadata"] else "status"
         return await desk.ask(spec.name, method, _METHODS[method](desk, spec, b""))
-    raise invalid(f"Malformed request: {request.method} {path}")
+    raise invalid_argument(f"Malformed request: {request.method} {path}")
 
 
-def _read_spec(found: re.Match[str]) -> Spec:
+def _read_spec(found: re.Match[str]) -> ModelSpec:
     number = found["version"]
     if number is not None and (len(number) > 19 or int(number) > _LARGEST_VERSION):
-        raise invalid(f"Failed to convert version: {number[:40]} to numeric.")
-    return Spec(found["name"], None if number is None else int(number), found["label"])
+        raise invalid_argument(f"Failed to convert version: {number[:40]} to numeric.")
+    return ModelSpec(found["name"], None if number is None else int(number), found["label"])
 
 
-async def _read_body(desk: Desk, request: Request) -> bytes:
+async def _read_body(desk: RequestHandler, request: Request) -> bytes:
     limits = desk.model.limits
     too_large = StatusError(Code.TOO_LARGE, f"The body is larger than {limits.body:,} bytes")
     announced = request.headers.get("content-length", "0")
@@ -136,7 +136,7 @@ async def _parse(body: bytes) -> dict[str, Any]:
     return await asyncio.get_running_loop().run_in_executor(None, tensors.parse_object, body)
 
 
-async def _predict(desk: Desk, spec: Spec, body: bytes) -> dict[str, Any]:
+async def _predict(desk: RequestHandler, spec: ModelSpec, body: bytes) -> dict[str, Any]:
     question = await _parse(body)
     name = tensors.read_signature_name(question)
     version = desk.model.find(spec)
@@ -145,28 +145,28 @@ async def _predict(desk: Desk, spec: Spec, body: bytes) -> dict[str, Any]:
     return tensors.write_outputs(await desk.predict(version, name, inputs), by_rows)
 
 
-async def _classify(desk: Desk, spec: Spec, body: bytes) -> dict[str, Any]:
+async def _classify(desk: RequestHandler, spec: ModelSpec, body: bytes) -> dict[str, Any]:
     question = await _parse(body)
     name = tensors.read_signature_name(question)
     examples, context = tensors.read_examples(question)
     serialized = [make_example(example, context) for example in examples]
     answers = await desk.classify(desk.model.find(spec), name, serialized)
-    return tensors.write_classes(answers["classes"], answers["scores"])
+    return tensors.classification_response(answers["classes"], answers["scores"])
 
 
-async def _regress(desk: Desk, spec: Spec, body: bytes) -> dict[str, Any]:
+async def _regress(desk: RequestHandler, spec: ModelSpec, body: bytes) -> dict[str, Any]:
     question = await _parse(body)
     raise desk.refuse_regression(desk.model.find(spec), tensors.read_signature_name(question))
 
 
-async def _show_status(desk: Desk, spec: Spec, body: bytes) -> dict[str, Any]:
+async def _show_status(desk: RequestHandler, spec: ModelSpec, body: bytes) -> dict[str, Any]:
     # error_code is an enum of TensorFlow's, written by its name
     return json_format.MessageToDict(
         desk.list_states(spec), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
 
 
-async def _show_metadata(desk: Desk, spec: Spec, body: bytes) -> dict[str, Any]:
+async def _show_metadata(desk: RequestHandler, spec: ModelSpec, body: bytes) -> dict[str, Any]:
     response = desk.describe(spec)
     signatures = get_model_metadata_pb2.SignatureDefMap()
     response.metadata["signature_def"].Unpack(signatures)
@@ -177,7 +177,7 @@ async def _show_metadata(desk: Desk, spec: Spec, body: bytes) -> dict[str, Any]:
     return {"model_spec": spec_written, "metadata": {"signature_def": written}}
 
 
-_METHODS: dict[str, Callable[[Desk, Spec, bytes], Awaitable[dict[str, Any]]]] = {
+_METHODS: dict[str, Callable[[RequestHandler, ModelSpec, bytes], Awaitable[dict[str, Any]]]] = {
     "predict": _predict,
     "classify": _classify,
     "regress": _regress,

@@ -13,7 +13,7 @@ import uvicorn
 from tlkeras.errors import ExportError, ResourceError
 from tlkeras.exporting.versions import list_versions
 from tlkeras.serving.grpc_server import make_server
-from tlkeras.serving.handlers import Desk
+from tlkeras.serving.handlers import RequestHandler
 from tlkeras.serving.models import Model
 from tlkeras.serving.rest import make_app
 
@@ -21,7 +21,7 @@ _BACKLOG = 2048
 
 
 @dataclass(frozen=True)
-class Address:
+class ServerAddress:
     """Where a server listens; port 0 takes a free one, and None for gRPC none."""
 
     host: str = "127.0.0.1"
@@ -37,7 +37,7 @@ class Server:
         ResourceError: A port is taken.
     """
 
-    def __init__(self, model: Model, address: Address):
+    def __init__(self, model: Model, address: ServerAddress):
         if not list_versions(model.base):
             raise ExportError(
                 f"{model.base} must hold versions, folders with a number as their name.",
@@ -45,7 +45,7 @@ class Server:
                 f"Make one with: tlkeras export RUN --to {model.base}",
             )
         self._model, self._address = model, address
-        self._desk = Desk(model)
+        self._desk = RequestHandler(model)
         if address.grpc_port:
             _bind(address.host, address.grpc_port).close()  # said now, not from within the server
         self._socket = _bind(address.host, address.rest_port)

@@ -43,7 +43,7 @@ class StatusError(Exception):
         super().__init__(f"{code.name}: {message}")
 
 
-def invalid(message: str) -> StatusError:
+def invalid_argument(message: str) -> StatusError:
     """Return the error of a request that is wrong in itself."""
     return StatusError(Code.INVALID_ARGUMENT, message)
 

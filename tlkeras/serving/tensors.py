@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.serving.status import StatusError, invalid
+from tlkeras.serving.status import StatusError, invalid_argument
 
 Dtypes = Mapping[str, np.dtype]
 """Of a signature's inputs, by name; object for strings."""
@@ -29,19 +29,19 @@ def parse_object(body: bytes) -> dict[str, Any]:
         StatusError: It is not.
     """
     if not body:
-        raise invalid("JSON Parse error: The document is empty")
+        raise invalid_argument("JSON Parse error: The document is empty")
     try:
         found = json.loads(body)
     except json.JSONDecodeError as error:
-        raise invalid(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
+        raise invalid_argument(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
     except UnicodeDecodeError as error:
-        raise invalid(f"JSON Parse error: Invalid encoding in string. at offset: {error.start}") from None
+        raise invalid_argument(f"JSON Parse error: Invalid encoding in string. at offset: {error.start}") from None
     except RecursionError:
-        raise invalid("JSON Parse error: The document is nested too deeply.") from None
+        raise invalid_argument("JSON Parse error: The document is nested too deeply.") from None
     except ValueError as error:  # an integer of thousands of digits
-        raise invalid(f"JSON Parse error: {error}") from None
+        raise invalid_argument(f"JSON Parse error: {error}") from None
     if not isinstance(found, dict):
-        raise invalid(f"JSON Value: {_show(found)} Is not object")
+        raise invalid_argument(f"JSON Value: {_show(found)} Is not object")
     return found
 
 
@@ -49,7 +49,7 @@ def read_signature_name(request: Mapping[str, Any]) -> str:
     """Return the signature that a request asks, "" where it names none."""
     name = request.get("signature_name", "")
     if not isinstance(name, str):
-        raise invalid(
+        raise invalid_argument(
             f"JSON Value: {_show(request)} not formatted correctly. 'signature_name' key must be a string value."
         )
     return name
@@ -62,26 +62,26 @@ def read_inputs(request: Mapping[str, Any], dtypes: Dtypes) -> tuple[dict[str, n
         StatusError: The request is not formed as the signature wants it.
     """
     if "instances" in request and "inputs" in request:
-        raise invalid(
+        raise invalid_argument(
             f"JSON Value: {_show(request)} Not formatted correctly expecting only one of 'inputs' or 'instances' keys"
             " to exist "
         )
     if "instances" in request:
         rows = request["instances"]
         if not isinstance(rows, list):
-            raise invalid(f"JSON Value: {_show(request)} Excepting 'instances' to be an list/array")
+            raise invalid_argument(f"JSON Value: {_show(request)} Excepting 'instances' to be an list/array")
         if not rows:
-            raise invalid(f"JSON Value: {_show(request)} No values in 'instances' array")
+            raise invalid_argument(f"JSON Value: {_show(request)} No values in 'instances' array")
         return _read_rows(rows, dtypes), True
     if "inputs" in request:
         return _read_columns(request["inputs"], dtypes), False
-    raise invalid("Missing 'inputs' or 'instances' key")
+    raise invalid_argument("Missing 'inputs' or 'instances' key")
 
 
 def _read_rows(rows: list[Any], dtypes: Dtypes) -> dict[str, np.ndarray]:
     named = isinstance(rows[0], dict) and not _is_base64(rows[0])
     if not named and len(dtypes) > 1:
-        raise invalid(
+        raise invalid_argument(
             "instances is a plain list, but expecting list of objects as multiple input tensors required as per"
             " tensorinfo_map"
         )
@@ -89,16 +89,16 @@ def _read_rows(rows: list[Any], dtypes: Dtypes) -> dict[str, np.ndarray]:
     for place, row in enumerate(rows):
         if (isinstance(row, dict) and not _is_base64(row)) != named:
             expected, got = ("object", "list") if named else ("value/list", "object")
-            raise invalid(f"Expecting {expected} but got {got} at item {place} of input list")
+            raise invalid_argument(f"Expecting {expected} but got {got} at item {place} of input list")
         for name, value in row.items() if named else [(next(iter(dtypes)), row)]:
             if name not in columns:
-                raise invalid(
+                raise invalid_argument(
                     f"Failed to process element: {place} key: {name} of 'instances' list. Error: INVALID_ARGUMENT: JSON"
                     f" object: does not have named input: {name}"
                 )
             columns[name].append(value)
         if named and set(row) != set(dtypes):
-            raise invalid(
+            raise invalid_argument(
                 f"Failed to process element: {place} of 'instances' list. JSON object: {_show(row)} keys must be equal"
                 f" to: {','.join(sorted(dtypes))}"
             )
@@ -107,14 +107,14 @@ def _read_rows(rows: list[Any], dtypes: Dtypes) -> dict[str, np.ndarray]:
         try:
             arrays[name] = make_array(values, dtypes[name])
         except StatusError as error:
-            raise invalid(f"Failed to process 'instances' list. Error: {error}") from None
+            raise invalid_argument(f"Failed to process 'instances' list. Error: {error}") from None
     return arrays
 
 
 def _read_columns(inputs: Any, dtypes: Dtypes) -> dict[str, np.ndarray]:
     if not isinstance(inputs, dict) or _is_base64(inputs):
         if len(dtypes) > 1:
-            raise invalid(
+            raise invalid_argument(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors required as per"
                 " tensorinfo_map"
             )
@@ -122,7 +122,7 @@ def _read_columns(inputs: Any, dtypes: Dtypes) -> dict[str, np.ndarray]:
         return {name: make_array(inputs, dtype)}
     missing = [name for name in dtypes if name not in inputs]
     if missing:
-        raise invalid(f"Missing named input: {missing[0]} in 'inputs' object.")
+        raise invalid_argument(f"Missing named input: {missing[0]} in 'inputs' object.")
     return {name: make_array(inputs[name], dtype) for name, dtype in dtypes.items()}
 
 
@@ -152,7 +152,7 @@ def _find_shape(value: Any) -> tuple[int, ...]:
             break
         value = value[0]
         if len(shape) > _MOST_DIMENSIONS:
-            raise invalid(f"Encountered list at unexpected level: {len(shape)} expected < {_MOST_DIMENSIONS}")
+            raise invalid_argument(f"Encountered list at unexpected level: {len(shape)} expected < {_MOST_DIMENSIONS}")
     return tuple(shape)
 
 
@@ -175,16 +175,16 @@ def _fill(value: Any, level: int, shape: tuple[int, ...], dtype: np.dtype, leave
     rank = len(shape)
     if not isinstance(value, list):
         if level != rank:
-            raise invalid(
+            raise invalid_argument(
                 f"JSON Value: {_show(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected at level:"
                 f" {rank}"
             )
         leaves.append(_convert(value, dtype))
         return
     if level >= rank:
-        raise invalid(f"Encountered list at unexpected level: {level} expected < {rank}")
+        raise invalid_argument(f"Encountered list at unexpected level: {level} expected < {rank}")
     if len(value) != shape[level]:
-        raise invalid(
+        raise invalid_argument(
             f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
         )
     for part in value:
@@ -207,7 +207,7 @@ def _convert(value: Any, dtype: np.dtype) -> Any:
         if limits.min <= value <= limits.max:
             return value
     expected = "string" if kind == "O" else dtype.name
-    raise invalid(f"JSON Value: {_show(value)} Type: {_name_type(value)} is not of expected type: {expected}")
+    raise invalid_argument(f"JSON Value: {_show(value)} Type: {_name_type(value)} is not of expected type: {expected}")
 
 
 def _is_base64(value: Any) -> bool:
@@ -221,12 +221,12 @@ def decode_base64(value: Any) -> bytes:
         StatusError: It is another object, or the text is not base64.
     """
     if not _is_base64(value):
-        raise invalid(f"JSON Value: {_show(value)} not formatted correctly for base64 data")
+        raise invalid_argument(f"JSON Value: {_show(value)} not formatted correctly for base64 data")
     text = value["b64"]
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise invalid("Unable to base64 decode") from None
+        raise invalid_argument("Unable to base64 decode") from None
 
 
 def _show(value: Any) -> str:
@@ -255,14 +255,14 @@ def write_outputs(outputs: Mapping[str, np.ndarray], by_rows: bool) -> dict[str,
     count = next(iter(counts.values()))
     for name, rows in counts.items():
         if rows is None or rows != count:
-            raise invalid(f"Tensor name: {name} has inconsistent batch size: {rows} expecting: {count}")
+            raise invalid_argument(f"Tensor name: {name} has inconsistent batch size: {rows} expecting: {count}")
     columns = {name: _to_json(name, array) for name, array in outputs.items()}
     if len(columns) == 1:
         return {"predictions": next(iter(columns.values()))}
     return {"predictions": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]}
 
 
-def write_classes(classes: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+def classification_response(classes: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     """Return the answer to a classify request: a list of [label, score] for each example."""
     rows = zip(_to_json("classes", classes), _to_json("scores", scores), strict=True)
     return {"results": [[list(pair) for pair in zip(*row, strict=True)] for row in rows]}
@@ -296,7 +296,7 @@ def read_features(value: Any) -> dict[str, list[Any]]:
         StatusError: It cannot be an example.
     """
     if not isinstance(value, dict):
-        raise invalid(f"Example must be JSON object but got JSON {_name_type(value)}")
+        raise invalid_argument(f"Example must be JSON object but got JSON {_name_type(value)}")
     return {name: _read_feature(name, content) for name, content in value.items()}
 
 
@@ -304,14 +304,14 @@ def _read_feature(name: str, content: Any) -> list[Any]:
     values: list[Any] = []
     for item in content if isinstance(content, list) else [content]:
         if item is None or isinstance(item, list) or (isinstance(item, dict) and not _is_base64(item)):
-            raise invalid(f"Feature: {name} has element with unexpected JSON type: {_name_type(item)}")
+            raise invalid_argument(f"Feature: {name} has element with unexpected JSON type: {_name_type(item)}")
         if isinstance(item, dict):
             values.append(decode_base64(item))
         else:
             values.append(item.encode() if isinstance(item, str) else int(item) if isinstance(item, bool) else item)
     kinds = {type(item) for item in values}
     if len(kinds) > 1:
-        raise invalid(f"Unexpected element type in feature: {name} expecting type: {_name_kind(values[0])}")
+        raise invalid_argument(f"Unexpected element type in feature: {name} expecting type: {_name_kind(values[0])}")
     return values
 
 
@@ -323,14 +323,14 @@ def read_examples(request: Mapping[str, Any]) -> tuple[list[dict[str, list[Any]]
     """
     context = read_features(request["context"]) if "context" in request else {}
     if "examples" not in request:
-        raise invalid(
+        raise invalid_argument(
             f"JSON Value: {_show(request)} When method is classify, key 'examples' is expected and was not found"
         )
     examples: Sequence[Any] = request["examples"]
     if not isinstance(examples, list):
-        raise invalid(f"JSON Value: {_show(request)} Expecting 'examples' value to be an list/array")
+        raise invalid_argument(f"JSON Value: {_show(request)} Expecting 'examples' value to be an list/array")
     if not examples:
-        raise invalid(f"JSON Value: {_show(request)} 'examples' value is an empty array")
+        raise invalid_argument(f"JSON Value: {_show(request)} 'examples' value is an empty array")
     return [read_features(example) for example in examples], context
 
 

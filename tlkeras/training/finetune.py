@@ -13,18 +13,18 @@ import numpy as np
 
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.views import number_views
-from tlkeras.data.inspection import Inspection
-from tlkeras.features.extraction import Pictures, extract
-from tlkeras.features.extractor import SOURCE, Prefix
-from tlkeras.finetuning.caching_plan import Plan
+from tlkeras.data.inspection import ValidatedDataset
+from tlkeras.features.extraction import ImageFiles, extract_activations
+from tlkeras.features.extractor import SOURCE_LOGITS, FeatureExtractor
+from tlkeras.finetuning.caching_plan import CachingPlan
 from tlkeras.finetuning.checkpoints import Checkpoints
-from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
-from tlkeras.finetuning.inputs import Supply
-from tlkeras.finetuning.loop import Loop, Part, Row
+from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
+from tlkeras.finetuning.inputs import BatchSource
+from tlkeras.finetuning.loop import DataSplit, HistoryRow, Trainer
 from tlkeras.finetuning.network import PICTURES, Network
 from tlkeras.finetuning.schedule import Schedule
-from tlkeras.heads.heads import Head, arrange, list_layers
-from tlkeras.plotting.charts import draw_history
+from tlkeras.heads.heads import Head, list_layers, order_outputs
+from tlkeras.plotting.charts import plot_history
 from tlkeras.runs.directory import Run
 from tlkeras.training import builders
 
@@ -35,11 +35,11 @@ _LEAST = 1e-12
 def fine_tune(
     recipe: Recipe,
     run: Run,
-    inspection: Inspection,
-    prefix: Prefix,
+    inspection: ValidatedDataset,
+    prefix: FeatureExtractor,
     heads: Mapping[str, Head],
     rows: Mapping[str, np.ndarray],
-    distribution: Distribution = ONE_DEVICE,
+    distribution: Strategy = ONE_DEVICE,
 ) -> tuple[keras.Model, dict[str, dict[str, np.ndarray]], dict[str, list[Any]], dict[str, Any]]:
     """Train head and backbone by the recipe's stages, from the run's newest checkpoint if there is one.
 
@@ -53,18 +53,18 @@ def fine_tune(
         (n, k); the history as columns; facts for the manifest.
     """
     network = make_network(recipe, inspection, prefix, heads)
-    with open_loop(recipe, inspection, prefix, network, rows, run.phase, distribution) as loop:
+    with open_trainer(recipe, inspection, prefix, network, rows, run.phase, distribution) as loop:
         with run.phase("fine-tune"):
-            observe = builders.make_observer(recipe, run.path / "tensorboard")
+            observe = builders.make_tensorboard_logger(recipe, run.path / "tensorboard")
             history = loop.run(Checkpoints(run.path / CHECKPOINTS), observe)
         distribution.fetch(loop.network, network)
     schedule, plan, choices = builders.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
-    model = builders.finish_model(recipe, prefix, network.model)
+    model = builders.add_test_time_views(recipe, prefix, network.model)
     with run.phase("measure"):
-        asked = builders.list_asked(recipe, rows)
-        probabilities = {side: answer(recipe, model, inspection, rows[side]) for side in asked}
+        asked = builders.evaluated_splits(recipe, rows)
+        probabilities = {side: predict_split(recipe, model, inspection, rows[side]) for side in asked}
     with run.replacing("history.png") as aside:
-        draw_history([{**row, "best": row["epoch"] == loop.best_epoch} for row in history], aside)
+        plot_history([{**row, "best": row["epoch"] == loop.best_epoch} for row in history], aside)
     facts = {
         "stages": [stage.__dict__ for stage in plan.stages],
         "views": plan.views,
@@ -92,22 +92,24 @@ def _count_trained(network: Network, schedule: Schedule) -> int:
     return count
 
 
-def make_network(recipe: Recipe, inspection: Inspection, prefix: Prefix, heads: Mapping[str, Head]) -> Network:
+def make_network(
+    recipe: Recipe, inspection: ValidatedDataset, prefix: FeatureExtractor, heads: Mapping[str, Head]
+) -> Network:
     """Return the prefix's backbone with fitted heads, to be trained as one."""
     weighting = builders.make_weighting(recipe, inspection.examples.tasks)
     return Network(prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head, weighting)
 
 
 @contextmanager
-def open_loop(
+def open_trainer(
     recipe: Recipe,
-    inspection: Inspection,
-    prefix: Prefix,
+    inspection: ValidatedDataset,
+    prefix: FeatureExtractor,
     network: Network,
     rows: Mapping[str, np.ndarray],
     phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
-    distribution: Distribution = ONE_DEVICE,
-) -> Iterator[Loop]:
+    distribution: Strategy = ONE_DEVICE,
+) -> Iterator[Trainer]:
     """Yield the fine-tuning, ready to run; activations that the cache lacks are computed.
 
     Args:
@@ -120,10 +122,10 @@ def open_loop(
     with ExitStack() as stack:
         with phase("extract activations"):
             suppliers = _make_suppliers(recipe, prefix, plan, inspection, rows, stack)
-        parts = [make_part(recipe, inspection, _take(rows, side), suppliers[side], side) for side in suppliers]
+        parts = [make_split(recipe, inspection, _take(rows, side), suppliers[side], side) for side in suppliers]
         sides = (parts[0], parts[1] if len(parts) > 1 else None)
         placed = distribution.place(network)
-        yield builders.make_loop(recipe, inspection.examples, placed, schedule, plan, sides, distribution)
+        yield builders.make_trainer(recipe, inspection.examples, placed, schedule, plan, sides, distribution)
 
 
 def _take(rows: Mapping[str, np.ndarray], side: str) -> np.ndarray:
@@ -132,7 +134,7 @@ def _take(rows: Mapping[str, np.ndarray], side: str) -> np.ndarray:
     return np.concatenate([rows[side], unlabelled])
 
 
-def _name_sides(inspection: Inspection, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+def _name_sides(inspection: ValidatedDataset, rows: Mapping[str, np.ndarray]) -> np.ndarray:
     sides = np.full(len(inspection.examples), "", dtype="U10")
     for name, of_side in rows.items():
         sides[of_side] = name
@@ -141,20 +143,20 @@ def _name_sides(inspection: Inspection, rows: Mapping[str, np.ndarray]) -> np.nd
 
 def _make_suppliers(
     recipe: Recipe,
-    prefix: Prefix,
-    plan: Plan,
-    inspection: Inspection,
+    prefix: FeatureExtractor,
+    plan: CachingPlan,
+    inspection: ValidatedDataset,
     rows: Mapping[str, np.ndarray],
     stack: ExitStack,
-) -> dict[str, dict[str, Supply]]:
+) -> dict[str, dict[str, BatchSource]]:
     """Return, per side and cut, what the loop reads; activations that the cache lacks are computed."""
-    suppliers: dict[str, dict[str, Supply]] = {}
+    suppliers: dict[str, dict[str, BatchSource]] = {}
     for side in ("train", "validation"):
         if not len(rows[side]):
             continue
         augmented, of_side = side == "train", _take(rows, side)
-        pictures = builders.supply_pictures(recipe, prefix, inspection, of_side, augmented)
-        found: dict[str, Supply] = {PICTURES: pictures}
+        pictures = builders.make_image_source(recipe, prefix, inspection, of_side, augmented)
+        found: dict[str, BatchSource] = {PICTURES: pictures}
         taps = builders.list_kept(prefix, plan) if augmented else plan.kept
         if taps:
             views = builders.PLAIN_VIEWS
@@ -162,29 +164,29 @@ def _make_suppliers(
                 views = number_views(builders.make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
             features = stack.enter_context(builders.extract_features(recipe, prefix, inspection, taps, views, of_side))
             of_tap = dict(zip(taps, zip(*features.views, strict=True), strict=True))
-            recorded = of_tap.pop(SOURCE, None)
+            recorded = of_tap.pop(SOURCE_LOGITS, None)
             for cut, of_views in of_tap.items():
-                found[cut] = builders.supply_rows(recipe, inspection, of_side, of_views, recorded)
+                found[cut] = builders.make_activation_source(recipe, inspection, of_side, of_views, recorded)
         suppliers[side] = found
     return suppliers
 
 
-def make_part(
-    recipe: Recipe, inspection: Inspection, rows: np.ndarray, supplies: Mapping[str, Supply], side: str
-) -> Part:
+def make_split(
+    recipe: Recipe, inspection: ValidatedDataset, rows: np.ndarray, supplies: Mapping[str, BatchSource], side: str
+) -> DataSplit:
     """Return one side's targets and weights, and what is read at each cut."""
     examples = inspection.examples
     targets, weights = {name: column[rows] for name, column in examples.targets.items()}, examples.weights[rows]
     of_target = builders.is_target(recipe, examples)[rows] if side == "train" else np.zeros(len(rows), bool)
     if side == "train":
         known, first = ~of_target, targets[examples.tasks[0].name]
-        weighed = builders.weigh_sides(recipe, first[known], weights[known])
+        weighed = builders.balance_class_weights(recipe, first[known], weights[known])
         weights = np.zeros(len(rows), np.float32)
         # of a batch of both domains, half has labels; whose weight is 0 is of the target
         weights[known] = 2 * np.maximum(weighed, _LEAST) if of_target.any() else weighed
     dense = np.concatenate([task.densify(targets[task.name]) for task in examples.tasks], axis=1)
     dense[of_target] = 0.0
-    return Part(
+    return DataSplit(
         dense,
         weights.astype(np.float32),
         supplies.__getitem__,
@@ -193,16 +195,20 @@ def make_part(
     )
 
 
-def answer(recipe: Recipe, model: keras.Model, inspection: Inspection, rows: np.ndarray) -> dict[str, np.ndarray]:
+def predict_split(
+    recipe: Recipe, model: keras.Model, inspection: ValidatedDataset, rows: np.ndarray
+) -> dict[str, np.ndarray]:
     """Return the probabilities of pictures by task, from their files, as whoever serves the model will get them."""
     paths = [str(inspection.examples.paths[row]) for row in rows.tolist()]
     digests = [inspection.digests[row] for row in rows.tolist()]
-    pictures = Pictures(paths, digests, recipe.data.resize)
+    pictures = ImageFiles(paths, digests, recipe.data.resize)
     names = [task.name for task in inspection.examples.tasks]
     facts = [{"model": "trained", "task": name} for name in names]
-    with extract(arrange(model, names), pictures, facts, engine=recipe.features.engine, dtype="float32") as answers:
+    with extract_activations(
+        order_outputs(model, names), pictures, facts, engine=recipe.features.engine, dtype="float32"
+    ) as answers:
         return {name: np.asarray(output) for name, output in zip(names, answers.outputs, strict=True)}
 
 
-def _as_columns(history: Sequence[Row]) -> dict[str, list[Any]]:
+def _as_columns(history: Sequence[HistoryRow]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in history] for name in history[0]}

@@ -13,26 +13,26 @@ from typing import Any
 import numpy as np
 
 from tlkeras import progress
-from tlkeras.config.recipe import Recipe, dump_recipe, fingerprint, load_recipe
-from tlkeras.data.inspection import inspect
-from tlkeras.data.sources.folders import Examples
-from tlkeras.data.splits import check_sides
+from tlkeras.config.recipe import Recipe, fingerprint, load_recipe, recipe_to_yaml
+from tlkeras.data.inspection import validate_images
+from tlkeras.data.sources.folders import Dataset
+from tlkeras.data.splits import check_splits
 from tlkeras.errors import ResourceError, TlkerasError
-from tlkeras.features.extraction import Features
-from tlkeras.features.extractor import Prefix
+from tlkeras.features.extraction import Activations
+from tlkeras.features.extractor import FeatureExtractor
 from tlkeras.features.memory import check_memory
 from tlkeras.finetuning.checkpoints import Checkpoints
-from tlkeras.finetuning.distribution import Distribution
-from tlkeras.heads.deep import TrainedHead
-from tlkeras.heads.heads import Head, join
-from tlkeras.heads.late_fusion import fuse_late
+from tlkeras.finetuning.distribution import Strategy
+from tlkeras.heads.deep import KerasHead
+from tlkeras.heads.heads import Head, attach_heads
+from tlkeras.heads.late_fusion import fit_late_fusion
 from tlkeras.heads.linear import LinearHead
-from tlkeras.heads.regression import NumberHead
-from tlkeras.runs.directory import Run, create_run, logging_to
-from tlkeras.runs.predictions import write_answers, write_fusion, write_pictures, write_probes
+from tlkeras.heads.regression import RidgeRegressionHead
+from tlkeras.runs.directory import Run, create_run, log_to_file
+from tlkeras.runs.predictions import save_predictions, write_fusion, write_pictures, write_probes
 from tlkeras.training import builders
-from tlkeras.training.builders.fit_heads import Side, find_groups, fit_heads
-from tlkeras.training.finetune import CHECKPOINTS, answer, fine_tune
+from tlkeras.training.builders.fit_heads import SplitFeatures, find_groups, fit_heads
+from tlkeras.training.finetune import CHECKPOINTS, fine_tune, predict_split
 
 
 def train(recipe: Recipe, root: Path, *, loading: float = 0.0) -> Run:
@@ -53,8 +53,8 @@ def train(recipe: Recipe, root: Path, *, loading: float = 0.0) -> Run:
     run = create_run(root if distribution.is_chief else _make_scratch(), recipe.name)
     run.phases |= {"load libraries": round(loading, 3), "build backbone": round(time.perf_counter() - start, 3)}
     with run.locked():
-        run.write_text("recipe.yaml", dump_recipe(recipe))
-        _guard(run, lambda: _carry_out(recipe, run, examples, prefix, distribution))
+        run.write_text("recipe.yaml", recipe_to_yaml(recipe))
+        _record_failure(run, lambda: _run_training(recipe, run, examples, prefix, distribution))
     return run
 
 
@@ -78,7 +78,7 @@ def resume(run: Run, *, loading: float = 0.0) -> Run:
     run.phases |= {"load libraries": round(loading, 3), "build backbone": round(time.perf_counter() - start, 3)}
     with run.locked():
         run.resume()
-        _guard(run, lambda: _carry_out(recipe, run, examples, prefix, distribution))
+        _record_failure(run, lambda: _run_training(recipe, run, examples, prefix, distribution))
     return run
 
 
@@ -87,9 +87,9 @@ def _make_scratch() -> Path:
     return Path(tempfile.mkdtemp(prefix="tlkeras-worker-"))
 
 
-def _guard(run: Run, work: Callable[[], None]) -> None:
+def _record_failure(run: Run, work: Callable[[], None]) -> None:
     """Do the work of a run; write into its manifest how it ended if it was not the end."""
-    with logging_to(run):
+    with log_to_file(run):
         try:
             work()
         except BaseException as error:
@@ -99,15 +99,15 @@ def _guard(run: Run, work: Callable[[], None]) -> None:
             raise
 
 
-def _prepare(recipe: Recipe) -> tuple[Examples, Prefix]:
+def _prepare(recipe: Recipe) -> tuple[Dataset, FeatureExtractor]:
     """Do what can fail before work starts, and raise what is wrong with all of it at once."""
     problems: list[TlkerasError] = []
     sides = None
-    with _collecting(problems):
+    with _collect_errors(problems):
         examples = builders.read_examples(recipe)
-        sides = builders.divide(recipe, examples)
-    with _collecting(problems):
-        prefix = builders.build_prefix(recipe)
+        sides = builders.split_dataset(recipe, examples)
+    with _collect_errors(problems):
+        prefix = builders.build_feature_extractor(recipe)
         if recipe.finetuning and sides is not None:
             builders.plan_recipe(recipe, prefix, examples, sides)
             builders.check_recipe_feed(recipe, examples)
@@ -119,36 +119,38 @@ def _prepare(recipe: Recipe) -> tuple[Examples, Prefix]:
 
 
 @contextlib.contextmanager
-def _collecting(problems: list[TlkerasError]) -> Iterator[None]:
+def _collect_errors(problems: list[TlkerasError]) -> Iterator[None]:
     try:
         yield
     except TlkerasError as error:
         problems.append(error)
 
 
-def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, distribution: Distribution) -> None:
+def _run_training(
+    recipe: Recipe, run: Run, examples: Dataset, prefix: FeatureExtractor, distribution: Strategy
+) -> None:
     with run.phase("check pictures"):
-        inspection = inspect(examples)
+        inspection = validate_images(examples)
         examples = inspection.examples
-        sides = builders.divide(recipe, examples)
+        sides = builders.split_dataset(recipe, examples)
     check_memory(len(examples), prefix.pooled.output_shape[1:])
     with run.phase("extract features"):
-        builders.learn_codebooks(recipe, prefix, inspection, sides)
+        builders.fit_recipe_codebooks(recipe, prefix, inspection, sides)
         features = builders.extract_features(
-            recipe, prefix, inspection, builders.choose_taps(recipe, prefix, examples, sides)
+            recipe, prefix, inspection, builders.activations_needed(recipe, prefix, examples, sides)
         )
     kept = np.isin(np.arange(len(examples)), features.kept)
-    check_sides(examples, np.where(kept, sides, ""))
+    check_splits(examples, np.where(kept, sides, ""))
     with features, run.phase("fit head"):
         names = ("train", "validation", "test", builders.TARGET)
         parts = {name: take_side(features, sides == name) for name in names}
         make = builders.adapt_heads(recipe, partial(builders.make_recipe_head, recipe))
         heads = fit_heads(make, examples, parts)
         rows = {name: part.rows for name, part in parts.items() if name in names[:3] or len(part.rows)}
-        asked = builders.list_asked(recipe, rows)
-        probabilities = {side: _ask(heads, parts[side]) for side in asked}
-        _probe(recipe, run, examples, parts, heads)
-        _fuse_late(recipe, run, examples, parts, builders.measure_parts(recipe, prefix))
+        asked = builders.evaluated_splits(recipe, rows)
+        probabilities = {side: _predict_split(heads, parts[side]) for side in asked}
+        _fit_linear_probe(recipe, run, examples, parts, heads)
+        _fuse_late(recipe, run, examples, parts, builders.fused_widths(recipe, prefix))
     history, *_ = (head.history() for head in heads.values())
     facts = _describe(recipe, features, heads)
     if recipe.finetuning:
@@ -156,19 +158,19 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
             recipe, run, inspection, prefix, heads, rows, distribution
         )
     else:
-        model = builders.finish_model(recipe, prefix, join(prefix.pooled, heads, recipe.name))
+        model = builders.add_test_time_views(recipe, prefix, attach_heads(prefix.pooled, heads, recipe.name))
         if recipe.augmentation.test_time:
             with run.phase("measure"):
-                probabilities = {side: answer(recipe, model, inspection, rows[side]) for side in asked}
+                probabilities = {side: predict_split(recipe, model, inspection, rows[side]) for side in asked}
     with run.phase("write run"):
         with run.replacing("model.keras") as aside:
             model.save(aside)
         write_pictures(run, examples, sides, inspection.digests, [*inspection.rejected, *features.rejected])
-        write_answers(run, examples, rows, probabilities)
+        save_predictions(run, examples, rows, probabilities)
         run.write_table("history.csv", list(history), zip(*history.values(), strict=True))
         run.update_manifest(
             recipe=fingerprint(recipe),
-            picture=builders.picture_facts(recipe),
+            picture=builders.preprocessing_config(recipe),
             examples={name: len(of_side) for name, of_side in rows.items()},
             parameters=model.count_params(),
             rejected=len(inspection.rejected) + len(features.rejected),
@@ -181,16 +183,18 @@ def _carry_out(recipe: Recipe, run: Run, examples: Examples, prefix: Prefix, dis
     Checkpoints(run.path / CHECKPOINTS).clear()
 
 
-def _probe(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str, Side], heads: Mapping[str, Head]) -> None:
+def _fit_linear_probe(
+    recipe: Recipe, run: Run, examples: Dataset, parts: Mapping[str, SplitFeatures], heads: Mapping[str, Head]
+) -> None:
     """Keep what linear heads on the same frozen features say of the held-out pictures, if the run's are others."""
-    linear = all(isinstance(head, (LinearHead, NumberHead)) for head in heads.values())
+    linear = all(isinstance(head, (LinearHead, RidgeRegressionHead)) for head in heads.values())
     if recipe.finetuning or not linear:
         plain = {name: parts[name].as_vectors() for name in ("train", "test")}
         probes = heads if linear else fit_heads(LinearHead, examples, {"train": plain["train"]})
-        write_probes(run, examples.tasks, _ask(probes, plain["test"]))
+        write_probes(run, examples.tasks, _predict_split(probes, plain["test"]))
 
 
-def _describe(recipe: Recipe, features: Features, heads: Mapping[str, Head]) -> dict[str, Any]:
+def _describe(recipe: Recipe, features: Activations, heads: Mapping[str, Head]) -> dict[str, Any]:
     """Return what the manifest says of features and heads; `head` is that of the main task."""
     described = {name: head.describe() for name, head in heads.items()}
     return {
@@ -205,7 +209,9 @@ def _describe(recipe: Recipe, features: Features, heads: Mapping[str, Head]) -> 
     }
 
 
-def _fuse_late(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str, Side], widths: Sequence[int]) -> None:
+def _fuse_late(
+    recipe: Recipe, run: Run, examples: Dataset, parts: Mapping[str, SplitFeatures], widths: Sequence[int]
+) -> None:
     """Keep what heads on each part of fused features say of the held-out pictures, joined afterwards.
 
     What takes epochs to train is replaced by linear heads: each part is fitted six times.
@@ -213,12 +219,12 @@ def _fuse_late(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str,
     if not widths:
         return
     make: Callable[[], Any] = partial(builders.make_recipe_head, recipe)
-    if isinstance(make(), TrainedHead):
+    if isinstance(make(), KerasHead):
         make = LinearHead
     make = builders.adapt_heads(recipe, make, on_parts=True)
     target = parts[builders.TARGET].X if recipe.domains else None
     fused: dict[str, dict[str, np.ndarray]] = {}
-    with progress.track("Fusing late", len(examples.tasks), "tasks") as advance, progress.hide():
+    with progress.progress_bar("Fusing late", len(examples.tasks), "tasks") as advance, progress.hide():
         for task in examples.tasks:
             if task.kind == "number":
                 fused[task.name] = {}
@@ -226,18 +232,18 @@ def _fuse_late(recipe: Recipe, run: Run, examples: Examples, parts: Mapping[str,
             rows, (X, y, weights) = parts["train"].take(examples, task)
             groups = find_groups(examples, rows)
             learned = {"X": X, "y": y, "sample_weight": weights, "groups": groups, "target": target}
-            fused[task.name] = fuse_late(make, widths, learned, parts["test"].X, recipe.training.seed)
+            fused[task.name] = fit_late_fusion(make, widths, learned, parts["test"].X, recipe.training.seed)
             advance(1)
     write_fusion(run, examples.tasks, fused)
 
 
-def take_side(features: Features, wanted: np.ndarray) -> Side:
+def take_side(features: Activations, wanted: np.ndarray) -> SplitFeatures:
     """Read one side's features from the store; pictures without features are left out."""
     places = np.flatnonzero(wanted[features.kept])
     rows = features.kept[places]
-    return Side(rows, features.outputs[0][places])
+    return SplitFeatures(rows, features.outputs[0][places])
 
 
-def _ask(heads: Mapping[str, Head], side: Side) -> dict[str, np.ndarray]:
+def _predict_split(heads: Mapping[str, Head], side: SplitFeatures) -> dict[str, np.ndarray]:
     """Return the probabilities of a side's pictures by task, float32 (n, k)."""
     return {name: head.predict_proba(side.X).astype(np.float32) for name, head in heads.items()}

@@ -8,7 +8,7 @@ import keras
 import keras_tuner
 
 from tlkeras.config.recipe import Recipe, load_recipe
-from tlkeras.tuning.objective import Evaluator
+from tlkeras.tuning.objective import TrialRunner
 from tlkeras.tuning.search import check_space
 from tlkeras.tuning.space import apply_values, declare, read_values
 
@@ -38,7 +38,7 @@ class RecipeHyperModel(keras_tuner.HyperModel):
         super().__init__()
         self.recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
         self._tuning = check_space(self.recipe)
-        self._evaluator = Evaluator()
+        self._evaluator = TrialRunner()
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """Declare the space in `hp`; return a model without weights, because KerasTuner asks for one."""

@@ -46,7 +46,7 @@ class _Cosine(keras.optimizers.schedules.LearningRateSchedule):
         return {}
 
 
-class ModelPool:
+class CompiledModelCache:
     """Lends a compiled model wherever a head would compile one of equal shape.
 
     Rates of dropout, learning rate and weight decay may differ: in a model of the pool they are variables. A lent model
@@ -61,7 +61,7 @@ class ModelPool:
         """Let a head take its models from here, if it builds any."""
         build = getattr(head, "_build", None)
         if build is not None:
-            head._build = lambda X: _Lent(self, build(X))
+            head._build = lambda X: _BorrowedModel(self, build(X))
 
     def lend(self, model: keras.Sequential, optimizer: keras.optimizers.Optimizer, **options: Any) -> keras.Sequential:
         """Return a compiled model that stands for `model`, uncompiled, and its optimizer."""
@@ -87,10 +87,10 @@ class ModelPool:
         return lent
 
 
-class _Lent:
+class _BorrowedModel:
     """Stands where a head has built a model, until it is compiled; then it is the model of the pool."""
 
-    def __init__(self, pool: ModelPool, fresh: keras.Sequential):
+    def __init__(self, pool: CompiledModelCache, fresh: keras.Sequential):
         self._pool, self._model = pool, fresh
 
     def compile(self, optimizer: Any, loss: Any, **options: Any) -> None:

@@ -14,22 +14,22 @@ import keras
 import numpy as np
 
 from tlkeras.config.recipe import Recipe
-from tlkeras.config.schema.heads import MAPS
-from tlkeras.data.inspection import Inspection, inspect
+from tlkeras.config.schema.heads import FEATURE_MAP_HEADS
+from tlkeras.data.inspection import ValidatedDataset, validate_images
 from tlkeras.errors import DataError
 from tlkeras.finetuning.metrics import measure, measure_number
 from tlkeras.heads.heads import Head
 from tlkeras.training import builders
-from tlkeras.training.builders.fit_heads import Side, fit_heads
-from tlkeras.training.finetune import make_network, open_loop
-from tlkeras.tuning.model_pool import ModelPool
+from tlkeras.training.builders.fit_heads import SplitFeatures, fit_heads
+from tlkeras.training.finetune import make_network, open_trainer
+from tlkeras.tuning.model_pool import CompiledModelCache
 
 _KEPT = 4  # sets of features in memory at once
 _SMALLEST = 1e-7  # probability, as Keras clips it
 
 
 @dataclass(frozen=True)
-class Frozen:
+class SharedFeatures:
     """What all trials with the same pictures and the same frozen network share.
 
     Attributes:
@@ -39,8 +39,8 @@ class Frozen:
         seconds: That it took to have them.
     """
 
-    inspection: Inspection
-    parts: dict[str, Side]
+    inspection: ValidatedDataset
+    parts: dict[str, SplitFeatures]
     computed: int
     seconds: float
 
@@ -50,7 +50,7 @@ class Frozen:
         return {side: part.rows for side, part in self.parts.items()}
 
 
-class Evaluator:
+class TrialRunner:
     """Carries out trials in this process, one after the other; what is frozen is computed by the first and shared.
 
     Attributes:
@@ -58,9 +58,9 @@ class Evaluator:
     """
 
     def __init__(self) -> None:
-        self.pool = ModelPool()
-        self._inspections: dict[str, Inspection] = {}
-        self._frozen: OrderedDict[str, Frozen] = OrderedDict()
+        self.pool = CompiledModelCache()
+        self._inspections: dict[str, ValidatedDataset] = {}
+        self._frozen: OrderedDict[str, SharedFeatures] = OrderedDict()
 
     def prepare(self, recipe: Recipe, corners: Iterable[Recipe]) -> int:
         """Compute what is frozen in all trials, in one pass over the pictures; return how many were computed.
@@ -75,9 +75,9 @@ class Evaluator:
             if corner.finetuning is None:
                 computed += self.open(corner).computed
                 continue
-            prefix = builders.build_prefix(corner)
+            prefix = builders.build_feature_extractor(corner)
             inspection = self._inspect(corner)
-            taps = builders.choose_taps(corner, prefix, inspection.examples, self._divide(corner, inspection))
+            taps = builders.activations_needed(corner, prefix, inspection.examples, self._divide(corner, inspection))
             _, known = groups.setdefault(_frozen_key(corner), (corner, {}))
             known |= dict.fromkeys(taps)
         for corner, known in groups.values():
@@ -99,7 +99,7 @@ class Evaluator:
         figures = self._refine(recipe, frozen, heads) if recipe.finetuning else _measure(frozen, heads)
         return {**figures, "seconds": round(time.perf_counter() - start, 3)}
 
-    def open(self, recipe: Recipe) -> Frozen:
+    def open(self, recipe: Recipe) -> SharedFeatures:
         """Return features of both sides, from memory, from the cache, or computed."""
         key = _frozen_key(recipe)
         if key not in self._frozen:
@@ -109,32 +109,34 @@ class Evaluator:
             self._frozen.popitem(last=False)
         return self._frozen[key]
 
-    def _inspect(self, recipe: Recipe) -> Inspection:
+    def _inspect(self, recipe: Recipe) -> ValidatedDataset:
         key = recipe.data.model_dump_json(exclude={"validation"})
         if key not in self._inspections:
-            self._inspections[key] = inspect(builders.read_examples(recipe))
+            self._inspections[key] = validate_images(builders.read_examples(recipe))
         return self._inspections[key]
 
-    def _divide(self, recipe: Recipe, inspection: Inspection) -> np.ndarray:
-        sides = builders.divide(recipe, inspection.examples)
+    def _divide(self, recipe: Recipe, inspection: ValidatedDataset) -> np.ndarray:
+        sides = builders.split_dataset(recipe, inspection.examples)
         if not (sides == "validation").any():
             raise DataError("A search needs pictures to validate on.", "none", "Raise data.validation.")
         return sides
 
-    def _read(self, recipe: Recipe) -> Frozen:
+    def _read(self, recipe: Recipe) -> SharedFeatures:
         start = time.perf_counter()
         inspection = self._inspect(recipe)
-        sides, prefix = self._divide(recipe, inspection), builders.build_prefix(recipe)
+        sides, prefix = self._divide(recipe, inspection), builders.build_feature_extractor(recipe)
         wanted = np.flatnonzero(sides != "test")
-        builders.learn_codebooks(recipe, prefix, inspection, sides)
+        builders.fit_recipe_codebooks(recipe, prefix, inspection, sides)
         with builders.extract_features(recipe, prefix, inspection, rows=wanted) as features:
             kept = wanted[features.kept]
             places = {side: np.flatnonzero(sides[kept] == side) for side in ("train", "validation", builders.TARGET)}
-            parts = {side: Side(kept[of_side], features.outputs[0][of_side]) for side, of_side in places.items()}
-            return Frozen(inspection, parts, features.computed, round(time.perf_counter() - start, 3))
+            parts = {
+                side: SplitFeatures(kept[of_side], features.outputs[0][of_side]) for side, of_side in places.items()
+            }
+            return SharedFeatures(inspection, parts, features.computed, round(time.perf_counter() - start, 3))
 
     def _extract_all(self, recipe: Recipe, taps: list[str]) -> int:
-        inspection, prefix = self._inspect(recipe), builders.build_prefix(recipe)
+        inspection, prefix = self._inspect(recipe), builders.build_feature_extractor(recipe)
         wanted = np.flatnonzero(self._divide(recipe, inspection) != "test")
         with builders.extract_features(recipe, prefix, inspection, taps, rows=wanted) as features:
             return features.computed
@@ -144,12 +146,12 @@ class Evaluator:
         self.pool.adopt(head)
         return head
 
-    def _refine(self, recipe: Recipe, frozen: Frozen, heads: Mapping[str, Head]) -> dict[str, float]:
+    def _refine(self, recipe: Recipe, frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, float]:
         """Return what the fine-tuned network reaches, at the epoch whose weights a run would keep."""
         try:
-            prefix = builders.build_prefix(recipe)
+            prefix = builders.build_feature_extractor(recipe)
             network = make_network(recipe, frozen.inspection, prefix, heads)
-            with open_loop(recipe, frozen.inspection, prefix, network, frozen.rows) as loop:
+            with open_trainer(recipe, frozen.inspection, prefix, network, frozen.rows) as loop:
                 history = loop.run(None, lambda row: None)
                 best = loop.best_epoch
             if best is not None and best < 1:  # nothing was better than the start: the heads on frozen features
@@ -159,7 +161,7 @@ class Evaluator:
             _forget()
 
 
-def _measure(frozen: Frozen, heads: Mapping[str, Head]) -> dict[str, float]:
+def _measure(frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, float]:
     """Return the mean over the tasks of what their heads reach on the validation side."""
     figures, examples = [], frozen.inspection.examples
     for task in examples.tasks:
@@ -192,4 +194,6 @@ def _rename(figures: dict[str, Any]) -> dict[str, float]:
 def _frozen_key(recipe: Recipe) -> str:
     """Return what features depend on; heads that eat maps need them before pooling."""
     parts = [recipe.data, recipe.backbone, recipe.features, recipe.cache, recipe.domains]
-    return json.dumps([recipe.mapping.kind in MAPS, *(part and part.model_dump(mode="json") for part in parts)])
+    return json.dumps(
+        [recipe.mapping.kind in FEATURE_MAP_HEADS, *(part and part.model_dump(mode="json") for part in parts)]
+    )

@@ -12,7 +12,7 @@ import keras_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 from threadpoolctl import threadpool_limits
 
-from tlkeras.config.schema.tuning import Tuning
+from tlkeras.config.schema.tuning import TuningConfig
 from tlkeras.tuning.space import make_hyperparameters, read_values
 
 SCORE = "score"
@@ -24,7 +24,7 @@ _ORACLES: dict[str, type[keras_tuner.Oracle]] = {
 }
 
 
-def make_oracle(tuning: Tuning, epochs: int) -> keras_tuner.Oracle:
+def make_oracle(tuning: TuningConfig, epochs: int) -> keras_tuner.Oracle:
     """Return the oracle that a recipe asks for.
 
     KerasTuner writes its files in place and gives up after three failures with its lock held; here it writes nothing,
@@ -53,7 +53,7 @@ def make_oracle(tuning: Tuning, epochs: int) -> keras_tuner.Oracle:
     return oracle
 
 
-class Proposals:
+class TrialScheduler:
     """Trials to do, one after the other or several at once.
 
     Args:
@@ -62,7 +62,7 @@ class Proposals:
         state: What `state` returned, to go on from there; trials that were running then are proposed again.
     """
 
-    def __init__(self, tuning: Tuning, epochs: int, state: Mapping[str, Any] | None = None):
+    def __init__(self, tuning: TuningConfig, epochs: int, state: Mapping[str, Any] | None = None):
         self._tuning, self._oracle = tuning, make_oracle(tuning, epochs)
         if state:
             kept = {name: Trial.from_state(json.loads(text)) for name, text in state["trials"].items()}

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlkeras.config.recipe import Recipe, load_recipe
-from tlkeras.config.schema.tuning import Dimension
-from tlkeras.config.yaml_loader import freeze
+from tlkeras.config.schema.tuning import SearchDimension
+from tlkeras.config.yaml_loader import to_immutable
 from tlkeras.inference.jobs.ray_engine import choose_resources, require_ray
-from tlkeras.lazy_tensorflow import load_tensorflow
+from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 from tlkeras.tuning.search import check_space
 from tlkeras.tuning.space import apply_values
-from tlkeras.tuning.workers import Ended, attempt
+from tlkeras.tuning.workers import TrialResult, run_trial
 
 
 class TrialActor:
@@ -24,17 +24,17 @@ class TrialActor:
     """
 
     def __init__(self, plain: dict[str, Any]):
-        load_tensorflow()
-        from tlkeras.tuning.objective import Evaluator
+        import_tensorflow_quietly()
+        from tlkeras.tuning.objective import TrialRunner
 
-        self._recipe, self._evaluator = Recipe.model_validate(freeze(plain)), Evaluator()
+        self._recipe, self._evaluator = Recipe.model_validate(to_immutable(plain)), TrialRunner()
 
     def score(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the figures of a trial, or its `error`."""
-        return attempt(self._evaluator, self._recipe, values)
+        return run_trial(self._evaluator, self._recipe, values)
 
 
-class Actors:
+class RayWorkers:
     """Workers of a search that are actors of the Ray cluster at RAY_ADDRESS, else of one started on this machine.
 
     An actor that dies in a trial is replaced, and the trial fails.
@@ -60,7 +60,7 @@ class Actors:
         """Give a trial to an actor."""
         self._running[self._actors[worker].score.remote(dict(values))] = (worker, trial)
 
-    def wait(self) -> Ended:
+    def wait(self) -> TrialResult:
         """Return the next trial that ends."""
         import ray
 
@@ -160,7 +160,7 @@ def _make_plain(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
-def _make_domain(dimension: Dimension) -> Any:
+def _make_domain(dimension: SearchDimension) -> Any:
     """Return the values of one key as Ray Tune draws them; where there are steps, those that are listed."""
     from ray import tune
 
@@ -175,7 +175,7 @@ def _make_domain(dimension: Dimension) -> Any:
     return (tune.loguniform if log else tune.uniform)(dimension.min, dimension.max)
 
 
-def _list_steps(dimension: Dimension) -> list[int | float]:
+def _list_steps(dimension: SearchDimension) -> list[int | float]:
     low, high, step = float(dimension.min or 0), float(dimension.max or 0), float(dimension.step or 1)
     values, value, rounding = [], low, 1e-9 * abs(high - low)
     while value <= high + rounding:

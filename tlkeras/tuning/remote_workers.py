@@ -27,7 +27,7 @@ from keras_tuner.src import protos
 
 from tlkeras.config.recipe import Recipe, fingerprint
 from tlkeras.errors import RecipeError, ResourceError, RunError, TlkerasError
-from tlkeras.tuning.workers import Ended, attempt
+from tlkeras.tuning.workers import TrialResult, run_trial
 
 VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
 SILENCE = 30.0
@@ -104,7 +104,7 @@ class Machines:
         self._lock = threading.Lock()
         self._heard: dict[str, float] = {}
         self._tasks: dict[str, _Task] = {}
-        self._ends: queue.Queue[Ended | None] = queue.Queue()
+        self._ends: queue.Queue[TrialResult | None] = queue.Queue()
         self._over, self._alone_since = False, time.monotonic()
         self._server = grpc.server(futures.ThreadPoolExecutor(_MOST_WORKERS))
         protos.get_service_grpc().add_OracleServicer_to_server(_Service(self), self._server)
@@ -126,7 +126,7 @@ class Machines:
         with self._lock:
             self._tasks[worker] = _Task(trial, dict(values))
 
-    def wait(self) -> Ended | None:
+    def wait(self) -> TrialResult | None:
         """Return the next trial that ends, or None where a worker came.
 
         Raises:
@@ -183,7 +183,7 @@ class Machines:
             del self._tasks[worker]
         self._ends.put((worker, trial, answer))
 
-    def _find_silent(self) -> Ended | None:
+    def _find_silent(self) -> TrialResult | None:
         """Forget workers that say nothing; return the end of the trial that one of them was at."""
         with self._lock:
             oldest = time.monotonic() - SILENCE
@@ -253,7 +253,7 @@ def serve_chief(place: Place, recipe: Recipe, evaluator: Any) -> dict[str, Any]:
                 time.sleep(_PAUSE)
                 continue
             values = {key: json.loads(text) for key, text in trial.hyperparameters.values.items()}
-            answer = attempt(evaluator, recipe, values)
+            answer = run_trial(evaluator, recipe, values)
             chief.tell(trial, answer)
             counts["trials"] += 1
             counts["failed"] += "error" in answer

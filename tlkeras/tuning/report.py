@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from tlkeras.config.recipe import load_recipe
-from tlkeras.config.schema.tuning import Dimension
+from tlkeras.config.schema.tuning import SearchDimension
 from tlkeras.runs.directory import Run
 from tlkeras.tuning.charts import draw_importance, draw_parallel
-from tlkeras.tuning.search import Book, Trial, summarise
+from tlkeras.tuning.search import Trial, TrialLog, summarise
 from tlkeras.tuning.space import longest, require_tuning
 
 FEWEST = 10  # trials, below which importance is guessing
@@ -26,7 +26,7 @@ def report(run: Run) -> dict[str, Any]:
     """
     recipe = load_recipe(str(run.path / "recipe.yaml"))
     tuning = require_tuning(recipe)
-    book = Book(run, tuning, longest(recipe))
+    book = TrialLog(run, tuning, longest(recipe))
     ranked = book.rank()
     failed = [trial for trial in book.trials.values() if trial["status"] == "failed"]
     done = [trial for trial in book.trials.values() if trial["status"] == "completed"]
@@ -58,7 +58,7 @@ def report(run: Run) -> dict[str, Any]:
     }
 
 
-def measure_importance(space: dict[str, Dimension], trials: list[Trial], scores: list[float]) -> dict[str, float]:
+def measure_importance(space: dict[str, SearchDimension], trials: list[Trial], scores: list[float]) -> dict[str, float]:
     """Return how much each key mattered: permutation importance (Breiman, 2001) in a forest fitted to the trials.
 
     Scores count by their rank, so that one trial that diverged does not decide. The values add up to 1, or are all 0
@@ -81,7 +81,7 @@ def _read(trial: Trial, key: str) -> Any:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else json.dumps(value)
 
 
-def _encode(values: list[Any], dimension: Dimension) -> np.ndarray:
+def _encode(values: list[Any], dimension: SearchDimension) -> np.ndarray:
     if all(isinstance(value, (int, float)) for value in values):
         numbers = np.array(values, float)
         return np.log(numbers) if dimension.sampling == "log" else numbers

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from tlkeras import progress
-from tlkeras.config.recipe import Recipe, dump_recipe, fingerprint
-from tlkeras.config.schema.tuning import Tuning
+from tlkeras.config.recipe import Recipe, fingerprint, recipe_to_yaml
+from tlkeras.config.schema.tuning import TuningConfig
 from tlkeras.errors import RecipeError, ResourceError, RunError
 from tlkeras.inference.jobs.ray_engine import check_engine
 from tlkeras.runs.directory import Run, create_run, list_runs
-from tlkeras.tuning.objective import Evaluator
-from tlkeras.tuning.oracles import Proposals
+from tlkeras.tuning.objective import TrialRunner
+from tlkeras.tuning.oracles import TrialScheduler
 from tlkeras.tuning.remote_workers import Machines, Place, identify
-from tlkeras.tuning.space import apply_values, list_corners, list_problems, longest, require_tuning
-from tlkeras.tuning.workers import Here, Processes, Workers
+from tlkeras.tuning.space import apply_values, boundary_recipes, list_problems, longest, require_tuning
+from tlkeras.tuning.workers import InProcessWorker, ProcessPoolWorkers, Workers
 
 STATE = "search.json"
 FOLDER = "tuning"
@@ -33,7 +33,7 @@ _DEATHS = 2  # of the whole search in one and the same trial
 Trial = dict[str, Any]
 
 
-def check_space(recipe: Recipe) -> Tuning:
+def check_space(recipe: Recipe) -> TuningConfig:
     """Return the section `tuning` of a recipe whose every value makes a valid recipe.
 
     Raises:
@@ -74,7 +74,9 @@ def search(recipe: Recipe, root: Path, workers: int = 1, place: Place | None = N
     run = _find_stopped(recipe, root / FOLDER) or create_run(root / FOLDER, recipe.name)
     with run.locked():
         _begin(run, recipe)
-        _guard(run, lambda: _go_on(run, recipe, tuning, partial(_hire, run, recipe, workers, place, engine)))
+        _guard(
+            run, lambda: _run_search(run, recipe, tuning, partial(_make_workers, run, recipe, workers, place, engine))
+        )
     return run
 
 
@@ -89,23 +91,25 @@ def _guard(run: Run, work: Callable[[], None]) -> None:
         raise
 
 
-def _hire(run: Run, recipe: Recipe, workers: int, place: Place | None, engine: str, evaluator: Evaluator) -> Workers:
+def _make_workers(
+    run: Run, recipe: Recipe, workers: int, place: Place | None, engine: str, evaluator: TrialRunner
+) -> Workers:
     """Return who carries out the trials."""
     if place is not None:
         return Machines(place, identify(recipe))
     if engine == "ray":
-        from tlkeras.tuning.ray_workers import Actors
+        from tlkeras.tuning.ray_workers import RayWorkers
 
-        return Actors(recipe, workers)
-    return Here(recipe, evaluator) if workers == 1 else Processes(run.path, workers)
+        return RayWorkers(recipe, workers)
+    return InProcessWorker(recipe, evaluator) if workers == 1 else ProcessPoolWorkers(run.path, workers)
 
 
-def _go_on(run: Run, recipe: Recipe, tuning: Tuning, hire: Callable[[Evaluator], Workers]) -> None:
-    evaluator = Evaluator()
+def _run_search(run: Run, recipe: Recipe, tuning: TuningConfig, hire: Callable[[TrialRunner], Workers]) -> None:
+    evaluator = TrialRunner()
     with run.phase("compute what is frozen"):
         prepare(recipe, evaluator)
     crew = hire(evaluator)
-    book = Book(run, tuning, longest(recipe))
+    book = TrialLog(run, tuning, longest(recipe))
     with closing(crew):
         with run.phase("trials"):
             _carry_out(book, crew)
@@ -113,24 +117,24 @@ def _go_on(run: Run, recipe: Recipe, tuning: Tuning, hire: Callable[[Evaluator],
             _repeat_finalists(book, crew, recipe.training.seed)
     best = book.rank()[0]
     values = {**best["values"], "training.seed": recipe.training.seed}
-    run.write_text("best.yaml", _tell_best(recipe, run, best, values))
+    run.write_text("best.yaml", _write_best_recipe(recipe, run, best, values))
     book.write_table()
     run.finish()
 
 
-def prepare(recipe: Recipe, evaluator: Evaluator) -> None:
+def prepare(recipe: Recipe, evaluator: TrialRunner) -> None:
     """Compute what is frozen in all trials, in one pass over the pictures.
 
     Raises:
         RecipeError: No combination of the space is a valid recipe.
     """
-    corners = list(list_corners(recipe))
+    corners = list(boundary_recipes(recipe))
     if not corners:
         raise RecipeError("Some combination of the space must be a valid recipe.", "none", None)
     evaluator.prepare(corners[0], corners)
 
 
-class Book:
+class TrialLog:
     """What is known of a search: written whole after every trial.
 
     Attributes:
@@ -138,14 +142,14 @@ class Book:
             failed), `figures`, `error`, `starts`, `repeats` (figures with other seeds, by seed).
     """
 
-    def __init__(self, run: Run, tuning: Tuning, epochs: int):
+    def __init__(self, run: Run, tuning: TuningConfig, epochs: int):
         self.run, self.tuning = run, tuning
         self.trials: dict[str, Trial] = {}
         state = None
         if (run.path / STATE).exists():
             kept = run.read_json(STATE)
             self.trials, state = {trial["name"]: trial for trial in kept["trials"]}, kept["proposals"]
-        self.proposals = Proposals(tuning, epochs, state)
+        self.proposals = TrialScheduler(tuning, epochs, state)
 
     @property
     def sign(self) -> float:
@@ -214,7 +218,7 @@ def summarise(trial: Trial, objective: str) -> dict[str, float]:
 def _begin(run: Run, recipe: Recipe) -> None:
     if run.read_state() != "running" or (run.path / "recipe.yaml").exists():
         run.resume()
-    run.write_text("recipe.yaml", dump_recipe(recipe))
+    run.write_text("recipe.yaml", recipe_to_yaml(recipe))
     run.update_manifest(recipe=fingerprint(recipe))
 
 
@@ -227,14 +231,14 @@ def _find_stopped(recipe: Recipe, root: Path) -> Run | None:
     return None
 
 
-def _carry_out(book: Book, crew: Workers) -> None:
+def _carry_out(book: TrialLog, crew: Workers) -> None:
     """Do trials until there are none left."""
     running: dict[str, Trial] = {}
     known = len([trial for trial in book.trials.values() if trial["status"] != "running"])
-    with progress.track("Trials", book.tuning.max_trials, "trials") as advance:
+    with progress.progress_bar("Trials", book.tuning.max_trials, "trials") as advance:
         advance(known)
         while True:
-            exhausted = _hand_out(book, crew, running)
+            exhausted = _dispatch_trials(book, crew, running)
             if exhausted and not running:
                 break
             if (ended := crew.wait()) is not None:
@@ -244,7 +248,7 @@ def _carry_out(book: Book, crew: Workers) -> None:
     _check_failures(book, over=True)
 
 
-def _hand_out(book: Book, crew: Workers, running: dict[str, Trial]) -> bool:
+def _dispatch_trials(book: TrialLog, crew: Workers, running: dict[str, Trial]) -> bool:
     """Give trials to workers that are free; return whether there are none left at the moment."""
     for worker in crew.names:
         while worker not in running:
@@ -259,7 +263,7 @@ def _hand_out(book: Book, crew: Workers, running: dict[str, Trial]) -> bool:
     return False
 
 
-def _check_failures(book: Book, over: bool = False) -> None:
+def _check_failures(book: TrialLog, over: bool = False) -> None:
     """Stop where nothing works.
 
     Raises:
@@ -272,7 +276,7 @@ def _check_failures(book: Book, over: bool = False) -> None:
     raise RunError.from_problems(f"Every trial failed, {len(failed)} so far:", reasons[:_GIVE_UP] or ["there was none"])
 
 
-def _repeat_finalists(book: Book, crew: Workers, first: int) -> None:
+def _repeat_finalists(book: TrialLog, crew: Workers, first: int) -> None:
     """Do the best trials again with other seeds of what is trained; the pictures stay on their sides."""
     finalists = book.completed()[: book.tuning.finalists]
     todo = [
@@ -281,7 +285,7 @@ def _repeat_finalists(book: Book, crew: Workers, first: int) -> None:
         for seed in range(first + 1, first + book.tuning.seeds)
         if str(seed) not in trial["repeats"]
     ]
-    with progress.track("Finalists", len(todo), "trainings") as advance:
+    with progress.progress_bar("Finalists", len(todo), "trainings") as advance:
         running: dict[str, tuple[Trial, str]] = {}
         while todo or running:
             for worker in crew.names:
@@ -298,7 +302,7 @@ def _repeat_finalists(book: Book, crew: Workers, first: int) -> None:
             advance(1)
 
 
-def _tell_best(recipe: Recipe, run: Run, best: Trial, values: dict[str, Any]) -> str:
+def _write_best_recipe(recipe: Recipe, run: Run, best: Trial, values: dict[str, Any]) -> str:
     tuning = require_tuning(recipe)
     found, objective = summarise(best, tuning.objective), tuning.objective
     count = len(run.read_json(STATE)["trials"])
@@ -310,7 +314,7 @@ def _tell_best(recipe: Recipe, run: Run, best: Trial, values: dict[str, Any]) ->
         f"# Search    trial {best['name']}, {time.strftime('%Y-%m-%d', time.gmtime())}",
     ]
     named = apply_values(recipe, values).model_copy(update={"name": f"{recipe.name}-best"})
-    return "\n".join(receipt) + "\n" + dump_recipe(named)
+    return "\n".join(receipt) + "\n" + recipe_to_yaml(named)
 
 
 def _list_figures(trial: Trial) -> Sequence[Any]:

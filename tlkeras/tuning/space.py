@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from tlkeras.config.recipe import Recipe, validate_values
-from tlkeras.config.schema.tuning import Dimension, Tuning
-from tlkeras.config.yaml_loader import freeze
+from tlkeras.config.schema.tuning import SearchDimension, TuningConfig
+from tlkeras.config.yaml_loader import to_immutable
 from tlkeras.errors import RecipeError
 
 EPOCHS = "tuner/epochs"
@@ -20,7 +20,7 @@ VALIDATION = 0.2
 _MOST_CORNERS = 256
 
 
-def require_tuning(recipe: Recipe) -> Tuning:
+def require_tuning(recipe: Recipe) -> TuningConfig:
     """Return the section `tuning`.
 
     Raises:
@@ -77,7 +77,7 @@ def list_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-def list_corners(recipe: Recipe) -> Iterator[Recipe]:
+def boundary_recipes(recipe: Recipe) -> Iterator[Recipe]:
     """Yield valid recipes at the ends of the space, of its keys below `finetuning`, `backbone` and `features`.
 
     They need all frozen work that any trial needs.
@@ -92,7 +92,7 @@ def list_corners(recipe: Recipe) -> Iterator[Recipe]:
             continue
 
 
-def make_hyperparameters(tuning: Tuning) -> Any:
+def make_hyperparameters(tuning: TuningConfig) -> Any:
     """Return the space as `keras_tuner.HyperParameters`."""
     import keras_tuner
 
@@ -101,7 +101,7 @@ def make_hyperparameters(tuning: Tuning) -> Any:
     return space
 
 
-def declare(tuning: Tuning, space: Any) -> None:
+def declare(tuning: TuningConfig, space: Any) -> None:
     """Declare what is searched in KerasTuner's hyperparameters; values that it has stay."""
     for key, dimension in tuning.space.items():
         if dimension.values is not None:
@@ -115,7 +115,7 @@ def declare(tuning: Tuning, space: Any) -> None:
         make(key, dimension.min, dimension.max, sampling=dimension.sampling, **options)
 
 
-def read_values(tuning: Tuning, values: Mapping[str, Any]) -> dict[str, Any]:
+def read_values(tuning: TuningConfig, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of KerasTuner as those of a recipe, its own `tuner/...` ones among them."""
     return {
         key: json.loads(value) if key in tuning.space and isinstance(value, str) else value
@@ -123,7 +123,7 @@ def read_values(tuning: Tuning, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _between(dimension: Dimension) -> tuple[Any, ...]:
+def _between(dimension: SearchDimension) -> tuple[Any, ...]:
     """Return all whole numbers of a short range, else what a check tries."""
     if dimension.values is None and dimension.whole:
         low, high, step = (int(value) for value in (dimension.min or 0, dimension.max or 0, dimension.step or 1))
@@ -136,7 +136,7 @@ def _put(plain: dict[str, Any], path: list[str], value: Any) -> None:
     """Set a value in nested mappings and tuples of stages; what is on the way is copied, not changed."""
     here, *rest = path
     if not rest:
-        plain[here] = freeze(value)
+        plain[here] = to_immutable(value)
         return
     inside = plain.get(here)
     if inside is None:

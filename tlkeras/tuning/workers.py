@@ -20,7 +20,7 @@ from tlkeras.tuning.space import apply_values
 _GROWTH = 1 << 30  # bytes above the first trial at which a worker makes room for a fresh one
 
 
-Ended = tuple[str, str, dict[str, Any]]
+TrialResult = tuple[str, str, dict[str, Any]]
 """A worker, the name of the trial that it ended, and its figures or its `error`."""
 
 
@@ -36,7 +36,7 @@ class Workers(Protocol):
         """Begin a trial."""
         ...
 
-    def wait(self) -> Ended | None:
+    def wait(self) -> TrialResult | None:
         """Return the next trial that ends, or None where only the names have changed."""
         ...
 
@@ -45,7 +45,7 @@ class Workers(Protocol):
         ...
 
 
-class Here:
+class InProcessWorker:
     """This process; a trial is carried out when its result is asked for."""
 
     names: tuple[str, ...] = ("here",)
@@ -58,18 +58,18 @@ class Here:
         """Keep the trial for `wait`."""
         self._next = (trial, values)
 
-    def wait(self) -> Ended:
+    def wait(self) -> TrialResult:
         """Carry out the trial."""
         if self._next is None:
             raise RuntimeError("no trial was started")
         (trial, values), self._next = self._next, None
-        return "here", trial, attempt(self._evaluator, self._recipe, values)
+        return "here", trial, run_trial(self._evaluator, self._recipe, values)
 
     def close(self) -> None:
         """Do nothing."""
 
 
-class Processes:
+class ProcessPoolWorkers:
     """Processes of this machine, each on its share of the cores.
 
     One that dies in a trial is replaced, and the trial fails with how it died and the last lines it wrote. One whose
@@ -80,7 +80,7 @@ class Processes:
         self._folder, cores = folder, list_cores()
         self._cores = {f"worker-{number}": cores[number::count] for number in range(count)}
         self.names: tuple[str, ...] = tuple(self._cores)
-        self._ends: queue.Queue[Ended] = queue.Queue()
+        self._ends: queue.Queue[TrialResult] = queue.Queue()
         self._processes: dict[str, subprocess.Popen] = {}
 
     def start(self, worker: str, trial: str, values: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ class Processes:
             process = self._processes[worker] = self._spawn(worker)
         threading.Thread(target=self._ask, args=(process, worker, trial, dict(values)), daemon=True).start()
 
-    def wait(self) -> Ended:
+    def wait(self) -> TrialResult:
         """Return the next answer."""
         return self._ends.get()
 
@@ -140,7 +140,7 @@ class Processes:
         return f"the worker process {how} (too little memory?); {' / '.join(lines) or 'it said nothing'}"
 
 
-def attempt(evaluator: Any, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
+def run_trial(evaluator: Any, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of a trial, or its `error` in words.
 
     Raises:
@@ -157,14 +157,14 @@ def attempt(evaluator: Any, recipe: Recipe, values: Mapping[str, Any]) -> dict[s
 def serve_trials(folder: Path) -> int:
     """Be one of the processes: read values, a line of JSON per trial, and answer each with a line."""
     answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
-    from tlkeras.lazy_tensorflow import load_tensorflow
+    from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
-    load_tensorflow()
-    from tlkeras.tuning.objective import Evaluator
+    import_tensorflow_quietly()
+    from tlkeras.tuning.objective import TrialRunner
 
-    recipe, evaluator, first = load_recipe(str(folder / "recipe.yaml")), Evaluator(), 0
+    recipe, evaluator, first = load_recipe(str(folder / "recipe.yaml")), TrialRunner(), 0
     for line in sys.stdin:
-        answer: dict[str, Any] = attempt(evaluator, recipe, json.loads(line))
+        answer: dict[str, Any] = run_trial(evaluator, recipe, json.loads(line))
         used = _read_memory()
         first = first or used
         answer["recycle"] = used > first + _GROWTH

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from tlkeras.cli.tables.style import list_findings, make_table, open_console
+from tlkeras.cli.tables.style import issues_table, make_table, open_console
 
 
 def draw_cache(result: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ def draw_packed(result: dict[str, Any]) -> None:
         highlight=False,
     )
     if result["rejected"]:
-        console.print(list_findings("Files that cannot be used", result["rejected"]))
+        console.print(issues_table("Files that cannot be used", result["rejected"]))
     console.print(
         f"\nNext:\n  tlkeras train linear_probe --set data.source={escape(result['path'])}",
         highlight=False,

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from tlkeras.cli.tables.style import list_findings, make_table, open_console
+from tlkeras.cli.tables.style import issues_table, make_table, open_console
 
 _MOST_CLASSES, _MOST_GROUPS, _MOST_IN_GROUP, _MOST_PICTURES = 30, 10, 4, 15
 _BAR = 24
@@ -25,7 +25,7 @@ def draw_check(result: dict[str, Any]) -> None:
         console.print(table)
     _draw_classes(console, result["classes"])
     if result["rejected"]:
-        console.print(list_findings("Files that cannot be used", result["rejected"]))
+        console.print(issues_table("Files that cannot be used", result["rejected"]))
     _draw_copies(console, [group for group in result["copies"] if group["conflicting"] or group["leaking"]])
     _draw_suspects(console, result["mislabelled"] or [])
     _draw_outliers(console, result["outliers"] or [])

@@ -9,8 +9,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tlkeras.cli.tables.style import MOST_ROWS, format_number, list_findings, make_table, open_console
-from tlkeras.evaluation.metric_names import METRIC_NAMES, name_rivals
+from tlkeras.cli.tables.style import MOST_ROWS, format_number, issues_table, make_table, open_console
+from tlkeras.evaluation.metric_names import METRIC_NAMES, baseline_names
 
 _WITH_INTERVALS = ("f1", "roc_auc", "average_precision")
 
@@ -80,7 +80,7 @@ def _draw_task(result: dict[str, Any]) -> None:
     kind = kinds.get(result["kind"], "a number")
     title = f"{result['run']}{several}: {result['pictures']:,} {of_which}{weighted}, {kind}"
     columns = [("", "left"), ("value", "right"), ("95 % interval", "right")]
-    beside = name_rivals(result)
+    beside = baseline_names(result)
     table = make_table(title, [*columns, *((name, "right") for name in beside)])
     for name, figure in result["metrics"].items():
         table.add_row(
@@ -117,7 +117,7 @@ def draw_predictions(result: dict[str, Any]) -> None:
     if result["predictions"]:
         console.print(draw(result))
     if result["unreadable"]:
-        console.print(list_findings(f"{len(result['unreadable'])} could not be read", result["unreadable"]))
+        console.print(issues_table(f"{len(result['unreadable'])} could not be read", result["unreadable"]))
 
 
 def draw_written(result: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 MOST_ROWS = 40
 
 
-def list_findings(title: str, findings: Sequence[dict[str, str]]) -> Table:
+def issues_table(title: str, findings: Sequence[dict[str, str]]) -> Table:
     """Return a table of paths and reasons, of so many at most."""
     table = make_table(title, [("path", "left"), ("reason", "left")])
     for finding in findings[:MOST_ROWS]:

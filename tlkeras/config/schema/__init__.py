@@ -6,33 +6,33 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from tlkeras.config.schema.adaptation import TUNED, Domains
-from tlkeras.config.schema.data import Augmentation, Data
-from tlkeras.config.schema.evaluation import Cache, Evaluation
-from tlkeras.config.schema.features import NO_BACKBONE, Backbone, Features
-from tlkeras.config.schema.fields import Section
-from tlkeras.config.schema.finetuning import Finetuning, Stage
-from tlkeras.config.schema.heads import MAPS, SINGLE, Head, Linear, Training
-from tlkeras.config.schema.tuning import Tuning
+from tlkeras.config.schema.adaptation import FINE_TUNING_METHODS, DomainAdaptationConfig
+from tlkeras.config.schema.data import AugmentationConfig, DataConfig
+from tlkeras.config.schema.evaluation import CacheConfig, EvaluationConfig
+from tlkeras.config.schema.features import NO_BACKBONE, BackboneConfig, FeaturesConfig
+from tlkeras.config.schema.fields import ConfigSection
+from tlkeras.config.schema.finetuning import FineTuningConfig, StageConfig
+from tlkeras.config.schema.heads import FEATURE_MAP_HEADS, SINGLE_LABEL_HEADS, HeadConfig, LinearConfig, TrainingConfig
+from tlkeras.config.schema.tuning import TuningConfig
 
-__all__ = ["Finetuning", "Recipe", "Section", "Stage"]
+__all__ = ["ConfigSection", "FineTuningConfig", "Recipe", "StageConfig"]
 
 
-class Recipe(Section):
+class Recipe(ConfigSection):
     """One run, completely described."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")
-    data: Data
-    backbone: Backbone
-    features: Features = Features()
-    mapping: Head = Linear()
-    domains: Domains | None = None
-    augmentation: Augmentation = Augmentation()
-    finetuning: Finetuning | None = None
-    tuning: Tuning | None = None
-    training: Training = Training()
-    evaluation: Evaluation = Evaluation()
-    cache: Cache = Cache()
+    data: DataConfig
+    backbone: BackboneConfig
+    features: FeaturesConfig = FeaturesConfig()
+    mapping: HeadConfig = LinearConfig()
+    domains: DomainAdaptationConfig | None = None
+    augmentation: AugmentationConfig = AugmentationConfig()
+    finetuning: FineTuningConfig | None = None
+    tuning: TuningConfig | None = None
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cache: CacheConfig = CacheConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -64,7 +64,7 @@ class Recipe(Section):
             conflicts.append("a picture is of one class, not of several labels")
         if any(task.kind == "number" for task in (self.data.tasks or {}).values()):
             conflicts.append("numbers are not adapted: leave them out of data.tasks")
-        if self.mapping.kind in MAPS:
+        if self.mapping.kind in FEATURE_MAP_HEADS:
             conflicts.append(f"vectors are aligned, and mapping.kind {self.mapping.kind} eats maps")
         if self.domains.correction == "confusion" and self.data.validation == 0:
             conflicts.append("confusion is measured on a validation set: set data.validation")
@@ -74,7 +74,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _suit_the_features(self) -> Recipe:
-        if self.features.selection and self.mapping.kind in MAPS:
+        if self.features.selection and self.mapping.kind in FEATURE_MAP_HEADS:
             raise ValueError(f"mapping.kind {self.mapping.kind} eats a map, of which no columns are selected.")
         names = ("taps", "backbones", "handcrafted")
         fused = [f"features.{name}" for name in names if getattr(self.features, name)]
@@ -84,7 +84,7 @@ class Recipe(Section):
             raise ValueError(f"finetuning changes one backbone, read at one depth: leave {' and '.join(fused)} out.")
         if fused and self.augmentation.test_time:
             raise ValueError(f"augmentation.test_time averages one map: leave {' and '.join(fused)} out.")
-        if fused and self.mapping.kind in MAPS:
+        if fused and self.mapping.kind in FEATURE_MAP_HEADS:
             raise ValueError(f"mapping.kind {self.mapping.kind} eats one map: leave {' and '.join(fused)} out.")
         return self
 
@@ -99,12 +99,14 @@ class Recipe(Section):
         return self
 
 
-def _list_adaptation_conflicts(recipe: Recipe, domains: Domains) -> list[str]:
+def _list_adaptation_conflicts(recipe: Recipe, domains: DomainAdaptationConfig) -> list[str]:
     """Say what makes no sense where a network is fine-tuned across domains."""
     options, augmentation = recipe.finetuning, recipe.augmentation
     conflicts = []
-    if domains.method not in TUNED:
-        conflicts.append(f"{domains.method} aligns frozen features: for finetuning, take one of {', '.join(TUNED)}")
+    if domains.method not in FINE_TUNING_METHODS:
+        conflicts.append(
+            f"{domains.method} aligns frozen features: for finetuning, take one of {', '.join(FINE_TUNING_METHODS)}"
+        )
     if domains.correction != "none":
         conflicts.append("a correction is of answers from frozen features: leave it or finetuning out")
     if augmentation.mixup or augmentation.cutmix:
@@ -123,7 +125,7 @@ def _list_label_conflicts(recipe: Recipe) -> list[str]:
         sigmoid = options is not None and options.loss.kind == "sigmoid"
         return ["finetuning.loss is softmax or focal, not sigmoid"] if sigmoid else []
     conflicts = []
-    if mapping.kind in SINGLE:
+    if mapping.kind in SINGLE_LABEL_HEADS:
         conflicts.append(f"mapping.kind {mapping.kind} tells classes apart and cannot answer for each label")
     elif mapping.kind != "linear" and mapping.class_weight != "none":
         conflicts.append(f"a {mapping.kind} mapping has no class_weight")
@@ -142,9 +144,9 @@ def _list_task_conflicts(recipe: Recipe) -> list[str]:
     options, conflicts = recipe.finetuning, []
     labels = any(task.kind == "labels" for task in (recipe.data.tasks or {}).values())
     numbers = any(task.kind == "number" for task in (recipe.data.tasks or {}).values())
-    if numbers and recipe.mapping.kind in MAPS:
+    if numbers and recipe.mapping.kind in FEATURE_MAP_HEADS:
         conflicts.append(f"mapping.kind {recipe.mapping.kind} eats maps, and numbers are regressed on vectors")
-    if labels and recipe.mapping.kind in SINGLE:
+    if labels and recipe.mapping.kind in SINGLE_LABEL_HEADS:
         conflicts.append(f"mapping.kind {recipe.mapping.kind} tells classes apart and cannot answer for each label")
     elif labels and recipe.mapping.kind != "linear" and recipe.mapping.class_weight != "none":
         conflicts.append(f"a {recipe.mapping.kind} mapping of labels has no class_weight")

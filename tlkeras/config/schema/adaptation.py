@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from tlkeras.config.schema.fields import Names, Section, Strength
+from tlkeras.config.schema.fields import ConfigSection, Names, RegularizationStrength
 
-TUNED = ("none", "dann", "cdan", "mmd", "deep_coral", "mcc")
+FINE_TUNING_METHODS = ("none", "dann", "cdan", "mmd", "deep_coral", "mcc")
 """Methods that a network can be fine-tuned by; all others align frozen features."""
 
 
-class Domains(Section):
+class DomainAdaptationConfig(ConfigSection):
     """Which values of `data.domain` are labelled and which are to be answered, and what brings the two together.
 
     Labels of target pictures are never learned from: those of the test side measure, all others are not looked at.
@@ -24,5 +24,5 @@ class Domains(Section):
         "none", "coral", "transport", "subspace", "joint_pca", "tca", "jda", "dann", "cdan", "mmd", "deep_coral", "mcc"
     ] = "coral"
     components: int = Field(default=30, ge=1, le=4096)
-    weight: Strength | None = None
+    weight: RegularizationStrength | None = None
     correction: Literal["none", "confusion", "likelihood"] = "none"

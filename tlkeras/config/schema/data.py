@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from tlkeras.config.schema.fields import Names, Section, Share, auto_as_none
+from tlkeras.config.schema.fields import ConfigSection, Fraction, Names, auto_as_none
 
 
 def _check_policy(value: Any) -> Any:
@@ -19,7 +19,7 @@ def _check_policy(value: Any) -> Any:
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")]
 
 
-class TaskColumn(Section):
+class TaskConfig(ConfigSection):
     """Which column a task is learned from, its own name if not given; `labels` are several in a cell, or a `number`."""
 
     column: str | None = None
@@ -27,7 +27,7 @@ class TaskColumn(Section):
     separator: str = Field(default="|", min_length=1)
 
 
-class Data(Section):
+class DataConfig(ConfigSection):
     """Which pictures, which column is the label, and who is held out.
 
     `tasks`, by name, takes the place of `label` where several things are learned; the first is the main one.
@@ -39,20 +39,20 @@ class Data(Section):
     source: str = Field(min_length=1)
     label: str | None = None
     separator: str | None = Field(default=None, min_length=1)
-    tasks: dict[TaskName, TaskColumn] | None = Field(default=None, min_length=1)
+    tasks: dict[TaskName, TaskConfig] | None = Field(default=None, min_length=1)
     weight: str | None = None
     group: str | None = None
     domain: str | None = None
     stratify: Names | None = None
-    validation: Share = 0.0
-    test: Share = 0.2
-    tolerance: Share = 0.25
+    validation: Fraction = 0.0
+    test: Fraction = 0.2
+    tolerance: Fraction = 0.25
     resize: Literal["squash", "crop", "pad"] = "squash"
     limit: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
-    def _name_labels_once(self) -> Data:
+    def _name_labels_once(self) -> DataConfig:
         if self.tasks and (self.label or self.separator):
             raise ValueError("tasks takes the place of label and separator: give one or the other.")
         if self.tasks and next(iter(self.tasks.values())).kind == "number":
@@ -60,7 +60,7 @@ class Data(Section):
         return self
 
     @model_validator(mode="after")
-    def _leave_something_to_train_on(self) -> Data:
+    def _leave_something_to_train_on(self) -> DataConfig:
         if self.validation + self.test >= 1:
             raise ValueError(f"validation + test must be below 1. Received: {self.validation:g} + {self.test:g}.")
         if self.test == 0:
@@ -68,7 +68,7 @@ class Data(Section):
         return self
 
 
-class Augmentation(Section):
+class AugmentationConfig(ConfigSection):
     """What is done to the pictures that the backbone is fine-tuned on, and in how many views of each.
 
     Where nothing is kept of them, views are made in the pipeline or in the training graph; auto takes what is faster.

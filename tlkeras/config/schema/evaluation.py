@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tlkeras.config.schema.fields import Section
+from tlkeras.config.schema.fields import ConfigSection
 
 
-class Evaluation(Section):
+class EvaluationConfig(ConfigSection):
     """How sure the figures are."""
 
     bootstrap: int = Field(default=2000, ge=100, le=100_000)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 
-class Cache(Section):
+class CacheConfig(ConfigSection):
     """Where activations are kept, and how much of the disk they may take."""
 
     root: str | None = None

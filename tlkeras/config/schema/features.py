@@ -6,16 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tlkeras.config.schema.fields import Section, as_tuple
-from tlkeras.config.schema.handcrafted import Handcrafted
+from tlkeras.config.schema.fields import ConfigSection, as_tuple
+from tlkeras.config.schema.handcrafted import HandcraftedConfig
 
 NO_BACKBONE = "none"
 """The name of a backbone where there is none, and features are handcrafted alone."""
-HUB = "hub:"
+KERAS_HUB_PREFIX = "hub:"
 """What stands before the name of a preset of KerasHub."""
 
 
-class Backbone(Section):
+class BackboneConfig(ConfigSection):
     """Which pretrained network, at which picture size."""
 
     name: str
@@ -29,10 +29,12 @@ class Backbone(Section):
         name = values.get("name") if isinstance(values, dict) else None
         if name == NO_BACKBONE:
             return {"weights": "none", **values}
-        return {"weights": "preset", **values} if isinstance(name, str) and name.startswith(HUB) else values
+        return (
+            {"weights": "preset", **values} if isinstance(name, str) and name.startswith(KERAS_HUB_PREFIX) else values
+        )
 
     @model_validator(mode="after")
-    def _be_whole(self) -> Backbone:
+    def _be_whole(self) -> BackboneConfig:
         if self.name == NO_BACKBONE and (self.size is None or self.weights != "none"):
             raise ValueError(
                 "a backbone none has no weights, and size says how large the pictures are: set backbone.size."
@@ -40,14 +42,14 @@ class Backbone(Section):
         return self
 
 
-class Selection(Section):
+class FeatureSelectionConfig(ConfigSection):
     """Which share of the features is kept, and by which score."""
 
     method: Literal["head2toe", "f_classif", "l2"] = "head2toe"
     keep: float = Field(default=0.1, gt=0, le=1)
 
 
-class Features(Section):
+class FeaturesConfig(ConfigSection):
     """Where the backbone is read, how a map becomes a vector, what stands beside it, and which engine computes it.
 
     With `taps`, several blocks are read, by name or index, in the place of `cut`; `backbones` are more networks that
@@ -57,16 +59,16 @@ class Features(Section):
 
     cut: str | int = "last"
     taps: tuple[str | int, ...] = ()
-    backbones: tuple[Backbone, ...] = ()
-    handcrafted: Annotated[tuple[Handcrafted, ...], BeforeValidator(as_tuple)] = ()
-    selection: Selection | None = None
+    backbones: tuple[BackboneConfig, ...] = ()
+    handcrafted: Annotated[tuple[HandcraftedConfig, ...], BeforeValidator(as_tuple)] = ()
+    selection: FeatureSelectionConfig | None = None
     pooling: Literal["average", "max", "both", "gem", "compact_bilinear"] = "average"
     precision: Literal["float16", "float32"] = "float32"
     engine: Literal["auto", "openvino", "tensorflow", "keras"] = "auto"
     cache: bool = True
 
     @model_validator(mode="after")
-    def _see_one_picture(self) -> Features:
+    def _see_one_picture(self) -> FeaturesConfig:
         if any(backbone.name == NO_BACKBONE for backbone in self.backbones):
             raise ValueError("features.backbones are networks: leave none out.")
         if any(backbone.size is not None for backbone in self.backbones):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """What all sections share: unknown keys are refused, values keep their types, nothing changes later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
@@ -23,12 +23,12 @@ def auto_as_none(value: Any) -> Any:
     return None if value == "auto" else value
 
 
-def kind_by_default(kind: str) -> BeforeValidator:
+def default_kind(kind: str) -> BeforeValidator:
     """Return what reads a section that does not name its kind as one of this kind."""
     return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
 
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
-Strength = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+RegularizationStrength = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]

@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from tlkeras.config.schema.fields import Rate, Section, Share, Strength, auto_as_none, kind_by_default
+from tlkeras.config.schema.fields import (
+    ConfigSection,
+    Fraction,
+    PositiveFloat,
+    RegularizationStrength,
+    auto_as_none,
+    default_kind,
+)
 
 
 def _check_stages(value: Any) -> Any:
@@ -22,107 +29,112 @@ def _check_unfreeze(value: Any) -> Any:
     return value
 
 
-class Stage(Section):
+class StageConfig(ConfigSection):
     """A stretch of fine-tuning in which the same blocks train."""
 
     name: str = Field(min_length=1)
     unfreeze: Annotated[Any, AfterValidator(_check_unfreeze)]
-    learning_rate: Rate = 3e-4
+    learning_rate: PositiveFloat = 3e-4
     epochs: int | None = Field(default=None, ge=1)
     until: Literal["plateau"] | None = None
     patience: int = Field(default=2, ge=1)
     max_epochs: int = Field(default=50, ge=1)
-    backbone_ratio: Rate = 0.1
+    backbone_ratio: PositiveFloat = 0.1
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     warmup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     decay: Literal["cosine", "constant"] | None = None
     batch_norm: Literal["frozen", "affine", "reestimate", "train"] = "frozen"
 
     @model_validator(mode="after")
-    def _have_one_end(self) -> Stage:
+    def _have_one_end(self) -> StageConfig:
         if (self.epochs is None) == (self.until is None):
             raise ValueError(f"stage {self.name!r} takes either epochs or until: plateau.")
         return self
 
 
-class Softmax(Section):
+class SoftmaxConfig(ConfigSection):
     """Cross entropy: every picture is of one class."""
 
     kind: Literal["softmax"] = "softmax"
-    smoothing: Share = 0.0
+    smoothing: Fraction = 0.0
 
 
-class Focal(Section):
+class FocalConfig(ConfigSection):
     """Cross entropy in which pictures that are answered well count little."""
 
     kind: Literal["focal"] = "focal"
     gamma: float = Field(default=2.0, ge=0, le=10)
-    smoothing: Share = 0.0
+    smoothing: Fraction = 0.0
 
 
-class Sigmoid(Section):
+class SigmoidConfig(ConfigSection):
     """Cross entropy of a yes or no for each label; the default, and the only one, where `data.separator` is given."""
 
     kind: Literal["sigmoid"] = "sigmoid"
-    smoothing: Share = 0.0
+    smoothing: Fraction = 0.0
 
 
-class Nothing(Section):
+class NoRegularizerConfig(ConfigSection):
     """The source is kept by nothing but small rates."""
 
     kind: Literal["none"] = "none"
 
 
-class SourcePenalty(Section):
+class L2SPConfig(ConfigSection):
     """L2-SP: weights are pulled towards the pretrained ones."""
 
     kind: Literal["l2sp"] = "l2sp"
-    alpha: Strength = 0.01
-    beta: Strength = 0.01
+    alpha: RegularizationStrength = 0.01
+    beta: RegularizationStrength = 0.01
     batch_norm: bool = False
 
 
-class SpectralShrinkage(Section):
+class BatchSpectralShrinkageConfig(ConfigSection):
     """BSS: the smallest singular values of a batch's features are shrunk."""
 
     kind: Literal["bss"] = "bss"
-    eta: Strength = 1e-3
+    eta: RegularizationStrength = 1e-3
     smallest: int = Field(default=1, ge=1)
 
 
-class Distillation(Section):
+class LearningWithoutForgettingConfig(ConfigSection):
     """LwF: the source's own classifier must go on answering as before."""
 
     kind: Literal["lwf"] = "lwf"
-    weight: Strength = 4.0
+    weight: RegularizationStrength = 4.0
     temperature: float = Field(default=2.0, gt=0, le=100)
 
 
-Loss = Annotated[Annotated[Softmax | Focal | Sigmoid, Field(discriminator="kind")], kind_by_default("softmax")]
+LossConfig = Annotated[
+    Annotated[SoftmaxConfig | FocalConfig | SigmoidConfig, Field(discriminator="kind")], default_kind("softmax")
+]
 
-KeepSource = Annotated[
-    Annotated[Nothing | SourcePenalty | SpectralShrinkage | Distillation, Field(discriminator="kind")],
-    kind_by_default("none"),
+RegularizerConfig = Annotated[
+    Annotated[
+        NoRegularizerConfig | L2SPConfig | BatchSpectralShrinkageConfig | LearningWithoutForgettingConfig,
+        Field(discriminator="kind"),
+    ],
+    default_kind("none"),
 ]
 
 
-class Finetuning(Section):
+class FineTuningConfig(ConfigSection):
     """How the backbone itself is changed, stage by stage, after the head was fitted.
 
     Mixed precision pays on GPUs, where `precision: auto` takes it; on a CPU bfloat16 is slower than float32.
     """
 
-    stages: Annotated[tuple[Stage, ...] | None, BeforeValidator(_check_stages)] = None
+    stages: Annotated[tuple[StageConfig, ...] | None, BeforeValidator(_check_stages)] = None
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "nadam", "lion", "muon"] = "adamw"
     batch_size: int = Field(default=32, ge=1, le=65_536)
     accumulate: int = Field(default=1, ge=1, le=1024)
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     clip_norm: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
-    average: Share = 0.0
-    loss: Loss = Softmax()
+    average: Fraction = 0.0
+    loss: LossConfig = SoftmaxConfig()
     weighting: Literal["fixed", "uncertainty", "pcgrad"] = "fixed"
-    task_weights: dict[str, Strength] | None = Field(default=None, min_length=1)
-    keep_source: KeepSource = Nothing()
+    task_weights: dict[str, RegularizationStrength] | None = Field(default=None, min_length=1)
+    keep_source: RegularizerConfig = NoRegularizerConfig()
     class_weight: Literal["none", "balanced"] = "none"
     balanced: bool = False
     monitor: Literal["loss", "accuracy", "roc_auc"] = "loss"
@@ -132,7 +144,7 @@ class Finetuning(Section):
     tensorboard: bool = False
 
     @model_validator(mode="after")
-    def _decay_towards_one_point(self) -> Finetuning:
+    def _decay_towards_one_point(self) -> FineTuningConfig:
         if self.weight_decay and self.keep_source.kind == "l2sp":
             raise ValueError("l2sp takes the place of weight decay: set weight_decay to 0.")
         return self

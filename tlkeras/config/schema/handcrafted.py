@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from tlkeras.config.schema.fields import Section
+from tlkeras.config.schema.fields import ConfigSection
 
 
-class Sift(Section):
+class SiftConfig(ConfigSection):
     """Local descriptors on a grid or at keypoints, as one vector of a codebook learned on training pictures."""
 
     kind: Literal["sift"]
@@ -21,7 +21,7 @@ class Sift(Section):
     sizes: tuple[Annotated[int, Field(ge=2, le=256)], ...] = Field(default=(4, 8, 12), min_length=1)
 
 
-class Hog(Section):
+class HogConfig(ConfigSection):
     """Histograms of oriented gradients in cells."""
 
     kind: Literal["hog"]
@@ -29,7 +29,7 @@ class Hog(Section):
     orientations: int = Field(default=9, ge=2, le=64)
 
 
-class Lbp(Section):
+class LbpConfig(ConfigSection):
     """Local binary patterns in a grid of cells."""
 
     kind: Literal["lbp"]
@@ -38,7 +38,7 @@ class Lbp(Section):
     grid: int = Field(default=4, ge=1, le=32)
 
 
-class Colour(Section):
+class ColorHistogramConfig(ConfigSection):
     """Histograms of hue, saturation and value in a grid of cells."""
 
     kind: Literal["colour"]
@@ -51,7 +51,7 @@ def _as_kind(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
 
-Handcrafted = Annotated[
-    Annotated[Sift | Hog | Lbp | Colour, Field(discriminator="kind")],
+HandcraftedConfig = Annotated[
+    Annotated[SiftConfig | HogConfig | LbpConfig | ColorHistogramConfig, Field(discriminator="kind")],
     BeforeValidator(_as_kind),
 ]

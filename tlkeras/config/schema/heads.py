@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tlkeras.config.schema.fields import Rate, Section, Share, kind_by_default
+from tlkeras.config.schema.fields import ConfigSection, Fraction, PositiveFloat, default_kind
 
 
 def _check_strength(value: Any) -> Any:
@@ -22,136 +22,148 @@ def _check_shrinkage(value: Any) -> Any:
     return value
 
 
-Strength = Annotated[Literal["auto"] | float, BeforeValidator(_check_strength)]
-Weighting = Literal["none", "balanced"]
-Folds = Annotated[int, Field(ge=2)]
-Width = Annotated[int, Field(ge=1, le=65_536)]
+AutoStrength = Annotated[Literal["auto"] | float, BeforeValidator(_check_strength)]
+ClassWeighting = Literal["none", "balanced"]
+FoldCount = Annotated[int, Field(ge=2)]
+LayerWidth = Annotated[int, Field(ge=1, le=65_536)]
 
 
 def _check_gamma(value: Any) -> Any:
     return value if value in ("median", "search") else _check_strength(value)
 
 
-class Linear(Section):
+class LinearConfig(ConfigSection):
     """Multinomial logistic regression on the cached features."""
 
     kind: Literal["linear"] = "linear"
-    C: Strength = "auto"
-    folds: Folds = 5
-    class_weight: Weighting = "none"
+    C: AutoStrength = "auto"
+    folds: FoldCount = 5
+    class_weight: ClassWeighting = "none"
 
 
-class Ridge(Section):
+class RidgeConfig(ConfigSection):
     """Ridge regression on the indicators of classes, in closed form."""
 
     kind: Literal["ridge"] = "ridge"
-    alpha: Strength = "auto"
-    folds: Folds = 5
-    class_weight: Weighting = "none"
+    alpha: AutoStrength = "auto"
+    folds: FoldCount = 5
+    class_weight: ClassWeighting = "none"
 
 
-class Svm(Section):
+class SvmConfig(ConfigSection):
     """The linear support vector machine with squared hinge loss, calibrated."""
 
     kind: Literal["svm"] = "svm"
-    C: Strength = "auto"
-    folds: Folds = 5
-    class_weight: Weighting = "none"
+    C: AutoStrength = "auto"
+    folds: FoldCount = 5
+    class_weight: ClassWeighting = "none"
 
 
-class Centroid(Section):
+class CentroidConfig(ConfigSection):
     """The nearest class mean."""
 
     kind: Literal["centroid"] = "centroid"
-    folds: Folds = 5
-    class_weight: Weighting = "none"
+    folds: FoldCount = 5
+    class_weight: ClassWeighting = "none"
 
 
-class Lda(Section):
+class LdaConfig(ConfigSection):
     """Linear discriminant analysis with a shrunken covariance."""
 
     kind: Literal["lda"] = "lda"
     shrinkage: Annotated[Literal["auto"] | float, BeforeValidator(_check_shrinkage)] = "auto"
-    folds: Folds = 5
-    class_weight: Weighting = "none"
+    folds: FoldCount = 5
+    class_weight: ClassWeighting = "none"
 
 
-class Cosine(Section):
+class CosineConfig(ConfigSection):
     """Cosine to the mean direction of each class: for few examples."""
 
     kind: Literal["cosine"] = "cosine"
-    folds: Folds = 5
-    class_weight: Weighting = "none"
+    folds: FoldCount = 5
+    class_weight: ClassWeighting = "none"
 
 
-class Kernel(Section):
+class KernelConfig(ConfigSection):
     """A linear head in the space of a kernel, exact or approximated."""
 
     kind: Literal["kernel"] = "kernel"
     kernel: Literal["rbf", "polynomial", "laplacian", "chi2"] = "rbf"
     approximation: Literal["nystroem", "fourier"] = "nystroem"
-    components: Literal["auto"] | Width = "auto"
+    components: Literal["auto"] | LayerWidth = "auto"
     gamma: Annotated[Literal["median", "search"] | float, BeforeValidator(_check_gamma)] = "median"
     degree: int = Field(default=3, ge=1, le=10)
     solver: Literal["ridge", "logistic", "svm"] = "ridge"
-    folds: Folds = 5
-    class_weight: Weighting = "none"
+    folds: FoldCount = 5
+    class_weight: ClassWeighting = "none"
 
     @model_validator(mode="after")
-    def _have_waves(self) -> Kernel:
+    def _have_waves(self) -> KernelConfig:
         if self.approximation == "fourier" and self.kernel not in ("rbf", "laplacian"):
             raise ValueError(f"approximation fourier knows the kernels rbf and laplacian. Received: {self.kernel!r}.")
         return self
 
 
-class Deep(Section):
+class DeepConfig(ConfigSection):
     """A multi-layer perceptron on the cached features."""
 
     kind: Literal["deep"] = "deep"
-    widths: tuple[Width, ...] = (256,)
-    dropout: Share = 0.3
+    widths: tuple[LayerWidth, ...] = (256,)
+    dropout: Fraction = 0.3
     norm: Literal["none", "batch", "layer"] = "none"
     residual: bool = False
-    class_weight: Weighting = "none"
+    class_weight: ClassWeighting = "none"
 
 
-class Recurrent(Section):
+class RecurrentConfig(ConfigSection):
     """A GRU or LSTM over the rows of the cached feature maps."""
 
     kind: Literal["recurrent"] = "recurrent"
     cell: Literal["gru", "lstm"] = "gru"
-    units: Width = 64
-    projection: Width = 64
+    units: LayerWidth = 64
+    projection: LayerWidth = 64
     bidirectional: bool = False
-    dropout: Share = 0.3
-    class_weight: Weighting = "none"
+    dropout: Fraction = 0.3
+    class_weight: ClassWeighting = "none"
 
 
-class Attention(Section):
+class AttentionConfig(ConfigSection):
     """Learned queries over the positions of the cached feature maps."""
 
     kind: Literal["attention"] = "attention"
-    queries: Width = 4
-    dropout: Share = 0.3
-    class_weight: Weighting = "none"
+    queries: LayerWidth = 4
+    dropout: Fraction = 0.3
+    class_weight: ClassWeighting = "none"
 
 
-class Transformer(Section):
+class TransformerConfig(ConfigSection):
     """A small transformer encoder over the positions of the cached feature maps."""
 
     kind: Literal["transformer"] = "transformer"
-    width: Width = 64
+    width: LayerWidth = 64
     blocks: int = Field(default=2, ge=1, le=64)
     heads: int = Field(default=4, ge=1, le=64)
-    dropout: Share = 0.2
-    class_weight: Weighting = "none"
+    dropout: Fraction = 0.2
+    class_weight: ClassWeighting = "none"
 
 
-_Any = Linear | Ridge | Svm | Centroid | Lda | Cosine | Kernel | Deep | Recurrent | Attention | Transformer
-Head = Annotated[Annotated[_Any, Field(discriminator="kind")], kind_by_default("linear")]
-SINGLE = ("centroid", "lda", "cosine")
+_Any = (
+    LinearConfig
+    | RidgeConfig
+    | SvmConfig
+    | CentroidConfig
+    | LdaConfig
+    | CosineConfig
+    | KernelConfig
+    | DeepConfig
+    | RecurrentConfig
+    | AttentionConfig
+    | TransformerConfig
+)
+HeadConfig = Annotated[Annotated[_Any, Field(discriminator="kind")], default_kind("linear")]
+SINGLE_LABEL_HEADS = ("centroid", "lda", "cosine")
 """Kinds that tell classes apart and know of no several labels."""
-MAPS = ("recurrent", "attention", "transformer")
+FEATURE_MAP_HEADS = ("recurrent", "attention", "transformer")
 """Kinds that eat feature maps and not vectors."""
 
 
@@ -162,10 +174,10 @@ def _check_address(value: Any) -> Any:
     return value
 
 
-Address = Annotated[str, BeforeValidator(_check_address)]
+HostPort = Annotated[str, BeforeValidator(_check_address)]
 
 
-class Training(Section):
+class TrainingConfig(ConfigSection):
     """How what has no closed form is trained: deep heads and those on maps. The seed is every head's.
 
     The strategy is that of fine-tuning: `mirrored` takes all GPUs of a machine, `multi_worker` those of all machines
@@ -175,9 +187,9 @@ class Training(Section):
 
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=64, ge=1)
-    learning_rate: Rate = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
     patience: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
     strategy: Literal["none", "auto", "mirrored", "multi_worker"] = "none"
-    feed: Address | None = None
+    feed: HostPort | None = None

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tlkeras.config.schema.fields import Section
+from tlkeras.config.schema.fields import ConfigSection
 
 
 def _name_values(value: Any) -> Any:
     return {"values": tuple(value)} if isinstance(value, (list, tuple)) else value
 
 
-class Dimension(Section):
+class SearchDimension(ConfigSection):
     """The values of one recipe key: a list of them, or a range of numbers.
 
     A range of whole numbers gives whole numbers. With `step` only every so many-th number is tried; in a range whose
@@ -28,7 +28,7 @@ class Dimension(Section):
     sampling: Literal["linear", "log"] = "linear"
 
     @model_validator(mode="after")
-    def _be_one_of_both(self) -> Dimension:
+    def _be_one_of_both(self) -> SearchDimension:
         bounds = (self.min, self.max)
         if (self.values is None) == (bounds == (None, None)):
             raise ValueError("it takes either a list of values, or min and max.")
@@ -54,10 +54,10 @@ class Dimension(Section):
         return self.values if self.values is not None else (self.min, self.max)
 
 
-class Tuning(Section):
+class TuningConfig(ConfigSection):
     """A search over this recipe, by dotted key, for what is best on the validation side."""
 
-    space: dict[str, Annotated[Dimension, BeforeValidator(_name_values)]] = Field(min_length=1)
+    space: dict[str, Annotated[SearchDimension, BeforeValidator(_name_values)]] = Field(min_length=1)
     algorithm: Literal["random", "hyperband", "bayesian", "grid"] = "random"
     max_trials: int = Field(default=20, ge=1, le=100_000)
     objective: Literal["loss", "accuracy", "roc_auc"] = "loss"

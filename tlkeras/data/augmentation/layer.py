@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.data.augmentation.policies import Policy
-from tlkeras.data.augmentation.views import View, show_one
+from tlkeras.data.augmentation.policies import AugmentationPolicy
+from tlkeras.data.augmentation.views import AugmentedView, make_view_fn
 
-Place = Literal["pipeline", "graph"]
+Placement = Literal["pipeline", "graph"]
 
 _TRIALS = 3
 
@@ -26,7 +26,7 @@ class PictureAugmentation(keras.layers.Layer):
     pipeline makes (accelerators may round an interpolated one the other way).
     """
 
-    def __init__(self, policy: Policy, seed: int = 0, **options: Any):
+    def __init__(self, policy: AugmentationPolicy, seed: int = 0, **options: Any):
         super().__init__(trainable=False, dtype="uint8", autocast=False, **options)
         self.policy, self.seed = policy, seed
 
@@ -35,7 +35,7 @@ class PictureAugmentation(keras.layers.Layer):
         pictures, keys, numbers = inputs
 
         def show(row: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            return View(self.policy, self.seed, row[2]).apply(row[0], row[1])
+            return AugmentedView(self.policy, self.seed, row[2]).apply(row[0], row[1])
 
         return tf.map_fn(show, (pictures, keys, numbers), fn_output_signature=tf.uint8, parallel_iterations=32)
 
@@ -44,7 +44,7 @@ class PictureAugmentation(keras.layers.Layer):
         return input_shape[0]
 
 
-def choose_place(policy: Policy, size: int, batch_size: int) -> Place:
+def choose_augmentation_device(policy: AugmentationPolicy, size: int, batch_size: int) -> Placement:
     """Return where views are made faster: in the pipeline, or in the graph if there is an accelerator.
 
     Without one it is the pipeline, which works while the network trains. With one, both are timed on a batch.
@@ -55,7 +55,7 @@ def choose_place(policy: Policy, size: int, batch_size: int) -> Place:
     return min(times, key=times.__getitem__)
 
 
-def measure_places(policy: Policy, size: int, batch_size: int) -> dict[Place, float]:
+def measure_places(policy: AugmentationPolicy, size: int, batch_size: int) -> dict[Placement, float]:
     """Return the seconds that a batch of views takes in each place, the best of three, tracing left out."""
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (batch_size, size, size, 3), np.uint8)
@@ -64,7 +64,7 @@ def measure_places(policy: Policy, size: int, batch_size: int) -> dict[Place, fl
     layer = PictureAugmentation(policy)
     batch = tf.constant(pictures), tf.constant(keys), tf.constant(numbers)
     in_graph = tf.function(lambda: layer(batch), autograph=False, jit_compile=False)
-    augment = show_one(policy, keys, numbers)
+    augment = make_view_fn(policy, keys, numbers)
     stream = tf.data.Dataset.from_tensor_slices((pictures, numbers))
     stream = stream.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
     in_pipeline = iter(stream.batch(batch_size).repeat(_TRIALS + 1))

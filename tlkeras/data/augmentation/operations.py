@@ -43,7 +43,7 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Move:
+class Transform:
     """An operation as a policy asks for it.
 
     Args:
@@ -77,7 +77,7 @@ class Move:
         return tf.constant(value) if self.exact else row.neutral + (value - row.neutral) * number
 
 
-def carry_out(moves: Sequence[Move], picture: tf.Tensor, draws: tf.Tensor, fill: str) -> tf.Tensor:
+def apply_transforms(moves: Sequence[Transform], picture: tf.Tensor, draws: tf.Tensor, fill: str) -> tf.Tensor:
     """Do moves in order: uint8 [h, w, 3] -> uint8 [h, w, 3].
 
     Args:
@@ -157,7 +157,7 @@ def _interpolate(picture: tf.Tensor, matrix: tf.Tensor, fill: str) -> tf.Tensor:
     return tf.cast(moved[0] + 0.5, tf.uint8)
 
 
-def orient(picture: tf.Tensor, element: int | tf.Tensor) -> tf.Tensor:
+def apply_dihedral(picture: tf.Tensor, element: int | tf.Tensor) -> tf.Tensor:
     """Return one of the eight orientations of a square picture: uint8 [s, s, 3] -> uint8 [s, s, 3].
 
     Element 0 is the picture itself. Bits of the element: 1 mirrors left and right, 2 up and down (3 turns by a half),

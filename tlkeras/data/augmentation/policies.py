@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tlkeras.data.augmentation.operations import FILLS, OPERATIONS, Move, carry_out, orient
+from tlkeras.data.augmentation.operations import FILLS, OPERATIONS, Transform, apply_dihedral, apply_transforms
 from tlkeras.errors import TlkerasError, suggest
 
 # Part of the key of everything computed from augmented pixels: raise it whenever the same draws give other pixels.
@@ -20,7 +20,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Policy:
+class AugmentationPolicy:
     """Orientations by number, or so many rounds of one chain of moves drawn at random.
 
     Args:
@@ -36,7 +36,7 @@ class Policy:
 
     name: str
     size: int | None = None
-    chains: tuple[tuple[Move, ...], ...] = ()
+    chains: tuple[tuple[Transform, ...], ...] = ()
     rounds: int = 1
     fill: str = "reflect"
 
@@ -59,14 +59,14 @@ class Policy:
             seed: int [2], for TensorFlow's stateless operations; all that is drawn depends on it.
         """
         if self.size is not None:
-            return orient(picture, number % self.size)
+            return apply_dihedral(picture, number % self.size)
         numbers = 1 + 3 * max(map(len, self.chains))
         for draws in tf.unstack(tf.random.stateless_uniform([self.rounds, numbers], seed, alg="philox")):
             picture = self._run_round(picture, draws[0], tf.reshape(draws[1:], [-1, 3]))
         return picture
 
     def _run_round(self, picture: tf.Tensor, choice: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-        branches = [partial(carry_out, chain, picture, draws, self.fill) for chain in self.chains]
+        branches = [partial(apply_transforms, chain, picture, draws, self.fill) for chain in self.chains]
         if len(branches) == 1:
             return branches[0]()
         chosen = tf.cast(choice * len(branches), tf.int32)
@@ -91,7 +91,7 @@ _STRONGEST: Mapping[str, tuple[float, float]] = {
 }
 
 
-def rand_augment(operations: int = 2, magnitude: float = 9, fill: str = "reflect") -> Policy:
+def rand_augment(operations: int = 2, magnitude: float = 9, fill: str = "reflect") -> AugmentationPolicy:
     """Return RandAugment (Cubuk et al. 2020): so many operations, drawn from fourteen, all of one magnitude, 0 to 30.
 
     Raises:
@@ -101,39 +101,39 @@ def rand_augment(operations: int = 2, magnitude: float = 9, fill: str = "reflect
     if not (numbers and operations > 0 and 0 <= magnitude <= 30):
         rule = "RandAugment does at least 1 operation, each of a magnitude from 0 to 30."
         raise TlkerasError(rule, f"operations {operations!r}, magnitude {magnitude!r}")
-    chains: list[tuple[Move, ...]] = [()]
+    chains: list[tuple[Transform, ...]] = [()]
     for name, (strongest, _) in _STRONGEST.items():
         row = OPERATIONS[name]
         level = 1 if row.draw == "chance" else magnitude / 30
-        chains.append((Move(name, row.neutral + (strongest - row.neutral) * level, exact=True),))
-    return Policy("rand_augment", None, tuple(chains), operations, fill)
+        chains.append((Transform(name, row.neutral + (strongest - row.neutral) * level, exact=True),))
+    return AugmentationPolicy("rand_augment", None, tuple(chains), operations, fill)
 
 
-def trivial_augment(fill: str = "reflect") -> Policy:
+def trivial_augment(fill: str = "reflect") -> AugmentationPolicy:
     """Return TrivialAugment (Wide; Müller and Hutter 2021): one of fourteen operations, of any strength.
 
     The strength is drawn from the whole range, where the paper draws one of 31 levels.
     """
-    chains = [(Move(name, strongest),) for name, (_, strongest) in _STRONGEST.items()]
-    return Policy("trivial_augment", None, ((), *chains), fill=fill)
+    chains = [(Transform(name, strongest),) for name, (_, strongest) in _STRONGEST.items()]
+    return AugmentationPolicy("trivial_augment", None, ((), *chains), fill=fill)
 
 
-def light(fill: str = "reflect") -> Policy:
+def light(fill: str = "reflect") -> AugmentationPolicy:
     """Return small changes, such as another shot of the same thing brings."""
     steps: list[dict[str, Any]] = [{"flip": "horizontal"}, {"translate": 0.05}, {"zoom": 0.1}, {"rotate": 10}]
     return _compose("light", [*steps, {"brightness": 0.1}], fill)
 
 
-def standard(fill: str = "reflect") -> Policy:
+def standard(fill: str = "reflect") -> AugmentationPolicy:
     """Return mirroring, square windows of 65 to 100 % of the side, and colour."""
     steps: list[dict[str, Any]] = [{"flip": "horizontal"}, {"crop": 0.65}]
     return _compose("standard", [*steps, {"brightness": 0.2}, {"contrast": 0.2}, {"saturation": 0.2}], fill)
 
 
-POLICIES: Mapping[str, Callable[..., Policy]] = {
-    "none": lambda: Policy("none", size=1),
-    "flip": lambda: Policy("flip", size=2),
-    "dihedral": lambda: Policy("dihedral", size=8),
+POLICIES: Mapping[str, Callable[..., AugmentationPolicy]] = {
+    "none": lambda: AugmentationPolicy("none", size=1),
+    "flip": lambda: AugmentationPolicy("flip", size=2),
+    "dihedral": lambda: AugmentationPolicy("dihedral", size=8),
     "light": light,
     "standard": standard,
     "rand_augment": rand_augment,
@@ -153,7 +153,7 @@ _STEPS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def make_policy(policy: str | Sequence[Mapping[str, Any]], **options: Any) -> Policy:
+def make_policy(policy: str | Sequence[Mapping[str, Any]], **options: Any) -> AugmentationPolicy:
     """Return a policy by name, or an own one.
 
     Args:
@@ -166,7 +166,7 @@ def make_policy(policy: str | Sequence[Mapping[str, Any]], **options: Any) -> Po
         TlkerasError: A name is unknown or a value out of range.
     """
     if not isinstance(policy, str):
-        make: Callable[..., Policy] = partial(_compose, "own", policy)
+        make: Callable[..., AugmentationPolicy] = partial(_compose, "own", policy)
     elif policy in POLICIES:
         make = POLICIES[policy]
     else:
@@ -179,19 +179,19 @@ def make_policy(policy: str | Sequence[Mapping[str, Any]], **options: Any) -> Po
     return make(**options)
 
 
-def _compose(name: str, steps: Sequence[Mapping[str, Any]], fill: str = "reflect") -> Policy:
+def _compose(name: str, steps: Sequence[Mapping[str, Any]], fill: str = "reflect") -> AugmentationPolicy:
     moves = tuple(move for step in steps for move in _read_step(step))
-    return Policy(name, None, (moves,), fill=fill) if moves else Policy(name, size=1)
+    return AugmentationPolicy(name, None, (moves,), fill=fill) if moves else AugmentationPolicy(name, size=1)
 
 
-def _read_step(step: Mapping[str, Any]) -> list[Move]:
+def _read_step(step: Mapping[str, Any]) -> list[Transform]:
     if not isinstance(step, Mapping) or len(step) != 1:
         raise TlkerasError("A step of an augmentation is one operation and its value, as {rotate: 10}.", repr(step))
     [(name, value)] = step.items()
     if name not in _STEPS:
         raise TlkerasError("An operation must be a known one.", repr(name), suggest(str(name), _STEPS))
     if name != "flip":
-        return [Move(each, value) for each in _STEPS[name]]
+        return [Transform(each, value) for each in _STEPS[name]]
     if str(value) not in _FLIPS:
         raise TlkerasError("A flip must be a known one.", repr(value), suggest(str(value), _FLIPS))
-    return [Move(each, 0.5) for each in _FLIPS[value]]
+    return [Transform(each, 0.5) for each in _FLIPS[value]]

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.data.augmentation.policies import Policy
+from tlkeras.data.augmentation.policies import AugmentationPolicy
 
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """From a picture uint8 [h, w, 3] and its index, an int64 scalar, to what takes its place."""
 
 
 @dataclass(frozen=True)
-class View:
+class AugmentedView:
     """One way of seeing every picture, by number.
 
     Args:
@@ -32,7 +32,7 @@ class View:
         number: Which of the policy's views.
     """
 
-    policy: Policy
+    policy: AugmentationPolicy
     seed: int = 0
     number: int = 0
 
@@ -54,22 +54,24 @@ class View:
         return _show(self.policy, self.seed, picture, key, self.number)
 
 
-PLAIN = View(Policy("none", size=1))
+IDENTITY_VIEW = AugmentedView(AugmentationPolicy("none", size=1))
 """The picture as it is."""
 
 
-def derive_keys(digests: Sequence[str]) -> np.ndarray:
+def digest_to_seed(digests: Sequence[str]) -> np.ndarray:
     """Return what pictures' views depend on: hex SHA-256 digests of files [n] -> int64 [n, 2]."""
     words = np.frombuffer(bytes.fromhex("".join(digests)), "<i8").reshape(-1, 4)
     return words[:, :2].astype(np.int64)
 
 
-def number_views(policy: Policy, count: int, seed: int = 0) -> tuple[View, ...]:
+def number_views(policy: AugmentationPolicy, count: int, seed: int = 0) -> tuple[AugmentedView, ...]:
     """Return the views 0 to count - 1, fewer where the policy has fewer."""
-    return tuple(View(policy, seed, number) for number in range(min(count, policy.size or count)))
+    return tuple(AugmentedView(policy, seed, number) for number in range(min(count, policy.size or count)))
 
 
-def choose_views(policy: Policy, count: int | None, keys: np.ndarray, epoch: int, seed: int = 0) -> np.ndarray:
+def choose_views(
+    policy: AugmentationPolicy, count: int | None, keys: np.ndarray, epoch: int, seed: int = 0
+) -> np.ndarray:
     """Return which view each picture shows in an epoch: int64 [n].
 
     Drawn views follow the epoch, modulo the count. Orientations do so from another start for each picture, so that a
@@ -90,7 +92,7 @@ def choose_views(policy: Policy, count: int | None, keys: np.ndarray, epoch: int
     return (starts.astype(np.int64) + epoch) % count
 
 
-def show_one(policy: Policy, keys: np.ndarray, numbers: np.ndarray, seed: int = 0) -> Augment:
+def make_view_fn(policy: AugmentationPolicy, keys: np.ndarray, numbers: np.ndarray, seed: int = 0) -> Augment:
     """Return what gives the picture of each index the view of its number.
 
     Args:
@@ -103,7 +105,7 @@ def show_one(policy: Policy, keys: np.ndarray, numbers: np.ndarray, seed: int = 
     return lambda picture, index: _show(policy, seed, picture, all_keys[index], all_numbers[index])
 
 
-def show_all(views: Sequence[View], keys: np.ndarray) -> Augment:
+def make_all_views_fn(views: Sequence[AugmentedView], keys: np.ndarray) -> Augment:
     """Return what gives all views of the picture of each index: uint8 [views, h, w, 3]."""
     all_keys = tf.constant(keys, tf.int64)
     # Views of one policy are a loop, whose body is traced once.
@@ -123,13 +125,13 @@ def show_all(views: Sequence[View], keys: np.ndarray) -> Augment:
     return show
 
 
-def draw_views(pictures: np.ndarray, keys: np.ndarray, views: Sequence[View]) -> np.ndarray:
+def draw_views(pictures: np.ndarray, keys: np.ndarray, views: Sequence[AugmentedView]) -> np.ndarray:
     """Return views to look at: uint8 [n, h, w, 3] and int64 [n, 2] -> uint8 [n, views, h, w, 3]."""
-    draw = tf.function(show_all(views, keys), autograph=False)
+    draw = tf.function(make_all_views_fn(views, keys), autograph=False)
     return np.stack([draw(tf.constant(picture), tf.constant(row)).numpy() for row, picture in enumerate(pictures)])
 
 
-def cut_mix(
+def cutmix(
     pictures: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor, alpha: float = 1.0
 ) -> tuple[tf.Tensor, Any, tf.Tensor]:
     """Paste a box of another picture of the batch into each (CutMix, Yun et al. 2019).
@@ -190,11 +192,13 @@ def _cover(length: tf.Tensor, centre: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     return tf.abs(distance) < (share * extent / 2)[:, None]
 
 
-def _show(policy: Policy, seed: int, picture: tf.Tensor, key: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
+def _show(
+    policy: AugmentationPolicy, seed: int, picture: tf.Tensor, key: tf.Tensor, number: int | tf.Tensor
+) -> tf.Tensor:
     mixed = tf.bitwise.bitwise_xor(tf.cast(key, tf.int64), tf.constant(_salt(seed)))
     # TensorFlow scrambles seeds, so that neighbours have nothing in common.
     return policy.apply(picture, number, mixed + tf.stack([tf.constant(0, tf.int64), tf.cast(number, tf.int64)]))
 
 
 def _salt(seed: int) -> np.ndarray:
-    return derive_keys([hashlib.sha256(str(seed).encode()).hexdigest()])[0]
+    return digest_to_seed([hashlib.sha256(str(seed).encode()).hexdigest()])[0]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tlkeras.data.headers import printable
-from tlkeras.data.quality.duplicates import Copies, LeakingGroup, join_groups
-from tlkeras.data.tables import Examples, Table
+from tlkeras.data.headers import to_printable
+from tlkeras.data.quality.duplicates import DuplicateGroup, LeakingGroup, join_groups
+from tlkeras.data.tables import Dataset, ImageTable
 from tlkeras.errors import DataError, ResourceError
 
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets carry out
@@ -20,7 +20,7 @@ _RANKS = {"train": 1, "validation": 2, "test": 3}
 
 
 @dataclass(frozen=True)
-class Cleaning:
+class CleanedManifest:
     """What a cleaned manifest holds.
 
     Attributes:
@@ -34,7 +34,7 @@ class Cleaning:
     left_out: dict[str, int]
 
 
-def clean(examples: Examples, copies: Sequence[Copies], leaking: Sequence[LeakingGroup]) -> Cleaning:
+def clean(examples: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence[LeakingGroup]) -> CleanedManifest:
     """Decide what stays.
 
     Of the same bytes with one label, the first picture stays; with several labels, none does, as nobody knows which
@@ -44,7 +44,7 @@ def clean(examples: Examples, copies: Sequence[Copies], leaking: Sequence[Leakin
     """
     reasons = np.full(len(examples), "", dtype=object)
     for row, path in enumerate(examples.paths):
-        if printable(path) != path:
+        if to_printable(path) != path:
             reasons[row] = "its name is not UTF-8, as a manifest is"
     rank = np.array([_RANKS.get(str(side), 0) for side in examples.splits])
     for group in copies:
@@ -68,7 +68,7 @@ def clean(examples: Examples, copies: Sequence[Copies], leaking: Sequence[Leakin
     groups = join_groups(examples.groups, copies)
     alone = {name for name in set(groups) if np.count_nonzero(groups[kept] == name) < 2}
     groups[[not own and name in alone for own, name in zip(examples.groups, groups, strict=True)]] = ""
-    return Cleaning(kept, groups, dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    return CleanedManifest(kept, groups, dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
 
 def _leave_lower(rows: np.ndarray, rank: np.ndarray, reasons: np.ndarray, reason: str) -> None:
@@ -79,9 +79,9 @@ def _leave_lower(rows: np.ndarray, rank: np.ndarray, reasons: np.ndarray, reason
 
 def write_manifest(
     path: str | os.PathLike[str],
-    table: Table,
-    examples: Examples,
-    cleaning: Cleaning,
+    table: ImageTable,
+    examples: Dataset,
+    cleaning: CleanedManifest,
     remarks: Mapping[str, Sequence[str]] = {},
 ) -> Path:
     """Write the rows that stay as a CSV manifest, with all columns of the table.

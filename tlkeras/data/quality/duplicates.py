@@ -9,12 +9,12 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from tlkeras.data.quality.near_duplicates import find_equal, find_near
-from tlkeras.data.tables import Examples
+from tlkeras.data.quality.near_duplicates import find_exact_duplicates, find_near_duplicates
+from tlkeras.data.tables import Dataset
 
 
 @dataclass(frozen=True)
-class Copies:
+class DuplicateGroup:
     """Rows that are one picture.
 
     Attributes:
@@ -40,7 +40,9 @@ class LeakingGroup:
     sides: dict[str, int]
 
 
-def find_copies(examples: Examples, digests: Sequence[str], thumbnails: np.ndarray, sides: np.ndarray) -> list[Copies]:
+def find_duplicates(
+    examples: Dataset, digests: Sequence[str], thumbnails: np.ndarray, sides: np.ndarray
+) -> list[DuplicateGroup]:
     """Return copies, exact ones first; a group of looks that holds nothing but one of bytes is not listed twice.
 
     Args:
@@ -49,10 +51,10 @@ def find_copies(examples: Examples, digests: Sequence[str], thumbnails: np.ndarr
         thumbnails: [n, 32, 32], see `duplicates.read_thumbnails`.
         sides: The side of each, str [n]; all "" where they are not divided.
     """
-    equal = [Copies(rows, True, 1.0, *_judge(examples, sides, rows)) for rows in find_equal(digests)]
+    equal = [DuplicateGroup(rows, True, 1.0, *_judge(examples, sides, rows)) for rows in find_exact_duplicates(digests)]
     near = [
-        Copies(group.rows, False, group.similarity, *_judge(examples, sides, group.rows))
-        for group in find_near(thumbnails, digests)
+        DuplicateGroup(group.rows, False, group.similarity, *_judge(examples, sides, group.rows))
+        for group in find_near_duplicates(thumbnails, digests)
     ]
     return equal + near
 
@@ -69,7 +71,7 @@ def find_leaking_groups(groups: np.ndarray, sides: np.ndarray) -> list[LeakingGr
     return leaking
 
 
-def join_groups(groups: np.ndarray, copies: Sequence[Copies]) -> np.ndarray:
+def join_groups(groups: np.ndarray, copies: Sequence[DuplicateGroup]) -> np.ndarray:
     """Return groups, str [n], in which copies stand together with each other and with the groups that they are of.
 
     A joint group has the name of the first group in it, or "copies-N" where there is none; rows in none keep "".
@@ -90,7 +92,7 @@ def join_groups(groups: np.ndarray, copies: Sequence[Copies]) -> np.ndarray:
     return joint
 
 
-def _judge(examples: Examples, sides: np.ndarray, rows: Sequence[int]) -> tuple[bool, bool]:
+def _judge(examples: Dataset, sides: np.ndarray, rows: Sequence[int]) -> tuple[bool, bool]:
     """Return whether labels differ, where they are known, and whether sides do."""
     at = np.array(rows)
     conflicting = False

@@ -11,7 +11,7 @@ _REFERENCES = 5000
 _DEVIATIONS = 4.0
 
 
-class Suspect(NamedTuple):
+class LabelIssue(NamedTuple):
     """A row whose label looks wrong.
 
     Attributes:
@@ -32,9 +32,9 @@ class Outlier(NamedTuple):
     score: float
 
 
-def find_mislabelled(
+def find_label_issues(
     probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
-) -> list[Suspect]:
+) -> list[LabelIssue]:
     """Return rows whose label looks wrong, most suspicious first.
 
     Confident learning (Northcutt, Jiang and Chuang, JAIR 2021). A row counts for the class that is most probable among
@@ -62,7 +62,7 @@ def find_mislabelled(
     margins = p[suspected, confident[suspected]] - own[suspected]
     order = np.argsort(-margins, kind="stable")
     return [
-        Suspect(int(rows[at]), int(confident[at]), float(margin))
+        LabelIssue(int(rows[at]), int(confident[at]), float(margin))
         for at, margin in zip(suspected[order], margins[order], strict=True)
         if margin > 0
     ]

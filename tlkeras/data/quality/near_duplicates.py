@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import norm
 
-from tlkeras.data.pipeline import stream_pictures
+from tlkeras.data.pipeline import make_image_dataset
 from tlkeras.data.quality.perceptual_hash import ORIENTATIONS, HashIndex, Orientation, hash_thumbnails, search_all
-from tlkeras.progress import track
+from tlkeras.progress import progress_bar
 
 SIDE = 32  # pixels of a thumbnail
 # Re-encoded or resized copies of solar cells correlate above the upper bound, different cells below it; pictures that
@@ -31,14 +31,14 @@ _FEWEST = 100  # pictures; fewer say too little of that
 _CHUNK = 4096
 
 
-class Group(NamedTuple):
+class NearDuplicateGroup(NamedTuple):
     """Rows that show the same picture, ascending, and the lowest correlation of one of them with the central one."""
 
     rows: tuple[int, ...]
     similarity: float
 
 
-def find_equal(digests: Sequence[str]) -> list[tuple[int, ...]]:
+def find_exact_duplicates(digests: Sequence[str]) -> list[tuple[int, ...]]:
     """Return groups of two rows or more with the same bytes: rows ascending, groups ordered by their first row."""
     rows = defaultdict(list)
     for row, digest in enumerate(digests):
@@ -46,7 +46,7 @@ def find_equal(digests: Sequence[str]) -> list[tuple[int, ...]]:
     return [tuple(group) for group in rows.values() if len(group) > 1]
 
 
-def find_near(thumbnails: np.ndarray, digests: Sequence[str]) -> list[Group]:
+def find_near_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list[NearDuplicateGroup]:
     """Return groups of pictures that look the same though their bytes differ, ordered by their first row.
 
     Found are copies re-encoded, resized, slightly brightened, mirrored or turned by quarters: pictures are often
@@ -72,7 +72,7 @@ def find_near(thumbnails: np.ndarray, digests: Sequence[str]) -> list[Group]:
     groups = []
     for places, similarity in _gather_stars(_find_pairs(thumbnails[firsts])):
         rows = [row for place in places for row in members[digests[firsts[place]]]]
-        groups.append(Group(tuple(sorted(rows)), similarity))
+        groups.append(NearDuplicateGroup(tuple(sorted(rows)), similarity))
     return groups
 
 
@@ -83,8 +83,8 @@ def read_thumbnails(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """
     thumbnails = np.empty((len(paths), SIDE, SIDE), np.float16)
     readable = np.zeros(len(paths), bool)
-    with track("Looking at pictures", len(paths), "pictures") as advance:
-        for places, pictures in stream_pictures(paths, _DECODED, "squash", _BATCH).as_numpy_iterator():
+    with progress_bar("Looking at pictures", len(paths), "pictures") as advance:
+        for places, pictures in make_image_dataset(paths, _DECODED, "squash", _BATCH).as_numpy_iterator():
             blocks = pictures.reshape(len(pictures), SIDE, _DECODED // SIDE, SIDE, _DECODED // SIDE, 3)
             thumbnails[places] = blocks.mean(axis=(2, 4), dtype=np.float32) @ _LUMA
             readable[places] = True
@@ -93,7 +93,7 @@ def read_thumbnails(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return thumbnails[readable], np.flatnonzero(readable)
 
 
-def choose_bound(thumbnails: np.ndarray) -> float:
+def choose_similarity_threshold(thumbnails: np.ndarray) -> float:
     """Return the correlation from which on two thumbnails of a set are taken for the same picture.
 
     It is one that unlike pictures would not reach once among all pairs, if the Fisher transforms of their correlations
@@ -116,7 +116,7 @@ def choose_bound(thumbnails: np.ndarray) -> float:
 
 def _find_pairs(thumbnails: np.ndarray) -> dict[tuple[int, int], float]:
     """Return the correlation of each pair, lower place first, that is the same picture."""
-    bound, remove_common = choose_bound(thumbnails), _find_common(thumbnails)
+    bound, remove_common = choose_similarity_threshold(thumbnails), _find_common(thumbnails)
     candidates = search_all(thumbnails, bound) if len(thumbnails) <= MOST_COMPARED else _search_hashes(thumbnails)
     pairs: dict[tuple[int, int], float] = {}
     for way, left, right in candidates:
@@ -189,7 +189,7 @@ def _normalise(thumbnails: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def _gather_stars(pairs: dict[tuple[int, int], float]) -> list[Group]:
+def _gather_stars(pairs: dict[tuple[int, int], float]) -> list[NearDuplicateGroup]:
     """Take the place with most partners that are free, group it with these, and so on."""
     partners: dict[int, dict[int, float]] = defaultdict(dict)
     for (one, other), similarity in pairs.items():
@@ -200,5 +200,5 @@ def _gather_stars(pairs: dict[tuple[int, int], float]) -> list[Group]:
         free = {} if centre in taken else {at: value for at, value in partners[centre].items() if at not in taken}
         if free:
             taken |= {centre, *free}
-            groups.append(Group(tuple(sorted((centre, *free))), min(*free.values(), 1.0)))
+            groups.append(NearDuplicateGroup(tuple(sorted((centre, *free))), min(*free.values(), 1.0)))
     return sorted(groups)

@@ -18,20 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.data.headers import sniff
-from tlkeras.data.sources.manifests import SPLIT_WORDS, read_manifest
-from tlkeras.data.tables import Table
+from tlkeras.data.headers import detect_format
+from tlkeras.data.sources.manifests import SPLIT_ALIASES, read_manifest
+from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
-from tlkeras.progress import track
+from tlkeras.progress import progress_bar
 
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "WebP": "webp"}
 _CELLS_PER_MODULE = 60
 
 # A picture to be written: its path in the set, its bytes, its columns.
-Entry = tuple[str, bytes, dict[str, str]]
+ImageRecord = tuple[str, bytes, dict[str, str]]
 
 
-def read_elpv() -> Table:
+def read_elpv() -> ImageTable:
     """Read the 2,624 solar cells of the package elpv-dataset (Buerhop-Lutz et al. 2018, Deitsch et al. 2019).
 
     Columns:
@@ -55,7 +55,7 @@ def read_elpv() -> Table:
     keys, probabilities, types = ([line[at] for line in lines] for at in range(3))
     chances = [float(text) for text in probabilities]
     classes = ("functional", "defective")
-    return Table(
+    return ImageTable(
         source="elpv",
         root=root,
         paths=[str(root / key) for key in keys],
@@ -92,10 +92,10 @@ def _number_modules(types: list[str]) -> list[str]:
     return modules
 
 
-def read_digits(store: Path | None) -> Table:
+def read_digits(store: Path | None) -> ImageTable:
     """Read scikit-learn's 1,797 handwritten digits, 8x8 greys, as PNG files (0..16 becomes 0..255)."""
 
-    def encode() -> Iterator[Entry]:
+    def encode() -> Iterator[ImageRecord]:
         from PIL import Image
         from sklearn.datasets import load_digits
 
@@ -119,7 +119,7 @@ def read_digits(store: Path | None) -> Table:
     )
 
 
-def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> Table:
+def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> ImageTable:
     """Read "tfds:NAME" or "tfds:NAME/CONFIG"; the encoded pictures are written below `store` once.
 
     Every class label becomes a column, as do scalar texts and whole numbers. The splits train, validation and test
@@ -133,7 +133,7 @@ def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> 
     features = builder.info.features
     picture = _find_picture(source, features)
     columns = _choose_columns(features)
-    splits = {name: SPLIT_WORDS[name] for name in builder.info.splits if name in SPLIT_WORDS}
+    splits = {name: SPLIT_ALIASES[name] for name in builder.info.splits if name in SPLIT_ALIASES}
     splits = splits or dict.fromkeys(builder.info.splits, "")
     folder = folder / "tfds" / builder.info.full_name
     total = sum(builder.info.splits[name].num_examples for name in splits)
@@ -211,7 +211,7 @@ def _choose_columns(features: Any) -> dict[str, Callable[[Any], str]]:
 
 def _encode_tfds(
     builder: Any, picture: str, columns: dict[str, Callable[[Any], str]], splits: dict[str, str]
-) -> Iterator[Entry]:
+) -> Iterator[ImageRecord]:
     import tensorflow_datasets as tfds
 
     decoders = {picture: tfds.decode.SkipDecoding()}
@@ -219,7 +219,7 @@ def _encode_tfds(
         examples = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
         for number, example in enumerate(tfds.as_numpy(examples)):
             data = example[picture]
-            path = f"{split}/{number // 1000:04d}/{number:07d}.{_EXTENSIONS.get(sniff(data), 'bin')}"
+            path = f"{split}/{number // 1000:04d}/{number:07d}.{_EXTENSIONS.get(detect_format(data), 'bin')}"
             yield path, data, {**{name: write(example[name]) for name, write in columns.items()}, "split": side}
 
 
@@ -231,7 +231,7 @@ def _folder(source: str, store: Path | None) -> Path:
     return Path(store).expanduser()
 
 
-def _write_once(folder: Path, names: list[str], entries: Iterable[Entry], total: int) -> None:
+def _write_once(folder: Path, names: list[str], entries: Iterable[ImageRecord], total: int) -> None:
     """Write pictures and their manifest aside, and rename the whole when it is complete."""
     if folder.is_dir():
         return
@@ -240,7 +240,7 @@ def _write_once(folder: Path, names: list[str], entries: Iterable[Entry], total:
         aside.mkdir(parents=True)
         with (
             open(aside / "manifest.csv", "w", encoding="utf-8", newline="") as file,
-            track("Writing pictures", total, "pictures") as advance,
+            progress_bar("Writing pictures", total, "pictures") as advance,
         ):
             writer = csv.writer(file)
             writer.writerow(["path", *names])

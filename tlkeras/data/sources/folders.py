@@ -8,33 +8,33 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from tlkeras.data.headers import EXTENSIONS, READABLE, Rejection, printable, sniff
+from tlkeras.data.headers import EXTENSIONS, SUPPORTED_FORMATS, InvalidImage, detect_format, to_printable
 from tlkeras.data.sources.datasets import read_digits, read_elpv, read_tfds
-from tlkeras.data.sources.manifests import SPLIT_WORDS, read_manifest
-from tlkeras.data.tables import Examples, Table, choose_examples, leave_out_unlabelled
-from tlkeras.data.tasks import LabelsTask, Task
+from tlkeras.data.sources.manifests import SPLIT_ALIASES, read_manifest
+from tlkeras.data.tables import Dataset, ImageTable, build_dataset, drop_unlabelled
+from tlkeras.data.tasks import MultiLabelTask, Task
 from tlkeras.errors import DataError, list_some, suggest
 
 __all__ = [
-    "Examples",
-    "LabelsTask",
-    "Table",
+    "Dataset",
+    "ImageTable",
+    "MultiLabelTask",
     "Task",
-    "choose_examples",
-    "is_source",
-    "leave_out_unlabelled",
+    "build_dataset",
+    "drop_unlabelled",
+    "is_data_source",
+    "iter_image_files",
     "list_pictures",
     "read_folder",
     "read_table",
-    "walk_pictures",
 ]
 
-PACKAGED = ("elpv", "sklearn-digits")
+BUILTIN_DATASETS = ("elpv", "sklearn-digits")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
-def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | None = None) -> Table:
+def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | None = None) -> ImageTable:
     """Read the table of a source.
 
     Args:
@@ -47,7 +47,7 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
         DataError: The source is unknown or cannot be used; all problems at once.
         MissingExtraError: The packaged set is not installed.
     """
-    packaged: dict[str, Callable[[], Table]] = {"elpv": read_elpv, "sklearn-digits": partial(read_digits, store)}
+    packaged: dict[str, Callable[[], ImageTable]] = {"elpv": read_elpv, "sklearn-digits": partial(read_digits, store)}
     if source in packaged:
         return packaged[source]()
     if source.startswith("tfds:"):
@@ -61,17 +61,17 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
     if os.path.isfile(path) and path.lower().endswith(_ARCHIVES):
         raise DataError(rule, f"{source!r} (an archive)", "Unpack it, and give the folder.")
     what = "a file that is not a .csv" if os.path.exists(path) else "nothing of that name"
-    raise DataError(rule, f"{source!r} ({what})", suggest(source, [*PACKAGED, *_neighbours(path)]))
+    raise DataError(rule, f"{source!r} ({what})", suggest(source, [*BUILTIN_DATASETS, *_neighbours(path)]))
 
 
-def is_source(reference: str) -> bool:
+def is_data_source(reference: str) -> bool:
     """Return whether there are such pictures: a folder, a manifest, a packaged set, a set of TensorFlow Datasets."""
     path = os.path.expanduser(reference)
     manifest = os.path.isfile(path) and path.lower().endswith((".csv", ".tsv"))
-    return reference in PACKAGED or reference.startswith("tfds:") or os.path.isdir(path) or manifest
+    return reference in BUILTIN_DATASETS or reference.startswith("tfds:") or os.path.isdir(path) or manifest
 
 
-def read_folder(source: str) -> Table:
+def read_folder(source: str) -> ImageTable:
     """Read `root/class/...` or, with sides given, `root/train/class/...`, `root/val/...` and `root/test/...`.
 
     The label is the name of the class folder, in Unicode's normal form C; pictures may lie in folders below it.
@@ -83,7 +83,7 @@ def read_folder(source: str) -> Table:
         DataError: There is no class folder, or no picture in any.
     """
     root = os.path.realpath(os.path.expanduser(source))
-    rejected: list[Rejection] = []
+    rejected: list[InvalidImage] = []
     labels: set[str] = set()
     rows: list[tuple[str, str, str]] = []
     for side, label, folder in _class_folders(root, rejected):
@@ -94,11 +94,11 @@ def read_folder(source: str) -> Table:
     columns = {"label": [label for _, label, _ in rows]}
     if rows[0][2]:
         columns["split"] = [side for _, _, side in rows]
-    return Table(
+    return ImageTable(
         source=source,
         root=Path(root),
         paths=[path for path, _, _ in rows],
-        keys=[printable(path.removeprefix(root).lstrip(os.sep)).replace(os.sep, "/") for path, _, _ in rows],
+        keys=[to_printable(path.removeprefix(root).lstrip(os.sep)).replace(os.sep, "/") for path, _, _ in rows],
         columns=columns,
         defaults={"label": "label"},
         classes={"label": tuple(sorted(labels))},
@@ -108,10 +108,10 @@ def read_folder(source: str) -> Table:
 
 def list_pictures(folder: str | os.PathLike[str]) -> list[str]:
     """Return the files below a folder that `read_folder` would take, in order; other files are left out."""
-    return list(walk_pictures(folder, []))
+    return list(iter_image_files(folder, []))
 
 
-def walk_pictures(folder: str | os.PathLike[str], rejected: list[Rejection]) -> Iterator[str]:
+def iter_image_files(folder: str | os.PathLike[str], rejected: list[InvalidImage]) -> Iterator[str]:
     """Yield the files below a folder that `read_folder` would take, in order, without holding them all.
 
     Args:
@@ -121,13 +121,13 @@ def walk_pictures(folder: str | os.PathLike[str], rejected: list[Rejection]) -> 
     yield from _walk(root, root, rejected)
 
 
-def _class_folders(root: str, rejected: list[Rejection]) -> Iterator[tuple[str, str, str]]:
+def _class_folders(root: str, rejected: list[InvalidImage]) -> Iterator[tuple[str, str, str]]:
     """Yield (side or "", label, folder)."""
     tops = _subfolders(root, root, rejected)
     words = [os.path.basename(top).lower() for top in tops]
-    sides = [SPLIT_WORDS.get(word, "") for word in words]
+    sides = [SPLIT_ALIASES.get(word, "") for word in words]
     if "train" in sides and len(set(sides) - {""}) > 1 and "" in sides:
-        others = [printable(os.path.basename(top)) for top, side in zip(tops, sides, strict=True) if not side]
+        others = [to_printable(os.path.basename(top)) for top, side in zip(tops, sides, strict=True) if not side]
         raise DataError(
             "Beside train and test folders there must be no other folder.",
             ", ".join(list_some(others)),
@@ -141,10 +141,10 @@ def _class_folders(root: str, rejected: list[Rejection]) -> Iterator[tuple[str, 
 
 
 def _label(folder: str) -> str:
-    return unicodedata.normalize("NFC", printable(os.path.basename(folder)))
+    return unicodedata.normalize("NFC", to_printable(os.path.basename(folder)))
 
 
-def _subfolders(folder: str, root: str, rejected: list[Rejection]) -> list[str]:
+def _subfolders(folder: str, root: str, rejected: list[InvalidImage]) -> list[str]:
     folders = []
     for entry in _entries(folder, rejected):
         if entry.is_symlink():
@@ -153,11 +153,11 @@ def _subfolders(folder: str, root: str, rejected: list[Rejection]) -> list[str]:
         elif entry.is_dir():
             folders.append(entry.path)
         elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-            rejected.append(Rejection(entry.path, "no-class", "it lies beside the class folders, not in one"))
+            rejected.append(InvalidImage(entry.path, "no-class", "it lies beside the class folders, not in one"))
     return folders
 
 
-def _walk(folder: str, root: str, rejected: list[Rejection]) -> Iterator[str]:
+def _walk(folder: str, root: str, rejected: list[InvalidImage]) -> Iterator[str]:
     """Yield the files to read below a class folder, in order; note what is left out."""
     folders = [folder]
     while folders:
@@ -172,46 +172,46 @@ def _walk(folder: str, root: str, rejected: list[Rejection]) -> Iterator[str]:
         folders += reversed(below)
 
 
-def _entries(folder: str, rejected: list[Rejection]) -> list[os.DirEntry[str]]:
+def _entries(folder: str, rejected: list[InvalidImage]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             found = [
                 entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _IGNORED
             ]
     except OSError as error:
-        rejected.append(Rejection(folder, "forbidden", f"the folder cannot be listed: {error.strerror}"))
+        rejected.append(InvalidImage(folder, "forbidden", f"the folder cannot be listed: {error.strerror}"))
         return []
     return sorted(found, key=lambda entry: entry.name)
 
 
-def _refuse(entry: os.DirEntry[str], root: str) -> Rejection | None:
+def _refuse(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
     if entry.is_symlink():
         if refused := _refuse_link(entry, root):
             return refused
     elif not entry.is_file():
-        return Rejection(entry.path, "special-file", "it is neither a file nor a folder")
+        return InvalidImage(entry.path, "special-file", "it is neither a file nor a folder")
     if os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
         return None
     try:
         with open(entry.path, "rb") as file:
-            kind = sniff(file.read(512))
+            kind = detect_format(file.read(512))
     except OSError as error:
-        return Rejection(entry.path, "forbidden", f"it cannot be opened: {error.strerror}")
-    return None if kind in READABLE else Rejection(entry.path, "not-a-picture", f"the content is {kind}")
+        return InvalidImage(entry.path, "forbidden", f"it cannot be opened: {error.strerror}")
+    return None if kind in SUPPORTED_FORMATS else InvalidImage(entry.path, "not-a-picture", f"the content is {kind}")
 
 
-def _refuse_link(entry: os.DirEntry[str], root: str) -> Rejection | None:
+def _refuse_link(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
     target = os.path.realpath(entry.path)
     if not target.startswith(root + os.sep):
-        return Rejection(entry.path, "outside-root", "a link that leads out of the folder is not followed")
+        return InvalidImage(entry.path, "outside-root", "a link that leads out of the folder is not followed")
     if os.path.isdir(target):
-        return Rejection(entry.path, "linked-folder", "a link to a folder is not followed")
+        return InvalidImage(entry.path, "linked-folder", "a link to a folder is not followed")
     if not os.path.isfile(target):
-        return Rejection(entry.path, "missing", "a link that leads to no file")
+        return InvalidImage(entry.path, "missing", "a link that leads to no file")
     return None
 
 
-def _raise_empty(source: str, labels: set[str], rejected: list[Rejection]) -> None:
+def _raise_empty(source: str, labels: set[str], rejected: list[InvalidImage]) -> None:
     received = f"{source!r} with no class folder"
     if labels:
         received = f"{source!r} with {len(labels)} class folder(s) and no picture"
@@ -224,6 +224,6 @@ def _neighbours(path: str) -> list[str]:
     """Names beside a path that does not exist, written as the path is."""
     parent = os.path.dirname(path)
     try:
-        return [os.path.join(parent, printable(name)) for name in os.listdir(parent or ".")][:100]
+        return [os.path.join(parent, to_printable(name)) for name in os.listdir(parent or ".")][:100]
     except OSError:
         return []

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from tlkeras.data.headers import Rejection, printable
+from tlkeras.data.headers import InvalidImage, to_printable
 from tlkeras.data.sources.tfrecord_slices import find_file, find_size, parse_slice
-from tlkeras.data.tables import SPLITS, Table
+from tlkeras.data.tables import SPLITS, ImageTable
 from tlkeras.errors import DataError, list_some, suggest
 
-SPLIT_WORDS = {
+SPLIT_ALIASES = {
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -28,12 +28,12 @@ SPLIT_WORDS = {
 }
 FILE = "file"
 """The column with what the path of a packed picture was before; see `packing`."""
-ROLES = ("label", "weight", "group", "domain")
+COLUMN_ROLES = ("label", "weight", "group", "domain")
 # A line of the manifest: its number in the file, and its fields in the order of the header.
 _Line = tuple[int, list[str]]
 
 
-def read_manifest(source: str) -> Table:
+def read_manifest(source: str) -> ImageTable:
     """Read a CSV file with a column "path" and any others, separated by commas, semicolons or tabs.
 
     Paths are relative to the file's folder and must stay in it, also after links are followed; they may name slices of
@@ -63,20 +63,20 @@ def read_manifest(source: str) -> Table:
     return _to_table(source, root, [str(place) for place in places], columns)
 
 
-def _to_table(source: str, root: str, paths: list[str], columns: dict[str, list[str]]) -> Table:
+def _to_table(source: str, root: str, paths: list[str], columns: dict[str, list[str]]) -> ImageTable:
     refused = [_refuse(path) for path in paths]
     rows = [row for row, refusal in enumerate(refused) if refusal is None]
     rejected = tuple(filter(None, refused))
     if not rows:
         reasons = list_some([str(rejection) for rejection in rejected])
         raise DataError.from_problems(f"The manifest {source!r} names no picture that is there.", reasons)
-    return Table(
+    return ImageTable(
         source=source,
         root=Path(root),
         paths=[paths[row] for row in rows],
         keys=_name(paths, root, columns, rows),
         columns={name: [values[row] for row in rows] for name, values in columns.items()},
-        defaults={role: role for role in ROLES if role in columns},
+        defaults={role: role for role in COLUMN_ROLES if role in columns},
         rejected=rejected,
     )
 
@@ -86,7 +86,7 @@ def _name(paths: list[str], root: str, columns: Mapping[str, list[str]], rows: S
     before = columns.get(FILE, [""] * len(paths))
     names = [
         (before[row] if parse_slice(paths[row]) else "")
-        or printable(paths[row].removeprefix(root).lstrip(os.sep)).replace(os.sep, "/")
+        or to_printable(paths[row].removeprefix(root).lstrip(os.sep)).replace(os.sep, "/")
         for row in rows
     ]
     return names if len(set(names)) == len(names) else _name(paths, root, {}, rows)
@@ -150,7 +150,7 @@ def _locate_file(text: str, root: str) -> str | ValueError:
     if os.path.islink(path) or name in ("", ".", ".."):
         path = os.path.realpath(path)
     if not path.startswith(root + os.sep):
-        return ValueError(f"{text!r} lies outside of the manifest's folder {printable(root)!r}")
+        return ValueError(f"{text!r} lies outside of the manifest's folder {to_printable(root)!r}")
     return path
 
 
@@ -177,19 +177,19 @@ def _normalise_splits(numbers: Sequence[int], words: Sequence[str], problems: li
     for number, word in zip(numbers, words, strict=True):
         if not word:
             problems.append(f"line {number}: split is empty here and given elsewhere")
-        elif word.lower() not in SPLIT_WORDS:
+        elif word.lower() not in SPLIT_ALIASES:
             problems.append(f"line {number}: split {word!r} is no side. {suggest(word.lower(), SPLITS)}")
-    return [SPLIT_WORDS.get(word.lower(), "") for word in words]
+    return [SPLIT_ALIASES.get(word.lower(), "") for word in words]
 
 
-def _refuse(path: str) -> Rejection | None:
+def _refuse(path: str) -> InvalidImage | None:
     try:
         status = os.stat(find_file(path))
     except OSError as error:
         code = "forbidden" if isinstance(error, PermissionError) else "missing"
-        return Rejection(path, code, error.strerror or "it cannot be found")
+        return InvalidImage(path, code, error.strerror or "it cannot be found")
     if not stat.S_ISREG(status.st_mode):
-        return Rejection(path, "special-file", "it is not a regular file")
+        return InvalidImage(path, "special-file", "it is not a regular file")
     if parse_slice(path) and not find_size(path, status):
-        return Rejection(path, "missing", "its packed file ends before it")
+        return InvalidImage(path, "missing", "its packed file ends before it")
     return None

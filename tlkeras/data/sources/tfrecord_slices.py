@@ -9,7 +9,7 @@ from typing import NamedTuple
 _SLICE = re.compile(r"(?P<file>.+\.tfrecord)@(?P<offset>\d{1,18})\+(?P<length>\d{1,18})", re.DOTALL)
 
 
-class Slice(NamedTuple):
+class ByteRange(NamedTuple):
     """Some bytes of a file."""
 
     file: str
@@ -20,10 +20,10 @@ class Slice(NamedTuple):
         return f"{self.file}@{self.offset}+{self.length}"
 
 
-def parse_slice(path: str) -> Slice | None:
+def parse_slice(path: str) -> ByteRange | None:
     """Return the slice that a path names; None where it names a file."""
     found = _SLICE.fullmatch(path) if "@" in path else None
-    return Slice(found["file"], int(found["offset"]), int(found["length"])) if found else None
+    return ByteRange(found["file"], int(found["offset"]), int(found["length"])) if found else None
 
 
 def find_file(path: str) -> str:

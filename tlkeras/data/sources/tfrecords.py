@@ -11,19 +11,21 @@ from typing import Any
 
 import tensorflow as tf
 
-from tlkeras.data.headers import PictureError, Rejection, printable, read_picture
-from tlkeras.data.sources.manifests import FILE, ROLES
-from tlkeras.data.sources.tfrecord_slices import Slice
-from tlkeras.data.tables import Table
+from tlkeras.data.headers import InvalidImage, PictureError, read_picture, to_printable
+from tlkeras.data.sources.manifests import COLUMN_ROLES, FILE
+from tlkeras.data.sources.tfrecord_slices import ByteRange
+from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, ResourceError, list_some
-from tlkeras.progress import track
+from tlkeras.progress import progress_bar
 
 MANIFEST = "pictures.csv"
 _SHARDS = "shards"
 _HEAD, _FOOT = 12, 4  # bytes around a record: its length and that one's checksum; the record's checksum
 
 
-def pack(table: Table, folder: str | os.PathLike[str], shard_bytes: int = 128 * 2**20) -> dict[str, Any]:
+def write_tfrecords(
+    table: ImageTable, folder: str | os.PathLike[str], shard_bytes: int = 128 * 2**20
+) -> dict[str, Any]:
     """Write all pictures of a table, their bytes as they are, into TFRecord files, and a manifest of them.
 
     A record is a `tf.train.Example` with "image/encoded", "image/filename" and the table's columns, as other programs
@@ -63,17 +65,17 @@ def pack(table: Table, folder: str | os.PathLike[str], shard_bytes: int = 128 * 
         "pictures": len(packed),
         "shards": len(files),
         "bytes": sum(file.stat().st_size for file in files),
-        "rejected": [{"path": printable(bad.path), "reason": bad.reason} for bad in rejected],
+        "rejected": [{"path": to_printable(bad.path), "reason": bad.reason} for bad in rejected],
     }
 
 
-def _write_shards(table: Table, folder: Path, shard_bytes: int) -> tuple[dict[int, Slice], list[Rejection]]:
+def _write_shards(table: ImageTable, folder: Path, shard_bytes: int) -> tuple[dict[int, ByteRange], list[InvalidImage]]:
     """Return where each row of the table went, its file relative to the folder."""
-    packed: dict[int, Slice] = {}
-    rejected: list[Rejection] = []
+    packed: dict[int, ByteRange] = {}
+    rejected: list[InvalidImage] = []
     shard, at, writer = 0, 0, _open_shard(folder, 0)
     try:
-        with track("Packing", len(table), "pictures") as advance:
+        with progress_bar("Packing", len(table), "pictures") as advance:
             for row, encoded in _read_pictures(table, rejected):
                 record = _make_record(table, row, encoded)
                 if at and at + len(record) > shard_bytes:
@@ -81,7 +83,7 @@ def _write_shards(table: Table, folder: Path, shard_bytes: int) -> tuple[dict[in
                     shard, at = shard + 1, 0
                     writer = _open_shard(folder, shard)
                 writer.write(record)
-                packed[row] = Slice(_name_shard(shard), at + _HEAD + record.index(encoded), len(encoded))
+                packed[row] = ByteRange(_name_shard(shard), at + _HEAD + record.index(encoded), len(encoded))
                 at += _HEAD + len(record) + _FOOT
                 advance(1)
             advance(len(rejected))
@@ -90,15 +92,15 @@ def _write_shards(table: Table, folder: Path, shard_bytes: int) -> tuple[dict[in
     return packed, rejected
 
 
-def _read_pictures(table: Table, rejected: list[Rejection]) -> Iterator[tuple[int, bytes]]:
+def _read_pictures(table: ImageTable, rejected: list[InvalidImage]) -> Iterator[tuple[int, bytes]]:
     for row, path in enumerate(table.paths):
         try:
             yield row, read_picture(path)
         except PictureError as error:
-            rejected.append(Rejection(path, error.code, error.reason))
+            rejected.append(InvalidImage(path, error.code, error.reason))
 
 
-def _make_record(table: Table, row: int, encoded: bytes) -> bytes:
+def _make_record(table: ImageTable, row: int, encoded: bytes) -> bytes:
     texts = {name: values[row] for name, values in table.columns.items()} | {"image/filename": table.keys[row]}
     values = {name: text.encode() for name, text in texts.items()} | {"image/encoded": encoded}
     features = {
@@ -115,10 +117,10 @@ def _name_shard(number: int) -> str:
     return f"{_SHARDS}/{number:05d}.tfrecord"
 
 
-def _write_manifest(table: Table, folder: Path, packed: dict[int, Slice]) -> None:
+def _write_manifest(table: ImageTable, folder: Path, packed: dict[int, ByteRange]) -> None:
     played = {
         role: table.columns[table.defaults[role]]
-        for role in ROLES
+        for role in COLUMN_ROLES
         if role in table.defaults and role not in table.columns
     }
     columns = {FILE: table.keys, **table.columns, **played}

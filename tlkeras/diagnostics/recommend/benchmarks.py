@@ -19,7 +19,7 @@ _STEPS = 4
 
 
 @dataclass(frozen=True)
-class Question:
+class BenchmarkRequest:
     """What is measured.
 
     Attributes:
@@ -38,7 +38,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Costs:
+class BenchmarkResult:
     """What it costs.
 
     Attributes:
@@ -56,7 +56,7 @@ class Costs:
     step_megabytes: float | None
 
 
-def measure_costs(question: Question) -> Costs | str:
+def measure_costs(question: BenchmarkRequest) -> BenchmarkResult | str:
     """Return the costs, or in words why they could not be measured."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     done = subprocess.run(
@@ -67,21 +67,21 @@ def measure_costs(question: Question) -> Costs | str:
         env=environment,
     )
     if done.returncode == 0:
-        return Costs(**json.loads(done.stdout.splitlines()[-1]))
+        return BenchmarkResult(**json.loads(done.stdout.splitlines()[-1]))
     how = f"killed by signal {-done.returncode} (too little memory?)" if done.returncode < 0 else "it failed"
     return f"{how}: {' '.join(done.stderr.strip().splitlines()[-1:])}"
 
 
-def measure_here(question: Question) -> Costs:
+def measure_here(question: BenchmarkRequest) -> BenchmarkResult:
     """Measure in this process."""
     import keras
     import numpy as np
 
-    from tlkeras.backbones.builder import build
+    from tlkeras.backbones.builder import build_backbone
     from tlkeras.features.engines import make_engine
     from tlkeras.features.pooling import pool
 
-    backbone = build(question.backbone, size=question.size, weights="none")
+    backbone = build_backbone(question.backbone, size=question.size, weights="none")
     pictures = np.random.default_rng(0).integers(0, 256, (_BATCH, question.size, question.size, 3), np.uint8)
     engine = make_engine(pool(backbone, "average"))
     index = np.arange(_BATCH)
@@ -92,10 +92,10 @@ def measure_here(question: Question) -> Costs:
     megabytes = read_peak()
     step = _time_step(backbone, question)
     keras.backend.clear_session()
-    return Costs(1000 * alone, rate, megabytes, step, read_peak())
+    return BenchmarkResult(1000 * alone, rate, megabytes, step, read_peak())
 
 
-def _time_step(backbone: Any, question: Question) -> float:
+def _time_step(backbone: Any, question: BenchmarkRequest) -> float:
     """Return the seconds of a step that trains the last blocks, and a head, from what the first ones gave."""
     import keras
     import numpy as np

@@ -6,9 +6,9 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tlkeras.backbones.catalog import Entry, find_backbone, list_backbones
-from tlkeras.backbones.weights import find_obstacle
-from tlkeras.config.schema.features import HUB
+from tlkeras.backbones.catalog import BackboneInfo, find_backbone, list_backbones
+from tlkeras.backbones.weights import why_unavailable
+from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
 
 BYTES_PER_PARAMETER = 4
@@ -39,7 +39,7 @@ TARGETS = {
 
 
 @dataclass(frozen=True)
-class Limits:
+class BackboneLimits:
     """What a backbone must meet.
 
     Attributes:
@@ -71,7 +71,7 @@ class Candidate:
         size: Side of the pictures, pixels.
     """
 
-    entry: Entry
+    entry: BackboneInfo
     weights: str
     size: int
 
@@ -86,12 +86,12 @@ class Candidate:
         return count_megabytes(self.entry)
 
 
-def count_megabytes(entry: Entry) -> float:
+def count_megabytes(entry: BackboneInfo) -> float:
     """Return the size of a backbone's weights in float32."""
     return entry.parameters * BYTES_PER_PARAMETER / 1e6
 
 
-def choose_candidates(limits: Limits, own: Candidate | None = None) -> tuple[list[Candidate], dict[str, str]]:
+def choose_candidates(limits: BackboneLimits, own: Candidate | None = None) -> tuple[list[Candidate], dict[str, str]]:
     """Return the candidates, best prior first, and why each other backbone is none.
 
     The prior is the accuracy on ImageNet. The best of each family comes first, then the others, so that one family of
@@ -105,7 +105,7 @@ def choose_candidates(limits: Limits, own: Candidate | None = None) -> tuple[lis
     """
     _check_words(limits)
     dropped, met = {}, []
-    presets = [find_backbone(pattern) for pattern in limits.patterns if pattern.startswith(HUB)]
+    presets = [find_backbone(pattern) for pattern in limits.patterns if pattern.startswith(KERAS_HUB_PREFIX)]
     for entry in [*presets, *list_backbones()]:
         if own is not None and entry.name == own.entry.name:
             continue
@@ -130,7 +130,7 @@ def choose_candidates(limits: Limits, own: Candidate | None = None) -> tuple[lis
     return ([own] if own else []) + chosen, dropped
 
 
-def _check_words(limits: Limits) -> None:
+def _check_words(limits: BackboneLimits) -> None:
     if limits.target not in TARGETS:
         raise BackboneError("A target must be a known one.", repr(limits.target), suggest(limits.target, TARGETS))
     entries = list_backbones()
@@ -139,12 +139,12 @@ def _check_words(limits: Limits) -> None:
         if licence not in known:
             raise BackboneError("A licence must be one that the catalog has.", repr(licence), suggest(licence, known))
     for pattern in limits.patterns:
-        if not pattern.startswith(HUB) and not fnmatch.filter((entry.name for entry in entries), pattern):
+        if not pattern.startswith(KERAS_HUB_PREFIX) and not fnmatch.filter((entry.name for entry in entries), pattern):
             names = [entry.name for entry in entries]
             raise BackboneError("A candidate must be in the catalog.", repr(pattern), suggest(pattern, names))
 
 
-def _list_reasons(entry: Entry, limits: Limits) -> Iterator[str]:
+def _list_reasons(entry: BackboneInfo, limits: BackboneLimits) -> Iterator[str]:
     """Yield why a backbone does not meet the limits."""
     target = TARGETS[limits.target]
     if not any(pattern == entry.name or fnmatch.fnmatchcase(entry.name, pattern) for pattern in limits.patterns):
@@ -164,13 +164,13 @@ def _list_reasons(entry: Entry, limits: Limits) -> Iterator[str]:
         yield f"more than {most:,.4g} MB of weights"
 
 
-def _find_weights(entry: Entry) -> tuple[str | None, str]:
+def _find_weights(entry: BackboneInfo) -> tuple[str | None, str]:
     """Return the first source of weights that can be had, or None and what is in the way."""
     obstacles = []
     for source in entry.weights:
         if source == "none":
             continue
-        obstacle = find_obstacle(entry, source)
+        obstacle = why_unavailable(entry, source)
         if obstacle is None:
             return source, ""
         obstacles.append(obstacle)

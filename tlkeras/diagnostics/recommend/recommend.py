@@ -16,31 +16,31 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from tlkeras.backbones.builder import build_source_head
+from tlkeras.backbones.builder import build_pretrained_classifier
 from tlkeras.backbones.catalog import find_backbone
-from tlkeras.backbones.weights import find_obstacle
+from tlkeras.backbones.weights import why_unavailable
 from tlkeras.config.recipe import Recipe, validate_values
-from tlkeras.config.schema import Finetuning
+from tlkeras.config.schema import FineTuningConfig
 from tlkeras.config.schema.features import NO_BACKBONE
-from tlkeras.data.inspection import Inspection, inspect
+from tlkeras.data.inspection import ValidatedDataset, validate_images
 from tlkeras.diagnostics.augmentation import check_target
-from tlkeras.diagnostics.features import Classed, divide_classes, draw_rows, measure_depths
-from tlkeras.diagnostics.recommend.benchmarks import Costs, Question, measure_costs
-from tlkeras.diagnostics.recommend.candidates import TARGETS, Candidate, Limits, choose_candidates
+from tlkeras.diagnostics.features import LabelledFolds, divide_classes, draw_rows, knn_accuracy_per_block
+from tlkeras.diagnostics.recommend.benchmarks import BenchmarkRequest, BenchmarkResult, measure_costs
+from tlkeras.diagnostics.recommend.candidates import TARGETS, BackboneLimits, Candidate, choose_candidates
 from tlkeras.diagnostics.recommend.rules import (
-    Answer,
-    Situation,
+    DatasetProfile,
+    Recommendation,
     choose_best,
     judge_finetuning,
     judge_similarity,
-    mark_front,
+    mark_pareto_front,
 )
 from tlkeras.diagnostics.recommend.scores import Scores, score_features
 from tlkeras.errors import BackboneError, RecipeError, ResourceError, TlkerasError
-from tlkeras.features.extractor import FEATURES, SOURCE
-from tlkeras.finetuning.auto_stages import suggest_stages
-from tlkeras.plotting.charts import draw_front
-from tlkeras.progress import hide, track
+from tlkeras.features.extractor import POOLED, SOURCE_LOGITS
+from tlkeras.finetuning.auto_stages import choose_stages
+from tlkeras.plotting.charts import plot_pareto_front
+from tlkeras.progress import hide, progress_bar
 from tlkeras.training import builders
 
 _LOOKED_AT = 200
@@ -49,7 +49,7 @@ _FEATURES_KEPT = ("precision", "engine", "cache")
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RecommendOptions:
     """What `recommend` is asked for.
 
     Attributes:
@@ -61,7 +61,7 @@ class Wishes:
         to: The recipe file to write; None writes none.
     """
 
-    limits: Limits
+    limits: BackboneLimits
     picture: Path
     own: bool = True
     pictures: int = 1000
@@ -70,11 +70,11 @@ class Wishes:
 
 
 @dataclass
-class _Look:
+class _MeasurementContext:
     """What all candidates are measured on."""
 
     recipe: Recipe
-    inspection: Inspection
+    inspection: ValidatedDataset
     rows: np.ndarray
     side: int
     training: np.ndarray
@@ -83,7 +83,7 @@ class _Look:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def recommend(recipe: Recipe, wishes: Wishes) -> dict[str, Any]:
+def recommend(recipe: Recipe, wishes: RecommendOptions) -> dict[str, Any]:
     """Measure the backbones that meet the limits on pictures that nothing is measured on later, and choose.
 
     Returns:
@@ -108,15 +108,17 @@ def recommend(recipe: Recipe, wishes: Wishes) -> dict[str, Any]:
     best = max(rows, key=lambda row: row["score"]["mean"])
     rows += _measure_all(look, _list_other_sizes(best["candidate"], look.side), optional=True)
     rows.sort(key=lambda row: -row["score"]["mean"])
-    mark_front(rows)
+    mark_pareto_front(rows)
     chosen, which = choose_best(rows, wishes.limits.milliseconds)
     answers = [which, _answer_prior(rows, chosen)]
     position, similarity = judge_similarity(chosen["separations"], len(look.rows))
-    situation = Situation(_count_smallest(look), chosen["probe"]["mean"], position, chosen["minutes"], wishes.minutes)
+    situation = DatasetProfile(
+        _count_smallest(look), chosen["probe"]["mean"], position, chosen["minutes"], wishes.minutes
+    )
     finetune, frozen = judge_finetuning(situation)
     answers += [similarity, frozen]
     text = _write_recipe(look, chosen["candidate"], finetune, answers)
-    draw_front([_describe_point(row, chosen) for row in rows], wishes.picture)
+    plot_pareto_front([_describe_point(row, chosen) for row in rows], wishes.picture)
     if wishes.to:
         _save(text, wishes.to)
     return {
@@ -132,7 +134,7 @@ def recommend(recipe: Recipe, wishes: Wishes) -> dict[str, Any]:
     }
 
 
-def _check(wishes: Wishes) -> None:
+def _check(wishes: RecommendOptions) -> None:
     check_target(wishes.picture)
     if wishes.to and wishes.to.exists():
         raise RecipeError("A recipe is never overwritten.", wishes.to, "Choose another name or move the file.")
@@ -144,16 +146,16 @@ def _own_candidate(recipe: Recipe) -> Candidate | None:
     return Candidate(find_backbone(recipe.backbone.name), recipe.backbone.weights, builders.picture_size(recipe))
 
 
-def _look_at(recipe: Recipe, wishes: Wishes) -> _Look:
-    inspection = inspect(builders.read_examples(recipe))
-    sides = builders.divide(recipe, inspection.examples)
+def _look_at(recipe: Recipe, wishes: RecommendOptions) -> _MeasurementContext:
+    inspection = validate_images(builders.read_examples(recipe))
+    sides = builders.split_dataset(recipe, inspection.examples)
     rows = draw_rows(recipe, sides, wishes.pictures)
     divide_classes(recipe, inspection, rows)  # says what is missing before anything long begins
     examples, task = inspection.examples, inspection.examples.tasks[0]
     training = np.flatnonzero(sides == "train")
     classes = len(np.unique(task.strata(examples.targets[task.name][training])))
-    batch = (recipe.finetuning or Finetuning()).batch_size
-    return _Look(recipe, inspection, rows, _measure_side(examples.paths[rows]), training, batch, classes)
+    batch = (recipe.finetuning or FineTuningConfig()).batch_size
+    return _MeasurementContext(recipe, inspection, rows, _measure_side(examples.paths[rows]), training, batch, classes)
 
 
 def _measure_side(paths: Sequence[str]) -> int:
@@ -178,14 +180,16 @@ def _round(size: float) -> int:
     return max(1, round(size / step)) * step
 
 
-def _measure_all(look: _Look, candidates: Sequence[Candidate], optional: bool = False) -> list[dict[str, Any]]:
+def _measure_all(
+    look: _MeasurementContext, candidates: Sequence[Candidate], optional: bool = False
+) -> list[dict[str, Any]]:
     """Return a row for each candidate that can be measured; the others are noted with the reason.
 
     Raises:
         BackboneError: None could be measured.
     """
     rows, failed = [], {}
-    with track("Comparing backbones", len(candidates), "backbones") as advance:
+    with progress_bar("Comparing backbones", len(candidates), "backbones") as advance:
         for candidate in candidates:
             try:
                 with hide():
@@ -201,28 +205,28 @@ def _measure_all(look: _Look, candidates: Sequence[Candidate], optional: bool = 
     return rows
 
 
-def _measure(look: _Look, candidate: Candidate) -> dict[str, Any]:
+def _measure(look: _MeasurementContext, candidate: Candidate) -> dict[str, Any]:
     recipe = validate_values(_freeze(_draft(look.recipe, candidate)), look.recipe.name)
     classed, depths = _extract(look, recipe, candidate)
-    source = np.exp(depths.pop(SOURCE)[classed.known]) if SOURCE in depths else None
-    features = depths.pop(FEATURES)[classed.known]
+    source = np.exp(depths.pop(SOURCE_LOGITS)[classed.known]) if SOURCE_LOGITS in depths else None
+    features = depths.pop(POOLED)[classed.known]
     scores = score_features(features, classed.codes, classed.folds, source)
     unfreeze, steps = _plan_finetuning(look, len(depths))
-    question = Question(candidate.entry.name, candidate.size, max(look.classes, 2), unfreeze, look.batch)
+    question = BenchmarkRequest(candidate.entry.name, candidate.size, max(look.classes, 2), unfreeze, look.batch)
     costs = measure_costs(question)
     if isinstance(costs, str):
         raise BackboneError("A backbone's costs must be measurable.", f"{candidate.name}: {costs}")
     return {
         "candidate": candidate,
-        "separations": measure_depths(classed, depths),
+        "separations": knn_accuracy_per_block(classed, depths),
         **_list_figures(candidate, scores, costs),
         "minutes": (steps * costs.step_seconds + len(look.inspection.examples) / costs.pictures_per_second) / 60,
     }
 
 
-def _plan_finetuning(look: _Look, blocks: int) -> tuple[int, int]:
+def _plan_finetuning(look: _MeasurementContext, blocks: int) -> tuple[int, int]:
     """Return how many blocks `stages: auto` would train at most, and in how many steps."""
-    suggestion = suggest_stages(
+    suggestion = choose_stages(
         pictures=len(look.training),
         classes=look.classes,
         blocks=blocks,
@@ -235,11 +239,13 @@ def _plan_finetuning(look: _Look, blocks: int) -> tuple[int, int]:
     return blocks if unfreeze == "all" else int(unfreeze), epochs * math.ceil(len(look.training) / look.batch)
 
 
-def _extract(look: _Look, recipe: Recipe, candidate: Candidate) -> tuple[Classed, dict[str, np.ndarray]]:
-    prefix = builders.build_prefix(recipe)
-    if candidate.weights != "none" and find_obstacle(candidate.entry, candidate.weights, top=True) is None:
+def _extract(
+    look: _MeasurementContext, recipe: Recipe, candidate: Candidate
+) -> tuple[LabelledFolds, dict[str, np.ndarray]]:
+    prefix = builders.build_feature_extractor(recipe)
+    if candidate.weights != "none" and why_unavailable(candidate.entry, candidate.weights, top=True) is None:
         try:
-            head = build_source_head(candidate.entry.name, prefix.backbone, candidate.weights)
+            head = build_pretrained_classifier(candidate.entry.name, prefix.backbone, candidate.weights)
             prefix = dataclasses.replace(prefix, source_head=head)
         except BackboneError:
             pass  # a file without the classifier, or a family whose classifier follows no map
@@ -247,7 +253,7 @@ def _extract(look: _Look, recipe: Recipe, candidate: Candidate) -> tuple[Classed
     return divide_classes(recipe, look.inspection, rows), depths
 
 
-def _list_figures(candidate: Candidate, scores: Scores, costs: Costs) -> dict[str, Any]:
+def _list_figures(candidate: Candidate, scores: Scores, costs: BenchmarkResult) -> dict[str, Any]:
     entry = candidate.entry
     return {
         "name": candidate.name,
@@ -281,27 +287,27 @@ def _publish(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in ("candidate", "folds")}
 
 
-def _answer_prior(rows: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> Answer:
+def _answer_prior(rows: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> Recommendation:
     """Name the best by accuracy on ImageNet, too: neither ranking alone wins everywhere (Renggli et al., CVPR 2022)."""
     known = [row for row in rows if row["top1"]]
     question = "And by accuracy on ImageNet?"
     if not known:
-        return Answer(question, "unknown", "no candidate has a published figure")
+        return Recommendation(question, "unknown", "no candidate has a published figure")
     prior = max(known, key=lambda row: row["top1"])
     if prior["backbone"] == chosen["backbone"]:
-        return Answer(question, "the same", f"{prior['backbone']}: {prior['top1']} %")
+        return Recommendation(question, "the same", f"{prior['backbone']}: {prior['top1']} %")
     advice = f"{prior['top1']} %; where the last point matters, fine-tune both and compare"
-    return Answer(question, prior["backbone"], advice)
+    return Recommendation(question, prior["backbone"], advice)
 
 
-def _count_smallest(look: _Look) -> int:
+def _count_smallest(look: _MeasurementContext) -> int:
     examples, task = look.inspection.examples, look.inspection.examples.tasks[0]
     targets = examples.targets[task.name][look.training]
     _, counts = np.unique(task.strata(targets)[task.is_labelled(targets)], return_counts=True)
     return int(counts.min()) if len(counts) else 0
 
 
-def _tell_facts(look: _Look) -> dict[str, str]:
+def _tell_facts(look: _MeasurementContext) -> dict[str, str]:
     examples = look.inspection.examples
     return {
         "pictures": f"{len(examples):,}, {len(look.training):,} of them to train on",
@@ -324,7 +330,9 @@ def _freeze(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("mapping", "finetuning", "domains", "tuning")}
 
 
-def _write_recipe(look: _Look, chosen: Candidate, finetune: bool, answers: Sequence[Answer]) -> str:
+def _write_recipe(
+    look: _MeasurementContext, chosen: Candidate, finetune: bool, answers: Sequence[Recommendation]
+) -> str:
     """Return the recipe to run, which has been validated, with the reasons above it.
 
     Raises:

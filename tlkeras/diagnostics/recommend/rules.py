@@ -16,7 +16,7 @@ _SATURATED = 0.995
 _EARLY = 2 / 3
 
 
-class Answer(NamedTuple):
+class Recommendation(NamedTuple):
     """A question, what is advised, and why."""
 
     question: str
@@ -25,7 +25,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Situation:
+class DatasetProfile:
     """What the advice on fine-tuning rests on.
 
     Attributes:
@@ -43,7 +43,9 @@ class Situation:
     most_minutes: float
 
 
-def choose_best(rows: Sequence[dict[str, Any]], most_milliseconds: float | None) -> tuple[dict[str, Any], Answer]:
+def choose_best(
+    rows: Sequence[dict[str, Any]], most_milliseconds: float | None
+) -> tuple[dict[str, Any], Recommendation]:
     """Return the quickest of those within one standard error of the best, and why.
 
     The one-standard-error rule (Breiman et al., 1984): the cheapest that cannot well be told from the best.
@@ -58,7 +60,9 @@ def choose_best(rows: Sequence[dict[str, Any]], most_milliseconds: float | None)
         row["noise"] = row is not best and compare_folds(best["folds"], row["folds"]).probability >= NOISE
     near = [row for row in allowed if compare_folds(best["folds"], row["folds"]).errors <= 1] or [best]
     chosen = min(near, key=lambda row: row["milliseconds"])
-    return chosen, Answer("Which backbone?", chosen["name"], _say_why(chosen, best, rows, allowed, most_milliseconds))
+    return chosen, Recommendation(
+        "Which backbone?", chosen["name"], _say_why(chosen, best, rows, allowed, most_milliseconds)
+    )
 
 
 def _say_why(
@@ -82,7 +86,7 @@ def _say_why(
     return f"it reaches {reached}, which no other does"
 
 
-def mark_front(rows: Sequence[dict[str, Any]]) -> None:
+def mark_pareto_front(rows: Sequence[dict[str, Any]]) -> None:
     """Set `front` in those than which no other is both quicker and better (Pareto's front)."""
     for row in rows:
         row["front"] = not any(
@@ -93,7 +97,7 @@ def mark_front(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def judge_similarity(separations: dict[str, float], pictures: int) -> tuple[float, Answer]:
+def judge_similarity(separations: dict[str, float], pictures: int) -> tuple[float, Recommendation]:
     """Return where in a backbone classes separate best, 0 to 1, and what that says of the source's task.
 
     What the last blocks serve is the source's own classes. Where blocks before them separate the new classes better,
@@ -111,26 +115,26 @@ def judge_similarity(separations: dict[str, float], pictures: int) -> tuple[floa
     question = "How similar to ImageNet?"
     if best == len(names) - 1:
         found = f"after the last block neighbours separate the classes as well as anywhere ({last:.3f})"
-        return position, Answer(question, "similar", found)
+        return position, Recommendation(question, "similar", found)
     place = f"after {names[best]} ({best + 1} of {len(names)}): {values[best]:.3f}, against {last:.3f} after the last"
     word = "different" if position < _EARLY else "somewhat different"
-    return position, Answer(question, word, f"neighbours separate the classes best {place}")
+    return position, Recommendation(question, word, f"neighbours separate the classes best {place}")
 
 
-def judge_finetuning(situation: Situation) -> tuple[bool, Answer]:
+def judge_finetuning(situation: DatasetProfile) -> tuple[bool, Recommendation]:
     """Return whether to fine-tune, and why."""
     question = "Frozen or fine-tuned?"
     minutes = f"about {situation.minutes:.0f} minutes" if situation.minutes >= 1.5 else "about a minute"
     if situation.smallest_class < FEW_PER_CLASS:
         few = f"the rarest class has {situation.smallest_class} pictures to train on, fewer than {FEW_PER_CLASS}"
-        return False, Answer(question, "frozen", f"{few}: a changed backbone would learn them by heart")
+        return False, Recommendation(question, "frozen", f"{few}: a changed backbone would learn them by heart")
     if situation.probe >= _SATURATED:
-        return False, Answer(
+        return False, Recommendation(
             question, "frozen", f"the linear head reaches {situation.probe:.3f}: little is left to gain"
         )
     if situation.minutes > situation.most_minutes:
         limit = f"more than the {situation.most_minutes:.0f} allowed"
-        return False, Answer(question, "frozen", f"fine-tuning would take {minutes} on this machine, {limit}")
+        return False, Recommendation(question, "frozen", f"fine-tuning would take {minutes} on this machine, {limit}")
     distance = "" if situation.position >= 1 else "; its last blocks serve the source more than your classes"
     left = f"the linear head reaches {situation.probe:.3f}{distance}"
-    return True, Answer(question, "fine-tuned", f"{left}; it takes {minutes} on this machine")
+    return True, Recommendation(question, "fine-tuned", f"{left}; it takes {minutes} on this machine")

@@ -16,7 +16,7 @@ from tlkeras.heads.transferability import measure_h_score, measure_leep, measure
 
 NEIGHBOURS = 5
 
-Folds = list[tuple[np.ndarray, np.ndarray]]
+FoldIndices = list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Scores:
         return (self.neighbours + self.probe) / 2
 
 
-def score_features(X: np.ndarray, codes: np.ndarray, folds: Folds, source: np.ndarray | None = None) -> Scores:
+def score_features(X: np.ndarray, codes: np.ndarray, folds: FoldIndices, source: np.ndarray | None = None) -> Scores:
     """Return what features reach on folds that all backbones share.
 
     Args:
@@ -54,8 +54,8 @@ def score_features(X: np.ndarray, codes: np.ndarray, folds: Folds, source: np.nd
     """
     standard = StandardScaler().fit_transform(np.asarray(X, np.float64))
     return Scores(
-        neighbours=np.array([_ask_neighbours(X, codes, fit, held) for fit, held in folds]),
-        probe=np.array([_ask_probe(X, codes, fit, held) for fit, held in folds]),
+        neighbours=np.array([_score_knn(X, codes, fit, held) for fit, held in folds]),
+        probe=np.array([_score_linear_probe(X, codes, fit, held) for fit, held in folds]),
         logme=measure_logme(standard, codes),
         h_score=measure_h_score(standard, codes),
         leep=None if source is None else measure_leep(source, codes),
@@ -63,13 +63,13 @@ def score_features(X: np.ndarray, codes: np.ndarray, folds: Folds, source: np.nd
     )
 
 
-def _ask_neighbours(X: np.ndarray, codes: np.ndarray, fit: np.ndarray, held: np.ndarray) -> float:
+def _score_knn(X: np.ndarray, codes: np.ndarray, fit: np.ndarray, held: np.ndarray) -> float:
     unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
     nearest = KNeighborsClassifier(min(NEIGHBOURS, len(fit))).fit(unit[fit], codes[fit])
     return float(balanced_accuracy_score(codes[held], nearest.predict(unit[held])))
 
 
-def _ask_probe(X: np.ndarray, codes: np.ndarray, fit: np.ndarray, held: np.ndarray) -> float:
+def _score_linear_probe(X: np.ndarray, codes: np.ndarray, fit: np.ndarray, held: np.ndarray) -> float:
     head = make_head("linear", class_weight="balanced").fit(X[fit], codes[fit])
     return float(balanced_accuracy_score(codes[held], head.predict_proba(X[held]).argmax(axis=1)))
 

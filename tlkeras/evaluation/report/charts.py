@@ -41,7 +41,7 @@ def draw_numbers(points: Mapping[str, Any], path: Path) -> None:
         _finish(axis, "number", "answer")
 
 
-def draw_trade(trade: Mapping[str, Any], path: Path) -> None:
+def plot_risk_coverage(trade: Mapping[str, Any], path: Path) -> None:
     """Draw the accuracy of what is answered against the share of pictures that is answered."""
     with open_figure(path, _SIZE) as figure:
         axis = figure.subplots()

@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.config.recipe import dump_recipe
+from tlkeras.config.recipe import recipe_to_yaml
 from tlkeras.errors import BackboneError, RunError, TlkerasError
 from tlkeras.evaluation import errors, evaluate, selective
-from tlkeras.evaluation.attribution import METHODS, Explainer, Method, check_sanity
+from tlkeras.evaluation.attribution import METHODS, AttributionMethod, Explainer, check_sanity
 from tlkeras.evaluation.calibration import describe_calibration
 from tlkeras.evaluation.comparison import compare_probabilities
-from tlkeras.evaluation.learning_curve import measure_learning
+from tlkeras.evaluation.learning_curve import learning_curve
 from tlkeras.evaluation.other_data import list_elsewhere
 from tlkeras.evaluation.robustness import measure_robustness
-from tlkeras.evaluation.run_data import Material
+from tlkeras.evaluation.run_data import RunData
 from tlkeras.runs.directory import Run
-from tlkeras.runs.predictions import Answers, read_answers, read_probes, take
+from tlkeras.runs.predictions import Predictions, load_predictions, read_probes, take
 from tlkeras.training import builders
 
 _SANE_PICTURES = 6
@@ -32,7 +32,7 @@ _EXTRA_PHASES = ("extract activations", "fine-tune", "measure")
 
 
 @dataclass(frozen=True)
-class Options:
+class ReportOptions:
     """What a report goes into.
 
     Attributes:
@@ -45,7 +45,7 @@ class Options:
     """
 
     pictures: int = 24
-    method: Method = "grad_cam"
+    method: AttributionMethod = "grad_cam"
     corrupted: int = 48
     learning_curve: bool = False
     conformal: float | None = None
@@ -77,7 +77,7 @@ class Report:
     maps: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
 
-def check_options(options: Options) -> None:
+def check_options(options: ReportOptions) -> None:
     """Make sure before the work that options can be used.
 
     Raises:
@@ -94,7 +94,7 @@ def check_options(options: Options) -> None:
         raise RunError.from_problems("A report needs options that can be used:", problems)
 
 
-def compute_report(run: Run, options: Options) -> Report:
+def compute_report(run: Run, options: ReportOptions) -> Report:
     """Compute what a report of a run shows, and keep what is no picture as report.json in the run.
 
     What cannot be computed, because pictures are gone or the network has no map, is left out with a note.
@@ -103,46 +103,48 @@ def compute_report(run: Run, options: Options) -> Report:
         RunError: The run keeps no answers, or an option cannot be used.
     """
     check_options(options)
-    material = Material(run)
+    material = RunData(run)
     settings = material.recipe.evaluation
     report = Report(run.name, evaluate.evaluate(run, resamples=settings.bootstrap, seed=settings.seed))
-    for place, answers in enumerate(read_answers(run)):
+    for place, answers in enumerate(load_predictions(run)):
         report.tasks[answers.task.name] = _compute_task(material, answers, place, options, report)
     report.elsewhere = list_elsewhere(run)
     if material.gone:
         report.notes.append(f"The pictures of the run cannot be looked at again: {material.gone}")
-    report.made = describe_making(material)
+    report.made = reproducibility_info(material)
     names = ("figures", "tasks", "elsewhere", "made", "notes")
     kept = {name: getattr(report, name) for name in names}
     run.write_json("report.json", {"run": run.name, **kept})
     return report
 
 
-def _compute_number(material: Material, answers: Answers, options: Options, report: Report) -> dict[str, Any]:
+def _compute_number(material: RunData, answers: Predictions, options: ReportOptions, report: Report) -> dict[str, Any]:
     """Return what is shown of a number: how near it comes, and where it is farthest off."""
     rows = np.unique(np.linspace(0, len(answers) - 1, min(_MOST_POINTS, len(answers))).astype(int))
     largest = errors.list_errors(answers, options.pictures or 24)
     if options.pictures:
         _decode(material, [error["key"] for error in largest], report)
     return {
-        "worth": _judge_refinement(material, answers),
+        "worth": _compare_with_linear_probe(material, answers),
         "points": {"truth": answers.targets[rows].tolist(), "said": answers.probabilities[rows, 0].tolist()},
         "errors": largest,
     }
 
 
-def _compute_task(material: Material, answers: Answers, place: int, options: Options, report: Report) -> dict[str, Any]:
+def _compute_task(
+    material: RunData, answers: Predictions, place: int, options: ReportOptions, report: Report
+) -> dict[str, Any]:
     if answers.task.kind == "number":
         return _compute_number(material, answers, options, report)
     unseen, unseen_is = material.find_unseen(answers.task)
-    losses = errors.list_losses(answers, options.pictures or 24)
+    losses = errors.top_losses(answers, options.pictures or 24)
     result: dict[str, Any] = {
-        "worth": _judge_refinement(material, answers),
+        "worth": _compare_with_linear_probe(material, answers),
         "calibration": describe_calibration(answers, unseen),
         "unseen": unseen_is,
         "losses": losses,
-        "suspects": errors.list_suspects(answers),
-        "training_suspects": errors.list_suspects(unseen) if unseen is not None and unseen_is == "training" else [],
+        "suspects": errors.label_issues(answers),
+        "training_suspects": errors.label_issues(unseen) if unseen is not None and unseen_is == "training" else [],
     }
     result |= _describe_classes(answers) if answers.targets.ndim == 1 else _describe_labels(answers)
     result["trade"] = selective.describe_trade(answers, unseen, options.accuracy)
@@ -150,13 +152,13 @@ def _compute_task(material: Material, answers: Answers, place: int, options: Opt
     if options.pictures:
         _show_mistakes(material, answers, place, result, options, report)
     if options.corrupted and material.inspection is not None:
-        result["robustness"] = _worsen(material, answers, place, options.corrupted)
+        result["robustness"] = _evaluate_corruptions(material, answers, place, options.corrupted)
     if options.learning_curve:
-        result["learning"] = _learn(material, answers, report)
+        result["learning"] = _compute_learning_curve(material, answers, report)
     return result
 
 
-def _judge_refinement(material: Material, answers: Answers) -> dict[str, Any] | None:
+def _compare_with_linear_probe(material: RunData, answers: Predictions) -> dict[str, Any] | None:
     """Return by how much the run is better than a linear head on the same features, and what that took."""
     probe = read_probes(material.run).get(answers.task.name)
     if probe is None:
@@ -175,7 +177,7 @@ def _judge_refinement(material: Material, answers: Answers) -> dict[str, Any] | 
     }
 
 
-def _describe_classes(answers: Answers) -> dict[str, Any]:
+def _describe_classes(answers: Predictions) -> dict[str, Any]:
     confusions = errors.count_confusions(answers)
     order = errors.order_classes(confusions)
     return {
@@ -184,30 +186,32 @@ def _describe_classes(answers: Answers) -> dict[str, Any]:
             "counts": confusions[np.ix_(order, order)].tolist(),
             "left_out": len(confusions) - len(order),
         },
-        "confused": errors.list_confused(answers),
+        "confused": errors.most_confused(answers),
     }
 
 
-def _describe_labels(answers: Answers) -> dict[str, Any]:
+def _describe_labels(answers: Predictions) -> dict[str, Any]:
     return {
         "label_mistakes": errors.count_label_mistakes(answers),
-        "confused": errors.list_confused_labels(answers),
+        "confused": errors.most_confused_labels(answers),
     }
 
 
-def _describe_sets(answers: Answers, unseen: Answers | None, options: Options, report: Report) -> dict[str, Any]:
+def _describe_sets(
+    answers: Predictions, unseen: Predictions | None, options: ReportOptions, report: Report
+) -> dict[str, Any]:
     if options.conformal is None:
         return {}
     if unseen is None:
         report.notes.append("Conformal sets need a validation side: train with data.validation.")
         return {}
     if answers.targets.ndim == 1:
-        return {"sets": selective.measure_sets(answers, unseen, options.conformal)}
+        return {"sets": selective.conformal_prediction_sets(answers, unseen, options.conformal)}
     return {"label_sets": selective.measure_label_sets(answers, unseen, options.conformal)}
 
 
 def _show_mistakes(
-    material: Material, answers: Answers, place: int, result: dict[str, Any], options: Options, report: Report
+    material: RunData, answers: Predictions, place: int, result: dict[str, Any], options: ReportOptions, report: Report
 ) -> None:
     """Add the pictures of mistakes, what speaks for the answers, and the training pictures that are most like them."""
     losses = result["losses"]
@@ -232,13 +236,13 @@ def _show_mistakes(
     _add_neighbours(material, answers, seen, report)
 
 
-def _decode(material: Material, keys: Sequence[str], report: Report) -> None:
+def _decode(material: RunData, keys: Sequence[str], report: Report) -> None:
     for key in dict.fromkeys(keys):
         if key not in report.pictures and (picture := material.decode(key)) is not None:
             report.pictures[key] = picture
 
 
-def _add_neighbours(material: Material, answers: Answers, losses: list[dict[str, Any]], report: Report) -> None:
+def _add_neighbours(material: RunData, answers: Predictions, losses: list[dict[str, Any]], report: Report) -> None:
     try:
         train, test = material.features["train"], material.features["test"]
     except (KeyError, TlkerasError) as error:
@@ -259,7 +263,7 @@ def _add_neighbours(material: Material, answers: Answers, losses: list[dict[str,
         _decode(material, [neighbour["key"] for neighbour in loss["nearest"]], report)
 
 
-def _worsen(material: Material, answers: Answers, place: int, most: int) -> dict[str, Any] | None:
+def _evaluate_corruptions(material: RunData, answers: Predictions, place: int, most: int) -> dict[str, Any] | None:
     """Return what corruptions cost, on at most so many held-out pictures, spread over all."""
     rows = np.unique(np.linspace(0, len(answers) - 1, min(most, len(answers))).astype(int))
     found = [(row, material.decode(str(answers.keys[row]))) for row in rows.tolist()]
@@ -277,7 +281,7 @@ def _worsen(material: Material, answers: Answers, place: int, most: int) -> dict
     return measure_robustness(material.model, pictures, judge, output=place, engine=material.recipe.features.engine)
 
 
-def _learn(material: Material, answers: Answers, report: Report) -> dict[str, Any] | None:
+def _compute_learning_curve(material: RunData, answers: Predictions, report: Report) -> dict[str, Any] | None:
     train, test = material.features.get("train"), material.features.get("test")
     if train is None or test is None:
         return None
@@ -288,7 +292,7 @@ def _learn(material: Material, answers: Answers, report: Report) -> dict[str, An
     if len(rows) < len(answers):
         report.notes.append("The learning curve is left out: some held-out pictures are gone.")
         return None
-    return measure_learning(
+    return learning_curve(
         partial(material.make_linear_head, answers.task.name),
         (train.X, train.targets[answers.task.name], train.weights),
         test.X[known],
@@ -297,7 +301,7 @@ def _learn(material: Material, answers: Answers, report: Report) -> dict[str, An
     )
 
 
-def describe_making(material: Material) -> dict[str, Any]:
+def reproducibility_info(material: RunData) -> dict[str, Any]:
     """Return all that is needed to make a run again."""
     run, recipe = material.run, material.recipe
     manifest = run.manifest
@@ -306,7 +310,7 @@ def describe_making(material: Material) -> dict[str, Any]:
         "finished": manifest.get("finished", ""),
         "resumed": len(manifest.get("resumed", [])),
         "command": f"tlkeras train {run.path / 'recipe.yaml'}",
-        "recipe": dump_recipe(recipe),
+        "recipe": recipe_to_yaml(recipe),
         "source": recipe.data.source,
         "examples": manifest.get("examples", {}),
         "rejected": manifest.get("rejected", 0),

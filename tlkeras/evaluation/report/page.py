@@ -13,12 +13,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from tlkeras.evaluation.metric_names import name_rivals
+from tlkeras.evaluation.metric_names import baseline_names
 from tlkeras.evaluation.report import charts, summaries
 from tlkeras.evaluation.report.compute import Report
 from tlkeras.evaluation.report.images import embed_chart, embed_picture, overlay
 from tlkeras.plotting import html_page
-from tlkeras.plotting.charts import draw_history
+from tlkeras.plotting.charts import plot_history
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_LABELS = 60
@@ -39,7 +39,7 @@ def write_report(path: str | os.PathLike[str], reports: Sequence[Report], compar
     Raises:
         ResourceError: The file is another one, or cannot be written.
     """
-    return html_page.publish(path, render_report(reports, compared))
+    return html_page.write_html(path, render_report(reports, compared))
 
 
 def render_report(reports: Sequence[Report], compared: Mapping[str, Any] | None = None) -> str:
@@ -76,7 +76,7 @@ def _open_templates() -> Environment:
         "count": summaries.write_count,
         "amount": summaries.write_amount,
         "metric": lambda name: summaries.METRIC_NAMES.get(name, name),
-        "verdict": summaries.judge,
+        "verdict": summaries.format_verdict,
         "prose": _mark_code,
         "verdict_class": _choose_class,
     }
@@ -152,9 +152,9 @@ def _prepare_task(
     learning, robustness, attribution = (computed.get(name) for name in ("learning", "robustness", "attribution"))
     return {
         "figures": figures,
-        "beside": name_rivals(figures),
+        "beside": baseline_names(figures),
         "what": "label" if figures["kind"] == "multilabel" else "class",
-        "summary": summaries.tell_summary(figures),
+        "summary": summaries.summarize_run(figures),
         "key": [
             (summaries.METRIC_NAMES[name], figures["metrics"][name]) for name in _KEY if name in figures["metrics"]
         ],
@@ -162,25 +162,25 @@ def _prepare_task(
         "labels_left_out": max(len(labels) - _MOST_LABELS, 0),
         "slice_metrics": [name for name in _SLICE_METRICS if name in figures["metrics"]],
         "worth": worth,
-        "worth_sentence": summaries.tell_worth(worth) if worth else "",
+        "worth_sentence": summaries.summarize_gain_over_probe(worth) if worth else "",
         "learning": learning,
-        "learning_sentence": summaries.tell_learning(learning) if learning else "",
-        "calibration_sentence": summaries.tell_calibration(computed["calibration"], computed["unseen"]),
+        "learning_sentence": summaries.summarize_learning_curve(learning) if learning else "",
+        "calibration_sentence": summaries.summarize_calibration(computed["calibration"], computed["unseen"]),
         "scalings": [("as they are", computed["calibration"]), *_name_scalings(computed["calibration"])],
         "trade": trade,
-        "trade_sentence": summaries.tell_trade(trade) if trade else "",
-        "sets_sentence": summaries.tell_sets(sets) if sets else "",
+        "trade_sentence": summaries.summarize_selective_prediction(trade) if trade else "",
+        "sets_sentence": summaries.summarize_prediction_sets(sets) if sets else "",
         "label_sets": label_sets,
-        "label_sets_sentence": summaries.tell_label_sets(label_sets) if label_sets else "",
+        "label_sets_sentence": summaries.summarize_label_sets(label_sets) if label_sets else "",
         "label_mistakes": computed.get("label_mistakes", []),
         "confusions": _prepare_confusions(computed.get("confusions")),
         "confused": computed.get("confused", []),
         "losses": _prepare_losses(report, figures, computed),
-        "attribution_sentence": summaries.tell_attribution(attribution),
+        "attribution_sentence": summaries.summarize_attribution(attribution),
         "suspects": computed["suspects"],
         "training_suspects": computed["training_suspects"],
         "robustness": robustness,
-        "robustness_sentence": summaries.tell_robustness(robustness) if robustness else "",
+        "robustness_sentence": summaries.summarize_robustness(robustness) if robustness else "",
         "charts": _draw_charts(computed, anchor),
     }
 
@@ -191,11 +191,11 @@ def _prepare_number(figures: Mapping[str, Any], computed: Mapping[str, Any], anc
     title = "What was said of each held-out picture against its number"
     return {
         "figures": figures,
-        "beside": name_rivals(figures),
-        "summary": summaries.tell_summary(figures),
+        "beside": baseline_names(figures),
+        "summary": summaries.summarize_run(figures),
         "slice_metrics": ["r2", "mae"],
         "worth": worth,
-        "worth_sentence": summaries.tell_worth(worth) if worth else "",
+        "worth_sentence": summaries.summarize_gain_over_probe(worth) if worth else "",
         "learning": None,
         "robustness": None,
         "errors": computed["errors"],
@@ -210,7 +210,7 @@ def _name_scalings(calibration: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _draw_charts(computed: Mapping[str, Any], anchor: str) -> dict[str, Markup]:
     wanted = {
         "reliability": ("How often answers are right against confidence", charts.draw_reliability, "calibration"),
-        "trade": ("Accuracy against the share of pictures answered", charts.draw_trade, "trade"),
+        "trade": ("Accuracy against the share of pictures answered", charts.plot_risk_coverage, "trade"),
         "robustness": ("Accuracy against the strength of corruptions", charts.draw_robustness, "robustness"),
         "learning": ("Accuracy against the number of training pictures", charts.draw_learning, "learning"),
     }
@@ -229,7 +229,7 @@ def _draw_history(made: Mapping[str, Any], anchor: str) -> Markup | None:
         best = (made["finetuning"] or {}).get("best_epoch")
         rows = [{**row, "best": row["epoch"] == best} for row in history]
         return embed_chart(
-            f"{anchor}-history", "Losses, metrics and rates by epoch", lambda path: draw_history(rows, path)
+            f"{anchor}-history", "Losses, metrics and rates by epoch", lambda path: plot_history(rows, path)
         )
     return embed_chart(f"{anchor}-history", "Losses of the fit", lambda path: charts.draw_fit(history, path))
 

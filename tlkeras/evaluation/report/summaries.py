@@ -40,12 +40,12 @@ def write_amount(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
 
 
-def judge(better: bool | None) -> str:
+def format_verdict(better: bool | None) -> str:
     """Return a verdict on a difference."""
     return {True: "better", False: "worse", None: "no clear difference"}[better]
 
 
-def tell_summary(figures: Mapping[str, Any]) -> list[str]:
+def summarize_run(figures: Mapping[str, Any]) -> list[str]:
     """Say how the model does against knowing nothing."""
     if figures["kind"] == "number":
         value, mean = (figures[of]["mae"]["value"] for of in ("metrics", "baseline"))
@@ -62,7 +62,7 @@ def tell_summary(figures: Mapping[str, Any]) -> list[str]:
     return [text]
 
 
-def tell_worth(worth: Mapping[str, Any]) -> str:
+def summarize_gain_over_probe(worth: Mapping[str, Any]) -> str:
     """Say whether what was done beyond a linear head was worth it, and what it took."""
     name = next(of for of in ("accuracy", "exact_match", "r2") if of in worth["differences"])
     parts = worth["differences"][name]
@@ -86,7 +86,7 @@ def tell_worth(worth: Mapping[str, Any]) -> str:
     return text
 
 
-def tell_learning(learning: Mapping[str, Any]) -> str:
+def summarize_learning_curve(learning: Mapping[str, Any]) -> str:
     """Say whether more pictures would help."""
     step, sizes = learning["last_step"], learning["pictures"]
     if step is None or step["low"] is None or len(sizes) < 2:
@@ -101,7 +101,7 @@ def tell_learning(learning: Mapping[str, Any]) -> str:
     return text + "That is no clear gain: more pictures may help, a little."
 
 
-def tell_calibration(calibration: Mapping[str, Any], unseen: str) -> str:
+def summarize_calibration(calibration: Mapping[str, Any], unseen: str) -> str:
     """Say how far confidence is from the truth and what a scaling mends."""
     error = calibration["adaptive_ece"]
     sure = calibration["reliability"]
@@ -126,7 +126,7 @@ def tell_calibration(calibration: Mapping[str, Any], unseen: str) -> str:
     )
 
 
-def tell_trade(trade: Mapping[str, Any]) -> str:
+def summarize_selective_prediction(trade: Mapping[str, Any]) -> str:
     """Say from which confidence on answers need no person."""
     wanted = write_percent(trade["wanted"])
     if trade["chosen"] is None:
@@ -140,7 +140,7 @@ def tell_trade(trade: Mapping[str, Any]) -> str:
     )
 
 
-def tell_sets(sets: Mapping[str, Any]) -> str:
+def summarize_prediction_sets(sets: Mapping[str, Any]) -> str:
     """Say how prediction sets do."""
     return (
         f"Sets of all classes with a probability of {sets['threshold']:.3f} or more are meant to hold the true class "
@@ -150,7 +150,7 @@ def tell_sets(sets: Mapping[str, Any]) -> str:
     )
 
 
-def tell_label_sets(sets: Sequence[Mapping[str, Any]]) -> str:
+def summarize_label_sets(sets: Sequence[Mapping[str, Any]]) -> str:
     """Say how prediction sets of single labels do."""
     covered, undecided = (sum(one[key] for one in sets) / len(sets) for key in ("coverage", "undecided"))
     return (
@@ -160,7 +160,7 @@ def tell_label_sets(sets: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def tell_robustness(robustness: Mapping[str, Any]) -> str:
+def summarize_robustness(robustness: Mapping[str, Any]) -> str:
     """Say what harms most and what least, at the middle strength."""
     lost = {name: robustness["clean"] - values[2] for name, values in robustness["corruptions"].items()}
     worst, least = max(lost, key=lambda name: lost[name]), min(lost, key=lambda name: lost[name])
@@ -170,7 +170,7 @@ def tell_robustness(robustness: Mapping[str, Any]) -> str:
     )
 
 
-def tell_attribution(attribution: Mapping[str, Any] | None) -> str:
+def summarize_attribution(attribution: Mapping[str, Any] | None) -> str:
     """Say what the coloured pictures show and whether they passed the sanity check."""
     if attribution is None:
         return "Wrong answers, those of the largest log loss first."

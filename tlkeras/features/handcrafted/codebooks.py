@@ -9,19 +9,19 @@ from functools import partial
 import keras
 import numpy as np
 
-from tlkeras.features.cache import ActivationCache, Space
-from tlkeras.features.extraction import Pictures
+from tlkeras.features.cache import ActivationCache, Namespace
+from tlkeras.features.extraction import ImageFiles
 from tlkeras.features.handcrafted.descriptors import Sift
 from tlkeras.features.handcrafted.encodings import LOCAL, learn_codebook
 from tlkeras.features.handcrafted.layer import list_handcrafted, map_pictures
-from tlkeras.progress import track
+from tlkeras.progress import progress_bar
 
 _PICTURES, _DESCRIPTORS = 500, 200
 _VERSION = 1
 
 
-def learn_codebooks(
-    model: keras.Model, pictures: Pictures, cache: ActivationCache | None = None, *, seed: int = 0
+def fit_codebooks(
+    model: keras.Model, pictures: ImageFiles, cache: ActivationCache | None = None, *, seed: int = 0
 ) -> int:
     """Learn the codebooks of a model's handcrafted features from training pictures; those known are read instead.
 
@@ -50,7 +50,7 @@ def learn_codebooks(
         length = sum(int(np.prod(shape)) for shape in descriptor.shapes.values())
         key = hashlib.sha256("".join(sorted(set(pictures.digests))).encode()).hexdigest()
         learn = partial(_learn, descriptor, pictures, size, seed)
-        row, new = _find_or_learn(cache, Space(facts, (length,), "float32"), key, learn)
+        row, new = _find_or_learn(cache, Namespace(facts, (length,), "float32"), key, learn)
         learned += new
         ends = np.cumsum([int(np.prod(shape)) for shape in descriptor.shapes.values()])[:-1]
         parts = zip(np.split(row, ends), descriptor.shapes.values(), strict=True)
@@ -59,7 +59,7 @@ def learn_codebooks(
 
 
 def _find_or_learn(
-    cache: ActivationCache | None, space: Space, key: str, learn: Callable[[], np.ndarray]
+    cache: ActivationCache | None, space: Namespace, key: str, learn: Callable[[], np.ndarray]
 ) -> tuple[np.ndarray, bool]:
     if cache is None:
         return learn(), True
@@ -74,13 +74,13 @@ def _find_or_learn(
         return row, True
 
 
-def _learn(descriptor: Sift, pictures: Pictures, size: int, seed: int) -> np.ndarray:
+def _learn(descriptor: Sift, pictures: ImageFiles, size: int, seed: int) -> np.ndarray:
     """Return all arrays of a codebook, end to end."""
     random = np.random.default_rng(seed)
     order = np.argsort(np.asarray(pictures.digests, dtype=str), kind="stable")  # whatever order they came in
     rows = np.sort(order[random.permutation(len(order))[:_PICTURES]])
     found: list[np.ndarray] = []
-    with track("Learning codebook", len(rows), "pictures") as advance:
+    with progress_bar("Learning codebook", len(rows), "pictures") as advance:
         for _, batch in pictures.stream(rows, size):
             found += map_pictures(descriptor.find_local, batch)
             advance(len(batch))

@@ -98,7 +98,7 @@ class Lbp:
 
 
 @dataclass(frozen=True)
-class Colour:
+class ColorHistogram:
     """Joint histograms of hue, saturation and value.
 
     Args:
@@ -159,12 +159,12 @@ class Sift:
         """Return the local descriptors of a picture, float32 (m, 128), of length one; m may be 0."""
         grey = to_grey(picture)
         if self.detector == "keypoint":
-            return take_roots(find_keypoints(grey))
+            return root_sift(find_keypoints(grey))
         fitting = [size for size in self.sizes if _BINS * size <= min(grey.shape)]
-        return take_roots(np.concatenate([describe_grid(grey, size, self.step) for size in fitting]))
+        return root_sift(np.concatenate([describe_grid(grey, size, self.step) for size in fitting]))
 
 
-DESCRIPTORS: dict[str, type[Any]] = {"sift": Sift, "hog": Hog, "lbp": Lbp, "colour": Colour}
+DESCRIPTORS: dict[str, type[Any]] = {"sift": Sift, "hog": Hog, "lbp": Lbp, "colour": ColorHistogram}
 
 
 def make_descriptor(kind: str, **options: Any) -> Descriptor:
@@ -241,7 +241,7 @@ def describe_grid(grey: np.ndarray, size: int, step: int) -> np.ndarray:
     return patches.reshape(-1, LOCAL)
 
 
-def take_roots(descriptors: np.ndarray) -> np.ndarray:
+def root_sift(descriptors: np.ndarray) -> np.ndarray:
     """Return the square roots of descriptors (m, 128), clipped as Lowe does, of length one; without flat ones."""
     lengths = np.linalg.norm(descriptors, axis=1, keepdims=True)
     seen = lengths[:, 0] > 1e-6

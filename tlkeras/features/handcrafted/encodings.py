@@ -79,10 +79,10 @@ def encode(descriptors: np.ndarray, book: Codebook, encoding: str) -> np.ndarray
     reduced = (descriptors - book["mean"]) @ book["projection"]
     if encoding == "fisher":
         return encode_fisher(reduced, book["centres"], book["variances"], book["shares"])
-    return (encode_vlad if encoding == "vlad" else count_words)(reduced, book["centres"])
+    return (encode_vlad if encoding == "vlad" else bag_of_words)(reduced, book["centres"])
 
 
-def count_words(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
+def bag_of_words(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Return the square roots of the shares of rows (m, c) that are nearest to each centre (k, c): (k,).
 
     A bag of words (Csurka et al., 2004); roots make the scalar product of two of them Hellinger's affinity.

@@ -21,7 +21,7 @@ _WORTH_PROCESSES = 2_000_000  # bytes of pixels; fewer are described before a pr
 
 
 @keras.saving.register_keras_serializable("tlkeras")
-class Handcrafted(keras.layers.Layer):
+class HandcraftedFeatures(keras.layers.Layer):
     """From pictures, uint8 values (n, size, size, 3), to handcrafted features (n, d); computed by all cores.
 
     Args:
@@ -61,23 +61,25 @@ class Handcrafted(keras.layers.Layer):
         return {**super().get_config(), "descriptor": self.descriptor}
 
 
-LAYERS = {"Handcrafted": Handcrafted}
+LAYERS = {"Handcrafted": HandcraftedFeatures}
 """By name, as `keras.models.load_model` takes them."""
 
 
-def list_handcrafted(model: keras.Model) -> list[Handcrafted]:
+def list_handcrafted(model: keras.Model) -> list[HandcraftedFeatures]:
     """Return the layers of a model that compute handcrafted features."""
-    return [layer for layer in model.layers if isinstance(layer, Handcrafted)]
+    return [layer for layer in model.layers if isinstance(layer, HandcraftedFeatures)]
 
 
-def make_layers(descriptors: list[dict[str, Any]], size: int) -> list[Handcrafted]:
+def make_layers(descriptors: list[dict[str, Any]], size: int) -> list[HandcraftedFeatures]:
     """Return a layer per descriptor.
 
     Raises:
         RecipeError: Pictures of that size are too small for one; all such are named.
         MissingExtraError: scikit-image is not installed.
     """
-    layers = [Handcrafted(one, name=f"handcrafted_{index}_{one['kind']}") for index, one in enumerate(descriptors)]
+    layers = [
+        HandcraftedFeatures(one, name=f"handcrafted_{index}_{one['kind']}") for index, one in enumerate(descriptors)
+    ]
     small = [f"{layer.descriptor['kind']} needs {layer.made.least} px" for layer in layers if layer.made.least > size]
     if small:
         raise RecipeError.from_problems(f"Pictures of {size} px are too small for handcrafted features:", small)

@@ -33,7 +33,7 @@ import pyarrow
 import pyarrow.parquet
 from filelock import FileLock, Timeout
 
-from tlkeras.data.headers import Rejection, printable
+from tlkeras.data.headers import InvalidImage, to_printable
 from tlkeras.errors import DataError, ResourceError, RunError
 from tlkeras.features.shards import sync_folder
 
@@ -44,7 +44,7 @@ _FOLDERS = ("shards", "parts", "rejected", "records", "claims", "attempts")
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedShard:
     """A shard that was given up: its number, the paths of its first and last picture, and the last error."""
 
     shard: int
@@ -82,7 +82,7 @@ class Job:
 
     def name(self, path: str) -> str:
         """Return what a picture is called in the results: relative to the root, with "/" and printable."""
-        return printable(os.path.relpath(path, self.root)).replace(os.sep, "/")
+        return to_printable(os.path.relpath(path, self.root)).replace(os.sep, "/")
 
     def list_done(self) -> list[int]:
         """Return the shards that have a record."""
@@ -128,7 +128,7 @@ class Job:
         for path in (self.folder / "attempts").glob("*" if shard is None else f"{shard:05d}"):
             path.unlink(missing_ok=True)
 
-    def list_failures(self) -> list[Failure]:
+    def list_failures(self) -> list[FailedShard]:
         """Return the shards that failed so often that they were given up."""
         failures = []
         done = set(self.list_done())
@@ -140,10 +140,10 @@ class Job:
                 continue
             names = [self.name(path) for path in self.read_paths(shard)]
             error = errors[-1] if len(errors) == started else "the worker died"
-            failures.append(Failure(shard, names[0], names[-1], error))
+            failures.append(FailedShard(shard, names[0], names[-1], error))
         return failures
 
-    def finish(self, shard: int, table: pyarrow.Table, rejected: Sequence[Rejection]) -> None:
+    def finish(self, shard: int, table: pyarrow.Table, rejected: Sequence[InvalidImage]) -> None:
         """Write a shard's rows, its rejected pictures and its record.
 
         Raises:
@@ -151,13 +151,13 @@ class Job:
         """
         side = self.folder / "rejected" / f"{shard:05d}.csv"
         if rejected:
-            with replacing(side) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
+            with atomic_write(side) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 writer.writerow(("path", "code", "reason"))
                 writer.writerows((self.name(bad.path), bad.code, bad.reason) for bad in rejected)
         else:
             side.unlink(missing_ok=True)
-        with replacing(self.part(shard)) as aside:
+        with atomic_write(self.part(shard)) as aside:
             pyarrow.parquet.write_table(table, aside, compression="zstd", use_dictionary=False)
         with open(self.part(shard), "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -285,7 +285,7 @@ def check_facts(job: Job, facts: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a path to write to; on success it takes the target's place, on the disk for good, else it is gone."""
     aside = target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -321,5 +321,5 @@ def _divide(
 
 
 def _write_json(path: Path, value: Any) -> None:
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

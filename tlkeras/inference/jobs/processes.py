@@ -14,14 +14,14 @@ from typing import IO
 from tlkeras.data.pipeline import list_cores
 from tlkeras.errors import RunError, TlkerasError
 from tlkeras.inference.jobs.job import Job
-from tlkeras.progress import track
+from tlkeras.progress import progress_bar
 
 _STARTS = 3  # of a worker without a shard done in between
 _PAUSE = 0.2
 
 
 @dataclass
-class Worker:
+class WorkerProcess:
     """A process, started again when it dies.
 
     Attributes:
@@ -67,7 +67,7 @@ def run_processes(job: Job, command: Sequence[str], count: int) -> None:
     shares = [cores[number::count] for number in range(count)]
     (job.folder / "logs").mkdir(exist_ok=True)
     workers = [
-        Worker(command, job.folder / "logs" / f"worker-{os.getpid()}-{number}.txt", share)
+        WorkerProcess(command, job.folder / "logs" / f"worker-{os.getpid()}-{number}.txt", share)
         for number, share in enumerate(shares)
     ]
     try:
@@ -85,12 +85,12 @@ def run_processes(job: Job, command: Sequence[str], count: int) -> None:
         _raise(workers, codes)
 
 
-def _watch(job: Job, workers: Sequence[Worker]) -> list[int]:
+def _watch(job: Job, workers: Sequence[WorkerProcess]) -> list[int]:
     """Show the progress until all workers have ended; return their exit codes."""
     seen = set(job.list_done())
     size = [job.read_record(shard) for shard in seen]
     known = sum(record["rows"] + record["rejected"] for record in size)
-    with track("Shards", job.pictures - known, "pictures") as advance:
+    with progress_bar("Shards", job.pictures - known, "pictures") as advance:
         while True:
             new = set(job.list_done()) - seen
             for shard in new:
@@ -103,7 +103,7 @@ def _watch(job: Job, workers: Sequence[Worker]) -> list[int]:
             time.sleep(_PAUSE)
 
 
-def _raise(workers: Sequence[Worker], codes: Sequence[int]) -> None:
+def _raise(workers: Sequence[WorkerProcess], codes: Sequence[int]) -> None:
     """Raise what stopped the workers, with the exit code that they ended with."""
     place = max(range(len(codes)), key=lambda number: codes[number] != 0)
     lines = workers[place].log.read_text("utf-8", "replace").strip().splitlines()[-3:]

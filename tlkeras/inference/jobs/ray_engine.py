@@ -11,8 +11,8 @@ import numpy as np
 
 from tlkeras.errors import MissingExtraError, TlkerasError, suggest
 from tlkeras.inference.jobs.job import Job, open_job
-from tlkeras.inference.jobs.worker import Work, do_shard
-from tlkeras.progress import track
+from tlkeras.inference.jobs.worker import ShardProcessor, process_shard
+from tlkeras.progress import progress_bar
 
 
 class ShardActor:
@@ -23,7 +23,7 @@ class ShardActor:
         open_work: From a job to what computes it; it refuses where this machine would compute something else.
     """
 
-    def __init__(self, folder: str, open_work: Callable[[Job], Work]):
+    def __init__(self, folder: str, open_work: Callable[[Job], ShardProcessor]):
         self._job = open_job(Path(folder))
         self._work = open_work(self._job)
 
@@ -34,7 +34,7 @@ class ShardActor:
     def _do(self, shard: int) -> int:
         with self._job.claim(shard) as free:  # taken: Ray believed another actor dead, and it is not
             while free and shard in self._job.list_pending():
-                do_shard(self._job, self._work, shard)
+                process_shard(self._job, self._work, shard)
         return len(self._job.read_paths(shard))
 
 
@@ -65,7 +65,9 @@ def require_ray() -> None:
         raise MissingExtraError("The engine ray", "ray")
 
 
-def run_ray(job: Job, open_work: Callable[[Job], Work], workers: int, options: dict[str, Any] | None = None) -> None:
+def run_ray(
+    job: Job, open_work: Callable[[Job], ShardProcessor], workers: int, options: dict[str, Any] | None = None
+) -> None:
     """Do a job with so many actors of a Ray cluster: that of RAY_ADDRESS, else one started on this machine.
 
     An actor that dies is replaced and its shards are done again.
@@ -96,7 +98,7 @@ def run_ray(job: Job, open_work: Callable[[Job], Work], workers: int, options: d
             concurrency=workers,
             **(options or choose_resources(ray.cluster_resources(), workers)),
         )
-        with track("Shards", sum(len(job.read_paths(shard)) for shard in pending), "pictures") as advance:
+        with progress_bar("Shards", sum(len(job.read_paths(shard)) for shard in pending), "pictures") as advance:
             for batch in settled.iter_batches(batch_size=1):
                 advance(int(batch["pictures"][0]))
     finally:

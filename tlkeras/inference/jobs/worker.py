@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow
 
-from tlkeras.data.headers import Rejection
-from tlkeras.data.inspection import look_at
-from tlkeras.data.pipeline import count_cores, explain_unreadable
+from tlkeras.data.headers import InvalidImage
+from tlkeras.data.inspection import read_header_and_digest
+from tlkeras.data.pipeline import count_cores, read_error
 from tlkeras.errors import ResourceError
 from tlkeras.features.engines import Engine
-from tlkeras.features.extraction import Pictures
+from tlkeras.features.extraction import ImageFiles
 from tlkeras.inference.jobs.job import Job
 
 _PAUSE = 0.5  # seconds between two looks at what others are at
@@ -25,7 +25,7 @@ MakeTable = Callable[[list[str], list[str], list[np.ndarray]], tuple[pyarrow.Tab
 """From names, digests and outputs [n, ...] each to rows, and which of the pictures have one, bool [n]."""
 
 
-class Work:
+class ShardProcessor:
     """Turns picture files into rows of a table. Equal files give equal rows, whoever computes them.
 
     Args:
@@ -38,26 +38,28 @@ class Work:
     def __init__(self, engine: Engine, size: int, fit: str, make_table: MakeTable):
         self.engine, self.size, self.fit, self._make_table = engine, size, fit, make_table
 
-    def compute(self, paths: Sequence[str], names: Sequence[str]) -> tuple[pyarrow.Table, list[Rejection]]:
+    def compute(self, paths: Sequence[str], names: Sequence[str]) -> tuple[pyarrow.Table, list[InvalidImage]]:
         """Return the rows of pictures in their order, and the pictures that have none, each with its reason."""
         with ThreadPoolExecutor(count_cores()) as pool:
-            seen = list(pool.map(look_at, paths))
-        rejected = {row: found for row, found in enumerate(seen) if isinstance(found, Rejection)}
+            seen = list(pool.map(read_header_and_digest, paths))
+        rejected = {row: found for row, found in enumerate(seen) if isinstance(found, InvalidImage)}
         rows = np.array([row for row in range(len(paths)) if row not in rejected], np.int64)
-        digests = ["" if isinstance(found, Rejection) else found[0] for found in seen]
-        results = list(self.engine.run(Pictures(paths, digests, self.fit).stream(rows, self.size)))
+        digests = ["" if isinstance(found, InvalidImage) else found[0] for found in seen]
+        results = list(self.engine.run(ImageFiles(paths, digests, self.fit).stream(rows, self.size)))
         read = np.concatenate([index for index, _ in results]) if results else rows[:0]
         for row in np.setdiff1d(rows, read).tolist():
-            rejected[row] = explain_unreadable(paths[row])
+            rejected[row] = read_error(paths[row])
         outputs = [np.concatenate(parts) for parts in zip(*(outputs for _, outputs in results), strict=True)]
         chosen = read.tolist()
         table, usable = self._make_table([names[row] for row in chosen], [digests[row] for row in chosen], outputs)
         for row in read[~usable].tolist():
-            rejected[row] = Rejection(paths[row], "not-finite", "the network gives NaN, infinity or too large numbers")
+            rejected[row] = InvalidImage(
+                paths[row], "not-finite", "the network gives NaN, infinity or too large numbers"
+            )
         return table, [rejected[row] for row in sorted(rejected)]
 
 
-def work_off(job: Job, work: Work, advance: Callable[[int], None] = lambda pictures: None) -> None:
+def process_shards(job: Job, work: ShardProcessor, advance: Callable[[int], None] = lambda pictures: None) -> None:
     """Do all shards that nobody else does, and those of workers that died meanwhile; return when none is left.
 
     A shard that fails is tried again, `ATTEMPTS` times by all workers together; then the rest goes on without it.
@@ -72,7 +74,7 @@ def work_off(job: Job, work: Work, advance: Callable[[int], None] = lambda pictu
         idle = True
         for shard in pending:
             with job.claim(shard) as free:
-                if free and not job.is_done(shard) and do_shard(job, work, shard):
+                if free and not job.is_done(shard) and process_shard(job, work, shard):
                     idle = False
                     record = job.read_record(shard)
                     advance(record["rows"] + record["rejected"])
@@ -80,7 +82,7 @@ def work_off(job: Job, work: Work, advance: Callable[[int], None] = lambda pictu
             time.sleep(_PAUSE)
 
 
-def do_shard(job: Job, work: Work, shard: int) -> bool:
+def process_shard(job: Job, work: ShardProcessor, shard: int) -> bool:
     """Compute a shard that was claimed; return whether it is done."""
     job.note_start(shard)
     try:

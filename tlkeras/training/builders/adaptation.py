@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tlkeras.adaptation.domain_head import ADAPTATIONS, DomainHead
+from tlkeras.adaptation.domain_head import ADAPTATIONS, DomainAdaptedHead
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.sources.folders import Examples
+from tlkeras.data.sources.folders import Dataset
 from tlkeras.errors import DataError, list_some, suggest
 from tlkeras.heads.heads import Head
 
@@ -16,7 +16,7 @@ TARGET = "target"
 """The side of target pictures that are learned from without their labels."""
 
 
-def keep_domains(recipe: Recipe, examples: Examples) -> Examples:
+def keep_domains(recipe: Recipe, examples: Dataset) -> Dataset:
     """Return the examples of the recipe's domains; all where it has none.
 
     Raises:
@@ -38,13 +38,13 @@ def keep_domains(recipe: Recipe, examples: Examples) -> Examples:
     return examples.take(np.isin(examples.domains.astype(str), [*domains.source, *domains.target]))
 
 
-def is_target(recipe: Recipe, examples: Examples) -> np.ndarray:
+def is_target(recipe: Recipe, examples: Dataset) -> np.ndarray:
     """Return which examples are of the target domain, bool (n,)."""
     targets = [] if recipe.domains is None else [*recipe.domains.target]
     return np.isin(examples.domains.astype(str), targets)
 
 
-def part_domains(recipe: Recipe, examples: Examples, sides: np.ndarray) -> np.ndarray:
+def split_domains(recipe: Recipe, examples: Dataset, sides: np.ndarray) -> np.ndarray:
     """Return the side of each picture across domains; without a section `domains` they stay as they are.
 
     Target pictures of the test side are measured if they have a label. All others are `TARGET`: learned from without
@@ -59,18 +59,20 @@ def part_domains(recipe: Recipe, examples: Examples, sides: np.ndarray) -> np.nd
     return np.where(target, of_target, of_source).astype(object)
 
 
-def list_learned(sides: np.ndarray) -> np.ndarray:
+def training_mask(sides: np.ndarray) -> np.ndarray:
     """Return which pictures are trained on, with their labels or without, bool (n,)."""
     return np.isin(sides, ("train", TARGET))
 
 
-def list_asked(recipe: Recipe, rows: Mapping[str, np.ndarray]) -> list[str]:
+def evaluated_splits(recipe: Recipe, rows: Mapping[str, np.ndarray]) -> list[str]:
     """Return the sides that answers are kept of; across domains what validates is of another one than what is asked."""
     sides = ("test",) if recipe.domains is not None else ("test", "validation")
     return [side for side in sides if len(rows[side])]
 
 
-def adapt_heads(recipe: Recipe, make: Callable[[], Head], *, on_parts: bool = False) -> Callable[[], Head | DomainHead]:
+def adapt_heads(
+    recipe: Recipe, make: Callable[[], Head], *, on_parts: bool = False
+) -> Callable[[], Head | DomainAdaptedHead]:
     """Return what makes the unfitted head, across domains where the recipe has them.
 
     Args:
@@ -82,6 +84,8 @@ def adapt_heads(recipe: Recipe, make: Callable[[], Head], *, on_parts: bool = Fa
         return make
     if on_parts:
         method = "coral" if domains.method in ADAPTATIONS else domains.method
-        return lambda: DomainHead(method, make, domains.components, judged=False)
+        return lambda: DomainAdaptedHead(method, make, domains.components, judged=False)
     training = recipe.training.model_dump(include={"epochs", "batch_size", "learning_rate", "seed"})
-    return lambda: DomainHead(domains.method, make, domains.components, domains.weight, domains.correction, training)
+    return lambda: DomainAdaptedHead(
+        domains.method, make, domains.components, domains.weight, domains.correction, training
+    )

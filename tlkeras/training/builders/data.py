@@ -11,20 +11,20 @@ import numpy as np
 
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.augmentation.policies import Policy, make_policy
-from tlkeras.data.data_service import check_feed
-from tlkeras.data.inspection import Inspection
-from tlkeras.data.sources.folders import Examples, Table, choose_examples, leave_out_unlabelled, read_table
-from tlkeras.data.splits import assign_sides, check_sides, thin
-from tlkeras.data.tables import label_examples, name_columns
+from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
+from tlkeras.data.data_service import check_data_service
+from tlkeras.data.inspection import ValidatedDataset
+from tlkeras.data.sources.folders import Dataset, ImageTable, build_dataset, drop_unlabelled, read_table
+from tlkeras.data.splits import assign_splits, check_splits, subsample
+from tlkeras.data.tables import build_dataset_for_tasks, rename_columns
 from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError
 from tlkeras.features.cache import ActivationCache, default_root
-from tlkeras.features.extraction import Pictures
-from tlkeras.training.builders.adaptation import is_target, keep_domains, part_domains
+from tlkeras.features.extraction import ImageFiles
+from tlkeras.training.builders.adaptation import is_target, keep_domains, split_domains
 
 
-def read_source(recipe: Recipe) -> Table:
+def read_source(recipe: Recipe) -> ImageTable:
     """Return all that the recipe's source says of its pictures."""
     return read_table(recipe.data.source, store=cache_root(recipe) / "pictures")
 
@@ -38,10 +38,10 @@ def locate_source(recipe: Recipe, folder: str) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": there})})
 
 
-def read_examples(recipe: Recipe) -> Examples:
+def read_examples(recipe: Recipe) -> Dataset:
     """Return the recipe's pictures with their labels, at most `data.limit` of them."""
     data, table = recipe.data, _name_tasks(recipe, read_source(recipe))
-    examples = choose_examples(
+    examples = build_dataset(
         table,
         list(data.tasks) if data.tasks else [data.label] if data.label else [],
         weight=data.weight,
@@ -52,11 +52,11 @@ def read_examples(recipe: Recipe) -> Examples:
     )
     examples = keep_domains(recipe, examples)
     target = is_target(recipe, examples)
-    examples = leave_out_unlabelled(examples, target)
-    return thin(examples, data.limit, data.seed) if data.limit else examples
+    examples = drop_unlabelled(examples, target)
+    return subsample(examples, data.limit, data.seed) if data.limit else examples
 
 
-def read_other_examples(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Examples:
+def read_other_examples(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Dataset:
     """Return labelled pictures that a run is measured on beside its own: the test side where the source has sides.
 
     Raises:
@@ -65,14 +65,14 @@ def read_other_examples(recipe: Recipe, source: str, tasks: Sequence[Task]) -> E
     data = recipe.data
     table = _name_tasks(recipe, read_table(source, store=cache_root(recipe) / "pictures"))
     roles = {"weight": data.weight, "group": data.group, "domain": data.domain}
-    examples = leave_out_unlabelled(label_examples(table, tasks, roles))
+    examples = drop_unlabelled(build_dataset_for_tasks(table, tasks, roles))
     tested = examples.splits == "test"
     return examples.take(np.flatnonzero(tested)) if tested.any() else examples
 
 
-def _name_tasks(recipe: Recipe, table: Table) -> Table:
+def _name_tasks(recipe: Recipe, table: ImageTable) -> ImageTable:
     """Return the table with the columns of the recipe's tasks under the names of these."""
-    return name_columns(table, {name: task.column or name for name, task in (recipe.data.tasks or {}).items()})
+    return rename_columns(table, {name: task.column or name for name, task in (recipe.data.tasks or {}).items()})
 
 
 def _list_kinds(recipe: Recipe) -> str | dict[str, dict[str, str]] | None:
@@ -86,20 +86,20 @@ def _list_kinds(recipe: Recipe) -> str | dict[str, dict[str, str]] | None:
     }
 
 
-def divide(recipe: Recipe, examples: Examples) -> np.ndarray:
+def split_dataset(recipe: Recipe, examples: Dataset) -> np.ndarray:
     """Return the side of each picture: "train", "validation" or "test", shape (n,).
 
     Raises:
         DataError: A class has nothing to learn from, or there is nothing to measure on.
     """
     data = recipe.data
-    sides = assign_sides(examples, data.validation, data.test, data.seed, data.tolerance)
-    sides = part_domains(recipe, examples, sides)
-    check_sides(examples, sides)
+    sides = assign_splits(examples, data.validation, data.test, data.seed, data.tolerance)
+    sides = split_domains(recipe, examples, sides)
+    check_splits(examples, sides)
     return sides
 
 
-def check_recipe_feed(recipe: Recipe, examples: Examples) -> None:
+def check_recipe_feed(recipe: Recipe, examples: Dataset) -> None:
     """Make sure that the recipe's data service, if it has one, is there and can read the pictures.
 
     Raises:
@@ -107,7 +107,7 @@ def check_recipe_feed(recipe: Recipe, examples: Examples) -> None:
         RunError: Nobody listens.
     """
     if recipe.training.feed is not None:
-        check_feed(recipe.training.feed, examples.paths.tolist())
+        check_data_service(recipe.training.feed, examples.paths.tolist())
 
 
 def picture_size(recipe: Recipe) -> int:
@@ -115,7 +115,7 @@ def picture_size(recipe: Recipe) -> int:
     return recipe.backbone.size or find_backbone(recipe.backbone.name).default_size
 
 
-def picture_facts(recipe: Recipe) -> dict[str, Any]:
+def preprocessing_config(recipe: Recipe) -> dict[str, Any]:
     """Return how bytes become the model's input; prediction and export need the same."""
     return {"size": picture_size(recipe), "resize": recipe.data.resize}
 
@@ -134,7 +134,7 @@ def list_licences(recipe: Recipe, facts: Mapping[str, str]) -> dict[str, str]:
     return {"pictures": pictures, "weights that it started from": weights}
 
 
-def make_recipe_policy(recipe: Recipe) -> Policy:
+def make_recipe_policy(recipe: Recipe) -> AugmentationPolicy:
     """Return what is done to the pictures that the backbone is fine-tuned on."""
     return make_policy(recipe.augmentation.policy)
 
@@ -151,8 +151,8 @@ def cache_root(recipe: Recipe) -> Path:
     return Path(os.path.expanduser(recipe.cache.root)) if recipe.cache.root else default_root()
 
 
-def take_pictures(recipe: Recipe, inspection: Inspection, rows: np.ndarray | None = None) -> Pictures:
+def select_images(recipe: Recipe, inspection: ValidatedDataset, rows: np.ndarray | None = None) -> ImageFiles:
     """Return inspected pictures as extraction takes them, of some rows or all."""
     chosen = range(len(inspection.examples)) if rows is None else rows.tolist()
     paths, digests = inspection.examples.paths, inspection.digests
-    return Pictures([paths[row] for row in chosen], [digests[row] for row in chosen], recipe.data.resize)
+    return ImageFiles([paths[row] for row in chosen], [digests[row] for row in chosen], recipe.data.resize)

@@ -9,16 +9,16 @@ from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
-from tlkeras.data.inspection import Inspection
-from tlkeras.features.extraction import average_positions, extract
-from tlkeras.features.extractor import FEATURES, SOURCE, Prefix, answer_source
+from tlkeras.data.inspection import ValidatedDataset
+from tlkeras.features.extraction import average_positions, extract_activations
+from tlkeras.features.extractor import POOLED, SOURCE_LOGITS, FeatureExtractor, source_log_probabilities
 from tlkeras.features.handcrafted.layer import list_handcrafted
 from tlkeras.features.pooling import pool_tensor
-from tlkeras.training.builders.data import open_cache, take_pictures
+from tlkeras.training.builders.data import open_cache, select_images
 
 
 def extract_depths(
-    recipe: Recipe, prefix: Prefix, inspection: Inspection, rows: np.ndarray
+    recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, rows: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return the vectors of pictures at each depth, float32 (n, d), in one pass, and the rows that can be read.
 
@@ -33,21 +33,21 @@ def extract_depths(
     blocks = [] if recipe.backbone.name == NO_BACKBONE else find_blocks(prefix.backbone)
     tensors = {block.name: pool_tensor(block.cut.tensor, "average") for block in blocks}
     tensors |= {layer.name.removeprefix("handcrafted_"): layer.output for layer in list_handcrafted(prefix.pooled)}
-    tensors[FEATURES] = prefix.pooled.output
+    tensors[POOLED] = prefix.pooled.output
     if prefix.source_head is not None:
-        tensors[SOURCE] = answer_source(prefix.backbone, prefix.source_head)
+        tensors[SOURCE_LOGITS] = source_log_probabilities(prefix.backbone, prefix.source_head)
     entry = prefix.pooled.input
     facts = [
         {"backbone": recipe.backbone.name, "model": fingerprint(keras.Model(entry, tensor))}
         for tensor in tensors.values()
     ]
-    with extract(
+    with extract_activations(
         keras.Model(entry, list(tensors.values()), name=prefix.pooled.name),
-        take_pictures(recipe, inspection, rows),
+        select_images(recipe, inspection, rows),
         facts,
         cache=open_cache(recipe),
         engine=recipe.features.engine,
-        dtype=[recipe.features.precision if name == FEATURES else "float32" for name in tensors],
+        dtype=[recipe.features.precision if name == POOLED else "float32" for name in tensors],
     ) as found:
         matrices = [average_positions(np.asarray(output, np.float32)) for output in found.outputs]
         return dict(zip(tensors, matrices, strict=True)), rows[found.kept]

@@ -9,14 +9,14 @@ import tensorflow as tf
 
 from tlkeras.config.recipe import Recipe, fingerprint
 from tlkeras.errors import RecipeError
-from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution, make_mirrored, make_multi_worker
-from tlkeras.finetuning.rendezvous import PATIENCE, meet, read_cluster
+from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy, make_mirrored, make_multi_worker
+from tlkeras.finetuning.rendezvous import TIMEOUT_SECONDS, read_cluster, rendezvous
 from tlkeras.runs.directory import describe_environment
 
 _VERSIONS = ("tlkeras", "tensorflow", "keras", "numpy")
 
 
-def make_distribution(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> Distribution:
+def make_distribution(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> Strategy:
     """Return the devices of a training; of several processes each waits here until all are there.
 
     It must come before anything is computed: TensorFlow allows a cluster only then.
@@ -43,5 +43,5 @@ def make_distribution(recipe: Recipe, environment: Mapping[str, str] = os.enviro
     cluster = read_cluster(environment)
     versions = describe_environment()["versions"]
     facts = {"recipe": fingerprint(recipe), **{name: versions.get(name) for name in _VERSIONS}}
-    meet(cluster, facts, float(environment.get("TLKERAS_WAIT", PATIENCE)))
+    rendezvous(cluster, facts, float(environment.get("TLKERAS_WAIT", TIMEOUT_SECONDS)))
     return make_multi_worker(len(cluster), cluster.index)

@@ -7,35 +7,35 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from tlkeras.backbones.blocks import Cut, find_blocks, find_cut, find_cuts
-from tlkeras.backbones.builder import build, build_source_head
-from tlkeras.backbones.test_time_augmentation import average_orientations, check_map
+from tlkeras.backbones.blocks import CutPoint, find_blocks, find_cut, find_cuts
+from tlkeras.backbones.builder import build_backbone, build_pretrained_classifier
+from tlkeras.backbones.test_time_augmentation import add_test_time_augmentation, check_map
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
-from tlkeras.config.schema.heads import MAPS
-from tlkeras.data.augmentation.views import PLAIN, View, number_views
-from tlkeras.data.inspection import Inspection
-from tlkeras.data.sources.folders import Examples
+from tlkeras.config.schema.heads import FEATURE_MAP_HEADS
+from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, number_views
+from tlkeras.data.inspection import ValidatedDataset
+from tlkeras.data.sources.folders import Dataset
 from tlkeras.errors import RecipeError
 from tlkeras.features import extraction, fusion
-from tlkeras.features.extraction import Features, extract
-from tlkeras.features.extractor import FEATURES, SOURCE, Prefix
-from tlkeras.features.fusion import add_layers, find_taps, read_taps, set_beside
+from tlkeras.features.extraction import Activations, extract_activations
+from tlkeras.features.extractor import POOLED, SOURCE_LOGITS, FeatureExtractor
+from tlkeras.features.fusion import add_layers, concatenate_backbones, extract_taps, find_taps
 from tlkeras.features.handcrafted import codebooks
-from tlkeras.features.handcrafted.layer import Handcrafted, make_layers
+from tlkeras.features.handcrafted.layer import HandcraftedFeatures, make_layers
 from tlkeras.features.pooling import pool
-from tlkeras.finetuning.caching_plan import Plan
-from tlkeras.training.builders.adaptation import list_learned
-from tlkeras.training.builders.data import make_recipe_policy, open_cache, picture_size, take_pictures
+from tlkeras.finetuning.caching_plan import CachingPlan
+from tlkeras.training.builders.adaptation import training_mask
+from tlkeras.training.builders.data import make_recipe_policy, open_cache, picture_size, select_images
 from tlkeras.training.builders.schedule import plan_recipe
 
-KEPT_PRECISION = "float16"
+CACHE_DTYPE = "float16"
 """Of activations to train from: half the bytes of float32, and what rounds is far below what batches scatter."""
 
-PLAIN_VIEWS: tuple[View, ...] = (PLAIN,)
+PLAIN_VIEWS: tuple[AugmentedView, ...] = (IDENTITY_VIEW,)
 
 
-def build_prefix(recipe: Recipe) -> Prefix:
+def build_feature_extractor(recipe: Recipe) -> FeatureExtractor:
     """Return the pretrained half, with its weights; codebooks of handcrafted features are still to be learned.
 
     Raises:
@@ -46,35 +46,39 @@ def build_prefix(recipe: Recipe) -> Prefix:
     return prefix
 
 
-def _build_prefix(recipe: Recipe) -> Prefix:
+def _build_prefix(recipe: Recipe) -> FeatureExtractor:
     keras.utils.set_random_seed(recipe.training.seed)  # for what has no pretrained weights
     if recipe.backbone.name == NO_BACKBONE:
         size = picture_size(recipe)
         pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
         alone = add_layers(pictures, [], _make_handcrafted(recipe), "handcrafted")
-        return Prefix(alone, alone)
-    whole = build(recipe.backbone.name, size=picture_size(recipe), weights=recipe.backbone.weights)
+        return FeatureExtractor(alone, alone)
+    whole = build_backbone(recipe.backbone.name, size=picture_size(recipe), weights=recipe.backbone.weights)
     cut = find_cut(whole, recipe.features.cut)
     backbone = keras.Model(whole.input, cut.tensor, name=whole.name)
     pooled = _fuse_features(recipe, whole, cut)
     if recipe.finetuning is None:
-        return Prefix(backbone, pooled)
+        return FeatureExtractor(backbone, pooled)
     distils = recipe.finetuning.keep_source.kind == "lwf"
-    source_head = build_source_head(recipe.backbone.name, whole, recipe.backbone.weights) if distils else None
-    return Prefix(backbone, pooled, tuple(find_blocks(backbone)), source_head)
+    source_head = build_pretrained_classifier(recipe.backbone.name, whole, recipe.backbone.weights) if distils else None
+    return FeatureExtractor(backbone, pooled, tuple(find_blocks(backbone)), source_head)
 
 
-def _fuse_features(recipe: Recipe, whole: keras.Model, cut: Cut) -> keras.Model:
+def _fuse_features(recipe: Recipe, whole: keras.Model, cut: CutPoint) -> keras.Model:
     """Return the model from pictures to what heads eat."""
     options = recipe.features
-    pooling = "none" if recipe.mapping.kind in MAPS else options.pooling
-    first = read_taps(whole, find_taps(whole, options.taps) if options.taps else [cut], pooling)
-    others = [build(other.name, size=picture_size(recipe), weights=other.weights) for other in options.backbones]
+    pooling = "none" if recipe.mapping.kind in FEATURE_MAP_HEADS else options.pooling
+    first = extract_taps(whole, find_taps(whole, options.taps) if options.taps else [cut], pooling)
+    others = [
+        build_backbone(other.name, size=picture_size(recipe), weights=other.weights) for other in options.backbones
+    ]
     layers = _make_handcrafted(recipe)
-    return set_beside(first, [pool(other, pooling) for other in others], layers) if others or layers else first
+    return (
+        concatenate_backbones(first, [pool(other, pooling) for other in others], layers) if others or layers else first
+    )
 
 
-def _choose_orientations(recipe: Recipe, prefix: Prefix) -> int:
+def _choose_orientations(recipe: Recipe, prefix: FeatureExtractor) -> int:
     """Return in how many orientations the finished network looks at each picture; 1 if only as it is.
 
     Raises:
@@ -94,25 +98,27 @@ def _choose_orientations(recipe: Recipe, prefix: Prefix) -> int:
     return count
 
 
-def finish_model(recipe: Recipe, prefix: Prefix, model: keras.Model) -> keras.Model:
+def add_test_time_views(recipe: Recipe, prefix: FeatureExtractor, model: keras.Model) -> keras.Model:
     """Return the network that is kept: what was trained, in all orientations if the recipe wants that."""
     count = _choose_orientations(recipe, prefix)
-    return model if count == 1 else average_orientations(model, find_cuts(prefix.backbone)[-1].name, count)
+    return model if count == 1 else add_test_time_augmentation(model, find_cuts(prefix.backbone)[-1].name, count)
 
 
-def measure_parts(recipe: Recipe, prefix: Prefix) -> list[int]:
+def fused_widths(recipe: Recipe, prefix: FeatureExtractor) -> list[int]:
     """Return the widths of the parts that features are fused from; [] where there is one part alone."""
     options = recipe.features
     own = recipe.backbone.name != NO_BACKBONE
     several = len(options.taps) > 1 or len(options.backbones) + len(options.handcrafted) + own > 1
-    return fusion.measure_parts(prefix.pooled) if several else []
+    return fusion.part_widths(prefix.pooled) if several else []
 
 
-def _make_handcrafted(recipe: Recipe) -> list[Handcrafted]:
+def _make_handcrafted(recipe: Recipe) -> list[HandcraftedFeatures]:
     return make_layers([one.model_dump(mode="json") for one in recipe.features.handcrafted], picture_size(recipe))
 
 
-def learn_codebooks(recipe: Recipe, prefix: Prefix, inspection: Inspection, sides: np.ndarray) -> int:
+def fit_recipe_codebooks(
+    recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, sides: np.ndarray
+) -> int:
     """Learn what handcrafted features need of training pictures, or read it from the cache; return how much was new.
 
     Raises:
@@ -121,26 +127,26 @@ def learn_codebooks(recipe: Recipe, prefix: Prefix, inspection: Inspection, side
     """
     if not recipe.features.handcrafted:
         return 0
-    pictures = take_pictures(recipe, inspection, np.flatnonzero(sides == "train"))
-    return codebooks.learn_codebooks(prefix.pooled, pictures, open_cache(recipe), seed=recipe.training.seed)
+    pictures = select_images(recipe, inspection, np.flatnonzero(sides == "train"))
+    return codebooks.fit_codebooks(prefix.pooled, pictures, open_cache(recipe), seed=recipe.training.seed)
 
 
 def extract_features(
     recipe: Recipe,
-    prefix: Prefix,
-    inspection: Inspection,
-    taps: Sequence[str] = (FEATURES,),
-    views: Sequence[View] = (PLAIN,),
+    prefix: FeatureExtractor,
+    inspection: ValidatedDataset,
+    taps: Sequence[str] = (POOLED,),
+    views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
     rows: np.ndarray | None = None,
-) -> Features:
+) -> Activations:
     """Return what pictures are at each tap, FEATURES, SOURCE or the name of a cut; what the cache lacks is computed.
 
     Args:
         rows: Which of the inspected pictures, int64 (n,); None: all.
     """
-    return extract(
+    return extract_activations(
         prefix.join(taps),
-        take_pictures(recipe, inspection, rows),
+        select_images(recipe, inspection, rows),
         prefix.describe(taps, recipe.backbone.name),
         views=views,
         cache=open_cache(recipe),
@@ -150,29 +156,33 @@ def extract_features(
 
 
 def _choose_precisions(recipe: Recipe, taps: Sequence[str]) -> list[str]:
-    known = {FEATURES: recipe.features.precision, SOURCE: "float32"}
-    return [known.get(tap, KEPT_PRECISION) for tap in taps]
+    known = {POOLED: recipe.features.precision, SOURCE_LOGITS: "float32"}
+    return [known.get(tap, CACHE_DTYPE) for tap in taps]
 
 
-def choose_taps(recipe: Recipe, prefix: Prefix, examples: Examples, sides: np.ndarray) -> tuple[str, ...]:
+def activations_needed(
+    recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, sides: np.ndarray
+) -> tuple[str, ...]:
     """Return what is extracted of every picture as it is, in one pass: features, and what fine-tuning keeps of it.
 
     Raises:
         RecipeError: The fine-tuning does not suit the backbone or the data.
     """
     if recipe.finetuning is None:
-        return (FEATURES,)
+        return (POOLED,)
     _, plan, _ = plan_recipe(recipe, prefix, examples, sides)
     (first,) = number_views(make_recipe_policy(recipe), 1)
-    return (FEATURES,) if first.facts() else tuple(dict.fromkeys((FEATURES, *list_kept(prefix, plan))))
+    return (POOLED,) if first.facts() else tuple(dict.fromkeys((POOLED, *list_kept(prefix, plan))))
 
 
-def list_kept(prefix: Prefix, plan: Plan) -> tuple[str, ...]:
+def list_kept(prefix: FeatureExtractor, plan: CachingPlan) -> tuple[str, ...]:
     """Return the taps whose values are kept for the views that a network trains on."""
-    return (*plan.kept, SOURCE) if plan.kept and prefix.source_head is not None else plan.kept
+    return (*plan.kept, SOURCE_LOGITS) if plan.kept and prefix.source_head is not None else plan.kept
 
 
-def count_lacking(recipe: Recipe, prefix: Prefix, inspection: Inspection, sides: np.ndarray) -> tuple[int, int]:
+def count_lacking(
+    recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, sides: np.ndarray
+) -> tuple[int, int]:
     """Return how many views of the inspected pictures the cache lacks, and how many a training needs.
 
     Raises:
@@ -183,37 +193,37 @@ def count_lacking(recipe: Recipe, prefix: Prefix, inspection: Inspection, sides:
     for taps, views, rows in _list_passes(recipe, prefix, inspection.examples, sides):
         needed += len(rows) * len(views)
         if cache is not None:
-            pictures, facts = take_pictures(recipe, inspection, rows), prefix.describe(taps, recipe.backbone.name)
+            pictures, facts = select_images(recipe, inspection, rows), prefix.describe(taps, recipe.backbone.name)
             precisions = _choose_precisions(recipe, taps)
-            lacking += extraction.count_lacking(prefix.join(taps), pictures, facts, cache, precisions, views=views)
+            lacking += extraction.count_cache_misses(prefix.join(taps), pictures, facts, cache, precisions, views=views)
     return (needed, needed) if cache is None else (lacking, needed)
 
 
-def count_features(recipe: Recipe, prefix: Prefix, inspection: Inspection) -> int:
+def count_features(recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset) -> int:
     """Return of how many pictures the cache lacks the features.
 
     Raises:
         ResourceError: They would not fit the cache's budget or the disk.
     """
-    cache, taps = open_cache(recipe), (FEATURES,)
+    cache, taps = open_cache(recipe), (POOLED,)
     if cache is None:
         return len(inspection.examples)
-    pictures, facts = take_pictures(recipe, inspection), prefix.describe(taps, recipe.backbone.name)
-    return extraction.count_lacking(prefix.join(taps), pictures, facts, cache, _choose_precisions(recipe, taps))
+    pictures, facts = select_images(recipe, inspection), prefix.describe(taps, recipe.backbone.name)
+    return extraction.count_cache_misses(prefix.join(taps), pictures, facts, cache, _choose_precisions(recipe, taps))
 
 
 def _list_passes(
-    recipe: Recipe, prefix: Prefix, examples: Examples, sides: np.ndarray
-) -> list[tuple[tuple[str, ...], Sequence[View], np.ndarray]]:
+    recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, sides: np.ndarray
+) -> list[tuple[tuple[str, ...], Sequence[AugmentedView], np.ndarray]]:
     """Return the taps, views and rows of what a training extracts, nothing twice."""
-    passes: list[tuple[tuple[str, ...], Sequence[View], np.ndarray]] = []
-    passes.append((choose_taps(recipe, prefix, examples, sides), PLAIN_VIEWS, np.arange(len(examples))))
+    passes: list[tuple[tuple[str, ...], Sequence[AugmentedView], np.ndarray]] = []
+    passes.append((activations_needed(recipe, prefix, examples, sides), PLAIN_VIEWS, np.arange(len(examples))))
     if recipe.finetuning:
         _, plan, _ = plan_recipe(recipe, prefix, examples, sides)
         kept = list_kept(prefix, plan)
         views = number_views(make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
         drawn = [view for view in views if view.facts()]
-        passes.append((kept, drawn, np.flatnonzero(list_learned(sides))))
+        passes.append((kept, drawn, np.flatnonzero(training_mask(sides))))
         if len(drawn) == len(views):
             passes.append((plan.kept, PLAIN_VIEWS, np.flatnonzero(sides == "validation")))
     return [(taps, views, rows) for taps, views, rows in passes if taps and views and len(rows)]

@@ -12,50 +12,50 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.adaptation.domain_head import ADAPTATIONS
-from tlkeras.adaptation.penalties import WEIGHTS, Discrepancy, Transfer
+from tlkeras.adaptation.penalties import WEIGHTS, DomainAdaptationLoss, DomainDiscrepancy
 from tlkeras.config.recipe import Recipe
-from tlkeras.config.schema import Finetuning
-from tlkeras.data.augmentation.layer import choose_place
-from tlkeras.data.augmentation.views import choose_views, derive_keys
-from tlkeras.data.inspection import Inspection
-from tlkeras.data.sources.folders import Examples
+from tlkeras.config.schema import FineTuningConfig
+from tlkeras.data.augmentation.layer import choose_augmentation_device
+from tlkeras.data.augmentation.views import choose_views, digest_to_seed
+from tlkeras.data.inspection import ValidatedDataset
+from tlkeras.data.sources.folders import Dataset
 from tlkeras.data.tasks import Task
-from tlkeras.features.extraction import Rows
-from tlkeras.features.extractor import Prefix
-from tlkeras.finetuning.caching_plan import Plan
-from tlkeras.finetuning.distribution import ONE_DEVICE, Distribution
-from tlkeras.finetuning.inputs import CachedSupply, PictureSupply, RecordingSupply, Supply
-from tlkeras.finetuning.loop import FitHeads, Loop, Part, Row, Settings
-from tlkeras.finetuning.losses import SquaredError, make_objective
-from tlkeras.finetuning.metrics import Columns
-from tlkeras.finetuning.mixup import make_mix
+from tlkeras.features.extraction import CachedActivations
+from tlkeras.features.extractor import FeatureExtractor
+from tlkeras.finetuning.caching_plan import CachingPlan
+from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
+from tlkeras.finetuning.inputs import ActivationSource, BatchSource, DistillationSource, ImageSource
+from tlkeras.finetuning.loop import DataSplit, FitHeads, HistoryRow, Trainer, TrainerConfig
+from tlkeras.finetuning.losses import SquaredErrorLoss, make_loss
+from tlkeras.finetuning.metrics import TaskSlice
+from tlkeras.finetuning.mixup import make_mixup_cutmix
 from tlkeras.finetuning.muon import ConvMuon
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.optimizers import ScaledOptimizer, scale_learning_rates
 from tlkeras.finetuning.precision import choose_precision
 from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule
-from tlkeras.finetuning.tensorboard import EventLog
-from tlkeras.finetuning.train_step import Criterion
-from tlkeras.heads.base import LinearMapHead
-from tlkeras.heads.class_weights import weigh_examples
+from tlkeras.finetuning.tensorboard import TensorBoardLogger
+from tlkeras.finetuning.train_step import Objective
+from tlkeras.heads.base import LinearClassifierHead
+from tlkeras.heads.class_weights import compute_sample_weights
 from tlkeras.heads.heads import list_layers
-from tlkeras.heads.multitask import JointLoss, Uncertainty, project_conflicts
-from tlkeras.training.builders.data import make_recipe_policy, picture_size, take_pictures
-from tlkeras.training.builders.fit_heads import Side, fit_heads
+from tlkeras.heads.multitask import MultiTaskLoss, UncertaintyWeighting, pcgrad
+from tlkeras.training.builders.data import make_recipe_policy, picture_size, select_images
+from tlkeras.training.builders.fit_heads import SplitFeatures, fit_heads
 from tlkeras.training.builders.heads import make_recipe_head
 from tlkeras.training.builders.schedule import require_finetuning
 
 
-def make_loop(
+def make_trainer(
     recipe: Recipe,
-    examples: Examples,
+    examples: Dataset,
     network: Network,
     schedule: Schedule,
-    plan: Plan,
-    parts: tuple[Part, Part | None],
-    distribution: Distribution = ONE_DEVICE,
-) -> Loop:
+    plan: CachingPlan,
+    parts: tuple[DataSplit, DataSplit | None],
+    distribution: Strategy = ONE_DEVICE,
+) -> Trainer:
     """Return the fine-tuning, ready to run, of a network that was placed on the devices."""
     options, tasks = require_finetuning(recipe), examples.tasks
     kept = options.keep_source.model_dump()
@@ -64,53 +64,53 @@ def make_loop(
     with distribution.scope():
         optimizer = make_optimizer(options)
         transfer = _make_transfer(recipe, tasks, network, schedule, parts[0], optimizer)
-    criterion = Criterion(
+    criterion = Objective(
         _make_loss(options, tasks, network),
         [*([] if kept["kind"] == "none" else [regularizer]), *([] if transfer is None else [transfer])],
-        make_mix(recipe.augmentation.mixup, recipe.augmentation.cutmix),
-        project_conflicts if options.weighting == "pcgrad" and len(tasks) > 1 else None,
+        make_mixup_cutmix(recipe.augmentation.mixup, recipe.augmentation.cutmix),
+        pcgrad if options.weighting == "pcgrad" and len(tasks) > 1 else None,
         [] if transfer is None else transfer.variables,
     )
-    settings = Settings(
+    settings = TrainerConfig(
         batch_size=options.batch_size,
         seed=recipe.training.seed,
         average=options.average,
         balanced=options.balanced,
         monitor=f"val_{options.monitor}",
         tasks=tuple(
-            Columns(task.name, len(task.class_names), task.kind == "multilabel", _find_units(network, task))
+            TaskSlice(task.name, len(task.class_names), task.kind == "multilabel", _find_units(network, task))
             for task in tasks
         ),
         precision=choose_precision(options.precision),
         distribution=distribution,
         fit_heads=_make_fit(recipe, examples, parts[0]),
     )
-    return Loop(network, schedule, plan.cuts, optimizer, criterion, parts, settings)
+    return Trainer(network, schedule, plan.cuts, optimizer, criterion, parts, settings)
 
 
-def _make_fit(recipe: Recipe, examples: Examples, part: Part) -> FitHeads | None:
+def _make_fit(recipe: Recipe, examples: Dataset, part: DataSplit) -> FitHeads | None:
     """Return what fits the recipe's heads on other features of the same pictures; None if they are no linear maps.
 
     What takes epochs to train, chooses features or leads to another domain goes on with what it has.
     """
     make, rows = partial(make_recipe_head, recipe), part.rows
-    if rows is None or recipe.domains is not None or not isinstance(make(), LinearMapHead):
+    if rows is None or recipe.domains is not None or not isinstance(make(), LinearClassifierHead):
         return None
-    return lambda positions, X: list_layers(fit_heads(make, examples, {"train": Side(rows[positions], X)}))
+    return lambda positions, X: list_layers(fit_heads(make, examples, {"train": SplitFeatures(rows[positions], X)}))
 
 
-def make_weighting(recipe: Recipe, tasks: Sequence[Task]) -> Uncertainty | None:
+def make_weighting(recipe: Recipe, tasks: Sequence[Task]) -> UncertaintyWeighting | None:
     """Return what learns how much each task counts, if the recipe asks for it."""
     learned = require_finetuning(recipe).weighting == "uncertainty" and len(tasks) > 1
-    return Uncertainty(len(tasks), name="uncertainty") if learned else None
+    return UncertaintyWeighting(len(tasks), name="uncertainty") if learned else None
 
 
-def _make_loss(options: Finetuning, tasks: Sequence[Task], network: Network) -> Callable[..., tf.Tensor]:
+def _make_loss(options: FineTuningConfig, tasks: Sequence[Task], network: Network) -> Callable[..., tf.Tensor]:
     """Return the loss of all tasks: the recipe's of classes, sigmoids of labels, the squared error of numbers."""
     make: dict[str, Callable[[Task], Any]] = {
-        "multiclass": lambda task: make_objective(**options.loss.model_dump()),
-        "multilabel": lambda task: make_objective("sigmoid", smoothing=options.loss.smoothing),
-        "number": lambda task: SquaredError(*(_find_units(network, task) or ())),
+        "multiclass": lambda task: make_loss(**options.loss.model_dump()),
+        "multilabel": lambda task: make_loss("sigmoid", smoothing=options.loss.smoothing),
+        "number": lambda task: SquaredErrorLoss(*(_find_units(network, task) or ())),
     }
     losses = [make[task.kind](task) for task in tasks]
     if len(losses) == 1:
@@ -118,7 +118,7 @@ def _make_loss(options: Finetuning, tasks: Sequence[Task], network: Network) -> 
     weights = options.task_weights or {}
     widths, shares = [len(task.class_names) for task in tasks], [weights.get(task.name, 1.0) for task in tasks]
     uncertainty: Any = network.weighting
-    return JointLoss(losses, widths, shares, uncertainty)
+    return MultiTaskLoss(losses, widths, shares, uncertainty)
 
 
 def _find_units(network: Network, task: Task) -> tuple[float, float] | None:
@@ -130,8 +130,8 @@ def _find_units(network: Network, task: Task) -> tuple[float, float] | None:
 
 
 def _make_transfer(
-    recipe: Recipe, tasks: Sequence[Task], network: Network, schedule: Schedule, part: Part, optimizer: Any
-) -> Transfer | None:
+    recipe: Recipe, tasks: Sequence[Task], network: Network, schedule: Schedule, part: DataSplit, optimizer: Any
+) -> DomainAdaptationLoss | None:
     """Return what brings the domains of a batch together, ramped up over the whole schedule; None within one domain."""
     domains = recipe.domains
     if domains is None or part.of_target is None or domains.method == "none":
@@ -139,29 +139,29 @@ def _make_transfer(
     method, seed = ADAPTATIONS[domains.method], recipe.training.seed
     width, classes = network.features.shape[-1], len(tasks[0].class_names)
     seeds = iter(range(seed * 100 + 50, seed * 100 + 100))
-    discrepancy = Discrepancy(method, width, classes, seeds=seeds, seed=seed)  # type: ignore[arg-type]
+    discrepancy = DomainDiscrepancy(method, width, classes, seeds=seeds, seed=seed)  # type: ignore[arg-type]
     drawn = 2 * max(int(part.of_target.sum()), int((~part.of_target).sum()))
     batches = max(1, drawn // require_finetuning(recipe).batch_size)
     total = batches * sum(stage.epochs or stage.max_epochs for stage in schedule.stages)
     weight = WEIGHTS[method] if domains.weight is None else domains.weight
-    return Transfer(discrepancy, weight, lambda: tf.cast(optimizer.iterations, tf.float32) / total)
+    return DomainAdaptationLoss(discrepancy, weight, lambda: tf.cast(optimizer.iterations, tf.float32) / total)
 
 
-def make_observer(recipe: Recipe, folder: Path) -> Callable[[Row], None]:
+def make_tensorboard_logger(recipe: Recipe, folder: Path) -> Callable[[HistoryRow], None]:
     """Return what is told each row of the history; it writes them into a folder for TensorBoard, if at all."""
-    return EventLog(folder).add if require_finetuning(recipe).tensorboard else lambda row: None
+    return TensorBoardLogger(folder).add if require_finetuning(recipe).tensorboard else lambda row: None
 
 
-def supply_pictures(
-    recipe: Recipe, prefix: Prefix, inspection: Inspection, rows: np.ndarray, augmented: bool
-) -> Supply:
+def make_image_source(
+    recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, rows: np.ndarray, augmented: bool
+) -> BatchSource:
     """Return pictures that are decoded anew in every epoch."""
-    pictures = take_pictures(recipe, inspection, rows)
+    pictures = select_images(recipe, inspection, rows)
     policy = make_recipe_policy(recipe) if augmented else None
     size, place = picture_size(recipe), recipe.augmentation.place
     if policy is not None and place == "auto":
-        place = choose_place(policy, size, require_finetuning(recipe).batch_size)
-    supply = PictureSupply(
+        place = choose_augmentation_device(policy, size, require_finetuning(recipe).batch_size)
+    supply = ImageSource(
         pictures.paths,
         pictures.digests,
         size,
@@ -174,34 +174,36 @@ def supply_pictures(
     if not augmented or prefix.source_head is None:
         return supply
     teacher = prefix.copy_teacher()
-    return RecordingSupply(supply, tf.function(lambda pictures: teacher(pictures, training=False), jit_compile=False))
+    return DistillationSource(
+        supply, tf.function(lambda pictures: teacher(pictures, training=False), jit_compile=False)
+    )
 
 
-def supply_rows(
+def make_activation_source(
     recipe: Recipe,
-    inspection: Inspection,
+    inspection: ValidatedDataset,
     rows: np.ndarray,
-    views: Sequence[Rows],
-    recorded: Sequence[Rows] | None = None,
-) -> CachedSupply:
+    views: Sequence[CachedActivations],
+    recorded: Sequence[CachedActivations] | None = None,
+) -> ActivationSource:
     """Return activations of pictures in several views, each epoch showing one of them."""
-    keys, policy = derive_keys([inspection.digests[row] for row in rows.tolist()]), make_recipe_policy(recipe)
+    keys, policy = digest_to_seed([inspection.digests[row] for row in rows.tolist()]), make_recipe_policy(recipe)
     seed, count = recipe.training.seed, len(views)
 
     def choose(positions: np.ndarray, epoch: int) -> np.ndarray:
         return choose_views(policy, count, keys[positions], epoch, seed)
 
-    return CachedSupply(views, choose, recorded)
+    return ActivationSource(views, choose, recorded)
 
 
-def weigh_sides(recipe: Recipe, classes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def balance_class_weights(recipe: Recipe, classes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the weights of training examples with those of their classes in, float32 (n,), 1 on average."""
     balanced = require_finetuning(recipe).class_weight == "balanced"
-    weighed = weigh_examples(classes, weights, "balanced" if balanced else None)
+    weighed = compute_sample_weights(classes, weights, "balanced" if balanced else None)
     return (weighed / weighed.mean()).astype(np.float32)
 
 
-def make_optimizer(options: Finetuning) -> ScaledOptimizer:
+def make_optimizer(options: FineTuningConfig) -> ScaledOptimizer:
     """Return the optimizer of a recipe, not yet built."""
     name, decay = options.optimizer, options.weight_decay
     config: dict[str, Any] = {"global_clipnorm": options.clip_norm}

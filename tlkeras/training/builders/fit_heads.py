@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.data.sources.folders import Examples
+from tlkeras.data.sources.folders import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.features.extraction import average_positions
 from tlkeras.heads.heads import Head
-from tlkeras.heads.regression import NumberHead
+from tlkeras.heads.regression import RidgeRegressionHead
 from tlkeras.training.builders.adaptation import TARGET
 
-Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
+LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Features, targets, weights."""
 
 
 @dataclass(frozen=True)
-class Side:
+class SplitFeatures:
     """The pictures of one side, ready for heads.
 
     Attributes:
@@ -31,11 +31,11 @@ class Side:
     rows: np.ndarray
     X: np.ndarray
 
-    def as_vectors(self) -> Side:
+    def as_vectors(self) -> SplitFeatures:
         """Return the side with maps averaged over their positions."""
-        return Side(self.rows, average_positions(self.X))
+        return SplitFeatures(self.rows, average_positions(self.X))
 
-    def take(self, examples: Examples, task: Task) -> tuple[np.ndarray, Labelled]:
+    def take(self, examples: Dataset, task: Task) -> tuple[np.ndarray, LabelledRows]:
         """Return rows, and features, targets as the task has them and weights, of pictures whose target is known."""
         known = task.is_labelled(examples.targets[task.name][self.rows])
         rows = self.rows[known]
@@ -43,15 +43,15 @@ class Side:
         return rows, (X, examples.targets[task.name][rows], examples.weights[rows])
 
 
-def fit_heads(make: Callable[[], Any], examples: Examples, parts: Mapping[str, Side]) -> dict[str, Head]:
+def fit_heads(make: Callable[[], Any], examples: Dataset, parts: Mapping[str, SplitFeatures]) -> dict[str, Head]:
     """Return a fitted head per task: on frozen features nothing is shared, so that each is fitted alone."""
     return {
-        task.name: _fit(NumberHead() if task.kind == "number" else make(), examples, task, parts)
+        task.name: _fit(RidgeRegressionHead() if task.kind == "number" else make(), examples, task, parts)
         for task in examples.tasks
     }
 
 
-def _fit(head: Any, examples: Examples, task: Task, parts: Mapping[str, Side]) -> Head:
+def _fit(head: Any, examples: Dataset, task: Task, parts: Mapping[str, SplitFeatures]) -> Head:
     rows, train = parts["train"].take(examples, task)
     held = parts["validation"].take(examples, task)[1] if "validation" in parts else None
     target = parts.get(TARGET)
@@ -63,7 +63,7 @@ def _fit(head: Any, examples: Examples, task: Task, parts: Mapping[str, Side]) -
     )
 
 
-def find_groups(examples: Examples, rows: np.ndarray) -> np.ndarray | None:
+def find_groups(examples: Dataset, rows: np.ndarray) -> np.ndarray | None:
     """Return what belongs together: what the source says, else the views of a picture; None where each is alone."""
     groups = examples.groups[rows]
     if (groups != "").any():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 
 from tlkeras.config.recipe import Recipe
-from tlkeras.heads.deep import Fitting, TrainedHead
-from tlkeras.heads.feature_selection import SelectingHead
+from tlkeras.heads.deep import FitOptions, KerasHead
+from tlkeras.heads.feature_selection import FeatureSelectingHead
 from tlkeras.heads.heads import HEADS, Head, make_head
-from tlkeras.heads.kernel import KernelSpace
+from tlkeras.heads.kernel import KernelOptions
 
 
 def make_recipe_head(recipe: Recipe) -> Head:
@@ -16,15 +16,15 @@ def make_recipe_head(recipe: Recipe) -> Head:
     head, selection = _make_bare_head(recipe), recipe.features.selection
     if selection is None:
         return head
-    return SelectingHead(head, **selection.model_dump(), seed=recipe.training.seed)
+    return FeatureSelectingHead(head, **selection.model_dump(), seed=recipe.training.seed)
 
 
 def _make_bare_head(recipe: Recipe) -> Head:
     options = recipe.mapping.model_dump()
     if options["class_weight"] == "none":
         options["class_weight"] = None
-    if issubclass(HEADS[recipe.mapping.kind], TrainedHead):
-        return make_head(**options, fitting=Fitting(**recipe.training.model_dump(exclude={"strategy", "feed"})))
+    if issubclass(HEADS[recipe.mapping.kind], KerasHead):
+        return make_head(**options, fitting=FitOptions(**recipe.training.model_dump(exclude={"strategy", "feed"})))
     if recipe.mapping.kind == "kernel":
-        options["space"] = KernelSpace(**{field.name: options.pop(field.name) for field in fields(KernelSpace)})
+        options["space"] = KernelOptions(**{field.name: options.pop(field.name) for field in fields(KernelOptions)})
     return make_head(**options, seed=recipe.training.seed)

@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 
 from tlkeras.config.recipe import Recipe
-from tlkeras.config.schema import Finetuning
-from tlkeras.data.sources.folders import Examples
+from tlkeras.config.schema import FineTuningConfig
+from tlkeras.data.sources.folders import Dataset
 from tlkeras.errors import RecipeError, TlkerasError
-from tlkeras.features.extractor import Prefix
-from tlkeras.finetuning.auto_stages import Choice, suggest_stages
-from tlkeras.finetuning.caching_plan import Plan, plan_stages
-from tlkeras.finetuning.metrics import MEASURES
+from tlkeras.features.extractor import FeatureExtractor
+from tlkeras.finetuning.auto_stages import Decision, choose_stages
+from tlkeras.finetuning.caching_plan import CachingPlan, plan_stages
+from tlkeras.finetuning.metrics import METRICS
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.training.builders.adaptation import list_learned
+from tlkeras.training.builders.adaptation import training_mask
 from tlkeras.training.builders.data import make_recipe_policy
 
 
-def make_schedule(recipe: Recipe, prefix: Prefix, pictures: int, classes: int) -> tuple[Schedule, tuple[Choice, ...]]:
+def make_schedule(
+    recipe: Recipe, prefix: FeatureExtractor, pictures: int, classes: int
+) -> tuple[Schedule, tuple[Decision, ...]]:
     """Return the stages of a recipe that fine-tunes, and the reasons for those that were chosen for it.
 
     Raises:
@@ -31,7 +33,7 @@ def make_schedule(recipe: Recipe, prefix: Prefix, pictures: int, classes: int) -
     options = require_finetuning(recipe)
     validated = recipe.data.validation > 0
     if options.stages is None:
-        suggestion = suggest_stages(
+        suggestion = choose_stages(
             pictures=pictures,
             classes=classes,
             blocks=len(prefix.blocks),
@@ -53,7 +55,7 @@ def make_schedule(recipe: Recipe, prefix: Prefix, pictures: int, classes: int) -
     problems += [*_list_problems(lambda: make_recipe_policy(recipe)), *_list_conflicts(recipe)]
     if problems:
         raise RecipeError.from_problems("The fine-tuning cannot be carried out:", problems)
-    return Schedule(stages, minimise=MEASURES[f"val_{options.monitor}"], keep=keep), choices
+    return Schedule(stages, minimise=METRICS[f"val_{options.monitor}"], keep=keep), choices
 
 
 def _list_conflicts(recipe: Recipe) -> list[str]:
@@ -79,8 +81,8 @@ def _list_problems(attempt: Callable[[], Any]) -> list[str]:
 
 
 def plan_recipe(
-    recipe: Recipe, prefix: Prefix, examples: Examples, sides: np.ndarray
-) -> tuple[Schedule, Plan, tuple[Choice, ...]]:
+    recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, sides: np.ndarray
+) -> tuple[Schedule, CachingPlan, tuple[Decision, ...]]:
     """Return how a recipe fine-tunes these examples: its stages, what is kept for each, and why.
 
     Raises:
@@ -88,10 +90,10 @@ def plan_recipe(
     """
     pictures, classes = int((sides == "train").sum()), sum(len(task.class_names) for task in examples.tasks)
     schedule, choices = make_schedule(recipe, prefix, pictures, classes)
-    return schedule, plan_finetuning(recipe, prefix, schedule, int(list_learned(sides).sum())), choices
+    return schedule, plan_finetuning(recipe, prefix, schedule, int(training_mask(sides).sum())), choices
 
 
-def plan_finetuning(recipe: Recipe, prefix: Prefix, schedule: Schedule, pictures: int) -> Plan:
+def plan_finetuning(recipe: Recipe, prefix: FeatureExtractor, schedule: Schedule, pictures: int) -> CachingPlan:
     """Return which activations are kept for which stage, and in how many views."""
     policy = make_recipe_policy(recipe)
     off = not recipe.features.cache or require_finetuning(recipe).cache == "off"
@@ -107,7 +109,7 @@ def plan_finetuning(recipe: Recipe, prefix: Prefix, schedule: Schedule, pictures
     )
 
 
-def require_finetuning(recipe: Recipe) -> Finetuning:
+def require_finetuning(recipe: Recipe) -> FineTuningConfig:
     """Return the section `finetuning`, or raise a RecipeError where there is none."""
     if recipe.finetuning is None:
         raise RecipeError("The recipe must have a section `finetuning`.", recipe.name, "Add `finetuning: {}`.")
