@@ -5,7 +5,7 @@
 
 A seed draws another split and other initial weights. The features are computed once for all. `against a linear head`
 is the difference in ROC AUC from a linear head on the same frozen features, where the recipe's is another one, and in
-how many seeds the paired bootstrap finds it above 0 on the pictures held out. `--runs` keeps the runs, and goes on from
+how many seeds the paired bootstrap finds it above 0 on the images held out. `--runs` keeps the runs, and goes on from
 those of the seeds that are there. `--held-to` measures the same answers against another column of ELPV with the same
 classes, weighed as before: the figures of Deitsch et al. do not tell what a cell of probability 1/3 was taken for in
 their test. It is defective in `any_defect` and functional in `defect`.

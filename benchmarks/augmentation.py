@@ -1,10 +1,10 @@
-"""Milliseconds of one core per augmented picture, in `tf.data`: tlkeras beside Keras' own layers.
+"""Milliseconds of one core per augmented image, in `tf.data`: tlkeras beside Keras' own layers.
 
-    python benchmarks/augmentation.py [--pictures 200] [--rounds 5] [--size 224]
+    python benchmarks/augmentation.py [--images 200] [--rounds 5] [--size 224]
 
 Photographs (scikit-image's "chelsea", a window of its own for each) go through one thread; the contenders take turns,
 and medians over all rounds are printed as a Markdown table. CPU time of the process is what counts, that of the bare
-stream taken off. Keras' layers see single pictures, so that they too draw for each; in batches, where RandAugment
+stream taken off. Keras' layers see single images, so that they too draw for each; in batches, where RandAugment
 draws its operations once for all, they are measured as well.
 """
 
@@ -33,7 +33,7 @@ BARE = "bare stream"
 
 
 def make_stream(size: int) -> tf.data.Dataset:
-    """Return (index, picture uint8 [size, size, 3]) without end."""
+    """Return (index, image uint8 [size, size, 3]) without end."""
     photograph = skimage.data.chelsea()
     windows = [photograph[at : at + size, at : at + size] for at in range(0, len(photograph) - size, 5)]
     return tf.data.Dataset.from_tensor_slices(np.stack(windows)).repeat().enumerate()
@@ -48,7 +48,7 @@ def run_on_one_thread(stream: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def build_contenders(size: int, keys: np.ndarray) -> dict[str, tuple[tf.data.Dataset, int]]:
-    """Return streams by name, each with the pictures that one step gives."""
+    """Return streams by name, each with the images that one step gives."""
     stream = make_stream(size)
     numbers = np.arange(len(keys))
     contenders = {BARE: (stream, 1)}
@@ -56,21 +56,21 @@ def build_contenders(size: int, keys: np.ndarray) -> dict[str, tuple[tf.data.Dat
         augment = make_view_fn(make_policy(name), keys, numbers)
         contenders[f"tlkeras {name}"] = stream.map(_indexed(augment)), 1
     augment = make_all_views_fn(number_views(make_policy("rand_augment"), BATCH), keys)
-    contenders[f"tlkeras rand_augment, {BATCH} views of each picture"] = stream.map(_indexed(augment)), BATCH
+    contenders[f"tlkeras rand_augment, {BATCH} views of each image"] = stream.map(_indexed(augment)), BATCH
     layer = keras.layers.RandAugment(value_range=(0, 255))
-    contenders["Keras RandAugment"] = stream.map(lambda index, picture: layer(picture[None], training=True)[0]), 1
+    contenders["Keras RandAugment"] = stream.map(lambda index, image: layer(image[None], training=True)[0]), 1
     in_batches = keras.layers.RandAugment(value_range=(0, 255))
-    batches = stream.batch(BATCH).map(lambda index, pictures: in_batches(pictures, training=True))
+    batches = stream.batch(BATCH).map(lambda index, images: in_batches(images, training=True))
     contenders[f"Keras RandAugment, batches of {BATCH}"] = batches, BATCH
     return contenders
 
 
 def _indexed(augment: Callable) -> Callable:
-    return lambda index, picture: augment(picture, index)
+    return lambda index, image: augment(image, index)
 
 
-def measure(contenders: dict[str, tuple[tf.data.Dataset, int]], pictures: int, rounds: int) -> dict[str, float]:
-    """Return the milliseconds per picture of each contender, medians over rounds in which all take turns."""
+def measure(contenders: dict[str, tuple[tf.data.Dataset, int]], images: int, rounds: int) -> dict[str, float]:
+    """Return the milliseconds per image of each contender, medians over rounds in which all take turns."""
     iterators = {name: iter(run_on_one_thread(stream)) for name, (stream, _) in contenders.items()}
     for iterator in iterators.values():  # first steps trace
         for _ in range(WARM_UP):
@@ -78,7 +78,7 @@ def measure(contenders: dict[str, tuple[tf.data.Dataset, int]], pictures: int, r
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, iterator in iterators.items():
-            steps = max(1, pictures // contenders[name][1])
+            steps = max(1, images // contenders[name][1])
             started = time.process_time()
             for _ in range(steps):
                 next(iterator)
@@ -88,15 +88,15 @@ def measure(contenders: dict[str, tuple[tf.data.Dataset, int]], pictures: int, r
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=224)
     arguments = parser.parse_args()
     keys = np.random.default_rng(0).integers(-(2**62), 2**62, (1 << 14, 2))
-    times = measure(build_contenders(arguments.size, keys), arguments.pictures, arguments.rounds)
+    times = measure(build_contenders(arguments.size, keys), arguments.images, arguments.rounds)
     bare = times.pop(BARE)
     reference = times["tlkeras rand_augment"] - bare
-    print(f"| one core, {arguments.size}x{arguments.size} | ms per picture | of tlkeras rand_augment |")
+    print(f"| one core, {arguments.size}x{arguments.size} | ms per image | of tlkeras rand_augment |")
     print("|---|---|---|")
     for name, value in times.items():
         print(f"| {name} | {value - bare:.2f} | {(value - bare) / reference:.1f} |")

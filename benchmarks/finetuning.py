@@ -1,10 +1,10 @@
 """The same fine-tuning here, in plain Keras and in fastai: time to the same quality, and memory, on one machine.
 
     python benchmarks/finetuning.py [--repeats 3] [--fastai-python PATH] [--parts keras fastai] [--quick]
-                                    [--epochs 5 8] [--pictures N]
+                                    [--epochs 5 8] [--images N]
 
 Every contestant is a process of its own and starts cold, with an empty cache; they take turns, `--repeats` times with
-other seeds, and the tables show medians, of ratios the medians of those within a turn. The pictures are ELPV's
+other seeds, and the tables show medians, of ratios the medians of those within a turn. The images are ELPV's
 (extra `quickstart`), squashed to 224, the backbone is EfficientNet-Lite0. Peak memory is that of a contestant's largest
 process. All run as installed. `--quick` only shows that everything runs.
 
@@ -80,8 +80,8 @@ def main() -> None:
         return
     lengths = (2, 2) if options.quick else options.epochs
     stages = [{**stage, "epochs": length} for stage, length in zip(STAGES, lengths, strict=True)]
-    pictures = 240 if options.quick else options.pictures
-    limit = {"data.limit": pictures} if pictures else {}
+    images = 240 if options.quick else options.images
+    limit = {"data.limit": images} if images else {}
     if "keras" in options.parts:
         print_keras(compare_with_keras(options.repeats, stages, limit), stages)
     if "fastai" in options.parts and options.fastai_python:
@@ -96,8 +96,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fastai-python", metavar="PATH")
     parser.add_argument("--parts", nargs="+", choices=("keras", "fastai"), default=("keras", "fastai"))
     parser.add_argument("--epochs", nargs=2, type=int, default=(5, 8), help="of the two stages, for plain Keras' part")
-    parser.add_argument("--pictures", type=int, help="take no more of them")
-    parser.add_argument("--quick", action="store_true", help="few pictures and epochs; the figures mean nothing")
+    parser.add_argument("--images", type=int, help="take no more of them")
+    parser.add_argument("--quick", action="store_true", help="few images and epochs; the figures mean nothing")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -108,7 +108,7 @@ def compare_with_keras(
     """Return the results of each contestant, one per turn."""
     results: dict[str, list[Result]] = {"plain Keras": [], "tlkeras": []}
     with tempfile.TemporaryDirectory(prefix="tlkeras-benchmark-") as folder:
-        table = str(Path(folder) / "pictures.csv")
+        table = str(Path(folder) / "images.csv")
         for seed in range(repeats):
             overrides = {"backbone.size": SIZE, "data.seed": seed, "training.seed": seed, **limit}
             run_child("write_table", "fine_tune", overrides, table)
@@ -123,7 +123,7 @@ def compare_with_fastai(repeats: int, python: str, limit: dict[str, Any], epochs
     """Return the results of each contestant, one per turn; fastai's come first."""
     results: dict[str, list[Result]] = {f"fastai, fine_tune({epochs})": [], PROBE: [], FINE_TUNED: []}
     with tempfile.TemporaryDirectory(prefix="tlkeras-benchmark-") as folder:
-        table = str(Path(folder) / "pictures.csv")
+        table = str(Path(folder) / "images.csv")
         for seed in range(repeats):
             overrides = {"backbone.size": SIZE, "data.seed": seed, "training.seed": seed, **limit}
             run_child("write_table", "quickstart", overrides, table)
@@ -196,7 +196,7 @@ def train(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_table(recipe: str, overrides: dict[str, Any], path: str) -> dict[str, int]:
-    """Write which pictures a recipe trains, validates and tests on, for those who cannot read recipes."""
+    """Write which images a recipe trains, validates and tests on, for those who cannot read recipes."""
     from tlkeras.config.recipe import load_recipe
     from tlkeras.training import builders
 
@@ -208,7 +208,7 @@ def write_table(recipe: str, overrides: dict[str, Any], path: str) -> dict[str, 
         writer = csv.writer(file)
         writer.writerow(("path", "label", "side"))
         writer.writerows(zip(examples.paths, labels, builders.split_dataset(resolved, examples), strict=True))
-    return {"pictures": len(examples)}
+    return {"images": len(examples)}
 
 
 CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {"train": train, "write_table": write_table}

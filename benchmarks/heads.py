@@ -2,10 +2,10 @@
 
     python benchmarks/heads.py [--source elpv] [--seeds 5] [--maps] [--configurations 100]
 
-A seed draws another split (75/25, stratified) and other folds or initial weights. One pass over the pictures keeps
+A seed draws another split (75/25, stratified) and other folds or initial weights. One pass over the images keeps
 what every block says. A depth is one block, or several normalised side by side; whether several are better than the
 last one alone is said by the corrected paired t test of Nadeau and Bengio (Machine Learning 52, 2003), which knows that
-splits share pictures. The exported size is that of backbone and head as a SavedModel, with the head of the first seed.
+splits share images. The exported size is that of backbone and head as a SavedModel, with the head of the first seed.
 `--maps` adds the heads that eat the last block's maps. `--configurations N` fits N configurations of heads on the
 cached features instead, and says how long all took.
 """
@@ -67,12 +67,12 @@ TEST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Material:
-    """What one pass over the pictures gave.
+    """What one pass over the images gave.
 
     Attributes:
         X: By depth, what heads eat, (n, d) or (n, h, w, c).
         y: Classes, (n,).
-        models: By depth, from pictures to what heads eat.
+        models: By depth, from images to what heads eat.
     """
 
     X: Mapping[str, np.ndarray]
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--source", default="elpv", choices=["elpv", "sklearn-digits"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--limit", type=int, help="of pictures, to try the script")
+    parser.add_argument("--limit", type=int, help="of images, to try the script")
     parser.add_argument("--maps", action="store_true")
     parser.add_argument("--configurations", type=int)
     parser.add_argument("--heads", nargs="+", choices=[*ON_VECTORS, *ON_MAPS])
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
-    """Compute what every block says of all pictures, in one pass, and put depths together from it."""
+    """Compute what every block says of all images, in one pass, and put depths together from it."""
     recipe = load_recipe("quickstart", {"data.source": source, "backbone.size": size, "data.limit": limit})
     inspection = validate_images(builders.read_examples(recipe))
     backbone = builders.build_feature_extractor(recipe).backbone
@@ -130,7 +130,7 @@ def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
         (task,) = inspection.examples.tasks
         y = inspection.examples.targets[task.name][found.kept]
         seconds = time.perf_counter() - start
-        print(f"{len(y)} pictures, {len(tensors)} depths, one pass of {seconds:.0f} s ({found.computed} computed)\n")
+        print(f"{len(y)} images, {len(tensors)} depths, one pass of {seconds:.0f} s ({found.computed} computed)\n")
     X, models = {}, {}
     for name, places in DEPTHS.items():
         parts = [values[: len(blocks)][place] for place in places]

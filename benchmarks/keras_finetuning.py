@@ -7,7 +7,7 @@
 TABLE is a CSV file with the columns `path`, `label` and `side`: train, validation or test. STAGES is a JSON list of
 objects with `name`, `blocks` (how many of the uppermost train), `epochs`, `learning_rate` and `warmup` (epochs).
 
-The recipe is that of Keras' own guide to transfer learning, with everything on that makes it fast: pictures are decoded
+The recipe is that of Keras' own guide to transfer learning, with everything on that makes it fast: images are decoded
 once and kept as uint8 in memory, flipped by tf.data and prefetched; no XLA, which is slow on CPUs; one compile per
 stage; batch norm in inference mode by `training=False`; warm-up and cosine by Keras' own schedule. Backbone and
 weights are tlkeras' as a Keras model, so that both train the same network.
@@ -35,13 +35,13 @@ from tlkeras.backbones.builder import build_backbone
 class Score(keras.callbacks.Callback):
     """Notes time, core-seconds and the area under the ROC curve on the validation side after every epoch."""
 
-    def __init__(self, pictures: tf.data.Dataset, targets: np.ndarray):
+    def __init__(self, images: tf.data.Dataset, targets: np.ndarray):
         super().__init__()
-        self.pictures, self.targets = pictures, targets
+        self.images, self.targets = images, targets
         self.marks: list[tuple[float, float, float]] = []
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        auc = measure(self.model, self.pictures, self.targets)
+        auc = measure(self.model, self.images, self.targets)
         self.marks.append((time.time(), time.process_time(), auc))
 
 
@@ -59,8 +59,8 @@ def train(table: Path, stages: list[dict[str, Any]], size: int, batch_size: int,
     """Carry out the stages; return the test `auc`, and `marks`: Unix time, core-seconds and validation AUC by epoch."""
     keras.utils.set_random_seed(seed)
     sides = {side: load(table, side, size) for side in ("train", "validation", "test")}
-    pictures, targets = sides["train"]
-    training = pictures.shuffle(len(targets), seed=seed).map(flip, tf.data.AUTOTUNE)
+    images, targets = sides["train"]
+    training = images.shuffle(len(targets), seed=seed).map(flip, tf.data.AUTOTUNE)
     training = training.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
     held_out = {side: stream.batch(64).prefetch(tf.data.AUTOTUNE) for side, (stream, _) in sides.items()}
     score = Score(held_out["validation"], sides["validation"][1])
@@ -80,7 +80,7 @@ def train(table: Path, stages: list[dict[str, Any]], size: int, batch_size: int,
 
 
 def load(table: Path, side: str, size: int) -> tuple[tf.data.Dataset, np.ndarray]:
-    """Return one side's pictures with their classes, decoded at the first pass, and the classes alone."""
+    """Return one side's images with their classes, decoded at the first pass, and the classes alone."""
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     labels = sorted({row["label"] for row in rows})
@@ -88,16 +88,16 @@ def load(table: Path, side: str, size: int) -> tuple[tf.data.Dataset, np.ndarray
     targets = np.array([labels.index(row["label"]) for row in chosen])
 
     def decode(path: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        picture = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
-        return tf.cast(tf.round(tf.image.resize(picture, (size, size))), tf.uint8), target
+        image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+        return tf.cast(tf.round(tf.image.resize(image, (size, size))), tf.uint8), target
 
     files = tf.data.Dataset.from_tensor_slices(([row["path"] for row in chosen], targets))
     return files.map(decode, tf.data.AUTOTUNE).cache(), targets
 
 
-def flip(picture: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Flip a picture from left to right, or not."""
-    return tf.image.random_flip_left_right(picture), target
+def flip(image: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Flip an image from left to right, or not."""
+    return tf.image.random_flip_left_right(image), target
 
 
 def unfreeze(backbone: keras.Model, blocks: int) -> None:
@@ -119,9 +119,9 @@ def make_schedule(stage: dict[str, Any], steps: int) -> keras.optimizers.schedul
     )
 
 
-def measure(model: keras.Model, pictures: tf.data.Dataset, targets: np.ndarray) -> float:
+def measure(model: keras.Model, images: tf.data.Dataset, targets: np.ndarray) -> float:
     """Return the area under the ROC curve of two classes."""
-    return float(roc_auc_score(targets, model.predict(pictures, verbose=0)[:, 1]))
+    return float(roc_auc_score(targets, model.predict(images, verbose=0)[:, 1]))
 
 
 if __name__ == "__main__":

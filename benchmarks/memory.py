@@ -1,8 +1,8 @@
-"""Peak memory of extracting features from N and from 10 N pictures, each in a process of its own.
+"""Peak memory of extracting features from N and from 10 N images, each in a process of its own.
 
-    python benchmarks/memory.py [--pictures 2624] [--times 10] [--backbone efficientnet_lite0 --weights packaged]
+    python benchmarks/memory.py [--images 2624] [--times 10] [--backbone efficientnet_lite0 --weights packaged]
 
-The packaged ELPV pictures (extra `quickstart`), repeated under other digests, so that every one is decoded, computed
+The packaged ELPV images (extra `quickstart`), repeated under other digests, so that every one is decoded, computed
 and stored.
 """
 
@@ -20,14 +20,14 @@ from pathlib import Path
 def main() -> None:
     arguments = parse_arguments()
     if arguments.child:
-        print(*measure(arguments.pictures, arguments.backbone, arguments.weights))
+        print(*measure(arguments.images, arguments.backbone, arguments.weights))
         return
-    print("| pictures | peak memory | pictures/s |")
+    print("| images | peak memory | images/s |")
     print("|---|---|---|")
-    for count in (arguments.pictures, arguments.pictures * arguments.times):
+    for count in (arguments.images, arguments.images * arguments.times):
         options = [
             "--child",
-            "--pictures",
+            "--images",
             str(count),
             "--backbone",
             arguments.backbone,
@@ -41,7 +41,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=2624)
+    parser.add_argument("--images", type=int, default=2624)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--weights", default="packaged")
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(count: int, backbone: str, weights: str) -> tuple[float, float]:
-    """Extract, and return the peak of this process in MiB and the pictures per second."""
+    """Extract, and return the peak of this process in MiB and the images per second."""
     import elpv_dataset
 
     from tlkeras.backbones.builder import build_backbone

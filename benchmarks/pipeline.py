@@ -3,7 +3,7 @@
     python benchmarks/pipeline.py [--files 100000] [--rows 100000] [--rounds 5]
 
 Files are hard links of JPEGs of 96 x 96 in 100 class folders. "First batch" is from the name of the folder to 32
-decoded pictures, libraries loaded, in a process of its own; peak memory is that of a process that streams them all at
+decoded images, libraries loaded, in a process of its own; peak memory is that of a process that streams them all at
 32 x 32. Rows are 1,280 float16 numbers, read in random batches as a head takes them; beside it the rate at which Keras
 trains a linear head on rows in memory. Prints Markdown.
 """
@@ -31,7 +31,7 @@ CLASSES = 100
 
 
 def plant(folder: Path, files: int) -> None:
-    """Write a hundred pictures and link them until there are as many files as asked for."""
+    """Write a hundred images and link them until there are as many files as asked for."""
     from PIL import Image
 
     random = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def plant(folder: Path, files: int) -> None:
 
 
 def stream(folder: str) -> None:
-    """Print seconds to the first batch, pictures per second, and this process's peak memory in MiB."""
+    """Print seconds to the first batch, images per second, and this process's peak memory in MiB."""
     from tlkeras.data.pipeline import epoch_permutation, make_image_dataset
     from tlkeras.data.sources.folders import build_dataset, read_table
 
@@ -66,7 +66,7 @@ def measure_folders(files: int) -> None:
     from tlkeras.data.sources.folders import read_table
     from tlkeras.data.sources.tfrecords import write_tfrecords
 
-    print("| files | first batch, seconds | pictures/s | peak memory |\n|---|---|---|---|")
+    print("| files | first batch, seconds | images/s | peak memory |\n|---|---|---|---|")
     for count in (files // 10, files):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, "photos")

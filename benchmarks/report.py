@@ -1,4 +1,4 @@
-"""What a report costs: the figures from stored answers, and the whole page, of ELPV's 656 held-out pictures.
+"""What a report costs: the figures from stored answers, and the whole page, of ELPV's 656 held-out images.
 
     tlkeras train quickstart
     python benchmarks/report.py [RUN] [--repeats 3]

@@ -1,6 +1,6 @@
-"""Features of many pictures: one process on one core against two on two, memory and size against number, cost.
+"""Features of many images: one process on one core against two on two, memory and size against number, cost.
 
-    python benchmarks/scaling.py                     three sizes, small pictures, the tiny network
+    python benchmarks/scaling.py                     three sizes, small images, the tiny network
     python benchmarks/scaling.py --cost 20000        EfficientNet-Lite0 on 256-pixel JPEGs, for the cost model
 
 Each run is `tlkeras features extract` in processes of its own. Core seconds are those of all its processes, and hold
@@ -25,23 +25,23 @@ LITE = ["--set", "backbone.name=efficientnet_lite0", "--set", "backbone.weights=
 
 
 def draw(folder, count, size, suffix):
-    """Write pictures of a few soft shapes and some noise, 1,000 in a folder; JPEGs are as large as photographs."""
+    """Write images of a few soft shapes and some noise, 1,000 in a folder; JPEGs are as large as photographs."""
     random = np.random.default_rng(0)
     for number in range(count):
         target = folder / f"{number // 1000:04d}" / f"{number:07d}{suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
         coarse = random.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        picture = np.asarray(Image.fromarray(coarse).resize((size, size)), np.int16)
-        noisy = picture + random.integers(-12, 13, picture.shape, dtype=np.int16)
+        image = np.asarray(Image.fromarray(coarse).resize((size, size)), np.int16)
+        noisy = image + random.integers(-12, 13, image.shape, dtype=np.int16)
         Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(target, quality=90)
     return folder
 
 
-def extract(pictures, out, settings, workers, shard_size, cores):
+def extract(images, out, settings, workers, shard_size, cores):
     """Run the command on some cores; return wall and core seconds, peak memory, time to the first shard, and counts."""
     begun = time.perf_counter()
     allowed = list_cores()
-    command = [*COMMAND, str(pictures), "--out", str(out), "--workers", str(workers), "--json"]
+    command = [*COMMAND, str(images), "--out", str(out), "--workers", str(workers), "--json"]
     limit(cores)  # what is started inherits it
     process = subprocess.Popen(
         [*command, "--shard-size", str(shard_size), *settings],
@@ -57,7 +57,7 @@ def extract(pictures, out, settings, workers, shard_size, cores):
     result, usage = json.loads(process.stdout.read()), ended[2]
     spent = usage.ru_utime + usage.ru_stime
     return {
-        "pictures": result["rows"],
+        "images": result["rows"],
         "workers": workers,
         "seconds": round(result["seconds"], 1),
         "rate": round(result["computed"] / result["seconds"], 1),
@@ -86,25 +86,25 @@ def print_row(row):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--counts", type=int, nargs="*", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--cost", type=int, default=0, metavar="PICTURES")
+    parser.add_argument("--cost", type=int, default=0, metavar="IMAGES")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     options = parser.parse_args()
     cores = list_cores()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if options.cost:
-            pictures = draw(folder / "photos", options.cost, 256, ".jpg")
-            size = sum(path.stat().st_size for path in pictures.rglob("*.jpg")) / options.cost
+            images = draw(folder / "photos", options.cost, 256, ".jpg")
+            size = sum(path.stat().st_size for path in images.rglob("*.jpg")) / options.cost
             print(f"{options.cost} JPEGs of {size:,.0f} bytes on average", flush=True)
             for workers in options.workers:
                 out = folder / f"cost-{workers}"
-                print_row(extract(pictures, out, LITE, workers, 1000, cores[:workers]))
+                print_row(extract(images, out, LITE, workers, 1000, cores[:workers]))
             return
         for count in options.counts:
-            pictures = draw(folder / f"photos-{count}", count, 32, ".png")
+            images = draw(folder / f"photos-{count}", count, 32, ".png")
             for workers in options.workers:
                 out = folder / f"out-{count}-{workers}"
-                print_row(extract(pictures, out, TINY, workers, 1000, cores[:workers]))
+                print_row(extract(images, out, TINY, workers, 1000, cores[:workers]))
 
 
 if __name__ == "__main__":

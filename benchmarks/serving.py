@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py saved_models/NAME [--minutes 5] [--concurrency 32] [--folder photos/]
 
-Pictures go as bytes over REST. First batch 1 and micro-batching take turns, half a minute each; then micro-batching is
+Images go as bytes over REST. First batch 1 and micro-batching take turns, half a minute each; then micro-batching is
 loaded for the minutes given, with a new version published half-way; last come 1,000 malformed requests.
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--folder", type=Path, help="Pictures to send; by default those of the warm-up requests.")
+    parser.add_argument("--folder", type=Path, help="Images to send; by default those of the warm-up requests.")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3)
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_bodies(folder: Path | None, version: Path) -> list[bytes]:
-    """Return requests of one picture each."""
+    """Return requests of one image each."""
     if folder is not None:
         encoded = [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()][:64]
     else:

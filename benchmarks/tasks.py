@@ -2,7 +2,7 @@
 
     python benchmarks/tasks.py [--seeds 3] [--weightings fixed uncertainty pcgrad]
 
-EfficientNet-Lite0 at 224 pixels, the upper nine blocks for six epochs, eight orientations of each picture. A seed draws
+EfficientNet-Lite0 at 224 pixels, the upper nine blocks for six epochs, eight orientations of each image. A seed draws
 the split, which is the same for all, and initial weights. Minutes are those of training and what it computes; of the
 networks of one task they are added up. Activations that are kept are computed by whoever comes first, the two tasks.
 """

@@ -117,8 +117,8 @@ def run_plain(trials: int) -> tuple[float, float, float]:
     def read(side: str) -> tf.data.Dataset:
         rows = np.flatnonzero(sides == side)
         files = tf.data.Dataset.from_tensor_slices((examples.paths[rows].astype(str), targets[rows]))
-        pictures = files.map(lambda path, target: (decode(tf.io.read_file(path), 224, "squash"), target), 2)
-        return pictures.batch(64).cache().prefetch(2)  # pixels kept in memory, as a careful user would
+        images = files.map(lambda path, target: (decode(tf.io.read_file(path), 224, "squash"), target), 2)
+        return images.batch(64).cache().prefetch(2)  # pixels kept in memory, as a careful user would
 
     built: list[float] = []
 

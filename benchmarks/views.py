@@ -1,9 +1,9 @@
-"""What V kept views of each picture cost in accuracy, against no augmentation and against new views in every epoch.
+"""What V kept views of each image cost in accuracy, against no augmentation and against new views in every epoch.
 
-    python benchmarks/views.py [--views 1 2 4 8] [--seeds 0 1] [--pictures 900] [--size 160] [--epochs 8]
+    python benchmarks/views.py [--views 1 2 4 8] [--seeds 0 1] [--images 900] [--size 160] [--epochs 8]
 
 Solar cells (ELPV): the last four blocks of EfficientNet-Lite0 are fine-tuned. With V views the frozen blocks run V
-times per picture, in the cache; "every epoch anew" decodes and augments in every epoch, as training without a cache
+times per image, in the cache; "every epoch anew" decodes and augments in every epoch, as training without a cache
 does. Prints a Markdown table: mean and spread over seeds, seconds of the whole run from an empty cache.
 """
 
@@ -28,7 +28,7 @@ def run(seed: int, choice: dict[str, Any], arguments: argparse.Namespace) -> tup
     stages = [{"name": "top", "unfreeze": "4 blocks", "epochs": arguments.epochs, "backbone_ratio": 0.3}]
     with tempfile.TemporaryDirectory() as folder:
         overrides = {
-            "data.limit": arguments.pictures,
+            "data.limit": arguments.images,
             "data.validation": 0.15,
             "data.seed": seed,
             "training.seed": seed,
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--pictures", type=int, default=900)
+    parser.add_argument("--images", type=int, default=900)
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--epochs", type=int, default=8)
     arguments = parser.parse_args()

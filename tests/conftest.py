@@ -86,7 +86,7 @@ def exported(trained, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The path of a finished run on generated pictures; read it, do not change it."""
+    """The path of a finished run on generated images; read it, do not change it."""
     import tlkeras
 
     folder = tmp_path_factory.mktemp("trained")

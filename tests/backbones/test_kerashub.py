@@ -76,7 +76,7 @@ FAMILIES = {
     "mit": ("MiTBackbone", MIXED, 4, (4, 4, 16)),
 }
 QUICK = ("vit",)
-PICTURES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +101,8 @@ def save(tmp_path_factory):
     return save_one
 
 
-def ask_hub(backbone, pictures):
-    pixels = pictures.astype("float32") / 127.5 - 1
+def ask_hub(backbone, images):
+    pixels = images.astype("float32") / 127.5 - 1
     inputs = dict.fromkeys(backbone.input, pixels) if isinstance(backbone.input, dict) else pixels
     return np.array(backbone(inputs, training=False))
 
@@ -116,7 +116,7 @@ def test_the_graph_is_flat_and_answers_as_kerashub_does(family, save, tmp_path):
     model = build_backbone(name, weights="preset")
     assert model.input_shape == (None, 32, 32, 3) and model.input.dtype == "uint8"
     assert model.output_shape[1:] == shape
-    maps, wanted = model.predict(PICTURES, verbose=0), ask_hub(backbone, PICTURES)
+    maps, wanted = model.predict(IMAGES, verbose=0), ask_hub(backbone, IMAGES)
     tokens = wanted.reshape(len(wanted), -1, shape[-1])[:, -shape[0] * shape[1] :]
     np.testing.assert_allclose(maps.reshape(tokens.shape), tokens, atol=1e-4)
     found = find_blocks(model)
@@ -124,19 +124,19 @@ def test_the_graph_is_flat_and_answers_as_kerashub_does(family, save, tmp_path):
     assert sum(block.parameters for block in found) == model.count_params() == find_backbone(name).parameters
     model.save(tmp_path / "m.keras")
     again = keras.models.load_model(tmp_path / "m.keras", custom_objects=kerashub_layers.LAYERS)
-    np.testing.assert_allclose(again.predict(PICTURES, verbose=0), maps, atol=1e-6)
+    np.testing.assert_allclose(again.predict(IMAGES, verbose=0), maps, atol=1e-6)
     assert fingerprint(again) == fingerprint(model)
 
 
 def test_every_cut_divides_it(save):
     model = build_backbone(save("vit")[0], weights="preset")
-    wanted = model.predict(PICTURES, verbose=0)
+    wanted = model.predict(IMAGES, verbose=0)
     for cut in find_cuts(model):
         prefix, suffix = split(model, cut)
-        np.testing.assert_allclose(suffix(prefix(PICTURES)), wanted, atol=1e-5)
+        np.testing.assert_allclose(suffix(prefix(IMAGES)), wanted, atol=1e-5)
     tokens = pool(split(model, 3)[0], "average")
     assert tokens.output_shape == (None, 16)
-    np.testing.assert_allclose(tokens(PICTURES), np.mean(split(model, 3)[0](PICTURES), axis=1), atol=1e-5)
+    np.testing.assert_allclose(tokens(IMAGES), np.mean(split(model, 3)[0](IMAGES), axis=1), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_two_models_share_no_weights(save, tmp_path):
         keras.models.load_model(tmp_path / "m.keras", custom_objects=kerashub_layers.LAYERS) for _ in range(2)
     )
     first.set_weights([0 * weight for weight in first.get_weights()])
-    np.testing.assert_allclose(second.predict(PICTURES, verbose=0), model.predict(PICTURES, verbose=0), atol=1e-6)
+    np.testing.assert_allclose(second.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0), atol=1e-6)
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_what_cannot_be_used_is_refused(save, tmp_path, monkeypatch):
         build_backbone(f"hub:{tmp_path / 'bare'}", weights="preset")
     words = keras_hub.models.BertBackbone(50, 1, 1, 8, 8, max_sequence_length=8)
     words.save_to_preset(tmp_path / "words")
-    with pytest.raises(BackboneError, match="square pictures of three channels"):
+    with pytest.raises(BackboneError, match="square images of three channels"):
         build_backbone(f"hub:{tmp_path / 'words'}", weights="preset")
     with pytest.raises(BackboneError, match="must be one of KerasHub's"):
         kerashub_layers.HubLayer("os", {}, ["system"])

@@ -20,8 +20,8 @@ from tlkeras.backbones.weights import fingerprint, load_file, load_weights
 from tlkeras.errors import BackboneError
 
 
-def compute(model, pictures):
-    return np.asarray(model(pictures, training=False))
+def compute(model, images):
+    return np.asarray(model(images, training=False))
 
 
 def have_equal_weights(left, right):
@@ -393,12 +393,12 @@ def check_imagenet(name, top, tmp_path, monkeypatch):
     ours = create_model(entry, size, top)
     load_file(ours, path)
     path.unlink()  # up to 1.4 GB
-    pictures = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     module = sys.modules[constructor.__module__]
-    expected = compute(theirs, module.preprocess_input(pictures.astype(theirs.input.dtype)))
+    expected = compute(theirs, module.preprocess_input(images.astype(theirs.input.dtype)))
     assert expected.std() > 0
     # deep nets of random weights magnify rounding; layers that changed places would differ by the whole
-    assert np.abs(compute(ours, pictures) - expected).max() < 0.01 * np.abs(expected).max()
+    assert np.abs(compute(ours, images) - expected).max() < 0.01 * np.abs(expected).max()
     keras.backend.clear_session()
 
 

@@ -45,7 +45,7 @@ def test_train_prints_table_and_next_steps(workplace, call):
     done = call("--quiet", "train", "mine.yaml", "--set", "mapping.C=0.1")
     assert done.exit_code == 0, done.output
     for text in (
-        "mine-01: 8 held-out pictures, 2 classes",
+        "mine-01: 8 held-out images, 2 classes",
         "balanced accuracy",
         "majority baseline",
         "fit head",
@@ -60,18 +60,18 @@ def test_train_shows_progress(workplace, call):
     done = call("train", "mine.yaml", "--set", "cache.root=fresh", "--set", "mapping.C=0.1", "--json")
     assert done.exit_code == 0
     assert "Extracting features" in done.stderr
-    assert "pictures/s" in done.stderr
+    assert "images/s" in done.stderr
     assert json.loads(done.stdout)["run"] == "mine-01"
 
 
 def test_predict(in_trained, call, tmp_path):
-    picture = next((in_trained / "photos/day").iterdir())
-    done = call("--quiet", "predict", "latest", picture)
+    image = next((in_trained / "photos/day").iterdir())
+    done = call("--quiet", "predict", "latest", image)
     assert done.exit_code == 0
     assert "day" in done.stdout
     bad = tmp_path / "bad.png"
-    bad.write_text("no picture")
-    done = call("--quiet", "predict", "latest", picture, bad, "--json")
+    bad.write_text("no image")
+    done = call("--quiet", "predict", "latest", image, bad, "--json")
     assert done.exit_code == 3
     result = json.loads(done.stdout)
     assert [row["label"] for row in result["predictions"]] == ["day"]
@@ -85,7 +85,7 @@ def test_check_says_what_is_in_the_way(workplace, call):
     done = call("--quiet", "check", "mine.yaml")
     assert done.exit_code == 0, done.output
     assert "Nothing is in the way" in done.stdout
-    assert "of 32 pictures" in done.stdout
+    assert "of 32 images" in done.stdout
     done = call(
         "--quiet", "check", "mine.yaml", "--set", "data.source=nowhere", "--set", "backbone.weights=x.h5", "--json"
     )
@@ -144,7 +144,7 @@ def test_cache_is_listed_and_pruned(workplace, call, monkeypatch):
         (["train", "mine.yaml", "--set", "data.sorce=1"], 2, "Did you mean 'source'?"),
         (["train", "mine.yaml", "--set", "data.source=empty"], 3, "empty"),
         (["train", "mine.yaml", "--set", "data.source=one"], 3, "two classes or more"),
-        (["train", "mine.yaml", "--set", "data.source=single"], 3, "two pictures or more"),
+        (["train", "mine.yaml", "--set", "data.source=single"], 3, "two images or more"),
         (["train", "mine.yaml", "--set", "backbone.name=resnet51"], 4, "Did you mean 'resnet"),
         (["train", "mine.yaml", "--set", "backbone.size=1"], 4, "size"),
         (["train", "mine.yaml", "--set", "cache.budget_gb=1e-9", "--set", "cache.root=fresh"], 6, "budget"),
@@ -159,9 +159,9 @@ def test_failures_have_sentences_and_stable_codes(workplace, call, arguments, co
     (workplace / "empty").mkdir()
     for folder in ("one/a", "single/a", "single/b"):
         (workplace / folder).mkdir(parents=True)
-    picture = next((workplace / "photos/day").iterdir()).read_bytes()
+    image = next((workplace / "photos/day").iterdir()).read_bytes()
     for name in ("one/a/1.png", "one/a/2.png", "single/a/1.png", "single/a/2.png", "single/b/1.png"):
-        (workplace / name).write_bytes(picture)
+        (workplace / name).write_bytes(image)
     done = call("--quiet", *arguments)
     assert done.exit_code == code, done.output
     assert message in done.stderr
@@ -206,9 +206,9 @@ def test_predict_opens_no_pipe_unpacks_no_bomb_and_prints_any_name(in_trained, c
     bomb = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
     (tmp_path / "bomb.png").write_bytes(bomb)
     os.mkfifo(tmp_path / "pipe.png")
-    picture = next((in_trained / "photos/day").iterdir()).read_bytes()
+    image = next((in_trained / "photos/day").iterdir()).read_bytes()
     with open(os.fsencode(tmp_path) + b"/day-\xff.png", "wb") as file:
-        file.write(picture)
+        file.write(image)
     done = call("--quiet", "predict", "latest", tmp_path)
     assert done.exit_code in (0, 3), done.output
     assert "xff" in done.stdout

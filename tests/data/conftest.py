@@ -1,4 +1,4 @@
-"""Pictures made by code, and examples without pictures."""
+"""Images made by code, and examples without images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from PIL import Image
 from tlkeras.data.tables import Dataset, Task
 
 
-def encode_picture(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+def encode_image(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -43,7 +43,7 @@ def build_exif(orientation: int, order: str = "<", offset: int = 8) -> bytes:
 
 @pytest.fixture(scope="session")
 def encode() -> Callable[..., bytes]:
-    return encode_picture
+    return encode_image
 
 
 @pytest.fixture(scope="session")
@@ -74,13 +74,13 @@ def colours() -> np.ndarray:
 
 @pytest.fixture
 def plant(tmp_path: Path) -> Callable[..., Path]:
-    """Write files below a new folder, by relative path; a number n stands for the n-th plain picture."""
+    """Write files below a new folder, by relative path; a number n stands for the n-th plain image."""
 
     def write(files: dict[str, bytes | int], name: str = "set") -> Path:
         for path, content in files.items():
             target = tmp_path / name / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            plain = content if isinstance(content, bytes) else encode_picture(np.full((4, 4), content, np.uint8))
+            plain = content if isinstance(content, bytes) else encode_image(np.full((4, 4), content, np.uint8))
             target.write_bytes(plain)
         return tmp_path / name
 

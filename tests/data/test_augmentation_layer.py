@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tlkeras.data.augmentation import layer
-from tlkeras.data.augmentation.layer import PictureAugmentation, choose_augmentation_device, measure_places
+from tlkeras.data.augmentation.layer import ImageAugmentation, choose_augmentation_device, measure_places
 from tlkeras.data.augmentation.policies import make_policy
 from tlkeras.data.augmentation.views import AugmentedView
 from tlkeras.finetuning.inputs import ImageSource
@@ -16,13 +16,13 @@ from tlkeras.finetuning.inputs import ImageSource
 @pytest.mark.parametrize("name", ["dihedral", "rand_augment"])
 def test_the_layer_makes_the_pixels_of_the_pipeline(colours, name):
     policy = make_policy(name)
-    pictures = np.stack([colours, colours[::-1], colours[:, ::-1]])
+    images = np.stack([colours, colours[::-1], colours[:, ::-1]])
     keys, numbers = np.arange(6).reshape(3, 2) * 10**12, np.array([4, 0, 9])
-    shown = PictureAugmentation(policy, seed=3)((pictures, keys, numbers))
+    shown = ImageAugmentation(policy, seed=3)((images, keys, numbers))
     assert shown.dtype == tf.uint8
-    for picture, key, number, view in zip(pictures, keys, numbers, shown, strict=True):
+    for image, key, number, view in zip(images, keys, numbers, shown, strict=True):
         np.testing.assert_array_equal(
-            view, AugmentedView(policy, 3, int(number)).apply(tf.constant(picture), tf.constant(key))
+            view, AugmentedView(policy, 3, int(number)).apply(tf.constant(image), tf.constant(key))
         )
 
 
@@ -33,7 +33,7 @@ def test_supplies_show_the_same_in_either_place(plant, colours, encode):
 
     def read(in_graph: bool) -> list[np.ndarray]:
         supply = ImageSource(paths, digests, 32, "squash", make_policy("light"), 7, in_graph)
-        return [np.asarray(pictures) for _, pictures in supply.stream(batches, epoch=2)]
+        return [np.asarray(images) for _, images in supply.stream(batches, epoch=2)]
 
     for here, there in zip(read(False), read(True), strict=True):
         np.testing.assert_array_equal(here, there)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.headers import InvalidImage, PictureError
+from tlkeras.data.headers import ImageError, InvalidImage
 from tlkeras.data.inspection import read_header_and_digest, validate_images
 from tlkeras.data.pipeline import make_image_dataset
 from tlkeras.data.sources.folders import build_dataset, read_table
@@ -23,9 +23,9 @@ from tlkeras.errors import DataError
 Encode = Callable[..., bytes]
 
 
-def frames(picture: np.ndarray, count: int, kind: str, e: Encode) -> bytes:
-    others = [Image.fromarray(np.roll(picture, shift, axis=1)) for shift in range(1, count)]
-    return e(picture, kind, save_all=True, append_images=others)
+def frames(image: np.ndarray, count: int, kind: str, e: Encode) -> bytes:
+    others = [Image.fromarray(np.roll(image, shift, axis=1)) for shift in range(1, count)]
+    return e(image, kind, save_all=True, append_images=others)
 
 
 def patch(data: bytes, marker: bytes, offset: int, value: int) -> bytes:
@@ -37,21 +37,21 @@ def cut(data: bytes, share: float) -> bytes:
     return data[: int(len(data) * share)]
 
 
-def grow(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.resize(picture, (height, width, 3))
+def grow(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.resize(image, (height, width, 3))
 
 
-def palette(picture: np.ndarray, e: Encode) -> bytes:
-    return e(Image.fromarray(picture).quantize(8), transparency=3)
+def palette(image: np.ndarray, e: Encode) -> bytes:
+    return e(Image.fromarray(image).quantize(8), transparency=3)
 
 
-# What `check` and the decoder say of a picture: "ok", or the code of the rejection. e encodes, c is a colour picture.
-PICTURES: dict[str, tuple[Callable[[Encode, np.ndarray], bytes], str]] = {
+# What `check` and the decoder say of an image: "ok", or the code of the rejection. e encodes, c is a colour image.
+IMAGES: dict[str, tuple[Callable[[Encode, np.ndarray], bytes], str]] = {
     "no bytes": (lambda e, c: b"", "empty"),
-    "one byte": (lambda e, c: b"\xff", "not-a-picture"),
-    "random bytes": (lambda e, c: np.random.default_rng(0).bytes(5000), "not-a-picture"),
-    "text": (lambda e, c: b"404: not found", "not-a-picture"),
-    "HTML": (lambda e, c: b"<!DOCTYPE html><html></html>", "not-a-picture"),
+    "one byte": (lambda e, c: b"\xff", "not-a-image"),
+    "random bytes": (lambda e, c: np.random.default_rng(0).bytes(5000), "not-a-image"),
+    "text": (lambda e, c: b"404: not found", "not-a-image"),
+    "HTML": (lambda e, c: b"<!DOCTYPE html><html></html>", "not-a-image"),
     "JPEG cut at 10 %": (lambda e, c: cut(e(c, "JPEG"), 0.1), "damaged"),
     "JPEG cut at 50 %": (lambda e, c: cut(e(c, "JPEG"), 0.5), "damaged"),
     "JPEG cut at 99 %": (lambda e, c: cut(e(c, "JPEG", quality=95), 0.99), "damaged"),
@@ -79,7 +79,7 @@ PICTURES: dict[str, tuple[Callable[[Encode, np.ndarray], bytes], str]] = {
     "HEIC": (lambda e, c: b"\0\0\0\x18ftypheic" + bytes(99), "unsupported"),
     "AVIF": (lambda e, c: b"\0\0\0\x1cftypavif" + bytes(99), "unsupported"),
     "SVG": (lambda e, c: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported"),
-    "PDF": (lambda e, c: b"%PDF-1.7\n", "not-a-picture"),
+    "PDF": (lambda e, c: b"%PDF-1.7\n", "not-a-image"),
     "with a colour profile": (lambda e, c: e(c, "JPEG", icc_profile=b"\0" * 400), "ok"),
     "1 x 1": (lambda e, c: e(grow(c, 1, 1)), "ok"),
     "1 x 900": (lambda e, c: e(grow(c, 1, 900)), "ok"),
@@ -87,7 +87,7 @@ PICTURES: dict[str, tuple[Callable[[Encode, np.ndarray], bytes], str]] = {
 }
 
 
-QUICK = [row for row in PICTURES if "10,000" not in row]
+QUICK = [row for row in IMAGES if "10,000" not in row]
 
 
 def write(folder: Path, name: str, data: bytes) -> str:
@@ -96,35 +96,35 @@ def write(folder: Path, name: str, data: bytes) -> str:
 
 
 @pytest.mark.parametrize("row", QUICK)
-def test_pictures(tmp_path, encode, colours, row):
-    make, answer = PICTURES[row]
-    check_picture(write(tmp_path, "picture.jpg", make(encode, colours)), answer)
+def test_images(tmp_path, encode, colours, row):
+    make, answer = IMAGES[row]
+    check_image(write(tmp_path, "image.jpg", make(encode, colours)), answer)
 
 
 @pytest.mark.slow
-def test_a_picture_of_ten_thousand_frames(tmp_path, encode, colours):
-    make, answer = PICTURES["GIF of 10,000 frames"]
-    check_picture(write(tmp_path, "picture.gif", make(encode, colours)), answer)
+def test_a_image_of_ten_thousand_frames(tmp_path, encode, colours):
+    make, answer = IMAGES["GIF of 10,000 frames"]
+    check_image(write(tmp_path, "image.gif", make(encode, colours)), answer)
 
 
-def check_picture(path: str, answer: str) -> None:
+def check_image(path: str, answer: str) -> None:
     """Header and decoder agree; nothing but a PictureError comes."""
     seen = read_header_and_digest(path)
     if answer == "ok":
         assert not isinstance(seen, InvalidImage), seen
         assert decode_file(path, 16, "squash").shape == (16, 16, 3)
         return
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         decode_file(path, 16, "squash")
     assert caught.value.code == answer and path in str(caught.value)
     assert not isinstance(seen, InvalidImage) or seen.code == answer
 
 
 def test_a_stream_skips_what_the_table_refuses(tmp_path, encode, colours):
-    paths = [write(tmp_path, f"{at}.jpg", PICTURES[row][0](encode, colours)) for at, row in enumerate(QUICK)]
+    paths = [write(tmp_path, f"{at}.jpg", IMAGES[row][0](encode, colours)) for at, row in enumerate(QUICK)]
     batches = make_image_dataset(paths, 16, "squash", 4).as_numpy_iterator()
     assert np.concatenate([index for index, _ in batches]).tolist() == [
-        at for at, row in enumerate(QUICK) if PICTURES[row][1] == "ok"
+        at for at, row in enumerate(QUICK) if IMAGES[row][1] == "ok"
     ]
 
 
@@ -160,8 +160,8 @@ LONG = "x" * 255
 # What is taken of a tree besides `FOUR`, and what is refused with which code; or the sentence of the error.
 TREES: dict[str, tuple[dict[str, bytes | int], set[str] | str, dict[str, str]]] = {
     "nested folders": ({"cat/a/b/3.png": 5}, {"cat/a/b/3.png"}, {}),
-    "a class without pictures": ({"owl/.keep": b""}, r"two pictures or more to be split. Received: owl \(0\)", {}),
-    "a class with one picture": ({"owl/1.png": 5}, r"Received: owl \(1\)", {}),
+    "a class without images": ({"owl/.keep": b""}, r"two images or more to be split. Received: owl \(0\)", {}),
+    "a class with one image": ({"owl/1.png": 5}, r"Received: owl \(1\)", {}),
     "spaces and quotes": ({"a 'b\"/1.png": 5, "a 'b\"/2.png": 6}, {"a 'b\"/1.png", "a 'b\"/2.png"}, {}),
     "a line break": ({"a\nb/1.png": 5, "a\nb/2.png": 6}, {"a\nb/1.png", "a\nb/2.png"}, {}),
     "a leading dash": ({"-rf/1.png": 5, "-rf/2.png": 6}, {"-rf/1.png", "-rf/2.png"}, {}),
@@ -174,7 +174,7 @@ TREES: dict[str, tuple[dict[str, bytes | int], set[str] | str, dict[str, str]]] 
     "other files": (
         {"cat/a.txt": b"a", "cat/b.xml": b"<?xml"},
         set(),
-        dict.fromkeys(["cat/a.txt", "cat/b.xml"], "not-a-picture"),
+        dict.fromkeys(["cat/a.txt", "cat/b.xml"], "not-a-image"),
     ),
 }
 
@@ -246,7 +246,7 @@ def test_files_that_change_while_they_are_read(plant, encode, colours):
 HEAD = "path,label\n"
 BODY = "a.png,cat\nb.png,cat\nc.png,dog\nd.png,dog\n"
 
-# Bytes of a manifest, and how many pictures it has or the sentence of the error.
+# Bytes of a manifest, and how many images it has or the sentence of the error.
 MANIFESTS: dict[str, tuple[bytes, int | str]] = {
     "plain": ((HEAD + BODY).encode(), 4),
     "byte order mark": (b"\xef\xbb\xbf" + (HEAD + BODY).encode(), 4),
@@ -254,18 +254,18 @@ MANIFESTS: dict[str, tuple[bytes, int | str]] = {
     "semicolons": ((HEAD + BODY).replace(",", ";").encode(), 4),
     "quotes and spaces": (b'path , label\n"a.png"," cat"\nb.png,cat\nc.png,dog\nd.png,dog\n', 4),
     "empty lines": ((HEAD + "\n" + BODY + "\n,\n\n").encode(), 4),
-    "nothing": (b"", "a header and a line per picture"),
-    "a header alone": (HEAD.encode(), "a header and a line per picture"),
+    "nothing": (b"", "a header and a line per image"),
+    "a header alone": (HEAD.encode(), "a header and a line per image"),
     "no path": (b"file,label\na.png,cat\n", "there is no column 'path', only file, label"),
     "no label": (b"path,kind\na.png,cat\nb.png,dog\n", "There is no column 'label'"),
     "a column twice": (b"path,label,label\na.png,cat,cat\n", "column 'label' appears twice"),
     "too few fields": ((HEAD + "a.png\n" + BODY).encode(), "line 2: 1 fields instead of 2"),
     "an absolute path": ((HEAD + "/etc/passwd,cat\n" + BODY).encode(), "line 2: '/etc/passwd' lies outside"),
     "a path that leads out": ((HEAD + "../a.png,cat\n" + BODY).encode(), r"line 2: '../a.png' lies outside"),
-    "a picture twice": ((HEAD + BODY + "./a.png,dog\n").encode(), "line 6: the picture of line 2 again"),
+    "an image twice": ((HEAD + BODY + "./a.png,dog\n").encode(), "line 6: the image of line 2 again"),
     "a zero byte": ((HEAD + "a\0.png,cat\n" + BODY).encode(), "zero byte|line contains NUL"),
     "no path in a line": ((HEAD + " ,cat\n" + BODY).encode(), "line 2: the path is empty"),
-    "a picture that is missing": ((HEAD + BODY + "none.png,cat\n").encode(), 4),
+    "an image that is missing": ((HEAD + BODY + "none.png,cat\n").encode(), 4),
     "Latin-1": ((HEAD + BODY).replace("cat", "kätzchen").encode("latin-1"), "a text file in UTF-8"),
     "an open quote": ((HEAD + '"a.png,cat\n' + BODY).encode(), "is a CSV file"),
     "one class": (b"path,label\na.png,cat\nb.png,cat\n", "two classes or more"),

@@ -1,4 +1,4 @@
-"""Workers of a data service give what this machine would have made: the same pictures in the same order."""
+"""Workers of a data service give what this machine would have made: the same images in the same order."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ def test_what_workers_decode_is_what_is_decoded_here(address, files):
 
 
 def test_what_arrives_out_of_order_is_put_in_order():
-    pictures = {index: np.full(1, index) for index in range(6)}
+    images = {index: np.full(1, index) for index in range(6)}
     asked: list[int] = []
 
     def decode_here(index):
         asked.append(index)
-        return None if index == 5 else pictures[index]
+        return None if index == 5 else images[index]
 
-    arriving = iter([(2, pictures[2]), (0, pictures[0]), (3, pictures[3])])
+    arriving = iter([(2, images[2]), (0, images[0]), (3, images[3])])
     assert [index for index, _ in _put_in_order(arriving, 6, decode_here)] == [0, 1, 2, 3, 4]
     assert asked == [1, 4, 5]  # lost with a worker, and unreadable
-    silent = iter([(2, pictures[2]), None, (1, pictures[1]), (3, pictures[3]), None, None])
+    silent = iter([(2, images[2]), None, (1, images[1]), (3, images[3]), None, None])
     assert [index for index, _ in _put_in_order(silent, 6, decode_here)] == [0, 1, 2, 3, 4]
     assert asked[3:] == [0, 1, 4, 5]
     many = ((index, np.zeros(1)) for index in range(1, 3 * _MOST_WAITING))
@@ -105,7 +105,7 @@ def test_a_service_that_is_gone_costs_nothing_but_time(files, monkeypatch, caplo
         address = f"localhost:{probe.getsockname()[1]}"
     here = make_image_dataset(files, 24, "squash", 5).as_numpy_iterator()
     assert same([make_data_service_dataset(address, files, 24, "squash", 5), here])
-    assert "pictures are decoded here" in caplog.text
+    assert "images are decoded here" in caplog.text
 
 
 @pytest.mark.slow

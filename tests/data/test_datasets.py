@@ -16,7 +16,7 @@ from tlkeras.errors import DataError, MissingExtraError, ResourceError
 
 
 class TinyShapes(tfds.core.GeneratorBasedBuilder):
-    """Six pictures; needs no download."""
+    """Six images; needs no download."""
 
     VERSION = tfds.core.Version("1.2.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("plain", "broken")]  # noqa: RUF012

@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from tlkeras.data.decoding import FITS, decode, decode_file, resize
-from tlkeras.data.headers import PictureError
+from tlkeras.data.headers import ImageError
 from tlkeras.errors import DataError
 
 
@@ -43,8 +43,8 @@ def palette_of(colours: np.ndarray) -> Image.Image:
     return Image.fromarray(colours).quantize(64)
 
 
-def animate(picture: Image.Image) -> dict:
-    return {"save_all": True, "append_images": [picture.rotate(90), picture.rotate(180)]}
+def animate(image: Image.Image) -> dict:
+    return {"save_all": True, "append_images": [image.rotate(90), image.rotate(180)]}
 
 
 def lossless(encode, pixels, **options) -> bytes:
@@ -124,7 +124,7 @@ def test_the_content_decides_and_not_the_name(tmp_path, encode, colours):
 
 
 def turn_by_hand(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """EXIF 2.32: which corner of the stored picture row 0 and column 0 are."""
+    """EXIF 2.32: which corner of the stored image row 0 and column 0 are."""
     return {
         1: pixels,
         2: pixels[:, ::-1],
@@ -140,7 +140,7 @@ def turn_by_hand(pixels: np.ndarray, orientation: int) -> np.ndarray:
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("fit", FITS)
-def test_orientation_turns_the_finished_picture(encode, make_exif, fit, orientation, order):
+def test_orientation_turns_the_finished_image(encode, make_exif, fit, orientation, order):
     photograph = skimage.data.chelsea()[:120, :191]
     data = encode(photograph, "JPEG", quality=95, exif=make_exif(orientation, order))
     found = run(data, 24, fit)
@@ -198,12 +198,10 @@ def test_shrinking_averages_fine_patterns():
 
 def test_resizing_agrees_with_pillow():
     photograph = skimage.data.chelsea()[:, :300]
-    picture = Image.fromarray(photograph)
+    image = Image.fromarray(photograph)
 
     def difference(size: int, method: Image.Resampling) -> np.ndarray:
-        return np.abs(
-            resize(photograph, size, "squash").numpy() - np.asarray(picture.resize((size, size), method), int)
-        )
+        return np.abs(resize(photograph, size, "squash").numpy() - np.asarray(image.resize((size, size), method), int))
 
     assert difference(75, Image.Resampling.BOX).max() <= 1
     assert difference(224, Image.Resampling.BOX).mean() < 2
@@ -243,9 +241,9 @@ def test_pad_adds_black_bars(encode):
 
 BAD = {
     "empty": (lambda e, c: b"", "empty"),
-    "one byte": (lambda e, c: b"\xff", "not-a-picture"),
-    "text": (lambda e, c: b"not found", "not-a-picture"),
-    "html": (lambda e, c: b"<html>404</html>", "not-a-picture"),
+    "one byte": (lambda e, c: b"\xff", "not-a-image"),
+    "text": (lambda e, c: b"not found", "not-a-image"),
+    "html": (lambda e, c: b"<html>404</html>", "not-a-image"),
     "tiff": (lambda e, c: e(c, "TIFF"), "unsupported"),
     "jpeg, half": (lambda e, c: _half(e(c, "JPEG")), "damaged"),
     "jpeg, all but the last 20 bytes": (lambda e, c: e(c, "JPEG")[:-20], "damaged"),
@@ -270,7 +268,7 @@ def _flip(data: bytes, at: int) -> bytes:
 def test_bad_files_are_explained(tmp_path, encode, colours, row):
     make, code = BAD[row]
     (tmp_path / "a.jpg").write_bytes(make(encode, colours))
-    with pytest.raises(PictureError, match=r"a\.jpg: ") as caught:
+    with pytest.raises(ImageError, match=r"a\.jpg: ") as caught:
         decode_file(str(tmp_path / "a.jpg"), 8, "squash")
     assert caught.value.code == code
 
@@ -283,7 +281,7 @@ def test_bad_bytes_stop_the_graph(encode, colours, row):
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, bomb):
     (tmp_path / "bomb.png").write_bytes(bomb)
-    with pytest.raises(PictureError, match=r"bomb\.png: 16000 x 16000 pixels are more than"):
+    with pytest.raises(ImageError, match=r"bomb\.png: 16000 x 16000 pixels are more than"):
         decode_file(str(tmp_path / "bomb.png"), 8, "squash")
 
 
@@ -293,8 +291,8 @@ def test_unknown_fit():
 
 
 def test_the_decoder_works_in_an_exported_graph(tmp_path, encode, make_exif, colours):
-    pictures = [EXACT[row][0](encode, colours) for row in ("png grey", "bmp palette", "gif", "webp animated")]
-    pictures.append(encode(colours, "JPEG", exif=make_exif(6)))
+    images = [EXACT[row][0](encode, colours) for row in ("png grey", "bmp palette", "gif", "webp animated")]
+    images.append(encode(colours, "JPEG", exif=make_exif(6)))
 
     class Server(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
@@ -304,6 +302,6 @@ def test_the_decoder_works_in_an_exported_graph(tmp_path, encode, make_exif, col
 
     server = Server()
     tf.saved_model.save(server, str(tmp_path / "model"))
-    served = tf.saved_model.load(str(tmp_path / "model")).serve(tf.constant(pictures)).numpy()
-    for found, data in zip(served, pictures, strict=True):
+    served = tf.saved_model.load(str(tmp_path / "model")).serve(tf.constant(images)).numpy()
+    for found, data in zip(served, images, strict=True):
         np.testing.assert_array_equal(found, run(data, 16))

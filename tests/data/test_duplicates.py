@@ -64,7 +64,7 @@ def test_what_is_left_out(make_examples):
     cleaning = clean(examples, copies, [])
     assert cleaning.kept.tolist() == [0, 5, 7, 9, 10, 11]
     assert cleaning.left_out == {
-        "it looks like a held-out picture": 2,
+        "it looks like a held-out image": 2,
         "the same bytes again": 2,
         "the same bytes have several labels": 2,
     }
@@ -101,7 +101,7 @@ def test_where_a_manifest_cannot_be(plant, tmp_path):
     examples = build_dataset(table)
     cleaning = clean(examples, [], [])
     (tmp_path / "else").mkdir()
-    with pytest.raises(DataError, match=r"in the folder of its pictures or above it.*Write it to .*set/cleaned\.csv"):
+    with pytest.raises(DataError, match=r"in the folder of its images or above it.*Write it to .*set/cleaned\.csv"):
         write_manifest(tmp_path / "else/clean.csv", table, examples, cleaning)
     (root / "mine.csv").write_text("precious")
     with pytest.raises(DataError, match="never overwritten"):

@@ -10,7 +10,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from tlkeras.data.sources.folders import build_dataset, list_pictures, read_table
+from tlkeras.data.sources.folders import build_dataset, list_images, read_table
 from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError
 
@@ -72,9 +72,9 @@ def test_names_and_content_make_candidates(plant):
     table = read_table(str(plant(PAIRS | extra)))
     assert set(table.keys) == {*PAIRS, "cat/3", "cat/4.dat", "cat/5.jpg"}
     assert codes(table) == {
-        "cat/notes.txt": "not-a-picture",
-        "cat/box.json": "not-a-picture",
-        "cat/scan.tif": "not-a-picture",
+        "cat/notes.txt": "not-a-image",
+        "cat/box.json": "not-a-image",
+        "cat/scan.tif": "not-a-image",
         "loose.png": "no-class",
     }
     assert "scan.tif: the content is TIFF" in " ".join(map(str, table.rejected))
@@ -143,7 +143,7 @@ def test_class_names_may_be_odd(plant, label):
     [
         ({}, "with no class folder"),
         ({"1.png": 1, "2.png": 2}, r"(?s)with no class folder.*1\.png: it lies beside the class folders"),
-        ({"cat/.keep": b"", "dog/a.txt": b"a"}, r"(?s)2 class folder\(s\) and no picture.*a\.txt: the content is text"),
+        ({"cat/.keep": b"", "dog/a.txt": b"a"}, r"(?s)2 class folder\(s\) and no image.*a\.txt: the content is text"),
     ],
 )
 def test_empty_folders(plant, tmp_path, files, message):
@@ -153,11 +153,11 @@ def test_empty_folders(plant, tmp_path, files, message):
         read_table(str(tmp_path / "set"))
 
 
-def test_one_class_or_too_few_pictures(plant):
+def test_one_class_or_too_few_images(plant):
     with pytest.raises(DataError, match=r"two classes or more are needed to tell apart. Received: cat"):
         build_dataset(read_table(str(plant({"cat/1.png": 1, "cat/2.png": 2}, "one"))))
     root = plant({**PAIRS, "owl/1.png": 1, "yak/.keep": b""}, "few")
-    with pytest.raises(DataError, match=r"two pictures or more to be split. Received: owl \(1\), yak \(0\)"):
+    with pytest.raises(DataError, match=r"two images or more to be split. Received: owl \(1\), yak \(0\)"):
         build_dataset(read_table(str(root)))
 
 
@@ -182,9 +182,9 @@ def test_reading_sources_needs_no_tensorflow():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_list_pictures(plant):
+def test_list_images(plant):
     root = plant({**PAIRS, "loose.png": 1, "notes.txt": b"text", ".hidden.png": 1})
-    assert [os.path.relpath(path, root) for path in list_pictures(root)] == ["loose.png", *PAIRS]
+    assert [os.path.relpath(path, root) for path in list_images(root)] == ["loose.png", *PAIRS]
 
 
 # Manifests
@@ -245,18 +245,18 @@ BAD_MANIFESTS = {
     "no path": ("file,label\na.png,cat", "there is no column 'path', only file, label"),
     "doubled column": ("path,label,label\na,b,c", "column 'label' appears twice"),
     "column without name": ("path,,label\na,b,c", "column 2 has no name"),
-    "only a header": ("path,label\n", r"a header and a line per picture. Received: .* with 1 line\(s\)"),
+    "only a header": ("path,label\n", r"a header and a line per image. Received: .* with 1 line\(s\)"),
     "empty": ("", r"with 0 line\(s\)"),
     "ragged": ("path,label\ncat/1.png,cat,x\ncat/2.png", r"(?s)line 2: 3 fields instead of 2.*line 3: 1 fields"),
     "outside": ("path,label\n../x.png,cat\n/etc/passwd,cat", r"(?s)line 2: '\.\./x\.png' lies outside.*line 3: '/etc/"),
     "no paths": ("path,label\n,cat\n\0,dog", "(?s)line 2: the path is empty.*line 3: the path holds a zero byte"),
     "itself": ("path,label\n.,cat", "line 2: '.' lies outside"),
-    "twice": ("path,label\ncat/1.png,cat\ncat/../cat/1.png,dog", "line 3: the picture of line 2 again"),
+    "twice": ("path,label\ncat/1.png,cat\ncat/../cat/1.png,dog", "line 3: the image of line 2 again"),
     "splits": (
         "path,label,split\ncat/1.png,cat,train\ncat/2.png,cat,trian\ndog/1.png,dog,",
         "(?s)line 3: split 'trian' is no side. Did you mean 'train'.*line 4: split is empty here and given elsewhere",
     ),
-    "all missing": ("path,label\na.png,cat\nb.png,dog", r"(?s)names no picture that is there.*a\.png: No such file"),
+    "all missing": ("path,label\na.png,cat\nb.png,dog", r"(?s)names no image that is there.*a\.png: No such file"),
     "open quote": ('path,label\n"cat/1.png,cat', "a CSV file. Received: .*line 2"),
     "not UTF-8": ("path,label\ncaf\xe9.png,cat".encode("latin-1"), "in UTF-8. Received: .*byte 14. Save it as UTF-8"),
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkeras.data.headers import PictureError, check_header, detect_format, read_picture, to_printable
+from tlkeras.data.headers import ImageError, check_header, detect_format, read_image, to_printable
 
 FOREIGN = {
     "TIFF": (b"II*\0" + b"\0" * 60, "unsupported"),
@@ -17,12 +17,12 @@ FOREIGN = {
     "AVIF": (b"\0\0\0\x1cftypavif" + b"\0" * 30, "unsupported"),
     "JPEG XL": (b"\xff\x0a" + b"\0" * 30, "unsupported"),
     "SVG": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "unsupported"),
-    "HTML": (b"<!DOCTYPE html><html><body>404</body></html>", "not-a-picture"),
-    "XML": (b'<?xml version="1.0"?><annotation/>', "not-a-picture"),
-    "PDF": (b"%PDF-1.7\n", "not-a-picture"),
-    "ZIP archive": (b"PK\x03\x04" + b"\0" * 30, "not-a-picture"),
-    "text": ("Größe: 3\n".encode() * 100, "not-a-picture"),
-    "of no known kind": (bytes(range(128, 192)), "not-a-picture"),
+    "HTML": (b"<!DOCTYPE html><html><body>404</body></html>", "not-a-image"),
+    "XML": (b'<?xml version="1.0"?><annotation/>', "not-a-image"),
+    "PDF": (b"%PDF-1.7\n", "not-a-image"),
+    "ZIP archive": (b"PK\x03\x04" + b"\0" * 30, "not-a-image"),
+    "text": ("Größe: 3\n".encode() * 100, "not-a-image"),
+    "of no known kind": (bytes(range(128, 192)), "not-a-image"),
 }
 
 
@@ -30,14 +30,14 @@ FOREIGN = {
 def test_foreign_content_is_named(kind):
     data, code = FOREIGN[kind]
     assert detect_format(data) == kind
-    with pytest.raises(PictureError, match="the content is " + kind.split()[0]) as caught:
+    with pytest.raises(ImageError, match="the content is " + kind.split()[0]) as caught:
         check_header(data)
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize(("data", "code"), [(b"", "empty"), (b"\xff", "not-a-picture"), (b"a", "not-a-picture")])
+@pytest.mark.parametrize(("data", "code"), [(b"", "empty"), (b"\xff", "not-a-image"), (b"a", "not-a-image")])
 def test_almost_nothing(data, code):
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         check_header(data)
     assert caught.value.code == code
 
@@ -71,17 +71,17 @@ def test_frames_of_an_animation_count_together(encode, kind):
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
     assert check_header(data).frames == 3
     assert check_header(data, max_pixels=1800).width == 30
-    with pytest.raises(PictureError, match="30 x 20 pixels in 3 frames are more than 1,799") as caught:
+    with pytest.raises(ImageError, match="30 x 20 pixels in 3 frames are more than 1,799") as caught:
         check_header(data, max_pixels=1799)
     assert caught.value.code == "too-many-pixels"
 
 
 def test_a_bomb_is_refused_without_memory(bomb):
     assert len(bomb) < 100_000
-    with pytest.raises(PictureError):  # imports what it needs
+    with pytest.raises(ImageError):  # imports what it needs
         check_header(bomb)
     tracemalloc.start()
-    with pytest.raises(PictureError, match="16000 x 16000 pixels are more than 64,000,000"):
+    with pytest.raises(ImageError, match="16000 x 16000 pixels are more than 64,000,000"):
         check_header(bomb)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
@@ -100,13 +100,13 @@ def test_broken_exif_says_nothing(encode):
 
 
 def test_bitmaps_of_other_depths_are_unsupported(encode):
-    with pytest.raises(PictureError, match="BMP of 1 bits per pixel"):
+    with pytest.raises(ImageError, match="BMP of 1 bits per pixel"):
         check_header(encode(Image.new("1", (9, 9)), "BMP"))
     packed = bytearray(encode(Image.new("L", (9, 9)), "BMP"))
     packed[30] = 1
-    with pytest.raises(PictureError, match="compressed BMP"):
+    with pytest.raises(ImageError, match="compressed BMP"):
         check_header(bytes(packed))
-    with pytest.raises(PictureError, match="cut off"):
+    with pytest.raises(ImageError, match="cut off"):
         check_header(bytes(packed[:40]))
 
 
@@ -116,8 +116,8 @@ def test_a_header_cut_anywhere_raises_nothing_else(encode, kind):
     for end in range(min(len(data), 200)):
         try:
             check_header(data[:end])
-        except PictureError as error:
-            assert error.code in ("empty", "not-a-picture", "damaged", "unsupported")
+        except ImageError as error:
+            assert error.code in ("empty", "not-a-image", "damaged", "unsupported")
 
 
 def test_files_that_are_no_files(tmp_path):
@@ -126,8 +126,8 @@ def test_files_that_are_no_files(tmp_path):
     (tmp_path / "large.jpg").write_bytes(b"x" * 11)
     codes = {}
     for name in ("pipe.jpg", "empty.jpg", "large.jpg", "none.jpg", "."):
-        with pytest.raises(PictureError, match=r"jpg: |/\.: ") as caught:
-            read_picture(os.path.join(tmp_path, name), max_bytes=10)
+        with pytest.raises(ImageError, match=r"jpg: |/\.: ") as caught:
+            read_image(os.path.join(tmp_path, name), max_bytes=10)
         codes[name] = caught.value.code
     assert codes == {
         "pipe.jpg": "special-file",
@@ -151,8 +151,8 @@ def test_files_that_the_system_withholds(tmp_path, monkeypatch, error, code, rea
 
     (tmp_path / "a.jpg").write_bytes(b"x")
     monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(PictureError, match=reason) as caught:
-        read_picture(str(tmp_path / "a.jpg"))
+    with pytest.raises(ImageError, match=reason) as caught:
+        read_image(str(tmp_path / "a.jpg"))
     assert caught.value.code == code
 
 

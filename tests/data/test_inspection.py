@@ -38,10 +38,10 @@ def test_bad_files_are_listed_and_left_out(plant, encode, bomb):
     assert found.examples.keys.tolist() == list(good)
     assert found.digests == [hashlib.sha256((root / key).read_bytes()).hexdigest() for key in good]
     assert {os.path.relpath(bad.path, root): bad.code for bad in found.rejected} == {
-        "cat/notes.txt": "not-a-picture",
+        "cat/notes.txt": "not-a-image",
         "cat/empty.jpg": "empty",
-        "cat/text.jpg": "not-a-picture",
-        "cat/page.jpg": "not-a-picture",
+        "cat/text.jpg": "not-a-image",
+        "cat/page.jpg": "not-a-image",
         "dog/bomb.png": "too-many-pixels",
         "dog/photo.jpg": "unsupported",
         "dog/cut.png": "damaged",
@@ -89,15 +89,13 @@ def test_what_is_odd_is_noted(plant, encode, make_exif, make_png):
 
 def test_nothing_left(plant):
     root = plant({"a/1.jpg": b"", "a/2.jpg": b"", "b/1.jpg": b"", "b/2.jpg": b""})
-    with pytest.raises(DataError, match=r"(?s)No picture of '.*set' can be read.*a/1\.jpg: the file is empty"):
+    with pytest.raises(DataError, match=r"(?s)No image of '.*set' can be read.*a/1\.jpg: the file is empty"):
         validate_images(read(root))
 
 
 def test_a_class_that_vanishes(plant):
     root = plant({"a/1.jpg": b"", "a/2.jpg": b"x", "b/1.png": 1, "b/2.png": 1})
-    with pytest.raises(
-        DataError, match=r"(?s)'label': every picture of class 'a' was rejected.*2\.jpg: the content is"
-    ):
+    with pytest.raises(DataError, match=r"(?s)'label': every image of class 'a' was rejected.*2\.jpg: the content is"):
         validate_images(read(root))
 
 

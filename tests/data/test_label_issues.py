@@ -1,4 +1,4 @@
-"""Labels that look wrong, and pictures unlike all others; small cases by hand."""
+"""Labels that look wrong, and images unlike all others; small cases by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies are found again in whatever bytes, and unlike pictures are not."""
+"""Copies are found again in whatever bytes, and unlike images are not."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tlkeras.data.quality.near_duplicates import (
 )
 
 COPIES = {
-    "re-encoded": lambda picture: picture,
-    "smaller": lambda picture: picture.resize((70, 70), Image.Resampling.BICUBIC),
-    "brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.1),
-    "less contrast": lambda picture: ImageEnhance.Contrast(picture).enhance(0.85),
-    "mirrored": lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-    "upside down": lambda picture: picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
-    "turned left": lambda picture: picture.transpose(Image.Transpose.ROTATE_90),
-    "turned right": lambda picture: picture.transpose(Image.Transpose.ROTATE_270),
-    "transposed": lambda picture: picture.transpose(Image.Transpose.TRANSPOSE),
+    "re-encoded": lambda image: image,
+    "smaller": lambda image: image.resize((70, 70), Image.Resampling.BICUBIC),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+    "less contrast": lambda image: ImageEnhance.Contrast(image).enhance(0.85),
+    "mirrored": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "upside down": lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    "turned left": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "turned right": lambda image: image.transpose(Image.Transpose.ROTATE_270),
+    "transposed": lambda image: image.transpose(Image.Transpose.TRANSPOSE),
 }
 
 
@@ -47,12 +47,12 @@ def windows() -> list[Image.Image]:
     return [Image.fromarray(np.ascontiguousarray(window)).resize((112, 112)) for window in contrasted]
 
 
-def shrink(picture: Image.Image, quality: int | None = None) -> np.ndarray:
+def shrink(image: Image.Image, quality: int | None = None) -> np.ndarray:
     buffer = io.BytesIO()
     if quality:
-        picture.save(buffer, "JPEG", quality=quality)
-        picture = Image.open(buffer)
-    return np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX))
+        image.save(buffer, "JPEG", quality=quality)
+        image = Image.open(buffer)
+    return np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX))
 
 
 def test_equal_bytes():
@@ -79,7 +79,7 @@ def test_equal_bytes_come_along(windows):
     assert [group.rows for group in find_near_duplicates(thumbnails, digests)] == [(0, 110, 111)]
 
 
-def test_flat_pictures_and_few_pictures():
+def test_flat_images_and_few_images():
     flat = np.stack([np.full((32, 32), level, np.uint8) for level in range(0, 250, 2)])
     assert find_near_duplicates(flat, [str(row) for row in range(len(flat))]) == []
     assert find_near_duplicates(flat[:1], ["0"]) == [] and find_near_duplicates(flat[:0], []) == []

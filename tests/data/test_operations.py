@@ -1,4 +1,4 @@
-"""Operations on one picture, beside Pillow's and beside numbers worked out by hand."""
+"""Operations on one image, beside Pillow's and beside numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ NOISE = np.random.default_rng(0).integers(10, 240, (32, 24, 3), dtype=np.uint8)
 RED = np.zeros((4, 4, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
 
 
-def run(moves: dict[str, float], picture: np.ndarray, fill: str = "reflect", number: float = 0.9, place=(0.5, 0.5)):
+def run(moves: dict[str, float], image: np.ndarray, fill: str = "reflect", number: float = 0.9, place=(0.5, 0.5)):
     """Carry out moves with exactly these values (and positive signs)."""
     asked = [Transform(name, value, exact=True) for name, value in moves.items()]
     draws = tf.constant([[number, *place]] * len(asked), tf.float32)
-    return apply_transforms(asked, tf.constant(picture), draws, fill).numpy()
+    return apply_transforms(asked, tf.constant(image), draws, fill).numpy()
 
 
 def move_row(row: list[int], moves: dict[str, float], fill: str = "reflect", **more) -> list[int]:
-    picture = np.tile(np.array(row, np.uint8)[None, :, None], (len(row), 1, 3))
-    return run(moves, picture, fill, **more)[len(row) // 2, :, 0].tolist()
+    image = np.tile(np.array(row, np.uint8)[None, :, None], (len(row), 1, 3))
+    return run(moves, image, fill, **more)[len(row) // 2, :, 0].tolist()
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_neutral_changes_nothing_and_furthest_something(name, colours):
     row = OPERATIONS[name]
-    for picture in (NOISE, colours):
-        same = run({name: row.neutral}, picture, place=(0.3, 0.6))
-        assert same.dtype == np.uint8 and np.array_equal(same, picture)
+    for image in (NOISE, colours):
+        same = run({name: row.neutral}, image, place=(0.3, 0.6))
+        assert same.dtype == np.uint8 and np.array_equal(same, image)
     # 0 draws all that is by chance, 0.9 the positive sign
     changed = run({name: row.furthest}, NOISE, number=0.0 if row.draw == "chance" else 0.9, place=(0.3, 0.6))
     assert changed.shape == NOISE.shape and not np.array_equal(changed, NOISE)
@@ -62,9 +62,9 @@ def enhance(kind: type, amount: float):
 )
 def test_recolouring_agrees_with_pillow(name, value, number, pillow, tolerance, colours):
     flat = np.full((9, 9, 3), 77, np.uint8)  # one value: nothing to stretch
-    for picture in (NOISE, colours, np.repeat(colours[:, :, :1], 3, axis=2), flat):
-        expected = np.asarray(pillow(Image.fromarray(picture))).astype(int)
-        assert np.abs(run({name: value}, picture, number=number) - expected).max() <= tolerance
+    for image in (NOISE, colours, np.repeat(colours[:, :, :1], 3, axis=2), flat):
+        expected = np.asarray(pillow(Image.fromarray(image))).astype(int)
+        assert np.abs(run({name: value}, image, number=number) - expected).max() <= tolerance
 
 
 @pytest.mark.parametrize("degrees", [17, 90, 180])

@@ -16,7 +16,7 @@ from tlkeras.data.quality.perceptual_hash import (
 
 
 def draw(count: int, seed: int = 0) -> np.ndarray:
-    """Smooth pictures, uint8 [count, 32, 32], all different."""
+    """Smooth images, uint8 [count, 32, 32], all different."""
     coarse = np.random.default_rng(seed).normal(size=(count, 8, 8))
     smooth = coarse.repeat(4, axis=1).repeat(4, axis=2)
     smooth = (smooth + np.roll(smooth, 2, axis=1) + np.roll(smooth, 2, axis=2)) * 25 + 128
@@ -24,19 +24,19 @@ def draw(count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("way", ORIENTATIONS, ids=str)
-def test_turned_pictures_have_turned_spectra(way):
-    pictures = draw(3)
-    expected = _transform(way.turn(pictures))
-    np.testing.assert_allclose(way.turn_spectra(_transform(pictures)), expected, atol=1e-6)
+def test_turned_images_have_turned_spectra(way):
+    images = draw(3)
+    expected = _transform(way.turn(images))
+    np.testing.assert_allclose(way.turn_spectra(_transform(images)), expected, atol=1e-6)
 
 
 def test_hashes_of_a_turned_set_are_the_columns_of_its_orientations():
-    pictures = draw(50)
-    hashes = hash_thumbnails(pictures)
+    images = draw(50)
+    hashes = hash_thumbnails(images)
     assert hashes.shape == (len(ORIENTATIONS), 50) and hashes.dtype == np.uint64
     assert len(set(hashes[0].tolist())) == 50
-    noisy = np.clip(pictures + np.random.default_rng(1).normal(0, 3, pictures.shape), 0, 255).astype(np.uint8)
-    near = np.bitwise_count(hash_thumbnails(np.concatenate([pictures, noisy]))[0])
+    noisy = np.clip(images + np.random.default_rng(1).normal(0, 3, images.shape), 0, 255).astype(np.uint8)
+    near = np.bitwise_count(hash_thumbnails(np.concatenate([images, noisy]))[0])
     assert near.shape == (100,)
 
 
@@ -54,12 +54,12 @@ def test_search_finds_what_comparing_all_finds():
 
 
 def test_all_that_correlate_are_found():
-    pictures = draw(150)
-    pictures[100:] = np.clip(pictures[:50] + np.random.default_rng(1).normal(0, 12, (50, 32, 32)), 0, 255)
-    rows = pictures.reshape(150, -1) - pictures.reshape(150, -1).mean(axis=1, keepdims=True)
+    images = draw(150)
+    images[100:] = np.clip(images[:50] + np.random.default_rng(1).normal(0, 12, (50, 32, 32)), 0, 255)
+    rows = images.reshape(150, -1) - images.reshape(150, -1).mean(axis=1, keepdims=True)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     wanted = set(zip(*np.nonzero(rows @ rows.T >= 0.9), strict=True))
-    upright = [pair for way, *found in search_all(pictures, 0.9) if not any(way) for pair in zip(*found, strict=True)]
+    upright = [pair for way, *found in search_all(images, 0.9) if not any(way) for pair in zip(*found, strict=True)]
     assert wanted <= set(upright) and len(wanted) >= 230
     turned = draw(20)
     turned[10:] = ORIENTATIONS[-1].turn(turned[:10])

@@ -1,4 +1,4 @@
-"""Pictures in order, and the ones that are skipped."""
+"""Images in order, and the ones that are skipped."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tlkeras.errors import DataError
 
 
 def read_all(stream) -> tuple[list[int], np.ndarray, list[int]]:
-    batches = [(index.numpy(), pictures.numpy()) for index, pictures in stream]
+    batches = [(index.numpy(), images.numpy()) for index, images in stream]
     if not batches:
         return [], np.empty(0), []
-    indices, pictures = (np.concatenate(part) for part in zip(*batches, strict=True))
-    return indices.tolist(), pictures, [len(index) for index, _ in batches]
+    indices, images = (np.concatenate(part) for part in zip(*batches, strict=True))
+    return indices.tolist(), images, [len(index) for index, _ in batches]
 
 
 def test_order_is_a_function_of_seed_and_epoch():
@@ -40,13 +40,13 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert epoch_permutation(0, 0, 0).tolist() == [] and epoch_permutation(1, 0, 0).tolist() == [0]
 
 
-def test_pictures_come_in_order_and_whole(plant):
+def test_images_come_in_order_and_whole(plant):
     root = plant({f"{number:02}.png": number for number in range(10)})
     paths = [str(root / f"{number:02}.png") for number in (7, 3, 9, 0, 1, 2, 4)]
-    indices, pictures, sizes = read_all(make_image_dataset(paths, 8, "squash", 3, workers=3))
+    indices, images, sizes = read_all(make_image_dataset(paths, 8, "squash", 3, workers=3))
     assert indices == list(range(7)) and sizes == [3, 3, 1]
-    assert pictures.shape == (7, 8, 8, 3) and pictures.dtype == np.uint8
-    assert pictures[:, 0, 0, 0].tolist() == [7, 3, 9, 0, 1, 2, 4]
+    assert images.shape == (7, 8, 8, 3) and images.dtype == np.uint8
+    assert images[:, 0, 0, 0].tolist() == [7, 3, 9, 0, 1, 2, 4]
 
 
 def test_unreadable_files_are_skipped_and_explained(plant, encode):
@@ -55,13 +55,13 @@ def test_unreadable_files_are_skipped_and_explained(plant, encode):
     root = plant({"a.jpg": whole, "d.png": 4, "h.png": 5, **bad})
     names = ["b.jpg", "a.jpg", "c.jpg", "none.jpg", "d.png", "e.jpg", "g.jpg", "h.png", "c.jpg"]
     paths = [str(root / name) for name in names]
-    indices, pictures, sizes = read_all(make_image_dataset(paths, 8, "squash", 2, workers=4))
+    indices, images, sizes = read_all(make_image_dataset(paths, 8, "squash", 2, workers=4))
     assert indices == [1, 4, 7] and sizes == [2, 1]
-    assert pictures[:, 0, 0, 0].tolist() == [0, 4, 5]
+    assert images[:, 0, 0, 0].tolist() == [0, 4, 5]
     reasons = {name: read_error(path) for name, path in zip(names, paths, strict=True)}
     assert [reasons[name].code for name in ("b.jpg", "c.jpg", "none.jpg", "e.jpg", "g.jpg")] == [
         "empty",
-        "not-a-picture",
+        "not-a-image",
         "missing",
         "damaged",
         "damaged",
@@ -101,16 +101,14 @@ def test_paths_are_looked_up_in_chunks(plant):
     assert last == 11 and len(asked) < 5
 
 
-def test_what_augments_sees_picture_and_index(plant):
+def test_what_augments_sees_image_and_index(plant):
     root = plant({"a.png": 1, "b.jpg": b"text", "c.png": 3, "d.png": 4})
     paths = [str(root / name) for name in ("a.png", "b.jpg", "c.png", "d.png")]
-    indices, pictures, _ = read_all(
-        make_image_dataset(
-            paths, 8, "squash", 2, augment=lambda picture, index: picture + tf.cast(10 * index, tf.uint8)
-        )
+    indices, images, _ = read_all(
+        make_image_dataset(paths, 8, "squash", 2, augment=lambda image, index: image + tf.cast(10 * index, tf.uint8))
     )
-    assert indices == [0, 2, 3] and pictures[:, 0, 0, 0].tolist() == [1, 23, 34]
-    several = make_image_dataset(paths, 8, "squash", 2, augment=lambda picture, _: tf.stack([picture, 255 - picture]))
+    assert indices == [0, 2, 3] and images[:, 0, 0, 0].tolist() == [1, 23, 34]
+    several = make_image_dataset(paths, 8, "squash", 2, augment=lambda image, _: tf.stack([image, 255 - image]))
     assert read_all(several)[1][:, :, 0, 0, 0].tolist() == [[1, 254], [3, 252], [4, 251]]
 
 

@@ -11,15 +11,13 @@ from tlkeras.data.augmentation.policies import POLICIES, AugmentationPolicy, mak
 from tlkeras.errors import TlkerasError
 
 
-def apply(
-    policy: AugmentationPolicy, picture: np.ndarray, numbers: range = range(12), graph: bool = True
-) -> list[bytes]:
+def apply(policy: AugmentationPolicy, image: np.ndarray, numbers: range = range(12), graph: bool = True) -> list[bytes]:
     def run(number: tf.Tensor) -> tf.Tensor:
-        return policy.apply(tf.constant(picture), number, tf.stack([7, number]))
+        return policy.apply(tf.constant(image), number, tf.stack([7, number]))
 
     run = tf.function(run, autograph=False) if graph else run
     views = [run(tf.constant(number)).numpy() for number in numbers]
-    assert all(view.shape == picture.shape and view.dtype == np.uint8 for view in views)
+    assert all(view.shape == image.shape and view.dtype == np.uint8 for view in views)
     return [view.tobytes() for view in views]
 
 
@@ -48,9 +46,9 @@ def test_only_what_was_drawn_runs(monkeypatch, colours):
     done = []
 
     def count(name: str) -> Operation:
-        def note(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+        def note(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
             tf.py_function(lambda: done.append(name), [], [])
-            return picture
+            return image
 
         return Operation(0, 1, "between", recolour=note)
 

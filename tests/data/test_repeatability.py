@@ -30,9 +30,9 @@ def test_an_epoch_is_taken_up_in_the_middle(supply):
     whole = list(supply.stream(draw(1), epoch=1))
     rest = list(supply.stream(draw(1)[2:], epoch=1))
     assert len(whole) == 4 and len(rest) == 2
-    for (rows, pictures), (rows_again, pictures_again) in zip(whole[2:], rest, strict=True):
+    for (rows, images), (rows_again, images_again) in zip(whole[2:], rest, strict=True):
         np.testing.assert_array_equal(rows, rows_again)
-        np.testing.assert_array_equal(pictures, pictures_again)
+        np.testing.assert_array_equal(images, images_again)
     (_, other), *_ = supply.stream(draw(1), epoch=2)
     assert not np.array_equal(whole[0][1], other)
 
@@ -46,8 +46,8 @@ paths = sys.argv[1:]
 digests = [hashlib.sha256(open(path, "rb").read()).hexdigest() for path in paths]
 supply = PictureSupply(paths, digests, 32, "squash", make_policy("light"), seed=5)
 total = hashlib.sha256()
-for rows, pictures in supply.stream(list(order(12, 5, 1).reshape(-1, 3)), 1):
-    total.update(rows.tobytes() + pictures.tobytes())
+for rows, images in supply.stream(list(order(12, 5, 1).reshape(-1, 3)), 1):
+    total.update(rows.tobytes() + images.tobytes())
 print(total.hexdigest())
 """
 
@@ -55,8 +55,8 @@ print(total.hexdigest())
 @pytest.mark.slow
 def test_another_process_sees_the_same(supply):
     total = hashlib.sha256()
-    for rows, pictures in supply.stream(draw(1), epoch=1):
-        total.update(rows.tobytes() + pictures.tobytes())
+    for rows, images in supply.stream(draw(1), epoch=1):
+        total.update(rows.tobytes() + images.tobytes())
     command = [sys.executable, "-c", SCRIPT, *supply.paths]
     for hash_seed in ("1", "2"):
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": hash_seed})

@@ -31,7 +31,7 @@ def test_a_side_is_a_function_of_seed_and_key(make_examples):
     np.testing.assert_array_equal(assign_splits(examples.take(shuffled), 0.1, 0.2, seed=1), first[shuffled])
 
 
-def test_added_pictures_leave_the_old_ones_where_they_are(make_examples):
+def test_added_images_leave_the_old_ones_where_they_are(make_examples):
     labels = np.arange(1010) % 2
     everything = make_examples(labels)
     moved = 0
@@ -107,7 +107,7 @@ def test_groups_are_never_parted(make_examples):
             )
 
 
-def test_groups_stay_when_pictures_are_added(make_examples):
+def test_groups_stay_when_images_are_added(make_examples):
     groups = np.array([f"g{number % 200}" for number in range(2010)], dtype=object)
     everything = make_examples(np.arange(2010) % 2, groups=groups)
     moved = 0
@@ -183,7 +183,7 @@ def make_labelled(make_examples, targets: np.ndarray, **given):
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_every_label_is_balanced(make_examples, grouped):
-    """Twelve labels make more sets of labels than there are pictures to divide them by."""
+    """Twelve labels make more sets of labels than there are images to divide them by."""
     targets = np.random.default_rng(0).random((800, 12)) < np.linspace(0.01, 0.6, 12)
     groups = (np.arange(800) // 2).astype(str).astype(object) if grouped else np.full(800, "", dtype=object)
     examples, shares, off = make_labelled(make_examples, targets, groups=groups), np.array([0.65, 0.1, 0.25]), {}
@@ -199,7 +199,7 @@ def test_every_label_is_balanced(make_examples, grouped):
     assert off[0] < off[0.9] / (2 if grouped else 4)
 
 
-def test_labels_stay_where_they_are_when_pictures_are_added(make_examples):
+def test_labels_stay_where_they_are_when_images_are_added(make_examples):
     targets = np.random.default_rng(0).random((1010, 5)) < 0.3
     everything = make_labelled(make_examples, targets)
     before = assign_splits(everything.take(np.arange(1000)), 0.15, 0.25, 0)
@@ -218,7 +218,7 @@ def test_thin_keeps_every_label(make_examples):
 def test_labels_that_a_side_lacks_are_told(make_examples):
     examples = make_labelled(make_examples, np.array([[1, 0], [1, 1], [0, 1], [1, 1]]))
     sides = np.array(["train", "train", "test", "test"], dtype=object)
-    with pytest.raises(DataError, match="no training picture .with a weight above 0. shows the absence of l0"):
+    with pytest.raises(DataError, match="no training image .with a weight above 0. shows the absence of l0"):
         check_splits(examples, sides)
     (note,) = classes_missing_from_test(examples, sides)
-    assert "no test picture" in note and "shows the absence of l1; it is not measured" in note
+    assert "no test image" in note and "shows the absence of l1; it is not measured" in note

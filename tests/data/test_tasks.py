@@ -1,4 +1,4 @@
-"""What a cell of a label column says, and what a picture is said to have."""
+"""What a cell of a label column says, and what an image is said to have."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_examples_with_labels(plant):
         (["a", "b", "a", "b"], ["no cell holds the separator '|' or is empty. Received: 'a'", "leave it out where"]),
         (["a", "", "a", ""], ["two labels or more are needed. Received: a", "two classes, a yes and a no"]),
         (["a|b", "b|a", "a", ""], ["Received: the absence of a (1)"]),
-        (["a|b", "a|c", "", "c"], ["Received: b (1)", "Add pictures, or remove the label"]),
+        (["a|b", "a|c", "", "c"], ["Received: b (1)", "Add images, or remove the label"]),
     ],
 )
 def test_labels_that_cannot_be_learned(plant, cells, sentences):

@@ -1,4 +1,4 @@
-"""Pictures in large files: the same bytes, order, sides and names as by themselves."""
+"""Images in large files: the same bytes, order, sides and names as by themselves."""
 
 import csv
 import os
@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tlkeras import api
-from tlkeras.data.headers import PictureError, read_picture
+from tlkeras.data.headers import ImageError, read_image
 from tlkeras.data.pipeline import make_image_dataset, read_error
 from tlkeras.data.sources.folders import build_dataset, read_table
 from tlkeras.data.sources.tfrecord_slices import ByteRange, parse_slice
@@ -19,29 +19,29 @@ from tlkeras.errors import DataError, ResourceError
 
 @pytest.fixture
 def photos(tmp_path, draw_more_photos):
-    """Class folders, and one file that is no picture's worth of bytes."""
+    """Class folders, and one file that is no image's worth of bytes."""
     draw_more_photos(tmp_path / "photos")
     (tmp_path / "photos" / "day" / "empty.png").write_bytes(b"")
     return tmp_path / "photos"
 
 
-def test_packed_pictures_are_those_from_before(photos, tmp_path):
+def test_packed_images_are_those_from_before(photos, tmp_path):
     table = read_table(str(photos))
     result = write_tfrecords(table, tmp_path / "packed", shard_bytes=20_000)
-    assert result["pictures"] == len(table) - 1 and result["shards"] > 2
+    assert result["images"] == len(table) - 1 and result["shards"] > 2
     assert [bad["reason"] for bad in result["rejected"]] == ["the file is empty"]
     packed = read_table(result["path"])
     kept = [row for row, key in enumerate(table.keys) if not key.endswith("empty.png")]
     assert packed.keys == [table.keys[row] for row in kept]
     assert packed.columns["label"] == [table.columns["label"][row] for row in kept]
-    assert [read_picture(path) for path in packed.paths] == [read_picture(table.paths[row]) for row in kept]
+    assert [read_image(path) for path in packed.paths] == [read_image(table.paths[row]) for row in kept]
     assert max(os.path.getsize(file) for file in (tmp_path / "packed" / "shards").iterdir()) <= 20_000
     streams = [
         make_image_dataset(paths, 32, "squash", 5) for paths in (packed.paths, [table.paths[row] for row in kept])
     ]
-    for (index, pictures), (other_index, others) in zip(*(s.as_numpy_iterator() for s in streams), strict=True):
+    for (index, images), (other_index, others) in zip(*(s.as_numpy_iterator() for s in streams), strict=True):
         np.testing.assert_array_equal(index, other_index)
-        np.testing.assert_array_equal(pictures, others)
+        np.testing.assert_array_equal(images, others)
 
 
 def test_other_programs_read_the_records(photos, tmp_path):
@@ -63,17 +63,17 @@ def test_roles_that_other_columns_play_are_played_in_the_manifest(tmp_path):
     assert labels[0] == labels[1] and examples[0].keys.tolist() == examples[1].keys.tolist()
 
 
-def test_training_on_packed_pictures_is_training_on_them(workplace):
+def test_training_on_packed_images_is_training_on_them(workplace):
     api.pack("photos", "packed")
     settings = {"data.validation": 0.2}
     runs = [
         api.train("mine.yaml", settings),
-        api.train("mine.yaml", {**settings, "data.source": "packed/pictures.csv"}),
+        api.train("mine.yaml", {**settings, "data.source": "packed/images.csv"}),
     ]
     sides = []
     for run in runs:
         with open(f"{run['path']}/splits.csv", newline="") as file:
-            sides.append([(row["picture"], row["side"], row["sha256"]) for row in csv.DictReader(file)])
+            sides.append([(row["image"], row["side"], row["sha256"]) for row in csv.DictReader(file)])
     assert sides[0] == sides[1]
     assert runs[1]["features"]["computed"] == 0  # known by their bytes
     answers = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
@@ -83,22 +83,22 @@ def test_training_on_packed_pictures_is_training_on_them(workplace):
 def test_what_is_refused(photos, tmp_path, monkeypatch):
     table = read_table(str(photos))
     packed = read_table(write_tfrecords(table, tmp_path / "packed")["path"])
-    with pytest.raises(DataError, match="Packed pictures go into a new folder.*Choose another name"):
+    with pytest.raises(DataError, match="Packed images go into a new folder.*Choose another name"):
         write_tfrecords(table, tmp_path / "packed")
     shard = tmp_path / "packed/shards/00000.tfrecord"
     shard.write_bytes(shard.read_bytes()[:-300])
-    with pytest.raises(PictureError, match="its packed file ends before it"):
-        read_picture(packed.paths[-1])
+    with pytest.raises(ImageError, match="its packed file ends before it"):
+        read_image(packed.paths[-1])
     assert read_error(packed.paths[-1]).reason == "its packed file ends before it"
-    assert read_table(str(tmp_path / "packed/pictures.csv")).rejected[-1].code == "missing"
+    assert read_table(str(tmp_path / "packed/images.csv")).rejected[-1].code == "missing"
     found = np.concatenate(
         [index for index, _ in make_image_dataset(packed.paths, 32, "squash", 4).as_numpy_iterator()]
     )
     assert found.tolist() == list(range(len(packed) - 1))
     outside = f"../photos.tfrecord@0+{10**17}"
-    (tmp_path / "packed/pictures.csv").write_text(f"path,label\n{outside},day\n")
+    (tmp_path / "packed/images.csv").write_text(f"path,label\n{outside},day\n")
     with pytest.raises(DataError, match=r"lies outside of the manifest's folder"):
-        read_table(str(tmp_path / "packed/pictures.csv"))
+        read_table(str(tmp_path / "packed/images.csv"))
     monkeypatch.setattr("os.rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ResourceError, match="No space left on device"):
         write_tfrecords(table, tmp_path / "again")

@@ -1,4 +1,4 @@
-"""Numbered views, which one is shown when, and pictures mixed with others."""
+"""Numbered views, which one is shown when, and images mixed with others."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def test_keys_are_the_first_half_of_the_digest():
     assert digest_to_seed([]).shape == (0, 2)
 
 
-def test_a_view_is_a_function_of_policy_seed_picture_and_number(colours):
+def test_a_view_is_a_function_of_policy_seed_image_and_number(colours):
     view = AugmentedView(make_policy("trivial_augment"), seed=3, number=5)
     first = view.apply(tf.constant(colours), tf.constant(KEYS[0])).numpy()
     assert np.array_equal(first, view.apply(tf.constant(colours), tf.constant(KEYS[0])))
     others = {
         "seed": (AugmentedView(view.policy, 4, 5), KEYS[0]),
         "number": (AugmentedView(view.policy, 3, 6), KEYS[0]),
-        "picture": (view, KEYS[1]),
+        "image": (view, KEYS[1]),
         "policy": (AugmentedView(make_policy("standard"), 3, 5), KEYS[0]),
     }
     for name, (other, key) in others.items():
@@ -110,7 +110,7 @@ def test_a_stream_shows_what_a_view_shows(name, colours):
         assert np.array_equal(one(tf.constant(colours), tf.constant(index)), expected)
 
 
-def test_all_views_of_a_picture(colours):
+def test_all_views_of_a_image(colours):
     drawn, turned = make_policy("standard"), make_policy("dihedral")
     views = [IDENTITY_VIEW, *number_views(drawn, 3, seed=1), AugmentedView(turned, 0, 6), AugmentedView(drawn, 2, 0)]
     shown = tf.function(make_all_views_fn(views, KEYS), autograph=False)(tf.constant(colours), tf.constant(7)).numpy()
@@ -149,12 +149,12 @@ def test_mixed_labels_mix_the_loss():
 
 
 def test_cut_mix_labels_what_is_seen():
-    pictures = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None, None], (64, 20, 30, 3))
+    images = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None, None], (64, 20, 30, 3))
     targets, weights = tf.eye(64), tf.ones(64)
     run = tf.function(cutmix, autograph=False)
-    mixed, labels, total = run(tf.constant(pictures), targets, weights, tf.constant([1, 2]))
+    mixed, labels, total = run(tf.constant(images), targets, weights, tf.constant([1, 2]))
     assert mixed.dtype == tf.uint8 and mixed.shape == (64, 20, 30, 3)
-    seen = np.stack([np.bincount(picture[..., 0].ravel(), minlength=64) for picture in mixed.numpy()]) / 600
+    seen = np.stack([np.bincount(image[..., 0].ravel(), minlength=64) for image in mixed.numpy()]) / 600
     np.testing.assert_allclose(labels, seen, atol=1e-6)
     np.testing.assert_allclose(total, 1, rtol=1e-6)
     own = np.diag(seen)
@@ -162,6 +162,6 @@ def test_cut_mix_labels_what_is_seen():
     for index in np.flatnonzero(own < 1):
         rows, columns = np.nonzero(mixed[index, ..., 0].numpy() != index)
         assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # one box
-    again = run(tf.constant(pictures), targets, weights, tf.constant([1, 2]))[0]
-    other = run(tf.constant(pictures), targets, weights, tf.constant([1, 3]))[0]
+    again = run(tf.constant(images), targets, weights, tf.constant([1, 2]))[0]
+    other = run(tf.constant(images), targets, weights, tf.constant([1, 3]))[0]
     assert np.array_equal(mixed, again) and not np.array_equal(mixed, other)

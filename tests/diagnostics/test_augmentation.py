@@ -24,10 +24,10 @@ def test_a_sheet_is_drawn(workplace):
         "--set",
         "backbone.size=32",
     )
-    done = show(*policy, "--set", "augmentation.cutmix=1", "--pictures", 3, "--views", 4, "--json")
+    done = show(*policy, "--set", "augmentation.cutmix=1", "--images", 3, "--views", 4, "--json")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
-    assert result["path"] == "mine-augmentation.png" and (result["pictures"], result["shown"]) == (3, 4)
+    assert result["path"] == "mine-augmentation.png" and (result["images"], result["shown"]) == (3, 4)
     assert result["views"] is None and result["rounds"] == 2 and len(result["operations"]) == 14
     assert {"rotate by ±9", "nothing", "autocontrast", "solarize to 179.2"} <= set(result["operations"])
     with Image.open("mine-augmentation.png") as sheet:

@@ -25,21 +25,21 @@ def check(*arguments: object):
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory, draw_more_photos):
-    """64 pictures, and one of everything that `check` looks for."""
+    """64 images, and one of everything that `check` looks for."""
     root = draw_more_photos(tmp_path_factory.mktemp("planted") / "photos", count=32)
     shutil.copy(root / "day/0-000.png", root / "day/again.png")
     shutil.copy(root / "day/0-001.png", root / "night/which.png")
-    with Image.open(root / "day/0-002.png") as picture:
-        picture.resize((48, 48), Image.Resampling.BICUBIC).transpose(Image.Transpose.ROTATE_90).save(
+    with Image.open(root / "day/0-002.png") as image:
+        image.resize((48, 48), Image.Resampling.BICUBIC).transpose(Image.Transpose.ROTATE_90).save(
             root / "day/turned.jpg"
         )
-        picture.convert("LA").save(root / "day/alpha.png")
+        image.convert("LA").save(root / "day/alpha.png")
     shutil.move(root / "night/0-031.png", root / "day/wrong.png")
     (root / "night/cut.png").write_bytes((root / "night/0-000.png").read_bytes()[:900])
     (root / "night/empty.png").write_bytes(b"")
-    with Image.open(root / "night/0-000.png") as picture:
-        picture.save(root / "night/named.jpg", "PNG", optimize=True)
-        picture.resize((16, 16)).save(root / "night/tiny.png")
+    with Image.open(root / "night/0-000.png") as image:
+        image.save(root / "night/named.jpg", "PNG", optimize=True)
+        image.resize((16, 16)).save(root / "night/tiny.png")
     return root
 
 
@@ -51,8 +51,8 @@ def report(planted, tmp_path_factory):
     return json.loads(done.stdout) | {"html": (folder / "check.html").read_text()}
 
 
-def keys(pictures):
-    return [picture["key"] for picture in pictures]
+def keys(images):
+    return [image["key"] for image in images]
 
 
 def test_files_are_sorted_by_what_is_wrong(report):
@@ -66,16 +66,16 @@ def test_files_are_sorted_by_what_is_wrong(report):
 
 def test_classes_are_counted(report):
     day, night = report["classes"]
-    assert (day["class"], day["pictures"]) == ("day", 36) and day["train"] + day["test"] == 36
-    assert night["pictures"] == 34 and night["share"] == pytest.approx(34 / 70)
+    assert (day["class"], day["images"]) == ("day", 36) and day["train"] + day["test"] == 36
+    assert night["images"] == 34 and night["share"] == pytest.approx(34 / 70)
 
 
 def test_copies_are_grouped(report):
-    exact = {tuple(keys(group["pictures"])): group for group in report["copies"] if group["kind"] == "exact"}
+    exact = {tuple(keys(group["images"])): group for group in report["copies"] if group["kind"] == "exact"}
     assert set(exact) == {("day/0-000.png", "day/again.png"), ("day/0-001.png", "night/which.png")}
     assert exact["day/0-001.png", "night/which.png"]["conflicting"]
-    assert "2 pictures in 1 group(s) have the same bytes and different labels" in " ".join(report["problems"])
-    near = [set(keys(group["pictures"])) for group in report["copies"] if group["kind"] == "near"]
+    assert "2 images in 1 group(s) have the same bytes and different labels" in " ".join(report["problems"])
+    near = [set(keys(group["images"])) for group in report["copies"] if group["kind"] == "near"]
     assert {"night/0-000.png", "night/named.jpg"} in near
 
 
@@ -134,9 +134,9 @@ def test_few_leaks_are_a_note_and_many_a_problem(make_sides):
     sides = make_sides(train=80, test=20)
     few = [DuplicateGroup((0, 80), False, 0.99, False, True)]
     assert list(data_quality._list_copy_problems(sides, few)) == []
-    assert "5.0% of the held-out pictures" in " ".join(data_quality._list_copy_notes(sides, few))
+    assert "5.0% of the held-out images" in " ".join(data_quality._list_copy_notes(sides, few))
     many = [DuplicateGroup((row, 80 + row), False, 0.99, False, True) for row in range(3)]
-    assert "15% of the held-out pictures" in " ".join(data_quality._list_copy_problems(sides, many))
+    assert "15% of the held-out images" in " ".join(data_quality._list_copy_problems(sides, many))
 
 
 @pytest.fixture
@@ -145,8 +145,8 @@ def make_sides():
 
 
 def test_pages_say_what_they_are_given_as_text(tmp_path):
-    picture = np.zeros((4, 6, 3), np.uint8)
-    strips = [("<b>alike</b>", [HtmlFigure(picture, ["<i>cat</i>", "x" * 300])])]
+    image = np.zeros((4, 6, 3), np.uint8)
+    strips = [("<b>alike</b>", [HtmlFigure(image, ["<i>cat</i>", "x" * 300])])]
     section = HtmlSection("A & B", ["!grave", "light"], ("name", "number", "share"), [("<td>", 1234, 0.5)], strips)
     page = write_page(tmp_path / "a.html", "<title>", [section]).read_text()
     for text in (

@@ -58,21 +58,21 @@ def test_a_recipe_comes_out_that_trains(workplace, quick_costs):
     for row in result["candidates"]:
         assert 0 <= row["probe"]["mean"] <= 1 and row["milliseconds"] == row["size"] / 10
         assert row["leep"] is None  # random weights know no classes
-    assert {question.unfreeze for question in quick_costs} == {1}  # a sixth of its blocks: the pictures are few
+    assert {question.unfreeze for question in quick_costs} == {1}  # a sixth of its blocks: the images are few
     assert result["answers"][0]["question"] == "Which backbone?"
     assert "others come first" in result["dropped"]["efficientnet_lite0"]
     assert yaml.safe_load(result["recipe"])["backbone"]["size"] == load_recipe("best.yaml").backbone.size
-    with Image.open(result["picture"]) as picture:
-        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+    with Image.open(result["image"]) as image:
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 20
     assert CliRunner().invoke(main, ["--quiet", "train", "best.yaml"]).exit_code == 0
     assert ask("mine.yaml", "--to", "best.yaml").exit_code == 2  # never overwritten
 
 
 @pytest.mark.slow
-def test_pictures_alone_are_enough(workplace, quick_costs):
-    done = ask("photos/", "--candidates", "efficientnet_lite*", "--set", "data.limit=24", "--pictures", 16)
+def test_images_alone_are_enough(workplace, quick_costs):
+    done = ask("photos/", "--candidates", "efficientnet_lite*", "--set", "data.limit=24", "--images", 16)
     assert done.exit_code == 0, done.output
-    for part in ("efficientnet_lite0 at 224", "Frozen or fine-tuned?", "name: photos", "5 neighbours", "one picture"):
+    for part in ("efficientnet_lite0 at 224", "Frozen or fine-tuned?", "name: photos", "5 neighbours", "one image"):
         assert part in done.stdout
 
 
@@ -89,7 +89,7 @@ def test_a_source_head_is_asked_where_there_is_one(workplace, quick_costs):
 def test_costs_are_measured_in_a_process_of_its_own():
     costs = measure_costs(BenchmarkRequest("tiny", 32, classes=3, unfreeze=1, batch=4))
     assert isinstance(costs, BenchmarkResult), costs
-    assert 0 < costs.milliseconds < 1000 and costs.pictures_per_second > 10 and costs.step_seconds > 0
+    assert 0 < costs.milliseconds < 1000 and costs.images_per_second > 10 and costs.step_seconds > 0
     assert costs.megabytes is None or costs.step_megabytes >= costs.megabytes > 50
 
 
@@ -181,7 +181,7 @@ def test_similarity_is_where_classes_separate_best():
 @pytest.mark.parametrize(
     ("situation", "finetune", "reason"),
     [
-        (DatasetProfile(9, 0.8, 1.0, 5, 60), False, "9 pictures to train on, fewer than 10"),
+        (DatasetProfile(9, 0.8, 1.0, 5, 60), False, "9 images to train on, fewer than 10"),
         (DatasetProfile(100, 0.999, 1.0, 5, 60), False, "little is left to gain"),
         (DatasetProfile(100, 0.8, 1.0, 61, 60), False, "about 61 minutes on this machine, more than the 60 allowed"),
         (DatasetProfile(100, 0.8, 0.5, 5, 60), True, "its last blocks serve the source more than your classes"),

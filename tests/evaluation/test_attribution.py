@@ -9,7 +9,7 @@ from tlkeras.backbones.catalog import list_backbones
 from tlkeras.errors import BackboneError
 from tlkeras.evaluation.attribution import METHODS, Explainer, check_sanity, find_layer, occlude
 
-# what the literature looks at in pictures of the default size
+# what the literature looks at in images of the default size
 EXPECTED = {
     "vgg16": "block5_conv3",
     "resnet50": "conv5_block3_out",
@@ -36,18 +36,18 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 
 
-def test_grad_cam_of_a_linear_head_is_the_class_activation_map(model, pictures):
+def test_grad_cam_of_a_linear_head_is_the_class_activation_map(model, images):
     """With average pooling and one dense layer, Grad-CAM is CAM: channels weighted by the class's weights."""
     explainer = Explainer(model)
     assert explainer.layer == "block3_out"
     layer = keras.Model(model.input, model.get_layer("block3_out").output)
-    activations, kernel = layer(pictures).numpy(), model.get_layer("logits").get_weights()[0]
+    activations, kernel = layer(images).numpy(), model.get_layer("logits").get_weights()[0]
     classes = [0, 1, 2, 1, 0]
-    maps = explainer.explain(pictures, classes)
+    maps = explainer.explain(images, classes)
     assert maps.shape == (5, 32, 32) and maps.dtype == np.float32
     for wanted, shown, values in zip(classes, maps, activations, strict=True):
         by_hand = np.maximum(values @ kernel[:, wanted], 0)
@@ -85,39 +85,39 @@ def look_at_a_quarter():
 @pytest.mark.parametrize("method", METHODS)
 def test_what_decides_is_found(method):
     model = look_at_a_quarter()
-    pictures = np.full((1, 32, 32, 3), 127, np.uint8)
-    pictures[0, 8:12, 8:12] = 255  # within the quarter that counts
-    pictures[0, 20:24, 20:24] = 255  # outside
-    shown = Explainer(model).explain(pictures, [1], method)
+    images = np.full((1, 32, 32, 3), 127, np.uint8)
+    images[0, 8:12, 8:12] = 255  # within the quarter that counts
+    images[0, 20:24, 20:24] = 255  # outside
+    shown = Explainer(model).explain(images, [1], method)
     assert np.unravel_index(shown[0].argmax(), (32, 32)) < (16, 16)
     inside = shown[0][8:12, 8:12].mean()
     assert inside > 0
     if method == "occlusion":
         np.testing.assert_allclose(shown[0][20:, 20:], 0, atol=1e-6)
-        lost = occlude(model, pictures, [1])
+        lost = occlude(model, images, [1])
         np.testing.assert_allclose(shown[0], np.maximum(lost[0], 0) / lost[0].max(), atol=1e-6)
 
 
-def test_explanations_depend_on_weights_which_are_put_back(model, pictures):
+def test_explanations_depend_on_weights_which_are_put_back(model, images):
     before = [weights.copy() for weights in model.get_weights()]
-    shares, alike = zip(*check_sanity(Explainer(model), pictures, [0] * 5), strict=True)
+    shares, alike = zip(*check_sanity(Explainer(model), images, [0] * 5), strict=True)
     assert shares[-1] == 1 and list(shares) == sorted(shares)
     assert alike[-1] < 0.7
     for one, other in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_no_pictures_and_wrong_names(model, pictures):
+def test_no_images_and_wrong_names(model, images):
     explainer = Explainer(model)
-    assert explainer.explain(pictures[:0], []).shape == (0, 32, 32)
+    assert explainer.explain(images[:0], []).shape == (0, 32, 32)
     with pytest.raises(BackboneError, match=r"Did you mean 'grad_cam\+\+'"):
-        explainer.explain(pictures, [0] * 5, "gradcam++")
+        explainer.explain(images, [0] * 5, "gradcam++")
     with pytest.raises(BackboneError, match="Did you mean 'block3_out'"):
         Explainer(model, layer="block3_uot")
     with pytest.raises(BackboneError, match="must have a map"):
         Explainer(model, layer="logits")
     flat = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
-    with pytest.raises(BackboneError, match="larger pictures"):
+    with pytest.raises(BackboneError, match="larger images"):
         find_layer(flat)
 
 

@@ -108,5 +108,5 @@ def test_description_improves_and_says_on_how_many():
 
 
 def test_nothing_to_fit_on():
-    with pytest.raises(RunError, match="pictures that were not trained on"):
+    with pytest.raises(RunError, match="images that were not trained on"):
         fit_scaling(answer(np.zeros(0, int), np.zeros((0, 2))), "temperature")

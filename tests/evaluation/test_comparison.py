@@ -16,7 +16,7 @@ from tlkeras.runs.predictions import load_predictions
 
 @pytest.fixture
 def pair(trained, tmp_path, monkeypatch):
-    """Two runs on the same pictures, the second of which is wrong on all of them."""
+    """Two runs on the same images, the second of which is wrong on all of them."""
     runs = []
     for name in ("mine-01", "mine-02"):
         shutil.copytree(trained, tmp_path / "runs" / name)
@@ -42,13 +42,13 @@ def test_a_run_against_itself_is_neither(pair):
         assert parts["value"] in (0.0, None) and parts["better"] is None
 
 
-def test_only_common_pictures_count(pair):
+def test_only_common_images_count(pair):
     stored = pair[1].read_arrays("predictions.npz")
     shorter = {name: values if name == "prior" else values[::-1][:5] for name, values in stored.items()}
     pair[1].write_arrays("predictions.npz", **shorter)
     result = compare(pair, resamples=50)
-    assert result["pictures"] == 5
-    assert result["notes"] == ["Compared on the 5 pictures that all runs held out, of up to 8."]
+    assert result["images"] == 5
+    assert result["notes"] == ["Compared on the 5 images that all runs held out, of up to 8."]
     assert result["tasks"]["label"]["differences"]["mine-02"]["accuracy"]["value"] == -1.0
 
 
@@ -57,7 +57,7 @@ def test_what_cannot_be_compared(pair):
         compare(pair[:1], resamples=10)
     stored = pair[1].read_arrays("predictions.npz")
     pair[1].write_arrays("predictions.npz", **{**stored, "keys": np.char.add(stored["keys"], "x")})
-    with pytest.raises(RunError, match="held out some of the same pictures.*data.seed"):
+    with pytest.raises(RunError, match="held out some of the same images.*data.seed"):
         compare(pair, resamples=10)
     pair[1].write_json("classes.json", {"label": ["day", "dusk"]})
     with pytest.raises(RunError, match="must answer the same"):

@@ -38,7 +38,7 @@ def test_mistakes_of_several_labels_by_hand():
     rows = {row["label"]: (row["found"], row["missed"], row["false"]) for row in count_label_mistakes(answers)}
     assert rows == {"cat": (1, 2, 0), "dog": (0, 1, 2), "fox": (4, 0, 1)}
     assert count_label_mistakes(answers)[0]["label"] == "dog"
-    pairs = [(row["label"], row["answer"], row["pictures"]) for row in most_confused_labels(answers)]
+    pairs = [(row["label"], row["answer"], row["images"]) for row in most_confused_labels(answers)]
     assert pairs == [("cat", "dog", 2.0), ("dog", "fox", 1.0)]
     assert most_confused_labels(answers)[0]["share"] == pytest.approx(2 / 3)
 
@@ -47,7 +47,7 @@ def test_confusions_and_losses_by_hand():
     answers = answer(CATS, [0, 1, 0, 1], SAID, [1, 1, 2, 1])
     np.testing.assert_array_equal(count_confusions(answers), [[1, 2, 0], [0, 0, 2], [0, 0, 0]])
     first, second = most_confused(answers)
-    assert (first["label"], first["answer"], first["pictures"]) == ("cat", "dog", 2)
+    assert (first["label"], first["answer"], first["images"]) == ("cat", "dog", 2)
     assert first["share"] == pytest.approx(2 / 3) and second["share"] == 1
     losses = top_losses(answers)
     assert [loss["key"] for loss in losses] == ["3.png", "2.png", "1.png"]
@@ -114,10 +114,10 @@ def test_draws_are_nested_and_keep_shares():
 def test_corruptions_get_worse_and_keep_shape(name):
     from skimage.data import astronaut
 
-    picture = astronaut()[::4, ::4]
+    image = astronaut()[::4, ::4]
     distances = []
     for strength in range(1, 6):
-        worse = CORRUPTIONS[name](picture, strength, np.random.default_rng(0))
-        assert worse.shape == picture.shape and worse.dtype == np.uint8
-        distances.append(np.abs(worse.astype(float) - picture).mean())
+        worse = CORRUPTIONS[name](image, strength, np.random.default_rng(0))
+        assert worse.shape == image.shape and worse.dtype == np.uint8
+        distances.append(np.abs(worse.astype(float) - image).mean())
     assert distances == sorted(distances) and distances[0] > 1

@@ -44,7 +44,7 @@ def test_slices_are_measured_alone():
     assert mono["accuracy"]["value"] == pytest.approx(right.mean())
 
 
-def test_one_class_among_the_pictures():
+def test_one_class_among_the_images():
     answers = make_answers()
     only = Predictions(**{**vars(answers), "targets": np.zeros(60, int)})
     result = evaluate_predictions(only, resamples=50)
@@ -71,11 +71,11 @@ def test_predictions_that_are_no_numbers_are_named(copied):
     stored = copied.read_arrays("predictions.npz")
     stored["probabilities"][3] = np.nan
     copied.write_arrays("predictions.npz", **stored)
-    with pytest.raises(RunError, match=rf"finite number.*1 pictures.*{stored['keys'][3]}.*learning rate"):
+    with pytest.raises(RunError, match=rf"finite number.*1 images.*{stored['keys'][3]}.*learning rate"):
         evaluate(copied, resamples=10)
 
 
-def test_a_thousand_classes_and_many_pictures():
+def test_a_thousand_classes_and_many_images():
     answers = make_answers(count=3000, classes=1000)
     result = evaluate_predictions(answers, resamples=100)
     accuracy, area = (result["metrics"][name] for name in ("accuracy", "roc_auc"))
@@ -109,11 +109,11 @@ def test_the_fingerprint_is_of_contents_labels_and_sides(workplace, draw_more_ph
     assert train(**{"data.source": "moved"}) == first
 
 
-def test_other_pictures(trained, tmp_path, draw_more_photos, monkeypatch):
+def test_other_images(trained, tmp_path, draw_more_photos, monkeypatch):
     monkeypatch.chdir(trained.parent.parent)
     other = draw_more_photos(tmp_path / "other", count=3, seed=7)
     result = tlkeras.evaluate("latest", on=str(other))
-    assert result["pictures"] == 6 and result["trained_on"] == 0
+    assert result["images"] == 6 and result["trained_on"] == 0
     assert result["metrics"]["accuracy"]["value"] == 1.0
     shutil.rmtree(other / "night")
     assert tlkeras.evaluate("latest", on=str(other))["metrics"]["roc_auc"]["value"] is None

@@ -90,13 +90,13 @@ def test_one_class_left_has_no_auc():
 
 
 def test_nothing_and_nan_are_refused():
-    with pytest.raises(DataError, match="at least one held-out picture"):
+    with pytest.raises(DataError, match="at least one held-out image"):
         bootstrap_metrics(np.zeros(0, int), np.zeros((0, 2)))
     with pytest.raises(DataError, match="must be finite. Received: 1 rows with NaN"):
         bootstrap_metrics(np.zeros(2, int), np.array([[0.5, 0.5], [np.nan, 1.0]]))
 
 
-def test_many_classes_and_pictures_stay_small():
+def test_many_classes_and_images_stay_small():
     random = np.random.default_rng(0)
     targets = random.integers(0, 100, 3000)
     probabilities = random.dirichlet(np.ones(100), 3000)

@@ -99,11 +99,11 @@ def test_page_is_whole_and_needs_nothing(reported):
     outline = check_page(text)
     for title in (
         "Figures",
-        "Would more pictures help?",
+        "Would more images help?",
         "Do probabilities mean what they say?",
         "Most wrong",
-        "When pictures get worse",
-        "On other pictures",
+        "When images get worse",
+        "On other images",
         "24 of them were trained on: these figures are too good.",
         "How mine-01 was made",
     ):
@@ -122,10 +122,10 @@ def test_what_was_computed_is_kept(reported):
     assert loss["probability"] == pytest.approx(0.98)
     assert len(loss["nearest"]) == 3 and all(near["cosine"] <= 1.001 for near in loss["nearest"])
     assert {near["label"] for near in loss["nearest"]} == {loss["label"]}
-    assert task["robustness"]["pictures"] == 8 and len(task["robustness"]["corruptions"]) == 5
+    assert task["robustness"]["images"] == 8 and len(task["robustness"]["corruptions"]) == 5
     assert task["attribution"]["layer"] == "block3_out"
     assert task["unseen"] == "training" and task["sets"]["alpha"] == 0.2
-    assert task["learning"]["pictures"][-1] == 24
+    assert task["learning"]["images"][-1] == 24
     assert kept["made"]["environment"]["python"] and kept["made"]["phases"]
 
 
@@ -140,13 +140,13 @@ def test_only_own_pages_are_replaced(reported, tmp_path):
         tlkeras.report([str(run.path), str(run.path)], tmp_path / "x.html")
 
 
-def test_pictures_that_are_gone_are_said_to_be(reported, tmp_path):
+def test_images_that_are_gone_are_said_to_be(reported, tmp_path):
     shutil.copytree(reported[0].path, tmp_path / "mine-01")
     run = Run(tmp_path / "mine-01")
     run.update_manifest(cwd=str(tmp_path))
     report = compute_report(run, ReportOptions(corrupted=8, learning_curve=True))
     assert "cannot be looked at again" in report.notes[0]
-    assert report.pictures == {} and report.tasks["label"]["losses"][0]["key"]
+    assert report.images == {} and report.tasks["label"]["losses"][0]["key"]
     check_page(render_report([report]))
 
 
@@ -155,7 +155,7 @@ def test_several_runs_are_compared(reported, tmp_path, monkeypatch):
     for name in ("mine-01", "mine-02"):
         shutil.copytree(reported[0].path, tmp_path / "runs" / name)
     done = CliRunner().invoke(
-        main, ["--quiet", "report", "mine-01", "mine-02", "--to", "both.html", "--corrupted", "0", "--pictures", "0"]
+        main, ["--quiet", "report", "mine-01", "mine-02", "--to", "both.html", "--corrupted", "0", "--images", "0"]
     )
     assert done.exit_code == 0, done.output
     assert "both.html" in done.output
@@ -212,7 +212,7 @@ def make_report(classes, count, several=False, seed=0):
     report = Report(EVIL, {"run": EVIL, **figures}, {"label": computed}, made=made, notes=[EVIL])
     report.elsewhere = [{"source": EVIL, **figures, "examples": {"test": count}, "rejected": 1, "trained_on": 0}]
     losses = computed["losses"]
-    report.pictures |= {loss["key"]: np.full((64, 64, 3), 99, np.uint8) for loss in losses}
+    report.images |= {loss["key"]: np.full((64, 64, 3), 99, np.uint8) for loss in losses}
     report.maps |= {("label", loss["key"]): np.full((64, 64), 0.5, np.float32) for loss in losses}
     return report
 
@@ -262,9 +262,9 @@ def test_a_browser_shows_it_light_dark_and_printed(reported, tmp_path):
         options = (f"--blink-settings=preferredColorScheme={number}", "--window-size=1250,3000")
         errors = take_shot(page, target, f"--screenshot={target}", *options)
         assert "Uncaught" not in errors
-        picture = np.asarray(Image.open(target).convert("L"))
-        corners[scheme] = int(picture[5, 5])
-        assert picture.std() > 5  # something is drawn
+        image = np.asarray(Image.open(target).convert("L"))
+        corners[scheme] = int(image[5, 5])
+        assert image.std() > 5  # something is drawn
     assert corners["dark"] < 60 and corners["light"] > 240
     printed = tmp_path / "page.pdf"
     take_shot(page, printed, f"--print-to-pdf={printed}")

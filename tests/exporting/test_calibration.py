@@ -27,10 +27,10 @@ def test_scaled_logits_in_one_graph(kind, hidden):
 
 
 def test_export_carries_the_scaling(trained, tmp_path):
-    """A linear head without a validation side is calibrated on training pictures answered out of fold."""
+    """A linear head without a validation side is calibrated on training images answered out of fold."""
     run = Run(trained)
     ((scaling,), sentence) = find_scalings(run, "temperature")
-    assert "24 training pictures" in sentence
+    assert "24 training images" in sentence
     result = tlkeras.export(str(trained), tmp_path / "models", calibrate="temperature")
     assert result["notes"][0] == sentence
     import tensorflow as tf
@@ -39,8 +39,8 @@ def test_export_carries_the_scaling(trained, tmp_path):
     from tlkeras.data.decoding import decode_file
 
     sample = run.read_json("samples.json")[0]
-    picture = decode_file(str(trained / sample["file"]), 32, "squash")
-    said = served(tf.constant(picture[None]))["probabilities"].numpy()[0]
+    image = decode_file(str(trained / sample["file"]), 32, "squash")
+    said = served(tf.constant(image[None]))["probabilities"].numpy()[0]
     np.testing.assert_allclose(said, scaling.apply(np.array([sample["probabilities"]]))[0], atol=1e-3)
 
 

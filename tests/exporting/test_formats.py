@@ -43,8 +43,8 @@ def test_a_form_looks_at_all_orientations_if_the_model_does(source, tmp_path, na
 
 def test_the_saved_model_of_all_orientations_is_folded(source):
     last = [cut.name for cut in find_cuts(source.model) if len(cut.shape) == 3][-1]
-    pictures = saved_model._take_pictures(source, 8)[1]
-    made = make_network(add_test_time_augmentation(source.model, last, 8), source.tasks, pictures)
+    images = saved_model._take_images(source, 8)[1]
+    made = make_network(add_test_time_augmentation(source.model, last, 8), source.tasks, images)
     assert made.is_fast and made.has_features, made.note
 
 
@@ -52,13 +52,13 @@ def check_form(name, model, source, tmp_path):
     form = formats.FORMATS[name]
     if form.extra and importlib.util.find_spec(form.extra[1]) is None:
         pytest.skip(f"needs the extra {form.extra[0]}")
-    pictures = saved_model._take_pictures(source, 8)[1]
-    material = formats.ConversionInputs(model, source.tasks, pictures)
+    images = saved_model._take_images(source, 8)[1]
+    material = formats.ConversionInputs(model, source.tasks, images)
     path = tmp_path / form.file
     path.parent.mkdir()
     form.write(material, path)
-    (answer,) = form.open(path, material.outputs)([], pictures)
-    expected = np.asarray(model(pictures, training=False))
+    (answer,) = form.open(path, material.outputs)([], images)
+    expected = np.asarray(model(images, training=False))
     assert np.abs(answer - expected).max() <= (form.tolerance or 0.05)
     assert measure_size(path) > 0
 
@@ -89,8 +89,8 @@ def test_a_form_that_answers_otherwise_is_not_published(trained, exported, sourc
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def _answer_nonsense(encoded, pictures):
-    return [np.tile(np.float32([[1, 0]]), (len(pictures), 1))]
+def _answer_nonsense(encoded, images):
+    return [np.tile(np.float32([[1, 0]]), (len(images), 1))]
 
 
 def test_forms_that_are_none_or_not_installed(trained, tmp_path, monkeypatch):
@@ -103,5 +103,5 @@ def test_forms_that_are_none_or_not_installed(trained, tmp_path, monkeypatch):
 
 
 def test_calibration_is_of_the_training_side(trained):
-    pictures = read_training(Run(trained), Preprocessing(32, "squash"), 10)
-    assert pictures.shape == (10, 32, 32, 3) and pictures.dtype == np.uint8
+    images = read_training(Run(trained), Preprocessing(32, "squash"), 10)
+    assert images.shape == (10, 32, 32, 3) and images.dtype == np.uint8

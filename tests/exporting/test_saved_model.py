@@ -57,7 +57,7 @@ def test_layout_is_what_tensorflow_serving_loads(exported):
     assert {"saved_model.pb", "variables", "batching_params.pbtxt"} <= {name.rstrip("/") for name in folder}
     assert exported["version"] == 1
     assert exported["difference"] < 1e-3
-    assert exported["pictures"] == 8
+    assert exported["images"] == 8
     assert exported["signatures"] == ["classify", "features", "serving_default", "uint8"]
     assert exported["fast"] and not exported["notes"]
     model, served = exported["parity"]
@@ -79,8 +79,8 @@ def test_bytes_signature_answers_as_the_run_did(trained, exported):
 def test_pixel_signature_answers_the_same(trained, exported):
     served = tf.saved_model.load(exported["path"]).signatures["uint8"]
     files, expected = zip(*sample_paths(trained), strict=True)
-    pictures = np.stack([decode_file(str(file), 32, "squash") for file in files])
-    np.testing.assert_allclose(served(images=pictures)["probabilities"], expected, atol=1e-4)
+    images = np.stack([decode_file(str(file), 32, "squash") for file in files])
+    np.testing.assert_allclose(served(images=images)["probabilities"], expected, atol=1e-4)
 
 
 def test_the_servers_own_loader_reads_it(trained, exported):
@@ -288,8 +288,8 @@ def test_without_the_source_the_samples_prove_it(trained, tmp_path, quick):
     recipe = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(recipe.replace("source: photos", "source: gone"))
     result = tlkeras.export(str(run), tmp_path / "models")
-    assert "source of the pictures is gone" in result["notes"][0]
-    assert result["pictures"] == 8
+    assert "source of the images is gone" in result["notes"][0]
+    assert result["images"] == 8
 
 
 def fold_wrongly(model):
@@ -298,14 +298,14 @@ def fold_wrongly(model):
 
 def test_a_network_that_folds_wrongly_is_not_taken(source, monkeypatch):
     monkeypatch.setattr(inference_graph, "fold_batch_norm", fold_wrongly)
-    made = inference_graph.make_network(source.model, source.tasks, saved_model._take_pictures(source, 8)[1])
+    made = inference_graph.make_network(source.model, source.tasks, saved_model._take_images(source, 8)[1])
     assert not made.is_fast
     assert "Exported as it is: the folded network differs by" in made.note
 
 
 def test_a_model_that_cannot_be_folded_is_not_either(source, monkeypatch):
     monkeypatch.setattr(inference_graph, "freeze", lambda whole: 1 / 0)
-    made = inference_graph.make_network(source.model, source.tasks, saved_model._take_pictures(source, 8)[1])
+    made = inference_graph.make_network(source.model, source.tasks, saved_model._take_images(source, 8)[1])
     assert not made.is_fast
     assert "not folded: ZeroDivisionError" in made.note
 

@@ -64,7 +64,7 @@ NETS: dict[str, tuple[Callable, int]] = {
 def build(name: str, pooled: bool = True) -> keras.Model:
     """Return a small net whose batch norm does something."""
     keras.utils.set_random_seed(1)
-    entry = keras.Input((16, 16, 3), dtype="uint8", name="pictures")
+    entry = keras.Input((16, 16, 3), dtype="uint8", name="images")
     output = NETS[name][0](layers.Rescaling(1 / 127.5, -1.0)(entry))
     model = keras.Model(entry, layers.GlobalAveragePooling2D()(output) if pooled else output, name="net")
     rng = np.random.default_rng(2)
@@ -100,7 +100,7 @@ def test_engines_agree_with_keras(name, engine):
     maker = make_engine(model, engine)
     assert maker.name == engine
     [output] = run(maker, batches)
-    expected = np.asarray(model(np.concatenate([pictures for _, pictures in batches]), training=False))
+    expected = np.asarray(model(np.concatenate([images for _, images in batches]), training=False))
     assert output.dtype == np.float32
     assert np.abs(output - expected).max() <= 1e-4 * np.abs(expected).max()
 
@@ -149,9 +149,9 @@ def test_several_outputs_keep_their_order(engine):
 
 def test_a_row_does_not_depend_on_its_neighbours():
     engine = make_engine(build("depthwise"), "openvino")
-    [(index, pictures)] = make_batches([7])
-    [together] = run(engine, [(index, pictures)])
-    [alone] = run(engine, [(index[row : row + 1], pictures[row : row + 1]) for row in index])
+    [(index, images)] = make_batches([7])
+    [together] = run(engine, [(index, images)])
+    [alone] = run(engine, [(index[row : row + 1], images[row : row + 1]) for row in index])
     assert np.array_equal(together, alone)
 
 

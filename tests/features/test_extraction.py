@@ -29,13 +29,13 @@ extract = partial(extraction.extract_activations, engine="keras")  # the quickes
 @pytest.fixture(scope="module")
 def prefix() -> keras.Model:
     keras.utils.set_random_seed(0)
-    entry = keras.Input((32, 32, 3), dtype="uint8", name="pictures")
+    entry = keras.Input((32, 32, 3), dtype="uint8", name="images")
     x = layers.Conv2D(4, 3, strides=2)(layers.Rescaling(1 / 255)(entry))
     return keras.Model(entry, layers.GlobalAveragePooling2D()(layers.BatchNormalization()(x)), name="net")
 
 
 def draw(folder: Path, *numbers: int) -> ImageFiles:
-    """Write one noisy picture per number."""
+    """Write one noisy image per number."""
     paths = []
     for number in numbers:
         path = folder / f"{number}.png"
@@ -49,9 +49,9 @@ def look_at(paths: list[str]) -> ImageFiles:
     return ImageFiles(paths, [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths])
 
 
-def predict(prefix: keras.Model, pictures: ImageFiles, view: AugmentedView = IDENTITY_VIEW) -> np.ndarray:
-    stream = make_image_dataset(pictures.paths, 32, "squash", len(pictures)).as_numpy_iterator()
-    seen = draw_views(next(stream)[1], digest_to_seed(pictures.digests), [view])
+def predict(prefix: keras.Model, images: ImageFiles, view: AugmentedView = IDENTITY_VIEW) -> np.ndarray:
+    stream = make_image_dataset(images.paths, 32, "squash", len(images)).as_numpy_iterator()
+    seen = draw_views(next(stream)[1], digest_to_seed(images.digests), [view])
     return prefix.predict_on_batch(seen[:, 0])
 
 
@@ -66,9 +66,9 @@ def counted(monkeypatch) -> list[int]:
         run = engine.run
 
         def count(batches):
-            for index, pictures in batches:
+            for index, images in batches:
                 sizes.append(len(index))
-                yield index, pictures
+                yield index, images
 
         engine.run = lambda batches: run(count(batches))
         return engine
@@ -79,13 +79,13 @@ def counted(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("engine", ["openvino", "tensorflow", "keras"])
 def test_gives_what_the_model_gives(prefix, tmp_path, engine):
-    pictures = draw(tmp_path, *range(40))
-    with extract(prefix, pictures, FACTS, engine=engine, dtype="float32") as features:
+    images = draw(tmp_path, *range(40))
+    with extract(prefix, images, FACTS, engine=engine, dtype="float32") as features:
         [rows] = features.outputs
         assert (features.engine, features.computed, features.reused) == (engine, 40, 0)
         assert features.kept.tolist() == list(range(40)) and features.rejected == ()
         assert rows.shape == (40, 4) and rows.dtype == np.float32
-        np.testing.assert_allclose(np.asarray(rows), predict(prefix, pictures), atol=1e-5)
+        np.testing.assert_allclose(np.asarray(rows), predict(prefix, images), atol=1e-5)
         assert np.array_equal(rows[[3, 1]], np.asarray(rows)[[3, 1]])
         assert np.array_equal(rows[5], np.asarray(rows, np.float64)[5])
         assert np.array_equal(rows[rows[:][:, 0] > 0], rows[:][rows[:][:, 0] > 0])
@@ -97,40 +97,40 @@ def test_adding_ten_computes_ten(prefix, tmp_path, counted):
         before = features.outputs[0][:]
     assert sum(counted) == 40
     counted.clear()
-    pictures = draw(tmp_path, *range(100, 110), *range(40))
-    with extract(prefix, pictures, FACTS, cache=cache) as features:
+    images = draw(tmp_path, *range(100, 110), *range(40))
+    with extract(prefix, images, FACTS, cache=cache) as features:
         assert sum(counted) == features.computed == 10 and features.reused == 40
         assert np.array_equal(features.outputs[0][10:], before)
-        np.testing.assert_allclose(features.outputs[0][:], predict(prefix, pictures), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(features.outputs[0][:], predict(prefix, images), rtol=1e-3, atol=1e-4)
 
 
 def test_nothing_missing_needs_no_engine(prefix, tmp_path, monkeypatch):
-    cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1, 2)
-    extract(prefix, pictures, FACTS, cache=cache).close()
+    cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1, 2)
+    extract(prefix, images, FACTS, cache=cache).close()
     monkeypatch.setattr(extraction, "make_engine", None)
-    with extract(prefix, pictures, FACTS, cache=cache) as features:
+    with extract(prefix, images, FACTS, cache=cache) as features:
         assert (features.engine, features.computed, features.reused) == (None, 0, 2)
 
 
 def test_equal_files_are_computed_once(prefix, tmp_path, counted):
     first = draw(tmp_path, 1, 2)
     (tmp_path / "copy.png").write_bytes((tmp_path / "1.png").read_bytes())
-    pictures = look_at([*first.paths, str(tmp_path / "copy.png")])
-    with extract(prefix, pictures, FACTS) as features:
+    images = look_at([*first.paths, str(tmp_path / "copy.png")])
+    with extract(prefix, images, FACTS) as features:
         assert counted == [2] and features.computed == 2
         assert features.kept.tolist() == [0, 1, 2]
         assert np.array_equal(features.outputs[0][0], features.outputs[0][2])
 
 
-def test_unreadable_pictures_are_left_out(prefix, tmp_path):
+def test_unreadable_images_are_left_out(prefix, tmp_path):
     good = draw(tmp_path, *range(70))
     half = (tmp_path / "0.png").read_bytes()[:300]
     bad = {"empty.png": b"", "text.jpg": b"hello", "half.png": half}
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
     paths = [str(tmp_path / name) for name in bad]
-    pictures = look_at([paths[0], *good.paths[:50], paths[1], *good.paths[50:], paths[2]])
-    with extract(prefix, pictures, FACTS) as features:
+    images = look_at([paths[0], *good.paths[:50], paths[1], *good.paths[50:], paths[2]])
+    with extract(prefix, images, FACTS) as features:
         assert [rejection.path for rejection in features.rejected] == paths
         assert all(rejection.reason for rejection in features.rejected)
         assert features.kept.tolist() == [row for row in range(73) if row not in (0, 51, 72)]
@@ -138,29 +138,29 @@ def test_unreadable_pictures_are_left_out(prefix, tmp_path):
         np.testing.assert_allclose(features.outputs[0][:], predict(prefix, good), rtol=1e-3, atol=1e-4)
 
 
-def test_only_unreadable_pictures(prefix, tmp_path):
+def test_only_unreadable_images(prefix, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with extract(prefix, look_at([str(tmp_path / "a.png")]), FACTS) as features:
         assert len(features.rejected) == 1 and len(features.kept) == 0
         assert features.outputs[0][:].shape == (0, 4)
 
 
-def test_no_picture_at_all(prefix):
+def test_no_image_at_all(prefix):
     with extract(prefix, ImageFiles([], []), FACTS) as features:
         assert (len(features.kept), features.computed, features.outputs[0].shape) == (0, 0, (0, 4))
 
 
 def test_several_taps_in_one_pass(prefix, tmp_path, counted):
-    """A second tap beside a known one: one pass over the pictures, and only the new rows are written."""
-    cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1, 2, 3)
-    extract(prefix, pictures, FACTS, cache=cache).close()
+    """A second tap beside a known one: one pass over the images, and only the new rows are written."""
+    cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1, 2, 3)
+    extract(prefix, images, FACTS, cache=cache).close()
     counted.clear()
     taps = keras.Model(prefix.input, [prefix.layers[2].output, prefix.output])
     facts = [{"weights": "abc", "cut": "first"}, *FACTS]
-    with extract(taps, pictures, facts, cache=cache) as features:
+    with extract(taps, images, facts, cache=cache) as features:
         assert [rows.shape for rows in features.outputs] == [(3, 15, 15, 4), (3, 4)]
         assert counted == [3]
-        for rows, expected in zip(features.outputs, predict(taps, pictures), strict=True):
+        for rows, expected in zip(features.outputs, predict(taps, images), strict=True):
             np.testing.assert_allclose(rows[:], expected, rtol=1e-3, atol=1e-3)
     assert sorted(space.rows for space in cache.list_spaces()) == [3, 3]
 
@@ -190,8 +190,8 @@ def test_several_views_in_one_pass(prefix, tmp_path, counted, decoded):
     cache, good = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(20))
     (tmp_path / "bad.png").write_bytes(b"")
     (tmp_path / "copy.png").write_bytes((tmp_path / "1.png").read_bytes())
-    pictures = look_at([good.paths[0], str(tmp_path / "bad.png"), *good.paths[1:], str(tmp_path / "copy.png")])
-    with extract(prefix, pictures, FACTS, views=VIEWS, cache=cache) as features:
+    images = look_at([good.paths[0], str(tmp_path / "bad.png"), *good.paths[1:], str(tmp_path / "copy.png")])
+    with extract(prefix, images, FACTS, views=VIEWS, cache=cache) as features:
         assert decoded == [21] and sum(counted) == features.computed == 80 and features.reused == 0
         assert max(counted) <= 32
         assert features.kept.tolist() == [0, *range(2, 22)] and len(features.rejected) == 1
@@ -203,23 +203,23 @@ def test_several_views_in_one_pass(prefix, tmp_path, counted, decoded):
 
 
 def test_views_that_are_there_are_not_computed_again(prefix, tmp_path, counted, decoded):
-    cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(12))
-    half = ImageFiles(pictures.paths[:6], pictures.digests[:6])
+    cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(12))
+    half = ImageFiles(images.paths[:6], images.digests[:6])
     extract(prefix, half, FACTS, views=VIEWS[:2], cache=cache).close()
-    extract(prefix, pictures, FACTS, cache=cache).close()  # a plain view is one with those of other runs
+    extract(prefix, images, FACTS, cache=cache).close()  # a plain view is one with those of other runs
     counted.clear(), decoded.clear()
-    assert extraction.count_cache_misses(prefix, pictures, FACTS, cache, views=VIEWS) == 30
-    with extract(prefix, pictures, FACTS, views=VIEWS, cache=cache) as features:
+    assert extraction.count_cache_misses(prefix, images, FACTS, cache, views=VIEWS) == 30
+    with extract(prefix, images, FACTS, views=VIEWS, cache=cache) as features:
         assert sum(counted) == features.computed == 30 and features.reused == 18 and decoded == [12]
         for view, (rows,) in zip(VIEWS, features.views, strict=True):
-            np.testing.assert_allclose(rows[:], predict(prefix, pictures, view), rtol=1e-3, atol=1e-3)
-    with extract(prefix, pictures, FACTS, views=VIEWS[::-1], cache=cache) as features:
+            np.testing.assert_allclose(rows[:], predict(prefix, images, view), rtol=1e-3, atol=1e-3)
+    with extract(prefix, images, FACTS, views=VIEWS[::-1], cache=cache) as features:
         assert features.computed == 0 and features.reused == 48
-        assert np.allclose(features.views[3][0][:], predict(prefix, pictures), rtol=1e-3, atol=1e-3)
+        assert np.allclose(features.views[3][0][:], predict(prefix, images), rtol=1e-3, atol=1e-3)
 
 
 def test_interrupted_views_are_kept(prefix, tmp_path, monkeypatch):
-    cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(40))
+    cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(40))
 
     def interrupt(prefix, name):
         engine = make_engine(prefix, name)
@@ -228,36 +228,36 @@ def test_interrupted_views_are_kept(prefix, tmp_path, monkeypatch):
         return engine
 
     def _interrupted(stream):
-        for _ in range(3):  # of 8 pictures each
+        for _ in range(3):  # of 8 images each
             yield next(stream)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(extraction, "make_engine", interrupt)
-        extract(prefix, pictures, FACTS, views=VIEWS, cache=cache)
-    with extract(prefix, pictures, FACTS, views=VIEWS, cache=cache) as features:
+        extract(prefix, images, FACTS, views=VIEWS, cache=cache)
+    with extract(prefix, images, FACTS, views=VIEWS, cache=cache) as features:
         assert (features.reused, features.computed) == (96, 64)
 
 
 def test_views_of_several_outputs_each_in_its_precision(prefix, tmp_path):
     taps = keras.Model(prefix.input, [prefix.layers[2].output, prefix.output])
-    pictures, facts = draw(tmp_path, 1, 2, 3), [{"cut": "first"}, {"cut": "last"}]
-    with extract(taps, pictures, facts, views=VIEWS[:2], dtype=["float16", "float32"]) as features:
+    images, facts = draw(tmp_path, 1, 2, 3), [{"cut": "first"}, {"cut": "last"}]
+    with extract(taps, images, facts, views=VIEWS[:2], dtype=["float16", "float32"]) as features:
         for view, rows in zip(VIEWS, features.views, strict=False):
             assert [(of.shape, of.dtype) for of in rows] == [((3, 15, 15, 4), np.float16), ((3, 4), np.float32)]
-            for of, expected in zip(rows, predict(taps, pictures, view), strict=True):
+            for of, expected in zip(rows, predict(taps, images, view), strict=True):
                 np.testing.assert_allclose(of[:], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_room_for_views_is_asked_for(prefix, tmp_path, counted):
-    """A row of four float16 takes 8 bytes and 32 of digest: 40 pictures in 4 views 6,400."""
-    cache, pictures = ActivationCache(tmp_path / "cache", budget_bytes=6399), draw(tmp_path, *range(40))
+    """A row of four float16 takes 8 bytes and 32 of digest: 40 images in 4 views 6,400."""
+    cache, images = ActivationCache(tmp_path / "cache", budget_bytes=6399), draw(tmp_path, *range(40))
     for count in (
         extract,
         lambda *args, **more: extraction.count_cache_misses(*args, more["cache"], views=more["views"]),
     ):
         with pytest.raises(ResourceError, match="6,400 bytes beside"):
-            count(prefix, pictures, FACTS, views=VIEWS, cache=cache)
+            count(prefix, images, FACTS, views=VIEWS, cache=cache)
     assert counted == []
 
 
@@ -268,13 +268,13 @@ def test_a_view_given_twice(prefix, tmp_path):
 
 
 def test_what_changes_the_numbers_changes_the_space(prefix, tmp_path):
-    cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1)
-    cropped = ImageFiles(pictures.paths, pictures.digests, "crop")
-    extract(prefix, pictures, FACTS, cache=cache).close()
+    cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1)
+    cropped = ImageFiles(images.paths, images.digests, "crop")
+    extract(prefix, images, FACTS, cache=cache).close()
     for other, facts, dtype in (
         (cropped, FACTS, "float16"),
-        (pictures, [{"weights": "other", "cut": "last"}], "float16"),
-        (pictures, FACTS, "float32"),
+        (images, [{"weights": "other", "cut": "last"}], "float16"),
+        (images, FACTS, "float32"),
     ):
         with extract(prefix, other, facts, cache=cache, dtype=dtype) as features:
             assert features.computed == 1
@@ -285,8 +285,8 @@ def test_what_changes_the_numbers_changes_the_space(prefix, tmp_path):
 
 def test_interrupted_work_is_kept(prefix, tmp_path, monkeypatch):
     """Ctrl-C while the eighth of nine batches is awaited."""
-    cache, pictures = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(70))
-    batches = list(make_image_dataset(pictures.paths, 32, "squash", 8).as_numpy_iterator())
+    cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(70))
+    batches = list(make_image_dataset(images.paths, 32, "squash", 8).as_numpy_iterator())
 
     def interrupt(prefix, name):
         engine = make_engine(prefix, name)
@@ -300,30 +300,30 @@ def test_interrupted_work_is_kept(prefix, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(extraction, "make_engine", interrupt)
-        extract(prefix, pictures, FACTS, cache=cache)
-    with extract(prefix, pictures, FACTS, cache=cache) as features:
+        extract(prefix, images, FACTS, cache=cache)
+    with extract(prefix, images, FACTS, cache=cache) as features:
         assert (features.reused, features.computed) == (56, 14)
-        np.testing.assert_allclose(features.outputs[0][:], predict(prefix, pictures), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(features.outputs[0][:], predict(prefix, images), rtol=1e-3, atol=1e-4)
 
 
-def test_a_picture_that_gives_nan_is_named(tmp_path):
+def test_a_image_that_gives_nan_is_named(tmp_path):
     entry = keras.Input((32, 32, 3), dtype="uint8")
     x = layers.GlobalMaxPooling2D()(layers.Rescaling(1.0)(entry))
     log = keras.Model(entry, keras.ops.log(x - 200.0))
-    pictures = draw(tmp_path, 1)
+    images = draw(tmp_path, 1)
     Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
-    pictures = look_at([*pictures.paths, str(tmp_path / "black.png")])
+    images = look_at([*images.paths, str(tmp_path / "black.png")])
     with pytest.raises(DataError, match=r"NaN or infinity for .*black.png"):
-        extract(log, pictures, FACTS)
+        extract(log, images, FACTS)
 
 
 def test_too_large_for_float16_is_named(tmp_path):
     entry = keras.Input((32, 32, 3), dtype="uint8")
     large = keras.Model(entry, layers.GlobalMaxPooling2D()(layers.Rescaling(1000.0)(entry)))
-    pictures = draw(tmp_path, 1)
+    images = draw(tmp_path, 1)
     with pytest.raises(DataError, match=r"65,504. Received: .* for .*1.png. Store them as float32"):
-        extract(large, pictures, FACTS)
-    with extract(large, pictures, FACTS, dtype="float32") as features:
+        extract(large, images, FACTS)
+    with extract(large, images, FACTS, dtype="float32") as features:
         assert features.outputs[0][:].max() > 65_504
 
 
@@ -336,11 +336,11 @@ def test_budget_stops_before_the_work(prefix, tmp_path, counted):
 
 def test_without_a_cache_nothing_stays(prefix, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (tmp_path / "pictures").mkdir()
-    features = extract(prefix, draw(tmp_path / "pictures", 1, 2), FACTS)
+    (tmp_path / "images").mkdir()
+    features = extract(prefix, draw(tmp_path / "images", 1, 2), FACTS)
     assert len(list(tmp_path.iterdir())) == 2
     features.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 def test_a_failed_extraction_frees_the_space(prefix, tmp_path):

@@ -10,7 +10,7 @@ from tlkeras.backbones.builder import build_backbone
 from tlkeras.errors import RecipeError
 from tlkeras.features.fusion import concatenate_backbones, extract_taps, find_taps
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +30,20 @@ def test_taps_are_blocks_by_name_or_index_from_input_to_output(tiny):
 
 def test_each_depth_has_length_one_in_the_fused_vector(tiny):
     first, last = find_taps(tiny, [0, -1])
-    fused = extract_taps(tiny, [first, last], "average")(PICTURES)
-    maps = keras.Model(tiny.input, [first.tensor, last.tensor])(PICTURES)
+    fused = extract_taps(tiny, [first, last], "average")(IMAGES)
+    maps = keras.Model(tiny.input, [first.tensor, last.tensor])(IMAGES)
     parts = [np.mean(values, axis=(1, 2)) for values in maps]
     expected = np.hstack([part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts])
     np.testing.assert_allclose(fused, expected, atol=1e-5)
-    alone = extract_taps(tiny, [last], "average")(PICTURES)
+    alone = extract_taps(tiny, [last], "average")(IMAGES)
     np.testing.assert_allclose(alone, parts[1], rtol=1e-5)
 
 
 def test_backbones_stand_beside_each_other(tiny):
     other = build_backbone("tiny", size=32, weights="none")
     vectors = [extract_taps(model, find_taps(model, [-1]), "max") for model in (tiny, other)]
-    both = concatenate_backbones(vectors[0], vectors[1:])(PICTURES)
-    expected = [np.asarray(vector(PICTURES)) for vector in vectors]
+    both = concatenate_backbones(vectors[0], vectors[1:])(IMAGES)
+    expected = [np.asarray(vector(IMAGES)) for vector in vectors]
     expected = np.hstack([part / np.linalg.norm(part, axis=1, keepdims=True) for part in expected])
     np.testing.assert_allclose(both, expected, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Handcrafted features: formulas against numbers worked out otherwise, codebooks of training pictures alone, runs."""
+"""Handcrafted features: formulas against numbers worked out otherwise, codebooks of training images alone, runs."""
 
 import hashlib
 from pathlib import Path
@@ -24,13 +24,13 @@ from tlkeras.features.handcrafted.descriptors import (
     to_grey,
 )
 from tlkeras.features.handcrafted.encodings import ENCODINGS, bag_of_words, encode_fisher, encode_vlad, learn_codebook
-from tlkeras.features.handcrafted.layer import LAYERS, list_handcrafted, make_layers, map_pictures
+from tlkeras.features.handcrafted.layer import LAYERS, list_handcrafted, make_layers, map_images
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import Run, open_run
 from tlkeras.runs.predictions import load_predictions
 
 RANDOM = np.random.default_rng(0)
-PICTURES = RANDOM.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+IMAGES = RANDOM.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 CENTRES = np.array([[0.0, 0.0], [10.0, 0.0]])
 ROWS = np.array([[1.0, 0.0], [0.0, 1.0], [10.0, 2.0]])
 SIFT = {"kind": "sift", "words": 4, "components": 8, "sizes": [4, 8]}
@@ -85,7 +85,7 @@ def test_the_codebook_finds_the_centres_that_there_are():
 
 def test_dense_sift_as_added_up_pixel_by_pixel():
     """A bin adds up the gradients around its middle, each by its nearness in rows, columns and orientation."""
-    grey, size = to_grey(PICTURES[0]), 4
+    grey, size = to_grey(IMAGES[0]), 4
     received = describe_grid(grey, size, step=8)
     assert received.shape == (9, 128)  # 16-pixel patches from 0, 8 and 16
     from scipy.ndimage import gaussian_filter
@@ -127,7 +127,7 @@ def test_a_colour_has_its_bin():
     assert np.flatnonzero(vector).tolist() == [15] and vector[15] == 1
 
 
-def test_a_picture_without_keypoints_is_zeros():
+def test_a_image_without_keypoints_is_zeros():
     sift = make_descriptor("sift", detector="keypoint", words=2, components=3)
     assert len(sift.find_local(np.zeros((32, 32, 3), np.uint8))) == 0
     book = {name: np.ones(shape, np.float32) for name, shape in sift.shapes.items()}
@@ -144,25 +144,25 @@ def test_the_layer_says_what_the_descriptor_says_and_survives_a_file(options, tm
     model = keras.Model(entry, layer(entry))
     layer.set_weights([RANDOM.uniform(0.1, 1, weight.shape) for weight in layer.weights])
     book = dict(zip(layer.made.shapes, layer.get_weights(), strict=True))
-    expected = np.stack([layer.made.describe(picture, book) for picture in PICTURES])
-    np.testing.assert_allclose(model(PICTURES), expected, rtol=1e-6)
+    expected = np.stack([layer.made.describe(image, book) for image in IMAGES])
+    np.testing.assert_allclose(model(IMAGES), expected, rtol=1e-6)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras", custom_objects=LAYERS)
-    np.testing.assert_array_equal(again(PICTURES), model(PICTURES))
+    np.testing.assert_array_equal(again(IMAGES), model(IMAGES))
     engine = make_engine(model)
     assert engine.name == "tensorflow"
-    [(_, [rows])] = engine.run([(np.arange(3), PICTURES)])
+    [(_, [rows])] = engine.run([(np.arange(3), IMAGES)])
     np.testing.assert_allclose(rows, expected, rtol=1e-6)
 
 
 @pytest.mark.slow
 def test_processes_say_what_one_says():
-    pictures = RANDOM.integers(0, 256, (8, 300, 300, 3), dtype=np.uint8)
+    images = RANDOM.integers(0, 256, (8, 300, 300, 3), dtype=np.uint8)
     describe = make_descriptor("lbp").describe
-    np.testing.assert_array_equal(map_pictures(describe, pictures), [describe(picture) for picture in pictures])
+    np.testing.assert_array_equal(map_images(describe, images), [describe(image) for image in images])
 
 
-def test_codebooks_are_learned_once_and_from_the_pictures_given(workplace):
+def test_codebooks_are_learned_once_and_from_the_images_given(workplace):
     paths = sorted(map(str, (workplace / "photos").glob("*/*.png")))
     digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
     entry = keras.Input((32, 32, 3), dtype="uint8")
@@ -171,7 +171,7 @@ def test_codebooks_are_learned_once_and_from_the_pictures_given(workplace):
     assert fit_codebooks(model, ImageFiles(paths[:20], digests[:20]), cache) == 1
     [layer] = list_handcrafted(model)
     first = layer.get_weights()
-    assert fit_codebooks(model, ImageFiles(paths[:20][::-1], digests[:20][::-1]), cache) == 0  # the same pictures
+    assert fit_codebooks(model, ImageFiles(paths[:20][::-1], digests[:20][::-1]), cache) == 0  # the same images
     np.testing.assert_array_equal(layer.get_weights()[0], first[0])
     assert fit_codebooks(model, ImageFiles(paths[12:], digests[12:]), cache) == 1
     assert not np.allclose(layer.get_weights()[0], first[0])
@@ -217,8 +217,8 @@ def test_features_of_a_run_are_computed_with_its_codebooks(crafted, monkeypatch)
     model = material.model
     vectors = keras.Model(model.input, model.get_layer("logits").input)
     test = material.features["test"]
-    pictures = np.stack([material.decode(key) for key in test.keys])
-    np.testing.assert_allclose(test.X, vectors(pictures), atol=1e-6)
+    images = np.stack([material.decode(key) for key in test.keys])
+    np.testing.assert_allclose(test.X, vectors(images), atol=1e-6)
 
 
 def test_an_export_is_refused_and_check_says_so_before(crafted, monkeypatch):
@@ -238,8 +238,8 @@ def test_an_export_is_refused_and_check_says_so_before(crafted, monkeypatch):
 def test_they_stand_beside_a_backbone(workplace):
     result = tlkeras.train("mine.yaml", {"features": {"handcrafted": ["lbp", SIFT]}, "mapping": {"kind": "ridge"}})
     model = load_model(open_run(result["path"], workplace / "runs"))
-    vectors = np.asarray(keras.Model(model.input, model.get_layer("logits").input)(PICTURES))
-    lbp = make_descriptor("lbp").describe(PICTURES[0])
+    vectors = np.asarray(keras.Model(model.input, model.get_layer("logits").input)(IMAGES))
+    lbp = make_descriptor("lbp").describe(IMAGES[0])
     widths = [vectors.shape[1] - len(lbp) - 32, len(lbp), 32]
     assert widths[0] > 0
     for part in np.split(vectors, np.cumsum(widths)[:-1], axis=1):
@@ -280,9 +280,9 @@ def test_all_without_a_codebook_are_computed_for_use_elsewhere(workplace):
     changes = {"features.handcrafted": ["hog"], "backbone": {"name": "none", "size": 32}}
     tlkeras.extract_features("mine.yaml", workplace / "out", changes)
     table = parquet.read_table(workplace / "out" / "parts")
-    assert len(table) == 32 and len(table["features"][0]) == len(make_descriptor("hog").describe(PICTURES[0]))
+    assert len(table) == 32 and len(table["features"][0]) == len(make_descriptor("hog").describe(IMAGES[0]))
 
 
-def test_pictures_without_sides_have_no_codebook(workplace):
+def test_images_without_sides_have_no_codebook(workplace):
     with pytest.raises(RecipeError, match="whose codebook is learned on these"):
         tlkeras.extract_features("mine.yaml", workplace / "out", {"features.handcrafted": ["sift"]})

@@ -17,11 +17,11 @@ def make_net():
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_poolings_by_name(pooling):
-    picture = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
-    pooled, flat = pool(make_net(), pooling)([picture])
+    image = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+    pooled, flat = pool(make_net(), pooling)([image])
     average, largest = [22.5, 23.5, 24.5], [45.0, 46.0, 47.0]
-    cubes = np.maximum(picture.reshape(16, 3), 1e-6) ** 3.0
-    expected = {"average": [average], "max": [largest], "both": [average + largest], "none": picture}
+    cubes = np.maximum(image.reshape(16, 3), 1e-6) ** 3.0
+    expected = {"average": [average], "max": [largest], "both": [average + largest], "none": image}
     expected["gem"] = [np.cbrt(cubes.mean(axis=0))]
     if pooling in expected:
         np.testing.assert_allclose(pooled, expected[pooling], rtol=1e-5)
@@ -47,8 +47,8 @@ def test_compact_bilinear_is_the_convolution_of_two_sketches():
     first, second = draw_sketch(5, 16, drawn), draw_sketch(5, 16, drawn)
     assert (np.abs(first).sum(axis=1) == 1).all()
     expected = np.zeros((2, 16))
-    for number, picture in enumerate(maps.reshape(2, 6, 5)):
-        for position in picture:
+    for number, image in enumerate(maps.reshape(2, 6, 5)):
+        for position in image:
             a, b = position @ first, position @ second
             for i in range(16):
                 for j in range(16):

@@ -11,39 +11,39 @@ from tlkeras.errors import RecipeError
 from tlkeras.finetuning.auto_stages import choose_stages
 from tlkeras.finetuning.schedule import Schedule, Stage
 
-FACTS = {"pictures": 2000, "classes": 2, "blocks": 17, "batch_size": 32, "validated": True, "probed": True}
+FACTS = {"images": 2000, "classes": 2, "blocks": 17, "batch_size": 32, "validated": True, "probed": True}
 
 
 def suggest(**changes):
     return choose_stages(**{**FACTS, **changes})
 
 
-def test_thousands_of_pictures():
+def test_thousands_of_images():
     expected = Stage("top", 8, 3e-4, epochs=12, backbone_ratio=1.0, warmup=1.0)  # 63 steps an epoch: 11.9 make 750
     assert suggest().stages == (expected,) and suggest().keep == "best"
 
 
-def test_few_pictures_train_little_for_long():
-    (top,) = suggest(pictures=200).stages
+def test_few_images_train_little_for_long():
+    (top,) = suggest(images=200).stages
     assert (top.unfreeze, top.epochs) == (2, 50)
-    (top,) = suggest(pictures=200, validated=False).stages
+    (top,) = suggest(images=200, validated=False).stages
     assert top.epochs == 20
-    assert suggest(pictures=1900, classes=200).stages[0].unfreeze == 2, "fewer than 10 of each class"
+    assert suggest(images=1900, classes=200).stages[0].unfreeze == 2, "fewer than 10 of each class"
 
 
-def test_many_pictures_end_with_all_blocks():
-    top, last = suggest(pictures=20_000).stages
+def test_many_images_end_with_all_blocks():
+    top, last = suggest(images=20_000).stages
     assert (top.unfreeze, top.epochs, top.layer_decay, top.learning_rate) == (8, 3, 1.0, 3e-4)
     assert (last.unfreeze, last.epochs, last.layer_decay, last.learning_rate) == ("all", 8, 0.75, 1e-4)
     assert [stage.batch_norm for stage in (top, last)] == ["train", "train"]
-    assert [stage.epochs for stage in suggest(pictures=200_000).stages] == [3, 3]
+    assert [stage.epochs for stage in suggest(images=200_000).stages] == [3, 3]
 
 
 @pytest.mark.parametrize(
-    ("pictures", "batch_size", "expected"), [(4999, 64, "frozen"), (5000, 31, "frozen"), (5000, 32, "train")]
+    ("images", "batch_size", "expected"), [(4999, 64, "frozen"), (5000, 31, "frozen"), (5000, 32, "train")]
 )
-def test_batch_norm_trains_where_its_statistics_are_good(pictures, batch_size, expected):
-    assert suggest(pictures=pictures, batch_size=batch_size).stages[-1].batch_norm == expected
+def test_batch_norm_trains_where_its_statistics_are_good(images, batch_size, expected):
+    assert suggest(images=images, batch_size=batch_size).stages[-1].batch_norm == expected
 
 
 def test_a_head_without_probe_is_fitted_first():
@@ -54,11 +54,11 @@ def test_a_head_without_probe_is_fitted_first():
 
 
 @pytest.mark.parametrize(
-    ("pictures", "blocks", "probed", "validated"),
+    ("images", "blocks", "probed", "validated"),
     list(itertools.product([1, 499, 5000, 19_999, 20_000, 1_000_000], [1, 2, 3, 17], [True, False], [True, False])),
 )
-def test_every_value_has_a_reason(pictures, blocks, probed, validated):
-    suggestion = suggest(pictures=pictures, blocks=blocks, probed=probed, validated=validated)
+def test_every_value_has_a_reason(images, blocks, probed, validated):
+    suggestion = suggest(images=images, blocks=blocks, probed=probed, validated=validated)
     schedule = Schedule(suggestion.stages, minimise=True, keep=suggestion.keep)
     chosen = {choice.key: choice.value for choice in suggestion.choices}
     assert len(chosen) == len(suggestion.choices) and chosen["keep"] == ("best" if validated else "last")
@@ -73,10 +73,10 @@ def test_every_value_has_a_reason(pictures, blocks, probed, validated):
 
 
 def test_a_small_backbone_trains_whole_only_once():
-    assert [stage.unfreeze for stage in suggest(pictures=50_000, blocks=1).stages] == ["all"]
+    assert [stage.unfreeze for stage in suggest(images=50_000, blocks=1).stages] == ["all"]
 
 
-@pytest.mark.parametrize("key", ["pictures", "classes", "blocks", "batch_size"])
+@pytest.mark.parametrize("key", ["images", "classes", "blocks", "batch_size"])
 def test_counts_must_be_positive(key):
     with pytest.raises(RecipeError, match=f"{key} must be at least 1. Received: 0."):
         suggest(**{key: 0})

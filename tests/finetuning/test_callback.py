@@ -17,7 +17,7 @@ from tlkeras.finetuning.layer_groups import group_layers
 from tlkeras.finetuning.optimizers import find_scaled, scale_learning_rates
 from tlkeras.finetuning.schedule import Schedule, Stage
 
-PICTURES = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype("float32")
+IMAGES = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype("float32")
 TARGETS = np.eye(2, dtype="float32")[np.arange(8) % 2]
 
 
@@ -74,7 +74,7 @@ def make_model(connect=connect_residual, nested: bool = False, optimizer=None, t
 
 def fit(model: keras.Model, *callbacks: keras.callbacks.Callback, epochs: int = 9, **options) -> dict[str, list[float]]:
     options = {"batch_size": 4, "shuffle": False, "verbose": 0, **options}
-    return model.fit(PICTURES, TARGETS, epochs=epochs, callbacks=list(callbacks), **options).history
+    return model.fit(IMAGES, TARGETS, epochs=epochs, callbacks=list(callbacks), **options).history
 
 
 def read(model: keras.Model) -> dict[str, np.ndarray]:
@@ -244,11 +244,11 @@ def test_frozen_blocks_act_as_in_inference_and_plainly_afterwards(tmp_path):
     model = make_model()
     groups = group_layers(model)
     part = keras.Model(model.input, model.get_layer("b_add").output)
-    expected = part(PICTURES, training=False)
+    expected = part(IMAGES, training=False)
     set_trainable(groups, 1)
-    assert np.array_equal(part(PICTURES, training=True), expected)
+    assert np.array_equal(part(IMAGES, training=True), expected)
     ahead = keras.Model(model.input, model.get_layer("c_add").output)
-    assert not np.array_equal(ahead(PICTURES, training=True), ahead(PICTURES, training=False))
+    assert not np.array_equal(ahead(IMAGES, training=True), ahead(IMAGES, training=False))
 
     model.save(tmp_path / "model.keras")
     for copy in (keras.saving.load_model(tmp_path / "model.keras", compile=False), keras.models.clone_model(model)):
@@ -257,15 +257,15 @@ def test_frozen_blocks_act_as_in_inference_and_plainly_afterwards(tmp_path):
     fit(model, GradualUnfreezing(Schedule((stage("head"),), minimise=True)))
     assert not any("call" in vars(layer) for layer in model.layers)
     drop = model.get_layer("b_drop")
-    assert not np.array_equal(drop(PICTURES, training=True), PICTURES)
+    assert not np.array_equal(drop(IMAGES, training=True), IMAGES)
 
 
 def test_inference_is_forced_under_tracing_and_undone():
     drop = layers.Dropout(0.5)
     for on in (True, False):
         run_in_inference(drop, on)
-        outputs = tf.function(lambda x: drop(x, training=True))(PICTURES)
-        assert np.array_equal(outputs, PICTURES) is on
+        outputs = tf.function(lambda x: drop(x, training=True))(IMAGES)
+        assert np.array_equal(outputs, IMAGES) is on
 
 
 def test_affine_trains_scale_and_offset_with_fixed_statistics():
@@ -292,7 +292,7 @@ def test_statistics_are_taken_anew_before_the_stage():
     schedule = Schedule((Stage("top", 1, 0.01, epochs=2, batch_norm="reestimate"),), minimise=True, keep="last")
     model, watch = make_model(), Watch()
     start = read(model)
-    fit(model, GradualUnfreezing(schedule, batches=[PICTURES]), watch)
+    fit(model, GradualUnfreezing(schedule, batches=[IMAGES]), watch)
     statistics = {"c_bn/moving_mean", "c_bn/moving_variance"}
     assert list_moved(start, watch.starts[0]) == statistics
     assert not statistics & list_moved(watch.starts[0], watch.ends[1])
@@ -326,7 +326,7 @@ def test_penalties_of_what_trains_are_in_the_validation_loss():
     schedule = Schedule((stage("head"), stage("top", 1)), minimise=True, keep="last")
     model = make_model(traced=True)
     model.get_layer("c_conv").kernel.regularizer = lambda kernel: 1000.0 + 0 * keras.ops.sum(kernel)
-    history = fit(model, GradualUnfreezing(schedule), validation_data=(PICTURES, TARGETS))
+    history = fit(model, GradualUnfreezing(schedule), validation_data=(IMAGES, TARGETS))
     assert [value > 900 for value in history["val_loss"]] == [False, True]
 
 

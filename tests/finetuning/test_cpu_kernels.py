@@ -32,17 +32,17 @@ def make_network(stride: int = 1, padding: str = "same", multiplier: int = 1) ->
 
 
 def compute(model: keras.Model, short: bool, training: bool = True) -> list[np.ndarray]:
-    """Return what the model gives for two pictures, and the gradients of its variables."""
-    pictures = np.random.default_rng(1).normal(size=(2, 13, 12, 3)).astype(np.float32)
+    """Return what the model gives for two images, and the gradients of its variables."""
+    images = np.random.default_rng(1).normal(size=(2, 13, 12, 3)).astype(np.float32)
 
     @tf.function(jit_compile=False)
     def step() -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             if short:
                 with use_fused_cpu_ops(model, training):
-                    outputs = model(pictures, training=training)
+                    outputs = model(images, training=training)
             else:
-                outputs = model(pictures, training=training)
+                outputs = model(images, training=training)
             loss = tf.reduce_sum(outputs**2)
         return [outputs, *tape.gradient(loss, [variable.value for variable in model.trainable_variables])]
 

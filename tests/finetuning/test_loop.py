@@ -13,7 +13,7 @@ from tlkeras.finetuning.inputs import ActivationSource, DistillationSource
 from tlkeras.finetuning.loop import DataSplit, Trainer, TrainerConfig
 from tlkeras.finetuning.losses import make_loss
 from tlkeras.finetuning.losses import mixup as blend_images
-from tlkeras.finetuning.network import PICTURES, Network
+from tlkeras.finetuning.network import IMAGES, Network
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule, Stage
@@ -34,7 +34,7 @@ def make_network(name="tiny", size=32, source_head=False):
     return Network(backbone, pool(backbone, "average"), head, "net", source)
 
 
-def draw_pictures(size=32):
+def draw_images(size=32):
     levels = 40 + 60 * CLASSES_OF[:, None, None, None]
     return np.clip(np.random.default_rng(3).normal(levels, 40, (COUNT, size, size, 3)), 0, 255).astype(np.uint8)
 
@@ -54,17 +54,17 @@ class Breaking:
 
 
 def make_part(network, size=32, breaks=None):
-    """Pictures, and their activations behind any cut, computed when asked for as the cache would hold them."""
-    pictures = draw_pictures(size)
+    """Images, and their activations behind any cut, computed when asked for as the cache would hold them."""
+    images = draw_images(size)
 
     def supply(cut):
-        if cut == PICTURES:
-            values = pictures
+        if cut == IMAGES:
+            values = images
         elif cut == POOLED:
-            values = pool(network.backbone, "average").predict(pictures, verbose=0)
+            values = pool(network.backbone, "average").predict(images, verbose=0)
         else:
             prefix = keras.Model(network.backbone.input, find_cut(network.backbone, cut).tensor)
-            values = prefix.predict(pictures, verbose=0)
+            values = prefix.predict(images, verbose=0)
         found = ActivationSource([values])
         return breaks(found) if breaks else found
 
@@ -82,7 +82,7 @@ def cuts_of(network, stages):
     total = len(network.blocks)
     counts = [stage.count_blocks(total) for stage in stages]
     return [
-        POOLED if count == 0 else PICTURES if count == total else network.blocks[total - count - 1].cut.name
+        POOLED if count == 0 else IMAGES if count == total else network.blocks[total - count - 1].cut.name
         for count in counts
     ]
 
@@ -169,7 +169,7 @@ def test_heads_are_fitted_to_new_statistics_before_the_first_step_of_all(policy)
     network, asked = make_network(), []
 
     def fit(positions, features):
-        inputs = draw_pictures()[positions]
+        inputs = draw_images()[positions]
         pooled = keras.Model(network.model.input, network.features)
         asked.append((positions, features, pooled(inputs, training=False)))
         return {"net": LinearHead().fit(features, CLASSES_OF[positions], groups=positions).to_layers()}
@@ -196,7 +196,7 @@ def test_heads_are_fitted_to_new_statistics_before_the_first_step_of_all(policy)
 def test_cached_and_uncached_training_give_the_same_losses(name, size):
     stages = (Stage("top", 1, 1e-3, epochs=2, backbone_ratio=1.0),)
     histories = []
-    for cut in (None, PICTURES):
+    for cut in (None, IMAGES):
         network = make_network(name, size)
         parts = (make_part(network, size), make_part(network, size))
         cuts = [cut] if cut else cuts_of(network, stages)
@@ -293,10 +293,8 @@ def test_the_trained_model_is_a_plain_one(tmp_path):
     make_loop(network, STAGES[:1]).run()
     network.model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    pictures = draw_pictures()
-    np.testing.assert_allclose(
-        loaded.predict(pictures, verbose=0), network.model.predict(pictures, verbose=0), atol=1e-6
-    )
+    images = draw_images()
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), network.model.predict(images, verbose=0), atol=1e-6)
     assert all("call" not in vars(layer) for layer in network.model.layers)
 
 
@@ -306,21 +304,21 @@ def distil(weight, cut=None):
     kernel = network.source_head.get_layer("predictions").kernel
     kernel.assign(kernel * 30)  # untrained, all answers are much the same
     prefix = FeatureExtractor(network.backbone, network.model, source_head=network.source_head)
-    teacher, pictures = prefix.copy_teacher(), draw_pictures()
-    recorded = teacher.predict(pictures, verbose=0)
+    teacher, images = prefix.copy_teacher(), draw_images()
+    recorded = teacher.predict(images, verbose=0)
     if cut is None:
         (cut,) = cuts_of(network, STAGES[1:2])
         prefix_to_cut = keras.Model(network.backbone.input, find_cut(network.backbone, cut).tensor)
-        values = prefix_to_cut.predict(pictures, verbose=0)
+        values = prefix_to_cut.predict(images, verbose=0)
         supply = ActivationSource([values], recorded=[recorded])
     else:
-        supply = DistillationSource(ActivationSource([pictures]), teacher)
+        supply = DistillationSource(ActivationSource([images]), teacher)
     train = DataSplit(TARGETS, np.ones(COUNT, np.float32), lambda _: supply)
     loop = make_loop(network, (STAGES[1],), [cut], (train, make_part(network)), average=0.0)
     loop.criterion = Objective(loop.criterion.loss, [make_regularizer("lwf", weight=weight)])
     history = loop.run()
     answers = keras.Model(network.backbone.input, network.source_head(network.backbone.output))
-    return history, float(np.abs(answers.predict(pictures, verbose=0) - np.exp(recorded)).mean())
+    return history, float(np.abs(answers.predict(images, verbose=0) - np.exp(recorded)).mean())
 
 
 @pytest.mark.slow
@@ -331,6 +329,6 @@ def test_distillation_keeps_what_the_source_answers():
 
 @pytest.mark.slow
 def test_distillation_from_recorded_answers_equals_that_from_a_frozen_copy():
-    (cached, _), (uncached, _) = distil(4.0), distil(4.0, PICTURES)
+    (cached, _), (uncached, _) = distil(4.0), distil(4.0, IMAGES)
     for left, right in zip(cached, uncached, strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-4)

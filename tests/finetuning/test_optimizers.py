@@ -252,12 +252,12 @@ def make_model(**compiling) -> keras.Model:
     return model
 
 
-PICTURES, TARGETS = np.linspace(-1, 1, 24, dtype="float32").reshape(8, 3), np.ones((8, 2), "float32")
+IMAGES, TARGETS = np.linspace(-1, 1, 24, dtype="float32").reshape(8, 3), np.ones((8, 2), "float32")
 
 
 def test_a_saved_model_goes_on_with_the_same_numbers(tmp_path):
     model = make_model(optimizer=scale_learning_rates(keras.optimizers.AdamW(0.1), {"first/kernel": 0.25}))
-    model.fit(PICTURES, TARGETS, epochs=2, verbose=0)
+    model.fit(IMAGES, TARGETS, epochs=2, verbose=0)
     assert model.optimizer.multiplier_of(model.get_layer("first").kernel) == 0.25
     model.optimizer.set_multipliers({"first/kernel": 0.5})
     model.save(tmp_path / "model.keras")
@@ -267,7 +267,7 @@ def test_a_saved_model_goes_on_with_the_same_numbers(tmp_path):
     assert loaded.optimizer.multiplier_of(loaded.get_layer("first").kernel) == 0.5
     assert int(loaded.optimizer.iterations) == 2
     for each in (model, loaded):
-        each.fit(PICTURES, TARGETS, epochs=1, verbose=0)
+        each.fit(IMAGES, TARGETS, epochs=1, verbose=0)
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True))
 
 
@@ -279,7 +279,7 @@ def test_float16_wraps_it_and_it_is_found_again():
         keras.config.set_dtype_policy("float32")
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     before = model.get_weights()
-    model.fit(PICTURES, TARGETS, epochs=2, verbose=0, callbacks=[keras.callbacks.LearningRateScheduler(lambda _: 0.5)])
+    model.fit(IMAGES, TARGETS, epochs=2, verbose=0, callbacks=[keras.callbacks.LearningRateScheduler(lambda _: 0.5)])
     moved = [not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)]
     assert moved == [False, False, True, True]
     assert float(find_scaled(model.optimizer).learning_rate) == 0.5

@@ -16,7 +16,7 @@ from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.inputs import ActivationSource
 from tlkeras.finetuning.loop import DataSplit, Trainer, TrainerConfig
 from tlkeras.finetuning.losses import make_loss
-from tlkeras.finetuning.network import PICTURES, Network
+from tlkeras.finetuning.network import IMAGES, Network
 from tlkeras.finetuning.optimizers import find_scaled, scale_learning_rates
 from tlkeras.finetuning.precision import PRECISIONS, choose_precision, computing_in, scale_losses
 from tlkeras.finetuning.schedule import Schedule, Stage
@@ -49,7 +49,7 @@ def make_network():
     return Network(backbone, pool(backbone, "average"), head, "net")
 
 
-def draw_pictures():
+def draw_images():
     levels = 60 + 90 * CLASSES_OF[:, None, None, None]
     return np.clip(np.random.default_rng(3).normal(levels, 40, (COUNT, 32, 32, 3)), 0, 255).astype(np.uint8)
 
@@ -69,7 +69,7 @@ class Breaking:
 
 
 def make_loop(network, precision, stages=STAGES, weight=1.0, left=None):
-    supply = ActivationSource([draw_pictures()])
+    supply = ActivationSource([draw_images()])
     targets, weights = np.eye(CLASSES, dtype=np.float32)[CLASSES_OF], np.full(COUNT, weight, np.float32)
     breaking = supply if left is None else Breaking(supply, left)
     train = DataSplit(targets, weights, lambda cut: breaking)
@@ -77,7 +77,7 @@ def make_loop(network, precision, stages=STAGES, weight=1.0, left=None):
     return Trainer(
         network,
         Schedule(stages, minimise=True, keep="last"),
-        [PICTURES] * len(stages),
+        [IMAGES] * len(stages),
         scale_learning_rates(keras.optimizers.AdamW(1e-3, global_clipnorm=1.0)),
         Objective(make_loss("softmax")),
         (train, validation),
@@ -116,16 +116,16 @@ def test_an_unknown_precision_names_the_nearest():
 @pytest.mark.parametrize("precision", MIXED)
 def test_layers_compute_in_it_within_and_as_before_outside(precision):
     network = make_network()
-    pictures = draw_pictures()
-    before = network.model(pictures).numpy()
+    images = draw_images()
+    before = network.model(images).numpy()
     with pytest.raises(InterruptedError), computing_in(precision, network.backbone.layers):
-        assert network.backbone(pictures).dtype == precision
-        assert network.backbone.get_layer("normalization")(pictures).dtype == "float32"
-        assert network.model(pictures).dtype == "float32"  # the head is not among the layers
+        assert network.backbone(images).dtype == precision
+        assert network.backbone.get_layer("normalization")(images).dtype == "float32"
+        assert network.model(images).dtype == "float32"  # the head is not among the layers
         assert {variable.dtype for variable in network.model.weights} <= {"float32", "uint32"}
         raise InterruptedError
     assert list_policies(network) == {"float32"}
-    assert np.array_equal(network.model(pictures).numpy(), before)
+    assert np.array_equal(network.model(images).numpy(), before)
 
 
 def test_layers_inside_of_layers_compute_in_it_too():
@@ -168,9 +168,9 @@ def test_the_trained_model_is_a_float32_one_with_the_trained_weights(tmp_path, t
     assert {layer.dtype_policy.name for layer in loaded._flatten_layers()} == {"float32"}
     for mine, its in zip(network.model.weights, loaded.weights, strict=True):
         assert np.array_equal(mine, its), mine.path
-    pictures, fresh = draw_pictures(), make_network()
+    images, fresh = draw_images(), make_network()
     fresh.model.set_weights(loaded.get_weights())  # in a network that never was mixed
-    assert np.array_equal(network.model(pictures).numpy(), fresh.model(pictures).numpy())
+    assert np.array_equal(network.model(images).numpy(), fresh.model(images).numpy())
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ def test_leep_of_two_source_classes():
     assert measure_leep(source, np.array([0, 1])) == pytest.approx((np.log(first) + np.log(second)) / 2)
 
 
-def test_nce_of_three_pictures():
+def test_nce_of_three_images():
     """Worked out by hand: the source answers a, a, b; of the two a one has class 0, so H(Y|Z) = 2/3 log 2."""
     source = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
     assert measure_nce(source, np.array([0, 1, 1])) == pytest.approx(-2 / 3 * np.log(2))
@@ -38,7 +38,7 @@ def find_evidence(X, y, alpha, beta):
     return (-determinant / 2 - y @ np.linalg.solve(covariance, y) / 2) / len(y)
 
 
-@pytest.mark.parametrize("width", [3, 30], ids=["more pictures than features", "more features than pictures"])
+@pytest.mark.parametrize("width", [3, 30], ids=["more images than features", "more features than images"])
 def test_logme_is_the_highest_evidence_there_is(width):
     random = np.random.default_rng(0)
     X, codes = random.normal(size=(20, width)), np.arange(20) % 2

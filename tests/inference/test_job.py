@@ -23,19 +23,19 @@ FACTS = {"kind": "features", "model": "abc", "size": 4}
 
 
 class MeanEngine:
-    """The mean of each channel, and a NaN for a picture that is all black."""
+    """The mean of each channel, and a NaN for an image that is all black."""
 
     name = "mean"
 
     def run(self, batches):
-        for index, pictures in batches:
-            means = pictures.mean((1, 2)).astype(np.float32)
+        for index, images in batches:
+            means = images.mean((1, 2)).astype(np.float32)
             yield index, [np.where(means.any(axis=1, keepdims=True), means, np.nan)]
 
 
 @pytest.fixture
 def photos(workplace):
-    """32 pictures, then one that is no picture, one cut off, one that the network cannot take."""
+    """32 images, then one that is no image, one cut off, one that the network cannot take."""
     from PIL import Image
 
     folder = workplace / "photos"
@@ -58,26 +58,26 @@ def make_work():
     return ShardProcessor(MeanEngine(), 8, "squash", feature_table("float16", 3))
 
 
-def test_a_job_writes_every_picture_once_and_the_bad_ones_aside(photos, tmp_path):
+def test_a_job_writes_every_image_once_and_the_bad_ones_aside(photos, tmp_path):
     job = plan(photos, tmp_path / "out")
-    assert (job.pictures, job.shards) == (35, 4)
+    assert (job.images, job.shards) == (35, 4)
     told = []
     process_shards(job, make_work(), told.append)
     summary = job.summarise()
     assert told == [10, 10, 10, 5]
     assert (summary["rows"], summary["rejected"], summary["done"]) == (32, 3, 4)
     table = pyarrow.parquet.read_table(tmp_path / "out" / "parts")
-    assert table["picture"].to_pylist() == [os.path.relpath(path, photos) for path in list_photos(photos)[:32]]
+    assert table["image"].to_pylist() == [os.path.relpath(path, photos) for path in list_photos(photos)[:32]]
     with open(tmp_path / "out" / "rejected" / "00003.csv", newline="") as file:
         assert [(row["path"], row["code"]) for row in csv.DictReader(file)] == [
             ("zz-black.png", "not-finite"),
             ("zz-cut.png", "damaged"),
-            ("zz-junk.png", "not-a-picture"),
+            ("zz-junk.png", "not-a-image"),
         ]
     row = table.slice(3, 1).to_pylist()[0]
     from PIL import Image
 
-    pixels = np.asarray(Image.open(photos / row["picture"]).resize((8, 8)))
+    pixels = np.asarray(Image.open(photos / row["image"]).resize((8, 8)))
     assert np.allclose(row["features"], pixels.mean((0, 1)), atol=4)
     assert json.loads((tmp_path / "out" / "done.json").read_text())["sha256"] == summary["sha256"]
 
@@ -114,14 +114,14 @@ class NamingWork:
     """Rows of names alone, without a network."""
 
     def compute(self, paths, names):
-        return pyarrow.table({"picture": names}), []
+        return pyarrow.table({"image": names}), []
 
 
 BOOM = ValueError("boom")
 
 
 class BreakingWork(NamingWork):
-    """Fails on one picture, so many times."""
+    """Fails on one image, so many times."""
 
     def __init__(self, name, times, error=BOOM):
         self.name, self.left, self.error = name, times, error
@@ -185,7 +185,7 @@ def test_folders_with_other_things_in_them_are_left_alone(photos, tmp_path):
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(RunError, match=r"needs an empty folder.*'thesis.tex'"):
         plan(photos, tmp_path / "out")
-    with pytest.raises(DataError, match="at least one picture"):
+    with pytest.raises(DataError, match="at least one image"):
         plan_job(tmp_path / "none", FACTS, "nowhere", list, 10)
     with pytest.raises(RunError, match="must hold a job"):
         open_job(tmp_path / "none")
@@ -230,7 +230,7 @@ while pending := job.list_pending():
                 if shard in (1, 3) and (shard == 3 or not (folder.parent / "died").exists()):
                     (folder.parent / "died").touch()
                     os.kill(os.getpid(), signal.SIGKILL)
-                job.finish(shard, pyarrow.table({"picture": job.read_paths(shard)}), [])
+                job.finish(shard, pyarrow.table({"image": job.read_paths(shard)}), [])
     time.sleep(0.02)
 """
 

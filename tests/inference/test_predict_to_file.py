@@ -1,4 +1,4 @@
-"""Any number of pictures into one table: resumed after a kill, nothing overwritten, every file accounted for."""
+"""Any number of images into one table: resumed after a kill, nothing overwritten, every file accounted for."""
 
 import csv
 import json
@@ -38,11 +38,11 @@ def folder(trained, tmp_path):
 
 
 def draw_folder(trained, place):
-    """16 pictures of each class, a text named like a picture, and a damaged one."""
+    """16 images of each class, a text named like an image, and a damaged one."""
     shutil.copytree(trained.parent.parent / "photos", place / "photos")
-    (place / "photos/text.png").write_text("no picture")
-    picture = next((place / "photos/day").iterdir()).read_bytes()
-    (place / "photos/cut.png").write_bytes(picture[:-60])
+    (place / "photos/text.png").write_text("no image")
+    image = next((place / "photos/day").iterdir()).read_bytes()
+    (place / "photos/cut.png").write_bytes(image[:-60])
     return place / "photos"
 
 
@@ -72,7 +72,7 @@ def test_every_file_is_answered_or_listed(run, whole):
             expected[row["path"]]["probability"], abs=1e-4
         )
     listed = {os.path.basename(row["path"]): row["code"] for row in read(result["rejected"])}
-    assert listed == {"text.png": "not-a-picture", "cut.png": "damaged"}
+    assert listed == {"text.png": "not-a-image", "cut.png": "damaged"}
     assert sorted(path.name for path in place.iterdir()) == ["out.csv", "out.rejected.csv", "photos"]
 
 
@@ -138,6 +138,6 @@ def test_the_command(trained, folder, tmp_path):
     done = CliRunner().invoke(main, ["predict", str(trained), str(folder), "--out", str(tmp_path / "out.csv")])
     assert done.exit_code == 3, done.output
     assert "Wrote 32 predictions to" in done.stdout and "2 could not be read" in done.stdout
-    assert "pictures/s" in done.stderr
+    assert "images/s" in done.stderr
     done = CliRunner().invoke(main, ["predict", str(trained), "x.png", "--url", "u", "--out", "x.csv"])
     assert done.exit_code == 2

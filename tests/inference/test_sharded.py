@@ -30,7 +30,7 @@ def test_features_are_those_that_training_sees(workplace):
     done = extract("out", "--json")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
-    assert (result["pictures"], result["rows"], result["shards"], result["computed"]) == (32, 32, 4, 32)
+    assert (result["images"], result["rows"], result["shards"], result["computed"]) == (32, 32, 4, 32)
     table = pyarrow.parquet.read_table("out/parts")
     from tlkeras.config.recipe import load_recipe
     from tlkeras.data.inspection import validate_images
@@ -40,7 +40,7 @@ def test_features_are_those_that_training_sees(workplace):
     inspection = validate_images(builders.read_examples(recipe))
     with builders.extract_features(recipe, builders.build_feature_extractor(recipe), inspection) as features:
         expected = np.asarray(features.outputs[0], np.float32)
-    assert table["picture"].to_pylist() == inspection.examples.keys.tolist()
+    assert table["image"].to_pylist() == inspection.examples.keys.tolist()
     np.testing.assert_allclose(np.array(table["features"].to_pylist(), np.float32), expected, atol=2e-3)
     again = extract("out")
     assert again.exit_code == 0 and "4 of 4 shards" in again.stdout and "0 in" in again.stdout
@@ -52,7 +52,7 @@ def test_predictions_in_shards_are_those_of_the_run(trained, tmp_path):
     assert (result["rows"], result["shards"]) == (32, 2)
     rows = pyarrow.parquet.read_table(tmp_path / "out/parts").to_pylist()
     for row, expected in zip(rows, tlkeras.predict(str(trained), [photos])["predictions"], strict=True):
-        assert expected["path"].endswith(row["picture"]) and row["label"] == expected["label"]
+        assert expected["path"].endswith(row["image"]) and row["label"] == expected["label"]
         for best in expected["top"]:
             assert row[f"probability of {best['label']}"] == pytest.approx(best["probability"], abs=1e-4)
 

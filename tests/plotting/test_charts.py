@@ -1,4 +1,4 @@
-"""Charts hold what they were given: bands, lines and marks are read from the figure, pictures from the PNG."""
+"""Charts hold what they were given: bands, lines and marks are read from the figure, images from the PNG."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_history_shows_its_stages_lines_and_best_epoch(drawn, tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 3, 60])
-def test_a_history_of_any_length_is_a_picture(count, drawn, tmp_path):
+def test_a_history_of_any_length_is_a_image(count, drawn, tmp_path):
     plot_history(make_rows({"all": count}), tmp_path / "h.png")
     (axis,) = drawn[0].axes
     assert all(tick == int(tick) for tick in axis.get_xticks())
@@ -125,10 +125,10 @@ def test_rates_need_losses(rates, losses, tmp_path):
         plot_lr_finder(rates, losses, None, tmp_path / "r.png")
 
 
-def test_a_contact_sheet_shows_each_picture_in_its_place(drawn, tmp_path):
+def test_a_contact_sheet_shows_each_image_in_its_place(drawn, tmp_path):
     colours = [[(200, 30, 30), (30, 200, 30), (30, 30, 200)], [(200, 200, 30), (30, 200, 200)]]
-    pictures = [[np.full((32, 48, 3), colour, np.uint8) for colour in row] for row in colours]
-    draw_contact_sheet(pictures, ["$first", "second"], ["plain", "flip", "both"], tmp_path / "s.png")
+    images = [[np.full((32, 48, 3), colour, np.uint8) for colour in row] for row in colours]
+    draw_contact_sheet(images, ["$first", "second"], ["plain", "flip", "both"], tmp_path / "s.png")
     (axis,) = drawn[0].axes
     pixels = np.asarray(Image.open(tmp_path / "s.png").convert("RGB")).astype(int)
     for y, row in enumerate([*colours[:1], [*colours[1], (255, 255, 255)]]):
@@ -140,16 +140,16 @@ def test_a_contact_sheet_shows_each_picture_in_its_place(drawn, tmp_path):
 
 
 def test_long_labels_are_cut_and_turned(drawn, tmp_path):
-    picture = np.zeros((32, 32, 3), np.uint8)
-    draw_contact_sheet([[picture]], ["a name of thirty letters, nearly"], ["rand augment, strong"], tmp_path / "s.png")
+    image = np.zeros((32, 32, 3), np.uint8)
+    draw_contact_sheet([[image]], ["a name of thirty letters, nearly"], ["rand augment, strong"], tmp_path / "s.png")
     (axis,) = drawn[0].axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a name of thirty letter…"]
     assert [label.get_rotation() for label in axis.get_xticklabels()] == [90]
 
 
 def test_a_large_sheet_stays_handy(tmp_path):
-    picture = np.zeros((64, 64, 3), np.uint8)
-    draw_contact_sheet([[picture] * 100], ["a"], [""] * 100, tmp_path / "s.png")
+    image = np.zeros((64, 64, 3), np.uint8)
+    draw_contact_sheet([[image] * 100], ["a"], [""] * 100, tmp_path / "s.png")
     assert max(Image.open(tmp_path / "s.png").size) < 4200
 
 
@@ -157,7 +157,7 @@ def test_a_large_sheet_stays_handy(tmp_path):
 def test_a_contact_sheet_needs_a_label_each(rows, columns, tmp_path):
     with pytest.raises(ValueError, match="a label per row and a label per column"):
         draw_contact_sheet([[np.zeros((8, 8, 3), np.uint8)]], rows, columns, tmp_path / "s.png")
-    with pytest.raises(ValueError, match="needs pictures"):
+    with pytest.raises(ValueError, match="needs images"):
         draw_contact_sheet([], [], [], tmp_path / "s.png")
 
 

@@ -51,7 +51,7 @@ def rpc(server):
 
 @pytest.fixture(scope="session")
 def samples(trained):
-    """Bytes of held-out pictures, and the probabilities that the run itself gave."""
+    """Bytes of held-out images, and the probabilities that the run itself gave."""
     found = json.loads((trained / "samples.json").read_text())
     return [((trained / sample["file"]).read_bytes(), sample["probabilities"]) for sample in found]
 

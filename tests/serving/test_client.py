@@ -182,7 +182,7 @@ MALFORMED = {
         "more than 1,048,576 elements",
     ),
     "no such output": (lambda r: r.output_filter.append("x"), "INVALID_ARGUMENT", "not found in signature: x"),
-    "no picture": (lambda r: None, "INVALID_ARGUMENT", "Picture 0: "),
+    "no image": (lambda r: None, "INVALID_ARGUMENT", "Image 0: "),
 }
 
 
@@ -196,13 +196,13 @@ def test_malformed_calls(rpc, case):
 
 
 def test_predict_with_a_url(rest, trained, tmp_path):
-    picture = trained / "samples/00"
-    (tmp_path / "bad.png").write_text("no picture")
-    arguments = ["predict", "--url", f"{rest}/v1/models/photos", str(picture), str(tmp_path), "--json"]
+    image = trained / "samples/00"
+    (tmp_path / "bad.png").write_text("no image")
+    arguments = ["predict", "--url", f"{rest}/v1/models/photos", str(image), str(tmp_path), "--json"]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 3, done.output
     result = json.loads(done.stdout)
     assert result["predictions"][0]["label"] in ("day", "night")
     assert "the content is text" in result["unreadable"][0]["reason"]
-    done = CliRunner().invoke(main, ["predict", "--url", "http://127.0.0.1:9/v1/models/x", str(picture)])
+    done = CliRunner().invoke(main, ["predict", "--url", "http://127.0.0.1:9/v1/models/x", str(image)])
     assert done.exit_code == 9 and "must be reachable" in done.stderr

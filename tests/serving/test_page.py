@@ -1,4 +1,4 @@
-"""The page in a real browser: a picture is dropped, and label, probabilities and heat map appear."""
+"""The page in a real browser: an image is dropped, and label, probabilities and heat map appear."""
 
 import base64
 import json
@@ -24,7 +24,7 @@ DROP = """
   const bytes = Uint8Array.from(atob(%s), (c) => c.charCodeAt(0));
   document.getElementById("result").hidden = true;
   const transfer = new DataTransfer();
-  transfer.items.add(new File([bytes], "picture.png", { type: "image/png" }));
+  transfer.items.add(new File([bytes], "image.png", { type: "image/png" }));
   dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, cancelable: true }));
   const done = () => document.getElementById("error").textContent || !document.getElementById("result").hidden;
   for (let turn = 0; turn < 200 && !done(); turn++) await new Promise((resolve) => setTimeout(resolve, 50));
@@ -83,7 +83,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def take_picture(self, path):
+    def take_image(self, path):
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
 
@@ -107,12 +107,12 @@ def browsing():
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-def test_a_dropped_picture_shows_label_probabilities_and_heat_map(rest, samples, tmp_path):
-    picture = base64.b64encode(samples[0][0]).decode()
+def test_a_dropped_image_shows_label_probabilities_and_heat_map(rest, samples, tmp_path):
+    image = base64.b64encode(samples[0][0]).decode()
     with browsing() as browser:
         browser.open(rest)
-        seen = browser.evaluate(DROP % json.dumps(picture))
-        browser.take_picture(Path(os.environ.get("TLKERAS_SCREENSHOT") or tmp_path / "page.png"))
+        seen = browser.evaluate(DROP % json.dumps(image))
+        browser.take_image(Path(os.environ.get("TLKERAS_SCREENSHOT") or tmp_path / "page.png"))
         assert seen["error"] == ""
         assert seen["label"] in ("day", "night")
         assert len(seen["rows"]) == 2 and seen["rows"][0].startswith(seen["label"]) and "%" in seen["rows"][0]

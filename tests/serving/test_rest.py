@@ -157,12 +157,12 @@ MALFORMED = {
     "examples no list": (CLASSIFY, {"signature_name": "classify", "examples": {}}, 400, "to be an list/array"),
     "empty examples": (CLASSIFY, {"signature_name": "classify", "examples": []}, 400, "is an empty array"),
     "example no object": (CLASSIFY, {"signature_name": "classify", "examples": [1]}, 400, "must be JSON object"),
-    "example without the picture": (CLASSIFY, {"signature_name": "classify", "examples": [{"x": 1}]}, 400, "image/enc"),
+    "example without the image": (CLASSIFY, {"signature_name": "classify", "examples": [{"x": 1}]}, 400, "image/enc"),
     "null feature": (CLASSIFY, {"signature_name": "classify", "examples": [{"x": None}]}, 400, "JSON type: Null"),
     "mixed feature": (CLASSIFY, {"signature_name": "classify", "examples": [{"x": [1, "a"]}]}, 400, "element type"),
     "huge integer": (CLASSIFY, {"signature_name": "classify", "examples": [{"x": 2**63}]}, 400, "Only int64"),
-    "empty picture": (PREDICT, {"instances": [{"b64": ""}]}, 400, "empty"),
-    "text for a picture": (PREDICT, {"instances": [b64(b"hello")]}, 400, "the content is text"),
+    "empty image": (PREDICT, {"instances": [{"b64": ""}]}, 400, "empty"),
+    "text for an image": (PREDICT, {"instances": [b64(b"hello")]}, 400, "the content is text"),
     "a cut JPEG": (PREDICT, {"instances": [b64(b"\xff\xd8\xff\xe0" + b"\0" * 40)]}, 400, ""),
     "TIFF": (PREDICT, {"instances": [b64(b"II*\0" + b"\0" * 60)]}, 400, "the content is TIFF"),
     "pixel bomb": (PREDICT, {"instances": [b64(make_bomb())]}, 400, "16000 x 16000 pixels are more than"),
@@ -190,7 +190,7 @@ def test_methods_and_paths_that_are_none(rest):
     assert requests.get(f"{rest}/v1/models/photos/versions/9", timeout=10).status_code == 404
 
 
-def test_one_bad_picture_spoils_only_its_own_request(post, samples):
+def test_one_bad_image_spoils_only_its_own_request(post, samples):
     good = {"instances": [b64(samples[0][0])]}
     damaged = {"instances": [b64(samples[0][0][:-60])]}
     with ThreadPoolExecutor(8) as pool:
@@ -215,7 +215,7 @@ def test_explanation_points_at_what_matters(rest, samples):
     assert task["label"] == ["day", "night"][int(np.argmax(samples[0][1]))]
     heat = np.array(task["heat"])
     assert heat.shape == (8, 8) and heat.min() >= 0 and heat.max() <= 1
-    assert requests.post(f"{rest}/explain", data=b"no picture", timeout=20).status_code == 400
+    assert requests.post(f"{rest}/explain", data=b"no image", timeout=20).status_code == 400
 
 
 def test_page_is_served_with_the_models_name(rest):

@@ -21,7 +21,7 @@ from tlkeras.runs.directory import open_run
 
 RECIPE = """
 name: moved
-data: {source: pictures/cells.csv, label: mark, domain: camera, validation: 0.2, test: 0.3}
+data: {source: images/cells.csv, label: mark, domain: camera, validation: 0.2, test: 0.3}
 domains: {source: old, target: new, method: coral}
 backbone: {name: tiny, weights: none, size: 32}
 mapping: {kind: linear, C: 0.1}
@@ -55,7 +55,7 @@ def draw_cells(folder, count=120, seed=0):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("domains")
-    draw_cells(folder / "pictures")
+    draw_cells(folder / "images")
     (folder / "moved.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -77,7 +77,7 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
     }
     assert all(row["label"] != "?" for row in rows if row["side"] != "target")
     assert any(row["label"] == "?" for row in rows)
-    assert result["pictures"] == sum(row["side"] == "test" for row in rows)
+    assert result["images"] == sum(row["side"] == "test" for row in rows)
     assert result["probe"] is not None  # what is learned on the source alone
     head = result["head"]
     assert head["method"] == method and set(head["a_distance"]) == {"before", "after"}
@@ -94,15 +94,15 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
 
 @pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["frozen", "fine-tuned"])
 def test_labels_of_the_target_change_nothing(tuned, place):
-    """Other labels on target pictures, the same answers: nobody looked."""
+    """Other labels on target images, the same answers: nobody looked."""
     settings = {**TUNED, "domains.method": "mmd"} if tuned else {}
-    text = (place / "pictures" / "cells.csv").read_text().splitlines()
+    text = (place / "images" / "cells.csv").read_text().splitlines()
     turned = [
         line.replace("plain", "x").replace("marked", "plain").replace("x", "marked") if ",new" in line else line
         for line in text
     ]
-    (place / "pictures" / "turned.csv").write_text("\n".join(turned))
-    sources = [{"data.source": f"pictures/{name}.csv"} for name in ("cells", "turned")]
+    (place / "images" / "turned.csv").write_text("\n".join(turned))
+    sources = [{"data.source": f"images/{name}.csv"} for name in ("cells", "turned")]
     runs = [api.train("moved.yaml", {**settings, **source}) for source in sources]
     answers = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
     np.testing.assert_array_equal(*answers)
@@ -121,7 +121,7 @@ def test_what_makes_no_sense_is_refused(place):
     sentences = ("coral aligns frozen features", "leave it or finetuning out", "set data.validation")
     for sentence in sentences:
         assert sentence in str(caught.value)
-    with pytest.raises(DataError, match="no pictures of the domain 'nwe'.*Did you mean 'new'"):
+    with pytest.raises(DataError, match="no images of the domain 'nwe'.*Did you mean 'new'"):
         api.train("moved.yaml", {"domains.target": "nwe"})
     with pytest.raises(DataError, match="'old' is both source and target"):
         api.train("moved.yaml", {"domains.target": "old"})
@@ -130,11 +130,11 @@ def test_what_makes_no_sense_is_refused(place):
 
 
 def test_a_class_that_the_source_lacks_is_told(place):
-    with pytest.raises(DataError, match="no training picture .* shows marked"):
-        rows = (place / "pictures" / "cells.csv").read_text().splitlines()
+    with pytest.raises(DataError, match="no training image .* shows marked"):
+        rows = (place / "images" / "cells.csv").read_text().splitlines()
         kept = [row for row in rows if not row.endswith("marked,old")]
-        (place / "pictures" / "lacking.csv").write_text("\n".join(kept))
-        api.train("moved.yaml", {"data.source": "pictures/lacking.csv"})
+        (place / "images" / "lacking.csv").write_text("\n".join(kept))
+        api.train("moved.yaml", {"data.source": "images/lacking.csv"})
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method not in ADAPTATIONS])
@@ -160,7 +160,7 @@ def test_corrected_layers_answer_as_the_head(method):
     [("dann", "auto"), *(pytest.param(name, "off", marks=pytest.mark.slow) for name in ("none", *ADAPTATIONS))],
 )
 def test_networks_are_fine_tuned_across_domains(method, cache, place):
-    """Labels of the source alone, pictures of both; nothing that judges is in the model, which answers the target."""
+    """Labels of the source alone, images of both; nothing that judges is in the model, which answers the target."""
     settings = {**TUNED, "domains.method": method}
     settings["finetuning"] = {**TUNED["finetuning"], "cache": cache}
     result = api.train("moved.yaml", settings)

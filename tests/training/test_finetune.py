@@ -92,8 +92,8 @@ def test_the_finished_network_looks_at_all_orientations(recipe, tmp_path, tuned)
 
     seen = np.stack([RunData(run).decode(key) for key in answers.keys[:5]])
     np.testing.assert_allclose(model(seen), answers.probabilities[:5], rtol=1e-3)
-    pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    np.testing.assert_allclose(model(pictures), model(pictures[:, :, ::-1]), rtol=1e-4)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(model(images), model(images[:, :, ::-1]), rtol=1e-4)
     assert "average_orientations" in [layer.name for layer in model.layers]
 
 
@@ -148,9 +148,9 @@ def test_distillation_from_a_head_that_cannot_follow_the_last_map_is_refused(rec
 def test_check_counts_every_view_that_is_lacking(recipe, tmp_path):
     facts = api.check(recipe)["facts"]
     needed = 120 + int(re.search(r"train (\d+)", facts["sides"])[1])  # as they are, and those to train on flipped
-    assert facts["to compute"].startswith(f"{needed} of {needed} pictures")
+    assert facts["to compute"].startswith(f"{needed} of {needed} images")
     api.train(recipe, runs=tmp_path / "runs")
-    assert api.check(recipe)["facts"]["to compute"].startswith(f"0 of {needed} pictures")
+    assert api.check(recipe)["facts"]["to compute"].startswith(f"0 of {needed} images")
 
 
 @pytest.mark.parametrize("stage", ["head", *(pytest.param(name, marks=pytest.mark.slow) for name in ("top", "all"))])
@@ -158,12 +158,12 @@ def test_rates_are_tried_in_any_stage(recipe, tmp_path, stage):
     stages = [{"name": "head", "unfreeze": 0, "epochs": 1}, {"name": "top", "unfreeze": 1, "epochs": 1}]
     stages += [{"name": "all", "unfreeze": "all", "epochs": 1, "learning_rate": 2e-4}]
     change = {"mapping.C": 1e-4, "finetuning.stages": stages, "finetuning.average": 0.0}
-    picture = tmp_path / "rates.png"
-    found = api.show_rates(recipe, change, stage=stage, steps=20, to=picture)
+    image = tmp_path / "rates.png"
+    found = api.show_rates(recipe, change, stage=stage, steps=20, to=image)
     assert found["stage"] == stage
     assert len(found["rates"]) == len(found["losses"]) > 5
     assert min(found["losses"]) < found["losses"][0]
-    assert picture.stat().st_size > 5_000
+    assert image.stat().st_size > 5_000
 
 
 def test_a_stage_to_try_rates_in_must_exist(recipe):

@@ -1,4 +1,4 @@
-"""Pictures with none, one or several labels: whole runs, and what is refused."""
+"""Images with none, one or several labels: whole runs, and what is refused."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from tlkeras.errors import DataError, RecipeError
 
 RECIPE = """
 name: shapes
-data: {source: pictures/shapes.csv, label: shapes, separator: "|", validation: 0.2, test: 0.25}
+data: {source: images/shapes.csv, label: shapes, separator: "|", validation: 0.2, test: 0.25}
 backbone: {name: tiny, weights: none, size: 32}
 mapping: {kind: linear, C: 1.0}
 training: {epochs: 12, batch_size: 16, learning_rate: 0.02}
@@ -52,9 +52,9 @@ def draw_shapes(folder, count=96, seed=0):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with pictures and a recipe; the current one for the whole module."""
+    """A folder with images and a recipe; the current one for the whole module."""
     folder = tmp_path_factory.mktemp("labels")
-    draw_shapes(folder / "pictures")
+    draw_shapes(folder / "images")
     (folder / "shapes.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -95,7 +95,7 @@ def test_figures_are_those_of_the_predictions(result, place):
 
 
 def test_prediction_lists_every_label_found(result, place, capsys):
-    answers = api.predict(result["path"], ["pictures/003.png", "pictures/000.png"], top=2)
+    answers = api.predict(result["path"], ["images/003.png", "images/000.png"], top=2)
     assert answers["threshold"] == 0.5
     for row in answers["predictions"]:
         probabilities = {best["label"]: best["probability"] for best in row["top"]}
@@ -106,7 +106,7 @@ def test_prediction_lists_every_label_found(result, place, capsys):
     tables.draw_training(result)
     printed = capsys.readouterr().out
     assert "labels, from 0.5 on" in printed
-    assert "exact match" in printed and "mean average precision" in printed and "pictures" in printed
+    assert "exact match" in printed and "mean average precision" in printed and "images" in printed
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_the_export_answers_with_labels(train, place, tmp_path):
     exported = api.export(result["path"], tmp_path / "models")
     assert exported["difference"] < 1e-3
     served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
-    files = ["pictures/000.png", "pictures/001.png", "pictures/003.png"]
+    files = ["images/000.png", "images/001.png", "images/003.png"]
     answer = served(image_bytes=tf.constant([(place / file).read_bytes() for file in files]))
     rows = api.predict(result["path"], files)["predictions"]
     assert [label.decode() for label in answer["label"].numpy()] == [row["label"] for row in rows]
@@ -124,13 +124,13 @@ def test_the_export_answers_with_labels(train, place, tmp_path):
 
 def test_what_is_learned_is_right(train):
     """The linear head on a tiny random network tells squares from discs."""
-    answers = api.predict(train("linear")["path"], ["pictures/003.png", "pictures/000.png"])["predictions"]
+    answers = api.predict(train("linear")["path"], ["images/003.png", "images/000.png"])["predictions"]
     assert [row["labels"] for row in answers] == [["disc", "square"], []]
 
 
 def test_check_counts_labels_and_refuses_what_makes_no_sense(place):
     found = api.check("shapes.yaml")["classes"]
-    assert {row["class"]: row["pictures"] for row in found} == {"disc": 48, "square": 47}
+    assert {row["class"]: row["images"] for row in found} == {"disc": 48, "square": 47}
     wrong = {
         "mapping": {"kind": "deep", "class_weight": "balanced"},
         "finetuning": {"loss": {"kind": "focal"}, "class_weight": "balanced", "balanced": True},
@@ -144,22 +144,22 @@ def test_check_counts_labels_and_refuses_what_makes_no_sense(place):
 
 
 def test_a_separator_that_is_nowhere_is_told(place):
-    (place / "one.csv").write_text("path,shapes\n" + "".join(f"pictures/{n:03d}.png,a+b\n" for n in range(4)))
+    (place / "one.csv").write_text("path,shapes\n" + "".join(f"images/{n:03d}.png,a+b\n" for n in range(4)))
     (problem,) = api.check("shapes.yaml", {"data.source": "one.csv"})["problems"]
     assert "no cell holds the separator '|'" in problem and "Received: 'a+b'" in problem
     with pytest.raises(DataError, match="two labels or more are needed"):
         api.train("shapes.yaml", {"data.source": "one.csv"})
 
 
-def test_a_label_that_no_held_out_picture_has_is_noted(place):
-    rows = read_rows(place / "pictures" / "shapes.csv")
+def test_a_label_that_no_held_out_image_has_is_noted(place):
+    rows = read_rows(place / "images" / "shapes.csv")
     lines = [
-        f"pictures/{row['path']},{row['shapes']},{'test' if number % 4 < 2 and number < 40 else 'train'}"
+        f"images/{row['path']},{row['shapes']},{'test' if number % 4 < 2 and number < 40 else 'train'}"
         for number, row in enumerate(rows)
     ]
     (place / "sides.csv").write_text("\n".join(["path,shapes,split", *lines]))
     notes = api.check("shapes.yaml", {"data.source": "sides.csv"})["notes"]
-    assert any("no test picture (with a weight above 0) shows disc; it is not measured" in note for note in notes)
+    assert any("no test image (with a weight above 0) shows disc; it is not measured" in note for note in notes)
 
 
 def test_a_run_keeps_what_its_labels_mean(result):

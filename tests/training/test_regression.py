@@ -22,7 +22,7 @@ from tlkeras.runs.directory import open_run
 RECIPE = """
 name: grades
 data:
-  source: pictures/cells.csv
+  source: images/cells.csv
   tasks:
     hue: {}
     grade: {column: brightness, kind: number}
@@ -58,7 +58,7 @@ def draw_cells(folder, count=96, seed=0):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("numbers")
-    draw_cells(folder / "pictures")
+    draw_cells(folder / "images")
     (folder / "grades.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -78,7 +78,7 @@ def test_numbers_too_begin_at_what_new_statistics_make_of_the_features(place):
 
 
 def test_a_number_is_learned_beside_a_class(run, place):
-    """Most of a picture's brightness can be seen; figures are in the unit of the column, ten times that of pixels."""
+    """Most of an image's brightness can be seen; figures are in the unit of the column, ten times that of pixels."""
     grade = run["tasks"]["grade"]
     assert grade["kind"] == "number" and grade["labels"] == {} and grade["calibration"] is None
     assert grade["metrics"]["r2"]["value"] > 0.8
@@ -96,14 +96,14 @@ def test_a_number_is_learned_beside_a_class(run, place):
 
 
 def test_the_model_answers_in_the_unit_of_the_column(run, place, capsys):
-    pictures = [place / "pictures" / f"{number:03d}.png" for number in (0, 1)]
-    found = api.predict(run["path"], pictures)
+    images = [place / "images" / f"{number:03d}.png" for number in (0, 1)]
+    found = api.predict(run["path"], images)
     rows = [row["tasks"]["grade"] for row in found["predictions"]]
     assert all(0 < row["value"] < 2500 and row["label"] == f"{row['value']:.6g}" for row in rows)
     tables.draw_predictions(found)
     assert rows[0]["label"] in capsys.readouterr().out
     for name in ("answers.csv", "answers.parquet"):
-        api.predict_to_file(run["path"], [place / "pictures"], place / run["run"] / name)
+        api.predict_to_file(run["path"], [place / "images"], place / run["run"] / name)
     with open(place / run["run"] / "answers.csv", newline="") as file:
         header = next(csv.reader(file))
     assert "grade: value" in header and "grade: label" not in header
@@ -112,10 +112,10 @@ def test_the_model_answers_in_the_unit_of_the_column(run, place, capsys):
 def test_an_export_serves_the_number(run, place):
     exported = api.export(run["path"], place / "models" / run["run"])
     served = tf.saved_model.load(exported["path"]).signatures
-    encoded = tf.constant([(place / "pictures" / "000.png").read_bytes()])
+    encoded = tf.constant([(place / "images" / "000.png").read_bytes()])
     answers = served["serving_default"](image_bytes=encoded)
     model = load_model(open_run(run["path"], place))
-    expected = model(np.asarray(Image.open(place / "pictures" / "000.png"))[None])["grade"]
+    expected = model(np.asarray(Image.open(place / "images" / "000.png"))[None])["grade"]
     np.testing.assert_allclose(answers["grade_value"], expected, rtol=1e-4)
     assert "hue_classify" in served and "grade_classify" not in served
     assert {row["task"] for row in exported["parity"]} == {"hue", "grade"}
@@ -127,12 +127,12 @@ def test_the_report_shows_how_far_off_it_is(run, place):
         assert words in text
 
 
-def test_other_pictures_are_measured_too(run, place):
-    result = api.evaluate(run["path"], on="pictures/cells.csv")
+def test_other_images_are_measured_too(run, place):
+    result = api.evaluate(run["path"], on="images/cells.csv")
     assert result["tasks"]["grade"]["metrics"]["r2"]["value"] > 0.8
     tables.draw_evaluation(result)
     text = Path(api.report([run["path"]])["path"]).read_text("utf-8")
-    assert "On other pictures" in text and text.count("mean absolute error") >= 2
+    assert "On other images" in text and text.count("mean absolute error") >= 2
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_a_search_and_several_workers_know_numbers(place):
     tuned = {"tuning": {"space": {"mapping.C": [0.01, 1.0]}, "max_trials": 2, "finalists": 1, "seeds": 1}}
     assert api.tune("grades.yaml", tuned, train_best=False)["failed"] == []
     run = api.train("grades.yaml")
-    job = api.predict_in_shards(run["path"], [place / "pictures"], place / "job", workers=1)
+    job = api.predict_in_shards(run["path"], [place / "images"], place / "job", workers=1)
     from pyarrow import parquet
 
     table = parquet.read_table(f"{job['folder']}/parts")
@@ -149,7 +149,7 @@ def test_a_search_and_several_workers_know_numbers(place):
 
 def test_a_check_tells_the_range(place):
     (row,) = [row for row in api.check("grades.yaml")["classes"] if row["task"] == "grade"]
-    assert row["pictures"] == 82 and row["class"].endswith(" on average") and " to 17" in row["class"]
+    assert row["images"] == 82 and row["class"].endswith(" on average") and " to 17" in row["class"]
 
 
 def test_what_is_refused(place):

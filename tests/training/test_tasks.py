@@ -17,7 +17,7 @@ from tlkeras.runs.directory import open_run
 RECIPE = """
 name: cells
 data:
-  source: pictures/cells.csv
+  source: images/cells.csv
   tasks:
     shade: {column: brightness}
     hue: {}
@@ -70,9 +70,9 @@ def draw_cells(folder, count=96, seed=0):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with pictures and a recipe; the current one for the whole module."""
+    """A folder with images and a recipe; the current one for the whole module."""
     folder = tmp_path_factory.mktemp("tasks")
-    draw_cells(folder / "pictures")
+    draw_cells(folder / "images")
     (folder / "cells.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -110,7 +110,7 @@ def test_each_task_is_measured_where_its_label_is_known(result):
         prefix = "" if name == "shade" else f"{name}_"
         figures = result["tasks"][name]
         known = [row for row in rows if row[f"{prefix}label"] != "?"]
-        assert figures["classes"] == classes and figures["pictures"] == len(known)
+        assert figures["classes"] == classes and figures["images"] == len(known)
         right = np.mean([row[f"{prefix}label"] == row[f"{prefix}prediction"] for row in known])
         metric = "exact_match" if name == "marks" else "accuracy"
         assert figures["metrics"][metric]["value"] == pytest.approx(right)
@@ -125,7 +125,7 @@ def test_one_model_answers_by_name(result, place, capsys):
     assert {name: tuple(answer.shape) for name, answer in answers.items()} == {
         name: (2, len(classes)) for name, classes in CLASSES.items()
     }
-    found = api.predict(result["path"], ["pictures/000.png", "pictures/001.png"])
+    found = api.predict(result["path"], ["images/000.png", "images/001.png"])
     for row in found["predictions"]:
         assert row["label"] == row["tasks"]["shade"]["label"] and row["tasks"]["hue"]["label"] in CLASSES["hue"]
     tables.draw_predictions(found)
@@ -139,8 +139,8 @@ def test_the_export_names_the_answers_of_each_task(train, place, tmp_path):
     exported = api.export(train("finetuned")["path"], tmp_path / "models")
     assert exported["difference"] < 1e-3 and {row["task"] for row in exported["parity"]} == set(CLASSES)
     served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
-    answer = served(image_bytes=tf.constant([(place / "pictures/000.png").read_bytes()]))
-    (row,) = api.predict(train("finetuned")["path"], ["pictures/000.png"])["predictions"]
+    answer = served(image_bytes=tf.constant([(place / "images/000.png").read_bytes()]))
+    (row,) = api.predict(train("finetuned")["path"], ["images/000.png"])["predictions"]
     for name in CLASSES:
         assert answer[f"{name}_label"].numpy()[0].decode() == row["tasks"][name]["label"]
 
@@ -187,14 +187,14 @@ def test_what_makes_no_sense_is_refused(place):
 
 @pytest.mark.slow
 def test_a_task_without_any_held_out_label_is_told(place):
-    rows = read_rows(place / "pictures" / "cells.csv")
+    rows = read_rows(place / "images" / "cells.csv")
     lines = []
     for number, row in enumerate(rows):
         hue, side = (row["hue"], "train") if number % 4 else ("", "test")
-        lines.append(f"pictures/{row['path']},{row['brightness'] or 'dark'},{hue},{side}")
+        lines.append(f"images/{row['path']},{row['brightness'] or 'dark'},{hue},{side}")
     (place / "sides.csv").write_text("\n".join(["path,brightness,hue,split", *lines]))
     tasks = {"shade": {"column": "brightness"}, "hue": {}}
     problems = api.check("cells.yaml", {"data.source": "sides.csv", "data.tasks": tasks, "data.validation": 0.0})[
         "problems"
     ]
-    assert any("'hue': no test picture (with a weight above 0) has a label" in problem for problem in problems)
+    assert any("'hue': no test image (with a weight above 0) has a label" in problem for problem in problems)

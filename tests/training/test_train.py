@@ -39,7 +39,7 @@ def test_run_directory_holds_all(trained):
     manifest = json.loads((trained / "manifest.json").read_text())
     assert manifest["state"] == "finished"
     assert manifest["examples"] == {"train": 24, "validation": 0, "test": 8}
-    assert set(manifest["phases"]) >= {"load libraries", "check pictures", "extract features", "fit head", "write run"}
+    assert set(manifest["phases"]) >= {"load libraries", "check images", "extract features", "fit head", "write run"}
 
 
 def test_bright_and_dark_are_told_apart(trained):
@@ -53,17 +53,15 @@ def test_saved_model_answers_as_the_predictions_say(trained):
     assert model.input.dtype == "uint8"
     probabilities = np.load(trained / "predictions.npz")["probabilities"]
     rows = read_rows(trained / "predictions.csv")
-    pictures = np.stack(
-        [decode_file(str(trained.parent.parent / "photos" / row["picture"]), 32, "squash") for row in rows]
-    )
-    np.testing.assert_allclose(model.predict(pictures, verbose=0), probabilities, atol=1e-4)
+    images = np.stack([decode_file(str(trained.parent.parent / "photos" / row["image"]), 32, "squash") for row in rows])
+    np.testing.assert_allclose(model.predict(images, verbose=0), probabilities, atol=1e-4)
     names = json.loads((trained / "classes.json").read_text())["label"]
     assert [row["prediction"] for row in rows] == [names[index] for index in probabilities.argmax(1)]
 
 
 def test_predictions_are_of_the_test_side_only(trained):
-    sides = {row["picture"]: row["side"] for row in read_rows(trained / "splits.csv")}
-    assert {sides[row["picture"]] for row in read_rows(trained / "predictions.csv")} == {"test"}
+    sides = {row["image"]: row["side"] for row in read_rows(trained / "splits.csv")}
+    assert {sides[row["image"]] for row in read_rows(trained / "predictions.csv")} == {"test"}
 
 
 def test_nothing_is_computed_twice(workplace, draw_more_photos):
@@ -99,7 +97,7 @@ def test_same_recipe_same_numbers(workplace):
 @pytest.mark.parametrize("cache", [True, False])
 def test_bad_files_are_left_out_listed_and_counted(workplace, cache):
     (workplace / "photos/day/empty.png").touch()
-    (workplace / "photos/day/text.jpg").write_text("not a picture")
+    (workplace / "photos/day/text.jpg").write_text("not an image")
     whole = (workplace / "photos/night/0-000.png").read_bytes()
     (workplace / "photos/night/cut.png").write_bytes(whole[: len(whole) // 2])
     result = tlkeras.train("mine.yaml", {"features.cache": cache})
@@ -116,7 +114,7 @@ def test_weights_reach_the_figures(workplace):
     for number, path in enumerate(sorted((workplace / "photos").rglob("*.png"))):
         label = path.parent.name
         held_out = number % 4 == 0
-        wrong = held_out and number < 8  # two test pictures carry a wrong label, and no weight
+        wrong = held_out and number < 8  # two test images carry a wrong label, and no weight
         other = {"day": "night", "night": "day"}[label]
         side = "test" if held_out else "train"
         lines.append(f"photos/{label}/{path.name},{other if wrong else label},{int(not wrong)},{side}")
@@ -178,17 +176,17 @@ def write_bad_split(workplace):
         for side in ("train", "test"):
             target = workplace / "sides" / side / label
             target.mkdir(parents=True)
-            for picture in sorted((workplace / "photos" / label).iterdir())[:4]:
-                (target / picture.name).write_bytes(picture.read_bytes())
+            for image in sorted((workplace / "photos" / label).iterdir())[:4]:
+                (target / image.name).write_bytes(image.read_bytes())
     (workplace / "sides/train/night").rename(workplace / "sides/train/dusk")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"data.source": "sides"}, "no training picture .* shows night"),
-        ({"data.group": "label"}, "There is no test picture|no training picture"),
-        ({"data.source": "weightless.csv"}, "no training picture .* shows day, night"),
+        ({"data.source": "sides"}, "no training image .* shows night"),
+        ({"data.group": "label"}, "There is no test image|no training image"),
+        ({"data.source": "weightless.csv"}, "no training image .* shows day, night"),
         ({"data.source": "nowhere", "backbone.name": "resnet51"}, "(?s)Several things.*nowhere.*resnet51"),
     ],
 )
@@ -205,18 +203,18 @@ def test_sides_that_cannot_work_are_refused_before_work(workplace, overrides, me
     assert not (workplace / "runs").exists()
 
 
-def test_class_whose_training_pictures_cannot_be_decoded_is_told(workplace):
+def test_class_whose_training_images_cannot_be_decoded_is_told(workplace):
     """Their headers are whole, so only the extraction finds out; no model of another class may come of it."""
     write_bad_split(workplace)
     (workplace / "sides/train/dusk").rename(workplace / "sides/train/night")
     for path in (workplace / "sides/train/night").iterdir():
         path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataError, match="no training picture .* shows night"):
+    with pytest.raises(DataError, match="no training image .* shows night"):
         tlkeras.train("mine.yaml", {"data.source": "sides"})
     assert json.loads((workplace / "runs/mine-01/manifest.json").read_text())["state"] == "failed"
 
 
-def test_pictures_without_a_label_are_left_out(workplace):
+def test_images_without_a_label_are_left_out(workplace):
     lines = ["path,label"]
     for number, path in enumerate(sorted((workplace / "photos").rglob("*.png"))):
         lines.append(f"photos/{path.parent.name}/{path.name},{path.parent.name if number % 5 else ''}")

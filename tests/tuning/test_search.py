@@ -61,7 +61,7 @@ def read_search(folder):
     return json.loads((folder / "runs/tuning/tuned-01/search.json").read_text())["trials"]
 
 
-def test_a_search_ends_in_a_recipe_a_run_and_pictures(tuned):
+def test_a_search_ends_in_a_recipe_a_run_and_images(tuned):
     done = CliRunner().invoke(main, ["--quiet", "tune", "tuned.yaml"])
     assert done.exit_code == 0, done.output
     for text in (

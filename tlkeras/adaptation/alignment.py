@@ -1,7 +1,7 @@
 """Aligners: affine maps after which features of a source and a target domain can be learned from together.
 
 Every aligner is fitted on two matrices, keeps the order of rows and works on new ones. Fitted on the rows that are
-then measured it is transductive; fit it on other target rows for figures of pictures that are yet to come.
+then measured it is transductive; fit it on other target rows for figures of images that are yet to come.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Aligner(Protocol):
         ...
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """Return what a target picture's features go through, as layers.
+        """Return what a target image's features go through, as layers.
 
         Raises:
             DataError: The map is not one that layers can carry.

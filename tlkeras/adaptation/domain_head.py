@@ -116,9 +116,9 @@ class DomainAdaptedHead:
                 measure confusions on.
         """
         if np.ndim(y) > 1:
-            raise DataError("Across domains a picture is of one class.", "several labels per picture")
+            raise DataError("Across domains an image is of one class.", "several labels per image")
         if self.correction == "confusion" and validation is None:
-            raise DataError("Confusions are measured on held-out pictures.", "none", "Set data.validation.")
+            raise DataError("Confusions are measured on held-out images.", "none", "Set data.validation.")
         self._fit_parts(X, y, sample_weight, target, validation, groups)
         self.classes_ = self._head.classes_
         self.priors_ = self._estimate(y, sample_weight, target, validation)

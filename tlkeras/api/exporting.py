@@ -27,7 +27,7 @@ def export(
         run: A finished run: a name, a path or `latest`.
         to: Folder of the versions.
         formats: Other forms to write into the version: litert-float32, litert-float16, litert-int8, openvino, onnx.
-        min_accuracy: Publish nothing whose accuracy on held-out pictures is lower.
+        min_accuracy: Publish nothing whose accuracy on held-out images is lower.
         max_drop: Publish nothing that loses more accuracy than this against the run's own model.
         calibrate: Build temperature or vector scaling into the model.
         runs: Folder of the run directories.

@@ -1,4 +1,4 @@
-"""The verbs of features: computed for more pictures than a training would take."""
+"""The verbs of features: computed for more images than a training would take."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 def extract_features(
     recipe: str, out: str | Path, overrides: Mapping[str, Any] | None = None, **crew: Any
 ) -> dict[str, Any]:
-    """Write the features of all pictures of a recipe's source, or of pictures alone, as Parquet files.
+    """Write the features of all images of a recipe's source, or of images alone, as Parquet files.
 
     Args:
-        recipe: A recipe, or pictures alone: a folder, a manifest, "tfds:NAME" or a packaged set. Of these the features
+        recipe: A recipe, or images alone: a folder, a manifest, "tfds:NAME" or a packaged set. Of these the features
             of `linear_probe` are computed.
         out: The job's folder; one that holds the same job, unfinished, is gone on with.
         overrides: Values by dotted key.

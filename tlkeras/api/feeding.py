@@ -1,4 +1,4 @@
-"""The verb of workers that decode pictures for others."""
+"""The verb of workers that decode images for others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
 
 def feed(join: str | None = None, host: str | None = None, port: int = 5050) -> tuple[str, list[Any]]:
-    """Start a worker that decodes pictures for trainings with `training.feed`; see `start_feeding`.
+    """Start a worker that decodes images for trainings with `training.feed`; see `start_feeding`.
 
     Args:
         join: HOST:PORT of a service to join; None begins one.

@@ -1,4 +1,4 @@
-"""The verb of packing pictures into few large files."""
+"""The verb of packing images into few large files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 def pack(
     recipe: str, out: str | Path, overrides: Mapping[str, Any] | None = None, *, shard_mb: int = 128
 ) -> dict[str, Any]:
-    """Write all pictures of a recipe's source, or of pictures alone, into few large files, and a manifest of them.
+    """Write all images of a recipe's source, or of images alone, into few large files, and a manifest of them.
 
     Args:
-        recipe: A recipe, or pictures alone: a folder of classes, a manifest, "tfds:NAME" or a packaged set.
+        recipe: A recipe, or images alone: a folder of classes, a manifest, "tfds:NAME" or a packaged set.
         out: A new folder.
         overrides: Values by dotted key.
         shard_mb: About how many megabytes a file may have.

@@ -23,15 +23,15 @@ def check(
     html: str | Path | None = None,
     fix: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Look through pictures and labels, and say what training on them would do and what is in its way.
+    """Look through images and labels, and say what training on them would do and what is in its way.
 
     Args:
-        recipe: A recipe, or pictures alone: a folder, a manifest, "tfds:NAME" or a packaged set. These are looked at as
+        recipe: A recipe, or images alone: a folder, a manifest, "tfds:NAME" or a packaged set. These are looked at as
             `linear_probe` would take them.
         overrides: Values by dotted key.
         deep: Look for wrong labels and outliers however many features must be computed for it.
-        html: A page to write, with the pictures in question.
-        fix: A cleaned manifest to write; pictures are never touched.
+        html: A page to write, with the images in question.
+        fix: A cleaned manifest to write; images are never touched.
 
     Returns:
         `name`, `problems` (training is not advisable while there is one), `notes`, facts, and all that was found; see
@@ -46,12 +46,12 @@ def check(
 
 
 def resolve_recipe_or_data(recipe: str, overrides: Mapping[str, Any] | None) -> tuple[bool, Recipe]:
-    """Return whether this is a recipe rather than pictures alone, and the recipe; `linear_probe` for pictures."""
+    """Return whether this is a recipe rather than images alone, and the recipe; `linear_probe` for images."""
     from tlkeras.data.sources.folders import is_data_source
 
     if not is_data_source(recipe) or recipe in recipes.list_recipes():
         return True, recipes.load_recipe(recipe, overrides)
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(recipe).name).strip("-.") or "pictures"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(recipe).name).strip("-.") or "images"
     return False, recipes.load_recipe("linear_probe", {"name": name, "data.source": recipe, **(overrides or {})})
 
 
@@ -73,16 +73,16 @@ def show_augmentation(
     overrides: Mapping[str, Any] | None = None,
     *,
     to: str | Path | None = None,
-    pictures: int = 6,
+    images: int = 6,
     views: int = 8,
 ) -> dict[str, Any]:
-    """Draw what a recipe's augmentation does to some of its pictures.
+    """Draw what a recipe's augmentation does to some of its images.
 
     Args:
         recipe: Name of a shipped recipe, or path of a YAML file.
         overrides: Values by dotted key, such as `{"augmentation.policy": "rand_augment"}`.
         to: The PNG file; NAME-augmentation.png in the current folder if not given.
-        pictures: How many.
+        images: How many.
         views: How many of each, fewer where there are fewer.
     """
     resolved = recipes.load_recipe(recipe, overrides)
@@ -90,7 +90,7 @@ def show_augmentation(
     from tlkeras.diagnostics import augmentation
 
     target = Path(to) if to else Path(f"{resolved.name}-augmentation.png")
-    return augmentation.plot_augmentation(resolved, target, pictures=pictures, views=views)
+    return augmentation.plot_augmentation(resolved, target, images=images, views=views)
 
 
 def show_rates(
@@ -124,7 +124,7 @@ def show_features(
     *,
     method: str = "tsne",
     layer: str | None = None,
-    pictures: int = 2000,
+    images: int = 2000,
     to: str | Path | None = None,
 ) -> dict[str, Any]:
     """Draw what a recipe's features separate before anything is fitted; see `tlkeras.diagnostics.features.show_features`.
@@ -134,7 +134,7 @@ def show_features(
         overrides: Values by dotted key.
         method: Of the second projection: tsne or umap.
         layer: A block or cut of the backbone whose maps are drawn too, into FILE-maps.png.
-        pictures: How many are looked at, at most.
+        images: How many are looked at, at most.
         to: The PNG file; NAME-features.png in the current folder if not given.
     """
     resolved = recipes.load_recipe(recipe, overrides)
@@ -143,7 +143,7 @@ def show_features(
 
     target = Path(to) if to else Path(f"{resolved.name}-features.png")
     maps = target.with_name(f"{target.stem}-maps.png")
-    return features.show_features(resolved, features.FeaturePlotOptions(target, method, layer, maps, pictures))
+    return features.show_features(resolved, features.FeaturePlotOptions(target, method, layer, maps, images))
 
 
 def list_recipes(*, runs: str | Path = RUNS) -> dict[str, Any]:

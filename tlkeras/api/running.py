@@ -67,11 +67,11 @@ def resume(run: str = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
 
 
 def evaluate(run: str = "latest", *, on: str | None = None, runs: str | Path = RUNS) -> dict[str, Any]:
-    """Measure a finished run on its held-out pictures.
+    """Measure a finished run on its held-out images.
 
     Args:
         run: A name, a path or `latest`.
-        on: Another source of labelled pictures to measure it on instead.
+        on: Another source of labelled images to measure it on instead.
         runs: Folder of the run directories.
 
     Returns:
@@ -97,28 +97,28 @@ def evaluate(run: str = "latest", *, on: str | None = None, runs: str | Path = R
     }
 
 
-def predict(run: str, pictures: Sequence[str | Path], *, top: int = 3, runs: str | Path = RUNS) -> dict[str, Any]:
-    """Classify picture files and folders with a run's model; see `tlkeras.inference.predict.predict`."""
+def predict(run: str, images: Sequence[str | Path], *, top: int = 3, runs: str | Path = RUNS) -> dict[str, Any]:
+    """Classify image files and folders with a run's model; see `tlkeras.inference.predict.predict`."""
     import_tensorflow_quietly()
     from tlkeras.inference import predict
 
-    return predict.predict(open_run(run, Path(runs)), pictures, top=top)
+    return predict.predict(open_run(run, Path(runs)), images, top=top)
 
 
 def predict_to_file(
-    run: str, pictures: Sequence[str | Path], out: str | Path, *, runs: str | Path = RUNS
+    run: str, images: Sequence[str | Path], out: str | Path, *, runs: str | Path = RUNS
 ) -> dict[str, Any]:
-    """Classify any number of pictures into a .csv or .parquet table; see `tlkeras.inference.predict_to_file.predict_to_file`."""
+    """Classify any number of images into a .csv or .parquet table; see `tlkeras.inference.predict_to_file.predict_to_file`."""
     import_tensorflow_quietly()
     from tlkeras.inference import predict_to_file
 
-    return predict_to_file.predict_to_file(open_run(run, Path(runs)), pictures, Path(out))
+    return predict_to_file.predict_to_file(open_run(run, Path(runs)), images, Path(out))
 
 
 def predict_in_shards(
-    run: str, pictures: Sequence[str | Path], out: str | Path, *, runs: str | Path = RUNS, **crew: Any
+    run: str, images: Sequence[str | Path], out: str | Path, *, runs: str | Path = RUNS, **crew: Any
 ) -> dict[str, Any]:
-    """Classify any number of pictures by several processes or machines, into a folder of Parquet files.
+    """Classify any number of images by several processes or machines, into a folder of Parquet files.
 
     Args:
         out: The job's folder; one that holds the same job, unfinished, is gone on with.
@@ -130,4 +130,4 @@ def predict_in_shards(
     import_tensorflow_quietly()
     from tlkeras.inference import sharded
 
-    return sharded.predict_pictures(open_run(run, Path(runs)), pictures, Path(out), sharded.ExecutionOptions(**crew))
+    return sharded.predict_images(open_run(run, Path(runs)), images, Path(out), sharded.ExecutionOptions(**crew))

@@ -69,8 +69,8 @@ class _Options:
         return {there: self._given[here] for here, there in names.items() if self._given.get(here) is not None}
 
 
-def predict_remotely(url: str, pictures: Sequence[str | Path], *, timeout: float = 30.0) -> dict[str, Any]:
-    """Ask a model that is served about picture files and folders; see `tlkeras.serving.client.predict`."""
+def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float = 30.0) -> dict[str, Any]:
+    """Ask a model that is served about image files and folders; see `tlkeras.serving.client.predict`."""
     from tlkeras.serving import client
 
-    return client.predict(url, [str(picture) for picture in pictures], timeout=timeout)
+    return client.predict(url, [str(image) for image in images], timeout=timeout)

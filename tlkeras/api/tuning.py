@@ -19,21 +19,21 @@ def recommend(
     overrides: Mapping[str, Any] | None = None,
     *,
     limits: Mapping[str, Any] | None = None,
-    pictures: int = 1000,
+    images: int = 1000,
     minutes: float = 60.0,
-    picture: str | Path | None = None,
+    image: str | Path | None = None,
     to: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Measure which pretrained network suits pictures and this machine, at which size, frozen or fine-tuned.
+    """Measure which pretrained network suits images and this machine, at which size, frozen or fine-tuned.
 
     Args:
-        recipe: A recipe, whose own backbone is measured too, or pictures alone, as `check` takes them.
+        recipe: A recipe, whose own backbone is measured too, or images alone, as `check` takes them.
         overrides: Values by dotted key.
         limits: Of `tlkeras.diagnostics.recommend.candidates.BackboneLimits`, by name; without a `target` it is "server" with a GPU and
             "cpu" without one.
-        pictures: To look at, at most; none is of the test side.
+        images: To look at, at most; none is of the test side.
         minutes: That fine-tuning may take.
-        picture: The PNG file of Pareto's front; NAME-backbones.png in the current folder if not given.
+        image: The PNG file of Pareto's front; NAME-backbones.png in the current folder if not given.
         to: The recipe file to write, too.
 
     Returns:
@@ -50,8 +50,8 @@ def recommend(
 
     target = "server" if tf.config.list_physical_devices("GPU") else "cpu"
     chosen = BackboneLimits(**{"target": target, **(limits or {})})
-    drawn = Path(picture) if picture else Path(f"{resolved.name}-backbones.png")
-    wishes = RecommendOptions(chosen, drawn, train, pictures, minutes, Path(to) if to else None)
+    drawn = Path(image) if image else Path(f"{resolved.name}-backbones.png")
+    wishes = RecommendOptions(chosen, drawn, train, images, minutes, Path(to) if to else None)
     return measure(resolved, wishes)
 
 
@@ -107,7 +107,7 @@ def report_tuning(search: str = "latest", *, runs: str | Path = RUNS) -> dict[st
 
     Returns:
         `path`, `state`, `objective`, `space`, `trials` (records, finalists first), `failed`, `importance` (share of the
-        variance of the objective that each key explains, and the number of trials it is estimated from), `pictures`
+        variance of the objective that each key explains, and the number of trials it is estimated from), `images`
         (paths), `best` (path of the recipe), `phases` (seconds).
     """
     from tlkeras.tuning.report import report

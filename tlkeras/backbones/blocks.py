@@ -24,7 +24,7 @@ class CutPoint:
     """A tensor through which everything flows.
 
     Attributes:
-        index: 0 is nearest to the pictures; the last cut is the model's output.
+        index: 0 is nearest to the images; the last cut is the model's output.
         name: The layer that makes the tensor.
         tensor: Symbolic, [n, *shape].
         shape: Without the batch dimension.
@@ -37,12 +37,12 @@ class CutPoint:
 
     @property
     def elements(self) -> int:
-        """Numbers per picture."""
+        """Numbers per image."""
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        """Size of the activations of one picture in float16."""
+        """Size of the activations of one image in float16."""
         return self.elements * _HALF_BYTES
 
 
@@ -51,12 +51,12 @@ class Block:
     """Layers that a person would freeze or train together.
 
     Attributes:
-        index: 0 is nearest to the pictures.
+        index: 0 is nearest to the images.
         name: What the names of its layers share.
         layers: Names, from input to output; layers without weights included.
         cut: Its output.
         parameters: Weights of its layers.
-        multiply_adds: Per picture.
+        multiply_adds: Per image.
     """
 
     index: int
@@ -76,11 +76,11 @@ def find_cuts(model: keras.Model) -> list[CutPoint]:
     """Find every tensor that alone carries all data, from input to output.
 
     Walks the graph in topological order and keeps the set of live tensors; wherever one tensor alone is live, the
-    model can be cut there. A part with several outputs has no cut after the first branch to an output. Where a picture
+    model can be cut there. A part with several outputs has no cut after the first branch to an output. Where an image
     has several rows, one for each orientation, there is none.
 
     Raises:
-        BackboneError: The model has several inputs, or picture sizes that are not fixed.
+        BackboneError: The model has several inputs, or image sizes that are not fixed.
     """
     return [cut for cut, _ in _locate_cuts(model, trace_calls(model))]
 
@@ -138,7 +138,7 @@ def find_blocks(model: keras.Model) -> list[Block]:
     follows the last narrow cut is a block of its own if it has a convolution or dense layer.
 
     Raises:
-        BackboneError: The model has several inputs or outputs, or picture sizes that are not fixed.
+        BackboneError: The model has several inputs or outputs, or image sizes that are not fixed.
     """
     calls = trace_calls(model)
     located = _locate_cuts(model, calls)
@@ -184,7 +184,7 @@ def _make_cut(index: int, name: str, tensor: Any) -> CutPoint:
     shape = tuple(tensor.shape[1:])
     if None in shape:
         raise BackboneError(
-            "Cuts need pictures of one fixed size.",
+            "Cuts need images of one fixed size.",
             f"a tensor of shape {shape} after {name}",
             "Build the backbone with a size.",
         )

@@ -16,17 +16,17 @@ from tlkeras.errors import BackboneError
 def build_backbone(
     name: str, *, size: int | None = None, weights: str | os.PathLike[str] = "imagenet", top: bool = False
 ) -> keras.Model:
-    """Build a backbone as one flat functional graph that eats uint8 pictures, its normalisation inside.
+    """Build a backbone as one flat functional graph that eats uint8 images, its normalisation inside.
 
     Args:
         name: Of the catalog, or `hub:PRESET` or `hub:FOLDER` of KerasHub.
-        size: Height and width of the pictures in pixels. Defaults to the backbone's own.
+        size: Height and width of the images in pixels. Defaults to the backbone's own.
         weights: "imagenet", "packaged", "preset" (of KerasHub), "none" (random) or a file: `.weights.h5`, `.h5`,
             `.keras`, `.pth`.
         top: Keep the ImageNet classifier.
 
     Returns:
-        A model from `pictures`, uint8 [n, size, size, 3], to the last feature map, float32 [n, h, w, width], or with
+        A model from `images`, uint8 [n, size, size, 3], to the last feature map, float32 [n, h, w, width], or with
         `top` to the probabilities of the 1,000 ImageNet classes, float32 [n, 1000].
 
     Raises:
@@ -59,7 +59,7 @@ def build_pretrained_classifier(
         float32 [n, 1000].
 
     Raises:
-        BackboneError: The weights have no such part, or it does not fit pictures of this size.
+        BackboneError: The weights have no such part, or it does not fit images of this size.
     """
     last = backbone.output._keras_history.operation.name
     whole = build_backbone(name, size=backbone.input_shape[1], weights=weights, top=True)
@@ -82,13 +82,13 @@ def _check_size(entry: BackboneInfo, size: int | None, top: bool) -> int:
         return entry.default_size
     if size < entry.minimum_size:
         raise BackboneError(
-            f"{entry.name} needs pictures of at least {entry.minimum_size} x {entry.minimum_size} pixels.",
+            f"{entry.name} needs images of at least {entry.minimum_size} x {entry.minimum_size} pixels.",
             f"size={size}",
             f"Its own size is {entry.default_size}.",
         )
     if top and entry.family == "vgg" and size != entry.default_size:
         raise BackboneError(
-            f"The classifier of {entry.name} only fits pictures of {entry.default_size} pixels.",
+            f"The classifier of {entry.name} only fits images of {entry.default_size} pixels.",
             f"size={size}",
             "Leave the size out, or build it without its classifier.",
         )

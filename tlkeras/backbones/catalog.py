@@ -20,8 +20,8 @@ class BackboneInfo:
         family: Backbones of one family share their kind of block.
         constructor: The class in `keras.applications`, or "" for a graph of our own.
         parameters: Weights without the ImageNet classifier.
-        multiply_adds: Per picture of the default size, without the classifier.
-        default_size, minimum_size: Height and width of the pictures, pixels.
+        multiply_adds: Per image of the default size, without the classifier.
+        default_size, minimum_size: Height and width of the images, pixels.
         feature_width: Channels of the last feature map.
         pixels: How values of 0 to 255 are normalised inside the backbone.
         licence: Of the weights, as an SPDX identifier.

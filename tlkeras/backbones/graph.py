@@ -71,18 +71,18 @@ def clone_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> An
 
 
 def max_batch_size(model: keras.Model, most: int) -> int:
-    """Return of how many pictures, at least one, a functional model makes at most so many rows.
+    """Return of how many images, at least one, a functional model makes at most so many rows.
 
-    A layer with an attribute `batch_factor` multiplies the rows of a batch, as where each picture is turned.
+    A layer with an attribute `batch_factor` multiplies the rows of a batch, as where each image is turned.
     """
     factors = [getattr(call.operation, "batch_factor", 1) for call in trace_calls(model)]
     return max(1, most // round(max(factors, default=1)))
 
 
-def run_in_parts(function: Callable[[Any], Any], pictures: np.ndarray, size: int) -> list[np.ndarray]:
-    """Return what a function gives for pictures [n, ...], `size` at a time: each output as one array [n, ...]."""
-    starts = range(0, max(1, len(pictures)), size)
-    parts = [keras.tree.flatten(function(pictures[start : start + size])) for start in starts]
+def run_in_parts(function: Callable[[Any], Any], images: np.ndarray, size: int) -> list[np.ndarray]:
+    """Return what a function gives for images [n, ...], `size` at a time: each output as one array [n, ...]."""
+    starts = range(0, max(1, len(images)), size)
+    parts = [keras.tree.flatten(function(images[start : start + size])) for start in starts]
     return [np.concatenate(of_output) for of_output in zip(*parts, strict=True)]
 
 
@@ -92,7 +92,7 @@ def has_weights(call: Node) -> bool:
 
 
 def count_multiply_adds(model: keras.Model) -> int:
-    """Count multiplications that are followed by an addition, for one picture.
+    """Count multiplications that are followed by an addition, for one image.
 
     Convolutions and dense layers count; normalisation, activations and pooling do not. Every dimension but the
     batch must be fixed.
@@ -101,7 +101,7 @@ def count_multiply_adds(model: keras.Model) -> int:
 
 
 def count_call(call: Node) -> int:
-    """Count the multiply-adds of one call, for one picture."""
+    """Count the multiply-adds of one call, for one image."""
     layer = call.operation
     if isinstance(layer, keras.Model):
         return count_multiply_adds(layer)

@@ -1,4 +1,4 @@
-"""Backbones as flat Keras graphs that eat uint8 pictures, with random weights."""
+"""Backbones as flat Keras graphs that eat uint8 images, with random weights."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ _SCALING: dict[str, tuple[Any, Any]] = {
 def create_model(entry: BackboneInfo, size: int, top: bool) -> keras.Model:
     """Build one flat functional graph with random weights.
 
-    Input: `pictures`, uint8 [n, size, size, 3]. Output: the last feature map, float32 [n, h, w, width], or with
+    Input: `images`, uint8 [n, size, size, 3]. Output: the last feature map, float32 [n, h, w, width], or with
     `top` the probabilities of the 1,000 ImageNet classes, float32 [n, 1000].
     """
-    pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
-    pixels = normalize(pictures, entry.pixels)
+    images = keras.Input((size, size, 3), dtype="uint8", name="images")
+    pixels = normalize(images, entry.pixels)
     if entry.family == "tiny":
         outputs = _connect_tiny(pixels, top)
     elif entry.family == "efficientnet_lite":
         outputs = efficientnet_lite.connect(pixels, entry.name, top)
     else:
         outputs = _connect_application(pixels, entry, top)
-    model = keras.Model(pictures, outputs, name=entry.name)
+    model = keras.Model(images, outputs, name=entry.name)
     _fix_names(model)
     return model
 
 
-def normalize(pictures: keras.KerasTensor, pixels: str) -> keras.KerasTensor:
-    """Turn uint8 pictures into what a backbone was trained on, with layers that Keras itself can load again."""
+def normalize(images: keras.KerasTensor, pixels: str) -> keras.KerasTensor:
+    """Turn uint8 images into what a backbone was trained on, with layers that Keras itself can load again."""
     scale, offset = _SCALING[pixels]
     if pixels.startswith("BGR"):
-        pictures = keras.ops.flip(pictures, axis=-1)
-    return layers.Rescaling(scale, offset, name="normalization")(pictures)
+        images = keras.ops.flip(images, axis=-1)
+    return layers.Rescaling(scale, offset, name="normalization")(images)
 
 
 def _connect_application(pixels: keras.KerasTensor, entry: BackboneInfo, top: bool) -> keras.KerasTensor:

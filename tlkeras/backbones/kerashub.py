@@ -1,4 +1,4 @@
-"""Backbones of KerasHub: any preset for pictures as one flat graph that eats uint8 pictures, its normalisation inside.
+"""Backbones of KerasHub: any preset for images as one flat graph that eats uint8 images, its normalisation inside.
 
 KerasHub fetches the presets; it is an extra, and imported when the first name `hub:PRESET` is looked up.
 """
@@ -34,7 +34,7 @@ def preset_info(name: str) -> BackboneInfo:
     """Return the facts about a preset, `hub:PRESET` or `hub:FOLDER`; its weights are not fetched.
 
     Raises:
-        BackboneError: KerasHub is not installed, or does not know or cannot fetch the preset, or it is not of pictures.
+        BackboneError: KerasHub is not installed, or does not know or cannot fetch the preset, or it is not of images.
     """
     backbone = _load(name, None, pretrained=False)
     fixed = _read_shape(name, backbone)
@@ -60,11 +60,11 @@ def preset_info(name: str) -> BackboneInfo:
 def construct(entry: BackboneInfo, size: int, pretrained: bool) -> keras.Model:
     """Build a preset as one flat functional graph.
 
-    Input: `pictures`, uint8 [n, size, size, 3]. Output: the last feature map, float32 [n, h, w, width]; of a
+    Input: `images`, uint8 [n, size, size, 3]. Output: the last feature map, float32 [n, h, w, width]; of a
     transformer the positions of its patches, without class and register tokens.
 
     Raises:
-        BackboneError: The weights cannot be fetched, do not fit pictures of this size, or come without what says how
+        BackboneError: The weights cannot be fetched, do not fit images of this size, or come without what says how
             pixels are normalised.
     """
     backbone = _load(entry.name, size, pretrained)
@@ -118,12 +118,12 @@ def _explain(preset: str, error: Exception) -> BackboneError:
 
 
 def _read_shape(name: str, backbone: Any) -> int | None:
-    """Return the size of pictures that a backbone is bound to, None if it takes any."""
+    """Return the size of images that a backbone is bound to, None if it takes any."""
     inputs = backbone.inputs
     shape: tuple = inputs[0].shape if len(inputs) == 1 else ()
     if len(shape) != 4 or shape[-1] != 3 or len(backbone.outputs) != 1 or shape[1] != shape[2]:
         raise BackboneError(
-            "A preset must take square pictures of three channels, and give one feature map.",
+            "A preset must take square images of three channels, and give one feature map.",
             f"{name}, a {type(backbone).__name__} with inputs {[tuple(tensor.shape) for tensor in inputs]}",
             "Presets of image classifiers do.",
         )
@@ -131,7 +131,7 @@ def _read_shape(name: str, backbone: Any) -> int | None:
 
 
 def _load_converter(name: str) -> Any | None:
-    """Return KerasHub's layer that prepares pictures for a preset, None if the preset has none."""
+    """Return KerasHub's layer that prepares images for a preset, None if the preset has none."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return import_keras_hub().layers.ImageConverter.from_preset(_find_preset(name))
@@ -156,10 +156,10 @@ def _read_scaling(converter: Any | None) -> tuple[Any, Any]:
 
 
 def _connect(name: str, backbone: Any, size: int, scaling: tuple[Any, Any] | None) -> keras.Model:
-    """Repeat a backbone's graph layer by layer on pictures, normalised to -1 .. 1 where no scaling is given."""
+    """Repeat a backbone's graph layer by layer on images, normalised to -1 .. 1 where no scaling is given."""
     scale, offset = scaling or (1 / 127.5, -1.0)
-    pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
-    pixels = layers.Rescaling(scale, offset, name="normalization")(pictures)
+    images = keras.Input((size, size, 3), dtype="uint8", name="images")
+    pixels = layers.Rescaling(scale, offset, name="normalization")(images)
     original = backbone.input
     inputs = dict.fromkeys(original, pixels) if isinstance(original, dict) else pixels
     try:
@@ -170,7 +170,7 @@ def _connect(name: str, backbone: Any, size: int, scaling: tuple[Any, Any] | Non
     if not agreed:
         outputs = _repeat(backbone, inputs, opened=False)
     title = re.sub(r"\W+", "_", name)
-    return keras.Model(pictures, _drop_tokens(outputs, backbone, size), name=title)
+    return keras.Model(images, _drop_tokens(outputs, backbone, size), name=title)
 
 
 def _repeat(backbone: Any, inputs: Any, opened: bool) -> Any:
@@ -233,7 +233,7 @@ def _list_blocks(operation: Any) -> list[tuple[int, Any]]:
 
 
 def _agree(flat: keras.Model, backbone: Any, size: int) -> bool:
-    """Whether a repeated graph answers a picture as the backbone does."""
+    """Whether a repeated graph answers an image as the backbone does."""
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
     inputs = dict.fromkeys(backbone.input, pixels) if isinstance(backbone.input, dict) else pixels
     wanted, answered = np.asarray(backbone(inputs, training=False)), np.asarray(flat(pixels, training=False))

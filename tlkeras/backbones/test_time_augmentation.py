@@ -1,4 +1,4 @@
-"""A network that looks at each picture in several orientations and averages what it sees: test-time augmentation."""
+"""A network that looks at each image in several orientations and averages what it sees: test-time augmentation."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class _Orientations(layers.Layer):
 
 @keras.saving.register_keras_serializable("tlkeras")
 class DihedralViews(_Orientations):
-    """From pictures [n, s, s, c] to all of them in each orientation, [count * n, s, s, c], orientation by orientation.
+    """From images [n, s, s, c] to all of them in each orientation, [count * n, s, s, c], orientation by orientation.
 
     Args:
         count: How many orientations.
     """
 
     def call(self, inputs: Any) -> Any:
-        """Return the pictures as they are first."""
+        """Return the images as they are first."""
         return ops.concatenate([_turn(inputs, number) for number in range(self.count)], axis=0)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
@@ -49,7 +49,7 @@ class DihedralViews(_Orientations):
 
 @keras.saving.register_keras_serializable("tlkeras")
 class AverageDihedralViews(_Orientations):
-    """From the maps of such pictures, [count * n, h, h, c], to the mean of each picture's, turned back, [n, h, h, c].
+    """From the maps of such images, [count * n, h, h, c], to the mean of each image's, turned back, [n, h, h, c].
 
     Args:
         count: How many orientations.
@@ -74,26 +74,26 @@ LAYERS = {layer.__name__: layer for layer in (DihedralViews, AverageDihedralView
 
 
 def add_test_time_augmentation(model: keras.Model, cut: str, count: int) -> keras.Model:
-    """Return a model that averages a map over orientations of each picture before it answers.
+    """Return a model that averages a map over orientations of each image before it answers.
 
     What follows the map sees one as before. Behind average pooling and a linear head, logits are averaged by it. The
     variables are shared with `model`; the answer costs `count` times as much.
 
     Args:
-        model: From square pictures [n, s, s, 3] to one or several answers.
+        model: From square images [n, s, s, 3] to one or several answers.
         cut: Name of the layer whose map is averaged, as in `find_cuts`.
-        count: How many orientations: 2 for the picture and its mirror image, 8 for all.
+        count: How many orientations: 2 for the image and its mirror image, 8 for all.
 
     Raises:
         BackboneError: The cut has no square map.
     """
     check_map(find_cut(model, cut))
     prefix, suffix = split(model, cut)
-    pictures = keras.Input(model.input_shape[1:], dtype=model.input.dtype, name=model.input.name)
-    shown = DihedralViews(count, name="show_orientations", dtype=model.input.dtype)(pictures)
+    images = keras.Input(model.input_shape[1:], dtype=model.input.dtype, name=model.input.name)
+    shown = DihedralViews(count, name="show_orientations", dtype=model.input.dtype)(images)
     maps = clone_graph(prefix, shown, operator.call)
     averaged = AverageDihedralViews(count, name="average_orientations")(maps)
-    return keras.Model(pictures, clone_graph(suffix, averaged, operator.call), name=model.name)
+    return keras.Model(images, clone_graph(suffix, averaged, operator.call), name=model.name)
 
 
 def check_map(cut: CutPoint) -> None:

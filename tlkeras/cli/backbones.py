@@ -14,7 +14,7 @@ from tlkeras.cli.options import json_option, render
 @click.option("--weights", metavar="SOURCE", help="With weights from imagenet, packaged, preset (of KerasHub) or none.")
 @click.option("--max-parameters", type=click.FloatRange(0, 1e6), metavar="MILLIONS", help="At most so many parameters.")
 @click.option(
-    "--max-multiply-adds", type=click.FloatRange(0, 1e6), metavar="MILLIONS", help="At most so many per picture."
+    "--max-multiply-adds", type=click.FloatRange(0, 1e6), metavar="MILLIONS", help="At most so many per image."
 )
 @json_option
 @click.pass_context
@@ -33,7 +33,7 @@ def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
 
 @backbones.command(name="show")
 @click.argument("name")
-@click.option("--size", type=click.IntRange(1), help="Side of the pictures  [default: the backbone's own]")
+@click.option("--size", type=click.IntRange(1), help="Side of the images  [default: the backbone's own]")
 @json_option
 def show_backbone(name: str, size: int | None, as_json: bool) -> None:
     """Show the blocks of a backbone and where it can be cut.

@@ -1,4 +1,4 @@
-"""Commands on what is kept on disk: the store of frozen activations, packed pictures."""
+"""Commands on what is kept on disk: the store of frozen activations, packed images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def list_cache(as_json: bool) -> None:
 @click.option("--unused-days", type=click.FloatRange(0, 1e6), help="Remove what was not used for so long.")
 @json_option
 def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> None:
-    """Remove activations; what a running program uses, and the pictures, are never touched.
+    """Remove activations; what a running program uses, and the images, are never touched.
 
     \b
     Example: tlkeras cache prune --unused-days 30
@@ -47,14 +47,14 @@ def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> Non
 @set_option
 @json_option
 def pack(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Write pictures, as they are, into few large TFRecord files, with a manifest to train from.
+    """Write images, as they are, into few large TFRecord files, with a manifest to train from.
 
-    For network file systems, which are slow at many small files. Results are those of the pictures by themselves, and
+    For network file systems, which are slow at many small files. Results are those of the images by themselves, and
     what is cached of them is used again.
 
     \b
     Example: tlkeras pack photos/ --out packed/
-             tlkeras train mine.yaml --set data.source=packed/pictures.csv
+             tlkeras train mine.yaml --set data.source=packed/images.csv
     """
     from tlkeras import api
     from tlkeras.config.recipe import parse_overrides

@@ -1,4 +1,4 @@
-"""The command of workers that decode pictures for others."""
+"""The command of workers that decode images for others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import click
 @click.option("--host", help="Name by which other machines reach this one  [default: its own]")
 @click.option("--port", default=5050, show_default=True, type=click.IntRange(0, 65535), help="Port of a new service.")
 def feed(join: str | None, host: str | None, port: int) -> None:
-    """Decode pictures for trainings on other machines, where decoding is what they wait for.
+    """Decode images for trainings on other machines, where decoding is what they wait for.
 
-    The first machine begins a service, others join it; all must see the pictures at the same paths. It is TensorFlow's
+    The first machine begins a service, others join it; all must see the images at the same paths. It is TensorFlow's
     data service, without encryption or password: use a network of your own.
 
     \b

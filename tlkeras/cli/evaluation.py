@@ -16,7 +16,7 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 @runs_option
 @json_option
 def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
-    """Compare runs with the first of them, on the pictures that all held out: figures and paired differences.
+    """Compare runs with the first of them, on the images that all held out: figures and paired differences.
 
     \b
     Example: tlkeras compare quickstart-01 deep_head-01
@@ -31,9 +31,9 @@ def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
 @click.option(
     "--to", type=click.Path(dir_okay=False), metavar="FILE", help="Where to  [default: report.html in the run]"
 )
-@click.option("--pictures", default=24, show_default=True, type=click.IntRange(0), help="Mistakes shown and explained.")
-@click.option("--corrupted", default=48, show_default=True, type=click.IntRange(0), help="Pictures worsened; 0: none.")
-@click.option("--learning-curve", is_flag=True, help="Ask whether more pictures would help.")
+@click.option("--images", default=24, show_default=True, type=click.IntRange(0), help="Mistakes shown and explained.")
+@click.option("--corrupted", default=48, show_default=True, type=click.IntRange(0), help="Images worsened; 0: none.")
+@click.option("--learning-curve", is_flag=True, help="Ask whether more images would help.")
 @click.option("--conformal", type=_SHARE, metavar="RATE", help="Show prediction sets that miss at most this share.")
 @click.option("--accuracy", type=_SHARE, help="Wanted of what no person looks at  [default: half as many errors]")
 @click.option(

@@ -13,7 +13,7 @@ from tlkeras.errors import RunError
 
 @click.group()
 def features() -> None:
-    """Features of pictures, for use elsewhere or on many machines."""
+    """Features of images, for use elsewhere or on many machines."""
 
 
 @features.command()
@@ -21,15 +21,15 @@ def features() -> None:
 @click.option("--out", required=True, metavar="FOLDER", help="Where the results go; an unfinished job is gone on with.")
 @click.option("--engine", default="local", show_default=True, help="local (processes) or ray (a Ray cluster).")
 @click.option("--workers", type=click.IntRange(1), help="Processes or actors  [default: one for every 8 cores]")
-@click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Pictures in a shard.")
+@click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Images in a shard.")
 @click.option("--verify", is_flag=True, help="Compare the checksums of what is there; do again what is damaged.")
 @set_option
 @json_option
 def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **crew: Any) -> None:
-    """Write the features of all pictures of a folder, a manifest or a RECIPE's source as Parquet files.
+    """Write the features of all images of a folder, a manifest or a RECIPE's source as Parquet files.
 
     The work is divided into shards that any worker may do, and do again: give the command again after a failure, or on
-    another machine that sees the same folder. A picture that cannot be read is listed in FOLDER/rejected; a shard that
+    another machine that sees the same folder. An image that cannot be read is listed in FOLDER/rejected; a shard that
     fails three times is named, the rest goes on, and the exit code is 5.
 
     \b

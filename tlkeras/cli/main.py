@@ -45,7 +45,7 @@ class Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--quiet", is_flag=True, help="No progress bars and no warnings.")
 def main(debug: bool, quiet: bool) -> None:
-    """From a folder of pictures to a served classifier, by transfer learning.
+    """From a folder of images to a served classifier, by transfer learning.
 
     \b
     tlkeras train quickstart                      train the shipped example

@@ -40,13 +40,13 @@ def cp(recipe: str, target: str) -> None:
 @click.argument("recipe", metavar="DATA|RECIPE")
 @set_option
 @click.option("--deep", is_flag=True, help="Look for wrong labels and outliers whatever it takes to compute features.")
-@click.option("--html", type=click.Path(), metavar="FILE", help="Write a page with the pictures in question.")
-@click.option("--fix", type=click.Path(), metavar="FILE", help="Write a cleaned manifest; pictures are not touched.")
+@click.option("--html", type=click.Path(), metavar="FILE", help="Write a page with the images in question.")
+@click.option("--fix", type=click.Path(), metavar="FILE", help="Write a cleaned manifest; images are not touched.")
 @json_option
 def check(
     recipe: str, assignments: tuple[str, ...], deep: bool, html: str | None, fix: str | None, as_json: bool
 ) -> None:
-    """Look through pictures and labels (a folder, a .csv, a set's name) or all that a RECIPE would train on.
+    """Look through images and labels (a folder, a .csv, a set's name) or all that a RECIPE would train on.
 
     Unreadable and odd files, the balance of classes, copies with different labels or on different sides, labels that
     look wrong, outliers; of a recipe, also what training it would do. Exit code 1 where it is not advisable.
@@ -88,13 +88,13 @@ def schedule(recipe: str, assignments: tuple[str, ...], as_json: bool) -> None:
 @click.argument("recipe")
 @set_option
 @click.option("--to", type=click.Path(), metavar="FILE", help="The PNG file  [default: RECIPE-augmentation.png]")
-@click.option("--pictures", type=click.IntRange(1, 64), default=6, show_default=True, help="Rows of the sheet.")
+@click.option("--images", type=click.IntRange(1, 64), default=6, show_default=True, help="Rows of the sheet.")
 @click.option("--views", type=click.IntRange(1, 64), default=8, show_default=True, help="Columns of the sheet.")
 @json_option
 def augmentation(
-    recipe: str, assignments: tuple[str, ...], to: str | None, pictures: int, views: int, as_json: bool
+    recipe: str, assignments: tuple[str, ...], to: str | None, images: int, views: int, as_json: bool
 ) -> None:
-    """Draw what the augmentation of RECIPE does to some of its pictures, side by side on one sheet.
+    """Draw what the augmentation of RECIPE does to some of its images, side by side on one sheet.
 
     \b
     Example: tlkeras show augmentation fine_tune --set augmentation.policy=rand_augment
@@ -103,7 +103,7 @@ def augmentation(
     from tlkeras.config.recipe import parse_overrides
 
     overrides = parse_overrides(assignments)
-    result = api.show_augmentation(recipe, overrides, to=to, pictures=pictures, views=views)
+    result = api.show_augmentation(recipe, overrides, to=to, images=images, views=views)
     render(result, as_json, "draw_augmentation")
 
 
@@ -134,13 +134,13 @@ def rates(
 @set_option
 @click.option("--method", default="tsne", show_default=True, help="Of the second projection: tsne, or umap (an extra).")
 @click.option("--layer", metavar="NAME", help="Also draw the maps of this block or cut of the backbone.")
-@click.option("--pictures", type=click.IntRange(8), default=2000, show_default=True, help="How many, at most.")
+@click.option("--images", type=click.IntRange(8), default=2000, show_default=True, help="How many, at most.")
 @click.option("--to", type=click.Path(), metavar="FILE", help="The PNG file  [default: RECIPE-features.png]")
 @json_option
 def features(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Draw what the features of RECIPE separate: PCA and t-SNE, coloured by class and domain; neighbours per depth.
 
-    Pictures of the test side are left out. The bars say at each depth how many pictures have the class of their
+    Images of the test side are left out. The bars say at each depth how many images have the class of their
     nearest neighbours: where to cut the backbone, and whether to fuse depths.
 
     \b

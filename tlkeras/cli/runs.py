@@ -20,7 +20,7 @@ from tlkeras.cli.options import json_option, render, runs_option, set_option
 def train(
     recipe: str | None, assignments: tuple[str, ...], quick: bool, resume: str | None, runs: str, as_json: bool
 ) -> None:
-    """Train RECIPE (a shipped name or a .yaml file) and measure it on held-out pictures.
+    """Train RECIPE (a shipped name or a .yaml file) and measure it on held-out images.
 
     \b
     Example: tlkeras train quickstart --set data.seed=1
@@ -41,11 +41,11 @@ def train(
 
 @click.command()
 @click.argument("run", default="latest")
-@click.option("--on", metavar="DATA", help="Labelled pictures from another source, as in data.source.")
+@click.option("--on", metavar="DATA", help="Labelled images from another source, as in data.source.")
 @runs_option
 @json_option
 def evaluate(run: str, on: str | None, runs: str, as_json: bool) -> None:
-    """Measure RUN (a name, a path or `latest`) on its held-out pictures; metrics.json and metrics.csv keep the figures.
+    """Measure RUN (a name, a path or `latest`) on its held-out images; metrics.json and metrics.csv keep the figures.
 
     \b
     Example: tlkeras evaluate latest --on other_photos/
@@ -57,20 +57,18 @@ def evaluate(run: str, on: str | None, runs: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("run", metavar="[RUN]")
-@click.argument("pictures", nargs=-1, metavar="PICTURE...")
+@click.argument("images", nargs=-1, metavar="IMAGE...")
 @click.option("--url", help="Ask a served model instead of a run, such as http://localhost:8501/v1/models/NAME.")
-@click.option(
-    "--out", metavar="TABLE", help="Write a .csv or .parquet of any number of pictures; resumes after a kill."
-)
+@click.option("--out", metavar="TABLE", help="Write a .csv or .parquet of any number of images; resumes after a kill.")
 @click.option(
     "--engine", metavar="local|ray", help="Write shards into the folder --out, by processes or a Ray cluster."
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes or actors  [default: one for every 8 cores]")
-@click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes shown per picture.")
+@click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes shown per image.")
 @runs_option
 @json_option
-def predict(run: str, pictures: tuple[str, ...], runs: str, as_json: bool, **options: Any) -> None:
-    """Classify PICTURES (files or folders) with RUN's model; unreadable ones are listed and end in exit code 3.
+def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **options: Any) -> None:
+    """Classify IMAGES (files or folders) with RUN's model; unreadable ones are listed and end in exit code 3.
 
     \b
     Example: tlkeras predict latest photo.jpg
@@ -87,28 +85,28 @@ def predict(run: str, pictures: tuple[str, ...], runs: str, as_json: bool, **opt
         raise click.UsageError("Shards need a folder and an engine: --out FOLDER --engine local --workers 2")
     if url and out:
         raise click.UsageError("A table is made with a run: leave out --url or --out.")
-    if not url and not pictures:
-        raise click.UsageError("Give a RUN and at least one PICTURE, or --url and at least one PICTURE.")
+    if not url and not images:
+        raise click.UsageError("Give a RUN and at least one IMAGE, or --url and at least one IMAGE.")
     if engine:
-        _predict_in_shards(run, pictures, runs, as_json, options)
+        _predict_in_shards(run, images, runs, as_json, options)
         return
     if out:
-        result = api.predict_to_file(run, pictures, out, runs=runs)
+        result = api.predict_to_file(run, images, out, runs=runs)
     elif url:
-        result = api.predict_remotely(url, [run, *pictures])
+        result = api.predict_remotely(url, [run, *images])
     else:
-        result = api.predict(run, pictures, top=options["top"], runs=runs)
+        result = api.predict(run, images, top=options["top"], runs=runs)
     render(result, as_json, "draw_written" if out else "draw_predictions")
     if result["unreadable"]:
         sys.exit(DataError.exit_code)
 
 
-def _predict_in_shards(run: str, pictures: tuple[str, ...], runs: str, as_json: bool, options: dict[str, Any]) -> None:
+def _predict_in_shards(run: str, images: tuple[str, ...], runs: str, as_json: bool, options: dict[str, Any]) -> None:
     from tlkeras import api
     from tlkeras.errors import DataError, RunError
 
     crew = {key: options[key] for key in ("engine", "workers")}
-    result = api.predict_in_shards(run, pictures, options["out"], runs=runs, **crew)
+    result = api.predict_in_shards(run, images, options["out"], runs=runs, **crew)
     render(result, as_json, "draw_job")
     if result["failed"] or result["rejected"]:
         sys.exit(RunError.exit_code if result["failed"] else DataError.exit_code)

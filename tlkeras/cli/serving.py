@@ -27,10 +27,10 @@ def _read_labels(context: click.Context, option: click.Parameter, values: tuple[
     "--label", "labels", multiple=True, callback=_read_labels, metavar="LABEL=VERSION", help="Name a version."
 )
 @click.option("--newest", default=1, show_default=True, type=click.IntRange(1), help="How many versions stay loaded.")
-@click.option("--max-batch-size", default=32, show_default=True, type=click.IntRange(1), help="Pictures run together.")
+@click.option("--max-batch-size", default=32, show_default=True, type=click.IntRange(1), help="Images run together.")
 @click.option("--batch-timeout", default=0.002, show_default=True, type=click.FloatRange(0), help="Seconds to wait.")
 @click.option("--max-body", type=click.IntRange(1), help="Bytes of a request  [default: 64 MiB]")
-@click.option("--max-pixels", type=click.IntRange(1), help="Pixels of a picture  [default: 64 million]")
+@click.option("--max-pixels", type=click.IntRange(1), help="Pixels of an image  [default: 64 million]")
 @click.option("--max-requests", default=512, show_default=True, type=click.IntRange(1), help="Worked on at once.")
 @click.option("--timeout", default=30.0, show_default=True, type=click.FloatRange(0.001), help="Seconds of a request.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="Of TensorFlow in one operation  [default: cores]")

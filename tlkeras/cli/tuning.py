@@ -16,19 +16,19 @@ from tlkeras.cli.options import json_option, render, runs_option, set_option
 @click.option("--candidates", "patterns", multiple=True, metavar="PATTERN", help="Names that match; repeatable.")
 @click.option("--licence", "licences", multiple=True, metavar="SPDX", help="Accepted for the weights; repeatable.")
 @click.option("--max-parameters", type=click.FloatRange(0), metavar="MILLIONS", help="At most so many parameters.")
-@click.option("--max-multiply-adds", type=click.FloatRange(0), metavar="MILLIONS", help="At most so many per picture.")
+@click.option("--max-multiply-adds", type=click.FloatRange(0), metavar="MILLIONS", help="At most so many per image.")
 @click.option("--max-size", type=click.FloatRange(0), metavar="MB", help="Weights in float32 take at most so much.")
-@click.option("--max-latency", type=click.FloatRange(0), metavar="MS", help="One picture takes at most so long here.")
+@click.option("--max-latency", type=click.FloatRange(0), metavar="MS", help="One image takes at most so long here.")
 @click.option("--most", default=6, show_default=True, type=click.IntRange(1), help="Backbones to measure.")
-@click.option("--pictures", default=1000, show_default=True, type=click.IntRange(4), help="To look at, at most.")
+@click.option("--images", default=1000, show_default=True, type=click.IntRange(4), help="To look at, at most.")
 @click.option(
     "--minutes", default=60.0, show_default=True, type=click.FloatRange(0), help="Fine-tuning may take so long."
 )
-@click.option("--picture", metavar="PNG", help="Pareto's front  [default: NAME-backbones.png]")
+@click.option("--image", metavar="PNG", help="Pareto's front  [default: NAME-backbones.png]")
 @click.option("--to", metavar="YAML", help="Write the recipe there, too.")
 @json_option
 def recommend(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Say which pretrained network, frozen or fine-tuned, at which size, for these pictures on this machine.
+    """Say which pretrained network, frozen or fine-tuned, at which size, for these images on this machine.
 
     Backbones that meet the limits and whose weights can be had are measured: how well nearest neighbours and a linear
     head tell the classes apart on their features, and what they cost here. The recipe to run is printed.
@@ -39,7 +39,7 @@ def recommend(recipe: str, assignments: tuple[str, ...], as_json: bool, **option
     from tlkeras import api
     from tlkeras.config.recipe import parse_overrides
 
-    others = {name: options.pop(name) for name in ("pictures", "minutes", "picture", "to")}
+    others = {name: options.pop(name) for name in ("images", "minutes", "image", "to")}
     limits = _name_limits(options)
     result = api.recommend(recipe, parse_overrides(assignments), limits=limits, **others)
     render(result, as_json, "draw_recommendation")
@@ -78,7 +78,7 @@ def tune(
 
     \b
     Example: tlkeras tune mine.yaml --set tuning.max_trials=50
-             tlkeras tune report latest                     table and pictures of a search
+             tlkeras tune report latest                     table and images of a search
     """
     from tlkeras import api
     from tlkeras.config.recipe import parse_overrides

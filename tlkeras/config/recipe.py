@@ -29,7 +29,7 @@ def load_recipe(reference: str, overrides: Mapping[str, Any] | None = None, *, q
     Args:
         reference: The name of a shipped recipe (`quickstart`) or the path of a YAML file.
         overrides: Values by dotted key, such as `{"data.seed": 1}`.
-        quick: Shrink the run to seconds: few pictures, small size, few epochs.
+        quick: Shrink the run to seconds: few images, small size, few epochs.
 
     Raises:
         RecipeError: The recipe cannot be found, read or validated; all problems are named at once.

@@ -1,1 +1,1 @@
-"""Where pictures come from and how they become tensors."""
+"""Where images come from and how they become tensors."""

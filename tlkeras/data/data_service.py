@@ -1,4 +1,4 @@
-"""Pictures decoded by other machines: TensorFlow's data service, in the order and with the pixels of this machine."""
+"""Images decoded by other machines: TensorFlow's data service, in the order and with the pixels of this machine."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tlkeras.errors import DataError, RunError
 service = tf.data.experimental.service
 
 PORT = 5050
-_SENT = 8  # pictures in a message
-_MOST_WAITING = 1024  # pictures that may be there before one that is needed first
+_SENT = 8  # images in a message
+_MOST_WAITING = 1024  # images that may be there before one that is needed first
 _PATIENCE = 5.0  # seconds
 
 logger = logging.getLogger(__name__)
@@ -33,14 +33,14 @@ Arrival = tuple[int, np.ndarray] | None
 
 
 def check_data_service(address: str, paths: Sequence[str]) -> None:
-    """Make sure that workers can be asked for pictures.
+    """Make sure that workers can be asked for images.
 
     Raises:
-        DataError: The pictures are packed, which workers cannot read.
+        DataError: The images are packed, which workers cannot read.
         RunError: Nobody listens at the address.
     """
     if any(map(parse_slice, paths)):
-        raise DataError("Workers read files by themselves.", "packed pictures", "Leave training.feed out.")
+        raise DataError("Workers read files by themselves.", "packed images", "Leave training.feed out.")
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), _PATIENCE).close()
@@ -61,13 +61,13 @@ def make_data_service_dataset(
     *,
     augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield what `stream_pictures` does, decoded by the workers of a data service.
+    """Yield what `stream_images` does, decoded by the workers of a data service.
 
     Workers take files first come, first served. What a worker that dies had taken never comes, and is decoded here.
 
     Args:
         address: HOST:PORT of the service's dispatcher.
-        paths, size, fit, batch_size, augment: As in `stream_pictures`; workers must see the files at the same paths.
+        paths, size, fit, batch_size, augment: As in `stream_images`; workers must see the files at the same paths.
 
     Raises:
         RunError: The service ends.
@@ -75,8 +75,8 @@ def make_data_service_dataset(
 
     @tf.autograph.experimental.do_not_convert
     def load(index: tf.Tensor, path: tf.Tensor) -> Element:
-        picture = decode(tf.io.read_file(path), size, fit)
-        return index, picture if augment is None else augment(picture, index)
+        image = decode(tf.io.read_file(path), size, fit)
+        return index, image if augment is None else augment(image, index)
 
     count, names = len(paths), [os.fsencode(path) for path in paths]
     files = tf.data.Dataset.from_tensor_slices((np.arange(count, dtype=np.int64), names))
@@ -93,11 +93,11 @@ def make_data_service_dataset(
     with closing(_receive(lambda: decoded.apply(distribute), address)) as arriving:
         ordered = _put_in_order(arriving, count, decode_here)
         while batch := list(islice(ordered, batch_size)):
-            yield np.array([index for index, _ in batch], np.int64), np.stack([picture for _, picture in batch])
+            yield np.array([index for index, _ in batch], np.int64), np.stack([image for _, image in batch])
 
 
 def _receive(ask: Callable[[], tf.data.Dataset], address: str) -> Generator[Arrival]:
-    """Yield pictures as they arrive, and None where nothing has for a while: TensorFlow waits for the dead for ever.
+    """Yield images as they arrive, and None where nothing has for a while: TensorFlow waits for the dead for ever.
 
     Args:
         ask: Tells the service what is wanted.
@@ -130,7 +130,7 @@ def _receive(ask: Callable[[], tf.data.Dataset], address: str) -> Generator[Arri
                 arrival = arrivals.get(timeout=patience)
             except queue.Empty:
                 if patience:
-                    logger.warning("Nothing comes from the data service at %s: pictures are decoded here.", address)
+                    logger.warning("Nothing comes from the data service at %s: images are decoded here.", address)
                 patience = 0.0
                 yield None
                 continue
@@ -151,7 +151,7 @@ def _receive(ask: Callable[[], tf.data.Dataset], address: str) -> Generator[Arri
 def _put_in_order(
     arriving: Iterable[Arrival], count: int, decode_here: Callable[[int], np.ndarray | None]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield pictures by index, whatever order they arrive in.
+    """Yield images by index, whatever order they arrive in.
 
     What does not come while many later ones do, or while nothing does, is decoded here, or left out if it cannot be.
     """

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.data.headers import PictureError, check_header, read_picture
+from tlkeras.data.headers import ImageError, check_header, read_image
 from tlkeras.errors import DataError, suggest
 
 FITS = ("squash", "crop", "pad")
@@ -25,20 +25,20 @@ VERSION = 1
 
 _MAGIC = [b"\xff\xd8", b"\x89P", b"RI", b"BM"]  # no tensor: TensorFlow joins a cluster only before it has made one
 
-# For what few pictures need. TensorFlow inlines both sides of a condition and visits every operation of the side not
+# For what few images need. TensorFlow inlines both sides of a condition and visits every operation of the side not
 # taken; a function that is not inlined is a single one.
 _seldom = tf.function(autograph=False, experimental_attributes={"_noinline": True})
 
 
 def decode(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
-    """Decode one picture: scalar string -> uint8 [size, size, 3].
+    """Decode one image: scalar string -> uint8 [size, size, 3].
 
     Pure TensorFlow operations: for `tf.data` and for `tf.map_fn` in an exported graph.
 
     Args:
         encoded: The bytes of the file.
         size: Side of the result in pixels.
-        fit: "squash" scales both sides to `size`; "crop" takes the central square; "pad" shows the whole picture
+        fit: "squash" scales both sides to `size`; "crop" takes the central square; "pad" shows the whole image
             between black bars.
 
     Raises:
@@ -70,21 +70,21 @@ def decode_file(path: str, size: int, fit: str) -> np.ndarray:
     Raises:
         PictureError: With the path and a plain reason.
     """
-    data = read_picture(path)
+    data = read_image(path)
     try:
         check_header(data)
         return decode(tf.constant(data), size, fit).numpy()
-    except PictureError as error:
-        raise PictureError(error.code, error.reason, path) from None
+    except ImageError as error:
+        raise ImageError(error.code, error.reason, path) from None
     except tf.errors.OpError:
-        raise PictureError("damaged", "its pixels cannot be decoded: it is cut off or damaged", path) from None
+        raise ImageError("damaged", "its pixels cannot be decoded: it is cut off or damaged", path) from None
 
 
 def resize(pixels: tf.Tensor, size: int, fit: str) -> tf.Tensor:
-    """Bring a picture to one size: uint8 [height, width, channels] -> uint8 [size, size, channels].
+    """Bring an image to one size: uint8 [height, width, channels] -> uint8 [size, size, channels].
 
     "crop" and "pad" treat opposite sides alike: where the margin is odd, the central square of "crop" is one pixel
-    wider and the picture within "pad" one pixel larger or smaller.
+    wider and the image within "pad" one pixel larger or smaller.
     """
     _check_fit(fit)
     height, width = tf.unstack(tf.shape(pixels)[:2])
@@ -128,7 +128,7 @@ def _grow(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
 
 @_seldom
 def _turn(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Apply an EXIF orientation, 1 to 8, to a square picture."""
+    """Apply an EXIF orientation, 1 to 8, to a square image."""
     turned = tf.cond(orientation > 4, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
     upside_down, mirrored = _among(orientation, 3, 4, 7, 8), _among(orientation, 2, 3, 6, 7)
     return tf.raw_ops.Reverse(tensor=turned, dims=tf.stack([upside_down, mirrored, False]))

@@ -1,4 +1,4 @@
-"""What a picture file says about itself before a pixel is decoded."""
+"""What an image file says about itself before a pixel is decoded."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ _SIGNATURES = (
     (0, b"\x89HDF", "HDF5"),
     (0, b"\x93NUMPY", "NumPy array"),
 )
-_OTHER_PICTURES = ("TIFF", "AVIF", "HEIC", "JPEG XL", "JPEG 2000", "icon (ICO)", "Photoshop (PSD)", "DICOM", "SVG")
+_OTHER_IMAGES = ("TIFF", "AVIF", "HEIC", "JPEG XL", "JPEG 2000", "icon (ICO)", "Photoshop (PSD)", "DICOM", "SVG")
 
 
-class PictureError(DataError):
-    """A file that cannot be read as a picture.
+class ImageError(DataError):
+    """A file that cannot be read as an image.
 
     Attributes:
-        code: One stable word: missing, forbidden, special-file, empty, oversized, not-a-picture, unsupported,
+        code: One stable word: missing, forbidden, special-file, empty, oversized, not-a-image, unsupported,
             too-many-pixels, damaged.
         reason: The same for people, as half a sentence.
     """
 
     def __init__(self, code: str, reason: str, path: str | None = None):
         self.code, self.reason = code, reason
-        super().__init__(f"{to_printable(path)}: {reason}." if path else f"A picture must be readable: {reason}.")
+        super().__init__(f"{to_printable(path)}: {reason}." if path else f"An image must be readable: {reason}.")
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,19 @@ class InvalidImage(Issue):
 
 
 class ImageWarning(Issue):
-    """A picture that is kept although something about it is odd."""
+    """An image that is kept although something about it is odd."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a picture promises.
+    """What the header of an image promises.
 
     Attributes:
         format: One of `READABLE`.
         width: Columns as stored, before the EXIF orientation is applied.
         height: Rows as stored.
         mode: Pillow's word for the pixels: "1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16" ...
-        frames: Pictures in an animation, otherwise 1.
+        frames: Images in an animation, otherwise 1.
         orientation: The EXIF orientation, 1 to 8; 1 where there is none.
     """
 
@@ -125,7 +125,7 @@ def to_printable(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
-def read_picture(path: str, max_bytes: int = MAX_BYTES) -> bytes:
+def read_image(path: str, max_bytes: int = MAX_BYTES) -> bytes:
     """Return the bytes of a file, or of a slice of one; folders, pipes and devices are never opened.
 
     Raises:
@@ -134,20 +134,20 @@ def read_picture(path: str, max_bytes: int = MAX_BYTES) -> bytes:
     try:
         status = os.stat(find_file(path))
         if not stat.S_ISREG(status.st_mode):
-            raise PictureError("special-file", "it is not a regular file", path)
+            raise ImageError("special-file", "it is not a regular file", path)
         size = find_size(path, status)
         if size == 0:
             reason = "the file is empty" if parse_slice(path) is None else "its packed file ends before it"
-            raise PictureError("empty", reason, path)
+            raise ImageError("empty", reason, path)
         if size > max_bytes:
-            raise PictureError("oversized", f"{size:,} bytes are more than {max_bytes:,}", path)
+            raise ImageError("oversized", f"{size:,} bytes are more than {max_bytes:,}", path)
         return read_bytes(path)
     except FileNotFoundError:
-        raise PictureError("missing", "there is no such file", path) from None
+        raise ImageError("missing", "there is no such file", path) from None
     except PermissionError:
-        raise PictureError("forbidden", "there is no permission to read it", path) from None
+        raise ImageError("forbidden", "there is no permission to read it", path) from None
     except OSError as error:
-        raise PictureError("damaged", f"it cannot be read: {error.strerror or error}", path) from None
+        raise ImageError("damaged", f"it cannot be read: {error.strerror or error}", path) from None
 
 
 def detect_format(data: bytes) -> str:
@@ -181,19 +181,19 @@ def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     The pixels of all frames of an animation count, because the decoders unpack all of them.
 
     Raises:
-        PictureError: empty, not-a-picture, unsupported, too-many-pixels or damaged.
+        PictureError: empty, not-a-image, unsupported, too-many-pixels or damaged.
     """
     if not data:
-        raise PictureError("empty", "the file is empty")
+        raise ImageError("empty", "the file is empty")
     kind = detect_format(data)
     if kind not in SUPPORTED_FORMATS:
-        code = "unsupported" if kind in _OTHER_PICTURES else "not-a-picture"
-        raise PictureError(code, f"the content is {kind}; one of {', '.join(SUPPORTED_FORMATS)} is needed")
+        code = "unsupported" if kind in _OTHER_IMAGES else "not-a-image"
+        raise ImageError(code, f"the content is {kind}; one of {', '.join(SUPPORTED_FORMATS)} is needed")
     header = _read_header(data, kind)
     pixels = header.width * header.height * header.frames
     if pixels > max_pixels:
         times = f" in {header.frames} frames" if header.frames > 1 else ""
-        raise PictureError(
+        raise ImageError(
             "too-many-pixels", f"{header.width} x {header.height} pixels{times} are more than {max_pixels:,} in all"
         )
     return header
@@ -203,18 +203,18 @@ def _read_header(data: bytes, kind: str) -> Header:
     if kind == "BMP":
         _check_bitmap(data)
     try:
-        picture = _readers()[kind](io.BytesIO(data))
+        image = _readers()[kind](io.BytesIO(data))
         # Only the first frame of an animated PNG is ever unpacked; its others cost nothing.
-        frames = 1 if kind == "PNG" else getattr(picture, "n_frames", 1)
+        frames = 1 if kind == "PNG" else getattr(image, "n_frames", 1)
     except Exception as error:  # Pillow raises whatever its parsers meet
-        raise PictureError("damaged", f"its {kind} header cannot be read ({error})") from None
-    width, height = picture.size
-    return Header(kind, width, height, picture.mode, frames, _orientation(picture.info.get("exif")))
+        raise ImageError("damaged", f"its {kind} header cannot be read ({error})") from None
+    width, height = image.size
+    return Header(kind, width, height, image.mode, frames, _orientation(image.info.get("exif")))
 
 
 @cache
 def _readers() -> dict[str, Callable[[io.BytesIO], Any]]:
-    # The classes themselves: Image.open would warn about large pictures before the limit here is asked.
+    # The classes themselves: Image.open would warn about large images before the limit here is asked.
     from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
     return {
@@ -230,10 +230,10 @@ def _check_bitmap(data: bytes) -> None:
     """Admit what TensorFlow decodes: 8 bits with a palette, 24 and 32 bits, not compressed."""
     head, bits, compression = (int.from_bytes(data[a:b], "little") for a, b in ((14, 18), (28, 30), (30, 34)))
     if len(data) < 54:
-        raise PictureError("damaged", "its BMP header is cut off")
+        raise ImageError("damaged", "its BMP header is cut off")
     if head < 40 or bits not in (8, 24, 32) or compression not in (0, 3):
         kind = "compressed BMP" if compression not in (0, 3) else f"BMP of {bits} bits per pixel"
-        raise PictureError("unsupported", f"the content is a {kind}; 8, 24 or 32 bits, not compressed, are needed")
+        raise ImageError("unsupported", f"the content is a {kind}; 8, 24 or 32 bits, not compressed, are needed")
 
 
 def _orientation(exif: bytes | None) -> int:

@@ -14,11 +14,11 @@ from tlkeras.data.headers import (
     EXTENSIONS,
     MAX_PIXELS,
     Header,
+    ImageError,
     ImageWarning,
     InvalidImage,
-    PictureError,
     check_header,
-    read_picture,
+    read_image,
 )
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
@@ -65,7 +65,7 @@ def validate_images(examples: Dataset, *, workers: int | None = None, max_pixels
     Each thread holds one file in memory.
 
     Raises:
-        DataError: No example is left, or a class has lost all its pictures.
+        DataError: No example is left, or a class has lost all its images.
     """
     digests: list[str] = []
     rejected: list[InvalidImage] = []
@@ -73,7 +73,7 @@ def validate_images(examples: Dataset, *, workers: int | None = None, max_pixels
     kept = np.zeros(len(examples), bool)
     with (
         ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-        progress_bar("Checking pictures", len(examples), "pictures") as advance,
+        progress_bar("Checking images", len(examples), "images") as advance,
     ):
         for start in range(0, len(examples), _CHUNK):
             paths = examples.paths[start : start + _CHUNK]
@@ -93,9 +93,9 @@ def validate_images(examples: Dataset, *, workers: int | None = None, max_pixels
 def read_header_and_digest(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str, Header] | InvalidImage:
     """Return the SHA-256 of a file and its header, or why it cannot be used; pixels are not decoded."""
     try:
-        data = read_picture(path)
+        data = read_image(path)
         return hashlib.sha256(data).hexdigest(), check_header(data, max_pixels)
-    except PictureError as error:
+    except ImageError as error:
         return InvalidImage(path, error.code, error.reason)
 
 
@@ -103,7 +103,7 @@ def drop_undecodable(inspection: ValidatedDataset, readable: np.ndarray) -> Vali
     """Return what is left where pixels turn out to be damaged; `readable` holds the rows to keep, int64 [k].
 
     Raises:
-        DataError: No example is left, or a class has lost all its pictures.
+        DataError: No example is left, or a class has lost all its images.
     """
     examples = inspection.examples
     if len(readable) == len(examples):
@@ -125,7 +125,7 @@ def drop_undecodable(inspection: ValidatedDataset, readable: np.ndarray) -> Vali
 def _collect_warnings(path: str, header: Header) -> list[ImageWarning]:
     width, height, pixels = header.width, header.height, header.width * header.height
     promised = EXTENSIONS.get(os.path.splitext(path)[1].lower())
-    named = f"named like a {promised}" if promised else "not named like a picture"
+    named = f"named like a {promised}" if promised else "not named like an image"
     remarks = {
         "wrong-extension": promised != header.format and f"{named}, and read as the {header.format} that it is",
         "turned": header.format == "JPEG" and f"turned as its EXIF orientation {header.orientation} says",
@@ -144,15 +144,15 @@ def _collect_warnings(path: str, header: Header) -> list[ImageWarning]:
 def _check_remaining(before: Dataset, after: Dataset, rejected: list[InvalidImage]) -> None:
     reasons = list_some([str(rejection) for rejection in rejected])
     if not len(after):
-        raise DataError.from_problems(f"No picture of {before.source!r} can be read.", reasons)
+        raise DataError.from_problems(f"No image of {before.source!r} can be read.", reasons)
     vanished = [
-        f"{task.name!r}: every picture of class {name!r} was rejected."
+        f"{task.name!r}: every image of class {name!r} was rejected."
         for task in before.tasks
         for name, was, remains in zip(task.class_names, _present(task, before), _present(task, after), strict=True)
         if was and not remains
     ]
     if vanished:
-        raise DataError.from_problems("Every class must keep pictures that can be read.", vanished + reasons)
+        raise DataError.from_problems("Every class must keep images that can be read.", vanished + reasons)
 
 
 def _present(task: Task, examples: Dataset) -> np.ndarray:

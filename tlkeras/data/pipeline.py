@@ -1,4 +1,4 @@
-"""Pictures in order, decoded in parallel, in memory that does not grow with their number."""
+"""Images in order, decoded in parallel, in memory that does not grow with their number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.decoding import decode, decode_file
-from tlkeras.data.headers import InvalidImage, PictureError, read_picture
+from tlkeras.data.headers import ImageError, InvalidImage, read_image
 from tlkeras.data.sources.tfrecord_slices import parse_slice
 
 _CHUNK = 4096
@@ -36,17 +36,17 @@ def make_image_dataset(
     workers: int | None = None,
     prefetch: int = 2,
 ) -> tf.data.Dataset:
-    """Decode files in the order given: batches of (index int64 [b], pictures uint8 [b, size, size, 3]).
+    """Decode files in the order given: batches of (index int64 [b], images uint8 [b, size, size, 3]).
 
     `index` counts within `paths`. A file that cannot be read or decoded is skipped: its index does not appear, and
     `explain_unreadable` says why. The last batch may be smaller.
 
     Args:
         paths: Any sequence, also one that looks its paths up: it is read in chunks and never copied as a whole.
-        size: Side of the pictures in pixels.
+        size: Side of the images in pixels.
         fit: As in `decode`.
-        batch_size: Pictures in a batch.
-        augment: From a picture uint8 [size, size, 3] and its index, an int64 scalar, to what takes its place in the
+        batch_size: Images in a batch.
+        augment: From an image uint8 [size, size, 3] and its index, an int64 scalar, to what takes its place in the
             batch, one view or several; see `augmentation.show_one` and `show_all`.
         workers: Threads of the stream's own pool, by default one per core of the process; fewer leave cores to an
             engine that runs at the same time.
@@ -57,8 +57,8 @@ def make_image_dataset(
     @tf.autograph.experimental.do_not_convert
     def load(index: tf.Tensor, known: tf.Tensor, packed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded = tf.cond(packed, lambda: known, lambda: tf.io.read_file(known))
-        picture = decode(encoded, size, fit)
-        return index, picture if augment is None else augment(picture, index)
+        image = decode(encoded, size, fit)
+        return index, image if augment is None else augment(image, index)
 
     signature = (tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.bool))
     stream = (
@@ -91,8 +91,8 @@ def _read_chunks(paths: Sequence[str]) -> Iterator[tuple[np.ndarray, list[bytes]
 def _read(path: str) -> bytes:
     """Return what a slice holds, which TensorFlow cannot read by itself; nothing where it cannot be read."""
     try:
-        return read_picture(path)
-    except PictureError:
+        return read_image(path)
+    except ImageError:
         return b""
 
 
@@ -109,9 +109,9 @@ def count_cores() -> int:
 
 
 def read_error(path: str) -> InvalidImage:
-    """Say why `stream_pictures` skipped a file."""
+    """Say why `stream_images` skipped a file."""
     try:
         decode_file(path, 32, "squash")
-    except PictureError as error:
+    except ImageError as error:
         return InvalidImage(path, error.code, error.reason)
     return InvalidImage(path, "changed", "it could not be read a moment ago and can be now")

@@ -1,4 +1,4 @@
-"""Which picture trains, which one chooses, which one tests."""
+"""Which image trains, which one chooses, which one tests."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _MOST_MOVES = 10_000
 def assign_splits(examples: Dataset, validation: float, test: float, seed: int, tolerance: float = 0.25) -> np.ndarray:
     """Give every example a side: "train", "validation" or "test", str [examples].
 
-    A picture's side follows from a number in [0, 1) that is a hash of the seed and its key, or its group: below
-    `test` it tests, in the next `validation` it validates. So pictures that are added do not move the old ones. In
+    An image's side follows from a number in [0, 1) that is a hash of the seed and its key, or its group: below
+    `test` it tests, in the next `validation` it validates. So images that are added do not move the old ones. In
     each stratum (same targets, same `strata`) the size of a side may be off its exact share by `tolerance` times the
-    share, plus one; only beyond that the boundary moves along the order of the hashes, and pictures next to it change
-    side. With `tolerance=0` the sizes are exact, by largest remainders, and more pictures move.
+    share, plus one; only beyond that the boundary moves along the order of the hashes, and images next to it change
+    side. With `tolerance=0` the sizes are exact, by largest remainders, and more images move.
 
-    Every side gets each class that has as many pictures as there are sides. Examples of one group are never parted;
-    their sizes are balanced as well as moving whole groups can. Where a picture can have several labels, too many of
-    its sets of labels are rare for strata: each label is balanced instead, by moving single pictures in the same way
-    (with `tolerance=0` as near to its share as this goes), and every side gets pictures with and without it. Sides that
+    Every side gets each class that has as many images as there are sides. Examples of one group are never parted;
+    their sizes are balanced as well as moving whole groups can. Where an image can have several labels, too many of
+    its sets of labels are rare for strata: each label is balanced instead, by moving single images in the same way
+    (with `tolerance=0` as near to its share as this goes), and every side gets images with and without it. Sides that
     the source gives are kept: what it lacks is carved out of its "train" (shares are of what is carved up).
 
     Raises:
@@ -59,7 +59,7 @@ def subsample(examples: Dataset, limit: int, seed: int) -> Dataset:
     counts = np.maximum(_apportion(sizes, limit / len(examples)), np.minimum(sizes, 2))
     while counts.sum() > limit and counts.max() > 2:
         counts[counts.argmax()] -= 1
-    # Another hash than the one of the sides, which would leave only pictures of the first side.
+    # Another hash than the one of the sides, which would leave only images of the first side.
     numbers = np.array([_hash(seed, f"thin {key}") for key in examples.keys])
     order = np.lexsort((numbers, strata))
     rank = np.arange(len(examples)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -80,22 +80,22 @@ def check_splits(examples: Dataset, sides: np.ndarray) -> None:
         sides: The side of each, str [examples]; "" for those that dropped out.
 
     Raises:
-        DataError: A class has no training picture with weight, or no test picture has any; all such problems.
+        DataError: A class has no training image with weight, or no test image has any; all such problems.
     """
     counts = examples.weights > 0
-    problems = [] if (counts & (sides == "test")).any() else ["There is no test picture (with a weight above 0)."]
+    problems = [] if (counts & (sides == "test")).any() else ["There is no test image (with a weight above 0)."]
     for task in examples.tasks:
         absent = _list_absent(task, examples, counts & (sides == "train"))
         known = task.is_labelled(examples.targets[task.name])
         if (counts & (sides == "test")).any() and not (counts & known & (sides == "test")).any():
-            problems.append(f"{task.name!r}: no test picture (with a weight above 0) has a label.")
+            problems.append(f"{task.name!r}: no test image (with a weight above 0) has a label.")
         if absent:
             problems.append(
-                f"{task.name!r}: no training picture (with a weight above 0) shows {', '.join(list_some(absent))}."
+                f"{task.name!r}: no training image (with a weight above 0) shows {', '.join(list_some(absent))}."
             )
     if problems:
-        hint = "Add pictures, change the split, or remove the class."
-        raise DataError.from_problems(f"Every class needs pictures to learn from, and a test side. {hint}", problems)
+        hint = "Add images, change the split, or remove the class."
+        raise DataError.from_problems(f"Every class needs images to learn from, and a test side. {hint}", problems)
 
 
 def classes_missing_from_test(examples: Dataset, sides: np.ndarray) -> list[str]:
@@ -104,7 +104,7 @@ def classes_missing_from_test(examples: Dataset, sides: np.ndarray) -> list[str]
         task.name: _list_absent(task, examples, (examples.weights > 0) & (sides == "test")) for task in examples.tasks
     }
     return [
-        f"{name!r}: no test picture (with a weight above 0) shows {', '.join(list_some(absent))}; it is not measured."
+        f"{name!r}: no test image (with a weight above 0) shows {', '.join(list_some(absent))}; it is not measured."
         for name, absent in unseen.items()
         if absent
     ]
@@ -224,7 +224,7 @@ def _apportion(sizes: np.ndarray, share: float) -> np.ndarray:
 
 
 def _fill_empty_sides(counts: np.ndarray, member: np.ndarray, wanted: np.ndarray) -> None:
-    """Move one picture of a class to each wanted side without any, from the side that has most (in place).
+    """Move one image of a class to each wanted side without any, from the side that has most (in place).
 
     Args:
         counts: int64 [strata, 3].
@@ -244,7 +244,7 @@ def _fill_empty_sides(counts: np.ndarray, member: np.ndarray, wanted: np.ndarray
 def _move_units(
     balanced: np.ndarray, aspects: np.ndarray, numbers: np.ndarray, shares: np.ndarray, tolerance: float
 ) -> np.ndarray:
-    """Start from the hashes and move whole groups, or single pictures, while the balance gets better."""
+    """Start from the hashes and move whole groups, or single images, while the balance gets better."""
     order, unit = np.unique(numbers, return_inverse=True)
     features = np.concatenate([balanced, aspects], axis=1)
     held = np.zeros((len(order), features.shape[1]))
@@ -264,7 +264,7 @@ def _move_units(
         gains[rows, sides] = -np.inf
         if gains.max() <= 1e-9:
             break
-        # Of the moves that help much, the nearest in the order of the hashes, which changes least with more pictures.
+        # Of the moves that help much, the nearest in the order of the hashes, which changes least with more images.
         worth = np.where(gains >= gains.max() / 2, distance, np.inf)
         group, side = np.unravel_index(worth.argmin(), worth.shape)
         totals[sides[group]] -= held[group]

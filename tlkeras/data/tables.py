@@ -1,4 +1,4 @@
-"""Pictures with named columns (`Table`), and the examples made by choosing some of the columns (`Examples`)."""
+"""Images with named columns (`Table`), and the examples made by choosing some of the columns (`Examples`)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ImageTable:
 
     Attributes:
         source: What the table was read from, as the user wrote it.
-        root: Folder that holds the pictures.
+        root: Folder that holds the images.
         paths: Absolute paths; undecodable bytes are surrogates.
-        keys: Stable identity of each picture: its path relative to `root`, with "/" and printable.
+        keys: Stable identity of each image: its path relative to `root`, with "/" and printable.
         columns: Columns by name. "split" holds words of `SPLITS`.
         defaults: Column by role ("label", "weight", "group", "domain", "stratify") where the caller names none.
         classes: Class names in their order, for columns where it is known; others are sorted.
@@ -48,11 +48,11 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures with integer targets, ready to be split and read. All arrays have one entry per picture.
+    """Images with integer targets, ready to be split and read. All arrays have one entry per image.
 
     Attributes:
         source: What they were read from.
-        root: Folder that holds the pictures.
+        root: Folder that holds the images.
         keys: Stable identities, str.
         paths: Absolute paths, str.
         tasks: What is to be predicted.
@@ -60,7 +60,7 @@ class Dataset:
             int8 [n, k], see `LabelsTask`.
         weights: Sample weights, float32.
         groups: What must stay on one side of a split, str; "" for none.
-        domains: Where a picture comes from, str; "" for none.
+        domains: Where an image comes from, str; "" for none.
         strata: What splits balance besides the targets, str; "" for none.
         splits: Words of `SPLITS`, str; "" where the source gives none.
         facts: Licence, citation, address ...
@@ -109,7 +109,7 @@ def build_dataset(
 
     Raises:
         DataError: All problems at once: unknown columns, weights that are no numbers, fewer than two classes, classes
-            with fewer than two pictures, labels that fewer than two pictures have or lack.
+            with fewer than two images, labels that fewer than two images have or lack.
     """
     labels = list(labels) or [table.defaults.get("label", "label")]
     if stratify is None:
@@ -126,12 +126,12 @@ def build_dataset(
 
 
 def build_dataset_for_tasks(table: ImageTable, tasks: Sequence[Task], roles: Mapping[str, str | None]) -> Dataset:
-    """Choose the columns of tasks that are known already, as of a model that is to be measured on other pictures.
+    """Choose the columns of tasks that are known already, as of a model that is to be measured on other images.
 
     Classes may be missing among them.
 
     Args:
-        table: The pictures.
+        table: The images.
         tasks: What their labels are of; columns bear their names.
         roles: Columns by role ("weight", "group", "domain"), as in `choose_examples`; what the table lacks is left out.
 
@@ -175,7 +175,7 @@ def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
     """Return the table with columns under further names.
 
     Args:
-        table: The pictures.
+        table: The images.
         names: Column by its further name, which hides a column that has it already.
 
     Raises:

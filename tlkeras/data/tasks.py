@@ -1,4 +1,4 @@
-"""What is predicted of a picture: one class of several, any number of labels, or a number."""
+"""What is predicted of an image: one class of several, any number of labels, or a number."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TaskType = Literal["multiclass", "multilabel", "number"]
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to predict, of which every picture is of one class: its name, and the classes in their order.
+    """One thing to predict, of which every image is of one class: its name, and the classes in their order.
 
     Targets are class indices, int64 [n], -1 where the class is not known. Every kind of task can turn its targets into
-    members, bool [n, k]: which of the k classes a picture has.
+    members, bool [n, k]: which of the k classes an image has.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Task:
         return targets >= 0
 
     def members(self, targets: np.ndarray) -> np.ndarray:
-        """Return which classes each picture has, bool [n, k]; none where the target is not known."""
+        """Return which classes each image has, bool [n, k]; none where the target is not known."""
         return targets[:, None] == np.arange(len(self.class_names))
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ class Task:
         return (self.decide(one) == self.decide(other)).all(axis=1)
 
     def measure_difference(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Return by how much two networks differ at most in what they say of each picture, [n, k] each, float [n]."""
+        """Return by how much two networks differ at most in what they say of each image, [n, k] each, float [n]."""
         return np.abs(one - other).max(axis=1)
 
     def write(self, members: np.ndarray) -> list[str]:
@@ -123,17 +123,17 @@ class Task:
         few = [f"{name} ({counts[name]})" for name in self.class_names if counts[name] < 2]
         if few:
             problems.append(
-                f"{self.name!r}: a class needs two pictures or more to be split. Received: {', '.join(list_some(few))}."
-                " Add pictures, or remove the class."
+                f"{self.name!r}: a class needs two images or more to be split. Received: {', '.join(list_some(few))}."
+                " Add images, or remove the class."
             )
         return problems
 
 
 @dataclass(frozen=True)
 class MultiLabelTask(Task):
-    """One thing to predict, of which a picture can have none, one or several labels.
+    """One thing to predict, of which an image can have none, one or several labels.
 
-    Targets are int8 [n, k]: 1 where a picture has the label, 0 where not, and -1 throughout where nothing is known.
+    Targets are int8 [n, k]: 1 where an image has the label, 0 where not, and -1 throughout where nothing is known.
 
     Args:
         separator: What stands between labels in the cells of a table. An empty cell says that there is none of them;
@@ -166,7 +166,7 @@ class MultiLabelTask(Task):
         return np.all(targets >= 0, axis=1)
 
     def members(self, targets: np.ndarray) -> np.ndarray:
-        """Return which labels each picture has, bool [n, k]."""
+        """Return which labels each image has, bool [n, k]."""
         return targets == 1
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
@@ -190,7 +190,7 @@ class MultiLabelTask(Task):
         return self.members(targets)
 
     def aspects(self, targets: np.ndarray) -> np.ndarray:
-        """Return pictures with and without each label, bool [n, 2 k]: a yes cannot be told from itself."""
+        """Return images with and without each label, bool [n, 2 k]: a yes cannot be told from itself."""
         return np.concatenate([targets == 1, targets == 0], axis=1)
 
     @property
@@ -207,7 +207,7 @@ class MultiLabelTask(Task):
         if not any(self.separator in cell or not cell for cell in cells):
             problems.append(
                 f"{self.name!r}: no cell holds the separator {self.separator!r} or is empty. Received: {cells[0]!r} and"
-                " so on. Correct data.separator, or leave it out where every picture is of one class."
+                " so on. Correct data.separator, or leave it out where every image is of one class."
             )
         if len(self.class_names) < 2:
             only = self.class_names[0] if self.class_names else "no label at all"
@@ -219,15 +219,15 @@ class MultiLabelTask(Task):
         few = [f"{name} ({count})" for name, count in zip(self.aspect_names, aspects, strict=True) if count < 2]
         if few:
             problems.append(
-                f"{self.name!r}: a label needs two pictures with it and two without, or more, to be split. Received:"
-                f" {', '.join(list_some(few))}. Add pictures, or remove the label."
+                f"{self.name!r}: a label needs two images with it and two without, or more, to be split. Received:"
+                f" {', '.join(list_some(few))}. Add images, or remove the label."
             )
         return problems
 
 
 @dataclass(frozen=True)
 class RegressionTask(Task):
-    """A number to predict of every picture; its only column, `class_names`, bears its own name.
+    """A number to predict of every image; its only column, `class_names`, bears its own name.
 
     Targets are float64 [n], NaN where the number is not known. What stands in the place of probabilities is the number
     itself, in the unit of the source, [n, 1].
@@ -249,7 +249,7 @@ class RegressionTask(Task):
         return np.isfinite(targets)
 
     def members(self, targets: np.ndarray) -> np.ndarray:
-        """Return which pictures have a number, bool [n, 1]."""
+        """Return which images have a number, bool [n, 1]."""
         return np.isfinite(targets)[:, None]
 
     def indicate(self, targets: np.ndarray) -> np.ndarray:

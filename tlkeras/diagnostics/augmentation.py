@@ -13,7 +13,7 @@ from tlkeras.data.augmentation.operations import OPERATIONS, Transform
 from tlkeras.data.augmentation.policies import AugmentationPolicy
 from tlkeras.data.augmentation.views import digest_to_seed, draw_views, number_views
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.headers import InvalidImage, PictureError
+from tlkeras.data.headers import ImageError, InvalidImage
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.pipeline import epoch_permutation
 from tlkeras.data.tables import Dataset
@@ -26,24 +26,24 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _OURS = b"Matplotlib"
 
 
-def plot_augmentation(recipe: Recipe, path: str | Path, *, pictures: int = 6, views: int = 8) -> dict[str, Any]:
-    """Draw a contact sheet: a row per picture, as it is and in its first views; below, the batch mixed with itself.
+def plot_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, views: int = 8) -> dict[str, Any]:
+    """Draw a contact sheet: a row per image, as it is and in its first views; below, the batch mixed with itself.
 
     Returns:
         `name`, `policy`, `operations` (what may happen in a round, as text), `rounds`, `views` that differ (None:
-        endlessly many), `mixup`, `cutmix`, `path` of the sheet, `pictures` and `shown` (views of each).
+        endlessly many), `mixup`, `cutmix`, `path` of the sheet, `images` and `shown` (views of each).
 
     Raises:
-        DataError: No picture can be read.
+        DataError: No image can be read.
         ResourceError: There is a file that is no such sheet, or the sheet cannot be written.
     """
     target = Path(path)
     check_target(target)
     policy = builders.make_recipe_policy(recipe)
-    names, plain, keys = choose_pictures(recipe, builders.read_examples(recipe), pictures)
+    names, plain, keys = choose_images(recipe, builders.read_examples(recipe), images)
     seen = number_views(policy, views, recipe.training.seed)
     drawn = draw_views(plain, keys, seen)
-    rows = [[picture, *of_picture] for picture, of_picture in zip(plain, drawn, strict=True)]
+    rows = [[image, *of_image] for image, of_image in zip(plain, drawn, strict=True)]
     labels = list(names)
     for name, mixed in _mix(recipe, plain):
         rows.append(list(mixed[: len(seen) + 1]))
@@ -61,7 +61,7 @@ def plot_augmentation(recipe: Recipe, path: str | Path, *, pictures: int = 6, vi
         "mixup": recipe.augmentation.mixup,
         "cutmix": recipe.augmentation.cutmix,
         "path": str(target),
-        "pictures": len(plain),
+        "images": len(plain),
         "shown": len(seen),
     }
 
@@ -78,13 +78,13 @@ def check_target(path: Path) -> None:
             raise ResourceError("Only a drawn sheet is replaced.", f"{path}, another file", "Choose another name.")
 
 
-def choose_pictures(recipe: Recipe, examples: Dataset, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Return labels, pixels and keys of pictures drawn evenly from the classes of the first task.
+def choose_images(recipe: Recipe, examples: Dataset, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Return labels, pixels and keys of images drawn evenly from the classes of the first task.
 
     Raises:
-        DataError: No picture can be read.
+        DataError: No image can be read.
     """
-    task, size = examples.tasks[0], builders.picture_size(recipe)
+    task, size = examples.tasks[0], builders.image_size(recipe)
     names, pixels, digests = [], [], []
     for row in _take_turns(task.strata(examples.targets[task.name]), recipe.data.seed):
         path = examples.paths[row]
@@ -93,14 +93,14 @@ def choose_pictures(recipe: Recipe, examples: Dataset, count: int) -> tuple[list
             continue
         try:
             pixels.append(decode_file(path, size, recipe.data.resize))
-        except PictureError:
+        except ImageError:
             continue
         digests.append(seen[0])
         names.append("".join(task.write(task.members(examples.targets[task.name][row : row + 1]))) or str(row))
         if len(names) == count:
             break
     if not names:
-        raise DataError("A sheet needs a picture that can be read.", examples.source, "See `tlkeras check`.")
+        raise DataError("A sheet needs an image that can be read.", examples.source, "See `tlkeras check`.")
     return names, np.stack(pixels), digest_to_seed(digests)
 
 
@@ -113,16 +113,14 @@ def _take_turns(strata: np.ndarray, seed: int) -> np.ndarray:
     return shuffled[by_stratum[np.argsort(turn, kind="stable")]]
 
 
-def _mix(recipe: Recipe, pictures: np.ndarray) -> list[tuple[str, np.ndarray]]:
+def _mix(recipe: Recipe, images: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Return a row of the batch mixed in each way that the recipe asks for."""
     options, rows = recipe.augmentation, []
     for name, alphas in (("MixUp", (options.mixup, 0.0)), ("CutMix", (0.0, options.cutmix))):
         mix = make_mixup_cutmix(*alphas)
         if mix is not None:
-            ones = tf.ones([len(pictures)])
-            mixed, _, _ = mix(
-                tf.constant(pictures), ones[:, None], ones, tf.constant([recipe.training.seed % 2**31, 0])
-            )
+            ones = tf.ones([len(images)])
+            mixed, _, _ = mix(tf.constant(images), ones[:, None], ones, tf.constant([recipe.training.seed % 2**31, 0]))
             rows.append((name, np.asarray(mixed)))
     return rows
 

@@ -40,7 +40,7 @@ class CheckOptions:
     """What `check` is asked for besides its findings.
 
     Attributes:
-        train: Also say what training would do; otherwise only the pictures matter.
+        train: Also say what training would do; otherwise only the images matter.
         deep: Look for wrong labels and outliers however many features must be computed for it.
         page: The HTML file to write.
         manifest: The cleaned manifest to write.
@@ -53,12 +53,12 @@ class CheckOptions:
 
 
 def check(recipe: Recipe, wishes: CheckOptions = CheckOptions()) -> dict[str, Any]:
-    """Go through a recipe's pictures, labels and stages and collect what is in the way or worth a look.
+    """Go through a recipe's images, labels and stages and collect what is in the way or worth a look.
 
     Returns:
         `name`; `problems`, sentences, empty where training is advisable; `notes`, sentences worth reading; `facts`,
-        name -> text on pictures, sides, backbone and cost; `rejected` and `remarks`, path, code and reason of files
-        that cannot be used and that are odd; `classes`, pictures of each; `copies`, groups of pictures that are the
+        name -> text on images, sides, backbone and cost; `rejected` and `remarks`, path, code and reason of files
+        that cannot be used and that are odd; `classes`, images of each; `copies`, groups of images that are the
         same or look the same; `mislabelled` and `outliers`, most suspicious first, None where nobody looked; `page` and
         `manifest`, what was written.
     """
@@ -66,7 +66,7 @@ def check(recipe: Recipe, wishes: CheckOptions = CheckOptions()) -> dict[str, An
     report |= {"remarks": [], "classes": [], "copies": [], "leaking_groups": [], "mislabelled": None, "outliers": None}
     if wishes.page:
         check_page(wishes.page)
-    found = _collect_problem(report, lambda: _look_at_pictures(recipe, report))
+    found = _collect_problem(report, lambda: _look_at_images(recipe, report))
     problems = report["problems"] if wishes.train else report["notes"]
     prefix = _collect_problem({"problems": problems}, lambda: _look_at_backbone(recipe, report, found, wishes.train))
     if found is not None and prefix is not None:
@@ -91,7 +91,7 @@ def show_schedule(recipe: Recipe) -> dict[str, Any]:
     Returns:
         `name`; `stages`, each with `name`, `epochs` (at most), `cut`, `megabytes` (kept for it, in all views), `saved`
         (share of the work), `reason`, `parameters` that train, and `blocks`: name, learning rate and parameters of
-        each that trains, from the head down; `views` that are kept of a picture, and their `precision`; `reasons`:
+        each that trains, from the head down; `views` that are kept of an image, and their `precision`; `reasons`:
         value and why, for stages chosen from the data.
 
     Raises:
@@ -101,7 +101,7 @@ def show_schedule(recipe: Recipe) -> dict[str, Any]:
     sides = builders.split_dataset(recipe, examples)
     prefix = builders.build_feature_extractor(recipe)
     schedule, plan, choices = builders.plan_recipe(recipe, prefix, examples, sides)
-    pictures = int((sides == "train").sum())
+    images = int((sides == "train").sum())
     stages = []
     for stage, planned in zip(schedule.stages, plan.stages, strict=True):
         rates = list(zip(prefix.blocks, stage.multipliers(len(prefix.blocks)), strict=True))
@@ -116,7 +116,7 @@ def show_schedule(recipe: Recipe) -> dict[str, Any]:
                 "epochs": stage.length,
                 "learning_rate": stage.learning_rate,
                 "cut": planned.cut,
-                "megabytes": planned.bytes * pictures * (plan.views or 0) / 1e6,
+                "megabytes": planned.bytes * images * (plan.views or 0) / 1e6,
                 "saved": planned.saved,
                 "reason": planned.reason,
                 "parameters": sum(block.parameters for block, rate in rates if rate),
@@ -143,7 +143,7 @@ def _collect_problem(report: dict[str, Any], stage: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True)
 class _DatasetFindings:
-    """Pictures that can be used, and what was found in them."""
+    """Images that can be used, and what was found in them."""
 
     inspection: ValidatedDataset
     sides: np.ndarray
@@ -160,14 +160,14 @@ class _DatasetFindings:
         return join_groups(self.examples.groups, self.copies)
 
 
-def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> _DatasetFindings:
+def _look_at_images(recipe: Recipe, report: dict[str, Any]) -> _DatasetFindings:
     inspection = validate_images(builders.read_examples(recipe))
     thumbnails, readable = read_thumbnails(inspection.examples.paths.tolist())
     inspection = drop_undecodable(inspection, readable)
     examples = inspection.examples
     report["rejected"] = data_quality.describe_findings(inspection.rejected)
     report["remarks"] = data_quality.describe_findings(inspection.notes)
-    report["facts"]["pictures"] = f"{len(examples):,} from {examples.source}"
+    report["facts"]["images"] = f"{len(examples):,} from {examples.source}"
     sides = _collect_problem(report, lambda: builders.split_dataset(recipe, examples))
     if sides is None:
         sides = np.full(len(examples), "", dtype=object)
@@ -177,7 +177,7 @@ def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> _DatasetFinding
     copies = find_duplicates(examples, inspection.digests, thumbnails, sides)
     leaking = find_leaking_groups(examples.groups, sides)
     report["classes"] = data_quality.describe_classes(examples, sides)
-    report["facts"]["classes"] = ", ".join(f"{row['class']} {row['pictures']:,}" for row in report["classes"])
+    report["facts"]["classes"] = ", ".join(f"{row['class']} {row['images']:,}" for row in report["classes"])
     report["copies"] = data_quality.duplicates_to_dicts(examples, sides, copies)
     report["leaking_groups"] = [asdict(group) for group in leaking]
     problems, notes = data_quality.summarise(inspection, sides, copies, leaking)
@@ -186,7 +186,7 @@ def _look_at_pictures(recipe: Recipe, report: dict[str, Any]) -> _DatasetFinding
     if inspection.rejected:
         report["notes"].append(f"{len(inspection.rejected):,} of the files cannot be used and will be left out.")
     if licence := examples.facts.get("licence"):
-        report["facts"]["licence of the pictures"] = licence
+        report["facts"]["licence of the images"] = licence
     return _DatasetFindings(inspection, sides, copies, leaking)
 
 
@@ -194,7 +194,7 @@ def _look_at_backbone(
     recipe: Recipe, report: dict[str, Any], found: _DatasetFindings | None, train: bool
 ) -> FeatureExtractor:
     prefix = builders.build_feature_extractor(recipe)
-    size = builders.picture_size(recipe)
+    size = builders.image_size(recipe)
     report["facts"]["backbone"] = f"{recipe.backbone.name} at {size} px, weights {recipe.backbone.weights}"
     if recipe.features.handcrafted:
         kinds = ", ".join(one.kind for one in recipe.features.handcrafted)
@@ -212,7 +212,7 @@ def _look_at_backbone(
         for stage in plan.stages:
             report["facts"][f"stage {stage.stage}"] = f"from {stage.cut}: {stage.reason}"
     lacking, needed = builders.count_lacking(recipe, prefix, found.inspection, found.sides)
-    report["facts"]["to compute"] = f"{lacking:,} of {needed:,} pictures, each view counted; the rest is cached"
+    report["facts"]["to compute"] = f"{lacking:,} of {needed:,} images, each view counted; the rest is cached"
     return prefix
 
 
@@ -222,7 +222,7 @@ def _look_for_suspects(
     lacking = builders.count_features(recipe, prefix, found.inspection)
     if lacking > MOST_FEATURES and not deep:
         report["notes"].append(
-            f"Wrong labels and outliers were not looked for: the features of {lacking:,} pictures would have to be"
+            f"Wrong labels and outliers were not looked for: the features of {lacking:,} images would have to be"
             " computed. `--deep` does it, and keeps them for the training."
         )
         return
@@ -234,7 +234,7 @@ def _look_for_suspects(
     report |= described
     for name, sentence in (("mislabelled", "look mislabelled"), ("outliers", "are unlike all others")):
         if described[name]:
-            report["notes"].append(f"{len(described[name]):,} picture(s) {sentence}.")
+            report["notes"].append(f"{len(described[name]):,} image(s) {sentence}.")
 
 
 def _write_manifest(recipe: Recipe, report: dict[str, Any], found: _DatasetFindings, path: str) -> None:
@@ -245,4 +245,4 @@ def _write_manifest(recipe: Recipe, report: dict[str, Any], found: _DatasetFindi
         suspected[position[suspect["key"]]] = suspect["suggested"]
     remarks = {"suggested": suspected} if any(suspected) else {}
     written = write_manifest(path, builders.read_source(recipe), found.examples, cleaning, remarks)
-    report["manifest"] = {"path": str(written), "pictures": len(cleaning.kept), "left_out": cleaning.left_out}
+    report["manifest"] = {"path": str(written), "images": len(cleaning.kept), "left_out": cleaning.left_out}

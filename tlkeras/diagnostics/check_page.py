@@ -1,4 +1,4 @@
-"""The page of `tlkeras check`: what was found, beside the pictures it was found in."""
+"""The page of `tlkeras check`: what was found, beside the images it was found in."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.headers import PictureError
+from tlkeras.data.headers import ImageError
 from tlkeras.plotting.html_page import HtmlFigure, HtmlSection
 
 _SIDE = 132  # pixels
-_MOST_GROUPS, _MOST_IN_GROUP, _MOST_PICTURES = 60, 8, 96
+_MOST_GROUPS, _MOST_IN_GROUP, _MOST_IMAGES = 60, 8, 96
 
 
 def render_check_page(report: Mapping[str, Any], paths: Mapping[str, str]) -> list[HtmlSection]:
@@ -30,7 +30,7 @@ def render_check_page(report: Mapping[str, Any], paths: Mapping[str, str]) -> li
     ):
         sections += _draw_copies(title, [group for group in report["copies"] if chosen(group)], paths)
     sections += _draw_list("Labels that look wrong", report["mislabelled"], paths, _explain_label)
-    sections += _draw_list("Pictures unlike all others", report["outliers"], paths, lambda picture: [picture["label"]])
+    sections += _draw_list("Images unlike all others", report["outliers"], paths, lambda image: [image["label"]])
     rows = [(found["path"], found["reason"]) for found in report["rejected"]]
     sections += [HtmlSection("Files that cannot be used", (), ("file", "reason"), rows)] if rows else []
     odd = [(found["path"], found["reason"]) for found in report["remarks"]]
@@ -42,18 +42,18 @@ def _draw_classes(report: Mapping[str, Any]) -> Iterator[HtmlSection]:
     rows = report["classes"]
     if not rows:
         return
-    sides = [name for name in rows[0] if name not in ("task", "class", "pictures", "share")]
+    sides = [name for name in rows[0] if name not in ("task", "class", "images", "share")]
     several = len({row["task"] for row in rows}) > 1
     table = [
         (
             f"{row['task']}: {row['class']}" if several else row["class"],
-            row["pictures"],
+            row["images"],
             float(row["share"]),
             *(row[side] for side in sides),
         )
         for row in rows
     ]
-    yield HtmlSection("Classes", (), ("class", "pictures", "share", *sides), table)
+    yield HtmlSection("Classes", (), ("class", "images", "share", *sides), table)
 
 
 def _draw_copies(title: str, groups: Sequence[Mapping[str, Any]], paths: Mapping[str, str]) -> Iterator[HtmlSection]:
@@ -66,32 +66,32 @@ def _draw_copies(title: str, groups: Sequence[Mapping[str, Any]], paths: Mapping
             if group["kind"] == "exact"
             else f"they look the same, correlation {group['similarity']:.3f}"
         )
-        figures = [_draw(picture, paths, [picture["label"], picture["side"]]) for picture in group["pictures"]]
+        figures = [_draw(image, paths, [image["label"], image["side"]]) for image in group["images"]]
         strips.append((same, [figure for figure in figures[:_MOST_IN_GROUP] if figure]))
     yield HtmlSection(f"{title}: {len(groups):,} groups", _tell_rest(len(groups), _MOST_GROUPS), strips=strips)
 
 
 def _draw_list(
-    title: str, pictures: Sequence[Mapping[str, Any]] | None, paths: Mapping[str, str], explain: Any
+    title: str, images: Sequence[Mapping[str, Any]] | None, paths: Mapping[str, str], explain: Any
 ) -> Iterator[HtmlSection]:
-    if not pictures:
+    if not images:
         return
-    figures = [_draw(picture, paths, explain(picture)) for picture in pictures[:_MOST_PICTURES]]
+    figures = [_draw(image, paths, explain(image)) for image in images[:_MOST_IMAGES]]
     strip = ("", [figure for figure in figures if figure])
-    yield HtmlSection(f"{title}: {len(pictures):,}", _tell_rest(len(pictures), _MOST_PICTURES), strips=[strip])
+    yield HtmlSection(f"{title}: {len(images):,}", _tell_rest(len(images), _MOST_IMAGES), strips=[strip])
 
 
-def _explain_label(picture: Mapping[str, Any]) -> list[str]:
-    return [f"label {picture['label']}", f"looks like {picture['suggested']} (by {picture['score']:.2f})"]
+def _explain_label(image: Mapping[str, Any]) -> list[str]:
+    return [f"label {image['label']}", f"looks like {image['suggested']} (by {image['score']:.2f})"]
 
 
 def _tell_rest(count: int, most: int) -> list[str]:
     return [f"The first {most} are shown; `--json` lists all."] if count > most else []
 
 
-def _draw(picture: Mapping[str, Any], paths: Mapping[str, str], lines: Sequence[str]) -> HtmlFigure | None:
+def _draw(image: Mapping[str, Any], paths: Mapping[str, str], lines: Sequence[str]) -> HtmlFigure | None:
     try:
-        pixels = decode_file(paths[picture["path"]], _SIDE, "pad")
-    except PictureError:  # it is gone since it was looked at
+        pixels = decode_file(paths[image["path"]], _SIDE, "pad")
+    except ImageError:  # it is gone since it was looked at
         return None
-    return HtmlFigure(pixels, [*filter(None, lines), picture["key"]])
+    return HtmlFigure(pixels, [*filter(None, lines), image["key"]])

@@ -1,4 +1,4 @@
-"""What `tlkeras check` finds in pictures and labels, as plain data: counts, copies, suspects, and how grave it is."""
+"""What `tlkeras check` finds in images and labels, as plain data: counts, copies, suspects, and how grave it is."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tlkeras.data.tasks import Task
 from tlkeras.heads.cross_validation import cross_val_predict
 from tlkeras.heads.linear import LinearHead
 
-UNBALANCED = 10  # times as many pictures in the largest class
-LEAKING_SHARE = 0.1  # of the held-out pictures; where more of them only look like training ones, figures mean little
+UNBALANCED = 10  # times as many images in the largest class
+LEAKING_SHARE = 0.1  # of the held-out images; where more of them only look like training ones, figures mean little
 _FOLDS = 5
 
 
 @dataclass(frozen=True)
 class DataIssues:
-    """Pictures to look at first.
+    """Images to look at first.
 
     Attributes:
         mislabelled: By task: row, label, what a model says instead, and by how much.
@@ -38,7 +38,7 @@ class DataIssues:
 
 
 def find_suspects(examples: Dataset, rows: np.ndarray, features: np.ndarray, groups: np.ndarray) -> DataIssues:
-    """Return labels that out-of-fold answers of a linear head contradict, and pictures unlike all others.
+    """Return labels that out-of-fold answers of a linear head contradict, and images unlike all others.
 
     Args:
         examples: All of them.
@@ -71,7 +71,7 @@ def _find_wrong_labels(
         strength = LinearHead().fit(features[known], targets[known], groups=groups[known]).C_
         maker = partial(LinearHead, C=strength)
         probabilities = cross_val_predict(maker, features, targets, folds=folds, groups=groups)
-    except ValueError:  # too few pictures or groups of a class to learn it without some of them
+    except ValueError:  # too few images or groups of a class to learn it without some of them
         return []
     if targets.ndim == 1:
         suspects = find_label_issues(probabilities, targets)
@@ -87,7 +87,7 @@ def _find_wrong_labels(
 
 
 def describe_classes(examples: Dataset, sides: np.ndarray) -> list[dict[str, Any]]:
-    """Return a row per task and class: pictures, share of the task's, and pictures by side where there are sides.
+    """Return a row per task and class: images, share of the task's, and images by side where there are sides.
 
     The row of a number tells its range.
     """
@@ -101,7 +101,7 @@ def describe_classes(examples: Dataset, sides: np.ndarray) -> list[dict[str, Any
         for name, column in zip(names, members.T, strict=True):
             share = column.sum() / max(members.any(axis=1).sum(), 1)
             by_side = {str(side): int((column & (sides == side)).sum()) for side in dict.fromkeys(sides) if side}
-            rows.append({"task": task.name, "class": name, "pictures": int(column.sum()), "share": share, **by_side})
+            rows.append({"task": task.name, "class": name, "images": int(column.sum()), "share": share, **by_side})
     return rows
 
 
@@ -111,14 +111,14 @@ def describe_findings(findings: Sequence[Issue]) -> list[dict[str, str]]:
 
 
 def duplicates_to_dicts(examples: Dataset, sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> list[dict[str, Any]]:
-    """Return each group of copies with path, labels and side of its pictures."""
+    """Return each group of copies with path, labels and side of its images."""
     return [
         {
             "kind": "exact" if group.exact else "near",
             "similarity": round(group.similarity, 4),
             "conflicting": group.conflicting,
             "leaking": group.leaking,
-            "pictures": [describe_picture(examples, sides, row) for row in group.rows],
+            "images": [describe_image(examples, sides, row) for row in group.rows],
         }
         for group in copies
     ]
@@ -129,7 +129,7 @@ def describe_suspects(examples: Dataset, sides: np.ndarray, suspects: DataIssues
     several = len(examples.tasks) > 1
     wrong = [
         {
-            **describe_picture(examples, sides, row),
+            **describe_image(examples, sides, row),
             **({"task": name} if several else {}),
             "label": label,
             "suggested": suggested,
@@ -140,14 +140,14 @@ def describe_suspects(examples: Dataset, sides: np.ndarray, suspects: DataIssues
     ]
     wrong.sort(key=lambda suspect: -suspect["score"])
     odd = [
-        {**describe_picture(examples, sides, outlier.row), "score": round(outlier.score, 3)}
+        {**describe_image(examples, sides, outlier.row), "score": round(outlier.score, 3)}
         for outlier in suspects.outliers
     ]
     return {"mislabelled": wrong, "outliers": odd}
 
 
-def describe_picture(examples: Dataset, sides: np.ndarray, row: int) -> dict[str, Any]:
-    """Return path, key, label and side of one picture; the key is its path within the source."""
+def describe_image(examples: Dataset, sides: np.ndarray, row: int) -> dict[str, Any]:
+    """Return path, key, label and side of one image; the key is its path within the source."""
     labels = [_write_label(task, examples.targets[task.name][row : row + 1]) for task in examples.tasks]
     path, key = to_printable(examples.paths[row]), str(examples.keys[row])
     return {"path": path, "key": key, "label": ", ".join(labels), "side": str(sides[row])}
@@ -164,7 +164,7 @@ def summarise(
     problems = [*_list_copy_problems(sides, copies)]
     for group in leaking:
         parts = " and ".join(f"{count:,} of {side}" for side, count in group.sides.items())
-        problems.append(f"Group {group.name!r} stands on several sides: {parts}. Its pictures must stay together.")
+        problems.append(f"Group {group.name!r} stands on several sides: {parts}. Its images must stay together.")
     notes = [*_list_remarks(inspection), *_list_imbalances(inspection.examples), *_list_copy_notes(sides, copies)]
     return problems, notes
 
@@ -177,7 +177,7 @@ def _list_copy_problems(sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> 
         yield f"{_count(leaks)} have the same bytes and stand on different sides: what is measured was learned."
     share = _measure_leak(sides, copies)
     if share > LEAKING_SHARE:
-        yield f"{share:.0%} of the held-out pictures look like ones to train on: figures would be too good."
+        yield f"{share:.0%} of the held-out images look like ones to train on: figures would be too good."
 
 
 def _list_copy_notes(sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> Iterator[str]:
@@ -190,26 +190,26 @@ def _list_copy_notes(sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> Ite
         yield f"{_count(conflicts)} of these have different labels."
     share = _measure_leak(sides, copies)
     if 0 < share <= LEAKING_SHARE:
-        yield f"{share:.1%} of the held-out pictures look like ones to train on; `--fix` groups them."
+        yield f"{share:.1%} of the held-out images look like ones to train on; `--fix` groups them."
 
 
 def _count(groups: Sequence[DuplicateGroup]) -> str:
-    return f"{sum(len(group.rows) for group in groups):,} pictures in {len(groups):,} group(s)"
+    return f"{sum(len(group.rows) for group in groups):,} images in {len(groups):,} group(s)"
 
 
 def _measure_leak(sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> float:
-    """Return which share of the held-out pictures has a copy among those to train on."""
+    """Return which share of the held-out images has a copy among those to train on."""
     held = (sides != "train") & (sides != "")
     rows = {row for group in copies if group.leaking and "train" in sides[list(group.rows)] for row in group.rows}
     return len([row for row in rows if held[row]]) / max(int(held.sum()), 1)
 
 
 def _list_remarks(inspection: ValidatedDataset) -> Iterator[str]:
-    """Yield a sentence per kind of oddity, with how often it was met and the first picture."""
+    """Yield a sentence per kind of oddity, with how often it was met and the first image."""
     counts = Counter(note.code for note in inspection.notes)
     for code, count in counts.most_common():
         first = next(note for note in inspection.notes if note.code == code)
-        yield str(first) if count == 1 else f"{count:,} pictures are like this one: {first}"
+        yield str(first) if count == 1 else f"{count:,} images are like this one: {first}"
 
 
 def _list_imbalances(examples: Dataset) -> Iterator[str]:
@@ -222,4 +222,4 @@ def _list_imbalances(examples: Dataset) -> Iterator[str]:
                 task.class_names[order[-1]],
                 counts[order[-1]] / counts[order[0]],
             )
-            yield f"{task.name!r}: there are {times:,.0f} times as many pictures of {many!r} as of {few!r}."
+            yield f"{task.name!r}: there are {times:,.0f} times as many images of {many!r} as of {few!r}."

@@ -19,7 +19,7 @@ from tlkeras.backbones.blocks import CutPoint, find_blocks, find_cuts
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.data.inspection import ValidatedDataset, validate_images
-from tlkeras.diagnostics.augmentation import check_target, choose_pictures
+from tlkeras.diagnostics.augmentation import check_target, choose_images
 from tlkeras.errors import DataError, MissingExtraError, RecipeError, ResourceError, suggest
 from tlkeras.features.extractor import POOLED
 from tlkeras.heads.base import make_folds
@@ -45,26 +45,26 @@ class FeaturePlotOptions:
         method: Of the second projection, "tsne" or "umap"; the first is of principal components.
         layer: The block or cut whose maps are drawn beside; None draws none.
         maps: The PNG file of these maps.
-        pictures: How many pictures are projected at most.
+        images: How many images are projected at most.
     """
 
     path: Path
     method: str = "tsne"
     layer: str | None = None
     maps: Path | None = None
-    pictures: int = 2000
+    images: int = 2000
 
 
 def show_features(recipe: Recipe, look: FeaturePlotOptions) -> dict[str, Any]:
-    """Draw what features say of pictures that nothing is measured on: all but the test side.
+    """Draw what features say of images that nothing is measured on: all but the test side.
 
     Returns:
-        `name`; `pictures` looked at; `separations`, by depth the share of pictures whose class their nearest neighbours
+        `name`; `images` looked at; `separations`, by depth the share of images whose class their nearest neighbours
         in other folds have; `chance`, the share of the most common class; `path`; `maps`, or None; `layer`.
 
     Raises:
         RecipeError: There is no such method or layer.
-        DataError: There are too few pictures with a label.
+        DataError: There are too few images with a label.
         MissingExtraError: UMAP is not installed.
         ResourceError: A file is in the way, or cannot be written.
     """
@@ -74,7 +74,7 @@ def show_features(recipe: Recipe, look: FeaturePlotOptions) -> dict[str, Any]:
     prefix = builders.build_feature_extractor(recipe)
     cut = None if look.layer is None else _find_maps(prefix.backbone, look.layer)
     builders.fit_recipe_codebooks(recipe, prefix, inspection, sides)
-    depths, rows = builders.extract_depths(recipe, prefix, inspection, draw_rows(recipe, sides, look.pictures))
+    depths, rows = builders.extract_depths(recipe, prefix, inspection, draw_rows(recipe, sides, look.images))
     classed = divide_classes(recipe, inspection, rows)
     separations, chance = (
         knn_accuracy_per_block(classed, depths),
@@ -86,7 +86,7 @@ def show_features(recipe: Recipe, look: FeaturePlotOptions) -> dict[str, Any]:
         _draw_maps(recipe, inspection, keras.Model(prefix.backbone.input, cut.tensor), cut.name, look.maps)
     return {
         "name": recipe.name,
-        "pictures": len(rows),
+        "images": len(rows),
         "separations": separations,
         "chance": chance,
         "layer": cut and cut.name,
@@ -124,7 +124,7 @@ def draw_rows(recipe: Recipe, sides: np.ndarray, most: int) -> np.ndarray:
 
 
 def _name_colours(inspection: ValidatedDataset, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the labels of pictures by the first task, and their domains where there are several."""
+    """Return the labels of images by the first task, and their domains where there are several."""
     examples, task = inspection.examples, inspection.examples.tasks[0]
     targets = examples.targets[task.name][rows]
     labels = np.array(task.write_targets(targets), dtype=object)
@@ -135,10 +135,10 @@ def _name_colours(inspection: ValidatedDataset, rows: np.ndarray) -> dict[str, n
 
 @dataclass(frozen=True)
 class LabelledFolds:
-    """Pictures of known class, divided into folds.
+    """Images of known class, divided into folds.
 
     Attributes:
-        known: Which of the pictures looked at they are, bool (n,).
+        known: Which of the images looked at they are, bool (n,).
         codes: Their classes by the first task, int (m,), from 0.
         folds: Places among them to fit on and places held out; groups stay on one side.
     """
@@ -149,24 +149,24 @@ class LabelledFolds:
 
 
 def divide_classes(recipe: Recipe, inspection: ValidatedDataset, rows: np.ndarray) -> LabelledFolds:
-    """Return the folds of pictures, int64 (n,) of the inspected ones, in which every class can be told.
+    """Return the folds of images, int64 (n,) of the inspected ones, in which every class can be told.
 
     Raises:
-        DataError: There are no two classes of two pictures.
+        DataError: There are no two classes of two images.
     """
     examples, task = inspection.examples, inspection.examples.tasks[0]
     targets = examples.targets[task.name][rows]
     known = task.is_labelled(targets)
     strata = task.strata(targets)
     values, counts = np.unique(strata[known], return_counts=True)
-    known &= np.isin(strata, values[counts > 1])  # a picture alone in its class has no neighbour of it
+    known &= np.isin(strata, values[counts > 1])  # an image alone in its class has no neighbour of it
     _, codes = np.unique(strata[known], return_inverse=True)
     groups = examples.groups[rows][known]
     few = len(np.unique(codes)) < 2
     folds = [] if few else make_folds(codes, _FOLDS, recipe.data.seed, groups if (groups != "").any() else None)
     covered = np.sort(np.concatenate([held for _, held in folds])) if folds else np.empty(0)
     if not np.array_equal(covered, np.arange(len(codes))):
-        raise DataError("Depths are compared on two pictures or more of each of two classes.", f"{len(codes)} pictures")
+        raise DataError("Depths are compared on two images or more of each of two classes.", f"{len(codes)} images")
     return LabelledFolds(known, codes, folds)
 
 
@@ -202,15 +202,15 @@ def _project(X: np.ndarray, method: str, seed: int) -> dict[str, np.ndarray]:
 
 
 def _draw_maps(recipe: Recipe, inspection: ValidatedDataset, model: keras.Model, layer: str, path: Path) -> None:
-    """Draw pictures beside the mean of all channels of a layer, and its channels that differ most between pictures."""
-    labels, pictures, _ = choose_pictures(recipe, inspection.examples, _CHANNELS)
-    maps = np.asarray(model(pictures, training=False), np.float32)
+    """Draw images beside the mean of all channels of a layer, and its channels that differ most between images."""
+    labels, images, _ = choose_images(recipe, inspection.examples, _CHANNELS)
+    maps = np.asarray(model(images, training=False), np.float32)
     spread = maps.mean(axis=(1, 2)).std(axis=0)
     channels = np.argsort(-spread, kind="stable")[: min(_CHANNELS, maps.shape[-1])]
     columns = [maps.mean(axis=-1), *(maps[..., channel] for channel in channels)]
     coloured = [_colour(column) for column in columns]
-    rows = [[picture, *(column[index] for column in coloured)] for index, picture in enumerate(map(_enlarge, pictures))]
-    tops = ["picture", "mean of all", *(f"channel {channel}" for channel in channels)]
+    rows = [[image, *(column[index] for column in coloured)] for index, image in enumerate(map(_enlarge, images))]
+    tops = ["image", "mean of all", *(f"channel {channel}" for channel in channels)]
     _write(path, lambda: draw_contact_sheet(rows, labels, tops, path))
 
 
@@ -221,11 +221,11 @@ def _colour(maps: np.ndarray) -> np.ndarray:
     low, high = float(maps.min()), float(maps.max())
     shares = (maps - low) / max(high - low, 1e-12)
     colours = np.rint(colormaps["viridis"](shares)[..., :3] * 255).astype(np.uint8)
-    return np.stack([_enlarge(picture) for picture in colours])
+    return np.stack([_enlarge(image) for image in colours])
 
 
 def _enlarge(pixels: np.ndarray) -> np.ndarray:
-    """Return a picture at the size of a cell, its pixels as they are."""
+    """Return an image at the size of a cell, its pixels as they are."""
     from PIL import Image
 
     side = (_MAP_PIXELS, _MAP_PIXELS)
@@ -238,4 +238,4 @@ def _write(path: Path, draw: Callable[[], None]) -> None:
     try:
         draw()
     except OSError as error:
-        raise ResourceError("The picture must be writable.", f"{path} ({error.strerror})") from None
+        raise ResourceError("The image must be writable.", f"{path} ({error.strerror})") from None

@@ -18,7 +18,7 @@ from tlkeras.features.extraction import CachedActivations
 from tlkeras.features.extractor import POOLED, SOURCE_LOGITS, FeatureExtractor
 from tlkeras.finetuning.inputs import BatchSource
 from tlkeras.finetuning.lr_range_test import HIGHEST, LOWEST, STEPS
-from tlkeras.finetuning.network import PICTURES, Network
+from tlkeras.finetuning.network import IMAGES, Network
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.heads.heads import list_layers
 from tlkeras.plotting.charts import plot_lr_finder
@@ -32,14 +32,14 @@ class LRFinderOptions:
     """What is searched.
 
     Attributes:
-        picture: The PNG file to draw the curve into.
+        image: The PNG file to draw the curve into.
         stage: Its name; None: the first.
         lowest: The first rate tried.
         highest: The last one, unless the loss diverges before.
         steps: Rates to try.
     """
 
-    picture: Path
+    image: Path
     stage: str | None = None
     lowest: float = LOWEST
     highest: float = HIGHEST
@@ -49,22 +49,22 @@ class LRFinderOptions:
 def find_learning_rate(recipe: Recipe, search: LRFinderOptions) -> dict[str, Any]:
     """Try rising rates in one stage of a recipe, from the fitted head and the pretrained weights.
 
-    Pictures are seen as they are, so that what is computed for the search serves the training too; stages before are
+    Images are seen as they are, so that what is computed for the search serves the training too; stages before are
     not carried out.
 
     Returns:
         `name`, `stage`, `learning_rate` (the recipe's own), `suggestion` (None where the losses tell none), `reason`,
-        `rates`, `losses`, `smoothed`, and `picture`, the path of the curve; None where not one step was finite.
+        `rates`, `losses`, `smoothed`, and `image`, the path of the curve; None where not one step was finite.
 
     Raises:
-        TlkerasError: The recipe does not fine-tune, has no such stage, or the picture cannot be written.
+        TlkerasError: The recipe does not fine-tune, has no such stage, or the image cannot be written.
     """
     examples = builders.read_examples(recipe)
     prefix = builders.build_feature_extractor(recipe)
     schedule, plan, _ = builders.plan_recipe(recipe, prefix, examples, builders.split_dataset(recipe, examples))
     index = _find_stage(schedule, search.stage)
-    if not search.picture.parent.is_dir():
-        raise ResourceError("The folder of a picture must exist.", search.picture.parent, "Make it first.")
+    if not search.image.parent.is_dir():
+        raise ResourceError("The folder of an image must exist.", search.image.parent, "Make it first.")
     inspection = validate_images(examples)
     rows = np.flatnonzero(builders.split_dataset(recipe, inspection.examples) == "train")
     with ExitStack() as stack:
@@ -83,7 +83,7 @@ def find_learning_rate(recipe: Recipe, search: LRFinderOptions) -> dict[str, Any
         loop = builders.make_trainer(recipe, inspection.examples, network, schedule, plan, (part, None))
         found = loop.find_rate(index, search.lowest, search.highest, search.steps)
     if found.rates:
-        plot_lr_finder(found.rates, found.losses, found.suggestion, search.picture, found.smoothed)
+        plot_lr_finder(found.rates, found.losses, found.suggestion, search.image, found.smoothed)
     return {
         "name": recipe.name,
         "stage": schedule.stages[index].name,
@@ -93,7 +93,7 @@ def find_learning_rate(recipe: Recipe, search: LRFinderOptions) -> dict[str, Any
         "rates": list(found.rates),
         "losses": list(found.losses),
         "smoothed": list(found.smoothed),
-        "picture": str(search.picture) if found.rates else None,
+        "image": str(search.image) if found.rates else None,
     }
 
 
@@ -105,9 +105,9 @@ def _find_stage(schedule: Schedule, name: str | None) -> int:
 
 
 def _list_taps(prefix: FeatureExtractor, cut: str) -> tuple[str, ...]:
-    """Return what is computed of each picture: what the head is fitted on, and what the stage begins with."""
-    begins = () if cut in (POOLED, PICTURES) else (cut,)
-    recorded = (SOURCE_LOGITS,) if prefix.source_head is not None and cut != PICTURES else ()
+    """Return what is computed of each image: what the head is fitted on, and what the stage begins with."""
+    begins = () if cut in (POOLED, IMAGES) else (cut,)
+    recorded = (SOURCE_LOGITS,) if prefix.source_head is not None and cut != IMAGES else ()
     return (POOLED, *begins, *recorded)
 
 
@@ -119,7 +119,7 @@ def _make_supply(
     cut: str,
     values: Mapping[str, CachedActivations],
 ) -> BatchSource:
-    if cut == PICTURES:
+    if cut == IMAGES:
         return builders.make_image_source(recipe, prefix, inspection, rows, augmented=True)
     recorded = [values[SOURCE_LOGITS]] if SOURCE_LOGITS in values else None
     return builders.make_activation_source(recipe, inspection, rows, [values[cut]], recorded)

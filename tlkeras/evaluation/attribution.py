@@ -31,7 +31,7 @@ class Explainer:
     """Maps of what speaks for a class, from one layer of a functional model.
 
     Args:
-        model: From pictures uint8 [n, h, w, 3] to probabilities [n, k], one or several outputs.
+        model: From images uint8 [n, h, w, 3] to probabilities [n, k], one or several outputs.
         output: Which of its outputs.
         layer: Name of a layer through which everything flows; None: `find_layer` chooses.
 
@@ -55,19 +55,17 @@ class Explainer:
         self._prefix, self._suffix = split(whole, cut.name)
         self._trace = tf.function(self._differentiate, reduce_retracing=True, autograph=False, jit_compile=False)
 
-    def explain(
-        self, pictures: np.ndarray, classes: Sequence[int], method: AttributionMethod = "grad_cam"
-    ) -> np.ndarray:
-        """Return a map for each picture, float32 [n, height, width] of the picture, the largest value 1; 0 where none.
+    def explain(self, images: np.ndarray, classes: Sequence[int], method: AttributionMethod = "grad_cam") -> np.ndarray:
+        """Return a map for each image, float32 [n, height, width] of the image, the largest value 1; 0 where none.
 
         "grad_cam": the layer's channels weighted by the mean gradient of the class's logit (Selvaraju et al., ICCV
         2017). "grad_cam++": by its positive gradients, each position weighted by equation 19 of Chattopadhay et al.,
         WACV 2018, which finds several instances of a class better. "occlusion": what `occlude` finds, where the class
-        loses; it needs a hundred answers for each picture.
+        loses; it needs a hundred answers for each image.
 
         Args:
-            pictures: uint8 [n, height, width, 3].
-            classes: Index of the class to explain, one per picture.
+            images: uint8 [n, height, width, 3].
+            classes: Index of the class to explain, one per image.
             method: One of `METHODS`.
 
         Raises:
@@ -76,24 +74,24 @@ class Explainer:
         if method not in METHODS:
             raise BackboneError("The method must be a known one.", repr(method), suggest(method, METHODS))
         if method == "occlusion":
-            lost = np.maximum(occlude(self.model, pictures, classes, output=self.output), 0)
+            lost = np.maximum(occlude(self.model, images, classes, output=self.output), 0)
             return lost / np.maximum(lost.max(axis=(1, 2), keepdims=True), 1e-30)
         weigh = _weigh_mean if method == "grad_cam" else _weigh_positive
         maps = []
-        with progress_bar("Explaining answers", len(pictures), "pictures") as advance:
+        with progress_bar("Explaining answers", len(images), "images") as advance:
             size = max_batch_size(self.model, BATCH_SIZE)
-            for start in range(0, len(pictures), size):
+            for start in range(0, len(images), size):
                 chosen = slice(start, start + size)
-                batch, wanted = tf.constant(pictures[chosen]), tf.constant(classes[chosen], tf.int32)
+                batch, wanted = tf.constant(images[chosen]), tf.constant(classes[chosen], tf.int32)
                 activations, gradients = self._trace(batch, wanted)
                 weights = weigh(activations.numpy(), gradients.numpy())
                 maps.append(np.maximum(np.einsum("nhwc,nc->nhw", activations, weights), 0))
                 advance(len(batch))
-        return _enlarge(np.concatenate(maps), pictures.shape[1:3]) if maps else np.zeros(pictures.shape[:3], np.float32)
+        return _enlarge(np.concatenate(maps), images.shape[1:3]) if maps else np.zeros(images.shape[:3], np.float32)
 
-    def _differentiate(self, pictures: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the layer's map and the gradient of each picture's class by it, [n, h, w, c] both."""
-        activations = tf.cast(self._prefix(pictures, training=False), tf.float32)
+    def _differentiate(self, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the layer's map and the gradient of each image's class by it, [n, h, w, c] both."""
+        activations = tf.cast(self._prefix(images, training=False), tf.float32)
         with tf.GradientTape() as tape:
             tape.watch(activations)
             scores = tf.cast(self._suffix(activations, training=False), tf.float32)
@@ -107,7 +105,7 @@ def find_layer(model: keras.Model) -> CutPoint:
     """Return the deepest place through which everything flows that has a map worth looking at.
 
     That is the last one with 4 x 4 positions or more, trailing pooling left out: `block5_conv3` of VGG16, the last
-    activation of EfficientNet, ResNet V2 and DenseNet, the last sum of ConvNeXt. Where pictures are so small that none
+    activation of EfficientNet, ResNet V2 and DenseNet, the last sum of ConvNeXt. Where images are so small that none
     has, the one with most positions.
 
     Raises:
@@ -120,7 +118,7 @@ def find_layer(model: keras.Model) -> CutPoint:
         raise BackboneError(
             "A model must have a layer with a map of more than one position to be looked into.",
             f"none in {model.name}",
-            "Fused and handcrafted features leave no such layer; else build the backbone with larger pictures.",
+            "Fused and handcrafted features leave no such layer; else build the backbone with larger images.",
         )
     large = [cut for cut in candidates if min(cut.shape[:2]) >= _LEAST_SIDE]
     if large:
@@ -131,35 +129,35 @@ def find_layer(model: keras.Model) -> CutPoint:
 
 def occlude(
     model: keras.Model,
-    pictures: np.ndarray,
+    images: np.ndarray,
     classes: Sequence[int],
     *,
     output: int = 0,
     patch: int | None = None,
     stride: int | None = None,
 ) -> np.ndarray:
-    """Return how much probability a class loses where a grey square hides the picture, float32 [n, height, width].
+    """Return how much probability a class loses where a grey square hides the image, float32 [n, height, width].
 
     Each pixel has the mean over the squares that cover it; below 0 where hiding helps (Zeiler and Fergus, ECCV 2014,
-    section 4.2). Needs no gradients and no layer, and about a hundred answers per picture.
+    section 4.2). Needs no gradients and no layer, and about a hundred answers per image.
 
     Args:
         model: As in `Explainer`.
-        pictures: uint8 [n, height, width, 3].
-        classes: Index of the class to explain, one per picture.
+        images: uint8 [n, height, width, 3].
+        classes: Index of the class to explain, one per image.
         output: Which of the model's outputs.
-        patch: Side of the square, pixels; a sixth of the picture's by default.
+        patch: Side of the square, pixels; a sixth of the image's by default.
         stride: Pixels between squares; half a square by default.
     """
-    height, width = pictures.shape[1:3]
+    height, width = images.shape[1:3]
     patch = patch or max(2, min(height, width) // 6)
     stride = stride or max(1, patch // 2)
     places = [(y, x) for y in _list_places(height, patch, stride) for x in _list_places(width, patch, stride)]
-    maps = np.zeros(pictures.shape[:3], np.float32)
-    with progress_bar("Hiding parts", len(pictures), "pictures") as advance:
-        for picture, wanted, drops in zip(pictures, classes, maps, strict=True):
+    maps = np.zeros(images.shape[:3], np.float32)
+    with progress_bar("Hiding parts", len(images), "images") as advance:
+        for image, wanted, drops in zip(images, classes, maps, strict=True):
             covered = np.zeros((height, width), np.float32)
-            hidden = np.repeat(picture[None], len(places) + 1, axis=0)
+            hidden = np.repeat(image[None], len(places) + 1, axis=0)
             for copy, (y, x) in zip(hidden[1:], places, strict=True):
                 copy[y : y + patch, x : x + patch] = _GREY
             said = _answer(model, hidden, output)[:, wanted]
@@ -173,7 +171,7 @@ def occlude(
 
 def check_sanity(
     explainer: Explainer,
-    pictures: np.ndarray,
+    images: np.ndarray,
     classes: Sequence[int],
     *,
     method: AttributionMethod = "grad_cam",
@@ -182,7 +180,7 @@ def check_sanity(
 ) -> list[tuple[float, float]]:
     """Return how alike maps stay while the model's weights are destroyed, from the output down.
 
-    Explanations that hardly change show edges of the picture, not what the model learned (Adebayo et al., NeurIPS 2018,
+    Explanations that hardly change show edges of the image, not what the model learned (Adebayo et al., NeurIPS 2018,
     cascading randomisation). Values are shuffled within each weight, which keeps their distribution. The model's
     weights are put back.
 
@@ -192,14 +190,14 @@ def check_sanity(
     model = explainer.model
     kept, random = model.get_weights(), np.random.default_rng(seed)
     layers = [call.operation for call in trace_calls(model) if has_weights(call)][::-1]
-    reference = explainer.explain(pictures, classes, method)
+    reference = explainer.explain(images, classes, method)
     found = []
     try:
         for part in np.array_split(np.arange(len(layers)), steps):
             for place in part.tolist():
                 weights = layers[place].get_weights()
                 layers[place].set_weights([random.permutation(w.ravel()).reshape(w.shape) for w in weights])
-            changed = explainer.explain(pictures, classes, method)
+            changed = explainer.explain(images, classes, method)
             found.append(((int(part[-1]) + 1) / len(layers), _correlate(reference, changed)))
     finally:
         model.set_weights(kept)
@@ -227,7 +225,7 @@ def _weigh_positive(activations: np.ndarray, gradients: np.ndarray) -> np.ndarra
 
 
 def _enlarge(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Bring maps [n, h, w] to a picture's size, the largest value of each 1."""
+    """Bring maps [n, h, w] to an image's size, the largest value of each 1."""
     large = tf.image.resize(maps[..., None], size, method="bilinear").numpy()[..., 0]
     return (large / np.maximum(large.max(axis=(1, 2), keepdims=True), 1e-30)).astype(np.float32)
 
@@ -237,8 +235,8 @@ def _list_places(length: int, patch: int, stride: int) -> list[int]:
     return sorted({*range(0, last + 1, stride), last})
 
 
-def _answer(model: keras.Model, pictures: np.ndarray, output: int) -> np.ndarray:
-    return run_in_parts(partial(model, training=False), pictures, max_batch_size(model, 2 * BATCH_SIZE))[output]
+def _answer(model: keras.Model, images: np.ndarray, output: int) -> np.ndarray:
+    return run_in_parts(partial(model, training=False), images, max_batch_size(model, 2 * BATCH_SIZE))[output]
 
 
 def _correlate(reference: np.ndarray, changed: np.ndarray) -> float:

@@ -91,7 +91,7 @@ def fit_scaling(answers: Predictions, method: ScalingMethod) -> LogitScaling:
     """
     several, classes = answers.targets.ndim == 2, answers.probabilities.shape[1]
     if not len(answers) or not answers.weights.any():
-        raise RunError("Calibration needs answers on pictures that were not trained on.", "none with weight")
+        raise RunError("Calibration needs answers on images that were not trained on.", "none with weight")
     rows = _choose_rows(answers)
     logits = find_logits(answers.probabilities[rows], several)
     members = answers.task.members(answers.targets[rows]).astype(np.float64)
@@ -182,12 +182,12 @@ def describe_calibration(answers: Predictions, validation: Predictions | None) -
     """Return how reliable the probabilities are, as they are and after each scaling, as JSON can hold it.
 
     Args:
-        answers: On held-out pictures.
+        answers: On held-out images.
         validation: What scalings are fitted on; None: none are.
 
     Returns:
         `adaptive_ece`, `ece`, `log_loss`, `brier_score`, `reliability` (`confidence`, `accuracy`, `share`); `scalings`
-        by method: `scale`, `shift`, and the same after it; `fitted_on`, pictures.
+        by method: `scale`, `shift`, and the same after it; `fitted_on`, images.
     """
     whole = _describe(answers, None)
     scalings = {}

@@ -1,4 +1,4 @@
-"""Whether one model is better than another: paired differences on the same pictures."""
+"""Whether one model is better than another: paired differences on the same images."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LOWER_IS_BETTER = ("log_loss", "brier_score", "hamming_loss", "rmse", "mae")
 
 
 def compare(runs: Sequence[Run], *, resamples: int, seed: int = 0) -> dict[str, Any]:
-    """Compare runs with the first of them, on the held-out pictures that all of them have.
+    """Compare runs with the first of them, on the held-out images that all of them have.
 
     Returns:
-        `runs` (name, minutes, parameters, pictures), `pictures` (compared), `tasks`: by name, `metrics` (per run and
+        `runs` (name, minutes, parameters, images), `images` (compared), `tasks`: by name, `metrics` (per run and
         metric: value, low, high) and `differences` (per other run and metric: those of the difference, and `better`:
         true or false where 0 lies outside the interval, else None); `notes`.
 
     Raises:
-        RunError: Fewer than two runs, runs of other tasks or classes, or no common picture.
+        RunError: Fewer than two runs, runs of other tasks or classes, or no common image.
     """
     names = [run.name for run in runs]
     if len(set(names)) < 2 or len(set(names)) < len(names):
@@ -38,23 +38,23 @@ def compare(runs: Sequence[Run], *, resamples: int, seed: int = 0) -> dict[str, 
         count = len(aligned[0])
         whole = max(map(len, of_task))
         if count < whole:
-            notes.append(f"Compared on the {count:,} pictures that all runs held out, of up to {whole:,}.")
+            notes.append(f"Compared on the {count:,} images that all runs held out, of up to {whole:,}.")
         tasks[aligned[0].task.name] = _compare_answers(names, aligned, resamples, seed)
     described = [_describe_run(run, len(of_run[0])) for run, of_run in zip(runs, answers, strict=True)]
-    return {"runs": described, "pictures": count, "tasks": tasks, "notes": list(dict.fromkeys(notes))}
+    return {"runs": described, "images": count, "tasks": tasks, "notes": list(dict.fromkeys(notes))}
 
 
 def compare_probabilities(
     answers: Predictions, other: np.ndarray, *, resamples: int, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Return by how much answers are better than others on the same pictures: per metric value, low, high and `better`.
+    """Return by how much answers are better than others on the same images: per metric value, low, high and `better`.
 
-    Paired bootstrap: both are measured on each resample of the pictures, and the differences are what is looked at
+    Paired bootstrap: both are measured on each resample of the images, and the differences are what is looked at
     (Efron and Tibshirani, 1993, section 16; Koehn, EMNLP 2004).
 
     Args:
         answers: Of the model in question.
-        other: Probabilities of the same pictures by what it is compared with, (n, k).
+        other: Probabilities of the same images by what it is compared with, (n, k).
     """
     samples = [
         bootstrap_samples(answers.targets, probabilities, answers.weights, resamples, seed)
@@ -121,17 +121,17 @@ def _name(tasks: Sequence[Task]) -> str:
 
 
 def _align(runs: Sequence[Run], answers: Sequence[Predictions]) -> list[Predictions]:
-    """Return the answers on the pictures that all have, in one order.
+    """Return the answers on the images that all have, in one order.
 
     Raises:
-        RunError: There is no such picture, or its label differs.
+        RunError: There is no such image, or its label differs.
     """
     common = answers[0].keys
     for one in answers[1:]:
         common = common[np.isin(common, one.keys)]
     if not len(common):
         raise RunError(
-            "Runs that are compared must have held out some of the same pictures.",
+            "Runs that are compared must have held out some of the same images.",
             ", ".join(run.name for run in runs),
             "Train them with the same data, data.seed and data.test.",
         )
@@ -140,15 +140,15 @@ def _align(runs: Sequence[Run], answers: Sequence[Predictions]) -> list[Predicti
         place = {key: row for row, key in enumerate(one.keys.tolist())}
         aligned.append(take(one, np.array([place[key] for key in common.tolist()])))
     if any(not np.array_equal(one.targets, aligned[0].targets) for one in aligned):
-        raise RunError("Runs that are compared must agree on what is true.", "other labels of the same pictures")
+        raise RunError("Runs that are compared must agree on what is true.", "other labels of the same images")
     return aligned
 
 
-def _describe_run(run: Run, pictures: int) -> dict[str, Any]:
+def _describe_run(run: Run, images: int) -> dict[str, Any]:
     manifest = run.manifest
     return {
         "name": run.name,
         "minutes": sum(manifest.get("phases", {}).values()) / 60,
         "parameters": manifest.get("parameters"),
-        "pictures": pictures,
+        "images": images,
     }

@@ -1,4 +1,4 @@
-"""What goes wrong: which classes are taken for each other, on which pictures, and what these resemble."""
+"""What goes wrong: which classes are taken for each other, on which images, and what these resemble."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def order_classes(confusions: np.ndarray) -> np.ndarray:
 
 
 def most_confused(answers: Predictions, most: int = 12) -> list[dict[str, Any]]:
-    """Return the pairs of true class and other answer that happen most, as label, answer, pictures and share."""
+    """Return the pairs of true class and other answer that happen most, as label, answer, images and share."""
     counts, names = count_confusions(answers), answers.task.class_names
     totals = counts.sum(axis=1)
     np.fill_diagonal(counts, 0)
@@ -52,7 +52,7 @@ def most_confused(answers: Predictions, most: int = 12) -> list[dict[str, Any]]:
         {
             "label": names[a],
             "answer": names[b],
-            "pictures": float(counts[a, b]),
+            "images": float(counts[a, b]),
             "share": float(counts[a, b] / totals[a]),
         }
         for a, b in pairs
@@ -61,9 +61,9 @@ def most_confused(answers: Predictions, most: int = 12) -> list[dict[str, Any]]:
 
 
 def count_label_mistakes(answers: Predictions) -> list[dict[str, Any]]:
-    """Return for each label the weight of pictures where it was found rightly, missed, and found wrongly.
+    """Return for each label the weight of images where it was found rightly, missed, and found wrongly.
 
-    Those with most mistakes come first, `MOST_CLASSES` at most; of pictures that can have several labels.
+    Those with most mistakes come first, `MOST_CLASSES` at most; of images that can have several labels.
     """
     truth, said = answers.task.members(answers.targets), answers.task.decide(answers.probabilities)
     weights = answers.weights.astype(np.float64)
@@ -89,7 +89,7 @@ def most_confused_labels(answers: Predictions, most: int = 12) -> list[dict[str,
         {
             "label": names[a],
             "answer": names[b],
-            "pictures": float(counts[a, b]),
+            "images": float(counts[a, b]),
             "share": float(counts[a, b] / totals[a]),
         }
         for a, b in pairs
@@ -98,7 +98,7 @@ def most_confused_labels(answers: Predictions, most: int = 12) -> list[dict[str,
 
 
 def list_errors(answers: Predictions, most: int) -> list[dict[str, Any]]:
-    """Return the pictures whose number is farthest off: `key`, `label` (the number) and `answer`."""
+    """Return the images whose number is farthest off: `key`, `label` (the number) and `answer`."""
     errors = np.abs(answers.probabilities[:, 0] - answers.targets)
     order = np.argsort(-errors, kind="stable")[:most]
     labels = answers.task.write_targets(answers.targets[order])
@@ -108,7 +108,7 @@ def list_errors(answers: Predictions, most: int) -> list[dict[str, Any]]:
 
 
 def measure_losses(answers: Predictions) -> np.ndarray:
-    """Return the log loss of each picture, float [n]; the mean over labels where it can have several."""
+    """Return the log loss of each image, float [n]; the mean over labels where it can have several."""
     members = answers.task.members(answers.targets)
     p = np.asarray(answers.probabilities, np.float64)
     if answers.targets.ndim == 1:
@@ -117,7 +117,7 @@ def measure_losses(answers: Predictions) -> np.ndarray:
 
 
 def top_losses(answers: Predictions, most: int = 24) -> list[dict[str, Any]]:
-    """Return the pictures that the model was most wrong about, mistakes only, worst first."""
+    """Return the images that the model was most wrong about, mistakes only, worst first."""
     task, losses = answers.task, measure_losses(answers)
     truth, said = task.members(answers.targets), task.decide(answers.probabilities)
     wrong = np.flatnonzero((truth != said).any(axis=1) & (answers.weights > 0))
@@ -144,10 +144,10 @@ def _describe(
 
 
 def label_issues(answers: Predictions, most: int = 24) -> list[dict[str, Any]]:
-    """Return the pictures whose label looks wrong, of each label where a picture can have several; most likely first.
+    """Return the images whose label looks wrong, of each label where an image can have several; most likely first.
 
     Args:
-        answers: By a model that was not fitted on these pictures.
+        answers: By a model that was not fitted on these images.
         most: How many at most.
     """
     names = answers.task.class_names

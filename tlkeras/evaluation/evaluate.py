@@ -1,4 +1,4 @@
-"""All figures of a run: whole, per class, per slice of the pictures, with the baselines beside; as JSON and as CSV."""
+"""All figures of a run: whole, per class, per slice of the images, with the baselines beside; as JSON and as CSV."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def evaluate(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
             for rule, said in late.items()
         }
     result = {"run": run.name, **merge_tasks(tasks)}
-    result["examples"] = {**run.manifest.get("examples", {}), "test": result["pictures"]}
+    result["examples"] = {**run.manifest.get("examples", {}), "test": result["images"]}
     try:
         run.write_json("metrics.json", result)
         run.write_table("metrics.csv", COLUMNS, list_rows(tasks))
@@ -79,16 +79,16 @@ def evaluate_predictions(
     """Return the figures of one task.
 
     Args:
-        answers: On held-out pictures.
+        answers: On held-out images.
         probe: What a linear head on the same frozen features says of them, (n, k).
         validation: What temperature and vector scaling can be fitted on.
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
 
     Returns:
-        `task`, `kind`, `classes`, `pictures`, `weighted`; `metrics`, `baseline` (always answering how common each class
+        `task`, `kind`, `classes`, `images`, `weighted`; `metrics`, `baseline` (always answering how common each class
         was in training) and `probe` (or None), each name -> value, low, high; `labels`, these by class; `slices`, by
-        what tells pictures apart ("group", "domain", "stratum") and its values; `calibration`; `interval`, what
+        what tells images apart ("group", "domain", "stratum") and its values; `calibration`; `interval`, what
         intervals mean. Of a number there are no `labels`, its `calibration` is None, and the baseline always says the
         mean.
 
@@ -103,7 +103,7 @@ def evaluate_predictions(
         "task": task.name,
         "kind": task.kind,
         "classes": list(task.class_names),
-        "pictures": len(targets),
+        "images": len(targets),
         "weighted": bool(np.ptp(weights) > 0),
         "interval": _explain_interval(answers.probabilities.size, resamples),
         "metrics": _as_dict(figures),
@@ -120,16 +120,16 @@ def list_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
     for task, result in tasks.items():
         for metric, figure in result["metrics"].items():
             beside = [(result[name] or {}).get(metric, {}).get("value") for name in ("baseline", "probe")]
-            yield task, "all", "", metric, result["pictures"], *figure.values(), *beside
+            yield task, "all", "", metric, result["images"], *figure.values(), *beside
         for rule, of_rule in result.get("late_fusion", {}).items():
-            yield from _list_scope(task, "late fusion", rule, {"examples": result["pictures"], **of_rule})
+            yield from _list_scope(task, "late fusion", rule, {"examples": result["images"], **of_rule})
         for label, of_label in result["labels"].items():
             yield from _list_scope(task, "class", label, of_label)
         for scope, values in result["slices"].items():
             for value, of_slice in values.items():
                 yield from _list_scope(task, scope, value, of_slice)
         for metric in ("adaptive_ece", "ece") if result["calibration"] else ():
-            yield task, "all", "", metric, result["pictures"], result["calibration"][metric], None, None, None, None
+            yield task, "all", "", metric, result["images"], result["calibration"][metric], None, None, None, None
 
 
 def _list_scope(task: str, scope: str, name: str, figures: Mapping[str, Any]) -> Iterator[tuple]:
@@ -149,11 +149,11 @@ def _explain_interval(cells: int, resamples: int) -> str:
     text = f"95 % bootstrap, {resamples} resamples"
     if ranked == resamples:
         return text
-    return f"{text}; of ROC AUC and average precision {ranked or 'none'}, as so many pictures and classes take long"
+    return f"{text}; of ROC AUC and average precision {ranked or 'none'}, as so many images and classes take long"
 
 
 def _list_slices(answers: Predictions) -> list[tuple[str, np.ndarray]]:
-    """Return what parts the pictures in two or more, by name."""
+    """Return what parts the images in two or more, by name."""
     return [(name, values) for name, values in answers.slices.items() if len(np.unique(values)) > 1]
 
 
@@ -175,7 +175,7 @@ def _as_dict(figures: Mapping[Key, Estimate]) -> dict[str, dict[str, float | Non
 
 
 def _divide_by_label(figures: Mapping[Key, Estimate], answers: Predictions) -> dict[str, dict[str, Any]]:
-    """Return the figures on single classes or labels, with the number of pictures that have it."""
+    """Return the figures on single classes or labels, with the number of images that have it."""
     names, members = answers.task.class_names, answers.task.members(answers.targets)
     labels: dict[str, dict[str, Any]] = {
         name: {"examples": int(members[:, index].sum())} for index, name in enumerate(names)

@@ -1,4 +1,4 @@
-"""Would more pictures help? A linear head on cached features, fitted on more and more of the training pictures."""
+"""Would more images help? A linear head on cached features, fitted on more and more of the training images."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def learning_curve(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return accuracy on held-out pictures by the number of training pictures.
+    """Return accuracy on held-out images by the number of training images.
 
     Args:
         head_maker: Makes an unfitted head.
-        train: Features (n, d), targets and weights of the training pictures.
-        X: Features of the held-out pictures, (m, d).
+        train: Features (n, d), targets and weights of the training images.
+        X: Features of the held-out images, (m, d).
         held_out: What is true of them; its answers are not used.
         repeats: Draws of each size below the whole; larger ones hold the smaller of the same draw.
-        resamples: Of the paired bootstrap of the last step, from half of the pictures to all.
+        resamples: Of the paired bootstrap of the last step, from half of the images to all.
         seed: Of the draws.
 
     Returns:
-        `pictures`, `accuracy` (mean over draws), `low` and `high` (least and most of the draws), one per size;
-        `metric`; `last_step`: value, low and high of what the second half of the pictures gained.
+        `images`, `accuracy` (mean over draws), `low` and `high` (least and most of the draws), one per size;
+        `metric`; `last_step`: value, low and high of what the second half of the images gained.
     """
     features, y, weights = train
     points: list[tuple[int, list[float]]] = []
@@ -68,7 +68,7 @@ def learning_curve(
         step = compare_probabilities(final, halves[0], resamples=resamples, seed=seed)[name]
     return {
         "metric": name,
-        "pictures": [size for size, _ in points],
+        "images": [size for size, _ in points],
         "accuracy": [float(np.mean(figures)) for _, figures in points],
         "low": [min(figures) for _, figures in points],
         "high": [max(figures) for _, figures in points],
@@ -77,7 +77,7 @@ def learning_curve(
 
 
 def _ask(head: Head, train: tuple[np.ndarray, ...], X: np.ndarray, held_out: Predictions) -> np.ndarray | None:
-    """Fit a head and return its probabilities of the held-out pictures, None where a class or an answer is missing."""
+    """Fit a head and return its probabilities of the held-out images, None where a class or an answer is missing."""
     try:
         head.fit(*train)
     except ValueError:

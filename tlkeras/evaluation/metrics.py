@@ -71,7 +71,7 @@ def bootstrap_samples(
 ) -> tuple[dict[Key, float], dict[Key, np.ndarray]]:
     """Return every metric, and its values on bootstrap resamples, (b,); arguments and errors as in `measure`."""
     if len(targets) == 0:
-        raise DataError("There must be at least one held-out picture to measure on.", 0)
+        raise DataError("There must be at least one held-out image to measure on.", 0)
     if not np.isfinite(probabilities).all():
         rows = int((~np.isfinite(probabilities)).any(axis=1).sum())
         raise DataError("Probabilities must be finite.", f"{rows} rows with NaN or infinity")

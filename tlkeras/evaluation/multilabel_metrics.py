@@ -1,4 +1,4 @@
-"""Metrics of pictures that can have several labels: of each one, and of all; for stacks of weightings (b, n) at once.
+"""Metrics of images that can have several labels: of each one, and of all; for stacks of weightings (b, n) at once.
 
 Source of the averages: Zhang and Zhou, A Review on Multi-Label Learning Algorithms, IEEE TKDE 2014, section 2.2.
 """
@@ -20,7 +20,7 @@ def compute_labels(
 
     A label is answered yes from `THRESHOLD` on. F1 of a label that nobody has is 0 where it was answered and NaN where
     it was not; its average precision, and the ROC AUC of a label that all have or lack, are NaN. Averages over labels
-    ("macro") leave out what is NaN. "micro" takes every question of every picture as an example of its own.
+    ("macro") leave out what is NaN. "micro" takes every question of every image as an example of its own.
 
     Args:
         targets: 1 for each label that an example has and 0 else, shape (n, k).

@@ -1,4 +1,4 @@
-"""A run measured on other pictures than its own."""
+"""A run measured on other images than its own."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ EXTERNAL_EVALUATION_DIR = "elsewhere"
 
 
 def evaluate_on_dataset(run: Run, source: str, *, resamples: int, seed: int = 0) -> dict[str, Any]:
-    """Measure a run's model on labelled pictures from another source; its folder `elsewhere/` keeps the figures.
+    """Measure a run's model on labelled images from another source; its folder `elsewhere/` keeps the figures.
 
     Returns:
-        What `figures.evaluate` returns, and `source`, `rejected` (pictures that cannot be read) and `trained_on`
-        (pictures whose files the run was trained on).
+        What `figures.evaluate` returns, and `source`, `rejected` (images that cannot be read) and `trained_on`
+        (images whose files the run was trained on).
 
     Raises:
         DataError: The source cannot be read, or its labels are not the run's.
@@ -66,13 +66,13 @@ def list_elsewhere(run: Run) -> list[dict[str, Any]]:
 
 
 def predict_dataset(run: Run, recipe: Recipe, inspection: ValidatedDataset) -> tuple[list[Predictions], np.ndarray]:
-    """Return what a run's model says of inspected pictures, per task, and which of them could be read, int64 [n]."""
+    """Return what a run's model says of inspected images, per task, and which of them could be read, int64 [n]."""
     examples = inspection.examples
-    pictures = builders.select_images(recipe, inspection)
+    images = builders.select_images(recipe, inspection)
     model = order_outputs(load_model(run), [task.name for task in examples.tasks])
     priors = [answers.prior for answers in load_predictions(run)]
     facts = [{"model": run.name} for _ in model.outputs]
-    with extract_activations(model, pictures, facts, engine=recipe.features.engine, dtype="float32") as said:
+    with extract_activations(model, images, facts, engine=recipe.features.engine, dtype="float32") as said:
         rows = said.kept
         outputs = [np.asarray(output) for output in said.outputs]
     keys = np.array([to_printable(key) for key in examples.keys[rows]], dtype=str)

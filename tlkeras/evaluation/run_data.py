@@ -1,4 +1,4 @@
-"""What a finished run can be asked again: its pictures, their cached features, its model."""
+"""What a finished run can be asked again: its images, their cached features, its model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.headers import PictureError, to_printable
+from tlkeras.data.headers import ImageError, to_printable
 from tlkeras.data.inspection import ValidatedDataset, validate_images
 from tlkeras.data.tasks import Task
 from tlkeras.errors import TlkerasError
@@ -30,7 +30,7 @@ _FOLDS = 5
 
 @dataclass(frozen=True)
 class FeatureSplit:
-    """Pictures of one side with their frozen features.
+    """Images of one side with their frozen features.
 
     Attributes:
         keys: Names, str [n].
@@ -49,7 +49,7 @@ class FeatureSplit:
     groups: np.ndarray
 
     def take(self, rows: np.ndarray) -> FeatureSplit:
-        """Return some of the pictures."""
+        """Return some of the images."""
         targets = {name: values[rows] for name, values in self.targets.items()}
         return FeatureSplit(
             self.keys[rows], self.paths[rows], self.X[rows], targets, self.weights[rows], self.groups[rows]
@@ -60,7 +60,7 @@ class RunData:
     """A run opened again. Everything is read when it is first asked for; features come from the cache.
 
     Attributes:
-        gone: Why pictures cannot be looked at again; "" where they can.
+        gone: Why images cannot be looked at again; "" where they can.
     """
 
     def __init__(self, run: Run):
@@ -75,12 +75,12 @@ class RunData:
 
     @cached_property
     def model(self) -> keras.Model:
-        """From uint8 pictures to probabilities, one output per task, in their order."""
+        """From uint8 images to probabilities, one output per task, in their order."""
         return order_outputs(load_model(self.run), [task.name for task in self.tasks])
 
     @cached_property
     def inspection(self) -> ValidatedDataset | None:
-        """The run's pictures with their labels; None where the source is gone, and `gone` says why."""
+        """The run's images with their labels; None where the source is gone, and `gone` says why."""
         try:
             recipe = builders.locate_source(self.recipe, self.run.manifest.get("cwd", ""))
             return validate_images(builders.read_examples(recipe))
@@ -90,7 +90,7 @@ class RunData:
 
     @cached_property
     def paths(self) -> dict[str, str]:
-        """The file of each picture by its name, of those that are still there."""
+        """The file of each image by its name, of those that are still there."""
         if self.inspection is None:
             return {}
         examples = self.inspection.examples
@@ -100,21 +100,21 @@ class RunData:
 
     @cached_property
     def sides(self) -> dict[str, str]:
-        """On which side each picture was, by its name."""
+        """On which side each image was, by its name."""
         text = self.run.read_bytes("splits.csv").decode("utf-8", "replace")
-        return {row["picture"]: row["side"] for row in csv.DictReader(io.StringIO(text, newline=""))}
+        return {row["image"]: row["side"] for row in csv.DictReader(io.StringIO(text, newline=""))}
 
     def decode(self, key: str) -> np.ndarray | None:
-        """Return a picture as the model sees it, uint8 [size, size, 3]; None where it is gone."""
-        facts = self.run.manifest["picture"]
+        """Return an image as the model sees it, uint8 [size, size, 3]; None where it is gone."""
+        facts = self.run.manifest["image"]
         try:
             return decode_file(self.paths[key], facts["size"], facts["resize"])
-        except (KeyError, PictureError):
+        except (KeyError, ImageError):
             return None
 
     @cached_property
     def features(self) -> dict[str, FeatureSplit]:
-        """The frozen features of "train" and "test"; none where the pictures are gone."""
+        """The frozen features of "train" and "test"; none where the images are gone."""
         if self.inspection is None:
             return {}
         examples = self.inspection.examples
@@ -146,10 +146,10 @@ class RunData:
         return LinearHead(C=strength or 0.01, class_weight=None if weight == "none" else weight)
 
     def find_unseen(self, task: Task) -> tuple[Predictions | None, str]:
-        """Return answers on pictures that the model was neither fitted nor measured on, and of which side they are.
+        """Return answers on images that the model was neither fitted nor measured on, and of which side they are.
 
         Those on the "validation" side if there is one; else, of a linear head on frozen features, those on "training"
-        pictures by heads that were fitted without them.
+        images by heads that were fitted without them.
         """
         if has_answers(self.run, "validation"):
             of_task = (one for one in load_predictions(self.run, "validation") if one.task.name == task.name)
@@ -161,7 +161,7 @@ class RunData:
         return found, "training" if found is not None else ""
 
     def answer_training(self, task: Task) -> Predictions | None:
-        """Return what linear heads say of training pictures that they were not fitted on; None where there are few.
+        """Return what linear heads say of training images that they were not fitted on; None where there are few.
 
         These stand in for answers on a validation side in a run whose own head is linear on frozen features.
         """
@@ -183,7 +183,7 @@ class RunData:
                 groups=grouped,
                 seed=0,
             )
-        except ValueError:  # a class has too few pictures
+        except ValueError:  # a class has too few images
             return None
         prior = next(one.prior for one in load_predictions(self.run) if one.task.name == task.name)
         return Predictions(task, train.keys, y, said, train.weights, prior, {})

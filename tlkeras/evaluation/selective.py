@@ -19,7 +19,7 @@ class RiskCoverageCurve:
 
     Attributes:
         threshold: Confidence from which on it answers, float [m], rising.
-        coverage: Share of pictures that it answers, float [m].
+        coverage: Share of images that it answers, float [m].
         accuracy: Of these, float [m].
     """
 
@@ -31,7 +31,7 @@ class RiskCoverageCurve:
 def risk_coverage_curve(answers: Predictions) -> RiskCoverageCurve:
     """Return coverage and accuracy for every threshold (Geifman and El-Yaniv, NeurIPS 2017).
 
-    Weights count in both. Equal confidences are answered together. Where a picture can have several labels, an answer
+    Weights count in both. Equal confidences are answered together. Where an image can have several labels, an answer
     is right if all are, and its confidence is the product of those of its labels.
     """
     confidence, right = _judge(answers)
@@ -58,10 +58,10 @@ def choose_threshold(answers: Predictions, accuracy: float) -> float | None:
 def describe_trade(
     answers: Predictions, chosen_on: Predictions | None, accuracy: float | None = None
 ) -> dict[str, Any]:
-    """Return the curve, and a threshold with what it gives on held-out pictures, as JSON can hold it.
+    """Return the curve, and a threshold with what it gives on held-out images, as JSON can hold it.
 
     Args:
-        answers: On held-out pictures.
+        answers: On held-out images.
         chosen_on: What the threshold is chosen on; None: none is chosen.
         accuracy: What is wanted of the answers given; None: half as many errors as without asking.
     """
@@ -83,14 +83,14 @@ def describe_trade(
 def conformal_prediction_sets(answers: Predictions, calibration: Predictions, alpha: float) -> dict[str, Any]:
     """Return how conformal prediction sets do: all classes whose probability is not unusually low for a true one.
 
-    Split conformal prediction: the threshold is the quantile of 1 - p(true class) on calibration pictures at rank
-    ceil((n + 1)(1 - alpha)), so that sets hold the true class with probability 1 - alpha at least, if pictures come
-    from where the calibration pictures come from (Vovk et al., 2005; Sadinle, Lei and Wasserman, JASA 2019). Weights
+    Split conformal prediction: the threshold is the quantile of 1 - p(true class) on calibration images at rank
+    ceil((n + 1)(1 - alpha)), so that sets hold the true class with probability 1 - alpha at least, if images come
+    from where the calibration images come from (Vovk et al., 2005; Sadinle, Lei and Wasserman, JASA 2019). Weights
     are not used.
 
     Args:
-        answers: On held-out pictures.
-        calibration: On pictures that the model was not fitted on.
+        answers: On held-out images.
+        calibration: On images that the model was not fitted on.
         alpha: Share of sets that may miss the true class, above 0 and below 1.
 
     Returns:
@@ -98,13 +98,13 @@ def conformal_prediction_sets(answers: Predictions, calibration: Predictions, al
         `single` and `empty` (shares of sets), `sizes` (counts by size).
 
     Raises:
-        RunError: Alpha is not between 0 and 1, or there are no calibration pictures.
+        RunError: Alpha is not between 0 and 1, or there are no calibration images.
     """
     if not 0 < alpha < 1:
         raise RunError("The error rate of conformal sets lies between 0 and 1.", alpha)
     count = len(calibration)
     if not count:
-        raise RunError("Conformal sets need pictures that were not trained on.", 0, "Set data.validation.")
+        raise RunError("Conformal sets need images that were not trained on.", 0, "Set data.validation.")
     scores = np.sort(1 - _choose(calibration))
     rank = int(np.ceil((count + 1) * (1 - alpha) - 1e-9))
     quantile = scores[rank - 1] if rank <= count else 1.0
@@ -122,7 +122,7 @@ def conformal_prediction_sets(answers: Predictions, calibration: Predictions, al
 
 
 def measure_label_sets(answers: Predictions, calibration: Predictions, alpha: float) -> list[dict[str, Any]]:
-    """Return how conformal sets do where a picture can have several labels: of "yes" and "no" for each label.
+    """Return how conformal sets do where an image can have several labels: of "yes" and "no" for each label.
 
     Returns:
         For each label what `measure_sets` returns of it, its `label`, and `undecided`, the share of sets with both.

@@ -18,12 +18,12 @@ _TINY = 1e-30  # float32 has it
 
 
 def find_scalings(run: Run, method: ScalingMethod) -> tuple[list[LogitScaling | None], str]:
-    """Return the scaling of each task, fitted on pictures that were not trained on, and a sentence on them.
+    """Return the scaling of each task, fitted on images that were not trained on, and a sentence on them.
 
     A number has none.
 
     Raises:
-        RunError: The run keeps no answers on such pictures.
+        RunError: The run keeps no answers on such images.
     """
     material, counts = RunData(run), []
     scalings: list[LogitScaling | None] = []
@@ -34,12 +34,12 @@ def find_scalings(run: Run, method: ScalingMethod) -> tuple[list[LogitScaling | 
         unseen, where = material.find_unseen(answers.task)
         if unseen is None:
             raise RunError(
-                "Calibration needs answers on pictures that were neither trained on nor measured on.",
+                "Calibration needs answers on images that were neither trained on nor measured on.",
                 f"none for {answers.task.name!r} in {run.name}",
                 "Train with a validation side, such as --set data.validation=0.1.",
             )
         scalings.append(fit_scaling(unseen, method))
-        counts.append(f"{len(unseen):,} {where} pictures")
+        counts.append(f"{len(unseen):,} {where} images")
     return scalings, f"Calibrated by {method} scaling, fitted on {', '.join(counts)}."
 
 
@@ -47,7 +47,7 @@ def build_scalings(model: keras.Model, scalings: Sequence[LogitScaling | None]) 
     """Return the model with each output's logits scaled and shifted, in the same variables.
 
     Args:
-        model: From pictures to probabilities, one output per task.
+        model: From images to probabilities, one output per task.
         scalings: One per output; None leaves it as it is.
     """
     tensors = [

@@ -24,7 +24,7 @@ from tlkeras.exporting.signatures import name_main
 
 INPUT = "images"
 CALIBRATED = 128
-"""Pictures that int8 takes the ranges of activations from."""
+"""Images that int8 takes the ranges of activations from."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class ConversionInputs:
     """What the forms are made of.
 
     Attributes:
-        model: uint8 pictures to the probabilities of each task, in their order.
+        model: uint8 images to the probabilities of each task, in their order.
         tasks: What is predicted.
-        calibration: Pictures of the training side, uint8 [n, size, size, 3].
+        calibration: Images of the training side, uint8 [n, size, size, 3].
     """
 
     model: keras.Model
@@ -118,7 +118,7 @@ def _use_float16(converter: Any, material: ConversionInputs) -> None:
 
 def _use_int8(converter: Any, material: ConversionInputs) -> None:
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([picture[None]] for picture in material.calibration)
+    converter.representative_dataset = lambda: ([image[None]] for image in material.calibration)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
 
 
@@ -129,8 +129,8 @@ def _open_litert(path: Path, names: Sequence[str]) -> PredictFn:
         interpreter.allocate_tensors()
         run = interpreter.get_signature_runner()
 
-    def ask(encoded: list[bytes], pictures: np.ndarray) -> list[np.ndarray]:
-        rows = [run(**{INPUT: picture[None]}) for picture in pictures]
+    def ask(encoded: list[bytes], images: np.ndarray) -> list[np.ndarray]:
+        rows = [run(**{INPUT: image[None]}) for image in images]
         return [np.concatenate([row[name] for row in rows]) for name in names]
 
     return ask
@@ -172,8 +172,8 @@ def _open_openvino(path: Path, names: Sequence[str]) -> PredictFn:
 
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-    def ask(encoded: list[bytes], pictures: np.ndarray) -> list[np.ndarray]:
-        answers = compiled({INPUT: pictures})
+    def ask(encoded: list[bytes], images: np.ndarray) -> list[np.ndarray]:
+        answers = compiled({INPUT: images})
         return [answers[name] for name in names]
 
     return ask
@@ -210,8 +210,8 @@ def _open_onnx(path: Path, names: Sequence[str]) -> PredictFn:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def ask(encoded: list[bytes], pictures: np.ndarray) -> list[np.ndarray]:
-        return session.run(list(names), {INPUT: pictures})
+    def ask(encoded: list[bytes], images: np.ndarray) -> list[np.ndarray]:
+        return session.run(list(names), {INPUT: images})
 
     return ask
 

@@ -1,4 +1,4 @@
-"""The held-out pictures of a run, to prove an export on: all that are still there, else the samples it kept."""
+"""The held-out images of a run, to prove an export on: all that are still there, else the samples it kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out pictures with what is true of them and what the run said.
+    """Held-out images with what is true of them and what the run said.
 
     Attributes:
         keys: Names, as the run's tables have them.
@@ -48,21 +48,21 @@ class HeldOut:
         return len(self.paths)
 
     def batches(self, entry: Preprocessing) -> Iterator[tuple[list[bytes], np.ndarray]]:
-        """Yield the bytes of some pictures, and the same decoded, uint8 [b, size, size, 3]."""
+        """Yield the bytes of some images, and the same decoded, uint8 [b, size, size, 3]."""
         for start in range(0, len(self.paths), BATCH):
             encoded = [Path(path).read_bytes() for path in self.paths[start : start + BATCH]]
             yield encoded, entry.decode(tf.constant(encoded)).numpy()
 
 
 def read_held_out(run: Run, tasks: list[Task], most: int = MOST) -> HeldOut:
-    """Return at most `most` held-out pictures, spread over all.
+    """Return at most `most` held-out images, spread over all.
 
     Raises:
-        RunError: The run keeps no pictures, or not what it answered.
+        RunError: The run keeps no images, or not what it answered.
     """
     samples = run.read_json("samples.json")
     if not samples:
-        raise RunError("A run must keep some held-out pictures to prove an export on.", f"none in {run.path}")
+        raise RunError("A run must keep some held-out images to prove an export on.", f"none in {run.path}")
     stored = run.read_arrays("predictions.npz")
     keys = _read_keys(run)
     files, note = _find_files(run, keys)
@@ -74,7 +74,7 @@ def read_held_out(run: Run, tasks: list[Task], most: int = MOST) -> HeldOut:
     targets, answers = (
         [stored[prefix_with_task(tasks, task, what)] for task in tasks] for what in ("targets", "probabilities")
     )
-    for sample in samples:  # what was kept beside the picture is what the export is held to
+    for sample in samples:  # what was kept beside the image is what the export is held to
         if (place := np.flatnonzero(np.asarray(keys) == sample["key"])).size:
             for task, of_task in zip(tasks, answers, strict=True):
                 of_task[place[0]] = sample[prefix_with_task(tasks, task, "probabilities")]
@@ -89,12 +89,12 @@ def read_held_out(run: Run, tasks: list[Task], most: int = MOST) -> HeldOut:
 
 
 def read_training(run: Run, entry: Preprocessing, most: int) -> np.ndarray:
-    """Return at most `most` decoded pictures of the training side, spread over all: uint8 [n, size, size, 3].
+    """Return at most `most` decoded images of the training side, spread over all: uint8 [n, size, size, 3].
 
     There are none where the source is gone.
     """
     text = run.read_bytes("splits.csv").decode("utf-8", "replace")
-    keys = [row["picture"] for row in csv.DictReader(io.StringIO(text, newline="")) if row["side"] == "train"]
+    keys = [row["image"] for row in csv.DictReader(io.StringIO(text, newline="")) if row["side"] == "train"]
     chosen = [keys[place] for place in np.unique(np.linspace(0, len(keys) - 1, most).astype(int))] if keys else []
     files, _ = _find_files(run, chosen)
     if not files:
@@ -103,13 +103,13 @@ def read_training(run: Run, entry: Preprocessing, most: int) -> np.ndarray:
 
 
 def _read_keys(run: Run) -> list[str]:
-    """Return the keys of the held-out pictures, in the order of the run's answers."""
+    """Return the keys of the held-out images, in the order of the run's answers."""
     text = run.read_bytes("predictions.csv").decode("utf-8", "replace")
-    return [row["picture"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+    return [row["image"] for row in csv.DictReader(io.StringIO(text, newline=""))]
 
 
 def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
-    """Return the files of held-out pictures that are still at the source, by key, and what is to be said of them."""
+    """Return the files of held-out images that are still at the source, by key, and what is to be said of them."""
     try:
         recipe = load_recipe(str(run.path / "recipe.yaml"))
         examples = builders.read_examples(builders.locate_source(recipe, run.manifest.get("cwd", "")))
@@ -117,12 +117,12 @@ def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
             to_printable(key): path for key, path in zip(examples.keys.tolist(), examples.paths.tolist(), strict=True)
         }
     except TlkerasError:
-        return {}, "the source of the pictures is gone: compared on the samples that the run keeps"
+        return {}, "the source of the images is gone: compared on the samples that the run keeps"
     there = {
         key: found[key]
         for key in keys
         if key in found and not isinstance(read_header_and_digest(found[key]), InvalidImage)
     }
     if len(there) < len(keys):
-        return there, f"{len(keys) - len(there):,} of {len(keys):,} held-out pictures are gone"
+        return there, f"{len(keys) - len(there):,} of {len(keys):,} held-out images are gone"
     return there, ""

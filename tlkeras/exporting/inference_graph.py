@@ -30,7 +30,7 @@ class InferenceModel:
     """A model ready to be exported.
 
     Attributes:
-        call: From uint8 pictures [n, size, size, 3] to the features [n, d] where there are any, and then the
+        call: From uint8 images [n, size, size, 3] to the features [n, d] where there are any, and then the
             probabilities [n, k] of each task.
         model: What `call` reads variables of; None where all are constants.
         note: Why this is not the fast network; "" where it is.
@@ -47,15 +47,15 @@ class InferenceModel:
         return self.model is None
 
 
-def make_network(model: keras.Model, tasks: Sequence[Task], pictures: np.ndarray) -> InferenceModel:
+def make_network(model: keras.Model, tasks: Sequence[Task], images: np.ndarray) -> InferenceModel:
     """Return the fast network if it answers as the model does, else the model as it is with a note.
 
-    Fast is: batch norm folded into convolutions, variables as constants, batches divided into parts of few pictures
+    Fast is: batch norm folded into convolutions, variables as constants, batches divided into parts of few images
     whose activations stay in the processor's cache.
 
     Args:
-        model: From uint8 pictures to probabilities, one output per task.
-        pictures: To compare on, uint8 [n, size, size, 3]. Probabilities may differ by `TOLERANCE`; no answer may.
+        model: From uint8 images to probabilities, one output per task.
+        images: To compare on, uint8 [n, size, size, 3]. Probabilities may differ by `TOLERANCE`; no answer may.
 
     Raises:
         ExportError: The model's outputs are not those of the tasks.
@@ -64,7 +64,7 @@ def make_network(model: keras.Model, tasks: Sequence[Task], pictures: np.ndarray
     plain = InferenceModel(divide_batches(lambda images: _run_plain(whole, images), whole), whole, has_features)
     try:
         call = divide_batches(freeze(whole), whole)
-        worst = _compare(plain, call, pictures, tasks)
+        worst = _compare(plain, call, images, tasks)
     except TlkerasError as error:
         return InferenceModel(plain.call, whole, has_features, f"Exported as it is, not folded: {error}")
     except Exception as error:  # whatever a layer of another's making does with symbolic tensors
@@ -111,7 +111,7 @@ def _run_plain(whole: keras.Model, images: tf.Tensor) -> list[tf.Tensor]:
 
 
 def _keep_one(images: tf.Tensor) -> tf.Tensor:
-    """Add a black picture where there is none: oneDNN's convolutions give an empty batch the wrong number of maps."""
+    """Add a black image where there is none: oneDNN's convolutions give an empty batch the wrong number of maps."""
     lacking = tf.maximum(1 - tf.shape(images)[0], 0)
     return tf.pad(images, [[0, lacking], [0, 0], [0, 0], [0, 0]])
 
@@ -120,7 +120,7 @@ def freeze(whole: keras.Model, batch: int | None = None) -> Any:
     """Return a functional model, folded, as a concrete function without variables.
 
     Args:
-        batch: Pictures that it takes; None: any number.
+        batch: Images that it takes; None: any number.
 
     Returns:
         A function of `images`, uint8 [n, size, size, 3], to a list of float32 tensors.
@@ -138,9 +138,9 @@ def freeze(whole: keras.Model, batch: int | None = None) -> Any:
 
 
 def divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-    """Return a function that runs few pictures at a time.
+    """Return a function that runs few images at a time.
 
-    Measured at 224 px: the activations of 32 pictures at once leave the cache and take twice the time per picture.
+    Measured at 224 px: the activations of 32 images at once leave the cache and take twice the time per image.
     """
     height, width = whole.input.shape[1:3]
     size = max_batch_size(whole, min(_MOST_CHUNK, _CHUNK_PIXELS // (height * width)))
@@ -148,7 +148,7 @@ def divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], l
 
     def call(images: tf.Tensor) -> list[tf.Tensor]:
         count = tf.shape(images)[0]
-        chunks = tf.maximum((count + size - 1) // size, 1)  # one for no pictures, so that none give empty answers
+        chunks = tf.maximum((count + size - 1) // size, 1)  # one for no images, so that none give empty answers
         arrays = [
             tf.TensorArray(tf.float32, size=chunks, element_shape=spec.shape, infer_shape=False) for spec in specs
         ]
@@ -166,15 +166,15 @@ def divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], l
     return tf.function(call, input_signature=[spec], autograph=False, jit_compile=False)
 
 
-def _compare(plain: InferenceModel, fast: Callable, pictures: np.ndarray, tasks: Sequence[Task]) -> str:
+def _compare(plain: InferenceModel, fast: Callable, images: np.ndarray, tasks: Sequence[Task]) -> str:
     """Return in what the fast network is too far from the plain one; "" where it is not."""
-    expected = [output.numpy() for output in plain.call(tf.constant(pictures))]
-    received = [output.numpy() for output in fast(tf.constant(pictures))]
+    expected = [output.numpy() for output in plain.call(tf.constant(images))]
+    received = [output.numpy() for output in fast(tf.constant(images))]
     skipped = 1 if plain.has_features else 0
     for task, wanted, given in zip(tasks, expected[skipped:], received[skipped:], strict=True):
         difference = float(task.measure_difference(wanted, given).max())
         if not difference <= TOLERANCE:
             return f"differs by {difference:.1g} in a probability of {task.name!r}"
         if not task.agree(wanted, given).all():
-            return f"answers a picture otherwise in {task.name!r}"
+            return f"answers an image otherwise in {task.name!r}"
     return ""

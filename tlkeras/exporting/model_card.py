@@ -97,9 +97,9 @@ def write_card(path: Path, run: Run, name: str, rows: Sequence[ParityResult], fa
 
 
 _LIMITS = """\
-- It always answers with one of its labels, also about pictures that show none of them: a low probability is a hint, not
+- It always answers with one of its labels, also about images that show none of them: a low probability is a hint, not
   a test.
-- The figures hold for pictures like the held-out ones. Other cameras, light or populations need figures of their own.
+- The figures hold for images like the held-out ones. Other cameras, light or populations need figures of their own.
 - Probabilities are those of the network unless it says above that they were calibrated; `tlkeras report` shows how far
   they are from the truth.
 - Nobody has checked it for decisions about people."""
@@ -109,15 +109,15 @@ def _introduce(run: Run, recipe: Recipe, facts: Mapping[str, Any]) -> str:
     labels = "\n".join(f"- {name}: {', '.join(of_task)}" for name, of_task in run.read_json("classes.json").items())
     return (
         f"An image classifier made by transfer learning from `{recipe.backbone.name}` (weights: "
-        f"{recipe.backbone.weights}), run `{run.name}`. It takes {facts['picture']['size']} px pictures; files are "
-        f"decoded and resized ({facts['picture']['resize']}) inside the model.\n\n{labels}"
+        f"{recipe.backbone.weights}), run `{run.name}`. It takes {facts['image']['size']} px images; files are "
+        f"decoded and resized ({facts['image']['resize']}) inside the model.\n\n{labels}"
     )
 
 
 def _describe_data(run: Run, recipe: Recipe) -> str:
     manifest = run.manifest
     counts = ", ".join(f"{side} {count:,}" for side, count in manifest.get("examples", {}).items())
-    lines = [f"Source `{recipe.data.source}`; pictures: {counts}; {manifest.get('rejected', 0):,} could not be read."]
+    lines = [f"Source `{recipe.data.source}`; images: {counts}; {manifest.get('rejected', 0):,} could not be read."]
     for key, value in manifest.get("data", {}).items():
         lines.append(f"- {key}: {value}")
     return "\n".join(lines)
@@ -133,9 +133,7 @@ def _tabulate_metrics(run: Run) -> str:
                 f"| {name.replace('_', ' ')} | {_number(figure['value'])} | {_number(figure['low'])} to "
                 f"{_number(figure['high'])} | {_number(baseline)} |"
             )
-        return "\n".join(
-            [*lines, "", f"On {measured['examples']['test']:,} held-out pictures; {measured['interval']}."]
-        )
+        return "\n".join([*lines, "", f"On {measured['examples']['test']:,} held-out images; {measured['interval']}."])
     except (RunError, KeyError, TypeError):
         return "The run was not measured. `tlkeras evaluate RUN` does it."
 
@@ -147,7 +145,7 @@ def _number(value: float | None) -> str:
 def tabulate_rows(rows: Sequence[ParityResult]) -> str:
     """Return the parity table as Markdown."""
     lines = [
-        "| form | task | largest difference | same answer | accuracy | 95 % interval | MB | ms per picture |",
+        "| form | task | largest difference | same answer | accuracy | 95 % interval | MB | ms per image |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -160,7 +158,7 @@ def tabulate_rows(rows: Sequence[ParityResult]) -> str:
 
 
 def _remark(facts: Mapping[str, Any]) -> str:
-    lines = [f"On {facts['pictures']:,} held-out pictures, each compared with the {REFERENCE}.", *facts["notes"]]
+    lines = [f"On {facts['images']:,} held-out images, each compared with the {REFERENCE}.", *facts["notes"]]
     return "\n\n" + "\n\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from tlkeras.exporting.signatures import Preprocessing
 from tlkeras.progress import progress_bar
 
 PredictFn = Callable[[list[bytes], np.ndarray], list[np.ndarray]]
-"""From pictures, as bytes and as uint8 [n, size, size, 3], to the probabilities [n, k] of each task."""
+"""From images, as bytes and as uint8 [n, size, size, 3], to the probabilities [n, k] of each task."""
 
 REFERENCE = "Keras model of the run"
 _RESAMPLES = 1000
@@ -31,7 +31,7 @@ class AcceptanceCriteria:
 
     Attributes:
         tolerance: Largest difference in a probability from the model of the run; None: any.
-        min_accuracy: Lowest accuracy on the pictures compared; None: any.
+        min_accuracy: Lowest accuracy on the images compared; None: any.
         max_drop: What accuracy may be lost against the model of the run; None: any.
     """
 
@@ -48,10 +48,10 @@ class ParityResult:
         form: The form's name.
         task: The task's.
         difference: Largest difference in a probability from the Keras model; of a number as a share of the largest.
-        agreement: Share of pictures that are answered as by the Keras model.
+        agreement: Share of images that are answered as by the Keras model.
         accuracy: Share of right answers (all labels right, where there are several; of a number R2): value, low, high.
         megabytes: On disk.
-        milliseconds: One picture, alone, from uint8 to probabilities: the median.
+        milliseconds: One image, alone, from uint8 to probabilities: the median.
     """
 
     form: str
@@ -74,7 +74,7 @@ def compare(
     tasks: Sequence[Task],
     entry: Preprocessing,
 ) -> tuple[list[ParityResult], dict[str, list[np.ndarray]]]:
-    """Ask all forms about all pictures; the first is what the others are compared with.
+    """Ask all forms about all images; the first is what the others are compared with.
 
     Args:
         sizes: Megabytes of each form.
@@ -84,11 +84,11 @@ def compare(
     """
     parts: dict[str, list[list[np.ndarray]]] = {name: [] for name in forms}
     times: dict[str, list[float]] = {name: [] for name in forms}
-    with progress_bar("Comparing", len(held_out), "pictures") as advance:
-        for encoded, pictures in held_out.batches(entry):
+    with progress_bar("Comparing", len(held_out), "images") as advance:
+        for encoded, images in held_out.batches(entry):
             for name, ask in forms.items():
-                parts[name].append(ask(encoded, pictures))
-                times[name] += _time_one(ask, encoded, pictures) if len(times[name]) < _TIMED else []
+                parts[name].append(ask(encoded, images))
+                times[name] += _time_one(ask, encoded, images) if len(times[name]) < _TIMED else []
             advance(len(encoded))
     answers = {
         name: [np.concatenate(of_task) for of_task in zip(*of_form, strict=True)] for name, of_form in parts.items()
@@ -114,7 +114,7 @@ def compare(
 
 
 def _measure_accuracy(task: Task, targets: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> Estimate:
-    """Return the accuracy, of a number R2, on pictures whose target is known; NaN where it is of none."""
+    """Return the accuracy, of a number R2, on images whose target is known; NaN where it is of none."""
     known = task.is_labelled(targets)
     if not known.any():
         return Estimate(np.nan, np.nan, np.nan)
@@ -122,13 +122,13 @@ def _measure_accuracy(task: Task, targets: np.ndarray, answers: np.ndarray, weig
     return next(figures[name] for name in ("accuracy", "exact_match", "r2") if name in figures)
 
 
-def _time_one(ask: PredictFn, encoded: list[bytes], pictures: np.ndarray) -> list[float]:
-    """Return the seconds that single pictures take; the first call, which prepares, is left out."""
-    ask(encoded[:1], pictures[:1])
+def _time_one(ask: PredictFn, encoded: list[bytes], images: np.ndarray) -> list[float]:
+    """Return the seconds that single images take; the first call, which prepares, is left out."""
+    ask(encoded[:1], images[:1])
     seconds = []
     for _ in range(_TIMED):
         started = time.perf_counter()
-        ask(encoded[:1], pictures[:1])
+        ask(encoded[:1], images[:1])
         seconds.append(time.perf_counter() - started)
     return seconds
 

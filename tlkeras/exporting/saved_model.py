@@ -73,7 +73,7 @@ def export(
     """Write the next version of a run's model below `target`, proved against the run's own predictions.
 
     The version is written under a name that TF Serving ignores, loaded as TF Serving loads it, compared on held-out
-    pictures, and only then renamed to the next integer. Nothing that exists is touched.
+    images, and only then renamed to the next integer. Nothing that exists is touched.
 
     Args:
         target: A new or empty folder, or one of versions.
@@ -84,18 +84,18 @@ def export(
             compared with are the run's own answers, scaled alike.
 
     Returns:
-        `path`, `version`, `name`, `signatures`, `pictures` compared, `difference` (the largest one in a probability
+        `path`, `version`, `name`, `signatures`, `images` compared, `difference` (the largest one in a probability
         from the run's own answers), `parity` (a row per form and task), `fast`, `notes`, `warmup` (requests), `docker`.
 
     Raises:
         ExportError: The target is somebody else's, or the export answers otherwise than the run or not well enough.
         ResourceError: The folder cannot be written or the disk is full.
-        RunError: The run holds no model that can be read, or keeps no pictures.
+        RunError: The run holds no model that can be read, or keeps no images.
     """
     versions.check_target(target)
     check_forms(forms)
     source = _read_source(run, calibrate)
-    network = make_network(source.model, source.tasks, _take_pictures(source, _COMPARED)[1])
+    network = make_network(source.model, source.tasks, _take_images(source, _COMPARED)[1])
     with versions.writing_aside(target) as aside:
         write_signatures(network, source.tasks, source.entry, aside)
         with LoadedSavedModel(aside) as served:
@@ -115,7 +115,7 @@ def export(
 
 
 def _read_source(run: Run, calibrate: ScalingMethod | None = None) -> ExportInputs:
-    facts = run.manifest["picture"]
+    facts = run.manifest["image"]
     tasks, entry = read_tasks(run), Preprocessing(facts["size"], facts["resize"])
     model = load_model(run)
     if list_handcrafted(model):
@@ -136,13 +136,13 @@ def _read_source(run: Run, calibrate: ScalingMethod | None = None) -> ExportInpu
     return ExportInputs(run, model, tasks, entry, replace(held_out, probabilities=said), sentence)
 
 
-def _take_pictures(source: ExportInputs, most: int) -> tuple[list[bytes], np.ndarray]:
-    """Return the first held-out pictures, as bytes and decoded."""
+def _take_images(source: ExportInputs, most: int) -> tuple[list[bytes], np.ndarray]:
+    """Return the first held-out images, as bytes and decoded."""
     encoded: list[bytes] = []
     parts: list[np.ndarray] = []
-    for batch, pictures in source.held_out.batches(source.entry):
+    for batch, images in source.held_out.batches(source.entry):
         encoded += batch
-        parts.append(pictures)
+        parts.append(images)
         if len(encoded) >= most:
             break
     return encoded[:most], np.concatenate(parts)[:most]
@@ -152,8 +152,8 @@ def _write_forms(source: ExportInputs, names: Sequence[str], aside: Path) -> dic
     """Write other forms of the model; return what asks each of them."""
     if not names:
         return {}
-    pictures = read_training(source.run, source.entry, CALIBRATED)
-    calibration = pictures if len(pictures) else _take_pictures(source, CALIBRATED)[1]
+    images = read_training(source.run, source.entry, CALIBRATED)
+    calibration = images if len(images) else _take_images(source, CALIBRATED)[1]
     material = ConversionInputs(source.model, source.tasks, calibration)
     opened = {}
     for name in names:
@@ -215,14 +215,14 @@ def _prove(
 
 def _ask_keras(source: ExportInputs) -> PredictFn:
     model, size = order_outputs(source.model, [task.name for task in source.tasks]), max_batch_size(source.model, BATCH)
-    function = tf.function(lambda pictures: model(pictures, training=False), autograph=False, reduce_retracing=True)
-    return lambda encoded, pictures: run_in_parts(lambda part: function(tf.constant(part)), pictures, size)
+    function = tf.function(lambda images: model(images, training=False), autograph=False, reduce_retracing=True)
+    return lambda encoded, images: run_in_parts(lambda part: function(tf.constant(part)), images, size)
 
 
 def _ask_served(served: LoadedSavedModel, tasks: Sequence[Task]) -> PredictFn:
     names = [name_main(tasks, task) for task in tasks]
 
-    def ask(encoded: list[bytes], pictures: np.ndarray) -> list[np.ndarray]:
+    def ask(encoded: list[bytes], images: np.ndarray) -> list[np.ndarray]:
         answers = served.run("serving_default", image_bytes=np.array(encoded, dtype=object))
         return [answers[name] for name in names]
 
@@ -240,9 +240,9 @@ def _gather_facts(
     notes = [note for note in (source.calibration, network.note, lacking) if note]
     return {
         "run": source.run.name,
-        "picture": {"size": source.entry.size, "resize": source.entry.fit},
+        "image": {"size": source.entry.size, "resize": source.entry.fit},
         "signatures": list(served.signatures),
-        "pictures": len(source.held_out),
+        "images": len(source.held_out),
         "difference": difference,
         "parity": [row.as_dict() for row in rows],
         "fast": network.is_fast,
@@ -260,8 +260,8 @@ def _write_beside(
 ) -> int:
     """Write what stands beside the SavedModel; return how many requests warm it up, all replayed."""
     name = model_card.make_name(target)
-    encoded, pictures = _take_pictures(source, model_card.MAX_BATCH_SIZE)
-    requests = write_warmup(aside, served, name, encoded, pictures, model_card.MAX_BATCH_SIZE)
+    encoded, images = _take_images(source, model_card.MAX_BATCH_SIZE)
+    requests = write_warmup(aside, served, name, encoded, images, model_card.MAX_BATCH_SIZE)
     run_warmup_requests(aside, served)
     model_card.write_labels(aside, source.tasks)
     model_card.write_batching(aside)

@@ -26,26 +26,26 @@ Outputs = dict[str, tf.Tensor]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How bytes become pictures: what a model needs to be told beside its weights."""
+    """How bytes become images: what a model needs to be told beside its weights."""
 
     size: int
     fit: str
 
     def decode(self, image_bytes: tf.Tensor) -> tf.Tensor:
-        """Decode a batch, its pictures side by side: string [n] -> uint8 [n, size, size, 3]."""
+        """Decode a batch, its images side by side: string [n] -> uint8 [n, size, size, 3]."""
         return _make_decoder(self.size, self.fit)(image_bytes)
 
 
 @cache
 def _make_decoder(size: int, fit: str) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return the graph that decodes a batch, traced once for all who use it."""
-    picture = tf.TensorSpec((size, size, 3), tf.uint8)
+    image = tf.TensorSpec((size, size, 3), tf.uint8)
 
     def run(image_bytes: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(
             lambda encoded: decode(encoded, size, fit),
             image_bytes,
-            fn_output_signature=picture,
+            fn_output_signature=image,
             parallel_iterations=_DECODED_AT_ONCE,
         )
 
@@ -65,8 +65,8 @@ def name_main(tasks: Sequence[Task], task: Task) -> str:
 def write_signatures(network: InferenceModel, tasks: Sequence[Task], entry: Preprocessing, path: Path) -> None:
     """Write a SavedModel with the signatures serving_default, uint8, features, and classify of all but numbers."""
 
-    def answer(pictures: tf.Tensor) -> Outputs:
-        outputs = network.call(pictures)[1 if network.has_features else 0 :]
+    def answer(images: tf.Tensor) -> Outputs:
+        outputs = network.call(images)[1 if network.has_features else 0 :]
         answers: Outputs = {}
         for task, probabilities in zip(tasks, outputs, strict=True):
             for what, tensor in _explain(task)(probabilities).items():
@@ -101,7 +101,7 @@ def write_signatures(network: InferenceModel, tasks: Sequence[Task], entry: Prep
 
 
 def _parse(inputs: tf.Tensor) -> tf.Tensor:
-    """Return the bytes of pictures in serialized tf.Examples, string [n]."""
+    """Return the bytes of images in serialized tf.Examples, string [n]."""
     return tf.io.parse_example(inputs, {EXAMPLE_KEY: tf.io.FixedLenFeature((), tf.string)})[EXAMPLE_KEY]
 
 

@@ -20,22 +20,22 @@ Log = prediction_log_pb2.PredictionLog
 
 
 def write_warmup(
-    path: Path, served: LoadedSavedModel, name: str, encoded: Sequence[bytes], pictures: np.ndarray, largest: int
+    path: Path, served: LoadedSavedModel, name: str, encoded: Sequence[bytes], images: np.ndarray, largest: int
 ) -> int:
-    """Write requests for each signature: one picture, and for the two that predict a batch of `largest` too.
+    """Write requests for each signature: one image, and for the two that predict a batch of `largest` too.
 
     Args:
         path: The version's folder.
         name: Of the model.
-        encoded: Bytes of real pictures.
-        pictures: The same decoded, uint8 [n, size, size, 3].
+        encoded: Bytes of real images.
+        images: The same decoded, uint8 [n, size, size, 3].
 
     Returns:
         How many requests.
     """
     file = path / FILE
     file.parent.mkdir(exist_ok=True)
-    logs = list(_make_logs(served, name, encoded, pictures, largest))
+    logs = list(_make_logs(served, name, encoded, images, largest))
     with tf.io.TFRecordWriter(str(file)) as writer:
         for log in logs:
             writer.write(log.SerializeToString())
@@ -61,7 +61,7 @@ def run_warmup_requests(path: Path, served: LoadedSavedModel) -> None:
 
 
 def _make_logs(
-    served: LoadedSavedModel, name: str, encoded: Sequence[bytes], pictures: np.ndarray, largest: int
+    served: LoadedSavedModel, name: str, encoded: Sequence[bytes], images: np.ndarray, largest: int
 ) -> Iterator[prediction_log_pb2.PredictionLog]:
     rows = np.arange(largest) % len(encoded)
     for signature, definition in served.signatures.items():
@@ -69,7 +69,7 @@ def _make_logs(
             yield _log_classify(name, signature, encoded[0])
             continue
         (key,) = definition.inputs
-        values = pictures if key == "images" else np.array(list(encoded), dtype=object)
+        values = images if key == "images" else np.array(list(encoded), dtype=object)
         batches = [rows[:1]] if signature == "features" else [rows[:1], rows]
         for batch in batches:
             request = predict_pb2.PredictRequest()

@@ -1,4 +1,4 @@
-"""Frozen activations on disk, found by content: the picture's bytes and all that was done to it.
+"""Frozen activations on disk, found by content: the image's bytes and all that was done to it.
 
     ROOT/activations/SPACE KEY/space.json     what the rows are
                                NAME.shard     the rows, see shards.py
@@ -6,7 +6,7 @@
                                NAME.lock      held by a process that has the space open
                                NAME.damaged   a shard that failed its check, set aside
 
-A picture's row is found by the SHA-256 of its file, within a space whose key is the SHA-256 of the facts that
+An image's row is found by the SHA-256 of its file, within a space whose key is the SHA-256 of the facts that
 the rows depend on. The engine is not among them: engines agree to 1e-5 of the largest value where float16
 rounds by 5e-4, and so a laptop's rows stay good on a server.
 """
@@ -40,10 +40,10 @@ _WAY_OUT = "Free some with `tlkeras cache prune`, raise the budget, or set TLKER
 
 @dataclass(frozen=True)
 class Namespace:
-    """What activation rows depend on besides the picture's bytes.
+    """What activation rows depend on besides the image's bytes.
 
     Args:
-        facts: JSON values: weights fingerprint, cut, pooling, picture size, fit, decoder, view ...
+        facts: JSON values: weights fingerprint, cut, pooling, image size, fit, decoder, view ...
         shape: The shape of one row.
         dtype: "float16" or "float32".
     """

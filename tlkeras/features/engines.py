@@ -22,14 +22,14 @@ from tlkeras.features.batch_norm_folding import fold_batch_norm
 from tlkeras.features.handcrafted.layer import HandcraftedFeatures
 
 EngineBatch = tuple[np.ndarray, np.ndarray]
-"""Index, any integer [n]; pictures, uint8 [n, height, width, 3]."""
+"""Index, any integer [n]; images, uint8 [n, height, width, 3]."""
 
 Result = tuple[np.ndarray, list[np.ndarray]]
 """The index of a batch, and one float32 [n, ...] per output of the prefix."""
 
 _TOLERANCE = 1e-3
 _REQUEST_PIXELS = 224 * 224
-_REQUEST_PICTURES = 32
+_REQUEST_IMAGES = 32
 
 
 class Engine(Protocol):
@@ -44,11 +44,11 @@ def make_engine(prefix: keras.Model, name: str = "auto") -> Engine:
     """Return the named engine for a prefix, or, with a warning, the next one that can run it.
 
     `auto` is OpenVINO where it is installed, TensorFlow sees no GPU and no layer calls Python, else TensorFlow.
-    OpenVINO and TensorFlow are taken only if they agree with Keras on two random pictures to 1e-3 of the largest value.
+    OpenVINO and TensorFlow are taken only if they agree with Keras on two random images to 1e-3 of the largest value.
     No engine compiles with XLA: on a CPU it is seven to nine times slower for depthwise convolutions.
 
     Args:
-        prefix: A functional model from pictures [n, height, width, 3] to one or several float tensors. It is
+        prefix: A functional model from images [n, height, width, 3] to one or several float tensors. It is
             read once and never changed; later changes of its weights do not reach the engine.
         name: "auto", "openvino", "tensorflow" or "keras".
 
@@ -58,7 +58,7 @@ def make_engine(prefix: keras.Model, name: str = "auto") -> Engine:
     if name != "auto" and name not in _ENGINES:
         raise TlkerasError("The engine must be a known one.", repr(name), suggest(name, ["auto", *_ENGINES]))
     names = list(_ENGINES)
-    traced = _trace(prefix, lambda pictures: prefix(pictures, training=False))
+    traced = _trace(prefix, lambda images: prefix(images, training=False))
     first = names.index(_choose(prefix) if name == "auto" else name)
     for candidate in names[first:-1]:
         try:
@@ -75,10 +75,10 @@ def make_engine(prefix: keras.Model, name: str = "auto") -> Engine:
 
 
 class OpenVinoEngine:
-    """Asynchronous requests of few pictures, as many at once as the processor has streams.
+    """Asynchronous requests of few images, as many at once as the processor has streams.
 
-    A request holds as many pictures as have the pixels of one of 224x224, whose activations stay in a core's
-    cache: at 224 single pictures were 1.1 to 1.6 times as fast as batches of 8, at 64 eight at once 1.5 to 2
+    A request holds as many images as have the pixels of one of 224x224, whose activations stay in a core's
+    cache: at 224 single images were 1.1 to 1.6 times as fast as batches of 8, at 64 eight at once 1.5 to 2
     times as fast as single ones. All requests have that one shape, so rows hardly depend on the batch size.
     """
 
@@ -95,7 +95,7 @@ class OpenVinoEngine:
             path.write_bytes(frozen.graph.as_graph_def().SerializeToString())
             model = core.read_model(path)
         height, width, channels = frozen.inputs[0].shape[1:]
-        fitting = min(_REQUEST_PIXELS // (height * width), _REQUEST_PICTURES)
+        fitting = min(_REQUEST_PIXELS // (height * width), _REQUEST_IMAGES)
         self._group = 1 << max(0, fitting.bit_length() - 1)
         model.reshape([self._group, height, width, channels])
         properties = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
@@ -112,7 +112,7 @@ class OpenVinoEngine:
                 if not free:
                     yield from self._finish(free, under_way)
                 request = free.pop()
-                request.start_async({0: part.pictures})
+                request.start_async({0: part.images})
                 under_way.append((request, part))
             while under_way:
                 yield from self._finish(free, under_way)
@@ -121,12 +121,12 @@ class OpenVinoEngine:
                 request.wait()
 
     def _divide(self, batches: Iterable[EngineBatch]) -> Iterator[_Part]:
-        for index, pictures in batches:
+        for index, images in batches:
             outputs = [np.empty((len(index), *port.shape[1:]), np.float32) for port in self._ports]
             for start in range(0, len(index), self._group):
                 rows = slice(start, start + self._group)
-                group = pictures[rows]
-                if len(group) < self._group:  # the end of a batch is filled up with black pictures
+                group = images[rows]
+                if len(group) < self._group:  # the end of a batch is filled up with black images
                     black = np.zeros((self._group - len(group), *group.shape[1:]), np.uint8)
                     group = np.concatenate([group, black])
                 yield _Part(group, [output[rows] for output in outputs], (index, outputs), rows.stop >= len(index))
@@ -147,13 +147,13 @@ class _Part:
     """What one request computes.
 
     Attributes:
-        pictures: uint8 [group, height, width, 3].
+        images: uint8 [group, height, width, 3].
         rows: For each output, where the values go.
         batch: The index and all outputs of the batch.
         is_last: Whether the batch is complete with it.
     """
 
-    pictures: np.ndarray
+    images: np.ndarray
     rows: list[np.ndarray]
     batch: Result
     is_last: bool
@@ -200,28 +200,28 @@ def _choose(prefix: keras.Model) -> str:
 
 
 def _trace(prefix: keras.Model, call: Callable[[Any], Any]) -> Any:
-    """Return `call` as a concrete function of uint8 pictures to a list of float32 tensors."""
+    """Return `call` as a concrete function of uint8 images to a list of float32 tensors."""
     [entry] = prefix.inputs
 
-    def run(pictures: tf.Tensor) -> list[tf.Tensor]:
-        outputs = keras.tree.flatten(call(tf.cast(pictures, entry.dtype)))
+    def run(images: tf.Tensor) -> list[tf.Tensor]:
+        outputs = keras.tree.flatten(call(tf.cast(images, entry.dtype)))
         return [tf.cast(output, tf.float32) for output in outputs]
 
     function = tf.function(run, autograph=False, jit_compile=False)
-    return function.get_concrete_function(tf.TensorSpec(entry.shape, tf.uint8, name="pictures"))
+    return function.get_concrete_function(tf.TensorSpec(entry.shape, tf.uint8, name="images"))
 
 
 def _run_function(function: Any, prefix: keras.Model, batches: Iterable[EngineBatch]) -> Generator[Result, None, None]:
-    size = max_batch_size(prefix, _REQUEST_PICTURES)
-    for index, pictures in batches:
-        yield index, run_in_parts(lambda part: function(tf.constant(part)), pictures, size)
+    size = max_batch_size(prefix, _REQUEST_IMAGES)
+    for index, images in batches:
+        yield index, run_in_parts(lambda part: function(tf.constant(part)), images, size)
 
 
 def _check_agreement(engine: Engine, traced: Any) -> None:
     shape = traced.inputs[0].shape[1:]
-    pictures = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
-    [(_, received)] = engine.run([(np.arange(2), pictures)])
-    for output, expected in zip(received, traced(tf.constant(pictures)), strict=True):
+    images = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
+    [(_, received)] = engine.run([(np.arange(2), images)])
+    for output, expected in zip(received, traced(tf.constant(images)), strict=True):
         reference = expected.numpy()
         difference = float(np.abs(output - reference).max())
         allowed = _TOLERANCE * float(np.abs(reference).max())

@@ -1,4 +1,4 @@
-"""Frozen activations of pictures: looked up in the cache, the missing ones computed and kept."""
+"""Frozen activations of images: looked up in the cache, the missing ones computed and kept."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def average_positions(rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Picture files as a prefix will see them.
+    """Image files as a prefix will see them.
 
     Args:
         paths: Files.
         digests: The hex SHA-256 of each file's bytes.
-        fit: How a picture becomes a square: "squash", "crop" or "pad".
+        fit: How an image becomes a square: "squash", "crop" or "pad".
     """
 
     paths: Sequence[str]
@@ -48,15 +48,15 @@ class ImageFiles:
         return len(self.paths)
 
     def facts(self, size: int) -> dict[str, Any]:
-        """Return what a picture's pixels depend on besides the bytes of its file."""
+        """Return what an image's pixels depend on besides the bytes of its file."""
         return {"size": size, "fit": self.fit, "decoder": decoding.VERSION}
 
     def stream(
         self, rows: np.ndarray, size: int, views: Sequence[AugmentedView] = (IDENTITY_VIEW,)
     ) -> Generator[EngineBatch, None, None]:
-        """Decode each picture once: yield (sights [b], pictures uint8 [b, size, size, 3]).
+        """Decode each image once: yield (sights [b], images uint8 [b, size, size, 3]).
 
-        A sight is one view of one picture, `row * len(views) + place of the view`. Those of a picture follow each
+        A sight is one view of one image, `row * len(views) + place of the view`. Those of an image follow each
         other; of an unreadable one there are none.
         """
         paths = [self.paths[row] for row in rows]
@@ -64,16 +64,14 @@ class ImageFiles:
         if any(view.facts() for view in views):
             augment = make_all_views_fn(views, digest_to_seed([self.digests[row] for row in rows]))
         batch_size = max(1, BATCH_SIZE // len(views))
-        for index, pictures in make_image_dataset(
-            paths, size, self.fit, batch_size, augment=augment
-        ).as_numpy_iterator():
+        for index, images in make_image_dataset(paths, size, self.fit, batch_size, augment=augment).as_numpy_iterator():
             sights = rows[index][:, None] * len(views) + np.arange(len(views))
-            yield sights.ravel(), pictures.reshape(-1, *pictures.shape[-3:])
+            yield sights.ravel(), images.reshape(-1, *images.shape[-3:])
 
 
 @dataclass(frozen=True)
 class CachedActivations:
-    """Activations of one output of the prefix, on disk, in the order of the pictures kept.
+    """Activations of one output of the prefix, on disk, in the order of the images kept.
 
     `rows[selection]` reads any rows as an array; `np.asarray(rows)` reads all.
     """
@@ -106,11 +104,11 @@ class Activations:
 
     Attributes:
         views: For each view, one `Rows` per output of the prefix.
-        kept: int64 [k], the pictures that have rows.
+        kept: int64 [k], the images that have rows.
         rejected: The others, each with its reason.
         engine: What computed; None if nothing had to be.
-        computed: Pictures run through the engine, each view counted.
-        reused: Pictures whose rows were there before, each view counted.
+        computed: Images run through the engine, each view counted.
+        reused: Images whose rows were there before, each view counted.
         seconds: All of it, building the engine included.
     """
 
@@ -141,7 +139,7 @@ class Activations:
 
 def extract_activations(
     prefix: keras.Model,
-    pictures: ImageFiles,
+    images: ImageFiles,
     facts: Sequence[Mapping[str, Any]],
     *,
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
@@ -149,42 +147,42 @@ def extract_activations(
     engine: str | Engine = "auto",
     dtype: str | Sequence[str] = "float16",
 ) -> Activations:
-    """Return the activations of pictures; what the cache lacks is computed, streaming, and kept.
+    """Return the activations of images; what the cache lacks is computed, streaming, and kept.
 
-    A picture is known by its bytes, so equal files are computed once; each file is decoded once for all views.
-    Memory does not grow with the number of pictures. Interrupted, at most the last half minute is lost.
+    An image is known by its bytes, so equal files are computed once; each file is decoded once for all views.
+    Memory does not grow with the number of images. Interrupted, at most the last half minute is lost.
 
     Args:
-        prefix: From pictures [n, size, size, 3] to one or several tensors.
-        pictures: The files, and how they become tensors.
-        facts: Per output, what names its values in the cache; those of pictures, view, shape and dtype are added here.
-        views: How each picture is seen.
+        prefix: From images [n, size, size, 3] to one or several tensors.
+        images: The files, and how they become tensors.
+        facts: Per output, what names its values in the cache; those of images, view, shape and dtype are added here.
+        views: How each image is seen.
         cache: Where rows are kept; None keeps them in a temporary folder until the result is closed.
         engine: A name as in `make_engine`, or an engine made for this prefix before, to be used again.
         dtype: "float16" or "float32", as stored; one, or one per output.
 
     Raises:
         TlkerasError: Two views are the same.
-        DataError: An activation is NaN, infinite or too large for float16; the message names the picture.
+        DataError: An activation is NaN, infinite or too large for float16; the message names the image.
         ResourceError: The rows do not fit the cache's budget or the disk.
     """
     started = time.monotonic()
     with ExitStack() as stack:
         if cache is None:
             cache = ActivationCache(stack.enter_context(tempfile.TemporaryDirectory(prefix="tlkeras-")))
-        spaces = _describe_spaces(prefix, pictures, facts, views, dtype)
+        spaces = _describe_spaces(prefix, images, facts, views, dtype)
         stores = [[stack.enter_context(cache.open(space)) for space in of_view] for of_view in spaces]
-        lacking = _find_lacking(stores, pictures.digests)
-        wanted = _find_wanted(lacking, pictures.digests)
+        lacking = _find_lacking(stores, images.digests)
+        wanted = _find_wanted(lacking, images.digests)
         used, computed = None, 0
         if wanted.any():
             cache.check_space(_count_bytes(spaces, wanted))
             runner = make_engine(prefix, engine) if isinstance(engine, str) else engine
             used = runner.name
             rows = np.flatnonzero(wanted.any(axis=1))
-            stream = _take_wanted(pictures.stream(rows, prefix.input_shape[1], views), wanted)
-            computed = _fill(stores, lacking, pictures, int(wanted.sum()), runner.run(stream))
-        ids = np.array([[store.locate(pictures.digests) for store in of_view] for of_view in stores])
+            stream = _take_wanted(images.stream(rows, prefix.input_shape[1], views), wanted)
+            computed = _fill(stores, lacking, images, int(wanted.sum()), runner.run(stream))
+        ids = np.array([[store.locate(images.digests) for store in of_view] for of_view in stores])
         found = np.all(ids >= 0, axis=(0, 1))
         return Activations(
             views=tuple(
@@ -192,7 +190,7 @@ def extract_activations(
                 for of_view, ids_of_view in zip(stores, ids, strict=True)
             ),
             kept=np.flatnonzero(found),
-            rejected=tuple(read_error(pictures.paths[row]) for row in np.flatnonzero(~found).tolist()),
+            rejected=tuple(read_error(images.paths[row]) for row in np.flatnonzero(~found).tolist()),
             engine=used,
             computed=computed,
             reused=int(np.count_nonzero(~lacking.any(axis=1))),
@@ -203,23 +201,23 @@ def extract_activations(
 
 def count_cache_misses(
     prefix: keras.Model,
-    pictures: ImageFiles,
+    images: ImageFiles,
     facts: Sequence[Mapping[str, Any]],
     cache: ActivationCache,
     dtype: str | Sequence[str] = "float16",
     *,
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
 ) -> int:
-    """Return how many pictures, each view counted, `extract` would compute with the same arguments.
+    """Return how many images, each view counted, `extract` would compute with the same arguments.
 
     Raises:
         TlkerasError: Two views are the same.
         ResourceError: Their rows do not fit the cache's budget or the disk.
     """
-    spaces = _describe_spaces(prefix, pictures, facts, views, dtype)
+    spaces = _describe_spaces(prefix, images, facts, views, dtype)
     with ExitStack() as stack:
         stores = [[stack.enter_context(cache.open(space)) for space in of_view] for of_view in spaces]
-        wanted = _find_wanted(_find_lacking(stores, pictures.digests), pictures.digests)
+        wanted = _find_wanted(_find_lacking(stores, images.digests), images.digests)
     if wanted.any():
         cache.check_space(_count_bytes(spaces, wanted))
     return int(wanted.sum())
@@ -227,13 +225,13 @@ def count_cache_misses(
 
 def _describe_spaces(
     prefix: keras.Model,
-    pictures: ImageFiles,
+    images: ImageFiles,
     facts: Sequence[Mapping[str, Any]],
     views: Sequence[AugmentedView],
     dtype: str | Sequence[str],
 ) -> list[list[Namespace]]:
     """Return for each view the space of each output."""
-    common = pictures.facts(prefix.input_shape[1])
+    common = images.facts(prefix.input_shape[1])
     dtypes = [dtype] * len(facts) if isinstance(dtype, str) else dtype
     spaces = [
         [
@@ -248,12 +246,12 @@ def _describe_spaces(
 
 
 def _find_lacking(stores: Sequence[Sequence[ActivationStore]], digests: Sequence[str]) -> np.ndarray:
-    """Return which store lacks which picture: bool [views, outputs, n]."""
+    """Return which store lacks which image: bool [views, outputs, n]."""
     return np.array([[~store.known(digests) for store in of_view] for of_view in stores])
 
 
 def _find_wanted(lacking: np.ndarray, digests: Sequence[str]) -> np.ndarray:
-    """Return what to compute, bool [n, views]: of pictures with equal digests only the first."""
+    """Return what to compute, bool [n, views]: of images with equal digests only the first."""
     wanted = np.asarray(lacking.any(axis=1)).T
     first = {digests[row]: row for row in reversed(np.flatnonzero(wanted.any(axis=1)))}
     chosen = np.zeros_like(wanted)
@@ -270,30 +268,30 @@ def _count_bytes(spaces: Sequence[Sequence[Namespace]], wanted: np.ndarray) -> i
 def _take_wanted(batches: Iterable[EngineBatch], wanted: np.ndarray) -> Generator[EngineBatch, None, None]:
     """Leave out the sights that are there already."""
     flat = wanted.ravel()
-    for sights, pictures in batches:
+    for sights, images in batches:
         chosen = flat[sights]
-        yield (sights, pictures) if chosen.all() else (sights[chosen], pictures[chosen])
+        yield (sights, images) if chosen.all() else (sights[chosen], images[chosen])
 
 
 def _fill(
     stores: Sequence[Sequence[ActivationStore]],
     lacking: np.ndarray,
-    pictures: ImageFiles,
+    images: ImageFiles,
     wanted: int,
     results: Generator[Result, None, None],
 ) -> int:
     """Add to each store the rows that it lacks; return how many sights came out, of those wanted."""
     computed = 0
     with ExitStack() as stack:
-        advance = stack.enter_context(progress_bar("Extracting features", wanted, "pictures"))
+        advance = stack.enter_context(progress_bar("Extracting features", wanted, "images"))
         writers = [[stack.enter_context(store.writer()) for store in of_view] for of_view in stores]
         for sights, outputs in stack.enter_context(closing(results)):
             rows, views = np.divmod(sights, len(stores))
             for view in np.unique(views):
                 for writer, output, lack in zip(writers[view], outputs, lacking[view], strict=True):
                     new = (views == view) & lack[rows]
-                    names = [to_printable(pictures.paths[row]) for row in rows[new]]
-                    writer.add([pictures.digests[row] for row in rows[new]], output[new], names)
+                    names = [to_printable(images.paths[row]) for row in rows[new]]
+                    writer.add([images.digests[row] for row in rows[new]], output[new], names)
             computed += len(sights)
             advance(len(sights))
         advance(wanted - computed)  # the unreadable ones

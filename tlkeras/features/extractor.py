@@ -22,7 +22,7 @@ class FeatureExtractor:
     """The pretrained half. Its taps are FEATURES, SOURCE (where there is a source head) and the names of cuts.
 
     Attributes:
-        backbone: uint8 pictures [n, size, size, 3] to a map [n, h, w, width], weights loaded.
+        backbone: uint8 images [n, size, size, 3] to a map [n, h, w, width], weights loaded.
         pooled: The same graph with the pooling behind it, to features [n, d].
         blocks: Of the backbone; none where nobody asks for them.
         source_head: From the map to the probabilities of the classes that the weights were trained on.
@@ -34,7 +34,7 @@ class FeatureExtractor:
     source_head: keras.Model | None = None
 
     def join(self, taps: Sequence[str]) -> keras.Model:
-        """Return one model from pictures to the values at each tap."""
+        """Return one model from images to the values at each tap."""
         outputs = [self._find(tap) for tap in taps]
         only = outputs[0] if len(outputs) == 1 else outputs  # Keras keeps a list of one as a list
         return keras.Model(self.backbone.input, only, name=self.backbone.name)

@@ -55,7 +55,7 @@ def concatenate_normalized(parts: Sequence[Any]) -> Any:
 
 
 def extract_taps(model: keras.Model, cuts: Sequence[CutPoint], pooling: str) -> keras.Model:
-    """Return a backbone with its taps pooled and fused: pictures to one vector [n, d]."""
+    """Return a backbone with its taps pooled and fused: images to one vector [n, d]."""
     fused = concatenate_normalized([pool_tensor(cut.tensor, pooling) for cut in cuts])
     return keras.Model(model.input, fused, name=f"{model.name}_{pooling}")
 
@@ -63,10 +63,10 @@ def extract_taps(model: keras.Model, cuts: Sequence[CutPoint], pooling: str) -> 
 def concatenate_backbones(
     first: keras.Model, others: Sequence[keras.Model], layers: Sequence[keras.layers.Layer] = ()
 ) -> keras.Model:
-    """Return one model from pictures to the vectors of several backbones, fused; the first keeps its graph flat.
+    """Return one model from images to the vectors of several backbones, fused; the first keeps its graph flat.
 
     Args:
-        layers: More that make a vector of the same pictures.
+        layers: More that make a vector of the same images.
     """
     return add_layers(first.input, [first.output, *(other(first.input) for other in others)], layers, first.name)
 
@@ -77,6 +77,6 @@ def part_widths(model: keras.Model) -> list[int]:
     return [part.shape[-1] for part in joining.input] if isinstance(joining, keras.layers.Concatenate) else []
 
 
-def add_layers(pictures: Any, parts: Sequence[Any], layers: Sequence[keras.layers.Layer], name: str) -> keras.Model:
-    """Return one model from symbolic pictures to vectors of them and of layers that see them, fused."""
-    return keras.Model(pictures, concatenate_normalized([*parts, *(layer(pictures) for layer in layers)]), name=name)
+def add_layers(images: Any, parts: Sequence[Any], layers: Sequence[keras.layers.Layer], name: str) -> keras.Model:
+    """Return one model from symbolic images to vectors of them and of layers that see them, fused."""
+    return keras.Model(images, concatenate_normalized([*parts, *(layer(images) for layer in layers)]), name=name)

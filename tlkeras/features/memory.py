@@ -18,7 +18,7 @@ def check_memory(rows: int, shape: Sequence[int]) -> None:
     """Refuse features that a head cannot be fitted on in the memory that is free.
 
     Args:
-        rows: How many pictures.
+        rows: How many images.
         shape: Of the features of one.
 
     Raises:
@@ -28,9 +28,9 @@ def check_memory(rows: int, shape: Sequence[int]) -> None:
     if free is not None and needed > free:
         values = " x ".join(f"{side:,}" for side in (rows, *shape))
         raise ResourceError(
-            "The features of all pictures must fit into memory while a head is fitted.",
+            "The features of all images must fit into memory while a head is fitted.",
             f"{values} values need about {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",
-            "Take fewer taps or backbones, pooling average, or a share of the pictures by data.limit.",
+            "Take fewer taps or backbones, pooling average, or a share of the images by data.limit.",
         )
 
 

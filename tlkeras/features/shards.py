@@ -1,7 +1,7 @@
 """One file of activation rows: written aside and renamed whole, checked before it is read, memory-mapped.
 
 Layout, little-endian: a header of 64 bytes (magic, rows, bytes per row, CRC-32 of all that follows), the rows
-in C order, then the 32-byte SHA-256 digest of each row's picture.
+in C order, then the 32-byte SHA-256 digest of each row's image.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rows of one space: which pictures it knows, their activations, and a writer for more."""
+"""The rows of one space: which images it knows, their activations, and a writer for more."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ class ActivationStore:
         self._sorted = digests[self._order]
 
     def known(self, digests: Sequence[str]) -> np.ndarray:
-        """Return bool [n]: which pictures, by the hex SHA-256 of their files, have a row."""
+        """Return bool [n]: which images, by the hex SHA-256 of their files, have a row."""
         return self.locate(digests) >= 0
 
     def locate(self, digests: Sequence[str]) -> np.ndarray:
-        """Return int64 [n]: the row ids of pictures, -1 where there is none."""
+        """Return int64 [n]: the row ids of images, -1 where there is none."""
         wanted = pack_digests(digests)
         if not len(self):
             return np.full(len(wanted), -1, np.int64)
@@ -142,9 +142,9 @@ class Writer:
         """Append rows [n, *shape], finite numbers, rounded to the store's precision.
 
         Args:
-            digests: Hex SHA-256 of the pictures' files.
+            digests: Hex SHA-256 of the images' files.
             rows: Their activations, any float type.
-            names: What errors call the pictures; their digests if None.
+            names: What errors call the images; their digests if None.
 
         Raises:
             DataError: A row holds NaN or infinity, or a number too large for float16.
@@ -171,7 +171,7 @@ class Writer:
             raise DataError(
                 "Activations must be finite numbers.",
                 f"NaN or infinity for {names[int(np.argmin(finite))]}",
-                "Check the backbone's weights; nothing of this picture was stored.",
+                "Check the backbone's weights; nothing of this image was stored.",
             )
         limit = np.finfo(self._store.dtype).max
         largest = np.abs(rows).max(axis=axes)

@@ -1,6 +1,6 @@
 """Stages from the size of the data, with the reason for each value.
 
-After BiT's HyperRule (Kolesnikov et al., 2020): no search, the number of pictures alone decides how long and how deep
+After BiT's HyperRule (Kolesnikov et al., 2020): no search, the number of images alone decides how long and how deep
 to train. The head is fitted before the backbone moves, as in LP-FT (Kumar et al., 2022). Rates are those of AdamW;
 they suit Muon, too.
 """
@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 from tlkeras.errors import RecipeError
 from tlkeras.finetuning.schedule import Keep, Stage
 
-FEW_PICTURES = 500
+FEW_IMAGES = 500
 FEW_PER_CLASS = 10
-MANY_PICTURES = 20_000  # where BiT's rule goes from 500 steps to 10,000
-BATCH_NORM_PICTURES = 5_000
+MANY_IMAGES = 20_000  # where BiT's rule goes from 500 steps to 10,000
+BATCH_NORM_IMAGES = 5_000
 BATCH_NORM_BATCH = 32
 
 _HEAD_STEPS = 500
-_STEPS = 750  # half of EfficientNet-Lite0 settles in so many on 1,600 pictures
+_STEPS = 750  # half of EfficientNet-Lite0 settles in so many on 1,600 images
 _MANY_STEPS = 5_000  # half of BiT's, whose first stage is not counted
 _LEAST_EPOCHS = 3
 _MOST_EPOCHS = 50
@@ -47,7 +47,7 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class _StageInputs:
-    pictures: int
+    images: int
     classes: int
     blocks: int
     batch_size: int
@@ -55,25 +55,25 @@ class _StageInputs:
 
 
 def choose_stages(
-    *, pictures: int, classes: int, blocks: int, batch_size: int, validated: bool, probed: bool
+    *, images: int, classes: int, blocks: int, batch_size: int, validated: bool, probed: bool
 ) -> Suggestion:
     """Return stages that suit the data, and the reason for each value.
 
     Args:
-        pictures: Pictures to train on; those of the validation set not counted.
+        images: Images to train on; those of the validation set not counted.
         classes: Classes among them.
         blocks: Blocks of the backbone.
-        batch_size: Pictures per step.
+        batch_size: Images per step.
         validated: Whether a validation set measures each epoch.
         probed: Whether the head starts from the linear probe of the frozen features.
 
     Raises:
         RecipeError: A count is below 1.
     """
-    for key, count in (("pictures", pictures), ("classes", classes), ("blocks", blocks), ("batch_size", batch_size)):
+    for key, count in (("images", images), ("classes", classes), ("blocks", blocks), ("batch_size", batch_size)):
         if count < 1:
             raise RecipeError(f"To suggest stages, {key} must be at least 1.", count)
-    setting = _StageInputs(pictures, classes, blocks, batch_size, validated)
+    setting = _StageInputs(images, classes, blocks, batch_size, validated)
     drafts = {} if probed else {"head": _draft_head(setting)}
     drafts |= _draft_backbone(setting)
     stages = tuple(Stage(name, **{choice.key: choice.value for choice in draft}) for name, draft in drafts.items())
@@ -95,23 +95,21 @@ def _draft_head(setting: _StageInputs) -> list[Decision]:
 
 
 def _draft_backbone(setting: _StageInputs) -> dict[str, list[Decision]]:
-    """Return the stages in which blocks train: the top ones, and for many pictures then all."""
-    pictures, blocks = f"{setting.pictures:,} pictures", setting.blocks
+    """Return the stages in which blocks train: the top ones, and for many images then all."""
+    images, blocks = f"{setting.images:,} images", setting.blocks
     half = max(1, blocks // 2)
-    if setting.pictures >= MANY_PICTURES:
+    if setting.images >= MANY_IMAGES:
         top = Decision("unfreeze", half, f"half of {blocks} blocks first, all of them when these have settled")
-        last = Decision("unfreeze", "all", f"{pictures} are enough to move every block")
+        last = Decision("unfreeze", "all", f"{images} are enough to move every block")
         rate = Decision("learning_rate", 1e-4, "a third of the stage before: deeper blocks change what all others see")
         first = {"top": _draft_stage(setting, top, half, _choose_epochs(setting, _STEPS))} if half < blocks else {}
         return {**first, "all": _draft_stage(setting, last, blocks, _choose_epochs(setting, _MANY_STEPS), rate)}
-    if setting.pictures < max(FEW_PICTURES, FEW_PER_CLASS * setting.classes):
+    if setting.images < max(FEW_IMAGES, FEW_PER_CLASS * setting.classes):
         count = max(1, blocks // 6)
-        top = Decision(
-            "unfreeze", count, f"a sixth of {blocks} blocks: {pictures} in {setting.classes} classes are few"
-        )
+        top = Decision("unfreeze", count, f"a sixth of {blocks} blocks: {images} in {setting.classes} classes are few")
     else:
         count = half
-        top = Decision("unfreeze", count, f"half of {blocks} blocks: {pictures} do not pay for more")
+        top = Decision("unfreeze", count, f"half of {blocks} blocks: {images} do not pay for more")
     return {"top": _draft_stage(setting, top, count, _choose_epochs(setting, _STEPS))}
 
 
@@ -138,7 +136,7 @@ def _draft_stage(
 
 def _choose_epochs(setting: _StageInputs, steps: int) -> Decision:
     """Aim at a number of steps; BiT's rule counts steps, not epochs, too."""
-    per_epoch = math.ceil(setting.pictures / setting.batch_size)
+    per_epoch = math.ceil(setting.images / setting.batch_size)
     wanted = math.ceil(steps / per_epoch)
     most = _MOST_EPOCHS if setting.validated else _MOST_EPOCHS_UNSEEN
     if wanted < _LEAST_EPOCHS:
@@ -146,16 +144,16 @@ def _choose_epochs(setting: _StageInputs, steps: int) -> Decision:
         return Decision("epochs", _LEAST_EPOCHS, reason)
     if wanted > most:
         unseen = "" if setting.validated else ", and no validation set would show it"
-        return Decision("epochs", most, f"{per_epoch:,} steps each; more repeats of so few pictures memorise{unseen}")
+        return Decision("epochs", most, f"{per_epoch:,} steps each; more repeats of so few images memorise{unseen}")
     return Decision("epochs", wanted, f"about {steps:,} steps, {per_epoch:,} an epoch")
 
 
 def _choose_batch_norm(setting: _StageInputs) -> Decision:
-    if setting.pictures < BATCH_NORM_PICTURES:
-        return Decision("batch_norm", "frozen", f"below {BATCH_NORM_PICTURES:,} pictures the pretrained statistics win")
+    if setting.images < BATCH_NORM_IMAGES:
+        return Decision("batch_norm", "frozen", f"below {BATCH_NORM_IMAGES:,} images the pretrained statistics win")
     if setting.batch_size < BATCH_NORM_BATCH:
         return Decision("batch_norm", "frozen", f"batches below {BATCH_NORM_BATCH} give noisy statistics")
-    return Decision("batch_norm", "train", f"{setting.pictures:,} pictures in batches of {setting.batch_size} suffice")
+    return Decision("batch_norm", "train", f"{setting.images:,} images in batches of {setting.batch_size} suffice")
 
 
 def _choose_keep(validated: bool) -> Decision:

@@ -1,4 +1,4 @@
-"""Where each stage takes up the frozen work: at a cut whose activations are kept, or at the pictures."""
+"""Where each stage takes up the frozen work: at a cut whose activations are kept, or at the images."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tlkeras.backbones.blocks import Block
-from tlkeras.finetuning.network import PICTURES, POOLED
+from tlkeras.finetuning.network import IMAGES, POOLED
 from tlkeras.finetuning.schedule import Schedule
 
 _HALF_BYTES = 2
 MOST_VIEWS = 8
-_ENGINE_GAIN = 2.5  # pictures per second of the extraction engine over a training framework's forward pass
+_ENGINE_GAIN = 2.5  # images per second of the extraction engine over a training framework's forward pass
 _PASSES = 3  # a training step does three times the work of a forward pass
 _MULTIPLY_ADDS_PER_BYTE = 50  # take as long as reading one byte of a row
 
@@ -22,8 +22,8 @@ class StagePlan:
 
     Attributes:
         stage: Its name.
-        cut: Name of a cut, or FEATURES, or PICTURES where nothing is kept.
-        bytes: Kept per picture and view.
+        cut: Name of a cut, or FEATURES, or IMAGES where nothing is kept.
+        bytes: Kept per image and view.
         saved: Share of the stage's multiply-adds, over all its epochs, that need not be done.
         reason: In a sentence.
     """
@@ -41,7 +41,7 @@ class CachingPlan:
 
     Attributes:
         stages: One plan per stage.
-        views: Kept per picture; None where every epoch shows a new one.
+        views: Kept per image; None where every epoch shows a new one.
     """
 
     stages: tuple[StagePlan, ...]
@@ -53,8 +53,8 @@ class CachingPlan:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The cuts whose activations are kept, each once, PICTURES not among them."""
-        return tuple(dict.fromkeys(cut for cut in self.cuts if cut != PICTURES))
+        """The cuts whose activations are kept, each once, IMAGES not among them."""
+        return tuple(dict.fromkeys(cut for cut in self.cuts if cut != IMAGES))
 
 
 def plan_stages(
@@ -62,12 +62,12 @@ def plan_stages(
     blocks: Sequence[Block],
     width: int,
     *,
-    pictures: int,
+    images: int,
     views: int | None,
     most_views: int | None,
     budget_bytes: int | None,
 ) -> CachingPlan:
-    """Choose by cost, per stage, the cut to train behind, and how many views of each picture are kept.
+    """Choose by cost, per stage, the cut to train behind, and how many views of each image are kept.
 
     A stage can begin at the output of the last frozen block or at any block's before it; what lies between is then
     computed in every step. Time is counted in multiply-adds: the prefix once per view by the engine, the rest of the
@@ -76,8 +76,8 @@ def plan_stages(
     Args:
         schedule: The stages.
         blocks: Of the backbone, from input to output.
-        width: Numbers per picture after pooling.
-        pictures: Pictures to train on.
+        width: Numbers per image after pooling.
+        images: Images to train on.
         views: How many views to keep; None: as many as there are different ones, or epochs to show them, up to 8, and
             no more than fit the budget behind the cuts that would be best without one.
         most_views: How many different views there are; None: endlessly many.
@@ -88,51 +88,51 @@ def plan_stages(
     """
     counts = [stage.count_blocks(len(blocks)) for stage in schedule.stages]
     if budget_bytes is None:
-        plans = [StagePlan(stage.name, PICTURES, 0, 0.0, "the cache is off") for stage in schedule.stages]
+        plans = [StagePlan(stage.name, IMAGES, 0, 0.0, "the cache is off") for stage in schedule.stages]
         return CachingPlan(tuple(plans), None)
     if views is None:
         frozen = [stage.length for stage, count in zip(schedule.stages, counts, strict=True) if count < len(blocks)]
         most = min([MOST_VIEWS, max(frozen, default=1), *([most_views] if most_views else [])])
-        boundless = _plan_all(schedule, counts, (blocks, width, pictures, most, 2**62))
-        row_bytes = sum({plan.cut: plan.bytes for plan in boundless}.values()) * pictures
+        boundless = _plan_all(schedule, counts, (blocks, width, images, most, 2**62))
+        row_bytes = sum({plan.cut: plan.bytes for plan in boundless}.values()) * images
         fitting = most if row_bytes == 0 else min(most, budget_bytes // row_bytes)
         views = fitting or most  # where not even one fits, other cuts are kept
-    return CachingPlan(_plan_all(schedule, counts, (blocks, width, pictures, views, budget_bytes)), views)
+    return CachingPlan(_plan_all(schedule, counts, (blocks, width, images, views, budget_bytes)), views)
 
 
 _PlanInputs = tuple[Sequence[Block], int, int, int, int]
-"""Blocks, numbers per picture after pooling, pictures, views, bytes that rows may take."""
+"""Blocks, numbers per image after pooling, images, views, bytes that rows may take."""
 
 
 def _plan_all(schedule: Schedule, counts: Sequence[int], setting: _PlanInputs) -> tuple[StagePlan, ...]:
-    blocks, width, pictures, views, budget = setting
+    blocks, width, images, views, budget = setting
     plans: list[StagePlan] = []
     for stage, count in zip(schedule.stages, counts, strict=True):
-        plan = _plan_stage(stage.name, stage.length, len(blocks) - count, (blocks, width, pictures, views, budget))
-        if plan.cut not in (PICTURES, *(other.cut for other in plans)):
-            budget -= plan.bytes * pictures * views
+        plan = _plan_stage(stage.name, stage.length, len(blocks) - count, (blocks, width, images, views, budget))
+        if plan.cut not in (IMAGES, *(other.cut for other in plans)):
+            budget -= plan.bytes * images * views
         plans.append(plan)
     return tuple(plans)
 
 
 def _plan_stage(name: str, epochs: int, frozen: int, setting: _PlanInputs) -> StagePlan:
-    blocks, width, pictures, views, budget = setting
+    blocks, width, images, views, budget = setting
     if frozen == 0:
-        return StagePlan(name, PICTURES, 0, 0.0, "nothing is frozen")
+        return StagePlan(name, IMAGES, 0, 0.0, "nothing is frozen")
     trained = sum(block.multiply_adds for block in blocks[frozen:]) * _PASSES
     before = [sum(block.multiply_adds for block in blocks[: end + 1]) for end in range(frozen)]
     whole = epochs * (before[-1] + trained)
-    candidates: list[tuple[float, str, int]] = [(whole, PICTURES, 0)]
+    candidates: list[tuple[float, str, int]] = [(whole, IMAGES, 0)]
     for end, block in enumerate(blocks[:frozen]):
         pooled = frozen == len(blocks) and end == frozen - 1
         cut, size = (POOLED, width * _HALF_BYTES) if pooled else (block.cut.name, block.cut.bytes)
-        if size * pictures * views <= budget:
+        if size * images * views <= budget:
             reading = epochs * size * _MULTIPLY_ADDS_PER_BYTE
             work = views * before[end] / _ENGINE_GAIN + epochs * (before[-1] - before[end] + trained) + reading
             candidates.append((work, cut, size))
     work, cut, size = min(candidates)
     saved = 1 - work / whole
-    if cut == PICTURES:
+    if cut == IMAGES:
         reason = "no cut before the trained blocks pays, or fits the budget"
     else:
         reason = f"{frozen} of {len(blocks)} blocks are frozen: their work is done once per view"

@@ -67,7 +67,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         history: Its value in every epoch that is already behind the model.
         baseline: Its value before any training, where it is known.
         head: Names of the head's layers, see `group_layers`.
-        batches: Pictures [n, h, w, c] in batches, for stages that re-estimate batch norm.
+        batches: Images [n, h, w, c] in batches, for stages that re-estimate batch norm.
         best_weights: Those of the best epoch of `history`, from `model.get_weights()`, if that is not the last one.
 
     Attributes:

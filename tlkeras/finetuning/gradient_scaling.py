@@ -1,4 +1,4 @@
-"""Learning rates from gradients: what is far from right for the new pictures learns fast, the rest slowly."""
+"""Learning rates from gradients: what is far from right for the new images learns fast, the rest slowly."""
 
 from __future__ import annotations
 

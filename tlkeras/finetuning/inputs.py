@@ -1,4 +1,4 @@
-"""What a stage trains on: activations from the cache, or pictures decoded anew in every epoch."""
+"""What a stage trains on: activations from the cache, or images decoded anew in every epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.data.augmentation.layer import PictureAugmentation
+from tlkeras.data.augmentation.layer import ImageAugmentation
 from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.augmentation.views import choose_views, digest_to_seed, make_view_fn
 from tlkeras.data.data_service import make_data_service_dataset
@@ -26,7 +26,7 @@ class BatchSource(Protocol):
     """The examples of one side as the suffix behind one cut takes them."""
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
-        """Yield the batches in the order given; what an epoch shows of a picture is a pure function of the epoch."""
+        """Yield the batches in the order given; what an epoch shows of an image is a pure function of the epoch."""
         ...
 
 
@@ -78,16 +78,16 @@ def _gather(views: Sequence[Any], numbers: np.ndarray, positions: np.ndarray) ->
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Pictures decoded anew in every epoch, for a network that is trained as a whole or that keeps nothing.
+    """Images decoded anew in every epoch, for a network that is trained as a whole or that keeps nothing.
 
     Args:
         paths: Files.
         digests: The hex SHA-256 of each file's bytes.
-        size: Side of the pictures in pixels.
-        fit: How a picture becomes a square.
+        size: Side of the images in pixels.
+        fit: How an image becomes a square.
         policy: What is done to them; None: nothing.
         seed: Seed of what is drawn.
-        in_graph: Make the views of a batch where the network trains, instead of those of each picture in the pipeline.
+        in_graph: Make the views of a batch where the network trains, instead of those of each image in the pipeline.
         feed: HOST:PORT of a data service that decodes them; None decodes them here.
     """
 
@@ -105,13 +105,13 @@ class ImageSource:
         if not len(batches):
             return
         positions = np.concatenate(batches)
-        augment, finish = None, lambda pictures, index: pictures
+        augment, finish = None, lambda images, index: images
         if self.policy is not None:
             keys = digest_to_seed([self.digests[position] for position in positions])
             numbers = choose_views(self.policy, None, keys, epoch, self.seed)
             if self.in_graph:
                 show = self._layer
-                finish = lambda pictures, index: show((pictures, keys[index], numbers[index]))  # noqa: E731
+                finish = lambda images, index: show((images, keys[index], numbers[index]))  # noqa: E731
             else:
                 augment = make_view_fn(self.policy, keys, numbers, self.seed)
         paths = [self.paths[position] for position in positions]
@@ -120,13 +120,13 @@ class ImageSource:
             stream = make_image_dataset(*wanted, augment=augment).as_numpy_iterator()
         else:
             stream = make_data_service_dataset(self.feed, *wanted, augment=augment)
-        for index, pictures in stream:
-            yield positions[index], finish(pictures, index)
+        for index, images in stream:
+            yield positions[index], finish(images, index)
 
     @cached_property
     def _layer(self) -> Callable[..., Any]:
         """Compiled once for all epochs."""
-        layer = PictureAugmentation(self.policy or make_policy("none"), self.seed)
+        layer = ImageAugmentation(self.policy or make_policy("none"), self.seed)
         return tf.function(layer, autograph=False, jit_compile=False, reduce_retracing=True)
 
 

@@ -45,7 +45,7 @@ def group_layers(model: keras.Model, head: Sequence[str] | None = None) -> Group
     with the last map [n, h, w, c] that everything flows through, so that pooling or flattening begins the head.
 
     Args:
-        model: Functional, with pictures of a fixed size.
+        model: Functional, with images of a fixed size.
         head: Names of the layers of the head, for a flat graph in which it begins elsewhere.
 
     Raises:

@@ -256,7 +256,7 @@ class Trainer:
         """Take the statistics of batch norm anew if the stage asks for it, and fit untrained heads to what they do.
 
         Heads that were fitted on other statistics can be off by orders of magnitude: a channel that hardly varies in
-        these pictures has large weights behind it, and now varies as all do.
+        these images has large weights behind it, and now varies as all do.
         """
         fit = None if self.history else self.settings.fit_heads
         if work.stage.batch_norm == "reestimate" or (work.stage.batch_norm == "train" and fit is not None):
@@ -292,7 +292,7 @@ class Trainer:
         batches = self._draw_batches()
         size, epoch = len(batches[0]), len(self.history)
         label = f"{work.stage.name} {position.epoch_in_stage + 1}/{work.stage.length}"
-        with progress.progress_bar(label, len(batches) * size, "pictures") as advance:
+        with progress.progress_bar(label, len(batches) * size, "images") as advance:
             advance(len(self._losses) * size)
             for rows, inputs in self._stream_share(work, len(self._losses)):
                 step = len(self._losses)

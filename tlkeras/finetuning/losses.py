@@ -235,7 +235,7 @@ def mixup(
     With equal weights it is the paper's blend.
 
     Args:
-        inputs: Pictures, activations or features, [n, ...]; whole numbers are rounded.
+        inputs: Images, activations or features, [n, ...]; whole numbers are rounded.
         targets: Dense, float [n, k], or several of them by task.
         weights: One per example, float [n].
         seed: Two integers; the same ones give the same blend.

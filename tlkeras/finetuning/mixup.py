@@ -19,7 +19,7 @@ def make_mixup_cutmix(mixup: float, cutmix: float) -> Mix | None:
     """Return what mixes a batch, or None where nothing is to be mixed.
 
     With both, each batch is mixed in one of the two ways, drawn by its seed (as in timm). CutMix pastes boxes into
-    pictures and into maps of activations; where features are pooled there is no place for a box, and a batch that
+    images and into maps of activations; where features are pooled there is no place for a box, and a batch that
     should be cut stays as it is.
 
     Args:

@@ -11,14 +11,14 @@ from tlkeras.features.extractor import POOLED, source_log_probabilities
 from tlkeras.finetuning.freezing import freeze, unfreeze
 from tlkeras.finetuning.schedule import Stage
 
-PICTURES = "pictures"
+IMAGES = "images"
 
 
 class Network:
     """Backbone, pooling and head.
 
     Args:
-        backbone: From pictures uint8 [n, h, w, 3] to its last map.
+        backbone: From images uint8 [n, h, w, 3] to its last map.
         pooled: The same graph with the pooling behind it, to features [n, d].
         head: Layers from features to logits [n, k], and one more from logits to probabilities; or those of each task by
             name. The logits of several tasks stand side by side.
@@ -28,7 +28,7 @@ class Network:
         weighting: Leaves the logits as they are, and owns what weighs the tasks' losses; it is no part of the model.
 
     Attributes:
-        model: From pictures to probabilities, float32 [n, k], of several tasks by name.
+        model: From images to probabilities, float32 [n, k], of several tasks by name.
         blocks: Of the backbone, from input to output.
         features: What the head takes, a tensor of the graph.
     """
@@ -69,7 +69,7 @@ class Network:
         return joined if self.weighting is None else self.weighting(joined)
 
     def suffix(self, cut: str) -> keras.Model:
-        """Return the part behind a cut: PICTURES, FEATURES, or the name of a cut of the backbone.
+        """Return the part behind a cut: IMAGES, FEATURES, or the name of a cut of the backbone.
 
         It shares its variables with the whole, and gives a dict: `features` [n, d], `logits` [n, k] and, where
         there is a source head, `source_logits` [n, classes of the source].
@@ -81,7 +81,7 @@ class Network:
         outputs = {"features": self.features, "logits": self._logits}
         if self.source_head is not None:
             outputs["source_logits"] = source_log_probabilities(self.backbone, self.source_head)
-        start = self.model.input if cut == PICTURES else find_cut(self.backbone, cut).tensor
+        start = self.model.input if cut == IMAGES else find_cut(self.backbone, cut).tensor
         return keras.Model(start, outputs, name="suffix")
 
     def take_heads(self, heads: Mapping[str, Sequence[keras.layers.Layer]]) -> None:

@@ -178,5 +178,5 @@ def _call(suffix: keras.Model, inputs: tf.Tensor, training: bool) -> Outputs:
 
 
 def as_floats(inputs: tf.Tensor) -> tf.Tensor:
-    """Cached activations may be float16; pictures stay uint8, the backbone knows what to do with them."""
+    """Cached activations may be float16; images stay uint8, the backbone knows what to do with them."""
     return inputs if inputs.dtype == tf.uint8 else tf.cast(inputs, tf.float32)

@@ -31,7 +31,7 @@ def cross_val_predict(
         y: Class of each row, int [n], or indicators [n, k] of labels; rows with -1 are answered and not learned.
         weights: Of each row when it is learned, [n]; equal if not given. Rows of weight 0 are answered.
         folds: Parts that the rows are divided into.
-        groups: Rows with equal values stay together, [n]: copies of a picture, or what was taken at one time.
+        groups: Rows with equal values stay together, [n]: copies of an image, or what was taken at one time.
         seed: Of the division.
 
     Raises:

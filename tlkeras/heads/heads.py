@@ -91,7 +91,7 @@ def attach_heads(prefix: keras.Model, heads: Head | Mapping[str, Head], name: st
     """Return one flat functional model: the prefix's input to the heads' probabilities.
 
     Args:
-        prefix: uint8 pictures (n, h, w, 3) to what the heads eat.
+        prefix: uint8 images (n, h, w, 3) to what the heads eat.
         heads: A fitted head for that, or that of each task by name.
         name: Name of the model.
 

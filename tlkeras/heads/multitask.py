@@ -79,7 +79,7 @@ class MultiTaskLoss:
     """The weighted sum of the losses of tasks whose targets and logits stand side by side.
 
     Called with dense targets [n, k] and logits [n, k], k the sum of the widths, it returns losses, float32 [n]. Rows
-    of NaN in a task's targets are pictures without a label there: they cost nothing in that task. Losses are not scaled
+    of NaN in a task's targets are images without a label there: they cost nothing in that task. Losses are not scaled
     up for them, so that batches add up to the loss of the whole set.
 
     Args:
@@ -95,11 +95,11 @@ class MultiTaskLoss:
     uncertainty: UncertaintyWeighting | None = None
 
     def __call__(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Return the loss of each picture, float32 [n]."""
+        """Return the loss of each image, float32 [n]."""
         return tf.reduce_sum(self.split(targets, logits), axis=1)
 
     def split(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Return the weighted losses of each picture by task, float32 [n, tasks]."""
+        """Return the weighted losses of each image by task, float32 [n, tasks]."""
         parts = zip(self.losses, tf.split(targets, self.widths, 1), tf.split(logits, self.widths, 1), strict=True)
         losses = tf.stack([_mask(loss, *part) for loss, *part in parts], axis=1)
         losses *= tf.constant(self.weights, tf.float32)

@@ -14,7 +14,7 @@ _TINY = 1e-5
 
 
 def measure_logme(X: np.ndarray, codes: np.ndarray) -> float:
-    """Return the logarithm of the maximum evidence per picture, the mean over classes, one against the rest.
+    """Return the logarithm of the maximum evidence per image, the mean over classes, one against the rest.
 
     You et al., ICML 2021 (LogME), with the update of alpha and beta of You et al., 2021 (Ranking and Tuning), and with
     the evidence's term (D - k)/2 log alpha for the D - k directions in which features do not vary, which the published
@@ -80,7 +80,7 @@ def measure_leep(source: np.ndarray, codes: np.ndarray) -> float:
     """Return the log expected empirical prediction of classes from what a source head says; below 0, more is better.
 
     Nguyen et al., ICML 2020: P(y|z) is counted with the source's probabilities as weights; the score is the mean
-    logarithm of the probability that it then gives to each picture's class.
+    logarithm of the probability that it then gives to each image's class.
 
     Args:
         source: Probabilities of the source's classes, (n, z).

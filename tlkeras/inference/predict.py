@@ -1,4 +1,4 @@
-"""What a run's model says about pictures."""
+"""What a run's model says about images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tlkeras.backbones.safe_loading import check_archive
 from tlkeras.data.headers import InvalidImage, to_printable
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.pipeline import make_image_dataset, read_error
-from tlkeras.data.sources.folders import list_pictures
+from tlkeras.data.sources.folders import list_images
 from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError, DataError, RunError
 from tlkeras.features import pooling
@@ -28,7 +28,7 @@ from tlkeras.runs.predictions import read_tasks
 
 
 def load_model(run: Run) -> keras.Model:
-    """Return a run's model: uint8 pictures (n, size, size, 3) to probabilities (n, k).
+    """Return a run's model: uint8 images (n, size, size, 3) to probabilities (n, k).
 
     Raises:
         RunError: The run holds no model that can be read, or one that could run code or reach outside its file.
@@ -50,25 +50,25 @@ def load_model(run: Run) -> keras.Model:
         raise RunError("A run must hold a readable model.keras.", f"{path} ({error})") from error
 
 
-def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_size: int = 32) -> dict[str, Any]:
-    """Classify picture files, or all pictures below folders.
+def predict(run: Run, images: Sequence[str | Path], *, top: int = 3, batch_size: int = 32) -> dict[str, Any]:
+    """Classify image files, or all images below folders.
 
     Returns:
-        `predictions`: one row per readable picture, in the order given: path, `labels` that it is said to have (one
+        `predictions`: one row per readable image, in the order given: path, `labels` that it is said to have (one
         class, or every label with a probability of `threshold` or more), `label` (the same as one text, as
         the source writes it), `top` pairs of label and probability, and the first `probability` of these, all of the
         first task, and `tasks`, the same of each by name, where there are several; a number is a `label` and a `value`;
         `threshold`, None where only the best class counts; `unreadable`: path and reason of the others.
 
     Raises:
-        DataError: No picture was given, or one does not exist; all are named at once.
+        DataError: No image was given, or one does not exist; all are named at once.
     """
-    paths, unreadable = _examine(expand_paths(pictures))
-    facts, tasks = run.manifest["picture"], read_tasks(run)
+    paths, unreadable = _examine(expand_paths(images))
+    facts, tasks = run.manifest["image"], read_tasks(run)
     model = order_outputs(load_model(run), [task.name for task in tasks])
     batch_size = max_batch_size(model, batch_size)
     found: dict[int, tuple[np.ndarray, ...]] = {}
-    with progress.progress_bar("Predict", len(paths), "pictures") as advance:
+    with progress.progress_bar("Predict", len(paths), "images") as advance:
         for indices, batch in make_image_dataset(paths, facts["size"], facts["resize"], batch_size):
             answers = zip(*(output.numpy() for output in keras.tree.flatten(model(batch, training=False))), strict=True)
             found.update(zip(indices.numpy().tolist(), answers, strict=True))
@@ -85,31 +85,31 @@ def predict(run: Run, pictures: Sequence[str | Path], *, top: int = 3, batch_siz
 
 
 def _examine(paths: Sequence[str]) -> tuple[list[str], list[InvalidImage]]:
-    """Keep the paths whose headers promise a picture; pipes are never opened, bombs never unpacked."""
+    """Keep the paths whose headers promise an image; pipes are never opened, bombs never unpacked."""
     seen = {path: read_header_and_digest(path) for path in paths}
     rejected = [found for found in seen.values() if isinstance(found, InvalidImage)]
     return [path for path in paths if not isinstance(seen[path], InvalidImage)], rejected
 
 
-def expand_paths(pictures: Sequence[str | Path]) -> list[str]:
-    """Return picture files, and those below folders, in order.
+def expand_paths(images: Sequence[str | Path]) -> list[str]:
+    """Return image files, and those below folders, in order.
 
     Raises:
-        DataError: No picture was given, or one does not exist; all are named at once.
+        DataError: No image was given, or one does not exist; all are named at once.
     """
     paths: list[str] = []
     problems = []
-    for picture in map(Path, pictures):
-        if picture.is_dir():
-            paths.extend(list_pictures(picture))
-        elif picture.exists():
-            paths.append(str(picture))
+    for image in map(Path, images):
+        if image.is_dir():
+            paths.extend(list_images(image))
+        elif image.exists():
+            paths.append(str(image))
         else:
-            problems.append(f"{picture} does not exist")
+            problems.append(f"{image} does not exist")
     if problems:
-        raise DataError.from_problems("Every picture must be a file or a folder:", problems)
+        raise DataError.from_problems("Every image must be a file or a folder:", problems)
     if not paths:
-        raise DataError("There must be at least one picture.", "none")
+        raise DataError("There must be at least one image.", "none")
     return paths
 
 

@@ -1,4 +1,4 @@
-"""Any number of pictures into one table on disk: streamed, resumed after a kill, nothing overwritten."""
+"""Any number of images into one table on disk: streamed, resumed after a kill, nothing overwritten."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tlkeras import progress
-from tlkeras.data.headers import InvalidImage, PictureError, check_header, read_picture, to_printable
+from tlkeras.data.headers import ImageError, InvalidImage, check_header, read_image, to_printable
 from tlkeras.data.pipeline import make_image_dataset, read_error
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
@@ -35,27 +35,27 @@ _BATCH = 32
 _REJECTED = "rejected"
 
 
-def predict_to_file(run: Run, pictures: Sequence[str | Path], out: Path, *, part: int = _PART) -> dict[str, Any]:
-    """Classify picture files and folders into a table with a row per picture: path, label and every probability.
+def predict_to_file(run: Run, images: Sequence[str | Path], out: Path, *, part: int = _PART) -> dict[str, Any]:
+    """Classify image files and folders into a table with a row per image: path, label and every probability.
 
     Answers are kept in parts beside `out` until all are there; the same call goes on where a killed one stopped.
-    Pictures that cannot be read are listed in `NAME.rejected.csv` with their reason.
+    Images that cannot be read are listed in `NAME.rejected.csv` with their reason.
 
     Args:
         out: A .csv or .parquet file that does not exist yet.
-        part: Pictures whose answers are kept together.
+        part: Images whose answers are kept together.
 
     Returns:
         `run`, `out`, `rows`, `unreadable` (a count), `rejected` (the path of their list, or None), `engine`, `resumed`
-        (pictures that an earlier call had done), `seconds` and `rate` (pictures per second, of this call).
+        (images that an earlier call had done), `seconds` and `rate` (images per second, of this call).
 
     Raises:
-        DataError: No picture was given, one does not exist, or the table has another ending or exists.
+        DataError: No image was given, one does not exist, or the table has another ending or exists.
         ResourceError: The disk is full, or another process writes the same table.
         MissingExtraError: Parquet without pyarrow.
     """
     _check_target(out)
-    paths = expand_paths(pictures)
+    paths = expand_paths(images)
     started = time.monotonic()
     with _resumable_workdir(run, out) as work:
         todo, resumed = _find_todo(paths, work)
@@ -138,7 +138,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _find_todo(paths: Sequence[str], work: Path) -> tuple[list[str], int]:
-    """Return the pictures without an answer, and how many have one."""
+    """Return the images without an answer, and how many have one."""
     done = {row[0] for file in _list_parts(work) for row in _read_part(file)}
     todo = [path for path in paths if to_printable(path) not in done]
     return todo, len(paths) - len(todo)
@@ -154,14 +154,14 @@ def _read_part(file: Path) -> Iterator[list[str]]:
 
 
 def _predict_remaining(run: Run, todo: Sequence[str], work: Path, tasks: Sequence[Task], part: int) -> str:
-    """Classify pictures in one stream, their answers kept part after part; return what computed."""
-    facts, model = run.manifest["picture"], order_outputs(load_model(run), [task.name for task in tasks])
+    """Classify images in one stream, their answers kept part after part; return what computed."""
+    facts, model = run.manifest["image"], order_outputs(load_model(run), [task.name for task in tasks])
     engine, checked = make_engine(model), _ValidatedPaths(todo)
     stream = make_image_dataset(checked, facts["size"], facts["resize"], _BATCH).as_numpy_iterator()
     rows: list[list[Any]] = []
     position = 0
     with (
-        progress.progress_bar("Predicting", len(todo), "pictures") as advance,
+        progress.progress_bar("Predicting", len(todo), "images") as advance,
         closing(engine.run(stream)) as results,
         closing(_keep_parts(work, part)) as keep,
     ):
@@ -209,7 +209,7 @@ def _write_part(path: Path, rows: Sequence[Sequence[Any]]) -> None:
 
 
 class _ValidatedPaths(Sequence[str]):
-    """Paths as a stream reads them, some at a time; those that are no pictures are known and become "".
+    """Paths as a stream reads them, some at a time; those that are no images are known and become "".
 
     Headers are read before: pipes are never opened, bombs never unpacked.
     """
@@ -231,17 +231,17 @@ class _ValidatedPaths(Sequence[str]):
         return ["" if problem else self._paths[row] for row, problem in zip(rows, found, strict=True)]
 
     def explain(self, row: int) -> list[str]:
-        """Return the path, the code and the reason of a picture that did not come out of the stream."""
+        """Return the path, the code and the reason of an image that did not come out of the stream."""
         problem = self._problems.get(row) or read_error(self._paths[row])
         return [to_printable(self._paths[row]), problem.code, problem.reason]
 
 
 def _find_problem(path: str) -> InvalidImage | None:
-    """Say why a file is no picture; pipes are never opened, bombs never unpacked."""
+    """Say why a file is no image; pipes are never opened, bombs never unpacked."""
     try:
-        check_header(read_picture(path))
+        check_header(read_image(path))
         return None
-    except PictureError as error:
+    except ImageError as error:
         return InvalidImage(path, error.code, error.reason)
 
 

@@ -1,4 +1,4 @@
-"""Jobs on many pictures: features and predictions, written down so that any worker can compute a part of them."""
+"""Jobs on many images: features and predictions, written down so that any worker can compute a part of them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ExecutionOptions:
     Attributes:
         engine: "local": processes of this machine; "ray": actors of a Ray cluster.
         workers: How many; None: one for every eight cores of this machine.
-        shard_size: Pictures in a shard: what one worker does at a time, and what a death can cost.
+        shard_size: Images in a shard: what one worker does at a time, and what a death can cost.
         verify: Read all parts that are there and compare their checksums; damaged ones are done again.
     """
 
@@ -58,7 +58,7 @@ class ExecutionOptions:
 
 
 def extract_features(recipe: Recipe, folder: Path, crew: ExecutionOptions = ExecutionOptions()) -> dict[str, Any]:
-    """Compute the recipe's features of all pictures of its source, whatever their labels and sides.
+    """Compute the recipe's features of all images of its source, whatever their labels and sides.
 
     Returns:
         See `carry_out`.
@@ -69,7 +69,7 @@ def extract_features(recipe: Recipe, folder: Path, crew: ExecutionOptions = Exec
     check_engine(crew.engine)
     if any(one.kind == "sift" for one in recipe.features.handcrafted):
         raise RecipeError(
-            "Features of pictures without sides must need no training pictures.",
+            "Features of images without sides must need no training images.",
             "sift in features.handcrafted, whose codebook is learned on these",
             "Leave it out, or `tlkeras train` the recipe.",
         )
@@ -77,10 +77,10 @@ def extract_features(recipe: Recipe, folder: Path, crew: ExecutionOptions = Exec
     return run_job(folder, facts, work, _list_source(recipe), crew)
 
 
-def predict_pictures(
-    run: Run, pictures: Sequence[str | Path], folder: Path, crew: ExecutionOptions = ExecutionOptions()
+def predict_images(
+    run: Run, images: Sequence[str | Path], folder: Path, crew: ExecutionOptions = ExecutionOptions()
 ) -> dict[str, Any]:
-    """Classify any number of pictures, files or all below folders, with a run's model.
+    """Classify any number of images, files or all below folders, with a run's model.
 
     Returns:
         See `carry_out`.
@@ -90,10 +90,10 @@ def predict_pictures(
     """
     check_engine(crew.engine)
     work, facts = _open_predictions({"run": str(run.path.resolve())})
-    if len(pictures) == 1 and os.path.isdir(pictures[0]):
-        root = os.path.realpath(pictures[0])
+    if len(images) == 1 and os.path.isdir(images[0]):
+        root = os.path.realpath(images[0])
         return run_job(folder, facts, work, (root, lambda: iter_image_files(root, [])), crew)
-    paths = [os.path.abspath(path) for path in expand_paths(pictures)]
+    paths = [os.path.abspath(path) for path in expand_paths(images)]
     return run_job(
         folder, facts, work, (os.path.commonpath([os.path.dirname(path) for path in paths]), lambda: paths), crew
     )
@@ -103,7 +103,7 @@ def run_job(
     folder: Path,
     facts: Mapping[str, Any],
     work: ShardProcessor,
-    pictures: tuple[str, Callable[[], Iterable[str]]],
+    images: tuple[str, Callable[[], Iterable[str]]],
     crew: ExecutionOptions,
 ) -> dict[str, Any]:
     """Do a job, or what is left of it.
@@ -111,14 +111,14 @@ def run_job(
     Args:
         facts: As in `Job`; `open_work` makes the work again from them, on any machine.
         work: What was made from them here.
-        pictures: The folder that names are relative to, and what lists the paths.
+        images: The folder that names are relative to, and what lists the paths.
 
     Returns:
-        `folder`, `pictures`, `shards`, `done`, `rows`, `rejected`, `bytes`, `sha256` of all parts (None where not every
-        shard is done), `failed` (shards given up, with their last error), `computed` (pictures of this call),
+        `folder`, `images`, `shards`, `done`, `rows`, `rejected`, `bytes`, `sha256` of all parts (None where not every
+        shard is done), `failed` (shards given up, with their last error), `computed` (images of this call),
         `seconds` of computing, `engine`, `workers`.
     """
-    root, list_paths = pictures
+    root, list_paths = images
     job = plan_job(folder, facts, root, list_paths, crew.shard_size)
     job.forget_attempts()
     job.drop_damaged(crew.verify)
@@ -130,7 +130,7 @@ def run_job(
         elif count > 1:
             run_processes(job, ["-m", "tlkeras.inference.sharded", str(folder)], count)
         else:
-            with progress_bar("Shards", job.pictures - settled, "pictures") as advance:
+            with progress_bar("Shards", job.images - settled, "images") as advance:
                 process_shards(job, work, advance)
     after = job.summarise()
     return {
@@ -162,7 +162,7 @@ def _open_features(about: Mapping[str, Any]) -> tuple[ShardProcessor, dict[str, 
     recipe = Recipe.model_validate(to_immutable(about["recipe"]))
     prefix = builders.build_feature_extractor(recipe).pooled
     engine = make_engine(prefix, recipe.features.engine)
-    size = builders.picture_size(recipe)
+    size = builders.image_size(recipe)
     table = feature_table(recipe.features.precision, prefix.output_shape[-1])
     facts = {
         "kind": "features",
@@ -176,9 +176,9 @@ def _open_features(about: Mapping[str, Any]) -> tuple[ShardProcessor, dict[str, 
 
 
 def _open_predictions(about: Mapping[str, Any]) -> tuple[ShardProcessor, dict[str, Any]]:
-    """Return what classifies pictures, and all that the answers depend on."""
+    """Return what classifies images, and all that the answers depend on."""
     run = Run(Path(about["run"]))
-    tasks, picture = read_tasks(run), run.manifest["picture"]
+    tasks, image = read_tasks(run), run.manifest["image"]
     model = load_model(run)
     engine = make_engine(order_outputs(model, [task.name for task in tasks]))
     facts = {
@@ -186,12 +186,10 @@ def _open_predictions(about: Mapping[str, Any]) -> tuple[ShardProcessor, dict[st
         "run": about["run"],
         "model": fingerprint(model),
         "engine": engine.name,
-        **picture,
+        **image,
         **_list_versions(),
     }
-    return ShardProcessor(
-        engine, picture["size"], picture["resize"], prediction_table(tasks, name_columns(tasks))
-    ), facts
+    return ShardProcessor(engine, image["size"], image["resize"], prediction_table(tasks, name_columns(tasks))), facts
 
 
 def _list_versions() -> dict[str, Any]:
@@ -224,7 +222,7 @@ def _job_fingerprint_fields(recipe: Recipe) -> dict[str, Any]:
 
 
 def _list_source(recipe: Recipe) -> tuple[str, Callable[[], Iterable[str]]]:
-    """Return the folder of a source's pictures and what lists them; folders of any size are only walked through."""
+    """Return the folder of a source's images and what lists them; folders of any size are only walked through."""
     folder = os.path.realpath(os.path.expanduser(recipe.data.source))
     if os.path.isdir(folder):
         return folder, lambda: iter_image_files(folder, [])

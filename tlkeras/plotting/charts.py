@@ -1,4 +1,4 @@
-"""Pictures of numbers, as PNG files: a run's history, the search for a learning rate, views side by side, features.
+"""Images of numbers, as PNG files: a run's history, the search for a learning rate, views side by side, features.
 
 Colours are those of Okabe and Ito (2008), which differ for colour-blind readers too. Nothing here needs a display.
 """
@@ -133,27 +133,27 @@ def plot_lr_finder(
 
 
 def draw_contact_sheet(
-    pictures: Sequence[Sequence[np.ndarray]], row_labels: Sequence[str], column_labels: Sequence[str], path: Path
+    images: Sequence[Sequence[np.ndarray]], row_labels: Sequence[str], column_labels: Sequence[str], path: Path
 ) -> None:
-    """Draw pictures in a grid, such as a row per picture and a column per view.
+    """Draw images in a grid, such as a row per image and a column per view.
 
     Args:
-        pictures: Rows of uint8 RGB, [h, w, 3]; rows may end early and sizes may differ.
+        images: Rows of uint8 RGB, [h, w, 3]; rows may end early and sizes may differ.
         row_labels: One per row.
         column_labels: One per column.
         path: The PNG or SVG file to write.
 
     Raises:
-        ValueError: There are no pictures, or not as many labels as rows and columns.
+        ValueError: There are no images, or not as many labels as rows and columns.
     """
-    columns = max((len(row) for row in pictures), default=0)
-    if not columns or len(row_labels) != len(pictures) or len(column_labels) != columns:
+    columns = max((len(row) for row in images), default=0)
+    if not columns or len(row_labels) != len(images) or len(column_labels) != columns:
         raise ValueError(
-            "A contact sheet needs pictures, a label per row and a label per column. Received: "
-            f"{len(pictures)} rows with {len(row_labels)} labels and {columns} columns with {len(column_labels)}."
+            "A contact sheet needs images, a label per row and a label per column. Received: "
+            f"{len(images)} rows with {len(row_labels)} labels and {columns} columns with {len(column_labels)}."
         )
-    sheet, (height, width) = _join_pictures(pictures, columns)
-    cell = min(_CELL_PIXELS, _SHEET_PIXELS // max(len(pictures), columns)) / max(height, width)
+    sheet, (height, width) = _join_images(images, columns)
+    cell = min(_CELL_PIXELS, _SHEET_PIXELS // max(len(images), columns)) / max(height, width)
     size = np.array(sheet.shape[1::-1]) * cell / _DPI
     names, tops = [_shorten(text) for text in row_labels], [_shorten(text) for text in column_labels]
     upright = max(map(len, tops)) * _LETTER > width * cell / _DPI
@@ -177,11 +177,11 @@ def draw_features(
     chance: float,
     path: Path,
 ) -> None:
-    """Draw the same pictures as dots, a column per projection and a row per colouring; below, a bar per depth.
+    """Draw the same images as dots, a column per projection and a row per colouring; below, a bar per depth.
 
     Args:
         points: By the name of the projection, float (n, 2).
-        colourings: By what they say, a value of each picture, str (n,); "" where it is unknown.
+        colourings: By what they say, a value of each image, str (n,); "" where it is unknown.
         separations: By depth, a share from 0 to 1.
         chance: The share to mark: what no features at all would reach.
         path: The PNG or SVG file to write.
@@ -225,7 +225,7 @@ def plot_pareto_front(points: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.set_xscale("log")
         axis.set_xticks(times, [f"{time:.3g}" for time in times], rotation=45)
         axis.minorticks_off()
-        axis.set_xlabel("milliseconds for one picture, on this machine")
+        axis.set_xlabel("milliseconds for one image, on this machine")
         axis.set_ylabel("balanced accuracy over folds")
 
 
@@ -270,7 +270,7 @@ def _draw_bars(axis: Axes, values: Mapping[str, float], chance: float) -> None:
     axis.set_yticks(places, names)
     axis.set_xlim(0, 1.05)
     axis.set_ylim(-0.6, len(names) - 0.4)
-    axis.set_xlabel("share of pictures whose nearest neighbours have their label")
+    axis.set_xlabel("share of images whose nearest neighbours have their label")
 
 
 @contextmanager
@@ -369,14 +369,14 @@ def _cut_divergence(axis: Axes, losses: np.ndarray) -> None:
         axis.set_ylim(finite.min() - 0.1 * fall, min(finite.max(), finite[0] + 0.5 * fall) + 0.1 * fall)
 
 
-def _join_pictures(pictures: Sequence[Sequence[np.ndarray]], columns: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Lay pictures on a white sheet with gaps of 2 pixels; also return height and width of a cell."""
-    height, width = (max(picture.shape[axis] for row in pictures for picture in row) for axis in (0, 1))
-    sheet = np.full((len(pictures) * (height + 2) - 2, columns * (width + 2) - 2, 3), 255, np.uint8)
-    for y, row in enumerate(pictures):
-        for x, picture in enumerate(row):
+def _join_images(images: Sequence[Sequence[np.ndarray]], columns: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Lay images on a white sheet with gaps of 2 pixels; also return height and width of a cell."""
+    height, width = (max(image.shape[axis] for row in images for image in row) for axis in (0, 1))
+    sheet = np.full((len(images) * (height + 2) - 2, columns * (width + 2) - 2, 3), 255, np.uint8)
+    for y, row in enumerate(images):
+        for x, image in enumerate(row):
             top, left = y * (height + 2), x * (width + 2)
-            sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+            sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     return sheet, (height, width)
 
 

@@ -1,4 +1,4 @@
-"""A page of pictures to look at, as one HTML file that needs nothing beside it."""
+"""A page of images to look at, as one HTML file that needs nothing beside it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ figcaption { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; margi
 
 @dataclass(frozen=True)
 class HtmlFigure:
-    """A picture, uint8 RGB [h, w, 3], and lines of text below it."""
+    """An image, uint8 RGB [h, w, 3], and lines of text below it."""
 
     pixels: np.ndarray
     lines: Sequence[str]
@@ -49,14 +49,14 @@ class HtmlFigure:
 
 @dataclass(frozen=True)
 class HtmlSection:
-    """A heading, sentences, and what stands below: rows of a table, or strips of pictures with a sentence each.
+    """A heading, sentences, and what stands below: rows of a table, or strips of images with a sentence each.
 
     Attributes:
         title: The heading.
         sentences: Paragraphs; those that begin with "!" are set apart.
         header: Names of the table's columns.
         rows: Of the table; a float from 0 to 1 is drawn as a bar.
-        strips: Pictures that belong together.
+        strips: Images that belong together.
     """
 
     title: str

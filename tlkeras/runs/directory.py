@@ -5,16 +5,16 @@ runs/NAME-NN/
     recipe.yaml         the resolved recipe
     environment.json    machine and versions
     classes.json        class names per task
-    splits.csv          which picture was on which side, and the digest of its file
-    rejected.csv        pictures left out, with the reason
+    splits.csv          which image was on which side, and the digest of its file
+    rejected.csv        images left out, with the reason
     history.csv         what the head's fit recorded: loss per epoch, or per strength of regularisation
-    predictions.npz     probabilities of the held-out pictures; predictions.csv is the same for reading
-    validation.npz      probabilities of the validation pictures, if there are any
-    fusion.npz          what heads on each part of fused features say of the held-out pictures, joined afterwards
-    probe.npz           what a linear head on frozen features says of the held-out pictures, if the model is another
+    predictions.npz     probabilities of the held-out images; predictions.csv is the same for reading
+    validation.npz      probabilities of the validation images, if there are any
+    fusion.npz          what heads on each part of fused features say of the held-out images, joined afterwards
+    probe.npz           what a linear head on frozen features says of the held-out images, if the model is another
     metrics.json        figures with their intervals; metrics.csv is the same as a table
-    samples/            a few held-out pictures, so that an export can be proved anywhere; samples.json names them
-    model.keras         uint8 pictures -> probabilities
+    samples/            a few held-out images, so that an export can be proved anywhere; samples.json names them
+    model.keras         uint8 images -> probabilities
     log.txt             warnings and errors, with time
 """
 

@@ -1,4 +1,4 @@
-"""What a training writes down for later stages: pictures and their sides, what was answered on which, samples."""
+"""What a training writes down for later stages: images and their sides, what was answered on which, samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tlkeras.data.headers import Issue, read_picture, to_printable
+from tlkeras.data.headers import Issue, read_image, to_printable
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task, make_task, prefix_with_task
 from tlkeras.errors import RunError
@@ -29,16 +29,16 @@ FUSION_RULES = ("mean", "stacking")
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said of pictures, of one task, and what is true of them.
+    """What a model said of images, of one task, and what is true of them.
 
     Attributes:
         task: What was asked.
-        keys: Names of the pictures, str [n].
+        keys: Names of the images, str [n].
         targets: As the task has them, int64 [n] or int8 [n, k].
         probabilities: float [n, k].
         weights: Sample weights, float [n].
         prior: How common each class is in training, float [k].
-        slices: What pictures can be told apart by ("group", "domain", "stratum"), str [n] each; "" for nothing.
+        slices: What images can be told apart by ("group", "domain", "stratum"), str [n] each; "" for nothing.
     """
 
     task: Task
@@ -53,15 +53,15 @@ class Predictions:
         return len(self.targets)
 
 
-def write_pictures(
+def write_images(
     run: Run, examples: Dataset, sides: np.ndarray, digests: Sequence[str], rejected: Sequence[Issue]
 ) -> None:
-    """Keep the tasks, the side, the labels and the digest of each picture, and what was left out."""
+    """Keep the tasks, the side, the labels and the digest of each image, and what was left out."""
     tasks = examples.tasks
     labels = {prefix_with_task(tasks, task, "label"): task.write_targets(examples.targets[task.name]) for task in tasks}
     keys = [to_printable(key) for key in examples.keys]
     run.write_json("classes.json", {task.name: list(task.class_names) for task in tasks})
-    said = ["\t".join(of_picture) for of_picture in zip(*labels.values(), strict=True)]
+    said = ["\t".join(of_image) for of_image in zip(*labels.values(), strict=True)]
     run.update_manifest(
         fingerprint=_digest_data(digests, said, sides),
         tasks={task.name: task.facts for task in tasks},
@@ -75,7 +75,7 @@ def write_pictures(
     }
     run.write_table(
         "splits.csv",
-        ("picture", "side", *labels, *columns),
+        ("image", "side", *labels, *columns),
         zip(keys, sides, *labels.values(), *columns.values(), strict=True),
     )
     run.write_table(
@@ -89,7 +89,7 @@ def save_predictions(
     sides: Mapping[str, np.ndarray],
     probabilities: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Keep the answers on pictures that were not trained on, and a few of these pictures themselves.
+    """Keep the answers on images that were not trained on, and a few of these images themselves.
 
     Args:
         sides: Rows of each side, int64 (n,).
@@ -120,7 +120,7 @@ def save_predictions(
 
 
 def write_probes(run: Run, tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray]) -> None:
-    """Keep what linear heads on the same frozen features say of the held-out pictures, by task, float32 (n, k)."""
+    """Keep what linear heads on the same frozen features say of the held-out images, by task, float32 (n, k)."""
     run.write_arrays(
         LINEAR_PROBE_FILE,
         **{prefix_with_task(tasks, task, "probabilities"): probabilities[task.name] for task in tasks},
@@ -128,7 +128,7 @@ def write_probes(run: Run, tasks: Sequence[Task], probabilities: Mapping[str, np
 
 
 def write_fusion(run: Run, tasks: Sequence[Task], fused: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Keep what late fusion says of the held-out pictures, by task and rule, float (n, k); a task may have nothing."""
+    """Keep what late fusion says of the held-out images, by task and rule, float (n, k); a task may have nothing."""
     arrays = {
         prefix_with_task(tasks, task, rule): said.astype(np.float32)
         for task in tasks
@@ -139,7 +139,7 @@ def write_fusion(run: Run, tasks: Sequence[Task], fused: Mapping[str, Mapping[st
 
 
 def read_fusion(run: Run) -> dict[str, dict[str, np.ndarray]]:
-    """Return what late fusion says of the pictures that `read_answers` returns, float32 [n, k], by task and rule."""
+    """Return what late fusion says of the images that `read_answers` returns, float32 [n, k], by task and rule."""
     if not (run.path / FUSION).exists():
         return {}
     tasks, stored, held_out = read_tasks(run), run.read_arrays(FUSION), run.read_arrays(PREDICTION_FILES["test"])
@@ -164,7 +164,7 @@ def read_tasks(run: Run) -> list[Task]:
 
 
 def load_predictions(run: Run, side: str = "test", tasks: Sequence[Task] | None = None) -> list[Predictions]:
-    """Return what a run answered on a side, "test" or "validation", per task, of pictures whose target is known.
+    """Return what a run answered on a side, "test" or "validation", per task, of images whose target is known.
 
     Raises:
         RunError: It did not answer there, or its files are damaged.
@@ -183,7 +183,7 @@ def load_predictions(run: Run, side: str = "test", tasks: Sequence[Task] | None 
 
 
 def take(answers: Predictions, rows: np.ndarray) -> Predictions:
-    """Return the answers on some pictures."""
+    """Return the answers on some images."""
     return replace(
         answers,
         keys=answers.keys[rows],
@@ -195,7 +195,7 @@ def take(answers: Predictions, rows: np.ndarray) -> Predictions:
 
 
 def read_probes(run: Run) -> dict[str, np.ndarray]:
-    """Return what linear heads say of the pictures that `read_answers` returns, float32 [n, k], by task.
+    """Return what linear heads say of the images that `read_answers` returns, float32 [n, k], by task.
 
     There are none where the run's own heads are linear.
     """
@@ -223,14 +223,14 @@ def check_finite(answers: Predictions) -> None:
     """Make sure that all probabilities are finite.
 
     Raises:
-        RunError: Some are not; the first such pictures are named.
+        RunError: Some are not; the first such images are named.
     """
     bad = ~np.isfinite(answers.probabilities).all(axis=1)
     if bad.any():
         some = ", ".join(answers.keys[bad][:3].tolist())
         raise RunError(
             "Every probability of a run must be a finite number.",
-            f"{int(bad.sum()):,} pictures with NaN or infinity, such as {some}",
+            f"{int(bad.sum()):,} images with NaN or infinity, such as {some}",
             "The training diverged: lower the learning rate and train again.",
         )
 
@@ -249,9 +249,9 @@ def _digest_data(digests: Sequence[str], labels: Sequence[str], sides: np.ndarra
 
 
 def _write_predictions(run: Run, examples: Dataset, probabilities: Mapping[str, np.ndarray]) -> None:
-    """Write predictions.csv: a row per held-out picture."""
+    """Write predictions.csv: a row per held-out image."""
     tasks = examples.tasks
-    columns: dict[str, Sequence[object]] = {"picture": [to_printable(key) for key in examples.keys]}
+    columns: dict[str, Sequence[object]] = {"image": [to_printable(key) for key in examples.keys]}
     for task in tasks:
         answers = probabilities[task.name]
         names, told = task.tell(answers)
@@ -266,12 +266,12 @@ def _write_predictions(run: Run, examples: Dataset, probabilities: Mapping[str, 
 
 
 def _keep_samples(run: Run, examples: Dataset, probabilities: Mapping[str, np.ndarray]) -> None:
-    """Copy some held-out pictures, spread over all of them, so that an export can be proved anywhere."""
+    """Copy some held-out images, spread over all of them, so that an export can be proved anywhere."""
     samples = []
     for number, row in enumerate(np.unique(np.linspace(0, len(examples) - 1, SAMPLES).astype(int)).tolist()):
         file = f"samples/{number:02d}"
         with run.replacing(file) as aside:
-            aside.write_bytes(read_picture(examples.paths[row]))
+            aside.write_bytes(read_image(examples.paths[row]))
         said = {
             prefix_with_task(examples.tasks, task, "probabilities"): probabilities[task.name][row].tolist()
             for task in examples.tasks

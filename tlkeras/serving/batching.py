@@ -41,7 +41,7 @@ class _Request:
 class BatchScheduler:
     """Runs one signature. Use it within one event loop.
 
-    A batch that fails because of its content is run again request by request, so that one bad picture spoils only the
+    A batch that fails because of its content is run again request by request, so that one bad image spoils only the
     request that it came with.
     """
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tlkeras.errors import ServingError
 
-Picture = str | Path | bytes
+Image = str | Path | bytes
 """A file, or the bytes of one."""
 
 _CONNECTION = "Is it running? Start one with: tlkeras serve saved_models/NAME"
@@ -36,21 +36,21 @@ class Client:
         self.url = url
         self._wire = _connect(url, timeout)
 
-    def predict(self, pictures: Sequence[Picture], signature: str = "serving_default") -> list[dict[str, Any]]:
-        """Return what a signature that takes `image_bytes` answers about each picture, by name of output.
+    def predict(self, images: Sequence[Image], signature: str = "serving_default") -> list[dict[str, Any]]:
+        """Return what a signature that takes `image_bytes` answers about each image, by name of output.
 
         Raises:
             ServingError: The server cannot be reached, or refuses; its own words are told.
             OSError: A file cannot be read.
         """
-        if not pictures:
+        if not images:
             return []
-        encoded = [picture if isinstance(picture, bytes) else Path(picture).read_bytes() for picture in pictures]
+        encoded = [image if isinstance(image, bytes) else Path(image).read_bytes() for image in images]
         return self._wire.predict(encoded, signature)
 
-    def extract(self, pictures: Sequence[Picture]) -> np.ndarray:
-        """Return the features of pictures, float32 [n, d]."""
-        rows = self.predict(pictures, "features")
+    def extract(self, images: Sequence[Image]) -> np.ndarray:
+        """Return the features of images, float32 [n, d]."""
+        rows = self.predict(images, "features")
         return np.array([row["features"] for row in rows], np.float32)
 
     def read_status(self) -> list[dict[str, Any]]:
@@ -205,17 +205,17 @@ def _shorten(error: Exception) -> str:
     return str(error).partition("(Caused by ")[2].rstrip(")") or str(error)
 
 
-def predict(url: str, pictures: Sequence[str], *, timeout: float = 30.0) -> dict[str, Any]:
-    """Return what a served model says of picture files, in the form of `tlkeras.inference.predict.predict`.
+def predict(url: str, images: Sequence[str], *, timeout: float = 30.0) -> dict[str, Any]:
+    """Return what a served model says of image files, in the form of `tlkeras.inference.predict.predict`.
 
-    Pictures that the server refuses are listed as unreadable, with its reason.
+    Images that the server refuses are listed as unreadable, with its reason.
 
     Raises:
         ServingError: The server cannot be reached, or does not answer with labels.
     """
     found, unreadable = [], []
     with Client(url, timeout=timeout) as client:
-        for path in _expand(pictures):
+        for path in _expand(images):
             try:
                 (answer,) = client.predict([path])
             except OSError as error:
@@ -229,13 +229,13 @@ def predict(url: str, pictures: Sequence[str], *, timeout: float = 30.0) -> dict
     return {"run": url, "threshold": None, "predictions": found, "unreadable": unreadable}
 
 
-def _expand(pictures: Sequence[str]) -> list[str]:
+def _expand(images: Sequence[str]) -> list[str]:
     paths: list[str] = []
-    for picture in pictures:
-        if os.path.isdir(picture):
-            paths += sorted(str(path) for path in Path(picture).rglob("*") if path.is_file() and path.name[0] != ".")
+    for image in images:
+        if os.path.isdir(image):
+            paths += sorted(str(path) for path in Path(image).rglob("*") if path.is_file() and path.name[0] != ".")
         else:
-            paths.append(picture)
+            paths.append(image)
     return paths
 
 

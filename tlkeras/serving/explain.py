@@ -1,4 +1,4 @@
-"""Which part of a picture speaks for the answer: what covering it takes away from the answer's probability.
+"""Which part of an image speaks for the answer: what covering it takes away from the answer's probability.
 
 Source: Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, section 4.2.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.data.headers import PictureError, check_header
+from tlkeras.data.headers import ImageError, check_header
 from tlkeras.exporting.signatures import Preprocessing
 from tlkeras.serving.handlers import RequestHandler
 from tlkeras.serving.models import ModelSpec, Version
@@ -22,28 +22,28 @@ _COVER = 0.25
 
 
 async def explain(desk: RequestHandler, encoded: bytes) -> dict[str, Any]:
-    """Return what a model says of a picture, and where it sees it.
+    """Return what a model says of an image, and where it sees it.
 
     Returns:
-        `version`; `resize`, how the picture was made a square; `tasks`: for each its `name`, `label`, `probabilities`
+        `version`; `resize`, how the image was made a square; `tasks`: for each its `name`, `label`, `probabilities`
         (label and value, the highest first) and `heat`, [GRID, GRID] from 0 to 1: how much the answer loses where that
         part is covered.
 
     Raises:
-        StatusError: It is no picture, or the version was not made by `tlkeras export`.
+        StatusError: It is no image, or the version was not made by `tlkeras export`.
     """
     version = desk.model.find(ModelSpec(desk.model.name))
     if not version.facts or not version.labels or "uint8" not in version.served.signatures:
         raise invalid_argument("Only versions that `tlkeras export` wrote can be explained")
     try:
         check_header(encoded, desk.model.limits.pixels)
-    except PictureError as error:
+    except ImageError as error:
         raise invalid_argument(f"The content cannot be used: {error.reason}") from None
-    facts = version.facts["picture"]
+    facts = version.facts["image"]
     entry = Preprocessing(facts["size"], facts["resize"])
     loop = asyncio.get_running_loop()
-    (picture,) = await loop.run_in_executor(None, lambda: entry.decode(tf.constant([encoded])).numpy())
-    outputs = await _ask_all(desk, version, np.concatenate([picture[None], occlude(picture)]))
+    (image,) = await loop.run_in_executor(None, lambda: entry.decode(tf.constant([encoded])).numpy())
+    outputs = await _ask_all(desk, version, np.concatenate([image[None], occlude(image)]))
     return {
         "version": version.number,
         "resize": facts["resize"],
@@ -51,22 +51,22 @@ async def explain(desk: RequestHandler, encoded: bytes) -> dict[str, Any]:
     }
 
 
-async def _ask_all(desk: RequestHandler, version: Version, pictures: np.ndarray) -> dict[str, np.ndarray]:
+async def _ask_all(desk: RequestHandler, version: Version, images: np.ndarray) -> dict[str, np.ndarray]:
     step = desk.model.batching.max_batch_size
     parts = [
-        await desk.model.run(version, "uint8", {"images": pictures[start : start + step]})
-        for start in range(0, len(pictures), step)
+        await desk.model.run(version, "uint8", {"images": images[start : start + step]})
+        for start in range(0, len(images), step)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def occlude(picture: np.ndarray) -> np.ndarray:
-    """Return the picture with each part of it covered by its mean colour: uint8 [GRID * GRID, size, size, 3]."""
-    size = picture.shape[0]
+def occlude(image: np.ndarray) -> np.ndarray:
+    """Return the image with each part of it covered by its mean colour: uint8 [GRID * GRID, size, size, 3]."""
+    size = image.shape[0]
     half = max(1, round(size * _COVER / 2))
     centres = ((np.arange(GRID) + 0.5) * size / GRID).astype(int)
-    covered = np.repeat(picture[None], GRID * GRID, axis=0)
-    mean = picture.mean(axis=(0, 1)).round().astype(np.uint8)
+    covered = np.repeat(image[None], GRID * GRID, axis=0)
+    mean = image.mean(axis=(0, 1)).round().astype(np.uint8)
     for place, (row, column) in enumerate((row, column) for row in centres for column in centres):
         covered[place, max(0, row - half) : row + half, max(0, column - half) : column + half] = mean
     return covered

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.data.headers import MAX_PIXELS, PictureError, check_header
+from tlkeras.data.headers import MAX_PIXELS, ImageError, check_header
 from tlkeras.exporting.loaded_model import LoadedSavedModel, Signature
 from tlkeras.exporting.model_card import FACTS, LABELS
 from tlkeras.exporting.versions import list_versions
@@ -36,7 +36,7 @@ class RequestLimits:
 
     Attributes:
         body: Bytes.
-        pixels: Of one picture.
+        pixels: Of one image.
         concurrency: Requests that are worked on at once.
         seconds: Until an answer is given up.
     """
@@ -276,8 +276,8 @@ class Model:
             for place, encoded in enumerate(inputs[_BYTES].tolist()):
                 try:
                     check_header(encoded, self.limits.pixels)
-                except PictureError as error:
-                    raise invalid_argument(f"Picture {place}: {error.reason}") from None
+                except ImageError as error:
+                    raise invalid_argument(f"Image {place}: {error.reason}") from None
 
 
 def _check_tensor(name: str, info: Any, array: np.ndarray) -> None:

@@ -108,7 +108,7 @@ def _flatten(name: str) -> str:
 
 
 def write_tensor(array: np.ndarray, tensor: Any) -> None:
-    """Fill a TensorProto with bytes (an array of objects) or with uint8 pictures."""
+    """Fill a TensorProto with bytes (an array of objects) or with uint8 images."""
     for size in array.shape:
         tensor.tensor_shape.dim.add(size=size)
     if array.dtype == object:

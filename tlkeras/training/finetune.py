@@ -21,7 +21,7 @@ from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
 from tlkeras.finetuning.inputs import BatchSource
 from tlkeras.finetuning.loop import DataSplit, HistoryRow, Trainer
-from tlkeras.finetuning.network import PICTURES, Network
+from tlkeras.finetuning.network import IMAGES, Network
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.heads.heads import Head, list_layers, order_outputs
 from tlkeras.plotting.charts import plot_history
@@ -45,11 +45,11 @@ def fine_tune(
 
     Args:
         heads: By task, fitted on frozen features: what the network starts from (LP-FT, Kumar et al., 2022).
-        rows: Of the pictures of each side, int64 (n,).
+        rows: Of the images of each side, int64 (n,).
         distribution: The devices to train on.
 
     Returns:
-        The trained model; its probabilities of the pictures of each side but the training, by task, float32
+        The trained model; its probabilities of the images of each side but the training, by task, float32
         (n, k); the history as columns; facts for the manifest.
     """
     network = make_network(recipe, inspection, prefix, heads)
@@ -114,7 +114,7 @@ def open_trainer(
 
     Args:
         network: The prefix's backbone with heads that were fitted on frozen features.
-        rows: Of the pictures of each side, int64 (n,).
+        rows: Of the images of each side, int64 (n,).
         phase: Measures the extraction.
         distribution: The devices to train on.
     """
@@ -129,7 +129,7 @@ def open_trainer(
 
 
 def _take(rows: Mapping[str, np.ndarray], side: str) -> np.ndarray:
-    """Return the pictures that are read of a side: for training, those of a target domain too."""
+    """Return the images that are read of a side: for training, those of a target domain too."""
     unlabelled = rows.get(builders.TARGET, rows[side][:0]) if side == "train" else rows[side][:0]
     return np.concatenate([rows[side], unlabelled])
 
@@ -155,8 +155,8 @@ def _make_suppliers(
         if not len(rows[side]):
             continue
         augmented, of_side = side == "train", _take(rows, side)
-        pictures = builders.make_image_source(recipe, prefix, inspection, of_side, augmented)
-        found: dict[str, BatchSource] = {PICTURES: pictures}
+        images = builders.make_image_source(recipe, prefix, inspection, of_side, augmented)
+        found: dict[str, BatchSource] = {IMAGES: images}
         taps = builders.list_kept(prefix, plan) if augmented else plan.kept
         if taps:
             views = builders.PLAIN_VIEWS
@@ -198,14 +198,14 @@ def make_split(
 def predict_split(
     recipe: Recipe, model: keras.Model, inspection: ValidatedDataset, rows: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return the probabilities of pictures by task, from their files, as whoever serves the model will get them."""
+    """Return the probabilities of images by task, from their files, as whoever serves the model will get them."""
     paths = [str(inspection.examples.paths[row]) for row in rows.tolist()]
     digests = [inspection.digests[row] for row in rows.tolist()]
-    pictures = ImageFiles(paths, digests, recipe.data.resize)
+    images = ImageFiles(paths, digests, recipe.data.resize)
     names = [task.name for task in inspection.examples.tasks]
     facts = [{"model": "trained", "task": name} for name in names]
     with extract_activations(
-        order_outputs(model, names), pictures, facts, engine=recipe.features.engine, dtype="float32"
+        order_outputs(model, names), images, facts, engine=recipe.features.engine, dtype="float32"
     ) as answers:
         return {name: np.asarray(output) for name, output in zip(names, answers.outputs, strict=True)}
 

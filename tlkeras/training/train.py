@@ -1,4 +1,4 @@
-"""One run: pictures, cached features, a fitted head, and all that later stages need, in one directory."""
+"""One run: images, cached features, a fitted head, and all that later stages need, in one directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tlkeras.heads.late_fusion import fit_late_fusion
 from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.regression import RidgeRegressionHead
 from tlkeras.runs.directory import Run, create_run, log_to_file
-from tlkeras.runs.predictions import save_predictions, write_fusion, write_pictures, write_probes
+from tlkeras.runs.predictions import save_predictions, write_fusion, write_images, write_probes
 from tlkeras.training import builders
 from tlkeras.training.builders.fit_heads import SplitFeatures, find_groups, fit_heads
 from tlkeras.training.finetune import CHECKPOINTS, fine_tune, predict_split
@@ -38,7 +38,7 @@ from tlkeras.training.finetune import CHECKPOINTS, fine_tune, predict_split
 def train(recipe: Recipe, root: Path, *, loading: float = 0.0) -> Run:
     """Carry out a recipe into a new run directory below `root`.
 
-    What can be known before the first batch (unreadable source, unknown column, too few pictures, missing weights)
+    What can be known before the first batch (unreadable source, unknown column, too few images, missing weights)
     is raised before the directory is made.
 
     Args:
@@ -129,7 +129,7 @@ def _collect_errors(problems: list[TlkerasError]) -> Iterator[None]:
 def _run_training(
     recipe: Recipe, run: Run, examples: Dataset, prefix: FeatureExtractor, distribution: Strategy
 ) -> None:
-    with run.phase("check pictures"):
+    with run.phase("check images"):
         inspection = validate_images(examples)
         examples = inspection.examples
         sides = builders.split_dataset(recipe, examples)
@@ -165,12 +165,12 @@ def _run_training(
     with run.phase("write run"):
         with run.replacing("model.keras") as aside:
             model.save(aside)
-        write_pictures(run, examples, sides, inspection.digests, [*inspection.rejected, *features.rejected])
+        write_images(run, examples, sides, inspection.digests, [*inspection.rejected, *features.rejected])
         save_predictions(run, examples, rows, probabilities)
         run.write_table("history.csv", list(history), zip(*history.values(), strict=True))
         run.update_manifest(
             recipe=fingerprint(recipe),
-            picture=builders.preprocessing_config(recipe),
+            image=builders.preprocessing_config(recipe),
             examples={name: len(of_side) for name, of_side in rows.items()},
             parameters=model.count_params(),
             rejected=len(inspection.rejected) + len(features.rejected),
@@ -186,7 +186,7 @@ def _run_training(
 def _fit_linear_probe(
     recipe: Recipe, run: Run, examples: Dataset, parts: Mapping[str, SplitFeatures], heads: Mapping[str, Head]
 ) -> None:
-    """Keep what linear heads on the same frozen features say of the held-out pictures, if the run's are others."""
+    """Keep what linear heads on the same frozen features say of the held-out images, if the run's are others."""
     linear = all(isinstance(head, (LinearHead, RidgeRegressionHead)) for head in heads.values())
     if recipe.finetuning or not linear:
         plain = {name: parts[name].as_vectors() for name in ("train", "test")}
@@ -212,7 +212,7 @@ def _describe(recipe: Recipe, features: Activations, heads: Mapping[str, Head]) 
 def _fuse_late(
     recipe: Recipe, run: Run, examples: Dataset, parts: Mapping[str, SplitFeatures], widths: Sequence[int]
 ) -> None:
-    """Keep what heads on each part of fused features say of the held-out pictures, joined afterwards.
+    """Keep what heads on each part of fused features say of the held-out images, joined afterwards.
 
     What takes epochs to train is replaced by linear heads: each part is fitted six times.
     """
@@ -238,12 +238,12 @@ def _fuse_late(
 
 
 def take_side(features: Activations, wanted: np.ndarray) -> SplitFeatures:
-    """Read one side's features from the store; pictures without features are left out."""
+    """Read one side's features from the store; images without features are left out."""
     places = np.flatnonzero(wanted[features.kept])
     rows = features.kept[places]
     return SplitFeatures(rows, features.outputs[0][places])
 
 
 def _predict_split(heads: Mapping[str, Head], side: SplitFeatures) -> dict[str, np.ndarray]:
-    """Return the probabilities of a side's pictures by task, float32 (n, k)."""
+    """Return the probabilities of a side's images by task, float32 (n, k)."""
     return {name: head.predict_proba(side.X).astype(np.float32) for name, head in heads.items()}

@@ -1,4 +1,4 @@
-"""Pictures of searches: how trials differ, and which keys mattered."""
+"""Images of searches: how trials differ, and which keys mattered."""
 
 from __future__ import annotations
 

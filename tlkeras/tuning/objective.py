@@ -30,12 +30,12 @@ _SMALLEST = 1e-7  # probability, as Keras clips it
 
 @dataclass(frozen=True)
 class SharedFeatures:
-    """What all trials with the same pictures and the same frozen network share.
+    """What all trials with the same images and the same frozen network share.
 
     Attributes:
-        inspection: The pictures.
-        parts: What heads are fitted and measured on, by side; no test pictures.
-        computed: Pictures that had to be run through the network.
+        inspection: The images.
+        parts: What heads are fitted and measured on, by side; no test images.
+        computed: Images that had to be run through the network.
         seconds: That it took to have them.
     """
 
@@ -63,7 +63,7 @@ class TrialRunner:
         self._frozen: OrderedDict[str, SharedFeatures] = OrderedDict()
 
     def prepare(self, recipe: Recipe, corners: Iterable[Recipe]) -> int:
-        """Compute what is frozen in all trials, in one pass over the pictures; return how many were computed.
+        """Compute what is frozen in all trials, in one pass over the images; return how many were computed.
 
         Args:
             recipe: Any trial's.
@@ -118,7 +118,7 @@ class TrialRunner:
     def _divide(self, recipe: Recipe, inspection: ValidatedDataset) -> np.ndarray:
         sides = builders.split_dataset(recipe, inspection.examples)
         if not (sides == "validation").any():
-            raise DataError("A search needs pictures to validate on.", "none", "Raise data.validation.")
+            raise DataError("A search needs images to validate on.", "none", "Raise data.validation.")
         return sides
 
     def _read(self, recipe: Recipe) -> SharedFeatures:

@@ -19,7 +19,7 @@ _ROUNDS = 20
 
 
 def report(run: Run) -> dict[str, Any]:
-    """Return what `tlkeras.api.report_tuning` says, and write the pictures beside the search.
+    """Return what `tlkeras.api.report_tuning` says, and write the images beside the search.
 
     Raises:
         RunError: The search's files are damaged.
@@ -32,17 +32,17 @@ def report(run: Run) -> dict[str, Any]:
     done = [trial for trial in book.trials.values() if trial["status"] == "completed"]
     scores = [trial["figures"][tuning.objective] for trial in done]
     importance = measure_importance(tuning.space, done, scores) if len(done) >= FEWEST else None
-    pictures = []
+    images = []
     if done:
         axes = {key: [_read(trial, key) for trial in done] for key in tuning.space}
         with run.replacing("parallel.png") as aside:
             logarithmic = {key for key, dimension in tuning.space.items() if dimension.sampling == "log"}
             draw_parallel(axes, (tuning.objective, scores), aside, logarithmic, low=book.sign > 0)
-        pictures.append(str(run.path / "parallel.png"))
+        images.append(str(run.path / "parallel.png"))
     if importance:
         with run.replacing("importance.png") as aside:
             draw_importance(importance, f"share of the differences in {tuning.objective}, {len(done)} trials", aside)
-        pictures.append(str(run.path / "importance.png"))
+        images.append(str(run.path / "importance.png"))
     best = run.path / "best.yaml"
     return {
         "path": str(run.path),
@@ -52,7 +52,7 @@ def report(run: Run) -> dict[str, Any]:
         "trials": [{**trial, "over_seeds": summarise(trial, tuning.objective)} for trial in ranked],
         "failed": failed,
         "importance": importance,
-        "pictures": pictures,
+        "images": images,
         "best": str(best) if best.exists() else None,
         "phases": run.manifest.get("phases", {}),
     }

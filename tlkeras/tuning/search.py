@@ -123,7 +123,7 @@ def _run_search(run: Run, recipe: Recipe, tuning: TuningConfig, hire: Callable[[
 
 
 def prepare(recipe: Recipe, evaluator: TrialRunner) -> None:
-    """Compute what is frozen in all trials, in one pass over the pictures.
+    """Compute what is frozen in all trials, in one pass over the images.
 
     Raises:
         RecipeError: No combination of the space is a valid recipe.
@@ -277,7 +277,7 @@ def _check_failures(book: TrialLog, over: bool = False) -> None:
 
 
 def _repeat_finalists(book: TrialLog, crew: Workers, first: int) -> None:
-    """Do the best trials again with other seeds of what is trained; the pictures stay on their sides."""
+    """Do the best trials again with other seeds of what is trained; the images stay on their sides."""
     finalists = book.completed()[: book.tuning.finalists]
     todo = [
         (trial, str(seed))

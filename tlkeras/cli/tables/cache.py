@@ -1,4 +1,4 @@
-"""The store of activations, and packed pictures, as tables."""
+"""The store of activations, and packed images, as tables."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def draw_pruned(result: dict[str, Any]) -> None:
 
 
 def draw_packed(result: dict[str, Any]) -> None:
-    """Print where pictures were packed, and which could not be."""
+    """Print where images were packed, and which could not be."""
     console = open_console()
     console.print(
-        f"{result['pictures']:,} pictures, {result['bytes'] / 1e6:,.1f} MB, in {result['shards']:,} files.",
+        f"{result['images']:,} images, {result['bytes'] / 1e6:,.1f} MB, in {result['shards']:,} files.",
         highlight=False,
     )
     if result["rejected"]:

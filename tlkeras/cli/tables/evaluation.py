@@ -23,7 +23,7 @@ def draw_comparison(result: dict[str, Any]) -> None:
         first, *_ = compared["metrics"]
         for name, differences in compared["differences"].items():
             console.print(_list_differences(f"{name} against {first}", differences))
-    console.print("Differences are paired: both runs on each of the same resamples of pictures; 95 % intervals.")
+    console.print("Differences are paired: both runs on each of the same resamples of images; 95 % intervals.")
     for note in result["notes"]:
         console.print(f"[yellow]{escape(note)}[/yellow]")
 
@@ -37,11 +37,11 @@ def draw_report(result: dict[str, Any]) -> None:
 
 
 def _list_runs(result: Mapping[str, Any]) -> Table:
-    columns = [("run", "left"), ("minutes", "right"), ("parameters", "right"), ("held-out pictures", "right")]
-    table = make_table(f"Compared on {result['pictures']:,} pictures", columns)
+    columns = [("run", "left"), ("minutes", "right"), ("parameters", "right"), ("held-out images", "right")]
+    table = make_table(f"Compared on {result['images']:,} images", columns)
     for run in result["runs"]:
         parameters = "-" if run["parameters"] is None else f"{run['parameters']:,}"
-        table.add_row(escape(run["name"]), f"{run['minutes']:,.1f}", parameters, f"{run['pictures']:,}")
+        table.add_row(escape(run["name"]), f"{run['minutes']:,.1f}", parameters, f"{run['images']:,}")
     return table
 
 

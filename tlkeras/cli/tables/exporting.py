@@ -14,12 +14,12 @@ from tlkeras.cli.tables.style import make_table, open_console
 def draw_export(result: dict[str, Any]) -> None:
     """Print how each form of the model agrees with the run, where the version lies and how it is served."""
     console = open_console()
-    console.print(_list_forms(result["parity"], f"{result['run']}: {result['pictures']:,} held-out pictures"))
+    console.print(_list_forms(result["parity"], f"{result['run']}: {result['images']:,} held-out images"))
     for note in result["notes"]:
         console.print(f"[yellow]{escape(note)}[/yellow]")
     console.print(f"Exported version {result['version']} to {escape(result['path'])}")
     console.print(
-        f"Proved on {result['pictures']:,} held-out pictures: largest difference in a probability from the run's own "
+        f"Proved on {result['images']:,} held-out images: largest difference in a probability from the run's own "
         f"{result['difference']:.1g}; {result['warmup']} warm-up requests replayed."
     )
     console.print(f"Signatures: {', '.join(result['signatures'])}")
@@ -29,7 +29,7 @@ def draw_export(result: dict[str, Any]) -> None:
 
 def _list_forms(rows: Sequence[dict[str, Any]], title: str) -> Table:
     columns = [("form", "left"), ("largest difference", "right"), ("same answer", "right"), ("accuracy", "right")]
-    columns += [("95 % interval", "right"), ("MB", "right"), ("ms per picture", "right")]
+    columns += [("95 % interval", "right"), ("MB", "right"), ("ms per image", "right")]
     several = len({row["task"] for row in rows}) > 1
     table = make_table(title, columns)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Jobs on many pictures as tables."""
+"""Jobs on many images as tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def draw_job(result: dict[str, Any]) -> None:
         f"{result['folder']}: {result['done']:,} of {result['shards']:,} shards", [("", "left")] * 2, False
     )
     rows = {
-        "pictures": f"{result['pictures']:,}",
+        "images": f"{result['images']:,}",
         "rows": f"{result['rows']:,}",
         "left out": f"{result['rejected']:,}",
         "size": f"{result['bytes'] / 1e6:,.1f} MB",
@@ -30,11 +30,9 @@ def draw_job(result: dict[str, Any]) -> None:
     console = open_console()
     console.print(table)
     if result["rejected"]:
-        console.print(
-            f"[yellow]Pictures that were left out are listed in {escape(result['folder'])}/rejected.[/yellow]"
-        )
+        console.print(f"[yellow]Images that were left out are listed in {escape(result['folder'])}/rejected.[/yellow]")
     if result["failed"]:
-        columns = [("shard", "right"), ("pictures", "left"), ("last error", "left")]
+        columns = [("shard", "right"), ("images", "left"), ("last error", "left")]
         failed = make_table(f"{len(result['failed'])} shards failed; give the command again to try again", columns)
         for row in result["failed"]:
             failed.add_row(str(row["shard"]), escape(f"{row['first']} to {row['last']}"), escape(row["error"]))

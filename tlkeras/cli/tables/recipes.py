@@ -34,7 +34,7 @@ def draw_schedule(result: dict[str, Any]) -> None:
     """Print what trains in each stage, at which rate, and why."""
     columns = [("stage", "left"), ("epochs", "right"), ("trains", "left"), ("learning rate", "right")]
     columns += [("parameters", "right"), ("starts from", "left"), ("kept", "right"), ("work saved", "right")]
-    views = f", {result['views']} views of each picture in {result['precision']}" if result["views"] else ""
+    views = f", {result['views']} views of each image in {result['precision']}" if result["views"] else ""
     count = len(result["stages"])
     table = make_table(f"{result['name']}: {count} stage{'s' if count > 1 else ''}{views}", columns)
     for stage in result["stages"]:
@@ -78,7 +78,7 @@ def draw_augmentation(result: dict[str, Any]) -> None:
     mixed = [f"{name} {result[key]:g}" for name, key in (("MixUp", "mixup"), ("CutMix", "cutmix")) if result[key]]
     if mixed:
         open_console().print(f"Examples of a batch are mixed: {', '.join(mixed)}.")
-    open_console().print(f"{result['pictures']} pictures in {result['shown']} views: {escape(result['path'])}")
+    open_console().print(f"{result['images']} images in {result['shown']} views: {escape(result['path'])}")
 
 
 def draw_rates(result: dict[str, Any]) -> None:
@@ -101,21 +101,21 @@ def draw_rates(result: dict[str, Any]) -> None:
         console.print(
             f"Suggested: {result['suggestion']:.1e} (the recipe has {result['learning_rate']:.1e}). {result['reason']}"
         )
-    if result["picture"]:
-        console.print(f"Curve: {escape(result['picture'])}")
+    if result["image"]:
+        console.print(f"Curve: {escape(result['image'])}")
 
 
 def draw_features(result: dict[str, Any]) -> None:
-    """Print how well each depth separates the classes, and where the pictures lie."""
+    """Print how well each depth separates the classes, and where the images lie."""
     console = open_console()
     table = make_table(
-        f"{result['name']}: pictures with the class of their nearest neighbours",
+        f"{result['name']}: images with the class of their nearest neighbours",
         [("depth", "left"), ("share", "right"), ("", "left")],
     )
     for name, share in result["separations"].items():
         table.add_row(escape(name), f"{share:.3f}", "█" * round(_BAR_WIDTH * share))
     table.add_row("the most common class alone", f"{result['chance']:.3f}", "█" * round(_BAR_WIDTH * result["chance"]))
     console.print(table)
-    console.print(f"{result['pictures']:,} pictures, none of the test side: {escape(result['path'])}")
+    console.print(f"{result['images']:,} images, none of the test side: {escape(result['path'])}")
     if result["maps"]:
         console.print(f"Maps of {escape(result['layer'])}: {escape(result['maps'])}")

@@ -26,7 +26,7 @@ def draw_recommendation(result: dict[str, Any]) -> None:
     for answer in result["answers"]:
         answers.add_row(answer["question"], escape(answer["answer"]), escape(answer["reason"]))
     console.print(answers)
-    console.print(f"Picture: {escape(result['picture'])}", soft_wrap=True)
+    console.print(f"Image: {escape(result['image'])}", soft_wrap=True)
     if result["path"]:
         console.print(f"Run it with: tlkeras train {escape(result['path'])}", soft_wrap=True)
         return
@@ -71,7 +71,7 @@ def _draw_candidates(rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_costs(rows: list[dict[str, Any]]) -> None:
-    columns = [("backbone", "left"), ("one picture", "right"), ("pictures/s", "right"), ("memory", "right")]
+    columns = [("backbone", "left"), ("one image", "right"), ("images/s", "right"), ("memory", "right")]
     columns += [("weights", "right"), ("fine-tuning", "right"), ("its memory", "right"), ("licence", "left")]
     columns += [("Pareto front", "left")]
     table = make_table("On this machine", columns)
@@ -79,7 +79,7 @@ def _draw_costs(rows: list[dict[str, Any]]) -> None:
         table.add_row(
             row["name"],
             f"{row['milliseconds']:.1f} ms",
-            f"{row['pictures_per_second']:,.0f}",
+            f"{row['images_per_second']:,.0f}",
             _tell(row["memory"], "{:,.0f} MB"),
             f"{row['megabytes']:,.1f} MB",
             f"{row['minutes']:,.1f} min",

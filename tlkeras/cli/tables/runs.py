@@ -39,7 +39,7 @@ def draw_training(result: dict[str, Any]) -> None:
     export = f"tlkeras export {name} --to saved_models/{run.rpartition('-')[0]}"
     exports = [] if features.get("handcrafted") else [(export, "a SavedModel for TensorFlow Serving")]
     for command, purpose in (
-        (f"tlkeras predict {name} PICTURE...", "classify pictures"),
+        (f"tlkeras predict {name} IMAGE...", "classify images"),
         *exports,
         ("tlkeras cp quickstart mine.yaml", "a recipe of your own"),
     ):
@@ -65,20 +65,20 @@ def draw_evaluation(result: dict[str, Any]) -> None:
     for of_task in result.get("tasks", {"": result}).values():
         _draw_task({**result, **of_task})
     if result.get("trained_on"):
-        console.print(f"[yellow]{result['trained_on']:,} of these pictures were trained on: figures flatter.[/yellow]")
+        console.print(f"[yellow]{result['trained_on']:,} of these images were trained on: figures flatter.[/yellow]")
     if result["rejected"]:
         where = "they cannot be read" if "source" in result else "see rejected.csv in the run"
-        console.print(f"[yellow]{result['rejected']:,} pictures were left out; {where}.[/yellow]")
+        console.print(f"[yellow]{result['rejected']:,} images were left out; {where}.[/yellow]")
 
 
 def _draw_task(result: dict[str, Any]) -> None:
     console = open_console()
-    of_which = f"pictures of {result['source']}" if "source" in result else "held-out pictures"
+    of_which = f"images of {result['source']}" if "source" in result else "held-out images"
     weighted = ", weighted" if result["weighted"] else ""
     kinds = {"multiclass": f"{len(result['classes'])} classes", "multilabel": f"{len(result['classes'])} labels"}
     several = f", {result['task']}" if "tasks" in result else ""
     kind = kinds.get(result["kind"], "a number")
-    title = f"{result['run']}{several}: {result['pictures']:,} {of_which}{weighted}, {kind}"
+    title = f"{result['run']}{several}: {result['images']:,} {of_which}{weighted}, {kind}"
     columns = [("", "left"), ("value", "right"), ("95 % interval", "right")]
     beside = baseline_names(result)
     table = make_table(title, [*columns, *((name, "right") for name in beside)])
@@ -111,7 +111,7 @@ def _tell_calibration(calibration: dict[str, Any]) -> str:
 
 
 def draw_predictions(result: dict[str, Any]) -> None:
-    """Print the best classes of each picture, and what could not be read."""
+    """Print the best classes of each image, and what could not be read."""
     console = open_console()
     draw = _list_answers if result["threshold"] is None else _list_labels_found
     if result["predictions"]:
@@ -126,14 +126,14 @@ def draw_written(result: dict[str, Any]) -> None:
     done = f", {result['resumed']:,} of them before" if result["resumed"] else ""
     engine = f" with {result['engine']}" if result["engine"] else ""
     console.print(f"Wrote {result['rows']:,} predictions to {escape(result['out'])}{done}.")
-    console.print(f"{result['rate']:,.0f} pictures/s{engine}, {result['seconds']:,.1f} s.")
+    console.print(f"{result['rate']:,.0f} images/s{engine}, {result['seconds']:,.1f} s.")
     if result["unreadable"]:
         console.print(f"[yellow]{result['unreadable']:,} could not be read; see {escape(result['rejected'])}[/yellow]")
 
 
 def _list_answers(result: dict[str, Any]) -> Table:
     others = _list_others(result)
-    columns = [("picture", "left"), ("label", "left"), ("probability", "right"), ("then", "left")]
+    columns = [("image", "left"), ("label", "left"), ("probability", "right"), ("then", "left")]
     columns += [(name, "left") for name in others]
     table = make_table(f"Predictions of {result['run']}", columns)
     for row in result["predictions"]:
@@ -149,7 +149,7 @@ def _list_answers(result: dict[str, Any]) -> Table:
 
 def _list_labels_found(result: dict[str, Any]) -> Table:
     others = _list_others(result)
-    columns = [("picture", "left"), (f"labels, from {result['threshold']:g} on", "left"), ("probabilities", "left")]
+    columns = [("image", "left"), (f"labels, from {result['threshold']:g} on", "left"), ("probabilities", "left")]
     columns += [(name, "left") for name in others]
     table = make_table(f"Predictions of {result['run']}", columns)
     for row in result["predictions"]:
@@ -169,7 +169,7 @@ def _list_best(top: Sequence[dict[str, Any]]) -> str:
 
 def _list_labels(labels: dict[str, dict[str, Any]], what: str) -> Table:
     """Return a table of each class's figures; of many classes, the worst."""
-    columns = [(what, "left"), ("pictures", "right"), ("precision", "right"), ("recall", "right")]
+    columns = [(what, "left"), ("images", "right"), ("precision", "right"), ("recall", "right")]
     columns += [(METRIC_NAMES[name], "right") for name in _WITH_INTERVALS]
     worst = sorted(labels, key=lambda label: labels[label]["f1"]["value"] or 0.0)[:MOST_ROWS]
     shown = labels if len(labels) <= MOST_ROWS else worst
@@ -188,7 +188,7 @@ def _list_labels(labels: dict[str, dict[str, Any]], what: str) -> Table:
 
 
 def _list_slices(name: str, values: dict[str, dict[str, Any]]) -> Table:
-    """Return a table of the figures on pictures that have a value in common."""
+    """Return a table of the figures on images that have a value in common."""
     known = next(iter(values.values()))
     metrics = [
         metric
@@ -196,7 +196,7 @@ def _list_slices(name: str, values: dict[str, dict[str, Any]]) -> Table:
         if metric in known
     ]
     table = make_table(
-        f"By {name}", [(name, "left"), ("pictures", "right"), *((METRIC_NAMES[m], "right") for m in metrics)]
+        f"By {name}", [(name, "left"), ("images", "right"), *((METRIC_NAMES[m], "right") for m in metrics)]
     )
     for value in list(values)[:MOST_ROWS]:
         cells = [f"{format_number(values[value][m]['value'])} ({_tell_interval(values[value][m])})" for m in metrics]

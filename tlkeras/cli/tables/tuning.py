@@ -42,8 +42,8 @@ def draw_tuning(result: dict[str, Any]) -> None:
         console.print(failed)
     for name, seconds in result["phases"].items():
         console.print(f"{name}: {seconds:.1f} s")
-    for path in result["pictures"]:
-        console.print(f"Picture: {escape(path)}", soft_wrap=True)
+    for path in result["images"]:
+        console.print(f"Image: {escape(path)}", soft_wrap=True)
     if result["best"]:
         console.print(f"Best recipe: {escape(result['best'])}", soft_wrap=True)
     if "run" in result:

@@ -37,7 +37,7 @@ class Recipe(ConfigSection):
     @model_validator(mode="before")
     @classmethod
     def _ask_for_each_label(cls, values: Any) -> Any:
-        """Where a picture can have several labels, the loss is that of each, unless another is asked for."""
+        """Where an image can have several labels, the loss is that of each, unless another is asked for."""
         data, options = (values.get(name) for name in ("data", "finetuning")) if isinstance(values, dict) else (0, 0)
         if not (isinstance(data, dict) and data.get("separator") and isinstance(options, dict)):
             return values
@@ -61,7 +61,7 @@ class Recipe(ConfigSection):
         if self.finetuning is not None:
             conflicts += _list_adaptation_conflicts(self, self.domains)
         if self.data.separator or any(task.kind == "labels" for task in (self.data.tasks or {}).values()):
-            conflicts.append("a picture is of one class, not of several labels")
+            conflicts.append("an image is of one class, not of several labels")
         if any(task.kind == "number" for task in (self.data.tasks or {}).values()):
             conflicts.append("numbers are not adapted: leave them out of data.tasks")
         if self.mapping.kind in FEATURE_MAP_HEADS:
@@ -95,7 +95,7 @@ class Recipe(ConfigSection):
             raise ValueError(f"with data.tasks, {'; '.join(conflicts)}.")
         if conflicts:
             several = "can have several labels" if self.data.separator else "is of one class"
-            raise ValueError(f"where a picture {several} (data.separator), {'; '.join(conflicts)}.")
+            raise ValueError(f"where an image {several} (data.separator), {'; '.join(conflicts)}.")
         return self
 
 
@@ -110,7 +110,7 @@ def _list_adaptation_conflicts(recipe: Recipe, domains: DomainAdaptationConfig) 
     if domains.correction != "none":
         conflicts.append("a correction is of answers from frozen features: leave it or finetuning out")
     if augmentation.mixup or augmentation.cutmix:
-        conflicts.append("pictures of both domains would be mixed: leave augmentation.mixup and cutmix out")
+        conflicts.append("images of both domains would be mixed: leave augmentation.mixup and cutmix out")
     if options is not None and options.balanced:
         conflicts.append("domains are drawn equally often, finetuning.balanced cannot draw classes so")
     return conflicts
@@ -154,7 +154,7 @@ def _list_task_conflicts(recipe: Recipe) -> list[str]:
         if options.loss.kind == "sigmoid":
             conflicts.append("finetuning.loss is that of classes, softmax or focal; labels have sigmoid anyway")
         if len(recipe.data.tasks or {}) > 1 and options.class_weight != "none":
-            conflicts.append("there is no finetuning.class_weight: a picture has a class in each task")
+            conflicts.append("there is no finetuning.class_weight: an image has a class in each task")
         if len(recipe.data.tasks or {}) > 1 and options.balanced:
             conflicts.append("finetuning.balanced cannot draw the classes of every task equally often")
         unknown = sorted(set(options.task_weights or {}) - set(recipe.data.tasks or {}))

@@ -1,4 +1,4 @@
-"""Which pictures, and what is done to them."""
+"""Which images, and what is done to them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TaskConfig(ConfigSection):
 
 
 class DataConfig(ConfigSection):
-    """Which pictures, which column is the label, and who is held out.
+    """Which images, which column is the label, and who is held out.
 
     `tasks`, by name, takes the place of `label` where several things are learned; the first is the main one.
 
@@ -69,10 +69,10 @@ class DataConfig(ConfigSection):
 
 
 class AugmentationConfig(ConfigSection):
-    """What is done to the pictures that the backbone is fine-tuned on, and in how many views of each.
+    """What is done to the images that the backbone is fine-tuned on, and in how many views of each.
 
     Where nothing is kept of them, views are made in the pipeline or in the training graph; auto takes what is faster.
-    With `test_time` the finished network itself looks at each picture in all orientations of the policy.
+    With `test_time` the finished network itself looks at each image in all orientations of the policy.
     """
 
     policy: Annotated[Any, AfterValidator(_check_policy)] = "none"

@@ -16,7 +16,7 @@ KERAS_HUB_PREFIX = "hub:"
 
 
 class BackboneConfig(ConfigSection):
-    """Which pretrained network, at which picture size."""
+    """Which pretrained network, at which image size."""
 
     name: str
     weights: str = "imagenet"
@@ -37,7 +37,7 @@ class BackboneConfig(ConfigSection):
     def _be_whole(self) -> BackboneConfig:
         if self.name == NO_BACKBONE and (self.size is None or self.weights != "none"):
             raise ValueError(
-                "a backbone none has no weights, and size says how large the pictures are: set backbone.size."
+                "a backbone none has no weights, and size says how large the images are: set backbone.size."
             )
         return self
 
@@ -53,7 +53,7 @@ class FeaturesConfig(ConfigSection):
     """Where the backbone is read, how a map becomes a vector, what stands beside it, and which engine computes it.
 
     With `taps`, several blocks are read, by name or index, in the place of `cut`; `backbones` are more networks that
-    see the same pictures, and `handcrafted` are features that no network makes. Each is then normalised, and all are
+    see the same images, and `handcrafted` are features that no network makes. Each is then normalised, and all are
     one vector.
     """
 
@@ -68,11 +68,11 @@ class FeaturesConfig(ConfigSection):
     cache: bool = True
 
     @model_validator(mode="after")
-    def _see_one_picture(self) -> FeaturesConfig:
+    def _see_one_image(self) -> FeaturesConfig:
         if any(backbone.name == NO_BACKBONE for backbone in self.backbones):
             raise ValueError("features.backbones are networks: leave none out.")
         if any(backbone.size is not None for backbone in self.backbones):
-            raise ValueError("backbones see the pictures of backbone.size: leave their own size out.")
+            raise ValueError("backbones see the images of backbone.size: leave their own size out.")
         if self.taps and self.cut != "last":
             raise ValueError(f"taps say where the backbone is read: leave cut out. Received: {self.cut!r}.")
         return self

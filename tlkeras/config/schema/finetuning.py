@@ -53,14 +53,14 @@ class StageConfig(ConfigSection):
 
 
 class SoftmaxConfig(ConfigSection):
-    """Cross entropy: every picture is of one class."""
+    """Cross entropy: every image is of one class."""
 
     kind: Literal["softmax"] = "softmax"
     smoothing: Fraction = 0.0
 
 
 class FocalConfig(ConfigSection):
-    """Cross entropy in which pictures that are answered well count little."""
+    """Cross entropy in which images that are answered well count little."""
 
     kind: Literal["focal"] = "focal"
     gamma: float = Field(default=2.0, ge=0, le=10)

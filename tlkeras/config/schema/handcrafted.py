@@ -10,7 +10,7 @@ from tlkeras.config.schema.fields import ConfigSection
 
 
 class SiftConfig(ConfigSection):
-    """Local descriptors on a grid or at keypoints, as one vector of a codebook learned on training pictures."""
+    """Local descriptors on a grid or at keypoints, as one vector of a codebook learned on training images."""
 
     kind: Literal["sift"]
     detector: Literal["dense", "keypoint"] = "dense"

@@ -182,7 +182,7 @@ class TrainingConfig(ConfigSection):
 
     The strategy is that of fine-tuning: `mirrored` takes all GPUs of a machine, `multi_worker` those of all machines
     in TF_CONFIG, `auto` is `mirrored` where there are several GPUs. `feed` is the HOST:PORT of `tlkeras feed`, whose
-    workers decode the pictures that fine-tuning reads anew in every epoch.
+    workers decode the images that fine-tuning reads anew in every epoch.
     """
 
     epochs: int = Field(default=60, ge=1)

@@ -18,11 +18,11 @@ Placement = Literal["pipeline", "graph"]
 _TRIALS = 3
 
 
-class PictureAugmentation(keras.layers.Layer):
-    """Shows each picture of a batch in one of a policy's views; a training layer, never part of an exported model.
+class ImageAugmentation(keras.layers.Layer):
+    """Shows each image of a batch in one of a policy's views; a training layer, never part of an exported model.
 
-    Takes pictures uint8 [b, h, w, 3], keys int64 [b, 2] and view numbers int64 [b], see `augmentation`; gives pictures
-    of the same shape. Per picture only the operations run that its view draws, and the pixels are those that the
+    Takes images uint8 [b, h, w, 3], keys int64 [b, 2] and view numbers int64 [b], see `augmentation`; gives images
+    of the same shape. Per image only the operations run that its view draws, and the pixels are those that the
     pipeline makes (accelerators may round an interpolated one the other way).
     """
 
@@ -32,15 +32,15 @@ class PictureAugmentation(keras.layers.Layer):
 
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
         """Return the views."""
-        pictures, keys, numbers = inputs
+        images, keys, numbers = inputs
 
         def show(row: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
             return AugmentedView(self.policy, self.seed, row[2]).apply(row[0], row[1])
 
-        return tf.map_fn(show, (pictures, keys, numbers), fn_output_signature=tf.uint8, parallel_iterations=32)
+        return tf.map_fn(show, (images, keys, numbers), fn_output_signature=tf.uint8, parallel_iterations=32)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """Return the shape of the pictures."""
+        """Return the shape of the images."""
         return input_shape[0]
 
 
@@ -58,14 +58,14 @@ def choose_augmentation_device(policy: AugmentationPolicy, size: int, batch_size
 def measure_places(policy: AugmentationPolicy, size: int, batch_size: int) -> dict[Placement, float]:
     """Return the seconds that a batch of views takes in each place, the best of three, tracing left out."""
     random = np.random.default_rng(0)
-    pictures = random.integers(0, 256, (batch_size, size, size, 3), np.uint8)
+    images = random.integers(0, 256, (batch_size, size, size, 3), np.uint8)
     keys = random.integers(-(2**62), 2**62, (batch_size, 2))
     numbers = np.arange(batch_size)
-    layer = PictureAugmentation(policy)
-    batch = tf.constant(pictures), tf.constant(keys), tf.constant(numbers)
+    layer = ImageAugmentation(policy)
+    batch = tf.constant(images), tf.constant(keys), tf.constant(numbers)
     in_graph = tf.function(lambda: layer(batch), autograph=False, jit_compile=False)
     augment = make_view_fn(policy, keys, numbers)
-    stream = tf.data.Dataset.from_tensor_slices((pictures, numbers))
+    stream = tf.data.Dataset.from_tensor_slices((images, numbers))
     stream = stream.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
     in_pipeline = iter(stream.batch(batch_size).repeat(_TRIALS + 1))
     return {"pipeline": _time(lambda: next(in_pipeline)), "graph": _time(in_graph)}

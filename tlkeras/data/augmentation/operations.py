@@ -1,7 +1,7 @@
-"""What augmentation can do to one picture: uint8 RGB to uint8 RGB of the same size, in TensorFlow operations.
+"""What augmentation can do to one image: uint8 RGB to uint8 RGB of the same size, in TensorFlow operations.
 
 An operation takes an amount, and each has a neutral amount that changes nothing. Warps say where each pixel comes
-from; several in a row become one, so that a picture is interpolated once. Recolourings change pixels where they are.
+from; several in a row become one, so that an image is interpolated once. Recolourings change pixels where they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILLS = ("reflect", "nearest", "constant")
 _LUMA = (0.299, 0.587, 0.114)  # grey from red, green and blue, ITU-R BT.601
 
 Matrix = Sequence[Sequence[Any]]
-"""Two rows of three numbers: from (x, y, 1) in the result to (x, y) in the picture, in pixels from its centre."""
+"""Two rows of three numbers: from (x, y, 1) in the result to (x, y) in the image, in pixels from its centre."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Operation:
         draw: Which amounts a value v stands for: "between" neutral and v, "around" zero (from -v to v), or by
             "chance" (1 with probability v, else 0).
         warp: (amount, place, size) to a `Matrix`; place is two numbers in [0, 1), size [height, width] in pixels.
-        recolour: (picture, amount, place) to a picture; one of the two is given.
+        recolour: (image, amount, place) to an image; one of the two is given.
     """
 
     neutral: float
@@ -77,17 +77,17 @@ class Transform:
         return tf.constant(value) if self.exact else row.neutral + (value - row.neutral) * number
 
 
-def apply_transforms(moves: Sequence[Transform], picture: tf.Tensor, draws: tf.Tensor, fill: str) -> tf.Tensor:
+def apply_transforms(moves: Sequence[Transform], image: tf.Tensor, draws: tf.Tensor, fill: str) -> tf.Tensor:
     """Do moves in order: uint8 [h, w, 3] -> uint8 [h, w, 3].
 
     Args:
         moves: Warps that stand side by side are done as one.
-        picture: uint8 [h, w, 3].
+        image: uint8 [h, w, 3].
         draws: float32 [moves or more, 3] from [0, 1): what decides the amount, and the place.
-        fill: What lies outside the picture, see `warp`.
+        fill: What lies outside the image, see `warp`.
     """
     matrix = None
-    size = tf.cast(tf.shape(picture)[:2], tf.float32)
+    size = tf.cast(tf.shape(image)[:2], tf.float32)
     for move, draw in zip(moves, tf.unstack(draws)[: len(moves)], strict=True):
         row, amount, place = OPERATIONS[move.operation], move.draw_amount(draw[0]), draw[1:]
         if row.warp is not None:
@@ -95,38 +95,38 @@ def apply_transforms(moves: Sequence[Transform], picture: tf.Tensor, draws: tf.T
             matrix = further if matrix is None else matrix @ further
             continue
         if matrix is not None:
-            picture, matrix = warp(picture, matrix, fill), None
-        picture = _recolour(row, picture, amount, place)
-    return picture if matrix is None else warp(picture, matrix, fill)
+            image, matrix = warp(image, matrix, fill), None
+        image = _recolour(row, image, amount, place)
+    return image if matrix is None else warp(image, matrix, fill)
 
 
-def _recolour(row: Operation, picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+def _recolour(row: Operation, image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
     assert row.recolour is not None
     if row.draw != "chance":
-        return row.recolour(picture, amount, place)
+        return row.recolour(image, amount, place)
     recolour = row.recolour
-    return tf.cond(amount > 0, lambda: recolour(picture, amount, place), lambda: picture)
+    return tf.cond(amount > 0, lambda: recolour(image, amount, place), lambda: image)
 
 
-def warp(picture: tf.Tensor, matrix: tf.Tensor, fill: str = "reflect") -> tf.Tensor:
+def warp(image: tf.Tensor, matrix: tf.Tensor, fill: str = "reflect") -> tf.Tensor:
     """Take each pixel from elsewhere: uint8 [h, w, 3] -> uint8 [h, w, 3].
 
     Bilinear; but where a matrix only mirrors and shifts, pixels stay as they are and shifts are of whole ones, which
     is five times as fast.
 
     Args:
-        picture: uint8 [h, w, 3].
+        image: uint8 [h, w, 3].
         matrix: float32 [3, 3], a `Matrix` and the row (0, 0, 1).
-        fill: What lies outside: "reflect" the picture mirrored, "nearest" its edge, "constant" black.
+        fill: What lies outside: "reflect" the image mirrored, "nearest" its edge, "constant" black.
     """
     straight = tf.reduce_all(tf.abs(matrix[:2, :2]) == tf.eye(2))
-    moved = tf.cond(straight, lambda: _move(picture, matrix, fill), lambda: _interpolate(picture, matrix, fill))
-    return tf.ensure_shape(moved, picture.shape)
+    moved = tf.cond(straight, lambda: _move(image, matrix, fill), lambda: _interpolate(image, matrix, fill))
+    return tf.ensure_shape(moved, image.shape)
 
 
-def _move(picture: tf.Tensor, matrix: tf.Tensor, fill: str) -> tf.Tensor:
+def _move(image: tf.Tensor, matrix: tf.Tensor, fill: str) -> tf.Tensor:
     for axis, place in ((0, 1), (1, 0)):
-        length = tf.shape(picture)[axis]
+        length = tf.shape(image)[axis]
         mirrored = matrix[place, place] < 0
         positions = tf.range(length) + tf.cast(tf.round(matrix[place, 2] * matrix[place, place]), tf.int32)
         positions = tf.where(mirrored, length - 1 - positions, positions)
@@ -134,20 +134,20 @@ def _move(picture: tf.Tensor, matrix: tf.Tensor, fill: str) -> tf.Tensor:
         if fill == "reflect":
             folded = positions % (2 * length)
             positions = tf.minimum(folded, 2 * length - 1 - folded)
-        picture = tf.gather(picture, tf.clip_by_value(positions, 0, length - 1), axis=axis)
+        image = tf.gather(image, tf.clip_by_value(positions, 0, length - 1), axis=axis)
         if fill == "constant":
-            picture *= tf.cast(tf.reshape(inside, [-1, 1, 1] if axis == 0 else [1, -1, 1]), tf.uint8)
-    return picture
+            image *= tf.cast(tf.reshape(inside, [-1, 1, 1] if axis == 0 else [1, -1, 1]), tf.uint8)
+    return image
 
 
-def _interpolate(picture: tf.Tensor, matrix: tf.Tensor, fill: str) -> tf.Tensor:
-    shape = tf.shape(picture)[:2]
+def _interpolate(image: tf.Tensor, matrix: tf.Tensor, fill: str) -> tf.Tensor:
+    shape = tf.shape(image)[:2]
     centre = tf.cast(shape - 1, tf.float32)[::-1] / 2
     linear, shift = matrix[:2, :2], matrix[:2, 2]
     offset = centre - tf.linalg.matvec(linear, centre) + shift
     flat = tf.reshape(tf.concat([linear, offset[:, None]], axis=1), [6])
     moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(picture, tf.float32)[None],  # as uint8 it would cut off fractions, and darken
+        images=tf.cast(image, tf.float32)[None],  # as uint8 it would cut off fractions, and darken
         transforms=tf.concat([flat, [0.0, 0.0]], axis=0)[None],
         output_shape=shape,
         fill_value=0.0,
@@ -157,18 +157,18 @@ def _interpolate(picture: tf.Tensor, matrix: tf.Tensor, fill: str) -> tf.Tensor:
     return tf.cast(moved[0] + 0.5, tf.uint8)
 
 
-def apply_dihedral(picture: tf.Tensor, element: int | tf.Tensor) -> tf.Tensor:
-    """Return one of the eight orientations of a square picture: uint8 [s, s, 3] -> uint8 [s, s, 3].
+def apply_dihedral(image: tf.Tensor, element: int | tf.Tensor) -> tf.Tensor:
+    """Return one of the eight orientations of a square image: uint8 [s, s, 3] -> uint8 [s, s, 3].
 
-    Element 0 is the picture itself. Bits of the element: 1 mirrors left and right, 2 up and down (3 turns by a half),
+    Element 0 is the image itself. Bits of the element: 1 mirrors left and right, 2 up and down (3 turns by a half),
     4 first swaps rows and columns.
     """
     if isinstance(element, int) and element == 0:
-        return picture
+        return image
     bits = tf.cast(tf.bitwise.bitwise_and(tf.cast(element, tf.int32), [4, 2, 1]), tf.bool)
-    turned = tf.cond(bits[0], lambda: tf.transpose(picture, [1, 0, 2]), lambda: picture)
+    turned = tf.cond(bits[0], lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
     turned = tf.raw_ops.Reverse(tensor=turned, dims=tf.stack([bits[1], bits[2], False]))
-    return tf.ensure_shape(turned, picture.shape)
+    return tf.ensure_shape(turned, image.shape)
 
 
 def _square(matrix: Matrix) -> tf.Tensor:
@@ -191,7 +191,7 @@ def _turn(amount: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> Matrix:
 
 
 def _crop(side: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> Matrix:
-    """Enlarge a window anywhere in the picture; side is that of the window, as a share of the picture's."""
+    """Enlarge a window anywhere in the image; side is that of the window, as a share of the image's."""
     shift = (1 - side) * (place - 0.5) * size[::-1]
     return [(side, 0, shift[0]), (0, side, shift[1])]
 
@@ -205,26 +205,26 @@ def _round(pixels: tf.Tensor) -> tf.Tensor:
     return tf.saturate_cast(pixels + 0.5, tf.uint8)
 
 
-def _lighten(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    return _round(tf.cast(picture, tf.float32) * (1 + amount))
+def _lighten(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    return _round(tf.cast(image, tf.float32) * (1 + amount))
 
 
-def _contrast(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    pixels = tf.cast(picture, tf.float32)
+def _contrast(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    pixels = tf.cast(image, tf.float32)
     mean = tf.tensordot(tf.reduce_mean(tf.reshape(pixels, [-1, 3]), axis=0), tf.constant(_LUMA), 1)
     return _round(mean + (1 + amount) * (pixels - mean))
 
 
-def _saturate(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+def _saturate(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
     """Blend with grey, which is a linear map of the colours."""
     matrix = (1 + amount) * tf.eye(3) - amount * tf.constant(_LUMA)[:, None]
-    mixed = tf.reshape(tf.cast(picture, tf.float32), [-1, 3]) @ matrix
-    return tf.reshape(_round(mixed), tf.shape(picture))
+    mixed = tf.reshape(tf.cast(image, tf.float32), [-1, 3]) @ matrix
+    return tf.reshape(_round(mixed), tf.shape(image))
 
 
-def _sharpen(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    """Blend with the picture smoothed by (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay."""
-    pixels = tf.cast(picture, tf.float32)
+def _sharpen(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """Blend with the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay."""
+    pixels = tf.cast(image, tf.float32)
     inner = pixels[1:-1, 1:-1]
     kernel = tf.reshape([1.0, 1, 1, 1, 5, 1, 1, 1, 1], [3, 3, 1, 1]) / 13
     smooth = tf.nn.depthwise_conv2d(pixels[None], tf.tile(kernel, [1, 1, 3, 1]), [1, 1, 1, 1], "VALID")[0]
@@ -232,40 +232,40 @@ def _sharpen(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tens
     return _round(pixels + change)
 
 
-def _shift_hue(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+def _shift_hue(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
     """The amount is in turns of the colour circle."""
-    return _round(tf.image.adjust_hue(tf.cast(picture, tf.float32) / 255, amount) * 255)
+    return _round(tf.image.adjust_hue(tf.cast(image, tf.float32) / 255, amount) * 255)
 
 
-def _posterize(picture: tf.Tensor, bits: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+def _posterize(image: tf.Tensor, bits: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
     """Keep so many leading bits."""
     dropped = tf.cast(8 - tf.round(bits), tf.uint8)
-    return tf.bitwise.left_shift(tf.bitwise.right_shift(picture, dropped), dropped)
+    return tf.bitwise.left_shift(tf.bitwise.right_shift(image, dropped), dropped)
 
 
-def _solarize(picture: tf.Tensor, threshold: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+def _solarize(image: tf.Tensor, threshold: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
     """Invert what is at least as bright as the threshold."""
-    bright = tf.cast(picture, tf.float32) >= threshold
-    return tf.bitwise.bitwise_xor(picture, tf.cast(bright, tf.uint8) * 255)
+    bright = tf.cast(image, tf.float32) >= threshold
+    return tf.bitwise.bitwise_xor(image, tf.cast(bright, tf.uint8) * 255)
 
 
-def _invert(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    return 255 - picture
+def _invert(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    return 255 - image
 
 
-def _stretch(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+def _stretch(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
     """Stretch each channel that is not of one value to 0-255."""
     low, high = (
-        tf.cast(reduce(reduce(picture, axis=0), axis=0), tf.float32) for reduce in (tf.reduce_min, tf.reduce_max)
+        tf.cast(reduce(reduce(image, axis=0), axis=0), tf.float32) for reduce in (tf.reduce_min, tf.reduce_max)
     )
     varies = high > low
     scale = tf.where(varies, 255 / (high - low), 1)
-    return _round((tf.cast(picture, tf.float32) - tf.where(varies, low, 0)) * scale)
+    return _round((tf.cast(image, tf.float32) - tf.where(varies, low, 0)) * scale)
 
 
-def _equalize(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+def _equalize(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
     """Make each channel's histogram flat as Pillow's `equalize` does."""
-    channels = tf.cast(tf.transpose(tf.reshape(picture, [-1, 3])), tf.int32)
+    channels = tf.cast(tf.transpose(tf.reshape(image, [-1, 3])), tf.int32)
     counts = tf.math.bincount(channels, minlength=256, maxlength=256, axis=-1)
     brightest = tf.reduce_max(channels, axis=1)
     step = (tf.shape(channels)[1] - tf.gather(counts, brightest, batch_dims=1)) // 255
@@ -273,19 +273,19 @@ def _equalize(picture: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Ten
     levels = tf.minimum((below + step[:, None] // 2) // tf.maximum(step, 1)[:, None], 255)
     levels = tf.where(step[:, None] > 0, levels, tf.range(256))
     flat = tf.gather(tf.cast(levels, tf.uint8), channels, batch_dims=1)
-    return tf.reshape(tf.transpose(flat), tf.shape(picture))
+    return tf.reshape(tf.transpose(flat), tf.shape(image))
 
 
-def _erase(picture: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    """Paint a box grey that lies in the picture; side is that of the box, as a share of the picture's."""
-    size = tf.cast(tf.shape(picture)[:2], tf.float32)
+def _erase(image: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """Paint a box grey that lies in the image; side is that of the box, as a share of the image's."""
+    size = tf.cast(tf.shape(image)[:2], tf.float32)
     box = tf.round(side * size)
     start = tf.round(place[::-1] * (size - box))
     down, across = (
         (at >= first) & (at < first + count)
         for at, first, count in zip(map(tf.range, tf.unstack(size)), tf.unstack(start), tf.unstack(box), strict=True)
     )
-    return tf.where((down[:, None] & across)[..., None], tf.constant(128, tf.uint8), picture)
+    return tf.where((down[:, None] & across)[..., None], tf.constant(128, tf.uint8), image)
 
 
 OPERATIONS: Mapping[str, Operation] = {

@@ -1,4 +1,4 @@
-"""What may be done to pictures: policies by name, or composed of one's own operations."""
+"""What may be done to images: policies by name, or composed of one's own operations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AugmentationPolicy:
         size: How many views there are, orientations 0 to size - 1; None if they are drawn.
         chains: The alternatives of a round, equally likely.
         rounds: How often one is drawn and carried out.
-        fill: What lies outside a moved picture: "reflect", "nearest" or "constant".
+        fill: What lies outside a moved image: "reflect", "nearest" or "constant".
 
     Raises:
         TlkerasError: The fill is unknown.
@@ -50,27 +50,27 @@ class AugmentationPolicy:
         content = json.dumps([VERSION, *astuple(self)[1:]])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def apply(self, picture: tf.Tensor, number: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def apply(self, image: tf.Tensor, number: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Return one view: uint8 [h, w, 3] -> uint8 [h, w, 3].
 
         Args:
-            picture: uint8 [h, w, 3]; square where the policy swaps rows and columns.
+            image: uint8 [h, w, 3]; square where the policy swaps rows and columns.
             number: Which orientation, modulo the size; nothing that is drawn depends on it.
             seed: int [2], for TensorFlow's stateless operations; all that is drawn depends on it.
         """
         if self.size is not None:
-            return apply_dihedral(picture, number % self.size)
+            return apply_dihedral(image, number % self.size)
         numbers = 1 + 3 * max(map(len, self.chains))
         for draws in tf.unstack(tf.random.stateless_uniform([self.rounds, numbers], seed, alg="philox")):
-            picture = self._run_round(picture, draws[0], tf.reshape(draws[1:], [-1, 3]))
-        return picture
+            image = self._run_round(image, draws[0], tf.reshape(draws[1:], [-1, 3]))
+        return image
 
-    def _run_round(self, picture: tf.Tensor, choice: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-        branches = [partial(apply_transforms, chain, picture, draws, self.fill) for chain in self.chains]
+    def _run_round(self, image: tf.Tensor, choice: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+        branches = [partial(apply_transforms, chain, image, draws, self.fill) for chain in self.chains]
         if len(branches) == 1:
             return branches[0]()
         chosen = tf.cast(choice * len(branches), tf.int32)
-        return tf.ensure_shape(tf.switch_case(chosen, branches), picture.shape)
+        return tf.ensure_shape(tf.switch_case(chosen, branches), image.shape)
 
 
 # The operations of both papers, without the identity, and their strongest values in RandAugment and TrivialAugment.

@@ -1,7 +1,7 @@
-"""Augmentation as numbered views: view v of a picture is a pure function of policy, seed, picture and v.
+"""Augmentation as numbered views: view v of an image is a pure function of policy, seed, image and v.
 
-The picture is known by the SHA-256 of its file. So a view can be computed once and its activations kept; drawn anew
-in every epoch, views are ordinary augmentation. Pictures are uint8 RGB before and after.
+The image is known by the SHA-256 of its file. So a view can be computed once and its activations kept; drawn anew
+in every epoch, views are ordinary augmentation. Images are uint8 RGB before and after.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import tensorflow as tf
 from tlkeras.data.augmentation.policies import AugmentationPolicy
 
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-"""From a picture uint8 [h, w, 3] and its index, an int64 scalar, to what takes its place."""
+"""From an image uint8 [h, w, 3] and its index, an int64 scalar, to what takes its place."""
 
 
 @dataclass(frozen=True)
 class AugmentedView:
-    """One way of seeing every picture, by number.
+    """One way of seeing every image, by number.
 
     Args:
         policy: What may be done.
@@ -37,29 +37,29 @@ class AugmentedView:
     number: int = 0
 
     def facts(self) -> dict[str, Any]:
-        """Return what names the view in the cache: nothing for the picture as it is."""
+        """Return what names the view in the cache: nothing for the image as it is."""
         if self.policy.size is not None:
             orientation = self.number % self.policy.size
             return {"view": {"orientation": orientation}} if orientation else {}
         named = {"policy": self.policy.name, "fingerprint": self.policy.fingerprint}
         return {"view": {**named, "seed": self.seed, "number": self.number}}
 
-    def apply(self, picture: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """Return the view of one picture: uint8 [h, w, 3] -> uint8 [h, w, 3].
+    def apply(self, image: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        """Return the view of one image: uint8 [h, w, 3] -> uint8 [h, w, 3].
 
         Args:
-            picture: uint8 [h, w, 3].
-            key: The picture's, int64 [2], from `derive_keys`.
+            image: uint8 [h, w, 3].
+            key: The image's, int64 [2], from `derive_keys`.
         """
-        return _show(self.policy, self.seed, picture, key, self.number)
+        return _show(self.policy, self.seed, image, key, self.number)
 
 
 IDENTITY_VIEW = AugmentedView(AugmentationPolicy("none", size=1))
-"""The picture as it is."""
+"""The image as it is."""
 
 
 def digest_to_seed(digests: Sequence[str]) -> np.ndarray:
-    """Return what pictures' views depend on: hex SHA-256 digests of files [n] -> int64 [n, 2]."""
+    """Return what images' views depend on: hex SHA-256 digests of files [n] -> int64 [n, 2]."""
     words = np.frombuffer(bytes.fromhex("".join(digests)), "<i8").reshape(-1, 4)
     return words[:, :2].astype(np.int64)
 
@@ -72,10 +72,10 @@ def number_views(policy: AugmentationPolicy, count: int, seed: int = 0) -> tuple
 def choose_views(
     policy: AugmentationPolicy, count: int | None, keys: np.ndarray, epoch: int, seed: int = 0
 ) -> np.ndarray:
-    """Return which view each picture shows in an epoch: int64 [n].
+    """Return which view each image shows in an epoch: int64 [n].
 
-    Drawn views follow the epoch, modulo the count. Orientations do so from another start for each picture, so that a
-    batch mixes them and each picture shows all of them in as many epochs as there are.
+    Drawn views follow the epoch, modulo the count. Orientations do so from another start for each image, so that a
+    batch mixes them and each image shows all of them in as many epochs as there are.
 
     Args:
         policy: Whose views.
@@ -87,13 +87,13 @@ def choose_views(
     if policy.size is None:
         return np.full(len(keys), epoch % count if count else epoch, np.int64)
     count = count or policy.size
-    # Multiply-shift hashing (Dietzfelbinger et al. 1997): with another factor, other pictures start together.
+    # Multiply-shift hashing (Dietzfelbinger et al. 1997): with another factor, other images start together.
     starts = (keys[:, 0].astype(np.uint64) * (_salt(seed).view(np.uint64)[0] | np.uint64(1))) >> np.uint64(32)
     return (starts.astype(np.int64) + epoch) % count
 
 
 def make_view_fn(policy: AugmentationPolicy, keys: np.ndarray, numbers: np.ndarray, seed: int = 0) -> Augment:
-    """Return what gives the picture of each index the view of its number.
+    """Return what gives the image of each index the view of its number.
 
     Args:
         policy: Whose views.
@@ -102,11 +102,11 @@ def make_view_fn(policy: AugmentationPolicy, keys: np.ndarray, numbers: np.ndarr
         seed: Seed of what is drawn.
     """
     all_keys, all_numbers = tf.constant(keys, tf.int64), tf.constant(numbers, tf.int64)
-    return lambda picture, index: _show(policy, seed, picture, all_keys[index], all_numbers[index])
+    return lambda image, index: _show(policy, seed, image, all_keys[index], all_numbers[index])
 
 
 def make_all_views_fn(views: Sequence[AugmentedView], keys: np.ndarray) -> Augment:
-    """Return what gives all views of the picture of each index: uint8 [views, h, w, 3]."""
+    """Return what gives all views of the image of each index: uint8 [views, h, w, 3]."""
     all_keys = tf.constant(keys, tf.int64)
     # Views of one policy are a loop, whose body is traced once.
     groups = [
@@ -114,10 +114,10 @@ def make_all_views_fn(views: Sequence[AugmentedView], keys: np.ndarray) -> Augme
         for (policy, seed), group in groupby(views, lambda view: (view.policy, view.seed))
     ]
 
-    def show(picture: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    def show(image: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
         key = all_keys[index]
         parts = [
-            tf.map_fn(partial(_show, policy, seed, picture, key), numbers, fn_output_signature=picture.dtype)
+            tf.map_fn(partial(_show, policy, seed, image, key), numbers, fn_output_signature=image.dtype)
             for policy, seed, numbers in groups
         ]
         return tf.concat(parts, axis=0)
@@ -125,31 +125,31 @@ def make_all_views_fn(views: Sequence[AugmentedView], keys: np.ndarray) -> Augme
     return show
 
 
-def draw_views(pictures: np.ndarray, keys: np.ndarray, views: Sequence[AugmentedView]) -> np.ndarray:
+def draw_views(images: np.ndarray, keys: np.ndarray, views: Sequence[AugmentedView]) -> np.ndarray:
     """Return views to look at: uint8 [n, h, w, 3] and int64 [n, 2] -> uint8 [n, views, h, w, 3]."""
     draw = tf.function(make_all_views_fn(views, keys), autograph=False)
-    return np.stack([draw(tf.constant(picture), tf.constant(row)).numpy() for row, picture in enumerate(pictures)])
+    return np.stack([draw(tf.constant(image), tf.constant(row)).numpy() for row, image in enumerate(images)])
 
 
 def cutmix(
-    pictures: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor, alpha: float = 1.0
+    images: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor, alpha: float = 1.0
 ) -> tuple[tf.Tensor, Any, tf.Tensor]:
-    """Paste a box of another picture of the batch into each (CutMix, Yun et al. 2019).
+    """Paste a box of another image of the batch into each (CutMix, Yun et al. 2019).
 
     The box takes 1 - Beta(alpha, alpha) of the area, less what lies outside; its centre is anywhere. Labels follow
     the area that is seen in the end, see `mix_labels`.
 
     Args:
-        pictures: uint8 [n, h, w, 3].
+        images: uint8 [n, h, w, 3].
         targets: float32 [n, k], or several of them by task.
         weights: float32 [n].
         seed: int [2]; the same seed does the same.
         alpha: 1 makes every area equally likely.
 
     Returns:
-        Pictures, targets and weights as they came.
+        Images, targets and weights as they came.
     """
-    count, height, width = tf.unstack(tf.shape(pictures)[:3])
+    count, height, width = tf.unstack(tf.shape(images)[:3])
     partners, *seeds = tf.unstack(tf.random.split(seed, 4))
     partners = tf.random.experimental.stateless_shuffle(tf.range(count), partners)
     first, second = (tf.random.stateless_gamma([count], each, alpha) for each in seeds[:2])
@@ -158,7 +158,7 @@ def cutmix(
     down = _cover(height, centres[0], side)
     across = _cover(width, centres[1], side)
     pasted = down[:, :, None] & across[:, None, :]
-    mixed = tf.where(pasted[..., None], tf.gather(pictures, partners), pictures)
+    mixed = tf.where(pasted[..., None], tf.gather(images, partners), images)
     own = 1 - tf.reduce_mean(tf.cast(pasted, tf.float32), axis=[1, 2])
     return mixed, *mix_labels(targets, weights, partners, own)
 
@@ -193,11 +193,11 @@ def _cover(length: tf.Tensor, centre: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
 
 
 def _show(
-    policy: AugmentationPolicy, seed: int, picture: tf.Tensor, key: tf.Tensor, number: int | tf.Tensor
+    policy: AugmentationPolicy, seed: int, image: tf.Tensor, key: tf.Tensor, number: int | tf.Tensor
 ) -> tf.Tensor:
     mixed = tf.bitwise.bitwise_xor(tf.cast(key, tf.int64), tf.constant(_salt(seed)))
     # TensorFlow scrambles seeds, so that neighbours have nothing in common.
-    return policy.apply(picture, number, mixed + tf.stack([tf.constant(0, tf.int64), tf.cast(number, tf.int64)]))
+    return policy.apply(image, number, mixed + tf.stack([tf.constant(0, tf.int64), tf.cast(number, tf.int64)]))
 
 
 def _salt(seed: int) -> np.ndarray:

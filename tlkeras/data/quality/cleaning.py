@@ -1,4 +1,4 @@
-"""A manifest without what misleads; the pictures themselves are never touched."""
+"""A manifest without what misleads; the images themselves are never touched."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CleanedManifest:
     Attributes:
         kept: Rows of the examples.
         groups: The group of each example, str [n]; copies stand together.
-        left_out: Reason to number of pictures.
+        left_out: Reason to number of images.
     """
 
     kept: np.ndarray
@@ -37,9 +37,9 @@ class CleanedManifest:
 def clean(examples: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence[LeakingGroup]) -> CleanedManifest:
     """Decide what stays.
 
-    Of the same bytes with one label, the first picture stays; with several labels, none does, as nobody knows which
-    label is right. Pictures that only look the same stay and become a group, which no split parts. Where the source
-    itself gives the sides, held-out pictures stay and their copies, and the rest of their groups, leave the others:
+    Of the same bytes with one label, the first image stays; with several labels, none does, as nobody knows which
+    label is right. Images that only look the same stay and become a group, which no split parts. Where the source
+    itself gives the sides, held-out images stay and their copies, and the rest of their groups, leave the others:
     first those that train.
     """
     reasons = np.full(len(examples), "", dtype=object)
@@ -55,7 +55,7 @@ def clean(examples: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence
             best = rows[np.argmax(rank[rows])]
             reasons[rows[(rows != best) & (reasons[rows] == "")]] = "the same bytes again"
         else:
-            _leave_lower(rows, rank, reasons, "it looks like a held-out picture")
+            _leave_lower(rows, rank, reasons, "it looks like a held-out image")
     names = {group.name for group in leaking}
     members: dict[str, list[int]] = {}
     for row, name in enumerate(examples.groups):
@@ -87,21 +87,21 @@ def write_manifest(
     """Write the rows that stay as a CSV manifest, with all columns of the table.
 
     Args:
-        path: A new file, in the folder that holds the pictures or above it.
+        path: A new file, in the folder that holds the images or above it.
         table: What the examples were chosen from.
         examples: Some rows of it.
         cleaning: See `clean`; its groups become the column "group" where there are any.
         remarks: More columns, one string per example.
 
     Raises:
-        DataError: The file exists, or does not lie in or above the pictures' folder.
+        DataError: The file exists, or does not lie in or above the images' folder.
         ResourceError: It cannot be written.
     """
     target = Path(os.path.abspath(os.path.expanduser(path)))
     folder, root = os.path.realpath(target.parent), os.path.realpath(table.root)
     if os.path.commonpath([folder, root]) != folder:
-        rule = "A manifest lies in the folder of its pictures or above it: its paths must not lead out of its folder."
-        raise DataError(rule, f"{str(path)!r} for pictures in {root!r}", f"Write it to {root}/cleaned.csv, say.")
+        rule = "A manifest lies in the folder of its images or above it: its paths must not lead out of its folder."
+        raise DataError(rule, f"{str(path)!r} for images in {root!r}", f"Write it to {root}/cleaned.csv, say.")
     position = {where: row for row, where in enumerate(table.paths)}
     rows = [position[where] for where in examples.paths[cleaning.kept]]
     columns = {name: [values[row] for row in rows] for name, values in table.columns.items()}

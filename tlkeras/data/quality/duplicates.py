@@ -1,4 +1,4 @@
-"""Which pictures are there more than once, and whether that misleads: two labels for one, or one on both sides."""
+"""Which images are there more than once, and whether that misleads: two labels for one, or one on both sides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tlkeras.data.tables import Dataset
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Rows that are one picture.
+    """Rows that are one image.
 
     Attributes:
         rows: Ascending, two or more.

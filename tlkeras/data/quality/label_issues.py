@@ -1,4 +1,4 @@
-"""Pictures to look at first: labels that a model contradicts with confidence, and pictures unlike all others."""
+"""Images to look at first: labels that a model contradicts with confidence, and images unlike all others."""
 
 from __future__ import annotations
 

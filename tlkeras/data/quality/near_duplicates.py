@@ -1,4 +1,4 @@
-"""Pictures that are there twice: the same bytes, or the same picture in other bytes."""
+"""Images that are there twice: the same bytes, or the same image in other bytes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tlkeras.data.quality.perceptual_hash import ORIENTATIONS, HashIndex, Orient
 from tlkeras.progress import progress_bar
 
 SIDE = 32  # pixels of a thumbnail
-# Re-encoded or resized copies of solar cells correlate above the upper bound, different cells below it; pictures that
+# Re-encoded or resized copies of solar cells correlate above the upper bound, different cells below it; images that
 # correlate less than the lower bound may be two of the same scene.
 LOWEST, HIGHEST = 0.97, 0.9992
 
-MOST_COMPARED = 20_000  # pictures, of which each is compared with each; beyond, hashes find nearly all copies
+MOST_COMPARED = 20_000  # images, of which each is compared with each; beyond, hashes find nearly all copies
 
 _DECODED = 4 * SIDE  # pixels; a large JPEG is shrunk while it is decoded, to no less than this
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # grey from red, green and blue, ITU-R BT.601
 _BATCH = 64
 _FLAT = 2.0  # grey levels of standard deviation
-_COMMON = 64  # directions in which the pictures of a set differ most
-_OWN = 0.9  # what is left of two copies without these correlates more, of two pictures of one kind of thing seldom
-_SAMPLE = 1000  # pictures that say how alike unlike ones are
-_FEWEST = 100  # pictures; fewer say too little of that
+_COMMON = 64  # directions in which the images of a set differ most
+_OWN = 0.9  # what is left of two copies without these correlates more, of two images of one kind of thing seldom
+_SAMPLE = 1000  # images that say how alike unlike ones are
+_FEWEST = 100  # images; fewer say too little of that
 _CHUNK = 4096
 
 
 class NearDuplicateGroup(NamedTuple):
-    """Rows that show the same picture, ascending, and the lowest correlation of one of them with the central one."""
+    """Rows that show the same image, ascending, and the lowest correlation of one of them with the central one."""
 
     rows: tuple[int, ...]
     similarity: float
@@ -47,20 +47,20 @@ def find_exact_duplicates(digests: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 def find_near_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list[NearDuplicateGroup]:
-    """Return groups of pictures that look the same though their bytes differ, ordered by their first row.
+    """Return groups of images that look the same though their bytes differ, ordered by their first row.
 
-    Found are copies re-encoded, resized, slightly brightened, mirrored or turned by quarters: pictures are often
-    augmented on disk before they are divided. Crops are not, nor pictures without contrast.
+    Found are copies re-encoded, resized, slightly brightened, mirrored or turned by quarters: images are often
+    augmented on disk before they are divided. Crops are not, nor images without contrast.
 
-    All pairs are compared by the correlation of their thumbnails, of more than 20,000 pictures those with nearly the
+    All pairs are compared by the correlation of their thumbnails, of more than 20,000 images those with nearly the
     same hash (see `hashes`); its bound follows from the set, see `choose_bound`. They are compared again without what
-    the pictures of the set have in common, so that two solar cells are not taken for one because their busbars are in
-    the same places. Every member of a group was compared with its central picture, so that a chain of small changes
+    the images of the set have in common, so that two solar cells are not taken for one because their busbars are in
+    the same places. Every member of a group was compared with its central image, so that a chain of small changes
     does not join what looks different (star clustering, Aslam, Pelekhov and Rus 2004).
 
     Args:
         thumbnails: [n, 32, 32], 0 to 255, from `read_thumbnails`.
-        digests: What tells the bytes of the pictures apart, one each; a group holds all rows of a digest or none.
+        digests: What tells the bytes of the images apart, one each; a group holds all rows of a digest or none.
     """
     members = defaultdict(list)
     for row, digest in enumerate(digests):
@@ -79,13 +79,13 @@ def find_near_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list
 def read_thumbnails(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return grey thumbnails float16 [k, 32, 32], and the places int64 [k] in `paths` of those that can be decoded.
 
-    They are decoded as for training. Whole numbers would drown pictures of little contrast; 100,000 take 200 MB.
+    They are decoded as for training. Whole numbers would drown images of little contrast; 100,000 take 200 MB.
     """
     thumbnails = np.empty((len(paths), SIDE, SIDE), np.float16)
     readable = np.zeros(len(paths), bool)
-    with progress_bar("Looking at pictures", len(paths), "pictures") as advance:
-        for places, pictures in make_image_dataset(paths, _DECODED, "squash", _BATCH).as_numpy_iterator():
-            blocks = pictures.reshape(len(pictures), SIDE, _DECODED // SIDE, SIDE, _DECODED // SIDE, 3)
+    with progress_bar("Looking at images", len(paths), "images") as advance:
+        for places, images in make_image_dataset(paths, _DECODED, "squash", _BATCH).as_numpy_iterator():
+            blocks = images.reshape(len(images), SIDE, _DECODED // SIDE, SIDE, _DECODED // SIDE, 3)
             thumbnails[places] = blocks.mean(axis=(2, 4), dtype=np.float32) @ _LUMA
             readable[places] = True
             advance(len(places))
@@ -94,11 +94,11 @@ def read_thumbnails(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose_similarity_threshold(thumbnails: np.ndarray) -> float:
-    """Return the correlation from which on two thumbnails of a set are taken for the same picture.
+    """Return the correlation from which on two thumbnails of a set are taken for the same image.
 
-    It is one that unlike pictures would not reach once among all pairs, if the Fisher transforms of their correlations
+    It is one that unlike images would not reach once among all pairs, if the Fisher transforms of their correlations
     are normally distributed; their median and median absolute deviation come from a sample. The bound stays between
-    `LOWEST` and `HIGHEST`, and is `HIGHEST` for few pictures.
+    `LOWEST` and `HIGHEST`, and is `HIGHEST` for few images.
 
     Args:
         thumbnails: [n, 32, 32], none of them flat.
@@ -115,7 +115,7 @@ def choose_similarity_threshold(thumbnails: np.ndarray) -> float:
 
 
 def _find_pairs(thumbnails: np.ndarray) -> dict[tuple[int, int], float]:
-    """Return the correlation of each pair, lower place first, that is the same picture."""
+    """Return the correlation of each pair, lower place first, that is the same image."""
     bound, remove_common = choose_similarity_threshold(thumbnails), _find_common(thumbnails)
     candidates = search_all(thumbnails, bound) if len(thumbnails) <= MOST_COMPARED else _search_hashes(thumbnails)
     pairs: dict[tuple[int, int], float] = {}
@@ -153,10 +153,10 @@ def _cut(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.n
 
 
 def _find_common(thumbnails: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what takes from normalised rows [n, pixels] the mean and the directions in which most pictures differ.
+    """Return what takes from normalised rows [n, pixels] the mean and the directions in which most images differ.
 
     These are principal components of a sample, upright and turned by a quarter, because two turned cells are not one
-    either; at most one per twenty of these, so that a picture cannot make one of its own.
+    either; at most one per twenty of these, so that an image cannot make one of its own.
     """
     if len(thumbnails) < _FEWEST:
         return lambda rows: rows

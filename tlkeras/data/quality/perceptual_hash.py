@@ -12,7 +12,7 @@ from scipy.fft import dctn
 RADIUS = 7  # bits; with `_PARTS` parts, one of them then differs by one bit or none
 
 _FREQUENCIES = 8
-_PRIOR = 20  # pictures; a mean over fewer counts for little
+_PRIOR = 20  # images; a mean over fewer counts for little
 _PARTS, _PART_BITS = 4, 16
 _PROBES = np.array([0, *(1 << bit for bit in range(_PART_BITS))])
 _MOST = 256  # rows read from one bucket, so that a hundred thousand equal hashes do not make n^2 pairs
@@ -21,19 +21,19 @@ _ROUNDING = 1e-5
 
 
 class Orientation(NamedTuple):
-    """A picture mirrored about its diagonal or not, then top to bottom or not, then left to right or not."""
+    """An image mirrored about its diagonal or not, then top to bottom or not, then left to right or not."""
 
     transposed: bool
     upside_down: bool
     mirrored: bool
 
-    def turn(self, pictures: np.ndarray) -> np.ndarray:
-        """Return pictures [n, side, side] turned so."""
-        turned = pictures.transpose(0, 2, 1) if self.transposed else pictures
+    def turn(self, images: np.ndarray) -> np.ndarray:
+        """Return images [n, side, side] turned so."""
+        turned = images.transpose(0, 2, 1) if self.transposed else images
         return turned[:, :: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
 
     def turn_spectra(self, spectra: np.ndarray) -> np.ndarray:
-        """Return the cosine transforms [n, f, f] of pictures turned so: mirroring changes the sign of odd waves."""
+        """Return the cosine transforms [n, f, f] of images turned so: mirroring changes the sign of odd waves."""
         turned = spectra.transpose(0, 2, 1) if self.transposed else spectra
         signs = (-1.0) ** np.arange(spectra.shape[1])
         return turned * (signs[:, None] if self.upside_down else 1) * (signs if self.mirrored else 1)
@@ -47,8 +47,8 @@ def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
     """Return a hash of each thumbnail in each of `ORIENTATIONS`: uint64 [orientations, n], of which 63 bits tell.
 
     A bit says whether the weight of one of the 8 x 8 lowest waves of the cosine transform (the mean left out) lies
-    above that of the average picture, the contrast taken out. Comparing with the average instead of zero keeps the bits
-    telling where all pictures show the same kind of thing.
+    above that of the average image, the contrast taken out. Comparing with the average instead of zero keeps the bits
+    telling where all images show the same kind of thing.
 
     Args:
         thumbnails: [n, side, side], none of them flat.

@@ -27,7 +27,7 @@ from tlkeras.progress import progress_bar
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "WebP": "webp"}
 _CELLS_PER_MODULE = 60
 
-# A picture to be written: its path in the set, its bytes, its columns.
+# An image to be written: its path in the set, its bytes, its columns.
 ImageRecord = tuple[str, bytes, dict[str, str]]
 
 
@@ -100,9 +100,9 @@ def read_digits(store: Path | None) -> ImageTable:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        for number, (picture, target) in enumerate(zip(digits.images, digits.target, strict=True)):
+        for number, (image, target) in enumerate(zip(digits.images, digits.target, strict=True)):
             buffer = io.BytesIO()
-            Image.fromarray(np.round(picture * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
+            Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
             yield f"{target}/{number:04d}.png", buffer.getvalue(), {"label": str(target)}
 
     folder = _folder("sklearn-digits", store) / "sklearn-digits"
@@ -120,24 +120,24 @@ def read_digits(store: Path | None) -> ImageTable:
 
 
 def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> ImageTable:
-    """Read "tfds:NAME" or "tfds:NAME/CONFIG"; the encoded pictures are written below `store` once.
+    """Read "tfds:NAME" or "tfds:NAME/CONFIG"; the encoded images are written below `store` once.
 
     Every class label becomes a column, as do scalar texts and whole numbers. The splits train, validation and test
     are read; where a set has none of them, all of its splits, without sides.
 
     Raises:
-        DataError: Unknown name, no pictures, or a set that is not here and cannot be downloaded.
+        DataError: Unknown name, no images, or a set that is not here and cannot be downloaded.
     """
     folder = _folder(source, store)
     builder = _prepare(source, data_dir)
     features = builder.info.features
-    picture = _find_picture(source, features)
+    image = _find_image(source, features)
     columns = _choose_columns(features)
     splits = {name: SPLIT_ALIASES[name] for name in builder.info.splits if name in SPLIT_ALIASES}
     splits = splits or dict.fromkeys(builder.info.splits, "")
     folder = folder / "tfds" / builder.info.full_name
     total = sum(builder.info.splits[name].num_examples for name in splits)
-    _write_once(folder, [*columns, "split"], _encode_tfds(builder, picture, columns, splits), total)
+    _write_once(folder, [*columns, "split"], _encode_tfds(builder, image, columns, splits), total)
     table = read_manifest(str(folder / "manifest.csv"))
     supervised = builder.info.supervised_keys or ()
     labels = {name: features[name].names for name in columns if hasattr(features[name], "names")}
@@ -184,12 +184,12 @@ def _prepare(source: str, data_dir: Path | None) -> Any:
     return builder
 
 
-def _find_picture(source: str, features: Any) -> str:
+def _find_image(source: str, features: Any) -> str:
     import tensorflow_datasets as tfds
 
     found = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
     if not found:
-        raise DataError("A TensorFlow dataset must hold a picture per example.", f"{source} with {', '.join(features)}")
+        raise DataError("A TensorFlow dataset must hold an image per example.", f"{source} with {', '.join(features)}")
     return found[0]
 
 
@@ -210,29 +210,27 @@ def _choose_columns(features: Any) -> dict[str, Callable[[Any], str]]:
 
 
 def _encode_tfds(
-    builder: Any, picture: str, columns: dict[str, Callable[[Any], str]], splits: dict[str, str]
+    builder: Any, image: str, columns: dict[str, Callable[[Any], str]], splits: dict[str, str]
 ) -> Iterator[ImageRecord]:
     import tensorflow_datasets as tfds
 
-    decoders = {picture: tfds.decode.SkipDecoding()}
+    decoders = {image: tfds.decode.SkipDecoding()}
     for split, side in splits.items():
         examples = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
         for number, example in enumerate(tfds.as_numpy(examples)):
-            data = example[picture]
+            data = example[image]
             path = f"{split}/{number // 1000:04d}/{number:07d}.{_EXTENSIONS.get(detect_format(data), 'bin')}"
             yield path, data, {**{name: write(example[name]) for name, write in columns.items()}, "split": side}
 
 
 def _folder(source: str, store: Path | None) -> Path:
     if store is None:
-        raise DataError(
-            f"The pictures of {source!r} are written to files first.", "no folder for them", "Pass `store`."
-        )
+        raise DataError(f"The images of {source!r} are written to files first.", "no folder for them", "Pass `store`.")
     return Path(store).expanduser()
 
 
 def _write_once(folder: Path, names: list[str], entries: Iterable[ImageRecord], total: int) -> None:
-    """Write pictures and their manifest aside, and rename the whole when it is complete."""
+    """Write images and their manifest aside, and rename the whole when it is complete."""
     if folder.is_dir():
         return
     aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
@@ -240,7 +238,7 @@ def _write_once(folder: Path, names: list[str], entries: Iterable[ImageRecord], 
         aside.mkdir(parents=True)
         with (
             open(aside / "manifest.csv", "w", encoding="utf-8", newline="") as file,
-            progress_bar("Writing pictures", total, "pictures") as advance,
+            progress_bar("Writing images", total, "images") as advance,
         ):
             writer = csv.writer(file)
             writer.writerow(["path", *names])
@@ -251,7 +249,7 @@ def _write_once(folder: Path, names: list[str], entries: Iterable[ImageRecord], 
                 advance(1)
         _rename(aside, folder)
     except OSError as error:
-        raise ResourceError(f"Pictures must be written to {str(folder)!r}.", error.strerror or error) from None
+        raise ResourceError(f"Images must be written to {str(folder)!r}.", error.strerror or error) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder of classes, a CSV manifest, TensorFlow Datasets, packaged sets."""
+"""Where images come from: a folder of classes, a CSV manifest, TensorFlow Datasets, packaged sets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
     "drop_unlabelled",
     "is_data_source",
     "iter_image_files",
-    "list_pictures",
+    "list_images",
     "read_folder",
     "read_table",
 ]
@@ -40,7 +40,7 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
     Args:
         source: A folder with one folder per class, a CSV manifest, "tfds:NAME" or "tfds:NAME/CONFIG", "elpv" or
             "sklearn-digits". ("./elpv" is a folder of that name.)
-        store: Folder where pictures that are not files yet are written once ("tfds:..." and "sklearn-digits").
+        store: Folder where images that are not files yet are written once ("tfds:..." and "sklearn-digits").
         tfds_data_dir: Where TensorFlow Datasets keeps its own files; by default where it always does.
 
     Raises:
@@ -65,7 +65,7 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
 
 
 def is_data_source(reference: str) -> bool:
-    """Return whether there are such pictures: a folder, a manifest, a packaged set, a set of TensorFlow Datasets."""
+    """Return whether there are such images: a folder, a manifest, a packaged set, a set of TensorFlow Datasets."""
     path = os.path.expanduser(reference)
     manifest = os.path.isfile(path) and path.lower().endswith((".csv", ".tsv"))
     return reference in BUILTIN_DATASETS or reference.startswith("tfds:") or os.path.isdir(path) or manifest
@@ -74,13 +74,13 @@ def is_data_source(reference: str) -> bool:
 def read_folder(source: str) -> ImageTable:
     """Read `root/class/...` or, with sides given, `root/train/class/...`, `root/val/...` and `root/test/...`.
 
-    The label is the name of the class folder, in Unicode's normal form C; pictures may lie in folders below it.
-    Hidden files and what operating systems leave behind are ignored. A file with a picture's name or a picture's
+    The label is the name of the class folder, in Unicode's normal form C; images may lie in folders below it.
+    Hidden files and what operating systems leave behind are ignored. A file with an image's name or an image's
     content is taken; anything else is listed in `Table.rejected`, with links that lead out of the folder, links to
     folders, and pipes and devices, none of which are opened.
 
     Raises:
-        DataError: There is no class folder, or no picture in any.
+        DataError: There is no class folder, or no image in any.
     """
     root = os.path.realpath(os.path.expanduser(source))
     rejected: list[InvalidImage] = []
@@ -106,7 +106,7 @@ def read_folder(source: str) -> ImageTable:
     )
 
 
-def list_pictures(folder: str | os.PathLike[str]) -> list[str]:
+def list_images(folder: str | os.PathLike[str]) -> list[str]:
     """Return the files below a folder that `read_folder` would take, in order; other files are left out."""
     return list(iter_image_files(folder, []))
 
@@ -197,7 +197,7 @@ def _refuse(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
             kind = detect_format(file.read(512))
     except OSError as error:
         return InvalidImage(entry.path, "forbidden", f"it cannot be opened: {error.strerror}")
-    return None if kind in SUPPORTED_FORMATS else InvalidImage(entry.path, "not-a-picture", f"the content is {kind}")
+    return None if kind in SUPPORTED_FORMATS else InvalidImage(entry.path, "not-a-image", f"the content is {kind}")
 
 
 def _refuse_link(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
@@ -214,9 +214,9 @@ def _refuse_link(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
 def _raise_empty(source: str, labels: set[str], rejected: list[InvalidImage]) -> None:
     received = f"{source!r} with no class folder"
     if labels:
-        received = f"{source!r} with {len(labels)} class folder(s) and no picture"
+        received = f"{source!r} with {len(labels)} class folder(s) and no image"
     reasons = list_some([str(rejection) for rejection in rejected])
-    headline = f"An image folder holds one folder per class, with pictures in it. Received: {received}."
+    headline = f"An image folder holds one folder per class, with images in it. Received: {received}."
     raise DataError.from_problems(headline, reasons)
 
 

@@ -27,7 +27,7 @@ SPLIT_ALIASES = {
     "testing": "test",
 }
 FILE = "file"
-"""The column with what the path of a packed picture was before; see `packing`."""
+"""The column with what the path of a packed image was before; see `packing`."""
 COLUMN_ROLES = ("label", "weight", "group", "domain")
 # A line of the manifest: its number in the file, and its fields in the order of the header.
 _Line = tuple[int, list[str]]
@@ -37,7 +37,7 @@ def read_manifest(source: str) -> ImageTable:
     """Read a CSV file with a column "path" and any others, separated by commas, semicolons or tabs.
 
     Paths are relative to the file's folder and must stay in it, also after links are followed; they may name slices of
-    packed files. "label", "split", "weight", "group" and "domain" play these parts by default. Pictures that are
+    packed files. "label", "split", "weight", "group" and "domain" play these parts by default. Images that are
     missing are listed in `Table.rejected`.
 
     Raises:
@@ -69,7 +69,7 @@ def _to_table(source: str, root: str, paths: list[str], columns: dict[str, list[
     rejected = tuple(filter(None, refused))
     if not rows:
         reasons = list_some([str(rejection) for rejection in rejected])
-        raise DataError.from_problems(f"The manifest {source!r} names no picture that is there.", reasons)
+        raise DataError.from_problems(f"The manifest {source!r} names no image that is there.", reasons)
     return ImageTable(
         source=source,
         root=Path(root),
@@ -82,7 +82,7 @@ def _to_table(source: str, root: str, paths: list[str], columns: dict[str, list[
 
 
 def _name(paths: list[str], root: str, columns: Mapping[str, list[str]], rows: Sequence[int]) -> list[str]:
-    """Return the identity of each picture: its path, or of a packed one what its path was before."""
+    """Return the identity of each image: its path, or of a packed one what its path was before."""
     before = columns.get(FILE, [""] * len(paths))
     names = [
         (before[row] if parse_slice(paths[row]) else "")
@@ -108,7 +108,7 @@ def _read_lines(source: str, file: str) -> tuple[list[str], list[_Line]]:
     except csv.Error as error:
         raise DataError("A manifest is a CSV file.", f"{source!r}, line {reader.line_num}: {error}") from None
     if len(lines) < 2:
-        raise DataError("A manifest has a header and a line per picture.", f"{source!r} with {len(lines)} line(s)")
+        raise DataError("A manifest has a header and a line per image.", f"{source!r} with {len(lines)} line(s)")
     return [name.strip() for name in lines[0][1]], lines[1:]
 
 
@@ -166,7 +166,7 @@ def _check_places(numbers: Sequence[int], places: Sequence[str | ValueError]) ->
         if isinstance(place, ValueError):
             problems.append(f"line {number}: {place}")
         elif seen.setdefault(place, number) != number:
-            problems.append(f"line {number}: the picture of line {seen[place]} again")
+            problems.append(f"line {number}: the image of line {seen[place]} again")
     return problems
 
 

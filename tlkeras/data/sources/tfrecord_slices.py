@@ -1,4 +1,4 @@
-"""Pictures inside larger files: "FILE.tfrecord@OFFSET+LENGTH" is the path of the bytes of one of them."""
+"""Images inside larger files: "FILE.tfrecord@OFFSET+LENGTH" is the path of the bytes of one of them."""
 
 from __future__ import annotations
 

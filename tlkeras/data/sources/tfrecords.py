@@ -1,4 +1,4 @@
-"""Pictures packed into few large files, for file systems that are slow at many small ones."""
+"""Images packed into few large files, for file systems that are slow at many small ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from tlkeras.data.headers import InvalidImage, PictureError, read_picture, to_printable
+from tlkeras.data.headers import ImageError, InvalidImage, read_image, to_printable
 from tlkeras.data.sources.manifests import COLUMN_ROLES, FILE
 from tlkeras.data.sources.tfrecord_slices import ByteRange
 from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, ResourceError, list_some
 from tlkeras.progress import progress_bar
 
-MANIFEST = "pictures.csv"
+MANIFEST = "images.csv"
 _SHARDS = "shards"
 _HEAD, _FOOT = 12, 4  # bytes around a record: its length and that one's checksum; the record's checksum
 
@@ -26,10 +26,10 @@ _HEAD, _FOOT = 12, 4  # bytes around a record: its length and that one's checksu
 def write_tfrecords(
     table: ImageTable, folder: str | os.PathLike[str], shard_bytes: int = 128 * 2**20
 ) -> dict[str, Any]:
-    """Write all pictures of a table, their bytes as they are, into TFRecord files, and a manifest of them.
+    """Write all images of a table, their bytes as they are, into TFRecord files, and a manifest of them.
 
     A record is a `tf.train.Example` with "image/encoded", "image/filename" and the table's columns, as other programs
-    read it. The manifest's paths are slices of these files, so that any picture can be read by itself; its names are
+    read it. The manifest's paths are slices of these files, so that any image can be read by itself; its names are
     those from before. It can be moved with its folder.
 
     Args:
@@ -38,31 +38,31 @@ def write_tfrecords(
         shard_bytes: About how large a file may become.
 
     Returns:
-        `path` of the manifest, `pictures`, `shards`, `bytes` of all files, `rejected` (path and reason each).
+        `path` of the manifest, `images`, `shards`, `bytes` of all files, `rejected` (path and reason each).
 
     Raises:
-        DataError: The folder is there already, or no picture can be read.
+        DataError: The folder is there already, or no image can be read.
         ResourceError: It cannot be written.
     """
     target = Path(os.path.abspath(os.path.expanduser(folder)))
     if target.exists():
-        raise DataError("Packed pictures go into a new folder.", repr(str(folder)), "Choose another name.")
+        raise DataError("Packed images go into a new folder.", repr(str(folder)), "Choose another name.")
     aside = target.with_name(f"{target.name}.part-{os.getpid()}")
     try:
         (aside / _SHARDS).mkdir(parents=True)
         packed, rejected = _write_shards(table, aside, shard_bytes)
         if not packed:
-            raise DataError.from_problems("No picture could be packed.", list_some([str(bad) for bad in rejected]))
+            raise DataError.from_problems("No image could be packed.", list_some([str(bad) for bad in rejected]))
         _write_manifest(table, aside, packed)
         os.rename(aside, target)
     except (OSError, tf.errors.OpError) as error:  # TensorFlow writes the records, and fails in its own way
-        raise ResourceError("Packed pictures must be writable.", f"{folder} ({error})") from None
+        raise ResourceError("Packed images must be writable.", f"{folder} ({error})") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     files = list((target / _SHARDS).iterdir())
     return {
         "path": str(target / MANIFEST),
-        "pictures": len(packed),
+        "images": len(packed),
         "shards": len(files),
         "bytes": sum(file.stat().st_size for file in files),
         "rejected": [{"path": to_printable(bad.path), "reason": bad.reason} for bad in rejected],
@@ -75,8 +75,8 @@ def _write_shards(table: ImageTable, folder: Path, shard_bytes: int) -> tuple[di
     rejected: list[InvalidImage] = []
     shard, at, writer = 0, 0, _open_shard(folder, 0)
     try:
-        with progress_bar("Packing", len(table), "pictures") as advance:
-            for row, encoded in _read_pictures(table, rejected):
+        with progress_bar("Packing", len(table), "images") as advance:
+            for row, encoded in _read_images(table, rejected):
                 record = _make_record(table, row, encoded)
                 if at and at + len(record) > shard_bytes:
                     writer.close()
@@ -92,11 +92,11 @@ def _write_shards(table: ImageTable, folder: Path, shard_bytes: int) -> tuple[di
     return packed, rejected
 
 
-def _read_pictures(table: ImageTable, rejected: list[InvalidImage]) -> Iterator[tuple[int, bytes]]:
+def _read_images(table: ImageTable, rejected: list[InvalidImage]) -> Iterator[tuple[int, bytes]]:
     for row, path in enumerate(table.paths):
         try:
-            yield row, read_picture(path)
-        except PictureError as error:
+            yield row, read_image(path)
+        except ImageError as error:
             rejected.append(InvalidImage(path, error.code, error.reason))
 
 

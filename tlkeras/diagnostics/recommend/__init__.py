@@ -1,1 +1,1 @@
-"""Which pretrained network for these pictures on this machine, at which size, frozen or fine-tuned."""
+"""Which pretrained network for these images on this machine, at which size, frozen or fine-tuned."""

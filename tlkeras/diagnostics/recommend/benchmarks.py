@@ -24,10 +24,10 @@ class BenchmarkRequest:
 
     Attributes:
         backbone: A name of the catalog; its weights do not matter here.
-        size: Side of the pictures, pixels.
+        size: Side of the images, pixels.
         classes: Answers of the head.
         unfreeze: Blocks that a step of fine-tuning trains.
-        batch: Pictures per step.
+        batch: Images per step.
     """
 
     backbone: str
@@ -42,15 +42,15 @@ class BenchmarkResult:
     """What it costs.
 
     Attributes:
-        milliseconds: Of one picture asked alone, the median.
-        pictures_per_second: Of many pictures.
+        milliseconds: Of one image asked alone, the median.
+        images_per_second: Of many images.
         megabytes: Of memory at its peak while answering, the program's own included; None where it cannot be read.
         step_seconds: Of a step of fine-tuning from kept activations, the median.
         step_megabytes: Of memory at its peak while fine-tuning.
     """
 
     milliseconds: float
-    pictures_per_second: float
+    images_per_second: float
     megabytes: float | None
     step_seconds: float
     step_megabytes: float | None
@@ -82,13 +82,13 @@ def measure_here(question: BenchmarkRequest) -> BenchmarkResult:
     from tlkeras.features.pooling import pool
 
     backbone = build_backbone(question.backbone, size=question.size, weights="none")
-    pictures = np.random.default_rng(0).integers(0, 256, (_BATCH, question.size, question.size, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (_BATCH, question.size, question.size, 3), np.uint8)
     engine = make_engine(pool(backbone, "average"))
     index = np.arange(_BATCH)
-    alone = _time(lambda: list(engine.run([(index[:1], pictures[:1])])), _ALONE)
-    whole = _time(lambda: list(engine.run([(index, pictures)])), 1)
+    alone = _time(lambda: list(engine.run([(index[:1], images[:1])])), _ALONE)
+    whole = _time(lambda: list(engine.run([(index, images)])), 1)
     many = max(2, round(_SECONDS / whole))
-    rate = many * _BATCH / _time(lambda: list(engine.run((index, pictures) for _ in range(many))), 1)
+    rate = many * _BATCH / _time(lambda: list(engine.run((index, images) for _ in range(many))), 1)
     megabytes = read_peak()
     step = _time_step(backbone, question)
     keras.backend.clear_session()

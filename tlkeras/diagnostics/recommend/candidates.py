@@ -20,7 +20,7 @@ class Target:
 
     Attributes:
         reason: Why these limits.
-        multiply_adds: Per picture of the default size, at most.
+        multiply_adds: Per image of the default size, at most.
         megabytes: Of weights in float32, at most.
     """
 
@@ -31,7 +31,7 @@ class Target:
 
 TARGETS = {
     "server": Target("a server with a GPU takes any backbone"),
-    "cpu": Target("a few pictures a second on a core", multiply_adds=2e9),
+    "cpu": Target("a few images a second on a core", multiply_adds=2e9),
     "mobile": Target(
         "the mobile setting of the literature: below 600 M multiply-adds", multiply_adds=6e8, megabytes=25
     ),
@@ -47,7 +47,7 @@ class BackboneLimits:
         patterns: Shell patterns, one of which the name matches; `hub:PRESET` of KerasHub, too.
         licences: SPDX identifiers of the weights that are accepted; none given accepts all.
         parameters, multiply_adds, megabytes: At most so many; they replace the target's.
-        milliseconds: At most, per picture one at a time, measured on this machine.
+        milliseconds: At most, per image one at a time, measured on this machine.
         most: Candidates to measure.
     """
 
@@ -63,12 +63,12 @@ class BackboneLimits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backbone with weights that can be had, at a picture size.
+    """A backbone with weights that can be had, at an image size.
 
     Attributes:
         entry: Its facts.
         weights: As in a recipe.
-        size: Side of the pictures, pixels.
+        size: Side of the images, pixels.
     """
 
     entry: BackboneInfo

@@ -1,4 +1,4 @@
-"""Which pretrained network, frozen or fine-tuned, at which size: measured on these pictures and this machine."""
+"""Which pretrained network, frozen or fine-tuned, at which size: measured on these images and this machine."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ class RecommendOptions:
 
     Attributes:
         limits: What a backbone must meet.
-        picture: The PNG file of the front.
+        image: The PNG file of the front.
         own: Measure the recipe's own backbone, too.
-        pictures: To look at, at most.
+        images: To look at, at most.
         minutes: That fine-tuning may take.
         to: The recipe file to write; None writes none.
     """
 
     limits: BackboneLimits
-    picture: Path
+    image: Path
     own: bool = True
-    pictures: int = 1000
+    images: int = 1000
     minutes: float = 60.0
     to: Path | None = None
 
@@ -84,19 +84,19 @@ class _MeasurementContext:
 
 
 def recommend(recipe: Recipe, wishes: RecommendOptions) -> dict[str, Any]:
-    """Measure the backbones that meet the limits on pictures that nothing is measured on later, and choose.
+    """Measure the backbones that meet the limits on images that nothing is measured on later, and choose.
 
     Returns:
-        `name`; `facts`, of the pictures, name -> text; `target` and why it limits what; `dropped`, backbone -> reason;
+        `name`; `facts`, of the images, name -> text; `target` and why it limits what; `dropped`, backbone -> reason;
         `candidates`, best first, each with `name`, `backbone`, `weights`, `size`, `licence`, `top1`, `parameters`,
         `score`, `neighbours` and `probe` (mean and spread over folds), `logme`, `h_score`, `leep`, `nce`,
-        `milliseconds`, `pictures_per_second`, `megabytes` (of weights), `memory` (MB at the peak), `minutes` (of
+        `milliseconds`, `images_per_second`, `megabytes` (of weights), `memory` (MB at the peak), `minutes` (of
         fine-tuning), `finetuning_memory`, `noise` (no worse than the best but for noise), `front`; `answers`, each with
-        `question`, `answer` and `reason`; `recipe`, YAML to run; `path` it was written to, or None; `picture`.
+        `question`, `answer` and `reason`; `recipe`, YAML to run; `path` it was written to, or None; `image`.
 
     Raises:
         BackboneError: No backbone meets the limits, or none could be measured.
-        DataError: The pictures cannot be read, or there are no two classes of two.
+        DataError: The images cannot be read, or there are no two classes of two.
         RecipeError: The recipe to write exists.
         ResourceError: A file cannot be written.
     """
@@ -118,7 +118,7 @@ def recommend(recipe: Recipe, wishes: RecommendOptions) -> dict[str, Any]:
     finetune, frozen = judge_finetuning(situation)
     answers += [similarity, frozen]
     text = _write_recipe(look, chosen["candidate"], finetune, answers)
-    plot_pareto_front([_describe_point(row, chosen) for row in rows], wishes.picture)
+    plot_pareto_front([_describe_point(row, chosen) for row in rows], wishes.image)
     if wishes.to:
         _save(text, wishes.to)
     return {
@@ -130,12 +130,12 @@ def recommend(recipe: Recipe, wishes: RecommendOptions) -> dict[str, Any]:
         "answers": [answer._asdict() for answer in answers],
         "recipe": text,
         "path": str(wishes.to) if wishes.to else None,
-        "picture": str(wishes.picture),
+        "image": str(wishes.image),
     }
 
 
 def _check(wishes: RecommendOptions) -> None:
-    check_target(wishes.picture)
+    check_target(wishes.image)
     if wishes.to and wishes.to.exists():
         raise RecipeError("A recipe is never overwritten.", wishes.to, "Choose another name or move the file.")
 
@@ -143,13 +143,13 @@ def _check(wishes: RecommendOptions) -> None:
 def _own_candidate(recipe: Recipe) -> Candidate | None:
     if recipe.backbone.name == NO_BACKBONE:
         return None
-    return Candidate(find_backbone(recipe.backbone.name), recipe.backbone.weights, builders.picture_size(recipe))
+    return Candidate(find_backbone(recipe.backbone.name), recipe.backbone.weights, builders.image_size(recipe))
 
 
 def _look_at(recipe: Recipe, wishes: RecommendOptions) -> _MeasurementContext:
     inspection = validate_images(builders.read_examples(recipe))
     sides = builders.split_dataset(recipe, inspection.examples)
-    rows = draw_rows(recipe, sides, wishes.pictures)
+    rows = draw_rows(recipe, sides, wishes.images)
     divide_classes(recipe, inspection, rows)  # says what is missing before anything long begins
     examples, task = inspection.examples, inspection.examples.tasks[0]
     training = np.flatnonzero(sides == "train")
@@ -159,23 +159,23 @@ def _look_at(recipe: Recipe, wishes: RecommendOptions) -> _MeasurementContext:
 
 
 def _measure_side(paths: Sequence[str]) -> int:
-    """Return the median of the shorter sides of some pictures, pixels."""
+    """Return the median of the shorter sides of some images, pixels."""
     sides = []
     for path in paths[:_LOOKED_AT]:
-        with Image.open(path) as picture:
-            sides.append(min(picture.size))
+        with Image.open(path) as image:
+            sides.append(min(image.size))
     return int(np.median(sides))
 
 
 def _list_other_sizes(best: Candidate, side: int) -> list[Candidate]:
-    """Return the best backbone at a smaller and a larger size, as far as the pictures have the pixels."""
+    """Return the best backbone at a smaller and a larger size, as far as the images have the pixels."""
     sizes = {_round(best.size / _LARGER), min(_round(best.size * _LARGER), max(side, best.size))}
     least = best.entry.minimum_size
     return [dataclasses.replace(best, size=size) for size in sorted(sizes) if size >= least and size != best.size]
 
 
 def _round(size: float) -> int:
-    """Return a size that the strides of networks divide, as far as pictures are large enough for that."""
+    """Return a size that the strides of networks divide, as far as images are large enough for that."""
     step = 32 if size >= 96 else 8
     return max(1, round(size / step)) * step
 
@@ -220,14 +220,14 @@ def _measure(look: _MeasurementContext, candidate: Candidate) -> dict[str, Any]:
         "candidate": candidate,
         "separations": knn_accuracy_per_block(classed, depths),
         **_list_figures(candidate, scores, costs),
-        "minutes": (steps * costs.step_seconds + len(look.inspection.examples) / costs.pictures_per_second) / 60,
+        "minutes": (steps * costs.step_seconds + len(look.inspection.examples) / costs.images_per_second) / 60,
     }
 
 
 def _plan_finetuning(look: _MeasurementContext, blocks: int) -> tuple[int, int]:
     """Return how many blocks `stages: auto` would train at most, and in how many steps."""
     suggestion = choose_stages(
-        pictures=len(look.training),
+        images=len(look.training),
         classes=look.classes,
         blocks=blocks,
         batch_size=look.batch,
@@ -272,7 +272,7 @@ def _list_figures(candidate: Candidate, scores: Scores, costs: BenchmarkResult) 
         "leep": scores.leep,
         "nce": scores.nce,
         "milliseconds": costs.milliseconds,
-        "pictures_per_second": costs.pictures_per_second,
+        "images_per_second": costs.images_per_second,
         "megabytes": candidate.megabytes,
         "memory": costs.megabytes,
         "finetuning_memory": costs.step_megabytes,
@@ -310,9 +310,9 @@ def _count_smallest(look: _MeasurementContext) -> int:
 def _tell_facts(look: _MeasurementContext) -> dict[str, str]:
     examples = look.inspection.examples
     return {
-        "pictures": f"{len(examples):,}, {len(look.training):,} of them to train on",
+        "images": f"{len(examples):,}, {len(look.training):,} of them to train on",
         "looked at": f"{len(look.rows):,}, none of the test side",
-        "classes": f"{look.classes}, the rarest with {_count_smallest(look):,} pictures to train on",
+        "classes": f"{look.classes}, the rarest with {_count_smallest(look):,} images to train on",
         "shorter side": f"{look.side} pixels, the median",
     }
 

@@ -29,7 +29,7 @@ class DatasetProfile:
     """What the advice on fine-tuning rests on.
 
     Attributes:
-        smallest_class: Training pictures of the rarest class.
+        smallest_class: Training images of the rarest class.
         probe: Balanced accuracy of the linear head on the chosen backbone.
         position: Where in the backbone classes separate best, from 0, its first block, to 1, its last.
         minutes: That fine-tuning would take on this machine.
@@ -52,7 +52,7 @@ def choose_best(
 
     Args:
         rows: Candidates, best first, with `folds`, `score`, `milliseconds`; `noise` is set in each.
-        most_milliseconds: A picture may take so long; None: any time.
+        most_milliseconds: An image may take so long; None: any time.
     """
     allowed = [row for row in rows if most_milliseconds is None or row["milliseconds"] <= most_milliseconds]
     best = (allowed or rows)[0]
@@ -97,7 +97,7 @@ def mark_pareto_front(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def judge_similarity(separations: dict[str, float], pictures: int) -> tuple[float, Recommendation]:
+def judge_similarity(separations: dict[str, float], images: int) -> tuple[float, Recommendation]:
     """Return where in a backbone classes separate best, 0 to 1, and what that says of the source's task.
 
     What the last blocks serve is the source's own classes. Where blocks before them separate the new classes better,
@@ -105,11 +105,11 @@ def judge_similarity(separations: dict[str, float], pictures: int) -> tuple[floa
 
     Args:
         separations: Accuracy of nearest neighbours by block, in order.
-        pictures: That it was counted over.
+        images: That it was counted over.
     """
     names, values = list(separations), list(separations.values())
     top, last = max(values), values[-1]
-    error = (top * (1 - top) / pictures) ** 0.5
+    error = (top * (1 - top) / images) ** 0.5
     best = max(place for place, value in enumerate(values) if value >= top - error)
     position = best / max(len(names) - 1, 1)
     question = "How similar to ImageNet?"
@@ -126,7 +126,7 @@ def judge_finetuning(situation: DatasetProfile) -> tuple[bool, Recommendation]:
     question = "Frozen or fine-tuned?"
     minutes = f"about {situation.minutes:.0f} minutes" if situation.minutes >= 1.5 else "about a minute"
     if situation.smallest_class < FEW_PER_CLASS:
-        few = f"the rarest class has {situation.smallest_class} pictures to train on, fewer than {FEW_PER_CLASS}"
+        few = f"the rarest class has {situation.smallest_class} images to train on, fewer than {FEW_PER_CLASS}"
         return False, Recommendation(question, "frozen", f"{few}: a changed backbone would learn them by heart")
     if situation.probe >= _SATURATED:
         return False, Recommendation(

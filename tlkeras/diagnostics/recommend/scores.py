@@ -27,7 +27,7 @@ class Scores:
         neighbours: Balanced accuracy of five nearest neighbours by cosine, per fold, (k,).
         probe: Balanced accuracy of the linear head, per fold, (k,).
         logme, h_score: Of the standardised features.
-        leep, nce: Of what the source's head says of the pictures; None where there is none.
+        leep, nce: Of what the source's head says of the images; None where there is none.
     """
 
     neighbours: np.ndarray

@@ -32,7 +32,7 @@ def draw_reliability(calibration: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_numbers(points: Mapping[str, Any], path: Path) -> None:
-    """Draw what was said of each picture against its number."""
+    """Draw what was said of each image against its number."""
     with open_figure(path, _SIZE) as figure:
         axis = figure.subplots()
         ends = [min(*points["truth"], *points["said"]), max(*points["truth"], *points["said"])]
@@ -42,7 +42,7 @@ def draw_numbers(points: Mapping[str, Any], path: Path) -> None:
 
 
 def plot_risk_coverage(trade: Mapping[str, Any], path: Path) -> None:
-    """Draw the accuracy of what is answered against the share of pictures that is answered."""
+    """Draw the accuracy of what is answered against the share of images that is answered."""
     with open_figure(path, _SIZE) as figure:
         axis = figure.subplots()
         axis.plot(trade["coverage"], trade["accuracy"], color=COLOURS[0], linewidth=1.8)
@@ -52,11 +52,11 @@ def plot_risk_coverage(trade: Mapping[str, Any], path: Path) -> None:
             label = f"asks below {trade['chosen']:.2f}"
             axis.annotate(label, point, xytext=(-6, -14), textcoords="offset points", ha="right", color=COLOURS[1])
         axis.set_xlim(0, 1.02)
-        _finish(axis, "share of pictures answered without asking", "accuracy of these")
+        _finish(axis, "share of images answered without asking", "accuracy of these")
 
 
 def draw_robustness(robustness: Mapping[str, Any], path: Path) -> None:
-    """Draw accuracy against the strength of each corruption, from the clean pictures on."""
+    """Draw accuracy against the strength of each corruption, from the clean images on."""
     with open_figure(path, _SIZE) as figure:
         axis = figure.subplots()
         styles = zip(COLOURS, "osv^D", strict=False)
@@ -69,16 +69,16 @@ def draw_robustness(robustness: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_learning(learning: Mapping[str, Any], path: Path) -> None:
-    """Draw accuracy against the number of training pictures, with the spread over draws."""
+    """Draw accuracy against the number of training images, with the spread over draws."""
     with open_figure(path, _SIZE) as figure:
         axis = figure.subplots()
-        sizes = learning["pictures"]
+        sizes = learning["images"]
         axis.fill_between(sizes, learning["low"], learning["high"], color=COLOURS[0], alpha=0.2, linewidth=0)
         axis.plot(sizes, learning["accuracy"], color=COLOURS[0], marker="o", markersize=4)
         axis.set_xscale("log")
         axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axis.minorticks_off()
-        _finish(axis, "training pictures", learning["metric"].replace("_", " "))
+        _finish(axis, "training images", learning["metric"].replace("_", " "))
 
 
 def draw_fit(history: Sequence[Mapping[str, Any]], path: Path) -> None:

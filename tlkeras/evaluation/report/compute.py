@@ -1,4 +1,4 @@
-"""All that a report of a run shows, computed: figures, mistakes and their pictures, curves, how it was made."""
+"""All that a report of a run shows, computed: figures, mistakes and their images, curves, how it was made."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Predictions, load_predictions, read_probes, take
 from tlkeras.training import builders
 
-_SANE_PICTURES = 6
+_SANE_IMAGES = 6
 _MOST_POINTS = 1000
 _NEIGHBOURS = 3
 _EXTRA_PHASES = ("extract activations", "fine-tune", "measure")
@@ -36,15 +36,15 @@ class ReportOptions:
     """What a report goes into.
 
     Attributes:
-        pictures: Mistakes shown, with an explanation each; 0 for none.
+        images: Mistakes shown, with an explanation each; 0 for none.
         method: Of the explanations.
-        corrupted: Pictures that are worsened to see what answers are worth then; 0 for none.
-        learning_curve: Whether heads are fitted on parts of the training pictures.
+        corrupted: Images that are worsened to see what answers are worth then; 0 for none.
+        learning_curve: Whether heads are fitted on parts of the training images.
         conformal: Error rate of prediction sets; None for none.
         accuracy: Wanted of the answers that no person looks at; None: half as many errors.
     """
 
-    pictures: int = 24
+    images: int = 24
     method: AttributionMethod = "grad_cam"
     corrupted: int = 48
     learning_curve: bool = False
@@ -60,11 +60,11 @@ class Report:
         run: Its name.
         figures: What `figures.evaluate` returns.
         tasks: By name, what else is shown of each task.
-        elsewhere: Figures on other pictures, of each source that the run was measured on.
+        elsewhere: Figures on other images, of each source that the run was measured on.
         made: How the run was made.
         notes: What could not be computed, and why.
-        pictures: By name of the picture, as the model sees it, uint8 [h, w, 3].
-        maps: By name of the picture, what speaks for the answer, float [h, w].
+        images: By name of the image, as the model sees it, uint8 [h, w, 3].
+        maps: By name of the image, what speaks for the answer, float [h, w].
     """
 
     run: str
@@ -73,7 +73,7 @@ class Report:
     elsewhere: list[dict[str, Any]] = field(default_factory=list)
     made: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    images: dict[str, np.ndarray] = field(default_factory=dict)
     maps: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
 
@@ -95,9 +95,9 @@ def check_options(options: ReportOptions) -> None:
 
 
 def compute_report(run: Run, options: ReportOptions) -> Report:
-    """Compute what a report of a run shows, and keep what is no picture as report.json in the run.
+    """Compute what a report of a run shows, and keep what is no image as report.json in the run.
 
-    What cannot be computed, because pictures are gone or the network has no map, is left out with a note.
+    What cannot be computed, because images are gone or the network has no map, is left out with a note.
 
     Raises:
         RunError: The run keeps no answers, or an option cannot be used.
@@ -110,7 +110,7 @@ def compute_report(run: Run, options: ReportOptions) -> Report:
         report.tasks[answers.task.name] = _compute_task(material, answers, place, options, report)
     report.elsewhere = list_elsewhere(run)
     if material.gone:
-        report.notes.append(f"The pictures of the run cannot be looked at again: {material.gone}")
+        report.notes.append(f"The images of the run cannot be looked at again: {material.gone}")
     report.made = reproducibility_info(material)
     names = ("figures", "tasks", "elsewhere", "made", "notes")
     kept = {name: getattr(report, name) for name in names}
@@ -121,8 +121,8 @@ def compute_report(run: Run, options: ReportOptions) -> Report:
 def _compute_number(material: RunData, answers: Predictions, options: ReportOptions, report: Report) -> dict[str, Any]:
     """Return what is shown of a number: how near it comes, and where it is farthest off."""
     rows = np.unique(np.linspace(0, len(answers) - 1, min(_MOST_POINTS, len(answers))).astype(int))
-    largest = errors.list_errors(answers, options.pictures or 24)
-    if options.pictures:
+    largest = errors.list_errors(answers, options.images or 24)
+    if options.images:
         _decode(material, [error["key"] for error in largest], report)
     return {
         "worth": _compare_with_linear_probe(material, answers),
@@ -137,7 +137,7 @@ def _compute_task(
     if answers.task.kind == "number":
         return _compute_number(material, answers, options, report)
     unseen, unseen_is = material.find_unseen(answers.task)
-    losses = errors.top_losses(answers, options.pictures or 24)
+    losses = errors.top_losses(answers, options.images or 24)
     result: dict[str, Any] = {
         "worth": _compare_with_linear_probe(material, answers),
         "calibration": describe_calibration(answers, unseen),
@@ -149,7 +149,7 @@ def _compute_task(
     result |= _describe_classes(answers) if answers.targets.ndim == 1 else _describe_labels(answers)
     result["trade"] = selective.describe_trade(answers, unseen, options.accuracy)
     result |= _describe_sets(answers, unseen, options, report)
-    if options.pictures:
+    if options.images:
         _show_mistakes(material, answers, place, result, options, report)
     if options.corrupted and material.inspection is not None:
         result["robustness"] = _evaluate_corruptions(material, answers, place, options.corrupted)
@@ -213,21 +213,21 @@ def _describe_sets(
 def _show_mistakes(
     material: RunData, answers: Predictions, place: int, result: dict[str, Any], options: ReportOptions, report: Report
 ) -> None:
-    """Add the pictures of mistakes, what speaks for the answers, and the training pictures that are most like them."""
+    """Add the images of mistakes, what speaks for the answers, and the training images that are most like them."""
     losses = result["losses"]
     wanted = [loss["key"] for loss in losses]
     wanted += [suspect["key"] for name in ("suspects", "training_suspects") for suspect in result[name]]
     _decode(material, wanted, report)
-    seen = [loss for loss in losses if loss["key"] in report.pictures]
+    seen = [loss for loss in losses if loss["key"] in report.images]
     if not seen:
         return
-    pictures = np.stack([report.pictures[loss["key"]] for loss in seen])
+    images = np.stack([report.images[loss["key"]] for loss in seen])
     classes = [loss["class"] for loss in seen]
     try:
         explainer = Explainer(material.model, place)
-        shown = explainer.explain(pictures, classes, options.method)
-        sane = slice(0, _SANE_PICTURES if options.method != "occlusion" else 1)
-        sanity = check_sanity(explainer, pictures[sane], classes[sane], method=options.method)
+        shown = explainer.explain(images, classes, options.method)
+        sane = slice(0, _SANE_IMAGES if options.method != "occlusion" else 1)
+        sanity = check_sanity(explainer, images[sane], classes[sane], method=options.method)
         result["attribution"] = {"method": options.method, "layer": explainer.layer, "sanity": sanity}
         task = answers.task.name
         report.maps |= {(task, loss["key"]): found for loss, found in zip(seen, shown, strict=True)}
@@ -238,15 +238,15 @@ def _show_mistakes(
 
 def _decode(material: RunData, keys: Sequence[str], report: Report) -> None:
     for key in dict.fromkeys(keys):
-        if key not in report.pictures and (picture := material.decode(key)) is not None:
-            report.pictures[key] = picture
+        if key not in report.images and (image := material.decode(key)) is not None:
+            report.images[key] = image
 
 
 def _add_neighbours(material: RunData, answers: Predictions, losses: list[dict[str, Any]], report: Report) -> None:
     try:
         train, test = material.features["train"], material.features["test"]
     except (KeyError, TlkerasError) as error:
-        report.notes.append(f"The nearest training pictures are not shown: {error}")
+        report.notes.append(f"The nearest training images are not shown: {error}")
         return
     task = answers.task
     rows = {key: row for row, key in enumerate(test.keys.tolist())}
@@ -264,10 +264,10 @@ def _add_neighbours(material: RunData, answers: Predictions, losses: list[dict[s
 
 
 def _evaluate_corruptions(material: RunData, answers: Predictions, place: int, most: int) -> dict[str, Any] | None:
-    """Return what corruptions cost, on at most so many held-out pictures, spread over all."""
+    """Return what corruptions cost, on at most so many held-out images, spread over all."""
     rows = np.unique(np.linspace(0, len(answers) - 1, min(most, len(answers))).astype(int))
     found = [(row, material.decode(str(answers.keys[row]))) for row in rows.tolist()]
-    kept = [(row, picture) for row, picture in found if picture is not None]
+    kept = [(row, image) for row, image in found if image is not None]
     if not kept:
         return None
     part = take(answers, np.array([row for row, _ in kept]))
@@ -277,8 +277,8 @@ def _evaluate_corruptions(material: RunData, answers: Predictions, place: int, m
         right = (part.task.decide(probabilities) == truth).all(axis=1)
         return float(part.weights @ right / part.weights.sum()) if part.weights.any() else float(right.mean())
 
-    pictures = np.stack([picture for _, picture in kept])
-    return measure_robustness(material.model, pictures, judge, output=place, engine=material.recipe.features.engine)
+    images = np.stack([image for _, image in kept])
+    return measure_robustness(material.model, images, judge, output=place, engine=material.recipe.features.engine)
 
 
 def _compute_learning_curve(material: RunData, answers: Predictions, report: Report) -> dict[str, Any] | None:
@@ -290,7 +290,7 @@ def _compute_learning_curve(material: RunData, answers: Predictions, report: Rep
     known = np.array([key in place for key in test.keys.tolist()], dtype=bool)
     rows = np.array([place[key] for key in test.keys[known].tolist()], dtype=int)
     if len(rows) < len(answers):
-        report.notes.append("The learning curve is left out: some held-out pictures are gone.")
+        report.notes.append("The learning curve is left out: some held-out images are gone.")
         return None
     return learning_curve(
         partial(material.make_linear_head, answers.task.name),

@@ -1,4 +1,4 @@
-"""Pictures and charts as parts of a page."""
+"""Images and charts as parts of a page."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ _COLOURS = {
 }
 
 
-def embed_picture(pixels: np.ndarray) -> str:
-    """Return an address that holds a picture, uint8 RGB [h, w, 3], shrunk to what a page shows."""
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((_SIDE, _SIDE))
+def embed_image(pixels: np.ndarray) -> str:
+    """Return an address that holds an image, uint8 RGB [h, w, 3], shrunk to what a page shows."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((_SIDE, _SIDE))
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=_QUALITY)
+    image.save(stream, "JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Return a grey picture with a map of 0 to 1, [h, w], laid over it in colour, uint8 [h, w, 3]."""
+    """Return a grey image with a map of 0 to 1, [h, w], laid over it in colour, uint8 [h, w, 3]."""
     from matplotlib import colormaps
 
     grey = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from tlkeras.evaluation.metric_names import baseline_names
 from tlkeras.evaluation.report import charts, summaries
 from tlkeras.evaluation.report.compute import Report
-from tlkeras.evaluation.report.images import embed_chart, embed_picture, overlay
+from tlkeras.evaluation.report.images import embed_chart, embed_image, overlay
 from tlkeras.plotting import html_page
 from tlkeras.plotting.charts import plot_history
 
@@ -56,9 +56,8 @@ def render_report(reports: Sequence[Report], compared: Mapping[str, Any] | None 
             compared=compared,
             reports=shown,
             contents=_list_contents(shown, compared),
-            pictures={
-                report.run: {key: embed_picture(pixels) for key, pixels in report.pictures.items()}
-                for report in reports
+            images={
+                report.run: {key: embed_image(pixels) for key, pixels in report.images.items()} for report in reports
             },
         )
     )
@@ -102,15 +101,15 @@ def _list_contents(shown: Sequence[Mapping[str, Any]], compared: Mapping[str, An
             for part, name, there in (
                 ("figures", "Figures", True),
                 ("worth", "Was it worth it?", task["worth"]),
-                ("learning", "Would more pictures help?", task["learning"]),
+                ("learning", "Would more images help?", task["learning"]),
                 ("calibration", "Probabilities", task["figures"]["kind"] != "number"),
                 ("mistakes", "Mistakes", True),
-                ("robustness", "When pictures get worse", task["robustness"]),
+                ("robustness", "When images get worse", task["robustness"]),
             ):
                 if there:
                     contents.append((f"{task['anchor']}-{part}", f"{task['prefix']}{name}"))
         if report["elsewhere"]:
-            contents.append((f"{report['anchor']}-elsewhere", "On other pictures"))
+            contents.append((f"{report['anchor']}-elsewhere", "On other images"))
         contents.append((f"{report['anchor']}-made", "How it was made"))
     return contents
 
@@ -135,9 +134,9 @@ def _prepare(report: Report, anchor: str, several_runs: bool) -> dict[str, Any]:
 
 
 def _prepare_elsewhere(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the templates need of figures on other pictures: a table per task."""
+    """Return what the templates need of figures on other images: a table per task."""
     tasks = measured.get("tasks") or {"": measured}
-    return {**measured, "pictures": measured["examples"]["test"], "tables": list(tasks.items())}
+    return {**measured, "images": measured["examples"]["test"], "tables": list(tasks.items())}
 
 
 def _prepare_task(
@@ -188,7 +187,7 @@ def _prepare_task(
 def _prepare_number(figures: Mapping[str, Any], computed: Mapping[str, Any], anchor: str) -> dict[str, Any]:
     """Return what the template of a number needs."""
     worth = computed["worth"]
-    title = "What was said of each held-out picture against its number"
+    title = "What was said of each held-out image against its number"
     return {
         "figures": figures,
         "beside": baseline_names(figures),
@@ -210,9 +209,9 @@ def _name_scalings(calibration: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _draw_charts(computed: Mapping[str, Any], anchor: str) -> dict[str, Markup]:
     wanted = {
         "reliability": ("How often answers are right against confidence", charts.draw_reliability, "calibration"),
-        "trade": ("Accuracy against the share of pictures answered", charts.plot_risk_coverage, "trade"),
+        "trade": ("Accuracy against the share of images answered", charts.plot_risk_coverage, "trade"),
         "robustness": ("Accuracy against the strength of corruptions", charts.draw_robustness, "robustness"),
-        "learning": ("Accuracy against the number of training pictures", charts.draw_learning, "learning"),
+        "learning": ("Accuracy against the number of training images", charts.draw_learning, "learning"),
     }
     return {
         name: embed_chart(f"{anchor}-{name}", title, partial(draw, computed[key]))
@@ -275,7 +274,7 @@ def _prepare_losses(report: Report, figures: Mapping[str, Any], computed: Mappin
     prepared = []
     for loss in computed["losses"]:
         heat = report.maps.get((task, loss["key"]))
-        drawn = None if heat is None else embed_picture(overlay(report.pictures[loss["key"]], heat))
+        drawn = None if heat is None else embed_image(overlay(report.images[loss["key"]], heat))
         looked_at = figures["classes"][loss["class"]]
         prepared.append({"nearest": [], **loss, "overlay": drawn, "looked_at": looked_at})
     return prepared

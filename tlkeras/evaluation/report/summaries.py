@@ -69,7 +69,7 @@ def summarize_gain_over_probe(worth: Mapping[str, Any]) -> str:
     points = 100 * parts["value"]
     what = worth["what"].capitalize()
     if parts["low"] is None:
-        return f"{what} cannot be judged on so few pictures."
+        return f"{what} cannot be judged on so few images."
     span = f"{_sign(100 * parts['low'])} to {_sign(100 * parts['high'])}"
     text = {
         True: f"Yes: {what} gained {points:.1f} points of {METRIC_NAMES[name]} over a linear head ({span}).",
@@ -87,18 +87,18 @@ def summarize_gain_over_probe(worth: Mapping[str, Any]) -> str:
 
 
 def summarize_learning_curve(learning: Mapping[str, Any]) -> str:
-    """Say whether more pictures would help."""
-    step, sizes = learning["last_step"], learning["pictures"]
+    """Say whether more images would help."""
+    step, sizes = learning["last_step"], learning["images"]
     if step is None or step["low"] is None or len(sizes) < 2:
-        return "There are too few pictures to say."
+        return "There are too few images to say."
     gain, low, high = (100 * step[part] for part in ("value", "low", "high"))
     span = f"({_sign(low)} to {_sign(high)})"
-    text = f"The second half of the {sizes[-1]:,} training pictures gained {_sign(gain)} points {span}. "
+    text = f"The second half of the {sizes[-1]:,} training images gained {_sign(gain)} points {span}. "
     if step["better"]:
-        return text + "More pictures like these would most likely help."
+        return text + "More images like these would most likely help."
     if high < 0.5:
-        return text + "More pictures of the same kind would hardly help; other pictures, or fine-tuning, may."
-    return text + "That is no clear gain: more pictures may help, a little."
+        return text + "More images of the same kind would hardly help; other images, or fine-tuning, may."
+    return text + "That is no clear gain: more images may help, a little."
 
 
 def summarize_calibration(calibration: Mapping[str, Any], unseen: str) -> str:
@@ -112,9 +112,7 @@ def summarize_calibration(calibration: Mapping[str, Any], unseen: str) -> str:
         return text + "To have temperature and vector scaling fitted, train with data.validation."
     best = min(calibration["scalings"], key=lambda name: calibration["scalings"][name]["log_loss"])
     found = calibration["scalings"][best]
-    where = {"validation": "validation pictures", "training": "training pictures, each by heads not fitted on it"}[
-        unseen
-    ]
+    where = {"validation": "validation images", "training": "training images, each by heads not fitted on it"}[unseen]
     if calibration["log_loss"] - found["log_loss"] < _WORTHWHILE:
         return (
             text
@@ -130,13 +128,11 @@ def summarize_selective_prediction(trade: Mapping[str, Any]) -> str:
     """Say from which confidence on answers need no person."""
     wanted = write_percent(trade["wanted"])
     if trade["chosen"] is None:
-        return (
-            f"No threshold was chosen for {wanted} accuracy: no answers on unseen pictures reach it, or none are kept."
-        )
+        return f"No threshold was chosen for {wanted} accuracy: no answers on unseen images reach it, or none are kept."
     return (
         f"To be right in {wanted} of what it answers, ask a person below a confidence of {trade['chosen']:.3f}. On the "
-        f"held-out pictures this answers {write_percent(trade['chosen_coverage'])} of them, "
-        f"{write_percent(trade['chosen_accuracy'])} rightly. The threshold was chosen on other pictures."
+        f"held-out images this answers {write_percent(trade['chosen_coverage'])} of them, "
+        f"{write_percent(trade['chosen_accuracy'])} rightly. The threshold was chosen on other images."
     )
 
 
@@ -144,7 +140,7 @@ def summarize_prediction_sets(sets: Mapping[str, Any]) -> str:
     """Say how prediction sets do."""
     return (
         f"Sets of all classes with a probability of {sets['threshold']:.3f} or more are meant to hold the true class "
-        f"in {write_percent(1 - sets['alpha'])} of cases; on the held-out pictures they do in "
+        f"in {write_percent(1 - sets['alpha'])} of cases; on the held-out images they do in "
         f"{write_percent(sets['coverage'])}. They hold {sets['mean_size']:.2f} classes on average, a single one in "
         f"{write_percent(sets['single'])} and none in {write_percent(sets['empty'])}."
     )
@@ -155,7 +151,7 @@ def summarize_label_sets(sets: Sequence[Mapping[str, Any]]) -> str:
     covered, undecided = (sum(one[key] for one in sets) / len(sets) for key in ("coverage", "undecided"))
     return (
         f"For each label, sets of yes, no or both are meant to hold the truth in {write_percent(1 - sets[0]['alpha'])} "
-        f"of cases; on the held-out pictures they do in {write_percent(covered)}, the mean over labels. "
+        f"of cases; on the held-out images they do in {write_percent(covered)}, the mean over labels. "
         f"{write_percent(undecided)} of them hold both: there a person has to look."
     )
 
@@ -171,7 +167,7 @@ def summarize_robustness(robustness: Mapping[str, Any]) -> str:
 
 
 def summarize_attribution(attribution: Mapping[str, Any] | None) -> str:
-    """Say what the coloured pictures show and whether they passed the sanity check."""
+    """Say what the coloured images show and whether they passed the sanity check."""
     if attribution is None:
         return "Wrong answers, those of the largest log loss first."
     layer = attribution["layer"]

@@ -1,4 +1,4 @@
-"""Codebooks of handcrafted features: learned on training pictures alone, kept in the cache like activations."""
+"""Codebooks of handcrafted features: learned on training images alone, kept in the cache like activations."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tlkeras.features.cache import ActivationCache, Namespace
 from tlkeras.features.extraction import ImageFiles
 from tlkeras.features.handcrafted.descriptors import Sift
 from tlkeras.features.handcrafted.encodings import LOCAL, learn_codebook
-from tlkeras.features.handcrafted.layer import list_handcrafted, map_pictures
+from tlkeras.features.handcrafted.layer import list_handcrafted, map_images
 from tlkeras.progress import progress_bar
 
-_PICTURES, _DESCRIPTORS = 500, 200
+_IMAGES, _DESCRIPTORS = 500, 200
 _VERSION = 1
 
 
 def fit_codebooks(
-    model: keras.Model, pictures: ImageFiles, cache: ActivationCache | None = None, *, seed: int = 0
+    model: keras.Model, images: ImageFiles, cache: ActivationCache | None = None, *, seed: int = 0
 ) -> int:
-    """Learn the codebooks of a model's handcrafted features from training pictures; those known are read instead.
+    """Learn the codebooks of a model's handcrafted features from training images; those known are read instead.
 
-    A codebook is kept in the cache like a picture's activations, by the digests of all pictures it was learned from.
+    A codebook is kept in the cache like an image's activations, by the digests of all images it was learned from.
 
     Args:
-        model: From pictures to features; its layers get the codebooks.
-        pictures: The training pictures and no others.
+        model: From images to features; its layers get the codebooks.
+        images: The training images and no others.
         cache: Where codebooks are kept.
-        seed: Of the pictures drawn (at most 500, 200 descriptors of each) and of the centres.
+        seed: Of the images drawn (at most 500, 200 descriptors of each) and of the centres.
 
     Returns:
         How many were learned.
@@ -46,10 +46,10 @@ def fit_codebooks(
         descriptor = layer.made
         if not isinstance(descriptor, Sift):
             continue
-        facts = {"codebook": layer.descriptor, "seed": seed, "version": _VERSION, **pictures.facts(size)}
+        facts = {"codebook": layer.descriptor, "seed": seed, "version": _VERSION, **images.facts(size)}
         length = sum(int(np.prod(shape)) for shape in descriptor.shapes.values())
-        key = hashlib.sha256("".join(sorted(set(pictures.digests))).encode()).hexdigest()
-        learn = partial(_learn, descriptor, pictures, size, seed)
+        key = hashlib.sha256("".join(sorted(set(images.digests))).encode()).hexdigest()
+        learn = partial(_learn, descriptor, images, size, seed)
         row, new = _find_or_learn(cache, Namespace(facts, (length,), "float32"), key, learn)
         learned += new
         ends = np.cumsum([int(np.prod(shape)) for shape in descriptor.shapes.values()])[:-1]
@@ -74,15 +74,15 @@ def _find_or_learn(
         return row, True
 
 
-def _learn(descriptor: Sift, pictures: ImageFiles, size: int, seed: int) -> np.ndarray:
+def _learn(descriptor: Sift, images: ImageFiles, size: int, seed: int) -> np.ndarray:
     """Return all arrays of a codebook, end to end."""
     random = np.random.default_rng(seed)
-    order = np.argsort(np.asarray(pictures.digests, dtype=str), kind="stable")  # whatever order they came in
-    rows = np.sort(order[random.permutation(len(order))[:_PICTURES]])
+    order = np.argsort(np.asarray(images.digests, dtype=str), kind="stable")  # whatever order they came in
+    rows = np.sort(order[random.permutation(len(order))[:_IMAGES]])
     found: list[np.ndarray] = []
-    with progress_bar("Learning codebook", len(rows), "pictures") as advance:
-        for _, batch in pictures.stream(rows, size):
-            found += map_pictures(descriptor.find_local, batch)
+    with progress_bar("Learning codebook", len(rows), "images") as advance:
+        for _, batch in images.stream(rows, size):
+            found += map_images(descriptor.find_local, batch)
             advance(len(batch))
     sampled = [local[random.permutation(len(local))[:_DESCRIPTORS]] for local in found]
     gathered = np.concatenate([np.empty((0, LOCAL), np.float32), *sampled])

@@ -1,6 +1,6 @@
-"""Features that were thought out and not learned: HOG, SIFT, local binary patterns, colour; one picture to one vector.
+"""Features that were thought out and not learned: HOG, SIFT, local binary patterns, colour; one image to one vector.
 
-Nothing here imports TensorFlow: processes that only describe pictures start in a second.
+Nothing here imports TensorFlow: processes that only describe images start in a second.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _NO_BOOK: Codebook = {}
 
 
 class Descriptor(Protocol):
-    """From a picture, uint8 (size, size, 3), to a vector (d,).
+    """From an image, uint8 (size, size, 3), to a vector (d,).
 
     Attributes:
-        least: The side length that a picture must have, in pixels.
-        shapes: Of the arrays that are learned from training pictures, by name; none where nothing is.
+        least: The side length that an image must have, in pixels.
+        shapes: Of the arrays that are learned from training images, by name; none where nothing is.
     """
 
     @property
@@ -37,7 +37,7 @@ class Descriptor(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
-    def describe(self, picture: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray: ...
+    def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Hog:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {}
 
-    def describe(self, picture: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
+    def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
         from skimage.feature import hog
 
         cell = (self.cell, self.cell)
-        return hog(to_grey(picture), self.orientations, cell, cells_per_block=(2, 2), block_norm="L2-Hys")
+        return hog(to_grey(image), self.orientations, cell, cells_per_block=(2, 2), block_norm="L2-Hys")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Lbp:
     Args:
         points: Neighbours of a pixel.
         radius: Their distance in pixels.
-        grid: Cells along each side of the picture, each with a histogram of its own.
+        grid: Cells along each side of the image, each with a histogram of its own.
     """
 
     points: int = 8
@@ -89,10 +89,10 @@ class Lbp:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {}
 
-    def describe(self, picture: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
+    def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
         from skimage.feature import local_binary_pattern
 
-        grey = np.round(to_grey(picture) * 255).astype(np.uint8)
+        grey = np.round(to_grey(image) * 255).astype(np.uint8)
         codes = local_binary_pattern(grey, self.points, self.radius, method="uniform").astype(np.int64)
         return count_in_cells(codes, self.points + 2, self.grid)
 
@@ -103,7 +103,7 @@ class ColorHistogram:
 
     Args:
         bins: Of each of the three.
-        grid: Cells along each side of the picture, each with a histogram of its own.
+        grid: Cells along each side of the image, each with a histogram of its own.
     """
 
     bins: int = 4
@@ -117,10 +117,10 @@ class ColorHistogram:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {}
 
-    def describe(self, picture: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
+    def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
         from skimage.color import rgb2hsv
 
-        steps = np.minimum((rgb2hsv(picture) * self.bins).astype(np.int64), self.bins - 1)
+        steps = np.minimum((rgb2hsv(image) * self.bins).astype(np.int64), self.bins - 1)
         return count_in_cells(steps @ [self.bins**2, self.bins, 1], self.bins**3, self.grid)
 
 
@@ -134,7 +134,7 @@ class Sift:
         words: Centres of the codebook.
         components: Principal components kept of the 128 numbers.
         step: Pixels between dense patches.
-        sizes: Sides in pixels of the 4 x 4 bins of dense patches; patches larger than the picture are left out.
+        sizes: Sides in pixels of the 4 x 4 bins of dense patches; patches larger than the image are left out.
     """
 
     detector: str = "dense"
@@ -152,12 +152,12 @@ class Sift:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return shape_codebook(self.encoding, self.words, self.components)
 
-    def describe(self, picture: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
-        return encode(self.find_local(picture), book, self.encoding)
+    def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
+        return encode(self.find_local(image), book, self.encoding)
 
-    def find_local(self, picture: np.ndarray) -> np.ndarray:
-        """Return the local descriptors of a picture, float32 (m, 128), of length one; m may be 0."""
-        grey = to_grey(picture)
+    def find_local(self, image: np.ndarray) -> np.ndarray:
+        """Return the local descriptors of an image, float32 (m, 128), of length one; m may be 0."""
+        grey = to_grey(image)
         if self.detector == "keypoint":
             return root_sift(find_keypoints(grey))
         fitting = [size for size in self.sizes if _BINS * size <= min(grey.shape)]
@@ -184,9 +184,9 @@ def make_descriptor(kind: str, **options: Any) -> Descriptor:
     )
 
 
-def to_grey(picture: np.ndarray) -> np.ndarray:
-    """Return the luminance (Rec. 709) of a picture, uint8 (h, w, 3), as float32 (h, w), 0 to 1."""
-    return picture.astype(np.float32) @ np.array([0.2125, 0.7154, 0.0721], np.float32) / 255
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """Return the luminance (Rec. 709) of an image, uint8 (h, w, 3), as float32 (h, w), 0 to 1."""
+    return image.astype(np.float32) @ np.array([0.2125, 0.7154, 0.0721], np.float32) / 255
 
 
 def count_in_cells(codes: np.ndarray, count: int, grid: int) -> np.ndarray:
@@ -199,7 +199,7 @@ def count_in_cells(codes: np.ndarray, count: int, grid: int) -> np.ndarray:
 
 
 def find_keypoints(grey: np.ndarray) -> np.ndarray:
-    """Return the descriptors of the keypoints of a picture, float32 (m, 128)."""
+    """Return the descriptors of the keypoints of an image, float32 (m, 128)."""
     from skimage.feature import SIFT
 
     finder = SIFT()

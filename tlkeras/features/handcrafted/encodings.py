@@ -1,4 +1,4 @@
-"""From the many local descriptors of a picture to one vector: codebooks, bag of words, VLAD, Fisher vectors."""
+"""From the many local descriptors of an image to one vector: codebooks, bag of words, VLAD, Fisher vectors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def learn_codebook(descriptors: np.ndarray, encoding: str, words: int, component
     """Return the codebook of an encoding: principal components, and in these k-means or a mixture of Gaussians.
 
     Args:
-        descriptors: Of training pictures alone, float (m, 128).
+        descriptors: Of training images alone, float (m, 128).
         encoding: One of `ENCODINGS`.
         words: How many centres.
         components: How many principal components are kept of 128.
@@ -52,7 +52,7 @@ def learn_codebook(descriptors: np.ndarray, encoding: str, words: int, component
         raise DataError(
             "A codebook is learned from at least as many local descriptors as it has words and components.",
             f"{len(descriptors):,} descriptors for {words} words and {components} components",
-            "Ask for fewer, take detector dense, or give more training pictures.",
+            "Ask for fewer, take detector dense, or give more training images.",
         )
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a codebook needs no last digit
@@ -69,7 +69,7 @@ def learn_codebook(descriptors: np.ndarray, encoding: str, words: int, component
 
 
 def encode(descriptors: np.ndarray, book: Codebook, encoding: str) -> np.ndarray:
-    """Return the descriptors (m, 128) of a picture as one vector of length one; zeros where there are none.
+    """Return the descriptors (m, 128) of an image as one vector of length one; zeros where there are none.
 
     Its length is k for "words", k c for "vlad", 2 k c for "fisher".
     """

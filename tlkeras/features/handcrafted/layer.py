@@ -22,7 +22,7 @@ _WORTH_PROCESSES = 2_000_000  # bytes of pixels; fewer are described before a pr
 
 @keras.saving.register_keras_serializable("tlkeras")
 class HandcraftedFeatures(keras.layers.Layer):
-    """From pictures, uint8 values (n, size, size, 3), to handcrafted features (n, d); computed by all cores.
+    """From images, uint8 values (n, size, size, 3), to handcrafted features (n, d); computed by all cores.
 
     Args:
         descriptor: `kind` and options, as `tlkeras.features.handcrafted.descriptors.make_descriptor` takes them.
@@ -47,9 +47,9 @@ class HandcraftedFeatures(keras.layers.Layer):
         features = tf.numpy_function(self._describe, [inputs, *map(tf.convert_to_tensor, self.weights)], tf.float32)
         return tf.ensure_shape(features, (None, self._width))
 
-    def _describe(self, pictures: np.ndarray, *arrays: np.ndarray) -> np.ndarray:
+    def _describe(self, images: np.ndarray, *arrays: np.ndarray) -> np.ndarray:
         book = dict(zip(self.made.shapes, arrays, strict=True))
-        rows = map_pictures(partial(self.made.describe, book=book), np.asarray(pictures).astype(np.uint8))
+        rows = map_images(partial(self.made.describe, book=book), np.asarray(images).astype(np.uint8))
         return np.stack(rows).astype(np.float32) if rows else np.empty((0, self._width), np.float32)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
@@ -74,7 +74,7 @@ def make_layers(descriptors: list[dict[str, Any]], size: int) -> list[Handcrafte
     """Return a layer per descriptor.
 
     Raises:
-        RecipeError: Pictures of that size are too small for one; all such are named.
+        RecipeError: Images of that size are too small for one; all such are named.
         MissingExtraError: scikit-image is not installed.
     """
     layers = [
@@ -82,7 +82,7 @@ def make_layers(descriptors: list[dict[str, Any]], size: int) -> list[Handcrafte
     ]
     small = [f"{layer.descriptor['kind']} needs {layer.made.least} px" for layer in layers if layer.made.least > size]
     if small:
-        raise RecipeError.from_problems(f"Pictures of {size} px are too small for handcrafted features:", small)
+        raise RecipeError.from_problems(f"Images of {size} px are too small for handcrafted features:", small)
     return layers
 
 
@@ -92,8 +92,8 @@ def copy_codebooks(source: keras.Model, target: keras.Model) -> None:
         ours.set_weights(theirs.get_weights())
 
 
-def map_pictures(function: Callable[[np.ndarray], np.ndarray], pictures: np.ndarray) -> list[np.ndarray]:
-    """Return what a function says of each picture, by a process per core where that is worth it."""
-    if pictures.nbytes < _WORTH_PROCESSES or len(pictures) < 2:
-        return [function(picture) for picture in pictures]
-    return joblib.Parallel(n_jobs=-1)(joblib.delayed(function)(picture) for picture in pictures)
+def map_images(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> list[np.ndarray]:
+    """Return what a function says of each image, by a process per core where that is worth it."""
+    if images.nbytes < _WORTH_PROCESSES or len(images) < 2:
+        return [function(image) for image in images]
+    return joblib.Parallel(n_jobs=-1)(joblib.delayed(function)(image) for image in images)

@@ -1,1 +1,1 @@
-"""Work on more pictures than one process should do: fixed shards that any worker may do, and do again."""
+"""Work on more images than one process should do: fixed shards that any worker may do, and do again."""

@@ -1,9 +1,9 @@
-"""A job on many pictures: one folder, fixed shards, and what was written down about each.
+"""A job on many images: one folder, fixed shards, and what was written down about each.
 
-    FOLDER/job.json              what is computed, on how many pictures, in how many shards
-           shards/00000          the paths of a shard's pictures, each ended by a zero byte
+    FOLDER/job.json              what is computed, on how many images, in how many shards
+           shards/00000          the paths of a shard's images, each ended by a zero byte
            parts/00000.parquet   its rows; `pandas.read_parquet("FOLDER/parts")` reads all of them
-           rejected/00000.csv    its pictures that could not be used, with the reason
+           rejected/00000.csv    its images that could not be used, with the reason
            records/00000.json    rows, rejected, bytes and SHA-256 of the part: the shard is done
            claims/00000.lock     held by the worker that is at the shard
            attempts/00000        a line for each start and each error; gone once the shard is done
@@ -45,7 +45,7 @@ _FOLDERS = ("shards", "parts", "rejected", "records", "claims", "attempts")
 
 @dataclass(frozen=True)
 class FailedShard:
-    """A shard that was given up: its number, the paths of its first and last picture, and the last error."""
+    """A shard that was given up: its number, the paths of its first and last image, and the last error."""
 
     shard: int
     first: str
@@ -59,16 +59,16 @@ class Job:
 
     Attributes:
         folder: Where all of it lies; a disk that all workers see.
-        facts: What the rows depend on besides the pictures, JSON values.
-        root: The folder that the pictures' names are relative to.
-        pictures: How many there are.
+        facts: What the rows depend on besides the images, JSON values.
+        root: The folder that the images' names are relative to.
+        images: How many there are.
         shards: How many shards they are divided into.
     """
 
     folder: Path
     facts: Mapping[str, Any]
     root: str
-    pictures: int
+    images: int
     shards: int
 
     def part(self, shard: int) -> Path:
@@ -76,12 +76,12 @@ class Job:
         return self.folder / "parts" / f"{shard:05d}.parquet"
 
     def read_paths(self, shard: int) -> list[str]:
-        """Return the pictures of a shard, in order."""
+        """Return the images of a shard, in order."""
         content = (self.folder / "shards" / f"{shard:05d}").read_bytes()
         return [os.fsdecode(path) for path in content.split(b"\0")[:-1]]
 
     def name(self, path: str) -> str:
-        """Return what a picture is called in the results: relative to the root, with "/" and printable."""
+        """Return what an image is called in the results: relative to the root, with "/" and printable."""
         return to_printable(os.path.relpath(path, self.root)).replace(os.sep, "/")
 
     def list_done(self) -> list[int]:
@@ -144,7 +144,7 @@ class Job:
         return failures
 
     def finish(self, shard: int, table: pyarrow.Table, rejected: Sequence[InvalidImage]) -> None:
-        """Write a shard's rows, its rejected pictures and its record.
+        """Write a shard's rows, its rejected images and its record.
 
         Raises:
             OSError: The disk is full or the folder cannot be written.
@@ -198,7 +198,7 @@ class Job:
         digest = hashlib.sha256("".join(record["sha256"] for record in records).encode()).hexdigest()
         summary = {
             "folder": str(self.folder),
-            "pictures": self.pictures,
+            "images": self.images,
             "shards": self.shards,
             "done": len(records),
             **counts,
@@ -223,20 +223,20 @@ class Job:
 def plan_job(
     folder: Path, facts: Mapping[str, Any], root: str, list_paths: Callable[[], Iterable[str]], shard_size: int
 ) -> Job:
-    """Divide pictures into shards and write the job down; a folder that holds the same job already is gone on with.
+    """Divide images into shards and write the job down; a folder that holds the same job already is gone on with.
 
-    The pictures of a job never change: a folder that has got more of them since is another job. Their paths are never
+    The images of a job never change: a folder that has got more of them since is another job. Their paths are never
     in memory together.
 
     Args:
         facts: As in `Job`.
         root: As in `Job`.
         list_paths: Absolute paths, in a fixed order; only called for a new job.
-        shard_size: Pictures in a shard.
+        shard_size: Images in a shard.
 
     Raises:
         RunError: The folder holds another job, or other files.
-        DataError: There is no picture.
+        DataError: There is no image.
         ResourceError: The folder cannot be written.
     """
     try:
@@ -314,9 +314,9 @@ def _divide(
         (folder / "shards" / f"{shards:05d}").write_bytes(content)
         count, shards = count + len(chunk), shards + 1
     if not count:
-        raise DataError("There must be at least one picture.", f"none below {root}")
+        raise DataError("There must be at least one image.", f"none below {root}")
     sync_folder(folder / "shards")
-    plan = {"format": FORMAT, "facts": dict(facts), "root": root, "pictures": count, "shards": shards}
+    plan = {"format": FORMAT, "facts": dict(facts), "root": root, "images": count, "shards": shards}
     _write_json(folder / JOB, plan)
 
 

@@ -90,7 +90,7 @@ def _watch(job: Job, workers: Sequence[WorkerProcess]) -> list[int]:
     seen = set(job.list_done())
     size = [job.read_record(shard) for shard in seen]
     known = sum(record["rows"] + record["rejected"] for record in size)
-    with progress_bar("Shards", job.pictures - known, "pictures") as advance:
+    with progress_bar("Shards", job.images - known, "images") as advance:
         while True:
             new = set(job.list_done()) - seen
             for shard in new:

@@ -28,8 +28,8 @@ class ShardActor:
         self._work = open_work(self._job)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Do a batch of shard numbers, int64 [n]; return how many pictures of each are settled, int64 [n]."""
-        return {"pictures": np.array([self._do(shard) for shard in batch["shard"].tolist()], np.int64)}
+        """Do a batch of shard numbers, int64 [n]; return how many images of each are settled, int64 [n]."""
+        return {"images": np.array([self._do(shard) for shard in batch["shard"].tolist()], np.int64)}
 
     def _do(self, shard: int) -> int:
         with self._job.claim(shard) as free:  # taken: Ray believed another actor dead, and it is not
@@ -98,9 +98,9 @@ def run_ray(
             concurrency=workers,
             **(options or choose_resources(ray.cluster_resources(), workers)),
         )
-        with progress_bar("Shards", sum(len(job.read_paths(shard)) for shard in pending), "pictures") as advance:
+        with progress_bar("Shards", sum(len(job.read_paths(shard)) for shard in pending), "images") as advance:
             for batch in settled.iter_batches(batch_size=1):
-                advance(int(batch["pictures"][0]))
+                advance(int(batch["images"][0]))
     finally:
         if own:
             ray.shutdown()

@@ -1,4 +1,4 @@
-"""What a job's rows are made of: names, digests, and what a network says of each picture."""
+"""What a job's rows are made of: names, digests, and what a network says of each image."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def feature_table(dtype: str, width: int) -> MakeTable:
         usable = np.asarray(np.isfinite(values).all(axis=1))
         flat = pyarrow.array(values[usable].ravel())
         columns: dict[str, Any] = {
-            "picture": pyarrow.array(
-                [name for name, keep in zip(names, usable, strict=True) if keep], pyarrow.string()
-            ),
+            "image": pyarrow.array([name for name, keep in zip(names, usable, strict=True) if keep], pyarrow.string()),
             "sha256": pyarrow.array(
                 [name for name, keep in zip(digests, usable, strict=True) if keep], pyarrow.string()
             ),
@@ -58,5 +56,5 @@ def prediction_table(tasks: Sequence[Task], names_of_columns: Sequence[str]) -> 
 
 def _identify(names: list[str], digests: list[str], usable: np.ndarray) -> dict[str, Any]:
     chosen = np.flatnonzero(usable).tolist()
-    texts = {"picture": names, "sha256": digests}
+    texts = {"image": names, "sha256": digests}
     return {key: pyarrow.array([text[row] for row in chosen], pyarrow.string()) for key, text in texts.items()}

@@ -22,16 +22,16 @@ _PAUSE = 0.5  # seconds between two looks at what others are at
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 MakeTable = Callable[[list[str], list[str], list[np.ndarray]], tuple[pyarrow.Table, np.ndarray]]
-"""From names, digests and outputs [n, ...] each to rows, and which of the pictures have one, bool [n]."""
+"""From names, digests and outputs [n, ...] each to rows, and which of the images have one, bool [n]."""
 
 
 class ShardProcessor:
-    """Turns picture files into rows of a table. Equal files give equal rows, whoever computes them.
+    """Turns image files into rows of a table. Equal files give equal rows, whoever computes them.
 
     Args:
-        engine: Runs a model on pictures of one size.
-        size: Side of these pictures in pixels.
-        fit: How a picture becomes a square.
+        engine: Runs a model on images of one size.
+        size: Side of these images in pixels.
+        fit: How an image becomes a square.
         make_table: What the rows are.
     """
 
@@ -39,7 +39,7 @@ class ShardProcessor:
         self.engine, self.size, self.fit, self._make_table = engine, size, fit, make_table
 
     def compute(self, paths: Sequence[str], names: Sequence[str]) -> tuple[pyarrow.Table, list[InvalidImage]]:
-        """Return the rows of pictures in their order, and the pictures that have none, each with its reason."""
+        """Return the rows of images in their order, and the images that have none, each with its reason."""
         with ThreadPoolExecutor(count_cores()) as pool:
             seen = list(pool.map(read_header_and_digest, paths))
         rejected = {row: found for row, found in enumerate(seen) if isinstance(found, InvalidImage)}
@@ -59,13 +59,13 @@ class ShardProcessor:
         return table, [rejected[row] for row in sorted(rejected)]
 
 
-def process_shards(job: Job, work: ShardProcessor, advance: Callable[[int], None] = lambda pictures: None) -> None:
+def process_shards(job: Job, work: ShardProcessor, advance: Callable[[int], None] = lambda images: None) -> None:
     """Do all shards that nobody else does, and those of workers that died meanwhile; return when none is left.
 
     A shard that fails is tried again, `ATTEMPTS` times by all workers together; then the rest goes on without it.
 
     Args:
-        advance: Told the number of pictures after each shard done.
+        advance: Told the number of images after each shard done.
 
     Raises:
         ResourceError: The disk is full; that is no shard's fault, and no attempt is counted.

@@ -13,21 +13,21 @@ from tlkeras.errors import DataError, list_some, suggest
 from tlkeras.heads.heads import Head
 
 TARGET = "target"
-"""The side of target pictures that are learned from without their labels."""
+"""The side of target images that are learned from without their labels."""
 
 
 def keep_domains(recipe: Recipe, examples: Dataset) -> Dataset:
     """Return the examples of the recipe's domains; all where it has none.
 
     Raises:
-        DataError: There are no pictures of a domain, or one is both source and target.
+        DataError: There are no images of a domain, or one is both source and target.
     """
     domains = recipe.domains
     if domains is None:
         return examples
     known = sorted({str(name) for name in examples.domains} - {""})
     problems = [
-        f"there are no pictures of the domain {name!r}; {', '.join(list_some(known)) or 'data.domain names no column'}."
+        f"there are no images of the domain {name!r}; {', '.join(list_some(known)) or 'data.domain names no column'}."
         f" {suggest(name, known)}"
         for name in (*domains.source, *domains.target)
         if name not in known
@@ -45,10 +45,10 @@ def is_target(recipe: Recipe, examples: Dataset) -> np.ndarray:
 
 
 def split_domains(recipe: Recipe, examples: Dataset, sides: np.ndarray) -> np.ndarray:
-    """Return the side of each picture across domains; without a section `domains` they stay as they are.
+    """Return the side of each image across domains; without a section `domains` they stay as they are.
 
-    Target pictures of the test side are measured if they have a label. All others are `TARGET`: learned from without
-    it. Source pictures validate or train: nothing is measured on them.
+    Target images of the test side are measured if they have a label. All others are `TARGET`: learned from without
+    it. Source images validate or train: nothing is measured on them.
     """
     if recipe.domains is None:
         return sides
@@ -60,7 +60,7 @@ def split_domains(recipe: Recipe, examples: Dataset, sides: np.ndarray) -> np.nd
 
 
 def training_mask(sides: np.ndarray) -> np.ndarray:
-    """Return which pictures are trained on, with their labels or without, bool (n,)."""
+    """Return which images are trained on, with their labels or without, bool (n,)."""
     return np.isin(sides, ("train", TARGET))
 
 

@@ -25,8 +25,8 @@ from tlkeras.training.builders.adaptation import is_target, keep_domains, split_
 
 
 def read_source(recipe: Recipe) -> ImageTable:
-    """Return all that the recipe's source says of its pictures."""
-    return read_table(recipe.data.source, store=cache_root(recipe) / "pictures")
+    """Return all that the recipe's source says of its images."""
+    return read_table(recipe.data.source, store=cache_root(recipe) / "images")
 
 
 def locate_source(recipe: Recipe, folder: str) -> Recipe:
@@ -39,7 +39,7 @@ def locate_source(recipe: Recipe, folder: str) -> Recipe:
 
 
 def read_examples(recipe: Recipe) -> Dataset:
-    """Return the recipe's pictures with their labels, at most `data.limit` of them."""
+    """Return the recipe's images with their labels, at most `data.limit` of them."""
     data, table = recipe.data, _name_tasks(recipe, read_source(recipe))
     examples = build_dataset(
         table,
@@ -57,13 +57,13 @@ def read_examples(recipe: Recipe) -> Dataset:
 
 
 def read_other_examples(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Dataset:
-    """Return labelled pictures that a run is measured on beside its own: the test side where the source has sides.
+    """Return labelled images that a run is measured on beside its own: the test side where the source has sides.
 
     Raises:
         DataError: The source cannot be read, or its labels are not those of the tasks.
     """
     data = recipe.data
-    table = _name_tasks(recipe, read_table(source, store=cache_root(recipe) / "pictures"))
+    table = _name_tasks(recipe, read_table(source, store=cache_root(recipe) / "images"))
     roles = {"weight": data.weight, "group": data.group, "domain": data.domain}
     examples = drop_unlabelled(build_dataset_for_tasks(table, tasks, roles))
     tested = examples.splits == "test"
@@ -87,7 +87,7 @@ def _list_kinds(recipe: Recipe) -> str | dict[str, dict[str, str]] | None:
 
 
 def split_dataset(recipe: Recipe, examples: Dataset) -> np.ndarray:
-    """Return the side of each picture: "train", "validation" or "test", shape (n,).
+    """Return the side of each image: "train", "validation" or "test", shape (n,).
 
     Raises:
         DataError: A class has nothing to learn from, or there is nothing to measure on.
@@ -100,42 +100,42 @@ def split_dataset(recipe: Recipe, examples: Dataset) -> np.ndarray:
 
 
 def check_recipe_feed(recipe: Recipe, examples: Dataset) -> None:
-    """Make sure that the recipe's data service, if it has one, is there and can read the pictures.
+    """Make sure that the recipe's data service, if it has one, is there and can read the images.
 
     Raises:
-        DataError: The pictures are packed.
+        DataError: The images are packed.
         RunError: Nobody listens.
     """
     if recipe.training.feed is not None:
         check_data_service(recipe.training.feed, examples.paths.tolist())
 
 
-def picture_size(recipe: Recipe) -> int:
-    """Return the side length of the pictures that the backbone sees."""
+def image_size(recipe: Recipe) -> int:
+    """Return the side length of the images that the backbone sees."""
     return recipe.backbone.size or find_backbone(recipe.backbone.name).default_size
 
 
 def preprocessing_config(recipe: Recipe) -> dict[str, Any]:
     """Return how bytes become the model's input; prediction and export need the same."""
-    return {"size": picture_size(recipe), "resize": recipe.data.resize}
+    return {"size": image_size(recipe), "resize": recipe.data.resize}
 
 
 def list_licences(recipe: Recipe, facts: Mapping[str, str]) -> dict[str, str]:
-    """Return under which licences the pictures and the weights are that a run starts from.
+    """Return under which licences the images and the weights are that a run starts from.
 
     Args:
-        facts: What the source says of its pictures.
+        facts: What the source says of its images.
     """
     try:
         weights = find_backbone(recipe.backbone.name).licence if recipe.backbone.weights != "none" else "none needed"
     except BackboneError:
         weights = "unknown"
-    pictures = facts.get("licence") or "yours: tlkeras knows nothing of it"
-    return {"pictures": pictures, "weights that it started from": weights}
+    images = facts.get("licence") or "yours: tlkeras knows nothing of it"
+    return {"images": images, "weights that it started from": weights}
 
 
 def make_recipe_policy(recipe: Recipe) -> AugmentationPolicy:
-    """Return what is done to the pictures that the backbone is fine-tuned on."""
+    """Return what is done to the images that the backbone is fine-tuned on."""
     return make_policy(recipe.augmentation.policy)
 
 
@@ -152,7 +152,7 @@ def cache_root(recipe: Recipe) -> Path:
 
 
 def select_images(recipe: Recipe, inspection: ValidatedDataset, rows: np.ndarray | None = None) -> ImageFiles:
-    """Return inspected pictures as extraction takes them, of some rows or all."""
+    """Return inspected images as extraction takes them, of some rows or all."""
     chosen = range(len(inspection.examples)) if rows is None else rows.tolist()
     paths, digests = inspection.examples.paths, inspection.digests
     return ImageFiles([paths[row] for row in chosen], [digests[row] for row in chosen], recipe.data.resize)

@@ -1,4 +1,4 @@
-"""From a recipe to what each depth of its backbone says of pictures."""
+"""From a recipe to what each depth of its backbone says of images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tlkeras.training.builders.data import open_cache, select_images
 def extract_depths(
     recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, rows: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return the vectors of pictures at each depth, float32 (n, d), in one pass, and the rows that can be read.
+    """Return the vectors of images at each depth, float32 (n, d), in one pass, and the rows that can be read.
 
     Depths are the blocks of the backbone up to where the recipe cuts it, averaged over positions, then handcrafted
     features, then "features": what the head eats. Where the prefix has a source head, "source" are the logarithms of
@@ -28,7 +28,7 @@ def extract_depths(
 
     Args:
         prefix: With its codebooks learned.
-        rows: Of the inspected pictures, int64 (n,).
+        rows: Of the inspected images, int64 (n,).
     """
     blocks = [] if recipe.backbone.name == NO_BACKBONE else find_blocks(prefix.backbone)
     tensors = {block.name: pool_tensor(block.cut.tensor, "average") for block in blocks}

@@ -1,4 +1,4 @@
-"""From a recipe to the pretrained half and what it says of pictures."""
+"""From a recipe to the pretrained half and what it says of images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tlkeras.features.handcrafted.layer import HandcraftedFeatures, make_layers
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning.caching_plan import CachingPlan
 from tlkeras.training.builders.adaptation import training_mask
-from tlkeras.training.builders.data import make_recipe_policy, open_cache, picture_size, select_images
+from tlkeras.training.builders.data import image_size, make_recipe_policy, open_cache, select_images
 from tlkeras.training.builders.schedule import plan_recipe
 
 CACHE_DTYPE = "float16"
@@ -49,11 +49,11 @@ def build_feature_extractor(recipe: Recipe) -> FeatureExtractor:
 def _build_prefix(recipe: Recipe) -> FeatureExtractor:
     keras.utils.set_random_seed(recipe.training.seed)  # for what has no pretrained weights
     if recipe.backbone.name == NO_BACKBONE:
-        size = picture_size(recipe)
-        pictures = keras.Input((size, size, 3), dtype="uint8", name="pictures")
-        alone = add_layers(pictures, [], _make_handcrafted(recipe), "handcrafted")
+        size = image_size(recipe)
+        images = keras.Input((size, size, 3), dtype="uint8", name="images")
+        alone = add_layers(images, [], _make_handcrafted(recipe), "handcrafted")
         return FeatureExtractor(alone, alone)
-    whole = build_backbone(recipe.backbone.name, size=picture_size(recipe), weights=recipe.backbone.weights)
+    whole = build_backbone(recipe.backbone.name, size=image_size(recipe), weights=recipe.backbone.weights)
     cut = find_cut(whole, recipe.features.cut)
     backbone = keras.Model(whole.input, cut.tensor, name=whole.name)
     pooled = _fuse_features(recipe, whole, cut)
@@ -65,13 +65,11 @@ def _build_prefix(recipe: Recipe) -> FeatureExtractor:
 
 
 def _fuse_features(recipe: Recipe, whole: keras.Model, cut: CutPoint) -> keras.Model:
-    """Return the model from pictures to what heads eat."""
+    """Return the model from images to what heads eat."""
     options = recipe.features
     pooling = "none" if recipe.mapping.kind in FEATURE_MAP_HEADS else options.pooling
     first = extract_taps(whole, find_taps(whole, options.taps) if options.taps else [cut], pooling)
-    others = [
-        build_backbone(other.name, size=picture_size(recipe), weights=other.weights) for other in options.backbones
-    ]
+    others = [build_backbone(other.name, size=image_size(recipe), weights=other.weights) for other in options.backbones]
     layers = _make_handcrafted(recipe)
     return (
         concatenate_backbones(first, [pool(other, pooling) for other in others], layers) if others or layers else first
@@ -79,7 +77,7 @@ def _fuse_features(recipe: Recipe, whole: keras.Model, cut: CutPoint) -> keras.M
 
 
 def _choose_orientations(recipe: Recipe, prefix: FeatureExtractor) -> int:
-    """Return in how many orientations the finished network looks at each picture; 1 if only as it is.
+    """Return in how many orientations the finished network looks at each image; 1 if only as it is.
 
     Raises:
         RecipeError: The recipe's policy has no numbered orientations.
@@ -113,22 +111,22 @@ def fused_widths(recipe: Recipe, prefix: FeatureExtractor) -> list[int]:
 
 
 def _make_handcrafted(recipe: Recipe) -> list[HandcraftedFeatures]:
-    return make_layers([one.model_dump(mode="json") for one in recipe.features.handcrafted], picture_size(recipe))
+    return make_layers([one.model_dump(mode="json") for one in recipe.features.handcrafted], image_size(recipe))
 
 
 def fit_recipe_codebooks(
     recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, sides: np.ndarray
 ) -> int:
-    """Learn what handcrafted features need of training pictures, or read it from the cache; return how much was new.
+    """Learn what handcrafted features need of training images, or read it from the cache; return how much was new.
 
     Raises:
-        DataError: The training pictures say too little.
+        DataError: The training images say too little.
         ResourceError: The cache cannot be written.
     """
     if not recipe.features.handcrafted:
         return 0
-    pictures = select_images(recipe, inspection, np.flatnonzero(sides == "train"))
-    return codebooks.fit_codebooks(prefix.pooled, pictures, open_cache(recipe), seed=recipe.training.seed)
+    images = select_images(recipe, inspection, np.flatnonzero(sides == "train"))
+    return codebooks.fit_codebooks(prefix.pooled, images, open_cache(recipe), seed=recipe.training.seed)
 
 
 def extract_features(
@@ -139,10 +137,10 @@ def extract_features(
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
     rows: np.ndarray | None = None,
 ) -> Activations:
-    """Return what pictures are at each tap, FEATURES, SOURCE or the name of a cut; what the cache lacks is computed.
+    """Return what images are at each tap, FEATURES, SOURCE or the name of a cut; what the cache lacks is computed.
 
     Args:
-        rows: Which of the inspected pictures, int64 (n,); None: all.
+        rows: Which of the inspected images, int64 (n,); None: all.
     """
     return extract_activations(
         prefix.join(taps),
@@ -163,7 +161,7 @@ def _choose_precisions(recipe: Recipe, taps: Sequence[str]) -> list[str]:
 def activations_needed(
     recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, sides: np.ndarray
 ) -> tuple[str, ...]:
-    """Return what is extracted of every picture as it is, in one pass: features, and what fine-tuning keeps of it.
+    """Return what is extracted of every image as it is, in one pass: features, and what fine-tuning keeps of it.
 
     Raises:
         RecipeError: The fine-tuning does not suit the backbone or the data.
@@ -183,7 +181,7 @@ def list_kept(prefix: FeatureExtractor, plan: CachingPlan) -> tuple[str, ...]:
 def count_lacking(
     recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, sides: np.ndarray
 ) -> tuple[int, int]:
-    """Return how many views of the inspected pictures the cache lacks, and how many a training needs.
+    """Return how many views of the inspected images the cache lacks, and how many a training needs.
 
     Raises:
         RecipeError: The fine-tuning does not suit the backbone or the data.
@@ -193,14 +191,14 @@ def count_lacking(
     for taps, views, rows in _list_passes(recipe, prefix, inspection.examples, sides):
         needed += len(rows) * len(views)
         if cache is not None:
-            pictures, facts = select_images(recipe, inspection, rows), prefix.describe(taps, recipe.backbone.name)
+            images, facts = select_images(recipe, inspection, rows), prefix.describe(taps, recipe.backbone.name)
             precisions = _choose_precisions(recipe, taps)
-            lacking += extraction.count_cache_misses(prefix.join(taps), pictures, facts, cache, precisions, views=views)
+            lacking += extraction.count_cache_misses(prefix.join(taps), images, facts, cache, precisions, views=views)
     return (needed, needed) if cache is None else (lacking, needed)
 
 
 def count_features(recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset) -> int:
-    """Return of how many pictures the cache lacks the features.
+    """Return of how many images the cache lacks the features.
 
     Raises:
         ResourceError: They would not fit the cache's budget or the disk.
@@ -208,8 +206,8 @@ def count_features(recipe: Recipe, prefix: FeatureExtractor, inspection: Validat
     cache, taps = open_cache(recipe), (POOLED,)
     if cache is None:
         return len(inspection.examples)
-    pictures, facts = select_images(recipe, inspection), prefix.describe(taps, recipe.backbone.name)
-    return extraction.count_cache_misses(prefix.join(taps), pictures, facts, cache, _choose_precisions(recipe, taps))
+    images, facts = select_images(recipe, inspection), prefix.describe(taps, recipe.backbone.name)
+    return extraction.count_cache_misses(prefix.join(taps), images, facts, cache, _choose_precisions(recipe, taps))
 
 
 def _list_passes(

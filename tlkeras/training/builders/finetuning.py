@@ -41,7 +41,7 @@ from tlkeras.heads.base import LinearClassifierHead
 from tlkeras.heads.class_weights import compute_sample_weights
 from tlkeras.heads.heads import list_layers
 from tlkeras.heads.multitask import MultiTaskLoss, UncertaintyWeighting, pcgrad
-from tlkeras.training.builders.data import make_recipe_policy, picture_size, select_images
+from tlkeras.training.builders.data import image_size, make_recipe_policy, select_images
 from tlkeras.training.builders.fit_heads import SplitFeatures, fit_heads
 from tlkeras.training.builders.heads import make_recipe_head
 from tlkeras.training.builders.schedule import require_finetuning
@@ -89,7 +89,7 @@ def make_trainer(
 
 
 def _make_fit(recipe: Recipe, examples: Dataset, part: DataSplit) -> FitHeads | None:
-    """Return what fits the recipe's heads on other features of the same pictures; None if they are no linear maps.
+    """Return what fits the recipe's heads on other features of the same images; None if they are no linear maps.
 
     What takes epochs to train, chooses features or leads to another domain goes on with what it has.
     """
@@ -155,17 +155,17 @@ def make_tensorboard_logger(recipe: Recipe, folder: Path) -> Callable[[HistoryRo
 def make_image_source(
     recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, rows: np.ndarray, augmented: bool
 ) -> BatchSource:
-    """Return pictures that are decoded anew in every epoch."""
-    pictures = select_images(recipe, inspection, rows)
+    """Return images that are decoded anew in every epoch."""
+    images = select_images(recipe, inspection, rows)
     policy = make_recipe_policy(recipe) if augmented else None
-    size, place = picture_size(recipe), recipe.augmentation.place
+    size, place = image_size(recipe), recipe.augmentation.place
     if policy is not None and place == "auto":
         place = choose_augmentation_device(policy, size, require_finetuning(recipe).batch_size)
     supply = ImageSource(
-        pictures.paths,
-        pictures.digests,
+        images.paths,
+        images.digests,
         size,
-        pictures.fit,
+        images.fit,
         policy,
         recipe.training.seed,
         place == "graph",
@@ -174,9 +174,7 @@ def make_image_source(
     if not augmented or prefix.source_head is None:
         return supply
     teacher = prefix.copy_teacher()
-    return DistillationSource(
-        supply, tf.function(lambda pictures: teacher(pictures, training=False), jit_compile=False)
-    )
+    return DistillationSource(supply, tf.function(lambda images: teacher(images, training=False), jit_compile=False))
 
 
 def make_activation_source(
@@ -186,7 +184,7 @@ def make_activation_source(
     views: Sequence[CachedActivations],
     recorded: Sequence[CachedActivations] | None = None,
 ) -> ActivationSource:
-    """Return activations of pictures in several views, each epoch showing one of them."""
+    """Return activations of images in several views, each epoch showing one of them."""
     keys, policy = digest_to_seed([inspection.digests[row] for row in rows.tolist()]), make_recipe_policy(recipe)
     seed, count = recipe.training.seed, len(views)
 

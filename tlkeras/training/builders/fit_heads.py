@@ -21,10 +21,10 @@ LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class SplitFeatures:
-    """The pictures of one side, ready for heads.
+    """The images of one side, ready for heads.
 
     Attributes:
-        rows: Positions among the examples, int64 [n]; of several views of a picture its own, each time.
+        rows: Positions among the examples, int64 [n]; of several views of an image its own, each time.
         X: What heads eat: features, float [n, d], or maps [n, h, w, c].
     """
 
@@ -36,7 +36,7 @@ class SplitFeatures:
         return SplitFeatures(self.rows, average_positions(self.X))
 
     def take(self, examples: Dataset, task: Task) -> tuple[np.ndarray, LabelledRows]:
-        """Return rows, and features, targets as the task has them and weights, of pictures whose target is known."""
+        """Return rows, and features, targets as the task has them and weights, of images whose target is known."""
         known = task.is_labelled(examples.targets[task.name][self.rows])
         rows = self.rows[known]
         X = self.X if known.all() else self.X[known]
@@ -64,7 +64,7 @@ def _fit(head: Any, examples: Dataset, task: Task, parts: Mapping[str, SplitFeat
 
 
 def find_groups(examples: Dataset, rows: np.ndarray) -> np.ndarray | None:
-    """Return what belongs together: what the source says, else the views of a picture; None where each is alone."""
+    """Return what belongs together: what the source says, else the views of an image; None where each is alone."""
     groups = examples.groups[rows]
     if (groups != "").any():
         return groups

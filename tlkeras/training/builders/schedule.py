@@ -23,7 +23,7 @@ from tlkeras.training.builders.data import make_recipe_policy
 
 
 def make_schedule(
-    recipe: Recipe, prefix: FeatureExtractor, pictures: int, classes: int
+    recipe: Recipe, prefix: FeatureExtractor, images: int, classes: int
 ) -> tuple[Schedule, tuple[Decision, ...]]:
     """Return the stages of a recipe that fine-tunes, and the reasons for those that were chosen for it.
 
@@ -34,7 +34,7 @@ def make_schedule(
     validated = recipe.data.validation > 0
     if options.stages is None:
         suggestion = choose_stages(
-            pictures=pictures,
+            images=images,
             classes=classes,
             blocks=len(prefix.blocks),
             batch_size=options.batch_size,
@@ -63,7 +63,7 @@ def _list_conflicts(recipe: Recipe) -> list[str]:
     if require_finetuning(recipe).keep_source.kind != "lwf":
         return []
     reasons = {
-        "what the source says of mixed pictures was never recorded: set augmentation.mixup to 0 and cutmix to 0": bool(
+        "what the source says of mixed images was never recorded: set augmentation.mixup to 0 and cutmix to 0": bool(
             recipe.augmentation.mixup or recipe.augmentation.cutmix
         ),
         "the source's classifier follows the last map: leave features.cut out": recipe.features.cut != "last",
@@ -88,12 +88,12 @@ def plan_recipe(
     Raises:
         RecipeError: A stage does not suit the backbone or the data.
     """
-    pictures, classes = int((sides == "train").sum()), sum(len(task.class_names) for task in examples.tasks)
-    schedule, choices = make_schedule(recipe, prefix, pictures, classes)
+    images, classes = int((sides == "train").sum()), sum(len(task.class_names) for task in examples.tasks)
+    schedule, choices = make_schedule(recipe, prefix, images, classes)
     return schedule, plan_finetuning(recipe, prefix, schedule, int(training_mask(sides).sum())), choices
 
 
-def plan_finetuning(recipe: Recipe, prefix: FeatureExtractor, schedule: Schedule, pictures: int) -> CachingPlan:
+def plan_finetuning(recipe: Recipe, prefix: FeatureExtractor, schedule: Schedule, images: int) -> CachingPlan:
     """Return which activations are kept for which stage, and in how many views."""
     policy = make_recipe_policy(recipe)
     off = not recipe.features.cache or require_finetuning(recipe).cache == "off"
@@ -101,7 +101,7 @@ def plan_finetuning(recipe: Recipe, prefix: FeatureExtractor, schedule: Schedule
         schedule,
         prefix.blocks,
         math.prod(prefix.pooled.output_shape[1:]),
-        pictures=pictures,
+        images=images,
         views=recipe.augmentation.views,
         most_views=policy.size,
         # not what is free at the moment: a resumed run must come to the same plan
