@@ -104,11 +104,11 @@ def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generat
     drawn, _ = read_thumbnails(copies)
     for number, (way, chosen) in enumerate(planted.items()):
         part = slice(number * len(chosen), (number + 1) * len(chosen))
-        sides = np.array(["train"] * len(paths) + ["test"] * len(chosen), dtype=object)
+        splits = np.array(["train"] * len(paths) + ["test"] * len(chosen), dtype=object)
         examples = make_examples([*paths, *copies[part]], len(paths), chosen)
         started = time.perf_counter()
         every = [*digests, *(digest(path) for path in copies[part])]
-        found = find_duplicates(examples, every, np.concatenate([plain, drawn[part]]), sides)
+        found = find_duplicates(examples, every, np.concatenate([plain, drawn[part]]), splits)
         seconds = time.perf_counter() - started
         wanted = {(int(row), len(paths) + place) for place, row in enumerate(chosen)}
         pairs = {(one, other) for group in found for at, one in enumerate(group.rows) for other in group.rows[at + 1 :]}

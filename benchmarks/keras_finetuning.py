@@ -4,7 +4,7 @@
 
     python benchmarks/keras_finetuning.py TABLE STAGES [--size 224] [--batch-size 32] [--seed 0]
 
-TABLE is a CSV file with the columns `path`, `label` and `side`: train, validation or test. STAGES is a JSON list of
+TABLE is a CSV file with the columns `path`, `label` and `split`: train, validation or test. STAGES is a JSON list of
 objects with `name`, `blocks` (how many of the uppermost train), `epochs`, `learning_rate` and `warmup` (epochs).
 
 The recipe is that of Keras' own guide to transfer learning, with everything on that makes it fast: images are decoded
@@ -33,7 +33,7 @@ from tlkeras.backbones.builder import build_backbone
 
 
 class Score(keras.callbacks.Callback):
-    """Notes time, core-seconds and the area under the ROC curve on the validation side after every epoch."""
+    """Notes time, core-seconds and the area under the ROC curve on the validation split after every epoch."""
 
     def __init__(self, images: tf.data.Dataset, targets: np.ndarray):
         super().__init__()
@@ -58,12 +58,12 @@ def main() -> None:
 def train(table: Path, stages: list[dict[str, Any]], size: int, batch_size: int, seed: int) -> dict[str, Any]:
     """Carry out the stages; return the test `auc`, and `marks`: Unix time, core-seconds and validation AUC by epoch."""
     keras.utils.set_random_seed(seed)
-    sides = {side: load(table, side, size) for side in ("train", "validation", "test")}
-    images, targets = sides["train"]
+    splits = {split: load(table, split, size) for split in ("train", "validation", "test")}
+    images, targets = splits["train"]
     training = images.shuffle(len(targets), seed=seed).map(flip, tf.data.AUTOTUNE)
     training = training.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
-    held_out = {side: stream.batch(64).prefetch(tf.data.AUTOTUNE) for side, (stream, _) in sides.items()}
-    score = Score(held_out["validation"], sides["validation"][1])
+    held_out = {split: stream.batch(64).prefetch(tf.data.AUTOTUNE) for split, (stream, _) in splits.items()}
+    score = Score(held_out["validation"], splits["validation"][1])
 
     backbone = build_backbone("efficientnet_lite0", size=size, weights="packaged")
     inputs = keras.Input((size, size, 3), dtype="uint8")
@@ -76,15 +76,15 @@ def train(table: Path, stages: list[dict[str, Any]], size: int, batch_size: int,
         model.fit(training, epochs=stage["epochs"], callbacks=[score], verbose=0)
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "model.keras")
-    return {"marks": score.marks, "auc": measure(model, held_out["test"], sides["test"][1])}
+    return {"marks": score.marks, "auc": measure(model, held_out["test"], splits["test"][1])}
 
 
-def load(table: Path, side: str, size: int) -> tuple[tf.data.Dataset, np.ndarray]:
-    """Return one side's images with their classes, decoded at the first pass, and the classes alone."""
+def load(table: Path, split: str, size: int) -> tuple[tf.data.Dataset, np.ndarray]:
+    """Return one split's images with their classes, decoded at the first pass, and the classes alone."""
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     labels = sorted({row["label"] for row in rows})
-    chosen = [row for row in rows if row["side"] == side]
+    chosen = [row for row in rows if row["split"] == split]
     targets = np.array([labels.index(row["label"]) for row in chosen])
 
     def decode(path: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

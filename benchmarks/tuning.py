@@ -111,11 +111,11 @@ def run_plain(trials: int) -> tuple[float, float, float]:
 
     recipe = load_recipe("quickstart", {"data.validation": 0.15})
     examples = builders.read_examples(recipe)
-    sides = builders.split_dataset(recipe, examples)
+    splits = builders.split_dataset(recipe, examples)
     targets = examples.targets[examples.tasks[0].name]
 
-    def read(side: str) -> tf.data.Dataset:
-        rows = np.flatnonzero(sides == side)
+    def read(split: str) -> tf.data.Dataset:
+        rows = np.flatnonzero(splits == split)
         files = tf.data.Dataset.from_tensor_slices((examples.paths[rows].astype(str), targets[rows]))
         images = files.map(lambda path, target: (decode(tf.io.read_file(path), 224, "squash"), target), 2)
         return images.batch(64).cache().prefetch(2)  # pixels kept in memory, as a careful user would

@@ -1,4 +1,4 @@
-"""What copies mean for labels and sides, and the manifest without what misleads."""
+"""What copies mean for labels and splits, and the manifest without what misleads."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def objects(*values: str) -> np.ndarray:
     return np.array(values, dtype=object)
 
 
-def test_labels_and_sides_of_copies(make_examples):
+def test_labels_and_splits_of_copies(make_examples):
     examples = make_examples(np.array([0, 0, 0, 1, 1, -1]))
-    sides = objects("train", "test", "train", "train", "train", "train")
+    splits = objects("train", "test", "train", "train", "train", "train")
     noise = np.random.default_rng(0).integers(0, 256, (6, 32, 32), np.uint8)
-    found = find_duplicates(examples, ["a", "a", "b", "b", "c", "c"], noise, sides)
+    found = find_duplicates(examples, ["a", "a", "b", "b", "c", "c"], noise, splits)
     assert found == [
         DuplicateGroup((0, 1), True, 1.0, conflicting=False, leaking=True),
         DuplicateGroup((2, 3), True, 1.0, conflicting=True, leaking=False),
@@ -38,8 +38,8 @@ def test_labels_and_sides_of_copies(make_examples):
 
 def test_groups_that_leak():
     groups = objects("m1", "m1", "", "m2", "m2", "", "m1")
-    sides = objects("train", "test", "train", "test", "test", "test", "train")
-    assert find_leaking_groups(groups, sides) == [LeakingGroup("m1", {"test": 1, "train": 2})]
+    splits = objects("train", "test", "train", "test", "test", "test", "train")
+    assert find_leaking_groups(groups, splits) == [LeakingGroup("m1", {"test": 1, "train": 2})]
     assert find_leaking_groups(objects("", ""), objects("train", "test")) == []
 
 
@@ -71,7 +71,7 @@ def test_what_is_left_out(make_examples):
     assert cleaning.groups[[5, 7]].tolist() == [cleaning.groups[5]] * 2 and cleaning.groups[0] == ""
 
 
-def test_leaking_groups_leave_the_training_side(make_examples):
+def test_leaking_groups_leave_the_training_split(make_examples):
     groups = objects("m", "m", "n", "n")
     examples = make_examples(np.array([0, 1, 0, 1]), groups=groups, splits=objects("train", "test", "train", "train"))
     cleaning = clean(examples, [], find_leaking_groups(groups, examples.splits))

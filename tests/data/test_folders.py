@@ -38,16 +38,16 @@ def test_folder(plant):
 
 
 @pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
-def test_folder_with_sides(plant, validation):
-    sides = {"train": "train", validation: "validation", "test": "test"}
-    root = plant({f"{side}/{path}": content for side in sides for path, content in PAIRS.items()})
+def test_folder_with_splits(plant, validation):
+    splits = {"train": "train", validation: "validation", "test": "test"}
+    root = plant({f"{split}/{path}": content for split in splits for path, content in PAIRS.items()})
     examples = build_dataset(read_table(str(root)))
     assert len(examples) == 12
-    assert {key.split("/")[0]: side for key, side in zip(examples.keys, examples.splits, strict=True)} == sides
+    assert {key.split("/")[0]: split for key, split in zip(examples.keys, examples.splits, strict=True)} == splits
     assert examples.tasks[0].class_names == ("cat", "dog")
 
 
-def test_classes_may_be_called_like_sides(plant):
+def test_classes_may_be_called_like_splits(plant):
     table = read_table(str(plant({"train/1.png": 1, "train/2.png": 2, "car/1.png": 3, "car/2.png": 4})))
     assert "split" not in table.columns and set(table.columns["label"]) == {"train", "car"}
 
@@ -254,7 +254,7 @@ BAD_MANIFESTS = {
     "twice": ("path,label\ncat/1.png,cat\ncat/../cat/1.png,dog", "line 3: the image of line 2 again"),
     "splits": (
         "path,label,split\ncat/1.png,cat,train\ncat/2.png,cat,trian\ndog/1.png,dog,",
-        "(?s)line 3: split 'trian' is no side. Did you mean 'train'.*line 4: split is empty here and given elsewhere",
+        "(?s)line 3: split 'trian' is no split. Did you mean 'train'.*line 4: split is empty here and given elsewhere",
     ),
     "all missing": ("path,label\na.png,cat\nb.png,dog", r"(?s)names no image that is there.*a\.png: No such file"),
     "open quote": ('path,label\n"cat/1.png,cat', "a CSV file. Received: .*line 2"),

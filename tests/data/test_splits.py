@@ -1,4 +1,4 @@
-"""Sides: stable, stratified, grouped."""
+"""Splits: stable, stratified, grouped."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def keyed(*numbers: int) -> np.ndarray:
     return np.array([f"{number}.png" for number in numbers], dtype=object)
 
 
-def count(sides: np.ndarray, mask: np.ndarray | None = None) -> tuple[int, int, int]:
-    found = Counter(sides if mask is None else sides[mask])
+def count(splits: np.ndarray, mask: np.ndarray | None = None) -> tuple[int, int, int]:
+    found = Counter(splits if mask is None else splits[mask])
     return found["train"], found["validation"], found["test"]
 
 
-def test_a_side_is_a_function_of_seed_and_key(make_examples):
+def test_a_split_is_a_function_of_seed_and_key(make_examples):
     examples = make_examples(np.arange(1000) % 2)
     first = assign_splits(examples, 0.1, 0.2, seed=1)
     np.testing.assert_array_equal(first, assign_splits(examples, 0.1, 0.2, seed=1))
@@ -55,11 +55,11 @@ def test_strata_are_within_the_tolerance(make_examples, seed):
     rng = np.random.default_rng(seed)
     labels = rng.choice(3, 600, p=[0.7, 0.2, 0.1])
     strata = rng.choice(np.array(["a", "b"], dtype=object), 600)
-    sides = assign_splits(make_examples(labels, strata=strata), 0.1, 0.25, seed)
+    splits = assign_splits(make_examples(labels, strata=strata), 0.1, 0.25, seed)
     for label in range(3):
         for stratum in "ab":
             mask = (labels == label) & (strata == stratum)
-            _, validation, test = count(sides, mask)
+            _, validation, test = count(splits, mask)
             assert abs(validation - 0.1 * mask.sum()) <= 0.025 * mask.sum() + 1
             assert abs(test - 0.25 * mask.sum()) <= 0.0625 * mask.sum() + 1
 
@@ -67,19 +67,19 @@ def test_strata_are_within_the_tolerance(make_examples, seed):
 def test_no_tolerance_is_exact(make_examples):
     # by hand: 0.25 of 10, 7 and 3 is 2.5, 1.75 and 0.75, in all 5: two remainders of .75, then nothing for the .5
     labels = np.repeat([0, 1, 2], [10, 7, 3])
-    sides = assign_splits(make_examples(labels), 0.0, 0.25, 0, tolerance=0)
-    assert [count(sides, labels == label) for label in range(3)] == [(8, 0, 2), (5, 0, 2), (2, 0, 1)]
+    splits = assign_splits(make_examples(labels), 0.0, 0.25, 0, tolerance=0)
+    assert [count(splits, labels == label) for label in range(3)] == [(8, 0, 2), (5, 0, 2), (2, 0, 1)]
     labels = np.repeat([0, 1], [1508, 1116])
     assert count(assign_splits(make_examples(labels), 0.1, 0.25, 0, tolerance=0)) == (1706, 262, 656)
 
 
 @pytest.mark.parametrize("tolerance", [0, 0.1])
-def test_every_side_gets_every_class(make_examples, tolerance):
+def test_every_split_gets_every_class(make_examples, tolerance):
     labels = np.repeat(np.arange(12), [200, 3, 3, 3, 3, 3, 4, 5, 2, 2, 1, 3])
     for seed in range(5):
-        sides = assign_splits(make_examples(labels), 0.1, 0.1, seed, tolerance)
+        splits = assign_splits(make_examples(labels), 0.1, 0.1, seed, tolerance)
         for label in range(12):
-            found = count(sides, labels == label)
+            found = count(splits, labels == label)
             assert sum(found) < 3 or min(found) >= 1
 
 
@@ -96,11 +96,11 @@ def test_groups_are_never_parted(make_examples):
     groups[:50] = ""
     labels = (rng.random(1000) < 0.3).astype(int)
     for seed in range(3):
-        sides = assign_splits(make_examples(labels, groups=groups), 0.15, 0.25, seed)
-        assert all(len(set(sides[groups == group])) == 1 for group in set(groups) - {""})
-        assert len(set(sides[:50])) > 1
+        splits = assign_splits(make_examples(labels, groups=groups), 0.15, 0.25, seed)
+        assert all(len(set(splits[groups == group])) == 1 for group in set(groups) - {""})
+        assert len(set(splits[:50])) > 1
         for label in (0, 1):
-            train, validation, test = count(sides, labels == label)
+            train, validation, test = count(splits, labels == label)
             total = train + validation + test
             assert (
                 abs(test - 0.25 * total) <= 0.025 * total + 15 and abs(validation - 0.15 * total) <= 0.015 * total + 15
@@ -117,24 +117,24 @@ def test_groups_stay_when_images_are_added(make_examples):
     assert moved / 10 < 0.01
 
 
-def test_each_side_gets_groups_of_each_class(make_examples):
+def test_each_split_gets_groups_of_each_class(make_examples):
     labels = np.repeat([0, 1, 2], [300, 9, 9])
     groups = np.array([f"g{number // 3}" for number in range(318)], dtype=object)
     for seed in range(5):
-        sides = assign_splits(make_examples(labels, groups=groups), 0.1, 0.1, seed)
-        assert min(min(count(sides, labels == label)) for label in range(3)) >= 1
+        splits = assign_splits(make_examples(labels, groups=groups), 0.1, 0.1, seed)
+        assert min(min(count(splits, labels == label)) for label in range(3)) >= 1
 
 
-def test_given_sides_are_kept(make_examples):
-    splits = np.array(["train"] * 80 + ["test"] * 20, dtype=object)
-    examples = make_examples(np.arange(100) % 2, splits=splits)
-    sides = assign_splits(examples, 0.25, 0.5, 0, tolerance=0)
-    assert count(sides[:80]) == (60, 20, 0) and count(sides[80:]) == (0, 0, 20)
-    np.testing.assert_array_equal(assign_splits(examples, 0, 0.5, 0), splits)
-    splits[80:] = "validation"
-    assert count(assign_splits(make_examples(np.arange(100) % 2, splits=splits), 0.25, 0.5, 0, 0)) == (40, 20, 40)
-    splits[:3], splits[90:] = "", "test"
-    three = assign_splits(make_examples(np.arange(100) % 2, splits=splits), 0.25, 0.5, 0)
+def test_given_splits_are_kept(make_examples):
+    given = np.array(["train"] * 80 + ["test"] * 20, dtype=object)
+    examples = make_examples(np.arange(100) % 2, splits=given)
+    splits = assign_splits(examples, 0.25, 0.5, 0, tolerance=0)
+    assert count(splits[:80]) == (60, 20, 0) and count(splits[80:]) == (0, 0, 20)
+    np.testing.assert_array_equal(assign_splits(examples, 0, 0.5, 0), given)
+    given[80:] = "validation"
+    assert count(assign_splits(make_examples(np.arange(100) % 2, splits=given), 0.25, 0.5, 0, 0)) == (40, 20, 40)
+    given[:3], given[90:] = "", "test"
+    three = assign_splits(make_examples(np.arange(100) % 2, splits=given), 0.25, 0.5, 0)
     assert three.tolist() == ["train"] * 80 + ["validation"] * 10 + ["test"] * 10
 
 
@@ -154,11 +154,11 @@ def test_impossible_shares(make_examples, validation, test, message):
 def test_several_tasks_are_balanced_together(make_examples):
     targets = {"a": np.arange(400) % 2, "b": np.arange(400) // 2 % 2}
     targets["b"][:40] = -1
-    sides = assign_splits(make_examples(targets), 0, 0.25, 0, tolerance=0)
+    splits = assign_splits(make_examples(targets), 0, 0.25, 0, tolerance=0)
     for a in (0, 1):
         for b in (-1, 0, 1):
             mask = (targets["a"] == a) & (targets["b"] == b)
-            assert abs(count(sides, mask)[2] - mask.sum() / 4) < 1
+            assert abs(count(splits, mask)[2] - mask.sum() / 4) < 1
 
 
 def test_thin(make_examples):
@@ -187,15 +187,15 @@ def test_every_label_is_balanced(make_examples, grouped):
     targets = np.random.default_rng(0).random((800, 12)) < np.linspace(0.01, 0.6, 12)
     groups = (np.arange(800) // 2).astype(str).astype(object) if grouped else np.full(800, "", dtype=object)
     examples, shares, off = make_labelled(make_examples, targets, groups=groups), np.array([0.65, 0.1, 0.25]), {}
-    for tolerance in (0, 0.25, 0.9):  # at the last one all but empty sides are as the hashes have them
-        sides = assign_splits(examples, 0.1, 0.25, 1, tolerance)
-        found = np.array([count(sides, column) for column in (np.ones(800, bool), *targets.T)])
+    for tolerance in (0, 0.25, 0.9):  # at the last one all but empty splits are as the hashes have them
+        splits = assign_splits(examples, 0.1, 0.25, 1, tolerance)
+        found = np.array([count(splits, column) for column in (np.ones(800, bool), *targets.T)])
         ideal = found.sum(axis=1, keepdims=True) * shares
         off[tolerance] = np.abs(found - ideal).mean()
         assert (np.abs(found - ideal) <= tolerance * ideal + 1).all() or tolerance == 0
         assert (found > 0).all()
         if grouped:
-            assert (sides[::2] == sides[1::2]).all()
+            assert (splits[::2] == splits[1::2]).all()
     assert off[0] < off[0.9] / (2 if grouped else 4)
 
 
@@ -215,10 +215,10 @@ def test_thin_keeps_every_label(make_examples):
     assert 5 <= kept[:, 0].sum() <= 15
 
 
-def test_labels_that_a_side_lacks_are_told(make_examples):
+def test_labels_that_a_split_lacks_are_told(make_examples):
     examples = make_labelled(make_examples, np.array([[1, 0], [1, 1], [0, 1], [1, 1]]))
-    sides = np.array(["train", "train", "test", "test"], dtype=object)
+    splits = np.array(["train", "train", "test", "test"], dtype=object)
     with pytest.raises(DataError, match="no training image .with a weight above 0. shows the absence of l0"):
-        check_splits(examples, sides)
-    (note,) = classes_missing_from_test(examples, sides)
+        check_splits(examples, splits)
+    (note,) = classes_missing_from_test(examples, splits)
     assert "no test image" in note and "shows the absence of l1; it is not measured" in note

@@ -37,7 +37,7 @@ def test_what_probabilities_speak_for():
     assert names == ["probability"] and told.tolist() == [[0.5], [0.2]]
 
 
-def test_both_sides_of_a_label_are_aspects():
+def test_both_splits_of_a_label_are_aspects():
     aspects = LABELS.aspects(LABELS.encode(["dog", "?"]))
     assert aspects.tolist() == [[False, True, False, True, False, True], [False] * 6]
     assert LABELS.aspect_names[3:] == ("the absence of cat", "the absence of dog", "the absence of night")

@@ -1,4 +1,4 @@
-"""Images in large files: the same bytes, order, sides and names as by themselves."""
+"""Images in large files: the same bytes, order, splits and names as by themselves."""
 
 import csv
 import os
@@ -70,11 +70,11 @@ def test_training_on_packed_images_is_training_on_them(workplace):
         api.train("mine.yaml", settings),
         api.train("mine.yaml", {**settings, "data.source": "packed/images.csv"}),
     ]
-    sides = []
+    splits = []
     for run in runs:
         with open(f"{run['path']}/splits.csv", newline="") as file:
-            sides.append([(row["image"], row["side"], row["sha256"]) for row in csv.DictReader(file)])
-    assert sides[0] == sides[1]
+            splits.append([(row["image"], row["split"], row["sha256"]) for row in csv.DictReader(file)])
+    assert splits[0] == splits[1]
     assert runs[1]["features"]["computed"] == 0  # known by their bytes
     answers = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
     np.testing.assert_array_equal(*answers)

@@ -130,18 +130,18 @@ def test_what_cannot_be_checked(tmp_path, planted):
     assert (tmp_path / "mine.html").read_text() == "precious"
 
 
-def test_few_leaks_are_a_note_and_many_a_problem(make_sides):
-    sides = make_sides(train=80, test=20)
+def test_few_leaks_are_a_note_and_many_a_problem(make_splits):
+    splits = make_splits(train=80, test=20)
     few = [DuplicateGroup((0, 80), False, 0.99, False, True)]
-    assert list(data_quality._list_copy_problems(sides, few)) == []
-    assert "5.0% of the held-out images" in " ".join(data_quality._list_copy_notes(sides, few))
+    assert list(data_quality._list_copy_problems(splits, few)) == []
+    assert "5.0% of the held-out images" in " ".join(data_quality._list_copy_notes(splits, few))
     many = [DuplicateGroup((row, 80 + row), False, 0.99, False, True) for row in range(3)]
-    assert "15% of the held-out images" in " ".join(data_quality._list_copy_problems(sides, many))
+    assert "15% of the held-out images" in " ".join(data_quality._list_copy_problems(splits, many))
 
 
 @pytest.fixture
-def make_sides():
-    return lambda **counts: np.array([side for side, count in counts.items() for _ in range(count)], dtype=object)
+def make_splits():
+    return lambda **counts: np.array([split for split, count in counts.items() for _ in range(count)], dtype=object)
 
 
 def test_pages_say_what_they_are_given_as_text(tmp_path):

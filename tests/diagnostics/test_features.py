@@ -29,7 +29,7 @@ def test_depths_are_compared_and_drawn_in_one_pass(workplace, capsys):
     done = show(*options, "--layer", "block2", "--json")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
-    assert result["images"] == 24 and result["chance"] == 0.5  # of 32, without the test side
+    assert result["images"] == 24 and result["chance"] == 0.5  # of 32, without the test split
     names = list(result["separations"])
     assert names[-2:] == ["0_colour", "features"] and len(names) > 3
     assert result["separations"]["0_colour"] == 1  # bright ones and dark ones
@@ -38,7 +38,7 @@ def test_depths_are_compared_and_drawn_in_one_pass(workplace, capsys):
             assert len(np.unique(np.asarray(sheet.convert("RGB")).reshape(-1, 3), axis=0)) > 20, name
     draw_features(result)
     printed = capsys.readouterr().out
-    for part in ("the most common class alone", "0_colour", "1.000", "24 images, none of the test side"):
+    for part in ("the most common class alone", "0_colour", "1.000", "24 images, none of the test split"):
         assert part in printed
 
 
@@ -47,8 +47,8 @@ def test_neighbours_are_those_of_other_folds(workplace, monkeypatch, tmp_path):
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))  # other tests train on images of the same bytes
     recipe = load_recipe("mine.yaml")
     inspection = validate_images(builders.read_examples(recipe))
-    sides, prefix = builders.split_dataset(recipe, inspection.examples), builders.build_feature_extractor(recipe)
-    depths, rows = builders.extract_depths(recipe, prefix, inspection, np.flatnonzero(sides != "test"))
+    splits, prefix = builders.split_dataset(recipe, inspection.examples), builders.build_feature_extractor(recipe)
+    depths, rows = builders.extract_depths(recipe, prefix, inspection, np.flatnonzero(splits != "test"))
     assert len(rows) == 24 and all(len(matrix) == 24 for matrix in depths.values())
     with builders.extract_features(recipe, prefix, inspection) as features:
         assert features.computed == 32 - 24  # these features are those that a training reads

@@ -98,7 +98,7 @@ def test_deep_heads_are_measured_beside_a_linear_probe(workplace):
     assert run.manifest["memory"]["fit head"] > 50
 
 
-def test_the_fingerprint_is_of_contents_labels_and_sides(workplace, draw_more_photos):
+def test_the_fingerprint_is_of_contents_labels_and_splits(workplace, draw_more_photos):
     def train(**overrides):
         result = tlkeras.train("mine.yaml", {"mapping.C": 1.0, **overrides})
         return Run(workplace / result["path"]).manifest["fingerprint"]

@@ -27,7 +27,7 @@ def test_scaled_logits_in_one_graph(kind, hidden):
 
 
 def test_export_carries_the_scaling(trained, tmp_path):
-    """A linear head without a validation side is calibrated on training images answered out of fold."""
+    """A linear head without a validation split is calibrated on training images answered out of fold."""
     run = Run(trained)
     ((scaling,), sentence) = find_scalings(run, "temperature")
     assert "24 training images" in sentence
@@ -44,7 +44,7 @@ def test_export_carries_the_scaling(trained, tmp_path):
     np.testing.assert_allclose(said, scaling.apply(np.array([sample["probabilities"]]))[0], atol=1e-3)
 
 
-def test_fine_tuned_runs_need_a_validation_side(trained, tmp_path):
+def test_fine_tuned_runs_need_a_validation_split(trained, tmp_path):
     import shutil
 
     shutil.copytree(trained, tmp_path / "mine-01")

@@ -102,6 +102,6 @@ def test_forms_that_are_none_or_not_installed(trained, tmp_path, monkeypatch):
     assert not (tmp_path / "models").exists()
 
 
-def test_calibration_is_of_the_training_side(trained):
+def test_calibration_is_of_the_training_split(trained):
     images = read_training(Run(trained), Preprocessing(32, "squash"), 10)
     assert images.shape == (10, 32, 32, 3) and images.dtype == np.uint8

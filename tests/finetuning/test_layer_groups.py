@@ -83,7 +83,7 @@ def test_what_is_flattened_begins_the_head():
     assert list_names(group_layers(model))[-1] == ["fc1", "fc2", "predictions"]
 
 
-def test_two_poolings_side_by_side():
+def test_two_poolings_split_by_split():
     inputs = keras.Input((8, 8, 3))
     x = convolve(inputs, "one")
     x = layers.Concatenate()([layers.GlobalAveragePooling2D()(x), layers.GlobalMaxPooling2D()(x)])

@@ -55,7 +55,7 @@ def test_pooled_features_have_no_place_for_a_box():
 
 
 @pytest.mark.parametrize("alphas", [(0.4, 0.0), (0.0, 1.0)])
-def test_what_is_not_known_of_one_side_is_not_known_of_the_mixture(alphas):
+def test_what_is_not_known_of_one_split_is_not_known_of_the_mixture(alphas):
     """A task's missing label costs nothing there, and leaves the other tasks and all gradients whole."""
     size = tf.tensor_scatter_nd_update(TARGETS["size"], [[2]], [[np.nan, np.nan]])
     _, mixed, weights = make_mixup_cutmix(*alphas)(IMAGES, {"kind": TARGETS["kind"], "size": size}, WEIGHTS, [5, 0])

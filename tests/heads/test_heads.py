@@ -232,7 +232,7 @@ def test_strength_is_chosen_where_held_out_loss_is_least():
     assert len(head.scores_) >= 3
 
 
-def test_groups_stay_on_one_side_of_a_fold():
+def test_groups_stay_on_one_split_of_a_fold():
     """Twenty identical rows per group: folds across groups would make weak regularisation look right."""
     random = np.random.default_rng(0)
     X = np.repeat(random.normal(size=(30, 40)), 20, axis=0)

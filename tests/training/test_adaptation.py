@@ -69,15 +69,15 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
     assert set(result["late_fusion"]) == {"mean", "stacking"}
     with open(f"{result['path']}/splits.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {(row["domain"], row["side"]) for row in rows} == {
+    assert {(row["domain"], row["split"]) for row in rows} == {
         ("old", "train"),
         ("old", "validation"),
         ("new", "target"),
         ("new", "test"),
     }
-    assert all(row["label"] != "?" for row in rows if row["side"] != "target")
+    assert all(row["label"] != "?" for row in rows if row["split"] != "target")
     assert any(row["label"] == "?" for row in rows)
-    assert result["images"] == sum(row["side"] == "test" for row in rows)
+    assert result["images"] == sum(row["split"] == "test" for row in rows)
     assert result["probe"] is not None  # what is learned on the source alone
     head = result["head"]
     assert head["method"] == method and set(head["a_distance"]) == {"before", "after"}
@@ -171,7 +171,7 @@ def test_networks_are_fine_tuned_across_domains(method, cache, place):
     assert len(rows) == 4 and all(np.isfinite(float(row["loss"])) for row in rows)
     assert float(rows[-1]["loss"]) < 0.69 and result["metrics"]["accuracy"]["value"] > 0.4
     with open(f"{result['path']}/splits.csv", newline="") as file:
-        assert "target" in {row["side"] for row in csv.DictReader(file)}
+        assert "target" in {row["split"] for row in csv.DictReader(file)}
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ def test_distillation_from_a_head_that_cannot_follow_the_last_map_is_refused(rec
 @pytest.mark.slow
 def test_check_counts_every_view_that_is_lacking(recipe, tmp_path):
     facts = api.check(recipe)["facts"]
-    needed = 120 + int(re.search(r"train (\d+)", facts["sides"])[1])  # as they are, and those to train on flipped
+    needed = 120 + int(re.search(r"train (\d+)", facts["splits"])[1])  # as they are, and those to train on flipped
     assert facts["to compute"].startswith(f"{needed} of {needed} images")
     api.train(recipe, runs=tmp_path / "runs")
     assert api.check(recipe)["facts"]["to compute"].startswith(f"0 of {needed} images")

@@ -80,7 +80,7 @@ def read_rows(path):
 def test_figures_are_those_of_the_predictions(result, place):
     rows = read_rows(f"{result['path']}/predictions.csv")
     assert result["kind"] == "multilabel" and result["classes"] == ["disc", "square"]
-    assert sum(result["examples"][side] for side in ("train", "validation", "test")) == 95  # one is not labelled
+    assert sum(result["examples"][split] for split in ("train", "validation", "test")) == 95  # one is not labelled
     right = [row["label"] == row["prediction"] for row in rows]
     assert result["metrics"]["exact_match"]["value"] == pytest.approx(np.mean(right))
     for name in ("disc", "square"):
@@ -157,8 +157,8 @@ def test_a_label_that_no_held_out_image_has_is_noted(place):
         f"images/{row['path']},{row['shapes']},{'test' if number % 4 < 2 and number < 40 else 'train'}"
         for number, row in enumerate(rows)
     ]
-    (place / "sides.csv").write_text("\n".join(["path,shapes,split", *lines]))
-    notes = api.check("shapes.yaml", {"data.source": "sides.csv"})["notes"]
+    (place / "splits.csv").write_text("\n".join(["path,shapes,split", *lines]))
+    notes = api.check("shapes.yaml", {"data.source": "splits.csv"})["notes"]
     assert any("no test image (with a weight above 0) shows disc; it is not measured" in note for note in notes)
 
 

@@ -163,8 +163,8 @@ def test_conflicting_gradients_are_projected(place):
 def test_heads_of_frozen_features_are_those_of_single_tasks(train, place):
     """Nothing is shared but what is frozen: each head answers as if it had been alone."""
     alone = api.train("cells.yaml", {"data.tasks": {"hue": {}}}, runs=place / "alone")
-    sides = [read_rows(f"{path}/splits.csv") for path in (alone["path"], train("linear")["path"])]
-    assert [row["label"] for row in sides[0]] == [row["hue_label"] for row in sides[1] if row["hue_label"] != "?"]
+    splits = [read_rows(f"{path}/splits.csv") for path in (alone["path"], train("linear")["path"])]
+    assert [row["label"] for row in splits[0]] == [row["hue_label"] for row in splits[1] if row["hue_label"] != "?"]
     assert "tasks" not in alone and alone["task"] == "hue"
 
 
@@ -190,11 +190,11 @@ def test_a_task_without_any_held_out_label_is_told(place):
     rows = read_rows(place / "images" / "cells.csv")
     lines = []
     for number, row in enumerate(rows):
-        hue, side = (row["hue"], "train") if number % 4 else ("", "test")
-        lines.append(f"images/{row['path']},{row['brightness'] or 'dark'},{hue},{side}")
-    (place / "sides.csv").write_text("\n".join(["path,brightness,hue,split", *lines]))
+        hue, split = (row["hue"], "train") if number % 4 else ("", "test")
+        lines.append(f"images/{row['path']},{row['brightness'] or 'dark'},{hue},{split}")
+    (place / "splits.csv").write_text("\n".join(["path,brightness,hue,split", *lines]))
     tasks = {"shade": {"column": "brightness"}, "hue": {}}
-    problems = api.check("cells.yaml", {"data.source": "sides.csv", "data.tasks": tasks, "data.validation": 0.0})[
+    problems = api.check("cells.yaml", {"data.source": "splits.csv", "data.tasks": tasks, "data.validation": 0.0})[
         "problems"
     ]
     assert any("'hue': no test image (with a weight above 0) has a label" in problem for problem in problems)

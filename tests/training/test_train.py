@@ -59,9 +59,9 @@ def test_saved_model_answers_as_the_predictions_say(trained):
     assert [row["prediction"] for row in rows] == [names[index] for index in probabilities.argmax(1)]
 
 
-def test_predictions_are_of_the_test_side_only(trained):
-    sides = {row["image"]: row["side"] for row in read_rows(trained / "splits.csv")}
-    assert {sides[row["image"]] for row in read_rows(trained / "predictions.csv")} == {"test"}
+def test_predictions_are_of_the_test_split_only(trained):
+    splits = {row["image"]: row["split"] for row in read_rows(trained / "splits.csv")}
+    assert {splits[row["image"]] for row in read_rows(trained / "predictions.csv")} == {"test"}
 
 
 def test_nothing_is_computed_twice(workplace, draw_more_photos):
@@ -116,8 +116,8 @@ def test_weights_reach_the_figures(workplace):
         held_out = number % 4 == 0
         wrong = held_out and number < 8  # two test images carry a wrong label, and no weight
         other = {"day": "night", "night": "day"}[label]
-        side = "test" if held_out else "train"
-        lines.append(f"photos/{label}/{path.name},{other if wrong else label},{int(not wrong)},{side}")
+        split = "test" if held_out else "train"
+        lines.append(f"photos/{label}/{path.name},{other if wrong else label},{int(not wrong)},{split}")
     (workplace / "labels.csv").write_text("\n".join(lines))
     weighted = tlkeras.train("mine.yaml", {"data.source": "labels.csv"})
     plain = tlkeras.train("mine.yaml", {"data.source": "labels.csv", "data.weight": ""})
@@ -173,29 +173,29 @@ def test_quickstart_reaches_what_it_promises(tmp_path):
 def write_bad_split(workplace):
     """A class that is tested and never trained."""
     for label in ("day", "night"):
-        for side in ("train", "test"):
-            target = workplace / "sides" / side / label
+        for split in ("train", "test"):
+            target = workplace / "splits" / split / label
             target.mkdir(parents=True)
             for image in sorted((workplace / "photos" / label).iterdir())[:4]:
                 (target / image.name).write_bytes(image.read_bytes())
-    (workplace / "sides/train/night").rename(workplace / "sides/train/dusk")
+    (workplace / "splits/train/night").rename(workplace / "splits/train/dusk")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"data.source": "sides"}, "no training image .* shows night"),
+        ({"data.source": "splits"}, "no training image .* shows night"),
         ({"data.group": "label"}, "There is no test image|no training image"),
         ({"data.source": "weightless.csv"}, "no training image .* shows day, night"),
         ({"data.source": "nowhere", "backbone.name": "resnet51"}, "(?s)Several things.*nowhere.*resnet51"),
     ],
 )
-def test_sides_that_cannot_work_are_refused_before_work(workplace, overrides, message):
+def test_splits_that_cannot_work_are_refused_before_work(workplace, overrides, message):
     write_bad_split(workplace)
     lines = ["path,label,weight,split"]
     for number, path in enumerate(sorted((workplace / "photos").rglob("*.png"))):
-        side = "test" if number % 4 == 0 else "train"
-        lines.append(f"photos/{path.parent.name}/{path.name},{path.parent.name},{int(side == 'test')},{side}")
+        split = "test" if number % 4 == 0 else "train"
+        lines.append(f"photos/{path.parent.name}/{path.name},{path.parent.name},{int(split == 'test')},{split}")
     (workplace / "weightless.csv").write_text("\n".join(lines))
     with pytest.raises(DataError, match=message):
         tlkeras.train("mine.yaml", overrides)
@@ -206,11 +206,11 @@ def test_sides_that_cannot_work_are_refused_before_work(workplace, overrides, me
 def test_class_whose_training_images_cannot_be_decoded_is_told(workplace):
     """Their headers are whole, so only the extraction finds out; no model of another class may come of it."""
     write_bad_split(workplace)
-    (workplace / "sides/train/dusk").rename(workplace / "sides/train/night")
-    for path in (workplace / "sides/train/night").iterdir():
+    (workplace / "splits/train/dusk").rename(workplace / "splits/train/night")
+    for path in (workplace / "splits/train/night").iterdir():
         path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DataError, match="no training image .* shows night"):
-        tlkeras.train("mine.yaml", {"data.source": "sides"})
+        tlkeras.train("mine.yaml", {"data.source": "splits"})
     assert json.loads((workplace / "runs/mine-01/manifest.json").read_text())["state"] == "failed"
 
 

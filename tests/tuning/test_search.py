@@ -82,7 +82,7 @@ def test_a_search_ends_in_a_recipe_a_run_and_images(tuned):
     assert yaml.safe_load(Path("runs/tuned-best-01/recipe.yaml").read_text())["tuning"] is None
 
 
-def test_the_test_side_is_not_touched(tuned, monkeypatch):
+def test_the_test_split_is_not_touched(tuned, monkeypatch):
     seen = []
     from tlkeras.training import builders
 

@@ -31,7 +31,7 @@ def test_values_are_put_under_dotted_keys():
     assert found.finetuning.stages[0].learning_rate == 0.25
     assert found.augmentation.policy == "flip"
     assert found.tuning is None
-    assert found.data.validation == 0.2  # a search measures on a validation side, also where the recipe has none
+    assert found.data.validation == 0.2  # a search measures on a validation split, also where the recipe has none
 
 
 def test_a_kind_takes_only_its_own_keys_along():

@@ -31,7 +31,7 @@ def recommend(
         overrides: Values by dotted key.
         limits: Of `tlkeras.diagnostics.recommend.candidates.BackboneLimits`, by name; without a `target` it is "server" with a GPU and
             "cpu" without one.
-        images: To look at, at most; none is of the test side.
+        images: To look at, at most; none is of the test split.
         minutes: That fine-tuning may take.
         image: The PNG file of Pareto's front; NAME-backbones.png in the current folder if not given.
         to: The recipe file to write, too.
@@ -64,7 +64,7 @@ def tune(
     train_best: bool = True,
     runs: str | Path = RUNS,
 ) -> dict[str, Any]:
-    """Search a recipe's `tuning.space` for what is best on the validation side; the best becomes a run and a recipe.
+    """Search a recipe's `tuning.space` for what is best on the validation split; the best becomes a run and a recipe.
 
     Given again after an interruption or kill -9, it goes on where it stopped.
 
@@ -73,7 +73,7 @@ def tune(
         overrides: Values by dotted key.
         workers: Trials at the same time, each in a process of its own.
         engine: "local" (processes of this machine) or "ray" (actors of the Ray cluster at RAY_ADDRESS).
-        train_best: Carry out the best trial's recipe as an ordinary run, which is measured on the test side.
+        train_best: Carry out the best trial's recipe as an ordinary run, which is measured on the test split.
         runs: Folder of the run directories; the search is below its folder `tuning`.
 
     Returns:

@@ -48,7 +48,7 @@ def check(
 ) -> None:
     """Look through images and labels (a folder, a .csv, a set's name) or all that a RECIPE would train on.
 
-    Unreadable and odd files, the balance of classes, copies with different labels or on different sides, labels that
+    Unreadable and odd files, the balance of classes, copies with different labels or on different splits, labels that
     look wrong, outliers; of a recipe, also what training it would do. Exit code 1 where it is not advisable.
 
     \b
@@ -140,7 +140,7 @@ def rates(
 def features(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Draw what the features of RECIPE separate: PCA and t-SNE, coloured by class and domain; neighbours per depth.
 
-    Images of the test side are left out. The bars say at each depth how many images have the class of their
+    Images of the test split are left out. The bars say at each depth how many images have the class of their
     nearest neighbours: where to cut the backbone, and whether to fuse depths.
 
     \b

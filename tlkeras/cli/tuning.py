@@ -71,7 +71,7 @@ def tune(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Search RECIPE's `tuning.space` for what is best on the validation side, never on the test side.
+    """Search RECIPE's `tuning.space` for what is best on the validation split, never on the test split.
 
     What is frozen in all trials is computed once. After an interruption or kill -9 the same command goes on. The best
     trials are repeated with other seeds; the best becomes a recipe file and an ordinary run.

@@ -11,24 +11,24 @@ from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, list_some
 
-# Columns of the tables of counts below: the sides in the order in which they take from the hash order.
-_SIDES = ("test", "validation", "train")
+# Columns of the tables of counts below: the splits in the order in which they take from the hash order.
+_SPLITS = ("test", "validation", "train")
 _MOST_MOVES = 10_000
 
 
 def assign_splits(examples: Dataset, validation: float, test: float, seed: int, tolerance: float = 0.25) -> np.ndarray:
-    """Give every example a side: "train", "validation" or "test", str [examples].
+    """Give every example a split: "train", "validation" or "test", str [examples].
 
-    An image's side follows from a number in [0, 1) that is a hash of the seed and its key, or its group: below
+    An image's split follows from a number in [0, 1) that is a hash of the seed and its key, or its group: below
     `test` it tests, in the next `validation` it validates. So images that are added do not move the old ones. In
-    each stratum (same targets, same `strata`) the size of a side may be off its exact share by `tolerance` times the
+    each stratum (same targets, same `strata`) the size of a split may be off its exact share by `tolerance` times the
     share, plus one; only beyond that the boundary moves along the order of the hashes, and images next to it change
-    side. With `tolerance=0` the sizes are exact, by largest remainders, and more images move.
+    split. With `tolerance=0` the sizes are exact, by largest remainders, and more images move.
 
-    Every side gets each class that has as many images as there are sides. Examples of one group are never parted;
+    Every split gets each class that has as many images as there are splits. Examples of one group are never parted;
     their sizes are balanced as well as moving whole groups can. Where an image can have several labels, too many of
     its sets of labels are rare for strata: each label is balanced instead, by moving single images in the same way
-    (with `tolerance=0` as near to its share as this goes), and every side gets images with and without it. Sides that
+    (with `tolerance=0` as near to its share as this goes), and every split gets images with and without it. Splits that
     the source gives are kept: what it lacks is carved out of its "train" (shares are of what is carved up).
 
     Raises:
@@ -38,18 +38,18 @@ def assign_splits(examples: Dataset, validation: float, test: float, seed: int, 
     given = np.array(examples.splits, dtype=object)
     if not given.any():
         return _divide(examples, shares, seed, tolerance)
-    sides = np.where(given == "", "train", given).astype(object)
-    shares[:2] *= [side not in given for side in _SIDES[:2]]
+    splits = np.where(given == "", "train", given).astype(object)
+    shares[:2] *= [split not in given for split in _SPLITS[:2]]
     shares[2] = 1 - shares[:2].sum()
-    pool = np.flatnonzero(sides == "train")
-    sides[pool] = _divide(examples.take(pool), shares, seed, tolerance)
-    return sides
+    pool = np.flatnonzero(splits == "train")
+    splits[pool] = _divide(examples.take(pool), shares, seed, tolerance)
+    return splits
 
 
 def subsample(examples: Dataset, limit: int, seed: int) -> Dataset:
-    """Keep at most `limit` examples, in their order, with the same share of each stratum and side given.
+    """Keep at most `limit` examples, in their order, with the same share of each stratum and split given.
 
-    Each of these keeps two examples, where it has them, even if that makes more than `limit`; so does what each side
+    Each of these keeps two examples, where it has them, even if that makes more than `limit`; so does what each split
     should show.
     """
     if len(examples) <= limit:
@@ -59,7 +59,7 @@ def subsample(examples: Dataset, limit: int, seed: int) -> Dataset:
     counts = np.maximum(_apportion(sizes, limit / len(examples)), np.minimum(sizes, 2))
     while counts.sum() > limit and counts.max() > 2:
         counts[counts.argmax()] -= 1
-    # Another hash than the one of the sides, which would leave only images of the first side.
+    # Another hash than the one of the splits, which would leave only images of the first split.
     numbers = np.array([_hash(seed, f"thin {key}") for key in examples.keys])
     order = np.lexsort((numbers, strata))
     rank = np.arange(len(examples)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -72,22 +72,22 @@ def subsample(examples: Dataset, limit: int, seed: int) -> Dataset:
     return examples.take(np.flatnonzero(kept))
 
 
-def check_splits(examples: Dataset, sides: np.ndarray) -> None:
+def check_splits(examples: Dataset, splits: np.ndarray) -> None:
     """Make sure that there is something to learn every class from, and something to measure on.
 
     Args:
         examples: All examples.
-        sides: The side of each, str [examples]; "" for those that dropped out.
+        splits: The split of each, str [examples]; "" for those that dropped out.
 
     Raises:
         DataError: A class has no training image with weight, or no test image has any; all such problems.
     """
     counts = examples.weights > 0
-    problems = [] if (counts & (sides == "test")).any() else ["There is no test image (with a weight above 0)."]
+    problems = [] if (counts & (splits == "test")).any() else ["There is no test image (with a weight above 0)."]
     for task in examples.tasks:
-        absent = _list_absent(task, examples, counts & (sides == "train"))
+        absent = _list_absent(task, examples, counts & (splits == "train"))
         known = task.is_labelled(examples.targets[task.name])
-        if (counts & (sides == "test")).any() and not (counts & known & (sides == "test")).any():
+        if (counts & (splits == "test")).any() and not (counts & known & (splits == "test")).any():
             problems.append(f"{task.name!r}: no test image (with a weight above 0) has a label.")
         if absent:
             problems.append(
@@ -95,13 +95,13 @@ def check_splits(examples: Dataset, sides: np.ndarray) -> None:
             )
     if problems:
         hint = "Add images, change the split, or remove the class."
-        raise DataError.from_problems(f"Every class needs images to learn from, and a test side. {hint}", problems)
+        raise DataError.from_problems(f"Every class needs images to learn from, and a test split. {hint}", problems)
 
 
-def classes_missing_from_test(examples: Dataset, sides: np.ndarray) -> list[str]:
-    """Say which classes cannot be measured because the held-out side shows none of them; arguments as `check_sides`."""
+def classes_missing_from_test(examples: Dataset, splits: np.ndarray) -> list[str]:
+    """Say which classes cannot be measured because the held-out split shows none of them; arguments as `check_sides`."""
     unseen = {
-        task.name: _list_absent(task, examples, (examples.weights > 0) & (sides == "test")) for task in examples.tasks
+        task.name: _list_absent(task, examples, (examples.weights > 0) & (splits == "test")) for task in examples.tasks
     }
     return [
         f"{name!r}: no test image (with a weight above 0) shows {', '.join(list_some(absent))}; it is not measured."
@@ -121,7 +121,7 @@ def _list_strata(examples: Dataset) -> list[np.ndarray]:
 
 
 def _join_aspects(examples: Dataset) -> np.ndarray:
-    """Return what every side should show, bool [n, columns]."""
+    """Return what every split should show, bool [n, columns]."""
     return np.concatenate([task.aspects(examples.targets[task.name]) for task in examples.tasks], axis=1)
 
 
@@ -150,10 +150,10 @@ def _divide(examples: Dataset, shares: np.ndarray, seed: int, tolerance: float) 
     numbers = np.array([_hash(seed, str(unit)) for unit in units])
     if grouped or labels.size:
         balanced = np.concatenate([np.ones((len(strata), 1)), _one_hot(strata), labels], axis=1)
-        sides = _move_units(balanced, aspects, numbers, shares, tolerance)
+        splits = _move_units(balanced, aspects, numbers, shares, tolerance)
     else:
-        sides = _cut_strata(strata, aspects, numbers, shares, tolerance)
-    return np.array(_SIDES, dtype=object)[sides]
+        splits = _cut_strata(strata, aspects, numbers, shares, tolerance)
+    return np.array(_SPLITS, dtype=object)[splits]
 
 
 def _hash(seed: int, unit: str) -> float:
@@ -174,8 +174,8 @@ def _one_hot(strata: np.ndarray) -> np.ndarray:
 
 
 def _natural(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """The side that the hash alone gives: int64 [rows], an index of `_SIDES`."""
-    return np.searchsorted(np.cumsum(shares)[:2], numbers, side="right")
+    """The split that the hash alone gives: int64 [rows], an index of `_SIDES`."""
+    return np.searchsorted(np.cumsum(shares)[:2], numbers, split="right")
 
 
 def _cut_strata(
@@ -189,17 +189,17 @@ def _cut_strata(
         counts = _tolerant_counts(strata, sizes, _natural(numbers, shares), shares, tolerance)
     member = np.zeros((len(sizes), aspects.shape[1]), bool)
     member[strata] = aspects
-    _fill_empty_sides(counts, member, np.flatnonzero(shares))
-    sides = np.empty(len(strata), np.int64)
-    sides[np.lexsort((numbers, strata))] = np.repeat(np.tile(np.arange(3), len(sizes)), counts.ravel())
-    return sides
+    _fill_empty_splits(counts, member, np.flatnonzero(shares))
+    splits = np.empty(len(strata), np.int64)
+    splits[np.lexsort((numbers, strata))] = np.repeat(np.tile(np.arange(3), len(sizes)), counts.ravel())
+    return splits
 
 
 def _tolerant_counts(
     strata: np.ndarray, sizes: np.ndarray, natural: np.ndarray, shares: np.ndarray, tolerance: float
 ) -> np.ndarray:
-    """Sizes of the sides as the hashes give them, brought within the tolerance: int64 [strata, 3]."""
-    found = np.stack([np.bincount(strata[natural == side], minlength=len(sizes)) for side in (0, 1)], axis=1)
+    """Sizes of the splits as the hashes give them, brought within the tolerance: int64 [strata, 3]."""
+    found = np.stack([np.bincount(strata[natural == split], minlength=len(sizes)) for split in (0, 1)], axis=1)
     ideal = sizes[:, None] * shares[:2]
     slack = (tolerance * ideal + 1) * (shares[:2] > 0)
     held = np.clip(found, np.ceil(ideal - slack), np.floor(ideal + slack)).astype(np.int64)
@@ -208,7 +208,7 @@ def _tolerant_counts(
 
 
 def _exact_counts(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Sizes of the sides by largest remainders, exact in each stratum and in all: int64 [strata, 3]."""
+    """Sizes of the splits by largest remainders, exact in each stratum and in all: int64 [strata, 3]."""
     test = _apportion(sizes, shares[0])
     rest = sizes - test
     validation = _apportion(rest, shares[1] * sizes.sum() / max(rest.sum(), 1))
@@ -223,22 +223,22 @@ def _apportion(sizes: np.ndarray, share: float) -> np.ndarray:
     return counts
 
 
-def _fill_empty_sides(counts: np.ndarray, member: np.ndarray, wanted: np.ndarray) -> None:
-    """Move one image of a class to each wanted side without any, from the side that has most (in place).
+def _fill_empty_splits(counts: np.ndarray, member: np.ndarray, wanted: np.ndarray) -> None:
+    """Move one image of a class to each wanted split without any, from the split that has most (in place).
 
     Args:
         counts: int64 [strata, 3].
         member: bool [strata, classes], the classes of each stratum.
-        wanted: Sides with a share.
+        wanted: Splits with a share.
     """
     for column in member.T:
         rows = np.flatnonzero(column)
-        for side in wanted:
+        for split in wanted:
             totals = counts[rows].sum(axis=0)
-            if totals[side] == 0 and totals.sum() >= len(wanted):
+            if totals[split] == 0 and totals.sum() >= len(wanted):
                 donor = totals.argmax()
                 row = rows[counts[rows, donor].argmax()]
-                counts[row, [donor, side]] += [-1, 1]
+                counts[row, [donor, split]] += [-1, 1]
 
 
 def _move_units(
@@ -251,30 +251,30 @@ def _move_units(
     np.add.at(held, unit, features)
     wanted = np.flatnonzero(shares)
     miss = _measure_balance(held, balanced.shape[1], shares, tolerance)
-    sides = _natural(order, shares)
-    totals = np.stack([held[sides == side].sum(axis=0) for side in range(3)])
+    splits = _natural(order, shares)
+    totals = np.stack([held[splits == split].sum(axis=0) for split in range(3)])
     rows = np.arange(len(order))
     distance = _measure_distance(order, shares)
     for _ in range(_MOST_MOVES):
-        leave = miss(totals[sides], sides) - miss(totals[sides] - held, sides)
+        leave = miss(totals[splits], splits) - miss(totals[splits] - held, splits)
         gains = np.full((len(order), 3), -np.inf)
-        for side in wanted:
-            there = np.full(len(order), side)
-            gains[:, side] = leave + miss(totals[there], there) - miss(totals[there] + held, there)
-        gains[rows, sides] = -np.inf
+        for split in wanted:
+            there = np.full(len(order), split)
+            gains[:, split] = leave + miss(totals[there], there) - miss(totals[there] + held, there)
+        gains[rows, splits] = -np.inf
         if gains.max() <= 1e-9:
             break
         # Of the moves that help much, the nearest in the order of the hashes, which changes least with more images.
         worth = np.where(gains >= gains.max() / 2, distance, np.inf)
-        group, side = np.unravel_index(worth.argmin(), worth.shape)
-        totals[sides[group]] -= held[group]
-        totals[side] += held[group]
-        sides[group] = side
-    return sides[unit]
+        group, split = np.unravel_index(worth.argmin(), worth.shape)
+        totals[splits[group]] -= held[group]
+        totals[split] += held[group]
+        splits[group] = split
+    return splits[unit]
 
 
 def _measure_distance(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """How far each hash is from the interval of each side: float64 [groups, 3]."""
+    """How far each hash is from the interval of each split: float64 [groups, 3]."""
     ends = np.cumsum(shares)
     below = (ends - shares) - numbers[:, None]
     return np.maximum(np.maximum(below, numbers[:, None] - ends), 0)
@@ -283,16 +283,16 @@ def _measure_distance(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
 def _measure_balance(
     held: np.ndarray, balanced: int, shares: np.ndarray, tolerance: float
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Return a function of (totals [n, columns], sides [n]): how far each side is from what it should be.
+    """Return a function of (totals [n, columns], splits [n]): how far each split is from what it should be.
 
     The first `balanced` columns of `held` [groups, columns] should be near their share; the others are classes, of
-    which each side should have some where enough groups have them.
+    which each split should have some where enough groups have them.
     """
     sizes = held.sum(axis=0)
     enough = (held > 0).sum(axis=0)[balanced:] >= np.count_nonzero(shares)
 
-    def miss(totals: np.ndarray, sides: np.ndarray) -> np.ndarray:
-        ideal = shares[sides][:, None] * sizes[:balanced]
+    def miss(totals: np.ndarray, splits: np.ndarray) -> np.ndarray:
+        ideal = shares[splits][:, None] * sizes[:balanced]
         beyond = np.abs(totals[:, :balanced] - ideal) - (tolerance * ideal + 1)
         absent = (totals[:, balanced:] < 0.5) & enough
         return np.maximum(beyond, 0).sum(axis=1) + sizes[0] * absent.sum(axis=1)

@@ -59,7 +59,7 @@ class Dataset:
         targets: By task name, as the kind of task has them: class indices, int64, -1 where the label is missing; or
             int8 [n, k], see `LabelsTask`.
         weights: Sample weights, float32.
-        groups: What must stay on one side of a split, str; "" for none.
+        groups: What must stay on one split of a split, str; "" for none.
         domains: Where an image comes from, str; "" for none.
         strata: What splits balance besides the targets, str; "" for none.
         splits: Words of `SPLITS`, str; "" where the source gives none.

@@ -97,7 +97,7 @@ class Task:
         return np.zeros((len(targets), 0), bool)
 
     def aspects(self, targets: np.ndarray) -> np.ndarray:
-        """Return what every side of a split should show, bool [n, columns], named by `aspect_names`."""
+        """Return what every split of a split should show, bool [n, columns], named by `aspect_names`."""
         return self.members(targets)
 
     @property
@@ -289,13 +289,13 @@ class RegressionTask(Task):
         return [], np.zeros((len(probabilities), 0))
 
     def strata(self, targets: np.ndarray) -> np.ndarray:
-        """Return in which fifth each number lies, so that sides see all of them alike; -1 where it is not known."""
+        """Return in which fifth each number lies, so that splits see all of them alike; -1 where it is not known."""
         known = np.isfinite(targets)
         edges = np.quantile(targets[known], [0.2, 0.4, 0.6, 0.8]) if known.any() else np.zeros(0)
         return np.where(known, np.searchsorted(edges, np.nan_to_num(targets)), -1)
 
     def aspects(self, targets: np.ndarray) -> np.ndarray:
-        """Return nothing that every side must show, bool [n, 0]."""
+        """Return nothing that every split must show, bool [n, 0]."""
         return np.zeros((len(targets), 0), bool)
 
     @property

@@ -57,7 +57,7 @@ def check(recipe: Recipe, wishes: CheckOptions = CheckOptions()) -> dict[str, An
 
     Returns:
         `name`; `problems`, sentences, empty where training is advisable; `notes`, sentences worth reading; `facts`,
-        name -> text on images, sides, backbone and cost; `rejected` and `remarks`, path, code and reason of files
+        name -> text on images, splits, backbone and cost; `rejected` and `remarks`, path, code and reason of files
         that cannot be used and that are odd; `classes`, images of each; `copies`, groups of images that are the
         same or look the same; `mislabelled` and `outliers`, most suspicious first, None where nobody looked; `page` and
         `manifest`, what was written.
@@ -98,10 +98,10 @@ def show_schedule(recipe: Recipe) -> dict[str, Any]:
         TlkerasError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
     """
     examples = builders.read_examples(recipe)
-    sides = builders.split_dataset(recipe, examples)
+    splits = builders.split_dataset(recipe, examples)
     prefix = builders.build_feature_extractor(recipe)
-    schedule, plan, choices = builders.plan_recipe(recipe, prefix, examples, sides)
-    images = int((sides == "train").sum())
+    schedule, plan, choices = builders.plan_recipe(recipe, prefix, examples, splits)
+    images = int((splits == "train").sum())
     stages = []
     for stage, planned in zip(schedule.stages, plan.stages, strict=True):
         rates = list(zip(prefix.blocks, stage.multipliers(len(prefix.blocks)), strict=True))
@@ -146,7 +146,7 @@ class _DatasetFindings:
     """Images that can be used, and what was found in them."""
 
     inspection: ValidatedDataset
-    sides: np.ndarray
+    splits: np.ndarray
     copies: list[DuplicateGroup]
     leaking: list[LeakingGroup]
 
@@ -168,26 +168,26 @@ def _look_at_images(recipe: Recipe, report: dict[str, Any]) -> _DatasetFindings:
     report["rejected"] = data_quality.describe_findings(inspection.rejected)
     report["remarks"] = data_quality.describe_findings(inspection.notes)
     report["facts"]["images"] = f"{len(examples):,} from {examples.source}"
-    sides = _collect_problem(report, lambda: builders.split_dataset(recipe, examples))
-    if sides is None:
-        sides = np.full(len(examples), "", dtype=object)
+    splits = _collect_problem(report, lambda: builders.split_dataset(recipe, examples))
+    if splits is None:
+        splits = np.full(len(examples), "", dtype=object)
     else:
-        report["facts"]["sides"] = ", ".join(f"{side} {(sides == side).sum():,}" for side in dict.fromkeys(sides))
-        report["notes"] += classes_missing_from_test(examples, sides)
-    copies = find_duplicates(examples, inspection.digests, thumbnails, sides)
-    leaking = find_leaking_groups(examples.groups, sides)
-    report["classes"] = data_quality.describe_classes(examples, sides)
+        report["facts"]["splits"] = ", ".join(f"{split} {(splits == split).sum():,}" for split in dict.fromkeys(splits))
+        report["notes"] += classes_missing_from_test(examples, splits)
+    copies = find_duplicates(examples, inspection.digests, thumbnails, splits)
+    leaking = find_leaking_groups(examples.groups, splits)
+    report["classes"] = data_quality.describe_classes(examples, splits)
     report["facts"]["classes"] = ", ".join(f"{row['class']} {row['images']:,}" for row in report["classes"])
-    report["copies"] = data_quality.duplicates_to_dicts(examples, sides, copies)
+    report["copies"] = data_quality.duplicates_to_dicts(examples, splits, copies)
     report["leaking_groups"] = [asdict(group) for group in leaking]
-    problems, notes = data_quality.summarise(inspection, sides, copies, leaking)
+    problems, notes = data_quality.summarise(inspection, splits, copies, leaking)
     report["problems"] += list_some(problems)
     report["notes"] += notes
     if inspection.rejected:
         report["notes"].append(f"{len(inspection.rejected):,} of the files cannot be used and will be left out.")
     if licence := examples.facts.get("licence"):
         report["facts"]["licence of the images"] = licence
-    return _DatasetFindings(inspection, sides, copies, leaking)
+    return _DatasetFindings(inspection, splits, copies, leaking)
 
 
 def _look_at_backbone(
@@ -203,15 +203,15 @@ def _look_at_backbone(
             f"Handcrafted features ({kinds}) cannot become a SavedModel: `predict` works, `export` refuses."
         )
     report["facts"]["features"] = " x ".join(map(str, prefix.pooled.output_shape[1:])) + f" {recipe.features.precision}"
-    if not train or found is None or not found.sides.all():
+    if not train or found is None or not found.splits.all():
         return prefix
     check_memory(len(found.examples), prefix.pooled.output_shape[1:])
     if recipe.finetuning:
         builders.check_recipe_feed(recipe, found.examples)
-        _, plan, _ = builders.plan_recipe(recipe, prefix, found.examples, found.sides)
+        _, plan, _ = builders.plan_recipe(recipe, prefix, found.examples, found.splits)
         for stage in plan.stages:
             report["facts"][f"stage {stage.stage}"] = f"from {stage.cut}: {stage.reason}"
-    lacking, needed = builders.count_lacking(recipe, prefix, found.inspection, found.sides)
+    lacking, needed = builders.count_lacking(recipe, prefix, found.inspection, found.splits)
     report["facts"]["to compute"] = f"{lacking:,} of {needed:,} images, each view counted; the rest is cached"
     return prefix
 
@@ -226,11 +226,11 @@ def _look_for_suspects(
             " computed. `--deep` does it, and keeps them for the training."
         )
         return
-    builders.fit_recipe_codebooks(recipe, prefix, found.inspection, found.sides)
+    builders.fit_recipe_codebooks(recipe, prefix, found.inspection, found.splits)
     with builders.extract_features(recipe, prefix, found.inspection) as features:
         matrix = average_positions(np.asarray(features.outputs[0], np.float32))
         suspects = data_quality.find_suspects(found.examples, features.kept, matrix, found.groups)
-    described = data_quality.describe_suspects(found.examples, found.sides, suspects)
+    described = data_quality.describe_suspects(found.examples, found.splits, suspects)
     report |= described
     for name, sentence in (("mislabelled", "look mislabelled"), ("outliers", "are unlike all others")):
         if described[name]:

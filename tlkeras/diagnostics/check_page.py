@@ -9,7 +9,7 @@ from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import ImageError
 from tlkeras.plotting.html_page import HtmlFigure, HtmlSection
 
-_SIDE = 132  # pixels
+_SPLIT = 132  # pixels
 _MOST_GROUPS, _MOST_IN_GROUP, _MOST_IMAGES = 60, 8, 96
 
 
@@ -25,7 +25,7 @@ def render_check_page(report: Mapping[str, Any], paths: Mapping[str, str]) -> li
     sections = [HtmlSection("Overview", [*verdict, *report["notes"]], ("", ""), facts), *_draw_classes(report)]
     for title, chosen in (
         ("Copies with different labels", lambda group: group["conflicting"]),
-        ("Copies on different sides", lambda group: group["leaking"] and not group["conflicting"]),
+        ("Copies on different splits", lambda group: group["leaking"] and not group["conflicting"]),
         ("Other copies", lambda group: not group["leaking"] and not group["conflicting"]),
     ):
         sections += _draw_copies(title, [group for group in report["copies"] if chosen(group)], paths)
@@ -42,18 +42,18 @@ def _draw_classes(report: Mapping[str, Any]) -> Iterator[HtmlSection]:
     rows = report["classes"]
     if not rows:
         return
-    sides = [name for name in rows[0] if name not in ("task", "class", "images", "share")]
+    splits = [name for name in rows[0] if name not in ("task", "class", "images", "share")]
     several = len({row["task"] for row in rows}) > 1
     table = [
         (
             f"{row['task']}: {row['class']}" if several else row["class"],
             row["images"],
             float(row["share"]),
-            *(row[side] for side in sides),
+            *(row[split] for split in splits),
         )
         for row in rows
     ]
-    yield HtmlSection("Classes", (), ("class", "images", "share", *sides), table)
+    yield HtmlSection("Classes", (), ("class", "images", "share", *splits), table)
 
 
 def _draw_copies(title: str, groups: Sequence[Mapping[str, Any]], paths: Mapping[str, str]) -> Iterator[HtmlSection]:
@@ -66,7 +66,7 @@ def _draw_copies(title: str, groups: Sequence[Mapping[str, Any]], paths: Mapping
             if group["kind"] == "exact"
             else f"they look the same, correlation {group['similarity']:.3f}"
         )
-        figures = [_draw(image, paths, [image["label"], image["side"]]) for image in group["images"]]
+        figures = [_draw(image, paths, [image["label"], image["split"]]) for image in group["images"]]
         strips.append((same, [figure for figure in figures[:_MOST_IN_GROUP] if figure]))
     yield HtmlSection(f"{title}: {len(groups):,} groups", _tell_rest(len(groups), _MOST_GROUPS), strips=strips)
 
@@ -91,7 +91,7 @@ def _tell_rest(count: int, most: int) -> list[str]:
 
 def _draw(image: Mapping[str, Any], paths: Mapping[str, str], lines: Sequence[str]) -> HtmlFigure | None:
     try:
-        pixels = decode_file(paths[image["path"]], _SIDE, "pad")
+        pixels = decode_file(paths[image["path"]], _SPLIT, "pad")
     except ImageError:  # it is gone since it was looked at
         return None
     return HtmlFigure(pixels, [*filter(None, lines), image["key"]])

@@ -86,8 +86,8 @@ def _find_wrong_labels(
     return sorted(found, key=lambda suspect: -suspect[-1])
 
 
-def describe_classes(examples: Dataset, sides: np.ndarray) -> list[dict[str, Any]]:
-    """Return a row per task and class: images, share of the task's, and images by side where there are sides.
+def describe_classes(examples: Dataset, splits: np.ndarray) -> list[dict[str, Any]]:
+    """Return a row per task and class: images, share of the task's, and images by split where there are splits.
 
     The row of a number tells its range.
     """
@@ -100,8 +100,8 @@ def describe_classes(examples: Dataset, sides: np.ndarray) -> list[dict[str, Any
             names = (f"{known.min():g} to {known.max():g}, {known.mean():.4g} on average",)
         for name, column in zip(names, members.T, strict=True):
             share = column.sum() / max(members.any(axis=1).sum(), 1)
-            by_side = {str(side): int((column & (sides == side)).sum()) for side in dict.fromkeys(sides) if side}
-            rows.append({"task": task.name, "class": name, "images": int(column.sum()), "share": share, **by_side})
+            by_split = {str(split): int((column & (splits == split)).sum()) for split in dict.fromkeys(splits) if split}
+            rows.append({"task": task.name, "class": name, "images": int(column.sum()), "share": share, **by_split})
     return rows
 
 
@@ -110,26 +110,28 @@ def describe_findings(findings: Sequence[Issue]) -> list[dict[str, str]]:
     return [{"path": to_printable(found.path), "code": found.code, "reason": found.reason} for found in findings]
 
 
-def duplicates_to_dicts(examples: Dataset, sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> list[dict[str, Any]]:
-    """Return each group of copies with path, labels and side of its images."""
+def duplicates_to_dicts(
+    examples: Dataset, splits: np.ndarray, copies: Sequence[DuplicateGroup]
+) -> list[dict[str, Any]]:
+    """Return each group of copies with path, labels and split of its images."""
     return [
         {
             "kind": "exact" if group.exact else "near",
             "similarity": round(group.similarity, 4),
             "conflicting": group.conflicting,
             "leaking": group.leaking,
-            "images": [describe_image(examples, sides, row) for row in group.rows],
+            "images": [describe_image(examples, splits, row) for row in group.rows],
         }
         for group in copies
     ]
 
 
-def describe_suspects(examples: Dataset, sides: np.ndarray, suspects: DataIssues) -> dict[str, list[dict[str, Any]]]:
+def describe_suspects(examples: Dataset, splits: np.ndarray, suspects: DataIssues) -> dict[str, list[dict[str, Any]]]:
     """Return `mislabelled` and `outliers`, the most suspicious first."""
     several = len(examples.tasks) > 1
     wrong = [
         {
-            **describe_image(examples, sides, row),
+            **describe_image(examples, splits, row),
             **({"task": name} if several else {}),
             "label": label,
             "suggested": suggested,
@@ -140,17 +142,17 @@ def describe_suspects(examples: Dataset, sides: np.ndarray, suspects: DataIssues
     ]
     wrong.sort(key=lambda suspect: -suspect["score"])
     odd = [
-        {**describe_image(examples, sides, outlier.row), "score": round(outlier.score, 3)}
+        {**describe_image(examples, splits, outlier.row), "score": round(outlier.score, 3)}
         for outlier in suspects.outliers
     ]
     return {"mislabelled": wrong, "outliers": odd}
 
 
-def describe_image(examples: Dataset, sides: np.ndarray, row: int) -> dict[str, Any]:
-    """Return path, key, label and side of one image; the key is its path within the source."""
+def describe_image(examples: Dataset, splits: np.ndarray, row: int) -> dict[str, Any]:
+    """Return path, key, label and split of one image; the key is its path within the source."""
     labels = [_write_label(task, examples.targets[task.name][row : row + 1]) for task in examples.tasks]
     path, key = to_printable(examples.paths[row]), str(examples.keys[row])
-    return {"path": path, "key": key, "label": ", ".join(labels), "side": str(sides[row])}
+    return {"path": path, "key": key, "label": ", ".join(labels), "split": str(splits[row])}
 
 
 def _write_label(task: Task, target: np.ndarray) -> str:
@@ -158,29 +160,29 @@ def _write_label(task: Task, target: np.ndarray) -> str:
 
 
 def summarise(
-    inspection: ValidatedDataset, sides: np.ndarray, copies: Sequence[DuplicateGroup], leaking: Sequence[LeakingGroup]
+    inspection: ValidatedDataset, splits: np.ndarray, copies: Sequence[DuplicateGroup], leaking: Sequence[LeakingGroup]
 ) -> tuple[list[str], list[str]]:
     """Return problems, for which training is not advisable, and notes, which are worth a look; sentences both."""
-    problems = [*_list_copy_problems(sides, copies)]
+    problems = [*_list_copy_problems(splits, copies)]
     for group in leaking:
-        parts = " and ".join(f"{count:,} of {side}" for side, count in group.sides.items())
-        problems.append(f"Group {group.name!r} stands on several sides: {parts}. Its images must stay together.")
-    notes = [*_list_remarks(inspection), *_list_imbalances(inspection.examples), *_list_copy_notes(sides, copies)]
+        parts = " and ".join(f"{count:,} of {split}" for split, count in group.splits.items())
+        problems.append(f"Group {group.name!r} stands on several splits: {parts}. Its images must stay together.")
+    notes = [*_list_remarks(inspection), *_list_imbalances(inspection.examples), *_list_copy_notes(splits, copies)]
     return problems, notes
 
 
-def _list_copy_problems(sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> Iterator[str]:
+def _list_copy_problems(splits: np.ndarray, copies: Sequence[DuplicateGroup]) -> Iterator[str]:
     exact = [group for group in copies if group.exact]
     if conflicts := [group for group in exact if group.conflicting]:
         yield f"{_count(conflicts)} have the same bytes and different labels: which one is right?"
     if leaks := [group for group in exact if group.leaking]:
-        yield f"{_count(leaks)} have the same bytes and stand on different sides: what is measured was learned."
-    share = _measure_leak(sides, copies)
+        yield f"{_count(leaks)} have the same bytes and stand on different splits: what is measured was learned."
+    share = _measure_leak(splits, copies)
     if share > LEAKING_SHARE:
         yield f"{share:.0%} of the held-out images look like ones to train on: figures would be too good."
 
 
-def _list_copy_notes(sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> Iterator[str]:
+def _list_copy_notes(splits: np.ndarray, copies: Sequence[DuplicateGroup]) -> Iterator[str]:
     exact, near = ([group for group in copies if group.exact is kind] for kind in (True, False))
     if exact:
         yield f"{_count(exact)} have the same bytes as another."
@@ -188,7 +190,7 @@ def _list_copy_notes(sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> Ite
         yield f"{_count(near)} look the same as another."
     if conflicts := [group for group in near if group.conflicting]:
         yield f"{_count(conflicts)} of these have different labels."
-    share = _measure_leak(sides, copies)
+    share = _measure_leak(splits, copies)
     if 0 < share <= LEAKING_SHARE:
         yield f"{share:.1%} of the held-out images look like ones to train on; `--fix` groups them."
 
@@ -197,10 +199,10 @@ def _count(groups: Sequence[DuplicateGroup]) -> str:
     return f"{sum(len(group.rows) for group in groups):,} images in {len(groups):,} group(s)"
 
 
-def _measure_leak(sides: np.ndarray, copies: Sequence[DuplicateGroup]) -> float:
+def _measure_leak(splits: np.ndarray, copies: Sequence[DuplicateGroup]) -> float:
     """Return which share of the held-out images has a copy among those to train on."""
-    held = (sides != "train") & (sides != "")
-    rows = {row for group in copies if group.leaking and "train" in sides[list(group.rows)] for row in group.rows}
+    held = (splits != "train") & (splits != "")
+    rows = {row for group in copies if group.leaking and "train" in splits[list(group.rows)] for row in group.rows}
     return len([row for row in rows if held[row]]) / max(int(held.sum()), 1)
 
 

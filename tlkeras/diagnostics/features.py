@@ -56,7 +56,7 @@ class FeaturePlotOptions:
 
 
 def show_features(recipe: Recipe, look: FeaturePlotOptions) -> dict[str, Any]:
-    """Draw what features say of images that nothing is measured on: all but the test side.
+    """Draw what features say of images that nothing is measured on: all but the test split.
 
     Returns:
         `name`; `images` looked at; `separations`, by depth the share of images whose class their nearest neighbours
@@ -70,11 +70,11 @@ def show_features(recipe: Recipe, look: FeaturePlotOptions) -> dict[str, Any]:
     """
     _check(recipe, look)
     inspection = validate_images(builders.read_examples(recipe))
-    sides = builders.split_dataset(recipe, inspection.examples)
+    splits = builders.split_dataset(recipe, inspection.examples)
     prefix = builders.build_feature_extractor(recipe)
     cut = None if look.layer is None else _find_maps(prefix.backbone, look.layer)
-    builders.fit_recipe_codebooks(recipe, prefix, inspection, sides)
-    depths, rows = builders.extract_depths(recipe, prefix, inspection, draw_rows(recipe, sides, look.images))
+    builders.fit_recipe_codebooks(recipe, prefix, inspection, splits)
+    depths, rows = builders.extract_depths(recipe, prefix, inspection, draw_rows(recipe, splits, look.images))
     classed = divide_classes(recipe, inspection, rows)
     separations, chance = (
         knn_accuracy_per_block(classed, depths),
@@ -117,9 +117,9 @@ def _find_maps(backbone: keras.Model, name: str) -> CutPoint:
     return maps[name]
 
 
-def draw_rows(recipe: Recipe, sides: np.ndarray, most: int) -> np.ndarray:
+def draw_rows(recipe: Recipe, splits: np.ndarray, most: int) -> np.ndarray:
     """Return rows that nothing is measured on, at most so many, drawn from the recipe's seed."""
-    rows = np.flatnonzero(sides != "test")
+    rows = np.flatnonzero(splits != "test")
     return np.sort(np.random.default_rng(recipe.data.seed).permutation(rows)[:most])
 
 
@@ -140,7 +140,7 @@ class LabelledFolds:
     Attributes:
         known: Which of the images looked at they are, bool (n,).
         codes: Their classes by the first task, int (m,), from 0.
-        folds: Places among them to fit on and places held out; groups stay on one side.
+        folds: Places among them to fit on and places held out; groups stay on one split.
     """
 
     known: np.ndarray
@@ -228,10 +228,10 @@ def _enlarge(pixels: np.ndarray) -> np.ndarray:
     """Return an image at the size of a cell, its pixels as they are."""
     from PIL import Image
 
-    side = (_MAP_PIXELS, _MAP_PIXELS)
+    split = (_MAP_PIXELS, _MAP_PIXELS)
     smooth = max(pixels.shape[:2]) > _MAP_PIXELS
     way = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(pixels).resize(side, way))
+    return np.asarray(Image.fromarray(pixels).resize(split, way))
 
 
 def _write(path: Path, draw: Callable[[], None]) -> None:

@@ -72,8 +72,8 @@ def find_learning_rate(recipe: Recipe, search: LRFinderOptions) -> dict[str, Any
         taps = _list_taps(prefix, cut)
         features = stack.enter_context(builders.extract_features(recipe, prefix, inspection, taps, rows=rows))
         values, rows = dict(zip(taps, features.outputs, strict=True)), rows[features.kept]
-        side = SplitFeatures(rows, np.asarray(values[POOLED]))
-        heads = fit_heads(partial(builders.make_recipe_head, recipe), inspection.examples, {"train": side})
+        split = SplitFeatures(rows, np.asarray(values[POOLED]))
+        heads = fit_heads(partial(builders.make_recipe_head, recipe), inspection.examples, {"train": split})
         weighting = builders.make_weighting(recipe, inspection.examples.tasks)
         network = Network(
             prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head, weighting

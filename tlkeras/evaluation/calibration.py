@@ -152,7 +152,7 @@ def measure_reliability(answers: Predictions, probabilities: np.ndarray | None =
     order = np.argsort(confidence, kind="stable")
     confidence, right, weights = confidence[order], right[order], weights[order]
     before = np.cumsum(weights) - weights
-    first = np.searchsorted(confidence, confidence, side="left")  # equal confidences begin at one place
+    first = np.searchsorted(confidence, confidence, split="left")  # equal confidences begin at one place
     places = np.minimum((before[first] / weights.sum() * bins).astype(int), bins - 1)
     totals = np.bincount(places, weights, minlength=bins)
     used = totals > 0

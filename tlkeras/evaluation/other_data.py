@@ -95,4 +95,4 @@ def _read_trained(run: Run) -> set[str]:
     except RunError:
         return set()
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    return {row["sha256"] for row in rows if row["side"] == "train" and "sha256" in row}
+    return {row["sha256"] for row in rows if row["split"] == "train" and "sha256" in row}

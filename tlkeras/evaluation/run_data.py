@@ -30,7 +30,7 @@ _FOLDS = 5
 
 @dataclass(frozen=True)
 class FeatureSplit:
-    """Images of one side with their frozen features.
+    """Images of one split with their frozen features.
 
     Attributes:
         keys: Names, str [n].
@@ -99,10 +99,10 @@ class RunData:
         }
 
     @cached_property
-    def sides(self) -> dict[str, str]:
-        """On which side each image was, by its name."""
+    def splits(self) -> dict[str, str]:
+        """On which split each image was, by its name."""
         text = self.run.read_bytes("splits.csv").decode("utf-8", "replace")
-        return {row["image"]: row["side"] for row in csv.DictReader(io.StringIO(text, newline=""))}
+        return {row["image"]: row["split"] for row in csv.DictReader(io.StringIO(text, newline=""))}
 
     def decode(self, key: str) -> np.ndarray | None:
         """Return an image as the model sees it, uint8 [size, size, 3]; None where it is gone."""
@@ -124,17 +124,17 @@ class RunData:
         with builders.extract_features(self.recipe, prefix, self.inspection) as found:
             rows, X = found.kept, np.asarray(found.outputs[0], np.float32)
         keys = np.array([to_printable(key) for key in examples.keys[rows]])
-        of_row = np.array([self.sides.get(key, "") for key in keys.tolist()])
+        of_row = np.array([self.splits.get(key, "") for key in keys.tolist()])
         return {
-            side: FeatureSplit(
-                keys[of_row == side],
-                examples.paths[rows[of_row == side]],
-                X[of_row == side],
-                {task.name: examples.targets[task.name][rows[of_row == side]] for task in examples.tasks},
-                examples.weights[rows[of_row == side]],
-                examples.groups[rows[of_row == side]],
+            split: FeatureSplit(
+                keys[of_row == split],
+                examples.paths[rows[of_row == split]],
+                X[of_row == split],
+                {task.name: examples.targets[task.name][rows[of_row == split]] for task in examples.tasks},
+                examples.weights[rows[of_row == split]],
+                examples.groups[rows[of_row == split]],
             )
-            for side in ("train", "test")
+            for split in ("train", "test")
         }
 
     def make_linear_head(self, task: str = "") -> LinearHead:
@@ -146,9 +146,9 @@ class RunData:
         return LinearHead(C=strength or 0.01, class_weight=None if weight == "none" else weight)
 
     def find_unseen(self, task: Task) -> tuple[Predictions | None, str]:
-        """Return answers on images that the model was neither fitted nor measured on, and of which side they are.
+        """Return answers on images that the model was neither fitted nor measured on, and of which split they are.
 
-        Those on the "validation" side if there is one; else, of a linear head on frozen features, those on "training"
+        Those on the "validation" split if there is one; else, of a linear head on frozen features, those on "training"
         images by heads that were fitted without them.
         """
         if has_answers(self.run, "validation"):
@@ -163,7 +163,7 @@ class RunData:
     def answer_training(self, task: Task) -> Predictions | None:
         """Return what linear heads say of training images that they were not fitted on; None where there are few.
 
-        These stand in for answers on a validation side in a run whose own head is linear on frozen features.
+        These stand in for answers on a validation split in a run whose own head is linear on frozen features.
         """
         train = self.features.get("train")
         if train is None:

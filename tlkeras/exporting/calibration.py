@@ -36,7 +36,7 @@ def find_scalings(run: Run, method: ScalingMethod) -> tuple[list[LogitScaling | 
             raise RunError(
                 "Calibration needs answers on images that were neither trained on nor measured on.",
                 f"none for {answers.task.name!r} in {run.name}",
-                "Train with a validation side, such as --set data.validation=0.1.",
+                "Train with a validation split, such as --set data.validation=0.1.",
             )
         scalings.append(fit_scaling(unseen, method))
         counts.append(f"{len(unseen):,} {where} images")

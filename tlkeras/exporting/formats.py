@@ -34,7 +34,7 @@ class ConversionInputs:
     Attributes:
         model: uint8 images to the probabilities of each task, in their order.
         tasks: What is predicted.
-        calibration: Images of the training side, uint8 [n, size, size, 3].
+        calibration: Images of the training split, uint8 [n, size, size, 3].
     """
 
     model: keras.Model

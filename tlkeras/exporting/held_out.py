@@ -89,12 +89,12 @@ def read_held_out(run: Run, tasks: list[Task], most: int = MOST) -> HeldOut:
 
 
 def read_training(run: Run, entry: Preprocessing, most: int) -> np.ndarray:
-    """Return at most `most` decoded images of the training side, spread over all: uint8 [n, size, size, 3].
+    """Return at most `most` decoded images of the training split, spread over all: uint8 [n, size, size, 3].
 
     There are none where the source is gone.
     """
     text = run.read_bytes("splits.csv").decode("utf-8", "replace")
-    keys = [row["image"] for row in csv.DictReader(io.StringIO(text, newline="")) if row["side"] == "train"]
+    keys = [row["image"] for row in csv.DictReader(io.StringIO(text, newline="")) if row["split"] == "train"]
     chosen = [keys[place] for place in np.unique(np.linspace(0, len(keys) - 1, most).astype(int))] if keys else []
     files, _ = _find_files(run, chosen)
     if not files:

@@ -116,7 +116,7 @@ def _introduce(run: Run, recipe: Recipe, facts: Mapping[str, Any]) -> str:
 
 def _describe_data(run: Run, recipe: Recipe) -> str:
     manifest = run.manifest
-    counts = ", ".join(f"{side} {count:,}" for side, count in manifest.get("examples", {}).items())
+    counts = ", ".join(f"{split} {count:,}" for split, count in manifest.get("examples", {}).items())
     lines = [f"Source `{recipe.data.source}`; images: {counts}; {manifest.get('rejected', 0):,} could not be read."]
     for key, value in manifest.get("data", {}).items():
         lines.append(f"- {key}: {value}")

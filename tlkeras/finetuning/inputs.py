@@ -18,12 +18,12 @@ from tlkeras.data.data_service import make_data_service_dataset
 from tlkeras.data.pipeline import make_image_dataset
 
 Batch = tuple[np.ndarray, Any]
-"""Positions within the side, int64 [b]; what the network's suffix takes, [b, ...], or a pair of that and what the
+"""Positions within the split, int64 [b]; what the network's suffix takes, [b, ...], or a pair of that and what the
 source answered before training, [b, classes of the source]."""
 
 
 class BatchSource(Protocol):
-    """The examples of one side as the suffix behind one cut takes them."""
+    """The examples of one split as the suffix behind one cut takes them."""
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield the batches in the order given; what an epoch shows of an image is a pure function of the epoch."""

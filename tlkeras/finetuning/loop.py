@@ -33,13 +33,13 @@ _FITTED_VIEWS = 2
 
 HistoryRow = dict[str, Any]
 FitHeads = Callable[[np.ndarray, np.ndarray], Mapping[str, Sequence[keras.layers.Layer]]]
-"""From positions int64 [m] in the side that is trained on and their features float32 [m, d], where a position can come
+"""From positions int64 [m] in the split that is trained on and their features float32 [m, d], where a position can come
 several times, to the layers of each task's head."""
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """One side of the data.
+    """One split of the data.
 
     Attributes:
         targets: Dense, float32 [n, k], tasks side by side; NaN throughout a task where its target is not known.
@@ -104,7 +104,7 @@ class Trainer:
         cuts: Per stage, the cut behind which the network is trained; all before it stays frozen.
         optimizer: A fresh one; it is built here, once, on all that will ever train.
         criterion: What is minimised.
-        parts: The sides to train on and to measure on; None for the latter where nothing is held out.
+        parts: The splits to train on and to measure on; None for the latter where nothing is held out.
         settings: How the steps are taken.
 
     Attributes:
@@ -326,12 +326,12 @@ class Trainer:
             self._work = None
 
     def _measure(self, work: StageRunner) -> dict[str, float]:
-        """Return the measures on the validation side; nothing where there is none."""
-        side = self.validation
-        if side is None:
+        """Return the measures on the validation split; nothing where there is none."""
+        split = self.validation
+        if split is None:
             return {}
-        rows, logits = work.answer(side.supply(work.cut), len(side))
-        return compute_validation_metrics(side.targets[rows], logits, side.weights[rows], self.settings.tasks)
+        rows, logits = work.answer(split.supply(work.cut), len(split))
+        return compute_validation_metrics(split.targets[rows], logits, split.weights[rows], self.settings.tasks)
 
     def _copy(self) -> list[np.ndarray]:
         return [np.array(variable) for variable in self._changing]

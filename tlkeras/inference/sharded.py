@@ -58,7 +58,7 @@ class ExecutionOptions:
 
 
 def extract_features(recipe: Recipe, folder: Path, crew: ExecutionOptions = ExecutionOptions()) -> dict[str, Any]:
-    """Compute the recipe's features of all images of its source, whatever their labels and sides.
+    """Compute the recipe's features of all images of its source, whatever their labels and splits.
 
     Returns:
         See `carry_out`.
@@ -69,7 +69,7 @@ def extract_features(recipe: Recipe, folder: Path, crew: ExecutionOptions = Exec
     check_engine(crew.engine)
     if any(one.kind == "sift" for one in recipe.features.handcrafted):
         raise RecipeError(
-            "Features of images without sides must need no training images.",
+            "Features of images without splits must need no training images.",
             "sift in features.handcrafted, whose codebook is learned on these",
             "Leave it out, or `tlkeras train` the recipe.",
         )

@@ -5,7 +5,7 @@ runs/NAME-NN/
     recipe.yaml         the resolved recipe
     environment.json    machine and versions
     classes.json        class names per task
-    splits.csv          which image was on which side, and the digest of its file
+    splits.csv          which image was on which split, and the digest of its file
     rejected.csv        images left out, with the reason
     history.csv         what the head's fit recorded: loss per epoch, or per strength of regularisation
     predictions.npz     probabilities of the held-out images; predictions.csv is the same for reading

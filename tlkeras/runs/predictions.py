@@ -1,4 +1,4 @@
-"""What a training writes down for later stages: images and their sides, what was answered on which, samples."""
+"""What a training writes down for later stages: images and their splits, what was answered on which, samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tlkeras.runs.directory import Run
 
 SAMPLES = 16
 PREDICTION_FILES = {"test": "predictions.npz", "validation": "validation.npz"}
-"""Where the answers on each side lie that was not trained on."""
+"""Where the answers on each split lie that was not trained on."""
 
 LINEAR_PROBE_FILE = "probe.npz"
 """Where the answers of a linear head on the same frozen features lie, if the run's model is another one."""
@@ -54,16 +54,16 @@ class Predictions:
 
 
 def write_images(
-    run: Run, examples: Dataset, sides: np.ndarray, digests: Sequence[str], rejected: Sequence[Issue]
+    run: Run, examples: Dataset, splits: np.ndarray, digests: Sequence[str], rejected: Sequence[Issue]
 ) -> None:
-    """Keep the tasks, the side, the labels and the digest of each image, and what was left out."""
+    """Keep the tasks, the split, the labels and the digest of each image, and what was left out."""
     tasks = examples.tasks
     labels = {prefix_with_task(tasks, task, "label"): task.write_targets(examples.targets[task.name]) for task in tasks}
     keys = [to_printable(key) for key in examples.keys]
     run.write_json("classes.json", {task.name: list(task.class_names) for task in tasks})
     said = ["\t".join(of_image) for of_image in zip(*labels.values(), strict=True)]
     run.update_manifest(
-        fingerprint=_digest_data(digests, said, sides),
+        fingerprint=_digest_data(digests, said, splits),
         tasks={task.name: task.facts for task in tasks},
         **tasks[0].facts,
     )
@@ -75,8 +75,8 @@ def write_images(
     }
     run.write_table(
         "splits.csv",
-        ("image", "side", *labels, *columns),
-        zip(keys, sides, *labels.values(), *columns.values(), strict=True),
+        ("image", "split", *labels, *columns),
+        zip(keys, splits, *labels.values(), *columns.values(), strict=True),
     )
     run.write_table(
         "rejected.csv", ("path", "code", "reason"), [(to_printable(bad.path), bad.code, bad.reason) for bad in rejected]
@@ -86,28 +86,28 @@ def write_images(
 def save_predictions(
     run: Run,
     examples: Dataset,
-    sides: Mapping[str, np.ndarray],
+    splits: Mapping[str, np.ndarray],
     probabilities: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
     """Keep the answers on images that were not trained on, and a few of these images themselves.
 
     Args:
-        sides: Rows of each side, int64 (n,).
-        probabilities: By side and task, float32 (n, k); "test" must be there.
+        splits: Rows of each split, int64 (n,).
+        probabilities: By split and task, float32 (n, k); "test" must be there.
     """
     tasks = examples.tasks
-    for side, of_side in probabilities.items():
-        rows = sides[side]
+    for split, of_split in probabilities.items():
+        rows = splits[split]
         of_tasks: dict[str, np.ndarray] = {}
         for task in tasks:
             arrays = {
                 "targets": examples.targets[task.name][rows],
-                "probabilities": of_side[task.name],
-                "prior": _measure_prior(examples, task, sides["train"]),
+                "probabilities": of_split[task.name],
+                "prior": _measure_prior(examples, task, splits["train"]),
             }
             of_tasks |= {prefix_with_task(tasks, task, what): values for what, values in arrays.items()}
         run.write_arrays(
-            PREDICTION_FILES[side],
+            PREDICTION_FILES[split],
             **of_tasks,
             keys=np.array([to_printable(key) for key in examples.keys[rows]], dtype=str),
             weights=examples.weights[rows],
@@ -115,8 +115,8 @@ def save_predictions(
             domain=examples.domains[rows].astype(str),
             stratum=examples.strata[rows].astype(str),
         )
-    _write_predictions(run, examples.take(sides["test"]), probabilities["test"])
-    _keep_samples(run, examples.take(sides["test"]), probabilities["test"])
+    _write_predictions(run, examples.take(splits["test"]), probabilities["test"])
+    _keep_samples(run, examples.take(splits["test"]), probabilities["test"])
 
 
 def write_probes(run: Run, tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray]) -> None:
@@ -163,13 +163,13 @@ def read_tasks(run: Run) -> list[Task]:
     return [make_task(name, classes, **facts.get(name, {})) for name, classes in run.read_json("classes.json").items()]
 
 
-def load_predictions(run: Run, side: str = "test", tasks: Sequence[Task] | None = None) -> list[Predictions]:
-    """Return what a run answered on a side, "test" or "validation", per task, of images whose target is known.
+def load_predictions(run: Run, split: str = "test", tasks: Sequence[Task] | None = None) -> list[Predictions]:
+    """Return what a run answered on a split, "test" or "validation", per task, of images whose target is known.
 
     Raises:
         RunError: It did not answer there, or its files are damaged.
     """
-    stored, tasks = run.read_arrays(PREDICTION_FILES[side]), read_tasks(run) if tasks is None else tasks
+    stored, tasks = run.read_arrays(PREDICTION_FILES[split]), read_tasks(run) if tasks is None else tasks
     count = len(stored["targets"])
     nothing = np.full(count, "")
     keys = stored.get("keys", np.arange(count).astype(str))  # runs made by older versions have none
@@ -214,9 +214,9 @@ def read_probes(run: Run) -> dict[str, np.ndarray]:
     }
 
 
-def has_answers(run: Run, side: str) -> bool:
-    """Whether a run keeps answers on a side."""
-    return (run.path / PREDICTION_FILES[side]).exists()
+def has_answers(run: Run, split: str) -> bool:
+    """Whether a run keeps answers on a split."""
+    return (run.path / PREDICTION_FILES[split]).exists()
 
 
 def check_finite(answers: Predictions) -> None:
@@ -242,9 +242,9 @@ def _measure_prior(examples: Dataset, task: Task, train: np.ndarray) -> np.ndarr
     return weights @ task.indicate(targets) / weights.sum()
 
 
-def _digest_data(digests: Sequence[str], labels: Sequence[str], sides: np.ndarray) -> str:
-    """Return a SHA-256 of what was learned and measured on: contents, labels and sides, whatever the files' names."""
-    lines = sorted(f"{digest}\t{side}\t{label}" for digest, side, label in zip(digests, sides, labels, strict=True))
+def _digest_data(digests: Sequence[str], labels: Sequence[str], splits: np.ndarray) -> str:
+    """Return a SHA-256 of what was learned and measured on: contents, labels and splits, whatever the files' names."""
+    lines = sorted(f"{digest}\t{split}\t{label}" for digest, split, label in zip(digests, splits, labels, strict=True))
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -45,11 +45,11 @@ def fine_tune(
 
     Args:
         heads: By task, fitted on frozen features: what the network starts from (LP-FT, Kumar et al., 2022).
-        rows: Of the images of each side, int64 (n,).
+        rows: Of the images of each split, int64 (n,).
         distribution: The devices to train on.
 
     Returns:
-        The trained model; its probabilities of the images of each side but the training, by task, float32
+        The trained model; its probabilities of the images of each split but the training, by task, float32
         (n, k); the history as columns; facts for the manifest.
     """
     network = make_network(recipe, inspection, prefix, heads)
@@ -58,11 +58,11 @@ def fine_tune(
             observe = builders.make_tensorboard_logger(recipe, run.path / "tensorboard")
             history = loop.run(Checkpoints(run.path / CHECKPOINTS), observe)
         distribution.fetch(loop.network, network)
-    schedule, plan, choices = builders.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
+    schedule, plan, choices = builders.plan_recipe(recipe, prefix, inspection.examples, _name_splits(inspection, rows))
     model = builders.add_test_time_views(recipe, prefix, network.model)
     with run.phase("measure"):
         asked = builders.evaluated_splits(recipe, rows)
-        probabilities = {side: predict_split(recipe, model, inspection, rows[side]) for side in asked}
+        probabilities = {split: predict_split(recipe, model, inspection, rows[split]) for split in asked}
     with run.replacing("history.png") as aside:
         plot_history([{**row, "best": row["epoch"] == loop.best_epoch} for row in history], aside)
     facts = {
@@ -114,31 +114,31 @@ def open_trainer(
 
     Args:
         network: The prefix's backbone with heads that were fitted on frozen features.
-        rows: Of the images of each side, int64 (n,).
+        rows: Of the images of each split, int64 (n,).
         phase: Measures the extraction.
         distribution: The devices to train on.
     """
-    schedule, plan, _ = builders.plan_recipe(recipe, prefix, inspection.examples, _name_sides(inspection, rows))
+    schedule, plan, _ = builders.plan_recipe(recipe, prefix, inspection.examples, _name_splits(inspection, rows))
     with ExitStack() as stack:
         with phase("extract activations"):
             suppliers = _make_suppliers(recipe, prefix, plan, inspection, rows, stack)
-        parts = [make_split(recipe, inspection, _take(rows, side), suppliers[side], side) for side in suppliers]
-        sides = (parts[0], parts[1] if len(parts) > 1 else None)
+        parts = [make_split(recipe, inspection, _take(rows, split), suppliers[split], split) for split in suppliers]
+        splits = (parts[0], parts[1] if len(parts) > 1 else None)
         placed = distribution.place(network)
-        yield builders.make_trainer(recipe, inspection.examples, placed, schedule, plan, sides, distribution)
+        yield builders.make_trainer(recipe, inspection.examples, placed, schedule, plan, splits, distribution)
 
 
-def _take(rows: Mapping[str, np.ndarray], side: str) -> np.ndarray:
-    """Return the images that are read of a side: for training, those of a target domain too."""
-    unlabelled = rows.get(builders.TARGET, rows[side][:0]) if side == "train" else rows[side][:0]
-    return np.concatenate([rows[side], unlabelled])
+def _take(rows: Mapping[str, np.ndarray], split: str) -> np.ndarray:
+    """Return the images that are read of a split: for training, those of a target domain too."""
+    unlabelled = rows.get(builders.TARGET, rows[split][:0]) if split == "train" else rows[split][:0]
+    return np.concatenate([rows[split], unlabelled])
 
 
-def _name_sides(inspection: ValidatedDataset, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    sides = np.full(len(inspection.examples), "", dtype="U10")
-    for name, of_side in rows.items():
-        sides[of_side] = name
-    return sides
+def _name_splits(inspection: ValidatedDataset, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    splits = np.full(len(inspection.examples), "", dtype="U10")
+    for name, of_split in rows.items():
+        splits[of_split] = name
+    return splits
 
 
 def _make_suppliers(
@@ -149,36 +149,36 @@ def _make_suppliers(
     rows: Mapping[str, np.ndarray],
     stack: ExitStack,
 ) -> dict[str, dict[str, BatchSource]]:
-    """Return, per side and cut, what the loop reads; activations that the cache lacks are computed."""
+    """Return, per split and cut, what the loop reads; activations that the cache lacks are computed."""
     suppliers: dict[str, dict[str, BatchSource]] = {}
-    for side in ("train", "validation"):
-        if not len(rows[side]):
+    for split in ("train", "validation"):
+        if not len(rows[split]):
             continue
-        augmented, of_side = side == "train", _take(rows, side)
-        images = builders.make_image_source(recipe, prefix, inspection, of_side, augmented)
+        augmented, of_split = split == "train", _take(rows, split)
+        images = builders.make_image_source(recipe, prefix, inspection, of_split, augmented)
         found: dict[str, BatchSource] = {IMAGES: images}
         taps = builders.list_kept(prefix, plan) if augmented else plan.kept
         if taps:
             views = builders.PLAIN_VIEWS
             if augmented:
                 views = number_views(builders.make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
-            features = stack.enter_context(builders.extract_features(recipe, prefix, inspection, taps, views, of_side))
+            features = stack.enter_context(builders.extract_features(recipe, prefix, inspection, taps, views, of_split))
             of_tap = dict(zip(taps, zip(*features.views, strict=True), strict=True))
             recorded = of_tap.pop(SOURCE_LOGITS, None)
             for cut, of_views in of_tap.items():
-                found[cut] = builders.make_activation_source(recipe, inspection, of_side, of_views, recorded)
-        suppliers[side] = found
+                found[cut] = builders.make_activation_source(recipe, inspection, of_split, of_views, recorded)
+        suppliers[split] = found
     return suppliers
 
 
 def make_split(
-    recipe: Recipe, inspection: ValidatedDataset, rows: np.ndarray, supplies: Mapping[str, BatchSource], side: str
+    recipe: Recipe, inspection: ValidatedDataset, rows: np.ndarray, supplies: Mapping[str, BatchSource], split: str
 ) -> DataSplit:
-    """Return one side's targets and weights, and what is read at each cut."""
+    """Return one split's targets and weights, and what is read at each cut."""
     examples = inspection.examples
     targets, weights = {name: column[rows] for name, column in examples.targets.items()}, examples.weights[rows]
-    of_target = builders.is_target(recipe, examples)[rows] if side == "train" else np.zeros(len(rows), bool)
-    if side == "train":
+    of_target = builders.is_target(recipe, examples)[rows] if split == "train" else np.zeros(len(rows), bool)
+    if split == "train":
         known, first = ~of_target, targets[examples.tasks[0].name]
         weighed = builders.balance_class_weights(recipe, first[known], weights[known])
         weights = np.zeros(len(rows), np.float32)

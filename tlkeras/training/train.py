@@ -102,14 +102,14 @@ def _record_failure(run: Run, work: Callable[[], None]) -> None:
 def _prepare(recipe: Recipe) -> tuple[Dataset, FeatureExtractor]:
     """Do what can fail before work starts, and raise what is wrong with all of it at once."""
     problems: list[TlkerasError] = []
-    sides = None
+    splits = None
     with _collect_errors(problems):
         examples = builders.read_examples(recipe)
-        sides = builders.split_dataset(recipe, examples)
+        splits = builders.split_dataset(recipe, examples)
     with _collect_errors(problems):
         prefix = builders.build_feature_extractor(recipe)
-        if recipe.finetuning and sides is not None:
-            builders.plan_recipe(recipe, prefix, examples, sides)
+        if recipe.finetuning and splits is not None:
+            builders.plan_recipe(recipe, prefix, examples, splits)
             builders.check_recipe_feed(recipe, examples)
     if len(problems) > 1:
         raise type(problems[0]).from_problems("Several things are in the way:", [str(error) for error in problems])
@@ -132,23 +132,23 @@ def _run_training(
     with run.phase("check images"):
         inspection = validate_images(examples)
         examples = inspection.examples
-        sides = builders.split_dataset(recipe, examples)
+        splits = builders.split_dataset(recipe, examples)
     check_memory(len(examples), prefix.pooled.output_shape[1:])
     with run.phase("extract features"):
-        builders.fit_recipe_codebooks(recipe, prefix, inspection, sides)
+        builders.fit_recipe_codebooks(recipe, prefix, inspection, splits)
         features = builders.extract_features(
-            recipe, prefix, inspection, builders.activations_needed(recipe, prefix, examples, sides)
+            recipe, prefix, inspection, builders.activations_needed(recipe, prefix, examples, splits)
         )
     kept = np.isin(np.arange(len(examples)), features.kept)
-    check_splits(examples, np.where(kept, sides, ""))
+    check_splits(examples, np.where(kept, splits, ""))
     with features, run.phase("fit head"):
         names = ("train", "validation", "test", builders.TARGET)
-        parts = {name: take_side(features, sides == name) for name in names}
+        parts = {name: take_split(features, splits == name) for name in names}
         make = builders.adapt_heads(recipe, partial(builders.make_recipe_head, recipe))
         heads = fit_heads(make, examples, parts)
         rows = {name: part.rows for name, part in parts.items() if name in names[:3] or len(part.rows)}
         asked = builders.evaluated_splits(recipe, rows)
-        probabilities = {side: _predict_split(heads, parts[side]) for side in asked}
+        probabilities = {split: _predict_split(heads, parts[split]) for split in asked}
         _fit_linear_probe(recipe, run, examples, parts, heads)
         _fuse_late(recipe, run, examples, parts, builders.fused_widths(recipe, prefix))
     history, *_ = (head.history() for head in heads.values())
@@ -161,17 +161,17 @@ def _run_training(
         model = builders.add_test_time_views(recipe, prefix, attach_heads(prefix.pooled, heads, recipe.name))
         if recipe.augmentation.test_time:
             with run.phase("measure"):
-                probabilities = {side: predict_split(recipe, model, inspection, rows[side]) for side in asked}
+                probabilities = {split: predict_split(recipe, model, inspection, rows[split]) for split in asked}
     with run.phase("write run"):
         with run.replacing("model.keras") as aside:
             model.save(aside)
-        write_images(run, examples, sides, inspection.digests, [*inspection.rejected, *features.rejected])
+        write_images(run, examples, splits, inspection.digests, [*inspection.rejected, *features.rejected])
         save_predictions(run, examples, rows, probabilities)
         run.write_table("history.csv", list(history), zip(*history.values(), strict=True))
         run.update_manifest(
             recipe=fingerprint(recipe),
             image=builders.preprocessing_config(recipe),
-            examples={name: len(of_side) for name, of_side in rows.items()},
+            examples={name: len(of_split) for name, of_split in rows.items()},
             parameters=model.count_params(),
             rejected=len(inspection.rejected) + len(features.rejected),
             data=dict(examples.facts),
@@ -237,13 +237,13 @@ def _fuse_late(
     write_fusion(run, examples.tasks, fused)
 
 
-def take_side(features: Activations, wanted: np.ndarray) -> SplitFeatures:
-    """Read one side's features from the store; images without features are left out."""
+def take_split(features: Activations, wanted: np.ndarray) -> SplitFeatures:
+    """Read one split's features from the store; images without features are left out."""
     places = np.flatnonzero(wanted[features.kept])
     rows = features.kept[places]
     return SplitFeatures(rows, features.outputs[0][places])
 
 
-def _predict_split(heads: Mapping[str, Head], side: SplitFeatures) -> dict[str, np.ndarray]:
-    """Return the probabilities of a side's images by task, float32 (n, k)."""
-    return {name: head.predict_proba(side.X).astype(np.float32) for name, head in heads.items()}
+def _predict_split(heads: Mapping[str, Head], split: SplitFeatures) -> dict[str, np.ndarray]:
+    """Return the probabilities of a split's images by task, float32 (n, k)."""
+    return {name: head.predict_proba(split.X).astype(np.float32) for name, head in heads.items()}

@@ -22,8 +22,8 @@ class RecipeHyperModel(keras_tuner.HyperModel):
         tuner.search()
         recipe = tuner.hypermodel.make_recipe(tuner.get_best_hyperparameters()[0])
 
-    A trial is measured on the validation side and gives `val_loss`, `val_accuracy`, `val_roc_auc` and `seconds`; the
-    test side is neither read nor measured. `fit` trains the whole trial: heads that Keras does not train, and stages of
+    A trial is measured on the validation split and gives `val_loss`, `val_accuracy`, `val_roc_auc` and `seconds`; the
+    test split is neither read nor measured. `fit` trains the whole trial: heads that Keras does not train, and stages of
     fine-tuning, are more than the one model that KerasTuner asks `build` for. So the tuner keeps no models; train the
     best recipe instead.
 
@@ -46,7 +46,7 @@ class RecipeHyperModel(keras_tuner.HyperModel):
         return keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
 
     def fit(self, hp: keras_tuner.HyperParameters, model: keras.Model, *args: Any, **options: Any) -> dict[str, float]:
-        """Return what the trial reaches on the validation side.
+        """Return what the trial reaches on the validation split.
 
         Raises:
             TlkerasError: What is in the trial's way.

@@ -1,4 +1,4 @@
-"""How good a trial is on the validation side; the test side is neither read nor measured here."""
+"""How good a trial is on the validation split; the test split is neither read nor measured here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SharedFeatures:
 
     Attributes:
         inspection: The images.
-        parts: What heads are fitted and measured on, by side; no test images.
+        parts: What heads are fitted and measured on, by split; no test images.
         computed: Images that had to be run through the network.
         seconds: That it took to have them.
     """
@@ -46,8 +46,8 @@ class SharedFeatures:
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
-        """Positions among the examples, by side, int64 (n,)."""
-        return {side: part.rows for side, part in self.parts.items()}
+        """Positions among the examples, by split, int64 (n,)."""
+        return {split: part.rows for split, part in self.parts.items()}
 
 
 class TrialRunner:
@@ -87,7 +87,7 @@ class TrialRunner:
         return computed
 
     def score(self, recipe: Recipe) -> dict[str, float]:
-        """Train by a recipe and return loss, accuracy and ROC AUC on its validation side, and `seconds`.
+        """Train by a recipe and return loss, accuracy and ROC AUC on its validation split, and `seconds`.
 
         Raises:
             TlkerasError: What is in the way.
@@ -100,7 +100,7 @@ class TrialRunner:
         return {**figures, "seconds": round(time.perf_counter() - start, 3)}
 
     def open(self, recipe: Recipe) -> SharedFeatures:
-        """Return features of both sides, from memory, from the cache, or computed."""
+        """Return features of both splits, from memory, from the cache, or computed."""
         key = _frozen_key(recipe)
         if key not in self._frozen:
             self._frozen[key] = self._read(recipe)
@@ -116,22 +116,25 @@ class TrialRunner:
         return self._inspections[key]
 
     def _divide(self, recipe: Recipe, inspection: ValidatedDataset) -> np.ndarray:
-        sides = builders.split_dataset(recipe, inspection.examples)
-        if not (sides == "validation").any():
+        splits = builders.split_dataset(recipe, inspection.examples)
+        if not (splits == "validation").any():
             raise DataError("A search needs images to validate on.", "none", "Raise data.validation.")
-        return sides
+        return splits
 
     def _read(self, recipe: Recipe) -> SharedFeatures:
         start = time.perf_counter()
         inspection = self._inspect(recipe)
-        sides, prefix = self._divide(recipe, inspection), builders.build_feature_extractor(recipe)
-        wanted = np.flatnonzero(sides != "test")
-        builders.fit_recipe_codebooks(recipe, prefix, inspection, sides)
+        splits, prefix = self._divide(recipe, inspection), builders.build_feature_extractor(recipe)
+        wanted = np.flatnonzero(splits != "test")
+        builders.fit_recipe_codebooks(recipe, prefix, inspection, splits)
         with builders.extract_features(recipe, prefix, inspection, rows=wanted) as features:
             kept = wanted[features.kept]
-            places = {side: np.flatnonzero(sides[kept] == side) for side in ("train", "validation", builders.TARGET)}
+            places = {
+                split: np.flatnonzero(splits[kept] == split) for split in ("train", "validation", builders.TARGET)
+            }
             parts = {
-                side: SplitFeatures(kept[of_side], features.outputs[0][of_side]) for side, of_side in places.items()
+                split: SplitFeatures(kept[of_split], features.outputs[0][of_split])
+                for split, of_split in places.items()
             }
             return SharedFeatures(inspection, parts, features.computed, round(time.perf_counter() - start, 3))
 
@@ -162,7 +165,7 @@ class TrialRunner:
 
 
 def _measure(frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, float]:
-    """Return the mean over the tasks of what their heads reach on the validation side."""
+    """Return the mean over the tasks of what their heads reach on the validation split."""
     figures, examples = [], frozen.inspection.examples
     for task in examples.tasks:
         _, (X, targets, weights) = frozen.parts["validation"].take(examples, task)

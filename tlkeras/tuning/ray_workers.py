@@ -96,8 +96,8 @@ def make_param_space(recipe: Recipe | str) -> dict[str, Any]:
 def make_trainable(recipe: Recipe | str) -> Any:
     """Return a recipe's trial as a class that Ray Tune trains.
 
-    It reports `val_loss`, `val_accuracy`, `val_roc_auc` and `seconds` of the validation side once, at its end; the test
-    side is neither read nor measured. With `reuse_actors` an actor computes what is frozen once for all its trials.
+    It reports `val_loss`, `val_accuracy`, `val_roc_auc` and `seconds` of the validation split once, at its end; the test
+    split is neither read nor measured. With `reuse_actors` an actor computes what is frozen once for all its trials.
 
         from ray import tune
         from tlkeras.tuning.ray_workers import make_param_space, make_trainable

@@ -277,7 +277,7 @@ def _check_failures(book: TrialLog, over: bool = False) -> None:
 
 
 def _repeat_finalists(book: TrialLog, crew: Workers, first: int) -> None:
-    """Do the best trials again with other seeds of what is trained; the images stay on their sides."""
+    """Do the best trials again with other seeds of what is trained; the images stay on their splits."""
     finalists = book.completed()[: book.tuning.finalists]
     todo = [
         (trial, str(seed))
@@ -307,7 +307,7 @@ def _write_best_recipe(recipe: Recipe, run: Run, best: Trial, values: dict[str, 
     found, objective = summarise(best, tuning.objective), tuning.objective
     count = len(run.read_json(STATE)["trials"])
     receipt = [
-        f"# The best of {count} trials of {recipe.name}, by {objective} on the validation side.",
+        f"# The best of {count} trials of {recipe.name}, by {objective} on the validation split.",
         "#",
         f"# Command   tlkeras train {run.path}/best.yaml",
         f"# Expect    validation {objective} {found['mean']:.4f} ± {found['spread']:.4f} ({found['seeds']:g} seeds)",

@@ -46,15 +46,15 @@ def draw_check(result: dict[str, Any]) -> None:
 def _draw_classes(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return
-    sides = [name for name in rows[0] if name not in ("task", "class", "images", "share")]
-    columns = [("class", "left"), ("images", "right"), ("", "left"), *((side, "right") for side in sides)]
+    splits = [name for name in rows[0] if name not in ("task", "class", "images", "share")]
+    columns = [("class", "left"), ("images", "right"), ("", "left"), *((split, "right") for split in splits)]
     several = len({row["task"] for row in rows}) > 1
     largest = max(row["share"] for row in rows) or 1
     table = make_table("Classes", columns)
     for row in rows[:_MOST_CLASSES]:
         name = f"{row['task']}: {row['class']}" if several else row["class"]
         bar = "█" * max(1, round(_BAR * row["share"] / largest)) if row["images"] else ""
-        table.add_row(escape(name), f"{row['images']:,}", bar, *(f"{row[side]:,}" for side in sides))
+        table.add_row(escape(name), f"{row['images']:,}", bar, *(f"{row[split]:,}" for split in splits))
     if len(rows) > _MOST_CLASSES:
         table.add_row(f"and {len(rows) - _MOST_CLASSES:,} more")
     console.print(table)
@@ -63,12 +63,12 @@ def _draw_classes(console: Console, rows: Sequence[dict[str, Any]]) -> None:
 def _draw_copies(console: Console, groups: Sequence[dict[str, Any]]) -> None:
     if not groups:
         return
-    table = make_table("Copies that mislead", [("", "left"), ("label", "left"), ("side", "left"), ("image", "left")])
+    table = make_table("Copies that mislead", [("", "left"), ("label", "left"), ("split", "left"), ("image", "left")])
     for group in groups[:_MOST_GROUPS]:
         kind = "same bytes" if group["kind"] == "exact" else f"alike, {group['similarity']:.3f}"
         for number, image in enumerate(group["images"][:_MOST_IN_GROUP]):
             first = "" if number else kind
-            table.add_row(first, escape(image["label"]), image["side"], escape(image["key"]))
+            table.add_row(first, escape(image["label"]), image["split"], escape(image["key"]))
         if len(group["images"]) > _MOST_IN_GROUP:
             table.add_row("", "", "", f"and {len(group['images']) - _MOST_IN_GROUP:,} more")
         table.add_section()

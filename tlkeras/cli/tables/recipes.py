@@ -116,6 +116,6 @@ def draw_features(result: dict[str, Any]) -> None:
         table.add_row(escape(name), f"{share:.3f}", "█" * round(_BAR_WIDTH * share))
     table.add_row("the most common class alone", f"{result['chance']:.3f}", "█" * round(_BAR_WIDTH * result["chance"]))
     console.print(table)
-    console.print(f"{result['images']:,} images, none of the test side: {escape(result['path'])}")
+    console.print(f"{result['images']:,} images, none of the test split: {escape(result['path'])}")
     if result["maps"]:
         console.print(f"Maps of {escape(result['layer'])}: {escape(result['maps'])}")

@@ -15,7 +15,7 @@ FINE_TUNING_METHODS = ("none", "dann", "cdan", "mmd", "deep_coral", "mcc")
 class DomainAdaptationConfig(ConfigSection):
     """Which values of `data.domain` are labelled and which are to be answered, and what brings the two together.
 
-    Labels of target images are never learned from: those of the test side measure, all others are not looked at.
+    Labels of target images are never learned from: those of the test split measure, all others are not looked at.
     """
 
     source: Names = Field(min_length=1)

@@ -55,7 +55,7 @@ class SearchDimension(ConfigSection):
 
 
 class TuningConfig(ConfigSection):
-    """A search over this recipe, by dotted key, for what is best on the validation side."""
+    """A search over this recipe, by dotted key, for what is best on the validation split."""
 
     space: dict[str, Annotated[SearchDimension, BeforeValidator(_name_values)]] = Field(min_length=1)
     algorithm: Literal["random", "hyperband", "bayesian", "grid"] = "random"

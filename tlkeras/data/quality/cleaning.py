@@ -39,14 +39,14 @@ def clean(examples: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence
 
     Of the same bytes with one label, the first image stays; with several labels, none does, as nobody knows which
     label is right. Images that only look the same stay and become a group, which no split parts. Where the source
-    itself gives the sides, held-out images stay and their copies, and the rest of their groups, leave the others:
+    itself gives the splits, held-out images stay and their copies, and the rest of their groups, leave the others:
     first those that train.
     """
     reasons = np.full(len(examples), "", dtype=object)
     for row, path in enumerate(examples.paths):
         if to_printable(path) != path:
             reasons[row] = "its name is not UTF-8, as a manifest is"
-    rank = np.array([_RANKS.get(str(side), 0) for side in examples.splits])
+    rank = np.array([_RANKS.get(str(split), 0) for split in examples.splits])
     for group in copies:
         rows = np.array(group.rows)
         if group.exact and group.conflicting:

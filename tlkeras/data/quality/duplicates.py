@@ -1,4 +1,4 @@
-"""Which images are there more than once, and whether that misleads: two labels for one, or one on both sides."""
+"""Which images are there more than once, and whether that misleads: two labels for one, or one on both splits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DuplicateGroup:
         exact: The bytes are the same, not the looks alone.
         similarity: The lowest correlation of one with the central one; 1 where they are exact.
         conflicting: Their labels differ.
-        leaking: They stand on different sides.
+        leaking: They stand on different splits.
     """
 
     rows: tuple[int, ...]
@@ -34,14 +34,14 @@ class DuplicateGroup:
 
 @dataclass(frozen=True)
 class LeakingGroup:
-    """A group that must stay together and does not: its name, and how many of its rows are on each side."""
+    """A group that must stay together and does not: its name, and how many of its rows are on each split."""
 
     name: str
-    sides: dict[str, int]
+    splits: dict[str, int]
 
 
 def find_duplicates(
-    examples: Dataset, digests: Sequence[str], thumbnails: np.ndarray, sides: np.ndarray
+    examples: Dataset, digests: Sequence[str], thumbnails: np.ndarray, splits: np.ndarray
 ) -> list[DuplicateGroup]:
     """Return copies, exact ones first; a group of looks that holds nothing but one of bytes is not listed twice.
 
@@ -49,23 +49,25 @@ def find_duplicates(
         examples: All of them.
         digests: SHA-256 of each file's bytes.
         thumbnails: [n, 32, 32], see `duplicates.read_thumbnails`.
-        sides: The side of each, str [n]; all "" where they are not divided.
+        splits: The split of each, str [n]; all "" where they are not divided.
     """
-    equal = [DuplicateGroup(rows, True, 1.0, *_judge(examples, sides, rows)) for rows in find_exact_duplicates(digests)]
+    equal = [
+        DuplicateGroup(rows, True, 1.0, *_judge(examples, splits, rows)) for rows in find_exact_duplicates(digests)
+    ]
     near = [
-        DuplicateGroup(group.rows, False, group.similarity, *_judge(examples, sides, group.rows))
+        DuplicateGroup(group.rows, False, group.similarity, *_judge(examples, splits, group.rows))
         for group in find_near_duplicates(thumbnails, digests)
     ]
     return equal + near
 
 
-def find_leaking_groups(groups: np.ndarray, sides: np.ndarray) -> list[LeakingGroup]:
-    """Return the groups with rows on several sides, in order of their names; "" is no group."""
+def find_leaking_groups(groups: np.ndarray, splits: np.ndarray) -> list[LeakingGroup]:
+    """Return the groups with rows on several splits, in order of their names; "" is no group."""
     leaking = []
     names, numbers = np.unique(groups.astype(str), return_inverse=True)
     order = np.argsort(numbers, kind="stable")
     for name, rows in zip(names, np.split(order, np.cumsum(np.bincount(numbers))[:-1]), strict=True):
-        found, counts = np.unique(sides[rows].astype(str), return_counts=True)
+        found, counts = np.unique(splits[rows].astype(str), return_counts=True)
         if name and len(found) > 1:
             leaking.append(LeakingGroup(str(name), dict(zip(found.tolist(), counts.tolist(), strict=True))))
     return leaking
@@ -92,12 +94,12 @@ def join_groups(groups: np.ndarray, copies: Sequence[DuplicateGroup]) -> np.ndar
     return joint
 
 
-def _judge(examples: Dataset, sides: np.ndarray, rows: Sequence[int]) -> tuple[bool, bool]:
-    """Return whether labels differ, where they are known, and whether sides do."""
+def _judge(examples: Dataset, splits: np.ndarray, rows: Sequence[int]) -> tuple[bool, bool]:
+    """Return whether labels differ, where they are known, and whether splits do."""
     at = np.array(rows)
     conflicting = False
     for task in examples.tasks:
         targets = examples.targets[task.name][at]
         members = task.members(targets)[task.is_labelled(targets)]
         conflicting |= bool((members != members[:1]).any())
-    return conflicting, len(set(sides[at])) > 1
+    return conflicting, len(set(splits[at])) > 1

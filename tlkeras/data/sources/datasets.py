@@ -123,7 +123,7 @@ def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> 
     """Read "tfds:NAME" or "tfds:NAME/CONFIG"; the encoded images are written below `store` once.
 
     Every class label becomes a column, as do scalar texts and whole numbers. The splits train, validation and test
-    are read; where a set has none of them, all of its splits, without sides.
+    are read; where a set has none of them, all of its splits, without splits.
 
     Raises:
         DataError: Unknown name, no images, or a set that is not here and cannot be downloaded.
@@ -215,12 +215,12 @@ def _encode_tfds(
     import tensorflow_datasets as tfds
 
     decoders = {image: tfds.decode.SkipDecoding()}
-    for split, side in splits.items():
-        examples = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
+    for name, split in splits.items():
+        examples = builder.as_dataset(split=name, decoders=decoders, shuffle_files=False)
         for number, example in enumerate(tfds.as_numpy(examples)):
             data = example[image]
-            path = f"{split}/{number // 1000:04d}/{number:07d}.{_EXTENSIONS.get(detect_format(data), 'bin')}"
-            yield path, data, {**{name: write(example[name]) for name, write in columns.items()}, "split": side}
+            path = f"{name}/{number // 1000:04d}/{number:07d}.{_EXTENSIONS.get(detect_format(data), 'bin')}"
+            yield path, data, {**{column: write(example[column]) for column, write in columns.items()}, "split": split}
 
 
 def _folder(source: str, store: Path | None) -> Path:

@@ -72,7 +72,7 @@ def is_data_source(reference: str) -> bool:
 
 
 def read_folder(source: str) -> ImageTable:
-    """Read `root/class/...` or, with sides given, `root/train/class/...`, `root/val/...` and `root/test/...`.
+    """Read `root/class/...` or, with splits given, `root/train/class/...`, `root/val/...` and `root/test/...`.
 
     The label is the name of the class folder, in Unicode's normal form C; images may lie in folders below it.
     Hidden files and what operating systems leave behind are ignored. A file with an image's name or an image's
@@ -86,14 +86,14 @@ def read_folder(source: str) -> ImageTable:
     rejected: list[InvalidImage] = []
     labels: set[str] = set()
     rows: list[tuple[str, str, str]] = []
-    for side, label, folder in _class_folders(root, rejected):
+    for split, label, folder in _class_folders(root, rejected):
         labels.add(label)
-        rows += [(path, label, side) for path in _walk(folder, root, rejected)]
+        rows += [(path, label, split) for path in _walk(folder, root, rejected)]
     if not rows:
         _raise_empty(source, labels, rejected)
     columns = {"label": [label for _, label, _ in rows]}
     if rows[0][2]:
-        columns["split"] = [side for _, _, side in rows]
+        columns["split"] = [split for _, _, split in rows]
     return ImageTable(
         source=source,
         root=Path(root),
@@ -122,22 +122,22 @@ def iter_image_files(folder: str | os.PathLike[str], rejected: list[InvalidImage
 
 
 def _class_folders(root: str, rejected: list[InvalidImage]) -> Iterator[tuple[str, str, str]]:
-    """Yield (side or "", label, folder)."""
+    """Yield (split or "", label, folder)."""
     tops = _subfolders(root, root, rejected)
     words = [os.path.basename(top).lower() for top in tops]
-    sides = [SPLIT_ALIASES.get(word, "") for word in words]
-    if "train" in sides and len(set(sides) - {""}) > 1 and "" in sides:
-        others = [to_printable(os.path.basename(top)) for top, side in zip(tops, sides, strict=True) if not side]
+    splits = [SPLIT_ALIASES.get(word, "") for word in words]
+    if "train" in splits and len(set(splits) - {""}) > 1 and "" in splits:
+        others = [to_printable(os.path.basename(top)) for top, split in zip(tops, splits, strict=True) if not split]
         raise DataError(
             "Beside train and test folders there must be no other folder.",
             ", ".join(list_some(others)),
             "Move it away, or move the class folders up.",
         )
-    if "train" not in sides or "" in sides:
+    if "train" not in splits or "" in splits:
         yield from (("", _label(top), top) for top in tops)
         return
-    for side, top in zip(sides, tops, strict=True):
-        yield from ((side, _label(folder), folder) for folder in _subfolders(top, root, rejected))
+    for split, top in zip(splits, tops, strict=True):
+        yield from ((split, _label(folder), folder) for folder in _subfolders(top, root, rejected))
 
 
 def _label(folder: str) -> str:

@@ -178,7 +178,7 @@ def _normalise_splits(numbers: Sequence[int], words: Sequence[str], problems: li
         if not word:
             problems.append(f"line {number}: split is empty here and given elsewhere")
         elif word.lower() not in SPLIT_ALIASES:
-            problems.append(f"line {number}: split {word!r} is no side. {suggest(word.lower(), SPLITS)}")
+            problems.append(f"line {number}: split {word!r} is no split. {suggest(word.lower(), SPLITS)}")
     return [SPLIT_ALIASES.get(word.lower(), "") for word in words]
 
 

@@ -76,7 +76,7 @@ class _MeasurementContext:
     recipe: Recipe
     inspection: ValidatedDataset
     rows: np.ndarray
-    side: int
+    shorter_side: int
     training: np.ndarray
     batch: int
     classes: int
@@ -106,7 +106,7 @@ def recommend(recipe: Recipe, wishes: RecommendOptions) -> dict[str, Any]:
     look = _look_at(recipe, wishes)
     rows = _measure_all(look, candidates)
     best = max(rows, key=lambda row: row["score"]["mean"])
-    rows += _measure_all(look, _list_other_sizes(best["candidate"], look.side), optional=True)
+    rows += _measure_all(look, _list_other_sizes(best["candidate"], look.shorter_side), optional=True)
     rows.sort(key=lambda row: -row["score"]["mean"])
     mark_pareto_front(rows)
     chosen, which = choose_best(rows, wishes.limits.milliseconds)
@@ -148,28 +148,28 @@ def _own_candidate(recipe: Recipe) -> Candidate | None:
 
 def _look_at(recipe: Recipe, wishes: RecommendOptions) -> _MeasurementContext:
     inspection = validate_images(builders.read_examples(recipe))
-    sides = builders.split_dataset(recipe, inspection.examples)
-    rows = draw_rows(recipe, sides, wishes.images)
+    splits = builders.split_dataset(recipe, inspection.examples)
+    rows = draw_rows(recipe, splits, wishes.images)
     divide_classes(recipe, inspection, rows)  # says what is missing before anything long begins
     examples, task = inspection.examples, inspection.examples.tasks[0]
-    training = np.flatnonzero(sides == "train")
+    training = np.flatnonzero(splits == "train")
     classes = len(np.unique(task.strata(examples.targets[task.name][training])))
     batch = (recipe.finetuning or FineTuningConfig()).batch_size
-    return _MeasurementContext(recipe, inspection, rows, _measure_side(examples.paths[rows]), training, batch, classes)
+    return _MeasurementContext(recipe, inspection, rows, _measure_split(examples.paths[rows]), training, batch, classes)
 
 
-def _measure_side(paths: Sequence[str]) -> int:
+def _measure_split(paths: Sequence[str]) -> int:
     """Return the median of the shorter sides of some images, pixels."""
-    sides = []
+    sizes = []
     for path in paths[:_LOOKED_AT]:
         with Image.open(path) as image:
-            sides.append(min(image.size))
-    return int(np.median(sides))
+            sizes.append(min(image.size))
+    return int(np.median(sizes))
 
 
-def _list_other_sizes(best: Candidate, side: int) -> list[Candidate]:
+def _list_other_sizes(best: Candidate, shorter_side: int) -> list[Candidate]:
     """Return the best backbone at a smaller and a larger size, as far as the images have the pixels."""
-    sizes = {_round(best.size / _LARGER), min(_round(best.size * _LARGER), max(side, best.size))}
+    sizes = {_round(best.size / _LARGER), min(_round(best.size * _LARGER), max(shorter_side, best.size))}
     least = best.entry.minimum_size
     return [dataclasses.replace(best, size=size) for size in sorted(sizes) if size >= least and size != best.size]
 
@@ -311,9 +311,9 @@ def _tell_facts(look: _MeasurementContext) -> dict[str, str]:
     examples = look.inspection.examples
     return {
         "images": f"{len(examples):,}, {len(look.training):,} of them to train on",
-        "looked at": f"{len(look.rows):,}, none of the test side",
+        "looked at": f"{len(look.rows):,}, none of the test split",
         "classes": f"{look.classes}, the rarest with {_count_smallest(look):,} images to train on",
-        "shorter side": f"{look.side} pixels, the median",
+        "shorter side": f"{look.shorter_side} pixels, the median",
     }
 
 

@@ -203,7 +203,7 @@ def _describe_sets(
     if options.conformal is None:
         return {}
     if unseen is None:
-        report.notes.append("Conformal sets need a validation side: train with data.validation.")
+        report.notes.append("Conformal sets need a validation split: train with data.validation.")
         return {}
     if answers.targets.ndim == 1:
         return {"sets": selective.conformal_prediction_sets(answers, unseen, options.conformal)}

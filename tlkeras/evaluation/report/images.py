@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
-_SIDE = 176  # pixels, twice what is shown: sharp on fine screens
+_SPLIT = 176  # pixels, twice what is shown: sharp on fine screens
 _QUALITY = 78
 _BLEND = 0.55
 
@@ -38,7 +38,7 @@ _COLOURS = {
 def embed_image(pixels: np.ndarray) -> str:
     """Return an address that holds an image, uint8 RGB [h, w, 3], shrunk to what a page shows."""
     image = Image.fromarray(pixels)
-    image.thumbnail((_SIDE, _SIDE))
+    image.thumbnail((_SPLIT, _SPLIT))
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -13,7 +13,7 @@ from tlkeras.errors import DataError, list_some, suggest
 from tlkeras.heads.heads import Head
 
 TARGET = "target"
-"""The side of target images that are learned from without their labels."""
+"""The split of target images that are learned from without their labels."""
 
 
 def keep_domains(recipe: Recipe, examples: Dataset) -> Dataset:
@@ -44,30 +44,30 @@ def is_target(recipe: Recipe, examples: Dataset) -> np.ndarray:
     return np.isin(examples.domains.astype(str), targets)
 
 
-def split_domains(recipe: Recipe, examples: Dataset, sides: np.ndarray) -> np.ndarray:
-    """Return the side of each image across domains; without a section `domains` they stay as they are.
+def split_domains(recipe: Recipe, examples: Dataset, splits: np.ndarray) -> np.ndarray:
+    """Return the split of each image across domains; without a section `domains` they stay as they are.
 
-    Target images of the test side are measured if they have a label. All others are `TARGET`: learned from without
+    Target images of the test split are measured if they have a label. All others are `TARGET`: learned from without
     it. Source images validate or train: nothing is measured on them.
     """
     if recipe.domains is None:
-        return sides
+        return splits
     target = is_target(recipe, examples)
     labelled = np.any([task.is_labelled(examples.targets[task.name]) for task in examples.tasks], axis=0)
-    of_source = np.where(sides == "validation", "validation", "train")
-    of_target = np.where((sides == "test") & labelled, "test", TARGET)
+    of_source = np.where(splits == "validation", "validation", "train")
+    of_target = np.where((splits == "test") & labelled, "test", TARGET)
     return np.where(target, of_target, of_source).astype(object)
 
 
-def training_mask(sides: np.ndarray) -> np.ndarray:
+def training_mask(splits: np.ndarray) -> np.ndarray:
     """Return which images are trained on, with their labels or without, bool (n,)."""
-    return np.isin(sides, ("train", TARGET))
+    return np.isin(splits, ("train", TARGET))
 
 
 def evaluated_splits(recipe: Recipe, rows: Mapping[str, np.ndarray]) -> list[str]:
-    """Return the sides that answers are kept of; across domains what validates is of another one than what is asked."""
-    sides = ("test",) if recipe.domains is not None else ("test", "validation")
-    return [side for side in sides if len(rows[side])]
+    """Return the splits that answers are kept of; across domains what validates is of another one than what is asked."""
+    splits = ("test",) if recipe.domains is not None else ("test", "validation")
+    return [split for split in splits if len(rows[split])]
 
 
 def adapt_heads(

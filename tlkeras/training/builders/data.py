@@ -1,4 +1,4 @@
-"""From a recipe to examples, their sides, and the store that all commands share."""
+"""From a recipe to examples, their splits, and the store that all commands share."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def read_examples(recipe: Recipe) -> Dataset:
 
 
 def read_other_examples(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Dataset:
-    """Return labelled images that a run is measured on beside its own: the test side where the source has sides.
+    """Return labelled images that a run is measured on beside its own: the test split where the source has splits.
 
     Raises:
         DataError: The source cannot be read, or its labels are not those of the tasks.
@@ -87,16 +87,16 @@ def _list_kinds(recipe: Recipe) -> str | dict[str, dict[str, str]] | None:
 
 
 def split_dataset(recipe: Recipe, examples: Dataset) -> np.ndarray:
-    """Return the side of each image: "train", "validation" or "test", shape (n,).
+    """Return the split of each image: "train", "validation" or "test", shape (n,).
 
     Raises:
         DataError: A class has nothing to learn from, or there is nothing to measure on.
     """
     data = recipe.data
-    sides = assign_splits(examples, data.validation, data.test, data.seed, data.tolerance)
-    sides = split_domains(recipe, examples, sides)
-    check_splits(examples, sides)
-    return sides
+    splits = assign_splits(examples, data.validation, data.test, data.seed, data.tolerance)
+    splits = split_domains(recipe, examples, splits)
+    check_splits(examples, splits)
+    return splits
 
 
 def check_recipe_feed(recipe: Recipe, examples: Dataset) -> None:

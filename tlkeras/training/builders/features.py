@@ -115,7 +115,7 @@ def _make_handcrafted(recipe: Recipe) -> list[HandcraftedFeatures]:
 
 
 def fit_recipe_codebooks(
-    recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, sides: np.ndarray
+    recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, splits: np.ndarray
 ) -> int:
     """Learn what handcrafted features need of training images, or read it from the cache; return how much was new.
 
@@ -125,7 +125,7 @@ def fit_recipe_codebooks(
     """
     if not recipe.features.handcrafted:
         return 0
-    images = select_images(recipe, inspection, np.flatnonzero(sides == "train"))
+    images = select_images(recipe, inspection, np.flatnonzero(splits == "train"))
     return codebooks.fit_codebooks(prefix.pooled, images, open_cache(recipe), seed=recipe.training.seed)
 
 
@@ -159,7 +159,7 @@ def _choose_precisions(recipe: Recipe, taps: Sequence[str]) -> list[str]:
 
 
 def activations_needed(
-    recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, sides: np.ndarray
+    recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, splits: np.ndarray
 ) -> tuple[str, ...]:
     """Return what is extracted of every image as it is, in one pass: features, and what fine-tuning keeps of it.
 
@@ -168,7 +168,7 @@ def activations_needed(
     """
     if recipe.finetuning is None:
         return (POOLED,)
-    _, plan, _ = plan_recipe(recipe, prefix, examples, sides)
+    _, plan, _ = plan_recipe(recipe, prefix, examples, splits)
     (first,) = number_views(make_recipe_policy(recipe), 1)
     return (POOLED,) if first.facts() else tuple(dict.fromkeys((POOLED, *list_kept(prefix, plan))))
 
@@ -179,7 +179,7 @@ def list_kept(prefix: FeatureExtractor, plan: CachingPlan) -> tuple[str, ...]:
 
 
 def count_lacking(
-    recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, sides: np.ndarray
+    recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, splits: np.ndarray
 ) -> tuple[int, int]:
     """Return how many views of the inspected images the cache lacks, and how many a training needs.
 
@@ -188,7 +188,7 @@ def count_lacking(
         ResourceError: They would not fit the cache's budget or the disk.
     """
     cache, lacking, needed = open_cache(recipe), 0, 0
-    for taps, views, rows in _list_passes(recipe, prefix, inspection.examples, sides):
+    for taps, views, rows in _list_passes(recipe, prefix, inspection.examples, splits):
         needed += len(rows) * len(views)
         if cache is not None:
             images, facts = select_images(recipe, inspection, rows), prefix.describe(taps, recipe.backbone.name)
@@ -211,17 +211,17 @@ def count_features(recipe: Recipe, prefix: FeatureExtractor, inspection: Validat
 
 
 def _list_passes(
-    recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, sides: np.ndarray
+    recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, splits: np.ndarray
 ) -> list[tuple[tuple[str, ...], Sequence[AugmentedView], np.ndarray]]:
     """Return the taps, views and rows of what a training extracts, nothing twice."""
     passes: list[tuple[tuple[str, ...], Sequence[AugmentedView], np.ndarray]] = []
-    passes.append((activations_needed(recipe, prefix, examples, sides), PLAIN_VIEWS, np.arange(len(examples))))
+    passes.append((activations_needed(recipe, prefix, examples, splits), PLAIN_VIEWS, np.arange(len(examples))))
     if recipe.finetuning:
-        _, plan, _ = plan_recipe(recipe, prefix, examples, sides)
+        _, plan, _ = plan_recipe(recipe, prefix, examples, splits)
         kept = list_kept(prefix, plan)
         views = number_views(make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
         drawn = [view for view in views if view.facts()]
-        passes.append((kept, drawn, np.flatnonzero(training_mask(sides))))
+        passes.append((kept, drawn, np.flatnonzero(training_mask(splits))))
         if len(drawn) == len(views):
-            passes.append((plan.kept, PLAIN_VIEWS, np.flatnonzero(sides == "validation")))
+            passes.append((plan.kept, PLAIN_VIEWS, np.flatnonzero(splits == "validation")))
     return [(taps, views, rows) for taps, views, rows in passes if taps and views and len(rows)]

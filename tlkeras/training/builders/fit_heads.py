@@ -21,7 +21,7 @@ LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class SplitFeatures:
-    """The images of one side, ready for heads.
+    """The images of one split, ready for heads.
 
     Attributes:
         rows: Positions among the examples, int64 [n]; of several views of an image its own, each time.
@@ -32,7 +32,7 @@ class SplitFeatures:
     X: np.ndarray
 
     def as_vectors(self) -> SplitFeatures:
-        """Return the side with maps averaged over their positions."""
+        """Return the split with maps averaged over their positions."""
         return SplitFeatures(self.rows, average_positions(self.X))
 
     def take(self, examples: Dataset, task: Task) -> tuple[np.ndarray, LabelledRows]:

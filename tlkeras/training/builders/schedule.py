@@ -81,16 +81,16 @@ def _list_problems(attempt: Callable[[], Any]) -> list[str]:
 
 
 def plan_recipe(
-    recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, sides: np.ndarray
+    recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, splits: np.ndarray
 ) -> tuple[Schedule, CachingPlan, tuple[Decision, ...]]:
     """Return how a recipe fine-tunes these examples: its stages, what is kept for each, and why.
 
     Raises:
         RecipeError: A stage does not suit the backbone or the data.
     """
-    images, classes = int((sides == "train").sum()), sum(len(task.class_names) for task in examples.tasks)
+    images, classes = int((splits == "train").sum()), sum(len(task.class_names) for task in examples.tasks)
     schedule, choices = make_schedule(recipe, prefix, images, classes)
-    return schedule, plan_finetuning(recipe, prefix, schedule, int(training_mask(sides).sum())), choices
+    return schedule, plan_finetuning(recipe, prefix, schedule, int(training_mask(splits).sum())), choices
 
 
 def plan_finetuning(recipe: Recipe, prefix: FeatureExtractor, schedule: Schedule, images: int) -> CachingPlan:
