@@ -155,10 +155,10 @@ def _look_at(recipe: Recipe, wishes: RecommendOptions) -> _MeasurementContext:
     training = np.flatnonzero(splits == "train")
     classes = len(np.unique(task.strata(examples.targets[task.name][training])))
     batch = (recipe.finetuning or FineTuningConfig()).batch_size
-    return _MeasurementContext(recipe, inspection, rows, _measure_split(examples.paths[rows]), training, batch, classes)
+    return _MeasurementContext(recipe, inspection, rows, _median_shorter_side(examples.paths[rows]), training, batch, classes)
 
 
-def _measure_split(paths: Sequence[str]) -> int:
+def _median_shorter_side(paths: Sequence[str]) -> int:
     """Return the median of the shorter sides of some images, pixels."""
     sizes = []
     for path in paths[:_LOOKED_AT]:
