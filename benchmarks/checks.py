@@ -105,10 +105,10 @@ def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generat
     for number, (way, chosen) in enumerate(planted.items()):
         part = slice(number * len(chosen), (number + 1) * len(chosen))
         splits = np.array(["train"] * len(paths) + ["test"] * len(chosen), dtype=object)
-        examples = make_examples([*paths, *copies[part]], len(paths), chosen)
+        dataset = make_dataset([*paths, *copies[part]], len(paths), chosen)
         started = time.perf_counter()
         every = [*digests, *(digest(path) for path in copies[part])]
-        found = find_duplicates(examples, every, np.concatenate([plain, drawn[part]]), splits)
+        found = find_duplicates(dataset, every, np.concatenate([plain, drawn[part]]), splits)
         seconds = time.perf_counter() - started
         wanted = {(int(row), len(paths) + place) for place, row in enumerate(chosen)}
         pairs = {(one, other) for group in found for at, one in enumerate(group.rows) for other in group.rows[at + 1 :]}
@@ -116,7 +116,7 @@ def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generat
         print_row(way, len(wanted), len(pairs & wanted), len(pairs), len(leaks), seconds)
 
 
-def make_examples(paths: list[str], plain: int, chosen: np.ndarray) -> Dataset:
+def make_dataset(paths: list[str], plain: int, chosen: np.ndarray) -> Dataset:
     """Return examples of two classes; copies have their image's."""
     labels = np.arange(plain) % 2
     empty = np.full(len(paths), "", dtype=object)
@@ -137,24 +137,24 @@ def print_row(name: str, planted: int, right: int, found: int, leaks: int | None
 
 
 def compute_features(paths: list[str]) -> np.ndarray:
-    prefix = pool(build_backbone("efficientnet_lite0", weights="packaged"), "average")
+    extractor = pool(build_backbone("efficientnet_lite0", weights="packaged"), "average")
     with extract_activations(
-        prefix, ImageFiles(paths, [digest(path) for path in paths]), [{"model": "benchmark"}]
+        extractor, ImageFiles(paths, [digest(path) for path in paths]), [{"model": "benchmark"}]
     ) as features:
         return np.asarray(features.outputs[0], np.float32)
 
 
-def measure_suspects(title: str, examples: Dataset, strange: list[str], random: np.random.Generator) -> None:
+def measure_suspects(title: str, dataset: Dataset, strange: list[str], random: np.random.Generator) -> None:
     """Flip labels and add strange images, and print a row for each."""
-    paths = [*examples.paths, *strange]
+    paths = [*dataset.paths, *strange]
     features = compute_features(paths)
-    (task,) = examples.tasks
-    labels = examples.targets[task.name]
+    (task,) = dataset.tasks
+    labels = dataset.targets[task.name]
     chosen = random.choice(len(labels), round(SHARE * len(labels)), replace=False)
     flipped = labels.copy()
     flipped[chosen] = (labels[chosen] + random.integers(1, len(task.class_names), len(chosen))) % len(task.class_names)
     started = time.perf_counter()
-    changed = Dataset(**{**examples.__dict__, "targets": {task.name: flipped}})
+    changed = Dataset(**{**dataset.__dict__, "targets": {task.name: flipped}})
     suspects = data_quality.find_suspects(changed, np.arange(len(labels)), features[: len(labels)], changed.groups)
     found = {row for row, *_ in suspects.mislabelled[task.name]}
     seconds = time.perf_counter() - started
@@ -180,9 +180,9 @@ def main() -> None:
         photographs = build_dataset(read_table(str(write_photographs(Path(folder) / "windows", arguments.images))))
         cells = build_dataset(read_table("elpv"))
         sets = {}
-        for title, examples in (("ELPV", cells), ("photographs", photographs)):
-            rows = np.sort(random.permutation(len(examples))[: arguments.images])
-            taken = examples.take(rows)
+        for title, dataset in (("ELPV", cells), ("photographs", photographs)):
+            rows = np.sort(random.permutation(len(dataset))[: arguments.images])
+            taken = dataset.take(rows)
             sets[title] = taken.take(leave_out_lookalikes(taken.paths.tolist()))
             print(f"{title}: {len(taken):,} images, {len(sets[title]):,} without lookalikes\n")
             print("| planted | number | pairs found | precision | recall | leaks found | seconds |")

@@ -103,11 +103,11 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def read_elpv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return features of EfficientNet-Lite0, defects, and types of cells."""
     recipe = load_recipe("elpv_domains", {"domains": None})
-    inspection = validate_images(builders.read_examples(recipe))
+    inspection = validate_images(builders.read_dataset(recipe))
     with builders.extract_features(recipe, builders.build_feature_extractor(recipe), inspection) as features:
         X = np.asarray(features.outputs[0])
-    examples = inspection.examples
-    return X, examples.targets["defect"][features.kept], examples.domains[features.kept].astype(str)
+    dataset = inspection.dataset
+    return X, dataset.targets["defect"][features.kept], dataset.domains[features.kept].astype(str)
 
 
 def blur(images: np.ndarray) -> np.ndarray:

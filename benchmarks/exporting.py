@@ -65,9 +65,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_classifier(backbone: str, weights: str) -> keras.Model:
-    prefix = pool(build_backbone(backbone, weights=weights), "average")
-    probabilities = keras.layers.Dense(10, activation="softmax")(prefix.outputs[0])
-    return keras.Model(prefix.input, probabilities)
+    extractor = pool(build_backbone(backbone, weights=weights), "average")
+    probabilities = keras.layers.Dense(10, activation="softmax")(extractor.outputs[0])
+    return keras.Model(extractor.input, probabilities)
 
 
 def open_contenders(model: keras.Model, folder: Path) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

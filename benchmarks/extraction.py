@@ -32,13 +32,13 @@ KERAS, BARE = "Keras predict", "bare OpenVINO, ready-made tensors"
 
 def main() -> None:
     arguments = parse_arguments()
-    prefix = pool(build_backbone(arguments.backbone, weights=arguments.weights), "average")
-    size = prefix.input_shape[1]
+    extractor = pool(build_backbone(arguments.backbone, weights=arguments.weights), "average")
+    size = extractor.input_shape[1]
     images = find_images(arguments.images)
     contenders: dict[str, Callable[[], object]] = {
-        KERAS: lambda: prefix.predict(load_as_keras_does(images, size), verbose=0),
-        "tlkeras, tensorflow": measure_engine(prefix, images, make_engine(prefix, "tensorflow")),
-        "tlkeras, openvino": measure_engine(prefix, images, engine := make_engine(prefix, "openvino")),
+        KERAS: lambda: extractor.predict(load_as_keras_does(images, size), verbose=0),
+        "tlkeras, tensorflow": measure_engine(extractor, images, make_engine(extractor, "tensorflow")),
+        "tlkeras, openvino": measure_engine(extractor, images, engine := make_engine(extractor, "openvino")),
     }
     if isinstance(engine, OpenVinoEngine):
         batches = list(images.stream(np.arange(len(images)), size))
@@ -92,9 +92,9 @@ def load_as_keras_does(images: ImageFiles, size: int) -> tf.data.Dataset:
     return paths.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE)
 
 
-def measure_engine(prefix: keras.Model, images: ImageFiles, engine: Engine) -> Callable[[], object]:
+def measure_engine(extractor: keras.Model, images: ImageFiles, engine: Engine) -> Callable[[], object]:
     """Return a run from files to rows on disk, into an empty store."""
-    return lambda: extract_activations(prefix, images, [{}], engine=engine).close()
+    return lambda: extract_activations(extractor, images, [{}], engine=engine).close()
 
 
 def run_bare(engine: OpenVinoEngine, tensors: np.ndarray) -> None:

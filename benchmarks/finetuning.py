@@ -179,17 +179,17 @@ def train(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
     from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
     import_tensorflow_quietly()
-    from tlkeras.finetuning import loop
+    from tlkeras.finetuning import trainer
 
     marks: list[tuple[float, float, float]] = []
-    take = loop.compute_validation_metrics
+    take = trainer.compute_validation_metrics
 
     def measure_and_note(*arguments: Any, **options: Any) -> dict[str, float]:
         measures = take(*arguments, **options)
         marks.append((time.time(), time.process_time(), measures["val_roc_auc"]))
         return measures
 
-    loop.compute_validation_metrics = measure_and_note
+    trainer.compute_validation_metrics = measure_and_note
     with tempfile.TemporaryDirectory() as runs:
         result = tlkeras.train(recipe, overrides, runs=runs)
     return {"marks": marks, "auc": result["metrics"]["roc_auc"]["value"], "phases": result["phases"]}
@@ -201,14 +201,14 @@ def write_table(recipe: str, overrides: dict[str, Any], path: str) -> dict[str, 
     from tlkeras.training import builders
 
     resolved = load_recipe(recipe, overrides)
-    examples = builders.read_examples(resolved)
-    (task,) = examples.tasks
-    labels = [task.class_names[target] for target in examples.targets[task.name]]
+    dataset = builders.read_dataset(resolved)
+    (task,) = dataset.tasks
+    labels = [task.class_names[target] for target in dataset.targets[task.name]]
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "split"))
-        writer.writerows(zip(examples.paths, labels, builders.split_dataset(resolved, examples), strict=True))
-    return {"images": len(examples)}
+        writer.writerows(zip(dataset.paths, labels, builders.split_dataset(resolved, dataset), strict=True))
+    return {"images": len(dataset)}
 
 
 CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {"train": train, "write_table": write_table}

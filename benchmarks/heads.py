@@ -109,7 +109,7 @@ def main() -> None:
 def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
     """Compute what every block says of all images, in one pass, and put depths together from it."""
     recipe = load_recipe("quickstart", {"data.source": source, "backbone.size": size, "data.limit": limit})
-    inspection = validate_images(builders.read_examples(recipe))
+    inspection = validate_images(builders.read_dataset(recipe))
     backbone = builders.build_feature_extractor(recipe).backbone
     blocks = find_blocks(backbone)
     pooled = [pool_tensor(block.cut.tensor, "average") for block in blocks]
@@ -127,8 +127,8 @@ def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
         dtype="float32",
     ) as found:
         values = [np.asarray(output) for output in found.outputs]
-        (task,) = inspection.examples.tasks
-        y = inspection.examples.targets[task.name][found.kept]
+        (task,) = inspection.dataset.tasks
+        y = inspection.dataset.targets[task.name][found.kept]
         seconds = time.perf_counter() - start
         print(f"{len(y)} images, {len(tensors)} depths, one pass of {seconds:.0f} s ({found.computed} computed)\n")
     X, models = {}, {}

@@ -61,10 +61,10 @@ def measure(count: int, backbone: str, weights: str) -> tuple[float, float]:
     files = sorted((Path(elpv_dataset.__file__).parent / "data" / "images").glob("*.png"))
     paths = [str(files[number % len(files)]) for number in range(count)]
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(count)]
-    prefix = pool(build_backbone(backbone, weights=weights), "average")
+    extractor = pool(build_backbone(backbone, weights=weights), "average")
     with (
         tempfile.TemporaryDirectory() as folder,
-        extract_activations(prefix, ImageFiles(paths, digests), [{}], cache=ActivationCache(folder)) as features,
+        extract_activations(extractor, ImageFiles(paths, digests), [{}], cache=ActivationCache(folder)) as features,
     ):
         assert features.computed == count
         rate = count / features.seconds

@@ -110,13 +110,13 @@ def run_plain(trials: int) -> tuple[float, float, float]:
     from tlkeras.training import builders
 
     recipe = load_recipe("quickstart", {"data.validation": 0.15})
-    examples = builders.read_examples(recipe)
-    splits = builders.split_dataset(recipe, examples)
-    targets = examples.targets[examples.tasks[0].name]
+    dataset = builders.read_dataset(recipe)
+    splits = builders.split_dataset(recipe, dataset)
+    targets = dataset.targets[dataset.tasks[0].name]
 
     def read(split: str) -> tf.data.Dataset:
         rows = np.flatnonzero(splits == split)
-        files = tf.data.Dataset.from_tensor_slices((examples.paths[rows].astype(str), targets[rows]))
+        files = tf.data.Dataset.from_tensor_slices((dataset.paths[rows].astype(str), targets[rows]))
         images = files.map(lambda path, target: (decode(tf.io.read_file(path), 224, "squash"), target), 2)
         return images.batch(64).cache().prefetch(2)  # pixels kept in memory, as a careful user would
 

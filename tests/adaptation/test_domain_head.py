@@ -13,21 +13,23 @@ from tlkeras.adaptation.model_selection import (
 )
 
 
-def answer(classes):
+def one_hot(classes):
     return np.where(np.eye(2)[classes] == 1, 0.9, 0.1)
 
 
 def test_priors_from_confusions_by_hand():
     """Of class 0, 3 of 4 are answered 0; of class 1 all are. Target: 3 of 10 answered 0, so 0.4 are of class 0."""
-    y, said = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1, 1, 1])
-    target = answer(np.array([0] * 3 + [1] * 7))
-    np.testing.assert_allclose(estimate_bbse(answer(said), y, target), [0.4, 0.6])
+    y, predicted = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    target = one_hot(np.array([0] * 3 + [1] * 7))
+    np.testing.assert_allclose(estimate_bbse(one_hot(predicted), y, target), [0.4, 0.6])
 
 
 def test_priors_of_a_class_that_is_gone_are_zero_and_not_negative():
-    y, said = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 1, 1, 1])
-    np.testing.assert_allclose(estimate_bbse(answer(said), y, answer(np.ones(5, int))), [0, 1], atol=0.35)
-    assert (estimate_bbse(answer(said), y, answer(np.zeros(5, int))) >= 0).all()
+    y, predicted = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 1, 1, 1])
+    np.testing.assert_allclose(
+        estimate_bbse(one_hot(predicted), y, one_hot(np.ones(5, int))), [0, 1], atol=0.35
+    )
+    assert (estimate_bbse(one_hot(predicted), y, one_hot(np.zeros(5, int))) >= 0).all()
 
 
 def test_one_step_of_expectation_maximisation_by_hand():

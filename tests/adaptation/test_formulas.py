@@ -85,10 +85,10 @@ def test_platt_by_hand():
     codes, scores = np.array([0, 0, 0, 1]), np.zeros((4, 2))
     scale, shift = calibrate(SoftmaxLink(), scores, codes, np.ones(4))
     expected = (3 * (1 / 5) + 1 * (2 / 3)) / 4
-    assert SoftmaxLink().answer(scores * scale + shift)[0, 1] == pytest.approx(expected, abs=1e-4)
+    assert SoftmaxLink().predict_domain(scores * scale + shift)[0, 1] == pytest.approx(expected, abs=1e-4)
     columns = codes[:, None]
     scale, shift = calibrate(SigmoidLink(), scores[:, :1], columns, np.ones(4))
-    assert SigmoidLink().answer(scores[:, :1] * scale + shift)[0, 0] == pytest.approx(expected, abs=1e-4)
+    assert SigmoidLink().predict_domain(scores[:, :1] * scale + shift)[0, 0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_overconfident_scores_are_cooled():
@@ -170,8 +170,8 @@ def test_every_kernel_and_solver_exports(kernel, solver):
     tensor = entry = keras.Input((6,))
     for layer in head.to_layers():
         tensor = layer(tensor)
-    answers = keras.Model(entry, tensor)(rows, training=False)
-    np.testing.assert_allclose(answers, head.predict_proba(rows), atol=1e-3)
+    predictions = keras.Model(entry, tensor)(rows, training=False)
+    np.testing.assert_allclose(predictions, head.predict_proba(rows), atol=1e-3)
     assert head.describe()["exact"] is False and head.describe()["components"] == 15
 
 

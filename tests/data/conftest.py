@@ -88,7 +88,7 @@ def plant(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def make_examples() -> Callable[..., Dataset]:
+def make_dataset() -> Callable[..., Dataset]:
     """Examples without files: targets by task, and whatever else is given."""
 
     def make(targets: np.ndarray | dict[str, np.ndarray], **given) -> Dataset:

@@ -138,7 +138,7 @@ def test_bombs_are_refused_from_the_header(tmp_path, make_png, side):
 def test_the_content_decides_whatever_the_name(plant, encode, colours, name):
     root = plant({f"cat/{name}": encode(colours), "cat/b.png": 1, "dog/a.png": 2, "dog/b.png": 3})
     found = validate_images(build_dataset(read_table(str(root))))
-    assert f"cat/{name}" in found.examples.keys
+    assert f"cat/{name}" in found.dataset.keys
     odd = {os.path.basename(note.path) for note in found.notes if note.code == "wrong-extension"}
     assert odd == ({name} if not name.endswith(".png") else set())
 
@@ -188,7 +188,7 @@ def test_trees(plant, row):
             build_dataset(read_table(str(root)))
         return
     found = validate_images(build_dataset(read_table(str(root))))
-    assert set(found.examples.keys) == set(FOUR) | answer
+    assert set(found.dataset.keys) == set(FOUR) | answer
     assert {os.path.relpath(bad.path, root): bad.code for bad in found.rejected} == refused
 
 
@@ -229,7 +229,7 @@ def test_what_systems_can_do_to_trees(plant, row):
     root = plant(FOUR)
     make(root)
     found = validate_images(build_dataset(read_table(str(root))))
-    assert len(found.examples) == count and {bad.code for bad in found.rejected} == codes
+    assert len(found.dataset) == count and {bad.code for bad in found.rejected} == codes
 
 
 def test_files_that_change_while_they_are_read(plant, encode, colours):
@@ -280,8 +280,8 @@ def test_manifests(plant, row):
     content, answer = MANIFESTS[row]
     root = plant({f"{name}.png": number for number, name in enumerate("abcd")} | {"set.csv": content})
     if isinstance(answer, int):
-        examples = build_dataset(read_table(str(root / "set.csv")))
-        assert len(examples) == answer and len(examples.tasks[0].class_names) == 2
+        dataset = build_dataset(read_table(str(root / "set.csv")))
+        assert len(dataset) == answer and len(dataset.tasks[0].class_names) == 2
     else:
         with pytest.raises(DataError, match=answer):
             build_dataset(read_table(str(root / "set.csv")))

@@ -62,12 +62,12 @@ class TinyShapes(tfds.core.GeneratorBasedBuilder):
 def test_tfds(tmp_path, monkeypatch):
     store, data = tmp_path / "store", tmp_path / "data"
     table = read_table("tfds:tiny_shapes", store=store, tfds_data_dir=data)
-    examples = build_dataset(table)
-    assert examples.tasks[0].name == "kind" and examples.tasks[0].class_names == ("square", "circle")
-    assert Counter(examples.splits) == {"train": 4, "test": 2}
+    dataset = build_dataset(table)
+    assert dataset.tasks[0].name == "kind" and dataset.tasks[0].class_names == ("square", "circle")
+    assert Counter(dataset.splits) == {"train": 4, "test": 2}
     assert table.columns["place"] == ["Köln"] * 6 and set(table.columns) == {"kind", "corners", "place", "split"}
     assert table.facts["citation"] == "Nobody 2020" and table.facts["version"] == "1.2.0"
-    for path, target, corners in zip(table.paths, examples.targets["kind"], table.columns["corners"], strict=True):
+    for path, target, corners in zip(table.paths, dataset.targets["kind"], table.columns["corners"], strict=True):
         shade = np.asarray(Image.open(path))
         assert shade.shape == (5, 7, 3) and shade[0, 0, 0] // 20 % 2 == target == (4 - int(corners)) // 4
     written = {path: path.stat().st_mtime_ns for path in store.rglob("*.png")}
@@ -96,9 +96,9 @@ def test_digits(tmp_path):
     from sklearn.datasets import load_digits
 
     table = read_table("sklearn-digits", store=tmp_path)
-    examples = build_dataset(table)
-    assert len(examples) == 1797 and examples.tasks[0].class_names == tuple("0123456789")
-    np.testing.assert_array_equal(examples.targets["label"], load_digits().target)
+    dataset = build_dataset(table)
+    assert len(dataset) == 1797 and dataset.tasks[0].class_names == tuple("0123456789")
+    np.testing.assert_array_equal(dataset.targets["label"], load_digits().target)
     first = np.asarray(Image.open(table.paths[0]))
     np.testing.assert_array_equal(first, np.round(load_digits().images[0] * 255 / 16))
     assert first.shape == (8, 8) and "CC BY" in table.facts["licence"]
@@ -126,15 +126,15 @@ def test_writing_leaves_all_or_nothing(tmp_path, monkeypatch):
 
 def test_elpv_counts_are_the_published_ones():
     table = read_table("elpv")
-    examples = build_dataset(table, group="module", weight="certainty")
-    assert len(examples) == 2624 and all(Path(path).is_file() for path in table.paths[::200])
+    dataset = build_dataset(table, group="module", weight="certainty")
+    assert len(dataset) == 2624 and all(Path(path).is_file() for path in table.paths[::200])
     cells = Counter(zip(table.columns["cell_type"], (p[:3] for p in table.columns["probability"]), strict=True))
     assert [cells["mono", p] for p in ("0.0", "0.3", "0.6", "1.0")] == [588, 117, 56, 313]
     assert [cells["poly", p] for p in ("0.0", "0.3", "0.6", "1.0")] == [920, 178, 50, 402]
-    assert examples.tasks[0].class_names == ("functional", "defective")
-    assert examples.targets["defect"].sum() == 821
+    assert dataset.tasks[0].class_names == ("functional", "defective")
+    assert dataset.targets["defect"].sum() == 821
     assert build_dataset(table, ["any_defect"]).targets["any_defect"].sum() == 1116
-    certainty = Counter(np.round(examples.weights, 3).tolist())
+    certainty = Counter(np.round(dataset.weights, 3).tolist())
     assert certainty == {1.0: 2223, np.float32(0.333).item(): 295, np.float32(0.667).item(): 106}
     assert table.facts["licence"] == "CC BY-NC-SA 4.0" and "4CV.3.15" not in table.facts["url"]
 

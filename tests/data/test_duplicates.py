@@ -24,11 +24,11 @@ def objects(*values: str) -> np.ndarray:
     return np.array(values, dtype=object)
 
 
-def test_labels_and_splits_of_copies(make_examples):
-    examples = make_examples(np.array([0, 0, 0, 1, 1, -1]))
+def test_labels_and_splits_of_copies(make_dataset):
+    dataset = make_dataset(np.array([0, 0, 0, 1, 1, -1]))
     splits = objects("train", "test", "train", "train", "train", "train")
     noise = np.random.default_rng(0).integers(0, 256, (6, 32, 32), np.uint8)
-    found = find_duplicates(examples, ["a", "a", "b", "b", "c", "c"], noise, splits)
+    found = find_duplicates(dataset, ["a", "a", "b", "b", "c", "c"], noise, splits)
     assert found == [
         DuplicateGroup((0, 1), True, 1.0, conflicting=False, leaking=True),
         DuplicateGroup((2, 3), True, 1.0, conflicting=True, leaking=False),
@@ -52,8 +52,8 @@ def test_copies_join_groups():
     assert join_groups(objects("", ""), []).tolist() == ["", ""]
 
 
-def test_what_is_left_out(make_examples):
-    examples = make_examples(np.arange(12) % 2, splits=objects(*["train"] * 8, *["test"] * 4))
+def test_what_is_left_out(make_dataset):
+    dataset = make_dataset(np.arange(12) % 2, splits=objects(*["train"] * 8, *["test"] * 4))
     copies = [
         DuplicateGroup((0, 2), True, 1, False, False),  # one stays
         DuplicateGroup((1, 8), True, 1, True, True),  # nobody knows which label is right
@@ -61,7 +61,7 @@ def test_what_is_left_out(make_examples):
         DuplicateGroup((4, 6, 10), False, 0.99, False, True),  # looks like a held-out one
         DuplicateGroup((5, 7), False, 0.99, False, False),  # both stay, together
     ]
-    cleaning = clean(examples, copies, [])
+    cleaning = clean(dataset, copies, [])
     assert cleaning.kept.tolist() == [0, 5, 7, 9, 10, 11]
     assert cleaning.left_out == {
         "it looks like a held-out image": 2,
@@ -71,39 +71,39 @@ def test_what_is_left_out(make_examples):
     assert cleaning.groups[[5, 7]].tolist() == [cleaning.groups[5]] * 2 and cleaning.groups[0] == ""
 
 
-def test_leaking_groups_leave_the_training_split(make_examples):
+def test_leaking_groups_leave_the_training_split(make_dataset):
     groups = objects("m", "m", "n", "n")
-    examples = make_examples(np.array([0, 1, 0, 1]), groups=groups, splits=objects("train", "test", "train", "train"))
-    cleaning = clean(examples, [], find_leaking_groups(groups, examples.splits))
+    dataset = make_dataset(np.array([0, 1, 0, 1]), groups=groups, splits=objects("train", "test", "train", "train"))
+    cleaning = clean(dataset, [], find_leaking_groups(groups, dataset.splits))
     assert cleaning.kept.tolist() == [1, 2, 3] and cleaning.left_out == {"its group is held out elsewhere": 1}
 
 
 def test_a_cleaned_manifest_is_read_again(plant):
     root = plant({"=1+1/a.png": 1, "=1+1/b.png": 2, "dog/a.png": 3, "dog/b.png": 4, "dog/c.png": 4})
     table = read_table(str(root))
-    examples = build_dataset(table)
+    dataset = build_dataset(table)
     copies = [DuplicateGroup((3, 4), True, 1, False, False), DuplicateGroup((0, 1), False, 0.99, False, False)]
-    cleaning = clean(examples, copies, [])
-    path = write_manifest(root / "clean.csv", table, examples, cleaning, {"suggested": ["", "", "=1+1", "", ""]})
+    cleaning = clean(dataset, copies, [])
+    path = write_manifest(root / "clean.csv", table, dataset, cleaning, {"suggested": ["", "", "=1+1", "", ""]})
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [row["path"] for row in rows] == ["./=1+1/a.png", "./=1+1/b.png", "dog/a.png", "dog/b.png"]  # no formula
     assert [row["suggested"] for row in rows] == ["", "", "=1+1", ""]
     again = build_dataset(read_table(str(path)))
-    assert again.keys.tolist() == examples.keys[:4].tolist()
+    assert again.keys.tolist() == dataset.keys[:4].tolist()
     assert again.groups[0] == again.groups[1] != "" and not again.groups[2:].any()
-    above = write_manifest(root.parent / "clean.csv", table, examples, cleaning)
+    above = write_manifest(root.parent / "clean.csv", table, dataset, cleaning)
     assert len(read_table(str(above))) == 4
 
 
 def test_where_a_manifest_cannot_be(plant, tmp_path):
     root = plant({"cat/a.png": 1, "cat/b.png": 2, "dog/a.png": 3, "dog/b.png": 4})
     table = read_table(str(root))
-    examples = build_dataset(table)
-    cleaning = clean(examples, [], [])
+    dataset = build_dataset(table)
+    cleaning = clean(dataset, [], [])
     (tmp_path / "else").mkdir()
     with pytest.raises(DataError, match=r"in the folder of its images or above it.*Write it to .*set/cleaned\.csv"):
-        write_manifest(tmp_path / "else/clean.csv", table, examples, cleaning)
+        write_manifest(tmp_path / "else/clean.csv", table, dataset, cleaning)
     (root / "mine.csv").write_text("precious")
     with pytest.raises(DataError, match="never overwritten"):
-        write_manifest(root / "mine.csv", table, examples, cleaning)
+        write_manifest(root / "mine.csv", table, dataset, cleaning)
     assert (Path(root) / "mine.csv").read_text() == "precious"

@@ -27,24 +27,24 @@ def test_folder(plant):
     assert table.keys == ["cat/1.png", "cat/2.png", "cat/deep/er/3.PNG", "dog/1.png", "dog/2.png"]
     assert table.paths == [str(root / key) for key in table.keys]
     assert table.columns == {"label": ["cat", "cat", "cat", "dog", "dog"]}
-    examples = build_dataset(table)
-    assert examples.tasks[0].class_names == ("cat", "dog")
-    assert examples.targets["label"].tolist() == [0, 0, 0, 1, 1] and examples.targets["label"].dtype == np.int64
-    assert examples.weights.tolist() == [1] * 5 and examples.weights.dtype == np.float32
-    assert not examples.groups.any() and not examples.splits.any() and not examples.strata.any()
-    part = examples.take(np.array([4, 0]))
+    dataset = build_dataset(table)
+    assert dataset.tasks[0].class_names == ("cat", "dog")
+    assert dataset.targets["label"].tolist() == [0, 0, 0, 1, 1] and dataset.targets["label"].dtype == np.int64
+    assert dataset.weights.tolist() == [1] * 5 and dataset.weights.dtype == np.float32
+    assert not dataset.groups.any() and not dataset.splits.any() and not dataset.strata.any()
+    part = dataset.take(np.array([4, 0]))
     assert part.keys.tolist() == ["dog/2.png", "cat/1.png"] and part.targets["label"].tolist() == [1, 0]
-    assert len(examples.take(examples.targets["label"] == 1)) == 2
+    assert len(dataset.take(dataset.targets["label"] == 1)) == 2
 
 
 @pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
 def test_folder_with_splits(plant, validation):
     splits = {"train": "train", validation: "validation", "test": "test"}
     root = plant({f"{split}/{path}": content for split in splits for path, content in PAIRS.items()})
-    examples = build_dataset(read_table(str(root)))
-    assert len(examples) == 12
-    assert {key.split("/")[0]: split for key, split in zip(examples.keys, examples.splits, strict=True)} == splits
-    assert examples.tasks[0].class_names == ("cat", "dog")
+    dataset = build_dataset(read_table(str(root)))
+    assert len(dataset) == 12
+    assert {key.split("/")[0]: split for key, split in zip(dataset.keys, dataset.splits, strict=True)} == splits
+    assert dataset.tasks[0].class_names == ("cat", "dog")
 
 
 def test_classes_may_be_called_like_splits(plant):
@@ -128,8 +128,8 @@ def test_names_that_are_not_utf8(plant):
 def test_unicode_classes_are_one_in_both_normal_forms(plant):
     composed, decomposed = (unicodedata.normalize(form, "größe ü") for form in ("NFC", "NFD"))
     files = {f"train/{composed}/1.png": 1, f"test/{decomposed}/1.png": 2, "train/a/1.png": 3, "test/a/1.png": 4}
-    examples = build_dataset(read_table(str(plant(files))))
-    assert examples.tasks[0].class_names == ("a", composed)
+    dataset = build_dataset(read_table(str(plant(files))))
+    assert dataset.tasks[0].class_names == ("a", composed)
 
 
 @pytest.mark.parametrize("label", ["-dash", "a b", "new\nline", "x" * 255, "..."[:2] + "dots"])
@@ -210,9 +210,9 @@ LINES = ["path,label", "cat/1.png,cat", "cat/2.png,cat", "dog/1.png,dog", "dog/2
     ],
 )
 def test_manifest(plant, text):
-    examples = build_dataset(read_table(manifest(plant, text)))
-    assert examples.keys.tolist() == list(PAIRS)
-    assert examples.targets["label"].tolist() == [0, 0, 1, 1]
+    dataset = build_dataset(read_table(manifest(plant, text)))
+    assert dataset.keys.tolist() == list(PAIRS)
+    assert dataset.targets["label"].tolist() == [0, 0, 1, 1]
 
 
 def test_manifest_columns_play_their_parts(plant):
@@ -224,21 +224,21 @@ def test_manifest_columns_play_their_parts(plant):
         "dog/2.png,dog,training,1e-1,g2,b,blue",
     ]
     table = read_table(manifest(plant, "\n".join(rows)))
-    examples = build_dataset(table, stratify=["colour", "domain"])
-    np.testing.assert_allclose(examples.weights, [0.5, 1, 2, 0.1])
-    assert examples.splits.tolist() == ["train", "validation", "test", "train"]
-    assert examples.groups.tolist() == ["g1", "g1", "", "g2"] and examples.domains.tolist() == ["a", "a", "b", "b"]
-    assert examples.strata.tolist() == ["red | a", "red | a", " | b", "blue | b"]
+    dataset = build_dataset(table, stratify=["colour", "domain"])
+    np.testing.assert_allclose(dataset.weights, [0.5, 1, 2, 0.1])
+    assert dataset.splits.tolist() == ["train", "validation", "test", "train"]
+    assert dataset.groups.tolist() == ["g1", "g1", "", "g2"] and dataset.domains.tolist() == ["a", "a", "b", "b"]
+    assert dataset.strata.tolist() == ["red | a", "red | a", " | b", "blue | b"]
     plain = build_dataset(table, weight="", group="", domain="")
     assert plain.weights.tolist() == [1] * 4 and not plain.groups.any() and not plain.domains.any()
 
 
 def test_several_labels_are_several_tasks(plant):
     rows = ["path,a,b", "cat/1.png,x,u", "cat/2.png,y,", "dog/1.png,x,v", "dog/2.png,y,u", "cat/3.png,x,v"]
-    examples = build_dataset(read_table(manifest(plant, "\n".join(rows), **{"cat/3.png": 1})), ["b", "a"])
-    assert [task.name for task in examples.tasks] == ["b", "a"]
-    assert examples.targets["a"].tolist() == [0, 1, 0, 1, 0]
-    assert examples.targets["b"].tolist() == [0, -1, 1, 0, 1]
+    dataset = build_dataset(read_table(manifest(plant, "\n".join(rows), **{"cat/3.png": 1})), ["b", "a"])
+    assert [task.name for task in dataset.tasks] == ["b", "a"]
+    assert dataset.targets["a"].tolist() == [0, 1, 0, 1, 0]
+    assert dataset.targets["b"].tolist() == [0, -1, 1, 0, 1]
 
 
 BAD_MANIFESTS = {

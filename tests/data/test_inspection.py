@@ -32,10 +32,10 @@ def test_bad_files_are_listed_and_left_out(plant, encode, bomb):
         "dog/gone.png": 9,
     }
     root = plant({**good, **bad, "cat/notes.txt": b"text"})
-    examples = read(root)
+    dataset = read(root)
     os.remove(root / "dog/gone.png")
-    found = validate_images(examples, workers=3)
-    assert found.examples.keys.tolist() == list(good)
+    found = validate_images(dataset, workers=3)
+    assert found.dataset.keys.tolist() == list(good)
     assert found.digests == [hashlib.sha256((root / key).read_bytes()).hexdigest() for key in good]
     assert {os.path.relpath(bad.path, root): bad.code for bad in found.rejected} == {
         "cat/notes.txt": "not-a-image",
@@ -70,7 +70,7 @@ def test_what_is_odd_is_noted(plant, encode, make_exif, make_png):
     }
     root = plant(files)
     found = validate_images(read(root))
-    assert len(found.examples) == len(files) and not found.rejected
+    assert len(found.dataset) == len(files) and not found.rejected
     assert [(os.path.relpath(note.path, root), note.code) for note in found.notes] == [
         ("a/1.jpg", "wrong-extension"),
         ("a/2", "wrong-extension"),
@@ -99,9 +99,9 @@ def test_a_class_that_vanishes(plant):
         validate_images(read(root))
 
 
-def test_many_more_files_than_a_chunk(plant, make_examples, monkeypatch):
+def test_many_more_files_than_a_chunk(plant, make_dataset, monkeypatch):
     monkeypatch.setattr("tlkeras.data.inspection._CHUNK", 3)
     root = plant({f"{number}.png": number for number in range(10)})
     paths = np.array([str(root / f"{number}.png") for number in range(10)], dtype=object)
-    found = validate_images(make_examples(np.arange(10) % 2, paths=paths), workers=2)
+    found = validate_images(make_dataset(np.arange(10) % 2, paths=paths), workers=2)
     assert len(found.digests) == len(set(found.digests)) == 10

@@ -63,9 +63,9 @@ def read(plant, cells):
 
 def test_examples_with_labels(plant):
     table = read(plant, ["a b", "b", "", "?", "a", "a b"])
-    examples = build_dataset(table, ["tags"], separator=" ")
-    assert examples.tasks == (MultiLabelTask("tags", ("a", "b"), " "),)
-    labelled = drop_unlabelled(examples)
+    dataset = build_dataset(table, ["tags"], separator=" ")
+    assert dataset.tasks == (MultiLabelTask("tags", ("a", "b"), " "),)
+    labelled = drop_unlabelled(dataset)
     assert labelled.targets["tags"].tolist() == [[1, 1], [0, 1], [0, 0], [1, 0], [1, 1]]
     assert [rejection.code for rejection in labelled.rejected] == ["no-label"]
     assert labelled.take(np.array([3])).targets["tags"].tolist() == [[1, 0]]

@@ -58,9 +58,9 @@ def test_roles_that_other_columns_play_are_played_in_the_manifest(tmp_path):
     columns = {name: values[:200] for name, values in elpv.columns.items()}
     few = replace(elpv, paths=elpv.paths[:200], keys=elpv.keys[:200], columns=columns)
     packed = read_table(write_tfrecords(few, tmp_path / "packed")["path"])
-    examples = [build_dataset(table) for table in (few, packed)]
-    labels = [one.tasks[0].write_targets(one.targets[one.tasks[0].name]) for one in examples]
-    assert labels[0] == labels[1] and examples[0].keys.tolist() == examples[1].keys.tolist()
+    dataset = [build_dataset(table) for table in (few, packed)]
+    labels = [one.tasks[0].write_targets(one.targets[one.tasks[0].name]) for one in dataset]
+    assert labels[0] == labels[1] and dataset[0].keys.tolist() == dataset[1].keys.tolist()
 
 
 def test_training_on_packed_images_is_training_on_them(workplace):

@@ -46,16 +46,16 @@ def test_neighbours_are_those_of_other_folds(workplace, monkeypatch, tmp_path):
     """Each image's own copy would make every depth perfect."""
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))  # other tests train on images of the same bytes
     recipe = load_recipe("mine.yaml")
-    inspection = validate_images(builders.read_examples(recipe))
-    splits, prefix = builders.split_dataset(recipe, inspection.examples), builders.build_feature_extractor(recipe)
-    depths, rows = builders.extract_depths(recipe, prefix, inspection, np.flatnonzero(splits != "test"))
+    inspection = validate_images(builders.read_dataset(recipe))
+    splits, extractor = builders.split_dataset(recipe, inspection.dataset), builders.build_feature_extractor(recipe)
+    depths, rows = builders.extract_depths(recipe, extractor, inspection, np.flatnonzero(splits != "test"))
     assert len(rows) == 24 and all(len(matrix) == 24 for matrix in depths.values())
-    with builders.extract_features(recipe, prefix, inspection) as features:
+    with builders.extract_features(recipe, extractor, inspection) as features:
         assert features.computed == 32 - 24  # these features are those that a training reads
         np.testing.assert_allclose(depths["features"], features.outputs[0][rows], rtol=1e-6)
     noise = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
     found = knn_accuracy_per_block(divide_classes(recipe, inspection, rows), {"noise": noise})
-    codes = inspection.examples.targets["label"][rows]
+    codes = inspection.dataset.targets["label"][rows]
     assert found["noise"] < 0.8 < KNeighborsClassifier(1).fit(noise, codes).score(noise, codes)
 
 

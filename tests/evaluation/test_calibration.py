@@ -15,7 +15,7 @@ from tlkeras.evaluation.calibration import (
 from tlkeras.runs.predictions import Predictions
 
 
-def answer(targets, probabilities, weights=None, task=None):
+def prediction(targets, probabilities, weights=None, task=None):
     targets, probabilities = np.asarray(targets), np.asarray(probabilities, float)
     count, classes = probabilities.shape
     task = task or Task("label", tuple("abcdefgh"[:classes]))
@@ -31,48 +31,50 @@ def overconfident(count=4000, steepness=3.0, classes=3, seed=0):
     logits = random.normal(0, 1.5, (count, classes))
     true = softmax(logits, axis=1)
     targets = (true.cumsum(1) > random.random(count)[:, None]).argmax(1)
-    return answer(targets, softmax(steepness * logits, axis=1)), true
+    return prediction(targets, softmax(steepness * logits, axis=1)), true
 
 
 def test_reliability_by_hand():
     # confidences .6 .6 .8 .9, right: yes no yes yes, two bins of half the weight each
-    answers = answer([0, 1, 0, 1], [[0.6, 0.4], [0.6, 0.4], [0.8, 0.2], [0.1, 0.9]])
-    found = measure_reliability(answers, bins=2)
+    predictions = prediction([0, 1, 0, 1], [[0.6, 0.4], [0.6, 0.4], [0.8, 0.2], [0.1, 0.9]])
+    found = measure_reliability(predictions, bins=2)
     np.testing.assert_allclose(found.confidence, [0.6, 0.85])
     np.testing.assert_allclose(found.accuracy, [0.5, 1.0])
     np.testing.assert_allclose(found.share, [0.5, 0.5])
     assert found.error == pytest.approx(0.5 * 0.1 + 0.5 * 0.15)
     # ten even bins: (.5, .6] holds two, (.7, .8] and (.8, .9] one each
-    assert expected_calibration_error(answers, bins=10) == pytest.approx((2 * 0.1 + 0.2 + 0.1) / 4)
+    assert expected_calibration_error(predictions, bins=10) == pytest.approx((2 * 0.1 + 0.2 + 0.1) / 4)
 
 
 def test_weights_are_repetitions():
     p = np.random.default_rng(0).dirichlet(np.ones(3), 50)
     targets, counts = np.arange(50) % 3, np.arange(50) % 4 + 1
-    weighted = expected_calibration_error(answer(targets, p, counts))
+    weighted = expected_calibration_error(prediction(targets, p, counts))
     assert weighted == pytest.approx(
-        expected_calibration_error(answer(np.repeat(targets, counts), np.repeat(p, counts, 0)))
+        expected_calibration_error(prediction(np.repeat(targets, counts), np.repeat(p, counts, 0)))
     )
 
 
 def test_equal_confidences_share_a_bin():
-    answers = answer([0, 1] * 10, [[0.7, 0.3]] * 20)
-    found = measure_reliability(answers)
+    predictions = prediction([0, 1] * 10, [[0.7, 0.3]] * 20)
+    found = measure_reliability(predictions)
     np.testing.assert_allclose([found.confidence, found.accuracy, found.share], [[0.7], [0.5], [1.0]])
 
 
 def test_temperature_finds_the_steepness_and_changes_no_answer():
-    answers, true = overconfident()
-    scaling = fit_scaling(answers, "temperature")
+    predictions, true = overconfident()
+    scaling = fit_scaling(predictions, "temperature")
     assert scaling.scale == pytest.approx(np.full(3, 1 / 3), rel=0.1)
-    scaled = scaling.apply(answers.probabilities)
-    np.testing.assert_array_equal(scaled.argmax(1), answers.probabilities.argmax(1))
+    scaled = scaling.apply(predictions.probabilities)
+    np.testing.assert_array_equal(scaled.argmax(1), predictions.probabilities.argmax(1))
     assert np.abs(scaled - true).mean() < 0.01
 
 
 def test_vector_scaling_undoes_a_shift_that_temperature_cannot():
-    answers, true = overconfident(steepness=1.0)
-    shifted = answer(answers.targets, softmax(np.log(answers.probabilities) + np.array([0.0, 1.5, -1.0]), axis=1))
+    predictions, true = overconfident(steepness=1.0)
+    shifted = prediction(
+        predictions.targets, softmax(np.log(predictions.probabilities) + np.array([0.0, 1.5, -1.0]), axis=1)
+    )
     vector, temperature = (fit_scaling(shifted, method) for method in ("vector", "temperature"))
     error = {s.method: np.abs(s.apply(shifted.probabilities) - true).mean() for s in (vector, temperature)}
     assert error["vector"] < 0.02 < error["temperature"]
@@ -83,30 +85,30 @@ def test_several_labels_are_scaled_one_by_one():
     logits = random.normal(0, 1.5, (6000, 2))
     targets = (random.random((6000, 2)) < 1 / (1 + np.exp(-logits))).astype(np.int8)
     steep = 1 / (1 + np.exp(-logits * [4.0, 0.5]))
-    answers = answer(targets, steep, task=make_task("tags", ["x", "y"], "|"))
-    assert fit_scaling(answers, "vector").scale == pytest.approx([1 / 4, 2], rel=0.1)
-    described = describe_calibration(answers, answers)
+    predictions = prediction(targets, steep, task=make_task("tags", ["x", "y"], "|"))
+    assert fit_scaling(predictions, "vector").scale == pytest.approx([1 / 4, 2], rel=0.1)
+    described = describe_calibration(predictions, predictions)
     assert described["scalings"]["vector"]["adaptive_ece"] < described["adaptive_ece"] / 3
 
 
 def test_certain_answers_and_separable_ones_stay_finite():
-    answers = answer([0, 1] * 5, [[1.0, 0.0], [0.0, 1.0]] * 5)
+    predictions = prediction([0, 1] * 5, [[1.0, 0.0], [0.0, 1.0]] * 5)
     for method in ("temperature", "vector"):
-        scaled = fit_scaling(answers, method).apply(answers.probabilities)
+        scaled = fit_scaling(predictions, method).apply(predictions.probabilities)
         assert np.isfinite(scaled).all()
-        assert (scaled.argmax(1) == answers.targets).all()
+        assert (scaled.argmax(1) == predictions.targets).all()
 
 
 def test_description_improves_and_says_on_how_many():
-    answers, _ = overconfident(1000)
-    described = describe_calibration(answers, overconfident(1000, seed=1)[0])
+    predictions, _ = overconfident(1000)
+    described = describe_calibration(predictions, overconfident(1000, seed=1)[0])
     assert described["fitted_on"] == 1000
     for of_scaling in described["scalings"].values():
         assert of_scaling["adaptive_ece"] < described["adaptive_ece"] / 2
         assert of_scaling["log_loss"] < described["log_loss"]
-    assert describe_calibration(answers, None)["scalings"] == {}
+    assert describe_calibration(predictions, None)["scalings"] == {}
 
 
 def test_nothing_to_fit_on():
     with pytest.raises(RunError, match="images that were not trained on"):
-        fit_scaling(answer(np.zeros(0, int), np.zeros((0, 2))), "temperature")
+        fit_scaling(prediction(np.zeros(0, int), np.zeros((0, 2))), "temperature")

@@ -37,8 +37,8 @@ def test_the_second_is_worse(pair):
 
 
 def test_a_run_against_itself_is_neither(pair):
-    (answers,) = load_predictions(pair[0])
-    for parts in compare_probabilities(answers, answers.probabilities, resamples=50).values():
+    (predictions,) = load_predictions(pair[0])
+    for parts in compare_probabilities(predictions, predictions.probabilities, resamples=50).values():
         assert parts["value"] in (0.0, None) and parts["better"] is None
 
 

@@ -19,7 +19,7 @@ from tlkeras.evaluation.robustness import CORRUPTIONS
 from tlkeras.runs.predictions import Predictions
 
 
-def answer(task, targets, probabilities, weights=None):
+def prediction(task, targets, probabilities, weights=None):
     p = np.asarray(probabilities, float)
     weights = np.ones(len(p)) if weights is None else np.asarray(weights, float)
     keys = np.array([f"{row}.png" for row in range(len(p))])
@@ -33,35 +33,35 @@ SAID = [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.7, 0.1], [0.01, 0.09, 0.9]]
 def test_mistakes_of_several_labels_by_hand():
     task = make_task("label", ("cat", "dog", "fox"), "|")
     targets = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 1]], np.int8)
-    said = [[0.9, 0.1, 0.8], [0.2, 0.7, 0.1], [0.1, 0.1, 0.9]]  # dog for fox; cat for dog; right
-    answers = answer(task, targets, said, [1, 2, 4])
-    rows = {row["label"]: (row["found"], row["missed"], row["false"]) for row in count_label_mistakes(answers)}
+    predicted = [[0.9, 0.1, 0.8], [0.2, 0.7, 0.1], [0.1, 0.1, 0.9]]  # dog for fox; cat for dog; right
+    predictions = prediction(task, targets, predicted, [1, 2, 4])
+    rows = {row["label"]: (row["found"], row["missed"], row["false"]) for row in count_label_mistakes(predictions)}
     assert rows == {"cat": (1, 2, 0), "dog": (0, 1, 2), "fox": (4, 0, 1)}
-    assert count_label_mistakes(answers)[0]["label"] == "dog"
-    pairs = [(row["label"], row["answer"], row["images"]) for row in most_confused_labels(answers)]
+    assert count_label_mistakes(predictions)[0]["label"] == "dog"
+    pairs = [(row["label"], row["prediction"], row["images"]) for row in most_confused_labels(predictions)]
     assert pairs == [("cat", "dog", 2.0), ("dog", "fox", 1.0)]
-    assert most_confused_labels(answers)[0]["share"] == pytest.approx(2 / 3)
+    assert most_confused_labels(predictions)[0]["share"] == pytest.approx(2 / 3)
 
 
 def test_confusions_and_losses_by_hand():
-    answers = answer(CATS, [0, 1, 0, 1], SAID, [1, 1, 2, 1])
-    np.testing.assert_array_equal(count_confusions(answers), [[1, 2, 0], [0, 0, 2], [0, 0, 0]])
-    first, second = most_confused(answers)
-    assert (first["label"], first["answer"], first["images"]) == ("cat", "dog", 2)
+    predictions = prediction(CATS, [0, 1, 0, 1], SAID, [1, 1, 2, 1])
+    np.testing.assert_array_equal(count_confusions(predictions), [[1, 2, 0], [0, 0, 2], [0, 0, 0]])
+    first, second = most_confused(predictions)
+    assert (first["label"], first["prediction"], first["images"]) == ("cat", "dog", 2)
     assert first["share"] == pytest.approx(2 / 3) and second["share"] == 1
-    losses = top_losses(answers)
+    losses = top_losses(predictions)
     assert [loss["key"] for loss in losses] == ["3.png", "2.png", "1.png"]
     assert losses[0]["loss"] == pytest.approx(-np.log(0.09))
-    assert (losses[0]["answer"], losses[0]["probability"], losses[0]["of_label"]) == ("fox", 0.9, 0.09)
-    assert top_losses(answers, most=1) == losses[:1]
+    assert (losses[0]["prediction"], losses[0]["probability"], losses[0]["of_label"]) == ("fox", 0.9, 0.09)
+    assert top_losses(predictions, most=1) == losses[:1]
 
 
 def test_losses_of_labels_look_at_what_is_wrong():
     task = make_task("tags", ["red", "round"], "|")
-    answers = answer(task, np.array([[1, 0], [1, 1]], np.int8), [[0.9, 0.8], [0.95, 0.2]])
-    first, second = top_losses(answers)
-    assert (first["answer"], first["label"], first["class"]) == ("red|round", "red", 1)
-    assert (second["answer"], second["label"], second["class"]) == ("red", "red|round", 1)
+    predictions = prediction(task, np.array([[1, 0], [1, 1]], np.int8), [[0.9, 0.8], [0.95, 0.2]])
+    first, second = top_losses(predictions)
+    assert (first["prediction"], first["label"], first["class"]) == ("red|round", "red", 1)
+    assert (second["prediction"], second["label"], second["class"]) == ("red", "red|round", 1)
     assert first["loss"] == pytest.approx(-np.log([0.9, 0.2]).mean())
 
 
@@ -87,13 +87,13 @@ def test_wrong_labels_are_found():
     p = np.eye(3)[targets] * 0.9 + random.dirichlet(np.ones(3), 90) * 0.1
     told = targets.copy()
     told[4] = 2
-    (suspect,) = label_issues(answer(CATS, told, p))
+    (suspect,) = label_issues(prediction(CATS, told, p))
     assert (suspect["key"], suspect["label"], suspect["suggested"]) == ("4.png", "fox", "cat")
     task = make_task("tags", ["red", "round"], "|")
     labels = np.stack([np.arange(90) % 2, np.arange(90) % 3 == 0], 1).astype(np.int8)
-    said = labels * 0.9 + 0.05
+    predicted = labels * 0.9 + 0.05
     labels[7, 0] = 0
-    (suspect,) = label_issues(answer(task, labels, said))
+    (suspect,) = label_issues(prediction(task, labels, predicted))
     assert (suspect["label"], suspect["suggested"]) == ("not red", "red")
 
 

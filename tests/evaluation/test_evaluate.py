@@ -15,7 +15,7 @@ from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Predictions, load_predictions, read_probes
 
 
-def make_answers(count=60, classes=3, seed=0, **slices):
+def make_predictions(count=60, classes=3, seed=0, **slices):
     random = np.random.default_rng(seed)
     targets = random.integers(0, classes, count)
     probabilities = random.dirichlet(np.ones(classes), count)
@@ -34,19 +34,19 @@ def copied(trained, tmp_path):
 
 def test_slices_are_measured_alone():
     domain = np.array(["mono", "poly", "poly"] * 20)
-    answers = make_answers(domain=domain, group=np.full(60, ""))
-    result = evaluate_predictions(answers, resamples=50)
+    predictions = make_predictions(domain=domain, group=np.full(60, ""))
+    result = evaluate_predictions(predictions, resamples=50)
     assert list(result["slices"]) == ["domain"]
     mono = result["slices"]["domain"]["mono"]
     rows = domain == "mono"
     assert mono["examples"] == 20
-    right = answers.probabilities[rows].argmax(1) == answers.targets[rows]
+    right = predictions.probabilities[rows].argmax(1) == predictions.targets[rows]
     assert mono["accuracy"]["value"] == pytest.approx(right.mean())
 
 
 def test_one_class_among_the_images():
-    answers = make_answers()
-    only = Predictions(**{**vars(answers), "targets": np.zeros(60, int)})
+    predictions = make_predictions()
+    only = Predictions(**{**vars(predictions), "targets": np.zeros(60, int)})
     result = evaluate_predictions(only, resamples=50)
     assert result["metrics"]["roc_auc"] == {"value": None, "low": None, "high": None}
     assert result["labels"]["class 1"]["recall"]["value"] is None
@@ -76,8 +76,8 @@ def test_predictions_that_are_no_numbers_are_named(copied):
 
 
 def test_a_thousand_classes_and_many_images():
-    answers = make_answers(count=3000, classes=1000)
-    result = evaluate_predictions(answers, resamples=100)
+    predictions = make_predictions(count=3000, classes=1000)
+    result = evaluate_predictions(predictions, resamples=100)
     accuracy, area = (result["metrics"][name] for name in ("accuracy", "roc_auc"))
     assert accuracy["low"] < accuracy["high"]
     assert area["value"] == pytest.approx(0.5, abs=0.02) and area["low"] is None

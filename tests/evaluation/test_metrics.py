@@ -37,20 +37,20 @@ def test_agrees_with_scikit_learn(classes):
     random = np.random.default_rng(classes)
     targets, weights = random.integers(0, classes, 300), random.random(300)
     probabilities = random.dirichlet(np.ones(classes), 300)
-    answers, given = probabilities.argmax(1), {"sample_weight": weights}
+    predictions, given = probabilities.argmax(1), {"sample_weight": weights}
     truth = np.eye(classes)[targets]
-    single = reference.precision_recall_fscore_support(targets, answers, **given)
+    single = reference.precision_recall_fscore_support(targets, predictions, **given)
     ranked = [reference.average_precision_score(truth[:, c], probabilities[:, c], **given) for c in range(classes)]
     expected = {
-        "weighted_f1": reference.f1_score(targets, answers, average="weighted", **given),
+        "weighted_f1": reference.f1_score(targets, predictions, average="weighted", **given),
         "average_precision": ranked[1] if classes == 2 else np.mean(ranked),
         "brier_score": np.average(np.square(truth - probabilities).sum(1), weights=weights),
         **{(1, name): values[1] for name, values in zip(("precision", "recall", "f1"), single, strict=False)},
         (1, "average_precision"): ranked[1],
         (1, "roc_auc"): reference.roc_auc_score(targets == 1, probabilities[:, 1], **given),
-        "accuracy": reference.accuracy_score(targets, answers, sample_weight=weights),
-        "balanced_accuracy": reference.balanced_accuracy_score(targets, answers, sample_weight=weights),
-        "macro_f1": reference.f1_score(targets, answers, average="macro", sample_weight=weights),
+        "accuracy": reference.accuracy_score(targets, predictions, sample_weight=weights),
+        "balanced_accuracy": reference.balanced_accuracy_score(targets, predictions, sample_weight=weights),
+        "macro_f1": reference.f1_score(targets, predictions, average="macro", sample_weight=weights),
         "log_loss": reference.log_loss(targets, probabilities, sample_weight=weights),
         "roc_auc": np.mean(
             [

@@ -39,21 +39,21 @@ def test_by_hand():
 def test_agrees_with_scikit_learn():
     random = np.random.default_rng(0)
     truth, weights = (random.random((300, 4)) < [0.1, 0.3, 0.5, 0.8]).astype(int), random.random(300)
-    said = np.round(np.clip(truth * 0.3 + random.random((300, 4)) * 0.7, 0, 1), 2)  # with ties
-    answers = (said >= 0.5).astype(int)
+    predicted = np.round(np.clip(truth * 0.3 + random.random((300, 4)) * 0.7, 0, 1), 2)  # with ties
+    predictions = (predicted >= 0.5).astype(int)
     given = {"sample_weight": weights}
     expected = {
-        "exact_match": reference.accuracy_score(truth, answers, **given),
-        "hamming_loss": reference.hamming_loss(truth, answers, **given),
-        **{f"{way}_f1": reference.f1_score(truth, answers, average=way, **given) for way in ("macro", "micro")},
-        "roc_auc": reference.roc_auc_score(truth, said, **given),
-        "micro_roc_auc": reference.roc_auc_score(truth, said, average="micro", **given),
-        "mean_average_precision": reference.average_precision_score(truth, said, **given),
-        "micro_average_precision": reference.average_precision_score(truth, said, average="micro", **given),
-        (2, "f1"): reference.f1_score(truth[:, 2], answers[:, 2], **given),
-        (3, "average_precision"): reference.average_precision_score(truth[:, 3], said[:, 3], **given),
+        "exact_match": reference.accuracy_score(truth, predictions, **given),
+        "hamming_loss": reference.hamming_loss(truth, predictions, **given),
+        **{f"{way}_f1": reference.f1_score(truth, predictions, average=way, **given) for way in ("macro", "micro")},
+        "roc_auc": reference.roc_auc_score(truth, predicted, **given),
+        "micro_roc_auc": reference.roc_auc_score(truth, predicted, average="micro", **given),
+        "mean_average_precision": reference.average_precision_score(truth, predicted, **given),
+        "micro_average_precision": reference.average_precision_score(truth, predicted, average="micro", **given),
+        (2, "f1"): reference.f1_score(truth[:, 2], predictions[:, 2], **given),
+        (3, "average_precision"): reference.average_precision_score(truth[:, 3], predicted[:, 3], **given),
     }
-    figures = bootstrap_metrics(truth, said, weights, resamples=50)
+    figures = bootstrap_metrics(truth, predicted, weights, resamples=50)
     for name, value in expected.items():
         assert figures[name].value == pytest.approx(value), name
         assert figures[name].low <= value <= figures[name].high
@@ -61,9 +61,9 @@ def test_agrees_with_scikit_learn():
 
 def test_weights_are_repetitions():
     random = np.random.default_rng(0)
-    truth, said, counts = random.integers(0, 2, (40, 3)), random.random((40, 3)), random.integers(1, 4, 40)
-    weighted = compute_labels(truth, said, counts[None].astype(float))
-    repeated = compute_labels(np.repeat(truth, counts, 0), np.repeat(said, counts, 0), np.ones((1, counts.sum())))
+    truth, predicted, counts = random.integers(0, 2, (40, 3)), random.random((40, 3)), random.integers(1, 4, 40)
+    weighted = compute_labels(truth, predicted, counts[None].astype(float))
+    repeated = compute_labels(np.repeat(truth, counts, 0), np.repeat(predicted, counts, 0), np.ones((1, counts.sum())))
     for name, value in weighted.items():
         assert value[0] == pytest.approx(repeated[name][0]), name
 

@@ -184,25 +184,28 @@ def make_report(classes, count, several=False, seed=0):
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     keys = np.array([f"{EVIL}/{row}.png" for row in range(count)])
     domain = np.where(np.arange(count) % 3, "lab", EVIL)
-    answers = Predictions(task, keys, targets, p, np.ones(count), np.full(classes, 1 / classes), {"domain": domain})
-    figures = evaluate_predictions(answers, None, answers, resamples=100)
+    predictions = Predictions(task, keys, targets, p, np.ones(count), np.full(classes, 1 / classes), {"domain": domain})
+    figures = evaluate_predictions(predictions, None, predictions, resamples=100)
     computed = {
         "worth": None,
         "calibration": figures["calibration"],
         "unseen": "validation",
-        "losses": top_losses(answers),
-        "suspects": label_issues(answers),
+        "losses": top_losses(predictions),
+        "suspects": label_issues(predictions),
         "training_suspects": [],
     }
     if several:
-        computed |= {"label_mistakes": count_label_mistakes(answers), "confused": most_confused_labels(answers)}
-        computed |= {"label_sets": measure_label_sets(answers, answers, 0.1), "trade": describe_trade(answers, answers)}
+        computed |= {"label_mistakes": count_label_mistakes(predictions), "confused": most_confused_labels(predictions)}
+        computed |= {
+            "label_sets": measure_label_sets(predictions, predictions, 0.1),
+            "trade": describe_trade(predictions, predictions),
+        }
     else:
-        counts = count_confusions(answers)
+        counts = count_confusions(predictions)
         order = order_classes(counts)
         chosen = counts[np.ix_(order, order)].tolist()
         shown = {"classes": [names[index] for index in order], "counts": chosen, "left_out": classes - len(order)}
-        computed |= {"confusions": shown, "confused": most_confused(answers)}
+        computed |= {"confusions": shown, "confused": most_confused(predictions)}
     environment = {"python": "3", "platform": "", "cores": 2, "versions": {}}
     made = {
         "created": "", "finished": "", "resumed": 0, "command": EVIL, "recipe": EVIL, "source": EVIL, "examples": {},
@@ -231,7 +234,7 @@ def test_the_probability_beside_a_wrong_set_is_that_of_the_label_it_is_wrong_abo
     """Beside the whole set it would be taken for that of the set."""
     report = make_report(3, 60, several=True)
     losses = report.tasks["label"]["losses"]
-    losses[:] = [{**losses[0], "answer": "", "label": "class 001", "class": 1, "probability": 0.125}]
+    losses[:] = [{**losses[0], "prediction": "", "label": "class 001", "class": 1, "probability": 0.125}]
     losses[0]["nearest"] = [{"key": losses[0]["key"], "label": "", "cosine": 0.5}]
     words = " ".join(re.sub(r"<[^>]+>", " ", render_report([report])).split())
     assert "(none) , but it is class 001 class 001 0.12" in words

@@ -15,7 +15,7 @@ from tlkeras.evaluation.selective import (
 from tlkeras.runs.predictions import Predictions
 
 
-def answer(targets, probabilities, weights=None):
+def prediction(targets, probabilities, weights=None):
     p = np.asarray(probabilities, float)
     weights = np.ones(len(p)) if weights is None else np.asarray(weights, float)
     task = Task("label", tuple("abcd"[: p.shape[1]]))
@@ -24,20 +24,20 @@ def answer(targets, probabilities, weights=None):
 
 def test_trade_by_hand():
     # confidences .9 right, .8 wrong (weight 2), .6 right and .6 wrong
-    answers = answer([0, 1, 1, 0], [[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.4, 0.6]], [1, 2, 1, 1])
-    trade = risk_coverage_curve(answers)
+    predictions = prediction([0, 1, 1, 0], [[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.4, 0.6]], [1, 2, 1, 1])
+    trade = risk_coverage_curve(predictions)
     np.testing.assert_allclose(trade.threshold, [0.6, 0.8, 0.9])
     np.testing.assert_allclose(trade.coverage, [1, 3 / 5, 1 / 5])
     np.testing.assert_allclose(trade.accuracy, [2 / 5, 1 / 3, 1])
-    assert choose_threshold(answers, 0.4) == 0.6
-    assert choose_threshold(answers, 0.9) == 0.9
-    described = describe_trade(answers, answers, 0.9)
+    assert choose_threshold(predictions, 0.4) == 0.6
+    assert choose_threshold(predictions, 0.9) == 0.9
+    described = describe_trade(predictions, predictions, 0.9)
     assert (described["chosen_coverage"], described["chosen_accuracy"]) == (pytest.approx(1 / 5), 1.0)
-    assert describe_trade(answers, None)["chosen"] is None
-    assert describe_trade(answers, None)["wanted"] == pytest.approx(1 - 0.6 / 2)
+    assert describe_trade(predictions, None)["chosen"] is None
+    assert describe_trade(predictions, None)["wanted"] == pytest.approx(1 - 0.6 / 2)
 
 
-def answer_labels(targets, probabilities):
+def predict_labels(targets, probabilities):
     p = np.asarray(probabilities, float)
     task = make_task("label", ("cat", "dog"), "|")
     return Predictions(
@@ -47,16 +47,16 @@ def answer_labels(targets, probabilities):
 
 def test_trade_of_several_labels_by_hand():
     # confidences .9 * .8 right, .6 * .5 wrong in one label
-    trade = risk_coverage_curve(answer_labels([[1, 0], [0, 0]], [[0.9, 0.2], [0.4, 0.5]]))
+    trade = risk_coverage_curve(predict_labels([[1, 0], [0, 0]], [[0.9, 0.2], [0.4, 0.5]]))
     np.testing.assert_allclose(trade.threshold, [0.3, 0.72])
     np.testing.assert_allclose(trade.coverage, [1, 1 / 2])
     np.testing.assert_allclose(trade.accuracy, [1 / 2, 1])
 
 
 def test_sets_of_several_labels_by_hand():
-    calibration = answer_labels([[1, 0]] * 4, [[0.9, 0.1], [0.8, 0.1], [0.7, 0.1], [0.6, 0.1]])
+    calibration = predict_labels([[1, 0]] * 4, [[0.9, 0.1], [0.8, 0.1], [0.7, 0.1], [0.6, 0.1]])
     # cat: 1 - p(true) .1 .2 .3 .4, alpha .4 -> .3, so an answer from .7 on; dog: always .1 -> from .9 on
-    cat, dog = measure_label_sets(answer_labels([[1, 0], [1, 1]], [[0.75, 0.05], [0.5, 0.5]]), calibration, 0.4)
+    cat, dog = measure_label_sets(predict_labels([[1, 0], [1, 1]], [[0.75, 0.05], [0.5, 0.5]]), calibration, 0.4)
     assert (cat["label"], cat["coverage"], cat["empty"], cat["undecided"]) == ("cat", 0.5, 0.5, 0)
     assert (dog["label"], dog["coverage"], dog["single"]) == ("dog", 0.5, 0.5)
     (wide, _) = measure_label_sets(calibration, calibration, 0.1)
@@ -64,13 +64,13 @@ def test_sets_of_several_labels_by_hand():
 
 
 def test_no_threshold_is_enough():
-    assert choose_threshold(answer([1, 1], [[0.9, 0.1], [0.8, 0.2]]), 0.5) is None
+    assert choose_threshold(prediction([1, 1], [[0.9, 0.1], [0.8, 0.2]]), 0.5) is None
 
 
 def test_sets_by_hand():
     # 1 - p(true): .1 .2 .3 .4; alpha .4: rank ceil(5 * .6) = 3 -> .3, so classes from .7 on are in
-    calibration = answer([0] * 4, [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
-    found = conformal_prediction_sets(answer([0, 1, 0], [[0.75, 0.25], [0.7, 0.3], [0.5, 0.5]]), calibration, 0.4)
+    calibration = prediction([0] * 4, [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    found = conformal_prediction_sets(prediction([0, 1, 0], [[0.75, 0.25], [0.7, 0.3], [0.5, 0.5]]), calibration, 0.4)
     assert found["threshold"] == pytest.approx(0.7)
     assert found["coverage"] == pytest.approx(1 / 3)
     assert found["sizes"] == [1, 2] and found["empty"] == pytest.approx(1 / 3)
@@ -86,14 +86,16 @@ def test_sets_cover_as_promised():
         p = random.dirichlet(np.ones(4), 400)
         targets = (p.cumsum(1) > random.random(400)[:, None]).argmax(1)
         covered.append(
-            conformal_prediction_sets(answer(targets[200:], p[200:]), answer(targets[:200], p[:200]), 0.2)["coverage"]
+            conformal_prediction_sets(prediction(targets[200:], p[200:]), prediction(targets[:200], p[:200]), 0.2)[
+                "coverage"
+            ]
         )
     assert np.mean(covered) == pytest.approx(0.8, abs=0.015)
 
 
 def test_what_makes_no_sets():
-    answers = answer([0], [[0.9, 0.1]])
+    predictions = prediction([0], [[0.9, 0.1]])
     with pytest.raises(RunError, match="between 0 and 1. Received: 1.5"):
-        conformal_prediction_sets(answers, answers, 1.5)
+        conformal_prediction_sets(predictions, predictions, 1.5)
     with pytest.raises(RunError, match="data.validation"):
-        conformal_prediction_sets(answers, answer(np.zeros(0, int), np.zeros((0, 2))), 0.1)
+        conformal_prediction_sets(predictions, prediction(np.zeros(0, int), np.zeros((0, 2))), 0.1)

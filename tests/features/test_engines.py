@@ -182,7 +182,7 @@ def test_passes_on_what_the_source_raises(engine):
 
 
 def test_failing_engines_fall_back_with_a_warning(monkeypatch):
-    def fail(prefix, traced):
+    def fail(extractor, traced):
         raise RuntimeError("no such operation")
 
     monkeypatch.setitem(engines._ENGINES, "openvino", fail)

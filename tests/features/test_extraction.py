@@ -27,7 +27,7 @@ extract = partial(extraction.extract_activations, engine="keras")  # the quickes
 
 
 @pytest.fixture(scope="module")
-def prefix() -> keras.Model:
+def extractor() -> keras.Model:
     keras.utils.set_random_seed(0)
     entry = keras.Input((32, 32, 3), dtype="uint8", name="images")
     x = layers.Conv2D(4, 3, strides=2)(layers.Rescaling(1 / 255)(entry))
@@ -49,10 +49,10 @@ def look_at(paths: list[str]) -> ImageFiles:
     return ImageFiles(paths, [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths])
 
 
-def predict(prefix: keras.Model, images: ImageFiles, view: AugmentedView = IDENTITY_VIEW) -> np.ndarray:
+def predict(extractor: keras.Model, images: ImageFiles, view: AugmentedView = IDENTITY_VIEW) -> np.ndarray:
     stream = make_image_dataset(images.paths, 32, "squash", len(images)).as_numpy_iterator()
     seen = draw_views(next(stream)[1], digest_to_seed(images.digests), [view])
-    return prefix.predict_on_batch(seen[:, 0])
+    return extractor.predict_on_batch(seen[:, 0])
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def counted(monkeypatch) -> list[int]:
     sizes: list[int] = []
     make = extraction.make_engine
 
-    def make_counting(prefix, name):
-        engine = make(prefix, name)
+    def make_counting(extractor, name):
+        engine = make(extractor, name)
         run = engine.run
 
         def count(batches):
@@ -78,51 +78,51 @@ def counted(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("engine", ["openvino", "tensorflow", "keras"])
-def test_gives_what_the_model_gives(prefix, tmp_path, engine):
+def test_gives_what_the_model_gives(extractor, tmp_path, engine):
     images = draw(tmp_path, *range(40))
-    with extract(prefix, images, FACTS, engine=engine, dtype="float32") as features:
+    with extract(extractor, images, FACTS, engine=engine, dtype="float32") as features:
         [rows] = features.outputs
         assert (features.engine, features.computed, features.reused) == (engine, 40, 0)
         assert features.kept.tolist() == list(range(40)) and features.rejected == ()
         assert rows.shape == (40, 4) and rows.dtype == np.float32
-        np.testing.assert_allclose(np.asarray(rows), predict(prefix, images), atol=1e-5)
+        np.testing.assert_allclose(np.asarray(rows), predict(extractor, images), atol=1e-5)
         assert np.array_equal(rows[[3, 1]], np.asarray(rows)[[3, 1]])
         assert np.array_equal(rows[5], np.asarray(rows, np.float64)[5])
         assert np.array_equal(rows[rows[:][:, 0] > 0], rows[:][rows[:][:, 0] > 0])
 
 
-def test_adding_ten_computes_ten(prefix, tmp_path, counted):
+def test_adding_ten_computes_ten(extractor, tmp_path, counted):
     cache = ActivationCache(tmp_path / "cache")
-    with extract(prefix, draw(tmp_path, *range(40)), FACTS, cache=cache) as features:
+    with extract(extractor, draw(tmp_path, *range(40)), FACTS, cache=cache) as features:
         before = features.outputs[0][:]
     assert sum(counted) == 40
     counted.clear()
     images = draw(tmp_path, *range(100, 110), *range(40))
-    with extract(prefix, images, FACTS, cache=cache) as features:
+    with extract(extractor, images, FACTS, cache=cache) as features:
         assert sum(counted) == features.computed == 10 and features.reused == 40
         assert np.array_equal(features.outputs[0][10:], before)
-        np.testing.assert_allclose(features.outputs[0][:], predict(prefix, images), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(features.outputs[0][:], predict(extractor, images), rtol=1e-3, atol=1e-4)
 
 
-def test_nothing_missing_needs_no_engine(prefix, tmp_path, monkeypatch):
+def test_nothing_missing_needs_no_engine(extractor, tmp_path, monkeypatch):
     cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1, 2)
-    extract(prefix, images, FACTS, cache=cache).close()
+    extract(extractor, images, FACTS, cache=cache).close()
     monkeypatch.setattr(extraction, "make_engine", None)
-    with extract(prefix, images, FACTS, cache=cache) as features:
+    with extract(extractor, images, FACTS, cache=cache) as features:
         assert (features.engine, features.computed, features.reused) == (None, 0, 2)
 
 
-def test_equal_files_are_computed_once(prefix, tmp_path, counted):
+def test_equal_files_are_computed_once(extractor, tmp_path, counted):
     first = draw(tmp_path, 1, 2)
     (tmp_path / "copy.png").write_bytes((tmp_path / "1.png").read_bytes())
     images = look_at([*first.paths, str(tmp_path / "copy.png")])
-    with extract(prefix, images, FACTS) as features:
+    with extract(extractor, images, FACTS) as features:
         assert counted == [2] and features.computed == 2
         assert features.kept.tolist() == [0, 1, 2]
         assert np.array_equal(features.outputs[0][0], features.outputs[0][2])
 
 
-def test_unreadable_images_are_left_out(prefix, tmp_path):
+def test_unreadable_images_are_left_out(extractor, tmp_path):
     good = draw(tmp_path, *range(70))
     half = (tmp_path / "0.png").read_bytes()[:300]
     bad = {"empty.png": b"", "text.jpg": b"hello", "half.png": half}
@@ -130,32 +130,32 @@ def test_unreadable_images_are_left_out(prefix, tmp_path):
         (tmp_path / name).write_bytes(content)
     paths = [str(tmp_path / name) for name in bad]
     images = look_at([paths[0], *good.paths[:50], paths[1], *good.paths[50:], paths[2]])
-    with extract(prefix, images, FACTS) as features:
+    with extract(extractor, images, FACTS) as features:
         assert [rejection.path for rejection in features.rejected] == paths
         assert all(rejection.reason for rejection in features.rejected)
         assert features.kept.tolist() == [row for row in range(73) if row not in (0, 51, 72)]
         assert features.computed == 70
-        np.testing.assert_allclose(features.outputs[0][:], predict(prefix, good), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(features.outputs[0][:], predict(extractor, good), rtol=1e-3, atol=1e-4)
 
 
-def test_only_unreadable_images(prefix, tmp_path):
+def test_only_unreadable_images(extractor, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    with extract(prefix, look_at([str(tmp_path / "a.png")]), FACTS) as features:
+    with extract(extractor, look_at([str(tmp_path / "a.png")]), FACTS) as features:
         assert len(features.rejected) == 1 and len(features.kept) == 0
         assert features.outputs[0][:].shape == (0, 4)
 
 
-def test_no_image_at_all(prefix):
-    with extract(prefix, ImageFiles([], []), FACTS) as features:
+def test_no_image_at_all(extractor):
+    with extract(extractor, ImageFiles([], []), FACTS) as features:
         assert (len(features.kept), features.computed, features.outputs[0].shape) == (0, 0, (0, 4))
 
 
-def test_several_taps_in_one_pass(prefix, tmp_path, counted):
+def test_several_taps_in_one_pass(extractor, tmp_path, counted):
     """A second tap beside a known one: one pass over the images, and only the new rows are written."""
     cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1, 2, 3)
-    extract(prefix, images, FACTS, cache=cache).close()
+    extract(extractor, images, FACTS, cache=cache).close()
     counted.clear()
-    taps = keras.Model(prefix.input, [prefix.layers[2].output, prefix.output])
+    taps = keras.Model(extractor.input, [extractor.layers[2].output, extractor.output])
     facts = [{"weights": "abc", "cut": "first"}, *FACTS]
     with extract(taps, images, facts, cache=cache) as features:
         assert [rows.shape for rows in features.outputs] == [(3, 15, 15, 4), (3, 4)]
@@ -185,44 +185,44 @@ def decoded(monkeypatch) -> list[int]:
     return counts
 
 
-def test_several_views_in_one_pass(prefix, tmp_path, counted, decoded):
+def test_several_views_in_one_pass(extractor, tmp_path, counted, decoded):
     """Unreadable and equal files among them."""
     cache, good = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(20))
     (tmp_path / "bad.png").write_bytes(b"")
     (tmp_path / "copy.png").write_bytes((tmp_path / "1.png").read_bytes())
     images = look_at([good.paths[0], str(tmp_path / "bad.png"), *good.paths[1:], str(tmp_path / "copy.png")])
-    with extract(prefix, images, FACTS, views=VIEWS, cache=cache) as features:
+    with extract(extractor, images, FACTS, views=VIEWS, cache=cache) as features:
         assert decoded == [21] and sum(counted) == features.computed == 80 and features.reused == 0
         assert max(counted) <= 32
         assert features.kept.tolist() == [0, *range(2, 22)] and len(features.rejected) == 1
         assert features.outputs == features.views[0] and len(features.views) == 4
         for view, (rows,) in zip(VIEWS, features.views, strict=True):
-            np.testing.assert_allclose(rows[:20], predict(prefix, good, view), rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(rows[:20], predict(extractor, good, view), rtol=1e-3, atol=1e-3)
             assert np.array_equal(rows[20], rows[1])
         assert not np.array_equal(features.views[1][0][:], features.views[2][0][:])
 
 
-def test_views_that_are_there_are_not_computed_again(prefix, tmp_path, counted, decoded):
+def test_views_that_are_there_are_not_computed_again(extractor, tmp_path, counted, decoded):
     cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(12))
     half = ImageFiles(images.paths[:6], images.digests[:6])
-    extract(prefix, half, FACTS, views=VIEWS[:2], cache=cache).close()
-    extract(prefix, images, FACTS, cache=cache).close()  # a plain view is one with those of other runs
+    extract(extractor, half, FACTS, views=VIEWS[:2], cache=cache).close()
+    extract(extractor, images, FACTS, cache=cache).close()  # a plain view is one with those of other runs
     counted.clear(), decoded.clear()
-    assert extraction.count_cache_misses(prefix, images, FACTS, cache, views=VIEWS) == 30
-    with extract(prefix, images, FACTS, views=VIEWS, cache=cache) as features:
+    assert extraction.count_cache_misses(extractor, images, FACTS, cache, views=VIEWS) == 30
+    with extract(extractor, images, FACTS, views=VIEWS, cache=cache) as features:
         assert sum(counted) == features.computed == 30 and features.reused == 18 and decoded == [12]
         for view, (rows,) in zip(VIEWS, features.views, strict=True):
-            np.testing.assert_allclose(rows[:], predict(prefix, images, view), rtol=1e-3, atol=1e-3)
-    with extract(prefix, images, FACTS, views=VIEWS[::-1], cache=cache) as features:
+            np.testing.assert_allclose(rows[:], predict(extractor, images, view), rtol=1e-3, atol=1e-3)
+    with extract(extractor, images, FACTS, views=VIEWS[::-1], cache=cache) as features:
         assert features.computed == 0 and features.reused == 48
-        assert np.allclose(features.views[3][0][:], predict(prefix, images), rtol=1e-3, atol=1e-3)
+        assert np.allclose(features.views[3][0][:], predict(extractor, images), rtol=1e-3, atol=1e-3)
 
 
-def test_interrupted_views_are_kept(prefix, tmp_path, monkeypatch):
+def test_interrupted_views_are_kept(extractor, tmp_path, monkeypatch):
     cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(40))
 
-    def interrupt(prefix, name):
-        engine = make_engine(prefix, name)
+    def interrupt(extractor, name):
+        engine = make_engine(extractor, name)
         run = engine.run
         engine.run = lambda batches: run(_interrupted(batches))
         return engine
@@ -234,13 +234,13 @@ def test_interrupted_views_are_kept(prefix, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(extraction, "make_engine", interrupt)
-        extract(prefix, images, FACTS, views=VIEWS, cache=cache)
-    with extract(prefix, images, FACTS, views=VIEWS, cache=cache) as features:
+        extract(extractor, images, FACTS, views=VIEWS, cache=cache)
+    with extract(extractor, images, FACTS, views=VIEWS, cache=cache) as features:
         assert (features.reused, features.computed) == (96, 64)
 
 
-def test_views_of_several_outputs_each_in_its_precision(prefix, tmp_path):
-    taps = keras.Model(prefix.input, [prefix.layers[2].output, prefix.output])
+def test_views_of_several_outputs_each_in_its_precision(extractor, tmp_path):
+    taps = keras.Model(extractor.input, [extractor.layers[2].output, extractor.output])
     images, facts = draw(tmp_path, 1, 2, 3), [{"cut": "first"}, {"cut": "last"}]
     with extract(taps, images, facts, views=VIEWS[:2], dtype=["float16", "float32"]) as features:
         for view, rows in zip(VIEWS, features.views, strict=False):
@@ -249,7 +249,7 @@ def test_views_of_several_outputs_each_in_its_precision(prefix, tmp_path):
                 np.testing.assert_allclose(of[:], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_room_for_views_is_asked_for(prefix, tmp_path, counted):
+def test_the_room_for_views_is_asked_for(extractor, tmp_path, counted):
     """A row of four float16 takes 8 bytes and 32 of digest: 40 images in 4 views 6,400."""
     cache, images = ActivationCache(tmp_path / "cache", budget_bytes=6399), draw(tmp_path, *range(40))
     for count in (
@@ -257,39 +257,39 @@ def test_the_room_for_views_is_asked_for(prefix, tmp_path, counted):
         lambda *args, **more: extraction.count_cache_misses(*args, more["cache"], views=more["views"]),
     ):
         with pytest.raises(ResourceError, match="6,400 bytes beside"):
-            count(prefix, images, FACTS, views=VIEWS, cache=cache)
+            count(extractor, images, FACTS, views=VIEWS, cache=cache)
     assert counted == []
 
 
-def test_a_view_given_twice(prefix, tmp_path):
+def test_a_view_given_twice(extractor, tmp_path):
     views = [IDENTITY_VIEW, AugmentedView(make_policy("flip"), number=2)]
     with pytest.raises(TlkerasError, match="Each view must be another one. Received: {}, {}."):
-        extract(prefix, draw(tmp_path, 1), FACTS, views=views)
+        extract(extractor, draw(tmp_path, 1), FACTS, views=views)
 
 
-def test_what_changes_the_numbers_changes_the_space(prefix, tmp_path):
+def test_what_changes_the_numbers_changes_the_space(extractor, tmp_path):
     cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1)
     cropped = ImageFiles(images.paths, images.digests, "crop")
-    extract(prefix, images, FACTS, cache=cache).close()
+    extract(extractor, images, FACTS, cache=cache).close()
     for other, facts, dtype in (
         (cropped, FACTS, "float16"),
         (images, [{"weights": "other", "cut": "last"}], "float16"),
         (images, FACTS, "float32"),
     ):
-        with extract(prefix, other, facts, cache=cache, dtype=dtype) as features:
+        with extract(extractor, other, facts, cache=cache, dtype=dtype) as features:
             assert features.computed == 1
     spaces = cache.list_spaces()
     assert len(spaces) == 4
     assert {"weights", "cut", "size", "fit", "decoder", "shape", "dtype"} == set(spaces[0].facts)
 
 
-def test_interrupted_work_is_kept(prefix, tmp_path, monkeypatch):
+def test_interrupted_work_is_kept(extractor, tmp_path, monkeypatch):
     """Ctrl-C while the eighth of nine batches is awaited."""
     cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(70))
     batches = list(make_image_dataset(images.paths, 32, "squash", 8).as_numpy_iterator())
 
-    def interrupt(prefix, name):
-        engine = make_engine(prefix, name)
+    def interrupt(extractor, name):
+        engine = make_engine(extractor, name)
         run = engine.run
         engine.run = lambda batches: run(_interrupted(batches))
         return engine
@@ -300,10 +300,10 @@ def test_interrupted_work_is_kept(prefix, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(extraction, "make_engine", interrupt)
-        extract(prefix, images, FACTS, cache=cache)
-    with extract(prefix, images, FACTS, cache=cache) as features:
+        extract(extractor, images, FACTS, cache=cache)
+    with extract(extractor, images, FACTS, cache=cache) as features:
         assert (features.reused, features.computed) == (56, 14)
-        np.testing.assert_allclose(features.outputs[0][:], predict(prefix, images), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(features.outputs[0][:], predict(extractor, images), rtol=1e-3, atol=1e-4)
 
 
 def test_a_image_that_gives_nan_is_named(tmp_path):
@@ -327,26 +327,26 @@ def test_too_large_for_float16_is_named(tmp_path):
         assert features.outputs[0][:].max() > 65_504
 
 
-def test_budget_stops_before_the_work(prefix, tmp_path, counted):
+def test_budget_stops_before_the_work(extractor, tmp_path, counted):
     cache = ActivationCache(tmp_path / "cache", budget_bytes=1000)
     with pytest.raises(ResourceError, match=r"must fit the cache's budget of 1,000 bytes"):
-        extract(prefix, draw(tmp_path, *range(40)), FACTS, cache=cache)
+        extract(extractor, draw(tmp_path, *range(40)), FACTS, cache=cache)
     assert counted == []
 
 
-def test_without_a_cache_nothing_stays(prefix, tmp_path, monkeypatch):
+def test_without_a_cache_nothing_stays(extractor, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "images").mkdir()
-    features = extract(prefix, draw(tmp_path / "images", 1, 2), FACTS)
+    features = extract(extractor, draw(tmp_path / "images", 1, 2), FACTS)
     assert len(list(tmp_path.iterdir())) == 2
     features.close()
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
-def test_a_failed_extraction_frees_the_space(prefix, tmp_path):
+def test_a_failed_extraction_frees_the_space(extractor, tmp_path):
     cache = ActivationCache(tmp_path / "cache")
-    extract(prefix, draw(tmp_path, 1), FACTS, cache=cache).close()
+    extract(extractor, draw(tmp_path, 1), FACTS, cache=cache).close()
     small = ActivationCache(tmp_path / "cache", budget_bytes=1)
     with pytest.raises(ResourceError, match="budget"):
-        extract(prefix, draw(tmp_path, 2), FACTS, cache=small)
+        extract(extractor, draw(tmp_path, 2), FACTS, cache=small)
     assert len(cache.prune(max_bytes=0)) == 1

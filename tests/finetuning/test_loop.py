@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from tlkeras.finetuning.trainer import DataSplit, Trainer, TrainerConfig
 
 from tlkeras.backbones.blocks import find_cut
 from tlkeras.backbones.builder import build_backbone, build_pretrained_classifier
@@ -10,7 +11,6 @@ from tlkeras.features.extractor import POOLED, FeatureExtractor
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.inputs import ActivationSource, DistillationSource
-from tlkeras.finetuning.loop import DataSplit, Trainer, TrainerConfig
 from tlkeras.finetuning.losses import make_loss
 from tlkeras.finetuning.losses import mixup as blend_images
 from tlkeras.finetuning.network import IMAGES, Network
@@ -87,13 +87,13 @@ def cuts_of(network, stages):
     ]
 
 
-def make_loop(network, stages=STAGES, cuts=None, parts=None, average=0.9, mixup=False, **settings):
+def make_trainer(network, stages=STAGES, cuts=None, parts=None, average=0.9, mixup=False, **settings):
     optimizer = scale_learning_rates(keras.optimizers.AdamW(1e-3, weight_decay=0.01, global_clipnorm=1.0))
-    criterion = Objective(make_loss("softmax", smoothing=0.1), mix=blend_images if mixup else None)
+    objective = Objective(make_loss("softmax", smoothing=0.1), mix=blend_images if mixup else None)
     part = parts or (make_part(network), make_part(network))
     options = TrainerConfig(batch_size=8, average=average, save_seconds=0.0, **settings)
     schedule = Schedule(stages, minimise=True, keep="last")
-    return Trainer(network, schedule, cuts or cuts_of(network, stages), optimizer, criterion, part, options)
+    return Trainer(network, schedule, cuts or cuts_of(network, stages), optimizer, objective, part, options)
 
 
 def read(network):
@@ -114,12 +114,12 @@ def test_each_stage_moves_what_it_should_and_nothing_else(tmp_path, name):
     states = [read(network)]
     train = make_part(network, breaks=lambda supply: Breaking(supply, left))
     with pytest.raises(InterruptedError):
-        make_loop(network, stages, parts=(train, make_part(network)), average=0.0).run(
+        make_trainer(network, stages, parts=(train, make_part(network)), average=0.0).run(
             Checkpoints(tmp_path), lambda row: states.append(read(network))
         )
     begun, again = len(states), make_network(name)
     seen = []
-    make_loop(again, stages, parts=(make_part(again), make_part(again)), average=0.0).run(
+    make_trainer(again, stages, parts=(make_part(again), make_part(again)), average=0.0).run(
         Checkpoints(tmp_path), lambda row: seen.append(read(again))
     )
     states += seen[begun - 1 :]  # those before are told again, with what was loaded
@@ -145,7 +145,7 @@ def test_each_stage_moves_what_it_should_and_nothing_else(tmp_path, name):
 def test_batch_norm_follows_its_policy(policy, moving, affine):
     network = make_network()
     before = read(network)
-    make_loop(network, (Stage("all", "all", 1e-2, epochs=1, backbone_ratio=1.0, batch_norm=policy),)).run()
+    make_trainer(network, (Stage("all", "all", 1e-2, epochs=1, backbone_ratio=1.0, batch_norm=policy),)).run()
     after = read(network)
     norms = [layer for layer in network.model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     assert norms
@@ -157,7 +157,7 @@ def test_batch_norm_follows_its_policy(policy, moving, affine):
 def test_statistics_are_taken_anew_at_the_start_of_a_stage():
     network = make_network()
     before = read(network)
-    make_loop(network, (Stage("all", "all", 1e-2, epochs=1, batch_norm="reestimate"),)).run()
+    make_trainer(network, (Stage("all", "all", 1e-2, epochs=1, batch_norm="reestimate"),)).run()
     norm = next(layer for layer in network.model.layers if isinstance(layer, keras.layers.BatchNormalization))
     assert not np.array_equal(np.array(norm.moving_mean), before[norm.moving_mean.path])
     assert np.array_equal(np.array(norm.beta), before[norm.beta.path])
@@ -175,8 +175,8 @@ def test_heads_are_fitted_to_new_statistics_before_the_first_step_of_all(policy)
         return {"net": LinearHead().fit(features, CLASSES_OF[positions], groups=positions).to_layers()}
 
     stages = [Stage(name, "all", 1e-9, epochs=1, batch_norm=policy) for name in ("one", "two")]
-    loop = make_loop(network, tuple(stages), average=0.0, fit_heads=fit)
-    loop.run()
+    trainer = make_trainer(network, tuple(stages), average=0.0, fit_heads=fit)
+    trainer.run()
     ((positions, features, expected),) = asked
     assert sorted(positions) == sorted([*range(COUNT), *range(COUNT)])
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
@@ -200,7 +200,7 @@ def test_cached_and_uncached_training_give_the_same_losses(name, size):
         network = make_network(name, size)
         parts = (make_part(network, size), make_part(network, size))
         cuts = [cut] if cut else cuts_of(network, stages)
-        histories.append(make_loop(network, stages, cuts, parts).run())
+        histories.append(make_trainer(network, stages, cuts, parts).run())
     for cached, uncached in zip(*histories, strict=True):
         assert cached["loss"] == pytest.approx(uncached["loss"], rel=1e-4)
         assert cached["val_loss"] == pytest.approx(uncached["val_loss"], rel=1e-4)
@@ -208,9 +208,9 @@ def test_cached_and_uncached_training_give_the_same_losses(name, size):
 
 def test_moments_survive_unfreezing():
     network = make_network()
-    loop = make_loop(network, average=0.0)
-    loop.run()
-    assert int(loop.optimizer.iterations) == 5 * (COUNT // 8)
+    trainer = make_trainer(network, average=0.0)
+    trainer.run()
+    assert int(trainer.optimizer.iterations) == 5 * (COUNT // 8)
 
 
 AUTOMATIC = (STAGES[0], STAGES[1], Stage("auto", "auto", 1e-2, epochs=2))
@@ -226,16 +226,16 @@ AUTOMATIC = (STAGES[0], STAGES[1], Stage("auto", "auto", 1e-2, epochs=2))
 )
 def test_interrupted_runs_end_with_the_same_bits(tmp_path, stages, mixup, breaks):
     whole = make_network()
-    history = make_loop(whole, stages, mixup=mixup).run()
+    history = make_trainer(whole, stages, mixup=mixup).run()
     network = make_network()
     for batches in breaks:  # in each of the stages, some in mid-epoch
         network = make_network()
         left = [batches]
         train = make_part(network, breaks=lambda supply, left=left: Breaking(supply, left))
         with pytest.raises(InterruptedError):
-            make_loop(network, stages, parts=(train, make_part(network)), mixup=mixup).run(Checkpoints(tmp_path))
+            make_trainer(network, stages, parts=(train, make_part(network)), mixup=mixup).run(Checkpoints(tmp_path))
     network = make_network()
-    resumed = make_loop(network, stages, mixup=mixup)
+    resumed = make_trainer(network, stages, mixup=mixup)
     assert resumed.run(Checkpoints(tmp_path)) == history
     for path, value in read(whole).items():
         assert np.array_equal(value, read(network)[path]), path
@@ -244,10 +244,12 @@ def test_interrupted_runs_end_with_the_same_bits(tmp_path, stages, mixup, breaks
 @pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(tmp_path):
     network = make_network()
-    history = make_loop(network).run(Checkpoints(tmp_path))
+    history = make_trainer(network).run(Checkpoints(tmp_path))
     again = make_network()
-    loop = make_loop(again, parts=(make_part(again, breaks=lambda supply: Breaking(supply, [0])), make_part(again)))
-    assert loop.run(Checkpoints(tmp_path)) == history
+    trainer = make_trainer(
+        again, parts=(make_part(again, breaks=lambda supply: Breaking(supply, [0])), make_part(again))
+    )
+    assert trainer.run(Checkpoints(tmp_path)) == history
     for path, value in read(network).items():
         assert np.array_equal(value, read(again)[path]), path
 
@@ -256,20 +258,20 @@ def test_a_stage_that_does_not_pay_leaves_the_best_weights():
     network = make_network()
     schedule = Schedule((Stage("wild", "all", 9.0, epochs=2, backbone_ratio=1.0),), minimise=True)
     before = read(network)
-    loop = make_loop(network, schedule.stages, average=0.0)
-    loop.schedule = schedule
-    loop.run()
-    assert loop.best_epoch == 0  # the start
+    trainer = make_trainer(network, schedule.stages, average=0.0)
+    trainer.schedule = schedule
+    trainer.run()
+    assert trainer.best_epoch == 0  # the start
     assert all(np.array_equal(value, before[path]) for path, value in read(network).items())
 
 
 def test_rates_by_gradients_stay_below_the_ceiling():
     network = make_network()
-    loop = make_loop(network, (Stage("auto", "auto", 1e-3, epochs=1, backbone_ratio=0.5),))
+    trainer = make_trainer(network, (Stage("auto", "auto", 1e-3, epochs=1, backbone_ratio=0.5),))
     seen = []
-    set_multipliers = loop.optimizer.set_multipliers
-    loop.optimizer.set_multipliers = lambda rates: (seen.append(rates), set_multipliers(rates))
-    loop.run()
+    set_multipliers = trainer.optimizer.set_multipliers
+    trainer.optimizer.set_multipliers = lambda rates: (seen.append(rates), set_multipliers(rates))
+    trainer.run()
     rates = np.array([rate for path, rate in seen[-1].items()])
     assert rates.max() == pytest.approx(0.5) and rates.min() < 0.25
 
@@ -277,20 +279,20 @@ def test_rates_by_gradients_stay_below_the_ceiling():
 @pytest.mark.slow
 def test_a_search_of_the_rate_leaves_no_trace():
     whole, network = make_network(), make_network()
-    history = make_loop(whole, STAGES[1:2]).run()
-    loop = make_loop(network, STAGES[1:2])
+    history = make_trainer(whole, STAGES[1:2]).run()
+    trainer = make_trainer(network, STAGES[1:2])
     before, randomness = read(network), np.random.get_state()[1].copy()
-    found = loop.find_rate(0, 1e-5, 1.0, 20)
+    found = trainer.find_rate(0, 1e-5, 1.0, 20)
     assert len(found.rates) > 2
     assert all(np.array_equal(value, before[path]) for path, value in read(network).items())
     assert np.array_equal(np.random.get_state()[1], randomness)
-    assert loop.run() == history  # the optimizer and the position in the data are as they were, too
+    assert trainer.run() == history  # the optimizer and the position in the data are as they were, too
     assert all(np.array_equal(value, read(network)[path]) for path, value in read(whole).items())
 
 
 def test_the_trained_model_is_a_plain_one(tmp_path):
     network = make_network()
-    make_loop(network, STAGES[:1]).run()
+    make_trainer(network, STAGES[:1]).run()
     network.model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     images = draw_images()
@@ -314,11 +316,11 @@ def distil(weight, cut=None):
     else:
         supply = DistillationSource(ActivationSource([images]), teacher)
     train = DataSplit(TARGETS, np.ones(COUNT, np.float32), lambda _: supply)
-    loop = make_loop(network, (STAGES[1],), [cut], (train, make_part(network)), average=0.0)
-    loop.criterion = Objective(loop.criterion.loss, [make_regularizer("lwf", weight=weight)])
-    history = loop.run()
-    answers = keras.Model(network.backbone.input, network.source_head(network.backbone.output))
-    return history, float(np.abs(answers.predict(images, verbose=0) - np.exp(recorded)).mean())
+    trainer = make_trainer(network, (STAGES[1],), [cut], (train, make_part(network)), average=0.0)
+    trainer.objective = Objective(trainer.objective.loss, [make_regularizer("lwf", weight=weight)])
+    history = trainer.run()
+    predictions = keras.Model(network.backbone.input, network.source_head(network.backbone.output))
+    return history, float(np.abs(predictions.predict(images, verbose=0) - np.exp(recorded)).mean())
 
 
 @pytest.mark.slow

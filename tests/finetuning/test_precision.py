@@ -7,14 +7,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tlkeras.finetuning.trainer import DataSplit, Trainer, TrainerConfig
 
 from tlkeras import api
 from tlkeras.errors import RunError, TlkerasError
 from tlkeras.features.pooling import pool
-from tlkeras.finetuning import loop as loops
+from tlkeras.finetuning import trainer as loops
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.inputs import ActivationSource
-from tlkeras.finetuning.loop import DataSplit, Trainer, TrainerConfig
 from tlkeras.finetuning.losses import make_loss
 from tlkeras.finetuning.network import IMAGES, Network
 from tlkeras.finetuning.optimizers import find_scaled, scale_learning_rates
@@ -68,7 +68,7 @@ class Breaking:
             yield batch
 
 
-def make_loop(network, precision, stages=STAGES, weight=1.0, left=None):
+def make_trainer(network, precision, stages=STAGES, weight=1.0, left=None):
     supply = ActivationSource([draw_images()])
     targets, weights = np.eye(CLASSES, dtype=np.float32)[CLASSES_OF], np.full(COUNT, weight, np.float32)
     breaking = supply if left is None else Breaking(supply, left)
@@ -141,20 +141,20 @@ def test_layers_inside_of_layers_compute_in_it_too():
 def trained(request):
     """A precision, a network trained in it, and the loop that did it."""
     network = make_network()
-    loop = make_loop(network, request.param)
-    loop.run()
-    return request.param, network, loop
+    trainer = make_trainer(network, request.param)
+    trainer.run()
+    return request.param, network, trainer
 
 
 @pytest.fixture(scope="module")
 def plain():
     """The history of the same training in float32."""
-    return make_loop(make_network(), "float32").run()
+    return make_trainer(make_network(), "float32").run()
 
 
 def test_losses_are_those_of_float32_to_its_accuracy(trained, plain):
-    precision, _, loop = trained
-    for row, expected in zip(loop.history, plain, strict=True):
+    precision, _, trainer = trained
+    for row, expected in zip(trainer.history, plain, strict=True):
         for name in ("loss", "val_loss"):
             assert row[name] == pytest.approx(expected[name], rel={"bfloat16": 1e-2, "float16": 1e-3}[precision])
             assert row[name] != expected[name]
@@ -178,13 +178,13 @@ def test_interrupted_runs_end_with_the_same_bits(tmp_path, trained):
     precision, whole, first = trained
     broken = make_network()
     with pytest.raises(InterruptedError):
-        make_loop(broken, precision, left=6).run(Checkpoints(tmp_path))  # in the middle of the second epoch
+        make_trainer(broken, precision, left=6).run(Checkpoints(tmp_path))  # in the middle of the second epoch
     assert list_policies(broken) == {"float32"}
     if precision == "float16":
         with pytest.raises(RunError, match=r"it began in\. Received: float16 then, float32 now\. Resume it on"):
-            make_loop(make_network(), "float32").run(Checkpoints(tmp_path))
+            make_trainer(make_network(), "float32").run(Checkpoints(tmp_path))
     network = make_network()
-    resumed = make_loop(network, precision)
+    resumed = make_trainer(network, precision)
     assert resumed.run(Checkpoints(tmp_path)) == first.history
     for mine, its in zip(whole.model.weights, network.model.weights, strict=True):
         assert np.array_equal(mine, its), mine.path
@@ -205,9 +205,9 @@ def test_small_gradients_survive_because_losses_are_scaled(monkeypatch, scaled):
     if not scaled:
         monkeypatch.setattr(loops, "scale_losses", lambda optimizer, precision: optimizer)
     network = make_network()
-    loop = make_loop(network, "float16", (Stage("all", "all", 1e-3, epochs=1),), weight=1e-6)
-    loop.run()
-    inner = getattr(loop.optimizer, "inner_optimizer", loop.optimizer)
+    trainer = make_trainer(network, "float16", (Stage("all", "all", 1e-3, epochs=1),), weight=1e-6)
+    trainer.run()
+    inner = getattr(trainer.optimizer, "inner_optimizer", trainer.optimizer)
     kernels = [v for v in inner._trainable_variables if v.path.endswith("kernel") and "logits" not in v.path]
     moved = [bool(np.any(inner._momentums[inner._get_variable_index(kernel)])) for kernel in kernels]
     assert kernels and (all(moved) if scaled else not any(moved))
@@ -228,12 +228,12 @@ def test_an_overflow_costs_a_step_and_halves_the_scale():
 def test_rates_by_gradients_are_those_of_float32(monkeypatch):
     stages, rates = (Stage("auto", "auto", 1e-3, epochs=1),), {}
     for precision in ("float32", "float16"):
-        loop = make_loop(make_network(), precision, stages)
-        scaled = find_scaled(loop.optimizer)
+        trainer = make_trainer(make_network(), precision, stages)
+        scaled = find_scaled(trainer.optimizer)
         seen, set_multipliers = [], scaled.set_multipliers
         monkeypatch.setattr(
             scaled, "set_multipliers", lambda given, seen=seen, f=set_multipliers: (seen.append(given), f(given))
         )
-        loop.run()
+        trainer.run()
         rates[precision] = list(seen[-1].values())
     assert rates["float16"] == rates["float32"] and len(set(rates["float16"])) > 2

@@ -9,10 +9,10 @@ from pathlib import Path
 import keras
 import numpy as np
 from test_loop import CLASSES_OF, STAGES, Breaking, cuts_of, make_network, make_part
+from tlkeras.finetuning.trainer import Trainer, TrainerConfig
 
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, make_mirrored
-from tlkeras.finetuning.loop import Trainer, TrainerConfig
 from tlkeras.finetuning.losses import make_loss, mixup
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.schedule import Schedule, Stage
@@ -43,14 +43,14 @@ def train(distribution, stages, options, folder=None, breaks=None):
     placed = distribution.place(plain)
     with distribution.scope():
         optimizer = scale_learning_rates(keras.optimizers.SGD(1e-3, momentum=0.9, global_clipnorm=0.1))
-    criterion = Objective(make_loss("softmax"), mix=mixup if options.pop("mixup", False) else None)
+    objective = Objective(make_loss("softmax"), mix=mixup if options.pop("mixup", False) else None)
     settings = TrainerConfig(
         **{"batch_size": 8, "average": 0.9, "save_seconds": 0.0, **options}, distribution=distribution
     )
     parts = (make_part(plain, breaks=breaks), make_part(plain))
     schedule = Schedule(stages, minimise=True, keep="last")
-    loop = Trainer(placed, schedule, cuts_of(plain, stages), optimizer, criterion, parts, settings)
-    history = loop.run(Checkpoints(Path(folder)) if folder else None)
+    trainer = Trainer(placed, schedule, cuts_of(plain, stages), optimizer, objective, parts, settings)
+    history = trainer.run(Checkpoints(Path(folder)) if folder else None)
     distribution.fetch(placed, plain)
     return history, {variable.path: np.array(variable) for variable in plain.model.weights}
 

@@ -78,8 +78,8 @@ def test_selection_sees_no_held_out_row():
     def make():
         return FeatureSelectingHead(make_head("ridge"), "f_classif", keep=0.005)
 
-    answers = cross_val_predict(make, X, y)
-    assert (answers.argmax(axis=1) == y).mean() < 0.7
+    predictions = cross_val_predict(make, X, y)
+    assert (predictions.argmax(axis=1) == y).mean() < 0.7
     sure = make().fit(X, y).predict_proba(X).max(axis=1)
     assert sure.mean() < 0.95  # and the strength was chosen without them as well
 

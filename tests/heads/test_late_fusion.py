@@ -24,10 +24,10 @@ def make_parts(count=300, classes=2, seed=0):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_mean_is_that_of_heads_on_each_part(classes):
     X, y = make_parts(classes=classes)
-    said = LateFusion(RidgeHead, [4, 40]).fit(X, y).answer(X)
+    predicted = LateFusion(RidgeHead, [4, 40]).fit(X, y).predict(X)
     alone = [RidgeHead().fit(part, y).predict_proba(part) for part in (X[:, :4], X[:, 4:])]
-    np.testing.assert_allclose(said["mean"], (alone[0] + alone[1]) / 2)
-    for probabilities in said.values():
+    np.testing.assert_allclose(predicted["mean"], (alone[0] + alone[1]) / 2)
+    for probabilities in predicted.values():
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
 
 
@@ -38,20 +38,20 @@ def test_stacking_learns_which_part_to_trust():
     difference = fused.stack_.kernel_[:, 1] - fused.stack_.kernel_[:, 0]
     assert abs(difference[1]) < 0.25 * difference[0]
     held, truth = make_parts(seed=1)
-    said = fused.answer(held)
+    predicted = fused.predict(held)
 
     def measure(probabilities):
         return float(-np.log(np.clip(probabilities[np.arange(len(truth)), truth], 1e-12, 1)).mean())
 
-    assert measure(said["stacking"]) < measure(said["mean"])
+    assert measure(predicted["stacking"]) < measure(predicted["mean"])
 
 
 def test_labels_are_fused_one_by_one():
     X, y = make_parts()
     targets = np.stack([y, np.random.default_rng(2).integers(0, 2, len(y))], axis=1)
-    said = LateFusion(RidgeHead, [4, 40]).fit(X, targets).answer(X)
-    assert said["mean"].shape == said["stacking"].shape == (len(y), 2)
-    assert ((said["stacking"][:, 0] > 0.5) == y).mean() > 0.7
+    predicted = LateFusion(RidgeHead, [4, 40]).fit(X, targets).predict(X)
+    assert predicted["mean"].shape == predicted["stacking"].shape == (len(y), 2)
+    assert ((predicted["stacking"][:, 0] > 0.5) == y).mean() > 0.7
 
 
 def test_across_domains_each_part_is_adapted_by_itself():
@@ -62,7 +62,7 @@ def test_across_domains_each_part_is_adapted_by_itself():
 
     def measure(method):
         fused = LateFusion(lambda: DomainAdaptedHead(method, RidgeHead, judged=False), [4, 40]).fit(X, y, target=moved)
-        return {rule: (said.argmax(axis=1) == truth).mean() for rule, said in fused.answer(moved).items()}
+        return {rule: (predicted.argmax(axis=1) == truth).mean() for rule, predicted in fused.predict(moved).items()}
 
     assert max(measure("none").values()) < 0.6
     assert min(measure("coral").values()) > 0.8

@@ -117,5 +117,5 @@ def test_rows_are_held_out_by_their_rarest_label():
 
 def test_sigmoids_by_hand():
     logits = np.array([[0.0, np.log(3.0)]])
-    np.testing.assert_allclose(SigmoidLink().answer(logits), [[0.5, 0.75]])
-    np.testing.assert_allclose(SoftmaxLink().answer(logits), [[0.25, 0.75]])
+    np.testing.assert_allclose(SigmoidLink().probabilities(logits), [[0.5, 0.75]])
+    np.testing.assert_allclose(SoftmaxLink().probabilities(logits), [[0.25, 0.75]])

@@ -19,8 +19,8 @@ WAYS = {
 def test_a_head_is_trained_asked_and_exported(mapping, workplace):
     result = tlkeras.train("mine.yaml", {"mapping": mapping, "training.epochs": 20, "training.learning_rate": 0.03})
     assert result["metrics"]["accuracy"]["value"] > 0.9
-    answers = tlkeras.predict(result["path"], ["photos/day"])["predictions"]
-    assert sum(row["label"] == "day" for row in answers) >= 0.9 * len(answers)
+    predictions = tlkeras.predict(result["path"], ["photos/day"])["predictions"]
+    assert sum(row["label"] == "day" for row in predictions) >= 0.9 * len(predictions)
     assert tlkeras.export(result["path"], workplace / "models")["difference"] < 1e-3
 
 

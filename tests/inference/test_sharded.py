@@ -37,10 +37,10 @@ def test_features_are_those_that_training_sees(workplace):
     from tlkeras.training import builders
 
     recipe = load_recipe("mine.yaml")
-    inspection = validate_images(builders.read_examples(recipe))
+    inspection = validate_images(builders.read_dataset(recipe))
     with builders.extract_features(recipe, builders.build_feature_extractor(recipe), inspection) as features:
         expected = np.asarray(features.outputs[0], np.float32)
-    assert table["image"].to_pylist() == inspection.examples.keys.tolist()
+    assert table["image"].to_pylist() == inspection.dataset.keys.tolist()
     np.testing.assert_allclose(np.array(table["features"].to_pylist(), np.float32), expected, atol=2e-3)
     again = extract("out")
     assert again.exit_code == 0 and "4 of 4 shards" in again.stdout and "0 in" in again.stdout

@@ -104,8 +104,8 @@ def test_labels_of_the_target_change_nothing(tuned, place):
     (place / "images" / "turned.csv").write_text("\n".join(turned))
     sources = [{"data.source": f"images/{name}.csv"} for name in ("cells", "turned")]
     runs = [api.train("moved.yaml", {**settings, **source}) for source in sources]
-    answers = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
-    np.testing.assert_array_equal(*answers)
+    predictions = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
+    np.testing.assert_array_equal(*predictions)
 
 
 def test_the_recipe_knows_every_method():

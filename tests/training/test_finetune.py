@@ -88,10 +88,10 @@ def test_the_finished_network_looks_at_all_orientations(recipe, tmp_path, tuned)
     changes = {"finetuning.stages": stages} if tuned else {"finetuning": None}
     api.train(recipe, {"augmentation.test_time": True, **changes}, runs=tmp_path)
     run = find_run("latest", tmp_path)
-    answers, model = load_predictions(run)[0], load_model(run)
+    predictions, model = load_predictions(run)[0], load_model(run)
 
-    seen = np.stack([RunData(run).decode(key) for key in answers.keys[:5]])
-    np.testing.assert_allclose(model(seen), answers.probabilities[:5], rtol=1e-3)
+    seen = np.stack([RunData(run).decode(key) for key in predictions.keys[:5]])
+    np.testing.assert_allclose(model(seen), predictions.probabilities[:5], rtol=1e-3)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     np.testing.assert_allclose(model(images), model(images[:, :, ::-1]), rtol=1e-4)
     assert "average_orientations" in [layer.name for layer in model.layers]

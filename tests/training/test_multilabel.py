@@ -85,24 +85,26 @@ def test_figures_are_those_of_the_predictions(result, place):
     assert result["metrics"]["exact_match"]["value"] == pytest.approx(np.mean(right))
     for name in ("disc", "square"):
         has = [name in row["label"].split("|") for row in rows]
-        said = [float(row[f"probability of {name}"]) >= 0.5 for row in rows]
-        assert said == [name in row["prediction"].split("|") for row in rows]
+        predicted = [float(row[f"probability of {name}"]) >= 0.5 for row in rows]
+        assert predicted == [name in row["prediction"].split("|") for row in rows]
         figures = result["labels"][name]
         assert figures["examples"] == sum(has)
-        assert figures["f1"]["value"] == pytest.approx(2 * np.logical_and(has, said).sum() / (sum(has) + sum(said)))
+        assert figures["f1"]["value"] == pytest.approx(
+            2 * np.logical_and(has, predicted).sum() / (sum(has) + sum(predicted))
+        )
     assert result["metrics"]["roc_auc"]["value"] > 0.9 > result["baseline"]["roc_auc"]["value"]
     assert {row["label"] for row in rows} == {"", "square", "disc", "disc|square"}
 
 
 def test_prediction_lists_every_label_found(result, place, capsys):
-    answers = api.predict(result["path"], ["images/003.png", "images/000.png"], top=2)
-    assert answers["threshold"] == 0.5
-    for row in answers["predictions"]:
+    predictions = api.predict(result["path"], ["images/003.png", "images/000.png"], top=2)
+    assert predictions["threshold"] == 0.5
+    for row in predictions["predictions"]:
         probabilities = {best["label"]: best["probability"] for best in row["top"]}
         assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
         assert row["labels"] == [name for name in ("disc", "square") if probabilities[name] >= 0.5]
         assert row["label"] == "|".join(row["labels"])
-    tables.draw_predictions(answers)
+    tables.draw_predictions(predictions)
     tables.draw_training(result)
     printed = capsys.readouterr().out
     assert "labels, from 0.5 on" in printed
@@ -124,8 +126,8 @@ def test_the_export_answers_with_labels(train, place, tmp_path):
 
 def test_what_is_learned_is_right(train):
     """The linear head on a tiny random network tells squares from discs."""
-    answers = api.predict(train("linear")["path"], ["images/003.png", "images/000.png"])["predictions"]
-    assert [row["labels"] for row in answers] == [["disc", "square"], []]
+    predictions = api.predict(train("linear")["path"], ["images/003.png", "images/000.png"])["predictions"]
+    assert [row["labels"] for row in predictions] == [["disc", "square"], []]
 
 
 def test_check_counts_labels_and_refuses_what_makes_no_sense(place):

@@ -113,10 +113,10 @@ def test_an_export_serves_the_number(run, place):
     exported = api.export(run["path"], place / "models" / run["run"])
     served = tf.saved_model.load(exported["path"]).signatures
     encoded = tf.constant([(place / "images" / "000.png").read_bytes()])
-    answers = served["serving_default"](image_bytes=encoded)
+    predictions = served["serving_default"](image_bytes=encoded)
     model = load_model(open_run(run["path"], place))
     expected = model(np.asarray(Image.open(place / "images" / "000.png"))[None])["grade"]
-    np.testing.assert_allclose(answers["grade_value"], expected, rtol=1e-4)
+    np.testing.assert_allclose(predictions["grade_value"], expected, rtol=1e-4)
     assert "hue_classify" in served and "grade_classify" not in served
     assert {row["task"] for row in exported["parity"]} == {"hue", "grade"}
 

@@ -107,11 +107,11 @@ def test_each_task_is_measured_where_its_label_is_known(result):
     rows = read_rows(f"{result['path']}/predictions.csv")
     assert sum(result["examples"].values()) == 95 and list(result["tasks"]) == list(CLASSES)
     for name, classes in CLASSES.items():
-        prefix = "" if name == "shade" else f"{name}_"
+        extractor = "" if name == "shade" else f"{name}_"
         figures = result["tasks"][name]
-        known = [row for row in rows if row[f"{prefix}label"] != "?"]
+        known = [row for row in rows if row[f"{extractor}label"] != "?"]
         assert figures["classes"] == classes and figures["images"] == len(known)
-        right = np.mean([row[f"{prefix}label"] == row[f"{prefix}prediction"] for row in known])
+        right = np.mean([row[f"{extractor}label"] == row[f"{extractor}prediction"] for row in known])
         metric = "exact_match" if name == "marks" else "accuracy"
         assert figures["metrics"][metric]["value"] == pytest.approx(right)
         assert figures["metrics"]["roc_auc"]["value"] > 0.8
@@ -121,8 +121,8 @@ def test_each_task_is_measured_where_its_label_is_known(result):
 
 def test_one_model_answers_by_name(result, place, capsys):
     model = load_model(open_run(result["path"], place))
-    answers = model(tf.zeros((2, 32, 32, 3), tf.uint8))
-    assert {name: tuple(answer.shape) for name, answer in answers.items()} == {
+    predictions = model(tf.zeros((2, 32, 32, 3), tf.uint8))
+    assert {name: tuple(answer.shape) for name, answer in predictions.items()} == {
         name: (2, len(classes)) for name, classes in CLASSES.items()
     }
     found = api.predict(result["path"], ["images/000.png", "images/001.png"])

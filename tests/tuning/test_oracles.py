@@ -17,7 +17,7 @@ TUNINGS = {
 }
 
 
-def answer(proposals, count):
+def result(proposals, count):
     """Carry out so many trials; the score is the rate."""
     asked = []
     for _ in range(count):
@@ -32,13 +32,13 @@ def answer(proposals, count):
 
 @pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS)
 def test_a_search_that_was_kept_proposes_what_it_would_have_proposed(tuning):
-    whole = answer(TrialScheduler(tuning, 9), 8)
+    whole = result(TrialScheduler(tuning, 9), 8)
     assert len(whole) == 8
     stopped = TrialScheduler(tuning, 9)
-    begun = answer(stopped, 5)
+    begun = result(stopped, 5)
     running, _ = stopped.next("here")
     kept = json.loads(json.dumps(stopped.state()))
-    rest = answer(TrialScheduler(tuning, 9, kept), 8)
+    rest = result(TrialScheduler(tuning, 9, kept), 8)
     assert rest[0][0] == running  # what was running is done again, first
     assert [name for name, _ in begun + rest] == [name for name, _ in whole]
     assert begun + rest == whole

@@ -132,10 +132,10 @@ class DomainAdaptedHead:
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return the probabilities of target rows (rows, k)."""
-        answers = self.answer(X, "target")
-        return answers if self.priors_ is None else reweight_priors(answers, *self.priors_).astype(np.float32)
+        predictions = self.predict_domain(X, "target")
+        return predictions if self.priors_ is None else reweight_priors(predictions, *self.priors_).astype(np.float32)
 
-    def answer(self, X: np.ndarray, domain: Literal["source", "target"]) -> np.ndarray:
+    def predict_domain(self, X: np.ndarray, domain: Literal["source", "target"]) -> np.ndarray:
         """Return probabilities of rows of a domain (rows, k), as if classes were as common as in the source."""
         return self._head.predict_proba(X if self._aligner is None else self._aligner.transform(X, domain))
 
@@ -213,18 +213,18 @@ class DomainAdaptedHead:
         codes = np.searchsorted(self.classes_, y)
         prior = np.bincount(codes, sample_weight, len(self.classes_))
         prior = prior / prior.sum()
-        answers = self.answer(target, "target")
+        predictions = self.predict_domain(target, "target")
         if self.correction == "likelihood" or validation is None:
-            return prior, estimate_em(answers, prior)
+            return prior, estimate_em(predictions, prior)
         held = np.searchsorted(self.classes_, validation[1])
-        return prior, estimate_bbse(self.answer(validation[0], "source"), held, answers)
+        return prior, estimate_bbse(self.predict_domain(validation[0], "source"), held, predictions)
 
     def _score(self, X: np.ndarray, target: np.ndarray, validation: LabelledSource | None) -> dict[str, float]:
-        answers = self.predict_proba(target)
-        scores = {"entropy": entropy_score(answers), "information": mutual_information_score(answers)}
+        predictions = self.predict_proba(target)
+        scores = {"entropy": entropy_score(predictions), "information": mutual_information_score(predictions)}
         if validation is None:
             return scores
-        held, codes = self.answer(validation[0], "source"), np.searchsorted(self.classes_, validation[1])
+        held, codes = self.predict_domain(validation[0], "source"), np.searchsorted(self.classes_, validation[1])
         encoded = [self._encode(X, "source"), self._encode(target, "target"), self._encode(validation[0], "source")]
         weights, right = importance_weights(*encoded), held.argmax(axis=1) == codes
         losses = -np.log(np.maximum(held[np.arange(len(codes)), codes], 1e-12))
@@ -255,4 +255,4 @@ class SourceDomainHead:
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return the probabilities of rows of the source, (n, k)."""
-        return self.head.answer(X, "source")
+        return self.head.predict_domain(X, "source")

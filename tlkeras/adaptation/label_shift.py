@@ -8,7 +8,7 @@ from scipy.optimize import nnls
 _TINY = 1e-12
 
 
-def estimate_bbse(answers: np.ndarray, y: np.ndarray, target: np.ndarray) -> np.ndarray:
+def estimate_bbse(predictions: np.ndarray, y: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the target's priors (k,) by black box shift estimation.
 
     With C[i, j] the share of source rows answered i that are of class j, and q[i] the share of target rows answered i,
@@ -21,9 +21,9 @@ def estimate_bbse(answers: np.ndarray, y: np.ndarray, target: np.ndarray) -> np.
 
     Source: Lipton, Wang and Smola, Detecting and Correcting for Label Shift with Black Box Predictors, ICML 2018.
     """
-    classes = answers.shape[1]
-    said, truth = np.eye(classes)[answers.argmax(axis=1)], np.eye(classes)[y]
-    confusion = said.T @ truth / len(y)
+    classes = predictions.shape[1]
+    predicted, truth = np.eye(classes)[predictions.argmax(axis=1)], np.eye(classes)[y]
+    confusion = predicted.T @ truth / len(y)
     q = np.eye(classes)[target.argmax(axis=1)].mean(axis=0)
     weights, _ = nnls(confusion, q)
     priors = weights * truth.mean(axis=0)

@@ -57,17 +57,17 @@ def mcc_loss(logits: tf.Tensor, temperature: float = 2.5) -> tf.Tensor:
 
     Source: Jin et al., Minimum Class Confusion for Versatile Domain Adaptation, ECCV 2020, equations 2 to 6.
     """
-    answers = tf.nn.softmax(logits / temperature)
-    weights = tf.stop_gradient(weigh_by_certainty(answers))
-    confusion = tf.matmul(answers, answers * weights[:, None], transpose_a=True)
+    predictions = tf.nn.softmax(logits / temperature)
+    weights = tf.stop_gradient(weigh_by_certainty(predictions))
+    confusion = tf.matmul(predictions, predictions * weights[:, None], transpose_a=True)
     confusion /= tf.maximum(tf.reduce_sum(confusion, axis=1, keepdims=True), _TINY)
     classes = tf.cast(tf.shape(logits)[1], tf.float32)
     return (tf.reduce_sum(confusion) - tf.linalg.trace(confusion)) / classes
 
 
-def weigh_by_certainty(answers: tf.Tensor) -> tf.Tensor:
+def weigh_by_certainty(predictions: tf.Tensor) -> tf.Tensor:
     """Return 1 + exp(-entropy) of each row of probabilities [b, k], divided by their mean, [b]."""
-    entropy = -tf.reduce_sum(answers * tf.math.log(answers + _TINY), axis=1)
+    entropy = -tf.reduce_sum(predictions * tf.math.log(predictions + _TINY), axis=1)
     weights = 1.0 + tf.exp(-entropy)
     return weights / tf.reduce_mean(weights)
 

@@ -98,19 +98,19 @@ class DomainDiscrepancy:
         """Return the judge's loss on rows of one domain; what comes back to the features is reversed."""
         reversed_, weights = gradient_reversal(features, strength), tf.ones(tf.shape(features)[0])
         if self.method == "cdan":
-            answers = tf.stop_gradient(tf.nn.softmax(logits))
-            weights = weigh_by_certainty(answers)
-            reversed_ = self._multiply(reversed_, answers)
+            predictions = tf.stop_gradient(tf.nn.softmax(logits))
+            weights = weigh_by_certainty(predictions)
+            reversed_ = self._multiply(reversed_, predictions)
         verdicts = self.judge(reversed_, training=True)[:, 0]  # type: ignore[misc]
         losses = tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(verdicts), truth), verdicts)
         return tf.reduce_mean(weights * losses)
 
-    def _multiply(self, features: tf.Tensor, answers: tf.Tensor) -> tf.Tensor:
+    def _multiply(self, features: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
         """Return all products of features and answers, or of random sums of them where these would be too many."""
         if self._mixers is not None:
-            left, right = (tf.matmul(x, R) for x, R in zip((features, answers), self._mixers, strict=True))
+            left, right = (tf.matmul(x, R) for x, R in zip((features, predictions), self._mixers, strict=True))
             return left * right / np.sqrt(_MOST_PRODUCTS)
-        products = answers[:, :, None] * features[:, None, :]
+        products = predictions[:, :, None] * features[:, None, :]
         return tf.reshape(products, [-1, self.classes * self._width])
 
 

@@ -182,14 +182,16 @@ class JointDistributionAdaptation(TransferComponentAnalysis):
         self._prepare(Xs, Xt)
         whole = _contrast(len(Xs), len(Xt))
         self._solve(whole[:, None])
-        answers: np.ndarray | None = None
+        predictions: np.ndarray | None = None
         for _ in range(self.rounds):
             Z = self._features @ self.weights_ - self.mean_
-            said = LogisticRegression(max_iter=500).fit(Z[: len(Xs)], ys).predict(Z[len(Xs) :])
-            if answers is not None and (said == answers).all():
+            predicted = LogisticRegression(max_iter=500).fit(Z[: len(Xs)], ys).predict(Z[len(Xs) :])
+            if predictions is not None and (predicted == predictions).all():
                 break
-            answers = said
-            each = [_contrast_class(ys == name, said == name) for name in np.unique(ys) if (said == name).any()]
+            predictions = predicted
+            each = [
+                _contrast_class(ys == name, predicted == name) for name in np.unique(ys) if (predicted == name).any()
+            ]
             columns = [np.sqrt(1 - self.balance) * whole, *(np.sqrt(self.balance) * column for column in each)]
             self._solve(np.stack(columns, axis=1))
         return self

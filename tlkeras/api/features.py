@@ -11,7 +11,7 @@ from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
 
 def extract_features(
-    recipe: str, out: str | Path, overrides: Mapping[str, Any] | None = None, **crew: Any
+    recipe: str, out: str | Path, overrides: Mapping[str, Any] | None = None, **options: Any
 ) -> dict[str, Any]:
     """Write the features of all images of a recipe's source, or of images alone, as Parquet files.
 
@@ -29,4 +29,4 @@ def extract_features(
     import_tensorflow_quietly()
     from tlkeras.inference import sharded
 
-    return sharded.extract_features(resolved, Path(out), sharded.ExecutionOptions(**crew))
+    return sharded.extract_features(resolved, Path(out), sharded.ExecutionOptions(**options))

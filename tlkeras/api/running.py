@@ -116,7 +116,7 @@ def predict_to_file(
 
 
 def predict_in_shards(
-    run: str, images: Sequence[str | Path], out: str | Path, *, runs: str | Path = RUNS, **crew: Any
+    run: str, images: Sequence[str | Path], out: str | Path, *, runs: str | Path = RUNS, **options: Any
 ) -> dict[str, Any]:
     """Classify any number of images by several processes or machines, into a folder of Parquet files.
 
@@ -130,4 +130,4 @@ def predict_in_shards(
     import_tensorflow_quietly()
     from tlkeras.inference import sharded
 
-    return sharded.predict_images(open_run(run, Path(runs)), images, Path(out), sharded.ExecutionOptions(**crew))
+    return sharded.predict_images(open_run(run, Path(runs)), images, Path(out), sharded.ExecutionOptions(**options))

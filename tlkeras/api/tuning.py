@@ -51,8 +51,8 @@ def recommend(
     target = "server" if tf.config.list_physical_devices("GPU") else "cpu"
     chosen = BackboneLimits(**{"target": target, **(limits or {})})
     drawn = Path(image) if image else Path(f"{resolved.name}-backbones.png")
-    wishes = RecommendOptions(chosen, drawn, train, images, minutes, Path(to) if to else None)
-    return measure(resolved, wishes)
+    options = RecommendOptions(chosen, drawn, train, images, minutes, Path(to) if to else None)
+    return measure(resolved, options)
 
 
 def tune(

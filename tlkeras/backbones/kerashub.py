@@ -236,9 +236,9 @@ def _agree(flat: keras.Model, backbone: Any, size: int) -> bool:
     """Whether a repeated graph answers an image as the backbone does."""
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
     inputs = dict.fromkeys(backbone.input, pixels) if isinstance(backbone.input, dict) else pixels
-    wanted, answered = np.asarray(backbone(inputs, training=False)), np.asarray(flat(pixels, training=False))
-    return wanted.shape == answered.shape and bool(
-        np.abs(wanted - answered).max() <= _TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+    wanted, predicted = np.asarray(backbone(inputs, training=False)), np.asarray(flat(pixels, training=False))
+    return wanted.shape == predicted.shape and bool(
+        np.abs(wanted - predicted).max() <= _TOLERANCE * max(1.0, float(np.abs(wanted).max()))
     )
 
 

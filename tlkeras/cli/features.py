@@ -25,7 +25,7 @@ def features() -> None:
 @click.option("--verify", is_flag=True, help="Compare the checksums of what is there; do again what is damaged.")
 @set_option
 @json_option
-def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **crew: Any) -> None:
+def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Write the features of all images of a folder, a manifest or a RECIPE's source as Parquet files.
 
     The work is divided into shards that any worker may do, and do again: give the command again after a failure, or on
@@ -38,7 +38,7 @@ def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **crew: An
     from tlkeras import api
     from tlkeras.config.recipe import parse_overrides
 
-    result = api.extract_features(recipe, overrides=parse_overrides(assignments), **crew)
+    result = api.extract_features(recipe, overrides=parse_overrides(assignments), **options)
     render(result, as_json, "draw_job")
     if result["failed"]:
         sys.exit(RunError.exit_code)

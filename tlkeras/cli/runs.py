@@ -105,8 +105,8 @@ def _predict_in_shards(run: str, images: tuple[str, ...], runs: str, as_json: bo
     from tlkeras import api
     from tlkeras.errors import DataError, RunError
 
-    crew = {key: options[key] for key in ("engine", "workers")}
-    result = api.predict_in_shards(run, images, options["out"], runs=runs, **crew)
+    workers = {key: options[key] for key in ("engine", "workers")}
+    result = api.predict_in_shards(run, images, options["out"], runs=runs, **workers)
     render(result, as_json, "draw_job")
     if result["failed"] or result["rejected"]:
         sys.exit(RunError.exit_code if result["failed"] else DataError.exit_code)

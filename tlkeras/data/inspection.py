@@ -53,13 +53,13 @@ class ValidatedDataset:
         notes: What is kept and odd: wrong-extension, turned, orientation-ignored, mode, animated, tiny, huge.
     """
 
-    examples: Dataset
+    dataset: Dataset
     digests: list[str]
     rejected: tuple[InvalidImage, ...]
     notes: tuple[ImageWarning, ...]
 
 
-def validate_images(examples: Dataset, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> ValidatedDataset:
+def validate_images(dataset: Dataset, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> ValidatedDataset:
     """Read each file once: digest its bytes, check its header. Pixels are not decoded.
 
     Each thread holds one file in memory.
@@ -70,24 +70,24 @@ def validate_images(examples: Dataset, *, workers: int | None = None, max_pixels
     digests: list[str] = []
     rejected: list[InvalidImage] = []
     notes: list[ImageWarning] = []
-    kept = np.zeros(len(examples), bool)
+    kept = np.zeros(len(dataset), bool)
     with (
         ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-        progress_bar("Checking images", len(examples), "images") as advance,
+        progress_bar("Checking images", len(dataset), "images") as advance,
     ):
-        for start in range(0, len(examples), _CHUNK):
-            paths = examples.paths[start : start + _CHUNK]
+        for start in range(0, len(dataset), _CHUNK):
+            paths = dataset.paths[start : start + _CHUNK]
             for row, seen in enumerate(pool.map(partial(read_header_and_digest, max_pixels=max_pixels), paths), start):
                 if isinstance(seen, InvalidImage):
                     rejected.append(seen)
                 else:
                     kept[row] = True
                     digests.append(seen[0])
-                    notes += _collect_warnings(examples.paths[row], seen[1])
+                    notes += _collect_warnings(dataset.paths[row], seen[1])
             advance(len(paths))
-    remaining = examples.take(kept)
-    _check_remaining(examples, remaining, rejected)
-    return ValidatedDataset(remaining, digests, (*examples.rejected, *rejected), tuple(notes))
+    remaining = dataset.take(kept)
+    _check_remaining(dataset, remaining, rejected)
+    return ValidatedDataset(remaining, digests, (*dataset.rejected, *rejected), tuple(notes))
 
 
 def read_header_and_digest(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str, Header] | InvalidImage:
@@ -105,14 +105,14 @@ def drop_undecodable(inspection: ValidatedDataset, readable: np.ndarray) -> Vali
     Raises:
         DataError: No example is left, or a class has lost all its images.
     """
-    examples = inspection.examples
-    if len(readable) == len(examples):
+    dataset = inspection.dataset
+    if len(readable) == len(dataset):
         return inspection
-    remaining = examples.take(readable)
-    gone = np.delete(np.arange(len(examples)), readable)
+    remaining = dataset.take(readable)
+    gone = np.delete(np.arange(len(dataset)), readable)
     reason = "its pixels cannot be decoded: it is cut off or damaged"
-    rejected = [InvalidImage(examples.paths[row], "damaged", reason) for row in gone]
-    _check_remaining(examples, remaining, rejected)
+    rejected = [InvalidImage(dataset.paths[row], "damaged", reason) for row in gone]
+    _check_remaining(dataset, remaining, rejected)
     lost = {bad.path for bad in rejected}
     return ValidatedDataset(
         remaining,
@@ -155,6 +155,6 @@ def _check_remaining(before: Dataset, after: Dataset, rejected: list[InvalidImag
         raise DataError.from_problems("Every class must keep images that can be read.", vanished + reasons)
 
 
-def _present(task: Task, examples: Dataset) -> np.ndarray:
+def _present(task: Task, dataset: Dataset) -> np.ndarray:
     """Return which classes some example has, bool [k]."""
-    return np.any(task.members(examples.targets[task.name]), axis=0)
+    return np.any(task.members(dataset.targets[task.name]), axis=0)

@@ -16,7 +16,7 @@ _SPLITS = ("test", "validation", "train")
 _MOST_MOVES = 10_000
 
 
-def assign_splits(examples: Dataset, validation: float, test: float, seed: int, tolerance: float = 0.25) -> np.ndarray:
+def assign_splits(dataset: Dataset, validation: float, test: float, seed: int, tolerance: float = 0.25) -> np.ndarray:
     """Give every example a split: "train", "validation" or "test", str [examples].
 
     An image's split follows from a number in [0, 1) that is a hash of the seed and its key, or its group: below
@@ -35,44 +35,44 @@ def assign_splits(examples: Dataset, validation: float, test: float, seed: int, 
         DataError: Shares outside [0, 1) or that leave nothing to train on.
     """
     shares = _check_shares(validation, test)
-    given = np.array(examples.splits, dtype=object)
+    given = np.array(dataset.splits, dtype=object)
     if not given.any():
-        return _divide(examples, shares, seed, tolerance)
+        return _divide(dataset, shares, seed, tolerance)
     splits = np.where(given == "", "train", given).astype(object)
     shares[:2] *= [split not in given for split in _SPLITS[:2]]
     shares[2] = 1 - shares[:2].sum()
     pool = np.flatnonzero(splits == "train")
-    splits[pool] = _divide(examples.take(pool), shares, seed, tolerance)
+    splits[pool] = _divide(dataset.take(pool), shares, seed, tolerance)
     return splits
 
 
-def subsample(examples: Dataset, limit: int, seed: int) -> Dataset:
+def subsample(dataset: Dataset, limit: int, seed: int) -> Dataset:
     """Keep at most `limit` examples, in their order, with the same share of each stratum and split given.
 
     Each of these keeps two examples, where it has them, even if that makes more than `limit`; so does what each split
     should show.
     """
-    if len(examples) <= limit:
-        return examples
-    strata = _number(zip(*_list_strata(examples), examples.splits, strict=True))
+    if len(dataset) <= limit:
+        return dataset
+    strata = _number(zip(*_list_strata(dataset), dataset.splits, strict=True))
     sizes = np.bincount(strata)
-    counts = np.maximum(_apportion(sizes, limit / len(examples)), np.minimum(sizes, 2))
+    counts = np.maximum(_apportion(sizes, limit / len(dataset)), np.minimum(sizes, 2))
     while counts.sum() > limit and counts.max() > 2:
         counts[counts.argmax()] -= 1
     # Another hash than the one of the splits, which would leave only images of the first split.
-    numbers = np.array([_hash(seed, f"thin {key}") for key in examples.keys])
+    numbers = np.array([_hash(seed, f"thin {key}") for key in dataset.keys])
     order = np.lexsort((numbers, strata))
-    rank = np.arange(len(examples)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    kept = np.zeros(len(examples), bool)
+    rank = np.arange(len(dataset)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    kept = np.zeros(len(dataset), bool)
     kept[order[rank < np.repeat(counts, sizes)]] = True
     by_number = np.argsort(numbers, kind="stable")
-    for column in _join_aspects(examples).T:
+    for column in _join_aspects(dataset).T:
         if kept[column].sum() < 2:
             kept[by_number[column[by_number]][:2]] = True
-    return examples.take(np.flatnonzero(kept))
+    return dataset.take(np.flatnonzero(kept))
 
 
-def check_splits(examples: Dataset, splits: np.ndarray) -> None:
+def check_splits(dataset: Dataset, splits: np.ndarray) -> None:
     """Make sure that there is something to learn every class from, and something to measure on.
 
     Args:
@@ -82,11 +82,11 @@ def check_splits(examples: Dataset, splits: np.ndarray) -> None:
     Raises:
         DataError: A class has no training image with weight, or no test image has any; all such problems.
     """
-    counts = examples.weights > 0
+    counts = dataset.weights > 0
     problems = [] if (counts & (splits == "test")).any() else ["There is no test image (with a weight above 0)."]
-    for task in examples.tasks:
-        absent = _list_absent(task, examples, counts & (splits == "train"))
-        known = task.is_labelled(examples.targets[task.name])
+    for task in dataset.tasks:
+        absent = _list_absent(task, dataset, counts & (splits == "train"))
+        known = task.is_labelled(dataset.targets[task.name])
         if (counts & (splits == "test")).any() and not (counts & known & (splits == "test")).any():
             problems.append(f"{task.name!r}: no test image (with a weight above 0) has a label.")
         if absent:
@@ -98,10 +98,10 @@ def check_splits(examples: Dataset, splits: np.ndarray) -> None:
         raise DataError.from_problems(f"Every class needs images to learn from, and a test split. {hint}", problems)
 
 
-def classes_missing_from_test(examples: Dataset, splits: np.ndarray) -> list[str]:
+def classes_missing_from_test(dataset: Dataset, splits: np.ndarray) -> list[str]:
     """Say which classes cannot be measured because the held-out split shows none of them; arguments as `check_sides`."""
     unseen = {
-        task.name: _list_absent(task, examples, (examples.weights > 0) & (splits == "test")) for task in examples.tasks
+        task.name: _list_absent(task, dataset, (dataset.weights > 0) & (splits == "test")) for task in dataset.tasks
     }
     return [
         f"{name!r}: no test image (with a weight above 0) shows {', '.join(list_some(absent))}; it is not measured."
@@ -110,19 +110,19 @@ def classes_missing_from_test(examples: Dataset, splits: np.ndarray) -> list[str
     ]
 
 
-def _list_absent(task: Task, examples: Dataset, rows: np.ndarray) -> list[str]:
-    shown = np.any(task.aspects(examples.targets[task.name][rows]), axis=0)
+def _list_absent(task: Task, dataset: Dataset, rows: np.ndarray) -> list[str]:
+    shown = np.any(task.aspects(dataset.targets[task.name][rows]), axis=0)
     return [name for name, is_shown in zip(task.aspect_names, shown, strict=True) if not is_shown]
 
 
-def _list_strata(examples: Dataset) -> list[np.ndarray]:
+def _list_strata(dataset: Dataset) -> list[np.ndarray]:
     """Return columns [n] whose distinct rows are strata."""
-    return [*(task.strata(examples.targets[task.name]) for task in examples.tasks), examples.strata]
+    return [*(task.strata(dataset.targets[task.name]) for task in dataset.tasks), dataset.strata]
 
 
-def _join_aspects(examples: Dataset) -> np.ndarray:
+def _join_aspects(dataset: Dataset) -> np.ndarray:
     """Return what every split should show, bool [n, columns]."""
-    return np.concatenate([task.aspects(examples.targets[task.name]) for task in examples.tasks], axis=1)
+    return np.concatenate([task.aspects(dataset.targets[task.name]) for task in dataset.tasks], axis=1)
 
 
 def _check_shares(validation: float, test: float) -> np.ndarray:
@@ -139,14 +139,14 @@ def _check_shares(validation: float, test: float) -> np.ndarray:
     return np.array([test, validation, 1 - test - validation])
 
 
-def _divide(examples: Dataset, shares: np.ndarray, seed: int, tolerance: float) -> np.ndarray:
-    if not len(examples):
+def _divide(dataset: Dataset, shares: np.ndarray, seed: int, tolerance: float) -> np.ndarray:
+    if not len(dataset):
         return np.array([], dtype=object)
-    strata = _number(zip(*_list_strata(examples), strict=True))
-    labels = np.concatenate([task.balanced(examples.targets[task.name]) for task in examples.tasks], axis=1)
-    aspects = _join_aspects(examples)
-    grouped = bool(examples.groups.any())
-    units = np.where(examples.groups == "", examples.keys, examples.groups) if grouped else examples.keys
+    strata = _number(zip(*_list_strata(dataset), strict=True))
+    labels = np.concatenate([task.balanced(dataset.targets[task.name]) for task in dataset.tasks], axis=1)
+    aspects = _join_aspects(dataset)
+    grouped = bool(dataset.groups.any())
+    units = np.where(dataset.groups == "", dataset.keys, dataset.groups) if grouped else dataset.keys
     numbers = np.array([_hash(seed, str(unit)) for unit in units])
     if grouped or labels.size:
         balanced = np.concatenate([np.ones((len(strata), 1)), _one_hot(strata), labels], axis=1)
@@ -175,7 +175,7 @@ def _one_hot(strata: np.ndarray) -> np.ndarray:
 
 def _natural(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """The split that the hash alone gives: int64 [rows], an index of `_SIDES`."""
-    return np.searchsorted(np.cumsum(shares)[:2], numbers, split="right")
+    return np.searchsorted(np.cumsum(shares)[:2], numbers, side="right")
 
 
 def _cut_strata(

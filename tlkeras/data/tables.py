@@ -189,17 +189,17 @@ def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
     return replace(table, columns={**table.columns, **columns}, classes={**hidden, **classes})
 
 
-def drop_unlabelled(examples: Dataset, needless: np.ndarray | None = None) -> Dataset:
+def drop_unlabelled(dataset: Dataset, needless: np.ndarray | None = None) -> Dataset:
     """Return the examples that have a label in some task; the others are listed as rejected.
 
     Args:
         examples: All of them.
         needless: Which need none, bool (n,).
     """
-    labelled = np.any([task.is_labelled(examples.targets[task.name]) for task in examples.tasks], axis=0)
+    labelled = np.any([task.is_labelled(dataset.targets[task.name]) for task in dataset.tasks], axis=0)
     labelled |= False if needless is None else needless
-    unlabelled = tuple(InvalidImage(path, "no-label", "it has no label") for path in examples.paths[~labelled])
-    return replace(examples.take(labelled), rejected=(*examples.rejected, *unlabelled))
+    unlabelled = tuple(InvalidImage(path, "no-label", "it has no label") for path in dataset.paths[~labelled])
+    return replace(dataset.take(labelled), rejected=(*dataset.rejected, *unlabelled))
 
 
 def _unknown_columns(table: ImageTable, names: Sequence[str]) -> list[str]:

@@ -40,7 +40,7 @@ def plot_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, view
     target = Path(path)
     check_target(target)
     policy = builders.make_recipe_policy(recipe)
-    names, plain, keys = choose_images(recipe, builders.read_examples(recipe), images)
+    names, plain, keys = choose_images(recipe, builders.read_dataset(recipe), images)
     seen = number_views(policy, views, recipe.training.seed)
     drawn = draw_views(plain, keys, seen)
     rows = [[image, *of_image] for image, of_image in zip(plain, drawn, strict=True)]
@@ -78,16 +78,16 @@ def check_target(path: Path) -> None:
             raise ResourceError("Only a drawn sheet is replaced.", f"{path}, another file", "Choose another name.")
 
 
-def choose_images(recipe: Recipe, examples: Dataset, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+def choose_images(recipe: Recipe, dataset: Dataset, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Return labels, pixels and keys of images drawn evenly from the classes of the first task.
 
     Raises:
         DataError: No image can be read.
     """
-    task, size = examples.tasks[0], builders.image_size(recipe)
+    task, size = dataset.tasks[0], builders.image_size(recipe)
     names, pixels, digests = [], [], []
-    for row in _take_turns(task.strata(examples.targets[task.name]), recipe.data.seed):
-        path = examples.paths[row]
+    for row in _take_turns(task.strata(dataset.targets[task.name]), recipe.data.seed):
+        path = dataset.paths[row]
         seen = read_header_and_digest(path)
         if isinstance(seen, InvalidImage):
             continue
@@ -96,11 +96,11 @@ def choose_images(recipe: Recipe, examples: Dataset, count: int) -> tuple[list[s
         except ImageError:
             continue
         digests.append(seen[0])
-        names.append("".join(task.write(task.members(examples.targets[task.name][row : row + 1]))) or str(row))
+        names.append("".join(task.write(task.members(dataset.targets[task.name][row : row + 1]))) or str(row))
         if len(names) == count:
             break
     if not names:
-        raise DataError("A sheet needs an image that can be read.", examples.source, "See `tlkeras check`.")
+        raise DataError("A sheet needs an image that can be read.", dataset.source, "See `tlkeras check`.")
     return names, np.stack(pixels), digest_to_seed(digests)
 
 

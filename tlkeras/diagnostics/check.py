@@ -52,7 +52,7 @@ class CheckOptions:
     manifest: str | None = None
 
 
-def check(recipe: Recipe, wishes: CheckOptions = CheckOptions()) -> dict[str, Any]:
+def check(recipe: Recipe, options: CheckOptions = CheckOptions()) -> dict[str, Any]:
     """Go through a recipe's images, labels and stages and collect what is in the way or worth a look.
 
     Returns:
@@ -64,24 +64,24 @@ def check(recipe: Recipe, wishes: CheckOptions = CheckOptions()) -> dict[str, An
     """
     report: dict[str, Any] = {"name": recipe.name, "problems": [], "notes": [], "facts": {}, "rejected": []}
     report |= {"remarks": [], "classes": [], "copies": [], "leaking_groups": [], "mislabelled": None, "outliers": None}
-    if wishes.page:
-        check_page(wishes.page)
+    if options.page:
+        check_page(options.page)
     found = _collect_problem(report, lambda: _look_at_images(recipe, report))
-    problems = report["problems"] if wishes.train else report["notes"]
-    prefix = _collect_problem({"problems": problems}, lambda: _look_at_backbone(recipe, report, found, wishes.train))
-    if found is not None and prefix is not None:
-        _collect_problem(report, lambda: _look_for_suspects(recipe, report, prefix, found, wishes.deep))
+    problems = report["problems"] if options.train else report["notes"]
+    extractor = _collect_problem(
+        {"problems": problems}, lambda: _look_at_backbone(recipe, report, found, options.train)
+    )
+    if found is not None and extractor is not None:
+        _collect_problem(report, lambda: _look_for_suspects(recipe, report, extractor, found, options.deep))
     if recipe.tuning is not None:
         _collect_problem(report, lambda: check_space(recipe))
-    if found is not None and wishes.manifest:
-        _collect_problem(report, lambda: _write_manifest(recipe, report, found, wishes.manifest or ""))
-    if wishes.page:
+    if found is not None and options.manifest:
+        _collect_problem(report, lambda: _write_manifest(recipe, report, found, options.manifest or ""))
+    if options.page:
         paths = (
-            {}
-            if found is None
-            else dict(zip(map(to_printable, found.examples.paths), found.examples.paths, strict=True))
+            {} if found is None else dict(zip(map(to_printable, found.dataset.paths), found.dataset.paths, strict=True))
         )
-        report["page"] = str(write_page(wishes.page, f"Check of {report['name']}", render_check_page(report, paths)))
+        report["page"] = str(write_page(options.page, f"Check of {report['name']}", render_check_page(report, paths)))
     return report
 
 
@@ -97,14 +97,14 @@ def show_schedule(recipe: Recipe) -> dict[str, Any]:
     Raises:
         TlkerasError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
     """
-    examples = builders.read_examples(recipe)
-    splits = builders.split_dataset(recipe, examples)
-    prefix = builders.build_feature_extractor(recipe)
-    schedule, plan, choices = builders.plan_recipe(recipe, prefix, examples, splits)
+    dataset = builders.read_dataset(recipe)
+    splits = builders.split_dataset(recipe, dataset)
+    extractor = builders.build_feature_extractor(recipe)
+    schedule, plan, choices = builders.plan_recipe(recipe, extractor, dataset, splits)
     images = int((splits == "train").sum())
     stages = []
     for stage, planned in zip(schedule.stages, plan.stages, strict=True):
-        rates = list(zip(prefix.blocks, stage.multipliers(len(prefix.blocks)), strict=True))
+        rates = list(zip(extractor.blocks, stage.multipliers(len(extractor.blocks)), strict=True))
         blocks = [
             {"name": block.name, "learning_rate": stage.learning_rate * rate, "parameters": block.parameters}
             for block, rate in rates
@@ -151,41 +151,41 @@ class _DatasetFindings:
     leaking: list[LeakingGroup]
 
     @property
-    def examples(self) -> Dataset:
-        return self.inspection.examples
+    def dataset(self) -> Dataset:
+        return self.inspection.dataset
 
     @property
     def groups(self) -> np.ndarray:
         """What must not be parted: the source's groups, and copies."""
-        return join_groups(self.examples.groups, self.copies)
+        return join_groups(self.dataset.groups, self.copies)
 
 
 def _look_at_images(recipe: Recipe, report: dict[str, Any]) -> _DatasetFindings:
-    inspection = validate_images(builders.read_examples(recipe))
-    thumbnails, readable = read_thumbnails(inspection.examples.paths.tolist())
+    inspection = validate_images(builders.read_dataset(recipe))
+    thumbnails, readable = read_thumbnails(inspection.dataset.paths.tolist())
     inspection = drop_undecodable(inspection, readable)
-    examples = inspection.examples
+    dataset = inspection.dataset
     report["rejected"] = data_quality.describe_findings(inspection.rejected)
     report["remarks"] = data_quality.describe_findings(inspection.notes)
-    report["facts"]["images"] = f"{len(examples):,} from {examples.source}"
-    splits = _collect_problem(report, lambda: builders.split_dataset(recipe, examples))
+    report["facts"]["images"] = f"{len(dataset):,} from {dataset.source}"
+    splits = _collect_problem(report, lambda: builders.split_dataset(recipe, dataset))
     if splits is None:
-        splits = np.full(len(examples), "", dtype=object)
+        splits = np.full(len(dataset), "", dtype=object)
     else:
         report["facts"]["splits"] = ", ".join(f"{split} {(splits == split).sum():,}" for split in dict.fromkeys(splits))
-        report["notes"] += classes_missing_from_test(examples, splits)
-    copies = find_duplicates(examples, inspection.digests, thumbnails, splits)
-    leaking = find_leaking_groups(examples.groups, splits)
-    report["classes"] = data_quality.describe_classes(examples, splits)
+        report["notes"] += classes_missing_from_test(dataset, splits)
+    copies = find_duplicates(dataset, inspection.digests, thumbnails, splits)
+    leaking = find_leaking_groups(dataset.groups, splits)
+    report["classes"] = data_quality.describe_classes(dataset, splits)
     report["facts"]["classes"] = ", ".join(f"{row['class']} {row['images']:,}" for row in report["classes"])
-    report["copies"] = data_quality.duplicates_to_dicts(examples, splits, copies)
+    report["copies"] = data_quality.duplicates_to_dicts(dataset, splits, copies)
     report["leaking_groups"] = [asdict(group) for group in leaking]
     problems, notes = data_quality.summarise(inspection, splits, copies, leaking)
     report["problems"] += list_some(problems)
     report["notes"] += notes
     if inspection.rejected:
         report["notes"].append(f"{len(inspection.rejected):,} of the files cannot be used and will be left out.")
-    if licence := examples.facts.get("licence"):
+    if licence := dataset.facts.get("licence"):
         report["facts"]["licence of the images"] = licence
     return _DatasetFindings(inspection, splits, copies, leaking)
 
@@ -193,7 +193,7 @@ def _look_at_images(recipe: Recipe, report: dict[str, Any]) -> _DatasetFindings:
 def _look_at_backbone(
     recipe: Recipe, report: dict[str, Any], found: _DatasetFindings | None, train: bool
 ) -> FeatureExtractor:
-    prefix = builders.build_feature_extractor(recipe)
+    extractor = builders.build_feature_extractor(recipe)
     size = builders.image_size(recipe)
     report["facts"]["backbone"] = f"{recipe.backbone.name} at {size} px, weights {recipe.backbone.weights}"
     if recipe.features.handcrafted:
@@ -202,35 +202,37 @@ def _look_at_backbone(
         report["notes"].append(
             f"Handcrafted features ({kinds}) cannot become a SavedModel: `predict` works, `export` refuses."
         )
-    report["facts"]["features"] = " x ".join(map(str, prefix.pooled.output_shape[1:])) + f" {recipe.features.precision}"
+    report["facts"]["features"] = (
+        " x ".join(map(str, extractor.pooled.output_shape[1:])) + f" {recipe.features.precision}"
+    )
     if not train or found is None or not found.splits.all():
-        return prefix
-    check_memory(len(found.examples), prefix.pooled.output_shape[1:])
+        return extractor
+    check_memory(len(found.dataset), extractor.pooled.output_shape[1:])
     if recipe.finetuning:
-        builders.check_recipe_feed(recipe, found.examples)
-        _, plan, _ = builders.plan_recipe(recipe, prefix, found.examples, found.splits)
+        builders.check_recipe_feed(recipe, found.dataset)
+        _, plan, _ = builders.plan_recipe(recipe, extractor, found.dataset, found.splits)
         for stage in plan.stages:
             report["facts"][f"stage {stage.stage}"] = f"from {stage.cut}: {stage.reason}"
-    lacking, needed = builders.count_lacking(recipe, prefix, found.inspection, found.splits)
+    lacking, needed = builders.count_lacking(recipe, extractor, found.inspection, found.splits)
     report["facts"]["to compute"] = f"{lacking:,} of {needed:,} images, each view counted; the rest is cached"
-    return prefix
+    return extractor
 
 
 def _look_for_suspects(
-    recipe: Recipe, report: dict[str, Any], prefix: FeatureExtractor, found: _DatasetFindings, deep: bool
+    recipe: Recipe, report: dict[str, Any], extractor: FeatureExtractor, found: _DatasetFindings, deep: bool
 ) -> None:
-    lacking = builders.count_features(recipe, prefix, found.inspection)
+    lacking = builders.count_features(recipe, extractor, found.inspection)
     if lacking > MOST_FEATURES and not deep:
         report["notes"].append(
             f"Wrong labels and outliers were not looked for: the features of {lacking:,} images would have to be"
             " computed. `--deep` does it, and keeps them for the training."
         )
         return
-    builders.fit_recipe_codebooks(recipe, prefix, found.inspection, found.splits)
-    with builders.extract_features(recipe, prefix, found.inspection) as features:
+    builders.fit_recipe_codebooks(recipe, extractor, found.inspection, found.splits)
+    with builders.extract_features(recipe, extractor, found.inspection) as features:
         matrix = average_positions(np.asarray(features.outputs[0], np.float32))
-        suspects = data_quality.find_suspects(found.examples, features.kept, matrix, found.groups)
-    described = data_quality.describe_suspects(found.examples, found.splits, suspects)
+        suspects = data_quality.find_suspects(found.dataset, features.kept, matrix, found.groups)
+    described = data_quality.describe_suspects(found.dataset, found.splits, suspects)
     report |= described
     for name, sentence in (("mislabelled", "look mislabelled"), ("outliers", "are unlike all others")):
         if described[name]:
@@ -238,11 +240,11 @@ def _look_for_suspects(
 
 
 def _write_manifest(recipe: Recipe, report: dict[str, Any], found: _DatasetFindings, path: str) -> None:
-    cleaning = clean(found.examples, found.copies, found.leaking)
-    position = {str(key): row for row, key in enumerate(found.examples.keys)}
-    suspected = [""] * len(found.examples)
+    cleaning = clean(found.dataset, found.copies, found.leaking)
+    position = {str(key): row for row, key in enumerate(found.dataset.keys)}
+    suspected = [""] * len(found.dataset)
     for suspect in reversed(report["mislabelled"] or []):
         suspected[position[suspect["key"]]] = suspect["suggested"]
     remarks = {"suggested": suspected} if any(suspected) else {}
-    written = write_manifest(path, builders.read_source(recipe), found.examples, cleaning, remarks)
+    written = write_manifest(path, builders.read_source(recipe), found.dataset, cleaning, remarks)
     report["manifest"] = {"path": str(written), "images": len(cleaning.kept), "left_out": cleaning.left_out}

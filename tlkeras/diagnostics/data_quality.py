@@ -37,7 +37,7 @@ class DataIssues:
     outliers: list[Outlier] = field(default_factory=list)
 
 
-def find_suspects(examples: Dataset, rows: np.ndarray, features: np.ndarray, groups: np.ndarray) -> DataIssues:
+def find_suspects(dataset: Dataset, rows: np.ndarray, features: np.ndarray, groups: np.ndarray) -> DataIssues:
     """Return labels that out-of-fold answers of a linear head contradict, and images unlike all others.
 
     Args:
@@ -49,10 +49,10 @@ def find_suspects(examples: Dataset, rows: np.ndarray, features: np.ndarray, gro
     own = np.array([str(number) for number in range(len(rows))], dtype=object)
     together = np.where(groups[rows] == "", own, groups[rows]).astype(str)
     mislabelled = {}
-    for task in examples.tasks:
+    for task in dataset.tasks:
         if task.kind == "number":
             continue
-        found = _find_wrong_labels(task, examples.targets[task.name][rows], features, together)
+        found = _find_wrong_labels(task, dataset.targets[task.name][rows], features, together)
         mislabelled[task.name] = [(int(rows[at]), label, other, score) for at, label, other, score in found]
     outliers = [Outlier(int(rows[outlier.row]), outlier.score) for outlier in find_outliers(features)]
     return DataIssues(mislabelled, outliers)
@@ -86,14 +86,14 @@ def _find_wrong_labels(
     return sorted(found, key=lambda suspect: -suspect[-1])
 
 
-def describe_classes(examples: Dataset, splits: np.ndarray) -> list[dict[str, Any]]:
+def describe_classes(dataset: Dataset, splits: np.ndarray) -> list[dict[str, Any]]:
     """Return a row per task and class: images, share of the task's, and images by split where there are splits.
 
     The row of a number tells its range.
     """
     rows = []
-    for task in examples.tasks:
-        targets = examples.targets[task.name]
+    for task in dataset.tasks:
+        targets = dataset.targets[task.name]
         members, names = task.members(targets), task.class_names
         if task.kind == "number" and members.any():
             known = targets[members[:, 0]]
@@ -110,9 +110,7 @@ def describe_findings(findings: Sequence[Issue]) -> list[dict[str, str]]:
     return [{"path": to_printable(found.path), "code": found.code, "reason": found.reason} for found in findings]
 
 
-def duplicates_to_dicts(
-    examples: Dataset, splits: np.ndarray, copies: Sequence[DuplicateGroup]
-) -> list[dict[str, Any]]:
+def duplicates_to_dicts(dataset: Dataset, splits: np.ndarray, copies: Sequence[DuplicateGroup]) -> list[dict[str, Any]]:
     """Return each group of copies with path, labels and split of its images."""
     return [
         {
@@ -120,18 +118,18 @@ def duplicates_to_dicts(
             "similarity": round(group.similarity, 4),
             "conflicting": group.conflicting,
             "leaking": group.leaking,
-            "images": [describe_image(examples, splits, row) for row in group.rows],
+            "images": [describe_image(dataset, splits, row) for row in group.rows],
         }
         for group in copies
     ]
 
 
-def describe_suspects(examples: Dataset, splits: np.ndarray, suspects: DataIssues) -> dict[str, list[dict[str, Any]]]:
+def describe_suspects(dataset: Dataset, splits: np.ndarray, suspects: DataIssues) -> dict[str, list[dict[str, Any]]]:
     """Return `mislabelled` and `outliers`, the most suspicious first."""
-    several = len(examples.tasks) > 1
+    several = len(dataset.tasks) > 1
     wrong = [
         {
-            **describe_image(examples, splits, row),
+            **describe_image(dataset, splits, row),
             **({"task": name} if several else {}),
             "label": label,
             "suggested": suggested,
@@ -142,16 +140,16 @@ def describe_suspects(examples: Dataset, splits: np.ndarray, suspects: DataIssue
     ]
     wrong.sort(key=lambda suspect: -suspect["score"])
     odd = [
-        {**describe_image(examples, splits, outlier.row), "score": round(outlier.score, 3)}
+        {**describe_image(dataset, splits, outlier.row), "score": round(outlier.score, 3)}
         for outlier in suspects.outliers
     ]
     return {"mislabelled": wrong, "outliers": odd}
 
 
-def describe_image(examples: Dataset, splits: np.ndarray, row: int) -> dict[str, Any]:
+def describe_image(dataset: Dataset, splits: np.ndarray, row: int) -> dict[str, Any]:
     """Return path, key, label and split of one image; the key is its path within the source."""
-    labels = [_write_label(task, examples.targets[task.name][row : row + 1]) for task in examples.tasks]
-    path, key = to_printable(examples.paths[row]), str(examples.keys[row])
+    labels = [_write_label(task, dataset.targets[task.name][row : row + 1]) for task in dataset.tasks]
+    path, key = to_printable(dataset.paths[row]), str(dataset.keys[row])
     return {"path": path, "key": key, "label": ", ".join(labels), "split": str(splits[row])}
 
 
@@ -167,7 +165,7 @@ def summarise(
     for group in leaking:
         parts = " and ".join(f"{count:,} of {split}" for split, count in group.splits.items())
         problems.append(f"Group {group.name!r} stands on several splits: {parts}. Its images must stay together.")
-    notes = [*_list_remarks(inspection), *_list_imbalances(inspection.examples), *_list_copy_notes(splits, copies)]
+    notes = [*_list_remarks(inspection), *_list_imbalances(inspection.dataset), *_list_copy_notes(splits, copies)]
     return problems, notes
 
 
@@ -214,9 +212,9 @@ def _list_remarks(inspection: ValidatedDataset) -> Iterator[str]:
         yield str(first) if count == 1 else f"{count:,} images are like this one: {first}"
 
 
-def _list_imbalances(examples: Dataset) -> Iterator[str]:
-    for task in examples.tasks:
-        counts = task.members(examples.targets[task.name]).sum(axis=0)
+def _list_imbalances(dataset: Dataset) -> Iterator[str]:
+    for task in dataset.tasks:
+        counts = task.members(dataset.targets[task.name]).sum(axis=0)
         order = [at for at in np.argsort(counts, kind="stable").tolist() if counts[at]]
         if order and counts[order[-1]] > UNBALANCED * counts[order[0]]:
             few, many, times = (

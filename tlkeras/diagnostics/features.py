@@ -55,7 +55,7 @@ class FeaturePlotOptions:
     images: int = 2000
 
 
-def show_features(recipe: Recipe, look: FeaturePlotOptions) -> dict[str, Any]:
+def show_features(recipe: Recipe, options: FeaturePlotOptions) -> dict[str, Any]:
     """Draw what features say of images that nothing is measured on: all but the test split.
 
     Returns:
@@ -68,43 +68,45 @@ def show_features(recipe: Recipe, look: FeaturePlotOptions) -> dict[str, Any]:
         MissingExtraError: UMAP is not installed.
         ResourceError: A file is in the way, or cannot be written.
     """
-    _check(recipe, look)
-    inspection = validate_images(builders.read_examples(recipe))
-    splits = builders.split_dataset(recipe, inspection.examples)
-    prefix = builders.build_feature_extractor(recipe)
-    cut = None if look.layer is None else _find_maps(prefix.backbone, look.layer)
-    builders.fit_recipe_codebooks(recipe, prefix, inspection, splits)
-    depths, rows = builders.extract_depths(recipe, prefix, inspection, draw_rows(recipe, splits, look.images))
+    _check(recipe, options)
+    inspection = validate_images(builders.read_dataset(recipe))
+    splits = builders.split_dataset(recipe, inspection.dataset)
+    extractor = builders.build_feature_extractor(recipe)
+    cut = None if options.layer is None else _find_maps(extractor.backbone, options.layer)
+    builders.fit_recipe_codebooks(recipe, extractor, inspection, splits)
+    depths, rows = builders.extract_depths(recipe, extractor, inspection, draw_rows(recipe, splits, options.images))
     classed = divide_classes(recipe, inspection, rows)
     separations, chance = (
         knn_accuracy_per_block(classed, depths),
         float(np.bincount(classed.codes).max() / len(classed.codes)),
     )
-    points = _project(depths[POOLED], look.method, recipe.data.seed)
-    _write(look.path, lambda: draw_features(points, _name_colours(inspection, rows), separations, chance, look.path))
-    if cut is not None and look.maps is not None:
-        _draw_maps(recipe, inspection, keras.Model(prefix.backbone.input, cut.tensor), cut.name, look.maps)
+    points = _project(depths[POOLED], options.method, recipe.data.seed)
+    _write(
+        options.path, lambda: draw_features(points, _name_colours(inspection, rows), separations, chance, options.path)
+    )
+    if cut is not None and options.maps is not None:
+        _draw_maps(recipe, inspection, keras.Model(extractor.backbone.input, cut.tensor), cut.name, options.maps)
     return {
         "name": recipe.name,
         "images": len(rows),
         "separations": separations,
         "chance": chance,
         "layer": cut and cut.name,
-        "path": str(look.path),
-        "maps": str(look.maps) if cut is not None else None,
+        "path": str(options.path),
+        "maps": str(options.maps) if cut is not None else None,
     }
 
 
-def _check(recipe: Recipe, look: FeaturePlotOptions) -> None:
-    if look.method not in METHODS:
+def _check(recipe: Recipe, options: FeaturePlotOptions) -> None:
+    if options.method not in METHODS:
         raise RecipeError(
-            f"A projection is one of {', '.join(METHODS)}.", repr(look.method), suggest(look.method, METHODS)
+            f"A projection is one of {', '.join(METHODS)}.", repr(options.method), suggest(options.method, METHODS)
         )
-    if look.method == "umap" and importlib.util.find_spec("umap") is None:
+    if options.method == "umap" and importlib.util.find_spec("umap") is None:
         raise MissingExtraError("UMAP", "umap")
-    if look.layer is not None and recipe.backbone.name == NO_BACKBONE:
-        raise RecipeError("Only a backbone has layers to look at.", repr(look.layer), "Leave the layer out.")
-    for path in filter(None, (look.path, look.maps if look.layer else None)):
+    if options.layer is not None and recipe.backbone.name == NO_BACKBONE:
+        raise RecipeError("Only a backbone has layers to look at.", repr(options.layer), "Leave the layer out.")
+    for path in filter(None, (options.path, options.maps if options.layer else None)):
         check_target(path)
 
 
@@ -125,11 +127,11 @@ def draw_rows(recipe: Recipe, splits: np.ndarray, most: int) -> np.ndarray:
 
 def _name_colours(inspection: ValidatedDataset, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Return the labels of images by the first task, and their domains where there are several."""
-    examples, task = inspection.examples, inspection.examples.tasks[0]
-    targets = examples.targets[task.name][rows]
+    dataset, task = inspection.dataset, inspection.dataset.tasks[0]
+    targets = dataset.targets[task.name][rows]
     labels = np.array(task.write_targets(targets), dtype=object)
     colours = {"class": np.where(task.is_labelled(targets), labels, "").astype(str)}
-    domains = examples.domains[rows].astype(str)
+    domains = dataset.domains[rows].astype(str)
     return colours | ({"domain": domains} if len(np.unique(domains)) > 1 else {})
 
 
@@ -154,14 +156,14 @@ def divide_classes(recipe: Recipe, inspection: ValidatedDataset, rows: np.ndarra
     Raises:
         DataError: There are no two classes of two images.
     """
-    examples, task = inspection.examples, inspection.examples.tasks[0]
-    targets = examples.targets[task.name][rows]
+    dataset, task = inspection.dataset, inspection.dataset.tasks[0]
+    targets = dataset.targets[task.name][rows]
     known = task.is_labelled(targets)
     strata = task.strata(targets)
     values, counts = np.unique(strata[known], return_counts=True)
     known &= np.isin(strata, values[counts > 1])  # an image alone in its class has no neighbour of it
     _, codes = np.unique(strata[known], return_inverse=True)
-    groups = examples.groups[rows][known]
+    groups = dataset.groups[rows][known]
     few = len(np.unique(codes)) < 2
     folds = [] if few else make_folds(codes, _FOLDS, recipe.data.seed, groups if (groups != "").any() else None)
     covered = np.sort(np.concatenate([held for _, held in folds])) if folds else np.empty(0)
@@ -203,7 +205,7 @@ def _project(X: np.ndarray, method: str, seed: int) -> dict[str, np.ndarray]:
 
 def _draw_maps(recipe: Recipe, inspection: ValidatedDataset, model: keras.Model, layer: str, path: Path) -> None:
     """Draw images beside the mean of all channels of a layer, and its channels that differ most between images."""
-    labels, images, _ = choose_images(recipe, inspection.examples, _CHANNELS)
+    labels, images, _ = choose_images(recipe, inspection.dataset, _CHANNELS)
     maps = np.asarray(model(images, training=False), np.float32)
     spread = maps.mean(axis=(1, 2)).std(axis=0)
     channels = np.argsort(-spread, kind="stable")[: min(_CHANNELS, maps.shape[-1])]

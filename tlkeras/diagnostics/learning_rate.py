@@ -59,29 +59,29 @@ def find_learning_rate(recipe: Recipe, search: LRFinderOptions) -> dict[str, Any
     Raises:
         TlkerasError: The recipe does not fine-tune, has no such stage, or the image cannot be written.
     """
-    examples = builders.read_examples(recipe)
-    prefix = builders.build_feature_extractor(recipe)
-    schedule, plan, _ = builders.plan_recipe(recipe, prefix, examples, builders.split_dataset(recipe, examples))
+    dataset = builders.read_dataset(recipe)
+    extractor = builders.build_feature_extractor(recipe)
+    schedule, plan, _ = builders.plan_recipe(recipe, extractor, dataset, builders.split_dataset(recipe, dataset))
     index = _find_stage(schedule, search.stage)
     if not search.image.parent.is_dir():
         raise ResourceError("The folder of an image must exist.", search.image.parent, "Make it first.")
-    inspection = validate_images(examples)
-    rows = np.flatnonzero(builders.split_dataset(recipe, inspection.examples) == "train")
+    inspection = validate_images(dataset)
+    rows = np.flatnonzero(builders.split_dataset(recipe, inspection.dataset) == "train")
     with ExitStack() as stack:
         cut = plan.cuts[index]
-        taps = _list_taps(prefix, cut)
-        features = stack.enter_context(builders.extract_features(recipe, prefix, inspection, taps, rows=rows))
+        taps = _list_taps(extractor, cut)
+        features = stack.enter_context(builders.extract_features(recipe, extractor, inspection, taps, rows=rows))
         values, rows = dict(zip(taps, features.outputs, strict=True)), rows[features.kept]
         split = SplitFeatures(rows, np.asarray(values[POOLED]))
-        heads = fit_heads(partial(builders.make_recipe_head, recipe), inspection.examples, {"train": split})
-        weighting = builders.make_weighting(recipe, inspection.examples.tasks)
+        heads = fit_heads(partial(builders.make_recipe_head, recipe), inspection.dataset, {"train": split})
+        weighting = builders.make_weighting(recipe, inspection.dataset.tasks)
         network = Network(
-            prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head, weighting
+            extractor.backbone, extractor.pooled, list_layers(heads), recipe.name, extractor.source_head, weighting
         )
-        supply = _make_supply(recipe, prefix, inspection, rows, cut, values)
+        supply = _make_supply(recipe, extractor, inspection, rows, cut, values)
         part = make_split(recipe, inspection, rows, {cut: supply}, "train")
-        loop = builders.make_trainer(recipe, inspection.examples, network, schedule, plan, (part, None))
-        found = loop.find_rate(index, search.lowest, search.highest, search.steps)
+        trainer = builders.make_trainer(recipe, inspection.dataset, network, schedule, plan, (part, None))
+        found = trainer.find_rate(index, search.lowest, search.highest, search.steps)
     if found.rates:
         plot_lr_finder(found.rates, found.losses, found.suggestion, search.image, found.smoothed)
     return {
@@ -104,22 +104,22 @@ def _find_stage(schedule: Schedule, name: str | None) -> int:
     return 0 if name is None else names.index(name)
 
 
-def _list_taps(prefix: FeatureExtractor, cut: str) -> tuple[str, ...]:
+def _list_taps(extractor: FeatureExtractor, cut: str) -> tuple[str, ...]:
     """Return what is computed of each image: what the head is fitted on, and what the stage begins with."""
     begins = () if cut in (POOLED, IMAGES) else (cut,)
-    recorded = (SOURCE_LOGITS,) if prefix.source_head is not None and cut != IMAGES else ()
+    recorded = (SOURCE_LOGITS,) if extractor.source_head is not None and cut != IMAGES else ()
     return (POOLED, *begins, *recorded)
 
 
 def _make_supply(
     recipe: Recipe,
-    prefix: FeatureExtractor,
+    extractor: FeatureExtractor,
     inspection: ValidatedDataset,
     rows: np.ndarray,
     cut: str,
     values: Mapping[str, CachedActivations],
 ) -> BatchSource:
     if cut == IMAGES:
-        return builders.make_image_source(recipe, prefix, inspection, rows, augmented=True)
+        return builders.make_image_source(recipe, extractor, inspection, rows, augmented=True)
     recorded = [values[SOURCE_LOGITS]] if SOURCE_LOGITS in values else None
     return builders.make_activation_source(recipe, inspection, rows, [values[cut]], recorded)

@@ -160,8 +160,8 @@ def occlude(
             hidden = np.repeat(image[None], len(places) + 1, axis=0)
             for copy, (y, x) in zip(hidden[1:], places, strict=True):
                 copy[y : y + patch, x : x + patch] = _GREY
-            said = _answer(model, hidden, output)[:, wanted]
-            for lost, (y, x) in zip(said[0] - said[1:], places, strict=True):
+            predicted = _predict(model, hidden, output)[:, wanted]
+            for lost, (y, x) in zip(predicted[0] - predicted[1:], places, strict=True):
                 drops[y : y + patch, x : x + patch] += lost
                 covered[y : y + patch, x : x + patch] += 1
             np.divide(drops, np.maximum(covered, 1), out=drops)
@@ -235,7 +235,7 @@ def _list_places(length: int, patch: int, stride: int) -> list[int]:
     return sorted({*range(0, last + 1, stride), last})
 
 
-def _answer(model: keras.Model, images: np.ndarray, output: int) -> np.ndarray:
+def _predict(model: keras.Model, images: np.ndarray, output: int) -> np.ndarray:
     return run_in_parts(partial(model, training=False), images, max_batch_size(model, 2 * BATCH_SIZE))[output]
 
 

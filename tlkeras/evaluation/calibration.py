@@ -79,7 +79,7 @@ def find_logits(probabilities: np.ndarray, several: bool) -> np.ndarray:
     return np.log(p) - np.log(np.clip(1 - p, _TINY, 1.0)) if several else np.log(p)
 
 
-def fit_scaling(answers: Predictions, method: ScalingMethod) -> LogitScaling:
+def fit_scaling(predictions: Predictions, method: ScalingMethod) -> LogitScaling:
     """Find the scaling of least log loss on answers that the model was not fitted on.
 
     "temperature" has one scale and no shift, so that no answer changes; "vector" a scale and a shift for each class,
@@ -89,13 +89,13 @@ def fit_scaling(answers: Predictions, method: ScalingMethod) -> LogitScaling:
     Raises:
         RunError: There is nothing to fit on.
     """
-    several, classes = answers.targets.ndim == 2, answers.probabilities.shape[1]
-    if not len(answers) or not answers.weights.any():
+    several, classes = predictions.targets.ndim == 2, predictions.probabilities.shape[1]
+    if not len(predictions) or not predictions.weights.any():
         raise RunError("Calibration needs answers on images that were not trained on.", "none with weight")
-    rows = _choose_rows(answers)
-    logits = find_logits(answers.probabilities[rows], several)
-    members = answers.task.members(answers.targets[rows]).astype(np.float64)
-    weights = answers.weights[rows] / answers.weights[rows].sum()
+    rows = _choose_rows(predictions)
+    logits = find_logits(predictions.probabilities[rows], several)
+    members = predictions.task.members(predictions.targets[rows]).astype(np.float64)
+    weights = predictions.weights[rows] / predictions.weights[rows].sum()
 
     def lose(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         logarithms, shift = parameters[:-classes], parameters[-classes:]
@@ -118,10 +118,10 @@ def fit_scaling(answers: Predictions, method: ScalingMethod) -> LogitScaling:
     return LogitScaling(method, scale, found[free:], several)
 
 
-def _choose_rows(answers: Predictions) -> np.ndarray:
+def _choose_rows(predictions: Predictions) -> np.ndarray:
     """Return which rows a scaling is fitted on, spread over all that have weight, int64."""
-    rows = np.flatnonzero(answers.weights > 0)
-    most = max(_MOST_CELLS // answers.probabilities.shape[1], 1000)
+    rows = np.flatnonzero(predictions.weights > 0)
+    most = max(_MOST_CELLS // predictions.probabilities.shape[1], 1000)
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
@@ -136,7 +136,9 @@ def _measure_loss(
     return loss, weights[:, None] * (softmax(logits, axis=1) - members)
 
 
-def measure_reliability(answers: Predictions, probabilities: np.ndarray | None = None, bins: int = BINS) -> Reliability:
+def measure_reliability(
+    predictions: Predictions, probabilities: np.ndarray | None = None, bins: int = BINS
+) -> Reliability:
     """Bin what a model said by how sure it was: of the class that it answers, or of every label.
 
     Bins hold equal weight rather than equal ranges of confidence, because most answers of a good model lie in the last
@@ -148,11 +150,11 @@ def measure_reliability(answers: Predictions, probabilities: np.ndarray | None =
         probabilities: Other ones in place of the answers' own, (n, k).
         bins: At most so many.
     """
-    confidence, right, weights = _list_claims(answers, probabilities)
+    confidence, right, weights = _list_claims(predictions, probabilities)
     order = np.argsort(confidence, kind="stable")
     confidence, right, weights = confidence[order], right[order], weights[order]
     before = np.cumsum(weights) - weights
-    first = np.searchsorted(confidence, confidence, split="left")  # equal confidences begin at one place
+    first = np.searchsorted(confidence, confidence, side="left")  # equal confidences begin at one place
     places = np.minimum((before[first] / weights.sum() * bins).astype(int), bins - 1)
     totals = np.bincount(places, weights, minlength=bins)
     used = totals > 0
@@ -161,24 +163,26 @@ def measure_reliability(answers: Predictions, probabilities: np.ndarray | None =
 
 
 def expected_calibration_error(
-    answers: Predictions, probabilities: np.ndarray | None = None, bins: int = BINS
+    predictions: Predictions, probabilities: np.ndarray | None = None, bins: int = BINS
 ) -> float:
     """Return the expected calibration error with bins of equal width (Naeini et al., AAAI 2015), as often published."""
-    confidence, right, weights = _list_claims(answers, probabilities)
+    confidence, right, weights = _list_claims(predictions, probabilities)
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(places, weights * (confidence - right), minlength=bins)
     return float(np.abs(gaps).sum() / weights.sum())
 
 
-def _list_claims(answers: Predictions, probabilities: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _list_claims(
+    predictions: Predictions, probabilities: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the confidence, whether it came true, and the weight of each claim, (m,) each."""
-    p = np.asarray(answers.probabilities if probabilities is None else probabilities, np.float64)
-    if answers.targets.ndim == 2:
-        return p.ravel(), (answers.targets == 1).ravel().astype(float), np.repeat(answers.weights, p.shape[1])
-    return p.max(axis=1), (p.argmax(axis=1) == answers.targets).astype(float), answers.weights.astype(float)
+    p = np.asarray(predictions.probabilities if probabilities is None else probabilities, np.float64)
+    if predictions.targets.ndim == 2:
+        return p.ravel(), (predictions.targets == 1).ravel().astype(float), np.repeat(predictions.weights, p.shape[1])
+    return p.max(axis=1), (p.argmax(axis=1) == predictions.targets).astype(float), predictions.weights.astype(float)
 
 
-def describe_calibration(answers: Predictions, validation: Predictions | None) -> dict[str, Any]:
+def describe_calibration(predictions: Predictions, validation: Predictions | None) -> dict[str, Any]:
     """Return how reliable the probabilities are, as they are and after each scaling, as JSON can hold it.
 
     Args:
@@ -189,26 +193,29 @@ def describe_calibration(answers: Predictions, validation: Predictions | None) -
         `adaptive_ece`, `ece`, `log_loss`, `brier_score`, `reliability` (`confidence`, `accuracy`, `share`); `scalings`
         by method: `scale`, `shift`, and the same after it; `fitted_on`, images.
     """
-    whole = _describe(answers, None)
+    whole = _describe(predictions, None)
     scalings = {}
     if validation is not None and len(validation) and validation.weights.any():
         for method in METHODS:
             scaling = fit_scaling(validation, method)
-            scalings[method] = {**scaling.describe(), **_describe(answers, scaling.apply(answers.probabilities))}
+            scalings[method] = {
+                **scaling.describe(),
+                **_describe(predictions, scaling.apply(predictions.probabilities)),
+            }
     return {**whole, "scalings": scalings, "fitted_on": len(validation) if validation is not None else 0}
 
 
-def _describe(answers: Predictions, probabilities: np.ndarray | None) -> dict[str, Any]:
-    p = np.asarray(answers.probabilities if probabilities is None else probabilities, np.float64)
-    members = answers.task.members(answers.targets).astype(np.float64)
-    weights = answers.weights / answers.weights.sum()
-    several = answers.targets.ndim == 2
+def _describe(predictions: Predictions, probabilities: np.ndarray | None) -> dict[str, Any]:
+    p = np.asarray(predictions.probabilities if probabilities is None else probabilities, np.float64)
+    members = predictions.task.members(predictions.targets).astype(np.float64)
+    weights = predictions.weights / predictions.weights.sum()
+    several = predictions.targets.ndim == 2
     loss, _ = _measure_loss(find_logits(p, several), members, weights, several)
     squares = np.square(p - members)
-    found = measure_reliability(answers, p)
+    found = measure_reliability(predictions, p)
     return {
         "adaptive_ece": found.error,
-        "ece": expected_calibration_error(answers, p),
+        "ece": expected_calibration_error(predictions, p),
         "log_loss": loss,
         "brier_score": float(weights @ (squares.mean(axis=1) if several else squares.sum(axis=1))),
         "reliability": {name: getattr(found, name).tolist() for name in ("confidence", "accuracy", "share")},

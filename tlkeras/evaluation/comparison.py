@@ -30,22 +30,22 @@ def compare(runs: Sequence[Run], *, resamples: int, seed: int = 0) -> dict[str, 
     names = [run.name for run in runs]
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise RunError("A comparison needs two runs or more, each with a name of its own.", ", ".join(names))
-    answers = [load_predictions(run) for run in runs]
-    _check_tasks(runs, answers)
+    predictions = [load_predictions(run) for run in runs]
+    _check_tasks(runs, predictions)
     tasks, notes, count = {}, [], 0
-    for of_task in zip(*answers, strict=True):
+    for of_task in zip(*predictions, strict=True):
         aligned = _align(runs, of_task)
         count = len(aligned[0])
         whole = max(map(len, of_task))
         if count < whole:
             notes.append(f"Compared on the {count:,} images that all runs held out, of up to {whole:,}.")
-        tasks[aligned[0].task.name] = _compare_answers(names, aligned, resamples, seed)
-    described = [_describe_run(run, len(of_run[0])) for run, of_run in zip(runs, answers, strict=True)]
+        tasks[aligned[0].task.name] = _compare_predictions(names, aligned, resamples, seed)
+    described = [_describe_run(run, len(of_run[0])) for run, of_run in zip(runs, predictions, strict=True)]
     return {"runs": described, "images": count, "tasks": tasks, "notes": list(dict.fromkeys(notes))}
 
 
 def compare_probabilities(
-    answers: Predictions, other: np.ndarray, *, resamples: int, seed: int = 0
+    predictions: Predictions, other: np.ndarray, *, resamples: int, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """Return by how much answers are better than others on the same images: per metric value, low, high and `better`.
 
@@ -57,16 +57,16 @@ def compare_probabilities(
         other: Probabilities of the same images by what it is compared with, (n, k).
     """
     samples = [
-        bootstrap_samples(answers.targets, probabilities, answers.weights, resamples, seed)
-        for probabilities in (other, answers.probabilities)
+        bootstrap_samples(predictions.targets, probabilities, predictions.weights, resamples, seed)
+        for probabilities in (other, predictions.probabilities)
     ]
     return _find_differences(*samples)
 
 
-def _compare_answers(
-    names: Sequence[str], answers: Sequence[Predictions], resamples: int, seed: int
+def _compare_predictions(
+    names: Sequence[str], predictions: Sequence[Predictions], resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    samples = [bootstrap_samples(one.targets, one.probabilities, one.weights, resamples, seed) for one in answers]
+    samples = [bootstrap_samples(one.targets, one.probabilities, one.weights, resamples, seed) for one in predictions]
     metrics = {
         name: {key: _summarize(values[key], drawn[key]) for key in values if isinstance(key, str)}
         for name, (values, drawn) in zip(names, samples, strict=True)
@@ -100,18 +100,18 @@ def _summarize(value: float, drawn: np.ndarray) -> dict[str, float | None]:
     return as_parts(Estimate(float(value), float(low), float(high)))
 
 
-def _check_tasks(runs: Sequence[Run], answers: Sequence[Sequence[Predictions]]) -> None:
+def _check_tasks(runs: Sequence[Run], predictions: Sequence[Sequence[Predictions]]) -> None:
     def describe(of_run: Sequence[Predictions]) -> list[Task]:
         return [one.task for one in of_run]
 
     problems = [
-        f"{run.name} answers {_name(describe(of_run))}, {runs[0].name} {_name(describe(answers[0]))}"
-        for run, of_run in zip(runs[1:], answers[1:], strict=True)
-        if describe(of_run) != describe(answers[0])
+        f"{run.name} answers {_name(describe(of_run))}, {runs[0].name} {_name(describe(predictions[0]))}"
+        for run, of_run in zip(runs[1:], predictions[1:], strict=True)
+        if describe(of_run) != describe(predictions[0])
     ]
     if problems:
         raise RunError.from_problems("Runs that are compared must answer the same: tasks and classes.", problems)
-    for of_run in answers:
+    for of_run in predictions:
         for one in of_run:
             check_finite(one)
 
@@ -120,14 +120,14 @@ def _name(tasks: Sequence[Task]) -> str:
     return "; ".join(f"{task.name!r} ({', '.join(task.class_names[:4])}...)" for task in tasks)
 
 
-def _align(runs: Sequence[Run], answers: Sequence[Predictions]) -> list[Predictions]:
+def _align(runs: Sequence[Run], predictions: Sequence[Predictions]) -> list[Predictions]:
     """Return the answers on the images that all have, in one order.
 
     Raises:
         RunError: There is no such image, or its label differs.
     """
-    common = answers[0].keys
-    for one in answers[1:]:
+    common = predictions[0].keys
+    for one in predictions[1:]:
         common = common[np.isin(common, one.keys)]
     if not len(common):
         raise RunError(
@@ -136,7 +136,7 @@ def _align(runs: Sequence[Run], answers: Sequence[Predictions]) -> list[Predicti
             "Train them with the same data, data.seed and data.test.",
         )
     aligned = []
-    for one in answers:
+    for one in predictions:
         place = {key: row for row, key in enumerate(one.keys.tolist())}
         aligned.append(take(one, np.array([place[key] for key in common.tolist()])))
     if any(not np.array_equal(one.targets, aligned[0].targets) for one in aligned):

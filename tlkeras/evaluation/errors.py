@@ -15,11 +15,11 @@ MOST_CLASSES = 100
 _ORDERED_FROM = 20
 
 
-def count_confusions(answers: Predictions) -> np.ndarray:
+def count_confusions(predictions: Predictions) -> np.ndarray:
     """Return the weight of each pair of true class and answer, float [k, k]."""
-    classes = answers.probabilities.shape[1]
+    classes = predictions.probabilities.shape[1]
     found = np.zeros((classes, classes))
-    np.add.at(found, (answers.targets, answers.probabilities.argmax(axis=1)), answers.weights)
+    np.add.at(found, (predictions.targets, predictions.probabilities.argmax(axis=1)), predictions.weights)
     return found
 
 
@@ -41,9 +41,9 @@ def order_classes(confusions: np.ndarray) -> np.ndarray:
     return chosen[leaves_list(linkage(squareform(distances, checks=False), "average", optimal_ordering=True))]
 
 
-def most_confused(answers: Predictions, most: int = 12) -> list[dict[str, Any]]:
+def most_confused(predictions: Predictions, most: int = 12) -> list[dict[str, Any]]:
     """Return the pairs of true class and other answer that happen most, as label, answer, images and share."""
-    counts, names = count_confusions(answers), answers.task.class_names
+    counts, names = count_confusions(predictions), predictions.task.class_names
     totals = counts.sum(axis=1)
     np.fill_diagonal(counts, 0)
     flat = np.argsort(-counts, axis=None, kind="stable")[:most]
@@ -51,7 +51,7 @@ def most_confused(answers: Predictions, most: int = 12) -> list[dict[str, Any]]:
     return [
         {
             "label": names[a],
-            "answer": names[b],
+            "prediction": names[b],
             "images": float(counts[a, b]),
             "share": float(counts[a, b] / totals[a]),
         }
@@ -60,35 +60,35 @@ def most_confused(answers: Predictions, most: int = 12) -> list[dict[str, Any]]:
     ]
 
 
-def count_label_mistakes(answers: Predictions) -> list[dict[str, Any]]:
+def count_label_mistakes(predictions: Predictions) -> list[dict[str, Any]]:
     """Return for each label the weight of images where it was found rightly, missed, and found wrongly.
 
     Those with most mistakes come first, `MOST_CLASSES` at most; of images that can have several labels.
     """
-    truth, said = answers.task.members(answers.targets), answers.task.decide(answers.probabilities)
-    weights = answers.weights.astype(np.float64)
-    counts = {"found": truth & said, "missed": truth & ~said, "false": ~truth & said}
+    truth, predicted = predictions.task.members(predictions.targets), predictions.task.decide(predictions.probabilities)
+    weights = predictions.weights.astype(np.float64)
+    counts = {"found": truth & predicted, "missed": truth & ~predicted, "false": ~truth & predicted}
     columns = {name: weights @ members for name, members in counts.items()}
     order = np.argsort(-(columns["missed"] + columns["false"]), kind="stable")[:MOST_CLASSES]
-    names = answers.task.class_names
+    names = predictions.task.class_names
     return [
         {"label": names[place], **{name: float(column[place]) for name, column in columns.items()}}
         for place in order.tolist()
     ]
 
 
-def most_confused_labels(answers: Predictions, most: int = 12) -> list[dict[str, Any]]:
+def most_confused_labels(predictions: Predictions, most: int = 12) -> list[dict[str, Any]]:
     """Return pairs of a label that was missed where another was found wrongly, as `list_confused` does."""
-    truth, said = answers.task.members(answers.targets), answers.task.decide(answers.probabilities)
-    weights, names = answers.weights.astype(np.float64), answers.task.class_names
-    counts = ((truth & ~said) * weights[:, None]).T @ (~truth & said)
+    truth, predicted = predictions.task.members(predictions.targets), predictions.task.decide(predictions.probabilities)
+    weights, names = predictions.weights.astype(np.float64), predictions.task.class_names
+    counts = ((truth & ~predicted) * weights[:, None]).T @ (~truth & predicted)
     totals = weights @ truth
     flat = np.argsort(-counts, axis=None, kind="stable")[:most]
     pairs = [np.unravel_index(place, counts.shape) for place in flat.tolist()]
     return [
         {
             "label": names[a],
-            "answer": names[b],
+            "prediction": names[b],
             "images": float(counts[a, b]),
             "share": float(counts[a, b] / totals[a]),
         }
@@ -97,45 +97,45 @@ def most_confused_labels(answers: Predictions, most: int = 12) -> list[dict[str,
     ]
 
 
-def list_errors(answers: Predictions, most: int) -> list[dict[str, Any]]:
+def list_errors(predictions: Predictions, most: int) -> list[dict[str, Any]]:
     """Return the images whose number is farthest off: `key`, `label` (the number) and `answer`."""
-    errors = np.abs(answers.probabilities[:, 0] - answers.targets)
+    errors = np.abs(predictions.probabilities[:, 0] - predictions.targets)
     order = np.argsort(-errors, kind="stable")[:most]
-    labels = answers.task.write_targets(answers.targets[order])
-    said = answers.task.write(answers.probabilities[order])
-    rows = zip(answers.keys[order].tolist(), labels, said, strict=True)
-    return [{"key": key, "label": label, "answer": answer} for key, label, answer in rows]
+    labels = predictions.task.write_targets(predictions.targets[order])
+    predicted = predictions.task.write(predictions.probabilities[order])
+    rows = zip(predictions.keys[order].tolist(), labels, predicted, strict=True)
+    return [{"key": key, "label": label, "prediction": prediction} for key, label, prediction in rows]
 
 
-def measure_losses(answers: Predictions) -> np.ndarray:
+def measure_losses(predictions: Predictions) -> np.ndarray:
     """Return the log loss of each image, float [n]; the mean over labels where it can have several."""
-    members = answers.task.members(answers.targets)
-    p = np.asarray(answers.probabilities, np.float64)
-    if answers.targets.ndim == 1:
-        return -np.log(np.clip(p[np.arange(len(p)), answers.targets], 1e-15, 1))
+    members = predictions.task.members(predictions.targets)
+    p = np.asarray(predictions.probabilities, np.float64)
+    if predictions.targets.ndim == 1:
+        return -np.log(np.clip(p[np.arange(len(p)), predictions.targets], 1e-15, 1))
     return -np.log(np.clip(np.where(members, p, 1 - p), 1e-15, 1)).mean(axis=1)
 
 
-def top_losses(answers: Predictions, most: int = 24) -> list[dict[str, Any]]:
+def top_losses(predictions: Predictions, most: int = 24) -> list[dict[str, Any]]:
     """Return the images that the model was most wrong about, mistakes only, worst first."""
-    task, losses = answers.task, measure_losses(answers)
-    truth, said = task.members(answers.targets), task.decide(answers.probabilities)
-    wrong = np.flatnonzero((truth != said).any(axis=1) & (answers.weights > 0))
+    task, losses = predictions.task, measure_losses(predictions)
+    truth, predicted = task.members(predictions.targets), task.decide(predictions.probabilities)
+    wrong = np.flatnonzero((truth != predicted).any(axis=1) & (predictions.weights > 0))
     rows = wrong[np.argsort(-losses[wrong], kind="stable")][:most]
-    return [_describe(answers, row, truth, said, losses) for row in rows.tolist()]
+    return [_describe(predictions, row, truth, predicted, losses) for row in rows.tolist()]
 
 
 def _describe(
-    answers: Predictions, row: int, truth: np.ndarray, said: np.ndarray, losses: np.ndarray
+    predictions: Predictions, row: int, truth: np.ndarray, predicted: np.ndarray, losses: np.ndarray
 ) -> dict[str, Any]:
-    task, p = answers.task, answers.probabilities[row]
-    (label,), (answer,) = task.write(truth[[row]]), task.write(said[[row]])
-    wrong = truth[row] != said[row]
-    looked_at = int(np.argmax(np.where(wrong & said[row] if (wrong & said[row]).any() else wrong, p, -1)))
+    task, p = predictions.task, predictions.probabilities[row]
+    (label,), (prediction,) = task.write(truth[[row]]), task.write(predicted[[row]])
+    wrong = truth[row] != predicted[row]
+    looked_at = int(np.argmax(np.where(wrong & predicted[row] if (wrong & predicted[row]).any() else wrong, p, -1)))
     return {
-        "key": str(answers.keys[row]),
+        "key": str(predictions.keys[row]),
         "label": label,
-        "answer": answer,
+        "prediction": prediction,
         "class": looked_at,
         "probability": float(p[looked_at]),
         "of_label": float(p[truth[row]].mean()) if truth[row].any() else None,
@@ -143,19 +143,19 @@ def _describe(
     }
 
 
-def label_issues(answers: Predictions, most: int = 24) -> list[dict[str, Any]]:
+def label_issues(predictions: Predictions, most: int = 24) -> list[dict[str, Any]]:
     """Return the images whose label looks wrong, of each label where an image can have several; most likely first.
 
     Args:
         answers: By a model that was not fitted on these images.
         most: How many at most.
     """
-    names = answers.task.class_names
-    p = np.asarray(answers.probabilities, np.float64)
-    if answers.targets.ndim == 1:
+    names = predictions.task.class_names
+    p = np.asarray(predictions.probabilities, np.float64)
+    if predictions.targets.ndim == 1:
         found = [
-            (suspect.score, suspect.row, names[answers.targets[suspect.row]], names[suspect.suggested])
-            for suspect in find_label_issues(p, answers.targets, answers.weights)
+            (suspect.score, suspect.row, names[predictions.targets[suspect.row]], names[suspect.suggested])
+            for suspect in find_label_issues(p, predictions.targets, predictions.weights)
         ]
     else:
         found = []
@@ -164,10 +164,12 @@ def label_issues(answers: Predictions, most: int = 24) -> list[dict[str, Any]]:
             words = (f"not {name}", name)
             found += [
                 (suspect.score, suspect.row, words[1 - suspect.suggested], words[suspect.suggested])
-                for suspect in find_label_issues(pair, answers.targets[:, index].astype(np.int64), answers.weights)
+                for suspect in find_label_issues(
+                    pair, predictions.targets[:, index].astype(np.int64), predictions.weights
+                )
             ]
     return [
-        {"key": str(answers.keys[row]), "label": label, "suggested": suggested, "score": float(score)}
+        {"key": str(predictions.keys[row]), "label": label, "suggested": suggested, "score": float(score)}
         for score, row, label, suggested in sorted(found, key=lambda one: -one[0])[:most]
     ]
 

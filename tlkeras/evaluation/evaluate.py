@@ -15,7 +15,7 @@ from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import (
     Predictions,
     check_finite,
-    has_answers,
+    has_predictions,
     load_predictions,
     read_fusion,
     read_probes,
@@ -42,15 +42,15 @@ def evaluate(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
     """
     probes, fused = read_probes(run), read_fusion(run)
     tasks = {}
-    for answers in load_predictions(run):
-        validation = _find_validation(run, answers.task.name)
-        tasks[answers.task.name] = evaluate_predictions(
-            answers, probes.get(answers.task.name), validation, resamples=resamples, seed=seed
+    for predictions in load_predictions(run):
+        validation = _find_validation(run, predictions.task.name)
+        tasks[predictions.task.name] = evaluate_predictions(
+            predictions, probes.get(predictions.task.name), validation, resamples=resamples, seed=seed
         )
-        late = fused.get(answers.task.name, {})
-        tasks[answers.task.name]["late_fusion"] = {
-            rule: _as_dict(bootstrap_metrics(answers.targets, said, answers.weights, resamples, seed))
-            for rule, said in late.items()
+        late = fused.get(predictions.task.name, {})
+        tasks[predictions.task.name]["late_fusion"] = {
+            rule: _as_dict(bootstrap_metrics(predictions.targets, predicted, predictions.weights, resamples, seed))
+            for rule, predicted in late.items()
         }
     result = {"run": run.name, **merge_tasks(tasks)}
     result["examples"] = {**run.manifest.get("examples", {}), "test": result["images"]}
@@ -69,7 +69,7 @@ def merge_tasks(tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def evaluate_predictions(
-    answers: Predictions,
+    predictions: Predictions,
     probe: np.ndarray | None = None,
     validation: Predictions | None = None,
     *,
@@ -95,23 +95,23 @@ def evaluate_predictions(
     Raises:
         RunError: A probability is not finite.
     """
-    check_finite(answers)
-    task, targets, weights = answers.task, answers.targets, answers.weights
-    majority = np.tile(answers.prior, (len(targets), 1))
-    figures = bootstrap_metrics(targets, answers.probabilities, weights, resamples, seed)
+    check_finite(predictions)
+    task, targets, weights = predictions.task, predictions.targets, predictions.weights
+    majority = np.tile(predictions.prior, (len(targets), 1))
+    figures = bootstrap_metrics(targets, predictions.probabilities, weights, resamples, seed)
     return {
         "task": task.name,
         "kind": task.kind,
         "classes": list(task.class_names),
         "images": len(targets),
         "weighted": bool(np.ptp(weights) > 0),
-        "interval": _explain_interval(answers.probabilities.size, resamples),
+        "interval": _explain_interval(predictions.probabilities.size, resamples),
         "metrics": _as_dict(figures),
         "baseline": _as_dict(bootstrap_metrics(targets, majority, weights, 0)),
         "probe": None if probe is None else _as_dict(bootstrap_metrics(targets, probe, weights, resamples, seed)),
-        "labels": _divide_by_label(figures, answers) if task.kind != "number" else {},
-        "slices": {name: _measure_slices(answers, values, seed) for name, values in _list_slices(answers)},
-        "calibration": describe_calibration(answers, validation) if task.kind != "number" else None,
+        "labels": _divide_by_label(figures, predictions) if task.kind != "number" else {},
+        "slices": {name: _measure_slices(predictions, values, seed) for name, values in _list_slices(predictions)},
+        "calibration": describe_calibration(predictions, validation) if task.kind != "number" else None,
     }
 
 
@@ -139,9 +139,11 @@ def _list_scope(task: str, scope: str, name: str, figures: Mapping[str, Any]) ->
 
 
 def _find_validation(run: Run, task: str) -> Predictions | None:
-    if not has_answers(run, "validation"):
+    if not has_predictions(run, "validation"):
         return None
-    return next((answers for answers in load_predictions(run, "validation") if answers.task.name == task), None)
+    return next(
+        (predictions for predictions in load_predictions(run, "validation") if predictions.task.name == task), None
+    )
 
 
 def _explain_interval(cells: int, resamples: int) -> str:
@@ -152,18 +154,18 @@ def _explain_interval(cells: int, resamples: int) -> str:
     return f"{text}; of ROC AUC and average precision {ranked or 'none'}, as so many images and classes take long"
 
 
-def _list_slices(answers: Predictions) -> list[tuple[str, np.ndarray]]:
+def _list_slices(predictions: Predictions) -> list[tuple[str, np.ndarray]]:
     """Return what parts the images in two or more, by name."""
-    return [(name, values) for name, values in answers.slices.items() if len(np.unique(values)) > 1]
+    return [(name, values) for name, values in predictions.slices.items() if len(np.unique(values)) > 1]
 
 
-def _measure_slices(answers: Predictions, values: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
+def _measure_slices(predictions: Predictions, values: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
     """Return the figures of each value, the largest ones first, of `MOST_SLICES` at most."""
     names, counts = np.unique(values, return_counts=True)
     order = np.lexsort((names, -counts))[:MOST_SLICES]
     slices = {}
     for name, count in zip(names[order].tolist(), counts[order].tolist(), strict=True):
-        part = take(answers, values == name)
+        part = take(predictions, values == name)
         if part.weights.any():
             measured = bootstrap_metrics(part.targets, part.probabilities, part.weights, _SLICE_RESAMPLES, seed)
             slices[name] = {"examples": count, **_as_dict(measured)}
@@ -174,9 +176,9 @@ def _as_dict(figures: Mapping[Key, Estimate]) -> dict[str, dict[str, float | Non
     return {name: as_parts(figure) for name, figure in choose_whole(figures).items()}
 
 
-def _divide_by_label(figures: Mapping[Key, Estimate], answers: Predictions) -> dict[str, dict[str, Any]]:
+def _divide_by_label(figures: Mapping[Key, Estimate], predictions: Predictions) -> dict[str, dict[str, Any]]:
     """Return the figures on single classes or labels, with the number of images that have it."""
-    names, members = answers.task.class_names, answers.task.members(answers.targets)
+    names, members = predictions.task.class_names, predictions.task.members(predictions.targets)
     labels: dict[str, dict[str, Any]] = {
         name: {"examples": int(members[:, index].sum())} for index, name in enumerate(names)
     }

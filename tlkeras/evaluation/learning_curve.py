@@ -52,13 +52,13 @@ def learning_curve(
             for repeat in range(repeats if share < 1 else 1):
                 rows = _draw(y, share, seed + repeat)
                 size = len(rows)
-                said = _ask(head_maker(), (features[rows], y[rows], weights[rows]), X, held_out)
-                if said is None:
+                predicted = _ask(head_maker(), (features[rows], y[rows], weights[rows]), X, held_out)
+                if predicted is None:
                     continue
-                figures.append(_measure_accuracy(held_out, said))
-                whole = said
+                figures.append(_measure_accuracy(held_out, predicted))
+                whole = predicted
                 if share == 0.5:
-                    halves.append(said)
+                    halves.append(predicted)
                 advance(1)
             if figures:
                 points.append((size, figures))
@@ -82,9 +82,9 @@ def _ask(head: Head, train: tuple[np.ndarray, ...], X: np.ndarray, held_out: Pre
         head.fit(*train)
     except ValueError:
         return None
-    said = np.zeros(held_out.probabilities.shape)
-    said[:, head.classes_] = head.predict_proba(X)
-    return said
+    predicted = np.zeros(held_out.probabilities.shape)
+    predicted[:, head.classes_] = head.predict_proba(X)
+    return predicted
 
 
 def _draw(y: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -97,7 +97,7 @@ def _draw(y: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.flatnonzero(dealt < round(share * parts))
 
 
-def _measure_accuracy(held_out: Predictions, said: np.ndarray) -> float:
+def _measure_accuracy(held_out: Predictions, predicted: np.ndarray) -> float:
     task = held_out.task
-    right = (task.decide(said) == task.members(held_out.targets)).all(axis=1)
+    right = (task.decide(predicted) == task.members(held_out.targets)).all(axis=1)
     return float(held_out.weights @ right / held_out.weights.sum())

@@ -108,13 +108,13 @@ def compute(
         ranked: Whether the metrics of `RANKED` are computed.
     """
     classes = probabilities.shape[1]
-    answers = probabilities.argmax(axis=1)
+    predictions = probabilities.argmax(axis=1)
     total = weights.sum(axis=1)
-    support, answered = _sum_by_class(weights, targets, classes), _sum_by_class(weights, answers, classes)
-    right = _sum_by_class(weights * (answers == targets), targets, classes)
+    support, predicted = _sum_by_class(weights, targets, classes), _sum_by_class(weights, predictions, classes)
+    right = _sum_by_class(weights * (predictions == targets), targets, classes)
     present = np.where(support > 0, support, np.nan)
-    recall, f1 = right / present, 2 * right / (present + answered)
-    precision = np.where(answered > 0, right / np.where(answered > 0, answered, 1.0), 0.0) + 0 * present
+    recall, f1 = right / present, 2 * right / (present + predicted)
+    precision = np.where(predicted > 0, right / np.where(predicted > 0, predicted, 1.0), 0.0) + 0 * present
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
     squares = np.square(probabilities, dtype=np.float64).sum(axis=1) - 2 * chosen + 1
     whole: dict[Key, np.ndarray] = {

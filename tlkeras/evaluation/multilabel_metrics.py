@@ -28,21 +28,21 @@ def compute_labels(
         weights: Shape (b, n).
         ranked: Whether metrics that sort scores are computed.
     """
-    truth, answers = targets.astype(np.float64), (probabilities >= THRESHOLD).astype(np.float64)
+    truth, predictions = targets.astype(np.float64), (probabilities >= THRESHOLD).astype(np.float64)
     total, labels = weights.sum(axis=1), targets.shape[1]
-    hits, found = weights @ (truth * answers), weights @ (truth + answers)
+    hits, found = weights @ (truth * predictions), weights @ (truth + predictions)
     f1, support = _divide(2 * hits, found), weights @ truth
     right = truth * probabilities + (1 - truth) * (1 - probabilities)
     whole: dict[str | tuple[int, str], np.ndarray] = {
-        "exact_match": weights @ (truth == answers).all(axis=1) / total,
-        "hamming_loss": weights @ (truth != answers).mean(axis=1) / total,
+        "exact_match": weights @ (truth == predictions).all(axis=1) / total,
+        "hamming_loss": weights @ (truth != predictions).mean(axis=1) / total,
         "macro_f1": _average(f1),
         "micro_f1": _divide(2 * hits.sum(axis=1), found.sum(axis=1)),
         "weighted_f1": _divide(np.nansum(f1 * support, axis=1), support.sum(axis=1)),
         "log_loss": weights @ -np.log(np.clip(right, _TINY, 1.0)).mean(axis=1) / total,
         "brier_score": weights @ np.square(truth - probabilities).mean(axis=1) / total,
     }
-    single = {"precision": _divide(hits, weights @ answers), "recall": _divide(hits, support), "f1": f1}
+    single = {"precision": _divide(hits, weights @ predictions), "recall": _divide(hits, support), "f1": f1}
     if ranked:
         pairs = [compute_ranking(truth[:, label], probabilities[:, label], weights) for label in range(labels)]
         areas, averages = (np.stack(of_labels, axis=1) for of_labels in zip(*pairs, strict=True))

@@ -36,16 +36,16 @@ def evaluate_on_dataset(run: Run, source: str, *, resamples: int, seed: int = 0)
         RunError: The run holds no model that can be read.
     """
     recipe = load_recipe(str(run.path / "recipe.yaml"))
-    inspection = validate_images(builders.read_other_examples(recipe, source, read_tasks(run)))
-    answers, seen = predict_dataset(run, recipe, inspection)
-    tasks = {one.task.name: evaluate_predictions(one, resamples=resamples, seed=seed) for one in answers}
+    inspection = validate_images(builders.read_other_dataset(recipe, source, read_tasks(run)))
+    predictions, seen = predict_dataset(run, recipe, inspection)
+    tasks = {one.task.name: evaluate_predictions(one, resamples=resamples, seed=seed) for one in predictions}
     trained = _read_trained(run)
     result = {
         "run": run.name,
         "source": source,
         **merge_tasks(tasks),
         "examples": {"test": len(seen)},
-        "rejected": len(inspection.examples) - len(seen) + len(inspection.rejected),
+        "rejected": len(inspection.dataset) - len(seen) + len(inspection.rejected),
         "trained_on": sum(inspection.digests[row] in trained for row in seen.tolist()),
     }
     name = re.sub(r"[^\w.-]+", "-", source).strip("-.")[-60:] or "data"
@@ -67,25 +67,25 @@ def list_elsewhere(run: Run) -> list[dict[str, Any]]:
 
 def predict_dataset(run: Run, recipe: Recipe, inspection: ValidatedDataset) -> tuple[list[Predictions], np.ndarray]:
     """Return what a run's model says of inspected images, per task, and which of them could be read, int64 [n]."""
-    examples = inspection.examples
+    dataset = inspection.dataset
     images = builders.select_images(recipe, inspection)
-    model = order_outputs(load_model(run), [task.name for task in examples.tasks])
-    priors = [answers.prior for answers in load_predictions(run)]
+    model = order_outputs(load_model(run), [task.name for task in dataset.tasks])
+    priors = [predictions.prior for predictions in load_predictions(run)]
     facts = [{"model": run.name} for _ in model.outputs]
-    with extract_activations(model, images, facts, engine=recipe.features.engine, dtype="float32") as said:
-        rows = said.kept
-        outputs = [np.asarray(output) for output in said.outputs]
-    keys = np.array([to_printable(key) for key in examples.keys[rows]], dtype=str)
-    slices = {"group": examples.groups, "domain": examples.domains, "stratum": examples.strata}
+    with extract_activations(model, images, facts, engine=recipe.features.engine, dtype="float32") as predicted:
+        rows = predicted.kept
+        outputs = [np.asarray(output) for output in predicted.outputs]
+    keys = np.array([to_printable(key) for key in dataset.keys[rows]], dtype=str)
+    slices = {"group": dataset.groups, "domain": dataset.domains, "stratum": dataset.strata}
     chosen = {name: values[rows].astype(str) for name, values in slices.items()}
-    answers = [
+    predictions = [
         take(
-            Predictions(task, keys, examples.targets[task.name][rows], output, examples.weights[rows], prior, chosen),
-            task.is_labelled(examples.targets[task.name][rows]),
+            Predictions(task, keys, dataset.targets[task.name][rows], output, dataset.weights[rows], prior, chosen),
+            task.is_labelled(dataset.targets[task.name][rows]),
         )
-        for task, output, prior in zip(examples.tasks, outputs, priors, strict=True)
+        for task, output, prior in zip(dataset.tasks, outputs, priors, strict=True)
     ]
-    return answers, rows
+    return predictions, rows
 
 
 def _read_trained(run: Run) -> set[str]:

@@ -89,13 +89,15 @@ def measure_robustness(
     """
     variants = [("", 0), *((name, strength) for name in CORRUPTIONS for strength in range(1, STRENGTHS + 1))]
     count = len(images)
-    said: dict[int, np.ndarray] = {}
+    predicted: dict[int, np.ndarray] = {}
     with progress_bar("Worsening images", len(variants) * count, "images") as advance:
         stream = _stream(images, variants, seed)
         for index, outputs in make_engine(model, engine).run(stream):
-            said.update(zip(index.tolist(), outputs[output], strict=True))
+            predicted.update(zip(index.tolist(), outputs[output], strict=True))
             advance(len(index))
-    figures = [judge(np.stack([said[place * count + row] for row in range(count)])) for place in range(len(variants))]
+    figures = [
+        judge(np.stack([predicted[place * count + row] for row in range(count)])) for place in range(len(variants))
+    ]
     by_name = {
         name: [figure for (of, _), figure in zip(variants, figures, strict=True) if of == name] for name in CORRUPTIONS
     }

@@ -22,7 +22,7 @@ from tlkeras.heads.heads import order_outputs
 from tlkeras.heads.linear import LinearHead
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import Run
-from tlkeras.runs.predictions import Predictions, has_answers, load_predictions, read_tasks
+from tlkeras.runs.predictions import Predictions, has_predictions, load_predictions, read_tasks
 from tlkeras.training import builders
 
 _FOLDS = 5
@@ -83,7 +83,7 @@ class RunData:
         """The run's images with their labels; None where the source is gone, and `gone` says why."""
         try:
             recipe = builders.locate_source(self.recipe, self.run.manifest.get("cwd", ""))
-            return validate_images(builders.read_examples(recipe))
+            return validate_images(builders.read_dataset(recipe))
         except TlkerasError as error:
             self.gone = str(error)
             return None
@@ -93,9 +93,9 @@ class RunData:
         """The file of each image by its name, of those that are still there."""
         if self.inspection is None:
             return {}
-        examples = self.inspection.examples
+        dataset = self.inspection.dataset
         return {
-            to_printable(key): path for key, path in zip(examples.keys.tolist(), examples.paths.tolist(), strict=True)
+            to_printable(key): path for key, path in zip(dataset.keys.tolist(), dataset.paths.tolist(), strict=True)
         }
 
     @cached_property
@@ -117,22 +117,22 @@ class RunData:
         """The frozen features of "train" and "test"; none where the images are gone."""
         if self.inspection is None:
             return {}
-        examples = self.inspection.examples
-        prefix = builders.build_feature_extractor(self.recipe)
+        dataset = self.inspection.dataset
+        extractor = builders.build_feature_extractor(self.recipe)
         if self.recipe.features.handcrafted:
-            copy_codebooks(load_model(self.run), prefix.pooled)
-        with builders.extract_features(self.recipe, prefix, self.inspection) as found:
+            copy_codebooks(load_model(self.run), extractor.pooled)
+        with builders.extract_features(self.recipe, extractor, self.inspection) as found:
             rows, X = found.kept, np.asarray(found.outputs[0], np.float32)
-        keys = np.array([to_printable(key) for key in examples.keys[rows]])
+        keys = np.array([to_printable(key) for key in dataset.keys[rows]])
         of_row = np.array([self.splits.get(key, "") for key in keys.tolist()])
         return {
             split: FeatureSplit(
                 keys[of_row == split],
-                examples.paths[rows[of_row == split]],
+                dataset.paths[rows[of_row == split]],
                 X[of_row == split],
-                {task.name: examples.targets[task.name][rows[of_row == split]] for task in examples.tasks},
-                examples.weights[rows[of_row == split]],
-                examples.groups[rows[of_row == split]],
+                {task.name: dataset.targets[task.name][rows[of_row == split]] for task in dataset.tasks},
+                dataset.weights[rows[of_row == split]],
+                dataset.groups[rows[of_row == split]],
             )
             for split in ("train", "test")
         }
@@ -151,16 +151,16 @@ class RunData:
         Those on the "validation" split if there is one; else, of a linear head on frozen features, those on "training"
         images by heads that were fitted without them.
         """
-        if has_answers(self.run, "validation"):
+        if has_predictions(self.run, "validation"):
             of_task = (one for one in load_predictions(self.run, "validation") if one.task.name == task.name)
             return next(of_task), "validation"
         facts = self.run.manifest
         if facts.get("finetuning") or facts.get("head", {}).get("kind") != "linear":
             return None, ""
-        found = self.answer_training(task)
+        found = self.predict_training(task)
         return found, "training" if found is not None else ""
 
-    def answer_training(self, task: Task) -> Predictions | None:
+    def predict_training(self, task: Task) -> Predictions | None:
         """Return what linear heads say of training images that they were not fitted on; None where there are few.
 
         These stand in for answers on a validation split in a run whose own head is linear on frozen features.
@@ -174,7 +174,7 @@ class RunData:
         grouped = train.groups if (train.groups != "").any() else None
         y = train.targets[task.name]
         try:
-            said = cross_val_predict(
+            predicted = cross_val_predict(
                 partial(self.make_linear_head, task.name),
                 train.X,
                 y,
@@ -186,4 +186,4 @@ class RunData:
         except ValueError:  # a class has too few images
             return None
         prior = next(one.prior for one in load_predictions(self.run) if one.task.name == task.name)
-        return Predictions(task, train.keys, y, said, train.weights, prior, {})
+        return Predictions(task, train.keys, y, predicted, train.weights, prior, {})

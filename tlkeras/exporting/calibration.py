@@ -27,15 +27,15 @@ def find_scalings(run: Run, method: ScalingMethod) -> tuple[list[LogitScaling | 
     """
     material, counts = RunData(run), []
     scalings: list[LogitScaling | None] = []
-    for answers in load_predictions(run):
-        if answers.task.kind == "number":
+    for predictions in load_predictions(run):
+        if predictions.task.kind == "number":
             scalings.append(None)
             continue
-        unseen, where = material.find_unseen(answers.task)
+        unseen, where = material.find_unseen(predictions.task)
         if unseen is None:
             raise RunError(
                 "Calibration needs answers on images that were neither trained on nor measured on.",
-                f"none for {answers.task.name!r} in {run.name}",
+                f"none for {predictions.task.name!r} in {run.name}",
                 "Train with a validation split, such as --set data.validation=0.1.",
             )
         scalings.append(fit_scaling(unseen, method))

@@ -173,8 +173,8 @@ def _open_openvino(path: Path, names: Sequence[str]) -> PredictFn:
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def ask(encoded: list[bytes], images: np.ndarray) -> list[np.ndarray]:
-        answers = compiled({INPUT: images})
-        return [answers[name] for name in names]
+        predictions = compiled({INPUT: images})
+        return [predictions[name] for name in names]
 
     return ask
 

@@ -71,19 +71,19 @@ def read_held_out(run: Run, tasks: list[Task], most: int = MOST) -> HeldOut:
     rows = np.array([row for row, key in enumerate(keys) if key in files], dtype=np.int64)
     if len(rows) > most:
         rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
-    targets, answers = (
+    targets, predictions = (
         [stored[prefix_with_task(tasks, task, what)] for task in tasks] for what in ("targets", "probabilities")
     )
     for sample in samples:  # what was kept beside the image is what the export is held to
         if (place := np.flatnonzero(np.asarray(keys) == sample["key"])).size:
-            for task, of_task in zip(tasks, answers, strict=True):
+            for task, of_task in zip(tasks, predictions, strict=True):
                 of_task[place[0]] = sample[prefix_with_task(tasks, task, "probabilities")]
     return HeldOut(
         [keys[row] for row in rows.tolist()],
         [files[keys[row]] for row in rows.tolist()],
         [of_task[rows] for of_task in targets],
         stored["weights"][rows],
-        [of_task[rows] for of_task in answers],
+        [of_task[rows] for of_task in predictions],
         note,
     )
 
@@ -112,9 +112,9 @@ def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
     """Return the files of held-out images that are still at the source, by key, and what is to be said of them."""
     try:
         recipe = load_recipe(str(run.path / "recipe.yaml"))
-        examples = builders.read_examples(builders.locate_source(recipe, run.manifest.get("cwd", "")))
+        dataset = builders.read_dataset(builders.locate_source(recipe, run.manifest.get("cwd", "")))
         found = {
-            to_printable(key): path for key, path in zip(examples.keys.tolist(), examples.paths.tolist(), strict=True)
+            to_printable(key): path for key, path in zip(dataset.keys.tolist(), dataset.paths.tolist(), strict=True)
         }
     except TlkerasError:
         return {}, "the source of the images is gone: compared on the samples that the run keeps"

@@ -90,12 +90,12 @@ def compare(
                 parts[name].append(ask(encoded, images))
                 times[name] += _time_one(ask, encoded, images) if len(times[name]) < _TIMED else []
             advance(len(encoded))
-    answers = {
+    predictions = {
         name: [np.concatenate(of_task) for of_task in zip(*of_form, strict=True)] for name, of_form in parts.items()
     }
-    reference = answers[next(iter(forms))]
+    reference = predictions[next(iter(forms))]
     rows = []
-    for name, of_form in answers.items():
+    for name, of_form in predictions.items():
         for place, task in enumerate(tasks):
             accuracy = _measure_accuracy(task, held_out.targets[place], of_form[place], held_out.weights)
             same = task.agree(reference[place], of_form[place])
@@ -110,15 +110,15 @@ def compare(
                     statistics.median(times[name]) * 1e3,
                 )
             )
-    return rows, answers
+    return rows, predictions
 
 
-def _measure_accuracy(task: Task, targets: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> Estimate:
+def _measure_accuracy(task: Task, targets: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> Estimate:
     """Return the accuracy, of a number R2, on images whose target is known; NaN where it is of none."""
     known = task.is_labelled(targets)
     if not known.any():
         return Estimate(np.nan, np.nan, np.nan)
-    figures = bootstrap_metrics(targets[known], answers[known], weights[known], _RESAMPLES)
+    figures = bootstrap_metrics(targets[known], predictions[known], weights[known], _RESAMPLES)
     return next(figures[name] for name in ("accuracy", "exact_match", "r2") if name in figures)
 
 

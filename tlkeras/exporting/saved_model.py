@@ -128,12 +128,12 @@ def _read_source(run: Run, calibrate: ScalingMethod | None = None) -> ExportInpu
     if calibrate is None:
         return ExportInputs(run, model, tasks, entry, held_out)
     scalings, sentence = find_scalings(run, calibrate)
-    said = [
+    predicted = [
         of_task if scaling is None else scaling.apply(of_task)
         for scaling, of_task in zip(scalings, held_out.probabilities, strict=True)
     ]
     model = build_scalings(order_outputs(model, [task.name for task in tasks]), scalings)
-    return ExportInputs(run, model, tasks, entry, replace(held_out, probabilities=said), sentence)
+    return ExportInputs(run, model, tasks, entry, replace(held_out, probabilities=predicted), sentence)
 
 
 def _take_images(source: ExportInputs, most: int) -> tuple[list[bytes], np.ndarray]:
@@ -193,10 +193,10 @@ def _prove(
         SAVED_MODEL: measure_size(path) - sum(sizes.values()),
     }
     forms = {REFERENCE: _ask_keras(source), SAVED_MODEL: _ask_served(served, source.tasks), **opened}
-    rows, answers = compare(forms, sizes, source.held_out, source.tasks, source.entry)
+    rows, predictions = compare(forms, sizes, source.held_out, source.tasks, source.entry)
     worst = 0.0
-    said = zip(source.tasks, source.held_out.probabilities, answers[SAVED_MODEL], strict=True)
-    for task, expected, received in said:
+    predicted = zip(source.tasks, source.held_out.probabilities, predictions[SAVED_MODEL], strict=True)
+    for task, expected, received in predicted:
         differences = task.measure_difference(expected, received)
         worst = max(worst, float(differences.max()))
         if not worst <= TOLERANCE:
@@ -223,8 +223,8 @@ def _ask_served(served: LoadedSavedModel, tasks: Sequence[Task]) -> PredictFn:
     names = [name_main(tasks, task) for task in tasks]
 
     def ask(encoded: list[bytes], images: np.ndarray) -> list[np.ndarray]:
-        answers = served.run("serving_default", image_bytes=np.array(encoded, dtype=object))
-        return [answers[name] for name in names]
+        predictions = served.run("serving_default", image_bytes=np.array(encoded, dtype=object))
+        return [predictions[name] for name in names]
 
     return ask
 

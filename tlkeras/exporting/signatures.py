@@ -65,13 +65,13 @@ def name_main(tasks: Sequence[Task], task: Task) -> str:
 def write_signatures(network: InferenceModel, tasks: Sequence[Task], entry: Preprocessing, path: Path) -> None:
     """Write a SavedModel with the signatures serving_default, uint8, features, and classify of all but numbers."""
 
-    def answer(images: tf.Tensor) -> Outputs:
+    def predict(images: tf.Tensor) -> Outputs:
         outputs = network.call(images)[1 if network.has_features else 0 :]
-        answers: Outputs = {}
+        predictions: Outputs = {}
         for task, probabilities in zip(tasks, outputs, strict=True):
             for what, tensor in _explain(task)(probabilities).items():
-                answers[name_output(tasks, task, what)] = tensor
-        return answers
+                predictions[name_output(tasks, task, what)] = tensor
+        return predictions
 
     def classify(place: int) -> Callable[[tf.Tensor], Outputs]:
         return lambda inputs: _rank(
@@ -82,9 +82,9 @@ def write_signatures(network: InferenceModel, tasks: Sequence[Task], entry: Prep
     archive = keras.export.ExportArchive()
     if network.model is not None:
         archive.track(network.model)
-    archive.add_endpoint("serving_default", lambda image_bytes: answer(entry.decode(image_bytes)), [encoded])
+    archive.add_endpoint("serving_default", lambda image_bytes: predict(entry.decode(image_bytes)), [encoded])
     images = tf.TensorSpec((None, entry.size, entry.size, 3), tf.uint8, name="images")
-    archive.add_endpoint("uint8", answer, [images])
+    archive.add_endpoint("uint8", predict, [images])
     if network.has_features:
         archive.add_endpoint(
             "features", lambda image_bytes: {"features": network.call(entry.decode(image_bytes))[0]}, [encoded]

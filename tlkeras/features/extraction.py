@@ -138,7 +138,7 @@ class Activations:
 
 
 def extract_activations(
-    prefix: keras.Model,
+    extractor: keras.Model,
     images: ImageFiles,
     facts: Sequence[Mapping[str, Any]],
     *,
@@ -170,17 +170,17 @@ def extract_activations(
     with ExitStack() as stack:
         if cache is None:
             cache = ActivationCache(stack.enter_context(tempfile.TemporaryDirectory(prefix="tlkeras-")))
-        spaces = _describe_spaces(prefix, images, facts, views, dtype)
+        spaces = _describe_spaces(extractor, images, facts, views, dtype)
         stores = [[stack.enter_context(cache.open(space)) for space in of_view] for of_view in spaces]
         lacking = _find_lacking(stores, images.digests)
         wanted = _find_wanted(lacking, images.digests)
         used, computed = None, 0
         if wanted.any():
             cache.check_space(_count_bytes(spaces, wanted))
-            runner = make_engine(prefix, engine) if isinstance(engine, str) else engine
+            runner = make_engine(extractor, engine) if isinstance(engine, str) else engine
             used = runner.name
             rows = np.flatnonzero(wanted.any(axis=1))
-            stream = _take_wanted(images.stream(rows, prefix.input_shape[1], views), wanted)
+            stream = _take_wanted(images.stream(rows, extractor.input_shape[1], views), wanted)
             computed = _fill(stores, lacking, images, int(wanted.sum()), runner.run(stream))
         ids = np.array([[store.locate(images.digests) for store in of_view] for of_view in stores])
         found = np.all(ids >= 0, axis=(0, 1))
@@ -200,7 +200,7 @@ def extract_activations(
 
 
 def count_cache_misses(
-    prefix: keras.Model,
+    extractor: keras.Model,
     images: ImageFiles,
     facts: Sequence[Mapping[str, Any]],
     cache: ActivationCache,
@@ -214,7 +214,7 @@ def count_cache_misses(
         TlkerasError: Two views are the same.
         ResourceError: Their rows do not fit the cache's budget or the disk.
     """
-    spaces = _describe_spaces(prefix, images, facts, views, dtype)
+    spaces = _describe_spaces(extractor, images, facts, views, dtype)
     with ExitStack() as stack:
         stores = [[stack.enter_context(cache.open(space)) for space in of_view] for of_view in spaces]
         wanted = _find_wanted(_find_lacking(stores, images.digests), images.digests)
@@ -224,19 +224,19 @@ def count_cache_misses(
 
 
 def _describe_spaces(
-    prefix: keras.Model,
+    extractor: keras.Model,
     images: ImageFiles,
     facts: Sequence[Mapping[str, Any]],
     views: Sequence[AugmentedView],
     dtype: str | Sequence[str],
 ) -> list[list[Namespace]]:
     """Return for each view the space of each output."""
-    common = images.facts(prefix.input_shape[1])
+    common = images.facts(extractor.input_shape[1])
     dtypes = [dtype] * len(facts) if isinstance(dtype, str) else dtype
     spaces = [
         [
             Namespace({**common, **view.facts(), **about}, tuple(output.shape[1:]), kind)
-            for about, output, kind in zip(facts, prefix.outputs, dtypes, strict=True)
+            for about, output, kind in zip(facts, extractor.outputs, dtypes, strict=True)
         ]
         for view in views
     ]

@@ -76,9 +76,9 @@ class Strategy:
         """Within `learn`: return the sums over all devices."""
         return gradients
 
-    def map(self, answer: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor) -> tf.Tensor:
+    def map(self, function: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor) -> tf.Tensor:
         """Return the answers [b, ...] to inputs [b, ...], computed on all devices of this process."""
-        return answer(inputs)
+        return function(inputs)
 
     def call(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Return what a function makes of whole inputs, by the variables as they stand on a device."""
@@ -175,15 +175,15 @@ class MultiDeviceStrategy(Strategy):
         added = iter(self._add(present))
         return [None if gradient is None else next(added) for gradient in gradients]
 
-    def map(self, answer: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor) -> tf.Tensor:
+    def map(self, function: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor) -> tf.Tensor:
         """Return the answers to inputs, a slice of them from each device."""
-        answers = self._strategy.run(lambda whole: answer(self._slice(whole)), (inputs,))
-        return tf.concat(self._strategy.experimental_local_results(answers), axis=0)
+        predictions = self._strategy.run(lambda whole: function(self._slice(whole)), (inputs,))
+        return tf.concat(self._strategy.experimental_local_results(predictions), axis=0)
 
     def call(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Call the function on every device, and return what the first one answers."""
-        answers = self._strategy.run(function, inputs)
-        return tf.nest.map_structure(lambda answer: self._strategy.experimental_local_results(answer)[0], answers)
+        predictions = self._strategy.run(function, inputs)
+        return tf.nest.map_structure(lambda value: self._strategy.experimental_local_results(value)[0], predictions)
 
     def add_up(self, array: np.ndarray) -> np.ndarray:
         """Return the sum over all processes; within a process, devices hold the same."""

@@ -140,9 +140,9 @@ class DistillationSource:
     """
 
     supply: BatchSource
-    answer: Callable[[Any], Any]
+    predict: Callable[[Any], Any]
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield the batches, each a pair of inputs and answers."""
         for positions, inputs in self.supply.stream(batches, epoch):
-            yield positions, (inputs, np.asarray(self.answer(inputs)))
+            yield positions, (inputs, np.asarray(self.predict(inputs)))

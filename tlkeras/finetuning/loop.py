@@ -118,7 +118,7 @@ class Trainer:
         schedule: Schedule,
         cuts: Sequence[str],
         optimizer: ScaledOptimizer,
-        criterion: Objective,
+        objective: Objective,
         parts: tuple[DataSplit, DataSplit | None],
         settings: TrainerConfig = TrainerConfig(),
     ):
@@ -126,15 +126,15 @@ class Trainer:
         self._distribution = settings.distribution
         with self._distribution.scope():
             self.optimizer = scale_losses(optimizer, settings.precision)
-            self.optimizer.build([*network.list_trainable(schedule.stages), *list_trainable(criterion)])
+            self.optimizer.build([*network.list_trainable(schedule.stages), *list_trainable(objective)])
         self._distribution.adopt(self.optimizer)
-        self.criterion, self.settings = criterion, settings
+        self.objective, self.settings = objective, settings
         self.train, self.validation = parts
         self.history: list[HistoryRow] = []
         self.baseline: float | None = None
         self._losses: list[float] = []  # of the present epoch, one per step taken
-        self._work: StageRunner | None = None
-        self._changing = [*network.list_changing(schedule.stages), *criterion.variables]
+        self._runner: StageRunner | None = None
+        self._changing = [*network.list_changing(schedule.stages), *objective.variables]
         self._best = self._copy()
 
     def run(
@@ -178,20 +178,20 @@ class Trainer:
         saved = [np.array(variable) for variable in moving]
         try:
             with computing_in(self.settings.precision, self.network.backbone.layers):
-                work = self._make_work(index)
-                self._prepare(work, StagePosition(index, 0))
-                return run_lr_sweep(lambda rates: self._try_rates(work, rates), lowest, highest, steps)
+                runner = self._make_runner(index)
+                self._prepare(runner, StagePosition(index, 0))
+                return run_lr_sweep(lambda rates: self._try_rates(runner, rates), lowest, highest, steps)
         finally:
             for variable, value in zip(moving, saved, strict=True):
                 variable.assign(value)
             self.network.release()
 
-    def _try_rates(self, work: StageRunner, rates: Sequence[float]) -> Iterator[float]:
-        batches = chain.from_iterable(map(self._stream, repeat(work)))
+    def _try_rates(self, runner: StageRunner, rates: Sequence[float]) -> Iterator[float]:
+        batches = chain.from_iterable(map(self._stream, repeat(runner)))
         for step, (rate, (rows, inputs)) in enumerate(zip(rates, batches, strict=False)):
             self.optimizer.learning_rate = rate
             seed = (self.settings.seed % 2**31, step)
-            yield work.train(inputs, self.train.targets[rows], self.train.weights[rows], seed)
+            yield runner.train(inputs, self.train.targets[rows], self.train.weights[rows], seed)
 
     def _train(
         self, averages: list[np.ndarray], checkpoints: Checkpoints | None, observe: Callable[[HistoryRow], None]
@@ -200,15 +200,15 @@ class Trainer:
         with GracefulShutdown() as interruptions:
             saved = time.monotonic()
             while (position := self._locate()) is not None:
-                work = self._enter(position, averages)
+                runner = self._enter(position, averages)
                 averages = []
-                for _ in self._take_steps(work, position):
+                for _ in self._take_steps(runner, position):
                     if interruptions.received or time.monotonic() - saved > self.settings.save_seconds:
                         self._save(checkpoints)
                         saved = time.monotonic()
                     if interruptions.received:
                         raise KeyboardInterrupt
-                self._end_epoch(work, position)
+                self._end_epoch(runner, position)
                 self._save(checkpoints)
                 observe(self.history[-1])
                 saved = time.monotonic()
@@ -230,50 +230,50 @@ class Trainer:
     def _enter(self, position: StagePosition, averages: Sequence[np.ndarray]) -> StageRunner:
         """Apply the stage as state, and do what stands at the start of a stage or an epoch."""
         stage = self.schedule.stages[position.stage]
-        if self._work is None or self._work.stage is not stage:
-            self._work = self._make_work(position.stage)
-            if self._work.average is not None and (self._losses or position.epoch_in_stage):
-                self._work.average.restore(averages)
+        if self._runner is None or self._runner.stage is not stage:
+            self._runner = self._make_runner(position.stage)
+            if self._runner.average is not None and (self._losses or position.epoch_in_stage):
+                self._runner.average.restore(averages)
         if not self._losses:
-            self._prepare(self._work, position)
-        return self._work
+            self._prepare(self._runner, position)
+        return self._runner
 
-    def _make_work(self, index: int) -> StageRunner:
+    def _make_runner(self, index: int) -> StageRunner:
         stage, average = self.schedule.stages[index], self.settings.average
         return StageRunner(
-            self.network, stage, self.cuts[index], self.optimizer, self.criterion, average, self._distribution
+            self.network, stage, self.cuts[index], self.optimizer, self.objective, average, self._distribution
         )
 
-    def _prepare(self, work: StageRunner, position: StagePosition) -> None:
-        work.reset_rates()
-        if position.epoch_in_stage == 0 and work.has_batch_norm:
-            self._start_statistics(work)
-        if work.stage.unfreeze == "auto":
-            batches = islice(self._stream(work), _GRADIENT_BATCHES)
-            work.scale_by_gradients([(x, self.train.targets[rows], self.train.weights[rows]) for rows, x in batches])
+    def _prepare(self, runner: StageRunner, position: StagePosition) -> None:
+        runner.reset_rates()
+        if position.epoch_in_stage == 0 and runner.has_batch_norm:
+            self._start_statistics(runner)
+        if runner.stage.unfreeze == "auto":
+            batches = islice(self._stream(runner), _GRADIENT_BATCHES)
+            runner.scale_by_gradients([(x, self.train.targets[rows], self.train.weights[rows]) for rows, x in batches])
 
-    def _start_statistics(self, work: StageRunner) -> None:
+    def _start_statistics(self, runner: StageRunner) -> None:
         """Take the statistics of batch norm anew if the stage asks for it, and fit untrained heads to what they do.
 
         Heads that were fitted on other statistics can be off by orders of magnitude: a channel that hardly varies in
         these images has large weights behind it, and now varies as all do.
         """
         fit = None if self.history else self.settings.fit_heads
-        if work.stage.batch_norm == "reestimate" or (work.stage.batch_norm == "train" and fit is not None):
-            work.reestimate(inputs for _, inputs in self._stream(work))
+        if runner.stage.batch_norm == "reestimate" or (runner.stage.batch_norm == "train" and fit is not None):
+            runner.reestimate(inputs for _, inputs in self._stream(runner))
             if fit is not None:
-                supply = self.train.supply(work.cut)
-                self.network.take_heads(fit(*work.read_features(supply, len(self.train), _FITTED_VIEWS)))
+                supply = self.train.supply(runner.cut)
+                self.network.take_heads(fit(*runner.read_features(supply, len(self.train), _FITTED_VIEWS)))
             self._paste(self._distribution.agree(self._copy()))
 
-    def _stream(self, work: StageRunner) -> Iterator[tuple[np.ndarray, Any]]:
+    def _stream(self, runner: StageRunner) -> Iterator[tuple[np.ndarray, Any]]:
         """Yield all batches of the present epoch, whole."""
-        return self.train.supply(work.cut).stream(self._draw_batches(), len(self.history))
+        return self.train.supply(runner.cut).stream(self._draw_batches(), len(self.history))
 
-    def _stream_share(self, work: StageRunner, done: int) -> Iterator[tuple[np.ndarray, Any]]:
+    def _stream_share(self, runner: StageRunner, done: int) -> Iterator[tuple[np.ndarray, Any]]:
         """Yield this process's part of the batches that the present epoch still lacks."""
         batches = [self._distribution.share(batch) for batch in self._draw_batches()[done:]]
-        return self.train.supply(work.cut).stream(batches, len(self.history))
+        return self.train.supply(runner.cut).stream(batches, len(self.history))
 
     def _draw_batches(self) -> list[np.ndarray]:
         """Return the positions of each batch of the present epoch."""
@@ -287,50 +287,50 @@ class Trainer:
         size = min(self.settings.batch_size, len(drawn))
         return list(drawn[: len(drawn) // size * size].reshape(-1, size))
 
-    def _take_steps(self, work: StageRunner, position: StagePosition) -> Iterator[None]:
+    def _take_steps(self, runner: StageRunner, position: StagePosition) -> Iterator[None]:
         """Take the steps that the present epoch still lacks, and yield after each."""
         batches = self._draw_batches()
         size, epoch = len(batches[0]), len(self.history)
-        label = f"{work.stage.name} {position.epoch_in_stage + 1}/{work.stage.length}"
+        label = f"{runner.stage.name} {position.epoch_in_stage + 1}/{runner.stage.length}"
         with progress.progress_bar(label, len(batches) * size, "images") as advance:
             advance(len(self._losses) * size)
-            for rows, inputs in self._stream_share(work, len(self._losses)):
+            for rows, inputs in self._stream_share(runner, len(self._losses)):
                 step = len(self._losses)
                 self.optimizer.learning_rate = self.schedule.rate(position, step, len(batches))
                 seed = (self.settings.seed % 2**31, epoch * len(batches) + step)
-                self._losses.append(work.train(inputs, self.train.targets[rows], self.train.weights[rows], seed))
+                self._losses.append(runner.train(inputs, self.train.targets[rows], self.train.weights[rows], seed))
                 advance(size)
                 yield
 
-    def _end_epoch(self, work: StageRunner, position: StagePosition) -> None:
+    def _end_epoch(self, runner: StageRunner, position: StagePosition) -> None:
         """Measure, keep the weights if they are the best, and restore the best at the end of a stage."""
         steps = len(self._losses)
         row: HistoryRow = {
             "epoch": len(self.history) + 1,
-            "stage": work.stage.name,
+            "stage": runner.stage.name,
             "loss": float(np.mean(self._losses)),
             "learning_rate": float(np.mean([self.schedule.rate(position, step, steps) for step in range(steps)])),
         }
-        with work.averaged():
-            self.history.append(row | self._measure(work))
+        with runner.averaged():
+            self.history.append(row | self._measure(runner))
             monitored = self._monitored()
             if self.schedule.best_epoch(monitored, self.baseline) == len(self.history) - 1:
                 self._best = self._copy()
         self._losses = []
         following = self._locate()
         if following is None or following.stage != position.stage:
-            if work.average is not None:
-                work.average.swap()
+            if runner.average is not None:
+                runner.average.swap()
             if self.schedule.restores(monitored, self.baseline) is not None:
                 self._paste(self._best)
-            self._work = None
+            self._runner = None
 
-    def _measure(self, work: StageRunner) -> dict[str, float]:
+    def _measure(self, runner: StageRunner) -> dict[str, float]:
         """Return the measures on the validation split; nothing where there is none."""
         split = self.validation
         if split is None:
             return {}
-        rows, logits = work.answer(split.supply(work.cut), len(split))
+        rows, logits = runner.predict(split.supply(runner.cut), len(split))
         return compute_validation_metrics(split.targets[rows], logits, split.weights[rows], self.settings.tasks)
 
     def _copy(self) -> list[np.ndarray]:
@@ -345,7 +345,7 @@ class Trainer:
         found = self._distribution.spread(checkpoints.load_latest() if checkpoints else None)
         if found is None:
             if self.validation is not None:
-                self.baseline = self._measure(self._make_work(0))[self.settings.monitor]
+                self.baseline = self._measure(self._make_runner(0))[self.settings.monitor]
             return []
         began = found.state.get("precision", "float32")
         if began != self.settings.precision:
@@ -371,7 +371,7 @@ class Trainer:
             "variables": self._changing,
             "best": self._best,
             "optimizer": self.optimizer.variables,
-            "average": self._work.average.state if self._work and self._work.average else [],
+            "average": self._runner.average.state if self._runner and self._runner.average else [],
         }
         arrays = {f"{kind}/{i}": np.array(value) for kind, values in groups.items() for i, value in enumerate(values)}
         state = {

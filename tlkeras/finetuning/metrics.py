@@ -39,14 +39,14 @@ def compute_validation_metrics(
     found, start = {}, 0
     for task in tasks:
         stop = targets.shape[1] if task.width is None else start + task.width
-        own, said = targets[:, start:stop], logits[:, start:stop]
+        own, predicted = targets[:, start:stop], logits[:, start:stop]
         known, start = np.isfinite(own).all(axis=1) & (weights > 0), stop
         if not known.any():
             continue
         if task.units is not None:
-            found[task.task] = measure_number(own[known], said[known], weights[known], task.units)
+            found[task.task] = measure_number(own[known], predicted[known], weights[known], task.units)
         else:
-            found[task.task] = measure(own[known], said[known], weights[known], several=task.several)
+            found[task.task] = measure(own[known], predicted[known], weights[known], several=task.several)
     means = {name: float(np.mean([of_task[name] for of_task in found.values() if name in of_task])) for name in METRICS}
     if len(tasks) == 1:
         return means
@@ -70,9 +70,9 @@ def measure(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, *, sev
         of them, or all the others, are absent.
     """
     if several:
-        truth, answers, scores = targets > 0.5, logits > 0, expit(logits)
+        truth, predictions, scores = targets > 0.5, logits > 0, expit(logits)
         losses = -(targets * log_expit(logits) + (1 - targets) * log_expit(-logits)).mean(axis=1)
-        right = (answers == truth).mean(axis=1)
+        right = (predictions == truth).mean(axis=1)
     else:
         truth = np.eye(targets.shape[1], dtype=bool)[targets.argmax(axis=1)]
         scores = log_softmax(logits.astype(np.float64), axis=1)

@@ -51,8 +51,10 @@ class Network:
         self.features = pooled.output
         logits = self._apply_heads(pooled.output)
         self._logits = self._join(logits)
-        answers = {task: self.heads[task][-1](tensor) for task, tensor in logits.items()}
-        self.model = keras.Model(pooled.input, answers if len(answers) > 1 else answers.popitem()[1], name=name)
+        predictions = {task: self.heads[task][-1](tensor) for task, tensor in logits.items()}
+        self.model = keras.Model(
+            pooled.input, predictions if len(predictions) > 1 else predictions.popitem()[1], name=name
+        )
 
     def _apply_heads(self, features: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
         """Return the logits of each task."""

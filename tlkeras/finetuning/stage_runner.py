@@ -51,20 +51,20 @@ class StageRunner:
         stage: Stage,
         cut: str,
         optimizer: keras.optimizers.Optimizer,
-        criterion: Objective,
+        objective: Objective,
         average: float = 0.0,
         distribution: Strategy = ONE_DEVICE,
     ):
         self.stage, self.cut = stage, cut
-        self._network, self._criterion = network, criterion
+        self._network, self._criterion = network, objective
         self._scaled: Any = find_scaled(optimizer)
         self._multipliers = network.apply(stage)
         self._distribution = distribution
         distribution.synchronise(network.list_trained_layers(stage))
         self._suffix = network.suffix(cut)
-        self.variables = [*self._suffix.trainable_variables, *list_trainable(criterion)]
+        self.variables = [*self._suffix.trainable_variables, *list_trainable(objective)]
         self.average = MovingAverage(self.variables, average) if average else None
-        self._step = make_train_step(self._suffix, self.variables, optimizer, criterion, self.average, distribution)
+        self._step = make_train_step(self._suffix, self.variables, optimizer, objective, self.average, distribution)
         self._forward = make_forward(self._suffix, distribution)
 
     def train(self, inputs: Any, targets: np.ndarray, weights: np.ndarray, seed: Sequence[int]) -> float:
@@ -73,7 +73,7 @@ class StageRunner:
         batch = [tf.convert_to_tensor(array) for array in (inputs, targets, weights, np.asarray(seed, np.int32))]
         return float(self._step(*batch, None if recorded is None else tf.convert_to_tensor(recorded)))
 
-    def answer(self, supply: BatchSource, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, supply: BatchSource, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions that could be read, int64 [m], and their logits, float32 [m, k]."""
         return self._ask(self._forward, supply, count, 0)
 
@@ -91,21 +91,21 @@ class StageRunner:
     ) -> tuple[np.ndarray, np.ndarray]:
         share = self._distribution.share(np.arange(count))
         batches = np.array_split(share, max(1, len(share) // _FORWARD_BATCH))
-        positions, answers = zip(
+        positions, predictions = zip(
             *(
                 (rows, forward(tf.convert_to_tensor(split_recorded(inputs)[0])).numpy())
                 for rows, inputs in supply.stream(batches, epoch)
             ),
             strict=True,
         )
-        return self._collect(np.concatenate(positions), np.concatenate(answers), count)
+        return self._collect(np.concatenate(positions), np.concatenate(predictions), count)
 
-    def _collect(self, positions: np.ndarray, answers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _collect(self, positions: np.ndarray, predictions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Put together what all processes answered, in the order of the positions."""
         if self._distribution.workers == 1:
-            return positions, answers
-        found = np.zeros((count, 1 + answers.shape[1]), np.float32)
-        found[positions, 0], found[positions, 1:] = 1.0, answers
+            return positions, predictions
+        found = np.zeros((count, 1 + predictions.shape[1]), np.float32)
+        found[positions, 0], found[positions, 1:] = 1.0, predictions
         found = self._distribution.add_up(found)
         rows = np.flatnonzero(found[:, 0])
         return rows, found[rows, 1:]

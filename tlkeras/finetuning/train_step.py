@@ -38,9 +38,9 @@ class Objective:
     variables: Sequence[keras.Variable] = ()
 
 
-def list_trainable(criterion: Objective) -> list[keras.Variable]:
+def list_trainable(objective: Objective) -> list[keras.Variable]:
     """Return what penalties own and a step moves."""
-    return [variable for variable in criterion.variables if variable.trainable]
+    return [variable for variable in objective.variables if variable.trainable]
 
 
 class MovingAverage:
@@ -83,7 +83,7 @@ def make_train_step(
     suffix: keras.Model,
     variables: Sequence[keras.Variable],
     optimizer: keras.optimizers.Optimizer,
-    criterion: Objective,
+    objective: Objective,
     average: MovingAverage | None = None,
     distribution: Strategy = ONE_DEVICE,
 ) -> Callable[..., tf.Tensor]:
@@ -96,39 +96,39 @@ def make_train_step(
 
     def step(inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, seed: tf.Tensor, recorded: Any) -> tf.Tensor:
         inputs = as_floats(inputs)
-        if criterion.mix is not None:
-            inputs, targets, weights = criterion.mix(inputs, targets, weights, seed)
+        if objective.mix is not None:
+            inputs, targets, weights = objective.mix(inputs, targets, weights, seed)
         loss = distribution.run(learn, inputs, targets, weights, recorded)
         if average is not None:
             average.update()
         return loss
 
     def learn(share: Any, inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, recorded: Any) -> tf.Tensor:
-        with tf.GradientTape(persistent=criterion.combine is not None) as tape:
+        with tf.GradientTape(persistent=objective.combine is not None) as tape:
             outputs = {**_call(suffix, inputs, training=True), "weights": weights}
             if recorded is not None:
                 outputs["recorded_logits"] = recorded
-            parts = split_loss(criterion, targets, tf.cast(outputs["logits"], tf.float32), weights)
+            parts = split_loss(objective, targets, tf.cast(outputs["logits"], tf.float32), weights)
             loss = tf.add_n(parts)
-            penalties = tf.add_n([tf.constant(0.0), *(penalty(outputs) for penalty in criterion.penalties)])
-            terms = [loss + penalties] if criterion.combine is None else [*parts, penalties]
+            penalties = tf.add_n([tf.constant(0.0), *(penalty(outputs) for penalty in objective.penalties)])
+            terms = [loss + penalties] if objective.combine is None else [*parts, penalties]
             terms = [optimizer.scale_loss(term * share) for term in terms]
         gradients = [distribution.sum(tape.gradient(term, list(variables))) for term in terms]
-        if criterion.combine is not None:
+        if objective.combine is not None:
             *of_tasks, last = gradients
             taken = tf.stack([tf.cast(optimizer.iterations, tf.int32), 0])
-            gradients = [sum_gradients(criterion.combine(of_tasks, taken), last)]
+            gradients = [sum_gradients(objective.combine(of_tasks, taken), last)]
         optimizer.apply(gradients[0], list(variables))
         return loss * share
 
     return tf.function(step, jit_compile=False, reduce_retracing=True)
 
 
-def split_loss(criterion: Objective, targets: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
+def split_loss(objective: Objective, targets: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
     """Return the batch's mean loss, a scalar; where gradients are combined, that of each task."""
-    if criterion.combine is None:
-        return [weighted_mean(criterion.loss(targets, logits), weights)]
-    split: Any = criterion.loss
+    if objective.combine is None:
+        return [weighted_mean(objective.loss(targets, logits), weights)]
+    split: Any = objective.loss
     return [weighted_mean(of_task, weights) for of_task in tf.unstack(split.split(targets, logits), axis=1)]
 
 
@@ -141,7 +141,7 @@ def sum_gradients(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
 def make_gradient_step(
     suffix: keras.Model,
     variables: Sequence[keras.Variable],
-    criterion: Objective,
+    objective: Objective,
     distribution: Strategy = ONE_DEVICE,
 ) -> Callable[..., list[tf.Tensor]]:
     """Return a compiled function of inputs, targets and weights to the loss's gradients; it changes nothing."""
@@ -149,7 +149,7 @@ def make_gradient_step(
     def step(inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             logits = _call(suffix, as_floats(inputs), training=False)["logits"]
-            loss = tf.reduce_mean(criterion.loss(targets, tf.cast(logits, tf.float32)) * weights)
+            loss = tf.reduce_mean(objective.loss(targets, tf.cast(logits, tf.float32)) * weights)
         return tape.gradient(loss, list(variables))
 
     def call(*batch: tf.Tensor) -> list[tf.Tensor]:
@@ -166,10 +166,10 @@ def make_forward(
     def forward(inputs: tf.Tensor) -> tf.Tensor:
         return tf.cast(_call(suffix, as_floats(inputs), training=False)[output], tf.float32)
 
-    def answer(inputs: tf.Tensor) -> tf.Tensor:
+    def predict(inputs: tf.Tensor) -> tf.Tensor:
         return distribution.map(forward, inputs)
 
-    return tf.function(answer, jit_compile=False, reduce_retracing=True)
+    return tf.function(predict, jit_compile=False, reduce_retracing=True)
 
 
 def _call(suffix: keras.Model, inputs: tf.Tensor, training: bool) -> Outputs:

@@ -109,13 +109,13 @@ class VectorHead(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: np.ndarray) -> np.ndarray:
         """Return logits, shape (n, k); for two classes their difference, shape (n,), as scikit-learn does."""
-        logits = self._answer(X)
+        logits = self._compute_logits(X)
         return self.link_.margins(logits)
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return the probabilities of classes or labels, shape (n, k)."""
-        logits = self._answer(X)
-        return self.link_.answer(logits)
+        logits = self._compute_logits(X)
+        return self.link_.probabilities(logits)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Return the most probable class of each row, shape (n,), or the indicators of its labels, (n, k)."""
@@ -130,7 +130,7 @@ class VectorHead(ClassifierMixin, BaseEstimator):
         """Return the held-out log loss by strength, as columns; empty where nothing was to choose."""
         return {}
 
-    def _answer(self, X: np.ndarray) -> np.ndarray:
+    def _compute_logits(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
         return self._logits(validate_data(self, X, reset=False, dtype=(np.float32, np.float64)))
 

@@ -46,14 +46,14 @@ def cross_val_predict(
     strata = np.full(len(y), -1)
     strata[learned] = infer_link(y).group_rows(y[learned])
     parts = group_kfold(strata, groups, folds, seed)
-    answers = np.zeros((len(y), y.shape[1] if several else int(y.max()) + 1))
+    predictions = np.zeros((len(y), y.shape[1] if several else int(y.max()) + 1))
     with progress_bar("Answering unseen", folds, "folds") as advance:
         for part in range(folds):
             fit, held = learned & (parts != part), np.flatnonzero(parts == part)
             head = head_maker().fit(X[fit], y[fit], weights[fit], groups=groups[fit])
-            answers[np.ix_(held, head.classes_)] = head.predict_proba(X[held])
+            predictions[np.ix_(held, head.classes_)] = head.predict_proba(X[held])
             advance(1)
-    return answers
+    return predictions
 
 
 def group_kfold(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:

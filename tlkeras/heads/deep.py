@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import keras
 
 
-_ANSWERED = 256  # rows at a time
+_PREDICTED = 256  # rows at a time
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class KerasHead(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return the probabilities of classes or labels, shape (n, k)."""
         check_is_fitted(self)
-        return self.model_.predict(self._validate(X), batch_size=_ANSWERED, verbose=0)
+        return self.model_.predict(self._validate(X), batch_size=_PREDICTED, verbose=0)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Return the most probable class of each row, shape (n,), or the indicators of its labels, (n, k)."""
@@ -257,7 +257,7 @@ def measure_channels(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Rows are read in parts: maps may be kept in float16, in which their squares would overflow.
     """
     axes = tuple(range(X.ndim - 1))
-    parts = [X[start : start + _ANSWERED] for start in range(0, len(X), _ANSWERED)]
+    parts = [X[start : start + _PREDICTED] for start in range(0, len(X), _PREDICTED)]
     shares = [len(part) / len(X) for part in parts]
     mean = sum(share * part.mean(axis=axes, dtype=np.float64) for share, part in zip(shares, parts, strict=True))
     variance = sum(share * np.mean((part - mean) ** 2, axis=axes) for share, part in zip(shares, parts, strict=True))

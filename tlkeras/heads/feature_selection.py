@@ -180,13 +180,13 @@ def fit_group_lasso(
         penalty: Of the lengths.
     """
     shares = (weights / weights.sum())[:, None]
-    answer = expit if several else lambda logits: softmax(logits, axis=1)
+    activation = expit if several else lambda logits: softmax(logits, axis=1)
     # cross entropy curves at most half (a quarter for sigmoids) as much as squares do
     rate = 2 / max(_measure_curvature(X, shares), 1e-12)
     kernel, bias = np.zeros((X.shape[1], targets.shape[1])), np.zeros(targets.shape[1])
     ahead, ahead_bias, pace = kernel, bias, 1.0
     for _ in range(_STEPS):
-        slope = shares * (answer(X @ ahead + ahead_bias) - targets)
+        slope = shares * (activation(X @ ahead + ahead_bias) - targets)
         moved, moved_bias = shrink_rows(ahead - rate * (X.T @ slope), rate * penalty), ahead_bias - rate * slope.sum(0)
         faster = (1 + np.sqrt(1 + 4 * pace**2)) / 2
         ahead = moved + (pace - 1) / faster * (moved - kernel)

@@ -55,21 +55,21 @@ class LateFusion:
         self.several_ = infer_link(y).several
         classes = np.arange(y.shape[1]) if self.several_ else np.unique(y)
         codes = y if self.several_ else np.searchsorted(classes, y)
-        said = [
+        predicted = [
             cross_val_predict(make, part, codes, sample_weight, folds=self.folds, groups=groups, seed=self.seed)
             for make, part in zip(makers, parts, strict=True)
         ]
         self.stack_ = LinearHead(folds=self.folds, seed=self.seed).fit(
-            self._join(said), y, sample_weight, groups=groups
+            self._join(predicted), y, sample_weight, groups=groups
         )
         fitted = [make().fit(part, y, sample_weight, groups=groups) for make, part in zip(makers, parts, strict=True)]
         self.heads_ = fitted if target is None else [head.head for head in fitted]
         return self
 
-    def answer(self, X: np.ndarray) -> dict[str, np.ndarray]:
+    def predict(self, X: np.ndarray) -> dict[str, np.ndarray]:
         """Return the probabilities (n, k) by rule."""
-        said = [head.predict_proba(part) for head, part in zip(self.heads_, self._divide(X), strict=True)]
-        return {"mean": np.mean(said, axis=0), "stacking": self.stack_.predict_proba(self._join(said))}
+        predicted = [head.predict_proba(part) for head, part in zip(self.heads_, self._divide(X), strict=True)]
+        return {"mean": np.mean(predicted, axis=0), "stacking": self.stack_.predict_proba(self._join(predicted))}
 
     def _adapt(self, target: np.ndarray | None) -> Callable[[], Any]:
         return self.make_head if target is None else lambda: self.make_head().on_source(target)
@@ -79,9 +79,9 @@ class LateFusion:
             raise ValueError(f"Parts must make up the features. Received: {self.widths} of {X.shape[1]} columns.")
         return np.split(X, np.cumsum(self.widths)[:-1], axis=1)
 
-    def _join(self, said: Sequence[np.ndarray]) -> np.ndarray:
+    def _join(self, predicted: Sequence[np.ndarray]) -> np.ndarray:
         """Return the logarithms of odds of all heads side by side; of two classes those of the second say it all."""
-        shown = [one[:, 1:] if not self.several_ and one.shape[1] == 2 else one for one in said]
+        shown = [one[:, 1:] if not self.several_ and one.shape[1] == 2 else one for one in predicted]
         return logit(np.clip(np.hstack(shown), _CERTAIN, 1 - _CERTAIN))
 
 
@@ -102,6 +102,6 @@ def fit_late_fusion(
         seed: Of the folds.
     """
     try:
-        return LateFusion(make_head, widths, seed=seed).fit(**learned).answer(asked)
+        return LateFusion(make_head, widths, seed=seed).fit(**learned).predict(asked)
     except ValueError:  # a class has too few rows for folds
         return {}

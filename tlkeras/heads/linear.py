@@ -115,10 +115,10 @@ class LinearHead(LinearClassifierHead):
         """Return, for each question and fold, what is fitted and what is held out."""
         if validation is not None:
             held, y, held_weights = validation
-            answers = self.link_.list_questions(self.link_.recode(y, self.classes_))
+            predictions = self.link_.list_questions(self.link_.recode(y, self.classes_))
             return [
                 (_Rows(Z, *question), _Rows(held, answer, held_weights))
-                for question, answer in zip(questions, answers, strict=True)
+                for question, answer in zip(questions, predictions, strict=True)
             ]
         return [
             (_Rows(Z, *question, fit), _Rows(Z, *question, held))

@@ -52,7 +52,7 @@ class LinkFunction(Protocol):
         """Return what a sample of rows should keep the shares of, int (n,)."""
         ...
 
-    def answer(self, logits: np.ndarray) -> np.ndarray:
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return probabilities (n, k)."""
         ...
 
@@ -104,7 +104,7 @@ class SoftmaxLink:
         """Return the codes."""
         return codes
 
-    def answer(self, logits: np.ndarray) -> np.ndarray:
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return probabilities that add up to 1."""
         return softmax(logits, axis=1)
 
@@ -157,7 +157,7 @@ class SigmoidLink:
         rarest[np.bincount(rarest, minlength=labels + 1)[rarest] < 2] = labels
         return np.unique(rarest, return_inverse=True)[1]
 
-    def answer(self, logits: np.ndarray) -> np.ndarray:
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return a probability per label, each for itself."""
         return expit(logits)
 

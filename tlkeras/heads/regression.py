@@ -89,8 +89,9 @@ class RidgeRegressionHead:
         outs = [np.flatnonzero(parts == part) for part in range(folds)]
         self._errors = [
             sum(
-                float(weights[out] @ (factors.targets[out] + factors.offset - said)[:, 0] ** 2) for out, said in answers
+                float(weights[out] @ (factors.targets[out] + factors.offset - predicted)[:, 0] ** 2)
+                for out, predicted in predictions
             )
-            for answers in ([(out, factors.leave_out(out, alpha)) for out in outs] for alpha in RidgeHead.strengths)
+            for predictions in ([(out, factors.leave_out(out, alpha)) for out in outs] for alpha in RidgeHead.strengths)
         ]
         return float(RidgeHead.strengths[int(np.argmin(self._errors))])

@@ -186,5 +186,5 @@ class TransformerHead(FeatureMapHead):
         )
         seen = layers.Add()([entry, drop(attend(looked, looked), 1)])
         thought = layers.Dense(2 * self.width, activation="gelu")(layers.LayerNormalization()(seen))
-        answer = layers.Add()([seen, drop(layers.Dense(self.width)(thought), 2)])
-        return keras.Model(entry, answer, name=f"head_block_{number}")
+        outputs = layers.Add()([seen, drop(layers.Dense(self.width)(thought), 2)])
+        return keras.Model(entry, outputs, name=f"head_block_{number}")

@@ -102,8 +102,8 @@ def measure_nce(source: np.ndarray, codes: np.ndarray) -> float:
         source: Probabilities of the source's classes, (n, z).
         codes: Classes, int (n,), from 0.
     """
-    _, answers = np.unique(np.argmax(source, axis=1), return_inverse=True)
-    joint = _one_hot(codes).T @ _one_hot(answers) / len(codes)
+    _, predictions = np.unique(np.argmax(source, axis=1), return_inverse=True)
+    joint = _one_hot(codes).T @ _one_hot(predictions) / len(codes)
     marginal = joint.sum(axis=0)
     counted = joint > 0
     return float(np.sum(joint[counted] * np.log((joint / marginal)[counted])))

@@ -70,8 +70,10 @@ def predict(run: Run, images: Sequence[str | Path], *, top: int = 3, batch_size:
     found: dict[int, tuple[np.ndarray, ...]] = {}
     with progress.progress_bar("Predict", len(paths), "images") as advance:
         for indices, batch in make_image_dataset(paths, facts["size"], facts["resize"], batch_size):
-            answers = zip(*(output.numpy() for output in keras.tree.flatten(model(batch, training=False))), strict=True)
-            found.update(zip(indices.numpy().tolist(), answers, strict=True))
+            predictions = zip(
+                *(output.numpy() for output in keras.tree.flatten(model(batch, training=False))), strict=True
+            )
+            found.update(zip(indices.numpy().tolist(), predictions, strict=True))
             advance(len(batch))
     unreadable += [read_error(paths[index]) for index in range(len(paths)) if index not in found]
     return {
@@ -113,8 +115,8 @@ def expand_paths(images: Sequence[str | Path]) -> list[str]:
     return paths
 
 
-def _describe_all(answers: Sequence[np.ndarray], tasks: Sequence[Task], top: int) -> dict[str, Any]:
-    described = {task.name: _describe(of_task, task, top) for task, of_task in zip(tasks, answers, strict=True)}
+def _describe_all(predictions: Sequence[np.ndarray], tasks: Sequence[Task], top: int) -> dict[str, Any]:
+    described = {task.name: _describe(of_task, task, top) for task, of_task in zip(tasks, predictions, strict=True)}
     first = described[tasks[0].name]
     return {**first, "tasks": described} if len(tasks) > 1 else first
 

@@ -169,12 +169,12 @@ def _predict_remaining(run: Run, todo: Sequence[str], work: Path, tasks: Sequenc
         for index, outputs in results:
             for place, row in enumerate(index.tolist()):
                 rows += [checked.explain(missing) for missing in range(position, row)]
-                said = [
+                predicted = [
                     cell
                     for task, output in zip(tasks, outputs, strict=True)
                     for cell in _format_row(task, output[place])
                 ]
-                rows.append([to_printable(todo[row]), "", "", *said])
+                rows.append([to_printable(todo[row]), "", "", *predicted])
                 advance(row + 1 - position)
                 position = row + 1
             rows = keep.send(rows)

@@ -57,7 +57,7 @@ class ExecutionOptions:
         return self.workers or max(1, count_cores() // _CORES)
 
 
-def extract_features(recipe: Recipe, folder: Path, crew: ExecutionOptions = ExecutionOptions()) -> dict[str, Any]:
+def extract_features(recipe: Recipe, folder: Path, options: ExecutionOptions = ExecutionOptions()) -> dict[str, Any]:
     """Compute the recipe's features of all images of its source, whatever their labels and splits.
 
     Returns:
@@ -66,7 +66,7 @@ def extract_features(recipe: Recipe, folder: Path, crew: ExecutionOptions = Exec
     Raises:
         TlkerasError: What is in the way.
     """
-    check_engine(crew.engine)
+    check_engine(options.engine)
     if any(one.kind == "sift" for one in recipe.features.handcrafted):
         raise RecipeError(
             "Features of images without splits must need no training images.",
@@ -74,11 +74,11 @@ def extract_features(recipe: Recipe, folder: Path, crew: ExecutionOptions = Exec
             "Leave it out, or `tlkeras train` the recipe.",
         )
     work, facts = _open_features(_job_fingerprint_fields(recipe))
-    return run_job(folder, facts, work, _list_source(recipe), crew)
+    return run_job(folder, facts, work, _list_source(recipe), options)
 
 
 def predict_images(
-    run: Run, images: Sequence[str | Path], folder: Path, crew: ExecutionOptions = ExecutionOptions()
+    run: Run, images: Sequence[str | Path], folder: Path, options: ExecutionOptions = ExecutionOptions()
 ) -> dict[str, Any]:
     """Classify any number of images, files or all below folders, with a run's model.
 
@@ -88,14 +88,14 @@ def predict_images(
     Raises:
         TlkerasError: What is in the way.
     """
-    check_engine(crew.engine)
+    check_engine(options.engine)
     work, facts = _open_predictions({"run": str(run.path.resolve())})
     if len(images) == 1 and os.path.isdir(images[0]):
         root = os.path.realpath(images[0])
-        return run_job(folder, facts, work, (root, lambda: iter_image_files(root, [])), crew)
+        return run_job(folder, facts, work, (root, lambda: iter_image_files(root, [])), options)
     paths = [os.path.abspath(path) for path in expand_paths(images)]
     return run_job(
-        folder, facts, work, (os.path.commonpath([os.path.dirname(path) for path in paths]), lambda: paths), crew
+        folder, facts, work, (os.path.commonpath([os.path.dirname(path) for path in paths]), lambda: paths), options
     )
 
 
@@ -104,7 +104,7 @@ def run_job(
     facts: Mapping[str, Any],
     work: ShardProcessor,
     images: tuple[str, Callable[[], Iterable[str]]],
-    crew: ExecutionOptions,
+    options: ExecutionOptions,
 ) -> dict[str, Any]:
     """Do a job, or what is left of it.
 
@@ -119,13 +119,13 @@ def run_job(
         `seconds` of computing, `engine`, `workers`.
     """
     root, list_paths = images
-    job = plan_job(folder, facts, root, list_paths, crew.shard_size)
+    job = plan_job(folder, facts, root, list_paths, options.shard_size)
     job.forget_attempts()
-    job.drop_damaged(crew.verify)
-    before, started, count = job.summarise(), time.monotonic(), crew.count()
+    job.drop_damaged(options.verify)
+    before, started, count = job.summarise(), time.monotonic(), options.count()
     settled = before["rows"] + before["rejected"]
     if job.list_pending():
-        if crew.engine == "ray":
+        if options.engine == "ray":
             run_ray(job, load_worker_task, count)
         elif count > 1:
             run_processes(job, ["-m", "tlkeras.inference.sharded", str(folder)], count)
@@ -138,7 +138,7 @@ def run_job(
         "failed": [failure.__dict__ for failure in job.list_failures()],
         "computed": after["rows"] + after["rejected"] - settled,
         "seconds": round(time.monotonic() - started, 3),
-        "engine": crew.engine,
+        "engine": options.engine,
         "workers": count,
     }
 
@@ -160,14 +160,14 @@ def load_worker_task(job: Job) -> ShardProcessor:
 def _open_features(about: Mapping[str, Any]) -> tuple[ShardProcessor, dict[str, Any]]:
     """Return what computes features, and all that these depend on."""
     recipe = Recipe.model_validate(to_immutable(about["recipe"]))
-    prefix = builders.build_feature_extractor(recipe).pooled
-    engine = make_engine(prefix, recipe.features.engine)
+    extractor = builders.build_feature_extractor(recipe).pooled
+    engine = make_engine(extractor, recipe.features.engine)
     size = builders.image_size(recipe)
-    table = feature_table(recipe.features.precision, prefix.output_shape[-1])
+    table = feature_table(recipe.features.precision, extractor.output_shape[-1])
     facts = {
         "kind": "features",
         "recipe": about["recipe"],
-        "model": fingerprint(prefix),
+        "model": fingerprint(extractor),
         "engine": engine.name,
         "size": size,
         **_list_versions(),

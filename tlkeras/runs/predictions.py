@@ -54,23 +54,23 @@ class Predictions:
 
 
 def write_images(
-    run: Run, examples: Dataset, splits: np.ndarray, digests: Sequence[str], rejected: Sequence[Issue]
+    run: Run, dataset: Dataset, splits: np.ndarray, digests: Sequence[str], rejected: Sequence[Issue]
 ) -> None:
     """Keep the tasks, the split, the labels and the digest of each image, and what was left out."""
-    tasks = examples.tasks
-    labels = {prefix_with_task(tasks, task, "label"): task.write_targets(examples.targets[task.name]) for task in tasks}
-    keys = [to_printable(key) for key in examples.keys]
+    tasks = dataset.tasks
+    labels = {prefix_with_task(tasks, task, "label"): task.write_targets(dataset.targets[task.name]) for task in tasks}
+    keys = [to_printable(key) for key in dataset.keys]
     run.write_json("classes.json", {task.name: list(task.class_names) for task in tasks})
-    said = ["\t".join(of_image) for of_image in zip(*labels.values(), strict=True)]
+    predicted = ["\t".join(of_image) for of_image in zip(*labels.values(), strict=True)]
     run.update_manifest(
-        fingerprint=_digest_data(digests, said, splits),
+        fingerprint=_digest_data(digests, predicted, splits),
         tasks={task.name: task.facts for task in tasks},
         **tasks[0].facts,
     )
     columns = {
-        "weight": examples.weights.tolist(),
-        "group": examples.groups,
-        "domain": examples.domains,
+        "weight": dataset.weights.tolist(),
+        "group": dataset.groups,
+        "domain": dataset.domains,
         "sha256": digests,
     }
     run.write_table(
@@ -85,7 +85,7 @@ def write_images(
 
 def save_predictions(
     run: Run,
-    examples: Dataset,
+    dataset: Dataset,
     splits: Mapping[str, np.ndarray],
     probabilities: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
@@ -95,28 +95,28 @@ def save_predictions(
         splits: Rows of each split, int64 (n,).
         probabilities: By split and task, float32 (n, k); "test" must be there.
     """
-    tasks = examples.tasks
+    tasks = dataset.tasks
     for split, of_split in probabilities.items():
         rows = splits[split]
         of_tasks: dict[str, np.ndarray] = {}
         for task in tasks:
             arrays = {
-                "targets": examples.targets[task.name][rows],
+                "targets": dataset.targets[task.name][rows],
                 "probabilities": of_split[task.name],
-                "prior": _measure_prior(examples, task, splits["train"]),
+                "prior": _measure_prior(dataset, task, splits["train"]),
             }
             of_tasks |= {prefix_with_task(tasks, task, what): values for what, values in arrays.items()}
         run.write_arrays(
             PREDICTION_FILES[split],
             **of_tasks,
-            keys=np.array([to_printable(key) for key in examples.keys[rows]], dtype=str),
-            weights=examples.weights[rows],
-            group=examples.groups[rows].astype(str),
-            domain=examples.domains[rows].astype(str),
-            stratum=examples.strata[rows].astype(str),
+            keys=np.array([to_printable(key) for key in dataset.keys[rows]], dtype=str),
+            weights=dataset.weights[rows],
+            group=dataset.groups[rows].astype(str),
+            domain=dataset.domains[rows].astype(str),
+            stratum=dataset.strata[rows].astype(str),
         )
-    _write_predictions(run, examples.take(splits["test"]), probabilities["test"])
-    _keep_samples(run, examples.take(splits["test"]), probabilities["test"])
+    _write_predictions(run, dataset.take(splits["test"]), probabilities["test"])
+    _keep_samples(run, dataset.take(splits["test"]), probabilities["test"])
 
 
 def write_probes(run: Run, tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray]) -> None:
@@ -130,9 +130,9 @@ def write_probes(run: Run, tasks: Sequence[Task], probabilities: Mapping[str, np
 def write_fusion(run: Run, tasks: Sequence[Task], fused: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Keep what late fusion says of the held-out images, by task and rule, float (n, k); a task may have nothing."""
     arrays = {
-        prefix_with_task(tasks, task, rule): said.astype(np.float32)
+        prefix_with_task(tasks, task, rule): predicted.astype(np.float32)
         for task in tasks
-        for rule, said in fused[task.name].items()
+        for rule, predicted in fused[task.name].items()
     }
     if arrays:
         run.write_arrays(FUSION, **arrays)
@@ -174,23 +174,23 @@ def load_predictions(run: Run, split: str = "test", tasks: Sequence[Task] | None
     nothing = np.full(count, "")
     keys = stored.get("keys", np.arange(count).astype(str))  # runs made by older versions have none
     slices = {name: stored.get(name, nothing) for name in ("group", "domain", "stratum")}
-    answers = []
+    predictions = []
     for task in tasks:
         arrays = {what: stored[prefix_with_task(tasks, task, what)] for what in ("targets", "probabilities", "prior")}
         every = Predictions(task=task, keys=keys, weights=stored["weights"], slices=slices, **arrays)
-        answers.append(take(every, task.is_labelled(every.targets)))
-    return answers
+        predictions.append(take(every, task.is_labelled(every.targets)))
+    return predictions
 
 
-def take(answers: Predictions, rows: np.ndarray) -> Predictions:
+def take(predictions: Predictions, rows: np.ndarray) -> Predictions:
     """Return the answers on some images."""
     return replace(
-        answers,
-        keys=answers.keys[rows],
-        targets=answers.targets[rows],
-        probabilities=answers.probabilities[rows],
-        weights=answers.weights[rows],
-        slices={name: values[rows] for name, values in answers.slices.items()},
+        predictions,
+        keys=predictions.keys[rows],
+        targets=predictions.targets[rows],
+        probabilities=predictions.probabilities[rows],
+        weights=predictions.weights[rows],
+        slices={name: values[rows] for name, values in predictions.slices.items()},
     )
 
 
@@ -214,20 +214,20 @@ def read_probes(run: Run) -> dict[str, np.ndarray]:
     }
 
 
-def has_answers(run: Run, split: str) -> bool:
+def has_predictions(run: Run, split: str) -> bool:
     """Whether a run keeps answers on a split."""
     return (run.path / PREDICTION_FILES[split]).exists()
 
 
-def check_finite(answers: Predictions) -> None:
+def check_finite(predictions: Predictions) -> None:
     """Make sure that all probabilities are finite.
 
     Raises:
         RunError: Some are not; the first such images are named.
     """
-    bad = ~np.isfinite(answers.probabilities).all(axis=1)
+    bad = ~np.isfinite(predictions.probabilities).all(axis=1)
     if bad.any():
-        some = ", ".join(answers.keys[bad][:3].tolist())
+        some = ", ".join(predictions.keys[bad][:3].tolist())
         raise RunError(
             "Every probability of a run must be a finite number.",
             f"{int(bad.sum()):,} images with NaN or infinity, such as {some}",
@@ -235,10 +235,10 @@ def check_finite(answers: Predictions) -> None:
         )
 
 
-def _measure_prior(examples: Dataset, task: Task, train: np.ndarray) -> np.ndarray:
+def _measure_prior(dataset: Dataset, task: Task, train: np.ndarray) -> np.ndarray:
     """Return how common each class is in training, or the mean of a number, float64 (k,)."""
-    targets = examples.targets[task.name][train]
-    weights = examples.weights[train].astype(np.float64) * task.is_labelled(targets)
+    targets = dataset.targets[task.name][train]
+    weights = dataset.weights[train].astype(np.float64) * task.is_labelled(targets)
     return weights @ task.indicate(targets) / weights.sum()
 
 
@@ -248,33 +248,33 @@ def _digest_data(digests: Sequence[str], labels: Sequence[str], splits: np.ndarr
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _write_predictions(run: Run, examples: Dataset, probabilities: Mapping[str, np.ndarray]) -> None:
+def _write_predictions(run: Run, dataset: Dataset, probabilities: Mapping[str, np.ndarray]) -> None:
     """Write predictions.csv: a row per held-out image."""
-    tasks = examples.tasks
-    columns: dict[str, Sequence[object]] = {"image": [to_printable(key) for key in examples.keys]}
+    tasks = dataset.tasks
+    columns: dict[str, Sequence[object]] = {"image": [to_printable(key) for key in dataset.keys]}
     for task in tasks:
-        answers = probabilities[task.name]
-        names, told = task.tell(answers)
+        predictions = probabilities[task.name]
+        names, told = task.tell(predictions)
         of_task = {
-            "label": task.write_targets(examples.targets[task.name]),
-            "prediction": task.write(task.decide(answers)),
+            "label": task.write_targets(dataset.targets[task.name]),
+            "prediction": task.write(task.decide(predictions)),
             **{name: [f"{value:.6f}" for value in of_name] for name, of_name in zip(names, told.T, strict=True)},
         }
         columns |= {prefix_with_task(tasks, task, what): values for what, values in of_task.items()}
-    columns["weight"] = examples.weights.tolist()
+    columns["weight"] = dataset.weights.tolist()
     run.write_table("predictions.csv", tuple(columns), zip(*columns.values(), strict=True))
 
 
-def _keep_samples(run: Run, examples: Dataset, probabilities: Mapping[str, np.ndarray]) -> None:
+def _keep_samples(run: Run, dataset: Dataset, probabilities: Mapping[str, np.ndarray]) -> None:
     """Copy some held-out images, spread over all of them, so that an export can be proved anywhere."""
     samples = []
-    for number, row in enumerate(np.unique(np.linspace(0, len(examples) - 1, SAMPLES).astype(int)).tolist()):
+    for number, row in enumerate(np.unique(np.linspace(0, len(dataset) - 1, SAMPLES).astype(int)).tolist()):
         file = f"samples/{number:02d}"
         with run.replacing(file) as aside:
-            aside.write_bytes(read_image(examples.paths[row]))
-        said = {
-            prefix_with_task(examples.tasks, task, "probabilities"): probabilities[task.name][row].tolist()
-            for task in examples.tasks
+            aside.write_bytes(read_image(dataset.paths[row]))
+        predicted = {
+            prefix_with_task(dataset.tasks, task, "probabilities"): probabilities[task.name][row].tolist()
+            for task in dataset.tasks
         }
-        samples.append({"file": file, "key": to_printable(examples.keys[row]), **said})
+        samples.append({"file": file, "key": to_printable(dataset.keys[row]), **predicted})
     run.write_json("samples.json", samples)

@@ -20,9 +20,9 @@ from tlkeras.finetuning.caching_plan import CachingPlan
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
 from tlkeras.finetuning.inputs import BatchSource
-from tlkeras.finetuning.loop import DataSplit, HistoryRow, Trainer
 from tlkeras.finetuning.network import IMAGES, Network
 from tlkeras.finetuning.schedule import Schedule
+from tlkeras.finetuning.trainer import DataSplit, HistoryRow, Trainer
 from tlkeras.heads.heads import Head, list_layers, order_outputs
 from tlkeras.plotting.charts import plot_history
 from tlkeras.runs.directory import Run
@@ -36,7 +36,7 @@ def fine_tune(
     recipe: Recipe,
     run: Run,
     inspection: ValidatedDataset,
-    prefix: FeatureExtractor,
+    extractor: FeatureExtractor,
     heads: Mapping[str, Head],
     rows: Mapping[str, np.ndarray],
     distribution: Strategy = ONE_DEVICE,
@@ -52,26 +52,28 @@ def fine_tune(
         The trained model; its probabilities of the images of each split but the training, by task, float32
         (n, k); the history as columns; facts for the manifest.
     """
-    network = make_network(recipe, inspection, prefix, heads)
-    with open_trainer(recipe, inspection, prefix, network, rows, run.phase, distribution) as loop:
+    network = make_network(recipe, inspection, extractor, heads)
+    with open_trainer(recipe, inspection, extractor, network, rows, run.phase, distribution) as trainer:
         with run.phase("fine-tune"):
             observe = builders.make_tensorboard_logger(recipe, run.path / "tensorboard")
-            history = loop.run(Checkpoints(run.path / CHECKPOINTS), observe)
-        distribution.fetch(loop.network, network)
-    schedule, plan, choices = builders.plan_recipe(recipe, prefix, inspection.examples, _name_splits(inspection, rows))
-    model = builders.add_test_time_views(recipe, prefix, network.model)
+            history = trainer.run(Checkpoints(run.path / CHECKPOINTS), observe)
+        distribution.fetch(trainer.network, network)
+    schedule, plan, choices = builders.plan_recipe(
+        recipe, extractor, inspection.dataset, _name_splits(inspection, rows)
+    )
+    model = builders.add_test_time_views(recipe, extractor, network.model)
     with run.phase("measure"):
         asked = builders.evaluated_splits(recipe, rows)
         probabilities = {split: predict_split(recipe, model, inspection, rows[split]) for split in asked}
     with run.replacing("history.png") as aside:
-        plot_history([{**row, "best": row["epoch"] == loop.best_epoch} for row in history], aside)
+        plot_history([{**row, "best": row["epoch"] == trainer.best_epoch} for row in history], aside)
     facts = {
         "stages": [stage.__dict__ for stage in plan.stages],
         "views": plan.views,
         "trained_parameters": _count_trained(network, schedule),
-        "baseline": loop.baseline,
-        "best_epoch": loop.best_epoch,
-        "precision": loop.settings.precision,
+        "baseline": trainer.baseline,
+        "best_epoch": trainer.best_epoch,
+        "precision": trainer.settings.precision,
         "workers": distribution.workers,
         "devices": distribution.devices,
         "weights": _digest(network.model),
@@ -93,18 +95,20 @@ def _count_trained(network: Network, schedule: Schedule) -> int:
 
 
 def make_network(
-    recipe: Recipe, inspection: ValidatedDataset, prefix: FeatureExtractor, heads: Mapping[str, Head]
+    recipe: Recipe, inspection: ValidatedDataset, extractor: FeatureExtractor, heads: Mapping[str, Head]
 ) -> Network:
     """Return the prefix's backbone with fitted heads, to be trained as one."""
-    weighting = builders.make_weighting(recipe, inspection.examples.tasks)
-    return Network(prefix.backbone, prefix.pooled, list_layers(heads), recipe.name, prefix.source_head, weighting)
+    weighting = builders.make_weighting(recipe, inspection.dataset.tasks)
+    return Network(
+        extractor.backbone, extractor.pooled, list_layers(heads), recipe.name, extractor.source_head, weighting
+    )
 
 
 @contextmanager
 def open_trainer(
     recipe: Recipe,
     inspection: ValidatedDataset,
-    prefix: FeatureExtractor,
+    extractor: FeatureExtractor,
     network: Network,
     rows: Mapping[str, np.ndarray],
     phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
@@ -118,14 +122,14 @@ def open_trainer(
         phase: Measures the extraction.
         distribution: The devices to train on.
     """
-    schedule, plan, _ = builders.plan_recipe(recipe, prefix, inspection.examples, _name_splits(inspection, rows))
+    schedule, plan, _ = builders.plan_recipe(recipe, extractor, inspection.dataset, _name_splits(inspection, rows))
     with ExitStack() as stack:
         with phase("extract activations"):
-            suppliers = _make_suppliers(recipe, prefix, plan, inspection, rows, stack)
+            suppliers = _make_suppliers(recipe, extractor, plan, inspection, rows, stack)
         parts = [make_split(recipe, inspection, _take(rows, split), suppliers[split], split) for split in suppliers]
         splits = (parts[0], parts[1] if len(parts) > 1 else None)
         placed = distribution.place(network)
-        yield builders.make_trainer(recipe, inspection.examples, placed, schedule, plan, splits, distribution)
+        yield builders.make_trainer(recipe, inspection.dataset, placed, schedule, plan, splits, distribution)
 
 
 def _take(rows: Mapping[str, np.ndarray], split: str) -> np.ndarray:
@@ -135,7 +139,7 @@ def _take(rows: Mapping[str, np.ndarray], split: str) -> np.ndarray:
 
 
 def _name_splits(inspection: ValidatedDataset, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    splits = np.full(len(inspection.examples), "", dtype="U10")
+    splits = np.full(len(inspection.dataset), "", dtype="U10")
     for name, of_split in rows.items():
         splits[of_split] = name
     return splits
@@ -143,7 +147,7 @@ def _name_splits(inspection: ValidatedDataset, rows: Mapping[str, np.ndarray]) -
 
 def _make_suppliers(
     recipe: Recipe,
-    prefix: FeatureExtractor,
+    extractor: FeatureExtractor,
     plan: CachingPlan,
     inspection: ValidatedDataset,
     rows: Mapping[str, np.ndarray],
@@ -155,14 +159,16 @@ def _make_suppliers(
         if not len(rows[split]):
             continue
         augmented, of_split = split == "train", _take(rows, split)
-        images = builders.make_image_source(recipe, prefix, inspection, of_split, augmented)
+        images = builders.make_image_source(recipe, extractor, inspection, of_split, augmented)
         found: dict[str, BatchSource] = {IMAGES: images}
-        taps = builders.list_kept(prefix, plan) if augmented else plan.kept
+        taps = builders.list_kept(extractor, plan) if augmented else plan.kept
         if taps:
             views = builders.PLAIN_VIEWS
             if augmented:
                 views = number_views(builders.make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
-            features = stack.enter_context(builders.extract_features(recipe, prefix, inspection, taps, views, of_split))
+            features = stack.enter_context(
+                builders.extract_features(recipe, extractor, inspection, taps, views, of_split)
+            )
             of_tap = dict(zip(taps, zip(*features.views, strict=True), strict=True))
             recorded = of_tap.pop(SOURCE_LOGITS, None)
             for cut, of_views in of_tap.items():
@@ -175,16 +181,16 @@ def make_split(
     recipe: Recipe, inspection: ValidatedDataset, rows: np.ndarray, supplies: Mapping[str, BatchSource], split: str
 ) -> DataSplit:
     """Return one split's targets and weights, and what is read at each cut."""
-    examples = inspection.examples
-    targets, weights = {name: column[rows] for name, column in examples.targets.items()}, examples.weights[rows]
-    of_target = builders.is_target(recipe, examples)[rows] if split == "train" else np.zeros(len(rows), bool)
+    dataset = inspection.dataset
+    targets, weights = {name: column[rows] for name, column in dataset.targets.items()}, dataset.weights[rows]
+    of_target = builders.is_target(recipe, dataset)[rows] if split == "train" else np.zeros(len(rows), bool)
     if split == "train":
-        known, first = ~of_target, targets[examples.tasks[0].name]
+        known, first = ~of_target, targets[dataset.tasks[0].name]
         weighed = builders.balance_class_weights(recipe, first[known], weights[known])
         weights = np.zeros(len(rows), np.float32)
         # of a batch of both domains, half has labels; whose weight is 0 is of the target
         weights[known] = 2 * np.maximum(weighed, _LEAST) if of_target.any() else weighed
-    dense = np.concatenate([task.densify(targets[task.name]) for task in examples.tasks], axis=1)
+    dense = np.concatenate([task.densify(targets[task.name]) for task in dataset.tasks], axis=1)
     dense[of_target] = 0.0
     return DataSplit(
         dense,
@@ -199,15 +205,15 @@ def predict_split(
     recipe: Recipe, model: keras.Model, inspection: ValidatedDataset, rows: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return the probabilities of images by task, from their files, as whoever serves the model will get them."""
-    paths = [str(inspection.examples.paths[row]) for row in rows.tolist()]
+    paths = [str(inspection.dataset.paths[row]) for row in rows.tolist()]
     digests = [inspection.digests[row] for row in rows.tolist()]
     images = ImageFiles(paths, digests, recipe.data.resize)
-    names = [task.name for task in inspection.examples.tasks]
+    names = [task.name for task in inspection.dataset.tasks]
     facts = [{"model": "trained", "task": name} for name in names]
     with extract_activations(
         order_outputs(model, names), images, facts, engine=recipe.features.engine, dtype="float32"
-    ) as answers:
-        return {name: np.asarray(output) for name, output in zip(names, answers.outputs, strict=True)}
+    ) as predictions:
+        return {name: np.asarray(output) for name, output in zip(names, predictions.outputs, strict=True)}
 
 
 def _as_columns(history: Sequence[HistoryRow]) -> dict[str, list[Any]]:

@@ -49,12 +49,12 @@ def train(recipe: Recipe, root: Path, *, loading: float = 0.0) -> Run:
     """
     start = time.perf_counter()
     distribution = builders.make_distribution(recipe)
-    examples, prefix = _prepare(recipe)
+    dataset, extractor = _prepare(recipe)
     run = create_run(root if distribution.is_chief else _make_scratch(), recipe.name)
     run.phases |= {"load libraries": round(loading, 3), "build backbone": round(time.perf_counter() - start, 3)}
     with run.locked():
         run.write_text("recipe.yaml", recipe_to_yaml(recipe))
-        _record_failure(run, lambda: _run_training(recipe, run, examples, prefix, distribution))
+        _record_failure(run, lambda: _run_training(recipe, run, dataset, extractor, distribution))
     return run
 
 
@@ -72,13 +72,13 @@ def resume(run: Run, *, loading: float = 0.0) -> Run:
     recipe = load_recipe(str(run.path / "recipe.yaml"))
     start = time.perf_counter()
     distribution = builders.make_distribution(recipe)
-    examples, prefix = _prepare(recipe)
+    dataset, extractor = _prepare(recipe)
     if not distribution.is_chief:
         run = create_run(_make_scratch(), recipe.name)
     run.phases |= {"load libraries": round(loading, 3), "build backbone": round(time.perf_counter() - start, 3)}
     with run.locked():
         run.resume()
-        _record_failure(run, lambda: _run_training(recipe, run, examples, prefix, distribution))
+        _record_failure(run, lambda: _run_training(recipe, run, dataset, extractor, distribution))
     return run
 
 
@@ -104,18 +104,18 @@ def _prepare(recipe: Recipe) -> tuple[Dataset, FeatureExtractor]:
     problems: list[TlkerasError] = []
     splits = None
     with _collect_errors(problems):
-        examples = builders.read_examples(recipe)
-        splits = builders.split_dataset(recipe, examples)
+        dataset = builders.read_dataset(recipe)
+        splits = builders.split_dataset(recipe, dataset)
     with _collect_errors(problems):
-        prefix = builders.build_feature_extractor(recipe)
+        extractor = builders.build_feature_extractor(recipe)
         if recipe.finetuning and splits is not None:
-            builders.plan_recipe(recipe, prefix, examples, splits)
-            builders.check_recipe_feed(recipe, examples)
+            builders.plan_recipe(recipe, extractor, dataset, splits)
+            builders.check_recipe_feed(recipe, dataset)
     if len(problems) > 1:
         raise type(problems[0]).from_problems("Several things are in the way:", [str(error) for error in problems])
     if problems:
         raise problems[0]
-    return examples, prefix
+    return dataset, extractor
 
 
 @contextlib.contextmanager
@@ -127,46 +127,46 @@ def _collect_errors(problems: list[TlkerasError]) -> Iterator[None]:
 
 
 def _run_training(
-    recipe: Recipe, run: Run, examples: Dataset, prefix: FeatureExtractor, distribution: Strategy
+    recipe: Recipe, run: Run, dataset: Dataset, extractor: FeatureExtractor, distribution: Strategy
 ) -> None:
     with run.phase("check images"):
-        inspection = validate_images(examples)
-        examples = inspection.examples
-        splits = builders.split_dataset(recipe, examples)
-    check_memory(len(examples), prefix.pooled.output_shape[1:])
+        inspection = validate_images(dataset)
+        dataset = inspection.dataset
+        splits = builders.split_dataset(recipe, dataset)
+    check_memory(len(dataset), extractor.pooled.output_shape[1:])
     with run.phase("extract features"):
-        builders.fit_recipe_codebooks(recipe, prefix, inspection, splits)
+        builders.fit_recipe_codebooks(recipe, extractor, inspection, splits)
         features = builders.extract_features(
-            recipe, prefix, inspection, builders.activations_needed(recipe, prefix, examples, splits)
+            recipe, extractor, inspection, builders.activations_needed(recipe, extractor, dataset, splits)
         )
-    kept = np.isin(np.arange(len(examples)), features.kept)
-    check_splits(examples, np.where(kept, splits, ""))
+    kept = np.isin(np.arange(len(dataset)), features.kept)
+    check_splits(dataset, np.where(kept, splits, ""))
     with features, run.phase("fit head"):
         names = ("train", "validation", "test", builders.TARGET)
         parts = {name: take_split(features, splits == name) for name in names}
         make = builders.adapt_heads(recipe, partial(builders.make_recipe_head, recipe))
-        heads = fit_heads(make, examples, parts)
+        heads = fit_heads(make, dataset, parts)
         rows = {name: part.rows for name, part in parts.items() if name in names[:3] or len(part.rows)}
         asked = builders.evaluated_splits(recipe, rows)
         probabilities = {split: _predict_split(heads, parts[split]) for split in asked}
-        _fit_linear_probe(recipe, run, examples, parts, heads)
-        _fuse_late(recipe, run, examples, parts, builders.fused_widths(recipe, prefix))
+        _fit_linear_probe(recipe, run, dataset, parts, heads)
+        _fuse_late(recipe, run, dataset, parts, builders.fused_widths(recipe, extractor))
     history, *_ = (head.history() for head in heads.values())
     facts = _describe(recipe, features, heads)
     if recipe.finetuning:
         model, probabilities, history, facts["finetuning"] = fine_tune(
-            recipe, run, inspection, prefix, heads, rows, distribution
+            recipe, run, inspection, extractor, heads, rows, distribution
         )
     else:
-        model = builders.add_test_time_views(recipe, prefix, attach_heads(prefix.pooled, heads, recipe.name))
+        model = builders.add_test_time_views(recipe, extractor, attach_heads(extractor.pooled, heads, recipe.name))
         if recipe.augmentation.test_time:
             with run.phase("measure"):
                 probabilities = {split: predict_split(recipe, model, inspection, rows[split]) for split in asked}
     with run.phase("write run"):
         with run.replacing("model.keras") as aside:
             model.save(aside)
-        write_images(run, examples, splits, inspection.digests, [*inspection.rejected, *features.rejected])
-        save_predictions(run, examples, rows, probabilities)
+        write_images(run, dataset, splits, inspection.digests, [*inspection.rejected, *features.rejected])
+        save_predictions(run, dataset, rows, probabilities)
         run.write_table("history.csv", list(history), zip(*history.values(), strict=True))
         run.update_manifest(
             recipe=fingerprint(recipe),
@@ -174,7 +174,7 @@ def _run_training(
             examples={name: len(of_split) for name, of_split in rows.items()},
             parameters=model.count_params(),
             rejected=len(inspection.rejected) + len(features.rejected),
-            data=dict(examples.facts),
+            data=dict(dataset.facts),
             **facts,
         )
     if not distribution.is_chief:
@@ -184,14 +184,14 @@ def _run_training(
 
 
 def _fit_linear_probe(
-    recipe: Recipe, run: Run, examples: Dataset, parts: Mapping[str, SplitFeatures], heads: Mapping[str, Head]
+    recipe: Recipe, run: Run, dataset: Dataset, parts: Mapping[str, SplitFeatures], heads: Mapping[str, Head]
 ) -> None:
     """Keep what linear heads on the same frozen features say of the held-out images, if the run's are others."""
     linear = all(isinstance(head, (LinearHead, RidgeRegressionHead)) for head in heads.values())
     if recipe.finetuning or not linear:
         plain = {name: parts[name].as_vectors() for name in ("train", "test")}
-        probes = heads if linear else fit_heads(LinearHead, examples, {"train": plain["train"]})
-        write_probes(run, examples.tasks, _predict_split(probes, plain["test"]))
+        probes = heads if linear else fit_heads(LinearHead, dataset, {"train": plain["train"]})
+        write_probes(run, dataset.tasks, _predict_split(probes, plain["test"]))
 
 
 def _describe(recipe: Recipe, features: Activations, heads: Mapping[str, Head]) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _describe(recipe: Recipe, features: Activations, heads: Mapping[str, Head]) 
 
 
 def _fuse_late(
-    recipe: Recipe, run: Run, examples: Dataset, parts: Mapping[str, SplitFeatures], widths: Sequence[int]
+    recipe: Recipe, run: Run, dataset: Dataset, parts: Mapping[str, SplitFeatures], widths: Sequence[int]
 ) -> None:
     """Keep what heads on each part of fused features say of the held-out images, joined afterwards.
 
@@ -224,17 +224,17 @@ def _fuse_late(
     make = builders.adapt_heads(recipe, make, on_parts=True)
     target = parts[builders.TARGET].X if recipe.domains else None
     fused: dict[str, dict[str, np.ndarray]] = {}
-    with progress.progress_bar("Fusing late", len(examples.tasks), "tasks") as advance, progress.hide():
-        for task in examples.tasks:
+    with progress.progress_bar("Fusing late", len(dataset.tasks), "tasks") as advance, progress.hide():
+        for task in dataset.tasks:
             if task.kind == "number":
                 fused[task.name] = {}
                 continue
-            rows, (X, y, weights) = parts["train"].take(examples, task)
-            groups = find_groups(examples, rows)
+            rows, (X, y, weights) = parts["train"].take(dataset, task)
+            groups = find_groups(dataset, rows)
             learned = {"X": X, "y": y, "sample_weight": weights, "groups": groups, "target": target}
             fused[task.name] = fit_late_fusion(make, widths, learned, parts["test"].X, recipe.training.seed)
             advance(1)
-    write_fusion(run, examples.tasks, fused)
+    write_fusion(run, dataset.tasks, fused)
 
 
 def take_split(features: Activations, wanted: np.ndarray) -> SplitFeatures:

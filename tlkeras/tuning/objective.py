@@ -75,9 +75,9 @@ class TrialRunner:
             if corner.finetuning is None:
                 computed += self.open(corner).computed
                 continue
-            prefix = builders.build_feature_extractor(corner)
+            extractor = builders.build_feature_extractor(corner)
             inspection = self._inspect(corner)
-            taps = builders.activations_needed(corner, prefix, inspection.examples, self._divide(corner, inspection))
+            taps = builders.activations_needed(corner, extractor, inspection.dataset, self._divide(corner, inspection))
             _, known = groups.setdefault(_frozen_key(corner), (corner, {}))
             known |= dict.fromkeys(taps)
         for corner, known in groups.values():
@@ -95,7 +95,7 @@ class TrialRunner:
         start = time.perf_counter()
         frozen = self.open(recipe)
         make = builders.adapt_heads(recipe, lambda: self._make_head(recipe))
-        heads = fit_heads(make, frozen.inspection.examples, frozen.parts)
+        heads = fit_heads(make, frozen.inspection.dataset, frozen.parts)
         figures = self._refine(recipe, frozen, heads) if recipe.finetuning else _measure(frozen, heads)
         return {**figures, "seconds": round(time.perf_counter() - start, 3)}
 
@@ -112,11 +112,11 @@ class TrialRunner:
     def _inspect(self, recipe: Recipe) -> ValidatedDataset:
         key = recipe.data.model_dump_json(exclude={"validation"})
         if key not in self._inspections:
-            self._inspections[key] = validate_images(builders.read_examples(recipe))
+            self._inspections[key] = validate_images(builders.read_dataset(recipe))
         return self._inspections[key]
 
     def _divide(self, recipe: Recipe, inspection: ValidatedDataset) -> np.ndarray:
-        splits = builders.split_dataset(recipe, inspection.examples)
+        splits = builders.split_dataset(recipe, inspection.dataset)
         if not (splits == "validation").any():
             raise DataError("A search needs images to validate on.", "none", "Raise data.validation.")
         return splits
@@ -124,10 +124,10 @@ class TrialRunner:
     def _read(self, recipe: Recipe) -> SharedFeatures:
         start = time.perf_counter()
         inspection = self._inspect(recipe)
-        splits, prefix = self._divide(recipe, inspection), builders.build_feature_extractor(recipe)
+        splits, extractor = self._divide(recipe, inspection), builders.build_feature_extractor(recipe)
         wanted = np.flatnonzero(splits != "test")
-        builders.fit_recipe_codebooks(recipe, prefix, inspection, splits)
-        with builders.extract_features(recipe, prefix, inspection, rows=wanted) as features:
+        builders.fit_recipe_codebooks(recipe, extractor, inspection, splits)
+        with builders.extract_features(recipe, extractor, inspection, rows=wanted) as features:
             kept = wanted[features.kept]
             places = {
                 split: np.flatnonzero(splits[kept] == split) for split in ("train", "validation", builders.TARGET)
@@ -139,9 +139,9 @@ class TrialRunner:
             return SharedFeatures(inspection, parts, features.computed, round(time.perf_counter() - start, 3))
 
     def _extract_all(self, recipe: Recipe, taps: list[str]) -> int:
-        inspection, prefix = self._inspect(recipe), builders.build_feature_extractor(recipe)
+        inspection, extractor = self._inspect(recipe), builders.build_feature_extractor(recipe)
         wanted = np.flatnonzero(self._divide(recipe, inspection) != "test")
-        with builders.extract_features(recipe, prefix, inspection, taps, rows=wanted) as features:
+        with builders.extract_features(recipe, extractor, inspection, taps, rows=wanted) as features:
             return features.computed
 
     def _make_head(self, recipe: Recipe) -> Head:
@@ -152,11 +152,11 @@ class TrialRunner:
     def _refine(self, recipe: Recipe, frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, float]:
         """Return what the fine-tuned network reaches, at the epoch whose weights a run would keep."""
         try:
-            prefix = builders.build_feature_extractor(recipe)
-            network = make_network(recipe, frozen.inspection, prefix, heads)
-            with open_trainer(recipe, frozen.inspection, prefix, network, frozen.rows) as loop:
-                history = loop.run(None, lambda row: None)
-                best = loop.best_epoch
+            extractor = builders.build_feature_extractor(recipe)
+            network = make_network(recipe, frozen.inspection, extractor, heads)
+            with open_trainer(recipe, frozen.inspection, extractor, network, frozen.rows) as trainer:
+                history = trainer.run(None, lambda row: None)
+                best = trainer.best_epoch
             if best is not None and best < 1:  # nothing was better than the start: the heads on frozen features
                 return _measure(frozen, heads)
             return _rename(history[-1 if best is None else best - 1])
@@ -166,9 +166,9 @@ class TrialRunner:
 
 def _measure(frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, float]:
     """Return the mean over the tasks of what their heads reach on the validation split."""
-    figures, examples = [], frozen.inspection.examples
-    for task in examples.tasks:
-        _, (X, targets, weights) = frozen.parts["validation"].take(examples, task)
+    figures, dataset = [], frozen.inspection.dataset
+    for task in dataset.tasks:
+        _, (X, targets, weights) = frozen.parts["validation"].take(dataset, task)
         head: Any = heads[task.name]
         if task.kind == "number":
             units = head.scale_, head.offset_

@@ -174,14 +174,14 @@ class Machines:
         space.values = {key: json.dumps(value) for key, value in task.values.items()}
         return Trial(space, trial_id=task.trial, status=TrialStatus.RUNNING)
 
-    def take(self, worker: str, trial: str, answer: dict[str, Any]) -> None:
+    def take(self, worker: str, trial: str, result: dict[str, Any]) -> None:
         """Note how a trial ended; what a worker says of one that is not its own any more is not wanted."""
         with self._lock:
             task = self._tasks.get(worker)
             if task is None or task.trial != trial:
                 return
             del self._tasks[worker]
-        self._ends.put((worker, trial, answer))
+        self._ends.put((worker, trial, result))
 
     def _find_silent(self) -> TrialResult | None:
         """Forget workers that say nothing; return the end of the trial that one of them was at."""
@@ -253,10 +253,10 @@ def serve_chief(place: Place, recipe: Recipe, evaluator: Any) -> dict[str, Any]:
                 time.sleep(_PAUSE)
                 continue
             values = {key: json.loads(text) for key, text in trial.hyperparameters.values.items()}
-            answer = run_trial(evaluator, recipe, values)
-            chief.tell(trial, answer)
+            result = run_trial(evaluator, recipe, values)
+            chief.tell(trial, result)
             counts["trials"] += 1
-            counts["failed"] += "error" in answer
+            counts["failed"] += "error" in result
 
 
 class _Chief:
@@ -272,9 +272,9 @@ class _Chief:
         request = protos.get_service().CreateTrialRequest(tuner_id=self._place.name)
         return Trial.from_proto(self._call(self._stub.CreateTrial, request).trial)
 
-    def tell(self, trial: Trial, answer: dict[str, Any]) -> None:
+    def tell(self, trial: Trial, result: dict[str, Any]) -> None:
         """Say how a trial ended."""
-        short = {key: value[:_MOST_TEXT] if isinstance(value, str) else value for key, value in answer.items()}
+        short = {key: value[:_MOST_TEXT] if isinstance(value, str) else value for key, value in result.items()}
         request = protos.get_service().EndTrialRequest(trial=trial.to_proto())
         self._call(self._stub.EndTrial, request, ((_ANSWER, json.dumps(short).encode()),))
 

@@ -108,13 +108,13 @@ def _run_search(run: Run, recipe: Recipe, tuning: TuningConfig, hire: Callable[[
     evaluator = TrialRunner()
     with run.phase("compute what is frozen"):
         prepare(recipe, evaluator)
-    crew = hire(evaluator)
+    options = hire(evaluator)
     book = TrialLog(run, tuning, longest(recipe))
-    with closing(crew):
+    with closing(options):
         with run.phase("trials"):
-            _carry_out(book, crew)
+            _carry_out(book, options)
         with run.phase("finalists"):
-            _repeat_finalists(book, crew, recipe.training.seed)
+            _repeat_finalists(book, options, recipe.training.seed)
     best = book.rank()[0]
     values = {**best["values"], "training.seed": recipe.training.seed}
     run.write_text("best.yaml", _write_best_recipe(recipe, run, best, values))
@@ -167,17 +167,17 @@ class TrialLog:
         self.write()
         return trial
 
-    def end(self, trial: Trial, answer: dict[str, Any]) -> None:
+    def end(self, trial: Trial, result: dict[str, Any]) -> None:
         """Write down how a trial ended."""
-        value = answer.get(self.tuning.objective, math.nan)
-        error = answer.get("error")
+        value = result.get(self.tuning.objective, math.nan)
+        error = result.get("error")
         if error is None and not math.isfinite(value):
             error = f"its {self.tuning.objective} is {value}"
         if error is not None:
             trial |= {"status": "failed", "error": error}
             self.proposals.fail(trial["name"], error)
         else:
-            trial |= {"status": "completed", "figures": answer}
+            trial |= {"status": "completed", "figures": result}
             self.proposals.complete(trial["name"], value)
         self.write()
 
@@ -231,26 +231,26 @@ def _find_stopped(recipe: Recipe, root: Path) -> Run | None:
     return None
 
 
-def _carry_out(book: TrialLog, crew: Workers) -> None:
+def _carry_out(book: TrialLog, options: Workers) -> None:
     """Do trials until there are none left."""
     running: dict[str, Trial] = {}
     known = len([trial for trial in book.trials.values() if trial["status"] != "running"])
     with progress.progress_bar("Trials", book.tuning.max_trials, "trials") as advance:
         advance(known)
         while True:
-            exhausted = _dispatch_trials(book, crew, running)
+            exhausted = _dispatch_trials(book, options, running)
             if exhausted and not running:
                 break
-            if (ended := crew.wait()) is not None:
+            if (ended := options.wait()) is not None:
                 book.end(running.pop(ended[0]), ended[2])
                 advance(1)
                 _check_failures(book)
     _check_failures(book, over=True)
 
 
-def _dispatch_trials(book: TrialLog, crew: Workers, running: dict[str, Trial]) -> bool:
+def _dispatch_trials(book: TrialLog, options: Workers, running: dict[str, Trial]) -> bool:
     """Give trials to workers that are free; return whether there are none left at the moment."""
-    for worker in crew.names:
+    for worker in options.names:
         while worker not in running:
             trial = book.propose(worker)
             if trial is None:
@@ -259,7 +259,7 @@ def _dispatch_trials(book: TrialLog, crew: Workers, running: dict[str, Trial]) -
                 book.end(trial, {"error": f"the search ended {_DEATHS} times in this trial"})
                 continue
             running[worker] = trial
-            crew.start(worker, trial["name"], trial["values"])
+            options.start(worker, trial["name"], trial["values"])
     return False
 
 
@@ -276,7 +276,7 @@ def _check_failures(book: TrialLog, over: bool = False) -> None:
     raise RunError.from_problems(f"Every trial failed, {len(failed)} so far:", reasons[:_GIVE_UP] or ["there was none"])
 
 
-def _repeat_finalists(book: TrialLog, crew: Workers, first: int) -> None:
+def _repeat_finalists(book: TrialLog, options: Workers, first: int) -> None:
     """Do the best trials again with other seeds of what is trained; the images stay on their splits."""
     finalists = book.completed()[: book.tuning.finalists]
     todo = [
@@ -288,16 +288,16 @@ def _repeat_finalists(book: TrialLog, crew: Workers, first: int) -> None:
     with progress.progress_bar("Finalists", len(todo), "trainings") as advance:
         running: dict[str, tuple[Trial, str]] = {}
         while todo or running:
-            for worker in crew.names:
+            for worker in options.names:
                 if worker not in running and todo:
                     trial, seed = running[worker] = todo.pop(0)
-                    crew.start(worker, trial["name"], {**trial["values"], "training.seed": int(seed)})
-            if (ended := crew.wait()) is None:
+                    options.start(worker, trial["name"], {**trial["values"], "training.seed": int(seed)})
+            if (ended := options.wait()) is None:
                 continue
-            worker, _, answer = ended
+            worker, _, result = ended
             trial, seed = running.pop(worker)
-            if "error" not in answer:
-                trial["repeats"][seed] = answer
+            if "error" not in result:
+                trial["repeats"][seed] = result
             book.write()
             advance(1)
 

@@ -119,19 +119,19 @@ class ProcessPoolWorkers:
         return process
 
     def _ask(self, process: subprocess.Popen, worker: str, trial: str, values: dict[str, Any]) -> None:
-        answer = None
+        result = None
         try:
             if process.stdin and process.stdout:
                 process.stdin.write(json.dumps(values) + "\n")
                 process.stdin.flush()
-                answer = json.loads(process.stdout.readline())
+                result = json.loads(process.stdout.readline())
         except (OSError, ValueError):
             pass
-        if answer is None:
-            answer = {"error": self._tell_death(worker, process)}
-        elif answer.pop("recycle", False):
+        if result is None:
+            result = {"error": self._tell_death(worker, process)}
+        elif result.pop("recycle", False):
             process.wait()
-        self._ends.put((worker, trial, answer))
+        self._ends.put((worker, trial, result))
 
     def _tell_death(self, worker: str, process: subprocess.Popen) -> str:
         code = process.wait()
@@ -156,7 +156,7 @@ def run_trial(evaluator: Any, recipe: Recipe, values: Mapping[str, Any]) -> dict
 
 def serve_trials(folder: Path) -> int:
     """Be one of the processes: read values, a line of JSON per trial, and answer each with a line."""
-    answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
+    results, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
     from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
     import_tensorflow_quietly()
@@ -164,13 +164,13 @@ def serve_trials(folder: Path) -> int:
 
     recipe, evaluator, first = load_recipe(str(folder / "recipe.yaml")), TrialRunner(), 0
     for line in sys.stdin:
-        answer: dict[str, Any] = run_trial(evaluator, recipe, json.loads(line))
+        result: dict[str, Any] = run_trial(evaluator, recipe, json.loads(line))
         used = _read_memory()
         first = first or used
-        answer["recycle"] = used > first + _GROWTH
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-        if answer["recycle"]:
+        result["recycle"] = used > first + _GROWTH
+        results.write(json.dumps(result) + "\n")
+        results.flush()
+        if result["recycle"]:
             return 0
     return 0
 

@@ -153,8 +153,8 @@ def _list_labels_found(result: dict[str, Any]) -> Table:
     columns += [(name, "left") for name in others]
     table = make_table(f"Predictions of {result['run']}", columns)
     for row in result["predictions"]:
-        said = [escape(row["tasks"][name]["label"]) for name in others]
-        table.add_row(escape(row["path"]), escape(", ".join(row["labels"])) or "-", _list_best(row["top"]), *said)
+        predicted = [escape(row["tasks"][name]["label"]) for name in others]
+        table.add_row(escape(row["path"]), escape(", ".join(row["labels"])) or "-", _list_best(row["top"]), *predicted)
     return table
 
 

@@ -34,7 +34,7 @@ class CleanedManifest:
     left_out: dict[str, int]
 
 
-def clean(examples: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence[LeakingGroup]) -> CleanedManifest:
+def clean(dataset: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence[LeakingGroup]) -> CleanedManifest:
     """Decide what stays.
 
     Of the same bytes with one label, the first image stays; with several labels, none does, as nobody knows which
@@ -42,11 +42,11 @@ def clean(examples: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence
     itself gives the splits, held-out images stay and their copies, and the rest of their groups, leave the others:
     first those that train.
     """
-    reasons = np.full(len(examples), "", dtype=object)
-    for row, path in enumerate(examples.paths):
+    reasons = np.full(len(dataset), "", dtype=object)
+    for row, path in enumerate(dataset.paths):
         if to_printable(path) != path:
             reasons[row] = "its name is not UTF-8, as a manifest is"
-    rank = np.array([_RANKS.get(str(split), 0) for split in examples.splits])
+    rank = np.array([_RANKS.get(str(split), 0) for split in dataset.splits])
     for group in copies:
         rows = np.array(group.rows)
         if group.exact and group.conflicting:
@@ -58,16 +58,16 @@ def clean(examples: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence
             _leave_lower(rows, rank, reasons, "it looks like a held-out image")
     names = {group.name for group in leaking}
     members: dict[str, list[int]] = {}
-    for row, name in enumerate(examples.groups):
+    for row, name in enumerate(dataset.groups):
         if name in names:
             members.setdefault(str(name), []).append(row)
     for of_group in members.values():
         _leave_lower(np.array(of_group), rank, reasons, "its group is held out elsewhere")
     kept = np.flatnonzero(reasons == "")
     found, counts = np.unique(reasons[reasons != ""].astype(str), return_counts=True)
-    groups = join_groups(examples.groups, copies)
+    groups = join_groups(dataset.groups, copies)
     alone = {name for name in set(groups) if np.count_nonzero(groups[kept] == name) < 2}
-    groups[[not own and name in alone for own, name in zip(examples.groups, groups, strict=True)]] = ""
+    groups[[not own and name in alone for own, name in zip(dataset.groups, groups, strict=True)]] = ""
     return CleanedManifest(kept, groups, dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
 
@@ -80,7 +80,7 @@ def _leave_lower(rows: np.ndarray, rank: np.ndarray, reasons: np.ndarray, reason
 def write_manifest(
     path: str | os.PathLike[str],
     table: ImageTable,
-    examples: Dataset,
+    dataset: Dataset,
     cleaning: CleanedManifest,
     remarks: Mapping[str, Sequence[str]] = {},
 ) -> Path:
@@ -103,7 +103,7 @@ def write_manifest(
         rule = "A manifest lies in the folder of its images or above it: its paths must not lead out of its folder."
         raise DataError(rule, f"{str(path)!r} for images in {root!r}", f"Write it to {root}/cleaned.csv, say.")
     position = {where: row for row, where in enumerate(table.paths)}
-    rows = [position[where] for where in examples.paths[cleaning.kept]]
+    rows = [position[where] for where in dataset.paths[cleaning.kept]]
     columns = {name: [values[row] for row in rows] for name, values in table.columns.items()}
     if (cleaning.groups != "").any():
         columns["group"] = cleaning.groups[cleaning.kept].tolist()

@@ -41,7 +41,7 @@ class LeakingGroup:
 
 
 def find_duplicates(
-    examples: Dataset, digests: Sequence[str], thumbnails: np.ndarray, splits: np.ndarray
+    dataset: Dataset, digests: Sequence[str], thumbnails: np.ndarray, splits: np.ndarray
 ) -> list[DuplicateGroup]:
     """Return copies, exact ones first; a group of looks that holds nothing but one of bytes is not listed twice.
 
@@ -51,11 +51,9 @@ def find_duplicates(
         thumbnails: [n, 32, 32], see `duplicates.read_thumbnails`.
         splits: The split of each, str [n]; all "" where they are not divided.
     """
-    equal = [
-        DuplicateGroup(rows, True, 1.0, *_judge(examples, splits, rows)) for rows in find_exact_duplicates(digests)
-    ]
+    equal = [DuplicateGroup(rows, True, 1.0, *_judge(dataset, splits, rows)) for rows in find_exact_duplicates(digests)]
     near = [
-        DuplicateGroup(group.rows, False, group.similarity, *_judge(examples, splits, group.rows))
+        DuplicateGroup(group.rows, False, group.similarity, *_judge(dataset, splits, group.rows))
         for group in find_near_duplicates(thumbnails, digests)
     ]
     return equal + near
@@ -94,12 +92,12 @@ def join_groups(groups: np.ndarray, copies: Sequence[DuplicateGroup]) -> np.ndar
     return joint
 
 
-def _judge(examples: Dataset, splits: np.ndarray, rows: Sequence[int]) -> tuple[bool, bool]:
+def _judge(dataset: Dataset, splits: np.ndarray, rows: Sequence[int]) -> tuple[bool, bool]:
     """Return whether labels differ, where they are known, and whether splits do."""
     at = np.array(rows)
     conflicting = False
-    for task in examples.tasks:
-        targets = examples.targets[task.name][at]
+    for task in dataset.tasks:
+        targets = dataset.targets[task.name][at]
         members = task.members(targets)[task.is_labelled(targets)]
         conflicting |= bool((members != members[:1]).any())
     return conflicting, len(set(splits[at])) > 1

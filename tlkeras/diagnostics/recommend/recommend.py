@@ -83,7 +83,7 @@ class _MeasurementContext:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def recommend(recipe: Recipe, wishes: RecommendOptions) -> dict[str, Any]:
+def recommend(recipe: Recipe, options: RecommendOptions) -> dict[str, Any]:
     """Measure the backbones that meet the limits on images that nothing is measured on later, and choose.
 
     Returns:
@@ -100,44 +100,44 @@ def recommend(recipe: Recipe, wishes: RecommendOptions) -> dict[str, Any]:
         RecipeError: The recipe to write exists.
         ResourceError: A file cannot be written.
     """
-    _check(wishes)
-    own = _own_candidate(recipe) if wishes.own else None
-    candidates, dropped = choose_candidates(wishes.limits, own)
-    look = _look_at(recipe, wishes)
-    rows = _measure_all(look, candidates)
+    _check(options)
+    own = _own_candidate(recipe) if options.own else None
+    candidates, dropped = choose_candidates(options.limits, own)
+    context = _look_at(recipe, options)
+    rows = _measure_all(context, candidates)
     best = max(rows, key=lambda row: row["score"]["mean"])
-    rows += _measure_all(look, _list_other_sizes(best["candidate"], look.shorter_side), optional=True)
+    rows += _measure_all(context, _list_other_sizes(best["candidate"], context.shorter_side), optional=True)
     rows.sort(key=lambda row: -row["score"]["mean"])
     mark_pareto_front(rows)
-    chosen, which = choose_best(rows, wishes.limits.milliseconds)
+    chosen, which = choose_best(rows, options.limits.milliseconds)
     answers = [which, _answer_prior(rows, chosen)]
-    position, similarity = judge_similarity(chosen["separations"], len(look.rows))
+    position, similarity = judge_similarity(chosen["separations"], len(context.rows))
     situation = DatasetProfile(
-        _count_smallest(look), chosen["probe"]["mean"], position, chosen["minutes"], wishes.minutes
+        _count_smallest(context), chosen["probe"]["mean"], position, chosen["minutes"], options.minutes
     )
     finetune, frozen = judge_finetuning(situation)
     answers += [similarity, frozen]
-    text = _write_recipe(look, chosen["candidate"], finetune, answers)
-    plot_pareto_front([_describe_point(row, chosen) for row in rows], wishes.image)
-    if wishes.to:
-        _save(text, wishes.to)
+    text = _write_recipe(context, chosen["candidate"], finetune, answers)
+    plot_pareto_front([_describe_point(row, chosen) for row in rows], options.image)
+    if options.to:
+        _save(text, options.to)
     return {
         "name": recipe.name,
-        "facts": _tell_facts(look),
-        "target": {"name": wishes.limits.target, "reason": TARGETS[wishes.limits.target].reason},
-        "dropped": {**dropped, **look.failed},
+        "facts": _tell_facts(context),
+        "target": {"name": options.limits.target, "reason": TARGETS[options.limits.target].reason},
+        "dropped": {**dropped, **context.failed},
         "candidates": [_publish(row) for row in rows],
         "answers": [answer._asdict() for answer in answers],
         "recipe": text,
-        "path": str(wishes.to) if wishes.to else None,
-        "image": str(wishes.image),
+        "path": str(options.to) if options.to else None,
+        "image": str(options.image),
     }
 
 
-def _check(wishes: RecommendOptions) -> None:
-    check_target(wishes.image)
-    if wishes.to and wishes.to.exists():
-        raise RecipeError("A recipe is never overwritten.", wishes.to, "Choose another name or move the file.")
+def _check(options: RecommendOptions) -> None:
+    check_target(options.image)
+    if options.to and options.to.exists():
+        raise RecipeError("A recipe is never overwritten.", options.to, "Choose another name or move the file.")
 
 
 def _own_candidate(recipe: Recipe) -> Candidate | None:
@@ -146,16 +146,18 @@ def _own_candidate(recipe: Recipe) -> Candidate | None:
     return Candidate(find_backbone(recipe.backbone.name), recipe.backbone.weights, builders.image_size(recipe))
 
 
-def _look_at(recipe: Recipe, wishes: RecommendOptions) -> _MeasurementContext:
-    inspection = validate_images(builders.read_examples(recipe))
-    splits = builders.split_dataset(recipe, inspection.examples)
-    rows = draw_rows(recipe, splits, wishes.images)
+def _look_at(recipe: Recipe, options: RecommendOptions) -> _MeasurementContext:
+    inspection = validate_images(builders.read_dataset(recipe))
+    splits = builders.split_dataset(recipe, inspection.dataset)
+    rows = draw_rows(recipe, splits, options.images)
     divide_classes(recipe, inspection, rows)  # says what is missing before anything long begins
-    examples, task = inspection.examples, inspection.examples.tasks[0]
+    dataset, task = inspection.dataset, inspection.dataset.tasks[0]
     training = np.flatnonzero(splits == "train")
-    classes = len(np.unique(task.strata(examples.targets[task.name][training])))
+    classes = len(np.unique(task.strata(dataset.targets[task.name][training])))
     batch = (recipe.finetuning or FineTuningConfig()).batch_size
-    return _MeasurementContext(recipe, inspection, rows, _median_shorter_side(examples.paths[rows]), training, batch, classes)
+    return _MeasurementContext(
+        recipe, inspection, rows, _median_shorter_side(dataset.paths[rows]), training, batch, classes
+    )
 
 
 def _median_shorter_side(paths: Sequence[str]) -> int:
@@ -181,7 +183,7 @@ def _round(size: float) -> int:
 
 
 def _measure_all(
-    look: _MeasurementContext, candidates: Sequence[Candidate], optional: bool = False
+    context: _MeasurementContext, candidates: Sequence[Candidate], optional: bool = False
 ) -> list[dict[str, Any]]:
     """Return a row for each candidate that can be measured; the others are noted with the reason.
 
@@ -193,26 +195,26 @@ def _measure_all(
         for candidate in candidates:
             try:
                 with hide():
-                    rows.append(_measure(look, candidate))
+                    rows.append(_measure(context, candidate))
             except TlkerasError as error:
                 failed[candidate.name] = str(error)
             gc.collect()  # one backbone at a time in memory
             advance(1)
-    look.failed |= failed
+    context.failed |= failed
     if not rows and not optional:
         problems = [f"{name}: {reason}" for name, reason in failed.items()]
         raise BackboneError.from_problems("No backbone could be measured:", problems)
     return rows
 
 
-def _measure(look: _MeasurementContext, candidate: Candidate) -> dict[str, Any]:
-    recipe = validate_values(_freeze(_draft(look.recipe, candidate)), look.recipe.name)
-    classed, depths = _extract(look, recipe, candidate)
+def _measure(context: _MeasurementContext, candidate: Candidate) -> dict[str, Any]:
+    recipe = validate_values(_freeze(_draft(context.recipe, candidate)), context.recipe.name)
+    classed, depths = _extract(context, recipe, candidate)
     source = np.exp(depths.pop(SOURCE_LOGITS)[classed.known]) if SOURCE_LOGITS in depths else None
     features = depths.pop(POOLED)[classed.known]
     scores = score_features(features, classed.codes, classed.folds, source)
-    unfreeze, steps = _plan_finetuning(look, len(depths))
-    question = BenchmarkRequest(candidate.entry.name, candidate.size, max(look.classes, 2), unfreeze, look.batch)
+    unfreeze, steps = _plan_finetuning(context, len(depths))
+    question = BenchmarkRequest(candidate.entry.name, candidate.size, max(context.classes, 2), unfreeze, context.batch)
     costs = measure_costs(question)
     if isinstance(costs, str):
         raise BackboneError("A backbone's costs must be measurable.", f"{candidate.name}: {costs}")
@@ -220,37 +222,37 @@ def _measure(look: _MeasurementContext, candidate: Candidate) -> dict[str, Any]:
         "candidate": candidate,
         "separations": knn_accuracy_per_block(classed, depths),
         **_list_figures(candidate, scores, costs),
-        "minutes": (steps * costs.step_seconds + len(look.inspection.examples) / costs.images_per_second) / 60,
+        "minutes": (steps * costs.step_seconds + len(context.inspection.dataset) / costs.images_per_second) / 60,
     }
 
 
-def _plan_finetuning(look: _MeasurementContext, blocks: int) -> tuple[int, int]:
+def _plan_finetuning(context: _MeasurementContext, blocks: int) -> tuple[int, int]:
     """Return how many blocks `stages: auto` would train at most, and in how many steps."""
     suggestion = choose_stages(
-        images=len(look.training),
-        classes=look.classes,
+        images=len(context.training),
+        classes=context.classes,
         blocks=blocks,
-        batch_size=look.batch,
+        batch_size=context.batch,
         validated=True,
         probed=True,
     )
     unfreeze = suggestion.stages[-1].unfreeze
     epochs = sum(int(stage.epochs or 0) for stage in suggestion.stages)
-    return blocks if unfreeze == "all" else int(unfreeze), epochs * math.ceil(len(look.training) / look.batch)
+    return blocks if unfreeze == "all" else int(unfreeze), epochs * math.ceil(len(context.training) / context.batch)
 
 
 def _extract(
-    look: _MeasurementContext, recipe: Recipe, candidate: Candidate
+    context: _MeasurementContext, recipe: Recipe, candidate: Candidate
 ) -> tuple[LabelledFolds, dict[str, np.ndarray]]:
-    prefix = builders.build_feature_extractor(recipe)
+    extractor = builders.build_feature_extractor(recipe)
     if candidate.weights != "none" and why_unavailable(candidate.entry, candidate.weights, top=True) is None:
         try:
-            head = build_pretrained_classifier(candidate.entry.name, prefix.backbone, candidate.weights)
-            prefix = dataclasses.replace(prefix, source_head=head)
+            head = build_pretrained_classifier(candidate.entry.name, extractor.backbone, candidate.weights)
+            extractor = dataclasses.replace(extractor, source_head=head)
         except BackboneError:
             pass  # a file without the classifier, or a family whose classifier follows no map
-    depths, rows = builders.extract_depths(recipe, prefix, look.inspection, look.rows)
-    return divide_classes(recipe, look.inspection, rows), depths
+    depths, rows = builders.extract_depths(recipe, extractor, context.inspection, context.rows)
+    return divide_classes(recipe, context.inspection, rows), depths
 
 
 def _list_figures(candidate: Candidate, scores: Scores, costs: BenchmarkResult) -> dict[str, Any]:
@@ -300,20 +302,20 @@ def _answer_prior(rows: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> Rec
     return Recommendation(question, prior["backbone"], advice)
 
 
-def _count_smallest(look: _MeasurementContext) -> int:
-    examples, task = look.inspection.examples, look.inspection.examples.tasks[0]
-    targets = examples.targets[task.name][look.training]
+def _count_smallest(context: _MeasurementContext) -> int:
+    dataset, task = context.inspection.dataset, context.inspection.dataset.tasks[0]
+    targets = dataset.targets[task.name][context.training]
     _, counts = np.unique(task.strata(targets)[task.is_labelled(targets)], return_counts=True)
     return int(counts.min()) if len(counts) else 0
 
 
-def _tell_facts(look: _MeasurementContext) -> dict[str, str]:
-    examples = look.inspection.examples
+def _tell_facts(context: _MeasurementContext) -> dict[str, str]:
+    dataset = context.inspection.dataset
     return {
-        "images": f"{len(examples):,}, {len(look.training):,} of them to train on",
-        "looked at": f"{len(look.rows):,}, none of the test split",
-        "classes": f"{look.classes}, the rarest with {_count_smallest(look):,} images to train on",
-        "shorter side": f"{look.shorter_side} pixels, the median",
+        "images": f"{len(dataset):,}, {len(context.training):,} of them to train on",
+        "looked at": f"{len(context.rows):,}, none of the test split",
+        "classes": f"{context.classes}, the rarest with {_count_smallest(context):,} images to train on",
+        "shorter side": f"{context.shorter_side} pixels, the median",
     }
 
 
@@ -331,23 +333,23 @@ def _freeze(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_recipe(
-    look: _MeasurementContext, chosen: Candidate, finetune: bool, answers: Sequence[Recommendation]
+    context: _MeasurementContext, chosen: Candidate, finetune: bool, answers: Sequence[Recommendation]
 ) -> str:
     """Return the recipe to run, which has been validated, with the reasons above it.
 
     Raises:
         RecipeError: The recipe's other values do not go with what is advised.
     """
-    values = _draft(look.recipe, chosen)
+    values = _draft(context.recipe, chosen)
     values.pop("tuning", None)
     if not finetune:
         values.pop("finetuning", None)
     elif "finetuning" not in values:
         values["finetuning"] = {"stages": "auto"}
-        if not (look.inspection.examples.splits == "validation").any():
+        if not (context.inspection.dataset.splits == "validation").any():
             values["data"].setdefault("validation", 0.15)
     values = {key: value for key, value in values.items() if value != {}}
-    validate_values(values, look.recipe.name)
+    validate_values(values, context.recipe.name)
     told = [f"{answer.question} {answer.answer}: {answer.reason}." for answer in answers]
     receipt = [textwrap.fill(text, 110, initial_indent="# ", subsequent_indent="#   ") for text in told]
     return "\n".join(receipt) + "\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

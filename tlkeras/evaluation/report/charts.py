@@ -35,10 +35,10 @@ def draw_numbers(points: Mapping[str, Any], path: Path) -> None:
     """Draw what was said of each image against its number."""
     with open_figure(path, _SIZE) as figure:
         axis = figure.subplots()
-        ends = [min(*points["truth"], *points["said"]), max(*points["truth"], *points["said"])]
+        ends = [min(*points["truth"], *points["predicted"]), max(*points["truth"], *points["predicted"])]
         axis.plot(ends, ends, color=FAINT, linestyle=":", linewidth=1.2, label="what it should be")
-        axis.plot(points["truth"], points["said"], ".", color=COLOURS[0], alpha=0.5, markersize=5)
-        _finish(axis, "number", "answer")
+        axis.plot(points["truth"], points["predicted"], ".", color=COLOURS[0], alpha=0.5, markersize=5)
+        _finish(axis, "number", "prediction")
 
 
 def plot_risk_coverage(trade: Mapping[str, Any], path: Path) -> None:

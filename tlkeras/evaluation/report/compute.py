@@ -106,8 +106,8 @@ def compute_report(run: Run, options: ReportOptions) -> Report:
     material = RunData(run)
     settings = material.recipe.evaluation
     report = Report(run.name, evaluate.evaluate(run, resamples=settings.bootstrap, seed=settings.seed))
-    for place, answers in enumerate(load_predictions(run)):
-        report.tasks[answers.task.name] = _compute_task(material, answers, place, options, report)
+    for place, predictions in enumerate(load_predictions(run)):
+        report.tasks[predictions.task.name] = _compute_task(material, predictions, place, options, report)
     report.elsewhere = list_elsewhere(run)
     if material.gone:
         report.notes.append(f"The images of the run cannot be looked at again: {material.gone}")
@@ -118,53 +118,58 @@ def compute_report(run: Run, options: ReportOptions) -> Report:
     return report
 
 
-def _compute_number(material: RunData, answers: Predictions, options: ReportOptions, report: Report) -> dict[str, Any]:
+def _compute_number(
+    material: RunData, predictions: Predictions, options: ReportOptions, report: Report
+) -> dict[str, Any]:
     """Return what is shown of a number: how near it comes, and where it is farthest off."""
-    rows = np.unique(np.linspace(0, len(answers) - 1, min(_MOST_POINTS, len(answers))).astype(int))
-    largest = errors.list_errors(answers, options.images or 24)
+    rows = np.unique(np.linspace(0, len(predictions) - 1, min(_MOST_POINTS, len(predictions))).astype(int))
+    largest = errors.list_errors(predictions, options.images or 24)
     if options.images:
         _decode(material, [error["key"] for error in largest], report)
     return {
-        "worth": _compare_with_linear_probe(material, answers),
-        "points": {"truth": answers.targets[rows].tolist(), "said": answers.probabilities[rows, 0].tolist()},
+        "worth": _compare_with_linear_probe(material, predictions),
+        "points": {
+            "truth": predictions.targets[rows].tolist(),
+            "predicted": predictions.probabilities[rows, 0].tolist(),
+        },
         "errors": largest,
     }
 
 
 def _compute_task(
-    material: RunData, answers: Predictions, place: int, options: ReportOptions, report: Report
+    material: RunData, predictions: Predictions, place: int, options: ReportOptions, report: Report
 ) -> dict[str, Any]:
-    if answers.task.kind == "number":
-        return _compute_number(material, answers, options, report)
-    unseen, unseen_is = material.find_unseen(answers.task)
-    losses = errors.top_losses(answers, options.images or 24)
+    if predictions.task.kind == "number":
+        return _compute_number(material, predictions, options, report)
+    unseen, unseen_is = material.find_unseen(predictions.task)
+    losses = errors.top_losses(predictions, options.images or 24)
     result: dict[str, Any] = {
-        "worth": _compare_with_linear_probe(material, answers),
-        "calibration": describe_calibration(answers, unseen),
+        "worth": _compare_with_linear_probe(material, predictions),
+        "calibration": describe_calibration(predictions, unseen),
         "unseen": unseen_is,
         "losses": losses,
-        "suspects": errors.label_issues(answers),
+        "suspects": errors.label_issues(predictions),
         "training_suspects": errors.label_issues(unseen) if unseen is not None and unseen_is == "training" else [],
     }
-    result |= _describe_classes(answers) if answers.targets.ndim == 1 else _describe_labels(answers)
-    result["trade"] = selective.describe_trade(answers, unseen, options.accuracy)
-    result |= _describe_sets(answers, unseen, options, report)
+    result |= _describe_classes(predictions) if predictions.targets.ndim == 1 else _describe_labels(predictions)
+    result["trade"] = selective.describe_trade(predictions, unseen, options.accuracy)
+    result |= _describe_sets(predictions, unseen, options, report)
     if options.images:
-        _show_mistakes(material, answers, place, result, options, report)
+        _show_mistakes(material, predictions, place, result, options, report)
     if options.corrupted and material.inspection is not None:
-        result["robustness"] = _evaluate_corruptions(material, answers, place, options.corrupted)
+        result["robustness"] = _evaluate_corruptions(material, predictions, place, options.corrupted)
     if options.learning_curve:
-        result["learning"] = _compute_learning_curve(material, answers, report)
+        result["learning"] = _compute_learning_curve(material, predictions, report)
     return result
 
 
-def _compare_with_linear_probe(material: RunData, answers: Predictions) -> dict[str, Any] | None:
+def _compare_with_linear_probe(material: RunData, predictions: Predictions) -> dict[str, Any] | None:
     """Return by how much the run is better than a linear head on the same features, and what that took."""
-    probe = read_probes(material.run).get(answers.task.name)
+    probe = read_probes(material.run).get(predictions.task.name)
     if probe is None:
         return None
     settings, manifest = material.recipe.evaluation, material.run.manifest
-    differences = compare_probabilities(answers, probe, resamples=settings.bootstrap, seed=settings.seed)
+    differences = compare_probabilities(predictions, probe, resamples=settings.bootstrap, seed=settings.seed)
     tuned = manifest.get("finetuning", {})
     minutes = sum(manifest.get("phases", {}).get(phase, 0.0) for phase in _EXTRA_PHASES) / 60
     gained = next(differences[name]["value"] for name in ("accuracy", "exact_match", "r2") if name in differences)
@@ -177,41 +182,46 @@ def _compare_with_linear_probe(material: RunData, answers: Predictions) -> dict[
     }
 
 
-def _describe_classes(answers: Predictions) -> dict[str, Any]:
-    confusions = errors.count_confusions(answers)
+def _describe_classes(predictions: Predictions) -> dict[str, Any]:
+    confusions = errors.count_confusions(predictions)
     order = errors.order_classes(confusions)
     return {
         "confusions": {
-            "classes": [answers.task.class_names[index] for index in order.tolist()],
+            "classes": [predictions.task.class_names[index] for index in order.tolist()],
             "counts": confusions[np.ix_(order, order)].tolist(),
             "left_out": len(confusions) - len(order),
         },
-        "confused": errors.most_confused(answers),
+        "confused": errors.most_confused(predictions),
     }
 
 
-def _describe_labels(answers: Predictions) -> dict[str, Any]:
+def _describe_labels(predictions: Predictions) -> dict[str, Any]:
     return {
-        "label_mistakes": errors.count_label_mistakes(answers),
-        "confused": errors.most_confused_labels(answers),
+        "label_mistakes": errors.count_label_mistakes(predictions),
+        "confused": errors.most_confused_labels(predictions),
     }
 
 
 def _describe_sets(
-    answers: Predictions, unseen: Predictions | None, options: ReportOptions, report: Report
+    predictions: Predictions, unseen: Predictions | None, options: ReportOptions, report: Report
 ) -> dict[str, Any]:
     if options.conformal is None:
         return {}
     if unseen is None:
         report.notes.append("Conformal sets need a validation split: train with data.validation.")
         return {}
-    if answers.targets.ndim == 1:
-        return {"sets": selective.conformal_prediction_sets(answers, unseen, options.conformal)}
-    return {"label_sets": selective.measure_label_sets(answers, unseen, options.conformal)}
+    if predictions.targets.ndim == 1:
+        return {"sets": selective.conformal_prediction_sets(predictions, unseen, options.conformal)}
+    return {"label_sets": selective.measure_label_sets(predictions, unseen, options.conformal)}
 
 
 def _show_mistakes(
-    material: RunData, answers: Predictions, place: int, result: dict[str, Any], options: ReportOptions, report: Report
+    material: RunData,
+    predictions: Predictions,
+    place: int,
+    result: dict[str, Any],
+    options: ReportOptions,
+    report: Report,
 ) -> None:
     """Add the images of mistakes, what speaks for the answers, and the training images that are most like them."""
     losses = result["losses"]
@@ -229,11 +239,11 @@ def _show_mistakes(
         sane = slice(0, _SANE_IMAGES if options.method != "occlusion" else 1)
         sanity = check_sanity(explainer, images[sane], classes[sane], method=options.method)
         result["attribution"] = {"method": options.method, "layer": explainer.layer, "sanity": sanity}
-        task = answers.task.name
+        task = predictions.task.name
         report.maps |= {(task, loss["key"]): found for loss, found in zip(seen, shown, strict=True)}
     except BackboneError as error:
         report.notes.append(str(error))
-    _add_neighbours(material, answers, seen, report)
+    _add_neighbours(material, predictions, seen, report)
 
 
 def _decode(material: RunData, keys: Sequence[str], report: Report) -> None:
@@ -242,13 +252,13 @@ def _decode(material: RunData, keys: Sequence[str], report: Report) -> None:
             report.images[key] = image
 
 
-def _add_neighbours(material: RunData, answers: Predictions, losses: list[dict[str, Any]], report: Report) -> None:
+def _add_neighbours(material: RunData, predictions: Predictions, losses: list[dict[str, Any]], report: Report) -> None:
     try:
         train, test = material.features["train"], material.features["test"]
     except (KeyError, TlkerasError) as error:
         report.notes.append(f"The nearest training images are not shown: {error}")
         return
-    task = answers.task
+    task = predictions.task
     rows = {key: row for row, key in enumerate(test.keys.tolist())}
     known = [loss for loss in losses if loss["key"] in rows]
     if not known:
@@ -263,14 +273,14 @@ def _add_neighbours(material: RunData, answers: Predictions, losses: list[dict[s
         _decode(material, [neighbour["key"] for neighbour in loss["nearest"]], report)
 
 
-def _evaluate_corruptions(material: RunData, answers: Predictions, place: int, most: int) -> dict[str, Any] | None:
+def _evaluate_corruptions(material: RunData, predictions: Predictions, place: int, most: int) -> dict[str, Any] | None:
     """Return what corruptions cost, on at most so many held-out images, spread over all."""
-    rows = np.unique(np.linspace(0, len(answers) - 1, min(most, len(answers))).astype(int))
-    found = [(row, material.decode(str(answers.keys[row]))) for row in rows.tolist()]
+    rows = np.unique(np.linspace(0, len(predictions) - 1, min(most, len(predictions))).astype(int))
+    found = [(row, material.decode(str(predictions.keys[row]))) for row in rows.tolist()]
     kept = [(row, image) for row, image in found if image is not None]
     if not kept:
         return None
-    part = take(answers, np.array([row for row, _ in kept]))
+    part = take(predictions, np.array([row for row, _ in kept]))
     truth = part.task.members(part.targets)
 
     def judge(probabilities: np.ndarray) -> float:
@@ -281,22 +291,22 @@ def _evaluate_corruptions(material: RunData, answers: Predictions, place: int, m
     return measure_robustness(material.model, images, judge, output=place, engine=material.recipe.features.engine)
 
 
-def _compute_learning_curve(material: RunData, answers: Predictions, report: Report) -> dict[str, Any] | None:
+def _compute_learning_curve(material: RunData, predictions: Predictions, report: Report) -> dict[str, Any] | None:
     train, test = material.features.get("train"), material.features.get("test")
     if train is None or test is None:
         return None
-    train = train.take(answers.task.is_labelled(train.targets[answers.task.name]))
-    place = {key: row for row, key in enumerate(answers.keys.tolist())}
+    train = train.take(predictions.task.is_labelled(train.targets[predictions.task.name]))
+    place = {key: row for row, key in enumerate(predictions.keys.tolist())}
     known = np.array([key in place for key in test.keys.tolist()], dtype=bool)
     rows = np.array([place[key] for key in test.keys[known].tolist()], dtype=int)
-    if len(rows) < len(answers):
+    if len(rows) < len(predictions):
         report.notes.append("The learning curve is left out: some held-out images are gone.")
         return None
     return learning_curve(
-        partial(material.make_linear_head, answers.task.name),
-        (train.X, train.targets[answers.task.name], train.weights),
+        partial(material.make_linear_head, predictions.task.name),
+        (train.X, train.targets[predictions.task.name], train.weights),
         test.X[known],
-        take(answers, rows),
+        take(predictions, rows),
         resamples=material.recipe.evaluation.bootstrap,
     )
 

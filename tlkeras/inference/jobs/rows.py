@@ -41,13 +41,13 @@ def prediction_table(tasks: Sequence[Task], names_of_columns: Sequence[str]) -> 
     """
 
     def make(names: list[str], digests: list[str], outputs: list[np.ndarray]) -> tuple[pyarrow.Table, np.ndarray]:
-        answers = outputs or [np.empty((0, len(task.class_names)), np.float32) for task in tasks]
-        usable = np.asarray(np.all([np.isfinite(answer).all(axis=1) for answer in answers], axis=0))
+        predictions = outputs or [np.empty((0, len(task.class_names)), np.float32) for task in tasks]
+        usable = np.asarray(np.all([np.isfinite(prediction).all(axis=1) for prediction in predictions], axis=0))
         columns: list[Any] = []
-        for task, answer in zip(tasks, answers, strict=True):
+        for task, prediction in zip(tasks, predictions, strict=True):
             if task.kind != "number":
-                columns.append(pyarrow.array(task.write(task.decide(answer[usable])), pyarrow.string()))
-            columns += [pyarrow.array(column) for column in answer[usable].T]
+                columns.append(pyarrow.array(task.write(task.decide(prediction[usable])), pyarrow.string()))
+            columns += [pyarrow.array(column) for column in prediction[usable].T]
         table = dict(zip(names_of_columns, columns, strict=True))
         return pyarrow.table({**_identify(names, digests, usable), **table}), usable
 

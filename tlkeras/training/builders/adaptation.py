@@ -16,7 +16,7 @@ TARGET = "target"
 """The split of target images that are learned from without their labels."""
 
 
-def keep_domains(recipe: Recipe, examples: Dataset) -> Dataset:
+def keep_domains(recipe: Recipe, dataset: Dataset) -> Dataset:
     """Return the examples of the recipe's domains; all where it has none.
 
     Raises:
@@ -24,8 +24,8 @@ def keep_domains(recipe: Recipe, examples: Dataset) -> Dataset:
     """
     domains = recipe.domains
     if domains is None:
-        return examples
-    known = sorted({str(name) for name in examples.domains} - {""})
+        return dataset
+    known = sorted({str(name) for name in dataset.domains} - {""})
     problems = [
         f"there are no images of the domain {name!r}; {', '.join(list_some(known)) or 'data.domain names no column'}."
         f" {suggest(name, known)}"
@@ -35,16 +35,16 @@ def keep_domains(recipe: Recipe, examples: Dataset) -> Dataset:
     problems += [f"{name!r} is both source and target" for name in sorted({*domains.source} & {*domains.target})]
     if problems:
         raise DataError.from_problems("Domains are values of data.domain:", problems)
-    return examples.take(np.isin(examples.domains.astype(str), [*domains.source, *domains.target]))
+    return dataset.take(np.isin(dataset.domains.astype(str), [*domains.source, *domains.target]))
 
 
-def is_target(recipe: Recipe, examples: Dataset) -> np.ndarray:
+def is_target(recipe: Recipe, dataset: Dataset) -> np.ndarray:
     """Return which examples are of the target domain, bool (n,)."""
     targets = [] if recipe.domains is None else [*recipe.domains.target]
-    return np.isin(examples.domains.astype(str), targets)
+    return np.isin(dataset.domains.astype(str), targets)
 
 
-def split_domains(recipe: Recipe, examples: Dataset, splits: np.ndarray) -> np.ndarray:
+def split_domains(recipe: Recipe, dataset: Dataset, splits: np.ndarray) -> np.ndarray:
     """Return the split of each image across domains; without a section `domains` they stay as they are.
 
     Target images of the test split are measured if they have a label. All others are `TARGET`: learned from without
@@ -52,8 +52,8 @@ def split_domains(recipe: Recipe, examples: Dataset, splits: np.ndarray) -> np.n
     """
     if recipe.domains is None:
         return splits
-    target = is_target(recipe, examples)
-    labelled = np.any([task.is_labelled(examples.targets[task.name]) for task in examples.tasks], axis=0)
+    target = is_target(recipe, dataset)
+    labelled = np.any([task.is_labelled(dataset.targets[task.name]) for task in dataset.tasks], axis=0)
     of_source = np.where(splits == "validation", "validation", "train")
     of_target = np.where((splits == "test") & labelled, "test", TARGET)
     return np.where(target, of_target, of_source).astype(object)

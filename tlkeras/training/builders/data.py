@@ -38,10 +38,10 @@ def locate_source(recipe: Recipe, folder: str) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": there})})
 
 
-def read_examples(recipe: Recipe) -> Dataset:
+def read_dataset(recipe: Recipe) -> Dataset:
     """Return the recipe's images with their labels, at most `data.limit` of them."""
     data, table = recipe.data, _name_tasks(recipe, read_source(recipe))
-    examples = build_dataset(
+    dataset = build_dataset(
         table,
         list(data.tasks) if data.tasks else [data.label] if data.label else [],
         weight=data.weight,
@@ -50,13 +50,13 @@ def read_examples(recipe: Recipe) -> Dataset:
         stratify=data.stratify,
         separator=_list_kinds(recipe),
     )
-    examples = keep_domains(recipe, examples)
-    target = is_target(recipe, examples)
-    examples = drop_unlabelled(examples, target)
-    return subsample(examples, data.limit, data.seed) if data.limit else examples
+    dataset = keep_domains(recipe, dataset)
+    target = is_target(recipe, dataset)
+    dataset = drop_unlabelled(dataset, target)
+    return subsample(dataset, data.limit, data.seed) if data.limit else dataset
 
 
-def read_other_examples(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Dataset:
+def read_other_dataset(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Dataset:
     """Return labelled images that a run is measured on beside its own: the test split where the source has splits.
 
     Raises:
@@ -65,9 +65,9 @@ def read_other_examples(recipe: Recipe, source: str, tasks: Sequence[Task]) -> D
     data = recipe.data
     table = _name_tasks(recipe, read_table(source, store=cache_root(recipe) / "images"))
     roles = {"weight": data.weight, "group": data.group, "domain": data.domain}
-    examples = drop_unlabelled(build_dataset_for_tasks(table, tasks, roles))
-    tested = examples.splits == "test"
-    return examples.take(np.flatnonzero(tested)) if tested.any() else examples
+    dataset = drop_unlabelled(build_dataset_for_tasks(table, tasks, roles))
+    tested = dataset.splits == "test"
+    return dataset.take(np.flatnonzero(tested)) if tested.any() else dataset
 
 
 def _name_tasks(recipe: Recipe, table: ImageTable) -> ImageTable:
@@ -86,20 +86,20 @@ def _list_kinds(recipe: Recipe) -> str | dict[str, dict[str, str]] | None:
     }
 
 
-def split_dataset(recipe: Recipe, examples: Dataset) -> np.ndarray:
+def split_dataset(recipe: Recipe, dataset: Dataset) -> np.ndarray:
     """Return the split of each image: "train", "validation" or "test", shape (n,).
 
     Raises:
         DataError: A class has nothing to learn from, or there is nothing to measure on.
     """
     data = recipe.data
-    splits = assign_splits(examples, data.validation, data.test, data.seed, data.tolerance)
-    splits = split_domains(recipe, examples, splits)
-    check_splits(examples, splits)
+    splits = assign_splits(dataset, data.validation, data.test, data.seed, data.tolerance)
+    splits = split_domains(recipe, dataset, splits)
+    check_splits(dataset, splits)
     return splits
 
 
-def check_recipe_feed(recipe: Recipe, examples: Dataset) -> None:
+def check_recipe_feed(recipe: Recipe, dataset: Dataset) -> None:
     """Make sure that the recipe's data service, if it has one, is there and can read the images.
 
     Raises:
@@ -107,7 +107,7 @@ def check_recipe_feed(recipe: Recipe, examples: Dataset) -> None:
         RunError: Nobody listens.
     """
     if recipe.training.feed is not None:
-        check_data_service(recipe.training.feed, examples.paths.tolist())
+        check_data_service(recipe.training.feed, dataset.paths.tolist())
 
 
 def image_size(recipe: Recipe) -> int:
@@ -153,6 +153,6 @@ def cache_root(recipe: Recipe) -> Path:
 
 def select_images(recipe: Recipe, inspection: ValidatedDataset, rows: np.ndarray | None = None) -> ImageFiles:
     """Return inspected images as extraction takes them, of some rows or all."""
-    chosen = range(len(inspection.examples)) if rows is None else rows.tolist()
-    paths, digests = inspection.examples.paths, inspection.digests
+    chosen = range(len(inspection.dataset)) if rows is None else rows.tolist()
+    paths, digests = inspection.dataset.paths, inspection.digests
     return ImageFiles([paths[row] for row in chosen], [digests[row] for row in chosen], recipe.data.resize)

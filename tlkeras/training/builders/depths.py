@@ -18,7 +18,7 @@ from tlkeras.training.builders.data import open_cache, select_images
 
 
 def extract_depths(
-    recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, rows: np.ndarray
+    recipe: Recipe, extractor: FeatureExtractor, inspection: ValidatedDataset, rows: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return the vectors of images at each depth, float32 (n, d), in one pass, and the rows that can be read.
 
@@ -30,19 +30,19 @@ def extract_depths(
         prefix: With its codebooks learned.
         rows: Of the inspected images, int64 (n,).
     """
-    blocks = [] if recipe.backbone.name == NO_BACKBONE else find_blocks(prefix.backbone)
+    blocks = [] if recipe.backbone.name == NO_BACKBONE else find_blocks(extractor.backbone)
     tensors = {block.name: pool_tensor(block.cut.tensor, "average") for block in blocks}
-    tensors |= {layer.name.removeprefix("handcrafted_"): layer.output for layer in list_handcrafted(prefix.pooled)}
-    tensors[POOLED] = prefix.pooled.output
-    if prefix.source_head is not None:
-        tensors[SOURCE_LOGITS] = source_log_probabilities(prefix.backbone, prefix.source_head)
-    entry = prefix.pooled.input
+    tensors |= {layer.name.removeprefix("handcrafted_"): layer.output for layer in list_handcrafted(extractor.pooled)}
+    tensors[POOLED] = extractor.pooled.output
+    if extractor.source_head is not None:
+        tensors[SOURCE_LOGITS] = source_log_probabilities(extractor.backbone, extractor.source_head)
+    entry = extractor.pooled.input
     facts = [
         {"backbone": recipe.backbone.name, "model": fingerprint(keras.Model(entry, tensor))}
         for tensor in tensors.values()
     ]
     with extract_activations(
-        keras.Model(entry, list(tensors.values()), name=prefix.pooled.name),
+        keras.Model(entry, list(tensors.values()), name=extractor.pooled.name),
         select_images(recipe, inspection, rows),
         facts,
         cache=open_cache(recipe),

@@ -41,9 +41,9 @@ def build_feature_extractor(recipe: Recipe) -> FeatureExtractor:
     Raises:
         TlkerasError: There is no such backbone, depth or weights, or no map for `augmentation.test_time` to average.
     """
-    prefix = _build_prefix(recipe)
-    _choose_orientations(recipe, prefix)
-    return prefix
+    extractor = _build_prefix(recipe)
+    _choose_orientations(recipe, extractor)
+    return extractor
 
 
 def _build_prefix(recipe: Recipe) -> FeatureExtractor:
@@ -76,7 +76,7 @@ def _fuse_features(recipe: Recipe, whole: keras.Model, cut: CutPoint) -> keras.M
     )
 
 
-def _choose_orientations(recipe: Recipe, prefix: FeatureExtractor) -> int:
+def _choose_orientations(recipe: Recipe, extractor: FeatureExtractor) -> int:
     """Return in how many orientations the finished network looks at each image; 1 if only as it is.
 
     Raises:
@@ -92,22 +92,22 @@ def _choose_orientations(recipe: Recipe, prefix: FeatureExtractor) -> int:
             f"policy {recipe.augmentation.policy!r}",
             "Set augmentation.policy to flip or dihedral.",
         )
-    check_map(find_cuts(prefix.backbone)[-1])
+    check_map(find_cuts(extractor.backbone)[-1])
     return count
 
 
-def add_test_time_views(recipe: Recipe, prefix: FeatureExtractor, model: keras.Model) -> keras.Model:
+def add_test_time_views(recipe: Recipe, extractor: FeatureExtractor, model: keras.Model) -> keras.Model:
     """Return the network that is kept: what was trained, in all orientations if the recipe wants that."""
-    count = _choose_orientations(recipe, prefix)
-    return model if count == 1 else add_test_time_augmentation(model, find_cuts(prefix.backbone)[-1].name, count)
+    count = _choose_orientations(recipe, extractor)
+    return model if count == 1 else add_test_time_augmentation(model, find_cuts(extractor.backbone)[-1].name, count)
 
 
-def fused_widths(recipe: Recipe, prefix: FeatureExtractor) -> list[int]:
+def fused_widths(recipe: Recipe, extractor: FeatureExtractor) -> list[int]:
     """Return the widths of the parts that features are fused from; [] where there is one part alone."""
     options = recipe.features
     own = recipe.backbone.name != NO_BACKBONE
     several = len(options.taps) > 1 or len(options.backbones) + len(options.handcrafted) + own > 1
-    return fusion.part_widths(prefix.pooled) if several else []
+    return fusion.part_widths(extractor.pooled) if several else []
 
 
 def _make_handcrafted(recipe: Recipe) -> list[HandcraftedFeatures]:
@@ -115,7 +115,7 @@ def _make_handcrafted(recipe: Recipe) -> list[HandcraftedFeatures]:
 
 
 def fit_recipe_codebooks(
-    recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, splits: np.ndarray
+    recipe: Recipe, extractor: FeatureExtractor, inspection: ValidatedDataset, splits: np.ndarray
 ) -> int:
     """Learn what handcrafted features need of training images, or read it from the cache; return how much was new.
 
@@ -126,12 +126,12 @@ def fit_recipe_codebooks(
     if not recipe.features.handcrafted:
         return 0
     images = select_images(recipe, inspection, np.flatnonzero(splits == "train"))
-    return codebooks.fit_codebooks(prefix.pooled, images, open_cache(recipe), seed=recipe.training.seed)
+    return codebooks.fit_codebooks(extractor.pooled, images, open_cache(recipe), seed=recipe.training.seed)
 
 
 def extract_features(
     recipe: Recipe,
-    prefix: FeatureExtractor,
+    extractor: FeatureExtractor,
     inspection: ValidatedDataset,
     taps: Sequence[str] = (POOLED,),
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
@@ -143,9 +143,9 @@ def extract_features(
         rows: Which of the inspected images, int64 (n,); None: all.
     """
     return extract_activations(
-        prefix.join(taps),
+        extractor.join(taps),
         select_images(recipe, inspection, rows),
-        prefix.describe(taps, recipe.backbone.name),
+        extractor.describe(taps, recipe.backbone.name),
         views=views,
         cache=open_cache(recipe),
         engine=recipe.features.engine,
@@ -159,7 +159,7 @@ def _choose_precisions(recipe: Recipe, taps: Sequence[str]) -> list[str]:
 
 
 def activations_needed(
-    recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, splits: np.ndarray
+    recipe: Recipe, extractor: FeatureExtractor, dataset: Dataset, splits: np.ndarray
 ) -> tuple[str, ...]:
     """Return what is extracted of every image as it is, in one pass: features, and what fine-tuning keeps of it.
 
@@ -168,18 +168,18 @@ def activations_needed(
     """
     if recipe.finetuning is None:
         return (POOLED,)
-    _, plan, _ = plan_recipe(recipe, prefix, examples, splits)
+    _, plan, _ = plan_recipe(recipe, extractor, dataset, splits)
     (first,) = number_views(make_recipe_policy(recipe), 1)
-    return (POOLED,) if first.facts() else tuple(dict.fromkeys((POOLED, *list_kept(prefix, plan))))
+    return (POOLED,) if first.facts() else tuple(dict.fromkeys((POOLED, *list_kept(extractor, plan))))
 
 
-def list_kept(prefix: FeatureExtractor, plan: CachingPlan) -> tuple[str, ...]:
+def list_kept(extractor: FeatureExtractor, plan: CachingPlan) -> tuple[str, ...]:
     """Return the taps whose values are kept for the views that a network trains on."""
-    return (*plan.kept, SOURCE_LOGITS) if plan.kept and prefix.source_head is not None else plan.kept
+    return (*plan.kept, SOURCE_LOGITS) if plan.kept and extractor.source_head is not None else plan.kept
 
 
 def count_lacking(
-    recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, splits: np.ndarray
+    recipe: Recipe, extractor: FeatureExtractor, inspection: ValidatedDataset, splits: np.ndarray
 ) -> tuple[int, int]:
     """Return how many views of the inspected images the cache lacks, and how many a training needs.
 
@@ -188,16 +188,18 @@ def count_lacking(
         ResourceError: They would not fit the cache's budget or the disk.
     """
     cache, lacking, needed = open_cache(recipe), 0, 0
-    for taps, views, rows in _list_passes(recipe, prefix, inspection.examples, splits):
+    for taps, views, rows in _list_passes(recipe, extractor, inspection.dataset, splits):
         needed += len(rows) * len(views)
         if cache is not None:
-            images, facts = select_images(recipe, inspection, rows), prefix.describe(taps, recipe.backbone.name)
+            images, facts = select_images(recipe, inspection, rows), extractor.describe(taps, recipe.backbone.name)
             precisions = _choose_precisions(recipe, taps)
-            lacking += extraction.count_cache_misses(prefix.join(taps), images, facts, cache, precisions, views=views)
+            lacking += extraction.count_cache_misses(
+                extractor.join(taps), images, facts, cache, precisions, views=views
+            )
     return (needed, needed) if cache is None else (lacking, needed)
 
 
-def count_features(recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset) -> int:
+def count_features(recipe: Recipe, extractor: FeatureExtractor, inspection: ValidatedDataset) -> int:
     """Return of how many images the cache lacks the features.
 
     Raises:
@@ -205,20 +207,20 @@ def count_features(recipe: Recipe, prefix: FeatureExtractor, inspection: Validat
     """
     cache, taps = open_cache(recipe), (POOLED,)
     if cache is None:
-        return len(inspection.examples)
-    images, facts = select_images(recipe, inspection), prefix.describe(taps, recipe.backbone.name)
-    return extraction.count_cache_misses(prefix.join(taps), images, facts, cache, _choose_precisions(recipe, taps))
+        return len(inspection.dataset)
+    images, facts = select_images(recipe, inspection), extractor.describe(taps, recipe.backbone.name)
+    return extraction.count_cache_misses(extractor.join(taps), images, facts, cache, _choose_precisions(recipe, taps))
 
 
 def _list_passes(
-    recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, splits: np.ndarray
+    recipe: Recipe, extractor: FeatureExtractor, dataset: Dataset, splits: np.ndarray
 ) -> list[tuple[tuple[str, ...], Sequence[AugmentedView], np.ndarray]]:
     """Return the taps, views and rows of what a training extracts, nothing twice."""
     passes: list[tuple[tuple[str, ...], Sequence[AugmentedView], np.ndarray]] = []
-    passes.append((activations_needed(recipe, prefix, examples, splits), PLAIN_VIEWS, np.arange(len(examples))))
+    passes.append((activations_needed(recipe, extractor, dataset, splits), PLAIN_VIEWS, np.arange(len(dataset))))
     if recipe.finetuning:
-        _, plan, _ = plan_recipe(recipe, prefix, examples, splits)
-        kept = list_kept(prefix, plan)
+        _, plan, _ = plan_recipe(recipe, extractor, dataset, splits)
+        kept = list_kept(extractor, plan)
         views = number_views(make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
         drawn = [view for view in views if view.facts()]
         passes.append((kept, drawn, np.flatnonzero(training_mask(splits))))

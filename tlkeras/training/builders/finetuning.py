@@ -25,7 +25,6 @@ from tlkeras.features.extractor import FeatureExtractor
 from tlkeras.finetuning.caching_plan import CachingPlan
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
 from tlkeras.finetuning.inputs import ActivationSource, BatchSource, DistillationSource, ImageSource
-from tlkeras.finetuning.loop import DataSplit, FitHeads, HistoryRow, Trainer, TrainerConfig
 from tlkeras.finetuning.losses import SquaredErrorLoss, make_loss
 from tlkeras.finetuning.metrics import TaskSlice
 from tlkeras.finetuning.mixup import make_mixup_cutmix
@@ -37,6 +36,7 @@ from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.tensorboard import TensorBoardLogger
 from tlkeras.finetuning.train_step import Objective
+from tlkeras.finetuning.trainer import DataSplit, FitHeads, HistoryRow, Trainer, TrainerConfig
 from tlkeras.heads.base import LinearClassifierHead
 from tlkeras.heads.class_weights import compute_sample_weights
 from tlkeras.heads.heads import list_layers
@@ -49,7 +49,7 @@ from tlkeras.training.builders.schedule import require_finetuning
 
 def make_trainer(
     recipe: Recipe,
-    examples: Dataset,
+    dataset: Dataset,
     network: Network,
     schedule: Schedule,
     plan: CachingPlan,
@@ -57,14 +57,14 @@ def make_trainer(
     distribution: Strategy = ONE_DEVICE,
 ) -> Trainer:
     """Return the fine-tuning, ready to run, of a network that was placed on the devices."""
-    options, tasks = require_finetuning(recipe), examples.tasks
+    options, tasks = require_finetuning(recipe), dataset.tasks
     kept = options.keep_source.model_dump()
     regularizer = make_regularizer(**kept)
     regularizer.build(network.backbone.layers, network.head)
     with distribution.scope():
         optimizer = make_optimizer(options)
         transfer = _make_transfer(recipe, tasks, network, schedule, parts[0], optimizer)
-    criterion = Objective(
+    objective = Objective(
         _make_loss(options, tasks, network),
         [*([] if kept["kind"] == "none" else [regularizer]), *([] if transfer is None else [transfer])],
         make_mixup_cutmix(recipe.augmentation.mixup, recipe.augmentation.cutmix),
@@ -83,12 +83,12 @@ def make_trainer(
         ),
         precision=choose_precision(options.precision),
         distribution=distribution,
-        fit_heads=_make_fit(recipe, examples, parts[0]),
+        fit_heads=_make_fit(recipe, dataset, parts[0]),
     )
-    return Trainer(network, schedule, plan.cuts, optimizer, criterion, parts, settings)
+    return Trainer(network, schedule, plan.cuts, optimizer, objective, parts, settings)
 
 
-def _make_fit(recipe: Recipe, examples: Dataset, part: DataSplit) -> FitHeads | None:
+def _make_fit(recipe: Recipe, dataset: Dataset, part: DataSplit) -> FitHeads | None:
     """Return what fits the recipe's heads on other features of the same images; None if they are no linear maps.
 
     What takes epochs to train, chooses features or leads to another domain goes on with what it has.
@@ -96,7 +96,7 @@ def _make_fit(recipe: Recipe, examples: Dataset, part: DataSplit) -> FitHeads | 
     make, rows = partial(make_recipe_head, recipe), part.rows
     if rows is None or recipe.domains is not None or not isinstance(make(), LinearClassifierHead):
         return None
-    return lambda positions, X: list_layers(fit_heads(make, examples, {"train": SplitFeatures(rows[positions], X)}))
+    return lambda positions, X: list_layers(fit_heads(make, dataset, {"train": SplitFeatures(rows[positions], X)}))
 
 
 def make_weighting(recipe: Recipe, tasks: Sequence[Task]) -> UncertaintyWeighting | None:
@@ -153,7 +153,7 @@ def make_tensorboard_logger(recipe: Recipe, folder: Path) -> Callable[[HistoryRo
 
 
 def make_image_source(
-    recipe: Recipe, prefix: FeatureExtractor, inspection: ValidatedDataset, rows: np.ndarray, augmented: bool
+    recipe: Recipe, extractor: FeatureExtractor, inspection: ValidatedDataset, rows: np.ndarray, augmented: bool
 ) -> BatchSource:
     """Return images that are decoded anew in every epoch."""
     images = select_images(recipe, inspection, rows)
@@ -171,9 +171,9 @@ def make_image_source(
         place == "graph",
         recipe.training.feed,
     )
-    if not augmented or prefix.source_head is None:
+    if not augmented or extractor.source_head is None:
         return supply
-    teacher = prefix.copy_teacher()
+    teacher = extractor.copy_teacher()
     return DistillationSource(supply, tf.function(lambda images: teacher(images, training=False), jit_compile=False))
 
 

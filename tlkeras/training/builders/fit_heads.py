@@ -35,37 +35,37 @@ class SplitFeatures:
         """Return the split with maps averaged over their positions."""
         return SplitFeatures(self.rows, average_positions(self.X))
 
-    def take(self, examples: Dataset, task: Task) -> tuple[np.ndarray, LabelledRows]:
+    def take(self, dataset: Dataset, task: Task) -> tuple[np.ndarray, LabelledRows]:
         """Return rows, and features, targets as the task has them and weights, of images whose target is known."""
-        known = task.is_labelled(examples.targets[task.name][self.rows])
+        known = task.is_labelled(dataset.targets[task.name][self.rows])
         rows = self.rows[known]
         X = self.X if known.all() else self.X[known]
-        return rows, (X, examples.targets[task.name][rows], examples.weights[rows])
+        return rows, (X, dataset.targets[task.name][rows], dataset.weights[rows])
 
 
-def fit_heads(make: Callable[[], Any], examples: Dataset, parts: Mapping[str, SplitFeatures]) -> dict[str, Head]:
+def fit_heads(make: Callable[[], Any], dataset: Dataset, parts: Mapping[str, SplitFeatures]) -> dict[str, Head]:
     """Return a fitted head per task: on frozen features nothing is shared, so that each is fitted alone."""
     return {
-        task.name: _fit(RidgeRegressionHead() if task.kind == "number" else make(), examples, task, parts)
-        for task in examples.tasks
+        task.name: _fit(RidgeRegressionHead() if task.kind == "number" else make(), dataset, task, parts)
+        for task in dataset.tasks
     }
 
 
-def _fit(head: Any, examples: Dataset, task: Task, parts: Mapping[str, SplitFeatures]) -> Head:
-    rows, train = parts["train"].take(examples, task)
-    held = parts["validation"].take(examples, task)[1] if "validation" in parts else None
+def _fit(head: Any, dataset: Dataset, task: Task, parts: Mapping[str, SplitFeatures]) -> Head:
+    rows, train = parts["train"].take(dataset, task)
+    held = parts["validation"].take(dataset, task)[1] if "validation" in parts else None
     target = parts.get(TARGET)
     return head.fit(
         *train,
         validation=held if held is not None and len(held[0]) else None,
-        groups=find_groups(examples, rows),
+        groups=find_groups(dataset, rows),
         **({"target": target.X} if target is not None and len(target.rows) else {}),
     )
 
 
-def find_groups(examples: Dataset, rows: np.ndarray) -> np.ndarray | None:
+def find_groups(dataset: Dataset, rows: np.ndarray) -> np.ndarray | None:
     """Return what belongs together: what the source says, else the views of an image; None where each is alone."""
-    groups = examples.groups[rows]
+    groups = dataset.groups[rows]
     if (groups != "").any():
         return groups
     return rows if len(np.unique(rows)) < len(rows) else None

@@ -23,7 +23,7 @@ from tlkeras.training.builders.data import make_recipe_policy
 
 
 def make_schedule(
-    recipe: Recipe, prefix: FeatureExtractor, images: int, classes: int
+    recipe: Recipe, extractor: FeatureExtractor, images: int, classes: int
 ) -> tuple[Schedule, tuple[Decision, ...]]:
     """Return the stages of a recipe that fine-tunes, and the reasons for those that were chosen for it.
 
@@ -36,7 +36,7 @@ def make_schedule(
         suggestion = choose_stages(
             images=images,
             classes=classes,
-            blocks=len(prefix.blocks),
+            blocks=len(extractor.blocks),
             batch_size=options.batch_size,
             validated=validated,
             probed=True,
@@ -51,7 +51,7 @@ def make_schedule(
             problems.append(
                 f"stage {stage.name!r} ends at a plateau, which only a validation set shows: set data.validation."
             )
-        problems += _list_problems(partial(stage.count_blocks, len(prefix.blocks)))
+        problems += _list_problems(partial(stage.count_blocks, len(extractor.blocks)))
     problems += [*_list_problems(lambda: make_recipe_policy(recipe)), *_list_conflicts(recipe)]
     if problems:
         raise RecipeError.from_problems("The fine-tuning cannot be carried out:", problems)
@@ -81,26 +81,26 @@ def _list_problems(attempt: Callable[[], Any]) -> list[str]:
 
 
 def plan_recipe(
-    recipe: Recipe, prefix: FeatureExtractor, examples: Dataset, splits: np.ndarray
+    recipe: Recipe, extractor: FeatureExtractor, dataset: Dataset, splits: np.ndarray
 ) -> tuple[Schedule, CachingPlan, tuple[Decision, ...]]:
     """Return how a recipe fine-tunes these examples: its stages, what is kept for each, and why.
 
     Raises:
         RecipeError: A stage does not suit the backbone or the data.
     """
-    images, classes = int((splits == "train").sum()), sum(len(task.class_names) for task in examples.tasks)
-    schedule, choices = make_schedule(recipe, prefix, images, classes)
-    return schedule, plan_finetuning(recipe, prefix, schedule, int(training_mask(splits).sum())), choices
+    images, classes = int((splits == "train").sum()), sum(len(task.class_names) for task in dataset.tasks)
+    schedule, choices = make_schedule(recipe, extractor, images, classes)
+    return schedule, plan_finetuning(recipe, extractor, schedule, int(training_mask(splits).sum())), choices
 
 
-def plan_finetuning(recipe: Recipe, prefix: FeatureExtractor, schedule: Schedule, images: int) -> CachingPlan:
+def plan_finetuning(recipe: Recipe, extractor: FeatureExtractor, schedule: Schedule, images: int) -> CachingPlan:
     """Return which activations are kept for which stage, and in how many views."""
     policy = make_recipe_policy(recipe)
     off = not recipe.features.cache or require_finetuning(recipe).cache == "off"
     return plan_stages(
         schedule,
-        prefix.blocks,
-        math.prod(prefix.pooled.output_shape[1:]),
+        extractor.blocks,
+        math.prod(extractor.pooled.output_shape[1:]),
         images=images,
         views=recipe.augmentation.views,
         most_views=policy.size,
