@@ -77,7 +77,9 @@ def compare_tuned(options: argparse.Namespace) -> None:
             chosen = {**changes, "domains.source": source, "domains.target": target, "domains.method": method}
             with tempfile.TemporaryDirectory() as runs:
                 results = [
-                    tlkeras.train("elpv_domains", {**chosen, "data.seed": seed, "training.seed": seed}, runs=runs)
+                    tlkeras.evaluate(
+                        tlkeras.train("elpv_domains", {**chosen, "data.seed": seed, "training.seed": seed}, runs=runs)
+                    )
                     for seed in range(options.seeds)
                 ]
             figures = [say([of["metrics"][name]["value"] for of in results]) for name in ("accuracy", "roc_auc")]

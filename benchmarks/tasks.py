@@ -50,7 +50,9 @@ def train(tasks: tuple[str, ...], seed: int, weighting: str) -> dict[str, float]
     seeds = {"data.seed": seed, "training.seed": seed}
     tuning = {"finetuning": {"stages": [STAGE], "average": 0.99, "weighting": weighting}}
     with tempfile.TemporaryDirectory() as runs:
-        result = tlkeras.train("quickstart", {**CHANGES, **tuning, **seeds, "data.tasks": columns}, runs=runs)
+        result = tlkeras.evaluate(
+            tlkeras.train("quickstart", {**CHANGES, **tuning, **seeds, "data.tasks": columns}, runs=runs)
+        )
     found = result["tasks"] if len(tasks) > 1 else {tasks[0]: result}
     figures = {
         f"{task}: {name}": found[task]["metrics"][name]["value"] for task in tasks for name in ("accuracy", "roc_auc")

@@ -94,5 +94,5 @@ def trained(tmp_path_factory):
     (folder / "mine.yaml").write_text(TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        result = tlkeras.train("mine.yaml")
+        result = tlkeras.evaluate(tlkeras.train("mine.yaml"))
     return folder / result["path"]

@@ -63,11 +63,11 @@ def test_wheel_holds_recipes_and_nothing_else_of_the_repository(tmp_path):
 
 
 def test_every_verb_is_a_function_of_the_package():
-    import tlkeras
-    from tlkeras import api
-
-    verbs = {name for name in api.__all__ if callable(getattr(api, name))}
-    assert verbs == set(tlkeras.__all__) - {"__version__"}
+    rooms = {path.name for path in (ROOT / "tlkeras").iterdir() if path.is_dir()}
+    for verb in set(tlkeras.__all__) - {"__version__"}:
+        assert callable(getattr(tlkeras, verb)), verb
+        assert getattr(tlkeras, verb) is getattr(tlkeras, verb), verb
+        assert verb not in rooms
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)

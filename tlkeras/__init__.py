@@ -6,50 +6,71 @@ Importing this package does not import TensorFlow.
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
 __version__ = version("tlkeras")
 
-__all__ = [
-    "__version__",
-    "backbones",
-    "check",
+_VERBS = {
+    "check": "diagnostics.check",
+    "compare": "evaluation.comparison",
+    "copy_recipe": "config.recipe",
+    "evaluate": "evaluation.evaluate",
+    "evaluate_on": "evaluation.other_data",
+    "export": "exporting.saved_model",
+    "extract_features": "inference.sharded",
+    "find_learning_rate": "diagnostics.learning_rate",
+    "list_backbones": "backbones.catalog",
+    "list_cache": "features.cache",
+    "list_recipes": "config.recipe",
+    "list_runs": "runs.directory",
+    "pack": "training.packing",
+    "predict": "inference.predict",
+    "predict_in_shards": "inference.sharded",
+    "predict_remotely": "serving.client",
+    "predict_to_file": "inference.predict_to_file",
+    "prune_cache": "features.cache",
+    "recommend": "diagnostics.recommend.recommend",
+    "report": "evaluation.report.report",
+    "report_tuning": "tuning.report",
+    "resume": "training.train",
+    "serve": "serving.server",
+    "show_augmentation": "diagnostics.augmentation",
+    "show_backbone": "backbones.builder",
+    "show_features": "diagnostics.features",
+    "show_schedule": "diagnostics.check",
+    "start_data_worker": "data.data_service",
+    "train": "training.train",
+    "tune": "tuning.tune",
+}
+"""From each verb to the module it lives in."""
+
+_WITHOUT_TENSORFLOW = {
     "compare",
     "copy_recipe",
     "evaluate",
-    "export",
-    "extract_features",
-    "feed",
+    "list_backbones",
     "list_cache",
     "list_recipes",
-    "pack",
-    "predict",
-    "predict_in_shards",
+    "list_runs",
     "predict_remotely",
-    "predict_to_file",
     "prune_cache",
-    "recommend",
-    "report",
     "report_tuning",
-    "resume",
-    "serve",
-    "show_augmentation",
-    "show_backbone",
-    "show_features",
-    "show_rates",
-    "show_schedule",
-    "train",
-    "tune",
-]
+}
+
+__all__ = ["__version__", *_VERBS]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from tlkeras import api
+    """The verb of that name, from its module, which is imported on first use."""
+    if name not in _VERBS:
+        raise AttributeError(f"module 'tlkeras' has no attribute {name!r}")
+    if name not in _WITHOUT_TENSORFLOW:
+        from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
-        return getattr(api, name)
-    raise AttributeError(f"module 'tlkeras' has no attribute {name!r}")
+        import_tensorflow_quietly()
+    return getattr(import_module(f"tlkeras.{_VERBS[name]}"), name)
 
 
 def __dir__() -> list[str]:

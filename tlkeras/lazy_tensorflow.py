@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+
+_seconds = 0.0
 
 
 def import_tensorflow_quietly() -> None:
@@ -13,8 +16,10 @@ def import_tensorflow_quietly() -> None:
     messages follow TF_CPP_MIN_LOG_LEVEL; unless the user has set it, it is set to 3, because TensorFlow logs the
     absence of a GPU as an error.
     """
+    global _seconds
     if "tensorflow" in sys.modules:
         return
+    start = time.perf_counter()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -26,3 +31,11 @@ def import_tensorflow_quietly() -> None:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+    _seconds += time.perf_counter() - start
+
+
+def take_import_seconds() -> float:
+    """Seconds that importing TensorFlow took since this was last asked."""
+    global _seconds
+    taken, _seconds = _seconds, 0.0
+    return taken

@@ -26,9 +26,7 @@ def test_priors_from_confusions_by_hand():
 
 def test_priors_of_a_class_that_is_gone_are_zero_and_not_negative():
     y, predicted = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 1, 1, 1])
-    np.testing.assert_allclose(
-        estimate_bbse(one_hot(predicted), y, one_hot(np.ones(5, int))), [0, 1], atol=0.35
-    )
+    np.testing.assert_allclose(estimate_bbse(one_hot(predicted), y, one_hot(np.ones(5, int))), [0, 1], atol=0.35)
     assert (estimate_bbse(one_hot(predicted), y, one_hot(np.zeros(5, int))) >= 0).all()
 
 

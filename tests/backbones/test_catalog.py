@@ -10,14 +10,14 @@ import pytest
 from tlkeras.backbones import downloads
 from tlkeras.backbones.blocks import find_blocks, find_cuts, split
 from tlkeras.backbones.builder import build_backbone
-from tlkeras.backbones.catalog import find_backbone, list_backbones
+from tlkeras.backbones.catalog import find_backbone, select_backbones
 from tlkeras.backbones.graph import count_multiply_adds
 from tlkeras.backbones.keras_applications import create_model, normalize
 from tlkeras.errors import BackboneError
 
-NAMES = [entry.name for entry in list_backbones()]
+NAMES = [entry.name for entry in select_backbones()]
 SMALLEST = {}  # one backbone per family
-for _entry in sorted(list_backbones(), key=lambda entry: entry.parameters):
+for _entry in sorted(select_backbones(), key=lambda entry: entry.parameters):
     SMALLEST.setdefault(_entry.family, _entry.name)
 del SMALLEST["nasnet"]  # takes as long as four others; the long ring has it
 ROUND_TRIPS = ["tiny", "vgg16"]
@@ -67,11 +67,11 @@ def check_round_trip(model, tmp_path):
 
 def test_catalog_holds_all_of_keras_applications_and_no_more():
     constructors = {name for name in dir(keras.applications) if name[0].isupper()}
-    assert {entry.constructor for entry in list_backbones()} - {""} == constructors
+    assert {entry.constructor for entry in select_backbones()} - {""} == constructors
     assert len(NAMES) == len(set(NAMES)) == len(constructors) + 4
 
 
-@pytest.mark.parametrize("entry", list_backbones(), ids=NAMES)
+@pytest.mark.parametrize("entry", select_backbones(), ids=NAMES)
 def test_rows_are_complete(entry):
     assert entry.parameters > 0
     assert entry.multiply_adds > 0
@@ -176,19 +176,19 @@ def test_top_gives_a_thousand_probabilities():
 
 def test_listing_imports_no_framework():
     code = (
-        "import sys; from tlkeras.backbones.catalog import list_backbones\n"
-        "list_backbones(); print({'keras', 'tensorflow'} & set(sys.modules))"
+        "import sys; from tlkeras.backbones.catalog import select_backbones\n"
+        "select_backbones(); print({'keras', 'tensorflow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
 def test_list_filters():
-    assert [entry.name for entry in list_backbones("*lite?")] == [f"efficientnet_lite{i}" for i in range(3)]
-    assert {entry.family for entry in list_backbones(family="nasnet")} == {"nasnet"}
-    assert [entry.name for entry in list_backbones(weights="packaged", max_parameters=4e6)] == ["efficientnet_lite0"]
-    assert [entry.name for entry in list_backbones(max_multiply_adds=1e6)] == ["tiny"]
-    assert list_backbones("no such name") == []
+    assert [entry.name for entry in select_backbones("*lite?")] == [f"efficientnet_lite{i}" for i in range(3)]
+    assert {entry.family for entry in select_backbones(family="nasnet")} == {"nasnet"}
+    assert [entry.name for entry in select_backbones(weights="packaged", max_parameters=4e6)] == ["efficientnet_lite0"]
+    assert [entry.name for entry in select_backbones(max_multiply_adds=1e6)] == ["tiny"]
+    assert select_backbones("no such name") == []
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_list_filters():
 )
 def test_list_names_the_nearest_word(arguments, way_out):
     with pytest.raises(BackboneError, match=f"Did you mean {way_out}"):
-        list_backbones(**arguments)
+        select_backbones(**arguments)
 
 
 def test_find_takes_names_of_keras():

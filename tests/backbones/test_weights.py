@@ -14,7 +14,7 @@ from keras.src.utils import file_utils
 from tlkeras.backbones import downloads, weights
 from tlkeras.backbones.blocks import split
 from tlkeras.backbones.builder import build_backbone
-from tlkeras.backbones.catalog import find_backbone, list_backbones
+from tlkeras.backbones.catalog import find_backbone, select_backbones
 from tlkeras.backbones.keras_applications import create_model
 from tlkeras.backbones.weights import fingerprint, load_file, load_weights
 from tlkeras.errors import BackboneError
@@ -410,6 +410,6 @@ def test_imagenet_file_of_efficientnet_means_what_keras_makes_of_it(tmp_path, mo
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`input_shape` is undefined")
 @pytest.mark.parametrize("top", [False, True])
-@pytest.mark.parametrize("name", [entry.name for entry in list_backbones(weights="imagenet")])
+@pytest.mark.parametrize("name", [entry.name for entry in select_backbones(weights="imagenet")])
 def test_every_imagenet_file_means_what_keras_makes_of_it(name, top, tmp_path, monkeypatch):
     check_imagenet(name, top, tmp_path, monkeypatch)

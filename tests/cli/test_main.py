@@ -169,12 +169,10 @@ def test_failures_have_sentences_and_stable_codes(workplace, call, arguments, co
 
 
 def test_unexpected_errors_hide_the_traceback_unless_asked(workplace, call, monkeypatch):
-    from tlkeras import api
-
     def fail(*_, **__):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(api, "train", fail)
+    monkeypatch.setattr("tlkeras.training.train.train", fail)
     done = call("train", "mine.yaml")
     assert done.exit_code == 70
     assert "ZeroDivisionError: oh" in done.stderr and "--debug" in done.stderr
@@ -182,12 +180,10 @@ def test_unexpected_errors_hide_the_traceback_unless_asked(workplace, call, monk
 
 
 def test_ctrl_c(workplace, call, monkeypatch):
-    from tlkeras import api
-
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "train", interrupt)
+    monkeypatch.setattr("tlkeras.training.train.train", interrupt)
     done = call("train", "mine.yaml")
     assert done.exit_code == 130
     assert "Interrupted" in done.stderr

@@ -171,7 +171,7 @@ def test_quick_shrinks_every_recipe():
 def test_every_key_is_named_in_the_documentation():
     from pathlib import Path
 
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+    text = (Path(__file__).parent.parent.parent / "README.md").read_text()
     for section, field in Recipe.model_fields.items():
         assert f"`{section}" in text, section
         annotation = field.annotation

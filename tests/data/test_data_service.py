@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from tlkeras import api
+import tlkeras
 from tlkeras.config.recipe import load_recipe
 from tlkeras.data.augmentation.policies import make_policy
 from tlkeras.data.augmentation.views import choose_views, digest_to_seed, make_view_fn
@@ -116,7 +116,9 @@ def test_training_that_is_fed_is_training(address, workplace):
         "augmentation.policy": "light",
         "data.validation": 0.2,
     }
-    runs = [api.train("mine.yaml", {**settings, "training.feed": where}) for where in (None, address)]
+    runs = [
+        tlkeras.evaluate(tlkeras.train("mine.yaml", {**settings, "training.feed": where})) for where in (None, address)
+    ]
     histories = []
     for run in runs:
         with open(f"{run['path']}/history.csv", newline="") as file:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tlkeras import api
+import tlkeras
 from tlkeras.data.headers import ImageError, read_image
 from tlkeras.data.pipeline import make_image_dataset, read_error
 from tlkeras.data.sources.folders import build_dataset, read_table
@@ -64,11 +64,11 @@ def test_roles_that_other_columns_play_are_played_in_the_manifest(tmp_path):
 
 
 def test_training_on_packed_images_is_training_on_them(workplace):
-    api.pack("photos", "packed")
+    tlkeras.pack("photos", "packed")
     settings = {"data.validation": 0.2}
     runs = [
-        api.train("mine.yaml", settings),
-        api.train("mine.yaml", {**settings, "data.source": "packed/images.csv"}),
+        tlkeras.evaluate(tlkeras.train("mine.yaml", settings)),
+        tlkeras.evaluate(tlkeras.train("mine.yaml", {**settings, "data.source": "packed/images.csv"})),
     ]
     splits = []
     for run in runs:

@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from tlkeras import api
+import tlkeras
 from tlkeras.backbones import downloads
 from tlkeras.cli.main import main
 from tlkeras.config.recipe import load_recipe
@@ -78,7 +78,7 @@ def test_images_alone_are_enough(workplace, quick_costs):
 
 @pytest.mark.slow
 def test_a_source_head_is_asked_where_there_is_one(workplace, quick_costs):
-    result = api.recommend("mine.yaml", limits={"patterns": ("efficientnet_lite0",)})
+    result = tlkeras.recommend("mine.yaml", limits={"patterns": ("efficientnet_lite0",)})
     for row in result["candidates"]:
         known = row["backbone"] == "efficientnet_lite0"
         assert (row["leep"] is not None) == (row["nce"] is not None) == known

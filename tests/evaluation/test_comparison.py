@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from tlkeras.cli.main import main
 from tlkeras.errors import RunError
-from tlkeras.evaluation.comparison import compare, compare_probabilities
+from tlkeras.evaluation.comparison import compare_probabilities, compare_runs
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import load_predictions
 
@@ -29,7 +29,7 @@ def pair(trained, tmp_path, monkeypatch):
 
 
 def test_the_second_is_worse(pair):
-    compared = compare(pair, resamples=200)["tasks"]["label"]
+    compared = compare_runs(pair, resamples=200)["tasks"]["label"]
     differences = compared["differences"]["mine-02"]
     assert differences["accuracy"] == {"value": -1.0, "low": -1.0, "high": -1.0, "better": False}
     assert differences["log_loss"]["value"] > 0 and differences["log_loss"]["better"] is False
@@ -46,7 +46,7 @@ def test_only_common_images_count(pair):
     stored = pair[1].read_arrays("predictions.npz")
     shorter = {name: values if name == "prior" else values[::-1][:5] for name, values in stored.items()}
     pair[1].write_arrays("predictions.npz", **shorter)
-    result = compare(pair, resamples=50)
+    result = compare_runs(pair, resamples=50)
     assert result["images"] == 5
     assert result["notes"] == ["Compared on the 5 images that all runs held out, of up to 8."]
     assert result["tasks"]["label"]["differences"]["mine-02"]["accuracy"]["value"] == -1.0
@@ -54,14 +54,14 @@ def test_only_common_images_count(pair):
 
 def test_what_cannot_be_compared(pair):
     with pytest.raises(RunError, match="two runs or more"):
-        compare(pair[:1], resamples=10)
+        compare_runs(pair[:1], resamples=10)
     stored = pair[1].read_arrays("predictions.npz")
     pair[1].write_arrays("predictions.npz", **{**stored, "keys": np.char.add(stored["keys"], "x")})
     with pytest.raises(RunError, match="held out some of the same images.*data.seed"):
-        compare(pair, resamples=10)
+        compare_runs(pair, resamples=10)
     pair[1].write_json("classes.json", {"label": ["day", "dusk"]})
     with pytest.raises(RunError, match="must answer the same"):
-        compare(pair, resamples=10)
+        compare_runs(pair, resamples=10)
 
 
 def test_command(pair):

@@ -10,7 +10,7 @@ import pytest
 import tlkeras
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, RunError
-from tlkeras.evaluation.evaluate import COLUMNS, evaluate, evaluate_predictions
+from tlkeras.evaluation.evaluate import COLUMNS, evaluate_predictions, evaluate_run
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Predictions, load_predictions, read_probes
 
@@ -55,7 +55,7 @@ def test_one_class_among_the_images():
 
 
 def test_files_hold_what_is_returned(copied):
-    result = evaluate(copied, resamples=100)
+    result = evaluate_run(copied, resamples=100)
     assert json.loads((copied.path / "metrics.json").read_text()) == json.loads(json.dumps(result))
     with open(copied.path / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -72,7 +72,7 @@ def test_predictions_that_are_no_numbers_are_named(copied):
     stored["probabilities"][3] = np.nan
     copied.write_arrays("predictions.npz", **stored)
     with pytest.raises(RunError, match=rf"finite number.*1 images.*{stored['keys'][3]}.*learning rate"):
-        evaluate(copied, resamples=10)
+        evaluate_run(copied, resamples=10)
 
 
 def test_a_thousand_classes_and_many_images():
@@ -87,7 +87,7 @@ def test_a_thousand_classes_and_many_images():
 
 def test_deep_heads_are_measured_beside_a_linear_probe(workplace):
     overrides = {"mapping.kind": "deep", "training.epochs": 2, "data.validation": 0.25}
-    result = tlkeras.train("mine.yaml", overrides)
+    result = tlkeras.evaluate(tlkeras.train("mine.yaml", overrides))
     run = Run(workplace / result["path"])
     assert set(result["probe"]) == set(result["metrics"])
     assert read_probes(run)[load_predictions(run)[0].task.name].shape == load_predictions(run)[0].probabilities.shape
@@ -100,7 +100,7 @@ def test_deep_heads_are_measured_beside_a_linear_probe(workplace):
 
 def test_the_fingerprint_is_of_contents_labels_and_splits(workplace, draw_more_photos):
     def train(**overrides):
-        result = tlkeras.train("mine.yaml", {"mapping.C": 1.0, **overrides})
+        result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"mapping.C": 1.0, **overrides}))
         return Run(workplace / result["path"]).manifest["fingerprint"]
 
     first = train()
@@ -112,13 +112,13 @@ def test_the_fingerprint_is_of_contents_labels_and_splits(workplace, draw_more_p
 def test_other_images(trained, tmp_path, draw_more_photos, monkeypatch):
     monkeypatch.chdir(trained.parent.parent)
     other = draw_more_photos(tmp_path / "other", count=3, seed=7)
-    result = tlkeras.evaluate("latest", on=str(other))
+    result = tlkeras.evaluate_on("latest", str(other))
     assert result["images"] == 6 and result["trained_on"] == 0
     assert result["metrics"]["accuracy"]["value"] == 1.0
     shutil.rmtree(other / "night")
-    assert tlkeras.evaluate("latest", on=str(other))["metrics"]["roc_auc"]["value"] is None
-    assert tlkeras.evaluate("latest", on="photos")["trained_on"] == 24
+    assert tlkeras.evaluate_on("latest", str(other))["metrics"]["roc_auc"]["value"] is None
+    assert tlkeras.evaluate_on("latest", "photos")["trained_on"] == 24
     (other / "dya").mkdir()
     (other / "day").rename(other / "dya/x")
     with pytest.raises(DataError, match="'dya' is no class. Did you mean 'day'"):
-        tlkeras.evaluate("latest", on=str(other))
+        tlkeras.evaluate_on("latest", str(other))

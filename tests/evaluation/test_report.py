@@ -86,7 +86,7 @@ def reported(trained, tmp_path_factory):
     run.update_manifest(cwd=str(trained.parent.parent))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(trained.parent.parent)
-        tlkeras.evaluate(str(run.path), on="photos")
+        tlkeras.evaluate_on(str(run.path), "photos")
     options = {"corrupted": 8, "learning_curve": True, "conformal": 0.2}
     result = tlkeras.report([str(run.path)], options=options)
     return run, result

@@ -210,9 +210,9 @@ def test_a_folder_of_something_else_is_refused(trained, tmp_path):
 
 def test_gates_refuse_to_publish(trained, tmp_path, quick):
     with pytest.raises(ExportError, match=r"must pass its gates.*\n.*SavedModel, 'label': an accuracy of .* below 1.1"):
-        saved_model.export(Run(trained), tmp_path / "models", gate=AcceptanceCriteria(min_accuracy=1.1))
+        saved_model.export_run(Run(trained), tmp_path / "models", gate=AcceptanceCriteria(min_accuracy=1.1))
     with pytest.raises(ExportError, match=r"of accuracy is lost, more than -0.1"):
-        saved_model.export(Run(trained), tmp_path / "models", gate=AcceptanceCriteria(max_drop=-0.1))
+        saved_model.export_run(Run(trained), tmp_path / "models", gate=AcceptanceCriteria(max_drop=-0.1))
     assert not [path for path in (tmp_path / "models").iterdir() if path.name[0] != "."]
 
 

@@ -192,7 +192,7 @@ def crafted(tmp_path_factory, draw_more_photos):
     (folder / "mine.yaml").write_text("".join(f"{key}: {value}\n" for key, value in recipe.items()))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        yield folder, tlkeras.train("mine.yaml")
+        yield folder, tlkeras.evaluate(tlkeras.train("mine.yaml"))
 
 
 def test_a_run_predicts_what_it_measured(crafted, monkeypatch):
@@ -236,7 +236,9 @@ def test_an_export_is_refused_and_check_says_so_before(crafted, monkeypatch):
 
 @pytest.mark.slow
 def test_they_stand_beside_a_backbone(workplace):
-    result = tlkeras.train("mine.yaml", {"features": {"handcrafted": ["lbp", SIFT]}, "mapping": {"kind": "ridge"}})
+    result = tlkeras.evaluate(
+        tlkeras.train("mine.yaml", {"features": {"handcrafted": ["lbp", SIFT]}, "mapping": {"kind": "ridge"}})
+    )
     model = load_model(open_run(result["path"], workplace / "runs"))
     vectors = np.asarray(keras.Model(model.input, model.get_layer("logits").input)(IMAGES))
     lbp = make_descriptor("lbp").describe(IMAGES[0])
@@ -270,7 +272,7 @@ def test_what_makes_no_sense_is_refused(workplace, changes, sentence):
 
 @pytest.mark.slow
 def test_the_recipe_reaches_what_its_receipt_says(tmp_path):
-    result = tlkeras.train("handcrafted", {"evaluation.bootstrap": 100}, runs=tmp_path)
+    result = tlkeras.evaluate(tlkeras.train("handcrafted", {"evaluation.bootstrap": 100}, runs=tmp_path))
     assert result["metrics"]["accuracy"]["value"] > 0.79 and result["metrics"]["roc_auc"]["value"] > 0.85
 
 

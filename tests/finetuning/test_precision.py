@@ -7,9 +7,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tlkeras.finetuning.trainer import DataSplit, Trainer, TrainerConfig
 
-from tlkeras import api
+import tlkeras
 from tlkeras.errors import RunError, TlkerasError
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning import trainer as loops
@@ -21,6 +20,7 @@ from tlkeras.finetuning.optimizers import find_scaled, scale_learning_rates
 from tlkeras.finetuning.precision import PRECISIONS, choose_precision, computing_in, scale_losses
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.train_step import Objective
+from tlkeras.finetuning.trainer import DataSplit, Trainer, TrainerConfig
 
 COUNT, CLASSES = 16, 2
 CLASSES_OF = np.arange(COUNT) % CLASSES
@@ -196,7 +196,7 @@ def test_interrupted_runs_end_with_the_same_bits(tmp_path, trained):
 def test_a_recipe_asks_for_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mixed.yaml").write_text(RECIPE)
-    run = Path(api.train(str(tmp_path / "mixed.yaml"), runs=tmp_path)["path"])
+    run = Path(tlkeras.evaluate(tlkeras.train(str(tmp_path / "mixed.yaml"), runs=tmp_path))["path"])
     assert json.loads((run / "manifest.json").read_text())["finetuning"]["precision"] == "float16"
 
 

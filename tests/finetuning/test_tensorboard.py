@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from tlkeras import api
+import tlkeras
 from tlkeras.finetuning.stage_runner import StageRunner
 from tlkeras.finetuning.tensorboard import TensorBoardLogger
 
@@ -86,10 +86,10 @@ def test_a_resumed_run_shows_every_epoch_once(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(StageRunner, "train", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            api.train(str(tmp_path / "staged.yaml"), runs=tmp_path / "runs")
+            tlkeras.train(str(tmp_path / "staged.yaml"), runs=tmp_path / "runs")
     (folder,) = (tmp_path / "runs").glob("*/tensorboard")
     assert [step for tag, step, _ in read(folder) if tag == "loss"] == [1]
-    api.resume(runs=tmp_path / "runs")
+    tlkeras.resume(runs=tmp_path / "runs")
     found = read(folder)
     assert [step for tag, step, _ in found if tag == "val_loss"] == [1, 2, 3]
     assert [value for tag, _, value in found if tag == "stage"] == ["head", "head", "top"]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from test_loop import CLASSES_OF, STAGES, Breaking, cuts_of, make_network, make_part
-from tlkeras.finetuning.trainer import Trainer, TrainerConfig
+from test_trainer import CLASSES_OF, STAGES, Breaking, cuts_of, make_network, make_part
 
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, make_mirrored
@@ -17,6 +16,7 @@ from tlkeras.finetuning.losses import make_loss, mixup
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.train_step import Objective
+from tlkeras.finetuning.trainer import Trainer, TrainerConfig
 from tlkeras.heads.linear import LinearHead
 
 TOP = STAGES[1]

@@ -79,16 +79,16 @@ def test_what_cannot_be_fused():
 @pytest.mark.slow
 def test_a_run_reports_late_fusion_beside_early_fusion(workplace, capsys):
     recipe = {"features": {"taps": [0, -1], "handcrafted": ["colour"]}, "mapping": {"kind": "ridge"}}
-    result = tlkeras.train("mine.yaml", recipe)
+    result = tlkeras.evaluate(tlkeras.train("mine.yaml", recipe))
     assert set(result["late_fusion"]) == {"mean", "stacking"}
     for figures in result["late_fusion"].values():
         assert figures["accuracy"]["value"] > 0.9 and set(figures) == set(result["metrics"])
     with open(workplace / result["path"] / "metrics.csv", newline="") as file:
         scopes = {(row["scope"], row["name"]) for row in csv.DictReader(file)}
     assert {("late fusion", "mean"), ("late fusion", "stacking")} <= scopes
-    from tlkeras.cli.tables import draw_evaluation
+    from tlkeras.cli.tables import print_evaluation
 
-    draw_evaluation(result)
+    print_evaluation(result)
     printed = capsys.readouterr().out
     page = Path(tlkeras.report([result["path"]])["path"]).read_text("utf-8")
     for text in (printed, page):

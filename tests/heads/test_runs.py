@@ -17,7 +17,9 @@ WAYS = {
 
 @pytest.mark.parametrize("mapping", WAYS.values(), ids=WAYS)
 def test_a_head_is_trained_asked_and_exported(mapping, workplace):
-    result = tlkeras.train("mine.yaml", {"mapping": mapping, "training.epochs": 20, "training.learning_rate": 0.03})
+    result = tlkeras.evaluate(
+        tlkeras.train("mine.yaml", {"mapping": mapping, "training.epochs": 20, "training.learning_rate": 0.03})
+    )
     assert result["metrics"]["accuracy"]["value"] > 0.9
     predictions = tlkeras.predict(result["path"], ["photos/day"])["predictions"]
     assert sum(row["label"] == "day" for row in predictions) >= 0.9 * len(predictions)

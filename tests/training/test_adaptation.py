@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tlkeras import api
+import tlkeras
 from tlkeras.adaptation.domain_head import ADAPTATIONS, METHODS, DomainAdaptedHead
 from tlkeras.cli import tables
 from tlkeras.config.schema.adaptation import FINE_TUNING_METHODS as TUNED_BY
@@ -65,7 +65,7 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize("method", [pytest.param("coral", marks=pytest.mark.slow), "dann"])
 def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys):
     changes = {"domains.method": method, "domains.correction": "likelihood", "features.taps": [0, -1]}
-    result = api.train("moved.yaml", changes)
+    result = tlkeras.evaluate(tlkeras.train("moved.yaml", changes))
     assert set(result["late_fusion"]) == {"mean", "stacking"}
     with open(f"{result['path']}/splits.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -83,11 +83,11 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
     assert head["method"] == method and set(head["a_distance"]) == {"before", "after"}
     assert {"source", "importance", "deep_embedded_validation", "entropy", "information"} == set(head["scores"])
     assert np.sum(head["priors"], axis=1) == pytest.approx([1, 1])
-    tables.draw_training(result)
+    tables.print_training(result)
     printed = capsys.readouterr().out
     for words in (f"Across domains by {method}", "deep embedded validation", "A-distance after", "oracle: accuracy"):
         assert words in printed
-    exported = api.export(result["path"], place / "models" / method)
+    exported = tlkeras.export(result["path"], place / "models" / method)
     served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
     assert exported["difference"] < 1e-3 and served is not None
 
@@ -103,7 +103,7 @@ def test_labels_of_the_target_change_nothing(tuned, place):
     ]
     (place / "images" / "turned.csv").write_text("\n".join(turned))
     sources = [{"data.source": f"images/{name}.csv"} for name in ("cells", "turned")]
-    runs = [api.train("moved.yaml", {**settings, **source}) for source in sources]
+    runs = [tlkeras.evaluate(tlkeras.train("moved.yaml", {**settings, **source})) for source in sources]
     predictions = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
     np.testing.assert_array_equal(*predictions)
 
@@ -117,16 +117,16 @@ def test_what_makes_no_sense_is_refused(place):
     stage = {"name": "top", "unfreeze": 1, "epochs": 1}
     wrong = {"finetuning": {"stages": [stage]}, "domains.correction": "confusion", "data.validation": 0.0}
     with pytest.raises(RecipeError) as caught:
-        api.check("moved.yaml", wrong)
+        tlkeras.check("moved.yaml", wrong)
     sentences = ("coral aligns frozen features", "leave it or finetuning out", "set data.validation")
     for sentence in sentences:
         assert sentence in str(caught.value)
     with pytest.raises(DataError, match="no images of the domain 'nwe'.*Did you mean 'new'"):
-        api.train("moved.yaml", {"domains.target": "nwe"})
+        tlkeras.train("moved.yaml", {"domains.target": "nwe"})
     with pytest.raises(DataError, match="'old' is both source and target"):
-        api.train("moved.yaml", {"domains.target": "old"})
+        tlkeras.train("moved.yaml", {"domains.target": "old"})
     with pytest.raises(RecipeError, match="Did you mean 'coral'"):
-        api.check("moved.yaml", {"domains.method": "corral"})
+        tlkeras.check("moved.yaml", {"domains.method": "corral"})
 
 
 def test_a_class_that_the_source_lacks_is_told(place):
@@ -134,7 +134,7 @@ def test_a_class_that_the_source_lacks_is_told(place):
         rows = (place / "images" / "cells.csv").read_text().splitlines()
         kept = [row for row in rows if not row.endswith("marked,old")]
         (place / "images" / "lacking.csv").write_text("\n".join(kept))
-        api.train("moved.yaml", {"data.source": "images/lacking.csv"})
+        tlkeras.train("moved.yaml", {"data.source": "images/lacking.csv"})
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method not in ADAPTATIONS])
@@ -163,7 +163,7 @@ def test_networks_are_fine_tuned_across_domains(method, cache, place):
     """Labels of the source alone, images of both; nothing that judges is in the model, which answers the target."""
     settings = {**TUNED, "domains.method": method}
     settings["finetuning"] = {**TUNED["finetuning"], "cache": cache}
-    result = api.train("moved.yaml", settings)
+    result = tlkeras.evaluate(tlkeras.train("moved.yaml", settings))
     model = load_model(open_run(result["path"], place))
     assert not any("judge" in weight.path or "verdict" in weight.path for weight in model.weights)
     with open(f"{result['path']}/history.csv", newline="") as file:
@@ -178,7 +178,7 @@ def test_networks_are_fine_tuned_across_domains(method, cache, place):
 def test_an_adapted_run_that_was_interrupted_ends_with_the_same_bits(place, monkeypatch):
     """The judge, its dropout and the ramp go on where they stood."""
     settings = {**TUNED, "domains.method": "cdan"}
-    whole = api.train("moved.yaml", settings, runs=place / "whole")
+    whole = tlkeras.evaluate(tlkeras.train("moved.yaml", settings, runs=place / "whole"))
     taken, learn = [], StageRunner.train
 
     def interrupt(self, *batch):
@@ -189,8 +189,8 @@ def test_an_adapted_run_that_was_interrupted_ends_with_the_same_bits(place, monk
 
     monkeypatch.setattr(StageRunner, "train", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        api.train("moved.yaml", settings, runs=place / "halved")
+        tlkeras.train("moved.yaml", settings, runs=place / "halved")
     monkeypatch.undo()
-    resumed = api.resume(runs=place / "halved")
+    resumed = tlkeras.evaluate(tlkeras.resume(runs=place / "halved"))
     manifests = [open_run(run["path"], place).manifest["finetuning"]["weights"] for run in (whole, resumed)]
     assert manifests[0] == manifests[1]

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from tlkeras import api
+import tlkeras
 from tlkeras.backbones.builder import build_backbone
 from tlkeras.errors import RecipeError, RunError
 from tlkeras.evaluation.run_data import RunData
@@ -50,7 +50,7 @@ def read(path):
 
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_bits(recipe, tmp_path, monkeypatch):
-    whole = api.train(recipe, runs=tmp_path / "whole")
+    whole = tlkeras.evaluate(tlkeras.train(recipe, runs=tmp_path / "whole"))
     assert (Path(whole["path"]) / "history.png").stat().st_size > 5_000
     train, calls = StageRunner.train, []
 
@@ -62,21 +62,21 @@ def test_an_interrupted_run_resumes_to_the_same_bits(recipe, tmp_path, monkeypat
 
     monkeypatch.setattr(StageRunner, "train", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        api.train(recipe, runs=tmp_path / "halved")
+        tlkeras.train(recipe, runs=tmp_path / "halved")
     monkeypatch.undo()
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))
-    resumed = api.resume(runs=tmp_path / "halved")
+    resumed = tlkeras.evaluate(tlkeras.resume(runs=tmp_path / "halved"))
     expected, received = read(whole["path"]), read(resumed["path"])
     assert all(np.array_equal(a, b) for a, b in zip(expected[0], received[0], strict=True))
     assert expected[1:] == received[1:]
     with pytest.raises(RunError, match="There must be a run that stopped"):
-        api.resume(runs=tmp_path / "halved")
+        tlkeras.resume(runs=tmp_path / "halved")
 
 
 def test_all_that_is_wrong_is_said_at_once(recipe):
     stage = {"name": "top", "unfreeze": "40 blocks", "until": "plateau"}
     wrong = {"finetuning.stages": [stage], "augmentation.policy": "flp", "data.validation": 0.0}
-    (problem,) = api.check(recipe, wrong)["problems"]
+    (problem,) = tlkeras.check(recipe, wrong)["problems"]
     assert "set data.validation" in problem
     assert "must unfreeze from 0 to" in problem
     assert "Did you mean 'flip'" in problem
@@ -86,7 +86,7 @@ def test_all_that_is_wrong_is_said_at_once(recipe):
 def test_the_finished_network_looks_at_all_orientations(recipe, tmp_path, tuned):
     stages = [{"name": "top", "unfreeze": "1 block", "epochs": 1}]
     changes = {"finetuning.stages": stages} if tuned else {"finetuning": None}
-    api.train(recipe, {"augmentation.test_time": True, **changes}, runs=tmp_path)
+    tlkeras.train(recipe, {"augmentation.test_time": True, **changes}, runs=tmp_path)
     run = find_run("latest", tmp_path)
     predictions, model = load_predictions(run)[0], load_model(run)
 
@@ -106,12 +106,12 @@ def test_the_finished_network_looks_at_all_orientations(recipe, tmp_path, tuned)
 )
 def test_what_cannot_be_averaged_is_said_before_training(recipe, tmp_path, changes, sentence):
     with pytest.raises(RecipeError, match=re.escape(sentence)):
-        api.train(recipe, {"augmentation.test_time": True, **changes}, runs=tmp_path / "runs")
+        tlkeras.train(recipe, {"augmentation.test_time": True, **changes}, runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
 def test_the_schedule_is_shown_with_its_reasons(recipe):
-    shown = api.show_schedule(recipe, {"finetuning.stages": "auto"})
+    shown = tlkeras.show_schedule(recipe, {"finetuning.stages": "auto"})
     assert [choice["key"] for choice in shown["reasons"]][:2] == ["head", "top.unfreeze"]
     assert shown["stages"][0]["parameters"] > 0
 
@@ -124,14 +124,16 @@ def test_the_source_is_kept_by_distillation(recipe, tmp_path):
     changes = {"backbone.weights": str(tmp_path / "tiny.weights.h5"), "finetuning.stages": stages}
     losses = []
     for kept in ("none", "lwf"):
-        result = api.train(recipe, {**changes, "finetuning.keep_source": {"kind": kept}}, runs=tmp_path / "runs")
+        result = tlkeras.evaluate(
+            tlkeras.train(recipe, {**changes, "finetuning.keep_source": {"kind": kept}}, runs=tmp_path / "runs")
+        )
         losses.append(read(result["path"])[1])
     assert losses[0] != losses[1]
 
 
 def test_distillation_that_cannot_be_is_refused(recipe):
     wrong = {"finetuning.keep_source": {"kind": "lwf"}, "augmentation.mixup": 0.2, "features.cut": 2}
-    problem = "\n".join(api.check(recipe, wrong)["problems"])
+    problem = "\n".join(tlkeras.check(recipe, wrong)["problems"])
     assert "set augmentation.mixup to 0" in problem
     assert "random weights know nothing to keep" in problem
     assert "leave features.cut out" in problem
@@ -140,17 +142,17 @@ def test_distillation_that_cannot_be_is_refused(recipe):
 @pytest.mark.slow
 def test_distillation_from_a_head_that_cannot_follow_the_last_map_is_refused(recipe):
     convnext = {"finetuning.keep_source": {"kind": "lwf"}, "backbone": {"name": "convnext_tiny", "weights": "none"}}
-    (problem,) = api.check(recipe, convnext)["problems"]
+    (problem,) = tlkeras.check(recipe, convnext)["problems"]
     assert "that of convnext_tiny normalises after its pooling" in problem
 
 
 @pytest.mark.slow
 def test_check_counts_every_view_that_is_lacking(recipe, tmp_path):
-    facts = api.check(recipe)["facts"]
+    facts = tlkeras.check(recipe)["facts"]
     needed = 120 + int(re.search(r"train (\d+)", facts["splits"])[1])  # as they are, and those to train on flipped
     assert facts["to compute"].startswith(f"{needed} of {needed} images")
-    api.train(recipe, runs=tmp_path / "runs")
-    assert api.check(recipe)["facts"]["to compute"].startswith(f"0 of {needed} images")
+    tlkeras.train(recipe, runs=tmp_path / "runs")
+    assert tlkeras.check(recipe)["facts"]["to compute"].startswith(f"0 of {needed} images")
 
 
 @pytest.mark.parametrize("stage", ["head", *(pytest.param(name, marks=pytest.mark.slow) for name in ("top", "all"))])
@@ -159,7 +161,7 @@ def test_rates_are_tried_in_any_stage(recipe, tmp_path, stage):
     stages += [{"name": "all", "unfreeze": "all", "epochs": 1, "learning_rate": 2e-4}]
     change = {"mapping.C": 1e-4, "finetuning.stages": stages, "finetuning.average": 0.0}
     image = tmp_path / "rates.png"
-    found = api.show_rates(recipe, change, stage=stage, steps=20, to=image)
+    found = tlkeras.find_learning_rate(recipe, change, stage=stage, steps=20, to=image)
     assert found["stage"] == stage
     assert len(found["rates"]) == len(found["losses"]) > 5
     assert min(found["losses"]) < found["losses"][0]
@@ -168,4 +170,4 @@ def test_rates_are_tried_in_any_stage(recipe, tmp_path, stage):
 
 def test_a_stage_to_try_rates_in_must_exist(recipe):
     with pytest.raises(RecipeError, match="A stage is one of head, top.*Did you mean 'top'"):
-        api.show_rates(recipe, stage="tip")
+        tlkeras.find_learning_rate(recipe, stage="tip")

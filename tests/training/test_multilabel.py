@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tlkeras import api
+import tlkeras
 from tlkeras.cli import tables
 from tlkeras.errors import DataError, RecipeError
 
@@ -63,8 +63,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(place):
-    """A function of a way to what `api.train` returns; each way is gone once."""
-    return cache(lambda way: api.train("shapes.yaml", WAYS[way], runs=place / way))
+    """A function of a way to what `tlkeras.train` returns; each way is gone once."""
+    return cache(lambda way: tlkeras.evaluate(tlkeras.train("shapes.yaml", WAYS[way], runs=place / way)))
 
 
 @pytest.fixture(params=["linear", *(pytest.param(way, marks=pytest.mark.slow) for way in ("deep", "finetuned"))])
@@ -97,15 +97,15 @@ def test_figures_are_those_of_the_predictions(result, place):
 
 
 def test_prediction_lists_every_label_found(result, place, capsys):
-    predictions = api.predict(result["path"], ["images/003.png", "images/000.png"], top=2)
+    predictions = tlkeras.predict(result["path"], ["images/003.png", "images/000.png"], top=2)
     assert predictions["threshold"] == 0.5
     for row in predictions["predictions"]:
         probabilities = {best["label"]: best["probability"] for best in row["top"]}
         assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
         assert row["labels"] == [name for name in ("disc", "square") if probabilities[name] >= 0.5]
         assert row["label"] == "|".join(row["labels"])
-    tables.draw_predictions(predictions)
-    tables.draw_training(result)
+    tables.print_predictions(predictions)
+    tables.print_training(result)
     printed = capsys.readouterr().out
     assert "labels, from 0.5 on" in printed
     assert "exact match" in printed and "mean average precision" in printed and "images" in printed
@@ -114,43 +114,43 @@ def test_prediction_lists_every_label_found(result, place, capsys):
 @pytest.mark.slow
 def test_the_export_answers_with_labels(train, place, tmp_path):
     result = train("finetuned")
-    exported = api.export(result["path"], tmp_path / "models")
+    exported = tlkeras.export(result["path"], tmp_path / "models")
     assert exported["difference"] < 1e-3
     served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
     files = ["images/000.png", "images/001.png", "images/003.png"]
     answer = served(image_bytes=tf.constant([(place / file).read_bytes() for file in files]))
-    rows = api.predict(result["path"], files)["predictions"]
+    rows = tlkeras.predict(result["path"], files)["predictions"]
     assert [label.decode() for label in answer["label"].numpy()] == [row["label"] for row in rows]
     np.testing.assert_array_equal(answer["present"], answer["probabilities"].numpy() >= 0.5)
 
 
 def test_what_is_learned_is_right(train):
     """The linear head on a tiny random network tells squares from discs."""
-    predictions = api.predict(train("linear")["path"], ["images/003.png", "images/000.png"])["predictions"]
+    predictions = tlkeras.predict(train("linear")["path"], ["images/003.png", "images/000.png"])["predictions"]
     assert [row["labels"] for row in predictions] == [["disc", "square"], []]
 
 
 def test_check_counts_labels_and_refuses_what_makes_no_sense(place):
-    found = api.check("shapes.yaml")["classes"]
+    found = tlkeras.check("shapes.yaml")["classes"]
     assert {row["class"]: row["images"] for row in found} == {"disc": 48, "square": 47}
     wrong = {
         "mapping": {"kind": "deep", "class_weight": "balanced"},
         "finetuning": {"loss": {"kind": "focal"}, "class_weight": "balanced", "balanced": True},
     }
     with pytest.raises(RecipeError) as caught:
-        api.check("shapes.yaml", wrong)
+        tlkeras.check("shapes.yaml", wrong)
     for sentence in ("no class_weight", "not focal", "no finetuning.class_weight", "finetuning.balanced cannot"):
         assert sentence in str(caught.value)
     with pytest.raises(RecipeError, match="is of one class.*softmax or focal, not sigmoid"):
-        api.check("shapes.yaml", {"data.separator": None, "finetuning": {"loss": {"kind": "sigmoid"}}})
+        tlkeras.check("shapes.yaml", {"data.separator": None, "finetuning": {"loss": {"kind": "sigmoid"}}})
 
 
 def test_a_separator_that_is_nowhere_is_told(place):
     (place / "one.csv").write_text("path,shapes\n" + "".join(f"images/{n:03d}.png,a+b\n" for n in range(4)))
-    (problem,) = api.check("shapes.yaml", {"data.source": "one.csv"})["problems"]
+    (problem,) = tlkeras.check("shapes.yaml", {"data.source": "one.csv"})["problems"]
     assert "no cell holds the separator '|'" in problem and "Received: 'a+b'" in problem
     with pytest.raises(DataError, match="two labels or more are needed"):
-        api.train("shapes.yaml", {"data.source": "one.csv"})
+        tlkeras.train("shapes.yaml", {"data.source": "one.csv"})
 
 
 def test_a_label_that_no_held_out_image_has_is_noted(place):
@@ -160,7 +160,7 @@ def test_a_label_that_no_held_out_image_has_is_noted(place):
         for number, row in enumerate(rows)
     ]
     (place / "splits.csv").write_text("\n".join(["path,shapes,split", *lines]))
-    notes = api.check("shapes.yaml", {"data.source": "splits.csv"})["notes"]
+    notes = tlkeras.check("shapes.yaml", {"data.source": "splits.csv"})["notes"]
     assert any("no test image (with a weight above 0) shows disc; it is not measured" in note for note in notes)
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tlkeras import api
+import tlkeras
 from tlkeras.cli import tables
 from tlkeras.data.tasks import RegressionTask, make_task
 from tlkeras.errors import DataError, RecipeError
@@ -67,13 +67,15 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[pytest.param("frozen", marks=pytest.mark.slow), "finetuned"])
 def run(request, place):
-    return api.train("grades.yaml", WAYS[request.param])
+    return tlkeras.evaluate(tlkeras.train("grades.yaml", WAYS[request.param]))
 
 
 @pytest.mark.slow
 def test_numbers_too_begin_at_what_new_statistics_make_of_the_features(place):
     stage = {"name": "top", "unfreeze": 1, "epochs": 1, "learning_rate": 1e-9, "batch_norm": "reestimate"}
-    tuned = api.train("grades.yaml", {"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")
+    tuned = tlkeras.evaluate(
+        tlkeras.train("grades.yaml", {"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")
+    )
     assert tuned["tasks"]["grade"]["metrics"]["r2"]["value"] > 0.8
 
 
@@ -97,20 +99,20 @@ def test_a_number_is_learned_beside_a_class(run, place):
 
 def test_the_model_answers_in_the_unit_of_the_column(run, place, capsys):
     images = [place / "images" / f"{number:03d}.png" for number in (0, 1)]
-    found = api.predict(run["path"], images)
+    found = tlkeras.predict(run["path"], images)
     rows = [row["tasks"]["grade"] for row in found["predictions"]]
     assert all(0 < row["value"] < 2500 and row["label"] == f"{row['value']:.6g}" for row in rows)
-    tables.draw_predictions(found)
+    tables.print_predictions(found)
     assert rows[0]["label"] in capsys.readouterr().out
     for name in ("answers.csv", "answers.parquet"):
-        api.predict_to_file(run["path"], [place / "images"], place / run["run"] / name)
+        tlkeras.predict_to_file(run["path"], [place / "images"], place / run["run"] / name)
     with open(place / run["run"] / "answers.csv", newline="") as file:
         header = next(csv.reader(file))
     assert "grade: value" in header and "grade: label" not in header
 
 
 def test_an_export_serves_the_number(run, place):
-    exported = api.export(run["path"], place / "models" / run["run"])
+    exported = tlkeras.export(run["path"], place / "models" / run["run"])
     served = tf.saved_model.load(exported["path"]).signatures
     encoded = tf.constant([(place / "images" / "000.png").read_bytes()])
     predictions = served["serving_default"](image_bytes=encoded)
@@ -122,25 +124,25 @@ def test_an_export_serves_the_number(run, place):
 
 
 def test_the_report_shows_how_far_off_it_is(run, place):
-    text = Path(api.report([run["path"]])["path"]).read_text("utf-8")
+    text = Path(tlkeras.report([run["path"]])["path"]).read_text("utf-8")
     for words in ("Farthest off", "always the mean", "mean absolute error", "off on average"):
         assert words in text
 
 
 def test_other_images_are_measured_too(run, place):
-    result = api.evaluate(run["path"], on="images/cells.csv")
+    result = tlkeras.evaluate_on(run["path"], "images/cells.csv")
     assert result["tasks"]["grade"]["metrics"]["r2"]["value"] > 0.8
-    tables.draw_evaluation(result)
-    text = Path(api.report([run["path"]])["path"]).read_text("utf-8")
+    tables.print_evaluation(result)
+    text = Path(tlkeras.report([run["path"]])["path"]).read_text("utf-8")
     assert "On other images" in text and text.count("mean absolute error") >= 2
 
 
 @pytest.mark.slow
 def test_a_search_and_several_workers_know_numbers(place):
     tuned = {"tuning": {"space": {"mapping.C": [0.01, 1.0]}, "max_trials": 2, "finalists": 1, "seeds": 1}}
-    assert api.tune("grades.yaml", tuned, train_best=False)["failed"] == []
-    run = api.train("grades.yaml")
-    job = api.predict_in_shards(run["path"], [place / "images"], place / "job", workers=1)
+    assert tlkeras.tune("grades.yaml", tuned, train_best=False)["failed"] == []
+    run = tlkeras.evaluate(tlkeras.train("grades.yaml"))
+    job = tlkeras.predict_in_shards(run["path"], [place / "images"], place / "job", workers=1)
     from pyarrow import parquet
 
     table = parquet.read_table(f"{job['folder']}/parts")
@@ -148,18 +150,18 @@ def test_a_search_and_several_workers_know_numbers(place):
 
 
 def test_a_check_tells_the_range(place):
-    (row,) = [row for row in api.check("grades.yaml")["classes"] if row["task"] == "grade"]
+    (row,) = [row for row in tlkeras.check("grades.yaml")["classes"] if row["task"] == "grade"]
     assert row["images"] == 82 and row["class"].endswith(" on average") and " to 17" in row["class"]
 
 
 def test_what_is_refused(place):
     numbers = {"data.tasks": {"grade": {"column": "brightness", "kind": "number"}}}
     with pytest.raises(RecipeError, match="numbers stand beside it"):
-        api.check("grades.yaml", numbers)
+        tlkeras.check("grades.yaml", numbers)
     with pytest.raises(RecipeError, match="numbers are regressed on vectors"):
-        api.check("grades.yaml", {"mapping": {"kind": "attention"}})
+        tlkeras.check("grades.yaml", {"mapping": {"kind": "attention"}})
     with pytest.raises(DataError, match="'grade': 'red' is no finite number"):
-        api.train("grades.yaml", {"data.tasks.grade.column": "hue"})
+        tlkeras.train("grades.yaml", {"data.tasks.grade.column": "hue"})
     assert make_task("grade", (), kind="number").list_problems(["3", "", "?"]) == [
         "'grade': two different numbers or more are needed."
     ]

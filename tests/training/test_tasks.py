@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tlkeras import api
+import tlkeras
 from tlkeras.cli import tables
 from tlkeras.errors import DataError, RecipeError
 from tlkeras.inference.predict import load_model
@@ -81,8 +81,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(place):
-    """A function of a way to what `api.train` returns; each way is gone once."""
-    return cache(lambda way: api.train("cells.yaml", WAYS[way], runs=place / way))
+    """A function of a way to what `tlkeras.train` returns; each way is gone once."""
+    return cache(lambda way: tlkeras.evaluate(tlkeras.train("cells.yaml", WAYS[way], runs=place / way)))
 
 
 @pytest.fixture(params=WAYS)
@@ -98,7 +98,9 @@ def read_rows(path):
 @pytest.mark.slow
 def test_heads_begin_at_what_new_statistics_of_batch_norm_make_of_the_features(place):
     stage = {"name": "top", "unfreeze": 1, "epochs": 1, "learning_rate": 1e-9, "batch_norm": "reestimate"}
-    tuned = api.train("cells.yaml", {"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")
+    tuned = tlkeras.evaluate(
+        tlkeras.train("cells.yaml", {"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")
+    )
     for name in CLASSES:
         assert tuned["tasks"][name]["metrics"]["roc_auc"]["value"] > 0.8
 
@@ -125,22 +127,22 @@ def test_one_model_answers_by_name(result, place, capsys):
     assert {name: tuple(answer.shape) for name, answer in predictions.items()} == {
         name: (2, len(classes)) for name, classes in CLASSES.items()
     }
-    found = api.predict(result["path"], ["images/000.png", "images/001.png"])
+    found = tlkeras.predict(result["path"], ["images/000.png", "images/001.png"])
     for row in found["predictions"]:
         assert row["label"] == row["tasks"]["shade"]["label"] and row["tasks"]["hue"]["label"] in CLASSES["hue"]
-    tables.draw_predictions(found)
-    tables.draw_training(result)
+    tables.print_predictions(found)
+    tables.print_training(result)
     printed = capsys.readouterr().out
     assert "hue" in printed and "marks" in printed and "linear" not in printed.splitlines()[0]
 
 
 @pytest.mark.slow
 def test_the_export_names_the_answers_of_each_task(train, place, tmp_path):
-    exported = api.export(train("finetuned")["path"], tmp_path / "models")
+    exported = tlkeras.export(train("finetuned")["path"], tmp_path / "models")
     assert exported["difference"] < 1e-3 and {row["task"] for row in exported["parity"]} == set(CLASSES)
     served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
     answer = served(image_bytes=tf.constant([(place / "images/000.png").read_bytes()]))
-    (row,) = api.predict(train("finetuned")["path"], ["images/000.png"])["predictions"]
+    (row,) = tlkeras.predict(train("finetuned")["path"], ["images/000.png"])["predictions"]
     for name in CLASSES:
         assert answer[f"{name}_label"].numpy()[0].decode() == row["tasks"][name]["label"]
 
@@ -155,14 +157,14 @@ def test_fine_tuning_tells_each_task(train):
 @pytest.mark.slow
 def test_conflicting_gradients_are_projected(place):
     finetuning = {"stages": [{**STAGES[0], "epochs": 1}], "weighting": "pcgrad"}
-    result = api.train("cells.yaml", {"finetuning": finetuning}, runs=place / "projected")
+    result = tlkeras.evaluate(tlkeras.train("cells.yaml", {"finetuning": finetuning}, runs=place / "projected"))
     (row,) = read_rows(f"{result['path']}/history.csv")
     assert np.isfinite(float(row["loss"])) and result["tasks"]["hue"]["metrics"]["roc_auc"]["value"] > 0.8
 
 
 def test_heads_of_frozen_features_are_those_of_single_tasks(train, place):
     """Nothing is shared but what is frozen: each head answers as if it had been alone."""
-    alone = api.train("cells.yaml", {"data.tasks": {"hue": {}}}, runs=place / "alone")
+    alone = tlkeras.evaluate(tlkeras.train("cells.yaml", {"data.tasks": {"hue": {}}}, runs=place / "alone"))
     splits = [read_rows(f"{path}/splits.csv") for path in (alone["path"], train("linear")["path"])]
     assert [row["label"] for row in splits[0]] == [row["hue_label"] for row in splits[1] if row["hue_label"] != "?"]
     assert "tasks" not in alone and alone["task"] == "hue"
@@ -170,7 +172,7 @@ def test_heads_of_frozen_features_are_those_of_single_tasks(train, place):
 
 def test_what_makes_no_sense_is_refused(place):
     with pytest.raises(RecipeError, match="tasks takes the place of label"):
-        api.check("cells.yaml", {"data.label": "hue"})
+        tlkeras.check("cells.yaml", {"data.label": "hue"})
     with pytest.raises(RecipeError) as caught:
         wrong = {
             "loss": {"kind": "sigmoid"},
@@ -178,11 +180,11 @@ def test_what_makes_no_sense_is_refused(place):
             "class_weight": "balanced",
             "task_weights": {"size": 1.0},
         }
-        api.check("cells.yaml", {"finetuning": wrong})
+        tlkeras.check("cells.yaml", {"finetuning": wrong})
     for sentence in ("labels have sigmoid anyway", "every task equally often", "class in each task", "'size'"):
         assert sentence in str(caught.value)
     with pytest.raises(DataError, match="There is no column 'colour'"):
-        api.train("cells.yaml", {"data.tasks": {"hue": {"column": "colour"}}})
+        tlkeras.train("cells.yaml", {"data.tasks": {"hue": {"column": "colour"}}})
 
 
 @pytest.mark.slow
@@ -194,7 +196,7 @@ def test_a_task_without_any_held_out_label_is_told(place):
         lines.append(f"images/{row['path']},{row['brightness'] or 'dark'},{hue},{split}")
     (place / "splits.csv").write_text("\n".join(["path,brightness,hue,split", *lines]))
     tasks = {"shade": {"column": "brightness"}, "hue": {}}
-    problems = api.check("cells.yaml", {"data.source": "splits.csv", "data.tasks": tasks, "data.validation": 0.0})[
+    problems = tlkeras.check("cells.yaml", {"data.source": "splits.csv", "data.tasks": tasks, "data.validation": 0.0})[
         "problems"
     ]
     assert any("'hue': no test image (with a weight above 0) has a label" in problem for problem in problems)

@@ -66,12 +66,12 @@ def test_predictions_are_of_the_test_split_only(trained):
 
 def test_nothing_is_computed_twice(workplace, draw_more_photos):
     overrides = {"cache.root": str(workplace / "cache")}
-    first, second = (tlkeras.train("mine.yaml", overrides) for _ in range(2))
+    first, second = (tlkeras.evaluate(tlkeras.train("mine.yaml", overrides)) for _ in range(2))
     assert (first["features"]["computed"], first["features"]["reused"]) == (32, 0)
     assert (second["features"]["computed"], second["features"]["reused"]) == (0, 32)
     assert second["metrics"] == first["metrics"]
     draw_more_photos(workplace / "photos", count=5, seed=1)
-    third = tlkeras.train("mine.yaml", overrides)
+    third = tlkeras.evaluate(tlkeras.train("mine.yaml", overrides))
     assert (third["features"]["computed"], third["features"]["reused"]) == (10, 32)
     assert [first["run"], second["run"], third["run"]] == ["mine-01", "mine-02", "mine-03"]
 
@@ -84,12 +84,14 @@ def test_other_weights_are_not_confused(workplace):
 
     keras.utils.set_random_seed(99)
     build_backbone("tiny", weights="none").save_weights("other.weights.h5")
-    other = tlkeras.train("mine.yaml", {**overrides, "backbone.weights": "other.weights.h5"})
+    other = tlkeras.evaluate(tlkeras.train("mine.yaml", {**overrides, "backbone.weights": "other.weights.h5"}))
     assert other["features"]["computed"] == 32
 
 
 def test_same_recipe_same_numbers(workplace):
-    results = [tlkeras.train("mine.yaml", {"mapping.kind": "deep", "training.epochs": 3}) for _ in range(2)]
+    results = [
+        tlkeras.evaluate(tlkeras.train("mine.yaml", {"mapping.kind": "deep", "training.epochs": 3})) for _ in range(2)
+    ]
     stored = [np.load(workplace / result["path"] / "predictions.npz")["probabilities"] for result in results]
     np.testing.assert_array_equal(*stored)
 
@@ -100,7 +102,7 @@ def test_bad_files_are_left_out_listed_and_counted(workplace, cache):
     (workplace / "photos/day/text.jpg").write_text("not an image")
     whole = (workplace / "photos/night/0-000.png").read_bytes()
     (workplace / "photos/night/cut.png").write_bytes(whole[: len(whole) // 2])
-    result = tlkeras.train("mine.yaml", {"features.cache": cache})
+    result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"features.cache": cache}))
     assert result["rejected"] == 3
     rows = {row["path"].rpartition("/")[2]: row for row in read_rows(workplace / result["path"] / "rejected.csv")}
     assert set(rows) == {"empty.png", "text.jpg", "cut.png"}
@@ -119,8 +121,8 @@ def test_weights_reach_the_figures(workplace):
         split = "test" if held_out else "train"
         lines.append(f"photos/{label}/{path.name},{other if wrong else label},{int(not wrong)},{split}")
     (workplace / "labels.csv").write_text("\n".join(lines))
-    weighted = tlkeras.train("mine.yaml", {"data.source": "labels.csv"})
-    plain = tlkeras.train("mine.yaml", {"data.source": "labels.csv", "data.weight": ""})
+    weighted = tlkeras.evaluate(tlkeras.train("mine.yaml", {"data.source": "labels.csv"}))
+    plain = tlkeras.evaluate(tlkeras.train("mine.yaml", {"data.source": "labels.csv", "data.weight": ""}))
     assert weighted["metrics"]["accuracy"]["value"] == 1.0
     assert plain["metrics"]["accuracy"]["value"] == pytest.approx(6 / 8)
 
@@ -158,13 +160,13 @@ def test_any_cut_can_feed_the_head(workplace):
     from tlkeras.backbones.builder import build_backbone
 
     for block in find_blocks(build_backbone("tiny", weights="none")):
-        result = tlkeras.train("mine.yaml", {"features.cut": block.cut.name, "mapping.C": 1.0})
+        result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"features.cut": block.cut.name, "mapping.C": 1.0}))
         assert result["metrics"]["accuracy"]["value"] > 0.5
 
 
 @pytest.mark.slow
 def test_quickstart_reaches_what_it_promises(tmp_path):
-    result = tlkeras.train("quickstart", runs=tmp_path)
+    result = tlkeras.evaluate(tlkeras.train("quickstart", runs=tmp_path))
     assert result["examples"] == {"train": 1968, "validation": 0, "test": 656}
     assert result["metrics"]["roc_auc"]["value"] > 0.88
     assert result["metrics"]["accuracy"]["value"] > result["baseline"]["accuracy"]["high"]
@@ -219,7 +221,7 @@ def test_images_without_a_label_are_left_out(workplace):
     for number, path in enumerate(sorted((workplace / "photos").rglob("*.png"))):
         lines.append(f"photos/{path.parent.name}/{path.name},{path.parent.name if number % 5 else ''}")
     (workplace / "labels.csv").write_text("\n".join(lines))
-    result = tlkeras.train("mine.yaml", {"data.source": "labels.csv"})
+    result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"data.source": "labels.csv"}))
     assert result["rejected"] == 7
     rows = read_rows(workplace / result["path"] / "rejected.csv")
     assert {row["code"] for row in rows} == {"no-label"}
@@ -227,9 +229,9 @@ def test_images_without_a_label_are_left_out(workplace):
 
 
 def test_history_has_a_row_per_step(workplace):
-    linear = tlkeras.train("mine.yaml")
+    linear = tlkeras.evaluate(tlkeras.train("mine.yaml"))
     assert {"C", "held_out_log_loss"} == set(read_rows(workplace / linear["path"] / "history.csv")[0])
-    deep = tlkeras.train("mine.yaml", {"mapping.kind": "deep", "training.epochs": 3})
+    deep = tlkeras.evaluate(tlkeras.train("mine.yaml", {"mapping.kind": "deep", "training.epochs": 3}))
     rows = read_rows(workplace / deep["path"] / "history.csv")
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert {"loss", "val_loss"} <= set(rows[0])
@@ -239,4 +241,4 @@ def test_history_has_a_row_per_step(workplace):
 def test_cut_by_name_and_by_number_share_the_cache(workplace):
     overrides = {"cache.root": str(workplace / "cache")}
     tlkeras.train("mine.yaml", overrides)
-    assert tlkeras.train("mine.yaml", {**overrides, "features.cut": -1})["features"]["computed"] == 0
+    assert tlkeras.evaluate(tlkeras.train("mine.yaml", {**overrides, "features.cut": -1}))["features"]["computed"] == 0

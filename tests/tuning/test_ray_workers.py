@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tlkeras import api
+import tlkeras
 from tlkeras.config.schema.tuning import SearchDimension
 from tlkeras.errors import MissingExtraError, RecipeError, TlkerasError
 from tlkeras.tuning import ray_workers
@@ -52,12 +52,12 @@ def test_steps_are_listed_as_kerastuner_counts_them(dimension, steps):
 
 def test_what_is_refused(tuned):
     with pytest.raises(TlkerasError, match="An engine is one of local, ray.*Did you mean 'ray'?"):
-        api.tune("tuned.yaml", engine="rya")
+        tlkeras.tune("tuned.yaml", engine="rya")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray_the_extra_is_named(tuned):
-    for attempt in (lambda: api.tune("tuned.yaml", engine="ray"), lambda: ray_workers.make_trainable("tuned.yaml")):
+    for attempt in (lambda: tlkeras.tune("tuned.yaml", engine="ray"), lambda: ray_workers.make_trainable("tuned.yaml")):
         with pytest.raises(MissingExtraError, match=r'pip install "tlkeras\[ray\]"'):
             attempt()
 
@@ -79,7 +79,8 @@ def test_the_space_is_that_of_the_recipe(tuned):
 @with_ray
 def test_actors_carry_out_the_trials_of_a_search(tuned):
     found = {
-        engine: api.tune("tuned.yaml", engine=engine, workers=workers) for engine, workers in (("local", 1), ("ray", 2))
+        engine: tlkeras.tune("tuned.yaml", engine=engine, workers=workers)
+        for engine, workers in (("local", 1), ("ray", 2))
     }
     figures = [
         sorted((json.dumps(trial["values"]), trial["figures"]["loss"]) for trial in result["trials"])

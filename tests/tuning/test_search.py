@@ -12,7 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from tlkeras import api
+import tlkeras
 from tlkeras.cli.main import main
 from tlkeras.config.recipe import load_recipe
 from tlkeras.config.schema.tuning import SearchDimension
@@ -93,12 +93,12 @@ def test_the_test_split_is_not_touched(tuned, monkeypatch):
         return original(recipe, extractor, inspection, *arguments, rows=rows, **options)
 
     monkeypatch.setattr(builders, "extract_features", watch)
-    api.tune("tuned.yaml", {"tuning.max_trials": 1, "tuning.seeds": 1}, train_best=False)
+    tlkeras.tune("tuned.yaml", {"tuning.max_trials": 1, "tuning.seeds": 1}, train_best=False)
     assert set(seen) == {"train", "validation"}
 
 
 def test_an_interrupted_search_goes_on_and_repeats_nothing(tuned, fake, monkeypatch):
-    whole = api.tune("tuned.yaml", {"name": "whole"}, train_best=False)
+    whole = tlkeras.tune("tuned.yaml", {"name": "whole"}, train_best=False)
     asked_whole = list(fake)
     fake.clear()
     quick = TrialRunner.score
@@ -111,15 +111,15 @@ def test_an_interrupted_search_goes_on_and_repeats_nothing(tuned, fake, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(TrialRunner, "score", stop)
         with pytest.raises(KeyboardInterrupt):
-            api.tune("tuned.yaml", train_best=False)
-    result = api.tune("tuned.yaml", train_best=False)
+            tlkeras.tune("tuned.yaml", train_best=False)
+    result = tlkeras.tune("tuned.yaml", train_best=False)
     assert result["path"] == "runs/tuning/tuned-01"
     assert fake == asked_whole
     assert [t["values"] for t in result["trials"]] == [t["values"] for t in whole["trials"]]
 
 
 def test_a_finished_search_is_never_overwritten(tuned, fake):
-    paths = [api.tune("tuned.yaml", train_best=False)["path"] for _ in range(2)]
+    paths = [tlkeras.tune("tuned.yaml", train_best=False)["path"] for _ in range(2)]
     assert paths == ["runs/tuning/tuned-01", "runs/tuning/tuned-02"]
 
 
@@ -142,7 +142,7 @@ def test_a_trial_that_fails_does_not_end_the_search(tuned, fake, monkeypatch):
         return {**figures, "loss": float("nan")} if len(fake) == 1 else figures
 
     monkeypatch.setattr(TrialRunner, "score", fail_once)
-    result = api.tune("tuned.yaml", train_best=False)
+    result = tlkeras.tune("tuned.yaml", train_best=False)
     assert [trial["error"] for trial in result["failed"]] == ["its loss is nan"]
     assert len(result["trials"]) == 3
 
@@ -167,7 +167,7 @@ def test_a_full_disk_keeps_what_was_done(tuned, fake, monkeypatch):
     assert done.exit_code == 6
     assert "No space left on device" in done.stderr
     monkeypatch.setattr(searching.TrialLog, "write", write)
-    assert len(api.tune("tuned.yaml", train_best=False)["trials"]) == 4
+    assert len(tlkeras.tune("tuned.yaml", train_best=False)["trials"]) == 4
 
 
 def test_importance_finds_the_key_that_matters():
@@ -244,7 +244,7 @@ def test_ratios_and_depths_are_searched_from_the_cut_that_all_trials_share(tuned
         "finetuning.stages.top.layer_decay": {"min": 0.5, "max": 1.0},
     }
     change = {"mapping": {"kind": "linear"}, "finetuning": {"stages": stages}, "tuning.space": space}
-    result = api.tune("tuned.yaml", change)
+    result = tlkeras.tune("tuned.yaml", change)
     trials = result["trials"]
     assert len(trials) == 4 and all(trial["status"] == "completed" for trial in trials)
     assert {trial["values"]["finetuning.stages.top.unfreeze"] for trial in trials} == {1, 2}
@@ -256,5 +256,5 @@ def test_ratios_and_depths_are_searched_from_the_cut_that_all_trials_share(tuned
 
 def test_check_looks_at_the_space_too(tuned):
     wrong = {"tuning.space": {"mapping.dropouts": [0.1], "training.learning_rate": [-1.0]}}
-    problem = "\n".join(api.check("tuned.yaml", wrong)["problems"])
+    problem = "\n".join(tlkeras.check("tuned.yaml", wrong)["problems"])
     assert "mapping.dropouts" in problem and "training.learning_rate = -1.0" in problem

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import keras
 
 from tlkeras.backbones import kerashub
+from tlkeras.backbones.blocks import find_blocks, find_cuts
 from tlkeras.backbones.catalog import BackboneInfo, find_backbone
 from tlkeras.backbones.keras_applications import create_model
 from tlkeras.backbones.weights import find_weights, load_file
@@ -93,3 +95,21 @@ def _check_size(entry: BackboneInfo, size: int | None, top: bool) -> int:
             "Leave the size out, or build it without its classifier.",
         )
     return size
+
+
+def show_backbone(name: str, *, size: int | None = None) -> dict[str, Any]:
+    """The blocks of a backbone, found in its graph: output shape, bytes, parameters, multiply-adds."""
+    model = build_backbone(name, size=size, weights="none")
+    blocks = [
+        {
+            "index": block.index,
+            "name": block.name,
+            "shape": list(block.cut.shape),
+            "bytes": block.cut.bytes,
+            "parameters": block.parameters,
+            "multiply_adds": block.multiply_adds,
+            "layers": len(block.layers),
+        }
+        for block in find_blocks(model)
+    ]
+    return {"name": model.name, "size": model.input_shape[1], "cuts": len(find_cuts(model)), "blocks": blocks}

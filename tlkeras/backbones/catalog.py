@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
@@ -158,7 +158,7 @@ def _make_entries() -> list[BackboneInfo]:
 _ENTRIES = {entry.name: entry for entry in _make_entries()}
 
 
-def list_backbones(
+def select_backbones(
     pattern: str = "*",
     *,
     family: str | None = None,
@@ -213,3 +213,20 @@ def _check_word(what: str, word: str, valid: Iterable[str]) -> None:
     valid = set(valid)
     if word not in valid:
         raise BackboneError(f"The {what} must be one that the catalog knows.", repr(word), suggest(word, valid))
+
+
+def list_backbones(
+    pattern: str = "*",
+    *,
+    weights: str | None = None,
+    max_parameters: float | None = None,
+    max_multiply_adds: float | None = None,
+) -> list[dict[str, Any]]:
+    """The catalog's rows that match a name pattern; both limits are in millions."""
+    entries = select_backbones(
+        pattern,
+        weights=weights,
+        max_parameters=None if max_parameters is None else int(max_parameters * 1e6),
+        max_multiply_adds=None if max_multiply_adds is None else int(max_multiply_adds * 1e6),
+    )
+    return [asdict(entry) for entry in entries]

@@ -26,9 +26,10 @@ def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
     """
     if context.invoked_subcommand:
         return
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.backbones import print_backbones
 
-    render(api.backbones(limits.pop("like"), **limits), as_json, "draw_backbones")
+    render(tlkeras.backbones(limits.pop("like"), **limits), as_json, print_backbones)
 
 
 @backbones.command(name="show")
@@ -41,6 +42,7 @@ def show_backbone(name: str, size: int | None, as_json: bool) -> None:
     \b
     Example: tlkeras backbones show efficientnet_lite0
     """
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.backbones import print_backbone
 
-    render(api.show_backbone(name, size=size), as_json, "draw_backbone")
+    render(tlkeras.show_backbone(name, size=size), as_json, print_backbone)

@@ -18,9 +18,10 @@ def cache() -> None:
 @json_option
 def list_cache(as_json: bool) -> None:
     """List what the cache holds, the most recently used first."""
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.cache import print_cache
 
-    render(api.list_cache(), as_json, "draw_cache")
+    render(tlkeras.list_cache(), as_json, print_cache)
 
 
 @cache.command()
@@ -33,11 +34,12 @@ def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> Non
     \b
     Example: tlkeras cache prune --unused-days 30
     """
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.cache import print_pruned
 
     if max_gb is None and unused_days is None:
         raise click.UsageError("Say what may go: --max-gb 0 for everything, or --unused-days 30.")
-    render(api.prune_cache(max_gb=max_gb, unused_days=unused_days), as_json, "draw_pruned")
+    render(tlkeras.prune_cache(max_gb=max_gb, unused_days=unused_days), as_json, print_pruned)
 
 
 @click.command()
@@ -56,7 +58,8 @@ def pack(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: An
     Example: tlkeras pack photos/ --out packed/
              tlkeras train mine.yaml --set data.source=packed/images.csv
     """
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.cache import print_packed
     from tlkeras.config.recipe import parse_overrides
 
-    render(api.pack(recipe, overrides=parse_overrides(assignments), **options), as_json, "draw_packed")
+    render(tlkeras.pack(recipe, overrides=parse_overrides(assignments), **options), as_json, print_packed)

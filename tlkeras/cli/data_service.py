@@ -5,27 +5,27 @@ from __future__ import annotations
 import click
 
 
-@click.command()
+@click.command(name="data-service")
 @click.option("--join", metavar="HOST:PORT", help="Be one more worker of a service that runs  [default: begin one]")
 @click.option("--host", help="Name by which other machines reach this one  [default: its own]")
 @click.option("--port", default=5050, show_default=True, type=click.IntRange(0, 65535), help="Port of a new service.")
-def feed(join: str | None, host: str | None, port: int) -> None:
+def data_service(join: str | None, host: str | None, port: int) -> None:
     """Decode images for trainings on other machines, where decoding is what they wait for.
 
     The first machine begins a service, others join it; all must see the images at the same paths. It is TensorFlow's
     data service, without encryption or password: use a network of your own.
 
     \b
-    Example: tlkeras feed --host cpu-1
-             tlkeras feed --join cpu-1:5050
+    Example: tlkeras data-service --host cpu-1
+             tlkeras data-service --join cpu-1:5050
              tlkeras train fine_tune --set finetuning.cache=off --set training.feed=cpu-1:5050
     """
     import contextlib
     import threading
 
-    from tlkeras import api
+    import tlkeras
 
-    address, _running = api.feed(join, host, port)
+    address, _running = tlkeras.start_data_worker(join, host, port)
     click.echo(f"Decoding for --set training.feed={address}. Ctrl-C ends it.")
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()

@@ -21,9 +21,10 @@ def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
     \b
     Example: tlkeras compare quickstart-01 deep_head-01
     """
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.evaluation import print_comparison
 
-    render(api.compare(references, runs=runs), as_json, "draw_comparison")
+    render(tlkeras.compare(references, runs=runs), as_json, print_comparison)
 
 
 @click.command()
@@ -47,6 +48,7 @@ def report(references: tuple[str, ...], to: str | None, runs: str, as_json: bool
     \b
     Example: tlkeras report latest --learning-curve --to report.html
     """
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.evaluation import print_report
 
-    render(api.report(references or ("latest",), to, options=options, runs=runs), as_json, "draw_report")
+    render(tlkeras.report(references or ("latest",), to, options=options, runs=runs), as_json, print_report)

@@ -29,7 +29,9 @@ def export(run: str, to: str | None, runs: str, as_json: bool, **options: Any) -
 
     Formats: litert-float32, litert-float16, litert-int8, openvino, onnx (extra `onnx`).
     """
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.exporting import print_export
+    from tlkeras.runs.directory import open_run
 
-    result = api.export(run, to, runs=runs, **options)
-    render(result, as_json, "draw_export")
+    result = tlkeras.export(open_run(run, runs), to, **options)
+    render(result, as_json, print_export)

@@ -35,10 +35,14 @@ def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **options:
     \b
     Example: tlkeras features extract photos/ --out features/ --workers 2
     """
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.jobs import print_job
     from tlkeras.config.recipe import parse_overrides
+    from tlkeras.data.sources.references import load_recipe_or_source
 
-    result = api.extract_features(recipe, overrides=parse_overrides(assignments), **options)
-    render(result, as_json, "draw_job")
+    overrides = parse_overrides(assignments)
+    load_recipe_or_source(recipe, overrides)  # what is wrong with it is told before TensorFlow is imported
+    result = tlkeras.extract_features(recipe, overrides=overrides, **options)
+    render(result, as_json, print_job)
     if result["failed"]:
         sys.exit(RunError.exit_code)

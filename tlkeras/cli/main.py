@@ -75,9 +75,10 @@ for _command in (
     recipes.ls,
     recipes.cp,
     recipes.show,
+    recipes.find_lr,
     backbones.backbones,
     features.features,
-    data_service.feed,
+    data_service.data_service,
     cache.cache,
     cache.pack,
 ):

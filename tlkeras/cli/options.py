@@ -28,11 +28,9 @@ def json_option(command: Callable) -> Callable:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(command)
 
 
-def render(result: Any, as_json: bool, draw: str) -> None:
-    """Print a result as JSON, or with the function of that name in `tlkeras.cli.tables`."""
+def render(result: Any, as_json: bool, table: Callable[[Any], None]) -> None:
+    """Print a result as JSON, or as a table."""
     if as_json:
         click.echo(json.dumps(result, indent=2, default=str))
-        return
-    from tlkeras.cli import tables
-
-    getattr(tables, draw)(result)
+    else:
+        table(result)

@@ -16,9 +16,13 @@ from tlkeras.errors import TlkerasError
 @json_option
 def ls(runs: str, as_json: bool) -> None:
     """List the shipped recipes and the runs made so far."""
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.recipes import print_list
+    from tlkeras.config.recipe import read_header
 
-    render(api.list_recipes(runs=runs), as_json, "draw_list")
+    shipped = [{"name": name, "about": (read_header(path) or [""])[0]} for name, path in tlkeras.list_recipes().items()]
+    made = [run.summarize() for run in tlkeras.list_runs(runs)]
+    render({"recipes": shipped, "runs": made}, as_json, print_list)
 
 
 @click.command()
@@ -30,9 +34,9 @@ def cp(recipe: str, target: str) -> None:
     \b
     Example: tlkeras cp quickstart mine.yaml
     """
-    from tlkeras import api
+    import tlkeras
 
-    path = api.copy_recipe(recipe, target)
+    path = tlkeras.copy_recipe(recipe, target)
     click.echo(f"Copied to {path}. Next: tlkeras check {path}")
 
 
@@ -54,11 +58,15 @@ def check(
     \b
     Example: tlkeras check photos/ --html check.html
     """
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.check import print_check
     from tlkeras.config.recipe import parse_overrides
+    from tlkeras.data.sources.references import load_recipe_or_source
 
-    result = api.check(recipe, parse_overrides(assignments), deep=deep, html=html, fix=fix)
-    render(result, as_json, "draw_check")
+    overrides = parse_overrides(assignments)
+    load_recipe_or_source(recipe, overrides)  # what is wrong with it is told before TensorFlow is imported
+    result = tlkeras.check(recipe, overrides, deep=deep, html=html, fix=fix)
+    render(result, as_json, print_check)
     if result["problems"]:
         sys.exit(TlkerasError.exit_code)
 
@@ -78,10 +86,11 @@ def schedule(recipe: str, assignments: tuple[str, ...], as_json: bool) -> None:
     \b
     Example: tlkeras show schedule fine_tune
     """
-    from tlkeras import api
-    from tlkeras.config.recipe import parse_overrides
+    import tlkeras
+    from tlkeras.cli.tables.recipes import print_schedule
+    from tlkeras.config.recipe import load_recipe, parse_overrides
 
-    render(api.show_schedule(recipe, parse_overrides(assignments)), as_json, "draw_schedule")
+    render(tlkeras.show_schedule(load_recipe(recipe, parse_overrides(assignments))), as_json, print_schedule)
 
 
 @show.command()
@@ -99,34 +108,38 @@ def augmentation(
     \b
     Example: tlkeras show augmentation fine_tune --set augmentation.policy=rand_augment
     """
-    from tlkeras import api
-    from tlkeras.config.recipe import parse_overrides
+    import tlkeras
+    from tlkeras.cli.tables.recipes import print_augmentation
+    from tlkeras.config.recipe import load_recipe, parse_overrides
 
-    overrides = parse_overrides(assignments)
-    result = api.show_augmentation(recipe, overrides, to=to, images=images, views=views)
-    render(result, as_json, "draw_augmentation")
+    loaded = load_recipe(recipe, parse_overrides(assignments))
+    result = tlkeras.show_augmentation(loaded, to=to, images=images, views=views)
+    render(result, as_json, print_augmentation)
 
 
-@show.command()
+@click.command(name="find-lr")
 @click.argument("recipe")
 @set_option
 @click.option("--stage", metavar="NAME", help="The stage to search in; the first where it is left out.")
 @click.option("--steps", default=100, show_default=True, type=click.IntRange(20), help="Rates to try, 1e-6 to 1.")
 @click.option("--to", type=click.Path(), metavar="FILE", help="The PNG file of the curve  [default: RECIPE-rates.png]")
 @json_option
-def rates(
+def find_lr(
     recipe: str, assignments: tuple[str, ...], stage: str | None, steps: int, to: str | None, as_json: bool
 ) -> None:
     """Try rising learning rates in a stage of RECIPE, from the fitted head on, and suggest one; nothing is trained.
 
     \b
-    Example: tlkeras show rates fine_tune --stage top
+    Example: tlkeras find-lr fine_tune --stage top
     """
-    from tlkeras import api
-    from tlkeras.config.recipe import parse_overrides
+    import tlkeras
+    from tlkeras.cli.tables.recipes import print_rates
+    from tlkeras.config.recipe import load_recipe, parse_overrides
 
-    result = api.show_rates(recipe, parse_overrides(assignments), stage=stage, steps=steps, to=to)
-    render(result, as_json, "draw_rates")
+    result = tlkeras.find_learning_rate(
+        load_recipe(recipe, parse_overrides(assignments)), stage=stage, steps=steps, to=to
+    )
+    render(result, as_json, print_rates)
 
 
 @show.command()
@@ -146,7 +159,8 @@ def features(recipe: str, assignments: tuple[str, ...], as_json: bool, **options
     \b
     Example: tlkeras show features quickstart --layer block3b
     """
-    from tlkeras import api
-    from tlkeras.config.recipe import parse_overrides
+    import tlkeras
+    from tlkeras.cli.tables.recipes import print_features
+    from tlkeras.config.recipe import load_recipe, parse_overrides
 
-    render(api.show_features(recipe, parse_overrides(assignments), **options), as_json, "draw_features")
+    render(tlkeras.show_features(load_recipe(recipe, parse_overrides(assignments)), **options), as_json, print_features)

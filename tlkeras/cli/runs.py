@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,18 +26,21 @@ def train(
     \b
     Example: tlkeras train quickstart --set data.seed=1
     """
-    from tlkeras import api
-    from tlkeras.config.recipe import parse_overrides
+    import tlkeras
+    from tlkeras.cli.tables.runs import print_training
+    from tlkeras.config.recipe import load_recipe, parse_overrides
+    from tlkeras.runs.directory import find_resumable_run
 
     if (recipe is None) == (resume is None):
         raise click.UsageError("Give either a RECIPE to train or --resume RUN to go on with.")
     if resume is not None and (assignments or quick):
         raise click.UsageError("A run goes on with the recipe that it was started with: leave out --set and --quick.")
     if recipe is None:
-        result = api.resume(resume or "latest", runs=runs)
+        run = tlkeras.resume(find_resumable_run(resume or "latest", Path(runs)), runs=runs)
     else:
-        result = api.train(recipe, parse_overrides(assignments), quick=quick, runs=runs)
-    render(result, as_json, "draw_training")
+        run = tlkeras.train(load_recipe(recipe, parse_overrides(assignments), quick=quick), runs=runs)
+    result = run.take_worker_result() or tlkeras.evaluate(run)
+    render(result, as_json, print_training)
 
 
 @click.command()
@@ -50,9 +54,12 @@ def evaluate(run: str, on: str | None, runs: str, as_json: bool) -> None:
     \b
     Example: tlkeras evaluate latest --on other_photos/
     """
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.runs import print_evaluation
+    from tlkeras.runs.directory import open_run
 
-    render(api.evaluate(run, on=on, runs=runs), as_json, "draw_evaluation")
+    result = tlkeras.evaluate(run, runs=runs) if on is None else tlkeras.evaluate_on(open_run(run, runs), on)
+    render(result, as_json, print_evaluation)
 
 
 @click.command()
@@ -76,8 +83,10 @@ def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **optio
              tlkeras predict latest photos/ --out predictions/ --engine local --workers 2
              tlkeras predict --url http://localhost:8501/v1/models/solar_cells photo.jpg
     """
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.runs import print_prediction_file, print_predictions
     from tlkeras.errors import DataError
+    from tlkeras.runs.directory import open_run
 
     url, out = options["url"], options["out"]
     engine, workers = options["engine"], options["workers"]
@@ -91,22 +100,24 @@ def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **optio
         _predict_in_shards(run, images, runs, as_json, options)
         return
     if out:
-        result = api.predict_to_file(run, images, out, runs=runs)
+        result = tlkeras.predict_to_file(open_run(run, runs), images, out)
     elif url:
-        result = api.predict_remotely(url, [run, *images])
+        result = tlkeras.predict_remotely(url, [run, *images])
     else:
-        result = api.predict(run, images, top=options["top"], runs=runs)
-    render(result, as_json, "draw_written" if out else "draw_predictions")
+        result = tlkeras.predict(open_run(run, runs), images, top=options["top"])
+    render(result, as_json, print_prediction_file if out else print_predictions)
     if result["unreadable"]:
         sys.exit(DataError.exit_code)
 
 
 def _predict_in_shards(run: str, images: tuple[str, ...], runs: str, as_json: bool, options: dict[str, Any]) -> None:
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.jobs import print_job
     from tlkeras.errors import DataError, RunError
+    from tlkeras.runs.directory import open_run
 
     workers = {key: options[key] for key in ("engine", "workers")}
-    result = api.predict_in_shards(run, images, options["out"], runs=runs, **workers)
-    render(result, as_json, "draw_job")
+    result = tlkeras.predict_in_shards(open_run(run, runs), images, options["out"], **workers)
+    render(result, as_json, print_job)
     if result["failed"] or result["rejected"]:
         sys.exit(RunError.exit_code if result["failed"] else DataError.exit_code)

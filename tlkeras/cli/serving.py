@@ -42,7 +42,7 @@ def serve(folder: str, **options: Any) -> None:
     \b
     Example: tlkeras serve saved_models/solar_cells
     """
-    from tlkeras import api
+    import tlkeras
 
     def tell(facts: dict[str, Any]) -> None:
         versions = ", ".join(map(str, facts["versions"])) or "none yet"
@@ -53,4 +53,4 @@ def serve(folder: str, **options: Any) -> None:
         click.echo(f"  metrics  {facts['url']}/monitoring/prometheus/metrics")
         click.echo("For development and small loads: no authentication, no encryption. Production: TensorFlow Serving.")
 
-    api.serve(folder, started=tell, **options)
+    tlkeras.serve(folder, started=tell, **options)

@@ -36,13 +36,17 @@ def recommend(recipe: str, assignments: tuple[str, ...], as_json: bool, **option
     \b
     Example: tlkeras recommend photos/ --max-latency 20 --to mine.yaml
     """
-    from tlkeras import api
+    import tlkeras
+    from tlkeras.cli.tables.recommend import print_recommendation
     from tlkeras.config.recipe import parse_overrides
+    from tlkeras.data.sources.references import load_recipe_or_source
 
     others = {name: options.pop(name) for name in ("images", "minutes", "image", "to")}
     limits = _name_limits(options)
-    result = api.recommend(recipe, parse_overrides(assignments), limits=limits, **others)
-    render(result, as_json, "draw_recommendation")
+    overrides = parse_overrides(assignments)
+    load_recipe_or_source(recipe, overrides)  # what is wrong with it is told before TensorFlow is imported
+    result = tlkeras.recommend(recipe, overrides, limits=limits, **others)
+    render(result, as_json, print_recommendation)
 
 
 def _name_limits(options: dict[str, Any]) -> dict[str, Any]:
@@ -80,13 +84,14 @@ def tune(
     Example: tlkeras tune mine.yaml --set tuning.max_trials=50
              tlkeras tune report latest                     table and images of a search
     """
-    from tlkeras import api
-    from tlkeras.config.recipe import parse_overrides
+    import tlkeras
+    from tlkeras.cli.tables.tuning import print_tuning
+    from tlkeras.config.recipe import load_recipe, parse_overrides
 
     if recipe == "report":
-        result = api.report_tuning(search or "latest", runs=runs)
+        result = tlkeras.report_tuning(search or "latest", runs=runs)
     elif search is not None:
         raise click.UsageError("Only `tlkeras tune report` takes a SEARCH.")
     else:
-        result = api.tune(recipe, parse_overrides(assignments), runs=runs, **options)
-    render(result, as_json, "draw_tuning")
+        result = tlkeras.tune(load_recipe(recipe, parse_overrides(assignments)), runs=runs, **options)
+    render(result, as_json, print_tuning)

@@ -20,23 +20,30 @@ from pydantic import ValidationError
 
 from tlkeras.config.schema import ConfigSection, Recipe, StageConfig
 from tlkeras.config.yaml_loader import YamlDocument, load_yaml, parse_value
-from tlkeras.errors import RecipeError, suggest
+from tlkeras.errors import RecipeError, ResourceError, suggest
 
 
-def load_recipe(reference: str, overrides: Mapping[str, Any] | None = None, *, quick: bool = False) -> Recipe:
-    """Read a shipped recipe by name, or any recipe by path, and apply the overrides.
+def load_recipe(
+    reference: str | Path | Recipe, overrides: Mapping[str, Any] | None = None, *, quick: bool = False
+) -> Recipe:
+    """A shipped recipe by name, any recipe by path, or a recipe at hand, with the overrides applied.
 
     Args:
-        reference: The name of a shipped recipe (`quickstart`) or the path of a YAML file.
+        reference: The name of a shipped recipe (`quickstart`), the path of a YAML file, or a `Recipe`.
         overrides: Values by dotted key, such as `{"data.seed": 1}`.
         quick: Shrink the run to seconds: few images, small size, few epochs.
 
     Raises:
         RecipeError: The recipe cannot be found, read or validated; all problems are named at once.
     """
-    path = find_recipe(reference)
-    document = load_yaml(_read_text(path), str(path))
-    document.values.setdefault("name", re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem).strip("-.") or "run")
+    if isinstance(reference, Recipe):
+        if not overrides:
+            return make_quick_recipe(reference) if quick else reference
+        document = load_yaml(recipe_to_yaml(reference), reference.name)
+    else:
+        path = find_recipe(str(reference))
+        document = load_yaml(_read_text(path), str(path))
+        document.values.setdefault("name", re.sub(r"[^A-Za-z0-9_.-]+", "-", path.stem).strip("-.") or "run")
     for key, value in (overrides or {}).items():
         document.set(key, value)
     recipe = validate(document)
@@ -108,6 +115,27 @@ def find_recipe(reference: str) -> Path:
             suggest(reference, shipped),
         )
     return shipped[reference]
+
+
+def copy_recipe(recipe: str, target: str | Path) -> Path:
+    """The path of a new file with a recipe as it is installed.
+
+    Raises:
+        RecipeError: The target exists.
+        ResourceError: It cannot be written.
+    """
+    source, path = find_recipe(recipe), Path(target)
+    if path.is_dir():
+        path = path / source.name
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise RecipeError("A recipe is never overwritten.", path, "Choose another name or move the file.") from None
+    except OSError as error:
+        path.unlink(missing_ok=True)  # what a full disk left of it
+        raise ResourceError("The target of a copy must be writable.", f"{path} ({error.strerror})") from None
+    return path
 
 
 def parse_overrides(assignments: tuple[str, ...] | list[str]) -> dict[str, Any]:

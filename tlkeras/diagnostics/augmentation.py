@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.config.recipe import Recipe
+from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.augmentation.operations import OPERATIONS, Transform
 from tlkeras.data.augmentation.policies import AugmentationPolicy
 from tlkeras.data.augmentation.views import digest_to_seed, draw_views, number_views
@@ -26,8 +27,22 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _OURS = b"Matplotlib"
 
 
-def plot_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, views: int = 8) -> dict[str, Any]:
-    """Draw a contact sheet: a row per image, as it is and in its first views; below, the batch mixed with itself.
+def show_augmentation(
+    recipe: str | Path | Recipe,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    to: str | Path | None = None,
+    images: int = 6,
+    views: int = 8,
+) -> dict[str, Any]:
+    """A contact sheet: a row per image, as it is and in its first views; below, the batch mixed with itself.
+
+    Args:
+        recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`.
+        overrides: Values by dotted key, such as `{"augmentation.policy": "rand_augment"}`.
+        to: The PNG file; NAME-augmentation.png in the current folder if not given.
+        images: How many.
+        views: How many of each, fewer where there are fewer.
 
     Returns:
         `name`, `policy`, `operations` (what may happen in a round, as text), `rounds`, `views` that differ (None:
@@ -37,15 +52,16 @@ def plot_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, view
         DataError: No image can be read.
         ResourceError: There is a file that is no such sheet, or the sheet cannot be written.
     """
-    target = Path(path)
+    resolved = load_recipe(recipe, overrides)
+    target = Path(to) if to else Path(f"{resolved.name}-augmentation.png")
     check_target(target)
-    policy = builders.make_recipe_policy(recipe)
-    names, plain, keys = choose_images(recipe, builders.read_dataset(recipe), images)
-    seen = number_views(policy, views, recipe.training.seed)
+    policy = builders.make_recipe_policy(resolved)
+    names, plain, keys = choose_images(resolved, builders.read_dataset(resolved), images)
+    seen = number_views(policy, views, resolved.training.seed)
     drawn = draw_views(plain, keys, seen)
     rows = [[image, *of_image] for image, of_image in zip(plain, drawn, strict=True)]
     labels = list(names)
-    for name, mixed in _mix(recipe, plain):
+    for name, mixed in _mix(resolved, plain):
         rows.append(list(mixed[: len(seen) + 1]))
         labels.append(name)
     try:
@@ -53,13 +69,13 @@ def plot_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, view
     except OSError as error:
         raise ResourceError("The sheet must be writable.", f"{target} ({error.strerror})") from None
     return {
-        "name": recipe.name,
+        "name": resolved.name,
         "policy": policy.name,
         "operations": _describe(policy),
         "rounds": policy.rounds,
         "views": policy.size,
-        "mixup": recipe.augmentation.mixup,
-        "cutmix": recipe.augmentation.cutmix,
+        "mixup": resolved.augmentation.mixup,
+        "cutmix": resolved.augmentation.cutmix,
         "path": str(target),
         "images": len(plain),
         "shown": len(seen),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tlkeras.config.recipe import Recipe
+from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.headers import to_printable
 from tlkeras.data.inspection import ValidatedDataset, drop_undecodable, validate_images
 from tlkeras.data.quality.cleaning import clean, write_manifest
@@ -20,6 +21,7 @@ from tlkeras.data.quality.duplicates import (
     join_groups,
 )
 from tlkeras.data.quality.near_duplicates import read_thumbnails
+from tlkeras.data.sources.references import load_recipe_or_source
 from tlkeras.data.splits import classes_missing_from_test
 from tlkeras.data.tables import Dataset
 from tlkeras.diagnostics import data_quality
@@ -52,8 +54,23 @@ class CheckOptions:
     manifest: str | None = None
 
 
-def check(recipe: Recipe, options: CheckOptions = CheckOptions()) -> dict[str, Any]:
-    """Go through a recipe's images, labels and stages and collect what is in the way or worth a look.
+def check(
+    recipe: str | Path | Recipe,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    deep: bool = False,
+    html: str | Path | None = None,
+    fix: str | Path | None = None,
+) -> dict[str, Any]:
+    """All that is in the way of a training, or worth a look, in a recipe's images, labels and stages.
+
+    Args:
+        recipe: A recipe, or images alone: a folder, a manifest, "tfds:NAME" or a packaged set, which are examined as
+            `linear_probe` would take them.
+        overrides: Values by dotted key.
+        deep: Look for wrong labels and outliers however many features must be computed for it.
+        html: A page to write, with the images in question.
+        fix: A cleaned manifest to write; images are never touched.
 
     Returns:
         `name`; `problems`, sentences, empty where training is advisable; `notes`, sentences worth reading; `facts`,
@@ -62,6 +79,12 @@ def check(recipe: Recipe, options: CheckOptions = CheckOptions()) -> dict[str, A
         same or look the same; `mislabelled` and `outliers`, most suspicious first, None where nobody looked; `page` and
         `manifest`, what was written.
     """
+    resolved, train = load_recipe_or_source(recipe, overrides)
+    page, manifest = (None if path is None else str(path) for path in (html, fix))
+    return _check(resolved, CheckOptions(train, deep, page, manifest))
+
+
+def _check(recipe: Recipe, options: CheckOptions) -> dict[str, Any]:
     report: dict[str, Any] = {"name": recipe.name, "problems": [], "notes": [], "facts": {}, "rejected": []}
     report |= {"remarks": [], "classes": [], "copies": [], "leaking_groups": [], "mislabelled": None, "outliers": None}
     if options.page:
@@ -85,8 +108,8 @@ def check(recipe: Recipe, options: CheckOptions = CheckOptions()) -> dict[str, A
     return report
 
 
-def show_schedule(recipe: Recipe) -> dict[str, Any]:
-    """Return what a recipe's fine-tuning would do.
+def show_schedule(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a recipe's fine-tuning would do.
 
     Returns:
         `name`; `stages`, each with `name`, `epochs` (at most), `cut`, `megabytes` (kept for it, in all views), `saved`
@@ -97,6 +120,7 @@ def show_schedule(recipe: Recipe) -> dict[str, Any]:
     Raises:
         TlkerasError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
     """
+    recipe = load_recipe(recipe, overrides)
     dataset = builders.read_dataset(recipe)
     splits = builders.split_dataset(recipe, dataset)
     extractor = builders.build_feature_extractor(recipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from tlkeras.backbones.blocks import CutPoint, find_blocks, find_cuts
-from tlkeras.config.recipe import Recipe
+from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.data.inspection import ValidatedDataset, validate_images
 from tlkeras.diagnostics.augmentation import check_target, choose_images
@@ -55,8 +55,24 @@ class FeaturePlotOptions:
     images: int = 2000
 
 
-def show_features(recipe: Recipe, options: FeaturePlotOptions) -> dict[str, Any]:
-    """Draw what features say of images that nothing is measured on: all but the test split.
+def show_features(
+    recipe: str | Path | Recipe,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    method: str = "tsne",
+    layer: str | None = None,
+    images: int = 2000,
+    to: str | Path | None = None,
+) -> dict[str, Any]:
+    """What a recipe's features separate before anything is fitted, drawn; test images are left out.
+
+    Args:
+        recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`.
+        overrides: Values by dotted key.
+        method: Of the second projection: tsne or umap; the first is of principal components.
+        layer: A block or cut of the backbone whose maps are drawn too, into FILE-maps.png.
+        images: How many are projected at most.
+        to: The PNG file; NAME-features.png in the current folder if not given.
 
     Returns:
         `name`; `images` looked at; `separations`, by depth the share of images whose class their nearest neighbours
@@ -68,6 +84,13 @@ def show_features(recipe: Recipe, options: FeaturePlotOptions) -> dict[str, Any]
         MissingExtraError: UMAP is not installed.
         ResourceError: A file is in the way, or cannot be written.
     """
+    resolved = load_recipe(recipe, overrides)
+    path = Path(to) if to else Path(f"{resolved.name}-features.png")
+    options = FeaturePlotOptions(path, method, layer, path.with_name(f"{path.stem}-maps.png"), images)
+    return _show(resolved, options)
+
+
+def _show(recipe: Recipe, options: FeaturePlotOptions) -> dict[str, Any]:
     _check(recipe, options)
     inspection = validate_images(builders.read_dataset(recipe))
     splits = builders.split_dataset(recipe, inspection.dataset)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.config.recipe import Recipe
+from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.inspection import ValidatedDataset, validate_images
 from tlkeras.errors import RecipeError, ResourceError, suggest
 from tlkeras.features.extraction import CachedActivations
@@ -46,11 +46,25 @@ class LRFinderOptions:
     steps: int = STEPS
 
 
-def find_learning_rate(recipe: Recipe, search: LRFinderOptions) -> dict[str, Any]:
-    """Try rising rates in one stage of a recipe, from the fitted head and the pretrained weights.
+def find_learning_rate(
+    recipe: str | Path | Recipe,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    stage: str | None = None,
+    steps: int = STEPS,
+    to: str | Path | None = None,
+) -> dict[str, Any]:
+    """A learning rate for one stage of a recipe, suggested by a range test from the fitted head and pretrained weights.
 
     Images are seen as they are, so that what is computed for the search serves the training too; stages before are
     not carried out.
+
+    Args:
+        recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`.
+        overrides: Values by dotted key.
+        stage: Its name; the first where it is left out.
+        steps: Rates to try, from 1e-6 to 1.
+        to: The PNG file of the curve; NAME-rates.png in the current folder if not given.
 
     Returns:
         `name`, `stage`, `learning_rate` (the recipe's own), `suggestion` (None where the losses tell none), `reason`,
@@ -59,6 +73,13 @@ def find_learning_rate(recipe: Recipe, search: LRFinderOptions) -> dict[str, Any
     Raises:
         TlkerasError: The recipe does not fine-tune, has no such stage, or the image cannot be written.
     """
+    resolved = load_recipe(recipe, overrides)
+    return _search(
+        resolved, LRFinderOptions(Path(to) if to else Path(f"{resolved.name}-rates.png"), stage, steps=steps)
+    )
+
+
+def _search(recipe: Recipe, search: LRFinderOptions) -> dict[str, Any]:
     dataset = builders.read_dataset(recipe)
     extractor = builders.build_feature_extractor(recipe)
     schedule, plan, _ = builders.plan_recipe(recipe, extractor, dataset, builders.split_dataset(recipe, dataset))

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tlkeras.config.recipe import load_recipe
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
 from tlkeras.evaluation.metrics import Estimate, as_parts, bootstrap_samples
-from tlkeras.runs.directory import Run
+from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import Predictions, check_finite, load_predictions, take
 
 LOWER_IS_BETTER = ("log_loss", "brier_score", "hamming_loss", "rmse", "mae")
 
 
-def compare(runs: Sequence[Run], *, resamples: int, seed: int = 0) -> dict[str, Any]:
+def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) -> dict[str, Any]:
+    """Finished runs compared with the first of them; see `compare_runs`.
+
+    Args:
+        references: Names, paths, `latest` or `Run`s; two or more.
+        runs: Folder of the run directories.
+    """
+    opened = [open_run(reference, runs) for reference in references]
+    options = load_recipe(opened[0].require("recipe.yaml")).evaluation
+    return compare_runs(opened, resamples=options.bootstrap, seed=options.seed)
+
+
+def compare_runs(runs: Sequence[Run], *, resamples: int, seed: int = 0) -> dict[str, Any]:
     """Compare runs with the first of them, on the held-out images that all of them have.
 
     Returns:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tlkeras.config.recipe import load_recipe
 from tlkeras.errors import ResourceError
 from tlkeras.evaluation.calibration import describe_calibration
 from tlkeras.evaluation.metrics import Estimate, Key, as_parts, bootstrap_metrics, choose_whole, count_ranked
-from tlkeras.runs.directory import Run
+from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import (
     Predictions,
     check_finite,
@@ -29,7 +31,28 @@ MOST_SLICES = 50
 _SLICE_RESAMPLES = 500
 
 
-def evaluate(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
+def evaluate(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
+    """The figures of a finished run on its held-out images, kept as metrics.json and metrics.csv.
+
+    Args:
+        run: A name, a path, `latest`, or a `Run`.
+        runs: Folder of the run directories.
+
+    Returns:
+        What `evaluate_run` returns, and `path`, `phases` (seconds), `features`, `head`, `rejected` (a count).
+
+    Raises:
+        RunError: There is no such run, it did not finish, or it keeps no predictions.
+    """
+    opened = open_run(run, runs)
+    options = load_recipe(opened.require("recipe.yaml")).evaluation
+    result = evaluate_run(opened, resamples=options.bootstrap, seed=options.seed)
+    manifest = opened.manifest
+    facts = {key: manifest.get(key) for key in ("phases", "features", "head", "rejected")}
+    return {**result, "path": str(opened.path), **facts}
+
+
+def evaluate_run(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
     """Compute the figures of a run from its stored predictions, and keep them as metrics.json and metrics.csv.
 
     Returns:

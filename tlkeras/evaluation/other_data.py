@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,28 @@ from tlkeras.evaluation.evaluate import COLUMNS, evaluate_predictions, list_rows
 from tlkeras.features.extraction import extract_activations
 from tlkeras.heads.heads import order_outputs
 from tlkeras.inference.predict import load_model
-from tlkeras.runs.directory import Run
+from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import Predictions, load_predictions, read_tasks, take
 from tlkeras.training import builders
 
 EXTERNAL_EVALUATION_DIR = "elsewhere"
 
 
-def evaluate_on_dataset(run: Run, source: str, *, resamples: int, seed: int = 0) -> dict[str, Any]:
+def evaluate_on(run: str | Path | Run, source: str, *, runs: str | Path = RUNS) -> dict[str, Any]:
+    """The figures of a finished run on labelled images from another source.
+
+    Args:
+        run: A name, a path, `latest`, or a `Run`.
+        source: As in `data.source`.
+        runs: Folder of the run directories.
+    """
+    opened = open_run(run, runs)
+    options = load_recipe(opened.require("recipe.yaml")).evaluation
+    measured = _evaluate_on(opened, source, resamples=options.bootstrap, seed=options.seed)
+    return {**measured, "path": str(opened.path)}
+
+
+def _evaluate_on(run: Run, source: str, *, resamples: int, seed: int = 0) -> dict[str, Any]:
     """Measure a run's model on labelled images from another source; its folder `elsewhere/` keeps the figures.
 
     Returns:

@@ -36,7 +36,7 @@ from tlkeras.exporting.warmup import run_warmup_requests, write_warmup
 from tlkeras.features.handcrafted.layer import list_handcrafted
 from tlkeras.heads.heads import order_outputs
 from tlkeras.inference.predict import load_model
-from tlkeras.runs.directory import Run
+from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import read_tasks
 
 TOLERANCE = 1e-3
@@ -63,6 +63,36 @@ class ExportInputs:
 
 
 def export(
+    run: str | Path | Run = "latest",
+    to: str | Path | None = None,
+    *,
+    formats: Sequence[str] = (),
+    min_accuracy: float | None = None,
+    max_drop: float | None = None,
+    calibrate: ScalingMethod | None = None,
+    runs: str | Path = RUNS,
+) -> dict[str, Any]:
+    """The next SavedModel version of a run below `to`, proved against the run's own predictions.
+
+    Args:
+        run: A name, a path, `latest`, or a `Run`.
+        to: Folder of the versions; saved_models/RECIPE if not given.
+        formats: Other forms to write into the version: litert-float32, litert-float16, litert-int8, openvino, onnx.
+        min_accuracy: Publish nothing whose accuracy on held-out images is lower.
+        max_drop: Publish nothing that loses more accuracy than this against the run's own model.
+        calibrate: Build temperature or vector scaling into the model.
+        runs: Folder of the run directories.
+
+    Returns:
+        What `export_run` returns.
+    """
+    opened = open_run(run, runs)
+    target = Path(to) if to else Path("saved_models") / opened.name.rpartition("-")[0]
+    gate = AcceptanceCriteria(min_accuracy=min_accuracy, max_drop=max_drop)
+    return export_run(opened, target, forms=formats, gate=gate, calibrate=calibrate)
+
+
+def export_run(
     run: Run,
     target: Path,
     *,

@@ -22,7 +22,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -270,3 +270,19 @@ def _say(count: int) -> str:
     if count < 1e6:
         return f"{count:,} bytes"
     return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+
+
+def list_cache() -> dict[str, Any]:
+    """Where the activation cache lies and what it holds."""
+    cache = ActivationCache()
+    spaces = [asdict(space) for space in cache.list_spaces()]
+    return {"root": str(cache.root), "bytes": sum(space["bytes"] for space in spaces), "spaces": spaces}
+
+
+def prune_cache(*, max_gb: float | None = None, unused_days: float | None = None) -> dict[str, Any]:
+    """The entries removed: by size (least recently used first), by age, or both."""
+    removed = ActivationCache().prune(
+        max_bytes=None if max_gb is None else int(max_gb * 1e9),
+        unused_seconds=None if unused_days is None else unused_days * 86_400,
+    )
+    return {"removed": [asdict(space) for space in removed], "bytes": sum(space.bytes for space in removed)}

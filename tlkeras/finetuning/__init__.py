@@ -9,28 +9,28 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_ROOMS = {
+_MODULES = {
     "ConvMuon": "muon",
-    "GradualUnfreezing": "unfreezing",
+    "GradualUnfreezing": "callback",
     "Schedule": "schedule",
     "Stage": "schedule",
-    "decay_by_block": "groups",
-    "find_learning_rate": "range_test",
+    "find_learning_rate": "lr_range_test",
     "freeze": "freezing",
-    "group_layers": "groups",
-    "reestimate_statistics": "normalization",
+    "group_layers": "layer_groups",
+    "layerwise_lr_decay": "layer_groups",
+    "recompute_batch_norm_statistics": "batch_norm",
     "scale_learning_rates": "optimizers",
-    "set_trainable": "unfreezing",
+    "set_trainable": "callback",
     "unfreeze": "freezing",
 }
-__all__ = list(_ROOMS)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ROOMS])
+    return sorted([*globals(), *_MODULES])

@@ -23,7 +23,7 @@ from tlkeras.features import pooling
 from tlkeras.features.handcrafted import layer
 from tlkeras.heads import layers
 from tlkeras.heads.heads import order_outputs
-from tlkeras.runs.directory import Run
+from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import read_tasks
 
 
@@ -50,8 +50,22 @@ def load_model(run: Run) -> keras.Model:
         raise RunError("A run must hold a readable model.keras.", f"{path} ({error})") from error
 
 
-def predict(run: Run, images: Sequence[str | Path], *, top: int = 3, batch_size: int = 32) -> dict[str, Any]:
-    """Classify image files, or all images below folders.
+def predict(
+    run: str | Path | Run,
+    images: Sequence[str | Path],
+    *,
+    top: int = 3,
+    batch_size: int = 32,
+    runs: str | Path = RUNS,
+) -> dict[str, Any]:
+    """Classes and probabilities of image files, or of all images below folders.
+
+    Args:
+        run: A name, a path, `latest`, or a `Run`.
+        images: Files and folders.
+        top: Classes per image.
+        batch_size: Images computed together, at most.
+        runs: Folder of the run directories.
 
     Returns:
         `predictions`: one row per readable image, in the order given: path, `labels` that it is said to have (one
@@ -63,9 +77,10 @@ def predict(run: Run, images: Sequence[str | Path], *, top: int = 3, batch_size:
     Raises:
         DataError: No image was given, or one does not exist; all are named at once.
     """
+    opened = open_run(run, runs)
     paths, unreadable = _examine(expand_paths(images))
-    facts, tasks = run.manifest["image"], read_tasks(run)
-    model = order_outputs(load_model(run), [task.name for task in tasks])
+    facts, tasks = opened.manifest["image"], read_tasks(opened)
+    model = order_outputs(load_model(opened), [task.name for task in tasks])
     batch_size = max_batch_size(model, batch_size)
     found: dict[int, tuple[np.ndarray, ...]] = {}
     with progress.progress_bar("Predict", len(paths), "images") as advance:
@@ -77,7 +92,7 @@ def predict(run: Run, images: Sequence[str | Path], *, top: int = 3, batch_size:
             advance(len(batch))
     unreadable += [read_error(paths[index]) for index in range(len(paths)) if index not in found]
     return {
-        "run": run.name,
+        "run": opened.name,
         "threshold": tasks[0].threshold,
         "predictions": [
             {"path": to_printable(paths[index]), **_describe_all(found[index], tasks, top)} for index in sorted(found)

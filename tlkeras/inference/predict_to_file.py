@@ -26,7 +26,7 @@ from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
 from tlkeras.features.engines import make_engine
 from tlkeras.heads.heads import order_outputs
 from tlkeras.inference.predict import expand_paths, load_model
-from tlkeras.runs.directory import Run
+from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import read_tasks
 
 FORMATS = (".csv", ".parquet")
@@ -35,7 +35,9 @@ _BATCH = 32
 _REJECTED = "rejected"
 
 
-def predict_to_file(run: Run, images: Sequence[str | Path], out: Path, *, part: int = _PART) -> dict[str, Any]:
+def predict_to_file(
+    run: str | Path | Run, images: Sequence[str | Path], out: str | Path, *, part: int = _PART, runs: str | Path = RUNS
+) -> dict[str, Any]:
     """Classify image files and folders into a table with a row per image: path, label and every probability.
 
     Answers are kept in parts beside `out` until all are there; the same call goes on where a killed one stopped.
@@ -54,6 +56,7 @@ def predict_to_file(run: Run, images: Sequence[str | Path], out: Path, *, part: 
         ResourceError: The disk is full, or another process writes the same table.
         MissingExtraError: Parquet without pyarrow.
     """
+    run, out = open_run(run, runs), Path(out)
     _check_target(out)
     paths = expand_paths(images)
     started = time.monotonic()

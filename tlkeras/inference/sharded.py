@@ -16,6 +16,7 @@ from tlkeras.config.yaml_loader import to_immutable
 from tlkeras.data import decoding
 from tlkeras.data.pipeline import count_cores
 from tlkeras.data.sources.folders import iter_image_files
+from tlkeras.data.sources.references import load_recipe_or_source
 from tlkeras.errors import RecipeError, RunError, TlkerasError, suggest
 from tlkeras.features.engines import make_engine
 from tlkeras.heads.heads import order_outputs
@@ -27,7 +28,7 @@ from tlkeras.inference.jobs.worker import ShardProcessor, process_shards
 from tlkeras.inference.predict import expand_paths, load_model
 from tlkeras.inference.predict_to_file import name_columns
 from tlkeras.progress import progress_bar
-from tlkeras.runs.directory import Run, describe_environment
+from tlkeras.runs.directory import RUNS, Run, describe_environment, open_run
 from tlkeras.runs.predictions import read_tasks
 from tlkeras.training import builders
 
@@ -57,46 +58,64 @@ class ExecutionOptions:
         return self.workers or max(1, count_cores() // _CORES)
 
 
-def extract_features(recipe: Recipe, folder: Path, options: ExecutionOptions = ExecutionOptions()) -> dict[str, Any]:
-    """Compute the recipe's features of all images of its source, whatever their labels and splits.
+def extract_features(
+    recipe: str | Path | Recipe, out: str | Path, overrides: Mapping[str, Any] | None = None, **options: Any
+) -> dict[str, Any]:
+    """The features of all images of a source, whatever their labels and splits, as Parquet files.
+
+    Args:
+        recipe: A recipe, or images alone: a folder, a manifest, "tfds:NAME" or a packaged set. Of these the features
+            of `linear_probe` are computed.
+        out: The job's folder; one that holds the same job, unfinished, is resumed.
+        overrides: Values by dotted key.
+        options: Of `ExecutionOptions`.
 
     Returns:
-        See `carry_out`.
+        Counts and what failed, see `run_job`.
 
     Raises:
         TlkerasError: What is in the way.
     """
-    check_engine(options.engine)
-    if any(one.kind == "sift" for one in recipe.features.handcrafted):
+    resolved, _ = load_recipe_or_source(recipe, overrides)
+    execution = ExecutionOptions(**options)
+    check_engine(execution.engine)
+    if any(one.kind == "sift" for one in resolved.features.handcrafted):
         raise RecipeError(
             "Features of images without splits must need no training images.",
             "sift in features.handcrafted, whose codebook is learned on these",
             "Leave it out, or `tlkeras train` the recipe.",
         )
-    work, facts = _open_features(_job_fingerprint_fields(recipe))
-    return run_job(folder, facts, work, _list_source(recipe), options)
+    work, facts = _open_features(_job_fingerprint_fields(resolved))
+    return run_job(Path(out), facts, work, _list_source(resolved), execution)
 
 
-def predict_images(
-    run: Run, images: Sequence[str | Path], folder: Path, options: ExecutionOptions = ExecutionOptions()
+def predict_in_shards(
+    run: str | Path | Run, images: Sequence[str | Path], out: str | Path, *, runs: str | Path = RUNS, **options: Any
 ) -> dict[str, Any]:
-    """Classify any number of images, files or all below folders, with a run's model.
+    """The predictions of any number of images, files or all below folders, as Parquet files.
+
+    Args:
+        run: A name, a path, `latest`, or a `Run`.
+        images: Files and folders.
+        out: The job's folder; one that holds the same job, unfinished, is resumed.
+        runs: Folder of the run directories.
+        options: Of `ExecutionOptions`.
 
     Returns:
-        See `carry_out`.
+        Counts and what failed, see `run_job`.
 
     Raises:
         TlkerasError: What is in the way.
     """
-    check_engine(options.engine)
-    work, facts = _open_predictions({"run": str(run.path.resolve())})
+    execution, folder = ExecutionOptions(**options), Path(out)
+    check_engine(execution.engine)
+    work, facts = _open_predictions({"run": str(open_run(run, runs).path.resolve())})
     if len(images) == 1 and os.path.isdir(images[0]):
         root = os.path.realpath(images[0])
-        return run_job(folder, facts, work, (root, lambda: iter_image_files(root, [])), options)
+        return run_job(folder, facts, work, (root, lambda: iter_image_files(root, [])), execution)
     paths = [os.path.abspath(path) for path in expand_paths(images)]
-    return run_job(
-        folder, facts, work, (os.path.commonpath([os.path.dirname(path) for path in paths]), lambda: paths), options
-    )
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return run_job(folder, facts, work, (root, lambda: paths), execution)
 
 
 def run_job(

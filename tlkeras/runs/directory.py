@@ -27,6 +27,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,6 +44,8 @@ from filelock import FileLock, Timeout
 from tlkeras.errors import ResourceError, RunError, suggest
 
 _LIBRARIES = ("tlkeras", "tensorflow", "keras", "openvino", "scikit-learn", "numpy", "pillow")
+RUNS = "runs"
+"""The folder of run directories, below the current one, where none is named."""
 _STOPPED = ("interrupted", "killed", "failed")
 
 
@@ -85,6 +88,28 @@ class Run:
             return str(self.manifest.get("created", ""))
         except RunError:
             return ""
+
+    def take_worker_result(self) -> dict[str, Any] | None:
+        """What a worker of a training on several machines has to tell; its folder is removed. None of any other run.
+
+        `worker`, `workers`, `devices` and `weights`, the SHA-256 of what was trained.
+        """
+        manifest = self.manifest
+        if "worker" not in manifest:
+            return None
+        shutil.rmtree(self.path.parent)
+        trained = manifest["finetuning"]
+        return {"worker": manifest["worker"], **{key: trained[key] for key in ("workers", "devices", "weights")}}
+
+    def summarize(self) -> dict[str, Any]:
+        """Name, state, creation time (UTC), and accuracy and ROC AUC where they were measured."""
+        try:
+            metrics = self.read_json("metrics.json")["metrics"]
+            accuracy, auc = (metrics.get(name, {}).get("value") for name in ("accuracy", "roc_auc"))
+        except (RunError, KeyError, TypeError, AttributeError):  # not measured, or a damaged file
+            accuracy = auc = None
+        facts = {"name": self.name, "state": self.read_state(), "created": self.read_created()}
+        return {**facts, "accuracy": accuracy, "roc_auc": auc}
 
     def _is_locked(self) -> bool:
         try:
@@ -175,8 +200,19 @@ class Run:
         except (OSError, ValueError, BadZipFile) as error:
             raise RunError(f"The run {self.path} must hold a readable {name}.", error) from None
 
+    def require(self, name: str) -> Path:
+        """The path of a file of the run.
+
+        Raises:
+            RunError: The file is missing.
+        """
+        path = self.path / name
+        if not path.is_file():
+            raise RunError(f"The run {self.path} must hold {name}.", "no such file")
+        return path
+
     def read_bytes(self, name: str) -> bytes:
-        """Read any file of the run.
+        """The bytes of a file of the run.
 
         Raises:
             RunError: The file is missing.
@@ -250,13 +286,16 @@ def create_run(root: Path, name: str) -> Run:
     return run
 
 
-def open_run(reference: str, root: Path) -> Run:
-    """Open a finished run by `latest`, by name, or by path.
+def open_run(reference: str | Path | Run, root: str | Path = RUNS) -> Run:
+    """A finished run by `latest`, by name, by path, or as it is.
 
     Raises:
         RunError: There is no such run (the nearest name is told), or it did not finish.
     """
-    run = Run(_latest(root) if reference == "latest" else _locate(reference, root))
+    if isinstance(reference, Run):
+        run = reference
+    else:
+        run = Run(_latest(Path(root)) if reference == "latest" else _locate(str(reference), Path(root)))
     state = run.read_state()
     if state != "finished":
         raise RunError("A run must have finished before it can be used.", f"{run.path} is {state}")
@@ -273,14 +312,14 @@ def find_run(reference: str, root: Path) -> Run:
     return runs[-1] if reference == "latest" and runs else Run(_locate(reference, root))
 
 
-def find_resumable_run(reference: str, root: Path) -> Run:
-    """Find a run that can be resumed: by name, by path, or as `latest`, the newest one that stopped before its end.
+def find_resumable_run(reference: str | Path | Run, root: Path) -> Run:
+    """A run that can be resumed: by name, by path, as it is, or `latest`, the newest that stopped before its end.
 
     Raises:
         RunError: There is no such run (the nearest name is told), or it has finished, is damaged, or is running.
     """
     if reference != "latest":
-        run = Run(_locate(reference, root))
+        run = reference if isinstance(reference, Run) else Run(_locate(str(reference), root))
         state = run.read_state()
         if state not in _STOPPED:
             raise _refuse(run, state)
@@ -296,8 +335,9 @@ def find_resumable_run(reference: str, root: Path) -> Run:
     return Run(stopped[-1])
 
 
-def list_runs(root: Path) -> list[Run]:
-    """Return all runs below a root, oldest first, damaged ones among them."""
+def list_runs(root: str | Path = RUNS) -> list[Run]:
+    """All runs below a root, oldest first, damaged ones among them."""
+    root = Path(root)
     if not root.is_dir():
         return []
     runs = [Run(path) for path in root.iterdir() if (path / "manifest.json").is_file()]

@@ -205,8 +205,8 @@ def _shorten(error: Exception) -> str:
     return str(error).partition("(Caused by ")[2].rstrip(")") or str(error)
 
 
-def predict(url: str, images: Sequence[str], *, timeout: float = 30.0) -> dict[str, Any]:
-    """Return what a served model says of image files, in the form of `tlkeras.inference.predict.predict`.
+def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float = 30.0) -> dict[str, Any]:
+    """What a served model says of image files and folders, in the form of `tlkeras.inference.predict.predict`.
 
     Images that the server refuses are listed as unreadable, with its reason.
 
@@ -215,7 +215,7 @@ def predict(url: str, images: Sequence[str], *, timeout: float = 30.0) -> dict[s
     """
     found, unreadable = [], []
     with Client(url, timeout=timeout) as client:
-        for path in _expand(images):
+        for path in _expand([str(image) for image in images]):
             try:
                 (answer,) = client.predict([path])
             except OSError as error:

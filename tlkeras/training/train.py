@@ -28,56 +28,67 @@ from tlkeras.heads.heads import Head, attach_heads
 from tlkeras.heads.late_fusion import fit_late_fusion
 from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.regression import RidgeRegressionHead
-from tlkeras.runs.directory import Run, create_run, log_to_file
+from tlkeras.lazy_tensorflow import take_import_seconds
+from tlkeras.runs.directory import RUNS, Run, create_run, find_resumable_run, log_to_file
 from tlkeras.runs.predictions import save_predictions, write_fusion, write_images, write_probes
 from tlkeras.training import builders
 from tlkeras.training.builders.fit_heads import SplitFeatures, find_groups, fit_heads
 from tlkeras.training.finetune import CHECKPOINTS, fine_tune, predict_split
 
 
-def train(recipe: Recipe, root: Path, *, loading: float = 0.0) -> Run:
-    """Carry out a recipe into a new run directory below `root`.
+def train(
+    recipe: str | Recipe,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    quick: bool = False,
+    runs: str | Path = RUNS,
+) -> Run:
+    """The finished run of a recipe, in a new directory; `evaluate` tells how good it is.
 
     What can be known before the first batch (unreadable source, unknown column, too few images, missing weights)
     is raised before the directory is made.
 
     Args:
-        loading: Seconds that went into loading libraries before, for the run's account of time.
+        recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`.
+        overrides: Values by dotted key, such as `{"data.seed": 1}`.
+        quick: Shrink the run to seconds; its figures then mean nothing.
+        runs: Folder of the run directories.
 
     Raises:
         TlkerasError: What is in the way, in the user's words.
     """
-    start = time.perf_counter()
-    distribution = builders.make_distribution(recipe)
-    dataset, extractor = _prepare(recipe)
-    run = create_run(root if distribution.is_chief else _make_scratch(), recipe.name)
-    run.phases |= {"load libraries": round(loading, 3), "build backbone": round(time.perf_counter() - start, 3)}
-    with run.locked():
-        run.write_text("recipe.yaml", recipe_to_yaml(recipe))
-        _record_failure(run, lambda: _run_training(recipe, run, dataset, extractor, distribution))
-    return run
+    resolved = load_recipe(recipe, overrides, quick=quick)
+    return _carry_out(resolved, lambda: create_run(Path(runs), resolved.name))
 
 
-def resume(run: Run, *, loading: float = 0.0) -> Run:
-    """Go on with a run that stopped before its end, from its newest checkpoint.
+def resume(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> Run:
+    """The finished run that went on, from its newest checkpoint, where an interrupted, killed or failed one stopped.
 
     On the same machine it ends with the same bits as a run that was never stopped.
 
-    Args:
-        loading: As in `train`.
-
     Raises:
-        TlkerasError: What is in the way.
+        RunError: There is no such run, it has finished, or another process is writing it.
+        TlkerasError: What else is in the way.
     """
-    recipe = load_recipe(str(run.path / "recipe.yaml"))
+    stopped = find_resumable_run(run, Path(runs))
+    return _carry_out(load_recipe(stopped.require("recipe.yaml")), lambda: stopped)
+
+
+def _carry_out(recipe: Recipe, place: Callable[[], Run]) -> Run:
+    """Do a training in the run that `place` gives once nothing is in the way; it is marked as running."""
     start = time.perf_counter()
     distribution = builders.make_distribution(recipe)
     dataset, extractor = _prepare(recipe)
-    if not distribution.is_chief:
-        run = create_run(_make_scratch(), recipe.name)
-    run.phases |= {"load libraries": round(loading, 3), "build backbone": round(time.perf_counter() - start, 3)}
+    run = place() if distribution.is_chief else create_run(_make_scratch(), recipe.name)
+    run.phases |= {
+        "load libraries": round(take_import_seconds(), 3),
+        "build backbone": round(time.perf_counter() - start, 3),
+    }
     with run.locked():
-        run.resume()
+        if (run.path / "recipe.yaml").exists():
+            run.resume()
+        else:
+            run.write_text("recipe.yaml", recipe_to_yaml(recipe))
         _record_failure(run, lambda: _run_training(recipe, run, dataset, extractor, distribution))
     return run
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tlkeras.config.recipe import load_recipe
 from tlkeras.config.schema.tuning import SearchDimension
-from tlkeras.runs.directory import Run
+from tlkeras.errors import RecipeError
+from tlkeras.runs.directory import RUNS, Run, find_run
 from tlkeras.tuning.charts import draw_importance, draw_parallel
 from tlkeras.tuning.search import Trial, TrialLog, summarise
 from tlkeras.tuning.space import longest, require_tuning
@@ -18,8 +20,25 @@ FEWEST = 10  # trials, below which importance is guessing
 _ROUNDS = 20
 
 
-def report(run: Run) -> dict[str, Any]:
-    """Return what `tlkeras.api.report_tuning` says, and write the images beside the search.
+def report_tuning(search: str | Path = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
+    """A search's trials, best first, drawn beside it.
+
+    Returns:
+        `path`, `state`, `objective`, `space`, `trials` (records, finalists first), `failed`, `importance` (share of the
+        variance of the objective that each key explains, and the number of trials it is estimated from), `images`
+        (paths), `best` (path of the recipe), `phases` (seconds).
+
+    Raises:
+        RunError: There is no such search, or its files are damaged.
+    """
+    run = find_run(str(search), Path(runs) / "tuning")
+    if not (run.path / "search.json").exists():
+        raise RecipeError("A report is of a search.", run.path, "Begin one with: tlkeras tune RECIPE")
+    return report_search(run)
+
+
+def report_search(run: Run) -> dict[str, Any]:
+    """What `report_tuning` returns of a search; the images are written beside it.
 
     Raises:
         RunError: The search's files are damaged.

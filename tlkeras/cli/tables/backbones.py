@@ -8,7 +8,7 @@ from typing import Any
 from tlkeras.cli.tables.style import make_table, open_console
 
 
-def draw_backbones(entries: Sequence[dict[str, Any]]) -> None:
+def print_backbones(entries: Sequence[dict[str, Any]]) -> None:
     """Print the catalog."""
     columns = [("name", "left"), ("parameters", "right"), ("multiply-adds", "right"), ("size", "right")]
     columns += [("features", "right"), ("top-1", "right"), ("weights", "left"), ("licence", "left")]
@@ -27,7 +27,7 @@ def draw_backbones(entries: Sequence[dict[str, Any]]) -> None:
     open_console().print(table)
 
 
-def draw_backbone(result: dict[str, Any]) -> None:
+def print_backbone(result: dict[str, Any]) -> None:
     """Print the blocks of one backbone."""
     columns = [("block", "right"), ("name", "left"), ("output", "right"), ("KB at float16", "right")]
     columns += [("parameters", "right"), ("multiply-adds", "right"), ("layers", "right")]

@@ -10,7 +10,7 @@ from rich.markup import escape
 from tlkeras.cli.tables.style import issues_table, make_table, open_console
 
 
-def draw_cache(result: dict[str, Any]) -> None:
+def print_cache(result: dict[str, Any]) -> None:
     """Print what the cache holds."""
     columns = [
         ("key", "left"),
@@ -36,12 +36,12 @@ def draw_cache(result: dict[str, Any]) -> None:
     open_console().print(table)
 
 
-def draw_pruned(result: dict[str, Any]) -> None:
+def print_pruned(result: dict[str, Any]) -> None:
     """Print what was removed."""
     open_console().print(f"Removed {len(result['removed'])} spaces, {result['bytes'] / 1e6:,.1f} MB.")
 
 
-def draw_packed(result: dict[str, Any]) -> None:
+def print_packed(result: dict[str, Any]) -> None:
     """Print where images were packed, and which could not be."""
     console = open_console()
     console.print(

@@ -14,7 +14,7 @@ _MOST_CLASSES, _MOST_GROUPS, _MOST_IN_GROUP, _MOST_IMAGES = 30, 10, 4, 15
 _BAR = 24
 
 
-def draw_check(result: dict[str, Any]) -> None:
+def print_check(result: dict[str, Any]) -> None:
     """Print what was found in images and labels, what a recipe would do, and what is in its way."""
     console = open_console()
     table = make_table(f"Check of {result['name']}", [("", "left"), ("", "left")], header=False)

@@ -14,7 +14,7 @@ from tlkeras.evaluation.metric_names import METRIC_NAMES
 _VERDICTS = {True: "[green]better[/green]", False: "[red]worse[/red]", None: ""}
 
 
-def draw_comparison(result: dict[str, Any]) -> None:
+def print_comparison(result: dict[str, Any]) -> None:
     """Print what each run cost, its figures, and how they differ from the first run's."""
     console = open_console()
     console.print(_list_runs(result))
@@ -28,7 +28,7 @@ def draw_comparison(result: dict[str, Any]) -> None:
         console.print(f"[yellow]{escape(note)}[/yellow]")
 
 
-def draw_report(result: dict[str, Any]) -> None:
+def print_report(result: dict[str, Any]) -> None:
     """Print where the page lies and what it does not show."""
     console = open_console()
     for note in result["notes"]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from tlkeras.cli.tables.style import make_table, open_console
 
 
-def draw_export(result: dict[str, Any]) -> None:
+def print_export(result: dict[str, Any]) -> None:
     """Print how each form of the model agrees with the run, where the version lies and how it is served."""
     console = open_console()
     console.print(_list_forms(result["parity"], f"{result['run']}: {result['images']:,} held-out images"))

@@ -9,7 +9,7 @@ from rich.markup import escape
 from tlkeras.cli.tables.style import make_table, open_console
 
 
-def draw_job(result: dict[str, Any]) -> None:
+def print_job(result: dict[str, Any]) -> None:
     """Print what was computed, at which rate, and the shards that failed."""
     seconds, computed = result["seconds"], result["computed"]
     table = make_table(

@@ -11,7 +11,7 @@ from tlkeras.cli.tables.style import format_number, make_table, open_console
 _BARS, _BAR_WIDTH = 20, 40
 
 
-def draw_list(result: dict[str, Any]) -> None:
+def print_list(result: dict[str, Any]) -> None:
     """Print recipes and runs."""
     console = open_console()
     recipes = make_table("Recipes", [("name", "left"), ("what it does", "left")])
@@ -30,7 +30,7 @@ def draw_list(result: dict[str, Any]) -> None:
     console.print(runs)
 
 
-def draw_schedule(result: dict[str, Any]) -> None:
+def print_schedule(result: dict[str, Any]) -> None:
     """Print what trains in each stage, at which rate, and why."""
     columns = [("stage", "left"), ("epochs", "right"), ("trains", "left"), ("learning rate", "right")]
     columns += [("parameters", "right"), ("starts from", "left"), ("kept", "right"), ("work saved", "right")]
@@ -67,7 +67,7 @@ def draw_schedule(result: dict[str, Any]) -> None:
         console.print(reasons)
 
 
-def draw_augmentation(result: dict[str, Any]) -> None:
+def print_augmentation(result: dict[str, Any]) -> None:
     """Print what a policy may do, and where the sheet lies."""
     rounds = f", {result['rounds']} rounds" if result["rounds"] > 1 else ""
     count = "endlessly many views" if result["views"] is None else f"{result['views']} view(s)"
@@ -81,7 +81,7 @@ def draw_augmentation(result: dict[str, Any]) -> None:
     open_console().print(f"{result['images']} images in {result['shown']} views: {escape(result['path'])}")
 
 
-def draw_rates(result: dict[str, Any]) -> None:
+def print_rates(result: dict[str, Any]) -> None:
     """Print the losses at some of the rates tried as bars, and the rate suggested."""
     console = open_console()
     table = make_table(
@@ -105,7 +105,7 @@ def draw_rates(result: dict[str, Any]) -> None:
         console.print(f"Curve: {escape(result['image'])}")
 
 
-def draw_features(result: dict[str, Any]) -> None:
+def print_features(result: dict[str, Any]) -> None:
     """Print how well each depth separates the classes, and where the images lie."""
     console = open_console()
     table = make_table(

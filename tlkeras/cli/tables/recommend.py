@@ -11,7 +11,7 @@ from tlkeras.cli.tables.style import make_table, open_console
 _NAMED = 3
 
 
-def draw_recommendation(result: dict[str, Any]) -> None:
+def print_recommendation(result: dict[str, Any]) -> None:
     """Print what was looked at, the candidates, what was left out, the answers with their reasons, and the recipe."""
     console = open_console()
     facts = make_table(result["name"], [("", "left"), ("", "left")], header=False)

@@ -15,12 +15,12 @@ from tlkeras.evaluation.metric_names import METRIC_NAMES, baseline_names
 _WITH_INTERVALS = ("f1", "roc_auc", "average_precision")
 
 
-def draw_training(result: dict[str, Any]) -> None:
+def print_training(result: dict[str, Any]) -> None:
     """Print figures, the time of each phase, where the run lies, and what to do next."""
     if "worker" in result:
         open_console().print(f"Worker {result['worker']} of {result['workers']} is done; worker 0 has the run.")
         return
-    draw_evaluation(result)
+    print_evaluation(result)
     console = open_console()
     if result["head"].get("scores"):
         console.print(_list_scores(result))
@@ -59,7 +59,7 @@ def _list_scores(result: dict[str, Any]) -> Table:
     return table
 
 
-def draw_evaluation(result: dict[str, Any]) -> None:
+def print_evaluation(result: dict[str, Any]) -> None:
     """Print each figure with its interval beside the baselines, then those of classes and slices."""
     console = open_console()
     for of_task in result.get("tasks", {"": result}).values():
@@ -110,7 +110,7 @@ def _tell_calibration(calibration: dict[str, Any]) -> str:
     return f"{text}; {', '.join(found)}." if found else f"{text}."
 
 
-def draw_predictions(result: dict[str, Any]) -> None:
+def print_predictions(result: dict[str, Any]) -> None:
     """Print the best classes of each image, and what could not be read."""
     console = open_console()
     draw = _list_answers if result["threshold"] is None else _list_labels_found
@@ -120,7 +120,7 @@ def draw_predictions(result: dict[str, Any]) -> None:
         console.print(issues_table(f"{len(result['unreadable'])} could not be read", result["unreadable"]))
 
 
-def draw_written(result: dict[str, Any]) -> None:
+def print_prediction_file(result: dict[str, Any]) -> None:
     """Print what was written where, how fast, and what could not be read."""
     console = open_console()
     done = f", {result['resumed']:,} of them before" if result["resumed"] else ""

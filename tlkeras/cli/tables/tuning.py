@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.markup import escape
 
-from tlkeras.cli.tables.runs import draw_training
+from tlkeras.cli.tables.runs import print_training
 from tlkeras.cli.tables.style import format_number, make_table, open_console
 
 _MOST_ROWS = 20
 
 
-def draw_tuning(result: dict[str, Any]) -> None:
+def print_tuning(result: dict[str, Any]) -> None:
     """Print trials, best first, what mattered, why trials failed, and where the best recipe is."""
     console = open_console()
     if "worker" in result:
@@ -47,7 +47,7 @@ def draw_tuning(result: dict[str, Any]) -> None:
     if result["best"]:
         console.print(f"Best recipe: {escape(result['best'])}", soft_wrap=True)
     if "run" in result:
-        draw_training(result["run"])
+        print_training(result["run"])
 
 
 def _tell(value: Any) -> str:

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tlkeras.backbones.catalog import BackboneInfo, find_backbone, list_backbones
+from tlkeras.backbones.catalog import BackboneInfo, find_backbone, select_backbones
 from tlkeras.backbones.weights import why_unavailable
 from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
@@ -106,7 +106,7 @@ def choose_candidates(limits: BackboneLimits, own: Candidate | None = None) -> t
     _check_words(limits)
     dropped, met = {}, []
     presets = [find_backbone(pattern) for pattern in limits.patterns if pattern.startswith(KERAS_HUB_PREFIX)]
-    for entry in [*presets, *list_backbones()]:
+    for entry in [*presets, *select_backbones()]:
         if own is not None and entry.name == own.entry.name:
             continue
         reason = next(_list_reasons(entry, limits), None)
@@ -133,7 +133,7 @@ def choose_candidates(limits: BackboneLimits, own: Candidate | None = None) -> t
 def _check_words(limits: BackboneLimits) -> None:
     if limits.target not in TARGETS:
         raise BackboneError("A target must be a known one.", repr(limits.target), suggest(limits.target, TARGETS))
-    entries = list_backbones()
+    entries = select_backbones()
     known = {entry.licence for entry in entries}
     for licence in limits.licences:
         if licence not in known:

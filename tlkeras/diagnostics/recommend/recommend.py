@@ -7,12 +7,13 @@ import gc
 import json
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import yaml
 from PIL import Image
 
@@ -23,6 +24,7 @@ from tlkeras.config.recipe import Recipe, validate_values
 from tlkeras.config.schema import FineTuningConfig
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.data.inspection import ValidatedDataset, validate_images
+from tlkeras.data.sources.references import load_recipe_or_source
 from tlkeras.diagnostics.augmentation import check_target
 from tlkeras.diagnostics.features import LabelledFolds, divide_classes, draw_rows, knn_accuracy_per_block
 from tlkeras.diagnostics.recommend.benchmarks import BenchmarkRequest, BenchmarkResult, measure_costs
@@ -83,8 +85,26 @@ class _MeasurementContext:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def recommend(recipe: Recipe, options: RecommendOptions) -> dict[str, Any]:
-    """Measure the backbones that meet the limits on images that nothing is measured on later, and choose.
+def recommend(
+    recipe: str | Path | Recipe,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    limits: Mapping[str, Any] | None = None,
+    images: int = 1000,
+    minutes: float = 60.0,
+    image: str | Path | None = None,
+    to: str | Path | None = None,
+) -> dict[str, Any]:
+    """Which pretrained network suits images and this machine, at which size, frozen or fine-tuned, by measuring.
+
+    Args:
+        recipe: A recipe, whose own backbone is measured too, or images alone, as `check` takes them.
+        overrides: Values by dotted key.
+        limits: Of `BackboneLimits`, by name; without a `target` it is "server" with a GPU and "cpu" without one.
+        images: To examine, at most; none is of the test split.
+        minutes: That fine-tuning may take.
+        image: The PNG file of Pareto's front; NAME-backbones.png in the current folder if not given.
+        to: The recipe file to write, too.
 
     Returns:
         `name`; `facts`, of the images, name -> text; `target` and why it limits what; `dropped`, backbone -> reason;
@@ -100,6 +120,14 @@ def recommend(recipe: Recipe, options: RecommendOptions) -> dict[str, Any]:
         RecipeError: The recipe to write exists.
         ResourceError: A file cannot be written.
     """
+    resolved, own = load_recipe_or_source(recipe, overrides)
+    target = "server" if tf.config.list_physical_devices("GPU") else "cpu"
+    chosen = BackboneLimits(**{"target": target, **(limits or {})})
+    drawn = Path(image) if image else Path(f"{resolved.name}-backbones.png")
+    return _recommend(resolved, RecommendOptions(chosen, drawn, own, images, minutes, Path(to) if to else None))
+
+
+def _recommend(recipe: Recipe, options: RecommendOptions) -> dict[str, Any]:
     _check(options)
     own = _own_candidate(recipe) if options.own else None
     candidates, dropped = choose_candidates(options.limits, own)

@@ -105,7 +105,7 @@ def compute_report(run: Run, options: ReportOptions) -> Report:
     check_options(options)
     material = RunData(run)
     settings = material.recipe.evaluation
-    report = Report(run.name, evaluate.evaluate(run, resamples=settings.bootstrap, seed=settings.seed))
+    report = Report(run.name, evaluate.evaluate_run(run, resamples=settings.bootstrap, seed=settings.seed))
     for place, predictions in enumerate(load_predictions(run)):
         report.tasks[predictions.task.name] = _compute_task(material, predictions, place, options, report)
     report.elsewhere = list_elsewhere(run)

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-from tlkeras.finetuning.trainer import DataSplit, Trainer, TrainerConfig
 
 from tlkeras.backbones.blocks import find_cut
 from tlkeras.backbones.builder import build_backbone, build_pretrained_classifier
@@ -18,6 +17,7 @@ from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.train_step import Objective
+from tlkeras.finetuning.trainer import DataSplit, Trainer, TrainerConfig
 from tlkeras.heads.linear import LinearHead
 
 RNG = np.random.default_rng(0)
