@@ -65,7 +65,7 @@ def write_images(root: Path) -> list[str]:
 
 def run_tlkeras(folder: Path, size: int) -> tf.data.Dataset:
     paths = sorted(str(path) for path in folder.glob("class/*"))
-    return make_image_dataset(paths, size, "squash", BATCH, workers=1)
+    return make_image_dataset(paths, size, "stretch", BATCH, workers=1)
 
 
 def run_keras(folder: Path, size: int) -> tf.data.Dataset:

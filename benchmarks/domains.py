@@ -66,7 +66,7 @@ def compare_tuned(options: argparse.Namespace) -> None:
     """Print what runs reach whose network is fine-tuned across solar cells of two types."""
     stage = {"name": "top", "unfreeze": "9 blocks", "epochs": 6, "learning_rate": 2e-4, "warmup": 1}
     changes = {
-        "finetuning": {"stages": [stage], "average": 0.99},
+        "finetuning": {"stages": [stage], "ema": 0.99},
         "augmentation.policy": "dihedral",
         "backbone.size": 224,
     }
@@ -74,7 +74,12 @@ def compare_tuned(options: argparse.Namespace) -> None:
     for shift_name in (name for name in options.shifts if name in ("mono-poly", "poly-mono")):
         source, target = shift_name.split("-")
         for method in options.tuned:
-            chosen = {**changes, "domains.source": source, "domains.target": target, "domains.method": method}
+            chosen = {
+                **changes,
+                "domain_adaptation.source": source,
+                "domain_adaptation.target": target,
+                "domain_adaptation.method": method,
+            }
             with tempfile.TemporaryDirectory() as runs:
                 results = [
                     tlkeras.evaluate(
@@ -104,7 +109,7 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 def read_elpv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return features of EfficientNet-Lite0, defects, and types of cells."""
-    recipe = load_recipe("elpv_domains", {"domains": None})
+    recipe = load_recipe("elpv_domains", {"domain_adaptation": None})
     inspection = validate_images(builders.read_dataset(recipe))
     with builders.extract_features(recipe, builders.build_feature_extractor(recipe), inspection) as features:
         X = np.asarray(features.outputs[0])

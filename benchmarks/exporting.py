@@ -78,7 +78,7 @@ def open_contenders(model: keras.Model, folder: Path) -> dict[str, Callable[[np.
     samples = np.random.default_rng(1).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
     network = make_network(model, [task], samples)
     assert network.is_fast, network.note
-    write_signatures(network, [task], Preprocessing(size, "squash"), folder / "tlkeras")
+    write_signatures(network, [task], Preprocessing(size, "stretch"), folder / "tlkeras")
     plain, fast = LoadedSavedModel(folder / "keras"), LoadedSavedModel(folder / "tlkeras")
     (entry,), (exit_,) = (list(part) for part in (plain.signatures["serving_default"].inputs, ["output_0"]))
     return {
@@ -133,7 +133,7 @@ def make_decoder(size: int, at_once: int, encoded: list[bytes]) -> Callable[[], 
     @partial(tf.function, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
     def decode_all(images: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(
-            lambda one: decode(one, size, "squash"), images, fn_output_signature=image, parallel_iterations=at_once
+            lambda one: decode(one, size, "stretch"), images, fn_output_signature=image, parallel_iterations=at_once
         )
 
     traced = decode_all.get_concrete_function()

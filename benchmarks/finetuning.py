@@ -47,7 +47,7 @@ SAME = {  # as in plain Keras, whatever the recipe has
     "augmentation.policy": "flip",
     "finetuning.optimizer": "adam",
     "finetuning.weight_decay": 0,
-    "finetuning.average": 0,
+    "finetuning.ema": 0,
     "finetuning.loss": {"kind": "softmax"},
 }
 PROBE, FINE_TUNED = "tlkeras, linear probe", "tlkeras, fine-tuned"
@@ -153,7 +153,7 @@ def as_recipe(stages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             **{key: stage[key] for key in ("name", "epochs", "learning_rate", "warmup")},
             "unfreeze": stage["blocks"],
-            "backbone_ratio": 1.0,
+            "backbone_lr_multiplier": 1.0,
         }
         for stage in stages
     ]

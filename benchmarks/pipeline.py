@@ -53,7 +53,7 @@ def stream(folder: str) -> None:
     started = time.perf_counter()
     paths = build_dataset(read_table(folder)).paths
     paths = paths[epoch_permutation(len(paths), 0, 0)]
-    batches = iter(make_image_dataset(paths.tolist(), 32, "squash", 32))
+    batches = iter(make_image_dataset(paths.tolist(), 32, "stretch", 32))
     next(batches)
     first = time.perf_counter() - started
     count = 32 + sum(len(index) for index, _ in batches)

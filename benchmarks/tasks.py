@@ -16,7 +16,14 @@ import tempfile
 import tlkeras
 
 TASKS = ("defect", "cell_type")
-STAGE = {"name": "top", "unfreeze": "9 blocks", "epochs": 6, "learning_rate": 3e-4, "backbone_ratio": 1.0, "warmup": 1}
+STAGE = {
+    "name": "top",
+    "unfreeze": "9 blocks",
+    "epochs": 6,
+    "learning_rate": 3e-4,
+    "backbone_lr_multiplier": 1.0,
+    "warmup": 1,
+}
 CHANGES = {
     "data.label": None,
     "data.test": 0.25,
@@ -48,7 +55,7 @@ def train(tasks: tuple[str, ...], seed: int, weighting: str) -> dict[str, float]
     """Return accuracy and ROC AUC of each task, and minutes."""
     columns = {task: {"column": task} for task in tasks}
     seeds = {"data.seed": seed, "training.seed": seed}
-    tuning = {"finetuning": {"stages": [STAGE], "average": 0.99, "weighting": weighting}}
+    tuning = {"finetuning": {"stages": [STAGE], "ema": 0.99, "weighting": weighting}}
     with tempfile.TemporaryDirectory() as runs:
         result = tlkeras.evaluate(
             tlkeras.train("quickstart", {**CHANGES, **tuning, **seeds, "data.tasks": columns}, runs=runs)

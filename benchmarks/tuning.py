@@ -45,11 +45,11 @@ def main() -> None:
 
 def compare_heads(arguments: argparse.Namespace, folder: Path) -> None:
     space = {
-        "mapping.widths": [[width] for width in WIDTHS],
-        "mapping.dropout": {"min": 0.0, "max": 0.7},
+        "head.widths": [[width] for width in WIDTHS],
+        "head.dropout": {"min": 0.0, "max": 0.7},
         "training.learning_rate": {"min": 1e-4, "max": 1e-2, "sampling": "log"},
     }
-    changes = {"mapping": {"kind": "deep", "widths": [64]}, "training.epochs": arguments.epochs}
+    changes = {"head": {"kind": "deep", "widths": [64]}, "training.epochs": arguments.epochs}
     started = time.perf_counter()
     with Memory() as memory:
         result = search(space, changes, arguments.trials, folder / "heads")
@@ -69,7 +69,7 @@ def compare_heads(arguments: argparse.Namespace, folder: Path) -> None:
 def search(space: dict[str, Any], changes: dict[str, Any], trials: int, runs: Path) -> dict[str, Any]:
     import tlkeras
 
-    tuning = {"max_trials": trials, "finalists": 1, "seeds": 1, "space": space}
+    tuning = {"max_trials": trials, "confirm_top": 1, "confirm_seeds": 1, "space": space}
     overrides = {"name": "searched", "backbone.size": 224, "data.validation": 0.15, **changes, "tuning": tuning}
     return tlkeras.tune("quickstart", overrides, train_best=False, runs=runs)
 
@@ -117,7 +117,7 @@ def run_plain(trials: int) -> tuple[float, float, float]:
     def read(split: str) -> tf.data.Dataset:
         rows = np.flatnonzero(splits == split)
         files = tf.data.Dataset.from_tensor_slices((dataset.paths[rows].astype(str), targets[rows]))
-        images = files.map(lambda path, target: (decode(tf.io.read_file(path), 224, "squash"), target), 2)
+        images = files.map(lambda path, target: (decode(tf.io.read_file(path), 224, "stretch"), target), 2)
         return images.batch(64).cache().prefetch(2)  # pixels kept in memory, as a careful user would
 
     built: list[float] = []
@@ -151,7 +151,7 @@ def run_plain(trials: int) -> tuple[float, float, float]:
 
 def compare_suffixes(arguments: argparse.Namespace, folder: Path) -> None:
     space = {
-        "finetuning.stages.top.backbone_ratio": {"min": 0.05, "max": 1.0, "sampling": "log"},
+        "finetuning.stages.top.backbone_lr_multiplier": {"min": 0.05, "max": 1.0, "sampling": "log"},
         "finetuning.stages.top.layer_decay": {"min": 0.5, "max": 1.0},
     }
     seconds = {}

@@ -25,7 +25,7 @@ POLICY = [{"flip": "both"}, {"rotate": 3}, {"zoom": 0.05}, {"translate": 0.02}, 
 
 def run(seed: int, choice: dict[str, Any], arguments: argparse.Namespace) -> tuple[float, float, float]:
     """Return accuracy, area under the curve and seconds."""
-    stages = [{"name": "top", "unfreeze": "4 blocks", "epochs": arguments.epochs, "backbone_ratio": 0.3}]
+    stages = [{"name": "top", "unfreeze": "4 blocks", "epochs": arguments.epochs, "backbone_lr_multiplier": 0.3}]
     with tempfile.TemporaryDirectory() as folder:
         overrides = {
             "data.limit": arguments.images,
@@ -36,7 +36,7 @@ def run(seed: int, choice: dict[str, Any], arguments: argparse.Namespace) -> tup
             "finetuning.stages": stages,
             "finetuning.optimizer": "adamw",
             "finetuning.weight_decay": 0,
-            "finetuning.average": 0,
+            "finetuning.ema": 0,
             "finetuning.loss": {"kind": "softmax"},
             "finetuning.keep": "last",  # not the start, where that was better: views are what is compared
             "cache.root": f"{folder}/cache",

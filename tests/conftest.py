@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 TINY = """\
-data: {source: photos, test: 0.25, tolerance: 0}
+data: {source: photos, test: 0.25, split_tolerance: 0}
 backbone: {name: tiny, weights: none}
-evaluation: {bootstrap: 100}
+evaluation: {bootstrap_samples: 100}
 """
 
 

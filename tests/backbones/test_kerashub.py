@@ -218,9 +218,9 @@ def test_presets_are_candidates(save):
 @pytest.mark.slow
 def test_heads_that_eat_maps_eat_tokens_and_the_source_cannot_be_distilled(save, workplace):
     name, _ = save("vit")
-    tokens = {"backbone": {"name": name}, "features.cut": 2, "mapping.kind": "attention", "training.epochs": 1}
+    tokens = {"backbone": {"name": name}, "features.cut": 2, "head.kind": "attention", "training.epochs": 1}
     assert tlkeras.evaluate(tlkeras.train("mine.yaml", tokens))["metrics"]["accuracy"]["value"] >= 0
-    distilled = {"backbone": {"name": name}, "finetuning": {"keep_source": {"kind": "lwf"}}}
+    distilled = {"backbone": {"name": name}, "finetuning": {"regularizer": {"kind": "lwf"}}}
     (problem,) = tlkeras.check("mine.yaml", distilled)["problems"]
     assert f"kept of backbones of the catalog. Received: {name}" in problem
 

@@ -42,7 +42,7 @@ def test_evaluate_json(in_trained, call):
 
 
 def test_train_prints_table_and_next_steps(workplace, call):
-    done = call("--quiet", "train", "mine.yaml", "--set", "mapping.C=0.1")
+    done = call("--quiet", "train", "mine.yaml", "--set", "head.C=0.1")
     assert done.exit_code == 0, done.output
     for text in (
         "mine-01: 8 held-out images, 2 classes",
@@ -57,7 +57,7 @@ def test_train_prints_table_and_next_steps(workplace, call):
 
 
 def test_train_shows_progress(workplace, call):
-    done = call("train", "mine.yaml", "--set", "cache.root=fresh", "--set", "mapping.C=0.1", "--json")
+    done = call("train", "mine.yaml", "--set", "cache.root=fresh", "--set", "head.C=0.1", "--json")
     assert done.exit_code == 0
     assert "Extracting features" in done.stderr
     assert "images/s" in done.stderr
@@ -126,7 +126,7 @@ def test_backbones(call):
 
 def test_cache_is_listed_and_pruned(workplace, call, monkeypatch):
     monkeypatch.setenv("TLKERAS_CACHE", str(workplace / "cache"))
-    assert call("--quiet", "train", "mine.yaml", "--set", "mapping.C=0.1").exit_code == 0
+    assert call("--quiet", "train", "mine.yaml", "--set", "head.C=0.1").exit_code == 0
     (space,) = json.loads(call("cache", "ls", "--json").stdout)["spaces"]
     assert space["rows"] == 32
     assert "tiny" in call("cache", "ls").stdout

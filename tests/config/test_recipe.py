@@ -38,7 +38,7 @@ def test_every_shipped_recipe_is_valid_and_has_a_receipt():
 
 
 def test_resolved_recipe_reads_back_equal(write):
-    recipe = load_recipe("elpv_paper", {"data.seed": 3, "mapping.C": 0.01})
+    recipe = load_recipe("elpv_paper", {"data.seed": 3, "head.C": 0.01})
     again = load_recipe(write(recipe_to_yaml(recipe)))
     assert again == recipe
     assert fingerprint(again) == fingerprint(recipe)
@@ -91,7 +91,7 @@ def test_all_problems_at_once_with_lines_and_nearest_names(write):
     ("key", "value", "message"),
     [
         (
-            "mapping.kind",
+            "head.kind",
             "liner",
             "Received: 'liner'. Did you mean 'linear'?",
         ),
@@ -112,9 +112,9 @@ def test_all_problems_at_once_with_lines_and_nearest_names(write):
         ("nonsense", 1, "unknown key 'nonsense'"),
         ("cache.budget_gb", 0.0, "greater than 0"),
         ("cache.budget_gb", float("inf"), "finite number"),
-        ("mapping.C", 0, "mapping.C: it must be 'auto' or a number above 0. Received: 0."),
-        ("mapping.C", float("inf"), "must be 'auto' or a number above 0"),
-        ("mapping.C", "strong", "must be 'auto' or a number above 0. Received: 'strong'"),
+        ("head.C", 0, "head.C: it must be 'auto' or a number above 0. Received: 0."),
+        ("head.C", float("inf"), "must be 'auto' or a number above 0"),
+        ("head.C", "strong", "must be 'auto' or a number above 0. Received: 'strong'"),
         ("training.seed", 2**32, "less than"),
         ("deep", 1, "unknown key 'deep'"),
         ("linear", 3, "unknown key 'linear'"),
@@ -177,3 +177,36 @@ def test_every_key_is_named_in_the_documentation():
         annotation = field.annotation
         for key in getattr(annotation, "model_fields", {}):
             assert f"`{key}`" in text, f"{section}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("key", "new"),
+    [
+        ("mapping.kind", "head"),
+        ("domains.method", "domain_adaptation"),
+        ("finetuning.keep_source", "regularizer"),
+        ("finetuning.average", "ema"),
+        ("finetuning.accumulate", "gradient_accumulation_steps"),
+        ("finetuning.clip_norm", "global_clipnorm"),
+        ("finetuning.balanced", "balanced_sampling"),
+        ("data.tolerance", "split_tolerance"),
+        ("augmentation.place", "device"),
+        ("training.feed", "data_service"),
+        ("evaluation.bootstrap", "bootstrap_samples"),
+        ("tuning.finalists", "confirm_top"),
+        ("tuning.seeds", "confirm_seeds"),
+    ],
+)
+def test_an_old_key_gets_the_new_one_as_suggestion(write, key, new):
+    with pytest.raises(RecipeError, match=f"Did you mean '{new}'"):
+        load_recipe(write(GOOD), {key: 1})
+
+
+def test_old_values_get_the_new_ones_as_suggestion(write):
+    with pytest.raises(RecipeError, match="Did you mean 'stretch'"):
+        load_recipe(write(GOOD), {"data.resize": "squash"})
+    with pytest.raises(RecipeError, match="Did you mean 'regression'"):
+        load_recipe(write(GOOD), {"data.tasks": {"a": {}, "age": {"kind": "number"}}})
+    stages = [{"name": "a", "unfreeze": 1, "epochs": 1, "backbone_ratio": 1.0}]
+    with pytest.raises(RecipeError, match="Did you mean 'backbone_lr_multiplier'"):
+        load_recipe(write(GOOD), {"finetuning.stages": stages})

@@ -32,7 +32,7 @@ def test_supplies_show_the_same_in_either_place(plant, colours, encode):
     batches = [np.array([4, 1, 3]), np.array([0, 5, 2])]
 
     def read(in_graph: bool) -> list[np.ndarray]:
-        supply = ImageSource(paths, digests, 32, "squash", make_policy("light"), 7, in_graph)
+        supply = ImageSource(paths, digests, 32, "stretch", make_policy("light"), 7, in_graph)
         return [np.asarray(images) for _, images in supply.stream(batches, epoch=2)]
 
     for here, there in zip(read(False), read(True), strict=True):

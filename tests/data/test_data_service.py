@@ -51,7 +51,7 @@ def same(streams) -> bool:
 def test_what_workers_decode_is_what_is_decoded_here(address, files):
     keys, policy = digest_to_seed([f"{number:064x}" for number in range(len(files))]), make_policy("flip")
     numbers = choose_views(policy, None, keys, 3, seed=5)
-    asked = (files, 24, "squash", 5)
+    asked = (files, 24, "stretch", 5)
     for _ in range(2):  # each epoch is a stream of its own
         augment = make_view_fn(policy, keys, numbers, 5)
         here = make_image_dataset(*asked, augment=augment).as_numpy_iterator()
@@ -86,7 +86,7 @@ def test_a_worker_that_dies_costs_nothing(tmp_path, files):
     try:
         assert worker.stdout.readline()
         many = files * 60
-        stream = make_data_service_dataset(address, many, 96, "squash", 8)
+        stream = make_data_service_dataset(address, many, 96, "stretch", 8)
         first = [next(stream) for _ in range(3)]
         os.kill(worker.pid, signal.SIGKILL)
         found = np.concatenate([index for index, _ in [*first, *stream]])
@@ -103,8 +103,8 @@ def test_a_service_that_is_gone_costs_nothing_but_time(files, monkeypatch, caplo
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    here = make_image_dataset(files, 24, "squash", 5).as_numpy_iterator()
-    assert same([make_data_service_dataset(address, files, 24, "squash", 5), here])
+    here = make_image_dataset(files, 24, "stretch", 5).as_numpy_iterator()
+    assert same([make_data_service_dataset(address, files, 24, "stretch", 5), here])
     assert "images are decoded here" in caplog.text
 
 
@@ -117,7 +117,8 @@ def test_training_that_is_fed_is_training(address, workplace):
         "data.validation": 0.2,
     }
     runs = [
-        tlkeras.evaluate(tlkeras.train("mine.yaml", {**settings, "training.feed": where})) for where in (None, address)
+        tlkeras.evaluate(tlkeras.train("mine.yaml", {**settings, "training.data_service": where}))
+        for where in (None, address)
     ]
     histories = []
     for run in runs:
@@ -127,12 +128,14 @@ def test_training_that_is_fed_is_training(address, workplace):
 
 
 def test_what_is_refused(address, workplace):
-    with pytest.raises(RunError, match=r"A data service must listen at HOST:PORT.*Start one with: tlkeras feed"):
+    with pytest.raises(
+        RunError, match=r"A data service must listen at HOST:PORT.*Start one with: tlkeras data-service"
+    ):
         check_data_service("localhost:1", ["a.png"])
-    with pytest.raises(DataError, match="Workers read files by themselves.*Leave training.feed out"):
+    with pytest.raises(DataError, match="Workers read files by themselves.*Leave training.data_service out"):
         check_data_service(address, ["a.tfrecord@1+2"])
     with pytest.raises(RecipeError, match="it must be HOST:PORT. Received: 'here'"):
-        load_recipe("mine.yaml", {"training.feed": "here"})
+        load_recipe("mine.yaml", {"training.data_service": "here"})
     with pytest.raises(RunError, match="needs a free port"):
         start_data_worker(port=int(address.rpartition(":")[2]))
     with pytest.raises(RunError, match="Start one with"):
@@ -154,7 +157,7 @@ def test_the_command_says_where_it_listens():
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
-        assert line.startswith("Decoding for --set training.feed=localhost:")
+        assert line.startswith("Decoding for --set training.data_service=localhost:")
         check_data_service(line.split("=")[1].split(".")[0], [])
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)

@@ -23,7 +23,7 @@ def decoder(size: int, fit: str):
     return function.get_concrete_function(tf.TensorSpec([], tf.string))
 
 
-def run(data: bytes, size: int = 32, fit: str = "squash") -> np.ndarray:
+def run(data: bytes, size: int = 32, fit: str = "stretch") -> np.ndarray:
     return decoder(size, fit)(tf.constant(data)).numpy()
 
 
@@ -120,7 +120,7 @@ def test_jpeg(encode, colours, mode, options):
 
 def test_the_content_decides_and_not_the_name(tmp_path, encode, colours):
     (tmp_path / "a.jpg").write_bytes(encode(colours, "PNG"))
-    np.testing.assert_array_equal(decode_file(str(tmp_path / "a.jpg"), 32, "squash"), colours)
+    np.testing.assert_array_equal(decode_file(str(tmp_path / "a.jpg"), 32, "stretch"), colours)
 
 
 def turn_by_hand(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_orientation_turns_the_finished_image(encode, make_exif, fit, orientatio
     plain = run(encode(photograph, "JPEG", quality=95), 24, fit)
     np.testing.assert_array_equal(found, turn_by_hand(plain, orientation))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    if fit == "squash":
+    if fit == "stretch":
         assert np.abs(found - np.asarray(upright.resize((24, 24), Image.Resampling.BOX)).astype(int)).mean() < 2.5
 
 
@@ -181,7 +181,7 @@ def test_orientation_is_found_among_segments(encode, make_exif, colours, segment
 
 def test_resize_by_hand():
     pixels = np.array([[[0], [10], [20], [30]], [[2], [12], [22], [35]]], np.uint8)
-    np.testing.assert_array_equal(resize(pixels, 2, "squash")[:, :, 0], [[5, 25], [7, 28]])
+    np.testing.assert_array_equal(resize(pixels, 2, "stretch")[:, :, 0], [[5, 25], [7, 28]])
     np.testing.assert_array_equal(resize(pixels, 2, "crop")[:, :, 0], [[10, 20], [12, 22]])
     padded = np.zeros((4, 4), int)
     padded[1:3] = pixels[:, :, 0]
@@ -190,8 +190,8 @@ def test_resize_by_hand():
 
 def test_shrinking_averages_fine_patterns():
     board = (np.indices((512, 512)).sum(axis=0) % 2 * 255).astype(np.uint8)[:, :, None]
-    assert np.unique(resize(board, 64, "squash")).tolist() == [128]
-    stripes = resize(board[:509, :509], 224, "squash").numpy().astype(int)
+    assert np.unique(resize(board, 64, "stretch")).tolist() == [128]
+    stripes = resize(board[:509, :509], 224, "stretch").numpy().astype(int)
     # a cell holds 509/224 = 2.27 pixels a side: at worst it averages 0.273^2 of one pixel too many
     assert np.abs(stripes - 127.5).max() < 255 * 0.273**2 / (509 / 224) ** 2 / 2 + 25
 
@@ -201,7 +201,7 @@ def test_resizing_agrees_with_pillow():
     image = Image.fromarray(photograph)
 
     def difference(size: int, method: Image.Resampling) -> np.ndarray:
-        return np.abs(resize(photograph, size, "squash").numpy() - np.asarray(image.resize((size, size), method), int))
+        return np.abs(resize(photograph, size, "stretch").numpy() - np.asarray(image.resize((size, size), method), int))
 
     assert difference(75, Image.Resampling.BOX).max() <= 1
     assert difference(224, Image.Resampling.BOX).mean() < 2
@@ -210,7 +210,7 @@ def test_resizing_agrees_with_pillow():
 
 def test_one_side_may_shrink_while_the_other_grows():
     pixels = np.tile(np.array([0, 200], np.uint8), 50)[None, :, None].repeat(2, axis=0)
-    np.testing.assert_array_equal(resize(pixels, 10, "squash"), np.full((10, 10, 1), 100))
+    np.testing.assert_array_equal(resize(pixels, 10, "stretch"), np.full((10, 10, 1), 100))
 
 
 @pytest.mark.parametrize(("extra", "tolerance"), [(0, 3), (3, 10)])
@@ -220,7 +220,7 @@ def test_large_jpegs_shrink_inside_the_transform(encode, ratio, extra, tolerance
     width, height = 28 * ratio + extra, 24 * ratio + extra
     photograph = Image.fromarray(skimage.data.chelsea()[:, :300]).resize((width, height))
     data = encode(photograph, "JPEG", quality=95)
-    whole = resize(np.asarray(Image.open(io.BytesIO(data))), 24, "squash").numpy().astype(int)
+    whole = resize(np.asarray(Image.open(io.BytesIO(data))), 24, "stretch").numpy().astype(int)
     assert np.abs(run(data, 24) - whole).mean() < tolerance
 
 
@@ -269,7 +269,7 @@ def test_bad_files_are_explained(tmp_path, encode, colours, row):
     make, code = BAD[row]
     (tmp_path / "a.jpg").write_bytes(make(encode, colours))
     with pytest.raises(ImageError, match=r"a\.jpg: ") as caught:
-        decode_file(str(tmp_path / "a.jpg"), 8, "squash")
+        decode_file(str(tmp_path / "a.jpg"), 8, "stretch")
     assert caught.value.code == code
 
 
@@ -282,11 +282,11 @@ def test_bad_bytes_stop_the_graph(encode, colours, row):
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, bomb):
     (tmp_path / "bomb.png").write_bytes(bomb)
     with pytest.raises(ImageError, match=r"bomb\.png: 16000 x 16000 pixels are more than"):
-        decode_file(str(tmp_path / "bomb.png"), 8, "squash")
+        decode_file(str(tmp_path / "bomb.png"), 8, "stretch")
 
 
 def test_unknown_fit():
-    with pytest.raises(DataError, match=r"one of squash, crop, pad. Received: 'cropp'. Did you mean 'crop'\?"):
+    with pytest.raises(DataError, match=r"one of stretch, crop, pad. Received: 'cropp'. Did you mean 'crop'\?"):
         decode(tf.constant(b""), 8, "cropp")
 
 
@@ -298,7 +298,7 @@ def test_the_decoder_works_in_an_exported_graph(tmp_path, encode, make_exif, col
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
         def serve(self, encoded):
             one = tf.TensorSpec([16, 16, 3], tf.uint8)
-            return tf.map_fn(lambda data: decode(data, 16, "squash"), encoded, fn_output_signature=one)
+            return tf.map_fn(lambda data: decode(data, 16, "stretch"), encoded, fn_output_signature=one)
 
     server = Server()
     tf.saved_model.save(server, str(tmp_path / "model"))

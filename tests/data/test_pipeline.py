@@ -43,7 +43,7 @@ def test_order_is_a_function_of_seed_and_epoch():
 def test_images_come_in_order_and_whole(plant):
     root = plant({f"{number:02}.png": number for number in range(10)})
     paths = [str(root / f"{number:02}.png") for number in (7, 3, 9, 0, 1, 2, 4)]
-    indices, images, sizes = read_all(make_image_dataset(paths, 8, "squash", 3, workers=3))
+    indices, images, sizes = read_all(make_image_dataset(paths, 8, "stretch", 3, workers=3))
     assert indices == list(range(7)) and sizes == [3, 3, 1]
     assert images.shape == (7, 8, 8, 3) and images.dtype == np.uint8
     assert images[:, 0, 0, 0].tolist() == [7, 3, 9, 0, 1, 2, 4]
@@ -55,7 +55,7 @@ def test_unreadable_files_are_skipped_and_explained(plant, encode):
     root = plant({"a.jpg": whole, "d.png": 4, "h.png": 5, **bad})
     names = ["b.jpg", "a.jpg", "c.jpg", "none.jpg", "d.png", "e.jpg", "g.jpg", "h.png", "c.jpg"]
     paths = [str(root / name) for name in names]
-    indices, images, sizes = read_all(make_image_dataset(paths, 8, "squash", 2, workers=4))
+    indices, images, sizes = read_all(make_image_dataset(paths, 8, "stretch", 2, workers=4))
     assert indices == [1, 4, 7] and sizes == [2, 1]
     assert images[:, 0, 0, 0].tolist() == [0, 4, 5]
     reasons = {name: read_error(path) for name, path in zip(names, paths, strict=True)}
@@ -72,16 +72,16 @@ def test_unreadable_files_are_skipped_and_explained(plant, encode):
 
 def test_nothing_readable_is_an_empty_stream(plant):
     root = plant({"a.jpg": b"text"})
-    assert read_all(make_image_dataset([str(root / "a.jpg")], 8, "squash", 2))[0] == []
-    assert read_all(make_image_dataset([], 8, "squash", 2))[0] == []
+    assert read_all(make_image_dataset([str(root / "a.jpg")], 8, "stretch", 2))[0] == []
+    assert read_all(make_image_dataset([], 8, "stretch", 2))[0] == []
 
 
 def test_names_that_are_not_utf8(plant, encode):
     root = plant({"a.png": 9})
     path = os.path.join(root, os.fsdecode(b"caf\xe9.png"))
     os.rename(root / "a.png", path)
-    assert read_all(make_image_dataset([path], 8, "squash", 2))[1][0, 0, 0, 0] == 9
-    assert decode_file(path, 8, "squash")[0, 0, 0] == 9
+    assert read_all(make_image_dataset([path], 8, "stretch", 2))[1][0, 0, 0, 0] == 9
+    assert decode_file(path, 8, "stretch")[0, 0, 0] == 9
 
 
 def test_paths_are_looked_up_in_chunks(plant):
@@ -96,7 +96,7 @@ def test_paths_are_looked_up_in_chunks(plant):
             asked.append(part)
             return [str(root / "a.png")] * (part.stop - part.start)
 
-    for index, _ in make_image_dataset(Endless(), 8, "squash", 4).take(3):
+    for index, _ in make_image_dataset(Endless(), 8, "stretch", 4).take(3):
         last = index.numpy()[-1]
     assert last == 11 and len(asked) < 5
 
@@ -105,13 +105,13 @@ def test_what_augments_sees_image_and_index(plant):
     root = plant({"a.png": 1, "b.jpg": b"text", "c.png": 3, "d.png": 4})
     paths = [str(root / name) for name in ("a.png", "b.jpg", "c.png", "d.png")]
     indices, images, _ = read_all(
-        make_image_dataset(paths, 8, "squash", 2, augment=lambda image, index: image + tf.cast(10 * index, tf.uint8))
+        make_image_dataset(paths, 8, "stretch", 2, augment=lambda image, index: image + tf.cast(10 * index, tf.uint8))
     )
     assert indices == [0, 2, 3] and images[:, 0, 0, 0].tolist() == [1, 23, 34]
-    several = make_image_dataset(paths, 8, "squash", 2, augment=lambda image, _: tf.stack([image, 255 - image]))
+    several = make_image_dataset(paths, 8, "stretch", 2, augment=lambda image, _: tf.stack([image, 255 - image]))
     assert read_all(several)[1][:, :, 0, 0, 0].tolist() == [[1, 254], [3, 252], [4, 251]]
 
 
 def test_unknown_fit_is_said_at_once():
-    with pytest.raises(DataError, match="Did you mean 'squash'"):
+    with pytest.raises(DataError, match="Did you mean 'stretch'"):
         make_image_dataset(["a.jpg"], 8, "squish", 2)

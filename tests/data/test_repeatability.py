@@ -19,7 +19,7 @@ def supply(plant, colours, encode):
     root = plant({f"{number}.png": encode(np.roll(colours, number, axis=1)) for number in range(12)})
     paths = [str(root / f"{number}.png") for number in range(12)]
     digests = [hashlib.sha256((root / f"{number}.png").read_bytes()).hexdigest() for number in range(12)]
-    return ImageSource(paths, digests, 32, "squash", make_policy("light"), seed=5)
+    return ImageSource(paths, digests, 32, "stretch", make_policy("light"), seed=5)
 
 
 def draw(epoch: int) -> list[np.ndarray]:
@@ -44,7 +44,7 @@ from tlkeras.data.augmentation.policies import make_policy
 from tlkeras.finetuning.inputs import PictureSupply
 paths = sys.argv[1:]
 digests = [hashlib.sha256(open(path, "rb").read()).hexdigest() for path in paths]
-supply = PictureSupply(paths, digests, 32, "squash", make_policy("light"), seed=5)
+supply = PictureSupply(paths, digests, 32, "stretch", make_policy("light"), seed=5)
 total = hashlib.sha256()
 for rows, images in supply.stream(list(order(12, 5, 1).reshape(-1, 3)), 1):
     total.update(rows.tobytes() + images.tobytes())

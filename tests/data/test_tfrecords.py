@@ -37,7 +37,7 @@ def test_packed_images_are_those_from_before(photos, tmp_path):
     assert [read_image(path) for path in packed.paths] == [read_image(table.paths[row]) for row in kept]
     assert max(os.path.getsize(file) for file in (tmp_path / "packed" / "shards").iterdir()) <= 20_000
     streams = [
-        make_image_dataset(paths, 32, "squash", 5) for paths in (packed.paths, [table.paths[row] for row in kept])
+        make_image_dataset(paths, 32, "stretch", 5) for paths in (packed.paths, [table.paths[row] for row in kept])
     ]
     for (index, images), (other_index, others) in zip(*(s.as_numpy_iterator() for s in streams), strict=True):
         np.testing.assert_array_equal(index, other_index)
@@ -92,7 +92,7 @@ def test_what_is_refused(photos, tmp_path, monkeypatch):
     assert read_error(packed.paths[-1]).reason == "its packed file ends before it"
     assert read_table(str(tmp_path / "packed/images.csv")).rejected[-1].code == "missing"
     found = np.concatenate(
-        [index for index, _ in make_image_dataset(packed.paths, 32, "squash", 4).as_numpy_iterator()]
+        [index for index, _ in make_image_dataset(packed.paths, 32, "stretch", 4).as_numpy_iterator()]
     )
     assert found.tolist() == list(range(len(packed) - 1))
     outside = f"../photos.tfrecord@0+{10**17}"

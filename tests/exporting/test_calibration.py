@@ -39,7 +39,7 @@ def test_export_carries_the_scaling(trained, tmp_path):
     from tlkeras.data.decoding import decode_file
 
     sample = run.read_json("samples.json")[0]
-    image = decode_file(str(trained / sample["file"]), 32, "squash")
+    image = decode_file(str(trained / sample["file"]), 32, "stretch")
     said = served(tf.constant(image[None]))["probabilities"].numpy()[0]
     np.testing.assert_allclose(said, scaling.apply(np.array([sample["probabilities"]]))[0], atol=1e-3)
 

@@ -103,5 +103,5 @@ def test_forms_that_are_none_or_not_installed(trained, tmp_path, monkeypatch):
 
 
 def test_calibration_is_of_the_training_split(trained):
-    images = read_training(Run(trained), Preprocessing(32, "squash"), 10)
+    images = read_training(Run(trained), Preprocessing(32, "stretch"), 10)
     assert images.shape == (10, 32, 32, 3) and images.dtype == np.uint8

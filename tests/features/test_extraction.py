@@ -50,7 +50,7 @@ def look_at(paths: list[str]) -> ImageFiles:
 
 
 def predict(extractor: keras.Model, images: ImageFiles, view: AugmentedView = IDENTITY_VIEW) -> np.ndarray:
-    stream = make_image_dataset(images.paths, 32, "squash", len(images)).as_numpy_iterator()
+    stream = make_image_dataset(images.paths, 32, "stretch", len(images)).as_numpy_iterator()
     seen = draw_views(next(stream)[1], digest_to_seed(images.digests), [view])
     return extractor.predict_on_batch(seen[:, 0])
 
@@ -286,7 +286,7 @@ def test_what_changes_the_numbers_changes_the_space(extractor, tmp_path):
 def test_interrupted_work_is_kept(extractor, tmp_path, monkeypatch):
     """Ctrl-C while the eighth of nine batches is awaited."""
     cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(70))
-    batches = list(make_image_dataset(images.paths, 32, "squash", 8).as_numpy_iterator())
+    batches = list(make_image_dataset(images.paths, 32, "stretch", 8).as_numpy_iterator())
 
     def interrupt(extractor, name):
         engine = make_engine(extractor, name)

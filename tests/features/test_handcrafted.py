@@ -183,11 +183,11 @@ def crafted(tmp_path_factory, draw_more_photos):
     folder = tmp_path_factory.mktemp("crafted")
     draw_more_photos(folder / "photos")
     recipe = {
-        "data": "{source: photos, test: 0.25, tolerance: 0}",
+        "data": "{source: photos, test: 0.25, split_tolerance: 0}",
         "backbone": "{name: none, size: 32}",
         "features": "{handcrafted: [{kind: sift, words: 4, components: 8, sizes: [4, 8]}, hog, colour]}",
         "mapping": "{kind: svm}",
-        "evaluation": "{bootstrap: 100}",
+        "evaluation": "{bootstrap_samples: 100}",
     }
     (folder / "mine.yaml").write_text("".join(f"{key}: {value}\n" for key, value in recipe.items()))
     with pytest.MonkeyPatch.context() as patch:
@@ -237,7 +237,7 @@ def test_an_export_is_refused_and_check_says_so_before(crafted, monkeypatch):
 @pytest.mark.slow
 def test_they_stand_beside_a_backbone(workplace):
     result = tlkeras.evaluate(
-        tlkeras.train("mine.yaml", {"features": {"handcrafted": ["lbp", SIFT]}, "mapping": {"kind": "ridge"}})
+        tlkeras.train("mine.yaml", {"features": {"handcrafted": ["lbp", SIFT]}, "head": {"kind": "ridge"}})
     )
     model = load_model(open_run(result["path"], workplace / "runs"))
     vectors = np.asarray(keras.Model(model.input, model.get_layer("logits").input)(IMAGES))
@@ -258,7 +258,7 @@ def test_they_stand_beside_a_backbone(workplace):
         ({"backbone": {"name": "none", "size": 32}}, "set features.handcrafted"),
         ({"backbone": {"name": "none", "size": 32}, "features": {"handcrafted": ["hog"], "taps": [0]}}, "no other"),
         ({"features.handcrafted": ["hog"], "finetuning": {}}, "leave features.handcrafted out"),
-        ({"features.handcrafted": ["hog"], "mapping": {"kind": "attention"}}, "leave features.handcrafted out"),
+        ({"features.handcrafted": ["hog"], "head": {"kind": "attention"}}, "leave features.handcrafted out"),
         ({"features.handcrafted": ["hoag"]}, "Did you mean 'hog'?"),
         ({"features.handcrafted": [{"kind": "hog", "cell": 32}]}, "hog needs 64 px"),
     ],
@@ -272,7 +272,7 @@ def test_what_makes_no_sense_is_refused(workplace, changes, sentence):
 
 @pytest.mark.slow
 def test_the_recipe_reaches_what_its_receipt_says(tmp_path):
-    result = tlkeras.evaluate(tlkeras.train("handcrafted", {"evaluation.bootstrap": 100}, runs=tmp_path))
+    result = tlkeras.evaluate(tlkeras.train("handcrafted", {"evaluation.bootstrap_samples": 100}, runs=tmp_path))
     assert result["metrics"]["accuracy"]["value"] > 0.79 and result["metrics"]["roc_auc"]["value"] > 0.85
 
 

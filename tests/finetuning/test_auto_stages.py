@@ -19,7 +19,9 @@ def suggest(**changes):
 
 
 def test_thousands_of_images():
-    expected = Stage("top", 8, 3e-4, epochs=12, backbone_ratio=1.0, warmup=1.0)  # 63 steps an epoch: 11.9 make 750
+    expected = Stage(
+        "top", 8, 3e-4, epochs=12, backbone_lr_multiplier=1.0, warmup=1.0
+    )  # 63 steps an epoch: 11.9 make 750
     assert suggest().stages == (expected,) and suggest().keep == "best"
 
 

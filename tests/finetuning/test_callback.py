@@ -374,7 +374,7 @@ def test_what_cannot_be_carried_out_is_said_before_the_first_step(case):
 
 def test_a_plain_optimizer_will_do_where_all_rates_are_one():
     model = make_model(optimizer=keras.optimizers.Adam())
-    whole = Stage("top", 1, 0.01, epochs=1, backbone_ratio=1.0)
+    whole = Stage("top", 1, 0.01, epochs=1, backbone_lr_multiplier=1.0)
     before = read(model)
     fit(model, GradualUnfreezing(Schedule((whole,), minimise=True)))
     assert {path.split("/")[0] for path in list_moved(before, read(model))} == {"c_conv", "head_bn", "head_dense"}

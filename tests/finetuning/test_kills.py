@@ -23,12 +23,12 @@ data: {source: sklearn-digits, validation: 0.15, limit: 400}
 backbone: {name: tiny, weights: none, size: 32}
 augmentation: {policy: flip}
 finetuning:
-  average: 0.9
+  ema: 0.9
   stages:
     - {name: head, unfreeze: 0, epochs: 2, learning_rate: 1.0e-3}
-    - {name: top, unfreeze: 2 blocks, epochs: 6, learning_rate: 1.0e-3, backbone_ratio: 0.5, layer_decay: 0.75}
+    - {name: top, unfreeze: 2 blocks, epochs: 6, learning_rate: 1.0e-3, backbone_lr_multiplier: 0.5, layer_decay: 0.75}
     - {name: all, unfreeze: all, until: plateau, patience: 3, max_epochs: 12, learning_rate: 1.0e-3}
-evaluation: {bootstrap: 100}
+evaluation: {bootstrap_samples: 100}
 """
 KILLS = 25
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT)

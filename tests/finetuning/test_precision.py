@@ -29,13 +29,13 @@ RECIPE = """
 name: mixed
 data: {source: sklearn-digits, limit: 60}
 backbone: {name: tiny, weights: none, size: 32}
-mapping: {kind: linear, C: 0.01}
+head: {kind: linear, C: 0.01}
 finetuning:
   precision: float16
   stages: [{name: top, unfreeze: 1 block, epochs: 1}]
-evaluation: {bootstrap: 100}
+evaluation: {bootstrap_samples: 100}
 """
-STAGES = (Stage("all", "all", 1e-3, epochs=2, warmup=0.5, backbone_ratio=1.0, batch_norm="train"),)
+STAGES = (Stage("all", "all", 1e-3, epochs=2, warmup=0.5, backbone_lr_multiplier=1.0, batch_norm="train"),)
 
 
 def make_network():

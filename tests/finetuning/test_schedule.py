@@ -67,8 +67,12 @@ def test_unfreeze_is_refused_with_the_nearest(value, hint):
 def test_multipliers_by_hand():
     assert fixed("head", 1, unfreeze=0).multipliers(3) == (0.0, 0.0, 0.0)
     assert fixed("top", 1, unfreeze=2, layer_decay=0.5).multipliers(4) == (0.0, 0.0, 0.05, 0.1)
-    assert fixed("all", 1, unfreeze="all", backbone_ratio=1.0, layer_decay=0.5).multipliers(3) == (0.25, 0.5, 1.0)
-    assert fixed("auto", 1, unfreeze="auto", backbone_ratio=0.5).multipliers(2) == (0.5, 0.5)
+    assert fixed("all", 1, unfreeze="all", backbone_lr_multiplier=1.0, layer_decay=0.5).multipliers(3) == (
+        0.25,
+        0.5,
+        1.0,
+    )
+    assert fixed("auto", 1, unfreeze="auto", backbone_lr_multiplier=0.5).multipliers(2) == (0.5, 0.5)
 
 
 def test_more_blocks_than_there_are():
@@ -86,7 +90,7 @@ def test_more_blocks_than_there_are():
         ({"unfreeze": "3 layers"}, "Did you mean '3 blocks'?"),
         ({"learning_rate": 0.0}, "learning_rate must be a number above 0. Received: 0.0."),
         ({"learning_rate": "3e-4"}, "learning_rate must be a number above 0. Received: '3e-4'."),
-        ({"backbone_ratio": math.inf}, "backbone_ratio must be a number above 0. Received: inf."),
+        ({"backbone_lr_multiplier": math.inf}, "backbone_lr_multiplier must be a number above 0. Received: inf."),
         ({"layer_decay": NAN}, "layer_decay must be a number above 0. Received: nan."),
         ({"epochs": 0}, "epochs must be a whole number, at least 1. Received: 0."),
         ({"epochs": "5"}, "epochs must be a whole number, at least 1. Received: '5'."),

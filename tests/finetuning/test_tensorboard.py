@@ -15,11 +15,11 @@ RECIPE = """
 name: staged
 data: {source: sklearn-digits, validation: 0.2, limit: 120}
 backbone: {name: tiny, weights: none, size: 32}
-mapping: {kind: linear, C: 0.01}
+head: {kind: linear, C: 0.01}
 finetuning:
   tensorboard: true
   stages: [{name: head, unfreeze: 0, epochs: 2}, {name: top, unfreeze: 1 block, epochs: 1}]
-evaluation: {bootstrap: 100}
+evaluation: {bootstrap_samples: 100}
 """
 
 

@@ -73,7 +73,7 @@ def make_part(network, size=32, breaks=None):
 
 STAGES = (
     Stage("head", 0, 1e-2, epochs=1),
-    Stage("top", 1, 1e-2, epochs=2, backbone_ratio=0.5, warmup=0.5),
+    Stage("top", 1, 1e-2, epochs=2, backbone_lr_multiplier=0.5, warmup=0.5),
     Stage("all", "all", 1e-3, epochs=2, layer_decay=0.5),
 )
 
@@ -145,7 +145,7 @@ def test_each_stage_moves_what_it_should_and_nothing_else(tmp_path, name):
 def test_batch_norm_follows_its_policy(policy, moving, affine):
     network = make_network()
     before = read(network)
-    make_trainer(network, (Stage("all", "all", 1e-2, epochs=1, backbone_ratio=1.0, batch_norm=policy),)).run()
+    make_trainer(network, (Stage("all", "all", 1e-2, epochs=1, backbone_lr_multiplier=1.0, batch_norm=policy),)).run()
     after = read(network)
     norms = [layer for layer in network.model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     assert norms
@@ -194,7 +194,7 @@ def test_heads_are_fitted_to_new_statistics_before_the_first_step_of_all(policy)
     ],
 )
 def test_cached_and_uncached_training_give_the_same_losses(name, size):
-    stages = (Stage("top", 1, 1e-3, epochs=2, backbone_ratio=1.0),)
+    stages = (Stage("top", 1, 1e-3, epochs=2, backbone_lr_multiplier=1.0),)
     histories = []
     for cut in (None, IMAGES):
         network = make_network(name, size)
@@ -256,7 +256,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 def test_a_stage_that_does_not_pay_leaves_the_best_weights():
     network = make_network()
-    schedule = Schedule((Stage("wild", "all", 9.0, epochs=2, backbone_ratio=1.0),), minimise=True)
+    schedule = Schedule((Stage("wild", "all", 9.0, epochs=2, backbone_lr_multiplier=1.0),), minimise=True)
     before = read(network)
     trainer = make_trainer(network, schedule.stages, average=0.0)
     trainer.schedule = schedule
@@ -267,7 +267,7 @@ def test_a_stage_that_does_not_pay_leaves_the_best_weights():
 
 def test_rates_by_gradients_stay_below_the_ceiling():
     network = make_network()
-    trainer = make_trainer(network, (Stage("auto", "auto", 1e-3, epochs=1, backbone_ratio=0.5),))
+    trainer = make_trainer(network, (Stage("auto", "auto", 1e-3, epochs=1, backbone_lr_multiplier=0.5),))
     seen = []
     set_multipliers = trainer.optimizer.set_multipliers
     trainer.optimizer.set_multipliers = lambda rates: (seen.append(rates), set_multipliers(rates))

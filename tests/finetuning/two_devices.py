@@ -44,9 +44,7 @@ def train(distribution, stages, options, folder=None, breaks=None):
     with distribution.scope():
         optimizer = scale_learning_rates(keras.optimizers.SGD(1e-3, momentum=0.9, global_clipnorm=0.1))
     objective = Objective(make_loss("softmax"), mix=mixup if options.pop("mixup", False) else None)
-    settings = TrainerConfig(
-        **{"batch_size": 8, "average": 0.9, "save_seconds": 0.0, **options}, distribution=distribution
-    )
+    settings = TrainerConfig(**{"batch_size": 8, "ema": 0.9, "save_seconds": 0.0, **options}, distribution=distribution)
     parts = (make_part(plain, breaks=breaks), make_part(plain))
     schedule = Schedule(stages, minimise=True, keep="last")
     trainer = Trainer(placed, schedule, cuts_of(plain, stages), optimizer, objective, parts, settings)

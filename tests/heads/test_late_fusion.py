@@ -78,7 +78,7 @@ def test_what_cannot_be_fused():
 
 @pytest.mark.slow
 def test_a_run_reports_late_fusion_beside_early_fusion(workplace, capsys):
-    recipe = {"features": {"taps": [0, -1], "handcrafted": ["colour"]}, "mapping": {"kind": "ridge"}}
+    recipe = {"features": {"taps": [0, -1], "handcrafted": ["colour"]}, "head": {"kind": "ridge"}}
     result = tlkeras.evaluate(tlkeras.train("mine.yaml", recipe))
     assert set(result["late_fusion"]) == {"mean", "stacking"}
     for figures in result["late_fusion"].values():

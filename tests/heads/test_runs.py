@@ -18,7 +18,7 @@ WAYS = {
 @pytest.mark.parametrize("mapping", WAYS.values(), ids=WAYS)
 def test_a_head_is_trained_asked_and_exported(mapping, workplace):
     result = tlkeras.evaluate(
-        tlkeras.train("mine.yaml", {"mapping": mapping, "training.epochs": 20, "training.learning_rate": 0.03})
+        tlkeras.train("mine.yaml", {"head": mapping, "training.epochs": 20, "training.learning_rate": 0.03})
     )
     assert result["metrics"]["accuracy"]["value"] > 0.9
     predictions = tlkeras.predict(result["path"], ["photos/day"])["predictions"]
@@ -28,10 +28,10 @@ def test_a_head_is_trained_asked_and_exported(mapping, workplace):
 
 def test_options_of_another_kind_are_refused(workplace):
     with pytest.raises(RecipeError, match="fourier knows the kernels rbf and laplacian. Received: 'chi2'"):
-        tlkeras.check("mine.yaml", {"mapping": {"kind": "kernel", "kernel": "chi2", "approximation": "fourier"}})
-    with pytest.raises(RecipeError, match="unknown key 'mapping.alpha'"):
-        tlkeras.check("mine.yaml", {"mapping": {"kind": "svm", "alpha": 1}})
-    with pytest.raises(RecipeError, match="mapping.shrinkage.*'auto' or a number from 0 to 1. Received: 2"):
-        tlkeras.check("mine.yaml", {"mapping": {"kind": "lda", "shrinkage": 2}})
-    with pytest.raises(RecipeError, match="mapping.kind lda tells classes apart and cannot answer for each label"):
-        tlkeras.check("mine.yaml", {"mapping": {"kind": "lda"}, "data.separator": "|"})
+        tlkeras.check("mine.yaml", {"head": {"kind": "kernel", "kernel": "chi2", "approximation": "fourier"}})
+    with pytest.raises(RecipeError, match="unknown key 'head.alpha'"):
+        tlkeras.check("mine.yaml", {"head": {"kind": "svm", "alpha": 1}})
+    with pytest.raises(RecipeError, match="head.shrinkage.*'auto' or a number from 0 to 1. Received: 2"):
+        tlkeras.check("mine.yaml", {"head": {"kind": "lda", "shrinkage": 2}})
+    with pytest.raises(RecipeError, match="head.kind lda tells classes apart and cannot answer for each label"):
+        tlkeras.check("mine.yaml", {"head": {"kind": "lda"}, "data.separator": "|"})

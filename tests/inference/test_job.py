@@ -55,7 +55,7 @@ def plan(photos, out, size=10, facts=FACTS):
 
 
 def make_work():
-    return ShardProcessor(MeanEngine(), 8, "squash", feature_table("float16", 3))
+    return ShardProcessor(MeanEngine(), 8, "stretch", feature_table("float16", 3))
 
 
 def test_a_job_writes_every_image_once_and_the_bad_ones_aside(photos, tmp_path):

@@ -22,11 +22,11 @@ from tlkeras.runs.directory import open_run
 RECIPE = """
 name: moved
 data: {source: images/cells.csv, label: mark, domain: camera, validation: 0.2, test: 0.3}
-domains: {source: old, target: new, method: coral}
+domain_adaptation: {source: old, target: new, method: coral}
 backbone: {name: tiny, weights: none, size: 32}
-mapping: {kind: linear, C: 0.1}
+head: {kind: linear, C: 0.1}
 training: {epochs: 4, batch_size: 16}
-evaluation: {bootstrap: 100}
+evaluation: {bootstrap_samples: 100}
 """
 
 
@@ -64,7 +64,11 @@ def place(tmp_path_factory):
 
 @pytest.mark.parametrize("method", [pytest.param("coral", marks=pytest.mark.slow), "dann"])
 def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys):
-    changes = {"domains.method": method, "domains.correction": "likelihood", "features.taps": [0, -1]}
+    changes = {
+        "domain_adaptation.method": method,
+        "domain_adaptation.correction": "likelihood",
+        "features.taps": [0, -1],
+    }
     result = tlkeras.evaluate(tlkeras.train("moved.yaml", changes))
     assert set(result["late_fusion"]) == {"mean", "stacking"}
     with open(f"{result['path']}/splits.csv", newline="") as file:
@@ -95,7 +99,7 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
 @pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["frozen", "fine-tuned"])
 def test_labels_of_the_target_change_nothing(tuned, place):
     """Other labels on target images, the same answers: nobody looked."""
-    settings = {**TUNED, "domains.method": "mmd"} if tuned else {}
+    settings = {**TUNED, "domain_adaptation.method": "mmd"} if tuned else {}
     text = (place / "images" / "cells.csv").read_text().splitlines()
     turned = [
         line.replace("plain", "x").replace("marked", "plain").replace("x", "marked") if ",new" in line else line
@@ -115,18 +119,18 @@ def test_the_recipe_knows_every_method():
 
 def test_what_makes_no_sense_is_refused(place):
     stage = {"name": "top", "unfreeze": 1, "epochs": 1}
-    wrong = {"finetuning": {"stages": [stage]}, "domains.correction": "confusion", "data.validation": 0.0}
+    wrong = {"finetuning": {"stages": [stage]}, "domain_adaptation.correction": "confusion", "data.validation": 0.0}
     with pytest.raises(RecipeError) as caught:
         tlkeras.check("moved.yaml", wrong)
     sentences = ("coral aligns frozen features", "leave it or finetuning out", "set data.validation")
     for sentence in sentences:
         assert sentence in str(caught.value)
     with pytest.raises(DataError, match="no images of the domain 'nwe'.*Did you mean 'new'"):
-        tlkeras.train("moved.yaml", {"domains.target": "nwe"})
+        tlkeras.train("moved.yaml", {"domain_adaptation.target": "nwe"})
     with pytest.raises(DataError, match="'old' is both source and target"):
-        tlkeras.train("moved.yaml", {"domains.target": "old"})
+        tlkeras.train("moved.yaml", {"domain_adaptation.target": "old"})
     with pytest.raises(RecipeError, match="Did you mean 'coral'"):
-        tlkeras.check("moved.yaml", {"domains.method": "corral"})
+        tlkeras.check("moved.yaml", {"domain_adaptation.method": "corral"})
 
 
 def test_a_class_that_the_source_lacks_is_told(place):
@@ -161,7 +165,7 @@ def test_corrected_layers_answer_as_the_head(method):
 )
 def test_networks_are_fine_tuned_across_domains(method, cache, place):
     """Labels of the source alone, images of both; nothing that judges is in the model, which answers the target."""
-    settings = {**TUNED, "domains.method": method}
+    settings = {**TUNED, "domain_adaptation.method": method}
     settings["finetuning"] = {**TUNED["finetuning"], "cache": cache}
     result = tlkeras.evaluate(tlkeras.train("moved.yaml", settings))
     model = load_model(open_run(result["path"], place))
@@ -177,7 +181,7 @@ def test_networks_are_fine_tuned_across_domains(method, cache, place):
 @pytest.mark.slow
 def test_an_adapted_run_that_was_interrupted_ends_with_the_same_bits(place, monkeypatch):
     """The judge, its dropout and the ramp go on where they stood."""
-    settings = {**TUNED, "domains.method": "cdan"}
+    settings = {**TUNED, "domain_adaptation.method": "cdan"}
     whole = tlkeras.evaluate(tlkeras.train("moved.yaml", settings, runs=place / "whole"))
     taken, learn = [], StageRunner.train
 

@@ -20,14 +20,14 @@ RECIPE = """
 name: staged
 data: {source: sklearn-digits, validation: 0.2, limit: 120}
 backbone: {name: tiny, weights: none, size: 32}
-mapping: {kind: linear, C: 0.01}
+head: {kind: linear, C: 0.01}
 augmentation: {policy: flip}
 finetuning:
-  average: 0.9
+  ema: 0.9
   stages:
     - {name: head, unfreeze: 0, epochs: 1}
-    - {name: top, unfreeze: 1 block, epochs: 2, backbone_ratio: 1.0}
-evaluation: {bootstrap: 100}
+    - {name: top, unfreeze: 1 block, epochs: 2, backbone_lr_multiplier: 1.0}
+evaluation: {bootstrap_samples: 100}
 """
 
 
@@ -125,14 +125,14 @@ def test_the_source_is_kept_by_distillation(recipe, tmp_path):
     losses = []
     for kept in ("none", "lwf"):
         result = tlkeras.evaluate(
-            tlkeras.train(recipe, {**changes, "finetuning.keep_source": {"kind": kept}}, runs=tmp_path / "runs")
+            tlkeras.train(recipe, {**changes, "finetuning.regularizer": {"kind": kept}}, runs=tmp_path / "runs")
         )
         losses.append(read(result["path"])[1])
     assert losses[0] != losses[1]
 
 
 def test_distillation_that_cannot_be_is_refused(recipe):
-    wrong = {"finetuning.keep_source": {"kind": "lwf"}, "augmentation.mixup": 0.2, "features.cut": 2}
+    wrong = {"finetuning.regularizer": {"kind": "lwf"}, "augmentation.mixup": 0.2, "features.cut": 2}
     problem = "\n".join(tlkeras.check(recipe, wrong)["problems"])
     assert "set augmentation.mixup to 0" in problem
     assert "random weights know nothing to keep" in problem
@@ -141,7 +141,7 @@ def test_distillation_that_cannot_be_is_refused(recipe):
 
 @pytest.mark.slow
 def test_distillation_from_a_head_that_cannot_follow_the_last_map_is_refused(recipe):
-    convnext = {"finetuning.keep_source": {"kind": "lwf"}, "backbone": {"name": "convnext_tiny", "weights": "none"}}
+    convnext = {"finetuning.regularizer": {"kind": "lwf"}, "backbone": {"name": "convnext_tiny", "weights": "none"}}
     (problem,) = tlkeras.check(recipe, convnext)["problems"]
     assert "that of convnext_tiny normalises after its pooling" in problem
 
@@ -159,7 +159,7 @@ def test_check_counts_every_view_that_is_lacking(recipe, tmp_path):
 def test_rates_are_tried_in_any_stage(recipe, tmp_path, stage):
     stages = [{"name": "head", "unfreeze": 0, "epochs": 1}, {"name": "top", "unfreeze": 1, "epochs": 1}]
     stages += [{"name": "all", "unfreeze": "all", "epochs": 1, "learning_rate": 2e-4}]
-    change = {"mapping.C": 1e-4, "finetuning.stages": stages, "finetuning.average": 0.0}
+    change = {"head.C": 1e-4, "finetuning.stages": stages, "finetuning.ema": 0.0}
     image = tmp_path / "rates.png"
     found = tlkeras.find_learning_rate(recipe, change, stage=stage, steps=20, to=image)
     assert found["stage"] == stage

@@ -16,19 +16,19 @@ from tlkeras.runs.directory import list_runs
 
 RECIPE = """
 name: together
-data: {source: photos, validation: 0.25, test: 0.25, tolerance: 0}
+data: {source: photos, validation: 0.25, test: 0.25, split_tolerance: 0}
 backbone: {name: tiny, weights: none, size: 32}
 augmentation: {policy: flip}
 training: {strategy: multi_worker}
 finetuning:
   batch_size: 8
   optimizer: sgd
-  average: 0.9
+  ema: 0.9
   keep: last
   stages:
-    - {name: top, unfreeze: 1 blocks, epochs: 1, learning_rate: 1.0e-2, backbone_ratio: 0.5}
+    - {name: top, unfreeze: 1 blocks, epochs: 1, learning_rate: 1.0e-2, backbone_lr_multiplier: 0.5}
     - {name: all, unfreeze: all, epochs: 2, learning_rate: 1.0e-2}
-evaluation: {bootstrap: 100}
+evaluation: {bootstrap_samples: 100}
 """
 PATIENCE = 600.0  # seconds for one command on a busy machine
 

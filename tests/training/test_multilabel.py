@@ -17,15 +17,15 @@ RECIPE = """
 name: shapes
 data: {source: images/shapes.csv, label: shapes, separator: "|", validation: 0.2, test: 0.25}
 backbone: {name: tiny, weights: none, size: 32}
-mapping: {kind: linear, C: 1.0}
+head: {kind: linear, C: 1.0}
 training: {epochs: 12, batch_size: 16, learning_rate: 0.02}
-evaluation: {bootstrap: 100}
+evaluation: {bootstrap_samples: 100}
 """
 STAGE = {"name": "top", "unfreeze": 1, "epochs": 2, "learning_rate": 3e-3}
 FINETUNING = {"stages": [STAGE], "monitor": "roc_auc", "loss": {"smoothing": 0.1}}
 WAYS = {
     "linear": {},
-    "deep": {"mapping": {"kind": "deep", "widths": [16]}},
+    "deep": {"head": {"kind": "deep", "widths": [16]}},
     "finetuned": {"finetuning": FINETUNING, "augmentation.mixup": 0.2},
 }
 
@@ -134,12 +134,17 @@ def test_check_counts_labels_and_refuses_what_makes_no_sense(place):
     found = tlkeras.check("shapes.yaml")["classes"]
     assert {row["class"]: row["images"] for row in found} == {"disc": 48, "square": 47}
     wrong = {
-        "mapping": {"kind": "deep", "class_weight": "balanced"},
-        "finetuning": {"loss": {"kind": "focal"}, "class_weight": "balanced", "balanced": True},
+        "head": {"kind": "deep", "class_weight": "balanced"},
+        "finetuning": {"loss": {"kind": "focal"}, "class_weight": "balanced", "balanced_sampling": True},
     }
     with pytest.raises(RecipeError) as caught:
         tlkeras.check("shapes.yaml", wrong)
-    for sentence in ("no class_weight", "not focal", "no finetuning.class_weight", "finetuning.balanced cannot"):
+    for sentence in (
+        "no class_weight",
+        "not focal",
+        "no finetuning.class_weight",
+        "finetuning.balanced_sampling cannot",
+    ):
         assert sentence in str(caught.value)
     with pytest.raises(RecipeError, match="is of one class.*softmax or focal, not sigmoid"):
         tlkeras.check("shapes.yaml", {"data.separator": None, "finetuning": {"loss": {"kind": "sigmoid"}}})

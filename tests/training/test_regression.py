@@ -25,11 +25,11 @@ data:
   source: images/cells.csv
   tasks:
     hue: {}
-    grade: {column: brightness, kind: number}
+    grade: {column: brightness, kind: regression}
   validation: 0.2
   test: 0.25
 backbone: {name: tiny, weights: none, size: 32}
-evaluation: {bootstrap: 100}
+evaluation: {bootstrap_samples: 100}
 """
 STAGES = [{"name": "top", "unfreeze": 1, "epochs": 3, "learning_rate": 3e-3}]
 WAYS = {
@@ -82,7 +82,7 @@ def test_numbers_too_begin_at_what_new_statistics_make_of_the_features(place):
 def test_a_number_is_learned_beside_a_class(run, place):
     """Most of an image's brightness can be seen; figures are in the unit of the column, ten times that of pixels."""
     grade = run["tasks"]["grade"]
-    assert grade["kind"] == "number" and grade["labels"] == {} and grade["calibration"] is None
+    assert grade["kind"] == "regression" and grade["labels"] == {} and grade["calibration"] is None
     assert grade["metrics"]["r2"]["value"] > 0.8
     assert 1 < grade["metrics"]["mae"]["value"] < 200 < grade["baseline"]["mae"]["value"]
     assert run["tasks"]["hue"]["metrics"]["accuracy"]["value"] > 0.8
@@ -139,7 +139,7 @@ def test_other_images_are_measured_too(run, place):
 
 @pytest.mark.slow
 def test_a_search_and_several_workers_know_numbers(place):
-    tuned = {"tuning": {"space": {"mapping.C": [0.01, 1.0]}, "max_trials": 2, "finalists": 1, "seeds": 1}}
+    tuned = {"tuning": {"space": {"head.C": [0.01, 1.0]}, "max_trials": 2, "confirm_top": 1, "confirm_seeds": 1}}
     assert tlkeras.tune("grades.yaml", tuned, train_best=False)["failed"] == []
     run = tlkeras.evaluate(tlkeras.train("grades.yaml"))
     job = tlkeras.predict_in_shards(run["path"], [place / "images"], place / "job", workers=1)
@@ -155,14 +155,14 @@ def test_a_check_tells_the_range(place):
 
 
 def test_what_is_refused(place):
-    numbers = {"data.tasks": {"grade": {"column": "brightness", "kind": "number"}}}
+    numbers = {"data.tasks": {"grade": {"column": "brightness", "kind": "regression"}}}
     with pytest.raises(RecipeError, match="numbers stand beside it"):
         tlkeras.check("grades.yaml", numbers)
     with pytest.raises(RecipeError, match="numbers are regressed on vectors"):
-        tlkeras.check("grades.yaml", {"mapping": {"kind": "attention"}})
+        tlkeras.check("grades.yaml", {"head": {"kind": "attention"}})
     with pytest.raises(DataError, match="'grade': 'red' is no finite number"):
         tlkeras.train("grades.yaml", {"data.tasks.grade.column": "hue"})
-    assert make_task("grade", (), kind="number").list_problems(["3", "", "?"]) == [
+    assert make_task("grade", (), kind="regression").list_problems(["3", "", "?"]) == [
         "'grade': two different numbers or more are needed."
     ]
 

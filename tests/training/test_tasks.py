@@ -21,13 +21,13 @@ data:
   tasks:
     shade: {column: brightness}
     hue: {}
-    marks: {kind: labels}
+    marks: {kind: multilabel}
   validation: 0.2
   test: 0.25
 backbone: {name: tiny, weights: none, size: 32}
-mapping: {kind: linear, C: 1.0}
+head: {kind: linear, C: 1.0}
 training: {epochs: 12, batch_size: 16, learning_rate: 0.02}
-evaluation: {bootstrap: 100}
+evaluation: {bootstrap_samples: 100}
 """
 STAGES = [{"name": "top", "unfreeze": 1, "epochs": 2, "learning_rate": 3e-3}]
 WAYS = {
@@ -176,7 +176,7 @@ def test_what_makes_no_sense_is_refused(place):
     with pytest.raises(RecipeError) as caught:
         wrong = {
             "loss": {"kind": "sigmoid"},
-            "balanced": True,
+            "balanced_sampling": True,
             "class_weight": "balanced",
             "task_weights": {"size": 1.0},
         }

@@ -53,7 +53,9 @@ def test_saved_model_answers_as_the_predictions_say(trained):
     assert model.input.dtype == "uint8"
     probabilities = np.load(trained / "predictions.npz")["probabilities"]
     rows = read_rows(trained / "predictions.csv")
-    images = np.stack([decode_file(str(trained.parent.parent / "photos" / row["image"]), 32, "squash") for row in rows])
+    images = np.stack(
+        [decode_file(str(trained.parent.parent / "photos" / row["image"]), 32, "stretch") for row in rows]
+    )
     np.testing.assert_allclose(model.predict(images, verbose=0), probabilities, atol=1e-4)
     names = json.loads((trained / "classes.json").read_text())["label"]
     assert [row["prediction"] for row in rows] == [names[index] for index in probabilities.argmax(1)]
@@ -90,7 +92,7 @@ def test_other_weights_are_not_confused(workplace):
 
 def test_same_recipe_same_numbers(workplace):
     results = [
-        tlkeras.evaluate(tlkeras.train("mine.yaml", {"mapping.kind": "deep", "training.epochs": 3})) for _ in range(2)
+        tlkeras.evaluate(tlkeras.train("mine.yaml", {"head.kind": "deep", "training.epochs": 3})) for _ in range(2)
     ]
     stored = [np.load(workplace / result["path"] / "predictions.npz")["probabilities"] for result in results]
     np.testing.assert_array_equal(*stored)
@@ -160,7 +162,7 @@ def test_any_cut_can_feed_the_head(workplace):
     from tlkeras.backbones.builder import build_backbone
 
     for block in find_blocks(build_backbone("tiny", weights="none")):
-        result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"features.cut": block.cut.name, "mapping.C": 1.0}))
+        result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"features.cut": block.cut.name, "head.C": 1.0}))
         assert result["metrics"]["accuracy"]["value"] > 0.5
 
 
@@ -231,7 +233,7 @@ def test_images_without_a_label_are_left_out(workplace):
 def test_history_has_a_row_per_step(workplace):
     linear = tlkeras.evaluate(tlkeras.train("mine.yaml"))
     assert {"C", "held_out_log_loss"} == set(read_rows(workplace / linear["path"] / "history.csv")[0])
-    deep = tlkeras.evaluate(tlkeras.train("mine.yaml", {"mapping.kind": "deep", "training.epochs": 3}))
+    deep = tlkeras.evaluate(tlkeras.train("mine.yaml", {"head.kind": "deep", "training.epochs": 3}))
     rows = read_rows(workplace / deep["path"] / "history.csv")
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert {"loss", "val_loss"} <= set(rows[0])

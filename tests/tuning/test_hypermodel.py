@@ -10,7 +10,7 @@ from tlkeras.tuning.hypermodel import RecipeHyperModel
 TUNED = """
 tuning:
   space:
-    mapping.C: [1.0e-6, 1.0]
+    head.C: [1.0e-6, 1.0]
 """
 
 
@@ -23,10 +23,10 @@ def test_any_tuner_searches_a_recipe(workplace):
     tuner = keras_tuner.GridSearch(RecipeHyperModel("tuned.yaml"), objective, directory="kt", project_name="photos")
     tuner.search(verbose=0)
     trials = tuner.oracle.get_best_trials(5)
-    assert [trial.hyperparameters.values["mapping.C"] for trial in trials] == [1.0, 1e-6]  # bright and dark are easy
+    assert [trial.hyperparameters.values["head.C"] for trial in trials] == [1.0, 1e-6]  # bright and dark are easy
     assert {"val_loss", "val_accuracy", "val_roc_auc", "seconds"} <= set(trials[0].metrics.metrics)
     recipe = tuner.hypermodel.make_recipe(tuner.get_best_hyperparameters()[0])
-    assert recipe.mapping.C == 1.0 and recipe.tuning is None
+    assert recipe.head.C == 1.0 and recipe.tuning is None
 
 
 def test_a_recipe_without_a_space_is_refused(workplace):

@@ -14,17 +14,17 @@ from tlkeras.errors import MissingExtraError, RecipeError, TlkerasError
 from tlkeras.tuning import ray_workers
 
 TUNED = """\
-data: {source: photos, test: 0.25, validation: 0.25, tolerance: 0}
+data: {source: photos, test: 0.25, validation: 0.25, split_tolerance: 0}
 backbone: {name: tiny, weights: none}
-mapping: {kind: linear}
-evaluation: {bootstrap: 100}
+head: {kind: linear}
+evaluation: {bootstrap_samples: 100}
 tuning:
   max_trials: 4
-  finalists: 1
-  seeds: 1
+  confirm_top: 1
+  confirm_seeds: 1
   space:
-    mapping.C: {min: 1.0e-4, max: 1.0, sampling: log}
-    mapping.class_weight: [none, balanced]
+    head.C: {min: 1.0e-4, max: 1.0, sampling: log}
+    head.class_weight: [none, balanced]
 """
 
 with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason='needs "tlkeras[ray]"')
@@ -66,8 +66,8 @@ def test_without_ray_the_extra_is_named(tuned):
 def test_the_space_is_that_of_the_recipe(tuned):
     space = ray_workers.make_param_space("tuned.yaml")
     drawn = [{key: domain.sample() for key, domain in space.items()} for _ in range(50)]
-    assert {one["mapping.class_weight"] for one in drawn} == {"none", "balanced"}
-    strengths = sorted(one["mapping.C"] for one in drawn)
+    assert {one["head.class_weight"] for one in drawn} == {"none", "balanced"}
+    strengths = sorted(one["head.C"] for one in drawn)
     assert 1e-4 <= strengths[0] < 1e-2 < strengths[25] * 10 and strengths[-1] <= 1
     whole = ray_workers._make_domain(SearchDimension(min=2, max=4))
     assert {whole.sample() for _ in range(60)} == {2, 3, 4}  # both ends, as everywhere
@@ -98,12 +98,12 @@ def test_an_actor_that_dies_fails_its_trial_and_is_replaced(tuned):
 
     actors = ray_workers.RayWorkers(load_recipe("tuned.yaml"), 1)
     try:
-        actors.start("actor-0", "first", {"mapping.C": 0.1})
+        actors.start("actor-0", "first", {"head.C": 0.1})
         assert "loss" in actors.wait()[2]
-        actors.start("actor-0", "second", {"mapping.C": 0.1})
+        actors.start("actor-0", "second", {"head.C": 0.1})
         os.kill(find_actor(), signal.SIGKILL)
         assert "the actor died" in actors.wait()[2]["error"]
-        actors.start("actor-0", "third", {"mapping.C": 0.1})
+        actors.start("actor-0", "third", {"head.C": 0.1})
         assert "loss" in actors.wait()[2]
     finally:
         actors.close()
@@ -141,4 +141,4 @@ def test_ray_tune_searches_the_same_space(tuned, monkeypatch):
     best = results.get_best_result()
     assert len(results) == 3 and not results.errors and 0 < best.metrics["val_loss"] < 1
     recipe = ray_workers.make_recipe("tuned.yaml", best.config)
-    assert best.config["mapping.C"] == recipe.mapping.C and recipe.tuning is None
+    assert best.config["head.C"] == recipe.head.C and recipe.tuning is None

@@ -17,7 +17,7 @@ from tlkeras.errors import RecipeError, ResourceError, RunError, TlkerasError
 from tlkeras.tuning import remote_workers
 from tlkeras.tuning.remote_workers import Machines, Place, identify, read_place, serve_chief
 
-SPACE = "tuning: {max_trials: 6, finalists: 1, seeds: 1, space: {mapping.C: {min: 1.0e-4, max: 1.0, sampling: log}}}\n"
+SPACE = "tuning: {max_trials: 6, confirm_top: 1, confirm_seeds: 1, space: {head.C: {min: 1.0e-4, max: 1.0, sampling: log}}}\n"
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ class Quick:
     """An evaluator whose trials take no time; one of them cannot be done."""
 
     def score(self, recipe):
-        if recipe.mapping.C == 13.0:
+        if recipe.head.C == 13.0:
             raise TlkerasError("No luck.")
-        return {"loss": recipe.mapping.C, "seconds": 0.1}
+        return {"loss": recipe.head.C, "seconds": 0.1}
 
 
 def test_workers_come_by_themselves_and_are_told_when_it_is_over(recipe, address):
@@ -57,7 +57,7 @@ def test_workers_come_by_themselves_and_are_told_when_it_is_over(recipe, address
     while len(ended) < 3:
         for worker in chief.names:
             if values and worker not in chief._tasks:
-                chief.start(worker, f"trial-{len(values)}", {"mapping.C": values.pop(0)})
+                chief.start(worker, f"trial-{len(values)}", {"head.C": values.pop(0)})
         if (end := chief.wait()) is not None:
             ended.append(end)
     chief.close()

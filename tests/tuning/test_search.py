@@ -22,17 +22,17 @@ from tlkeras.tuning.objective import TrialRunner
 from tlkeras.tuning.report import measure_importance
 
 TUNED = """\
-data: {source: photos, test: 0.25, validation: 0.25, tolerance: 0}
+data: {source: photos, test: 0.25, validation: 0.25, split_tolerance: 0}
 backbone: {name: tiny, weights: none}
-mapping: {kind: deep, widths: [4]}
+head: {kind: deep, widths: [4]}
 training: {epochs: 2}
-evaluation: {bootstrap: 100}
+evaluation: {bootstrap_samples: 100}
 tuning:
   max_trials: 4
-  finalists: 1
-  seeds: 2
+  confirm_top: 1
+  confirm_seeds: 2
   space:
-    mapping.dropout: {min: 0.0, max: 0.5}
+    head.dropout: {min: 0.0, max: 0.5}
     training.learning_rate: {min: 1.0e-4, max: 1.0e-2, sampling: log}
 """
 
@@ -93,7 +93,7 @@ def test_the_test_split_is_not_touched(tuned, monkeypatch):
         return original(recipe, extractor, inspection, *arguments, rows=rows, **options)
 
     monkeypatch.setattr(builders, "extract_features", watch)
-    tlkeras.tune("tuned.yaml", {"tuning.max_trials": 1, "tuning.seeds": 1}, train_best=False)
+    tlkeras.tune("tuned.yaml", {"tuning.max_trials": 1, "tuning.confirm_seeds": 1}, train_best=False)
     assert set(seen) == {"train", "validation"}
 
 
@@ -219,7 +219,7 @@ def test_kill_9_of_the_search_loses_and_repeats_nothing(tuned):
 
 @pytest.mark.slow
 def test_kill_9_of_a_worker_fails_its_trial_and_is_told(tuned):
-    process = start("--set", "tuning.max_trials=8", "--set", "tuning.seeds=1", "--workers", "2")
+    process = start("--set", "tuning.max_trials=8", "--set", "tuning.confirm_seeds=1", "--workers", "2")
     wait_for(lambda: count_ended() >= 2, process)
     listed = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
@@ -240,10 +240,10 @@ def test_ratios_and_depths_are_searched_from_the_cut_that_all_trials_share(tuned
     stages = [{"name": "top", "unfreeze": 1, "epochs": 1, "learning_rate": 1e-3}]
     space = {
         "finetuning.stages.top.unfreeze": [1, 2],
-        "finetuning.stages.top.backbone_ratio": {"min": 0.1, "max": 1.0},
+        "finetuning.stages.top.backbone_lr_multiplier": {"min": 0.1, "max": 1.0},
         "finetuning.stages.top.layer_decay": {"min": 0.5, "max": 1.0},
     }
-    change = {"mapping": {"kind": "linear"}, "finetuning": {"stages": stages}, "tuning.space": space}
+    change = {"head": {"kind": "linear"}, "finetuning": {"stages": stages}, "tuning.space": space}
     result = tlkeras.tune("tuned.yaml", change)
     trials = result["trials"]
     assert len(trials) == 4 and all(trial["status"] == "completed" for trial in trials)

@@ -35,9 +35,9 @@ def test_values_are_put_under_dotted_keys():
 
 
 def test_a_kind_takes_only_its_own_keys_along():
-    recipe = make({"mapping.kind": ("linear", "deep")}, mapping={"kind": "deep", "widths": (8,)})
-    assert apply_values(recipe, {"mapping.kind": "linear", "mapping.dropout": 0.1}).mapping.kind == "linear"
-    assert apply_values(recipe, {"mapping.kind": "deep", "mapping.dropout": 0.1}).mapping.dropout == 0.1
+    recipe = make({"head.kind": ("linear", "deep")}, mapping={"kind": "deep", "widths": (8,)})
+    assert apply_values(recipe, {"head.kind": "linear", "head.dropout": 0.1}).mapping.kind == "linear"
+    assert apply_values(recipe, {"head.kind": "deep", "head.dropout": 0.1}).mapping.dropout == 0.1
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_a_kind_takes_only_its_own_keys_along():
     [
         ({"training.learing_rate": (0.1, 0.2)}, "Did you mean 'learning_rate'"),
         ({"training.epochs": (0, 4)}, "training.epochs = 0"),
-        ({"mapping.dropout": {"min": 0.0, "max": 1.0}}, "mapping.dropout = 1.0"),
+        ({"head.dropout": {"min": 0.0, "max": 1.0}}, "head.dropout = 1.0"),
         ({"finetuning.stages.1.layer_decay": (0.5,)}, "One of stages is named by its number or name: 0 (head)"),
-        ({"mapping.kind": ("linear",), "mapping.widths": ((4,),)}, "no kind that the space chooses has this key"),
+        ({"head.kind": ("linear",), "head.widths": ((4,),)}, "no kind that the space chooses has this key"),
     ],
 )
 def test_an_impossible_space_is_said_before_work_starts(space, sentence):
@@ -84,7 +84,7 @@ def test_an_empty_space_and_a_missing_section_are_refused():
 def test_keras_tuner_and_the_recipe_mean_the_same_values():
     recipe = make(
         {
-            "mapping.widths": ((8,), (16, 8)),
+            "head.widths": ((8,), (16, 8)),
             "training.batch_size": (16, 32),
             "training.epochs": {"min": 1, "max": 9},
             "training.learning_rate": {"min": 1e-4, "max": 1e-2, "sampling": "log"},

@@ -18,7 +18,7 @@ def data_service(join: str | None, host: str | None, port: int) -> None:
     \b
     Example: tlkeras data-service --host cpu-1
              tlkeras data-service --join cpu-1:5050
-             tlkeras train fine_tune --set finetuning.cache=off --set training.feed=cpu-1:5050
+             tlkeras train fine_tune --set finetuning.cache=off --set training.data_service=cpu-1:5050
     """
     import contextlib
     import threading
@@ -26,6 +26,6 @@ def data_service(join: str | None, host: str | None, port: int) -> None:
     import tlkeras
 
     address, _running = tlkeras.start_data_worker(join, host, port)
-    click.echo(f"Decoding for --set training.feed={address}. Ctrl-C ends it.")
+    click.echo(f"Decoding for --set training.data_service={address}. Ctrl-C ends it.")
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()

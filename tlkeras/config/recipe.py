@@ -22,6 +22,27 @@ from tlkeras.config.schema import ConfigSection, Recipe, StageConfig
 from tlkeras.config.yaml_loader import YamlDocument, load_yaml, parse_value
 from tlkeras.errors import RecipeError, ResourceError, suggest
 
+RENAMED = {
+    "mapping": "head",
+    "domains": "domain_adaptation",
+    "keep_source": "regularizer",
+    "average": "ema",
+    "accumulate": "gradient_accumulation_steps",
+    "clip_norm": "global_clipnorm",
+    "balanced": "balanced_sampling",
+    "backbone_ratio": "backbone_lr_multiplier",
+    "tolerance": "split_tolerance",
+    "place": "device",
+    "feed": "data_service",
+    "bootstrap": "bootstrap_samples",
+    "finalists": "confirm_top",
+    "seeds": "confirm_seeds",
+    "squash": "stretch",
+    "number": "regression",
+    "labels": "multilabel",
+}
+"""Words that recipes once had, and what they are called now: an old one is refused with the new one suggested."""
+
 
 def load_recipe(
     reference: str | Path | Recipe, overrides: Mapping[str, Any] | None = None, *, quick: bool = False
@@ -75,7 +96,7 @@ def make_quick_recipe(recipe: Recipe) -> Recipe:
             "data": recipe.data.model_copy(update={"limit": min(recipe.data.limit or 96, 96)}),
             "backbone": recipe.backbone.model_copy(update={"size": min(recipe.backbone.size or 96, 96)}),
             "training": recipe.training.model_copy(update={"epochs": min(recipe.training.epochs, 2)}),
-            "evaluation": recipe.evaluation.model_copy(update={"bootstrap": 100}),
+            "evaluation": recipe.evaluation.model_copy(update={"bootstrap_samples": 100}),
         }
     )
 
@@ -186,7 +207,7 @@ def _explain(problem: Any, document: YamlDocument) -> str:
     where = f"line {line}: " if line else ""
     kind, received = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        return f"{where}unknown key {key!r}. {suggest(str(location[-1]), beside)}"
+        return f"{where}unknown key {key!r}. {_suggest(str(location[-1]), beside)}"
     if kind == "missing":
         return f"{where}{key} is missing"
     if kind == "union_tag_invalid":
@@ -197,12 +218,18 @@ def _explain(problem: Any, document: YamlDocument) -> str:
         )
     if kind == "literal_error":
         valid = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{where}{key} must be {problem['ctx']['expected']}. Received: {received!r}. " + suggest(
+        return f"{where}{key} must be {problem['ctx']['expected']}. Received: {received!r}. " + _suggest(
             str(received), valid
         )
     if kind == "value_error":
         return f"{where}{key}: {problem['ctx']['error']}"
     return f"{where}{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}. Received: {received!r}."
+
+
+def _suggest(word: str, valid: list[str]) -> str:
+    """The valid word nearest to one that was given, or what an old word is called now."""
+    new = RENAMED.get(word)
+    return f"Did you mean {new!r}?" if new in valid else suggest(word, valid)
 
 
 def _resolve_location(location: tuple, document: YamlDocument) -> tuple[tuple, list[str]]:

@@ -40,7 +40,7 @@ def check_data_service(address: str, paths: Sequence[str]) -> None:
         RunError: Nobody listens at the address.
     """
     if any(map(parse_slice, paths)):
-        raise DataError("Workers read files by themselves.", "packed images", "Leave training.feed out.")
+        raise DataError("Workers read files by themselves.", "packed images", "Leave training.data_service out.")
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), _PATIENCE).close()
@@ -48,7 +48,7 @@ def check_data_service(address: str, paths: Sequence[str]) -> None:
         raise RunError(
             "A data service must listen at HOST:PORT.",
             f"{address!r} ({error})",
-            "Start one with: tlkeras feed",
+            "Start one with: tlkeras data-service",
         ) from None
 
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 from tlkeras.data.headers import ImageError, check_header, read_image
 from tlkeras.errors import DataError, suggest
 
-FITS = ("squash", "crop", "pad")
+FITS = ("stretch", "crop", "pad")
 
 # Part of the key of everything computed from decoded pixels: raise it whenever the same bytes give other pixels.
 VERSION = 1
@@ -38,7 +38,7 @@ def decode(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
     Args:
         encoded: The bytes of the file.
         size: Side of the result in pixels.
-        fit: "squash" scales both sides to `size`; "crop" takes the central square; "pad" shows the whole image
+        fit: "stretch" scales both sides to `size`; "crop" takes the central square; "pad" shows the whole image
             between black bars.
 
     Raises:

@@ -111,7 +111,7 @@ def count_cores() -> int:
 def read_error(path: str) -> InvalidImage:
     """Say why `stream_images` skipped a file."""
     try:
-        decode_file(path, 32, "squash")
+        decode_file(path, 32, "stretch")
     except ImageError as error:
         return InvalidImage(path, error.code, error.reason)
     return InvalidImage(path, "changed", "it could not be read a moment ago and can be now")

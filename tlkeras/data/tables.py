@@ -208,7 +208,7 @@ def _unknown_columns(table: ImageTable, names: Sequence[str]) -> list[str]:
 
 
 def _make_task(table: ImageTable, name: str, facts: Mapping[str, str]) -> Task:
-    classes = () if facts.get("kind") == "number" else _list_classes(table, name, facts.get("separator"))
+    classes = () if facts.get("kind") == "regression" else _list_classes(table, name, facts.get("separator"))
     return make_task(name, classes, **facts)
 
 

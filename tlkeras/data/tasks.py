@@ -14,7 +14,7 @@ from tlkeras.errors import list_some, suggest
 THRESHOLD = 0.5
 MISSING_LABEL = "?"
 
-TaskType = Literal["multiclass", "multilabel", "number"]
+TaskType = Literal["multiclass", "multilabel", "regression"]
 
 
 @dataclass(frozen=True)
@@ -233,12 +233,12 @@ class RegressionTask(Task):
     itself, in the unit of the source, [n, 1].
     """
 
-    kind: ClassVar[TaskType] = "number"
+    kind: ClassVar[TaskType] = "regression"
 
     @property
     def facts(self) -> dict[str, str]:
         """That it is a number."""
-        return {"kind": "number"}
+        return {"kind": "regression"}
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
         """Return the numbers that cells of a table say; "" and "?" say nothing."""
@@ -333,7 +333,7 @@ def prefix_with_task(tasks: Sequence[Task], task: Task, what: str) -> str:
 
 def make_task(name: str, class_names: Sequence[str], separator: str | None = None, kind: str | None = None) -> Task:
     """Return the task of a column: of one class per cell, of labels with a separator between them, or of a number."""
-    if kind == "number":
+    if kind == "regression":
         return RegressionTask(name, (name,))
     if separator is None:
         return Task(name, tuple(class_names))

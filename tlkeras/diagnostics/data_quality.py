@@ -50,7 +50,7 @@ def find_suspects(dataset: Dataset, rows: np.ndarray, features: np.ndarray, grou
     together = np.where(groups[rows] == "", own, groups[rows]).astype(str)
     mislabelled = {}
     for task in dataset.tasks:
-        if task.kind == "number":
+        if task.kind == "regression":
             continue
         found = _find_wrong_labels(task, dataset.targets[task.name][rows], features, together)
         mislabelled[task.name] = [(int(rows[at]), label, other, score) for at, label, other, score in found]
@@ -95,7 +95,7 @@ def describe_classes(dataset: Dataset, splits: np.ndarray) -> list[dict[str, Any
     for task in dataset.tasks:
         targets = dataset.targets[task.name]
         members, names = task.members(targets), task.class_names
-        if task.kind == "number" and members.any():
+        if task.kind == "regression" and members.any():
             known = targets[members[:, 0]]
             names = (f"{known.min():g} to {known.max():g}, {known.mean():.4g} on average",)
         for name, column in zip(names, members.T, strict=True):

@@ -27,7 +27,7 @@ def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) 
     """
     opened = [open_run(reference, runs) for reference in references]
     options = load_recipe(opened[0].require("recipe.yaml")).evaluation
-    return compare_runs(opened, resamples=options.bootstrap, seed=options.seed)
+    return compare_runs(opened, resamples=options.bootstrap_samples, seed=options.seed)
 
 
 def compare_runs(runs: Sequence[Run], *, resamples: int, seed: int = 0) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def evaluate(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> di
     """
     opened = open_run(run, runs)
     options = load_recipe(opened.require("recipe.yaml")).evaluation
-    result = evaluate_run(opened, resamples=options.bootstrap, seed=options.seed)
+    result = evaluate_run(opened, resamples=options.bootstrap_samples, seed=options.seed)
     manifest = opened.manifest
     facts = {key: manifest.get(key) for key in ("phases", "features", "head", "rejected")}
     return {**result, "path": str(opened.path), **facts}
@@ -132,9 +132,9 @@ def evaluate_predictions(
         "metrics": _as_dict(figures),
         "baseline": _as_dict(bootstrap_metrics(targets, majority, weights, 0)),
         "probe": None if probe is None else _as_dict(bootstrap_metrics(targets, probe, weights, resamples, seed)),
-        "labels": _divide_by_label(figures, predictions) if task.kind != "number" else {},
+        "labels": _divide_by_label(figures, predictions) if task.kind != "regression" else {},
         "slices": {name: _measure_slices(predictions, values, seed) for name, values in _list_slices(predictions)},
-        "calibration": describe_calibration(predictions, validation) if task.kind != "number" else None,
+        "calibration": describe_calibration(predictions, validation) if task.kind != "regression" else None,
     }
 
 

@@ -32,7 +32,7 @@ METRIC_NAMES = {
 def baseline_names(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return, by name, the figures that stand beside a task's own: of the majority, a linear probe, late fusion."""
     rivals = {
-        "always the mean" if result["kind"] == "number" else "majority baseline": result["baseline"],
+        "always the mean" if result["kind"] == "regression" else "majority baseline": result["baseline"],
         "linear probe": result["probe"],
     }
     rivals |= {f"late fusion: {rule}": figures for rule, figures in result.get("late_fusion", {}).items()}

@@ -35,7 +35,7 @@ def evaluate_on(run: str | Path | Run, source: str, *, runs: str | Path = RUNS) 
     """
     opened = open_run(run, runs)
     options = load_recipe(opened.require("recipe.yaml")).evaluation
-    measured = _evaluate_on(opened, source, resamples=options.bootstrap, seed=options.seed)
+    measured = _evaluate_on(opened, source, resamples=options.bootstrap_samples, seed=options.seed)
     return {**measured, "path": str(opened.path)}
 
 

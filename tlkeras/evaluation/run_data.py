@@ -141,7 +141,7 @@ class RunData:
         """Return an unfitted linear head of the strength that the run chose for a task, where its head is linear."""
         facts = self.run.manifest
         strength = facts.get("heads", {}).get(task, facts.get("head", {})).get("C")
-        options = self.recipe.mapping.model_dump()
+        options = self.recipe.head.model_dump()
         weight = options.get("class_weight")
         return LinearHead(C=strength or 0.01, class_weight=None if weight == "none" else weight)
 

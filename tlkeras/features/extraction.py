@@ -37,12 +37,12 @@ class ImageFiles:
     Args:
         paths: Files.
         digests: The hex SHA-256 of each file's bytes.
-        fit: How an image becomes a square: "squash", "crop" or "pad".
+        fit: How an image becomes a square: "stretch", "crop" or "pad".
     """
 
     paths: Sequence[str]
     digests: Sequence[str]
-    fit: str = "squash"
+    fit: str = "stretch"
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -124,7 +124,7 @@ def _draft_stage(
         unfreeze,
         rate,
         epochs,
-        Decision("backbone_ratio", 1.0, "the head is fitted already, so both move alike (LP-FT)"),
+        Decision("backbone_lr_multiplier", 1.0, "the head is fitted already, so both move alike (LP-FT)"),
         Decision("layer_decay", 0.75, "more than half of the blocks train: general ones move less (ULMFiT)")
         if decayed
         else Decision("layer_decay", 1.0, "only the upper half trains: one rate for it"),

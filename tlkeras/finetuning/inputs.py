@@ -88,7 +88,7 @@ class ImageSource:
         policy: What is done to them; None: nothing.
         seed: Seed of what is drawn.
         in_graph: Make the views of a batch where the network trains, instead of those of each image in the pipeline.
-        feed: HOST:PORT of a data service that decodes them; None decodes them here.
+        data_service: HOST:PORT of a data service that decodes them; None decodes them here.
     """
 
     paths: Sequence[str]
@@ -98,7 +98,7 @@ class ImageSource:
     policy: AugmentationPolicy | None = None
     seed: int = 0
     in_graph: bool = False
-    feed: str | None = None
+    data_service: str | None = None
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield the batches, uint8 [b, size, size, 3]; files that became unreadable are left out."""
@@ -116,10 +116,10 @@ class ImageSource:
                 augment = make_view_fn(self.policy, keys, numbers, self.seed)
         paths = [self.paths[position] for position in positions]
         wanted = (paths, self.size, self.fit, len(batches[0]))
-        if self.feed is None:
+        if self.data_service is None:
             stream = make_image_dataset(*wanted, augment=augment).as_numpy_iterator()
         else:
-            stream = make_data_service_dataset(self.feed, *wanted, augment=augment)
+            stream = make_data_service_dataset(self.data_service, *wanted, augment=augment)
         for index, images in stream:
             yield positions[index], finish(images, index)
 

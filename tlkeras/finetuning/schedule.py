@@ -38,7 +38,7 @@ class Stage:
         until: "plateau" ends the stage when the monitored value improves no more.
         patience: Epochs without improvement that end a plateau stage.
         max_epochs: End of a plateau stage that never stops improving.
-        backbone_ratio: Rate of the topmost block, as a share of the head's.
+        backbone_lr_multiplier: Rate of the topmost block, as a share of the head's.
         layer_decay: Rate of each block, as a share of the one above it.
         warmup: Epochs, or a part of one, in which the rate rises linearly to its peak.
         decay: "cosine" lets the rate fall to zero at the end of the stage's full length, "constant" keeps it; by
@@ -57,7 +57,7 @@ class Stage:
     until: Literal["plateau"] | None = None
     patience: int = 2
     max_epochs: int = 50
-    backbone_ratio: float = 0.1
+    backbone_lr_multiplier: float = 0.1
     layer_decay: float = 1.0
     warmup: float = 0.0
     decay: Decay | None = None
@@ -96,7 +96,7 @@ class Stage:
             RecipeError: The backbone has fewer blocks than the stage unfreezes.
         """
         count = self.count_blocks(total)
-        training = [self.backbone_ratio * self.layer_decay**depth for depth in range(count)]
+        training = [self.backbone_lr_multiplier * self.layer_decay**depth for depth in range(count)]
         return (*[0.0] * (total - count), *reversed(training))
 
 
@@ -275,7 +275,10 @@ def _find_problems(stage: Stage) -> Iterator[str]:
     rules = [
         (bool(stage.name), "name must not be empty."),
         *(_rule_on_count(key, getattr(stage, key)) for key in ("patience", "max_epochs")),
-        *(_rule_on_size(key, getattr(stage, key)) for key in ("learning_rate", "backbone_ratio", "layer_decay")),
+        *(
+            _rule_on_size(key, getattr(stage, key))
+            for key in ("learning_rate", "backbone_lr_multiplier", "layer_decay")
+        ),
         _rule_on_choice("batch_norm", stage.batch_norm, get_args(BatchNorm)),
     ]
     if stage.epochs is not None:

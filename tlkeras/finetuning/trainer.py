@@ -66,8 +66,8 @@ class TrainerConfig:
     Attributes:
         batch_size: Examples in a step; what is left over at the end of an epoch sits it out.
         seed: Of the order of examples and of what is mixed.
-        average: Decay of the moving average of the weights, which is what is measured and kept; 0 for none.
-        balanced: Draw every class equally often.
+        ema: Decay of the moving average of the weights, which is what is measured and kept; 0 for none.
+        balanced_sampling: Draw every class equally often.
         monitor: The column of the history that the schedule follows.
         tasks: What the columns of targets and logits are of.
         save_seconds: The most training that kill -9 can cost.
@@ -80,8 +80,8 @@ class TrainerConfig:
 
     batch_size: int = 32
     seed: int = 0
-    average: float = 0.0
-    balanced: bool = False
+    ema: float = 0.0
+    balanced_sampling: bool = False
     monitor: str = "val_loss"
     tasks: tuple[TaskSlice, ...] = (TaskSlice(),)
     save_seconds: float = 60.0
@@ -239,7 +239,7 @@ class Trainer:
         return self._runner
 
     def _make_runner(self, index: int) -> StageRunner:
-        stage, average = self.schedule.stages[index], self.settings.average
+        stage, average = self.schedule.stages[index], self.settings.ema
         return StageRunner(
             self.network, stage, self.cuts[index], self.optimizer, self.objective, average, self._distribution
         )
@@ -280,7 +280,7 @@ class Trainer:
         count, seed, epoch = len(self.train), self.settings.seed, len(self.history)
         if self.train.of_target is not None:
             drawn = alternating_domain_sampler(self.train.of_target, seed, epoch)
-        elif self.settings.balanced:
+        elif self.settings.balanced_sampling:
             drawn = balanced_sampler(self.train.targets.argmax(axis=1), count, seed, epoch)
         else:
             drawn = epoch_permutation(count, seed, epoch)

@@ -29,7 +29,7 @@ class RidgeRegressionHead:
         scale_, offset_: Weighted deviation and mean of the numbers that it was fitted on.
     """
 
-    kind = "number"
+    kind = "regression"
     eats: ClassVar[Literal["vector", "map"]] = "vector"
     labels = False
     classes_ = np.zeros(1, np.int64)

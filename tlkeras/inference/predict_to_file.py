@@ -249,7 +249,7 @@ def _find_problem(path: str) -> InvalidImage | None:
 
 
 def _format_row(task: Task, probabilities: np.ndarray) -> list[Any]:
-    if task.kind == "number":
+    if task.kind == "regression":
         return [f"{probabilities[0]:.7g}"]
     (label,) = task.write(task.decide(probabilities[None]))
     return [label, *(f"{value:.7g}" for value in probabilities.tolist())]
@@ -260,7 +260,7 @@ def name_columns(tasks: Sequence[Task]) -> list[str]:
     names = []
     for task in tasks:
         prefix = "" if len(tasks) == 1 else f"{task.name}: "
-        if task.kind == "number":
+        if task.kind == "regression":
             names.append(f"{prefix}value")
             continue
         names += [f"{prefix}label", *(f"{prefix}probability of {name}" for name in task.class_names)]

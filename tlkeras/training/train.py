@@ -233,11 +233,11 @@ def _fuse_late(
     if isinstance(make(), KerasHead):
         make = LinearHead
     make = builders.adapt_heads(recipe, make, on_parts=True)
-    target = parts[builders.TARGET].X if recipe.domains else None
+    target = parts[builders.TARGET].X if recipe.domain_adaptation else None
     fused: dict[str, dict[str, np.ndarray]] = {}
     with progress.progress_bar("Fusing late", len(dataset.tasks), "tasks") as advance, progress.hide():
         for task in dataset.tasks:
-            if task.kind == "number":
+            if task.kind == "regression":
                 fused[task.name] = {}
                 continue
             rows, (X, y, weights) = parts["train"].take(dataset, task)

@@ -170,7 +170,7 @@ def _measure(frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, flo
     for task in dataset.tasks:
         _, (X, targets, weights) = frozen.parts["validation"].take(dataset, task)
         head: Any = heads[task.name]
-        if task.kind == "number":
+        if task.kind == "regression":
             units = head.scale_, head.offset_
             standard = (head.predict_proba(X) - head.offset_) / head.scale_
             figures.append(measure_number(targets[:, None], standard, weights, units))
@@ -196,7 +196,7 @@ def _rename(figures: dict[str, Any]) -> dict[str, float]:
 
 def _frozen_key(recipe: Recipe) -> str:
     """Return what features depend on; heads that eat maps need them before pooling."""
-    parts = [recipe.data, recipe.backbone, recipe.features, recipe.cache, recipe.domains]
+    parts = [recipe.data, recipe.backbone, recipe.features, recipe.cache, recipe.domain_adaptation]
     return json.dumps(
-        [recipe.mapping.kind in FEATURE_MAP_HEADS, *(part and part.model_dump(mode="json") for part in parts)]
+        [recipe.head.kind in FEATURE_MAP_HEADS, *(part and part.model_dump(mode="json") for part in parts)]
     )

@@ -278,11 +278,11 @@ def _check_failures(book: TrialLog, over: bool = False) -> None:
 
 def _repeat_finalists(book: TrialLog, options: Workers, first: int) -> None:
     """Do the best trials again with other seeds of what is trained; the images stay on their splits."""
-    finalists = book.completed()[: book.tuning.finalists]
+    finalists = book.completed()[: book.tuning.confirm_top]
     todo = [
         (trial, str(seed))
         for trial in finalists
-        for seed in range(first + 1, first + book.tuning.seeds)
+        for seed in range(first + 1, first + book.tuning.confirm_seeds)
         if str(seed) not in trial["repeats"]
     ]
     with progress.progress_bar("Finalists", len(todo), "trainings") as advance:

@@ -25,8 +25,8 @@ class Recipe(ConfigSection):
     data: DataConfig
     backbone: BackboneConfig
     features: FeaturesConfig = FeaturesConfig()
-    mapping: HeadConfig = LinearConfig()
-    domains: DomainAdaptationConfig | None = None
+    head: HeadConfig = LinearConfig()
+    domain_adaptation: DomainAdaptationConfig | None = None
     augmentation: AugmentationConfig = AugmentationConfig()
     finetuning: FineTuningConfig | None = None
     tuning: TuningConfig | None = None
@@ -55,18 +55,18 @@ class Recipe(ConfigSection):
 
     @model_validator(mode="after")
     def _suit_the_domains(self) -> Recipe:
-        if self.domains is None:
+        if self.domain_adaptation is None:
             return self
         conflicts = []
         if self.finetuning is not None:
-            conflicts += _list_adaptation_conflicts(self, self.domains)
-        if self.data.separator or any(task.kind == "labels" for task in (self.data.tasks or {}).values()):
+            conflicts += _list_adaptation_conflicts(self, self.domain_adaptation)
+        if self.data.separator or any(task.kind == "multilabel" for task in (self.data.tasks or {}).values()):
             conflicts.append("an image is of one class, not of several labels")
-        if any(task.kind == "number" for task in (self.data.tasks or {}).values()):
+        if any(task.kind == "regression" for task in (self.data.tasks or {}).values()):
             conflicts.append("numbers are not adapted: leave them out of data.tasks")
-        if self.mapping.kind in FEATURE_MAP_HEADS:
-            conflicts.append(f"vectors are aligned, and mapping.kind {self.mapping.kind} eats maps")
-        if self.domains.correction == "confusion" and self.data.validation == 0:
+        if self.head.kind in FEATURE_MAP_HEADS:
+            conflicts.append(f"vectors are aligned, and head.kind {self.head.kind} eats maps")
+        if self.domain_adaptation.correction == "confusion" and self.data.validation == 0:
             conflicts.append("confusion is measured on a validation set: set data.validation")
         if conflicts:
             raise ValueError(f"across domains, {'; '.join(conflicts)}.")
@@ -74,8 +74,8 @@ class Recipe(ConfigSection):
 
     @model_validator(mode="after")
     def _suit_the_features(self) -> Recipe:
-        if self.features.selection and self.mapping.kind in FEATURE_MAP_HEADS:
-            raise ValueError(f"mapping.kind {self.mapping.kind} eats a map, of which no columns are selected.")
+        if self.features.selection and self.head.kind in FEATURE_MAP_HEADS:
+            raise ValueError(f"head.kind {self.head.kind} eats a map, of which no columns are selected.")
         names = ("taps", "backbones", "handcrafted")
         fused = [f"features.{name}" for name in names if getattr(self.features, name)]
         if self.backbone.name == NO_BACKBONE and fused != ["features.handcrafted"]:
@@ -84,8 +84,8 @@ class Recipe(ConfigSection):
             raise ValueError(f"finetuning changes one backbone, read at one depth: leave {' and '.join(fused)} out.")
         if fused and self.augmentation.test_time:
             raise ValueError(f"augmentation.test_time averages one map: leave {' and '.join(fused)} out.")
-        if fused and self.mapping.kind in FEATURE_MAP_HEADS:
-            raise ValueError(f"mapping.kind {self.mapping.kind} eats one map: leave {' and '.join(fused)} out.")
+        if fused and self.head.kind in FEATURE_MAP_HEADS:
+            raise ValueError(f"head.kind {self.head.kind} eats one map: leave {' and '.join(fused)} out.")
         return self
 
     @model_validator(mode="after")
@@ -99,64 +99,64 @@ class Recipe(ConfigSection):
         return self
 
 
-def _list_adaptation_conflicts(recipe: Recipe, domains: DomainAdaptationConfig) -> list[str]:
+def _list_adaptation_conflicts(recipe: Recipe, adaptation: DomainAdaptationConfig) -> list[str]:
     """Say what makes no sense where a network is fine-tuned across domains."""
     options, augmentation = recipe.finetuning, recipe.augmentation
     conflicts = []
-    if domains.method not in FINE_TUNING_METHODS:
+    if adaptation.method not in FINE_TUNING_METHODS:
         conflicts.append(
-            f"{domains.method} aligns frozen features: for finetuning, take one of {', '.join(FINE_TUNING_METHODS)}"
+            f"{adaptation.method} aligns frozen features: for finetuning, take one of {', '.join(FINE_TUNING_METHODS)}"
         )
-    if domains.correction != "none":
+    if adaptation.correction != "none":
         conflicts.append("a correction is of answers from frozen features: leave it or finetuning out")
     if augmentation.mixup or augmentation.cutmix:
         conflicts.append("images of both domains would be mixed: leave augmentation.mixup and cutmix out")
-    if options is not None and options.balanced:
-        conflicts.append("domains are drawn equally often, finetuning.balanced cannot draw classes so")
+    if options is not None and options.balanced_sampling:
+        conflicts.append("domains are drawn equally often, finetuning.balanced_sampling cannot draw classes so")
     return conflicts
 
 
 def _list_label_conflicts(recipe: Recipe) -> list[str]:
     """Say what makes no sense for the kind of labels that the recipe has."""
-    options, mapping = recipe.finetuning, recipe.mapping
+    options, head = recipe.finetuning, recipe.head
     if recipe.data.tasks:
         return _list_task_conflicts(recipe)
     if recipe.data.separator is None:
         sigmoid = options is not None and options.loss.kind == "sigmoid"
         return ["finetuning.loss is softmax or focal, not sigmoid"] if sigmoid else []
     conflicts = []
-    if mapping.kind in SINGLE_LABEL_HEADS:
-        conflicts.append(f"mapping.kind {mapping.kind} tells classes apart and cannot answer for each label")
-    elif mapping.kind != "linear" and mapping.class_weight != "none":
-        conflicts.append(f"a {mapping.kind} mapping has no class_weight")
+    if head.kind in SINGLE_LABEL_HEADS:
+        conflicts.append(f"head.kind {head.kind} tells classes apart and cannot answer for each label")
+    elif head.kind != "linear" and head.class_weight != "none":
+        conflicts.append(f"a {head.kind} head has no class_weight")
     if options is not None:
         if options.loss.kind != "sigmoid":
             conflicts.append(f"finetuning.loss is sigmoid, not {options.loss.kind}")
         if options.class_weight != "none":
             conflicts.append("there is no finetuning.class_weight")
-        if options.balanced:
-            conflicts.append("finetuning.balanced cannot draw classes equally often")
+        if options.balanced_sampling:
+            conflicts.append("finetuning.balanced_sampling cannot draw classes equally often")
     return conflicts
 
 
 def _list_task_conflicts(recipe: Recipe) -> list[str]:
     """Say what makes no sense, or is not defined, for tasks beside each other."""
     options, conflicts = recipe.finetuning, []
-    labels = any(task.kind == "labels" for task in (recipe.data.tasks or {}).values())
-    numbers = any(task.kind == "number" for task in (recipe.data.tasks or {}).values())
-    if numbers and recipe.mapping.kind in FEATURE_MAP_HEADS:
-        conflicts.append(f"mapping.kind {recipe.mapping.kind} eats maps, and numbers are regressed on vectors")
-    if labels and recipe.mapping.kind in SINGLE_LABEL_HEADS:
-        conflicts.append(f"mapping.kind {recipe.mapping.kind} tells classes apart and cannot answer for each label")
-    elif labels and recipe.mapping.kind != "linear" and recipe.mapping.class_weight != "none":
-        conflicts.append(f"a {recipe.mapping.kind} mapping of labels has no class_weight")
+    labels = any(task.kind == "multilabel" for task in (recipe.data.tasks or {}).values())
+    numbers = any(task.kind == "regression" for task in (recipe.data.tasks or {}).values())
+    if numbers and recipe.head.kind in FEATURE_MAP_HEADS:
+        conflicts.append(f"head.kind {recipe.head.kind} eats maps, and numbers are regressed on vectors")
+    if labels and recipe.head.kind in SINGLE_LABEL_HEADS:
+        conflicts.append(f"head.kind {recipe.head.kind} tells classes apart and cannot answer for each label")
+    elif labels and recipe.head.kind != "linear" and recipe.head.class_weight != "none":
+        conflicts.append(f"a {recipe.head.kind} head for labels has no class_weight")
     if options is not None:
         if options.loss.kind == "sigmoid":
             conflicts.append("finetuning.loss is that of classes, softmax or focal; labels have sigmoid anyway")
         if len(recipe.data.tasks or {}) > 1 and options.class_weight != "none":
             conflicts.append("there is no finetuning.class_weight: an image has a class in each task")
-        if len(recipe.data.tasks or {}) > 1 and options.balanced:
-            conflicts.append("finetuning.balanced cannot draw the classes of every task equally often")
+        if len(recipe.data.tasks or {}) > 1 and options.balanced_sampling:
+            conflicts.append("finetuning.balanced_sampling cannot draw the classes of every task equally often")
         unknown = sorted(set(options.task_weights or {}) - set(recipe.data.tasks or {}))
         conflicts += [f"finetuning.task_weights has {name!r}, which is no task" for name in unknown]
     return conflicts

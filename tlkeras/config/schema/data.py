@@ -20,10 +20,10 @@ TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")]
 
 
 class TaskConfig(ConfigSection):
-    """Which column a task is learned from, its own name if not given; `labels` are several in a cell, or a `number`."""
+    """Which column a task is learned from, its own name if not given; `multilabel` has several in a cell, `regression` a number."""
 
     column: str | None = None
-    kind: Literal["classes", "labels", "number"] = "classes"
+    kind: Literal["classes", "multilabel", "regression"] = "classes"
     separator: str = Field(default="|", min_length=1)
 
 
@@ -46,8 +46,8 @@ class DataConfig(ConfigSection):
     stratify: Names | None = None
     validation: Fraction = 0.0
     test: Fraction = 0.2
-    tolerance: Fraction = 0.25
-    resize: Literal["squash", "crop", "pad"] = "squash"
+    split_tolerance: Fraction = 0.25
+    resize: Literal["stretch", "crop", "pad"] = "stretch"
     limit: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
@@ -55,7 +55,7 @@ class DataConfig(ConfigSection):
     def _name_labels_once(self) -> DataConfig:
         if self.tasks and (self.label or self.separator):
             raise ValueError("tasks takes the place of label and separator: give one or the other.")
-        if self.tasks and next(iter(self.tasks.values())).kind == "number":
+        if self.tasks and next(iter(self.tasks.values())).kind == "regression":
             raise ValueError("the first of tasks is the main one and of classes or labels; numbers stand beside it.")
         return self
 
@@ -80,4 +80,4 @@ class AugmentationConfig(ConfigSection):
     mixup: float = Field(default=0.0, ge=0, le=10)
     cutmix: float = Field(default=0.0, ge=0, le=10)
     test_time: bool = False
-    place: Literal["auto", "pipeline", "graph"] = "auto"
+    device: Literal["auto", "pipeline", "graph"] = "auto"

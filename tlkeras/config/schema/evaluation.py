@@ -10,7 +10,7 @@ from tlkeras.config.schema.fields import ConfigSection
 class EvaluationConfig(ConfigSection):
     """How sure the figures are."""
 
-    bootstrap: int = Field(default=2000, ge=100, le=100_000)
+    bootstrap_samples: int = Field(default=2000, ge=100, le=100_000)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 

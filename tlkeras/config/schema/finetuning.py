@@ -39,7 +39,7 @@ class StageConfig(ConfigSection):
     until: Literal["plateau"] | None = None
     patience: int = Field(default=2, ge=1)
     max_epochs: int = Field(default=50, ge=1)
-    backbone_ratio: PositiveFloat = 0.1
+    backbone_lr_multiplier: PositiveFloat = 0.1
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     warmup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     decay: Literal["cosine", "constant"] | None = None
@@ -127,16 +127,16 @@ class FineTuningConfig(ConfigSection):
     stages: Annotated[tuple[StageConfig, ...] | None, BeforeValidator(_check_stages)] = None
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "nadam", "lion", "muon"] = "adamw"
     batch_size: int = Field(default=32, ge=1, le=65_536)
-    accumulate: int = Field(default=1, ge=1, le=1024)
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024)
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    clip_norm: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
-    average: Fraction = 0.0
+    global_clipnorm: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
+    ema: Fraction = 0.0
     loss: LossConfig = SoftmaxConfig()
     weighting: Literal["fixed", "uncertainty", "pcgrad"] = "fixed"
     task_weights: dict[str, RegularizationStrength] | None = Field(default=None, min_length=1)
-    keep_source: RegularizerConfig = NoRegularizerConfig()
+    regularizer: RegularizerConfig = NoRegularizerConfig()
     class_weight: Literal["none", "balanced"] = "none"
-    balanced: bool = False
+    balanced_sampling: bool = False
     monitor: Literal["loss", "accuracy", "roc_auc"] = "loss"
     keep: Literal["best", "last"] = "best"
     cache: Literal["auto", "off"] = "auto"
@@ -145,6 +145,6 @@ class FineTuningConfig(ConfigSection):
 
     @model_validator(mode="after")
     def _decay_towards_one_point(self) -> FineTuningConfig:
-        if self.weight_decay and self.keep_source.kind == "l2sp":
+        if self.weight_decay and self.regularizer.kind == "l2sp":
             raise ValueError("l2sp takes the place of weight decay: set weight_decay to 0.")
         return self

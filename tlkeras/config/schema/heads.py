@@ -181,7 +181,7 @@ class TrainingConfig(ConfigSection):
     """How what has no closed form is trained: deep heads and those on maps. The seed is every head's.
 
     The strategy is that of fine-tuning: `mirrored` takes all GPUs of a machine, `multi_worker` those of all machines
-    in TF_CONFIG, `auto` is `mirrored` where there are several GPUs. `feed` is the HOST:PORT of `tlkeras feed`, whose
+    in TF_CONFIG, `auto` is `mirrored` where there are several GPUs. `data_service` is the HOST:PORT of `tlkeras data-service`, whose
     workers decode the images that fine-tuning reads anew in every epoch.
     """
 
@@ -192,4 +192,4 @@ class TrainingConfig(ConfigSection):
     patience: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
     strategy: Literal["none", "auto", "mirrored", "multi_worker"] = "none"
-    feed: HostPort | None = None
+    data_service: HostPort | None = None

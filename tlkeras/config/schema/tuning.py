@@ -61,6 +61,6 @@ class TuningConfig(ConfigSection):
     algorithm: Literal["random", "hyperband", "bayesian", "grid"] = "random"
     max_trials: int = Field(default=20, ge=1, le=100_000)
     objective: Literal["loss", "accuracy", "roc_auc"] = "loss"
-    finalists: int = Field(default=3, ge=1)
-    seeds: int = Field(default=3, ge=1, le=100)
+    confirm_top: int = Field(default=3, ge=1)
+    confirm_seeds: int = Field(default=3, ge=1, le=100)
     seed: int = Field(default=0, ge=0, lt=2**31)

@@ -84,7 +84,7 @@ def read_thumbnails(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     thumbnails = np.empty((len(paths), SIDE, SIDE), np.float16)
     readable = np.zeros(len(paths), bool)
     with progress_bar("Looking at images", len(paths), "images") as advance:
-        for places, images in make_image_dataset(paths, _DECODED, "squash", _BATCH).as_numpy_iterator():
+        for places, images in make_image_dataset(paths, _DECODED, "stretch", _BATCH).as_numpy_iterator():
             blocks = images.reshape(len(images), SIDE, _DECODED // SIDE, SIDE, _DECODED // SIDE, 3)
             thumbnails[places] = blocks.mean(axis=(2, 4), dtype=np.float32) @ _LUMA
             readable[places] = True

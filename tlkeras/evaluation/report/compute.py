@@ -105,7 +105,7 @@ def compute_report(run: Run, options: ReportOptions) -> Report:
     check_options(options)
     material = RunData(run)
     settings = material.recipe.evaluation
-    report = Report(run.name, evaluate.evaluate_run(run, resamples=settings.bootstrap, seed=settings.seed))
+    report = Report(run.name, evaluate.evaluate_run(run, resamples=settings.bootstrap_samples, seed=settings.seed))
     for place, predictions in enumerate(load_predictions(run)):
         report.tasks[predictions.task.name] = _compute_task(material, predictions, place, options, report)
     report.elsewhere = list_elsewhere(run)
@@ -139,7 +139,7 @@ def _compute_number(
 def _compute_task(
     material: RunData, predictions: Predictions, place: int, options: ReportOptions, report: Report
 ) -> dict[str, Any]:
-    if predictions.task.kind == "number":
+    if predictions.task.kind == "regression":
         return _compute_number(material, predictions, options, report)
     unseen, unseen_is = material.find_unseen(predictions.task)
     losses = errors.top_losses(predictions, options.images or 24)
@@ -169,7 +169,7 @@ def _compare_with_linear_probe(material: RunData, predictions: Predictions) -> d
     if probe is None:
         return None
     settings, manifest = material.recipe.evaluation, material.run.manifest
-    differences = compare_probabilities(predictions, probe, resamples=settings.bootstrap, seed=settings.seed)
+    differences = compare_probabilities(predictions, probe, resamples=settings.bootstrap_samples, seed=settings.seed)
     tuned = manifest.get("finetuning", {})
     minutes = sum(manifest.get("phases", {}).get(phase, 0.0) for phase in _EXTRA_PHASES) / 60
     gained = next(differences[name]["value"] for name in ("accuracy", "exact_match", "r2") if name in differences)
@@ -307,7 +307,7 @@ def _compute_learning_curve(material: RunData, predictions: Predictions, report:
         (train.X, train.targets[predictions.task.name], train.weights),
         test.X[known],
         take(predictions, rows),
-        resamples=material.recipe.evaluation.bootstrap,
+        resamples=material.recipe.evaluation.bootstrap_samples,
     )
 
 

@@ -102,7 +102,7 @@ def _list_contents(shown: Sequence[Mapping[str, Any]], compared: Mapping[str, An
                 ("figures", "Figures", True),
                 ("worth", "Was it worth it?", task["worth"]),
                 ("learning", "Would more images help?", task["learning"]),
-                ("calibration", "Probabilities", task["figures"]["kind"] != "number"),
+                ("calibration", "Probabilities", task["figures"]["kind"] != "regression"),
                 ("mistakes", "Mistakes", True),
                 ("robustness", "When images get worse", task["robustness"]),
             ):
@@ -142,7 +142,7 @@ def _prepare_elsewhere(measured: Mapping[str, Any]) -> dict[str, Any]:
 def _prepare_task(
     report: Report, figures: Mapping[str, Any], computed: Mapping[str, Any], anchor: str
 ) -> dict[str, Any]:
-    if figures["kind"] == "number":
+    if figures["kind"] == "regression":
         return _prepare_number(figures, computed, anchor)
     labels = list(figures["labels"].items())
     if len(labels) > _MOST_LABELS:

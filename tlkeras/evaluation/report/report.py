@@ -46,7 +46,7 @@ def report(
     settings = load_recipe(opened[0].require("recipe.yaml")).evaluation
     compared = None
     if len(opened) > 1:
-        compared = compare_runs(opened, resamples=settings.bootstrap, seed=settings.seed)
+        compared = compare_runs(opened, resamples=settings.bootstrap_samples, seed=settings.seed)
     reports = [compute_report(run, chosen) for run in opened]
     write_report(target, reports, compared)
     notes = [f"{one.run}: {note}" for one in reports for note in one.notes]

@@ -47,7 +47,7 @@ def format_verdict(better: bool | None) -> str:
 
 def summarize_run(figures: Mapping[str, Any]) -> list[str]:
     """Say how the model does against knowing nothing."""
-    if figures["kind"] == "number":
+    if figures["kind"] == "regression":
         value, mean = (figures[of]["mae"]["value"] for of in ("metrics", "baseline"))
         return [
             f"It is {write_number(value)} off on average, where always saying the mean is {write_number(mean)} off."

@@ -22,35 +22,35 @@ def keep_domains(recipe: Recipe, dataset: Dataset) -> Dataset:
     Raises:
         DataError: There are no images of a domain, or one is both source and target.
     """
-    domains = recipe.domains
-    if domains is None:
+    adaptation = recipe.domain_adaptation
+    if adaptation is None:
         return dataset
     known = sorted({str(name) for name in dataset.domains} - {""})
     problems = [
         f"there are no images of the domain {name!r}; {', '.join(list_some(known)) or 'data.domain names no column'}."
         f" {suggest(name, known)}"
-        for name in (*domains.source, *domains.target)
+        for name in (*adaptation.source, *adaptation.target)
         if name not in known
     ]
-    problems += [f"{name!r} is both source and target" for name in sorted({*domains.source} & {*domains.target})]
+    problems += [f"{name!r} is both source and target" for name in sorted({*adaptation.source} & {*adaptation.target})]
     if problems:
         raise DataError.from_problems("Domains are values of data.domain:", problems)
-    return dataset.take(np.isin(dataset.domains.astype(str), [*domains.source, *domains.target]))
+    return dataset.take(np.isin(dataset.domains.astype(str), [*adaptation.source, *adaptation.target]))
 
 
 def is_target(recipe: Recipe, dataset: Dataset) -> np.ndarray:
     """Return which examples are of the target domain, bool (n,)."""
-    targets = [] if recipe.domains is None else [*recipe.domains.target]
+    targets = [] if recipe.domain_adaptation is None else [*recipe.domain_adaptation.target]
     return np.isin(dataset.domains.astype(str), targets)
 
 
 def split_domains(recipe: Recipe, dataset: Dataset, splits: np.ndarray) -> np.ndarray:
-    """Return the split of each image across domains; without a section `domains` they stay as they are.
+    """Return the split of each image across domains; without a section `domain_adaptation` they stay as they are.
 
     Target images of the test split are measured if they have a label. All others are `TARGET`: learned from without
     it. Source images validate or train: nothing is measured on them.
     """
-    if recipe.domains is None:
+    if recipe.domain_adaptation is None:
         return splits
     target = is_target(recipe, dataset)
     labelled = np.any([task.is_labelled(dataset.targets[task.name]) for task in dataset.tasks], axis=0)
@@ -66,7 +66,7 @@ def training_mask(splits: np.ndarray) -> np.ndarray:
 
 def evaluated_splits(recipe: Recipe, rows: Mapping[str, np.ndarray]) -> list[str]:
     """Return the splits that answers are kept of; across domains what validates is of another one than what is asked."""
-    splits = ("test",) if recipe.domains is not None else ("test", "validation")
+    splits = ("test",) if recipe.domain_adaptation is not None else ("test", "validation")
     return [split for split in splits if len(rows[split])]
 
 
@@ -79,13 +79,13 @@ def adapt_heads(
         on_parts: Whether it is for parts of the features, each fitted several times: methods that take epochs are
             replaced by `coral`, and how common classes are is not corrected.
     """
-    domains = recipe.domains
-    if domains is None:
+    adaptation = recipe.domain_adaptation
+    if adaptation is None:
         return make
     if on_parts:
-        method = "coral" if domains.method in ADAPTATIONS else domains.method
-        return lambda: DomainAdaptedHead(method, make, domains.components, judged=False)
+        method = "coral" if adaptation.method in ADAPTATIONS else adaptation.method
+        return lambda: DomainAdaptedHead(method, make, adaptation.components, judged=False)
     training = recipe.training.model_dump(include={"epochs", "batch_size", "learning_rate", "seed"})
     return lambda: DomainAdaptedHead(
-        domains.method, make, domains.components, domains.weight, domains.correction, training
+        adaptation.method, make, adaptation.components, adaptation.weight, adaptation.correction, training
     )

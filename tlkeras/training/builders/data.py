@@ -79,9 +79,9 @@ def _list_kinds(recipe: Recipe) -> str | dict[str, dict[str, str]] | None:
     """Return the separator of labels, or by task what kind of column it is learned from."""
     if recipe.data.tasks is None:
         return recipe.data.separator
-    facts = {"classes": {}, "number": {"kind": "number"}}
+    facts = {"classes": {}, "regression": {"kind": "regression"}}
     return {
-        name: {"separator": task.separator} if task.kind == "labels" else facts[task.kind]
+        name: {"separator": task.separator} if task.kind == "multilabel" else facts[task.kind]
         for name, task in recipe.data.tasks.items()
     }
 
@@ -93,7 +93,7 @@ def split_dataset(recipe: Recipe, dataset: Dataset) -> np.ndarray:
         DataError: A class has nothing to learn from, or there is nothing to measure on.
     """
     data = recipe.data
-    splits = assign_splits(dataset, data.validation, data.test, data.seed, data.tolerance)
+    splits = assign_splits(dataset, data.validation, data.test, data.seed, data.split_tolerance)
     splits = split_domains(recipe, dataset, splits)
     check_splits(dataset, splits)
     return splits
@@ -106,8 +106,8 @@ def check_recipe_feed(recipe: Recipe, dataset: Dataset) -> None:
         DataError: The images are packed.
         RunError: Nobody listens.
     """
-    if recipe.training.feed is not None:
-        check_data_service(recipe.training.feed, dataset.paths.tolist())
+    if recipe.training.data_service is not None:
+        check_data_service(recipe.training.data_service, dataset.paths.tolist())
 
 
 def image_size(recipe: Recipe) -> int:

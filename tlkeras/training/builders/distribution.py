@@ -26,7 +26,7 @@ def make_distribution(recipe: Recipe, environment: Mapping[str, str] = os.enviro
         RunError: A process did not come, or it has another recipe or other versions.
     """
     strategy = recipe.training.strategy
-    accumulates = recipe.finetuning is not None and recipe.finetuning.accumulate > 1
+    accumulates = recipe.finetuning is not None and recipe.finetuning.gradient_accumulation_steps > 1
     if recipe.finetuning is None or strategy == "none":
         return ONE_DEVICE
     if strategy == "auto":
@@ -35,7 +35,7 @@ def make_distribution(recipe: Recipe, environment: Mapping[str, str] = os.enviro
     if accumulates:
         raise RecipeError(
             "Gradients are accumulated on one device.",
-            f"training.strategy {strategy} with finetuning.accumulate {recipe.finetuning.accumulate}",
+            f"training.strategy {strategy} with finetuning.gradient_accumulation_steps {recipe.finetuning.gradient_accumulation_steps}",
             "Set accumulate to 1: several devices take larger batches.",
         )
     if strategy == "mirrored":

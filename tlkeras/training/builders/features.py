@@ -59,7 +59,7 @@ def _build_prefix(recipe: Recipe) -> FeatureExtractor:
     pooled = _fuse_features(recipe, whole, cut)
     if recipe.finetuning is None:
         return FeatureExtractor(backbone, pooled)
-    distils = recipe.finetuning.keep_source.kind == "lwf"
+    distils = recipe.finetuning.regularizer.kind == "lwf"
     source_head = build_pretrained_classifier(recipe.backbone.name, whole, recipe.backbone.weights) if distils else None
     return FeatureExtractor(backbone, pooled, tuple(find_blocks(backbone)), source_head)
 
@@ -67,7 +67,7 @@ def _build_prefix(recipe: Recipe) -> FeatureExtractor:
 def _fuse_features(recipe: Recipe, whole: keras.Model, cut: CutPoint) -> keras.Model:
     """Return the model from images to what heads eat."""
     options = recipe.features
-    pooling = "none" if recipe.mapping.kind in FEATURE_MAP_HEADS else options.pooling
+    pooling = "none" if recipe.head.kind in FEATURE_MAP_HEADS else options.pooling
     first = extract_taps(whole, find_taps(whole, options.taps) if options.taps else [cut], pooling)
     others = [build_backbone(other.name, size=image_size(recipe), weights=other.weights) for other in options.backbones]
     layers = _make_handcrafted(recipe)

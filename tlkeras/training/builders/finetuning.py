@@ -58,7 +58,7 @@ def make_trainer(
 ) -> Trainer:
     """Return the fine-tuning, ready to run, of a network that was placed on the devices."""
     options, tasks = require_finetuning(recipe), dataset.tasks
-    kept = options.keep_source.model_dump()
+    kept = options.regularizer.model_dump()
     regularizer = make_regularizer(**kept)
     regularizer.build(network.backbone.layers, network.head)
     with distribution.scope():
@@ -74,8 +74,8 @@ def make_trainer(
     settings = TrainerConfig(
         batch_size=options.batch_size,
         seed=recipe.training.seed,
-        average=options.average,
-        balanced=options.balanced,
+        ema=options.ema,
+        balanced_sampling=options.balanced_sampling,
         monitor=f"val_{options.monitor}",
         tasks=tuple(
             TaskSlice(task.name, len(task.class_names), task.kind == "multilabel", _find_units(network, task))
@@ -94,7 +94,7 @@ def _make_fit(recipe: Recipe, dataset: Dataset, part: DataSplit) -> FitHeads | N
     What takes epochs to train, chooses features or leads to another domain goes on with what it has.
     """
     make, rows = partial(make_recipe_head, recipe), part.rows
-    if rows is None or recipe.domains is not None or not isinstance(make(), LinearClassifierHead):
+    if rows is None or recipe.domain_adaptation is not None or not isinstance(make(), LinearClassifierHead):
         return None
     return lambda positions, X: list_layers(fit_heads(make, dataset, {"train": SplitFeatures(rows[positions], X)}))
 
@@ -110,7 +110,7 @@ def _make_loss(options: FineTuningConfig, tasks: Sequence[Task], network: Networ
     make: dict[str, Callable[[Task], Any]] = {
         "multiclass": lambda task: make_loss(**options.loss.model_dump()),
         "multilabel": lambda task: make_loss("sigmoid", smoothing=options.loss.smoothing),
-        "number": lambda task: SquaredErrorLoss(*(_find_units(network, task) or ())),
+        "regression": lambda task: SquaredErrorLoss(*(_find_units(network, task) or ())),
     }
     losses = [make[task.kind](task) for task in tasks]
     if len(losses) == 1:
@@ -123,7 +123,7 @@ def _make_loss(options: FineTuningConfig, tasks: Sequence[Task], network: Networ
 
 def _find_units(network: Network, task: Task) -> tuple[float, float] | None:
     """Return scale and offset of a number, which its head's last layer puts back; None of other tasks."""
-    if task.kind != "number":
+    if task.kind != "regression":
         return None
     last: Any = network.heads[task.name][-1]
     return float(last.scale), float(last.offset)
@@ -133,17 +133,17 @@ def _make_transfer(
     recipe: Recipe, tasks: Sequence[Task], network: Network, schedule: Schedule, part: DataSplit, optimizer: Any
 ) -> DomainAdaptationLoss | None:
     """Return what brings the domains of a batch together, ramped up over the whole schedule; None within one domain."""
-    domains = recipe.domains
-    if domains is None or part.of_target is None or domains.method == "none":
+    adaptation = recipe.domain_adaptation
+    if adaptation is None or part.of_target is None or adaptation.method == "none":
         return None
-    method, seed = ADAPTATIONS[domains.method], recipe.training.seed
+    method, seed = ADAPTATIONS[adaptation.method], recipe.training.seed
     width, classes = network.features.shape[-1], len(tasks[0].class_names)
     seeds = iter(range(seed * 100 + 50, seed * 100 + 100))
     discrepancy = DomainDiscrepancy(method, width, classes, seeds=seeds, seed=seed)  # type: ignore[arg-type]
     drawn = 2 * max(int(part.of_target.sum()), int((~part.of_target).sum()))
     batches = max(1, drawn // require_finetuning(recipe).batch_size)
     total = batches * sum(stage.epochs or stage.max_epochs for stage in schedule.stages)
-    weight = WEIGHTS[method] if domains.weight is None else domains.weight
+    weight = WEIGHTS[method] if adaptation.weight is None else adaptation.weight
     return DomainAdaptationLoss(discrepancy, weight, lambda: tf.cast(optimizer.iterations, tf.float32) / total)
 
 
@@ -158,7 +158,7 @@ def make_image_source(
     """Return images that are decoded anew in every epoch."""
     images = select_images(recipe, inspection, rows)
     policy = make_recipe_policy(recipe) if augmented else None
-    size, place = image_size(recipe), recipe.augmentation.place
+    size, place = image_size(recipe), recipe.augmentation.device
     if policy is not None and place == "auto":
         place = choose_augmentation_device(policy, size, require_finetuning(recipe).batch_size)
     supply = ImageSource(
@@ -169,7 +169,7 @@ def make_image_source(
         policy,
         recipe.training.seed,
         place == "graph",
-        recipe.training.feed,
+        recipe.training.data_service,
     )
     if not augmented or extractor.source_head is None:
         return supply
@@ -204,9 +204,9 @@ def balance_class_weights(recipe: Recipe, classes: np.ndarray, weights: np.ndarr
 def make_optimizer(options: FineTuningConfig) -> ScaledOptimizer:
     """Return the optimizer of a recipe, not yet built."""
     name, decay = options.optimizer, options.weight_decay
-    config: dict[str, Any] = {"global_clipnorm": options.clip_norm}
-    if options.accumulate > 1:
-        config["gradient_accumulation_steps"] = options.accumulate
+    config: dict[str, Any] = {"global_clipnorm": options.global_clipnorm}
+    if options.gradient_accumulation_steps > 1:
+        config["gradient_accumulation_steps"] = options.gradient_accumulation_steps
     if name in ("sgd", "rmsprop"):
         config["momentum"] = 0.9
     if decay or name in ("adamw", "muon"):  # these two decay unless they are told not to

@@ -46,7 +46,7 @@ class SplitFeatures:
 def fit_heads(make: Callable[[], Any], dataset: Dataset, parts: Mapping[str, SplitFeatures]) -> dict[str, Head]:
     """Return a fitted head per task: on frozen features nothing is shared, so that each is fitted alone."""
     return {
-        task.name: _fit(RidgeRegressionHead() if task.kind == "number" else make(), dataset, task, parts)
+        task.name: _fit(RidgeRegressionHead() if task.kind == "regression" else make(), dataset, task, parts)
         for task in dataset.tasks
     }
 

@@ -20,11 +20,11 @@ def make_recipe_head(recipe: Recipe) -> Head:
 
 
 def _make_bare_head(recipe: Recipe) -> Head:
-    options = recipe.mapping.model_dump()
+    options = recipe.head.model_dump()
     if options["class_weight"] == "none":
         options["class_weight"] = None
-    if issubclass(HEADS[recipe.mapping.kind], KerasHead):
+    if issubclass(HEADS[recipe.head.kind], KerasHead):
         return make_head(**options, fitting=FitOptions(**recipe.training.model_dump(exclude={"strategy", "feed"})))
-    if recipe.mapping.kind == "kernel":
+    if recipe.head.kind == "kernel":
         options["space"] = KernelOptions(**{field.name: options.pop(field.name) for field in fields(KernelOptions)})
     return make_head(**options, seed=recipe.training.seed)

@@ -41,7 +41,7 @@ def make_schedule(
             validated=validated,
             probed=True,
         )
-        keep = suggestion.keep if recipe.domains is None else options.keep
+        keep = suggestion.keep if recipe.domain_adaptation is None else options.keep
         stages, choices = suggestion.stages, suggestion.choices
     else:
         stages, keep, choices = tuple(Stage(**stage.model_dump()) for stage in options.stages), options.keep, ()
@@ -60,7 +60,7 @@ def make_schedule(
 
 def _list_conflicts(recipe: Recipe) -> list[str]:
     """Say why a recipe cannot distil from the source, if it is to."""
-    if require_finetuning(recipe).keep_source.kind != "lwf":
+    if require_finetuning(recipe).regularizer.kind != "lwf":
         return []
     reasons = {
         "what the source says of mixed images was never recorded: set augmentation.mixup to 0 and cutmix to 0": bool(
@@ -69,7 +69,7 @@ def _list_conflicts(recipe: Recipe) -> list[str]:
         "the source's classifier follows the last map: leave features.cut out": recipe.features.cut != "last",
         "random weights know nothing to keep: choose others in backbone.weights": recipe.backbone.weights == "none",
     }
-    return [f"keep_source lwf: {reason}." for reason, holds in reasons.items() if holds]
+    return [f"regularizer lwf: {reason}." for reason, holds in reasons.items() if holds]
 
 
 def _list_problems(attempt: Callable[[], Any]) -> list[str]:
