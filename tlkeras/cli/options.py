@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from tlkeras.results import to_plain
+
 
 def set_option(command: Callable) -> Callable:
     """Add `--set KEY=VALUE`."""
@@ -31,6 +33,6 @@ def json_option(command: Callable) -> Callable:
 def render(result: Any, as_json: bool, table: Callable[[Any], None]) -> None:
     """Print a result as JSON, or as a table."""
     if as_json:
-        click.echo(json.dumps(result, indent=2, default=str))
+        click.echo(json.dumps(to_plain(result), indent=2, default=str))
     else:
         table(result)

@@ -1,0 +1,81 @@
+"""Files written whole or not at all, and digests of files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+_CHUNK = 2**20
+
+
+@contextlib.contextmanager
+def atomic_write(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write to, which takes the target's place on success, durably, and is removed on failure.
+
+    Readers see the old file or the new one, never a part of either. The temporary file is hidden and in the target's
+    folder, so that the rename stays within one file system.
+
+    Raises:
+        OSError: The file cannot be written: no room, no permission.
+    """
+    target = Path(target)
+    temporary = _temporary(target)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        sync_folder(target.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new empty folder to fill, which becomes the target on success and is removed on failure.
+
+    Raises:
+        OSError: The target exists and is not an empty folder, or nothing can be written there.
+    """
+    target = Path(target)
+    temporary = _temporary(target)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.rename(temporary, target)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Make renames in a folder durable, where the system can (Windows cannot)."""
+    with contextlib.suppress(OSError, AttributeError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, 64 hexadecimal digits.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")

@@ -1,0 +1,32 @@
+"""What verbs return: objects with attributes, and as plain values for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from os import PathLike, fspath
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """The base of what verbs return: a frozen dataclass that can be turned into plain values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes by name, nested results included, as values that JSON has."""
+        return {field.name: to_plain(getattr(self, field.name)) for field in fields(self)}
+
+
+def to_plain(value: Any) -> Any:
+    """A value as JSON has it: results and dataclasses as dictionaries, arrays and tuples as lists, paths as text."""
+    if isinstance(value, Result):
+        return value.to_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(one) for one in value]
+    if isinstance(value, PathLike):
+        return fspath(value)
+    return value.tolist() if hasattr(value, "tolist") else value
