@@ -18,35 +18,35 @@ def test_cells_of_labels():
     assert targets.dtype == np.int8
     assert targets.tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 1], [-1, -1, -1], [0, 1, 0]]
     assert LABELS.is_labelled(targets).tolist() == [True, True, True, False, True]
-    assert LABELS.write(LABELS.members(targets)) == ["dog|night", "", "cat|night", "", "dog"]
+    assert LABELS.format(LABELS.members(targets)) == ["dog|night", "", "cat|night", "", "dog"]
 
 
 def test_cells_of_classes():
     targets = ONE.encode(["dog", "", "cat"])
     assert targets.dtype == np.int64 and targets.tolist() == [1, -1, 0]
     assert ONE.is_labelled(targets).tolist() == [True, False, True]
-    assert ONE.write(ONE.members(targets)) == ["dog", "", "cat"]
+    assert ONE.format(ONE.members(targets)) == ["dog", "", "cat"]
 
 
 def test_what_probabilities_speak_for():
     probabilities = np.array([[0.5, 0.49, 0.9], [0.1, 0.2, 0.3]])
-    assert LABELS.write(LABELS.decide(probabilities)) == ["cat|night", ""]
-    assert LABELS.tell(probabilities)[0][1] == "probability of dog"
-    assert ONE.write(ONE.decide(probabilities[:, :2])) == ["cat", "dog"]
-    names, told = ONE.tell(probabilities[:, :2])
+    assert LABELS.format(LABELS.decide(probabilities)) == ["cat|night", ""]
+    assert LABELS.table_columns(probabilities)[0][1] == "probability of dog"
+    assert ONE.format(ONE.decide(probabilities[:, :2])) == ["cat", "dog"]
+    names, told = ONE.table_columns(probabilities[:, :2])
     assert names == ["probability"] and told.tolist() == [[0.5], [0.2]]
 
 
 def test_both_splits_of_a_label_are_aspects():
-    aspects = LABELS.aspects(LABELS.encode(["dog", "?"]))
+    aspects = LABELS.coverage_columns(LABELS.encode(["dog", "?"]))
     assert aspects.tolist() == [[False, True, False, True, False, True], [False] * 6]
-    assert LABELS.aspect_names[3:] == ("the absence of cat", "the absence of dog", "the absence of night")
-    assert ONE.aspects(ONE.encode(["dog", ""])).tolist() == [[False, True], [False, False]]
+    assert LABELS.coverage_names[3:] == ("the absence of cat", "the absence of dog", "the absence of night")
+    assert ONE.coverage_columns(ONE.encode(["dog", ""])).tolist() == [[False, True], [False, False]]
 
 
 @pytest.mark.parametrize("task", [LABELS, ONE])
 def test_a_task_is_made_again_from_its_facts(task):
-    assert make_task(task.name, list(task.class_names), **task.facts) == task
+    assert make_task(task.name, list(task.class_names), **task.get_config()) == task
 
 
 def test_classes_are_sorted_and_unknown_is_none():

@@ -59,7 +59,7 @@ def test_roles_that_other_columns_play_are_played_in_the_manifest(tmp_path):
     few = replace(elpv, paths=elpv.paths[:200], keys=elpv.keys[:200], columns=columns)
     packed = read_table(write_tfrecords(few, tmp_path / "packed")["path"])
     dataset = [build_dataset(table) for table in (few, packed)]
-    labels = [one.tasks[0].write_targets(one.targets[one.tasks[0].name]) for one in dataset]
+    labels = [one.tasks[0].format_targets(one.targets[one.tasks[0].name]) for one in dataset]
     assert labels[0] == labels[1] and dataset[0].keys.tolist() == dataset[1].keys.tolist()
 
 

@@ -171,9 +171,9 @@ def test_what_a_table_says_and_what_is_written_agree():
     task = RegressionTask("grade", ("grade",))
     targets = task.encode(["1.5", "", "?", "-2e3", "inf"])
     np.testing.assert_array_equal(targets, [1.5, np.nan, np.nan, -2000, np.nan])
-    assert task.write_targets(targets) == ["1.5", "?", "?", "-2000", "?"]
+    assert task.format_targets(targets) == ["1.5", "?", "?", "-2000", "?"]
     assert task.strata(np.arange(10.0)).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert make_task("grade", (), **task.facts) == task
+    assert make_task("grade", (), **task.get_config()) == task
 
 
 def test_figures_by_hand():

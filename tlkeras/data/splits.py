@@ -35,7 +35,7 @@ def assign_splits(dataset: Dataset, validation: float, test: float, seed: int, t
         DataError: Shares outside [0, 1) or that leave nothing to train on.
     """
     shares = _check_shares(validation, test)
-    given = np.array(dataset.splits, dtype=object)
+    given = np.array(dataset.given_splits, dtype=object)
     if not given.any():
         return _divide(dataset, shares, seed, tolerance)
     splits = np.where(given == "", "train", given).astype(object)
@@ -54,7 +54,7 @@ def subsample(dataset: Dataset, limit: int, seed: int) -> Dataset:
     """
     if len(dataset) <= limit:
         return dataset
-    strata = _number(zip(*_list_strata(dataset), dataset.splits, strict=True))
+    strata = _number(zip(*_list_strata(dataset), dataset.given_splits, strict=True))
     sizes = np.bincount(strata)
     counts = np.maximum(_apportion(sizes, limit / len(dataset)), np.minimum(sizes, 2))
     while counts.sum() > limit and counts.max() > 2:
@@ -111,8 +111,8 @@ def classes_missing_from_test(dataset: Dataset, splits: np.ndarray) -> list[str]
 
 
 def _list_absent(task: Task, dataset: Dataset, rows: np.ndarray) -> list[str]:
-    shown = np.any(task.aspects(dataset.targets[task.name][rows]), axis=0)
-    return [name for name, is_shown in zip(task.aspect_names, shown, strict=True) if not is_shown]
+    shown = np.any(task.coverage_columns(dataset.targets[task.name][rows]), axis=0)
+    return [name for name, is_shown in zip(task.coverage_names, shown, strict=True) if not is_shown]
 
 
 def _list_strata(dataset: Dataset) -> list[np.ndarray]:
@@ -122,7 +122,7 @@ def _list_strata(dataset: Dataset) -> list[np.ndarray]:
 
 def _join_aspects(dataset: Dataset) -> np.ndarray:
     """Return what every split should show, bool [n, columns]."""
-    return np.concatenate([task.aspects(dataset.targets[task.name]) for task in dataset.tasks], axis=1)
+    return np.concatenate([task.coverage_columns(dataset.targets[task.name]) for task in dataset.tasks], axis=1)
 
 
 def _check_shares(validation: float, test: float) -> np.ndarray:

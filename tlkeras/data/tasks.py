@@ -31,8 +31,7 @@ class Task:
     kind: ClassVar[TaskType] = "multiclass"
     threshold: ClassVar[float | None] = None
 
-    @property
-    def facts(self) -> dict[str, str]:
+    def get_config(self) -> dict[str, str]:
         """What `make_task` must be told beside name and classes to make it again."""
         return {}
 
@@ -53,7 +52,7 @@ class Task:
         """Return the members that probabilities [n, k] speak for: the most probable class."""
         return self.members(probabilities.argmax(axis=1))
 
-    def agree(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    def same_decision(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Return where two networks decide alike by their probabilities [n, k], bool [n]."""
         return (self.decide(one) == self.decide(other)).all(axis=1)
 
@@ -61,24 +60,24 @@ class Task:
         """Return by how much two networks differ at most in what they say of each image, [n, k] each, float [n]."""
         return np.abs(one - other).max(axis=1)
 
-    def write(self, members: np.ndarray) -> list[str]:
+    def format(self, members: np.ndarray) -> list[str]:
         """Return a text per row of members, as a table has it."""
         return ["".join(names) for names in self.list_names(members)]
 
-    def tell(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
+    def table_columns(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
         """Return what a reader wants to know of probabilities [n, k]: names of columns, and these [n, columns]."""
         return ["probability"], probabilities.max(axis=1, keepdims=True)
 
-    def write_targets(self, targets: np.ndarray) -> list[str]:
+    def format_targets(self, targets: np.ndarray) -> list[str]:
         """Return a text per target, as a table has it; `UNKNOWN` where it is not known."""
-        written, known = self.write(self.members(targets)), self.is_labelled(targets)
+        written, known = self.format(self.members(targets)), self.is_labelled(targets)
         return [text if is_known else MISSING_LABEL for text, is_known in zip(written, known.tolist(), strict=True)]
 
-    def indicate(self, targets: np.ndarray) -> np.ndarray:
+    def to_indicator(self, targets: np.ndarray) -> np.ndarray:
         """Return what is averaged to say what is common, float [n, k]; 0 where the target is not known."""
         return self.members(targets).astype(np.float64)
 
-    def densify(self, targets: np.ndarray) -> np.ndarray:
+    def to_dense_targets(self, targets: np.ndarray) -> np.ndarray:
         """Return what losses of logits take, float32 [n, k]; NaN throughout where the target is not known."""
         dense = self.members(targets).astype(np.float32)
         dense[~self.is_labelled(targets)] = np.nan
@@ -96,13 +95,13 @@ class Task:
         """Return what splits balance although it overlaps, bool [n, columns]."""
         return np.zeros((len(targets), 0), bool)
 
-    def aspects(self, targets: np.ndarray) -> np.ndarray:
-        """Return what every split of a split should show, bool [n, columns], named by `aspect_names`."""
+    def coverage_columns(self, targets: np.ndarray) -> np.ndarray:
+        """Return what every split of a split should show, bool [n, columns], named by `coverage_names`."""
         return self.members(targets)
 
     @property
-    def aspect_names(self) -> tuple[str, ...]:
-        """What the columns of `aspects` are."""
+    def coverage_names(self) -> tuple[str, ...]:
+        """What the columns of `coverage_columns` are."""
         return self.class_names
 
     def list_unknown(self, cells: Sequence[str]) -> list[str]:
@@ -145,8 +144,7 @@ class MultiLabelTask(Task):
     kind: ClassVar[TaskType] = "multilabel"
     threshold: ClassVar[float | None] = THRESHOLD
 
-    @property
-    def facts(self) -> dict[str, str]:
+    def get_config(self) -> dict[str, str]:
         """The separator."""
         return {"separator": self.separator}
 
@@ -173,11 +171,11 @@ class MultiLabelTask(Task):
         """Return the members that probabilities [n, k] speak for: those at `THRESHOLD` or above."""
         return probabilities >= THRESHOLD
 
-    def write(self, members: np.ndarray) -> list[str]:
+    def format(self, members: np.ndarray) -> list[str]:
         """Return a text per row of members, as a table has it; "" for none."""
         return [self.separator.join(names) for names in self.list_names(members)]
 
-    def tell(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
+    def table_columns(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
         """Return the probability of each label."""
         return [f"probability of {name}" for name in self.class_names], probabilities
 
@@ -189,13 +187,13 @@ class MultiLabelTask(Task):
         """Return the members."""
         return self.members(targets)
 
-    def aspects(self, targets: np.ndarray) -> np.ndarray:
+    def coverage_columns(self, targets: np.ndarray) -> np.ndarray:
         """Return images with and without each label, bool [n, 2 k]: a yes cannot be told from itself."""
         return np.concatenate([targets == 1, targets == 0], axis=1)
 
     @property
-    def aspect_names(self) -> tuple[str, ...]:
-        """What the columns of `aspects` are."""
+    def coverage_names(self) -> tuple[str, ...]:
+        """What the columns of `coverage_columns` are."""
         return (*self.class_names, *(f"the absence of {name}" for name in self.class_names))
 
     def _name_classes(self, cells: Sequence[str]) -> set[str]:
@@ -215,8 +213,8 @@ class MultiLabelTask(Task):
                 f"{self.name!r}: two labels or more are needed. Received: {only}. Write a single one as two classes, a"
                 " yes and a no, without data.separator."
             )
-        aspects = self.aspects(self.encode(cells)).sum(axis=0)
-        few = [f"{name} ({count})" for name, count in zip(self.aspect_names, aspects, strict=True) if count < 2]
+        aspects = self.coverage_columns(self.encode(cells)).sum(axis=0)
+        few = [f"{name} ({count})" for name, count in zip(self.coverage_names, aspects, strict=True) if count < 2]
         if few:
             problems.append(
                 f"{self.name!r}: a label needs two images with it and two without, or more, to be split. Received:"
@@ -235,8 +233,7 @@ class RegressionTask(Task):
 
     kind: ClassVar[TaskType] = "regression"
 
-    @property
-    def facts(self) -> dict[str, str]:
+    def get_config(self) -> dict[str, str]:
         """That it is a number."""
         return {"kind": "regression"}
 
@@ -252,11 +249,11 @@ class RegressionTask(Task):
         """Return which images have a number, bool [n, 1]."""
         return np.isfinite(targets)[:, None]
 
-    def indicate(self, targets: np.ndarray) -> np.ndarray:
+    def to_indicator(self, targets: np.ndarray) -> np.ndarray:
         """Return the numbers, float64 [n, 1]; 0 where they are not known."""
         return np.nan_to_num(targets)[:, None]
 
-    def densify(self, targets: np.ndarray) -> np.ndarray:
+    def to_dense_targets(self, targets: np.ndarray) -> np.ndarray:
         """Return the numbers as losses take them, float32 [n, 1]; NaN where they are not known."""
         return targets[:, None].astype(np.float32)
 
@@ -264,7 +261,7 @@ class RegressionTask(Task):
         """Return the numbers as they are, [n, 1]."""
         return probabilities
 
-    def agree(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    def same_decision(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Return where two networks say the same number to a thousandth of the largest, bool [n]."""
         return self.measure_difference(one, other) <= 1e-3
 
@@ -272,11 +269,11 @@ class RegressionTask(Task):
         """Return by how much two networks differ in each number, as a share of the largest, float [n]."""
         return np.abs(one - other)[:, 0] / (float(np.abs(one).max()) or 1.0)
 
-    def write(self, members: np.ndarray) -> list[str]:
+    def format(self, members: np.ndarray) -> list[str]:
         """Return a text per number, [n, 1]."""
         return [f"{value:.6g}" for value in members[:, 0].tolist()]
 
-    def write_targets(self, targets: np.ndarray) -> list[str]:
+    def format_targets(self, targets: np.ndarray) -> list[str]:
         """Return a text per target; `UNKNOWN` where it is not known."""
         return [f"{value:.9g}" if np.isfinite(value) else MISSING_LABEL for value in targets.tolist()]
 
@@ -284,7 +281,7 @@ class RegressionTask(Task):
         """Return no names for each row."""
         return [[] for _ in members]
 
-    def tell(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
+    def table_columns(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
         """Return no more columns than the number itself."""
         return [], np.zeros((len(probabilities), 0))
 
@@ -294,12 +291,12 @@ class RegressionTask(Task):
         edges = np.quantile(targets[known], [0.2, 0.4, 0.6, 0.8]) if known.any() else np.zeros(0)
         return np.where(known, np.searchsorted(edges, np.nan_to_num(targets)), -1)
 
-    def aspects(self, targets: np.ndarray) -> np.ndarray:
+    def coverage_columns(self, targets: np.ndarray) -> np.ndarray:
         """Return nothing that every split must show, bool [n, 0]."""
         return np.zeros((len(targets), 0), bool)
 
     @property
-    def aspect_names(self) -> tuple[str, ...]:
+    def coverage_names(self) -> tuple[str, ...]:
         """No names."""
         return ()
 

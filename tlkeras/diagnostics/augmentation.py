@@ -112,7 +112,7 @@ def choose_images(recipe: Recipe, dataset: Dataset, count: int) -> tuple[list[st
         except ImageError:
             continue
         digests.append(seen[0])
-        names.append("".join(task.write(task.members(dataset.targets[task.name][row : row + 1]))) or str(row))
+        names.append("".join(task.format(task.members(dataset.targets[task.name][row : row + 1]))) or str(row))
         if len(names) == count:
             break
     if not names:

@@ -154,7 +154,7 @@ def describe_image(dataset: Dataset, splits: np.ndarray, row: int) -> dict[str, 
 
 
 def _write_label(task: Task, target: np.ndarray) -> str:
-    return task.write_targets(target)[0]
+    return task.format_targets(target)[0]
 
 
 def summarise(

@@ -152,7 +152,7 @@ def _name_colours(inspection: ValidatedDataset, rows: np.ndarray) -> dict[str, n
     """Return the labels of images by the first task, and their domains where there are several."""
     dataset, task = inspection.dataset, inspection.dataset.tasks[0]
     targets = dataset.targets[task.name][rows]
-    labels = np.array(task.write_targets(targets), dtype=object)
+    labels = np.array(task.format_targets(targets), dtype=object)
     colours = {"class": np.where(task.is_labelled(targets), labels, "").astype(str)}
     domains = dataset.domains[rows].astype(str)
     return colours | ({"domain": domains} if len(np.unique(domains)) > 1 else {})

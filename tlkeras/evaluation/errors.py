@@ -101,8 +101,8 @@ def list_errors(predictions: Predictions, most: int) -> list[dict[str, Any]]:
     """Return the images whose number is farthest off: `key`, `label` (the number) and `answer`."""
     errors = np.abs(predictions.probabilities[:, 0] - predictions.targets)
     order = np.argsort(-errors, kind="stable")[:most]
-    labels = predictions.task.write_targets(predictions.targets[order])
-    predicted = predictions.task.write(predictions.probabilities[order])
+    labels = predictions.task.format_targets(predictions.targets[order])
+    predicted = predictions.task.format(predictions.probabilities[order])
     rows = zip(predictions.keys[order].tolist(), labels, predicted, strict=True)
     return [{"key": key, "label": label, "prediction": prediction} for key, label, prediction in rows]
 
@@ -129,7 +129,7 @@ def _describe(
     predictions: Predictions, row: int, truth: np.ndarray, predicted: np.ndarray, losses: np.ndarray
 ) -> dict[str, Any]:
     task, p = predictions.task, predictions.probabilities[row]
-    (label,), (prediction,) = task.write(truth[[row]]), task.write(predicted[[row]])
+    (label,), (prediction,) = task.format(truth[[row]]), task.format(predicted[[row]])
     wrong = truth[row] != predicted[row]
     looked_at = int(np.argmax(np.where(wrong & predicted[row] if (wrong & predicted[row]).any() else wrong, p, -1)))
     return {

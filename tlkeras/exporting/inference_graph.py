@@ -175,6 +175,6 @@ def _compare(plain: InferenceModel, fast: Callable, images: np.ndarray, tasks: S
         difference = float(task.measure_difference(wanted, given).max())
         if not difference <= TOLERANCE:
             return f"differs by {difference:.1g} in a probability of {task.name!r}"
-        if not task.agree(wanted, given).all():
+        if not task.same_decision(wanted, given).all():
             return f"answers an image otherwise in {task.name!r}"
     return ""

@@ -98,7 +98,7 @@ def compare(
     for name, of_form in predictions.items():
         for place, task in enumerate(tasks):
             accuracy = _measure_accuracy(task, held_out.targets[place], of_form[place], held_out.weights)
-            same = task.agree(reference[place], of_form[place])
+            same = task.same_decision(reference[place], of_form[place])
             rows.append(
                 ParityResult(
                     name,

@@ -138,11 +138,11 @@ def _describe_all(predictions: Sequence[np.ndarray], tasks: Sequence[Task], top:
 
 def _describe(probabilities: np.ndarray, task: Task, top: int) -> dict[str, Any]:
     if task.kind == "regression":
-        return {"label": task.write(probabilities[None])[0], "value": float(probabilities[0])}
+        return {"label": task.format(probabilities[None])[0], "value": float(probabilities[0])}
     order = np.argsort(-probabilities, kind="stable")[:top]
     best = [{"label": task.class_names[index], "probability": float(probabilities[index])} for index in order]
     members = task.decide(probabilities[None])
-    (label,), (labels,) = task.write(members), task.list_names(members)
+    (label,), (labels,) = task.format(members), task.list_names(members)
     return {
         "label": label,
         "probability": best[0]["probability"],

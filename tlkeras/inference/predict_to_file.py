@@ -251,7 +251,7 @@ def _find_problem(path: str) -> InvalidImage | None:
 def _format_row(task: Task, probabilities: np.ndarray) -> list[Any]:
     if task.kind == "regression":
         return [f"{probabilities[0]:.7g}"]
-    (label,) = task.write(task.decide(probabilities[None]))
+    (label,) = task.format(task.decide(probabilities[None]))
     return [label, *(f"{value:.7g}" for value in probabilities.tolist())]
 
 

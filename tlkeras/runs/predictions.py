@@ -58,14 +58,14 @@ def write_images(
 ) -> None:
     """Keep the tasks, the split, the labels and the digest of each image, and what was left out."""
     tasks = dataset.tasks
-    labels = {prefix_with_task(tasks, task, "label"): task.write_targets(dataset.targets[task.name]) for task in tasks}
+    labels = {prefix_with_task(tasks, task, "label"): task.format_targets(dataset.targets[task.name]) for task in tasks}
     keys = [to_printable(key) for key in dataset.keys]
     run.write_json("classes.json", {task.name: list(task.class_names) for task in tasks})
     predicted = ["\t".join(of_image) for of_image in zip(*labels.values(), strict=True)]
     run.update_manifest(
         fingerprint=_digest_data(digests, predicted, splits),
-        tasks={task.name: task.facts for task in tasks},
-        **tasks[0].facts,
+        tasks={task.name: task.get_config() for task in tasks},
+        **tasks[0].get_config(),
     )
     columns = {
         "weight": dataset.weights.tolist(),
@@ -239,7 +239,7 @@ def _measure_prior(dataset: Dataset, task: Task, train: np.ndarray) -> np.ndarra
     """Return how common each class is in training, or the mean of a number, float64 (k,)."""
     targets = dataset.targets[task.name][train]
     weights = dataset.weights[train].astype(np.float64) * task.is_labelled(targets)
-    return weights @ task.indicate(targets) / weights.sum()
+    return weights @ task.to_indicator(targets) / weights.sum()
 
 
 def _digest_data(digests: Sequence[str], labels: Sequence[str], splits: np.ndarray) -> str:
@@ -254,10 +254,10 @@ def _write_predictions(run: Run, dataset: Dataset, probabilities: Mapping[str, n
     columns: dict[str, Sequence[object]] = {"image": [to_printable(key) for key in dataset.keys]}
     for task in tasks:
         predictions = probabilities[task.name]
-        names, told = task.tell(predictions)
+        names, told = task.table_columns(predictions)
         of_task = {
-            "label": task.write_targets(dataset.targets[task.name]),
-            "prediction": task.write(task.decide(predictions)),
+            "label": task.format_targets(dataset.targets[task.name]),
+            "prediction": task.format(task.decide(predictions)),
             **{name: [f"{value:.6f}" for value in of_name] for name, of_name in zip(names, told.T, strict=True)},
         }
         columns |= {prefix_with_task(tasks, task, what): values for what, values in of_task.items()}

@@ -190,7 +190,7 @@ def make_split(
         weights = np.zeros(len(rows), np.float32)
         # of a batch of both domains, half has labels; whose weight is 0 is of the target
         weights[known] = 2 * np.maximum(weighed, _LEAST) if of_target.any() else weighed
-    dense = np.concatenate([task.densify(targets[task.name]) for task in dataset.tasks], axis=1)
+    dense = np.concatenate([task.to_dense_targets(targets[task.name]) for task in dataset.tasks], axis=1)
     dense[of_target] = 0.0
     return DataSplit(
         dense,

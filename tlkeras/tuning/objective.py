@@ -178,7 +178,7 @@ def _measure(frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, flo
         odds = np.clip(head.predict_proba(X).astype(np.float64), _SMALLEST, 1 - _SMALLEST)
         several = task.kind == "multilabel"
         logits = np.log(odds) - np.log1p(-odds) if several else np.log(odds)
-        figures.append(measure(task.densify(targets), logits, weights, several=several))
+        figures.append(measure(task.to_dense_targets(targets), logits, weights, several=several))
     names = figures[0]  # those of the first task, which is of classes or labels
     return _rename({name: float(np.mean([of[name] for of in figures if name in of])) for name in names})
 

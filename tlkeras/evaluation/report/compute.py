@@ -264,7 +264,7 @@ def _add_neighbours(material: RunData, predictions: Predictions, losses: list[di
     if not known:
         return
     nearest, cosines = errors.find_nearest(test.X[[rows[loss["key"]] for loss in known]], train.X, _NEIGHBOURS)
-    labels = task.write(task.members(train.targets[task.name]))
+    labels = task.format(task.members(train.targets[task.name]))
     for loss, places, alike in zip(known, nearest.tolist(), cosines.tolist(), strict=True):
         loss["nearest"] = [
             {"key": str(train.keys[row]), "label": labels[row], "cosine": cosine}

@@ -46,7 +46,7 @@ def prediction_table(tasks: Sequence[Task], names_of_columns: Sequence[str]) -> 
         columns: list[Any] = []
         for task, prediction in zip(tasks, predictions, strict=True):
             if task.kind != "regression":
-                columns.append(pyarrow.array(task.write(task.decide(prediction[usable])), pyarrow.string()))
+                columns.append(pyarrow.array(task.format(task.decide(prediction[usable])), pyarrow.string()))
             columns += [pyarrow.array(column) for column in prediction[usable].T]
         table = dict(zip(names_of_columns, columns, strict=True))
         return pyarrow.table({**_identify(names, digests, usable), **table}), usable
