@@ -24,7 +24,7 @@ def _make_bare_head(recipe: Recipe) -> Head:
     if options["class_weight"] == "none":
         options["class_weight"] = None
     if issubclass(HEADS[recipe.head.kind], KerasHead):
-        return make_head(**options, fitting=FitOptions(**recipe.training.model_dump(exclude={"strategy", "feed"})))
+        return make_head(**options, fitting=FitOptions(**recipe.training.model_dump(exclude={"strategy", "data_service"})))
     if recipe.head.kind == "kernel":
         options["space"] = KernelOptions(**{field.name: options.pop(field.name) for field in fields(KernelOptions)})
     return make_head(**options, seed=recipe.training.seed)
