@@ -19,93 +19,115 @@ TaskType = Literal["multiclass", "multilabel", "regression"]
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to predict, of which every image is of one class: its name, and the classes in their order.
+    """A label to predict, one class per image: its name, and the class names in their order.
 
     Targets are class indices, int64 [n], -1 where the class is not known. Every kind of task can turn its targets into
     members, bool [n, k]: which of the k classes an image has.
+
+    Attributes:
+        kind: "multiclass", "multilabel" or "regression".
+        has_classes: Predictions are probabilities of classes; otherwise a number in its own unit.
+        is_multilabel: An image can have none or several of the classes.
+        threshold: Probability from which an image has a label; None where no threshold decides.
+        output_name: What the values of a prediction are called in exports.
     """
 
     name: str
     class_names: tuple[str, ...]
 
     kind: ClassVar[TaskType] = "multiclass"
+    has_classes: ClassVar[bool] = True
+    is_multilabel: ClassVar[bool] = False
     threshold: ClassVar[float | None] = None
+    output_name: ClassVar[str] = "probabilities"
 
     def get_config(self) -> dict[str, str]:
-        """What `make_task` must be told beside name and classes to make it again."""
+        """Arguments of `make_task` besides name and classes."""
         return {}
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
-        """Return the targets that cells of a table say; "" says nothing."""
+        """Targets from the cells of a column; "" is a missing label."""
         index = {name: number for number, name in enumerate(self.class_names)}
         return np.array([index.get(cell, -1) for cell in cells], dtype=np.int64)
 
     def is_labelled(self, targets: np.ndarray) -> np.ndarray:
-        """Return where the target is known, bool [n]."""
+        """Mask of the known targets, bool [n]."""
         return targets >= 0
 
     def members(self, targets: np.ndarray) -> np.ndarray:
-        """Return which classes each image has, bool [n, k]; none where the target is not known."""
+        """Classes of each image, bool [n, k]; none where the target is not known."""
         return targets[:, None] == np.arange(len(self.class_names))
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return the members that probabilities [n, k] speak for: the most probable class."""
+        """Predicted members from probabilities [n, k], bool [n, k]: the most probable class."""
         return self.members(probabilities.argmax(axis=1))
 
     def same_decision(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Return where two networks decide alike by their probabilities [n, k], bool [n]."""
+        """Where two models predict the same by their probabilities [n, k], bool [n]."""
         return (self.decide(one) == self.decide(other)).all(axis=1)
 
     def measure_difference(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Return by how much two networks differ at most in what they say of each image, [n, k] each, float [n]."""
+        """Largest difference between the predictions [n, k] of two models for each image, float [n]."""
         return np.abs(one - other).max(axis=1)
 
     def format(self, members: np.ndarray) -> list[str]:
-        """Return a text per row of members, as a table has it."""
+        """One table cell per row of members."""
         return ["".join(names) for names in self.list_names(members)]
 
     def table_columns(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Return what a reader wants to know of probabilities [n, k]: names of columns, and these [n, columns]."""
+        """Column names and columns [n, columns] that explain probabilities [n, k] next to the predicted label."""
         return ["probability"], probabilities.max(axis=1, keepdims=True)
 
+    def prediction_columns(self) -> list[str]:
+        """Names of the cells of `format_prediction`."""
+        return ["label", *(f"probability of {name}" for name in self.class_names)]
+
+    def format_prediction(self, probabilities: np.ndarray) -> list[str]:
+        """Table cells of one prediction, float [k]: the label, then the probability of each class."""
+        return [*self.format(self.decide(probabilities[None])), *(f"{value:.7g}" for value in probabilities.tolist())]
+
     def format_targets(self, targets: np.ndarray) -> list[str]:
-        """Return a text per target, as a table has it; `UNKNOWN` where it is not known."""
+        """One table cell per target; `MISSING_LABEL` where it is not known."""
         written, known = self.format(self.members(targets)), self.is_labelled(targets)
         return [text if is_known else MISSING_LABEL for text, is_known in zip(written, known.tolist(), strict=True)]
 
     def to_indicator(self, targets: np.ndarray) -> np.ndarray:
-        """Return what is averaged to say what is common, float [n, k]; 0 where the target is not known."""
+        """Targets whose mean is the prior of the classes, float64 [n, k]; 0 where they are not known."""
         return self.members(targets).astype(np.float64)
 
     def to_dense_targets(self, targets: np.ndarray) -> np.ndarray:
-        """Return what losses of logits take, float32 [n, k]; NaN throughout where the target is not known."""
+        """Targets as losses take them, float32 [n, k]; rows of NaN where they are not known."""
         dense = self.members(targets).astype(np.float32)
         dense[~self.is_labelled(targets)] = np.nan
         return dense
 
     def list_names(self, members: np.ndarray) -> list[list[str]]:
-        """Return the names of each row's members, in the order of the classes."""
+        """Names of each row's members, in the order of the classes."""
         return [[self.class_names[index] for index in np.flatnonzero(row)] for row in members]
 
+    def member_names(self, targets: np.ndarray) -> tuple[str, ...]:
+        """Names of the columns of `members`."""
+        return self.class_names
+
     def strata(self, targets: np.ndarray) -> np.ndarray:
-        """Return what splits divide one by one, int [n]."""
+        """Strata that are divided between the splits one by one, int [n]."""
         return targets
 
     def balanced(self, targets: np.ndarray) -> np.ndarray:
-        """Return what splits balance although it overlaps, bool [n, columns]."""
+        """Overlapping sets of images that are balanced between the splits, bool [n, columns]."""
         return np.zeros((len(targets), 0), bool)
 
     def coverage_columns(self, targets: np.ndarray) -> np.ndarray:
-        """Return what every split of a split should show, bool [n, columns], named by `coverage_names`."""
+        """Sets of images of which every split needs some, bool [n, columns], named by `coverage_names`."""
         return self.members(targets)
 
     @property
     def coverage_names(self) -> tuple[str, ...]:
-        """What the columns of `coverage_columns` are."""
+        """Names of the columns of `coverage_columns`."""
         return self.class_names
 
     def list_unknown(self, cells: Sequence[str]) -> list[str]:
-        """Say which classes of a column are none of these."""
+        """Problems with classes of a column that the task does not have."""
         unknown = sorted(self._name_classes(cells) - set(self.class_names))
         return [f"{self.name!r}: {name!r} is no class. {suggest(name, self.class_names)}" for name in unknown]
 
@@ -113,7 +135,7 @@ class Task:
         return set(list_classes(cells))
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
-        """Say why the column cannot be learned, if so."""
+        """Reasons why the column cannot be learned."""
         counts = Counter(cells)
         problems = self.list_unknown(cells)
         if len(self.class_names) < 2:
@@ -130,18 +152,19 @@ class Task:
 
 @dataclass(frozen=True)
 class MultiLabelTask(Task):
-    """One thing to predict, of which an image can have none, one or several labels.
+    """Labels to predict, of which an image can have none, one or several.
 
     Targets are int8 [n, k]: 1 where an image has the label, 0 where not, and -1 throughout where nothing is known.
 
     Args:
-        separator: What stands between labels in the cells of a table. An empty cell says that there is none of them;
-            `UNKNOWN` says that nobody has looked.
+        separator: Between labels in the cells of a table. An empty cell means no label, `MISSING_LABEL` that the
+            labels are not known.
     """
 
     separator: str = "|"
 
     kind: ClassVar[TaskType] = "multilabel"
+    is_multilabel: ClassVar[bool] = True
     threshold: ClassVar[float | None] = THRESHOLD
 
     def get_config(self) -> dict[str, str]:
@@ -149,7 +172,7 @@ class MultiLabelTask(Task):
         return {"separator": self.separator}
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
-        """Return the targets that cells of a table say."""
+        """Targets from the cells of a column."""
         targets = np.zeros((len(cells), len(self.class_names)), np.int8)
         index = {name: number for number, name in enumerate(self.class_names)}
         for row, cell in enumerate(cells):
@@ -160,47 +183,47 @@ class MultiLabelTask(Task):
         return targets
 
     def is_labelled(self, targets: np.ndarray) -> np.ndarray:
-        """Return where the labels are known, bool [n]."""
+        """Mask of the known targets, bool [n]."""
         return np.all(targets >= 0, axis=1)
 
     def members(self, targets: np.ndarray) -> np.ndarray:
-        """Return which labels each image has, bool [n, k]."""
+        """Labels of each image, bool [n, k]."""
         return targets == 1
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return the members that probabilities [n, k] speak for: those at `THRESHOLD` or above."""
+        """Predicted members from probabilities [n, k], bool [n, k]: those of `THRESHOLD` or more."""
         return probabilities >= THRESHOLD
 
     def format(self, members: np.ndarray) -> list[str]:
-        """Return a text per row of members, as a table has it; "" for none."""
+        """One table cell per row of members; "" for none."""
         return [self.separator.join(names) for names in self.list_names(members)]
 
     def table_columns(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Return the probability of each label."""
+        """The probability of each label."""
         return [f"probability of {name}" for name in self.class_names], probabilities
 
     def strata(self, targets: np.ndarray) -> np.ndarray:
-        """Return zeros, int [n]: most sets of labels are rare, so that each label is balanced instead."""
+        """Zeros, int [n]: most sets of labels are rare, so that each label is balanced instead."""
         return np.zeros(len(targets), np.int64)
 
     def balanced(self, targets: np.ndarray) -> np.ndarray:
-        """Return the members."""
+        """The members."""
         return self.members(targets)
 
     def coverage_columns(self, targets: np.ndarray) -> np.ndarray:
-        """Return images with and without each label, bool [n, 2 k]: a yes cannot be told from itself."""
+        """Images with and without each label, bool [n, 2 k]: a label that all images have cannot be learned."""
         return np.concatenate([targets == 1, targets == 0], axis=1)
 
     @property
     def coverage_names(self) -> tuple[str, ...]:
-        """What the columns of `coverage_columns` are."""
+        """Names of the columns of `coverage_columns`."""
         return (*self.class_names, *(f"the absence of {name}" for name in self.class_names))
 
     def _name_classes(self, cells: Sequence[str]) -> set[str]:
         return set(list_classes(cells, self.separator))
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
-        """Say why the column cannot be learned, if so."""
+        """Reasons why the column cannot be learned."""
         problems = []
         if not any(self.separator in cell or not cell for cell in cells):
             problems.append(
@@ -213,8 +236,8 @@ class MultiLabelTask(Task):
                 f"{self.name!r}: two labels or more are needed. Received: {only}. Write a single one as two classes, a"
                 " yes and a no, without data.separator."
             )
-        aspects = self.coverage_columns(self.encode(cells)).sum(axis=0)
-        few = [f"{name} ({count})" for name, count in zip(self.coverage_names, aspects, strict=True) if count < 2]
+        counts = self.coverage_columns(self.encode(cells)).sum(axis=0)
+        few = [f"{name} ({count})" for name, count in zip(self.coverage_names, counts, strict=True) if count < 2]
         if few:
             problems.append(
                 f"{self.name!r}: a label needs two images with it and two without, or more, to be split. Received:"
@@ -225,74 +248,91 @@ class MultiLabelTask(Task):
 
 @dataclass(frozen=True)
 class RegressionTask(Task):
-    """A number to predict of every image; its only column, `class_names`, bears its own name.
+    """A number to predict of every image; its only class name is its own.
 
-    Targets are float64 [n], NaN where the number is not known. What stands in the place of probabilities is the number
-    itself, in the unit of the source, [n, 1].
+    Targets are float64 [n], NaN where the number is not known. In place of probabilities stands the number itself, in
+    the unit of the source, [n, 1].
     """
 
     kind: ClassVar[TaskType] = "regression"
+    has_classes: ClassVar[bool] = False
+    output_name: ClassVar[str] = "value"
 
     def get_config(self) -> dict[str, str]:
-        """That it is a number."""
+        """The kind."""
         return {"kind": "regression"}
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
-        """Return the numbers that cells of a table say; "" and "?" say nothing."""
+        """Numbers from the cells of a column; "" and `MISSING_LABEL` are missing."""
         return np.array([_read_number(cell) for cell in cells], dtype=np.float64)
 
     def is_labelled(self, targets: np.ndarray) -> np.ndarray:
-        """Return where the number is known, bool [n]."""
+        """Mask of the known numbers, bool [n]."""
         return np.isfinite(targets)
 
     def members(self, targets: np.ndarray) -> np.ndarray:
-        """Return which images have a number, bool [n, 1]."""
+        """Images with a known number, bool [n, 1]."""
         return np.isfinite(targets)[:, None]
 
     def to_indicator(self, targets: np.ndarray) -> np.ndarray:
-        """Return the numbers, float64 [n, 1]; 0 where they are not known."""
+        """The numbers, float64 [n, 1]; 0 where they are not known."""
         return np.nan_to_num(targets)[:, None]
 
     def to_dense_targets(self, targets: np.ndarray) -> np.ndarray:
-        """Return the numbers as losses take them, float32 [n, 1]; NaN where they are not known."""
+        """The numbers, float32 [n, 1]; NaN where they are not known."""
         return targets[:, None].astype(np.float32)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return the numbers as they are, [n, 1]."""
+        """The numbers themselves, [n, 1]."""
         return probabilities
 
     def same_decision(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Return where two networks say the same number to a thousandth of the largest, bool [n]."""
+        """Where two models predict the same number to a thousandth of the largest, bool [n]."""
         return self.measure_difference(one, other) <= 1e-3
 
     def measure_difference(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Return by how much two networks differ in each number, as a share of the largest, float [n]."""
+        """Difference between the numbers of two models as a fraction of the largest, float [n]."""
         return np.abs(one - other)[:, 0] / (float(np.abs(one).max()) or 1.0)
 
     def format(self, members: np.ndarray) -> list[str]:
-        """Return a text per number, [n, 1]."""
+        """One table cell per number, [n, 1]."""
         return [f"{value:.6g}" for value in members[:, 0].tolist()]
 
     def format_targets(self, targets: np.ndarray) -> list[str]:
-        """Return a text per target; `UNKNOWN` where it is not known."""
+        """One table cell per number; `MISSING_LABEL` where it is not known."""
         return [f"{value:.9g}" if np.isfinite(value) else MISSING_LABEL for value in targets.tolist()]
 
     def list_names(self, members: np.ndarray) -> list[list[str]]:
-        """Return no names for each row."""
+        """No names for each row."""
         return [[] for _ in members]
 
     def table_columns(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Return no more columns than the number itself."""
+        """No columns besides the number itself."""
         return [], np.zeros((len(probabilities), 0))
 
+    def prediction_columns(self) -> list[str]:
+        """One column, `value`."""
+        return ["value"]
+
+    def format_prediction(self, probabilities: np.ndarray) -> list[str]:
+        """The number."""
+        return [f"{probabilities[0]:.7g}"]
+
+    def member_names(self, targets: np.ndarray) -> tuple[str, ...]:
+        """The range and the mean of the known numbers."""
+        known = targets[self.is_labelled(targets)]
+        if not len(known):
+            return self.class_names
+        return (f"{known.min():g} to {known.max():g}, {known.mean():.4g} on average",)
+
     def strata(self, targets: np.ndarray) -> np.ndarray:
-        """Return in which fifth each number lies, so that splits see all of them alike; -1 where it is not known."""
+        """The fifth in which each number lies, 0 to 4; -1 where it is not known."""
         known = np.isfinite(targets)
         edges = np.quantile(targets[known], [0.2, 0.4, 0.6, 0.8]) if known.any() else np.zeros(0)
         return np.where(known, np.searchsorted(edges, np.nan_to_num(targets)), -1)
 
     def coverage_columns(self, targets: np.ndarray) -> np.ndarray:
-        """Return nothing that every split must show, bool [n, 0]."""
+        """No sets that every split needs, bool [n, 0]."""
         return np.zeros((len(targets), 0), bool)
 
     @property
@@ -301,14 +341,14 @@ class RegressionTask(Task):
         return ()
 
     def list_unknown(self, cells: Sequence[str]) -> list[str]:
-        """Say which cells are no numbers."""
+        """Problems with cells that are not numbers."""
         wrong = [
             cell for cell in dict.fromkeys(cells) if cell not in ("", MISSING_LABEL) and np.isnan(_read_number(cell))
         ]
         return [f"{self.name!r}: {cell!r} is no finite number." for cell in wrong]
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
-        """Say why the column cannot be learned, if so."""
+        """Reasons why the column cannot be learned."""
         problems, known = list_some(self.list_unknown(cells)), self.encode(cells)
         if len(np.unique(known[np.isfinite(known)])) < 2:
             problems.append(f"{self.name!r}: two different numbers or more are needed.")
@@ -324,12 +364,12 @@ def _read_number(cell: str) -> float:
 
 
 def prefix_with_task(tasks: Sequence[Task], task: Task, what: str) -> str:
-    """Return the name of something that each task has one of: plain for the first task, `TASK_what` for others."""
+    """`what` for the first task, `TASK_what` for others: names of what each task has one of."""
     return what if task.name == tasks[0].name else f"{task.name}_{what}"
 
 
 def make_task(name: str, class_names: Sequence[str], separator: str | None = None, kind: str | None = None) -> Task:
-    """Return the task of a column: of one class per cell, of labels with a separator between them, or of a number."""
+    """The task of a column: one class per cell, labels with a separator between them, or a number."""
     if kind == "regression":
         return RegressionTask(name, (name,))
     if separator is None:
@@ -338,12 +378,12 @@ def make_task(name: str, class_names: Sequence[str], separator: str | None = Non
 
 
 def list_classes(cells: Iterable[str], separator: str | None = None) -> tuple[str, ...]:
-    """Return the sorted classes or labels that the cells of a column name."""
+    """Sorted classes or labels in the cells of a column."""
     if separator is None:
         return tuple(sorted(set(cells) - {""}))
     return tuple(sorted({label for cell in set(cells) - {MISSING_LABEL} for label in split_cell(cell, separator)}))
 
 
 def split_cell(cell: str, separator: str) -> list[str]:
-    """Return the labels of a cell; what is empty between two separators is none."""
+    """Labels of a cell; empty parts between two separators are dropped."""
     return [label for part in cell.split(separator) if (label := part.strip())]

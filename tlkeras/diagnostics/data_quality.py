@@ -50,7 +50,7 @@ def find_suspects(dataset: Dataset, rows: np.ndarray, features: np.ndarray, grou
     together = np.where(groups[rows] == "", own, groups[rows]).astype(str)
     mislabelled = {}
     for task in dataset.tasks:
-        if task.kind == "regression":
+        if not task.has_classes:
             continue
         found = _find_wrong_labels(task, dataset.targets[task.name][rows], features, together)
         mislabelled[task.name] = [(int(rows[at]), label, other, score) for at, label, other, score in found]
@@ -94,11 +94,8 @@ def describe_classes(dataset: Dataset, splits: np.ndarray) -> list[dict[str, Any
     rows = []
     for task in dataset.tasks:
         targets = dataset.targets[task.name]
-        members, names = task.members(targets), task.class_names
-        if task.kind == "regression" and members.any():
-            known = targets[members[:, 0]]
-            names = (f"{known.min():g} to {known.max():g}, {known.mean():.4g} on average",)
-        for name, column in zip(names, members.T, strict=True):
+        members = task.members(targets)
+        for name, column in zip(task.member_names(targets), members.T, strict=True):
             share = column.sum() / max(members.any(axis=1).sum(), 1)
             by_split = {str(split): int((column & (splits == split)).sum()) for split in dict.fromkeys(splits) if split}
             rows.append({"task": task.name, "class": name, "images": int(column.sum()), "share": share, **by_split})

@@ -132,9 +132,9 @@ def evaluate_predictions(
         "metrics": _as_dict(figures),
         "baseline": _as_dict(bootstrap_metrics(targets, majority, weights, 0)),
         "probe": None if probe is None else _as_dict(bootstrap_metrics(targets, probe, weights, resamples, seed)),
-        "labels": _divide_by_label(figures, predictions) if task.kind != "regression" else {},
+        "labels": _divide_by_label(figures, predictions) if task.has_classes else {},
         "slices": {name: _measure_slices(predictions, values, seed) for name, values in _list_slices(predictions)},
-        "calibration": describe_calibration(predictions, validation) if task.kind != "regression" else None,
+        "calibration": describe_calibration(predictions, validation) if task.has_classes else None,
     }
 
 

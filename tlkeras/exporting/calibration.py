@@ -28,7 +28,7 @@ def find_scalings(run: Run, method: ScalingMethod) -> tuple[list[LogitScaling | 
     material, counts = RunData(run), []
     scalings: list[LogitScaling | None] = []
     for predictions in load_predictions(run):
-        if predictions.task.kind == "regression":
+        if not predictions.task.has_classes:
             scalings.append(None)
             continue
         unseen, where = material.find_unseen(predictions.task)

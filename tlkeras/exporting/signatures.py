@@ -59,7 +59,7 @@ def name_output(tasks: Sequence[Task], task: Task, what: str) -> str:
 
 def name_main(tasks: Sequence[Task], task: Task) -> str:
     """Return the name of what the network itself answers: probabilities, or the value of a number."""
-    return name_output(tasks, task, "value" if task.kind == "regression" else "probabilities")
+    return name_output(tasks, task, task.output_name)
 
 
 def write_signatures(network: InferenceModel, tasks: Sequence[Task], entry: Preprocessing, path: Path) -> None:
@@ -89,9 +89,7 @@ def write_signatures(network: InferenceModel, tasks: Sequence[Task], entry: Prep
         archive.add_endpoint(
             "features", lambda image_bytes: {"features": network.call(entry.decode(image_bytes))[0]}, [encoded]
         )
-    names = {
-        name_output(tasks, task, "classify"): place for place, task in enumerate(tasks) if task.kind != "regression"
-    }
+    names = {name_output(tasks, task, "classify"): place for place, task in enumerate(tasks) if task.has_classes}
     for name, place in names.items():
         archive.add_endpoint(name, classify(place), [tf.TensorSpec((None,), tf.string, name="inputs")])
     archive.write_out(str(path), verbose=False)
@@ -114,8 +112,8 @@ def _rank(task: Task, probabilities: tf.Tensor) -> Outputs:
 
 
 def _explain(task: Task) -> Callable[[tf.Tensor], Outputs]:
-    if task.kind == "regression":
-        return lambda values: {"value": values}
+    if not task.has_classes:
+        return lambda values: {task.output_name: values}
     return _explain_labels(task) if isinstance(task, MultiLabelTask) else _explain_class(task)
 
 

@@ -137,7 +137,7 @@ def _describe_all(predictions: Sequence[np.ndarray], tasks: Sequence[Task], top:
 
 
 def _describe(probabilities: np.ndarray, task: Task, top: int) -> dict[str, Any]:
-    if task.kind == "regression":
+    if not task.has_classes:
         return {"label": task.format(probabilities[None])[0], "value": float(probabilities[0])}
     order = np.argsort(-probabilities, kind="stable")[:top]
     best = [{"label": task.class_names[index], "probability": float(probabilities[index])} for index in order]

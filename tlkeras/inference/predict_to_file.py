@@ -175,7 +175,7 @@ def _predict_remaining(run: Run, todo: Sequence[str], work: Path, tasks: Sequenc
                 predicted = [
                     cell
                     for task, output in zip(tasks, outputs, strict=True)
-                    for cell in _format_row(task, output[place])
+                    for cell in task.format_prediction(output[place])
                 ]
                 rows.append([to_printable(todo[row]), "", "", *predicted])
                 advance(row + 1 - position)
@@ -248,23 +248,12 @@ def _find_problem(path: str) -> InvalidImage | None:
         return InvalidImage(path, error.code, error.reason)
 
 
-def _format_row(task: Task, probabilities: np.ndarray) -> list[Any]:
-    if task.kind == "regression":
-        return [f"{probabilities[0]:.7g}"]
-    (label,) = task.format(task.decide(probabilities[None]))
-    return [label, *(f"{value:.7g}" for value in probabilities.tolist())]
-
-
 def name_columns(tasks: Sequence[Task]) -> list[str]:
     """Return `label` and `probability of NAME`, or `value`, of each task; where there are several, its name before."""
-    names = []
-    for task in tasks:
-        prefix = "" if len(tasks) == 1 else f"{task.name}: "
-        if task.kind == "regression":
-            names.append(f"{prefix}value")
-            continue
-        names += [f"{prefix}label", *(f"{prefix}probability of {name}" for name in task.class_names)]
-    return names
+    prefixes = ["" if len(tasks) == 1 else f"{task.name}: " for task in tasks]
+    return [
+        f"{prefix}{name}" for prefix, task in zip(prefixes, tasks, strict=True) for name in task.prediction_columns()
+    ]
 
 
 def _assemble(work: Path, out: Path, columns: list[str]) -> tuple[int, int]:

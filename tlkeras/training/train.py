@@ -237,7 +237,7 @@ def _fuse_late(
     fused: dict[str, dict[str, np.ndarray]] = {}
     with progress.progress_bar("Fusing late", len(dataset.tasks), "tasks") as advance, progress.hide():
         for task in dataset.tasks:
-            if task.kind == "regression":
+            if not task.has_classes:
                 fused[task.name] = {}
                 continue
             rows, (X, y, weights) = parts["train"].take(dataset, task)

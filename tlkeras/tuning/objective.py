@@ -170,15 +170,14 @@ def _measure(frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, flo
     for task in dataset.tasks:
         _, (X, targets, weights) = frozen.parts["validation"].take(dataset, task)
         head: Any = heads[task.name]
-        if task.kind == "regression":
+        if not task.has_classes:
             units = head.scale_, head.offset_
             standard = (head.predict_proba(X) - head.offset_) / head.scale_
             figures.append(measure_number(targets[:, None], standard, weights, units))
             continue
         odds = np.clip(head.predict_proba(X).astype(np.float64), _SMALLEST, 1 - _SMALLEST)
-        several = task.kind == "multilabel"
-        logits = np.log(odds) - np.log1p(-odds) if several else np.log(odds)
-        figures.append(measure(task.to_dense_targets(targets), logits, weights, several=several))
+        logits = np.log(odds) - np.log1p(-odds) if task.is_multilabel else np.log(odds)
+        figures.append(measure(task.to_dense_targets(targets), logits, weights, several=task.is_multilabel))
     names = figures[0]  # those of the first task, which is of classes or labels
     return _rename({name: float(np.mean([of[name] for of in figures if name in of])) for name in names})
 

@@ -139,7 +139,7 @@ def _compute_number(
 def _compute_task(
     material: RunData, predictions: Predictions, place: int, options: ReportOptions, report: Report
 ) -> dict[str, Any]:
-    if predictions.task.kind == "regression":
+    if not predictions.task.has_classes:
         return _compute_number(material, predictions, options, report)
     unseen, unseen_is = material.find_unseen(predictions.task)
     losses = errors.top_losses(predictions, options.images or 24)

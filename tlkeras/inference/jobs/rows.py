@@ -45,7 +45,7 @@ def prediction_table(tasks: Sequence[Task], names_of_columns: Sequence[str]) -> 
         usable = np.asarray(np.all([np.isfinite(prediction).all(axis=1) for prediction in predictions], axis=0))
         columns: list[Any] = []
         for task, prediction in zip(tasks, predictions, strict=True):
-            if task.kind != "regression":
+            if task.has_classes:
                 columns.append(pyarrow.array(task.format(task.decide(prediction[usable])), pyarrow.string()))
             columns += [pyarrow.array(column) for column in prediction[usable].T]
         table = dict(zip(names_of_columns, columns, strict=True))

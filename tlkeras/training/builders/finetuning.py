@@ -78,7 +78,7 @@ def make_trainer(
         balanced_sampling=options.balanced_sampling,
         monitor=f"val_{options.monitor}",
         tasks=tuple(
-            TaskSlice(task.name, len(task.class_names), task.kind == "multilabel", _find_units(network, task))
+            TaskSlice(task.name, len(task.class_names), task.is_multilabel, _find_units(network, task))
             for task in tasks
         ),
         precision=choose_precision(options.precision),
@@ -123,7 +123,7 @@ def _make_loss(options: FineTuningConfig, tasks: Sequence[Task], network: Networ
 
 def _find_units(network: Network, task: Task) -> tuple[float, float] | None:
     """Return scale and offset of a number, which its head's last layer puts back; None of other tasks."""
-    if task.kind != "regression":
+    if task.has_classes:
         return None
     last: Any = network.heads[task.name][-1]
     return float(last.scale), float(last.offset)
