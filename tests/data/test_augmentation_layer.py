@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tlkeras.data.augmentation import layer
-from tlkeras.data.augmentation.layer import ImageAugmentation, choose_augmentation_device, measure_places
+from tlkeras.data.augmentation.layer import ImageAugmentation, choose_augmentation_device, time_placements
 from tlkeras.data.augmentation.policies import make_policy
 from tlkeras.data.augmentation.views import AugmentedView
 from tlkeras.finetuning.inputs import ImageSource
@@ -26,7 +26,7 @@ def test_the_layer_makes_the_pixels_of_the_pipeline(colours, name):
         )
 
 
-def test_supplies_show_the_same_in_either_place(plant, colours, encode):
+def test_batches_are_the_same_in_either_placement(plant, colours, encode):
     root = plant({f"{number}.png": encode(np.roll(colours, number, axis=0)) for number in range(6)})
     paths, digests = [str(root / f"{n}.png") for n in range(6)], [f"{n:064x}" for n in range(6)]
     batches = [np.array([4, 1, 3]), np.array([0, 5, 2])]
@@ -44,11 +44,11 @@ def test_the_faster_place_is_taken(monkeypatch):
     assert choose_augmentation_device(policy, 32, 4) == "pipeline"  # no accelerator here
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
     for times in ({"pipeline": 2.0, "graph": 1.0}, {"pipeline": 1.0, "graph": 2.0}):
-        monkeypatch.setattr(layer, "measure_places", lambda *_, times=times: times)
+        monkeypatch.setattr(layer, "time_placements", lambda *_, times=times: times)
         assert choose_augmentation_device(policy, 32, 4) == min(times, key=times.get)
     assert choose_augmentation_device(make_policy("none"), 32, 4) == "pipeline"
 
 
 def test_both_places_are_timed():
-    times = measure_places(make_policy("flip"), 16, 4)
+    times = time_placements(make_policy("flip"), 16, 4)
     assert set(times) == {"pipeline", "graph"} and min(times.values()) > 0

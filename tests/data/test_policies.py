@@ -1,4 +1,4 @@
-"""Policies: named and own ones, and that only what was drawn is done."""
+"""Policies, named and composed; only the operations that were drawn run."""
 
 from __future__ import annotations
 
@@ -90,23 +90,27 @@ def test_own_policies():
 @pytest.mark.parametrize(
     ("policy", "options", "sentence"),
     [
-        ("flp", {}, "The augmentation must be a known one. Received: 'flp'. Did you mean 'flip'?"),
-        ([{"rotat": 10}], {}, "An operation must be a known one. Received: 'rotat'. Did you mean 'rotate'?"),
+        ("flp", {}, "Unknown augmentation. Received: 'flp'. Did you mean 'flip'?"),
+        ([{"rotat": 10}], {}, "Unknown augmentation operation. Received: 'rotat'. Did you mean 'rotate'?"),
         ([{"translat": 0.1}], {}, "Received: 'translat'. Did you mean 'translate'?"),
         ([{7: 10}], {}, "Received: 7. Valid: autocontrast"),
-        ([{"rotate": 1000}], {}, "The value of rotate must be a number from 0 to 180. Received: 1000."),
-        ([{"flip": "horizontally"}], {}, "A flip must be a known one. .* Did you mean 'horizontal'?"),
-        ([{"flip": ["both"]}], {}, "A flip must be a known one."),
-        (["rotate"], {}, r"one operation and its value, as {rotate: 10}. Received: 'rotate'."),
-        ([{"rotate": 10, "zoom": 0.1}], {}, "one operation and its value"),
-        ("light", {"fil": "nearest"}, "those of the augmentation 'light'. Received: 'fil'. Did you mean 'fill'?"),
+        ([{"rotate": 1000}], {}, "The value of rotate is not a number from 0 to 180. Received: 1000."),
+        ([{"flip": "horizontally"}], {}, "Unknown flip. .* Did you mean 'horizontal'?"),
+        ([{"flip": ["both"]}], {}, "Unknown flip."),
+        (["rotate"], {}, r"one operation with its value, such as {rotate: 10}. Received: 'rotate'."),
+        ([{"rotate": 10, "zoom": 0.1}], {}, "one operation with its value"),
+        (
+            "light",
+            {"fil": "nearest"},
+            "The augmentation 'light' has no such option. Received: 'fil'. Did you mean 'fill'?",
+        ),
         ("flip", {"fill": "nearest"}, "Received: 'fill'. It has none."),
-        ([{"rotate": 10}], {"fill": "mirror"}, "The fill must be a known one. Received: 'mirror'. Valid: constant,"),
-        ("rand_augment", {"magnitude": 31}, "of a magnitude from 0 to 30. Received: operations 2, magnitude 31."),
+        ([{"rotate": 10}], {"fill": "mirror"}, "Unknown fill. Received: 'mirror'. Valid: constant,"),
+        ("rand_augment", {"magnitude": 31}, "a magnitude from 0 to 30. Received: operations 2, magnitude 31."),
         ("rand_augment", {"operations": 0}, "at least 1 operation"),
         ("rand_augment", {"magnitude": "9"}, "magnitude '9'"),
     ],
 )
-def test_what_cannot_be_is_said(policy, options, sentence):
+def test_errors(policy, options, sentence):
     with pytest.raises(TlkerasError, match=sentence.replace("?", r"\?")):
         make_policy(policy, **options)

@@ -1,4 +1,4 @@
-"""Numbered views, which one is shown when, and images mixed with others."""
+"""Numbered views, the choice of views per epoch, and CutMix."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_views_stay_the_same_for_ever(colours):
     assert hashlib.sha256(views.tobytes()).hexdigest()[:16] == "2bb00846d4813046"
 
 
-def test_facts_name_what_is_seen():
+def test_facts_identify_the_view():
     assert (
         IDENTITY_VIEW.facts()
         == {}
@@ -89,7 +89,7 @@ def test_drawn_views_follow_the_epoch():
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])
-def test_orientations_are_mixed_and_all_shown(count):
+def test_orientations_are_mixed_and_all_used(count):
     policy = make_policy("dihedral")
     shown = np.array([choose_views(policy, count, KEYS, epoch) for epoch in range(2 * count)])
     assert np.array_equal(np.sort(shown[:count], axis=0), np.arange(count)[:, None].repeat(200, axis=1))
@@ -101,7 +101,7 @@ def test_orientations_are_mixed_and_all_shown(count):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_stream_shows_what_a_view_shows(name, colours):
+def test_stream_and_view_agree(name, colours):
     policy = make_policy(name)
     numbers = np.arange(200) % 5
     one = tf.function(make_view_fn(policy, KEYS, numbers, seed=2), autograph=False)
@@ -110,7 +110,7 @@ def test_a_stream_shows_what_a_view_shows(name, colours):
         assert np.array_equal(one(tf.constant(colours), tf.constant(index)), expected)
 
 
-def test_all_views_of_a_image(colours):
+def test_all_views_of_an_image(colours):
     drawn, turned = make_policy("standard"), make_policy("dihedral")
     views = [IDENTITY_VIEW, *number_views(drawn, 3, seed=1), AugmentedView(turned, 0, 6), AugmentedView(drawn, 2, 0)]
     shown = tf.function(make_all_views_fn(views, KEYS), autograph=False)(tf.constant(colours), tf.constant(7)).numpy()
@@ -148,7 +148,7 @@ def test_mixed_labels_mix_the_loss():
     np.testing.assert_allclose(loss(mixed, total), expected, rtol=1e-5)
 
 
-def test_cut_mix_labels_what_is_seen():
+def test_cutmix_labels_follow_the_visible_area():
     images = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None, None], (64, 20, 30, 3))
     targets, weights = tf.eye(64), tf.ones(64)
     run = tf.function(cutmix, autograph=False)

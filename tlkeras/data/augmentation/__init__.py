@@ -1,1 +1,1 @@
-"""Augmentation: policies of random operations, and numbered views that can be repeated."""
+"""Augmentation: policies of random operations, and numbered, repeatable views."""

@@ -1,4 +1,4 @@
-"""Augmentation within a graph of Keras: the same views as in the pipeline, drawn where the network trains."""
+"""Augmentation as a Keras layer: the same views as in the input pipeline, computed on the device that trains."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _TRIALS = 3
 
 
 class ImageAugmentation(keras.layers.Layer):
-    """Shows each image of a batch in one of a policy's views; a training layer, never part of an exported model.
+    """One view of each image of a batch; for training only, never part of an exported model.
 
-    Takes images uint8 [b, h, w, 3], keys int64 [b, 2] and view numbers int64 [b], see `augmentation`; gives images
-    of the same shape. Per image only the operations run that its view draws, and the pixels are those that the
-    pipeline makes (accelerators may round an interpolated one the other way).
+    From images uint8 [b, h, w, 3], keys int64 [b, 2] and view numbers int64 [b], see `views`, to images of the same
+    shape. Only the operations that a view draws are run, and pixels equal those of the pipeline (accelerators may
+    round an interpolated one the other way).
     """
 
     def __init__(self, policy: AugmentationPolicy, seed: int = 0, **options: Any):
@@ -31,32 +31,33 @@ class ImageAugmentation(keras.layers.Layer):
         self.policy, self.seed = policy, seed
 
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        """Return the views."""
+        """The views, uint8 [b, h, w, 3]."""
         images, keys, numbers = inputs
 
-        def show(row: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        def augment(row: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
             return AugmentedView(self.policy, self.seed, row[2]).apply(row[0], row[1])
 
-        return tf.map_fn(show, (images, keys, numbers), fn_output_signature=tf.uint8, parallel_iterations=32)
+        return tf.map_fn(augment, (images, keys, numbers), fn_output_signature=tf.uint8, parallel_iterations=32)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """Return the shape of the images."""
+        """The shape of the images."""
         return input_shape[0]
 
 
 def choose_augmentation_device(policy: AugmentationPolicy, size: int, batch_size: int) -> Placement:
-    """Return where views are made faster: in the pipeline, or in the graph if there is an accelerator.
+    """The faster of the pipeline and the graph.
 
-    Without one it is the pipeline, which works while the network trains. With one, both are timed on a batch.
+    Without an accelerator it is the pipeline, which works while the network trains; with one, both are timed on a
+    batch.
     """
     if policy.size == 1 or not tf.config.list_physical_devices("GPU"):
         return "pipeline"
-    times = measure_places(policy, size, batch_size)
+    times = time_placements(policy, size, batch_size)
     return min(times, key=times.__getitem__)
 
 
-def measure_places(policy: AugmentationPolicy, size: int, batch_size: int) -> dict[Placement, float]:
-    """Return the seconds that a batch of views takes in each place, the best of three, tracing left out."""
+def time_placements(policy: AugmentationPolicy, size: int, batch_size: int) -> dict[Placement, float]:
+    """Seconds per batch of views by placement, the best of three, without tracing."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (batch_size, size, size, 3), np.uint8)
     keys = random.integers(-(2**62), 2**62, (batch_size, 2))

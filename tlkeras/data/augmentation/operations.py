@@ -1,7 +1,7 @@
-"""What augmentation can do to one image: uint8 RGB to uint8 RGB of the same size, in TensorFlow operations.
+"""Augmentations of one image: uint8 RGB to uint8 RGB of the same size, in TensorFlow operations.
 
-An operation takes an amount, and each has a neutral amount that changes nothing. Warps say where each pixel comes
-from; several in a row become one, so that an image is interpolated once. Recolourings change pixels where they are.
+An operation takes an amount, of which one is neutral and changes nothing. Warps move pixels; several in a row are
+composed, so that an image is interpolated once. Recolourings change pixels in place.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Operation:
 
     Args:
         neutral: The amount that changes nothing.
-        furthest: The strongest value that a policy may ask for.
-        draw: Which amounts a value v stands for: "between" neutral and v, "around" zero (from -v to v), or by
-            "chance" (1 with probability v, else 0).
+        strongest: The limit of the values of a policy.
+        draw: Amounts drawn for a value v: "between" neutral and v, "around" zero (from -v to v), or by "chance"
+            (1 with probability v, else 0).
         warp: (amount, place, size) to a `Matrix`; place is two numbers in [0, 1), size [height, width] in pixels.
         recolour: (image, amount, place) to an image; one of the two is given.
     """
 
     neutral: float
-    furthest: float
+    strongest: float
     draw: Literal["between", "around", "chance"]
     warp: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Matrix] | None = None
     recolour: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor] | None = None
@@ -44,12 +44,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class Transform:
-    """An operation as a policy asks for it.
+    """An operation of a policy.
 
     Args:
         operation: A name of `OPERATIONS`.
-        value: How strong; see `Operation.draw`.
-        exact: Take the value itself, only its sign drawn where there is one, instead of an amount up to it.
+        value: Strength; see `Operation.draw`.
+        exact: Use the value itself, with a random sign where there is one, instead of drawing an amount up to it.
 
     Raises:
         TlkerasError: The operation is unknown or the value out of its range.
@@ -62,13 +62,13 @@ class Transform:
     def __post_init__(self) -> None:
         name = self.operation
         if name not in OPERATIONS:
-            raise TlkerasError("An operation must be a known one.", repr(name), suggest(str(name), OPERATIONS))
-        low, high = sorted((OPERATIONS[name].neutral, OPERATIONS[name].furthest))
+            raise TlkerasError("Unknown augmentation operation.", repr(name), suggest(str(name), OPERATIONS))
+        low, high = sorted((OPERATIONS[name].neutral, OPERATIONS[name].strongest))
         if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not low <= self.value <= high:
-            raise TlkerasError(f"The value of {name} must be a number from {low:g} to {high:g}.", repr(self.value))
+            raise TlkerasError(f"The value of {name} is not a number from {low:g} to {high:g}.", repr(self.value))
 
     def draw_amount(self, number: tf.Tensor) -> tf.Tensor:
-        """Return the amount for a number drawn from [0, 1): a float32 scalar."""
+        """The amount for a number drawn from [0, 1), a float32 scalar."""
         row, value = OPERATIONS[self.operation], float(self.value)
         if row.draw == "chance":
             return tf.cast(number < value, tf.float32)
@@ -77,19 +77,19 @@ class Transform:
         return tf.constant(value) if self.exact else row.neutral + (value - row.neutral) * number
 
 
-def apply_transforms(moves: Sequence[Transform], image: tf.Tensor, draws: tf.Tensor, fill: str) -> tf.Tensor:
-    """Do moves in order: uint8 [h, w, 3] -> uint8 [h, w, 3].
+def apply_transforms(transforms: Sequence[Transform], image: tf.Tensor, draws: tf.Tensor, fill: str) -> tf.Tensor:
+    """Apply transforms in order: uint8 [h, w, 3] -> uint8 [h, w, 3].
 
     Args:
-        moves: Warps that stand side by side are done as one.
+        transforms: Consecutive warps are composed.
         image: uint8 [h, w, 3].
-        draws: float32 [moves or more, 3] from [0, 1): what decides the amount, and the place.
-        fill: What lies outside the image, see `warp`.
+        draws: Random numbers for the amount and the place of each, float32 [transforms or more, 3] in [0, 1).
+        fill: Pixels outside the image, see `warp`.
     """
     matrix = None
     size = tf.cast(tf.shape(image)[:2], tf.float32)
-    for move, draw in zip(moves, tf.unstack(draws)[: len(moves)], strict=True):
-        row, amount, place = OPERATIONS[move.operation], move.draw_amount(draw[0]), draw[1:]
+    for transform, draw in zip(transforms, tf.unstack(draws)[: len(transforms)], strict=True):
+        row, amount, place = OPERATIONS[transform.operation], transform.draw_amount(draw[0]), draw[1:]
         if row.warp is not None:
             further = _square(row.warp(amount, place, size))
             matrix = further if matrix is None else matrix @ further
@@ -109,15 +109,14 @@ def _recolour(row: Operation, image: tf.Tensor, amount: tf.Tensor, place: tf.Ten
 
 
 def warp(image: tf.Tensor, matrix: tf.Tensor, fill: str = "reflect") -> tf.Tensor:
-    """Take each pixel from elsewhere: uint8 [h, w, 3] -> uint8 [h, w, 3].
+    """Move pixels by an affine map, with bilinear interpolation: uint8 [h, w, 3] -> uint8 [h, w, 3].
 
-    Bilinear; but where a matrix only mirrors and shifts, pixels stay as they are and shifts are of whole ones, which
-    is five times as fast.
+    A matrix that only mirrors and shifts moves whole pixels, which is five times as fast.
 
     Args:
         image: uint8 [h, w, 3].
         matrix: float32 [3, 3], a `Matrix` and the row (0, 0, 1).
-        fill: What lies outside: "reflect" the image mirrored, "nearest" its edge, "constant" black.
+        fill: Pixels outside the image: "reflect" mirrors it, "nearest" repeats its edge, "constant" is black.
     """
     straight = tf.reduce_all(tf.abs(matrix[:2, :2]) == tf.eye(2))
     moved = tf.cond(straight, lambda: _move(image, matrix, fill), lambda: _interpolate(image, matrix, fill))
@@ -158,7 +157,7 @@ def _interpolate(image: tf.Tensor, matrix: tf.Tensor, fill: str) -> tf.Tensor:
 
 
 def apply_dihedral(image: tf.Tensor, element: int | tf.Tensor) -> tf.Tensor:
-    """Return one of the eight orientations of a square image: uint8 [s, s, 3] -> uint8 [s, s, 3].
+    """One of the eight orientations of a square image: uint8 [s, s, 3] -> uint8 [s, s, 3].
 
     Element 0 is the image itself. Bits of the element: 1 mirrors left and right, 2 up and down (3 turns by a half),
     4 first swaps rows and columns.
@@ -191,7 +190,7 @@ def _turn(amount: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> Matrix:
 
 
 def _crop(side: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> Matrix:
-    """Enlarge a window anywhere in the image; side is that of the window, as a share of the image's."""
+    """Enlarge a window anywhere in the image; side is that of the window, as a fraction of the image's."""
     shift = (1 - side) * (place - 0.5) * size[::-1]
     return [(side, 0, shift[0]), (0, side, shift[1])]
 
@@ -205,10 +204,6 @@ def _round(pixels: tf.Tensor) -> tf.Tensor:
     return tf.saturate_cast(pixels + 0.5, tf.uint8)
 
 
-def _lighten(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    return _round(tf.cast(image, tf.float32) * (1 + amount))
-
-
 def _contrast(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
     pixels = tf.cast(image, tf.float32)
     mean = tf.tensordot(tf.reduce_mean(tf.reshape(pixels, [-1, 3]), axis=0), tf.constant(_LUMA), 1)
@@ -216,7 +211,7 @@ def _contrast(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tenso
 
 
 def _saturate(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    """Blend with grey, which is a linear map of the colours."""
+    """Blend with grey, a linear map of the colours."""
     matrix = (1 + amount) * tf.eye(3) - amount * tf.constant(_LUMA)[:, None]
     mixed = tf.reshape(tf.cast(image, tf.float32), [-1, 3]) @ matrix
     return tf.reshape(_round(mixed), tf.shape(image))
@@ -238,7 +233,7 @@ def _shift_hue(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tens
 
 
 def _posterize(image: tf.Tensor, bits: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    """Keep so many leading bits."""
+    """Keep the leading bits."""
     dropped = tf.cast(8 - tf.round(bits), tf.uint8)
     return tf.bitwise.left_shift(tf.bitwise.right_shift(image, dropped), dropped)
 
@@ -247,10 +242,6 @@ def _solarize(image: tf.Tensor, threshold: tf.Tensor, place: tf.Tensor) -> tf.Te
     """Invert what is at least as bright as the threshold."""
     bright = tf.cast(image, tf.float32) >= threshold
     return tf.bitwise.bitwise_xor(image, tf.cast(bright, tf.uint8) * 255)
-
-
-def _invert(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    return 255 - image
 
 
 def _stretch(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
@@ -277,7 +268,7 @@ def _equalize(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tenso
 
 
 def _erase(image: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    """Paint a box grey that lies in the image; side is that of the box, as a share of the image's."""
+    """Paint a box inside the image grey; side is that of the box, as a fraction of the image's."""
     size = tf.cast(tf.shape(image)[:2], tf.float32)
     box = tf.round(side * size)
     start = tf.round(place[::-1] * (size - box))
@@ -299,7 +290,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "translate_y": Operation(0, 1, "around", warp=lambda a, _, size: [(1, 0, 0), (0, 1, -a * size[0])]),
     "zoom": Operation(0, 0.9, "around", warp=_zoom),
     "crop": Operation(1, 0.05, "between", warp=_crop),
-    "brightness": Operation(0, 1, "around", recolour=_lighten),
+    "brightness": Operation(0, 1, "around", recolour=lambda image, a, _: _round(tf.cast(image, tf.float32) * (1 + a))),
     "contrast": Operation(0, 1, "around", recolour=_contrast),
     "saturation": Operation(0, 1, "around", recolour=_saturate),
     "hue": Operation(0, 0.5, "around", recolour=_shift_hue),
@@ -308,6 +299,6 @@ OPERATIONS: Mapping[str, Operation] = {
     "solarize": Operation(256, 0, "between", recolour=_solarize),
     "autocontrast": Operation(0, 1, "chance", recolour=_stretch),
     "equalize": Operation(0, 1, "chance", recolour=_equalize),
-    "invert": Operation(0, 1, "chance", recolour=_invert),
+    "invert": Operation(0, 1, "chance", recolour=lambda image, *_: 255 - image),
     "erase": Operation(0, 1, "between", recolour=_erase),
 }

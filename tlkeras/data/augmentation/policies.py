@@ -1,4 +1,4 @@
-"""What may be done to images: policies by name, or composed of one's own operations."""
+"""Augmentation policies by name, or composed of operations."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class AugmentationPolicy:
-    """Orientations by number, or so many rounds of one chain of moves drawn at random.
+    """Orientations by number, or rounds of one chain of transforms drawn at random.
 
     Args:
         name: As in `POLICIES`, or "own".
-        size: How many views there are, orientations 0 to size - 1; None if they are drawn.
+        size: Number of views, orientations 0 to size - 1; None if they are drawn.
         chains: The alternatives of a round, equally likely.
-        rounds: How often one is drawn and carried out.
-        fill: What lies outside a moved image: "reflect", "nearest" or "constant".
+        rounds: Number of chains drawn and applied one after the other.
+        fill: Pixels outside a moved image: "reflect", "nearest" or "constant".
 
     Raises:
         TlkerasError: The fill is unknown.
@@ -42,21 +42,21 @@ class AugmentationPolicy:
 
     def __post_init__(self) -> None:
         if self.fill not in FILLS:
-            raise TlkerasError("The fill must be a known one.", repr(self.fill), suggest(str(self.fill), FILLS))
+            raise TlkerasError("Unknown fill.", repr(self.fill), suggest(str(self.fill), FILLS))
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that name what is done, whatever the policy is called."""
+        """Sixteen hex digits of a digest of all but the name."""
         content = json.dumps([VERSION, *astuple(self)[1:]])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def apply(self, image: tf.Tensor, number: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Return one view: uint8 [h, w, 3] -> uint8 [h, w, 3].
+        """One view: uint8 [h, w, 3] -> uint8 [h, w, 3].
 
         Args:
             image: uint8 [h, w, 3]; square where the policy swaps rows and columns.
-            number: Which orientation, modulo the size; nothing that is drawn depends on it.
-            seed: int [2], for TensorFlow's stateless operations; all that is drawn depends on it.
+            number: Number of the orientation, modulo the size; random draws do not depend on it.
+            seed: int [2], of TensorFlow's stateless operations.
         """
         if self.size is not None:
             return apply_dihedral(image, number % self.size)
@@ -92,14 +92,14 @@ _STRONGEST: Mapping[str, tuple[float, float]] = {
 
 
 def rand_augment(operations: int = 2, magnitude: float = 9, fill: str = "reflect") -> AugmentationPolicy:
-    """Return RandAugment (Cubuk et al. 2020): so many operations, drawn from fourteen, all of one magnitude, 0 to 30.
+    """RandAugment (Cubuk et al. 2020): operations drawn from fourteen, all of one magnitude, 0 to 30.
 
     Raises:
         TlkerasError: A number is out of range.
     """
     numbers = isinstance(operations, int) and isinstance(magnitude, int | float)
     if not (numbers and operations > 0 and 0 <= magnitude <= 30):
-        rule = "RandAugment does at least 1 operation, each of a magnitude from 0 to 30."
+        rule = "RandAugment takes at least 1 operation and a magnitude from 0 to 30."
         raise TlkerasError(rule, f"operations {operations!r}, magnitude {magnitude!r}")
     chains: list[tuple[Transform, ...]] = [()]
     for name, (strongest, _) in _STRONGEST.items():
@@ -110,32 +110,30 @@ def rand_augment(operations: int = 2, magnitude: float = 9, fill: str = "reflect
 
 
 def trivial_augment(fill: str = "reflect") -> AugmentationPolicy:
-    """Return TrivialAugment (Wide; Müller and Hutter 2021): one of fourteen operations, of any strength.
+    """TrivialAugment (Wide; Müller and Hutter 2021): one of fourteen operations, of any strength.
 
-    The strength is drawn from the whole range, where the paper draws one of 31 levels.
+    The strength is drawn from the whole range; the paper draws one of 31 levels.
     """
     chains = [(Transform(name, strongest),) for name, (_, strongest) in _STRONGEST.items()]
     return AugmentationPolicy("trivial_augment", None, ((), *chains), fill=fill)
 
 
-def light(fill: str = "reflect") -> AugmentationPolicy:
-    """Return small changes, such as another shot of the same thing brings."""
-    steps: list[dict[str, Any]] = [{"flip": "horizontal"}, {"translate": 0.05}, {"zoom": 0.1}, {"rotate": 10}]
-    return _compose("light", [*steps, {"brightness": 0.1}], fill)
+def _compose(name: str, steps: Sequence[Mapping[str, Any]], fill: str = "reflect") -> AugmentationPolicy:
+    chain = tuple(transform for step in steps for transform in _read_step(step))
+    return AugmentationPolicy(name, None, (chain,), fill=fill) if chain else AugmentationPolicy(name, size=1)
 
 
-def standard(fill: str = "reflect") -> AugmentationPolicy:
-    """Return mirroring, square windows of 65 to 100 % of the side, and colour."""
-    steps: list[dict[str, Any]] = [{"flip": "horizontal"}, {"crop": 0.65}]
-    return _compose("standard", [*steps, {"brightness": 0.2}, {"contrast": 0.2}, {"saturation": 0.2}], fill)
-
+# Small changes, as between two shots of the same thing.
+_LIGHT = ({"flip": "horizontal"}, {"translate": 0.05}, {"zoom": 0.1}, {"rotate": 10}, {"brightness": 0.1})
+# Mirroring, square windows of 65 to 100 % of the side, and colour.
+_STANDARD = ({"flip": "horizontal"}, {"crop": 0.65}, {"brightness": 0.2}, {"contrast": 0.2}, {"saturation": 0.2})
 
 POLICIES: Mapping[str, Callable[..., AugmentationPolicy]] = {
     "none": lambda: AugmentationPolicy("none", size=1),
     "flip": lambda: AugmentationPolicy("flip", size=2),
     "dihedral": lambda: AugmentationPolicy("dihedral", size=8),
-    "light": light,
-    "standard": standard,
+    "light": partial(_compose, "light", _LIGHT),
+    "standard": partial(_compose, "standard", _STANDARD),
     "rand_augment": rand_augment,
     "trivial_augment": trivial_augment,
 }
@@ -154,7 +152,7 @@ _STEPS: Mapping[str, tuple[str, ...]] = {
 
 
 def make_policy(policy: str | Sequence[Mapping[str, Any]], **options: Any) -> AugmentationPolicy:
-    """Return a policy by name, or an own one.
+    """A policy by name, or composed of operations.
 
     Args:
         policy: A name of `POLICIES`, or operations in order, each as {name: value}: {"rotate": 10}, {"equalize": 0.5}.
@@ -170,28 +168,25 @@ def make_policy(policy: str | Sequence[Mapping[str, Any]], **options: Any) -> Au
     elif policy in POLICIES:
         make = POLICIES[policy]
     else:
-        raise TlkerasError("The augmentation must be a known one.", repr(policy), suggest(policy, POLICIES))
+        raise TlkerasError("Unknown augmentation.", repr(policy), suggest(policy, POLICIES))
     valid = inspect.signature(make).parameters
     for name in options:
         if name not in valid:
             way_out = suggest(name, valid) if valid else "It has none."
-            raise TlkerasError(f"Options must be those of the augmentation {policy!r}.", repr(name), way_out)
+            raise TlkerasError(f"The augmentation {policy!r} has no such option.", repr(name), way_out)
     return make(**options)
-
-
-def _compose(name: str, steps: Sequence[Mapping[str, Any]], fill: str = "reflect") -> AugmentationPolicy:
-    moves = tuple(move for step in steps for move in _read_step(step))
-    return AugmentationPolicy(name, None, (moves,), fill=fill) if moves else AugmentationPolicy(name, size=1)
 
 
 def _read_step(step: Mapping[str, Any]) -> list[Transform]:
     if not isinstance(step, Mapping) or len(step) != 1:
-        raise TlkerasError("A step of an augmentation is one operation and its value, as {rotate: 10}.", repr(step))
+        raise TlkerasError(
+            "A step of an augmentation is one operation with its value, such as {rotate: 10}.", repr(step)
+        )
     [(name, value)] = step.items()
     if name not in _STEPS:
-        raise TlkerasError("An operation must be a known one.", repr(name), suggest(str(name), _STEPS))
+        raise TlkerasError("Unknown augmentation operation.", repr(name), suggest(str(name), _STEPS))
     if name != "flip":
         return [Transform(each, value) for each in _STEPS[name]]
     if str(value) not in _FLIPS:
-        raise TlkerasError("A flip must be a known one.", repr(value), suggest(str(value), _FLIPS))
+        raise TlkerasError("Unknown flip.", repr(value), suggest(str(value), _FLIPS))
     return [Transform(each, 0.5) for each in _FLIPS[value]]

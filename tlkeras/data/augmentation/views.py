@@ -1,7 +1,7 @@
 """Augmentation as numbered views: view v of an image is a pure function of policy, seed, image and v.
 
-The image is known by the SHA-256 of its file. So a view can be computed once and its activations kept; drawn anew
-in every epoch, views are ordinary augmentation. Images are uint8 RGB before and after.
+The image is known by the SHA-256 of its file. So the activations of a view can be cached; with another number in every
+epoch, views are ordinary augmentation. Images are uint8 RGB before and after.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ import tensorflow as tf
 from tlkeras.data.augmentation.policies import AugmentationPolicy
 
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-"""From an image uint8 [h, w, 3] and its index, an int64 scalar, to what takes its place."""
+"""From an image uint8 [h, w, 3] and its index, an int64 scalar, to its view or views."""
 
 
 @dataclass(frozen=True)
 class AugmentedView:
-    """One way of seeing every image, by number.
+    """A view of every image, by number.
 
     Args:
-        policy: What may be done.
-        seed: Seed of what is drawn.
-        number: Which of the policy's views.
+        policy: Of the views.
+        seed: Of the random draws.
+        number: Of the view.
     """
 
     policy: AugmentationPolicy
     seed: int = 0
     number: int = 0
 
-    def facts(self) -> dict[str, Any]:
-        """Return what names the view in the cache: nothing for the image as it is."""
+    def facts(self) -> dict[str, object]:
+        """The view's part of a cache key; empty for the image as it is."""
         if self.policy.size is not None:
             orientation = self.number % self.policy.size
             return {"view": {"orientation": orientation}} if orientation else {}
@@ -45,13 +45,13 @@ class AugmentedView:
         return {"view": {**named, "seed": self.seed, "number": self.number}}
 
     def apply(self, image: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """Return the view of one image: uint8 [h, w, 3] -> uint8 [h, w, 3].
+        """The view of one image: uint8 [h, w, 3] -> uint8 [h, w, 3].
 
         Args:
             image: uint8 [h, w, 3].
-            key: The image's, int64 [2], from `derive_keys`.
+            key: Of the image, int64 [2], from `digest_to_seed`.
         """
-        return _show(self.policy, self.seed, image, key, self.number)
+        return _apply(self.policy, self.seed, image, key, self.number)
 
 
 IDENTITY_VIEW = AugmentedView(AugmentationPolicy("none", size=1))
@@ -59,30 +59,30 @@ IDENTITY_VIEW = AugmentedView(AugmentationPolicy("none", size=1))
 
 
 def digest_to_seed(digests: Sequence[str]) -> np.ndarray:
-    """Return what images' views depend on: hex SHA-256 digests of files [n] -> int64 [n, 2]."""
+    """Keys of images from the hex SHA-256 digests of their files, int64 [n, 2]; random draws depend on them."""
     words = np.frombuffer(bytes.fromhex("".join(digests)), "<i8").reshape(-1, 4)
     return words[:, :2].astype(np.int64)
 
 
 def number_views(policy: AugmentationPolicy, count: int, seed: int = 0) -> tuple[AugmentedView, ...]:
-    """Return the views 0 to count - 1, fewer where the policy has fewer."""
+    """The views 0 to count - 1, fewer where the policy has fewer."""
     return tuple(AugmentedView(policy, seed, number) for number in range(min(count, policy.size or count)))
 
 
 def choose_views(
     policy: AugmentationPolicy, count: int | None, keys: np.ndarray, epoch: int, seed: int = 0
 ) -> np.ndarray:
-    """Return which view each image shows in an epoch: int64 [n].
+    """Number of the view of each image in an epoch, int64 [n].
 
-    Drawn views follow the epoch, modulo the count. Orientations do so from another start for each image, so that a
-    batch mixes them and each image shows all of them in as many epochs as there are.
+    Drawn views follow the epoch, modulo the count. Orientations do so from a different start for each image, so that
+    a batch mixes them and each image is seen in all of them over as many epochs as there are.
 
     Args:
-        policy: Whose views.
-        count: How many there are to choose from; None is all, without end where they are drawn.
-        keys: int64 [n, 2], from `derive_keys`.
+        policy: Of the views.
+        count: Number of views to choose from; None for all, without end where they are drawn.
+        keys: int64 [n, 2], from `digest_to_seed`.
         epoch: From 0.
-        seed: Another seed starts elsewhere.
+        seed: Of the starts.
     """
     if policy.size is None:
         return np.full(len(keys), epoch % count if count else epoch, np.int64)
@@ -93,20 +93,20 @@ def choose_views(
 
 
 def make_view_fn(policy: AugmentationPolicy, keys: np.ndarray, numbers: np.ndarray, seed: int = 0) -> Augment:
-    """Return what gives the image of each index the view of its number.
+    """A function from an image and its index to the view of the image.
 
     Args:
-        policy: Whose views.
-        keys: int64 [n, 2], from `derive_keys`, by index.
-        numbers: int64 [n], from `choose_views`, by index.
-        seed: Seed of what is drawn.
+        policy: Of the views.
+        keys: By index, int64 [n, 2], from `digest_to_seed`.
+        numbers: By index, int64 [n], from `choose_views`.
+        seed: Of the random draws.
     """
     all_keys, all_numbers = tf.constant(keys, tf.int64), tf.constant(numbers, tf.int64)
-    return lambda image, index: _show(policy, seed, image, all_keys[index], all_numbers[index])
+    return lambda image, index: _apply(policy, seed, image, all_keys[index], all_numbers[index])
 
 
 def make_all_views_fn(views: Sequence[AugmentedView], keys: np.ndarray) -> Augment:
-    """Return what gives all views of the image of each index: uint8 [views, h, w, 3]."""
+    """A function from an image and its index to all views of the image, uint8 [views, h, w, 3]."""
     all_keys = tf.constant(keys, tf.int64)
     # Views of one policy are a loop, whose body is traced once.
     groups = [
@@ -114,19 +114,19 @@ def make_all_views_fn(views: Sequence[AugmentedView], keys: np.ndarray) -> Augme
         for (policy, seed), group in groupby(views, lambda view: (view.policy, view.seed))
     ]
 
-    def show(image: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    def apply_all(image: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
         key = all_keys[index]
         parts = [
-            tf.map_fn(partial(_show, policy, seed, image, key), numbers, fn_output_signature=image.dtype)
+            tf.map_fn(partial(_apply, policy, seed, image, key), numbers, fn_output_signature=image.dtype)
             for policy, seed, numbers in groups
         ]
         return tf.concat(parts, axis=0)
 
-    return show
+    return apply_all
 
 
 def draw_views(images: np.ndarray, keys: np.ndarray, views: Sequence[AugmentedView]) -> np.ndarray:
-    """Return views to look at: uint8 [n, h, w, 3] and int64 [n, 2] -> uint8 [n, views, h, w, 3]."""
+    """All views of images [n, h, w, 3] with keys [n, 2], uint8 [n, views, h, w, 3]."""
     draw = tf.function(make_all_views_fn(views, keys), autograph=False)
     return np.stack([draw(tf.constant(image), tf.constant(row)).numpy() for row, image in enumerate(images)])
 
@@ -136,18 +136,18 @@ def cutmix(
 ) -> tuple[tf.Tensor, Any, tf.Tensor]:
     """Paste a box of another image of the batch into each (CutMix, Yun et al. 2019).
 
-    The box takes 1 - Beta(alpha, alpha) of the area, less what lies outside; its centre is anywhere. Labels follow
-    the area that is seen in the end, see `mix_labels`.
+    The box takes 1 - Beta(alpha, alpha) of the area, less the part outside; its centre is anywhere. Labels follow the
+    visible area, see `mix_labels`.
 
     Args:
         images: uint8 [n, h, w, 3].
         targets: float32 [n, k], or several of them by task.
         weights: float32 [n].
-        seed: int [2]; the same seed does the same.
+        seed: int [2].
         alpha: 1 makes every area equally likely.
 
     Returns:
-        Images, targets and weights as they came.
+        Images, targets and weights, of the same shapes.
     """
     count, height, width = tf.unstack(tf.shape(images)[:3])
     partners, *seeds = tf.unstack(tf.random.split(seed, 4))
@@ -166,14 +166,14 @@ def cutmix(
 def mix_labels(targets: Any, weights: tf.Tensor, partners: tf.Tensor, own: tf.Tensor) -> tuple[Any, tf.Tensor]:
     """Mix targets and sample weights so that a loss linear in its targets, as cross-entropy is, is mixed exactly.
 
-    With share s, weight w and target y of an example, and w', y' of its partner: the weight is s w + (1 - s) w', and
+    With fraction s, weight w and target y of an image, and w', y' of its partner: the weight is s w + (1 - s) w', and
     the target (s w y + (1 - s) w' y') divided by it.
 
     Args:
         targets: float32 [n, k], or several of them by task.
         weights: float32 [n].
         partners: int [n], the row mixed into each.
-        own: float32 [n], the share of each example that is its own.
+        own: float32 [n], the fraction of each image that is its own.
     """
     mine, theirs = own * weights, (1 - own) * tf.gather(weights, partners)
     total = mine + theirs
@@ -186,13 +186,13 @@ def mix_labels(targets: Any, weights: tf.Tensor, partners: tf.Tensor, own: tf.Te
 
 
 def _cover(length: tf.Tensor, centre: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    """Return which positions boxes cover: centres and shares [n] -> bool [n, length]."""
+    """Positions covered by boxes with centres and sides [n], bool [n, length]."""
     extent = tf.cast(length, tf.float32)
     distance = tf.range(extent) + 0.5 - (centre * extent)[:, None]
     return tf.abs(distance) < (share * extent / 2)[:, None]
 
 
-def _show(
+def _apply(
     policy: AugmentationPolicy, seed: int, image: tf.Tensor, key: tf.Tensor, number: int | tf.Tensor
 ) -> tf.Tensor:
     mixed = tf.bitwise.bitwise_xor(tf.cast(key, tf.int64), tf.constant(_salt(seed)))
