@@ -72,7 +72,7 @@ def measure_folders(files: int) -> None:
             folder = Path(scratch, "photos")
             folder.mkdir()
             plant(folder, count)
-            packed = write_tfrecords(read_table(str(folder)), Path(scratch, "packed"))["path"]
+            packed = write_tfrecords(read_table(str(folder)), Path(scratch, "packed")).path
             for source, name in ((str(folder), ""), (packed, ", packed")):
                 command = [sys.executable, __file__, "--stream", source]
                 answer = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Images in large files: the same bytes, order, splits and names as by themselves."""
+"""Images in TFRecord files: the same bytes, order, splits and keys as in files of their own."""
 
 import csv
 import os
@@ -19,7 +19,7 @@ from tlkeras.errors import DataError, ResourceError
 
 @pytest.fixture
 def photos(tmp_path, draw_more_photos):
-    """Class folders, and one file that is no image's worth of bytes."""
+    """Class folders, and an empty file."""
     draw_more_photos(tmp_path / "photos")
     (tmp_path / "photos" / "day" / "empty.png").write_bytes(b"")
     return tmp_path / "photos"
@@ -28,9 +28,10 @@ def photos(tmp_path, draw_more_photos):
 def test_packed_images_are_those_from_before(photos, tmp_path):
     table = read_table(str(photos))
     result = write_tfrecords(table, tmp_path / "packed", shard_bytes=20_000)
-    assert result["images"] == len(table) - 1 and result["shards"] > 2
-    assert [bad["reason"] for bad in result["rejected"]] == ["the file is empty"]
-    packed = read_table(result["path"])
+    assert result.images == len(table) - 1 and result.shards > 2
+    assert [bad.reason for bad in result.rejected] == ["the file is empty"]
+    assert [set(bad) for bad in result.to_dict()["rejected"]] == [{"path", "reason"}]
+    packed = read_table(result.path)
     kept = [row for row, key in enumerate(table.keys) if not key.endswith("empty.png")]
     assert packed.keys == [table.keys[row] for row in kept]
     assert packed.columns["label"] == [table.columns["label"][row] for row in kept]
@@ -53,11 +54,11 @@ def test_other_programs_read_the_records(photos, tmp_path):
     assert tf.io.decode_png(feature["image/encoded"].bytes_list.value[0]).shape == (32, 32, 3)
 
 
-def test_roles_that_other_columns_play_are_played_in_the_manifest(tmp_path):
+def test_default_roles_are_kept_in_the_manifest(tmp_path):
     elpv = read_table("elpv")
     columns = {name: values[:200] for name, values in elpv.columns.items()}
     few = replace(elpv, paths=elpv.paths[:200], keys=elpv.keys[:200], columns=columns)
-    packed = read_table(write_tfrecords(few, tmp_path / "packed")["path"])
+    packed = read_table(write_tfrecords(few, tmp_path / "packed").path)
     dataset = [build_dataset(table) for table in (few, packed)]
     labels = [one.tasks[0].format_targets(one.targets[one.tasks[0].name]) for one in dataset]
     assert labels[0] == labels[1] and dataset[0].keys.tolist() == dataset[1].keys.tolist()
@@ -76,14 +77,14 @@ def test_training_on_packed_images_is_training_on_them(workplace):
             splits.append([(row["image"], row["split"], row["sha256"]) for row in csv.DictReader(file)])
     assert splits[0] == splits[1]
     assert runs[1]["features"]["computed"] == 0  # known by their bytes
-    answers = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
-    np.testing.assert_array_equal(*answers)
+    predictions = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
+    np.testing.assert_array_equal(*predictions)
 
 
-def test_what_is_refused(photos, tmp_path, monkeypatch):
+def test_errors(photos, tmp_path, monkeypatch):
     table = read_table(str(photos))
-    packed = read_table(write_tfrecords(table, tmp_path / "packed")["path"])
-    with pytest.raises(DataError, match="Packed images go into a new folder.*Choose another name"):
+    packed = read_table(write_tfrecords(table, tmp_path / "packed").path)
+    with pytest.raises(DataError, match="already exists.*Choose another name"):
         write_tfrecords(table, tmp_path / "packed")
     shard = tmp_path / "packed/shards/00000.tfrecord"
     shard.write_bytes(shard.read_bytes()[:-300])
@@ -110,7 +111,7 @@ def test_what_is_refused(photos, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["a.tfrecord", "a.png@1+2", "a.tfrecord@-1+2", "a.tfrecord@1+", "@1+2.tfrecord", ""])
-def test_other_paths_are_no_slices(path):
+def test_other_paths_are_not_slices(path):
     assert parse_slice(path) is None
 
 

@@ -45,14 +45,14 @@ def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> Non
 @click.command()
 @click.argument("recipe", metavar="DATA|RECIPE")
 @click.option("--out", required=True, metavar="FOLDER", help="A new folder for the files.")
-@click.option("--shard-mb", type=click.IntRange(1), default=128, show_default=True, help="Megabytes of a file.")
+@click.option("--shard-mb", type=click.IntRange(1), default=128, show_default=True, help="Megabytes per file.")
 @set_option
 @json_option
 def pack(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Write images, as they are, into few large TFRecord files, with a manifest to train from.
+    """Write images, unchanged, into few large TFRecord files, with a manifest to train from.
 
-    For network file systems, which are slow at many small files. Results are those of the images by themselves, and
-    what is cached of them is used again.
+    For network file systems, which are slow at many small files. Results are the same as with single files, and their
+    cached activations are reused.
 
     \b
     Example: tlkeras pack photos/ --out packed/

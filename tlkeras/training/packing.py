@@ -8,7 +8,7 @@ from typing import Any
 
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.sources.references import load_recipe_or_source
-from tlkeras.data.sources.tfrecords import write_tfrecords
+from tlkeras.data.sources.tfrecords import PackResult, write_tfrecords
 from tlkeras.training import builders
 
 
@@ -18,17 +18,18 @@ def pack(
     overrides: Mapping[str, Any] | None = None,
     *,
     shard_mb: int = 128,
-) -> dict[str, Any]:
-    """All images of a recipe's source, or images alone, in few large files, and a manifest of them.
+) -> PackResult:
+    """The images of a recipe or a source written to few large TFRecord files, with a manifest of them.
 
     Args:
-        recipe: A recipe, or images alone: a folder of classes, a manifest, "tfds:NAME" or a packaged set.
+        recipe: A recipe, or a source: a folder of classes, a manifest, "tfds:NAME" or a packaged set.
         out: A new folder.
         overrides: Values by dotted key.
-        shard_mb: About how many megabytes a file may have.
+        shard_mb: Approximate size of a file in megabytes.
 
-    Returns:
-        See `tlkeras.data.sources.tfrecords.write_tfrecords`.
+    Raises:
+        DataError: The folder exists, or no image can be read.
+        ResourceError: It cannot be written.
     """
     resolved, _ = load_recipe_or_source(recipe, overrides)
     return write_tfrecords(builders.read_source(resolved), out, shard_mb * 2**20)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from tlkeras.cli.tables.style import issues_table, make_table, open_console
+
+if TYPE_CHECKING:
+    from tlkeras.data.sources.tfrecords import PackResult
 
 
 def print_cache(result: dict[str, Any]) -> None:
@@ -41,17 +44,16 @@ def print_pruned(result: dict[str, Any]) -> None:
     open_console().print(f"Removed {len(result['removed'])} spaces, {result['bytes'] / 1e6:,.1f} MB.")
 
 
-def print_packed(result: dict[str, Any]) -> None:
-    """Print where images were packed, and which could not be."""
+def print_packed(result: PackResult) -> None:
+    """Print the manifest of packed images, and the files that could not be read."""
     console = open_console()
     console.print(
-        f"{result['images']:,} images, {result['bytes'] / 1e6:,.1f} MB, in {result['shards']:,} files.",
-        highlight=False,
+        f"{result.images:,} images, {result.bytes / 1e6:,.1f} MB, in {result.shards:,} files.", highlight=False
     )
-    if result["rejected"]:
-        console.print(issues_table("Files that cannot be used", result["rejected"]))
+    if result.rejected:
+        console.print(issues_table("Files that cannot be used", result.to_dict()["rejected"]))
     console.print(
-        f"\nNext:\n  tlkeras train linear_probe --set data.source={escape(result['path'])}",
+        f"\nNext:\n  tlkeras train linear_probe --set data.source={escape(result.path)}",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,1 +1,1 @@
-"""Where images come from: folders, tables, packaged and TensorFlow Datasets, TFRecord files."""
+"""Sources of images: class folders, CSV manifests, packaged sets, TensorFlow Datasets, TFRecord files."""

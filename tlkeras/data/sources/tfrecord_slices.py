@@ -1,4 +1,4 @@
-"""Images inside larger files: "FILE.tfrecord@OFFSET+LENGTH" is the path of the bytes of one of them."""
+"""Paths of images inside larger files: "FILE.tfrecord@OFFSET+LENGTH"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SLICE = re.compile(r"(?P<file>.+\.tfrecord)@(?P<offset>\d{1,18})\+(?P<length>\d
 
 
 class ByteRange(NamedTuple):
-    """Some bytes of a file."""
+    """Consecutive bytes of a file."""
 
     file: str
     offset: int
@@ -21,19 +21,19 @@ class ByteRange(NamedTuple):
 
 
 def parse_slice(path: str) -> ByteRange | None:
-    """Return the slice that a path names; None where it names a file."""
+    """The slice that a path names; None if it names a whole file."""
     found = _SLICE.fullmatch(path) if "@" in path else None
     return ByteRange(found["file"], int(found["offset"]), int(found["length"])) if found else None
 
 
 def find_file(path: str) -> str:
-    """Return the file that holds what a path names."""
+    """The file that a path names or that contains its slice."""
     piece = parse_slice(path)
     return path if piece is None else piece.file
 
 
 def find_size(path: str, status: os.stat_result) -> int:
-    """Return how many bytes a path names, whose file has this status; 0 where a slice lies beyond its file's end."""
+    """Number of bytes that a path names, given the status of its file; 0 for a slice beyond the end of the file."""
     piece = parse_slice(path)
     if piece is None:
         return status.st_size
@@ -41,14 +41,12 @@ def find_size(path: str, status: os.stat_result) -> int:
 
 
 def read_bytes(path: str) -> bytes:
-    """Return the bytes that a path names.
+    """The bytes that a path names.
 
     Raises:
         OSError: They cannot be read.
     """
-    piece = parse_slice(path)
-    with open(path if piece is None else piece.file, "rb") as file:
-        if piece is None:
-            return file.read()
+    piece = parse_slice(path) or ByteRange(path, 0, -1)
+    with open(piece.file, "rb") as file:
         file.seek(piece.offset)
         return file.read(piece.length)
