@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -35,7 +36,7 @@ from tlkeras.data.sources.folders import build_dataset, read_table
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.diagnostics import data_quality
-from tlkeras.features.extraction import ImageFiles, extract_activations
+from tlkeras.features.extraction import extract_activations
 from tlkeras.features.pooling import pool
 
 SHARE = 0.05
@@ -105,10 +106,11 @@ def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generat
     for number, (way, chosen) in enumerate(planted.items()):
         part = slice(number * len(chosen), (number + 1) * len(chosen))
         splits = np.array(["train"] * len(paths) + ["test"] * len(chosen), dtype=object)
-        dataset = make_dataset([*paths, *copies[part]], len(paths), chosen)
         started = time.perf_counter()
-        every = [*digests, *(digest(path) for path in copies[part])]
-        found = find_duplicates(dataset, every, np.concatenate([plain, drawn[part]]), splits)
+        every = np.array([*digests, *(digest(path) for path in copies[part])], dtype=object)
+        made = make_dataset([*paths, *copies[part]], len(paths), chosen)
+        dataset = replace(made, digests=every, split=splits)
+        found = find_duplicates(dataset, np.concatenate([plain, drawn[part]]))
         seconds = time.perf_counter() - started
         wanted = {(int(row), len(paths) + place) for place, row in enumerate(chosen)}
         pairs = {(one, other) for group in found for at, one in enumerate(group.rows) for other in group.rows[at + 1 :]}
@@ -124,7 +126,7 @@ def make_dataset(paths: list[str], plain: int, chosen: np.ndarray) -> Dataset:
     targets = {"label": np.concatenate([labels, labels[chosen]])}
     weights = np.ones(len(paths), np.float32)
     task = Task("label", ("a", "b"))
-    return Dataset("planted", Path(), objects, objects, (task,), targets, weights, empty, empty, empty, empty)
+    return Dataset("planted", Path(), objects, objects, (task,), targets, weights, *[empty] * 6)
 
 
 def print_row(name: str, planted: int, right: int, found: int, leaks: int | None, seconds: float) -> None:
@@ -139,7 +141,7 @@ def print_row(name: str, planted: int, right: int, found: int, leaks: int | None
 def compute_features(paths: list[str]) -> np.ndarray:
     extractor = pool(build_backbone("efficientnet_lite0", weights="packaged"), "average")
     with extract_activations(
-        extractor, ImageFiles(paths, [digest(path) for path in paths]), [{"model": "benchmark"}]
+        extractor, Dataset.of_files(paths, [digest(path) for path in paths]), [{"model": "benchmark"}]
     ) as features:
         return np.asarray(features.outputs[0], np.float32)
 

@@ -110,10 +110,10 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def read_elpv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return features of EfficientNet-Lite0, defects, and types of cells."""
     recipe = load_recipe("elpv_domains", {"domain_adaptation": None})
-    inspection = validate_images(builders.read_dataset(recipe))
-    with builders.extract_features(recipe, builders.build_feature_extractor(recipe), inspection) as features:
+    dataset = validate_images(builders.read_dataset(recipe))
+    experiment = builders.Experiment(recipe, dataset, builders.build_feature_extractor(recipe))
+    with builders.extract_features(experiment) as features:
         X = np.asarray(features.outputs[0])
-    dataset = inspection.dataset
     return X, dataset.targets["defect"][features.kept], dataset.domains[features.kept].astype(str)
 
 

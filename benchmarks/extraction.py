@@ -22,8 +22,9 @@ import tensorflow as tf
 
 from tlkeras.backbones.builder import build_backbone
 from tlkeras.backbones.catalog import find_backbone
+from tlkeras.data.tables import Dataset
 from tlkeras.features.engines import Engine, OpenVinoEngine, make_engine
-from tlkeras.features.extraction import ImageFiles, extract_activations
+from tlkeras.features.extraction import extract_activations, stream_images
 from tlkeras.features.pooling import pool
 
 BATCH_SIZE = 32
@@ -41,7 +42,7 @@ def main() -> None:
         "tlkeras, openvino": measure_engine(extractor, images, engine := make_engine(extractor, "openvino")),
     }
     if isinstance(engine, OpenVinoEngine):
-        batches = list(images.stream(np.arange(len(images)), size))
+        batches = list(stream_images(images, np.arange(len(images)), size))
         tensors = np.concatenate([batch for _, batch in batches])
         contenders["tlkeras, openvino, ready-made tensors"] = lambda: list(engine.run(batches))
         contenders[BARE] = lambda: run_bare(engine, tensors)
@@ -72,16 +73,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def find_images(count: int) -> ImageFiles:
+def find_images(count: int) -> Dataset:
     import elpv_dataset
 
     folder = Path(elpv_dataset.__file__).parent / "data" / "images"
     paths = sorted(folder.glob("*.png"))[:count]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    return ImageFiles([str(path) for path in paths], digests)
+    return Dataset.of_files([str(path) for path in paths], digests)
 
 
-def load_as_keras_does(images: ImageFiles, size: int) -> tf.data.Dataset:
+def load_as_keras_does(images: Dataset, size: int) -> tf.data.Dataset:
     """Decode with what `keras.utils.image_dataset_from_directory` runs: decode_image, bilinear resize, prefetch."""
 
     def load(path: tf.Tensor) -> tf.Tensor:
@@ -92,7 +93,7 @@ def load_as_keras_does(images: ImageFiles, size: int) -> tf.data.Dataset:
     return paths.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE)
 
 
-def measure_engine(extractor: keras.Model, images: ImageFiles, engine: Engine) -> Callable[[], object]:
+def measure_engine(extractor: keras.Model, images: Dataset, engine: Engine) -> Callable[[], object]:
     """Return a run from files to rows on disk, into an empty store."""
     return lambda: extract_activations(extractor, images, [{}], engine=engine).close()
 

@@ -109,7 +109,7 @@ def main() -> None:
 def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
     """Compute what every block says of all images, in one pass, and put depths together from it."""
     recipe = load_recipe("quickstart", {"data.source": source, "backbone.size": size, "data.limit": limit})
-    inspection = validate_images(builders.read_dataset(recipe))
+    dataset = validate_images(builders.read_dataset(recipe))
     backbone = builders.build_feature_extractor(recipe).backbone
     blocks = find_blocks(backbone)
     pooled = [pool_tensor(block.cut.tensor, "average") for block in blocks]
@@ -121,14 +121,15 @@ def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
     start = time.perf_counter()
     with extract_activations(
         keras.Model(backbone.input, tensors, name=backbone.name),
-        builders.select_images(recipe, inspection),
+        dataset,
         facts,
+        resize=recipe.data.resize,
         cache=builders.open_cache(recipe),
         dtype="float32",
     ) as found:
         values = [np.asarray(output) for output in found.outputs]
-        (task,) = inspection.dataset.tasks
-        y = inspection.dataset.targets[task.name][found.kept]
+        (task,) = dataset.tasks
+        y = dataset.targets[task.name][found.kept]
         seconds = time.perf_counter() - start
         print(f"{len(y)} images, {len(tensors)} depths, one pass of {seconds:.0f} s ({found.computed} computed)\n")
     X, models = {}, {}

@@ -54,8 +54,9 @@ def measure(count: int, backbone: str, weights: str) -> tuple[float, float]:
     import elpv_dataset
 
     from tlkeras.backbones.builder import build_backbone
+    from tlkeras.data.tables import Dataset
     from tlkeras.features.cache import ActivationCache
-    from tlkeras.features.extraction import ImageFiles, extract_activations
+    from tlkeras.features.extraction import extract_activations
     from tlkeras.features.pooling import pool
 
     files = sorted((Path(elpv_dataset.__file__).parent / "data" / "images").glob("*.png"))
@@ -64,7 +65,7 @@ def measure(count: int, backbone: str, weights: str) -> tuple[float, float]:
     extractor = pool(build_backbone(backbone, weights=weights), "average")
     with (
         tempfile.TemporaryDirectory() as folder,
-        extract_activations(extractor, ImageFiles(paths, digests), [{}], cache=ActivationCache(folder)) as features,
+        extract_activations(extractor, Dataset.of_files(paths, digests), [{}], cache=ActivationCache(folder)) as features,
     ):
         assert features.computed == count
         rate = count / features.seconds

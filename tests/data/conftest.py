@@ -1,4 +1,4 @@
-"""Images made by code, and examples without images."""
+"""Images made by code, and datasets without images."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def plant(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_dataset() -> Callable[..., Dataset]:
-    """Examples without files: targets by task, and whatever else is given."""
+    """A dataset without files: targets by task, and whatever else is given."""
 
     def make(targets: np.ndarray | dict[str, np.ndarray], **given) -> Dataset:
         tasks = targets if isinstance(targets, dict) else {"label": np.asarray(targets)}
@@ -104,7 +104,7 @@ def make_dataset() -> Callable[..., Dataset]:
             "tasks": tuple(Task(name, tuple(map(str, range(max(column) + 1)))) for name, column in tasks.items()),
             "targets": {name: np.asarray(column, dtype=np.int64) for name, column in tasks.items()},
             "weights": np.ones(count, np.float32),
-            **dict.fromkeys(("groups", "domains", "strata", "splits"), empty),
+            **dict.fromkeys(("groups", "domains", "strata", "given_splits", "digests", "split"), empty),
         }
         return Dataset(**{**values, **given})
 

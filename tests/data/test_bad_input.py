@@ -48,10 +48,10 @@ def palette(image: np.ndarray, e: Encode) -> bytes:
 # What `check` and the decoder say of an image: "ok", or the code of the rejection. e encodes, c is a colour image.
 IMAGES: dict[str, tuple[Callable[[Encode, np.ndarray], bytes], str]] = {
     "no bytes": (lambda e, c: b"", "empty"),
-    "one byte": (lambda e, c: b"\xff", "not-a-image"),
-    "random bytes": (lambda e, c: np.random.default_rng(0).bytes(5000), "not-a-image"),
-    "text": (lambda e, c: b"404: not found", "not-a-image"),
-    "HTML": (lambda e, c: b"<!DOCTYPE html><html></html>", "not-a-image"),
+    "one byte": (lambda e, c: b"\xff", "not-an-image"),
+    "random bytes": (lambda e, c: np.random.default_rng(0).bytes(5000), "not-an-image"),
+    "text": (lambda e, c: b"404: not found", "not-an-image"),
+    "HTML": (lambda e, c: b"<!DOCTYPE html><html></html>", "not-an-image"),
     "JPEG cut at 10 %": (lambda e, c: cut(e(c, "JPEG"), 0.1), "damaged"),
     "JPEG cut at 50 %": (lambda e, c: cut(e(c, "JPEG"), 0.5), "damaged"),
     "JPEG cut at 99 %": (lambda e, c: cut(e(c, "JPEG", quality=95), 0.99), "damaged"),
@@ -79,7 +79,7 @@ IMAGES: dict[str, tuple[Callable[[Encode, np.ndarray], bytes], str]] = {
     "HEIC": (lambda e, c: b"\0\0\0\x18ftypheic" + bytes(99), "unsupported"),
     "AVIF": (lambda e, c: b"\0\0\0\x1cftypavif" + bytes(99), "unsupported"),
     "SVG": (lambda e, c: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported"),
-    "PDF": (lambda e, c: b"%PDF-1.7\n", "not-a-image"),
+    "PDF": (lambda e, c: b"%PDF-1.7\n", "not-an-image"),
     "with a colour profile": (lambda e, c: e(c, "JPEG", icc_profile=b"\0" * 400), "ok"),
     "1 x 1": (lambda e, c: e(grow(c, 1, 1)), "ok"),
     "1 x 900": (lambda e, c: e(grow(c, 1, 900)), "ok"),
@@ -138,8 +138,8 @@ def test_bombs_are_refused_from_the_header(tmp_path, make_png, side):
 def test_the_content_decides_whatever_the_name(plant, encode, colours, name):
     root = plant({f"cat/{name}": encode(colours), "cat/b.png": 1, "dog/a.png": 2, "dog/b.png": 3})
     found = validate_images(build_dataset(read_table(str(root))))
-    assert f"cat/{name}" in found.dataset.keys
-    odd = {os.path.basename(note.path) for note in found.notes if note.code == "wrong-extension"}
+    assert f"cat/{name}" in found.keys
+    odd = {os.path.basename(note.path) for note in found.warnings if note.code == "wrong-extension"}
     assert odd == ({name} if not name.endswith(".png") else set())
 
 
@@ -174,7 +174,7 @@ TREES: dict[str, tuple[dict[str, bytes | int], set[str] | str, dict[str, str]]] 
     "other files": (
         {"cat/a.txt": b"a", "cat/b.xml": b"<?xml"},
         set(),
-        dict.fromkeys(["cat/a.txt", "cat/b.xml"], "not-a-image"),
+        dict.fromkeys(["cat/a.txt", "cat/b.xml"], "not-an-image"),
     ),
 }
 
@@ -188,7 +188,7 @@ def test_trees(plant, row):
             build_dataset(read_table(str(root)))
         return
     found = validate_images(build_dataset(read_table(str(root))))
-    assert set(found.dataset.keys) == set(FOUR) | answer
+    assert set(found.keys) == set(FOUR) | answer
     assert {os.path.relpath(bad.path, root): bad.code for bad in found.rejected} == refused
 
 
@@ -229,7 +229,7 @@ def test_what_systems_can_do_to_trees(plant, row):
     root = plant(FOUR)
     make(root)
     found = validate_images(build_dataset(read_table(str(root))))
-    assert len(found.dataset) == count and {bad.code for bad in found.rejected} == codes
+    assert len(found) == count and {bad.code for bad in found.rejected} == codes
 
 
 def test_files_that_change_while_they_are_read(plant, encode, colours):

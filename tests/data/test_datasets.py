@@ -64,7 +64,7 @@ def test_tfds(tmp_path, monkeypatch):
     table = read_table("tfds:tiny_shapes", store=store, tfds_data_dir=data)
     dataset = build_dataset(table)
     assert dataset.tasks[0].name == "kind" and dataset.tasks[0].class_names == ("square", "circle")
-    assert Counter(dataset.splits) == {"train": 4, "test": 2}
+    assert Counter(dataset.given_splits) == {"train": 4, "test": 2}
     assert table.columns["place"] == ["Köln"] * 6 and set(table.columns) == {"kind", "corners", "place", "split"}
     assert table.facts["citation"] == "Nobody 2020" and table.facts["version"] == "1.2.0"
     for path, target, corners in zip(table.paths, dataset.targets["kind"], table.columns["corners"], strict=True):

@@ -25,10 +25,11 @@ def objects(*values: str) -> np.ndarray:
 
 
 def test_labels_and_splits_of_copies(make_dataset):
-    dataset = make_dataset(np.array([0, 0, 0, 1, 1, -1]))
     splits = objects("train", "test", "train", "train", "train", "train")
+    digests = objects("a", "a", "b", "b", "c", "c")
+    dataset = make_dataset(np.array([0, 0, 0, 1, 1, -1]), digests=digests, split=splits)
     noise = np.random.default_rng(0).integers(0, 256, (6, 32, 32), np.uint8)
-    found = find_duplicates(dataset, ["a", "a", "b", "b", "c", "c"], noise, splits)
+    found = find_duplicates(dataset, noise)
     assert found == [
         DuplicateGroup((0, 1), True, 1.0, conflicting=False, leaking=True),
         DuplicateGroup((2, 3), True, 1.0, conflicting=True, leaking=False),
@@ -53,7 +54,7 @@ def test_copies_join_groups():
 
 
 def test_what_is_left_out(make_dataset):
-    dataset = make_dataset(np.arange(12) % 2, splits=objects(*["train"] * 8, *["test"] * 4))
+    dataset = make_dataset(np.arange(12) % 2, given_splits=objects(*["train"] * 8, *["test"] * 4))
     copies = [
         DuplicateGroup((0, 2), True, 1, False, False),  # one stays
         DuplicateGroup((1, 8), True, 1, True, True),  # nobody knows which label is right
@@ -73,8 +74,10 @@ def test_what_is_left_out(make_dataset):
 
 def test_leaking_groups_leave_the_training_split(make_dataset):
     groups = objects("m", "m", "n", "n")
-    dataset = make_dataset(np.array([0, 1, 0, 1]), groups=groups, splits=objects("train", "test", "train", "train"))
-    cleaning = clean(dataset, [], find_leaking_groups(groups, dataset.splits))
+    dataset = make_dataset(
+        np.array([0, 1, 0, 1]), groups=groups, given_splits=objects("train", "test", "train", "train")
+    )
+    cleaning = clean(dataset, [], find_leaking_groups(groups, dataset.given_splits))
     assert cleaning.kept.tolist() == [1, 2, 3] and cleaning.left_out == {"its group is held out elsewhere": 1}
 
 

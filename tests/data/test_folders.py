@@ -31,7 +31,7 @@ def test_folder(plant):
     assert dataset.tasks[0].class_names == ("cat", "dog")
     assert dataset.targets["label"].tolist() == [0, 0, 0, 1, 1] and dataset.targets["label"].dtype == np.int64
     assert dataset.weights.tolist() == [1] * 5 and dataset.weights.dtype == np.float32
-    assert not dataset.groups.any() and not dataset.splits.any() and not dataset.strata.any()
+    assert not dataset.groups.any() and not dataset.given_splits.any() and not dataset.strata.any()
     part = dataset.take(np.array([4, 0]))
     assert part.keys.tolist() == ["dog/2.png", "cat/1.png"] and part.targets["label"].tolist() == [1, 0]
     assert len(dataset.take(dataset.targets["label"] == 1)) == 2
@@ -43,7 +43,7 @@ def test_folder_with_splits(plant, validation):
     root = plant({f"{split}/{path}": content for split in splits for path, content in PAIRS.items()})
     dataset = build_dataset(read_table(str(root)))
     assert len(dataset) == 12
-    assert {key.split("/")[0]: split for key, split in zip(dataset.keys, dataset.splits, strict=True)} == splits
+    assert {key.split("/")[0]: split for key, split in zip(dataset.keys, dataset.given_splits, strict=True)} == splits
     assert dataset.tasks[0].class_names == ("cat", "dog")
 
 
@@ -72,9 +72,9 @@ def test_names_and_content_make_candidates(plant):
     table = read_table(str(plant(PAIRS | extra)))
     assert set(table.keys) == {*PAIRS, "cat/3", "cat/4.dat", "cat/5.jpg"}
     assert codes(table) == {
-        "cat/notes.txt": "not-a-image",
-        "cat/box.json": "not-a-image",
-        "cat/scan.tif": "not-a-image",
+        "cat/notes.txt": "not-an-image",
+        "cat/box.json": "not-an-image",
+        "cat/scan.tif": "not-an-image",
         "loose.png": "no-class",
     }
     assert "scan.tif: the content is TIFF" in " ".join(map(str, table.rejected))
@@ -226,7 +226,7 @@ def test_manifest_columns_play_their_parts(plant):
     table = read_table(manifest(plant, "\n".join(rows)))
     dataset = build_dataset(table, stratify=["colour", "domain"])
     np.testing.assert_allclose(dataset.weights, [0.5, 1, 2, 0.1])
-    assert dataset.splits.tolist() == ["train", "validation", "test", "train"]
+    assert dataset.given_splits.tolist() == ["train", "validation", "test", "train"]
     assert dataset.groups.tolist() == ["g1", "g1", "", "g2"] and dataset.domains.tolist() == ["a", "a", "b", "b"]
     assert dataset.strata.tolist() == ["red | a", "red | a", " | b", "blue | b"]
     plain = build_dataset(table, weight="", group="", domain="")

@@ -35,13 +35,13 @@ def test_bad_files_are_listed_and_left_out(plant, encode, bomb):
     dataset = read(root)
     os.remove(root / "dog/gone.png")
     found = validate_images(dataset, workers=3)
-    assert found.dataset.keys.tolist() == list(good)
-    assert found.digests == [hashlib.sha256((root / key).read_bytes()).hexdigest() for key in good]
+    assert found.keys.tolist() == list(good)
+    assert found.digests.tolist() == [hashlib.sha256((root / key).read_bytes()).hexdigest() for key in good]
     assert {os.path.relpath(bad.path, root): bad.code for bad in found.rejected} == {
-        "cat/notes.txt": "not-a-image",
+        "cat/notes.txt": "not-an-image",
         "cat/empty.jpg": "empty",
-        "cat/text.jpg": "not-a-image",
-        "cat/page.jpg": "not-a-image",
+        "cat/text.jpg": "not-an-image",
+        "cat/page.jpg": "not-an-image",
         "dog/bomb.png": "too-many-pixels",
         "dog/photo.jpg": "unsupported",
         "dog/cut.png": "damaged",
@@ -70,8 +70,8 @@ def test_what_is_odd_is_noted(plant, encode, make_exif, make_png):
     }
     root = plant(files)
     found = validate_images(read(root))
-    assert len(found.dataset) == len(files) and not found.rejected
-    assert [(os.path.relpath(note.path, root), note.code) for note in found.notes] == [
+    assert len(found) == len(files) and not found.rejected
+    assert [(os.path.relpath(note.path, root), note.code) for note in found.warnings] == [
         ("a/1.jpg", "wrong-extension"),
         ("a/2", "wrong-extension"),
         ("a/4.png", "tiny"),
@@ -84,7 +84,7 @@ def test_what_is_odd_is_noted(plant, encode, make_exif, make_png):
         ("b/4.png", "mode"),
         ("b/4.png", "huge"),
     ]
-    assert found.notes[0].reason == "named like a JPEG, and read as the PNG that it is"
+    assert found.warnings[0].reason == "named like a JPEG, and read as the PNG that it is"
 
 
 def test_nothing_left(plant):

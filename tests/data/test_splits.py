@@ -127,14 +127,14 @@ def test_each_split_gets_groups_of_each_class(make_dataset):
 
 def test_given_splits_are_kept(make_dataset):
     given = np.array(["train"] * 80 + ["test"] * 20, dtype=object)
-    dataset = make_dataset(np.arange(100) % 2, splits=given)
+    dataset = make_dataset(np.arange(100) % 2, given_splits=given)
     splits = assign_splits(dataset, 0.25, 0.5, 0, tolerance=0)
     assert count(splits[:80]) == (60, 20, 0) and count(splits[80:]) == (0, 0, 20)
     np.testing.assert_array_equal(assign_splits(dataset, 0, 0.5, 0), given)
     given[80:] = "validation"
-    assert count(assign_splits(make_dataset(np.arange(100) % 2, splits=given), 0.25, 0.5, 0, 0)) == (40, 20, 40)
+    assert count(assign_splits(make_dataset(np.arange(100) % 2, given_splits=given), 0.25, 0.5, 0, 0)) == (40, 20, 40)
     given[:3], given[90:] = "", "test"
-    three = assign_splits(make_dataset(np.arange(100) % 2, splits=given), 0.25, 0.5, 0)
+    three = assign_splits(make_dataset(np.arange(100) % 2, given_splits=given), 0.25, 0.5, 0)
     assert three.tolist() == ["train"] * 80 + ["validation"] * 10 + ["test"] * 10
 
 
@@ -216,9 +216,9 @@ def test_thin_keeps_every_label(make_dataset):
 
 
 def test_labels_that_a_split_lacks_are_told(make_dataset):
-    dataset = make_labelled(make_dataset, np.array([[1, 0], [1, 1], [0, 1], [1, 1]]))
-    splits = np.array(["train", "train", "test", "test"], dtype=object)
+    labelled = make_labelled(make_dataset, np.array([[1, 0], [1, 1], [0, 1], [1, 1]]))
+    dataset = replace(labelled, split=np.array(["train", "train", "test", "test"], dtype=object))
     with pytest.raises(DataError, match="no training image .with a weight above 0. shows the absence of l0"):
-        check_splits(dataset, splits)
-    (note,) = classes_missing_from_test(dataset, splits)
+        check_splits(dataset)
+    (note,) = classes_missing_from_test(dataset)
     assert "no test image" in note and "shows the absence of l1; it is not measured" in note

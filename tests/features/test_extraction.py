@@ -16,11 +16,11 @@ from PIL import Image
 from tlkeras.data.augmentation.policies import make_policy
 from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, digest_to_seed, draw_views, number_views
 from tlkeras.data.pipeline import make_image_dataset
+from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError, ResourceError, TlkerasError
 from tlkeras.features import extraction
 from tlkeras.features.cache import ActivationCache
 from tlkeras.features.engines import make_engine
-from tlkeras.features.extraction import ImageFiles
 
 FACTS = [{"weights": "abc", "cut": "last"}]
 extract = partial(extraction.extract_activations, engine="keras")  # the quickest to make
@@ -34,7 +34,7 @@ def extractor() -> keras.Model:
     return keras.Model(entry, layers.GlobalAveragePooling2D()(layers.BatchNormalization()(x)), name="net")
 
 
-def draw(folder: Path, *numbers: int) -> ImageFiles:
+def draw(folder: Path, *numbers: int) -> Dataset:
     """Write one noisy image per number."""
     paths = []
     for number in numbers:
@@ -42,16 +42,16 @@ def draw(folder: Path, *numbers: int) -> ImageFiles:
         noise = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).save(path)
         paths.append(str(path))
-    return look_at(paths)
+    return read_files(paths)
 
 
-def look_at(paths: list[str]) -> ImageFiles:
-    return ImageFiles(paths, [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths])
+def read_files(paths: list[str]) -> Dataset:
+    return Dataset.of_files(paths, [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths])
 
 
-def predict(extractor: keras.Model, images: ImageFiles, view: AugmentedView = IDENTITY_VIEW) -> np.ndarray:
-    stream = make_image_dataset(images.paths, 32, "stretch", len(images)).as_numpy_iterator()
-    seen = draw_views(next(stream)[1], digest_to_seed(images.digests), [view])
+def predict(extractor: keras.Model, images: Dataset, view: AugmentedView = IDENTITY_VIEW) -> np.ndarray:
+    stream = make_image_dataset(images.paths.tolist(), 32, "stretch", len(images)).as_numpy_iterator()
+    seen = draw_views(next(stream)[1], digest_to_seed(images.digests.tolist()), [view])
     return extractor.predict_on_batch(seen[:, 0])
 
 
@@ -115,7 +115,7 @@ def test_nothing_missing_needs_no_engine(extractor, tmp_path, monkeypatch):
 def test_equal_files_are_computed_once(extractor, tmp_path, counted):
     first = draw(tmp_path, 1, 2)
     (tmp_path / "copy.png").write_bytes((tmp_path / "1.png").read_bytes())
-    images = look_at([*first.paths, str(tmp_path / "copy.png")])
+    images = read_files([*first.paths, str(tmp_path / "copy.png")])
     with extract(extractor, images, FACTS) as features:
         assert counted == [2] and features.computed == 2
         assert features.kept.tolist() == [0, 1, 2]
@@ -129,7 +129,7 @@ def test_unreadable_images_are_left_out(extractor, tmp_path):
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
     paths = [str(tmp_path / name) for name in bad]
-    images = look_at([paths[0], *good.paths[:50], paths[1], *good.paths[50:], paths[2]])
+    images = read_files([paths[0], *good.paths[:50], paths[1], *good.paths[50:], paths[2]])
     with extract(extractor, images, FACTS) as features:
         assert [rejection.path for rejection in features.rejected] == paths
         assert all(rejection.reason for rejection in features.rejected)
@@ -140,13 +140,13 @@ def test_unreadable_images_are_left_out(extractor, tmp_path):
 
 def test_only_unreadable_images(extractor, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    with extract(extractor, look_at([str(tmp_path / "a.png")]), FACTS) as features:
+    with extract(extractor, read_files([str(tmp_path / "a.png")]), FACTS) as features:
         assert len(features.rejected) == 1 and len(features.kept) == 0
         assert features.outputs[0][:].shape == (0, 4)
 
 
 def test_no_image_at_all(extractor):
-    with extract(extractor, ImageFiles([], []), FACTS) as features:
+    with extract(extractor, Dataset.of_files([], []), FACTS) as features:
         assert (len(features.kept), features.computed, features.outputs[0].shape) == (0, 0, (0, 4))
 
 
@@ -190,7 +190,7 @@ def test_several_views_in_one_pass(extractor, tmp_path, counted, decoded):
     cache, good = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(20))
     (tmp_path / "bad.png").write_bytes(b"")
     (tmp_path / "copy.png").write_bytes((tmp_path / "1.png").read_bytes())
-    images = look_at([good.paths[0], str(tmp_path / "bad.png"), *good.paths[1:], str(tmp_path / "copy.png")])
+    images = read_files([good.paths[0], str(tmp_path / "bad.png"), *good.paths[1:], str(tmp_path / "copy.png")])
     with extract(extractor, images, FACTS, views=VIEWS, cache=cache) as features:
         assert decoded == [21] and sum(counted) == features.computed == 80 and features.reused == 0
         assert max(counted) <= 32
@@ -204,7 +204,7 @@ def test_several_views_in_one_pass(extractor, tmp_path, counted, decoded):
 
 def test_views_that_are_there_are_not_computed_again(extractor, tmp_path, counted, decoded):
     cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(12))
-    half = ImageFiles(images.paths[:6], images.digests[:6])
+    half = images.take(np.arange(6))
     extract(extractor, half, FACTS, views=VIEWS[:2], cache=cache).close()
     extract(extractor, images, FACTS, cache=cache).close()  # a plain view is one with those of other runs
     counted.clear(), decoded.clear()
@@ -269,14 +269,13 @@ def test_a_view_given_twice(extractor, tmp_path):
 
 def test_what_changes_the_numbers_changes_the_space(extractor, tmp_path):
     cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1)
-    cropped = ImageFiles(images.paths, images.digests, "crop")
     extract(extractor, images, FACTS, cache=cache).close()
-    for other, facts, dtype in (
-        (cropped, FACTS, "float16"),
-        (images, [{"weights": "other", "cut": "last"}], "float16"),
-        (images, FACTS, "float32"),
+    for resize, facts, dtype in (
+        ("crop", FACTS, "float16"),
+        ("stretch", [{"weights": "other", "cut": "last"}], "float16"),
+        ("stretch", FACTS, "float32"),
     ):
-        with extract(extractor, other, facts, cache=cache, dtype=dtype) as features:
+        with extract(extractor, images, facts, resize=resize, cache=cache, dtype=dtype) as features:
             assert features.computed == 1
     spaces = cache.list_spaces()
     assert len(spaces) == 4
@@ -286,7 +285,7 @@ def test_what_changes_the_numbers_changes_the_space(extractor, tmp_path):
 def test_interrupted_work_is_kept(extractor, tmp_path, monkeypatch):
     """Ctrl-C while the eighth of nine batches is awaited."""
     cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, *range(70))
-    batches = list(make_image_dataset(images.paths, 32, "stretch", 8).as_numpy_iterator())
+    batches = list(make_image_dataset(images.paths.tolist(), 32, "stretch", 8).as_numpy_iterator())
 
     def interrupt(extractor, name):
         engine = make_engine(extractor, name)
@@ -312,7 +311,7 @@ def test_a_image_that_gives_nan_is_named(tmp_path):
     log = keras.Model(entry, keras.ops.log(x - 200.0))
     images = draw(tmp_path, 1)
     Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
-    images = look_at([*images.paths, str(tmp_path / "black.png")])
+    images = read_files([*images.paths, str(tmp_path / "black.png")])
     with pytest.raises(DataError, match=r"NaN or infinity for .*black.png"):
         extract(log, images, FACTS)
 

@@ -10,10 +10,10 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 import tlkeras
+from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError, ExportError, RecipeError
 from tlkeras.features.cache import ActivationCache
 from tlkeras.features.engines import make_engine
-from tlkeras.features.extraction import ImageFiles
 from tlkeras.features.handcrafted.codebooks import fit_codebooks
 from tlkeras.features.handcrafted.descriptors import (
     DESCRIPTORS,
@@ -168,12 +168,12 @@ def test_codebooks_are_learned_once_and_from_the_images_given(workplace):
     entry = keras.Input((32, 32, 3), dtype="uint8")
     model = keras.Model(entry, make_layers([SIFT], 32)[0](entry))
     cache = ActivationCache(workplace / "cache")
-    assert fit_codebooks(model, ImageFiles(paths[:20], digests[:20]), cache) == 1
+    assert fit_codebooks(model, Dataset.of_files(paths[:20], digests[:20]), cache) == 1
     [layer] = list_handcrafted(model)
     first = layer.get_weights()
-    assert fit_codebooks(model, ImageFiles(paths[:20][::-1], digests[:20][::-1]), cache) == 0  # the same images
+    assert fit_codebooks(model, Dataset.of_files(paths[:20][::-1], digests[:20][::-1]), cache) == 0  # the same images
     np.testing.assert_array_equal(layer.get_weights()[0], first[0])
-    assert fit_codebooks(model, ImageFiles(paths[12:], digests[12:]), cache) == 1
+    assert fit_codebooks(model, Dataset.of_files(paths[12:], digests[12:]), cache) == 1
     assert not np.allclose(layer.get_weights()[0], first[0])
 
 

@@ -88,9 +88,9 @@ def test_the_test_split_is_not_touched(tuned, monkeypatch):
 
     original = builders.extract_features
 
-    def watch(recipe, extractor, inspection, *arguments, rows=None, **options):
-        seen.extend(builders.split_dataset(recipe, inspection.dataset)[rows].tolist())
-        return original(recipe, extractor, inspection, *arguments, rows=rows, **options)
+    def watch(experiment, *arguments, **options):
+        seen.extend(experiment.dataset.split.tolist())
+        return original(experiment, *arguments, **options)
 
     monkeypatch.setattr(builders, "extract_features", watch)
     tlkeras.tune("tuned.yaml", {"tuning.max_trials": 1, "tuning.confirm_seeds": 1}, train_best=False)

@@ -1,11 +1,11 @@
-"""A look at every file before work starts: what cannot be read is listed and left out."""
+"""Every file read once before work starts: what cannot be read is listed and left out."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -42,34 +42,17 @@ _MODES = {
 }
 
 
-@dataclass(frozen=True)
-class ValidatedDataset:
-    """What `inspect` found.
-
-    Attributes:
-        examples: The examples whose headers can be read, in their order.
-        digests: Of each of them: SHA-256 of the file's bytes, hexadecimal.
-        rejected: What is left out, by the source or here.
-        notes: What is kept and odd: wrong-extension, turned, orientation-ignored, mode, animated, tiny, huge.
-    """
-
-    dataset: Dataset
-    digests: list[str]
-    rejected: tuple[InvalidImage, ...]
-    notes: tuple[ImageWarning, ...]
-
-
-def validate_images(dataset: Dataset, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> ValidatedDataset:
-    """Read each file once: digest its bytes, check its header. Pixels are not decoded.
+def validate_images(dataset: Dataset, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> Dataset:
+    """The images whose headers can be read, with digests, and warnings of what is odd; pixels are not decoded.
 
     Each thread holds one file in memory.
 
     Raises:
-        DataError: No example is left, or a class has lost all its images.
+        DataError: No image is left, or a class has lost all its images.
     """
     digests: list[str] = []
     rejected: list[InvalidImage] = []
-    notes: list[ImageWarning] = []
+    warnings: list[ImageWarning] = []
     kept = np.zeros(len(dataset), bool)
     with (
         ThreadPoolExecutor(workers or os.cpu_count()) as pool,
@@ -83,15 +66,20 @@ def validate_images(dataset: Dataset, *, workers: int | None = None, max_pixels:
                 else:
                     kept[row] = True
                     digests.append(seen[0])
-                    notes += _collect_warnings(dataset.paths[row], seen[1])
+                    warnings += _collect_warnings(dataset.paths[row], seen[1])
             advance(len(paths))
     remaining = dataset.take(kept)
     _check_remaining(dataset, remaining, rejected)
-    return ValidatedDataset(remaining, digests, (*dataset.rejected, *rejected), tuple(notes))
+    return replace(
+        remaining,
+        digests=np.array(digests, dtype=object),
+        rejected=(*dataset.rejected, *rejected),
+        warnings=tuple(warnings),
+    )
 
 
 def read_header_and_digest(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str, Header] | InvalidImage:
-    """Return the SHA-256 of a file and its header, or why it cannot be used; pixels are not decoded."""
+    """SHA-256 of a file and its header, or why it cannot be used; pixels are not decoded."""
     try:
         data = read_image(path)
         return hashlib.sha256(data).hexdigest(), check_header(data, max_pixels)
@@ -99,27 +87,22 @@ def read_header_and_digest(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str
         return InvalidImage(path, error.code, error.reason)
 
 
-def drop_undecodable(inspection: ValidatedDataset, readable: np.ndarray) -> ValidatedDataset:
-    """Return what is left where pixels turn out to be damaged; `readable` holds the rows to keep, int64 [k].
+def drop_undecodable(dataset: Dataset, readable: np.ndarray) -> Dataset:
+    """The images whose pixels can be decoded; `readable` holds their positions, int64 [k].
 
     Raises:
-        DataError: No example is left, or a class has lost all its images.
+        DataError: No image is left, or a class has lost all its images.
     """
-    dataset = inspection.dataset
     if len(readable) == len(dataset):
-        return inspection
+        return dataset
     remaining = dataset.take(readable)
     gone = np.delete(np.arange(len(dataset)), readable)
     reason = "its pixels cannot be decoded: it is cut off or damaged"
     rejected = [InvalidImage(dataset.paths[row], "damaged", reason) for row in gone]
     _check_remaining(dataset, remaining, rejected)
     lost = {bad.path for bad in rejected}
-    return ValidatedDataset(
-        remaining,
-        [inspection.digests[row] for row in readable],
-        (*inspection.rejected, *rejected),
-        tuple(note for note in inspection.notes if note.path not in lost),
-    )
+    warnings = tuple(warning for warning in dataset.warnings if warning.path not in lost)
+    return replace(remaining, rejected=(*dataset.rejected, *rejected), warnings=warnings)
 
 
 def _collect_warnings(path: str, header: Header) -> list[ImageWarning]:
@@ -156,5 +139,5 @@ def _check_remaining(before: Dataset, after: Dataset, rejected: list[InvalidImag
 
 
 def _present(task: Task, dataset: Dataset) -> np.ndarray:
-    """Return which classes some example has, bool [k]."""
+    """Mask of the classes that some image has, bool [k]."""
     return np.any(task.members(dataset.targets[task.name]), axis=0)

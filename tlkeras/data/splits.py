@@ -72,16 +72,16 @@ def subsample(dataset: Dataset, limit: int, seed: int) -> Dataset:
     return dataset.take(np.flatnonzero(kept))
 
 
-def check_splits(dataset: Dataset, splits: np.ndarray) -> None:
+def check_splits(dataset: Dataset) -> None:
     """Make sure that there is something to learn every class from, and something to measure on.
 
     Args:
-        examples: All examples.
-        splits: The split of each, str [examples]; "" for those that dropped out.
+        dataset: All images; `split` is "" for those that dropped out.
 
     Raises:
         DataError: A class has no training image with weight, or no test image has any; all such problems.
     """
+    splits = dataset.split
     counts = dataset.weights > 0
     problems = [] if (counts & (splits == "test")).any() else ["There is no test image (with a weight above 0)."]
     for task in dataset.tasks:
@@ -98,11 +98,10 @@ def check_splits(dataset: Dataset, splits: np.ndarray) -> None:
         raise DataError.from_problems(f"Every class needs images to learn from, and a test split. {hint}", problems)
 
 
-def classes_missing_from_test(dataset: Dataset, splits: np.ndarray) -> list[str]:
-    """Say which classes cannot be measured because the held-out split shows none of them; arguments as `check_sides`."""
-    unseen = {
-        task.name: _list_absent(task, dataset, (dataset.weights > 0) & (splits == "test")) for task in dataset.tasks
-    }
+def classes_missing_from_test(dataset: Dataset) -> list[str]:
+    """Sentences on the classes that cannot be measured, because no test image shows them."""
+    tested = (dataset.weights > 0) & (dataset.split == "test")
+    unseen = {task.name: _list_absent(task, dataset, tested) for task in dataset.tasks}
     return [
         f"{name!r}: no test image (with a weight above 0) shows {', '.join(list_some(absent))}; it is not measured."
         for name, absent in unseen.items()

@@ -1,4 +1,4 @@
-"""Images with named columns (`Table`), and the examples made by choosing some of the columns (`Examples`)."""
+"""Images with named columns (`ImageTable`), and the labelled images made by choosing some of them (`Dataset`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tlkeras.data.headers import InvalidImage
+from tlkeras.data.headers import ImageWarning, InvalidImage
 from tlkeras.data.tasks import Task, list_classes, make_task
 from tlkeras.errors import DataError, list_some, suggest
 
 SPLITS = ("train", "validation", "test")
+TARGET = "target"
+"""The split of target-domain images that are learned from without their labels."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with integer targets, ready to be split and read. All arrays have one entry per image.
+    """The images that are used, with the targets of each. All arrays have one entry per image.
 
     Attributes:
         source: What they were read from.
@@ -57,14 +59,17 @@ class Dataset:
         paths: Absolute paths, str.
         tasks: What is to be predicted.
         targets: By task name, as the kind of task has them: class indices, int64, -1 where the label is missing; or
-            int8 [n, k], see `LabelsTask`.
+            int8 [n, k], see `MultiLabelTask`.
         weights: Sample weights, float32.
-        groups: What must stay on one split of a split, str; "" for none.
+        groups: Images of one group always share a split, str; "" for none.
         domains: Where an image comes from, str; "" for none.
         strata: What splits balance besides the targets, str; "" for none.
-        splits: Words of `SPLITS`, str; "" where the source gives none.
+        given_splits: Words of `SPLITS`, str; "" where the source gives none.
+        digests: SHA-256 of each file's bytes, str; "" where the file was not read yet.
+        split: What each image is used for: one of `SPLITS`, or `TARGET`, str; "" where nothing is decided yet.
         facts: Licence, citation, address ...
         rejected: Files that were found and left out.
+        warnings: What is odd in files that are used.
     """
 
     source: str
@@ -77,15 +82,30 @@ class Dataset:
     groups: np.ndarray
     domains: np.ndarray
     strata: np.ndarray
-    splits: np.ndarray
+    given_splits: np.ndarray
+    digests: np.ndarray
+    split: np.ndarray
     facts: dict[str, str] = field(default_factory=dict)
     rejected: tuple[InvalidImage, ...] = ()
+    warnings: tuple[ImageWarning, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    @classmethod
+    def of_files(cls, paths: Sequence[str], digests: Sequence[str]) -> Dataset:
+        """Images without labels, known by the SHA-256 of their bytes."""
+        names, nothing = _objects(paths), _objects([""] * len(paths))
+        weights = np.ones(len(paths), np.float32)
+        rest = (nothing, nothing, nothing, nothing, _objects(digests), nothing)
+        return cls("files", Path(), names, names, (), {}, weights, *rest)
+
+    def rows(self, split: str) -> np.ndarray:
+        """Positions of the images of a split, int64 [n]."""
+        return np.flatnonzero(self.split == split)
+
     def take(self, rows: np.ndarray) -> Dataset:
-        """Return the examples of `rows`: indices or a boolean mask. Tasks keep all their classes."""
+        """The images of `rows`, indices or a boolean mask, in that order; tasks keep all their classes."""
         arrays = {
             item.name: value[rows] for item in fields(self) if isinstance(value := getattr(self, item.name), np.ndarray)
         }
@@ -101,7 +121,7 @@ def build_dataset(
     stratify: Sequence[str] | None = None,
     separator: str | Mapping[str, Mapping[str, str]] | None = None,
 ) -> Dataset:
-    """Choose the columns that matter; each label column becomes a task.
+    """The labelled images of a table; each label column becomes a task.
 
     A role that is None is played by the table's default column for it, if there is one; "" leaves it empty. With a
     separator cells hold any number of labels, and an empty one says that there is none. Where columns are of several
@@ -122,18 +142,18 @@ def build_dataset(
     facts = separator if isinstance(separator, Mapping) else {}
     tasks = tuple(_make_task(table, name, facts.get(name, alike)) for name in labels)
     problems = [problem for task in tasks for problem in task.list_problems(table.columns[task.name])]
-    return _make_examples(table, tasks, chosen, stratify, problems)
+    return _make_dataset(table, tasks, chosen, stratify, problems)
 
 
 def build_dataset_for_tasks(table: ImageTable, tasks: Sequence[Task], roles: Mapping[str, str | None]) -> Dataset:
-    """Choose the columns of tasks that are known already, as of a model that is to be measured on other images.
+    """The images of a table with the labels of tasks that exist already, as of a model that is evaluated on other images.
 
     Classes may be missing among them.
 
     Args:
         table: The images.
         tasks: What their labels are of; columns bear their names.
-        roles: Columns by role ("weight", "group", "domain"), as in `choose_examples`; what the table lacks is left out.
+        roles: Columns by role ("weight", "group", "domain"), as in `build_dataset`; what the table lacks is left out.
 
     Raises:
         DataError: All problems at once: no such column, classes that no task has, weights that are no numbers.
@@ -144,13 +164,13 @@ def build_dataset_for_tasks(table: ImageTable, tasks: Sequence[Task], roles: Map
     chosen = {role: column if column in table.columns else "" for role, column in wanted.items()}
     unknown = [problem for task in tasks for problem in task.list_unknown(table.columns[task.name])]
     stratify = [table.defaults["stratify"]] if "stratify" in table.defaults else []
-    return _make_examples(table, tuple(tasks), chosen, stratify, list_some(unknown))
+    return _make_dataset(table, tuple(tasks), chosen, stratify, list_some(unknown))
 
 
-def _make_examples(
+def _make_dataset(
     table: ImageTable, tasks: tuple[Task, ...], chosen: Mapping[str, str], stratify: Sequence[str], problems: list[str]
 ) -> Dataset:
-    """Return the examples of the columns chosen by role, unless there are problems."""
+    """The images with the columns chosen by role, unless there are problems."""
     weights = _parse_weights(table, chosen["weight"], problems)
     if problems:
         raise DataError.from_problems(f"The labels and weights of {table.source!r} must be usable.", problems)
@@ -165,14 +185,16 @@ def _make_examples(
         groups=_column(table, chosen["group"]),
         domains=_column(table, chosen["domain"]),
         strata=_join(table, stratify),
-        splits=_column(table, "split" if "split" in table.columns else ""),
+        given_splits=_column(table, "split" if "split" in table.columns else ""),
+        digests=_objects([""] * len(table)),
+        split=_objects([""] * len(table)),
         facts=table.facts,
         rejected=table.rejected,
     )
 
 
 def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
-    """Return the table with columns under further names.
+    """The table with columns under further names.
 
     Args:
         table: The images.
@@ -190,10 +212,10 @@ def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
 
 
 def drop_unlabelled(dataset: Dataset, needless: np.ndarray | None = None) -> Dataset:
-    """Return the examples that have a label in some task; the others are listed as rejected.
+    """The images that have a label in some task; the others are listed as rejected.
 
     Args:
-        examples: All of them.
+        dataset: All of them.
         needless: Which need none, bool (n,).
     """
     labelled = np.any([task.is_labelled(dataset.targets[task.name]) for task in dataset.tasks], axis=0)

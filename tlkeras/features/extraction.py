@@ -16,6 +16,7 @@ from tlkeras.data import decoding
 from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, digest_to_seed, make_all_views_fn
 from tlkeras.data.headers import InvalidImage, to_printable
 from tlkeras.data.pipeline import make_image_dataset, read_error
+from tlkeras.data.tables import Dataset
 from tlkeras.errors import TlkerasError
 from tlkeras.features.cache import ActivationCache, Namespace
 from tlkeras.features.engines import Engine, EngineBatch, Result, make_engine
@@ -30,43 +31,38 @@ def average_positions(rows: np.ndarray) -> np.ndarray:
     return rows.mean(axis=(1, 2)) if rows.ndim == 4 else rows
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """Image files as a prefix will see them.
+def decoding_facts(size: int, resize: str) -> Mapping[str, Any]:
+    """What an image's pixels depend on besides the bytes of its file, as it stands in cache keys."""
+    return {"size": size, "fit": resize, "decoder": decoding.VERSION}
+
+
+def stream_images(
+    dataset: Dataset,
+    rows: np.ndarray,
+    size: int,
+    resize: str = "stretch",
+    views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
+) -> Generator[EngineBatch, None, None]:
+    """Batches of decoded images, (sights int64 [b], images uint8 [b, size, size, 3]); each file is decoded once.
+
+    A sight is one view of one image, `row * len(views) + number of the view`. Those of an image follow each other; of
+    an unreadable one there are none.
 
     Args:
-        paths: Files.
-        digests: The hex SHA-256 of each file's bytes.
-        fit: How an image becomes a square: "stretch", "crop" or "pad".
+        dataset: The images; their digests are known.
+        rows: Positions of the images to decode, int64 [n].
+        size: Side of the decoded images in pixels.
+        resize: How an image becomes a square: "stretch", "crop" or "pad".
+        views: How each image is seen.
     """
-
-    paths: Sequence[str]
-    digests: Sequence[str]
-    fit: str = "stretch"
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def facts(self, size: int) -> dict[str, Any]:
-        """Return what an image's pixels depend on besides the bytes of its file."""
-        return {"size": size, "fit": self.fit, "decoder": decoding.VERSION}
-
-    def stream(
-        self, rows: np.ndarray, size: int, views: Sequence[AugmentedView] = (IDENTITY_VIEW,)
-    ) -> Generator[EngineBatch, None, None]:
-        """Decode each image once: yield (sights [b], images uint8 [b, size, size, 3]).
-
-        A sight is one view of one image, `row * len(views) + place of the view`. Those of an image follow each
-        other; of an unreadable one there are none.
-        """
-        paths = [self.paths[row] for row in rows]
-        augment = None
-        if any(view.facts() for view in views):
-            augment = make_all_views_fn(views, digest_to_seed([self.digests[row] for row in rows]))
-        batch_size = max(1, BATCH_SIZE // len(views))
-        for index, images in make_image_dataset(paths, size, self.fit, batch_size, augment=augment).as_numpy_iterator():
-            sights = rows[index][:, None] * len(views) + np.arange(len(views))
-            yield sights.ravel(), images.reshape(-1, *images.shape[-3:])
+    augment = None
+    if any(view.facts() for view in views):
+        augment = make_all_views_fn(views, digest_to_seed(dataset.digests[rows].tolist()))
+    batch_size = max(1, BATCH_SIZE // len(views))
+    paths = dataset.paths[rows].tolist()
+    for index, images in make_image_dataset(paths, size, resize, batch_size, augment=augment).as_numpy_iterator():
+        sights = rows[index][:, None] * len(views) + np.arange(len(views))
+        yield sights.ravel(), images.reshape(-1, *images.shape[-3:])
 
 
 @dataclass(frozen=True)
@@ -139,9 +135,10 @@ class Activations:
 
 def extract_activations(
     extractor: keras.Model,
-    images: ImageFiles,
+    dataset: Dataset,
     facts: Sequence[Mapping[str, Any]],
     *,
+    resize: str = "stretch",
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
     cache: ActivationCache | None = None,
     engine: str | Engine = "auto",
@@ -153,9 +150,10 @@ def extract_activations(
     Memory does not grow with the number of images. Interrupted, at most the last half minute is lost.
 
     Args:
-        prefix: From images [n, size, size, 3] to one or several tensors.
-        images: The files, and how they become tensors.
+        extractor: From images [n, size, size, 3] to one or several tensors.
+        dataset: The images; their digests are known.
         facts: Per output, what names its values in the cache; those of images, view, shape and dtype are added here.
+        resize: How an image becomes a square: "stretch", "crop" or "pad".
         views: How each image is seen.
         cache: Where rows are kept; None keeps them in a temporary folder until the result is closed.
         engine: A name as in `make_engine`, or an engine made for this prefix before, to be used again.
@@ -170,19 +168,20 @@ def extract_activations(
     with ExitStack() as stack:
         if cache is None:
             cache = ActivationCache(stack.enter_context(tempfile.TemporaryDirectory(prefix="tlkeras-")))
-        spaces = _describe_spaces(extractor, images, facts, views, dtype)
+        spaces = _describe_spaces(extractor, resize, facts, views, dtype)
         stores = [[stack.enter_context(cache.open(space)) for space in of_view] for of_view in spaces]
-        lacking = _find_lacking(stores, images.digests)
-        wanted = _find_wanted(lacking, images.digests)
+        digests = dataset.digests.tolist()
+        lacking = _find_lacking(stores, digests)
+        wanted = _find_wanted(lacking, digests)
         used, computed = None, 0
         if wanted.any():
             cache.check_space(_count_bytes(spaces, wanted))
             runner = make_engine(extractor, engine) if isinstance(engine, str) else engine
             used = runner.name
             rows = np.flatnonzero(wanted.any(axis=1))
-            stream = _take_wanted(images.stream(rows, extractor.input_shape[1], views), wanted)
-            computed = _fill(stores, lacking, images, int(wanted.sum()), runner.run(stream))
-        ids = np.array([[store.locate(images.digests) for store in of_view] for of_view in stores])
+            stream = _take_wanted(stream_images(dataset, rows, extractor.input_shape[1], resize, views), wanted)
+            computed = _fill(stores, lacking, dataset, int(wanted.sum()), runner.run(stream))
+        ids = np.array([[store.locate(digests) for store in of_view] for of_view in stores])
         found = np.all(ids >= 0, axis=(0, 1))
         return Activations(
             views=tuple(
@@ -190,7 +189,7 @@ def extract_activations(
                 for of_view, ids_of_view in zip(stores, ids, strict=True)
             ),
             kept=np.flatnonzero(found),
-            rejected=tuple(read_error(images.paths[row]) for row in np.flatnonzero(~found).tolist()),
+            rejected=tuple(read_error(dataset.paths[row]) for row in np.flatnonzero(~found).tolist()),
             engine=used,
             computed=computed,
             reused=int(np.count_nonzero(~lacking.any(axis=1))),
@@ -201,11 +200,12 @@ def extract_activations(
 
 def count_cache_misses(
     extractor: keras.Model,
-    images: ImageFiles,
+    dataset: Dataset,
     facts: Sequence[Mapping[str, Any]],
     cache: ActivationCache,
     dtype: str | Sequence[str] = "float16",
     *,
+    resize: str = "stretch",
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
 ) -> int:
     """Return how many images, each view counted, `extract` would compute with the same arguments.
@@ -214,10 +214,11 @@ def count_cache_misses(
         TlkerasError: Two views are the same.
         ResourceError: Their rows do not fit the cache's budget or the disk.
     """
-    spaces = _describe_spaces(extractor, images, facts, views, dtype)
+    spaces = _describe_spaces(extractor, resize, facts, views, dtype)
     with ExitStack() as stack:
         stores = [[stack.enter_context(cache.open(space)) for space in of_view] for of_view in spaces]
-        wanted = _find_wanted(_find_lacking(stores, images.digests), images.digests)
+        digests = dataset.digests.tolist()
+        wanted = _find_wanted(_find_lacking(stores, digests), digests)
     if wanted.any():
         cache.check_space(_count_bytes(spaces, wanted))
     return int(wanted.sum())
@@ -225,13 +226,13 @@ def count_cache_misses(
 
 def _describe_spaces(
     extractor: keras.Model,
-    images: ImageFiles,
+    resize: str,
     facts: Sequence[Mapping[str, Any]],
     views: Sequence[AugmentedView],
     dtype: str | Sequence[str],
 ) -> list[list[Namespace]]:
     """Return for each view the space of each output."""
-    common = images.facts(extractor.input_shape[1])
+    common = decoding_facts(extractor.input_shape[1], resize)
     dtypes = [dtype] * len(facts) if isinstance(dtype, str) else dtype
     spaces = [
         [
@@ -276,7 +277,7 @@ def _take_wanted(batches: Iterable[EngineBatch], wanted: np.ndarray) -> Generato
 def _fill(
     stores: Sequence[Sequence[ActivationStore]],
     lacking: np.ndarray,
-    images: ImageFiles,
+    dataset: Dataset,
     wanted: int,
     results: Generator[Result, None, None],
 ) -> int:
@@ -290,8 +291,8 @@ def _fill(
             for view in np.unique(views):
                 for writer, output, lack in zip(writers[view], outputs, lacking[view], strict=True):
                     new = (views == view) & lack[rows]
-                    names = [to_printable(images.paths[row]) for row in rows[new]]
-                    writer.add([images.digests[row] for row in rows[new]], output[new], names)
+                    names = [to_printable(dataset.paths[row]) for row in rows[new]]
+                    writer.add([dataset.digests[row] for row in rows[new]], output[new], names)
             computed += len(sights)
             advance(len(sights))
         advance(wanted - computed)  # the unreadable ones

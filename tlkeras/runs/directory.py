@@ -345,6 +345,19 @@ def list_runs(root: str | Path = RUNS) -> list[Run]:
 
 
 @contextmanager
+def record_failure(run: Run) -> Iterator[None]:
+    """Do the work of a run inside: warnings go to its log, and how it ended, if early, to its manifest."""
+    with log_to_file(run):
+        try:
+            yield
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(ResourceError):  # a full disk must not hide what went wrong first
+                run.update_manifest(state=state, phases=run.phases, error=f"{type(error).__name__}: {error}")
+            raise
+
+
+@contextmanager
 def log_to_file(run: Run) -> Iterator[None]:
     """Copy warnings and errors of tlkeras into the run's log.txt."""
     handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8", errors="replace")

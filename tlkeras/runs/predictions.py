@@ -53,9 +53,7 @@ class Predictions:
         return len(self.targets)
 
 
-def write_images(
-    run: Run, dataset: Dataset, splits: np.ndarray, digests: Sequence[str], rejected: Sequence[Issue]
-) -> None:
+def write_images(run: Run, dataset: Dataset, rejected: Sequence[Issue]) -> None:
     """Keep the tasks, the split, the labels and the digest of each image, and what was left out."""
     tasks = dataset.tasks
     labels = {prefix_with_task(tasks, task, "label"): task.format_targets(dataset.targets[task.name]) for task in tasks}
@@ -63,7 +61,8 @@ def write_images(
     run.write_json("classes.json", {task.name: list(task.class_names) for task in tasks})
     predicted = ["\t".join(of_image) for of_image in zip(*labels.values(), strict=True)]
     run.update_manifest(
-        fingerprint=_digest_data(digests, predicted, splits),
+        fingerprint=_digest_data(dataset.digests.tolist(), predicted, dataset.split),
+        rejected=len(rejected),
         tasks={task.name: task.get_config() for task in tasks},
         **tasks[0].get_config(),
     )
@@ -71,12 +70,12 @@ def write_images(
         "weight": dataset.weights.tolist(),
         "group": dataset.groups,
         "domain": dataset.domains,
-        "sha256": digests,
+        "sha256": dataset.digests,
     }
     run.write_table(
         "splits.csv",
         ("image", "split", *labels, *columns),
-        zip(keys, splits, *labels.values(), *columns.values(), strict=True),
+        zip(keys, dataset.split, *labels.values(), *columns.values(), strict=True),
     )
     run.write_table(
         "rejected.csv", ("path", "code", "reason"), [(to_printable(bad.path), bad.code, bad.reason) for bad in rejected]
@@ -86,24 +85,23 @@ def write_images(
 def save_predictions(
     run: Run,
     dataset: Dataset,
-    splits: Mapping[str, np.ndarray],
     probabilities: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Keep the answers on images that were not trained on, and a few of these images themselves.
+    """Keep the predictions of images that were not trained on, and a few of these images themselves.
 
     Args:
-        splits: Rows of each split, int64 (n,).
+        dataset: The images that the run used, with the split of each.
         probabilities: By split and task, float32 (n, k); "test" must be there.
     """
     tasks = dataset.tasks
     for split, of_split in probabilities.items():
-        rows = splits[split]
+        rows = dataset.rows(split)
         of_tasks: dict[str, np.ndarray] = {}
         for task in tasks:
             arrays = {
                 "targets": dataset.targets[task.name][rows],
                 "probabilities": of_split[task.name],
-                "prior": _measure_prior(dataset, task, splits["train"]),
+                "prior": _measure_prior(dataset, task, dataset.rows("train")),
             }
             of_tasks |= {prefix_with_task(tasks, task, what): values for what, values in arrays.items()}
         run.write_arrays(
@@ -115,8 +113,9 @@ def save_predictions(
             domain=dataset.domains[rows].astype(str),
             stratum=dataset.strata[rows].astype(str),
         )
-    _write_predictions(run, dataset.take(splits["test"]), probabilities["test"])
-    _keep_samples(run, dataset.take(splits["test"]), probabilities["test"])
+    tested = dataset.take(dataset.rows("test"))
+    _write_predictions(run, tested, probabilities["test"])
+    _keep_samples(run, tested, probabilities["test"])
 
 
 def write_probes(run: Run, tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray]) -> None:

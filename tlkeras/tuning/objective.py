@@ -7,7 +7,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -15,13 +15,15 @@ import numpy as np
 
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.heads import FEATURE_MAP_HEADS
-from tlkeras.data.inspection import ValidatedDataset, validate_images
+from tlkeras.data.inspection import validate_images
+from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError
 from tlkeras.finetuning.metrics import measure, measure_number
 from tlkeras.heads.heads import Head
 from tlkeras.training import builders
 from tlkeras.training.builders.fit_heads import SplitFeatures, fit_heads
-from tlkeras.training.finetune import make_network, open_trainer
+from tlkeras.training.finetune import open_trainer
+from tlkeras.training.frozen import read_split
 from tlkeras.tuning.model_pool import CompiledModelCache
 
 _KEPT = 4  # sets of features in memory at once
@@ -30,24 +32,19 @@ _SMALLEST = 1e-7  # probability, as Keras clips it
 
 @dataclass(frozen=True)
 class SharedFeatures:
-    """What all trials with the same images and the same frozen network share.
+    """Frozen features that all trials with the same images and the same frozen network share.
 
     Attributes:
-        inspection: The images.
-        parts: What heads are fitted and measured on, by split; no test images.
+        dataset: The images that have features, none of them for testing.
+        parts: Features by split.
         computed: Images that had to be run through the network.
-        seconds: That it took to have them.
+        seconds: Time that it took to have them.
     """
 
-    inspection: ValidatedDataset
+    dataset: Dataset
     parts: dict[str, SplitFeatures]
     computed: int
     seconds: float
-
-    @property
-    def rows(self) -> dict[str, np.ndarray]:
-        """Positions among the examples, by split, int64 (n,)."""
-        return {split: part.rows for split, part in self.parts.items()}
 
 
 class TrialRunner:
@@ -59,7 +56,7 @@ class TrialRunner:
 
     def __init__(self) -> None:
         self.pool = CompiledModelCache()
-        self._inspections: dict[str, ValidatedDataset] = {}
+        self._datasets: dict[str, Dataset] = {}
         self._frozen: OrderedDict[str, SharedFeatures] = OrderedDict()
 
     def prepare(self, recipe: Recipe, corners: Iterable[Recipe]) -> int:
@@ -75,9 +72,7 @@ class TrialRunner:
             if corner.finetuning is None:
                 computed += self.open(corner).computed
                 continue
-            extractor = builders.build_feature_extractor(corner)
-            inspection = self._inspect(corner)
-            taps = builders.activations_needed(corner, extractor, inspection.dataset, self._divide(corner, inspection))
+            taps = builders.activations_needed(self._plan(corner))
             _, known = groups.setdefault(_frozen_key(corner), (corner, {}))
             known |= dict.fromkeys(taps)
         for corner, known in groups.values():
@@ -95,7 +90,7 @@ class TrialRunner:
         start = time.perf_counter()
         frozen = self.open(recipe)
         make = builders.adapt_heads(recipe, lambda: self._make_head(recipe))
-        heads = fit_heads(make, frozen.inspection.dataset, frozen.parts)
+        heads = fit_heads(make, frozen.dataset, frozen.parts)
         figures = self._refine(recipe, frozen, heads) if recipe.finetuning else _measure(frozen, heads)
         return {**figures, "seconds": round(time.perf_counter() - start, 3)}
 
@@ -109,39 +104,30 @@ class TrialRunner:
             self._frozen.popitem(last=False)
         return self._frozen[key]
 
-    def _inspect(self, recipe: Recipe) -> ValidatedDataset:
+    def _plan(self, recipe: Recipe) -> builders.Experiment:
+        """The experiment of a trial; image files are read once for all trials with the same data."""
         key = recipe.data.model_dump_json(exclude={"validation"})
-        if key not in self._inspections:
-            self._inspections[key] = validate_images(builders.read_dataset(recipe))
-        return self._inspections[key]
-
-    def _divide(self, recipe: Recipe, inspection: ValidatedDataset) -> np.ndarray:
-        splits = builders.split_dataset(recipe, inspection.dataset)
-        if not (splits == "validation").any():
+        if key not in self._datasets:
+            self._datasets[key] = validate_images(builders.read_dataset(recipe))
+        experiment = builders.plan(recipe, self._datasets[key], builders.build_feature_extractor(recipe))
+        if not len(experiment.dataset.rows("validation")):
             raise DataError("A search needs images to validate on.", "none", "Raise data.validation.")
-        return splits
+        return experiment
 
     def _read(self, recipe: Recipe) -> SharedFeatures:
         start = time.perf_counter()
-        inspection = self._inspect(recipe)
-        splits, extractor = self._divide(recipe, inspection), builders.build_feature_extractor(recipe)
-        wanted = np.flatnonzero(splits != "test")
-        builders.fit_recipe_codebooks(recipe, extractor, inspection, splits)
-        with builders.extract_features(recipe, extractor, inspection, rows=wanted) as features:
-            kept = wanted[features.kept]
-            places = {
-                split: np.flatnonzero(splits[kept] == split) for split in ("train", "validation", builders.TARGET)
-            }
-            parts = {
-                split: SplitFeatures(kept[of_split], features.outputs[0][of_split])
-                for split, of_split in places.items()
-            }
-            return SharedFeatures(inspection, parts, features.computed, round(time.perf_counter() - start, 3))
+        experiment = self._plan(recipe)
+        builders.fit_recipe_codebooks(experiment)
+        part = experiment.take(experiment.dataset.split != "test")
+        with builders.extract_features(part) as features:
+            part = part.take(features.kept)
+            names = ("train", "validation", builders.TARGET)
+            parts = {name: read_split(part, features, name) for name in names}
+            return SharedFeatures(part.dataset, parts, features.computed, round(time.perf_counter() - start, 3))
 
     def _extract_all(self, recipe: Recipe, taps: list[str]) -> int:
-        inspection, extractor = self._inspect(recipe), builders.build_feature_extractor(recipe)
-        wanted = np.flatnonzero(self._divide(recipe, inspection) != "test")
-        with builders.extract_features(recipe, extractor, inspection, taps, rows=wanted) as features:
+        experiment = self._plan(recipe)
+        with builders.extract_features(experiment.take(experiment.dataset.split != "test"), taps) as features:
             return features.computed
 
     def _make_head(self, recipe: Recipe) -> Head:
@@ -152,9 +138,9 @@ class TrialRunner:
     def _refine(self, recipe: Recipe, frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, float]:
         """Return what the fine-tuned network reaches, at the epoch whose weights a run would keep."""
         try:
-            extractor = builders.build_feature_extractor(recipe)
-            network = make_network(recipe, frozen.inspection, extractor, heads)
-            with open_trainer(recipe, frozen.inspection, extractor, network, frozen.rows) as trainer:
+            experiment = replace(self._plan(recipe), dataset=frozen.dataset)
+            network = builders.make_network(experiment, heads)
+            with open_trainer(experiment, network) as trainer:
                 history = trainer.run(None, lambda row: None)
                 best = trainer.best_epoch
             if best is not None and best < 1:  # nothing was better than the start: the heads on frozen features
@@ -166,7 +152,7 @@ class TrialRunner:
 
 def _measure(frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, float]:
     """Return the mean over the tasks of what their heads reach on the validation split."""
-    figures, dataset = [], frozen.inspection.dataset
+    figures, dataset = [], frozen.dataset
     for task in dataset.tasks:
         _, (X, targets, weights) = frozen.parts["validation"].take(dataset, task)
         head: Any = heads[task.name]

@@ -46,7 +46,7 @@ def clean(dataset: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence[
     for row, path in enumerate(dataset.paths):
         if to_printable(path) != path:
             reasons[row] = "its name is not UTF-8, as a manifest is"
-    rank = np.array([_RANKS.get(str(split), 0) for split in dataset.splits])
+    rank = np.array([_RANKS.get(str(split), 0) for split in dataset.given_splits])
     for group in copies:
         rows = np.array(group.rows)
         if group.exact and group.conflicting:

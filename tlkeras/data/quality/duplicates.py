@@ -40,20 +40,20 @@ class LeakingGroup:
     splits: dict[str, int]
 
 
-def find_duplicates(
-    dataset: Dataset, digests: Sequence[str], thumbnails: np.ndarray, splits: np.ndarray
-) -> list[DuplicateGroup]:
-    """Return copies, exact ones first; a group of looks that holds nothing but one of bytes is not listed twice.
+def find_duplicates(dataset: Dataset, thumbnails: np.ndarray) -> list[DuplicateGroup]:
+    """Groups of images that are the same or look the same; a group of looks that holds nothing but equal files is left out.
 
     Args:
-        examples: All of them.
-        digests: SHA-256 of each file's bytes.
-        thumbnails: [n, 32, 32], see `duplicates.read_thumbnails`.
-        splits: The split of each, str [n]; all "" where they are not divided.
+        dataset: The images, with their digests, and the split of each where they are divided.
+        thumbnails: float16 [n, 32, 32], see `near_duplicates.read_thumbnails`.
+
+    Returns:
+        Those of equal files first.
     """
-    equal = [DuplicateGroup(rows, True, 1.0, *_judge(dataset, splits, rows)) for rows in find_exact_duplicates(digests)]
+    digests = dataset.digests.tolist()
+    equal = [DuplicateGroup(rows, True, 1.0, *_judge(dataset, rows)) for rows in find_exact_duplicates(digests)]
     near = [
-        DuplicateGroup(group.rows, False, group.similarity, *_judge(dataset, splits, group.rows))
+        DuplicateGroup(group.rows, False, group.similarity, *_judge(dataset, group.rows))
         for group in find_near_duplicates(thumbnails, digests)
     ]
     return equal + near
@@ -92,7 +92,7 @@ def join_groups(groups: np.ndarray, copies: Sequence[DuplicateGroup]) -> np.ndar
     return joint
 
 
-def _judge(dataset: Dataset, splits: np.ndarray, rows: Sequence[int]) -> tuple[bool, bool]:
+def _judge(dataset: Dataset, rows: Sequence[int]) -> tuple[bool, bool]:
     """Return whether labels differ, where they are known, and whether splits do."""
     at = np.array(rows)
     conflicting = False
@@ -100,4 +100,4 @@ def _judge(dataset: Dataset, splits: np.ndarray, rows: Sequence[int]) -> tuple[b
         targets = dataset.targets[task.name][at]
         members = task.members(targets)[task.is_labelled(targets)]
         conflicting |= bool((members != members[:1]).any())
-    return conflicting, len(set(splits[at])) > 1
+    return conflicting, len(set(dataset.split[at])) > 1

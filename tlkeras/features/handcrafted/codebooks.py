@@ -9,8 +9,9 @@ from functools import partial
 import keras
 import numpy as np
 
+from tlkeras.data.tables import Dataset
 from tlkeras.features.cache import ActivationCache, Namespace
-from tlkeras.features.extraction import ImageFiles
+from tlkeras.features.extraction import decoding_facts, stream_images
 from tlkeras.features.handcrafted.descriptors import Sift
 from tlkeras.features.handcrafted.encodings import LOCAL, learn_codebook
 from tlkeras.features.handcrafted.layer import list_handcrafted, map_images
@@ -21,7 +22,12 @@ _VERSION = 1
 
 
 def fit_codebooks(
-    model: keras.Model, images: ImageFiles, cache: ActivationCache | None = None, *, seed: int = 0
+    model: keras.Model,
+    dataset: Dataset,
+    cache: ActivationCache | None = None,
+    *,
+    resize: str = "stretch",
+    seed: int = 0,
 ) -> int:
     """Learn the codebooks of a model's handcrafted features from training images; those known are read instead.
 
@@ -29,8 +35,9 @@ def fit_codebooks(
 
     Args:
         model: From images to features; its layers get the codebooks.
-        images: The training images and no others.
+        dataset: The training images and no others; their digests are known.
         cache: Where codebooks are kept.
+        resize: How an image becomes a square.
         seed: Of the images drawn (at most 500, 200 descriptors of each) and of the centres.
 
     Returns:
@@ -46,10 +53,10 @@ def fit_codebooks(
         descriptor = layer.made
         if not isinstance(descriptor, Sift):
             continue
-        facts = {"codebook": layer.descriptor, "seed": seed, "version": _VERSION, **images.facts(size)}
+        facts = {"codebook": layer.descriptor, "seed": seed, "version": _VERSION, **decoding_facts(size, resize)}
         length = sum(int(np.prod(shape)) for shape in descriptor.shapes.values())
-        key = hashlib.sha256("".join(sorted(set(images.digests))).encode()).hexdigest()
-        learn = partial(_learn, descriptor, images, size, seed)
+        key = hashlib.sha256("".join(sorted(set(dataset.digests))).encode()).hexdigest()
+        learn = partial(_learn, descriptor, dataset, (size, resize), seed)
         row, new = _find_or_learn(cache, Namespace(facts, (length,), "float32"), key, learn)
         learned += new
         ends = np.cumsum([int(np.prod(shape)) for shape in descriptor.shapes.values()])[:-1]
@@ -74,14 +81,14 @@ def _find_or_learn(
         return row, True
 
 
-def _learn(descriptor: Sift, images: ImageFiles, size: int, seed: int) -> np.ndarray:
+def _learn(descriptor: Sift, dataset: Dataset, decoding: tuple[int, str], seed: int) -> np.ndarray:
     """Return all arrays of a codebook, end to end."""
     random = np.random.default_rng(seed)
-    order = np.argsort(np.asarray(images.digests, dtype=str), kind="stable")  # whatever order they came in
+    order = np.argsort(np.asarray(dataset.digests, dtype=str), kind="stable")  # whatever order they came in
     rows = np.sort(order[random.permutation(len(order))[:_IMAGES]])
     found: list[np.ndarray] = []
     with progress_bar("Learning codebook", len(rows), "images") as advance:
-        for _, batch in images.stream(rows, size):
+        for _, batch in stream_images(dataset, rows, *decoding):
             found += map_images(descriptor.find_local, batch)
             advance(len(batch))
     sampled = [local[random.permutation(len(local))[:_DESCRIPTORS]] for local in found]

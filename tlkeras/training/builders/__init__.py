@@ -1,9 +1,11 @@
 """The only interpreter of a recipe: from its sections to the objects of the other rooms."""
 
-from tlkeras.training.builders.adaptation import TARGET, adapt_heads, evaluated_splits, is_target
+from tlkeras.data.tables import TARGET
+from tlkeras.training.builders.adaptation import adapt_heads, adapts_domains, evaluated_splits
 from tlkeras.training.builders.data import (
     cache_root,
-    check_recipe_feed,
+    check_recipe_data_service,
+    describe_origin,
     image_size,
     list_licences,
     locate_source,
@@ -13,74 +15,87 @@ from tlkeras.training.builders.data import (
     read_dataset,
     read_other_dataset,
     read_source,
-    select_images,
     split_dataset,
 )
 from tlkeras.training.builders.depths import extract_depths
-from tlkeras.training.builders.distribution import make_distribution
+from tlkeras.training.builders.distribution import make_strategy
+from tlkeras.training.builders.experiment import Experiment, require_plan
 from tlkeras.training.builders.features import (
     CACHE_DTYPE,
     PLAIN_VIEWS,
     activations_needed,
     add_test_time_views,
+    averages_views,
     build_feature_extractor,
-    count_features,
-    count_lacking,
+    count_cache_misses,
+    count_missing_features,
     extract_features,
     fit_recipe_codebooks,
     fused_widths,
+    list_handcrafted_kinds,
     list_kept,
+    predict_images,
+    training_views,
 )
 from tlkeras.training.builders.finetuning import (
-    balance_class_weights,
     make_activation_source,
     make_image_source,
+    make_network,
+    make_split,
     make_tensorboard_logger,
     make_trainer,
-    make_weighting,
 )
-from tlkeras.training.builders.heads import make_recipe_head
-from tlkeras.training.builders.schedule import make_schedule, plan_finetuning, plan_recipe
+from tlkeras.training.builders.heads import make_recipe_head, training_seed
+from tlkeras.training.builders.preparation import plan, prepare, validate
 
 __all__ = [
     "CACHE_DTYPE",
     "PLAIN_VIEWS",
     "TARGET",
+    "Experiment",
     "activations_needed",
     "adapt_heads",
+    "adapts_domains",
     "add_test_time_views",
-    "balance_class_weights",
+    "averages_views",
     "build_feature_extractor",
     "cache_root",
-    "check_recipe_feed",
-    "count_features",
-    "count_lacking",
+    "check_recipe_data_service",
+    "count_cache_misses",
+    "count_missing_features",
+    "data_source",
     "evaluated_splits",
     "extract_depths",
     "extract_features",
+    "feature_engine",
     "fit_recipe_codebooks",
     "fused_widths",
     "image_size",
-    "is_target",
+    "list_handcrafted_kinds",
     "list_kept",
     "list_licences",
     "locate_source",
     "make_activation_source",
-    "make_distribution",
     "make_image_source",
+    "make_linear_head",
+    "make_network",
     "make_recipe_head",
     "make_recipe_policy",
-    "make_schedule",
+    "make_split",
+    "make_strategy",
     "make_tensorboard_logger",
     "make_trainer",
-    "make_weighting",
     "open_cache",
-    "plan_finetuning",
-    "plan_recipe",
+    "plan",
+    "predict_images",
+    "prepare",
     "preprocessing_config",
     "read_dataset",
     "read_other_dataset",
     "read_source",
-    "select_images",
+    "require_plan",
     "split_dataset",
+    "training_seed",
+    "training_views",
+    "validate",
 ]

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
 from tlkeras.adaptation.domain_head import ADAPTATIONS, DomainAdaptedHead
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.sources.folders import Dataset
+from tlkeras.data.tables import TARGET, Dataset
 from tlkeras.errors import DataError, list_some, suggest
 from tlkeras.heads.heads import Head
 
-TARGET = "target"
-"""The split of target images that are learned from without their labels."""
-
 
 def keep_domains(recipe: Recipe, dataset: Dataset) -> Dataset:
-    """Return the examples of the recipe's domains; all where it has none.
+    """The images of the recipe's domains; all where it has none.
 
     Raises:
         DataError: There are no images of a domain, or one is both source and target.
@@ -39,13 +36,13 @@ def keep_domains(recipe: Recipe, dataset: Dataset) -> Dataset:
 
 
 def is_target(recipe: Recipe, dataset: Dataset) -> np.ndarray:
-    """Return which examples are of the target domain, bool (n,)."""
+    """Mask of the images of the target domain, bool (n,)."""
     targets = [] if recipe.domain_adaptation is None else [*recipe.domain_adaptation.target]
     return np.isin(dataset.domains.astype(str), targets)
 
 
 def split_domains(recipe: Recipe, dataset: Dataset, splits: np.ndarray) -> np.ndarray:
-    """Return the split of each image across domains; without a section `domain_adaptation` they stay as they are.
+    """Split of each image across domains, str (n,); without a section `domain_adaptation` they stay as they are.
 
     Target images of the test split are measured if they have a label. All others are `TARGET`: learned from without
     it. Source images validate or train: nothing is measured on them.
@@ -59,21 +56,16 @@ def split_domains(recipe: Recipe, dataset: Dataset, splits: np.ndarray) -> np.nd
     return np.where(target, of_target, of_source).astype(object)
 
 
-def training_mask(splits: np.ndarray) -> np.ndarray:
-    """Return which images are trained on, with their labels or without, bool (n,)."""
-    return np.isin(splits, ("train", TARGET))
-
-
-def evaluated_splits(recipe: Recipe, rows: Mapping[str, np.ndarray]) -> list[str]:
-    """Return the splits that answers are kept of; across domains what validates is of another one than what is asked."""
+def evaluated_splits(recipe: Recipe, dataset: Dataset) -> list[str]:
+    """The splits whose predictions are stored: test only across domains, whose validation images are of the source."""
     splits = ("test",) if recipe.domain_adaptation is not None else ("test", "validation")
-    return [split for split in splits if len(rows[split])]
+    return [split for split in splits if len(dataset.rows(split))]
 
 
 def adapt_heads(
     recipe: Recipe, make: Callable[[], Head], *, on_parts: bool = False
 ) -> Callable[[], Head | DomainAdaptedHead]:
-    """Return what makes the unfitted head, across domains where the recipe has them.
+    """A function that makes the unfitted head, across domains where the recipe has them.
 
     Args:
         on_parts: Whether it is for parts of the features, each fitted several times: methods that take epochs are
@@ -89,3 +81,8 @@ def adapt_heads(
     return lambda: DomainAdaptedHead(
         adaptation.method, make, adaptation.components, adaptation.weight, adaptation.correction, training
     )
+
+
+def adapts_domains(recipe: Recipe) -> bool:
+    """Whether a recipe learns on one domain and predicts on another."""
+    return recipe.domain_adaptation is not None

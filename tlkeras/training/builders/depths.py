@@ -1,4 +1,4 @@
-"""From a recipe to what each depth of its backbone says of images."""
+"""From a recipe to the features of images at each depth of its backbone."""
 
 from __future__ import annotations
 
@@ -7,29 +7,23 @@ import numpy as np
 
 from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.weights import fingerprint
-from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
-from tlkeras.data.inspection import ValidatedDataset
 from tlkeras.features.extraction import average_positions, extract_activations
-from tlkeras.features.extractor import POOLED, SOURCE_LOGITS, FeatureExtractor, source_log_probabilities
+from tlkeras.features.extractor import POOLED, SOURCE_LOGITS, source_log_probabilities
 from tlkeras.features.handcrafted.layer import list_handcrafted
 from tlkeras.features.pooling import pool_tensor
-from tlkeras.training.builders.data import open_cache, select_images
+from tlkeras.training.builders.data import open_cache
+from tlkeras.training.builders.experiment import Experiment
 
 
-def extract_depths(
-    recipe: Recipe, extractor: FeatureExtractor, inspection: ValidatedDataset, rows: np.ndarray
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return the vectors of images at each depth, float32 (n, d), in one pass, and the rows that can be read.
+def extract_depths(experiment: Experiment) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Vectors of the experiment's images at each depth, float32 (n, d), in one pass, and the positions that can be read.
 
     Depths are the blocks of the backbone up to where the recipe cuts it, averaged over positions, then handcrafted
-    features, then "features": what the head eats. Where the prefix has a source head, "source" are the logarithms of
-    its probabilities.
-
-    Args:
-        prefix: With its codebooks learned.
-        rows: Of the inspected images, int64 (n,).
+    features, whose codebooks were learned before, then `POOLED`, the features that heads are fitted on. Where the
+    extractor has a source head, `SOURCE_LOGITS` are the logarithms of its probabilities.
     """
+    recipe, extractor = experiment.recipe, experiment.extractor
     blocks = [] if recipe.backbone.name == NO_BACKBONE else find_blocks(extractor.backbone)
     tensors = {block.name: pool_tensor(block.cut.tensor, "average") for block in blocks}
     tensors |= {layer.name.removeprefix("handcrafted_"): layer.output for layer in list_handcrafted(extractor.pooled)}
@@ -43,11 +37,12 @@ def extract_depths(
     ]
     with extract_activations(
         keras.Model(entry, list(tensors.values()), name=extractor.pooled.name),
-        select_images(recipe, inspection, rows),
+        experiment.dataset,
         facts,
+        resize=recipe.data.resize,
         cache=open_cache(recipe),
         engine=recipe.features.engine,
         dtype=[recipe.features.precision if name == POOLED else "float32" for name in tensors],
     ) as found:
         matrices = [average_positions(np.asarray(output, np.float32)) for output in found.outputs]
-        return dict(zip(tensors, matrices, strict=True)), rows[found.kept]
+        return dict(zip(tensors, matrices, strict=True)), found.kept

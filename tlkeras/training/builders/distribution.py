@@ -16,8 +16,8 @@ from tlkeras.runs.directory import describe_environment
 _VERSIONS = ("tlkeras", "tensorflow", "keras", "numpy")
 
 
-def make_distribution(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> Strategy:
-    """Return the devices of a training; of several processes each waits here until all are there.
+def make_strategy(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> Strategy:
+    """The devices of a training; of several processes each waits here until all are there.
 
     It must come before anything is computed: TensorFlow allows a cluster only then.
 
@@ -25,20 +25,20 @@ def make_distribution(recipe: Recipe, environment: Mapping[str, str] = os.enviro
         TlkerasError: TF_CONFIG cannot be used.
         RunError: A process did not come, or it has another recipe or other versions.
     """
-    strategy = recipe.training.strategy
+    name = recipe.training.strategy
     accumulates = recipe.finetuning is not None and recipe.finetuning.gradient_accumulation_steps > 1
-    if recipe.finetuning is None or strategy == "none":
+    if recipe.finetuning is None or name == "none":
         return ONE_DEVICE
-    if strategy == "auto":
+    if name == "auto":
         several = len(tf.config.list_physical_devices("GPU")) > 1 and not accumulates
         return make_mirrored() if several else ONE_DEVICE
     if accumulates:
         raise RecipeError(
-            "Gradients are accumulated on one device.",
-            f"training.strategy {strategy} with finetuning.gradient_accumulation_steps {recipe.finetuning.gradient_accumulation_steps}",
-            "Set accumulate to 1: several devices take larger batches.",
+            "Several devices cannot accumulate gradients.",
+            f"training.strategy {name} with finetuning.gradient_accumulation_steps above 1",
+            "Set it to 1: several devices take larger batches.",
         )
-    if strategy == "mirrored":
+    if name == "mirrored":
         return make_mirrored()
     cluster = read_cluster(environment)
     versions = describe_environment()["versions"]

@@ -1,4 +1,4 @@
-"""From a recipe to the pretrained half and what it says of images."""
+"""From a recipe to the frozen network and its activations of images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.config.schema.heads import FEATURE_MAP_HEADS
 from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, number_views
-from tlkeras.data.inspection import ValidatedDataset
-from tlkeras.data.sources.folders import Dataset
+from tlkeras.data.tables import TARGET, Dataset
 from tlkeras.errors import RecipeError
 from tlkeras.features import extraction, fusion
 from tlkeras.features.extraction import Activations, extract_activations
@@ -24,10 +23,9 @@ from tlkeras.features.fusion import add_layers, concatenate_backbones, extract_t
 from tlkeras.features.handcrafted import codebooks
 from tlkeras.features.handcrafted.layer import HandcraftedFeatures, make_layers
 from tlkeras.features.pooling import pool
-from tlkeras.finetuning.caching_plan import CachingPlan
-from tlkeras.training.builders.adaptation import training_mask
-from tlkeras.training.builders.data import image_size, make_recipe_policy, open_cache, select_images
-from tlkeras.training.builders.schedule import plan_recipe
+from tlkeras.heads.heads import order_outputs
+from tlkeras.training.builders.data import image_size, make_recipe_policy, open_cache
+from tlkeras.training.builders.experiment import Experiment
 
 CACHE_DTYPE = "float16"
 """Of activations to train from: half the bytes of float32, and what rounds is far below what batches scatter."""
@@ -36,7 +34,7 @@ PLAIN_VIEWS: tuple[AugmentedView, ...] = (IDENTITY_VIEW,)
 
 
 def build_feature_extractor(recipe: Recipe) -> FeatureExtractor:
-    """Return the pretrained half, with its weights; codebooks of handcrafted features are still to be learned.
+    """The frozen network, with its weights; codebooks of handcrafted features are still to be learned.
 
     Raises:
         TlkerasError: There is no such backbone, depth or weights, or no map for `augmentation.test_time` to average.
@@ -65,7 +63,7 @@ def _build_prefix(recipe: Recipe) -> FeatureExtractor:
 
 
 def _fuse_features(recipe: Recipe, whole: keras.Model, cut: CutPoint) -> keras.Model:
-    """Return the model from images to what heads eat."""
+    """The model from images to the features that heads are fitted on."""
     options = recipe.features
     pooling = "none" if recipe.head.kind in FEATURE_MAP_HEADS else options.pooling
     first = extract_taps(whole, find_taps(whole, options.taps) if options.taps else [cut], pooling)
@@ -77,7 +75,7 @@ def _fuse_features(recipe: Recipe, whole: keras.Model, cut: CutPoint) -> keras.M
 
 
 def _choose_orientations(recipe: Recipe, extractor: FeatureExtractor) -> int:
-    """Return in how many orientations the finished network looks at each image; 1 if only as it is.
+    """The number of orientations that the finished network averages; 1 if an image is taken as it is.
 
     Raises:
         RecipeError: The recipe's policy has no numbered orientations.
@@ -96,56 +94,55 @@ def _choose_orientations(recipe: Recipe, extractor: FeatureExtractor) -> int:
     return count
 
 
-def add_test_time_views(recipe: Recipe, extractor: FeatureExtractor, model: keras.Model) -> keras.Model:
-    """Return the network that is kept: what was trained, in all orientations if the recipe wants that."""
-    count = _choose_orientations(recipe, extractor)
-    return model if count == 1 else add_test_time_augmentation(model, find_cuts(extractor.backbone)[-1].name, count)
+def add_test_time_views(experiment: Experiment, model: keras.Model) -> keras.Model:
+    """The network that is kept: the trained one, averaging orientations if the recipe asks for it."""
+    count = _choose_orientations(experiment.recipe, experiment.extractor)
+    cuts = find_cuts(experiment.extractor.backbone)
+    return model if count == 1 else add_test_time_augmentation(model, cuts[-1].name, count)
 
 
-def fused_widths(recipe: Recipe, extractor: FeatureExtractor) -> list[int]:
-    """Return the widths of the parts that features are fused from; [] where there is one part alone."""
-    options = recipe.features
-    own = recipe.backbone.name != NO_BACKBONE
+def fused_widths(experiment: Experiment) -> list[int]:
+    """Widths of the parts that features are fused from; [] where there is one part alone."""
+    options = experiment.recipe.features
+    own = experiment.recipe.backbone.name != NO_BACKBONE
     several = len(options.taps) > 1 or len(options.backbones) + len(options.handcrafted) + own > 1
-    return fusion.part_widths(extractor.pooled) if several else []
+    return fusion.part_widths(experiment.extractor.pooled) if several else []
 
 
 def _make_handcrafted(recipe: Recipe) -> list[HandcraftedFeatures]:
     return make_layers([one.model_dump(mode="json") for one in recipe.features.handcrafted], image_size(recipe))
 
 
-def fit_recipe_codebooks(
-    recipe: Recipe, extractor: FeatureExtractor, inspection: ValidatedDataset, splits: np.ndarray
-) -> int:
-    """Learn what handcrafted features need of training images, or read it from the cache; return how much was new.
+def fit_recipe_codebooks(experiment: Experiment) -> int:
+    """Learn the codebooks of handcrafted features from training images, or read them from the cache; the number learned.
 
     Raises:
-        DataError: The training images say too little.
+        DataError: The training images have too few descriptors.
         ResourceError: The cache cannot be written.
     """
+    recipe, dataset = experiment.recipe, experiment.dataset
     if not recipe.features.handcrafted:
         return 0
-    images = select_images(recipe, inspection, np.flatnonzero(splits == "train"))
-    return codebooks.fit_codebooks(extractor.pooled, images, open_cache(recipe), seed=recipe.training.seed)
+    training = dataset.take(dataset.rows("train"))
+    seed, resize = recipe.training.seed, recipe.data.resize
+    return codebooks.fit_codebooks(experiment.extractor.pooled, training, open_cache(recipe), resize=resize, seed=seed)
 
 
 def extract_features(
-    recipe: Recipe,
-    extractor: FeatureExtractor,
-    inspection: ValidatedDataset,
+    experiment: Experiment,
     taps: Sequence[str] = (POOLED,),
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
-    rows: np.ndarray | None = None,
 ) -> Activations:
-    """Return what images are at each tap, FEATURES, SOURCE or the name of a cut; what the cache lacks is computed.
+    """The activations of the experiment's images at each tap (`POOLED`, `SOURCE_LOGITS`, or the name of a cut).
 
-    Args:
-        rows: Which of the inspected images, int64 (n,); None: all.
+    What the cache lacks is computed.
     """
+    recipe, extractor = experiment.recipe, experiment.extractor
     return extract_activations(
         extractor.join(taps),
-        select_images(recipe, inspection, rows),
+        experiment.dataset,
         extractor.describe(taps, recipe.backbone.name),
+        resize=recipe.data.resize,
         views=views,
         cache=open_cache(recipe),
         engine=recipe.features.engine,
@@ -158,72 +155,99 @@ def _choose_precisions(recipe: Recipe, taps: Sequence[str]) -> list[str]:
     return [known.get(tap, CACHE_DTYPE) for tap in taps]
 
 
-def activations_needed(
-    recipe: Recipe, extractor: FeatureExtractor, dataset: Dataset, splits: np.ndarray
-) -> tuple[str, ...]:
-    """Return what is extracted of every image as it is, in one pass: features, and what fine-tuning keeps of it.
-
-    Raises:
-        RecipeError: The fine-tuning does not suit the backbone or the data.
-    """
-    if recipe.finetuning is None:
+def activations_needed(experiment: Experiment) -> tuple[str, ...]:
+    """The taps that are extracted of every image as it is, in one pass: features, and what fine-tuning keeps."""
+    if experiment.plan is None:
         return (POOLED,)
-    _, plan, _ = plan_recipe(recipe, extractor, dataset, splits)
-    (first,) = number_views(make_recipe_policy(recipe), 1)
-    return (POOLED,) if first.facts() else tuple(dict.fromkeys((POOLED, *list_kept(extractor, plan))))
+    (first,) = number_views(make_recipe_policy(experiment.recipe), 1)
+    return (POOLED,) if first.facts() else tuple(dict.fromkeys((POOLED, *list_kept(experiment))))
 
 
-def list_kept(extractor: FeatureExtractor, plan: CachingPlan) -> tuple[str, ...]:
-    """Return the taps whose values are kept for the views that a network trains on."""
-    return (*plan.kept, SOURCE_LOGITS) if plan.kept and extractor.source_head is not None else plan.kept
+def list_kept(experiment: Experiment) -> tuple[str, ...]:
+    """The taps whose values are kept for the views that a network trains on."""
+    kept = experiment.plan.caching.kept if experiment.plan is not None else ()
+    return (*kept, SOURCE_LOGITS) if kept and experiment.extractor.source_head is not None else kept
 
 
-def count_lacking(
-    recipe: Recipe, extractor: FeatureExtractor, inspection: ValidatedDataset, splits: np.ndarray
-) -> tuple[int, int]:
-    """Return how many views of the inspected images the cache lacks, and how many a training needs.
-
-    Raises:
-        RecipeError: The fine-tuning does not suit the backbone or the data.
-        ResourceError: They would not fit the cache's budget or the disk.
-    """
-    cache, lacking, needed = open_cache(recipe), 0, 0
-    for taps, views, rows in _list_passes(recipe, extractor, inspection.dataset, splits):
-        needed += len(rows) * len(views)
-        if cache is not None:
-            images, facts = select_images(recipe, inspection, rows), extractor.describe(taps, recipe.backbone.name)
-            precisions = _choose_precisions(recipe, taps)
-            lacking += extraction.count_cache_misses(
-                extractor.join(taps), images, facts, cache, precisions, views=views
-            )
-    return (needed, needed) if cache is None else (lacking, needed)
+def training_views(experiment: Experiment) -> tuple[AugmentedView, ...]:
+    """The numbered views in which training images are kept."""
+    count = (experiment.plan.caching.views if experiment.plan is not None else None) or 1
+    return tuple(number_views(make_recipe_policy(experiment.recipe), count, experiment.recipe.training.seed))
 
 
-def count_features(recipe: Recipe, extractor: FeatureExtractor, inspection: ValidatedDataset) -> int:
-    """Return of how many images the cache lacks the features.
+def count_cache_misses(experiment: Experiment) -> tuple[int, int]:
+    """The number of images, each view counted, that the cache lacks, and the number that a training needs.
 
     Raises:
         ResourceError: They would not fit the cache's budget or the disk.
     """
-    cache, taps = open_cache(recipe), (POOLED,)
+    missing, needed = 0, 0
+    for taps, views, part in _list_passes(experiment):
+        needed += len(part.dataset) * len(views)
+        missing += _count_misses(part, taps, views)
+    return missing, needed
+
+
+def count_missing_features(experiment: Experiment) -> int:
+    """The number of images whose features the cache lacks.
+
+    Raises:
+        ResourceError: They would not fit the cache's budget or the disk.
+    """
+    return _count_misses(experiment, (POOLED,), PLAIN_VIEWS)
+
+
+def _count_misses(experiment: Experiment, taps: Sequence[str], views: Sequence[AugmentedView]) -> int:
+    recipe, extractor = experiment.recipe, experiment.extractor
+    cache = open_cache(recipe)
     if cache is None:
-        return len(inspection.dataset)
-    images, facts = select_images(recipe, inspection), extractor.describe(taps, recipe.backbone.name)
-    return extraction.count_cache_misses(extractor.join(taps), images, facts, cache, _choose_precisions(recipe, taps))
+        return len(experiment.dataset) * len(views)
+    facts, precisions = extractor.describe(taps, recipe.backbone.name), _choose_precisions(recipe, taps)
+    return extraction.count_cache_misses(
+        extractor.join(taps), experiment.dataset, facts, cache, precisions, resize=recipe.data.resize, views=views
+    )
 
 
-def _list_passes(
-    recipe: Recipe, extractor: FeatureExtractor, dataset: Dataset, splits: np.ndarray
-) -> list[tuple[tuple[str, ...], Sequence[AugmentedView], np.ndarray]]:
-    """Return the taps, views and rows of what a training extracts, nothing twice."""
-    passes: list[tuple[tuple[str, ...], Sequence[AugmentedView], np.ndarray]] = []
-    passes.append((activations_needed(recipe, extractor, dataset, splits), PLAIN_VIEWS, np.arange(len(dataset))))
-    if recipe.finetuning:
-        _, plan, _ = plan_recipe(recipe, extractor, dataset, splits)
-        kept = list_kept(extractor, plan)
-        views = number_views(make_recipe_policy(recipe), plan.views or 1, recipe.training.seed)
+def _list_passes(experiment: Experiment) -> list[tuple[tuple[str, ...], Sequence[AugmentedView], Experiment]]:
+    """Taps, views and images of all that a training extracts, nothing twice."""
+    passes: list[tuple[tuple[str, ...], Sequence[AugmentedView], Experiment]] = []
+    passes.append((activations_needed(experiment), PLAIN_VIEWS, experiment))
+    if experiment.plan is not None:
+        views = training_views(experiment)
         drawn = [view for view in views if view.facts()]
-        passes.append((kept, drawn, np.flatnonzero(training_mask(splits))))
+        passes.append((list_kept(experiment), drawn, experiment.take(training_mask(experiment))))
         if len(drawn) == len(views):
-            passes.append((plan.kept, PLAIN_VIEWS, np.flatnonzero(splits == "validation")))
-    return [(taps, views, rows) for taps, views, rows in passes if taps and views and len(rows)]
+            held_out = experiment.take(experiment.dataset.rows("validation"))
+            passes.append((experiment.plan.caching.kept, PLAIN_VIEWS, held_out))
+    return [(taps, views, part) for taps, views, part in passes if taps and views and len(part.dataset)]
+
+
+def training_mask(experiment: Experiment) -> np.ndarray:
+    """Mask of the images that are trained on, with their labels or without, bool (n,)."""
+    return np.isin(experiment.dataset.split, ("train", TARGET))
+
+
+def list_handcrafted_kinds(recipe: Recipe) -> list[str]:
+    """The kinds of handcrafted features that a recipe has, such as "hog"."""
+    return [one.kind for one in recipe.features.handcrafted]
+
+
+def averages_views(recipe: Recipe) -> bool:
+    """Whether the finished network averages the orientations of an image."""
+    return recipe.augmentation.test_time
+
+
+def predict_images(recipe: Recipe, dataset: Dataset, model: keras.Model) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Probabilities by task, float32 [n, k], computed from image files as a server does, and the readable rows, int64 [n]."""
+    names = [task.name for task in dataset.tasks]
+    facts = [{"model": "trained", "task": name} for name in names]
+    with extract_activations(
+        order_outputs(model, names),
+        dataset,
+        facts,
+        resize=recipe.data.resize,
+        engine=recipe.features.engine,
+        dtype="float32",
+    ) as predictions:
+        outputs = [np.asarray(output) for output in predictions.outputs]
+        return dict(zip(names, outputs, strict=True)), predictions.kept

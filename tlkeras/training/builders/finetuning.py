@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,8 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema import FineTuningConfig
 from tlkeras.data.augmentation.layer import choose_augmentation_device
 from tlkeras.data.augmentation.views import choose_views, digest_to_seed
-from tlkeras.data.inspection import ValidatedDataset
-from tlkeras.data.sources.folders import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.features.extraction import CachedActivations
-from tlkeras.features.extractor import FeatureExtractor
-from tlkeras.finetuning.caching_plan import CachingPlan
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
 from tlkeras.finetuning.inputs import ActivationSource, BatchSource, DistillationSource, ImageSource
 from tlkeras.finetuning.losses import SquaredErrorLoss, make_loss
@@ -39,31 +35,40 @@ from tlkeras.finetuning.train_step import Objective
 from tlkeras.finetuning.trainer import DataSplit, FitHeads, HistoryRow, Trainer, TrainerConfig
 from tlkeras.heads.base import LinearClassifierHead
 from tlkeras.heads.class_weights import compute_sample_weights
-from tlkeras.heads.heads import list_layers
+from tlkeras.heads.heads import Head, list_layers
 from tlkeras.heads.multitask import MultiTaskLoss, UncertaintyWeighting, pcgrad
-from tlkeras.training.builders.data import image_size, make_recipe_policy, select_images
+from tlkeras.training.builders.adaptation import is_target
+from tlkeras.training.builders.data import image_size, make_recipe_policy
+from tlkeras.training.builders.experiment import Experiment, require_plan
 from tlkeras.training.builders.fit_heads import SplitFeatures, fit_heads
 from tlkeras.training.builders.heads import make_recipe_head
 from tlkeras.training.builders.schedule import require_finetuning
 
+_LEAST = 1e-12  # weight of a labelled image beside images of a target domain, which have 0
+
 
 def make_trainer(
-    recipe: Recipe,
-    dataset: Dataset,
+    experiment: Experiment,
     network: Network,
-    schedule: Schedule,
-    plan: CachingPlan,
     parts: tuple[DataSplit, DataSplit | None],
-    distribution: Strategy = ONE_DEVICE,
+    strategy: Strategy = ONE_DEVICE,
 ) -> Trainer:
-    """Return the fine-tuning, ready to run, of a network that was placed on the devices."""
-    options, tasks = require_finetuning(recipe), dataset.tasks
+    """The trainer, ready to run, of a network that was placed on the devices.
+
+    Args:
+        experiment: With its plan.
+        network: The extractor's backbone with heads that were fitted on frozen features.
+        parts: What is trained on, and what is validated on, if anything.
+        strategy: The devices.
+    """
+    recipe, plan, tasks = experiment.recipe, require_plan(experiment), experiment.dataset.tasks
+    options = require_finetuning(recipe)
     kept = options.regularizer.model_dump()
     regularizer = make_regularizer(**kept)
     regularizer.build(network.backbone.layers, network.head)
-    with distribution.scope():
+    with strategy.scope():
         optimizer = make_optimizer(options)
-        transfer = _make_transfer(recipe, tasks, network, schedule, parts[0], optimizer)
+        transfer = _make_transfer(recipe, tasks, network, plan.schedule, parts[0], optimizer)
     objective = Objective(
         _make_loss(options, tasks, network),
         [*([] if kept["kind"] == "none" else [regularizer]), *([] if transfer is None else [transfer])],
@@ -82,31 +87,35 @@ def make_trainer(
             for task in tasks
         ),
         precision=choose_precision(options.precision),
-        distribution=distribution,
-        fit_heads=_make_fit(recipe, dataset, parts[0]),
+        distribution=strategy,
+        fit_heads=_make_fit(experiment),
     )
-    return Trainer(network, schedule, plan.cuts, optimizer, objective, parts, settings)
+    return Trainer(network, plan.schedule, plan.caching.cuts, optimizer, objective, parts, settings)
 
 
-def _make_fit(recipe: Recipe, dataset: Dataset, part: DataSplit) -> FitHeads | None:
-    """Return what fits the recipe's heads on other features of the same images; None if they are no linear maps.
+def _make_fit(experiment: Experiment) -> FitHeads | None:
+    """A function that fits the recipe's heads on other features of the training images; None if they are not linear.
 
-    What takes epochs to train, chooses features or leads to another domain goes on with what it has.
+    Heads that take epochs to train, select features or lead to another domain stay as they were fitted.
     """
-    make, rows = partial(make_recipe_head, recipe), part.rows
-    if rows is None or recipe.domain_adaptation is not None or not isinstance(make(), LinearClassifierHead):
+    recipe, dataset = experiment.recipe, experiment.dataset
+    make, training = partial(make_recipe_head, recipe), dataset.take(dataset.rows("train"))
+    if recipe.domain_adaptation is not None or not isinstance(make(), LinearClassifierHead):
         return None
-    return lambda positions, X: list_layers(fit_heads(make, dataset, {"train": SplitFeatures(rows[positions], X)}))
+    return lambda positions, X: list_layers(fit_heads(make, training, {"train": SplitFeatures(positions, X)}))
 
 
-def make_weighting(recipe: Recipe, tasks: Sequence[Task]) -> UncertaintyWeighting | None:
-    """Return what learns how much each task counts, if the recipe asks for it."""
-    learned = require_finetuning(recipe).weighting == "uncertainty" and len(tasks) > 1
-    return UncertaintyWeighting(len(tasks), name="uncertainty") if learned else None
+def make_network(experiment: Experiment, heads: Mapping[str, Head]) -> Network:
+    """The extractor's backbone with fitted heads by task, to be trained as one."""
+    extractor, tasks = experiment.extractor, experiment.dataset.tasks
+    learned = require_finetuning(experiment.recipe).weighting == "uncertainty" and len(tasks) > 1
+    weighting = UncertaintyWeighting(len(tasks), name="uncertainty") if learned else None
+    name = experiment.recipe.name
+    return Network(extractor.backbone, extractor.pooled, list_layers(heads), name, extractor.source_head, weighting)
 
 
 def _make_loss(options: FineTuningConfig, tasks: Sequence[Task], network: Network) -> Callable[..., tf.Tensor]:
-    """Return the loss of all tasks: the recipe's of classes, sigmoids of labels, the squared error of numbers."""
+    """The loss of all tasks: the recipe's of classes, sigmoids of labels, the squared error of numbers."""
     make: dict[str, Callable[[Task], Any]] = {
         "multiclass": lambda task: make_loss(**options.loss.model_dump()),
         "multilabel": lambda task: make_loss("sigmoid", smoothing=options.loss.smoothing),
@@ -122,7 +131,7 @@ def _make_loss(options: FineTuningConfig, tasks: Sequence[Task], network: Networ
 
 
 def _find_units(network: Network, task: Task) -> tuple[float, float] | None:
-    """Return scale and offset of a number, which its head's last layer puts back; None of other tasks."""
+    """Scale and offset of a number, which its head's last layer undoes; None of other tasks."""
     if task.has_classes:
         return None
     last: Any = network.heads[task.name][-1]
@@ -132,7 +141,7 @@ def _find_units(network: Network, task: Task) -> tuple[float, float] | None:
 def _make_transfer(
     recipe: Recipe, tasks: Sequence[Task], network: Network, schedule: Schedule, part: DataSplit, optimizer: Any
 ) -> DomainAdaptationLoss | None:
-    """Return what brings the domains of a batch together, ramped up over the whole schedule; None within one domain."""
+    """The penalty on the difference between domains, ramped up over the schedule; None within one domain."""
     adaptation = recipe.domain_adaptation
     if adaptation is None or part.of_target is None or adaptation.method == "none":
         return None
@@ -148,45 +157,46 @@ def _make_transfer(
 
 
 def make_tensorboard_logger(recipe: Recipe, folder: Path) -> Callable[[HistoryRow], None]:
-    """Return what is told each row of the history; it writes them into a folder for TensorBoard, if at all."""
+    """The function that writes each row of the history for TensorBoard; it does nothing where the recipe has it off."""
     return TensorBoardLogger(folder).add if require_finetuning(recipe).tensorboard else lambda row: None
 
 
-def make_image_source(
-    recipe: Recipe, extractor: FeatureExtractor, inspection: ValidatedDataset, rows: np.ndarray, augmented: bool
-) -> BatchSource:
-    """Return images that are decoded anew in every epoch."""
-    images = select_images(recipe, inspection, rows)
+def make_image_source(experiment: Experiment, *, augmented: bool) -> BatchSource:
+    """The experiment's images, decoded again in every epoch."""
+    recipe, dataset = experiment.recipe, experiment.dataset
     policy = make_recipe_policy(recipe) if augmented else None
-    size, place = image_size(recipe), recipe.augmentation.device
-    if policy is not None and place == "auto":
-        place = choose_augmentation_device(policy, size, require_finetuning(recipe).batch_size)
-    supply = ImageSource(
-        images.paths,
-        images.digests,
+    size, device = image_size(recipe), recipe.augmentation.device
+    if policy is not None and device == "auto":
+        device = choose_augmentation_device(policy, size, require_finetuning(recipe).batch_size)
+    source = ImageSource(
+        dataset.paths.tolist(),
+        dataset.digests.tolist(),
         size,
-        images.fit,
+        recipe.data.resize,
         policy,
         recipe.training.seed,
-        place == "graph",
+        device == "graph",
         recipe.training.data_service,
     )
-    if not augmented or extractor.source_head is None:
-        return supply
-    teacher = extractor.copy_teacher()
-    return DistillationSource(supply, tf.function(lambda images: teacher(images, training=False), jit_compile=False))
+    if not augmented or experiment.extractor.source_head is None:
+        return source
+    teacher = experiment.extractor.copy_teacher()
+    return DistillationSource(source, tf.function(lambda images: teacher(images, training=False), jit_compile=False))
 
 
 def make_activation_source(
-    recipe: Recipe,
-    inspection: ValidatedDataset,
-    rows: np.ndarray,
+    experiment: Experiment,
     views: Sequence[CachedActivations],
     recorded: Sequence[CachedActivations] | None = None,
 ) -> ActivationSource:
-    """Return activations of images in several views, each epoch showing one of them."""
-    keys, policy = digest_to_seed([inspection.digests[row] for row in rows.tolist()]), make_recipe_policy(recipe)
-    seed, count = recipe.training.seed, len(views)
+    """Activations of the experiment's images in several views, one of which each epoch shows.
+
+    Args:
+        views: Per view, the activations at a cut.
+        recorded: Per view, the log-probabilities of the pretrained classifier, if it is distilled.
+    """
+    policy, seed = make_recipe_policy(experiment.recipe), experiment.recipe.training.seed
+    keys, count = digest_to_seed(experiment.dataset.digests.tolist()), len(views)
 
     def choose(positions: np.ndarray, epoch: int) -> np.ndarray:
         return choose_views(policy, count, keys[positions], epoch, seed)
@@ -194,15 +204,33 @@ def make_activation_source(
     return ActivationSource(views, choose, recorded)
 
 
-def balance_class_weights(recipe: Recipe, classes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weights of training examples with those of their classes in, float32 (n,), 1 on average."""
+def make_split(experiment: Experiment, sources: Mapping[str, BatchSource], *, training: bool) -> DataSplit:
+    """Targets and weights of the experiment's images, and what is read of them at each cut.
+
+    Where images of a target domain are among those to train on, half of a batch has labels: the others weigh nothing.
+    """
+    recipe, dataset = experiment.recipe, experiment.dataset
+    weights = dataset.weights
+    of_target = is_target(recipe, dataset) if training else np.zeros(len(dataset), bool)
+    if training:
+        known = ~of_target
+        weighed = _balance_classes(recipe, dataset.targets[dataset.tasks[0].name][known], weights[known])
+        weights = np.zeros(len(dataset), np.float32)
+        weights[known] = 2 * np.maximum(weighed, _LEAST) if of_target.any() else weighed
+    dense = np.concatenate([task.to_dense_targets(dataset.targets[task.name]) for task in dataset.tasks], axis=1)
+    dense[of_target] = 0.0
+    return DataSplit(dense, weights.astype(np.float32), sources.__getitem__, of_target if of_target.any() else None)
+
+
+def _balance_classes(recipe: Recipe, classes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weights of training images times those of their classes, float32 (n,), 1 on average."""
     balanced = require_finetuning(recipe).class_weight == "balanced"
     weighed = compute_sample_weights(classes, weights, "balanced" if balanced else None)
     return (weighed / weighed.mean()).astype(np.float32)
 
 
 def make_optimizer(options: FineTuningConfig) -> ScaledOptimizer:
-    """Return the optimizer of a recipe, not yet built."""
+    """The optimizer of a recipe, not yet built."""
     name, decay = options.optimizer, options.weight_decay
     config: dict[str, Any] = {"global_clipnorm": options.global_clipnorm}
     if options.gradient_accumulation_steps > 1:

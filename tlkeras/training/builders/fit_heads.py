@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tlkeras.data.sources.folders import Dataset
+from tlkeras.data.tables import TARGET, Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.features.extraction import average_positions
 from tlkeras.heads.heads import Head
 from tlkeras.heads.regression import RidgeRegressionHead
-from tlkeras.training.builders.adaptation import TARGET
 
 LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Features, targets, weights."""
@@ -21,22 +20,22 @@ LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class SplitFeatures:
-    """The images of one split, ready for heads.
+    """The features of one split.
 
     Attributes:
-        rows: Positions among the examples, int64 [n]; of several views of an image its own, each time.
-        X: What heads eat: features, float [n, d], or maps [n, h, w, c].
+        rows: Positions in the dataset, int64 [n]; those of several views of an image are equal.
+        X: Features, float [n, d], or maps [n, h, w, c].
     """
 
     rows: np.ndarray
     X: np.ndarray
 
     def as_vectors(self) -> SplitFeatures:
-        """Return the split with maps averaged over their positions."""
+        """The split with maps averaged over their positions."""
         return SplitFeatures(self.rows, average_positions(self.X))
 
     def take(self, dataset: Dataset, task: Task) -> tuple[np.ndarray, LabelledRows]:
-        """Return rows, and features, targets as the task has them and weights, of images whose target is known."""
+        """Positions of the images whose target is known, and their features, targets and weights."""
         known = task.is_labelled(dataset.targets[task.name][self.rows])
         rows = self.rows[known]
         X = self.X if known.all() else self.X[known]
@@ -44,9 +43,9 @@ class SplitFeatures:
 
 
 def fit_heads(make: Callable[[], Any], dataset: Dataset, parts: Mapping[str, SplitFeatures]) -> dict[str, Head]:
-    """Return a fitted head per task: on frozen features nothing is shared, so that each is fitted alone."""
+    """A fitted head per task: on frozen features nothing is shared, so that each is fitted alone."""
     return {
-        task.name: _fit(RidgeRegressionHead() if task.kind == "regression" else make(), dataset, task, parts)
+        task.name: _fit(make() if task.has_classes else RidgeRegressionHead(), dataset, task, parts)
         for task in dataset.tasks
     }
 
@@ -64,7 +63,7 @@ def _fit(head: Any, dataset: Dataset, task: Task, parts: Mapping[str, SplitFeatu
 
 
 def find_groups(dataset: Dataset, rows: np.ndarray) -> np.ndarray | None:
-    """Return what belongs together: what the source says, else the views of an image; None where each is alone."""
+    """Group of each row: the source's, else the image that it is a view of; None where every row stands alone."""
     groups = dataset.groups[rows]
     if (groups != "").any():
         return groups

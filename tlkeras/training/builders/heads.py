@@ -12,7 +12,7 @@ from tlkeras.heads.kernel import KernelOptions
 
 
 def make_recipe_head(recipe: Recipe) -> Head:
-    """Return the unfitted head, behind the selection of features if there is one."""
+    """The unfitted head, behind the selection of features if there is one."""
     head, selection = _make_bare_head(recipe), recipe.features.selection
     if selection is None:
         return head
@@ -24,7 +24,14 @@ def _make_bare_head(recipe: Recipe) -> Head:
     if options["class_weight"] == "none":
         options["class_weight"] = None
     if issubclass(HEADS[recipe.head.kind], KerasHead):
-        return make_head(**options, fitting=FitOptions(**recipe.training.model_dump(exclude={"strategy", "data_service"})))
+        return make_head(
+            **options, fitting=FitOptions(**recipe.training.model_dump(exclude={"strategy", "data_service"}))
+        )
     if recipe.head.kind == "kernel":
         options["space"] = KernelOptions(**{field.name: options.pop(field.name) for field in fields(KernelOptions)})
     return make_head(**options, seed=recipe.training.seed)
+
+
+def training_seed(recipe: Recipe) -> int:
+    """The seed of all that is drawn while heads and networks are trained."""
+    return recipe.training.seed

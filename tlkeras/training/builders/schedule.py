@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema import FineTuningConfig
-from tlkeras.data.sources.folders import Dataset
+from tlkeras.data.tables import TARGET, Dataset
 from tlkeras.errors import RecipeError, TlkerasError
 from tlkeras.features.extractor import FeatureExtractor
 from tlkeras.finetuning.auto_stages import Decision, choose_stages
 from tlkeras.finetuning.caching_plan import CachingPlan, plan_stages
 from tlkeras.finetuning.metrics import METRICS
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.training.builders.adaptation import training_mask
 from tlkeras.training.builders.data import make_recipe_policy
 
 
 def make_schedule(
     recipe: Recipe, extractor: FeatureExtractor, images: int, classes: int
 ) -> tuple[Schedule, tuple[Decision, ...]]:
-    """Return the stages of a recipe that fine-tunes, and the reasons for those that were chosen for it.
+    """The stages of a recipe that fine-tunes, and the reasons for those that were chosen from the data.
 
     Raises:
         RecipeError: A stage does not suit the backbone or the data.
@@ -59,7 +57,7 @@ def make_schedule(
 
 
 def _list_conflicts(recipe: Recipe) -> list[str]:
-    """Say why a recipe cannot distil from the source, if it is to."""
+    """Sentences on what keeps a recipe from distilling its pretrained classifier."""
     if require_finetuning(recipe).regularizer.kind != "lwf":
         return []
     reasons = {
@@ -80,21 +78,47 @@ def _list_problems(attempt: Callable[[], Any]) -> list[str]:
     return []
 
 
-def plan_recipe(
-    recipe: Recipe, extractor: FeatureExtractor, dataset: Dataset, splits: np.ndarray
-) -> tuple[Schedule, CachingPlan, tuple[Decision, ...]]:
-    """Return how a recipe fine-tunes these examples: its stages, what is kept for each, and why.
+@dataclass(frozen=True)
+class FineTuningPlan:
+    """How the backbone is fine-tuned.
+
+    Attributes:
+        schedule: The stages.
+        caching: Where each stage takes up the frozen work, and the views that are kept of an image.
+        decisions: Why the stages are as they are, where they were chosen from the data.
+    """
+
+    schedule: Schedule
+    caching: CachingPlan
+    decisions: tuple[Decision, ...] = ()
+
+
+def plan_finetuning(recipe: Recipe, extractor: FeatureExtractor, dataset: Dataset) -> FineTuningPlan | None:
+    """The plan for the images of a dataset that is split; None where the recipe does not fine-tune.
 
     Raises:
         RecipeError: A stage does not suit the backbone or the data.
     """
-    images, classes = int((splits == "train").sum()), sum(len(task.class_names) for task in dataset.tasks)
-    schedule, choices = make_schedule(recipe, extractor, images, classes)
-    return schedule, plan_finetuning(recipe, extractor, schedule, int(training_mask(splits).sum())), choices
+    if recipe.finetuning is None:
+        return None
+    images, classes = len(dataset.rows("train")), sum(len(task.class_names) for task in dataset.tasks)
+    schedule, decisions = make_schedule(recipe, extractor, images, classes)
+    caching = _plan_caching(recipe, extractor, schedule, images + len(dataset.rows(TARGET)))
+    return FineTuningPlan(schedule, caching, decisions)
 
 
-def plan_finetuning(recipe: Recipe, extractor: FeatureExtractor, schedule: Schedule, images: int) -> CachingPlan:
-    """Return which activations are kept for which stage, and in how many views."""
+def check_schedule(recipe: Recipe, extractor: FeatureExtractor) -> None:
+    """Make sure that the stages that a recipe names suit its backbone.
+
+    Raises:
+        RecipeError: One does not.
+    """
+    if recipe.finetuning is not None and recipe.finetuning.stages is not None:
+        make_schedule(recipe, extractor, 0, 0)
+
+
+def _plan_caching(recipe: Recipe, extractor: FeatureExtractor, schedule: Schedule, images: int) -> CachingPlan:
+    """The activations that are kept for each stage, and the number of views."""
     policy = make_recipe_policy(recipe)
     off = not recipe.features.cache or require_finetuning(recipe).cache == "off"
     return plan_stages(
@@ -110,7 +134,7 @@ def plan_finetuning(recipe: Recipe, extractor: FeatureExtractor, schedule: Sched
 
 
 def require_finetuning(recipe: Recipe) -> FineTuningConfig:
-    """Return the section `finetuning`, or raise a RecipeError where there is none."""
+    """The section `finetuning`; a RecipeError where there is none."""
     if recipe.finetuning is None:
         raise RecipeError("The recipe must have a section `finetuning`.", recipe.name, "Add `finetuning: {}`.")
     return recipe.finetuning
