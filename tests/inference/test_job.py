@@ -1,4 +1,4 @@
-"""The contract of a job: shards whole or absent, done by anyone, done again alike, given up after three attempts."""
+"""Jobs: shards complete or absent, computed by any worker with the same result, given up after three attempts."""
 
 import csv
 import errno
@@ -54,48 +54,46 @@ def plan(photos, out, size=10, facts=FACTS):
     return plan_job(out, facts, str(photos), lambda: list_photos(photos), size)
 
 
-def make_work():
+def make_processor():
     return ShardProcessor(MeanEngine(), 8, "stretch", feature_table("float16", 3))
 
 
-def test_a_job_writes_every_image_once_and_the_bad_ones_aside(photos, tmp_path):
+def test_a_job_writes_every_image_once_and_lists_the_bad_ones(photos, tmp_path):
     job = plan(photos, tmp_path / "out")
     assert (job.images, job.shards) == (35, 4)
-    told = []
-    process_shards(job, make_work(), told.append)
+    advanced = []
+    process_shards(job, make_processor(), advanced.append)
     summary = job.summarise()
-    assert told == [10, 10, 10, 5]
-    assert (summary["rows"], summary["rejected"], summary["done"]) == (32, 3, 4)
+    assert advanced == [10, 10, 10, 5]
+    assert (summary.rows, summary.rejected, summary.done) == (32, 3, 4)
     table = pyarrow.parquet.read_table(tmp_path / "out" / "parts")
     assert table["image"].to_pylist() == [os.path.relpath(path, photos) for path in list_photos(photos)[:32]]
     with open(tmp_path / "out" / "rejected" / "00003.csv", newline="") as file:
-        assert [(row["path"], row["code"]) for row in csv.DictReader(file)] == [
-            ("zz-black.png", "not-finite"),
-            ("zz-cut.png", "damaged"),
-            ("zz-junk.png", "not-a-image"),
-        ]
+        listed = [(row["path"], row["code"]) for row in csv.DictReader(file)]
+    assert listed == [("zz-black.png", "not-finite"), ("zz-cut.png", "damaged"), ("zz-junk.png", "not-an-image")]
+    assert [(bad.path, bad.code) for bad in job.list_rejected()] == listed
     row = table.slice(3, 1).to_pylist()[0]
     from PIL import Image
 
     pixels = np.asarray(Image.open(photos / row["image"]).resize((8, 8)))
     assert np.allclose(row["features"], pixels.mean((0, 1)), atol=4)
-    assert json.loads((tmp_path / "out" / "done.json").read_text())["sha256"] == summary["sha256"]
+    assert json.loads((tmp_path / "out" / "done.json").read_text())["sha256"] == summary.sha256
 
 
 def test_shards_in_any_order_and_done_twice_are_the_same_bytes(photos, tmp_path):
     first, second = plan(photos, tmp_path / "one", 20), plan(photos, tmp_path / "two", 20)
-    process_shards(first, make_work())
+    process_shards(first, make_processor())
     for shard in (1, 0, 1):
         paths = second.read_paths(shard)
-        second.finish(shard, *make_work().compute(paths, [second.name(path) for path in paths]))
-    assert first.summarise()["sha256"] == second.summarise()["sha256"]
+        second.finish(shard, *make_processor().compute(paths, [second.name(path) for path in paths]))
+    assert first.summarise().sha256 == second.summarise().sha256
     assert all(first.part(shard).read_bytes() == second.part(shard).read_bytes() for shard in range(2))
 
 
-def test_an_unfinished_job_is_gone_on_with_and_damaged_parts_are_done_again(photos, tmp_path):
+def test_an_unfinished_job_is_resumed_and_damaged_parts_are_computed_again(photos, tmp_path):
     job = plan(photos, tmp_path / "out")
-    process_shards(job, NamingWork())
-    digest = job.summarise()["sha256"]
+    process_shards(job, NamingProcessor())
+    digest = job.summarise().sha256
     job.part(0).write_bytes(job.part(0).read_bytes()[:-1])
     content = bytearray(job.part(1).read_bytes())
     content[20] ^= 1
@@ -104,13 +102,13 @@ def test_an_unfinished_job_is_gone_on_with_and_damaged_parts_are_done_again(phot
     again = plan(photos, tmp_path / "out")
     assert again.drop_damaged() == [0, 2]
     assert again.drop_damaged(thorough=True) == [1]
-    told = []
-    process_shards(again, NamingWork(), told.append)
-    assert told == [10, 10, 10]
-    assert again.summarise()["sha256"] == digest
+    advanced = []
+    process_shards(again, NamingProcessor(), advanced.append)
+    assert advanced == [10, 10, 10]
+    assert again.summarise().sha256 == digest
 
 
-class NamingWork:
+class NamingProcessor:
     """Rows of names alone, without a network."""
 
     def compute(self, paths, names):
@@ -120,7 +118,7 @@ class NamingWork:
 BOOM = ValueError("boom")
 
 
-class BreakingWork(NamingWork):
+class BreakingProcessor(NamingProcessor):
     """Fails on one image, so many times."""
 
     def __init__(self, name, times, error=BOOM):
@@ -135,30 +133,30 @@ class BreakingWork(NamingWork):
 
 def test_a_shard_that_fails_twice_is_done_and_one_that_fails_three_times_is_named(photos, tmp_path):
     job = plan(photos, tmp_path / "twice")
-    process_shards(job, BreakingWork("day/0-012.png", 2))
-    assert job.list_failures() == [] and job.summarise()["done"] == 4
+    process_shards(job, BreakingProcessor("day/0-012.png", 2))
+    assert job.list_failures() == [] and job.summarise().done == 4
     job = plan(photos, tmp_path / "thrice")
-    process_shards(job, BreakingWork("day/0-012.png", 3))
+    process_shards(job, BreakingProcessor("day/0-012.png", 3))
     (failure,) = job.list_failures()
     assert (failure.shard, failure.first, failure.error) == (1, "day/0-010.png", "ValueError: boom")
     summary = job.summarise()
-    assert (summary["done"], summary["sha256"]) == (3, None)
+    assert (summary.done, summary.sha256) == (3, None)
     job.forget_attempts()
-    process_shards(job, NamingWork())
-    assert job.summarise()["done"] == 4
+    process_shards(job, NamingProcessor())
+    assert job.summarise().done == 4
 
 
-def test_a_full_disk_stops_the_worker_and_counts_as_nobodys_fault(photos, tmp_path):
+def test_a_full_disk_stops_the_worker_and_counts_as_no_attempt(photos, tmp_path):
     job = plan(photos, tmp_path / "out")
     full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(ResourceError, match="must have room.*No space left.*What was done is kept"):
-        process_shards(job, BreakingWork("day/0-012.png", 1, full))
+    with pytest.raises(ResourceError, match="Cannot write results.*No space left.*Finished shards are kept"):
+        process_shards(job, BreakingProcessor("day/0-012.png", 1, full))
     assert job.list_done() == [0] and job.list_failures() == []
-    process_shards(job, NamingWork())
-    assert job.summarise()["done"] == 4
+    process_shards(job, NamingProcessor())
+    assert job.summarise().done == 4
 
 
-def test_a_worker_leaves_alone_what_another_is_at_until_that_one_dies(photos, tmp_path, monkeypatch):
+def test_a_worker_waits_for_the_shard_of_another_until_that_one_dies(photos, tmp_path, monkeypatch):
     job = plan(photos, tmp_path / "out")
     claim = job.claim(2)
     assert claim.__enter__() is True
@@ -169,32 +167,34 @@ def test_a_worker_leaves_alone_what_another_is_at_until_that_one_dies(photos, tm
         claim.__exit__(None, None, None)
 
     monkeypatch.setattr("tlkeras.inference.jobs.worker.time.sleep", wait)
-    process_shards(job, NamingWork())
+    process_shards(job, NamingProcessor())
     assert seen == [[0, 1, 3]]
     assert job.list_done() == [0, 1, 2, 3]
 
 
 def test_another_job_is_refused_with_every_difference(photos, tmp_path):
     plan(photos, tmp_path / "out")
-    with pytest.raises(RunError, match=r"computed alike(.|\n)*model is 'abc' there and 'xyz' here\n.*size is 4 there"):
+    with pytest.raises(
+        RunError, match=r"holds another job(.|\n)*model is 'abc' there and 'xyz' here\n.*size is 4 there"
+    ):
         plan(photos, tmp_path / "out", facts={**FACTS, "model": "xyz", "size": 8})
 
 
 def test_folders_with_other_things_in_them_are_left_alone(photos, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
-    with pytest.raises(RunError, match=r"needs an empty folder.*'thesis.tex'"):
+    with pytest.raises(RunError, match=r"already holds other files.*'thesis.tex'"):
         plan(photos, tmp_path / "out")
-    with pytest.raises(DataError, match="at least one image"):
+    with pytest.raises(DataError, match="No image was found"):
         plan_job(tmp_path / "none", FACTS, "nowhere", list, 10)
-    with pytest.raises(RunError, match="must hold a job"):
+    with pytest.raises(RunError, match="holds no job that this version can read"):
         open_job(tmp_path / "none")
     (tmp_path / "file").touch()
-    with pytest.raises(ResourceError, match="must be writable"):
+    with pytest.raises(ResourceError, match="Cannot write the job's folder"):
         plan(photos, tmp_path / "file")
 
 
-def test_a_plan_that_was_killed_is_made_anew(photos, tmp_path, monkeypatch):
+def test_a_plan_that_was_killed_is_made_again(photos, tmp_path, monkeypatch):
     def die(*_):
         raise MemoryError
 
@@ -206,7 +206,7 @@ def test_a_plan_that_was_killed_is_made_anew(photos, tmp_path, monkeypatch):
     assert [len(job.read_paths(shard)) for shard in range(job.shards)] == [10, 10, 10, 5]
 
 
-def test_names_that_are_no_text_survive(tmp_path):
+def test_names_that_are_not_utf8_survive(tmp_path):
     root = tmp_path / "odd"
     root.mkdir()
     path = os.path.join(os.fsencode(root), b"line\nbreak \xff.png")
@@ -243,9 +243,9 @@ def test_killed_processes_are_replaced_and_a_shard_that_kills_them_is_given_up(p
     assert (failure.shard, failure.error) == (3, "the worker died")
 
 
-def test_when_every_worker_ends_with_an_error_its_words_and_exit_code_are_told(photos, tmp_path):
+def test_when_every_worker_fails_its_message_and_exit_code_are_raised(photos, tmp_path):
     job = plan(photos, tmp_path / "out")
-    with pytest.raises(ResourceError, match=r"as long as one worker lives.*6, 6; no room here"):
+    with pytest.raises(ResourceError, match=r"Every worker of the job has failed.*6, 6; no room here"):
         run_processes(job, ["-c", "import sys; print('no room here', file=sys.stderr); sys.exit(6)"], 2)
     died = f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"
     with pytest.raises(RunError, match=r"exit codes -9; no message"):

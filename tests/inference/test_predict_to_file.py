@@ -1,18 +1,25 @@
 """Any number of images into one table: resumed after a kill, nothing overwritten, every file accounted for."""
 
 import csv
-import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 
 import tlkeras
 from tlkeras.cli.main import main
-from tlkeras.errors import DataError, MissingExtraError, ResourceError
-from tlkeras.inference import predict_to_file
+from tlkeras.errors import DataError, ResourceError, RunError
+from tlkeras.inference import sharded
+from tlkeras.inference.jobs.job import Job, open_job
+from tlkeras.inference.jobs.worker import ShardProcessor
+from tlkeras.inference.predict_to_file import predict_to_file
 from tlkeras.runs.directory import open_run
 
 
@@ -20,10 +27,10 @@ from tlkeras.runs.directory import open_run
 def one_engine(trained):
     """The engine is made once for all tests here."""
     with pytest.MonkeyPatch.context() as patch:
-        model = predict_to_file.load_model(open_run(str(trained), trained.parent))
-        engine = predict_to_file.make_engine(model)
-        patch.setattr(predict_to_file, "load_model", lambda run: model)
-        patch.setattr(predict_to_file, "make_engine", lambda model: engine)
+        model = sharded.load_model(open_run(str(trained), trained.parent))
+        engine = sharded.make_engine(model)
+        patch.setattr(sharded, "load_model", lambda run: model)
+        patch.setattr(sharded, "make_engine", lambda model: engine)
         yield
 
 
@@ -53,32 +60,36 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def whole(trained, one_engine, tmp_path_factory):
-    """What a call said that nothing came between, and its folder."""
+    """The result of a call that nothing interrupted, and its folder."""
     place = tmp_path_factory.mktemp("whole")
     run = open_run(str(trained), trained.parent)
-    return predict_to_file.predict_to_file(run, [draw_folder(trained, place)], place / "out.csv", part=5), place
+    return predict_to_file(run, [draw_folder(trained, place)], place / "out.csv", shard_size=5), place
 
 
-def test_every_file_is_answered_or_listed(run, whole):
+def test_every_file_has_a_row_or_a_reason(run, whole):
     result, place = whole
     rows = read(place / "out.csv")
-    assert (result["rows"], result["unreadable"], result["resumed"]) == (32, 2, 0)
+    assert (result.rows, len(result.unreadable), result.resumed) == (32, 2, 0)
     assert list(rows[0]) == ["path", "label", "probability of day", "probability of night"]
-    expected = {row["path"]: row for row in tlkeras.predict(str(run.path), [place / "photos"])["predictions"]}
-    assert {row["path"] for row in rows} == set(expected)
+    expected = {image.path: image for image in tlkeras.predict(run, [place / "photos"]).predictions}
+    assert [row["path"] for row in rows] == list(expected)
     for row in rows:
-        assert row["label"] == expected[row["path"]]["label"]
+        assert row["label"] == expected[row["path"]].label
         assert max(float(row["probability of day"]), float(row["probability of night"])) == pytest.approx(
-            expected[row["path"]]["probability"], abs=1e-4
+            expected[row["path"]].probability, abs=1e-4
         )
-    listed = {os.path.basename(row["path"]): row["code"] for row in read(result["rejected"])}
-    assert listed == {"text.png": "not-a-image", "cut.png": "damaged"}
+    listed = read(result.rejected)
+    assert {os.path.basename(row["path"]): row["code"] for row in listed} == {
+        "text.png": "not-an-image",
+        "cut.png": "damaged",
+    }
+    assert [(image.path, image.reason) for image in result.unreadable] == [(r["path"], r["reason"]) for r in listed]
     assert sorted(path.name for path in place.iterdir()) == ["out.csv", "out.rejected.csv", "photos"]
 
 
 def test_parquet_holds_the_same(run, whole, tmp_path):
     _, place = whole
-    predict_to_file.predict_to_file(run, [place / "photos"], tmp_path / "out.parquet", part=7)
+    predict_to_file(run, [place / "photos"], tmp_path / "out.parquet", shard_size=7)
     table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
     assert table.schema.field("probability of day").type == "float"
     rows = read(place / "out.csv")
@@ -86,52 +97,96 @@ def test_parquet_holds_the_same(run, whole, tmp_path):
     assert table["probability of day"].to_pylist() == pytest.approx([float(row["probability of day"]) for row in rows])
 
 
-def test_what_was_answered_before_a_kill_or_a_full_disk_is_kept(run, folder, whole, tmp_path, monkeypatch):
-    write = predict_to_file._write_part
+def test_predictions_before_an_interruption_or_a_full_disk_are_kept(run, folder, whole, tmp_path, monkeypatch):
+    finish, out = Job.finish, tmp_path / "out.csv"
 
-    def failing(error, at):
+    def fail_at_second(error):
         calls = []
 
-        def fail(path, rows):
-            calls.append(path)
-            if len(calls) >= at:
+        def fail(self, shard, table, rejected):
+            calls.append(shard)
+            if len(calls) >= 2:
                 raise error
-            write(path, rows)
+            finish(self, shard, table, rejected)
 
         return fail
 
-    monkeypatch.setattr(predict_to_file, "_write_part", failing(KeyboardInterrupt(), 2))
+    monkeypatch.setattr(Job, "finish", fail_at_second(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        predict_to_file.predict_to_file(run, [folder], tmp_path / "out.csv", part=8)
-    assert not (tmp_path / "out.csv").exists()
-    monkeypatch.setattr(predict_to_file, "_write_part", failing(OSError(28, os.strerror(28)), 2))
-    with pytest.raises(ResourceError, match="No space left on device. What was answered is kept"):
-        predict_to_file.predict_to_file(run, [folder], tmp_path / "out.csv", part=8)
-    monkeypatch.setattr(predict_to_file, "_write_part", write)
+        predict_to_file(run, [folder], out, shard_size=8)
+    assert not out.exists()
+    monkeypatch.setattr(Job, "finish", fail_at_second(OSError(28, os.strerror(28))))
+    with pytest.raises(ResourceError, match="No space left on device. Finished shards are kept"):
+        predict_to_file(run, [folder], out, shard_size=8)
+    monkeypatch.setattr(Job, "finish", finish)
     (folder / "new.png").write_bytes(next((folder / "day").iterdir()).read_bytes())
-    result = predict_to_file.predict_to_file(run, [folder], tmp_path / "out.csv", part=8)
-    assert (result["rows"], result["unreadable"], result["resumed"]) == (33, 2, 16)
-    said = {row["path"].removeprefix(str(folder)): row["label"] for row in read(tmp_path / "out.csv")}
+    result = predict_to_file(run, [folder], out, shard_size=8)
+    assert (result.rows, len(result.unreadable), result.resumed) == (33, 2, 16)
+    found = {row["path"].removeprefix(str(folder)): row["label"] for row in read(out)}
     there = {row["path"].removeprefix(str(whole[1] / "photos")): row["label"] for row in read(whole[1] / "out.csv")}
-    assert said.pop("/new.png") == "day" and said == there
+    assert found.pop("/new.png") == "day" and found == there
+
+
+def test_a_disk_that_fills_while_the_table_is_written_keeps_all_predictions(run, folder, whole, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, os.strerror(28))
+
+    out = tmp_path / "out.csv"
+    with monkeypatch.context() as patch:
+        patch.setattr("tlkeras.inference.predict_to_file._open_table", refuse)
+        with pytest.raises(ResourceError, match="Cannot write .*out.csv.*No space left on device.*What was computed"):
+            predict_to_file(run, [folder], out, shard_size=8)
+    assert not out.exists()
+    result = predict_to_file(run, [folder], out, shard_size=8)
+    assert (result.rows, result.resumed, result.engine) == (32, 34, None)
+    same = (whole[1] / "out.csv").read_text().replace(str(whole[1]), str(tmp_path))
+    assert out.read_text() == same
 
 
 def test_what_is_refused(run, folder, tmp_path, monkeypatch):
     out = tmp_path / "out.csv"
     out.write_text("mine")
-    with pytest.raises(DataError, match="never overwritten"):
-        predict_to_file.predict_to_file(run, [folder], out)
+    with pytest.raises(DataError, match="already exists and is never overwritten"):
+        predict_to_file(run, [folder], out)
     assert out.read_text() == "mine"
     with pytest.raises(DataError, match="ends in .csv or .parquet"):
-        predict_to_file.predict_to_file(run, [folder], tmp_path / "out.xlsx")
-    parts = tmp_path / ".other.csv.parts"
-    parts.mkdir()
-    (parts / "job.json").write_text(json.dumps({"run": "another", "model": ""}))
-    with pytest.raises(DataError, match="must be finished by the run that began it"):
-        predict_to_file.predict_to_file(run, [folder], tmp_path / "other.csv")
-    monkeypatch.setattr(predict_to_file.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r'pip install "tlkeras\[parquet\]"'):
-        predict_to_file.predict_to_file(run, [folder], tmp_path / "out.parquet")
+        predict_to_file(run, [folder], tmp_path / "out.xlsx")
+    other = tmp_path / "other.csv"
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardProcessor, "compute", lambda self, paths, names: 1 / 0)
+        with pytest.raises(RunError, match=r"could not be classified(.|\n)*0-000.png to .*ZeroDivisionError"):
+            predict_to_file(run, [folder / "day"], other)
+    job = tmp_path / ".other.csv.job/00000/job.json"
+    job.write_text(job.read_text().replace(str(run.path.resolve()), "/runs/another"))
+    with pytest.raises(DataError, match=r"begun by another run(.|\n)*run is '/runs/another' there(.|\n)*rm -r"):
+        predict_to_file(run, [folder], other)
+    with (
+        FileLock(tmp_path / ".other.csv.job/.lock"),
+        pytest.raises(ResourceError, match="Another process is writing this table"),
+    ):
+        predict_to_file(run, [folder], other)
+
+
+@pytest.mark.slow
+def test_kill_9_loses_no_finished_shard(trained, folder, whole, tmp_path):
+    out = tmp_path / "out.csv"
+    code = (
+        "import sys; from tlkeras.inference.predict_to_file import predict_to_file;"
+        "predict_to_file(sys.argv[1], [sys.argv[2]], sys.argv[3], shard_size=1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(trained), str(folder), str(out)])
+    records = tmp_path / ".out.csv.job/00000/records"
+    while process.poll() is None and len(list(records.glob("*.json"))) < 3:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(open_job(records.parent).list_done())
+    assert 3 <= done < 34 and not out.exists()
+    result = predict_to_file(open_run(str(trained), trained.parent), [folder], out, shard_size=1)
+    assert (result.rows, result.resumed) == (32, done)
+    assert {row["path"] for row in read(out)} == {
+        row["path"].replace(str(whole[1]), str(tmp_path)) for row in read(whole[1] / "out.csv")
+    }
 
 
 def test_the_command(trained, folder, tmp_path):

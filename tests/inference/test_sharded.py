@@ -1,4 +1,4 @@
-"""Features in bulk from the command line, by processes and by Ray, one of them killed."""
+"""Features and predictions in shards, by processes and by Ray, one of them killed."""
 
 import importlib.util
 import json
@@ -37,10 +37,11 @@ def test_features_are_those_that_training_sees(workplace):
     from tlkeras.training import builders
 
     recipe = load_recipe("mine.yaml")
-    inspection = validate_images(builders.read_dataset(recipe))
-    with builders.extract_features(recipe, builders.build_feature_extractor(recipe), inspection) as features:
+    dataset = validate_images(builders.read_dataset(recipe))
+    experiment = builders.Experiment(recipe, dataset, builders.build_feature_extractor(recipe))
+    with builders.extract_features(experiment) as features:
         expected = np.asarray(features.outputs[0], np.float32)
-    assert table["image"].to_pylist() == inspection.dataset.keys.tolist()
+    assert table["image"].to_pylist() == dataset.keys.tolist()
     np.testing.assert_allclose(np.array(table["features"].to_pylist(), np.float32), expected, atol=2e-3)
     again = extract("out")
     assert again.exit_code == 0 and "4 of 4 shards" in again.stdout and "0 in" in again.stdout
@@ -49,12 +50,12 @@ def test_features_are_those_that_training_sees(workplace):
 def test_predictions_in_shards_are_those_of_the_run(trained, tmp_path):
     photos = trained.parent.parent / "photos"
     result = tlkeras.predict_in_shards(str(trained), [photos], tmp_path / "out", shard_size=20)
-    assert (result["rows"], result["shards"]) == (32, 2)
+    assert (result.rows, result.shards, result.unreadable) == (32, 2, ())
     rows = pyarrow.parquet.read_table(tmp_path / "out/parts").to_pylist()
-    for row, expected in zip(rows, tlkeras.predict(str(trained), [photos])["predictions"], strict=True):
-        assert expected["path"].endswith(row["image"]) and row["label"] == expected["label"]
-        for best in expected["top"]:
-            assert row[f"probability of {best['label']}"] == pytest.approx(best["probability"], abs=1e-4)
+    for row, expected in zip(rows, tlkeras.predict(str(trained), [photos]).predictions, strict=True):
+        assert expected.path.endswith(row["image"]) and row["label"] == expected.label
+        for best in expected.top:
+            assert row[f"probability of {best.label}"] == pytest.approx(best.probability, abs=1e-4)
 
 
 def test_shards_of_predictions_need_a_folder_and_an_engine(workplace):
@@ -106,7 +107,7 @@ def kill_one(folder, process, find):
             os.kill(found, signal.SIGKILL)
             return found
         time.sleep(0.002)
-    raise AssertionError("there was nobody to kill")
+    raise AssertionError("no worker was found")
 
 
 def find_descendants(parent):
@@ -163,6 +164,6 @@ def test_two_workers_one_of_them_killed_give_the_bytes_of_a_single_process(engin
     assert one.shards == two.shards == 155
     for shard in range(one.shards):
         assert one.part(shard).read_bytes() == two.part(shard).read_bytes(), shard
-    assert two.summarise()["rejected"] == 1
+    assert two.summarise().rejected == 1
     listed = [[path.name for path in (workplace / name / "rejected").iterdir()] for name in ("one", "two")]
     assert listed[0] == listed[1] and len(listed[0]) == 1

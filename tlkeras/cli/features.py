@@ -1,4 +1,4 @@
-"""Commands on features."""
+"""The command group `features`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def features() -> None:
 
 @features.command()
 @click.argument("recipe", metavar="DATA|RECIPE")
-@click.option("--out", required=True, metavar="FOLDER", help="Where the results go; an unfinished job is gone on with.")
+@click.option("--out", required=True, metavar="FOLDER", help="Output folder; an unfinished job is resumed.")
 @click.option("--engine", default="local", show_default=True, help="local (processes) or ray (a Ray cluster).")
 @click.option("--workers", type=click.IntRange(1), help="Processes or actors  [default: one for every 8 cores]")
 @click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Images in a shard.")
-@click.option("--verify", is_flag=True, help="Compare the checksums of what is there; do again what is damaged.")
+@click.option("--verify", is_flag=True, help="Verify checksums of existing shards and recompute damaged ones.")
 @set_option
 @json_option
 def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Write the features of all images of a folder, a manifest or a RECIPE's source as Parquet files.
 
-    The work is divided into shards that any worker may do, and do again: give the command again after a failure, or on
+    The images are divided into shards that any worker can compute: run the command again after a failure, or on
     another machine that sees the same folder. An image that cannot be read is listed in FOLDER/rejected; a shard that
-    fails three times is named, the rest goes on, and the exit code is 5.
+    fails three times is named, the other shards are computed, and the exit code is 5.
 
     \b
     Example: tlkeras features extract photos/ --out features/ --workers 2
@@ -41,8 +41,8 @@ def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **options:
     from tlkeras.data.sources.references import load_recipe_or_source
 
     overrides = parse_overrides(assignments)
-    load_recipe_or_source(recipe, overrides)  # what is wrong with it is told before TensorFlow is imported
+    load_recipe_or_source(recipe, overrides)  # errors in it are shown before TensorFlow is imported
     result = tlkeras.extract_features(recipe, overrides=overrides, **options)
     render(result, as_json, print_job)
-    if result["failed"]:
+    if result.failed:
         sys.exit(RunError.exit_code)

@@ -106,7 +106,7 @@ def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **optio
     else:
         result = tlkeras.predict(open_run(run, runs), images, top=options["top"])
     render(result, as_json, print_prediction_file if out else print_predictions)
-    if result["unreadable"]:
+    if result.unreadable:
         sys.exit(DataError.exit_code)
 
 
@@ -119,5 +119,5 @@ def _predict_in_shards(run: str, images: tuple[str, ...], runs: str, as_json: bo
     workers = {key: options[key] for key in ("engine", "workers")}
     result = tlkeras.predict_in_shards(open_run(run, runs), images, options["out"], **workers)
     render(result, as_json, print_job)
-    if result["failed"] or result["rejected"]:
-        sys.exit(RunError.exit_code if result["failed"] else DataError.exit_code)
+    if result.failed or result.unreadable:
+        sys.exit(RunError.exit_code if result.failed else DataError.exit_code)

@@ -1,10 +1,9 @@
-"""What a run's model says about images."""
+"""Predictions of a run's model for images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -23,12 +22,19 @@ from tlkeras.features import pooling
 from tlkeras.features.handcrafted import layer
 from tlkeras.heads import layers
 from tlkeras.heads.heads import order_outputs
+from tlkeras.inference.results import (
+    ClassProbability,
+    ImagePrediction,
+    PredictionResult,
+    TaskPrediction,
+    UnreadableImage,
+)
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import read_tasks
 
 
 def load_model(run: Run) -> keras.Model:
-    """Return a run's model: uint8 images (n, size, size, 3) to probabilities (n, k).
+    """A run's model: uint8 images [n, size, size, 3] to probabilities [n, k].
 
     Raises:
         RunError: The run holds no model that can be read, or one that could run code or reach outside its file.
@@ -36,7 +42,7 @@ def load_model(run: Run) -> keras.Model:
     path = run.path / "model.keras"
     if not path.exists():
         raise RunError(
-            "A run must hold a model to predict with or to export.",
+            f"The run {run.name} has no model to predict with or to export.",
             f"no {path}",
             "It was removed, or the recipe's features or head cannot become a network: `tlkeras evaluate` still works.",
         )
@@ -45,9 +51,9 @@ def load_model(run: Run) -> keras.Model:
         known = pooling.LAYERS | layer.LAYERS | layers.LAYERS | kerashub_layers.LAYERS | test_time_augmentation.LAYERS
         return keras.models.load_model(path, compile=False, custom_objects=known)
     except BackboneError as error:
-        raise RunError(f"A run's model must be harmless: {error.rule}", error.received, error.way_out) from error
+        raise RunError(f"The run's model is not safe to load: {error.rule}", error.received, error.way_out) from error
     except Exception as error:  # a damaged archive fails in as many ways as it has parts
-        raise RunError("A run must hold a readable model.keras.", f"{path} ({error})") from error
+        raise RunError(f"Cannot read the model {path}.", error) from error
 
 
 def predict(
@@ -57,7 +63,7 @@ def predict(
     top: int = 3,
     batch_size: int = 32,
     runs: str | Path = RUNS,
-) -> dict[str, Any]:
+) -> PredictionResult:
     """Classes and probabilities of image files, or of all images below folders.
 
     Args:
@@ -67,49 +73,39 @@ def predict(
         batch_size: Images computed together, at most.
         runs: Folder of the run directories.
 
-    Returns:
-        `predictions`: one row per readable image, in the order given: path, `labels` that it is said to have (one
-        class, or every label with a probability of `threshold` or more), `label` (the same as one text, as
-        the source writes it), `top` pairs of label and probability, and the first `probability` of these, all of the
-        first task, and `tasks`, the same of each by name, where there are several; a number is a `label` and a `value`;
-        `threshold`, None where only the best class counts; `unreadable`: path and reason of the others.
-
     Raises:
         DataError: No image was given, or one does not exist; all are named at once.
     """
     opened = open_run(run, runs)
-    paths, unreadable = _examine(expand_paths(images))
+    paths, unreadable = _check_headers(expand_paths(images))
     facts, tasks = opened.manifest["image"], read_tasks(opened)
     model = order_outputs(load_model(opened), [task.name for task in tasks])
     batch_size = max_batch_size(model, batch_size)
     found: dict[int, tuple[np.ndarray, ...]] = {}
     with progress.progress_bar("Predict", len(paths), "images") as advance:
         for indices, batch in make_image_dataset(paths, facts["size"], facts["resize"], batch_size):
-            predictions = zip(
-                *(output.numpy() for output in keras.tree.flatten(model(batch, training=False))), strict=True
-            )
+            outputs = keras.tree.flatten(model(batch, training=False))
+            predictions = zip(*(output.numpy() for output in outputs), strict=True)
             found.update(zip(indices.numpy().tolist(), predictions, strict=True))
             advance(len(batch))
     unreadable += [read_error(paths[index]) for index in range(len(paths)) if index not in found]
-    return {
-        "run": opened.name,
-        "threshold": tasks[0].threshold,
-        "predictions": [
-            {"path": to_printable(paths[index]), **_describe_all(found[index], tasks, top)} for index in sorted(found)
-        ],
-        "unreadable": [{"path": to_printable(bad.path), "reason": bad.reason} for bad in unreadable],
-    }
+    return PredictionResult(
+        opened.name,
+        tasks[0].threshold,
+        tuple(_describe_image(paths[index], found[index], tasks, top) for index in sorted(found)),
+        tuple(UnreadableImage(to_printable(bad.path), bad.reason) for bad in unreadable),
+    )
 
 
-def _examine(paths: Sequence[str]) -> tuple[list[str], list[InvalidImage]]:
-    """Keep the paths whose headers promise an image; pipes are never opened, bombs never unpacked."""
+def _check_headers(paths: Sequence[str]) -> tuple[list[str], list[InvalidImage]]:
+    """Paths of files with the header of an image, and the others; pipes are never opened, bombs never unpacked."""
     seen = {path: read_header_and_digest(path) for path in paths}
     rejected = [found for found in seen.values() if isinstance(found, InvalidImage)]
     return [path for path in paths if not isinstance(seen[path], InvalidImage)], rejected
 
 
 def expand_paths(images: Sequence[str | Path]) -> list[str]:
-    """Return image files, and those below folders, in order.
+    """Image files, and those below folders, in order.
 
     Raises:
         DataError: No image was given, or one does not exist; all are named at once.
@@ -124,28 +120,23 @@ def expand_paths(images: Sequence[str | Path]) -> list[str]:
         else:
             problems.append(f"{image} does not exist")
     if problems:
-        raise DataError.from_problems("Every image must be a file or a folder:", problems)
+        raise DataError.from_problems("Some images were not found:", problems)
     if not paths:
-        raise DataError("There must be at least one image.", "none")
+        raise DataError("No image was found.", ", ".join(map(str, images)) or "no file and no folder")
     return paths
 
 
-def _describe_all(predictions: Sequence[np.ndarray], tasks: Sequence[Task], top: int) -> dict[str, Any]:
-    described = {task.name: _describe(of_task, task, top) for task, of_task in zip(tasks, predictions, strict=True)}
-    first = described[tasks[0].name]
-    return {**first, "tasks": described} if len(tasks) > 1 else first
+def _describe_image(path: str, outputs: Sequence[np.ndarray], tasks: Sequence[Task], top: int) -> ImagePrediction:
+    described = {task.name: _describe_task(output, task, top) for task, output in zip(tasks, outputs, strict=True)}
+    return ImagePrediction(path=to_printable(path), tasks=described, **vars(described[tasks[0].name]))
 
 
-def _describe(probabilities: np.ndarray, task: Task, top: int) -> dict[str, Any]:
+def _describe_task(probabilities: np.ndarray, task: Task, top: int) -> TaskPrediction:
+    """The prediction of one task from its output for one image, float32 [k]."""
     if not task.has_classes:
-        return {"label": task.format(probabilities[None])[0], "value": float(probabilities[0])}
+        return TaskPrediction(label=task.format(probabilities[None])[0], value=float(probabilities[0]))
     order = np.argsort(-probabilities, kind="stable")[:top]
-    best = [{"label": task.class_names[index], "probability": float(probabilities[index])} for index in order]
+    best = tuple(ClassProbability(task.class_names[index], float(probabilities[index])) for index in order)
     members = task.decide(probabilities[None])
     (label,), (labels,) = task.format(members), task.list_names(members)
-    return {
-        "label": label,
-        "probability": best[0]["probability"],
-        "labels": labels,
-        "top": best,
-    }
+    return TaskPrediction(label=label, probability=best[0].probability, labels=tuple(labels), top=best)

@@ -1,309 +1,208 @@
-"""Any number of images into one table on disk: streamed, resumed after a kill, nothing overwritten."""
+"""Predictions of any number of images in one table: a job with one worker in a hidden folder, its parts joined."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import importlib.util
-import json
-import os
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow
 from filelock import FileLock, Timeout
+from pyarrow import parquet
 
-from tlkeras import progress
-from tlkeras.data.headers import ImageError, InvalidImage, check_header, read_image, to_printable
-from tlkeras.data.pipeline import make_image_dataset, read_error
-from tlkeras.data.tasks import Task
-from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
-from tlkeras.features.engines import make_engine
-from tlkeras.heads.heads import order_outputs
-from tlkeras.inference.predict import expand_paths, load_model
+from tlkeras.data.headers import InvalidImage
+from tlkeras.errors import DataError, ResourceError, RunError, suggest
+from tlkeras.files import atomic_write
+from tlkeras.inference.jobs.job import REJECTED_COLUMNS, Job, plan_job
+from tlkeras.inference.jobs.worker import ShardProcessor, process_shards
+from tlkeras.inference.predict import expand_paths
+from tlkeras.inference.results import PredictionFileResult, UnreadableImage
+from tlkeras.inference.sharded import make_prediction_processor
+from tlkeras.progress import progress_bar
 from tlkeras.runs.directory import RUNS, Run, open_run
-from tlkeras.runs.predictions import read_tasks
 
 FORMATS = (".csv", ".parquet")
-_PART = 1024
-_BATCH = 32
-_REJECTED = "rejected"
+_SHARD_SIZE = 1024
 
 
 def predict_to_file(
-    run: str | Path | Run, images: Sequence[str | Path], out: str | Path, *, part: int = _PART, runs: str | Path = RUNS
-) -> dict[str, Any]:
-    """Classify image files and folders into a table with a row per image: path, label and every probability.
+    run: str | Path | Run,
+    images: Sequence[str | Path],
+    out: str | Path,
+    *,
+    shard_size: int = _SHARD_SIZE,
+    runs: str | Path = RUNS,
+) -> PredictionFileResult:
+    """A table with a row per image of files and folders: path, label and the probability of every class.
 
-    Answers are kept in parts beside `out` until all are there; the same call goes on where a killed one stopped.
-    Images that cannot be read are listed in `NAME.rejected.csv` with their reason.
+    Predictions are kept in a hidden folder next to `out` until the table is complete; the same call resumes after a
+    kill. Images that cannot be read are listed in `NAME.rejected.csv` with their reason.
 
     Args:
+        run: A name, a path, `latest`, or a `Run`.
+        images: Files and folders.
         out: A .csv or .parquet file that does not exist yet.
-        part: Images whose answers are kept together.
-
-    Returns:
-        `run`, `out`, `rows`, `unreadable` (a count), `rejected` (the path of their list, or None), `engine`, `resumed`
-        (images that an earlier call had done), `seconds` and `rate` (images per second, of this call).
+        shard_size: Images whose predictions are written at a time.
+        runs: Folder of the run directories.
 
     Raises:
-        DataError: No image was given, one does not exist, or the table has another ending or exists.
+        DataError: No image was given, one does not exist, or the table has another ending, exists, or was begun by
+            another run.
+        RunError: Some images could not be classified, for another reason than their files.
         ResourceError: The disk is full, or another process writes the same table.
-        MissingExtraError: Parquet without pyarrow.
     """
-    run, out = open_run(run, runs), Path(out)
+    run, out, started = open_run(run, runs), Path(out), time.monotonic()
     _check_target(out)
     paths = expand_paths(images)
-    started = time.monotonic()
-    with _resumable_workdir(run, out) as work:
-        todo, resumed = _find_todo(paths, work)
-        tasks = read_tasks(run)
-        engine = _predict_remaining(run, todo, work, tasks, part) if todo else None
-        rows, unreadable = _assemble(work, out, name_columns(tasks))
+    with _locked_folder(out) as folder:
+        processor = make_prediction_processor(str(run.path.resolve()))
+        jobs = _plan_jobs(folder, processor, paths, shard_size)
+        settled = sum(job.summarise().settled for job in jobs)
+        _process(jobs, processor, settled)
+        rows, rejected = _join(jobs, out)
     seconds = time.monotonic() - started
-    return {
-        "run": run.name,
-        "out": str(out),
-        "rows": rows,
-        "unreadable": unreadable,
-        "rejected": str(_name_rejected(out)) if unreadable else None,
-        "engine": engine,
-        "resumed": resumed,
-        "seconds": round(seconds, 3),
-        "rate": round(len(todo) / seconds, 1),
-    }
+    computed = sum(job.images for job in jobs) - settled
+    return PredictionFileResult(
+        run=run.name,
+        out=str(out),
+        rows=rows,
+        unreadable=tuple(UnreadableImage(bad.path, bad.reason) for bad in rejected),
+        rejected=str(_name_rejected(out)) if rejected else None,
+        engine=processor.engine.name if computed else None,
+        resumed=settled,
+        seconds=round(seconds, 3),
+        rate=round(computed / seconds, 1),
+    )
 
 
 def _check_target(out: Path) -> None:
     if out.suffix not in FORMATS:
-        raise DataError(f"A table of predictions ends in {' or '.join(FORMATS)}.", out, suggest(out.suffix, FORMATS))
-    if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise MissingExtraError("A table in Parquet", "parquet")
+        way_out = suggest(out.suffix, FORMATS)
+        raise DataError(f"A table of predictions ends in {' or '.join(FORMATS)}.", out, way_out)
     for path in (out, _name_rejected(out)):
         if path.exists():
-            raise DataError("A table is never overwritten.", path, "Choose another name or move the file.")
+            raise DataError(f"{path} already exists and is never overwritten.", None, "Choose another name or move it.")
 
 
 def _name_rejected(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.{_REJECTED}.csv")
+    return out.with_name(f"{out.stem}.rejected.csv")
 
 
 @contextmanager
-def _resumable_workdir(run: Run, out: Path) -> Iterator[Path]:
-    """Yield the folder of parts, of this run and table alone; it is removed at the end if all went well.
+def _locked_folder(out: Path) -> Iterator[Path]:
+    """The hidden folder of a table's jobs, for this process alone; it is removed if all goes well.
 
     Raises:
-        DataError: The parts there are another run's.
-        ResourceError: The folder cannot be written, the disk is full, or another process is at it.
+        ResourceError: The folder cannot be written, the disk is full, or another process writes the table.
     """
-    work = out.with_name(f".{out.name}.parts")
-    job = {"run": str(run.path.resolve()), "model": _digest(run.path / "model.keras")}
+    folder = out.with_name(f".{out.name}.job")
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        with FileLock(work / ".lock", timeout=0):
-            note = work / "job.json"
-            if note.exists() and json.loads(note.read_text(encoding="utf-8")) != job:
-                raise DataError(
-                    "A table that was begun must be finished by the run that began it.",
-                    f"{work} is of another run",
-                    f"Choose another name, or give its answers up with: rm -r {work}",
-                )
-            _write_whole(note, json.dumps(job))
-            yield work
-        shutil.rmtree(work)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield folder
+        shutil.rmtree(folder)
     except Timeout:
-        raise ResourceError("Only one process may write a table.", out, "Wait for the other to end.") from None
+        raise ResourceError("Another process is writing this table.", out, "Wait for it to finish.") from None
     except OSError as error:
         raise ResourceError(
-            f"{out} must be writable, with room on the disk.",
+            f"Cannot write {out}.",
             error.strerror or error,
-            "What was answered is kept: free some space and run the same command again.",
+            "What was computed is kept: free some space and run the same command again.",
         ) from error
 
 
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""  # `load_model` says what is wrong
+def _plan_jobs(folder: Path, processor: ShardProcessor, paths: Sequence[str], shard_size: int) -> list[Job]:
+    """The jobs that earlier calls have begun, and one of the images that none of these has.
 
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
-def _find_todo(paths: Sequence[str], work: Path) -> tuple[list[str], int]:
-    """Return the images without an answer, and how many have one."""
-    done = {row[0] for file in _list_parts(work) for row in _read_part(file)}
-    todo = [path for path in paths if to_printable(path) not in done]
-    return todo, len(paths) - len(todo)
-
-
-def _list_parts(work: Path) -> list[Path]:
-    return sorted(work.glob("part-*.csv"))
-
-
-def _read_part(file: Path) -> Iterator[list[str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        yield from csv.reader(lines)
-
-
-def _predict_remaining(run: Run, todo: Sequence[str], work: Path, tasks: Sequence[Task], part: int) -> str:
-    """Classify images in one stream, their answers kept part after part; return what computed."""
-    facts, model = run.manifest["image"], order_outputs(load_model(run), [task.name for task in tasks])
-    engine, checked = make_engine(model), _ValidatedPaths(todo)
-    stream = make_image_dataset(checked, facts["size"], facts["resize"], _BATCH).as_numpy_iterator()
-    rows: list[list[Any]] = []
-    position = 0
-    with (
-        progress.progress_bar("Predicting", len(todo), "images") as advance,
-        closing(engine.run(stream)) as results,
-        closing(_keep_parts(work, part)) as keep,
-    ):
-        next(keep)
-        for index, outputs in results:
-            for place, row in enumerate(index.tolist()):
-                rows += [checked.explain(missing) for missing in range(position, row)]
-                predicted = [
-                    cell
-                    for task, output in zip(tasks, outputs, strict=True)
-                    for cell in task.format_prediction(output[place])
-                ]
-                rows.append([to_printable(todo[row]), "", "", *predicted])
-                advance(row + 1 - position)
-                position = row + 1
-            rows = keep.send(rows)
-        rows += [checked.explain(missing) for missing in range(position, len(todo))]
-        keep.send(rows)
-        advance(len(todo) - position)
-    return engine.name
-
-
-def _keep_parts(work: Path, part: int) -> Generator[list[list[Any]], list[list[Any]], None]:
-    """Take rows, write those that fill a part, give back the others; what is left at the end is written too."""
-    number = max((int(file.stem.partition("-")[2]) for file in _list_parts(work)), default=-1) + 1
-    rows: list[list[Any]] = []
-    try:
-        while True:
-            rows = yield rows
-            while len(rows) >= part:
-                _write_part(work / f"part-{number:08d}.csv", rows[:part])
-                rows, number = rows[part:], number + 1
-    finally:
-        if rows:
-            _write_part(work / f"part-{number:08d}.csv", rows)
-
-
-def _write_part(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    aside = path.with_name("next.tmp")
-    with aside.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-class _ValidatedPaths(Sequence[str]):
-    """Paths as a stream reads them, some at a time; those that are no images are known and become "".
-
-    Headers are read before: pipes are never opened, bombs never unpacked.
+    Raises:
+        DataError: They were begun by another run, or in other versions.
     """
-
-    def __init__(self, paths: Sequence[str]):
-        self._paths = paths
-        self._problems: dict[int, InvalidImage] = {}
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, chosen: Any) -> Any:
-        if not isinstance(chosen, slice):
-            return self[chosen : chosen + 1][0]
-        rows = range(*chosen.indices(len(self._paths)))
-        with ThreadPoolExecutor() as pool:
-            found = list(pool.map(_find_problem, (self._paths[row] for row in rows)))
-        self._problems |= {row: problem for row, problem in zip(rows, found, strict=True) if problem}
-        return ["" if problem else self._paths[row] for row, problem in zip(rows, found, strict=True)]
-
-    def explain(self, row: int) -> list[str]:
-        """Return the path, the code and the reason of an image that did not come out of the stream."""
-        problem = self._problems.get(row) or read_error(self._paths[row])
-        return [to_printable(self._paths[row]), problem.code, problem.reason]
-
-
-def _find_problem(path: str) -> InvalidImage | None:
-    """Say why a file is no image; pipes are never opened, bombs never unpacked."""
+    begun = sorted(note.parent for note in folder.glob("*/job.json"))
     try:
-        check_header(read_image(path))
-        return None
-    except ImageError as error:
-        return InvalidImage(path, error.code, error.reason)
+        jobs = [plan_job(job_folder, processor.facts, None, list, shard_size) for job_folder in begun]
+        known = {path for job in jobs for shard in range(job.shards) for path in job.read_paths(shard)}
+        new = [path for path in paths if path not in known]
+        if new:
+            jobs.append(plan_job(folder / f"{len(jobs):05d}", processor.facts, None, lambda: new, shard_size))
+    except RunError as error:
+        raise DataError(
+            "This table was begun by another run, or in other versions.",
+            error,
+            f"Choose another name, or discard what was computed with: rm -r {folder}",
+        ) from error
+    for job in jobs:
+        job.forget_attempts()
+        job.drop_damaged()
+    return jobs
 
 
-def name_columns(tasks: Sequence[Task]) -> list[str]:
-    """Return `label` and `probability of NAME`, or `value`, of each task; where there are several, its name before."""
-    prefixes = ["" if len(tasks) == 1 else f"{task.name}: " for task in tasks]
-    return [
-        f"{prefix}{name}" for prefix, task in zip(prefixes, tasks, strict=True) for name in task.prediction_columns()
-    ]
+def _process(jobs: Sequence[Job], processor: ShardProcessor, settled: int) -> None:
+    """Classify the images that have no row yet.
+
+    Raises:
+        RunError: Some could not be classified.
+    """
+    with progress_bar("Predicting", sum(job.images for job in jobs), "images") as advance:
+        advance(settled)
+        for job in jobs:
+            process_shards(job, processor, advance)
+    failures = [f"{one.first} to {one.last}: {one.error}" for job in jobs for one in job.list_failures()]
+    if failures:
+        raise RunError.from_problems("Some images could not be classified; run the same command again:", failures)
 
 
-def _assemble(work: Path, out: Path, columns: list[str]) -> tuple[int, int]:
-    """Write the table and the list of what could not be read from the parts; return how many rows each has."""
-    aside, rejected = work / f"table{out.suffix}", work / "rejected.csv"
-    counts = [0, 0]
-    with (
-        _make_writer(aside, ["path", *columns]) as write,
-        rejected.open("w", newline="", encoding="utf-8") as file,
-    ):
-        bad = csv.writer(file)
-        bad.writerow(["path", "code", "reason"])
-        for part in _list_parts(work):
-            rows = list(_read_part(part))
-            good = [[row[0], *row[3:]] for row in rows if not row[1]]
-            write(good)
-            bad.writerows(row for row in rows if row[1])
-            counts[0] += len(good)
-            counts[1] += len(rows) - len(good)
-    for path in (aside, rejected):
-        with path.open("rb") as written:
-            os.fsync(written.fileno())
-    if counts[1]:
-        os.replace(rejected, _name_rejected(out))
-    os.replace(aside, out)
-    return counts[0], counts[1]
+def _join(jobs: Sequence[Job], out: Path) -> tuple[int, list[InvalidImage]]:
+    """Write the table and the list of unreadable images; the number of rows, and these images."""
+    rejected, rows = [bad for job in jobs for bad in job.list_rejected()], 0
+    parts = [job.part(shard) for job in jobs for shard in range(job.shards)]
+    schema = parquet.read_schema(parts[0])
+    columns = [pyarrow.field("path", pyarrow.string()), *(schema.field(name) for name in schema.names[2:])]
+    with atomic_write(out) as temporary:
+        with _open_table(temporary, out.suffix, pyarrow.schema(columns)) as write:
+            for part in parts:
+                table = parquet.read_table(part)
+                rows += len(table)
+                write([[_format_cell(cell) for cell in row.values()] for row in table.drop("sha256").to_pylist()])
+        if rejected:
+            with atomic_write(_name_rejected(out)) as beside, _open_csv(beside, REJECTED_COLUMNS) as write:
+                write((bad.path, bad.code, bad.reason) for bad in rejected)
+    return rows, rejected
+
+
+def _format_cell(cell: str | float) -> str:
+    return cell if isinstance(cell, str) else f"{cell:.7g}"
+
+
+_Write = Callable[[Iterable[Sequence[str]]], object]
+
+
+def _open_table(path: Path, suffix: str, schema: pyarrow.Schema) -> AbstractContextManager[_Write]:
+    """A function that adds rows of text to a new table; in Parquet they get the types of the schema."""
+    return _open_csv(path, schema.names) if suffix == ".csv" else _open_parquet(path, schema)
 
 
 @contextmanager
-def _make_writer(path: Path, header: list[str]) -> Iterator[Any]:
-    """Yield a function that adds rows of text to a table; in Parquet probabilities are float32."""
-    if path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            yield writer.writerows
-        return
-    import pyarrow as pa
-    from pyarrow import parquet
+def _open_csv(path: Path, header: Sequence[str]) -> Iterator[_Write]:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        yield writer.writerows
 
-    kinds = [pa.float32() if "probability of " in name or name.endswith(": value") else pa.string() for name in header]
-    schema = pa.schema(list(zip(header, kinds, strict=True)))
 
-    def write(rows: list[list[str]]) -> None:
-        if rows:
-            columns = [
-                pa.array(np.array(values, dtype=np.float32) if kind == pa.float32() else values, kind)
-                for values, kind in zip(zip(*rows, strict=True), kinds, strict=True)
-            ]
-            table.write_table(pa.table(columns, schema=schema))
+@contextmanager
+def _open_parquet(path: Path, schema: pyarrow.Schema) -> Iterator[_Write]:
+    def write(rows: Iterable[Sequence[str]]) -> None:
+        columns = zip(*rows, strict=True)
+        arrays = [
+            pyarrow.array(np.array(values, np.float32) if pyarrow.types.is_floating(kind) else values, kind)
+            for values, kind in zip(columns, schema.types, strict=False)
+        ]
+        if arrays:
+            table.write_table(pyarrow.table(arrays, schema=schema))
 
     with parquet.ParquetWriter(path, schema) as table:
         yield write

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from tlkeras.cli.tables.style import MOST_ROWS, format_number, issues_table, make_table, open_console
 from tlkeras.evaluation.metric_names import METRIC_NAMES, baseline_names
+from tlkeras.inference.results import ClassProbability, PredictionFileResult, PredictionResult
 
 _WITH_INTERVALS = ("f1", "roc_auc", "average_precision")
 
@@ -110,61 +111,59 @@ def _tell_calibration(calibration: dict[str, Any]) -> str:
     return f"{text}; {', '.join(found)}." if found else f"{text}."
 
 
-def print_predictions(result: dict[str, Any]) -> None:
-    """Print the best classes of each image, and what could not be read."""
+def print_predictions(result: PredictionResult) -> None:
+    """Print the best classes of each image, and the images that could not be read."""
     console = open_console()
-    draw = _list_answers if result["threshold"] is None else _list_labels_found
-    if result["predictions"]:
+    draw = _list_best_classes if result.threshold is None else _list_labels_found
+    if result.predictions:
         console.print(draw(result))
-    if result["unreadable"]:
-        console.print(issues_table(f"{len(result['unreadable'])} could not be read", result["unreadable"]))
+    if result.unreadable:
+        console.print(issues_table(f"{len(result.unreadable)} could not be read", result.unreadable))
 
 
-def print_prediction_file(result: dict[str, Any]) -> None:
-    """Print what was written where, how fast, and what could not be read."""
+def print_prediction_file(result: PredictionFileResult) -> None:
+    """Print where the table is, how fast it was computed, and how many images could not be read."""
     console = open_console()
-    done = f", {result['resumed']:,} of them before" if result["resumed"] else ""
-    engine = f" with {result['engine']}" if result["engine"] else ""
-    console.print(f"Wrote {result['rows']:,} predictions to {escape(result['out'])}{done}.")
-    console.print(f"{result['rate']:,.0f} images/s{engine}, {result['seconds']:,.1f} s.")
-    if result["unreadable"]:
-        console.print(f"[yellow]{result['unreadable']:,} could not be read; see {escape(result['rejected'])}[/yellow]")
+    done = f", {result.resumed:,} of them before" if result.resumed else ""
+    engine = f" with {result.engine}" if result.engine else ""
+    console.print(f"Wrote {result.rows:,} predictions to {escape(result.out)}{done}.")
+    console.print(f"{result.rate:,.0f} images/s{engine}, {result.seconds:,.1f} s.")
+    if result.unreadable:
+        where = escape(result.rejected or "")
+        console.print(f"[yellow]{len(result.unreadable):,} could not be read; see {where}[/yellow]")
 
 
-def _list_answers(result: dict[str, Any]) -> Table:
-    others = _list_others(result)
+def _list_best_classes(result: PredictionResult) -> Table:
+    others = _list_other_tasks(result)
     columns = [("image", "left"), ("label", "left"), ("probability", "right"), ("then", "left")]
     columns += [(name, "left") for name in others]
-    table = make_table(f"Predictions of {result['run']}", columns)
-    for row in result["predictions"]:
-        table.add_row(
-            escape(row["path"]),
-            escape(row["label"]),
-            f"{row['probability']:.3f}",
-            _list_best(row["top"][1:]),
-            *(escape(row["tasks"][name]["label"]) for name in others),
-        )
+    table = make_table(f"Predictions of {result.run}", columns)
+    for image in result.predictions:
+        labels = [escape(image.tasks[name].label) for name in others]
+        probability = f"{image.probability:.3f}"
+        table.add_row(escape(image.path), escape(image.label), probability, _list_probabilities(image.top[1:]), *labels)
     return table
 
 
-def _list_labels_found(result: dict[str, Any]) -> Table:
-    others = _list_others(result)
-    columns = [("image", "left"), (f"labels, from {result['threshold']:g} on", "left"), ("probabilities", "left")]
+def _list_labels_found(result: PredictionResult) -> Table:
+    others = _list_other_tasks(result)
+    columns = [("image", "left"), (f"labels, from {result.threshold:g} on", "left"), ("probabilities", "left")]
     columns += [(name, "left") for name in others]
-    table = make_table(f"Predictions of {result['run']}", columns)
-    for row in result["predictions"]:
-        predicted = [escape(row["tasks"][name]["label"]) for name in others]
-        table.add_row(escape(row["path"]), escape(", ".join(row["labels"])) or "-", _list_best(row["top"]), *predicted)
+    table = make_table(f"Predictions of {result.run}", columns)
+    for image in result.predictions:
+        labels = [escape(image.tasks[name].label) for name in others]
+        found = escape(", ".join(image.labels)) or "-"
+        table.add_row(escape(image.path), found, _list_probabilities(image.top), *labels)
     return table
 
 
-def _list_others(result: dict[str, Any]) -> list[str]:
-    """Return the names of the tasks beside the first."""
-    return list(result["predictions"][0].get("tasks", {}))[1:]
+def _list_other_tasks(result: PredictionResult) -> list[str]:
+    """Names of all tasks but the first."""
+    return list(result.predictions[0].tasks)[1:]
 
 
-def _list_best(top: Sequence[dict[str, Any]]) -> str:
-    return escape(", ".join(f"{best['label']} {best['probability']:.3f}" for best in top))
+def _list_probabilities(top: Sequence[ClassProbability]) -> str:
+    return escape(", ".join(f"{best.label} {best.probability:.3f}" for best in top))
 
 
 def _list_labels(labels: dict[str, dict[str, Any]], what: str) -> Table:

@@ -1,16 +1,16 @@
-"""A job on many images: one folder, fixed shards, and what was written down about each.
+"""A job on many images: one folder, fixed shards, and a record of each.
 
     FOLDER/job.json              what is computed, on how many images, in how many shards
            shards/00000          the paths of a shard's images, each ended by a zero byte
            parts/00000.parquet   its rows; `pandas.read_parquet("FOLDER/parts")` reads all of them
            rejected/00000.csv    its images that could not be used, with the reason
            records/00000.json    rows, rejected, bytes and SHA-256 of the part: the shard is done
-           claims/00000.lock     held by the worker that is at the shard
+           claims/00000.lock     held by the worker that computes the shard
            attempts/00000        a line for each start and each error; gone once the shard is done
            done.json             every shard is done: counts, and one SHA-256 of all parts
 
-A file is written aside, flushed to the disk and renamed, the record last. So a shard that has a record is whole; one
-that has none is done again, by any worker on any machine that sees the folder, and comes out the same.
+Files are written atomically, the record last. So a shard that has a record is complete; one that has none is computed
+again, by any worker on any machine that sees the folder, with the same result.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ import csv
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,75 +34,120 @@ from filelock import FileLock, Timeout
 
 from tlkeras.data.headers import InvalidImage, to_printable
 from tlkeras.errors import DataError, ResourceError, RunError
-from tlkeras.features.shards import sync_folder
+from tlkeras.files import atomic_write, sha256, sync_folder
+from tlkeras.inference.results import FailedShard
 
 FORMAT = 1
 ATTEMPTS = 3
 JOB, DONE = "job.json", "done.json"
+REJECTED_COLUMNS = ("path", "code", "reason")
 _FOLDERS = ("shards", "parts", "rejected", "records", "claims", "attempts")
 
 
 @dataclass(frozen=True)
-class FailedShard:
-    """A shard that was given up: its number, the paths of its first and last image, and the last error."""
+class ShardRecord:
+    """A finished shard: rows and rejected images, and size in bytes and SHA-256 of its part."""
 
-    shard: int
-    first: str
-    last: str
-    error: str
+    rows: int
+    rejected: int
+    bytes: int
+    sha256: str
+
+    @property
+    def images(self) -> int:
+        """Images of the shard."""
+        return self.rows + self.rejected
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """Progress of a job.
+
+    Attributes:
+        images: All images.
+        shards: All shards.
+        done: Shards with a record.
+        rows: Rows in their parts.
+        rejected: Their images without a row.
+        bytes: Size of their parts.
+        sha256: SHA-256 of all parts' digests in order: jobs with equal ones have equal rows, byte for byte. None
+            until every shard is done.
+    """
+
+    images: int
+    shards: int
+    done: int
+    rows: int
+    rejected: int
+    bytes: int
+    sha256: str | None
+
+    @property
+    def settled(self) -> int:
+        """Images of finished shards."""
+        return self.rows + self.rejected
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is written in a job's folder.
+    """The folder of a job.
 
     Attributes:
-        folder: Where all of it lies; a disk that all workers see.
+        folder: On a disk that all workers see.
         facts: What the rows depend on besides the images, JSON values.
-        root: The folder that the images' names are relative to.
-        images: How many there are.
-        shards: How many shards they are divided into.
+        root: The folder that names of images are relative to; None: their names are their paths.
+        images: Number of images.
+        shards: Number of shards.
     """
 
     folder: Path
     facts: Mapping[str, Any]
-    root: str
+    root: str | None
     images: int
     shards: int
 
     def part(self, shard: int) -> Path:
-        """Return the file of a shard's rows."""
+        """The file of a shard's rows."""
         return self.folder / "parts" / f"{shard:05d}.parquet"
 
     def read_paths(self, shard: int) -> list[str]:
-        """Return the images of a shard, in order."""
+        """Paths of a shard's images, in order."""
         content = (self.folder / "shards" / f"{shard:05d}").read_bytes()
         return [os.fsdecode(path) for path in content.split(b"\0")[:-1]]
 
     def name(self, path: str) -> str:
-        """Return what an image is called in the results: relative to the root, with "/" and printable."""
+        """Name of an image in the results, printable: its path, or relative to the root with "/"."""
+        if self.root is None:
+            return to_printable(path)
         return to_printable(os.path.relpath(path, self.root)).replace(os.sep, "/")
 
     def list_done(self) -> list[int]:
-        """Return the shards that have a record."""
+        """Numbers of the shards that have a record."""
         return sorted(int(path.stem) for path in (self.folder / "records").glob("[0-9]*.json"))
 
     def is_done(self, shard: int) -> bool:
-        """Return whether a shard has a record."""
+        """Whether a shard has a record."""
         return self._record(shard).exists()
 
     def list_pending(self) -> list[int]:
-        """Return the shards that have neither a record nor too many attempts behind them."""
+        """Numbers of the shards that are neither done nor given up."""
         settled = {*self.list_done(), *(failure.shard for failure in self.list_failures())}
         return [shard for shard in range(self.shards) if shard not in settled]
 
-    def read_record(self, shard: int) -> dict[str, Any]:
-        """Return what was written down when a shard was done."""
-        return json.loads(self._record(shard).read_bytes())
+    def read_record(self, shard: int) -> ShardRecord:
+        """The record of a finished shard."""
+        return ShardRecord(**json.loads(self._record(shard).read_bytes()))
+
+    def list_rejected(self) -> Iterator[InvalidImage]:
+        """Images of finished shards that have no row, by name, in the order of the images."""
+        for shard in self.list_done():
+            if self._rejected(shard).exists():
+                with open(self._rejected(shard), newline="", encoding="utf-8") as file:
+                    yield from (InvalidImage(**row) for row in csv.DictReader(file))
 
     @contextlib.contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
-        """Within, no other worker is at the shard; yields False if one is. A killed worker's claim ends with it."""
+        """Keep other workers from a shard; yields False if one has it. A killed worker's claim ends with it."""
         lock = FileLock(self.folder / "claims" / f"{shard:05d}.lock", timeout=0)
         try:
             lock.acquire()
@@ -116,20 +160,20 @@ class Job:
             lock.release()
 
     def note_start(self, shard: int) -> None:
-        """Write down that a worker begins a shard, so that one that kills its workers is given up, too."""
+        """Record that a worker starts a shard, so that a shard that kills its workers is given up, too."""
         self._note(shard, {"started": f"{socket.gethostname()}:{os.getpid()}"})
 
     def note_error(self, shard: int, error: str) -> None:
-        """Write down why an attempt came to nothing."""
+        """Record why an attempt failed."""
         self._note(shard, {"error": error})
 
     def forget_attempts(self, shard: int | None = None) -> None:
-        """Give a shard, or all of them, as many attempts as at first."""
+        """Forget the failed attempts of a shard, or of all."""
         for path in (self.folder / "attempts").glob("*" if shard is None else f"{shard:05d}"):
             path.unlink(missing_ok=True)
 
     def list_failures(self) -> list[FailedShard]:
-        """Return the shards that failed so often that they were given up."""
+        """Shards that were given up after `ATTEMPTS` attempts."""
         failures = []
         done = set(self.list_done())
         for path in sorted((self.folder / "attempts").iterdir()):
@@ -149,67 +193,57 @@ class Job:
         Raises:
             OSError: The disk is full or the folder cannot be written.
         """
-        side = self.folder / "rejected" / f"{shard:05d}.csv"
         if rejected:
-            with atomic_write(side) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
+            with (
+                atomic_write(self._rejected(shard)) as temporary,
+                open(temporary, "w", newline="", encoding="utf-8") as file,
+            ):
                 writer = csv.writer(file)
-                writer.writerow(("path", "code", "reason"))
+                writer.writerow(REJECTED_COLUMNS)
                 writer.writerows((self.name(bad.path), bad.code, bad.reason) for bad in rejected)
         else:
-            side.unlink(missing_ok=True)
-        with atomic_write(self.part(shard)) as aside:
-            pyarrow.parquet.write_table(table, aside, compression="zstd", use_dictionary=False)
-        with open(self.part(shard), "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = self.part(shard).stat().st_size
-        record = {"rows": len(table), "rejected": len(rejected), "bytes": size, "sha256": digest}
-        _write_json(self._record(shard), record)
+            self._rejected(shard).unlink(missing_ok=True)
+        part = self.part(shard)
+        with atomic_write(part) as temporary:
+            pyarrow.parquet.write_table(table, temporary, compression="zstd", use_dictionary=False)
+        record = ShardRecord(len(table), len(rejected), part.stat().st_size, sha256(part))
+        _write_json(self._record(shard), asdict(record))
         self.forget_attempts(shard)
 
     def drop_damaged(self, thorough: bool = False) -> list[int]:
-        """Take away the records of shards whose part is missing or has another size, and return these shards.
+        """Remove the records of shards whose part is missing or has another size; the numbers of these shards.
 
         Args:
             thorough: Also read every part and compare its SHA-256.
         """
-        dropped = []
-        for shard in self.list_done():
-            try:
-                record, size = self.read_record(shard), self.part(shard).stat().st_size
-                whole = record["bytes"] == size
-                if whole and thorough:
-                    with open(self.part(shard), "rb") as file:
-                        whole = hashlib.file_digest(file, "sha256").hexdigest() == record["sha256"]
-            except (OSError, ValueError, KeyError):
-                whole = False
-            if not whole:
-                self._record(shard).unlink(missing_ok=True)
-                dropped.append(shard)
+        dropped = [shard for shard in self.list_done() if not self._is_intact(shard, thorough)]
+        for shard in dropped:
+            self._record(shard).unlink(missing_ok=True)
         return dropped
 
-    def summarise(self) -> dict[str, Any]:
-        """Return the counts; `done.json` holds them, too, once every shard is done.
-
-        `sha256` is that of all parts' digests in order: two jobs with equal ones have equal rows, byte for byte.
-        """
+    def summarise(self) -> JobSummary:
+        """Progress so far; `done.json` is written once every shard is done."""
         records = [self.read_record(shard) for shard in self.list_done()]
-        counts = {key: sum(record[key] for record in records) for key in ("rows", "rejected", "bytes")}
-        whole = len(records) == self.shards
-        digest = hashlib.sha256("".join(record["sha256"] for record in records).encode()).hexdigest()
-        summary = {
-            "folder": str(self.folder),
-            "images": self.images,
-            "shards": self.shards,
-            "done": len(records),
-            **counts,
-            "sha256": digest if whole else None,
-        }
-        if whole:
-            _write_json(self.folder / DONE, {key: summary[key] for key in summary if key != "folder"})
+        complete = len(records) == self.shards
+        digest = hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
+        summary = JobSummary(
+            images=self.images,
+            shards=self.shards,
+            done=len(records),
+            rows=sum(record.rows for record in records),
+            rejected=sum(record.rejected for record in records),
+            bytes=sum(record.bytes for record in records),
+            sha256=digest if complete else None,
+        )
+        if complete:
+            _write_json(self.folder / DONE, asdict(summary))
         return summary
 
     def _record(self, shard: int) -> Path:
         return self.folder / "records" / f"{shard:05d}.json"
+
+    def _rejected(self, shard: int) -> Path:
+        return self.folder / "rejected" / f"{shard:05d}.csv"
 
     def _note(self, shard: int, note: dict[str, str]) -> None:
         with open(self.folder / "attempts" / f"{shard:05d}", "a", encoding="utf-8") as file:
@@ -219,19 +253,25 @@ class Job:
         with self.claim(shard) as free:
             return not free
 
+    def _is_intact(self, shard: int, thorough: bool) -> bool:
+        try:
+            record, part = self.read_record(shard), self.part(shard)
+            return record.bytes == part.stat().st_size and (not thorough or record.sha256 == sha256(part))
+        except (OSError, ValueError, TypeError):
+            return False
+
 
 def plan_job(
-    folder: Path, facts: Mapping[str, Any], root: str, list_paths: Callable[[], Iterable[str]], shard_size: int
+    folder: Path, facts: Mapping[str, Any], root: str | None, list_paths: Callable[[], Iterable[str]], shard_size: int
 ) -> Job:
-    """Divide images into shards and write the job down; a folder that holds the same job already is gone on with.
+    """The new job of a folder, its images divided into shards, or the one that it holds already.
 
-    The images of a job never change: a folder that has got more of them since is another job. Their paths are never
-    in memory together.
+    The images of a job are fixed when it is planned. Their paths are never all in memory.
 
     Args:
         facts: As in `Job`.
         root: As in `Job`.
-        list_paths: Absolute paths, in a fixed order; only called for a new job.
+        list_paths: Paths in a fixed order, absolute where other processes read them; only called for a new job.
         shard_size: Images in a shard.
 
     Raises:
@@ -247,15 +287,16 @@ def plan_job(
             job = open_job(folder)
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         raise ResourceError(
-            "A job's folder must be writable, on a file system with locks.",
-            f"{folder} ({getattr(error, 'strerror', None) or error})",
+            f"Cannot write the job's folder {folder}.",
+            getattr(error, "strerror", None) or error,
+            "Choose a writable folder on a file system with locks.",
         ) from error
     check_facts(job, facts)
     return job
 
 
 def open_job(folder: Path) -> Job:
-    """Return the job of a folder.
+    """The job of a folder.
 
     Raises:
         RunError: It holds none that this version can read.
@@ -264,14 +305,14 @@ def open_job(folder: Path) -> Job:
         found = json.loads((folder / JOB).read_bytes())
         if found.pop("format") == FORMAT:
             return Job(folder, **found)
-        problem: object = "one of another format"
+        problem: object = f"its format is not {FORMAT}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = error
-    raise RunError(f"The folder must hold a job of format {FORMAT}.", f"{folder} ({problem})")
+    raise RunError(f"{folder} holds no job that this version can read.", problem)
 
 
 def check_facts(job: Job, facts: Mapping[str, Any]) -> None:
-    """See to it that a worker would compute what the job is about.
+    """Make sure that a worker would compute the rows that the job is about.
 
     Raises:
         RunError: It would not; every difference is named.
@@ -280,33 +321,18 @@ def check_facts(job: Job, facts: Mapping[str, Any]) -> None:
     names = sorted(name for name in {*here, *job.facts} if here.get(name) != job.facts.get(name))
     if names:
         differences = [f"{name} is {job.facts.get(name)!r} there and {here.get(name)!r} here" for name in names]
-        headline = f"All of a job is computed alike. The one in {job.folder} differs; choose another folder:"
+        headline = f"{job.folder} holds another job; choose another folder, or compute this one as it was begun:"
         raise RunError.from_problems(headline, differences)
 
 
-@contextlib.contextmanager
-def atomic_write(target: Path) -> Iterator[Path]:
-    """Yield a path to write to; on success it takes the target's place, on the disk for good, else it is gone."""
-    aside = target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        yield aside
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, target)
-        sync_folder(target.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-
-
 def _divide(
-    folder: Path, facts: Mapping[str, Any], root: str, list_paths: Callable[[], Iterable[str]], size: int
+    folder: Path, facts: Mapping[str, Any], root: str | None, list_paths: Callable[[], Iterable[str]], size: int
 ) -> None:
     others = [path.name for path in folder.iterdir() if path.name not in (".lock", *_FOLDERS)]
     if others:
-        raise RunError("A new job needs an empty folder.", f"{folder} with {sorted(others)[0]!r} in it")
+        raise RunError(f"{folder} already holds other files.", repr(sorted(others)[0]), "Choose an empty folder.")
     for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)  # what a plan that was interrupted has left
+        shutil.rmtree(folder / name, ignore_errors=True)  # what an interrupted plan has left
         (folder / name).mkdir()
     paths, count, shards = iter(list_paths()), 0, 0
     while chunk := list(islice(paths, size)):
@@ -314,12 +340,12 @@ def _divide(
         (folder / "shards" / f"{shards:05d}").write_bytes(content)
         count, shards = count + len(chunk), shards + 1
     if not count:
-        raise DataError("There must be at least one image.", f"none below {root}")
+        raise DataError("No image was found.", f"none below {root}")
     sync_folder(folder / "shards")
     plan = {"format": FORMAT, "facts": dict(facts), "root": root, "images": count, "shards": shards}
     _write_json(folder / JOB, plan)
 
 
 def _write_json(path: Path, value: Any) -> None:
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""The engine for many machines: Ray Data hands shards to actors, which keep the same contract as local processes."""
+"""The engine for many machines: Ray Data gives shards to actors, which write the job's folder as processes do."""
 
 from __future__ import annotations
 
@@ -16,47 +16,49 @@ from tlkeras.progress import progress_bar
 
 
 class ShardActor:
-    """Holds a model and does the shards that Ray gives it; what is there already is not done again.
+    """Holds a model and computes the shards that Ray gives it and that are not done yet.
 
     Args:
         folder: The job's, as the actor's machine sees it.
-        open_work: From a job to what computes it; it refuses where this machine would compute something else.
+        load_processor: From a job to its processor; raises where this machine would compute other rows.
     """
 
-    def __init__(self, folder: str, open_work: Callable[[Job], ShardProcessor]):
+    def __init__(self, folder: str, load_processor: Callable[[Job], ShardProcessor]):
         self._job = open_job(Path(folder))
-        self._work = open_work(self._job)
+        self._processor = load_processor(self._job)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Do a batch of shard numbers, int64 [n]; return how many images of each are settled, int64 [n]."""
-        return {"images": np.array([self._do(shard) for shard in batch["shard"].tolist()], np.int64)}
+        """Numbers of images of the shards, int64 [n], from their numbers, int64 [n], once they are settled."""
+        return {"images": np.array([self._settle(shard) for shard in batch["shard"].tolist()], np.int64)}
 
-    def _do(self, shard: int) -> int:
-        with self._job.claim(shard) as free:  # taken: Ray believed another actor dead, and it is not
+    def _settle(self, shard: int) -> int:
+        with self._job.claim(shard) as free:  # not free: Ray took another actor for dead that is alive
             while free and shard in self._job.list_pending():
-                process_shard(self._job, self._work, shard)
+                process_shard(self._job, self._processor, shard)
         return len(self._job.read_paths(shard))
 
 
 ENGINES = ("local", "ray")
-"""What jobs and searches run on: processes of this machine, or actors of a Ray cluster."""
+"""Where jobs and searches run: in processes of this machine, or in actors of a Ray cluster."""
 
 
 def check_engine(name: str) -> None:
-    """Make sure that work can be given to an engine.
+    """Make sure that an engine can be used.
 
     Raises:
         TlkerasError: It is unknown.
         MissingExtraError: It is not installed.
     """
     if name not in ENGINES:
-        raise TlkerasError(f"An engine is one of {', '.join(ENGINES)}.", repr(name), suggest(name, ENGINES))
+        raise TlkerasError(
+            f"Unknown engine {name!r}; it is one of {', '.join(ENGINES)}.", way_out=suggest(name, ENGINES)
+        )
     if name == "ray":
         require_ray()
 
 
 def require_ray() -> None:
-    """See to it that Ray is there.
+    """Make sure that Ray is installed.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -66,16 +68,16 @@ def require_ray() -> None:
 
 
 def run_ray(
-    job: Job, open_work: Callable[[Job], ShardProcessor], workers: int, options: dict[str, Any] | None = None
+    job: Job, load_processor: Callable[[Job], ShardProcessor], workers: int, options: dict[str, Any] | None = None
 ) -> None:
-    """Do a job with so many actors of a Ray cluster: that of RAY_ADDRESS, else one started on this machine.
+    """Compute a job with `workers` actors of a Ray cluster: that of RAY_ADDRESS, else one started on this machine.
 
-    An actor that dies is replaced and its shards are done again.
+    An actor that dies is replaced and its shards are computed again.
 
     Args:
-        open_work: As in `ShardActor`; importable by name on every machine.
-        options: What an actor needs, such as {"num_gpus": 1}; by default one GPU where the cluster has any, else as
-            many cores as each of the workers can have.
+        load_processor: As in `ShardActor`; importable by name on every machine.
+        options: Resources of an actor, such as {"num_gpus": 1}; by default one GPU where the cluster has any, else an
+            equal share of the cores.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -93,7 +95,7 @@ def run_ray(
         shards = ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending) or 1)
         settled = shards.map_batches(
             ShardActor,
-            fn_constructor_args=(str(job.folder.resolve()), open_work),
+            fn_constructor_args=(str(job.folder.resolve()), load_processor),
             batch_size=1,
             concurrency=workers,
             **(options or choose_resources(ray.cluster_resources(), workers)),
@@ -106,8 +108,8 @@ def run_ray(
             ray.shutdown()
 
 
-def choose_resources(cluster: dict[str, float], workers: int) -> dict[str, Any]:
-    """Return what an actor asks of a cluster: one GPU where there are any, else its share of the cores."""
+def choose_resources(cluster: dict[str, float], workers: int) -> dict[str, int]:
+    """Resources of an actor, by Ray's names: one GPU where the cluster has any, else an equal share of the cores."""
     if cluster.get("GPU"):
         return {"num_gpus": 1}
     return {"num_cpus": max(1, int(cluster.get("CPU", 1)) // workers)}

@@ -1,44 +1,47 @@
-"""What a job's rows are made of: names, digests, and what a network says of each image."""
+"""Rows of a job's parts: name and SHA-256 of each image, then features or predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow
 
 from tlkeras.data.tasks import Task
-from tlkeras.inference.jobs.worker import MakeTable
+
+MakeTable = Callable[[list[str], list[str], list[np.ndarray]], tuple[pyarrow.Table, np.ndarray]]
+"""From names, digests and outputs [n, ...] each to rows, and which of the images have one, bool [n]."""
 
 
 def feature_table(dtype: str, width: int) -> MakeTable:
-    """Return what makes rows of name, SHA-256 and features, a list of one length in float16 or float32."""
+    """A function that makes rows of name, SHA-256 and features, a list of `width` numbers in float16 or float32."""
 
     def make(names: list[str], digests: list[str], outputs: list[np.ndarray]) -> tuple[pyarrow.Table, np.ndarray]:
         values = outputs[0].reshape(len(names), width) if outputs else np.empty((0, width), np.float32)
         with np.errstate(over="ignore"):
             values = values.astype(dtype)
         usable = np.asarray(np.isfinite(values).all(axis=1))
-        flat = pyarrow.array(values[usable].ravel())
-        columns: dict[str, Any] = {
-            "image": pyarrow.array([name for name, keep in zip(names, usable, strict=True) if keep], pyarrow.string()),
-            "sha256": pyarrow.array(
-                [name for name, keep in zip(digests, usable, strict=True) if keep], pyarrow.string()
-            ),
-            "features": pyarrow.FixedSizeListArray.from_arrays(flat, width),
-        }
-        return pyarrow.table(columns), usable
+        features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values[usable].ravel()), width)
+        return pyarrow.table({**_identify(names, digests, usable), "features": features}), usable
 
     return make
 
 
-def prediction_table(tasks: Sequence[Task], names_of_columns: Sequence[str]) -> MakeTable:
-    """Return what makes rows of name, SHA-256 and, for each task, the label and float32 probabilities.
+def prediction_columns(tasks: Sequence[Task]) -> list[str]:
+    """Names of the columns of all tasks: `label` and `probability of NAME`, or `value`.
 
-    Args:
-        names_of_columns: For each task one of the label, then one of each class's probability; of a number one.
+    Where there are several tasks, each column begins with the name of its task.
     """
+    prefixes = ["" if len(tasks) == 1 else f"{task.name}: " for task in tasks]
+    return [
+        f"{prefix}{name}" for prefix, task in zip(prefixes, tasks, strict=True) for name in task.prediction_columns()
+    ]
+
+
+def prediction_table(tasks: Sequence[Task]) -> MakeTable:
+    """A function that makes rows of name, SHA-256 and, for each task, the label and float32 probabilities."""
+    header = prediction_columns(tasks)
 
     def make(names: list[str], digests: list[str], outputs: list[np.ndarray]) -> tuple[pyarrow.Table, np.ndarray]:
         predictions = outputs or [np.empty((0, len(task.class_names)), np.float32) for task in tasks]
@@ -48,13 +51,12 @@ def prediction_table(tasks: Sequence[Task], names_of_columns: Sequence[str]) -> 
             if task.has_classes:
                 columns.append(pyarrow.array(task.format(task.decide(prediction[usable])), pyarrow.string()))
             columns += [pyarrow.array(column) for column in prediction[usable].T]
-        table = dict(zip(names_of_columns, columns, strict=True))
-        return pyarrow.table({**_identify(names, digests, usable), **table}), usable
+        return pyarrow.table({**_identify(names, digests, usable), **dict(zip(header, columns, strict=True))}), usable
 
     return make
 
 
-def _identify(names: list[str], digests: list[str], usable: np.ndarray) -> dict[str, Any]:
+def _identify(names: list[str], digests: list[str], usable: np.ndarray) -> dict[str, pyarrow.Array]:
     chosen = np.flatnonzero(usable).tolist()
     texts = {"image": names, "sha256": digests}
     return {key: pyarrow.array([text[row] for row in chosen], pyarrow.string()) for key, text in texts.items()}
