@@ -80,9 +80,9 @@ POISONED = {
 @pytest.mark.parametrize("poison", POISONED)
 def test_poison_is_refused(archive, tmp_path, poison):
     members, received = POISONED[poison]
-    with pytest.raises(BackboneError) as told:
+    with pytest.raises(BackboneError) as caught:
         check_archive(rewrite(archive, tmp_path / "model.keras", **members))
-    assert received in str(told.value)
+    assert received in str(caught.value)
 
 
 def test_what_keras_writes_is_not(archive):
@@ -99,7 +99,7 @@ def test_commands_refuse_a_run_with_a_poisoned_model(trained, tmp_path, poison):
         lambda: tlkeras.export(str(run), tmp_path / "models"),
         lambda: tlkeras.predict(str(run), [run / "samples"]),
     ):
-        with pytest.raises(RunError, match="model must be harmless") as told:
+        with pytest.raises(RunError, match="model is not safe to load") as caught:
             work()
-        assert received in str(told.value)
+        assert received in str(caught.value)
     assert not (tmp_path / "models").exists()

@@ -37,12 +37,12 @@ def test_logits_are_the_mean_of_those_of_each_orientation(count):
     assert not np.allclose(averaged(IMAGES), each[0], rtol=1e-3)
 
 
-def test_all_eight_orientations_of_a_image_get_the_same_answer():
+def test_all_eight_orientations_of_an_image_get_the_same_prediction():
     averaged = add_test_time_augmentation(make_network(), "map", 8)
 
-    answers = averaged(np.stack([apply_dihedral(IMAGES[0], number) for number in range(8)])).numpy()
+    predictions = averaged(np.stack([apply_dihedral(IMAGES[0], number) for number in range(8)])).numpy()
 
-    np.testing.assert_allclose(answers, answers[:1].repeat(8, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(predictions, predictions[:1].repeat(8, axis=0), rtol=1e-5)
 
 
 def test_maps_are_turned_back_before_they_are_averaged():
@@ -53,7 +53,7 @@ def test_maps_are_turned_back_before_they_are_averaged():
     np.testing.assert_allclose(add_test_time_augmentation(network, "map", 8)(IMAGES), network(IMAGES), rtol=1e-5)
 
 
-def test_several_answers_keep_their_names_and_the_variables_are_shared():
+def test_several_outputs_keep_their_names_and_the_variables_are_shared():
     network = make_network()
     named = keras.Model(network.input, {"one": network.output, "two": network.get_layer("features").output})
 
@@ -91,5 +91,5 @@ def test_parts_give_what_the_whole_gives():
 
 
 def test_a_cut_without_a_map_is_refused():
-    with pytest.raises(BackboneError, match=r"square map.*features gives 8.*test_time"):
+    with pytest.raises(BackboneError, match=r"square feature map.*features gives 8.*test_time"):
         add_test_time_augmentation(make_network(), "features", 8)

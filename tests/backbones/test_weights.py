@@ -14,7 +14,7 @@ from keras.src.utils import file_utils
 from tlkeras.backbones import downloads, weights
 from tlkeras.backbones.blocks import split
 from tlkeras.backbones.builder import build_backbone
-from tlkeras.backbones.catalog import find_backbone, select_backbones
+from tlkeras.backbones.catalog import find_backbone, list_backbones
 from tlkeras.backbones.keras_applications import create_model
 from tlkeras.backbones.weights import fingerprint, load_file, load_weights
 from tlkeras.errors import BackboneError
@@ -123,7 +123,7 @@ def test_every_format(tmp_path, save, source, target):
 
 
 @pytest.mark.parametrize("save", [save_weights_h5, save_keras])
-def test_format_is_told_by_content(tmp_path, save, source, target):
+def test_format_is_detected_by_content(tmp_path, save, source, target):
     erase(target)
     load_weights(target, str(save(source, tmp_path).rename(tmp_path / "weights.bin")))
     assert have_equal_weights(target, source)
@@ -153,7 +153,7 @@ def test_mismatches_are_named_all_at_once_up_to_ten(tmp_path, source):
     path = save_keras(source, tmp_path)
     model = build_backbone("mobilenet", size=32, weights="none")
     before = fingerprint(model)
-    with pytest.raises(BackboneError, match=r"must fit mobilenet. .*a.keras does not:") as caught:
+    with pytest.raises(BackboneError, match=r"weights in .*a.keras do not fit mobilenet:") as caught:
         load_weights(model, path)
     assert len(str(caught.value).splitlines()) == 12
     assert str(caught.value).splitlines()[-1].endswith("more layers")
@@ -187,13 +187,13 @@ def test_half_precision_files(tmp_path, source, target):
 )
 def test_other_files_are_refused(tmp_path, content, received):
     (tmp_path / "a.h5").write_bytes(content)
-    with pytest.raises(BackboneError, match="in a format that tlkeras reads") as caught:
+    with pytest.raises(BackboneError, match="Unknown format of a weights file") as caught:
         build_backbone("tiny", weights=tmp_path / "a.h5")
     assert received in str(caught.value)
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(BackboneError, match=r"must be a file.*a folder"):
+    with pytest.raises(BackboneError, match="is a folder, not a file of weights"):
         build_backbone("tiny", weights=tmp_path)
 
 
@@ -251,7 +251,7 @@ def test_files_that_reach_out_or_swell_are_refused(tmp_path, add, received, arch
             packed.write(path, "model.weights.h5")
             packed.writestr("config.json", json.dumps({"config": {"layers": []}}))
         path = tmp_path / "a.keras"
-    with pytest.raises(BackboneError, match="must hold its own data") as caught:
+    with pytest.raises(BackboneError, match="refers to other files, or is smaller than its contents") as caught:
         load_weights(target, path)
     assert received in str(caught.value)
 
@@ -280,7 +280,7 @@ def test_packaged_weights_need_their_wheel(monkeypatch):
 
 def test_pth_is_for_lite(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"\x80\x02}.")
-    with pytest.raises(BackboneError, match=r"PyTorch weights can be read for EfficientNet-Lite. .*for tiny"):
+    with pytest.raises(BackboneError, match=r"PyTorch weights are read for EfficientNet-Lite only. .*for tiny"):
         build_backbone("tiny", weights=tmp_path / "a.pth")
 
 
@@ -313,7 +313,7 @@ def test_a_file_in_the_cache_that_keras_did_not_publish_is_refused_and_kept(tmp_
     path = tmp_path / "models" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
     path.parent.mkdir()
     path.write_bytes(b"mine")
-    with pytest.raises(BackboneError, match="must be the one that Keras published"):
+    with pytest.raises(BackboneError, match="is not the one that Keras published"):
         build_backbone("vgg16")
     assert path.read_bytes() == b"mine"
 
@@ -380,16 +380,16 @@ def check_imagenet(name, top, tmp_path, monkeypatch):
     entry = find_backbone(name)
     size = entry.default_size if top else max(entry.minimum_size, 64)
     path = draw_imagenet_file(entry, top, size, tmp_path / "imagenet.h5")
-    asked = []
+    fetched = []
 
     def get_file(name, url, **others):
-        asked.append(downloads.WeightsFile(url, name, others.get("file_hash")))
+        fetched.append(downloads.WeightsFile(url, name, others.get("file_hash")))
         return str(path)
 
     monkeypatch.setattr(file_utils, "get_file", get_file)
     constructor = getattr(keras.applications, entry.constructor)
     theirs = constructor(weights="imagenet", include_top=top, input_shape=(size, size, 3))
-    assert asked == [downloads.find_download(name, top)]
+    assert fetched == [downloads.find_download(name, top)]
     ours = create_model(entry, size, top)
     load_file(ours, path)
     path.unlink()  # up to 1.4 GB
@@ -410,6 +410,6 @@ def test_imagenet_file_of_efficientnet_means_what_keras_makes_of_it(tmp_path, mo
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`input_shape` is undefined")
 @pytest.mark.parametrize("top", [False, True])
-@pytest.mark.parametrize("name", [entry.name for entry in select_backbones(weights="imagenet")])
+@pytest.mark.parametrize("name", [entry.name for entry in list_backbones(weights="imagenet")])
 def test_every_imagenet_file_means_what_keras_makes_of_it(name, top, tmp_path, monkeypatch):
     check_imagenet(name, top, tmp_path, monkeypatch)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tlkeras.backbones.builder import build_backbone
-from tlkeras.backbones.catalog import select_backbones
+from tlkeras.backbones.catalog import list_backbones
 from tlkeras.errors import BackboneError
 from tlkeras.evaluation.attribution import METHODS, Explainer, check_sanity, find_layer, occlude
 
@@ -122,14 +122,14 @@ def test_no_images_and_wrong_names(model, images):
 
 
 QUICK = ("mobilenet_v2", "vgg16", "tiny")
-NAMES = [entry.name for entry in select_backbones()]
+NAMES = [entry.name for entry in list_backbones()]
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
 )
 def test_every_backbone_is_explained(name):
-    entry = next(entry for entry in select_backbones() if entry.name == name)
+    entry = next(entry for entry in list_backbones() if entry.name == name)
     size = max(entry.minimum_size, 32) if name in QUICK else max(entry.minimum_size, 64)
     keras.utils.set_random_seed(0)
     model = add_head(build_backbone(name, size=size, weights="none"))

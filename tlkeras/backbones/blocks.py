@@ -1,4 +1,4 @@
-"""Where a backbone can be cut in two, and its blocks: read from the graph, with no table per backbone."""
+"""The cuts and the blocks of a backbone, read from its graph, with no table per backbone."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class CutPoint:
 
 @dataclass(frozen=True)
 class Block:
-    """Layers that a person would freeze or train together.
+    """Layers that are frozen or trained together.
 
     Attributes:
         index: 0 is nearest to the images.
-        name: What the names of its layers share.
+        name: The words that the names of its layers share.
         layers: Names, from input to output; layers without weights included.
         cut: Its output.
-        parameters: Weights of its layers.
+        parameters: Number of weights.
         multiply_adds: Per image.
     """
 
@@ -73,11 +73,11 @@ class Block:
 
 
 def find_cuts(model: keras.Model) -> list[CutPoint]:
-    """Find every tensor that alone carries all data, from input to output.
+    """Every tensor that alone carries all data, from input to output.
 
     Walks the graph in topological order and keeps the set of live tensors; wherever one tensor alone is live, the
-    model can be cut there. A part with several outputs has no cut after the first branch to an output. Where an image
-    has several rows, one for each orientation, there is none.
+    model can be cut. A model with several outputs has no cut after the first branch to an output. Where an image has
+    several rows, one for each orientation, there is none.
 
     Raises:
         BackboneError: The model has several inputs, or image sizes that are not fixed.
@@ -86,7 +86,7 @@ def find_cuts(model: keras.Model) -> list[CutPoint]:
 
 
 def find_cut(model: keras.Model, cut: CutPoint | str | int) -> CutPoint:
-    """Return a cut by the name of its layer, by its index (negative ones count from the output), or by "last".
+    """A cut by the name of its layer, by its index (negative ones count from the output), or by "last".
 
     Raises:
         BackboneError: The model has no such cut; names the nearest.
@@ -97,26 +97,21 @@ def find_cut(model: keras.Model, cut: CutPoint | str | int) -> CutPoint:
     if isinstance(cut, int):
         if -len(cuts) <= cut < len(cuts):
             return cuts[cut]
-        raise BackboneError(
-            f"The cut must be a number from 0 to {len(cuts) - 1}.", cut, f"{len(cuts) - 1} is the output."
-        )
+        way_out = f"Give a number from 0 to {len(cuts) - 1}, which is the output."
+        raise BackboneError(f"{model.name} has no such cut.", cut, way_out)
     name = cut.name if isinstance(cut, CutPoint) else cut
     by_name = {found.name: found for found in cuts}
     if name not in by_name:
-        raise BackboneError(
-            f"The cut must be a layer of {model.name} through which everything flows.",
-            repr(name),
-            suggest(name, [*by_name, "last"]),
-        )
+        raise BackboneError(f"{model.name} has no cut of that name.", repr(name), suggest(name, [*by_name, "last"]))
     return by_name[name]
 
 
 def split(model: keras.Model, cut: CutPoint | str | int) -> tuple[keras.Model, keras.Model]:
-    """Cut a model in two that share its variables: together they compute exactly what the whole does.
+    """The two models on either side of a cut, which share its variables and together compute the same.
 
     Returns:
         The prefix, from the model's input to the cut, and the suffix, from the cut to the model's output. At the last
-        cut the suffix changes nothing.
+        cut the suffix is the identity.
 
     Raises:
         BackboneError: The model has no such cut.
@@ -130,12 +125,12 @@ def split(model: keras.Model, cut: CutPoint | str | int) -> tuple[keras.Model, k
 
 
 def find_blocks(model: keras.Model) -> list[Block]:
-    """Group a model's layers into blocks; each layer with weights is in exactly one.
+    """The blocks of a model; each layer with weights is in exactly one.
 
-    A block gathers what looks around (a spatial convolution, depthwise ones included, or a merge of branches) and
-    what mixes channels after it; it closes at the narrowest cut before the next such place, the deepest where several
-    are equally narrow. So a bottleneck, a residual or dense unit, an Inception module each become one block. What
-    follows the last narrow cut is a block of its own if it has a convolution or dense layer.
+    A block holds a spatial operation (a convolution with a window, depthwise ones included, or a merge of branches)
+    and the layers that mix channels after it; it ends at the narrowest cut before the next spatial operation, the
+    deepest where several are equally narrow. So a bottleneck, a residual or dense unit, an Inception module each become
+    one block. Layers behind the last narrow cut are a block of their own if one is a convolution or dense layer.
 
     Raises:
         BackboneError: The model has several inputs or outputs, or image sizes that are not fixed.
@@ -143,27 +138,27 @@ def find_blocks(model: keras.Model) -> list[Block]:
     calls = trace_calls(model)
     located = _locate_cuts(model, calls)
     if not located or located[-1][1] != len(calls):
-        raise BackboneError("Blocks are found in models with one output.", f"{len(model.outputs)} outputs")
+        raise BackboneError("Only a model with one output has blocks.", f"{len(model.outputs)} outputs")
     located = _drop_straddled(calls, located)
     starts = [0, *(end for _, end in located[:-1])]
     segments = [calls[start:end] for start, (_, end) in zip(starts, located, strict=True)]
-    closings = _choose_closings(segments, [cut for cut, _ in located])
-    starts = [0, *(last + 1 for last in closings[:-1])]
+    ends = _choose_ends(segments, [cut for cut, _ in located])
+    starts = [0, *(last + 1 for last in ends[:-1])]
     groups = [
         [call for segment in segments[start : last + 1] for call in segment]
-        for start, last in zip(starts, closings, strict=True)
+        for start, last in zip(starts, ends, strict=True)
     ]
     names = _name_blocks(groups, model.name)
     return [
         _make_block(index, name, group, located[last][0])
-        for index, (name, group, last) in enumerate(zip(names, groups, closings, strict=True))
+        for index, (name, group, last) in enumerate(zip(names, groups, ends, strict=True))
     ]
 
 
 def _locate_cuts(model: keras.Model, calls: Sequence[Node]) -> list[tuple[CutPoint, int]]:
-    """Pair each cut with the number of calls before it."""
+    """Each cut with the number of calls up to it."""
     if len(model.inputs) != 1:
-        raise BackboneError("Cuts are found in models with one input.", f"{len(model.inputs)} inputs")
+        raise BackboneError("Only a model with one input has cuts.", f"{len(model.inputs)} inputs")
     waiting = Counter(id(tensor) for call in calls for tensor in call.inputs)
     waiting.update(id(tensor) for tensor in model.outputs)  # outputs stay alive to the end
     live, factor = {id(model.inputs[0])}, 1.0
@@ -184,7 +179,7 @@ def _make_cut(index: int, name: str, tensor: Any) -> CutPoint:
     shape = tuple(tensor.shape[1:])
     if None in shape:
         raise BackboneError(
-            "Cuts need images of one fixed size.",
+            "The model takes images of any size, so that the shapes of its cuts are unknown.",
             f"a tensor of shape {shape} after {name}",
             "Build the backbone with a size.",
         )
@@ -192,7 +187,7 @@ def _make_cut(index: int, name: str, tensor: Any) -> CutPoint:
 
 
 def _drop_straddled(calls: Sequence[Node], located: Sequence[tuple[CutPoint, int]]) -> list[tuple[CutPoint, int]]:
-    """Leave out the cuts between two uses of one layer: no block may own half a layer."""
+    """The cuts that do not lie between two uses of one layer, which would stand in two blocks."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for position, call in enumerate(calls):
@@ -203,29 +198,29 @@ def _drop_straddled(calls: Sequence[Node], located: Sequence[tuple[CutPoint, int
     return [(cut, end) for cut, end in located if not any(start < end <= stop for start, stop in spans)]
 
 
-def _choose_closings(segments: Sequence[Sequence[Node]], cuts: Sequence[CutPoint]) -> list[int]:
-    """Return the index of the last segment of each block."""
-    closings = []
-    complete: int | None = None  # the first segment at whose end the open block has all that it needs
-    gathered = False
+def _choose_ends(segments: Sequence[Sequence[Node]], cuts: Sequence[CutPoint]) -> list[int]:
+    """The index of the last segment of each block."""
+    ends = []
+    complete: int | None = None  # the first segment after which the open block has spatial and mixing layers
+    spatial = False
     for index, segment in enumerate(segments):
-        gathers = any(_gathers(call) for call in segment)
-        if gathers and complete is not None:
-            closings.append(_narrowest(segments, cuts, complete, index - 1))
-            complete, gathered = None, False
-        gathered = gathered or gathers
-        if complete is None and gathered and any(_mixes(call) for call in segment):
+        is_spatial = any(_is_spatial(call) for call in segment)
+        if is_spatial and complete is not None:
+            ends.append(_narrowest(segments, cuts, complete, index - 1))
+            complete, spatial = None, False
+        spatial = spatial or is_spatial
+        if complete is None and spatial and any(_mixes(call) for call in segment):
             complete = index
     end = len(segments) - 1
     if complete is not None:
         narrowest = _narrowest(segments, cuts, complete, end)
         if any(_mixes(call) for segment in segments[narrowest + 1 :] for call in segment):
-            closings.append(narrowest)
-    return [*closings, end]
+            ends.append(narrowest)
+    return [*ends, end]
 
 
 def _narrowest(segments: Sequence[Sequence[Node]], cuts: Sequence[CutPoint], first: int, last: int) -> int:
-    """Return the deepest of the narrowest cuts, but leave to the next block a normalisation that opens it."""
+    """The deepest of the narrowest cuts, but before a normalisation that begins the next block."""
     least = min(cuts[index].elements for index in range(first, last + 1))
     ties = [index for index in range(first, last + 1) if cuts[index].elements == least]
     best = ties[0]
@@ -241,8 +236,8 @@ def _ends_unit(call: Node) -> bool:
     return len(call.inputs) > 1 or isinstance(call.operation, (layers.MaxPooling2D, layers.AveragePooling2D))
 
 
-def _gathers(call: Node) -> bool:
-    """Whether a call looks around in space or joins branches."""
+def _is_spatial(call: Node) -> bool:
+    """Whether a call has a window larger than a pixel or joins branches."""
     window = getattr(call.operation, "kernel_size", (1,))
     return isinstance(call.operation, HubLayer) or max(window) > 1 or len({id(tensor) for tensor in call.inputs}) > 1
 
@@ -268,7 +263,7 @@ def _make_block(index: int, name: str, members: Sequence[Node], cut: CutPoint) -
 
 
 def _name_blocks(groups: Sequence[Sequence[Node]], model_name: str) -> list[str]:
-    """Name each block by what the names of its layers share, or else by its last layer."""
+    """The words that the names of a block's layers share, or else its last layer, for each block."""
     shared = [_share_words(group, model_name) for group in groups]
     return [
         name if name and shared.count(name) == 1 else group[-1].name for name, group in zip(shared, groups, strict=True)
@@ -276,7 +271,7 @@ def _name_blocks(groups: Sequence[Sequence[Node]], model_name: str) -> list[str]
 
 
 def _share_words(group: Sequence[Node], model_name: str) -> str:
-    """Return the longest run of words with which more than half of the layers' names begin."""
+    """The longest run of words with which more than half of the layers' names begin."""
     named = [call.operation.name for call in group if has_weights(call) and not is_named_by_keras(call.operation)]
     names = [name.removeprefix(f"{model_name}_").split("_") for name in named]
     shared: list[str] = []

@@ -3,22 +3,58 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from tlkeras.backbones import kerashub
-from tlkeras.backbones.blocks import find_blocks, find_cuts
-from tlkeras.backbones.catalog import BackboneInfo, find_backbone
+from tlkeras.backbones.blocks import Block, find_blocks, find_cuts
+from tlkeras.backbones.catalog import find_backbone
+from tlkeras.backbones.info import BackboneInfo
 from tlkeras.backbones.keras_applications import create_model
 from tlkeras.backbones.weights import find_weights, load_file
 from tlkeras.errors import BackboneError
+from tlkeras.results import Result
+
+
+@dataclass(frozen=True)
+class BackboneResult(Result):
+    """The blocks of a backbone, found in its graph.
+
+    Attributes:
+        name: Of the model.
+        size: Height and width of the images, pixels.
+        cuts: How many tensors it can be cut at.
+        blocks: From input to output.
+    """
+
+    name: str
+    size: int
+    cuts: int
+    blocks: tuple[Block, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes by name; of each block its sizes, without the names of its layers."""
+        blocks = [
+            {
+                "index": block.index,
+                "name": block.name,
+                "shape": list(block.shape),
+                "bytes": block.cut.bytes,
+                "parameters": block.parameters,
+                "multiply_adds": block.multiply_adds,
+                "layers": len(block.layers),
+            }
+            for block in self.blocks
+        ]
+        return {"name": self.name, "size": self.size, "cuts": self.cuts, "blocks": blocks}
 
 
 def build_backbone(
     name: str, *, size: int | None = None, weights: str | os.PathLike[str] = "imagenet", top: bool = False
 ) -> keras.Model:
-    """Build a backbone as one flat functional graph that eats uint8 images, its normalisation inside.
+    """A backbone as one flat functional graph from uint8 images, with its normalisation inside.
 
     Args:
         name: Of the catalog, or `hub:PRESET` or `hub:FOLDER` of KerasHub.
@@ -32,15 +68,16 @@ def build_backbone(
         `top` to the probabilities of the 1,000 ImageNet classes, float32 [n, 1000].
 
     Raises:
-        BackboneError: The name, size or weights cannot be had; said before anything is built where possible.
+        BackboneError: The name is unknown, the size does not fit, or the weights are not available; raised before
+            anything is built where possible.
     """
-    entry = find_backbone(name)
-    size = _check_size(entry, size, top)
-    file = find_weights(entry, weights, top)
-    if entry.family == "hub":
-        model = kerashub.construct(entry, size, pretrained=weights == "preset")
+    info = find_backbone(name)
+    size = _check_size(info, size, top)
+    file = find_weights(info, weights, top)
+    if info.family == "hub":
+        model = kerashub.build_preset(info, size, pretrained=weights == "preset")
     else:
-        model = create_model(entry, size, top)
+        model = create_model(info, size, top)
     if file is not None:
         load_file(model, file)
     return model
@@ -49,12 +86,12 @@ def build_backbone(
 def build_pretrained_classifier(
     name: str, backbone: keras.Model, weights: str | os.PathLike[str] = "imagenet"
 ) -> keras.Model:
-    """Return the part of a pretrained network that `build` leaves out: what the weights were trained to tell.
+    """The part of a pretrained network that `build_backbone` leaves out: the classifier it was trained with.
 
     Args:
-        name: As there.
-        backbone: Made by `build`, whole.
-        weights: As there.
+        name: As in `build_backbone`.
+        backbone: Made by `build_backbone`, without its classifier.
+        weights: As in `build_backbone`.
 
     Returns:
         A model from the last feature map, float32 [n, h, w, width], to the probabilities of the 1,000 ImageNet classes,
@@ -68,48 +105,40 @@ def build_pretrained_classifier(
     maps = [layer.output for layer in whole.layers if layer.name == last]
     if not maps:
         raise BackboneError(
-            "The source's classifier must follow the last map of the backbone.",
-            f"that of {name} normalises after its pooling",
-            "Choose another way to keep the source, or another family.",
+            "The backbone's ImageNet classifier does not follow its last feature map.",
+            f"{name}, which normalises after its pooling",
+            "Choose another regularizer, or another family.",
         )
     return keras.Model(maps[0], whole.output, name=f"{backbone.name}_source_head")
 
 
-def _check_size(entry: BackboneInfo, size: int | None, top: bool) -> int:
-    if top and entry.family == "hub":
+def _check_size(info: BackboneInfo, size: int | None, top: bool) -> int:
+    if top and info.family == "hub":
         raise BackboneError(
-            "The ImageNet classifier is kept of backbones of the catalog.", entry.name, "Leave out what needs it."
+            "Presets of KerasHub come without an ImageNet classifier.", info.name, "Choose a backbone of the catalog."
         )
     if size is None:
-        return entry.default_size
-    if size < entry.minimum_size:
+        return info.default_size
+    if size < info.minimum_size:
         raise BackboneError(
-            f"{entry.name} needs images of at least {entry.minimum_size} x {entry.minimum_size} pixels.",
+            f"{info.name} needs images of at least {info.minimum_size} x {info.minimum_size} pixels.",
             f"size={size}",
-            f"Its own size is {entry.default_size}.",
+            f"Its own size is {info.default_size}.",
         )
-    if top and entry.family == "vgg" and size != entry.default_size:
+    if top and info.family == "vgg" and size != info.default_size:
         raise BackboneError(
-            f"The classifier of {entry.name} only fits images of {entry.default_size} pixels.",
+            f"The classifier of {info.name} only fits images of {info.default_size} pixels.",
             f"size={size}",
             "Leave the size out, or build it without its classifier.",
         )
     return size
 
 
-def show_backbone(name: str, *, size: int | None = None) -> dict[str, Any]:
-    """The blocks of a backbone, found in its graph: output shape, bytes, parameters, multiply-adds."""
+def show_backbone(name: str, *, size: int | None = None) -> BackboneResult:
+    """The blocks of a backbone, found in its graph: output shape, bytes, parameters, multiply-adds.
+
+    Raises:
+        BackboneError: As in `build_backbone`.
+    """
     model = build_backbone(name, size=size, weights="none")
-    blocks = [
-        {
-            "index": block.index,
-            "name": block.name,
-            "shape": list(block.cut.shape),
-            "bytes": block.cut.bytes,
-            "parameters": block.parameters,
-            "multiply_adds": block.multiply_adds,
-            "layers": len(block.layers),
-        }
-        for block in find_blocks(model)
-    ]
-    return {"name": model.name, "size": model.input_shape[1], "cuts": len(find_cuts(model)), "blocks": blocks}
+    return BackboneResult(model.name, model.input_shape[1], len(find_cuts(model)), tuple(find_blocks(model)))

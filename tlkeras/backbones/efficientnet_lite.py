@@ -44,7 +44,7 @@ class _Bottleneck:
 
 
 def connect(x: keras.KerasTensor, name: str, top: bool) -> keras.KerasTensor:
-    """Continue normalised pixels, float32 [n, h, w, 3], to the last feature map, [n, h/32, w/32, 1280]."""
+    """The last feature map, [n, h/32, w/32, 1280], of normalised pixels, float32 [n, h, w, 3]."""
     x = _convolve(x, _STEM_FILTERS, 3, 2, "stem")
     x = layers.ReLU(6.0, name="stem_activation")(x)
     for bottleneck in _list_bottlenecks(name):
@@ -55,16 +55,16 @@ def connect(x: keras.KerasTensor, name: str, top: bool) -> keras.KerasTensor:
 
 
 def classify(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Add the ImageNet classifier: probabilities of 1,000 classes."""
+    """Probabilities of the 1,000 ImageNet classes, float32 [n, 1000]."""
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     x = layers.Dropout(0.2, name="top_dropout")(x)
     return layers.Dense(1000, activation="softmax", name="predictions")(x)
 
 
 def convert(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, list[np.ndarray]]:
-    """Turn a PyTorch state dict into layer name -> weights in Keras' order and layout.
+    """Weights by layer name, in Keras' order and layout, from a PyTorch state dict.
 
-    Tensors with other names are left out, so that loading can name the layers that found nothing.
+    Tensors with other names are left out, so that loading can name the layers that have none.
     """
     layer_names = _pair_names(name)
     weights: dict[str, list[np.ndarray]] = {}
@@ -106,10 +106,9 @@ def _connect_bottleneck(inputs: keras.KerasTensor, block: _Bottleneck) -> keras.
     if block.expansion > 1:
         x = _convolve(x, channels * block.expansion, 1, 1, f"{block.name}_expand")
         x = layers.ReLU(6.0, name=f"{block.name}_expand_activation")(x)
-    around = layers.DepthwiseConv2D(
-        block.kernel, block.stride, padding="same", use_bias=False, name=f"{block.name}_dwconv"
+    x = layers.DepthwiseConv2D(block.kernel, block.stride, padding="same", use_bias=False, name=f"{block.name}_dwconv")(
+        x
     )
-    x = around(x)
     x = layers.BatchNormalization(epsilon=1e-3, name=f"{block.name}_bn")(x)
     x = layers.ReLU(6.0, name=f"{block.name}_activation")(x)
     x = _convolve(x, block.filters, 1, 1, f"{block.name}_project")
@@ -125,7 +124,7 @@ def _convolve(x: keras.KerasTensor, filters: int, kernel: int, stride: int, name
 
 
 def _pair_names(name: str) -> dict[str, str]:
-    """Map the state dict's module names to ours."""
+    """Our layer names by the state dict's module names."""
     pairs = {"_conv_stem": "stem_conv", "_bn0": "stem_bn"}
     for index, block in enumerate(_list_bottlenecks(name)):
         source = f"_blocks.{index}."

@@ -18,7 +18,7 @@ from tlkeras.errors import BackboneError
 
 @dataclass(frozen=True)
 class Node:
-    """One use of one operation; a layer that is used twice makes two calls."""
+    """One use of one operation; a layer that is used twice makes two nodes."""
 
     operation: Any
     name: str
@@ -27,16 +27,16 @@ class Node:
 
 
 def trace_calls(model: keras.Model) -> list[Node]:
-    """List the calls of a functional model, each after those whose outputs it needs; inputs are left out.
+    """The calls of a functional model, each after those whose outputs it needs; inputs are left out.
 
     Raises:
-        BackboneError: The model is not a graph but Python code.
+        BackboneError: The model is a subclass of keras.Model with code of its own.
     """
     graph = getattr(model, "_functional", None) or model  # a built Sequential keeps its graph inside
     depths = getattr(graph, "_nodes_by_depth", None)
     if depths is None:
         raise BackboneError(
-            "The model must be a functional graph.",
+            "The model is not a functional graph.",
             f"{model.name}, a {type(model).__name__}",
             "Build it from keras.Input and keras.Model(inputs, outputs).",
         )
@@ -60,27 +60,27 @@ def is_named_by_keras(operation: Any) -> bool:
 
 
 def to_snake_case(name: str) -> str:
-    """Write a class name as Keras does when it makes names: "DepthwiseConv2D" becomes "depthwise_conv2d"."""
+    """A class name as Keras writes it in names of layers: "DepthwiseConv2D" becomes "depthwise_conv2d"."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W", "", name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def clone_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
-    """Run a functional model's graph on other symbolic inputs, with `call(operation, *arguments)` for each use."""
+    """The outputs of a functional model's graph on other inputs, with `call(operation, *arguments)` for each use."""
     return model._run_through_graph(inputs, call_fn=call)
 
 
 def max_batch_size(model: keras.Model, most: int) -> int:
-    """Return of how many images, at least one, a functional model makes at most so many rows.
+    """The number of images, at least one, of which a functional model makes at most `most` rows.
 
-    A layer with an attribute `batch_factor` multiplies the rows of a batch, as where each image is turned.
+    A layer with an attribute `batch_factor` multiplies the rows of a batch, such as `DihedralViews`.
     """
     factors = [getattr(call.operation, "batch_factor", 1) for call in trace_calls(model)]
     return max(1, most // round(max(factors, default=1)))
 
 
 def run_in_parts(function: Callable[[Any], Any], images: np.ndarray, size: int) -> list[np.ndarray]:
-    """Return what a function gives for images [n, ...], `size` at a time: each output as one array [n, ...]."""
+    """Each output of a function for images [n, ...], as one array [n, ...]; computed `size` images at a time."""
     starts = range(0, max(1, len(images)), size)
     parts = [keras.tree.flatten(function(images[start : start + size])) for start in starts]
     return [np.concatenate(of_output) for of_output in zip(*parts, strict=True)]
@@ -92,16 +92,16 @@ def has_weights(call: Node) -> bool:
 
 
 def count_multiply_adds(model: keras.Model) -> int:
-    """Count multiplications that are followed by an addition, for one image.
+    """Multiplications followed by an addition, for one image.
 
-    Convolutions and dense layers count; normalisation, activations and pooling do not. Every dimension but the
-    batch must be fixed.
+    Convolutions and dense layers count; normalisation, activations and pooling do not. Every dimension but the batch
+    is fixed.
     """
     return sum(count_call(call) for call in trace_calls(model))
 
 
 def count_call(call: Node) -> int:
-    """Count the multiply-adds of one call, for one image."""
+    """The multiply-adds of one call, for one image."""
     layer = call.operation
     if isinstance(layer, keras.Model):
         return count_multiply_adds(layer)

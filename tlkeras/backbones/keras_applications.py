@@ -1,4 +1,4 @@
-"""Backbones as flat Keras graphs that eat uint8 images, with random weights."""
+"""Backbones as flat Keras graphs from uint8 images, with random weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import keras
 from keras import layers
 
 from tlkeras.backbones import efficientnet_lite
-from tlkeras.backbones.catalog import BackboneInfo
 from tlkeras.backbones.graph import clone_graph, is_named_by_keras, to_snake_case
+from tlkeras.backbones.info import BackboneInfo
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# pixels -> (scale, offset): what `keras.applications` and the authors of the weights do to values of 0 to 255
+# pixels -> (scale, offset), as `keras.applications` and the authors of the weights normalise values of 0 to 255
 _SCALING: dict[str, tuple[Any, Any]] = {
     "0..1": (1 / 255, 0.0),
     "-1..1": (1 / 127.5, -1.0),
@@ -28,46 +28,46 @@ _SCALING: dict[str, tuple[Any, Any]] = {
 }
 
 
-def create_model(entry: BackboneInfo, size: int, top: bool) -> keras.Model:
-    """Build one flat functional graph with random weights.
+def create_model(info: BackboneInfo, size: int, top: bool) -> keras.Model:
+    """One flat functional graph with random weights.
 
     Input: `images`, uint8 [n, size, size, 3]. Output: the last feature map, float32 [n, h, w, width], or with
     `top` the probabilities of the 1,000 ImageNet classes, float32 [n, 1000].
     """
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
-    pixels = normalize(images, entry.pixels)
-    if entry.family == "tiny":
+    pixels = normalize(images, info.pixels)
+    if info.family == "tiny":
         outputs = _connect_tiny(pixels, top)
-    elif entry.family == "efficientnet_lite":
-        outputs = efficientnet_lite.connect(pixels, entry.name, top)
+    elif info.family == "efficientnet_lite":
+        outputs = efficientnet_lite.connect(pixels, info.name, top)
     else:
-        outputs = _connect_application(pixels, entry, top)
-    model = keras.Model(images, outputs, name=entry.name)
+        outputs = _connect_application(pixels, info, top)
+    model = keras.Model(images, outputs, name=info.name)
     _fix_names(model)
     return model
 
 
 def normalize(images: keras.KerasTensor, pixels: str) -> keras.KerasTensor:
-    """Turn uint8 images into what a backbone was trained on, with layers that Keras itself can load again."""
+    """Pixels as a backbone was trained on them, from uint8 images, with layers of Keras' own."""
     scale, offset = _SCALING[pixels]
     if pixels.startswith("BGR"):
         images = keras.ops.flip(images, axis=-1)
     return layers.Rescaling(scale, offset, name="normalization")(images)
 
 
-def _connect_application(pixels: keras.KerasTensor, entry: BackboneInfo, top: bool) -> keras.KerasTensor:
+def _connect_application(pixels: keras.KerasTensor, info: BackboneInfo, top: bool) -> keras.KerasTensor:
     """Continue with a graph of `keras.applications`, its own normalisation left out."""
-    build = getattr(keras.applications, entry.constructor)
+    build = getattr(keras.applications, info.constructor)
     arguments: dict[str, Any] = {"weights": None, "include_top": top, "input_shape": tuple(pixels.shape[1:])}
-    if entry.family in ("convnext", "efficientnet_v2", "mobilenet_v3"):
+    if info.family in ("convnext", "efficientnet_v2", "mobilenet_v3"):
         arguments["include_preprocessing"] = False
-    if entry.family in ("convnext", "efficientnet"):
+    if info.family in ("convnext", "efficientnet"):
         return _flatten(build(**arguments), pixels)
     return build(**arguments, input_tensor=pixels).output
 
 
 def _flatten(model: keras.Model, inputs: keras.KerasTensor) -> keras.KerasTensor:
-    """Repeat a graph on other inputs with new layers: without nested models, without its own normalisation."""
+    """A graph on other inputs, with new layers: without nested models, without its own normalisation."""
 
     def call(operation: Any, tensor: Any, *others: Any, **arguments: Any) -> Any:
         if isinstance(operation, (layers.Rescaling, layers.Normalization)):

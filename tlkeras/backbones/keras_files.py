@@ -1,4 +1,4 @@
-"""Files of Keras weights, read as plain arrays: no layer, function or class that a file names is ever made."""
+"""Files of Keras weights, read as plain arrays: no layer, function or class that a file names is constructed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from tlkeras.backbones.graph import to_snake_case
 from tlkeras.errors import BackboneError
 
 _HDF5, _ZIP, _PICKLE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80"
-_WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
-_MAX_CONFIG_BYTES = 64 * 2**20
+WEIGHTS, CONFIG = "model.weights.h5", "config.json"
+MAX_CONFIG_BYTES = 64 * 2**20
+_FORMATS = "Give a .weights.h5, .h5, .keras or .pth file."
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class LayerWeights:
 
     Attributes:
         arrays: Layer -> its weights in Keras' order.
-        named: Whether layers go by their names, or by what Keras calls them in files ("conv2d_1": the second Conv2D).
+        named: Whether the keys are names of layers, or Keras' keys in files ("conv2d_1": the second Conv2D).
     """
 
     arrays: dict[str, list[np.ndarray]]
@@ -38,34 +39,31 @@ class LayerWeights:
 
 
 def detect_format(path: Path) -> str:
-    """Tell by content what a file is: "hdf5", "keras" or "pth".
+    """The format of a file by its content: "hdf5", "keras" or "pth".
 
     Raises:
         BackboneError: It is missing, empty or something else.
     """
     if not path.is_file():
-        received = "a folder" if path.is_dir() else "no such file"
-        raise BackboneError("Weights must be a file.", f"{path}: {received}", _WAY_OUT)
+        received = "is a folder, not a file of weights." if path.is_dir() else "does not exist."
+        raise BackboneError(f"{path} {received}", way_out=_FORMATS)
     with path.open("rb") as file:
         head = file.read(8)
     if head.startswith(_HDF5):
         return "hdf5"
     if head.startswith(_ZIP):
-        return "keras" if _holds(path, _WEIGHTS) else "pth"
+        return "keras" if _has_member(path, WEIGHTS) else "pth"
     if head.startswith(_PICKLE):
         return "pth"
     received = "an empty file" if not head else f"a file that begins with {head!r}"
-    raise BackboneError("Weights must be in a format that tlkeras reads.", f"{path}: {received}", _WAY_OUT)
-
-
-_WAY_OUT = "Give a .weights.h5, .h5, .keras or .pth file."
+    raise BackboneError("Unknown format of a weights file.", f"{path}, {received}", _FORMATS)
 
 
 def read_keras(path: Path) -> list[LayerWeights]:
-    """Read a `.keras` archive or an HDF5 file of weights; a whole saved classifier is fine.
+    """The weights in a `.keras` archive or an HDF5 file, also of a whole saved classifier.
 
     Returns:
-        The sets of layers among which a backbone may be: one for each nested model if their names are not known.
+        The sets of layers one of which may be the backbone: one for each nested model if their names are not known.
 
     Raises:
         BackboneError: The file is damaged, reaches outside itself, or claims to hold more than it does.
@@ -75,24 +73,26 @@ def read_keras(path: Path) -> list[LayerWeights]:
             with path.open("rb") as file:
                 return _read_hdf5(file, path.stat().st_size, {})
         with zipfile.ZipFile(path) as archive:
-            weights = _read_member(archive, _WEIGHTS, path.stat().st_size)
-            names = _name_layers(json.loads(_read_member(archive, _CONFIG, _MAX_CONFIG_BYTES)))
+            weights = _read_member(archive, WEIGHTS, path.stat().st_size)
+            names = _name_layers(json.loads(_read_member(archive, CONFIG, MAX_CONFIG_BYTES)))
         return _read_hdf5(io.BytesIO(weights), len(weights), names)
 
 
 @contextlib.contextmanager
 def _explain_damage(path: Path) -> Iterator[None]:
-    """Turn whatever a library raises over a broken file into one sentence."""
+    """Raise any error of a library over a damaged file as a BackboneError."""
     try:
         yield
     except BackboneError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, zipfile.BadZipFile) as error:
         received = f"{path}: {type(error).__name__}: {error}"
-        raise BackboneError("The file of weights must be whole.", received, "Fetch or save it again.") from error
+        raise BackboneError(
+            "The weights file is damaged or incomplete.", received, "Download or save it again."
+        ) from error
 
 
-def _holds(path: Path, member: str) -> bool:
+def _has_member(path: Path, member: str) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return member in archive.namelist()
@@ -103,14 +103,13 @@ def _holds(path: Path, member: str) -> bool:
 def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     declared = archive.getinfo(name).file_size
     if declared > limit:
-        raise _suspect(f"{name} of {declared:,} bytes in {archive.filename}")
+        raise _distrust(f"{name} of {declared:,} bytes in {archive.filename}")
     return archive.read(name)
 
 
 def _read_hdf5(file: BinaryIO, size: int, names: Mapping[str, str]) -> list[LayerWeights]:
+    check_hdf5(file, size)
     with h5py.File(file, "r") as root:
-        _check_links(root)
-        _check_sizes(root, size)
         if "layer_names" in root.attrs or "layer_names0" in root.attrs:
             return [_read_legacy(root)]
         if "model_weights" in root:
@@ -119,10 +118,10 @@ def _read_hdf5(file: BinaryIO, size: int, names: Mapping[str, str]) -> list[Laye
 
 
 def check_hdf5(file: BinaryIO, size: int) -> None:
-    """Refuse an HDF5 file that reaches outside itself or claims to hold more than its size.
+    """Check that an HDF5 file holds its own data and no more than its size.
 
     Raises:
-        BackboneError: It does.
+        BackboneError: It does not.
         OSError: It is damaged.
     """
     with h5py.File(file, "r") as root:
@@ -131,11 +130,11 @@ def check_hdf5(file: BinaryIO, size: int) -> None:
 
 
 def _check_links(root: h5py.File) -> None:
-    def find(name: Any, link: Any) -> str | None:  # h5py cannot bear exceptions in here
+    def find(name: Any, link: Any) -> str | None:  # h5py does not pass on exceptions from here
         return None if isinstance(link, h5py.HardLink) else f"{type(link).__name__} {name}"
 
     if found := root.visititems_links(find):
-        raise _suspect(found)
+        raise _distrust(found)
 
 
 def _check_sizes(root: h5py.File, size: int) -> None:
@@ -149,24 +148,24 @@ def _check_sizes(root: h5py.File, size: int) -> None:
         return f"dataset {name} whose data lie in other files" if item.external or item.is_virtual else None
 
     if found := root.visititems(find):
-        raise _suspect(found)
+        raise _distrust(found)
     if total > size:
-        raise _suspect(f"arrays of {total:,} bytes in a file of {size:,} bytes")
+        raise _distrust(f"arrays of {total:,} bytes in a file of {size:,} bytes")
 
 
-def _suspect(received: str) -> BackboneError:
+def _distrust(received: str) -> BackboneError:
     return BackboneError(
-        "A file of weights must hold its own data, uncompressed.",
+        "A weights file refers to other files, or is smaller than its contents.",
         received,
         "Do not use it unless you trust its origin.",
     )
 
 
 def _read_current(root: h5py.File, names: Mapping[str, str]) -> list[LayerWeights]:
-    """Read the format of Keras 3: `layers/conv2d_1/vars/0`, nested models as `layers/functional/layers/...`."""
-    places: list[str] = []
-    root.visit(places.append)
-    owners = [place.removesuffix("/vars") for place in places if place.endswith("/vars")]
+    """Weights in the format of Keras 3: `layers/conv2d_1/vars/0`, nested models as `layers/functional/layers/...`."""
+    paths: list[str] = []
+    root.visit(paths.append)
+    owners = [path.removesuffix("/vars") for path in paths if path.endswith("/vars")]
     found = {
         owner: [_read_array(root[f"{owner}/vars/{index}"]) for index in range(len(root[f"{owner}/vars"]))]
         for owner in owners
@@ -174,9 +173,9 @@ def _read_current(root: h5py.File, names: Mapping[str, str]) -> list[LayerWeight
     }
     if names:
         merged: dict[str, list[np.ndarray]] = {}
-        for place, name in names.items():
-            if place in found:
-                merged.setdefault(name, found[place])
+        for path, name in names.items():
+            if path in found:
+                merged.setdefault(name, found[path])
         return [LayerWeights(merged, named=True)]
     containers: dict[str, dict[str, list[np.ndarray]]] = {}
     for path, arrays in found.items():
@@ -186,7 +185,7 @@ def _read_current(root: h5py.File, names: Mapping[str, str]) -> list[LayerWeight
 
 
 def _read_legacy(root: h5py.Group) -> LayerWeights:
-    """Read the format of Keras 1 and 2: one group per layer, whose attributes give the order."""
+    """Weights in the format of Keras 1 and 2: one group per layer, whose attributes give the order."""
     arrays: dict[str, list[np.ndarray]] = {}
     for group_name in _read_words(root, "layer_names"):
         group = root[group_name]
@@ -200,7 +199,7 @@ def _read_legacy(root: h5py.Group) -> LayerWeights:
 
 
 def _read_words(group: h5py.Group, attribute: str) -> list[str]:
-    """Read a list of words; Keras cuts long ones in pieces with a number behind the name."""
+    """A list of words; Keras divides long ones into attributes with a number behind the name."""
     pieces = [attribute] if attribute in group.attrs else []
     while not pieces or pieces[0] != attribute:
         piece = f"{attribute}{len(pieces)}"
@@ -221,19 +220,19 @@ def _read_array(dataset: h5py.Dataset) -> np.ndarray:
 
 
 def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """Turn the bits of bfloat16 numbers, uint16, into float32: they are its upper half."""
+    """The float32 numbers whose upper half are the bits of bfloat16 numbers, uint16."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _name_layers(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Map the place of each layer in the archive's weights to its name, in order, nested models included."""
+    """The name of each layer by its path in the archive's weights, in order, nested models included."""
     names: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for layer in config["config"].get("layers", []):
         kind = to_snake_case(layer["class_name"].rpartition(">")[2])
-        place = f"{prefix}layers/{kind}" + (f"_{counts[kind]}" if counts[kind] else "")
+        path = f"{prefix}layers/{kind}" + (f"_{counts[kind]}" if counts[kind] else "")
         counts[kind] += 1
-        names[place] = layer["config"]["name"]
+        names[path] = layer["config"]["name"]
         if isinstance(layer["config"].get("layers"), list):
-            names.update(_name_layers(layer, f"{place}/"))
+            names.update(_name_layers(layer, f"{path}/"))
     return names

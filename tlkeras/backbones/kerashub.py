@@ -1,4 +1,4 @@
-"""Backbones of KerasHub: any preset for images as one flat graph that eats uint8 images, its normalisation inside.
+"""Backbones of KerasHub: any preset for images as one flat graph from uint8 images, with its normalisation inside.
 
 KerasHub fetches the presets; it is an extra, and imported when the first name `hub:PRESET` is looked up.
 """
@@ -19,19 +19,19 @@ import keras
 import numpy as np
 from keras import layers
 
-from tlkeras.backbones.catalog import BackboneInfo
 from tlkeras.backbones.graph import clone_graph, count_multiply_adds, is_named_by_keras, to_snake_case
+from tlkeras.backbones.info import BackboneInfo
 from tlkeras.backbones.kerashub_layers import HubLayer, import_keras_hub, is_of_hub
 from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
 
 _USUAL_SIZE = 224  # pixels, of presets that take any
-_TOLERANCE = 1e-3  # of a rebuilt graph's answers, relative to the largest
+_TOLERANCE = 1e-3  # of a rebuilt graph's outputs, relative to the largest
 
 
 @functools.lru_cache(maxsize=64)
 def preset_info(name: str) -> BackboneInfo:
-    """Return the facts about a preset, `hub:PRESET` or `hub:FOLDER`; its weights are not fetched.
+    """The facts about a preset, `hub:PRESET` or `hub:FOLDER`; its weights are not fetched.
 
     Raises:
         BackboneError: KerasHub is not installed, or does not know or cannot fetch the preset, or it is not of images.
@@ -57,22 +57,22 @@ def preset_info(name: str) -> BackboneInfo:
     )
 
 
-def construct(entry: BackboneInfo, size: int, pretrained: bool) -> keras.Model:
-    """Build a preset as one flat functional graph.
+def build_preset(info: BackboneInfo, size: int, pretrained: bool) -> keras.Model:
+    """A preset as one flat functional graph.
 
     Input: `images`, uint8 [n, size, size, 3]. Output: the last feature map, float32 [n, h, w, width]; of a
     transformer the positions of its patches, without class and register tokens.
 
     Raises:
-        BackboneError: The weights cannot be fetched, do not fit images of this size, or come without what says how
-            pixels are normalised.
+        BackboneError: The weights cannot be fetched, do not fit images of this size, or come without the scaling of
+            pixels.
     """
-    backbone = _load(entry.name, size, pretrained)
-    return _connect(entry.name, backbone, size, _read_scaling(_load_converter(entry.name)) if pretrained else None)
+    backbone = _load(info.name, size, pretrained)
+    return _connect(info.name, backbone, size, _read_scaling(_load_converter(info.name)) if pretrained else None)
 
 
 def list_presets() -> list[str]:
-    """Return the names of the presets that KerasHub lists for its image classifiers.
+    """The names of the presets that KerasHub lists for its image classifiers.
 
     Raises:
         BackboneError: KerasHub is not installed.
@@ -84,7 +84,7 @@ def list_presets() -> list[str]:
 
 
 def _load(name: str, size: int | None, pretrained: bool) -> Any:
-    """Return KerasHub's own backbone."""
+    """KerasHub's own backbone."""
     hub = import_keras_hub()
     preset = _find_preset(name)
     shape = {} if size is None else {"image_shape": (size, size, 3)}
@@ -92,7 +92,7 @@ def _load(name: str, size: int | None, pretrained: bool) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
             return hub.models.Backbone.from_preset(preset, load_weights=pretrained, **shape)
     except Exception as error:  # KerasHub, Kaggle and their transports raise of all kinds
-        raise _explain(preset, error) from None
+        raise _explain_failure(preset, error) from None
 
 
 def _find_preset(name: str) -> str:
@@ -100,38 +100,35 @@ def _find_preset(name: str) -> str:
     return str(Path(preset).expanduser()) if Path(preset).expanduser().is_dir() else preset
 
 
-def _explain(preset: str, error: Exception) -> BackboneError:
+def _explain_failure(preset: str, error: Exception) -> BackboneError:
     known = list_presets()
     if not Path(preset).is_dir() and preset not in known and "preset" in str(error):
-        return BackboneError(
-            "A preset must be one that KerasHub lists, or a folder that save_to_preset wrote.",
-            repr(preset),
-            suggest(preset, known),
-        )
+        way_out = f"{suggest(preset, known)} Or give a folder that save_to_preset wrote."
+        return BackboneError(f"KerasHub has no preset {preset!r}.", way_out=way_out)
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
     way_out = (
         "Give the size that the preset was made for, or a folder that save_to_preset wrote."
         if Path(preset).is_dir()
         else "Fetch it where there is a connection, save it with save_to_preset, and give hub:FOLDER."
     )
-    return BackboneError(f"KerasHub must be able to load {preset}.", reason, way_out)
+    return BackboneError(f"KerasHub cannot load {preset}.", reason, way_out)
 
 
 def _read_shape(name: str, backbone: Any) -> int | None:
-    """Return the size of images that a backbone is bound to, None if it takes any."""
+    """The size of images that a backbone is bound to, None if it takes any."""
     inputs = backbone.inputs
     shape: tuple = inputs[0].shape if len(inputs) == 1 else ()
     if len(shape) != 4 or shape[-1] != 3 or len(backbone.outputs) != 1 or shape[1] != shape[2]:
         raise BackboneError(
-            "A preset must take square images of three channels, and give one feature map.",
+            "The preset does not take square RGB images to one feature map.",
             f"{name}, a {type(backbone).__name__} with inputs {[tuple(tensor.shape) for tensor in inputs]}",
-            "Presets of image classifiers do.",
+            "Choose a preset of an image classifier.",
         )
     return shape[1]
 
 
 def _load_converter(name: str) -> Any | None:
-    """Return KerasHub's layer that prepares images for a preset, None if the preset has none."""
+    """KerasHub's layer that prepares images for a preset, None if the preset has none."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return import_keras_hub().layers.ImageConverter.from_preset(_find_preset(name))
@@ -147,8 +144,8 @@ def _suggest_size(converter: Any | None) -> int | None:
 def _read_scaling(converter: Any | None) -> tuple[Any, Any]:
     if converter is None:
         raise BackboneError(
-            "A pretrained preset must say how pixels are normalised.",
-            "it holds no image converter",
+            "The pretrained preset does not hold the scaling of its pixels.",
+            "a preset without image converter",
             "Save it with save_to_preset of the ImageClassifier or its preprocessor, or use its weights as 'none'.",
         )
     scale, offset = converter.scale, converter.offset
@@ -156,7 +153,7 @@ def _read_scaling(converter: Any | None) -> tuple[Any, Any]:
 
 
 def _connect(name: str, backbone: Any, size: int, scaling: tuple[Any, Any] | None) -> keras.Model:
-    """Repeat a backbone's graph layer by layer on images, normalised to -1 .. 1 where no scaling is given."""
+    """A backbone's graph, layer by layer, on images, normalised to -1 .. 1 where no scaling is given."""
     scale, offset = scaling or (1 / 127.5, -1.0)
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
     pixels = layers.Rescaling(scale, offset, name="normalization")(images)
@@ -165,7 +162,7 @@ def _connect(name: str, backbone: Any, size: int, scaling: tuple[Any, Any] | Non
     try:
         outputs = _repeat(backbone, inputs, opened=True)
         agreed = _agree(keras.Model(pixels, outputs), backbone, size)
-    except (TypeError, ValueError):  # blocks that want more than one tensor
+    except (TypeError, ValueError):  # blocks of more than one input
         agreed = False
     if not agreed:
         outputs = _repeat(backbone, inputs, opened=False)
@@ -179,7 +176,7 @@ def _repeat(backbone: Any, inputs: Any, opened: bool) -> Any:
 
 
 class _Repeater:
-    """Applies each operation of a backbone anew, and the blocks of a stack one by one."""
+    """Applies a copy of each operation of a backbone, and the blocks of a stack one by one."""
 
     def __init__(self, backbone: Any, opened: bool):
         self.kind, self.opened = type(backbone).__name__, opened
@@ -191,14 +188,16 @@ class _Repeater:
         name = _name(operation)
         if not is_of_hub(operation):
             return self._copy(operation, name)(*arguments, **options)
-        place = self.numbers[id(operation)]
+        position = self.numbers[id(operation)]
         parts = _list_blocks(operation) if self.opened else []
         if not parts:
-            return self._wrap(operation, name, [place])(*arguments)
+            return self._wrap(operation, name, [position])(*arguments)
         (tensor,) = arguments
         for number, part in parts:
             inner = f"{name}_{_name(part)}"
-            tensor = (self._wrap(part, inner, [place, number]) if is_of_hub(part) else self._copy(part, inner))(tensor)
+            tensor = (self._wrap(part, inner, [position, number]) if is_of_hub(part) else self._copy(part, inner))(
+                tensor
+            )
         return tensor
 
     def _wrap(self, layer: Any, name: str, place: list[int]) -> HubLayer:
@@ -212,18 +211,18 @@ class _Repeater:
         return copied
 
     def _number(self, name: str) -> str:
-        """Return a name that is not taken yet."""
+        """The name, with a number if it is taken."""
         self.uses[name] += 1
         return name if self.uses[name] == 1 else f"{name}_{self.uses[name]:03d}"
 
 
 def _name(operation: Any) -> str:
-    """Return an operation's name, without the number that Keras gives by a counter of the process."""
+    """An operation's name, without the number that Keras gives by a counter of the process."""
     return to_snake_case(type(operation).__name__) if is_named_by_keras(operation) else operation.name
 
 
 def _list_blocks(operation: Any) -> list[tuple[int, Any]]:
-    """Return the layers, with their numbers, of an encoder or stage that applies blocks of one kind in turn."""
+    """The layers, with their numbers, of an encoder or stage that applies blocks of one kind in turn."""
     own = operation._trainable_variables + operation._non_trainable_variables
     parts = list(enumerate(operation._layers))
     kinds = Counter(type(part) for _, part in parts if is_of_hub(part))
@@ -233,7 +232,7 @@ def _list_blocks(operation: Any) -> list[tuple[int, Any]]:
 
 
 def _agree(flat: keras.Model, backbone: Any, size: int) -> bool:
-    """Whether a repeated graph answers an image as the backbone does."""
+    """Whether a repeated graph has the same outputs as the backbone, for one image."""
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
     inputs = dict.fromkeys(backbone.input, pixels) if isinstance(backbone.input, dict) else pixels
     wanted, predicted = np.asarray(backbone(inputs, training=False)), np.asarray(flat(pixels, training=False))
@@ -243,7 +242,7 @@ def _agree(flat: keras.Model, backbone: Any, size: int) -> bool:
 
 
 def _drop_tokens(outputs: Any, backbone: Any, size: int) -> Any:
-    """Return a map [n, h, w, width] of what a transformer gives as tokens [n, tokens, width]."""
+    """The outputs as a map [n, h, w, width], from the tokens [n, tokens, width] of a transformer."""
     if len(outputs.shape) == 4:
         return outputs
     _, tokens, width = outputs.shape

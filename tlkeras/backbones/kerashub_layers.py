@@ -1,4 +1,4 @@
-"""A layer of a KerasHub backbone as a layer of ours, which can be saved and made again alone."""
+"""A layer of a KerasHub backbone as a layer of ours, which can be saved and loaded alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HUB = "keras_hub"
 
 
 def import_keras_hub() -> Any:
-    """Return the package `keras_hub`.
+    """The package `keras_hub`.
 
     Raises:
         BackboneError: It is not installed.
@@ -24,7 +24,7 @@ def import_keras_hub() -> Any:
         return importlib.import_module(_HUB)
     except ImportError as error:
         raise BackboneError(
-            "Backbones named hub:PRESET need KerasHub.", str(error), 'Install it: pip install "tlkeras[hub]"'
+            "Backbones named hub:PRESET need KerasHub.", str(error), 'Install it with: pip install "tlkeras[hub]"'
         ) from None
 
 
@@ -37,15 +37,15 @@ def is_of_hub(operation: Any) -> bool:
 class HubLayer(keras.layers.Layer):
     """Wraps one layer of a KerasHub backbone, or one block of its encoder.
 
-    Many of KerasHub's layers cannot be made from their own configuration, but their backbones can: so a layer is kept
-    as the backbone's configuration and its place in it. Where a layer returns several tensors, the first is returned.
+    Many of KerasHub's layers cannot be constructed from their own configuration, but their backbones can: so a layer
+    is saved as the backbone's configuration and its place in it. Of several outputs of a layer the first is returned.
 
     Args:
         kind: Class of the backbone in `keras_hub.models`.
         config: Of the backbone.
         place: Number of the layer in the backbone, whose names may come from a counter of the process; of a block also
             its number among the layers of that layer.
-        inner: The layer, if it is there already.
+        inner: The layer; None takes it from a new backbone.
 
     Raises:
         BackboneError: KerasHub is not installed, or has no such backbone.
@@ -54,19 +54,19 @@ class HubLayer(keras.layers.Layer):
     def __init__(self, kind: str, config: dict[str, Any], place: list[int], inner: Any = None, **options: Any):
         super().__init__(**options)
         self.kind, self.config, self.place = kind, config, list(place)
-        self.inner = _supply.take(kind, config, tuple(place)) if inner is None else inner
+        self.inner = _layers.take(kind, config, tuple(place)) if inner is None else inner
         self._takes_training = "training" in inspect.signature(self.inner.call).parameters
 
     def build(self, input_shape: Any) -> None:
-        """Make nothing: the layer comes with its weights."""
+        """Do nothing: the layer has its weights."""
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Return what the layer makes of a tensor or of several."""
+        """The layer's first output for one or several tensors."""
         outputs = self.inner(inputs, training=training) if self._takes_training else self.inner(inputs)
         return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
-        """Return shape and dtype of the output; where the layer leaves a side open, as it is of one example."""
+        """Shape and dtype of the output; lengths that the layer leaves open are those of one example."""
         spec = super().compute_output_spec(inputs, training=training)
         if None not in spec.shape[1:]:
             return spec
@@ -74,7 +74,6 @@ class HubLayer(keras.layers.Layer):
         return keras.KerasTensor((None, *self.call(zeros).shape[1:]), spec.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
         return {**super().get_config(), "kind": self.kind, "config": self.config, "place": self.place}
 
 
@@ -82,8 +81,8 @@ LAYERS = {"HubLayer": HubLayer}
 """By name, as `keras.models.load_model` takes them."""
 
 
-class _Supply:
-    """Layers of the backbone made last, each given away once: a saved model asks for all of them one by one."""
+class _LayerPool:
+    """Layers of the latest backbone, each taken once: a saved model takes all of them one by one."""
 
     def __init__(self) -> None:
         self.source = ""
@@ -99,14 +98,14 @@ class _Supply:
         return layer if len(place) == 1 else layer._layers[place[1]]
 
 
-_supply = _Supply()
+_layers = _LayerPool()
 
 
 def _make_backbone(kind: str, config: dict[str, Any]) -> Any:
-    """Return a backbone with random weights; of KerasHub only, because its name may come from a file."""
+    """A backbone with random weights; of KerasHub only, because its name may come from a file."""
     hub = import_keras_hub()
     found: Any = getattr(hub.models, kind, None)
     known = isinstance(found, type) and issubclass(found, hub.models.Backbone)
     if not known:
-        raise BackboneError("A backbone must be one of KerasHub's.", repr(kind), "Load only models that you trust.")
+        raise BackboneError("KerasHub has no such backbone.", repr(kind), "Load only models that you trust.")
     return found.from_config(config)

@@ -1,4 +1,4 @@
-"""A `.keras` archive before it is loaded: whether it could do more than describe layers and hold their weights."""
+"""The check of a `.keras` archive before it is loaded: it holds layers and weights, and no code."""
 
 from __future__ import annotations
 
@@ -9,35 +9,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tlkeras.backbones.keras_files import check_hdf5
+from tlkeras.backbones.keras_files import CONFIG, MAX_CONFIG_BYTES, WEIGHTS, check_hdf5
 from tlkeras.errors import BackboneError
 
-_WEIGHTS, _CONFIG = "model.weights.h5", "config.json"
-_MEMBERS = {_WEIGHTS, _CONFIG, "metadata.json"}
-_MAX_CONFIG_BYTES = 64 * 2**20
+_MEMBERS = {WEIGHTS, CONFIG, "metadata.json"}
 _MODULES = ("keras", "tlkeras", "builtins")
-# Layers that run code or files from outside the archive; keras refuses some of them, and some only in safe mode.
+# Layers that run code or files from outside the archive; Keras refuses some of them, and some only in safe mode.
 _RUNNING_CODE = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 
 
 def check_archive(path: Path) -> None:
-    """Refuse an archive that names code, files or data outside itself; nothing of it is made.
+    """Check that an archive names no code, files or data outside itself; nothing in it is constructed.
 
     Raises:
-        BackboneError: What is wrong with it.
+        BackboneError: It does, or holds more than its size.
         OSError, ValueError, KeyError, zipfile.BadZipFile: It is damaged.
     """
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
-        strange = [item.filename for item in archive.infolist() if not _is_expected(item.filename)]
-        if strange:
-            raise _refuse(path, f"a member {strange[0]!r}")
+        unexpected = [item.filename for item in archive.infolist() if not _is_expected(item.filename)]
+        if unexpected:
+            raise _distrust_archive(path, f"a member {unexpected[0]!r}")
         declared = sum(item.file_size for item in archive.infolist())
-        if declared > size + _MAX_CONFIG_BYTES or archive.getinfo(_CONFIG).file_size > _MAX_CONFIG_BYTES:
-            raise _refuse(path, f"{declared:,} bytes in a file of {size:,} bytes")
-        for found in _list_suspicious(json.loads(archive.read(_CONFIG))):
-            raise _refuse(path, found)
-        weights = archive.read(_WEIGHTS)
+        if declared > size + MAX_CONFIG_BYTES or archive.getinfo(CONFIG).file_size > MAX_CONFIG_BYTES:
+            raise _distrust_archive(path, f"{declared:,} bytes in a file of {size:,} bytes")
+        for found in _list_suspicious(json.loads(archive.read(CONFIG))):
+            raise _distrust_archive(path, found)
+        weights = archive.read(WEIGHTS)
     check_hdf5(io.BytesIO(weights), len(weights))
 
 
@@ -47,7 +45,7 @@ def _is_expected(name: str) -> bool:
 
 
 def _list_suspicious(config: Any) -> Iterator[str]:
-    """Yield what a configuration should not hold, layer within layer."""
+    """The layers and modules that a configuration should not name, nested ones included."""
     waiting = [config]
     while waiting:
         item = waiting.pop()
@@ -62,9 +60,9 @@ def _list_suspicious(config: Any) -> Iterator[str]:
                 yield f"{kind!r} of the module {module!r}"
 
 
-def _refuse(path: Path, received: str) -> BackboneError:
+def _distrust_archive(path: Path, received: str) -> BackboneError:
     return BackboneError(
-        "A saved model must hold layers of keras and tlkeras, and their weights, and nothing else.",
+        "A saved model holds more than layers of keras and tlkeras and their weights.",
         f"{path} with {received}",
         "Do not use it unless you trust its origin: loading it could run code.",
     )

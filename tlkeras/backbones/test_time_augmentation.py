@@ -1,4 +1,4 @@
-"""A network that looks at each image in several orientations and averages what it sees: test-time augmentation."""
+"""Test-time augmentation: a network that averages a feature map over several orientations of each image."""
 
 from __future__ import annotations
 
@@ -14,36 +14,34 @@ from tlkeras.errors import BackboneError
 
 
 class _Orientations(layers.Layer):
-    """Holds how many orientations there are, 2 to 8, numbered as in `data.operations.orient`."""
+    """Holds the number of orientations, 2 to 8, numbered as in `data.augmentation.operations.apply_dihedral`."""
 
     def __init__(self, count: int, **options: Any):
         super().__init__(**{**options, "trainable": False})
         self.count = count
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
         return {**super().get_config(), "count": self.count}
 
 
 @keras.saving.register_keras_serializable("tlkeras")
 class DihedralViews(_Orientations):
-    """From images [n, s, s, c] to all of them in each orientation, [count * n, s, s, c], orientation by orientation.
+    """From images [n, s, s, c] to their orientations, [count * n, s, s, c], orientation by orientation.
 
     Args:
         count: How many orientations.
     """
 
     def call(self, inputs: Any) -> Any:
-        """Return the images as they are first."""
+        """The orientations; the first are the images themselves."""
         return ops.concatenate([_turn(inputs, number) for number in range(self.count)], axis=0)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Return (None, s, s, c)."""
         return (None, *input_shape[1:])
 
     @property
     def batch_factor(self) -> float:
-        """What the number of rows is multiplied by."""
+        """Rows out per row in."""
         return self.count
 
 
@@ -56,17 +54,16 @@ class AverageDihedralViews(_Orientations):
     """
 
     def call(self, inputs: Any) -> Any:
-        """Return the means."""
+        """The means over orientations."""
         maps = ops.reshape(inputs, (self.count, -1, *inputs.shape[1:]))
         return ops.mean(ops.stack([_turn_back(maps[number], number) for number in range(self.count)]), axis=0)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Return (None, h, h, c)."""
         return (None, *input_shape[1:])
 
     @property
     def batch_factor(self) -> float:
-        """What the number of rows is multiplied by."""
+        """Rows out per row in."""
         return 1 / self.count
 
 
@@ -74,13 +71,13 @@ LAYERS = {layer.__name__: layer for layer in (DihedralViews, AverageDihedralView
 
 
 def add_test_time_augmentation(model: keras.Model, cut: str, count: int) -> keras.Model:
-    """Return a model that averages a map over orientations of each image before it answers.
+    """A model that averages a feature map over orientations of each image.
 
-    What follows the map sees one as before. Behind average pooling and a linear head, logits are averaged by it. The
-    variables are shared with `model`; the answer costs `count` times as much.
+    The layers behind the map get one map per image, as before. Behind average pooling and a linear head this averages
+    the logits. The variables are shared with `model`; a prediction costs `count` times as much.
 
     Args:
-        model: From square images [n, s, s, 3] to one or several answers.
+        model: From square images [n, s, s, 3] to one or several outputs.
         cut: Name of the layer whose map is averaged, as in `find_cuts`.
         count: How many orientations: 2 for the image and its mirror image, 8 for all.
 
@@ -100,9 +97,9 @@ def check_map(cut: CutPoint) -> None:
     """Raise a BackboneError if a cut has no square map."""
     if len(cut.shape) != 3 or cut.shape[0] != cut.shape[1]:
         raise BackboneError(
-            "Orientations are averaged in a square map, height x width x channels.",
+            "test_time needs a square feature map.",
             f"{cut.name} gives {' x '.join(map(str, cut.shape))}",
-            "Leave augmentation.test_time out, or take a convolutional backbone.",
+            "Leave augmentation.test_time out, or choose a convolutional backbone.",
         )
 
 

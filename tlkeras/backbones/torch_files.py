@@ -1,4 +1,4 @@
-"""PyTorch state dicts without PyTorch: an unpickler that can make tensors and nothing else."""
+"""PyTorch state dicts without PyTorch, by an unpickler that admits tensors and nothing else."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _DTYPES = {
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Read the tensors of a `.pth` file, in the format of PyTorch before 1.6 or in the zip format since.
+    """The tensors of a `.pth` file by name, in the format of PyTorch before 1.6 or in the zip format since.
 
-    A checkpoint that keeps its tensors under "state_dict" is unwrapped, and "module." before names is taken off.
+    A checkpoint with its tensors under "state_dict" is unwrapped, and "module." before names is removed.
 
     Raises:
-        BackboneError: The file is damaged, or its pickle asks for anything but tensors.
+        BackboneError: The file is damaged, or its pickle names anything but tensors.
     """
     data = path.read_bytes()
     try:
@@ -53,18 +53,20 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         raise BackboneError(error.rule, f"{path}: {error.received}", error.way_out) from error
     except Exception as error:  # a hostile pickle can make any of its operations fail in any way
         received = f"{path}: {type(error).__name__}: {error}"
-        raise BackboneError("The state dict must be whole.", received, "Fetch or save it again.") from error
+        raise BackboneError(
+            "The state dict is damaged or incomplete.", received, "Download or save it again."
+        ) from error
 
 
 class _Mapping(dict):
-    """Stands for OrderedDict; PyTorch hangs attributes on it that nobody needs."""
+    """In place of OrderedDict, to which PyTorch adds attributes that are not needed."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
 class _Storage:
-    """One run of numbers; the old format delivers it after the tensors that look into it."""
+    """One run of numbers; in the old format it follows the tensors that view it."""
 
     def __init__(self, dtype: str, count: int):
         self.dtype, self.count = dtype, count
@@ -76,7 +78,7 @@ class _Storage:
 
     def fill(self, data: bytes | memoryview) -> None:
         if len(data) != self.size:
-            raise _refuse(f"{len(data):,} bytes for {self.count:,} numbers of {self.dtype}")
+            raise _damaged(f"{len(data):,} bytes for {self.count:,} numbers of {self.dtype}")
         self.numbers = np.frombuffer(data, _DTYPES[self.dtype])
         if self.dtype == "BFloat16Storage":
             self.numbers = widen_bfloat16(self.numbers)
@@ -90,13 +92,13 @@ class _Tensor:
         reach = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         fits = all(number >= 0 for number in (offset, *shape, *strides)) and count <= storage.count
         if not fits or (count and reach >= storage.count):
-            raise _refuse(f"a tensor of shape {shape} in a storage of {storage.count:,} numbers")
+            raise _damaged(f"a tensor of shape {shape} in a storage of {storage.count:,} numbers")
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
     def read(self) -> np.ndarray:
         numbers = self.storage.numbers
         if numbers is None:
-            raise _refuse("a tensor without data")
+            raise _damaged("a tensor without data")
         steps = [stride * numbers.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, steps, writeable=False).copy()
 
@@ -118,20 +120,20 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return name
         raise BackboneError(
-            "A state dict may hold tensors and nothing else.",
-            f"a pickle that asks for {module}.{name}",
+            "The state dict holds more than tensors.",
+            f"a pickle that names {module}.{name}",
             "Such a file can run code: do not open it elsewhere either. Save `model.state_dict()` alone.",
         )
 
     def persistent_load(self, key: Any) -> _Storage:
         kind, dtype, name, _location, count, *_view = key
         if kind != "storage" or dtype not in _DTYPES or not isinstance(count, int) or count < 0:
-            raise _refuse(f"a reference to {key!r}")
+            raise _damaged(f"a reference to {key!r}")
         return self._load_storage(dtype, str(name), count)
 
 
 def _read_sequence(data: bytes) -> Mapping[str, Any]:
-    """Read the format before PyTorch 1.6: five pickles in a row, then each storage behind its length."""
+    """The state dict in the format before PyTorch 1.6: five pickles in a row, then each storage behind its length."""
     stream = io.BytesIO(data)
     storages: dict[str, _Storage] = {}
 
@@ -139,7 +141,7 @@ def _read_sequence(data: bytes) -> Mapping[str, Any]:
         return storages.setdefault(name, _Storage(dtype, count))
 
     if _unpickle(stream, _no_storage) != _MAGIC:
-        raise _refuse("a pickle that is not a PyTorch file")
+        raise _damaged("a pickle that is not a PyTorch file")
     _unpickle(stream, _no_storage)  # version of the protocol
     _unpickle(stream, _no_storage)  # word sizes of the machine that wrote it
     state = _unpickle(stream, load_storage)
@@ -147,24 +149,24 @@ def _read_sequence(data: bytes) -> Mapping[str, Any]:
         storage = storages[name]
         (count,) = struct.unpack("<q", stream.read(8))
         if count != storage.count:
-            raise _refuse(f"a storage of {count:,} numbers where {storage.count:,} were announced")
+            raise _damaged(f"a storage of {count:,} numbers where {storage.count:,} were announced")
         storage.fill(stream.read(storage.size))
     return state
 
 
 def _read_zip(data: bytes) -> Mapping[str, Any]:
-    """Read the format since PyTorch 1.6: a zip with `data.pkl` and one member per storage, none compressed."""
+    """The state dict in the format since PyTorch 1.6: a zip of `data.pkl` and one member per storage, uncompressed."""
     storages: dict[str, _Storage] = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {info.filename: info for info in archive.infolist()}
         root = next((name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")), None)
         if root is None:
-            raise _refuse("a zip archive without data.pkl")
+            raise _damaged("a zip archive without data.pkl")
         packed = next((info for info in members.values() if info.compress_type != zipfile.ZIP_STORED), None)
         if packed:
-            raise _refuse(f"a compressed member {packed.filename}")
+            raise _damaged(f"a compressed member {packed.filename}")
         if members.get(f"{root}byteorder") and archive.read(f"{root}byteorder") != b"little":
-            raise _refuse("numbers in big-endian order")
+            raise _damaged("numbers in big-endian order")
 
         def load_storage(dtype: str, name: str, count: int) -> _Storage:
             if name not in storages:
@@ -176,12 +178,12 @@ def _read_zip(data: bytes) -> Mapping[str, Any]:
 
 
 def _unpickle(stream: io.BytesIO, load_storage: Callable[[str, str, int], _Storage]) -> Any:
-    """Load the next pickle of a stream and leave the stream behind it."""
+    """The next pickle of a stream, which is left behind it."""
     start = stream.tell()
     for opcode, argument, _ in pickletools.genops(stream):
-        # the unpickler makes room for the highest number: a few bytes could ask for all memory
+        # the unpickler allocates up to the highest number: a few bytes could take all memory
         if "PUT" in opcode.name and int(argument or 0) > len(stream.getbuffer()):
-            raise _refuse(f"a memo number of {argument}")
+            raise _damaged(f"a memo number of {argument}")
     end = stream.tell()
     stream.seek(start)
     loaded = _Unpickler(stream.read(end - start), load_storage).load()
@@ -190,8 +192,10 @@ def _unpickle(stream: io.BytesIO, load_storage: Callable[[str, str, int], _Stora
 
 
 def _no_storage(dtype: str, name: str, count: int) -> NoReturn:
-    raise _refuse("a storage out of place")
+    raise _damaged("a storage out of place")
 
 
-def _refuse(received: str) -> BackboneError:
-    return BackboneError("A state dict must hold the numbers that it announces.", received, "Fetch or save it again.")
+def _damaged(received: str) -> BackboneError:
+    return BackboneError(
+        "The state dict does not hold the numbers that it announces.", received, "Download or save it again."
+    )

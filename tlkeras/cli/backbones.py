@@ -29,7 +29,7 @@ def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
     import tlkeras
     from tlkeras.cli.tables.backbones import print_backbones
 
-    render(tlkeras.backbones(limits.pop("like"), **limits), as_json, print_backbones)
+    render(tlkeras.list_backbones(limits.pop("like"), **limits), as_json, print_backbones)
 
 
 @backbones.command(name="show")

@@ -1,12 +1,13 @@
-"""Which backbones come into question: those that meet the limits, whose weights can be had, best prior first."""
+"""Candidate backbones: those within the limits whose weights are available, best on ImageNet first."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tlkeras.backbones.catalog import BackboneInfo, find_backbone, select_backbones
+from tlkeras.backbones.catalog import find_backbone, list_backbones
+from tlkeras.backbones.info import BackboneInfo
 from tlkeras.backbones.weights import why_unavailable
 from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
@@ -16,12 +17,12 @@ BYTES_PER_PARAMETER = 4
 
 @dataclass(frozen=True)
 class Target:
-    """Where a model will answer, and what that allows.
+    """Limits that follow from the machine a model is served on.
 
     Attributes:
-        reason: Why these limits.
-        multiply_adds: Per image of the default size, at most.
-        megabytes: Of weights in float32, at most.
+        reason: Where the limits come from.
+        multiply_adds: Maximum per image of the default size.
+        megabytes: Maximum size of the weights in float32.
     """
 
     reason: str
@@ -40,15 +41,15 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class BackboneLimits:
-    """What a backbone must meet.
+    """Requirements on a backbone.
 
     Attributes:
         target: A key of `TARGETS`.
-        patterns: Shell patterns, one of which the name matches; `hub:PRESET` of KerasHub, too.
-        licences: SPDX identifiers of the weights that are accepted; none given accepts all.
-        parameters, multiply_adds, megabytes: At most so many; they replace the target's.
-        milliseconds: At most, per image one at a time, measured on this machine.
-        most: Candidates to measure.
+        patterns: Shell patterns of names, of which one must match; also `hub:PRESET` for a preset of KerasHub.
+        licences: SPDX identifiers of accepted licences of the weights; all where it is empty.
+        parameters, multiply_adds, megabytes: Maxima, which replace the target's.
+        milliseconds: Maximum latency of one image on this machine.
+        most: Number of candidates to measure.
     """
 
     target: str = "cpu"
@@ -63,12 +64,12 @@ class BackboneLimits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backbone with weights that can be had, at an image size.
+    """A backbone with available weights, at an image size.
 
     Attributes:
-        entry: Its facts.
+        entry: Its row of the catalog.
         weights: As in a recipe.
-        size: Side of the images, pixels.
+        size: Side length of the images, pixels.
     """
 
     entry: BackboneInfo
@@ -77,36 +78,37 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Return what tables call it."""
+        """Name and size, for tables."""
         return f"{self.entry.name} at {self.size}"
 
     @property
     def megabytes(self) -> float:
-        """Return the size of its weights in float32."""
+        """Size of its weights in float32."""
         return count_megabytes(self.entry)
 
 
 def count_megabytes(entry: BackboneInfo) -> float:
-    """Return the size of a backbone's weights in float32."""
+    """Size of a backbone's weights in float32."""
     return entry.parameters * BYTES_PER_PARAMETER / 1e6
 
 
 def choose_candidates(limits: BackboneLimits, own: Candidate | None = None) -> tuple[list[Candidate], dict[str, str]]:
-    """Return the candidates, best prior first, and why each other backbone is none.
+    """The candidates, best on ImageNet first, and the reason why each other backbone is left out.
 
-    The prior is the accuracy on ImageNet. The best of each family comes first, then the others, so that one family of
-    many sizes does not take all places.
+    The best of each family is taken before second ones of a family, so that a family of many sizes does not fill the
+    list.
 
     Args:
-        own: One that is to be measured beside the others, whatever its prior.
+        limits: Requirements on the backbones.
+        own: A backbone that is measured in any case.
 
     Raises:
-        BackboneError: A limit is none, or no backbone meets all of them; says how many each leaves.
+        BackboneError: A limit is not valid, or no backbone meets all; lists how many each limit leaves out.
     """
-    _check_words(limits)
+    _check_limits(limits)
     dropped, met = {}, []
     presets = [find_backbone(pattern) for pattern in limits.patterns if pattern.startswith(KERAS_HUB_PREFIX)]
-    for entry in [*presets, *select_backbones()]:
+    for entry in [*presets, *list_backbones()]:
         if own is not None and entry.name == own.entry.name:
             continue
         reason = next(_list_reasons(entry, limits), None)
@@ -118,34 +120,30 @@ def choose_candidates(limits: BackboneLimits, own: Candidate | None = None) -> t
             dropped[entry.name] = obstacle
         else:
             met.append(Candidate(entry, weights, entry.default_size))
-    places = limits.most - (own is not None)
-    chosen = _spread(met, places)
+    chosen = _choose_families(met, limits.most - (own is not None))
     for candidate in met:
         if candidate not in chosen:
             dropped[candidate.entry.name] = f"{limits.most} others come first by accuracy on ImageNet"
     if not chosen and own is None:
-        raise BackboneError.from_problems(
-            "A backbone must meet all limits, and its weights must be at hand:", _count(dropped)
-        )
+        raise BackboneError.from_problems("No backbone with available weights meets all limits:", _count(dropped))
     return ([own] if own else []) + chosen, dropped
 
 
-def _check_words(limits: BackboneLimits) -> None:
+def _check_limits(limits: BackboneLimits) -> None:
     if limits.target not in TARGETS:
-        raise BackboneError("A target must be a known one.", repr(limits.target), suggest(limits.target, TARGETS))
-    entries = select_backbones()
-    known = {entry.licence for entry in entries}
+        raise BackboneError("Unknown target.", repr(limits.target), suggest(limits.target, TARGETS))
+    entries = list_backbones()
+    names, known = [entry.name for entry in entries], {entry.licence for entry in entries}
     for licence in limits.licences:
         if licence not in known:
-            raise BackboneError("A licence must be one that the catalog has.", repr(licence), suggest(licence, known))
+            raise BackboneError("No backbone has this licence.", repr(licence), suggest(licence, known))
     for pattern in limits.patterns:
-        if not pattern.startswith(KERAS_HUB_PREFIX) and not fnmatch.filter((entry.name for entry in entries), pattern):
-            names = [entry.name for entry in entries]
-            raise BackboneError("A candidate must be in the catalog.", repr(pattern), suggest(pattern, names))
+        if not pattern.startswith(KERAS_HUB_PREFIX) and not fnmatch.filter(names, pattern):
+            raise BackboneError("No backbone of the catalog matches.", repr(pattern), suggest(pattern, names))
 
 
 def _list_reasons(entry: BackboneInfo, limits: BackboneLimits) -> Iterator[str]:
-    """Yield why a backbone does not meet the limits."""
+    """The limits that a backbone does not meet, as sentences."""
     target = TARGETS[limits.target]
     if not any(pattern == entry.name or fnmatch.fnmatchcase(entry.name, pattern) for pattern in limits.patterns):
         yield "its name matches no pattern"
@@ -165,7 +163,7 @@ def _list_reasons(entry: BackboneInfo, limits: BackboneLimits) -> Iterator[str]:
 
 
 def _find_weights(entry: BackboneInfo) -> tuple[str | None, str]:
-    """Return the first source of weights that can be had, or None and what is in the way."""
+    """The first available source of weights and "", or None and the reason."""
     obstacles = []
     for source in entry.weights:
         if source == "none":
@@ -177,29 +175,29 @@ def _find_weights(entry: BackboneInfo) -> tuple[str | None, str]:
     return None, "; ".join(obstacles)
 
 
-def _spread(candidates: Sequence[Candidate], places: int) -> list[Candidate]:
-    """Return so many: the best of each family by prior, then the best of the rest; best prior first."""
-    ordered = sorted(candidates, key=_prior, reverse=True)
+def _choose_families(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """The best of each family and then the best of the rest, at most `count`, best on ImageNet first."""
+    ordered = sorted(candidates, key=_top1, reverse=True)
     families: dict[str, Candidate] = {}
     for candidate in ordered:
         families.setdefault(candidate.entry.family, candidate)
     first = list(families.values())
     rest = [candidate for candidate in ordered if candidate not in first]
-    return sorted([*first, *rest][: max(places, 0)], key=_prior, reverse=True)
+    return sorted([*first, *rest][: max(count, 0)], key=_top1, reverse=True)
 
 
-def _prior(candidate: Candidate) -> float:
+def _top1(candidate: Candidate) -> float:
     return candidate.entry.top1 or 0.0
 
 
 def _count(dropped: dict[str, str]) -> list[str]:
-    """Say how many backbones each reason leaves out."""
+    """A line per reason with the backbones that it leaves out, most first."""
     counts: dict[str, list[str]] = {}
     for name, reason in dropped.items():
         counts.setdefault(reason, []).append(name)
-    return [f"{reason}: {_list_few(names)}" for reason, names in sorted(counts.items(), key=lambda item: -len(item[1]))]
+    ordered = sorted(counts.items(), key=lambda item: -len(item[1]))
+    return [f"{reason}: {_list_few(names)}" for reason, names in ordered]
 
 
-def _list_few(names: Iterable[str]) -> str:
-    names = list(names)
+def _list_few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
