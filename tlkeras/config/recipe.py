@@ -19,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from tlkeras.config.schema import ConfigSection, Recipe, StageConfig
+from tlkeras.config.schema.evaluation import EvaluationConfig
 from tlkeras.config.yaml_loader import YamlDocument, load_yaml, parse_value
 from tlkeras.errors import RecipeError, ResourceError, suggest
 
@@ -69,6 +70,11 @@ def load_recipe(
         document.set(key, value)
     recipe = validate(document)
     return make_quick_recipe(recipe) if quick else recipe
+
+
+def bootstrap_options(reference: str | Path | Recipe) -> EvaluationConfig:
+    """The number and the seed of the bootstrap resamples that a recipe sets."""
+    return load_recipe(reference).evaluation
 
 
 def validate(document: YamlDocument) -> Recipe:

@@ -19,6 +19,7 @@ from tlkeras.training.builders.data import (
 )
 from tlkeras.training.builders.depths import extract_depths
 from tlkeras.training.builders.distribution import make_strategy
+from tlkeras.training.builders.evaluation import data_source, feature_engine, make_linear_head
 from tlkeras.training.builders.experiment import Experiment, require_plan
 from tlkeras.training.builders.features import (
     CACHE_DTYPE,

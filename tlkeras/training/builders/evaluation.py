@@ -16,11 +16,6 @@ def feature_engine(recipe: Recipe) -> str:
     return recipe.features.engine
 
 
-def has_codebooks(recipe: Recipe) -> bool:
-    """Whether features depend on codebooks that a training learned."""
-    return bool(recipe.features.handcrafted)
-
-
 def make_linear_head(recipe: Recipe, C: float | None) -> LinearHead:
     """An unfitted linear head with the recipe's class weights and inverse regularization strength C, by default 0.01."""
     class_weight = recipe.head.model_dump().get("class_weight")
