@@ -32,8 +32,8 @@ from tlkeras.backbones.builder import build_backbone
 from tlkeras.data.quality.duplicates import find_duplicates
 from tlkeras.data.quality.label_issues import find_outliers
 from tlkeras.data.quality.near_duplicates import find_near_duplicates, read_thumbnails
-from tlkeras.data.sources.folders import build_dataset, read_table
-from tlkeras.data.tables import Dataset
+from tlkeras.data.sources.folders import read_table
+from tlkeras.data.tables import Dataset, build_dataset
 from tlkeras.data.tasks import Task
 from tlkeras.diagnostics import data_quality
 from tlkeras.features.extraction import extract_activations

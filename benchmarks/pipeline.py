@@ -48,7 +48,8 @@ def plant(folder: Path, files: int) -> None:
 def stream(folder: str) -> None:
     """Print seconds to the first batch, images per second, and this process's peak memory in MiB."""
     from tlkeras.data.pipeline import epoch_permutation, make_image_dataset
-    from tlkeras.data.sources.folders import build_dataset, read_table
+    from tlkeras.data.sources.folders import read_table
+    from tlkeras.data.tables import build_dataset
 
     started = time.perf_counter()
     paths = build_dataset(read_table(folder)).paths

@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tlkeras.data.sources import datasets
-from tlkeras.data.sources.folders import build_dataset, read_table
+from tlkeras.data.sources.folders import read_table
+from tlkeras.data.tables import build_dataset
 from tlkeras.errors import DataError, MissingExtraError, ResourceError
 
 
@@ -77,14 +78,15 @@ def test_tfds(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*.png")} == written
 
 
-def test_tfds_that_cannot_be_had(tmp_path):
+def test_unavailable_tfds(tmp_path):
     places = {"store": tmp_path / "store", "tfds_data_dir": tmp_path / "data"}
     with pytest.raises(DataError, match=r"Did you mean 'tiny_shapes'\?"):
         read_table("tfds:tiny_shape", **places)
-    with pytest.raises(DataError, match="tfds:NAME or tfds:NAME/CONFIG"):
+    with pytest.raises(DataError, match="Unknown configuration.*tfds:NAME or tfds:NAME/CONFIG"):
         read_table("tfds:tiny_shapes/round", **places)
     with pytest.raises(
-        DataError, match=r"must be here or be downloadable. Received: OSError: no network.*copy it to .*data"
+        DataError,
+        match=r"is not prepared and could not be downloaded. Received: OSError: no network.*copy it to .*data",
     ):
         read_table("tfds:tiny_shapes/broken", **places)
     with pytest.raises(DataError, match=r"'tfds:tiny_shapes' are written to files first.*Pass `store`"):
@@ -111,7 +113,7 @@ def test_writing_leaves_all_or_nothing(tmp_path, monkeypatch):
         yield "a/1.png", b"x", {"label": "a"}
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(ResourceError, match=r"must be written to .*set'. Received: No space left on device"):
+    with pytest.raises(ResourceError, match=r"Cannot write images to .*set'. Received: No space left on device"):
         datasets._write_once(tmp_path / "deep/set", ["label"], stop(), 2)
     assert not any((tmp_path / "deep").iterdir())
 

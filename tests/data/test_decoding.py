@@ -12,19 +12,19 @@ import skimage.data
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from tlkeras.data.decoding import FITS, decode, decode_file, resize
+from tlkeras.data.decoding import RESIZE_MODES, decode, decode_file, resize_to_square
 from tlkeras.data.headers import ImageError
 from tlkeras.errors import DataError
 
 
 @cache
-def decoder(size: int, fit: str):
-    function = tf.function(lambda encoded: decode(encoded, size, fit), autograph=False)
+def decoder(size: int, resize: str):
+    function = tf.function(lambda encoded: decode(encoded, size, resize), autograph=False)
     return function.get_concrete_function(tf.TensorSpec([], tf.string))
 
 
-def run(data: bytes, size: int = 32, fit: str = "stretch") -> np.ndarray:
-    return decoder(size, fit)(tf.constant(data)).numpy()
+def run(data: bytes, size: int = 32, resize: str = "stretch") -> np.ndarray:
+    return decoder(size, resize)(tf.constant(data)).numpy()
 
 
 def grey_of(colours: np.ndarray) -> np.ndarray:
@@ -139,15 +139,15 @@ def turn_by_hand(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("fit", FITS)
-def test_orientation_turns_the_finished_image(encode, make_exif, fit, orientation, order):
+@pytest.mark.parametrize("resize", RESIZE_MODES)
+def test_orientation_turns_the_finished_image(encode, make_exif, resize, orientation, order):
     photograph = skimage.data.chelsea()[:120, :191]
     data = encode(photograph, "JPEG", quality=95, exif=make_exif(orientation, order))
-    found = run(data, 24, fit)
-    plain = run(encode(photograph, "JPEG", quality=95), 24, fit)
+    found = run(data, 24, resize)
+    plain = run(encode(photograph, "JPEG", quality=95), 24, resize)
     np.testing.assert_array_equal(found, turn_by_hand(plain, orientation))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    if fit == "stretch":
+    if resize == "stretch":
         assert np.abs(found - np.asarray(upright.resize((24, 24), Image.Resampling.BOX)).astype(int)).mean() < 2.5
 
 
@@ -181,17 +181,17 @@ def test_orientation_is_found_among_segments(encode, make_exif, colours, segment
 
 def test_resize_by_hand():
     pixels = np.array([[[0], [10], [20], [30]], [[2], [12], [22], [35]]], np.uint8)
-    np.testing.assert_array_equal(resize(pixels, 2, "stretch")[:, :, 0], [[5, 25], [7, 28]])
-    np.testing.assert_array_equal(resize(pixels, 2, "crop")[:, :, 0], [[10, 20], [12, 22]])
+    np.testing.assert_array_equal(resize_to_square(pixels, 2, "stretch")[:, :, 0], [[5, 25], [7, 28]])
+    np.testing.assert_array_equal(resize_to_square(pixels, 2, "crop")[:, :, 0], [[10, 20], [12, 22]])
     padded = np.zeros((4, 4), int)
     padded[1:3] = pixels[:, :, 0]
-    np.testing.assert_array_equal(resize(pixels, 4, "pad")[:, :, 0], padded)
+    np.testing.assert_array_equal(resize_to_square(pixels, 4, "pad")[:, :, 0], padded)
 
 
 def test_shrinking_averages_fine_patterns():
     board = (np.indices((512, 512)).sum(axis=0) % 2 * 255).astype(np.uint8)[:, :, None]
-    assert np.unique(resize(board, 64, "stretch")).tolist() == [128]
-    stripes = resize(board[:509, :509], 224, "stretch").numpy().astype(int)
+    assert np.unique(resize_to_square(board, 64, "stretch")).tolist() == [128]
+    stripes = resize_to_square(board[:509, :509], 224, "stretch").numpy().astype(int)
     # a cell holds 509/224 = 2.27 pixels a side: at worst it averages 0.273^2 of one pixel too many
     assert np.abs(stripes - 127.5).max() < 255 * 0.273**2 / (509 / 224) ** 2 / 2 + 25
 
@@ -201,7 +201,9 @@ def test_resizing_agrees_with_pillow():
     image = Image.fromarray(photograph)
 
     def difference(size: int, method: Image.Resampling) -> np.ndarray:
-        return np.abs(resize(photograph, size, "stretch").numpy() - np.asarray(image.resize((size, size), method), int))
+        return np.abs(
+            resize_to_square(photograph, size, "stretch").numpy() - np.asarray(image.resize((size, size), method), int)
+        )
 
     assert difference(75, Image.Resampling.BOX).max() <= 1
     assert difference(224, Image.Resampling.BOX).mean() < 2
@@ -210,7 +212,7 @@ def test_resizing_agrees_with_pillow():
 
 def test_one_side_may_shrink_while_the_other_grows():
     pixels = np.tile(np.array([0, 200], np.uint8), 50)[None, :, None].repeat(2, axis=0)
-    np.testing.assert_array_equal(resize(pixels, 10, "stretch"), np.full((10, 10, 1), 100))
+    np.testing.assert_array_equal(resize_to_square(pixels, 10, "stretch"), np.full((10, 10, 1), 100))
 
 
 @pytest.mark.parametrize(("extra", "tolerance"), [(0, 3), (3, 10)])
@@ -220,16 +222,16 @@ def test_large_jpegs_shrink_inside_the_transform(encode, ratio, extra, tolerance
     width, height = 28 * ratio + extra, 24 * ratio + extra
     photograph = Image.fromarray(skimage.data.chelsea()[:, :300]).resize((width, height))
     data = encode(photograph, "JPEG", quality=95)
-    whole = resize(np.asarray(Image.open(io.BytesIO(data))), 24, "stretch").numpy().astype(int)
+    whole = resize_to_square(np.asarray(Image.open(io.BytesIO(data))), 24, "stretch").numpy().astype(int)
     assert np.abs(run(data, 24) - whole).mean() < tolerance
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("resize", RESIZE_MODES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (3, 7), (24, 25), (23, 24)])
-def test_odd_shapes_are_symmetric(encode, shape, fit):
+def test_odd_shapes_are_symmetric(encode, shape, resize):
     half = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     pixels = np.maximum(half, half[::-1, ::-1])
-    found = run(encode(pixels), 24, fit).astype(int)
+    found = run(encode(pixels), 24, resize).astype(int)
     assert np.abs(found - found[::-1, ::-1]).max() <= 1  # rounding
     assert found.max() > 0
 
@@ -241,9 +243,9 @@ def test_pad_adds_black_bars(encode):
 
 BAD = {
     "empty": (lambda e, c: b"", "empty"),
-    "one byte": (lambda e, c: b"\xff", "not-a-image"),
-    "text": (lambda e, c: b"not found", "not-a-image"),
-    "html": (lambda e, c: b"<html>404</html>", "not-a-image"),
+    "one byte": (lambda e, c: b"\xff", "not-an-image"),
+    "text": (lambda e, c: b"not found", "not-an-image"),
+    "html": (lambda e, c: b"<html>404</html>", "not-an-image"),
     "tiff": (lambda e, c: e(c, "TIFF"), "unsupported"),
     "jpeg, half": (lambda e, c: _half(e(c, "JPEG")), "damaged"),
     "jpeg, all but the last 20 bytes": (lambda e, c: e(c, "JPEG")[:-20], "damaged"),
@@ -285,8 +287,8 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, bomb):
         decode_file(str(tmp_path / "bomb.png"), 8, "stretch")
 
 
-def test_unknown_fit():
-    with pytest.raises(DataError, match=r"one of stretch, crop, pad. Received: 'cropp'. Did you mean 'crop'\?"):
+def test_unknown_resize():
+    with pytest.raises(DataError, match=r"Unknown way to resize images. Received: 'cropp'. Did you mean 'crop'\?"):
         decode(tf.constant(b""), 8, "cropp")
 
 

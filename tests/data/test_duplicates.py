@@ -16,7 +16,8 @@ from tlkeras.data.quality.duplicates import (
     find_leaking_groups,
     join_groups,
 )
-from tlkeras.data.sources.folders import build_dataset, read_table
+from tlkeras.data.sources.folders import read_table
+from tlkeras.data.tables import build_dataset
 from tlkeras.errors import DataError
 
 

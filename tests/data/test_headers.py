@@ -1,4 +1,4 @@
-"""What files are, told from their first bytes."""
+"""Formats of files from their first bytes, and headers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FOREIGN = {
     "AVIF": (b"\0\0\0\x1cftypavif" + b"\0" * 30, "unsupported"),
     "JPEG XL": (b"\xff\x0a" + b"\0" * 30, "unsupported"),
     "SVG": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "unsupported"),
-    "HTML": (b"<!DOCTYPE html><html><body>404</body></html>", "not-a-image"),
-    "XML": (b'<?xml version="1.0"?><annotation/>', "not-a-image"),
-    "PDF": (b"%PDF-1.7\n", "not-a-image"),
-    "ZIP archive": (b"PK\x03\x04" + b"\0" * 30, "not-a-image"),
-    "text": ("Größe: 3\n".encode() * 100, "not-a-image"),
-    "of no known kind": (bytes(range(128, 192)), "not-a-image"),
+    "HTML": (b"<!DOCTYPE html><html><body>404</body></html>", "not-an-image"),
+    "XML": (b'<?xml version="1.0"?><annotation/>', "not-an-image"),
+    "PDF": (b"%PDF-1.7\n", "not-an-image"),
+    "ZIP archive": (b"PK\x03\x04" + b"\0" * 30, "not-an-image"),
+    "text": ("Größe: 3\n".encode() * 100, "not-an-image"),
+    "unknown content": (bytes(range(128, 192)), "not-an-image"),
 }
 
 
@@ -30,12 +30,12 @@ FOREIGN = {
 def test_foreign_content_is_named(kind):
     data, code = FOREIGN[kind]
     assert detect_format(data) == kind
-    with pytest.raises(ImageError, match="the content is " + kind.split()[0]) as caught:
+    with pytest.raises(ImageError, match=rf"not an image \({kind}\)|{kind} is not supported, only JPEG") as caught:
         check_header(data)
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize(("data", "code"), [(b"", "empty"), (b"\xff", "not-a-image"), (b"a", "not-a-image")])
+@pytest.mark.parametrize(("data", "code"), [(b"", "empty"), (b"\xff", "not-an-image"), (b"a", "not-an-image")])
 def test_almost_nothing(data, code):
     with pytest.raises(ImageError) as caught:
         check_header(data)
@@ -58,7 +58,7 @@ def test_almost_nothing(data, code):
         ("WebP", "RGBA", {}),
     ],
 )
-def test_headers_say_size_and_mode(encode, kind, mode, options):
+def test_size_and_mode(encode, kind, mode, options):
     header = check_header(encode(Image.new(mode, (30, 20)), kind, **options))
     # Pillow calls the opaque black of a WebP without alpha RGB
     assert (header.format, header.width, header.height, header.frames) == (kind, 30, 20, 1)
@@ -95,7 +95,7 @@ def test_orientation_is_read(encode, make_exif, orientation, order):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_broken_exif_says_nothing(encode):
+def test_broken_exif_is_ignored(encode):
     assert check_header(encode(np.zeros((2, 2, 3), np.uint8), "JPEG", exif=b"Exif\0\0II*\0junk")).orientation == 1
 
 
@@ -117,10 +117,10 @@ def test_a_header_cut_anywhere_raises_nothing_else(encode, kind):
         try:
             check_header(data[:end])
         except ImageError as error:
-            assert error.code in ("empty", "not-a-image", "damaged", "unsupported")
+            assert error.code in ("empty", "not-an-image", "damaged", "unsupported")
 
 
-def test_files_that_are_no_files(tmp_path):
+def test_unusable_files(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "large.jpg").write_bytes(b"x" * 11)
@@ -145,7 +145,7 @@ def test_files_that_are_no_files(tmp_path):
         (OSError(5, "Input/output error"), "damaged", "Input"),
     ],
 )
-def test_files_that_the_system_withholds(tmp_path, monkeypatch, error, code, reason):
+def test_files_that_cannot_be_opened(tmp_path, monkeypatch, error, code, reason):
     def refuse(*_):
         raise error
 

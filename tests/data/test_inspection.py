@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tlkeras.data.inspection import validate_images
-from tlkeras.data.sources.folders import build_dataset, read_table
+from tlkeras.data.sources.folders import read_table
+from tlkeras.data.tables import build_dataset
 from tlkeras.errors import DataError
 
 
@@ -48,7 +49,7 @@ def test_bad_files_are_listed_and_left_out(plant, encode, bomb):
         "dog/gone.png": "missing",
     }
     reasons = {os.path.basename(bad.path): bad.reason for bad in found.rejected}
-    assert reasons["page.jpg"].startswith("the content is HTML") and "TIFF" in reasons["photo.jpg"]
+    assert reasons["page.jpg"].startswith("not an image (HTML)") and "TIFF" in reasons["photo.jpg"]
 
 
 def test_what_is_odd_is_noted(plant, encode, make_exif, make_png):
@@ -95,7 +96,7 @@ def test_nothing_left(plant):
 
 def test_a_class_that_vanishes(plant):
     root = plant({"a/1.jpg": b"", "a/2.jpg": b"x", "b/1.png": 1, "b/2.png": 1})
-    with pytest.raises(DataError, match=r"(?s)'label': every image of class 'a' was rejected.*2\.jpg: the content is"):
+    with pytest.raises(DataError, match=r"(?s)'label': every image of class 'a' was rejected.*2\.jpg: not an image"):
         validate_images(read(root))
 
 

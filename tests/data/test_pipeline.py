@@ -1,4 +1,4 @@
-"""Images in order, and the ones that are skipped."""
+"""Decoded images in order, without the unreadable ones."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def test_unreadable_files_are_skipped_and_explained(plant, encode):
     reasons = {name: read_error(path) for name, path in zip(names, paths, strict=True)}
     assert [reasons[name].code for name in ("b.jpg", "c.jpg", "none.jpg", "e.jpg", "g.jpg")] == [
         "empty",
-        "not-a-image",
+        "not-an-image",
         "missing",
         "damaged",
         "damaged",
     ]
-    assert str(reasons["c.jpg"]) == f"{root}/c.jpg: the content is text; one of JPEG, PNG, GIF, BMP, WebP is needed"
+    assert str(reasons["c.jpg"]) == f"{root}/c.jpg: not an image (text)"
     assert read_error(paths[4]).code == "changed"
 
 
@@ -86,22 +86,22 @@ def test_names_that_are_not_utf8(plant, encode):
 
 def test_paths_are_looked_up_in_chunks(plant):
     root = plant({"a.png": 1})
-    asked = []
+    slices = []
 
     class Endless:
         def __len__(self) -> int:
             return 10**9
 
         def __getitem__(self, part: slice) -> list[str]:
-            asked.append(part)
+            slices.append(part)
             return [str(root / "a.png")] * (part.stop - part.start)
 
     for index, _ in make_image_dataset(Endless(), 8, "stretch", 4).take(3):
         last = index.numpy()[-1]
-    assert last == 11 and len(asked) < 5
+    assert last == 11 and len(slices) < 5
 
 
-def test_what_augments_sees_image_and_index(plant):
+def test_augment_gets_image_and_index(plant):
     root = plant({"a.png": 1, "b.jpg": b"text", "c.png": 3, "d.png": 4})
     paths = [str(root / name) for name in ("a.png", "b.jpg", "c.png", "d.png")]
     indices, images, _ = read_all(
@@ -112,6 +112,6 @@ def test_what_augments_sees_image_and_index(plant):
     assert read_all(several)[1][:, :, 0, 0, 0].tolist() == [[1, 254], [3, 252], [4, 251]]
 
 
-def test_unknown_fit_is_said_at_once():
-    with pytest.raises(DataError, match="Did you mean 'stretch'"):
+def test_unknown_resize():
+    with pytest.raises(DataError, match="Unknown way to resize images. Received: 'squish'"):
         make_image_dataset(["a.jpg"], 8, "squish", 2)

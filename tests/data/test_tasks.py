@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tlkeras.data.sources.folders import build_dataset, drop_unlabelled, read_table
+from tlkeras.data.sources.folders import read_table
+from tlkeras.data.tables import build_dataset, drop_unlabelled
 from tlkeras.data.tasks import MultiLabelTask, Task, list_classes, make_task
 from tlkeras.errors import DataError
 
@@ -74,10 +75,10 @@ def test_examples_with_labels(plant):
 @pytest.mark.parametrize(
     ("cells", "sentences"),
     [
-        (["a", "b", "a", "b"], ["no cell holds the separator '|' or is empty. Received: 'a'", "leave it out where"]),
-        (["a", "", "a", ""], ["two labels or more are needed. Received: a", "two classes, a yes and a no"]),
-        (["a|b", "b|a", "a", ""], ["Received: the absence of a (1)"]),
-        (["a|b", "a|c", "", "c"], ["Received: b (1)", "Add images, or remove the label"]),
+        (["a", "b", "a", "b"], ["no cell contains the separator '|' or is empty. The first is 'a'", "leave it out if"]),
+        (["a", "", "a", ""], ["only one label, 'a'. At least two", "two classes, yes and no"]),
+        (["a|b", "b|a", "a", ""], ["fewer than two images: the absence of a (1)"]),
+        (["a|b", "a|c", "", "c"], ["fewer than two images: b (1)", "Add images, or remove the label"]),
     ],
 )
 def test_labels_that_cannot_be_learned(plant, cells, sentences):

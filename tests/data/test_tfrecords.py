@@ -11,9 +11,10 @@ import tensorflow as tf
 import tlkeras
 from tlkeras.data.headers import ImageError, read_image
 from tlkeras.data.pipeline import make_image_dataset, read_error
-from tlkeras.data.sources.folders import build_dataset, read_table
+from tlkeras.data.sources.folders import read_table
 from tlkeras.data.sources.tfrecord_slices import ByteRange, parse_slice
 from tlkeras.data.sources.tfrecords import write_tfrecords
+from tlkeras.data.tables import build_dataset
 from tlkeras.errors import DataError, ResourceError
 
 
@@ -88,9 +89,9 @@ def test_errors(photos, tmp_path, monkeypatch):
         write_tfrecords(table, tmp_path / "packed")
     shard = tmp_path / "packed/shards/00000.tfrecord"
     shard.write_bytes(shard.read_bytes()[:-300])
-    with pytest.raises(ImageError, match="its packed file ends before it"):
+    with pytest.raises(ImageError, match="its TFRecord file ends before it"):
         read_image(packed.paths[-1])
-    assert read_error(packed.paths[-1]).reason == "its packed file ends before it"
+    assert read_error(packed.paths[-1]).reason == "its TFRecord file ends before it"
     assert read_table(str(tmp_path / "packed/images.csv")).rejected[-1].code == "missing"
     found = np.concatenate(
         [index for index, _ in make_image_dataset(packed.paths, 32, "stretch", 4).as_numpy_iterator()]
@@ -98,7 +99,7 @@ def test_errors(photos, tmp_path, monkeypatch):
     assert found.tolist() == list(range(len(packed) - 1))
     outside = f"../photos.tfrecord@0+{10**17}"
     (tmp_path / "packed/images.csv").write_text(f"path,label\n{outside},day\n")
-    with pytest.raises(DataError, match=r"lies outside of the manifest's folder"):
+    with pytest.raises(DataError, match=r"lies outside the manifest's folder"):
         read_table(str(tmp_path / "packed/images.csv"))
     monkeypatch.setattr("os.rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ResourceError, match="No space left on device"):

@@ -120,5 +120,5 @@ def test_other_images(trained, tmp_path, draw_more_photos, monkeypatch):
     assert tlkeras.evaluate_on("latest", "photos")["trained_on"] == 24
     (other / "dya").mkdir()
     (other / "day").rename(other / "dya/x")
-    with pytest.raises(DataError, match="'dya' is no class. Did you mean 'day'"):
+    with pytest.raises(DataError, match="'dya' is not a class. Did you mean 'day'"):
         tlkeras.evaluate_on("latest", str(other))

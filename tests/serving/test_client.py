@@ -49,7 +49,7 @@ def test_client_answers_as_the_run_did(url, samples):
 
 def test_refusals_are_the_servers_words(rest, rpc):
     for url in (f"{rest}/v1/models/photos", f"grpc://{rpc}/photos"):
-        with Client(url) as client, pytest.raises(ServingError, match="The server refused.*the content is text"):
+        with Client(url) as client, pytest.raises(ServingError, match="The server refused.*not an image"):
             client.predict([b"hello"])
     for url in (f"{rest}/v1/models/x", f"grpc://{rpc}/x"):
         with Client(url) as client, pytest.raises(ServingError, match="Servable not found for request"):
@@ -203,6 +203,6 @@ def test_predict_with_a_url(rest, trained, tmp_path):
     assert done.exit_code == 3, done.output
     result = json.loads(done.stdout)
     assert result["predictions"][0]["label"] in ("day", "night")
-    assert "the content is text" in result["unreadable"][0]["reason"]
+    assert "not an image (text)" in result["unreadable"][0]["reason"]
     done = CliRunner().invoke(main, ["predict", "--url", "http://127.0.0.1:9/v1/models/x", str(image)])
     assert done.exit_code == 9 and "must be reachable" in done.stderr

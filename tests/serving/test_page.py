@@ -119,4 +119,4 @@ def test_a_dropped_image_shows_label_probabilities_and_heat_map(rest, samples, t
         assert seen["size"] == [32, 32] and seen["drawn"]
         assert seen["heading"] == "photos version 1" and not seen["broken"]
         refused = browser.evaluate(DROP % json.dumps(base64.b64encode(b"hello").decode()))
-        assert "the content is text" in refused["error"]
+        assert "not an image (text)" in refused["error"]

@@ -162,9 +162,9 @@ MALFORMED = {
     "mixed feature": (CLASSIFY, {"signature_name": "classify", "examples": [{"x": [1, "a"]}]}, 400, "element type"),
     "huge integer": (CLASSIFY, {"signature_name": "classify", "examples": [{"x": 2**63}]}, 400, "Only int64"),
     "empty image": (PREDICT, {"instances": [{"b64": ""}]}, 400, "empty"),
-    "text for an image": (PREDICT, {"instances": [b64(b"hello")]}, 400, "the content is text"),
+    "text for an image": (PREDICT, {"instances": [b64(b"hello")]}, 400, "not an image (text)"),
     "a cut JPEG": (PREDICT, {"instances": [b64(b"\xff\xd8\xff\xe0" + b"\0" * 40)]}, 400, ""),
-    "TIFF": (PREDICT, {"instances": [b64(b"II*\0" + b"\0" * 60)]}, 400, "the content is TIFF"),
+    "TIFF": (PREDICT, {"instances": [b64(b"II*\0" + b"\0" * 60)]}, 400, "TIFF is not supported"),
     "pixel bomb": (PREDICT, {"instances": [b64(make_bomb())]}, 400, "16000 x 16000 pixels are more than"),
     "large body": (PREDICT, b" " * (2**20 + 1), 413, "The body is larger than 1,048,576 bytes"),
 }

@@ -115,8 +115,8 @@ def test_prediction_lists_every_label_found(result, place, capsys):
 def test_the_export_answers_with_labels(train, place, tmp_path):
     result = train("finetuned")
     exported = tlkeras.export(result["path"], tmp_path / "models")
-    assert exported["difference"] < 1e-3
-    served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
+    assert exported.difference < 1e-3
+    served = tf.saved_model.load(exported.path).signatures["serving_default"]
     files = ["images/000.png", "images/001.png", "images/003.png"]
     answer = served(image_bytes=tf.constant([(place / file).read_bytes() for file in files]))
     rows = tlkeras.predict(result["path"], files)["predictions"]
@@ -153,8 +153,8 @@ def test_check_counts_labels_and_refuses_what_makes_no_sense(place):
 def test_a_separator_that_is_nowhere_is_told(place):
     (place / "one.csv").write_text("path,shapes\n" + "".join(f"images/{n:03d}.png,a+b\n" for n in range(4)))
     (problem,) = tlkeras.check("shapes.yaml", {"data.source": "one.csv"})["problems"]
-    assert "no cell holds the separator '|'" in problem and "Received: 'a+b'" in problem
-    with pytest.raises(DataError, match="two labels or more are needed"):
+    assert "no cell contains the separator '|'" in problem and "first is 'a+b'" in problem
+    with pytest.raises(DataError, match="At least two are needed"):
         tlkeras.train("shapes.yaml", {"data.source": "one.csv"})
 
 

@@ -113,14 +113,14 @@ def test_the_model_answers_in_the_unit_of_the_column(run, place, capsys):
 
 def test_an_export_serves_the_number(run, place):
     exported = tlkeras.export(run["path"], place / "models" / run["run"])
-    served = tf.saved_model.load(exported["path"]).signatures
+    served = tf.saved_model.load(exported.path).signatures
     encoded = tf.constant([(place / "images" / "000.png").read_bytes()])
     predictions = served["serving_default"](image_bytes=encoded)
     model = load_model(open_run(run["path"], place))
     expected = model(np.asarray(Image.open(place / "images" / "000.png"))[None])["grade"]
     np.testing.assert_allclose(predictions["grade_value"], expected, rtol=1e-4)
     assert "hue_classify" in served and "grade_classify" not in served
-    assert {row["task"] for row in exported["parity"]} == {"hue", "grade"}
+    assert {row.task for row in exported.parity} == {"hue", "grade"}
 
 
 def test_the_report_shows_how_far_off_it_is(run, place):
@@ -160,10 +160,10 @@ def test_what_is_refused(place):
         tlkeras.check("grades.yaml", numbers)
     with pytest.raises(RecipeError, match="numbers are regressed on vectors"):
         tlkeras.check("grades.yaml", {"head": {"kind": "attention"}})
-    with pytest.raises(DataError, match="'grade': 'red' is no finite number"):
+    with pytest.raises(DataError, match="'grade': 'red' is not a finite number"):
         tlkeras.train("grades.yaml", {"data.tasks.grade.column": "hue"})
     assert make_task("grade", (), kind="regression").list_problems(["3", "", "?"]) == [
-        "'grade': two different numbers or more are needed."
+        "'grade': fewer than two different numbers."
     ]
 
 

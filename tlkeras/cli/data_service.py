@@ -1,4 +1,4 @@
-"""The command of workers that decode images for others."""
+"""The command that starts a data service."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import click
 
 
 @click.command(name="data-service")
-@click.option("--join", metavar="HOST:PORT", help="Be one more worker of a service that runs  [default: begin one]")
-@click.option("--host", help="Name by which other machines reach this one  [default: its own]")
+@click.option("--join", metavar="HOST:PORT", help="Join a running service  [default: start one]")
+@click.option("--host", help="Name by which other machines reach this one  [default: its host name]")
 @click.option("--port", default=5050, show_default=True, type=click.IntRange(0, 65535), help="Port of a new service.")
 def data_service(join: str | None, host: str | None, port: int) -> None:
-    """Decode images for trainings on other machines, where decoding is what they wait for.
+    """Decode images for trainings on other machines that wait for their input.
 
-    The first machine begins a service, others join it; all must see the images at the same paths. It is TensorFlow's
-    data service, without encryption or password: use a network of your own.
+    The first machine starts a service, others join it; all need the images at the same paths. It is TensorFlow's data
+    service, without encryption or password: use a private network.
 
     \b
     Example: tlkeras data-service --host cpu-1

@@ -1,4 +1,4 @@
-"""Images decoded by other machines: TensorFlow's data service, in the order and with the pixels of this machine."""
+"""Images decoded by other machines through TensorFlow's data service, in the same order and with the same pixels."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tlkeras.errors import DataError, RunError
 service = tf.data.experimental.service
 
 PORT = 5050
-_SENT = 8  # images in a message
-_MOST_WAITING = 1024  # images that may be there before one that is needed first
-_PATIENCE = 5.0  # seconds
+_MESSAGE = 8  # images
+_MAX_EARLY = 1024  # images that arrived before one that is needed first
+_TIMEOUT = 5.0  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +33,20 @@ Arrival = tuple[int, np.ndarray] | None
 
 
 def check_data_service(address: str, paths: Sequence[str]) -> None:
-    """Make sure that workers can be asked for images.
+    """Check that a data service listens at the address and can read the images.
 
     Raises:
         DataError: The images are packed, which workers cannot read.
-        RunError: Nobody listens at the address.
+        RunError: Nothing listens at the address.
     """
     if any(map(parse_slice, paths)):
-        raise DataError("Workers read files by themselves.", "packed images", "Leave training.data_service out.")
+        raise DataError("A data service cannot read packed images.", None, "Leave training.data_service out.")
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), _PATIENCE).close()
+        socket.create_connection((host, int(port)), _TIMEOUT).close()
     except (OSError, ValueError) as error:
         raise RunError(
-            "A data service must listen at HOST:PORT.",
+            "No data service answers at this address.",
             f"{address!r} ({error})",
             "Start one with: tlkeras data-service",
         ) from None
@@ -56,18 +56,18 @@ def make_data_service_dataset(
     address: str,
     paths: Sequence[str],
     size: int,
-    fit: str,
+    resize: str,
     batch_size: int,
     *,
     augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield what `stream_images` does, decoded by the workers of a data service.
+    """Yield the batches of `make_image_dataset`, decoded by the workers of a data service.
 
-    Workers take files first come, first served. What a worker that dies had taken never comes, and is decoded here.
+    Workers take files first come, first served. Files that a dead worker had taken are decoded here.
 
     Args:
         address: HOST:PORT of the service's dispatcher.
-        paths, size, fit, batch_size, augment: As in `stream_images`; workers must see the files at the same paths.
+        paths, size, resize, batch_size, augment: As in `make_image_dataset`; paths are the same on all workers.
 
     Raises:
         RunError: The service ends.
@@ -75,131 +75,131 @@ def make_data_service_dataset(
 
     @tf.autograph.experimental.do_not_convert
     def load(index: tf.Tensor, path: tf.Tensor) -> Element:
-        image = decode(tf.io.read_file(path), size, fit)
+        image = decode(tf.io.read_file(path), size, resize)
         return index, image if augment is None else augment(image, index)
 
     count, names = len(paths), [os.fsencode(path) for path in paths]
     files = tf.data.Dataset.from_tensor_slices((np.arange(count, dtype=np.int64), names))
-    decoded = files.map(load, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors(log_warning=False).batch(_SENT)
+    decoded = files.map(load, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors(log_warning=False).batch(_MESSAGE)
     distribute = service.distribute(service.ShardingPolicy.DYNAMIC, f"grpc://{address}")
     here = tf.function(load, autograph=False)
 
     def decode_here(index: int) -> np.ndarray | None:
         try:
             return here(tf.constant(index, tf.int64), names[index])[1].numpy()
-        except tf.errors.OpError:  # it cannot be read, here either
+        except tf.errors.OpError:  # unreadable, here too
             return None
 
-    with closing(_receive(lambda: decoded.apply(distribute), address)) as arriving:
-        ordered = _put_in_order(arriving, count, decode_here)
+    with closing(_receive(lambda: decoded.apply(distribute), address)) as arrivals:
+        ordered = _sort_by_index(arrivals, count, decode_here)
         while batch := list(islice(ordered, batch_size)):
             yield np.array([index for index, _ in batch], np.int64), np.stack([image for _, image in batch])
 
 
-def _receive(ask: Callable[[], tf.data.Dataset], address: str) -> Generator[Arrival]:
-    """Yield images as they arrive, and None where nothing has for a while: TensorFlow waits for the dead for ever.
+def _receive(request: Callable[[], tf.data.Dataset], address: str) -> Generator[Arrival]:
+    """Yield images as they arrive, and None after a while without any: TensorFlow waits for dead workers for ever.
 
     Args:
-        ask: Tells the service what is wanted.
+        request: Makes the data set, which contacts the service.
         address: Of the service, for messages.
 
     Raises:
         RunError: The service ends.
     """
-    arrivals: queue.Queue[Any] = queue.Queue(_MOST_WAITING // _SENT)
-    left = threading.Event()
+    arrivals: queue.Queue[Any] = queue.Queue(_MAX_EARLY // _MESSAGE)
+    stopped = threading.Event()
 
     def put(arrival: Any) -> None:
-        while not left.is_set():
+        while not stopped.is_set():
             with suppress(queue.Full):
                 return arrivals.put(arrival, timeout=0.5)
 
     def fetch() -> None:
         try:
-            elements = iter(ask())
-            while not left.is_set():
+            elements = iter(request())
+            while not stopped.is_set():
                 put(next(elements, None))
         except tf.errors.OpError as error:
             put(error)
 
     threading.Thread(target=fetch, daemon=True).start()
-    patience = _PATIENCE
+    timeout = _TIMEOUT
     try:
         while True:
             try:
-                arrival = arrivals.get(timeout=patience)
+                arrival = arrivals.get(timeout=timeout)
             except queue.Empty:
-                if patience:
-                    logger.warning("Nothing comes from the data service at %s: images are decoded here.", address)
-                patience = 0.0
+                if timeout:
+                    logger.warning("No images arrive from the data service at %s: decoding them here.", address)
+                timeout = 0.0
                 yield None
                 continue
-            patience = _PATIENCE
+            timeout = _TIMEOUT
             if arrival is None:
                 return
             if isinstance(arrival, tf.errors.OpError):
                 raise RunError(
-                    "The data service must stay there until training ends.",
+                    "The data service ended before the training.",
                     f"{address}: {arrival.message}",
-                    "Start it again, and go on with: tlkeras train --resume latest",
+                    "Start it again, and resume with: tlkeras train --resume latest",
                 )
             yield from zip(*(values.numpy() for values in arrival), strict=True)
     finally:
-        left.set()  # a thread that waits for a dead worker stays behind: there is no way to call it back
+        stopped.set()  # a thread that waits for a dead worker remains: it cannot be cancelled
 
 
-def _put_in_order(
-    arriving: Iterable[Arrival], count: int, decode_here: Callable[[int], np.ndarray | None]
+def _sort_by_index(
+    arrivals: Iterable[Arrival], count: int, decode_here: Callable[[int], np.ndarray | None]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield images by index, whatever order they arrive in.
+    """Yield images in the order of their indices.
 
-    What does not come while many later ones do, or while nothing does, is decoded here, or left out if it cannot be.
+    An image that is missing while many later ones arrive, or none at all, is decoded here, or left out if unreadable.
     """
-    waiting: dict[int, np.ndarray] = {}
+    early: dict[int, np.ndarray] = {}
     needed = 0
 
     def settle(until: int) -> Iterator[tuple[int, np.ndarray]]:
         nonlocal needed
-        while needed < until or needed in waiting:
-            found = waiting.pop(needed, None)
+        while needed < until or needed in early:
+            found = early.pop(needed, None)
             if found is not None or (found := decode_here(needed)) is not None:
                 yield needed, found
             needed += 1
 
-    for arrival in arriving:
+    for arrival in arrivals:
         if arrival is None:
-            yield from settle(min(max(waiting, default=needed + _SENT), count))
+            yield from settle(min(max(early, default=needed + _MESSAGE), count))
         elif arrival[0] >= needed:
-            waiting[int(arrival[0])] = arrival[1]
-            yield from settle(needed + (len(waiting) > _MOST_WAITING))
+            early[int(arrival[0])] = arrival[1]
+            yield from settle(needed + (len(early) > _MAX_EARLY))
         if needed == count:
             return
     yield from settle(count)
 
 
 def start_data_worker(join: str | None = None, host: str | None = None, port: int = PORT) -> tuple[str, list[Any]]:
-    """Start a worker of a data service on this machine, and its dispatcher where none is joined.
+    """Start a worker of a data service on this machine, and a dispatcher unless one is joined.
 
     Args:
         join: HOST:PORT of a dispatcher; None starts one here.
-        host: The name by which other machines reach this one; its own if not given.
-        port: Of the dispatcher; 0 takes any that is free. Workers take any.
+        host: Name by which other machines reach this one; its host name if not given.
+        port: Of the dispatcher; 0 for any free one. Workers use any free one.
 
     Returns:
-        HOST:PORT of the dispatcher, and what runs, which ends when it is let go.
+        HOST:PORT of the dispatcher, and the servers, which end when they are garbage-collected.
 
     Raises:
-        RunError: The port is taken, or nobody listens at the address to join.
+        RunError: The port is in use, or nothing listens at the address to join.
     """
     host, running = host or socket.gethostname(), []
     if join is None:
         with suppress(OSError), socket.create_connection(("localhost", port), 1.0):  # TensorFlow would share it
-            raise RunError("A data service needs a free port.", port, "Choose another with --port, or --join it.")
+            raise RunError("The port is in use.", port, "Choose another with --port, or --join the service there.")
         try:
             dispatcher = service.DispatchServer(service.DispatcherConfig(port=port))
         except tf.errors.OpError as error:
             raise RunError(
-                "A data service needs a free port.", f"{port} ({error.message})", "Choose another."
+                "The data service cannot use the port.", f"{port} ({error.message})", "Choose another with --port."
             ) from None
         join = f"{host}:{dispatcher.target.rpartition(':')[2]}"
         running.append(dispatcher)

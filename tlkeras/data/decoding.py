@@ -1,12 +1,12 @@
 """Bytes to uint8 RGB of one size: the one decoder, the same graph in training and inside an exported model.
 
-The rules, whatever the file is called:
+The rules:
 
-- The content decides: JPEG, PNG, GIF (first frame), BMP (8, 24, 32 bits), WebP (first frame).
+- The content decides, not the name: JPEG, PNG, GIF (first frame), BMP (8, 24, 32 bits), WebP (first frame).
 - Grey is repeated to RGB, palettes are looked up, 16 bits keep the high byte, CMYK is converted as libjpeg does.
 - Alpha is dropped, not composited: the colours stored under it appear (animated WebP: black where there is none).
 - The EXIF orientation of JPEGs is applied. Other formats are taken as they are stored.
-- Shrinking averages areas, so that fine patterns turn grey instead of aliasing. Large JPEGs are shrunk by 2, 4 or 8
+- Shrinking averages areas, so that fine patterns turn grey and do not alias. Large JPEGs are shrunk by 2, 4 or 8
   within the inverse DCT first, which may shift them by less than a pixel of the result. Enlarging is bilinear.
 """
 
@@ -18,19 +18,19 @@ import tensorflow as tf
 from tlkeras.data.headers import ImageError, check_header, read_image
 from tlkeras.errors import DataError, suggest
 
-FITS = ("stretch", "crop", "pad")
+RESIZE_MODES = ("stretch", "crop", "pad")
 
 # Part of the key of everything computed from decoded pixels: raise it whenever the same bytes give other pixels.
 VERSION = 1
 
 _MAGIC = [b"\xff\xd8", b"\x89P", b"RI", b"BM"]  # no tensor: TensorFlow joins a cluster only before it has made one
 
-# For what few images need. TensorFlow inlines both sides of a condition and visits every operation of the side not
-# taken; a function that is not inlined is a single one.
-_seldom = tf.function(autograph=False, experimental_attributes={"_noinline": True})
+# For rare branches. TensorFlow inlines both sides of a condition and visits every operation of the side not taken; a
+# function that is not inlined is a single one.
+_rare = tf.function(autograph=False, experimental_attributes={"_noinline": True})
 
 
-def decode(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
+def decode(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
     """Decode one image: scalar string -> uint8 [size, size, 3].
 
     Pure TensorFlow operations: for `tf.data` and for `tf.map_fn` in an exported graph.
@@ -38,61 +38,61 @@ def decode(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
     Args:
         encoded: The bytes of the file.
         size: Side of the result in pixels.
-        fit: "stretch" scales both sides to `size`; "crop" takes the central square; "pad" shows the whole image
+        resize: "stretch" scales both sides to `size`; "crop" takes the central square; "pad" shows the whole image
             between black bars.
 
     Raises:
-        DataError: The fit is unknown.
+        DataError: Unknown `resize`.
         tf.errors.InvalidArgumentError: When run, if the bytes cannot be decoded.
     """
-    _check_fit(fit)
+    _check_resize(resize)
     kind = tf.reduce_sum(tf.where(tf.strings.substr(encoded, 0, 2) == _MAGIC, [1, 2, 3, 4], 0))
     pixels, orientation = tf.switch_case(
         kind,
         [
             lambda: (_decode_other(encoded), 1),
-            lambda: (_decode_jpeg(encoded, size, fit), _read_orientation(encoded)),
+            lambda: (_decode_jpeg(encoded, size, resize), _read_orientation(encoded)),
             lambda: (tf.io.decode_png(encoded, channels=3), 1),
             lambda: (_decode_webp(encoded), 1),
             lambda: (_decode_bmp(encoded), 1),
         ],
     )
     # Three channels from the start: TensorFlow averages them as fast as one, and is slow to repeat one afterwards.
-    pixels = resize(tf.ensure_shape(pixels, [None, None, 3]), size, fit)
-    # Turned after the shrink, where it is cheap; `resize` treats both ends of a side alike, so the order is free.
+    pixels = resize_to_square(tf.ensure_shape(pixels, [None, None, 3]), size, resize)
+    # Turned after shrinking, where it is cheap; `resize_to_square` is symmetric, so the order is free.
     pixels = tf.cond(orientation > 1, lambda: _turn(pixels, orientation), lambda: pixels)
     return tf.ensure_shape(pixels, [size, size, 3])
 
 
-def decode_file(path: str, size: int, fit: str) -> np.ndarray:
-    """Decode one file now: uint8 [size, size, 3].
+def decode_file(path: str, size: int, resize: str) -> np.ndarray:
+    """Decode one file eagerly: uint8 [size, size, 3].
 
     Raises:
-        PictureError: With the path and a plain reason.
+        ImageError: With the path and the reason.
     """
     data = read_image(path)
     try:
         check_header(data)
-        return decode(tf.constant(data), size, fit).numpy()
+        return decode(tf.constant(data), size, resize).numpy()
     except ImageError as error:
         raise ImageError(error.code, error.reason, path) from None
     except tf.errors.OpError:
         raise ImageError("damaged", "its pixels cannot be decoded: it is cut off or damaged", path) from None
 
 
-def resize(pixels: tf.Tensor, size: int, fit: str) -> tf.Tensor:
-    """Bring an image to one size: uint8 [height, width, channels] -> uint8 [size, size, channels].
+def resize_to_square(pixels: tf.Tensor, size: int, resize: str) -> tf.Tensor:
+    """Resize an image: uint8 [height, width, channels] -> uint8 [size, size, channels].
 
     "crop" and "pad" treat opposite sides alike: where the margin is odd, the central square of "crop" is one pixel
     wider and the image within "pad" one pixel larger or smaller.
     """
-    _check_fit(fit)
+    _check_resize(resize)
     height, width = tf.unstack(tf.shape(pixels)[:2])
-    if fit == "crop":
+    if resize == "crop":
         side = tf.minimum(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         pixels = pixels[top : height - top, left : width - left]
-    if fit != "pad":
+    if resize != "pad":
         return _scale(pixels, tf.constant([size, size]))
     longest = tf.cast(tf.maximum(height, width), tf.float32)
     ideal = tf.cast(tf.stack([height, width]), tf.float32) * size / longest
@@ -103,9 +103,9 @@ def resize(pixels: tf.Tensor, size: int, fit: str) -> tf.Tensor:
     return tf.pad(_scale(pixels, inner), margins)
 
 
-def _check_fit(fit: str) -> None:
-    if fit not in FITS:
-        raise DataError(f"The fit is one of {', '.join(FITS)}.", repr(fit), suggest(fit, FITS))
+def _check_resize(resize: str) -> None:
+    if resize not in RESIZE_MODES:
+        raise DataError("Unknown way to resize images.", repr(resize), suggest(resize, RESIZE_MODES))
 
 
 def _scale(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
@@ -118,7 +118,7 @@ def _scale(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(scaled), tf.uint8)
 
 
-@_seldom
+@_rare
 def _grow(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     """Scale where at least one side grows: shrink the other one first."""
     smaller = tf.minimum(tf.shape(pixels)[:2], target)
@@ -126,7 +126,7 @@ def _grow(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return tf.image.resize(shrunk, target, method="bilinear")[0]
 
 
-@_seldom
+@_rare
 def _turn(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Apply an EXIF orientation, 1 to 8, to a square image."""
     turned = tf.cond(orientation > 4, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
@@ -138,9 +138,9 @@ def _among(value: tf.Tensor, *members: int) -> tf.Tensor:
     return tf.reduce_any(value == tf.constant(members))
 
 
-def _decode_jpeg(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
+def _decode_jpeg(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
     shape = tf.io.extract_jpeg_shape(encoded)[:2]
-    side = tf.reduce_max(shape) if fit == "pad" else tf.reduce_min(shape)
+    side = tf.reduce_max(shape) if resize == "pad" else tf.reduce_min(shape)
     halvings = tf.reduce_sum(tf.cast(side >= tf.constant([2, 4, 8]) * size, tf.int32))
     return tf.switch_case(
         halvings,
@@ -148,12 +148,12 @@ def _decode_jpeg(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
     )
 
 
-@_seldom
+@_rare
 def _decode_other(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
-@_seldom
+@_rare
 def _decode_webp(encoded: tf.Tensor) -> tf.Tensor:
     """Decode the first frame.
 
@@ -182,9 +182,9 @@ def _has_bit(byte: tf.Tensor, bit: int) -> tf.Tensor:
     return tf.bitwise.bitwise_and(byte, tf.constant(bit, byte.dtype)) > 0
 
 
-@_seldom
+@_rare
 def _decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
-    """Decode a BMP; TensorFlow leaves the indices of a palette, which are looked up here."""
+    """Decode a BMP; TensorFlow returns the indices of a palette, which are looked up here."""
     pixels = tf.io.decode_bmp(encoded)
 
     def look_up() -> tf.Tensor:
@@ -201,7 +201,7 @@ def _little_endian(encoded: tf.Tensor, at: int) -> tf.Tensor:
 
 
 def _read_orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """Return the EXIF orientation of a JPEG, 1 to 8; 1 where none is found in its first 64 KiB.
+    """EXIF orientation of a JPEG, 1 to 8; 1 if there is none in its first 64 KiB.
 
     EXIF 2.32, 4.5 and 4.6: the segment APP1 "Exif" stands among the application segments at the start; it holds a
     TIFF header, whose first directory has the orientation as tag 0x0112.
@@ -215,7 +215,7 @@ def _read_orientation(encoded: tf.Tensor) -> tf.Tensor:
     return tf.cond(plain, lambda: 1, lambda: _search_orientation(encoded))
 
 
-@_seldom
+@_rare
 def _search_orientation(encoded: tf.Tensor) -> tf.Tensor:
     data = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 65536) + b"\0" * 64, tf.uint8), tf.int32)
     last = tf.shape(data)[0] - 32
@@ -224,7 +224,7 @@ def _search_orientation(encoded: tf.Tensor) -> tf.Tensor:
         # FF E1, two bytes of length, "Exif", two zeros
         return tf.reduce_all(tf.gather(data[at : at + 10], [0, 1, 4, 5, 6, 7]) == [0xFF, 0xE1, 69, 120, 105, 102])
 
-    def goes_on(at: tf.Tensor) -> tf.Tensor:
+    def is_before(at: tf.Tensor) -> tf.Tensor:
         marker = data[at + 1]
         application = (data[at] == 0xFF) & ((marker == 0xFE) | ((marker >= 0xE0) & (marker <= 0xEF)))
         return (at < last) & application & ~is_exif(at)
@@ -232,7 +232,7 @@ def _search_orientation(encoded: tf.Tensor) -> tf.Tensor:
     def skip(at: tf.Tensor) -> list[tf.Tensor]:
         return [tf.minimum(at + 2 + data[at + 2] * 256 + data[at + 3], last)]
 
-    at = tf.while_loop(goes_on, skip, [tf.constant(2)])[0]
+    at = tf.while_loop(is_before, skip, [tf.constant(2)])[0]
     return tf.cond(is_exif(at), lambda: _orientation_of_tiff(data[at + 10 :]), lambda: 1)
 
 

@@ -1,4 +1,4 @@
-"""What an image file says about itself before a pixel is decoded."""
+"""Formats and headers of image files, read without decoding pixels."""
 
 from __future__ import annotations
 
@@ -63,24 +63,24 @@ class ImageError(DataError):
     """A file that cannot be read as an image.
 
     Attributes:
-        code: One stable word: missing, forbidden, special-file, empty, oversized, not-a-image, unsupported,
+        code: For programs: missing, forbidden, special-file, empty, oversized, not-an-image, unsupported,
             too-many-pixels, damaged.
-        reason: The same for people, as half a sentence.
+        reason: For people, as half a sentence.
     """
 
     def __init__(self, code: str, reason: str, path: str | None = None):
         self.code, self.reason = code, reason
-        super().__init__(f"{to_printable(path)}: {reason}." if path else f"An image must be readable: {reason}.")
+        super().__init__(f"{to_printable(path)}: {reason}." if path else f"The image cannot be read: {reason}.")
 
 
 @dataclass(frozen=True)
 class Issue:
-    """Something worth knowing about one file.
+    """A remark on one file.
 
     Attributes:
-        path: The file, as the file system names it (undecodable bytes are surrogates: print with `printable`).
-        code: One stable word, for programs.
-        reason: The same for people.
+        path: The file, as the file system names it (undecodable bytes are surrogates: print with `to_printable`).
+        code: For programs.
+        reason: For people.
     """
 
     path: str
@@ -92,24 +92,24 @@ class Issue:
 
 
 class InvalidImage(Issue):
-    """A file that is left out, and why."""
+    """A file that is left out, and the reason."""
 
 
 class ImageWarning(Issue):
-    """An image that is kept although something about it is odd."""
+    """An image that is used although it is unusual."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image promises.
+    """The header of an image.
 
     Attributes:
-        format: One of `READABLE`.
+        format: One of `SUPPORTED_FORMATS`.
         width: Columns as stored, before the EXIF orientation is applied.
         height: Rows as stored.
-        mode: Pillow's word for the pixels: "1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16" ...
+        mode: Pillow's mode: "1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16" ...
         frames: Images in an animation, otherwise 1.
-        orientation: The EXIF orientation, 1 to 8; 1 where there is none.
+        orientation: The EXIF orientation, 1 to 8; 1 if there is none.
     """
 
     format: str
@@ -121,15 +121,15 @@ class Header:
 
 
 def to_printable(text: str) -> str:
-    """Return `text` with undecodable bytes written as \\xNN, so that it can be printed and stored as UTF-8."""
+    """`text` with undecodable bytes written as \\xNN, so that it can be printed and stored as UTF-8."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def read_image(path: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """Return the bytes of a file, or of a slice of one; folders, pipes and devices are never opened.
+    """The bytes of a file, or of a slice of one; folders, pipes and devices are never opened.
 
     Raises:
-        PictureError: missing, forbidden, special-file, empty, oversized or damaged (the disk cannot read it).
+        ImageError: missing, forbidden, special-file, empty, oversized or damaged (the disk cannot read it).
     """
     try:
         status = os.stat(find_file(path))
@@ -137,21 +137,21 @@ def read_image(path: str, max_bytes: int = MAX_BYTES) -> bytes:
             raise ImageError("special-file", "it is not a regular file", path)
         size = find_size(path, status)
         if size == 0:
-            reason = "the file is empty" if parse_slice(path) is None else "its packed file ends before it"
+            reason = "the file is empty" if parse_slice(path) is None else "its TFRecord file ends before it"
             raise ImageError("empty", reason, path)
         if size > max_bytes:
             raise ImageError("oversized", f"{size:,} bytes are more than {max_bytes:,}", path)
         return read_bytes(path)
     except FileNotFoundError:
-        raise ImageError("missing", "there is no such file", path) from None
+        raise ImageError("missing", "it does not exist", path) from None
     except PermissionError:
-        raise ImageError("forbidden", "there is no permission to read it", path) from None
+        raise ImageError("forbidden", "no permission to read it", path) from None
     except OSError as error:
         raise ImageError("damaged", f"it cannot be read: {error.strerror or error}", path) from None
 
 
 def detect_format(data: bytes) -> str:
-    """Return what the content is, by its first bytes: one of `READABLE`, or a plain name for something else."""
+    """Format of the content by its first bytes: one of `SUPPORTED_FORMATS`, or a plain name of another."""
     for offset, signature, name in _SIGNATURES:
         if data.startswith(signature, offset) and (name != "WebP" or data.startswith(b"RIFF")):
             return name
@@ -162,7 +162,7 @@ def detect_format(data: bytes) -> str:
         return "HTML"
     if start.startswith(b"<?xml"):
         return "XML"
-    return "text" if start and _is_text(data[:512]) else "of no known kind"
+    return "text" if start and _is_text(data[:512]) else "unknown content"
 
 
 def _is_text(start: bytes) -> bool:
@@ -176,19 +176,20 @@ def _is_text(start: bytes) -> bool:
 
 
 def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """Return what the header says; nothing is decoded and no memory is taken for pixels.
+    """The header of an image; no pixels are decoded and no memory is allocated for them.
 
     The pixels of all frames of an animation count, because the decoders unpack all of them.
 
     Raises:
-        PictureError: empty, not-a-image, unsupported, too-many-pixels or damaged.
+        ImageError: empty, not-an-image, unsupported, too-many-pixels or damaged.
     """
     if not data:
         raise ImageError("empty", "the file is empty")
     kind = detect_format(data)
     if kind not in SUPPORTED_FORMATS:
-        code = "unsupported" if kind in _OTHER_IMAGES else "not-a-image"
-        raise ImageError(code, f"the content is {kind}; one of {', '.join(SUPPORTED_FORMATS)} is needed")
+        if kind not in _OTHER_IMAGES:
+            raise ImageError("not-an-image", f"not an image ({kind})")
+        raise ImageError("unsupported", f"{kind} is not supported, only {', '.join(SUPPORTED_FORMATS)}")
     header = _read_header(data, kind)
     pixels = header.width * header.height * header.frames
     if pixels > max_pixels:
@@ -214,7 +215,7 @@ def _read_header(data: bytes, kind: str) -> Header:
 
 @cache
 def _readers() -> dict[str, Callable[[io.BytesIO], Any]]:
-    # The classes themselves: Image.open would warn about large images before the limit here is asked.
+    # The classes themselves: Image.open would warn about large images before `max_pixels` is checked.
     from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
     return {
@@ -227,13 +228,13 @@ def _readers() -> dict[str, Callable[[io.BytesIO], Any]]:
 
 
 def _check_bitmap(data: bytes) -> None:
-    """Admit what TensorFlow decodes: 8 bits with a palette, 24 and 32 bits, not compressed."""
+    """Reject what TensorFlow does not decode: all but 8 bits with a palette, 24 and 32 bits, uncompressed."""
     head, bits, compression = (int.from_bytes(data[a:b], "little") for a, b in ((14, 18), (28, 30), (30, 34)))
     if len(data) < 54:
         raise ImageError("damaged", "its BMP header is cut off")
     if head < 40 or bits not in (8, 24, 32) or compression not in (0, 3):
         kind = "compressed BMP" if compression not in (0, 3) else f"BMP of {bits} bits per pixel"
-        raise ImageError("unsupported", f"the content is a {kind}; 8, 24 or 32 bits, not compressed, are needed")
+        raise ImageError("unsupported", f"{kind} is not supported, only 8, 24 or 32 bits, uncompressed")
 
 
 def _orientation(exif: bytes | None) -> int:
@@ -245,6 +246,6 @@ def _orientation(exif: bytes | None) -> int:
         parsed = Image.Exif()
         parsed.load(exif)
         value = parsed.get(0x0112, 1)
-    except Exception:  # a broken EXIF block says nothing
+    except Exception:  # a broken EXIF block is ignored
         return 1
     return value if value in range(1, 9) else 1

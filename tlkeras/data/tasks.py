@@ -1,4 +1,4 @@
-"""What is predicted of an image: one class of several, any number of labels, or a number."""
+"""Tasks, one per label column: a class, several labels, or a number to predict of an image."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Task:
     def list_unknown(self, cells: Sequence[str]) -> list[str]:
         """Problems with classes of a column that the task does not have."""
         unknown = sorted(self._name_classes(cells) - set(self.class_names))
-        return [f"{self.name!r}: {name!r} is no class. {suggest(name, self.class_names)}" for name in unknown]
+        return [f"{self.name!r}: {name!r} is not a class. {suggest(name, self.class_names)}" for name in unknown]
 
     def _name_classes(self, cells: Sequence[str]) -> set[str]:
         return set(list_classes(cells))
@@ -139,14 +139,11 @@ class Task:
         counts = Counter(cells)
         problems = self.list_unknown(cells)
         if len(self.class_names) < 2:
-            only = self.class_names[0] if self.class_names else "no class at all"
-            problems.append(f"{self.name!r}: two classes or more are needed to tell apart. Received: {only}.")
+            problems.append(f"{self.name!r}: {_only(self.class_names, 'class')}. At least two are needed.")
         few = [f"{name} ({counts[name]})" for name in self.class_names if counts[name] < 2]
         if few:
-            problems.append(
-                f"{self.name!r}: a class needs two images or more to be split. Received: {', '.join(list_some(few))}."
-                " Add images, or remove the class."
-            )
+            some = ", ".join(list_some(few))
+            problems.append(f"{self.name!r}: fewer than two images: {some}. Add images, or remove the class.")
         return problems
 
 
@@ -227,21 +224,20 @@ class MultiLabelTask(Task):
         problems = []
         if not any(self.separator in cell or not cell for cell in cells):
             problems.append(
-                f"{self.name!r}: no cell holds the separator {self.separator!r} or is empty. Received: {cells[0]!r} and"
-                " so on. Correct data.separator, or leave it out where every image is of one class."
+                f"{self.name!r}: no cell contains the separator {self.separator!r} or is empty. The first is"
+                f" {cells[0]!r}. Correct data.separator, or leave it out if every image has one class."
             )
         if len(self.class_names) < 2:
-            only = self.class_names[0] if self.class_names else "no label at all"
             problems.append(
-                f"{self.name!r}: two labels or more are needed. Received: {only}. Write a single one as two classes, a"
-                " yes and a no, without data.separator."
+                f"{self.name!r}: {_only(self.class_names, 'label')}. At least two are needed. Write a single one as two"
+                " classes, yes and no, without data.separator."
             )
         counts = self.coverage_columns(self.encode(cells)).sum(axis=0)
         few = [f"{name} ({count})" for name, count in zip(self.coverage_names, counts, strict=True) if count < 2]
         if few:
             problems.append(
-                f"{self.name!r}: a label needs two images with it and two without, or more, to be split. Received:"
-                f" {', '.join(list_some(few))}. Add images, or remove the label."
+                f"{self.name!r}: fewer than two images: {', '.join(list_some(few))}. A label needs two with it and two"
+                " without. Add images, or remove the label."
             )
         return problems
 
@@ -345,14 +341,18 @@ class RegressionTask(Task):
         wrong = [
             cell for cell in dict.fromkeys(cells) if cell not in ("", MISSING_LABEL) and np.isnan(_read_number(cell))
         ]
-        return [f"{self.name!r}: {cell!r} is no finite number." for cell in wrong]
+        return [f"{self.name!r}: {cell!r} is not a finite number." for cell in wrong]
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
         """Reasons why the column cannot be learned."""
         problems, known = list_some(self.list_unknown(cells)), self.encode(cells)
         if len(np.unique(known[np.isfinite(known)])) < 2:
-            problems.append(f"{self.name!r}: two different numbers or more are needed.")
+            problems.append(f"{self.name!r}: fewer than two different numbers.")
         return problems
+
+
+def _only(names: Sequence[str], what: str) -> str:
+    return f"only one {what}, {names[0]!r}" if names else f"no {what}"
 
 
 def _read_number(cell: str) -> float:

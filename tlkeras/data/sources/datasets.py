@@ -1,4 +1,4 @@
-"""Sets that come as packages: ELPV, scikit-learn's digits, and everything in TensorFlow Datasets."""
+"""Data sets from packages: ELPV, scikit-learn's digits, and TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import contextlib
 import csv
 import importlib.util
 import io
-import os
-import shutil
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -22,27 +19,28 @@ from tlkeras.data.headers import detect_format
 from tlkeras.data.sources.manifests import SPLIT_ALIASES, read_manifest
 from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
+from tlkeras.files import atomic_folder
 from tlkeras.progress import progress_bar
 
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "WebP": "webp"}
 _CELLS_PER_MODULE = 60
 
-# An image to be written: its path in the set, its bytes, its columns.
 ImageRecord = tuple[str, bytes, dict[str, str]]
+"""An image to write: its path in the data set, its bytes, its columns."""
 
 
 def read_elpv() -> ImageTable:
-    """Read the 2,624 solar cells of the package elpv-dataset (Buerhop-Lutz et al. 2018, Deitsch et al. 2019).
+    """The 2,624 solar cells of the package elpv-dataset (Buerhop-Lutz et al. 2018, Deitsch et al. 2019).
 
     Columns:
-        probability: Of a defect, as the file says: 0.0, 0.3333333333333333, 0.6666666666666666 or 1.0.
+        probability: Of a defect, as in the file: 0.0, 0.3333333333333333, 0.6666666666666666 or 1.0.
         defect: "defective" where the probability is at least 0.5.
         any_defect: "defective" where it is above 0, the label of Deitsch et al.
         cell_type: "mono" or "poly".
         certainty: The weight of Deitsch et al.: the probability where raters were unsure (1/3, 2/3), otherwise 1.
-        module: Pseudo-modules to group by. The file has no module, but lists the cells of a module together: each run
-            of one type is cut into the round(n / 60) nearly equal parts that modules of 60 cells would give. That
-            makes the 44 modules (18 mono, 26 poly) of the publication; their borders within a run are approximate.
+        module: Pseudo-modules to group by. The file does not name modules, but lists the cells of a module together:
+            each run of n cells of one type is cut into round(n / 60) nearly equal parts, as modules of 60 cells. These
+            are the 44 modules (18 mono, 26 poly) of the publication; their borders within a run are approximate.
 
     Raises:
         MissingExtraError: The package is not installed.
@@ -93,7 +91,7 @@ def _number_modules(types: list[str]) -> list[str]:
 
 
 def read_digits(store: Path | None) -> ImageTable:
-    """Read scikit-learn's 1,797 handwritten digits, 8x8 greys, as PNG files (0..16 becomes 0..255)."""
+    """Scikit-learn's 1,797 handwritten digits, 8x8 grey, as PNG files (0..16 becomes 0..255)."""
 
     def encode() -> Iterator[ImageRecord]:
         from PIL import Image
@@ -120,13 +118,13 @@ def read_digits(store: Path | None) -> ImageTable:
 
 
 def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> ImageTable:
-    """Read "tfds:NAME" or "tfds:NAME/CONFIG"; the encoded images are written below `store` once.
+    """The images of "tfds:NAME" or "tfds:NAME/CONFIG"; the encoded images are written below `store` once.
 
-    Every class label becomes a column, as do scalar texts and whole numbers. The splits train, validation and test
-    are read; where a set has none of them, all of its splits, without splits.
+    Class labels, scalar texts and whole numbers become columns. The splits train, validation and test are read; where
+    there are none of these, all images, without a split.
 
     Raises:
-        DataError: Unknown name, no images, or a set that is not here and cannot be downloaded.
+        DataError: Unknown name, no images, or a data set that is neither prepared nor downloadable.
     """
     folder = _folder(source, store)
     builder = _prepare(source, data_dir)
@@ -148,7 +146,7 @@ def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> 
         defaults={"label": label},
         classes={name: _used(names, table.columns[name]) for name, names in labels.items()},
         facts={
-            "licence": str(getattr(builder.info.redistribution_info, "license", "") or "see the set's own page"),
+            "licence": str(getattr(builder.info.redistribution_info, "license", "") or "see the data set's own page"),
             "url": str(builder.info.homepage),
             "citation": str(builder.info.citation),
             "version": str(builder.info.version),
@@ -169,17 +167,18 @@ def _prepare(source: str, data_dir: Path | None) -> Any:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
-        raise DataError("There must be a TensorFlow dataset of that name.", source, suggest(name, known)) from None
+        raise DataError("Unknown TensorFlow dataset.", source, suggest(name, known)) from None
     except ValueError as error:  # an unknown configuration
-        raise DataError("A TensorFlow dataset is named tfds:NAME or tfds:NAME/CONFIG.", f"{source} ({error})") from None
+        way_out = "Write tfds:NAME or tfds:NAME/CONFIG."
+        raise DataError("Unknown configuration of a TensorFlow dataset.", f"{source} ({error})", way_out) from None
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it prints; standard output belongs to results
             builder.download_and_prepare()
     except Exception as error:  # a builder downloads and unpacks with code of its own
         raise DataError(
-            f"The TensorFlow dataset {name!r} must be here or be downloadable.",
+            f"The TensorFlow dataset {name!r} is not prepared and could not be downloaded.",
             f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            f"Prepare it where there is a network, and copy it to {builder.data_dir}",
+            f"Prepare it on a machine with a network, and copy it to {builder.data_dir}",
         ) from error
     return builder
 
@@ -189,21 +188,21 @@ def _find_image(source: str, features: Any) -> str:
 
     found = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
     if not found:
-        raise DataError("A TensorFlow dataset must hold an image per example.", f"{source} with {', '.join(features)}")
+        raise DataError("The TensorFlow dataset has no images.", f"{source} with {', '.join(features)}")
     return found[0]
 
 
 def _choose_columns(features: Any) -> dict[str, Callable[[Any], str]]:
-    """Return, by name, how the value of a feature is written into a column."""
+    """Functions from the value of a feature to text, by the name of the column."""
     import tensorflow_datasets as tfds
 
-    def write(feature: Any) -> Callable[[Any], str]:
+    def formatter(feature: Any) -> Callable[[Any], str]:
         if isinstance(feature, tfds.features.ClassLabel):
             return lambda value: feature.int2str(int(value)) if value >= 0 else ""
         return lambda value: value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
     return {
-        name: write(feature)
+        name: formatter(feature)
         for name, feature in features.items()
         if feature.shape == () and np.dtype(feature.np_dtype).kind in "iuSO" and name not in ("path", "split")
     }
@@ -220,44 +219,33 @@ def _encode_tfds(
         for number, example in enumerate(tfds.as_numpy(examples)):
             data = example[image]
             path = f"{name}/{number // 1000:04d}/{number:07d}.{_EXTENSIONS.get(detect_format(data), 'bin')}"
-            yield path, data, {**{column: write(example[column]) for column, write in columns.items()}, "split": split}
+            texts = {column: format_value(example[column]) for column, format_value in columns.items()}
+            yield path, data, {**texts, "split": split}
 
 
 def _folder(source: str, store: Path | None) -> Path:
     if store is None:
-        raise DataError(f"The images of {source!r} are written to files first.", "no folder for them", "Pass `store`.")
+        raise DataError(f"The images of {source!r} are written to files first.", "no folder", "Pass `store`.")
     return Path(store).expanduser()
 
 
 def _write_once(folder: Path, names: list[str], entries: Iterable[ImageRecord], total: int) -> None:
-    """Write images and their manifest aside, and rename the whole when it is complete."""
+    """Write images and their manifest into a folder, unless it exists."""
     if folder.is_dir():
         return
-    aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     try:
-        aside.mkdir(parents=True)
         with (
-            open(aside / "manifest.csv", "w", encoding="utf-8", newline="") as file,
+            atomic_folder(folder) as temporary,
+            open(temporary / "manifest.csv", "w", encoding="utf-8", newline="") as file,
             progress_bar("Writing images", total, "images") as advance,
         ):
             writer = csv.writer(file)
             writer.writerow(["path", *names])
             for path, data, columns in entries:
-                (aside / path).parent.mkdir(parents=True, exist_ok=True)
-                (aside / path).write_bytes(data)
+                (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / path).write_bytes(data)
                 writer.writerow([path, *(columns[name] for name in names)])
                 advance(1)
-        _rename(aside, folder)
     except OSError as error:
-        raise ResourceError(f"Images must be written to {str(folder)!r}.", error.strerror or error) from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _rename(aside: Path, folder: Path) -> None:
-    try:
-        os.rename(aside, folder)
-    except OSError:
-        # Another process has written the same meanwhile.
-        if not folder.is_dir():
-            raise
+        if not folder.is_dir():  # otherwise another process has written the same in the meantime
+            raise ResourceError(f"Cannot write images to {str(folder)!r}.", error.strerror or error) from None

@@ -1,4 +1,4 @@
-"""Where images come from: a folder of classes, a CSV manifest, TensorFlow Datasets, packaged sets."""
+"""Images in folders of classes, and the reader of any source by its name."""
 
 from __future__ import annotations
 
@@ -11,23 +11,8 @@ from pathlib import Path
 from tlkeras.data.headers import EXTENSIONS, SUPPORTED_FORMATS, InvalidImage, detect_format, to_printable
 from tlkeras.data.sources.datasets import read_digits, read_elpv, read_tfds
 from tlkeras.data.sources.manifests import SPLIT_ALIASES, read_manifest
-from tlkeras.data.tables import Dataset, ImageTable, build_dataset, drop_unlabelled
-from tlkeras.data.tasks import MultiLabelTask, Task
+from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, list_some, suggest
-
-__all__ = [
-    "Dataset",
-    "ImageTable",
-    "MultiLabelTask",
-    "Task",
-    "build_dataset",
-    "drop_unlabelled",
-    "is_data_source",
-    "iter_image_files",
-    "list_images",
-    "read_folder",
-    "read_table",
-]
 
 BUILTIN_DATASETS = ("elpv", "sklearn-digits")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".7z", ".rar")
@@ -35,13 +20,13 @@ _IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
 def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | None = None) -> ImageTable:
-    """Read the table of a source.
+    """The table of a source.
 
     Args:
         source: A folder with one folder per class, a CSV manifest, "tfds:NAME" or "tfds:NAME/CONFIG", "elpv" or
             "sklearn-digits". ("./elpv" is a folder of that name.)
-        store: Folder where images that are not files yet are written once ("tfds:..." and "sklearn-digits").
-        tfds_data_dir: Where TensorFlow Datasets keeps its own files; by default where it always does.
+        store: Folder for images that are not files yet, written once ("tfds:..." and "sklearn-digits").
+        tfds_data_dir: Folder of TensorFlow Datasets' own files; its default if not given.
 
     Raises:
         DataError: The source is unknown or cannot be used; all problems at once.
@@ -57,15 +42,16 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
         return read_folder(source)
     if os.path.isfile(path) and path.lower().endswith((".csv", ".tsv")):
         return read_manifest(source)
-    rule = "A source is a folder with one folder per class, a .csv manifest, tfds:NAME, elpv or sklearn-digits."
     if os.path.isfile(path) and path.lower().endswith(_ARCHIVES):
-        raise DataError(rule, f"{source!r} (an archive)", "Unpack it, and give the folder.")
-    what = "a file that is not a .csv" if os.path.exists(path) else "nothing of that name"
-    raise DataError(rule, f"{source!r} ({what})", suggest(source, [*BUILTIN_DATASETS, *_neighbours(path)]))
+        raise DataError("Archives are not read.", f"{source!r}", "Unpack it, and pass the folder.")
+    rule = "The source is not a .csv manifest." if os.path.exists(path) else "There is no such source of images."
+    kinds = "Pass a folder with one folder per class, a .csv manifest, tfds:NAME, elpv or sklearn-digits."
+    near = suggest(source, [*BUILTIN_DATASETS, *_list_siblings(path)])
+    raise DataError(rule, repr(source), f"{near} {kinds}" if near.startswith("Did") else kinds)
 
 
 def is_data_source(reference: str) -> bool:
-    """Return whether there are such images: a folder, a manifest, a packaged set, a set of TensorFlow Datasets."""
+    """True for a folder, a manifest, a packaged set or a name of TensorFlow Datasets."""
     path = os.path.expanduser(reference)
     manifest = os.path.isfile(path) and path.lower().endswith((".csv", ".tsv"))
     return reference in BUILTIN_DATASETS or reference.startswith("tfds:") or os.path.isdir(path) or manifest
@@ -75,9 +61,9 @@ def read_folder(source: str) -> ImageTable:
     """Read `root/class/...` or, with splits given, `root/train/class/...`, `root/val/...` and `root/test/...`.
 
     The label is the name of the class folder, in Unicode's normal form C; images may lie in folders below it.
-    Hidden files and what operating systems leave behind are ignored. A file with an image's name or an image's
-    content is taken; anything else is listed in `Table.rejected`, with links that lead out of the folder, links to
-    folders, and pipes and devices, none of which are opened.
+    Hidden files and those of operating systems are ignored. Files with an image's name or content are images; all
+    others are listed in `ImageTable.rejected`, as are links that lead out of the folder, links to folders, pipes and
+    devices, none of which are opened.
 
     Raises:
         DataError: There is no class folder, or no image in any.
@@ -107,16 +93,12 @@ def read_folder(source: str) -> ImageTable:
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[str]:
-    """Return the files below a folder that `read_folder` would take, in order; other files are left out."""
+    """The image files below a folder, in order."""
     return list(iter_image_files(folder, []))
 
 
 def iter_image_files(folder: str | os.PathLike[str], rejected: list[InvalidImage]) -> Iterator[str]:
-    """Yield the files below a folder that `read_folder` would take, in order, without holding them all.
-
-    Args:
-        rejected: Gets what was found and left out, as in `read_folder`.
-    """
+    """Yield the image files below a folder, in order; others are appended to `rejected`, as in `read_folder`."""
     root = os.path.realpath(folder)
     yield from _walk(root, root, rejected)
 
@@ -129,9 +111,9 @@ def _class_folders(root: str, rejected: list[InvalidImage]) -> Iterator[tuple[st
     if "train" in splits and len(set(splits) - {""}) > 1 and "" in splits:
         others = [to_printable(os.path.basename(top)) for top, split in zip(tops, splits, strict=True) if not split]
         raise DataError(
-            "Beside train and test folders there must be no other folder.",
+            "Found other folders next to those of the splits.",
             ", ".join(list_some(others)),
-            "Move it away, or move the class folders up.",
+            "Move them away, or move the class folders up.",
         )
     if "train" not in splits or "" in splits:
         yield from (("", _label(top), top) for top in tops)
@@ -148,25 +130,25 @@ def _subfolders(folder: str, root: str, rejected: list[InvalidImage]) -> list[st
     folders = []
     for entry in _entries(folder, rejected):
         if entry.is_symlink():
-            if refused := _refuse_link(entry, root):
-                rejected.append(refused)
+            if problem := _check_link(entry, root):
+                rejected.append(problem)
         elif entry.is_dir():
             folders.append(entry.path)
         elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-            rejected.append(InvalidImage(entry.path, "no-class", "it lies beside the class folders, not in one"))
+            rejected.append(InvalidImage(entry.path, "no-class", "not in a class folder"))
     return folders
 
 
 def _walk(folder: str, root: str, rejected: list[InvalidImage]) -> Iterator[str]:
-    """Yield the files to read below a class folder, in order; note what is left out."""
+    """Yield the image files below a folder, in order; others are appended to `rejected`."""
     folders = [folder]
     while folders:
         below = []
         for entry in _entries(folders.pop(), rejected):
             if not entry.is_symlink() and entry.is_dir():
                 below.append(entry.path)
-            elif refused := _refuse(entry, root):
-                rejected.append(refused)
+            elif problem := _check_entry(entry, root):
+                rejected.append(problem)
             else:
                 yield entry.path
         folders += reversed(below)
@@ -184,10 +166,11 @@ def _entries(folder: str, rejected: list[InvalidImage]) -> list[os.DirEntry[str]
     return sorted(found, key=lambda entry: entry.name)
 
 
-def _refuse(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
+def _check_entry(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
+    """The reason why an entry is not an image file, or None."""
     if entry.is_symlink():
-        if refused := _refuse_link(entry, root):
-            return refused
+        if problem := _check_link(entry, root):
+            return problem
     elif not entry.is_file():
         return InvalidImage(entry.path, "special-file", "it is neither a file nor a folder")
     if os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
@@ -197,17 +180,19 @@ def _refuse(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
             kind = detect_format(file.read(512))
     except OSError as error:
         return InvalidImage(entry.path, "forbidden", f"it cannot be opened: {error.strerror}")
-    return None if kind in SUPPORTED_FORMATS else InvalidImage(entry.path, "not-a-image", f"the content is {kind}")
+    if kind in SUPPORTED_FORMATS:
+        return None
+    return InvalidImage(entry.path, "not-an-image", f"not a supported image ({kind})")
 
 
-def _refuse_link(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
+def _check_link(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
     target = os.path.realpath(entry.path)
     if not target.startswith(root + os.sep):
-        return InvalidImage(entry.path, "outside-root", "a link that leads out of the folder is not followed")
+        return InvalidImage(entry.path, "outside-root", "a link that leads out of the folder")
     if os.path.isdir(target):
-        return InvalidImage(entry.path, "linked-folder", "a link to a folder is not followed")
+        return InvalidImage(entry.path, "linked-folder", "a link to a folder")
     if not os.path.isfile(target):
-        return InvalidImage(entry.path, "missing", "a link that leads to no file")
+        return InvalidImage(entry.path, "missing", "a link to a missing file")
     return None
 
 
@@ -216,12 +201,12 @@ def _raise_empty(source: str, labels: set[str], rejected: list[InvalidImage]) ->
     if labels:
         received = f"{source!r} with {len(labels)} class folder(s) and no image"
     reasons = list_some([str(rejection) for rejection in rejected])
-    headline = f"An image folder holds one folder per class, with images in it. Received: {received}."
+    headline = f"No images found. Received: {received}. Put images into one folder per class."
     raise DataError.from_problems(headline, reasons)
 
 
-def _neighbours(path: str) -> list[str]:
-    """Names beside a path that does not exist, written as the path is."""
+def _list_siblings(path: str) -> list[str]:
+    """Paths in the folder of a path that does not exist, at most 100."""
     parent = os.path.dirname(path)
     try:
         return [os.path.join(parent, to_printable(name)) for name in os.listdir(parent or ".")][:100]

@@ -1,4 +1,4 @@
-"""CSV manifests: a path per line, and columns of what is known about it."""
+"""CSV manifests: a path per line, with columns of labels, splits, weights and others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPLIT_ALIASES = {
     "testing": "test",
 }
 FILE = "file"
-"""The column with what the path of a packed image was before; see `packing`."""
+"""The column with the path of a packed image before it was packed; see `tfrecords`."""
 COLUMN_ROLES = ("label", "weight", "group", "domain")
 # A line of the manifest: its number in the file, and its fields in the order of the header.
 _Line = tuple[int, list[str]]
@@ -36,9 +36,9 @@ _Line = tuple[int, list[str]]
 def read_manifest(source: str) -> ImageTable:
     """Read a CSV file with a column "path" and any others, separated by commas, semicolons or tabs.
 
-    Paths are relative to the file's folder and must stay in it, also after links are followed; they may name slices of
-    packed files. "label", "split", "weight", "group" and "domain" play these parts by default. Images that are
-    missing are listed in `Table.rejected`.
+    Paths are relative to the file's folder and may not leave it, also through links; they may name slices of packed
+    files. The columns "label", "split", "weight", "group" and "domain" have these roles by default. Missing images are
+    listed in `ImageTable.rejected`.
 
     Raises:
         DataError: All problems at once, with line numbers.
@@ -54,42 +54,42 @@ def read_manifest(source: str) -> ImageTable:
         for at, name in enumerate(header)
     }
     numbers = [number for number, _ in lines]
-    places = [_locate(text, root) for text in columns.pop("path")]
-    problems = _check_places(numbers, places)
+    paths = [_resolve(text, root) for text in columns.pop("path")]
+    problems = _check_paths(numbers, paths)
     if "split" in columns:
         columns["split"] = _normalise_splits(numbers, columns["split"], problems)
     if problems:
         raise DataError.from_problems(f"The manifest {source!r} cannot be used.", list_some(problems))
-    return _to_table(source, root, [str(place) for place in places], columns)
+    return _to_table(source, root, [str(path) for path in paths], columns)
 
 
 def _to_table(source: str, root: str, paths: list[str], columns: dict[str, list[str]]) -> ImageTable:
-    refused = [_refuse(path) for path in paths]
-    rows = [row for row, refusal in enumerate(refused) if refusal is None]
-    rejected = tuple(filter(None, refused))
+    problems = [_check_file(path) for path in paths]
+    rows = [row for row, problem in enumerate(problems) if problem is None]
+    rejected = tuple(filter(None, problems))
     if not rows:
         reasons = list_some([str(rejection) for rejection in rejected])
-        raise DataError.from_problems(f"The manifest {source!r} names no image that is there.", reasons)
+        raise DataError.from_problems(f"No image of the manifest {source!r} exists.", reasons)
     return ImageTable(
         source=source,
         root=Path(root),
         paths=[paths[row] for row in rows],
-        keys=_name(paths, root, columns, rows),
+        keys=_make_keys(paths, root, columns, rows),
         columns={name: [values[row] for row in rows] for name, values in columns.items()},
         defaults={role: role for role in COLUMN_ROLES if role in columns},
         rejected=rejected,
     )
 
 
-def _name(paths: list[str], root: str, columns: Mapping[str, list[str]], rows: Sequence[int]) -> list[str]:
-    """Return the identity of each image: its path, or of a packed one what its path was before."""
-    before = columns.get(FILE, [""] * len(paths))
-    names = [
-        (before[row] if parse_slice(paths[row]) else "")
+def _make_keys(paths: list[str], root: str, columns: Mapping[str, list[str]], rows: Sequence[int]) -> list[str]:
+    """The key of each image: its path, or the path of a packed image before it was packed."""
+    unpacked = columns.get(FILE, [""] * len(paths))
+    keys = [
+        (unpacked[row] if parse_slice(paths[row]) else "")
         or to_printable(paths[row].removeprefix(root).lstrip(os.sep)).replace(os.sep, "/")
         for row in rows
     ]
-    return names if len(set(names)) == len(names) else _name(paths, root, {}, rows)
+    return keys if len(set(keys)) == len(keys) else _make_keys(paths, root, {}, rows)
 
 
 def _read_lines(source: str, file: str) -> tuple[list[str], list[_Line]]:
@@ -97,18 +97,19 @@ def _read_lines(source: str, file: str) -> tuple[list[str], list[_Line]]:
         text = Path(file).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            "A manifest is a text file in UTF-8.", f"{source!r}, byte {error.start}", "Save it as UTF-8."
+            "The manifest is not in UTF-8.", f"{source!r}, byte {error.start}", "Save it as UTF-8."
         ) from None
     except OSError as error:
-        raise DataError("A manifest must be readable.", f"{source!r}: {error.strerror}") from None
+        raise DataError("The manifest cannot be read.", f"{source!r}: {error.strerror}") from None
     first = text.split("\n", 1)[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
     try:
         lines = [(reader.line_num, fields) for fields in reader if any(field.strip() for field in fields)]
     except csv.Error as error:
-        raise DataError("A manifest is a CSV file.", f"{source!r}, line {reader.line_num}: {error}") from None
+        raise DataError("The manifest is not valid CSV.", f"{source!r}, line {reader.line_num}: {error}") from None
     if len(lines) < 2:
-        raise DataError("A manifest has a header and a line per image.", f"{source!r} with {len(lines)} line(s)")
+        rule = "The manifest has a header but no rows." if lines else "The manifest is empty."
+        raise DataError(rule, repr(source), "Write a header and a line per image.")
     return [name.strip() for name in lines[0][1]], lines[1:]
 
 
@@ -133,24 +134,24 @@ def _tidy(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
 
 
-def _locate(text: str, root: str) -> str | ValueError:
-    """Return the absolute path that a field means, or why it may not be used."""
+def _resolve(text: str, root: str) -> str | ValueError:
+    """The absolute path of a field, or the reason why it cannot be used."""
     piece = parse_slice(text)
     if piece is None:
-        return _locate_file(text, root)
-    file = _locate_file(piece.file, root)
+        return _resolve_file(text, root)
+    file = _resolve_file(piece.file, root)
     return file if isinstance(file, ValueError) else str(piece._replace(file=file))
 
 
-def _locate_file(text: str, root: str) -> str | ValueError:
+def _resolve_file(text: str, root: str) -> str | ValueError:
     if not text.strip() or "\0" in text:
-        return ValueError("the path is empty" if not text.strip() else "the path holds a zero byte")
+        return ValueError("the path is empty" if not text.strip() else "the path contains a zero byte")
     folder, name = os.path.split(os.path.join(root, text))
     path = os.path.join(_real_folder(folder), name)
     if os.path.islink(path) or name in ("", ".", ".."):
         path = os.path.realpath(path)
     if not path.startswith(root + os.sep):
-        return ValueError(f"{text!r} lies outside of the manifest's folder {to_printable(root)!r}")
+        return ValueError(f"{text!r} lies outside the manifest's folder {to_printable(root)!r}")
     return path
 
 
@@ -159,30 +160,31 @@ def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def _check_places(numbers: Sequence[int], places: Sequence[str | ValueError]) -> list[str]:
+def _check_paths(numbers: Sequence[int], paths: Sequence[str | ValueError]) -> list[str]:
     problems: list[str] = []
     seen: dict[str, int] = {}
-    for number, place in zip(numbers, places, strict=True):
-        if isinstance(place, ValueError):
-            problems.append(f"line {number}: {place}")
-        elif seen.setdefault(place, number) != number:
-            problems.append(f"line {number}: the image of line {seen[place]} again")
+    for number, path in zip(numbers, paths, strict=True):
+        if isinstance(path, ValueError):
+            problems.append(f"line {number}: {path}")
+        elif seen.setdefault(path, number) != number:
+            problems.append(f"line {number}: the same image as line {seen[path]}")
     return problems
 
 
 def _normalise_splits(numbers: Sequence[int], words: Sequence[str], problems: list[str]) -> list[str]:
-    """Return the words as `SPLITS` has them; "" in all lines or in none."""
+    """The words of `SPLITS`; "" in all lines or in none."""
     if not any(words):
         return list(words)
     for number, word in zip(numbers, words, strict=True):
         if not word:
-            problems.append(f"line {number}: split is empty here and given elsewhere")
+            problems.append(f"line {number}: no split, though other lines have one")
         elif word.lower() not in SPLIT_ALIASES:
-            problems.append(f"line {number}: split {word!r} is no split. {suggest(word.lower(), SPLITS)}")
+            problems.append(f"line {number}: unknown split {word!r}. {suggest(word.lower(), SPLITS)}")
     return [SPLIT_ALIASES.get(word.lower(), "") for word in words]
 
 
-def _refuse(path: str) -> InvalidImage | None:
+def _check_file(path: str) -> InvalidImage | None:
+    """The reason why a file cannot be used, or None."""
     try:
         status = os.stat(find_file(path))
     except OSError as error:
@@ -191,5 +193,5 @@ def _refuse(path: str) -> InvalidImage | None:
     if not stat.S_ISREG(status.st_mode):
         return InvalidImage(path, "special-file", "it is not a regular file")
     if parse_slice(path) and not find_size(path, status):
-        return InvalidImage(path, "missing", "its packed file ends before it")
+        return InvalidImage(path, "missing", "its TFRecord file ends before it")
     return None

@@ -1,4 +1,4 @@
-"""A recipe, or images alone: what several commands take."""
+"""A recipe or a source of images, as several commands accept either."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tlkeras.data.sources.folders import is_data_source
 def load_recipe_or_source(
     reference: str | Path | Recipe, overrides: Mapping[str, Any] | None = None
 ) -> tuple[Recipe, bool]:
-    """The recipe, and whether one was given rather than images alone, which are taken as `linear_probe` takes them.
+    """A recipe, and True if it was given; for a source of images it is `linear_probe` on them.
 
     Args:
         reference: A recipe, or a source: a folder, a manifest, "tfds:NAME" or a packaged set.
