@@ -135,7 +135,7 @@ def list_licences(recipe: Recipe, facts: Mapping[str, str]) -> dict[str, str]:
         weights = find_backbone(recipe.backbone.name).licence if recipe.backbone.weights != "none" else "none needed"
     except BackboneError:
         weights = "unknown"
-    images = facts.get("licence") or "yours: tlkeras knows nothing of it"
+    images = facts.get("licence") or "not recorded"
     return {"images": images, "weights that it started from": weights}
 
 
