@@ -78,4 +78,4 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    return target.with_name(f".{os.getpid()}-{secrets.token_hex(4)}-{target.name}")  # the ending tells the format

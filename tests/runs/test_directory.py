@@ -27,7 +27,7 @@ def test_numbers_go_up_and_nothing_is_reused(tmp_path):
 
 
 def test_latest_is_the_last_that_finished(tmp_path):
-    with pytest.raises(RunError, match="There must be a finished run.*tlkeras train quickstart"):
+    with pytest.raises(RunError, match="No finished runs in .*tlkeras train quickstart"):
         open_run("latest", tmp_path)
     first, second = finish(tmp_path, "a"), finish(tmp_path, "b")
     create_run(tmp_path, "c")
@@ -40,23 +40,23 @@ def test_latest_is_the_last_that_finished(tmp_path):
 
 def test_unfinished_and_unknown_runs(tmp_path):
     create_run(tmp_path, "quickstart")
-    with pytest.raises(RunError, match="must have finished.*quickstart-01 is killed"):
+    with pytest.raises(RunError, match="quickstart-01 has not finished: it is killed"):
         open_run("quickstart-01", tmp_path)
-    with pytest.raises(RunError, match="Received: 'quickstart-1'. Did you mean 'quickstart-01'?"):
+    with pytest.raises(RunError, match="No run called 'quickstart-1'. Did you mean 'quickstart-01'?"):
         open_run("quickstart-1", tmp_path)
 
 
 def test_damaged_manifest_is_said(tmp_path):
     run = finish(tmp_path, "a")
     (run.path / "manifest.json").write_text('{"state": ')
-    with pytest.raises(RunError, match="a-01 is damaged"):
+    with pytest.raises(RunError, match="a-01 has not finished: it is damaged"):
         open_run("a-01", tmp_path)
 
 
 def test_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
     run = create_run(tmp_path, "a")
     run.write_text("x.txt", "old")
-    with pytest.raises(ResourceError, match=r"x.txt must be writable.*No space left"), run.replacing("x.txt") as aside:
+    with pytest.raises(ResourceError, match=r"Cannot write .*x.txt.*No space left"), run.replacing("x.txt") as aside:
         aside.write_text("half of the n")
         raise OSError(28, os.strerror(28))
     assert (run.path / "x.txt").read_text() == "old"
@@ -70,9 +70,9 @@ def test_tables_and_arrays_come_back(tmp_path):
     run.write_arrays("n.npz", values=np.arange(3))
     assert run.read_arrays("n.npz")["values"].tolist() == [0, 1, 2]
     (run.path / "n.npz").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(RunError, match="must hold a readable n.npz"):
+    with pytest.raises(RunError, match="n.npz of the run .* cannot be read"):
         run.read_arrays("n.npz")
-    with pytest.raises(RunError, match="must hold nothing.bin"):
+    with pytest.raises(RunError, match="nothing.bin of the run .* cannot be read"):
         run.read_bytes("nothing.bin")
 
 
@@ -88,7 +88,7 @@ def test_second_trainer_is_kept_out(tmp_path):
     command = [sys.executable, "-c", code, str(run.path)]
     with run.locked():
         refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "Only one process may write a run" in refused.stderr
+    assert "Another process is still writing this run" in refused.stderr
     subprocess.run(command, check=True)
 
 
@@ -113,7 +113,7 @@ def test_list_is_by_age(tmp_path):
 
 def test_root_that_is_a_file(tmp_path):
     (tmp_path / "runs").write_text("")
-    with pytest.raises(ResourceError, match="must be writable"):
+    with pytest.raises(ResourceError, match="Cannot write a run directory"):
         create_run(tmp_path / "runs", "a")
 
 
@@ -134,7 +134,7 @@ def stop(root, name, state, created):
 
 def test_latest_unfinished_is_the_newest_that_stopped(tmp_path):
     with pytest.raises(
-        RunError, match=f"stopped before its end. Received: none in {tmp_path}. Start one with: tlkeras"
+        RunError, match=f"No run was interrupted.*Received: none in {tmp_path}. Start one with: tlkeras"
     ):
         find_resumable_run("latest", tmp_path)
     for number, state in enumerate(("failed", "interrupted", "running")):  # as nobody is at it, the last was killed
@@ -151,18 +151,20 @@ def test_latest_unfinished_is_the_newest_that_stopped(tmp_path):
 
 def test_what_cannot_be_resumed_says_why(tmp_path):
     run = finish(tmp_path, "done")
-    with pytest.raises(RunError, match="stopped before its end can be .*done-01 is finished.*tlkeras evaluate done-01"):
+    with pytest.raises(
+        RunError, match="done-01 has already finished, so there is nothing to resume.*tlkeras evaluate done-01"
+    ):
         find_resumable_run("done-01", tmp_path)
     with pytest.raises(RunError, match="none in"):
         find_resumable_run("latest", tmp_path)
-    with pytest.raises(RunError, match="Received: 'dome-01'. Did you mean 'done-01'?"):
+    with pytest.raises(RunError, match="No run called 'dome-01'. Did you mean 'done-01'?"):
         find_resumable_run("dome-01", tmp_path)
     (run.path / "manifest.json").write_text("[]")
-    with pytest.raises(RunError, match="done-01 is damaged.*no use.*tlkeras train"):
+    with pytest.raises(RunError, match="done-01 cannot be resumed: its manifest.json is damaged.*tlkeras train"):
         find_resumable_run("done-01", tmp_path)
     busy = create_run(tmp_path, "busy")
     with busy.locked():
-        with pytest.raises(RunError, match="busy-01 is running. Wait for the other process to end"):
+        with pytest.raises(RunError, match="busy-01 is still running.*Wait for it"):
             find_resumable_run("busy-01", tmp_path)
         with pytest.raises(RunError, match=f"none in {tmp_path}, busy-01 is running"):
             find_resumable_run("latest", tmp_path)
@@ -193,10 +195,10 @@ def test_run_that_finished_in_the_meantime_is_left_alone(tmp_path):
     first, second = (find_resumable_run("latest", tmp_path) for _ in range(2))
     with first.locked():
         first.resume()
-        with pytest.raises(RunError, match="Only one process may write a run"), second.locked():
+        with pytest.raises(RunError, match="Another process is still writing this run"), second.locked():
             pass
         first.finish()
-    with second.locked(), pytest.raises(RunError, match="a-01 is finished"):
+    with second.locked(), pytest.raises(RunError, match="a-01 has already finished"):
         second.resume()
     assert second.read_state() == "finished"
 

@@ -1,14 +1,14 @@
-"""Frozen activations on disk, found by content: the image's bytes and all that was done to it.
+"""The cache of frozen activations on disk, addressed by content.
 
-    ROOT/activations/SPACE KEY/space.json     what the rows are
-                               NAME.shard     the rows, see shards.py
-                               NAME.tmp       a shard in the making
-                               NAME.lock      held by a process that has the space open
-                               NAME.damaged   a shard that failed its check, set aside
+    ROOT/activations/KEY/space.json     the facts of the namespace
+                         NAME.shard     rows, see shards.py
+                         NAME.tmp       an unfinished shard
+                         NAME.lock      held by a process that has the namespace open
+                         NAME.damaged   a shard that failed its check
 
-An image's row is found by the SHA-256 of its file, within a space whose key is the SHA-256 of the facts that
-the rows depend on. The engine is not among them: engines agree to 1e-5 of the largest value where float16
-rounds by 5e-4, and so a laptop's rows stay good on a server.
+An image's row is found by the SHA-256 of its file, within a namespace whose key is the SHA-256 of the facts that the
+rows depend on. The engine is not among them: engines agree to 1e-5 of the largest value where float16 rounds by 5e-4,
+so that a laptop's rows are valid on a server.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tlkeras.errors import ResourceError
-from tlkeras.features.shards import count_rows, sync_folder
+from tlkeras.features.shards import count_rows
 from tlkeras.features.store import ActivationStore
+from tlkeras.files import atomic_write
+from tlkeras.results import Result
 
 _FORMAT = 1
 _WAY_OUT = "Free some with `tlkeras cache prune`, raise the budget, or set TLKERAS_CACHE to a larger disk."
@@ -40,10 +42,10 @@ _WAY_OUT = "Free some with `tlkeras cache prune`, raise the budget, or set TLKER
 
 @dataclass(frozen=True)
 class Namespace:
-    """What activation rows depend on besides the image's bytes.
+    """All that activation rows depend on besides the image's bytes.
 
     Args:
-        facts: JSON values: weights fingerprint, cut, pooling, image size, fit, decoder, view ...
+        facts: JSON values: weights fingerprint, cut, pooling, image size, resizing, decoder, view ...
         shape: The shape of one row.
         dtype: "float16" or "float32".
     """
@@ -54,11 +56,11 @@ class Namespace:
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float16", "float32"):
-            raise ValueError(f"The dtype of a space must be float16 or float32. Received: {self.dtype!r}.")
+            raise ValueError(f"Activations are float16 or float32. Received: {self.dtype!r}.")
 
     @cached_property
     def content(self) -> str:
-        """The space as canonical JSON."""
+        """The namespace as canonical JSON."""
         facts = {"format": _FORMAT, "facts": dict(self.facts), "shape": self.shape, "dtype": self.dtype}
         return json.dumps(facts, sort_keys=True)
 
@@ -69,13 +71,21 @@ class Namespace:
 
     @property
     def row_bytes(self) -> int:
-        """What one row takes on disk, its digest included."""
+        """Size of one row on disk, its digest included."""
         return np.dtype(self.dtype).itemsize * math.prod(self.shape) + 32
 
 
 @dataclass(frozen=True)
-class CacheEntryInfo:
-    """One line of `tlkeras cache ls`; `last_used` in seconds since 1970."""
+class CacheEntryInfo(Result):
+    """One namespace of the cache.
+
+    Attributes:
+        key: SHA-256, in hex.
+        facts: As of the namespace, with shape and dtype of a row.
+        rows: How many.
+        bytes: On disk.
+        last_used: Seconds since 1970.
+    """
 
     key: str
     facts: Mapping[str, Any]
@@ -84,12 +94,35 @@ class CacheEntryInfo:
     last_used: float
 
 
+@dataclass(frozen=True)
+class CacheResult(Result):
+    """Contents of the activation cache.
+
+    Attributes:
+        root: Its folder.
+        bytes: Of all entries, on disk.
+        spaces: The entries, the most recently used first.
+    """
+
+    root: str
+    bytes: int
+    spaces: tuple[CacheEntryInfo, ...]
+
+
+@dataclass(frozen=True)
+class PruneResult(Result):
+    """The entries removed from the cache, and their size on disk in bytes."""
+
+    removed: tuple[CacheEntryInfo, ...]
+    bytes: int
+
+
 class ActivationCache:
-    """All spaces under one folder, shared by every process of the user.
+    """All namespaces under one folder, shared by every process of the user.
 
     Args:
         root: The folder, made when first needed; `default_root()` if None.
-        budget_bytes: The most that all spaces together may take, asked for by `check_space`; None: the disk.
+        budget_bytes: Maximum size of all namespaces together, which `check_space` enforces; None: that of the disk.
     """
 
     def __init__(self, root: str | os.PathLike | None = None, budget_bytes: int | None = None):
@@ -97,15 +130,15 @@ class ActivationCache:
         self.budget_bytes = budget_bytes
         self._folder = self.root / "activations"
 
-    def open(self, space: Namespace) -> ActivationStore:
-        """Open a space for reading and writing; while the store is open, nothing prunes it.
+    def open(self, namespace: Namespace) -> ActivationStore:
+        """A namespace opened for reading and writing; while the store is open, `prune` leaves it.
 
-        Damaged shards are set aside with a warning, and what killed processes left is removed.
+        Damaged shards are renamed with a warning, and the unfinished files of killed processes removed.
 
         Raises:
             ResourceError: The folder cannot be made or written.
         """
-        folder = self._folder / space.key
+        folder = self._folder / namespace.key
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
@@ -114,51 +147,51 @@ class ActivationCache:
                 owner = f"{os.getpid()}-{secrets.token_hex(4)}"
                 lock = FileLock(folder / f"{owner}.lock", thread_local=False)
                 lock.acquire()
-                _write_description(folder / "space.json", space.content, owner)
+                _write_description(folder / "space.json", namespace.content)
         except (OSError, NotImplementedError) as problem:  # the latter: a file system without locks
             raise ResourceError(
-                "The cache folder must be writable, on a file system with locks.",
+                "Cannot write to the cache folder.",
                 f"{folder}: {getattr(problem, 'strerror', None) or problem}",
-                "Set TLKERAS_CACHE to a folder of your own.",
+                "Set TLKERAS_CACHE to a folder of your own, on a file system with locks.",
             ) from problem
-        return ActivationStore(folder, owner, lock, shape=space.shape, dtype=space.dtype)
+        return ActivationStore(folder, owner, lock, shape=namespace.shape, dtype=namespace.dtype)
 
     def check_space(self, needed_bytes: int) -> None:
-        """See to it before the work starts that so many bytes fit the budget and the disk.
+        """Check that so many bytes fit the budget and the disk.
 
         Raises:
             ResourceError: They do not.
         """
         if self.budget_bytes is not None:
-            used = sum(space.bytes for space in self.list_spaces())
+            used = sum(entry.bytes for entry in self.list_entries())
             if used + needed_bytes > self.budget_bytes:
                 raise ResourceError(
-                    f"New activations must fit the cache's budget of {_say(self.budget_bytes)}.",
-                    f"{_say(needed_bytes)} beside the {_say(used)} that {self.root} holds",
+                    f"New activations do not fit the cache's budget of {_format_bytes(self.budget_bytes)}.",
+                    f"{_format_bytes(needed_bytes)} in addition to {_format_bytes(used)} in {self.root}",
                     _WAY_OUT,
                 )
         root = self.root.absolute()
         free = shutil.disk_usage(next(folder for folder in [root, *root.parents] if folder.exists())).free
         if needed_bytes > free:
             raise ResourceError(
-                "New activations must fit the disk.",
-                f"{_say(needed_bytes)} for {self.root}, which has {_say(free)} free",
+                "New activations do not fit the disk.",
+                f"{_format_bytes(needed_bytes)} for {self.root}, which has {_format_bytes(free)} free",
                 _WAY_OUT,
             )
 
-    def list_spaces(self) -> list[CacheEntryInfo]:
-        """Return all spaces, the most recently used first."""
+    def list_entries(self) -> list[CacheEntryInfo]:
+        """All namespaces, the most recently used first."""
         folders = [path for path in self._folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
-        return sorted(map(_summarise, folders), key=lambda space: -space.last_used)
+        return sorted(map(_read_entry, folders), key=lambda entry: -entry.last_used)
 
     def prune(self, max_bytes: int | None = None, unused_seconds: float | None = None) -> list[CacheEntryInfo]:
-        """Remove spaces and return them; a space that a living process has open is never removed.
+        """Remove entries and return them; one that a living process has open is never removed.
 
-        Damaged shards and what killed processes left go in any case.
+        Damaged shards and unfinished files of killed processes are removed in any case.
 
         Args:
-            max_bytes: Then remove the least recently used ones until the rest takes no more; 0 is everything.
-            unused_seconds: First remove the ones not opened for that long.
+            max_bytes: Remove the least recently used entries until the rest takes no more; 0 is everything.
+            unused_seconds: Before that, remove the entries not opened for that long.
 
         Raises:
             ResourceError: The folder cannot be written.
@@ -168,9 +201,8 @@ class ActivationCache:
         try:
             return self._prune(max_bytes, unused_seconds)
         except OSError as problem:
-            raise ResourceError(
-                "The cache folder must be writable.", f"{self._folder}: {problem.strerror or problem}"
-            ) from problem
+            received = f"{self._folder}: {problem.strerror or problem}"
+            raise ResourceError("Cannot write to the cache folder.", received) from problem
 
     def _prune(self, max_bytes: int | None, unused_seconds: float | None) -> list[CacheEntryInfo]:
         removed = []
@@ -179,24 +211,24 @@ class ActivationCache:
             for key in free:
                 for damaged in (self._folder / key).glob("*.damaged"):
                     damaged.unlink(missing_ok=True)
-            spaces = self.list_spaces()
-            total = sum(space.bytes for space in spaces)
-            for space in reversed(spaces):
-                too_old = unused_seconds is not None and time.time() - space.last_used >= unused_seconds
+            entries = self.list_entries()
+            total = sum(entry.bytes for entry in entries)
+            for entry in reversed(entries):
+                too_old = unused_seconds is not None and time.time() - entry.last_used >= unused_seconds
                 too_much = max_bytes is not None and total > max_bytes
-                if space.key in free and (too_old or too_much):
-                    _remove(self._folder / space.key)
-                    total -= space.bytes
-                    removed.append(space)
+                if entry.key in free and (too_old or too_much):
+                    _remove(self._folder / entry.key)
+                    total -= entry.bytes
+                    removed.append(entry)
         return removed
 
     def _lock(self) -> FileLock:
-        """Held for moments: by whoever opens a space, and by whoever prunes."""
+        """The lock that is held for moments, while a namespace is opened and while entries are pruned."""
         return FileLock(self._folder / ".lock")
 
 
 def default_root() -> Path:
-    """Return TLKERAS_CACHE if set, else `tlkeras` in the platform's folder for caches."""
+    """TLKERAS_CACHE if set, else `tlkeras` in the platform's folder for caches."""
     if chosen := os.environ.get("TLKERAS_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "win32":
@@ -209,7 +241,9 @@ def default_root() -> Path:
 
 
 def _sweep(folder: Path) -> bool:
-    """Remove what dead processes left in a space; return whether a living one has it open."""
+    """Remove the unfinished files of dead processes in a namespace; whether a living process has it open."""
+    for path in folder.glob(".*-space.json"):  # written under the lock that is held now
+        path.unlink(missing_ok=True)
     living = set()
     for path in folder.glob("*.lock"):
         lock = FileLock(path)
@@ -226,26 +260,21 @@ def _sweep(folder: Path) -> bool:
     return bool(living)
 
 
-def _write_description(path: Path, content: str, owner: str) -> None:
-    """Write space.json whole, unless it is there; its time of change is when the space was last used."""
+def _write_description(path: Path, content: str) -> None:
+    """Write space.json unless it is there; its modification time is the time of last use."""
     if not path.exists() or path.read_text("utf-8", "replace") != content:
-        aside = path.with_name(f"{owner}-space.tmp")
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(path.parent)
+        with atomic_write(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
     os.utime(path)
 
 
-def _summarise(folder: Path) -> CacheEntryInfo:
+def _read_entry(folder: Path) -> CacheEntryInfo:
     description = folder / "space.json"
     try:
         content = json.loads(description.read_text("utf-8"))
         facts = content["facts"] | {"shape": content["shape"], "dtype": content["dtype"]}
         last_used = description.stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError):  # made by a process that died at once: it holds nothing yet
+    except (OSError, ValueError, KeyError, TypeError):  # by a process that died at once: there are no rows yet
         facts, last_used = {}, 0.0
     files = [path for path in folder.glob("*") if path.suffix in (".shard", ".tmp", ".damaged", ".json")]
     rows = sum(count_rows(path) for path in files if path.suffix == ".shard")
@@ -260,29 +289,29 @@ def _size(path: Path) -> int:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a space: renamed first, so that half of one is never seen."""
-    doomed = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Remove a namespace; renamed first, so that other processes never read a part of it."""
+    renamed = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    folder.rename(renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
-def _say(count: int) -> str:
+def _format_bytes(count: int) -> str:
     if count < 1e6:
         return f"{count:,} bytes"
     return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 
-def list_cache() -> dict[str, Any]:
-    """Where the activation cache lies and what it holds."""
+def list_cache() -> CacheResult:
+    """The folder of the activation cache, and its entries."""
     cache = ActivationCache()
-    spaces = [asdict(space) for space in cache.list_spaces()]
-    return {"root": str(cache.root), "bytes": sum(space["bytes"] for space in spaces), "spaces": spaces}
+    entries = cache.list_entries()
+    return CacheResult(str(cache.root), sum(entry.bytes for entry in entries), tuple(entries))
 
 
-def prune_cache(*, max_gb: float | None = None, unused_days: float | None = None) -> dict[str, Any]:
-    """The entries removed: by size (least recently used first), by age, or both."""
+def prune_cache(*, max_gb: float | None = None, unused_days: float | None = None) -> PruneResult:
+    """Remove entries of the activation cache by size (least recently used first), by age, or both."""
     removed = ActivationCache().prune(
         max_bytes=None if max_gb is None else int(max_gb * 1e9),
         unused_seconds=None if unused_days is None else unused_days * 86_400,
     )
-    return {"removed": [asdict(space) for space in removed], "bytes": sum(space.bytes for space in removed)}
+    return PruneResult(tuple(removed), sum(entry.bytes for entry in removed))

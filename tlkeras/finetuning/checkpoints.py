@@ -1,23 +1,22 @@
-"""The state of a training on disk: whole or absent, so that a run goes on after `kill -9` at any moment.
+"""The state of a training on disk: whole or absent, so that a run resumes after `kill -9` at any moment.
 
     FOLDER/step-00000123/arrays.npy      the arrays one after another, each in NumPy's .npy format
                          state.json      the step, the names of the arrays in their order, the state
                          manifest.json   version of this layout, SHA-256 of the two files above
 
-A checkpoint is written aside, flushed to the disk and renamed; it is removed by way of a rename, too. So what has the
-name of a checkpoint is whole, unless the disk or a person damaged it later, and that the checksums tell.
+A checkpoint is written to a hidden folder, flushed to the disk and renamed; it is removed by way of a rename, too. So
+what has the name of a checkpoint is whole, unless the disk or a person damaged it later, which the checksums show.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,19 +24,18 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tlkeras.errors import ResourceError
-from tlkeras.features.shards import sync_folder
+from tlkeras.files import atomic_folder, sha256, sync_folder
 
 FORMAT = 1
 ARRAYS, STATE, MANIFEST = "arrays.npy", "state.json", "manifest.json"
-_NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")  # the number after the dot tells repeated saves of a step apart
-_NEW, _OLD = ".new-", ".old-"
+_NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")  # the number after the dot distinguishes repeated saves of a step
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved.
+    """A saved state.
 
     Attributes:
         step: The step it was saved at.
@@ -48,6 +46,19 @@ class Checkpoint:
     step: int
     arrays: dict[str, np.ndarray]
     state: dict[str, Any]
+
+    @property
+    def groups(self) -> dict[str, list[np.ndarray]]:
+        """The arrays as they were given to `pack_groups`; groups without arrays are missing."""
+        groups: dict[str, list[np.ndarray]] = {}
+        for name, values in self.arrays.items():
+            groups.setdefault(name.partition("/")[0], []).append(values)
+        return groups
+
+
+def pack_groups(groups: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+    """Arrays for `Checkpoints.save` from sequences of arrays or variables, by GROUP/INDEX."""
+    return {f"{kind}/{i}": np.array(value) for kind, values in groups.items() for i, value in enumerate(values)}
 
 
 class Checkpoints:
@@ -82,19 +93,13 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
             target = self._name(step)
-            aside = self.folder / (_NEW + target.name)
-            try:
-                aside.mkdir()
-                _write(aside, step, arrays, state)
-                os.rename(aside, target)
-            finally:
-                _erase(aside)
-            sync_folder(self.folder)
+            with atomic_folder(target) as folder:
+                _write(folder, step, arrays, state)
         self._prune(step, target)
         return target
 
     def load_latest(self) -> Checkpoint | None:
-        """Return the newest whole checkpoint, None if there is none; damaged ones are told in a warning each."""
+        """The newest whole checkpoint, None if there is none; each damaged one is logged as a warning."""
         problems: list[str] = []
         for step, _, path in reversed(self._list()):
             try:
@@ -102,9 +107,9 @@ class Checkpoints:
             except (OSError, ValueError) as problem:
                 problems.append(f"{path} ({problem})")
             else:
-                _tell(problems, path.name)
+                _warn(problems, path.name)
                 return found
-        _tell(problems, "none, there is no other")
+        _warn(problems, "none, there is no other")
         return None
 
     def clear(self) -> None:
@@ -119,14 +124,14 @@ class Checkpoints:
         self._sweep()
 
     def _list(self) -> list[tuple[int, int, Path]]:
-        """Return step, number of earlier saves of that step, and path of each checkpoint, oldest first."""
+        """Step, number of earlier saves of that step, and path of each checkpoint, oldest first."""
         if not self.folder.is_dir():
             return []
         matches = [(_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
         return sorted((int(match[1]), int(match[2] or 0), path) for match, path in matches if match)
 
     def _name(self, step: int) -> Path:
-        """Return a path that is free, as no folder can take another's place in a single move."""
+        """A path that is free, as no folder can take another's place in a single move."""
         repeats = [repeat for at, repeat, _ in self._list() if at == step]
         return self.folder / (f"step-{step:08d}.{repeats[-1] + 1}" if repeats else f"step-{step:08d}")
 
@@ -141,9 +146,8 @@ class Checkpoints:
 
     def _sweep(self) -> None:
         """Remove what killed writers left."""
-        for prefix in (_NEW, _OLD):
-            for path in self.folder.glob(f"{prefix}step-*"):
-                _erase(path)
+        for path in self.folder.glob(".*-step-*"):
+            _erase(path)
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
@@ -151,7 +155,7 @@ class Checkpoints:
             yield
         except OSError as problem:
             raise ResourceError(
-                f"The folder of checkpoints {self.folder} must be writable, with room on the disk.",
+                f"Cannot write a checkpoint to {self.folder}.",
                 problem.strerror or problem,
                 "What was saved before is untouched: free some space, then resume the run.",
             ) from problem
@@ -166,14 +170,14 @@ def _write(folder: Path, step: int, arrays: Mapping[str, np.ndarray], state: Map
     content = {"step": step, "arrays": foreign, "state": dict(state)}
     with _flushing(folder / STATE) as file:
         file.write(json.dumps(content).encode())
-    checksums = {name: _digest(folder / name) for name in (ARRAYS, STATE)}
+    checksums = {name: sha256(folder / name) for name in (ARRAYS, STATE)}
     with _flushing(folder / MANIFEST) as file:
         file.write(json.dumps({"format": FORMAT, "sha256": checksums}).encode())
     sync_folder(folder)
 
 
 def _read(folder: Path, step: int) -> Checkpoint:
-    """Return what is in a folder.
+    """The checkpoint in a folder.
 
     Raises:
         OSError, ValueError: It is no whole checkpoint of this step.
@@ -181,7 +185,7 @@ def _read(folder: Path, step: int) -> Checkpoint:
     manifest = json.loads((folder / MANIFEST).read_bytes())
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{MANIFEST} is not of format {FORMAT}")
-    if manifest.get("sha256") != {name: _digest(folder / name) for name in (ARRAYS, STATE)}:
+    if manifest.get("sha256") != {name: sha256(folder / name) for name in (ARRAYS, STATE)}:
         raise ValueError("a checksum is wrong")
     content = json.loads((folder / STATE).read_bytes())
     if content["step"] != step:
@@ -201,7 +205,7 @@ def _read_array(file: BinaryIO, foreign: str | None) -> np.ndarray:
 
 
 def _foreign_name(array: np.ndarray) -> str | None:
-    """Return the name of a dtype that is not NumPy's own: the .npy format does not know it."""
+    """The name of a dtype that is not NumPy's own, which the .npy format does not know; None of others."""
     return array.dtype.name if array.dtype.isbuiltin == 2 else None
 
 
@@ -214,14 +218,9 @@ def _flushing(path: Path) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _remove(path: Path) -> None:
     """Take away a checkpoint's name at once, then its content."""
-    gone = path.with_name(_OLD + path.name)
+    gone = path.with_name(f".{path.name}-old")
     os.rename(path, gone)
     _erase(gone)
 
@@ -234,6 +233,6 @@ def _erase(path: Path) -> None:
             path.unlink()
 
 
-def _tell(problems: list[str], taken: str) -> None:
+def _warn(problems: list[str], chosen: str) -> None:
     for problem in problems:
-        logger.warning("A checkpoint is damaged and was passed over: %s. Taken instead: %s.", problem, taken)
+        logger.warning("A checkpoint is damaged and was skipped: %s. Loaded instead: %s.", problem, chosen)

@@ -5,14 +5,14 @@ runs/NAME-NN/
     recipe.yaml         the resolved recipe
     environment.json    machine and versions
     classes.json        class names per task
-    splits.csv          which image was on which split, and the digest of its file
+    splits.csv          the split of each image, its labels and the digest of its file
     rejected.csv        images left out, with the reason
     history.csv         what the head's fit recorded: loss per epoch, or per strength of regularisation
     predictions.npz     probabilities of the held-out images; predictions.csv is the same for reading
     validation.npz      probabilities of the validation images, if there are any
-    fusion.npz          what heads on each part of fused features say of the held-out images, joined afterwards
-    probe.npz           what a linear head on frozen features says of the held-out images, if the model is another
-    metrics.json        figures with their intervals; metrics.csv is the same as a table
+    fusion.npz          probabilities of heads on each part of fused features, joined afterwards
+    probe.npz           probabilities of a linear head on frozen features, if the model is another
+    metrics.json        metrics with their intervals; metrics.csv is the same as a table
     samples/            a few held-out images, so that an export can be proved anywhere; samples.json names them
     model.keras         uint8 images -> probabilities
     log.txt             warnings and errors, with time
@@ -25,15 +25,12 @@ import csv
 import json
 import logging
 import os
-import platform
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -42,8 +39,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tlkeras.errors import ResourceError, RunError, suggest
+from tlkeras.files import atomic_write
+from tlkeras.runs.environment import describe_environment, measure_peak_memory
 
-_LIBRARIES = ("tlkeras", "tensorflow", "keras", "openvino", "scikit-learn", "numpy", "pillow")
 RUNS = "runs"
 """The folder of run directories, below the current one, where none is named."""
 _STOPPED = ("interrupted", "killed", "failed")
@@ -51,7 +49,7 @@ _STOPPED = ("interrupted", "killed", "failed")
 
 @dataclass
 class Run:
-    """One run directory. Files are written aside and renamed, so a reader never sees half of one."""
+    """One run directory; each file is written whole or not at all."""
 
     path: Path
     phases: dict[str, float] = field(default_factory=dict)
@@ -71,11 +69,11 @@ class Run:
         """
         manifest = self.read_json("manifest.json")
         if not isinstance(manifest, dict) or "state" not in manifest:
-            raise RunError(f"The run {self.path} must hold a manifest.json with a state.", f"{manifest!r:.60}")
+            raise RunError(f"The manifest.json of {self.path} has no state.", f"{manifest!r:.60}")
         return manifest
 
     def read_state(self) -> str:
-        """Return "running", "finished", "failed", "interrupted", "killed" (no process is at it) or "damaged"."""
+        """The state: "running", "finished", "failed", "interrupted", "killed" (its process is gone) or "damaged"."""
         try:
             state = self.manifest["state"]
         except RunError:
@@ -83,7 +81,7 @@ class Run:
         return "killed" if state == "running" and not self._is_locked() else state
 
     def read_created(self) -> str:
-        """Return when the run was made, in UTC; "" where its manifest is damaged."""
+        """Creation time in UTC; "" where the manifest is damaged."""
         try:
             return str(self.manifest.get("created", ""))
         except RunError:
@@ -135,7 +133,7 @@ class Run:
             yield
         finally:
             self.phases[name] = round(self.phases.get(name, 0.0) + time.perf_counter() - start, 3)
-        self.memory[name] = _measure_peak_memory()
+        self.memory[name] = measure_peak_memory()
         self.update_manifest(phases=self.phases, memory=self.memory)
 
     def write_text(self, name: str, text: str) -> None:
@@ -149,24 +147,22 @@ class Run:
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """Yield a path to write to; on success it becomes `name`, on failure it is gone."""
+        """A path to write to; on success it becomes `name`, on failure it is removed.
+
+        Raises:
+            ResourceError: The disk is full or the directory cannot be written.
+        """
         target = self.path / name
         target.parent.mkdir(exist_ok=True)
-        aside = target.with_name(f".{os.getpid()}-{target.name}")
         try:
-            yield aside
-            with open(aside, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(aside, target)
+            with atomic_write(target) as temporary:
+                yield temporary
         except OSError as error:
             raise ResourceError(
-                f"{target} must be writable, with room on the disk.",
+                f"Cannot write {target}.",
                 error.strerror or error,
                 "Free some space or choose another folder, then run the command again.",
             ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a value as JSON; numbers that JSON does not have (NaN) are refused."""
@@ -181,7 +177,7 @@ class Run:
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise RunError(f"The run {self.path} must hold a readable {name}.", error) from None
+            raise RunError(f"{name} of the run {self.path} cannot be read.", error) from None
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
         """Write arrays as one .npz file."""
@@ -198,7 +194,7 @@ class Run:
             with np.load(self.path / name, allow_pickle=False) as stored:
                 return dict(stored)
         except (OSError, ValueError, BadZipFile) as error:
-            raise RunError(f"The run {self.path} must hold a readable {name}.", error) from None
+            raise RunError(f"{name} of the run {self.path} cannot be read.", error) from None
 
     def require(self, name: str) -> Path:
         """The path of a file of the run.
@@ -208,7 +204,7 @@ class Run:
         """
         path = self.path / name
         if not path.is_file():
-            raise RunError(f"The run {self.path} must hold {name}.", "no such file")
+            raise RunError(f"The run {self.path} has no {name}.")
         return path
 
     def read_bytes(self, name: str) -> bytes:
@@ -220,7 +216,7 @@ class Run:
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
-            raise RunError(f"The run {self.path} must hold {name}.", error.strerror) from None
+            raise RunError(f"{name} of the run {self.path} cannot be read.", error.strerror) from None
 
     def write_table(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write a CSV file; names that are no UTF-8 are written with replacement signs."""
@@ -231,7 +227,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep a second trainer out of this directory.
+        """Keep other processes from writing this run meanwhile.
 
         Raises:
             RunError: Another process is writing here.
@@ -240,7 +236,7 @@ class Run:
             with FileLock(self.path / ".lock", timeout=0):
                 yield
         except Timeout:
-            raise RunError("Only one process may write a run.", self.path, "Wait for the other to end.") from None
+            raise RunError("Another process is still writing this run.", self.path, "Wait for it to finish.") from None
 
     def resume(self) -> None:
         """Mark a run that stopped as running, in this process; call it inside `locked`.
@@ -252,7 +248,7 @@ class Run:
         """
         manifest = self.manifest
         if manifest["state"] == "finished":
-            raise _refuse(self, "finished")
+            raise _resume_error(self, "finished")
         manifest.pop("error", None)
         for name, seconds in manifest.get("phases", {}).items():
             self.phases[name] = round(self.phases.get(name, 0.0) + seconds, 3)
@@ -279,7 +275,9 @@ def create_run(root: Path, name: str) -> Run:
             except FileExistsError:  # another process took the number in the meantime
                 number += 1
     except OSError as error:
-        raise ResourceError("A run directory must be writable.", f"{root} ({error.strerror})") from None
+        raise ResourceError(
+            "Cannot write a run directory.", f"{root} ({error.strerror})", "Choose another folder with --runs."
+        ) from None
     run = Run(path)
     run.update_manifest(state="running", created=_now(), process=os.getpid(), cwd=os.getcwd())
     run.write_json("environment.json", describe_environment())
@@ -298,12 +296,16 @@ def open_run(reference: str | Path | Run, root: str | Path = RUNS) -> Run:
         run = Run(_latest(Path(root)) if reference == "latest" else _locate(str(reference), Path(root)))
     state = run.read_state()
     if state != "finished":
-        raise RunError("A run must have finished before it can be used.", f"{run.path} is {state}")
+        raise RunError(
+            f"The run {run.name} has not finished: it is {state}.",
+            run.path,
+            "Resume it with: tlkeras train --resume " + run.name,
+        )
     return run
 
 
 def find_run(reference: str, root: Path) -> Run:
-    """Find a run in whatever state: by name, by path, or as `latest`, the newest.
+    """A run in any state: by name, by path, or as `latest`, the newest.
 
     Raises:
         RunError: There is no such run; the nearest name is told.
@@ -322,16 +324,15 @@ def find_resumable_run(reference: str | Path | Run, root: Path) -> Run:
         run = reference if isinstance(reference, Run) else Run(_locate(str(reference), root))
         state = run.read_state()
         if state not in _STOPPED:
-            raise _refuse(run, state)
+            raise _resume_error(run, state)
         return run
     states = {run.path: run.read_state() for run in list_runs(root)}
     stopped = [path for path, state in states.items() if state in _STOPPED]
     if not stopped:
         busy = [f"{path.name} is running" for path, state in states.items() if state == "running"]
         found = ", ".join([f"none in {root.resolve()}", *busy])
-        raise RunError(
-            "There must be a run that stopped before its end.", found, "Start one with: tlkeras train RECIPE"
-        )
+        headline = "No run was interrupted, so there is nothing to resume."
+        raise RunError(headline, found, "Start one with: tlkeras train RECIPE")
     return Run(stopped[-1])
 
 
@@ -373,25 +374,15 @@ def log_to_file(run: Run) -> Iterator[None]:
         handler.close()
 
 
-def describe_environment() -> dict[str, Any]:
-    """Return the machine and the versions that a result depends on."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "versions": {library: _version(library) for library in _LIBRARIES},
-    }
-
-
-def _refuse(run: Run, state: str) -> RunError:
-    """Return why a run in this state cannot be resumed."""
-    ways_out = {
-        "finished": f"See its results with: tlkeras evaluate {run.name}",
-        "running": "Wait for the other process to end, or stop it and then resume.",
-    }
-    way_out = ways_out.get(state, "Its manifest.json is of no use; start a new one with: tlkeras train RECIPE")
-    return RunError("Only a run that stopped before its end can be resumed.", f"{run.path} is {state}", way_out)
+def _resume_error(run: Run, state: str) -> RunError:
+    """The error of resuming a run in this state."""
+    if state == "finished":
+        headline = f"{run.name} has already finished, so there is nothing to resume."
+        return RunError(headline, run.path, f"See its results with: tlkeras evaluate {run.name}")
+    if state == "running":
+        return RunError(f"{run.name} is still running.", run.path, "Wait for it, or stop it and then resume.")
+    headline = f"{run.name} cannot be resumed: its manifest.json is damaged."
+    return RunError(headline, run.path, "Start a new run with: tlkeras train RECIPE")
 
 
 def _locate(reference: str, root: Path) -> Path:
@@ -399,9 +390,7 @@ def _locate(reference: str, root: Path) -> Path:
         if (path / "manifest.json").is_file():
             return path if path.name else path.resolve()  # "." has no name
     names = ["latest", *(run.name for run in list_runs(root))]
-    raise RunError(
-        "A run is `latest`, a name below the runs folder, or a path.", repr(reference), suggest(reference, names)
-    )
+    raise RunError(f"No run called {reference!r}.", None, suggest(reference, names))
 
 
 def _latest(root: Path) -> Path:
@@ -410,9 +399,7 @@ def _latest(root: Path) -> Path:
         return root / name
     finished = [run for run in list_runs(root) if run.read_state() == "finished"]
     if not finished:
-        raise RunError(
-            "There must be a finished run.", f"none in {root.resolve()}", "Make one with: tlkeras train quickstart"
-        )
+        raise RunError(f"No finished runs in {root.resolve()} yet.", None, "Make one with: tlkeras train quickstart")
     return finished[-1].path
 
 
@@ -422,20 +409,3 @@ def _number(directory: str, name: str) -> re.Match | None:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _measure_peak_memory() -> int:
-    """Return the most memory that this process has held so far, MiB; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None

@@ -1,4 +1,4 @@
-"""What a training writes down for later stages: images and their splits, what was answered on which, samples."""
+"""What a training stores for later stages: images and their splits, predictions, samples."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tlkeras.runs.directory import Run
 
 SAMPLES = 16
 PREDICTION_FILES = {"test": "predictions.npz", "validation": "validation.npz"}
-"""Where the answers on each split lie that was not trained on."""
+"""File of the predictions of each held-out split."""
 
 LINEAR_PROBE_FILE = "probe.npz"
-"""Where the answers of a linear head on the same frozen features lie, if the run's model is another one."""
+"""File of the predictions of a linear head on the same frozen features, if the run's model is another."""
 
 FUSION = "fusion.npz"
-"""Where the answers of heads on each part of fused features lie, joined by each of `RULES`."""
+"""File of the predictions of heads on each part of fused features, joined by each of `FUSION_RULES`."""
 
 FUSION_RULES = ("mean", "stacking")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said of images, of one task, and what is true of them.
+    """Predictions of one task, and the true targets.
 
     Attributes:
-        task: What was asked.
+        task: What is predicted.
         keys: Names of the images, str [n].
         targets: As the task has them, int64 [n] or int8 [n, k].
         probabilities: float [n, k].
@@ -119,7 +119,7 @@ def save_predictions(
 
 
 def write_probes(run: Run, tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray]) -> None:
-    """Keep what linear heads on the same frozen features say of the held-out images, by task, float32 (n, k)."""
+    """Keep test probabilities of linear heads on the same frozen features, by task, float32 (n, k)."""
     run.write_arrays(
         LINEAR_PROBE_FILE,
         **{prefix_with_task(tasks, task, "probabilities"): probabilities[task.name] for task in tasks},
@@ -127,7 +127,7 @@ def write_probes(run: Run, tasks: Sequence[Task], probabilities: Mapping[str, np
 
 
 def write_fusion(run: Run, tasks: Sequence[Task], fused: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Keep what late fusion says of the held-out images, by task and rule, float (n, k); a task may have nothing."""
+    """Keep test probabilities of late fusion, by task and rule, float (n, k); a task may have none."""
     arrays = {
         prefix_with_task(tasks, task, rule): predicted.astype(np.float32)
         for task in tasks
@@ -138,7 +138,7 @@ def write_fusion(run: Run, tasks: Sequence[Task], fused: Mapping[str, Mapping[st
 
 
 def read_fusion(run: Run) -> dict[str, dict[str, np.ndarray]]:
-    """Return what late fusion says of the images that `read_answers` returns, float32 [n, k], by task and rule."""
+    """Probabilities of late fusion for the images of `load_predictions`, float32 [n, k], by task and rule."""
     if not (run.path / FUSION).exists():
         return {}
     tasks, stored, held_out = read_tasks(run), run.read_arrays(FUSION), run.read_arrays(PREDICTION_FILES["test"])
@@ -153,7 +153,7 @@ def read_fusion(run: Run) -> dict[str, dict[str, np.ndarray]]:
 
 
 def read_tasks(run: Run) -> list[Task]:
-    """Return all that a run predicts, in its order.
+    """The tasks of a run, in its order.
 
     Raises:
         RunError: The run does not say.
@@ -163,10 +163,10 @@ def read_tasks(run: Run) -> list[Task]:
 
 
 def load_predictions(run: Run, split: str = "test", tasks: Sequence[Task] | None = None) -> list[Predictions]:
-    """Return what a run answered on a split, "test" or "validation", per task, of images whose target is known.
+    """Predictions of a run per task, for the images of a split ("test" or "validation") whose target is known.
 
     Raises:
-        RunError: It did not answer there, or its files are damaged.
+        RunError: It has none of that split, or its files are damaged.
     """
     stored, tasks = run.read_arrays(PREDICTION_FILES[split]), read_tasks(run) if tasks is None else tasks
     count = len(stored["targets"])
@@ -182,7 +182,7 @@ def load_predictions(run: Run, split: str = "test", tasks: Sequence[Task] | None
 
 
 def take(predictions: Predictions, rows: np.ndarray) -> Predictions:
-    """Return the answers on some images."""
+    """The predictions of some images."""
     return replace(
         predictions,
         keys=predictions.keys[rows],
@@ -194,7 +194,7 @@ def take(predictions: Predictions, rows: np.ndarray) -> Predictions:
 
 
 def read_probes(run: Run) -> dict[str, np.ndarray]:
-    """Return what linear heads say of the images that `read_answers` returns, float32 [n, k], by task.
+    """Probabilities of linear heads for the images of `load_predictions`, float32 [n, k], by task.
 
     There are none where the run's own heads are linear.
     """
@@ -214,7 +214,7 @@ def read_probes(run: Run) -> dict[str, np.ndarray]:
 
 
 def has_predictions(run: Run, split: str) -> bool:
-    """Whether a run keeps answers on a split."""
+    """Whether a run keeps predictions of a split."""
     return (run.path / PREDICTION_FILES[split]).exists()
 
 
@@ -228,21 +228,21 @@ def check_finite(predictions: Predictions) -> None:
     if bad.any():
         some = ", ".join(predictions.keys[bad][:3].tolist())
         raise RunError(
-            "Every probability of a run must be a finite number.",
+            "The run predicts numbers that are not finite.",
             f"{int(bad.sum()):,} images with NaN or infinity, such as {some}",
             "The training diverged: lower the learning rate and train again.",
         )
 
 
 def _measure_prior(dataset: Dataset, task: Task, train: np.ndarray) -> np.ndarray:
-    """Return how common each class is in training, or the mean of a number, float64 (k,)."""
+    """Share of each class in training, or the mean of a number, float64 (k,)."""
     targets = dataset.targets[task.name][train]
     weights = dataset.weights[train].astype(np.float64) * task.is_labelled(targets)
     return weights @ task.to_indicator(targets) / weights.sum()
 
 
 def _digest_data(digests: Sequence[str], labels: Sequence[str], splits: np.ndarray) -> str:
-    """Return a SHA-256 of what was learned and measured on: contents, labels and splits, whatever the files' names."""
+    """SHA-256 of contents, labels and splits of all images, whatever the names of their files."""
     lines = sorted(f"{digest}\t{split}\t{label}" for digest, split, label in zip(digests, splits, labels, strict=True))
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
