@@ -99,15 +99,15 @@ def test_a_cleaned_manifest_is_read_again(plant):
     assert len(read_table(str(above))) == 4
 
 
-def test_where_a_manifest_cannot_be(plant, tmp_path):
+def test_manifest_errors(plant, tmp_path):
     root = plant({"cat/a.png": 1, "cat/b.png": 2, "dog/a.png": 3, "dog/b.png": 4})
     table = read_table(str(root))
     dataset = build_dataset(table)
     cleaning = clean(dataset, [], [])
     (tmp_path / "else").mkdir()
-    with pytest.raises(DataError, match=r"in the folder of its images or above it.*Write it to .*set/cleaned\.csv"):
+    with pytest.raises(DataError, match=r"would not contain its images.*Write it to .*set/cleaned\.csv"):
         write_manifest(tmp_path / "else/clean.csv", table, dataset, cleaning)
     (root / "mine.csv").write_text("precious")
-    with pytest.raises(DataError, match="never overwritten"):
+    with pytest.raises(DataError, match="already exists; tlkeras never overwrites"):
         write_manifest(root / "mine.csv", table, dataset, cleaning)
     assert (Path(root) / "mine.csv").read_text() == "precious"

@@ -13,7 +13,7 @@ from tlkeras.data.quality.near_duplicates import (
     HIGHEST,
     LOWEST,
     NearDuplicateGroup,
-    _gather_stars,
+    _cluster_stars,
     choose_similarity_threshold,
     find_exact_duplicates,
     find_near_duplicates,
@@ -88,7 +88,7 @@ def test_flat_images_and_few_images():
 
 def test_stars_do_not_chain():
     pairs = {(0, 1): 0.99, (1, 2): 0.98, (2, 3): 0.97, (5, 6): 0.99}
-    assert _gather_stars(pairs) == [NearDuplicateGroup((0, 1, 2), 0.98), NearDuplicateGroup((5, 6), 0.99)]
+    assert _cluster_stars(pairs) == [NearDuplicateGroup((0, 1, 2), 0.98), NearDuplicateGroup((5, 6), 0.99)]
 
 
 def test_thumbnails_are_decoded_as_for_training(plant, encode, make_exif):

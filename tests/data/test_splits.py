@@ -141,12 +141,12 @@ def test_given_splits_are_kept(make_dataset):
 @pytest.mark.parametrize(
     ("validation", "test", "message"),
     [
-        (-0.1, 1.0, "(?s)validation is a share.*Received: -0.1.*test is a share.*Received: 1.0"),
-        (0.5, 0.5, "leave something to train on. Received: 0.5 . 0.5"),
+        (-0.1, 1.0, "(?s)validation is not a fraction.*Received: -0.1.*test is not a fraction.*Received: 1.0"),
+        (0.5, 0.5, "leave nothing to train on. Received: 0.5 . 0.5"),
         (float("nan"), 0.2, "Received: nan"),
     ],
 )
-def test_impossible_shares(make_dataset, validation, test, message):
+def test_impossible_fractions(make_dataset, validation, test, message):
     with pytest.raises(DataError, match=message):
         assign_splits(make_dataset(np.arange(10) % 2), validation, test, 0)
 

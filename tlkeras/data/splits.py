@@ -1,4 +1,4 @@
-"""Which image trains, which one chooses, which one tests."""
+"""Splits: the images that train, validate and test."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, list_some
 
-# Columns of the tables of counts below: the splits in the order in which they take from the hash order.
+# Columns of the tables of counts below, and the order of the splits along the hashes.
 _SPLITS = ("test", "validation", "train")
-_MOST_MOVES = 10_000
+_MAX_MOVES = 10_000
 
 
 def assign_splits(dataset: Dataset, validation: float, test: float, seed: int, tolerance: float = 0.25) -> np.ndarray:
-    """Give every example a split: "train", "validation" or "test", str [examples].
+    """The split of each image: "train", "validation" or "test", str [n].
 
-    An image's split follows from a number in [0, 1) that is a hash of the seed and its key, or its group: below
-    `test` it tests, in the next `validation` it validates. So images that are added do not move the old ones. In
-    each stratum (same targets, same `strata`) the size of a split may be off its exact share by `tolerance` times the
-    share, plus one; only beyond that the boundary moves along the order of the hashes, and images next to it change
-    split. With `tolerance=0` the sizes are exact, by largest remainders, and more images move.
+    An image's split follows from a number in [0, 1) that is a hash of the seed and its key, or its group: below `test`
+    it is a test image, in the next `validation` a validation image. So added images do not move the old ones. In each
+    stratum (same targets, same `strata`) the size of a split may differ from its exact fraction by `tolerance` times
+    the fraction, plus one; only beyond that the boundary moves along the order of the hashes, and images next to it
+    change split. With `tolerance=0` the sizes are exact, by largest remainders, and more images move.
 
-    Every split gets each class that has as many images as there are splits. Examples of one group are never parted;
-    their sizes are balanced as well as moving whole groups can. Where an image can have several labels, too many of
-    its sets of labels are rare for strata: each label is balanced instead, by moving single images in the same way
-    (with `tolerance=0` as near to its share as this goes), and every split gets images with and without it. Splits that
-    the source gives are kept: what it lacks is carved out of its "train" (shares are of what is carved up).
+    Every split gets each class that has as many images as there are splits. Groups are never divided; their sizes are
+    balanced as well as moving whole groups can. Most sets of several labels are too rare for strata: each label is
+    balanced instead, by moving single images in the same way (with `tolerance=0` as near to its fraction as possible),
+    and every split gets images with and without it. Splits given by the source are kept; missing ones are taken from
+    its "train", of which the fractions are then meant.
 
     Raises:
-        DataError: Shares outside [0, 1) or that leave nothing to train on.
+        DataError: Fractions outside [0, 1), or that leave nothing to train on.
     """
-    shares = _check_shares(validation, test)
+    shares = _check_fractions(validation, test)
     given = np.array(dataset.given_splits, dtype=object)
     if not given.any():
         return _divide(dataset, shares, seed, tolerance)
@@ -47,10 +47,10 @@ def assign_splits(dataset: Dataset, validation: float, test: float, seed: int, t
 
 
 def subsample(dataset: Dataset, limit: int, seed: int) -> Dataset:
-    """Keep at most `limit` examples, in their order, with the same share of each stratum and split given.
+    """At most `limit` images, in their order, with the same fraction of each stratum and given split.
 
-    Each of these keeps two examples, where it has them, even if that makes more than `limit`; so does what each split
-    should show.
+    Each of these, and each set of images that every split needs, keeps two images if it has them, even if that makes
+    more than `limit`.
     """
     if len(dataset) <= limit:
         return dataset
@@ -59,35 +59,33 @@ def subsample(dataset: Dataset, limit: int, seed: int) -> Dataset:
     counts = np.maximum(_apportion(sizes, limit / len(dataset)), np.minimum(sizes, 2))
     while counts.sum() > limit and counts.max() > 2:
         counts[counts.argmax()] -= 1
-    # Another hash than the one of the splits, which would leave only images of the first split.
+    # Not the hash of the splits, which would leave only images of the first split.
     numbers = np.array([_hash(seed, f"thin {key}") for key in dataset.keys])
     order = np.lexsort((numbers, strata))
     rank = np.arange(len(dataset)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     kept = np.zeros(len(dataset), bool)
     kept[order[rank < np.repeat(counts, sizes)]] = True
     by_number = np.argsort(numbers, kind="stable")
-    for column in _join_aspects(dataset).T:
+    for column in _join_coverage(dataset).T:
         if kept[column].sum() < 2:
             kept[by_number[column[by_number]][:2]] = True
     return dataset.take(np.flatnonzero(kept))
 
 
 def check_splits(dataset: Dataset) -> None:
-    """Make sure that there is something to learn every class from, and something to measure on.
+    """Check that every class has training images, and that there are test images, all with a weight above 0.
 
     Args:
-        dataset: All images; `split` is "" for those that dropped out.
+        dataset: All images; `split` is "" for those that were dropped.
 
     Raises:
-        DataError: A class has no training image with weight, or no test image has any; all such problems.
+        DataError: All problems at once.
     """
-    splits = dataset.split
-    counts = dataset.weights > 0
-    problems = [] if (counts & (splits == "test")).any() else ["There is no test image (with a weight above 0)."]
+    train, test = ((dataset.weights > 0) & (dataset.split == split) for split in ("train", "test"))
+    problems = [] if test.any() else ["There is no test image (with a weight above 0)."]
     for task in dataset.tasks:
-        absent = _list_absent(task, dataset, counts & (splits == "train"))
-        known = task.is_labelled(dataset.targets[task.name])
-        if (counts & (splits == "test")).any() and not (counts & known & (splits == "test")).any():
+        absent = _list_absent(task, dataset, train)
+        if test.any() and not (test & task.is_labelled(dataset.targets[task.name])).any():
             problems.append(f"{task.name!r}: no test image (with a weight above 0) has a label.")
         if absent:
             problems.append(
@@ -95,11 +93,11 @@ def check_splits(dataset: Dataset) -> None:
             )
     if problems:
         hint = "Add images, change the split, or remove the class."
-        raise DataError.from_problems(f"Every class needs images to learn from, and a test split. {hint}", problems)
+        raise DataError.from_problems(f"There are too few images to train and test all classes. {hint}", problems)
 
 
 def classes_missing_from_test(dataset: Dataset) -> list[str]:
-    """Sentences on the classes that cannot be measured, because no test image shows them."""
+    """Sentences on the classes that cannot be evaluated, because no test image has them."""
     tested = (dataset.weights > 0) & (dataset.split == "test")
     unseen = {task.name: _list_absent(task, dataset, tested) for task in dataset.tasks}
     return [
@@ -115,26 +113,26 @@ def _list_absent(task: Task, dataset: Dataset, rows: np.ndarray) -> list[str]:
 
 
 def _list_strata(dataset: Dataset) -> list[np.ndarray]:
-    """Return columns [n] whose distinct rows are strata."""
+    """Columns [n] whose distinct rows are strata."""
     return [*(task.strata(dataset.targets[task.name]) for task in dataset.tasks), dataset.strata]
 
 
-def _join_aspects(dataset: Dataset) -> np.ndarray:
-    """Return what every split should show, bool [n, columns]."""
+def _join_coverage(dataset: Dataset) -> np.ndarray:
+    """Sets of images of which every split needs some, bool [n, columns]."""
     return np.concatenate([task.coverage_columns(dataset.targets[task.name]) for task in dataset.tasks], axis=1)
 
 
-def _check_shares(validation: float, test: float) -> np.ndarray:
+def _check_fractions(validation: float, test: float) -> np.ndarray:
     given = {"validation": validation, "test": test}
     problems = [
-        f"{name} is a share, at least 0 and less than 1. Received: {share}."
+        f"{name} is not a fraction, at least 0 and less than 1. Received: {share}."
         for name, share in given.items()
         if not 0 <= share < 1
     ]
     if not problems and validation + test >= 1:
-        problems = [f"validation and test together leave something to train on. Received: {validation} + {test}."]
+        problems = [f"validation and test leave nothing to train on. Received: {validation} + {test}."]
     if problems:
-        raise DataError.from_problems("The shares of a split must add up to less than 1.", problems)
+        raise DataError.from_problems("The images cannot be split:", problems)
     return np.array([test, validation, 1 - test - validation])
 
 
@@ -143,15 +141,15 @@ def _divide(dataset: Dataset, shares: np.ndarray, seed: int, tolerance: float) -
         return np.array([], dtype=object)
     strata = _number(zip(*_list_strata(dataset), strict=True))
     labels = np.concatenate([task.balanced(dataset.targets[task.name]) for task in dataset.tasks], axis=1)
-    aspects = _join_aspects(dataset)
+    coverage = _join_coverage(dataset)
     grouped = bool(dataset.groups.any())
     units = np.where(dataset.groups == "", dataset.keys, dataset.groups) if grouped else dataset.keys
     numbers = np.array([_hash(seed, str(unit)) for unit in units])
     if grouped or labels.size:
         balanced = np.concatenate([np.ones((len(strata), 1)), _one_hot(strata), labels], axis=1)
-        splits = _move_units(balanced, aspects, numbers, shares, tolerance)
+        splits = _move_units(balanced, coverage, numbers, shares, tolerance)
     else:
-        splits = _cut_strata(strata, aspects, numbers, shares, tolerance)
+        splits = _cut_strata(strata, coverage, numbers, shares, tolerance)
     return np.array(_SPLITS, dtype=object)[splits]
 
 
@@ -161,24 +159,24 @@ def _hash(seed: int, unit: str) -> float:
 
 
 def _number(values: Iterable[tuple]) -> np.ndarray:
-    """Number the distinct tuples in sorted order: int64 [rows]."""
+    """Index of each tuple among the distinct ones in sorted order, int64 [n]."""
     rows = [tuple(map(str, row)) for row in values]
     index = {row: number for number, row in enumerate(sorted(set(rows)))}
     return np.array([index[row] for row in rows], dtype=np.int64)
 
 
 def _one_hot(strata: np.ndarray) -> np.ndarray:
-    """int64 [rows] -> bool [rows, strata]."""
+    """int64 [n] -> bool [n, strata]."""
     return strata[:, None] == np.arange(strata.max(initial=-1) + 1)
 
 
 def _natural(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """The split that the hash alone gives: int64 [rows], an index of `_SIDES`."""
+    """The split by the hash alone, an index of `_SPLITS`, int64 [n]."""
     return np.searchsorted(np.cumsum(shares)[:2], numbers, side="right")
 
 
 def _cut_strata(
-    strata: np.ndarray, aspects: np.ndarray, numbers: np.ndarray, shares: np.ndarray, tolerance: float
+    strata: np.ndarray, coverage: np.ndarray, numbers: np.ndarray, shares: np.ndarray, tolerance: float
 ) -> np.ndarray:
     """Cut every stratum, in the order of its hashes, into test, validation and train."""
     sizes = np.bincount(strata)
@@ -186,8 +184,8 @@ def _cut_strata(
         counts = _exact_counts(sizes, shares)
     else:
         counts = _tolerant_counts(strata, sizes, _natural(numbers, shares), shares, tolerance)
-    member = np.zeros((len(sizes), aspects.shape[1]), bool)
-    member[strata] = aspects
+    member = np.zeros((len(sizes), coverage.shape[1]), bool)
+    member[strata] = coverage
     _fill_empty_splits(counts, member, np.flatnonzero(shares))
     splits = np.empty(len(strata), np.int64)
     splits[np.lexsort((numbers, strata))] = np.repeat(np.tile(np.arange(3), len(sizes)), counts.ravel())
@@ -197,7 +195,7 @@ def _cut_strata(
 def _tolerant_counts(
     strata: np.ndarray, sizes: np.ndarray, natural: np.ndarray, shares: np.ndarray, tolerance: float
 ) -> np.ndarray:
-    """Sizes of the splits as the hashes give them, brought within the tolerance: int64 [strata, 3]."""
+    """Sizes of the splits by the hashes, clipped to the tolerance, int64 [strata, 3]."""
     found = np.stack([np.bincount(strata[natural == split], minlength=len(sizes)) for split in (0, 1)], axis=1)
     ideal = sizes[:, None] * shares[:2]
     slack = (tolerance * ideal + 1) * (shares[:2] > 0)
@@ -207,7 +205,7 @@ def _tolerant_counts(
 
 
 def _exact_counts(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Sizes of the splits by largest remainders, exact in each stratum and in all: int64 [strata, 3]."""
+    """Sizes of the splits by largest remainders, exact in each stratum and in all, int64 [strata, 3]."""
     test = _apportion(sizes, shares[0])
     rest = sizes - test
     validation = _apportion(rest, shares[1] * sizes.sum() / max(rest.sum(), 1))
@@ -227,8 +225,8 @@ def _fill_empty_splits(counts: np.ndarray, member: np.ndarray, wanted: np.ndarra
 
     Args:
         counts: int64 [strata, 3].
-        member: bool [strata, classes], the classes of each stratum.
-        wanted: Splits with a share.
+        member: Classes of each stratum, bool [strata, classes].
+        wanted: Splits with a fraction above 0.
     """
     for column in member.T:
         rows = np.flatnonzero(column)
@@ -241,29 +239,29 @@ def _fill_empty_splits(counts: np.ndarray, member: np.ndarray, wanted: np.ndarra
 
 
 def _move_units(
-    balanced: np.ndarray, aspects: np.ndarray, numbers: np.ndarray, shares: np.ndarray, tolerance: float
+    balanced: np.ndarray, coverage: np.ndarray, numbers: np.ndarray, shares: np.ndarray, tolerance: float
 ) -> np.ndarray:
-    """Start from the hashes and move whole groups, or single images, while the balance gets better."""
+    """Start from the hashes and move whole groups, or single images, while the balance improves."""
     order, unit = np.unique(numbers, return_inverse=True)
-    features = np.concatenate([balanced, aspects], axis=1)
+    features = np.concatenate([balanced, coverage], axis=1)
     held = np.zeros((len(order), features.shape[1]))
     np.add.at(held, unit, features)
     wanted = np.flatnonzero(shares)
-    miss = _measure_balance(held, balanced.shape[1], shares, tolerance)
+    imbalance = _measure_balance(held, balanced.shape[1], shares, tolerance)
     splits = _natural(order, shares)
     totals = np.stack([held[splits == split].sum(axis=0) for split in range(3)])
     rows = np.arange(len(order))
     distance = _measure_distance(order, shares)
-    for _ in range(_MOST_MOVES):
-        leave = miss(totals[splits], splits) - miss(totals[splits] - held, splits)
+    for _ in range(_MAX_MOVES):
+        leave = imbalance(totals[splits], splits) - imbalance(totals[splits] - held, splits)
         gains = np.full((len(order), 3), -np.inf)
         for split in wanted:
             there = np.full(len(order), split)
-            gains[:, split] = leave + miss(totals[there], there) - miss(totals[there] + held, there)
+            gains[:, split] = leave + imbalance(totals[there], there) - imbalance(totals[there] + held, there)
         gains[rows, splits] = -np.inf
         if gains.max() <= 1e-9:
             break
-        # Of the moves that help much, the nearest in the order of the hashes, which changes least with more images.
+        # Of the best moves, the nearest in the order of the hashes, which changes least with more images.
         worth = np.where(gains >= gains.max() / 2, distance, np.inf)
         group, split = np.unravel_index(worth.argmin(), worth.shape)
         totals[splits[group]] -= held[group]
@@ -273,7 +271,7 @@ def _move_units(
 
 
 def _measure_distance(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """How far each hash is from the interval of each split: float64 [groups, 3]."""
+    """Distance of each hash from the interval of each split, float64 [groups, 3]."""
     ends = np.cumsum(shares)
     below = (ends - shares) - numbers[:, None]
     return np.maximum(np.maximum(below, numbers[:, None] - ends), 0)
@@ -282,18 +280,18 @@ def _measure_distance(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
 def _measure_balance(
     held: np.ndarray, balanced: int, shares: np.ndarray, tolerance: float
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Return a function of (totals [n, columns], splits [n]): how far each split is from what it should be.
+    """A function from (totals [n, columns], splits [n]) to the imbalance of each split, float64 [n].
 
-    The first `balanced` columns of `held` [groups, columns] should be near their share; the others are classes, of
+    The first `balanced` columns of `held` [groups, columns] should be near their fraction; the others are classes, of
     which each split should have some where enough groups have them.
     """
     sizes = held.sum(axis=0)
     enough = (held > 0).sum(axis=0)[balanced:] >= np.count_nonzero(shares)
 
-    def miss(totals: np.ndarray, splits: np.ndarray) -> np.ndarray:
+    def imbalance(totals: np.ndarray, splits: np.ndarray) -> np.ndarray:
         ideal = shares[splits][:, None] * sizes[:balanced]
         beyond = np.abs(totals[:, :balanced] - ideal) - (tolerance * ideal + 1)
         absent = (totals[:, balanced:] < 0.5) & enough
         return np.maximum(beyond, 0).sum(axis=1) + sizes[0] * absent.sum(axis=1)
 
-    return miss
+    return imbalance

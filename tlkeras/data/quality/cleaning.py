@@ -1,4 +1,4 @@
-"""A manifest without what misleads; the images themselves are never touched."""
+"""Cleaned manifests, without misleading images; the files themselves are never changed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tlkeras.data.quality.duplicates import DuplicateGroup, LeakingGroup, join_g
 from tlkeras.data.tables import Dataset, ImageTable
 from tlkeras.errors import DataError, ResourceError
 
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets carry out
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # executed by spreadsheets
 _RANKS = {"train": 1, "validation": 2, "test": 3}
 
 
 @dataclass(frozen=True)
 class CleanedManifest:
-    """What a cleaned manifest holds.
+    """The images of a cleaned manifest.
 
     Attributes:
-        kept: Rows of the examples.
-        groups: The group of each example, str [n]; copies stand together.
-        left_out: Reason to number of images.
+        kept: Their positions in the dataset, int64 [k].
+        groups: The group of each image of the dataset, str [n]; copies share a group.
+        left_out: Number of images by the reason for which they are left out.
     """
 
     kept: np.ndarray
@@ -35,12 +35,12 @@ class CleanedManifest:
 
 
 def clean(dataset: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence[LeakingGroup]) -> CleanedManifest:
-    """Decide what stays.
+    """Choose the images to keep.
 
-    Of the same bytes with one label, the first image stays; with several labels, none does, as nobody knows which
-    label is right. Images that only look the same stay and become a group, which no split parts. Where the source
-    itself gives the splits, held-out images stay and their copies, and the rest of their groups, leave the others:
-    first those that train.
+    Of identical files with one label the first is kept, with several labels none, as the right one is not known. Images
+    that only look the same are kept as a group, which splits do not divide. Where the source gives the splits, held-out
+    images are kept, and their copies and the rest of their groups are removed from the other splits, first from the
+    training images.
     """
     reasons = np.full(len(dataset), "", dtype=object)
     for row, path in enumerate(dataset.paths):
@@ -55,14 +55,14 @@ def clean(dataset: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence[
             best = rows[np.argmax(rank[rows])]
             reasons[rows[(rows != best) & (reasons[rows] == "")]] = "the same bytes again"
         else:
-            _leave_lower(rows, rank, reasons, "it looks like a held-out image")
+            _drop_lower(rows, rank, reasons, "it looks like a held-out image")
     names = {group.name for group in leaking}
     members: dict[str, list[int]] = {}
     for row, name in enumerate(dataset.groups):
         if name in names:
             members.setdefault(str(name), []).append(row)
     for of_group in members.values():
-        _leave_lower(np.array(of_group), rank, reasons, "its group is held out elsewhere")
+        _drop_lower(np.array(of_group), rank, reasons, "its group is held out elsewhere")
     kept = np.flatnonzero(reasons == "")
     found, counts = np.unique(reasons[reasons != ""].astype(str), return_counts=True)
     groups = join_groups(dataset.groups, copies)
@@ -71,7 +71,7 @@ def clean(dataset: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence[
     return CleanedManifest(kept, groups, dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
 
-def _leave_lower(rows: np.ndarray, rank: np.ndarray, reasons: np.ndarray, reason: str) -> None:
+def _drop_lower(rows: np.ndarray, rank: np.ndarray, reasons: np.ndarray, reason: str) -> None:
     rows = rows[reasons[rows] == ""]
     lower = rows[rank[rows] < rank[rows].max(initial=0)]
     reasons[lower] = reason
@@ -84,24 +84,24 @@ def write_manifest(
     cleaning: CleanedManifest,
     remarks: Mapping[str, Sequence[str]] = {},
 ) -> Path:
-    """Write the rows that stay as a CSV manifest, with all columns of the table.
+    """Write the kept images to a CSV manifest, with all columns of the table.
 
     Args:
-        path: A new file, in the folder that holds the images or above it.
-        table: What the examples were chosen from.
-        examples: Some rows of it.
-        cleaning: See `clean`; its groups become the column "group" where there are any.
-        remarks: More columns, one string per example.
+        path: A new file, in the folder of the images or above it.
+        table: The table of the source.
+        dataset: Some rows of it.
+        cleaning: See `clean`; its groups become the column "group" if there are any.
+        remarks: More columns, one string per image of the dataset.
 
     Raises:
-        DataError: The file exists, or does not lie in or above the images' folder.
+        DataError: The file exists, or is not in or above the images' folder.
         ResourceError: It cannot be written.
     """
     target = Path(os.path.abspath(os.path.expanduser(path)))
     folder, root = os.path.realpath(target.parent), os.path.realpath(table.root)
     if os.path.commonpath([folder, root]) != folder:
-        rule = "A manifest lies in the folder of its images or above it: its paths must not lead out of its folder."
-        raise DataError(rule, f"{str(path)!r} for images in {root!r}", f"Write it to {root}/cleaned.csv, say.")
+        rule = "The manifest would not contain its images: its folder is neither theirs nor above it."
+        raise DataError(rule, f"{str(path)!r} for images in {root!r}", f"Write it to {root}/cleaned.csv, for example.")
     position = {where: row for row, where in enumerate(table.paths)}
     rows = [position[where] for where in dataset.paths[cleaning.kept]]
     columns = {name: [values[row] for row in rows] for name, values in table.columns.items()}
@@ -115,9 +115,11 @@ def write_manifest(
             writer.writerow(["path", *columns])
             writer.writerows(zip(paths, *columns.values(), strict=True))
     except FileExistsError:
-        raise DataError("A manifest is never overwritten.", repr(str(path)), "Choose another name.") from None
+        raise DataError(
+            "The manifest already exists; tlkeras never overwrites one.", repr(str(path)), "Choose another name."
+        ) from None
     except OSError as error:
-        raise ResourceError("The manifest must be writable.", f"{path} ({error.strerror})") from None
+        raise ResourceError("The manifest could not be written.", f"{path} ({error.strerror})") from None
     return target
 
 

@@ -1,4 +1,4 @@
-"""Which images are there more than once, and whether that misleads: two labels for one, or one on both splits."""
+"""Duplicate images, and those that mislead: with different labels, or in several splits."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tlkeras.data.tables import Dataset
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Rows that are one image.
+    """Copies of one image.
 
     Attributes:
-        rows: Ascending, two or more.
-        exact: The bytes are the same, not the looks alone.
-        similarity: The lowest correlation of one with the central one; 1 where they are exact.
+        rows: Positions in the dataset, ascending, two or more.
+        exact: The bytes are the same, not just the looks.
+        similarity: The lowest correlation of one with the central one; 1 if exact.
         conflicting: Their labels differ.
-        leaking: They stand on different splits.
+        leaking: They are in different splits.
     """
 
     rows: tuple[int, ...]
@@ -34,33 +34,32 @@ class DuplicateGroup:
 
 @dataclass(frozen=True)
 class LeakingGroup:
-    """A group that must stay together and does not: its name, and how many of its rows are on each split."""
+    """A group that is divided between splits: its name, and its number of images in each split."""
 
     name: str
     splits: dict[str, int]
 
 
 def find_duplicates(dataset: Dataset, thumbnails: np.ndarray) -> list[DuplicateGroup]:
-    """Groups of images that are the same or look the same; a group of looks that holds nothing but equal files is left out.
+    """Groups of images that are the same, then of images that look the same but are not all the same.
 
     Args:
         dataset: The images, with their digests, and the split of each where they are divided.
         thumbnails: float16 [n, 32, 32], see `near_duplicates.read_thumbnails`.
-
-    Returns:
-        Those of equal files first.
     """
     digests = dataset.digests.tolist()
-    equal = [DuplicateGroup(rows, True, 1.0, *_judge(dataset, rows)) for rows in find_exact_duplicates(digests)]
+    equal = [
+        DuplicateGroup(rows, True, 1.0, *_find_conflicts(dataset, rows)) for rows in find_exact_duplicates(digests)
+    ]
     near = [
-        DuplicateGroup(group.rows, False, group.similarity, *_judge(dataset, group.rows))
+        DuplicateGroup(group.rows, False, group.similarity, *_find_conflicts(dataset, group.rows))
         for group in find_near_duplicates(thumbnails, digests)
     ]
     return equal + near
 
 
 def find_leaking_groups(groups: np.ndarray, splits: np.ndarray) -> list[LeakingGroup]:
-    """Return the groups with rows on several splits, in order of their names; "" is no group."""
+    """The groups with images in several splits, in order of their names; "" is no group."""
     leaking = []
     names, numbers = np.unique(groups.astype(str), return_inverse=True)
     order = np.argsort(numbers, kind="stable")
@@ -72,9 +71,9 @@ def find_leaking_groups(groups: np.ndarray, splits: np.ndarray) -> list[LeakingG
 
 
 def join_groups(groups: np.ndarray, copies: Sequence[DuplicateGroup]) -> np.ndarray:
-    """Return groups, str [n], in which copies stand together with each other and with the groups that they are of.
+    """The group of each image, str [n], with groups joined that contain copies of each other.
 
-    A joint group has the name of the first group in it, or "copies-N" where there is none; rows in none keep "".
+    A joint group has the name of the first group in it, or "copies-N" if there is none; images in no group keep "".
     """
     count = len(groups)
     names, numbers = np.unique(groups.astype(str), return_inverse=True)
@@ -92,12 +91,12 @@ def join_groups(groups: np.ndarray, copies: Sequence[DuplicateGroup]) -> np.ndar
     return joint
 
 
-def _judge(dataset: Dataset, rows: Sequence[int]) -> tuple[bool, bool]:
-    """Return whether labels differ, where they are known, and whether splits do."""
-    at = np.array(rows)
+def _find_conflicts(dataset: Dataset, rows: Sequence[int]) -> tuple[bool, bool]:
+    """True where known labels differ, and where splits differ."""
+    copies = dataset.take(np.array(rows))
     conflicting = False
     for task in dataset.tasks:
-        targets = dataset.targets[task.name][at]
+        targets = copies.targets[task.name]
         members = task.members(targets)[task.is_labelled(targets)]
         conflicting |= bool((members != members[:1]).any())
-    return conflicting, len(set(dataset.split[at])) > 1
+    return conflicting, len(set(copies.split)) > 1

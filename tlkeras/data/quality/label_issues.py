@@ -1,4 +1,4 @@
-"""Images to look at first: labels that a model contradicts with confidence, and images unlike all others."""
+"""Label issues, by confident learning, and outliers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _DEVIATIONS = 4.0
 
 
 class LabelIssue(NamedTuple):
-    """A row whose label looks wrong.
+    """A label that is probably wrong.
 
     Attributes:
-        row: Its place.
-        suggested: The class that is more probable.
-        score: How much more probable that class is than the label, a difference of probabilities, 0 to 1.
+        row: Position of the image.
+        suggested: The more probable class.
+        score: Probability of that class minus that of the label, 0 to 1.
     """
 
     row: int
@@ -26,7 +26,7 @@ class LabelIssue(NamedTuple):
 
 
 class Outlier(NamedTuple):
-    """A row unlike the others, and its distance from its neighbours in units of the bound, above 1."""
+    """An image unlike the others, and its distance from its neighbours in units of the threshold, above 1."""
 
     row: int
     score: float
@@ -35,29 +35,28 @@ class Outlier(NamedTuple):
 def find_label_issues(
     probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
 ) -> list[LabelIssue]:
-    """Return rows whose label looks wrong, most suspicious first.
+    """Label issues by confident learning (Northcutt, Jiang and Chuang, JAIR 2021), the largest score first.
 
-    Confident learning (Northcutt, Jiang and Chuang, JAIR 2021). A row counts for the class that is most probable among
-    those as probable as they are on average on rows which have them as label. Counts by label and such class, brought
-    to the number of rows of each label, estimate how many labels of each kind are wrong; as many of them are returned,
-    of those that count for another class, only where both ways of the paper to choose agree: by the noise rate of each
-    pair of classes, and by the noise of each label. Rows of a label that no row is given a probability for are not
-    judged.
+    A row counts for the class that is most probable among those above their threshold, the mean probability of the
+    class on rows with that label. The counts by label and class (the confident joint), calibrated to the number of rows
+    of each label, estimate how many labels of each kind are wrong. That many rows that count for another class are
+    returned, if both rankings of the paper choose them ("prune by noise rate" and "prune by class"). Rows of a label
+    that never has a probability above 0 are skipped.
 
-    Classes only; of several labels, ask for one after the other with `np.stack([1 - p, p], axis=1)`.
+    Classes only; for several labels, call it for each with `np.stack([1 - p, p], axis=1)`.
 
     Args:
-        probabilities: [n, k], of a model that has not seen the row.
-        targets: Class of each row, int [n]; rows with -1 are left out.
-        weights: Of each row in the averages and counts, [n]; equal if not given.
+        probabilities: Out-of-sample, [n, k].
+        targets: Class of each row, int [n]; rows with -1 are skipped.
+        weights: Of each row in the means and counts, [n]; equal if not given.
     """
     rows = np.flatnonzero(targets >= 0)
     p, labels = np.asarray(probabilities, np.float64)[rows], np.asarray(targets)[rows]
     counted = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)[rows]
     own = p[np.arange(len(rows)), labels]
-    confident = _choose_classes(p, labels, own, counted)
+    confident = _find_confident_classes(p, labels, own, counted)
     noise = _estimate_noise(labels, confident, counted, p.shape[1])
-    chosen = _choose_by_pair(p, labels, own, noise) & _choose_by_label(labels, own, noise)
+    chosen = _prune_by_noise_rate(p, labels, own, noise) & _prune_by_class(labels, own, noise)
     suspected = np.flatnonzero(chosen & (confident >= 0) & (confident != labels))
     margins = p[suspected, confident[suspected]] - own[suspected]
     order = np.argsort(-margins, kind="stable")
@@ -68,8 +67,8 @@ def find_label_issues(
     ]
 
 
-def _choose_classes(p: np.ndarray, labels: np.ndarray, own: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the class that each row counts for, -1 for none: int [n]."""
+def _find_confident_classes(p: np.ndarray, labels: np.ndarray, own: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The class that each row counts for, int [n]; -1 for none."""
     sums = np.bincount(labels, weights * own, minlength=p.shape[1])
     totals = np.bincount(labels, weights, minlength=p.shape[1])
     thresholds = np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0)
@@ -80,7 +79,7 @@ def _choose_classes(p: np.ndarray, labels: np.ndarray, own: np.ndarray, weights:
 
 
 def _estimate_noise(labels: np.ndarray, confident: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
-    """Return the share of each label's rows that are of each class, [k, k]; rows add up to 1, or 0 if never counted."""
+    """Fraction of each label's rows that are of each class, [k, k]; rows add up to 1, or 0 if never counted."""
     joint = np.zeros((classes, classes))
     counts = confident >= 0
     np.add.at(joint, (labels[counts], confident[counts]), weights[counts])
@@ -88,8 +87,8 @@ def _estimate_noise(labels: np.ndarray, confident: np.ndarray, weights: np.ndarr
     return np.divide(joint, totals, out=np.zeros_like(joint), where=totals > 0)
 
 
-def _choose_by_pair(p: np.ndarray, labels: np.ndarray, own: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Choose, of each label and other class, as many rows as are wrong so, by the margin of the other: bool [n]."""
+def _prune_by_noise_rate(p: np.ndarray, labels: np.ndarray, own: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """For each label and other class, the estimated number of rows with the largest margin of the other, bool [n]."""
     chosen = np.zeros(len(labels), bool)
     for label, other in np.argwhere(noise > 0):
         if label != other:
@@ -99,8 +98,8 @@ def _choose_by_pair(p: np.ndarray, labels: np.ndarray, own: np.ndarray, noise: n
     return chosen
 
 
-def _choose_by_label(labels: np.ndarray, own: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Choose, of each label, as many rows as are wrong, the least probable ones: bool [n]."""
+def _prune_by_class(labels: np.ndarray, own: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """For each label, the estimated number of wrong rows, the least probable ones, bool [n]."""
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
@@ -110,17 +109,15 @@ def _choose_by_label(labels: np.ndarray, own: np.ndarray, noise: np.ndarray) -> 
 
 
 def find_outliers(features: np.ndarray, neighbours: int = 10) -> list[Outlier]:
-    """Return rows far from their neighbours, farthest first.
+    """Outliers by their mean distance to the nearest neighbours (Angiulli and Pizzuti 2002), the farthest first.
 
-    The mean distance to the nearest rows (Angiulli and Pizzuti 2002), in features as they are: of their directions
-    alone, strangers that are like each other are not far from the rest. The bound is 4 standard deviations above the
-    median of its logarithm, taken from the median absolute deviation. Neighbours are sought among at most 5,000 evenly
-    spaced rows, because the distances of all to all would take minutes where these take seconds; all are measured
-    alike.
+    Features are not normalised: in direction alone, outliers that resemble each other are not far from the rest. The
+    threshold is 4 standard deviations, estimated by the median absolute deviation, above the median of the logarithms.
+    Neighbours are searched among at most 5,000 evenly spaced rows, in seconds where all pairs take minutes.
 
     Args:
         features: Float [n, d], finite.
-        neighbours: How many; fewer where there are fewer rows.
+        neighbours: Number of neighbours; fewer if there are fewer rows.
     """
     count = min(neighbours, min(len(features), _REFERENCES) - 1)
     if count < 1:
@@ -129,17 +126,17 @@ def find_outliers(features: np.ndarray, neighbours: int = 10) -> list[Outlier]:
     logarithms = np.log(np.maximum(distances, 1e-6))
     middle = np.median(logarithms)
     spread = 1.4826 * np.median(np.abs(logarithms - middle))
-    bound = np.exp(middle + _DEVIATIONS * max(spread, 0.01))
+    threshold = np.exp(middle + _DEVIATIONS * max(spread, 0.01))
     order = np.argsort(-distances, kind="stable")
-    return [Outlier(int(row), float(distances[row] / bound)) for row in order if distances[row] > bound]
+    return [Outlier(int(row), float(distances[row] / threshold)) for row in order if distances[row] > threshold]
 
 
 def _measure_distances(vectors: np.ndarray, count: int) -> np.ndarray:
-    """Return the mean distance of each row to its `count` nearest references, itself left out: float [n]."""
+    """Mean distance of each row to its `count` nearest references other than itself, float [n]."""
     references = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), _REFERENCES)).astype(np.int64))
     search = NearestNeighbors(n_neighbors=count + 1, algorithm="brute").fit(vectors[references])
-    distances, places = search.kneighbors(vectors)
-    itself = references[places] == np.arange(len(vectors))[:, None]
-    # Where a row is no reference, or is crowded out by rows equal to it, the farthest is one too many.
+    distances, nearest = search.kneighbors(vectors)
+    itself = references[nearest] == np.arange(len(vectors))[:, None]
+    # If a row is not a reference, or equal rows take its place, the farthest neighbour is one too many.
     itself[~itself.any(axis=1), -1] = True
     return distances[~itself].reshape(len(vectors), count).mean(axis=1)

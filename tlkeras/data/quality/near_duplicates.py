@@ -1,4 +1,4 @@
-"""Images that are there twice: the same bytes, or the same image in other bytes."""
+"""Exact duplicates by their bytes, and near duplicates by the correlation of thumbnails."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ SIDE = 32  # pixels of a thumbnail
 # correlate less than the lower bound may be two of the same scene.
 LOWEST, HIGHEST = 0.97, 0.9992
 
-MOST_COMPARED = 20_000  # images, of which each is compared with each; beyond, hashes find nearly all copies
+MOST_COMPARED = 20_000  # images of which all pairs are compared; beyond, hashes find nearly all copies
 
 _DECODED = 4 * SIDE  # pixels; a large JPEG is shrunk while it is decoded, to no less than this
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # grey from red, green and blue, ITU-R BT.601
 _BATCH = 64
 _FLAT = 2.0  # grey levels of standard deviation
 _COMMON = 64  # directions in which the images of a set differ most
-_OWN = 0.9  # what is left of two copies without these correlates more, of two images of one kind of thing seldom
-_SAMPLE = 1000  # images that say how alike unlike ones are
-_FEWEST = 100  # images; fewer say too little of that
+_OWN = 0.9  # without these, two copies correlate more than this, two images of the same kind of thing rarely
+_SAMPLE = 1000  # images to estimate the correlations of different images from
+_FEWEST = 100  # images; fewer are too few for that
 _CHUNK = 4096
 
 
 class NearDuplicateGroup(NamedTuple):
-    """Rows that show the same image, ascending, and the lowest correlation of one of them with the central one."""
+    """Rows of images that look the same, ascending, and the lowest correlation of one with the central one."""
 
     rows: tuple[int, ...]
     similarity: float
 
 
 def find_exact_duplicates(digests: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return groups of two rows or more with the same bytes: rows ascending, groups ordered by their first row."""
+    """Groups of two or more rows with the same bytes: rows ascending, groups ordered by their first row."""
     rows = defaultdict(list)
     for row, digest in enumerate(digests):
         rows[digest].append(row)
@@ -47,20 +47,20 @@ def find_exact_duplicates(digests: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 def find_near_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list[NearDuplicateGroup]:
-    """Return groups of images that look the same though their bytes differ, ordered by their first row.
+    """Groups of images that look the same although their bytes differ, ordered by their first row.
 
-    Found are copies re-encoded, resized, slightly brightened, mirrored or turned by quarters: images are often
-    augmented on disk before they are divided. Crops are not, nor images without contrast.
+    Copies are found that were re-encoded, resized, slightly brightened, mirrored or turned by quarters: images are
+    often augmented on disk before they are split. Crops and images without contrast are not.
 
-    All pairs are compared by the correlation of their thumbnails, of more than 20,000 images those with nearly the
-    same hash (see `hashes`); its bound follows from the set, see `choose_bound`. They are compared again without what
-    the images of the set have in common, so that two solar cells are not taken for one because their busbars are in
-    the same places. Every member of a group was compared with its central image, so that a chain of small changes
-    does not join what looks different (star clustering, Aslam, Pelekhov and Rus 2004).
+    All pairs are compared by the correlation of their thumbnails, among more than 20,000 images those with nearly the
+    same hash (see `perceptual_hash`). The threshold depends on the images, see `choose_similarity_threshold`. Pairs are
+    compared again without the common structure of all images, so that two solar cells are not taken for one because
+    their busbars are in the same places. Every member of a group was compared with its central image, so that a chain
+    of small changes does not join different images (star clustering, Aslam, Pelekhov and Rus 2004).
 
     Args:
         thumbnails: [n, 32, 32], 0 to 255, from `read_thumbnails`.
-        digests: What tells the bytes of the images apart, one each; a group holds all rows of a digest or none.
+        digests: Of the bytes of each image; a group contains all rows of a digest or none.
     """
     members = defaultdict(list)
     for row, digest in enumerate(digests):
@@ -70,35 +70,35 @@ def find_near_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list
     if len(firsts) < 2:
         return []
     groups = []
-    for places, similarity in _gather_stars(_find_pairs(thumbnails[firsts])):
-        rows = [row for place in places for row in members[digests[firsts[place]]]]
+    for positions, similarity in _cluster_stars(_find_pairs(thumbnails[firsts])):
+        rows = [row for position in positions for row in members[digests[firsts[position]]]]
         groups.append(NearDuplicateGroup(tuple(sorted(rows)), similarity))
     return groups
 
 
 def read_thumbnails(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return grey thumbnails float16 [k, 32, 32], and the places int64 [k] in `paths` of those that can be decoded.
+    """Grey thumbnails of the images that can be decoded, float16 [k, 32, 32], and their positions, int64 [k].
 
-    They are decoded as for training. Whole numbers would drown images of little contrast; 100,000 take 200 MB.
+    They are decoded as for training. Integers would lose images of little contrast; 100,000 take 200 MB.
     """
     thumbnails = np.empty((len(paths), SIDE, SIDE), np.float16)
     readable = np.zeros(len(paths), bool)
-    with progress_bar("Looking at images", len(paths), "images") as advance:
-        for places, images in make_image_dataset(paths, _DECODED, "stretch", _BATCH).as_numpy_iterator():
+    with progress_bar("Comparing images", len(paths), "images") as advance:
+        for index, images in make_image_dataset(paths, _DECODED, "stretch", _BATCH).as_numpy_iterator():
             blocks = images.reshape(len(images), SIDE, _DECODED // SIDE, SIDE, _DECODED // SIDE, 3)
-            thumbnails[places] = blocks.mean(axis=(2, 4), dtype=np.float32) @ _LUMA
-            readable[places] = True
-            advance(len(places))
+            thumbnails[index] = blocks.mean(axis=(2, 4), dtype=np.float32) @ _LUMA
+            readable[index] = True
+            advance(len(index))
         advance(int((~readable).sum()))
     return thumbnails[readable], np.flatnonzero(readable)
 
 
 def choose_similarity_threshold(thumbnails: np.ndarray) -> float:
-    """Return the correlation from which on two thumbnails of a set are taken for the same image.
+    """The correlation from which two thumbnails are taken for the same image, between `LOWEST` and `HIGHEST`.
 
-    It is one that unlike images would not reach once among all pairs, if the Fisher transforms of their correlations
-    are normally distributed; their median and median absolute deviation come from a sample. The bound stays between
-    `LOWEST` and `HIGHEST`, and is `HIGHEST` for few images.
+    Different images are expected to reach it less than once among all pairs, if the Fisher transforms of their
+    correlations are normally distributed; their median and median absolute deviation come from a sample. It is
+    `HIGHEST` for few images.
 
     Args:
         thumbnails: [n, 32, 32], none of them flat.
@@ -115,16 +115,16 @@ def choose_similarity_threshold(thumbnails: np.ndarray) -> float:
 
 
 def _find_pairs(thumbnails: np.ndarray) -> dict[tuple[int, int], float]:
-    """Return the correlation of each pair, lower place first, that is the same image."""
-    bound, remove_common = choose_similarity_threshold(thumbnails), _find_common(thumbnails)
-    candidates = search_all(thumbnails, bound) if len(thumbnails) <= MOST_COMPARED else _search_hashes(thumbnails)
+    """Correlation of each pair of positions, ascending, that is the same image."""
+    threshold, remove_common = choose_similarity_threshold(thumbnails), _fit_common(thumbnails)
+    candidates = search_all(thumbnails, threshold) if len(thumbnails) <= MOST_COMPARED else _search_hashes(thumbnails)
     pairs: dict[tuple[int, int], float] = {}
     for way, left, right in candidates:
-        different = _skip_repeated(way, left, right)
-        for one, other in _cut(left[different], right[different]):
+        different = _select_pairs(way, left, right)
+        for one, other in _split_chunks(left[different], right[different]):
             turned, upright = _normalise(way.turn(thumbnails[one])), _normalise(thumbnails[other])
             similarity = _correlate(turned, upright)
-            good = similarity >= bound
+            good = similarity >= threshold
             unsure = good & (similarity < HIGHEST)
             good[unsure] = _correlate(remove_common(turned[unsure]), remove_common(upright[unsure])) >= _OWN
             ends = np.sort(np.stack([one[good], other[good]], axis=1), axis=1).tolist()
@@ -141,22 +141,22 @@ def _search_hashes(thumbnails: np.ndarray) -> Iterator[tuple[Orientation, np.nda
             yield way, left, right
 
 
-def _skip_repeated(way: Orientation, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return which pairs must be compared, bool [n]."""
-    # A quarter turn alone is not its own inverse: for the other ways either order finds the same.
+def _select_pairs(way: Orientation, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Mask of the pairs to compare, bool [n]."""
+    # A quarter turn alone is not its own inverse: for the other orientations either order finds the same.
     return left != right if way == (True, True, False) else left < right
 
 
-def _cut(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _split_chunks(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start in range(0, len(left), _CHUNK):
         yield left[start : start + _CHUNK], right[start : start + _CHUNK]
 
 
-def _find_common(thumbnails: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what takes from normalised rows [n, pixels] the mean and the directions in which most images differ.
+def _fit_common(thumbnails: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that removes from normalised rows [n, pixels] the mean and the first principal components.
 
-    These are principal components of a sample, upright and turned by a quarter, because two turned cells are not one
-    either; at most one per twenty of these, so that an image cannot make one of its own.
+    They come from a sample, upright and turned by a quarter, so that turned cells are not taken for one either; at most
+    one component per twenty thumbnails, so that no image has one of its own.
     """
     if len(thumbnails) < _FEWEST:
         return lambda rows: rows
@@ -183,20 +183,20 @@ def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _normalise(thumbnails: np.ndarray) -> np.ndarray:
-    """Return rows float32 [n, pixels] of mean 0 and length 1."""
+    """Rows of mean 0 and length 1, float32 [n, pixels]."""
     rows = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     rows -= rows.mean(axis=1, keepdims=True)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def _gather_stars(pairs: dict[tuple[int, int], float]) -> list[NearDuplicateGroup]:
-    """Take the place with most partners that are free, group it with these, and so on."""
+def _cluster_stars(pairs: dict[tuple[int, int], float]) -> list[NearDuplicateGroup]:
+    """Group the image with most partners with those of them that are in no group yet, and so on."""
     partners: dict[int, dict[int, float]] = defaultdict(dict)
     for (one, other), similarity in pairs.items():
         partners[one][other] = partners[other][one] = similarity
     taken: set[int] = set()
     groups = []
-    for centre in sorted(partners, key=lambda place: (-len(partners[place]), place)):
+    for centre in sorted(partners, key=lambda row: (-len(partners[row]), row)):
         free = {} if centre in taken else {at: value for at, value in partners[centre].items() if at not in taken}
         if free:
             taken |= {centre, *free}

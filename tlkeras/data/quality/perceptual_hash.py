@@ -1,4 +1,4 @@
-"""Thumbnails by their lowest waves: hashes that survive re-encoding, and the search for those that are alike."""
+"""Perceptual hashes from the lowest frequencies of thumbnails, and the search for similar ones."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _FREQUENCIES = 8
 _PRIOR = 20  # images; a mean over fewer counts for little
 _PARTS, _PART_BITS = 4, 16
 _PROBES = np.array([0, *(1 << bit for bit in range(_PART_BITS))])
-_MOST = 256  # rows read from one bucket, so that a hundred thousand equal hashes do not make n^2 pairs
+_MAX_BUCKET = 256  # rows read from one bucket, so that a hundred thousand equal hashes do not make n^2 pairs
 _CHUNK = 2048
 _ROUNDING = 1e-5
 
 
 class Orientation(NamedTuple):
-    """An image mirrored about its diagonal or not, then top to bottom or not, then left to right or not."""
+    """An orientation: mirrored about the diagonal or not, then top to bottom or not, then left to right or not."""
 
     transposed: bool
     upside_down: bool
     mirrored: bool
 
     def turn(self, images: np.ndarray) -> np.ndarray:
-        """Return images [n, side, side] turned so."""
+        """Images [n, side, side] in this orientation."""
         turned = images.transpose(0, 2, 1) if self.transposed else images
         return turned[:, :: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
 
     def turn_spectra(self, spectra: np.ndarray) -> np.ndarray:
-        """Return the cosine transforms [n, f, f] of images turned so: mirroring changes the sign of odd waves."""
+        """Cosine transforms [n, f, f] of images in this orientation: mirroring changes the sign of odd frequencies."""
         turned = spectra.transpose(0, 2, 1) if self.transposed else spectra
         signs = (-1.0) ** np.arange(spectra.shape[1])
         return turned * (signs[:, None] if self.upside_down else 1) * (signs if self.mirrored else 1)
@@ -44,11 +44,11 @@ ORIENTATIONS = [way for way in map(Orientation._make, product((False, True), rep
 
 
 def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
-    """Return a hash of each thumbnail in each of `ORIENTATIONS`: uint64 [orientations, n], of which 63 bits tell.
+    """Hash of each thumbnail in each of `ORIENTATIONS`, uint64 [orientations, n], of which 63 bits are used.
 
-    A bit says whether the weight of one of the 8 x 8 lowest waves of the cosine transform (the mean left out) lies
-    above that of the average image, the contrast taken out. Comparing with the average instead of zero keeps the bits
-    telling where all images show the same kind of thing.
+    A bit is set if the coefficient of one of the 8 x 8 lowest frequencies of the cosine transform (without the mean,
+    normalised to unit contrast) is above that of the average image. Comparing with the average instead of zero keeps
+    the bits informative where all images show the same kind of thing.
 
     Args:
         thumbnails: [n, side, side], none of them flat.
@@ -70,16 +70,16 @@ def _pack(bits: np.ndarray) -> np.ndarray:
     return np.packbits(bits.reshape(len(bits), -1), axis=1).view(np.uint64)[:, 0]
 
 
-def search_all(thumbnails: np.ndarray, bound: float) -> Iterator[tuple[Orientation, np.ndarray, np.ndarray]]:
-    """Yield each orientation with pairs (turned row, row), int64 each, among which are all that correlate so much.
+def search_all(thumbnails: np.ndarray, threshold: float) -> Iterator[tuple[Orientation, np.ndarray, np.ndarray]]:
+    """Yield each orientation with pairs (turned row, row), int64 each, that include all of at least this correlation.
 
-    All are compared, by their 64 lowest waves and the length of what is left of them: as a product of two lengths
+    All are compared, by their 64 lowest frequencies and the length of the remainder: as the product of two lengths
     bounds the product of two vectors, no pair is missed. 20,000 thumbnails take seconds, ten times as many a hundred
     times as long.
 
     Args:
         thumbnails: [n, side, side], none of them flat.
-        bound: The correlation.
+        threshold: The correlation.
     """
     chunks = range(0, len(thumbnails), _CHUNK)
     spectra = np.concatenate([_transform(thumbnails[start : start + _CHUNK]) for start in chunks])
@@ -89,16 +89,16 @@ def search_all(thumbnails: np.ndarray, bound: float) -> Iterator[tuple[Orientati
         turned = np.concatenate([way.turn_spectra(spectra).reshape(len(spectra), -1), rest], axis=1).astype(np.float32)
         for start in chunks:
             for other in chunks:
-                near = turned[start : start + _CHUNK] @ upright[other : other + _CHUNK].T >= bound - _ROUNDING
+                near = turned[start : start + _CHUNK] @ upright[other : other + _CHUNK].T >= threshold - _ROUNDING
                 left, right = np.nonzero(near)
                 yield way, left + start, right + other
 
 
 class HashIndex:
-    """Hashes, found again by others at most `RADIUS` bits away.
+    """Index of hashes that finds those at most `RADIUS` bits away.
 
     Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): of the four parts of two hashes that differ in seven
-    bits or fewer, one differs in at most one bit, so that only rows which share such a part are compared.
+    bits or fewer, one differs in at most one bit, so that only rows that share such a part are compared.
 
     Args:
         hashes: uint64 [n].
@@ -111,7 +111,7 @@ class HashIndex:
     def search(self, queries: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield pairs (query, row) at most `RADIUS` bits apart, int64 each, a bounded number of queries at a time.
 
-        All of them, unless more than 256 rows share a part of the hash: of these the first 256 are compared.
+        If more than 256 rows share a part of the hash, only the first 256 are compared.
         """
         for start in range(0, len(queries), _CHUNK):
             chunk = queries[start : start + _CHUNK]
@@ -138,10 +138,10 @@ class _Table:
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << _PART_BITS))])
 
     def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (query, row) wherever the parts differ in at most one bit."""
+        """(query, row) of all pairs whose parts differ in at most one bit."""
         buckets = (keys[:, None] ^ _PROBES).ravel()
         firsts = self.starts[buckets]
-        counts = np.minimum(self.starts[buckets + 1] - firsts, _MOST)
-        places = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        counts = np.minimum(self.starts[buckets + 1] - firsts, _MAX_BUCKET)
+        offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         query = np.repeat(np.arange(len(keys)).repeat(len(_PROBES)), counts)
-        return query, self.order[np.repeat(firsts, counts) + places]
+        return query, self.order[np.repeat(firsts, counts) + offsets]
