@@ -35,7 +35,7 @@ _VERBS = {
     "report": "evaluation.report.report",
     "report_tuning": "tuning.report",
     "resume": "training.train",
-    "serve": "serving.server",
+    "serve": "serving.serve",
     "show_augmentation": "diagnostics.augmentation",
     "show_backbone": "backbones.builder",
     "show_features": "diagnostics.features",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 
 _seconds = 0.0
 
@@ -21,17 +23,24 @@ def import_tensorflow_quietly() -> None:
         return
     start = time.perf_counter()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
+    with silence_stderr():
         import keras  # noqa: F401
         import tensorflow  # noqa: F401
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
     _seconds += time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def silence_stderr() -> Iterator[None]:
+    """Discard what is written to the process's standard error, also by C++ code."""
+    sys.stderr.flush()
+    original, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(original, 2)
+        os.close(original)
+        os.close(null)
 
 
 def take_import_seconds() -> float:

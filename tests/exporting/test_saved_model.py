@@ -1,4 +1,4 @@
-"""The export: right layout, right answers, nothing half-written, nothing overwritten."""
+"""The export: right layout, right predictions, nothing half-written, nothing overwritten."""
 
 import json
 import os
@@ -18,32 +18,31 @@ from tlkeras.data.decoding import decode_file
 from tlkeras.errors import ExportError, ResourceError, RunError
 from tlkeras.exporting import inference_graph, saved_model
 from tlkeras.exporting.loaded_model import LoadedSavedModel
-from tlkeras.exporting.parity import AcceptanceCriteria
 from tlkeras.runs.directory import Run
 
 
 @pytest.fixture(scope="module")
-def source(trained):
-    return saved_model._read_source(Run(trained))
+def inputs(trained):
+    return saved_model._read_inputs(Run(trained))
 
 
 @pytest.fixture(scope="module")
 def served(exported):
-    with LoadedSavedModel(Path(exported["path"])) as opened:
+    with LoadedSavedModel(Path(exported.path)) as opened:
         yield opened
 
 
 @pytest.fixture
-def quick(monkeypatch, exported, source, served):
-    """Model and signatures are those of an export made before: what is tested is what happens around them."""
+def quick(monkeypatch, exported, inputs, served):
+    """Model and signatures are taken from an earlier export: only the steps around them are tested."""
 
-    def copy(network, tasks, entry, path):
-        shutil.copytree(exported["path"], path)
+    def copy(model, tasks, preprocessing, path):
+        shutil.copytree(exported.path, path)
 
-    fast = saved_model.InferenceModel(lambda images: [], None, True)
+    fast = inference_graph.InferenceModel(lambda images: [], None, True)
     monkeypatch.setattr(saved_model, "write_signatures", copy)
-    monkeypatch.setattr(saved_model, "make_network", lambda *_: fast)
-    monkeypatch.setattr(saved_model, "load_model", lambda run: source.model)
+    monkeypatch.setattr(saved_model, "make_inference_model", lambda *_: fast)
+    monkeypatch.setattr(saved_model, "load_model", lambda run: inputs.model)
     monkeypatch.setattr(saved_model, "LoadedSavedModel", lambda path: nullcontext(served))
 
 
@@ -53,21 +52,21 @@ def sample_paths(run):
 
 
 def test_layout_is_what_tensorflow_serving_loads(exported):
-    folder = tf.io.gfile.listdir(exported["path"])
+    folder = tf.io.gfile.listdir(exported.path)
     assert {"saved_model.pb", "variables", "batching_params.pbtxt"} <= {name.rstrip("/") for name in folder}
-    assert exported["version"] == 1
-    assert exported["difference"] < 1e-3
-    assert exported["images"] == 8
-    assert exported["signatures"] == ["classify", "features", "serving_default", "uint8"]
-    assert exported["fast"] and not exported["notes"]
-    model, served = exported["parity"]
-    assert (model["form"], served["form"]) == ("Keras model of the run", "SavedModel")
-    assert served["difference"] < 1e-5 and served["agreement"] == 1.0
-    assert served["accuracy"] == model["accuracy"]
+    assert exported.version == 1
+    assert exported.difference < 1e-3
+    assert exported.images == 8
+    assert exported.signatures == ["classify", "features", "serving_default", "uint8"]
+    assert exported.fast and not exported.notes
+    model, served = exported.parity
+    assert (model.form, served.form) == ("Keras model of the run", "SavedModel")
+    assert served.difference < 1e-5 and served.agreement == 1.0
+    assert served.accuracy == model.accuracy
 
 
-def test_bytes_signature_answers_as_the_run_did(trained, exported):
-    served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
+def test_bytes_signature_predicts_as_the_run_did(trained, exported):
+    served = tf.saved_model.load(exported.path).signatures["serving_default"]
     files, expected = zip(*sample_paths(trained), strict=True)
     answer = served(image_bytes=tf.constant([file.read_bytes() for file in files]))
     np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-4)
@@ -76,8 +75,8 @@ def test_bytes_signature_answers_as_the_run_did(trained, exported):
     assert answer["label"].numpy().tolist() == [[b"day", b"night"][i] for i in index]
 
 
-def test_pixel_signature_answers_the_same(trained, exported):
-    served = tf.saved_model.load(exported["path"]).signatures["uint8"]
+def test_pixel_signature_predicts_the_same(trained, exported):
+    served = tf.saved_model.load(exported.path).signatures["uint8"]
     files, expected = zip(*sample_paths(trained), strict=True)
     images = np.stack([decode_file(str(file), 32, "stretch") for file in files])
     np.testing.assert_allclose(served(images=images)["probabilities"], expected, atol=1e-4)
@@ -87,7 +86,7 @@ def test_the_servers_own_loader_reads_it(trained, exported):
     """TensorFlow 1's loader and Session are the C++ path of TensorFlow Serving."""
     (file, expected), *_ = sample_paths(trained)
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
-        meta = tf.compat.v1.saved_model.loader.load(session, ["serve"], exported["path"])
+        meta = tf.compat.v1.saved_model.loader.load(session, ["serve"], exported.path)
         signature = meta.signature_def["serving_default"]
         assert signature.method_name == "tensorflow/serving/predict"
         outputs = {name: tensor.name for name, tensor in signature.outputs.items()}
@@ -96,7 +95,7 @@ def test_the_servers_own_loader_reads_it(trained, exported):
     np.testing.assert_allclose(answer["probabilities"][0], expected, atol=1e-4)
 
 
-def test_all_signatures_answer_alike_at_every_batch_size(trained, served):
+def test_all_signatures_predict_alike_at_every_batch_size(trained, served):
     files, expected = zip(*sample_paths(trained), strict=True)
     encoded = np.array([file.read_bytes() for file in files], dtype=object)
     for count in (0, 1, 3, 8):
@@ -120,7 +119,7 @@ def test_nothing_is_left_to_load_but_constants(exported):
     """Batch norm folded, variables frozen: no table, no variable, nothing for a strict server to stumble on."""
     from tensorflow.core.protobuf import saved_model_pb2
 
-    model = saved_model_pb2.SavedModel.FromString((Path(exported["path"]) / "saved_model.pb").read_bytes())
+    model = saved_model_pb2.SavedModel.FromString((Path(exported.path) / "saved_model.pb").read_bytes())
     graph = model.meta_graphs[0].graph_def
     used = {node.op for function in graph.library.function for node in function.node_def}
     assert not {op for op in used if "VarHandle" in op or "ReadVariable" in op or "HashTable" in op}
@@ -130,14 +129,14 @@ def test_nothing_is_left_to_load_but_constants(exported):
 def test_warmup_is_what_a_server_can_replay(exported):
     from tensorflow_serving.apis import prediction_log_pb2
 
-    file = Path(exported["path"]) / "assets.extra/tf_serving_warmup_requests"
+    file = Path(exported.path) / "assets.extra/tf_serving_warmup_requests"
     logs = [
         prediction_log_pb2.PredictionLog.FromString(record)
         for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
     ]
     asked = [(log.classify_log.request if log.HasField("classify_log") else log.predict_log.request) for log in logs]
-    assert len(logs) == exported["warmup"]
-    assert sorted({request.model_spec.signature_name for request in asked}) == exported["signatures"]
+    assert len(logs) == exported.warmup
+    assert sorted({request.model_spec.signature_name for request in asked}) == exported.signatures
     assert {request.model_spec.name for request in asked} == {"photos"}
 
 
@@ -145,18 +144,27 @@ def test_configuration_parses_with_the_servers_own_proto(exported):
     from google.protobuf import text_format
     from tensorflow_serving.config import model_server_config_pb2
 
-    target = Path(exported["path"]).parent
+    target = Path(exported.path).parent
     config = text_format.Parse((target / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
     (model,) = config.model_config_list.config
     assert (model.name, model.base_path, model.model_platform) == ("photos", "/models/photos", "tensorflow")
-    assert f"source={target}" in exported["docker"] and "--model_config_file" in exported["docker"]
+    assert f"source={target}" in exported.docker and "--model_config_file" in exported.docker
 
 
-def test_card_says_where_it_comes_from_and_how_good_it_is(exported):
-    card = (Path(exported["path"]) / "MODEL_CARD.md").read_text()
-    for text in ("## Figures", "95 % interval", "| SavedModel |", "## Limits", "## Licences", "name: tiny", "- keras "):
+def test_card_has_origin_and_metrics(exported):
+    card = (Path(exported.path) / "MODEL_CARD.md").read_text()
+    for text in ("## Metrics", "95 % interval", "| SavedModel |", "## Limits", "## Licences", "name: tiny", "- keras "):
         assert text in card, text
-    assert json.loads((Path(exported["path"]) / "labels.json").read_text()) == {"label": ["day", "night"]}
+    assert json.loads((Path(exported.path) / "labels.json").read_text()) == {"label": ["day", "night"]}
+
+
+def test_report_is_part_of_the_result(exported):
+    report = json.loads((Path(exported.path) / "tlkeras.json").read_text())
+    result = exported.to_dict()
+    assert report == {"name": "photos", **{key: result[key] for key in list(report)[1:]}}
+    assert set(result) - set(report) == {"path", "version", "warmup", "docker"}
+    assert report["image"] == {"size": 32, "resize": "stretch"}
+    assert set(report["parity"][1]["accuracy"]) == {"value", "low", "high"}
 
 
 @pytest.mark.slow
@@ -167,7 +175,7 @@ def test_saved_model_cli_reads_and_runs_it(trained, exported):
 
     def call(verb, *options):
         done = subprocess.run(
-            [*cli, verb, "--dir", exported["path"], *options], capture_output=True, text=True, check=False
+            [*cli, verb, "--dir", exported.path, *options], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -186,10 +194,10 @@ def test_versions_go_up_and_others_are_left_alone(trained, tmp_path, quick):
     target = tmp_path / "photos"
     (target / "7").mkdir(parents=True)
     (target / "7/saved_model.pb").write_bytes(b"another's")
-    assert tlkeras.export(str(trained), target)["version"] == 8
+    assert tlkeras.export(str(trained), target).version == 8
     (target / "notes").mkdir()
     shutil.rmtree(target / "8")
-    assert tlkeras.export(str(trained), target)["version"] == 9, "a number that was served must not come again"
+    assert tlkeras.export(str(trained), target).version == 9, "a number that was served must not come again"
     assert sorted(path.name for path in target.iterdir() if path.name[0] != ".") == [
         "7",
         "9",
@@ -203,16 +211,18 @@ def test_versions_go_up_and_others_are_left_alone(trained, tmp_path, quick):
 def test_a_folder_of_something_else_is_refused(trained, tmp_path):
     (tmp_path / "photos/7").mkdir(parents=True)
     (tmp_path / "photos/cat.jpg").write_bytes(b"mine")
-    with pytest.raises(ExportError, match=r"new, empty, or a folder of exported versions.*7, cat.jpg.*--to"):
+    with pytest.raises(ExportError, match=r"already contains other files \(7, cat.jpg\).*--to"):
         tlkeras.export(str(trained), tmp_path / "photos")
     assert sorted(path.name for path in (tmp_path / "photos").iterdir()) == ["7", "cat.jpg"]
 
 
-def test_gates_refuse_to_publish(trained, tmp_path, quick):
-    with pytest.raises(ExportError, match=r"must pass its gates.*\n.*SavedModel, 'label': an accuracy of .* below 1.1"):
-        saved_model.export_run(Run(trained), tmp_path / "models", gate=AcceptanceCriteria(min_accuracy=1.1))
+def test_acceptance_criteria_refuse_to_publish(trained, tmp_path, quick):
+    with pytest.raises(
+        ExportError, match=r"misses its acceptance criteria.*\n.*SavedModel, 'label': an accuracy of .* below 1.1"
+    ):
+        tlkeras.export(str(trained), tmp_path / "models", min_accuracy=1.1)
     with pytest.raises(ExportError, match=r"of accuracy is lost, more than -0.1"):
-        saved_model.export_run(Run(trained), tmp_path / "models", gate=AcceptanceCriteria(max_drop=-0.1))
+        tlkeras.export(str(trained), tmp_path / "models", max_drop=-0.1)
     assert not [path for path in (tmp_path / "models").iterdir() if path.name[0] != "."]
 
 
@@ -222,14 +232,16 @@ def test_disagreement_is_not_published(trained, tmp_path, quick):
     samples = json.loads((run / "samples.json").read_text())
     samples[3]["probabilities"] = [0.5, 0.5]
     (run / "samples.json").write_text(json.dumps(samples))
-    with pytest.raises(ExportError, match=f"must answer as its run did.*{samples[3]['key']}.*Nothing was published"):
+    with pytest.raises(
+        ExportError, match=f"predictions differ from the run's.*{samples[3]['key']}.*Nothing was published"
+    ):
         tlkeras.export(str(run), tmp_path / "models")
     assert list((tmp_path / "models").iterdir()) == []
 
 
 def test_target_that_is_a_file(trained, tmp_path):
     (tmp_path / "models").write_text("mine")
-    with pytest.raises(ResourceError, match="must be a writable folder"):
+    with pytest.raises(ResourceError, match="Cannot write to .*models: it is a file"):
         tlkeras.export(str(trained), tmp_path / "models")
     assert (tmp_path / "models").read_text() == "mine"
 
@@ -241,7 +253,7 @@ WRITES = {
     "batching": "tlkeras.exporting.model_card.write_batching",
     "card": "tlkeras.exporting.model_card.write_card",
     "sync": "tlkeras.exporting.versions.sync",
-    "ledger": "tlkeras.exporting.versions.replace",
+    "ledger": "tlkeras.exporting.versions.atomic_write",
     "rename": "os.rename",
 }
 
@@ -257,7 +269,7 @@ def test_full_disk_leaves_nothing(trained, tmp_path, monkeypatch, quick, write):
     assert not [path for path in (tmp_path / "models").iterdir() if path.name not in (".lock", "versions.json")]
 
 
-def test_tensorflows_own_full_disk_is_told_the_same_way(trained, tmp_path, monkeypatch):
+def test_tensorflows_own_full_disk_is_reported_alike(trained, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise tf.errors.ResourceExhaustedError(None, None, "write: No space left on device")
 
@@ -274,10 +286,10 @@ def test_folder_without_rights(trained, tmp_path, quick):
         tlkeras.export(str(trained), tmp_path / "models")
 
 
-def test_a_damaged_ledger_is_said_and_kept(trained, tmp_path, quick):
+def test_a_damaged_ledger_is_reported_and_kept(trained, tmp_path, quick):
     (tmp_path / "models").mkdir()
     (tmp_path / "models/versions.json").write_text("{")
-    with pytest.raises(ExportError, match="must say which version was the last"):
+    with pytest.raises(ExportError, match="versions.json is damaged"):
         tlkeras.export(str(trained), tmp_path / "models")
     assert (tmp_path / "models/versions.json").read_text() == "{"
 
@@ -288,24 +300,24 @@ def test_without_the_source_the_samples_prove_it(trained, tmp_path, quick):
     recipe = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(recipe.replace("source: photos", "source: gone"))
     result = tlkeras.export(str(run), tmp_path / "models")
-    assert "source of the images is gone" in result["notes"][0]
-    assert result["images"] == 8
+    assert "source of the images is gone" in result.notes[0]
+    assert result.images == 8
 
 
 def fold_wrongly(model):
     return lambda images: [0.9 * output for output in model(images)]
 
 
-def test_a_network_that_folds_wrongly_is_not_taken(source, monkeypatch):
+def test_a_network_that_folds_wrongly_is_not_taken(inputs, monkeypatch):
     monkeypatch.setattr(inference_graph, "fold_batch_norm", fold_wrongly)
-    made = inference_graph.make_network(source.model, source.tasks, saved_model._take_images(source, 8)[1])
+    made = inference_graph.make_inference_model(inputs.model, inputs.tasks, inputs.held_out.first(8)[1])
     assert not made.is_fast
     assert "Exported as it is: the folded network differs by" in made.note
 
 
-def test_a_model_that_cannot_be_folded_is_not_either(source, monkeypatch):
+def test_a_model_that_cannot_be_folded_is_not_either(inputs, monkeypatch):
     monkeypatch.setattr(inference_graph, "freeze", lambda whole: 1 / 0)
-    made = inference_graph.make_network(source.model, source.tasks, saved_model._take_images(source, 8)[1])
+    made = inference_graph.make_inference_model(inputs.model, inputs.tasks, inputs.held_out.first(8)[1])
     assert not made.is_fast
     assert "not folded: ZeroDivisionError" in made.note
 
@@ -314,16 +326,16 @@ def test_a_model_that_cannot_be_folded_is_not_either(source, monkeypatch):
 def test_the_plain_network_is_exported_with_its_variables(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(inference_graph, "fold_batch_norm", fold_wrongly)
     result = tlkeras.export(str(trained), tmp_path / "models")
-    assert not result["fast"] and result["notes"]
-    assert result["parity"][1]["difference"] < 1e-5
+    assert not result.fast and result.notes
+    assert result.parity[1].difference < 1e-5
 
 
 def test_run_without_a_model(trained, tmp_path):
     run = tmp_path / "run-01"
     shutil.copytree(trained, run)
     (run / "model.keras").write_bytes((run / "model.keras").read_bytes()[:1000])
-    with pytest.raises(RunError, match="must hold a readable model.keras"):
+    with pytest.raises(RunError, match="Cannot read the model"):
         tlkeras.export(str(run), tmp_path / "models")
     (run / "model.keras").unlink()
-    with pytest.raises(RunError, match="must hold a model to predict with or to export.*cannot become a network"):
+    with pytest.raises(RunError, match="has no model to predict with or to export.*cannot become a network"):
         tlkeras.export(str(run), tmp_path / "models")

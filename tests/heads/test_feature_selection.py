@@ -92,4 +92,4 @@ def test_a_run_selects_and_exports(workplace, method):
         tlkeras.train("mine.yaml", {"features": {"taps": [0, -1], "selection": selection}, "head.C": 1.0})
     )
     assert result["head"]["selection"] == method and result["metrics"]["accuracy"]["value"] > 0.9
-    assert tlkeras.export(result["path"], workplace / "models")["difference"] < 1e-3
+    assert tlkeras.export(result["path"], workplace / "models").difference < 1e-3

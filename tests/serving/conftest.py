@@ -10,22 +10,20 @@ from pathlib import Path
 import pytest
 import requests
 
-from tlkeras.serving.batching import Batching
-from tlkeras.serving.models import Model, RequestLimits
-from tlkeras.serving.server import Server, ServerAddress
+from tlkeras.serving.options import ServeOptions
+from tlkeras.serving.server import Server
 
 
 @contextmanager
-def running(base, name="photos", **options):
+def running(base, **options):
     """Serve a folder from a thread; yields the server once it listens."""
-    limits = options.pop("limits", RequestLimits(body=2**20, seconds=20))
-    model = Model(Path(base), name, batching=options.pop("batching", Batching(8, 0.001)), limits=limits, **options)
-    server, started = Server(model, ServerAddress(rest_port=0, grpc_port=0)), threading.Event()
+    defaults = {"name": "photos", "rest_port": 0, "grpc_port": 0, "max_batch_size": 8, "batch_timeout": 0.001}
+    settings = ServeOptions(**{**defaults, "max_body": 2**20, "timeout": 20, **options})
+    server, started = Server(Path(base), settings), threading.Event()
     thread = threading.Thread(target=server.run, args=(lambda _: started.set(),))
     thread.start()
     try:
         assert started.wait(60)
-        server.model = model
         yield server
     finally:
         server.stop()
@@ -35,7 +33,7 @@ def running(base, name="photos", **options):
 
 @pytest.fixture(scope="session")
 def server(exported):
-    with running(Path(exported["path"]).parent, pinned={"stable": 1}) as started:
+    with running(Path(exported.path).parent, labels={"stable": 1}) as started:
         yield started
 
 
@@ -51,7 +49,7 @@ def rpc(server):
 
 @pytest.fixture(scope="session")
 def samples(trained):
-    """Bytes of held-out images, and the probabilities that the run itself gave."""
+    """Bytes of held-out images, and the run's own probabilities."""
     found = json.loads((trained / "samples.json").read_text())
     return [((trained / sample["file"]).read_bytes(), sample["probabilities"]) for sample in found]
 
@@ -67,5 +65,5 @@ def post(rest):
 
 @pytest.fixture
 def run_server():
-    """The function that `server` is made with."""
+    """The function that starts `server`."""
     return running

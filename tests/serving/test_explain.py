@@ -12,6 +12,6 @@ def test_every_pixel_is_covered_and_the_rest_is_left():
     changed = (covered != image).any(axis=3)
     assert changed.any(axis=0).all()
     assert (changed.mean(axis=(1, 2)) <= 0.25**2 + 1e-9).all()
-    # the first centre is pixel 2, covered 4 to each split: rows and columns 0 to 5
+    # the first centre is pixel 2, covered 4 to each side: rows and columns 0 to 5
     assert not changed[0, 6:].any() and not changed[0, :, 6:].any()
     assert (covered[0, :6, :6] == image.mean(axis=(0, 1)).round()).all()

@@ -1,15 +1,16 @@
-"""When a version is let go: not before those who found it have their answer."""
+"""A version is unloaded only after the requests that found it are done."""
 
 import asyncio
 
 from tlkeras.serving.models import Model
+from tlkeras.serving.options import ServeOptions
 
 
 class FakeVersion:
-    """A version that only knows whether it was closed."""
+    """A version that records whether it was closed."""
 
     def __init__(self):
-        self.number, self.batchers, self.served, self.closed = 1, {}, self, False
+        self.number, self.schedulers, self.loaded, self.closed = 1, {}, self, False
 
     def close(self):
         self.closed = True
@@ -17,16 +18,16 @@ class FakeVersion:
 
 def test_a_version_outlives_the_requests_that_found_it(tmp_path):
     async def work():
-        model, version, mark = Model(tmp_path, "photos"), FakeVersion(), object()
+        model, version, request = Model(tmp_path, ServeOptions()), FakeVersion(), object()
         model.versions[1] = version
-        model.running.add(mark)
-        model._let_go(1)
-        assert not model.versions, "nobody finds it any more"
+        model.running.add(request)
+        model._retire(1)
+        assert not model.versions, "new requests do not find it"
         await asyncio.sleep(0.1)
-        model.running.add(object())  # came later: it asks another version
+        model.running.add(object())  # a later request, of another version
         before = version.closed
-        model.running.discard(mark)
-        await asyncio.wait(model._leaving, timeout=5)
+        model.running.discard(request)
+        await asyncio.wait(model._unloading, timeout=5)
         return before, version.closed, model.states[1].name
 
     assert asyncio.run(work()) == (False, True, "END")

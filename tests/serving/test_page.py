@@ -44,7 +44,7 @@ DROP = """
 
 
 class Browser:
-    """A page of headless Chromium, told what to do over a pair of pipes: the DevTools protocol."""
+    """A page of headless Chromium, driven by the DevTools protocol over a pair of pipes."""
 
     def __init__(self, to, back):
         self._to, self._back, self._last, self._session = to, back, 0, None

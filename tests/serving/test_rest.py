@@ -1,4 +1,4 @@
-"""The REST interface: answers as the run gave them, and every malformed request answered with the right status."""
+"""The REST interface: the run's own predictions, and the right status for every malformed request."""
 
 import base64
 import json
@@ -19,9 +19,9 @@ def b64(data):
 
 
 def test_predict_by_rows(post, samples):
-    answer = post(PREDICT, {"instances": [b64(data) for data, _ in samples]})
-    assert answer.status_code == 200
-    rows = answer.json()["predictions"]
+    response = post(PREDICT, {"instances": [b64(data) for data, _ in samples]})
+    assert response.status_code == 200
+    rows = response.json()["predictions"]
     np.testing.assert_allclose([row["probabilities"] for row in rows], [p for _, p in samples], atol=1e-4)
     for row, (_, expected) in zip(rows, samples, strict=True):
         assert row["class_index"] == int(np.argmax(expected))
@@ -32,9 +32,9 @@ def test_predict_by_rows(post, samples):
 
 def test_predict_by_columns_and_other_signatures(post, samples):
     data, expected = samples[0]
-    answer = post(PREDICT, {"inputs": [b64(data)]}).json()["outputs"]
-    assert set(answer) == {"probabilities", "class_index", "label"}
-    np.testing.assert_allclose(answer["probabilities"], [expected], atol=1e-4)
+    response = post(PREDICT, {"inputs": [b64(data)]}).json()["outputs"]
+    assert set(response) == {"probabilities", "class_index", "label"}
+    np.testing.assert_allclose(response["probabilities"], [expected], atol=1e-4)
     features = post(PREDICT, {"signature_name": "features", "instances": [b64(data)]}).json()["predictions"]
     assert np.array(features).ndim == 2
     pixels = np.zeros((1, 32, 32, 3), int).tolist()
@@ -62,9 +62,9 @@ def test_status_and_versions(rest, post, samples, place):
 
 
 def test_metadata(rest):
-    answer = requests.get(f"{rest}/v1/models/photos/metadata", timeout=10).json()
-    assert answer["model_spec"] == {"name": "photos", "signature_name": "", "version": "1"}
-    signatures = answer["metadata"]["signature_def"]["signature_def"]
+    response = requests.get(f"{rest}/v1/models/photos/metadata", timeout=10).json()
+    assert response["model_spec"] == {"name": "photos", "signature_name": "", "version": "1"}
+    signatures = response["metadata"]["signature_def"]["signature_def"]
     assert set(signatures) == {"serving_default", "uint8", "features", "classify"}
     assert signatures["classify"]["method_name"] == "tensorflow/serving/classify"
     entry = signatures["serving_default"]["inputs"]["image_bytes"]
@@ -82,7 +82,7 @@ def make_bomb():
 
 GOOD = {"b64": "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"}  # one pixel
 
-# path, body, status, what the error says
+# path, body, status, part of the error message
 MALFORMED = {
     "empty body": (PREDICT, b"", 400, "JSON Parse error: The document is empty"),
     "no JSON": (PREDICT, b"{", 400, "JSON Parse error: "),
@@ -171,47 +171,47 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_malformed_requests_are_told_what_is_wrong(post, case):
+def test_malformed_requests(post, case):
     path, body, status, message = MALFORMED[case]
-    answer = post(path, body)
-    assert answer.status_code == status, answer.text
-    assert list(answer.json()) == ["error"]
-    assert message in answer.json()["error"]
-    assert answer.elapsed.total_seconds() < 5
+    response = post(path, body)
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["error"]
+    assert message in response.json()["error"]
+    assert response.elapsed.total_seconds() < 5
 
 
-def test_methods_and_paths_that_are_none(rest):
+def test_unknown_methods_and_paths(rest):
     assert requests.get(f"{rest}/v1/models", timeout=10).json() == {"error": "Missing model name in request."}
     for method in ("PUT", "DELETE", "GET"):
-        answer = requests.request(method, rest + PREDICT, timeout=10)
-        assert answer.status_code == 400
-        assert f"Malformed request: {method}" in answer.json()["error"]
+        response = requests.request(method, rest + PREDICT, timeout=10)
+        assert response.status_code == 400
+        assert f"Malformed request: {method}" in response.json()["error"]
     assert requests.get(f"{rest}/v1/models/x", timeout=10).status_code == 404
     assert requests.get(f"{rest}/v1/models/photos/versions/9", timeout=10).status_code == 404
 
 
-def test_one_bad_image_spoils_only_its_own_request(post, samples):
+def test_one_bad_image_fails_only_its_own_request(post, samples):
     good = {"instances": [b64(samples[0][0])]}
     damaged = {"instances": [b64(samples[0][0][:-60])]}
     with ThreadPoolExecutor(8) as pool:
-        codes = [answer.status_code for answer in pool.map(lambda body: post(PREDICT, body), [good, damaged] * 16)]
+        codes = [response.status_code for response in pool.map(lambda body: post(PREDICT, body), [good, damaged] * 16)]
     assert codes == [200, 400] * 16
 
 
-def test_metrics_count_what_was_asked(rest, post, samples):
+def test_metrics_count_requests(rest, post, samples):
     post(PREDICT, {"instances": [b64(samples[0][0])]})
     post("/v1/models/made-up:predict", {})
     text = requests.get(f"{rest}/monitoring/prometheus/metrics", timeout=10).text
     assert 'tlkeras_requests_total{method="predict",model_name="photos",status="OK"}' in text
-    assert "made-up" not in text, "whoever asks must not be able to grow the labels"
+    assert "made-up" not in text, "clients must not be able to add labels"
     assert 'tlkeras_version_loaded{model_name="photos",version="1"} 1.0' in text
     assert "tlkeras_batch_rows_bucket" in text
 
 
-def test_explanation_points_at_what_matters(rest, samples):
-    answer = requests.post(f"{rest}/explain", data=samples[0][0], timeout=20).json()
-    (task,) = answer["tasks"]
-    assert answer["version"] == 1 and task["name"] == "label"
+def test_explanation(rest, samples):
+    response = requests.post(f"{rest}/explain", data=samples[0][0], timeout=20).json()
+    (task,) = response["tasks"]
+    assert response["version"] == 1 and task["name"] == "label"
     assert task["label"] == ["day", "night"][int(np.argmax(samples[0][1]))]
     heat = np.array(task["heat"])
     assert heat.shape == (8, 8) and heat.min() >= 0 and heat.max() <= 1

@@ -1,4 +1,4 @@
-"""JSON to tensors and back: the rules of TensorFlow Serving, and its words when they are broken."""
+"""JSON to tensors and back: the rules and error messages of TensorFlow Serving."""
 
 import numpy as np
 import pytest
@@ -44,30 +44,30 @@ def test_values_become_arrays(value, dtype, expected):
         ([{"b64": "", "more": 1}], TEXT, "not formatted correctly for base64 data"),
     ],
 )
-def test_what_is_no_array_is_told_as_by_tensorflow_serving(value, dtype, message):
-    with pytest.raises(StatusError) as told:
+def test_errors_are_those_of_tensorflow_serving(value, dtype, message):
+    with pytest.raises(StatusError) as raised:
         tensors.make_array(value, dtype)
-    assert message in told.value.message
+    assert message in raised.value.message
 
 
-def test_answers_by_rows_and_by_columns():
+def test_responses_by_rows_and_by_columns():
     outputs = {"label": np.array([b"day", b"n\xc3\xa4he"], dtype=object), "score": np.array([0.2, 1], np.float32)}
-    rows = tensors.write_outputs(outputs, True)
+    rows = tensors.predict_response(outputs, True)
     assert rows == {"predictions": [{"label": "day", "score": 0.2}, {"label": "nähe", "score": 1.0}]}
-    assert tensors.write_outputs(outputs, False) == {"outputs": {"label": ["day", "nähe"], "score": [0.2, 1.0]}}
+    assert tensors.predict_response(outputs, False) == {"outputs": {"label": ["day", "nähe"], "score": [0.2, 1.0]}}
     single = {"scores": np.array([[0.1]], np.float32)}
-    assert tensors.write_outputs(single, True) == {"predictions": [[0.1]]}
-    assert tensors.write_outputs(single, False) == {"outputs": [[0.1]]}
+    assert tensors.predict_response(single, True) == {"predictions": [[0.1]]}
+    assert tensors.predict_response(single, False) == {"outputs": [[0.1]]}
     image = {"image_bytes": np.array([b"\xff\xd8\xff"], dtype=object)}
-    assert tensors.write_outputs(image, True) == {"predictions": [{"b64": "/9j/"}]}
+    assert tensors.predict_response(image, True) == {"predictions": [{"b64": "/9j/"}]}
     with pytest.raises(StatusError, match="Tensor name: b has inconsistent batch size: 2 expecting: 1"):
-        tensors.write_outputs({"a": np.zeros(1), "b": np.zeros(2)}, True)
+        tensors.predict_response({"a": np.zeros(1), "b": np.zeros(2)}, True)
 
 
 def test_classes_are_pairs():
     classes = np.array([[b"day", b"night"]], dtype=object)
-    answer = tensors.classification_response(classes, np.array([[0.7, 0.3]], np.float32))
-    assert answer == {"results": [[["day", 0.7], ["night", 0.3]]]}
+    response = tensors.classification_response(classes, np.array([[0.7, 0.3]], np.float32))
+    assert response == {"results": [[["day", 0.7], ["night", 0.3]]]}
 
 
 def test_examples_share_their_context():

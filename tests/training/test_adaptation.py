@@ -92,8 +92,8 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
     for words in (f"Across domains by {method}", "deep embedded validation", "A-distance after", "oracle: accuracy"):
         assert words in printed
     exported = tlkeras.export(result["path"], place / "models" / method)
-    served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
-    assert exported["difference"] < 1e-3 and served is not None
+    served = tf.saved_model.load(exported.path).signatures["serving_default"]
+    assert exported.difference < 1e-3 and served is not None
 
 
 @pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["frozen", "fine-tuned"])

@@ -139,8 +139,8 @@ def test_one_model_answers_by_name(result, place, capsys):
 @pytest.mark.slow
 def test_the_export_names_the_answers_of_each_task(train, place, tmp_path):
     exported = tlkeras.export(train("finetuned")["path"], tmp_path / "models")
-    assert exported["difference"] < 1e-3 and {row["task"] for row in exported["parity"]} == set(CLASSES)
-    served = tf.saved_model.load(exported["path"]).signatures["serving_default"]
+    assert exported.difference < 1e-3 and {row.task for row in exported.parity} == set(CLASSES)
+    served = tf.saved_model.load(exported.path).signatures["serving_default"]
     answer = served(image_bytes=tf.constant([(place / "images/000.png").read_bytes()]))
     (row,) = tlkeras.predict(train("finetuned")["path"], ["images/000.png"])["predictions"]
     for name in CLASSES:

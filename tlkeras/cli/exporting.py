@@ -1,4 +1,4 @@
-"""Commands on what leaves a run: exported models."""
+"""The command `export`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import click
 
 from tlkeras.cli.options import json_option, render, runs_option
 
-_SHARE = click.FloatRange(0, 1)
+_FRACTION = click.FloatRange(0, 1)
 
 
 @click.command()
 @click.argument("run", default="latest")
 @click.option("--to", metavar="FOLDER", help="Folder of the versions  [default: saved_models/RECIPE]")
-@click.option("--format", "formats", multiple=True, metavar="FORMAT", help="Write another form too; repeatable.")
-@click.option("--min-accuracy", type=_SHARE, help="Publish nothing whose accuracy is lower.")
-@click.option("--max-drop", type=_SHARE, help="Publish nothing that loses more accuracy than this against the run.")
-@click.option("--calibrate", type=click.Choice(["temperature", "vector"]), help="Build a scaling into the model.")
+@click.option("--format", "formats", multiple=True, metavar="FORMAT", help="Write another format too; repeatable.")
+@click.option("--min-accuracy", type=_FRACTION, help="Publish nothing with a lower accuracy.")
+@click.option("--max-drop", type=_FRACTION, help="Publish nothing that loses more accuracy against the run.")
+@click.option("--calibrate", type=click.Choice(["temperature", "vector"]), help="Build calibration into the model.")
 @runs_option
 @json_option
 def export(run: str, to: str | None, runs: str, as_json: bool, **options: Any) -> None:
-    """Write RUN as the next SavedModel version, proved against the run's own answers.
+    """Write RUN as the next SavedModel version, proved against the run's own predictions.
 
     \b
     Example: tlkeras export latest --to saved_models/solar_cells

@@ -1,4 +1,4 @@
-"""Commands on models that are served."""
+"""The command `serve`."""
 
 from __future__ import annotations
 
@@ -12,28 +12,40 @@ def _read_labels(context: click.Context, option: click.Parameter, values: tuple[
     for value in values:
         name, _, number = value.partition("=")
         if not name or not number.isdecimal():
-            raise click.BadParameter(f"{value!r} must read LABEL=VERSION, as in stable=3.")
+            raise click.BadParameter(f"{value!r} is not LABEL=VERSION, as in stable=3.")
         labels[name] = int(number)
     return labels
 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")
 @click.option("--rest-port", default=8501, show_default=True, type=click.IntRange(0, 65535), help="Port of REST.")
 @click.option("--grpc-port", default=8500, show_default=True, type=click.IntRange(0, 65535), help="Port of gRPC.")
 @click.option("--name", help="Name of the model  [default: the folder's]")
 @click.option(
     "--label", "labels", multiple=True, callback=_read_labels, metavar="LABEL=VERSION", help="Name a version."
 )
-@click.option("--newest", default=1, show_default=True, type=click.IntRange(1), help="How many versions stay loaded.")
-@click.option("--max-batch-size", default=32, show_default=True, type=click.IntRange(1), help="Images run together.")
-@click.option("--batch-timeout", default=0.002, show_default=True, type=click.FloatRange(0), help="Seconds to wait.")
-@click.option("--max-body", type=click.IntRange(1), help="Bytes of a request  [default: 64 MiB]")
-@click.option("--max-pixels", type=click.IntRange(1), help="Pixels of an image  [default: 64 million]")
-@click.option("--max-requests", default=512, show_default=True, type=click.IntRange(1), help="Worked on at once.")
-@click.option("--timeout", default=30.0, show_default=True, type=click.FloatRange(0.001), help="Seconds of a request.")
-@click.option("--threads", default=0, type=click.IntRange(0), help="Of TensorFlow in one operation  [default: cores]")
+@click.option(
+    "--newest", default=1, show_default=True, type=click.IntRange(1), help="Number of versions that stay loaded."
+)
+@click.option("--max-batch-size", default=32, show_default=True, type=click.IntRange(1), help="Maximum batch size.")
+@click.option(
+    "--batch-timeout",
+    default=0.002,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds that a request waits for others.",
+)
+@click.option("--max-body", type=click.IntRange(1), help="Maximum bytes of a request  [default: 64 MiB]")
+@click.option("--max-pixels", type=click.IntRange(1), help="Maximum pixels of an image  [default: 64 million]")
+@click.option(
+    "--max-requests", default=512, show_default=True, type=click.IntRange(1), help="Maximum concurrent requests."
+)
+@click.option(
+    "--timeout", default=30.0, show_default=True, type=click.FloatRange(0.001), help="Seconds until a request fails."
+)
+@click.option("--threads", default=0, type=click.IntRange(0), help="TensorFlow threads per operation  [default: cores]")
 def serve(folder: str, **options: Any) -> None:
     """Serve the newest version in FOLDER over TensorFlow Serving's REST and gRPC, with a page to try it on.
 
@@ -43,14 +55,16 @@ def serve(folder: str, **options: Any) -> None:
     Example: tlkeras serve saved_models/solar_cells
     """
     import tlkeras
+    from tlkeras.serving.options import ServerInfo
 
-    def tell(facts: dict[str, Any]) -> None:
-        versions = ", ".join(map(str, facts["versions"])) or "none yet"
-        click.echo(f"Serving {facts['name']}, version {versions}. Ctrl-C ends it.")
-        click.echo(f"  page     {facts['url']}/")
-        click.echo(f"  REST     {facts['url']}/v1/models/{facts['name']}:predict")
-        click.echo(f"  gRPC     {facts['grpc']}")
-        click.echo(f"  metrics  {facts['url']}/monitoring/prometheus/metrics")
+    def print_addresses(server: ServerInfo) -> None:
+        versions = ", ".join(map(str, server.versions)) or "none yet"
+        click.echo(f"Serving {server.name}, version {versions}. Ctrl-C ends it.")
+        click.echo(f"  page     {server.url}/")
+        click.echo(f"  REST     {server.url}/v1/models/{server.name}:predict")
+        click.echo(f"  gRPC     {server.grpc}")
+        click.echo(f"  metrics  {server.url}/monitoring/prometheus/metrics")
         click.echo("For development and small loads: no authentication, no encryption. Production: TensorFlow Serving.")
 
-    tlkeras.serve(folder, started=tell, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    tlkeras.serve(folder, started=print_addresses, **given)

@@ -1,4 +1,4 @@
-"""A model whose probabilities have been brought nearer to what they say, as one graph."""
+"""Calibration as part of a model's graph: logits scaled before the last activation."""
 
 from __future__ import annotations
 
@@ -18,24 +18,22 @@ _TINY = 1e-30  # float32 has it
 
 
 def find_scalings(run: Run, method: ScalingMethod) -> tuple[list[LogitScaling | None], str]:
-    """Return the scaling of each task, fitted on images that were not trained on, and a sentence on them.
-
-    A number has none.
+    """Scaling of each task, fitted on images that were not trained on (None for a regression), and a note on them.
 
     Raises:
-        RunError: The run keeps no answers on such images.
+        RunError: The run stores no predictions of such images.
     """
-    material, counts = RunData(run), []
+    run_data, counts = RunData(run), []
     scalings: list[LogitScaling | None] = []
     for predictions in load_predictions(run):
         if not predictions.task.has_classes:
             scalings.append(None)
             continue
-        unseen, where = material.find_unseen(predictions.task)
+        unseen, where = run_data.find_unseen(predictions.task)
         if unseen is None:
             raise RunError(
-                "Calibration needs answers on images that were neither trained on nor measured on.",
-                f"none for {predictions.task.name!r} in {run.name}",
+                f"{run.name} has no predictions of {predictions.task.name!r} to fit a calibration on.",
+                "no images that were neither trained on nor evaluated on",
                 "Train with a validation split, such as --set data.validation=0.1.",
             )
         scalings.append(fit_scaling(unseen, method))
@@ -44,26 +42,26 @@ def find_scalings(run: Run, method: ScalingMethod) -> tuple[list[LogitScaling | 
 
 
 def build_scalings(model: keras.Model, scalings: Sequence[LogitScaling | None]) -> keras.Model:
-    """Return the model with each output's logits scaled and shifted, in the same variables.
+    """The model with each output's logits scaled and shifted; variables are shared.
 
     Args:
         model: From images to probabilities, one output per task.
         scalings: One per output; None leaves it as it is.
     """
     tensors = [
-        model.outputs[place] if scaling is None else _scale(model, place, scaling)
-        for place, scaling in enumerate(scalings)
+        model.outputs[index] if scaling is None else _scale(model, index, scaling)
+        for index, scaling in enumerate(scalings)
     ]
     return keras.Model(model.input, keras.tree.pack_sequence_as(model.output, tensors), name=model.name)
 
 
-def _scale(model: keras.Model, place: int, scaling: LogitScaling) -> Any:
-    scores, are_probabilities = find_scores(model, place)
-    if are_probabilities:  # logits that no layer shows
+def _scale(model: keras.Model, index: int, scaling: LogitScaling) -> Any:
+    scores, are_probabilities = find_scores(model, index)
+    if are_probabilities:  # no layer gives the logits
         logarithm = keras.ops.log(scores + _TINY)
-        scores = logarithm - keras.ops.log(1 - scores + _TINY) if scaling.several else logarithm
-    elif not scaling.several:  # scales that differ by class see the constant that softmax does not
+        scores = logarithm - keras.ops.log(1 - scores + _TINY) if scaling.is_multilabel else logarithm
+    elif not scaling.is_multilabel:  # scales that differ by class see the constant that softmax does not
         scores = keras.ops.log_softmax(scores)
-    scaled = keras.layers.Rescaling(scaling.scale.tolist(), scaling.shift.tolist(), name=f"calibration_{place}")(scores)
-    activation = "sigmoid" if scaling.several else "softmax"
-    return keras.layers.Activation(activation, dtype="float32", name=f"calibrated_{place}")(scaled)
+    scaled = keras.layers.Rescaling(scaling.scale.tolist(), scaling.shift.tolist(), name=f"calibration_{index}")(scores)
+    activation = "sigmoid" if scaling.is_multilabel else "softmax"
+    return keras.layers.Activation(activation, dtype="float32", name=f"calibrated_{index}")(scaled)

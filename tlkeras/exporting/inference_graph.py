@@ -1,9 +1,9 @@
-"""A run's model as the function that every exported signature calls."""
+"""The inference graph of a run's model, which every exported signature calls."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -18,11 +18,11 @@ from tlkeras.errors import ExportError, TlkerasError
 from tlkeras.features.batch_norm_folding import fold_batch_norm
 
 TOLERANCE = 1e-5
-"""What a probability of the fast network may differ by from the model's."""
+"""Largest difference in a probability between the fast network and the model."""
 
 _CHUNK_PIXELS = 4 * 224 * 224
-_MOST_CHUNK = 32
-_CHUNKS_AT_ONCE = 2
+_MAX_CHUNK = 32
+_PARALLEL_CHUNKS = 2
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class InferenceModel:
     Attributes:
         call: From uint8 images [n, size, size, 3] to the features [n, d] where there are any, and then the
             probabilities [n, k] of each task.
-        model: What `call` reads variables of; None where all are constants.
+        model: Owner of the variables that `call` reads; None where all are constants.
+        has_features: Whether the first output holds features.
         note: Why this is not the fast network; "" where it is.
     """
 
@@ -47,37 +48,35 @@ class InferenceModel:
         return self.model is None
 
 
-def make_network(model: keras.Model, tasks: Sequence[Task], images: np.ndarray) -> InferenceModel:
-    """Return the fast network if it answers as the model does, else the model as it is with a note.
+def make_inference_model(model: keras.Model, tasks: Sequence[Task], images: np.ndarray) -> InferenceModel:
+    """The fast network if its predictions are the model's, else the model as it is with a note.
 
-    Fast is: batch norm folded into convolutions, variables as constants, batches divided into parts of few images
-    whose activations stay in the processor's cache.
+    The fast network has batch norm folded into convolutions, variables as constants, and batches divided into chunks
+    of few images whose activations stay in the processor's cache.
 
     Args:
         model: From uint8 images to probabilities, one output per task.
-        images: To compare on, uint8 [n, size, size, 3]. Probabilities may differ by `TOLERANCE`; no answer may.
+        images: To compare on, uint8 [n, size, size, 3]. Probabilities may differ by `TOLERANCE`, decisions may not.
 
     Raises:
         ExportError: The model's outputs are not those of the tasks.
     """
     whole, has_features = add_features(model, tasks)
-    plain = InferenceModel(divide_batches(lambda images: _run_plain(whole, images), whole), whole, has_features)
+    plain = InferenceModel(_divide_batches(lambda images: _run_plain(whole, images), whole), whole, has_features)
     try:
-        call = divide_batches(freeze(whole), whole)
-        worst = _compare(plain, call, images, tasks)
+        call = _divide_batches(freeze(whole), whole)
+        difference = _find_difference(plain, call, images, tasks)
     except TlkerasError as error:
-        return InferenceModel(plain.call, whole, has_features, f"Exported as it is, not folded: {error}")
-    except Exception as error:  # whatever a layer of another's making does with symbolic tensors
-        return InferenceModel(
-            plain.call, whole, has_features, f"Exported as it is, not folded: {type(error).__name__} {error}"
-        )
-    if worst:
-        return InferenceModel(plain.call, whole, has_features, f"Exported as it is: the folded network {worst}.")
+        return replace(plain, note=f"Exported as it is, not folded: {error}")
+    except Exception as error:  # third-party layers may fail on symbolic tensors in any way
+        return replace(plain, note=f"Exported as it is, not folded: {type(error).__name__} {error}")
+    if difference:
+        return replace(plain, note=f"Exported as it is: the folded network {difference}.")
     return InferenceModel(call, None, has_features)
 
 
 def add_features(model: keras.Model, tasks: Sequence[Task]) -> tuple[keras.Model, bool]:
-    """Return the model with outputs in the order of the tasks, its features before them, and whether there are any.
+    """The model with outputs in the order of the tasks, preceded by its features, and whether it has any.
 
     Features are the first vector through which all data flows.
     """
@@ -99,7 +98,7 @@ def _order_outputs(model: keras.Model, tasks: Sequence[Task]) -> list[Any]:
     widths = [(None, len(task.class_names)) for task in tasks]
     if [tuple(output.shape) for output in outputs] != widths:
         raise ExportError(
-            "A model must give the probabilities of each task, in their order.",
+            "The model's outputs are not the probabilities of its tasks.",
             f"outputs {[tuple(output.shape) for output in outputs]} for {[task.name for task in tasks]}",
             "Train the run again with this version of tlkeras.",
         )
@@ -110,20 +109,19 @@ def _run_plain(whole: keras.Model, images: tf.Tensor) -> list[tf.Tensor]:
     return [tf.cast(output, tf.float32) for output in whole(tf.cast(images, whole.input.dtype), training=False)]
 
 
-def _keep_one(images: tf.Tensor) -> tf.Tensor:
-    """Add a black image where there is none: oneDNN's convolutions give an empty batch the wrong number of maps."""
-    lacking = tf.maximum(1 - tf.shape(images)[0], 0)
-    return tf.pad(images, [[0, lacking], [0, 0], [0, 0], [0, 0]])
+def _pad_empty(images: tf.Tensor) -> tf.Tensor:
+    """Add a black image to an empty batch, for which oneDNN's convolutions give the wrong number of channels."""
+    missing = tf.maximum(1 - tf.shape(images)[0], 0)
+    return tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
 
 
 def freeze(whole: keras.Model, batch: int | None = None) -> Any:
-    """Return a functional model, folded, as a concrete function without variables.
+    """A functional model, folded, as a concrete function without variables.
+
+    It maps `images`, uint8 [n, size, size, 3], to a list of float32 tensors.
 
     Args:
-        batch: Images that it takes; None: any number.
-
-    Returns:
-        A function of `images`, uint8 [n, size, size, 3], to a list of float32 tensors.
+        batch: Number of images per call; None: any.
     """
     folded = fold_batch_norm(whole)
 
@@ -133,32 +131,32 @@ def freeze(whole: keras.Model, batch: int | None = None) -> Any:
 
     traced = tf.function(run, autograph=False, jit_compile=False)
     spec = tf.TensorSpec((batch, *whole.input.shape[1:]), tf.uint8, name="images")
-    # loops of heads stay functions: lowered ones cannot be called from within another function
+    # loops of heads stay functions, because lowered ones cannot be called from within another function
     return convert_variables_to_constants_v2(traced.get_concrete_function(spec), lower_control_flow=False)
 
 
-def divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-    """Return a function that runs few images at a time.
+def _divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+    """A function that runs few images at a time.
 
     Measured at 224 px: the activations of 32 images at once leave the cache and take twice the time per image.
     """
     height, width = whole.input.shape[1:3]
-    size = max_batch_size(whole, min(_MOST_CHUNK, _CHUNK_PIXELS // (height * width)))
+    size = max_batch_size(whole, min(_MAX_CHUNK, _CHUNK_PIXELS // (height * width)))
     specs = [tf.TensorSpec(output.shape, tf.float32) for output in whole.outputs]
 
     def call(images: tf.Tensor) -> list[tf.Tensor]:
         count = tf.shape(images)[0]
-        chunks = tf.maximum((count + size - 1) // size, 1)  # one for no images, so that none give empty answers
+        chunks = tf.maximum((count + size - 1) // size, 1)  # one for an empty batch, whose outputs are then empty too
         arrays = [
             tf.TensorArray(tf.float32, size=chunks, element_shape=spec.shape, infer_shape=False) for spec in specs
         ]
 
         def step(chunk: tf.Tensor, arrays: list[tf.TensorArray]) -> tuple[tf.Tensor, list[tf.TensorArray]]:
-            results = function(_keep_one(images[chunk * size : (chunk + 1) * size]))
+            results = function(_pad_empty(images[chunk * size : (chunk + 1) * size]))
             return chunk + 1, [array.write(chunk, result) for array, result in zip(arrays, results, strict=True)]
 
         _, filled = tf.while_loop(
-            lambda chunk, _: chunk < chunks, step, (tf.constant(0), arrays), parallel_iterations=_CHUNKS_AT_ONCE
+            lambda chunk, _: chunk < chunks, step, (tf.constant(0), arrays), parallel_iterations=_PARALLEL_CHUNKS
         )
         return [tf.ensure_shape(array.concat()[:count], spec.shape) for array, spec in zip(filled, specs, strict=True)]
 
@@ -166,15 +164,15 @@ def divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], l
     return tf.function(call, input_signature=[spec], autograph=False, jit_compile=False)
 
 
-def _compare(plain: InferenceModel, fast: Callable, images: np.ndarray, tasks: Sequence[Task]) -> str:
-    """Return in what the fast network is too far from the plain one; "" where it is not."""
+def _find_difference(plain: InferenceModel, fast: Callable, images: np.ndarray, tasks: Sequence[Task]) -> str:
+    """Description of the first difference above `TOLERANCE` between the fast network and the plain one; "" if none."""
     expected = [output.numpy() for output in plain.call(tf.constant(images))]
     received = [output.numpy() for output in fast(tf.constant(images))]
     skipped = 1 if plain.has_features else 0
-    for task, wanted, given in zip(tasks, expected[skipped:], received[skipped:], strict=True):
-        difference = float(task.measure_difference(wanted, given).max())
+    for task, reference, output in zip(tasks, expected[skipped:], received[skipped:], strict=True):
+        difference = float(task.measure_difference(reference, output).max())
         if not difference <= TOLERANCE:
             return f"differs by {difference:.1g} in a probability of {task.name!r}"
-        if not task.same_decision(wanted, given).all():
-            return f"answers an image otherwise in {task.name!r}"
+        if not task.same_decision(reference, output).all():
+            return f"predicts an image differently in {task.name!r}"
     return ""

@@ -1,4 +1,4 @@
-"""A SavedModel behind TensorFlow 1's loader and Session: the C++ path by which TensorFlow Serving runs it."""
+"""A SavedModel opened with TensorFlow 1's loader and Session, the C++ path of TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tlkeras.exporting.signatures import quiet_deprecations
 
 @dataclass(frozen=True)
 class Signature:
-    """One question that a SavedModel answers.
+    """One function of a SavedModel.
 
     Attributes:
         method: Such as "tensorflow/serving/predict".
@@ -32,7 +32,7 @@ class Signature:
 
 
 class LoadedSavedModel:
-    """A version that was loaded; several threads may ask it at once.
+    """A loaded version; several threads may run it at once.
 
     Args:
         path: The version's folder.
@@ -61,7 +61,7 @@ class LoadedSavedModel:
         return Signature(definition.method_name, inputs, outputs, call)
 
     def run(self, name: str, **inputs: Any) -> dict[str, np.ndarray]:
-        """Ask a signature with one array per input; returns one per output, by name."""
+        """Outputs of a signature by name, from one array per input."""
         signature = self.signatures[name]
         arrays = (
             np.asarray(inputs[key], tf.as_dtype(info.dtype).as_numpy_dtype) for key, info in signature.inputs.items()
@@ -69,7 +69,7 @@ class LoadedSavedModel:
         return dict(zip(signature.outputs, signature.call(*arrays), strict=True))
 
     def close(self) -> None:
-        """Free the model's memory."""
+        """Free the memory."""
         self._session.close()
 
     def __enter__(self) -> LoadedSavedModel:

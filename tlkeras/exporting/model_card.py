@@ -1,23 +1,24 @@
-"""What stands beside a model: labels, a card for people, and the settings of the server that will run it."""
+"""Files next to an exported model: labels, the model card, and settings of TensorFlow Serving."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from tlkeras.config.recipe import Recipe, load_recipe, recipe_to_yaml
+from tlkeras.config.recipe import load_recipe, recipe_to_yaml
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
 from tlkeras.exporting.parity import REFERENCE, ParityResult
-from tlkeras.exporting.versions import CONFIG, replace
+from tlkeras.exporting.results import ExportReport
+from tlkeras.exporting.versions import CONFIG
+from tlkeras.files import atomic_write
 from tlkeras.runs.directory import Run
 from tlkeras.training import builders
 
 LABELS = "labels.json"
 CARD = "MODEL_CARD.md"
-FACTS = "tlkeras.json"
+REPORT = "tlkeras.json"
 BATCHING = "batching_params.pbtxt"
 MAX_BATCH_SIZE = 32
 
@@ -38,15 +39,15 @@ def write_labels(path: Path, tasks: Sequence[Task]) -> None:
 
 
 def write_batching(path: Path) -> None:
-    """Write how requests are batched, for servers with --enable_per_model_batching_parameters."""
+    """Write the batching parameters, for servers with --enable_per_model_batching_parameters."""
     (path / BATCHING).write_text(_BATCHING, encoding="utf-8")
 
 
 def write_config(target: Path) -> None:
-    """Write a configuration that serves the newest version, unless there is one already."""
+    """Write a server configuration that serves the newest version, unless there is one already."""
     if (target / CONFIG).exists():
         return
-    name = make_name(target)
+    name = served_name(target)
     config = f"""\
 model_config_list {{
   config {{
@@ -57,17 +58,18 @@ model_config_list {{
   }}
 }}
 """
-    replace(target / CONFIG, config)
+    with atomic_write(target / CONFIG) as file:
+        file.write_text(config, encoding="utf-8")
 
 
-def make_name(target: Path) -> str:
-    """Return the name under which a folder of versions is served."""
+def served_name(target: Path) -> str:
+    """Name under which a folder of versions is served."""
     return target.resolve().name
 
 
-def write_docker_line(target: Path) -> str:
-    """Return the command that serves a folder of versions with TensorFlow Serving."""
-    name, folder = make_name(target), target.resolve()
+def docker_command(target: Path) -> str:
+    """Command that serves a folder of versions with TensorFlow Serving."""
+    name, folder = served_name(target), target.resolve()
     return (
         f"docker run --rm -p 8500:8500 -p 8501:8501 --mount type=bind,source={_quote(str(folder))},"
         f"target=/models/{name},readonly tensorflow/serving:2.20.0 --model_config_file=/models/{name}/{CONFIG} "
@@ -79,17 +81,19 @@ def _quote(text: str) -> str:
     return f"'{text}'" if any(character.isspace() for character in text) else text
 
 
-def write_card(path: Path, run: Run, name: str, rows: Sequence[ParityResult], facts: Mapping[str, Any]) -> None:
-    """Write the model card: what it is for, data, figures with intervals, licences, limits, recipe, versions."""
+def write_card(path: Path, run: Run, name: str, report: ExportReport) -> None:
+    """Write the model card: purpose, data, metrics with intervals, limits, licences, recipe, versions."""
     recipe = load_recipe(str(run.path / "recipe.yaml"))
+    origin = builders.describe_origin(recipe)
+    licences = builders.list_licences(recipe, run.manifest.get("data", {}))
     sections = [
         f"# {name}",
-        _introduce(run, recipe, facts),
-        "## Data\n\n" + _describe_data(run, recipe),
-        "## Figures\n\n" + _tabulate_metrics(run),
-        "## This export against the run\n\n" + tabulate_rows(rows) + _remark(facts),
+        _introduce(run, origin, report),
+        "## Data\n\n" + _describe_data(run, origin["source"]),
+        "## Metrics\n\n" + _tabulate_metrics(run),
+        "## This export against the run\n\n" + _tabulate_parity(report.parity) + "\n\n" + _describe_comparison(report),
         "## Limits\n\n" + _LIMITS,
-        "## Licences\n\n" + _list_licences(run, recipe),
+        "## Licences\n\n" + "\n".join(f"- {what}: {licence}" for what, licence in licences.items()),
         "## Recipe\n\n```yaml\n" + recipe_to_yaml(recipe).strip() + "\n```",
         "## Versions\n\n" + _list_versions(run),
     ]
@@ -97,27 +101,27 @@ def write_card(path: Path, run: Run, name: str, rows: Sequence[ParityResult], fa
 
 
 _LIMITS = """\
-- It always answers with one of its labels, also about images that show none of them: a low probability is a hint, not
-  a test.
-- The figures hold for images like the held-out ones. Other cameras, light or populations need figures of their own.
+- It always predicts one of its labels, also for images that show none of them: a low probability is a hint, not a
+  test.
+- The metrics hold for images like the held-out ones. Other cameras, light or populations need metrics of their own.
 - Probabilities are those of the network unless it says above that they were calibrated; `tlkeras report` shows how far
   they are from the truth.
 - Nobody has checked it for decisions about people."""
 
 
-def _introduce(run: Run, recipe: Recipe, facts: Mapping[str, Any]) -> str:
+def _introduce(run: Run, origin: Mapping[str, str], report: ExportReport) -> str:
     labels = "\n".join(f"- {name}: {', '.join(of_task)}" for name, of_task in run.read_json("classes.json").items())
     return (
-        f"An image classifier made by transfer learning from `{recipe.backbone.name}` (weights: "
-        f"{recipe.backbone.weights}), run `{run.name}`. It takes {facts['image']['size']} px images; files are "
-        f"decoded and resized ({facts['image']['resize']}) inside the model.\n\n{labels}"
+        f"An image classifier made by transfer learning from `{origin['backbone']}` (weights: "
+        f"{origin['weights']}), run `{run.name}`. It takes {report.image.size} px images; files are "
+        f"decoded and resized ({report.image.resize}) inside the model.\n\n{labels}"
     )
 
 
-def _describe_data(run: Run, recipe: Recipe) -> str:
+def _describe_data(run: Run, source: str) -> str:
     manifest = run.manifest
     counts = ", ".join(f"{split} {count:,}" for split, count in manifest.get("examples", {}).items())
-    lines = [f"Source `{recipe.data.source}`; images: {counts}; {manifest.get('rejected', 0):,} could not be read."]
+    lines = [f"Source `{source}`; images: {counts}; {manifest.get('rejected', 0):,} could not be read."]
     for key, value in manifest.get("data", {}).items():
         lines.append(f"- {key}: {value}")
     return "\n".join(lines)
@@ -127,44 +131,38 @@ def _tabulate_metrics(run: Run) -> str:
     try:
         measured = run.read_json("metrics.json")
         lines = ["| | value | 95 % interval | majority baseline |", "|---|---|---|---|"]
-        for name, figure in measured["metrics"].items():
+        for name, metric in measured["metrics"].items():
             baseline = measured["baseline"][name]["value"]
             lines.append(
-                f"| {name.replace('_', ' ')} | {_number(figure['value'])} | {_number(figure['low'])} to "
-                f"{_number(figure['high'])} | {_number(baseline)} |"
+                f"| {name.replace('_', ' ')} | {_format(metric['value'])} | {_format(metric['low'])} to "
+                f"{_format(metric['high'])} | {_format(baseline)} |"
             )
         return "\n".join([*lines, "", f"On {measured['examples']['test']:,} held-out images; {measured['interval']}."])
     except (RunError, KeyError, TypeError):
-        return "The run was not measured. `tlkeras evaluate RUN` does it."
+        return "The run has not been evaluated. `tlkeras evaluate RUN` does it."
 
 
-def _number(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def tabulate_rows(rows: Sequence[ParityResult]) -> str:
-    """Return the parity table as Markdown."""
+def _tabulate_parity(rows: Sequence[ParityResult]) -> str:
     lines = [
-        "| form | task | largest difference | same answer | accuracy | 95 % interval | MB | ms per image |",
+        "| format | task | largest difference | same prediction | accuracy | 95 % interval | MB | ms per image |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         accuracy = row.accuracy
         lines.append(
-            f"| {row.form} | {row.task} | {row.difference:.1e} | {row.agreement:.2%} | {accuracy['value']:.4f} | "
-            f"{accuracy['low']:.4f} to {accuracy['high']:.4f} | {row.megabytes:.2f} | {row.milliseconds:.1f} |"
+            f"| {row.form} | {row.task} | {row.difference:.1e} | {row.agreement:.2%} | {accuracy.value:.4f} | "
+            f"{accuracy.low:.4f} to {accuracy.high:.4f} | {row.megabytes:.2f} | {row.milliseconds:.1f} |"
         )
     return "\n".join(lines)
 
 
-def _remark(facts: Mapping[str, Any]) -> str:
-    lines = [f"On {facts['images']:,} held-out images, each compared with the {REFERENCE}.", *facts["notes"]]
-    return "\n\n" + "\n\n".join(lines)
-
-
-def _list_licences(run: Run, recipe: Recipe) -> str:
-    licences = builders.list_licences(recipe, run.manifest.get("data", {}))
-    return "\n".join(f"- {what}: {licence}" for what, licence in licences.items())
+def _describe_comparison(report: ExportReport) -> str:
+    lines = [f"On {report.images:,} held-out images, each compared with the {REFERENCE}.", *report.notes]
+    return "\n\n".join(lines)
 
 
 def _list_versions(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""A run as a SavedModel in the layout that TF Serving loads, BASE/<version>/, with all that a server wants beside."""
+"""Export of a run as a SavedModel in the layout that TensorFlow Serving loads: BASE/<version>/."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -18,46 +17,54 @@ from tlkeras.errors import ExportError
 from tlkeras.evaluation.calibration import ScalingMethod
 from tlkeras.exporting import model_card, versions
 from tlkeras.exporting.calibration import build_scalings, find_scalings
-from tlkeras.exporting.formats import CALIBRATED, FORMATS, ConversionInputs, check_forms
-from tlkeras.exporting.held_out import BATCH, HeldOut, read_held_out, read_training
-from tlkeras.exporting.inference_graph import InferenceModel, make_network
+from tlkeras.exporting.formats import CALIBRATION_IMAGES, FORMATS, ConversionInputs, check_formats
+from tlkeras.exporting.held_out import BATCH, HeldOut, read_held_out, read_training_images
+from tlkeras.exporting.inference_graph import make_inference_model
 from tlkeras.exporting.loaded_model import LoadedSavedModel
 from tlkeras.exporting.parity import (
     REFERENCE,
     AcceptanceCriteria,
     ParityResult,
     PredictFn,
-    compare,
+    compare_formats,
     list_failures,
     measure_size,
 )
-from tlkeras.exporting.signatures import Preprocessing, name_main, write_signatures
+from tlkeras.exporting.results import ExportReport, ExportResult
+from tlkeras.exporting.signatures import Preprocessing, main_output, write_signatures
 from tlkeras.exporting.warmup import run_warmup_requests, write_warmup
 from tlkeras.features.handcrafted.layer import list_handcrafted
 from tlkeras.heads.heads import order_outputs
 from tlkeras.inference.predict import load_model
+from tlkeras.results import to_plain
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import read_tasks
 
 TOLERANCE = 1e-3
-"""What a probability may differ by from the one that the run wrote down, whose features may have had 16 bits."""
+"""Largest difference in a probability from the run's own predictions, whose features may have had 16 bits."""
 
 MAX_DROP = 0.01
-"""What accuracy other forms may lose unless the gate says otherwise."""
+"""Largest loss of accuracy of other formats where `max_drop` is not given."""
 
 SAVED_MODEL = "SavedModel"
 _COMPARED = 64
-_NO_GATE = AcceptanceCriteria()
 
 
 @dataclass(frozen=True)
 class ExportInputs:
-    """What an export is made of."""
+    """A run's model, with the images that the export is compared on.
+
+    Attributes:
+        run: The run.
+        model: uint8 images to the probabilities of each task.
+        tasks: What is predicted.
+        held_out: Images with the run's own predictions.
+        calibration: A sentence on the scaling that is built into the model; "" where none is.
+    """
 
     run: Run
     model: keras.Model
     tasks: list[Task]
-    entry: Preprocessing
     held_out: HeldOut
     calibration: str = ""
 
@@ -71,230 +78,172 @@ def export(
     max_drop: float | None = None,
     calibrate: ScalingMethod | None = None,
     runs: str | Path = RUNS,
-) -> dict[str, Any]:
+) -> ExportResult:
     """The next SavedModel version of a run below `to`, proved against the run's own predictions.
+
+    The version is written under a name that TensorFlow Serving ignores, loaded as TensorFlow Serving loads it, compared
+    on held-out images, and only then renamed to the next integer. Nothing that exists is changed.
 
     Args:
         run: A name, a path, `latest`, or a `Run`.
-        to: Folder of the versions; saved_models/RECIPE if not given.
-        formats: Other forms to write into the version: litert-float32, litert-float16, litert-int8, openvino, onnx.
+        to: Folder of the versions, new, empty or with versions; saved_models/RECIPE if not given.
+        formats: Other formats to write into the version: litert-float32, litert-float16, litert-int8, openvino, onnx.
         min_accuracy: Publish nothing whose accuracy on held-out images is lower.
-        max_drop: Publish nothing that loses more accuracy than this against the run's own model.
-        calibrate: Build temperature or vector scaling into the model.
+        max_drop: Publish nothing that loses more accuracy than this against the run's own model; other formats may
+            lose `MAX_DROP` if not given.
+        calibrate: Build temperature or vector scaling into the model; the run's own predictions, with which it is
+            compared, are scaled alike.
         runs: Folder of the run directories.
 
-    Returns:
-        What `export_run` returns.
+    Raises:
+        ExportError: The folder holds other files, or the export's predictions differ from the run's or miss a limit.
+        ResourceError: The folder cannot be written or the disk is full.
+        RunError: The run has no readable model, or stores no images.
     """
     opened = open_run(run, runs)
     target = Path(to) if to else Path("saved_models") / opened.name.rpartition("-")[0]
-    gate = AcceptanceCriteria(min_accuracy=min_accuracy, max_drop=max_drop)
-    return export_run(opened, target, forms=formats, gate=gate, calibrate=calibrate)
-
-
-def export_run(
-    run: Run,
-    target: Path,
-    *,
-    forms: Sequence[str] = (),
-    gate: AcceptanceCriteria = _NO_GATE,
-    calibrate: ScalingMethod | None = None,
-) -> dict[str, Any]:
-    """Write the next version of a run's model below `target`, proved against the run's own predictions.
-
-    The version is written under a name that TF Serving ignores, loaded as TF Serving loads it, compared on held-out
-    images, and only then renamed to the next integer. Nothing that exists is touched.
-
-    Args:
-        target: A new or empty folder, or one of versions.
-        forms: Other forms to write into the version, of `tlkeras.exporting.formats.FORMATS`.
-        gate: What must hold beside the agreement with the run. Other forms may lose `MAX_DROP` of accuracy unless it
-            says otherwise.
-        calibrate: Build a scaling of this kind into the model, so that probabilities mean what they say; what it is
-            compared with are the run's own answers, scaled alike.
-
-    Returns:
-        `path`, `version`, `name`, `signatures`, `images` compared, `difference` (the largest one in a probability
-        from the run's own answers), `parity` (a row per form and task), `fast`, `notes`, `warmup` (requests), `docker`.
-
-    Raises:
-        ExportError: The target is somebody else's, or the export answers otherwise than the run or not well enough.
-        ResourceError: The folder cannot be written or the disk is full.
-        RunError: The run holds no model that can be read, or keeps no images.
-    """
     versions.check_target(target)
-    check_forms(forms)
-    source = _read_source(run, calibrate)
-    network = make_network(source.model, source.tasks, _take_images(source, _COMPARED)[1])
-    with versions.writing_aside(target) as aside:
-        write_signatures(network, source.tasks, source.entry, aside)
-        with LoadedSavedModel(aside) as served:
-            opened = _write_forms(source, forms, aside)
-            rows, difference = _prove(source, served, opened, aside, gate)
-            facts = _gather_facts(source, network, rows, served, difference)
-            requests = _write_beside(source, served, aside, target, rows, facts)
-        version = versions.publish(aside, target, {"run": str(run.path), "difference": difference})
+    check_formats(formats)
+    inputs = _read_inputs(opened, calibrate)
+    model = make_inference_model(inputs.model, inputs.tasks, inputs.held_out.first(_COMPARED)[1])
+    criteria = AcceptanceCriteria(min_accuracy=min_accuracy, max_drop=max_drop)
+    with versions.staging_folder(target) as folder:
+        write_signatures(model, inputs.tasks, inputs.held_out.preprocessing, folder)
+        with LoadedSavedModel(folder) as loaded:
+            converted = _convert(inputs, formats, folder)
+            parity, difference = _check_parity(inputs, loaded, converted, folder, criteria)
+            gone = inputs.held_out.note and f"Note: {inputs.held_out.note}."
+            report = ExportReport(
+                run=opened.name,
+                image=inputs.held_out.preprocessing,
+                signatures=list(loaded.signatures),
+                images=len(inputs.held_out),
+                difference=difference,
+                parity=parity,
+                fast=model.is_fast,
+                notes=[note for note in (inputs.calibration, model.note, gone) if note],
+            )
+            requests = _write_extras(inputs, loaded, folder, model_card.served_name(target), report)
+        version = versions.publish(folder, target, {"run": str(opened.path), "difference": difference})
         model_card.write_config(target)
-    return {
-        "path": str(target / str(version)),
-        "version": version,
-        "warmup": requests,
-        "docker": model_card.write_docker_line(target),
-        **facts,
-    }
+    path, docker = str(target / str(version)), model_card.docker_command(target)
+    return ExportResult(**vars(report), path=path, version=version, warmup=requests, docker=docker)
 
 
-def _read_source(run: Run, calibrate: ScalingMethod | None = None) -> ExportInputs:
-    facts = run.manifest["image"]
-    tasks, entry = read_tasks(run), Preprocessing(facts["size"], facts["resize"])
+def _read_inputs(run: Run, calibrate: ScalingMethod | None = None) -> ExportInputs:
+    tasks, preprocessing = read_tasks(run), Preprocessing(**run.manifest["image"])
     model = load_model(run)
     if list_handcrafted(model):
         raise ExportError(
-            "A model must consist of TensorFlow operations to be exported.",
-            f"{run.name} with handcrafted features, which Python computes",
+            "Handcrafted features cannot be exported: they are computed in Python, not by TensorFlow.",
+            run.name,
             "`tlkeras predict` and `evaluate` work from the run; to export, train without features.handcrafted.",
         )
-    held_out = read_held_out(run, tasks)
+    held_out = read_held_out(run, tasks, preprocessing)
     if calibrate is None:
-        return ExportInputs(run, model, tasks, entry, held_out)
+        return ExportInputs(run, model, tasks, held_out)
     scalings, sentence = find_scalings(run, calibrate)
-    predicted = [
+    scaled = [
         of_task if scaling is None else scaling.apply(of_task)
         for scaling, of_task in zip(scalings, held_out.probabilities, strict=True)
     ]
     model = build_scalings(order_outputs(model, [task.name for task in tasks]), scalings)
-    return ExportInputs(run, model, tasks, entry, replace(held_out, probabilities=predicted), sentence)
+    return ExportInputs(run, model, tasks, replace(held_out, probabilities=scaled), sentence)
 
 
-def _take_images(source: ExportInputs, most: int) -> tuple[list[bytes], np.ndarray]:
-    """Return the first held-out images, as bytes and decoded."""
-    encoded: list[bytes] = []
-    parts: list[np.ndarray] = []
-    for batch, images in source.held_out.batches(source.entry):
-        encoded += batch
-        parts.append(images)
-        if len(encoded) >= most:
-            break
-    return encoded[:most], np.concatenate(parts)[:most]
-
-
-def _write_forms(source: ExportInputs, names: Sequence[str], aside: Path) -> dict[str, PredictFn]:
-    """Write other forms of the model; return what asks each of them."""
+def _convert(inputs: ExportInputs, names: Sequence[str], folder: Path) -> dict[str, PredictFn]:
+    """Write other formats of the model; the function that predicts with each of them, by name."""
     if not names:
         return {}
-    images = read_training(source.run, source.entry, CALIBRATED)
-    calibration = images if len(images) else _take_images(source, CALIBRATED)[1]
-    material = ConversionInputs(source.model, source.tasks, calibration)
-    opened = {}
+    images = read_training_images(inputs.run, inputs.held_out.preprocessing, CALIBRATION_IMAGES)
+    calibration = images if len(images) else inputs.held_out.first(CALIBRATION_IMAGES)[1]
+    conversion = ConversionInputs(inputs.model, inputs.tasks, calibration)
+    converted = {}
     for name in names:
-        form = FORMATS[name]
-        path = aside / form.file
+        path = folder / FORMATS[name].file
         path.parent.mkdir(exist_ok=True)
         try:
-            form.write(material, path)
-            opened[name] = form.open(path, material.outputs)
+            FORMATS[name].write(conversion, path)
+            converted[name] = FORMATS[name].open(path, conversion.outputs)
         except OSError:
             raise
         except Exception as error:  # converters raise whatever their many layers do
             raise ExportError(
-                f"The model must have the form {name}.",
+                f"The model could not be converted to {name}.",
                 f"{type(error).__name__}: {str(error)[:300]}",
                 "Nothing was published. Leave that format out.",
             ) from error
-    return opened
+    return converted
 
 
-def _prove(
-    source: ExportInputs,
-    served: LoadedSavedModel,
-    opened: Mapping[str, PredictFn],
-    path: Path,
-    gate: AcceptanceCriteria,
+def _check_parity(
+    inputs: ExportInputs,
+    loaded: LoadedSavedModel,
+    converted: Mapping[str, PredictFn],
+    folder: Path,
+    criteria: AcceptanceCriteria,
 ) -> tuple[list[ParityResult], float]:
-    """Return the parity table and the largest difference from what the run wrote down.
+    """The parity table and the largest difference from the run's own predictions.
 
     Raises:
-        ExportError: Something is too far off; all of it is named.
+        ExportError: A difference is too large or a criterion missed; all are named.
     """
-    files = {name: path / FORMATS[name].file for name in opened}
+    files = {name: folder / FORMATS[name].file for name in converted}
     sizes = {name: measure_size(file if file.suffix == ".tflite" else file.parent) for name, file in files.items()}
     sizes |= {
-        REFERENCE: measure_size(source.run.path / "model.keras"),
-        SAVED_MODEL: measure_size(path) - sum(sizes.values()),
+        REFERENCE: measure_size(inputs.run.path / "model.keras"),
+        SAVED_MODEL: measure_size(folder) - sum(sizes.values()),
     }
-    forms = {REFERENCE: _ask_keras(source), SAVED_MODEL: _ask_served(served, source.tasks), **opened}
-    rows, predictions = compare(forms, sizes, source.held_out, source.tasks, source.entry)
+    models = {
+        REFERENCE: _predict_with_keras(inputs.model, inputs.tasks),
+        SAVED_MODEL: _predict_with_saved_model(loaded, inputs.tasks),
+        **converted,
+    }
+    rows, predictions = compare_formats(models, sizes, inputs.held_out, inputs.tasks)
     worst = 0.0
-    predicted = zip(source.tasks, source.held_out.probabilities, predictions[SAVED_MODEL], strict=True)
-    for task, expected, received in predicted:
-        differences = task.measure_difference(expected, received)
+    for task, expected, predicted in zip(
+        inputs.tasks, inputs.held_out.probabilities, predictions[SAVED_MODEL], strict=True
+    ):
+        differences = task.measure_difference(expected, predicted)
         worst = max(worst, float(differences.max()))
         if not worst <= TOLERANCE:
             raise ExportError(
-                f"An export must answer as its run did, to {TOLERANCE:g} in every probability.",
-                f"a difference of {worst:.2g} on {source.held_out.keys[int(differences.argmax())]}",
+                f"The export's predictions differ from the run's by more than {TOLERANCE:g}.",
+                f"a difference of {worst:.2g} on {inputs.held_out.keys[int(differences.argmax())]}",
                 "Nothing was published. Was the run made with another version of tlkeras?",
             )
-    drop = MAX_DROP if gate.max_drop is None else gate.max_drop
-    gates = {name: AcceptanceCriteria(FORMATS[name].tolerance, gate.min_accuracy, drop) for name in opened}
-    problems = list_failures(rows, {SAVED_MODEL: gate, **gates})
+    drop = MAX_DROP if criteria.max_drop is None else criteria.max_drop
+    of_formats = {name: AcceptanceCriteria(FORMATS[name].tolerance, criteria.min_accuracy, drop) for name in converted}
+    problems = list_failures(rows, {SAVED_MODEL: criteria, **of_formats})
     if problems:
-        raise ExportError.from_problems("An export must pass its gates; nothing was published:", problems)
+        raise ExportError.from_problems("The export misses its acceptance criteria; nothing was published:", problems)
     return rows, worst
 
 
-def _ask_keras(source: ExportInputs) -> PredictFn:
-    model, size = order_outputs(source.model, [task.name for task in source.tasks]), max_batch_size(source.model, BATCH)
-    function = tf.function(lambda images: model(images, training=False), autograph=False, reduce_retracing=True)
+def _predict_with_keras(model: keras.Model, tasks: Sequence[Task]) -> PredictFn:
+    ordered, size = order_outputs(model, [task.name for task in tasks]), max_batch_size(model, BATCH)
+    function = tf.function(lambda images: ordered(images, training=False), autograph=False, reduce_retracing=True)
     return lambda encoded, images: run_in_parts(lambda part: function(tf.constant(part)), images, size)
 
 
-def _ask_served(served: LoadedSavedModel, tasks: Sequence[Task]) -> PredictFn:
-    names = [name_main(tasks, task) for task in tasks]
+def _predict_with_saved_model(loaded: LoadedSavedModel, tasks: Sequence[Task]) -> PredictFn:
+    names = [main_output(tasks, task) for task in tasks]
 
-    def ask(encoded: list[bytes], images: np.ndarray) -> list[np.ndarray]:
-        predictions = served.run("serving_default", image_bytes=np.array(encoded, dtype=object))
-        return [predictions[name] for name in names]
+    def predict(encoded: list[bytes], images: np.ndarray) -> list[np.ndarray]:
+        outputs = loaded.run("serving_default", image_bytes=np.array(encoded, dtype=object))
+        return [outputs[name] for name in names]
 
-    return ask
-
-
-def _gather_facts(
-    source: ExportInputs,
-    network: InferenceModel,
-    rows: Sequence[ParityResult],
-    served: LoadedSavedModel,
-    difference: float,
-) -> dict[str, Any]:
-    lacking = source.held_out.note and f"Note: {source.held_out.note}."
-    notes = [note for note in (source.calibration, network.note, lacking) if note]
-    return {
-        "run": source.run.name,
-        "image": {"size": source.entry.size, "resize": source.entry.fit},
-        "signatures": list(served.signatures),
-        "images": len(source.held_out),
-        "difference": difference,
-        "parity": [row.as_dict() for row in rows],
-        "fast": network.is_fast,
-        "notes": notes,
-    }
+    return predict
 
 
-def _write_beside(
-    source: ExportInputs,
-    served: LoadedSavedModel,
-    aside: Path,
-    target: Path,
-    rows: Sequence[ParityResult],
-    facts: dict[str, Any],
-) -> int:
-    """Write what stands beside the SavedModel; return how many requests warm it up, all replayed."""
-    name = model_card.make_name(target)
-    encoded, images = _take_images(source, model_card.MAX_BATCH_SIZE)
-    requests = write_warmup(aside, served, name, encoded, images, model_card.MAX_BATCH_SIZE)
-    run_warmup_requests(aside, served)
-    model_card.write_labels(aside, source.tasks)
-    model_card.write_batching(aside)
-    model_card.write_card(aside, source.run, name, rows, facts)
-    (aside / model_card.FACTS).write_text(json.dumps({"name": name, **facts}, indent=2) + "\n", encoding="utf-8")
+def _write_extras(inputs: ExportInputs, loaded: LoadedSavedModel, folder: Path, name: str, report: ExportReport) -> int:
+    """Write warm-up requests, labels, settings, card and report next to the SavedModel; the number of requests."""
+    encoded, images = inputs.held_out.first(model_card.MAX_BATCH_SIZE)
+    requests = write_warmup(folder, loaded, name, encoded, images, model_card.MAX_BATCH_SIZE)
+    run_warmup_requests(folder, loaded)
+    model_card.write_labels(folder, inputs.tasks)
+    model_card.write_batching(folder)
+    model_card.write_card(folder, inputs.run, name, report)
+    text = json.dumps({"name": name, **to_plain(report)}, indent=2) + "\n"
+    (folder / model_card.REPORT).write_text(text, encoding="utf-8")
     return requests

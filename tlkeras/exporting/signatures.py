@@ -1,4 +1,4 @@
-"""The signatures of an export: what a server is asked, and the names of what it answers."""
+"""The signatures of an exported SavedModel: names of inputs and outputs, and the graphs behind them."""
 
 from __future__ import annotations
 
@@ -21,29 +21,34 @@ CLASSIFY = "tensorflow/serving/classify"
 
 _DECODED_AT_ONCE = 32
 
-Outputs = dict[str, tf.Tensor]
+NamedTensors = dict[str, tf.Tensor]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How bytes become images: what a model needs to be told beside its weights."""
+    """Decoding and resizing of image files, which becomes part of the exported graph.
+
+    Attributes:
+        size: Height and width in pixels.
+        resize: How an image is made square: stretch, crop or pad.
+    """
 
     size: int
-    fit: str
+    resize: str
 
     def decode(self, image_bytes: tf.Tensor) -> tf.Tensor:
-        """Decode a batch, its images side by side: string [n] -> uint8 [n, size, size, 3]."""
-        return _make_decoder(self.size, self.fit)(image_bytes)
+        """Decode a batch, its images in parallel: string [n] -> uint8 [n, size, size, 3]."""
+        return _make_decoder(self.size, self.resize)(image_bytes)
 
 
 @cache
-def _make_decoder(size: int, fit: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return the graph that decodes a batch, traced once for all who use it."""
+def _make_decoder(size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The graph that decodes a batch, traced once per process."""
     image = tf.TensorSpec((size, size, 3), tf.uint8)
 
     def run(image_bytes: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(
-            lambda encoded: decode(encoded, size, fit),
+            lambda encoded: decode(encoded, size, resize),
             image_bytes,
             fn_output_signature=image,
             parallel_iterations=_DECODED_AT_ONCE,
@@ -53,45 +58,41 @@ def _make_decoder(size: int, fit: str) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def name_output(tasks: Sequence[Task], task: Task, what: str) -> str:
-    """Return the name of an answer: `label`, or `shape_label` where `shape` is one of several tasks."""
+    """Name of an output: `label`, or `shape_label` where `shape` is one of several tasks."""
     return what if len(tasks) == 1 else f"{task.name}_{what}"
 
 
-def name_main(tasks: Sequence[Task], task: Task) -> str:
-    """Return the name of what the network itself answers: probabilities, or the value of a number."""
+def main_output(tasks: Sequence[Task], task: Task) -> str:
+    """Name of the network's own output for a task: its probabilities, or the value of a regression."""
     return name_output(tasks, task, task.output_name)
 
 
-def write_signatures(network: InferenceModel, tasks: Sequence[Task], entry: Preprocessing, path: Path) -> None:
-    """Write a SavedModel with the signatures serving_default, uint8, features, and classify of all but numbers."""
+def write_signatures(model: InferenceModel, tasks: Sequence[Task], preprocessing: Preprocessing, path: Path) -> None:
+    """Write a SavedModel with the signatures serving_default, uint8, features, and classify for tasks with classes."""
+    first = 1 if model.has_features else 0
 
-    def predict(images: tf.Tensor) -> Outputs:
-        outputs = network.call(images)[1 if network.has_features else 0 :]
-        predictions: Outputs = {}
-        for task, probabilities in zip(tasks, outputs, strict=True):
-            for what, tensor in _explain(task)(probabilities).items():
-                predictions[name_output(tasks, task, what)] = tensor
-        return predictions
+    def predict(images: tf.Tensor) -> NamedTensors:
+        outputs = zip(tasks, model.call(images)[first:], strict=True)
+        described = [(task, _describe_output(task, output)) for task, output in outputs]
+        return {name_output(tasks, task, what): tensor for task, found in described for what, tensor in found.items()}
 
-    def classify(place: int) -> Callable[[tf.Tensor], Outputs]:
-        return lambda inputs: _rank(
-            tasks[place], network.call(entry.decode(_parse(inputs)))[place + (1 if network.has_features else 0)]
-        )
+    def classify(index: int) -> Callable[[tf.Tensor], NamedTensors]:
+        return lambda inputs: _rank(tasks[index], model.call(preprocessing.decode(_parse(inputs)))[first + index])
 
     encoded = tf.TensorSpec((None,), tf.string, name="image_bytes")
     archive = keras.export.ExportArchive()
-    if network.model is not None:
-        archive.track(network.model)
-    archive.add_endpoint("serving_default", lambda image_bytes: predict(entry.decode(image_bytes)), [encoded])
-    images = tf.TensorSpec((None, entry.size, entry.size, 3), tf.uint8, name="images")
+    if model.model is not None:
+        archive.track(model.model)
+    archive.add_endpoint("serving_default", lambda image_bytes: predict(preprocessing.decode(image_bytes)), [encoded])
+    images = tf.TensorSpec((None, preprocessing.size, preprocessing.size, 3), tf.uint8, name="images")
     archive.add_endpoint("uint8", predict, [images])
-    if network.has_features:
+    if model.has_features:
         archive.add_endpoint(
-            "features", lambda image_bytes: {"features": network.call(entry.decode(image_bytes))[0]}, [encoded]
+            "features", lambda image_bytes: {"features": model.call(preprocessing.decode(image_bytes))[0]}, [encoded]
         )
-    names = {name_output(tasks, task, "classify"): place for place, task in enumerate(tasks) if task.has_classes}
-    for name, place in names.items():
-        archive.add_endpoint(name, classify(place), [tf.TensorSpec((None,), tf.string, name="inputs")])
+    names = {name_output(tasks, task, "classify"): index for index, task in enumerate(tasks) if task.has_classes}
+    for name, index in names.items():
+        archive.add_endpoint(name, classify(index), [tf.TensorSpec((None,), tf.string, name="inputs")])
     archive.write_out(str(path), verbose=False)
     with quiet_deprecations():
         updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(path))
@@ -101,52 +102,34 @@ def write_signatures(network: InferenceModel, tasks: Sequence[Task], entry: Prep
 
 
 def _parse(inputs: tf.Tensor) -> tf.Tensor:
-    """Return the bytes of images in serialized tf.Examples, string [n]."""
+    """Bytes of the images in serialized tf.Examples, string [n]."""
     return tf.io.parse_example(inputs, {EXAMPLE_KEY: tf.io.FixedLenFeature((), tf.string)})[EXAMPLE_KEY]
 
 
-def _rank(task: Task, probabilities: tf.Tensor) -> Outputs:
-    """Return all classes, the most probable first, as the method classify wants them."""
+def _rank(task: Task, probabilities: tf.Tensor) -> NamedTensors:
+    """All classes with their scores, the most probable first, as the method classify returns them."""
     scores, order = tf.math.top_k(probabilities, len(task.class_names))
     return {"classes": tf.gather(tf.constant(list(task.class_names)), order), "scores": scores}
 
 
-def _explain(task: Task) -> Callable[[tf.Tensor], Outputs]:
+def _describe_output(task: Task, output: tf.Tensor) -> NamedTensors:
+    """A task's outputs by name: what the network computes, and the labels that follow from it."""
     if not task.has_classes:
-        return lambda values: {task.output_name: values}
-    return _explain_labels(task) if isinstance(task, MultiLabelTask) else _explain_class(task)
-
-
-def _explain_class(task: Task) -> Callable[[tf.Tensor], Outputs]:
-    """Return what adds to probabilities [n, k] the index, int64 [n], and the name, string [n], of the best class."""
-    names = list(task.class_names)
-
-    def explain(probabilities: tf.Tensor) -> Outputs:
-        index = tf.argmax(probabilities, axis=-1)
-        return {"probabilities": probabilities, "class_index": index, "label": tf.gather(tf.constant(names), index)}
-
-    return explain
-
-
-def _explain_labels(task: MultiLabelTask) -> Callable[[tf.Tensor], Outputs]:
-    """Return what adds to probabilities [n, k] the labels found, bool [n, k], and their names in one string each [n].
-
-    A signature cannot return rows of several lengths, so the names stand together as a table would have them.
-    """
-    names = list(task.class_names)
-
-    def explain(probabilities: tf.Tensor) -> Outputs:
-        present = probabilities >= THRESHOLD
-        found = tf.ragged.boolean_mask(tf.broadcast_to(tf.constant(names), tf.shape(probabilities)), present)
+        return {task.output_name: output}
+    names = tf.constant(list(task.class_names))
+    if isinstance(task, MultiLabelTask):
+        present = output >= THRESHOLD
+        found = tf.ragged.boolean_mask(tf.broadcast_to(names, tf.shape(output)), present)
+        # a signature cannot return rows of several lengths: the names are joined as in a table
         label = tf.strings.reduce_join(found, axis=1, separator=task.separator)
-        return {"probabilities": probabilities, "present": present, "label": label}
-
-    return explain
+        return {"probabilities": output, "present": present, "label": label}
+    index = tf.argmax(output, axis=-1)
+    return {"probabilities": output, "class_index": index, "label": tf.gather(names, index)}
 
 
 @contextmanager
 def quiet_deprecations() -> Iterator[None]:
-    """Keep TensorFlow from advising against its version 1 interface, which is the one that servers load with."""
+    """Suppress TensorFlow's deprecation warnings of its version 1 interface, with which servers load models."""
     logger = logging.getLogger("tensorflow")
     level = logger.level
     logger.setLevel(logging.ERROR)

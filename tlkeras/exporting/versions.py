@@ -16,36 +16,36 @@ import tensorflow as tf
 from filelock import FileLock
 
 from tlkeras.errors import ExportError, ResourceError
+from tlkeras.files import atomic_write, sync_folder
 
 VERSIONS_FILE = "versions.json"
 CONFIG = "models.config"
-_ASIDE = ".tmp-"
+_STAGING_PREFIX = ".tmp-"
 _OWN = {VERSIONS_FILE, CONFIG}
 _STALE_SECONDS = 86_400
 
 
 def check_target(target: Path) -> None:
-    """Refuse a folder that is somebody else's.
+    """Refuse a folder that holds anything but exported versions.
 
     Raises:
-        ExportError: It holds more than versions; what is named.
-        ResourceError: It is no folder.
+        ExportError: It holds other files, which are named.
+        ResourceError: It is a file.
     """
     if target.exists() and not target.is_dir():
-        raise ResourceError(f"{target} must be a writable folder on a disk with room.", "a file of that name")
+        raise ResourceError(f"Cannot write to {target}: it is a file.", way_out="Choose a folder with --to.")
     if not target.is_dir() or (target / VERSIONS_FILE).is_file():
         return
-    strange = [
+    others = [
         path.name
         for path in sorted(target.iterdir())
         if not path.name.startswith(".") and path.name not in _OWN and not _is_version(path)
     ]
-    if strange:
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise ExportError(
-            f"{target} must be new, empty, or a folder of exported versions.",
-            ", ".join(strange[:3]) + more,
-            "Nothing there was changed. Choose another folder with --to.",
+            f"{target} already contains other files ({', '.join(others[:3])}{more}).",
+            way_out="Nothing there was changed. Choose a new folder, or one of exported versions, with --to.",
         )
 
 
@@ -54,94 +54,77 @@ def _is_version(path: Path) -> bool:
 
 
 def list_versions(target: Path) -> list[int]:
-    """Return the numbers of the versions in a folder, the lowest first."""
+    """Numbers of the versions in a folder, in ascending order."""
     if not target.is_dir():
         return []
     return sorted(int(path.name) for path in target.iterdir() if path.name.isdecimal() and path.is_dir())
 
 
 @contextmanager
-def writing_aside(target: Path) -> Iterator[Path]:
-    """Yield a folder inside `target` that no server looks at; whatever is left of it at the end is removed.
+def staging_folder(target: Path) -> Iterator[Path]:
+    """A path inside `target` for a version to be written to, hidden from servers and removed at the end.
 
     Raises:
         ResourceError: The folder cannot be written, or the disk is full.
     """
-    aside = target / f"{_ASIDE}{uuid.uuid4().hex}"
+    staging = target / f"{_STAGING_PREFIX}{uuid.uuid4().hex}"
     try:
         target.mkdir(parents=True, exist_ok=True)
         _remove_stale(target)
-        yield aside
+        yield staging
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "message", None) or error
-        raise ResourceError(
-            f"{target} must be a writable folder on a disk with room.", reason, "Nothing there was changed."
-        ) from error
+        raise ResourceError(f"Cannot write to {target}: {reason}.", way_out="Nothing there was changed.") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove what killed exports left a day ago or longer."""
-    for path in target.glob(f"{_ASIDE}*"):
+    """Remove what exports left that were killed a day ago or longer."""
+    for path in target.glob(f"{_STAGING_PREFIX}*"):
         if time.time() - path.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def publish(aside: Path, target: Path, facts: Mapping[str, Any]) -> int:
-    """Rename a finished folder to the next integer, which no version ever had, and note it in the ledger.
+def publish(staging: Path, target: Path, facts: Mapping[str, Any]) -> int:
+    """Rename a finished folder to the next unused integer, record it in versions.json, and return the integer.
 
     Raises:
-        ExportError: The ledger cannot be read.
+        ExportError: versions.json cannot be read.
     """
-    sync(aside)
+    sync(staging)
     with FileLock(target / ".lock"):
-        ledger = _read_ledger(target)
-        version = max([ledger["last"], *list_versions(target)]) + 1
-        ledger = {"last": version, "versions": {**ledger["versions"], str(version): dict(facts)}}
-        replace(target / VERSIONS_FILE, json.dumps(ledger, indent=2) + "\n")  # a number is spent before it is used
-        os.rename(aside, target / str(version))
-        _sync_one(target)
+        last, recorded = _read_ledger(target)
+        version = max([last, *list_versions(target)]) + 1
+        ledger = {"last": version, "versions": {**recorded, str(version): dict(facts)}}
+        with atomic_write(target / VERSIONS_FILE) as file:  # a number is recorded before it is used
+            file.write_text(json.dumps(ledger, indent=2) + "\n", encoding="utf-8")
+        os.rename(staging, target / str(version))
+        sync_folder(target)
     return version
 
 
-def _read_ledger(target: Path) -> dict[str, Any]:
+def _read_ledger(target: Path) -> tuple[int, dict[str, object]]:
+    """The last number that was used, and the facts of each version."""
     path = target / VERSIONS_FILE
     if not path.exists():
-        return {"last": 0, "versions": {}}
+        return 0, {}
     try:
         ledger = json.loads(path.read_text(encoding="utf-8"))
-        return {"last": int(ledger["last"]), "versions": dict(ledger["versions"])}
+        return int(ledger["last"]), dict(ledger["versions"])
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(
-            f"{path} must say which version was the last.",
+            f"{path} is damaged: the last version's number cannot be read.",
             error,
-            'Correct it, as in {"last": 7, "versions": {}}: a number that was served must not come again.',
+            'Correct it, as in {"last": 7, "versions": {}}: a number that was served is never used again.',
         ) from None
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        _sync_one(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def sync(folder: Path) -> None:
     """Force every file and folder to the disk, so that a crash cannot leave a half-written version."""
     for path in [*folder.rglob("*"), folder]:
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no handle for a folder
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        if path.is_dir():
+            sync_folder(path)
+            continue
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())

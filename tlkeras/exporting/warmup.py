@@ -1,6 +1,6 @@
-"""Requests that a server replays before it answers anybody, in the file where TensorFlow Serving looks for them.
+"""Requests that a server runs before it accepts any other, in the file where TensorFlow Serving looks for them.
 
-A record that fails keeps the version from being loaded, so every one is replayed before it is published.
+A record that fails keeps the version from being loaded, so every one is run before the version is published.
 """
 
 from __future__ import annotations
@@ -20,30 +20,28 @@ Log = prediction_log_pb2.PredictionLog
 
 
 def write_warmup(
-    path: Path, served: LoadedSavedModel, name: str, encoded: Sequence[bytes], images: np.ndarray, largest: int
+    path: Path, loaded: LoadedSavedModel, name: str, encoded: Sequence[bytes], images: np.ndarray, batch_size: int
 ) -> int:
-    """Write requests for each signature: one image, and for the two that predict a batch of `largest` too.
+    """Write requests for each signature and return their number: one image, and a batch for the two that predict.
 
     Args:
         path: The version's folder.
         name: Of the model.
         encoded: Bytes of real images.
         images: The same decoded, uint8 [n, size, size, 3].
-
-    Returns:
-        How many requests.
+        batch_size: Images of a batch; they are repeated where there are fewer.
     """
     file = path / FILE
     file.parent.mkdir(exist_ok=True)
-    logs = list(_make_logs(served, name, encoded, images, largest))
+    logs = list(_make_logs(loaded, name, encoded, images, batch_size))
     with tf.io.TFRecordWriter(str(file)) as writer:
         for log in logs:
             writer.write(log.SerializeToString())
     return len(logs)
 
 
-def run_warmup_requests(path: Path, served: LoadedSavedModel) -> None:
-    """Read a version's requests back and run them all.
+def run_warmup_requests(path: Path, loaded: LoadedSavedModel) -> None:
+    """Read a version's requests and run them all.
 
     Raises:
         tf.errors.OpError: The file is damaged, or a request fails.
@@ -53,18 +51,18 @@ def run_warmup_requests(path: Path, served: LoadedSavedModel) -> None:
         if log.HasField("classify_log"):
             request = log.classify_log.request
             examples = [example.SerializeToString() for example in request.input.example_list.examples]
-            served.run(request.model_spec.signature_name, inputs=examples)
+            loaded.run(request.model_spec.signature_name, inputs=examples)
         else:
             request = log.predict_log.request
             inputs = {key: tf.make_ndarray(tensor) for key, tensor in request.inputs.items()}
-            served.run(request.model_spec.signature_name, **inputs)
+            loaded.run(request.model_spec.signature_name, **inputs)
 
 
 def _make_logs(
-    served: LoadedSavedModel, name: str, encoded: Sequence[bytes], images: np.ndarray, largest: int
+    loaded: LoadedSavedModel, name: str, encoded: Sequence[bytes], images: np.ndarray, batch_size: int
 ) -> Iterator[prediction_log_pb2.PredictionLog]:
-    rows = np.arange(largest) % len(encoded)
-    for signature, definition in served.signatures.items():
+    rows = np.arange(batch_size) % len(encoded)
+    for signature, definition in loaded.signatures.items():
         if definition.method == CLASSIFY:
             yield _log_classify(name, signature, encoded[0])
             continue

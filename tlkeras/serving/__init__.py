@@ -1,4 +1,4 @@
-"""Asking exported models over the network, and a development server that answers. This imports no TensorFlow."""
+"""Client of served models, and a development server; the client's REST side imports no TensorFlow."""
 
 from tlkeras.serving.client import Client
 

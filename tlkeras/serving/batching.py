@@ -1,4 +1,4 @@
-"""Requests of many clients, run together: one batch at a time, gathered while the one before it runs."""
+"""Batching of concurrent requests: one batch runs at a time while the next one is gathered."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BatchFn = Callable[..., Arrays]
 
 @dataclass(frozen=True)
 class Batching:
-    """How requests are put together.
+    """Settings of a batch scheduler.
 
     Attributes:
-        max_batch_size: Rows that run together; 1 turns batching off.
+        max_batch_size: Largest number of rows that run together; 1 turns batching off.
         timeout: Seconds that a request waits for others.
-        max_waiting: Rows that may wait; a request that would be one too many is refused.
+        max_waiting: Largest number of waiting rows; a request beyond it is refused.
     """
 
     max_batch_size: int = 32
@@ -35,14 +35,13 @@ class Batching:
 class _Request:
     arrays: Arrays
     rows: int
-    answer: asyncio.Future[Arrays]
+    outputs: asyncio.Future[Arrays]
 
 
 class BatchScheduler:
-    """Runs one signature. Use it within one event loop.
+    """Runs one signature, within one event loop.
 
-    A batch that fails because of its content is run again request by request, so that one bad image spoils only the
-    request that it came with.
+    A batch that fails is run again request by request, so that one bad image fails only its own request.
     """
 
     def __init__(self, run: BatchFn, executor: Executor, options: Batching, observe: Callable[[int], None]):
@@ -53,16 +52,11 @@ class BatchScheduler:
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def waiting(self) -> int:
-        """Rows that wait."""
-        return self._rows
-
     async def submit(self, arrays: Sequence[np.ndarray]) -> Arrays:
-        """Return the outputs for inputs with the same number of rows, at least one.
+        """Outputs for inputs with the same number of rows, at least one.
 
         Raises:
-            StatusError: Too many rows wait.
+            StatusError: Too many rows are waiting.
         """
         rows = len(arrays[0])
         if self._rows + rows > max(self._options.max_waiting, rows):
@@ -74,10 +68,10 @@ class BatchScheduler:
         self._waiting.append(request)
         self._rows += rows
         self._arrived.set()
-        return await request.answer
+        return await request.outputs
 
     async def close(self) -> None:
-        """Answer what waits, then stop."""
+        """Run the waiting requests, then stop."""
         while self._waiting or self._busy:
             await asyncio.sleep(0.01)
         if self._task:
@@ -89,12 +83,12 @@ class BatchScheduler:
             batch = await self._gather()
             self._busy = True
             try:
-                await self._answer(batch)
+                await self._run_batch(batch)
             finally:
                 self._busy = False
 
     async def _gather(self) -> list[_Request]:
-        """Return the requests that run next; wait a little for more."""
+        """The requests of the next batch, after waiting for more."""
         deadline = asyncio.get_running_loop().time() + self._options.timeout
         while self._rows < self._options.max_batch_size:
             left = deadline - asyncio.get_running_loop().time()
@@ -110,13 +104,13 @@ class BatchScheduler:
         while self._waiting and (not batch or rows + self._waiting[0].rows <= self._options.max_batch_size):
             request = self._waiting.popleft()
             self._rows -= request.rows
-            if not request.answer.cancelled():  # nobody waits for it any more
+            if not request.outputs.cancelled():  # its client has gone
                 batch.append(request)
                 rows += request.rows
         (self._arrived.set if self._waiting else self._arrived.clear)()
         return batch
 
-    async def _answer(self, batch: list[_Request]) -> None:
+    async def _run_batch(self, batch: list[_Request]) -> None:
         if not batch:
             return
         loop = asyncio.get_running_loop()
@@ -131,16 +125,16 @@ class BatchScheduler:
                 _set_error(batch[0], error)
             else:
                 for request in batch:
-                    await self._answer([request])
+                    await self._run_batch([request])
             return
         start = 0
         for request in batch:
             stop = start + request.rows
-            if not request.answer.done():
-                request.answer.set_result([output[start:stop] for output in outputs])
+            if not request.outputs.done():
+                request.outputs.set_result([output[start:stop] for output in outputs])
             start = stop
 
 
 def _set_error(request: _Request, error: Exception) -> None:
-    if not request.answer.done():
-        request.answer.set_exception(error)
+    if not request.outputs.done():
+        request.outputs.set_exception(error)

@@ -1,11 +1,12 @@
-"""Asking a model that is served, by TensorFlow Serving or by `tlkeras serve`, over REST or gRPC; without TensorFlow."""
+"""Client of a model served by TensorFlow Serving or `tlkeras serve`, over REST or gRPC; REST needs no TensorFlow."""
 
 from __future__ import annotations
 
 import base64
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -13,53 +14,71 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from tlkeras.errors import ServingError
+from tlkeras.inference.results import ClassProbability, ImagePrediction, PredictionResult, UnreadableImage
+from tlkeras.lazy_tensorflow import import_tensorflow_quietly
+from tlkeras.serving.tensors import JsonObject
 
-Image = str | Path | bytes
-"""A file, or the bytes of one."""
+ImageSource = str | Path | bytes
+"""An image file, or the bytes of one."""
 
+_PATH = r"/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?/?"
 _CONNECTION = "Is it running? Start one with: tlkeras serve saved_models/NAME"
 
 
+@dataclass(frozen=True)
+class ServedVersion:
+    """A version that a server knows.
+
+    Attributes:
+        version: Its number.
+        state: START, LOADING, AVAILABLE, UNLOADING or END.
+        error_message: The error that ended it; "" if there was none.
+    """
+
+    version: int
+    state: str
+    error_message: str
+
+
 class Client:
-    """Asks one model.
+    """Client of one model.
 
     Args:
         url: `http://HOST:8501/v1/models/NAME` for REST, `grpc://HOST:8500/NAME` for gRPC. `/versions/N` or `/labels/L`
-            may follow; without them the newest version answers.
-        timeout: Seconds until an answer is given up.
+            may follow; without them the newest version is used.
+        timeout: Seconds until a request fails.
 
     Raises:
-        ServingError: The URL is not of this form.
+        ServingError: The URL has another form.
     """
 
     def __init__(self, url: str, *, timeout: float = 30.0):
         self.url = url
-        self._wire = _connect(url, timeout)
+        self._transport = _connect(url, timeout)
 
-    def predict(self, images: Sequence[Image], signature: str = "serving_default") -> list[dict[str, Any]]:
-        """Return what a signature that takes `image_bytes` answers about each image, by name of output.
+    def predict(self, images: Sequence[ImageSource], signature: str = "serving_default") -> list[JsonObject]:
+        """Outputs of a signature that takes `image_bytes`, by name, for each image.
 
         Raises:
-            ServingError: The server cannot be reached, or refuses; its own words are told.
+            ServingError: The server cannot be reached, or refuses the request, for the reason given.
             OSError: A file cannot be read.
         """
         if not images:
             return []
         encoded = [image if isinstance(image, bytes) else Path(image).read_bytes() for image in images]
-        return self._wire.predict(encoded, signature)
+        return self._transport.predict(encoded, signature)
 
-    def extract(self, images: Sequence[Image]) -> np.ndarray:
-        """Return the features of images, float32 [n, d]."""
-        rows = self.predict(images, "features")
-        return np.array([row["features"] for row in rows], np.float32)
+    def extract(self, images: Sequence[ImageSource]) -> np.ndarray:
+        """Features of images, float32 [n, d]."""
+        return np.array([row["features"] for row in self.predict(images, "features")], np.float32)
 
-    def read_status(self) -> list[dict[str, Any]]:
-        """Return `version`, `state` and `error_message` of each version that the server knows, the newest first."""
-        return self._wire.read_status()
+    def read_status(self) -> list[ServedVersion]:
+        """The versions that the server knows, the newest first."""
+        return self._transport.read_status()
 
     def close(self) -> None:
-        """Let go of the connection."""
-        self._wire.close()
+        """Close the connection."""
+        self._transport.close()
 
     def __enter__(self) -> Client:
         return self
@@ -69,133 +88,116 @@ class Client:
 
 
 class _Transport(Protocol):
-    def predict(self, encoded: Sequence[bytes], signature: str) -> list[dict[str, Any]]: ...
+    def predict(self, encoded: Sequence[bytes], signature: str) -> list[JsonObject]: ...
 
-    def read_status(self) -> list[dict[str, Any]]: ...
+    def read_status(self) -> list[ServedVersion]: ...
 
     def close(self) -> None: ...
 
 
-_PATHS = {
-    "http": r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?/?",
-    "grpc": r"/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?/?",
-}
-
-
 def _connect(url: str, timeout: float) -> _Transport:
     parts = urlsplit(url)
-    kind = {"http": "http", "https": "http", "grpc": "grpc"}.get(parts.scheme, "")
-    found = re.fullmatch(_PATHS.get(kind, "(?!)"), parts.path)
+    prefix = {"http": "/v1/models", "https": "/v1/models", "grpc": ""}.get(parts.scheme)
+    found = None if prefix is None else re.fullmatch(prefix + _PATH, parts.path)
     if not found or not parts.netloc:
         raise ServingError(
-            "The URL of a model is http://HOST:8501/v1/models/NAME or grpc://HOST:8500/NAME.",
+            "This is not the URL of a served model.",
             repr(url),
-            "/versions/N or /labels/L may follow.",
+            "Use http://HOST:8501/v1/models/NAME or grpc://HOST:8500/NAME; /versions/N or /labels/L may follow.",
         )
-    if kind == "http":
-        return _Rest(url.rstrip("/"), timeout)
-    version = None if found["version"] is None else int(found["version"])
-    return _Rpc(parts.netloc, (found["name"], version, found["label"]), timeout)
+    if prefix:
+        return _RestTransport(url.rstrip("/"), timeout)
+    return _GrpcTransport(parts.netloc, found, timeout)
 
 
-class _Rest:
+class _RestTransport:
     def __init__(self, url: str, timeout: float):
         import requests
 
         self._url, self._timeout = url, timeout
         self._session = requests.Session()
 
-    def predict(self, encoded: Sequence[bytes], signature: str) -> list[dict[str, Any]]:
+    def predict(self, encoded: Sequence[bytes], signature: str) -> list[JsonObject]:
         instances = [{"b64": base64.b64encode(data).decode()} for data in encoded]
         body = {"signature_name": signature, "instances": instances}
-        rows = self._ask("POST", f"{self._url}:predict", json=body)["predictions"]
+        rows = self._request("POST", f"{self._url}:predict", json=body)["predictions"]
         return [row if isinstance(row, dict) else {signature: row} for row in rows]
 
-    def read_status(self) -> list[dict[str, Any]]:
-        found = self._ask("GET", self._url)["model_version_status"]
-        return [_tell(int(row["version"]), row["state"], row["status"].get("error_message", "")) for row in found]
+    def read_status(self) -> list[ServedVersion]:
+        found = self._request("GET", self._url)["model_version_status"]
+        return [
+            ServedVersion(int(row["version"]), row["state"], row["status"].get("error_message", "")) for row in found
+        ]
 
     def close(self) -> None:
         self._session.close()
 
-    def _ask(self, method: str, url: str, **options: Any) -> Any:
+    def _request(self, method: str, url: str, **options: Any) -> Any:
         import requests
 
         try:
             response = self._session.request(method, url, timeout=self._timeout, **options)
-            answer = response.json()
+            body = response.json()
         except requests.exceptions.JSONDecodeError:
-            raise ServingError("A server must answer with JSON.", f"{response.status_code} from {url}") from None
+            raise ServingError("The server's response is not JSON.", f"{response.status_code} from {url}") from None
         except requests.exceptions.RequestException as error:
-            raise ServingError("The server must be reachable.", f"{url} ({_shorten(error)})", _CONNECTION) from None
+            raise ServingError("The server cannot be reached.", f"{url} ({_shorten(error)})", _CONNECTION) from None
         if response.status_code != 200:
-            raise ServingError("The server refused.", f"{response.status_code} {answer.get('error', answer)}")
-        return answer
+            raise ServingError("The server refused the request.", f"{response.status_code} {body.get('error', body)}")
+        return body
 
 
-class _Rpc:
-    def __init__(self, address: str, spec: tuple[str, int | None, str | None], timeout: float):
+class _GrpcTransport:
+    def __init__(self, address: str, path: re.Match[str], timeout: float):
+        import_tensorflow_quietly()  # the package of the messages imports it
         import grpc
+        from tensorflow_serving.apis import model_pb2, model_service_pb2_grpc, prediction_service_pb2_grpc
 
-        from tlkeras.serving.protos import load_messages
-
-        self._spec, self._timeout, self._messages = spec, timeout, load_messages()
+        self._spec, self._timeout = model_pb2.ModelSpec(name=path["name"], version_label=path["label"]), timeout
+        if path["version"] is not None:
+            self._spec.version.value = int(path["version"])
         unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._channel = grpc.insecure_channel(address, unlimited)
+        self._predict = prediction_service_pb2_grpc.PredictionServiceStub(self._channel).Predict
+        self._get_status = model_service_pb2_grpc.ModelServiceStub(self._channel).GetModelStatus
 
-    def predict(self, encoded: Sequence[bytes], signature: str) -> list[dict[str, Any]]:
-        from tlkeras.serving.protos import read_tensor, write_tensor
+    def predict(self, encoded: Sequence[bytes], signature: str) -> list[JsonObject]:
+        import tensorflow as tf
+        from tensorflow_serving.apis import predict_pb2
 
-        request = self._messages.PredictRequest()
-        self._fill(request.model_spec)
+        request = predict_pb2.PredictRequest(model_spec=self._spec)
         request.model_spec.signature_name = signature
-        entry = request.inputs.add(key="image_bytes")
-        write_tensor(np.array([*encoded, None], dtype=object)[:-1], entry.value)
-        response = self._ask("PredictionService/Predict", request, self._messages.PredictResponse)
-        outputs = {entry.key: read_tensor(entry.value) for entry in response.outputs}
-        return [{name: _simplify(array[row]) for name, array in outputs.items()} for row in range(len(encoded))]
+        request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto(np.array(list(encoded), dtype=object)))
+        response = self._call(self._predict, request)
+        outputs = {name: tf.make_ndarray(tensor) for name, tensor in response.outputs.items()}
+        return [{name: _to_json(array[row]) for name, array in outputs.items()} for row in range(len(encoded))]
 
-    def read_status(self) -> list[dict[str, Any]]:
-        request = self._messages.GetModelStatusRequest()
-        self._fill(request.model_spec)
-        found = self._ask("ModelService/GetModelStatus", request, self._messages.GetModelStatusResponse)
-        names = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
+    def read_status(self) -> list[ServedVersion]:
+        from tensorflow_serving.apis import get_model_status_pb2
+
+        found = self._call(self._get_status, get_model_status_pb2.GetModelStatusRequest(model_spec=self._spec))
+        states = get_model_status_pb2.ModelVersionStatus.State
         return [
-            _tell(row.version, names.get(row.state, "UNKNOWN"), row.status.error_message)
+            ServedVersion(row.version, states.Name(row.state), row.status.error_message)
             for row in found.model_version_status
         ]
 
     def close(self) -> None:
         self._channel.close()
 
-    def _fill(self, spec: Any) -> None:
-        name, version, label = self._spec
-        spec.name = name
-        if version is not None:
-            spec.version.value = version
-        if label is not None:
-            spec.version_label = label
-
-    def _ask(self, method: str, request: Any, answer: Any) -> Any:
+    def _call(self, method: Callable[..., Any], request: Any) -> Any:
         import grpc
 
-        call = self._channel.unary_unary(
-            f"/tensorflow.serving.{method}", type(request).SerializeToString, answer.FromString
-        )
         try:
-            return call(request, timeout=self._timeout)
+            return method(request, timeout=self._timeout)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAVAILABLE and "connect" in (error.details() or ""):
-                raise ServingError("The server must be reachable.", error.details(), _CONNECTION) from None
-            raise ServingError("The server refused.", f"{error.code().name} {error.details()}") from None
+                raise ServingError("The server cannot be reached.", error.details(), _CONNECTION) from None
+            raise ServingError("The server refused the request.", f"{error.code().name} {error.details()}") from None
 
 
-def _tell(version: int, state: str, message: str) -> dict[str, Any]:
-    return {"version": version, "state": state, "error_message": message}
-
-
-def _simplify(value: Any) -> Any:
-    """Return a row of an answer as JSON would give it."""
+def _to_json(value: Any) -> Any:
+    """A row of an output as REST would return it."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
@@ -205,31 +207,36 @@ def _shorten(error: Exception) -> str:
     return str(error).partition("(Caused by ")[2].rstrip(")") or str(error)
 
 
-def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float = 30.0) -> dict[str, Any]:
-    """What a served model says of image files and folders, in the form of `tlkeras.inference.predict.predict`.
+def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float = 30.0) -> PredictionResult:
+    """Predictions of a served model for image files and folders.
 
     Images that the server refuses are listed as unreadable, with its reason.
 
+    Args:
+        url: As `Client` takes it.
+        images: Files and folders.
+        timeout: Seconds until a request fails.
+
     Raises:
-        ServingError: The server cannot be reached, or does not answer with labels.
+        ServingError: The server cannot be reached, or its outputs have no labels.
     """
     found, unreadable = [], []
     with Client(url, timeout=timeout) as client:
-        for path in _expand([str(image) for image in images]):
+        for path in _expand_folders([str(image) for image in images]):
             try:
-                (answer,) = client.predict([path])
+                (outputs,) = client.predict([path])
             except OSError as error:
-                unreadable.append({"path": path, "reason": error.strerror or str(error)})
+                unreadable.append(UnreadableImage(path, error.strerror or str(error)))
             except ServingError as error:
                 if "400" not in str(error.received) and "INVALID_ARGUMENT" not in str(error.received):
                     raise
-                unreadable.append({"path": path, "reason": str(error.received)})
+                unreadable.append(UnreadableImage(path, str(error.received)))
             else:
-                found.append(_describe(path, answer))
-    return {"run": url, "threshold": None, "predictions": found, "unreadable": unreadable}
+                found.append(_make_prediction(path, outputs))
+    return PredictionResult(url, None, tuple(found), tuple(unreadable))
 
 
-def _expand(images: Sequence[str]) -> list[str]:
+def _expand_folders(images: Sequence[str]) -> list[str]:
     paths: list[str] = []
     for image in images:
         if os.path.isdir(image):
@@ -239,20 +246,20 @@ def _expand(images: Sequence[str]) -> list[str]:
     return paths
 
 
-def _describe(path: str, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one row of a prediction; where there are several tasks, their labels and numbers one after the other."""
-    labels = [name for name in answer if name == "label" or name.endswith("_label")]
-    if not labels:
-        raise ServingError("A model must answer with a label.", ", ".join(answer), "Was it exported by tlkeras?")
-    best = [
-        {"label": str(answer[name]), "probability": float(max(answer[name.removesuffix("label") + "probabilities"]))}
-        for name in sorted(labels)
-    ]
-    numbers = [f"{float(np.ravel(answer[name])[0]):.6g}" for name in sorted(answer) if name.endswith("_value")]
-    return {
-        "path": path,
-        "label": ", ".join([*(str(row["label"]) for row in best), *numbers]),
-        "probability": best[0]["probability"],
-        "labels": [str(row["label"]) for row in best],
-        "top": best,
-    }
+def _make_prediction(path: str, outputs: JsonObject) -> ImagePrediction:
+    """The prediction for an image; where there are several tasks, their labels and numbers one after the other."""
+    names = sorted(name for name in outputs if name == "label" or name.endswith("_label"))
+    if not names:
+        raise ServingError("The model's outputs have no label.", ", ".join(outputs), "Was it exported by tlkeras?")
+    best = tuple(
+        ClassProbability(str(outputs[name]), float(max(outputs[name.removesuffix("label") + "probabilities"])))
+        for name in names
+    )
+    numbers = [f"{float(np.ravel(outputs[name])[0]):.6g}" for name in sorted(outputs) if name.endswith("_value")]
+    return ImagePrediction(
+        path=path,
+        label=", ".join([*(one.label for one in best), *numbers]),
+        probability=best[0].probability,
+        labels=tuple(one.label for one in best),
+        top=best,
+    )

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""Metrics of the server, for Prometheus."""
 
 from __future__ import annotations
 
@@ -9,49 +9,40 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """Counters of one server, in a registry of their own."""
+    """Metrics of one server, in a registry of their own.
+
+    Attributes:
+        batches: Histogram of rows that ran together.
+        running: Gauge of requests in progress.
+    """
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        labels = ("model_name", "method", "status")
-        self._requests = Counter("tlkeras_requests", "Requests answered.", labels, registry=self._registry)
+        self._registry = registry = CollectorRegistry()
+        by_method, by_status = ("model_name", "method"), ("model_name", "method", "status")
+        self._requests = Counter("tlkeras_requests", "Requests answered.", by_status, registry=registry)
         self._seconds = Histogram(
-            "tlkeras_request_seconds",
-            "Time to an answer.",
-            ("model_name", "method"),
-            buckets=_SECONDS,
-            registry=self._registry,
+            "tlkeras_request_seconds", "Time of a request.", by_method, buckets=_SECONDS, registry=registry
         )
-        self._batches = Histogram(
-            "tlkeras_batch_rows", "Rows that ran together.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self._registry
-        )
-        self._running = Gauge("tlkeras_requests_in_progress", "Requests being worked on.", registry=self._registry)
-        self._versions = Gauge(
-            "tlkeras_version_loaded", "1 for each loaded version.", ("model_name", "version"), registry=self._registry
-        )
+        self.batches = Histogram("tlkeras_batch_rows", "Rows per batch.", buckets=_ROWS, registry=registry)
+        self.running = Gauge("tlkeras_requests_in_progress", "Requests in progress.", registry=registry)
+        by_version = ("model_name", "version")
+        self._versions = Gauge("tlkeras_version_loaded", "1 for each loaded version.", by_version, registry=registry)
 
     def observe_request(self, model: str, method: str, status: str, seconds: float) -> None:
-        """Count an answer."""
+        """Count a request that has been answered."""
         self._requests.labels(model, method, status).inc()
         self._seconds.labels(model, method).observe(seconds)
 
-    def observe_batch(self, rows: int) -> None:
-        """Count a batch."""
-        self._batches.observe(rows)
-
-    def set_running(self, requests: int) -> None:
-        """Note how many requests are being worked on."""
-        self._running.set(requests)
-
     def set_versions(self, model: str, versions: Collection[int]) -> None:
-        """Note which versions are loaded."""
+        """Record the loaded versions."""
         self._versions.clear()
         for number in versions:
             self._versions.labels(model, str(number)).set(1)
 
-    def write(self) -> bytes:
-        """Return all of it in the text format of Prometheus."""
+    def format(self) -> bytes:
+        """All metrics in the text format of Prometheus."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""A folder of versions, watched: the newest is loaded, warmed up and swapped in, the older one let go when idle."""
+"""Versions of a model: a new one in the watched folder is loaded, warmed up and swapped in for the older one."""
 
 from __future__ import annotations
 
@@ -7,49 +7,33 @@ import json
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.data.headers import MAX_PIXELS, ImageError, check_header
+from tlkeras.data.headers import ImageError, check_header
 from tlkeras.exporting.loaded_model import LoadedSavedModel, Signature
-from tlkeras.exporting.model_card import FACTS, LABELS
+from tlkeras.exporting.model_card import LABELS, REPORT, served_name
 from tlkeras.exporting.versions import list_versions
 from tlkeras.exporting.warmup import FILE, run_warmup_requests
 from tlkeras.serving.batching import Arrays, Batching, BatchScheduler
 from tlkeras.serving.metrics import Metrics
+from tlkeras.serving.options import ServeOptions
 from tlkeras.serving.status import Code, StatusError, invalid_argument, translate
 
 DEFAULT_SIGNATURE = "serving_default"
 _BYTES = "image_bytes"
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RequestLimits:
-    """What a request may ask for.
-
-    Attributes:
-        body: Bytes.
-        pixels: Of one image.
-        concurrency: Requests that are worked on at once.
-        seconds: Until an answer is given up.
-    """
-
-    body: int = 64 * 2**20
-    pixels: int = MAX_PIXELS
-    concurrency: int = 512
-    seconds: float = 30.0
-
-
-@dataclass
 class VersionStatus:
-    """What is known of a version; the words of TensorFlow Serving."""
+    """State of a version, as TensorFlow Serving names it, and the error that ended it."""
 
     name: str = "START"
     code: Code = Code.OK
@@ -58,7 +42,7 @@ class VersionStatus:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model is asked: the newest version unless a number or a label says another."""
+    """The model of a request: its newest version unless a number or a label is given."""
 
     name: str
     version: int | None = None
@@ -66,25 +50,24 @@ class ModelSpec:
 
 
 class Version:
-    """One loaded version with a batcher per signature."""
+    """One loaded version with a batch scheduler per signature."""
 
-    def __init__(self, number: int, path: Path, served: LoadedSavedModel):
-        self.number, self.path, self.served = number, path, served
-        self.batchers: dict[str, BatchScheduler] = {}
+    def __init__(self, number: int, path: Path, loaded: LoadedSavedModel):
+        self.number, self.loaded = number, loaded
+        self.schedulers: dict[str, BatchScheduler] = {}
         self.labels = _read_json(path / LABELS)
-        self.facts = _read_json(path / FACTS)
+        self.report = _read_json(path / REPORT)
 
     def find(self, signature: str) -> Signature:
-        """Return a signature by name.
+        """A signature by name; "" is the default one.
 
         Raises:
             StatusError: There is none.
         """
-        found = self.served.signatures.get(signature or DEFAULT_SIGNATURE)
-        if found is None:
-            name = signature or DEFAULT_SIGNATURE
+        name = signature or DEFAULT_SIGNATURE
+        if name not in self.loaded.signatures:
             raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
-        return found
+        return self.loaded.signatures[name]
 
 
 def _read_json(path: Path) -> Any:
@@ -94,67 +77,64 @@ def _read_json(path: Path) -> Any:
         return None
 
 
-@dataclass
 class Model:
-    """One model: its folder, and what of it is loaded. Use it within one event loop.
+    """A served model: its folder and the loaded versions. Use it within one event loop.
 
-    Args:
-        base: The folder of versions.
-        name: Under which it is asked.
-        pinned: Versions by label, loaded beside the newest.
-        newest: How many of the newest versions are kept loaded.
-        batching: How requests are put together.
-        limits: What a request may ask for.
-        metrics: Where requests and batches are counted.
-        threads: TensorFlow's threads within one operation; 0: one per core.
+    Attributes:
+        name: Name of the model in requests.
+        options: Settings of the server.
+        versions: Loaded versions by number.
+        states: States of all versions by number.
+        running: One object per request in progress.
+        metrics: Metrics of requests and batches.
     """
 
-    base: Path
-    name: str
-    pinned: Mapping[str, int] = field(default_factory=dict)
-    newest: int = 1
-    batching: Batching = field(default_factory=Batching)
-    limits: RequestLimits = field(default_factory=RequestLimits)
-    metrics: Metrics = field(default_factory=Metrics)
-    threads: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(self, folder: Path, options: ServeOptions):
+        self.name, self.options = options.name or served_name(folder), options
         self.versions: dict[int, Version] = {}
-        self.running: set[object] = set()  # a mark for each request that is being worked on
         self.states: dict[int, VersionStatus] = {}
-        self._tried: dict[int, float] = {}
+        self.running: set[object] = set()
+        self.metrics = Metrics()
+        self._folder = folder
+        self._batching = Batching(options.max_batch_size, options.batch_timeout)
+        self._attempted: dict[int, float] = {}  # modification time of each version that was loaded or failed to
         self._executor = ThreadPoolExecutor(4, thread_name_prefix="tlkeras-serve")
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._unloading: set[asyncio.Task[None]] = set()
 
     async def watch(self, seconds: float = 1.0) -> None:
-        """Look at the folder again and again."""
+        """Refresh periodically."""
         while True:
             try:
                 await self.refresh()
             except Exception:
-                logger.exception("The folder %s could not be looked at", self.base)
+                logger.exception("The folder %s could not be read", self._folder)
             await asyncio.sleep(seconds)
 
     async def refresh(self) -> None:
-        """Load what is new and wanted, then let go of what is not wanted any more."""
-        present = [number for number in list_versions(self.base) if (self._path(number) / "saved_model.pb").is_file()]
-        wanted = {*present[-self.newest :], *(number for number in self.pinned.values() if number in present)}
-        for number in sorted(wanted - set(self.versions)):
+        """Load the versions that are new and needed, then unload those that are no longer needed."""
+        present = [
+            number for number in list_versions(self._folder) if (self._path(number) / "saved_model.pb").is_file()
+        ]
+        needed = {
+            *present[-self.options.newest :],
+            *(number for number in self.options.labels.values() if number in present),
+        }
+        for number in sorted(needed - set(self.versions)):
             await self._load(number)
-        if set(self.versions) & wanted or not present:  # never let go of the last one that works
-            for number in sorted(set(self.versions) - wanted):
-                self._let_go(number)
+        if set(self.versions) & needed or not present:  # the last version that works stays
+            for number in sorted(set(self.versions) - needed):
+                self._retire(number)
 
     def _path(self, number: int) -> Path:
-        (path,) = [path for path in self.base.iterdir() if path.name.isdecimal() and int(path.name) == number][:1]
+        (path,) = [path for path in self._folder.iterdir() if path.name.isdecimal() and int(path.name) == number][:1]
         return path
 
     async def _load(self, number: int) -> None:
         path = self._path(number)
         changed = (path / "saved_model.pb").stat().st_mtime
-        if self._tried.get(number) == changed:
+        if self._attempted.get(number) == changed:
             return
-        self._tried[number] = changed
+        self._attempted[number] = changed
         self.states[number] = VersionStatus("LOADING")
         try:
             version = await asyncio.get_running_loop().run_in_executor(self._executor, self._open, number, path)
@@ -163,60 +143,62 @@ class Model:
             self.states[number] = VersionStatus("END", found.code, found.message)
             logger.error("Version %d of %s cannot be loaded: %s", number, self.name, found.message)
             return
-        for name, signature in version.served.signatures.items():
-            options = self.batching if _is_batchable(signature) else Batching(1, 0.0, self.batching.max_waiting)
-            version.batchers[name] = BatchScheduler(signature.call, self._executor, options, self.metrics.observe_batch)
+        for name, signature in version.loaded.signatures.items():
+            options = self._batching if _is_batchable(signature) else Batching(1, 0.0)
+            version.schedulers[name] = BatchScheduler(
+                signature.call, self._executor, options, self.metrics.batches.observe
+            )
         self.versions[number] = version
         self.states[number] = VersionStatus("AVAILABLE")
         self.metrics.set_versions(self.name, self.versions)
         logger.info("Version %d of %s is available", number, self.name)
 
     def _open(self, number: int, path: Path) -> Version:
-        served = LoadedSavedModel(path, self.threads)
+        loaded = LoadedSavedModel(path, self.options.threads)
         if (path / FILE).is_file():
-            run_warmup_requests(path, served)
-        return Version(number, path, served)
+            run_warmup_requests(path, loaded)
+        return Version(number, path, loaded)
 
-    def _let_go(self, number: int) -> None:
+    def _retire(self, number: int) -> None:
         version = self.versions.pop(number)
         self.states[number] = VersionStatus("UNLOADING")
         self.metrics.set_versions(self.name, self.versions)
         task = asyncio.get_running_loop().create_task(self._unload(version))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        self._unloading.add(task)
+        task.add_done_callback(self._unloading.discard)
 
     async def _unload(self, version: Version) -> None:
-        before = set(self.running)  # any of these may have found the version and not asked it yet
+        before = set(self.running)  # any of these may have found the version and not run it yet
         while before & self.running:
-            await asyncio.sleep(_LOOK_SECONDS)
-        for batcher in version.batchers.values():
-            await batcher.close()
-        version.served.close()
+            await asyncio.sleep(_POLL_SECONDS)
+        for scheduler in version.schedulers.values():
+            await scheduler.close()
+        version.loaded.close()
         self.states[version.number] = VersionStatus("END")
-        self._tried.pop(version.number, None)
+        self._attempted.pop(version.number, None)
 
     async def close(self) -> None:
-        """Answer what waits and free everything."""
+        """Run the waiting requests and unload everything."""
         for number in list(self.versions):
-            self._let_go(number)
-        if self._leaving:
-            await asyncio.wait(self._leaving, timeout=self.limits.seconds)
+            self._retire(number)
+        if self._unloading:
+            await asyncio.wait(self._unloading, timeout=self.options.timeout)
         self._executor.shutdown(wait=False)
 
     def find(self, spec: ModelSpec) -> Version:
-        """Return the version that a request asks.
+        """The version of a request.
 
         Raises:
-            StatusError: It is not there.
+            StatusError: It is not loaded.
         """
         if spec.name != self.name:
-            wanted = f"Latest({spec.name})" if spec.version is None else f"Specific({spec.name}, {spec.version})"
-            raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {wanted}")
+            needed = f"Latest({spec.name})" if spec.version is None else f"Specific({spec.name}, {spec.version})"
+            raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {needed}")
         number = spec.version
         if spec.label is not None:
-            if spec.label not in self.pinned:
+            if spec.label not in self.options.labels:
                 raise invalid_argument(f"Unrecognized servable version label: {spec.label}")
-            number = self.pinned[spec.label]
+            number = self.options.labels[spec.label]
         if number is None:
             if not self.versions:
                 raise StatusError(Code.NOT_FOUND, f"Servable not found for request: Latest({self.name})")
@@ -226,10 +208,10 @@ class Model:
         return self.versions[number]
 
     def list_states(self, spec: ModelSpec) -> dict[int, VersionStatus]:
-        """Return the states of all versions, or of the one that is asked for, the newest first.
+        """States of all versions, the newest first, or of the one in the request.
 
         Raises:
-            StatusError: Nothing is known of it.
+            StatusError: It is unknown.
         """
         if spec.name != self.name:
             raise StatusError(Code.NOT_FOUND, f"Could not find any versions of model {spec.name}")
@@ -241,10 +223,10 @@ class Model:
         return {number: self.states[number]}
 
     async def run(self, version: Version, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Ask a signature of a version; requests of others run in the same batch.
+        """Outputs of a signature by name; concurrent requests run in the same batch.
 
         Raises:
-            StatusError: The inputs are not what it takes, too many wait, or it took too long.
+            StatusError: The inputs do not fit the signature, too many requests wait, or the time is over.
         """
         signature = version.find(name)
         self._check(signature, inputs)
@@ -254,8 +236,8 @@ class Model:
             if rows == 0:
                 outputs = await asyncio.get_running_loop().run_in_executor(self._executor, signature.call, *arrays)
             else:
-                batcher = version.batchers[name or DEFAULT_SIGNATURE]
-                outputs = await asyncio.wait_for(batcher.submit(arrays), self.limits.seconds)
+                scheduler = version.schedulers[name or DEFAULT_SIGNATURE]
+                outputs = await asyncio.wait_for(scheduler.submit(arrays), self.options.timeout)
         except TimeoutError:
             raise StatusError(Code.DEADLINE_EXCEEDED, "Deadline exceeded while the request was waiting") from None
         except Exception as error:
@@ -273,11 +255,11 @@ class Model:
         for name, info in signature.inputs.items():
             _check_tensor(name, info, inputs[name])
         if _BYTES in inputs:
-            for place, encoded in enumerate(inputs[_BYTES].tolist()):
+            for index, encoded in enumerate(inputs[_BYTES].tolist()):
                 try:
-                    check_header(encoded, self.limits.pixels)
+                    check_header(encoded, self.options.max_pixels)
                 except ImageError as error:
-                    raise invalid_argument(f"Image {place}: {error.reason}") from None
+                    raise invalid_argument(f"Image {index}: {error.reason}") from None
 
 
 def _check_tensor(name: str, info: Any, array: np.ndarray) -> None:

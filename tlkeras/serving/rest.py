@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
+from google.protobuf.message import Message
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
@@ -29,77 +30,75 @@ RETRY_SECONDS = 1
 
 _LARGE_BODY = 2**18
 
-# http_rest_api_handler.cc; the order of method and path decides what a wrong request is told.
-_ASK = re.compile(
+# http_rest_api_handler.cc; the order of method and path decides the error of a wrong request.
+_PREDICTION_PATH = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
     r":(?P<method>classify|regress|predict)",
     re.IGNORECASE,
 )
-_LOOK = re.compile(
+_STATUS_PATH = re.compile(
     r"/v1/models(?:/(?P<name>[^/:]+))?(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?(?P<metadata>/metadata)?",
     re.IGNORECASE,
 )
 _LARGEST_VERSION = 2**63 - 1
 
 
-def make_app(desk: RequestHandler, lifespan: Any = None) -> Starlette:
-    """Return the ASGI application."""
+def make_app(handler: RequestHandler, lifespan: Any = None) -> Starlette:
+    """The ASGI application."""
 
-    async def answer(request: Request) -> Response:
+    async def respond(request: Request) -> Response:
         try:
-            return _reply(await _route(desk, request))
+            return _json_response(await _route(handler, request))
         except StatusError as error:
-            return _fail(error)
+            return _error_response(error)
         except ClientDisconnect:
-            return _fail(StatusError(Code.CANCELLED, "The client went away"))
+            return _error_response(StatusError(Code.CANCELLED, "The client went away"))
 
     async def show_metrics(request: Request) -> Response:
-        return Response(desk.model.metrics.write(), media_type=CONTENT_TYPE)
+        return Response(handler.model.metrics.format(), media_type=CONTENT_TYPE)
 
     async def show_page(request: Request) -> Response:
         text = (resources.files("tlkeras.serving") / "page.html").read_text(encoding="utf-8")
-        return HTMLResponse(text.replace("{{model}}", json.dumps(desk.model.name).replace("<", "\\u003c")))
+        return HTMLResponse(text.replace("{{model}}", json.dumps(handler.model.name).replace("<", "\\u003c")))
 
     async def explain_image(request: Request) -> Response:
         try:
-            work = explain.explain(desk, await _read_body(desk, request))
-            return _reply(await desk.ask(desk.model.name, "explain", work))
+            work = explain.explain(handler, await _read_body(handler, request))
+            return _json_response((await handler.handle(handler.model.name, "explain", work)).to_dict())
         except StatusError as error:
-            return _fail(error)
+            return _error_response(error)
 
     routes = [
         Route("/", show_page, methods=["GET"]),
         Route("/explain", explain_image, methods=["POST"]),
         Route(METRICS_PATH, show_metrics, methods=["GET"]),
-        Route("/{path:path}", answer, methods=["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"]),
+        Route("/{path:path}", respond, methods=["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"]),
     ]
     return Starlette(routes=routes, lifespan=lifespan)
 
 
-def _reply(answer: Any) -> Response:
-    return Response(json.dumps(answer), media_type="application/json")
+def _json_response(body: tensors.JsonObject, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps(body), status, headers=headers, media_type="application/json")
 
 
-def _fail(error: StatusError) -> Response:
+def _error_response(error: StatusError) -> Response:
     headers = {"Retry-After": str(RETRY_SECONDS)} if error.code.http in (429, 503) else None
-    return Response(
-        json.dumps({"error": error.message}), error.code.http, headers=headers, media_type="application/json"
-    )
+    return _json_response({"error": error.message}, error.code.http, headers)
 
 
-async def _route(desk: RequestHandler, request: Request) -> Any:
+async def _route(handler: RequestHandler, request: Request) -> tensors.JsonObject:
     path = request.url.path
-    asked, looked = _ASK.fullmatch(path), _LOOK.fullmatch(path)
-    if request.method == "POST" and asked:
-        spec, method = _read_spec(asked), asked["method"].lower()
-        body = await _read_body(desk, request)
-        return await desk.ask(spec.name, method, _METHODS[method](desk, spec, body))
-    if request.method == "GET" and looked:
-        if looked["name"] is None:
+    prediction, status = _PREDICTION_PATH.fullmatch(path), _STATUS_PATH.fullmatch(path)
+    if request.method == "POST" and prediction:
+        spec, method = _read_spec(prediction), prediction["method"].lower()
+        body = await _read_body(handler, request)
+        return await handler.handle(spec.name, method, _METHODS[method](handler, spec, body))
+    if request.method == "GET" and status:
+        if status["name"] is None:
             raise invalid_argument("Missing model name in request.")
-        spec = _read_spec(looked)
-        method = "metadata" if looked["metadata"] else "status"
-        return await desk.ask(spec.name, method, _METHODS[method](desk, spec, b""))
+        spec = _read_spec(status)
+        method = "metadata" if status["metadata"] else "status"
+        return await handler.handle(spec.name, method, _METHODS[method](handler, spec, b""))
     raise invalid_argument(f"Malformed request: {request.method} {path}")
 
 
@@ -110,18 +109,18 @@ def _read_spec(found: re.Match[str]) -> ModelSpec:
     return ModelSpec(found["name"], None if number is None else int(number), found["label"])
 
 
-async def _read_body(desk: RequestHandler, request: Request) -> bytes:
-    limits = desk.model.limits
-    too_large = StatusError(Code.TOO_LARGE, f"The body is larger than {limits.body:,} bytes")
+async def _read_body(handler: RequestHandler, request: Request) -> bytes:
+    options = handler.model.options
+    too_large = StatusError(Code.TOO_LARGE, f"The body is larger than {options.max_body:,} bytes")
     announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > limits.body:
+    if announced.isdecimal() and int(announced) > options.max_body:
         raise too_large
     parts, size = [], 0
     try:
-        async with asyncio.timeout(limits.seconds):
+        async with asyncio.timeout(options.timeout):
             async for part in request.stream():
                 size += len(part)
-                if size > limits.body:
+                if size > options.max_body:
                     raise too_large
                 parts.append(part)
     except TimeoutError:
@@ -129,58 +128,59 @@ async def _read_body(desk: RequestHandler, request: Request) -> bytes:
     return b"".join(parts)
 
 
-async def _parse(body: bytes) -> dict[str, Any]:
-    """Return the JSON object of a body; a large one is read aside, so that others go on being answered."""
+async def _parse(body: bytes) -> tensors.JsonObject:
+    """The JSON object of a body; a large one is parsed in a thread, so that other requests are not delayed."""
     if len(body) < _LARGE_BODY:
         return tensors.parse_object(body)
     return await asyncio.get_running_loop().run_in_executor(None, tensors.parse_object, body)
 
 
-async def _predict(desk: RequestHandler, spec: ModelSpec, body: bytes) -> dict[str, Any]:
-    question = await _parse(body)
-    name = tensors.read_signature_name(question)
-    version = desk.model.find(spec)
+async def _predict(handler: RequestHandler, spec: ModelSpec, body: bytes) -> tensors.JsonObject:
+    parsed = await _parse(body)
+    name = tensors.read_signature_name(parsed)
+    version = handler.model.find(spec)
     dtypes = {key: np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype) for key, info in version.find(name).inputs.items()}
-    inputs, by_rows = tensors.read_inputs(question, dtypes)
-    return tensors.write_outputs(await desk.predict(version, name, inputs), by_rows)
+    inputs, by_rows = tensors.read_inputs(parsed, dtypes)
+    return tensors.predict_response(await handler.predict(version, name, inputs), by_rows)
 
 
-async def _classify(desk: RequestHandler, spec: ModelSpec, body: bytes) -> dict[str, Any]:
-    question = await _parse(body)
-    name = tensors.read_signature_name(question)
-    examples, context = tensors.read_examples(question)
+async def _classify(handler: RequestHandler, spec: ModelSpec, body: bytes) -> tensors.JsonObject:
+    parsed = await _parse(body)
+    name = tensors.read_signature_name(parsed)
+    examples, context = tensors.read_examples(parsed)
     serialized = [make_example(example, context) for example in examples]
-    answers = await desk.classify(desk.model.find(spec), name, serialized)
-    return tensors.classification_response(answers["classes"], answers["scores"])
+    outputs = await handler.classify(handler.model.find(spec), name, serialized)
+    return tensors.classification_response(outputs["classes"], outputs["scores"])
 
 
-async def _regress(desk: RequestHandler, spec: ModelSpec, body: bytes) -> dict[str, Any]:
-    question = await _parse(body)
-    raise desk.refuse_regression(desk.model.find(spec), tensors.read_signature_name(question))
+async def _regress(handler: RequestHandler, spec: ModelSpec, body: bytes) -> tensors.JsonObject:
+    parsed = await _parse(body)
+    handler.regress(handler.model.find(spec), tensors.read_signature_name(parsed))
 
 
-async def _show_status(desk: RequestHandler, spec: ModelSpec, body: bytes) -> dict[str, Any]:
-    # error_code is an enum of TensorFlow's, written by its name
-    return json_format.MessageToDict(
-        desk.list_states(spec), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+async def _status(handler: RequestHandler, spec: ModelSpec, body: bytes) -> tensors.JsonObject:
+    return _to_json(handler.status(spec))
 
 
-async def _show_metadata(desk: RequestHandler, spec: ModelSpec, body: bytes) -> dict[str, Any]:
-    response = desk.describe(spec)
+async def _metadata(handler: RequestHandler, spec: ModelSpec, body: bytes) -> tensors.JsonObject:
+    response = handler.metadata(spec)
     signatures = get_model_metadata_pb2.SignatureDefMap()
     response.metadata["signature_def"].Unpack(signatures)
-    written = json_format.MessageToDict(
-        signatures, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    described = {"name": handler.model.name, "signature_name": "", "version": str(response.model_spec.version.value)}
+    return {"model_spec": described, "metadata": {"signature_def": _to_json(signatures)}}
+
+
+def _to_json(message: Message) -> tensors.JsonObject:
+    """A message as TensorFlow Serving writes it: all fields, enums by their names."""
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    spec_written = {"name": desk.model.name, "signature_name": "", "version": str(response.model_spec.version.value)}
-    return {"model_spec": spec_written, "metadata": {"signature_def": written}}
 
 
-_METHODS: dict[str, Callable[[RequestHandler, ModelSpec, bytes], Awaitable[dict[str, Any]]]] = {
+_METHODS: dict[str, Callable[[RequestHandler, ModelSpec, bytes], Awaitable[tensors.JsonObject]]] = {
     "predict": _predict,
     "classify": _classify,
     "regress": _regress,
-    "status": _show_status,
-    "metadata": _show_metadata,
+    "status": _status,
+    "metadata": _metadata,
 }

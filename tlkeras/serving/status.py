@@ -1,4 +1,4 @@
-"""What can go wrong with a request, in TensorFlow's codes and their translation to HTTP and gRPC."""
+"""Errors of requests: TensorFlow's codes and their translation to HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Code(Enum):
 
 
 class StatusError(Exception):
-    """A request that is answered with an error."""
+    """The error response to a request."""
 
     def __init__(self, code: Code, message: str):
         self.code, self.message = code, message
@@ -44,12 +44,12 @@ class StatusError(Exception):
 
 
 def invalid_argument(message: str) -> StatusError:
-    """Return the error of a request that is wrong in itself."""
+    """Error of a malformed request."""
     return StatusError(Code.INVALID_ARGUMENT, message)
 
 
 def translate(error: Exception) -> StatusError:
-    """Return what an error of TensorFlow, or any other, is to whoever asked."""
+    """The error response for an exception of TensorFlow, or any other."""
     if isinstance(error, StatusError):
         return error
     number = getattr(error, "error_code", None)

@@ -1,4 +1,4 @@
-"""JSON to tensors and back, by the rules and in the words of TensorFlow Serving's REST interface.
+"""JSON to tensors and back, with the rules and error messages of TensorFlow Serving's REST interface.
 
 Source of both: tensorflow/serving, tensorflow_serving/util/json_tensor.cc.
 """
@@ -16,17 +16,23 @@ import numpy as np
 from tlkeras.serving.status import StatusError, invalid_argument
 
 Dtypes = Mapping[str, np.dtype]
-"""Of a signature's inputs, by name; object for strings."""
+"""Data types of a signature's inputs by name; object for strings."""
 
-_SHOWN = 200
-_MOST_DIMENSIONS = 16
+JsonObject = Mapping[str, Any]
+"""An object in JSON."""
+
+FeatureLists = Mapping[str, Sequence[Any]]
+"""Features of an example by name: bytes, floats or integers."""
+
+_MAX_SHOWN = 200
+_MAX_DIMENSIONS = 16
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Return the JSON object that a body must be.
+def parse_object(body: bytes) -> JsonObject:
+    """The JSON object in a body.
 
     Raises:
-        StatusError: It is not.
+        StatusError: The body is something else.
     """
     if not body:
         raise invalid_argument("JSON Parse error: The document is empty")
@@ -45,8 +51,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return found
 
 
-def read_signature_name(request: Mapping[str, Any]) -> str:
-    """Return the signature that a request asks, "" where it names none."""
+def read_signature_name(request: JsonObject) -> str:
+    """Name of the signature in a request; "" where there is none."""
     name = request.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid_argument(
@@ -55,11 +61,11 @@ def read_signature_name(request: Mapping[str, Any]) -> str:
     return name
 
 
-def read_inputs(request: Mapping[str, Any], dtypes: Dtypes) -> tuple[dict[str, np.ndarray], bool]:
-    """Return the arrays of a predict request, by name of input, and whether they came row by row.
+def read_inputs(request: JsonObject, dtypes: Dtypes) -> tuple[dict[str, np.ndarray], bool]:
+    """Arrays of a predict request by name of input, and whether the request has "instances", row by row.
 
     Raises:
-        StatusError: The request is not formed as the signature wants it.
+        StatusError: The request does not fit the signature.
     """
     if "instances" in request and "inputs" in request:
         raise invalid_argument(
@@ -86,20 +92,20 @@ def _read_rows(rows: list[Any], dtypes: Dtypes) -> dict[str, np.ndarray]:
             " tensorinfo_map"
         )
     columns: dict[str, list[Any]] = {name: [] for name in dtypes}
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if (isinstance(row, dict) and not _is_base64(row)) != named:
             expected, got = ("object", "list") if named else ("value/list", "object")
-            raise invalid_argument(f"Expecting {expected} but got {got} at item {place} of input list")
+            raise invalid_argument(f"Expecting {expected} but got {got} at item {index} of input list")
         for name, value in row.items() if named else [(next(iter(dtypes)), row)]:
             if name not in columns:
                 raise invalid_argument(
-                    f"Failed to process element: {place} key: {name} of 'instances' list. Error: INVALID_ARGUMENT: JSON"
+                    f"Failed to process element: {index} key: {name} of 'instances' list. Error: INVALID_ARGUMENT: JSON"
                     f" object: does not have named input: {name}"
                 )
             columns[name].append(value)
         if named and set(row) != set(dtypes):
             raise invalid_argument(
-                f"Failed to process element: {place} of 'instances' list. JSON object: {_show(row)} keys must be equal"
+                f"Failed to process element: {index} of 'instances' list. JSON object: {_show(row)} keys must be equal"
                 f" to: {','.join(sorted(dtypes))}"
             )
     arrays = {}
@@ -127,7 +133,7 @@ def _read_columns(inputs: Any, dtypes: Dtypes) -> dict[str, np.ndarray]:
 
 
 def make_array(value: Any, dtype: np.dtype) -> np.ndarray:
-    """Return a value, a list, or lists in lists, as an array.
+    """A value, a list, or lists in lists, as an array.
 
     Raises:
         StatusError: A list is longer or deeper than its first sibling, or a value is of another type.
@@ -151,13 +157,13 @@ def _find_shape(value: Any) -> tuple[int, ...]:
         if not value:
             break
         value = value[0]
-        if len(shape) > _MOST_DIMENSIONS:
-            raise invalid_argument(f"Encountered list at unexpected level: {len(shape)} expected < {_MOST_DIMENSIONS}")
+        if len(shape) > _MAX_DIMENSIONS:
+            raise invalid_argument(f"Encountered list at unexpected level: {len(shape)} expected < {_MAX_DIMENSIONS}")
     return tuple(shape)
 
 
 def _convert_numbers(value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
-    """Return numbers as an array, quickly; None where something about them is odd."""
+    """Numbers as an array; None where a shape or type is wrong, which `_fill` then reports."""
     try:
         array = np.array(value)
     except (ValueError, OverflowError):
@@ -215,7 +221,7 @@ def _is_base64(value: Any) -> bool:
 
 
 def decode_base64(value: Any) -> bytes:
-    """Return the bytes of {"b64": "..."}.
+    """The bytes of {"b64": "..."}.
 
     Raises:
         StatusError: It is another object, or the text is not base64.
@@ -234,7 +240,7 @@ def _show(value: Any) -> str:
         text = json.dumps(value)
     except (RecursionError, ValueError):
         text = "..."
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
 def _name_type(value: Any) -> str:
@@ -242,11 +248,11 @@ def _name_type(value: Any) -> str:
     return names.get(type(value), "Number")
 
 
-def write_outputs(outputs: Mapping[str, np.ndarray], by_rows: bool) -> dict[str, Any]:
-    """Return the answer to a predict request, ready for `json.dumps`.
+def predict_response(outputs: Mapping[str, np.ndarray], by_rows: bool) -> JsonObject:
+    """The response to a predict request, ready for `json.dumps`.
 
     Raises:
-        StatusError: Rows are asked for and the outputs differ in how many they have.
+        StatusError: The response is by rows and the outputs differ in their number of rows.
     """
     if not by_rows:
         columns = {name: _to_json(name, array) for name, array in outputs.items()}
@@ -262,8 +268,8 @@ def write_outputs(outputs: Mapping[str, np.ndarray], by_rows: bool) -> dict[str,
     return {"predictions": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]}
 
 
-def classification_response(classes: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
-    """Return the answer to a classify request: a list of [label, score] for each example."""
+def classification_response(classes: np.ndarray, scores: np.ndarray) -> JsonObject:
+    """The response to a classify request: a list of [label, score] for each example."""
     rows = zip(_to_json("classes", classes), _to_json("scores", scores), strict=True)
     return {"results": [[list(pair) for pair in zip(*row, strict=True)] for row in rows]}
 
@@ -272,7 +278,7 @@ def _to_json(name: str, array: np.ndarray) -> Any:
     if array.dtype.kind == "O":
         convert = _encode_base64 if name.endswith("_bytes") else _decode_text
         return _map_leaves(array.tolist(), convert)
-    if array.dtype.kind == "f" and array.dtype.itemsize < 8:  # the shortest text that is the same float32
+    if array.dtype.kind == "f" and array.dtype.itemsize < 8:  # the shortest digits of the same float32
         return _map_leaves(array.astype(str).astype(np.float64).tolist(), float) if array.size else array.tolist()
     return array.tolist()
 
@@ -289,11 +295,11 @@ def _decode_text(data: bytes | str) -> str:
     return data.decode("utf-8", "replace") if isinstance(data, bytes) else data
 
 
-def read_features(value: Any) -> dict[str, list[Any]]:
-    """Return an example of a classify request: values by name of feature, bytes, floats or integers.
+def read_features(value: Any) -> FeatureLists:
+    """Features of an example in a classify request.
 
     Raises:
-        StatusError: It cannot be an example.
+        StatusError: The value is no example.
     """
     if not isinstance(value, dict):
         raise invalid_argument(f"Example must be JSON object but got JSON {_name_type(value)}")
@@ -315,11 +321,11 @@ def _read_feature(name: str, content: Any) -> list[Any]:
     return values
 
 
-def read_examples(request: Mapping[str, Any]) -> tuple[list[dict[str, list[Any]]], dict[str, list[Any]]]:
-    """Return the examples of a classify request, and what all of them share.
+def read_examples(request: JsonObject) -> tuple[list[FeatureLists], FeatureLists]:
+    """Features of each example of a classify request, and those that all examples share.
 
     Raises:
-        StatusError: The request is not formed as TensorFlow Serving wants it.
+        StatusError: The request is malformed.
     """
     context = read_features(request["context"]) if "context" in request else {}
     if "examples" not in request:

@@ -15,9 +15,16 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.data_service import check_data_service
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.sources.folders import Dataset, ImageTable, build_dataset, drop_unlabelled, read_table
+from tlkeras.data.sources.folders import read_table
 from tlkeras.data.splits import assign_splits, check_splits, subsample
-from tlkeras.data.tables import build_dataset_for_tasks, rename_columns
+from tlkeras.data.tables import (
+    Dataset,
+    ImageTable,
+    build_dataset,
+    build_dataset_for_tasks,
+    drop_unlabelled,
+    rename_columns,
+)
 from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError
 from tlkeras.features.cache import ActivationCache, default_root

@@ -1,0 +1,33 @@
+"""The verb `serve`, importable without the extra that the server needs."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tlkeras.errors import MissingExtraError
+from tlkeras.serving.options import ServeOptions, ServerInfo
+
+
+def serve(folder: str | Path, *, started: Callable[[ServerInfo], None] = lambda info: None, **options: Any) -> None:
+    """Serve a folder of versions over REST and gRPC until interrupted.
+
+    Args:
+        folder: The versions, as `export` writes them.
+        started: Called once the server listens.
+        options: Fields of `ServeOptions`, such as `rest_port=0`.
+
+    Raises:
+        ExportError: There is no version.
+        ResourceError: A port is taken.
+        MissingExtraError: The extra `serve` is not installed.
+    """
+    settings = ServeOptions(**options)
+    for package in ("uvicorn", "starlette", "prometheus_client"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError("A server", "serve")
+    from tlkeras.serving.server import Server
+
+    Server(Path(folder), settings).run(started)
