@@ -39,7 +39,7 @@ _VERBS = {
     "show_augmentation": "diagnostics.augmentation",
     "show_backbone": "backbones.builder",
     "show_features": "diagnostics.features",
-    "show_schedule": "diagnostics.check",
+    "show_schedule": "diagnostics.schedule",
     "start_data_worker": "data.data_service",
     "train": "training.train",
     "tune": "tuning.tune",

@@ -1,4 +1,4 @@
-"""The command line: every command, its JSON, and the sentence and exit code of every failure."""
+"""The command line: commands, their JSON, and the sentence and exit code of every failure."""
 
 import json
 import shutil
@@ -81,10 +81,10 @@ def test_predict(in_trained, call, tmp_path):
     assert len(json.loads(done.stdout)["predictions"]) == 32
 
 
-def test_check_says_what_is_in_the_way(workplace, call):
+def test_check_lists_all_problems(workplace, call):
     done = call("--quiet", "check", "mine.yaml")
     assert done.exit_code == 0, done.output
-    assert "Nothing is in the way" in done.stdout
+    assert "No problems found" in done.stdout
     assert "of 32 images" in done.stdout
     done = call(
         "--quiet", "check", "mine.yaml", "--set", "data.source=nowhere", "--set", "backbone.weights=x.h5", "--json"

@@ -32,10 +32,10 @@ def test_a_sheet_is_drawn(workplace):
     assert {"rotate by ±9", "nothing", "autocontrast", "solarize to 179.2"} <= set(result["operations"])
     with Image.open("mine-augmentation.png") as sheet:
         assert sheet.size[0] > 5 * 60 and sheet.size[1] > 5 * 60
-    assert show("--set", "backbone.size=32").exit_code == 0  # a sheet is drawn anew
+    assert show("--set", "backbone.size=32").exit_code == 0  # a sheet is replaced
 
 
-def test_steps_are_told_in_order(workplace):
+def test_operations_are_listed_in_order(workplace):
     done = show("--set", "augmentation.policy=[{flip: both}, {crop: 0.5}, {rotate: 10}]", "--set", "backbone.size=32")
     steps = "flip_horizontal with probability 0.5, then flip_vertical with probability 0.5, then crop to 1...0.5, then"
     assert steps in " ".join(done.stdout.replace("│", " ").split()), done.output
@@ -45,4 +45,4 @@ def test_steps_are_told_in_order(workplace):
 @pytest.mark.parametrize("name", ["mine.yaml", "photos"])
 def test_other_files_stay(workplace, name):
     done = show("--to", name)
-    assert done.exit_code == 6 and "Only a drawn sheet is replaced" in done.stderr
+    assert done.exit_code == 6 and "was not drawn by tlkeras" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,9 +11,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import tlkeras
 from tlkeras.cli.main import main
-from tlkeras.data.quality.duplicates import DuplicateGroup
-from tlkeras.diagnostics import data_quality
 from tlkeras.errors import ResourceError
 from tlkeras.plotting.html_page import HtmlFigure, HtmlSection, check_page, write_page
 
@@ -74,7 +74,7 @@ def test_copies_are_grouped(report):
     exact = {tuple(keys(group["images"])): group for group in report["copies"] if group["kind"] == "exact"}
     assert set(exact) == {("day/0-000.png", "day/again.png"), ("day/0-001.png", "night/which.png")}
     assert exact["day/0-001.png", "night/which.png"]["conflicting"]
-    assert "2 images in 1 group(s) have the same bytes and different labels" in " ".join(report["problems"])
+    assert "1 image appears 2 times with different labels (day, night). Keep one." in report["problems"]
     near = [set(keys(group["images"])) for group in report["copies"] if group["kind"] == "near"]
     assert {"night/0-000.png", "night/named.jpg"} in near
 
@@ -89,7 +89,7 @@ def test_the_wrong_label_comes_first(report):
     assert {"day/wrong.png", "night/which.png"} == set(keys(report["mislabelled"]))
 
 
-def test_the_page_needs_nothing_beside_it(report):
+def test_the_page_is_self_contained(report):
     page = report["html"]
     assert page.startswith("<!doctype html>") and "http" not in page and "<script" not in page
     assert page.count("data:image/jpeg;base64,") >= 8
@@ -101,11 +101,11 @@ def test_the_cleaned_manifest_is_advisable(report, planted):
     assert report["manifest"]["left_out"] == {"the same bytes again": 1, "the same bytes have several labels": 2}
     done = check(planted / "clean.csv", *SMALL, "--json")
     assert done.exit_code == 0, done.output
-    assert "have the same bytes" not in done.stdout
+    assert "identical files" not in done.stdout
     assert (planted / "night/which.png").exists()
 
 
-def test_recipes_are_checked_with_all_they_would_do(planted, tmp_path):
+def test_recipes_are_checked_with_their_training(planted, tmp_path):
     (tmp_path / "mine.yaml").write_text(f"data: {{source: {planted}}}\nbackbone: {{name: tiny, weights: none}}\n")
     done = check(tmp_path / "mine.yaml")
     assert done.exit_code == 1
@@ -113,7 +113,7 @@ def test_recipes_are_checked_with_all_they_would_do(planted, tmp_path):
         assert text in done.stdout
 
 
-def test_what_takes_long_is_asked_for(planted, monkeypatch):
+def test_what_takes_long_needs_deep(planted, monkeypatch):
     monkeypatch.setattr("tlkeras.diagnostics.check.MOST_FEATURES", 3)
     small = (*SMALL, "--set", "features.cache=false", "--json")
     quick = json.loads(check(planted, *small).stdout)
@@ -130,21 +130,7 @@ def test_what_cannot_be_checked(tmp_path, planted):
     assert (tmp_path / "mine.html").read_text() == "precious"
 
 
-def test_few_leaks_are_a_note_and_many_a_problem(make_splits):
-    splits = make_splits(train=80, test=20)
-    few = [DuplicateGroup((0, 80), False, 0.99, False, True)]
-    assert list(data_quality._list_copy_problems(splits, few)) == []
-    assert "5.0% of the held-out images" in " ".join(data_quality._list_copy_notes(splits, few))
-    many = [DuplicateGroup((row, 80 + row), False, 0.99, False, True) for row in range(3)]
-    assert "15% of the held-out images" in " ".join(data_quality._list_copy_problems(splits, many))
-
-
-@pytest.fixture
-def make_splits():
-    return lambda **counts: np.array([split for split, count in counts.items() for _ in range(count)], dtype=object)
-
-
-def test_pages_say_what_they_are_given_as_text(tmp_path):
+def test_pages_escape_text(tmp_path):
     image = np.zeros((4, 6, 3), np.uint8)
     strips = [("<b>alike</b>", [HtmlFigure(image, ["<i>cat</i>", "x" * 300])])]
     section = HtmlSection("A & B", ["!grave", "light"], ("name", "number", "share"), [("<td>", 1234, 0.5)], strips)
@@ -163,3 +149,27 @@ def test_pages_say_what_they_are_given_as_text(tmp_path):
     with pytest.raises(ResourceError, match="The folder of a page must exist"):
         check_page(tmp_path / "none/a.html")
     assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
+
+
+def test_distillation_that_is_not_possible_is_a_problem(staged):
+    wrong = {"finetuning.regularizer": {"kind": "lwf"}, "augmentation.mixup": 0.2, "features.cut": 2}
+    problem = "\n".join(tlkeras.check(staged, wrong).problems)
+    assert "set augmentation.mixup to 0" in problem
+    assert "random weights know nothing to keep" in problem
+    assert "leave features.cut out" in problem
+
+
+@pytest.mark.slow
+def test_a_classifier_that_does_not_follow_the_last_map_is_a_problem(staged):
+    convnext = {"finetuning.regularizer": {"kind": "lwf"}, "backbone": {"name": "convnext_tiny", "weights": "none"}}
+    (problem,) = tlkeras.check(staged, convnext).problems
+    assert "that of convnext_tiny normalises after its pooling" in problem
+
+
+@pytest.mark.slow
+def test_every_view_to_compute_is_counted(staged, tmp_path):
+    facts = tlkeras.check(staged).facts
+    needed = 120 + int(re.search(r"train (\d+)", facts["splits"])[1])  # as they are, and those to train on flipped
+    assert facts["to compute"].startswith(f"{needed} of {needed} images")
+    tlkeras.train(staged, runs=tmp_path / "runs")
+    assert tlkeras.check(staged).facts["to compute"].startswith(f"0 of {needed} images")

@@ -12,10 +12,10 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from tlkeras.cli.main import main
-from tlkeras.cli.tables import draw_features
+from tlkeras.cli.tables.diagnostics import print_features
 from tlkeras.config.recipe import load_recipe
 from tlkeras.data.inspection import validate_images
-from tlkeras.diagnostics.features import divide_classes, knn_accuracy_per_block
+from tlkeras.diagnostics.features import FeaturePlotResult, divide_classes, knn_accuracy_per_block
 from tlkeras.plotting import charts
 from tlkeras.training import builders
 
@@ -36,7 +36,7 @@ def test_depths_are_compared_and_drawn_in_one_pass(workplace, capsys):
     for name in ("mine-features.png", "mine-features-maps.png"):
         with Image.open(name) as sheet:
             assert len(np.unique(np.asarray(sheet.convert("RGB")).reshape(-1, 3), axis=0)) > 20, name
-    draw_features(result)
+    print_features(FeaturePlotResult(**result))
     printed = capsys.readouterr().out
     for part in ("the most common class alone", "0_colour", "1.000", "24 images, none of the test split"):
         assert part in printed
@@ -46,29 +46,30 @@ def test_neighbours_are_those_of_other_folds(workplace, monkeypatch, tmp_path):
     """Each image's own copy would make every depth perfect."""
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))  # other tests train on images of the same bytes
     recipe = load_recipe("mine.yaml")
-    inspection = validate_images(builders.read_dataset(recipe))
-    splits, extractor = builders.split_dataset(recipe, inspection.dataset), builders.build_feature_extractor(recipe)
-    depths, rows = builders.extract_depths(recipe, extractor, inspection, np.flatnonzero(splits != "test"))
-    assert len(rows) == 24 and all(len(matrix) == 24 for matrix in depths.values())
-    with builders.extract_features(recipe, extractor, inspection) as features:
+    dataset = builders.split_dataset(recipe, validate_images(builders.read_dataset(recipe)))
+    experiment = builders.Experiment(recipe, dataset, builders.build_feature_extractor(recipe))
+    rows = np.flatnonzero(dataset.split != "test")
+    depths, kept = builders.extract_depths(experiment.take(rows))
+    assert len(kept) == 24 and all(len(matrix) == 24 for matrix in depths.values())
+    with builders.extract_features(experiment) as features:
         assert features.computed == 32 - 24  # these features are those that a training reads
         np.testing.assert_allclose(depths["features"], features.outputs[0][rows], rtol=1e-6)
     noise = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
-    found = knn_accuracy_per_block(divide_classes(recipe, inspection, rows), {"noise": noise})
-    codes = inspection.dataset.targets["label"][rows]
+    found = knn_accuracy_per_block(divide_classes(dataset.take(rows), 0), {"noise": noise})
+    codes = dataset.targets["label"][rows]
     assert found["noise"] < 0.8 < KNeighborsClassifier(1).fit(noise, codes).score(noise, codes)
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("--method", "pca"), 2, "A projection is one of tsne, umap."),
-        (("--layer", "block9"), 2, "A layer to look at is a block or cut of tiny that has maps."),
-        (("--to", "mine.yaml"), 6, "Only a drawn sheet is replaced."),
+        (("--method", "pca"), 2, "Unknown projection. Received: 'pca'. Valid: tsne, umap."),
+        (("--layer", "block9"), 2, "tiny has no block or cut of this name with feature maps."),
+        (("--to", "mine.yaml"), 6, "was not drawn by tlkeras"),
         (
             ("--layer", "block2", "--set", "backbone={name: none, size: 32}", "--set", "features.handcrafted=[hog]"),
             2,
-            "Only a backbone has layers",
+            "A recipe without a backbone has no layers",
         ),
     ],
 )

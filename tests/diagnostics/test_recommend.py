@@ -1,6 +1,7 @@
-"""Backbones measured beside each other: who is a candidate, what is advised and why, and the recipe that comes out."""
+"""Recommendations: candidate backbones, their measurements, the rules of the advice, and the recipe."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,19 +11,20 @@ from PIL import Image
 
 import tlkeras
 from tlkeras.backbones import downloads
+from tlkeras.backbones.catalog import find_backbone
 from tlkeras.cli.main import main
 from tlkeras.config.recipe import load_recipe
-from tlkeras.diagnostics.recommend import recommend as recommending
+from tlkeras.diagnostics.recommend import measurements
 from tlkeras.diagnostics.recommend.benchmarks import BenchmarkRequest, BenchmarkResult, measure_costs
-from tlkeras.diagnostics.recommend.candidates import TARGETS, BackboneLimits, choose_candidates
+from tlkeras.diagnostics.recommend.candidates import TARGETS, BackboneLimits, Candidate, choose_candidates
 from tlkeras.diagnostics.recommend.rules import (
     DatasetProfile,
+    assess_similarity,
     choose_best,
-    judge_finetuning,
-    judge_similarity,
-    mark_pareto_front,
+    find_pareto_front,
+    recommend_finetuning,
 )
-from tlkeras.diagnostics.recommend.scores import compare_folds, score_features
+from tlkeras.diagnostics.recommend.scores import Scores, compare_folds, score_features
 from tlkeras.errors import BackboneError
 
 
@@ -34,55 +36,55 @@ def _offline(monkeypatch, tmp_path):
 
 @pytest.fixture
 def quick_costs(monkeypatch):
-    """Costs as the size has them, instead of a process for each backbone."""
-    asked = []
+    """Costs that follow from the size, instead of a process for each backbone."""
+    requests = []
 
-    def measure(question):
-        asked.append(question)
-        return BenchmarkResult(question.size / 10, 1000.0, 500.0, 0.1, 900.0)
+    def measure(request):
+        requests.append(request)
+        return BenchmarkResult(request.size / 10, 1000.0, 500.0, 0.1, 900.0)
 
-    monkeypatch.setattr(recommending, "measure_costs", measure)
-    return asked
+    monkeypatch.setattr(measurements, "measure_costs", measure)
+    return requests
 
 
-def ask(*arguments):
+def recommend(*arguments):
     return CliRunner().invoke(main, ["--quiet", "recommend", *map(str, arguments)])
 
 
 @pytest.mark.slow
 def test_a_recipe_comes_out_that_trains(workplace, quick_costs):
-    done = ask("mine.yaml", "--most", 1, "--to", "best.yaml", "--json")
+    done = recommend("mine.yaml", "--most", 1, "--to", "best.yaml", "--json")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert {row["name"] for row in result["candidates"]} == {"tiny at 32", "tiny at 24"}
     for row in result["candidates"]:
         assert 0 <= row["probe"]["mean"] <= 1 and row["milliseconds"] == row["size"] / 10
         assert row["leep"] is None  # random weights know no classes
-    assert {question.unfreeze for question in quick_costs} == {1}  # a sixth of its blocks: the images are few
-    assert result["answers"][0]["question"] == "Which backbone?"
+    assert {request.unfreeze for request in quick_costs} == {1}  # a sixth of its blocks: the images are few
+    assert result["recommendations"][0]["question"] == "Which backbone?"
     assert "others come first" in result["dropped"]["efficientnet_lite0"]
     assert yaml.safe_load(result["recipe"])["backbone"]["size"] == load_recipe("best.yaml").backbone.size
     with Image.open(result["image"]) as image:
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 20
     assert CliRunner().invoke(main, ["--quiet", "train", "best.yaml"]).exit_code == 0
-    assert ask("mine.yaml", "--to", "best.yaml").exit_code == 2  # never overwritten
+    assert recommend("mine.yaml", "--to", "best.yaml").exit_code == 2  # never overwritten
 
 
 @pytest.mark.slow
 def test_images_alone_are_enough(workplace, quick_costs):
-    done = ask("photos/", "--candidates", "efficientnet_lite*", "--set", "data.limit=24", "--images", 16)
+    done = recommend("photos/", "--candidates", "efficientnet_lite*", "--set", "data.limit=24", "--images", 16)
     assert done.exit_code == 0, done.output
     for part in ("efficientnet_lite0 at 224", "Frozen or fine-tuned?", "name: photos", "5 neighbours", "one image"):
         assert part in done.stdout
 
 
 @pytest.mark.slow
-def test_a_source_head_is_asked_where_there_is_one(workplace, quick_costs):
+def test_leep_and_nce_need_a_pretrained_classifier(workplace, quick_costs):
     result = tlkeras.recommend("mine.yaml", limits={"patterns": ("efficientnet_lite0",)})
-    for row in result["candidates"]:
-        known = row["backbone"] == "efficientnet_lite0"
-        assert (row["leep"] is not None) == (row["nce"] is not None) == known
-    assert result["dropped"]["vgg16"] == "its name matches no pattern"
+    for row in result.candidates:
+        known = row.backbone == "efficientnet_lite0"
+        assert (row.leep is not None) == (row.nce is not None) == known
+    assert result.dropped["vgg16"] == "its name matches no pattern"
 
 
 @pytest.mark.slow
@@ -95,8 +97,8 @@ def test_costs_are_measured_in_a_process_of_its_own():
 
 @pytest.mark.slow
 def test_costs_that_cannot_be_measured_are_explained():
-    told = measure_costs(BenchmarkRequest("tiny", 1, classes=3, unfreeze=1))
-    assert "it failed: " in told and "at least 8" in told
+    with pytest.raises(BackboneError, match="The benchmark of tiny at 1 pixels failed. Received: .*at least 8"):
+        measure_costs(BenchmarkRequest("tiny", 1, classes=3, unfreeze=1))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -119,10 +121,10 @@ def test_the_best_of_each_family_comes_first(monkeypatch):
 @pytest.mark.parametrize(
     ("limits", "sentence"),
     [
-        (BackboneLimits("phone"), "A target must be a known one. Received: 'phone'"),
+        (BackboneLimits("phone"), "Unknown target. Received: 'phone'"),
         (BackboneLimits(patterns=("efficientnet_lite9",)), "Did you mean 'efficientnet_lite"),
         (BackboneLimits(licences=("Apache-2",)), "Did you mean 'Apache-2.0'"),
-        (BackboneLimits(parameters=1e5), "must meet all limits.*\n  more than 0.1 M parameters: .* and 40 more"),
+        (BackboneLimits(parameters=1e5), "meets all limits.*\n  more than 0.1 M parameters: .* and 40 more"),
         (BackboneLimits(patterns=("vgg*",), target="server"), "their server cannot be reached: vgg16, vgg19"),
     ],
 )
@@ -131,24 +133,27 @@ def test_limits_that_nothing_meets(limits, sentence):
         choose_candidates(limits)
 
 
-def make_row(name, score, milliseconds, jitter=0.0):
+def make_measurement(name, score, milliseconds, jitter=0.0):
     folds = np.array([-2, -1, 0, 1, 2]) * 0.01 + score + jitter * np.array([1, -1, 1, -1, 0])
-    return {"name": name, "folds": folds, "score": {"mean": score}, "milliseconds": milliseconds}
+    candidate = Candidate(replace(find_backbone("tiny"), name=name), "none", 32)
+    costs = BenchmarkResult(milliseconds, 1000.0, None, 0.1, None)
+    return measurements.Measurement(candidate, Scores(folds, folds, 0.0, 0.0, None, None), costs, {}, 1.0)
 
 
-def test_what_is_within_a_standard_error_is_chosen_by_its_speed():
-    rows = [make_row("slow", 0.90, 30), make_row("quick", 0.895, 10, 0.02), make_row("poor", 0.7, 1)]
-    chosen, answer = choose_best(rows, None)
-    assert chosen["name"] == "quick" and "within a standard error of 0.900 of slow" in answer.reason
-    assert [row["noise"] for row in rows] == [False, True, False]
-    assert choose_best(rows, 5)[0]["name"] == "poor"
-    assert "none answers within 0.5 ms (the quickest takes 1.0)" in choose_best(rows, 0.5)[1].reason
+def test_the_quickest_within_a_standard_error_is_chosen():
+    rows = [make_measurement("slow", 0.90, 30), make_measurement("quick", 0.895, 10, 0.02)]
+    rows.append(make_measurement("poor", 0.7, 1))
+    choice = choose_best(rows, None)
+    assert choice.chosen is rows[1] and "within a standard error of 0.900 of slow" in choice.recommendation.reason
+    assert choice.noise == (False, True, False)
+    assert choose_best(rows, 5).chosen is rows[2]
+    assert "none takes at most 0.5 ms (the quickest takes 1.0)" in choose_best(rows, 0.5).recommendation.reason
 
 
-def test_a_sure_difference_decides():
-    rows = [make_row("slow", 0.90, 30), make_row("quick", 0.85, 10)]
-    chosen, answer = choose_best(rows, None)
-    assert chosen["name"] == "slow" and answer.reason == "it reaches 0.900, which no other does"
+def test_a_significant_difference_decides():
+    rows = [make_measurement("slow", 0.90, 30), make_measurement("quick", 0.85, 10)]
+    choice = choose_best(rows, None)
+    assert choice.chosen is rows[0] and choice.recommendation.reason == "it reaches 0.900, which no other does"
 
 
 def test_differences_over_folds():
@@ -160,39 +165,33 @@ def test_differences_over_folds():
 
 
 def test_the_front_has_what_nothing_beats_in_both():
-    rows = [
-        make_row("best", 0.9, 30),
-        make_row("beaten", 0.8, 20),
-        make_row("middle", 0.85, 15),
-        make_row("fast", 0.7, 5),
-    ]
-    mark_pareto_front(rows)
-    assert [row["front"] for row in rows] == [True, False, True, True]
+    points = [("best", 0.9, 30), ("beaten", 0.8, 20), ("middle", 0.85, 15), ("fast", 0.7, 5)]
+    assert find_pareto_front([make_measurement(*point) for point in points]) == [True, False, True, True]
 
 
 def test_similarity_is_where_classes_separate_best():
     early = {"a": 0.9, "b": 0.7, "c": 0.6, "d": 0.6}
-    assert judge_similarity(early, 1000)[1].answer == "different"
-    assert judge_similarity({"a": 0.5, "b": 0.7, "c": 0.9, "d": 0.8}, 1000)[1].answer == "somewhat different"
-    position, answer = judge_similarity({"a": 0.5, "b": 0.801, "c": 0.8}, 1000)  # a difference of nothing
-    assert (position, answer.answer) == (1.0, "similar")
+    assert assess_similarity(early, 1000)[1].answer == "different"
+    assert assess_similarity({"a": 0.5, "b": 0.7, "c": 0.9, "d": 0.8}, 1000)[1].answer == "somewhat different"
+    position, advice = assess_similarity({"a": 0.5, "b": 0.801, "c": 0.8}, 1000)  # less than a standard error
+    assert (position, advice.answer) == (1.0, "similar")
 
 
 @pytest.mark.parametrize(
-    ("situation", "finetune", "reason"),
+    ("profile", "finetune", "reason"),
     [
         (DatasetProfile(9, 0.8, 1.0, 5, 60), False, "9 images to train on, fewer than 10"),
         (DatasetProfile(100, 0.999, 1.0, 5, 60), False, "little is left to gain"),
         (DatasetProfile(100, 0.8, 1.0, 61, 60), False, "about 61 minutes on this machine, more than the 60 allowed"),
-        (DatasetProfile(100, 0.8, 0.5, 5, 60), True, "its last blocks serve the source more than your classes"),
+        (DatasetProfile(100, 0.8, 0.5, 5, 60), True, "its last blocks suit ImageNet better than your classes"),
     ],
 )
-def test_fine_tuning_is_advised_where_it_pays(situation, finetune, reason):
-    advised, answer = judge_finetuning(situation)
-    assert advised == finetune and reason in answer.reason
+def test_fine_tuning_is_advised_where_it_pays(profile, finetune, reason):
+    advised, advice = recommend_finetuning(profile)
+    assert advised == finetune and reason in advice.reason
 
 
-def test_the_scores_of_features_that_tell_all():
+def test_the_scores_of_separable_features():
     codes = np.repeat(np.arange(2), 20)
     X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32) + 9 * np.eye(6)[codes]
     folds = [(np.setdiff1d(np.arange(40), held), held) for held in (np.arange(0, 40, 2), np.arange(1, 40, 2))]
@@ -200,8 +199,11 @@ def test_the_scores_of_features_that_tell_all():
     assert scores.ranking.tolist() == [1, 1] and scores.leep is None
 
 
-def test_a_recipe_that_is_not_measured_leaves_the_reason(workplace, monkeypatch):
-    monkeypatch.setattr(recommending, "measure_costs", lambda question: "killed by signal 9 (too little memory?)")
-    done = ask("mine.yaml", "--candidates", "efficientnet_lite0", "--most", 1)
+def test_a_recipe_that_cannot_be_measured_has_a_reason(workplace, monkeypatch):
+    def fail(request):
+        raise BackboneError("The benchmark was killed by signal 9 (too little memory?).")
+
+    monkeypatch.setattr(measurements, "measure_costs", fail)
+    done = recommend("mine.yaml", "--candidates", "efficientnet_lite0", "--most", 1)
     assert done.exit_code == BackboneError.exit_code
     assert "No backbone could be measured:\n  tiny at 32: " in done.output and "too little memory?" in done.output

@@ -7,7 +7,19 @@ from typing import Any
 
 import click
 
-from tlkeras.cli import backbones, cache, data_service, evaluation, exporting, features, recipes, runs, serving, tuning
+from tlkeras.cli import (
+    backbones,
+    cache,
+    data_service,
+    diagnostics,
+    evaluation,
+    exporting,
+    features,
+    recipes,
+    runs,
+    serving,
+    tuning,
+)
 from tlkeras.errors import TlkerasError
 
 INTERRUPTED = 130
@@ -67,15 +79,15 @@ for _command in (
     runs.predict,
     evaluation.compare,
     evaluation.report,
-    tuning.recommend,
+    diagnostics.recommend,
     tuning.tune,
     exporting.export,
     serving.serve,
-    recipes.check,
+    diagnostics.check,
     recipes.ls,
     recipes.cp,
-    recipes.show,
-    recipes.find_lr,
+    diagnostics.show,
+    diagnostics.find_lr,
     backbones.backbones,
     features.features,
     data_service.data_service,

@@ -1,8 +1,9 @@
-"""What a recipe's augmentation does, to look at before it does it."""
+"""Contact sheets of a recipe's augmentation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.augmentation.operations import OPERATIONS, Transform
 from tlkeras.data.augmentation.policies import AugmentationPolicy
 from tlkeras.data.augmentation.views import digest_to_seed, draw_views, number_views
-from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import ImageError, InvalidImage
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.pipeline import epoch_permutation
@@ -21,10 +21,41 @@ from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError, ResourceError
 from tlkeras.finetuning.mixup import make_mixup_cutmix
 from tlkeras.plotting.charts import draw_contact_sheet
+from tlkeras.results import Result
 from tlkeras.training import builders
+from tlkeras.training.builders.data import data_seed, decode_recipe_image, mixup_cutmix_alphas
+from tlkeras.training.builders.heads import training_seed
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_OURS = b"Matplotlib"
+_MATPLOTLIB = b"Matplotlib"
+
+
+@dataclass(frozen=True)
+class AugmentationResult(Result):
+    """A recipe's augmentation and its contact sheet.
+
+    Attributes:
+        name: Of the recipe.
+        policy: Name of the policy.
+        operations: The alternatives of a round, in words.
+        rounds: Number of rounds.
+        views: Number of different views; None: unlimited.
+        mixup, cutmix: Alphas; 0 for none.
+        path: The PNG file of the sheet.
+        images: Number of images on the sheet.
+        shown: Number of views of each.
+    """
+
+    name: str
+    policy: str
+    operations: tuple[str, ...]
+    rounds: int
+    views: int | None
+    mixup: float
+    cutmix: float
+    path: str
+    images: int
+    shown: int
 
 
 def show_augmentation(
@@ -34,94 +65,99 @@ def show_augmentation(
     to: str | Path | None = None,
     images: int = 6,
     views: int = 8,
-) -> dict[str, Any]:
-    """A contact sheet: a row per image, as it is and in its first views; below, the batch mixed with itself.
+) -> AugmentationResult:
+    """Draw a contact sheet: a row per image, as it is and in its first views; below, the batch mixed with itself.
 
     Args:
         recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`.
         overrides: Values by dotted key, such as `{"augmentation.policy": "rand_augment"}`.
-        to: The PNG file; NAME-augmentation.png in the current folder if not given.
-        images: How many.
-        views: How many of each, fewer where there are fewer.
-
-    Returns:
-        `name`, `policy`, `operations` (what may happen in a round, as text), `rounds`, `views` that differ (None:
-        endlessly many), `mixup`, `cutmix`, `path` of the sheet, `images` and `shown` (views of each).
+        to: The PNG file; NAME-augmentation.png in the current folder by default.
+        images: Number of images.
+        views: Number of views of each, fewer where the policy has fewer.
 
     Raises:
         DataError: No image can be read.
-        ResourceError: There is a file that is no such sheet, or the sheet cannot be written.
+        ResourceError: The file exists and is no contact sheet, or cannot be written.
     """
     resolved = load_recipe(recipe, overrides)
     target = Path(to) if to else Path(f"{resolved.name}-augmentation.png")
     check_target(target)
     policy = builders.make_recipe_policy(resolved)
-    names, plain, keys = choose_images(resolved, builders.read_dataset(resolved), images)
-    seen = number_views(policy, views, resolved.training.seed)
-    drawn = draw_views(plain, keys, seen)
+    labels, plain, keys = choose_images(resolved, builders.read_dataset(resolved), images)
+    numbered = number_views(policy, views, training_seed(resolved))
+    drawn = draw_views(plain, keys, numbered)
     rows = [[image, *of_image] for image, of_image in zip(plain, drawn, strict=True)]
-    labels = list(names)
-    for name, mixed in _mix(resolved, plain):
-        rows.append(list(mixed[: len(seen) + 1]))
+    for name, mixed in _mix(resolved, plain).items():
+        rows.append(list(mixed[: len(numbered) + 1]))
         labels.append(name)
-    try:
-        draw_contact_sheet(rows, labels, ["as it is", *(f"view {view.number}" for view in seen)], target)
-    except OSError as error:
-        raise ResourceError("The sheet must be writable.", f"{target} ({error.strerror})") from None
-    return {
-        "name": resolved.name,
-        "policy": policy.name,
-        "operations": _describe(policy),
-        "rounds": policy.rounds,
-        "views": policy.size,
-        "mixup": resolved.augmentation.mixup,
-        "cutmix": resolved.augmentation.cutmix,
-        "path": str(target),
-        "images": len(plain),
-        "shown": len(seen),
-    }
+    write_sheet(rows, labels, ["as it is", *(f"view {view.number}" for view in numbered)], target)
+    return AugmentationResult(
+        resolved.name,
+        policy.name,
+        tuple(_describe_policy(policy)),
+        policy.rounds,
+        policy.size,
+        *mixup_cutmix_alphas(resolved),
+        path=str(target),
+        images=len(plain),
+        shown=len(numbered),
+    )
 
 
 def check_target(path: Path) -> None:
-    """Admit new files and sheets drawn before.
+    """Make sure that a file is new, or an image that was drawn before.
 
     Raises:
-        ResourceError: There is another file.
+        ResourceError: It is another file.
     """
     if path.exists():
         start = path.read_bytes()[:512] if path.is_file() else b""
-        if not (start.startswith(_PNG) and _OURS in start):
-            raise ResourceError("Only a drawn sheet is replaced.", f"{path}, another file", "Choose another name.")
+        if not (start.startswith(_PNG) and _MATPLOTLIB in start):
+            raise ResourceError(
+                f"{path} exists and was not drawn by tlkeras, so it is not replaced.", None, "Choose another name."
+            )
+
+
+def write_sheet(rows: list[list[np.ndarray]], labels: list[str], columns: list[str], path: Path) -> None:
+    """Draw a contact sheet, see `draw_contact_sheet`.
+
+    Raises:
+        ResourceError: It cannot be written.
+    """
+    try:
+        draw_contact_sheet(rows, labels, columns, path)
+    except OSError as error:
+        raise ResourceError(f"The image cannot be written to {path}.", error.strerror) from None
 
 
 def choose_images(recipe: Recipe, dataset: Dataset, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Return labels, pixels and keys of images drawn evenly from the classes of the first task.
+    """Labels, pixels uint8 [n, size, size, 3] and keys of images drawn evenly from the classes of the first task.
 
     Raises:
         DataError: No image can be read.
     """
-    task, size = dataset.tasks[0], builders.image_size(recipe)
-    names, pixels, digests = [], [], []
-    for row in _take_turns(task.strata(dataset.targets[task.name]), recipe.data.seed):
+    task = dataset.tasks[0]
+    labels, pixels, digests = [], [], []
+    for row in _alternate_strata(task.strata(dataset.targets[task.name]), data_seed(recipe)):
         path = dataset.paths[row]
-        seen = read_header_and_digest(path)
-        if isinstance(seen, InvalidImage):
+        header = read_header_and_digest(path)
+        if isinstance(header, InvalidImage):
             continue
         try:
-            pixels.append(decode_file(path, size, recipe.data.resize))
+            pixels.append(decode_recipe_image(recipe, path))
         except ImageError:
             continue
-        digests.append(seen[0])
-        names.append("".join(task.format(task.members(dataset.targets[task.name][row : row + 1]))) or str(row))
-        if len(names) == count:
+        digests.append(header[0])
+        labels.append("".join(task.format(task.members(dataset.targets[task.name][row : row + 1]))) or str(row))
+        if len(labels) == count:
             break
-    if not names:
-        raise DataError("A sheet needs an image that can be read.", dataset.source, "See `tlkeras check`.")
-    return names, np.stack(pixels), digest_to_seed(digests)
+    if not labels:
+        raise DataError("No image can be read.", dataset.source, "See `tlkeras check`.")
+    return labels, np.stack(pixels), digest_to_seed(digests)
 
 
-def _take_turns(strata: np.ndarray, seed: int) -> np.ndarray:
-    """Return all rows, the first of each stratum, then the second of each, in an order drawn from the seed."""
+def _alternate_strata(strata: np.ndarray, seed: int) -> np.ndarray:
+    """All rows, the first of each stratum, then the second of each, in an order drawn from the seed."""
     shuffled = epoch_permutation(len(strata), seed, 0)
     by_stratum = np.argsort(strata[shuffled], kind="stable")
     counts = np.unique(strata, return_counts=True)[1]
@@ -129,30 +165,29 @@ def _take_turns(strata: np.ndarray, seed: int) -> np.ndarray:
     return shuffled[by_stratum[np.argsort(turn, kind="stable")]]
 
 
-def _mix(recipe: Recipe, images: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Return a row of the batch mixed in each way that the recipe asks for."""
-    options, rows = recipe.augmentation, []
-    for name, alphas in (("MixUp", (options.mixup, 0.0)), ("CutMix", (0.0, options.cutmix))):
+def _mix(recipe: Recipe, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The batch mixed in each way that the recipe has, by its name."""
+    mixup, cutmix = mixup_cutmix_alphas(recipe)
+    rows = {}
+    for name, alphas in (("MixUp", (mixup, 0.0)), ("CutMix", (0.0, cutmix))):
         mix = make_mixup_cutmix(*alphas)
         if mix is not None:
-            ones = tf.ones([len(images)])
-            mixed, _, _ = mix(tf.constant(images), ones[:, None], ones, tf.constant([recipe.training.seed % 2**31, 0]))
-            rows.append((name, np.asarray(mixed)))
+            ones, seed = tf.ones([len(images)]), tf.constant([training_seed(recipe) % 2**31, 0])
+            mixed, _, _ = mix(tf.constant(images), ones[:, None], ones, seed)
+            rows[name] = np.asarray(mixed)
     return rows
 
 
-def _describe(policy: AugmentationPolicy) -> list[str]:
+def _describe_policy(policy: AugmentationPolicy) -> list[str]:
     if policy.size is not None:
         return [f"one of {policy.size} orientations"]
-    return [", then ".join(map(_describe_move, chain)) or "nothing" for chain in policy.chains]
+    return [", then ".join(map(_describe_transform, chain)) or "nothing" for chain in policy.chains]
 
 
-def _describe_move(move: Transform) -> str:
-    row = OPERATIONS[move.operation]
+def _describe_transform(transform: Transform) -> str:
+    row, name, value = OPERATIONS[transform.operation], transform.operation, transform.value
     if row.draw == "chance":
-        return move.operation if move.value == 1 else f"{move.operation} with probability {move.value:g}"
+        return name if value == 1 else f"{name} with probability {value:g}"
     if row.draw == "around":
-        return f"{move.operation} by {'±' if move.exact else 'up to ±'}{move.value:g}"
-    return (
-        f"{move.operation} to {move.value:g}" if move.exact else f"{move.operation} to {row.neutral:g}...{move.value:g}"
-    )
+        return f"{name} by {'±' if transform.exact else 'up to ±'}{value:g}"
+    return f"{name} to {value:g}" if transform.exact else f"{name} to {row.neutral:g}...{value:g}"

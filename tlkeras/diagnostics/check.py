@@ -1,17 +1,17 @@
-"""A training without the training: everything that can be known before the first batch, said at once."""
+"""Everything that can be known about a training before it starts: images, labels, splits, backbone, stages, cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from tlkeras.config.recipe import Recipe, load_recipe
+from tlkeras.config.recipe import Recipe
 from tlkeras.data.headers import to_printable
-from tlkeras.data.inspection import ValidatedDataset, drop_undecodable, validate_images
+from tlkeras.data.inspection import drop_undecodable, validate_images
 from tlkeras.data.quality.cleaning import clean, write_manifest
 from tlkeras.data.quality.duplicates import (
     DuplicateGroup,
@@ -24,26 +24,42 @@ from tlkeras.data.quality.near_duplicates import read_thumbnails
 from tlkeras.data.sources.references import load_recipe_or_source
 from tlkeras.data.splits import classes_missing_from_test
 from tlkeras.data.tables import Dataset
-from tlkeras.diagnostics import data_quality
 from tlkeras.diagnostics.check_page import render_check_page
+from tlkeras.diagnostics.check_result import CheckResult, ClassCount, ManifestResult
+from tlkeras.diagnostics.data_quality import (
+    DataIssues,
+    count_classes,
+    count_of,
+    find_data_issues,
+    list_duplicates,
+    list_file_issues,
+    list_notes,
+    list_problems,
+)
 from tlkeras.errors import TlkerasError, list_some
 from tlkeras.features.extraction import average_positions
 from tlkeras.features.extractor import FeatureExtractor
 from tlkeras.features.memory import check_memory
 from tlkeras.plotting.html_page import check_page, write_page
 from tlkeras.training import builders
-from tlkeras.tuning.search import check_space
+from tlkeras.training.builders.experiment import Experiment
+from tlkeras.training.builders.features import feature_precision
+from tlkeras.training.builders.schedule import plan_finetuning
+from tlkeras.training.builders.variants import has_search_space
+from tlkeras.tuning.space import check_space
 
-MOST_FEATURES = 2000  # computed without being asked for: some seconds
+MOST_FEATURES = 2000  # computed without `deep`: some seconds
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What `check` is asked for besides its findings.
+    """Options of `check`.
 
     Attributes:
-        train: Also say what training would do; otherwise only the images matter.
-        deep: Look for wrong labels and outliers however many features must be computed for it.
+        train: Check the backbone and the training too, not the images alone.
+        deep: Compute any number of features to find wrong labels and outliers.
         page: The HTML file to write.
         manifest: The cleaned manifest to write.
     """
@@ -61,214 +77,197 @@ def check(
     deep: bool = False,
     html: str | Path | None = None,
     fix: str | Path | None = None,
-) -> dict[str, Any]:
-    """All that is in the way of a training, or worth a look, in a recipe's images, labels and stages.
+) -> CheckResult:
+    """All problems that would stop a training or spoil its result, in a recipe's images, labels and stages.
 
     Args:
-        recipe: A recipe, or images alone: a folder, a manifest, "tfds:NAME" or a packaged set, which are examined as
+        recipe: A recipe, or images alone: a folder, a manifest, "tfds:NAME" or a packaged set, which are checked as
             `linear_probe` would take them.
         overrides: Values by dotted key.
         deep: Look for wrong labels and outliers however many features must be computed for it.
         html: A page to write, with the images in question.
         fix: A cleaned manifest to write; images are never touched.
 
-    Returns:
-        `name`; `problems`, sentences, empty where training is advisable; `notes`, sentences worth reading; `facts`,
-        name -> text on images, splits, backbone and cost; `rejected` and `remarks`, path, code and reason of files
-        that cannot be used and that are odd; `classes`, images of each; `copies`, groups of images that are the
-        same or look the same; `mislabelled` and `outliers`, most suspicious first, None where nobody looked; `page` and
-        `manifest`, what was written.
+    Raises:
+        RecipeError: The recipe cannot be found, read or validated.
+        ResourceError: The page cannot be written.
     """
     resolved, train = load_recipe_or_source(recipe, overrides)
     page, manifest = (None if path is None else str(path) for path in (html, fix))
     return _check(resolved, CheckOptions(train, deep, page, manifest))
 
 
-def _check(recipe: Recipe, options: CheckOptions) -> dict[str, Any]:
-    report: dict[str, Any] = {"name": recipe.name, "problems": [], "notes": [], "facts": {}, "rejected": []}
-    report |= {"remarks": [], "classes": [], "copies": [], "leaking_groups": [], "mislabelled": None, "outliers": None}
-    if options.page:
-        check_page(options.page)
-    found = _collect_problem(report, lambda: _look_at_images(recipe, report))
-    problems = report["problems"] if options.train else report["notes"]
-    extractor = _collect_problem(
-        {"problems": problems}, lambda: _look_at_backbone(recipe, report, found, options.train)
-    )
-    if found is not None and extractor is not None:
-        _collect_problem(report, lambda: _look_for_suspects(recipe, report, extractor, found, options.deep))
-    if recipe.tuning is not None:
-        _collect_problem(report, lambda: check_space(recipe))
-    if found is not None and options.manifest:
-        _collect_problem(report, lambda: _write_manifest(recipe, report, found, options.manifest or ""))
-    if options.page:
-        paths = (
-            {} if found is None else dict(zip(map(to_printable, found.dataset.paths), found.dataset.paths, strict=True))
-        )
-        report["page"] = str(write_page(options.page, f"Check of {report['name']}", render_check_page(report, paths)))
-    return report
+@dataclass(frozen=True)
+class _Findings:
+    """What one part of the check found."""
 
-
-def show_schedule(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a recipe's fine-tuning would do.
-
-    Returns:
-        `name`; `stages`, each with `name`, `epochs` (at most), `cut`, `megabytes` (kept for it, in all views), `saved`
-        (share of the work), `reason`, `parameters` that train, and `blocks`: name, learning rate and parameters of
-        each that trains, from the head down; `views` that are kept of an image, and their `precision`; `reasons`:
-        value and why, for stages chosen from the data.
-
-    Raises:
-        TlkerasError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
-    """
-    recipe = load_recipe(recipe, overrides)
-    dataset = builders.read_dataset(recipe)
-    splits = builders.split_dataset(recipe, dataset)
-    extractor = builders.build_feature_extractor(recipe)
-    schedule, plan, choices = builders.plan_recipe(recipe, extractor, dataset, splits)
-    images = int((splits == "train").sum())
-    stages = []
-    for stage, planned in zip(schedule.stages, plan.stages, strict=True):
-        rates = list(zip(extractor.blocks, stage.multipliers(len(extractor.blocks)), strict=True))
-        blocks = [
-            {"name": block.name, "learning_rate": stage.learning_rate * rate, "parameters": block.parameters}
-            for block, rate in rates
-            if rate
-        ]
-        stages.append(
-            {
-                "name": stage.name,
-                "epochs": stage.length,
-                "learning_rate": stage.learning_rate,
-                "cut": planned.cut,
-                "megabytes": planned.bytes * images * (plan.views or 0) / 1e6,
-                "saved": planned.saved,
-                "reason": planned.reason,
-                "parameters": sum(block.parameters for block, rate in rates if rate),
-                "blocks": blocks[::-1],
-            }
-        )
-    reasons = [{"key": choice.key, "value": choice.value, "reason": choice.reason} for choice in choices]
-    return {
-        "name": recipe.name,
-        "stages": stages,
-        "views": plan.views,
-        "precision": builders.CACHE_DTYPE,
-        "reasons": reasons,
-    }
-
-
-def _collect_problem(report: dict[str, Any], stage: Callable[[], Any]) -> Any:
-    try:
-        return stage()
-    except TlkerasError as error:
-        report["problems"].append(str(error))
-        return None
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class _DatasetFindings:
-    """Images that can be used, and what was found in them."""
+class _CheckedImages:
+    """The images that can be used, with the split of each unless they cannot be split, and their duplicates."""
 
-    inspection: ValidatedDataset
-    splits: np.ndarray
-    copies: list[DuplicateGroup]
+    dataset: Dataset
+    duplicates: list[DuplicateGroup]
     leaking: list[LeakingGroup]
-
-    @property
-    def dataset(self) -> Dataset:
-        return self.inspection.dataset
-
-    @property
-    def groups(self) -> np.ndarray:
-        """What must not be parted: the source's groups, and copies."""
-        return join_groups(self.dataset.groups, self.copies)
+    classes: tuple[ClassCount, ...]
 
 
-def _look_at_images(recipe: Recipe, report: dict[str, Any]) -> _DatasetFindings:
-    inspection = validate_images(builders.read_dataset(recipe))
-    thumbnails, readable = read_thumbnails(inspection.dataset.paths.tolist())
-    inspection = drop_undecodable(inspection, readable)
-    dataset = inspection.dataset
-    report["rejected"] = data_quality.describe_findings(inspection.rejected)
-    report["remarks"] = data_quality.describe_findings(inspection.notes)
-    report["facts"]["images"] = f"{len(dataset):,} from {dataset.source}"
-    splits = _collect_problem(report, lambda: builders.split_dataset(recipe, dataset))
-    if splits is None:
-        splits = np.full(len(dataset), "", dtype=object)
-    else:
-        report["facts"]["splits"] = ", ".join(f"{split} {(splits == split).sum():,}" for split in dict.fromkeys(splits))
-        report["notes"] += classes_missing_from_test(dataset, splits)
-    copies = find_duplicates(dataset, inspection.digests, thumbnails, splits)
-    leaking = find_leaking_groups(dataset.groups, splits)
-    report["classes"] = data_quality.describe_classes(dataset, splits)
-    report["facts"]["classes"] = ", ".join(f"{row['class']} {row['images']:,}" for row in report["classes"])
-    report["copies"] = data_quality.duplicates_to_dicts(dataset, splits, copies)
-    report["leaking_groups"] = [asdict(group) for group in leaking]
-    problems, notes = data_quality.summarise(inspection, splits, copies, leaking)
-    report["problems"] += list_some(problems)
-    report["notes"] += notes
-    if inspection.rejected:
-        report["notes"].append(f"{len(inspection.rejected):,} of the files cannot be used and will be left out.")
-    if licence := dataset.facts.get("licence"):
-        report["facts"]["licence of the images"] = licence
-    return _DatasetFindings(inspection, splits, copies, leaking)
-
-
-def _look_at_backbone(
-    recipe: Recipe, report: dict[str, Any], found: _DatasetFindings | None, train: bool
-) -> FeatureExtractor:
-    extractor = builders.build_feature_extractor(recipe)
-    size = builders.image_size(recipe)
-    report["facts"]["backbone"] = f"{recipe.backbone.name} at {size} px, weights {recipe.backbone.weights}"
-    if recipe.features.handcrafted:
-        kinds = ", ".join(one.kind for one in recipe.features.handcrafted)
-        report["facts"]["handcrafted features"] = kinds
-        report["notes"].append(
-            f"Handcrafted features ({kinds}) cannot become a SavedModel: `predict` works, `export` refuses."
-        )
-    report["facts"]["features"] = (
-        " x ".join(map(str, extractor.pooled.output_shape[1:])) + f" {recipe.features.precision}"
+def _check(recipe: Recipe, options: CheckOptions) -> CheckResult:
+    if options.page:
+        check_page(options.page)
+    images, of_images = _check_images(recipe)
+    extractor, of_training = _check_training(recipe, images if options.train else None, options.train)
+    issues, of_labels = None, _Findings()
+    if images is not None and extractor is not None:
+        experiment = Experiment(recipe, images.dataset, extractor)
+        groups = join_groups(images.dataset.groups, images.duplicates)
+        issues, of_labels = _check_labels(experiment, groups, options.deep)
+    _, of_space = _attempt(lambda: check_space(recipe) if has_search_space(recipe) else None)
+    manifest, of_manifest = _attempt(lambda: _write_manifest(recipe, images, issues, options.manifest))
+    findings = (of_images, of_training, of_labels, _Findings([*of_space, *of_manifest]))
+    result = CheckResult(
+        name=recipe.name,
+        problems=tuple(problem for part in findings for problem in part.problems),
+        notes=tuple(note for part in findings for note in part.notes),
+        facts={name: fact for part in findings for name, fact in part.facts.items()},
+        rejected=() if images is None else list_file_issues(images.dataset.rejected),
+        remarks=() if images is None else list_file_issues(images.dataset.warnings),
+        classes=() if images is None else images.classes,
+        copies=() if images is None else list_duplicates(images.dataset, images.duplicates),
+        leaking_groups=() if images is None else tuple(images.leaking),
+        mislabelled=None if issues is None else issues.mislabelled,
+        outliers=None if issues is None else issues.outliers,
+        manifest=manifest,
     )
-    if not train or found is None or not found.splits.all():
-        return extractor
-    check_memory(len(found.dataset), extractor.pooled.output_shape[1:])
-    if recipe.finetuning:
-        builders.check_recipe_feed(recipe, found.dataset)
-        _, plan, _ = builders.plan_recipe(recipe, extractor, found.dataset, found.splits)
-        for stage in plan.stages:
-            report["facts"][f"stage {stage.stage}"] = f"from {stage.cut}: {stage.reason}"
-    lacking, needed = builders.count_lacking(recipe, extractor, found.inspection, found.splits)
-    report["facts"]["to compute"] = f"{lacking:,} of {needed:,} images, each view counted; the rest is cached"
-    return extractor
+    return _write_page(result, images, options.page) if options.page else result
 
 
-def _look_for_suspects(
-    recipe: Recipe, report: dict[str, Any], extractor: FeatureExtractor, found: _DatasetFindings, deep: bool
-) -> None:
-    lacking = builders.count_features(recipe, extractor, found.inspection)
-    if lacking > MOST_FEATURES and not deep:
-        report["notes"].append(
-            f"Wrong labels and outliers were not looked for: the features of {lacking:,} images would have to be"
-            " computed. `--deep` does it, and keeps them for the training."
-        )
-        return
-    builders.fit_recipe_codebooks(recipe, extractor, found.inspection, found.splits)
-    with builders.extract_features(recipe, extractor, found.inspection) as features:
+def _attempt(step: Callable[[], _T]) -> tuple[_T | None, list[str]]:
+    """The result of a step, or None and the problem that it met."""
+    try:
+        return step(), []
+    except TlkerasError as error:
+        return None, [str(error)]
+
+
+def _check_images(recipe: Recipe) -> tuple[_CheckedImages | None, _Findings]:
+    """The images, or None where there are none, and what is wrong with files, splits and labels."""
+    read, problems = _attempt(lambda: _read_images(recipe))
+    if read is None:
+        return None, _Findings(problems)
+    dataset, thumbnails = read
+    facts = {"images": f"{len(dataset):,} from {dataset.source}"}
+    notes = []
+    divided, problems = _attempt(lambda: builders.split_dataset(recipe, dataset))
+    if divided is not None:
+        dataset, split = divided, divided.split
+        facts["splits"] = ", ".join(f"{name} {(split == name).sum():,}" for name in dict.fromkeys(split))
+        notes += classes_missing_from_test(dataset)
+    duplicates, leaking = find_duplicates(dataset, thumbnails), find_leaking_groups(dataset.groups, dataset.split)
+    classes = count_classes(dataset)
+    facts["classes"] = ", ".join(f"{row.class_name} {row.images:,}" for row in classes)
+    problems += list_some(list_problems(dataset, duplicates, leaking))
+    notes += list_notes(dataset, duplicates)
+    if dataset.rejected:
+        files = count_of(len(dataset.rejected), "file cannot be used and is", "files cannot be used and are")
+        notes.append(f"{files} left out.")
+    if licence := dataset.facts.get("licence"):
+        facts["licence of the images"] = licence
+    return _CheckedImages(dataset, duplicates, leaking, classes), _Findings(problems, notes, facts)
+
+
+def _read_images(recipe: Recipe) -> tuple[Dataset, np.ndarray]:
+    """The images that can be decoded, and a thumbnail of each."""
+    dataset = validate_images(builders.read_dataset(recipe))
+    thumbnails, readable = read_thumbnails(dataset.paths.tolist())
+    return drop_undecodable(dataset, readable), thumbnails
+
+
+def _check_training(
+    recipe: Recipe, images: _CheckedImages | None, train: bool
+) -> tuple[FeatureExtractor | None, _Findings]:
+    """The frozen network, or None where the training is not possible, and what the training would compute.
+
+    Without `train` nobody has asked for this backbone, so that its problems are notes.
+    """
+    extractor, problems = _attempt(lambda: builders.build_feature_extractor(recipe))
+    if extractor is None:
+        return None, _Findings(problems) if train else _Findings(notes=problems)
+    origin, shape = builders.describe_origin(recipe), extractor.pooled.output_shape[1:]
+    facts = {"backbone": f"{origin['backbone']} at {builders.image_size(recipe)} px, weights {origin['weights']}"}
+    notes = []
+    if handcrafted := ", ".join(builders.list_handcrafted_kinds(recipe)):
+        facts["handcrafted features"] = handcrafted
+        notes.append(f"Handcrafted features ({handcrafted}) cannot be exported as a SavedModel; `predict` works.")
+    facts["features"] = f"{' x '.join(map(str, shape))} {feature_precision(recipe)}"
+    if images is None or not images.dataset.split.all():
+        return extractor, _Findings([], notes, facts)
+    planned, problems = _attempt(lambda: _plan(recipe, images.dataset, extractor))
+    if planned is not None:
+        if planned.plan is not None:
+            facts |= {f"stage {one.stage}": f"from {one.cut}: {one.reason}" for one in planned.plan.caching.stages}
+        counts, problems = _attempt(lambda: builders.count_cache_misses(planned))
+        if counts is not None:
+            facts["to compute"] = "{:,} of {:,} images, each view counted; the rest is cached".format(*counts)
+    return None if problems else extractor, _Findings(problems, notes, facts)
+
+
+def _plan(recipe: Recipe, dataset: Dataset, extractor: FeatureExtractor) -> Experiment:
+    check_memory(len(dataset), extractor.pooled.output_shape[1:])
+    experiment = Experiment(recipe, dataset, extractor, plan_finetuning(recipe, extractor, dataset))
+    if experiment.plan is not None:
+        builders.check_recipe_data_service(recipe, dataset)
+    return experiment
+
+
+def _check_labels(experiment: Experiment, groups: np.ndarray, deep: bool) -> tuple[DataIssues | None, _Findings]:
+    """Wrong labels and outliers, or None where they were not looked for, and sentences on them."""
+    missing, problems = _attempt(lambda: builders.count_missing_features(experiment))
+    if missing is None:
+        return None, _Findings(problems)
+    if missing > MOST_FEATURES and not deep:
+        reason = f"features of {missing:,} images would have to be computed"
+        note = f"Wrong labels and outliers were not looked for: {reason}. `--deep` does it, and caches them."
+        return None, _Findings(notes=[note])
+    issues, problems = _attempt(lambda: _find_issues(experiment, groups))
+    if issues is None:
+        return None, _Findings(problems)
+    notes = []
+    if wrong := len(issues.mislabelled):
+        notes.append(f"{count_of(wrong, 'image looks', 'images look')} mislabelled.")
+    if odd := len(issues.outliers):
+        notes.append(f"{count_of(odd, 'image is', 'images are')} unlike all others.")
+    return issues, _Findings(notes=notes)
+
+
+def _find_issues(experiment: Experiment, groups: np.ndarray) -> DataIssues:
+    builders.fit_recipe_codebooks(experiment)
+    with builders.extract_features(experiment) as features:
         matrix = average_positions(np.asarray(features.outputs[0], np.float32))
-        suspects = data_quality.find_suspects(found.dataset, features.kept, matrix, found.groups)
-    described = data_quality.describe_suspects(found.dataset, found.splits, suspects)
-    report |= described
-    for name, sentence in (("mislabelled", "look mislabelled"), ("outliers", "are unlike all others")):
-        if described[name]:
-            report["notes"].append(f"{len(described[name]):,} image(s) {sentence}.")
+        return find_data_issues(experiment.dataset, features.kept, matrix, groups)
 
 
-def _write_manifest(recipe: Recipe, report: dict[str, Any], found: _DatasetFindings, path: str) -> None:
-    cleaning = clean(found.dataset, found.copies, found.leaking)
-    position = {str(key): row for row, key in enumerate(found.dataset.keys)}
-    suspected = [""] * len(found.dataset)
-    for suspect in reversed(report["mislabelled"] or []):
-        suspected[position[suspect["key"]]] = suspect["suggested"]
-    remarks = {"suggested": suspected} if any(suspected) else {}
-    written = write_manifest(path, builders.read_source(recipe), found.dataset, cleaning, remarks)
-    report["manifest"] = {"path": str(written), "images": len(cleaning.kept), "left_out": cleaning.left_out}
+def _write_manifest(
+    recipe: Recipe, images: _CheckedImages | None, issues: DataIssues | None, path: str | None
+) -> ManifestResult | None:
+    if images is None or path is None:
+        return None
+    dataset = images.dataset
+    cleaning = clean(dataset, images.duplicates, images.leaking)
+    position = {str(key): row for row, key in enumerate(dataset.keys)}
+    suggested = [""] * len(dataset)
+    for image in reversed(() if issues is None else issues.mislabelled):
+        suggested[position[image.key]] = image.suggested
+    columns = {"suggested": suggested} if any(suggested) else {}
+    written = write_manifest(path, builders.read_source(recipe), dataset, cleaning, columns)
+    return ManifestResult(str(written), len(cleaning.kept), cleaning.left_out)
+
+
+def _write_page(result: CheckResult, images: _CheckedImages | None, path: str) -> CheckResult:
+    paths = () if images is None else images.dataset.paths
+    sections = render_check_page(result, {to_printable(one): one for one in paths})
+    return replace(result, page=str(write_page(path, f"Check of {result.name}", sections)))

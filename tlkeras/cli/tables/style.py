@@ -1,40 +1,54 @@
-"""What all tables are made with."""
+"""Elements of all tables."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tlkeras.data.headers import to_printable
+
 MOST_ROWS = 40
 
 
-def issues_table(title: str, findings: Sequence[dict[str, str]]) -> Table:
-    """Return a table of paths and reasons, of so many at most."""
+class FileReason(Protocol):
+    """A file with the reason why it is listed."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
+
+
+def issues_table(title: str, issues: Sequence[FileReason]) -> Table:
+    """A table of paths and reasons, at most `MOST_ROWS` of them."""
     table = make_table(title, [("path", "left"), ("reason", "left")])
-    for finding in findings[:MOST_ROWS]:
-        table.add_row(escape(finding["path"]), escape(finding["reason"]))
-    if len(findings) > MOST_ROWS:
-        table.add_row(f"and {len(findings) - MOST_ROWS:,} more", "")
+    for issue in issues[:MOST_ROWS]:
+        table.add_row(escape(to_printable(issue.path)), escape(issue.reason))
+    if len(issues) > MOST_ROWS:
+        table.add_row(f"and {len(issues) - MOST_ROWS:,} more", "")
     return table
 
 
 def open_console() -> Console:
-    """Return a console as wide as the terminal, and wide enough for all columns where there is none."""
+    """A console as wide as the terminal; without one, wide enough for all columns."""
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 def make_table(title: str, columns: Sequence[tuple[str, str]], header: bool = True) -> Table:
-    """Return an empty table with columns of a header and an alignment each."""
+    """An empty table; a column is its header and its alignment."""
     table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=header)
     for number, (name, justify) in enumerate(columns):
         table.add_column(name, justify=justify, overflow="fold", no_wrap=number == 0)  # type: ignore[arg-type]
     return table
 
 
-def format_number(value: float | None) -> str:
-    """Return a number with four decimals, or a dash."""
-    return "-" if value is None else f"{value:.4f}"
+def format_number(value: float | None, sign: str = "-") -> str:
+    """A number with four decimals, or a dash for None and NaN; `sign` is as in Python's format specification."""
+    return "-" if value is None or math.isnan(value) else f"{value:{sign}.4f}"

@@ -1,5 +1,4 @@
-"""`python -m tlkeras.diagnostics.recommend.benchmark_main QUESTION`: the process in which
-a backbone's costs are measured."""
+"""The process in which a backbone is benchmarked: `python -m tlkeras.diagnostics.recommend.benchmark_main REQUEST`."""
 
 import json
 import sys

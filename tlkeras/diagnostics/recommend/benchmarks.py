@@ -1,4 +1,4 @@
-"""What a backbone costs on this machine, measured in a process of its own: nothing else is in its memory."""
+"""Speed and memory of a backbone on this machine, measured in a process of its own, whose memory holds nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_ALONE = 15
+from tlkeras.errors import BackboneError
+from tlkeras.features.memory import peak_memory
+
+_REPEATS = 15
 _BATCH = 32
 _SECONDS = 2.0
 _STEPS = 4
@@ -20,13 +23,13 @@ _STEPS = 4
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
-    """What is measured.
+    """What to benchmark.
 
     Attributes:
-        backbone: A name of the catalog; its weights do not matter here.
-        size: Side of the images, pixels.
-        classes: Answers of the head.
-        unfreeze: Blocks that a step of fine-tuning trains.
+        backbone: Its name in the catalog; random weights are used.
+        size: Side length of the images, pixels.
+        classes: Outputs of the head.
+        unfreeze: Number of blocks, from the last, that a step of fine-tuning trains.
         batch: Images per step.
     """
 
@@ -39,14 +42,14 @@ class BenchmarkRequest:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What it costs.
+    """Speed and memory of one backbone.
 
     Attributes:
-        milliseconds: Of one image asked alone, the median.
-        images_per_second: Of many images.
-        megabytes: Of memory at its peak while answering, the program's own included; None where it cannot be read.
-        step_seconds: Of a step of fine-tuning from kept activations, the median.
-        step_megabytes: Of memory at its peak while fine-tuning.
+        milliseconds: Latency of a batch of one image, the median.
+        images_per_second: Throughput in batches of 32.
+        megabytes: Peak memory of the process in inference; None where the system does not report it.
+        step_seconds: Duration of a step of fine-tuning from cached activations, the median.
+        step_megabytes: Peak memory of the process in fine-tuning.
     """
 
     milliseconds: float
@@ -56,11 +59,15 @@ class BenchmarkResult:
     step_megabytes: float | None
 
 
-def measure_costs(question: BenchmarkRequest) -> BenchmarkResult | str:
-    """Return the costs, or in words why they could not be measured."""
+def measure_costs(request: BenchmarkRequest) -> BenchmarkResult:
+    """The costs of a backbone, measured in a new process.
+
+    Raises:
+        BackboneError: That process failed.
+    """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     done = subprocess.run(
-        [sys.executable, "-m", "tlkeras.diagnostics.recommend.benchmark_main", json.dumps(asdict(question))],
+        [sys.executable, "-m", "tlkeras.diagnostics.recommend.benchmark_main", json.dumps(asdict(request))],
         check=False,
         capture_output=True,
         text=True,
@@ -68,12 +75,13 @@ def measure_costs(question: BenchmarkRequest) -> BenchmarkResult | str:
     )
     if done.returncode == 0:
         return BenchmarkResult(**json.loads(done.stdout.splitlines()[-1]))
-    how = f"killed by signal {-done.returncode} (too little memory?)" if done.returncode < 0 else "it failed"
-    return f"{how}: {' '.join(done.stderr.strip().splitlines()[-1:])}"
+    end = f"was killed by signal {-done.returncode} (too little memory?)" if done.returncode < 0 else "failed"
+    last_line = " ".join(done.stderr.strip().splitlines()[-1:])
+    raise BackboneError(f"The benchmark of {request.backbone} at {request.size} pixels {end}.", last_line or None)
 
 
-def measure_here(question: BenchmarkRequest) -> BenchmarkResult:
-    """Measure in this process."""
+def measure_here(request: BenchmarkRequest) -> BenchmarkResult:
+    """The costs of a backbone, measured in this process."""
     import keras
     import numpy as np
 
@@ -81,22 +89,22 @@ def measure_here(question: BenchmarkRequest) -> BenchmarkResult:
     from tlkeras.features.engines import make_engine
     from tlkeras.features.pooling import pool
 
-    backbone = build_backbone(question.backbone, size=question.size, weights="none")
-    images = np.random.default_rng(0).integers(0, 256, (_BATCH, question.size, question.size, 3), np.uint8)
+    backbone = build_backbone(request.backbone, size=request.size, weights="none")
+    images = np.random.default_rng(0).integers(0, 256, (_BATCH, request.size, request.size, 3), np.uint8)
     engine = make_engine(pool(backbone, "average"))
     index = np.arange(_BATCH)
-    alone = _time(lambda: list(engine.run([(index[:1], images[:1])])), _ALONE)
-    whole = _time(lambda: list(engine.run([(index, images)])), 1)
-    many = max(2, round(_SECONDS / whole))
-    rate = many * _BATCH / _time(lambda: list(engine.run((index, images) for _ in range(many))), 1)
-    megabytes = read_peak()
-    step = _time_step(backbone, question)
+    one_image = _time(lambda: list(engine.run([(index[:1], images[:1])])), _REPEATS)
+    one_batch = _time(lambda: list(engine.run([(index, images)])), 1)
+    batches = max(2, round(_SECONDS / one_batch))
+    throughput = batches * _BATCH / _time(lambda: list(engine.run((index, images) for _ in range(batches))), 1)
+    megabytes = _peak_megabytes()
+    step = _time_step(backbone, request)
     keras.backend.clear_session()
-    return BenchmarkResult(1000 * alone, rate, megabytes, step, read_peak())
+    return BenchmarkResult(1000 * one_image, throughput, megabytes, step, _peak_megabytes())
 
 
-def _time_step(backbone: Any, question: BenchmarkRequest) -> float:
-    """Return the seconds of a step that trains the last blocks, and a head, from what the first ones gave."""
+def _time_step(backbone: Any, request: BenchmarkRequest) -> float:
+    """Median seconds of a step that trains the last blocks and a head on the activations of the first blocks."""
     import keras
     import numpy as np
 
@@ -104,19 +112,19 @@ def _time_step(backbone: Any, question: BenchmarkRequest) -> float:
     from tlkeras.features.pooling import pool_tensor
 
     blocks = find_blocks(backbone)
-    frozen = len(blocks) - question.unfreeze
+    frozen = len(blocks) - request.unfreeze
     suffix = split(backbone, blocks[frozen - 1].cut)[1] if frozen > 0 else backbone
-    answers = keras.layers.Dense(question.classes)(pool_tensor(suffix.output, "average"))
-    model = keras.Model(suffix.input, answers)
+    logits = keras.layers.Dense(request.classes)(pool_tensor(suffix.output, "average"))
+    model = keras.Model(suffix.input, logits)
     model.compile(keras.optimizers.AdamW(1e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     random = np.random.default_rng(0)
-    values = random.random((question.batch, *model.input_shape[1:]), np.float32)
-    targets = random.integers(0, question.classes, question.batch)
+    values = random.random((request.batch, *model.input_shape[1:]), np.float32)
+    targets = random.integers(0, request.classes, request.batch)
     return _time(lambda: model.train_on_batch(values, targets), _STEPS)
 
 
 def _time(call: Callable[[], object], repeats: int) -> float:
-    """Return the median of the seconds of a call, after one that warms up."""
+    """Median seconds of a call, after one call to warm up."""
     call()
     seconds = []
     for _ in range(repeats):
@@ -126,11 +134,6 @@ def _time(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def read_peak() -> float | None:
-    """Return the most memory that this process has held, in MB; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+def _peak_megabytes() -> float | None:
+    peak = peak_memory()
+    return None if peak is None else peak / 1e6

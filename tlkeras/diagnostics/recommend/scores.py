@@ -1,4 +1,4 @@
-"""How well features serve the classes: real classifiers over folds, with their spread, and scores beside them."""
+"""How well features separate the classes: cross-validated classifiers, and transferability scores."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FoldIndices = list[tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Scores:
-    """What features reach.
+    """Scores of one backbone's features.
 
     Attributes:
         neighbours: Balanced accuracy of five nearest neighbours by cosine, per fold, (k,).
         probe: Balanced accuracy of the linear head, per fold, (k,).
         logme, h_score: Of the standardised features.
-        leep, nce: Of what the source's head says of the images; None where there is none.
+        leep, nce: From the predictions of the pretrained classifier; None where there is none.
     """
 
     neighbours: np.ndarray
@@ -39,18 +39,18 @@ class Scores:
 
     @property
     def ranking(self) -> np.ndarray:
-        """Return the main ranking's score per fold: the mean of both classifiers."""
+        """The score that ranks backbones: the mean of both classifiers per fold, (k,)."""
         return (self.neighbours + self.probe) / 2
 
 
 def score_features(X: np.ndarray, codes: np.ndarray, folds: FoldIndices, source: np.ndarray | None = None) -> Scores:
-    """Return what features reach on folds that all backbones share.
+    """The scores of features on folds that all backbones share.
 
     Args:
         X: Features, float32 (n, d).
         codes: Classes, int (n,), from 0.
         folds: Rows to fit on and rows held out.
-        source: Probabilities of the source's classes, (n, z).
+        source: Probabilities of the pretrained classifier's classes, (n, z).
     """
     standard = StandardScaler().fit_transform(np.asarray(X, np.float64))
     return Scores(
@@ -75,16 +75,16 @@ def _score_linear_probe(X: np.ndarray, codes: np.ndarray, fit: np.ndarray, held:
 
 
 class Difference(NamedTuple):
-    """How much better one is than another: in standard errors, and how probable as much is by chance, two-sided."""
+    """A difference of means in standard errors, and its two-sided p-value."""
 
     errors: float
     probability: float
 
 
 def compare_folds(first: np.ndarray, second: np.ndarray) -> Difference:
-    """Return how sure a difference is, by the corrected paired t test over folds.
+    """The difference of two backbones by the corrected paired t test over folds.
 
-    Nadeau and Bengio, Machine Learning 52, 2003: folds share what they were fitted on, so the variance of their mean is
+    Nadeau and Bengio, Machine Learning 52, 2003: the training sets of folds overlap, so the variance of their mean is
     1/k + 1/(k - 1) times theirs.
 
     Args:

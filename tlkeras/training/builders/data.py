@@ -151,11 +151,6 @@ def data_seed(recipe: Recipe) -> int:
     return recipe.data.seed
 
 
-def training_seed(recipe: Recipe) -> int:
-    """The seed of augmentation and training."""
-    return recipe.training.seed
-
-
 def decode_recipe_image(recipe: Recipe, path: str) -> np.ndarray:
     """One image at the backbone's input size, uint8 [size, size, 3].
 

@@ -251,3 +251,8 @@ def predict_images(recipe: Recipe, dataset: Dataset, model: keras.Model) -> tupl
     ) as predictions:
         outputs = [np.asarray(output) for output in predictions.outputs]
         return dict(zip(names, outputs, strict=True)), predictions.kept
+
+
+def feature_precision(recipe: Recipe) -> str:
+    """The dtype in which features are cached and heads read them."""
+    return recipe.features.precision

@@ -1,0 +1,146 @@
+"""Results of `tlkeras check`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tlkeras.data.quality.duplicates import LeakingGroup
+from tlkeras.results import Result
+
+
+@dataclass(frozen=True)
+class FileIssue:
+    """A file that cannot be used, or is used although it is odd: its printable path, a stable word, and the reason."""
+
+    path: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ClassCount(Result):
+    """Size of one class.
+
+    Attributes:
+        task: Its task.
+        class_name: The class; of a regression, the range of its numbers.
+        images: Number of images.
+        share: Of the labelled images of the task, 0 to 1.
+        splits: Number of images by split.
+    """
+
+    task: str
+    class_name: str
+    images: int
+    share: float
+    splits: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A flat row: task, class, images, share, and a key per split."""
+        return {"task": self.task, "class": self.class_name, "images": self.images, "share": self.share, **self.splits}
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """An image in question: its printable path, its path within the source, its labels and its split."""
+
+    path: str
+    key: str
+    label: str
+    split: str
+
+
+@dataclass(frozen=True)
+class DuplicateImages:
+    """Images that are the same or look the same.
+
+    Attributes:
+        kind: "exact" (the same bytes) or "near".
+        similarity: The lowest correlation of one image with the central one.
+        conflicting: Their labels differ.
+        leaking: They are in several splits.
+        images: Two or more.
+    """
+
+    kind: str
+    similarity: float
+    conflicting: bool
+    leaking: bool
+    images: tuple[CheckedImage, ...]
+
+
+@dataclass(frozen=True)
+class MislabelledImage(CheckedImage, Result):
+    """An image whose label looks wrong.
+
+    Attributes:
+        suggested: The class that the model predicts.
+        score: How much more probable that class is than the label, 0 to 1.
+        task: The task, if there are several.
+    """
+
+    suggested: str
+    score: float
+    task: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes, without `task` where there is one task alone."""
+        values = super().to_dict()
+        return values if self.task is not None else {key: values[key] for key in values if key != "task"}
+
+
+@dataclass(frozen=True)
+class OutlierImage(CheckedImage):
+    """An image unlike all others; the score is its distance from its neighbours in units of the bound, above 1."""
+
+    score: float
+
+
+@dataclass(frozen=True)
+class ManifestResult:
+    """A cleaned manifest: its path, the number of its images, and of those left out, by reason."""
+
+    path: str
+    images: int
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class CheckResult(Result):
+    """What was found in images, labels and recipe.
+
+    Attributes:
+        name: Of the recipe.
+        problems: Sentences; where there are none, training is advisable.
+        notes: Sentences worth reading.
+        facts: On images, splits, backbone and cost, name -> text.
+        rejected: Files that cannot be used.
+        remarks: Files that are used although they are odd.
+        classes: Size of each class.
+        copies: Images that are the same or look the same.
+        leaking_groups: Groups that are in several splits.
+        mislabelled, outliers: Most suspicious first; None where they were not looked for.
+        manifest, page: Files that were written.
+    """
+
+    name: str
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    facts: dict[str, str]
+    rejected: tuple[FileIssue, ...]
+    remarks: tuple[FileIssue, ...]
+    classes: tuple[ClassCount, ...]
+    copies: tuple[DuplicateImages, ...]
+    leaking_groups: tuple[LeakingGroup, ...]
+    mislabelled: tuple[MislabelledImage, ...] | None
+    outliers: tuple[OutlierImage, ...] | None
+    manifest: ManifestResult | None = None
+    page: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes, without `manifest` and `page` where none was written."""
+        return {key: value for key, value in super().to_dict().items() if value is not None or key not in _WRITTEN}
+
+
+_WRITTEN = ("manifest", "page")

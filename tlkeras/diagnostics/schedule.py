@@ -1,0 +1,117 @@
+"""The schedule of a recipe's fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlkeras.config.recipe import Recipe, load_recipe
+from tlkeras.features.extractor import FeatureExtractor
+from tlkeras.finetuning.auto_stages import Decision
+from tlkeras.finetuning.caching_plan import StagePlan
+from tlkeras.finetuning.schedule import Stage
+from tlkeras.results import Result, to_plain
+from tlkeras.training import builders
+
+
+@dataclass(frozen=True)
+class ScheduledBlock:
+    """A block that trains in a stage, its learning rate and its number of parameters."""
+
+    name: str
+    learning_rate: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class ScheduledStage:
+    """One stage.
+
+    Attributes:
+        name: As in the recipe.
+        epochs: Maximum number of epochs.
+        learning_rate: Of the head.
+        cut: Where the trained part of the network begins.
+        megabytes: Activations that are cached for it, in all views.
+        saved: Share of the work that caching saves, 0 to 1.
+        reason: Why it begins there.
+        parameters: Number that train in the backbone.
+        blocks: Those that train, from the head down.
+    """
+
+    name: str
+    epochs: int
+    learning_rate: float
+    cut: str
+    megabytes: float
+    saved: float
+    reason: str
+    parameters: int
+    blocks: tuple[ScheduledBlock, ...]
+
+
+@dataclass(frozen=True)
+class ScheduleResult(Result):
+    """The stages of a fine-tuning, and what is cached for them.
+
+    Attributes:
+        name: Of the recipe.
+        stages: In order.
+        views: Number of views of an image that are cached; None where nothing is.
+        precision: Of cached activations.
+        reasons: Values that were chosen from the data, and why.
+    """
+
+    name: str
+    stages: tuple[ScheduledStage, ...]
+    views: int | None
+    precision: str
+    reasons: tuple[Decision, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes; each reason with key, value and reason."""
+        return {**super().to_dict(), "reasons": [to_plain(reason._asdict()) for reason in self.reasons]}
+
+
+def show_schedule(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> ScheduleResult:
+    """The stages of a recipe's fine-tuning: which blocks train, at which rate, and from which cached activations.
+
+    Args:
+        recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`.
+        overrides: Values by dotted key.
+
+    Raises:
+        TlkerasError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
+    """
+    recipe = load_recipe(recipe, overrides)
+    dataset, extractor = builders.read_dataset(recipe), builders.build_feature_extractor(recipe)
+    experiment = builders.plan(recipe, dataset, extractor)
+    plan = builders.require_plan(experiment)
+    views, images = plan.caching.views, len(experiment.dataset.rows("train"))
+    stages = [
+        _describe_stage(stage, planned, extractor, images * (views or 0))
+        for stage, planned in zip(plan.schedule.stages, plan.caching.stages, strict=True)
+    ]
+    return ScheduleResult(recipe.name, tuple(stages), views, builders.CACHE_DTYPE, plan.decisions)
+
+
+def _describe_stage(stage: Stage, planned: StagePlan, extractor: FeatureExtractor, rows: int) -> ScheduledStage:
+    multipliers = stage.multipliers(len(extractor.blocks))
+    blocks = [
+        ScheduledBlock(block.name, stage.learning_rate * multiplier, block.parameters)
+        for block, multiplier in zip(extractor.blocks, multipliers, strict=True)
+        if multiplier
+    ]
+    return ScheduledStage(
+        name=stage.name,
+        epochs=stage.length,
+        learning_rate=stage.learning_rate,
+        cut=planned.cut,
+        megabytes=planned.bytes * rows / 1e6,
+        saved=planned.saved,
+        reason=planned.reason,
+        parameters=sum(block.parameters for block in blocks),
+        blocks=tuple(blocks[::-1]),
+    )
