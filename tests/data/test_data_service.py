@@ -122,7 +122,7 @@ def test_training_with_a_data_service_is_the_same(address, workplace):
     ]
     histories = []
     for run in runs:
-        with open(f"{run['path']}/history.csv", newline="") as file:
+        with open(f"{run.path}/history.csv", newline="") as file:
             histories.append(list(csv.reader(file)))
     assert histories[0] == histories[1] and len(histories[0]) == 3
 

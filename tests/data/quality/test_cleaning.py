@@ -1,4 +1,4 @@
-"""What copies mean for labels and splits, and the manifest without what misleads."""
+"""Cleaned manifests: the images left out, with reasons, and the file that is written."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 
 from tlkeras.data.quality.cleaning import clean, write_manifest
-from tlkeras.data.quality.duplicates import (
-    DuplicateGroup,
-    LeakingGroup,
-    find_duplicates,
-    find_leaking_groups,
-    join_groups,
-)
+from tlkeras.data.quality.duplicates import DuplicateGroup, find_leaking_groups
 from tlkeras.data.sources.folders import read_table
 from tlkeras.data.tables import build_dataset
 from tlkeras.errors import DataError
@@ -25,40 +19,11 @@ def objects(*values: str) -> np.ndarray:
     return np.array(values, dtype=object)
 
 
-def test_labels_and_splits_of_copies(make_dataset):
-    splits = objects("train", "test", "train", "train", "train", "train")
-    digests = objects("a", "a", "b", "b", "c", "c")
-    dataset = make_dataset(np.array([0, 0, 0, 1, 1, -1]), digests=digests, split=splits)
-    noise = np.random.default_rng(0).integers(0, 256, (6, 32, 32), np.uint8)
-    found = find_duplicates(dataset, noise)
-    assert found == [
-        DuplicateGroup((0, 1), True, 1.0, conflicting=False, leaking=True),
-        DuplicateGroup((2, 3), True, 1.0, conflicting=True, leaking=False),
-        DuplicateGroup((4, 5), True, 1.0, conflicting=False, leaking=False),  # nobody knows the label of one
-    ]
-
-
-def test_groups_that_leak():
-    groups = objects("m1", "m1", "", "m2", "m2", "", "m1")
-    splits = objects("train", "test", "train", "test", "test", "test", "train")
-    assert find_leaking_groups(groups, splits) == [LeakingGroup("m1", {"test": 1, "train": 2})]
-    assert find_leaking_groups(objects("", ""), objects("train", "test")) == []
-
-
-def test_copies_join_groups():
-    copies = [DuplicateGroup((0, 3), True, 1, False, False), DuplicateGroup((3, 4), False, 0.99, False, False)]
-    copies += [DuplicateGroup((5, 6), False, 0.99, False, False)]
-    assert join_groups(objects("", "m", "m", "", "m", "", "", ""), copies).tolist() == ["m"] * 5 + ["copies-2"] * 2 + [
-        ""
-    ]
-    assert join_groups(objects("", ""), []).tolist() == ["", ""]
-
-
-def test_what_is_left_out(make_dataset):
+def test_reasons_to_leave_out(make_dataset):
     dataset = make_dataset(np.arange(12) % 2, given_splits=objects(*["train"] * 8, *["test"] * 4))
     copies = [
         DuplicateGroup((0, 2), True, 1, False, False),  # one stays
-        DuplicateGroup((1, 8), True, 1, True, True),  # nobody knows which label is right
+        DuplicateGroup((1, 8), True, 1, True, True),  # the right label is not known
         DuplicateGroup((3, 9), True, 1, False, True),  # the held-out one stays
         DuplicateGroup((4, 6, 10), False, 0.99, False, True),  # looks like a held-out one
         DuplicateGroup((5, 7), False, 0.99, False, False),  # both stay, together

@@ -74,11 +74,11 @@ def test_training_on_packed_images_is_training_on_them(workplace):
     ]
     splits = []
     for run in runs:
-        with open(f"{run['path']}/splits.csv", newline="") as file:
+        with open(f"{run.path}/splits.csv", newline="") as file:
             splits.append([(row["image"], row["split"], row["sha256"]) for row in csv.DictReader(file)])
     assert splits[0] == splits[1]
-    assert runs[1]["features"]["computed"] == 0  # known by their bytes
-    predictions = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
+    assert runs[1].features["computed"] == 0  # known by their bytes
+    predictions = [np.load(f"{run.path}/predictions.npz")["probabilities"] for run in runs]
     np.testing.assert_array_equal(*predictions)
 
 
