@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 import tlkeras
+from tlkeras.adaptation.adversarial import AdaptationOptions
 from tlkeras.adaptation.domain_head import ADAPTATIONS, ALIGNERS, METHODS, DomainAdaptedHead
 from tlkeras.config.recipe import load_recipe
 from tlkeras.data.inspection import validate_images
@@ -87,8 +88,8 @@ def compare_tuned(options: argparse.Namespace) -> None:
                     )
                     for seed in range(options.seeds)
                 ]
-            figures = [say([of["metrics"][name]["value"] for of in results]) for name in ("accuracy", "roc_auc")]
-            minutes = statistics.median(sum(of["phases"].values()) / 60 for of in results)
+            figures = [say([of.metrics[name].value for of in results]) for name in ("accuracy", "roc_auc")]
+            minutes = statistics.median(sum(of.phases.values()) / 60 for of in results)
             print(f"| {shift_name} | {method} | {' | '.join(figures)} | {minutes:.1f} |", flush=True)
 
 
@@ -131,10 +132,12 @@ def run(domains: tuple[np.ndarray, ...], seed: int, options: argparse.Namespace)
     validates, measured = random.random(len(ys)) < 0.2, random.random(len(yt)) < 0.25
     train, held = (Xs[~validates], ys[~validates]), (Xs[validates], ys[validates], np.ones(validates.sum()))
     unlabelled, test = Xt[~measured], (Xt[measured], yt[measured])
-    fitting, results = {"epochs": options.epochs, "seed": seed}, {}
+    adaptation, results = AdaptationOptions(epochs=options.epochs, seed=seed), {}
     for method in options.methods:
         for correction in ("none", "confusion", "likelihood") if method in CORRECTED else ("none",):
-            head = DomainAdaptedHead(method, make_head, correction=correction, fitting=fitting, judged=options.scores)
+            head = DomainAdaptedHead(
+                method, make_head, correction=correction, options=adaptation, scored=options.scores
+            )
             head.fit(*train, target=unlabelled, validation=held)
             name = method if correction == "none" else f"{method}, {correction}"
             results[name] = {**figure(head, *test), **head.scores_}

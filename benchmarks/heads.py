@@ -31,14 +31,14 @@ from sklearn.model_selection import train_test_split
 from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.weights import fingerprint
 from tlkeras.config.recipe import load_recipe
+from tlkeras.config.schema.heads import FitConfig
 from tlkeras.data.inspection import validate_images
 from tlkeras.exporting.parity import measure_size
 from tlkeras.features.extraction import extract_activations
 from tlkeras.features.fusion import concatenate_normalized
 from tlkeras.features.pooling import pool_tensor
-from tlkeras.heads.deep import FitOptions, KerasHead
+from tlkeras.heads.deep import KerasHead
 from tlkeras.heads.heads import HEADS, attach_heads, make_head
-from tlkeras.heads.kernel import KernelOptions
 from tlkeras.training import builders
 
 DEPTHS = {
@@ -55,12 +55,12 @@ ON_VECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "lda": ("lda", {}),
     "cosine": ("cosine", {}),
     "kernel rbf": ("kernel", {}),
-    "kernel polynomial": ("kernel", {"space": KernelOptions("polynomial", degree=2)}),
-    "kernel laplacian": ("kernel", {"space": KernelOptions("laplacian")}),
+    "kernel polynomial": ("kernel", {"kernel": "polynomial", "degree": 2}),
+    "kernel laplacian": ("kernel", {"kernel": "laplacian"}),
     "deep": ("deep", {}),
 }
 ON_MAPS: dict[str, tuple[str, dict[str, Any]]] = {
-    kind: (kind, {}) for kind, head in HEADS.items() if head.eats == "map"
+    kind: (kind, {}) for kind, head in HEADS.items() if head.input_kind == "map"
 }
 TEST_SHARE = 0.25
 
@@ -151,7 +151,7 @@ def _measure(name: str, kind: str, settings: dict[str, Any], material: Material,
     X, y, rows, megabytes = material.X[depth], material.y, [], 0.0
     for seed in range(seeds):
         fit, held = train_test_split(np.arange(len(y)), test_size=TEST_SHARE, stratify=y, random_state=seed)
-        seeded = {"fitting": FitOptions(seed=seed)} if issubclass(HEADS[kind], KerasHead) else {"seed": seed}
+        seeded = {"fitting": FitConfig(seed=seed)} if issubclass(HEADS[kind], KerasHead) else {"seed": seed}
         start = time.perf_counter()
         head = make_head(kind, **settings, **seeded).fit(X[fit], y[fit])
         seconds = time.perf_counter() - start
@@ -196,7 +196,7 @@ def _time_configurations(X: np.ndarray, y: np.ndarray, count: int) -> None:
         for seed, kind, weight in itertools.product(range(5), ("ridge", "lda", "cosine", "centroid", "linear"), weights)
     ]
     grid += [
-        ("kernel", {"space": KernelOptions(kernel, components=size, gamma=gamma), "class_weight": weight})
+        ("kernel", {"kernel": kernel, "components": size, "gamma": gamma, "class_weight": weight})
         for kernel, size, gamma, weight in itertools.product(
             ("rbf", "polynomial"), (100, 200, 400), (2e-4, 5e-4, 1e-3, 2e-3, "median"), weights
         )

@@ -15,7 +15,7 @@ METHODS = ("head2toe", "f_classif", "l2")
 
 
 def make_data(count=200, width=40, seed=0):
-    """Columns 3 and 7 tell the classes apart, the others are noise."""
+    """Columns 3 and 7 separate the classes, the others are noise."""
     random = np.random.default_rng(seed)
     y = np.arange(count) % 2
     X = random.normal(size=(count, width))
@@ -50,7 +50,7 @@ def test_group_lasso_is_the_minimum_that_another_method_finds():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_columns_that_tell_classes_apart_score_highest(method):
+def test_columns_that_separate_classes_score_highest(method):
     X, y = make_data()
     scores = score_columns(infer_link(y), X, y, np.ones(len(y)), method)
     assert set(np.argsort(-scores)[:2]) == {3, 7}
@@ -64,14 +64,14 @@ def test_columns_that_tell_classes_apart_score_highest(method):
 def test_a_selecting_head_exports(method, kind, tmp_path):
     X, y = make_data()
     head = FeatureSelectingHead(make_head(kind), method, keep=0.05).fit(X, y)
-    assert head.chosen_.tolist() == [3, 7] and head.describe()["columns"] == 2
+    assert head.chosen_.tolist() == [3, 7] and head.summarize().chosen["columns"] == 2
     entry = keras.Input((40,))
     model = attach_heads(keras.Model(entry, keras.layers.Identity()(entry)), head, "joined")
     np.testing.assert_allclose(model(X.astype("float32")), head.predict_proba(X), atol=5e-4)
 
 
 def test_selection_sees_no_held_out_row():
-    """Among thousands of columns of noise some fit any labels: selected inside the folds, they are worth nothing."""
+    """Among thousands of columns of noise some fit any labels: selected inside the folds, they predict nothing."""
     random = np.random.default_rng(0)
     X, y = random.normal(size=(60, 3000)), np.arange(60) % 2
 
@@ -80,8 +80,8 @@ def test_selection_sees_no_held_out_row():
 
     predictions = cross_val_predict(make, X, y)
     assert (predictions.argmax(axis=1) == y).mean() < 0.7
-    sure = make().fit(X, y).predict_proba(X).max(axis=1)
-    assert sure.mean() < 0.95  # and the strength was chosen without them as well
+    confidence = make().fit(X, y).predict_proba(X).max(axis=1)
+    assert confidence.mean() < 0.95  # and the strength was chosen without them as well
 
 
 @pytest.mark.slow
@@ -91,5 +91,5 @@ def test_a_run_selects_and_exports(workplace, method):
     result = tlkeras.evaluate(
         tlkeras.train("mine.yaml", {"features": {"taps": [0, -1], "selection": selection}, "head.C": 1.0})
     )
-    assert result["head"]["selection"] == method and result["metrics"]["accuracy"]["value"] > 0.9
-    assert tlkeras.export(result["path"], workplace / "models").difference < 1e-3
+    assert result.head["selection"] == method and result.metrics["accuracy"].value > 0.9
+    assert tlkeras.export(result.path, workplace / "models").difference < 1e-3

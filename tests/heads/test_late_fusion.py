@@ -1,4 +1,4 @@
-"""Late fusion: heads on parts, joined by their mean and by stacking, beside early fusion in every report."""
+"""Late fusion: heads on parts, combined by their mean and by stacking, next to early fusion in every report."""
 
 import csv
 from pathlib import Path
@@ -14,11 +14,11 @@ from tlkeras.heads.ridge import RidgeHead
 
 
 def make_parts(count=300, classes=2, seed=0):
-    """Two parts: the first tells the classes apart, the second is noise."""
+    """Two parts: the first separates the classes, the second is noise."""
     random = np.random.default_rng(seed)
     y = np.arange(count) % classes
-    telling = random.normal(size=(count, 4)) + 1.5 * np.eye(4)[y]
-    return np.hstack([telling, random.normal(size=(count, 40))]).astype(np.float32), y
+    separating = random.normal(size=(count, 4)) + 1.5 * np.eye(4)[y]
+    return np.hstack([separating, random.normal(size=(count, 40))]).astype(np.float32), y
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -32,7 +32,7 @@ def test_the_mean_is_that_of_heads_on_each_part(classes):
 
 
 def test_stacking_learns_which_part_to_trust():
-    """Noise of 40 columns fits its own rows; only what is said of unseen rows shows that it knows nothing."""
+    """40 columns of noise fit their own rows; only predictions of unseen rows show that they are noise."""
     X, y = make_parts()
     fused = LateFusion(lambda: LinearHead(C=100.0), [4, 40]).fit(X, y)
     difference = fused.stack_.kernel_[:, 1] - fused.stack_.kernel_[:, 0]
@@ -55,13 +55,13 @@ def test_labels_are_fused_one_by_one():
 
 
 def test_across_domains_each_part_is_adapted_by_itself():
-    """In the target a telling column lies elsewhere: without alignment all rows are taken for one class."""
+    """In the target a separating column is shifted: without alignment all rows are predicted as one class."""
     X, y = make_parts()
     moved, truth = make_parts(seed=1)
     moved[:, 0] += 20
 
     def measure(method):
-        fused = LateFusion(lambda: DomainAdaptedHead(method, RidgeHead, judged=False), [4, 40]).fit(X, y, target=moved)
+        fused = LateFusion(lambda: DomainAdaptedHead(method, RidgeHead, scored=False), [4, 40]).fit(X, y, target=moved)
         return {rule: (predicted.argmax(axis=1) == truth).mean() for rule, predicted in fused.predict(moved).items()}
 
     assert max(measure("none").values()) < 0.6
@@ -70,26 +70,26 @@ def test_across_domains_each_part_is_adapted_by_itself():
 
 def test_what_cannot_be_fused():
     X, y = make_parts(count=4)
-    with pytest.raises(ValueError, match=r"Parts must make up the features. Received: \(4, 4\) of 44 columns"):
+    with pytest.raises(ValueError, match=r"Parts of widths \(4, 4\) do not add up to 44 features"):
         LateFusion(RidgeHead, [4, 4]).fit(X, y)
-    learned = {"X": X, "y": y, "sample_weight": None, "groups": None}
-    assert fit_late_fusion(RidgeHead, [4, 40], learned, X) == {}
+    training = {"X": X, "y": y, "sample_weight": None, "groups": None}
+    assert fit_late_fusion(RidgeHead, [4, 40], training, X) == {}
 
 
 @pytest.mark.slow
-def test_a_run_reports_late_fusion_beside_early_fusion(workplace, capsys):
+def test_a_run_reports_late_fusion_next_to_early_fusion(workplace, capsys):
     recipe = {"features": {"taps": [0, -1], "handcrafted": ["colour"]}, "head": {"kind": "ridge"}}
     result = tlkeras.evaluate(tlkeras.train("mine.yaml", recipe))
-    assert set(result["late_fusion"]) == {"mean", "stacking"}
-    for figures in result["late_fusion"].values():
-        assert figures["accuracy"]["value"] > 0.9 and set(figures) == set(result["metrics"])
-    with open(workplace / result["path"] / "metrics.csv", newline="") as file:
+    assert set(result.main.late_fusion) == {"mean", "stacking"}
+    for metrics in result.main.late_fusion.values():
+        assert metrics["accuracy"].value > 0.9 and set(metrics) == set(result.metrics)
+    with open(workplace / result.path / "metrics.csv", newline="") as file:
         scopes = {(row["scope"], row["name"]) for row in csv.DictReader(file)}
     assert {("late fusion", "mean"), ("late fusion", "stacking")} <= scopes
     from tlkeras.cli.tables import print_evaluation
 
     print_evaluation(result)
     printed = capsys.readouterr().out
-    page = Path(tlkeras.report([result["path"]])["path"]).read_text("utf-8")
+    page = Path(tlkeras.report([result.path]).path).read_text("utf-8")
     for text in (printed, page):
         assert "late fusion: mean" in text and "late fusion: stacking" in text

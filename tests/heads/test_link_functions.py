@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tlkeras.config.schema.heads import FEATURE_MAP_HEADS, SINGLE_LABEL_HEADS
-from tlkeras.heads.deep import FitOptions, KerasHead, MLPHead
+from tlkeras.config.schema.heads import FEATURE_MAP_HEADS, SINGLE_LABEL_HEADS, FitConfig
+from tlkeras.heads.deep import KerasHead, MLPHead
 from tlkeras.heads.heads import HEADS, attach_heads, make_head
 from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.link_functions import SigmoidLink, SoftmaxLink, infer_link
@@ -22,19 +22,19 @@ def make_labelled(count=240, width=8, seed=0):
 
 def make_quick(kind):
     trained = issubclass(HEADS[kind], KerasHead)
-    return make_head(kind, **({"fitting": FitOptions(epochs=20, batch_size=16, learning_rate=2e-2)} if trained else {}))
+    return make_head(kind, **({"fitting": FitConfig(epochs=20, batch_size=16, learning_rate=2e-2)} if trained else {}))
 
 
 def shape_for(kind, X):
-    return X if HEADS[kind].eats == "vector" else X.reshape(len(X), 2, 2, 2)
+    return X if HEADS[kind].input_kind == "vector" else X.reshape(len(X), 2, 2, 2)
 
 
-LABELLING = sorted(kind for kind, head in HEADS.items() if head.labels)
+LABELLING = sorted(kind for kind, head in HEADS.items() if head.supports_multilabel)
 
 
 @pytest.mark.parametrize(
     "kind",
-    [kind if HEADS[kind].eats == "vector" else pytest.param(kind, marks=pytest.mark.slow) for kind in LABELLING],
+    [kind if HEADS[kind].input_kind == "vector" else pytest.param(kind, marks=pytest.mark.slow) for kind in LABELLING],
 )
 def test_heads_fit_predict_and_export_labels(kind):
     X, y = make_labelled()
@@ -42,7 +42,7 @@ def test_heads_fit_predict_and_export_labels(kind):
     fitted = make_quick(kind).fit(X[:180], y[:180], validation=(X[180:], y[180:], np.ones(60)))
     probabilities = fitted.predict_proba(X)
     assert probabilities.shape == y.shape and fitted.classes_.tolist() == [0, 1, 2]
-    assert (fitted.predict(X) == y).mean() > (0.9 if HEADS[kind].eats == "vector" else 0.75)  # a made-up map
+    assert (fitted.predict(X) == y).mean() > (0.9 if HEADS[kind].input_kind == "vector" else 0.75)  # a made-up map
     np.testing.assert_array_equal(fitted.predict(X), probabilities >= 0.5)
     entry = keras.Input(X.shape[1:])
     model = attach_heads(keras.Model(entry, keras.layers.Identity()(entry)), fitted, "joined")
@@ -50,19 +50,19 @@ def test_heads_fit_predict_and_export_labels(kind):
     assert [layer.name for layer in model.layers[-2:]] == ["logits", "probabilities"]
 
 
-def test_the_recipe_knows_which_heads_answer_for_each_label_and_which_eat_maps():
+def test_the_recipe_knows_which_heads_support_labels_and_which_take_maps():
     assert set(SINGLE_LABEL_HEADS) == set(HEADS) - set(LABELLING)
-    assert set(FEATURE_MAP_HEADS) == {kind for kind, head in HEADS.items() if head.eats == "map"}
+    assert set(FEATURE_MAP_HEADS) == {kind for kind, head in HEADS.items() if head.input_kind == "map"}
 
 
 @pytest.mark.parametrize("kind", sorted(set(HEADS) - set(LABELLING)))
 def test_other_heads_refuse_several_labels(kind):
-    with pytest.raises(ValueError, match=f"A {kind} head tells classes apart: a row cannot have several labels"):
+    with pytest.raises(ValueError, match=f"A {kind} head separates classes: a row cannot have several labels"):
         make_quick(kind).fit(*make_labelled())
 
 
 @pytest.mark.parametrize("kind", LABELLING)
-def test_a_label_that_says_nothing_is_refused(kind):
+def test_a_constant_label_is_refused(kind):
     X, y = make_labelled()
     y[:, 1] = 1
     with pytest.raises(ValueError, match=r"rows with and without each label. Received: all alike in \[1\]"):
@@ -95,7 +95,7 @@ def test_strength_is_chosen_over_all_labels():
     groups = np.arange(240) // 4
     for given in ({}, {"groups": groups}):
         head = LinearHead().fit(X, y, **given)
-        assert head.scores_[head.C_] == min(head.scores_.values()) and len(head.scores_) >= 3
+        assert head.scores_[head.strength_] == min(head.scores_.values()) and len(head.scores_) >= 3
 
 
 def test_deep_head_has_no_class_weight_for_labels():

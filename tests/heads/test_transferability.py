@@ -16,7 +16,7 @@ def test_leep_of_two_source_classes():
 
 
 def test_nce_of_three_images():
-    """Worked out by hand: the source answers a, a, b; of the two a one has class 0, so H(Y|Z) = 2/3 log 2."""
+    """Worked out by hand: the source predicts a, a, b; of the two a one has class 0, so H(Y|Z) = 2/3 log 2."""
     source = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
     assert measure_nce(source, np.array([0, 1, 1])) == pytest.approx(-2 / 3 * np.log(2))
     assert measure_nce(source, np.array([0, 0, 1])) == pytest.approx(0)
@@ -60,7 +60,7 @@ def test_directions_without_variance_count():
 
 
 @pytest.mark.parametrize("measure", [measure_logme, measure_h_score])
-def test_features_that_tell_classes_apart_score_higher(measure):
+def test_features_that_separate_classes_score_higher(measure):
     random = np.random.default_rng(2)
     codes = np.arange(90) % 3
     noise = random.normal(size=(90, 12))
@@ -68,7 +68,7 @@ def test_features_that_tell_classes_apart_score_higher(measure):
 
 
 @pytest.mark.parametrize("measure", [measure_leep, measure_nce])
-def test_a_source_that_tells_classes_apart_scores_higher(measure):
+def test_a_source_that_separates_classes_scores_higher(measure):
     codes = np.arange(90) % 3
     sure = np.full((90, 6), 0.02) + 0.88 * np.eye(6)[codes]
     blind = np.full((90, 6), 1 / 6)

@@ -70,7 +70,7 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
         "features.taps": [0, -1],
     }
     result = tlkeras.evaluate(tlkeras.train("moved.yaml", changes))
-    assert set(result["late_fusion"]) == {"mean", "stacking"}
+    assert set(result.main.late_fusion) == {"mean", "stacking"}
     with open(f"{result['path']}/splits.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["domain"], row["split"]) for row in rows} == {
@@ -81,9 +81,9 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
     }
     assert all(row["label"] != "?" for row in rows if row["split"] != "target")
     assert any(row["label"] == "?" for row in rows)
-    assert result["images"] == sum(row["split"] == "test" for row in rows)
-    assert result["probe"] is not None  # what is learned on the source alone
-    head = result["head"]
+    assert result.main.images == sum(row["split"] == "test" for row in rows)
+    assert result.main.probe is not None  # what is learned on the source alone
+    head = result.head
     assert head["method"] == method and set(head["a_distance"]) == {"before", "after"}
     assert {"source", "importance", "deep_embedded_validation", "entropy", "information"} == set(head["scores"])
     assert np.sum(head["priors"], axis=1) == pytest.approx([1, 1])
@@ -91,7 +91,7 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
     printed = capsys.readouterr().out
     for words in (f"Across domains by {method}", "deep embedded validation", "A-distance after", "oracle: accuracy"):
         assert words in printed
-    exported = tlkeras.export(result["path"], place / "models" / method)
+    exported = tlkeras.export(result.path, place / "models" / method)
     served = tf.saved_model.load(exported.path).signatures["serving_default"]
     assert exported.difference < 1e-3 and served is not None
 
@@ -108,7 +108,7 @@ def test_labels_of_the_target_change_nothing(tuned, place):
     (place / "images" / "turned.csv").write_text("\n".join(turned))
     sources = [{"data.source": f"images/{name}.csv"} for name in ("cells", "turned")]
     runs = [tlkeras.evaluate(tlkeras.train("moved.yaml", {**settings, **source})) for source in sources]
-    predictions = [np.load(f"{run['path']}/predictions.npz")["probabilities"] for run in runs]
+    predictions = [np.load(f"{run.path}/predictions.npz")["probabilities"] for run in runs]
     np.testing.assert_array_equal(*predictions)
 
 
@@ -154,9 +154,9 @@ def test_corrected_layers_answer_as_the_head(method):
     model = keras.Sequential([keras.Input((5,)), *head.to_layers()])
     np.testing.assert_allclose(model(target), head.predict_proba(target), atol=1e-4)
     np.testing.assert_array_equal(head.predict_proba(target), head.predict_proba(target))
-    assert head.describe()["scores"] and json.dumps(head.describe())
-    unjudged = DomainAdaptedHead(method, lambda: LinearHead(C=1.0), 3, judged=False).fit(X, y, target=target)
-    assert unjudged.describe()["scores"] == {} == unjudged.describe()["a_distance"]
+    assert head.summarize().chosen["scores"] and json.dumps(head.summarize().to_dict())
+    unscored = DomainAdaptedHead(method, lambda: LinearHead(C=1.0), 3, scored=False).fit(X, y, target=target)
+    assert unscored.scores_ == {} == unscored.distances_
 
 
 @pytest.mark.parametrize(
@@ -164,23 +164,23 @@ def test_corrected_layers_answer_as_the_head(method):
     [("dann", "auto"), *(pytest.param(name, "off", marks=pytest.mark.slow) for name in ("none", *ADAPTATIONS))],
 )
 def test_networks_are_fine_tuned_across_domains(method, cache, place):
-    """Labels of the source alone, images of both; nothing that judges is in the model, which answers the target."""
+    """Labels of the source alone, images of both; the discriminator is not in the model, which predicts the target."""
     settings = {**TUNED, "domain_adaptation.method": method}
     settings["finetuning"] = {**TUNED["finetuning"], "cache": cache}
     result = tlkeras.evaluate(tlkeras.train("moved.yaml", settings))
-    model = load_model(open_run(result["path"], place))
-    assert not any("judge" in weight.path or "verdict" in weight.path for weight in model.weights)
+    model = load_model(open_run(result.path, place))
+    assert not any("discriminator" in weight.path for weight in model.weights)
     with open(f"{result['path']}/history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 and all(np.isfinite(float(row["loss"])) for row in rows)
-    assert float(rows[-1]["loss"]) < 0.69 and result["metrics"]["accuracy"]["value"] > 0.4
+    assert float(rows[-1]["loss"]) < 0.69 and result.metrics["accuracy"].value > 0.4
     with open(f"{result['path']}/splits.csv", newline="") as file:
         assert "target" in {row["split"] for row in csv.DictReader(file)}
 
 
 @pytest.mark.slow
 def test_an_adapted_run_that_was_interrupted_ends_with_the_same_bits(place, monkeypatch):
-    """The judge, its dropout and the ramp go on where they stood."""
+    """The discriminator, its dropout and the ramp resume where they were."""
     settings = {**TUNED, "domain_adaptation.method": "cdan"}
     whole = tlkeras.evaluate(tlkeras.train("moved.yaml", settings, runs=place / "whole"))
     taken, learn = [], StageRunner.train
@@ -196,5 +196,5 @@ def test_an_adapted_run_that_was_interrupted_ends_with_the_same_bits(place, monk
         tlkeras.train("moved.yaml", settings, runs=place / "halved")
     monkeypatch.undo()
     resumed = tlkeras.evaluate(tlkeras.resume(runs=place / "halved"))
-    manifests = [open_run(run["path"], place).manifest["finetuning"]["weights"] for run in (whole, resumed)]
+    manifests = [open_run(run.path, place).manifest["finetuning"]["weights"] for run in (whole, resumed)]
     assert manifests[0] == manifests[1]

@@ -1,10 +1,10 @@
-"""Deep adaptation on cached activations: a small network that learns classes of a source and likeness to a target."""
+"""Deep domain adaptation on cached activations: a small network with a penalty on the difference of domains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +14,7 @@ from tlkeras.adaptation.alignment import check_domains
 from tlkeras.adaptation.losses import ramp
 from tlkeras.adaptation.penalties import WEIGHTS, DiscrepancyMethod, DomainDiscrepancy, make_seeded_dense
 from tlkeras.errors import DataError, RecipeError, suggest
+from tlkeras.heads.base import HeadResult
 from tlkeras.heads.class_weights import compute_sample_weights
 
 if TYPE_CHECKING:
@@ -21,19 +22,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Adaptation:
-    """How a network is adapted.
+class AdaptationOptions:
+    """Options of deep domain adaptation.
 
     Args:
-        method: What makes domains alike: "dann" and "cdan" a judge who cannot tell them apart, "mmd" equal means in
-            kernel spaces, "coral" equal covariances, "mcc" answers on the target that confuse no classes; "none" learns
-            on the source alone.
-        weight: How much that counts; None takes the method's of `WEIGHTS`. It is ramped up over the training.
-        width: Units of the layer that is made alike.
-        dropout: Behind it, and in the judge.
+        method: The penalty, as of `DomainDiscrepancy`; "none" learns on the source alone.
+        weight: Weight of the penalty; None takes the method's of `WEIGHTS`. It is ramped up over the training.
+        width: Units of the layer whose outputs the penalty compares.
+        dropout: Behind that layer, and in the discriminator.
         epochs: Passes over the larger domain.
         batch_size: Rows of each domain in a step.
-        learning_rate: Of AdamW at the start; it falls to zero along a cosine.
+        learning_rate: Initial one of AdamW; it falls to zero along a cosine.
         seed: Of initial weights, order and dropout.
     """
 
@@ -50,24 +49,20 @@ class Adaptation:
 class AdaptedHead:
     """A head that learns from labelled source rows and unlabelled target rows.
 
-    One step takes a batch of each domain, each through the network by itself. The judge is trained by an optimizer of
-    its own and is no part of what is exported.
+    One step takes a batch of each domain, each through the network by itself. The discriminator has an optimizer of
+    its own and is not exported.
 
     Attributes:
         classes_: Class values, (k,).
         history_: Mean losses by epoch: `loss` of the source's classes, `transfer` of the domains' difference.
 
     Sources: Ganin et al., JMLR 2016 (DANN); Long et al., Conditional Adversarial Domain Adaptation, 2018 (CDAN);
-    and those in `discrepancies`.
+    and those in `tlkeras.adaptation.losses`.
     """
 
-    def __init__(self, options: Adaptation = Adaptation()):
+    def __init__(self, options: AdaptationOptions = AdaptationOptions()):
         if options.method not in WEIGHTS:
-            raise RecipeError(
-                f"A method of adaptation is one of {', '.join(WEIGHTS)}.",
-                repr(options.method),
-                suggest(options.method, WEIGHTS),
-            )
+            raise RecipeError(f"Unknown method {options.method!r}.", way_out=suggest(options.method, WEIGHTS))
         self.options = options
 
     def fit(
@@ -86,7 +81,7 @@ class AdaptedHead:
         check_domains(Xs, Xt)
         self.classes_, codes = np.unique(ys, return_inverse=True)
         if len(self.classes_) < 2:
-            raise DataError("The source needs two classes or more.", len(self.classes_))
+            raise DataError("The source has fewer than two classes.", len(self.classes_))
         weights = compute_sample_weights(codes, sample_weight, None)
         weights = (weights / weights.mean()).astype(np.float32)
         Xs, Xt = np.asarray(Xs, np.float32), np.asarray(Xt, np.float32)
@@ -107,30 +102,30 @@ class AdaptedHead:
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return probabilities of classes (rows, k)."""
+        """Probabilities of classes (rows, k)."""
         return tf.nn.softmax(self._classifier(self._encoder(np.asarray(X, np.float32)))).numpy()
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """Return the most probable class of each row."""
+        """The most probable class of each row."""
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def encode(self, X: np.ndarray) -> np.ndarray:
-        """Return what was made alike, float32 (rows, width)."""
+        """Features that the penalty compares, float32 (rows, width)."""
         return self._encoder(np.asarray(X, np.float32)).numpy()
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """Return the fitted layers, raw features to probabilities; the judge is not among them."""
+        """The fitted layers, raw features to probabilities, without the discriminator."""
         import keras
 
         layers = [*self._encoder.layers, *self._classifier.layers]
         return [*layers, keras.layers.Activation("softmax", name="probabilities")]
 
-    def describe(self) -> dict[str, Any]:
-        """Return what was done."""
-        return {"kind": "adapted", "method": self.options.method, "epochs": self.options.epochs}
+    def summarize(self) -> HeadResult:
+        """Method and epochs."""
+        return HeadResult("adapted", {"method": self.options.method, "epochs": self.options.epochs})
 
     def history(self) -> dict[str, list[float]]:
-        """Return the losses by epoch, as columns."""
+        """Losses by epoch, as columns."""
         return self.history_
 
     def _build(self, X: np.ndarray) -> None:
@@ -157,20 +152,19 @@ class AdaptedHead:
         )
 
     def _make_step(self, total: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-        """Return a compiled function of source rows, classes, weights and target rows that moves everything once."""
-
+        """A compiled training step of source rows, classes, weights and target rows; it returns both losses."""
         options = self.options
         weight = WEIGHTS[options.method] if options.weight is None else options.weight
-        learner, judging = (self._make_optimizer(total) for _ in range(2))
+        optimizer, adversary = (self._make_optimizer(total) for _ in range(2))
         learned = [*self._encoder.trainable_variables, *self._classifier.trainable_variables]
-        judge = self._discrepancy.judge
-        judged = [] if judge is None else judge.trainable_variables
-        learner.build(learned)
-        judging.build(judged)
-        taken = tf.Variable(0.0, trainable=False)
+        discriminator = self._discrepancy.discriminator
+        opposed = [] if discriminator is None else discriminator.trainable_variables
+        optimizer.build(learned)
+        adversary.build(opposed)
+        steps = tf.Variable(0.0, trainable=False)
 
         def step(xs: tf.Tensor, ys: tf.Tensor, weights: tf.Tensor, xt: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            strength = weight * ramp(taken / total)
+            strength = weight * ramp(steps / total)
             with tf.GradientTape() as tape:
                 fs, ft = self._encoder(xs, training=True), self._encoder(xt, training=True)
                 ls, lt = self._classifier(fs), self._classifier(ft)
@@ -178,11 +172,11 @@ class AdaptedHead:
                 loss = tf.reduce_mean(losses * weights)
                 term, transfer = self._discrepancy.weigh((fs, ls), (ft, lt), strength)
                 objective = loss + term
-            gradients = tape.gradient(objective, [*learned, *judged])
-            learner.apply(gradients[: len(learned)], learned)
-            if judged:
-                judging.apply(gradients[len(learned) :], judged)
-            taken.assign_add(1.0)
+            gradients = tape.gradient(objective, [*learned, *opposed])
+            optimizer.apply(gradients[: len(learned)], learned)
+            if opposed:
+                adversary.apply(gradients[len(learned) :], opposed)
+            steps.assign_add(1.0)
             return loss, transfer
 
         return tf.function(step, autograph=False, jit_compile=False, reduce_retracing=True)
@@ -196,7 +190,7 @@ class AdaptedHead:
         return optimizer
 
     def _draw(self, random: np.random.Generator, count: int, steps: int) -> list[np.ndarray]:
-        """Return the rows of each step: permutations one after another, so that the smaller domain comes again."""
+        """Rows of each step: permutations one after another, so that the smaller domain is repeated."""
         size = min(self.options.batch_size, count)
         rounds = -(-steps * size // count)
         rows = np.concatenate([random.permutation(count) for _ in range(rounds)])

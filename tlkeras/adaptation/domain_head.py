@@ -1,16 +1,18 @@
-"""A head that is learned on one domain and asked about another."""
+"""A head that is fitted on one domain and predicts another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tlkeras.adaptation.adversarial import Adaptation, AdaptedHead
+from tlkeras.adaptation.adversarial import AdaptationOptions, AdaptedHead
 from tlkeras.adaptation.alignment import (
     Aligner,
     Coral,
+    Domain,
     GaussianTransport,
     Identity,
     JointPca,
@@ -25,15 +27,15 @@ from tlkeras.adaptation.model_selection import (
     importance_weights,
     mutual_information_score,
 )
+from tlkeras.adaptation.penalties import DiscrepancyMethod
 from tlkeras.adaptation.tca import JointDistributionAdaptation, TransferComponentAnalysis
 from tlkeras.errors import DataError, RecipeError, suggest
-from tlkeras.heads.base import make_dense
+from tlkeras.heads.base import HeadResult, LabelledRows, make_dense
 from tlkeras.heads.heads import Head
 
 if TYPE_CHECKING:
     import keras
 
-LabelledSource = tuple[np.ndarray, np.ndarray, np.ndarray]
 LabelShiftCorrection = Literal["none", "confusion", "likelihood"]
 
 ALIGNERS: dict[str, Callable[[int], Aligner]] = {
@@ -47,8 +49,14 @@ ALIGNERS: dict[str, Callable[[int], Aligner]] = {
 }
 """From the number of components to an aligner of features, by name."""
 
-ADAPTATIONS = {"dann": "dann", "cdan": "cdan", "mmd": "mmd", "deep_coral": "coral", "mcc": "mcc"}
-"""Deep methods by name; see `Adaptation`."""
+ADAPTATIONS: dict[str, DiscrepancyMethod] = {
+    "dann": "dann",
+    "cdan": "cdan",
+    "mmd": "mmd",
+    "deep_coral": "coral",
+    "mcc": "mcc",
+}
+"""Deep methods by name in a recipe; see `AdaptationOptions`."""
 
 METHODS = (*ALIGNERS, *ADAPTATIONS)
 
@@ -60,16 +68,15 @@ class DomainAdaptedHead:
         method: One of `METHODS`.
         make: Makes the unfitted head that follows an aligner.
         components: Of aligners that have them.
-        weight: Of deep methods; None takes the method's own.
-        correction: How common classes are in the target: taken to be as in the source, or estimated by confusion (BBSE)
-            or likelihood (EM).
-        fitting: What else `Adaptation` is told, `epochs` and `seed` among it.
-        judged: Whether distances and scores are measured, which can take longer than the fit.
+        correction: Class priors of the target: those of the source, or estimated by confusion (BBSE) or likelihood
+            (EM).
+        options: Options of deep methods; their `method` is replaced.
+        scored: Whether distances and scores are measured, which can take longer than the fit.
 
     Attributes:
         classes_: Class values, (k,).
-        priors_: How common classes are in the source and, as estimated, in the target; None without correction.
-        scores_: What can be said without target labels, higher is better; see `scoring`.
+        priors_: Class priors of the source and, as estimated, of the target; None without correction.
+        scores_: Scores that need no target labels, higher is better; see `tlkeras.adaptation.model_selection`.
         distances_: A-distance of the domains before and after.
     """
 
@@ -78,21 +85,15 @@ class DomainAdaptedHead:
         method: str,
         make: Callable[[], Head],
         components: int = 30,
-        weight: float | None = None,
         correction: LabelShiftCorrection = "none",
-        fitting: dict[str, Any] | None = None,
+        options: AdaptationOptions | None = None,
         *,
-        judged: bool = True,
+        scored: bool = True,
     ):
         if method not in METHODS:
-            raise RecipeError(f"A method is one of {', '.join(METHODS)}.", repr(method), suggest(method, METHODS))
-        self.method = method
-        self.make = make
-        self.components = components
-        self.weight = weight
-        self.correction = correction
-        self.fitting = fitting or {}
-        self.judged = judged
+            raise RecipeError(f"Unknown method {method!r}.", way_out=suggest(method, METHODS))
+        self.method, self.make, self.components = method, make, components
+        self.correction, self.options, self.scored = correction, options or AdaptationOptions(), scored
 
     def fit(
         self,
@@ -101,7 +102,7 @@ class DomainAdaptedHead:
         sample_weight: np.ndarray | None = None,
         *,
         target: np.ndarray,
-        validation: LabelledSource | None = None,
+        validation: LabelledRows | None = None,
         groups: np.ndarray | None = None,
     ) -> DomainAdaptedHead:
         """Fit on source features (n, d) with classes (n,), and target features (m, d).
@@ -109,74 +110,74 @@ class DomainAdaptedHead:
         Args:
             X, y, sample_weight, groups: Of the source.
             target: Features without labels.
-            validation: Features, classes and weights of source rows that are held out.
+            validation: Held-out rows of the source.
 
         Raises:
-            DataError: The domains cannot be aligned, several labels are to be corrected, or nothing is held out to
+            DataError: The domains cannot be aligned, rows have several labels, or there are no validation rows to
                 measure confusions on.
         """
         if np.ndim(y) > 1:
-            raise DataError("Across domains an image is of one class.", "several labels per image")
+            raise DataError("Images with several labels cannot be adapted across domains.")
         if self.correction == "confusion" and validation is None:
-            raise DataError("Confusions are measured on held-out images.", "none", "Set data.validation.")
+            raise DataError("There are no validation images to measure confusions on.", way_out="Set data.validation.")
         self._fit_parts(X, y, sample_weight, target, validation, groups)
         self.classes_ = self._head.classes_
-        self.priors_ = self._estimate(y, sample_weight, target, validation)
+        self.priors_ = self._estimate_priors(y, sample_weight, target, validation)
         self.distances_: dict[str, float] = {}
         self.scores_: dict[str, float] = {}
-        if self.judged:
+        if self.scored:
             aligned = self._encode(X, "source"), self._encode(target, "target")
             self.distances_ = {"before": measure_a_distance(X, target), "after": measure_a_distance(*aligned)}
             self.scores_ = self._score(X, target, validation)
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return the probabilities of target rows (rows, k)."""
+        """Probabilities of target rows (rows, k)."""
         predictions = self.predict_domain(X, "target")
         return predictions if self.priors_ is None else reweight_priors(predictions, *self.priors_).astype(np.float32)
 
-    def predict_domain(self, X: np.ndarray, domain: Literal["source", "target"]) -> np.ndarray:
-        """Return probabilities of rows of a domain (rows, k), as if classes were as common as in the source."""
+    def predict_domain(self, X: np.ndarray, domain: Domain) -> np.ndarray:
+        """Probabilities of rows of a domain (rows, k), under the class priors of the source."""
         return self._head.predict_proba(X if self._aligner is None else self._aligner.transform(X, domain))
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """Return the most probable class of each target row."""
+        """The most probable class of each target row."""
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """Return the layers of target features, to probabilities; a correction is in the bias of the logits.
+        """The layers from target features to probabilities; a correction is in the bias of the logits.
 
         Raises:
-            DataError: The head's logits do not come from a dense layer, and are to be corrected.
+            DataError: There is a correction, and the head's logits do not come from a dense layer.
         """
         layers = [*([] if self._aligner is None else self._aligner.to_layers()), *self._head.to_layers()]
         if self.priors_ is not None:
             source, target = self.priors_
             if type(layers[-2]).__name__ != "Dense":
                 raise DataError(
-                    "Only dense logits can be corrected.", type(layers[-2]).__name__, "Take a linear mapping."
+                    "Only logits of a dense layer can be corrected.", type(layers[-2]).__name__, "Take a linear head."
                 )
-            kernel, bias = layers[-2].get_weights()  # a layer of its own: the head keeps answering for the source
+            kernel, bias = layers[-2].get_weights()  # a layer of its own: the head still predicts the source
             shift = np.log(np.maximum(target, 1e-12) / np.maximum(source, 1e-12))
             layers[-2] = make_dense(kernel, bias + shift, "logits")
         return layers
 
     def on_source(self, target: np.ndarray) -> SourceDomainHead:
-        """Return this head as one that is fitted on rows of the source alone and answers rows of the source.
+        """This head as one that is fitted on rows of the source alone and predicts rows of the source.
 
         Args:
             target: Features of the target domain, float (m, d), which the source is aligned to.
         """
         return SourceDomainHead(self, target)
 
-    def describe(self) -> dict[str, Any]:
-        """Return what was done and what can be said of it without target labels."""
-        priors = None if self.priors_ is None else [prior.tolist() for prior in self.priors_]
-        facts = {"method": self.method, "a_distance": self.distances_, "scores": self.scores_, "priors": priors}
-        return {**self._head.describe(), **facts}
+    def summarize(self) -> HeadResult:
+        """What the head chose, the method, and distances, scores and priors that need no target labels."""
+        result = self._head.summarize()
+        facts = {"method": self.method, "a_distance": self.distances_, "scores": self.scores_, "priors": self.priors_}
+        return HeadResult(result.kind, {**result.chosen, **facts})
 
     def history(self) -> dict[str, list[float]]:
-        """Return what the head says of its fit."""
+        """The head's history."""
         return self._head.history()
 
     def _fit_parts(
@@ -185,13 +186,13 @@ class DomainAdaptedHead:
         y: np.ndarray,
         sample_weight: np.ndarray | None,
         target: np.ndarray,
-        validation: LabelledSource | None,
+        validation: LabelledRows | None,
         groups: np.ndarray | None,
     ) -> None:
         self._aligner: Aligner | None = None
         self._head: Any
         if self.method in ADAPTATIONS:
-            options = Adaptation(method=ADAPTATIONS[self.method], weight=self.weight, **self.fitting)  # type: ignore[arg-type]
+            options = replace(self.options, method=ADAPTATIONS[self.method])
             self._head = AdaptedHead(options).fit(X, y, target, sample_weight)
             return
         self._aligner = ALIGNERS[self.method](self.components).fit(X, target, y)
@@ -200,14 +201,14 @@ class DomainAdaptedHead:
         self._head = self.make()
         self._head.fit(aligned, y, sample_weight, validation=held, groups=groups)
 
-    def _encode(self, X: np.ndarray, domain: Literal["source", "target"]) -> np.ndarray:
-        """Return what was made alike."""
+    def _encode(self, X: np.ndarray, domain: Domain) -> np.ndarray:
+        """Features after the alignment."""
         return self._head.encode(X) if self._aligner is None else self._aligner.transform(X, domain)
 
-    def _estimate(
-        self, y: np.ndarray, sample_weight: np.ndarray | None, target: np.ndarray, validation: LabelledSource | None
+    def _estimate_priors(
+        self, y: np.ndarray, sample_weight: np.ndarray | None, target: np.ndarray, validation: LabelledRows | None
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the priors of both domains; None where they are taken to be the same."""
+        """Class priors of both domains; None without correction."""
         if self.correction == "none":
             return None
         codes = np.searchsorted(self.classes_, y)
@@ -219,7 +220,7 @@ class DomainAdaptedHead:
         held = np.searchsorted(self.classes_, validation[1])
         return prior, estimate_bbse(self.predict_domain(validation[0], "source"), held, predictions)
 
-    def _score(self, X: np.ndarray, target: np.ndarray, validation: LabelledSource | None) -> dict[str, float]:
+    def _score(self, X: np.ndarray, target: np.ndarray, validation: LabelledRows | None) -> dict[str, float]:
         predictions = self.predict_proba(target)
         scores = {"entropy": entropy_score(predictions), "information": mutual_information_score(predictions)}
         if validation is None:
@@ -236,10 +237,10 @@ class DomainAdaptedHead:
 
 
 class SourceDomainHead:
-    """A head across domains that is fitted on folds of the source and asked about rows of the source.
+    """A head across domains that is fitted on folds of the source and predicts rows of the source.
 
     Attributes:
-        head: The one across domains, which answers rows of the target.
+        head: The one across domains, which predicts rows of the target.
     """
 
     def __init__(self, head: DomainAdaptedHead, target: np.ndarray):
@@ -254,5 +255,5 @@ class SourceDomainHead:
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return the probabilities of rows of the source, (n, k)."""
+        """Probabilities of rows of the source, (n, k)."""
         return self.head.predict_domain(X, "source")

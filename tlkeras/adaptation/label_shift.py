@@ -1,4 +1,4 @@
-"""Label shift: how common classes are in a target domain nobody has labelled, and what probabilities become then."""
+"""Label shift: class priors of an unlabelled target domain, and probabilities under them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _TINY = 1e-12
 
 
 def estimate_bbse(predictions: np.ndarray, y: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the target's priors (k,) by black box shift estimation.
+    """Target priors (k,) by black box shift estimation (BBSE).
 
-    With C[i, j] the share of source rows answered i that are of class j, and q[i] the share of target rows answered i,
-    the weights w of classes solve C w = q, none negative; the priors are w times the source's.
+    With C[i, j] the share of source rows predicted i and of class j, and q[i] the share of target rows predicted i, the
+    weights w of classes solve C w = q, none negative; the priors are w times the source's.
 
     Args:
-        answers: Probabilities of source rows that were not trained on, (n, k).
+        predictions: Probabilities of source rows that were not trained on, (n, k).
         y: Class index of these, (n,).
         target: Probabilities of target rows, (m, k).
 
@@ -31,12 +31,12 @@ def estimate_bbse(predictions: np.ndarray, y: np.ndarray, target: np.ndarray) ->
 
 
 def estimate_em(target: np.ndarray, prior: np.ndarray, rounds: int = 1000) -> np.ndarray:
-    """Return the target's priors (k,) by expectation maximisation.
+    """Target priors (k,) by expectation maximisation (EM).
 
     Args:
         target: Probabilities of target rows under `prior`, (m, k); they should be calibrated.
-        prior: How common classes were in training, (k,).
-        rounds: At most so many.
+        prior: Class priors of the training rows, (k,).
+        rounds: Maximum number of iterations.
 
     Source: Saerens, Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New a Priori Probabilities,
     Neural Computation 2002, equation 4.
@@ -51,6 +51,6 @@ def estimate_em(target: np.ndarray, prior: np.ndarray, rounds: int = 1000) -> np
 
 
 def reweight_priors(probabilities: np.ndarray, prior: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return what probabilities (n, k) become when classes are as common as `other` says, not as `prior` does."""
+    """Probabilities (n, k) under the class priors `other` in place of `prior`."""
     scaled = probabilities * (other / other.sum()) / np.maximum(prior / prior.sum(), _TINY)
     return scaled / np.maximum(scaled.sum(axis=1, keepdims=True), _TINY)

@@ -1,4 +1,4 @@
-"""How far two domains are from each other: losses for training, and a figure to report. Features are [b, d] tensors."""
+"""Distances between two domains: losses for training, and a metric to report. Features are [b, d] tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TINY = 1e-8
 
 
 def gradient_reversal(x: tf.Tensor, strength: tf.Tensor | float) -> tf.Tensor:
-    """Return x, whose gradient is multiplied by -strength.
+    """x, with its gradient multiplied by -strength.
 
     Source: Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016, section 4.2.
     """
@@ -21,12 +21,12 @@ def gradient_reversal(x: tf.Tensor, strength: tf.Tensor | float) -> tf.Tensor:
 
 
 def ramp(progress: tf.Tensor | float) -> tf.Tensor:
-    """Return 2 / (1 + exp(-10 p)) - 1: 0 at the start, nearly 1 from the middle on (Ganin et al., section 5.2)."""
+    """2 / (1 + exp(-10 p)) - 1: 0 at the start, nearly 1 from the middle on (Ganin et al., section 5.2)."""
     return 2.0 / (1.0 + tf.exp(-10.0 * tf.cast(progress, tf.float32))) - 1.0
 
 
 def coral_loss(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """Return ||C_s - C_t||_F^2 / (4 d^2), a scalar; covariances are divided by b - 1.
+    """||C_s - C_t||_F^2 / (4 d^2), a scalar; covariances are divided by b - 1.
 
     Source: Sun and Saenko, Deep CORAL, ECCV Workshops 2016.
     """
@@ -35,9 +35,9 @@ def coral_loss(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
 
 
 def mmd_loss(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """Return the squared maximum mean discrepancy summed over five Gaussian kernels, a scalar of 0 or more.
+    """Squared maximum mean discrepancy summed over five Gaussian kernels, a scalar of 0 or more.
 
-    Kernels are exp(-d^2 / (2 a m)) with m the mean squared distance of all pairs, a = 1/8, ..., 2. All pairs are taken,
+    Kernels are exp(-d^2 / (2 a m)) with m the mean squared distance of all pairs, a = 1/8, ..., 2. All pairs count,
     also of rows with themselves, so that it cannot be negative; m has no gradient.
 
     Source: Long et al., Learning Transferable Features with Deep Adaptation Networks, ICML 2015; Gretton et al., A
@@ -53,7 +53,7 @@ def mmd_loss(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
 
 
 def mcc_loss(logits: tf.Tensor, temperature: float = 2.5) -> tf.Tensor:
-    """Return how much classes are confused in the answers on target rows [b, k], a scalar between 0 and 1.
+    """Class confusion in the predictions for target rows [b, k], a scalar between 0 and 1.
 
     Source: Jin et al., Minimum Class Confusion for Versatile Domain Adaptation, ECCV 2020, equations 2 to 6.
     """
@@ -66,24 +66,24 @@ def mcc_loss(logits: tf.Tensor, temperature: float = 2.5) -> tf.Tensor:
 
 
 def weigh_by_certainty(predictions: tf.Tensor) -> tf.Tensor:
-    """Return 1 + exp(-entropy) of each row of probabilities [b, k], divided by their mean, [b]."""
+    """1 + exp(-entropy) of each row of probabilities [b, k], divided by their mean, [b]."""
     entropy = -tf.reduce_sum(predictions * tf.math.log(predictions + _TINY), axis=1)
     weights = 1.0 + tf.exp(-entropy)
     return weights / tf.reduce_mean(weights)
 
 
 def measure_a_distance(Xs: np.ndarray, Xt: np.ndarray, seed: int = 0) -> float:
-    """Return 2 (1 - 2 err) of a linear classifier that tells domains apart: 0 alike, 2 apart.
+    """A-distance 2 (1 - 2 err) by a linear classifier of the domain: 0 for equal domains, 2 for separable ones.
 
-    It is fitted on four fifths of both domains and measured on the rest, both domains counting the same.
+    It is fitted on four fifths of both domains and evaluated on the rest, both domains with equal weight.
 
     Source: Ben-David et al., Analysis of Representations for Domain Adaptation, NIPS 2006.
     """
     X, y = np.concatenate([Xs, Xt]), np.repeat([0, 1], [len(Xs), len(Xt)])
     fit, held, y_fit, y_held = train_test_split(X, y, test_size=0.2, stratify=y, random_state=seed)
     scaler = StandardScaler().fit(fit)
-    judge = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000).fit(scaler.transform(fit), y_fit)
-    wrong = judge.predict(scaler.transform(held)) != y_held
+    classifier = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000).fit(scaler.transform(fit), y_fit)
+    wrong = classifier.predict(scaler.transform(held)) != y_held
     error = np.mean([wrong[y_held == domain].mean() for domain in (0, 1)])
     return float(np.clip(2 * (1 - 2 * error), 0, 2))
 

@@ -1,4 +1,4 @@
-"""Choosing between adapted models without target labels: scores of what a model says, higher is better."""
+"""Model selection without target labels: scores of adapted models, higher is better."""
 
 from __future__ import annotations
 
@@ -9,38 +9,37 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 _TINY = 1e-12
-_COMPONENTS = 30  # on more, domains of few rows are told apart by chance
-_MOST = 50.0  # times that a row may count: few rows must not decide all
+_COMPONENTS = 30  # on more, domains of few rows are separated by chance
+_MOST = 50.0  # largest weight: a few rows must not decide
 
 
 def importance_weights(Xs: np.ndarray, Xt: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Return how much more common held-out source rows are in the target, (h,): the ratio of densities, 1 on average.
+    """Density ratio target / source at held-out source rows, (h,), 1 on average.
 
-    The ratio is that of a linear classifier's answers on which domain a row is of, times n / m; it looks at the leading
-    principal components.
+    The ratio is the odds of a linear classifier of the domain, times n / m, on the leading principal components.
 
     Args:
         Xs: Source features that the classifier is fitted on, (n, d).
         Xt: Target features, (m, d).
-        held: Source features that are not among these, (h, d).
+        held: Other source features, (h, d).
 
     Source: Bickel, Brückner and Scheffer, Discriminative Learning for Differing Training and Test Distributions, 2007.
     """
     X, y = np.concatenate([Xs, Xt]), np.repeat([0, 1], [len(Xs), len(Xt)])
     few = min(_COMPONENTS, *X.shape)
     axes = make_pipeline(StandardScaler(), PCA(few, random_state=0), StandardScaler()).fit(X)
-    judge = LogisticRegression(max_iter=1000).fit(axes.transform(X), y)
-    odds = np.exp(judge.decision_function(axes.transform(held)))
+    classifier = LogisticRegression(max_iter=1000).fit(axes.transform(X), y)
+    odds = np.exp(classifier.decision_function(axes.transform(held)))
     weights = np.minimum(odds * len(Xs) / len(Xt), _MOST)
     return weights / max(weights.mean(), _TINY)
 
 
 def importance_weighted_validation(weights: np.ndarray, correct: np.ndarray) -> float:
-    """Return the accuracy on held-out source rows, each counting as the target would have it (IWV).
+    """Accuracy on held-out source rows, weighted by the density ratio (IWV).
 
     Args:
-        weights: As from `weigh_importance`, (h,).
-        correct: Which rows were answered rightly, bool (h,).
+        weights: As from `importance_weights`, (h,).
+        correct: Mask of correctly predicted rows, bool (h,).
 
     Source: Sugiyama et al., Covariate Shift Adaptation by Importance Weighted Cross Validation, JMLR 2007.
     """
@@ -48,12 +47,12 @@ def importance_weighted_validation(weights: np.ndarray, correct: np.ndarray) -> 
 
 
 def deep_embedded_validation(weights: np.ndarray, losses: np.ndarray) -> float:
-    """Return minus the risk of deep embedded validation (DEV): the weighted loss with a control variate.
+    """Minus the risk of deep embedded validation (DEV): the weighted loss with a control variate.
 
     risk = mean(w l) + eta mean(w) - eta with eta = -cov(w l, w) / var(w).
 
     Args:
-        weights: As from `weigh_importance`, (h,).
+        weights: As from `importance_weights`, (h,).
         losses: Of held-out source rows, (h,).
 
     Source: You, Wang, Long and Jordan, Towards Accurate Model Selection in Deep Unsupervised Domain Adaptation, ICML
@@ -66,12 +65,12 @@ def deep_embedded_validation(weights: np.ndarray, losses: np.ndarray) -> float:
 
 
 def entropy_score(target: np.ndarray) -> float:
-    """Return minus the mean entropy of the answers on target rows (m, k); a model that always says the same wins."""
+    """Minus the mean entropy of probabilities of target rows (m, k); a model that predicts one class for all wins."""
     return float(np.mean(np.sum(target * np.log(target + _TINY), axis=1)))
 
 
 def mutual_information_score(target: np.ndarray) -> float:
-    """Return the entropy of the mean answer less the mean entropy: sure answers of all classes.
+    """Entropy of the mean prediction less the mean entropy: high for confident predictions of all classes.
 
     Source: Krause, Perona and Gomes, Discriminative Clustering by Regularized Information Maximization, NIPS 2010.
     """

@@ -1,8 +1,9 @@
-"""Transfer components: directions in which two domains look alike while their rows stay apart."""
+"""Transfer component analysis: directions in which two domains are alike while their rows differ."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from scipy.linalg import eigh
@@ -23,54 +24,47 @@ if TYPE_CHECKING:
 TcaKernel = Literal["linear", "rbf"]
 
 DENSE = 500
-"""Rows up to which the eigenproblem is solved whole; beyond, Lanczos steps find the wanted components alone."""
+"""Columns up to which the eigenproblem is solved whole; beyond, Lanczos steps find the leading components."""
 
 NYSTROEM = 5000
-"""Rows up to which the kernel between all rows is made; beyond, it is approximated."""
+"""Rows up to which the kernel between all rows is computed; beyond, it is approximated."""
 
 _LANDMARKS = 500
 _NOTHING = 1e-10  # of an eigenvalue, relative to the largest
 
 
+@dataclass(eq=False)
 class TransferComponentAnalysis:
-    """Transfer component analysis: kernel PCA with the difference of the domains' means softly taken out.
+    """Transfer component analysis: kernel PCA that penalises the difference of the domains' means.
 
     Maximises W'KHKW against tr(W'KLKW) + mu tr(W'W): the wanted W are the leading solutions of
-    K H K w = l (K L K + mu I) w, with K the kernel of all rows, H what centres, and L = e e', e being 1 / n_s for rows
-    of the source and -1 / n_t for rows of the target. Components have mean 0 and variance 1 over both domains.
+    K H K w = l (K L K + mu I) w, with K the kernel of all rows, H the centring matrix, and L = e e', e being 1 / n_s
+    for source rows and -1 / n_t for target rows. Components have mean 0 and variance 1 over both domains.
 
     L has rank one, so that (K L K + mu I)^-1/2 is known in closed form and Lanczos steps need no factorisation. Above
     `NYSTROEM` rows the kernel is K ~ F F' with F of 500 columns, and the ridge lies on weights of these.
 
     Args:
-        components: How many, at most.
+        components: Maximum number of components.
         mu: Ridge, relative to ||K e||^2: 1 aligns mildly, 0.01 strongly.
         kernel: "linear" on rows of length 1, or "rbf" with the median of squared distances as its scale.
         landmarks: Columns of F.
-        seed: Of the rows that make F.
+        seed: Of the choice of rows for F.
 
     Source: Pan, Tsang, Kwok and Yang, Domain Adaptation via Transfer Component Analysis, IEEE TNN 2011.
     """
 
-    def __init__(
-        self,
-        components: int = 30,
-        mu: float = 0.1,
-        kernel: TcaKernel = "linear",
-        landmarks: int = _LANDMARKS,
-        seed: int = 0,
-    ):
-        self.components = components
-        self.mu = mu
-        self.kernel = kernel
-        self.landmarks = landmarks
-        self.seed = seed
+    components: int = 30
+    mu: float = 0.1
+    kernel: TcaKernel = "linear"
+    landmarks: int = _LANDMARKS
+    seed: int = 0
 
-    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> TransferComponentAnalysis:
+    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Self:
         """Fit on both domains.
 
         Raises:
-            DataError: The domains cannot be aligned (see `check_domains`), or their rows are all alike to the kernel.
+            DataError: The domains cannot be aligned (see `check_domains`), or all rows are equal to the kernel.
         """
         Xs, Xt = check_domains(Xs, Xt)
         self._prepare(Xs, Xt)
@@ -78,11 +72,11 @@ class TransferComponentAnalysis:
         return self
 
     def transform(self, X: np.ndarray, domain: Domain = "target") -> np.ndarray:
-        """Return the components, float32 (rows, k); they are the same map for both domains."""
+        """Components, float32 (rows, k), by the same map for both domains."""
         return ((self._expand(np.asarray(X, np.float64)) @ self.weights_) - self.mean_).astype(np.float32)
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """Return the layers of a linear kernel: rows are brought to length 1, and mapped.
+        """The layers of a linear kernel: scaling of rows to length 1, and the map.
 
         Raises:
             DataError: The kernel is not linear.
@@ -90,12 +84,12 @@ class TransferComponentAnalysis:
         import keras
 
         if self.kernel != "linear":
-            raise DataError("Only components of a linear kernel become layers.", self.kernel, "Use kernel='linear'.")
+            raise DataError(f"A {self.kernel} kernel cannot be expressed as layers.", way_out="Use kernel='linear'.")
         matrix = self.weights_ if self._basis is None else self._basis.T @ self.weights_
         return [keras.layers.UnitNormalization(name="unit"), make_dense(matrix, -self.mean_)]
 
     def _prepare(self, Xs: np.ndarray, Xt: np.ndarray) -> None:
-        """Choose the scale of the kernel and what rows are compared with."""
+        """Choose the scale of the kernel and its landmarks."""
         X = np.concatenate([Xs, Xt])
         self._landmarks: Nystroem | None = None
         self._basis: np.ndarray | None = None
@@ -113,7 +107,7 @@ class TransferComponentAnalysis:
         self._features = self._expand(np.concatenate([Xs, Xt]))
 
     def _expand(self, X: np.ndarray) -> np.ndarray:
-        """Return what the weights are of: kernels with the rows of the fit, or columns that approximate the kernel."""
+        """Columns that the weights map: kernels with the rows of the fit, or an approximation of the kernel."""
         if self.kernel == "linear":
             X = normalize(X)
         if self._landmarks is not None:
@@ -132,7 +126,7 @@ class TransferComponentAnalysis:
         solve = solve_whole if F.shape[1] <= DENSE else solve_leading
         values, weights = solve(centred, spread, mu, count)
         if not values[0] > 0:
-            raise DataError("Rows must differ from each other to have components.", "rows that are all alike")
+            raise DataError("All rows are equal, so there are no components.")
         kept = values > _NOTHING * values[0]
         projected = centred @ weights[:, kept]
         scale = projected.std(axis=0)
@@ -142,42 +136,33 @@ class TransferComponentAnalysis:
         self.eigenvalues_ = values[kept]
 
 
+@dataclass(eq=False)
 class JointDistributionAdaptation(TransferComponentAnalysis):
     """Joint distribution adaptation, balanced: TCA that also brings the classes' means together.
 
-    Classes of the target are those that a logistic regression on the source's components answers; they and the
-    components are found in turns. The contrasts between the domains count 1 - balance, those between their classes
-    balance.
+    Classes of the target are predicted by a logistic regression on the source's components; they and the components
+    are found in turns. The contrasts between the domains have weight 1 - balance, those between their classes balance.
 
     Args:
-        components, mu, kernel: As of `Tca`.
-        balance: 0 is TCA, 0.5 the paper's JDA, 1 looks at classes alone.
-        rounds: Turns.
+        components, mu, kernel, landmarks, seed: As of `TransferComponentAnalysis`.
+        balance: 0 is TCA, 0.5 the paper's JDA, 1 uses contrasts between classes alone.
+        rounds: Maximum number of turns.
 
     Source: Long et al., Transfer Feature Learning with Joint Distribution Adaptation, ICCV 2013; Wang et al., Balanced
     Distribution Adaptation for Transfer Learning, ICDM 2017.
     """
 
-    def __init__(
-        self,
-        components: int = 30,
-        mu: float = 0.1,
-        kernel: TcaKernel = "linear",
-        balance: float = 0.5,
-        rounds: int = 10,
-    ):
-        super().__init__(components, mu, kernel)
-        self.balance = balance
-        self.rounds = rounds
+    balance: float = 0.5
+    rounds: int = 10
 
-    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> JointDistributionAdaptation:
+    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Self:
         """Fit on both domains and the source's classes (n,).
 
         Raises:
-            DataError: As of `Tca`, or there are no classes.
+            DataError: As of `TransferComponentAnalysis`, or there are fewer than two classes.
         """
         if ys is None or len(np.unique(ys)) < 2:
-            raise DataError("Joint distribution adaptation needs the source's classes, two or more.", "none or one")
+            raise DataError("Joint distribution adaptation needs two of the source's classes or more.", "none or one")
         Xs, Xt = check_domains(Xs, Xt)
         self._prepare(Xs, Xt)
         whole = _contrast(len(Xs), len(Xt))
@@ -198,13 +183,13 @@ class JointDistributionAdaptation(TransferComponentAnalysis):
 
 
 def solve_whole(centred: np.ndarray, spread: np.ndarray, mu: float, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `count` largest l and their w, (m,) and (m, count), of C'C w = l (S S' + mu I) w.
+    """The `count` largest l and their w, (m,) and (m, count), of C'C w = l (S S' + mu I) w.
 
     Args:
         centred: C, (n, m).
         spread: S, (m, r).
         mu: Ridge.
-        count: How many.
+        count: Number of solutions.
     """
     m = centred.shape[1]
     values, vectors = eigh(centred.T @ centred, spread @ spread.T + mu * np.eye(m), subset_by_index=[m - count, m - 1])
@@ -212,7 +197,7 @@ def solve_whole(centred: np.ndarray, spread: np.ndarray, mu: float, count: int) 
 
 
 def solve_leading(centred: np.ndarray, spread: np.ndarray, mu: float, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Do what `solve_whole` does without forming a matrix (m, m), in two products with C per step.
+    """The result of `solve_whole` without a matrix (m, m), in two products with C per step.
 
     With S = U s V', (S S' + mu I)^-1/2 = mu^-1/2 (I - U (1 - sqrt(mu / (mu + s^2))) U').
     """

@@ -1,4 +1,4 @@
-"""From scores to logits: the scale and the shifts that make a head's answers probabilities."""
+"""Calibration of scores: the scale and the shifts that make them logits of probabilities."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tlkeras.heads.link_functions import LinkFunction
 def calibrate(
     link: LinkFunction, scores: np.ndarray, codes: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale (k,) and shift (k,) such that `link.answer(scores * scale + shift)` are calibrated probabilities.
+    """Scale (k,) and shift (k,) such that `link.probabilities(scores * scale + shift)` are calibrated.
 
     One scale for all classes and a shift for each (Guo et al., ICML 2017, between temperature and vector scaling);
     with two classes, and for each of several labels, that is Platt's sigmoid. Targets are smoothed as Platt (1999)
     does, so that scores that separate the classes do not end in certainty.
 
     Args:
-        link: How the head answers.
+        link: The head's link function.
         scores: Of rows that the head was not fitted on, (n, k).
-        codes: What the rows are, as the link codes them.
+        codes: Targets of the rows, as the link encodes them.
         weights: Of the rows, (n,).
     """
     if not link.several:
@@ -36,7 +36,7 @@ def calibrate(
 
 
 def measure_loss(link: LinkFunction, logits: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
-    """Return the weighted mean log loss of logits (n, k), over labels too where a row has several."""
+    """Weighted mean log loss of logits (n, k), also over labels where a row has several."""
     if link.several:
         signed = np.where(codes == 1, logits, -logits)
         return float(np.average(np.logaddexp(0, -signed).mean(axis=1), weights=weights))
@@ -45,7 +45,7 @@ def measure_loss(link: LinkFunction, logits: np.ndarray, codes: np.ndarray, weig
 
 
 def _fit_scale(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray, classes: int) -> tuple[float, np.ndarray]:
-    """Return the scale and the shifts, (k,), of least cross entropy with smoothed targets."""
+    """The scale and the shifts, (k,), of least cross entropy with smoothed targets."""
     spread = float(np.sqrt(np.average((scores - scores.mean(axis=1, keepdims=True)).var(axis=1), weights=weights)))
     if not spread > 0:
         spread = 1.0
@@ -65,7 +65,7 @@ def _fit_scale(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray, class
 
 
 def _smooth(codes: np.ndarray, classes: int) -> np.ndarray:
-    """Return targets (n, k): of N rows of a class, its own gets (N + 1) / (N + k), the others 1 / (N + k) each."""
+    """Targets (n, k): of N rows of a class, its own gets (N + 1) / (N + k), the others 1 / (N + k) each."""
     totals = (np.bincount(codes, minlength=classes) + classes)[codes]
     targets = np.repeat(1 / totals[:, None], classes, axis=1)
     targets[np.arange(len(codes)), codes] += 1 - classes / totals

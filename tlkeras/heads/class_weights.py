@@ -1,4 +1,4 @@
-"""How much each example counts."""
+"""Sample weights and class weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ ClassWeight = Mapping[Any, float] | Literal["balanced"] | None
 
 
 def compute_sample_weights(y: np.ndarray, sample_weight: np.ndarray | None, class_weight: ClassWeight) -> np.ndarray:
-    """Return one weight per example, shape (n,), float64.
+    """Weight of each row, float64 (n,).
 
     Args:
-        y: Class of each example, shape (n,); with no class_weight anything of that length.
-        sample_weight: The examples' own weights, shape (n,), or None for equal ones.
+        y: Class of each row, (n,); with no class_weight anything of that length.
+        sample_weight: The rows' own weights, (n,), or None for equal ones.
         class_weight: A factor per class, "balanced" for the inverse of its frequency, or None.
 
     Raises:
@@ -24,7 +24,7 @@ def compute_sample_weights(y: np.ndarray, sample_weight: np.ndarray | None, clas
     """
     weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     if weights.shape != (len(y),):
-        raise ValueError(f"sample_weight must have one value per row. Received: shape {weights.shape}, {len(y)} rows.")
+        raise ValueError(f"sample_weight has not one value per row. Received: shape {weights.shape}, {len(y)} rows.")
     if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:
-        raise ValueError("Sample weights must be finite, none negative, and not all zero.")
+        raise ValueError("Sample weights are negative, not finite, or all zero.")
     return weights if class_weight is None else weights * compute_sample_weight(class_weight, y)

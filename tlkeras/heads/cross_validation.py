@@ -1,4 +1,4 @@
-"""What a head says of rows that it has not seen."""
+"""Predictions of heads for rows that they were not fitted on."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def cross_val_predict(
     groups: np.ndarray | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Return the probabilities [n, k], float64, of each row by a head that was fitted without it and its group.
+    """Probabilities, float64 [n, k], of each row by a head that was fitted without it and its group.
 
     A class whose rows are all in one fold has probability 0 there.
 
     Args:
         head_maker: Makes an unfitted head, one for each fold; a head that chooses its strength does so in each.
         X: Features [n, d].
-        y: Class of each row, int [n], or indicators [n, k] of labels; rows with -1 are answered and not learned.
-        weights: Of each row when it is learned, [n]; equal if not given. Rows of weight 0 are answered.
-        folds: Parts that the rows are divided into.
-        groups: Rows with equal values stay together, [n]: copies of an image, or what was taken at one time.
-        seed: Of the division.
+        y: Class of each row, int [n], or indicators [n, k] of labels; rows with -1 are predicted and not fitted on.
+        weights: Of each row in the fit, [n]; equal if not given. Rows of weight 0 are predicted.
+        folds: Number of folds.
+        groups: Rows with equal values stay together, [n]: copies of an image, or images taken at one time.
+        seed: Of the folds.
 
     Raises:
-        ValueError: There are fewer rows or groups than folds, or what is left of a fold cannot be learned: fewer than
+        ValueError: There are fewer rows or groups than folds, or the rest of a fold cannot be fitted on: fewer than
             two classes, or a label that all rows have or lack.
     """
     y = np.asarray(y)
@@ -47,7 +47,7 @@ def cross_val_predict(
     strata[learned] = infer_link(y).group_rows(y[learned])
     parts = group_kfold(strata, groups, folds, seed)
     predictions = np.zeros((len(y), y.shape[1] if several else int(y.max()) + 1))
-    with progress_bar("Answering unseen", folds, "folds") as advance:
+    with progress_bar("Cross-validation", folds, "folds") as advance:
         for part in range(folds):
             fit, held = learned & (parts != part), np.flatnonzero(parts == part)
             head = head_maker().fit(X[fit], y[fit], weights[fit], groups=groups[fit])
@@ -57,7 +57,7 @@ def cross_val_predict(
 
 
 def group_kfold(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each row, int [n]: groups stay together and are dealt out one by one, stratum after stratum.
+    """Fold of each row, int [n]: groups stay together and are dealt out one by one, stratum after stratum.
 
     A group belongs to the stratum of its first row.
 
@@ -66,7 +66,7 @@ def group_kfold(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -
     """
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     if not 2 <= folds <= len(first):
-        raise ValueError(f"There must be two folds or more, and no more than groups. Received: {folds}, {len(first)}.")
+        raise ValueError(f"Rows of {len(first)} groups cannot be divided into {folds} folds: take 2 to {len(first)}.")
     shuffled = np.random.default_rng(seed).permutation(len(first))
     dealt = np.empty(len(first), np.int64)
     dealt[np.lexsort((shuffled, strata[first]))] = np.arange(len(first)) % folds

@@ -1,31 +1,31 @@
-"""Fewer features: scores of columns, and a head that selects inside its own cross-validation."""
+"""Feature selection: scores of columns, and a head that selects inside its own cross-validation."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import clone
 from sklearn.feature_selection import f_classif
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from tlkeras.heads.base import LabelledFeatures, list_folds
-from tlkeras.heads.class_weights import compute_sample_weights
-from tlkeras.heads.link_functions import LinkFunction, infer_link
+from tlkeras.config.schema.features import SelectionMethod
+from tlkeras.heads.base import BaseHead, HeadResult, LabelledFeatures, list_folds
+from tlkeras.heads.link_functions import LinkFunction
 from tlkeras.heads.ridge import factorise
 from tlkeras.heads.scaling import fit_standardizer
 
 if TYPE_CHECKING:
     import keras
 
-SelectionMethod = Literal["head2toe", "f_classif", "l2"]
-
 _STEPS = 300
 
 
-class FeatureSelectingHead(ClassifierMixin, BaseEstimator):
-    """A head on the best columns; where it chooses a strength, columns are chosen anew without each fold.
+@dataclass(eq=False, repr=False)
+class FeatureSelectingHead(BaseHead):
+    """A head on the best columns; where it chooses a strength, columns are selected again without each fold.
 
     Selecting once on all rows would let the held-out ones choose the columns that they are then measured on.
 
@@ -41,110 +41,83 @@ class FeatureSelectingHead(ClassifierMixin, BaseEstimator):
         head_: The fitted head.
     """
 
-    eats: ClassVar[Literal["vector", "map"]] = "vector"
-
-    def __init__(
-        self, head: Any, method: SelectionMethod = "head2toe", keep: float = 0.1, folds: int = 5, seed: int = 0
-    ):
-        self.head = head
-        self.method = method
-        self.keep = keep
-        self.folds = folds
-        self.seed = seed
+    head: Any
+    method: SelectionMethod = "head2toe"
+    keep: float = 0.1
+    folds: int = 5
+    seed: int = 0
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> str:  # type: ignore[override]
         """The kind of the head."""
         return self.head.kind
 
     @property
-    def labels(self) -> bool:
+    def supports_multilabel(self) -> bool:  # type: ignore[override]
         """Whether rows can have several labels."""
-        return self.head.labels
+        return self.head.supports_multilabel
 
-    def fit(
-        self,
-        X: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        *,
-        validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
-        groups: np.ndarray | None = None,
-    ) -> FeatureSelectingHead:
-        """Fit on features (n, d) and class values (n,), or indicators (n, k); arguments as heads have them.
-
-        Raises:
-            ValueError: As the head does.
-        """
-        link = infer_link(y)
-        X, y = validate_data(self, X, y, dtype=(np.float32, np.float64), multi_output=link.several)
-        self.classes_, codes = link.code(y)
-        weights = compute_sample_weights(y, sample_weight, None)
+    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
         self.head_ = clone(self.head)
         name = getattr(self.head, "strength_name", None)
-        if name and getattr(self.head, name) == "auto" and validation is None:
-            self.head_.set_params(**{name: self._choose(link, LabelledFeatures(X, codes, weights), y, groups)})
-        self.chosen_ = self._select(link, X, codes, weights)
-        if validation is not None:
-            validation = (validation[0][:, self.chosen_], *validation[1:])
-        self.head_.fit(X[:, self.chosen_], y, weights, validation=validation, groups=groups)
-        return self
+        if name and getattr(self.head, name) == "auto" and held is None:
+            self.head_.set_params(**{name: self._choose(rows, groups)})
+        self.chosen_ = self._select(rows)
+        X, y, weights = self._reduce(rows, self.chosen_)
+        validation = None if held is None else self._reduce(held, self.chosen_)
+        self.head_.fit(X, y, weights, validation=validation, groups=groups)
 
-    def _select(self, link: LinkFunction, X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        scores = score_columns(link, X, codes, weights, self.method)
-        count = max(1, round(self.keep * X.shape[1]))
+    def _select(self, rows: LabelledFeatures) -> np.ndarray:
+        scores = score_columns(self.link_, *rows, self.method)
+        count = max(1, round(self.keep * rows.X.shape[1]))
         return np.sort(np.argsort(-scores, kind="stable")[:count])
 
-    def _choose(self, link: LinkFunction, rows: LabelledFeatures, y: np.ndarray, groups: np.ndarray | None) -> Any:
-        """Return the strength of least mean held-out log loss, or "auto" where nothing can be held out."""
+    def _reduce(self, rows: LabelledFeatures, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Chosen columns, class values and weights of rows."""
+        return rows.X[:, chosen], self.link_.decode(rows.codes, self.classes_), rows.weights
+
+    def _choose(self, rows: LabelledFeatures, groups: np.ndarray | None) -> Any:
+        """The strength of least mean held-out log loss, or "auto" where nothing can be held out."""
         scores: list[dict[float, float]] = []
-        for fit, held in list_folds(link, rows, None, self.folds, self.seed, groups):
-            X, codes, weights = rows.take(fit)
-            chosen = self._select(link, X, codes, weights)
-            known = held.codes if link.several else self.classes_[held.codes]
-            validation = (held.X[:, chosen], known, held.weights)
-            head = clone(self.head).fit(X[:, chosen], y[fit], weights, validation=validation)
+        for fit, held in list_folds(self.link_, rows, None, self.folds, self.seed, groups):
+            chosen = self._select(rows.take(fit))
+            X, y, weights = self._reduce(rows.take(fit), chosen)
+            head = clone(self.head).fit(X, y, weights, validation=self._reduce(held, chosen))
             scores.append(dict(head.scores_))
         shared = set.intersection(*map(set, scores)) if scores else set()
         if not shared:
             return "auto"
         return min(sorted(shared), key=lambda strength: sum(of_fold[strength] for of_fold in scores))
 
-    def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return the probabilities of classes or labels, shape (n, k)."""
-        check_is_fitted(self)
-        return self.head_.predict_proba(validate_data(self, X, reset=False)[:, self.chosen_])
-
-    def predict(self, X: np.ndarray) -> np.ndarray:
-        """Return the most probable class of each row, shape (n,), or the indicators of its labels, (n, k)."""
-        check_is_fitted(self)
-        return self.head_.predict(validate_data(self, X, reset=False)[:, self.chosen_])
+    def _predict_proba(self, X: np.ndarray) -> np.ndarray:
+        return self.head_.predict_proba(X[:, self.chosen_])
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """Return the choice of columns, and the head's layers."""
+        """The selection of columns, and the head's layers."""
         from tlkeras.heads.layers import SelectColumns
 
         check_is_fitted(self)
         return [SelectColumns(self.chosen_.tolist(), name="head_selection"), *self.head_.to_layers()]
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the fit chose."""
-        return {**self.head_.describe(), "selection": self.method, "columns": len(self.chosen_)}
+    def summarize(self) -> HeadResult:
+        """What the head chose, the method and the number of columns."""
+        chosen = {**self.head_.summarize().chosen, "selection": self.method, "columns": len(self.chosen_)}
+        return HeadResult(self.kind, chosen)
 
     def history(self) -> dict[str, list[float]]:
-        """Return what the head has."""
+        """The head's history."""
         return self.head_.history()
 
 
 def score_columns(
     link: LinkFunction, X: np.ndarray, codes: np.ndarray, weights: np.ndarray, method: SelectionMethod
 ) -> np.ndarray:
-    """Return how much each column says, (d,).
+    """Score of each column, (d,): how well it separates the classes.
 
     Args:
-        link: How rows are coded.
+        link: The link that encoded the targets.
         X: Features (n, d).
-        codes: As the link codes them.
+        codes: Targets as the link encodes them.
         weights: Of the rows, (n,).
         method: "head2toe": squared length of a column's weights in a regression under a group lasso (Evci et al., ICML
             2022; columns are standardised first); "l2": the same in a ridge regression; "f_classif": the F value of an
@@ -152,10 +125,10 @@ def score_columns(
     """
     if method == "f_classif":
         with np.errstate(divide="ignore", invalid="ignore"):
-            values = [f_classif(X, question)[0] for question in link.list_questions(codes)]
+            values = [f_classif(X, column)[0] for column in link.subproblems(codes)]
         return np.nan_to_num(np.max(values, axis=0), nan=0.0, posinf=np.finfo(np.float64).max)
     frame = fit_standardizer(X, weights)
-    targets = link.indicate(codes, int(codes.max()) + 1 if codes.ndim == 1 else codes.shape[1])
+    targets = link.indicators(codes, int(codes.max()) + 1 if codes.ndim == 1 else codes.shape[1])
     if method == "l2":
         kernel, _ = factorise(frame.apply(X), targets, weights).solve(0.1 * weights.sum())
         kernel = kernel if frame.basis is None else frame.basis @ kernel
@@ -167,7 +140,7 @@ def score_columns(
 def fit_group_lasso(
     X: np.ndarray, targets: np.ndarray, weights: np.ndarray, *, several: bool = False, penalty: float = 0.002
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return kernel (d, k) and bias (k,) of least mean cross entropy plus the sum of the lengths of columns' weights.
+    """Kernel (d, k) and bias (k,) of least mean cross entropy plus the sum of the lengths of columns' weights.
 
     Accelerated proximal gradient descent (Beck and Teboulle, SIAM J. Imaging Sciences 2, 2009); each step shortens
     every column's weights by the same amount, down to zero.
@@ -196,18 +169,18 @@ def fit_group_lasso(
 
 
 def shrink_rows(kernel: np.ndarray, amount: float) -> np.ndarray:
-    """Return rows (d, k) shortened by an amount, down to zero."""
+    """Rows (d, k) shortened by an amount, down to zero."""
     lengths = np.linalg.norm(kernel, axis=1, keepdims=True)
     return kernel * np.maximum(0, 1 - amount / np.maximum(lengths, 1e-300))
 
 
 def _measure_curvature(X: np.ndarray, shares: np.ndarray) -> float:
-    """Return the largest eigenvalue of the weighted second moments, a constant column included, by power iteration."""
+    """The largest eigenvalue of the weighted second moments, a constant column included, by power iteration."""
     direction = np.random.default_rng(0).normal(size=X.shape[1] + 1)
     largest = 0.0
     for _ in range(50):
         direction /= np.linalg.norm(direction)
-        seen = shares[:, 0] * (X @ direction[:-1] + direction[-1])
-        direction = np.append(X.T @ seen, seen.sum())
+        projected = shares[:, 0] * (X @ direction[:-1] + direction[-1])
+        direction = np.append(X.T @ projected, projected.sum())
         largest = float(np.linalg.norm(direction))
     return 1.05 * largest

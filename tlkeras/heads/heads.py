@@ -1,4 +1,4 @@
-"""The heads by the one word that a recipe names them with."""
+"""The registry of heads, and models of an extractor with heads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from tlkeras.errors import RecipeError, suggest
+from tlkeras.heads.base import HeadResult, LabelledRows
 from tlkeras.heads.deep import MLPHead
 from tlkeras.heads.kernel import KernelHead
 from tlkeras.heads.linear import LinearHead
@@ -21,13 +22,9 @@ if TYPE_CHECKING:
 
 
 class Head(Protocol):
-    """What every head can do: fit on features like a scikit-learn classifier, and become Keras layers.
+    """Interface of every head: fitted on features like a scikit-learn classifier, and turned into Keras layers.
 
-    Attributes:
-        kind: The word of a recipe.
-        eats: "vector" for features (n, d), "map" for feature maps (n, height, width, channels).
-        labels: Whether a row can have several labels.
-        classes_: Class values of a fitted head, (k,).
+    Attributes and arguments are those of `tlkeras.heads.base.BaseHead`.
     """
 
     classes_: np.ndarray
@@ -36,10 +33,10 @@ class Head(Protocol):
     def kind(self) -> str: ...
 
     @property
-    def eats(self) -> Literal["vector", "map"]: ...
+    def input_kind(self) -> Literal["vector", "map"]: ...
 
     @property
-    def labels(self) -> bool: ...
+    def supports_multilabel(self) -> bool: ...
 
     def fit(
         self,
@@ -47,7 +44,7 @@ class Head(Protocol):
         y: np.ndarray,
         sample_weight: np.ndarray | None = None,
         *,
-        validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+        validation: LabelledRows | None = None,
         groups: np.ndarray | None = None,
     ) -> Any: ...
 
@@ -55,7 +52,7 @@ class Head(Protocol):
 
     def to_layers(self) -> list[keras.layers.Layer]: ...
 
-    def describe(self) -> dict[str, Any]: ...
+    def summarize(self) -> HeadResult: ...
 
     def history(self) -> dict[str, list[float]]: ...
 
@@ -77,41 +74,38 @@ HEADS: dict[str, type[Any]] = {head.kind: head for head in _ALL}
 
 
 def make_head(kind: str, **options: Any) -> Head:
-    """Return an unfitted head by its kind.
+    """An unfitted head by its kind.
 
     Raises:
-        RecipeError: There is no such kind; the nearest is told.
+        RecipeError: There is no such kind; the message has the nearest.
     """
     if kind not in HEADS:
-        raise RecipeError(f"A head is one of {', '.join(HEADS)}.", repr(kind), suggest(kind, HEADS))
+        raise RecipeError(f"Unknown head {kind!r}.", way_out=suggest(kind, HEADS))
     return HEADS[kind](**options)
 
 
-def attach_heads(prefix: keras.Model, heads: Head | Mapping[str, Head], name: str) -> keras.Model:
-    """Return one flat functional model: the prefix's input to the heads' probabilities.
+def attach_heads(extractor: keras.Model, heads: Head | Mapping[str, Head], name: str) -> keras.Model:
+    """One flat functional model, images to probabilities (n, k); of several tasks, to those of each by name.
 
     Args:
-        prefix: uint8 images (n, h, w, 3) to what the heads eat.
-        heads: A fitted head for that, or that of each task by name.
+        extractor: uint8 images (n, h, w, 3) to the features that the heads are fitted on.
+        heads: A fitted head, or that of each task by name.
         name: Name of the model.
-
-    Returns:
-        A model that answers with probabilities (n, k), or where there are several tasks with those of each by name.
     """
     import keras
 
     layers = list_layers(heads if isinstance(heads, Mapping) else {name: heads})
     outputs = {}
     for task, of_task in layers.items():
-        (tensor,) = prefix.outputs
+        (tensor,) = extractor.outputs
         for layer in of_task:
             tensor = layer(tensor)
         outputs[task] = tensor
-    return keras.Model(prefix.input, outputs_by_task(outputs), name=name)
+    return keras.Model(extractor.input, outputs_by_task(outputs), name=name)
 
 
 def list_layers(heads: Mapping[str, Head]) -> dict[str, list[keras.layers.Layer]]:
-    """Return the layers of each task's head; those of all heads but the first bear the task's name before their own."""
+    """Layers of each task's head; their names begin with the task's in all heads but the first."""
     layers = {task: head.to_layers() for task, head in heads.items()}
     for task in list(layers)[1:]:
         for layer in layers[task]:
@@ -120,12 +114,12 @@ def list_layers(heads: Mapping[str, Head]) -> dict[str, list[keras.layers.Layer]
 
 
 def outputs_by_task(outputs: Mapping[str, Any]) -> Any:
-    """Return what a model with an output per task returns: the output itself where it is the only one, else by name."""
+    """The output itself where it is the only one, else the outputs by task."""
     return dict(outputs) if len(outputs) > 1 else next(iter(outputs.values()))
 
 
 def order_outputs(model: keras.Model, tasks: Sequence[str]) -> keras.Model:
-    """Return the model with its outputs in the order of the tasks, not by name; that of one task as it is."""
+    """The model with a list of outputs in the order of the tasks, not by name; that of one task as it is."""
     import keras
 
     if not isinstance(model.output, dict):

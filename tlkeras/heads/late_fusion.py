@@ -1,4 +1,4 @@
-"""Late fusion: a head for each part of the features, and two ways to join what they say."""
+"""Late fusion: a head for each part of the features, and two ways to combine their predictions."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tlkeras.heads.cross_validation import cross_val_predict
 from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.link_functions import infer_link
 
-_CERTAIN = 1e-4  # probabilities nearer to 0 and 1 say no more to what is stacked on them
+_CERTAIN = 1e-4  # probabilities are clipped to this distance from 0 and 1 before their odds are taken
 
 
 class LateFusion:
-    """Heads on parts of the features, joined by the mean of their calibrated probabilities and by stacking.
+    """Heads on parts of the features, combined by the mean of their calibrated probabilities and by stacking.
 
-    Stacking (Wolpert, 1992) is a logistic regression on what heads say of rows that they were not fitted on, here on
-    the logarithms of their odds; the heads that answer later are fitted on all rows.
+    Stacking (Wolpert, 1992) is a logistic regression on the log odds that heads predict for rows that they were not
+    fitted on; the heads that predict later are fitted on all rows.
 
     Args:
         make_head: Makes an unfitted head; across domains one that has `on_source`, as `DomainHead` has.
         widths: Columns of each part, in order.
-        folds: Parts of the rows that stacking is fitted across.
+        folds: Folds of the rows that stacking is fitted across.
         seed: Of the folds.
     """
 
@@ -44,11 +44,11 @@ class LateFusion:
 
         Args:
             target: Features of another domain (m, d), where heads have `on_source`: each part is adapted by itself,
-                stacking is learned on rows of the source, and rows of the target are answered.
+                stacking is learned on rows of the source, and predictions are for rows of the target.
 
         Raises:
             ValueError: The widths are not those of the features, there are fewer rows or groups than folds, or a fold
-                leaves less than two classes.
+                leaves fewer than two classes.
         """
         parts = self._divide(X)
         makers = [self._adapt(part) for part in (self._divide(target) if target is not None else [None] * len(parts))]
@@ -67,7 +67,7 @@ class LateFusion:
         return self
 
     def predict(self, X: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the probabilities (n, k) by rule."""
+        """Probabilities (n, k) by rule, "mean" and "stacking"."""
         predicted = [head.predict_proba(part) for head, part in zip(self.heads_, self._divide(X), strict=True)]
         return {"mean": np.mean(predicted, axis=0), "stacking": self.stack_.predict_proba(self._join(predicted))}
 
@@ -76,32 +76,32 @@ class LateFusion:
 
     def _divide(self, X: np.ndarray) -> list[np.ndarray]:
         if sum(self.widths) != X.shape[1]:
-            raise ValueError(f"Parts must make up the features. Received: {self.widths} of {X.shape[1]} columns.")
+            raise ValueError(f"Parts of widths {self.widths} do not add up to {X.shape[1]} features.")
         return np.split(X, np.cumsum(self.widths)[:-1], axis=1)
 
     def _join(self, predicted: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the logarithms of odds of all heads side by side; of two classes those of the second say it all."""
-        shown = [one[:, 1:] if not self.several_ and one.shape[1] == 2 else one for one in predicted]
-        return logit(np.clip(np.hstack(shown), _CERTAIN, 1 - _CERTAIN))
+        """Log odds of all heads, concatenated; of two classes those of the second are enough."""
+        columns = [one[:, 1:] if not self.several_ and one.shape[1] == 2 else one for one in predicted]
+        return logit(np.clip(np.hstack(columns), _CERTAIN, 1 - _CERTAIN))
 
 
 def fit_late_fusion(
     make_head: Callable[[], Any],
     widths: Sequence[int],
-    learned: Mapping[str, Any],
-    asked: np.ndarray,
+    training: Mapping[str, Any],
+    X: np.ndarray,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Return what late fusion says of rows, by rule; nothing where it cannot be fitted.
+    """Probabilities (m, k) of late fusion by rule; empty where it cannot be fitted.
 
     Args:
         make_head: Makes an unfitted head.
         widths: Columns of each part.
-        learned: `X`, `y`, `sample_weight`, `groups` and, across domains, `target`, as `LateFusion.fit` takes them.
-        asked: Features of the rows to answer, (m, d).
+        training: `X`, `y`, `sample_weight`, `groups` and, across domains, `target`, as `LateFusion.fit` takes them.
+        X: Features of the rows to predict, (m, d).
         seed: Of the folds.
     """
     try:
-        return LateFusion(make_head, widths, seed=seed).fit(**learned).predict(asked)
+        return LateFusion(make_head, widths, seed=seed).fit(**training).predict(X)
     except ValueError:  # a class has too few rows for folds
         return {}

@@ -1,4 +1,4 @@
-"""The few layers that Keras lacks, each with what it needs to be saved: a reader of a model must import this module."""
+"""Layers of heads that Keras lacks; import this module before a model with them is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TINY = 1e-12
 
 @keras.saving.register_keras_serializable("tlkeras")
 class KernelFeatures(keras.layers.Layer):
-    """From features (n, d) to their kernel with fixed landmarks (n, m).
+    """Kernel (n, m) of features (n, d) with fixed landmarks.
 
     With x a row and l a landmark: rbf exp(-gamma |x - l|^2), laplacian exp(-gamma |x - l|_1), chi2
     exp(-gamma sum (x - l)^2 / (x + l)), polynomial (gamma x.l + 1)^degree.
@@ -30,12 +30,12 @@ class KernelFeatures(keras.layers.Layer):
         self.kernel, self.landmarks, self.gamma, self.degree = kernel, landmarks, gamma, degree
 
     def build(self, input_shape: tuple) -> None:
-        """Make room for the landmarks, (m, d), which do not train."""
+        """Add the landmarks, (m, d), which do not train."""
         shape = (self.landmarks, input_shape[-1])
         self.points = self.add_weight(name="points", shape=shape, initializer="zeros", trainable=False)
 
     def call(self, inputs: Any) -> Any:
-        """Return the kernel of each row with each landmark."""
+        """Kernel of each row with each landmark."""
         if self.kernel in ("rbf", "polynomial"):
             products = ops.matmul(inputs, ops.transpose(self.points))
             if self.kernel == "polynomial":
@@ -53,18 +53,18 @@ class KernelFeatures(keras.layers.Layer):
         return ops.sum(apart**2 / ops.maximum(rows + point, _TINY), axis=1)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Return (n, m)."""
+        """(n, m)."""
         return (input_shape[0], self.landmarks)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
+        """The arguments."""
         own = {"kernel": self.kernel, "landmarks": self.landmarks, "gamma": self.gamma, "degree": self.degree}
         return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable("tlkeras")
 class FourierMap(keras.layers.Layer):
-    """From features (n, d) to m random waves sqrt(2 / m) cos(x.w + b); they do not train.
+    """Random Fourier features sqrt(2 / m) cos(x.w + b), (n, m), of features (n, d); they do not train.
 
     Args:
         waves: Their number m.
@@ -75,27 +75,27 @@ class FourierMap(keras.layers.Layer):
         self.waves = waves
 
     def build(self, input_shape: tuple) -> None:
-        """Make room for frequencies (d, m) and phases (m,)."""
+        """Add frequencies (d, m) and phases (m,)."""
         options: dict[str, Any] = {"initializer": "zeros", "trainable": False}
         self.frequencies = self.add_weight(name="frequencies", shape=(input_shape[-1], self.waves), **options)
         self.phases = self.add_weight(name="phases", shape=(self.waves,), **options)
 
     def call(self, inputs: Any) -> Any:
-        """Return the waves."""
+        """The cosines."""
         return np.sqrt(2 / self.waves) * ops.cos(ops.matmul(inputs, self.frequencies) + self.phases)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Return (n, m)."""
+        """(n, m)."""
         return (input_shape[0], self.waves)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
+        """The arguments."""
         return {**super().get_config(), "waves": self.waves}
 
 
 @keras.saving.register_keras_serializable("tlkeras")
 class AttentionPooling(keras.layers.Layer):
-    """From maps (n, h, w, c) to what q learned queries find in them, (n, q * c).
+    """Means of maps (n, h, w, c), weighted by q learned queries, (n, q * c).
 
     Args:
         queries: Their number q.
@@ -106,23 +106,23 @@ class AttentionPooling(keras.layers.Layer):
         self.queries = queries
 
     def build(self, input_shape: tuple) -> None:
-        """Make the queries, (c, q)."""
+        """Add the queries, (c, q)."""
         self.query = self.add_weight(name="query", shape=(input_shape[-1], self.queries), initializer="glorot_uniform")
 
     def call(self, inputs: Any) -> Any:
-        """Return for each query the mean of all positions, weighted by the softmax of its products with them."""
+        """For each query the mean of all positions, weighted by the softmax of its products with them."""
         _, height, width, channels = inputs.shape
         positions = ops.reshape(inputs, (-1, height * width, channels))
         shares = ops.softmax(ops.matmul(positions, self.query) / np.sqrt(channels), axis=1)
-        found = ops.matmul(ops.transpose(shares, (0, 2, 1)), positions)
-        return ops.reshape(found, (-1, self.queries * channels))
+        means = ops.matmul(ops.transpose(shares, (0, 2, 1)), positions)
+        return ops.reshape(means, (-1, self.queries * channels))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Return (n, q * c)."""
+        """(n, q * c)."""
         return (input_shape[0], self.queries * input_shape[-1])
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
+        """The arguments."""
         return {**super().get_config(), "queries": self.queries}
 
 
@@ -131,24 +131,24 @@ class PositionEmbedding(keras.layers.Layer):
     """Add a learned vector to each position of sequences (n, positions, c)."""
 
     def build(self, input_shape: tuple) -> None:
-        """Make the vectors, (positions, c)."""
+        """Add the vectors, (positions, c)."""
         self.positions = self.add_weight(name="positions", shape=input_shape[1:], initializer="zeros")
 
     def call(self, inputs: Any) -> Any:
-        """Return the sum."""
+        """The sum."""
         return inputs + self.positions
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Return the input's shape."""
+        """The input's shape."""
         return tuple(input_shape)
 
 
 @keras.saving.register_keras_serializable("tlkeras")
 class SelectColumns(keras.layers.Layer):
-    """From features (n, d) to some of their columns (n, m).
+    """Some columns (n, m) of features (n, d).
 
     Args:
-        columns: Which.
+        columns: Their indices.
     """
 
     def __init__(self, columns: list[int], **options: Any):
@@ -156,15 +156,15 @@ class SelectColumns(keras.layers.Layer):
         self.columns = list(columns)
 
     def call(self, inputs: Any) -> Any:
-        """Return the columns."""
+        """The columns."""
         return ops.take(inputs, np.array(self.columns, "int32"), axis=1)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Return (n, m)."""
+        """(n, m)."""
         return (input_shape[0], len(self.columns))
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
+        """The arguments."""
         return {**super().get_config(), "columns": self.columns}
 
 

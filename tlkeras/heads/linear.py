@@ -1,4 +1,4 @@
-"""Linear heads: a regularised linear map from features to classes."""
+"""Logistic regression: a regularised linear map from features to classes."""
 
 from __future__ import annotations
 
@@ -7,127 +7,92 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.utils.validation import validate_data
 from threadpoolctl import threadpool_limits
 
 from tlkeras import progress
-from tlkeras.heads.base import LinearClassifierHead, has_risen_twice, make_folds
-from tlkeras.heads.class_weights import ClassWeight, compute_sample_weights
-from tlkeras.heads.link_functions import LinkFunction, infer_link
-from tlkeras.heads.scaling import fit_standardizer
+from tlkeras.config.schema.heads import AutoStrength
+from tlkeras.heads.base import LabelledFeatures, LinearClassifierHead, has_risen_twice, make_folds
+from tlkeras.heads.class_weights import compute_sample_weights
 
 logger = logging.getLogger(__name__)
 
 STRENGTHS = np.logspace(-6, 2, 17)
 
 
+@dataclass(eq=False, repr=False)
 class LinearHead(LinearClassifierHead):
     """Logistic regression, multinomial or one per label; its regularisation is chosen by cross-validation.
 
     Columns are standardised with the training mean and standard deviation, which `to_layers` folds back into the
     weights. `C` runs upwards over half decades, each fit starting from the last, until the held-out log loss has
     risen twice: stronger regularisation is both cheaper and, on features of a pretrained network, nearly always
-    what is needed.
+    what is needed. With several labels, `class_weight` is of the yes and no of each.
 
     Args:
         C: Inverse strength of the L2 penalty as in scikit-learn, or "auto".
-        folds: Number of folds for "auto"; fewer where a class has fewer examples.
-        class_weight: A factor per class, "balanced", or None; with several labels, of the yes and no of each.
-        standardize: Scale each column by its own deviation; else all by one.
-        seed: Seed of the folds.
 
     Attributes:
-        classes_: Class values, shape (k,); with several labels their numbers.
-        C_: The strength that was used, for all labels alike.
+        strength_: The C that was used, for all labels alike.
         scores_: Mean held-out log loss by C, over folds and labels (empty unless chosen).
-        kernel_, bias_: The map from raw features to logits, shapes (d, k) and (k,).
     """
+
+    C: AutoStrength = "auto"
 
     kind = "linear"
     strength_name = "C"
+    _one_thread = False
 
-    def __init__(
-        self,
-        C: float | Literal["auto"] = "auto",
-        folds: int = 5,
-        class_weight: ClassWeight = None,
-        standardize: bool = True,
-        seed: int = 0,
-    ):
-        self.C = C
-        self.folds = folds
-        self.class_weight = class_weight
-        self.standardize = standardize
-        self.seed = seed
+    def _weigh(self, y: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray:
+        """Weight of each row, float64 (n,); with several labels without those of classes."""
+        return compute_sample_weights(y, sample_weight, None if self.link_.several else self.class_weight)
 
-    def fit(
-        self,
-        X: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        *,
-        validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
-        groups: np.ndarray | None = None,
-    ) -> LinearHead:
-        """Fit on features (n, d) and class values (n,), or indicators (n, k) of k > 1 labels.
+    def _column_weights(self, rows: LabelledFeatures) -> np.ndarray:
+        return np.mean([weights for _, weights in self._subproblems(rows)], axis=0)
 
-        Args:
-            X: Features.
-            y: Class of each row, or 1 for each label that it has and 0 for the others.
-            sample_weight: Weight of each row, in the loss and in the choice of C.
-            validation: Features, classes and weights that choose C instead of the folds.
-            groups: Rows of one group never stand on both sides of a fold.
+    def _subproblems(self, rows: LabelledFeatures) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Targets and weights, (n,) each, of the logistic regressions: one of all classes, or one per label."""
+        if not self.link_.several:
+            return [(rows.codes, rows.weights)]
+        columns = self.link_.subproblems(rows.codes)
+        return [(column, compute_sample_weights(column, rows.weights, self.class_weight)) for column in columns]
 
-        Raises:
-            ValueError: NaN or infinite features, fewer than two classes, or a label that all rows have or lack.
-        """
-        self.link_: LinkFunction = infer_link(y)
-        X, y = validate_data(self, X, y, dtype=(np.float32, np.float64), multi_output=self.link_.several)
-        self.classes_, codes = self.link_.code(y)
-        weights = [compute_sample_weights(of, sample_weight, self.class_weight) for of in self.link_.list_questions(y)]
-        questions = list(zip(self.link_.list_questions(codes), weights, strict=True))
-        frame = fit_standardizer(X, np.mean(weights, axis=0), by_column=self.standardize)
-        Z = frame.apply(X)
-        self.scores_: dict[float, float] = {}
-        if self.C == "auto":
-            if validation is not None:
-                validation = (frame.apply(validation[0]), *validation[1:])
-            self.C_ = self._choose(self._list_trials(Z, questions, validation, groups))
-        else:
-            self.C_ = self.C
-        kernel, bias = self.link_.merge([_fit_logistic(Z, of, weighed, self.C_) for of, weighed in questions])
-        self.kernel_, self.bias_ = frame.unfold(kernel, bias)
-        return self
+    def _fit_map(
+        self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        problems = self._subproblems(rows)
+        C = self._choose(self._list_trials(rows.X, problems, held, groups)) if self.C == "auto" else self.C
+        self.strength_ = C
+        return self.link_.merge_coefficients([_fit_logistic(rows.X, y, weights, C) for y, weights in problems])
 
     def _list_trials(
         self,
-        Z: np.ndarray,
-        questions: list[tuple[np.ndarray, np.ndarray]],
-        validation: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+        X: np.ndarray,
+        problems: list[tuple[np.ndarray, np.ndarray]],
+        held: LabelledFeatures | None,
         groups: np.ndarray | None,
     ) -> list[tuple[_Rows, _Rows]]:
-        """Return, for each question and fold, what is fitted and what is held out."""
-        if validation is not None:
-            held, y, held_weights = validation
-            predictions = self.link_.list_questions(self.link_.recode(y, self.classes_))
+        """The rows to fit and those held out, for each regression and fold."""
+        if held is not None:
+            held_codes = self.link_.subproblems(held.codes)
             return [
-                (_Rows(Z, *question), _Rows(held, answer, held_weights))
-                for question, answer in zip(questions, predictions, strict=True)
+                (_Rows(X, *problem), _Rows(held.X, codes, held.weights))
+                for problem, codes in zip(problems, held_codes, strict=True)
             ]
         return [
-            (_Rows(Z, *question, fit), _Rows(Z, *question, held))
-            for question in questions
-            for fit, held in make_folds(question[0], self.folds, self.seed, groups)
+            (_Rows(X, *problem, fit), _Rows(X, *problem, out))
+            for problem in problems
+            for fit, out in make_folds(problem[0], self.folds, self.seed, groups)
         ]
 
     def _choose(self, trials: list[tuple[_Rows, _Rows]]) -> float:
-        """Return the C with the lowest weighted log loss on held-out rows."""
+        """The C with the lowest weighted log loss on held-out rows."""
         if not trials:
             logger.warning("A class has a single example: C cannot be chosen and is 0.01.")
             return 0.01
@@ -146,17 +111,9 @@ class LinearHead(LinearClassifierHead):
             advance(len(STRENGTHS) - len(self.scores_))
         return min(self.scores_, key=self.scores_.__getitem__)
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the fit chose."""
-        return {"kind": "linear", "C": self.C_}
-
-    def history(self) -> dict[str, list[float]]:
-        """Return the held-out log loss by strength, as columns; empty where C was given."""
-        return {"C": list(self.scores_), "held_out_log_loss": list(self.scores_.values())}
-
 
 class _Rows(NamedTuple):
-    """Some rows of what a regression sees; they are copied only when it sees them, as there can be many regressions."""
+    """Some rows of a regression; they are copied only when it is fitted, as there can be many regressions."""
 
     X: np.ndarray
     y: np.ndarray
@@ -168,7 +125,7 @@ class _Rows(NamedTuple):
 
 
 class _LossPath:
-    """Fits one question on one fold for rising C, each time from the last solution, and measures the held-out loss."""
+    """One regression on one fold for rising C, each fit starting from the last solution, and its held-out loss."""
 
     def __init__(self, fit: _Rows, held: _Rows):
         self.fit, self.held, self.labels = fit, held, np.unique(fit.y)
@@ -177,7 +134,7 @@ class _LossPath:
     def step(self, C: float) -> float:
         (X, y, weights), (held_X, held_y, held_weights) = self.fit.take(), self.held.take()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # on the way; the final fit says it
+            warnings.simplefilter("ignore", ConvergenceWarning)  # only the final fit has to converge
             self.model.set_params(C=C).fit(X, y, sample_weight=weights)
         return log_loss(held_y, self.model.predict_proba(held_X), sample_weight=held_weights, labels=self.labels)
 

@@ -1,4 +1,4 @@
-"""Several tasks on one network: their losses side by side, and how much each counts."""
+"""Several tasks on one network: the sum of their losses, its weights, and conflicting gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 
 class UncertaintyWeighting(keras.layers.Layer):
-    """Leaves logits as they are, and owns how uncertain each task is: s = log(sigma^2), learned with the network.
+    """Identity on logits that owns the uncertainty of each task, s = log(sigma^2), learned with the network.
 
     A task's loss becomes exp(-s) L + s / 2, the form for classes. s is kept in [-4, 4]: as L nears 0 its best value
     has no bound. At the start it is 0, so that all tasks count the same.
@@ -27,21 +27,21 @@ class UncertaintyWeighting(keras.layers.Layer):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return how it is made again."""
+        """The arguments."""
         return {**super().get_config(), "tasks": int(self.log_variances.shape[0])}
 
     def call(self, logits: Any) -> Any:
-        """Return what it is given."""
+        """The logits as they are."""
         return logits
 
     def weigh(self, losses: tf.Tensor) -> tf.Tensor:
-        """Return the weighted losses of tasks [n, tasks]."""
+        """Weighted losses of tasks, [n, tasks]."""
         s = tf.convert_to_tensor(self.log_variances)
         return tf.exp(-s) * losses + s / 2.0
 
 
 def pcgrad(gradients: Sequence[Sequence[tf.Tensor | None]], seed: tf.Tensor) -> list[tf.Tensor | None]:
-    """Return the sum of the tasks' gradients, each without what goes against another's (PCGrad).
+    """Sum of the tasks' gradients, each without its component against another's (PCGrad).
 
     In a random order of the others, j: where g_i . g_j < 0, g_i loses (g_i . g_j) / |g_j|^2 g_j, g_j as it was. Only
     variables that every task reaches are shared; gradients of all others are added up.
@@ -53,11 +53,11 @@ def pcgrad(gradients: Sequence[Sequence[tf.Tensor | None]], seed: tf.Tensor) -> 
     Source: Yu et al., Gradient Surgery for Multi-Task Learning, NeurIPS 2020, algorithm 1.
     """
     by_variable = list(zip(*gradients, strict=True))
-    shared = [place for place, of_tasks in enumerate(by_variable) if all(grad is not None for grad in of_tasks)]
+    shared = [index for index, of_tasks in enumerate(by_variable) if all(grad is not None for grad in of_tasks)]
     summed = [tf.add_n(known) if (known := [g for g in of if g is not None]) else None for of in by_variable]
     if not shared:
         return summed
-    flat = tf.stack([tf.concat([tf.reshape(of_task[place], [-1]) for place in shared], 0) for of_task in gradients])
+    flat = tf.stack([tf.concat([tf.reshape(of_task[index], [-1]) for index in shared], 0) for of_task in gradients])
     lengths, tasks = tf.reduce_sum(flat**2, axis=1), len(gradients)
     total = tf.zeros_like(flat[0])
     for task in range(tasks):
@@ -68,15 +68,15 @@ def pcgrad(gradients: Sequence[Sequence[tf.Tensor | None]], seed: tf.Tensor) -> 
             product = tf.where(other == task, 0.0, tf.minimum(tf.reduce_sum(own * flat[other]), 0.0))
             own -= tf.math.divide_no_nan(product, lengths[other]) * flat[other]
         total += own
-    parts = tf.split(total, [int(np.prod(by_variable[place][0].shape)) for place in shared])
-    for place, part in zip(shared, parts, strict=True):
-        summed[place] = tf.reshape(part, by_variable[place][0].shape)
+    parts = tf.split(total, [int(np.prod(by_variable[index][0].shape)) for index in shared])
+    for index, part in zip(shared, parts, strict=True):
+        summed[index] = tf.reshape(part, by_variable[index][0].shape)
     return summed
 
 
 @dataclass(frozen=True)
 class MultiTaskLoss:
-    """The weighted sum of the losses of tasks whose targets and logits stand side by side.
+    """Weighted sum of the losses of tasks whose targets and logits are concatenated.
 
     Called with dense targets [n, k] and logits [n, k], k the sum of the widths, it returns losses, float32 [n]. Rows
     of NaN in a task's targets are images without a label there: they cost nothing in that task. Losses are not scaled
@@ -86,7 +86,7 @@ class MultiTaskLoss:
         losses: Of each task, from targets and logits of its own columns to [n].
         widths: Columns of each task.
         weights: How much each task counts.
-        uncertainty: What learns the rest of the weights, if anything.
+        uncertainty: Learned weights on top, if any.
     """
 
     losses: Sequence[Callable[[Any, Any], tf.Tensor]]
@@ -95,11 +95,11 @@ class MultiTaskLoss:
     uncertainty: UncertaintyWeighting | None = None
 
     def __call__(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Return the loss of each image, float32 [n]."""
+        """Loss of each image, float32 [n]."""
         return tf.reduce_sum(self.split(targets, logits), axis=1)
 
     def split(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Return the weighted losses of each image by task, float32 [n, tasks]."""
+        """Weighted losses of each image by task, float32 [n, tasks]."""
         parts = zip(self.losses, tf.split(targets, self.widths, 1), tf.split(logits, self.widths, 1), strict=True)
         losses = tf.stack([_mask(loss, *part) for loss, *part in parts], axis=1)
         losses *= tf.constant(self.weights, tf.float32)

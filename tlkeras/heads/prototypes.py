@@ -1,77 +1,57 @@
-"""Heads that know a class by one point: for few examples, and for none to spare on a search."""
+"""Heads that represent a class by its mean: for few examples, with no strength to search."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.utils.validation import check_is_fitted
 
-from tlkeras.heads.base import CalibratedLinearHead, LabelledFeatures, VectorHead, finish_layers, list_folds
+from tlkeras.config.schema.heads import AutoShrinkage
+from tlkeras.heads.base import (
+    CalibratedLinearHead,
+    HeadResult,
+    LabelledFeatures,
+    VectorHead,
+    finish_layers,
+    list_folds,
+)
 from tlkeras.heads.calibration import calibrate
-from tlkeras.heads.class_weights import ClassWeight
 
 if TYPE_CHECKING:
     import keras
 
 
 class CentroidHead(CalibratedLinearHead):
-    """The nearest class mean on standardised columns (Mensink et al., PAMI 2013), calibrated on held-out rows.
-
-    Args:
-        folds: Number of folds that calibrate; fewer where a class has fewer examples.
-        class_weight: A factor per class, "balanced", or None.
-        standardize: Scale each column by its own deviation; else all by one.
-        seed: Seed of the folds.
-    """
+    """The nearest class mean on standardised columns (Mensink et al., PAMI 2013), calibrated on held-out rows."""
 
     kind = "centroid"
-    labels = False
-
-    def __init__(self, folds: int = 5, class_weight: ClassWeight = None, standardize: bool = True, seed: int = 0):
-        self.folds = folds
-        self.class_weight = class_weight
-        self.standardize = standardize
-        self.seed = seed
+    supports_multilabel = False
 
     def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
         means = average_classes(rows, len(self.classes_))
         return means.T, -0.5 * np.sum(means**2, axis=1)
 
 
+@dataclass(eq=False, repr=False)
 class LdaHead(CalibratedLinearHead):
     """Linear discriminant analysis: class means in the metric of the shrunken common covariance.
 
     Args:
         shrinkage: Share of the covariance that is replaced by a multiple of the identity; "auto" is the share of Ledoit
             and Wolf (J. Multivariate Analysis 88, 2004).
-        folds: Number of folds that calibrate; fewer where a class has fewer examples.
-        class_weight: A factor per class, "balanced", or None.
-        standardize: Scale each column by its own deviation; else all by one.
-        seed: Seed of the folds.
 
     Attributes:
         shrinkage_: The share that was used.
     """
 
-    kind = "lda"
-    labels = False
+    shrinkage: AutoShrinkage = "auto"
 
-    def __init__(
-        self,
-        shrinkage: float | Literal["auto"] = "auto",
-        folds: int = 5,
-        class_weight: ClassWeight = None,
-        standardize: bool = True,
-        seed: int = 0,
-    ):
-        self.shrinkage = shrinkage
-        self.folds = folds
-        self.class_weight = class_weight
-        self.standardize = standardize
-        self.seed = seed
+    kind = "lda"
+    supports_multilabel = False
 
     def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
         means = average_classes(rows, len(self.classes_)).astype(np.float64)
@@ -88,33 +68,23 @@ class LdaHead(CalibratedLinearHead):
         shares = np.bincount(rows.codes, rows.weights, len(means)) / total
         return kernel, -0.5 * np.sum(means.T * kernel, axis=0) + np.log(np.maximum(shares, 1e-12))
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the fit chose."""
-        return {"kind": self.kind, "shrinkage": self.shrinkage_}
+    def summarize(self) -> HeadResult:
+        """The shrinkage that was used."""
+        return HeadResult(self.kind, {"shrinkage": self.shrinkage_})
 
 
 class CosineHead(VectorHead):
-    """Cosine to the mean direction of each class, after the overall mean is taken off: for one to twenty examples.
+    """Cosine to the mean direction of each class, after the overall mean is subtracted: for one to twenty examples.
 
     That is SimpleShot (Wang et al., arXiv 1911.04623, 2019). Its scale is calibrated on held-out rows, else 10.
 
-    Args:
-        folds: Number of folds that calibrate; fewer where a class has fewer examples.
-        class_weight: A factor per class, "balanced", or None.
-        seed: Seed of the folds.
-
     Attributes:
-        mean_: Of all rows, (d,).
+        mean_: Mean of all rows, (d,).
         kernel_, bias_: The map from unit vectors to logits, shapes (d, k) and (k,).
     """
 
     kind = "cosine"
-    labels = False
-
-    def __init__(self, folds: int = 5, class_weight: ClassWeight = None, seed: int = 0):
-        self.folds = folds
-        self.class_weight = class_weight
-        self.seed = seed
+    supports_multilabel = False
 
     def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
         self.mean_ = np.average(rows.X, axis=0, weights=rows.weights)
@@ -137,7 +107,7 @@ class CosineHead(VectorHead):
         return normalize_rows(X - self.mean_) @ self.kernel_ + self.bias_
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """Return centring, normalisation, and the maps to logits and probabilities."""
+        """Centring, normalisation to unit length, and the maps to logits and probabilities."""
         import keras
 
         check_is_fitted(self)
@@ -151,7 +121,7 @@ class CosineHead(VectorHead):
 
 
 def average_classes(rows: LabelledFeatures, classes: int) -> np.ndarray:
-    """Return the weighted mean of each class, (k, d); a class of weight zero has the mean of all."""
+    """Weighted mean of each class, (k, d); a class of weight zero has the mean of all."""
     members = np.zeros((classes, len(rows.codes)), rows.X.dtype)
     members[rows.codes, np.arange(len(rows.codes))] = rows.weights
     totals = members.sum(axis=1, keepdims=True)
@@ -160,6 +130,6 @@ def average_classes(rows: LabelledFeatures, classes: int) -> np.ndarray:
 
 
 def normalize_rows(X: np.ndarray) -> np.ndarray:
-    """Return rows of length one; rows of zeros stay."""
+    """Rows divided by their length; rows of zeros stay."""
     lengths = np.linalg.norm(X, axis=1, keepdims=True)
     return X / np.where(lengths > 1e-12, lengths, 1)

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from tlkeras.heads.base import make_dense
+from tlkeras.heads.base import HeadResult, LabelledRows, make_dense
 from tlkeras.heads.cross_validation import group_kfold
-from tlkeras.heads.ridge import Factors, RidgeHead, factorise
+from tlkeras.heads.ridge import RidgeFactors, RidgeHead, factorise
 
 if TYPE_CHECKING:
     import keras
 
 
+@dataclass(eq=False)
 class RidgeRegressionHead:
-    """Ridge regression on standardised columns, of a number that is standardised, too.
+    """Ridge regression on standardised columns, of a standardised number.
 
     The strength of the penalty is that with the least squared error on rows that were left out, exactly and for all
     strengths from one eigendecomposition; groups are left out as a whole.
 
     Args:
-        folds: Parts that the rows are left out in; fewer where there are fewer rows or groups.
-        seed: Of the parts.
+        folds: Number of folds; fewer where there are fewer rows or groups.
+        seed: Seed of the folds.
 
     Attributes:
         alpha_: The strength that was chosen.
         scale_, offset_: Weighted deviation and mean of the numbers that it was fitted on.
     """
 
-    kind = "regression"
-    eats: ClassVar[Literal["vector", "map"]] = "vector"
-    labels = False
-    classes_ = np.zeros(1, np.int64)
+    folds: int = 5
+    seed: int = 0
 
-    def __init__(self, folds: int = 5, seed: int = 0):
-        self.folds, self.seed = folds, seed
+    kind = "regression"
+    input_kind: ClassVar[Literal["vector", "map"]] = "vector"
+    supports_multilabel = False
+    classes_ = np.zeros(1, np.int64)
 
     def fit(
         self,
@@ -43,10 +45,10 @@ class RidgeRegressionHead:
         y: np.ndarray,
         sample_weight: np.ndarray | None = None,
         *,
-        validation: Any = None,
+        validation: LabelledRows | None = None,
         groups: np.ndarray | None = None,
     ) -> RidgeRegressionHead:
-        """Fit on features (n, d) and numbers (n,); the validation rows are not looked at."""
+        """Fit on features (n, d) and numbers (n,); validation rows are ignored."""
         weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
         weights = weights / weights.mean()
         self.offset_ = float(np.average(y, weights=weights))
@@ -59,27 +61,27 @@ class RidgeRegressionHead:
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return the numbers, (rows, 1); the name is that of all heads."""
+        """Predicted numbers, (n, 1); the name is that of all heads."""
         standard = ((X - self._mean) / self._deviation) @ self._kernel + self._bias
         return standard * self.scale_ + self.offset_
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """Return the fitted layers: features to the standardised number, and that to the number."""
+        """The fitted layers: features to the standardised number, and that to the number."""
         import keras
 
         kernel = self._kernel / self._deviation[:, None]
         dense = make_dense(kernel, self._bias - self._mean @ kernel, "logits")
         return [dense, keras.layers.Rescaling(self.scale_, self.offset_, name="value")]
 
-    def describe(self) -> dict[str, Any]:
-        """Return what was chosen."""
-        return {"kind": self.kind, "alpha": self.alpha_}
+    def summarize(self) -> HeadResult:
+        """The strength that was chosen."""
+        return HeadResult(self.kind, {"alpha": self.alpha_})
 
     def history(self) -> dict[str, list[float]]:
-        """Return the error on rows left out by strength, as columns."""
+        """Squared error on left-out rows by strength, as columns."""
         return {"alpha": RidgeHead.strengths.tolist(), "squared_error": self._errors}
 
-    def _choose(self, factors: Factors, weights: np.ndarray, groups: np.ndarray | None) -> float:
+    def _choose(self, factors: RidgeFactors, weights: np.ndarray, groups: np.ndarray | None) -> float:
         groups = np.arange(len(weights)) if groups is None else np.asarray(groups)
         folds = min(self.folds, len(np.unique(groups)))
         if folds < 2:

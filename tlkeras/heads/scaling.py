@@ -1,4 +1,4 @@
-"""Columns brought to one scale, and made few where rows are few; both are undone in the weights afterwards."""
+"""Standardised columns, as few as there are rows; both are undone in the fitted weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _RANK = 1e-10  # eigenvalues below this share of the largest are rounding
 
 @dataclass(frozen=True)
 class AffineTransform:
-    """An affine view of features in which linear heads are fitted.
+    """An affine transform of features, in whose frame linear heads are fitted.
 
     Attributes:
         mean: Weighted mean of each column, (d,).
         scale: Weighted standard deviation of each column, or the same number for all, (d,).
         basis: Orthonormal directions that all rows lie in, (d, r), where there are fewer rows than columns; else None.
-            What an L2 penalty chooses lies in their span too, so nothing is lost and an n x n problem is solved.
+            The solution under an L2 penalty lies in their span too, so nothing is lost and the problem is n x n.
     """
 
     mean: np.ndarray
@@ -25,24 +25,24 @@ class AffineTransform:
     basis: np.ndarray | None = None
 
     def apply(self, X: np.ndarray) -> np.ndarray:
-        """Return rows (n, d) as they are in the frame, (n, d) or (n, r)."""
+        """Rows (n, d) in the frame, (n, d) or (n, r)."""
         Z = (X - self.mean) / self.scale
         return Z if self.basis is None else Z @ self.basis
 
     def unfold(self, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the map from raw features, (d, k) and (k,), that equals a map from the frame."""
+        """The map from raw features, (d, k) and (k,), that equals a map from the frame."""
         whole = kernel if self.basis is None else self.basis @ kernel
         raw = whole / self.scale[:, None]
         return raw, bias - self.mean @ raw
 
 
 def fit_standardizer(X: np.ndarray, weights: np.ndarray, *, by_column: bool = True) -> AffineTransform:
-    """Return the frame of rows (n, d).
+    """The frame of rows (n, d).
 
     Args:
         X: Features.
         weights: Of the rows, (n,).
-        by_column: Scale each column by its own deviation; else all by one, which keeps angles and distances.
+        by_column: Scale each column by its own standard deviation; else all by one, which keeps angles.
     """
     mean, scale = measure_columns(X, weights)
     if not by_column:
@@ -59,7 +59,7 @@ def fit_standardizer(X: np.ndarray, weights: np.ndarray, *, by_column: bool = Tr
 
 
 def measure_columns(X: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted mean and standard deviation of each column; constant columns get a deviation of 1."""
+    """Weighted mean and standard deviation of each column, (d,); constant columns get a deviation of 1."""
     mean = np.average(X, axis=0, weights=weights).astype(X.dtype)
     scale = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights)).astype(X.dtype)
     scale[scale <= 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1.0

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
 
+from tlkeras.config.schema.heads import AutoStrength
 from tlkeras.heads.base import CalibratedLinearHead, LabelledFeatures
-from tlkeras.heads.class_weights import ClassWeight
 
 
+@dataclass(eq=False, repr=False)
 class LinearSVMHead(CalibratedLinearHead):
     """Linear support vector machines with squared hinge loss, one against the rest, calibrated by Platt's sigmoid.
 
@@ -20,37 +21,21 @@ class LinearSVMHead(CalibratedLinearHead):
 
     Args:
         C: Weight of the loss as in scikit-learn's LinearSVC, or "auto".
-        folds: Number of folds that choose C and calibrate; fewer where a class has fewer examples.
-        class_weight: A factor per class, "balanced", or None; with several labels None.
-        standardize: Scale each column by its own deviation; else all by one.
-        seed: Seed of the folds.
 
     Attributes:
         strength_: The C that was used.
         scores_: Held-out log loss by C.
     """
 
+    C: AutoStrength = "auto"
+
     kind = "svm"
     strength_name = "C"
     strengths = np.logspace(-6, 1, 15)
     fallback = 1e-3
 
-    def __init__(
-        self,
-        C: float | Literal["auto"] = "auto",
-        folds: int = 5,
-        class_weight: ClassWeight = None,
-        standardize: bool = True,
-        seed: int = 0,
-    ):
-        self.C = C
-        self.folds = folds
-        self.class_weight = class_weight
-        self.standardize = standardize
-        self.seed = seed
-
     def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
-        signs = 2 * self.link_.indicate(rows.codes, len(self.classes_)) - 1
+        signs = 2 * self.link_.indicators(rows.codes, len(self.classes_)) - 1
         mirrored = not self.link_.several and signs.shape[1] == 2
         if mirrored:  # the second machine of two classes is the first with its sign changed
             signs, start = signs[:, 1:], start and (start[0][:, 1:], start[1][1:])
@@ -63,11 +48,11 @@ class LinearSVMHead(CalibratedLinearHead):
 def fit_squared_hinge(
     X: np.ndarray, signs: np.ndarray, weights: np.ndarray, C: float, start: tuple[np.ndarray, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return kernel (d, k) and bias (k,) of k machines for signs (n, k) of 1 and -1.
+    """Kernel (d, k) and bias (k,) of k machines, one per column of signs.
 
     Args:
         X: Features (n, d).
-        signs: What each machine is to say of each row.
+        signs: 1 or -1 for each row and machine, (n, k).
         weights: Of the rows, (n,).
         C: Weight of the loss against the penalty.
         start: A kernel and bias to start from.

@@ -1,6 +1,6 @@
-"""Scores of how well features, or what a source head says, would serve new classes: without any fitting.
+"""Transferability scores: how well features, or a source head's predictions, would serve new classes, without a fit.
 
-They rank backbones for little work and know nothing of their spread; folds of real classifiers stand beside them.
+They rank backbones at little cost and have no error bars.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _TINY = 1e-5
 
 
 def measure_logme(X: np.ndarray, codes: np.ndarray) -> float:
-    """Return the logarithm of the maximum evidence per image, the mean over classes, one against the rest.
+    """LogME: the log maximum evidence per image, averaged over classes, each against the rest.
 
     You et al., ICML 2021 (LogME), with the update of alpha and beta of You et al., 2021 (Ranking and Tuning), and with
     the evidence's term (D - k)/2 log alpha for the D - k directions in which features do not vary, which the published
-    code leaves out.
+    code omits.
 
     Args:
         X: Features, (n, d); standardise those of all models alike.
@@ -34,7 +34,7 @@ def measure_logme(X: np.ndarray, codes: np.ndarray) -> float:
 
 
 def _maximise_evidence(x: np.ndarray, square: float, sigma: np.ndarray, rows: int, width: int) -> float:
-    """Return the evidence per row of one target, given its coordinates `x` along the left singular vectors."""
+    """Evidence per row of one target, given its coordinates `x` along the left singular vectors."""
     alpha = beta = 1.0
     outside = max(square - float(x @ x), 0.0)
     for _ in range(_STEPS):
@@ -52,13 +52,13 @@ def _maximise_evidence(x: np.ndarray, square: float, sigma: np.ndarray, rows: in
 
 
 def _measure_solution(x: np.ndarray, sigma: np.ndarray, ratio: float, outside: float) -> tuple[float, float]:
-    """Return the squared lengths of the solution's weights and of its residual."""
+    """Squared lengths of the solution's weights and of its residual."""
     size = float(np.sum(sigma * x**2 / (sigma + ratio) ** 2))
     return size, float(np.sum(x**2 / (1 + sigma / ratio) ** 2)) + outside
 
 
 def measure_h_score(X: np.ndarray, codes: np.ndarray) -> float:
-    """Return the regularised H-score: how far classes' means stand apart, in units of the features' scatter.
+    """Regularised H-score: the distance between class means in units of the features' scatter.
 
     Ibrahim et al., ECML 2022: trace of the inverse Ledoit-Wolf covariance times the covariance of class means, times
     one less the shrinkage. From 0; more is better.
@@ -77,7 +77,7 @@ def measure_h_score(X: np.ndarray, codes: np.ndarray) -> float:
 
 
 def measure_leep(source: np.ndarray, codes: np.ndarray) -> float:
-    """Return the log expected empirical prediction of classes from what a source head says; below 0, more is better.
+    """LEEP: the log expected empirical prediction of classes from a source head; below 0, more is better.
 
     Nguyen et al., ICML 2020: P(y|z) is counted with the source's probabilities as weights; the score is the mean
     logarithm of the probability that it then gives to each image's class.
@@ -94,7 +94,7 @@ def measure_leep(source: np.ndarray, codes: np.ndarray) -> float:
 
 
 def measure_nce(source: np.ndarray, codes: np.ndarray) -> float:
-    """Return minus the entropy of the classes where the source's most probable class is known, in nats; at most 0.
+    """NCE: minus the entropy of the classes given the source's most probable class, in nats; at most 0.
 
     Tran et al., ICCV 2019.
 

@@ -160,7 +160,7 @@ def _write_fit(
     first = next(iter(fitted.heads.values()))
     history = first.history() if tuned is None else as_columns(tuned.history)
     run.write_table("history.csv", list(history), zip(*history.values(), strict=True))
-    heads = {name: head.describe() for name, head in fitted.heads.items()}
+    heads = {name: head.summarize().to_dict() for name, head in fitted.heads.items()}
     facts: dict[str, Any] = {
         "features": {
             "engine": features.engine,

@@ -42,10 +42,13 @@ class BackboneConfig(ConfigSection):
         return self
 
 
+SelectionMethod = Literal["head2toe", "f_classif", "l2"]
+
+
 class FeatureSelectionConfig(ConfigSection):
     """Which share of the features is kept, and by which score."""
 
-    method: Literal["head2toe", "f_classif", "l2"] = "head2toe"
+    method: SelectionMethod = "head2toe"
     keep: float = Field(default=0.1, gt=0, le=1)
 
 

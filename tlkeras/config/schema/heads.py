@@ -1,4 +1,4 @@
-"""From features to classes."""
+"""Sections `head` and `training`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,44 @@ from tlkeras.config.schema.fields import ConfigSection, Fraction, PositiveFloat,
 
 def _check_strength(value: Any) -> Any:
     if value != "auto" and not (type(value) in (int, float) and 0 < value < math.inf):
-        raise ValueError(f"it must be 'auto' or a number above 0. Received: {value!r}.")
+        raise ValueError(f"take 'auto' or a number above 0. Received: {value!r}.")
     return value
 
 
 def _check_shrinkage(value: Any) -> Any:
     if value != "auto" and not (type(value) in (int, float) and 0 <= value <= 1):
-        raise ValueError(f"it must be 'auto' or a number from 0 to 1. Received: {value!r}.")
+        raise ValueError(f"take 'auto' or a number from 0 to 1. Received: {value!r}.")
+    return value
+
+
+def _check_gamma(value: Any) -> Any:
+    if value not in ("median", "search") and not (type(value) in (int, float) and 0 < value < math.inf):
+        raise ValueError(f"take 'median', 'search' or a number above 0. Received: {value!r}.")
     return value
 
 
 AutoStrength = Annotated[Literal["auto"] | float, BeforeValidator(_check_strength)]
+AutoShrinkage = Annotated[Literal["auto"] | float, BeforeValidator(_check_shrinkage)]
+AutoGamma = Annotated[Literal["median", "search"] | float, BeforeValidator(_check_gamma)]
 ClassWeighting = Literal["none", "balanced"]
 FoldCount = Annotated[int, Field(ge=2)]
 LayerWidth = Annotated[int, Field(ge=1, le=65_536)]
+AutoComponents = Literal["auto"] | LayerWidth
+KernelName = Literal["rbf", "polynomial", "laplacian", "chi2"]
+KernelApproximation = Literal["nystroem", "fourier"]
+KernelSolver = Literal["ridge", "logistic", "svm"]
+HiddenNorm = Literal["none", "batch", "layer"]
+RecurrentCell = Literal["gru", "lstm"]
 
 
-def _check_gamma(value: Any) -> Any:
-    return value if value in ("median", "search") else _check_strength(value)
+def check_approximation(approximation: KernelApproximation, kernel: KernelName) -> None:
+    """Check that a kernel has the approximation.
+
+    Raises:
+        ValueError: Random Fourier features of another kernel than rbf and laplacian.
+    """
+    if approximation == "fourier" and kernel not in ("rbf", "laplacian"):
+        raise ValueError(f"approximation fourier exists for the kernels rbf and laplacian only. Received: {kernel!r}.")
 
 
 class LinearConfig(ConfigSection):
@@ -71,7 +91,7 @@ class LdaConfig(ConfigSection):
     """Linear discriminant analysis with a shrunken covariance."""
 
     kind: Literal["lda"] = "lda"
-    shrinkage: Annotated[Literal["auto"] | float, BeforeValidator(_check_shrinkage)] = "auto"
+    shrinkage: AutoShrinkage = "auto"
     folds: FoldCount = 5
     class_weight: ClassWeighting = "none"
 
@@ -88,19 +108,18 @@ class KernelConfig(ConfigSection):
     """A linear head in the space of a kernel, exact or approximated."""
 
     kind: Literal["kernel"] = "kernel"
-    kernel: Literal["rbf", "polynomial", "laplacian", "chi2"] = "rbf"
-    approximation: Literal["nystroem", "fourier"] = "nystroem"
-    components: Literal["auto"] | LayerWidth = "auto"
-    gamma: Annotated[Literal["median", "search"] | float, BeforeValidator(_check_gamma)] = "median"
+    kernel: KernelName = "rbf"
+    approximation: KernelApproximation = "nystroem"
+    components: AutoComponents = "auto"
+    gamma: AutoGamma = "median"
     degree: int = Field(default=3, ge=1, le=10)
-    solver: Literal["ridge", "logistic", "svm"] = "ridge"
+    solver: KernelSolver = "ridge"
     folds: FoldCount = 5
     class_weight: ClassWeighting = "none"
 
     @model_validator(mode="after")
-    def _have_waves(self) -> KernelConfig:
-        if self.approximation == "fourier" and self.kernel not in ("rbf", "laplacian"):
-            raise ValueError(f"approximation fourier knows the kernels rbf and laplacian. Received: {self.kernel!r}.")
+    def _check_approximation(self) -> KernelConfig:
+        check_approximation(self.approximation, self.kernel)
         return self
 
 
@@ -110,7 +129,7 @@ class DeepConfig(ConfigSection):
     kind: Literal["deep"] = "deep"
     widths: tuple[LayerWidth, ...] = (256,)
     dropout: Fraction = 0.3
-    norm: Literal["none", "batch", "layer"] = "none"
+    norm: HiddenNorm = "none"
     residual: bool = False
     class_weight: ClassWeighting = "none"
 
@@ -119,7 +138,7 @@ class RecurrentConfig(ConfigSection):
     """A GRU or LSTM over the rows of the cached feature maps."""
 
     kind: Literal["recurrent"] = "recurrent"
-    cell: Literal["gru", "lstm"] = "gru"
+    cell: RecurrentCell = "gru"
     units: LayerWidth = 64
     projection: LayerWidth = 64
     bidirectional: bool = False
@@ -162,27 +181,26 @@ _Any = (
 )
 HeadConfig = Annotated[Annotated[_Any, Field(discriminator="kind")], default_kind("linear")]
 SINGLE_LABEL_HEADS = ("centroid", "lda", "cosine")
-"""Kinds that tell classes apart and know of no several labels."""
+"""Kinds that separate classes and do not support several labels."""
 FEATURE_MAP_HEADS = ("recurrent", "attention", "transformer")
-"""Kinds that eat feature maps and not vectors."""
+"""Kinds that take feature maps and not vectors."""
 
 
 def _check_address(value: Any) -> Any:
     host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if not (host and colon and port.isdecimal() and int(port) < 65_536):
-        raise ValueError(f"it must be HOST:PORT. Received: {value!r}.")
+        raise ValueError(f"take HOST:PORT. Received: {value!r}.")
     return value
 
 
 HostPort = Annotated[str, BeforeValidator(_check_address)]
 
 
-class TrainingConfig(ConfigSection):
-    """How what has no closed form is trained: deep heads and those on maps. The seed is every head's.
+class FitConfig(ConfigSection):
+    """Training of heads that have no closed form: deep heads and heads on maps. The seed is every head's.
 
-    The strategy is that of fine-tuning: `mirrored` takes all GPUs of a machine, `multi_worker` those of all machines
-    in TF_CONFIG, `auto` is `mirrored` where there are several GPUs. `data_service` is the HOST:PORT of `tlkeras data-service`, whose
-    workers decode the images that fine-tuning reads anew in every epoch.
+    `epochs` is the most, `learning_rate` the initial one of AdamW, `weight_decay` that of the kernels per unit of
+    learning rate; after `patience` epochs without a lower validation loss the training stops.
     """
 
     epochs: int = Field(default=60, ge=1)
@@ -191,5 +209,15 @@ class TrainingConfig(ConfigSection):
     weight_decay: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
     patience: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+class TrainingConfig(FitConfig):
+    """Training of heads, and the devices and data service of fine-tuning.
+
+    The strategy `mirrored` uses all GPUs of a machine, `multi_worker` those of all machines in TF_CONFIG, `auto` is
+    `mirrored` where there are several GPUs. `data_service` is the HOST:PORT of `tlkeras data-service`, whose workers
+    decode the images that fine-tuning reads again in every epoch.
+    """
+
     strategy: Literal["none", "auto", "mirrored", "multi_worker"] = "none"
     data_service: HostPort | None = None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tlkeras.adaptation.adversarial import AdaptationOptions
 from tlkeras.adaptation.domain_head import ADAPTATIONS, DomainAdaptedHead
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.tables import TARGET, Dataset
@@ -76,11 +77,10 @@ def adapt_heads(
         return make
     if on_parts:
         method = "coral" if adaptation.method in ADAPTATIONS else adaptation.method
-        return lambda: DomainAdaptedHead(method, make, adaptation.components, judged=False)
+        return lambda: DomainAdaptedHead(method, make, adaptation.components, scored=False)
     training = recipe.training.model_dump(include={"epochs", "batch_size", "learning_rate", "seed"})
-    return lambda: DomainAdaptedHead(
-        adaptation.method, make, adaptation.components, adaptation.weight, adaptation.correction, training
-    )
+    options = AdaptationOptions(weight=adaptation.weight, **training)
+    return lambda: DomainAdaptedHead(adaptation.method, make, adaptation.components, adaptation.correction, options)
 
 
 def adapts_domains(recipe: Recipe) -> bool:

@@ -11,11 +11,9 @@ import numpy as np
 from tlkeras.data.tables import TARGET, Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.features.extraction import average_positions
+from tlkeras.heads.base import LabelledRows
 from tlkeras.heads.heads import Head
 from tlkeras.heads.regression import RidgeRegressionHead
-
-LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Features, targets, weights."""
 
 
 @dataclass(frozen=True)

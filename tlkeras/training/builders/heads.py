@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from tlkeras.config.recipe import Recipe
-from tlkeras.heads.deep import FitOptions, KerasHead
+from tlkeras.heads.deep import KerasHead
 from tlkeras.heads.feature_selection import FeatureSelectingHead
 from tlkeras.heads.heads import HEADS, Head, make_head
-from tlkeras.heads.kernel import KernelOptions
 
 
 def make_recipe_head(recipe: Recipe) -> Head:
@@ -24,11 +21,7 @@ def _make_bare_head(recipe: Recipe) -> Head:
     if options["class_weight"] == "none":
         options["class_weight"] = None
     if issubclass(HEADS[recipe.head.kind], KerasHead):
-        return make_head(
-            **options, fitting=FitOptions(**recipe.training.model_dump(exclude={"strategy", "data_service"}))
-        )
-    if recipe.head.kind == "kernel":
-        options["space"] = KernelOptions(**{field.name: options.pop(field.name) for field in fields(KernelOptions)})
+        return make_head(**options, fitting=recipe.training)
     return make_head(**options, seed=recipe.training.seed)
 
 
