@@ -33,14 +33,14 @@ class ShardProcessor:
     Attributes:
         engine: Runs a model on images of one size.
         size: Side of these images in pixels.
-        fit: How an image becomes a square.
+        resize: How an image becomes a square.
         make_table: Makes the rows.
         facts: What the rows depend on besides the images, JSON values.
     """
 
     engine: Engine
     size: int
-    fit: str
+    resize: str
     make_table: MakeTable
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ class ShardProcessor:
         rejected = {row: found for row, found in enumerate(seen) if isinstance(found, InvalidImage)}
         rows = np.array([row for row in range(len(paths)) if row not in rejected], np.int64)
         digests = ["" if isinstance(found, InvalidImage) else found[0] for found in seen]
-        results = list(self.engine.run(stream_images(Dataset.of_files(paths, digests), rows, self.size, self.fit)))
+        results = list(self.engine.run(stream_images(Dataset.of_files(paths, digests), rows, self.size, self.resize)))
         read = np.concatenate([index for index, _ in results]) if results else rows[:0]
         for row in np.setdiff1d(rows, read).tolist():
             rejected[row] = read_error(paths[row])
