@@ -37,7 +37,7 @@ Contender = Callable[[Path, int], tf.data.Dataset]
 
 
 def write_images(root: Path) -> list[str]:
-    """Write the sets, and return their names."""
+    """Write the sets of images; their names."""
     cells = read_table("elpv").paths[:: 2624 // 200][:200]
     noise = np.random.default_rng(0)
     photograph = np.asarray(Image.fromarray(skimage.data.chelsea()).resize((4000, 3000), Image.Resampling.BICUBIC))
@@ -94,7 +94,7 @@ CONTENDERS: dict[str, Contender] = {"tlkeras": run_tlkeras, "Keras": run_keras, 
 
 
 def measure(streams: dict[str, tf.data.Dataset], batches: int, rounds: int) -> dict[str, float]:
-    """Return the images per core-second of each stream, medians over rounds in which all take turns."""
+    """Images per core-second of each stream, medians over rounds in which they take turns."""
     iterators = {name: iter(stream) for name, stream in streams.items()}
     speeds: dict[str, list[float]] = {name: [] for name in streams}
     for _ in range(rounds):

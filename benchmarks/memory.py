@@ -34,8 +34,8 @@ def main() -> None:
             "--weights",
             arguments.weights,
         ]
-        answer = subprocess.run([sys.executable, __file__, *options], check=True, capture_output=True, text=True)
-        peak, rate = map(float, answer.stdout.split())
+        done = subprocess.run([sys.executable, __file__, *options], check=True, capture_output=True, text=True)
+        peak, rate = map(float, done.stdout.split())
         print(f"| {count:,} | {peak:,.0f} MiB | {rate:.0f} |", flush=True)
 
 
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(count: int, backbone: str, weights: str) -> tuple[float, float]:
-    """Extract, and return the peak of this process in MiB and the images per second."""
+    """Peak memory of this process in MiB during an extraction, and images per second."""
     import elpv_dataset
 
     from tlkeras.backbones.builder import build_backbone

@@ -1,10 +1,10 @@
-"""How the pipeline holds up: a folder of 100,000 files and the same ones packed, memory, and rows read from the cache.
+"""The input pipeline: a folder of 100,000 files and the same ones packed, memory, and rows read from the cache.
 
     python benchmarks/pipeline.py [--files 100000] [--rows 100000] [--rounds 5]
 
 Files are hard links of JPEGs of 96 x 96 in 100 class folders. "First batch" is from the name of the folder to 32
 decoded images, libraries loaded, in a process of its own; peak memory is that of a process that streams them all at
-32 x 32. Rows are 1,280 float16 numbers, read in random batches as a head takes them; beside it the rate at which Keras
+32 x 32. Rows are 1,280 float16 numbers, read in random batches as a head reads them; next to it the rate at which Keras
 trains a linear head on rows in memory. Prints Markdown.
 """
 
@@ -31,7 +31,7 @@ CLASSES = 100
 
 
 def plant(folder: Path, files: int) -> None:
-    """Write a hundred images and link them until there are as many files as asked for."""
+    """Write a hundred images and link them until there are `files` of them."""
     from PIL import Image
 
     random = np.random.default_rng(0)
@@ -76,8 +76,8 @@ def measure_folders(files: int) -> None:
             packed = write_tfrecords(read_table(str(folder)), Path(scratch, "packed")).path
             for source, name in ((str(folder), ""), (packed, ", packed")):
                 command = [sys.executable, __file__, "--stream", source]
-                answer = subprocess.run(command, check=True, capture_output=True, text=True)
-                first, rate, peak = map(float, answer.stdout.split())
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                first, rate, peak = map(float, done.stdout.split())
                 print(f"| {count:,}{name} | {first:.1f} | {rate:,.0f} | {peak:,.0f} MiB |", flush=True)
 
 

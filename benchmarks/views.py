@@ -1,9 +1,9 @@
-"""What V kept views of each image cost in accuracy, against no augmentation and against new views in every epoch.
+"""Accuracy with V cached views of each image, against no augmentation and against new views in every epoch.
 
     python benchmarks/views.py [--views 1 2 4 8] [--seeds 0 1] [--images 900] [--size 160] [--epochs 8]
 
 Solar cells (ELPV): the last four blocks of EfficientNet-Lite0 are fine-tuned. With V views the frozen blocks run V
-times per image, in the cache; "every epoch anew" decodes and augments in every epoch, as training without a cache
+times per image, in the cache; "new in every epoch" decodes and augments in every epoch, as training without a cache
 does. Prints a Markdown table: mean and spread over seeds, seconds of the whole run from an empty cache.
 """
 
@@ -24,7 +24,7 @@ POLICY = [{"flip": "both"}, {"rotate": 3}, {"zoom": 0.05}, {"translate": 0.02}, 
 
 
 def run(seed: int, choice: dict[str, Any], arguments: argparse.Namespace) -> tuple[float, float, float]:
-    """Return accuracy, area under the curve and seconds."""
+    """Accuracy, area under the curve and seconds."""
     stages = [{"name": "top", "unfreeze": "4 blocks", "epochs": arguments.epochs, "backbone_lr_multiplier": 0.3}]
     with tempfile.TemporaryDirectory() as folder:
         overrides = {
@@ -43,8 +43,8 @@ def run(seed: int, choice: dict[str, Any], arguments: argparse.Namespace) -> tup
             **choice,
         }
         result = tlkeras.evaluate(tlkeras.train("fine_tune", overrides, runs=f"{folder}/runs"))
-    metrics = result["metrics"]
-    return metrics["accuracy"]["value"], metrics["roc_auc"]["value"], sum(result["phases"].values())
+    metrics = result.metrics
+    return metrics["accuracy"].value, metrics["roc_auc"].value, sum(result.phases.values())
 
 
 def main() -> None:
@@ -57,8 +57,8 @@ def main() -> None:
     arguments = parser.parse_args()
     choices: dict[str, dict[str, Any]] = {"no augmentation": {"augmentation.policy": "none"}}
     for count in arguments.views:
-        choices[f"{count} kept"] = {"augmentation.policy": POLICY, "augmentation.views": count}
-    choices["every epoch anew"] = {"augmentation.policy": POLICY, "finetuning.cache": "off"}
+        choices[f"{count} cached"] = {"augmentation.policy": POLICY, "augmentation.views": count}
+    choices["new in every epoch"] = {"augmentation.policy": POLICY, "finetuning.cache": "off"}
     print("| views | accuracy | ROC AUC | seconds |\n|---|---|---|---|")
     for name, choice in choices.items():
         figures = [run(seed, choice, arguments) for seed in arguments.seeds]
