@@ -50,8 +50,8 @@ def main() -> None:
             ]
         cells = [_say([result["figures"][name] for result in results]) for name in FIGURES]
         gains = [result["gain"] for result in results if result["gain"]]
-        better = sum(gain["better"] is True for gain in gains)
-        cells.append(f"{_say([gain['value'] for gain in gains])}, {better} of {len(gains)}" if gains else "-")
+        better = sum(gain.better is True for gain in gains)
+        cells.append(f"{_say([gain.value for gain in gains])}, {better} of {len(gains)}" if gains else "-")
         minutes = statistics.median(sum(result["phases"].values()) / 60 for result in results)
         print(f"| {recipe} | {' | '.join(cells)} | {minutes:.1f} |")
 

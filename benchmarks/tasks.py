@@ -60,11 +60,9 @@ def train(tasks: tuple[str, ...], seed: int, weighting: str) -> dict[str, float]
         result = tlkeras.evaluate(
             tlkeras.train("quickstart", {**CHANGES, **tuning, **seeds, "data.tasks": columns}, runs=runs)
         )
-    found = result["tasks"] if len(tasks) > 1 else {tasks[0]: result}
-    figures = {
-        f"{task}: {name}": found[task]["metrics"][name]["value"] for task in tasks for name in ("accuracy", "roc_auc")
-    }
-    return figures | {"minutes": sum(result["phases"][name] for name in ("extract activations", "fine-tune")) / 60}
+    found = result.tasks
+    figures = {f"{task}: {name}": found[task].metrics[name].value for task in tasks for name in ("accuracy", "roc_auc")}
+    return figures | {"minutes": sum(result.phases[name] for name in ("extract activations", "fine-tune")) / 60}
 
 
 def say(values: list[float]) -> str:

@@ -95,4 +95,4 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         result = tlkeras.evaluate(tlkeras.train("mine.yaml"))
-    return folder / result["path"]
+    return folder / result.path

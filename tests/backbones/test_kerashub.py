@@ -219,7 +219,7 @@ def test_presets_are_candidates(save):
 def test_heads_that_eat_maps_eat_tokens_and_the_source_cannot_be_distilled(save, workplace):
     name, _ = save("vit")
     tokens = {"backbone": {"name": name}, "features.cut": 2, "head.kind": "attention", "training.epochs": 1}
-    assert tlkeras.evaluate(tlkeras.train("mine.yaml", tokens))["metrics"]["accuracy"]["value"] >= 0
+    assert tlkeras.evaluate(tlkeras.train("mine.yaml", tokens)).metrics["accuracy"].value >= 0
     distilled = {"backbone": {"name": name}, "finetuning": {"regularizer": {"kind": "lwf"}}}
     (problem,) = tlkeras.check("mine.yaml", distilled)["problems"]
     assert f"come without an ImageNet classifier. Received: {name}" in problem
@@ -232,10 +232,10 @@ def test_a_recipe_trains_in_stages_from_cached_tokens(save, workplace):
     result = tlkeras.evaluate(
         tlkeras.train("mine.yaml", {"backbone": {"name": name}, "finetuning": {"stages": stages, "keep": "last"}})
     )
-    model = load_model(Run(Path(result["path"])))
+    model = load_model(Run(Path(result.path)))
     trained = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
     encoder = backbone.get_layer("vit_encoder")
     for number, block in enumerate(encoder.encoder_layers, start=1):
         pairs = zip(trained[f"vit_encoder_{block.name}"], block.get_weights(), strict=True)
         assert all(np.array_equal(mine, its) for mine, its in pairs) == (number < 3), block.name
-    assert tlkeras.predict(result["path"], ["photos/day/0-000.png"])
+    assert tlkeras.predict(result.path, ["photos/day/0-000.png"])

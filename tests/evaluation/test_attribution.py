@@ -59,16 +59,16 @@ def test_grad_cam_of_a_linear_head_is_the_class_activation_map(model, images):
 
 def test_grad_cam_plus_plus_by_hand():
     """One channel, gradient g everywhere: each position has g^2 / (2 g^2 + sum(A) g^3)."""
-    from tlkeras.evaluation.attribution import _weigh_positive
+    from tlkeras.evaluation.attribution import _grad_cam_plus_plus_weights
 
     activations, gradients = np.array([[1.0, 3.0], [0.0, 2.0]]).reshape(1, 2, 2, 1), np.full((1, 2, 2, 1), 0.5)
     share = 0.25 / (2 * 0.25 + 6 * 0.125)
-    assert _weigh_positive(activations, gradients)[0, 0] == pytest.approx(4 * share * 0.5)
-    assert _weigh_positive(activations, -gradients)[0, 0] == 0
+    assert _grad_cam_plus_plus_weights(activations, gradients)[0, 0] == pytest.approx(4 * share * 0.5)
+    assert _grad_cam_plus_plus_weights(activations, -gradients)[0, 0] == 0
 
 
-def look_at_a_quarter():
-    """A model that answers class 1 the more, the brighter the upper left quarter is."""
+def make_quarter_model():
+    """A model whose probability of class 1 grows with the brightness of the upper left quarter."""
     inputs = keras.Input((32, 32, 3), dtype="uint8")
     x = keras.layers.Rescaling(1 / 255)(inputs)
     x = keras.layers.AveragePooling2D(4)(x)
@@ -84,7 +84,7 @@ def look_at_a_quarter():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_decides_is_found(method):
-    model = look_at_a_quarter()
+    model = make_quarter_model()
     images = np.full((1, 32, 32, 3), 127, np.uint8)
     images[0, 8:12, 8:12] = 255  # within the quarter that counts
     images[0, 20:24, 20:24] = 255  # outside
@@ -98,7 +98,7 @@ def test_what_decides_is_found(method):
         np.testing.assert_allclose(shown[0], np.maximum(lost[0], 0) / lost[0].max(), atol=1e-6)
 
 
-def test_explanations_depend_on_weights_which_are_put_back(model, images):
+def test_explanations_depend_on_weights_which_are_restored(model, images):
     before = [weights.copy() for weights in model.get_weights()]
     shares, alike = zip(*check_sanity(Explainer(model), images, [0] * 5), strict=True)
     assert shares[-1] == 1 and list(shares) == sorted(shares)
@@ -114,7 +114,7 @@ def test_no_images_and_wrong_names(model, images):
         explainer.explain(images, [0] * 5, "gradcam++")
     with pytest.raises(BackboneError, match="Did you mean 'block3_out'"):
         Explainer(model, layer="block3_uot")
-    with pytest.raises(BackboneError, match="must have a map"):
+    with pytest.raises(BackboneError, match="no feature map"):
         Explainer(model, layer="logits")
     flat = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
     with pytest.raises(BackboneError, match="larger images"):

@@ -7,7 +7,7 @@ from scipy.special import softmax
 from tlkeras.data.tasks import Task, make_task
 from tlkeras.errors import RunError
 from tlkeras.evaluation.calibration import (
-    describe_calibration,
+    evaluate_calibration,
     expected_calibration_error,
     fit_scaling,
     measure_reliability,
@@ -26,7 +26,7 @@ def prediction(targets, probabilities, weights=None, task=None):
 
 
 def overconfident(count=4000, steepness=3.0, classes=3, seed=0):
-    """Answers whose true probabilities are known, told `steepness` times too steeply."""
+    """Predictions with logits `steepness` times too steep, and the true probabilities."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 1.5, (count, classes))
     true = softmax(logits, axis=1)
@@ -61,7 +61,7 @@ def test_equal_confidences_share_a_bin():
     np.testing.assert_allclose([found.confidence, found.accuracy, found.share], [[0.7], [0.5], [1.0]])
 
 
-def test_temperature_finds_the_steepness_and_changes_no_answer():
+def test_temperature_finds_the_steepness_and_changes_no_class():
     predictions, true = overconfident()
     scaling = fit_scaling(predictions, "temperature")
     assert scaling.scale == pytest.approx(np.full(3, 1 / 3), rel=0.1)
@@ -80,18 +80,18 @@ def test_vector_scaling_undoes_a_shift_that_temperature_cannot():
     assert error["vector"] < 0.02 < error["temperature"]
 
 
-def test_several_labels_are_scaled_one_by_one():
+def test_labels_are_scaled_one_by_one():
     random = np.random.default_rng(0)
     logits = random.normal(0, 1.5, (6000, 2))
     targets = (random.random((6000, 2)) < 1 / (1 + np.exp(-logits))).astype(np.int8)
     steep = 1 / (1 + np.exp(-logits * [4.0, 0.5]))
     predictions = prediction(targets, steep, task=make_task("tags", ["x", "y"], "|"))
     assert fit_scaling(predictions, "vector").scale == pytest.approx([1 / 4, 2], rel=0.1)
-    described = describe_calibration(predictions, predictions)
-    assert described["scalings"]["vector"]["adaptive_ece"] < described["adaptive_ece"] / 3
+    result = evaluate_calibration(predictions, predictions)
+    assert result.scalings["vector"].adaptive_ece < result.adaptive_ece / 3
 
 
-def test_certain_answers_and_separable_ones_stay_finite():
+def test_certain_and_separable_predictions_stay_finite():
     predictions = prediction([0, 1] * 5, [[1.0, 0.0], [0.0, 1.0]] * 5)
     for method in ("temperature", "vector"):
         scaled = fit_scaling(predictions, method).apply(predictions.probabilities)
@@ -99,14 +99,14 @@ def test_certain_answers_and_separable_ones_stay_finite():
         assert (scaled.argmax(1) == predictions.targets).all()
 
 
-def test_description_improves_and_says_on_how_many():
+def test_scalings_improve_and_count_their_images():
     predictions, _ = overconfident(1000)
-    described = describe_calibration(predictions, overconfident(1000, seed=1)[0])
-    assert described["fitted_on"] == 1000
-    for of_scaling in described["scalings"].values():
-        assert of_scaling["adaptive_ece"] < described["adaptive_ece"] / 2
-        assert of_scaling["log_loss"] < described["log_loss"]
-    assert describe_calibration(predictions, None)["scalings"] == {}
+    result = evaluate_calibration(predictions, overconfident(1000, seed=1)[0])
+    assert result.fitted_on == 1000
+    for scaled in result.scalings.values():
+        assert scaled.adaptive_ece < result.adaptive_ece / 2
+        assert scaled.log_loss < result.log_loss
+    assert evaluate_calibration(predictions, None).scalings == {}
 
 
 def test_nothing_to_fit_on():

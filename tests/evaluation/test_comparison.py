@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from tlkeras.cli.main import main
 from tlkeras.errors import RunError
-from tlkeras.evaluation.comparison import compare_probabilities, compare_runs
+from tlkeras.evaluation.comparison import PairedDifference, compare, compare_probabilities
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import load_predictions
 
@@ -29,39 +29,39 @@ def pair(trained, tmp_path, monkeypatch):
 
 
 def test_the_second_is_worse(pair):
-    compared = compare_runs(pair, resamples=200)["tasks"]["label"]
-    differences = compared["differences"]["mine-02"]
-    assert differences["accuracy"] == {"value": -1.0, "low": -1.0, "high": -1.0, "better": False}
-    assert differences["log_loss"]["value"] > 0 and differences["log_loss"]["better"] is False
-    assert compared["metrics"]["mine-01"]["accuracy"]["value"] == 1.0
+    compared = compare(pair).tasks["label"]
+    differences = compared.differences["mine-02"]
+    assert differences["accuracy"] == PairedDifference(-1.0, -1.0, -1.0, better=False)
+    assert differences["log_loss"].value > 0 and differences["log_loss"].better is False
+    assert compared.metrics["mine-01"]["accuracy"].value == 1.0
 
 
 def test_a_run_against_itself_is_neither(pair):
     (predictions,) = load_predictions(pair[0])
-    for parts in compare_probabilities(predictions, predictions.probabilities, resamples=50).values():
-        assert parts["value"] in (0.0, None) and parts["better"] is None
+    for difference in compare_probabilities(predictions, predictions.probabilities, resamples=50).values():
+        assert (difference.value == 0.0 or np.isnan(difference.value)) and difference.better is None
 
 
 def test_only_common_images_count(pair):
     stored = pair[1].read_arrays("predictions.npz")
     shorter = {name: values if name == "prior" else values[::-1][:5] for name, values in stored.items()}
     pair[1].write_arrays("predictions.npz", **shorter)
-    result = compare_runs(pair, resamples=50)
-    assert result["images"] == 5
-    assert result["notes"] == ["Compared on the 5 images that all runs held out, of up to 8."]
-    assert result["tasks"]["label"]["differences"]["mine-02"]["accuracy"]["value"] == -1.0
+    result = compare(pair)
+    assert result.images == 5
+    assert result.notes == ["Compared on the 5 images that all runs held out, of up to 8."]
+    assert result.tasks["label"].differences["mine-02"]["accuracy"].value == -1.0
 
 
 def test_what_cannot_be_compared(pair):
     with pytest.raises(RunError, match="two runs or more"):
-        compare_runs(pair[:1], resamples=10)
+        compare(pair[:1])
     stored = pair[1].read_arrays("predictions.npz")
     pair[1].write_arrays("predictions.npz", **{**stored, "keys": np.char.add(stored["keys"], "x")})
-    with pytest.raises(RunError, match="held out some of the same images.*data.seed"):
-        compare_runs(pair, resamples=10)
+    with pytest.raises(RunError, match="share no held-out images.*data.seed"):
+        compare(pair)
     pair[1].write_json("classes.json", {"label": ["day", "dusk"]})
-    with pytest.raises(RunError, match="must answer the same"):
-        compare_runs(pair, resamples=10)
+    with pytest.raises(RunError, match="predict different tasks or classes"):
+        compare(pair)
 
 
 def test_command(pair):

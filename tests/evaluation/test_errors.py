@@ -1,4 +1,4 @@
-"""What is listed as a mistake, worked out by hand."""
+"""Mistakes worked out by hand."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from tlkeras.evaluation.errors import (
     find_nearest,
     label_issues,
     most_confused,
-    most_confused_labels,
     order_classes,
     top_losses,
 )
@@ -27,45 +26,45 @@ def prediction(task, targets, probabilities, weights=None):
 
 
 CATS = Task("label", ("cat", "dog", "fox"))
-SAID = [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.7, 0.1], [0.01, 0.09, 0.9]]
+PREDICTED = [[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.7, 0.1], [0.01, 0.09, 0.9]]
 
 
-def test_mistakes_of_several_labels_by_hand():
+def test_multilabel_mistakes_by_hand():
     task = make_task("label", ("cat", "dog", "fox"), "|")
     targets = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 1]], np.int8)
     predicted = [[0.9, 0.1, 0.8], [0.2, 0.7, 0.1], [0.1, 0.1, 0.9]]  # dog for fox; cat for dog; right
     predictions = prediction(task, targets, predicted, [1, 2, 4])
-    rows = {row["label"]: (row["found"], row["missed"], row["false"]) for row in count_label_mistakes(predictions)}
+    rows = {row.label: (row.found, row.missed, row.false) for row in count_label_mistakes(predictions)}
     assert rows == {"cat": (1, 2, 0), "dog": (0, 1, 2), "fox": (4, 0, 1)}
-    assert count_label_mistakes(predictions)[0]["label"] == "dog"
-    pairs = [(row["label"], row["prediction"], row["images"]) for row in most_confused_labels(predictions)]
+    assert count_label_mistakes(predictions)[0].label == "dog"
+    pairs = [(row.label, row.prediction, row.images) for row in most_confused(predictions)]
     assert pairs == [("cat", "dog", 2.0), ("dog", "fox", 1.0)]
-    assert most_confused_labels(predictions)[0]["share"] == pytest.approx(2 / 3)
+    assert most_confused(predictions)[0].share == pytest.approx(2 / 3)
 
 
 def test_confusions_and_losses_by_hand():
-    predictions = prediction(CATS, [0, 1, 0, 1], SAID, [1, 1, 2, 1])
+    predictions = prediction(CATS, [0, 1, 0, 1], PREDICTED, [1, 1, 2, 1])
     np.testing.assert_array_equal(count_confusions(predictions), [[1, 2, 0], [0, 0, 2], [0, 0, 0]])
     first, second = most_confused(predictions)
-    assert (first["label"], first["prediction"], first["images"]) == ("cat", "dog", 2)
-    assert first["share"] == pytest.approx(2 / 3) and second["share"] == 1
+    assert (first.label, first.prediction, first.images) == ("cat", "dog", 2)
+    assert first.share == pytest.approx(2 / 3) and second.share == 1
     losses = top_losses(predictions)
-    assert [loss["key"] for loss in losses] == ["3.png", "2.png", "1.png"]
-    assert losses[0]["loss"] == pytest.approx(-np.log(0.09))
-    assert (losses[0]["prediction"], losses[0]["probability"], losses[0]["of_label"]) == ("fox", 0.9, 0.09)
+    assert [loss.key for loss in losses] == ["3.png", "2.png", "1.png"]
+    assert losses[0].loss == pytest.approx(-np.log(0.09))
+    assert (losses[0].prediction, losses[0].probability, losses[0].label_probability) == ("fox", 0.9, 0.09)
     assert top_losses(predictions, most=1) == losses[:1]
 
 
-def test_losses_of_labels_look_at_what_is_wrong():
+def test_losses_of_labels_name_the_wrong_label():
     task = make_task("tags", ["red", "round"], "|")
     predictions = prediction(task, np.array([[1, 0], [1, 1]], np.int8), [[0.9, 0.8], [0.95, 0.2]])
     first, second = top_losses(predictions)
-    assert (first["prediction"], first["label"], first["class"]) == ("red|round", "red", 1)
-    assert (second["prediction"], second["label"], second["class"]) == ("red", "red|round", 1)
-    assert first["loss"] == pytest.approx(-np.log([0.9, 0.2]).mean())
+    assert (first.prediction, first.label, first.class_index) == ("red|round", "red", 1)
+    assert (second.prediction, second.label, second.class_index) == ("red", "red|round", 1)
+    assert first.loss == pytest.approx(-np.log([0.9, 0.2]).mean())
 
 
-def test_confused_classes_stand_side_by_side():
+def test_confused_classes_are_neighbours():
     confusions = np.diag(np.full(40, 10.0))
     confusions[3, 30] = confusions[30, 3] = 8
     order = order_classes(confusions).tolist()
@@ -85,16 +84,16 @@ def test_wrong_labels_are_found():
     random = np.random.default_rng(0)
     targets = np.repeat([0, 1, 2], 30)
     p = np.eye(3)[targets] * 0.9 + random.dirichlet(np.ones(3), 90) * 0.1
-    told = targets.copy()
-    told[4] = 2
-    (suspect,) = label_issues(prediction(CATS, told, p))
-    assert (suspect["key"], suspect["label"], suspect["suggested"]) == ("4.png", "fox", "cat")
+    labels = targets.copy()
+    labels[4] = 2
+    (issue,) = label_issues(prediction(CATS, labels, p))
+    assert (issue.key, issue.label, issue.suggested) == ("4.png", "fox", "cat")
     task = make_task("tags", ["red", "round"], "|")
     labels = np.stack([np.arange(90) % 2, np.arange(90) % 3 == 0], 1).astype(np.int8)
     predicted = labels * 0.9 + 0.05
     labels[7, 0] = 0
-    (suspect,) = label_issues(prediction(task, labels, predicted))
-    assert (suspect["label"], suspect["suggested"]) == ("not red", "red")
+    (issue,) = label_issues(prediction(task, labels, predicted))
+    assert (issue.label, issue.suggested) == ("not red", "red")
 
 
 def test_nearest_by_direction():

@@ -1,4 +1,4 @@
-"""All figures of a run, their files, and what is refused."""
+"""All metrics of a run, their files, and what is refused."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ import pytest
 import tlkeras
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, RunError
-from tlkeras.evaluation.evaluate import COLUMNS, evaluate_predictions, evaluate_run
+from tlkeras.evaluation.evaluate import COLUMNS, evaluate, evaluate_predictions
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Predictions, load_predictions, read_probes
 
@@ -36,72 +36,75 @@ def test_slices_are_measured_alone():
     domain = np.array(["mono", "poly", "poly"] * 20)
     predictions = make_predictions(domain=domain, group=np.full(60, ""))
     result = evaluate_predictions(predictions, resamples=50)
-    assert list(result["slices"]) == ["domain"]
-    mono = result["slices"]["domain"]["mono"]
+    assert list(result.slices) == ["domain"]
+    mono = result.slices["domain"]["mono"]
     rows = domain == "mono"
-    assert mono["examples"] == 20
+    assert mono.examples == 20
     right = predictions.probabilities[rows].argmax(1) == predictions.targets[rows]
-    assert mono["accuracy"]["value"] == pytest.approx(right.mean())
+    assert mono.metrics["accuracy"].value == pytest.approx(right.mean())
 
 
 def test_one_class_among_the_images():
     predictions = make_predictions()
     only = Predictions(**{**vars(predictions), "targets": np.zeros(60, int)})
     result = evaluate_predictions(only, resamples=50)
-    assert result["metrics"]["roc_auc"] == {"value": None, "low": None, "high": None}
-    assert result["labels"]["class 1"]["recall"]["value"] is None
-    assert result["metrics"]["accuracy"]["value"] is not None
-    json.dumps(result, allow_nan=False)
+    assert result.metrics["roc_auc"].to_dict() == {"value": None, "low": None, "high": None}
+    assert np.isnan(result.labels["class 1"].metrics["recall"].value)
+    assert np.isfinite(result.metrics["accuracy"].value)
+    json.dumps(result.to_dict(), allow_nan=False)
 
 
 def test_files_hold_what_is_returned(copied):
-    result = evaluate_run(copied, resamples=100)
-    assert json.loads((copied.path / "metrics.json").read_text()) == json.loads(json.dumps(result))
+    result = evaluate(copied)
+    printed = json.loads(json.dumps(result.to_dict()))
+    stored = json.loads((copied.path / "metrics.json").read_text())
+    assert {**printed, **stored} == printed
+    assert set(printed) - set(stored) == {"path", "phases", "features", "head", "rejected"}
     with open(copied.path / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
     by_name = {(row["scope"], row["name"], row["metric"]): row for row in rows}
-    assert float(by_name["all", "", "weighted_f1"]["value"]) == result["metrics"]["weighted_f1"]["value"]
-    assert float(by_name["class", "day", "recall"]["value"]) == result["labels"]["day"]["recall"]["value"]
-    assert float(by_name["all", "", "adaptive_ece"]["value"]) == result["calibration"]["adaptive_ece"]
+    assert float(by_name["all", "", "weighted_f1"]["value"]) == result.metrics["weighted_f1"].value
+    assert float(by_name["class", "day", "recall"]["value"]) == result.main.labels["day"].metrics["recall"].value
+    assert float(by_name["all", "", "adaptive_ece"]["value"]) == result.main.calibration.adaptive_ece
     assert by_name["all", "", "accuracy"]["majority"] == "0.5"
 
 
-def test_predictions_that_are_no_numbers_are_named(copied):
+def test_predictions_that_are_not_finite_are_named(copied):
     stored = copied.read_arrays("predictions.npz")
     stored["probabilities"][3] = np.nan
     copied.write_arrays("predictions.npz", **stored)
-    with pytest.raises(RunError, match=rf"finite number.*1 images.*{stored['keys'][3]}.*learning rate"):
-        evaluate_run(copied, resamples=10)
+    with pytest.raises(RunError, match=rf"not finite.*1 images.*{stored['keys'][3]}.*learning rate"):
+        evaluate(copied)
 
 
 def test_a_thousand_classes_and_many_images():
     predictions = make_predictions(count=3000, classes=1000)
     result = evaluate_predictions(predictions, resamples=100)
-    accuracy, area = (result["metrics"][name] for name in ("accuracy", "roc_auc"))
-    assert accuracy["low"] < accuracy["high"]
-    assert area["value"] == pytest.approx(0.5, abs=0.02) and area["low"] is None
-    assert "of ROC AUC and average precision none" in result["interval"]
-    assert len(result["labels"]) == 1000
+    accuracy, area = (result.metrics[name] for name in ("accuracy", "roc_auc"))
+    assert accuracy.low < accuracy.high
+    assert area.value == pytest.approx(0.5, abs=0.02) and np.isnan(area.low)
+    assert "of ROC AUC and average precision none" in result.interval
+    assert len(result.labels) == 1000
 
 
-def test_deep_heads_are_measured_beside_a_linear_probe(workplace):
+def test_deep_heads_are_compared_with_a_linear_probe(workplace):
     overrides = {"head.kind": "deep", "training.epochs": 2, "data.validation": 0.25}
     result = tlkeras.evaluate(tlkeras.train("mine.yaml", overrides))
-    run = Run(workplace / result["path"])
-    assert set(result["probe"]) == set(result["metrics"])
+    run = Run(workplace / result.path)
+    assert set(result.main.probe) == set(result.metrics)
     assert read_probes(run)[load_predictions(run)[0].task.name].shape == load_predictions(run)[0].probabilities.shape
     (validation,) = load_predictions(run, "validation")
-    assert len(validation) == result["calibration"]["fitted_on"] == 8
-    assert set(result["calibration"]["scalings"]) == {"temperature", "vector"}
-    assert set(run.manifest["memory"]) == set(result["phases"]) - {"load libraries", "build backbone"}
+    assert len(validation) == result.main.calibration.fitted_on == 8
+    assert set(result.main.calibration.scalings) == {"temperature", "vector"}
+    assert set(run.manifest["memory"]) == set(result.phases) - {"load libraries", "build backbone"}
     assert run.manifest["memory"]["fit head"] > 50
 
 
 def test_the_fingerprint_is_of_contents_labels_and_splits(workplace, draw_more_photos):
     def train(**overrides):
         result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"head.C": 1.0, **overrides}))
-        return Run(workplace / result["path"]).manifest["fingerprint"]
+        return Run(workplace / result.path).manifest["fingerprint"]
 
     first = train()
     assert train(**{"data.seed": 1}) != first
@@ -113,11 +116,11 @@ def test_other_images(trained, tmp_path, draw_more_photos, monkeypatch):
     monkeypatch.chdir(trained.parent.parent)
     other = draw_more_photos(tmp_path / "other", count=3, seed=7)
     result = tlkeras.evaluate_on("latest", str(other))
-    assert result["images"] == 6 and result["trained_on"] == 0
-    assert result["metrics"]["accuracy"]["value"] == 1.0
+    assert result.main.images == 6 and result.trained_on == 0
+    assert result.metrics["accuracy"].value == 1.0
     shutil.rmtree(other / "night")
-    assert tlkeras.evaluate_on("latest", str(other))["metrics"]["roc_auc"]["value"] is None
-    assert tlkeras.evaluate_on("latest", "photos")["trained_on"] == 24
+    assert np.isnan(tlkeras.evaluate_on("latest", str(other)).metrics["roc_auc"].value)
+    assert tlkeras.evaluate_on("latest", "photos").trained_on == 24
     (other / "dya").mkdir()
     (other / "day").rename(other / "dya/x")
     with pytest.raises(DataError, match="'dya' is not a class. Did you mean 'day'"):

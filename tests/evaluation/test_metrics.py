@@ -13,7 +13,7 @@ def test_two_classes_by_hand():
     targets = np.array([1, 1, 0, 0, 0])
     scores = np.array([0.9, 0.4, 0.6, 0.2, 0.4])
     values = compute(targets, np.stack([1 - scores, scores], 1), np.ones((1, 5)))
-    # answers: 1 0 1 0 0 -> right: yes no no yes yes
+    # predicted: 1 0 1 0 0 -> right: yes no no yes yes
     assert values["accuracy"][0] == pytest.approx(3 / 5)
     assert values["balanced_accuracy"][0] == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert values["macro_f1"][0] == pytest.approx((2 * 1 / (2 + 2) + 2 * 2 / (3 + 3)) / 2)
@@ -59,11 +59,11 @@ def test_agrees_with_scikit_learn(classes):
             ]
         ),
     }
-    figures = bootstrap_metrics(targets, probabilities, weights, resamples=50)
-    assert {name for name in figures if isinstance(name, str)} <= set(expected)
+    estimates = bootstrap_metrics(targets, probabilities, weights, resamples=50)
+    assert {name for name in estimates if isinstance(name, str)} <= set(expected)
     for name, value in expected.items():
-        assert figures[name].value == pytest.approx(value), name
-        assert figures[name].low <= figures[name].value <= figures[name].high
+        assert estimates[name].value == pytest.approx(value), name
+        assert estimates[name].low <= estimates[name].value <= estimates[name].high
 
 
 def test_interval_covers_as_promised():
@@ -73,8 +73,8 @@ def test_interval_covers_as_promised():
     for experiment in range(200):
         right = random.random(100) < 0.7
         probabilities = np.where(right[:, None], [[0.9, 0.1]], [[0.1, 0.9]])
-        figure = bootstrap_metrics(np.zeros(100, int), probabilities, resamples=200, seed=experiment)["accuracy"]
-        covered += figure.low <= 0.7 <= figure.high
+        estimate = bootstrap_metrics(np.zeros(100, int), probabilities, resamples=200, seed=experiment)["accuracy"]
+        covered += estimate.low <= 0.7 <= estimate.high
     assert 0.88 <= covered / 200 <= 0.99
 
 
@@ -90,9 +90,9 @@ def test_one_class_left_has_no_auc():
 
 
 def test_nothing_and_nan_are_refused():
-    with pytest.raises(DataError, match="at least one held-out image"):
+    with pytest.raises(DataError, match="No held-out images"):
         bootstrap_metrics(np.zeros(0, int), np.zeros((0, 2)))
-    with pytest.raises(DataError, match="must be finite. Received: 1 rows with NaN"):
+    with pytest.raises(DataError, match="not finite. Received: 1 rows with NaN"):
         bootstrap_metrics(np.zeros(2, int), np.array([[0.5, 0.5], [np.nan, 1.0]]))
 
 
@@ -100,5 +100,5 @@ def test_many_classes_and_images_stay_small():
     random = np.random.default_rng(0)
     targets = random.integers(0, 100, 3000)
     probabilities = random.dirichlet(np.ones(100), 3000)
-    figures = bootstrap_metrics(targets, probabilities, resamples=20)
-    assert figures["accuracy"].value == pytest.approx(np.mean(probabilities.argmax(1) == targets))
+    estimates = bootstrap_metrics(targets, probabilities, resamples=20)
+    assert estimates["accuracy"].value == pytest.approx(np.mean(probabilities.argmax(1) == targets))

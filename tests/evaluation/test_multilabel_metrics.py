@@ -1,4 +1,4 @@
-"""Metrics of several labels against numbers worked out by hand and against scikit-learn."""
+"""Multi-label metrics against numbers worked out by hand and against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -6,16 +6,16 @@ from sklearn import metrics as reference
 
 from tlkeras.errors import DataError
 from tlkeras.evaluation.metrics import bootstrap_metrics
-from tlkeras.evaluation.multilabel_metrics import compute_labels
+from tlkeras.evaluation.multilabel_metrics import compute_multilabel
 from tlkeras.evaluation.ranking_metrics import compute_ranking
 
 TRUTH = np.array([[1, 0], [1, 1], [0, 1], [0, 0]], np.int8)
-SAID = np.array([[0.9, 0.2], [0.4, 0.8], [0.6, 0.7], [0.1, 0.5]])
+PREDICTED = np.array([[0.9, 0.2], [0.4, 0.8], [0.6, 0.7], [0.1, 0.5]])
 
 
 def test_by_hand():
-    values = {key: value[0] for key, value in compute_labels(TRUTH, SAID, np.ones((1, 4))).items()}
-    # answers: 10 01 11 01 -> hits 1 of (2 true + 2 said), and 2 of (2 true + 3 said)
+    values = {key: value[0] for key, value in compute_multilabel(TRUTH, PREDICTED, np.ones((1, 4))).items()}
+    # predicted: 10 01 11 01 -> hits 1 of (2 true + 2 predicted), and 2 of (2 true + 3 predicted)
     assert values["exact_match"] == pytest.approx(1 / 4)
     assert values["hamming_loss"] == pytest.approx(3 / 8)
     assert values[0, "f1"] == pytest.approx(2 * 1 / 4)
@@ -62,19 +62,21 @@ def test_agrees_with_scikit_learn():
 def test_weights_are_repetitions():
     random = np.random.default_rng(0)
     truth, predicted, counts = random.integers(0, 2, (40, 3)), random.random((40, 3)), random.integers(1, 4, 40)
-    weighted = compute_labels(truth, predicted, counts[None].astype(float))
-    repeated = compute_labels(np.repeat(truth, counts, 0), np.repeat(predicted, counts, 0), np.ones((1, counts.sum())))
+    weighted = compute_multilabel(truth, predicted, counts[None].astype(float))
+    repeated = compute_multilabel(
+        np.repeat(truth, counts, 0), np.repeat(predicted, counts, 0), np.ones((1, counts.sum()))
+    )
     for name, value in weighted.items():
         assert value[0] == pytest.approx(repeated[name][0]), name
 
 
 def test_a_label_that_nobody_has_is_left_out():
     truth = TRUTH * [1, 0]
-    values = compute_labels(truth, SAID * [1, 0.1], np.ones((1, 4)))
+    values = compute_multilabel(truth, PREDICTED * [1, 0.1], np.ones((1, 4)))
     for name in ("roc_auc", "average_precision", "f1"):
         assert np.isnan(values[1, name][0])
     assert values["macro_f1"][0] == values[0, "f1"][0] and values["roc_auc"][0] == values[0, "roc_auc"][0]
-    assert compute_labels(truth, SAID, np.ones((1, 4)))[1, "f1"][0] == 0  # answered all the same
+    assert compute_multilabel(truth, PREDICTED, np.ones((1, 4)))[1, "f1"][0] == 0  # predicted all the same
 
 
 def test_ties_are_one_threshold():
@@ -90,5 +92,5 @@ def test_without_negatives_or_positives_there_is_no_ranking():
 
 
 def test_nan_is_refused():
-    with pytest.raises(DataError, match="must be finite. Received: 1 rows with NaN"):
-        bootstrap_metrics(TRUTH, np.where(np.arange(8).reshape(4, 2) == 3, np.nan, SAID))
+    with pytest.raises(DataError, match="not finite. Received: 1 rows with NaN"):
+        bootstrap_metrics(TRUTH, np.where(np.arange(8).reshape(4, 2) == 3, np.nan, PREDICTED))

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,19 +15,21 @@ import tlkeras
 from tlkeras.cli.main import main
 from tlkeras.data.tasks import Task, make_task
 from tlkeras.errors import ResourceError, RunError
+from tlkeras.evaluation.calibration import evaluate_calibration
 from tlkeras.evaluation.errors import (
-    count_confusions,
+    SimilarImage,
+    confusion_matrix,
     count_label_mistakes,
     label_issues,
     most_confused,
-    most_confused_labels,
-    order_classes,
     top_losses,
 )
-from tlkeras.evaluation.evaluate import evaluate_predictions
-from tlkeras.evaluation.report.compute import Report, ReportOptions, compute_report
+from tlkeras.evaluation.evaluate import EvaluationResult, evaluate_predictions
+from tlkeras.evaluation.other_data import StoredEvaluation
+from tlkeras.evaluation.report.compute import ClassificationReport, Report, ReportOptions, compute_report
 from tlkeras.evaluation.report.page import render_report
-from tlkeras.evaluation.selective import describe_trade, measure_label_sets
+from tlkeras.evaluation.report.reproducibility import Reproducibility
+from tlkeras.evaluation.selective import conformal_label_sets, evaluate_selective
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Predictions
 
@@ -76,7 +79,7 @@ def check_page(text):
 
 @pytest.fixture(scope="module")
 def reported(trained, tmp_path_factory):
-    """A run in a folder of its own with one wrong answer, and its page."""
+    """A run in a folder of its own with one wrong prediction, and its page."""
     folder = tmp_path_factory.mktemp("reported")
     shutil.copytree(trained, folder / "runs/mine-01")
     run = Run(folder / "runs/mine-01")
@@ -94,39 +97,40 @@ def reported(trained, tmp_path_factory):
 
 def test_page_is_whole_and_needs_nothing(reported):
     run, result = reported
-    assert result["path"] == str(run.path / "report.html") and result["notes"] == []
+    assert result.path == str(run.path / "report.html") and result.notes == []
     text = (run.path / "report.html").read_text()
     outline = check_page(text)
     for title in (
-        "Figures",
+        "Metrics",
         "Would more images help?",
-        "Do probabilities mean what they say?",
-        "Most wrong",
-        "When images get worse",
-        "On other images",
-        "24 of them were trained on: these figures are too good.",
-        "How mine-01 was made",
+        "Calibration",
+        "Top losses",
+        "Robustness",
+        "Other images",
+        "24 of them were trained on: these metrics are too good.",
+        "Reproducing mine-01",
     ):
         assert title in text, title
-    assert len(outline.images) >= 5  # the mistake, what speaks for the answer, three neighbours
+    assert len(outline.images) >= 5  # the mistake, its attribution map, three neighbours
     assert f"tlkeras train {run.path / 'recipe.yaml'}" in text
     assert run.manifest["fingerprint"] in text
-    assert "yours: tlkeras knows nothing of it" in text
+    assert "licence of images</dt><dd>not recorded" in text
 
 
 def test_what_was_computed_is_kept(reported):
     run, _ = reported
     kept = json.loads((run.path / "report.json").read_text())
     task = kept["tasks"]["label"]
-    (loss,) = task["losses"]
+    (loss,) = task["top_losses"]
     assert loss["probability"] == pytest.approx(0.98)
     assert len(loss["nearest"]) == 3 and all(near["cosine"] <= 1.001 for near in loss["nearest"])
     assert {near["label"] for near in loss["nearest"]} == {loss["label"]}
     assert task["robustness"]["images"] == 8 and len(task["robustness"]["corruptions"]) == 5
     assert task["attribution"]["layer"] == "block3_out"
-    assert task["unseen"] == "training" and task["sets"]["alpha"] == 0.2
-    assert task["learning"]["images"][-1] == 24
-    assert kept["made"]["environment"]["python"] and kept["made"]["phases"]
+    assert task["unseen"] == "training" and task["prediction_sets"]["alpha"] == 0.2
+    assert task["learning_curve"]["images"][-1] == 24
+    assert kept["reproducibility"]["environment"]["python"] and kept["reproducibility"]["phases"]
+    assert kept["other_data"][0]["source"] == "photos" and kept["other_data"][0]["labels"]["day"]["examples"] == 16
 
 
 def test_only_own_pages_are_replaced(reported, tmp_path):
@@ -136,17 +140,17 @@ def test_only_own_pages_are_replaced(reported, tmp_path):
     with pytest.raises(ResourceError, match="another file"):
         tlkeras.report([str(run.path)], precious)
     assert precious.read_text() == "mine"
-    with pytest.raises(RunError, match="each run once"):
+    with pytest.raises(RunError, match="given twice"):
         tlkeras.report([str(run.path), str(run.path)], tmp_path / "x.html")
 
 
-def test_images_that_are_gone_are_said_to_be(reported, tmp_path):
+def test_missing_images_are_noted(reported, tmp_path):
     shutil.copytree(reported[0].path, tmp_path / "mine-01")
     run = Run(tmp_path / "mine-01")
     run.update_manifest(cwd=str(tmp_path))
     report = compute_report(run, ReportOptions(corrupted=8, learning_curve=True))
-    assert "cannot be looked at again" in report.notes[0]
-    assert report.images == {} and report.tasks["label"]["losses"][0]["key"]
+    assert "cannot be read any more" in report.notes[0]
+    assert report.images == {} and report.tasks["label"].top_losses[0].key
     check_page(render_report([report]))
 
 
@@ -165,12 +169,12 @@ def test_several_runs_are_compared(reported, tmp_path, monkeypatch):
 
 
 def test_wrong_options_are_named_at_once(reported):
-    with pytest.raises(RunError, match=r"(?s)conformal lies between.*method is one of"):
+    with pytest.raises(RunError, match=r"(?s)Invalid options.*conformal is not between.*unknown method"):
         compute_report(reported[0], ReportOptions(conformal=2.0, method="gradcam"))
 
 
 def make_report(classes, count, several=False, seed=0):
-    """A report on generated answers, without a run."""
+    """A report on generated predictions, without a run."""
     random = np.random.default_rng(seed)
     names = (*(f"class {number:03d}" for number in range(classes - 1)), EVIL)
     if several:
@@ -185,39 +189,38 @@ def make_report(classes, count, several=False, seed=0):
     keys = np.array([f"{EVIL}/{row}.png" for row in range(count)])
     domain = np.where(np.arange(count) % 3, "lab", EVIL)
     predictions = Predictions(task, keys, targets, p, np.ones(count), np.full(classes, 1 / classes), {"domain": domain})
-    figures = evaluate_predictions(predictions, None, predictions, resamples=100)
-    computed = {
-        "worth": None,
-        "calibration": figures["calibration"],
-        "unseen": "validation",
-        "losses": top_losses(predictions),
-        "suspects": label_issues(predictions),
-        "training_suspects": [],
-    }
-    if several:
-        computed |= {"label_mistakes": count_label_mistakes(predictions), "confused": most_confused_labels(predictions)}
-        computed |= {
-            "label_sets": measure_label_sets(predictions, predictions, 0.1),
-            "trade": describe_trade(predictions, predictions),
-        }
-    else:
-        counts = count_confusions(predictions)
-        order = order_classes(counts)
-        chosen = counts[np.ix_(order, order)].tolist()
-        shown = {"classes": [names[index] for index in order], "counts": chosen, "left_out": classes - len(order)}
-        computed |= {"confusions": shown, "confused": most_confused(predictions)}
+    evaluation = evaluate_predictions(predictions, None, predictions, resamples=100)
+    losses = top_losses(predictions)
+    computed = ClassificationReport(
+        gain_over_probe=None,
+        calibration=evaluate_calibration(predictions, predictions),
+        unseen="validation",
+        top_losses=losses,
+        label_issues=label_issues(predictions),
+        training_label_issues=[],
+        confusions=None if several else confusion_matrix(predictions),
+        confused=most_confused(predictions),
+        label_mistakes=count_label_mistakes(predictions) if several else [],
+        risk_coverage=evaluate_selective(predictions, predictions),
+        label_sets=conformal_label_sets(predictions, predictions, 0.1) if several else (),
+    )
     environment = {"python": "3", "platform": "", "cores": 2, "versions": {}}
-    made = {
-        "created": "", "finished": "", "resumed": 0, "command": EVIL, "recipe": EVIL, "source": EVIL, "examples": {},
-        "rejected": 0, "fingerprint": "", "parameters": None, "phases": {}, "memory": {}, "head": {"kind": EVIL},
-        "finetuning": None, "history": [], "environment": environment, "data": {"address": EVIL}, "licences": {},
-    }  # fmt: skip
-    report = Report(EVIL, {"run": EVIL, **figures}, {"label": computed}, made=made, notes=[EVIL])
-    report.elsewhere = [{"source": EVIL, **figures, "examples": {"test": count}, "rejected": 1, "trained_on": 0}]
-    losses = computed["losses"]
-    report.images |= {loss["key"]: np.full((64, 64, 3), 99, np.uint8) for loss in losses}
-    report.maps |= {("label", loss["key"]): np.full((64, 64), 0.5, np.float32) for loss in losses}
-    return report
+    made = Reproducibility(
+        created="", finished="", resumed=0, command=EVIL, recipe=EVIL, source=EVIL, examples={}, rejected=0,
+        fingerprint="", parameters=None, phases={}, memory={}, features={}, head={"kind": EVIL}, finetuning=None,
+        history=[], environment=environment, data={"address": EVIL}, licences={},
+    )  # fmt: skip
+    facts = {"path": "", "phases": {}, "features": {}, "head": {}, "rejected": 0}
+    return Report(
+        run=EVIL,
+        evaluation=EvaluationResult(EVIL, {"label": evaluation}, {}, **facts),
+        tasks={"label": computed},
+        other_data=[StoredEvaluation({}, EVIL, count, 1, 0, {"label": evaluation.metrics})],
+        reproducibility=made,
+        notes=[EVIL],
+        images={loss.key: np.full((64, 64, 3), 99, np.uint8) for loss in losses},
+        maps={("label", loss.key): np.full((64, 64), 0.5, np.float32) for loss in losses},
+    )
 
 
 @pytest.mark.parametrize(
@@ -230,12 +233,14 @@ def test_any_number_of_classes_with_names_of_any_kind(classes, several):
     assert len(text) < 3_000_000
 
 
-def test_the_probability_beside_a_wrong_set_is_that_of_the_label_it_is_wrong_about():
-    """Beside the whole set it would be taken for that of the set."""
+def test_the_probability_of_a_wrong_set_is_that_of_the_wrong_label():
+    """Next to the whole set it would be taken for that of the set."""
     report = make_report(3, 60, several=True)
-    losses = report.tasks["label"]["losses"]
-    losses[:] = [{**losses[0], "prediction": "", "label": "class 001", "class": 1, "probability": 0.125}]
-    losses[0]["nearest"] = [{"key": losses[0]["key"], "label": "", "cosine": 0.5}]
+    task = report.tasks["label"]
+    first = task.top_losses[0]
+    nearest = [SimilarImage(first.key, "", 0.5)]
+    loss = replace(first, prediction="", label="class 001", class_index=1, probability=0.125, nearest=nearest)
+    report = replace(report, tasks={"label": replace(task, top_losses=[loss])})
     words = " ".join(re.sub(r"<[^>]+>", " ", render_report([report])).split())
     assert "(none) , but it is class 001 class 001 0.12" in words
     assert "(none) 0.50" in words

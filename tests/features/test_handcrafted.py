@@ -198,10 +198,10 @@ def crafted(tmp_path_factory, draw_more_photos):
 def test_a_run_predicts_what_it_measured(crafted, monkeypatch):
     folder, result = crafted
     monkeypatch.chdir(folder)
-    assert result["metrics"]["accuracy"]["value"] == 1  # colours tell them apart
-    run = open_run(result["path"], folder / "runs")
+    assert result.metrics["accuracy"].value == 1  # colours tell them apart
+    run = open_run(result.path, folder / "runs")
     answers = load_predictions(run)[0]
-    said = tlkeras.predict(result["path"], [folder / "photos" / key for key in answers.keys])
+    said = tlkeras.predict(result.path, [folder / "photos" / key for key in answers.keys])
     best = [row["probability"] for row in said["predictions"]]
     np.testing.assert_allclose(best, answers.probabilities.max(axis=1), atol=1e-5)
     books = [layer.get_weights() for layer in list_handcrafted(load_model(run))]
@@ -213,7 +213,7 @@ def test_features_of_a_run_are_computed_with_its_codebooks(crafted, monkeypatch)
 
     folder, result = crafted
     monkeypatch.chdir(folder)
-    material = RunData(Run(folder / result["path"]))
+    material = RunData(Run(folder / result.path))
     model = material.model
     vectors = keras.Model(model.input, model.get_layer("logits").input)
     test = material.features["test"]
@@ -225,7 +225,7 @@ def test_an_export_is_refused_and_check_says_so_before(crafted, monkeypatch):
     folder, result = crafted
     monkeypatch.chdir(folder)
     with pytest.raises(ExportError) as caught:
-        tlkeras.export(result["path"], folder / "models")
+        tlkeras.export(result.path, folder / "models")
     for part in ("TensorFlow operations", "handcrafted features, which Python computes", "`tlkeras predict`"):
         assert part in str(caught.value)
     assert not (folder / "models").exists()
@@ -239,7 +239,7 @@ def test_they_stand_beside_a_backbone(workplace):
     result = tlkeras.evaluate(
         tlkeras.train("mine.yaml", {"features": {"handcrafted": ["lbp", SIFT]}, "head": {"kind": "ridge"}})
     )
-    model = load_model(open_run(result["path"], workplace / "runs"))
+    model = load_model(open_run(result.path, workplace / "runs"))
     vectors = np.asarray(keras.Model(model.input, model.get_layer("logits").input)(IMAGES))
     lbp = make_descriptor("lbp").describe(IMAGES[0])
     widths = [vectors.shape[1] - len(lbp) - 32, len(lbp), 32]
@@ -273,7 +273,7 @@ def test_what_makes_no_sense_is_refused(workplace, changes, sentence):
 @pytest.mark.slow
 def test_the_recipe_reaches_what_its_receipt_says(tmp_path):
     result = tlkeras.evaluate(tlkeras.train("handcrafted", {"evaluation.bootstrap_samples": 100}, runs=tmp_path))
-    assert result["metrics"]["accuracy"]["value"] > 0.79 and result["metrics"]["roc_auc"]["value"] > 0.85
+    assert result.metrics["accuracy"].value > 0.79 and result.metrics["roc_auc"].value > 0.85
 
 
 def test_all_without_a_codebook_are_computed_for_use_elsewhere(workplace):

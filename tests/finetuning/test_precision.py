@@ -196,7 +196,7 @@ def test_interrupted_runs_end_with_the_same_bits(tmp_path, trained):
 def test_a_recipe_asks_for_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mixed.yaml").write_text(RECIPE)
-    run = Path(tlkeras.evaluate(tlkeras.train(str(tmp_path / "mixed.yaml"), runs=tmp_path))["path"])
+    run = Path(tlkeras.evaluate(tlkeras.train(str(tmp_path / "mixed.yaml"), runs=tmp_path)).path)
     assert json.loads((run / "manifest.json").read_text())["finetuning"]["precision"] == "float16"
 
 

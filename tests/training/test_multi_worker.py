@@ -88,12 +88,12 @@ def test_two_processes_end_with_the_weights_of_one_and_only_the_first_writes(tog
     assert trained["weights"] != read_trained(together, "together-02")["weights"]  # sums of another order
     moved = 0.0
     for ours, theirs in zip(
-        read_weights(together / "runs/together-01"), read_weights(together / single["path"]), strict=True
+        read_weights(together / "runs/together-01"), read_weights(together / single.path), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
         moved = max(moved, float(np.abs(theirs).max()))
     assert moved > 0.1
-    assert chief["metrics"]["accuracy"] == single["metrics"]["accuracy"]
+    assert chief["metrics"]["accuracy"] == single.metrics["accuracy"].to_dict()
 
 
 @pytest.mark.slow

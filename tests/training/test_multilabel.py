@@ -79,25 +79,25 @@ def read_rows(path):
 
 def test_figures_are_those_of_the_predictions(result, place):
     rows = read_rows(f"{result['path']}/predictions.csv")
-    assert result["kind"] == "multilabel" and result["classes"] == ["disc", "square"]
-    assert sum(result["examples"][split] for split in ("train", "validation", "test")) == 95  # one is not labelled
+    assert result.main.kind == "multilabel" and result.main.classes == ["disc", "square"]
+    assert sum(result.examples[split] for split in ("train", "validation", "test")) == 95  # one is not labelled
     right = [row["label"] == row["prediction"] for row in rows]
-    assert result["metrics"]["exact_match"]["value"] == pytest.approx(np.mean(right))
+    assert result.metrics["exact_match"].value == pytest.approx(np.mean(right))
     for name in ("disc", "square"):
         has = [name in row["label"].split("|") for row in rows]
         predicted = [float(row[f"probability of {name}"]) >= 0.5 for row in rows]
         assert predicted == [name in row["prediction"].split("|") for row in rows]
-        figures = result["labels"][name]
-        assert figures["examples"] == sum(has)
-        assert figures["f1"]["value"] == pytest.approx(
+        of_label = result.main.labels[name]
+        assert of_label.examples == sum(has)
+        assert of_label.metrics["f1"].value == pytest.approx(
             2 * np.logical_and(has, predicted).sum() / (sum(has) + sum(predicted))
         )
-    assert result["metrics"]["roc_auc"]["value"] > 0.9 > result["baseline"]["roc_auc"]["value"]
+    assert result.metrics["roc_auc"].value > 0.9 > result.main.baseline["roc_auc"].value
     assert {row["label"] for row in rows} == {"", "square", "disc", "disc|square"}
 
 
 def test_prediction_lists_every_label_found(result, place, capsys):
-    predictions = tlkeras.predict(result["path"], ["images/003.png", "images/000.png"], top=2)
+    predictions = tlkeras.predict(result.path, ["images/003.png", "images/000.png"], top=2)
     assert predictions["threshold"] == 0.5
     for row in predictions["predictions"]:
         probabilities = {best["label"]: best["probability"] for best in row["top"]}
@@ -114,19 +114,19 @@ def test_prediction_lists_every_label_found(result, place, capsys):
 @pytest.mark.slow
 def test_the_export_answers_with_labels(train, place, tmp_path):
     result = train("finetuned")
-    exported = tlkeras.export(result["path"], tmp_path / "models")
+    exported = tlkeras.export(result.path, tmp_path / "models")
     assert exported.difference < 1e-3
     served = tf.saved_model.load(exported.path).signatures["serving_default"]
     files = ["images/000.png", "images/001.png", "images/003.png"]
     answer = served(image_bytes=tf.constant([(place / file).read_bytes() for file in files]))
-    rows = tlkeras.predict(result["path"], files)["predictions"]
+    rows = tlkeras.predict(result.path, files)["predictions"]
     assert [label.decode() for label in answer["label"].numpy()] == [row["label"] for row in rows]
     np.testing.assert_array_equal(answer["present"], answer["probabilities"].numpy() >= 0.5)
 
 
 def test_what_is_learned_is_right(train):
     """The linear head on a tiny random network tells squares from discs."""
-    predictions = tlkeras.predict(train("linear")["path"], ["images/003.png", "images/000.png"])["predictions"]
+    predictions = tlkeras.predict(train("linear").path, ["images/003.png", "images/000.png"])["predictions"]
     assert [row["labels"] for row in predictions] == [["disc", "square"], []]
 
 

@@ -76,16 +76,16 @@ def test_numbers_too_begin_at_what_new_statistics_make_of_the_features(place):
     tuned = tlkeras.evaluate(
         tlkeras.train("grades.yaml", {"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")
     )
-    assert tuned["tasks"]["grade"]["metrics"]["r2"]["value"] > 0.8
+    assert tuned.tasks["grade"].metrics["r2"].value > 0.8
 
 
 def test_a_number_is_learned_beside_a_class(run, place):
     """Most of an image's brightness can be seen; figures are in the unit of the column, ten times that of pixels."""
-    grade = run["tasks"]["grade"]
-    assert grade["kind"] == "regression" and grade["labels"] == {} and grade["calibration"] is None
-    assert grade["metrics"]["r2"]["value"] > 0.8
-    assert 1 < grade["metrics"]["mae"]["value"] < 200 < grade["baseline"]["mae"]["value"]
-    assert run["tasks"]["hue"]["metrics"]["accuracy"]["value"] > 0.8
+    grade = run.tasks["grade"]
+    assert grade.kind == "regression" and grade.labels == {} and grade.calibration is None
+    assert grade.metrics["r2"].value > 0.8
+    assert 1 < grade.metrics["mae"].value < 200 < grade.baseline["mae"].value
+    assert run.tasks["hue"].metrics["accuracy"].value > 0.8
     with open(f"{run['path']}/metrics.csv", newline="") as file:
         rows = {(row["task"], row["metric"]): row for row in csv.DictReader(file) if row["scope"] == "all"}
     assert float(rows["grade", "rmse"]["majority"]) > float(rows["grade", "rmse"]["value"])
@@ -94,29 +94,29 @@ def test_a_number_is_learned_beside_a_class(run, place):
     known = [row for row in told if row["grade_label"] != "?"]
     assert len(known) < len(told) and "grade_probability" not in told[0]
     errors = [abs(float(row["grade_label"]) - float(row["grade_prediction"])) for row in known]
-    assert np.mean(errors) == pytest.approx(grade["metrics"]["mae"]["value"], rel=1e-4)
+    assert np.mean(errors) == pytest.approx(grade.metrics["mae"].value, rel=1e-4)
 
 
 def test_the_model_answers_in_the_unit_of_the_column(run, place, capsys):
     images = [place / "images" / f"{number:03d}.png" for number in (0, 1)]
-    found = tlkeras.predict(run["path"], images)
+    found = tlkeras.predict(run.path, images)
     rows = [row["tasks"]["grade"] for row in found["predictions"]]
     assert all(0 < row["value"] < 2500 and row["label"] == f"{row['value']:.6g}" for row in rows)
     tables.print_predictions(found)
     assert rows[0]["label"] in capsys.readouterr().out
     for name in ("answers.csv", "answers.parquet"):
-        tlkeras.predict_to_file(run["path"], [place / "images"], place / run["run"] / name)
-    with open(place / run["run"] / "answers.csv", newline="") as file:
+        tlkeras.predict_to_file(run.path, [place / "images"], place / run.run / name)
+    with open(place / run.run / "answers.csv", newline="") as file:
         header = next(csv.reader(file))
     assert "grade: value" in header and "grade: label" not in header
 
 
 def test_an_export_serves_the_number(run, place):
-    exported = tlkeras.export(run["path"], place / "models" / run["run"])
+    exported = tlkeras.export(run.path, place / "models" / run.run)
     served = tf.saved_model.load(exported.path).signatures
     encoded = tf.constant([(place / "images" / "000.png").read_bytes()])
     predictions = served["serving_default"](image_bytes=encoded)
-    model = load_model(open_run(run["path"], place))
+    model = load_model(open_run(run.path, place))
     expected = model(np.asarray(Image.open(place / "images" / "000.png"))[None])["grade"]
     np.testing.assert_allclose(predictions["grade_value"], expected, rtol=1e-4)
     assert "hue_classify" in served and "grade_classify" not in served
@@ -124,16 +124,16 @@ def test_an_export_serves_the_number(run, place):
 
 
 def test_the_report_shows_how_far_off_it_is(run, place):
-    text = Path(tlkeras.report([run["path"]])["path"]).read_text("utf-8")
+    text = Path(tlkeras.report([run.path]).path).read_text("utf-8")
     for words in ("Farthest off", "always the mean", "mean absolute error", "off on average"):
         assert words in text
 
 
 def test_other_images_are_measured_too(run, place):
-    result = tlkeras.evaluate_on(run["path"], "images/cells.csv")
-    assert result["tasks"]["grade"]["metrics"]["r2"]["value"] > 0.8
+    result = tlkeras.evaluate_on(run.path, "images/cells.csv")
+    assert result.tasks["grade"].metrics["r2"].value > 0.8
     tables.print_evaluation(result)
-    text = Path(tlkeras.report([run["path"]])["path"]).read_text("utf-8")
+    text = Path(tlkeras.report([run.path]).path).read_text("utf-8")
     assert "On other images" in text and text.count("mean absolute error") >= 2
 
 
@@ -142,7 +142,7 @@ def test_a_search_and_several_workers_know_numbers(place):
     tuned = {"tuning": {"space": {"head.C": [0.01, 1.0]}, "max_trials": 2, "confirm_top": 1, "confirm_seeds": 1}}
     assert tlkeras.tune("grades.yaml", tuned, train_best=False)["failed"] == []
     run = tlkeras.evaluate(tlkeras.train("grades.yaml"))
-    job = tlkeras.predict_in_shards(run["path"], [place / "images"], place / "job", workers=1)
+    job = tlkeras.predict_in_shards(run.path, [place / "images"], place / "job", workers=1)
     from pyarrow import parquet
 
     table = parquet.read_table(f"{job['folder']}/parts")

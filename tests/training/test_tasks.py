@@ -102,32 +102,32 @@ def test_heads_begin_at_what_new_statistics_of_batch_norm_make_of_the_features(p
         tlkeras.train("cells.yaml", {"finetuning": {"stages": [stage], "keep": "last"}}, runs=place / "anew")
     )
     for name in CLASSES:
-        assert tuned["tasks"][name]["metrics"]["roc_auc"]["value"] > 0.8
+        assert tuned.tasks[name].metrics["roc_auc"].value > 0.8
 
 
 def test_each_task_is_measured_where_its_label_is_known(result):
     rows = read_rows(f"{result['path']}/predictions.csv")
-    assert sum(result["examples"].values()) == 95 and list(result["tasks"]) == list(CLASSES)
+    assert sum(result.examples.values()) == 95 and list(result.tasks) == list(CLASSES)
     for name, classes in CLASSES.items():
         extractor = "" if name == "shade" else f"{name}_"
-        figures = result["tasks"][name]
+        of_task = result.tasks[name]
         known = [row for row in rows if row[f"{extractor}label"] != "?"]
-        assert figures["classes"] == classes and figures["images"] == len(known)
+        assert of_task.classes == classes and of_task.images == len(known)
         right = np.mean([row[f"{extractor}label"] == row[f"{extractor}prediction"] for row in known])
         metric = "exact_match" if name == "marks" else "accuracy"
-        assert figures["metrics"][metric]["value"] == pytest.approx(right)
-        assert figures["metrics"]["roc_auc"]["value"] > 0.8
+        assert of_task.metrics[metric].value == pytest.approx(right)
+        assert of_task.metrics["roc_auc"].value > 0.8
     assert any(row["hue_label"] == "?" for row in rows)
-    assert result["metrics"] == result["tasks"]["shade"]["metrics"]  # the first is the main one
+    assert result.metrics == result.tasks["shade"].metrics  # the first is the main one
 
 
 def test_one_model_answers_by_name(result, place, capsys):
-    model = load_model(open_run(result["path"], place))
+    model = load_model(open_run(result.path, place))
     predictions = model(tf.zeros((2, 32, 32, 3), tf.uint8))
     assert {name: tuple(answer.shape) for name, answer in predictions.items()} == {
         name: (2, len(classes)) for name, classes in CLASSES.items()
     }
-    found = tlkeras.predict(result["path"], ["images/000.png", "images/001.png"])
+    found = tlkeras.predict(result.path, ["images/000.png", "images/001.png"])
     for row in found["predictions"]:
         assert row["label"] == row["tasks"]["shade"]["label"] and row["tasks"]["hue"]["label"] in CLASSES["hue"]
     tables.print_predictions(found)
@@ -138,11 +138,11 @@ def test_one_model_answers_by_name(result, place, capsys):
 
 @pytest.mark.slow
 def test_the_export_names_the_answers_of_each_task(train, place, tmp_path):
-    exported = tlkeras.export(train("finetuned")["path"], tmp_path / "models")
+    exported = tlkeras.export(train("finetuned").path, tmp_path / "models")
     assert exported.difference < 1e-3 and {row.task for row in exported.parity} == set(CLASSES)
     served = tf.saved_model.load(exported.path).signatures["serving_default"]
     answer = served(image_bytes=tf.constant([(place / "images/000.png").read_bytes()]))
-    (row,) = tlkeras.predict(train("finetuned")["path"], ["images/000.png"])["predictions"]
+    (row,) = tlkeras.predict(train("finetuned").path, ["images/000.png"])["predictions"]
     for name in CLASSES:
         assert answer[f"{name}_label"].numpy()[0].decode() == row["tasks"][name]["label"]
 
@@ -159,15 +159,15 @@ def test_conflicting_gradients_are_projected(place):
     finetuning = {"stages": [{**STAGES[0], "epochs": 1}], "weighting": "pcgrad"}
     result = tlkeras.evaluate(tlkeras.train("cells.yaml", {"finetuning": finetuning}, runs=place / "projected"))
     (row,) = read_rows(f"{result['path']}/history.csv")
-    assert np.isfinite(float(row["loss"])) and result["tasks"]["hue"]["metrics"]["roc_auc"]["value"] > 0.8
+    assert np.isfinite(float(row["loss"])) and result.tasks["hue"].metrics["roc_auc"].value > 0.8
 
 
 def test_heads_of_frozen_features_are_those_of_single_tasks(train, place):
     """Nothing is shared but what is frozen: each head answers as if it had been alone."""
     alone = tlkeras.evaluate(tlkeras.train("cells.yaml", {"data.tasks": {"hue": {}}}, runs=place / "alone"))
-    splits = [read_rows(f"{path}/splits.csv") for path in (alone["path"], train("linear")["path"])]
+    splits = [read_rows(f"{path}/splits.csv") for path in (alone.path, train("linear").path)]
     assert [row["label"] for row in splits[0]] == [row["hue_label"] for row in splits[1] if row["hue_label"] != "?"]
-    assert "tasks" not in alone and alone["task"] == "hue"
+    assert list(alone.tasks) == ["hue"] and "tasks" not in alone.to_dict()
 
 
 def test_what_makes_no_sense_is_refused(place):

@@ -69,13 +69,13 @@ def test_predictions_are_of_the_test_split_only(trained):
 def test_nothing_is_computed_twice(workplace, draw_more_photos):
     overrides = {"cache.root": str(workplace / "cache")}
     first, second = (tlkeras.evaluate(tlkeras.train("mine.yaml", overrides)) for _ in range(2))
-    assert (first["features"]["computed"], first["features"]["reused"]) == (32, 0)
-    assert (second["features"]["computed"], second["features"]["reused"]) == (0, 32)
-    assert second["metrics"] == first["metrics"]
+    assert (first.features["computed"], first.features["reused"]) == (32, 0)
+    assert (second.features["computed"], second.features["reused"]) == (0, 32)
+    assert second.metrics == first.metrics
     draw_more_photos(workplace / "photos", count=5, seed=1)
     third = tlkeras.evaluate(tlkeras.train("mine.yaml", overrides))
-    assert (third["features"]["computed"], third["features"]["reused"]) == (10, 32)
-    assert [first["run"], second["run"], third["run"]] == ["mine-01", "mine-02", "mine-03"]
+    assert (third.features["computed"], third.features["reused"]) == (10, 32)
+    assert [first.run, second.run, third.run] == ["mine-01", "mine-02", "mine-03"]
 
 
 def test_other_weights_are_not_confused(workplace):
@@ -87,14 +87,14 @@ def test_other_weights_are_not_confused(workplace):
     keras.utils.set_random_seed(99)
     build_backbone("tiny", weights="none").save_weights("other.weights.h5")
     other = tlkeras.evaluate(tlkeras.train("mine.yaml", {**overrides, "backbone.weights": "other.weights.h5"}))
-    assert other["features"]["computed"] == 32
+    assert other.features["computed"] == 32
 
 
 def test_same_recipe_same_numbers(workplace):
     results = [
         tlkeras.evaluate(tlkeras.train("mine.yaml", {"head.kind": "deep", "training.epochs": 3})) for _ in range(2)
     ]
-    stored = [np.load(workplace / result["path"] / "predictions.npz")["probabilities"] for result in results]
+    stored = [np.load(workplace / result.path / "predictions.npz")["probabilities"] for result in results]
     np.testing.assert_array_equal(*stored)
 
 
@@ -105,12 +105,12 @@ def test_bad_files_are_left_out_listed_and_counted(workplace, cache):
     whole = (workplace / "photos/night/0-000.png").read_bytes()
     (workplace / "photos/night/cut.png").write_bytes(whole[: len(whole) // 2])
     result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"features.cache": cache}))
-    assert result["rejected"] == 3
-    rows = {row["path"].rpartition("/")[2]: row for row in read_rows(workplace / result["path"] / "rejected.csv")}
+    assert result.rejected == 3
+    rows = {row["path"].rpartition("/")[2]: row for row in read_rows(workplace / result.path / "rejected.csv")}
     assert set(rows) == {"empty.png", "text.jpg", "cut.png"}
     assert rows["empty.png"]["code"] == "empty"
     assert rows["cut.png"]["code"] == "damaged"
-    assert sum(result["examples"].values()) == 32
+    assert sum(result.examples.values()) == 32
 
 
 def test_weights_reach_the_figures(workplace):
@@ -125,8 +125,8 @@ def test_weights_reach_the_figures(workplace):
     (workplace / "labels.csv").write_text("\n".join(lines))
     weighted = tlkeras.evaluate(tlkeras.train("mine.yaml", {"data.source": "labels.csv"}))
     plain = tlkeras.evaluate(tlkeras.train("mine.yaml", {"data.source": "labels.csv", "data.weight": ""}))
-    assert weighted["metrics"]["accuracy"]["value"] == 1.0
-    assert plain["metrics"]["accuracy"]["value"] == pytest.approx(6 / 8)
+    assert weighted.metrics["accuracy"].value == 1.0
+    assert plain.metrics["accuracy"].value == pytest.approx(6 / 8)
 
 
 def test_failure_before_work_leaves_no_run(workplace):
@@ -163,15 +163,15 @@ def test_any_cut_can_feed_the_head(workplace):
 
     for block in find_blocks(build_backbone("tiny", weights="none")):
         result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"features.cut": block.cut.name, "head.C": 1.0}))
-        assert result["metrics"]["accuracy"]["value"] > 0.5
+        assert result.metrics["accuracy"].value > 0.5
 
 
 @pytest.mark.slow
 def test_quickstart_reaches_what_it_promises(tmp_path):
     result = tlkeras.evaluate(tlkeras.train("quickstart", runs=tmp_path))
-    assert result["examples"] == {"train": 1968, "validation": 0, "test": 656}
-    assert result["metrics"]["roc_auc"]["value"] > 0.88
-    assert result["metrics"]["accuracy"]["value"] > result["baseline"]["accuracy"]["high"]
+    assert result.examples == {"train": 1968, "validation": 0, "test": 656}
+    assert result.metrics["roc_auc"].value > 0.88
+    assert result.metrics["accuracy"].value > result.main.baseline["accuracy"].high
 
 
 def write_bad_split(workplace):
@@ -224,17 +224,17 @@ def test_images_without_a_label_are_left_out(workplace):
         lines.append(f"photos/{path.parent.name}/{path.name},{path.parent.name if number % 5 else ''}")
     (workplace / "labels.csv").write_text("\n".join(lines))
     result = tlkeras.evaluate(tlkeras.train("mine.yaml", {"data.source": "labels.csv"}))
-    assert result["rejected"] == 7
-    rows = read_rows(workplace / result["path"] / "rejected.csv")
+    assert result.rejected == 7
+    rows = read_rows(workplace / result.path / "rejected.csv")
     assert {row["code"] for row in rows} == {"no-label"}
-    assert len(read_rows(workplace / result["path"] / "splits.csv")) == 25
+    assert len(read_rows(workplace / result.path / "splits.csv")) == 25
 
 
 def test_history_has_a_row_per_step(workplace):
     linear = tlkeras.evaluate(tlkeras.train("mine.yaml"))
-    assert {"C", "held_out_log_loss"} == set(read_rows(workplace / linear["path"] / "history.csv")[0])
+    assert {"C", "held_out_log_loss"} == set(read_rows(workplace / linear.path / "history.csv")[0])
     deep = tlkeras.evaluate(tlkeras.train("mine.yaml", {"head.kind": "deep", "training.epochs": 3}))
-    rows = read_rows(workplace / deep["path"] / "history.csv")
+    rows = read_rows(workplace / deep.path / "history.csv")
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert {"loss", "val_loss"} <= set(rows[0])
 
@@ -243,4 +243,4 @@ def test_history_has_a_row_per_step(workplace):
 def test_cut_by_name_and_by_number_share_the_cache(workplace):
     overrides = {"cache.root": str(workplace / "cache")}
     tlkeras.train("mine.yaml", overrides)
-    assert tlkeras.evaluate(tlkeras.train("mine.yaml", {**overrides, "features.cut": -1}))["features"]["computed"] == 0
+    assert tlkeras.evaluate(tlkeras.train("mine.yaml", {**overrides, "features.cut": -1})).features["computed"] == 0

@@ -1,4 +1,4 @@
-"""Commands that judge runs."""
+"""Commands that compare runs and report on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from tlkeras.cli.options import json_option, render, runs_option
 
-_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+_FRACTION = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.command()
@@ -16,7 +16,7 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 @runs_option
 @json_option
 def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
-    """Compare runs with the first of them, on the images that all held out: figures and paired differences.
+    """Compare runs with the first of them, on the images that all held out: metrics and paired differences.
 
     \b
     Example: tlkeras compare quickstart-01 deep_head-01
@@ -30,20 +30,28 @@ def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
 @click.command()
 @click.argument("references", nargs=-1, metavar="[RUN]...")
 @click.option(
-    "--to", type=click.Path(dir_okay=False), metavar="FILE", help="Where to  [default: report.html in the run]"
+    "--to", type=click.Path(dir_okay=False), metavar="FILE", help="The page  [default: report.html in the run]"
 )
 @click.option("--images", default=24, show_default=True, type=click.IntRange(0), help="Mistakes shown and explained.")
-@click.option("--corrupted", default=48, show_default=True, type=click.IntRange(0), help="Images worsened; 0: none.")
-@click.option("--learning-curve", is_flag=True, help="Ask whether more images would help.")
-@click.option("--conformal", type=_SHARE, metavar="RATE", help="Show prediction sets that miss at most this share.")
-@click.option("--accuracy", type=_SHARE, help="Wanted of what no person looks at  [default: half as many errors]")
 @click.option(
-    "--method", default="grad_cam", show_default=True, help="Of explanations: grad_cam, grad_cam++, occlusion."
+    "--corrupted",
+    default=48,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Images for the corruption test; 0: skip it.",
 )
+@click.option("--learning-curve", is_flag=True, help="Estimate whether more images would help.")
+@click.option(
+    "--conformal", type=_FRACTION, metavar="RATE", help="Show prediction sets that miss at most this fraction."
+)
+@click.option(
+    "--accuracy", type=_FRACTION, help="Target accuracy of automatic predictions  [default: half as many errors]"
+)
+@click.option("--method", default="grad_cam", show_default=True, help="Explanations: grad_cam, grad_cam++, occlusion.")
 @runs_option
 @json_option
 def report(references: tuple[str, ...], to: str | None, runs: str, as_json: bool, **options: Any) -> None:
-    """Write a page on RUN (`latest` if none is named), or on several: figures, mistakes, what to do about them.
+    """Write a page on RUN (by default `latest`), or on several: metrics, mistakes, what to do about them.
 
     \b
     Example: tlkeras report latest --learning-curve --to report.html

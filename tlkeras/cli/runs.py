@@ -14,33 +14,35 @@ from tlkeras.cli.options import json_option, render, runs_option, set_option
 @click.command()
 @click.argument("recipe", required=False)
 @set_option
-@click.option("--quick", is_flag=True, help="Shrink the run to seconds; its figures mean nothing.")
-@click.option("--resume", metavar="RUN", help="Go on with a run that stopped: a name, a path or `latest`.")
+@click.option("--quick", is_flag=True, help="Shrink the run to seconds, to try it out; its metrics mean nothing.")
+@click.option("--resume", metavar="RUN", help="Resume a run that stopped: a name, a path or `latest`.")
 @runs_option
 @json_option
 def train(
     recipe: str | None, assignments: tuple[str, ...], quick: bool, resume: str | None, runs: str, as_json: bool
 ) -> None:
-    """Train RECIPE (a shipped name or a .yaml file) and measure it on held-out images.
+    """Train RECIPE (a shipped name or a .yaml file) and evaluate it on held-out images.
 
     \b
     Example: tlkeras train quickstart --set data.seed=1
     """
     import tlkeras
-    from tlkeras.cli.tables.runs import print_training
+    from tlkeras.cli.tables.runs import print_training, print_worker
     from tlkeras.config.recipe import load_recipe, parse_overrides
     from tlkeras.runs.directory import find_resumable_run
 
     if (recipe is None) == (resume is None):
-        raise click.UsageError("Give either a RECIPE to train or --resume RUN to go on with.")
+        raise click.UsageError("Give either a RECIPE to train or --resume RUN.")
     if resume is not None and (assignments or quick):
-        raise click.UsageError("A run goes on with the recipe that it was started with: leave out --set and --quick.")
+        raise click.UsageError("--resume uses the original recipe: remove --set and --quick.")
     if recipe is None:
         run = tlkeras.resume(find_resumable_run(resume or "latest", Path(runs)), runs=runs)
     else:
         run = tlkeras.train(load_recipe(recipe, parse_overrides(assignments), quick=quick), runs=runs)
-    result = run.take_worker_result() or tlkeras.evaluate(run)
-    render(result, as_json, print_training)
+    if worker := run.take_worker_result():
+        render(worker, as_json, print_worker)
+    else:
+        render(tlkeras.evaluate(run), as_json, print_training)
 
 
 @click.command()
@@ -49,16 +51,15 @@ def train(
 @runs_option
 @json_option
 def evaluate(run: str, on: str | None, runs: str, as_json: bool) -> None:
-    """Measure RUN (a name, a path or `latest`) on its held-out images; metrics.json and metrics.csv keep the figures.
+    """Evaluate RUN (a name, a path or `latest`) on its held-out images; metrics.json and metrics.csv keep the metrics.
 
     \b
     Example: tlkeras evaluate latest --on other_photos/
     """
     import tlkeras
     from tlkeras.cli.tables.runs import print_evaluation
-    from tlkeras.runs.directory import open_run
 
-    result = tlkeras.evaluate(run, runs=runs) if on is None else tlkeras.evaluate_on(open_run(run, runs), on)
+    result = tlkeras.evaluate(run, runs=runs) if on is None else tlkeras.evaluate_on(run, on, runs=runs)
     render(result, as_json, print_evaluation)
 
 

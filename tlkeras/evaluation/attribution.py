@@ -1,4 +1,4 @@
-"""Where a model looks: class activation maps and occlusion, and whether they depend on what it has learned."""
+"""Attribution maps: Grad-CAM, Grad-CAM++ and occlusion, with a sanity check by randomizing the weights."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ AttributionMethod = Literal["grad_cam", "grad_cam++", "occlusion"]
 METHODS: tuple[AttributionMethod, ...] = ("grad_cam", "grad_cam++", "occlusion")
 BATCH_SIZE = 16
 
-_LEAST_SIDE = 4  # positions; fewer show nothing that a person could use
+_MIN_SIZE = 4  # positions; smaller maps are too coarse to be of use
 _POOLS = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
-_BETWEEN = (*_POOLS, keras.layers.ZeroPadding2D, keras.layers.Dropout)  # what only passes on or blurs a map
+_PASSING = (*_POOLS, keras.layers.ZeroPadding2D, keras.layers.Dropout)  # only pass on or blur a map
 _GREY = 127
 _TINY = 1e-12
 
 
 class Explainer:
-    """Maps of what speaks for a class, from one layer of a functional model.
+    """Attribution maps of a class, from one layer of a functional model.
 
     Args:
         model: From images uint8 [n, h, w, 3] to probabilities [n, k], one or several outputs.
-        output: Which of its outputs.
+        output: Index of the output.
         layer: Name of a layer through which everything flows; None: `find_layer` chooses.
 
     Attributes:
-        layer: The name of the layer that is looked at.
+        layer: The name of the layer.
 
     Raises:
-        BackboneError: There is no such layer, or none with a map.
+        BackboneError: There is no such layer, or it has no map.
     """
 
     def __init__(self, model: keras.Model, output: int = 0, layer: str | None = None):
@@ -48,20 +48,18 @@ class Explainer:
         whole = keras.Model(model.input, scores, name=model.name)
         cut = find_layer(whole) if layer is None else find_cut(whole, layer)
         if len(cut.shape) != 3:
-            raise BackboneError(
-                "A layer to look at must have a map [height, width, channels].", f"{cut.name}: {cut.shape}"
-            )
+            raise BackboneError("This layer has no feature map [height, width, channels].", f"{cut.name}: {cut.shape}")
         self.layer = cut.name
         self._prefix, self._suffix = split(whole, cut.name)
         self._trace = tf.function(self._differentiate, reduce_retracing=True, autograph=False, jit_compile=False)
 
     def explain(self, images: np.ndarray, classes: Sequence[int], method: AttributionMethod = "grad_cam") -> np.ndarray:
-        """Return a map for each image, float32 [n, height, width] of the image, the largest value 1; 0 where none.
+        """A map for each image, float32 [n, height, width] of the image, the largest value 1; 0 where there is none.
 
         "grad_cam": the layer's channels weighted by the mean gradient of the class's logit (Selvaraju et al., ICCV
         2017). "grad_cam++": by its positive gradients, each position weighted by equation 19 of Chattopadhay et al.,
-        WACV 2018, which finds several instances of a class better. "occlusion": what `occlude` finds, where the class
-        loses; it needs a hundred answers for each image.
+        WACV 2018, which finds several instances of a class better. "occlusion": the positive part of `occlude`, which
+        needs about a hundred predictions per image.
 
         Args:
             images: uint8 [n, height, width, 3].
@@ -72,25 +70,25 @@ class Explainer:
             BackboneError: The method is unknown.
         """
         if method not in METHODS:
-            raise BackboneError("The method must be a known one.", repr(method), suggest(method, METHODS))
+            raise BackboneError("Unknown attribution method.", repr(method), suggest(method, METHODS))
         if method == "occlusion":
             lost = np.maximum(occlude(self.model, images, classes, output=self.output), 0)
             return lost / np.maximum(lost.max(axis=(1, 2), keepdims=True), 1e-30)
-        weigh = _weigh_mean if method == "grad_cam" else _weigh_positive
+        compute_weights = _grad_cam_weights if method == "grad_cam" else _grad_cam_plus_plus_weights
         maps = []
-        with progress_bar("Explaining answers", len(images), "images") as advance:
+        with progress_bar("Explaining", len(images), "images") as advance:
             size = max_batch_size(self.model, BATCH_SIZE)
             for start in range(0, len(images), size):
                 chosen = slice(start, start + size)
                 batch, wanted = tf.constant(images[chosen]), tf.constant(classes[chosen], tf.int32)
                 activations, gradients = self._trace(batch, wanted)
-                weights = weigh(activations.numpy(), gradients.numpy())
+                weights = compute_weights(activations.numpy(), gradients.numpy())
                 maps.append(np.maximum(np.einsum("nhwc,nc->nhw", activations, weights), 0))
                 advance(len(batch))
         return _enlarge(np.concatenate(maps), images.shape[1:3]) if maps else np.zeros(images.shape[:3], np.float32)
 
     def _differentiate(self, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the layer's map and the gradient of each image's class by it, [n, h, w, c] both."""
+        """The layer's map, and the gradient of each image's class by it, [n, h, w, c] both."""
         activations = tf.cast(self._prefix(images, training=False), tf.float32)
         with tf.GradientTape() as tape:
             tape.watch(activations)
@@ -102,25 +100,24 @@ class Explainer:
 
 
 def find_layer(model: keras.Model) -> CutPoint:
-    """Return the deepest place through which everything flows that has a map worth looking at.
+    """The deepest cut with a feature map of 4 x 4 positions or more, trailing pooling left out.
 
-    That is the last one with 4 x 4 positions or more, trailing pooling left out: `block5_conv3` of VGG16, the last
-    activation of EfficientNet, ResNet V2 and DenseNet, the last sum of ConvNeXt. Where images are so small that none
-    has, the one with most positions.
+    That is `block5_conv3` of VGG16, the last activation of EfficientNet, ResNet V2 and DenseNet, the last sum of
+    ConvNeXt. Where images are so small that no map is as large, the deepest of the largest ones.
 
     Raises:
         BackboneError: No layer has more than one position.
     """
     operations = {call.name: call.operation for call in trace_calls(model)}
     maps = [cut for cut in find_cuts(model) if len(cut.shape) == 3 and min(cut.shape[:2]) > 1]
-    candidates = [cut for cut in maps if not isinstance(operations[cut.name], _BETWEEN)]
+    candidates = [cut for cut in maps if not isinstance(operations[cut.name], _PASSING)]
     if not candidates:
         raise BackboneError(
-            "A model must have a layer with a map of more than one position to be looked into.",
-            f"none in {model.name}",
-            "Fused and handcrafted features leave no such layer; else build the backbone with larger images.",
+            f"{model.name} has no layer with a feature map to explain.",
+            None,
+            "Fused and handcrafted features have none; otherwise build the backbone with larger images.",
         )
-    large = [cut for cut in candidates if min(cut.shape[:2]) >= _LEAST_SIDE]
+    large = [cut for cut in candidates if min(cut.shape[:2]) >= _MIN_SIZE]
     if large:
         return large[-1]
     side = max(min(cut.shape[:2]) for cut in candidates)
@@ -136,16 +133,16 @@ def occlude(
     patch: int | None = None,
     stride: int | None = None,
 ) -> np.ndarray:
-    """Return how much probability a class loses where a grey square hides the image, float32 [n, height, width].
+    """Probability that a class loses where a grey square hides the image, float32 [n, height, width].
 
     Each pixel has the mean over the squares that cover it; below 0 where hiding helps (Zeiler and Fergus, ECCV 2014,
-    section 4.2). Needs no gradients and no layer, and about a hundred answers per image.
+    section 4.2). Needs no gradients and no layer, and about a hundred predictions per image.
 
     Args:
         model: As in `Explainer`.
         images: uint8 [n, height, width, 3].
         classes: Index of the class to explain, one per image.
-        output: Which of the model's outputs.
+        output: Index of the model's output.
         patch: Side of the square, pixels; a sixth of the image's by default.
         stride: Pixels between squares; half a square by default.
     """
@@ -154,7 +151,7 @@ def occlude(
     stride = stride or max(1, patch // 2)
     places = [(y, x) for y in _list_places(height, patch, stride) for x in _list_places(width, patch, stride)]
     maps = np.zeros(images.shape[:3], np.float32)
-    with progress_bar("Hiding parts", len(images), "images") as advance:
+    with progress_bar("Occluding", len(images), "images") as advance:
         for image, wanted, drops in zip(images, classes, maps, strict=True):
             covered = np.zeros((height, width), np.float32)
             hidden = np.repeat(image[None], len(places) + 1, axis=0)
@@ -178,34 +175,34 @@ def check_sanity(
     steps: int = 3,
     seed: int = 0,
 ) -> list[tuple[float, float]]:
-    """Return how alike maps stay while the model's weights are destroyed, from the output down.
+    """Similarity of the maps to the first ones while the model's weights are randomized from the output down.
 
-    Explanations that hardly change show edges of the image, not what the model learned (Adebayo et al., NeurIPS 2018,
-    cascading randomisation). Values are shuffled within each weight, which keeps their distribution. The model's
-    weights are put back.
+    Maps that hardly change show edges of the image, not what the model learned (Adebayo et al., NeurIPS 2018,
+    cascading randomization). Values are shuffled within each weight, which keeps their distribution. The model's
+    weights are restored.
 
     Returns:
-        The share of layers destroyed and the mean rank correlation with the first maps, -1 to 1, after each step.
+        The fraction of layers randomized and the mean rank correlation with the first maps, -1 to 1, of each step.
     """
     model = explainer.model
-    kept, random = model.get_weights(), np.random.default_rng(seed)
+    saved, random = model.get_weights(), np.random.default_rng(seed)
     layers = [call.operation for call in trace_calls(model) if has_weights(call)][::-1]
     reference = explainer.explain(images, classes, method)
     found = []
     try:
         for part in np.array_split(np.arange(len(layers)), steps):
-            for place in part.tolist():
-                weights = layers[place].get_weights()
-                layers[place].set_weights([random.permutation(w.ravel()).reshape(w.shape) for w in weights])
+            for index in part.tolist():
+                weights = layers[index].get_weights()
+                layers[index].set_weights([random.permutation(w.ravel()).reshape(w.shape) for w in weights])
             changed = explainer.explain(images, classes, method)
             found.append(((int(part[-1]) + 1) / len(layers), _correlate(reference, changed)))
     finally:
-        model.set_weights(kept)
+        model.set_weights(saved)
     return found
 
 
 def find_scores(model: keras.Model, output: int) -> tuple[Any, bool]:
-    """Return the tensor of an output's logits, or of its probabilities, and whether it is the latter."""
+    """The tensor of an output's logits, or of its probabilities, and whether it is the latter."""
     tensor = keras.tree.flatten(model.output)[output]
     last = next(call for call in trace_calls(model) if any(found is tensor for found in call.outputs))
     if isinstance(last.operation, (keras.layers.Activation, keras.layers.Softmax)):
@@ -213,11 +210,11 @@ def find_scores(model: keras.Model, output: int) -> tuple[Any, bool]:
     return tensor, True
 
 
-def _weigh_mean(activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+def _grad_cam_weights(activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return gradients.mean(axis=(1, 2))
 
 
-def _weigh_positive(activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+def _grad_cam_plus_plus_weights(activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     squares, cubes = gradients**2, gradients**3
     below = 2 * squares + activations.sum(axis=(1, 2), keepdims=True) * cubes
     shares = np.where(np.abs(below) > 1e-30, squares / np.where(np.abs(below) > 1e-30, below, 1), 0)
@@ -225,7 +222,7 @@ def _weigh_positive(activations: np.ndarray, gradients: np.ndarray) -> np.ndarra
 
 
 def _enlarge(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Bring maps [n, h, w] to an image's size, the largest value of each 1."""
+    """Resize maps [n, h, w] to an image's size, the largest value of each 1."""
     large = tf.image.resize(maps[..., None], size, method="bilinear").numpy()[..., 0]
     return (large / np.maximum(large.max(axis=(1, 2), keepdims=True), 1e-30)).astype(np.float32)
 
@@ -240,7 +237,7 @@ def _predict(model: keras.Model, images: np.ndarray, output: int) -> np.ndarray:
 
 
 def _correlate(reference: np.ndarray, changed: np.ndarray) -> float:
-    """Return the mean rank correlation of pairs of maps; a map that is the same everywhere is like no other."""
+    """Mean rank correlation of pairs of maps; 0 for a constant map."""
     pairs = [
         spearmanr(a.ravel()[::7], b.ravel()[::7]).statistic if np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
         for a, b in zip(reference, changed, strict=True)

@@ -1,19 +1,20 @@
-"""Whether probabilities mean what they say, how to mend them, and when to ask a person instead.
+"""Calibration of probabilities: reliability, expected calibration error, temperature and vector scaling.
 
-Works on the probabilities alone: where a row is of one class, its logits are their logarithms but for a constant that
-softmax does not see; where it can have several labels, each has the logarithm of its odds.
+Works on the probabilities alone: the logits of a multi-class row are their logarithms up to a constant that softmax
+ignores; each label of a multi-label row has the logarithm of its odds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 
 from tlkeras.errors import RunError
+from tlkeras.results import Result
 from tlkeras.runs.predictions import Predictions
 
 ScalingMethod = Literal["temperature", "vector"]
@@ -29,38 +30,34 @@ _RIDGE = 1e-3  # keeps the shifts of classes that validation hardly shows near 0
 
 @dataclass(frozen=True)
 class LogitScaling:
-    """What is done to logits before they become probabilities: `logits * scale + shift`.
+    """An affine map of logits before they become probabilities: `logits * scale + shift`.
 
     Attributes:
-        method: How it was found.
+        method: "temperature" or "vector".
         scale: float [k], all above 0.
         shift: float [k].
-        several: Whether a row can have several labels.
+        is_multilabel: A row can have several labels: sigmoid instead of softmax.
     """
 
     method: str
     scale: np.ndarray
     shift: np.ndarray
-    several: bool
+    is_multilabel: bool
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return the probabilities [n, k] that take their place, float64."""
-        logits = find_logits(probabilities, self.several) * self.scale + self.shift
-        return expit(logits) if self.several else softmax(logits, axis=1)
-
-    def describe(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
-        return {"method": self.method, "scale": self.scale.tolist(), "shift": self.shift.tolist()}
+        """Calibrated probabilities, float64 [n, k]."""
+        logits = to_logits(probabilities, self.is_multilabel) * self.scale + self.shift
+        return expit(logits) if self.is_multilabel else softmax(logits, axis=1)
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of answers by confidence, each with about the same weight.
+    """Bins of predictions by confidence, each with about the same weight.
 
     Attributes:
         confidence: Mean probability in each bin, float [b].
-        accuracy: How often that came true, float [b].
-        share: Of all weight, float [b].
+        accuracy: Fraction of correct predictions, float [b].
+        share: Fraction of all weight, float [b].
     """
 
     confidence: np.ndarray
@@ -73,63 +70,104 @@ class Reliability:
         return float(self.share @ np.abs(self.confidence - self.accuracy))
 
 
-def find_logits(probabilities: np.ndarray, several: bool) -> np.ndarray:
-    """Return logits that softmax, or the logistic function of several labels, turns into the probabilities."""
+@dataclass(frozen=True)
+class CalibrationErrors(Result):
+    """Errors of probabilities against what is true.
+
+    Attributes:
+        adaptive_ece: Expected calibration error with bins of equal weight, 0 to 1.
+        ece: The same with bins of equal width.
+        log_loss: Mean negative logarithm of the probability of the truth; over labels where there are several.
+        brier_score: Mean squared error, summed over classes or averaged over labels.
+        reliability: The bins behind `adaptive_ece`.
+    """
+
+    adaptive_ece: float
+    ece: float
+    log_loss: float
+    brier_score: float
+    reliability: Reliability
+
+
+@dataclass(frozen=True)
+class ScaledCalibration(CalibrationErrors):
+    """The errors after a scaling of the logits, with its method, scale [k] and shift [k]."""
+
+    method: str
+    scale: np.ndarray
+    shift: np.ndarray
+
+
+@dataclass(frozen=True)
+class CalibrationResult(CalibrationErrors):
+    """The errors of probabilities as they are, and after each scaling by its method.
+
+    Attributes:
+        scalings: By method; empty where there is nothing to fit them on.
+        fitted_on: Number of images that the scalings were fitted on.
+    """
+
+    scalings: dict[str, ScaledCalibration]
+    fitted_on: int
+
+
+def to_logits(probabilities: np.ndarray, is_multilabel: bool) -> np.ndarray:
+    """Logits that softmax, or the sigmoid of multi-label tasks, turns into the probabilities, float64 [n, k]."""
     p = np.clip(np.asarray(probabilities, np.float64), _TINY, 1.0)
-    return np.log(p) - np.log(np.clip(1 - p, _TINY, 1.0)) if several else np.log(p)
+    return np.log(p) - np.log(np.clip(1 - p, _TINY, 1.0)) if is_multilabel else np.log(p)
 
 
 def fit_scaling(predictions: Predictions, method: ScalingMethod) -> LogitScaling:
-    """Find the scaling of least log loss on answers that the model was not fitted on.
+    """The scaling of least log loss on predictions for images that the model was not fitted on.
 
-    "temperature" has one scale and no shift, so that no answer changes; "vector" a scale and a shift for each class,
-    the shifts held back a little (Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML
-    2017, section 4.2).
+    "temperature" has one scale and no shift, so that no predicted class changes; "vector" a scale and a regularized
+    shift for each class (Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML 2017, section
+    4.2).
 
     Raises:
         RunError: There is nothing to fit on.
     """
-    several, classes = predictions.targets.ndim == 2, predictions.probabilities.shape[1]
+    is_multilabel, classes = predictions.task.is_multilabel, predictions.probabilities.shape[1]
     if not len(predictions) or not predictions.weights.any():
-        raise RunError("Calibration needs answers on images that were not trained on.", "none with weight")
+        raise RunError("No predictions to calibrate on: images that were not trained on are needed.", "no weight")
     rows = _choose_rows(predictions)
-    logits = find_logits(predictions.probabilities[rows], several)
+    logits = to_logits(predictions.probabilities[rows], is_multilabel)
     members = predictions.task.members(predictions.targets[rows]).astype(np.float64)
     weights = predictions.weights[rows] / predictions.weights[rows].sum()
 
-    def lose(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss_and_gradient(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         logarithms, shift = parameters[:-classes], parameters[-classes:]
         scale = np.exp(logarithms)
         scaled = logits * scale + shift
-        loss, slope = _measure_loss(scaled, members, weights, several)
-        by_class = (slope * logits).sum(axis=0) * scale
+        loss, gradient = _log_loss(scaled, members, weights, is_multilabel)
+        by_class = (gradient * logits).sum(axis=0) * scale
         ridge = _RIDGE * shift / classes
-        steps = by_class if len(logarithms) == classes else by_class.sum(keepdims=True)
+        of_scale = by_class if len(logarithms) == classes else by_class.sum(keepdims=True)
         if method == "temperature":
-            return loss, np.concatenate([steps, np.zeros(classes)])
-        return loss + float(ridge @ shift) / 2, np.concatenate([steps, slope.sum(axis=0) + ridge])
+            return loss, np.concatenate([of_scale, np.zeros(classes)])
+        return loss + float(ridge @ shift) / 2, np.concatenate([of_scale, gradient.sum(axis=0) + ridge])
 
     free = 1 if method == "temperature" else classes
     limit = np.log(_STEEPEST)
     bounds = [(-limit, limit)] * free + [(None, None) if method == "vector" else (0.0, 0.0)] * classes
     start, options = np.zeros(free + classes), {"maxiter": _MOST_STEPS}
-    found = minimize(lose, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     scale = np.broadcast_to(np.exp(found[:free]), (classes,)).copy()
-    return LogitScaling(method, scale, found[free:], several)
+    return LogitScaling(method, scale, found[free:], is_multilabel)
 
 
 def _choose_rows(predictions: Predictions) -> np.ndarray:
-    """Return which rows a scaling is fitted on, spread over all that have weight, int64."""
+    """Rows to fit a scaling on, spread over all that have weight, int64 [m]."""
     rows = np.flatnonzero(predictions.weights > 0)
     most = max(_MOST_CELLS // predictions.probabilities.shape[1], 1000)
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
-def _measure_loss(
-    logits: np.ndarray, members: np.ndarray, weights: np.ndarray, several: bool
+def _log_loss(
+    logits: np.ndarray, members: np.ndarray, weights: np.ndarray, is_multilabel: bool
 ) -> tuple[float, np.ndarray]:
-    """Return the weighted log loss, and its slope by each logit, (n, k)."""
-    if several:
+    """Weighted log loss, and its gradient by the logits, float64 [n, k]."""
+    if is_multilabel:
         each = np.logaddexp(0, logits) - members * logits
         return float(weights @ each.mean(axis=1)), weights[:, None] * (expit(logits) - members) / logits.shape[1]
     loss = -float(weights @ (members * log_softmax(logits, axis=1)).sum(axis=1))
@@ -139,84 +177,80 @@ def _measure_loss(
 def measure_reliability(
     predictions: Predictions, probabilities: np.ndarray | None = None, bins: int = BINS
 ) -> Reliability:
-    """Bin what a model said by how sure it was: of the class that it answers, or of every label.
+    """Bins of predictions by confidence, which is the probability of the predicted class, or of every label.
 
-    Bins hold equal weight rather than equal ranges of confidence, because most answers of a good model lie in the last
-    of these ("adaptive": Nguyen and O'Connor, EMNLP 2015; Nixon et al., CVPR workshops 2019). Equal confidences share
-    a bin.
+    Bins hold equal weight rather than equal ranges of confidence, because most predictions of a good model lie in the
+    last of these ("adaptive": Nguyen and O'Connor, EMNLP 2015; Nixon et al., CVPR workshops 2019). Equal confidences
+    share a bin.
 
     Args:
-        answers: With their targets and weights.
-        probabilities: Other ones in place of the answers' own, (n, k).
-        bins: At most so many.
+        predictions: With their targets and weights.
+        probabilities: Used in place of those of the predictions, float [n, k].
+        bins: Maximum number of bins.
     """
-    confidence, right, weights = _list_claims(predictions, probabilities)
+    confidence, correct, weights = _list_confidences(predictions, probabilities)
     order = np.argsort(confidence, kind="stable")
-    confidence, right, weights = confidence[order], right[order], weights[order]
+    confidence, correct, weights = confidence[order], correct[order], weights[order]
     before = np.cumsum(weights) - weights
     first = np.searchsorted(confidence, confidence, side="left")  # equal confidences begin at one place
     places = np.minimum((before[first] / weights.sum() * bins).astype(int), bins - 1)
     totals = np.bincount(places, weights, minlength=bins)
     used = totals > 0
-    sure, came_true = (np.bincount(places, weights * values, minlength=bins) for values in (confidence, right))
-    return Reliability(sure[used] / totals[used], came_true[used] / totals[used], totals[used] / totals.sum())
+    sums, hits = (np.bincount(places, weights * values, minlength=bins) for values in (confidence, correct))
+    return Reliability(sums[used] / totals[used], hits[used] / totals[used], totals[used] / totals.sum())
 
 
 def expected_calibration_error(
     predictions: Predictions, probabilities: np.ndarray | None = None, bins: int = BINS
 ) -> float:
-    """Return the expected calibration error with bins of equal width (Naeini et al., AAAI 2015), as often published."""
-    confidence, right, weights = _list_claims(predictions, probabilities)
+    """Expected calibration error with bins of equal width (Naeini et al., AAAI 2015), 0 to 1."""
+    confidence, correct, weights = _list_confidences(predictions, probabilities)
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(places, weights * (confidence - right), minlength=bins)
+    gaps = np.bincount(places, weights * (confidence - correct), minlength=bins)
     return float(np.abs(gaps).sum() / weights.sum())
 
 
-def _list_claims(
+def _list_confidences(
     predictions: Predictions, probabilities: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the confidence, whether it came true, and the weight of each claim, (m,) each."""
+    """Confidence, whether it was correct, and weight of each predicted class or label, float64 [m] each."""
     p = np.asarray(predictions.probabilities if probabilities is None else probabilities, np.float64)
-    if predictions.targets.ndim == 2:
+    if predictions.task.is_multilabel:
         return p.ravel(), (predictions.targets == 1).ravel().astype(float), np.repeat(predictions.weights, p.shape[1])
     return p.max(axis=1), (p.argmax(axis=1) == predictions.targets).astype(float), predictions.weights.astype(float)
 
 
-def describe_calibration(predictions: Predictions, validation: Predictions | None) -> dict[str, Any]:
-    """Return how reliable the probabilities are, as they are and after each scaling, as JSON can hold it.
+def evaluate_calibration(predictions: Predictions, validation: Predictions | None) -> CalibrationResult:
+    """Calibration of the probabilities on held-out images, as they are and after each scaling.
 
     Args:
-        answers: On held-out images.
-        validation: What scalings are fitted on; None: none are.
-
-    Returns:
-        `adaptive_ece`, `ece`, `log_loss`, `brier_score`, `reliability` (`confidence`, `accuracy`, `share`); `scalings`
-        by method: `scale`, `shift`, and the same after it; `fitted_on`, images.
+        predictions: On held-out images.
+        validation: Predictions to fit scalings on; None for no scalings.
     """
-    whole = _describe(predictions, None)
-    scalings = {}
+    scalings: dict[str, ScaledCalibration] = {}
     if validation is not None and len(validation) and validation.weights.any():
         for method in METHODS:
             scaling = fit_scaling(validation, method)
-            scalings[method] = {
-                **scaling.describe(),
-                **_describe(predictions, scaling.apply(predictions.probabilities)),
-            }
-    return {**whole, "scalings": scalings, "fitted_on": len(validation) if validation is not None else 0}
+            errors = _measure_errors(predictions, scaling.apply(predictions.probabilities))
+            scalings[method] = ScaledCalibration(
+                **vars(errors), method=method, scale=scaling.scale, shift=scaling.shift
+            )
+    errors = _measure_errors(predictions, predictions.probabilities)
+    return CalibrationResult(**vars(errors), scalings=scalings, fitted_on=0 if validation is None else len(validation))
 
 
-def _describe(predictions: Predictions, probabilities: np.ndarray | None) -> dict[str, Any]:
-    p = np.asarray(predictions.probabilities if probabilities is None else probabilities, np.float64)
+def _measure_errors(predictions: Predictions, probabilities: np.ndarray) -> CalibrationErrors:
+    p = np.asarray(probabilities, np.float64)
     members = predictions.task.members(predictions.targets).astype(np.float64)
     weights = predictions.weights / predictions.weights.sum()
-    several = predictions.targets.ndim == 2
-    loss, _ = _measure_loss(find_logits(p, several), members, weights, several)
+    is_multilabel = predictions.task.is_multilabel
+    loss, _ = _log_loss(to_logits(p, is_multilabel), members, weights, is_multilabel)
     squares = np.square(p - members)
-    found = measure_reliability(predictions, p)
-    return {
-        "adaptive_ece": found.error,
-        "ece": expected_calibration_error(predictions, p),
-        "log_loss": loss,
-        "brier_score": float(weights @ (squares.mean(axis=1) if several else squares.sum(axis=1))),
-        "reliability": {name: getattr(found, name).tolist() for name in ("confidence", "accuracy", "share")},
-    }
+    reliability = measure_reliability(predictions, p)
+    return CalibrationErrors(
+        adaptive_ece=reliability.error,
+        ece=expected_calibration_error(predictions, p),
+        log_loss=loss,
+        brier_score=float(weights @ (squares.mean(axis=1) if is_multilabel else squares.sum(axis=1))),
+        reliability=reliability,
+    )

@@ -1,33 +1,131 @@
-"""What goes wrong: which classes are taken for each other, on which images, and what these resemble."""
+"""Errors of a model: confused classes, images of the largest losses, suspicious labels, similar training images."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from tlkeras.data.quality.label_issues import find_label_issues
+from tlkeras.results import Result
 from tlkeras.runs.predictions import Predictions
 
 MOST_CLASSES = 100
 _ORDERED_FROM = 20
 
 
+@dataclass(frozen=True)
+class ConfusionMatrix(Result):
+    """Weight of each pair of true class (rows) and predicted class (columns), of the classes with most mistakes.
+
+    Attributes:
+        classes: Names of the rows and columns.
+        counts: float [k, k].
+        left_out: Number of classes that are not shown.
+    """
+
+    classes: list[str]
+    counts: np.ndarray
+    left_out: int
+
+
+@dataclass(frozen=True)
+class ConfusionPair(Result):
+    """A class that is taken for another: their names, the weight of such images, and its fraction of the class."""
+
+    label: str
+    prediction: str
+    images: float
+    share: float
+
+
+@dataclass(frozen=True)
+class LabelMistakes(Result):
+    """Weight of the images on which a label was found rightly, missed, and found wrongly."""
+
+    label: str
+    found: float
+    missed: float
+    false: float
+
+
+@dataclass(frozen=True)
+class RegressionError(Result):
+    """An image with its true and its predicted number, as text."""
+
+    key: str
+    label: str
+    prediction: str
+
+
+@dataclass(frozen=True)
+class SimilarImage(Result):
+    """A training image, its label, and the cosine similarity of its features."""
+
+    key: str
+    label: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class TopLoss(Result):
+    """A wrong prediction.
+
+    Attributes:
+        key: Name of the image.
+        label: The truth.
+        prediction: What was predicted instead.
+        class_index: The class or label that the mistake is about: the one predicted wrongly, else the one missed.
+        probability: Of that class.
+        label_probability: Mean probability of the true classes; None where there are none.
+        loss: Log loss of the image.
+        nearest: The most similar training images.
+    """
+
+    key: str
+    label: str
+    prediction: str
+    class_index: int
+    probability: float
+    label_probability: float | None
+    loss: float
+    nearest: Sequence[SimilarImage] = ()
+
+
+@dataclass(frozen=True)
+class LabelIssueRow(Result):
+    """An image whose label looks wrong, with the suggested one; `score` is the difference of their probabilities."""
+
+    key: str
+    label: str
+    suggested: str
+    score: float
+
+
 def count_confusions(predictions: Predictions) -> np.ndarray:
-    """Return the weight of each pair of true class and answer, float [k, k]."""
+    """Weight of each pair of true and predicted class, float [k, k]."""
     classes = predictions.probabilities.shape[1]
     found = np.zeros((classes, classes))
     np.add.at(found, (predictions.targets, predictions.probabilities.argmax(axis=1)), predictions.weights)
     return found
 
 
-def order_classes(confusions: np.ndarray) -> np.ndarray:
-    """Return which classes a person should look at, int64 [at most 100], and in which order.
+def confusion_matrix(predictions: Predictions) -> ConfusionMatrix:
+    """Confusions of the classes that `order_classes` chooses, in its order."""
+    confusions, names = count_confusions(predictions), predictions.task.class_names
+    order = order_classes(confusions)
+    chosen = [names[index] for index in order.tolist()]
+    return ConfusionMatrix(chosen, confusions[np.ix_(order, order)], len(confusions) - len(order))
 
-    Few classes keep theirs. Of more, those that are confused stand side by side (average linkage on how rarely), and
-    of more than `MOST_CLASSES` only those with most mistakes are left.
+
+def order_classes(confusions: np.ndarray) -> np.ndarray:
+    """Order in which to show classes, int64 [at most 100].
+
+    Few classes keep their order. Of more, confused ones become neighbours (average linkage on how rarely they are
+    confused), and of more than `MOST_CLASSES` only those with most mistakes are left.
     """
     mistakes = confusions - np.diag(np.diag(confusions))
     wrong = mistakes.sum(axis=0) + mistakes.sum(axis=1)
@@ -41,151 +139,124 @@ def order_classes(confusions: np.ndarray) -> np.ndarray:
     return chosen[leaves_list(linkage(squareform(distances, checks=False), "average", optimal_ordering=True))]
 
 
-def most_confused(predictions: Predictions, most: int = 12) -> list[dict[str, Any]]:
-    """Return the pairs of true class and other answer that happen most, as label, answer, images and share."""
-    counts, names = count_confusions(predictions), predictions.task.class_names
-    totals = counts.sum(axis=1)
-    np.fill_diagonal(counts, 0)
-    flat = np.argsort(-counts, axis=None, kind="stable")[:most]
-    pairs = [np.unravel_index(place, counts.shape) for place in flat.tolist()]
-    return [
-        {
-            "label": names[a],
-            "prediction": names[b],
-            "images": float(counts[a, b]),
-            "share": float(counts[a, b] / totals[a]),
-        }
-        for a, b in pairs
-        if counts[a, b] > 0
-    ]
+def most_confused(predictions: Predictions, most: int = 12) -> list[ConfusionPair]:
+    """Most frequent pairs of a true class and the class predicted instead.
 
-
-def count_label_mistakes(predictions: Predictions) -> list[dict[str, Any]]:
-    """Return for each label the weight of images where it was found rightly, missed, and found wrongly.
-
-    Those with most mistakes come first, `MOST_CLASSES` at most; of images that can have several labels.
+    Of a multi-label task: of a label that was missed and one that was found wrongly on the same image.
     """
-    truth, predicted = predictions.task.members(predictions.targets), predictions.task.decide(predictions.probabilities)
-    weights = predictions.weights.astype(np.float64)
-    counts = {"found": truth & predicted, "missed": truth & ~predicted, "false": ~truth & predicted}
-    columns = {name: weights @ members for name, members in counts.items()}
-    order = np.argsort(-(columns["missed"] + columns["false"]), kind="stable")[:MOST_CLASSES]
+    if not predictions.task.is_multilabel:
+        counts = count_confusions(predictions)
+        totals = counts.sum(axis=1)
+        np.fill_diagonal(counts, 0)
+    else:
+        truth, predicted, weights = _decisions(predictions)
+        counts = ((truth & ~predicted) * weights[:, None]).T @ (~truth & predicted)
+        totals = weights @ truth
     names = predictions.task.class_names
-    return [
-        {"label": names[place], **{name: float(column[place]) for name, column in columns.items()}}
-        for place in order.tolist()
-    ]
-
-
-def most_confused_labels(predictions: Predictions, most: int = 12) -> list[dict[str, Any]]:
-    """Return pairs of a label that was missed where another was found wrongly, as `list_confused` does."""
-    truth, predicted = predictions.task.members(predictions.targets), predictions.task.decide(predictions.probabilities)
-    weights, names = predictions.weights.astype(np.float64), predictions.task.class_names
-    counts = ((truth & ~predicted) * weights[:, None]).T @ (~truth & predicted)
-    totals = weights @ truth
     flat = np.argsort(-counts, axis=None, kind="stable")[:most]
     pairs = [np.unravel_index(place, counts.shape) for place in flat.tolist()]
     return [
-        {
-            "label": names[a],
-            "prediction": names[b],
-            "images": float(counts[a, b]),
-            "share": float(counts[a, b] / totals[a]),
-        }
+        ConfusionPair(names[a], names[b], float(counts[a, b]), float(counts[a, b] / totals[a]))
         for a, b in pairs
         if counts[a, b] > 0
     ]
 
 
-def list_errors(predictions: Predictions, most: int) -> list[dict[str, Any]]:
-    """Return the images whose number is farthest off: `key`, `label` (the number) and `answer`."""
+def count_label_mistakes(predictions: Predictions) -> list[LabelMistakes]:
+    """Mistakes by label of a multi-label task, `MOST_CLASSES` labels at most, those with most mistakes first."""
+    truth, predicted, weights = _decisions(predictions)
+    found, missed, false = (weights @ of for of in (truth & predicted, truth & ~predicted, ~truth & predicted))
+    order = np.argsort(-(missed + false), kind="stable")[:MOST_CLASSES]
+    names = predictions.task.class_names
+    return [LabelMistakes(names[i], float(found[i]), float(missed[i]), float(false[i])) for i in order.tolist()]
+
+
+def largest_errors(predictions: Predictions, most: int) -> list[RegressionError]:
+    """Images of a regression task whose predicted number is farthest off."""
     errors = np.abs(predictions.probabilities[:, 0] - predictions.targets)
     order = np.argsort(-errors, kind="stable")[:most]
     labels = predictions.task.format_targets(predictions.targets[order])
     predicted = predictions.task.format(predictions.probabilities[order])
-    rows = zip(predictions.keys[order].tolist(), labels, predicted, strict=True)
-    return [{"key": key, "label": label, "prediction": prediction} for key, label, prediction in rows]
+    return list(map(RegressionError, predictions.keys[order].tolist(), labels, predicted))
 
 
-def measure_losses(predictions: Predictions) -> np.ndarray:
-    """Return the log loss of each image, float [n]; the mean over labels where it can have several."""
-    members = predictions.task.members(predictions.targets)
+def log_losses(predictions: Predictions) -> np.ndarray:
+    """Log loss of each image, float64 [n]; the mean over the labels of a multi-label task."""
     p = np.asarray(predictions.probabilities, np.float64)
-    if predictions.targets.ndim == 1:
+    if not predictions.task.is_multilabel:
         return -np.log(np.clip(p[np.arange(len(p)), predictions.targets], 1e-15, 1))
+    members = predictions.task.members(predictions.targets)
     return -np.log(np.clip(np.where(members, p, 1 - p), 1e-15, 1)).mean(axis=1)
 
 
-def top_losses(predictions: Predictions, most: int = 24) -> list[dict[str, Any]]:
-    """Return the images that the model was most wrong about, mistakes only, worst first."""
-    task, losses = predictions.task, measure_losses(predictions)
-    truth, predicted = task.members(predictions.targets), task.decide(predictions.probabilities)
-    wrong = np.flatnonzero((truth != predicted).any(axis=1) & (predictions.weights > 0))
+def top_losses(predictions: Predictions, most: int = 24) -> list[TopLoss]:
+    """Wrong predictions of the largest log loss, worst first."""
+    losses = log_losses(predictions)
+    truth, predicted, weights = _decisions(predictions)
+    wrong = np.flatnonzero((truth != predicted).any(axis=1) & (weights > 0))
     rows = wrong[np.argsort(-losses[wrong], kind="stable")][:most]
-    return [_describe(predictions, row, truth, predicted, losses) for row in rows.tolist()]
+    return [_make_top_loss(predictions, row, truth[row], predicted[row], float(losses[row])) for row in rows.tolist()]
 
 
-def _describe(
-    predictions: Predictions, row: int, truth: np.ndarray, predicted: np.ndarray, losses: np.ndarray
-) -> dict[str, Any]:
+def _make_top_loss(
+    predictions: Predictions, row: int, truth: np.ndarray, predicted: np.ndarray, loss: float
+) -> TopLoss:
     task, p = predictions.task, predictions.probabilities[row]
-    (label,), (prediction,) = task.format(truth[[row]]), task.format(predicted[[row]])
-    wrong = truth[row] != predicted[row]
-    looked_at = int(np.argmax(np.where(wrong & predicted[row] if (wrong & predicted[row]).any() else wrong, p, -1)))
-    return {
-        "key": str(predictions.keys[row]),
-        "label": label,
-        "prediction": prediction,
-        "class": looked_at,
-        "probability": float(p[looked_at]),
-        "of_label": float(p[truth[row]].mean()) if truth[row].any() else None,
-        "loss": float(losses[row]),
-    }
+    (label,), (prediction,) = task.format(truth[None]), task.format(predicted[None])
+    wrong = truth != predicted
+    false = wrong & predicted
+    class_index = int(np.argmax(np.where(false if false.any() else wrong, p, -1)))
+    label_probability = float(p[truth].mean()) if truth.any() else None
+    key = str(predictions.keys[row])
+    return TopLoss(key, label, prediction, class_index, float(p[class_index]), label_probability, loss)
 
 
-def label_issues(predictions: Predictions, most: int = 24) -> list[dict[str, Any]]:
-    """Return the images whose label looks wrong, of each label where an image can have several; most likely first.
+def label_issues(predictions: Predictions, most: int = 24) -> list[LabelIssueRow]:
+    """Images whose label looks wrong, most likely first; each label of a multi-label task on its own.
 
     Args:
-        answers: By a model that was not fitted on these images.
-        most: How many at most.
+        predictions: By a model that was not fitted on these images.
+        most: Maximum number of images.
     """
-    names = predictions.task.class_names
+    names, targets, weights = predictions.task.class_names, predictions.targets, predictions.weights
     p = np.asarray(predictions.probabilities, np.float64)
-    if predictions.targets.ndim == 1:
-        found = [
-            (suspect.score, suspect.row, names[predictions.targets[suspect.row]], names[suspect.suggested])
-            for suspect in find_label_issues(p, predictions.targets, predictions.weights)
-        ]
+    found = []
+    if not predictions.task.is_multilabel:
+        for issue in find_label_issues(p, targets, weights):
+            found.append((issue, names[targets[issue.row]], names[issue.suggested]))
     else:
-        found = []
         for index, name in enumerate(names):
-            pair = np.stack([1 - p[:, index], p[:, index]], axis=1)
-            words = (f"not {name}", name)
-            found += [
-                (suspect.score, suspect.row, words[1 - suspect.suggested], words[suspect.suggested])
-                for suspect in find_label_issues(
-                    pair, predictions.targets[:, index].astype(np.int64), predictions.weights
-                )
-            ]
+            pair, words = np.stack([1 - p[:, index], p[:, index]], axis=1), (f"not {name}", name)
+            for issue in find_label_issues(pair, targets[:, index].astype(np.int64), weights):
+                found.append((issue, words[1 - issue.suggested], words[issue.suggested]))
+    found.sort(key=lambda one: -one[0].score)
     return [
-        {"key": str(predictions.keys[row]), "label": label, "suggested": suggested, "score": float(score)}
-        for score, row, label, suggested in sorted(found, key=lambda one: -one[0])[:most]
+        LabelIssueRow(str(predictions.keys[issue.row]), label, suggested, float(issue.score))
+        for issue, label, suggested in found[:most]
     ]
 
 
 def find_nearest(features: np.ndarray, references: np.ndarray, count: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places of the most similar references of each row, int64 [n, count], and the cosines, float.
+    """Indices of the most similar references of each row, int64 [n, count], and their cosines, float.
 
     Args:
         features: float [n, d].
         references: float [m, d].
-        count: How many; fewer where there are fewer references.
+        count: Number per row; fewer where there are fewer references.
     """
-    units = [_normalize(features), _normalize(references)]
-    cosines = units[0] @ units[1].T
+    cosines = _normalize(features) @ _normalize(references).T
     nearest = np.argsort(-cosines, axis=1, kind="stable")[:, : min(count, len(references))]
     return nearest, np.take_along_axis(cosines, nearest, axis=1)
+
+
+def _decisions(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True and predicted members, bool [n, k] each, and weights, float64 [n]."""
+    task = predictions.task
+    return (
+        task.members(predictions.targets),
+        task.decide(predictions.probabilities),
+        predictions.weights.astype(np.float64),
+    )
 
 
 def _normalize(X: np.ndarray) -> np.ndarray:

@@ -1,18 +1,20 @@
-"""All figures of a run: whole, per class, per slice of the images, with the baselines beside; as JSON and as CSV."""
+"""Metrics of a run: overall, per class and per slice of the images, next to baselines; as JSON and as CSV."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tlkeras.config.recipe import load_recipe
+from tlkeras.config.recipe import bootstrap_options
 from tlkeras.errors import ResourceError
-from tlkeras.evaluation.calibration import describe_calibration
-from tlkeras.evaluation.metrics import Estimate, Key, as_parts, bootstrap_metrics, choose_whole, count_ranked
+from tlkeras.evaluation.calibration import CalibrationResult, evaluate_calibration
+from tlkeras.evaluation.metrics import Estimate, MetricKey, bootstrap_metrics, count_ranked, overall_metrics
+from tlkeras.results import Result, to_plain
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import (
     Predictions,
@@ -31,142 +33,214 @@ MOST_SLICES = 50
 _SLICE_RESAMPLES = 500
 
 
-def evaluate(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
-    """The figures of a finished run on its held-out images, kept as metrics.json and metrics.csv.
+@dataclass(frozen=True)
+class SubsetMetrics(Result):
+    """Metrics of one class, or on the images of a slice; `examples` is the number of such images."""
+
+    examples: int
+    metrics: dict[str, Estimate]
+
+    def to_dict(self) -> dict[str, Any]:
+        """`examples` and the metrics by name."""
+        return {"examples": self.examples, **to_plain(self.metrics)}
+
+
+@dataclass(frozen=True)
+class TaskEvaluation(Result):
+    """Metrics of one task on held-out images.
+
+    Attributes:
+        task: Its name.
+        kind: "multiclass", "multilabel" or "regression".
+        classes: Names of the classes or labels.
+        images: Number of images.
+        weighted: The images have different weights.
+        interval: What the intervals mean, for people.
+        metrics: By name.
+        baseline: Metrics of always predicting the frequencies of the classes, or the mean, in training.
+        probe: Metrics of a linear head on the same frozen features; None where the model is such a head.
+        labels: Metrics by class or label; empty for a regression.
+        slices: By the column that divides the images ("group", "domain", "stratum") and its value.
+        calibration: None for a regression.
+        late_fusion: By rule ("mean", "stacking") the metrics of heads on each part of fused features, joined.
+    """
+
+    task: str
+    kind: str
+    classes: list[str]
+    images: int
+    weighted: bool
+    interval: str
+    metrics: dict[str, Estimate]
+    baseline: dict[str, Estimate]
+    probe: dict[str, Estimate] | None
+    labels: dict[str, SubsetMetrics]
+    slices: dict[str, dict[str, SubsetMetrics]]
+    calibration: CalibrationResult | None
+    late_fusion: dict[str, dict[str, Estimate]]
+
+    @property
+    def baselines(self) -> dict[str, dict[str, Estimate]]:
+        """Metrics to compare with, by the name that people read."""
+        name = "always the mean" if self.kind == "regression" else "majority baseline"
+        others = {"linear probe": self.probe} if self.probe else {}
+        return {name: self.baseline, **others, **{f"late fusion: {rule}": of for rule, of in self.late_fusion.items()}}
+
+
+@dataclass(frozen=True)
+class Evaluation(Result):
+    """Metrics of all tasks of a run on some images.
+
+    Attributes:
+        run: The run's name.
+        tasks: By name, the first one the main one.
+        examples: Number of images by split.
+    """
+
+    run: str
+    tasks: dict[str, TaskEvaluation]
+    examples: dict[str, int]
+
+    @property
+    def main(self) -> TaskEvaluation:
+        """The first task."""
+        return next(iter(self.tasks.values()))
+
+    @property
+    def metrics(self) -> dict[str, Estimate]:
+        """Metrics of the first task, by name."""
+        return self.main.metrics
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes and those of the first task, by name; `tasks` only where there are several."""
+        plain = super().to_dict()
+        tasks = plain.pop("tasks")
+        several = {"tasks": tasks} if len(tasks) > 1 else {}
+        return {"run": self.run, **tasks[self.main.task], **several, **plain}
+
+
+@dataclass(frozen=True)
+class EvaluationResult(Evaluation):
+    """Metrics of a run on its held-out images, and facts of its training.
+
+    Attributes:
+        path: The run directory.
+        phases: Seconds by phase.
+        features: Number of features computed and reused, and the engine.
+        head: Configuration of the head.
+        rejected: Number of images that were left out.
+    """
+
+    path: str
+    phases: dict[str, float]
+    features: dict[str, Any]
+    head: dict[str, Any]
+    rejected: int
+
+
+def evaluate(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> EvaluationResult:
+    """Metrics of a finished run on its held-out images, from its stored predictions.
+
+    The run keeps them as metrics.json and metrics.csv.
 
     Args:
         run: A name, a path, `latest`, or a `Run`.
         runs: Folder of the run directories.
 
-    Returns:
-        What `evaluate_run` returns, and `path`, `phases` (seconds), `features`, `head`, `rejected` (a count).
-
     Raises:
-        RunError: There is no such run, it did not finish, or it keeps no predictions.
+        RunError: There is no such run, it did not finish, it keeps no predictions, or some are not finite.
     """
     opened = open_run(run, runs)
-    options = load_recipe(opened.require("recipe.yaml")).evaluation
-    result = evaluate_run(opened, resamples=options.bootstrap_samples, seed=options.seed)
-    manifest = opened.manifest
-    facts = {key: manifest.get(key) for key in ("phases", "features", "head", "rejected")}
-    return {**result, "path": str(opened.path), **facts}
-
-
-def evaluate_run(run: Run, *, resamples: int, seed: int = 0) -> dict[str, Any]:
-    """Compute the figures of a run from its stored predictions, and keep them as metrics.json and metrics.csv.
-
-    Returns:
-        What `measure_answers` returns of the first task, and `late_fusion`: by rule ("mean", "stacking") the metrics of
-        heads on each part of fused features, joined afterwards; `run`, `examples`; `tasks`, the same of each task by
-        name, where there are several.
-
-    Raises:
-        RunError: The run keeps no predictions, or some are not finite.
-    """
-    probes, fused = read_probes(run), read_fusion(run)
+    options = bootstrap_options(opened.require("recipe.yaml"))
+    probes, fused, validation = read_probes(opened), read_fusion(opened), {}
+    if has_predictions(opened, "validation"):
+        validation = {one.task.name: one for one in load_predictions(opened, "validation")}
     tasks = {}
-    for predictions in load_predictions(run):
-        validation = _find_validation(run, predictions.task.name)
-        tasks[predictions.task.name] = evaluate_predictions(
-            predictions, probes.get(predictions.task.name), validation, resamples=resamples, seed=seed
+    for predictions in load_predictions(opened):
+        name = predictions.task.name
+        tasks[name] = evaluate_predictions(
+            predictions,
+            probes.get(name),
+            validation.get(name),
+            fused.get(name),
+            resamples=options.bootstrap_samples,
+            seed=options.seed,
         )
-        late = fused.get(predictions.task.name, {})
-        tasks[predictions.task.name]["late_fusion"] = {
-            rule: _as_dict(bootstrap_metrics(predictions.targets, predicted, predictions.weights, resamples, seed))
-            for rule, predicted in late.items()
-        }
-    result = {"run": run.name, **merge_tasks(tasks)}
-    result["examples"] = {**run.manifest.get("examples", {}), "test": result["images"]}
+    manifest = opened.manifest
+    images = next(iter(tasks.values())).images
+    evaluation = Evaluation(opened.name, tasks, {**manifest.get("examples", {}), "test": images})
     try:
-        run.write_json("metrics.json", result)
-        run.write_table("metrics.csv", COLUMNS, list_rows(tasks))
-    except ResourceError as error:  # the figures are known all the same
-        logger.warning("The figures could not be kept: %s", error)
-    return result
-
-
-def merge_tasks(tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of the first task, with those of each by name where there are several."""
-    first = next(iter(tasks.values()))
-    return {**first, "tasks": dict(tasks)} if len(tasks) > 1 else dict(first)
+        opened.write_json("metrics.json", evaluation.to_dict())
+        opened.write_table("metrics.csv", COLUMNS, list_rows(tasks))
+    except ResourceError as error:  # the metrics are known all the same
+        logger.warning("The metrics could not be written: %s", error)
+    facts = {name: manifest.get(name, {}) for name in ("phases", "features", "head")}
+    return EvaluationResult(**vars(evaluation), path=str(opened.path), rejected=manifest.get("rejected", 0), **facts)
 
 
 def evaluate_predictions(
     predictions: Predictions,
     probe: np.ndarray | None = None,
     validation: Predictions | None = None,
+    late_fusion: Mapping[str, np.ndarray] | None = None,
     *,
     resamples: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Return the figures of one task.
+) -> TaskEvaluation:
+    """Metrics of one task.
 
     Args:
-        answers: On held-out images.
-        probe: What a linear head on the same frozen features says of them, (n, k).
-        validation: What temperature and vector scaling can be fitted on.
+        predictions: On held-out images.
+        probe: Probabilities of the same images by a linear head on the same frozen features, float [n, k].
+        validation: Predictions to fit temperature and vector scaling on.
+        late_fusion: Probabilities of the same images by rule of late fusion, float [n, k] each.
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
-
-    Returns:
-        `task`, `kind`, `classes`, `images`, `weighted`; `metrics`, `baseline` (always answering how common each class
-        was in training) and `probe` (or None), each name -> value, low, high; `labels`, these by class; `slices`, by
-        what tells images apart ("group", "domain", "stratum") and its values; `calibration`; `interval`, what
-        intervals mean. Of a number there are no `labels`, its `calibration` is None, and the baseline always says the
-        mean.
 
     Raises:
         RunError: A probability is not finite.
     """
     check_finite(predictions)
     task, targets, weights = predictions.task, predictions.targets, predictions.weights
-    majority = np.tile(predictions.prior, (len(targets), 1))
-    figures = bootstrap_metrics(targets, predictions.probabilities, weights, resamples, seed)
-    return {
-        "task": task.name,
-        "kind": task.kind,
-        "classes": list(task.class_names),
-        "images": len(targets),
-        "weighted": bool(np.ptp(weights) > 0),
-        "interval": _explain_interval(predictions.probabilities.size, resamples),
-        "metrics": _as_dict(figures),
-        "baseline": _as_dict(bootstrap_metrics(targets, majority, weights, 0)),
-        "probe": None if probe is None else _as_dict(bootstrap_metrics(targets, probe, weights, resamples, seed)),
-        "labels": _divide_by_label(figures, predictions) if task.has_classes else {},
-        "slices": {name: _measure_slices(predictions, values, seed) for name, values in _list_slices(predictions)},
-        "calibration": describe_calibration(predictions, validation) if task.has_classes else None,
-    }
 
+    def measure(probabilities: np.ndarray, resamples: int = resamples) -> dict[str, Estimate]:
+        return overall_metrics(bootstrap_metrics(targets, probabilities, weights, resamples, seed))
 
-def list_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple]:
-    """Yield the rows of metrics.csv, in the order of `COLUMNS`; what is undefined is empty."""
-    for task, result in tasks.items():
-        for metric, figure in result["metrics"].items():
-            beside = [(result[name] or {}).get(metric, {}).get("value") for name in ("baseline", "probe")]
-            yield task, "all", "", metric, result["images"], *figure.values(), *beside
-        for rule, of_rule in result.get("late_fusion", {}).items():
-            yield from _list_scope(task, "late fusion", rule, {"examples": result["images"], **of_rule})
-        for label, of_label in result["labels"].items():
-            yield from _list_scope(task, "class", label, of_label)
-        for scope, values in result["slices"].items():
-            for value, of_slice in values.items():
-                yield from _list_scope(task, scope, value, of_slice)
-        for metric in ("adaptive_ece", "ece") if result["calibration"] else ():
-            yield task, "all", "", metric, result["images"], result["calibration"][metric], None, None, None, None
-
-
-def _list_scope(task: str, scope: str, name: str, figures: Mapping[str, Any]) -> Iterator[tuple]:
-    for metric, figure in figures.items():
-        if metric != "examples":
-            yield task, scope, name, metric, figures["examples"], *figure.values(), None, None
-
-
-def _find_validation(run: Run, task: str) -> Predictions | None:
-    if not has_predictions(run, "validation"):
-        return None
-    return next(
-        (predictions for predictions in load_predictions(run, "validation") if predictions.task.name == task), None
+    estimates = bootstrap_metrics(targets, predictions.probabilities, weights, resamples, seed)
+    slices = {name: values for name, values in predictions.slices.items() if len(np.unique(values)) > 1}
+    return TaskEvaluation(
+        task=task.name,
+        kind=task.kind,
+        classes=list(task.class_names),
+        images=len(targets),
+        weighted=bool(np.ptp(weights) > 0),
+        interval=_explain_interval(predictions.probabilities.size, resamples),
+        metrics=overall_metrics(estimates),
+        baseline=measure(np.tile(predictions.prior, (len(targets), 1)), 0),
+        probe=None if probe is None else measure(probe),
+        labels=_group_by_label(estimates, predictions) if task.has_classes else {},
+        slices={name: _evaluate_slices(predictions, values, seed) for name, values in slices.items()},
+        calibration=evaluate_calibration(predictions, validation) if task.has_classes else None,
+        late_fusion={rule: measure(predicted) for rule, predicted in (late_fusion or {}).items()},
     )
+
+
+def list_rows(tasks: Mapping[str, TaskEvaluation]) -> Iterator[tuple]:
+    """Rows of metrics.csv, in the order of `COLUMNS`; undefined values are empty."""
+    for task, result in tasks.items():
+        for metric, estimate in result.metrics.items():
+            references = [(of or {}).get(metric) for of in (result.baseline, result.probe)]
+            cells = [reference and reference.to_dict()["value"] for reference in references]
+            yield task, "all", "", metric, result.images, *estimate.to_dict().values(), *cells
+        subsets = [("late fusion", rule, SubsetMetrics(result.images, of)) for rule, of in result.late_fusion.items()]
+        subsets += [("class", label, of_label) for label, of_label in result.labels.items()]
+        subsets += [(name, value, of) for name, values in result.slices.items() for value, of in values.items()]
+        for scope, name, subset in subsets:
+            for metric, estimate in subset.metrics.items():
+                yield task, scope, name, metric, subset.examples, *estimate.to_dict().values(), None, None
+        if result.calibration:
+            for metric in ("adaptive_ece", "ece"):
+                yield task, "all", "", metric, result.images, getattr(result.calibration, metric), *[None] * 4
 
 
 def _explain_interval(cells: int, resamples: int) -> str:
@@ -177,36 +251,26 @@ def _explain_interval(cells: int, resamples: int) -> str:
     return f"{text}; of ROC AUC and average precision {ranked or 'none'}, as so many images and classes take long"
 
 
-def _list_slices(predictions: Predictions) -> list[tuple[str, np.ndarray]]:
-    """Return what parts the images in two or more, by name."""
-    return [(name, values) for name, values in predictions.slices.items() if len(np.unique(values)) > 1]
-
-
-def _measure_slices(predictions: Predictions, values: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
-    """Return the figures of each value, the largest ones first, of `MOST_SLICES` at most."""
+def _evaluate_slices(predictions: Predictions, values: np.ndarray, seed: int) -> dict[str, SubsetMetrics]:
+    """Metrics by value, the most frequent values first, `MOST_SLICES` at most."""
     names, counts = np.unique(values, return_counts=True)
     order = np.lexsort((names, -counts))[:MOST_SLICES]
     slices = {}
     for name, count in zip(names[order].tolist(), counts[order].tolist(), strict=True):
         part = take(predictions, values == name)
         if part.weights.any():
-            measured = bootstrap_metrics(part.targets, part.probabilities, part.weights, _SLICE_RESAMPLES, seed)
-            slices[name] = {"examples": count, **_as_dict(measured)}
+            estimates = bootstrap_metrics(part.targets, part.probabilities, part.weights, _SLICE_RESAMPLES, seed)
+            slices[name] = SubsetMetrics(count, overall_metrics(estimates))
     return slices
 
 
-def _as_dict(figures: Mapping[Key, Estimate]) -> dict[str, dict[str, float | None]]:
-    return {name: as_parts(figure) for name, figure in choose_whole(figures).items()}
-
-
-def _divide_by_label(figures: Mapping[Key, Estimate], predictions: Predictions) -> dict[str, dict[str, Any]]:
-    """Return the figures on single classes or labels, with the number of images that have it."""
+def _group_by_label(estimates: Mapping[MetricKey, Estimate], predictions: Predictions) -> dict[str, SubsetMetrics]:
+    """Metrics of single classes or labels, with the number of images that have it."""
     names, members = predictions.task.class_names, predictions.task.members(predictions.targets)
-    labels: dict[str, dict[str, Any]] = {
-        name: {"examples": int(members[:, index].sum())} for index, name in enumerate(names)
-    }
-    for key, figure in figures.items():
+    labels: dict[str, dict[str, Estimate]] = {name: {} for name in names}
+    for key, estimate in estimates.items():
         if not isinstance(key, str):
             index, metric = key
-            labels[names[index]][metric] = as_parts(figure)
-    return labels
+            labels[names[index]][metric] = estimate
+    counts = members.sum(axis=0).tolist()
+    return {name: SubsetMetrics(count, labels[name]) for name, count in zip(names, counts, strict=True)}

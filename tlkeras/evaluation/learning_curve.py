@@ -1,94 +1,110 @@
-"""Would more images help? A linear head on cached features, fitted on more and more of the training images."""
+"""Accuracy of a linear head on cached features by the number of training images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tlkeras.evaluation.comparison import compare_probabilities
+from tlkeras.evaluation.comparison import PairedDifference, compare_probabilities
+from tlkeras.evaluation.run_data import FeatureSplit
 from tlkeras.heads.cross_validation import group_kfold
 from tlkeras.heads.heads import Head
 from tlkeras.heads.link_functions import infer_link
 from tlkeras.progress import progress_bar
+from tlkeras.results import Result
 from tlkeras.runs.predictions import Predictions
 
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 
 
+@dataclass(frozen=True)
+class LearningCurveResult(Result):
+    """Accuracy on held-out images by the number of training images.
+
+    Attributes:
+        metric: "accuracy", or "exact_match" of a multi-label task.
+        images: Number of training images of each point.
+        accuracy: Mean over draws of each point.
+        low: Lowest of the draws.
+        high: Highest of the draws.
+        last_step: Gain by the second half of the training images; None where it could not be measured.
+    """
+
+    metric: str
+    images: list[int]
+    accuracy: list[float]
+    low: list[float]
+    high: list[float]
+    last_step: PairedDifference | None
+
+
 def learning_curve(
-    head_maker: Callable[[], Head],
-    train: tuple[np.ndarray, np.ndarray, np.ndarray],
+    make_head: Callable[[], Head],
+    train: FeatureSplit,
     X: np.ndarray,
     held_out: Predictions,
     *,
     repeats: int = 3,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Return accuracy on held-out images by the number of training images.
+) -> LearningCurveResult:
+    """Learning curve of heads that are fitted on nested draws of the training images.
 
     Args:
-        head_maker: Makes an unfitted head.
-        train: Features (n, d), targets and weights of the training images.
-        X: Features of the held-out images, (m, d).
-        held_out: What is true of them; its answers are not used.
-        repeats: Draws of each size below the whole; larger ones hold the smaller of the same draw.
-        resamples: Of the paired bootstrap of the last step, from half of the images to all.
+        make_head: Makes an unfitted head.
+        train: Labelled training images.
+        X: Features of the held-out images, float [m, d].
+        held_out: Their targets and weights; the predictions themselves are not used.
+        repeats: Draws of each size below the whole; larger ones contain the smaller of the same draw.
+        resamples: Number of bootstrap resamples for the last step, from half of the images to all.
         seed: Of the draws.
-
-    Returns:
-        `images`, `accuracy` (mean over draws), `low` and `high` (least and most of the draws), one per size;
-        `metric`; `last_step`: value, low and high of what the second half of the images gained.
     """
-    features, y, weights = train
-    points: list[tuple[int, list[float]]] = []
-    halves: list[np.ndarray] = []
-    whole = held_out.probabilities
-    with progress_bar("Learning curve", len(SHARES) * repeats, "fits") as advance:
-        for share in SHARES:
-            figures, size = [], 0
-            for repeat in range(repeats if share < 1 else 1):
-                rows = _draw(y, share, seed + repeat)
-                size = len(rows)
-                predicted = _ask(head_maker(), (features[rows], y[rows], weights[rows]), X, held_out)
-                if predicted is None:
-                    continue
-                figures.append(_measure_accuracy(held_out, predicted))
-                whole = predicted
-                if share == 0.5:
-                    halves.append(predicted)
-                advance(1)
-            if figures:
-                points.append((size, figures))
-    step, name = None, "accuracy" if held_out.targets.ndim == 1 else "exact_match"
-    if halves and points and points[-1][0] == len(y):
-        final = Predictions(**{**vars(held_out), "probabilities": whole})
-        step = compare_probabilities(final, halves[0], resamples=resamples, seed=seed)[name]
-    return {
-        "metric": name,
-        "images": [size for size, _ in points],
-        "accuracy": [float(np.mean(figures)) for _, figures in points],
-        "low": [min(figures) for _, figures in points],
-        "high": [max(figures) for _, figures in points],
-        "last_step": step,
-    }
+    y = train.targets[held_out.task.name]
+    draws = [(share, repeat) for share in SHARES for repeat in range(repeats if share < 1 else 1)]
+    sizes: dict[float, int] = {}
+    accuracies: dict[float, list[float]] = {}
+    first: dict[float, np.ndarray] = {}
+    with progress_bar("Learning curve", len(draws), "fits") as advance:
+        for share, repeat in draws:
+            rows = _draw(y, share, seed + repeat)
+            sizes[share] = len(rows)
+            predicted = _fit_and_predict(make_head(), train.X[rows], y[rows], train.weights[rows], X, held_out)
+            if predicted is not None:
+                accuracies.setdefault(share, []).append(_accuracy(held_out, predicted))
+                if share in (0.5, 1.0):
+                    first.setdefault(share, predicted)
+            advance(1)
+    metric, last_step = "exact_match" if held_out.task.is_multilabel else "accuracy", None
+    if len(first) == 2:
+        final = replace(held_out, probabilities=first[1.0])
+        last_step = compare_probabilities(final, first[0.5], resamples=resamples, seed=seed)[metric]
+    return LearningCurveResult(
+        metric,
+        [sizes[share] for share in accuracies],
+        [float(np.mean(drawn)) for drawn in accuracies.values()],
+        [min(drawn) for drawn in accuracies.values()],
+        [max(drawn) for drawn in accuracies.values()],
+        last_step,
+    )
 
 
-def _ask(head: Head, train: tuple[np.ndarray, ...], X: np.ndarray, held_out: Predictions) -> np.ndarray | None:
-    """Fit a head and return its probabilities of the held-out images, None where a class or an answer is missing."""
+def _fit_and_predict(
+    head: Head, X: np.ndarray, y: np.ndarray, weights: np.ndarray, held_out_X: np.ndarray, held_out: Predictions
+) -> np.ndarray | None:
+    """Probabilities of the held-out images, float64 [m, k]; None where the rows lack a class."""
     try:
-        head.fit(*train)
+        head.fit(X, y, weights)
     except ValueError:
         return None
     predicted = np.zeros(held_out.probabilities.shape)
-    predicted[:, head.classes_] = head.predict_proba(X)
+    predicted[:, head.classes_] = head.predict_proba(held_out_X)
     return predicted
 
 
 def _draw(y: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Return some rows, of each class its share, int64 (m,); larger shares hold smaller ones."""
+    """Rows of a stratified draw, int64 [m]; larger shares contain smaller ones."""
     if share >= 1:
         return np.arange(len(y))
     parts = 20
@@ -97,7 +113,7 @@ def _draw(y: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.flatnonzero(dealt < round(share * parts))
 
 
-def _measure_accuracy(held_out: Predictions, predicted: np.ndarray) -> float:
+def _accuracy(held_out: Predictions, predicted: np.ndarray) -> float:
     task = held_out.task
-    right = (task.decide(predicted) == task.members(held_out.targets)).all(axis=1)
-    return float(held_out.weights @ right / held_out.weights.sum())
+    correct = (task.decide(predicted) == task.members(held_out.targets)).all(axis=1)
+    return float(held_out.weights @ correct / held_out.weights.sum())

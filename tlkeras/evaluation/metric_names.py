@@ -1,9 +1,4 @@
-"""What metrics, and what they are compared with, are called where people read."""
-
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
+"""Names of metrics as people read them."""
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -27,13 +22,3 @@ METRIC_NAMES = {
     "rmse": "root mean squared error",
     "mae": "mean absolute error",
 }
-
-
-def baseline_names(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return, by name, the figures that stand beside a task's own: of the majority, a linear probe, late fusion."""
-    rivals = {
-        "always the mean" if result["kind"] == "regression" else "majority baseline": result["baseline"],
-        "linear probe": result["probe"],
-    }
-    rivals |= {f"late fusion: {rule}": figures for rule, figures in result.get("late_fusion", {}).items()}
-    return {name: figures for name, figures in rivals.items() if figures}

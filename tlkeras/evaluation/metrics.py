@@ -1,4 +1,4 @@
-"""Formulas of figures with their doubt: weighted classification metrics and bootstrap intervals.
+"""Weighted classification metrics and their bootstrap intervals.
 
 Every metric is written for a stack of weightings (b, n) at once: a bootstrap resample is nothing but another
 weighting of the same examples, so the point estimate and its interval come from one piece of code.
@@ -7,33 +7,52 @@ weighting of the same examples, so the point estimate and its interval come from
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from tlkeras.errors import DataError
-from tlkeras.evaluation.multilabel_metrics import compute_labels
+from tlkeras.evaluation.multilabel_metrics import compute_multilabel
 from tlkeras.evaluation.ranking_metrics import compute_ranking
-from tlkeras.evaluation.regression_metrics import compute_numbers
+from tlkeras.evaluation.regression_metrics import compute_regression
+from tlkeras.results import Result
 
-Key = str | tuple[int, str]
-"""Of a figure: its name, or the index of a class or label and the name."""
+MetricKey = str | tuple[int, str]
+"""The name of a metric over all classes, or the index of a class or label and the name."""
 
 RANKED = ("roc_auc", "average_precision", "mean_average_precision", "micro_roc_auc", "micro_average_precision")
-"""Metrics that sort scores: what takes time with many examples and classes."""
+"""Metrics that sort scores, which takes time with many examples and classes."""
 
 _CELLS = 4_000_000  # weights held in memory at a time
 _MOST_RANKED = 200_000_000  # scores sorted into place over all resamples: about ten seconds
 _LEAST_RESAMPLES = 100  # of fewer, percentiles at 2.5 % mean little
 
 
-class Estimate(NamedTuple):
-    """A value and its 95 % bootstrap interval."""
+@dataclass(frozen=True)
+class Estimate(Result):
+    """A value and its 95 % bootstrap interval, each NaN where it is undefined."""
 
     value: float
     low: float
     high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes by name; None for NaN, which JSON does not have."""
+        return {name: value if value is None or np.isfinite(value) else None for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float | None]) -> Estimate:
+        """An estimate from what `to_dict` gave."""
+        return cls(**{name: np.nan if value is None else value for name, value in values.items()})
+
+
+class BootstrapSamples(NamedTuple):
+    """Metrics on all examples, and on each of b resamples of them, float (b,)."""
+
+    values: dict[MetricKey, float]
+    resampled: dict[MetricKey, np.ndarray]
 
 
 def bootstrap_metrics(
@@ -42,8 +61,8 @@ def bootstrap_metrics(
     weights: np.ndarray | None = None,
     resamples: int = 2000,
     seed: int = 0,
-) -> dict[Key, Estimate]:
-    """Return every metric with the percentile interval of a bootstrap over examples.
+) -> dict[MetricKey, Estimate]:
+    """Metrics with percentile intervals of a bootstrap over examples.
 
     Args:
         targets: Class index of each example, shape (n,), or 1 for each label that it has and 0 else, shape (n, k); or
@@ -59,47 +78,60 @@ def bootstrap_metrics(
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
     """
-    values, samples = bootstrap_samples(targets, probabilities, weights, resamples, seed)
+    samples = bootstrap_samples(targets, probabilities, weights, resamples, seed)
     return {
-        name: _summarize(float(value), samples[name], bool(resamples) and _is_ranked(name))
-        for name, value in values.items()
+        key: estimate(value, samples.resampled[key], undefined=np.nan if resamples and _is_ranked(key) else value)
+        for key, value in samples.values.items()
     }
 
 
 def bootstrap_samples(
     targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None, resamples: int, seed: int
-) -> tuple[dict[Key, float], dict[Key, np.ndarray]]:
-    """Return every metric, and its values on bootstrap resamples, (b,); arguments and errors as in `measure`."""
+) -> BootstrapSamples:
+    """Metrics on all examples and on bootstrap resamples; arguments and errors as in `bootstrap_metrics`."""
     if len(targets) == 0:
-        raise DataError("There must be at least one held-out image to measure on.", 0)
+        raise DataError("No held-out images to evaluate on.", 0)
     if not np.isfinite(probabilities).all():
         rows = int((~np.isfinite(probabilities)).any(axis=1).sum())
-        raise DataError("Probabilities must be finite.", f"{rows} rows with NaN or infinity")
+        raise DataError("Some probabilities are not finite.", f"{rows} rows with NaN or infinity")
     weights = np.ones(len(targets)) if weights is None else np.asarray(weights, dtype=np.float64)
-    compute_all = compute_numbers if targets.dtype.kind == "f" else compute if targets.ndim == 1 else compute_labels
+    compute_all = (
+        compute_regression if targets.dtype.kind == "f" else compute if targets.ndim == 1 else compute_multilabel
+    )
     values = {name: float(value[0]) for name, value in compute_all(targets, probabilities, weights[None]).items()}
     ranked, parts, done = count_ranked(probabilities.size, resamples), [], 0
     for counts in resample(len(targets), resamples, seed, targets.size):
         parts.append(compute_all(targets, probabilities, counts * weights, ranked=done < ranked))
         done += len(counts)
     joined = {name: np.concatenate([np.empty(0), *(part[name] for part in parts if name in part)]) for name in values}
-    return values, {name: of[:ranked] if _is_ranked(name) else of for name, of in joined.items()}
+    return BootstrapSamples(
+        values, {key: drawn[:ranked] if _is_ranked(key) else drawn for key, drawn in joined.items()}
+    )
+
+
+def estimate(value: float, resampled: np.ndarray, undefined: float = np.nan) -> Estimate:
+    """A value with the 2.5 and 97.5 % percentiles of its finite resamples; `undefined` for both if there are none."""
+    resampled = resampled[np.isfinite(resampled)]
+    if not len(resampled):
+        return Estimate(value, undefined, undefined)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Estimate(value, float(low), float(high))
 
 
 def count_ranked(cells: int, resamples: int) -> int:
-    """Return how many of the resamples metrics that sort scores can have, of so many scores (n k); 0 if too few."""
+    """Number of resamples for metrics that sort scores, given the number of scores (n k); 0 if it would be too few."""
     most = min(resamples, _MOST_RANKED // max(cells, 1))
     return most if most >= min(resamples, _LEAST_RESAMPLES) else 0
 
 
 def compute(
     targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, ranked: bool = True
-) -> dict[Key, np.ndarray]:
-    """Return each metric for each weighting, shape (b,): by name, and of single classes by (index, name).
+) -> dict[MetricKey, np.ndarray]:
+    """Each metric for each weighting, shape (b,): by name, and of single classes by (index, name).
 
-    Classes without weight among the targets are left out of the averages over classes, and have figures of NaN. ROC AUC
+    Classes without weight among the targets are left out of the averages over classes, and have metrics of NaN. ROC AUC
     and average precision are of one class against the rest, averaged over classes; for two classes, of the second.
-    Precision is 0 where a class was never answered. The Brier score is the sum over classes, 0 to 2 (Brier, 1950).
+    Precision is 0 where a class was never predicted. The Brier score is the sum over classes, 0 to 2 (Brier, 1950).
 
     Args:
         targets: Class index of each example, shape (n,).
@@ -117,7 +149,7 @@ def compute(
     precision = np.where(predicted > 0, right / np.where(predicted > 0, predicted, 1.0), 0.0) + 0 * present
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
     squares = np.square(probabilities, dtype=np.float64).sum(axis=1) - 2 * chosen + 1
-    whole: dict[Key, np.ndarray] = {
+    whole: dict[MetricKey, np.ndarray] = {
         "accuracy": right.sum(axis=1) / total,
         "balanced_accuracy": _average(recall),
         "macro_f1": _average(f1),
@@ -135,7 +167,7 @@ def compute(
 
 
 def resample(count: int, resamples: int, seed: int, cells: int) -> Iterator[np.ndarray]:
-    """Yield how often each example was drawn, in stacks (b, n) that bound the memory: `cells` are needed for each."""
+    """Counts of each example in each resample, in stacks (b, n) that bound the memory: `cells` are needed for each."""
     random = np.random.default_rng(seed)
     step = max(1, _CELLS // cells)
     for start in range(0, resamples, step):
@@ -144,43 +176,30 @@ def resample(count: int, resamples: int, seed: int, cells: int) -> Iterator[np.n
         yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
 
 
-def as_parts(figure: Estimate) -> dict[str, float | None]:
-    """Return a figure as JSON can hold it: value, low, high; what is undefined is null."""
-    return {part: value if np.isfinite(value) else None for part, value in figure._asdict().items()}
+def overall_metrics(estimates: dict[MetricKey, Estimate]) -> dict[str, Estimate]:
+    """The metrics over all classes, by name."""
+    return {key: found for key, found in estimates.items() if isinstance(key, str)}
 
 
-def choose_whole(figures: Mapping[Key, Estimate]) -> dict[str, Estimate]:
-    """Return the figures on all classes."""
-    return {name: figure for name, figure in figures.items() if isinstance(name, str)}
-
-
-def _is_ranked(key: Key) -> bool:
+def _is_ranked(key: MetricKey) -> bool:
     return (key if isinstance(key, str) else key[1]) in RANKED
 
 
-def _summarize(value: float, drawn: np.ndarray, may_lack: bool) -> Estimate:
-    drawn = drawn[np.isfinite(drawn)]
-    if not len(drawn):
-        return Estimate(value, *([np.nan] * 2 if may_lack else [value] * 2))
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
-
-
 def _sum_by_class(weights: np.ndarray, codes: np.ndarray, classes: int) -> np.ndarray:
-    """Return the weight on each class, (b, k)."""
+    """Weight on each class, (b, k)."""
     rows = np.arange(len(codes))
     return np.asarray((csr_array((np.ones(len(codes)), (codes, rows)), shape=(classes, len(codes))) @ weights.T).T)
 
 
 def _average(values: np.ndarray) -> np.ndarray:
-    """Return the mean over classes of what is known, (b,); NaN where nothing is."""
+    """Mean over classes of the finite values, (b,); NaN where there are none."""
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1)
 
 
 def _rank(targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the area under the ROC curve and the average precision of each class against the rest, (b, k) each."""
+    """Area under the ROC curve and average precision of each class against the rest, (b, k) each."""
     pairs = [compute_ranking(targets == c, probabilities[:, c], weights) for c in range(probabilities.shape[1])]
     areas, averages = zip(*pairs, strict=True)
     return np.stack(areas, axis=1), np.stack(averages, axis=1)

@@ -1,4 +1,4 @@
-"""Metrics of images that can have several labels: of each one, and of all; for stacks of weightings (b, n) at once.
+"""Multi-label metrics, of each label and overall, for stacks of weightings (b, n) at once.
 
 Source of the averages: Zhang and Zhou, A Review on Multi-Label Learning Algorithms, IEEE TKDE 2014, section 2.2.
 """
@@ -13,14 +13,14 @@ from tlkeras.evaluation.ranking_metrics import compute_ranking
 _TINY = 1e-15
 
 
-def compute_labels(
+def compute_multilabel(
     targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, ranked: bool = True
 ) -> dict[str | tuple[int, str], np.ndarray]:
-    """Return each metric for each weighting, shape (b,): by name, and of single labels by (index of the label, name).
+    """Each metric for each weighting, shape (b,): by name, and of single labels by (index of the label, name).
 
-    A label is answered yes from `THRESHOLD` on. F1 of a label that nobody has is 0 where it was answered and NaN where
-    it was not; its average precision, and the ROC AUC of a label that all have or lack, are NaN. Averages over labels
-    ("macro") leave out what is NaN. "micro" takes every question of every image as an example of its own.
+    A label is predicted from `THRESHOLD` on. F1 of a label that no image has is 0 where it was predicted and NaN where
+    it was not; its average precision, and the ROC AUC of a label that all images have or lack, are NaN. Averages over
+    labels ("macro") leave out NaN. "micro" takes every label of every image as an example of its own.
 
     Args:
         targets: 1 for each label that an example has and 0 else, shape (n, k).
@@ -54,11 +54,11 @@ def compute_labels(
 
 
 def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Return the quotient, NaN where there is nothing to divide by."""
+    """Quotient; NaN where the denominator is 0."""
     return above / np.where(below > 0, below, np.nan)
 
 
 def _average(values: np.ndarray) -> np.ndarray:
-    """Return the mean over labels of what is known, (b,); NaN where nothing is."""
+    """Mean over labels of the finite values, (b,); NaN where there are none."""
     known = np.isfinite(values)
     return _divide(np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1))

@@ -1,101 +1,147 @@
-"""A run measured on other images than its own."""
+"""Evaluation of a run on other images than its own."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tlkeras.config.recipe import Recipe, load_recipe
+from tlkeras.config.recipe import Recipe, bootstrap_options, load_recipe
 from tlkeras.data.headers import to_printable
-from tlkeras.data.inspection import ValidatedDataset, validate_images
+from tlkeras.data.inspection import validate_images
+from tlkeras.data.tables import Dataset
 from tlkeras.errors import RunError
-from tlkeras.evaluation.evaluate import COLUMNS, evaluate_predictions, list_rows, merge_tasks
+from tlkeras.evaluation.evaluate import COLUMNS, Evaluation, evaluate_predictions, list_rows
+from tlkeras.evaluation.metrics import Estimate
+from tlkeras.evaluation.run_data import read_csv
 from tlkeras.features.extraction import extract_activations
 from tlkeras.heads.heads import order_outputs
 from tlkeras.inference.predict import load_model
+from tlkeras.results import Result
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import Predictions, load_predictions, read_tasks, take
 from tlkeras.training import builders
 
-EXTERNAL_EVALUATION_DIR = "elsewhere"
+EXTERNAL_EVALUATION_DIR = "other_data"
 
 
-def evaluate_on(run: str | Path | Run, source: str, *, runs: str | Path = RUNS) -> dict[str, Any]:
-    """The figures of a finished run on labelled images from another source.
+@dataclass(frozen=True)
+class ExternalEvaluationResult(Evaluation):
+    """Metrics of a run on images from another source.
+
+    Attributes:
+        source: The source, as in `data.source`.
+        rejected: Number of images that cannot be read.
+        trained_on: Number of images whose files the run was trained on.
+        path: The run directory.
+    """
+
+    source: str
+    rejected: int
+    trained_on: int
+    path: str
+
+
+@dataclass(frozen=True)
+class StoredEvaluation(Result):
+    """What `evaluate_on` has written into a run.
+
+    Attributes:
+        content: The JSON file.
+        source: The source of the images.
+        images: Number of images.
+        rejected: Number of images that could not be read.
+        trained_on: Number of images whose files the run was trained on.
+        metrics: By task and metric.
+    """
+
+    content: Mapping[str, Any]
+    source: str
+    images: int
+    rejected: int
+    trained_on: int
+    metrics: dict[str, dict[str, Estimate]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON file."""
+        return dict(self.content)
+
+
+def evaluate_on(run: str | Path | Run, source: str, *, runs: str | Path = RUNS) -> ExternalEvaluationResult:
+    """Metrics of a finished run on labelled images from another source; its folder `other_data/` keeps them.
 
     Args:
         run: A name, a path, `latest`, or a `Run`.
         source: As in `data.source`.
         runs: Folder of the run directories.
-    """
-    opened = open_run(run, runs)
-    options = load_recipe(opened.require("recipe.yaml")).evaluation
-    measured = _evaluate_on(opened, source, resamples=options.bootstrap_samples, seed=options.seed)
-    return {**measured, "path": str(opened.path)}
-
-
-def _evaluate_on(run: Run, source: str, *, resamples: int, seed: int = 0) -> dict[str, Any]:
-    """Measure a run's model on labelled images from another source; its folder `elsewhere/` keeps the figures.
-
-    Returns:
-        What `figures.evaluate` returns, and `source`, `rejected` (images that cannot be read) and `trained_on`
-        (images whose files the run was trained on).
 
     Raises:
         DataError: The source cannot be read, or its labels are not the run's.
-        RunError: The run holds no model that can be read.
+        RunError: There is no such run, or it has no model that can be read.
     """
-    recipe = load_recipe(str(run.path / "recipe.yaml"))
-    inspection = validate_images(builders.read_other_dataset(recipe, source, read_tasks(run)))
-    predictions, seen = predict_dataset(run, recipe, inspection)
-    tasks = {one.task.name: evaluate_predictions(one, resamples=resamples, seed=seed) for one in predictions}
-    trained = _read_trained(run)
-    result = {
-        "run": run.name,
-        "source": source,
-        **merge_tasks(tasks),
-        "examples": {"test": len(seen)},
-        "rejected": len(inspection.dataset) - len(seen) + len(inspection.rejected),
-        "trained_on": sum(inspection.digests[row] in trained for row in seen.tolist()),
+    opened = open_run(run, runs)
+    recipe = load_recipe(opened.require("recipe.yaml"))
+    options = bootstrap_options(recipe)
+    dataset = validate_images(builders.read_other_dataset(recipe, source, read_tasks(opened)))
+    predictions, rows = predict_dataset(opened, recipe, dataset)
+    tasks = {
+        one.task.name: evaluate_predictions(one, resamples=options.bootstrap_samples, seed=options.seed)
+        for one in predictions
     }
+    trained = _read_training_digests(opened)
+    result = ExternalEvaluationResult(
+        opened.name,
+        tasks,
+        {"test": len(rows)},
+        source,
+        rejected=len(dataset) - len(rows) + len(dataset.rejected),
+        trained_on=sum(digest in trained for digest in dataset.digests[rows].tolist()),
+        path=str(opened.path),
+    )
     name = re.sub(r"[^\w.-]+", "-", source).strip("-.")[-60:] or "data"
-    run.write_json(f"{EXTERNAL_EVALUATION_DIR}/{name}.json", result)
-    run.write_table(f"{EXTERNAL_EVALUATION_DIR}/{name}.csv", COLUMNS, list_rows(tasks))
+    content = {key: value for key, value in result.to_dict().items() if key != "path"}
+    opened.write_json(f"{EXTERNAL_EVALUATION_DIR}/{name}.json", content)
+    opened.write_table(f"{EXTERNAL_EVALUATION_DIR}/{name}.csv", COLUMNS, list_rows(tasks))
     return result
 
 
-def list_elsewhere(run: Run) -> list[dict[str, Any]]:
-    """Return what `evaluate_on` kept of a run, by source; files that cannot be read are passed over."""
+def read_external_evaluations(run: Run) -> list[StoredEvaluation]:
+    """What `evaluate_on` has written into a run, by source; files that cannot be read are skipped."""
     found = []
     for path in sorted((run.path / EXTERNAL_EVALUATION_DIR).glob("*.json")):
         try:
-            found.append(run.read_json(f"{EXTERNAL_EVALUATION_DIR}/{path.name}"))
+            content = run.read_json(f"{EXTERNAL_EVALUATION_DIR}/{path.name}")
         except RunError:
             continue
+        tasks = content.get("tasks") or {content["task"]: content}
+        metrics = {
+            task: {name: Estimate.from_dict(values) for name, values in of_task["metrics"].items()}
+            for task, of_task in tasks.items()
+        }
+        facts = {name: content[name] for name in ("source", "rejected", "trained_on")}
+        found.append(StoredEvaluation(content, images=content["examples"]["test"], metrics=metrics, **facts))
     return found
 
 
-def predict_dataset(run: Run, recipe: Recipe, inspection: ValidatedDataset) -> tuple[list[Predictions], np.ndarray]:
-    """Return what a run's model says of inspected images, per task, and which of them could be read, int64 [n]."""
-    dataset = inspection.dataset
-    images = builders.select_images(recipe, inspection)
+def predict_dataset(run: Run, recipe: Recipe, dataset: Dataset) -> tuple[list[Predictions], np.ndarray]:
+    """Predictions of a run's model per task, and the rows of the images that could be read, int64 [n]."""
     model = order_outputs(load_model(run), [task.name for task in dataset.tasks])
     priors = [predictions.prior for predictions in load_predictions(run)]
     facts = [{"model": run.name} for _ in model.outputs]
-    with extract_activations(model, images, facts, engine=recipe.features.engine, dtype="float32") as predicted:
+    resize, engine = builders.preprocessing_config(recipe)["resize"], builders.feature_engine(recipe)
+    with extract_activations(model, dataset, facts, resize=resize, engine=engine, dtype="float32") as predicted:
         rows = predicted.kept
         outputs = [np.asarray(output) for output in predicted.outputs]
     keys = np.array([to_printable(key) for key in dataset.keys[rows]], dtype=str)
-    slices = {"group": dataset.groups, "domain": dataset.domains, "stratum": dataset.strata}
-    chosen = {name: values[rows].astype(str) for name, values in slices.items()}
+    columns = {"group": dataset.groups, "domain": dataset.domains, "stratum": dataset.strata}
+    slices = {name: values[rows].astype(str) for name, values in columns.items()}
     predictions = [
         take(
-            Predictions(task, keys, dataset.targets[task.name][rows], output, dataset.weights[rows], prior, chosen),
+            Predictions(task, keys, dataset.targets[task.name][rows], output, dataset.weights[rows], prior, slices),
             task.is_labelled(dataset.targets[task.name][rows]),
         )
         for task, output, prior in zip(dataset.tasks, outputs, priors, strict=True)
@@ -103,11 +149,10 @@ def predict_dataset(run: Run, recipe: Recipe, inspection: ValidatedDataset) -> t
     return predictions, rows
 
 
-def _read_trained(run: Run) -> set[str]:
-    """Return the digests of the files that a run was trained on; none where it did not write them down."""
+def _read_training_digests(run: Run) -> set[str]:
+    """SHA-256 of the files that a run was trained on; none where it did not write them down."""
     try:
-        text = run.read_bytes("splits.csv").decode("utf-8", "replace")
+        rows = read_csv(run, "splits.csv")
     except RunError:
         return set()
-    rows = csv.DictReader(io.StringIO(text, newline=""))
     return {row["sha256"] for row in rows if row["split"] == "train" and "sha256" in row}

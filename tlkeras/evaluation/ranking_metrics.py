@@ -1,4 +1,4 @@
-"""How well scores put positives before negatives, for a stack of weightings (b, n) at once."""
+"""ROC AUC and average precision for a stack of weightings (b, n) at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NOTHING = 1e-12  # share of all weight that sums of floats cannot tell from non
 def compute_ranking(
     positive: np.ndarray, scores: np.ndarray, weights: np.ndarray, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the area under the ROC curve and the average precision, per weighting, shape (b,) both.
+    """Area under the ROC curve and average precision per weighting, shape (b,) each.
 
     The area is P(score of a positive > score of a negative) + half the ties, NaN without both. The average precision is
     that at each threshold, averaged over the positives that it adds, NaN without positives; equal scores are one
@@ -20,13 +20,13 @@ def compute_ranking(
         positive: 1 for positives and 0 for negatives, shape (n,).
         scores: Shape (n,).
         weights: Shape (b, m).
-        rows: Which of the m weights is that of each score, int (n,); None: m is n, and each has its own.
+        rows: Index of the weight of each score, int (n,); None: m is n, and each has its own.
     """
     order = np.argsort(scores, kind="stable")
     rows = order if rows is None else rows[order]
     rising, places = scores[order], np.flatnonzero(positive[order])
     own = weights.take(rows[places], axis=1)
-    # The sums of all weights, and of those of positives, before each score: with these only positives are looked at.
+    # With the sums of all weights, and of those of positives, before each score, only positives have to be visited.
     before, before_positives = _accumulate(weights.take(rows, axis=1)), _accumulate(own)
     total, positives = before[:, -1:], before_positives[:, -1:]
     first, last = (np.searchsorted(rising, rising[places], side) for side in ("left", "right"))
@@ -42,7 +42,7 @@ def compute_ranking(
 
 
 def _accumulate(weights: np.ndarray) -> np.ndarray:
-    """Return the sums of the first 0, 1, ... columns, (b, columns + 1)."""
+    """Sums of the first 0, 1, ... columns, (b, columns + 1)."""
     sums = np.zeros((len(weights), weights.shape[1] + 1))
     np.cumsum(weights, axis=1, out=sums[:, 1:])
     return sums

@@ -1,4 +1,4 @@
-"""Metrics of predicted numbers, for stacks of weightings (b, n) at once."""
+"""Regression metrics for stacks of weightings (b, n) at once."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import numpy as np
 _TINY = 1e-30
 
 
-def compute_numbers(
+def compute_regression(
     targets: np.ndarray, values: np.ndarray, weights: np.ndarray, ranked: bool = True
 ) -> dict[str | tuple[int, str], np.ndarray]:
-    """Return each metric for each weighting, shape (b,).
+    """Each metric for each weighting, shape (b,).
 
-    R2 is 1 less the squared error over that of always saying the weighted mean; NaN where all numbers are equal.
+    R2 is 1 less the squared error over that of always predicting the weighted mean; NaN where all targets are equal.
 
     Args:
         targets: Shape (n,).
         values: Shape (n, 1).
         weights: Shape (b, n).
-        ranked: Without meaning here.
+        ranked: Ignored; here so that all metrics have one signature.
     """
     errors, total = values[:, 0].astype(np.float64) - targets, weights.sum(axis=1)
     squared = weights @ errors**2 / total

@@ -172,9 +172,7 @@ class RunData:
         groups = train.groups if (train.groups != "").any() else None
         y, make_head = train.targets[task.name], partial(self.make_linear_head, task.name)
         try:
-            predicted = cross_val_predict(
-                make_head, train.X, y, train.weights, folds=_FOLDS, groups=groups, seed=0
-            )
+            predicted = cross_val_predict(make_head, train.X, y, train.weights, folds=_FOLDS, groups=groups, seed=0)
         except ValueError:  # a class has too few images
             return None
         prior = next(one.prior for one in load_predictions(self.run) if one.task.name == task.name)

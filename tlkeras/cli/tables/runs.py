@@ -1,43 +1,46 @@
-"""Trainings, figures and predictions as tables."""
+"""Tables of trainings, evaluations and predictions."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from tlkeras.cli.tables.style import MOST_ROWS, format_number, issues_table, make_table, open_console
-from tlkeras.evaluation.metric_names import METRIC_NAMES, baseline_names
+from tlkeras.evaluation.metric_names import METRIC_NAMES
 from tlkeras.inference.results import ClassProbability, PredictionFileResult, PredictionResult
 
+if TYPE_CHECKING:
+    from tlkeras.evaluation.evaluate import EvaluationResult, SubsetMetrics, TaskEvaluation
+    from tlkeras.evaluation.metrics import Estimate
+    from tlkeras.evaluation.other_data import ExternalEvaluationResult
+
 _WITH_INTERVALS = ("f1", "roc_auc", "average_precision")
+_SLICE_METRICS = ("accuracy", "exact_match", "macro_f1", "roc_auc", "log_loss", "r2", "mae")
 
 
-def print_training(result: dict[str, Any]) -> None:
-    """Print figures, the time of each phase, where the run lies, and what to do next."""
-    if "worker" in result:
-        open_console().print(f"Worker {result['worker']} of {result['workers']} is done; worker 0 has the run.")
-        return
+def print_training(result: EvaluationResult) -> None:
+    """Print the metrics, the time of each phase, the run's folder, and commands to go on with."""
     print_evaluation(result)
     console = open_console()
-    if result["head"].get("scores"):
-        console.print(_list_scores(result))
-    phases = result["phases"]
+    if result.head.get("scores"):
+        console.print(_adaptation_table(result))
     table = make_table("Time", [("phase", "left"), ("seconds", "right")])
-    for name, seconds in phases.items():
+    for name, seconds in result.phases.items():
         table.add_row(name, f"{seconds:,.1f}")
-    table.add_row("[bold]in all[/bold]", f"[bold]{sum(phases.values()):,.1f}[/bold]")
+    table.add_row("[bold]total[/bold]", f"[bold]{sum(result.phases.values()):,.1f}[/bold]")
     console.print(table)
-    features, run = result["features"], result["run"]
+    features = result.features
     engine = f" with {features['engine']}" if features["engine"] else ""
     console.print(f"Features: {features['computed']:,} computed{engine}, {features['reused']:,} from the cache.")
-    console.print(f"Run: {escape(result['path'])}")
-    name = run if os.path.dirname(result["path"]) == "runs" else result["path"]
+    console.print(f"Run: {escape(result.path)}")
+    name = result.run if os.path.dirname(result.path) == "runs" else result.path
     console.print("\nNext:")
-    export = f"tlkeras export {name} --to saved_models/{run.rpartition('-')[0]}"
+    export = f"tlkeras export {name} --to saved_models/{result.run.rpartition('-')[0]}"
     exports = [] if features.get("handcrafted") else [(export, "a SavedModel for TensorFlow Serving")]
     for command, purpose in (
         (f"tlkeras predict {name} IMAGE...", "classify images"),
@@ -47,68 +50,62 @@ def print_training(result: dict[str, Any]) -> None:
         console.print(f"  {command:<60} # {purpose}", markup=False, highlight=False)
 
 
-def _list_scores(result: dict[str, Any]) -> Table:
-    """Return what can be said across domains without labels of the target, and beside it what these say."""
-    head, accuracy = result["head"], result["metrics"]["accuracy"]["value"]
+def print_worker(result: dict[str, Any]) -> None:
+    """Print that a worker of a training on several machines has ended."""
+    open_console().print(f"Worker {result['worker']} of {result['workers']} is done; worker 0 has the run.")
+
+
+def _adaptation_table(result: EvaluationResult) -> Table:
+    """Scores across domains that need no labels of the target, next to the accuracy by its labels."""
+    head = result.head
     title = f"Across domains by {head['method']}: higher is better"
     table = make_table(title, [("without labels of the target", "left"), ("value", "right")])
     for name, value in head["scores"].items():
         table.add_row(name.replace("_", " "), format_number(value))
     for when, distance in head["a_distance"].items():
         table.add_row(f"A-distance {when}, 0 alike, 2 apart", format_number(distance))
-    table.add_row("oracle: accuracy by the target's labels", format_number(accuracy))
+    table.add_row("oracle: accuracy by the target's labels", format_number(result.metrics["accuracy"].value))
     return table
 
 
-def print_evaluation(result: dict[str, Any]) -> None:
-    """Print each figure with its interval beside the baselines, then those of classes and slices."""
+def print_evaluation(result: EvaluationResult | ExternalEvaluationResult) -> None:
+    """Print each metric with its interval next to the baselines, then those of classes and slices."""
     console = open_console()
-    for of_task in result.get("tasks", {"": result}).values():
-        _draw_task({**result, **of_task})
-    if result.get("trained_on"):
-        console.print(f"[yellow]{result['trained_on']:,} of these images were trained on: figures flatter.[/yellow]")
-    if result["rejected"]:
-        where = "they cannot be read" if "source" in result else "see rejected.csv in the run"
-        console.print(f"[yellow]{result['rejected']:,} images were left out; {where}.[/yellow]")
+    source = getattr(result, "source", None)
+    images = f"images of {source}" if source else "held-out images"
+    for name, task in result.tasks.items():
+        _print_task(task, f"{result.run}, {name}" if len(result.tasks) > 1 else result.run, images)
+    if trained_on := getattr(result, "trained_on", 0):
+        console.print(f"[yellow]{trained_on:,} of these images were trained on: the metrics are too good.[/yellow]")
+    if result.rejected:
+        reason = "they cannot be read" if source else "see rejected.csv in the run"
+        console.print(f"[yellow]{result.rejected:,} images were left out; {reason}.[/yellow]")
 
 
-def _draw_task(result: dict[str, Any]) -> None:
+def _print_task(task: TaskEvaluation, name: str, images: str) -> None:
     console = open_console()
-    of_which = f"images of {result['source']}" if "source" in result else "held-out images"
-    weighted = ", weighted" if result["weighted"] else ""
-    kinds = {"multiclass": f"{len(result['classes'])} classes", "multilabel": f"{len(result['classes'])} labels"}
-    several = f", {result['task']}" if "tasks" in result else ""
-    kind = kinds.get(result["kind"], "a number")
-    title = f"{result['run']}{several}: {result['images']:,} {of_which}{weighted}, {kind}"
+    kinds = {"multiclass": f"{len(task.classes)} classes", "multilabel": f"{len(task.classes)} labels"}
+    weighted = ", weighted" if task.weighted else ""
+    title = f"{name}: {task.images:,} {images}{weighted}, {kinds.get(task.kind, 'a number')}"
     columns = [("", "left"), ("value", "right"), ("95 % interval", "right")]
-    beside = baseline_names(result)
-    table = make_table(title, [*columns, *((name, "right") for name in beside)])
-    for name, figure in result["metrics"].items():
-        table.add_row(
-            METRIC_NAMES[name],
-            f"[bold]{format_number(figure['value'])}[/bold]",
-            _tell_interval(figure),
-            *(format_number(figures[name]["value"]) for figures in beside.values()),
-        )
+    table = make_table(title, [*columns, *((baseline, "right") for baseline in task.baselines)])
+    for metric, estimate in task.metrics.items():
+        baselines = (format_number(metrics[metric].value) for metrics in task.baselines.values())
+        value = f"[bold]{format_number(estimate.value)}[/bold]"
+        table.add_row(METRIC_NAMES[metric], value, _format_interval(estimate), *baselines)
     console.print(table)
-    if result["labels"]:
-        console.print(_list_labels(result["labels"], "label" if result["kind"] == "multilabel" else "class"))
-    for name, values in result["slices"].items():
-        console.print(_list_slices(name, values))
-    if result["calibration"]:
-        console.print(_tell_calibration(result["calibration"]))
+    if task.labels:
+        console.print(_labels_table(task.labels, "label" if task.kind == "multilabel" else "class"))
+    for column, values in task.slices.items():
+        console.print(_slices_table(column, values))
+    if task.calibration:
+        scaled = [f"{of.adaptive_ece:.4f} with {name} scaling" for name, of in task.calibration.scalings.items()]
+        text = f"Adaptive calibration error {task.calibration.adaptive_ece:.4f}"
+        console.print(f"{text}; {', '.join(scaled)}." if scaled else f"{text}.")
 
 
-def _tell_interval(figure: dict[str, float | None]) -> str:
-    return f"{format_number(figure['low'])} to {format_number(figure['high'])}"
-
-
-def _tell_calibration(calibration: dict[str, Any]) -> str:
-    text = f"Adaptive calibration error {calibration['adaptive_ece']:.4f}"
-    found = [
-        f"{calibration['scalings'][name]['adaptive_ece']:.4f} with {name} scaling" for name in calibration["scalings"]
-    ]
-    return f"{text}; {', '.join(found)}." if found else f"{text}."
+def _format_interval(estimate: Estimate) -> str:
+    return f"{format_number(estimate.low)} to {format_number(estimate.high)}"
 
 
 def print_predictions(result: PredictionResult) -> None:
@@ -166,38 +163,33 @@ def _list_probabilities(top: Sequence[ClassProbability]) -> str:
     return escape(", ".join(f"{best.label} {best.probability:.3f}" for best in top))
 
 
-def _list_labels(labels: dict[str, dict[str, Any]], what: str) -> Table:
-    """Return a table of each class's figures; of many classes, the worst."""
-    columns = [(what, "left"), ("images", "right"), ("precision", "right"), ("recall", "right")]
+def _labels_table(labels: dict[str, SubsetMetrics], noun: str) -> Table:
+    """Metrics of each class; of many classes, of those with the lowest F1."""
+    columns = [(noun, "left"), ("images", "right"), ("precision", "right"), ("recall", "right")]
     columns += [(METRIC_NAMES[name], "right") for name in _WITH_INTERVALS]
-    worst = sorted(labels, key=lambda label: labels[label]["f1"]["value"] or 0.0)[:MOST_ROWS]
-    shown = labels if len(labels) <= MOST_ROWS else worst
-    table = make_table(f"Each {what}, with 95 % intervals", columns)
-    for label in shown:
-        figures = labels[label]
+    f1 = {name: of.metrics["f1"].value for name, of in labels.items()}
+    worst = sorted(labels, key=lambda name: 0.0 if math.isnan(f1[name]) else f1[name])[:MOST_ROWS]
+    table = make_table(f"Each {noun}, with 95 % intervals", columns)
+    for name in labels if len(labels) <= MOST_ROWS else worst:
+        metrics = labels[name].metrics
         cells = [
-            f"[bold]{format_number(figures[name]['value'])}[/bold] ({_tell_interval(figures[name])})"
-            for name in _WITH_INTERVALS
+            f"[bold]{format_number(metrics[m].value)}[/bold] ({_format_interval(metrics[m])})" for m in _WITH_INTERVALS
         ]
-        single = [format_number(figures[name]["value"]) for name in ("precision", "recall")]
-        table.add_row(escape(label), f"{figures['examples']:,}", *single, *cells)
-    if len(shown) < len(labels):
-        table.add_row(f"and {len(labels) - len(shown):,} better ones", "")
+        single = [format_number(metrics[m].value) for m in ("precision", "recall")]
+        table.add_row(escape(name), f"{labels[name].examples:,}", *single, *cells)
+    if len(worst) < len(labels):
+        table.add_row(f"and {len(labels) - len(worst):,} better ones", "")
     return table
 
 
-def _list_slices(name: str, values: dict[str, dict[str, Any]]) -> Table:
-    """Return a table of the figures on images that have a value in common."""
-    known = next(iter(values.values()))
-    metrics = [
-        metric
-        for metric in ("accuracy", "exact_match", "macro_f1", "roc_auc", "log_loss", "r2", "mae")
-        if metric in known
-    ]
-    table = make_table(
-        f"By {name}", [(name, "left"), ("images", "right"), *((METRIC_NAMES[m], "right") for m in metrics)]
-    )
-    for value in list(values)[:MOST_ROWS]:
-        cells = [f"{format_number(values[value][m]['value'])} ({_tell_interval(values[value][m])})" for m in metrics]
-        table.add_row(escape(value) or "-", f"{values[value]['examples']:,}", *cells)
+def _slices_table(name: str, values: dict[str, SubsetMetrics]) -> Table:
+    """Metrics on the images that share a value of a column."""
+    known = next(iter(values.values())).metrics
+    metrics = [metric for metric in _SLICE_METRICS if metric in known]
+    columns = [(name, "left"), ("images", "right"), *((METRIC_NAMES[metric], "right") for metric in metrics)]
+    table = make_table(f"By {name}", columns)
+    for value, subset in list(values.items())[:MOST_ROWS]:
+        estimates = [subset.metrics[metric] for metric in metrics]
+        cells = [f"{format_number(one.value)} ({_format_interval(one)})" for one in estimates]
+        table.add_row(escape(value) or "-", f"{subset.examples:,}", *cells)
     return table

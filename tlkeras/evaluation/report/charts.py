@@ -1,13 +1,18 @@
-"""The charts of a report."""
+"""The charts of a report, each written to a file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tlkeras.evaluation.calibration import CalibrationResult, Reliability
+from tlkeras.evaluation.learning_curve import LearningCurveResult
+from tlkeras.evaluation.report.compute import RegressionPoints
+from tlkeras.evaluation.robustness import RobustnessResult
+from tlkeras.evaluation.selective import SelectiveResult
 from tlkeras.plotting.charts import COLOURS, FAINT, open_figure
 
 if TYPE_CHECKING:
@@ -16,73 +21,71 @@ if TYPE_CHECKING:
 _SIZE = (5.2, 3.6)
 
 
-def draw_reliability(calibration: Mapping[str, Any], path: Path) -> None:
-    """Draw how often answers are right against how sure the model was, as it is and after each scaling."""
+def plot_reliability(calibration: CalibrationResult, path: Path) -> None:
+    """Accuracy against confidence, without and with each scaling."""
     with open_figure(path, _SIZE) as figure:
         axis = figure.subplots()
-        axis.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1.2, label="what it should be")
-        _draw_bins(axis, calibration["reliability"], COLOURS[0], "as it is")
-        for colour, (method, of_method) in zip(COLOURS[1:], calibration["scalings"].items(), strict=False):
-            _draw_bins(axis, of_method["reliability"], colour, f"{method} scaling")
-        confidences = calibration["reliability"]["confidence"]
-        least = min([*confidences, *calibration["reliability"]["accuracy"], 1.0])
+        axis.plot([0, 1], [0, 1], color=FAINT, linestyle=":", linewidth=1.2, label="perfectly calibrated")
+        _plot_bins(axis, calibration.reliability, COLOURS[0], "as it is")
+        for colour, (method, scaled) in zip(COLOURS[1:], calibration.scalings.items(), strict=False):
+            _plot_bins(axis, scaled.reliability, colour, f"{method} scaling")
+        least = min([*calibration.reliability.confidence, *calibration.reliability.accuracy, 1.0])
         axis.set_xlim(max(0, least - 0.05), 1.01)
         axis.set_ylim(max(0, least - 0.05), 1.03)
-        _finish(axis, "confidence", "how often it is right")
+        _finish(axis, "confidence", "accuracy")
 
 
-def draw_numbers(points: Mapping[str, Any], path: Path) -> None:
-    """Draw what was said of each image against its number."""
+def plot_regression(points: RegressionPoints, path: Path) -> None:
+    """Predicted against true numbers."""
     with open_figure(path, _SIZE) as figure:
         axis = figure.subplots()
-        ends = [min(*points["truth"], *points["predicted"]), max(*points["truth"], *points["predicted"])]
-        axis.plot(ends, ends, color=FAINT, linestyle=":", linewidth=1.2, label="what it should be")
-        axis.plot(points["truth"], points["predicted"], ".", color=COLOURS[0], alpha=0.5, markersize=5)
-        _finish(axis, "number", "prediction")
+        ends = [min(*points.truth, *points.predicted), max(*points.truth, *points.predicted)]
+        axis.plot(ends, ends, color=FAINT, linestyle=":", linewidth=1.2, label="perfect prediction")
+        axis.plot(points.truth, points.predicted, ".", color=COLOURS[0], alpha=0.5, markersize=5)
+        _finish(axis, "true number", "predicted number")
 
 
-def plot_risk_coverage(trade: Mapping[str, Any], path: Path) -> None:
-    """Draw the accuracy of what is answered against the share of images that is answered."""
+def plot_risk_coverage(curve: SelectiveResult, path: Path) -> None:
+    """Accuracy of the accepted predictions against their fraction."""
     with open_figure(path, _SIZE) as figure:
         axis = figure.subplots()
-        axis.plot(trade["coverage"], trade["accuracy"], color=COLOURS[0], linewidth=1.8)
-        if trade.get("chosen_accuracy") is not None:
-            point = trade["chosen_coverage"], trade["chosen_accuracy"]
-            axis.plot(*[[value] for value in point], "o", color=COLOURS[1])
-            label = f"asks below {trade['chosen']:.2f}"
+        axis.plot(curve.coverage, curve.accuracy, color=COLOURS[0], linewidth=1.8)
+        if curve.chosen_coverage is not None and curve.chosen_accuracy is not None:
+            point = curve.chosen_coverage, curve.chosen_accuracy
+            axis.plot([point[0]], [point[1]], "o", color=COLOURS[1])
+            label = f"threshold {curve.chosen:.2f}"
             axis.annotate(label, point, xytext=(-6, -14), textcoords="offset points", ha="right", color=COLOURS[1])
         axis.set_xlim(0, 1.02)
-        _finish(axis, "share of images answered without asking", "accuracy of these")
+        _finish(axis, "fraction of images predicted automatically", "accuracy on these")
 
 
-def draw_robustness(robustness: Mapping[str, Any], path: Path) -> None:
-    """Draw accuracy against the strength of each corruption, from the clean images on."""
+def plot_robustness(robustness: RobustnessResult, path: Path) -> None:
+    """Accuracy against the strength of each corruption."""
     with open_figure(path, _SIZE) as figure:
         axis = figure.subplots()
         styles = zip(COLOURS, "osv^D", strict=False)
-        for (colour, marker), (name, figures) in zip(styles, robustness["corruptions"].items(), strict=False):
-            values = [robustness["clean"], *figures]
+        for (colour, marker), (name, accuracies) in zip(styles, robustness.corruptions.items(), strict=False):
+            values = [robustness.clean, *accuracies]
             axis.plot(range(len(values)), values, color=colour, marker=marker, markersize=4, label=name)
         axis.set_xticks(range(6), ["clean", "1", "2", "3", "4", "5"])
         axis.set_ylim(bottom=min(0.5, axis.get_ylim()[0]), top=1.02)
         _finish(axis, "strength", "accuracy")
 
 
-def draw_learning(learning: Mapping[str, Any], path: Path) -> None:
-    """Draw accuracy against the number of training images, with the spread over draws."""
+def plot_learning_curve(curve: LearningCurveResult, path: Path) -> None:
+    """Accuracy against the number of training images, with the range of the draws."""
     with open_figure(path, _SIZE) as figure:
         axis = figure.subplots()
-        sizes = learning["images"]
-        axis.fill_between(sizes, learning["low"], learning["high"], color=COLOURS[0], alpha=0.2, linewidth=0)
-        axis.plot(sizes, learning["accuracy"], color=COLOURS[0], marker="o", markersize=4)
+        axis.fill_between(curve.images, curve.low, curve.high, color=COLOURS[0], alpha=0.2, linewidth=0)
+        axis.plot(curve.images, curve.accuracy, color=COLOURS[0], marker="o", markersize=4)
         axis.set_xscale("log")
-        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.set_xticks(curve.images, [f"{size:,}" for size in curve.images])
         axis.minorticks_off()
-        _finish(axis, "training images", learning["metric"].replace("_", " "))
+        _finish(axis, "training images", curve.metric.replace("_", " "))
 
 
-def draw_fit(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw what the fit of a head recorded, its first column against the others."""
+def plot_head_history(history: Sequence[Mapping[str, float | int | str]], path: Path) -> None:
+    """The other columns of a head's history against its first one."""
     across, *others = history[0]
     with open_figure(path, _SIZE) as figure:
         axis = figure.subplots()
@@ -91,19 +94,11 @@ def draw_fit(history: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.plot(*np.transpose(pairs), color=colour, marker="o", markersize=3, label=name.replace("_", " "))
         if across == "C":
             axis.set_xscale("log")
-        _finish(axis, "C, inverse strength of regularisation" if across == "C" else across, "loss")
+        _finish(axis, "C, inverse strength of regularization" if across == "C" else across, "loss")
 
 
-def _draw_bins(axis: Axes, reliability: Mapping[str, Sequence[float]], colour: str, label: str) -> None:
-    axis.plot(
-        reliability["confidence"],
-        reliability["accuracy"],
-        color=colour,
-        marker="o",
-        markersize=3.5,
-        linewidth=1.2,
-        label=label,
-    )
+def _plot_bins(axis: Axes, bins: Reliability, colour: str, label: str) -> None:
+    axis.plot(bins.confidence, bins.accuracy, "o-", color=colour, markersize=3.5, linewidth=1.2, label=label)
 
 
 def _finish(axis: Axes, across: str, up: str) -> None:

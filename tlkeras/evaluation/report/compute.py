@@ -1,47 +1,50 @@
-"""All that a report of a run shows, computed: figures, mistakes and their images, curves, how it was made."""
+"""The content of a run's report: metrics, mistakes with their images, curves, reproducibility."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tlkeras.config.recipe import recipe_to_yaml
+from tlkeras.config.recipe import bootstrap_options
 from tlkeras.errors import BackboneError, RunError, TlkerasError
-from tlkeras.evaluation import errors, evaluate, selective
+from tlkeras.evaluation import errors, selective
 from tlkeras.evaluation.attribution import METHODS, AttributionMethod, Explainer, check_sanity
-from tlkeras.evaluation.calibration import describe_calibration
-from tlkeras.evaluation.comparison import compare_probabilities
-from tlkeras.evaluation.learning_curve import learning_curve
-from tlkeras.evaluation.other_data import list_elsewhere
-from tlkeras.evaluation.robustness import measure_robustness
+from tlkeras.evaluation.calibration import CalibrationResult, evaluate_calibration
+from tlkeras.evaluation.comparison import PairedDifference, compare_probabilities
+from tlkeras.evaluation.evaluate import EvaluationResult, evaluate
+from tlkeras.evaluation.learning_curve import LearningCurveResult, learning_curve
+from tlkeras.evaluation.other_data import StoredEvaluation, read_external_evaluations
+from tlkeras.evaluation.report.reproducibility import Reproducibility, read_reproducibility
+from tlkeras.evaluation.robustness import RobustnessResult, measure_robustness
 from tlkeras.evaluation.run_data import RunData
+from tlkeras.finetuning.schedule import BASELINE
+from tlkeras.results import Result, to_plain
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Predictions, load_predictions, read_probes, take
 from tlkeras.training import builders
 
-_SANE_IMAGES = 6
+_SANITY_IMAGES = 6
 _MOST_POINTS = 1000
 _NEIGHBOURS = 3
+_DEFAULT_MISTAKES = 24
 _EXTRA_PHASES = ("extract activations", "fine-tune", "measure")
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report goes into.
+    """The content of a report.
 
     Attributes:
-        images: Mistakes shown, with an explanation each; 0 for none.
+        images: Number of mistakes shown with an explanation each; 0 for none.
         method: Of the explanations.
-        corrupted: Images that are worsened to see what answers are worth then; 0 for none.
+        corrupted: Number of images for the corruption test; 0 for none.
         learning_curve: Whether heads are fitted on parts of the training images.
         conformal: Error rate of prediction sets; None for none.
-        accuracy: Wanted of the answers that no person looks at; None: half as many errors.
+        accuracy: Target accuracy of automatic predictions; None: half as many errors.
     """
 
     images: int = 24
@@ -52,305 +55,340 @@ class ReportOptions:
     accuracy: float | None = None
 
 
-@dataclass
-class Report:
-    """What was computed of one run.
+@dataclass(frozen=True)
+class GainOverProbe(Result):
+    """What a run gained over a linear head on the same frozen features.
+
+    Attributes:
+        method: What it did instead, such as "fine-tuning".
+        differences: By metric.
+        minutes: Of fine-tuning; None where the backbone stayed frozen.
+        parameters: Number of parameters that fine-tuning trained.
+        minutes_per_point: Minutes per gained point (0.01) of the main metric; None where nothing was gained.
+        unchanged: No epoch of fine-tuning was better than the head that it started from, which was kept.
+    """
+
+    method: str
+    differences: dict[str, PairedDifference]
+    minutes: float | None
+    parameters: int | None
+    minutes_per_point: float | None
+    unchanged: bool
+
+    @property
+    def metric(self) -> str:
+        """The main metric: "accuracy", "exact_match" or "r2"."""
+        return next(name for name in ("accuracy", "exact_match", "r2") if name in self.differences)
+
+
+@dataclass(frozen=True)
+class AttributionSanity(Result):
+    """Method and layer of the attribution maps.
+
+    Attributes:
+        sanity: Fraction of layers randomized, and the rank correlation of the maps with the first ones, per step.
+    """
+
+    method: str
+    layer: str
+    sanity: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class RegressionPoints(Result):
+    """True and predicted numbers of some images."""
+
+    truth: list[float]
+    predicted: list[float]
+
+
+@dataclass(frozen=True)
+class RegressionReport(Result):
+    """Besides the metrics of a regression task: its gain over a linear probe, some points, and the largest errors."""
+
+    gain_over_probe: GainOverProbe | None
+    points: RegressionPoints
+    errors: list[errors.RegressionError]
+
+
+@dataclass(frozen=True)
+class ClassificationReport(Result):
+    """What a report shows of a classification task besides its metrics.
+
+    Attributes:
+        unseen: The split that scalings, thresholds and sets are fitted on: "validation", "training" or "" for none.
+        label_issues: Labels that look wrong among the held-out images.
+        training_label_issues: The same among the training images.
+        confusions: None for a multi-label task.
+        label_mistakes: Of a multi-label task.
+        prediction_sets: Of a task with one class per image, if asked for.
+        label_sets: Of a multi-label task, if asked for.
+    """
+
+    gain_over_probe: GainOverProbe | None
+    calibration: CalibrationResult
+    unseen: str
+    top_losses: list[errors.TopLoss]
+    label_issues: list[errors.LabelIssueRow]
+    training_label_issues: list[errors.LabelIssueRow]
+    confusions: errors.ConfusionMatrix | None
+    confused: list[errors.ConfusionPair]
+    label_mistakes: list[errors.LabelMistakes]
+    risk_coverage: selective.SelectiveResult
+    prediction_sets: selective.ConformalResult | None = None
+    label_sets: Sequence[selective.LabelConformalResult] = ()
+    attribution: AttributionSanity | None = None
+    robustness: RobustnessResult | None = None
+    learning_curve: LearningCurveResult | None = None
+
+
+TaskReport = ClassificationReport | RegressionReport
+
+
+@dataclass(frozen=True)
+class Report(Result):
+    """The content of the report of one run.
 
     Attributes:
         run: Its name.
-        figures: What `figures.evaluate` returns.
-        tasks: By name, what else is shown of each task.
-        elsewhere: Figures on other images, of each source that the run was measured on.
-        made: How the run was made.
+        evaluation: Its metrics.
+        tasks: By name.
+        other_data: Evaluations on other images.
+        reproducibility: How the run was made.
         notes: What could not be computed, and why.
         images: By name of the image, as the model sees it, uint8 [h, w, 3].
-        maps: By name of the image, what speaks for the answer, float [h, w].
+        maps: By task and name of the image, its attribution map, float32 [h, w].
     """
 
     run: str
-    figures: dict[str, Any]
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    elsewhere: list[dict[str, Any]] = field(default_factory=list)
-    made: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    images: dict[str, np.ndarray] = field(default_factory=dict)
-    maps: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    evaluation: EvaluationResult
+    tasks: dict[str, TaskReport]
+    other_data: list[StoredEvaluation]
+    reproducibility: Reproducibility
+    notes: list[str]
+    images: dict[str, np.ndarray]
+    maps: dict[tuple[str, str], np.ndarray]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All attributes but the images and maps."""
+        return {name: to_plain(value) for name, value in vars(self).items() if name not in ("images", "maps")}
+
+
+def compute_report(run: Run, options: ReportOptions) -> Report:
+    """The report of a run, whose content but for images is kept as report.json in the run.
+
+    What cannot be computed, because images are missing or the network has no feature map, is left out with a note.
+
+    Raises:
+        RunError: The run keeps no predictions, or an option cannot be used.
+    """
+    check_options(options)
+    evaluation = evaluate(run)
+    computation = _Computation(RunData(run), options)
+    tasks = {
+        predictions.task.name: computation.report_task(predictions, output)
+        for output, predictions in enumerate(load_predictions(run))
+    }
+    data, notes = computation.data, computation.notes
+    if data.images_error:
+        notes.append(f"The run's images cannot be read any more: {data.images_error}")
+    others, made = read_external_evaluations(run), read_reproducibility(data)
+    report = Report(run.name, evaluation, tasks, others, made, notes, computation.images, computation.maps)
+    run.write_json("report.json", report.to_dict())
+    return report
 
 
 def check_options(options: ReportOptions) -> None:
-    """Make sure before the work that options can be used.
+    """Check options before the work starts.
 
     Raises:
-        RunError: Some cannot; all are named.
+        RunError: Some are invalid; all are named.
     """
     problems = [
-        f"{name} lies between 0 and 1. Received: {value}."
+        f"{name} is not between 0 and 1. Received: {value}."
         for name, value in (("conformal", options.conformal), ("accuracy", options.accuracy))
         if value is not None and not 0 < value < 1
     ]
     if options.method not in METHODS:
-        problems.append(f"the method is one of {', '.join(METHODS)}. Received: {options.method!r}.")
+        problems.append(f"unknown method {options.method!r}. Choose from {', '.join(METHODS)}.")
     if problems:
-        raise RunError.from_problems("A report needs options that can be used:", problems)
+        raise RunError.from_problems("Invalid options:", problems)
 
 
-def compute_report(run: Run, options: ReportOptions) -> Report:
-    """Compute what a report of a run shows, and keep what is no image as report.json in the run.
+class _Computation:
+    """Computes the parts of a report, and collects notes, images and maps on the way."""
 
-    What cannot be computed, because images are gone or the network has no map, is left out with a note.
+    def __init__(self, data: RunData, options: ReportOptions):
+        self.data, self.options = data, options
+        self.bootstrap = bootstrap_options(data.recipe)
+        self.notes: list[str] = []
+        self.images: dict[str, np.ndarray] = {}
+        self.maps: dict[tuple[str, str], np.ndarray] = {}
 
-    Raises:
-        RunError: The run keeps no answers, or an option cannot be used.
-    """
-    check_options(options)
-    material = RunData(run)
-    settings = material.recipe.evaluation
-    report = Report(run.name, evaluate.evaluate_run(run, resamples=settings.bootstrap_samples, seed=settings.seed))
-    for place, predictions in enumerate(load_predictions(run)):
-        report.tasks[predictions.task.name] = _compute_task(material, predictions, place, options, report)
-    report.elsewhere = list_elsewhere(run)
-    if material.gone:
-        report.notes.append(f"The images of the run cannot be looked at again: {material.gone}")
-    report.made = reproducibility_info(material)
-    names = ("figures", "tasks", "elsewhere", "made", "notes")
-    kept = {name: getattr(report, name) for name in names}
-    run.write_json("report.json", {"run": run.name, **kept})
-    return report
+    def report_task(self, predictions: Predictions, output: int) -> TaskReport:
+        """The report of a task, which is the model's output of that index."""
+        if not predictions.task.has_classes:
+            return self._report_regression(predictions)
+        unseen, unseen_split = self.data.find_unseen(predictions.task)
+        is_multilabel = predictions.task.is_multilabel
+        in_training = unseen is not None and unseen_split == "training"
+        report = ClassificationReport(
+            gain_over_probe=self._compare_with_linear_probe(predictions),
+            calibration=evaluate_calibration(predictions, unseen),
+            unseen=unseen_split,
+            top_losses=errors.top_losses(predictions, self.options.images or _DEFAULT_MISTAKES),
+            label_issues=errors.label_issues(predictions),
+            training_label_issues=errors.label_issues(unseen) if unseen is not None and in_training else [],
+            confusions=None if is_multilabel else errors.confusion_matrix(predictions),
+            confused=errors.most_confused(predictions),
+            label_mistakes=errors.count_label_mistakes(predictions) if is_multilabel else [],
+            risk_coverage=selective.evaluate_selective(predictions, unseen, self.options.accuracy),
+        )
+        report = self._add_sets(report, predictions, unseen)
+        if self.options.images:
+            report = self._add_images(report, predictions, output)
+        if self.options.corrupted and self.data.dataset is not None:
+            report = replace(report, robustness=self._evaluate_corruptions(predictions, output))
+        if self.options.learning_curve:
+            report = replace(report, learning_curve=self._compute_learning_curve(predictions))
+        return report
 
+    def _report_regression(self, predictions: Predictions) -> RegressionReport:
+        rows = _spread(len(predictions), _MOST_POINTS)
+        largest = errors.largest_errors(predictions, self.options.images or _DEFAULT_MISTAKES)
+        if self.options.images:
+            self._decode(error.key for error in largest)
+        points = RegressionPoints(predictions.targets[rows].tolist(), predictions.probabilities[rows, 0].tolist())
+        return RegressionReport(self._compare_with_linear_probe(predictions), points, largest)
 
-def _compute_number(
-    material: RunData, predictions: Predictions, options: ReportOptions, report: Report
-) -> dict[str, Any]:
-    """Return what is shown of a number: how near it comes, and where it is farthest off."""
-    rows = np.unique(np.linspace(0, len(predictions) - 1, min(_MOST_POINTS, len(predictions))).astype(int))
-    largest = errors.list_errors(predictions, options.images or 24)
-    if options.images:
-        _decode(material, [error["key"] for error in largest], report)
-    return {
-        "worth": _compare_with_linear_probe(material, predictions),
-        "points": {
-            "truth": predictions.targets[rows].tolist(),
-            "predicted": predictions.probabilities[rows, 0].tolist(),
-        },
-        "errors": largest,
-    }
+    def _compare_with_linear_probe(self, predictions: Predictions) -> GainOverProbe | None:
+        """Gain over a linear head on the same features, and its cost; None where the run's own head is linear."""
+        probe = read_probes(self.data.run).get(predictions.task.name)
+        if probe is None:
+            return None
+        options, manifest = self.bootstrap, self.data.run.manifest
+        differences = compare_probabilities(predictions, probe, resamples=options.bootstrap_samples, seed=options.seed)
+        tuned = manifest.get("finetuning", {})
+        minutes = sum(manifest.get("phases", {}).get(phase, 0.0) for phase in _EXTRA_PHASES) / 60
+        gain = GainOverProbe(
+            method="fine-tuning" if tuned else f"a {manifest.get('head', {}).get('kind')} head",
+            differences=differences,
+            minutes=minutes if tuned else None,
+            parameters=tuned.get("trained_parameters"),
+            minutes_per_point=None,
+            unchanged=tuned.get("best_epoch") == BASELINE,
+        )
+        gained = differences[gain.metric].value
+        return replace(gain, minutes_per_point=minutes / (100 * gained)) if tuned and gained > 0 else gain
 
+    def _add_sets(
+        self, report: ClassificationReport, predictions: Predictions, unseen: Predictions | None
+    ) -> ClassificationReport:
+        alpha = self.options.conformal
+        if alpha is None:
+            return report
+        if unseen is None:
+            self.notes.append("Conformal sets need a validation split: train with data.validation.")
+            return report
+        if predictions.task.is_multilabel:
+            return replace(report, label_sets=selective.conformal_label_sets(predictions, unseen, alpha))
+        return replace(report, prediction_sets=selective.conformal_prediction_sets(predictions, unseen, alpha))
 
-def _compute_task(
-    material: RunData, predictions: Predictions, place: int, options: ReportOptions, report: Report
-) -> dict[str, Any]:
-    if not predictions.task.has_classes:
-        return _compute_number(material, predictions, options, report)
-    unseen, unseen_is = material.find_unseen(predictions.task)
-    losses = errors.top_losses(predictions, options.images or 24)
-    result: dict[str, Any] = {
-        "worth": _compare_with_linear_probe(material, predictions),
-        "calibration": describe_calibration(predictions, unseen),
-        "unseen": unseen_is,
-        "losses": losses,
-        "suspects": errors.label_issues(predictions),
-        "training_suspects": errors.label_issues(unseen) if unseen is not None and unseen_is == "training" else [],
-    }
-    result |= _describe_classes(predictions) if predictions.targets.ndim == 1 else _describe_labels(predictions)
-    result["trade"] = selective.describe_trade(predictions, unseen, options.accuracy)
-    result |= _describe_sets(predictions, unseen, options, report)
-    if options.images:
-        _show_mistakes(material, predictions, place, result, options, report)
-    if options.corrupted and material.inspection is not None:
-        result["robustness"] = _evaluate_corruptions(material, predictions, place, options.corrupted)
-    if options.learning_curve:
-        result["learning"] = _compute_learning_curve(material, predictions, report)
-    return result
+    def _add_images(self, report: ClassificationReport, predictions: Predictions, output: int) -> ClassificationReport:
+        """The report with images of the mistakes, their attribution maps, and the most similar training images."""
+        issues = [*report.label_issues, *report.training_label_issues]
+        self._decode([loss.key for loss in report.top_losses] + [issue.key for issue in issues])
+        shown = [loss for loss in report.top_losses if loss.key in self.images]
+        if not shown:
+            return report
+        attribution = self._explain(predictions.task.name, shown, output)
+        nearest = self._find_nearest(predictions, shown)
+        losses = [replace(loss, nearest=nearest.get(loss.key, ())) for loss in report.top_losses]
+        return replace(report, attribution=attribution, top_losses=losses)
 
-
-def _compare_with_linear_probe(material: RunData, predictions: Predictions) -> dict[str, Any] | None:
-    """Return by how much the run is better than a linear head on the same features, and what that took."""
-    probe = read_probes(material.run).get(predictions.task.name)
-    if probe is None:
-        return None
-    settings, manifest = material.recipe.evaluation, material.run.manifest
-    differences = compare_probabilities(predictions, probe, resamples=settings.bootstrap_samples, seed=settings.seed)
-    tuned = manifest.get("finetuning", {})
-    minutes = sum(manifest.get("phases", {}).get(phase, 0.0) for phase in _EXTRA_PHASES) / 60
-    gained = next(differences[name]["value"] for name in ("accuracy", "exact_match", "r2") if name in differences)
-    return {
-        "what": "fine-tuning" if tuned else f"a {manifest.get('head', {}).get('kind')} head",
-        "differences": differences,
-        "minutes": minutes if tuned else None,
-        "parameters": tuned.get("trained_parameters"),
-        "minutes_per_point": minutes / (100 * gained) if tuned and gained > 0 else None,
-    }
-
-
-def _describe_classes(predictions: Predictions) -> dict[str, Any]:
-    confusions = errors.count_confusions(predictions)
-    order = errors.order_classes(confusions)
-    return {
-        "confusions": {
-            "classes": [predictions.task.class_names[index] for index in order.tolist()],
-            "counts": confusions[np.ix_(order, order)].tolist(),
-            "left_out": len(confusions) - len(order),
-        },
-        "confused": errors.most_confused(predictions),
-    }
-
-
-def _describe_labels(predictions: Predictions) -> dict[str, Any]:
-    return {
-        "label_mistakes": errors.count_label_mistakes(predictions),
-        "confused": errors.most_confused_labels(predictions),
-    }
-
-
-def _describe_sets(
-    predictions: Predictions, unseen: Predictions | None, options: ReportOptions, report: Report
-) -> dict[str, Any]:
-    if options.conformal is None:
-        return {}
-    if unseen is None:
-        report.notes.append("Conformal sets need a validation split: train with data.validation.")
-        return {}
-    if predictions.targets.ndim == 1:
-        return {"sets": selective.conformal_prediction_sets(predictions, unseen, options.conformal)}
-    return {"label_sets": selective.measure_label_sets(predictions, unseen, options.conformal)}
-
-
-def _show_mistakes(
-    material: RunData,
-    predictions: Predictions,
-    place: int,
-    result: dict[str, Any],
-    options: ReportOptions,
-    report: Report,
-) -> None:
-    """Add the images of mistakes, what speaks for the answers, and the training images that are most like them."""
-    losses = result["losses"]
-    wanted = [loss["key"] for loss in losses]
-    wanted += [suspect["key"] for name in ("suspects", "training_suspects") for suspect in result[name]]
-    _decode(material, wanted, report)
-    seen = [loss for loss in losses if loss["key"] in report.images]
-    if not seen:
-        return
-    images = np.stack([report.images[loss["key"]] for loss in seen])
-    classes = [loss["class"] for loss in seen]
-    try:
-        explainer = Explainer(material.model, place)
-        shown = explainer.explain(images, classes, options.method)
-        sane = slice(0, _SANE_IMAGES if options.method != "occlusion" else 1)
-        sanity = check_sanity(explainer, images[sane], classes[sane], method=options.method)
-        result["attribution"] = {"method": options.method, "layer": explainer.layer, "sanity": sanity}
-        task = predictions.task.name
-        report.maps |= {(task, loss["key"]): found for loss, found in zip(seen, shown, strict=True)}
-    except BackboneError as error:
-        report.notes.append(str(error))
-    _add_neighbours(material, predictions, seen, report)
-
-
-def _decode(material: RunData, keys: Sequence[str], report: Report) -> None:
-    for key in dict.fromkeys(keys):
-        if key not in report.images and (image := material.decode(key)) is not None:
-            report.images[key] = image
-
-
-def _add_neighbours(material: RunData, predictions: Predictions, losses: list[dict[str, Any]], report: Report) -> None:
-    try:
-        train, test = material.features["train"], material.features["test"]
-    except (KeyError, TlkerasError) as error:
-        report.notes.append(f"The nearest training images are not shown: {error}")
-        return
-    task = predictions.task
-    rows = {key: row for row, key in enumerate(test.keys.tolist())}
-    known = [loss for loss in losses if loss["key"] in rows]
-    if not known:
-        return
-    nearest, cosines = errors.find_nearest(test.X[[rows[loss["key"]] for loss in known]], train.X, _NEIGHBOURS)
-    labels = task.format(task.members(train.targets[task.name]))
-    for loss, places, alike in zip(known, nearest.tolist(), cosines.tolist(), strict=True):
-        loss["nearest"] = [
-            {"key": str(train.keys[row]), "label": labels[row], "cosine": cosine}
-            for row, cosine in zip(places, alike, strict=True)
-        ]
-        _decode(material, [neighbour["key"] for neighbour in loss["nearest"]], report)
-
-
-def _evaluate_corruptions(material: RunData, predictions: Predictions, place: int, most: int) -> dict[str, Any] | None:
-    """Return what corruptions cost, on at most so many held-out images, spread over all."""
-    rows = np.unique(np.linspace(0, len(predictions) - 1, min(most, len(predictions))).astype(int))
-    found = [(row, material.decode(str(predictions.keys[row]))) for row in rows.tolist()]
-    kept = [(row, image) for row, image in found if image is not None]
-    if not kept:
-        return None
-    part = take(predictions, np.array([row for row, _ in kept]))
-    truth = part.task.members(part.targets)
-
-    def judge(probabilities: np.ndarray) -> float:
-        right = (part.task.decide(probabilities) == truth).all(axis=1)
-        return float(part.weights @ right / part.weights.sum()) if part.weights.any() else float(right.mean())
-
-    images = np.stack([image for _, image in kept])
-    return measure_robustness(material.model, images, judge, output=place, engine=material.recipe.features.engine)
-
-
-def _compute_learning_curve(material: RunData, predictions: Predictions, report: Report) -> dict[str, Any] | None:
-    train, test = material.features.get("train"), material.features.get("test")
-    if train is None or test is None:
-        return None
-    train = train.take(predictions.task.is_labelled(train.targets[predictions.task.name]))
-    place = {key: row for row, key in enumerate(predictions.keys.tolist())}
-    known = np.array([key in place for key in test.keys.tolist()], dtype=bool)
-    rows = np.array([place[key] for key in test.keys[known].tolist()], dtype=int)
-    if len(rows) < len(predictions):
-        report.notes.append("The learning curve is left out: some held-out images are gone.")
-        return None
-    return learning_curve(
-        partial(material.make_linear_head, predictions.task.name),
-        (train.X, train.targets[predictions.task.name], train.weights),
-        test.X[known],
-        take(predictions, rows),
-        resamples=material.recipe.evaluation.bootstrap_samples,
-    )
-
-
-def reproducibility_info(material: RunData) -> dict[str, Any]:
-    """Return all that is needed to make a run again."""
-    run, recipe = material.run, material.recipe
-    manifest = run.manifest
-    return {
-        "created": manifest.get("created", ""),
-        "finished": manifest.get("finished", ""),
-        "resumed": len(manifest.get("resumed", [])),
-        "command": f"tlkeras train {run.path / 'recipe.yaml'}",
-        "recipe": recipe_to_yaml(recipe),
-        "source": recipe.data.source,
-        "examples": manifest.get("examples", {}),
-        "rejected": manifest.get("rejected", 0),
-        "fingerprint": manifest.get("fingerprint", ""),
-        "parameters": manifest.get("parameters"),
-        "phases": manifest.get("phases", {}),
-        "memory": manifest.get("memory", {}),
-        "features": manifest.get("features", {}),
-        "head": manifest.get("head", {}),
-        "finetuning": manifest.get("finetuning"),
-        "history": _read_history(run),
-        "environment": run.read_json("environment.json"),
-        "data": manifest.get("data", {}),
-        "licences": builders.list_licences(recipe, manifest.get("data", {})),
-    }
-
-
-def _read_history(run: Run) -> list[dict[str, Any]]:
-    try:
-        text = run.read_bytes("history.csv").decode("utf-8", "replace")
-    except RunError:
-        return []
-    return [{key: _parse(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text, newline=""))]
-
-
-def _parse(text: str) -> float | int | str:
-    for kind in (int, float):
+    def _explain(self, task: str, losses: Sequence[errors.TopLoss], output: int) -> AttributionSanity | None:
+        images = np.stack([self.images[loss.key] for loss in losses])
+        classes, method = [loss.class_index for loss in losses], self.options.method
+        few = slice(0, _SANITY_IMAGES if method != "occlusion" else 1)
         try:
-            number = kind(text)
-        except ValueError:
-            continue
-        return number if np.isfinite(number) else text
-    return text
+            explainer = Explainer(self.data.model, output)
+            maps = explainer.explain(images, classes, method)
+            sanity = check_sanity(explainer, images[few], classes[few], method=method)
+        except BackboneError as error:
+            self.notes.append(str(error))
+            return None
+        self.maps |= {(task, loss.key): found for loss, found in zip(losses, maps, strict=True)}
+        return AttributionSanity(method, explainer.layer, sanity)
+
+    def _find_nearest(
+        self, predictions: Predictions, losses: Sequence[errors.TopLoss]
+    ) -> dict[str, list[errors.SimilarImage]]:
+        """The most similar training images of each loss, by its key."""
+        try:
+            train, test = self.data.features["train"], self.data.features["test"]
+        except (KeyError, TlkerasError) as error:
+            self.notes.append(f"The nearest training images are not shown: {error}")
+            return {}
+        task, rows = predictions.task, {key: row for row, key in enumerate(test.keys.tolist())}
+        keys = [loss.key for loss in losses if loss.key in rows]
+        if not keys:
+            return {}
+        indices, cosines = errors.find_nearest(test.X[[rows[key] for key in keys]], train.X, _NEIGHBOURS)
+        labels = task.format(task.members(train.targets[task.name]))
+        nearest = {
+            key: [
+                errors.SimilarImage(str(train.keys[row]), labels[row], cosine)
+                for row, cosine in zip(of_key, cosines_of_key, strict=True)
+            ]
+            for key, of_key, cosines_of_key in zip(keys, indices.tolist(), cosines.tolist(), strict=True)
+        }
+        self._decode(similar.key for of_key in nearest.values() for similar in of_key)
+        return nearest
+
+    def _decode(self, keys: Iterable[str]) -> None:
+        for key in dict.fromkeys(keys):
+            if key not in self.images and (image := self.data.decode(key)) is not None:
+                self.images[key] = image
+
+    def _evaluate_corruptions(self, predictions: Predictions, output: int) -> RobustnessResult | None:
+        """Accuracy under corruptions on held-out images spread over all; None where their files are missing."""
+        rows = _spread(len(predictions), self.options.corrupted).tolist()
+        decoded = {row: self.data.decode(str(predictions.keys[row])) for row in rows}
+        images = {row: image for row, image in decoded.items() if image is not None}
+        if not images:
+            return None
+        part = take(predictions, np.array(list(images)))
+        truth = part.task.members(part.targets)
+
+        def accuracy(probabilities: np.ndarray) -> float:
+            correct = (part.task.decide(probabilities) == truth).all(axis=1)
+            return float(part.weights @ correct / part.weights.sum()) if part.weights.any() else float(correct.mean())
+
+        engine = builders.feature_engine(self.data.recipe)
+        pixels = np.stack(list(images.values()))
+        return measure_robustness(self.data.model, pixels, accuracy, output=output, engine=engine)
+
+    def _compute_learning_curve(self, predictions: Predictions) -> LearningCurveResult | None:
+        name = predictions.task.name
+        train, test = self.data.features.get("train"), self.data.features.get("test")
+        if train is None or test is None:
+            return None
+        train = train.take(predictions.task.is_labelled(train.targets[name]))
+        rows = {key: row for row, key in enumerate(predictions.keys.tolist())}
+        known = np.array([key in rows for key in test.keys.tolist()], dtype=bool)
+        order = np.array([rows[key] for key in test.keys[known].tolist()], dtype=int)
+        if len(order) < len(predictions):
+            self.notes.append("The learning curve is left out: some held-out images are missing.")
+            return None
+        return learning_curve(
+            partial(self.data.make_linear_head, name),
+            train,
+            test.X[known],
+            take(predictions, order),
+            resamples=self.bootstrap.bootstrap_samples,
+        )
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """At most so many of `count` indices, spread evenly, int64 [m]."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))

@@ -1,4 +1,4 @@
-"""Images and charts as parts of a page."""
+"""Images and charts embedded in a page."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
-_SPLIT = 176  # pixels, twice what is shown: sharp on fine screens
+_THUMBNAIL = 176  # pixels, twice what is shown: sharp on fine screens
 _QUALITY = 78
 _BLEND = 0.55
 
-# The colours of `tlkeras.plotting.charts` by what they are on a page, where they follow its light or dark scheme.
+# CSS variables for the colours of `tlkeras.plotting.charts`, so that charts follow the page's light or dark scheme.
 _COLOURS = {
     "#333333": "var(--ink)",
     "#777777": "var(--faint)",
@@ -36,16 +36,16 @@ _COLOURS = {
 
 
 def embed_image(pixels: np.ndarray) -> str:
-    """Return an address that holds an image, uint8 RGB [h, w, 3], shrunk to what a page shows."""
+    """A data URL of an image, uint8 RGB [h, w, 3], reduced to a thumbnail."""
     image = Image.fromarray(pixels)
-    image.thumbnail((_SPLIT, _SPLIT))
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Return a grey image with a map of 0 to 1, [h, w], laid over it in colour, uint8 [h, w, 3]."""
+    """A grey image with a map of 0 to 1, [h, w], laid over it in colour, uint8 [h, w, 3]."""
     from matplotlib import colormaps
 
     grey = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
@@ -55,11 +55,11 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def embed_chart(name: str, title: str, draw: Callable[[Path], None]) -> Markup:
-    """Return a chart as SVG that a screen reader names and that follows the page's colours.
+    """A chart as SVG with a label for screen readers, in the page's colours.
 
     Args:
-        name: Of the chart, another one for each on a page.
-        title: What it shows.
+        name: Of the chart, unique on its page.
+        title: The label.
         draw: Writes the chart to an SVG file.
     """
     with tempfile.TemporaryDirectory(prefix="tlkeras-") as folder:

@@ -1,181 +1,187 @@
-"""What a report says in sentences, and how it writes numbers."""
+"""Sentences and numbers of a report as people read them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
 
+from tlkeras.evaluation.calibration import CalibrationResult
+from tlkeras.evaluation.evaluate import TaskEvaluation
+from tlkeras.evaluation.learning_curve import LearningCurveResult
 from tlkeras.evaluation.metric_names import METRIC_NAMES
+from tlkeras.evaluation.report.compute import AttributionSanity, GainOverProbe
+from tlkeras.evaluation.robustness import RobustnessResult
+from tlkeras.evaluation.selective import ConformalResult, LabelConformalResult, SelectiveResult
 
-_NOTHING = "-"
-_WORTHWHILE = 0.001  # of log loss: less is noise
-
-
-def write_number(value: float | None) -> str:
-    """Return a number with four decimals; a dash where there is none."""
-    return _NOTHING if value is None else f"{value:.4f}"
+_UNDEFINED = "-"
+_RELEVANT_LOSS = 0.001  # smaller differences of log loss are noise
 
 
-def write_percent(value: float | None) -> str:
-    """Return a share as per cent with one decimal."""
-    return _NOTHING if value is None else f"{100 * value:.1f} %"
+def format_number(value: float) -> str:
+    """A number with four decimals; a dash for NaN."""
+    return _UNDEFINED if math.isnan(value) else f"{value:.4f}"
 
 
-def write_signed(value: float | None) -> str:
-    """Return a difference with its sign."""
-    return _NOTHING if value is None else f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+def format_percent(value: float | None) -> str:
+    """A fraction in per cent with one decimal; a dash for None and NaN."""
+    return _UNDEFINED if value is None or math.isnan(value) else f"{100 * value:.1f} %"
 
 
-def _sign(points: float) -> str:
+def format_signed(value: float) -> str:
+    """A difference with its sign; a dash for NaN."""
+    return _UNDEFINED if math.isnan(value) else f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _format_points(points: float) -> str:
     return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def write_count(value: int | None) -> str:
-    """Return a whole number with separators."""
-    return _NOTHING if value is None else f"{value:,}"
+def format_count(value: int | None) -> str:
+    """A whole number with separators; a dash for None."""
+    return _UNDEFINED if value is None else f"{value:,}"
 
 
-def write_amount(value: float) -> str:
-    """Return a count, or a sum of weights with two decimals."""
+def format_amount(value: float) -> str:
+    """A count, or a sum of weights with two decimals."""
     return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
 
 
 def format_verdict(better: bool | None) -> str:
-    """Return a verdict on a difference."""
+    """A verdict on a difference."""
     return {True: "better", False: "worse", None: "no clear difference"}[better]
 
 
-def summarize_run(figures: Mapping[str, Any]) -> list[str]:
-    """Say how the model does against knowing nothing."""
-    if figures["kind"] == "regression":
-        value, mean = (figures[of]["mae"]["value"] for of in ("metrics", "baseline"))
-        return [
-            f"It is {write_number(value)} off on average, where always saying the mean is {write_number(mean)} off."
-        ]
-    name = "accuracy" if "accuracy" in figures["metrics"] else "exact_match"
-    value, majority = figures["metrics"][name], figures["baseline"][name]["value"]
-    verdict = "better than" if value["low"] > majority else "not clearly better than"
-    text = (
-        f"{METRIC_NAMES[name].capitalize()} is {write_percent(value['value'])}: {verdict} always answering what is "
-        f"most common, which reaches {write_percent(majority)}."
+def summarize_task(evaluation: TaskEvaluation) -> str:
+    """The model against a baseline without any image."""
+    metrics, baseline = evaluation.metrics, evaluation.baseline
+    if evaluation.kind == "regression":
+        error, mean = metrics["mae"].value, baseline["mae"].value
+        return (
+            f"The mean absolute error is {format_number(error)}; always predicting the mean has {format_number(mean)}."
+        )
+    name = "accuracy" if "accuracy" in metrics else "exact_match"
+    value, majority = metrics[name], baseline[name].value
+    verdict = "better than" if value.low > majority else "not clearly better than"
+    return (
+        f"{METRIC_NAMES[name].capitalize()} is {format_percent(value.value)}: {verdict} always predicting the most "
+        f"common class, which reaches {format_percent(majority)}."
     )
-    return [text]
 
 
-def summarize_gain_over_probe(worth: Mapping[str, Any]) -> str:
-    """Say whether what was done beyond a linear head was worth it, and what it took."""
-    name = next(of for of in ("accuracy", "exact_match", "r2") if of in worth["differences"])
-    parts = worth["differences"][name]
-    points = 100 * parts["value"]
-    what = worth["what"].capitalize()
-    if parts["low"] is None:
-        return f"{what} cannot be judged on so few images."
-    span = f"{_sign(100 * parts['low'])} to {_sign(100 * parts['high'])}"
+def summarize_gain_over_probe(gain: GainOverProbe) -> str:
+    """What the run gained over a linear head, and its cost."""
+    name, difference = METRIC_NAMES[gain.metric], gain.differences[gain.metric]
+    points, method = 100 * difference.value, gain.method.capitalize()
+    if math.isnan(difference.low):
+        return f"There are too few images to say whether {gain.method} is better than a linear head."
+    span = f"{_format_points(100 * difference.low)} to {_format_points(100 * difference.high)}"
     text = {
-        True: f"Yes: {what} gained {points:.1f} points of {METRIC_NAMES[name]} over a linear head ({span}).",
-        False: f"No: {what} lost {-points:.1f} points of {METRIC_NAMES[name]} against a linear head ({span}).",
-        None: f"Not clearly: {what} changed {METRIC_NAMES[name]} by {_sign(points)} points ({span}).",
-    }[parts["better"]]
-    if worth["minutes"]:
-        text += f" It took {worth['minutes']:.1f} minutes"
-        text += f" and trained {worth['parameters']:,} parameters" if worth["parameters"] else ""
-        text += f": {worth['minutes_per_point']:.1f} minutes" if worth["minutes_per_point"] else ""
-        if worth["minutes_per_point"] and worth["parameters"]:
-            text += f" and {worth['parameters'] / points:,.0f} parameters"
-        text += " for each point." if worth["minutes_per_point"] else "."
+        True: f"Yes: {method} gained {points:.1f} points of {name} over a linear head ({span}).",
+        False: f"No: {method} lost {-points:.1f} points of {name} against a linear head ({span}).",
+        None: f"Not clearly: {method} changed {name} by {_format_points(points)} points ({span}).",
+    }[difference.better]
+    if gain.unchanged:
+        text = f"{method} changed nothing: no epoch beat the linear head that it started from, which was kept."
+    if gain.minutes:
+        text += f" It took {gain.minutes:.1f} minutes"
+        text += f" and trained {gain.parameters:,} parameters" if gain.parameters else ""
+        text += f": {gain.minutes_per_point:.1f} minutes" if gain.minutes_per_point else ""
+        if gain.minutes_per_point and gain.parameters:
+            text += f" and {gain.parameters / points:,.0f} parameters"
+        text += " per point." if gain.minutes_per_point else "."
     return text
 
 
-def summarize_learning_curve(learning: Mapping[str, Any]) -> str:
-    """Say whether more images would help."""
-    step, sizes = learning["last_step"], learning["images"]
-    if step is None or step["low"] is None or len(sizes) < 2:
+def summarize_learning_curve(curve: LearningCurveResult) -> str:
+    """Whether more images would help."""
+    step = curve.last_step
+    if step is None or math.isnan(step.low) or len(curve.images) < 2:
         return "There are too few images to say."
-    gain, low, high = (100 * step[part] for part in ("value", "low", "high"))
-    span = f"({_sign(low)} to {_sign(high)})"
-    text = f"The second half of the {sizes[-1]:,} training images gained {_sign(gain)} points {span}. "
-    if step["better"]:
+    gain, low, high = (100 * part for part in (step.value, step.low, step.high))
+    span = f"({_format_points(low)} to {_format_points(high)})"
+    text = f"The second half of the {curve.images[-1]:,} training images gained {_format_points(gain)} points {span}. "
+    if step.better:
         return text + "More images like these would most likely help."
     if high < 0.5:
-        return text + "More images of the same kind would hardly help; other images, or fine-tuning, may."
-    return text + "That is no clear gain: more images may help, a little."
+        return text + "More images of the same kind would hardly help; different images or fine-tuning may."
+    return text + "That is no clear gain: more images may help a little."
 
 
-def summarize_calibration(calibration: Mapping[str, Any], unseen: str) -> str:
-    """Say how far confidence is from the truth and what a scaling mends."""
-    error = calibration["adaptive_ece"]
-    sure = calibration["reliability"]
-    gap = sum(s * (c - a) for s, c, a in zip(sure["share"], sure["confidence"], sure["accuracy"], strict=True))
-    lean = "too sure" if gap > 0.005 else "not sure enough" if gap < -0.005 else "neither too sure nor too unsure"
-    text = f"On average, confidence is {100 * error:.1f} points away from how often the model is right; it is {lean}. "
-    if not calibration["scalings"]:
-        return text + "To have temperature and vector scaling fitted, train with data.validation."
-    best = min(calibration["scalings"], key=lambda name: calibration["scalings"][name]["log_loss"])
-    found = calibration["scalings"][best]
-    where = {"validation": "validation images", "training": "training images, each by heads not fitted on it"}[unseen]
-    if calibration["log_loss"] - found["log_loss"] < _WORTHWHILE:
-        return (
-            text
-            + f"Neither scaling, fitted on {calibration['fitted_on']:,} {where}, gains anything: leave it as it is."
+def summarize_calibration(calibration: CalibrationResult, unseen: str) -> str:
+    """How far confidence is from accuracy, and whether a scaling helps."""
+    bins = calibration.reliability
+    gap = float(bins.share @ (bins.confidence - bins.accuracy))
+    bias = "overconfident" if gap > 0.005 else "underconfident" if gap < -0.005 else "neither over- nor underconfident"
+    points = 100 * calibration.adaptive_ece
+    text = f"On average, confidence and accuracy differ by {points:.1f} points; the model is {bias}. "
+    if not calibration.scalings:
+        return text + "To fit temperature and vector scaling, train with data.validation."
+    best, scaled = min(calibration.scalings.items(), key=lambda item: item[1].log_loss)
+    images = {"validation": "validation images", "training": "training images, predicted out of fold"}[unseen]
+    if calibration.log_loss - scaled.log_loss < _RELEVANT_LOSS:
+        return text + (
+            f"Calibration on {calibration.fitted_on:,} {images} would not help; keep the probabilities as they are."
         )
     return text + (
-        f"{best.capitalize()} scaling, fitted on {calibration['fitted_on']:,} {where}, brings that to "
-        f"{100 * found['adaptive_ece']:.1f} points: `tlkeras export RUN --calibrate {best}` builds it into the model."
+        f"{best.capitalize()} scaling, fitted on {calibration.fitted_on:,} {images}, reduces that to "
+        f"{100 * scaled.adaptive_ece:.1f} points: `tlkeras export RUN --calibrate {best}` builds it into the model."
     )
 
 
-def summarize_selective_prediction(trade: Mapping[str, Any]) -> str:
-    """Say from which confidence on answers need no person."""
-    wanted = write_percent(trade["wanted"])
-    if trade["chosen"] is None:
-        return f"No threshold was chosen for {wanted} accuracy: no answers on unseen images reach it, or none are kept."
+def summarize_selective_prediction(curve: SelectiveResult) -> str:
+    """From which confidence on predictions need no person."""
+    wanted = format_percent(curve.wanted)
+    if curve.chosen is None:
+        return f"No threshold reaches {wanted} accuracy on unseen images, or the run keeps no predictions of them."
     return (
-        f"To be right in {wanted} of what it answers, ask a person below a confidence of {trade['chosen']:.3f}. On the "
-        f"held-out images this answers {write_percent(trade['chosen_coverage'])} of them, "
-        f"{write_percent(trade['chosen_accuracy'])} rightly. The threshold was chosen on other images."
+        f"For {wanted} accuracy, ask a person below a confidence of {curve.chosen:.3f}. Of the held-out images, "
+        f"{format_percent(curve.chosen_coverage)} are then predicted automatically, "
+        f"{format_percent(curve.chosen_accuracy)} of those correctly. The threshold was chosen on other images."
     )
 
 
-def summarize_prediction_sets(sets: Mapping[str, Any]) -> str:
-    """Say how prediction sets do."""
+def summarize_prediction_sets(sets: ConformalResult) -> str:
+    """Coverage and size of prediction sets."""
     return (
-        f"Sets of all classes with a probability of {sets['threshold']:.3f} or more are meant to hold the true class "
-        f"in {write_percent(1 - sets['alpha'])} of cases; on the held-out images they do in "
-        f"{write_percent(sets['coverage'])}. They hold {sets['mean_size']:.2f} classes on average, a single one in "
-        f"{write_percent(sets['single'])} and none in {write_percent(sets['empty'])}."
+        f"Predicting every class of {format_percent(sets.threshold)} or more should include the true one in "
+        f"{format_percent(1 - sets.alpha)} of cases; on the held-out images it does in "
+        f"{format_percent(sets.coverage)}. The sets hold {sets.mean_size:.2f} classes on average; "
+        f"{format_percent(sets.single)} hold one class and {format_percent(sets.empty)} none."
     )
 
 
-def summarize_label_sets(sets: Sequence[Mapping[str, Any]]) -> str:
-    """Say how prediction sets of single labels do."""
-    covered, undecided = (sum(one[key] for one in sets) / len(sets) for key in ("coverage", "undecided"))
+def summarize_label_sets(sets: Sequence[LabelConformalResult]) -> str:
+    """Coverage of prediction sets of single labels."""
+    coverage = sum(of_label.coverage for of_label in sets) / len(sets)
+    undecided = sum(of_label.undecided for of_label in sets) / len(sets)
     return (
-        f"For each label, sets of yes, no or both are meant to hold the truth in {write_percent(1 - sets[0]['alpha'])} "
-        f"of cases; on the held-out images they do in {write_percent(covered)}, the mean over labels. "
-        f"{write_percent(undecided)} of them hold both: there a person has to look."
+        f"For each label, sets of yes, no or both should include the truth in {format_percent(1 - sets[0].alpha)} of "
+        f"cases; on the held-out images they do in {format_percent(coverage)}, averaged over labels. "
+        f"{format_percent(undecided)} of them hold both: a person has to decide."
     )
 
 
-def summarize_robustness(robustness: Mapping[str, Any]) -> str:
-    """Say what harms most and what least, at the middle strength."""
-    lost = {name: robustness["clean"] - values[2] for name, values in robustness["corruptions"].items()}
+def summarize_robustness(robustness: RobustnessResult) -> str:
+    """The most and the least harmful corruption at the middle strength."""
+    lost = {name: robustness.clean - values[2] for name, values in robustness.corruptions.items()}
     worst, least = max(lost, key=lambda name: lost[name]), min(lost, key=lambda name: lost[name])
     return (
-        f"At strength 3, {worst} costs most ({100 * lost[worst]:.0f} points of {write_percent(robustness['clean'])}) "
+        f"At strength 3, {worst} costs most ({100 * lost[worst]:.0f} points of {format_percent(robustness.clean)}) "
         f"and {least} least ({100 * lost[least]:.0f} points)."
     )
 
 
-def summarize_attribution(attribution: Mapping[str, Any] | None) -> str:
-    """Say what the coloured images show and whether they passed the sanity check."""
+def summarize_attribution(attribution: AttributionSanity | None) -> str:
+    """What attribution maps show, and whether they passed the sanity check."""
+    text = "Wrong predictions, those of the largest log loss first."
     if attribution is None:
-        return "Wrong answers, those of the largest log loss first."
-    layer = attribution["layer"]
-    ways = {"grad_cam": f"Grad-CAM at {layer}", "grad_cam++": f"Grad-CAM++ at {layer}"}
-    name = ways.get(attribution["method"], "occlusion: where a grey square costs most")
-    alike = abs(attribution["sanity"][-1][1])
-    verdict = "as they should" if alike < 0.5 else "less than they should: read them with care"
-    return (
-        f"Wrong answers, those of the largest log loss first. Bright is what speaks for the answer ({name}). "
-        f"With all weights shuffled these maps change {verdict} (rank correlation with the real ones {alike:.2f})."
+        return text
+    names = {"grad_cam": f"Grad-CAM at {attribution.layer}", "grad_cam++": f"Grad-CAM++ at {attribution.layer}"}
+    name = names.get(attribution.method, "occlusion: where a grey square costs most")
+    correlation = abs(attribution.sanity[-1][1])
+    check = (
+        "Sanity check passed: maps of a randomized network look different"
+        if correlation < 0.5
+        else "Read them with care: maps of a randomized network look much the same"
     )
+    return f"{text} Bright areas drove the prediction ({name}). {check} (rank correlation {correlation:.2f})."

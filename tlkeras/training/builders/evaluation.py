@@ -17,6 +17,6 @@ def feature_engine(recipe: Recipe) -> str:
 
 
 def make_linear_head(recipe: Recipe, C: float | None) -> LinearHead:
-    """An unfitted linear head with the recipe's class weights and inverse regularization strength C, by default 0.01."""
+    """An unfitted linear head with the recipe's class weights and inverse strength of regularization, else 0.01."""
     class_weight = recipe.head.model_dump().get("class_weight")
     return LinearHead(C=C or 0.01, class_weight=None if class_weight == "none" else class_weight)
