@@ -162,7 +162,7 @@ def test_several_taps_in_one_pass(extractor, tmp_path, counted):
         assert counted == [3]
         for rows, expected in zip(features.outputs, predict(taps, images), strict=True):
             np.testing.assert_allclose(rows[:], expected, rtol=1e-3, atol=1e-3)
-    assert sorted(space.rows for space in cache.list_spaces()) == [3, 3]
+    assert sorted(space.rows for space in cache.list_entries()) == [3, 3]
 
 
 VIEWS = [
@@ -249,25 +249,25 @@ def test_views_of_several_outputs_each_in_its_precision(extractor, tmp_path):
                 np.testing.assert_allclose(of[:], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_room_for_views_is_asked_for(extractor, tmp_path, counted):
+def test_disk_space_for_views_is_checked(extractor, tmp_path, counted):
     """A row of four float16 takes 8 bytes and 32 of digest: 40 images in 4 views 6,400."""
     cache, images = ActivationCache(tmp_path / "cache", budget_bytes=6399), draw(tmp_path, *range(40))
     for count in (
         extract,
         lambda *args, **more: extraction.count_cache_misses(*args, more["cache"], views=more["views"]),
     ):
-        with pytest.raises(ResourceError, match="6,400 bytes beside"):
+        with pytest.raises(ResourceError, match="6,400 bytes in addition to"):
             count(extractor, images, FACTS, views=VIEWS, cache=cache)
     assert counted == []
 
 
 def test_a_view_given_twice(extractor, tmp_path):
     views = [IDENTITY_VIEW, AugmentedView(make_policy("flip"), number=2)]
-    with pytest.raises(TlkerasError, match="Each view must be another one. Received: {}, {}."):
+    with pytest.raises(TlkerasError, match="Two views are the same. Received: {}, {}."):
         extract(extractor, draw(tmp_path, 1), FACTS, views=views)
 
 
-def test_what_changes_the_numbers_changes_the_space(extractor, tmp_path):
+def test_facts_that_change_the_numbers_change_the_namespace(extractor, tmp_path):
     cache, images = ActivationCache(tmp_path / "cache"), draw(tmp_path, 1)
     extract(extractor, images, FACTS, cache=cache).close()
     for resize, facts, dtype in (
@@ -277,7 +277,7 @@ def test_what_changes_the_numbers_changes_the_space(extractor, tmp_path):
     ):
         with extract(extractor, images, facts, resize=resize, cache=cache, dtype=dtype) as features:
             assert features.computed == 1
-    spaces = cache.list_spaces()
+    spaces = cache.list_entries()
     assert len(spaces) == 4
     assert {"weights", "cut", "size", "fit", "decoder", "shape", "dtype"} == set(spaces[0].facts)
 
@@ -305,7 +305,7 @@ def test_interrupted_work_is_kept(extractor, tmp_path, monkeypatch):
         np.testing.assert_allclose(features.outputs[0][:], predict(extractor, images), rtol=1e-3, atol=1e-4)
 
 
-def test_a_image_that_gives_nan_is_named(tmp_path):
+def test_an_image_that_gives_nan_is_named(tmp_path):
     entry = keras.Input((32, 32, 3), dtype="uint8")
     x = layers.GlobalMaxPooling2D()(layers.Rescaling(1.0)(entry))
     log = keras.Model(entry, keras.ops.log(x - 200.0))
@@ -320,7 +320,9 @@ def test_too_large_for_float16_is_named(tmp_path):
     entry = keras.Input((32, 32, 3), dtype="uint8")
     large = keras.Model(entry, layers.GlobalMaxPooling2D()(layers.Rescaling(1000.0)(entry)))
     images = draw(tmp_path, 1)
-    with pytest.raises(DataError, match=r"65,504. Received: .* for .*1.png. Store them as float32"):
+    with pytest.raises(
+        DataError, match=r"65,504, the limit of float16. Received: .* for .*1.png. Store them as float32"
+    ):
         extract(large, images, FACTS)
     with extract(large, images, FACTS, dtype="float32") as features:
         assert features.outputs[0][:].max() > 65_504
@@ -328,7 +330,7 @@ def test_too_large_for_float16_is_named(tmp_path):
 
 def test_budget_stops_before_the_work(extractor, tmp_path, counted):
     cache = ActivationCache(tmp_path / "cache", budget_bytes=1000)
-    with pytest.raises(ResourceError, match=r"must fit the cache's budget of 1,000 bytes"):
+    with pytest.raises(ResourceError, match=r"do not fit the cache's budget of 1,000 bytes"):
         extract(extractor, draw(tmp_path, *range(40)), FACTS, cache=cache)
     assert counted == []
 

@@ -24,7 +24,7 @@ def test_taps_are_blocks_by_name_or_index_from_input_to_output(tiny):
     assert [cut.name for cut in found] == [blocks[0].cut.name, blocks[-1].cut.name]
     with pytest.raises(RecipeError) as caught:
         find_taps(tiny, [0, blocks[0].name, 99, "nothing"])
-    for part in ("named already", "no block or cut 99. It has blocks 0 to", "no block or cut 'nothing'"):
+    for part in ("listed already", "no block or cut 99. It has blocks 0 to", "no block or cut 'nothing'"):
         assert part in str(caught.value)
 
 
@@ -39,7 +39,7 @@ def test_each_depth_has_length_one_in_the_fused_vector(tiny):
     np.testing.assert_allclose(alone, parts[1], rtol=1e-5)
 
 
-def test_backbones_stand_beside_each_other(tiny):
+def test_backbones_are_concatenated(tiny):
     other = build_backbone("tiny", size=32, weights="none")
     vectors = [extract_taps(model, find_taps(model, [-1]), "max") for model in (tiny, other)]
     both = concatenate_backbones(vectors[0], vectors[1:])(IMAGES)
@@ -68,5 +68,5 @@ def test_what_cannot_be_fused_is_refused(workplace):
     ):
         with pytest.raises(RecipeError, match=message):
             tlkeras.check("mine.yaml", {"features.taps": [0, 1], **change})
-    (problem,) = tlkeras.check("mine.yaml", {"features.taps": [0, 77]})["problems"]
+    (problem,) = tlkeras.check("mine.yaml", {"features.taps": [0, 77]}).problems
     assert "features.taps: tiny has no block or cut 77" in problem

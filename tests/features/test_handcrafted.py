@@ -127,7 +127,7 @@ def test_a_colour_has_its_bin():
     assert np.flatnonzero(vector).tolist() == [15] and vector[15] == 1
 
 
-def test_a_image_without_keypoints_is_zeros():
+def test_an_image_without_keypoints_is_zeros():
     sift = make_descriptor("sift", detector="keypoint", words=2, components=3)
     assert len(sift.find_local(np.zeros((32, 32, 3), np.uint8))) == 0
     book = {name: np.ones(shape, np.float32) for name, shape in sift.shapes.items()}
@@ -138,13 +138,13 @@ EACH = [{"kind": kind} for kind in DESCRIPTORS if kind != "sift"] + [{**SIFT, "e
 
 
 @pytest.mark.parametrize("options", EACH, ids=lambda options: options.get("encoding", options["kind"]))
-def test_the_layer_says_what_the_descriptor_says_and_survives_a_file(options, tmp_path):
+def test_the_layer_computes_the_descriptor_and_survives_a_file(options, tmp_path):
     [layer] = make_layers([options], 32)
     entry = keras.Input((32, 32, 3), dtype="uint8")
     model = keras.Model(entry, layer(entry))
     layer.set_weights([RANDOM.uniform(0.1, 1, weight.shape) for weight in layer.weights])
-    book = dict(zip(layer.made.shapes, layer.get_weights(), strict=True))
-    expected = np.stack([layer.made.describe(image, book) for image in IMAGES])
+    book = dict(zip(layer.algorithm.shapes, layer.get_weights(), strict=True))
+    expected = np.stack([layer.algorithm.describe(image, book) for image in IMAGES])
     np.testing.assert_allclose(model(IMAGES), expected, rtol=1e-6)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras", custom_objects=LAYERS)
@@ -156,7 +156,7 @@ def test_the_layer_says_what_the_descriptor_says_and_survives_a_file(options, tm
 
 
 @pytest.mark.slow
-def test_processes_say_what_one_says():
+def test_processes_compute_what_one_computes():
     images = RANDOM.integers(0, 256, (8, 300, 300, 3), dtype=np.uint8)
     describe = make_descriptor("lbp").describe
     np.testing.assert_array_equal(map_images(describe, images), [describe(image) for image in images])
@@ -186,7 +186,7 @@ def crafted(tmp_path_factory, draw_more_photos):
         "data": "{source: photos, test: 0.25, split_tolerance: 0}",
         "backbone": "{name: none, size: 32}",
         "features": "{handcrafted: [{kind: sift, words: 4, components: 8, sizes: [4, 8]}, hog, colour]}",
-        "mapping": "{kind: svm}",
+        "head": "{kind: svm}",
         "evaluation": "{bootstrap_samples: 100}",
     }
     (folder / "mine.yaml").write_text("".join(f"{key}: {value}\n" for key, value in recipe.items()))
@@ -200,10 +200,10 @@ def test_a_run_predicts_what_it_measured(crafted, monkeypatch):
     monkeypatch.chdir(folder)
     assert result.metrics["accuracy"].value == 1  # colours tell them apart
     run = open_run(result.path, folder / "runs")
-    answers = load_predictions(run)[0]
-    said = tlkeras.predict(result.path, [folder / "photos" / key for key in answers.keys])
-    best = [row["probability"] for row in said["predictions"]]
-    np.testing.assert_allclose(best, answers.probabilities.max(axis=1), atol=1e-5)
+    stored = load_predictions(run)[0]
+    predicted = tlkeras.predict(result.path, [folder / "photos" / key for key in stored.keys])
+    best = [row.probability for row in predicted.predictions]
+    np.testing.assert_allclose(best, stored.probabilities.max(axis=1), atol=1e-5)
     books = [layer.get_weights() for layer in list_handcrafted(load_model(run))]
     assert [len(book) for book in books] == [3, 0, 0] and np.abs(books[0][2]).sum() > 0
 
@@ -213,29 +213,29 @@ def test_features_of_a_run_are_computed_with_its_codebooks(crafted, monkeypatch)
 
     folder, result = crafted
     monkeypatch.chdir(folder)
-    material = RunData(Run(folder / result.path))
-    model = material.model
+    data = RunData(Run(folder / result.path))
+    model = data.model
     vectors = keras.Model(model.input, model.get_layer("logits").input)
-    test = material.features["test"]
-    images = np.stack([material.decode(key) for key in test.keys])
+    test = data.features["test"]
+    images = np.stack([data.decode(key) for key in test.keys])
     np.testing.assert_allclose(test.X, vectors(images), atol=1e-6)
 
 
-def test_an_export_is_refused_and_check_says_so_before(crafted, monkeypatch):
+def test_an_export_is_refused_and_check_warns_of_it(crafted, monkeypatch):
     folder, result = crafted
     monkeypatch.chdir(folder)
     with pytest.raises(ExportError) as caught:
         tlkeras.export(result.path, folder / "models")
-    for part in ("TensorFlow operations", "handcrafted features, which Python computes", "`tlkeras predict`"):
+    for part in ("Handcrafted features cannot be exported", "computed in Python", "`tlkeras predict`"):
         assert part in str(caught.value)
     assert not (folder / "models").exists()
     found = tlkeras.check("mine.yaml")
-    assert not found["problems"]
-    assert any("(sift, hog, colour) cannot become a SavedModel" in note for note in found["notes"])
+    assert not found.problems
+    assert any("(sift, hog, colour) cannot become a SavedModel" in note for note in found.notes)
 
 
 @pytest.mark.slow
-def test_they_stand_beside_a_backbone(workplace):
+def test_they_are_concatenated_with_a_backbone(workplace):
     result = tlkeras.evaluate(
         tlkeras.train("mine.yaml", {"features": {"handcrafted": ["lbp", SIFT]}, "head": {"kind": "ridge"}})
     )
@@ -263,7 +263,7 @@ def test_they_stand_beside_a_backbone(workplace):
         ({"features.handcrafted": [{"kind": "hog", "cell": 32}]}, "hog needs 64 px"),
     ],
 )
-def test_what_makes_no_sense_is_refused(workplace, changes, sentence):
+def test_contradictions_are_refused(workplace, changes, sentence):
     with pytest.raises(RecipeError) as caught:
         tlkeras.train("mine.yaml", changes)
     assert sentence in str(caught.value)
@@ -271,7 +271,7 @@ def test_what_makes_no_sense_is_refused(workplace, changes, sentence):
 
 
 @pytest.mark.slow
-def test_the_recipe_reaches_what_its_receipt_says(tmp_path):
+def test_the_recipe_reaches_the_accuracy_of_its_header(tmp_path):
     result = tlkeras.evaluate(tlkeras.train("handcrafted", {"evaluation.bootstrap_samples": 100}, runs=tmp_path))
     assert result.metrics["accuracy"].value > 0.79 and result.metrics["roc_auc"].value > 0.85
 
@@ -285,6 +285,6 @@ def test_all_without_a_codebook_are_computed_for_use_elsewhere(workplace):
     assert len(table) == 32 and len(table["features"][0]) == len(make_descriptor("hog").describe(IMAGES[0]))
 
 
-def test_images_without_sides_have_no_codebook(workplace):
-    with pytest.raises(RecipeError, match="whose codebook is learned on these"):
+def test_images_without_splits_have_no_codebook(workplace):
+    with pytest.raises(RecipeError, match="need a codebook that is fitted on training images"):
         tlkeras.extract_features("mine.yaml", workplace / "out", {"features.handcrafted": ["sift"]})

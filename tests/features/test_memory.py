@@ -19,11 +19,11 @@ def machine(tmp_path, monkeypatch):
 
 
 def test_the_narrower_of_machine_and_container_counts(machine):
-    assert memory.measure_free_memory() == 2_000_000_000
+    assert memory.free_memory() == 2_000_000_000
     (machine / "memory.max").write_text("max\n")
-    assert memory.measure_free_memory() == 3_072_000_000
+    assert memory.free_memory() == 3_072_000_000
     (machine / "meminfo").unlink()
-    assert memory.measure_free_memory() is None
+    assert memory.free_memory() is None
     memory.check_memory(10**9, (10**6,))
 
 
@@ -37,7 +37,7 @@ def test_what_does_not_fit_is_told_with_its_size(machine):
 
 def test_check_and_train_refuse_before_they_compute(workplace, machine):
     (machine / "memory.max").write_text("2000001000\n")
-    (problem,) = tlkeras.check("mine.yaml")["problems"]
+    (problem,) = tlkeras.check("mine.yaml").problems
     assert "32 x 16 values need" in problem
-    with pytest.raises(ResourceError, match="must fit into memory"):
+    with pytest.raises(ResourceError, match="not enough memory to fit a head"):
         tlkeras.train("mine.yaml")

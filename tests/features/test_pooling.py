@@ -31,7 +31,7 @@ def test_poolings_by_name(pooling):
 
 
 def test_unknown_pooling():
-    with pytest.raises(TlkerasError, match=r"Received: 'averag'. Did you mean 'average'"):
+    with pytest.raises(TlkerasError, match=r"Unknown pooling 'averag'. Did you mean 'average'"):
         pool(make_net(), "averag")
 
 

@@ -1,4 +1,4 @@
-"""Commands on what is kept on disk: the store of frozen activations, packed images."""
+"""Commands on the cache of frozen activations and on packed images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tlkeras.cli.options import json_option, render, set_option
 
 @click.group()
 def cache() -> None:
-    """The store of frozen activations that all commands share."""
+    """The cache of frozen activations that all commands share."""
 
 
 @cache.command(name="ls")
 @json_option
 def list_cache(as_json: bool) -> None:
-    """List what the cache holds, the most recently used first."""
+    """List the entries of the cache, the most recently used first."""
     import tlkeras
     from tlkeras.cli.tables.cache import print_cache
 
@@ -25,11 +25,15 @@ def list_cache(as_json: bool) -> None:
 
 
 @cache.command()
-@click.option("--max-gb", type=click.FloatRange(0, 1e6), help="Remove the least recently used until so much is left.")
-@click.option("--unused-days", type=click.FloatRange(0, 1e6), help="Remove what was not used for so long.")
+@click.option(
+    "--max-gb", type=click.FloatRange(0, 1e6), help="Remove the least recently used entries down to this size."
+)
+@click.option(
+    "--unused-days", type=click.FloatRange(0, 1e6), help="Remove entries that were not used for so many days."
+)
 @json_option
 def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> None:
-    """Remove activations; what a running program uses, and the images, are never touched.
+    """Remove cached activations; those that a running program uses, and the images, are never touched.
 
     \b
     Example: tlkeras cache prune --unused-days 30
@@ -38,7 +42,7 @@ def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> Non
     from tlkeras.cli.tables.cache import print_pruned
 
     if max_gb is None and unused_days is None:
-        raise click.UsageError("Say what may go: --max-gb 0 for everything, or --unused-days 30.")
+        raise click.UsageError("Nothing selected. Use --max-gb 0 to clear the whole cache, or --unused-days 30.")
     render(tlkeras.prune_cache(max_gb=max_gb, unused_days=unused_days), as_json, print_pruned)
 
 

@@ -17,21 +17,21 @@ OPERATIONS: Mapping[type, Callable[..., Any]] = {
     keras.layers.DepthwiseConv2D: ops.depthwise_conv,
     keras.layers.SeparableConv2D: ops.separable_conv,
 }
-"""What convolves, by type of layer."""
+"""The convolution, by type of layer."""
 
 
 def fold_batch_norm(model: keras.Model) -> Callable[[Any], Any]:
-    """Return the model's inference function, each convolution having taken in its batch norm.
+    """The model's inference function, with each batch norm folded into its convolution.
 
     With s = gamma / sqrt(variance + epsilon), kernel becomes kernel * s and bias (bias - mean) * s + beta.
-    Only pairs are folded whose batch norm is the sole consumer of the convolution; the rest runs as it is.
-    The model is neither copied nor changed: its weights are read once, so what is folded is constant.
+    Only pairs are folded whose batch norm is the sole consumer of the convolution. The model is neither copied nor
+    changed: its weights are read once, so that folded kernels are constant.
 
     Args:
         model: A functional model with channels last.
 
     Returns:
-        A function of a float or integer tensor [n, ...] to the model's outputs, made to be traced once.
+        A function of a float or integer tensor [n, ...] to the model's outputs, to be traced once.
     """
     stand_ins: dict[int, Callable[..., Any]] = {}
     for convolution, norm in find_pairs(model):
@@ -45,7 +45,7 @@ def fold_batch_norm(model: keras.Model) -> Callable[[Any], Any]:
 
 
 def find_pairs(model: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
-    """Return (convolution, batch norm) of all pairs that compute the same when folded."""
+    """All pairs (convolution, batch norm) that compute the same when folded."""
     calls = trace_calls(model)
     uses = Counter(id(call.operation) for call in calls)
     producers = {id(tensor): call.operation for call in calls for tensor in call.outputs}
@@ -78,14 +78,14 @@ def fold(
     xp: Any = np,
     operations: Mapping[type, Callable[..., Any]] = OPERATIONS,
 ) -> Callable[..., Any]:
-    """Return the convolution of `layer` followed by `norm` as one function of a tensor.
+    """The convolution of `layer` followed by `norm`, as one function of a tensor.
 
     Args:
         layer: One of a pair that `find_pairs` found.
         norm: The other.
-        xp: What computes kernel and bias: numpy once, to constants; `keras.ops` in the graph that is being traced, so
-            that they follow the variables, which gradients reach.
-        operations: By type of layer, what convolves.
+        xp: The library that computes kernel and bias: numpy once, to constants; `keras.ops` in the graph that is being
+            traced, so that they depend on the variables, which gradients reach.
+        operations: The convolution, by type of layer.
     """
     scale = (xp.array(norm.gamma) if norm.scale else 1.0) / xp.sqrt(xp.array(norm.moving_variance) + norm.epsilon)
     bias = ((xp.array(layer.bias) if layer.use_bias else 0.0) - xp.array(norm.moving_mean)) * scale
@@ -102,7 +102,7 @@ def fold(
 
 
 def _scale_kernels(layer: Any, scale: Any, xp: Any) -> dict[str, Any]:
-    """Return the kernels of a layer with the last one's outputs scaled, as keywords of what convolves."""
+    """The kernels of a layer with the last one's outputs scaled, as keyword arguments of the convolution."""
     if isinstance(layer, keras.layers.SeparableConv2D):
         depthwise, pointwise = xp.array(layer.depthwise_kernel), xp.array(layer.pointwise_kernel)
         return {"depthwise_kernel": depthwise, "pointwise_kernel": pointwise * scale}
@@ -113,5 +113,5 @@ def _scale_kernels(layer: Any, scale: Any, xp: Any) -> dict[str, Any]:
 
 
 def pass_on(inputs: Any, **_: Any) -> Any:
-    """Return the inputs: what is left of a batch norm that a convolution has taken in."""
+    """The inputs: a batch norm that is folded into its convolution does nothing more."""
     return inputs

@@ -1,4 +1,4 @@
-"""What runs a frozen prefix: OpenVINO on a CPU, TensorFlow on a GPU, plain Keras for odd graphs."""
+"""Engines that run a frozen extractor: OpenVINO on a CPU, TensorFlow on a GPU, plain Keras for all other graphs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tlkeras.features.handcrafted.layer import HandcraftedFeatures
 EngineBatch = tuple[np.ndarray, np.ndarray]
 """Index, any integer [n]; images, uint8 [n, height, width, 3]."""
 
-Result = tuple[np.ndarray, list[np.ndarray]]
-"""The index of a batch, and one float32 [n, ...] per output of the prefix."""
+EngineOutput = tuple[np.ndarray, list[np.ndarray]]
+"""The index of a batch, and one float32 [n, ...] per output of the extractor."""
 
 _TOLERANCE = 1e-3
 _REQUEST_PIXELS = 224 * 224
@@ -33,65 +33,65 @@ _REQUEST_IMAGES = 32
 
 
 class Engine(Protocol):
-    """Runs a prefix over batches, several at once perhaps; they come out in the order given."""
+    """Runs an extractor over batches, several at once perhaps; they come out in the order given."""
 
     name: str
 
-    def run(self, batches: Iterable[EngineBatch]) -> Generator[Result, None, None]: ...
+    def run(self, batches: Iterable[EngineBatch]) -> Generator[EngineOutput, None, None]: ...
 
 
-def make_engine(prefix: keras.Model, name: str = "auto") -> Engine:
-    """Return the named engine for a prefix, or, with a warning, the next one that can run it.
+def make_engine(extractor: keras.Model, name: str = "auto") -> Engine:
+    """The named engine for an extractor, or, with a warning, the next one that can run it.
 
     `auto` is OpenVINO where it is installed, TensorFlow sees no GPU and no layer calls Python, else TensorFlow.
-    OpenVINO and TensorFlow are taken only if they agree with Keras on two random images to 1e-3 of the largest value.
+    OpenVINO and TensorFlow are used only if they agree with Keras on two random images to 1e-3 of the largest value.
     No engine compiles with XLA: on a CPU it is seven to nine times slower for depthwise convolutions.
 
     Args:
-        prefix: A functional model from images [n, height, width, 3] to one or several float tensors. It is
-            read once and never changed; later changes of its weights do not reach the engine.
+        extractor: A functional model from images [n, height, width, 3] to one or several float tensors. Its weights
+            are read once; later changes do not reach the engine.
         name: "auto", "openvino", "tensorflow" or "keras".
 
     Raises:
         TlkerasError: The name is none of these.
     """
     if name != "auto" and name not in _ENGINES:
-        raise TlkerasError("The engine must be a known one.", repr(name), suggest(name, ["auto", *_ENGINES]))
+        raise TlkerasError(f"Unknown engine {name!r}.", way_out=suggest(name, ["auto", *_ENGINES]))
     names = list(_ENGINES)
-    traced = _trace(prefix, lambda images: prefix(images, training=False))
-    first = names.index(_choose(prefix) if name == "auto" else name)
+    traced = _trace(extractor, lambda images: extractor(images, training=False))
+    first = names.index(_choose(extractor) if name == "auto" else name)
     for candidate in names[first:-1]:
         try:
-            engine = _ENGINES[candidate](prefix, traced)
+            engine = _ENGINES[candidate](extractor, traced)
             _check_agreement(engine, traced)
             return engine
         except Exception as problem:
             warnings.warn(
-                f"The {candidate} engine cannot run {prefix.name!r}; trying the next one. Cause: {problem}",
+                f"The {candidate} engine cannot run {extractor.name!r}; trying the next one. Cause: {problem}",
                 RuntimeWarning,
                 stacklevel=2,
             )
-    return KerasEngine(prefix, traced)
+    return KerasEngine(extractor, traced)
 
 
 class OpenVinoEngine:
     """Asynchronous requests of few images, as many at once as the processor has streams.
 
-    A request holds as many images as have the pixels of one of 224x224, whose activations stay in a core's
-    cache: at 224 single images were 1.1 to 1.6 times as fast as batches of 8, at 64 eight at once 1.5 to 2
-    times as fast as single ones. All requests have that one shape, so rows hardly depend on the batch size.
+    A request holds as many images as have the pixels of one of 224x224, whose activations stay in a core's cache: at
+    224 single images were 1.1 to 1.6 times as fast as batches of 8, at 64 eight at once 1.5 to 2 times as fast as
+    single ones. All requests have that one shape, so rows hardly depend on the batch size.
     """
 
     name = "openvino"
 
-    def __init__(self, prefix: keras.Model, traced: Any):
+    def __init__(self, extractor: keras.Model, traced: Any):
         import openvino
 
         frozen = convert_variables_to_constants_v2(traced)
         core = openvino.Core()
         with tempfile.TemporaryDirectory() as folder:
-            # Thirty times as quick as openvino.convert_model, which also reports its use over the network.
-            path = Path(folder) / "prefix.pb"
+            # thirty times as fast as openvino.convert_model, which also reports its use over the network
+            path = Path(folder) / "model.pb"
             path.write_bytes(frozen.graph.as_graph_def().SerializeToString())
             model = core.read_model(path)
         height, width, channels = frozen.inputs[0].shape[1:]
@@ -102,22 +102,22 @@ class OpenVinoEngine:
         self.compiled = core.compile_model(model, "CPU", properties)
         self._ports = [self.compiled.output(tensor.name) for tensor in frozen.outputs]
 
-    def run(self, batches: Iterable[EngineBatch]) -> Generator[Result, None, None]:
-        """Yield batches in the order given."""
+    def run(self, batches: Iterable[EngineBatch]) -> Generator[EngineOutput, None, None]:
+        """Outputs of the batches, in the order given."""
         streams = self.compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         free = [self.compiled.create_infer_request() for _ in range(2 * streams)]  # one runs, the next waits
-        under_way: deque[tuple[Any, _Part]] = deque()
+        pending: deque[tuple[Any, _Part]] = deque()
         try:
             for part in self._divide(batches):
                 if not free:
-                    yield from self._finish(free, under_way)
+                    yield from self._finish(free, pending)
                 request = free.pop()
                 request.start_async({0: part.images})
-                under_way.append((request, part))
-            while under_way:
-                yield from self._finish(free, under_way)
+                pending.append((request, part))
+            while pending:
+                yield from self._finish(free, pending)
         finally:
-            for request, _ in under_way:
+            for request, _ in pending:
                 request.wait()
 
     def _divide(self, batches: Iterable[EngineBatch]) -> Iterator[_Part]:
@@ -126,14 +126,14 @@ class OpenVinoEngine:
             for start in range(0, len(index), self._group):
                 rows = slice(start, start + self._group)
                 group = images[rows]
-                if len(group) < self._group:  # the end of a batch is filled up with black images
+                if len(group) < self._group:  # the end of a batch is padded with black images
                     black = np.zeros((self._group - len(group), *group.shape[1:]), np.uint8)
                     group = np.concatenate([group, black])
                 yield _Part(group, [output[rows] for output in outputs], (index, outputs), rows.stop >= len(index))
 
-    def _finish(self, free: list[Any], under_way: deque[tuple[Any, _Part]]) -> Iterator[Result]:
+    def _finish(self, free: list[Any], pending: deque[tuple[Any, _Part]]) -> Iterator[EngineOutput]:
         """Wait for the oldest request; yield its batch if it was the last of it."""
-        request, part = under_way.popleft()
+        request, part = pending.popleft()
         request.wait()
         for rows, port in zip(part.rows, self._ports, strict=True):
             rows[:] = request.get_tensor(port).data[: len(rows)]
@@ -144,18 +144,18 @@ class OpenVinoEngine:
 
 @dataclass
 class _Part:
-    """What one request computes.
+    """The images and outputs of one request.
 
     Attributes:
         images: uint8 [group, height, width, 3].
-        rows: For each output, where the values go.
+        rows: For each output, the rows to write.
         batch: The index and all outputs of the batch.
-        is_last: Whether the batch is complete with it.
+        is_last: Whether it completes the batch.
     """
 
     images: np.ndarray
     rows: list[np.ndarray]
-    batch: Result
+    batch: EngineOutput
     is_last: bool
 
 
@@ -164,26 +164,26 @@ class TensorFlowEngine:
 
     name = "tensorflow"
 
-    def __init__(self, prefix: keras.Model, traced: Any):
-        self._function = convert_variables_to_constants_v2(_trace(prefix, fold_batch_norm(prefix)))
-        self._prefix = prefix
+    def __init__(self, extractor: keras.Model, traced: Any):
+        self._function = convert_variables_to_constants_v2(_trace(extractor, fold_batch_norm(extractor)))
+        self._extractor = extractor
 
-    def run(self, batches: Iterable[EngineBatch]) -> Generator[Result, None, None]:
-        """Yield batches in the order given."""
-        return _run_function(self._function, self._prefix, batches)
+    def run(self, batches: Iterable[EngineBatch]) -> Generator[EngineOutput, None, None]:
+        """Outputs of the batches, in the order given."""
+        return _run_function(self._function, self._extractor, batches)
 
 
 class KerasEngine:
-    """The prefix as it is, as a graph."""
+    """The unchanged extractor, as a graph."""
 
     name = "keras"
 
-    def __init__(self, prefix: keras.Model, traced: Any):
-        self._function, self._prefix = traced, prefix
+    def __init__(self, extractor: keras.Model, traced: Any):
+        self._function, self._extractor = traced, extractor
 
-    def run(self, batches: Iterable[EngineBatch]) -> Generator[Result, None, None]:
-        """Yield batches in the order given."""
-        return _run_function(self._function, self._prefix, batches)
+    def run(self, batches: Iterable[EngineBatch]) -> Generator[EngineOutput, None, None]:
+        """Outputs of the batches, in the order given."""
+        return _run_function(self._function, self._extractor, batches)
 
 
 _ENGINES: dict[str, Callable[[keras.Model, Any], Engine]] = {
@@ -193,15 +193,15 @@ _ENGINES: dict[str, Callable[[keras.Model, Any], Engine]] = {
 }
 
 
-def _choose(prefix: keras.Model) -> str:
+def _choose(extractor: keras.Model) -> str:
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    calls_python = any(isinstance(layer, HandcraftedFeatures) for layer in prefix.layers)
+    calls_python = any(isinstance(layer, HandcraftedFeatures) for layer in extractor.layers)
     return "openvino" if importlib.util.find_spec("openvino") and not has_gpu and not calls_python else "tensorflow"
 
 
-def _trace(prefix: keras.Model, call: Callable[[Any], Any]) -> Any:
-    """Return `call` as a concrete function of uint8 images to a list of float32 tensors."""
-    [entry] = prefix.inputs
+def _trace(extractor: keras.Model, call: Callable[[Any], Any]) -> Any:
+    """A concrete function of uint8 images to a list of float32 tensors, from `call`."""
+    [entry] = extractor.inputs
 
     def run(images: tf.Tensor) -> list[tf.Tensor]:
         outputs = keras.tree.flatten(call(tf.cast(images, entry.dtype)))
@@ -211,8 +211,10 @@ def _trace(prefix: keras.Model, call: Callable[[Any], Any]) -> Any:
     return function.get_concrete_function(tf.TensorSpec(entry.shape, tf.uint8, name="images"))
 
 
-def _run_function(function: Any, prefix: keras.Model, batches: Iterable[EngineBatch]) -> Generator[Result, None, None]:
-    size = max_batch_size(prefix, _REQUEST_IMAGES)
+def _run_function(
+    function: Any, extractor: keras.Model, batches: Iterable[EngineBatch]
+) -> Generator[EngineOutput, None, None]:
+    size = max_batch_size(extractor, _REQUEST_IMAGES)
     for index, images in batches:
         yield index, run_in_parts(lambda part: function(tf.constant(part)), images, size)
 

@@ -1,4 +1,4 @@
-"""Frozen activations of images: looked up in the cache, the missing ones computed and kept."""
+"""Frozen activations of images: read from the cache, the missing ones computed and cached."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tlkeras.data.pipeline import make_image_dataset, read_error
 from tlkeras.data.tables import Dataset
 from tlkeras.errors import TlkerasError
 from tlkeras.features.cache import ActivationCache, Namespace
-from tlkeras.features.engines import Engine, EngineBatch, Result, make_engine
+from tlkeras.features.engines import Engine, EngineBatch, EngineOutput, make_engine
 from tlkeras.features.store import ActivationStore
 from tlkeras.progress import progress_bar
 
@@ -27,12 +27,12 @@ BATCH_SIZE = 32
 
 
 def average_positions(rows: np.ndarray) -> np.ndarray:
-    """Return maps [n, height, width, channels] averaged to [n, channels]; rows [n, d] as they are."""
+    """Maps [n, height, width, channels] averaged to [n, channels]; vectors [n, d] as they are."""
     return rows.mean(axis=(1, 2)) if rows.ndim == 4 else rows
 
 
 def decoding_facts(size: int, resize: str) -> Mapping[str, Any]:
-    """What an image's pixels depend on besides the bytes of its file, as it stands in cache keys."""
+    """The facts that an image's pixels depend on besides the bytes of its file, for keys of the cache."""
     return {"size": size, "fit": resize, "decoder": decoding.VERSION}
 
 
@@ -43,17 +43,17 @@ def stream_images(
     resize: str = "stretch",
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
 ) -> Generator[EngineBatch, None, None]:
-    """Batches of decoded images, (sights int64 [b], images uint8 [b, size, size, 3]); each file is decoded once.
+    """Batches of decoded images, (samples int64 [b], images uint8 [b, size, size, 3]); each file is decoded once.
 
-    A sight is one view of one image, `row * len(views) + number of the view`. Those of an image follow each other; of
-    an unreadable one there are none.
+    A sample is one view of one image, `row * len(views) + number of the view`. Those of an image follow each other; an
+    unreadable one has none.
 
     Args:
         dataset: The images; their digests are known.
         rows: Positions of the images to decode, int64 [n].
-        size: Side of the decoded images in pixels.
+        size: Height and width of the decoded images, pixels.
         resize: How an image becomes a square: "stretch", "crop" or "pad".
-        views: How each image is seen.
+        views: Of each image.
     """
     augment = None
     if any(view.facts() for view in views):
@@ -61,13 +61,13 @@ def stream_images(
     batch_size = max(1, BATCH_SIZE // len(views))
     paths = dataset.paths[rows].tolist()
     for index, images in make_image_dataset(paths, size, resize, batch_size, augment=augment).as_numpy_iterator():
-        sights = rows[index][:, None] * len(views) + np.arange(len(views))
-        yield sights.ravel(), images.reshape(-1, *images.shape[-3:])
+        samples = rows[index][:, None] * len(views) + np.arange(len(views))
+        yield samples.ravel(), images.reshape(-1, *images.shape[-3:])
 
 
 @dataclass(frozen=True)
 class CachedActivations:
-    """Activations of one output of the prefix, on disk, in the order of the images kept.
+    """Activations of one output of the extractor, on disk, in the order of the images.
 
     `rows[selection]` reads any rows as an array; `np.asarray(rows)` reads all.
     """
@@ -96,16 +96,16 @@ class CachedActivations:
 
 @dataclass(frozen=True)
 class Activations:
-    """What `extract` returns.
+    """The result of `extract_activations`.
 
     Attributes:
-        views: For each view, one `Rows` per output of the prefix.
-        kept: int64 [k], the images that have rows.
+        views: For each view, the activations of each output of the extractor.
+        kept: Positions of the images that have activations, int64 [k].
         rejected: The others, each with its reason.
-        engine: What computed; None if nothing had to be.
+        engine: Name of the engine; None if all activations were cached.
         computed: Images run through the engine, each view counted.
-        reused: Images whose rows were there before, each view counted.
-        seconds: All of it, building the engine included.
+        reused: Images whose activations were cached, each view counted.
+        seconds: In total, building the engine included.
     """
 
     views: tuple[tuple[CachedActivations, ...], ...]
@@ -119,7 +119,7 @@ class Activations:
 
     @property
     def outputs(self) -> tuple[CachedActivations, ...]:
-        """The rows of the first view."""
+        """The activations of the first view."""
         return self.views[0]
 
     def __enter__(self) -> Activations:
@@ -129,7 +129,7 @@ class Activations:
         self.close()
 
     def close(self) -> None:
-        """Let the cache be pruned again; without a cache, remove the rows."""
+        """Release the cache, which can be pruned then; without a cache, remove the activations."""
         self._open.close()
 
 
@@ -144,19 +144,19 @@ def extract_activations(
     engine: str | Engine = "auto",
     dtype: str | Sequence[str] = "float16",
 ) -> Activations:
-    """Return the activations of images; what the cache lacks is computed, streaming, and kept.
+    """The activations of images; those missing in the cache are computed, streaming, and cached.
 
-    An image is known by its bytes, so equal files are computed once; each file is decoded once for all views.
-    Memory does not grow with the number of images. Interrupted, at most the last half minute is lost.
+    An image is identified by its bytes, so that equal files are computed once; each file is decoded once for all views.
+    Memory does not grow with the number of images. An interruption loses at most the last half minute.
 
     Args:
         extractor: From images [n, size, size, 3] to one or several tensors.
         dataset: The images; their digests are known.
-        facts: Per output, what names its values in the cache; those of images, view, shape and dtype are added here.
+        facts: Of the namespace of each output; those of images, view, shape and dtype are added here.
         resize: How an image becomes a square: "stretch", "crop" or "pad".
-        views: How each image is seen.
-        cache: Where rows are kept; None keeps them in a temporary folder until the result is closed.
-        engine: A name as in `make_engine`, or an engine made for this prefix before, to be used again.
+        views: Of each image.
+        cache: Of the activations; None: a temporary folder until the result is closed.
+        engine: A name as in `make_engine`, or an engine made for this extractor before.
         dtype: "float16" or "float32", as stored; one, or one per output.
 
     Raises:
@@ -168,19 +168,19 @@ def extract_activations(
     with ExitStack() as stack:
         if cache is None:
             cache = ActivationCache(stack.enter_context(tempfile.TemporaryDirectory(prefix="tlkeras-")))
-        spaces = _describe_spaces(extractor, resize, facts, views, dtype)
-        stores = [[stack.enter_context(cache.open(space)) for space in of_view] for of_view in spaces]
+        namespaces = _make_namespaces(extractor, resize, facts, views, dtype)
+        stores = [[stack.enter_context(cache.open(namespace)) for namespace in of_view] for of_view in namespaces]
         digests = dataset.digests.tolist()
-        lacking = _find_lacking(stores, digests)
-        wanted = _find_wanted(lacking, digests)
+        missing = _find_missing(stores, digests)
+        needed = _find_needed(missing, digests)
         used, computed = None, 0
-        if wanted.any():
-            cache.check_space(_count_bytes(spaces, wanted))
+        if needed.any():
+            cache.check_space(_count_bytes(namespaces, needed))
             runner = make_engine(extractor, engine) if isinstance(engine, str) else engine
             used = runner.name
-            rows = np.flatnonzero(wanted.any(axis=1))
-            stream = _take_wanted(stream_images(dataset, rows, extractor.input_shape[1], resize, views), wanted)
-            computed = _fill(stores, lacking, dataset, int(wanted.sum()), runner.run(stream))
+            rows = np.flatnonzero(needed.any(axis=1))
+            stream = _select_needed(stream_images(dataset, rows, extractor.input_shape[1], resize, views), needed)
+            computed = _fill(stores, missing, dataset, int(needed.sum()), runner.run(stream))
         ids = np.array([[store.locate(digests) for store in of_view] for of_view in stores])
         found = np.all(ids >= 0, axis=(0, 1))
         return Activations(
@@ -192,7 +192,7 @@ def extract_activations(
             rejected=tuple(read_error(dataset.paths[row]) for row in np.flatnonzero(~found).tolist()),
             engine=used,
             computed=computed,
-            reused=int(np.count_nonzero(~lacking.any(axis=1))),
+            reused=int(np.count_nonzero(~missing.any(axis=1))),
             seconds=time.monotonic() - started,
             _open=stack.pop_all(),
         )
@@ -208,92 +208,92 @@ def count_cache_misses(
     resize: str = "stretch",
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
 ) -> int:
-    """Return how many images, each view counted, `extract` would compute with the same arguments.
+    """The number of images, each view counted, that `extract_activations` would compute with the same arguments.
 
     Raises:
         TlkerasError: Two views are the same.
         ResourceError: Their rows do not fit the cache's budget or the disk.
     """
-    spaces = _describe_spaces(extractor, resize, facts, views, dtype)
+    namespaces = _make_namespaces(extractor, resize, facts, views, dtype)
     with ExitStack() as stack:
-        stores = [[stack.enter_context(cache.open(space)) for space in of_view] for of_view in spaces]
+        stores = [[stack.enter_context(cache.open(namespace)) for namespace in of_view] for of_view in namespaces]
         digests = dataset.digests.tolist()
-        wanted = _find_wanted(_find_lacking(stores, digests), digests)
-    if wanted.any():
-        cache.check_space(_count_bytes(spaces, wanted))
-    return int(wanted.sum())
+        needed = _find_needed(_find_missing(stores, digests), digests)
+    if needed.any():
+        cache.check_space(_count_bytes(namespaces, needed))
+    return int(needed.sum())
 
 
-def _describe_spaces(
+def _make_namespaces(
     extractor: keras.Model,
     resize: str,
     facts: Sequence[Mapping[str, Any]],
     views: Sequence[AugmentedView],
     dtype: str | Sequence[str],
 ) -> list[list[Namespace]]:
-    """Return for each view the space of each output."""
+    """The namespace of each output, for each view."""
     common = decoding_facts(extractor.input_shape[1], resize)
     dtypes = [dtype] * len(facts) if isinstance(dtype, str) else dtype
-    spaces = [
+    namespaces = [
         [
-            Namespace({**common, **view.facts(), **about}, tuple(output.shape[1:]), kind)
-            for about, output, kind in zip(facts, extractor.outputs, dtypes, strict=True)
+            Namespace({**common, **view.facts(), **of_output}, tuple(output.shape[1:]), kind)
+            for of_output, output, kind in zip(facts, extractor.outputs, dtypes, strict=True)
         ]
         for view in views
     ]
-    if len({of_view[0].key for of_view in spaces}) < len(views):
-        raise TlkerasError("Each view must be another one.", ", ".join(str(view.facts()) for view in views))
-    return spaces
+    if len({of_view[0].key for of_view in namespaces}) < len(views):
+        raise TlkerasError("Two views are the same.", ", ".join(str(view.facts()) for view in views))
+    return namespaces
 
 
-def _find_lacking(stores: Sequence[Sequence[ActivationStore]], digests: Sequence[str]) -> np.ndarray:
-    """Return which store lacks which image: bool [views, outputs, n]."""
+def _find_missing(stores: Sequence[Sequence[ActivationStore]], digests: Sequence[str]) -> np.ndarray:
+    """Which images are missing in the stores, bool [views, outputs, n]."""
     return np.array([[~store.known(digests) for store in of_view] for of_view in stores])
 
 
-def _find_wanted(lacking: np.ndarray, digests: Sequence[str]) -> np.ndarray:
-    """Return what to compute, bool [n, views]: of images with equal digests only the first."""
-    wanted = np.asarray(lacking.any(axis=1)).T
-    first = {digests[row]: row for row in reversed(np.flatnonzero(wanted.any(axis=1)))}
-    chosen = np.zeros_like(wanted)
+def _find_needed(missing: np.ndarray, digests: Sequence[str]) -> np.ndarray:
+    """The images and views to compute, bool [n, views]; of images with equal digests only the first."""
+    needed = np.asarray(missing.any(axis=1)).T
+    first = {digests[row]: row for row in reversed(np.flatnonzero(needed.any(axis=1)))}
+    chosen = np.zeros_like(needed)
     rows = list(first.values())
-    chosen[rows] = wanted[rows]
+    chosen[rows] = needed[rows]
     return chosen
 
 
-def _count_bytes(spaces: Sequence[Sequence[Namespace]], wanted: np.ndarray) -> int:
-    widths = [sum(space.row_bytes for space in of_view) for of_view in spaces]
-    return int(np.dot(wanted.sum(axis=0), widths))
+def _count_bytes(namespaces: Sequence[Sequence[Namespace]], needed: np.ndarray) -> int:
+    widths = [sum(namespace.row_bytes for namespace in of_view) for of_view in namespaces]
+    return int(np.dot(needed.sum(axis=0), widths))
 
 
-def _take_wanted(batches: Iterable[EngineBatch], wanted: np.ndarray) -> Generator[EngineBatch, None, None]:
-    """Leave out the sights that are there already."""
-    flat = wanted.ravel()
-    for sights, images in batches:
-        chosen = flat[sights]
-        yield (sights, images) if chosen.all() else (sights[chosen], images[chosen])
+def _select_needed(batches: Iterable[EngineBatch], needed: np.ndarray) -> Generator[EngineBatch, None, None]:
+    """The batches without the images and views that are cached."""
+    flat = needed.ravel()
+    for samples, images in batches:
+        chosen = flat[samples]
+        yield (samples, images) if chosen.all() else (samples[chosen], images[chosen])
 
 
 def _fill(
     stores: Sequence[Sequence[ActivationStore]],
-    lacking: np.ndarray,
+    missing: np.ndarray,
     dataset: Dataset,
-    wanted: int,
-    results: Generator[Result, None, None],
+    needed: int,
+    results: Generator[EngineOutput, None, None],
 ) -> int:
-    """Add to each store the rows that it lacks; return how many sights came out, of those wanted."""
+    """Add to each store the rows missing in it; the number of images computed, each view counted."""
     computed = 0
     with ExitStack() as stack:
-        advance = stack.enter_context(progress_bar("Extracting features", wanted, "images"))
+        advance = stack.enter_context(progress_bar("Extracting features", needed, "images"))
         writers = [[stack.enter_context(store.writer()) for store in of_view] for of_view in stores]
-        for sights, outputs in stack.enter_context(closing(results)):
-            rows, views = np.divmod(sights, len(stores))
+        for samples, outputs in stack.enter_context(closing(results)):
+            rows, views = np.divmod(samples, len(stores))
             for view in np.unique(views):
-                for writer, output, lack in zip(writers[view], outputs, lacking[view], strict=True):
-                    new = (views == view) & lack[rows]
+                for writer, output, absent in zip(writers[view], outputs, missing[view], strict=True):
+                    new = (views == view) & absent[rows]
                     names = [to_printable(dataset.paths[row]) for row in rows[new]]
                     writer.add([dataset.digests[row] for row in rows[new]], output[new], names)
-            computed += len(sights)
-            advance(len(sights))
-        advance(wanted - computed)  # the unreadable ones
+            computed += len(samples)
+            advance(len(samples))
+        advance(needed - computed)  # the unreadable ones
     return computed

@@ -1,4 +1,4 @@
-"""The pretrained half of a network, and the places in it whose values are kept."""
+"""The pretrained half of a network, and the tensors in it whose activations are cached."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tlkeras.backbones.weights import fingerprint
 POOLED = "features"
 SOURCE_LOGITS = "source"
 
-_TINY = 1e-30  # float32 has it, and no probability that matters is smaller
+_EPSILON = 1e-30  # a float32 below every probability that matters
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """The pretrained half. Its taps are FEATURES, SOURCE (where there is a source head) and the names of cuts.
+    """The pretrained half. Its taps are POOLED, SOURCE_LOGITS (with a source head) and the names of cuts.
 
     Attributes:
         backbone: uint8 images [n, size, size, 3] to a map [n, h, w, width], weights loaded.
         pooled: The same graph with the pooling behind it, to features [n, d].
-        blocks: Of the backbone; none where nobody asks for them.
+        blocks: Of the backbone; empty where they are not needed.
         source_head: From the map to the probabilities of the classes that the weights were trained on.
     """
 
@@ -34,17 +34,17 @@ class FeatureExtractor:
     source_head: keras.Model | None = None
 
     def join(self, taps: Sequence[str]) -> keras.Model:
-        """Return one model from images to the values at each tap."""
+        """One model from images to the activations at each tap."""
         outputs = [self._find(tap) for tap in taps]
         only = outputs[0] if len(outputs) == 1 else outputs  # Keras keeps a list of one as a list
         return keras.Model(self.backbone.input, only, name=self.backbone.name)
 
     def describe(self, taps: Sequence[str], name: str) -> list[Mapping[str, Any]]:
-        """Return the facts that name the values at each tap in the cache; the fingerprint is what tells them apart."""
+        """The facts of each tap's activations for the cache; the fingerprint identifies them."""
         return [{"backbone": name, "model": fingerprint(self.join([tap]))} for tap in taps]
 
     def copy_teacher(self) -> keras.Model:
-        """Return a copy, with weights of its own, of what answers as the source does; see `answer_source`."""
+        """A copy, with weights of its own, of the model to `source_log_probabilities`."""
         teacher = self.join([SOURCE_LOGITS])
         copied = keras.models.clone_model(teacher)
         copied.set_weights(teacher.get_weights())
@@ -59,11 +59,11 @@ class FeatureExtractor:
 
 
 def source_log_probabilities(backbone: keras.Model, source_head: keras.Model | None) -> keras.KerasTensor:
-    """Return the source's log-probabilities of what comes into the backbone, float32 [n, classes of the source].
+    """The log-probabilities that the source head predicts, float32 [n, classes of the source].
 
     Raises:
         ValueError: There is no source head.
     """
     if source_head is None:
-        raise ValueError("Only a network with a source head answers as the source does.")
-    return keras.ops.log(source_head(backbone.output) + _TINY)
+        raise ValueError("The network has no source head.")
+    return keras.ops.log(source_head(backbone.output) + _EPSILON)

@@ -1,4 +1,4 @@
-"""Several depths of one backbone, and several backbones, side by side as one vector, in one graph and one pass."""
+"""Features of several depths of a backbone, and of several backbones, as one vector of one graph."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tlkeras.features.pooling import pool_tensor
 
 
 def find_taps(model: keras.Model, taps: Sequence[str | int]) -> list[CutPoint]:
-    """Return the cuts where a backbone is read, from input to output.
+    """The cuts of a backbone whose activations are features, from input to output.
 
     Args:
         model: The backbone.
         taps: Blocks by name or index (negative ones count from the output), or cuts by name, or "last".
 
     Raises:
-        RecipeError: There is no such block or cut, or one is named twice; all problems are named at once.
+        RecipeError: There is no such block or cut, or one is named twice; lists all problems.
     """
     blocks, cuts = find_blocks(model), find_cuts(model)
     known = {**{cut.name: cut for cut in cuts}, **{block.name: block.cut for block in blocks}, "last": cuts[-1]}
@@ -37,17 +37,17 @@ def find_taps(model: keras.Model, taps: Sequence[str | int]) -> list[CutPoint]:
             problems.append(f"features.taps: {model.name} has no block or cut {tap!r}. {way}")
             continue
         if cut.name in found:
-            problems.append(f"features.taps: {tap!r} is the end of a block that is named already.")
+            problems.append(f"features.taps: {tap!r} is the end of a block that is listed already.")
         found[cut.name] = cut
     if problems:
-        raise RecipeError.from_problems("The backbone cannot be read there:", problems)
+        raise RecipeError.from_problems("The taps do not fit the backbone:", problems)
     return sorted(found.values(), key=lambda cut: cut.index)
 
 
 def concatenate_normalized(parts: Sequence[Any]) -> Any:
-    """Return symbolic vectors side by side, each brought to length one where there are several.
+    """Symbolic vectors concatenated, each normalised to length one where there are several.
 
-    Blocks differ in width and scale; normalised, each has the same say (Evci et al., Head2Toe, ICML 2022).
+    Blocks differ in width and scale; normalised, each has the same weight (Evci et al., Head2Toe, ICML 2022).
     """
     if len(parts) == 1:
         return parts[0]
@@ -55,7 +55,7 @@ def concatenate_normalized(parts: Sequence[Any]) -> Any:
 
 
 def extract_taps(model: keras.Model, cuts: Sequence[CutPoint], pooling: str) -> keras.Model:
-    """Return a backbone with its taps pooled and fused: images to one vector [n, d]."""
+    """A backbone with its taps pooled and concatenated: images to one vector [n, d]."""
     fused = concatenate_normalized([pool_tensor(cut.tensor, pooling) for cut in cuts])
     return keras.Model(model.input, fused, name=f"{model.name}_{pooling}")
 
@@ -63,20 +63,22 @@ def extract_taps(model: keras.Model, cuts: Sequence[CutPoint], pooling: str) -> 
 def concatenate_backbones(
     first: keras.Model, others: Sequence[keras.Model], layers: Sequence[keras.layers.Layer] = ()
 ) -> keras.Model:
-    """Return one model from images to the vectors of several backbones, fused; the first keeps its graph flat.
+    """One model from images to the vectors of several backbones, concatenated; the first one's graph stays flat.
 
     Args:
-        layers: More that make a vector of the same images.
+        first: With one vector as output, like the others.
+        others: Applied as layers.
+        layers: Others from images to a vector.
     """
     return add_layers(first.input, [first.output, *(other(first.input) for other in others)], layers, first.name)
 
 
 def part_widths(model: keras.Model) -> list[int]:
-    """Return the widths of the vectors that `fuse` joined last to a model's output, [] where it is not joined."""
+    """The widths of the vectors that are concatenated to a model's output, [] where it is no concatenation."""
     joining = model.output._keras_history.operation
     return [part.shape[-1] for part in joining.input] if isinstance(joining, keras.layers.Concatenate) else []
 
 
 def add_layers(images: Any, parts: Sequence[Any], layers: Sequence[keras.layers.Layer], name: str) -> keras.Model:
-    """Return one model from symbolic images to vectors of them and of layers that see them, fused."""
+    """One model from symbolic images to vectors, concatenated with the outputs of layers on these images."""
     return keras.Model(images, concatenate_normalized([*parts, *(layer(images) for layer in layers)]), name=name)

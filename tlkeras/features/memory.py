@@ -1,41 +1,51 @@
-"""Whether features fit into memory: told before they are computed, not by the kernel when they are."""
+"""Memory: the peak of this process, the free memory of the machine, and the check before features are computed."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tlkeras.errors import ResourceError
 
-# Of one value while a head is fitted: as it is kept, as float32, and twice as the float64 that solvers work on.
+# Of one value while a head is fitted: as cached, as float32, and twice as the float64 of solvers.
 _BYTES = 2 + 4 + 2 * 8
 _MEMINFO = Path("/proc/meminfo")
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(rows: int, shape: Sequence[int]) -> None:
-    """Refuse features that a head cannot be fitted on in the memory that is free.
+    """Check that a head can be fitted on features in the free memory.
 
     Args:
-        rows: How many images.
-        shape: Of the features of one.
+        rows: Number of images.
+        shape: Of the features of one image.
 
     Raises:
-        ResourceError: They would need more; where the system does not say how much is free, nothing is refused.
+        ResourceError: They need more. Where the free memory is unknown, nothing is raised.
     """
-    needed, free = rows * math.prod(shape) * _BYTES, measure_free_memory()
+    needed, free = rows * math.prod(shape) * _BYTES, free_memory()
     if free is not None and needed > free:
-        values = " x ".join(f"{side:,}" for side in (rows, *shape))
+        values = " x ".join(f"{length:,}" for length in (rows, *shape))
         raise ResourceError(
-            "The features of all images must fit into memory while a head is fitted.",
+            "There is not enough memory to fit a head on the features of all images.",
             f"{values} values need about {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",
-            "Take fewer taps or backbones, pooling average, or a share of the images by data.limit.",
+            "Use fewer taps or backbones, pooling average, or a part of the images by data.limit.",
         )
 
 
-def measure_free_memory() -> int | None:
-    """Return the bytes that this process may still use, of the machine and of its container; None if nothing says."""
+def peak_memory() -> int | None:
+    """Peak memory of this process so far, bytes; None where the system does not report it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still use, of the machine and of its container; None if unknown."""
     found = [free for free in (_read_machine(), _read_container()) if free is not None]
     return min(found, default=None)
 

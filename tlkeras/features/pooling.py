@@ -1,4 +1,4 @@
-"""From a feature map to a vector: the poolings by the one word that a recipe names them with."""
+"""Poolings of a feature map to a vector, by their names in recipes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras import layers, ops
 
 from tlkeras.errors import TlkerasError, suggest
 
-_TINY = 1e-6
+_EPSILON = 1e-6
 
 
 @keras.saving.register_keras_serializable("tlkeras")
@@ -29,16 +29,14 @@ class GeneralizedMean(layers.Layer):
         self.power = power
 
     def call(self, inputs: Any) -> Any:
-        """Return the mean of each channel."""
-        powers = ops.power(ops.maximum(inputs, _TINY), self.power)
+        """The mean of each channel."""
+        powers = ops.power(ops.maximum(inputs, _EPSILON), self.power)
         return ops.power(ops.mean(powers, axis=(1, 2)), 1 / self.power)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Return (n, c)."""
         return (input_shape[0], input_shape[-1])
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
         return {**super().get_config(), "power": self.power}
 
 
@@ -48,11 +46,11 @@ class CompactBilinear(layers.Layer):
 
     The Tensor Sketch of Gao et al. (CVPR 2016): two count sketches of each position are convolved circularly, which is
     a product of their Fourier transforms; then the signed square root and length one. The transforms of the sketches
-    are one matrix each and the sum over positions is taken before the way back, so that products of matrices are all
-    there is, which every engine and server has.
+    are one matrix each and the sum over positions precedes the inverse transform, so that only matrix products are
+    needed, which every engine and server supports.
 
     Args:
-        width: Length of the sketch, even; the paper's 8,192 comes near the full product, shorter ones are cheaper.
+        width: Length of the sketch, even; the paper's 8,192 is close to the full product, shorter ones are cheaper.
         seed: Of the two hashes.
     """
 
@@ -61,7 +59,7 @@ class CompactBilinear(layers.Layer):
         self.width, self.seed = width, seed
 
     def build(self, input_shape: tuple) -> None:
-        """Draw the hashes: they follow from the seed and are no weights."""
+        """Draw the hashes, which the seed determines and which are no weights."""
         random = np.random.default_rng(self.seed)
         self._transforms = []
         for _ in range(2):
@@ -73,34 +71,32 @@ class CompactBilinear(layers.Layer):
         self._back_imaginary = np.fft.irfft(1j * unit, self.width, axis=1).astype("float32")
 
     def call(self, inputs: Any) -> Any:
-        """Return the sketches."""
+        """The sketches."""
         _, height, width, channels = inputs.shape
         positions = ops.reshape(inputs, (-1, height * width, channels))
         (a, b), (c, d) = ((ops.matmul(positions, part) for part in pair) for pair in self._transforms)
         real, imaginary = ops.sum(a * c - b * d, axis=1), ops.sum(a * d + b * c, axis=1)
         sketch = ops.matmul(real, self._back_real) + ops.matmul(imaginary, self._back_imaginary)
         rooted = ops.sign(sketch) * ops.sqrt(ops.abs(sketch))
-        return rooted / ops.maximum(ops.sqrt(ops.sum(rooted**2, axis=1, keepdims=True)), _TINY)
+        return rooted / ops.maximum(ops.sqrt(ops.sum(rooted**2, axis=1, keepdims=True)), _EPSILON)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Return (n, width)."""
         return (input_shape[0], self.width)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
         return {**super().get_config(), "width": self.width, "seed": self.seed}
 
 
 def draw_sketch(channels: int, width: int, random: np.random.Generator) -> np.ndarray:
-    """Return a count sketch as a matrix (channels, width): in each row one 1 or -1 (Charikar et al., 2002)."""
+    """A count sketch as a matrix (channels, width): in each row one 1 or -1 (Charikar et al., 2002)."""
     sketch = np.zeros((channels, width))
-    places, signs = random.integers(0, width, channels), random.choice([-1.0, 1.0], channels)
-    sketch[np.arange(channels), places] = signs
+    columns, signs = random.integers(0, width, channels), random.choice([-1.0, 1.0], channels)
+    sketch[np.arange(channels), columns] = signs
     return sketch
 
 
 class _AverageAndMax:
-    """Both poolings side by side, made anew for each map as the layers are."""
+    """Both poolings concatenated."""
 
     def __call__(self, tensor: Any) -> Any:
         return layers.Concatenate()([layers.GlobalAveragePooling2D()(tensor), layers.GlobalMaxPooling2D()(tensor)])
@@ -120,7 +116,7 @@ LAYERS = {layer.__name__: layer for layer in (GeneralizedMean, CompactBilinear)}
 
 
 def pool_tensor(tensor: Any, pooling: str) -> Any:
-    """Return a symbolic map [n, height, width, channels] pooled to a vector; a vector as it is.
+    """A symbolic map [n, height, width, channels] pooled to a vector; a vector as it is.
 
     Tokens [n, tokens, channels] are a map that is one position wide, also for the pooling "none".
 
@@ -128,20 +124,20 @@ def pool_tensor(tensor: Any, pooling: str) -> Any:
         TlkerasError: The pooling is none of `POOLINGS`.
     """
     if pooling not in POOLINGS:
-        raise TlkerasError("The pooling must be a known one.", repr(pooling), suggest(pooling, POOLINGS))
+        raise TlkerasError(f"Unknown pooling {pooling!r}.", way_out=suggest(pooling, POOLINGS))
     if len(tensor.shape) == 3:
         tensor = layers.Reshape((tensor.shape[1], 1, tensor.shape[2]))(tensor)
     return tensor if len(tensor.shape) != 4 or pooling == "none" else POOLINGS[pooling]()(tensor)
 
 
-def pool(prefix: keras.Model, pooling: str) -> keras.Model:
-    """Return the prefix with each output that is a map or tokens, see `pool_tensor`, pooled to a vector.
+def pool(model: keras.Model, pooling: str) -> keras.Model:
+    """The model with each output that is a map or tokens pooled to a vector, see `pool_tensor`.
 
     Raises:
         TlkerasError: The pooling is none of `POOLINGS`.
     """
-    outputs = [pool_tensor(output, pooling) for output in prefix.outputs]
-    if all(pooled is output for pooled, output in zip(outputs, prefix.outputs, strict=True)):
-        return prefix
+    outputs = [pool_tensor(output, pooling) for output in model.outputs]
+    if all(pooled is output for pooled, output in zip(outputs, model.outputs, strict=True)):
+        return model
     only = outputs[0] if len(outputs) == 1 else outputs  # Keras keeps a list of one as a list
-    return keras.Model(prefix.input, only, name=f"{prefix.name}_{pooling}")
+    return keras.Model(model.input, only, name=f"{model.name}_{pooling}")

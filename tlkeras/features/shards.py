@@ -1,4 +1,4 @@
-"""One file of activation rows: written aside and renamed whole, checked before it is read, memory-mapped.
+"""One file of activation rows: written under a temporary name and renamed, checked before reading, memory-mapped.
 
 Layout, little-endian: a header of 64 bytes (magic, rows, bytes per row, CRC-32 of all that follows), the rows
 in C order, then the 32-byte SHA-256 digest of each row's image.
@@ -18,6 +18,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from tlkeras.files import sync_folder
+
 _HEADER = struct.Struct("<8sQQI36x")
 _MAGIC = b"tlkshrd1"
 _CHUNK = 1 << 20
@@ -27,7 +29,7 @@ _verified: set[tuple[str, int, int]] = set()
 
 
 class DamagedShardError(ValueError):
-    """The file is not a whole shard."""
+    """The file is not a complete shard."""
 
 
 class Shard:
@@ -66,18 +68,18 @@ class Shard:
 
 
 class ShardFile:
-    """A shard in the making, under a temporary name until `seal`.
+    """An unfinished shard, under a temporary name until `seal`.
 
     Args:
-        path: Where the shard will be; nothing is there before `seal` returns, and a whole shard after it.
+        path: Of the shard, which is there only once `seal` has returned.
     """
 
     def __init__(self, path: Path):
         self.path, self.bytes, self.rows = path, 0, 0
-        self._aside = path.with_suffix(".tmp")
+        self._temporary = path.with_suffix(".tmp")
         self._digests: list[bytes] = []
         self._checksum = 0
-        self._file = self._aside.open("xb")
+        self._file = self._temporary.open("xb")
         self._file.write(bytes(_HEADER.size))
 
     def add(self, digests: np.ndarray, rows: np.ndarray) -> None:
@@ -95,14 +97,14 @@ class ShardFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        os.replace(self._aside, self.path)
+        os.replace(self._temporary, self.path)
         sync_folder(self.path.parent)
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the unfinished file."""
         with contextlib.suppress(OSError):  # closing flushes, to a disk that may be full
             self._file.close()
-        self._aside.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
 
     def _append(self, content: memoryview) -> None:
         self._file.write(content)
@@ -111,7 +113,7 @@ class ShardFile:
 
 
 def count_rows(path: Path) -> int:
-    """Return the number of rows by header and size alone; 0 if they do not fit each other."""
+    """The number of rows by header and size alone; 0 if they do not agree."""
     try:
         with path.open("rb") as file:
             return _read_header(file.read(_HEADER.size), os.fstat(file.fileno()).st_size)[0]
@@ -119,19 +121,8 @@ def count_rows(path: Path) -> int:
         return 0
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside the folder last through a power cut."""
-    if os.name == "nt":  # has no such call; NTFS keeps a journal of its own
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _read_header(header: bytes, size: int) -> tuple[int, int, int]:
-    """Return rows, bytes per row and checksum."""
+    """Rows, bytes per row and checksum."""
     if len(header) < _HEADER.size:
         raise DamagedShardError("it is shorter than its header")
     magic, count, row_bytes, checksum = _HEADER.unpack(header)
@@ -144,7 +135,7 @@ def _read_header(header: bytes, size: int) -> tuple[int, int, int]:
 
 
 def _verify(file: BinaryIO, checksum: int) -> None:
-    """Compare with the checksum of the rest of the file, read and not mapped: mapped pages would count as ours."""
+    """Compare with the checksum of the rest of the file; read, since mapped pages count as memory of this process."""
     found = 0
     while chunk := file.read(_CHUNK):
         found = zlib.crc32(chunk, found)

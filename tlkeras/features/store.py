@@ -1,4 +1,4 @@
-"""The rows of one space: which images it knows, their activations, and a writer for more."""
+"""The activations of one namespace: rows by the digests of images, and a writer for more."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ActivationStore:
-    """One open space; made by `ActivationCache.open`, and closed by `close` or at the end of a `with`.
+    """One open namespace; from `ActivationCache.open`, and closed by `close` or at the end of a `with`.
 
     Args:
-        folder: The space's folder.
-        owner: What the names of this store's files begin with; no other store has it.
+        folder: Of the namespace.
+        owner: Prefix of this store's files, unique among stores.
         lock: Held until the store is closed.
         shape: The shape of one row.
         dtype: "float16" or "float32".
@@ -56,12 +56,12 @@ class ActivationStore:
         self.close()
 
     def close(self) -> None:
-        """Let the space be pruned again."""
+        """Release the namespace, which can be pruned then."""
         self._lock.release()
         Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def refresh(self) -> None:
-        """Take in the shards that were written since, by whomever; ids given before stay good."""
+        """Read the shards that any process has written since; earlier ids stay valid."""
         paths = sorted(path for path in self.folder.glob("*.shard") if path.name not in self._seen)
         if not paths:
             return
@@ -71,18 +71,18 @@ class ActivationStore:
                 if isinstance(shard, Shard):
                     self._shards.append(shard)
                 else:
-                    _set_aside(path, shard)
+                    _rename_damaged(path, shard)
         self._starts = np.cumsum([0, *(len(shard.rows) for shard in self._shards)])
         digests = np.concatenate([np.empty(0, "S32"), *(shard.digests for shard in self._shards)])
         self._order = np.argsort(digests, kind="stable")
         self._sorted = digests[self._order]
 
     def known(self, digests: Sequence[str]) -> np.ndarray:
-        """Return bool [n]: which images, by the hex SHA-256 of their files, have a row."""
+        """Whether images, by the hex SHA-256 of their files, have a row; bool [n]."""
         return self.locate(digests) >= 0
 
     def locate(self, digests: Sequence[str]) -> np.ndarray:
-        """Return int64 [n]: the row ids of images, -1 where there is none."""
+        """Row ids of images, -1 where there is none; int64 [n]."""
         wanted = pack_digests(digests)
         if not len(self):
             return np.full(len(wanted), -1, np.int64)
@@ -90,10 +90,10 @@ class ActivationStore:
         return np.where(self._sorted[places] == wanted, self._order[places], -1)
 
     def gather(self, ids: np.ndarray) -> np.ndarray:
-        """Return the rows [n, *shape] of ids [n] in their order, as stored.
+        """The rows [n, *shape] of ids [n] in their order, as stored.
 
         Raises:
-            IndexError: An id is no row's.
+            IndexError: There is no row of an id.
         """
         ids = np.asarray(ids)
         if ids.size and (ids.min() < 0 or ids.max() >= len(self)):
@@ -106,11 +106,11 @@ class ActivationStore:
         return rows
 
     def writer(self, shard_bytes: int = SHARD_BYTES, shard_seconds: float = SHARD_SECONDS) -> Writer:
-        """Return a context in which rows are added; afterwards the store knows them."""
+        """A context in which rows are added; afterwards the store has them."""
         return Writer(self, shard_bytes, shard_seconds)
 
     def name_shard(self) -> Path:
-        """Return the path of a new shard, which no other process and no other writer uses."""
+        """The path of a new shard, unique among processes and writers."""
         return self.folder / f"{self.owner}-{next(self._serials)}.shard"
 
     def _read(self, path: Path) -> Shard | OSError | DamagedShardError:
@@ -121,9 +121,9 @@ class ActivationStore:
 
 
 class Writer:
-    """Appends rows in shards of bounded size and age; each is whole and safe as soon as it is sealed.
+    """Appends rows in shards of bounded size and age; each is durable as soon as it is sealed.
 
-    Leaving the `with` by an exception, Ctrl-C included, keeps all rows added before it.
+    An exception in the `with`, Ctrl-C included, keeps all rows added before it.
     """
 
     def __init__(self, store: ActivationStore, shard_bytes: int, shard_seconds: float):
@@ -144,11 +144,11 @@ class Writer:
         Args:
             digests: Hex SHA-256 of the images' files.
             rows: Their activations, any float type.
-            names: What errors call the images; their digests if None.
+            names: Of the images, for error messages; their digests if None.
 
         Raises:
             DataError: A row holds NaN or infinity, or a number too large for float16.
-            ResourceError: The disk is full. What was sealed before stays.
+            ResourceError: The disk is full. Shards sealed before stay.
         """
         if not len(rows):
             return
@@ -159,7 +159,7 @@ class Writer:
                 self._file, self._opened = ShardFile(self._store.name_shard()), time.monotonic()
             self._file.add(packed, rounded)
         except OSError as problem:
-            raise self._give_up(problem) from problem
+            raise self._discard(problem) from problem
         old = time.monotonic() - self._opened >= self._shard_seconds
         if old or self._file.bytes >= self._shard_bytes:
             self._seal()
@@ -169,15 +169,15 @@ class Writer:
         finite = np.isfinite(rows).all(axis=axes)
         if not finite.all():
             raise DataError(
-                "Activations must be finite numbers.",
+                "The backbone computed activations that are not finite.",
                 f"NaN or infinity for {names[int(np.argmin(finite))]}",
-                "Check the backbone's weights; nothing of this image was stored.",
+                "Check its weights; nothing of this image was stored.",
             )
         limit = np.finfo(self._store.dtype).max
         largest = np.abs(rows).max(axis=axes)
         if (largest > limit).any():
             raise DataError(
-                f"Activations stored as {self._store.dtype} must not exceed {limit:,.0f}.",
+                f"An activation is larger than {limit:,.0f}, the limit of {self._store.dtype}.",
                 f"{largest.max():,.0f} for {names[int(np.argmax(largest))]}",
                 "Store them as float32.",
             )
@@ -189,30 +189,30 @@ class Writer:
         try:
             self._file.seal()
         except OSError as problem:
-            raise self._give_up(problem) from problem
+            raise self._discard(problem) from problem
         self._file = None
 
-    def _give_up(self, problem: OSError) -> Exception:
-        """Drop the shard in the making and say why."""
+    def _discard(self, problem: OSError) -> ResourceError:
+        """Remove the unfinished shard; the error to raise."""
         if self._file is not None:
             self._file.discard()
             self._file = None
         where = f"{problem.strerror} at {self._store.folder}"
         if problem.errno not in _FULL:
-            return ResourceError("The cache folder must stay writable.", where)
+            return ResourceError("Cannot write to the cache folder.", where)
         return ResourceError(
-            "The disk must have room for the activations.",
+            "The disk of the cache is full.",
             where,
-            "What was complete is kept. Free space by `tlkeras cache prune`, or set TLKERAS_CACHE to a "
-            "larger disk, and start again.",
+            "Complete shards are kept. Free space by `tlkeras cache prune`, or set TLKERAS_CACHE to a larger disk, "
+            "and start again.",
         )
 
 
-def _set_aside(path: Path, problem: Exception) -> None:
-    if isinstance(problem, FileNotFoundError):  # another process set it aside a moment ago
+def _rename_damaged(path: Path, problem: Exception) -> None:
+    if isinstance(problem, FileNotFoundError):  # another process renamed it a moment ago
         return
     warnings.warn(
-        "A shard of the cache cannot be read and was set aside; its rows will be computed again. "
+        "A shard of the cache is damaged and was set aside; its rows will be computed again. "
         f"Cause: {path}: {problem}.",
         RuntimeWarning,
         stacklevel=3,
@@ -222,7 +222,7 @@ def _set_aside(path: Path, problem: Exception) -> None:
 
 
 def pack_digests(digests: Sequence[str]) -> np.ndarray:
-    """Return hex SHA-256 digests as an array [n] of 32 bytes."""
+    """Hex SHA-256 digests as an array [n] of 32 bytes."""
     if any(len(digest) != 64 for digest in digests):
-        raise ValueError("Digests must be SHA-256 in hex, 64 characters each.")
+        raise ValueError("Digests are SHA-256 in hex, 64 characters each.")
     return np.frombuffer(bytes.fromhex("".join(digests)), "S32")

@@ -39,8 +39,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tlkeras.errors import ResourceError, RunError, suggest
+from tlkeras.features.memory import peak_memory
 from tlkeras.files import atomic_write
-from tlkeras.runs.environment import describe_environment, measure_peak_memory
+from tlkeras.runs.environment import describe_environment
 
 RUNS = "runs"
 """The folder of run directories, below the current one, where none is named."""
@@ -133,7 +134,7 @@ class Run:
             yield
         finally:
             self.phases[name] = round(self.phases.get(name, 0.0) + time.perf_counter() - start, 3)
-        self.memory[name] = measure_peak_memory()
+        self.memory[name] = (peak_memory() or 0) // 2**20
         self.update_manifest(phases=self.phases, memory=self.memory)
 
     def write_text(self, name: str, text: str) -> None:

@@ -1,9 +1,9 @@
-"""The store of activations, and packed images, as tables."""
+"""The cache of activations, and packed images, as tables."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -11,10 +11,11 @@ from tlkeras.cli.tables.style import issues_table, make_table, open_console
 
 if TYPE_CHECKING:
     from tlkeras.data.sources.tfrecords import PackResult
+    from tlkeras.features.cache import CacheResult, PruneResult
 
 
-def print_cache(result: dict[str, Any]) -> None:
-    """Print what the cache holds."""
+def print_cache(result: CacheResult) -> None:
+    """Print the entries of the cache."""
     columns = [
         ("key", "left"),
         ("backbone", "left"),
@@ -23,25 +24,25 @@ def print_cache(result: dict[str, Any]) -> None:
         ("MB", "right"),
         ("last used", "left"),
     ]
-    table = make_table(f"{result['root']}: {result['bytes'] / 1e6:,.1f} MB", columns)
-    for space in result["spaces"]:
-        facts = space["facts"]
+    table = make_table(f"{result.root}: {result.bytes / 1e6:,.1f} MB", columns)
+    for entry in result.spaces:
+        facts = entry.facts
         row = " x ".join(map(str, facts.get("shape", []))) + f" {facts.get('dtype', '')}"
-        used = datetime.fromtimestamp(space["last_used"], UTC).strftime("%Y-%m-%d %H:%M UTC")
+        used = datetime.fromtimestamp(entry.last_used, UTC).strftime("%Y-%m-%d %H:%M UTC")
         table.add_row(
-            space["key"][:12],
+            entry.key[:12],
             str(facts.get("backbone", "")),
             row,
-            f"{space['rows']:,}",
-            f"{space['bytes'] / 1e6:,.1f}",
+            f"{entry.rows:,}",
+            f"{entry.bytes / 1e6:,.1f}",
             used,
         )
     open_console().print(table)
 
 
-def print_pruned(result: dict[str, Any]) -> None:
-    """Print what was removed."""
-    open_console().print(f"Removed {len(result['removed'])} spaces, {result['bytes'] / 1e6:,.1f} MB.")
+def print_pruned(result: PruneResult) -> None:
+    """Print the number and size of the entries removed."""
+    open_console().print(f"Removed {len(result.removed)} entries, {result.bytes / 1e6:,.1f} MB.")
 
 
 def print_packed(result: PackResult) -> None:
@@ -51,7 +52,7 @@ def print_packed(result: PackResult) -> None:
         f"{result.images:,} images, {result.bytes / 1e6:,.1f} MB, in {result.shards:,} files.", highlight=False
     )
     if result.rejected:
-        console.print(issues_table("Files that cannot be used", result.to_dict()["rejected"]))
+        console.print(issues_table("Files that cannot be used", result.rejected))
     console.print(
         f"\nNext:\n  tlkeras train linear_probe --set data.source={escape(result.path)}",
         highlight=False,

@@ -1,4 +1,4 @@
-"""Codebooks of handcrafted features: learned on training images alone, kept in the cache like activations."""
+"""Codebooks of handcrafted features: learned on training images alone, cached like activations."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def fit_codebooks(
     resize: str = "stretch",
     seed: int = 0,
 ) -> int:
-    """Learn the codebooks of a model's handcrafted features from training images; those known are read instead.
+    """Learn the codebooks of a model's handcrafted features from training images, or read them from the cache.
 
-    A codebook is kept in the cache like an image's activations, by the digests of all images it was learned from.
+    A codebook is cached like an image's activations, by the digests of all images it was learned from.
 
     Args:
         model: From images to features; its layers get the codebooks.
         dataset: The training images and no others; their digests are known.
-        cache: Where codebooks are kept.
+        cache: Of the codebooks.
         resize: How an image becomes a square.
         seed: Of the images drawn (at most 500, 200 descriptors of each) and of the centres.
 
     Returns:
-        How many were learned.
+        The number of codebooks learned.
 
     Raises:
         DataError: There are too few descriptors.
@@ -50,15 +50,15 @@ def fit_codebooks(
     learned = 0
     size = model.input_shape[1]
     for layer in list_handcrafted(model):
-        descriptor = layer.made
+        descriptor = layer.algorithm
         if not isinstance(descriptor, Sift):
             continue
         facts = {"codebook": layer.descriptor, "seed": seed, "version": _VERSION, **decoding_facts(size, resize)}
         length = sum(int(np.prod(shape)) for shape in descriptor.shapes.values())
         key = hashlib.sha256("".join(sorted(set(dataset.digests))).encode()).hexdigest()
-        learn = partial(_learn, descriptor, dataset, (size, resize), seed)
-        row, new = _find_or_learn(cache, Namespace(facts, (length,), "float32"), key, learn)
-        learned += new
+        learn = partial(_learn_codebook, descriptor, dataset, (size, resize), seed)
+        row, is_new = _find_or_learn(cache, Namespace(facts, (length,), "float32"), key, learn)
+        learned += is_new
         ends = np.cumsum([int(np.prod(shape)) for shape in descriptor.shapes.values()])[:-1]
         parts = zip(np.split(row, ends), descriptor.shapes.values(), strict=True)
         layer.set_weights([part.reshape(shape) for part, shape in parts])
@@ -66,25 +66,25 @@ def fit_codebooks(
 
 
 def _find_or_learn(
-    cache: ActivationCache | None, space: Namespace, key: str, learn: Callable[[], np.ndarray]
+    cache: ActivationCache | None, namespace: Namespace, key: str, learn: Callable[[], np.ndarray]
 ) -> tuple[np.ndarray, bool]:
     if cache is None:
         return learn(), True
-    with cache.open(space) as store:
-        (place,) = store.locate([key])
-        if place >= 0:
-            return store.gather(np.array([place]))[0], False
-        cache.check_space(space.row_bytes)
+    with cache.open(namespace) as store:
+        ids = store.locate([key])
+        if ids[0] >= 0:
+            return store.gather(ids)[0], False
+        cache.check_space(namespace.row_bytes)
         row = learn()
         with store.writer() as writer:
             writer.add([key], row[None])
         return row, True
 
 
-def _learn(descriptor: Sift, dataset: Dataset, decoding: tuple[int, str], seed: int) -> np.ndarray:
-    """Return all arrays of a codebook, end to end."""
+def _learn_codebook(descriptor: Sift, dataset: Dataset, decoding: tuple[int, str], seed: int) -> np.ndarray:
+    """All arrays of a codebook, end to end."""
     random = np.random.default_rng(seed)
-    order = np.argsort(np.asarray(dataset.digests, dtype=str), kind="stable")  # whatever order they came in
+    order = np.argsort(np.asarray(dataset.digests, dtype=str), kind="stable")  # independent of their order
     rows = np.sort(order[random.permutation(len(order))[:_IMAGES]])
     found: list[np.ndarray] = []
     with progress_bar("Learning codebook", len(rows), "images") as advance:

@@ -1,64 +1,57 @@
-"""Features that were thought out and not learned: HOG, SIFT, local binary patterns, colour; one image to one vector.
+"""Handcrafted features: HOG, SIFT, local binary patterns, colour; one image to one vector.
 
-Nothing here imports TensorFlow: processes that only describe images start in a second.
+Nothing here imports TensorFlow, so that processes that only describe images start in a second.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
+from tlkeras.config.schema.handcrafted import ColorHistogramConfig, HogConfig, LbpConfig, SiftConfig
 from tlkeras.errors import MissingExtraError, RecipeError, suggest
 from tlkeras.features.handcrafted.encodings import LOCAL, Codebook, encode, shape_codebook
 
-_BINS = 4  # along each side of a SIFT patch
+_BINS = 4  # per row and per column of a SIFT patch
 _ORIENTATIONS = 8
 _CLIP = 0.2
 _TINY = 1e-12
 _NO_BOOK: Codebook = {}
 
 
-class Descriptor(Protocol):
-    """From an image, uint8 (size, size, 3), to a vector (d,).
-
-    Attributes:
-        least: The side length that an image must have, in pixels.
-        shapes: Of the arrays that are learned from training images, by name; none where nothing is.
-    """
+class Descriptor:
+    """From an image, uint8 (size, size, 3), to a vector (d,); options and defaults are those of its recipe section."""
 
     @property
-    def least(self) -> int: ...
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-
-    def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class Hog:
-    """Histograms of oriented gradients, in blocks of 2 x 2 cells (Dalal and Triggs, CVPR 2005).
-
-    Args:
-        cell: Its side in pixels.
-        orientations: Bins of half a turn.
-    """
-
-    cell: int = 16
-    orientations: int = 9
-
-    @property
-    def least(self) -> int:
-        return 2 * self.cell
+    def minimum_size(self) -> int:
+        """Minimum height and width of an image, pixels."""
+        raise NotImplementedError
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the arrays that are learned from training images, by name; none where nothing is learned."""
         return {}
+
+    def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
+        """The vector of an image."""
+        raise NotImplementedError
+
+
+class Hog(HogConfig, Descriptor):
+    """Histograms of oriented gradients, in blocks of 2 x 2 cells (Dalal and Triggs, CVPR 2005).
+
+    Args:
+        cell: Height and width of a cell in pixels.
+        orientations: Bins of half a turn.
+    """
+
+    @property
+    def minimum_size(self) -> int:
+        return 2 * self.cell
 
     def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
         from skimage.feature import hog
@@ -67,27 +60,18 @@ class Hog:
         return hog(to_grey(image), self.orientations, cell, cells_per_block=(2, 2), block_norm="L2-Hys")
 
 
-@dataclass(frozen=True)
-class Lbp:
+class Lbp(LbpConfig, Descriptor):
     """Histograms of uniform, rotation invariant local binary patterns (Ojala et al., PAMI 2002).
 
     Args:
         points: Neighbours of a pixel.
         radius: Their distance in pixels.
-        grid: Cells along each side of the image, each with a histogram of its own.
+        grid: Cells per row and per column of the image, each with a histogram of its own.
     """
 
-    points: int = 8
-    radius: int = 1
-    grid: int = 4
-
     @property
-    def least(self) -> int:
+    def minimum_size(self) -> int:
         return self.grid * (2 * self.radius + 1)
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {}
 
     def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
         from skimage.feature import local_binary_pattern
@@ -97,25 +81,17 @@ class Lbp:
         return count_in_cells(codes, self.points + 2, self.grid)
 
 
-@dataclass(frozen=True)
-class ColorHistogram:
+class ColorHistogram(ColorHistogramConfig, Descriptor):
     """Joint histograms of hue, saturation and value.
 
     Args:
         bins: Of each of the three.
-        grid: Cells along each side of the image, each with a histogram of its own.
+        grid: Cells per row and per column of the image, each with a histogram of its own.
     """
 
-    bins: int = 4
-    grid: int = 2
-
     @property
-    def least(self) -> int:
+    def minimum_size(self) -> int:
         return self.grid
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {}
 
     def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
         from skimage.color import rgb2hsv
@@ -124,28 +100,20 @@ class ColorHistogram:
         return count_in_cells(steps @ [self.bins**2, self.bins, 1], self.bins**3, self.grid)
 
 
-@dataclass(frozen=True)
-class Sift:
+class Sift(SiftConfig, Descriptor):
     """SIFT (Lowe, IJCV 2004) with square roots (Arandjelovic and Zisserman, CVPR 2012), as one vector of a codebook.
 
     Args:
-        detector: "dense": upright, on a grid, at several sizes; "keypoint": where and as large as Lowe's detector says.
+        detector: "dense": upright, on a grid, at several sizes; "keypoint": position and size by Lowe's detector.
         encoding: "vlad", "fisher" or "words".
         words: Centres of the codebook.
-        components: Principal components kept of the 128 numbers.
+        components: Principal components of the 128 numbers.
         step: Pixels between dense patches.
-        sizes: Sides in pixels of the 4 x 4 bins of dense patches; patches larger than the image are left out.
+        sizes: Height and width in pixels of the 4 x 4 bins of dense patches; patches larger than the image are dropped.
     """
 
-    detector: str = "dense"
-    encoding: str = "vlad"
-    words: int = 64
-    components: int = 64
-    step: int = 8
-    sizes: tuple[int, ...] = (4, 8, 12)
-
     @property
-    def least(self) -> int:
+    def minimum_size(self) -> int:
         return _BINS * min(self.sizes) if self.detector == "dense" else 16
 
     @property
@@ -156,7 +124,7 @@ class Sift:
         return encode(self.find_local(image), book, self.encoding)
 
     def find_local(self, image: np.ndarray) -> np.ndarray:
-        """Return the local descriptors of an image, float32 (m, 128), of length one; m may be 0."""
+        """The local descriptors of an image, float32 (m, 128), of length one; m may be 0."""
         grey = to_grey(image)
         if self.detector == "keypoint":
             return root_sift(find_keypoints(grey))
@@ -164,61 +132,59 @@ class Sift:
         return root_sift(np.concatenate([describe_grid(grey, size, self.step) for size in fitting]))
 
 
-DESCRIPTORS: dict[str, type[Any]] = {"sift": Sift, "hog": Hog, "lbp": Lbp, "colour": ColorHistogram}
+DESCRIPTORS: dict[str, Any] = {"sift": Sift, "hog": Hog, "lbp": Lbp, "colour": ColorHistogram}
 
 
 def make_descriptor(kind: str, **options: Any) -> Descriptor:
-    """Return a descriptor by its kind.
+    """A descriptor by its kind.
 
     Raises:
-        RecipeError: There is no such kind; the nearest is told.
+        RecipeError: There is no such kind; names the nearest.
         MissingExtraError: scikit-image is not installed.
     """
     if kind not in DESCRIPTORS:
-        known = ", ".join(DESCRIPTORS)
-        raise RecipeError(f"A handcrafted feature is one of {known}.", repr(kind), suggest(kind, DESCRIPTORS))
+        raise RecipeError(f"Unknown handcrafted feature {kind!r}.", way_out=suggest(kind, DESCRIPTORS))
     if importlib.util.find_spec("skimage") is None:
         raise MissingExtraError("A handcrafted feature", "handcrafted")
-    return DESCRIPTORS[kind](
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    )
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return DESCRIPTORS[kind](kind=kind, **values)
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
-    """Return the luminance (Rec. 709) of an image, uint8 (h, w, 3), as float32 (h, w), 0 to 1."""
+    """The luminance (Rec. 709) of an image, uint8 (h, w, 3), as float32 (h, w), 0 to 1."""
     return image.astype(np.float32) @ np.array([0.2125, 0.7154, 0.0721], np.float32) / 255
 
 
 def count_in_cells(codes: np.ndarray, count: int, grid: int) -> np.ndarray:
-    """Return the square roots of the shares of codes 0...count-1 (h, w) in each of grid x grid cells, one vector."""
+    """The square roots of the shares of codes 0...count-1 (h, w) in each of grid x grid cells, one vector."""
     height, width = codes.shape
-    rows, columns = (np.arange(side) * grid // side for side in (height, width))
+    rows, columns = (np.arange(length) * grid // length for length in (height, width))
     cells = rows[:, None] * grid + columns
     counts = np.bincount((cells * count + codes).ravel(), minlength=grid * grid * count).reshape(-1, count)
     return np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).ravel()
 
 
 def find_keypoints(grey: np.ndarray) -> np.ndarray:
-    """Return the descriptors of the keypoints of an image, float32 (m, 128)."""
+    """The descriptors of the keypoints of an image, float32 (m, 128)."""
     from skimage.feature import SIFT
 
     finder = SIFT()
     try:
         finder.detect_and_extract(grey)
-    except RuntimeError:  # scikit-image's way to say that there are none
+    except RuntimeError:  # raised where there are none
         return np.empty((0, LOCAL), np.float32)
     return np.asarray(finder.descriptors, np.float32)
 
 
 def describe_grid(grey: np.ndarray, size: int, step: int) -> np.ndarray:
-    """Return upright SIFT descriptors on a grid, float32 (m, 128): row and column of the bin, then orientation.
+    """Upright SIFT descriptors on a grid, float32 (m, 128): row and column of the bin, then orientation.
 
-    Bins share a pixel linearly, as Lowe's do; without his Gaussian window over the patch all patches are read from one
+    Bins share a pixel linearly, as Lowe's do; without his Gaussian window over the patch all patches are taken from one
     filtered map (as in VLFeat's fast dense SIFT, Vedaldi and Fulkerson 2010).
 
     Args:
-        grey: (h, w), both sides at least 4 `size`.
-        size: Side of a bin in pixels.
+        grey: (h, w), both at least 4 `size`.
+        size: Height and width of a bin in pixels.
         step: Pixels between patches.
     """
     smooth = ndimage.gaussian_filter(grey, max(size / 6, 0.5))
@@ -234,16 +200,16 @@ def describe_grid(grey: np.ndarray, size: int, step: int) -> np.ndarray:
         maps.append(ndimage.correlate1d(rows, window, axis=1, mode="constant"))
     height, width = grey.shape
     rows, columns = (
-        np.arange(0, side - _BINS * size + 1, step)[:, None] + size // 2 + size * np.arange(_BINS)
-        for side in (height, width)
+        np.arange(0, length - _BINS * size + 1, step)[:, None] + size // 2 + size * np.arange(_BINS)
+        for length in (height, width)
     )
     patches = np.stack(maps, axis=-1)[rows[:, None, :, None], columns[None, :, None, :]]
     return patches.reshape(-1, LOCAL)
 
 
 def root_sift(descriptors: np.ndarray) -> np.ndarray:
-    """Return the square roots of descriptors (m, 128), clipped as Lowe does, of length one; without flat ones."""
+    """The square roots of descriptors (m, 128), clipped as by Lowe, of length one; without those of flat patches."""
     lengths = np.linalg.norm(descriptors, axis=1, keepdims=True)
-    seen = lengths[:, 0] > 1e-6
-    clipped = np.minimum(descriptors[seen] / lengths[seen], _CLIP)
+    textured = lengths[:, 0] > 1e-6
+    clipped = np.minimum(descriptors[textured] / lengths[textured], _CLIP)
     return np.sqrt(clipped / np.maximum(clipped.sum(axis=1, keepdims=True), _TINY)).astype(np.float32)

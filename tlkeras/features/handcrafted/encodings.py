@@ -26,7 +26,7 @@ _TINY = 1e-12
 
 
 def shape_codebook(encoding: str, words: int, components: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a codebook's arrays by name."""
+    """The shapes of a codebook's arrays by name."""
     shapes: dict[str, tuple[int, ...]] = {
         "mean": (LOCAL,),
         "projection": (LOCAL, components),
@@ -36,13 +36,13 @@ def shape_codebook(encoding: str, words: int, components: int) -> dict[str, tupl
 
 
 def learn_codebook(descriptors: np.ndarray, encoding: str, words: int, components: int, seed: int) -> Codebook:
-    """Return the codebook of an encoding: principal components, and in these k-means or a mixture of Gaussians.
+    """The codebook of an encoding: principal components, and in these k-means or a mixture of Gaussians.
 
     Args:
         descriptors: Of training images alone, float (m, 128).
         encoding: One of `ENCODINGS`.
-        words: How many centres.
-        components: How many principal components are kept of 128.
+        words: Number of centres.
+        components: Number of principal components, of 128.
         seed: Of the centres.
 
     Raises:
@@ -50,12 +50,12 @@ def learn_codebook(descriptors: np.ndarray, encoding: str, words: int, component
     """
     if len(descriptors) < max(words, components):
         raise DataError(
-            "A codebook is learned from at least as many local descriptors as it has words and components.",
+            "There are too few local descriptors to learn the codebook from.",
             f"{len(descriptors):,} descriptors for {words} words and {components} components",
-            "Ask for fewer, take detector dense, or give more training images.",
+            "Set fewer words and components or detector: dense, or add training images.",
         )
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a codebook needs no last digit
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a codebook needs no full convergence
         space = PCA(components, svd_solver="full", random_state=seed).fit(descriptors)
         reduced = space.transform(descriptors)
         book = {"mean": space.mean_, "projection": space.components_.T}
@@ -69,7 +69,7 @@ def learn_codebook(descriptors: np.ndarray, encoding: str, words: int, component
 
 
 def encode(descriptors: np.ndarray, book: Codebook, encoding: str) -> np.ndarray:
-    """Return the descriptors (m, 128) of an image as one vector of length one; zeros where there are none.
+    """The descriptors (m, 128) of an image as one vector of length one; zeros where there are none.
 
     Its length is k for "words", k c for "vlad", 2 k c for "fisher".
     """
@@ -83,7 +83,7 @@ def encode(descriptors: np.ndarray, book: Codebook, encoding: str) -> np.ndarray
 
 
 def bag_of_words(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Return the square roots of the shares of rows (m, c) that are nearest to each centre (k, c): (k,).
+    """The square roots of the shares of rows (m, c) nearest to each centre (k, c): (k,).
 
     A bag of words (Csurka et al., 2004); roots make the scalar product of two of them Hellinger's affinity.
     """
@@ -91,35 +91,35 @@ def bag_of_words(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def encode_vlad(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Return the sum of the differences of rows (m, c) from their nearest centre, centre after centre: (k c,).
+    """The sum of the differences of rows (m, c) from their nearest centre, centre after centre: (k c,).
 
-    Jegou et al., CVPR 2010, with every centre's sum brought to length one before the whole is (Arandjelovic and
-    Zisserman, "All about VLAD", CVPR 2013).
+    Jegou et al., CVPR 2010, with the sum of each centre normalised to length one before the whole vector is
+    (Arandjelovic and Zisserman, "All about VLAD", CVPR 2013).
     """
     chosen = _find_nearest(X, centres)
     member = (chosen[:, None] == np.arange(len(centres))).astype(X.dtype)
     sums = member.T @ X - member.sum(axis=0)[:, None] * centres
     sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), _TINY)
-    return _unify(sums.ravel())
+    return _normalize(sums.ravel())
 
 
 def encode_fisher(X: np.ndarray, centres: np.ndarray, variances: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return the Fisher vector of rows (m, c): gradients by means, then by standard deviations, (2 k c,).
+    """The Fisher vector of rows (m, c): gradients by means, then by standard deviations, (2 k c,).
 
     Perronnin et al., ECCV 2010, equations 7 and 8 with diagonal covariances, signed roots and length one.
     """
-    odds = _weigh_parts(X, centres, variances, shares)
+    odds = _responsibilities(X, centres, variances, shares)
     mass, first, second = odds.sum(axis=0)[:, None], odds.T @ X, odds.T @ X**2
     deviations = np.sqrt(variances)
     by_mean = (first - mass * centres) / deviations
     by_deviation = (second - 2 * first * centres + mass * centres**2) / variances - mass
     scale = len(X) * np.sqrt(shares)[:, None]
     vector = np.concatenate([(by_mean / scale).ravel(), (by_deviation / (scale * np.sqrt(2))).ravel()])
-    return _unify(np.sign(vector) * np.sqrt(np.abs(vector)))
+    return _normalize(np.sign(vector) * np.sqrt(np.abs(vector)))
 
 
-def _weigh_parts(X: np.ndarray, centres: np.ndarray, variances: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return the probability that each row (m, c) came from each part of a mixture (k, c): (m, k)."""
+def _responsibilities(X: np.ndarray, centres: np.ndarray, variances: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """The probability that each row (m, c) is from each component of a mixture (k, c): (m, k)."""
     precisions = 1 / variances
     distances = X**2 @ precisions.T - 2 * X @ (centres * precisions).T + np.sum(centres**2 * precisions, axis=1)
     logs = np.log(shares) - 0.5 * (distances + np.log(variances).sum(axis=1))
@@ -131,5 +131,5 @@ def _find_nearest(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return np.argmin(np.sum(centres**2, axis=1) - 2 * X @ centres.T, axis=1)
 
 
-def _unify(vector: np.ndarray) -> np.ndarray:
+def _normalize(vector: np.ndarray) -> np.ndarray:
     return vector / max(float(np.linalg.norm(vector)), _TINY)

@@ -1,4 +1,4 @@
-"""Handcrafted features as a Keras layer, so that all that runs, caches and keeps a network does so with them too.
+"""Handcrafted features as a Keras layer, which engines, cache and saved models treat like any other.
 
 The layer calls Python: a run predicts with it, but no other program can, and `export` refuses it.
 """
@@ -17,7 +17,7 @@ import tensorflow as tf
 from tlkeras.errors import RecipeError
 from tlkeras.features.handcrafted.descriptors import Descriptor, make_descriptor
 
-_WORTH_PROCESSES = 2_000_000  # bytes of pixels; fewer are described before a process has started
+_PARALLEL_BYTES = 2_000_000  # of pixels; fewer are described before a process has started
 
 
 @keras.saving.register_keras_serializable("tlkeras")
@@ -31,33 +31,31 @@ class HandcraftedFeatures(keras.layers.Layer):
     def __init__(self, descriptor: Mapping[str, Any], **options: Any):
         super().__init__(**options)
         self.descriptor = dict(descriptor)
-        self.made: Descriptor = make_descriptor(**self.descriptor)
+        self.algorithm: Descriptor = make_descriptor(**self.descriptor)
         self.supports_jit = False
         self.trainable = False
 
     def build(self, input_shape: tuple) -> None:
-        """Make room for the codebook; until it is set, it is zeros."""
-        for name, shape in self.made.shapes.items():
+        """Add the codebook as weights, zeros at first."""
+        for name, shape in self.algorithm.shapes.items():
             self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
-        blank = {name: np.ones(shape, np.float32) for name, shape in self.made.shapes.items()}
-        self._width = len(self.made.describe(np.zeros(input_shape[1:], np.uint8), blank))
+        blank = {name: np.ones(shape, np.float32) for name, shape in self.algorithm.shapes.items()}
+        self._width = len(self.algorithm.describe(np.zeros(input_shape[1:], np.uint8), blank))
 
     def call(self, inputs: Any) -> Any:
-        """Return the features, float32."""
+        """The features, float32."""
         features = tf.numpy_function(self._describe, [inputs, *map(tf.convert_to_tensor, self.weights)], tf.float32)
         return tf.ensure_shape(features, (None, self._width))
 
     def _describe(self, images: np.ndarray, *arrays: np.ndarray) -> np.ndarray:
-        book = dict(zip(self.made.shapes, arrays, strict=True))
-        rows = map_images(partial(self.made.describe, book=book), np.asarray(images).astype(np.uint8))
+        book = dict(zip(self.algorithm.shapes, arrays, strict=True))
+        rows = map_images(partial(self.algorithm.describe, book=book), np.asarray(images).astype(np.uint8))
         return np.stack(rows).astype(np.float32) if rows else np.empty((0, self._width), np.float32)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Return (n, d)."""
         return (input_shape[0], self._width)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
         return {**super().get_config(), "descriptor": self.descriptor}
 
 
@@ -66,12 +64,12 @@ LAYERS = {"Handcrafted": HandcraftedFeatures}
 
 
 def list_handcrafted(model: keras.Model) -> list[HandcraftedFeatures]:
-    """Return the layers of a model that compute handcrafted features."""
+    """The layers of a model that compute handcrafted features."""
     return [layer for layer in model.layers if isinstance(layer, HandcraftedFeatures)]
 
 
 def make_layers(descriptors: list[dict[str, Any]], size: int) -> list[HandcraftedFeatures]:
-    """Return a layer per descriptor.
+    """A layer per descriptor.
 
     Raises:
         RecipeError: Images of that size are too small for one; all such are named.
@@ -80,20 +78,24 @@ def make_layers(descriptors: list[dict[str, Any]], size: int) -> list[Handcrafte
     layers = [
         HandcraftedFeatures(one, name=f"handcrafted_{index}_{one['kind']}") for index, one in enumerate(descriptors)
     ]
-    small = [f"{layer.descriptor['kind']} needs {layer.made.least} px" for layer in layers if layer.made.least > size]
+    small = [
+        f"{layer.descriptor['kind']} needs {layer.algorithm.minimum_size} px"
+        for layer in layers
+        if layer.algorithm.minimum_size > size
+    ]
     if small:
         raise RecipeError.from_problems(f"Images of {size} px are too small for handcrafted features:", small)
     return layers
 
 
 def copy_codebooks(source: keras.Model, target: keras.Model) -> None:
-    """Give the layers of a model the codebooks that those of another have."""
-    for ours, theirs in zip(list_handcrafted(target), list_handcrafted(source), strict=True):
-        ours.set_weights(theirs.get_weights())
+    """Copy the codebooks of one model's layers to another's."""
+    for to, of in zip(list_handcrafted(target), list_handcrafted(source), strict=True):
+        to.set_weights(of.get_weights())
 
 
 def map_images(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> list[np.ndarray]:
-    """Return what a function says of each image, by a process per core where that is worth it."""
-    if images.nbytes < _WORTH_PROCESSES or len(images) < 2:
+    """The function's vector of each image; by a process per core for many pixels."""
+    if images.nbytes < _PARALLEL_BYTES or len(images) < 2:
         return [function(image) for image in images]
     return joblib.Parallel(n_jobs=-1)(joblib.delayed(function)(image) for image in images)
