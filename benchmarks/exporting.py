@@ -1,9 +1,9 @@
-"""What an export answers per second against `model.export` of Keras, both behind TensorFlow 1's loader and Session.
+"""Images per second of an export and of Keras' `model.export`, both through TensorFlow 1's loader and Session.
 
     python benchmarks/exporting.py [--backbone efficientnet_lite0 --weights packaged] [--batches 1 8 32] [--rounds 7]
 
-Each round asks both, one after the other; a ratio is the median of those of the rounds. The second table measures the
-bytes signature apart: decoding and resizing of JPEGs, side by side within a batch and one after the other.
+Each round runs both, one after the other; a ratio is the median over the rounds. The second table measures the bytes
+signature alone: decoding and resizing of JPEGs, in parallel within a batch and one after the other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tensorflow as tf
 from tlkeras.backbones.builder import build_backbone
 from tlkeras.data.decoding import decode
 from tlkeras.data.tasks import Task
-from tlkeras.exporting.inference_graph import make_network
+from tlkeras.exporting.inference_graph import make_inference_model
 from tlkeras.exporting.loaded_model import LoadedSavedModel
 from tlkeras.exporting.signatures import Preprocessing, write_signatures
 from tlkeras.features.pooling import pool
@@ -42,7 +42,7 @@ def main() -> None:
         print("| batch | | images/s | ratio |\n|---|---|---|---|")
         for batch in arguments.batches:
             images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-            calls = {name: partial(ask, images) for name, ask in contenders.items()}
+            calls = {name: partial(predict, images) for name, predict in contenders.items()}
             check_agreement(calls)
             print_rates(str(batch), measure(calls, batch, arguments.rounds))
         print("\n| batch | decoding of 640 x 480 JPEGs | images/s | ratio |\n|---|---|---|---|")
@@ -50,7 +50,7 @@ def main() -> None:
             encoded = [draw_jpeg(seed) for seed in range(batch)]
             calls = {
                 "one after the other": make_decoder(size, 1, encoded),
-                "side by side": make_decoder(size, 32, encoded),
+                "in parallel": make_decoder(size, 32, encoded),
             }
             print_rates(str(batch), measure(calls, batch, arguments.rounds))
 
@@ -71,18 +71,18 @@ def make_classifier(backbone: str, weights: str) -> keras.Model:
 
 
 def open_contenders(model: keras.Model, folder: Path) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Return what asks each export about uint8 images, through a Session."""
+    """From uint8 images to probabilities with each export, through a Session."""
     size = model.input_shape[1]
     model.export(str(folder / "keras"), verbose=False)
     task = Task("label", tuple(map(str, range(10))))
     samples = np.random.default_rng(1).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
-    network = make_network(model, [task], samples)
+    network = make_inference_model(model, [task], samples)
     assert network.is_fast, network.note
     write_signatures(network, [task], Preprocessing(size, "stretch"), folder / "tlkeras")
     plain, fast = LoadedSavedModel(folder / "keras"), LoadedSavedModel(folder / "tlkeras")
-    (entry,), (exit_,) = (list(part) for part in (plain.signatures["serving_default"].inputs, ["output_0"]))
+    (name,) = plain.signatures["serving_default"].inputs
     return {
-        KERAS: lambda images: plain.run("serving_default", **{entry: images})[exit_],
+        KERAS: lambda images: plain.run("serving_default", **{name: images})["output_0"],
         TLKERAS: lambda images: fast.run("uint8", images=images)["probabilities"],
     }
 
@@ -93,7 +93,7 @@ def check_agreement(calls: dict[str, Callable[[], np.ndarray]]) -> None:
 
 
 def measure(calls: dict[str, Callable[[], object]], batch: int, rounds: int) -> dict[str, list[float]]:
-    """Return images per second of each, round by round."""
+    """Images per second of each, round by round."""
     rates: dict[str, list[float]] = {name: [] for name in calls}
     repeats = max(1, 32 // batch)
     for call in calls.values():
@@ -115,7 +115,7 @@ def print_rates(batch: str, rates: dict[str, list[float]]) -> None:
 
 
 def draw_jpeg(seed: int) -> bytes:
-    """Return a smooth image with some noise: 640 x 480, about 60 KB."""
+    """A smooth JPEG with some noise: 640 x 480, about 60 KB."""
     from PIL import Image
 
     random = np.random.default_rng(seed)
@@ -126,22 +126,22 @@ def draw_jpeg(seed: int) -> bytes:
     return file.getvalue()
 
 
-def make_decoder(size: int, at_once: int, encoded: list[bytes]) -> Callable[[], np.ndarray]:
-    """Return a call that decodes a batch as the bytes signature does, through a Session."""
+def make_decoder(size: int, parallel: int, encoded: list[bytes]) -> Callable[[], np.ndarray]:
+    """A call that decodes a batch as the bytes signature does, through a Session."""
     image = tf.TensorSpec((size, size, 3), tf.uint8)
 
     @partial(tf.function, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
     def decode_all(images: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(
-            lambda one: decode(one, size, "stretch"), images, fn_output_signature=image, parallel_iterations=at_once
+            lambda one: decode(one, size, "stretch"), images, fn_output_signature=image, parallel_iterations=parallel
         )
 
     traced = decode_all.get_concrete_function()
     graph = tf.Graph()
     with graph.as_default():
-        entry = tf.compat.v1.placeholder(tf.string, (None,))
-        pixels = traced(entry)
-    run = tf.compat.v1.Session(graph=graph).make_callable(pixels, [entry])
+        encoded_input = tf.compat.v1.placeholder(tf.string, (None,))
+        pixels = traced(encoded_input)
+    run = tf.compat.v1.Session(graph=graph).make_callable(pixels, [encoded_input])
     array = np.array(encoded, dtype=object)
     return lambda: run(array)
 

@@ -29,7 +29,7 @@ import psutil
 import requests
 
 CODE = "import sys; from tlkeras.cli.main import main; main(sys.argv[1:])"
-MOST_BYTES = 2_000_000  # of a body
+MAX_BODY = 2_000_000
 
 
 def main() -> None:
@@ -42,8 +42,8 @@ def main() -> None:
         bodies = make_bodies(arguments.folder, base / "1")
         compare_batching(base, bodies, arguments)
         with serving(base, 32) as (url, process):
-            endure(url, process, base, bodies, arguments)
-            misbehave(url)
+            load_server(url, process, base, bodies, arguments)
+            send_malformed(url)
             rate, codes = load(url, bodies, arguments.concurrency, 10)
             print(f"Afterwards: {rate:.0f} requests/s, {dict(codes)}")
 
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_bodies(folder: Path | None, version: Path) -> list[bytes]:
-    """Return requests of one image each."""
+    """Bodies of requests with one image each."""
     if folder is not None:
         encoded = [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()][:64]
     else:
@@ -83,8 +83,8 @@ def read_warmup(version: Path) -> list[bytes]:
 
 @contextmanager
 def serving(base: Path, max_batch_size: int):
-    """Yield the address of a server in a process of its own, and the process."""
-    limits = ["--max-batch-size", str(max_batch_size), "--max-body", str(MOST_BYTES)]
+    """The address of a server in a process of its own, and the process."""
+    limits = ["--max-batch-size", str(max_batch_size), "--max-body", str(MAX_BODY)]
     options = ["--rest-port", "0", "--grpc-port", "0", *limits]
     command = [sys.executable, "-c", CODE, "serve", str(base), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -101,25 +101,25 @@ def serving(base: Path, max_batch_size: int):
 
 
 def load(url: str, bodies: list[bytes], concurrency: int, seconds: float, times: list[float] | None = None):
-    """Ask without a pause from so many clients; return requests per second and how often each status came."""
+    """Requests per second of `concurrency` clients that never pause, and the number of each status."""
     codes: Counter = Counter()
     end = time.monotonic() + seconds
 
-    def ask(place: int) -> None:
+    def send(index: int) -> None:
         own: Counter = Counter()
         with requests.Session() as session:
             while time.monotonic() < end:
                 started = time.perf_counter()
                 try:
-                    own[session.post(f"{url}:predict", bodies[place % len(bodies)], timeout=60).status_code] += 1
+                    own[session.post(f"{url}:predict", bodies[index % len(bodies)], timeout=60).status_code] += 1
                 except requests.RequestException as error:
                     own[type(error).__name__] += 1
-                place += 1
+                index += 1
                 if times is not None:
                     times.append(time.perf_counter() - started)
         codes.update(own)
 
-    threads = [threading.Thread(target=ask, args=(place,)) for place in range(concurrency)]
+    threads = [threading.Thread(target=send, args=(index,)) for index in range(concurrency)]
     started = time.monotonic()
     for thread in threads:
         thread.start()
@@ -144,7 +144,9 @@ def compare_batching(base: Path, bodies: list[bytes], arguments: argparse.Namesp
         print(f"| {name} | {statistics.median(values):.0f} | {ratio:.2f} |", flush=True)
 
 
-def endure(url: str, process: psutil.Process, base: Path, bodies: list[bytes], arguments: argparse.Namespace) -> None:
+def load_server(
+    url: str, process: psutil.Process, base: Path, bodies: list[bytes], arguments: argparse.Namespace
+) -> None:
     """Load the server for minutes; half-way a new version is published."""
     seconds = arguments.minutes * 60
     memory: list[float] = []
@@ -169,13 +171,13 @@ def endure(url: str, process: psutil.Process, base: Path, bodies: list[bytes], a
     status = requests.get(url, timeout=10).json()["model_version_status"]
     states = {row["version"]: row["state"] for row in status}
     print(f"\n{arguments.minutes:g} minutes at concurrency {arguments.concurrency}: {sum(codes.values()):,} requests,")
-    print(f"{rate:.0f} requests/s, answers {dict(codes)}, versions {states}")
+    print(f"{rate:.0f} requests/s, responses {dict(codes)}, versions {states}")
     print(f"milliseconds: median {np.median(times) * 1e3:.0f}, 99th percentile {np.percentile(times, 99) * 1e3:.0f}")
     spans = [f"{np.median(span):.0f}" for span in np.array_split(memory, 4) if len(span)]
     print(f"MiB in use, medians of four spans, the version swapped after the second: {', '.join(spans)}", flush=True)
 
 
-def misbehave(url: str) -> None:
+def send_malformed(url: str) -> None:
     """Send 1,000 malformed requests, of the kinds that the tests list."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests/serving"))
     from test_rest import MALFORMED
@@ -188,11 +190,11 @@ def misbehave(url: str) -> None:
         case, (path, body, status, _) = cases[number % len(cases)]
         options = {"data": body} if isinstance(body, bytes) else {"json": body}
         if case == "large body":
-            options = {"data": b" " * (MOST_BYTES + 1)}
-        answer = requests.post(host + path.replace("/photos", f"/{name}"), timeout=60, **options)
-        codes[answer.status_code] += 1
-        if answer.status_code != status:
-            wrong.append((case, answer.status_code, answer.text[:200]))
+            options = {"data": b" " * (MAX_BODY + 1)}
+        response = requests.post(host + path.replace("/photos", f"/{name}"), timeout=60, **options)
+        codes[response.status_code] += 1
+        if response.status_code != status:
+            wrong.append((case, response.status_code, response.text[:200]))
     print(f"1,000 malformed requests: {dict(codes)}, not as expected: {wrong or 'none'}")
 
 

@@ -121,11 +121,11 @@ class BatchScheduler:
         try:
             outputs = await loop.run_in_executor(self._executor, self._run, *joined)
         except Exception as error:
-            if len(batch) == 1:
-                _set_error(batch[0], error)
-            else:
+            if len(batch) > 1:
                 for request in batch:
                     await self._run_batch([request])
+            elif not batch[0].outputs.done():
+                batch[0].outputs.set_exception(error)
             return
         start = 0
         for request in batch:
@@ -133,8 +133,3 @@ class BatchScheduler:
             if not request.outputs.done():
                 request.outputs.set_result([output[start:stop] for output in outputs])
             start = stop
-
-
-def _set_error(request: _Request, error: Exception) -> None:
-    if not request.outputs.done():
-        request.outputs.set_exception(error)

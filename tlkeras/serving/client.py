@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -87,15 +87,7 @@ class Client:
         self.close()
 
 
-class _Transport(Protocol):
-    def predict(self, encoded: Sequence[bytes], signature: str) -> list[JsonObject]: ...
-
-    def read_status(self) -> list[ServedVersion]: ...
-
-    def close(self) -> None: ...
-
-
-def _connect(url: str, timeout: float) -> _Transport:
+def _connect(url: str, timeout: float) -> _RestTransport | _GrpcTransport:
     parts = urlsplit(url)
     prefix = {"http": "/v1/models", "https": "/v1/models", "grpc": ""}.get(parts.scheme)
     found = None if prefix is None else re.fullmatch(prefix + _PATH, parts.path)
