@@ -61,10 +61,10 @@ def test_a_fused_run_exports_as_one_model(workplace):
 
 def test_what_cannot_be_fused_is_refused(workplace):
     for change, message in (
-        ({"finetuning": {}}, "finetuning changes one backbone, read at one depth"),
-        ({"head": {"kind": "attention"}}, "head.kind attention eats one map"),
-        ({"features.cut": "block1"}, "taps say where the backbone is read: leave cut out"),
-        ({"features.backbones": [{"name": "tiny", "size": 64}]}, "leave their own size out"),
+        ({"finetuning": {}}, "finetuning needs one backbone at one depth"),
+        ({"head": {"kind": "attention"}}, "head.kind attention takes one map"),
+        ({"features.cut": "block1"}, "taps replace cut: remove cut"),
+        ({"features.backbones": [{"name": "tiny", "size": 64}]}, "remove their own size"),
     ):
         with pytest.raises(RecipeError, match=message):
             tlkeras.check("mine.yaml", {"features.taps": [0, 1], **change})

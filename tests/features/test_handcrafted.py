@@ -231,7 +231,7 @@ def test_an_export_is_refused_and_check_warns_of_it(crafted, monkeypatch):
     assert not (folder / "models").exists()
     found = tlkeras.check("mine.yaml")
     assert not found.problems
-    assert any("(sift, hog, colour) cannot become a SavedModel" in note for note in found.notes)
+    assert any("(sift, hog, colour) cannot be exported" in note for note in found.notes)
 
 
 @pytest.mark.slow

@@ -159,31 +159,28 @@ class _Part:
     is_last: bool
 
 
-class TensorFlowEngine:
-    """Batch norm folded into the convolutions, variables frozen into constants."""
-
-    name = "tensorflow"
-
-    def __init__(self, extractor: keras.Model, traced: Any):
-        self._function = convert_variables_to_constants_v2(_trace(extractor, fold_batch_norm(extractor)))
-        self._extractor = extractor
-
-    def run(self, batches: Iterable[EngineBatch]) -> Generator[EngineOutput, None, None]:
-        """Outputs of the batches, in the order given."""
-        return _run_function(self._function, self._extractor, batches)
-
-
 class KerasEngine:
     """The unchanged extractor, as a graph."""
 
     name = "keras"
 
     def __init__(self, extractor: keras.Model, traced: Any):
-        self._function, self._extractor = traced, extractor
+        self._function, self._size = traced, max_batch_size(extractor, _REQUEST_IMAGES)
 
     def run(self, batches: Iterable[EngineBatch]) -> Generator[EngineOutput, None, None]:
         """Outputs of the batches, in the order given."""
-        return _run_function(self._function, self._extractor, batches)
+        for index, images in batches:
+            yield index, run_in_parts(lambda part: self._function(tf.constant(part)), images, self._size)
+
+
+class TensorFlowEngine(KerasEngine):
+    """Batch norm folded into the convolutions, variables frozen into constants."""
+
+    name = "tensorflow"
+
+    def __init__(self, extractor: keras.Model, traced: Any):
+        folded = _trace(extractor, fold_batch_norm(extractor))
+        super().__init__(extractor, convert_variables_to_constants_v2(folded))
 
 
 _ENGINES: dict[str, Callable[[keras.Model, Any], Engine]] = {
@@ -209,14 +206,6 @@ def _trace(extractor: keras.Model, call: Callable[[Any], Any]) -> Any:
 
     function = tf.function(run, autograph=False, jit_compile=False)
     return function.get_concrete_function(tf.TensorSpec(entry.shape, tf.uint8, name="images"))
-
-
-def _run_function(
-    function: Any, extractor: keras.Model, batches: Iterable[EngineBatch]
-) -> Generator[EngineOutput, None, None]:
-    size = max_batch_size(extractor, _REQUEST_IMAGES)
-    for index, images in batches:
-        yield index, run_in_parts(lambda part: function(tf.constant(part)), images, size)
 
 
 def _check_agreement(engine: Engine, traced: Any) -> None:
