@@ -140,7 +140,7 @@ def test_cache_is_listed_and_pruned(workplace, call, monkeypatch):
     ("arguments", "code", "message"),
     [
         (["train", "quickstrt"], 2, "Did you mean 'quickstart'?"),
-        (["train", "mine.yaml", "--set", "nonsense"], 2, "must read key=value"),
+        (["train", "mine.yaml", "--set", "nonsense"], 2, "is not key=value"),
         (["train", "mine.yaml", "--set", "data.sorce=1"], 2, "Did you mean 'source'?"),
         (["train", "mine.yaml", "--set", "data.source=empty"], 3, "empty"),
         (["train", "mine.yaml", "--set", "data.source=one"], 3, "only one class"),

@@ -4,6 +4,8 @@ import pytest
 
 from tlkeras.config.recipe import (
     Recipe,
+    copy_recipe,
+    find_recipe,
     fingerprint,
     list_recipes,
     load_recipe,
@@ -26,15 +28,15 @@ def write(tmp_path):
     return _write
 
 
-def test_every_shipped_recipe_is_valid_and_has_a_receipt():
+def test_every_shipped_recipe_is_valid_and_has_a_header():
     shipped = list_recipes()
     assert {"quickstart", "linear_probe", "deep_head", "elpv_paper"} <= set(shipped)
     for name, path in shipped.items():
         recipe = load_recipe(name)
-        receipt = "\n".join(read_header(path))
+        header = "\n".join(read_header(path))
         assert recipe.name == name
-        assert f"tlkeras train {name}" in receipt
-        assert "Expect" in receipt
+        assert f"tlkeras train {name}" in header
+        assert "Expect" in header
 
 
 def test_resolved_recipe_reads_back_equal(write):
@@ -58,7 +60,7 @@ def test_recipe_is_frozen(write):
 
 
 def test_numbers_without_a_point_are_numbers(write):
-    recipe = load_recipe(write(GOOD + "mapping: {kind: deep}\ntraining: {learning_rate: 1e-4}"))
+    recipe = load_recipe(write(GOOD + "head: {kind: deep}\ntraining: {learning_rate: 1e-4}"))
     assert recipe.training.learning_rate == 1e-4
 
 
@@ -66,7 +68,7 @@ def test_all_problems_at_once_with_lines_and_nearest_names(write):
     text = (
         "data:\n  sorce: photos\n  test: 1.5\n"
         "backbone: {name: tiny, size: '64'}\n"
-        "mapping: {kind: deep, droput: 0.5}\n"
+        "head: {kind: deep, droput: 0.5}\n"
         "features: {pooling: avg, cache: 3}\n"
         "trainin: {}\n"
     )
@@ -79,8 +81,8 @@ def test_all_problems_at_once_with_lines_and_nearest_names(write):
         "line 2: unknown key 'data.sorce'. Did you mean 'source'?",
         "line 3: data.test",
         "line 4: backbone.size",
-        "line 5: unknown key 'mapping.droput'. Did you mean 'dropout'?",
-        "Received: 'avg'. Did you mean 'average'?",
+        "line 5: unknown key 'head.droput'. Did you mean 'dropout'?",
+        "unknown features.pooling 'avg'. Did you mean 'average'?",
         "line 6: features.cache",
         "line 7: unknown key 'trainin'. Did you mean 'training'?",
     ]:
@@ -93,28 +95,28 @@ def test_all_problems_at_once_with_lines_and_nearest_names(write):
         (
             "head.kind",
             "liner",
-            "Received: 'liner'. Did you mean 'linear'?",
+            r"unknown head.kind 'liner'. Did you mean 'linear'\?",
         ),
-        ("mapping.epochs", 3, "unknown key 'mapping.epochs'"),
+        ("head.epochs", 3, "unknown key 'head.epochs'"),
         ("training.epochs", 0, "greater than or equal to 1. Received: 0"),
         ("training.batch_size", 0, "greater than or equal to 1"),
         ("training.learning_rate", -1.0, "greater than 0"),
         ("training.learning_rate", float("nan"), "training.learning_rate"),
         ("training.learning_rate", float("inf"), "training.learning_rate"),
-        ("data.validation", 0.9, r"validation \+ test must be below 1"),
-        ("data.test", 0.0, "nothing to measure on"),
+        ("data.validation", 0.9, r"validation 0.9 \+ test 0.2 leave no training images"),
+        ("data.test", 0.0, "leaves no images to evaluate on"),
         ("data.source", "", "at least 1 character"),
         ("data.seed", 1.5, "valid integer"),
         ("data.seed", True, "valid integer"),
-        ("mapping", "linear", "mapping"),
+        ("head", "linear", "head"),
         ("name", "../evil", "name"),
         ("name.x", 1, "name is a value and has no keys inside"),
         ("nonsense", 1, "unknown key 'nonsense'"),
         ("cache.budget_gb", 0.0, "greater than 0"),
         ("cache.budget_gb", float("inf"), "finite number"),
-        ("head.C", 0, "head.C: it must be 'auto' or a number above 0. Received: 0."),
-        ("head.C", float("inf"), "must be 'auto' or a number above 0"),
-        ("head.C", "strong", "must be 'auto' or a number above 0. Received: 'strong'"),
+        ("head.C", 0, "head.C: take 'auto' or a number above 0. Received: 0."),
+        ("head.C", float("inf"), "take 'auto' or a number above 0"),
+        ("head.C", "strong", "take 'auto' or a number above 0. Received: 'strong'"),
         ("training.seed", 2**32, "less than"),
         ("deep", 1, "unknown key 'deep'"),
         ("linear", 3, "unknown key 'linear'"),
@@ -135,21 +137,41 @@ def test_overrides_from_texts():
         "b": "x=y",
         "c": ("p", "q"),
     }
-    with pytest.raises(RecipeError, match=r"(?s)'data.seed' must read key=value.*'=3' must read.*'c=\[1'"):
+    with pytest.raises(RecipeError, match=r"(?s)'data.seed' is not key=value.*'=3' is not.*'c=\[1'"):
         parse_overrides(["data.seed", "=3", "c=[1"])
 
 
-def test_missing_recipe_names_the_nearest():
-    with pytest.raises(RecipeError, match="Received: 'quickstrt'. Did you mean 'quickstart'?"):
+def test_a_missing_recipe_is_named_with_the_nearest(tmp_path, monkeypatch):
+    with pytest.raises(RecipeError, match=r"^No recipe called 'quickstrt'. Did you mean 'quickstart'\?"):
         load_recipe("quickstrt")
-    with pytest.raises(RecipeError, match="must be a file that exists"):
+    with pytest.raises(RecipeError, match="^nowhere/mine.yaml does not exist. See `tlkeras ls`"):
         load_recipe("nowhere/mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for folder in ("photos", "photos/"):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(folder)
+        command = f"tlkeras train linear_probe --set data.source={folder}"
+        assert str(caught.value) == f"No recipe called {folder!r}. It is a folder: did you mean `{command}`?"
+
+
+def test_a_recipe_is_never_overwritten(tmp_path):
+    path = copy_recipe("quickstart", tmp_path)
+    assert path.read_text() == find_recipe("quickstart").read_text()
+    with pytest.raises(RecipeError, match="quickstart.yaml already exists; tlkeras never overwrites a recipe"):
+        copy_recipe("quickstart", tmp_path)
+
+
+def test_a_kind_that_is_like_no_other_lists_all_once(write):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(GOOD), {"head.kind": "xyz"})
+    assert str(caught.value).count("transformer") == 1
 
 
 def test_recipe_file_that_is_no_text(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_bytes(b"\xff\xfe\x00data")
-    with pytest.raises(RecipeError, match="must be a readable UTF-8 text file"):
+    with pytest.raises(RecipeError, match="cannot be read as UTF-8 text"):
         load_recipe(str(path))
 
 

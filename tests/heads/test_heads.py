@@ -344,7 +344,7 @@ def test_options_of_another_kind_are_refused(workplace):
         tlkeras.check("mine.yaml", {"head": {"kind": "kernel", "kernel": "chi2", "approximation": "fourier"}})
     with pytest.raises(RecipeError, match="unknown key 'head.alpha'"):
         tlkeras.check("mine.yaml", {"head": {"kind": "svm", "alpha": 1}})
-    with pytest.raises(RecipeError, match="head.shrinkage.*'auto' or a number from 0 to 1. Received: 2"):
+    with pytest.raises(RecipeError, match="head.shrinkage: take 'auto' or a number from 0 to 1. Received: 2"):
         tlkeras.check("mine.yaml", {"head": {"kind": "lda", "shrinkage": 2}})
-    with pytest.raises(RecipeError, match="head.kind lda tells classes apart and cannot answer for each label"):
+    with pytest.raises(RecipeError, match="head.kind lda does not support several labels"):
         tlkeras.check("mine.yaml", {"head": {"kind": "lda"}, "data.separator": "|"})

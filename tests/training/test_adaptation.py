@@ -122,7 +122,7 @@ def test_what_makes_no_sense_is_refused(place):
     wrong = {"finetuning": {"stages": [stage]}, "domain_adaptation.correction": "confusion", "data.validation": 0.0}
     with pytest.raises(RecipeError) as caught:
         tlkeras.check("moved.yaml", wrong)
-    sentences = ("coral aligns frozen features", "leave it or finetuning out", "set data.validation")
+    sentences = ("coral aligns frozen features", "remove it or finetuning", "set data.validation")
     for sentence in sentences:
         assert sentence in str(caught.value)
     with pytest.raises(DataError, match="no images of the domain 'nwe'.*Did you mean 'new'"):

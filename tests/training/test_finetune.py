@@ -101,7 +101,7 @@ def test_the_finished_network_looks_at_all_orientations(recipe, tmp_path, tuned)
     ("changes", "sentence"),
     [
         ({"augmentation.policy": "light"}, "averages over numbered orientations. Received: policy 'light'"),
-        ({"finetuning": None, "features.taps": [0, 1]}, "test_time averages one map: leave features.taps out"),
+        ({"finetuning": None, "features.taps": [0, 1]}, "test_time averages one map: remove features.taps"),
     ],
 )
 def test_what_cannot_be_averaged_is_said_before_training(recipe, tmp_path, changes, sentence):

@@ -146,7 +146,7 @@ def test_check_counts_labels_and_refuses_what_makes_no_sense(place):
         "finetuning.balanced_sampling cannot",
     ):
         assert sentence in str(caught.value)
-    with pytest.raises(RecipeError, match="is of one class.*softmax or focal, not sigmoid"):
+    with pytest.raises(RecipeError, match="one class per image.*softmax or focal, not sigmoid"):
         tlkeras.check("shapes.yaml", {"data.separator": None, "finetuning": {"loss": {"kind": "sigmoid"}}})
 
 

@@ -156,9 +156,9 @@ def test_a_check_tells_the_range(place):
 
 def test_what_is_refused(place):
     numbers = {"data.tasks": {"grade": {"column": "brightness", "kind": "regression"}}}
-    with pytest.raises(RecipeError, match="numbers stand beside it"):
+    with pytest.raises(RecipeError, match="cannot be a regression"):
         tlkeras.check("grades.yaml", numbers)
-    with pytest.raises(RecipeError, match="numbers are regressed on vectors"):
+    with pytest.raises(RecipeError, match="regression takes vectors"):
         tlkeras.check("grades.yaml", {"head": {"kind": "attention"}})
     with pytest.raises(DataError, match="'grade': 'red' is not a finite number"):
         tlkeras.train("grades.yaml", {"data.tasks.grade.column": "hue"})

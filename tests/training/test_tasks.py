@@ -171,7 +171,7 @@ def test_heads_of_frozen_features_are_those_of_single_tasks(train, place):
 
 
 def test_what_makes_no_sense_is_refused(place):
-    with pytest.raises(RecipeError, match="tasks takes the place of label"):
+    with pytest.raises(RecipeError, match="tasks replaces label"):
         tlkeras.check("cells.yaml", {"data.label": "hue"})
     with pytest.raises(RecipeError) as caught:
         wrong = {
@@ -181,7 +181,7 @@ def test_what_makes_no_sense_is_refused(place):
             "task_weights": {"size": 1.0},
         }
         tlkeras.check("cells.yaml", {"finetuning": wrong})
-    for sentence in ("labels have sigmoid anyway", "every task equally often", "class in each task", "'size'"):
+    for sentence in ("labels always have sigmoid", "balance the classes of every task", "class in each task", "'size'"):
         assert sentence in str(caught.value)
     with pytest.raises(DataError, match="There is no column 'colour'"):
         tlkeras.train("cells.yaml", {"data.tasks": {"hue": {"column": "colour"}}})

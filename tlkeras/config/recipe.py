@@ -1,7 +1,7 @@
 """A recipe: YAML in, one validated, frozen object out.
 
-There are two layers and no more: the recipe file, and `--set key=value` on top of it. What results is stored in
-the run, so that a run can be read without knowing which layer said what.
+There are two layers: the recipe file, and `--set key=value` on top of it. The result is stored in the run, so that a
+run can be read without knowing which layer set a value.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ RENAMED = {
     "number": "regression",
     "labels": "multilabel",
 }
-"""Words that recipes once had, and what they are called now: an old one is refused with the new one suggested."""
+"""From each former word of a recipe to the present one, which the refusal of the former suggests."""
 
 
 def load_recipe(
     reference: str | Path | Recipe, overrides: Mapping[str, Any] | None = None, *, quick: bool = False
 ) -> Recipe:
-    """A shipped recipe by name, any recipe by path, or a recipe at hand, with the overrides applied.
+    """A shipped recipe by name, any recipe by path, or a given recipe, with the overrides applied.
 
     Args:
         reference: The name of a shipped recipe (`quickstart`), the path of a YAML file, or a `Recipe`.
@@ -78,7 +78,7 @@ def bootstrap_options(reference: str | Path | Recipe) -> EvaluationConfig:
 
 
 def validate(document: YamlDocument) -> Recipe:
-    """Turn a parsed document into a Recipe, or raise one RecipeError that names every problem."""
+    """The recipe of a parsed document; one RecipeError names every problem."""
     try:
         return Recipe.model_validate(document.values)
     except ValidationError as error:
@@ -88,12 +88,12 @@ def validate(document: YamlDocument) -> Recipe:
 
 
 def validate_values(values: Mapping[str, Any], name: str) -> Recipe:
-    """Turn nested values into a Recipe, or raise one RecipeError that names every problem."""
+    """The recipe of nested values; one RecipeError names every problem."""
     return validate(YamlDocument(name, dict(values)))
 
 
 def make_quick_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe cut down to a run of seconds; its figures mean nothing."""
+    """The recipe reduced to a run of seconds, to try it; its metrics mean nothing."""
     short = StageConfig(name="quick", unfreeze=1, epochs=1)
     return recipe.model_copy(
         update={
@@ -108,13 +108,13 @@ def make_quick_recipe(recipe: Recipe) -> Recipe:
 
 
 def list_recipes() -> dict[str, Path]:
-    """Return the shipped recipes by name; the folder is the registry."""
+    """The shipped recipes by name; the folder is the registry."""
     folder = Path(str(files("tlkeras.recipes")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def read_header(path: Path) -> list[str]:
-    """Return the comment lines that open a recipe: what it does, its command, the score to expect."""
+    """The comment lines at the top of a recipe: what it does, its command, the score to expect."""
     lines = []
     for line in _read_text(path).splitlines():
         if not line.startswith("#"):
@@ -124,24 +124,22 @@ def read_header(path: Path) -> list[str]:
 
 
 def find_recipe(reference: str) -> Path:
-    """Return the file of a recipe given by shipped name or by path.
+    """The file of a recipe given by shipped name or by path.
 
     Raises:
-        RecipeError: There is neither; the nearest shipped name is told.
+        RecipeError: There is no such file or name; the message has the nearest name.
     """
-    path = Path(os.path.expanduser(reference))
-    if path.suffix in {".yaml", ".yml"} or path.parent != Path():
-        if path.is_file():
-            return path
-        raise RecipeError("A recipe must be a file that exists.", reference, "See `tlkeras ls` for shipped ones.")
-    shipped = list_recipes()
-    if reference not in shipped:
-        raise RecipeError(
-            "A recipe is the name of a shipped one or the path of a .yaml file.",
-            repr(reference),
-            suggest(reference, shipped),
-        )
-    return shipped[reference]
+    shipped, path = list_recipes(), Path(os.path.expanduser(reference))
+    if reference in shipped:
+        return shipped[reference]
+    if path.is_dir():
+        command = f"tlkeras train linear_probe --set data.source={reference}"
+        raise RecipeError(f"No recipe called {reference!r}.", way_out=f"It is a folder: did you mean `{command}`?")
+    if path.suffix not in {".yaml", ".yml"} and path.parent == Path():
+        raise RecipeError(f"No recipe called {reference!r}.", way_out=suggest(reference, shipped))
+    if not path.is_file():
+        raise RecipeError(f"{reference} does not exist.", way_out="See `tlkeras ls` for shipped recipes.")
+    return path
 
 
 def copy_recipe(recipe: str, target: str | Path) -> Path:
@@ -158,24 +156,24 @@ def copy_recipe(recipe: str, target: str | Path) -> Path:
         with open(path, "x", encoding="utf-8") as file:
             file.write(source.read_text(encoding="utf-8"))
     except FileExistsError:
-        raise RecipeError("A recipe is never overwritten.", path, "Choose another name or move the file.") from None
+        raise RecipeError(f"{path} already exists; tlkeras never overwrites a recipe.") from None
     except OSError as error:
-        path.unlink(missing_ok=True)  # what a full disk left of it
-        raise ResourceError("The target of a copy must be writable.", f"{path} ({error.strerror})") from None
+        path.unlink(missing_ok=True)  # a part that a full disk left
+        raise ResourceError(f"Cannot write {path}: {error.strerror}.") from None
     return path
 
 
 def parse_overrides(assignments: tuple[str, ...] | list[str]) -> dict[str, Any]:
-    """Turn `key=value` texts into values by dotted key; values are read as YAML.
+    """Values by dotted key from `key=value` texts, each value read as YAML.
 
     Raises:
-        RecipeError: A text has no `=`, or its value is no YAML; all such texts are named at once.
+        RecipeError: A text has no `=`, or its value is no YAML; the message has all such texts.
     """
     overrides, problems = {}, []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
-            problems.append(f"{assignment!r} must read key=value, such as data.seed=1")
+            problems.append(f"{assignment!r} is not key=value, such as data.seed=1")
             continue
         try:
             overrides[key.strip()] = parse_value(text)
@@ -187,13 +185,13 @@ def parse_overrides(assignments: tuple[str, ...] | list[str]) -> dict[str, Any]:
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """Return the recipe as YAML that reads back to an equal recipe."""
+    """The recipe as YAML that reads back to an equal recipe."""
     plain = json.loads(recipe.model_dump_json())
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """Return a short hash of everything in the recipe but its name (16 hexadecimal digits)."""
+    """Hash of everything in the recipe but its name, 16 hexadecimal digits."""
     plain = recipe.model_dump_json(exclude={"name"})
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
@@ -202,44 +200,39 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError("A recipe must be a readable UTF-8 text file.", f"{path} ({error})") from None
+        raise RecipeError(f"{path} cannot be read as UTF-8 text.", error) from None
 
 
 def _explain(problem: Any, document: YamlDocument) -> str:
-    """Say one pydantic error in our words: where, the rule, what was received, the nearest name."""
-    location, beside = _resolve_location(problem["loc"], document)
+    """A pydantic error as a sentence: line, key, what is wrong, the value received, the nearest name."""
+    location, valid = _resolve_location(problem["loc"], document)
     key = ".".join(map(str, location)) or "the recipe"
     line = document.line(location)
     where = f"line {line}: " if line else ""
     kind, received = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        return f"{where}unknown key {key!r}. {_suggest(str(location[-1]), beside)}"
+        return f"{where}unknown key {key!r}. {_suggest(location[-1], valid)}"
     if kind == "missing":
         return f"{where}{key} is missing"
     if kind == "union_tag_invalid":
-        received = received["kind"]
         kinds = problem["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return f"{where}{key}.kind must be one of {', '.join(kinds)}. Received: {received!r}. " + suggest(
-            str(received), kinds
-        )
+        return f"{where}unknown {key}.kind {received['kind']!r}. {_suggest(received['kind'], kinds)}"
     if kind == "literal_error":
-        valid = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{where}{key} must be {problem['ctx']['expected']}. Received: {received!r}. " + _suggest(
-            str(received), valid
-        )
+        choices = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{where}unknown {key} {received!r}. {_suggest(received, choices)}"
     if kind == "value_error":
         return f"{where}{key}: {problem['ctx']['error']}"
     return f"{where}{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}. Received: {received!r}."
 
 
-def _suggest(word: str, valid: list[str]) -> str:
-    """The valid word nearest to one that was given, or what an old word is called now."""
-    new = RENAMED.get(word)
-    return f"Did you mean {new!r}?" if new in valid else suggest(word, valid)
+def _suggest(word: Any, valid: list[str]) -> str:
+    """A sentence with the valid word nearest to one that was given, or with the present word for a former one."""
+    new = RENAMED.get(str(word))
+    return f"Did you mean {new!r}?" if new in valid else suggest(str(word), valid)
 
 
 def _resolve_location(location: tuple, document: YamlDocument) -> tuple[tuple, list[str]]:
-    """Return where a problem is, without the kinds that pydantic names on the way, and the keys valid there."""
+    """The place of a problem, without the kinds that pydantic adds to it, and the keys valid there."""
     path: list[Any] = []
     sections: list[type[ConfigSection]] = [Recipe]
     for part in location:
@@ -254,7 +247,7 @@ def _resolve_location(location: tuple, document: YamlDocument) -> tuple[tuple, l
 
 
 def _find_sections(annotation: Any) -> Iterator[type[ConfigSection]]:
-    """Yield the sections that an annotation is made of."""
+    """Yield the sections in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, ConfigSection):
         yield annotation
     for part in annotation if isinstance(annotation, tuple) else get_args(annotation):

@@ -1,4 +1,4 @@
-"""YAML as people mean it: `1e-4` is a number, `no` is a word, a key stands once, and every value knows its line."""
+"""YAML 1.2 without surprises: `1e-4` is a number, `no` a word, keys are unique, and the line of each value is known."""
 
 from __future__ import annotations
 
@@ -25,22 +25,15 @@ class YamlDocument:
     lines: dict[tuple, int] = field(default_factory=dict)
 
     def line(self, path: tuple) -> int | None:
-        """Return the line (from 1) of a value, or of the nearest mapping around it; None for an override."""
+        """Line (from 1) of a value, or of the nearest mapping around it; None for an override."""
         while path:
             if path in self.lines:
                 return self.lines[path] or None
             path = path[:-1]
         return None
 
-    def get(self, path: tuple) -> Any:
-        """Return the value at a path, or None."""
-        value: Any = self.values
-        for part in path:
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
-
     def set(self, key: str, value: Any) -> None:
-        """Put a value under a dotted key, making the mappings on the way.
+        """Set a value at a dotted key; mappings on the way are made.
 
         Raises:
             RecipeError: The key leads through something that is not a mapping.
@@ -82,16 +75,15 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 
 
 def load_yaml(text: str, name: str) -> YamlDocument:
-    """Read a YAML mapping.
+    """The document of a YAML mapping.
 
     Raises:
-        RecipeError: The text is too large, is no YAML, is no mapping, repeats a key, or carries a tag;
-            repeated keys are all named at once.
+        RecipeError: The text is too large, is no YAML, is no mapping, repeats keys (the message has all), or has a tag.
     """
     node = _compose(text, name)
     if not isinstance(node, yaml.MappingNode):
         kind = "nothing" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        raise RecipeError(f"{name} must be a mapping of keys to values.", kind)
+        raise RecipeError(f"{name} is not a mapping of keys to values.", kind)
     builder = _YamlConstructor()
     values = builder.build(node, ())
     if builder.problems:
@@ -100,7 +92,7 @@ def load_yaml(text: str, name: str) -> YamlDocument:
 
 
 def parse_value(text: str) -> Any:
-    """Read one YAML value, such as the right side of `--set key=value`; an empty text is None."""
+    """One YAML value, such as the right side of `--set key=value`; an empty text is None."""
     node = _compose(text, "the value")
     builder = _YamlConstructor()
     value = None if node is None else builder.build(node, ())
@@ -111,14 +103,14 @@ def parse_value(text: str) -> Any:
 
 def _compose(text: str, name: str) -> yaml.Node | None:
     if len(text) > MAX_BYTES:
-        raise RecipeError(f"{name} must be smaller than {MAX_BYTES:,} characters.", f"{len(text):,}")
+        raise RecipeError(f"{name} is larger than {MAX_BYTES:,} characters.", f"{len(text):,}")
     try:
         return yaml.compose(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(f"{name} must be valid YAML{where}.", reason) from None
+        raise RecipeError(f"{name} is not valid YAML{where}.", reason) from None
 
 
 class _YamlConstructor:
@@ -132,9 +124,8 @@ class _YamlConstructor:
     def build(self, node: yaml.Node, path: tuple) -> Any:
         self.count += 1
         if self.count > MAX_VALUES or len(path) > MAX_DEPTH:
-            raise RecipeError(
-                f"A recipe holds at most {MAX_VALUES:,} values, {MAX_DEPTH} levels deep, aliases expanded."
-            )
+            limits = f"{MAX_VALUES:,} values or {MAX_DEPTH} levels"
+            raise RecipeError(f"A recipe has more than {limits}, aliases expanded.")
         self.lines.setdefault(path, node.start_mark.line + 1)
         tag = node.tag.removeprefix("tag:yaml.org,2002:")
         if tag not in {*_SCALARS, "map", "seq"}:
@@ -152,7 +143,7 @@ class _YamlConstructor:
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if key in values:
                 first = self.lines[(*path, key)]
-                self.problems.append(f"line {line}: key {'.'.join((*path, key))!r} stands already in line {first}")
+                self.problems.append(f"line {line}: key {'.'.join((*path, key))!r} repeats line {first}")
                 continue
             self.lines[(*path, key)] = line
             values[key] = self.build(value_node, (*path, key))
@@ -167,7 +158,7 @@ class _YamlConstructor:
 
 
 def to_immutable(value: Any) -> Any:
-    """Turn lists into tuples and copy mappings, as the parser gives them."""
+    """The value with tuples for lists and copies of mappings, as the parser gives them."""
     if isinstance(value, dict):
         return {str(key): to_immutable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""From one domain to another."""
+"""Section `domain_adaptation`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic import Field
 from tlkeras.config.schema.fields import ConfigSection, Names, RegularizationStrength
 
 FINE_TUNING_METHODS = ("none", "dann", "cdan", "mmd", "deep_coral", "mcc")
-"""Methods that a network can be fine-tuned by; all others align frozen features."""
+"""Methods that fine-tuning supports; all others align frozen features."""
 
 
 class DomainAdaptationConfig(ConfigSection):
-    """Which values of `data.domain` are labelled and which are to be answered, and what brings the two together.
+    """The values of `data.domain` that are the labelled source and the target, and the method of adaptation.
 
-    Labels of target images are never learned from: those of the test split measure, all others are not looked at.
+    Labels of target images are never learned from: those of the test split are evaluated on, all others are ignored.
     """
 
     source: Names = Field(min_length=1)

@@ -1,4 +1,4 @@
-"""Which images, and what is done to them."""
+"""Sections `data` and `augmentation`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tlkeras.config.schema.fields import ConfigSection, Fraction, Names, auto_as
 def _check_policy(value: Any) -> Any:
     steps = isinstance(value, (list, tuple)) and value and all(isinstance(step, dict) for step in value)
     if not (steps or isinstance(value, str)):
-        raise ValueError(f"it must be the name of a policy or a list of operations. Received: {value!r}.")
+        raise ValueError(f"take the name of a policy or a list of operations. Received: {value!r}.")
     return value if isinstance(value, str) else tuple(value)
 
 
@@ -20,7 +20,7 @@ TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")]
 
 
 class TaskConfig(ConfigSection):
-    """Which column a task is learned from, its own name if not given; `multilabel` has several in a cell, `regression` a number."""
+    """A task's column, by default that of its name, and kind: `multilabel` has several labels in a cell."""
 
     column: str | None = None
     kind: Literal["classes", "multilabel", "regression"] = "classes"
@@ -28,12 +28,10 @@ class TaskConfig(ConfigSection):
 
 
 class DataConfig(ConfigSection):
-    """Which images, which column is the label, and who is held out.
+    """The images, their label columns, and their division into splits.
 
-    `tasks`, by name, takes the place of `label` where several things are learned; the first is the main one.
-
-    With a separator, a cell of the label column holds any number of labels: "dog|night"; an empty one says that there
-    is none of them, and "?" that nobody has looked.
+    `tasks`, by name, replaces `label` where there are several; the first is the main one. With a separator, a cell of
+    the label column has any number of labels: "dog|night"; an empty one has none, and "?" is unknown.
     """
 
     source: str = Field(min_length=1)
@@ -52,27 +50,29 @@ class DataConfig(ConfigSection):
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
-    def _name_labels_once(self) -> DataConfig:
+    def _check_tasks(self) -> DataConfig:
         if self.tasks and (self.label or self.separator):
-            raise ValueError("tasks takes the place of label and separator: give one or the other.")
+            raise ValueError("tasks replaces label and separator: keep one of them.")
         if self.tasks and next(iter(self.tasks.values())).kind == "regression":
-            raise ValueError("the first of tasks is the main one and of classes or labels; numbers stand beside it.")
+            raise ValueError(
+                "the first of tasks is the main one and cannot be a regression: put classes or labels first."
+            )
         return self
 
     @model_validator(mode="after")
-    def _leave_something_to_train_on(self) -> DataConfig:
+    def _check_splits(self) -> DataConfig:
         if self.validation + self.test >= 1:
-            raise ValueError(f"validation + test must be below 1. Received: {self.validation:g} + {self.test:g}.")
+            raise ValueError(f"validation {self.validation:g} + test {self.test:g} leave no training images.")
         if self.test == 0:
-            raise ValueError("test must be above 0, or there is nothing to measure on. Received: 0.")
+            raise ValueError("test 0 leaves no images to evaluate on.")
         return self
 
 
 class AugmentationConfig(ConfigSection):
-    """What is done to the images that the backbone is fine-tuned on, and in how many views of each.
+    """Augmentation of the images for fine-tuning, and the number of views of each.
 
-    Where nothing is kept of them, views are made in the pipeline or in the training graph; auto takes what is faster.
-    With `test_time` the finished network itself looks at each image in all orientations of the policy.
+    Views that are not cached are made in the pipeline or in the training graph; auto takes the faster. With `test_time`
+    the finished network averages over all orientations of the policy.
     """
 
     policy: Annotated[Any, AfterValidator(_check_policy)] = "none"

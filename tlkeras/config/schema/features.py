@@ -1,4 +1,4 @@
-"""The pretrained half."""
+"""Sections `backbone` and `features`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tlkeras.config.schema.fields import ConfigSection, as_tuple
 from tlkeras.config.schema.handcrafted import HandcraftedConfig
 
 NO_BACKBONE = "none"
-"""The name of a backbone where there is none, and features are handcrafted alone."""
+"""The name of a backbone where there is none and all features are handcrafted."""
 KERAS_HUB_PREFIX = "hub:"
-"""What stands before the name of a preset of KerasHub."""
+"""Prefix of the names of KerasHub's presets."""
 
 
 class BackboneConfig(ConfigSection):
-    """Which pretrained network, at which image size."""
+    """The pretrained network, its weights and the image size."""
 
     name: str
     weights: str = "imagenet"
@@ -25,7 +25,7 @@ class BackboneConfig(ConfigSection):
     @model_validator(mode="before")
     @classmethod
     def _choose_weights(cls, values: Any) -> Any:
-        """Without a network there are no weights; a preset of KerasHub comes with its own."""
+        """Default weights: none without a network, a KerasHub preset's own."""
         name = values.get("name") if isinstance(values, dict) else None
         if name == NO_BACKBONE:
             return {"weights": "none", **values}
@@ -34,11 +34,9 @@ class BackboneConfig(ConfigSection):
         )
 
     @model_validator(mode="after")
-    def _be_whole(self) -> BackboneConfig:
+    def _check_none(self) -> BackboneConfig:
         if self.name == NO_BACKBONE and (self.size is None or self.weights != "none"):
-            raise ValueError(
-                "a backbone none has no weights, and size says how large the images are: set backbone.size."
-            )
+            raise ValueError("the backbone none has no weights and needs the size of the images: set backbone.size.")
         return self
 
 
@@ -46,18 +44,17 @@ SelectionMethod = Literal["head2toe", "f_classif", "l2"]
 
 
 class FeatureSelectionConfig(ConfigSection):
-    """Which share of the features is kept, and by which score."""
+    """The share of the features that is kept, and the score to choose them by."""
 
     method: SelectionMethod = "head2toe"
     keep: float = Field(default=0.1, gt=0, le=1)
 
 
 class FeaturesConfig(ConfigSection):
-    """Where the backbone is read, how a map becomes a vector, what stands beside it, and which engine computes it.
+    """The cut of the backbone, pooling of its map, further features, and the engine that computes them.
 
-    With `taps`, several blocks are read, by name or index, in the place of `cut`; `backbones` are more networks that
-    see the same images, and `handcrafted` are features that no network makes. Each is then normalised, and all are
-    one vector.
+    `taps` are several blocks, by name or index, in place of `cut`; `backbones` are more networks on the same images,
+    and `handcrafted` are features without a network. Each part is then normalised, and all are concatenated.
     """
 
     cut: str | int = "last"
@@ -71,11 +68,11 @@ class FeaturesConfig(ConfigSection):
     cache: bool = True
 
     @model_validator(mode="after")
-    def _see_one_image(self) -> FeaturesConfig:
+    def _check_parts(self) -> FeaturesConfig:
         if any(backbone.name == NO_BACKBONE for backbone in self.backbones):
-            raise ValueError("features.backbones are networks: leave none out.")
+            raise ValueError("backbones are networks: remove none.")
         if any(backbone.size is not None for backbone in self.backbones):
-            raise ValueError("backbones see the images of backbone.size: leave their own size out.")
+            raise ValueError("backbones take images of backbone.size: remove their own size.")
         if self.taps and self.cut != "last":
-            raise ValueError(f"taps say where the backbone is read: leave cut out. Received: {self.cut!r}.")
+            raise ValueError(f"taps replace cut: remove cut. Received: {self.cut!r}.")
         return self

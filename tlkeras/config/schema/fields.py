@@ -1,4 +1,4 @@
-"""What the sections of a recipe are made of: their base, and types of values that several of them have."""
+"""The base of a recipe's sections, and types of values that several sections have."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class ConfigSection(BaseModel):
-    """What all sections share: unknown keys are refused, values keep their types, nothing changes later."""
+    """Base of all sections: unknown keys are refused, values keep their types, sections are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
 
 def as_tuple(value: Any) -> Any:
-    """Take one name for a list of one."""
+    """One name as a tuple of one."""
     return (value,) if isinstance(value, str) else value
 
 
 def auto_as_none(value: Any) -> Any:
-    """Read `auto`, which leaves a choice to the program, as None."""
+    """None for `auto`, which leaves a choice to the program."""
     return None if value == "auto" else value
 
 
 def default_kind(kind: str) -> BeforeValidator:
-    """Return what reads a section that does not name its kind as one of this kind."""
+    """A validator that reads a section without `kind` as one of this kind."""
     return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
 
 

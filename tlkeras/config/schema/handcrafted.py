@@ -1,4 +1,4 @@
-"""Features that were thought out and not learned."""
+"""Handcrafted features."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ColorHistogramConfig(ConfigSection):
 
 
 def _as_kind(value: object) -> object:
-    """Read a word alone as the kind with its defaults."""
+    """A word alone as the kind with its defaults."""
     return {"kind": value} if isinstance(value, str) else value
 
 

@@ -1,4 +1,4 @@
-"""What a search varies, how, and how long."""
+"""Section `tuning`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ def _name_values(value: Any) -> Any:
 class SearchDimension(ConfigSection):
     """The values of one recipe key: a list of them, or a range of numbers.
 
-    A range of whole numbers gives whole numbers. With `step` only every so many-th number is tried; in a range whose
-    `sampling` is log, `step` is a factor.
+    A range of integers gives integers. `step` is the distance between values, in a range with `sampling` log a factor.
     """
 
     values: tuple[Any, ...] | None = Field(default=None, min_length=1)
@@ -28,34 +27,34 @@ class SearchDimension(ConfigSection):
     sampling: Literal["linear", "log"] = "linear"
 
     @model_validator(mode="after")
-    def _be_one_of_both(self) -> SearchDimension:
+    def _check_range(self) -> SearchDimension:
         bounds = (self.min, self.max)
         if (self.values is None) == (bounds == (None, None)):
-            raise ValueError("it takes either a list of values, or min and max.")
+            raise ValueError("take either a list of values, or min and max.")
         if self.values is not None:
             return self
         if self.min is None or self.max is None or not -math.inf < self.min < self.max < math.inf:
-            raise ValueError(f"min must be below max. Received: {self.min} and {self.max}.")
+            raise ValueError(f"min is not below max. Received: {self.min} and {self.max}.")
         if self.whole and self.step is not None and self.step != int(self.step):
-            raise ValueError(f"a range of whole numbers has a whole step. Received: {self.step}.")
+            raise ValueError(f"a range of integers has an integer step. Received: {self.step}.")
         if self.sampling == "log" and self.min <= 0:
-            raise ValueError(f"a range sampled by its logarithm begins above 0. Received: {self.min}.")
+            raise ValueError(f"min is not above 0 in a range with log sampling. Received: {self.min}.")
         if self.sampling == "log" and self.step is not None and self.step <= 1:
-            raise ValueError(f"in a range sampled by its logarithm, step is a factor above 1. Received: {self.step}.")
+            raise ValueError(f"step is a factor above 1 in a range with log sampling. Received: {self.step}.")
         return self
 
     @property
     def whole(self) -> bool:
-        """Whether a range is of whole numbers."""
+        """Whether a range is of integers."""
         return isinstance(self.min, int) and isinstance(self.max, int)
 
     def ends(self) -> tuple[Any, ...]:
-        """Return the values that a check has to try: all that are listed, or both ends."""
+        """The values to check: all that are listed, or both ends of the range."""
         return self.values if self.values is not None else (self.min, self.max)
 
 
 class TuningConfig(ConfigSection):
-    """A search over this recipe, by dotted key, for what is best on the validation split."""
+    """A search over keys of this recipe for the best value of an objective on the validation split."""
 
     space: dict[str, Annotated[SearchDimension, BeforeValidator(_name_values)]] = Field(min_length=1)
     algorithm: Literal["random", "hyperband", "bayesian", "grid"] = "random"
