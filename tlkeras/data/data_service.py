@@ -99,10 +99,6 @@ def make_data_service_dataset(
 def _receive(request: Callable[[], tf.data.Dataset], address: str) -> Generator[Arrival]:
     """Yield images as they arrive, and None after a while without any: TensorFlow waits for dead workers for ever.
 
-    Args:
-        request: Makes the data set, which contacts the service.
-        address: Of the service, for messages.
-
     Raises:
         RunError: The service ends.
     """

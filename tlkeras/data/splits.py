@@ -75,9 +75,6 @@ def subsample(dataset: Dataset, limit: int, seed: int) -> Dataset:
 def check_splits(dataset: Dataset) -> None:
     """Check that every class has training images, and that there are test images, all with a weight above 0.
 
-    Args:
-        dataset: All images; `split` is "" for those that were dropped.
-
     Raises:
         DataError: All problems at once.
     """
@@ -221,12 +218,9 @@ def _apportion(sizes: np.ndarray, share: float) -> np.ndarray:
 
 
 def _fill_empty_splits(counts: np.ndarray, member: np.ndarray, wanted: np.ndarray) -> None:
-    """Move one image of a class to each wanted split without any, from the split that has most (in place).
+    """Move one image of a class to each wanted split without any, from the split that has most.
 
-    Args:
-        counts: int64 [strata, 3].
-        member: Classes of each stratum, bool [strata, classes].
-        wanted: Splits with a fraction above 0.
+    Changes `counts`, int64 [strata, 3]; `member` are the classes of each stratum, bool [strata, classes].
     """
     for column in member.T:
         rows = np.flatnonzero(column)

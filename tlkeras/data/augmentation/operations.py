@@ -80,11 +80,7 @@ class Transform:
 def apply_transforms(transforms: Sequence[Transform], image: tf.Tensor, draws: tf.Tensor, fill: str) -> tf.Tensor:
     """Apply transforms in order: uint8 [h, w, 3] -> uint8 [h, w, 3].
 
-    Args:
-        transforms: Consecutive warps are composed.
-        image: uint8 [h, w, 3].
-        draws: Random numbers for the amount and the place of each, float32 [transforms or more, 3] in [0, 1).
-        fill: Pixels outside the image, see `warp`.
+    `draws` are random numbers for the amount and the place of each, float32 [transforms or more, 3] in [0, 1).
     """
     matrix = None
     size = tf.cast(tf.shape(image)[:2], tf.float32)

@@ -51,12 +51,9 @@ class AugmentationPolicy:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def apply(self, image: tf.Tensor, number: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """One view: uint8 [h, w, 3] -> uint8 [h, w, 3].
+        """One view: uint8 [h, w, 3] -> uint8 [h, w, 3], square where the policy swaps rows and columns.
 
-        Args:
-            image: uint8 [h, w, 3]; square where the policy swaps rows and columns.
-            number: Number of the orientation, modulo the size; random draws do not depend on it.
-            seed: int [2], of TensorFlow's stateless operations.
+        Orientations depend on `number`, modulo the size, random draws on `seed`, int [2], alone.
         """
         if self.size is not None:
             return apply_dihedral(image, number % self.size)

@@ -24,13 +24,7 @@ Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 @dataclass(frozen=True)
 class AugmentedView:
-    """A view of every image, by number.
-
-    Args:
-        policy: Of the views.
-        seed: Of the random draws.
-        number: Of the view.
-    """
+    """A view of every image, by the number of the policy's views; `seed` is that of its random draws."""
 
     policy: AugmentationPolicy
     seed: int = 0
@@ -45,12 +39,7 @@ class AugmentedView:
         return {"view": {**named, "seed": self.seed, "number": self.number}}
 
     def apply(self, image: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """The view of one image: uint8 [h, w, 3] -> uint8 [h, w, 3].
-
-        Args:
-            image: uint8 [h, w, 3].
-            key: Of the image, int64 [2], from `digest_to_seed`.
-        """
+        """The view of an image with a key, int64 [2], from `digest_to_seed`: uint8 [h, w, 3] -> uint8 [h, w, 3]."""
         return _apply(self.policy, self.seed, image, key, self.number)
 
 
@@ -93,14 +82,7 @@ def choose_views(
 
 
 def make_view_fn(policy: AugmentationPolicy, keys: np.ndarray, numbers: np.ndarray, seed: int = 0) -> Augment:
-    """A function from an image and its index to the view of the image.
-
-    Args:
-        policy: Of the views.
-        keys: By index, int64 [n, 2], from `digest_to_seed`.
-        numbers: By index, int64 [n], from `choose_views`.
-        seed: Of the random draws.
-    """
+    """A function from an image and its index to its view; keys [n, 2] and numbers of views [n] are by index."""
     all_keys, all_numbers = tf.constant(keys, tf.int64), tf.constant(numbers, tf.int64)
     return lambda image, index: _apply(policy, seed, image, all_keys[index], all_numbers[index])
 
@@ -145,9 +127,6 @@ def cutmix(
         weights: float32 [n].
         seed: int [2].
         alpha: 1 makes every area equally likely.
-
-    Returns:
-        Images, targets and weights, of the same shapes.
     """
     count, height, width = tf.unstack(tf.shape(images)[:3])
     partners, *seeds = tf.unstack(tf.random.split(seed, 4))

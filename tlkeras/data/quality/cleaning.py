@@ -90,7 +90,7 @@ def write_manifest(
         path: A new file, in the folder of the images or above it.
         table: The table of the source.
         dataset: Some rows of it.
-        cleaning: See `clean`; its groups become the column "group" if there are any.
+        cleaning: Groups become the column "group" if there are any.
         remarks: More columns, one string per image of the dataset.
 
     Raises:

@@ -113,11 +113,8 @@ def find_outliers(features: np.ndarray, neighbours: int = 10) -> list[Outlier]:
 
     Features are not normalised: in direction alone, outliers that resemble each other are not far from the rest. The
     threshold is 4 standard deviations, estimated by the median absolute deviation, above the median of the logarithms.
-    Neighbours are searched among at most 5,000 evenly spaced rows, in seconds where all pairs take minutes.
-
-    Args:
-        features: Float [n, d], finite.
-        neighbours: Number of neighbours; fewer if there are fewer rows.
+    Neighbours are searched among at most 5,000 evenly spaced rows, in seconds where all pairs take minutes. Features
+    are finite, float [n, d].
     """
     count = min(neighbours, min(len(features), _REFERENCES) - 1)
     if count < 1:

@@ -56,11 +56,8 @@ def find_near_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list
     same hash (see `perceptual_hash`). The threshold depends on the images, see `choose_similarity_threshold`. Pairs are
     compared again without the common structure of all images, so that two solar cells are not taken for one because
     their busbars are in the same places. Every member of a group was compared with its central image, so that a chain
-    of small changes does not join different images (star clustering, Aslam, Pelekhov and Rus 2004).
-
-    Args:
-        thumbnails: [n, 32, 32], 0 to 255, from `read_thumbnails`.
-        digests: Of the bytes of each image; a group contains all rows of a digest or none.
+    of small changes does not join different images (star clustering, Aslam, Pelekhov and Rus 2004). A group contains
+    all rows of a digest or none. Thumbnails come from `read_thumbnails`.
     """
     members = defaultdict(list)
     for row, digest in enumerate(digests):
@@ -98,10 +95,7 @@ def choose_similarity_threshold(thumbnails: np.ndarray) -> float:
 
     Different images are expected to reach it less than once among all pairs, if the Fisher transforms of their
     correlations are normally distributed; their median and median absolute deviation come from a sample. It is
-    `HIGHEST` for few images.
-
-    Args:
-        thumbnails: [n, 32, 32], none of them flat.
+    `HIGHEST` for few images. No thumbnail is flat.
     """
     if len(thumbnails) < _FEWEST:
         return HIGHEST
@@ -123,10 +117,11 @@ def _find_pairs(thumbnails: np.ndarray) -> dict[tuple[int, int], float]:
         different = _select_pairs(way, left, right)
         for one, other in _split_chunks(left[different], right[different]):
             turned, upright = _normalise(way.turn(thumbnails[one])), _normalise(thumbnails[other])
-            similarity = _correlate(turned, upright)
+            similarity = np.einsum("np,np->n", turned, upright)
             good = similarity >= threshold
             unsure = good & (similarity < HIGHEST)
-            good[unsure] = _correlate(remove_common(turned[unsure]), remove_common(upright[unsure])) >= _OWN
+            own = remove_common(turned[unsure]), remove_common(upright[unsure])
+            good[unsure] = np.einsum("np,np->n", *own) >= _OWN
             ends = np.sort(np.stack([one[good], other[good]], axis=1), axis=1).tolist()
             for (low, high), value in zip(ends, similarity[good].tolist(), strict=True):
                 pairs[low, high] = max(value, pairs.get((low, high), 0.0))
@@ -176,10 +171,6 @@ def _fit_common(thumbnails: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 def _sample(thumbnails: np.ndarray) -> np.ndarray:
     return thumbnails[np.linspace(0, len(thumbnails) - 1, min(len(thumbnails), _SAMPLE)).astype(int)]
-
-
-def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return np.einsum("np,np->n", left, right)
 
 
 def _normalise(thumbnails: np.ndarray) -> np.ndarray:

@@ -44,26 +44,26 @@ ORIENTATIONS = [way for way in map(Orientation._make, product((False, True), rep
 
 
 def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
-    """Hash of each thumbnail in each of `ORIENTATIONS`, uint64 [orientations, n], of which 63 bits are used.
+    """Hash of each thumbnail [n, side, side] in each of `ORIENTATIONS`, uint64 [orientations, n], 63 bits of it.
 
     A bit is set if the coefficient of one of the 8 x 8 lowest frequencies of the cosine transform (without the mean,
     normalised to unit contrast) is above that of the average image. Comparing with the average instead of zero keeps
-    the bits informative where all images show the same kind of thing.
-
-    Args:
-        thumbnails: [n, side, side], none of them flat.
+    the bits informative where all images show the same kind of thing. No thumbnail is flat.
     """
-    chunks = range(0, len(thumbnails), _CHUNK)
-    spectra = np.concatenate([_transform(thumbnails[start : start + _CHUNK]) for start in chunks])
+    spectra = _transform(thumbnails)
     average = spectra.sum(axis=0) / (len(spectra) + _PRIOR)
     return np.stack([_pack(way.turn_spectra(spectra) > average) for way in ORIENTATIONS])
 
 
 def _transform(thumbnails: np.ndarray) -> np.ndarray:
-    waves = dctn(thumbnails.astype(np.float32), axes=(1, 2), norm="ortho")
-    waves[:, 0, 0] = 0
-    contrast = np.sqrt(np.square(waves).sum(axis=(1, 2), keepdims=True))
-    return waves[:, :_FREQUENCIES, :_FREQUENCIES] / contrast
+    """The lowest frequencies of thumbnails [n, side, side], of unit contrast, float32 [n, 8, 8]."""
+    spectra = []
+    for start in range(0, len(thumbnails), _CHUNK):
+        waves = dctn(thumbnails[start : start + _CHUNK].astype(np.float32), axes=(1, 2), norm="ortho")
+        waves[:, 0, 0] = 0
+        contrast = np.sqrt(np.square(waves).sum(axis=(1, 2), keepdims=True))
+        spectra.append(waves[:, :_FREQUENCIES, :_FREQUENCIES] / contrast)
+    return np.concatenate(spectra)
 
 
 def _pack(bits: np.ndarray) -> np.ndarray:
@@ -71,18 +71,13 @@ def _pack(bits: np.ndarray) -> np.ndarray:
 
 
 def search_all(thumbnails: np.ndarray, threshold: float) -> Iterator[tuple[Orientation, np.ndarray, np.ndarray]]:
-    """Yield each orientation with pairs (turned row, row), int64 each, that include all of at least this correlation.
+    """Yield each orientation with pairs (turned row, row), int64 each, among them all that correlate this much.
 
     All are compared, by their 64 lowest frequencies and the length of the remainder: as the product of two lengths
     bounds the product of two vectors, no pair is missed. 20,000 thumbnails take seconds, ten times as many a hundred
-    times as long.
-
-    Args:
-        thumbnails: [n, side, side], none of them flat.
-        threshold: The correlation.
+    times as long. No thumbnail is flat.
     """
-    chunks = range(0, len(thumbnails), _CHUNK)
-    spectra = np.concatenate([_transform(thumbnails[start : start + _CHUNK]) for start in chunks])
+    chunks, spectra = range(0, len(thumbnails), _CHUNK), _transform(thumbnails)
     rest = np.sqrt(np.maximum(1 - np.square(spectra).sum(axis=(1, 2)), 0))[:, None]
     upright = np.concatenate([spectra.reshape(len(spectra), -1), rest], axis=1).astype(np.float32)
     for way in ORIENTATIONS:
@@ -95,13 +90,10 @@ def search_all(thumbnails: np.ndarray, threshold: float) -> Iterator[tuple[Orien
 
 
 class HashIndex:
-    """Index of hashes that finds those at most `RADIUS` bits away.
+    """Index of hashes, uint64 [n], that finds those at most `RADIUS` bits away.
 
     Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): of the four parts of two hashes that differ in seven
     bits or fewer, one differs in at most one bit, so that only rows that share such a part are compared.
-
-    Args:
-        hashes: uint64 [n].
     """
 
     def __init__(self, hashes: np.ndarray):

@@ -144,7 +144,7 @@ def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> 
         table,
         source=source,
         defaults={"label": label},
-        classes={name: _used(names, table.columns[name]) for name, names in labels.items()},
+        classes={name: _select_used(names, table.columns[name]) for name, names in labels.items()},
         facts={
             "licence": str(getattr(builder.info.redistribution_info, "license", "") or "see the data set's own page"),
             "url": str(builder.info.homepage),
@@ -154,7 +154,7 @@ def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> 
     )
 
 
-def _used(names: list[str], values: list[str]) -> tuple[str, ...]:
+def _select_used(names: list[str], values: list[str]) -> tuple[str, ...]:
     used = set(values)
     return tuple(name for name in names if name in used)
 
