@@ -1,11 +1,11 @@
-"""From one domain to another: every method on frozen features, over seeds, beside source only and the target's bound.
+"""Domain adaptation: every method on frozen features, over seeds, with source only and the target's bound.
 
     python benchmarks/domains.py [--shifts mono-poly ...] [--methods coral ...] [--seeds 5] [--epochs 10] [--scores]
     python benchmarks/domains.py --tuned none dann mmd [--shifts mono-poly ...] [--seeds 5]
 
-A seed draws which fifth of the source validates, which quarter of the target is measured, and initial weights. Other
-target images are seen without labels; the bound alone learns from these labels. `chosen by` is the accuracy of the
-method that a score without target labels picks in each seed; the oracle picks by the figure itself and is no method.
+A seed draws the fifth of the source that validates, the quarter of the target for evaluation, and initial weights.
+Other target images are used without labels; the bound alone learns from these labels. `chosen by` is the accuracy of
+the method that a score without target labels picks in each seed; the oracle picks by accuracy itself.
 
 `--tuned` trains whole runs of the recipe `elpv_domains` in which these methods fine-tune the upper nine blocks, too.
 """
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--scores", action="store_true", help="also A-distances, and what chooses without labels")
+    parser.add_argument("--scores", action="store_true", help="also A-distances, and model selection without labels")
     parser.add_argument("--json")
     parser.add_argument("--tuned", nargs="+", choices=("none", *ADAPTATIONS))
     options = parser.parse_args()
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def compare_tuned(options: argparse.Namespace) -> None:
-    """Print what runs reach whose network is fine-tuned across solar cells of two types."""
+    """Print metrics of runs whose network is fine-tuned across solar cells of two types."""
     stage = {"name": "top", "unfreeze": "9 blocks", "epochs": 6, "learning_rate": 2e-4, "warmup": 1}
     changes = {
         "finetuning": {"stages": [stage], "ema": 0.99},
@@ -88,13 +88,13 @@ def compare_tuned(options: argparse.Namespace) -> None:
                     )
                     for seed in range(options.seeds)
                 ]
-            figures = [say([of.metrics[name].value for of in results]) for name in ("accuracy", "roc_auc")]
+            metrics = [format_mean([of.metrics[name].value for of in results]) for name in ("accuracy", "roc_auc")]
             minutes = statistics.median(sum(of.phases.values()) / 60 for of in results)
-            print(f"| {shift_name} | {method} | {' | '.join(figures)} | {minutes:.1f} |", flush=True)
+            print(f"| {shift_name} | {method} | {' | '.join(metrics)} | {minutes:.1f} |", flush=True)
 
 
 def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return features and classes of the source, and of the target."""
+    """Features and classes of the source, and of the target."""
     if name in ("mono-poly", "poly-mono"):
         X, y, kinds = read_elpv()
         source, target = (kinds == kind for kind in name.split("-"))
@@ -109,7 +109,7 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def read_elpv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return features of EfficientNet-Lite0, defects, and types of cells."""
+    """Features of EfficientNet-Lite0, defects, and types of cells."""
     recipe = load_recipe("elpv_domains", {"domain_adaptation": None})
     dataset = validate_images(builders.read_dataset(recipe))
     experiment = builders.Experiment(recipe, dataset, builders.build_feature_extractor(recipe))
@@ -119,19 +119,19 @@ def read_elpv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def blur(images: np.ndarray) -> np.ndarray:
-    """Return digits one pixel to the right, out of focus, at half the contrast, with noise."""
+    """Digits one pixel to the right, out of focus, at half the contrast, with noise."""
     random = np.random.default_rng(1)
     moved = [gaussian_filter(shift(image, (0, 1), order=1), 0.7) / 2 for image in images.reshape(-1, 8, 8)]
     return (np.stack(moved) + random.normal(0, 0.5, (len(images), 8, 8))).reshape(len(images), -1)
 
 
 def run(domains: tuple[np.ndarray, ...], seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return figures and scores by method, of one seed."""
+    """Metrics and scores by method, of one seed."""
     Xs, ys, Xt, yt = domains
     random = np.random.default_rng(seed)
-    validates, measured = random.random(len(ys)) < 0.2, random.random(len(yt)) < 0.25
-    train, held = (Xs[~validates], ys[~validates]), (Xs[validates], ys[validates], np.ones(validates.sum()))
-    unlabelled, test = Xt[~measured], (Xt[measured], yt[measured])
+    validation, evaluated = random.random(len(ys)) < 0.2, random.random(len(yt)) < 0.25
+    train, held = (Xs[~validation], ys[~validation]), (Xs[validation], ys[validation], np.ones(validation.sum()))
+    unlabelled, test = Xt[~evaluated], (Xt[evaluated], yt[evaluated])
     adaptation, results = AdaptationOptions(epochs=options.epochs, seed=seed), {}
     for method in options.methods:
         for correction in ("none", "confusion", "likelihood") if method in CORRECTED else ("none",):
@@ -140,25 +140,25 @@ def run(domains: tuple[np.ndarray, ...], seed: int, options: argparse.Namespace)
             )
             head.fit(*train, target=unlabelled, validation=held)
             name = method if correction == "none" else f"{method}, {correction}"
-            results[name] = {**figure(head, *test), **head.scores_}
+            results[name] = {**measure(head, *test), **head.scores_}
             results[name] |= {"a_distance": head.distances_["after"]} if head.distances_ else {}
-    bound = make_head().fit(unlabelled, yt[~measured])
-    return results | {"target's labels (bound)": figure(bound, *test)}
+    bound = make_head().fit(unlabelled, yt[~evaluated])
+    return results | {"target's labels (bound)": measure(bound, *test)}
 
 
 def make_head() -> LinearHead:
-    """Return the head of all aligners and of the bound: the strength that is nearly always chosen on such features."""
+    """The head of all aligners and of the bound, with the strength that is nearly always chosen on such features."""
     return LinearHead(C=0.01)
 
 
-def figure(head: DomainAdaptedHead | LinearHead, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Return the figures on target images."""
+def measure(head: DomainAdaptedHead | LinearHead, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Metrics on target images."""
     p = head.predict_proba(X)
     area = roc_auc_score(y, p[:, 1]) if p.shape[1] == 2 else roc_auc_score(y, p, multi_class="ovr")
-    answers = p.argmax(axis=1)
+    predictions = p.argmax(axis=1)
     return {
-        "accuracy": float((answers == y).mean()),
-        "balanced_accuracy": float(balanced_accuracy_score(y, answers)),
+        "accuracy": float((predictions == y).mean()),
+        "balanced_accuracy": float(balanced_accuracy_score(y, predictions)),
         "roc_auc": float(area),
     }
 
@@ -170,8 +170,8 @@ def print_table(runs: list[dict[str, dict[str, float]]]) -> None:
         "|---|---|---|---|---|---|"
     )
     for method in runs[0]:
-        cells = [say([of[method].get(name) for of in runs]) for name in names]
-        gain = say([100 * (of[method]["accuracy"] - of["none"]["accuracy"]) for of in runs], "+.1f")
+        cells = [format_mean([of[method].get(name) for of in runs]) for name in names]
+        gain = format_mean([100 * (of[method]["accuracy"] - of["none"]["accuracy"]) for of in runs], "+.1f")
         label = "source only" if method == "none" else method
         kind = " (deep)" if method in METHODS and method not in ALIGNERS else ""
         print(f"| {label}{kind} | {cells[0]} | {gain} | {' | '.join(cells[1:])} |")
@@ -181,11 +181,11 @@ def print_table(runs: list[dict[str, dict[str, float]]]) -> None:
     for score in (*SCORES, "accuracy"):
         picked = [max((m for m in of if m in METHODS), key=lambda m: of[m][score]) for of in runs]
         label = "oracle (target labels)" if score == "accuracy" else score.replace("_", " ")
-        accuracy = say([of[method]["accuracy"] for of, method in zip(runs, picked, strict=True)])
+        accuracy = format_mean([of[method]["accuracy"] for of, method in zip(runs, picked, strict=True)])
         print(f"| {label} | {accuracy} ({', '.join(picked)}) |")
 
 
-def say(values: list[float | None], form: str = ".3f") -> str:
+def format_mean(values: list[float | None], form: str = ".3f") -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "-"

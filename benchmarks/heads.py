@@ -2,12 +2,12 @@
 
     python benchmarks/heads.py [--source elpv] [--seeds 5] [--maps] [--configurations 100]
 
-A seed draws another split (75/25, stratified) and other folds or initial weights. One pass over the images keeps
-what every block says. A depth is one block, or several normalised side by side; whether several are better than the
-last one alone is said by the corrected paired t test of Nadeau and Bengio (Machine Learning 52, 2003), which knows that
-splits share images. The exported size is that of backbone and head as a SavedModel, with the head of the first seed.
-`--maps` adds the heads that eat the last block's maps. `--configurations N` fits N configurations of heads on the
-cached features instead, and says how long all took.
+A seed draws another split (75/25, stratified) and other folds or initial weights. One pass over the images extracts
+all blocks. A depth is one block, or several normalised and concatenated; whether several are better than the last one
+alone is tested by the corrected paired t test of Nadeau and Bengio (Machine Learning 52, 2003), which allows for splits
+that share images. The exported size is that of backbone and head as a SavedModel, with the head of the first seed.
+`--maps` adds the heads on the last block's maps. `--configurations N` fits N configurations of heads on the cached
+features instead, and prints their total time.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ TEST_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Material:
-    """What one pass over the images gave.
+class BlockFeatures:
+    """Features of one pass over the images.
 
     Attributes:
-        X: By depth, what heads eat, (n, d) or (n, h, w, c).
+        X: By depth, inputs of heads, (n, d) or (n, h, w, c).
         y: Classes, (n,).
-        models: By depth, from images to what heads eat.
+        models: By depth, from images to inputs of heads.
     """
 
     X: Mapping[str, np.ndarray]
@@ -90,9 +90,9 @@ def main() -> None:
     parser.add_argument("--configurations", type=int)
     parser.add_argument("--heads", nargs="+", choices=[*ON_VECTORS, *ON_MAPS])
     options = parser.parse_args()
-    material = _extract(options.source, options.size, options.limit, options.maps)
+    features = _extract(options.source, options.size, options.limit, options.maps)
     if options.configurations:
-        _time_configurations(material.X["last block"], material.y, options.configurations)
+        _time_configurations(features.X["last block"], features.y, options.configurations)
         return
     print("| head | depth | accuracy | ROC AUC | seconds to fit | SavedModel, MB |\n|---|---|---|---|---|---|")
     on_maps = ON_MAPS if options.maps else {}
@@ -100,14 +100,14 @@ def main() -> None:
         if options.heads and name not in options.heads:
             continue
         depths = ["map of the last block"] if name in ON_MAPS else list(DEPTHS)
-        accuracies = {depth: _measure(name, kind, settings, material, depth, options.seeds) for depth in depths}
+        accuracies = {depth: _measure(name, kind, settings, features, depth, options.seeds) for depth in depths}
         for depth in depths:
             if depth.startswith(("last three", "every")) and options.seeds > 1:
                 _compare(depth, accuracies[depth], accuracies["last block"])
 
 
-def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
-    """Compute what every block says of all images, in one pass, and put depths together from it."""
+def _extract(source: str, size: int, limit: int | None, maps: bool) -> BlockFeatures:
+    """Features of all blocks in one pass, and of the depths made of them."""
     recipe = load_recipe("quickstart", {"data.source": source, "backbone.size": size, "data.limit": limit})
     dataset = validate_images(builders.read_dataset(recipe))
     backbone = builders.build_feature_extractor(recipe).backbone
@@ -133,22 +133,24 @@ def _extract(source: str, size: int, limit: int | None, maps: bool) -> Material:
         seconds = time.perf_counter() - start
         print(f"{len(y)} images, {len(tensors)} depths, one pass of {seconds:.0f} s ({found.computed} computed)\n")
     X, models = {}, {}
-    for name, places in DEPTHS.items():
-        parts = [values[: len(blocks)][place] for place in places]
+    for name, indices in DEPTHS.items():
+        parts = [values[: len(blocks)][index] for index in indices]
         X[name] = parts[0] if len(parts) == 1 else np.hstack([_unify(part) for part in parts])
-        models[name] = keras.Model(backbone.input, concatenate_normalized([pooled[place] for place in places]))
+        models[name] = keras.Model(backbone.input, concatenate_normalized([pooled[index] for index in indices]))
     if maps:
         X["map of the last block"], models["map of the last block"] = values[-1], backbone
-    return Material(X, y, models)
+    return BlockFeatures(X, y, models)
 
 
 def _unify(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def _measure(name: str, kind: str, settings: dict[str, Any], material: Material, depth: str, seeds: int) -> np.ndarray:
-    """Print a row of the table; return the accuracy of each seed."""
-    X, y, rows, megabytes = material.X[depth], material.y, [], 0.0
+def _measure(
+    name: str, kind: str, settings: dict[str, Any], features: BlockFeatures, depth: str, seeds: int
+) -> np.ndarray:
+    """Accuracy of each seed, after a row of the table is printed."""
+    X, y, rows, megabytes = features.X[depth], features.y, [], 0.0
     for seed in range(seeds):
         fit, held = train_test_split(np.arange(len(y)), test_size=TEST_SHARE, stratify=y, random_state=seed)
         seeded = {"fitting": FitConfig(seed=seed)} if issubclass(HEADS[kind], KerasHead) else {"seed": seed}
@@ -159,15 +161,15 @@ def _measure(name: str, kind: str, settings: dict[str, Any], material: Material,
         scores = probabilities[:, 1] if probabilities.shape[1] == 2 else _unify_shares(probabilities)
         auc = roc_auc_score(y[held], scores, multi_class="ovr")
         rows.append((float((probabilities.argmax(1) == y[held]).mean()), float(auc), seconds))
-        megabytes = megabytes or _export(attach_heads(material.models[depth], head, "exported"))
+        megabytes = megabytes or _export(attach_heads(features.models[depth], head, "exported"))
     accuracy, auc, seconds = zip(*rows, strict=True)
-    cells = [name, depth, _say(accuracy), _say(auc), _say(seconds, 1), f"{megabytes:.1f}"]
+    cells = [name, depth, _format_mean(accuracy), _format_mean(auc), _format_mean(seconds, 1), f"{megabytes:.1f}"]
     print(f"| {' | '.join(cells)} |", flush=True)
     return np.array(accuracy)
 
 
 def _unify_shares(probabilities: np.ndarray) -> np.ndarray:
-    """Return rows that add up to 1 in float64, as scikit-learn wants them."""
+    """Rows that add up to 1 in float64, as scikit-learn requires."""
     return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
@@ -184,8 +186,8 @@ def _compare(depth: str, fused: np.ndarray, last: np.ndarray) -> None:
     error = np.sqrt(share * differences.var(ddof=1))
     p = float(2 * stats.t.sf(abs(differences.mean()) / error, len(differences) - 1)) if error else float("nan")
     better = "more accurate" if differences.mean() > 0 else "not more accurate"
-    verdict = better if p < 0.05 else "no difference is proved"
-    print(f"|  | {depth} against the last alone | {differences.mean():+.4f}, p = {p:.2g}: {verdict} | | | |")
+    conclusion = better if p < 0.05 else "no difference is proved"
+    print(f"|  | {depth} against the last alone | {differences.mean():+.4f}, p = {p:.2g}: {conclusion} | | | |")
 
 
 def _time_configurations(X: np.ndarray, y: np.ndarray, count: int) -> None:
@@ -212,7 +214,7 @@ def _time_configurations(X: np.ndarray, y: np.ndarray, count: int) -> None:
     )
 
 
-def _say(values: tuple[float, ...], digits: int = 4) -> str:
+def _format_mean(values: tuple[float, ...], digits: int = 4) -> str:
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
 
