@@ -1,4 +1,4 @@
-"""What can go wrong, in the user's words: the rule, what was received, the way out."""
+"""Errors in the user's words: what happened, what was received, the way out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class TlkerasError(Exception):
     """An error that the user can act on; the command line prints it without a traceback.
 
     Args:
-        rule: What must hold, as a sentence.
-        received: What was found instead.
-        way_out: What to do now, as a sentence.
+        rule: What happened, as a sentence.
+        received: The value or file concerned.
+        way_out: The remedy, as a sentence.
     """
 
     exit_code = 1
@@ -31,7 +31,7 @@ class TlkerasError(Exception):
 
     @classmethod
     def from_problems(cls, headline: str, problems: Sequence[str]) -> TlkerasError:
-        """Join several problems into one error, so that all are seen at once."""
+        """One error of several problems, each on a line below the headline."""
         return cls("\n".join([headline, *(f"  {problem}" for problem in problems)]))
 
 
@@ -48,7 +48,7 @@ class DataError(TlkerasError):
 
 
 class BackboneError(TlkerasError):
-    """A backbone or its weights cannot be had."""
+    """A backbone or its weights are not available."""
 
     exit_code = 4
 
@@ -60,7 +60,7 @@ class RunError(TlkerasError):
 
 
 class ResourceError(TlkerasError):
-    """The machine cannot do it: no disk space, no permission, damaged cache."""
+    """The machine does not suffice: no disk space, no permission, damaged cache."""
 
     exit_code = 6
 
@@ -72,7 +72,7 @@ class ExportError(TlkerasError):
 
 
 class ServingError(TlkerasError):
-    """A server of models cannot be reached, or refuses what it is asked."""
+    """A model server cannot be reached, or refuses a request."""
 
     exit_code = 9
 
@@ -90,7 +90,7 @@ class MissingExtraError(TlkerasError):
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Return a sentence that names the nearest valid name, or lists some when none is near."""
+    """A sentence with the nearest valid name, or with some of them when none is near."""
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.55)
     if near:
@@ -100,7 +100,7 @@ def suggest(name: str, valid: Iterable[str]) -> str:
 
 
 def list_some(problems: Sequence[str]) -> list[str]:
-    """Return the first problems, and how many more there are."""
+    """The first problems, and the number of further ones."""
     shown = list(problems[:MOST_PROBLEMS])
     rest = len(problems) - MOST_PROBLEMS
     return [*shown, f"... and {rest:,} more"] if rest > 0 else shown

@@ -10,8 +10,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-_CHUNK = 2**20
-
 
 @contextlib.contextmanager
 def atomic_write(target: str | os.PathLike[str]) -> Iterator[Path]:
@@ -70,11 +68,8 @@ def sha256(path: str | os.PathLike[str]) -> str:
     Raises:
         OSError: The file cannot be read.
     """
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _temporary(target: Path) -> Path:

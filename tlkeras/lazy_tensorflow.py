@@ -1,4 +1,4 @@
-"""Importing TensorFlow without its greetings."""
+"""Importing TensorFlow without the messages of its libraries."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _seconds = 0.0
 
 
 def import_tensorflow_quietly() -> None:
-    """Import TensorFlow (some seconds), with the process's standard error closed meanwhile.
+    """Import TensorFlow (some seconds) with the process's standard error redirected to nowhere.
 
-    Its libraries print a few lines before any setting of theirs can silence them. Errors are raised as ever. Later
-    messages follow TF_CPP_MIN_LOG_LEVEL; unless the user has set it, it is set to 3, because TensorFlow logs the
-    absence of a GPU as an error.
+    Its libraries print a few lines before any setting can silence them. Errors are raised as usual. Later messages
+    follow TF_CPP_MIN_LOG_LEVEL; unless the user has set it, it is set to 3, because TensorFlow logs the absence of a
+    GPU as an error.
     """
     global _seconds
     if "tensorflow" in sys.modules:
@@ -44,7 +44,7 @@ def silence_stderr() -> Iterator[None]:
 
 
 def take_import_seconds() -> float:
-    """Seconds that importing TensorFlow took since this was last asked."""
+    """Seconds that importing TensorFlow took since the last call."""
     global _seconds
     taken, _seconds = _seconds, 0.0
     return taken

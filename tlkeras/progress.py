@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left: silent unless a program asks to see them."""
+"""Progress bars with rate and time left, hidden unless a program makes them visible."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _visible = False
 
 
 def set_visible(visible: bool = True) -> None:
-    """Draw the bars of `track` on standard error from now on (the command line does this)."""
+    """Draw the bars of `progress_bar` on standard error from now on, as the command line does."""
     global _visible
     _visible = visible
 
 
 @contextmanager
 def hide() -> Iterator[None]:
-    """Draw no bars meanwhile: those of parts, where the whole has one of its own."""
+    """Draw no bars within the context: for the parts of work that has a bar of its own."""
     before = _visible
     set_visible(False)
     try:

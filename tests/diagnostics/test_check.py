@@ -6,15 +6,12 @@ import json
 import re
 import shutil
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
 import tlkeras
 from tlkeras.cli.main import main
-from tlkeras.errors import ResourceError
-from tlkeras.plotting.html_page import HtmlFigure, HtmlSection, check_page, write_page
 
 SMALL = ("--set", "backbone.name=tiny", "--set", "backbone.weights=none")
 
@@ -126,29 +123,8 @@ def test_what_cannot_be_checked(tmp_path, planted):
     assert done.exit_code == 2 and "nowhere" in done.stderr
     (tmp_path / "mine.html").write_text("precious")
     done = check(planted, *SMALL, "--html", tmp_path / "mine.html")
-    assert done.exit_code == 6 and "Only a page of tlkeras is replaced" in done.stderr
+    assert done.exit_code == 6 and "is not a page of tlkeras" in done.stderr
     assert (tmp_path / "mine.html").read_text() == "precious"
-
-
-def test_pages_escape_text(tmp_path):
-    image = np.zeros((4, 6, 3), np.uint8)
-    strips = [("<b>alike</b>", [HtmlFigure(image, ["<i>cat</i>", "x" * 300])])]
-    section = HtmlSection("A & B", ["!grave", "light"], ("name", "number", "share"), [("<td>", 1234, 0.5)], strips)
-    page = write_page(tmp_path / "a.html", "<title>", [section]).read_text()
-    for text in (
-        "A &amp; B",
-        "&lt;b&gt;alike",
-        "&lt;i&gt;cat",
-        "&lt;td&gt;",
-        "1,234",
-        "width:6.00rem",
-        "class='bad'>grave",
-    ):
-        assert text in page
-    write_page(tmp_path / "a.html", "again", [])
-    with pytest.raises(ResourceError, match="The folder of a page must exist"):
-        check_page(tmp_path / "none/a.html")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
 
 
 def test_distillation_that_is_not_possible_is_a_problem(staged):

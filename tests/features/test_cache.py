@@ -271,6 +271,15 @@ def test_kill_in_the_middle_of_writing(tmp_path):
     assert not find(tmp_path, "*.lock")
 
 
+def test_an_unfinished_description_of_a_dead_process_is_removed(tmp_path):
+    write(tmp_path, 1)
+    [path] = find(tmp_path, "space.json")
+    left = path.with_name(".1-abcd-space.json")
+    left.write_text("{")
+    write(tmp_path, 2)
+    assert not left.exists() and path.exists()
+
+
 def test_two_processes_write_at_once(tmp_path):
     code = """
         with ActivationCache(sys.argv[1]).open(NAMESPACE) as store, store.writer(shard_bytes=60) as writer:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkeras.plotting.charts import draw_contact_sheet, plot_history, plot_lr_finder
+from tlkeras.plotting.charts import plot_contact_sheet, plot_history, plot_lr_finder
 
 
 @pytest.fixture
@@ -60,15 +60,15 @@ def test_a_history_shows_its_stages_lines_and_best_epoch(drawn, tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 3, 60])
-def test_a_history_of_any_length_is_a_image(count, drawn, tmp_path):
+def test_a_history_of_any_length_is_an_image(count, drawn, tmp_path):
     plot_history(make_rows({"all": count}), tmp_path / "h.png")
     (axis,) = drawn[0].axes
     assert all(tick == int(tick) for tick in axis.get_xticks())
     assert Image.open(tmp_path / "h.png").size[0] == 990
 
 
-def test_what_is_no_number_leaves_a_gap(drawn, tmp_path):
-    """A CSV gives texts, and nothing where nothing was measured."""
+def test_values_that_are_not_numbers_leave_a_gap(drawn, tmp_path):
+    """A CSV gives texts, empty ones where nothing was measured."""
     rows = make_rows({"all": 4}, val_loss=lambda number: ["0.5", "", None, math.inf][number])
     plot_history(rows, tmp_path / "h.png")
     np.testing.assert_array_equal(find_lines(drawn[0].axes[0])["loss, validation"], [0.5, math.nan, math.nan, math.nan])
@@ -79,14 +79,14 @@ def test_an_empty_column_has_no_line(drawn, tmp_path):
     assert list(find_lines(drawn[0].axes[0])) == ["loss, training"]
 
 
-def test_names_wider_than_their_bands_stand_aslant(drawn, tmp_path):
+def test_names_wider_than_their_bands_are_slanted(drawn, tmp_path):
     plot_history(make_rows({"a": 30, "b": 30}), tmp_path / "short.png")
     plot_history(make_rows({"the head alone": 1, "b": 59}), tmp_path / "long.png")
     assert [{text.get_rotation() for text in figure.axes[0].texts} for figure in drawn] == [{0}, {35}]
 
 
 def test_a_history_needs_rows(tmp_path):
-    with pytest.raises(ValueError, match="at least one epoch"):
+    with pytest.raises(ValueError, match="has no epochs"):
         plot_history([], tmp_path / "h.png")
 
 
@@ -105,7 +105,7 @@ def test_rates_show_the_fall_and_the_suggestion(drawn, tmp_path):
     assert len(plain.lines) == 1 and not plain.texts
 
 
-def test_smoothed_losses_are_followed_and_the_others_stand_behind(drawn, tmp_path):
+def test_smoothed_losses_are_drawn_over_the_others(drawn, tmp_path):
     rates, losses, smoothed = [1e-3, 1e-2, 1e-1], [1.0, 0.2, 0.9], [0.9, 0.5, 0.7]
     plot_lr_finder(rates, losses, 1e-2, tmp_path / "r.png", smoothed)
     behind, curve, _, dot = drawn[0].axes[0].lines
@@ -121,14 +121,14 @@ def test_rates_without_a_fall_are_shown_whole(drawn, tmp_path):
 
 @pytest.mark.parametrize(("rates", "losses"), [([], []), ([1e-3], [1.0, 2.0])])
 def test_rates_need_losses(rates, losses, tmp_path):
-    with pytest.raises(ValueError, match="one loss per rate"):
+    with pytest.raises(ValueError, match="One loss per rate"):
         plot_lr_finder(rates, losses, None, tmp_path / "r.png")
 
 
 def test_a_contact_sheet_shows_each_image_in_its_place(drawn, tmp_path):
     colours = [[(200, 30, 30), (30, 200, 30), (30, 30, 200)], [(200, 200, 30), (30, 200, 200)]]
     images = [[np.full((32, 48, 3), colour, np.uint8) for colour in row] for row in colours]
-    draw_contact_sheet(images, ["$first", "second"], ["plain", "flip", "both"], tmp_path / "s.png")
+    plot_contact_sheet(images, ["$first", "second"], ["plain", "flip", "both"], tmp_path / "s.png")
     (axis,) = drawn[0].axes
     pixels = np.asarray(Image.open(tmp_path / "s.png").convert("RGB")).astype(int)
     for y, row in enumerate([*colours[:1], [*colours[1], (255, 255, 255)]]):
@@ -141,7 +141,7 @@ def test_a_contact_sheet_shows_each_image_in_its_place(drawn, tmp_path):
 
 def test_long_labels_are_cut_and_turned(drawn, tmp_path):
     image = np.zeros((32, 32, 3), np.uint8)
-    draw_contact_sheet([[image]], ["a name of thirty letters, nearly"], ["rand augment, strong"], tmp_path / "s.png")
+    plot_contact_sheet([[image]], ["a name of thirty letters, nearly"], ["rand augment, strong"], tmp_path / "s.png")
     (axis,) = drawn[0].axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a name of thirty letter…"]
     assert [label.get_rotation() for label in axis.get_xticklabels()] == [90]
@@ -149,16 +149,16 @@ def test_long_labels_are_cut_and_turned(drawn, tmp_path):
 
 def test_a_large_sheet_stays_handy(tmp_path):
     image = np.zeros((64, 64, 3), np.uint8)
-    draw_contact_sheet([[image] * 100], ["a"], [""] * 100, tmp_path / "s.png")
+    plot_contact_sheet([[image] * 100], ["a"], [""] * 100, tmp_path / "s.png")
     assert max(Image.open(tmp_path / "s.png").size) < 4200
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(["a", "b"], ["v"]), (["a"], ["v", "w"])])
 def test_a_contact_sheet_needs_a_label_each(rows, columns, tmp_path):
     with pytest.raises(ValueError, match="a label per row and a label per column"):
-        draw_contact_sheet([[np.zeros((8, 8, 3), np.uint8)]], rows, columns, tmp_path / "s.png")
+        plot_contact_sheet([[np.zeros((8, 8, 3), np.uint8)]], rows, columns, tmp_path / "s.png")
     with pytest.raises(ValueError, match="needs images"):
-        draw_contact_sheet([], [], [], tmp_path / "s.png")
+        plot_contact_sheet([], [], [], tmp_path / "s.png")
 
 
 def test_the_users_own_style_is_neither_used_nor_changed(drawn, tmp_path):

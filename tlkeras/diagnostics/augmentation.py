@@ -20,7 +20,7 @@ from tlkeras.data.pipeline import epoch_permutation
 from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError, ResourceError
 from tlkeras.finetuning.mixup import make_mixup_cutmix
-from tlkeras.plotting.charts import draw_contact_sheet
+from tlkeras.plotting.charts import plot_contact_sheet
 from tlkeras.results import Result
 from tlkeras.training import builders
 from tlkeras.training.builders.data import data_seed, decode_recipe_image, mixup_cutmix_alphas
@@ -119,13 +119,13 @@ def check_target(path: Path) -> None:
 
 
 def write_sheet(rows: list[list[np.ndarray]], labels: list[str], columns: list[str], path: Path) -> None:
-    """Draw a contact sheet, see `draw_contact_sheet`.
+    """Draw a contact sheet, see `plot_contact_sheet`.
 
     Raises:
         ResourceError: It cannot be written.
     """
     try:
-        draw_contact_sheet(rows, labels, columns, path)
+        plot_contact_sheet(rows, labels, columns, path)
     except OSError as error:
         raise ResourceError(f"The image cannot be written to {path}.", error.strerror) from None
 

@@ -23,7 +23,7 @@ from tlkeras.diagnostics.augmentation import check_target, choose_images, write_
 from tlkeras.errors import DataError, MissingExtraError, RecipeError, ResourceError, suggest
 from tlkeras.features.extractor import POOLED
 from tlkeras.heads.base import make_folds
-from tlkeras.plotting.charts import draw_features
+from tlkeras.plotting.charts import plot_features
 from tlkeras.progress import progress_bar
 from tlkeras.results import Result
 from tlkeras.training import builders
@@ -128,7 +128,7 @@ def _plot(recipe: Recipe, options: FeaturePlotOptions) -> FeaturePlotResult:
     chance = float(np.bincount(folds.codes).max() / len(folds.codes))
     points = _project(depths[POOLED], options.method, data_seed(recipe))
     try:
-        draw_features(points, _list_colourings(shown), separations, chance, options.path)
+        plot_features(points, _list_colourings(shown), separations, chance, options.path)
     except OSError as error:
         raise ResourceError(f"The image cannot be written to {options.path}.", error.strerror) from None
     if cut is not None:

@@ -1,4 +1,4 @@
-"""Images of numbers, as PNG files: a run's history, the search for a learning rate, views side by side, features.
+"""Charts as PNG or SVG files: a run's history, the learning-rate finder, contact sheets, features, a Pareto front.
 
 Colours are those of Okabe and Ito (2008), which differ for colour-blind readers too. Nothing here needs a display.
 """
@@ -26,7 +26,7 @@ _DPI = 110
 _STYLE: dict[str, Any] = {
     "font.size": 9,
     "text.color": INK,
-    "text.parse_math": False,  # a class may be called $5
+    "text.parse_math": False,  # a class name may contain $
     "axes.edgecolor": "#BBBBBB",
     "axes.labelcolor": INK,
     "axes.spines.top": False,
@@ -43,12 +43,12 @@ _LABEL_LETTERS = 24
 
 
 def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw losses, validation metrics and the learning rate over the epochs, with the stages as labelled bands.
+    """Losses, validation metrics and the learning rate over the epochs, with the stages as labelled bands.
 
     Args:
-        rows: One per epoch: `epoch` (from 1), `stage`, `loss`; by option `val_loss`, `learning_rate`, `best` (true at
-            the epoch to mark; at several, the last is marked), and metrics: columns that begin with `val_`, drawn with
-            the column of the same name without it. What is no finite number leaves a gap.
+        rows: One per epoch: `epoch` (from 1), `stage`, `loss`; optional `val_loss`, `learning_rate`, `best` (true at
+            the epoch to mark; of several, the last), and metrics: columns that begin with `val_`, drawn with the column
+            of the same name without it. Values that are not finite leave a gap.
         path: The PNG or SVG file to write.
 
     Raises:
@@ -57,7 +57,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib.ticker import MaxNLocator
 
     if not rows:
-        raise ValueError("A history must have at least one epoch.")
+        raise ValueError("The history has no epochs.")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     metrics = [key for key in columns if key.startswith("val_") and key != "val_loss"]
     panels = [(3.0, "loss"), *([(3.0, "metrics")] if metrics else [])]
@@ -90,20 +90,20 @@ def plot_lr_finder(
     path: Path,
     smoothed: Sequence[float] | None = None,
 ) -> None:
-    """Draw the loss against the learning rate tried, and mark the suggested rate.
+    """The loss against the learning rate, with the suggested rate marked.
 
     Args:
-        rates: Rising, above 0.
-        losses: One per rate. The view is cut above the first loss, where a diverging run would flatten all else.
-        suggestion: The rate to mark, if there is one.
+        rates: Increasing, above 0.
+        losses: One per rate. The axis ends above the first loss, where divergence would flatten the rest.
+        suggestion: The rate to mark; None marks none.
         path: The PNG or SVG file to write.
-        smoothed: The losses without their noise, one per rate; these are then what is followed.
+        smoothed: The losses without noise, one per rate, drawn as the main line.
 
     Raises:
         ValueError: There are no rates, or not as many losses.
     """
     if not len(rates) or len(rates) != len(losses):
-        raise ValueError(f"There must be one loss per rate. Received: {len(rates)} rates and {len(losses)} losses.")
+        raise ValueError(f"One loss per rate is needed. Received: {len(rates)} rates and {len(losses)} losses.")
     values = np.array([_as_number(loss) for loss in (losses if smoothed is None else smoothed)])
     with open_figure(path, (7.0, 4.0)) as figure:
         axis = figure.subplots()
@@ -117,25 +117,16 @@ def plot_lr_finder(
             height = np.interp(math.log(suggestion), np.log(rates), values)
             axis.axvline(suggestion, color=COLOURS[1], linestyle="--", linewidth=1)
             axis.plot([suggestion], [height], "o", color=COLOURS[1])
-            axis.annotate(
-                f"suggested: {suggestion:.2g}",
-                (suggestion, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(0, 4),
-                textcoords="offset points",
-                ha="center",
-                color=COLOURS[1],
-                weight="bold",
-            )
+            _annotate_above(axis, f"suggested: {suggestion:.2g}", suggestion, color=COLOURS[1], weight="bold")
         axis.grid(color="#E5E5E5", linewidth=0.6)
         axis.set_xlabel("learning rate")
         axis.set_ylabel("loss")
 
 
-def draw_contact_sheet(
+def plot_contact_sheet(
     images: Sequence[Sequence[np.ndarray]], row_labels: Sequence[str], column_labels: Sequence[str], path: Path
 ) -> None:
-    """Draw images in a grid, such as a row per image and a column per view.
+    """Images in a grid, such as a row per image and a column per view.
 
     Args:
         images: Rows of uint8 RGB, [h, w, 3]; rows may end early and sizes may differ.
@@ -170,36 +161,36 @@ def draw_contact_sheet(
         axis.tick_params(length=0, labelcolor=INK)
 
 
-def draw_features(
+def plot_features(
     points: Mapping[str, np.ndarray],
     colourings: Mapping[str, np.ndarray],
     separations: Mapping[str, float],
     chance: float,
     path: Path,
 ) -> None:
-    """Draw the same images as dots, a column per projection and a row per colouring; below, a bar per depth.
+    """Images as points, a column per projection and a row per colouring; below, a bar per depth.
 
     Args:
         points: By the name of the projection, float (n, 2).
-        colourings: By what they say, a value of each image, str (n,); "" where it is unknown.
-        separations: By depth, a share from 0 to 1.
-        chance: The share to mark: what no features at all would reach.
+        colourings: By name, a value of each image, str (n,); "" where it is unknown.
+        separations: By depth, a fraction from 0 to 1.
+        chance: The fraction to mark, which is reached without any features.
         path: The PNG or SVG file to write.
     """
     bars = 0.8 + 0.24 * len(separations)
     with open_figure(path, (4.2 * len(points) + 1.5, 3.6 * len(colourings) + bars)) as figure:
         parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.6 * len(colourings), bars])[:, 0]
         panels = parts[0].subplots(len(colourings), len(points), squeeze=False)
-        for row, (what, values) in zip(panels, colourings.items(), strict=True):
-            for axis, (name, places) in zip(row, points.items(), strict=True):
-                _draw_dots(axis, places, values)
-                axis.set_title(f"{name}, by {what}", fontsize=9)
+        for row, (colouring, values) in zip(panels, colourings.items(), strict=True):
+            for axis, (name, coordinates) in zip(row, points.items(), strict=True):
+                _draw_points(axis, coordinates, values)
+                axis.set_title(f"{name}, by {colouring}", fontsize=9)
             row[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2)
         _draw_bars(parts[1].subplots(), separations, chance)
 
 
 def plot_pareto_front(points: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw what each backbone reaches against how long it takes, and the front of those that nothing beats in both.
+    """The score of each backbone against its time per image, and their Pareto front.
 
     Args:
         points: Each with `name`, `milliseconds`, `mean` and `spread` of the score, `front` and `chosen`.
@@ -208,19 +199,17 @@ def plot_pareto_front(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     with open_figure(path, (6.4, 4.0)) as figure:
         axis = figure.subplots()
         front = sorted((point for point in points if point["front"]), key=lambda point: point["milliseconds"])
-        axis.plot(*_take(front, "milliseconds", "mean"), color=COLOURS[0], linewidth=1, drawstyle="steps-post")
+        line = [[point[key] for point in front] for key in ("milliseconds", "mean")]
+        axis.plot(*line, color=COLOURS[0], linewidth=1, drawstyle="steps-post")
         times = [point["milliseconds"] for point in points]
         middle = math.sqrt(min(times) * max(times))
         for point in points:
             colour = COLOURS[1] if point["chosen"] else COLOURS[0] if point["front"] else "#999999"
-            place, left = (point["milliseconds"], point["mean"]), point["milliseconds"] > middle
-            axis.errorbar(*place, yerr=point["spread"], fmt="o", color=colour, capsize=2, elinewidth=1)
-            look: dict[str, Any] = {
-                "xytext": (-6 if left else 6, 4),
-                "ha": "right" if left else "left",
-                "color": colour,
-            }
-            axis.annotate(point["name"], place, textcoords="offset points", fontsize=8, **look)
+            position = point["milliseconds"], point["mean"]
+            axis.errorbar(*position, yerr=point["spread"], fmt="o", color=colour, capsize=2, elinewidth=1)
+            offset, side = (-6, "right") if position[0] > middle else (6, "left")
+            style: dict[str, Any] = {"xytext": (offset, 4), "ha": side, "color": colour, "fontsize": 8}
+            axis.annotate(point["name"], position, textcoords="offset points", **style)
         axis.margins(x=0.15, y=0.15)
         axis.set_xscale("log")
         axis.set_xticks(times, [f"{time:.3g}" for time in times], rotation=45)
@@ -229,12 +218,13 @@ def plot_pareto_front(points: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.set_ylabel("balanced accuracy over folds")
 
 
-def _take(points: Sequence[Mapping[str, Any]], *keys: str) -> list[list[float]]:
-    return [[point[key] for point in points] for key in keys]
+def _annotate_above(axis: Axes, text: str, x: float, **style: Any) -> None:
+    options = {"xytext": (0, 4), "ha": "center", **style}
+    axis.annotate(text, (x, 1.0), xycoords=("data", "axes fraction"), textcoords="offset points", **options)
 
 
-def _draw_dots(axis: Axes, points: np.ndarray, values: np.ndarray) -> None:
-    """Draw the dots of each value in a colour of its own; the rarest of many values, and unknown ones, in grey."""
+def _draw_points(axis: Axes, points: np.ndarray, values: np.ndarray) -> None:
+    """Draw the points of each value in a colour of its own; the rarest of many values, and unknown ones, in grey."""
     names, counts = np.unique(values, return_counts=True)
     common = [str(name) for name in names[np.argsort(-counts, kind="stable")] if name][: len(_DOTS)]
     rest = ~np.isin(values, common)
@@ -242,10 +232,10 @@ def _draw_dots(axis: Axes, points: np.ndarray, values: np.ndarray) -> None:
     if rest.any():
         label = "others" if (values[rest] != "").any() else "unknown"
         axis.scatter(points[rest, 0], points[rest, 1], s=size, color="#BBBBBB", linewidth=0, label=label)
-    shuffled = np.random.default_rng(0).permutation(np.flatnonzero(~rest))  # no class lies on top of all others
+    shuffled = np.random.default_rng(0).permutation(np.flatnonzero(~rest))  # so that no class covers all others
     colours = dict(zip(sorted(common), _DOTS, strict=False))
-    inks = [colours[str(values[row])] for row in shuffled]
-    axis.scatter(points[shuffled, 0], points[shuffled, 1], s=size, c=inks, linewidth=0, alpha=0.7)
+    of_points = [colours[str(values[row])] for row in shuffled]
+    axis.scatter(points[shuffled, 0], points[shuffled, 1], s=size, c=of_points, linewidth=0, alpha=0.7)
     for name, colour in colours.items():
         axis.scatter([], [], s=size, color=colour, label=_shorten(name))
     axis.set_xticks([])
@@ -254,20 +244,14 @@ def _draw_dots(axis: Axes, points: np.ndarray, values: np.ndarray) -> None:
 
 def _draw_bars(axis: Axes, values: Mapping[str, float], chance: float) -> None:
     names = [_shorten(name) for name in values]
-    places = np.arange(len(names))[::-1]
+    heights = np.arange(len(names))[::-1]
     best = max(values, key=lambda name: values[name])
-    axis.barh(places, list(values.values()), color=[COLOURS[1] if name == best else COLOURS[0] for name in values])
-    for place, value in zip(places, values.values(), strict=True):
-        axis.annotate(f"{value:.3f}", (value, place), xytext=(3, 0), textcoords="offset points", va="center")
+    axis.barh(heights, list(values.values()), color=[COLOURS[1] if name == best else COLOURS[0] for name in values])
+    for height, value in zip(heights, values.values(), strict=True):
+        axis.annotate(f"{value:.3f}", (value, height), xytext=(3, 0), textcoords="offset points", va="center")
     axis.axvline(chance, color=INK, linestyle=":", linewidth=1.2)
-    mark: dict[str, Any] = {
-        "xycoords": ("data", "axes fraction"),
-        "xytext": (0, 3),
-        "textcoords": "offset points",
-        "ha": "center",
-    }
-    axis.annotate("the most common class alone", (chance, 1.0), fontsize=8, **mark)
-    axis.set_yticks(places, names)
+    _annotate_above(axis, "the most common class alone", chance, fontsize=8, xytext=(0, 3))
+    axis.set_yticks(heights, names)
     axis.set_xlim(0, 1.05)
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set_xlabel("share of images whose nearest neighbours have their label")
@@ -277,9 +261,9 @@ def _draw_bars(axis: Axes, values: Mapping[str, float], chance: float) -> None:
 def open_figure(
     path: Path, size: tuple[float, float], layout: Literal["constrained"] | None = "constrained"
 ) -> Iterator[Figure]:
-    """Give a figure in our style, whatever the user's own is, and write it at the end: a PNG, or an SVG by its name.
+    """A figure in our own style, written at the end: a PNG, or an SVG if the path ends so.
 
-    An SVG keeps text as text and has no background. Its ids follow from its name, so that several fit on one page.
+    An SVG keeps text as text and has no background. Its ids derive from its name, so that one page can hold several.
     """
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -295,17 +279,17 @@ def open_figure(
 
 
 def _draw_pair(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, training: str, validation: str) -> None:
-    """Draw what was measured in training dashed, and what on the validation set solid."""
+    """Draw a metric of training dashed, and of the validation set solid."""
     name = key.replace("_", " ")
     _draw_series(axis, rows, key, color=training, linestyle="--", linewidth=1.2, label=f"{name}, training")
     _draw_series(axis, rows, f"val_{key}", color=validation, linewidth=1.8, label=f"{name}, validation")
 
 
-def _draw_series(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, **look: Any) -> None:
-    values = _read(rows, key)
+def _draw_series(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
+    values = [_as_number(row.get(key)) for row in rows]
     if any(map(math.isfinite, values)):
         marker = "o" if len(rows) <= _MARKED_EPOCHS else ""
-        axis.plot([row["epoch"] for row in rows], values, marker=marker, markersize=3.5, **look)
+        axis.plot([row["epoch"] for row in rows], values, marker=marker, markersize=3.5, **style)
 
 
 def _finish_panel(axis: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -324,25 +308,17 @@ def _finish_panel(axis: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> N
 
 
 def _label_stages(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Name the bands above the panel; aslant where a name is wider than its band."""
+    """Label the bands above the panel; slanted where a name is wider than its band."""
     bands = _find_bands(rows)
     epoch = 6.5 / len(rows)  # inches, about
-    slant = any(len(name) * _LETTER > (last - first + 1) * epoch for name, first, last in bands)
-    look: dict[str, Any] = {"rotation": 35, "ha": "left"} if slant else {"ha": "center"}
+    slanted = any(len(name) * _LETTER > (last - first + 1) * epoch for name, first, last in bands)
+    style: dict[str, Any] = {"rotation": 35, "ha": "left"} if slanted else {}
     for name, first, last in bands:
-        axis.annotate(
-            name,
-            ((first + last) / 2, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            weight="bold",
-            **look,
-        )
+        _annotate_above(axis, name, (first + last) / 2, weight="bold", **style)
 
 
 def _find_bands(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
-    """Return the name, first and last epoch of each stage."""
+    """Name, first and last epoch of each stage."""
     bands = []
     for name, members in groupby(rows, key=lambda row: str(row["stage"])):
         epochs = [row["epoch"] for row in members]
@@ -350,12 +326,8 @@ def _find_bands(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]
     return bands
 
 
-def _read(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    return [_as_number(row.get(key)) for row in rows]
-
-
 def _as_number(value: Any) -> float:
-    """Return a finite number, or NaN, which leaves a gap."""
+    """A finite number, or NaN, which leaves a gap."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -370,7 +342,7 @@ def _cut_divergence(axis: Axes, losses: np.ndarray) -> None:
 
 
 def _join_images(images: Sequence[Sequence[np.ndarray]], columns: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Lay images on a white sheet with gaps of 2 pixels; also return height and width of a cell."""
+    """Images on a white sheet with gaps of 2 pixels, and height and width of a cell."""
     height, width = (max(image.shape[axis] for row in images for image in row) for axis in (0, 1))
     sheet = np.full((len(images) * (height + 2) - 2, columns * (width + 2) - 2, 3), 255, np.uint8)
     for y, row in enumerate(images):

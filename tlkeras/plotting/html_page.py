@@ -1,11 +1,10 @@
-"""A page of images to look at, as one HTML file that needs nothing beside it."""
+"""A page of tables and images as one HTML file without other files."""
 
 from __future__ import annotations
 
 import base64
 import io
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tlkeras.errors import ResourceError
+from tlkeras.files import atomic_write
 
 MARK = "<!doctype html><!-- made by tlkeras: written anew each time -->"
 _STYLE = """
@@ -41,7 +41,7 @@ figcaption { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; margi
 
 @dataclass(frozen=True)
 class HtmlFigure:
-    """An image, uint8 RGB [h, w, 3], and lines of text below it."""
+    """An image, uint8 RGB [h, w, 3], and the lines of text below it."""
 
     pixels: np.ndarray
     lines: Sequence[str]
@@ -49,11 +49,11 @@ class HtmlFigure:
 
 @dataclass(frozen=True)
 class HtmlSection:
-    """A heading, sentences, and what stands below: rows of a table, or strips of images with a sentence each.
+    """A heading, sentences, a table, and strips of images with a sentence each.
 
     Attributes:
         title: The heading.
-        sentences: Paragraphs; those that begin with "!" are set apart.
+        sentences: Paragraphs; those that begin with "!" are highlighted.
         header: Names of the table's columns.
         rows: Of the table; a float from 0 to 1 is drawn as a bar.
         strips: Images that belong together.
@@ -67,10 +67,10 @@ class HtmlSection:
 
 
 def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[HtmlSection]) -> Path:
-    """Write a page; one that was made here before is replaced, any other file stays.
+    """Write a page; an earlier page of tlkeras is replaced, no other file is.
 
     Raises:
-        ResourceError: The file is another one, or cannot be written.
+        ResourceError: There is another file, or the page cannot be written.
     """
     body = "\n".join(map(_render_section, sections))
     page = (
@@ -83,28 +83,26 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Html
 def write_html(path: str | os.PathLike[str], page: str) -> Path:
     """Write the text of a page, which begins with `MARK`; arguments and errors as in `write_page`."""
     target = Path(path)
-    aside = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
     try:
         check_page(target)
-        aside.write_text(page, encoding="utf-8", errors="backslashreplace")
-        os.replace(aside, target)
+        with atomic_write(target) as temporary:
+            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise ResourceError("The page must be writable.", f"{target} ({error.strerror})") from None
+        raise ResourceError("Cannot write the page.", f"{target} ({error.strerror})") from None
     return target
 
 
 def check_page(path: str | os.PathLike[str]) -> None:
-    """Make sure before the work that a page can be written there.
+    """Check that a page can be written to a path.
 
     Raises:
         ResourceError: There is another file or a folder, or no folder to write to.
     """
     target = Path(path)
     if target.exists() and (not target.is_file() or not target.read_bytes().startswith(MARK.encode())):
-        raise ResourceError("Only a page of tlkeras is replaced.", f"{target}, another file", "Choose another name.")
+        raise ResourceError(f"{target} exists and is not a page of tlkeras.", way_out="Choose another name.")
     if not target.absolute().parent.is_dir():
-        raise ResourceError("The folder of a page must exist.", str(target.parent), "Make it, or choose another one.")
+        raise ResourceError(f"The folder {target.parent} does not exist.", way_out="Create it, or choose another one.")
 
 
 def _render_section(section: HtmlSection) -> str:
