@@ -35,12 +35,12 @@ def test_export_carries_the_scaling(trained, tmp_path):
     assert result.notes[0] == sentence
     import tensorflow as tf
 
-    served = tf.saved_model.load(result.path).signatures["uint8"]
+    signature = tf.saved_model.load(result.path).signatures["uint8"]
     from tlkeras.data.decoding import decode_file
 
     sample = run.read_json("samples.json")[0]
     image = decode_file(str(trained / sample["file"]), 32, "stretch")
-    predicted = served(tf.constant(image[None]))["probabilities"].numpy()[0]
+    predicted = signature(tf.constant(image[None]))["probabilities"].numpy()[0]
     np.testing.assert_allclose(predicted, scaling.apply(np.array([sample["probabilities"]]))[0], atol=1e-3)
 
 

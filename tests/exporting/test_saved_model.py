@@ -27,13 +27,13 @@ def inputs(trained):
 
 
 @pytest.fixture(scope="module")
-def served(exported):
+def loaded(exported):
     with LoadedSavedModel(Path(exported.path)) as opened:
         yield opened
 
 
 @pytest.fixture
-def quick(monkeypatch, exported, inputs, served):
+def quick(monkeypatch, exported, inputs, loaded):
     """Model and signatures are taken from an earlier export: only the steps around them are tested."""
 
     def copy(model, tasks, preprocessing, path):
@@ -43,7 +43,7 @@ def quick(monkeypatch, exported, inputs, served):
     monkeypatch.setattr(saved_model, "write_signatures", copy)
     monkeypatch.setattr(saved_model, "make_inference_model", lambda *_: fast)
     monkeypatch.setattr(saved_model, "load_model", lambda run: inputs.model)
-    monkeypatch.setattr(saved_model, "LoadedSavedModel", lambda path: nullcontext(served))
+    monkeypatch.setattr(saved_model, "LoadedSavedModel", lambda path: nullcontext(loaded))
 
 
 def sample_paths(run):
@@ -59,27 +59,27 @@ def test_layout_is_what_tensorflow_serving_loads(exported):
     assert exported.images == 8
     assert exported.signatures == ["classify", "features", "serving_default", "uint8"]
     assert exported.fast and not exported.notes
-    model, served = exported.parity
-    assert (model.form, served.form) == ("Keras model of the run", "SavedModel")
-    assert served.difference < 1e-5 and served.agreement == 1.0
-    assert served.accuracy == model.accuracy
+    model, converted = exported.parity
+    assert (model.form, converted.form) == ("Keras model of the run", "SavedModel")
+    assert converted.difference < 1e-5 and converted.agreement == 1.0
+    assert converted.accuracy == model.accuracy
 
 
 def test_bytes_signature_predicts_as_the_run_did(trained, exported):
-    served = tf.saved_model.load(exported.path).signatures["serving_default"]
+    loaded = tf.saved_model.load(exported.path).signatures["serving_default"]
     files, expected = zip(*sample_paths(trained), strict=True)
-    answer = served(image_bytes=tf.constant([file.read_bytes() for file in files]))
-    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-4)
+    outputs = loaded(image_bytes=tf.constant([file.read_bytes() for file in files]))
+    np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-4)
     index = np.argmax(expected, axis=1)
-    assert answer["class_index"].numpy().tolist() == index.tolist()
-    assert answer["label"].numpy().tolist() == [[b"day", b"night"][i] for i in index]
+    assert outputs["class_index"].numpy().tolist() == index.tolist()
+    assert outputs["label"].numpy().tolist() == [[b"day", b"night"][i] for i in index]
 
 
 def test_pixel_signature_predicts_the_same(trained, exported):
-    served = tf.saved_model.load(exported.path).signatures["uint8"]
+    loaded = tf.saved_model.load(exported.path).signatures["uint8"]
     files, expected = zip(*sample_paths(trained), strict=True)
     images = np.stack([decode_file(str(file), 32, "stretch") for file in files])
-    np.testing.assert_allclose(served(images=images)["probabilities"], expected, atol=1e-4)
+    np.testing.assert_allclose(loaded(images=images)["probabilities"], expected, atol=1e-4)
 
 
 def test_the_servers_own_loader_reads_it(trained, exported):
@@ -90,21 +90,21 @@ def test_the_servers_own_loader_reads_it(trained, exported):
         signature = meta.signature_def["serving_default"]
         assert signature.method_name == "tensorflow/serving/predict"
         outputs = {name: tensor.name for name, tensor in signature.outputs.items()}
-        answer = session.run(outputs, {signature.inputs["image_bytes"].name: [file.read_bytes()]})
-    assert set(answer) == {"probabilities", "class_index", "label"}
-    np.testing.assert_allclose(answer["probabilities"][0], expected, atol=1e-4)
+        outputs = session.run(outputs, {signature.inputs["image_bytes"].name: [file.read_bytes()]})
+    assert set(outputs) == {"probabilities", "class_index", "label"}
+    np.testing.assert_allclose(outputs["probabilities"][0], expected, atol=1e-4)
 
 
-def test_all_signatures_predict_alike_at_every_batch_size(trained, served):
+def test_all_signatures_predict_alike_at_every_batch_size(trained, loaded):
     files, expected = zip(*sample_paths(trained), strict=True)
     encoded = np.array([file.read_bytes() for file in files], dtype=object)
     for count in (0, 1, 3, 8):
         rows = np.arange(count)
-        answer = served.run("serving_default", image_bytes=encoded[rows])
-        np.testing.assert_allclose(answer["probabilities"], np.reshape(expected, (-1, 2))[rows], atol=1e-4)
-        assert served.run("features", image_bytes=encoded[rows])["features"].shape[0] == count
-    ranked = served.run("classify", inputs=[make_example(data) for data in encoded])
-    assert served.signatures["classify"].method == "tensorflow/serving/classify"
+        outputs = loaded.run("serving_default", image_bytes=encoded[rows])
+        np.testing.assert_allclose(outputs["probabilities"], np.reshape(expected, (-1, 2))[rows], atol=1e-4)
+        assert loaded.run("features", image_bytes=encoded[rows])["features"].shape[0] == count
+    ranked = loaded.run("classify", inputs=[make_example(data) for data in encoded])
+    assert loaded.signatures["classify"].method == "tensorflow/serving/classify"
     np.testing.assert_allclose(ranked["scores"], -np.sort(-np.array(expected), axis=1), atol=1e-4)
     names = np.array([b"day", b"night"])
     assert ranked["classes"].tolist() == names[np.argsort(-np.array(expected), axis=1)].tolist()
@@ -134,10 +134,10 @@ def test_warmup_is_what_a_server_can_replay(exported):
         prediction_log_pb2.PredictionLog.FromString(record)
         for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
     ]
-    asked = [(log.classify_log.request if log.HasField("classify_log") else log.predict_log.request) for log in logs]
+    requests = [(log.classify_log.request if log.HasField("classify_log") else log.predict_log.request) for log in logs]
     assert len(logs) == exported.warmup
-    assert sorted({request.model_spec.signature_name for request in asked}) == exported.signatures
-    assert {request.model_spec.name for request in asked} == {"photos"}
+    assert sorted({request.model_spec.signature_name for request in requests}) == exported.signatures
+    assert {request.model_spec.name for request in requests} == {"photos"}
 
 
 def test_configuration_parses_with_the_servers_own_proto(exported):
@@ -197,7 +197,7 @@ def test_versions_go_up_and_others_are_left_alone(trained, tmp_path, quick):
     assert tlkeras.export(str(trained), target).version == 8
     (target / "notes").mkdir()
     shutil.rmtree(target / "8")
-    assert tlkeras.export(str(trained), target).version == 9, "a number that was served must not come again"
+    assert tlkeras.export(str(trained), target).version == 9, "a number that was served is never used again"
     assert sorted(path.name for path in target.iterdir() if path.name[0] != ".") == [
         "7",
         "9",

@@ -56,10 +56,10 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while True:
-            answer = json.loads(self._read())
-            if answer.get("id") == self._last:
-                assert "error" not in answer, answer
-                return answer["result"]
+            reply = json.loads(self._read())
+            if reply.get("id") == self._last:
+                assert "error" not in reply, reply
+                return reply["result"]
 
     def _read(self):
         parts = b""
@@ -79,9 +79,9 @@ class Browser:
         raise AssertionError(f"{url} does not load")
 
     def evaluate(self, expression):
-        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
+        reply = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in reply, reply
+        return reply["result"].get("value")
 
     def take_image(self, path):
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))

@@ -50,15 +50,15 @@ def test_classify(post, samples):
     assert first[1] == pytest.approx(max(expected), abs=1e-4)
 
 
-@pytest.mark.parametrize("place", ["", "/versions/1", "/labels/stable"])
-def test_status_and_versions(rest, post, samples, place):
-    status = requests.get(f"{rest}/v1/models/photos{place}", timeout=10).json()
+@pytest.mark.parametrize("path", ["", "/versions/1", "/labels/stable"])
+def test_status_and_versions(rest, post, samples, path):
+    status = requests.get(f"{rest}/v1/models/photos{path}", timeout=10).json()
     assert status == {
         "model_version_status": [
             {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
         ]
     }
-    assert post(f"/v1/models/photos{place}:predict", {"instances": [b64(samples[0][0])]}).status_code == 200
+    assert post(f"/v1/models/photos{path}:predict", {"instances": [b64(samples[0][0])]}).status_code == 200
 
 
 def test_metadata(rest):
@@ -67,8 +67,8 @@ def test_metadata(rest):
     signatures = response["metadata"]["signature_def"]["signature_def"]
     assert set(signatures) == {"serving_default", "uint8", "features", "classify"}
     assert signatures["classify"]["method_name"] == "tensorflow/serving/classify"
-    entry = signatures["serving_default"]["inputs"]["image_bytes"]
-    assert entry["dtype"] == "DT_STRING" and entry["tensor_shape"]["dim"][0]["size"] == "-1"
+    tensor = signatures["serving_default"]["inputs"]["image_bytes"]
+    assert tensor["dtype"] == "DT_STRING" and tensor["tensor_shape"]["dim"][0]["size"] == "-1"
 
 
 def make_bomb():

@@ -33,7 +33,7 @@ class ConversionInputs:
 
     Attributes:
         model: uint8 images to the probabilities of each task, in the order of the tasks.
-        tasks: What is predicted.
+        tasks: The tasks.
         calibration: Images of the training split, uint8 [n, size, size, 3].
     """
 

@@ -126,7 +126,7 @@ def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
             to_printable(key): path for key, path in zip(dataset.keys.tolist(), dataset.paths.tolist(), strict=True)
         }
     except TlkerasError:
-        return {}, "the source of the images is gone: compared on the samples that the run keeps"
+        return {}, "the source of the images is gone: compared on the samples stored in the run"
     present = {
         key: found[key]
         for key in keys

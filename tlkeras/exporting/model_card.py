@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -71,14 +72,10 @@ def docker_command(target: Path) -> str:
     """Command that serves a folder of versions with TensorFlow Serving."""
     name, folder = served_name(target), target.resolve()
     return (
-        f"docker run --rm -p 8500:8500 -p 8501:8501 --mount type=bind,source={_quote(str(folder))},"
+        f"docker run --rm -p 8500:8500 -p 8501:8501 --mount type=bind,source={shlex.quote(str(folder))},"
         f"target=/models/{name},readonly tensorflow/serving:2.20.0 --model_config_file=/models/{name}/{CONFIG} "
         "--enable_batching --enable_per_model_batching_parameters"
     )
-
-
-def _quote(text: str) -> str:
-    return f"'{text}'" if any(character.isspace() for character in text) else text
 
 
 def write_card(path: Path, run: Run, name: str, report: ExportReport) -> None:
@@ -104,8 +101,8 @@ _LIMITS = """\
 - It always predicts one of its labels, also for images that show none of them: a low probability is a hint, not a
   test.
 - The metrics hold for images like the held-out ones. Other cameras, light or populations need metrics of their own.
-- Probabilities are those of the network unless it says above that they were calibrated; `tlkeras report` shows how far
-  they are from the truth.
+- Probabilities are those of the network unless a note above says that they were calibrated; `tlkeras report` shows
+  their calibration error.
 - Nobody has checked it for decisions about people."""
 
 

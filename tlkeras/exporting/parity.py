@@ -26,7 +26,7 @@ _TIMED_CALLS = 9
 
 @dataclass(frozen=True)
 class AcceptanceCriteria:
-    """What a model must satisfy to be published.
+    """Conditions for publishing a model.
 
     Attributes:
         tolerance: Largest difference in a probability from the model of the run; None: any.

@@ -1,4 +1,4 @@
-"""What an export reports."""
+"""Results of an export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tlkeras.results import Result
 
 @dataclass(frozen=True)
 class ExportReport(Result):
-    """Proof of an export, as its tlkeras.json keeps it.
+    """Description of an export and of its comparison with the run, as tlkeras.json stores it.
 
     Attributes:
         run: Name of the run.

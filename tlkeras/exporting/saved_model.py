@@ -57,7 +57,7 @@ class ExportInputs:
     Attributes:
         run: The run.
         model: uint8 images to the probabilities of each task.
-        tasks: What is predicted.
+        tasks: The tasks, in the order of the outputs.
         held_out: Images with the run's own predictions.
         calibration: A sentence on the scaling that is built into the model; "" where none is.
     """
@@ -167,7 +167,7 @@ def _convert(inputs: ExportInputs, names: Sequence[str], folder: Path) -> dict[s
             converted[name] = FORMATS[name].open(path, conversion.outputs)
         except OSError:
             raise
-        except Exception as error:  # converters raise whatever their many layers do
+        except Exception as error:  # converters raise any type of error
             raise ExportError(
                 f"The model could not be converted to {name}.",
                 f"{type(error).__name__}: {str(error)[:300]}",

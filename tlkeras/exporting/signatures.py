@@ -57,9 +57,9 @@ def _make_decoder(size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
     return tf.function(run, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
 
 
-def name_output(tasks: Sequence[Task], task: Task, what: str) -> str:
+def name_output(tasks: Sequence[Task], task: Task, name: str) -> str:
     """Name of an output: `label`, or `shape_label` where `shape` is one of several tasks."""
-    return what if len(tasks) == 1 else f"{task.name}_{what}"
+    return name if len(tasks) == 1 else f"{task.name}_{name}"
 
 
 def main_output(tasks: Sequence[Task], task: Task) -> str:
@@ -74,7 +74,7 @@ def write_signatures(model: InferenceModel, tasks: Sequence[Task], preprocessing
     def predict(images: tf.Tensor) -> NamedTensors:
         outputs = zip(tasks, model.call(images)[first:], strict=True)
         described = [(task, _describe_output(task, output)) for task, output in outputs]
-        return {name_output(tasks, task, what): tensor for task, found in described for what, tensor in found.items()}
+        return {name_output(tasks, task, name): tensor for task, found in described for name, tensor in found.items()}
 
     def classify(index: int) -> Callable[[tf.Tensor], NamedTensors]:
         return lambda inputs: _rank(tasks[index], model.call(preprocessing.decode(_parse(inputs)))[first + index])
@@ -113,7 +113,7 @@ def _rank(task: Task, probabilities: tf.Tensor) -> NamedTensors:
 
 
 def _describe_output(task: Task, output: tf.Tensor) -> NamedTensors:
-    """A task's outputs by name: what the network computes, and the labels that follow from it."""
+    """A task's outputs by name: the network's own, and the labels derived from it."""
     if not task.has_classes:
         return {task.output_name: output}
     names = tf.constant(list(task.class_names))
