@@ -1,4 +1,4 @@
-"""A recipe's space in KerasTuner's own hands."""
+"""A recipe's space in KerasTuner's own tuners."""
 
 import keras_tuner
 import pytest
@@ -30,5 +30,5 @@ def test_any_tuner_searches_a_recipe(workplace):
 
 
 def test_a_recipe_without_a_space_is_refused(workplace):
-    with pytest.raises(RecipeError, match="must have a section `tuning`"):
+    with pytest.raises(RecipeError, match="has no section `tuning`"):
         RecipeHyperModel(load_recipe("mine.yaml"))

@@ -1,4 +1,4 @@
-"""Proposals go on from where they stopped, with every algorithm."""
+"""Schedulers continue from a stored state, with every algorithm."""
 
 import json
 
@@ -17,38 +17,32 @@ TUNINGS = {
 }
 
 
-def result(proposals, count):
-    """Carry out so many trials; the score is the rate."""
-    asked = []
-    for _ in range(count):
-        found = proposals.next("here")
-        if found is None:
-            break
-        name, values = found
-        asked.append((name, values))
-        proposals.complete(name, values["training.learning_rate"])
-    return asked
+def run_trials(scheduler, count):
+    """Proposals of `count` trials at most; the score of each is its rate."""
+    proposals = []
+    while len(proposals) < count and (proposal := scheduler.next("here")) is not None:
+        proposals.append(proposal)
+        scheduler.complete(proposal.name, proposal.values["training.learning_rate"])
+    return proposals
 
 
 @pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS)
-def test_a_search_that_was_kept_proposes_what_it_would_have_proposed(tuning):
-    whole = result(TrialScheduler(tuning, 9), 8)
+def test_a_restored_scheduler_proposes_the_same_trials(tuning):
+    whole = run_trials(TrialScheduler(tuning, 9), 8)
     assert len(whole) == 8
     stopped = TrialScheduler(tuning, 9)
-    begun = result(stopped, 5)
-    running, _ = stopped.next("here")
-    kept = json.loads(json.dumps(stopped.state()))
-    rest = result(TrialScheduler(tuning, 9, kept), 8)
-    assert rest[0][0] == running  # what was running is done again, first
-    assert [name for name, _ in begun + rest] == [name for name, _ in whole]
+    begun = run_trials(stopped, 5)
+    running = stopped.next("here")
+    stored = json.loads(json.dumps(stopped.state()))
+    rest = run_trials(TrialScheduler(tuning, 9, stored), 8)
+    assert rest[0].name == running.name  # the running trial is proposed again, first
     assert begun + rest == whole
 
 
 @pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS)
 def test_a_failed_trial_is_never_proposed_again(tuning):
-    proposals = TrialScheduler(tuning, 9)
+    scheduler = TrialScheduler(tuning, 9)
     for _ in range(4):  # KerasTuner itself gives up after three
-        name, _ = proposals.next("here")
-        proposals.fail(name, "no")
-    following = proposals.next("here")
-    assert following is None or following[0] not in {"0", "1", "2", "3", "00", "01", "02", "03"}
+        scheduler.fail(scheduler.next("here").name, "no")
+    following = scheduler.next("here")
+    assert following is None or following.name not in {"0", "1", "2", "3", "00", "01", "02", "03"}

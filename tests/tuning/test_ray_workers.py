@@ -51,7 +51,7 @@ def test_steps_are_listed_as_kerastuner_counts_them(dimension, steps):
 
 
 def test_what_is_refused(tuned):
-    with pytest.raises(TlkerasError, match="An engine is one of local, ray.*Did you mean 'ray'?"):
+    with pytest.raises(TlkerasError, match="Unknown engine 'rya'; it is one of local, ray.*Did you mean 'ray'?"):
         tlkeras.tune("tuned.yaml", engine="rya")
 
 
@@ -77,17 +77,17 @@ def test_the_space_is_that_of_the_recipe(tuned):
 
 @pytest.mark.slow
 @with_ray
-def test_actors_carry_out_the_trials_of_a_search(tuned):
+def test_actors_run_the_trials_of_a_search(tuned):
     found = {
         engine: tlkeras.tune("tuned.yaml", engine=engine, workers=workers)
         for engine, workers in (("local", 1), ("ray", 2))
     }
     figures = [
-        sorted((json.dumps(trial["values"]), trial["figures"]["loss"]) for trial in result["trials"])
+        sorted((json.dumps(dict(trial.values)), trial.score("loss")) for trial in result.trials)
         for result in found.values()
     ]
     assert figures[0] == figures[1] and len(figures[0]) == 4
-    assert found["ray"]["failed"] == [] and Path(found["ray"]["best"]).exists()
+    assert found["ray"].failed == () and Path(found["ray"].best).exists()
 
 
 @pytest.mark.slow
@@ -98,13 +98,13 @@ def test_an_actor_that_dies_fails_its_trial_and_is_replaced(tuned):
 
     actors = ray_workers.RayWorkers(load_recipe("tuned.yaml"), 1)
     try:
-        actors.start("actor-0", "first", {"head.C": 0.1})
-        assert "loss" in actors.wait()[2]
-        actors.start("actor-0", "second", {"head.C": 0.1})
+        actors.submit("actor-0", {"head.C": 0.1})
+        assert "loss" in actors.next_result()[1].figures
+        actors.submit("actor-0", {"head.C": 0.1})
         os.kill(find_actor(), signal.SIGKILL)
-        assert "the actor died" in actors.wait()[2]["error"]
-        actors.start("actor-0", "third", {"head.C": 0.1})
-        assert "loss" in actors.wait()[2]
+        assert "the actor died" in actors.next_result()[1].error
+        actors.submit("actor-0", {"head.C": 0.1})
+        assert "loss" in actors.next_result()[1].figures
     finally:
         actors.close()
 
@@ -116,7 +116,7 @@ def find_actor():
                 return int(pid)
         except OSError:
             continue
-    raise AssertionError("there is no actor")
+    raise AssertionError("no actor was found")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Searches from recipe to run: kept trial by trial, gone on with, honest about what failed."""
+"""Searches from recipe to run: stored trial by trial, resumed, failures listed with their reasons."""
 
 import json
 import os
@@ -15,11 +15,9 @@ from click.testing import CliRunner
 import tlkeras
 from tlkeras.cli.main import main
 from tlkeras.config.recipe import load_recipe
-from tlkeras.config.schema.tuning import SearchDimension
 from tlkeras.errors import RunError
-from tlkeras.tuning import search as searching
 from tlkeras.tuning.objective import TrialRunner
-from tlkeras.tuning.report import measure_importance
+from tlkeras.tuning.search import SearchState
 
 TUNED = """\
 data: {source: photos, test: 0.25, validation: 0.25, split_tolerance: 0}
@@ -45,16 +43,16 @@ def tuned(workplace):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Trials that take no time: the loss is the learning rate. Returns what was asked."""
-    asked = []
+    """Trials that take no time: the loss is the learning rate. The rates and seeds that were scored."""
+    scored = []
 
     def score(self, recipe):
-        asked.append((recipe.training.learning_rate, recipe.training.seed))
+        scored.append((recipe.training.learning_rate, recipe.training.seed))
         return {"loss": recipe.training.learning_rate, "accuracy": 0.5, "roc_auc": 0.5, "seconds": 0.1}
 
     monkeypatch.setattr(TrialRunner, "score", score)
-    monkeypatch.setattr(TrialRunner, "prepare", lambda self, recipe, corners: 0)
-    return asked
+    monkeypatch.setattr(TrialRunner, "prepare", lambda self, recipe, boundaries: 0)
+    return scored
 
 
 def read_search(folder):
@@ -97,9 +95,9 @@ def test_the_test_split_is_not_touched(tuned, monkeypatch):
     assert set(seen) == {"train", "validation"}
 
 
-def test_an_interrupted_search_goes_on_and_repeats_nothing(tuned, fake, monkeypatch):
+def test_an_interrupted_search_resumes_and_repeats_nothing(tuned, fake, monkeypatch):
     whole = tlkeras.tune("tuned.yaml", {"name": "whole"}, train_best=False)
-    asked_whole = list(fake)
+    scored_whole = list(fake)
     fake.clear()
     quick = TrialRunner.score
 
@@ -113,17 +111,17 @@ def test_an_interrupted_search_goes_on_and_repeats_nothing(tuned, fake, monkeypa
         with pytest.raises(KeyboardInterrupt):
             tlkeras.tune("tuned.yaml", train_best=False)
     result = tlkeras.tune("tuned.yaml", train_best=False)
-    assert result["path"] == "runs/tuning/tuned-01"
-    assert fake == asked_whole
-    assert [t["values"] for t in result["trials"]] == [t["values"] for t in whole["trials"]]
+    assert result.path == "runs/tuning/tuned-01"
+    assert fake == scored_whole
+    assert [trial.values for trial in result.trials] == [trial.values for trial in whole.trials]
 
 
 def test_a_finished_search_is_never_overwritten(tuned, fake):
-    paths = [tlkeras.tune("tuned.yaml", train_best=False)["path"] for _ in range(2)]
+    paths = [tlkeras.tune("tuned.yaml", train_best=False).path for _ in range(2)]
     assert paths == ["runs/tuning/tuned-01", "runs/tuning/tuned-02"]
 
 
-def test_where_nothing_works_the_reasons_are_told(tuned, fake, monkeypatch):
+def test_where_no_trial_works_the_reasons_are_given(tuned, fake, monkeypatch):
     def fail(self, recipe):
         raise ValueError("no such thing")
 
@@ -143,12 +141,12 @@ def test_a_trial_that_fails_does_not_end_the_search(tuned, fake, monkeypatch):
 
     monkeypatch.setattr(TrialRunner, "score", fail_once)
     result = tlkeras.tune("tuned.yaml", train_best=False)
-    assert [trial["error"] for trial in result["failed"]] == ["its loss is nan"]
-    assert len(result["trials"]) == 3
+    assert [trial.error for trial in result.failed] == ["its loss is nan"]
+    assert len(result.trials) == 3
 
 
-def test_a_full_disk_keeps_what_was_done(tuned, fake, monkeypatch):
-    write = searching.TrialLog.write
+def test_a_full_disk_keeps_completed_trials(tuned, fake, monkeypatch):
+    write = SearchState.write
 
     def refuse(self):
         if len(fake) == 2:
@@ -159,23 +157,15 @@ def test_a_full_disk_keeps_what_was_done(tuned, fake, monkeypatch):
         raise OSError(28, "No space left on device")
 
     real = os.replace
-    monkeypatch.setattr(searching.TrialLog, "write", refuse)
+    monkeypatch.setattr(SearchState, "write", refuse)
     try:
         done = CliRunner().invoke(main, ["--quiet", "tune", "tuned.yaml"])
     finally:
         os.replace = real
     assert done.exit_code == 6
     assert "No space left on device" in done.stderr
-    monkeypatch.setattr(searching.TrialLog, "write", write)
-    assert len(tlkeras.tune("tuned.yaml", train_best=False)["trials"]) == 4
-
-
-def test_importance_finds_the_key_that_matters():
-    space = {"a.x": SearchDimension(min=0.0, max=1.0), "b.y": SearchDimension(values=("u", "v"))}
-    trials = [{"values": {"a.x": number / 40, "b.y": "uv"[number % 2]}} for number in range(40)]
-    found = measure_importance(space, trials, [trial["values"]["a.x"] ** 2 for trial in trials])
-    assert found["a.x"] > 0.95
-    assert sum(found.values()) == pytest.approx(1)
+    monkeypatch.setattr(SearchState, "write", write)
+    assert len(tlkeras.tune("tuned.yaml", train_best=False).trials) == 4
 
 
 def start(*options):
@@ -218,13 +208,13 @@ def test_kill_9_of_the_search_loses_and_repeats_nothing(tuned):
 
 
 @pytest.mark.slow
-def test_kill_9_of_a_worker_fails_its_trial_and_is_told(tuned):
+def test_kill_9_of_a_worker_fails_its_trial_with_the_signal(tuned):
     process = start("--set", "tuning.max_trials=8", "--set", "tuning.confirm_seeds=1", "--workers", "2")
     wait_for(lambda: count_ended() >= 2, process)
     listed = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
     )
-    pids = [int(line.split()[0]) for line in listed.stdout.splitlines() if "tlkeras.tuning.worker_main" in line]
+    pids = [int(line.split()[0]) for line in listed.stdout.splitlines() if "tlkeras.tuning.workers" in line]
     assert len(pids) == 2
     os.kill(pids[0], signal.SIGKILL)
     assert process.wait(timeout=300) == 0, process.stderr.read()
@@ -245,16 +235,16 @@ def test_ratios_and_depths_are_searched_from_the_cut_that_all_trials_share(tuned
     }
     change = {"head": {"kind": "linear"}, "finetuning": {"stages": stages}, "tuning.space": space}
     result = tlkeras.tune("tuned.yaml", change)
-    trials = result["trials"]
-    assert len(trials) == 4 and all(trial["status"] == "completed" for trial in trials)
-    assert {trial["values"]["finetuning.stages.top.unfreeze"] for trial in trials} == {1, 2}
-    (stage,) = load_recipe(str(Path(result["path"]) / "best.yaml")).finetuning.stages
-    best = min(trials, key=lambda trial: trial["figures"]["loss"])
-    assert stage.layer_decay == best["values"]["finetuning.stages.top.layer_decay"]
-    assert Path(result["run"]["path"], "model.keras").exists()
+    trials = result.trials
+    assert len(trials) == 4 and all(trial.status == "completed" for trial in trials)
+    assert {trial.values["finetuning.stages.top.unfreeze"] for trial in trials} == {1, 2}
+    (stage,) = load_recipe(str(Path(result.path) / "best.yaml")).finetuning.stages
+    best = min(trials, key=lambda trial: trial.score("loss"))
+    assert stage.layer_decay == best.values["finetuning.stages.top.layer_decay"]
+    assert Path("runs", result.run, "model.keras").exists()
 
 
-def test_check_looks_at_the_space_too(tuned):
-    wrong = {"tuning.space": {"mapping.dropouts": [0.1], "training.learning_rate": [-1.0]}}
-    problem = "\n".join(tlkeras.check("tuned.yaml", wrong)["problems"])
-    assert "mapping.dropouts" in problem and "training.learning_rate = -1.0" in problem
+def test_check_examines_the_space_too(tuned):
+    wrong = {"tuning.space": {"head.dropouts": [0.1], "training.learning_rate": [-1.0]}}
+    problem = "\n".join(tlkeras.check("tuned.yaml", wrong).problems)
+    assert "head.dropouts" in problem and "training.learning_rate = -1.0" in problem

@@ -1,7 +1,8 @@
-"""Commands of choosing."""
+"""The commands `tune` and `tune report`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -9,89 +10,74 @@ import click
 from tlkeras.cli.options import json_option, render, runs_option, set_option
 
 
-@click.command()
-@click.argument("recipe", metavar="DATA|RECIPE")
-@set_option
-@click.option("--target", metavar="WHERE", help="server, cpu or mobile  [default: server with a GPU, else cpu]")
-@click.option("--candidates", "patterns", multiple=True, metavar="PATTERN", help="Names that match; repeatable.")
-@click.option("--licence", "licences", multiple=True, metavar="SPDX", help="Accepted for the weights; repeatable.")
-@click.option("--max-parameters", type=click.FloatRange(0), metavar="MILLIONS", help="At most so many parameters.")
-@click.option("--max-multiply-adds", type=click.FloatRange(0), metavar="MILLIONS", help="At most so many per image.")
-@click.option("--max-size", type=click.FloatRange(0), metavar="MB", help="Weights in float32 take at most so much.")
-@click.option("--max-latency", type=click.FloatRange(0), metavar="MS", help="One image takes at most so long here.")
-@click.option("--most", default=6, show_default=True, type=click.IntRange(1), help="Backbones to measure.")
-@click.option("--images", default=1000, show_default=True, type=click.IntRange(4), help="To look at, at most.")
-@click.option(
-    "--minutes", default=60.0, show_default=True, type=click.FloatRange(0), help="Fine-tuning may take so long."
-)
-@click.option("--image", metavar="PNG", help="Pareto's front  [default: NAME-backbones.png]")
-@click.option("--to", metavar="YAML", help="Write the recipe there, too.")
-@json_option
-def recommend(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Say which pretrained network, frozen or fine-tuned, at which size, for these images on this machine.
+class _CommandWithSubcommands(click.Command):
+    """A command whose first argument may also name a command below it, such as `tlkeras tune report`."""
 
-    Backbones that meet the limits and whose weights can be had are measured: how well nearest neighbours and a linear
-    head tell the classes apart on their features, and what they cost here. The recipe to run is printed.
+    def __init__(self, *arguments: Any, subcommands: Sequence[click.Command], **options: Any):
+        super().__init__(*arguments, **options)
+        self.subcommands = {command.name: command for command in subcommands}
 
-    \b
-    Example: tlkeras recommend photos/ --max-latency 20 --to mine.yaml
-    """
-    import tlkeras
-    from tlkeras.cli.tables.recommend import print_recommendation
-    from tlkeras.config.recipe import parse_overrides
-    from tlkeras.data.sources.references import load_recipe_or_source
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of this command, or of the one below it that the first argument names."""
+        if args and args[0] in self.subcommands:
+            name = f"{info_name} {args[0]}"
+            return self.subcommands[args[0]].make_context(name, args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
 
-    others = {name: options.pop(name) for name in ("images", "minutes", "image", "to")}
-    limits = _name_limits(options)
-    overrides = parse_overrides(assignments)
-    load_recipe_or_source(recipe, overrides)  # what is wrong with it is told before TensorFlow is imported
-    result = tlkeras.recommend(recipe, overrides, limits=limits, **others)
-    render(result, as_json, print_recommendation)
-
-
-def _name_limits(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the limits that were given, in single units."""
-    millions = {"parameters": options["max_parameters"], "multiply_adds": options["max_multiply_adds"]}
-    limits = {name: None if value is None else value * 1e6 for name, value in millions.items()}
-    limits |= {"megabytes": options["max_size"], "milliseconds": options["max_latency"], "target": options["target"]}
-    limits |= {name: options[name] or None for name in ("patterns", "licences", "most")}
-    return {name: value for name, value in limits.items() if value is not None}
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands below this one."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name or "", one.get_short_help_str()) for name, one in self.subcommands.items()])
 
 
 @click.command()
-@click.argument("recipe", metavar="RECIPE|report")
-@click.argument("search", required=False)
-@set_option
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Trials at the same time.")
-@click.option("--engine", default="local", show_default=True, help="local (processes) or ray (a Ray cluster).")
-@click.option("--train/--no-train", "train_best", default=True, help="Make an ordinary run of the best trial.")
+@click.argument("search", default="latest")
 @runs_option
 @json_option
-def tune(
-    recipe: str,
-    search: str | None,
-    assignments: tuple[str, ...],
-    runs: str,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Search RECIPE's `tuning.space` for what is best on the validation split, never on the test split.
-
-    What is frozen in all trials is computed once. After an interruption or kill -9 the same command goes on. The best
-    trials are repeated with other seeds; the best becomes a recipe file and an ordinary run.
+def report(search: str, runs: str, as_json: bool) -> None:
+    """Show the trials of SEARCH (a name, a path or `latest`), best first, with charts in its folder.
 
     \b
-    Example: tlkeras tune mine.yaml --set tuning.max_trials=50
-             tlkeras tune report latest                     table and images of a search
+    Example: tlkeras tune report latest
     """
     import tlkeras
     from tlkeras.cli.tables.tuning import print_tuning
+
+    render(tlkeras.report_tuning(search, runs=runs), as_json, print_tuning)
+
+
+@click.command(cls=_CommandWithSubcommands, subcommands=[report])
+@click.argument("recipe")
+@set_option
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Trials at the same time.")
+@click.option("--engine", default="local", show_default=True, help="local (processes) or ray (a Ray cluster).")
+@click.option("--train/--no-train", "train_best", default=True, help="Train the best trial as an ordinary run.")
+@runs_option
+@json_option
+def tune(recipe: str, assignments: tuple[str, ...], runs: str, as_json: bool, **options: Any) -> None:
+    """Search RECIPE's `tuning.space` for the best values on the validation split, never on the test split.
+
+    Frozen features are computed once for all trials. After an interruption or kill -9 the same command resumes. The
+    best trials are repeated with other seeds; the best becomes a recipe file and an ordinary run.
+
+    \b
+    Example: tlkeras tune mine.yaml --set tuning.max_trials=50
+             tlkeras tune report latest
+    """
+    import tlkeras
+    from tlkeras.cli.tables.runs import print_training
+    from tlkeras.cli.tables.tuning import print_tuning
     from tlkeras.config.recipe import load_recipe, parse_overrides
 
-    if recipe == "report":
-        result = tlkeras.report_tuning(search or "latest", runs=runs)
-    elif search is not None:
-        raise click.UsageError("Only `tlkeras tune report` takes a SEARCH.")
+    result = tlkeras.tune(load_recipe(recipe, parse_overrides(assignments)), runs=runs, **options)
+    if result.run is None:
+        render(result, as_json, print_tuning)
+        return
+    best = tlkeras.evaluate(result.run, runs=runs)
+    if as_json:
+        render({**result.to_dict(), "run": best}, as_json, print)
     else:
-        result = tlkeras.tune(load_recipe(recipe, parse_overrides(assignments)), runs=runs, **options)
-    render(result, as_json, print_tuning)
+        print_tuning(result)
+        print_training(best)

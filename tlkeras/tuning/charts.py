@@ -1,4 +1,4 @@
-"""Images of searches: how trials differ, and which keys mattered."""
+"""Charts of searches: parallel coordinates of the trials, and the importance of the keys."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def draw_parallel(
     *,
     low: bool = False,
 ) -> None:
-    """Draw a line per trial across an axis per key, coloured by how good it was; the best is drawn last.
+    """Draw a line per trial across an axis per key, coloured by its score; the best is drawn last.
 
     Args:
-        axes: Per key the value of each trial; texts are set side by side in the order of their names.
+        axes: Per key the value of each trial; texts are spread evenly in alphabetical order.
         score: Its name and values, drawn as the last axis.
         path: The PNG file to write.
         logarithmic: Keys whose axis shows the logarithm.
@@ -81,7 +81,7 @@ def draw_importance(shares: Mapping[str, float], label: str, path: Path) -> None
 
 
 def _place_on_axis(values: Sequence[Any], logarithmic: bool) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return heights from 0 to 1, and where to write what on the axis."""
+    """Heights of the values, 0 to 1, and the ticks of the axis, each a height and a text."""
     if not all(isinstance(value, (int, float)) for value in values):
         names = sorted({str(value) for value in values})
         places = {name: (number + 0.5) / len(names) for number, name in enumerate(names)}
@@ -95,5 +95,5 @@ def _place_on_axis(values: Sequence[Any], logarithmic: bool) -> tuple[list[float
 
 
 def _shade(goodness: float) -> tuple[float, float, float]:
-    """Return a blue, the darker the better."""
+    """A blue in red, green and blue, the darker the better."""
     return (0.80 * (1 - goodness), 0.88 - 0.43 * goodness, 0.95 - 0.25 * goodness)

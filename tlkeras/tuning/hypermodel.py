@@ -8,13 +8,13 @@ import keras
 import keras_tuner
 
 from tlkeras.config.recipe import Recipe, load_recipe
+from tlkeras.config.trials import apply_values
 from tlkeras.tuning.objective import TrialRunner
-from tlkeras.tuning.search import check_space
-from tlkeras.tuning.space import apply_values, declare, read_values
+from tlkeras.tuning.space import check_space, declare, read_values
 
 
 class RecipeHyperModel(keras_tuner.HyperModel):
-    """Trials of a recipe for any tuner of KerasTuner; what is frozen is computed once and shared by all of them.
+    """Trials of a recipe for any tuner of KerasTuner, which share frozen features that are computed once.
 
         tuner = keras_tuner.BayesianOptimization(
             RecipeHyperModel("mine.yaml"), keras_tuner.Objective("val_roc_auc", "max"), max_trials=20
@@ -23,9 +23,9 @@ class RecipeHyperModel(keras_tuner.HyperModel):
         recipe = tuner.hypermodel.make_recipe(tuner.get_best_hyperparameters()[0])
 
     A trial is measured on the validation split and gives `val_loss`, `val_accuracy`, `val_roc_auc` and `seconds`; the
-    test split is neither read nor measured. `fit` trains the whole trial: heads that Keras does not train, and stages of
-    fine-tuning, are more than the one model that KerasTuner asks `build` for. So the tuner keeps no models; train the
-    best recipe instead.
+    test split is neither read nor measured. `fit` trains the whole trial: heads that Keras does not train, and stages
+    of fine-tuning, are more than the one model that `build` could return. So the tuner keeps no models; train the best
+    recipe instead.
 
     Args:
         recipe: A recipe with a section `tuning`, or its name or path.
@@ -36,26 +36,26 @@ class RecipeHyperModel(keras_tuner.HyperModel):
 
     def __init__(self, recipe: Recipe | str):
         super().__init__()
-        self.recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+        self.recipe = load_recipe(recipe)
         self._tuning = check_space(self.recipe)
-        self._evaluator = TrialRunner()
+        self._runner = TrialRunner()
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
-        """Declare the space in `hp`; return a model without weights, because KerasTuner asks for one."""
+        """A model without weights, because KerasTuner needs one; the space is declared in `hp`."""
         declare(self._tuning, hp)
         return keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
 
     def fit(self, hp: keras_tuner.HyperParameters, model: keras.Model, *args: Any, **options: Any) -> dict[str, float]:
-        """Return what the trial reaches on the validation split.
+        """Loss, accuracy and ROC AUC of the trial on the validation split, and its seconds.
 
         Raises:
-            TlkerasError: What is in the trial's way.
+            TlkerasError: The trial cannot be run.
         """
-        figures = self._evaluator.score(self.make_recipe(hp))
+        figures = self._runner.score(self.make_recipe(hp))
         return {name if name == "seconds" else f"val_{name}": value for name, value in figures.items()}
 
     def make_recipe(self, hp: keras_tuner.HyperParameters) -> Recipe:
-        """Return the recipe of a trial, ready to train.
+        """The recipe of a trial, ready to train.
 
         Raises:
             RecipeError: The values do not go together.

@@ -1,4 +1,4 @@
-"""Compiled heads, used again: building, tracing and compiling a model costs more than training a small one."""
+"""A pool of compiled heads: building, tracing and compiling a model costs more than training a small one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_MODELS = 32
 
 @keras.saving.register_keras_serializable("tlkeras")
 class _Dropout(keras.layers.Dropout):
-    """Dropout whose rate is a variable, so that a traced step serves all rates."""
+    """Dropout whose rate is a variable, so that one traced step works for all rates."""
 
     def __init__(self, rate: float, **config: Any):
         super().__init__(0.5, **config)  # with a rate of 0 it would have no seeds to draw from
@@ -34,7 +34,7 @@ class _Cosine(keras.optimizers.schedules.LearningRateSchedule):
         self.initial, self.steps = (tf.Variable(1.0, trainable=False, dtype="float32") for _ in range(2))
 
     def follow(self, schedule: keras.optimizers.schedules.CosineDecay) -> None:
-        """Take the numbers of a schedule."""
+        """Copy the numbers of a schedule."""
         self.initial.assign(schedule.initial_learning_rate)
         self.steps.assign(schedule.decay_steps)
 
@@ -47,55 +47,60 @@ class _Cosine(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class CompiledModelCache:
-    """Lends a compiled model wherever a head would compile one of equal shape.
+    """Compiled models that heads of equal shape borrow instead of compiling their own.
 
-    Rates of dropout, learning rate and weight decay may differ: in a model of the pool they are variables. A lent model
-    starts from the weights, seeds and rates of the one it stands for, with a fresh optimizer, and learns the same.
+    Rates of dropout, learning rate and weight decay may differ: in a model of the pool they are variables. A borrowed
+    model starts from the weights, seeds and rates of the one it replaces, with a fresh optimizer, and learns the same.
+
+    Attributes:
+        compiled: Number of models that were compiled.
     """
 
     def __init__(self) -> None:
         self._models: dict[str, keras.Sequential] = {}
         self.compiled = 0
 
-    def adopt(self, head: Any) -> None:
-        """Let a head take its models from here, if it builds any."""
+    def attach(self, head: Any) -> None:
+        """Make a head borrow its models from this pool, if it builds any."""
         build = getattr(head, "_build", None)
         if build is not None:
             head._build = lambda X: _BorrowedModel(self, build(X))
 
-    def lend(self, model: keras.Sequential, optimizer: keras.optimizers.Optimizer, **options: Any) -> keras.Sequential:
-        """Return a compiled model that stands for `model`, uncompiled, and its optimizer."""
-        key = _describe(model, optimizer, options)
-        lent = self._models.pop(key, None)
-        if lent is None:
-            lent = keras.models.clone_model(model, clone_function=_clone_layer)
+    def borrow(
+        self, model: keras.Sequential, optimizer: keras.optimizers.Optimizer, **options: Any
+    ) -> keras.Sequential:
+        """A compiled model of the pool in place of a model that is not compiled, and its optimizer."""
+        key = _make_key(model, optimizer, options)
+        borrowed = self._models.pop(key, None)
+        if borrowed is None:
+            borrowed = keras.models.clone_model(model, clone_function=_clone_layer)
             schedule = _Cosine()
             schedule.follow(optimizer._learning_rate)
             optimizer._learning_rate = schedule
             optimizer.weight_decay = tf.Variable(optimizer.weight_decay or 0.0, trainable=False)
-            lent.compile(optimizer, **options)
+            borrowed.compile(optimizer, **options)
             self.compiled += 1
         else:
-            lent.optimizer._learning_rate.follow(optimizer._learning_rate)
-            lent.optimizer.weight_decay.assign(optimizer.weight_decay or 0.0)
-            for variable in lent.optimizer.variables:
+            borrowed.optimizer._learning_rate.follow(optimizer._learning_rate)
+            borrowed.optimizer.weight_decay.assign(optimizer.weight_decay or 0.0)
+            for variable in borrowed.optimizer.variables:
                 variable.assign(tf.zeros_like(variable))
-        self._models[key] = lent
+        self._models[key] = borrowed
         if len(self._models) > _MOST_MODELS:
             del self._models[next(iter(self._models))]
-        _copy(model, lent)
-        return lent
+        _copy_state(model, borrowed)
+        return borrowed
 
 
 class _BorrowedModel:
-    """Stands where a head has built a model, until it is compiled; then it is the model of the pool."""
+    """A model that a head has built, replaced by one of the pool when it is compiled."""
 
     def __init__(self, pool: CompiledModelCache, fresh: keras.Sequential):
         self._pool, self._model = pool, fresh
 
     def compile(self, optimizer: Any, loss: Any, **options: Any) -> None:
-        """Take a compiled model from the pool."""
-        self._model = self._pool.lend(self._model, optimizer, loss=loss, **options)
+        """Borrow a compiled model from the pool."""
+        self._model = self._pool.borrow(self._model, optimizer, loss=loss, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -106,9 +111,9 @@ def _clone_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     return _Dropout(**config) if type(layer) is keras.layers.Dropout else type(layer).from_config(config)
 
 
-def _copy(model: keras.Sequential, lent: keras.Sequential) -> None:
-    lent.set_weights(model.get_weights())
-    for ours, theirs in zip(_list_dropouts(lent), _list_dropouts(model), strict=True):
+def _copy_state(model: keras.Sequential, borrowed: keras.Sequential) -> None:
+    borrowed.set_weights(model.get_weights())
+    for ours, theirs in zip(_list_dropouts(borrowed), _list_dropouts(model), strict=True):
         ours.share.assign(theirs.rate)
         if theirs.rate > 0:
             ours.seed_generator.state.assign(theirs.seed_generator.state)
@@ -118,16 +123,15 @@ def _list_dropouts(model: keras.Model) -> Iterator[keras.layers.Dropout]:
     return (layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dropout))
 
 
-def _describe(model: keras.Sequential, optimizer: keras.optimizers.Optimizer, options: dict[str, Any]) -> str:
-    """Return what two models must have in common to be one of the pool."""
+def _make_key(model: keras.Sequential, optimizer: keras.optimizers.Optimizer, options: dict[str, Any]) -> str:
+    """Everything that two models must have in common to share one of the pool, as text."""
     config = optimizer.get_config()
     fixed = {name: config[name] for name in sorted(config) if name not in ("name", "learning_rate", "weight_decay")}
-    plain = json.dumps([_strip(model.get_config()), type(optimizer).__name__, fixed, options], default=str)
-    return plain
+    return json.dumps([_strip(model.get_config()), type(optimizer).__name__, fixed, options], default=str)
 
 
 def _strip(config: Any) -> Any:
-    """Return a configuration without what a lent model takes from the one it stands for."""
+    """A configuration without the values that a borrowed model takes from the one it replaces."""
     if isinstance(config, (list, tuple)):
         return [_strip(item) for item in config]
     if not isinstance(config, dict):

@@ -1,9 +1,8 @@
-"""How good a trial is on the validation split; the test split is neither read nor measured here."""
+"""The objective of a trial: its figures on the validation split; the test split is neither read nor measured."""
 
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,6 @@ import keras
 import numpy as np
 
 from tlkeras.config.recipe import Recipe
-from tlkeras.config.schema.heads import FEATURE_MAP_HEADS
 from tlkeras.data.inspection import validate_images
 from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError
@@ -22,6 +20,7 @@ from tlkeras.finetuning.metrics import measure, measure_number
 from tlkeras.heads.heads import Head
 from tlkeras.training import builders
 from tlkeras.training.builders.fit_heads import SplitFeatures, fit_heads
+from tlkeras.training.builders.trials import dataset_key, features_key, fine_tunes
 from tlkeras.training.finetune import open_trainer
 from tlkeras.training.frozen import read_split
 from tlkeras.tuning.model_pool import CompiledModelCache
@@ -48,7 +47,7 @@ class SharedFeatures:
 
 
 class TrialRunner:
-    """Carries out trials in this process, one after the other; what is frozen is computed by the first and shared.
+    """Runs trials in this process, one after the other; frozen features are computed by the first and shared.
 
     Attributes:
         pool: The compiled heads.
@@ -59,44 +58,44 @@ class TrialRunner:
         self._datasets: dict[str, Dataset] = {}
         self._frozen: OrderedDict[str, SharedFeatures] = OrderedDict()
 
-    def prepare(self, recipe: Recipe, corners: Iterable[Recipe]) -> int:
-        """Compute what is frozen in all trials, in one pass over the images; return how many were computed.
+    def prepare(self, recipe: Recipe, boundaries: Iterable[Recipe]) -> int:
+        """Compute the frozen work of all trials, in one pass over the images; the number of images computed.
 
         Args:
-            recipe: Any trial's.
-            corners: Recipes that need, among them, all frozen work that any trial needs.
+            recipe: Of any trial.
+            boundaries: Recipes that need, among them, all frozen work that any trial needs.
         """
         computed = self.open(recipe).computed
         groups: dict[str, tuple[Recipe, dict[str, None]]] = {}
-        for corner in corners:
-            if corner.finetuning is None:
-                computed += self.open(corner).computed
+        for boundary in boundaries:
+            if not fine_tunes(boundary):
+                computed += self.open(boundary).computed
                 continue
-            taps = builders.activations_needed(self._plan(corner))
-            _, known = groups.setdefault(_frozen_key(corner), (corner, {}))
+            taps = builders.activations_needed(self._plan(boundary))
+            _, known = groups.setdefault(features_key(boundary), (boundary, {}))
             known |= dict.fromkeys(taps)
-        for corner, known in groups.values():
+        for boundary, known in groups.values():
             if len(known) > 1:
-                computed += self._extract_all(corner, list(known))
-            _forget()
+                computed += self._extract_all(boundary, list(known))
+            _clear_session()
         return computed
 
     def score(self, recipe: Recipe) -> dict[str, float]:
-        """Train by a recipe and return loss, accuracy and ROC AUC on its validation split, and `seconds`.
+        """Loss, accuracy and ROC AUC of a trained recipe on its validation split, and its `seconds`.
 
         Raises:
-            TlkerasError: What is in the way.
+            TlkerasError: The recipe cannot be trained.
         """
         start = time.perf_counter()
         frozen = self.open(recipe)
         make = builders.adapt_heads(recipe, lambda: self._make_head(recipe))
         heads = fit_heads(make, frozen.dataset, frozen.parts)
-        figures = self._refine(recipe, frozen, heads) if recipe.finetuning else _measure(frozen, heads)
+        figures = self._fine_tune(recipe, frozen, heads) if fine_tunes(recipe) else _measure(frozen, heads)
         return {**figures, "seconds": round(time.perf_counter() - start, 3)}
 
     def open(self, recipe: Recipe) -> SharedFeatures:
-        """Return features of both splits, from memory, from the cache, or computed."""
-        key = _frozen_key(recipe)
+        """Frozen features of both splits, from memory, from the cache, or computed."""
+        key = features_key(recipe)
         if key not in self._frozen:
             self._frozen[key] = self._read(recipe)
         self._frozen.move_to_end(key)
@@ -106,12 +105,12 @@ class TrialRunner:
 
     def _plan(self, recipe: Recipe) -> builders.Experiment:
         """The experiment of a trial; image files are read once for all trials with the same data."""
-        key = recipe.data.model_dump_json(exclude={"validation"})
+        key = dataset_key(recipe)
         if key not in self._datasets:
             self._datasets[key] = validate_images(builders.read_dataset(recipe))
         experiment = builders.plan(recipe, self._datasets[key], builders.build_feature_extractor(recipe))
         if not len(experiment.dataset.rows("validation")):
-            raise DataError("A search needs images to validate on.", "none", "Raise data.validation.")
+            raise DataError("No image is left to validate on, which a search needs.", None, "Raise data.validation.")
         return experiment
 
     def _read(self, recipe: Recipe) -> SharedFeatures:
@@ -132,26 +131,26 @@ class TrialRunner:
 
     def _make_head(self, recipe: Recipe) -> Head:
         head = builders.make_recipe_head(recipe)
-        self.pool.adopt(head)
+        self.pool.attach(head)
         return head
 
-    def _refine(self, recipe: Recipe, frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, float]:
-        """Return what the fine-tuned network reaches, at the epoch whose weights a run would keep."""
+    def _fine_tune(self, recipe: Recipe, frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, float]:
+        """Figures of the fine-tuned network, at the epoch whose weights a run would keep."""
         try:
             experiment = replace(self._plan(recipe), dataset=frozen.dataset)
             network = builders.make_network(experiment, heads)
             with open_trainer(experiment, network) as trainer:
-                history = trainer.run(None, lambda row: None)
+                history = trainer.run()
                 best = trainer.best_epoch
             if best is not None and best < 1:  # nothing was better than the start: the heads on frozen features
                 return _measure(frozen, heads)
             return _rename(history[-1 if best is None else best - 1])
         finally:
-            _forget()
+            _clear_session()
 
 
 def _measure(frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, float]:
-    """Return the mean over the tasks of what their heads reach on the validation split."""
+    """Figures of the heads on the validation split, each the mean over the tasks."""
     figures, dataset = [], frozen.dataset
     for task in dataset.tasks:
         _, (X, targets, weights) = frozen.parts["validation"].take(dataset, task)
@@ -168,20 +167,12 @@ def _measure(frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, flo
     return _rename({name: float(np.mean([of[name] for of in figures if name in of])) for name in names})
 
 
-def _forget() -> None:
-    """Let go of a network that was trained: Keras keeps names and graphs of all that were ever made."""
+def _clear_session() -> None:
+    """Free the memory of a trained network: Keras keeps names and graphs of all that were ever made."""
     keras.backend.clear_session()
     gc.collect()
 
 
-def _rename(figures: dict[str, Any]) -> dict[str, float]:
+def _rename(figures: Mapping[str, float]) -> dict[str, float]:
     names: tuple[str, ...] = ("loss", "accuracy", "roc_auc")
     return {name: float(figures[f"val_{name}"]) for name in names if f"val_{name}" in figures}
-
-
-def _frozen_key(recipe: Recipe) -> str:
-    """Return what features depend on; heads that eat maps need them before pooling."""
-    parts = [recipe.data, recipe.backbone, recipe.features, recipe.cache, recipe.domain_adaptation]
-    return json.dumps(
-        [recipe.head.kind in FEATURE_MAP_HEADS, *(part and part.model_dump(mode="json") for part in parts)]
-    )

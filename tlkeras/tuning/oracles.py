@@ -1,4 +1,4 @@
-"""What proposes trials: KerasTuner's oracles, kept in one file that is whole or not there."""
+"""KerasTuner's oracles as the scheduler of a search, with a state that can be stored."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import keras_tuner
@@ -13,6 +14,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from threadpoolctl import threadpool_limits
 
 from tlkeras.config.schema.tuning import TuningConfig
+from tlkeras.config.trials import RecipeValues
 from tlkeras.tuning.space import make_hyperparameters, read_values
 
 SCORE = "score"
@@ -25,48 +27,53 @@ _ORACLES: dict[str, type[keras_tuner.Oracle]] = {
 
 
 def make_oracle(tuning: TuningConfig, epochs: int) -> keras_tuner.Oracle:
-    """Return the oracle that a recipe asks for.
+    """The oracle of a recipe's algorithm, with its own files and failure limit switched off.
 
-    KerasTuner writes its files in place and gives up after three failures with its lock held; here it writes nothing,
-    and the search decides when to give up.
+    KerasTuner writes its files in place and gives up after three failures with its lock held; here the search stores
+    the state and decides when to give up.
 
     Args:
-        epochs: What Hyperband divides among its rounds.
+        epochs: Divided by Hyperband among its rounds.
     """
     kind = _ORACLES[tuning.algorithm]
-    options: dict[str, Any] = {"max_epochs": epochs} if tuning.algorithm == "hyperband" else {}
-    if tuning.algorithm != "hyperband":
-        options["max_trials"] = tuning.max_trials
+    hyperband = tuning.algorithm == "hyperband"
     silent = {"save": lambda self: None, "_save_trial": lambda self, trial: None}
     oracle: keras_tuner.Oracle = type(kind.__name__, (kind,), silent)(
         objective=keras_tuner.Objective(SCORE, "min" if tuning.objective == "loss" else "max"),
         hyperparameters=make_hyperparameters(tuning),
         allow_new_entries=False,
-        # from 1 on: 0 would be drawn anew
+        # from 1 on: KerasTuner takes 0 as no seed
         seed=tuning.seed + 1,
         max_consecutive_failed_trials=10**9,
-        **options,
+        **({"max_epochs": epochs} if hyperband else {"max_trials": tuning.max_trials}),
     )
-    if tuning.algorithm == "hyperband":
+    if hyperband:
         oracle.max_trials = tuning.max_trials
     oracle.verbose = 0
     return oracle
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """The name of a trial, and its recipe values by dotted key."""
+
+    name: str
+    values: RecipeValues
+
+
 class TrialScheduler:
-    """Trials to do, one after the other or several at once.
+    """Proposes trials, one after the other or several at once.
 
     Args:
-        tuning: What is searched.
+        tuning: The space and the algorithm.
         epochs: As in `make_oracle`.
-        state: What `state` returned, to go on from there; trials that were running then are proposed again.
+        state: Result of `state` to continue from; trials that were running then are proposed again.
     """
 
     def __init__(self, tuning: TuningConfig, epochs: int, state: Mapping[str, Any] | None = None):
         self._tuning, self._oracle = tuning, make_oracle(tuning, epochs)
         if state:
-            kept = {name: Trial.from_state(json.loads(text)) for name, text in state["trials"].items()}
-            self._oracle.trials = kept
+            self._oracle.trials = {name: Trial.from_state(json.loads(text)) for name, text in state["trials"].items()}
             self._oracle.set_state(json.loads(state["oracle"]))
             self._oracle._retry_queue += [trial.trial_id for trial in self._oracle.ongoing_trials.values()]
             self._oracle.ongoing_trials = {}
@@ -75,50 +82,50 @@ class TrialScheduler:
                 for name in state["grid"]["order"]:
                     self._oracle._ordered_ids.insert(name)
 
-    def state(self) -> dict[str, Any]:
-        """Return all that the next proposal depends on, as JSON."""
+    def state(self) -> Mapping[str, object]:
+        """All that the next proposal depends on, as JSON values."""
         trials = {name: json.dumps(trial.get_state()) for name, trial in self._oracle.trials.items()}
-        state: dict[str, Any] = {"oracle": json.dumps(self._oracle.get_state()), "trials": trials}
-        if self._tuning.algorithm == "grid":  # whose place in the grid KerasTuner itself forgets
+        state: dict[str, object] = {"oracle": json.dumps(self._oracle.get_state()), "trials": trials}
+        if self._tuning.algorithm == "grid":  # KerasTuner does not store its place in the grid
             state["grid"] = {"pending": self._oracle._populate_next, "order": _list_order(self._oracle._ordered_ids)}
         return state
 
-    def next(self, worker: str) -> tuple[str, dict[str, Any]] | None:
-        """Return the name and recipe values of a trial; None where there is none, at the moment or for good."""
-        # many small systems of equations: threads only wait for each other
-        with threadpool_limits(1), _quietly():
+    def next(self, worker: str) -> Proposal | None:
+        """The next trial; None where there is none, at the moment or for good."""
+        # many small systems of equations, for which one thread is the fastest
+        with threadpool_limits(1), _ignore_deprecations():
             trial = self._oracle.create_trial(worker)
         if trial.status != TrialStatus.RUNNING:
             return None
-        return trial.trial_id, read_values(self._tuning, trial.hyperparameters.values)
+        return Proposal(trial.trial_id, read_values(self._tuning, trial.hyperparameters.values))
 
     def complete(self, name: str, score: float) -> None:
-        """Say how good a trial was."""
-        with _quietly():
+        """Record the objective that a trial has reached."""
+        with _ignore_deprecations():
             self._oracle.update_trial(name, {SCORE: score})
         self._end(name, TrialStatus.COMPLETED, None)
 
     def fail(self, name: str, reason: str) -> None:
-        """Say that a trial cannot be carried out."""
+        """Record that a trial failed."""
         self._end(name, TrialStatus.FAILED, reason)
 
     def _end(self, name: str, status: str, message: str | None) -> None:
         trial = self._oracle.trials[name]
         trial.status, trial.message = status, message
-        with _quietly():
+        with _ignore_deprecations():
             self._oracle.end_trial(trial)
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep back what KerasTuner's code says of its own age."""
+def _ignore_deprecations() -> Iterator[None]:
+    """Suppress KerasTuner's deprecation warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
 
 
 def _list_order(linked: Any) -> list[str]:
-    """Return what KerasTuner's linked list holds, in its order."""
+    """Items of KerasTuner's linked list, in order."""
     found, index = [], linked._next_index[None]
     while index is not None:
         found.append(linked._memory[index])

@@ -1,41 +1,40 @@
-"""Trials on a Ray cluster: as workers of a search here, and as trials of Ray Tune over the same space."""
+"""Trials on a Ray cluster: as workers of a search, and as trials of Ray Tune over the same space."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from typing import Any
 
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.config.schema.tuning import SearchDimension
-from tlkeras.config.yaml_loader import to_immutable
+from tlkeras.config.trials import RecipeValues, apply_values
 from tlkeras.inference.jobs.ray_engine import choose_resources, require_ray
 from tlkeras.lazy_tensorflow import import_tensorflow_quietly
-from tlkeras.tuning.search import check_space
-from tlkeras.tuning.space import apply_values
-from tlkeras.tuning.workers import TrialResult, run_trial
+from tlkeras.training.builders.jobs import make_source_absolute
+from tlkeras.tuning.space import check_space
+from tlkeras.tuning.trials import TrialResult
+from tlkeras.tuning.workers import run_trial
 
 
 class TrialActor:
-    """Carries out trials in a process of the cluster; what is frozen is computed by its first, or read from the cache.
+    """Runs trials in a process of the cluster; frozen features are computed by the first, or read from the cache.
 
     Args:
-        plain: The recipe as plain data.
+        recipe: With a section `tuning`, its source as an absolute path.
     """
 
-    def __init__(self, plain: dict[str, Any]):
+    def __init__(self, recipe: Recipe):
         import_tensorflow_quietly()
         from tlkeras.tuning.objective import TrialRunner
 
-        self._recipe, self._evaluator = Recipe.model_validate(to_immutable(plain)), TrialRunner()
+        self._recipe, self._runner = recipe, TrialRunner()
 
-    def score(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the figures of a trial, or its `error`."""
-        return run_trial(self._evaluator, self._recipe, values)
+    def run(self, values: RecipeValues) -> TrialResult:
+        """The result of a trial, failed or not."""
+        return run_trial(self._runner.score, self._recipe, values)
 
 
 class RayWorkers:
-    """Workers of a search that are actors of the Ray cluster at RAY_ADDRESS, else of one started on this machine.
+    """Actors of the Ray cluster at RAY_ADDRESS, else of one started on this machine.
 
     An actor that dies in a trial is replaced, and the trial fails.
 
@@ -50,27 +49,27 @@ class RayWorkers:
         self._own = not ray.is_initialized()
         if self._own:
             ray.init(log_to_driver=False, configure_logging=False)
-        self._plain = _make_plain(recipe)
+        self._recipe = make_source_absolute(recipe)
         self._class = ray.remote(**choose_resources(ray.cluster_resources(), count))(TrialActor)
-        self.names: tuple[str, ...] = tuple(f"actor-{number}" for number in range(count))
-        self._actors = {name: self._class.remote(self._plain) for name in self.names}
-        self._running: dict[Any, tuple[str, str]] = {}
+        self.worker_ids: tuple[str, ...] = tuple(f"actor-{number}" for number in range(count))
+        self._actors = {worker: self._class.remote(self._recipe) for worker in self.worker_ids}
+        self._running: dict[Any, str] = {}
 
-    def start(self, worker: str, trial: str, values: Mapping[str, Any]) -> None:
-        """Give a trial to an actor."""
-        self._running[self._actors[worker].score.remote(dict(values))] = (worker, trial)
+    def submit(self, worker: str, values: RecipeValues) -> None:
+        """Start a trial in an actor."""
+        self._running[self._actors[worker].run.remote(dict(values))] = worker
 
-    def wait(self) -> TrialResult:
-        """Return the next trial that ends."""
+    def next_result(self) -> tuple[str, TrialResult]:
+        """The actor whose trial ends next, and the result."""
         import ray
 
         (ready,), _ = ray.wait(list(self._running))
-        worker, trial = self._running.pop(ready)
+        worker = self._running.pop(ready)
         try:
-            return worker, trial, ray.get(ready)
+            return worker, ray.get(ready)
         except ray.exceptions.RayError as error:
-            self._actors[worker] = self._class.remote(self._plain)
-            return worker, trial, {"error": f"the actor died: {str(error).splitlines()[0]}"}
+            self._actors[worker] = self._class.remote(self._recipe)
+            return worker, TrialResult(error=f"the actor died: {str(error).splitlines()[0]}")
 
     def close(self) -> None:
         """End the actors, and the cluster if it was started here."""
@@ -83,21 +82,22 @@ class RayWorkers:
 
 
 def make_param_space(recipe: Recipe | str) -> dict[str, Any]:
-    """Return the space of a recipe's section `tuning` as Ray Tune's, by the same dotted keys.
+    """The space of a recipe's section `tuning` as Ray Tune takes it, by the same dotted keys.
 
     Raises:
         MissingExtraError: Ray is not installed.
         RecipeError: There is no such section, or a value of its space is refused; all problems are named.
     """
     require_ray()
-    return {key: _make_domain(dimension) for key, dimension in check_space(_load(recipe)).space.items()}
+    return {key: _make_domain(dimension) for key, dimension in check_space(load_recipe(recipe)).space.items()}
 
 
 def make_trainable(recipe: Recipe | str) -> Any:
-    """Return a recipe's trial as a class that Ray Tune trains.
+    """The trial of a recipe as a class that Ray Tune trains.
 
-    It reports `val_loss`, `val_accuracy`, `val_roc_auc` and `seconds` of the validation split once, at its end; the test
-    split is neither read nor measured. With `reuse_actors` an actor computes what is frozen once for all its trials.
+    It reports `val_loss`, `val_accuracy`, `val_roc_auc` and `seconds` of the validation split once, at its end. The
+    test split is neither read nor measured. With `reuse_actors` an actor computes frozen features once for all its
+    trials.
 
         from ray import tune
         from tlkeras.tuning.ray_workers import make_param_space, make_trainable
@@ -113,23 +113,23 @@ def make_trainable(recipe: Recipe | str) -> Any:
     require_ray()
     from ray import tune
 
-    resolved = _load(recipe)
+    resolved = load_recipe(recipe)
     check_space(resolved)
-    plain = _make_plain(resolved)
+    absolute = make_source_absolute(resolved)
 
     class RecipeTrainable(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
-            self._values, self._actor = dict(config), TrialActor(plain)
+            self._values, self._actor = dict(config), TrialActor(absolute)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self._values = dict(new_config)
             return True
 
         def step(self) -> dict[str, Any]:
-            figures = self._actor.score(self._values)
-            if "error" in figures:
-                raise RuntimeError(figures["error"])
-            named = {name if name == "seconds" else f"val_{name}": value for name, value in figures.items()}
+            result = self._actor.run(self._values)
+            if result.error is not None:
+                raise RuntimeError(result.error)
+            named = {name if name == "seconds" else f"val_{name}": value for name, value in result.figures.items()}
             return {**named, "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -138,30 +138,17 @@ def make_trainable(recipe: Recipe | str) -> Any:
     return RecipeTrainable
 
 
-def make_recipe(recipe: Recipe | str, values: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a trial of Ray Tune, ready to train.
+def make_recipe(recipe: Recipe | str, values: RecipeValues) -> Recipe:
+    """The recipe of a trial of Ray Tune, ready to train.
 
     Raises:
         RecipeError: The values do not go together.
     """
-    return apply_values(_load(recipe), values)
-
-
-def _load(recipe: Recipe | str) -> Recipe:
-    return load_recipe(recipe) if isinstance(recipe, str) else recipe
-
-
-def _make_plain(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as data that other processes read, in whatever folder they are."""
-    there = os.path.join(os.getcwd(), os.path.expanduser(recipe.data.source))
-    plain = recipe.model_dump(mode="json")
-    if os.path.exists(there):
-        plain["data"]["source"] = there
-    return plain
+    return apply_values(load_recipe(recipe), values)
 
 
 def _make_domain(dimension: SearchDimension) -> Any:
-    """Return the values of one key as Ray Tune draws them; where there are steps, those that are listed."""
+    """The values of one key as Ray Tune draws them; ranges with steps as lists."""
     from ray import tune
 
     if dimension.values is not None:

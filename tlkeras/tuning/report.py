@@ -1,8 +1,10 @@
-"""What a search found: a table, parallel coordinates, and which keys mattered."""
+"""The result of a search: its trials ranked, parallel coordinates, and the importance of each key."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,83 +12,130 @@ import numpy as np
 
 from tlkeras.config.recipe import load_recipe
 from tlkeras.config.schema.tuning import SearchDimension
+from tlkeras.config.trials import RecipeValues, require_tuning
 from tlkeras.errors import RecipeError
+from tlkeras.results import Result
 from tlkeras.runs.directory import RUNS, Run, find_run
 from tlkeras.tuning.charts import draw_importance, draw_parallel
-from tlkeras.tuning.search import Trial, TrialLog, summarise
-from tlkeras.tuning.space import longest, require_tuning
+from tlkeras.tuning.trials import STATE, SeedSummary, Trial, TrialLog
 
 FEWEST = 10  # trials, below which importance is guessing
 _ROUNDS = 20
 
 
-def report_tuning(search: str | Path = "latest", *, runs: str | Path = RUNS) -> dict[str, Any]:
-    """A search's trials, best first, drawn beside it.
+@dataclass(frozen=True, kw_only=True)
+class RankedTrial(Trial):
+    """A completed trial with its objective over seeds."""
 
-    Returns:
-        `path`, `state`, `objective`, `space`, `trials` (records, finalists first), `failed`, `importance` (share of the
-        variance of the objective that each key explains, and the number of trials it is estimated from), `images`
-        (paths), `best` (path of the recipe), `phases` (seconds).
+    over_seeds: SeedSummary
+
+
+@dataclass(frozen=True)
+class TuningResult(Result):
+    """A search, finished or not.
+
+    Attributes:
+        path: Folder of the search.
+        state: As in `Run.read_state`.
+        objective: "loss", "accuracy" or "roc_auc", on the validation split.
+        space: The keys that were searched.
+        trials: Completed trials, best first, finalists before the others.
+        failed: Failed trials.
+        importance: Share of the differences in the objective that each key explains; None of few trials.
+        images: Paths of the charts.
+        best: Path of the best trial's recipe; None until the search is finished.
+        phases: Seconds by phase.
+        run: Name of the run of the best recipe; None where none was trained.
+    """
+
+    path: str
+    state: str
+    objective: str
+    space: tuple[str, ...]
+    trials: tuple[RankedTrial, ...]
+    failed: tuple[Trial, ...]
+    importance: Mapping[str, float] | None
+    images: tuple[str, ...]
+    best: str | None
+    phases: Mapping[str, float]
+    run: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes by name; `run` only where there is one."""
+        plain = super().to_dict()
+        return plain if self.run else {key: value for key, value in plain.items() if key != "run"}
+
+
+def report_tuning(search: str | Path = "latest", *, runs: str | Path = RUNS) -> TuningResult:
+    """The trials of a search, best first, with charts in its folder.
+
+    Args:
+        search: Name or path of its folder, or `latest`.
+        runs: Folder of the run directories.
 
     Raises:
         RunError: There is no such search, or its files are damaged.
     """
     run = find_run(str(search), Path(runs) / "tuning")
-    if not (run.path / "search.json").exists():
-        raise RecipeError("A report is of a search.", run.path, "Begin one with: tlkeras tune RECIPE")
+    if not (run.path / STATE).exists():
+        raise RecipeError(f"{run.path} is not a search.", None, "Start one with: tlkeras tune RECIPE")
     return report_search(run)
 
 
-def report_search(run: Run) -> dict[str, Any]:
-    """What `report_tuning` returns of a search; the images are written beside it.
+def report_search(run: Run) -> TuningResult:
+    """The trials of the search in a folder, best first, with charts in the same folder.
 
     Raises:
         RunError: The search's files are damaged.
     """
-    recipe = load_recipe(str(run.path / "recipe.yaml"))
-    tuning = require_tuning(recipe)
-    book = TrialLog(run, tuning, longest(recipe))
-    ranked = book.rank()
-    failed = [trial for trial in book.trials.values() if trial["status"] == "failed"]
-    done = [trial for trial in book.trials.values() if trial["status"] == "completed"]
-    scores = [trial["figures"][tuning.objective] for trial in done]
-    importance = measure_importance(tuning.space, done, scores) if len(done) >= FEWEST else None
+    tuning = require_tuning(load_recipe(str(run.path / "recipe.yaml")))
+    log = TrialLog(run, tuning)
+    done, objective = log.select("completed"), tuning.objective
+    scores = [trial.score(objective) for trial in done]
+    importance = measure_importance(tuning.space, [t.values for t in done], scores) if len(done) >= FEWEST else None
     images = []
     if done:
-        axes = {key: [_read(trial, key) for trial in done] for key in tuning.space}
-        with run.replacing("parallel.png") as aside:
+        axes = {key: [_read_value(trial.values, key) for trial in done] for key in tuning.space}
+        with run.replacing("parallel.png") as temporary:
             logarithmic = {key for key, dimension in tuning.space.items() if dimension.sampling == "log"}
-            draw_parallel(axes, (tuning.objective, scores), aside, logarithmic, low=book.sign > 0)
+            draw_parallel(axes, (objective, scores), temporary, logarithmic, low=log.direction > 0)
         images.append(str(run.path / "parallel.png"))
     if importance:
-        with run.replacing("importance.png") as aside:
-            draw_importance(importance, f"share of the differences in {tuning.objective}, {len(done)} trials", aside)
+        with run.replacing("importance.png") as temporary:
+            draw_importance(importance, f"share of the differences in {objective}, {len(done)} trials", temporary)
         images.append(str(run.path / "importance.png"))
     best = run.path / "best.yaml"
-    return {
-        "path": str(run.path),
-        "state": run.read_state(),
-        "objective": tuning.objective,
-        "space": list(tuning.space),
-        "trials": [{**trial, "over_seeds": summarise(trial, tuning.objective)} for trial in ranked],
-        "failed": failed,
-        "importance": importance,
-        "images": images,
-        "best": str(best) if best.exists() else None,
-        "phases": run.manifest.get("phases", {}),
-    }
+    return TuningResult(
+        path=str(run.path),
+        state=run.read_state(),
+        objective=objective,
+        space=tuple(tuning.space),
+        trials=tuple(RankedTrial(**vars(trial), over_seeds=trial.summarise(objective)) for trial in log.rank()),
+        failed=tuple(log.select("failed")),
+        importance=importance,
+        images=tuple(images),
+        best=str(best) if best.exists() else None,
+        phases=run.manifest.get("phases", {}),
+    )
 
 
-def measure_importance(space: dict[str, SearchDimension], trials: list[Trial], scores: list[float]) -> dict[str, float]:
-    """Return how much each key mattered: permutation importance (Breiman, 2001) in a forest fitted to the trials.
+def measure_importance(
+    space: Mapping[str, SearchDimension], trials: Sequence[RecipeValues], scores: Sequence[float]
+) -> dict[str, float]:
+    """Importance of each key: permutation importance (Breiman, 2001) in a forest fitted to the trials.
 
     Scores count by their rank, so that one trial that diverged does not decide. The values add up to 1, or are all 0
-    where nothing mattered. Few trials tell little, and keys that act together are each told alone.
+    where no key matters. With few trials the estimate is rough; keys that act together are measured one by one.
+
+    Args:
+        space: The searched keys.
+        trials: Values of each trial.
+        scores: Objective of each trial.
     """
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
 
-    codes = np.column_stack([_encode([_read(trial, key) for trial in trials], space[key]) for key in space])
+    codes = np.column_stack([_encode([_read_value(trial, key) for trial in trials], space[key]) for key in space])
     ranks = np.argsort(np.argsort(scores)).astype(float)
     forest = RandomForestRegressor(200, min_samples_leaf=2, random_state=0).fit(codes, ranks)
     found = permutation_importance(forest, codes, ranks, n_repeats=_ROUNDS, random_state=0).importances_mean
@@ -95,12 +144,14 @@ def measure_importance(space: dict[str, SearchDimension], trials: list[Trial], s
     return {key: float(share / total) if total > 0 else 0.0 for key, share in zip(space, shares, strict=True)}
 
 
-def _read(trial: Trial, key: str) -> Any:
-    value = trial["values"].get(key)
+def _read_value(values: RecipeValues, key: str) -> Any:
+    """A number as it is, anything else as text."""
+    value = values.get(key)
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else json.dumps(value)
 
 
 def _encode(values: list[Any], dimension: SearchDimension) -> np.ndarray:
+    """Numbers or their logarithms, or the positions of texts in their order, float64 [n]."""
     if all(isinstance(value, (int, float)) for value in values):
         numbers = np.array(values, float)
         return np.log(numbers) if dimension.sampling == "log" else numbers

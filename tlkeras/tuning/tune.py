@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.runs.directory import RUNS
 from tlkeras.training.train import train
-from tlkeras.tuning.objective import TrialRunner
-from tlkeras.tuning.remote_workers import read_place, serve_chief
-from tlkeras.tuning.report import report_tuning
-from tlkeras.tuning.search import check_space, prepare, search
+from tlkeras.tuning.report import TuningResult, report_search
+from tlkeras.tuning.search import search
 
 
 def tune(
@@ -23,31 +22,25 @@ def tune(
     engine: str = "local",
     train_best: bool = True,
     runs: str | Path = RUNS,
-) -> dict[str, Any]:
-    """What searching a recipe's `tuning.space` found best on the validation split, as a run and a recipe.
+) -> TuningResult:
+    """The trials of a recipe's `tuning.space`, best first on the validation split, and the run of the best.
 
-    Given again after an interruption or kill -9, it goes on where it stopped.
+    The same call resumes a search that was interrupted or killed.
 
     Args:
-        recipe: Name of a shipped recipe, or path of a YAML file, with a section `tuning`.
+        recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`, with a section `tuning`.
         overrides: Values by dotted key.
         workers: Trials at the same time, each in a process of its own.
         engine: "local" (processes of this machine) or "ray" (actors of the Ray cluster at RAY_ADDRESS).
-        train_best: Carry out the best trial's recipe as an ordinary run, which is measured on the test split.
+        train_best: Train the best trial's recipe as an ordinary run.
         runs: Folder of the run directories; the search is below its folder `tuning`.
 
-    Returns:
-        What `report_tuning` returns, and `run`: what `train` returns of the best recipe. Of a worker of a search over
-        machines (KerasTuner's environment variables): `worker`, its name, `trials` and `failed`.
+    Raises:
+        RecipeError: The space is empty or impossible.
+        RunError: Every trial failed.
     """
-    resolved = load_recipe(recipe, overrides)
-    check_space(resolved)
-    place = read_place()
-    if place is not None and not place.is_chief:
-        prepare(resolved, evaluator := TrialRunner())
-        return serve_chief(place, resolved, evaluator)
-    folder = search(resolved, Path(runs), workers, place, engine).path
-    result = report_tuning(str(folder), runs=runs)
-    if train_best:
-        result["run"] = train(str(folder / "best.yaml"), runs=runs).name
-    return result
+    finished = search(load_recipe(recipe, overrides), Path(runs), workers, engine)
+    result = report_search(finished)
+    if not train_best:
+        return result
+    return replace(result, run=train(str(finished.path / "best.yaml"), runs=runs).name)

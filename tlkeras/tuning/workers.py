@@ -1,4 +1,4 @@
-"""Who carries out trials: this process, or several of this machine that are started again when they die."""
+"""Workers of a search: this process, or several of this machine that are replaced when they die."""
 
 from __future__ import annotations
 
@@ -8,62 +8,62 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tlkeras.config.recipe import Recipe, load_recipe
+from tlkeras.config.trials import RecipeValues, apply_values
 from tlkeras.data.pipeline import list_cores
 from tlkeras.errors import TlkerasError
-from tlkeras.tuning.space import apply_values
+from tlkeras.tuning.trials import TrialResult
 
-_GROWTH = 1 << 30  # bytes above the first trial at which a worker makes room for a fresh one
+_GROWTH = 1 << 30  # bytes of memory above the first trial at which a worker is replaced by a fresh one
 
 
-TrialResult = tuple[str, str, dict[str, Any]]
-"""A worker, the name of the trial that it ended, and its figures or its `error`."""
+Score = Callable[[Recipe], Mapping[str, float]]
+"""From a recipe to its figures on the validation split."""
 
 
 class Workers(Protocol):
-    """Carries out trials."""
+    """Runs trials, one at a time in each worker.
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return those that can work at the same time."""
+    Attributes:
+        worker_ids: Workers that run at the same time.
+    """
+
+    worker_ids: tuple[str, ...]
+
+    def submit(self, worker: str, values: RecipeValues) -> None:
+        """Start a trial in a worker that is free."""
         ...
 
-    def start(self, worker: str, trial: str, values: Mapping[str, Any]) -> None:
-        """Begin a trial."""
-        ...
-
-    def wait(self) -> TrialResult | None:
-        """Return the next trial that ends, or None where only the names have changed."""
+    def next_result(self) -> tuple[str, TrialResult]:
+        """The worker whose trial ends next, and the result."""
         ...
 
     def close(self) -> None:
-        """End what still works."""
+        """End all workers."""
         ...
 
 
 class InProcessWorker:
-    """This process; a trial is carried out when its result is asked for."""
+    """Runs trials synchronously in this process, when `next_result` is called."""
 
-    names: tuple[str, ...] = ("here",)
+    worker_ids: tuple[str, ...] = ("here",)
 
-    def __init__(self, recipe: Recipe, evaluator: Any):
-        self._recipe, self._evaluator = recipe, evaluator
-        self._next: tuple[str, Mapping[str, Any]] | None = None
+    def __init__(self, recipe: Recipe, score: Score):
+        self._recipe, self._score = recipe, score
+        self._submitted: list[RecipeValues] = []
 
-    def start(self, worker: str, trial: str, values: Mapping[str, Any]) -> None:
-        """Keep the trial for `wait`."""
-        self._next = (trial, values)
+    def submit(self, worker: str, values: RecipeValues) -> None:
+        """Keep the trial for `next_result`."""
+        self._submitted.append(values)
 
-    def wait(self) -> TrialResult:
-        """Carry out the trial."""
-        if self._next is None:
-            raise RuntimeError("no trial was started")
-        (trial, values), self._next = self._next, None
-        return "here", trial, run_trial(self._evaluator, self._recipe, values)
+    def next_result(self) -> tuple[str, TrialResult]:
+        """Run the trial that was submitted."""
+        return "here", run_trial(self._score, self._recipe, self._submitted.pop())
 
     def close(self) -> None:
         """Do nothing."""
@@ -72,30 +72,34 @@ class InProcessWorker:
 class ProcessPoolWorkers:
     """Processes of this machine, each on its share of the cores.
 
-    One that dies in a trial is replaced, and the trial fails with how it died and the last lines it wrote. One whose
-    memory has grown by a GiB ends after its trial and is replaced.
+    One that dies in a trial is replaced, and the trial fails with its exit code and the last lines of its log. One
+    whose memory has grown by a GiB ends after its trial and is replaced.
+
+    Args:
+        folder: Of the search; it holds `recipe.yaml`, and gets a log per worker.
+        count: Number of processes.
     """
 
     def __init__(self, folder: Path, count: int):
         self._folder, cores = folder, list_cores()
         self._cores = {f"worker-{number}": cores[number::count] for number in range(count)}
-        self.names: tuple[str, ...] = tuple(self._cores)
-        self._ends: queue.Queue[TrialResult] = queue.Queue()
+        self.worker_ids: tuple[str, ...] = tuple(self._cores)
+        self._results: queue.Queue[tuple[str, TrialResult]] = queue.Queue()
         self._processes: dict[str, subprocess.Popen] = {}
 
-    def start(self, worker: str, trial: str, values: Mapping[str, Any]) -> None:
-        """Give a trial to a worker; a thread waits for its answer."""
+    def submit(self, worker: str, values: RecipeValues) -> None:
+        """Send a trial to a worker; a thread waits for its result."""
         process = self._processes.get(worker)
         if process is None or process.poll() is not None:
             process = self._processes[worker] = self._spawn(worker)
-        threading.Thread(target=self._ask, args=(process, worker, trial, dict(values)), daemon=True).start()
+        threading.Thread(target=self._exchange, args=(process, worker, dict(values)), daemon=True).start()
 
-    def wait(self) -> TrialResult:
-        """Return the next answer."""
-        return self._ends.get()
+    def next_result(self) -> tuple[str, TrialResult]:
+        """The worker whose trial ends next, and the result."""
+        return self._results.get()
 
     def close(self) -> None:
-        """End the processes, which are idle unless the search was interrupted."""
+        """Kill the processes, which are idle unless the search was interrupted."""
         for process in self._processes.values():
             process.kill()
         for process in self._processes.values():
@@ -105,9 +109,9 @@ class ProcessPoolWorkers:
         cores = self._cores[worker]
         share = str(max(1, len(cores)))
         environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": share, "OMP_NUM_THREADS": share}
-        with open(self._folder / f"{worker}.txt", "ab") as log:
+        with open(self._log(worker), "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tlkeras.tuning.worker_main", str(self._folder)],
+                [sys.executable, "-m", "tlkeras.tuning.workers", str(self._folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -118,66 +122,75 @@ class ProcessPoolWorkers:
             os.sched_setaffinity(process.pid, cores)
         return process
 
-    def _ask(self, process: subprocess.Popen, worker: str, trial: str, values: dict[str, Any]) -> None:
-        result = None
+    def _exchange(self, process: subprocess.Popen, worker: str, values: dict[str, object]) -> None:
+        """Send a trial, wait for its result, and queue it."""
+        answer = None
         try:
             if process.stdin and process.stdout:
                 process.stdin.write(json.dumps(values) + "\n")
                 process.stdin.flush()
-                result = json.loads(process.stdout.readline())
+                answer = json.loads(process.stdout.readline())
         except (OSError, ValueError):
             pass
-        if result is None:
-            result = {"error": self._tell_death(worker, process)}
-        elif result.pop("recycle", False):
+        if answer is None:
+            self._results.put((worker, TrialResult(error=self._describe_death(worker, process))))
+            return
+        if answer.pop("recycle"):
             process.wait()
-        self._ends.put((worker, trial, result))
+        self._results.put((worker, TrialResult(**answer)))
 
-    def _tell_death(self, worker: str, process: subprocess.Popen) -> str:
+    def _describe_death(self, worker: str, process: subprocess.Popen) -> str:
         code = process.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        lines = (self._folder / f"{worker}.txt").read_text("utf-8", "replace").strip().splitlines()[-3:]
-        return f"the worker process {how} (too little memory?); {' / '.join(lines) or 'it said nothing'}"
+        lines = self._log(worker).read_text("utf-8", "replace").strip().splitlines()[-3:]
+        return f"the worker process {how} (too little memory?); {' / '.join(lines) or 'its log is empty'}"
+
+    def _log(self, worker: str) -> Path:
+        return self._folder / f"{worker}.txt"
 
 
-def run_trial(evaluator: Any, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of a trial, or its `error` in words.
+def run_trial(score: Score, recipe: Recipe, values: RecipeValues) -> TrialResult:
+    """The result of a trial, failed or not.
 
     Raises:
         KeyboardInterrupt: The user wants to stop.
     """
     try:
-        return evaluator.score(apply_values(recipe, values))
+        return TrialResult(score(apply_values(recipe, values)))
     except TlkerasError as error:
-        return {"error": str(error)}
-    except Exception as error:  # a trial may ask for anything: the search goes on and tells
-        return {"error": f"{type(error).__name__}: {error}"}
+        return TrialResult(error=str(error))
+    except Exception as error:  # of any kind: the search continues without this trial
+        return TrialResult(error=f"{type(error).__name__}: {error}")
 
 
 def serve_trials(folder: Path) -> int:
-    """Be one of the processes: read values, a line of JSON per trial, and answer each with a line."""
+    """Run trials as one of the processes: values on each line of standard input, a result on each line of output."""
     results, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
     from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
     import_tensorflow_quietly()
     from tlkeras.tuning.objective import TrialRunner
 
-    recipe, evaluator, first = load_recipe(str(folder / "recipe.yaml")), TrialRunner(), 0
+    recipe, runner, first = load_recipe(str(folder / "recipe.yaml")), TrialRunner(), 0
     for line in sys.stdin:
-        result: dict[str, Any] = run_trial(evaluator, recipe, json.loads(line))
+        result = run_trial(runner.score, recipe, json.loads(line))
         used = _read_memory()
         first = first or used
-        result["recycle"] = used > first + _GROWTH
-        results.write(json.dumps(result) + "\n")
+        recycle = used > first + _GROWTH
+        results.write(json.dumps({**asdict(result), "recycle": recycle}) + "\n")
         results.flush()
-        if result["recycle"]:
+        if recycle:
             return 0
     return 0
 
 
 def _read_memory() -> int:
-    """Return the resident bytes of this process; 0 where the system does not say."""
+    """Resident bytes of this process; 0 where the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
+
+
+if __name__ == "__main__":
+    sys.exit(serve_trials(Path(sys.argv[1])))
