@@ -25,6 +25,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 import psutil
 
+from tlkeras.tuning.report import TuningResult
+
 WIDTHS = [64, 128, 256, 512]
 SUFFIX = {"name": "top", "unfreeze": "3 blocks", "epochs": 1, "learning_rate": 3e-4}
 
@@ -56,17 +58,17 @@ def compare_heads(arguments: argparse.Namespace, folder: Path) -> None:
     ours = time.perf_counter() - started
     seconds, build, epoch = run_plain(arguments.plain_trials)
     plain = arguments.trials * (build + arguments.epochs * epoch)
-    best = min(trial["figures"]["loss"] for trial in result["trials"])
+    best = min(trial.score("loss") for trial in result.trials)
     print(f"{arguments.trials} trials of {arguments.epochs} epochs; the best validation loss {best:.4f}\n")
     print("| search | seconds | |\n|---|---|---|")
     print(f"| `tlkeras tune`, from an empty cache | {ours:.0f} | measured |")
-    told = f"extrapolated from {arguments.plain_trials} trials of one epoch, {seconds:.0f} s"
-    print(f"| KerasTuner, frozen backbone in the model | {plain:.0f} | {told} |")
+    source = f"extrapolated from {arguments.plain_trials} trials of one epoch, {seconds:.0f} s"
+    print(f"| KerasTuner, frozen backbone in the model | {plain:.0f} | {source} |")
     print(f"| ratio | {plain / ours:.0f} | |")
     print(f"\nMiB in use, medians of ten spans of the search: {', '.join(memory.list_spans(10))}\n", flush=True)
 
 
-def search(space: dict[str, Any], changes: dict[str, Any], trials: int, runs: Path) -> dict[str, Any]:
+def search(space: dict[str, Any], changes: dict[str, Any], trials: int, runs: Path) -> TuningResult:
     import tlkeras
 
     tuning = {"max_trials": trials, "confirm_top": 1, "confirm_seeds": 1, "space": space}
@@ -75,7 +77,7 @@ def search(space: dict[str, Any], changes: dict[str, Any], trials: int, runs: Pa
 
 
 class Memory:
-    """What this process holds, ten times a second."""
+    """Memory of this process, sampled ten times a second."""
 
     def __enter__(self) -> Memory:
         self.values: list[float] = []
@@ -94,12 +96,12 @@ class Memory:
             self.values.append(process.memory_info().rss / 2**20)
 
     def list_spans(self, count: int) -> list[str]:
-        """Return the medians of so many equal spans of time."""
+        """Medians of `count` equal spans of time, as text."""
         return [f"{np.median(span):.0f}" for span in np.array_split(self.values, count) if len(span)]
 
 
 def run_plain(trials: int) -> tuple[float, float, float]:
-    """Return the seconds of so many trials as KerasTuner's users write them, of building one, and of one epoch."""
+    """Seconds of all trials as KerasTuner's users write them, of building one, and of one epoch."""
     import keras
     import keras_tuner
     import tensorflow as tf
@@ -110,12 +112,11 @@ def run_plain(trials: int) -> tuple[float, float, float]:
     from tlkeras.training import builders
 
     recipe = load_recipe("quickstart", {"data.validation": 0.15})
-    dataset = builders.read_dataset(recipe)
-    splits = builders.split_dataset(recipe, dataset)
+    dataset = builders.split_dataset(recipe, builders.read_dataset(recipe))
     targets = dataset.targets[dataset.tasks[0].name]
 
     def read(split: str) -> tf.data.Dataset:
-        rows = np.flatnonzero(splits == split)
+        rows = dataset.rows(split)
         files = tf.data.Dataset.from_tensor_slices((dataset.paths[rows].astype(str), targets[rows]))
         images = files.map(lambda path, target: (decode(tf.io.read_file(path), 224, "stretch"), target), 2)
         return images.batch(64).cache().prefetch(2)  # pixels kept in memory, as a careful user would
@@ -136,8 +137,8 @@ def run_plain(trials: int) -> tuple[float, float, float]:
         return model
 
     train, validation = read("train"), read("validation")
-    for dataset in (train, validation):
-        for _ in dataset:  # decoding is not what is compared
+    for stream in (train, validation):
+        for _ in stream:  # decoding is not what is compared
             pass
     with tempfile.TemporaryDirectory() as folder:
         tuner = keras_tuner.RandomSearch(make, "val_loss", trials, directory=folder, project_name="plain", seed=0)
