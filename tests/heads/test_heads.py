@@ -334,8 +334,8 @@ def test_a_head_is_trained_and_exported(head, workplace):
         tlkeras.train("mine.yaml", {"head": head, "training.epochs": 20, "training.learning_rate": 0.03})
     )
     assert result.metrics["accuracy"].value > 0.9
-    predictions = tlkeras.predict(result.path, ["photos/day"])["predictions"]
-    assert sum(row["label"] == "day" for row in predictions) >= 0.9 * len(predictions)
+    predictions = tlkeras.predict(result.path, ["photos/day"]).predictions
+    assert sum(image.label == "day" for image in predictions) >= 0.9 * len(predictions)
     assert tlkeras.export(result.path, workplace / "models").difference < 1e-3
 
 

@@ -98,12 +98,12 @@ def test_figures_are_those_of_the_predictions(result, place):
 
 def test_prediction_lists_every_label_found(result, place, capsys):
     predictions = tlkeras.predict(result.path, ["images/003.png", "images/000.png"], top=2)
-    assert predictions["threshold"] == 0.5
-    for row in predictions["predictions"]:
-        probabilities = {best["label"]: best["probability"] for best in row["top"]}
+    assert predictions.threshold == 0.5
+    for image in predictions.predictions:
+        probabilities = {best.label: best.probability for best in image.top}
         assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
-        assert row["labels"] == [name for name in ("disc", "square") if probabilities[name] >= 0.5]
-        assert row["label"] == "|".join(row["labels"])
+        assert image.labels == tuple(name for name in ("disc", "square") if probabilities[name] >= 0.5)
+        assert image.label == "|".join(image.labels)
     tables.print_predictions(predictions)
     tables.print_training(result)
     printed = capsys.readouterr().out
@@ -119,15 +119,15 @@ def test_the_export_answers_with_labels(train, place, tmp_path):
     served = tf.saved_model.load(exported.path).signatures["serving_default"]
     files = ["images/000.png", "images/001.png", "images/003.png"]
     answer = served(image_bytes=tf.constant([(place / file).read_bytes() for file in files]))
-    rows = tlkeras.predict(result.path, files)["predictions"]
-    assert [label.decode() for label in answer["label"].numpy()] == [row["label"] for row in rows]
+    predictions = tlkeras.predict(result.path, files).predictions
+    assert [label.decode() for label in answer["label"].numpy()] == [image.label for image in predictions]
     np.testing.assert_array_equal(answer["present"], answer["probabilities"].numpy() >= 0.5)
 
 
 def test_what_is_learned_is_right(train):
     """The linear head on a tiny random network tells squares from discs."""
-    predictions = tlkeras.predict(train("linear").path, ["images/003.png", "images/000.png"])["predictions"]
-    assert [row["labels"] for row in predictions] == [["disc", "square"], []]
+    predictions = tlkeras.predict(train("linear").path, ["images/003.png", "images/000.png"]).predictions
+    assert [image.labels for image in predictions] == [("disc", "square"), ()]
 
 
 def test_check_counts_labels_and_refuses_what_makes_no_sense(place):

@@ -100,10 +100,10 @@ def test_a_number_is_learned_beside_a_class(run, place):
 def test_the_model_answers_in_the_unit_of_the_column(run, place, capsys):
     images = [place / "images" / f"{number:03d}.png" for number in (0, 1)]
     found = tlkeras.predict(run.path, images)
-    rows = [row["tasks"]["grade"] for row in found["predictions"]]
-    assert all(0 < row["value"] < 2500 and row["label"] == f"{row['value']:.6g}" for row in rows)
+    grades = [image.tasks["grade"] for image in found.predictions]
+    assert all(0 < grade.value < 2500 and grade.label == f"{grade.value:.6g}" for grade in grades)
     tables.print_predictions(found)
-    assert rows[0]["label"] in capsys.readouterr().out
+    assert grades[0].label in capsys.readouterr().out
     for name in ("answers.csv", "answers.parquet"):
         tlkeras.predict_to_file(run.path, [place / "images"], place / run.run / name)
     with open(place / run.run / "answers.csv", newline="") as file:
@@ -140,12 +140,12 @@ def test_other_images_are_measured_too(run, place):
 @pytest.mark.slow
 def test_a_search_and_several_workers_know_numbers(place):
     tuned = {"tuning": {"space": {"head.C": [0.01, 1.0]}, "max_trials": 2, "confirm_top": 1, "confirm_seeds": 1}}
-    assert tlkeras.tune("grades.yaml", tuned, train_best=False)["failed"] == []
+    assert tlkeras.tune("grades.yaml", tuned, train_best=False).failed == ()
     run = tlkeras.evaluate(tlkeras.train("grades.yaml"))
     job = tlkeras.predict_in_shards(run.path, [place / "images"], place / "job", workers=1)
     from pyarrow import parquet
 
-    table = parquet.read_table(f"{job['folder']}/parts")
+    table = parquet.read_table(f"{job.folder}/parts")
     assert "grade: value" in table.column_names and table["grade: value"].type == "float"
 
 

@@ -128,8 +128,8 @@ def test_one_model_answers_by_name(result, place, capsys):
         name: (2, len(classes)) for name, classes in CLASSES.items()
     }
     found = tlkeras.predict(result.path, ["images/000.png", "images/001.png"])
-    for row in found["predictions"]:
-        assert row["label"] == row["tasks"]["shade"]["label"] and row["tasks"]["hue"]["label"] in CLASSES["hue"]
+    for image in found.predictions:
+        assert image.label == image.tasks["shade"].label and image.tasks["hue"].label in CLASSES["hue"]
     tables.print_predictions(found)
     tables.print_training(result)
     printed = capsys.readouterr().out
@@ -142,9 +142,9 @@ def test_the_export_names_the_answers_of_each_task(train, place, tmp_path):
     assert exported.difference < 1e-3 and {row.task for row in exported.parity} == set(CLASSES)
     served = tf.saved_model.load(exported.path).signatures["serving_default"]
     answer = served(image_bytes=tf.constant([(place / "images/000.png").read_bytes()]))
-    (row,) = tlkeras.predict(train("finetuned").path, ["images/000.png"])["predictions"]
+    (image,) = tlkeras.predict(train("finetuned").path, ["images/000.png"]).predictions
     for name in CLASSES:
-        assert answer[f"{name}_label"].numpy()[0].decode() == row["tasks"][name]["label"]
+        assert answer[f"{name}_label"].numpy()[0].decode() == image.tasks[name].label
 
 
 def test_fine_tuning_tells_each_task(train):
