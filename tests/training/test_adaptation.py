@@ -10,7 +10,7 @@ from PIL import Image
 
 import tlkeras
 from tlkeras.adaptation.domain_head import ADAPTATIONS, METHODS, DomainAdaptedHead
-from tlkeras.cli import tables
+from tlkeras.cli.tables import runs as tables
 from tlkeras.config.schema.adaptation import FINE_TUNING_METHODS as TUNED_BY
 from tlkeras.config.schema.adaptation import DomainAdaptationConfig
 from tlkeras.errors import DataError, RecipeError
@@ -71,7 +71,7 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
     }
     result = tlkeras.evaluate(tlkeras.train("moved.yaml", changes))
     assert set(result.main.late_fusion) == {"mean", "stacking"}
-    with open(f"{result['path']}/splits.csv", newline="") as file:
+    with open(f"{result.path}/splits.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["domain"], row["split"]) for row in rows} == {
         ("old", "train"),
@@ -170,11 +170,11 @@ def test_networks_are_fine_tuned_across_domains(method, cache, place):
     result = tlkeras.evaluate(tlkeras.train("moved.yaml", settings))
     model = load_model(open_run(result.path, place))
     assert not any("discriminator" in weight.path for weight in model.weights)
-    with open(f"{result['path']}/history.csv", newline="") as file:
+    with open(f"{result.path}/history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 and all(np.isfinite(float(row["loss"])) for row in rows)
     assert float(rows[-1]["loss"]) < 0.69 and result.metrics["accuracy"].value > 0.4
-    with open(f"{result['path']}/splits.csv", newline="") as file:
+    with open(f"{result.path}/splits.csv", newline="") as file:
         assert "target" in {row["split"] for row in csv.DictReader(file)}
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 import tlkeras
-from tlkeras.cli import tables
+from tlkeras.cli.tables import runs as tables
 from tlkeras.errors import DataError, RecipeError
 
 RECIPE = """
@@ -78,7 +78,7 @@ def read_rows(path):
 
 
 def test_figures_are_those_of_the_predictions(result, place):
-    rows = read_rows(f"{result['path']}/predictions.csv")
+    rows = read_rows(f"{result.path}/predictions.csv")
     assert result.main.kind == "multilabel" and result.main.classes == ["disc", "square"]
     assert sum(result.examples[split] for split in ("train", "validation", "test")) == 95  # one is not labelled
     right = [row["label"] == row["prediction"] for row in rows]
@@ -170,5 +170,5 @@ def test_a_label_that_no_held_out_image_has_is_noted(place):
 
 
 def test_a_run_keeps_what_its_labels_mean(result):
-    with open(f"{result['path']}/manifest.json") as file:
+    with open(f"{result.path}/manifest.json") as file:
         assert json.load(file)["separator"] == "|"

@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 import tlkeras
-from tlkeras.cli import tables
+from tlkeras.cli.tables import runs as tables
 from tlkeras.data.tasks import RegressionTask, make_task
 from tlkeras.errors import DataError, RecipeError
 from tlkeras.evaluation.metrics import bootstrap_metrics
@@ -86,10 +86,10 @@ def test_a_number_is_learned_beside_a_class(run, place):
     assert grade.metrics["r2"].value > 0.8
     assert 1 < grade.metrics["mae"].value < 200 < grade.baseline["mae"].value
     assert run.tasks["hue"].metrics["accuracy"].value > 0.8
-    with open(f"{run['path']}/metrics.csv", newline="") as file:
+    with open(f"{run.path}/metrics.csv", newline="") as file:
         rows = {(row["task"], row["metric"]): row for row in csv.DictReader(file) if row["scope"] == "all"}
     assert float(rows["grade", "rmse"]["majority"]) > float(rows["grade", "rmse"]["value"])
-    with open(f"{run['path']}/predictions.csv", newline="") as file:
+    with open(f"{run.path}/predictions.csv", newline="") as file:
         told = list(csv.DictReader(file))
     known = [row for row in told if row["grade_label"] != "?"]
     assert len(known) < len(told) and "grade_probability" not in told[0]
@@ -125,7 +125,7 @@ def test_an_export_serves_the_number(run, place):
 
 def test_the_report_shows_how_far_off_it_is(run, place):
     text = Path(tlkeras.report([run.path]).path).read_text("utf-8")
-    for words in ("Farthest off", "always the mean", "mean absolute error", "off on average"):
+    for words in ("Largest errors", "always the mean", "The mean absolute error is"):
         assert words in text
 
 
@@ -134,7 +134,7 @@ def test_other_images_are_measured_too(run, place):
     assert result.tasks["grade"].metrics["r2"].value > 0.8
     tables.print_evaluation(result)
     text = Path(tlkeras.report([run.path]).path).read_text("utf-8")
-    assert "On other images" in text and text.count("mean absolute error") >= 2
+    assert "Other images" in text and text.count("mean absolute error") >= 2
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 import tlkeras
-from tlkeras.cli import tables
+from tlkeras.cli.tables import runs as tables
 from tlkeras.errors import DataError, RecipeError
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import open_run
@@ -106,7 +106,7 @@ def test_heads_begin_at_what_new_statistics_of_batch_norm_make_of_the_features(p
 
 
 def test_each_task_is_measured_where_its_label_is_known(result):
-    rows = read_rows(f"{result['path']}/predictions.csv")
+    rows = read_rows(f"{result.path}/predictions.csv")
     assert sum(result.examples.values()) == 95 and list(result.tasks) == list(CLASSES)
     for name, classes in CLASSES.items():
         extractor = "" if name == "shade" else f"{name}_"
@@ -148,7 +148,7 @@ def test_the_export_names_the_answers_of_each_task(train, place, tmp_path):
 
 
 def test_fine_tuning_tells_each_task(train):
-    (*_, last) = read_rows(f"{train('finetuned')['path']}/history.csv")
+    (*_, last) = read_rows(f"{train('finetuned').path}/history.csv")
     for measure in ("val_loss", "val_accuracy"):
         each = [float(last[f"{measure}_{name}"]) for name in CLASSES]
         assert float(last[measure]) == pytest.approx(np.mean(each))
@@ -158,7 +158,7 @@ def test_fine_tuning_tells_each_task(train):
 def test_conflicting_gradients_are_projected(place):
     finetuning = {"stages": [{**STAGES[0], "epochs": 1}], "weighting": "pcgrad"}
     result = tlkeras.evaluate(tlkeras.train("cells.yaml", {"finetuning": finetuning}, runs=place / "projected"))
-    (row,) = read_rows(f"{result['path']}/history.csv")
+    (row,) = read_rows(f"{result.path}/history.csv")
     assert np.isfinite(float(row["loss"])) and result.tasks["hue"].metrics["roc_auc"].value > 0.8
 
 
