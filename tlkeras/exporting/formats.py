@@ -196,10 +196,7 @@ def _open_onnx(path: Path, names: Sequence[str]) -> PredictFn:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def predict(encoded: list[bytes], images: np.ndarray) -> list[np.ndarray]:
-        return session.run(list(names), {INPUT: images})
-
-    return predict
+    return lambda encoded, images: session.run(list(names), {INPUT: images})
 
 
 FORMATS: Mapping[str, ExportFormat] = {

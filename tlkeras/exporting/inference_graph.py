@@ -55,7 +55,7 @@ def make_inference_model(model: keras.Model, tasks: Sequence[Task], images: np.n
     of few images whose activations stay in the processor's cache.
 
     Args:
-        model: From uint8 images to probabilities, one output per task.
+        model: From uint8 images to probabilities, one output per task, in their order.
         images: To compare on, uint8 [n, size, size, 3]. Probabilities may differ by `TOLERANCE`, decisions may not.
 
     Raises:
@@ -76,11 +76,21 @@ def make_inference_model(model: keras.Model, tasks: Sequence[Task], images: np.n
 
 
 def add_features(model: keras.Model, tasks: Sequence[Task]) -> tuple[keras.Model, bool]:
-    """The model with outputs in the order of the tasks, preceded by its features, and whether it has any.
+    """The model with its features as the first output, and whether it has any.
 
     Features are the first vector through which all data flows.
+
+    Raises:
+        ExportError: The model's outputs are not those of the tasks.
     """
-    outputs = _order_outputs(model, tasks)
+    outputs = keras.tree.flatten(model.output)
+    shapes = [tuple(output.shape) for output in outputs]
+    if shapes != [(None, len(task.class_names)) for task in tasks]:
+        raise ExportError(
+            "The model's outputs are not the probabilities of its tasks.",
+            f"outputs {shapes} for {[task.name for task in tasks]}",
+            "Train the run again with this version of tlkeras.",
+        )
     try:
         vectors = [cut.tensor for cut in find_cuts(model) if len(cut.tensor.shape) == 2]
     except TlkerasError:
@@ -88,21 +98,6 @@ def add_features(model: keras.Model, tasks: Sequence[Task]) -> tuple[keras.Model
     own = {id(output) for output in outputs}
     features = [tensor for tensor in vectors if id(tensor) not in own][:1]
     return keras.Model(model.input, [*features, *outputs], name=model.name), bool(features)
-
-
-def _order_outputs(model: keras.Model, tasks: Sequence[Task]) -> list[Any]:
-    found = model.output
-    if isinstance(found, dict) and set(found) == {task.name for task in tasks}:
-        return [found[task.name] for task in tasks]
-    outputs = keras.tree.flatten(found)
-    widths = [(None, len(task.class_names)) for task in tasks]
-    if [tuple(output.shape) for output in outputs] != widths:
-        raise ExportError(
-            "The model's outputs are not the probabilities of its tasks.",
-            f"outputs {[tuple(output.shape) for output in outputs]} for {[task.name for task in tasks]}",
-            "Train the run again with this version of tlkeras.",
-        )
-    return outputs
 
 
 def _run_plain(whole: keras.Model, images: tf.Tensor) -> list[tf.Tensor]:

@@ -56,8 +56,8 @@ class ExportInputs:
 
     Attributes:
         run: The run.
-        model: uint8 images to the probabilities of each task.
-        tasks: The tasks, in the order of the outputs.
+        model: uint8 images to the probabilities of each task, in the order of the tasks.
+        tasks: The tasks.
         held_out: Images with the run's own predictions.
         calibration: A sentence on the scaling that is built into the model; "" where none is.
     """
@@ -132,7 +132,7 @@ def export(
 
 def _read_inputs(run: Run, calibrate: ScalingMethod | None = None) -> ExportInputs:
     tasks, preprocessing = read_tasks(run), Preprocessing(**run.manifest["image"])
-    model = load_model(run)
+    model = order_outputs(load_model(run), [task.name for task in tasks])
     if list_handcrafted(model):
         raise ExportError(
             "Handcrafted features cannot be exported: they are computed in Python, not by TensorFlow.",
@@ -147,8 +147,7 @@ def _read_inputs(run: Run, calibrate: ScalingMethod | None = None) -> ExportInpu
         of_task if scaling is None else scaling.apply(of_task)
         for scaling, of_task in zip(scalings, held_out.probabilities, strict=True)
     ]
-    model = build_scalings(order_outputs(model, [task.name for task in tasks]), scalings)
-    return ExportInputs(run, model, tasks, replace(held_out, probabilities=scaled), sentence)
+    return ExportInputs(run, build_scalings(model, scalings), tasks, replace(held_out, probabilities=scaled), sentence)
 
 
 def _convert(inputs: ExportInputs, names: Sequence[str], folder: Path) -> dict[str, PredictFn]:
@@ -195,7 +194,7 @@ def _check_parity(
         SAVED_MODEL: measure_size(folder) - sum(sizes.values()),
     }
     models = {
-        REFERENCE: _predict_with_keras(inputs.model, inputs.tasks),
+        REFERENCE: _predict_with_keras(inputs.model),
         SAVED_MODEL: _predict_with_saved_model(loaded, inputs.tasks),
         **converted,
     }
@@ -220,9 +219,9 @@ def _check_parity(
     return rows, worst
 
 
-def _predict_with_keras(model: keras.Model, tasks: Sequence[Task]) -> PredictFn:
-    ordered, size = order_outputs(model, [task.name for task in tasks]), max_batch_size(model, BATCH)
-    function = tf.function(lambda images: ordered(images, training=False), autograph=False, reduce_retracing=True)
+def _predict_with_keras(model: keras.Model) -> PredictFn:
+    size = max_batch_size(model, BATCH)
+    function = tf.function(lambda images: model(images, training=False), autograph=False, reduce_retracing=True)
     return lambda encoded, images: run_in_parts(lambda part: function(tf.constant(part)), images, size)
 
 

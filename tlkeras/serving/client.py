@@ -18,9 +18,6 @@ from tlkeras.inference.results import ClassProbability, ImagePrediction, Predict
 from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 from tlkeras.serving.tensors import JsonObject
 
-ImageSource = str | Path | bytes
-"""An image file, or the bytes of one."""
-
 _PATH = r"/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?/?"
 _CONNECTION = "Is it running? Start one with: tlkeras serve saved_models/NAME"
 
@@ -56,8 +53,12 @@ class Client:
         self.url = url
         self._transport = _connect(url, timeout)
 
-    def predict(self, images: Sequence[ImageSource], signature: str = "serving_default") -> list[JsonObject]:
+    def predict(self, images: Sequence[str | Path | bytes], signature: str = "serving_default") -> list[JsonObject]:
         """Outputs of a signature that takes `image_bytes`, by name, for each image.
+
+        Args:
+            images: Files, or the bytes of files.
+            signature: Name of the signature.
 
         Raises:
             ServingError: The server cannot be reached, or refuses the request, for the reason given.
@@ -68,7 +69,7 @@ class Client:
         encoded = [image if isinstance(image, bytes) else Path(image).read_bytes() for image in images]
         return self._transport.predict(encoded, signature)
 
-    def extract(self, images: Sequence[ImageSource]) -> np.ndarray:
+    def extract(self, images: Sequence[str | Path | bytes]) -> np.ndarray:
         """Features of images, float32 [n, d]."""
         return np.array([row["features"] for row in self.predict(images, "features")], np.float32)
 

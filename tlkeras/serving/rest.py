@@ -47,12 +47,7 @@ def make_app(handler: RequestHandler, lifespan: Any = None) -> Starlette:
     """The ASGI application."""
 
     async def respond(request: Request) -> Response:
-        try:
-            return _json_response(await _route(handler, request))
-        except StatusError as error:
-            return _error_response(error)
-        except ClientDisconnect:
-            return _error_response(StatusError(Code.CANCELLED, "The client went away"))
+        return _json_response(await _route(handler, request))
 
     async def show_metrics(request: Request) -> Response:
         return Response(handler.model.metrics.format(), media_type=CONTENT_TYPE)
@@ -62,11 +57,8 @@ def make_app(handler: RequestHandler, lifespan: Any = None) -> Starlette:
         return HTMLResponse(text.replace("{{model}}", json.dumps(handler.model.name).replace("<", "\\u003c")))
 
     async def explain_image(request: Request) -> Response:
-        try:
-            work = explain.explain(handler, await _read_body(handler, request))
-            return _json_response((await handler.handle(handler.model.name, "explain", work)).to_dict())
-        except StatusError as error:
-            return _error_response(error)
+        work = explain.explain(handler, await _read_body(handler, request))
+        return _json_response((await handler.handle(handler.model.name, "explain", work)).to_dict())
 
     routes = [
         Route("/", show_page, methods=["GET"]),
@@ -74,14 +66,17 @@ def make_app(handler: RequestHandler, lifespan: Any = None) -> Starlette:
         Route(METRICS_PATH, show_metrics, methods=["GET"]),
         Route("/{path:path}", respond, methods=["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"]),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    errors = {StatusError: _respond_with_error, ClientDisconnect: _respond_with_error}
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=errors)
 
 
 def _json_response(body: tensors.JsonObject, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(json.dumps(body), status, headers=headers, media_type="application/json")
 
 
-def _error_response(error: StatusError) -> Response:
+async def _respond_with_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, StatusError):
+        error = StatusError(Code.CANCELLED, "The client went away")
     headers = {"Retry-After": str(RETRY_SECONDS)} if error.code.http in (429, 503) else None
     return _json_response({"error": error.message}, error.code.http, headers)
 

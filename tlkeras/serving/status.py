@@ -24,15 +24,8 @@ class Code(Enum):
     TOO_LARGE = (8, 413)
     """The body is over the limit; gRPC has no code of its own for it."""
 
-    @property
-    def number(self) -> int:
-        """The code in gRPC."""
-        return self.value[0]
-
-    @property
-    def http(self) -> int:
-        """The status in HTTP."""
-        return self.value[1]
+    def __init__(self, number: int, http: int):
+        self.number, self.http = number, http
 
 
 class StatusError(Exception):
