@@ -120,7 +120,16 @@ class DomainAdaptedHead:
             raise DataError("Images with several labels cannot be adapted across domains.")
         if self.correction == "confusion" and validation is None:
             raise DataError("There are no validation images to measure confusions on.", way_out="Set data.validation.")
-        self._fit_parts(X, y, sample_weight, target, validation, groups)
+        self._aligner: Aligner | None = None
+        self._head: Any
+        if self.method in ADAPTATIONS:
+            options = replace(self.options, method=ADAPTATIONS[self.method])
+            self._head = AdaptedHead(options).fit(X, y, target, sample_weight)
+        else:
+            self._aligner = ALIGNERS[self.method](self.components).fit(X, target, y)
+            held = validation and (self._encode(validation[0], "source"), *validation[1:])
+            self._head = self.make()
+            self._head.fit(self._encode(X, "source"), y, sample_weight, validation=held, groups=groups)
         self.classes_ = self._head.classes_
         self.priors_ = self._estimate_priors(y, sample_weight, target, validation)
         self.distances_: dict[str, float] = {}
@@ -179,27 +188,6 @@ class DomainAdaptedHead:
     def history(self) -> dict[str, list[float]]:
         """The head's history."""
         return self._head.history()
-
-    def _fit_parts(
-        self,
-        X: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None,
-        target: np.ndarray,
-        validation: LabelledRows | None,
-        groups: np.ndarray | None,
-    ) -> None:
-        self._aligner: Aligner | None = None
-        self._head: Any
-        if self.method in ADAPTATIONS:
-            options = replace(self.options, method=ADAPTATIONS[self.method])
-            self._head = AdaptedHead(options).fit(X, y, target, sample_weight)
-            return
-        self._aligner = ALIGNERS[self.method](self.components).fit(X, target, y)
-        held = None if validation is None else (self._aligner.transform(validation[0], "source"), *validation[1:])
-        aligned = self._aligner.transform(X, "source")
-        self._head = self.make()
-        self._head.fit(aligned, y, sample_weight, validation=held, groups=groups)
 
     def _encode(self, X: np.ndarray, domain: Domain) -> np.ndarray:
         """Features after the alignment."""

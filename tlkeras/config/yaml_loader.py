@@ -137,8 +137,8 @@ class _YamlConstructor:
             return tuple(self.build(item, (*path, index)) for index, item in enumerate(node.value))
         return self._scalar(node, tag)
 
-    def _mapping(self, node: yaml.MappingNode, path: tuple) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+    def _mapping(self, node: yaml.MappingNode, path: tuple) -> dict[str, object]:
+        values: dict[str, object] = {}
         for key_node, value_node in node.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if key in values:

@@ -57,20 +57,10 @@ class Head(Protocol):
     def history(self) -> dict[str, list[float]]: ...
 
 
-_ALL: tuple[type[Any], ...] = (
-    LinearHead,
-    RidgeHead,
-    LinearSVMHead,
-    CentroidHead,
-    LdaHead,
-    CosineHead,
-    KernelHead,
-    MLPHead,
-    RecurrentHead,
-    AttentionHead,
-    TransformerHead,
-)
-HEADS: dict[str, type[Any]] = {head.kind: head for head in _ALL}
+_VECTOR_HEADS = (LinearHead, RidgeHead, LinearSVMHead, CentroidHead, LdaHead, CosineHead, KernelHead)
+_KERAS_HEADS = (MLPHead, RecurrentHead, AttentionHead, TransformerHead)
+HEADS: dict[str, type[Any]] = {head.kind: head for head in (*_VECTOR_HEADS, *_KERAS_HEADS)}
+"""Heads by the word of a recipe, `head.kind`."""
 
 
 def make_head(kind: str, **options: Any) -> Head:

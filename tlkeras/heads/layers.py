@@ -166,9 +166,3 @@ class SelectColumns(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The arguments."""
         return {**super().get_config(), "columns": self.columns}
-
-
-LAYERS = {
-    layer.__name__: layer for layer in (KernelFeatures, FourierMap, AttentionPooling, PositionEmbedding, SelectColumns)
-}
-"""By name, as `keras.models.load_model` takes them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -11,10 +11,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from tlkeras.data.tasks import THRESHOLD
 
 
-class LinkFunction(Protocol):
-    """All that depends on whether a row has one class or any number of labels.
-
-    Codes are targets as the loss takes them: indices of classes, int (n,), or indicators of labels, (n, k).
+class SoftmaxLink:
+    """Each row is of one class; probabilities add up to 1. Codes, the targets of the loss, are indices of classes.
 
     Attributes:
         activation: Keras name of the map from logits to probabilities.
@@ -22,63 +20,16 @@ class LinkFunction(Protocol):
         several: Whether a row can have several labels.
     """
 
-    activation: str
-    loss: str
-    several: bool
-
-    def encode(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Class values (k,), with labels their numbers, and the codes of the rows.
-
-        Raises:
-            ValueError: There is one class only, or a label that all rows have or lack.
-        """
-        ...
-
-    def transform(self, y: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Codes of further rows."""
-        ...
-
-    def decode(self, codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Class values or indicators, as in `y`."""
-        ...
-
-    def subproblems(self, codes: np.ndarray) -> list[np.ndarray]:
-        """Targets (n,) of each logistic regression: one of all classes, or one per label."""
-        ...
-
-    def merge_coefficients(self, solutions: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel (d, k) and bias (k,) from scikit-learn's coefficients and intercepts of the subproblems."""
-        ...
-
-    def indicators(self, codes: np.ndarray, classes: int) -> np.ndarray:
-        """1 for each class that a row has and 0 for the others, float64 (n, k)."""
-        ...
-
-    def group_rows(self, codes: np.ndarray) -> np.ndarray:
-        """Stratum of each row, int (n,): samples of rows keep the shares of these."""
-        ...
-
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Probabilities (n, k)."""
-        ...
-
-    def decide(self, probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Predictions in the form of `y`: the most probable class, or indicators of probable labels."""
-        ...
-
-    def decision_function(self, logits: np.ndarray) -> np.ndarray:
-        """scikit-learn's decision function."""
-        ...
-
-
-class SoftmaxLink:
-    """Each row is of one class; probabilities add up to 1."""
-
     activation = "softmax"
     loss = "sparse_categorical_crossentropy"
     several = False
 
     def encode(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Class values (k,) and the codes of the rows, int (n,).
+
+        Raises:
+            ValueError: There is one class only.
+        """
         check_classification_targets(y)
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
@@ -86,16 +37,19 @@ class SoftmaxLink:
         return classes, codes
 
     def transform(self, y: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Codes of further rows."""
         return np.searchsorted(classes, y)
 
     def decode(self, codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Targets in the form of `y`."""
         return classes[codes]
 
     def subproblems(self, codes: np.ndarray) -> list[np.ndarray]:
+        """Targets (n,) of each logistic regression: one of all classes."""
         return [codes]
 
     def merge_coefficients(self, solutions: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-        """The map; scikit-learn has one row for two classes, a softmax two."""
+        """Kernel (d, k) and bias (k,) from scikit-learn's coefficients and intercepts, one row for two classes."""
         ((coefficients, bias),) = solutions
         kernel = coefficients.T
         if kernel.shape[1] == 1:
@@ -103,30 +57,39 @@ class SoftmaxLink:
         return kernel, bias
 
     def indicators(self, codes: np.ndarray, classes: int) -> np.ndarray:
+        """1 for each class that a row has and 0 for the others, float64 (n, k)."""
         return np.eye(classes)[codes]
 
     def group_rows(self, codes: np.ndarray) -> np.ndarray:
+        """Stratum of each row, int (n,): samples of rows keep the shares of these."""
         return codes
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities (n, k)."""
         return softmax(logits, axis=1)
 
     def decide(self, probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """The most probable class of each row, (n,)."""
         return classes[probabilities.argmax(axis=1)]
 
     def decision_function(self, logits: np.ndarray) -> np.ndarray:
-        """The logits; for two classes their difference, (n,)."""
+        """The logits; for two classes their difference, (n,), as scikit-learn has it."""
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
 
 class SigmoidLink:
-    """Each row has any number of labels, each with a probability of its own."""
+    """Each row has any number of labels, each with a probability of its own. Codes are indicators (n, k)."""
 
     activation = "sigmoid"
     loss = "binary_crossentropy"
     several = True
 
     def encode(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the labels (k,) and the indicators as they are.
+
+        Raises:
+            ValueError: There is a label that all rows have or lack.
+        """
         check_classification_targets(y)
         constant = np.flatnonzero((y == y[0]).all(axis=0))
         if len(constant):
@@ -166,6 +129,10 @@ class SigmoidLink:
 
     def decision_function(self, logits: np.ndarray) -> np.ndarray:
         return logits
+
+
+LinkFunction = SoftmaxLink | SigmoidLink
+"""All that depends on whether a row has one class or any number of labels; both have the same methods."""
 
 
 def infer_link(y: Any) -> LinkFunction:
