@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from tlkeras.backbones.builder import build_backbone
+from tlkeras.config.schema.finetuning import SoftmaxConfig
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning import ConvMuon, scale_learning_rates, train_step
 from tlkeras.finetuning.losses import make_loss
@@ -66,7 +67,7 @@ def make_taker(
     cut = network.blocks[-options.blocks - 1].cut
     optimizer = scale_learning_rates(make_optimizer())
     optimizer.build(network.list_trainable([stage]))
-    work = StageRunner(network, stage, cut.name, optimizer, train_step.Objective(make_loss("softmax")))
+    work = StageRunner(network, stage, cut.name, optimizer, train_step.Objective(make_loss(SoftmaxConfig())))
     random = np.random.default_rng(0)
     inputs = random.normal(size=(options.batch, *cut.shape)).astype(np.float16)
     targets = np.eye(2, dtype=np.float32)[random.integers(0, 2, options.batch)]

@@ -167,7 +167,7 @@ def become_other_json(path) -> None:
     ids=lambda each: each.__name__,
 )
 @pytest.mark.parametrize("file", ["arrays.npy", "state.json", "manifest.json"])
-def test_damaged_checkpoint_is_passed_over(tmp_path, caplog, file, damage):
+def test_damaged_checkpoint_is_skipped(tmp_path, caplog, file, damage):
     save(tmp_path, 1, 2, 3)
     for name in ("step-00000002", "step-00000003"):
         damage(tmp_path / name / file)
@@ -175,8 +175,8 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, caplog, file, damage):
     assert len(caplog.records) == 2
     for record, name in zip(caplog.records, ("step-00000003", "step-00000002"), strict=True):
         assert record.levelname == "WARNING"
-        assert f"damaged and was passed over: {tmp_path / name} (" in record.getMessage()
-        assert record.getMessage().endswith("Taken instead: step-00000001.")
+        assert f"damaged and was skipped: {tmp_path / name} (" in record.getMessage()
+        assert record.getMessage().endswith("Loaded instead: step-00000001.")
 
 
 @pytest.mark.parametrize("file", ["state.json", "manifest.json"])
@@ -210,14 +210,14 @@ def test_foreign_things_are_no_checkpoints(tmp_path, caplog):
     assert names(tmp_path) == ["notes.txt", "step-new"]
 
 
-def test_nothing_whole_is_told(tmp_path, caplog):
+def test_a_warning_where_nothing_is_whole(tmp_path, caplog):
     [path] = save(tmp_path, 1)
     flip_bit(path / "arrays.npy")
     assert load_step(tmp_path) is None
-    assert caplog.records[0].getMessage().endswith("(a checksum is wrong). Taken instead: none, there is no other.")
+    assert caplog.records[0].getMessage().endswith("(a checksum is wrong). Loaded instead: none, there is no other.")
 
 
-def test_layout_of_another_version_is_passed_over(tmp_path, caplog):
+def test_layout_of_another_version_is_skipped(tmp_path, caplog):
     [path] = save(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
@@ -227,7 +227,7 @@ def test_layout_of_another_version_is_passed_over(tmp_path, caplog):
 
 def test_leftovers_of_killed_writers_are_swept(tmp_path):
     save(tmp_path, 1)
-    for leftover in (".new-step-00000002", ".old-step-00000000", ".old-step-00000001.3"):
+    for leftover in (".7-ab-step-00000002", ".old-step-00000000", ".old-step-00000001.3"):
         shutil.copytree(tmp_path / "step-00000001", tmp_path / leftover)
     assert load_step(tmp_path) == 1
     save(tmp_path, 2)
@@ -242,7 +242,10 @@ def fill_disk(*_):
 @pytest.mark.parametrize("step", [2, 3])
 def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, call, step):
     save(tmp_path, 1, 2)
-    with monkeypatch.context() as patch, pytest.raises(ResourceError, match=r"room on the disk.*No space left.*resume"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ResourceError, match=r"Cannot write a checkpoint.*No space left.*resume"),
+    ):
         patch.setattr(os, call, fill_disk)
         Checkpoints(tmp_path, keep=1).save(step, ARRAYS, {})
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
@@ -256,7 +259,7 @@ def test_disk_that_takes_only_half(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(ResourceError, match="must be writable, with room on the disk"):
+        with pytest.raises(ResourceError, match="Cannot write a checkpoint to"):
             Checkpoints(tmp_path).save(2, {"x": np.zeros(10**6)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -265,7 +268,7 @@ def test_disk_that_takes_only_half(tmp_path):
 
 def test_folder_that_is_a_file(tmp_path):
     (tmp_path / "x").write_text("")
-    with pytest.raises(ResourceError, match="folder of checkpoints .*x must be writable"):
+    with pytest.raises(ResourceError, match="Cannot write a checkpoint to .*x"):
         save(tmp_path / "x", 1)
     assert load_step(tmp_path / "x") is None
 

@@ -81,7 +81,7 @@ class Workplace:
         return next(reversed(list_runs(self.folder)), None)
 
     def list_checkpoints(self, prefix: str = "step-") -> set[str]:
-        """Return the names of the checkpoints, or with ".new-" of those that are being written."""
+        """Names of the checkpoints, or with ".*-*-step-" of those that are being written."""
         return {path.name for path in self.folder.glob(f"killed-*/checkpoints/{prefix}*")}
 
     def read(self) -> tuple[list[np.ndarray], dict[str, bytes]]:
@@ -117,8 +117,8 @@ def wait_for_training(place: Workplace, process: Process, chance: random.Random,
 def wait_for_saving(place: Workplace, process: Process, chance: random.Random, seconds: float) -> None:
     """Wait until one of the next checkpoints is being written."""
     for _ in range(chance.randrange(1, 4)):
-        wait_until(process, lambda: not place.list_checkpoints(".new-"))
-        wait_until(process, lambda: bool(place.list_checkpoints(".new-")))
+        wait_until(process, lambda: not place.list_checkpoints(".*-*-step-"))
+        wait_until(process, lambda: bool(place.list_checkpoints(".*-*-step-")))
 
 
 def wait_until(process: Process, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:

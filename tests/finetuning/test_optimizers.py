@@ -39,6 +39,10 @@ def read(variables) -> list[np.ndarray]:
     return [np.array(variable) for variable in variables]
 
 
+def read_multiplier(optimizer, variable) -> float:
+    return float(optimizer._multipliers.numpy()[optimizer._get_variable_index(variable)])
+
+
 def scalar(value: float = 1.0, name: str = "w") -> keras.Variable:
     return keras.Variable(np.float32(value), name=name)
 
@@ -199,7 +203,7 @@ def test_the_learning_rate_is_that_of_the_plain_optimizer():
     optimizer.apply([tf.constant(1.0)], [w])
     assert float(w) == pytest.approx(0.9)
     assert float(optimizer.learning_rate) == pytest.approx(0.2)
-    assert optimizer.multiplier_of(w) == 0.5
+    assert read_multiplier(optimizer, w) == 0.5
 
 
 @pytest.mark.parametrize("way", ["overwriting", "at the end"])
@@ -258,13 +262,13 @@ IMAGES, TARGETS = np.linspace(-1, 1, 24, dtype="float32").reshape(8, 3), np.ones
 def test_a_saved_model_goes_on_with_the_same_numbers(tmp_path):
     model = make_model(optimizer=scale_learning_rates(keras.optimizers.AdamW(0.1), {"first/kernel": 0.25}))
     model.fit(IMAGES, TARGETS, epochs=2, verbose=0)
-    assert model.optimizer.multiplier_of(model.get_layer("first").kernel) == 0.25
+    assert read_multiplier(model.optimizer, model.get_layer("first").kernel) == 0.25
     model.optimizer.set_multipliers({"first/kernel": 0.5})
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert isinstance(loaded.optimizer, ScaledOptimizer)
     assert isinstance(loaded.optimizer, keras.optimizers.AdamW)
-    assert loaded.optimizer.multiplier_of(loaded.get_layer("first").kernel) == 0.5
+    assert read_multiplier(loaded.optimizer, loaded.get_layer("first").kernel) == 0.5
     assert int(loaded.optimizer.iterations) == 2
     for each in (model, loaded):
         each.fit(IMAGES, TARGETS, epochs=1, verbose=0)
@@ -296,7 +300,7 @@ def test_building_on_more_makes_a_new_one_while_nothing_is_lost():
     optimizer.build([a])
     assert build_on(optimizer, [a]) is optimizer
     larger = build_on(optimizer, [a, b])
-    assert larger.multiplier_of(b) == 1.0
+    assert read_multiplier(larger, b) == 1.0
     assert float(larger.learning_rate) == pytest.approx(0.2)
     optimizer.apply([tf.constant(1.0)], [a])
     with pytest.raises(

@@ -9,18 +9,19 @@ import pytest
 import tensorflow as tf
 
 import tlkeras
+from tlkeras.config.schema.finetuning import SoftmaxConfig
 from tlkeras.errors import RunError, TlkerasError
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning import trainer as loops
 from tlkeras.finetuning.checkpoints import Checkpoints
-from tlkeras.finetuning.inputs import ActivationSource
+from tlkeras.finetuning.inputs import ActivationSource, DataSplit
 from tlkeras.finetuning.losses import make_loss
 from tlkeras.finetuning.network import IMAGES, Network
 from tlkeras.finetuning.optimizers import find_scaled, scale_learning_rates
 from tlkeras.finetuning.precision import PRECISIONS, choose_precision, computing_in, scale_losses
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.train_step import Objective
-from tlkeras.finetuning.trainer import DataSplit, Trainer, TrainerConfig
+from tlkeras.finetuning.trainer import Trainer, TrainerConfig
 
 COUNT, CLASSES = 16, 2
 CLASSES_OF = np.arange(COUNT) % CLASSES
@@ -55,13 +56,13 @@ def draw_images():
 
 
 class Breaking:
-    """A supply that fails after so many batches, as a killed process would."""
+    """A source of batches that fails after so many batches, as a killed process would."""
 
-    def __init__(self, supply, left):
-        self.supply, self.left = supply, left
+    def __init__(self, source, left):
+        self.source, self.left = source, left
 
     def stream(self, batches, epoch):
-        for batch in self.supply.stream(batches, epoch):
+        for batch in self.source.stream(batches, epoch):
             if self.left == 0:
                 raise InterruptedError
             self.left -= 1
@@ -69,19 +70,19 @@ class Breaking:
 
 
 def make_trainer(network, precision, stages=STAGES, weight=1.0, left=None):
-    supply = ActivationSource([draw_images()])
+    source = ActivationSource([draw_images()])
     targets, weights = np.eye(CLASSES, dtype=np.float32)[CLASSES_OF], np.full(COUNT, weight, np.float32)
-    breaking = supply if left is None else Breaking(supply, left)
+    breaking = source if left is None else Breaking(source, left)
     train = DataSplit(targets, weights, lambda cut: breaking)
-    validation = DataSplit(targets, np.ones(COUNT, np.float32), lambda cut: supply)
+    validation = DataSplit(targets, np.ones(COUNT, np.float32), lambda cut: source)
     return Trainer(
         network,
         Schedule(stages, minimise=True, keep="last"),
         [IMAGES] * len(stages),
         scale_learning_rates(keras.optimizers.AdamW(1e-3, global_clipnorm=1.0)),
-        Objective(make_loss("softmax")),
+        Objective(make_loss(SoftmaxConfig())),
         (train, validation),
-        TrainerConfig(batch_size=4, average=0.9, save_seconds=0.0, precision=precision),
+        TrainerConfig(batch_size=4, ema=0.9, save_seconds=0.0, precision=precision),
     )
 
 
@@ -139,7 +140,7 @@ def test_layers_inside_of_layers_compute_in_it_too():
 
 @pytest.fixture(scope="module", params=["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def trained(request):
-    """A precision, a network trained in it, and the loop that did it."""
+    """A precision, a network trained in it, and the trainer that did it."""
     network = make_network()
     trainer = make_trainer(network, request.param)
     trainer.run()
@@ -181,7 +182,9 @@ def test_interrupted_runs_end_with_the_same_bits(tmp_path, trained):
         make_trainer(broken, precision, left=6).run(Checkpoints(tmp_path))  # in the middle of the second epoch
     assert list_policies(broken) == {"float32"}
     if precision == "float16":
-        with pytest.raises(RunError, match=r"it began in\. Received: float16 then, float32 now\. Resume it on"):
+        with pytest.raises(
+            RunError, match=r"started in float16: resume it in float16\. Received: float32\. Resume it on"
+        ):
             make_trainer(make_network(), "float32").run(Checkpoints(tmp_path))
     network = make_network()
     resumed = make_trainer(network, precision)

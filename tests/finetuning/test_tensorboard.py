@@ -1,5 +1,6 @@
-"""Curves for TensorBoard: what is in the file, and that a training that goes on repeats and loses nothing."""
+"""Curves for TensorBoard: what is in the file, and that a resumed training repeats and loses nothing."""
 
+import keras
 import pytest
 import tensorflow as tf
 
@@ -7,10 +8,7 @@ import tlkeras
 from tlkeras.finetuning.stage_runner import StageRunner
 from tlkeras.finetuning.tensorboard import TensorBoardLogger
 
-ROWS = [
-    {"epoch": 1, "stage": "head", "loss": 0.5, "val_accuracy": 1.0},
-    {"epoch": 2, "stage": "top", "loss": 0.25, "val_accuracy": float("nan")},
-]
+ROWS = [{"loss": 0.5, "stage": 1, "val_accuracy": 1.0}, {"loss": 0.25, "stage": 2, "val_accuracy": 0.5}]
 RECIPE = """
 name: staged
 data: {source: sklearn-digits, validation: 0.2, limit: 120}
@@ -23,8 +21,18 @@ evaluation: {bootstrap_samples: 100}
 """
 
 
+def write(folder, rows, history=()):
+    """A log as the trainer lets it be written."""
+    params = {"stages": ["head", "top"], "history": list(history)}
+    callbacks = keras.callbacks.CallbackList([TensorBoardLogger(folder)], **params)
+    callbacks.on_train_begin()
+    for epoch, logs in enumerate(rows, len(history)):
+        callbacks.on_epoch_end(epoch, logs)
+    callbacks.on_train_end()
+
+
 def read(folder):
-    """Return the values in a folder's files, as TensorFlow reads them: tag, step, value."""
+    """The values in a folder's files, as TensorFlow reads them: tag, step, value."""
     found = []
     for file in sorted(folder.iterdir()):
         for event in tf.compat.v1.train.summary_iterator(str(file)):
@@ -35,33 +43,35 @@ def read(folder):
 
 
 def test_every_column_becomes_a_curve_or_a_text(tmp_path):
-    log = TensorBoardLogger(tmp_path / "log")
-    for row in ROWS:
-        log.add(row)
+    write(tmp_path / "log", ROWS)
     found = read(tmp_path / "log")
     assert [value for value in found if value[0] != "val_accuracy"] == [
-        ("stage", 1, "head"),
         ("loss", 1, 0.5),
-        ("stage", 2, "top"),
+        ("stage", 1, "head"),
         ("loss", 2, 0.25),
+        ("stage", 2, "top"),
     ]
     assert [step for tag, step, _ in found if tag == "val_accuracy"] == [1, 2]
 
 
 def test_a_log_begins_empty_and_leaves_other_files_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    TensorBoardLogger(tmp_path).add(ROWS[0])
-    TensorBoardLogger(tmp_path).add(ROWS[1])
+    write(tmp_path, ROWS)
+    write(tmp_path, ROWS[:1])
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "notes.txt").unlink()
-    assert {step for _, step, _ in read(tmp_path)} == {2}
+    assert {step for _, step, _ in read(tmp_path)} == {1}
+
+
+def test_a_resumed_log_repeats_the_epochs_before(tmp_path):
+    write(tmp_path / "whole", ROWS)
+    write(tmp_path / "resumed", ROWS[1:], history=ROWS[:1])
+    assert read(tmp_path / "resumed") == read(tmp_path / "whole")
 
 
 def test_tensorboard_reads_it(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = TensorBoardLogger(tmp_path)
-    for row in ROWS:
-        log.add(row)
+    write(tmp_path, ROWS)
     events = reader.EventAccumulator(str(tmp_path)).Reload()
     plugins = {tag: events.SummaryMetadata(tag).plugin_data.plugin_name for tag in events.Tags()["tensors"]}
     assert plugins == {"stage": "text", "loss": "scalars", "val_accuracy": "scalars"}

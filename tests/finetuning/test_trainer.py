@@ -6,18 +6,19 @@ import pytest
 
 from tlkeras.backbones.blocks import find_cut
 from tlkeras.backbones.builder import build_backbone, build_pretrained_classifier
+from tlkeras.config.schema.finetuning import LearningWithoutForgettingConfig, SoftmaxConfig
 from tlkeras.features.extractor import POOLED, FeatureExtractor
 from tlkeras.features.pooling import pool
 from tlkeras.finetuning.checkpoints import Checkpoints
-from tlkeras.finetuning.inputs import ActivationSource, DistillationSource
+from tlkeras.finetuning.inputs import ActivationSource, DataSplit, DistillationSource
 from tlkeras.finetuning.losses import make_loss
-from tlkeras.finetuning.losses import mixup as blend_images
+from tlkeras.finetuning.mixup import mixup_batch
 from tlkeras.finetuning.network import IMAGES, Network
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.train_step import Objective
-from tlkeras.finetuning.trainer import DataSplit, Trainer, TrainerConfig
+from tlkeras.finetuning.trainer import Trainer, TrainerConfig
 from tlkeras.heads.linear import LinearHead
 
 RNG = np.random.default_rng(0)
@@ -40,13 +41,13 @@ def draw_images(size=32):
 
 
 class Breaking:
-    """A supply that fails after so many batches, as a killed process would."""
+    """A source of batches that fails after so many batches, as a killed process would."""
 
-    def __init__(self, supply, left):
-        self.supply, self.left = supply, left
+    def __init__(self, source, left):
+        self.source, self.left = source, left
 
     def stream(self, batches, epoch):
-        for batch in self.supply.stream(batches, epoch):
+        for batch in self.source.stream(batches, epoch):
             if self.left[0] == 0:
                 raise InterruptedError
             self.left[0] -= 1
@@ -57,7 +58,7 @@ def make_part(network, size=32, breaks=None):
     """Images, and their activations behind any cut, computed when asked for as the cache would hold them."""
     images = draw_images(size)
 
-    def supply(cut):
+    def source(cut):
         if cut == IMAGES:
             values = images
         elif cut == POOLED:
@@ -68,7 +69,7 @@ def make_part(network, size=32, breaks=None):
         found = ActivationSource([values])
         return breaks(found) if breaks else found
 
-    return DataSplit(TARGETS, np.ones(COUNT, np.float32), supply)
+    return DataSplit(TARGETS, np.ones(COUNT, np.float32), source)
 
 
 STAGES = (
@@ -87,17 +88,21 @@ def cuts_of(network, stages):
     ]
 
 
-def make_trainer(network, stages=STAGES, cuts=None, parts=None, average=0.9, mixup=False, **settings):
+def make_trainer(network, stages=STAGES, cuts=None, parts=None, ema=0.9, mixup=False, **settings):
     optimizer = scale_learning_rates(keras.optimizers.AdamW(1e-3, weight_decay=0.01, global_clipnorm=1.0))
-    objective = Objective(make_loss("softmax", smoothing=0.1), mix=blend_images if mixup else None)
-    part = parts or (make_part(network), make_part(network))
-    options = TrainerConfig(batch_size=8, average=average, save_seconds=0.0, **settings)
+    objective = Objective(make_loss(SoftmaxConfig(smoothing=0.1)), mix=mixup_batch if mixup else None)
+    splits = parts or (make_part(network), make_part(network))
+    options = TrainerConfig(batch_size=8, ema=ema, save_seconds=0.0, **settings)
     schedule = Schedule(stages, minimise=True, keep="last")
-    return Trainer(network, schedule, cuts or cuts_of(network, stages), optimizer, objective, part, options)
+    return Trainer(network, schedule, cuts or cuts_of(network, stages), optimizer, objective, splits, options)
 
 
 def read(network):
     return {variable.path: np.array(variable) for variable in network.model.weights}
+
+
+def after_epochs(act):
+    return keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: act())
 
 
 FAMILIES = [
@@ -112,17 +117,15 @@ def test_each_stage_moves_what_it_should_and_nothing_else(tmp_path, name):
     stages = (*STAGES[:2], Stage("all", "all", 1e-3, epochs=1, batch_norm="train"))
     network, left = make_network(name), [7]
     states = [read(network)]
-    train = make_part(network, breaks=lambda supply: Breaking(supply, left))
+    train = make_part(network, breaks=lambda source: Breaking(source, left))
     with pytest.raises(InterruptedError):
-        make_trainer(network, stages, parts=(train, make_part(network)), average=0.0).run(
-            Checkpoints(tmp_path), lambda row: states.append(read(network))
+        make_trainer(network, stages, parts=(train, make_part(network)), ema=0.0).run(
+            Checkpoints(tmp_path), [after_epochs(lambda: states.append(read(network)))]
         )
-    begun, again = len(states), make_network(name)
-    seen = []
-    make_trainer(again, stages, parts=(make_part(again), make_part(again)), average=0.0).run(
-        Checkpoints(tmp_path), lambda row: seen.append(read(again))
+    again = make_network(name)
+    make_trainer(again, stages, parts=(make_part(again), make_part(again)), ema=0.0).run(
+        Checkpoints(tmp_path), [after_epochs(lambda: states.append(read(again)))]
     )
-    states += seen[begun - 1 :]  # those before are told again, with what was loaded
     assert len(states) == 1 + 4
     moved = {
         stage.name: {path for path, value in states[end].items() if not np.array_equal(value, states[start][path])}
@@ -132,7 +135,7 @@ def test_each_stage_moves_what_it_should_and_nothing_else(tmp_path, name):
     assert moved["head"] == head
     assert moved["top"] == head | {
         variable.path
-        for layer in again.list_trained_layers(stages[1])
+        for layer in again.groups.blocks[-1].layers
         if not isinstance(layer, keras.layers.BatchNormalization)
         for variable in layer.trainable_variables
     }
@@ -175,7 +178,7 @@ def test_heads_are_fitted_to_new_statistics_before_the_first_step_of_all(policy)
         return {"net": LinearHead().fit(features, CLASSES_OF[positions], groups=positions).to_layers()}
 
     stages = [Stage(name, "all", 1e-9, epochs=1, batch_norm=policy) for name in ("one", "two")]
-    trainer = make_trainer(network, tuple(stages), average=0.0, fit_heads=fit)
+    trainer = make_trainer(network, tuple(stages), ema=0.0, fit_heads=fit)
     trainer.run()
     ((positions, features, expected),) = asked
     assert sorted(positions) == sorted([*range(COUNT), *range(COUNT)])
@@ -208,7 +211,7 @@ def test_cached_and_uncached_training_give_the_same_losses(name, size):
 
 def test_moments_survive_unfreezing():
     network = make_network()
-    trainer = make_trainer(network, average=0.0)
+    trainer = make_trainer(network, ema=0.0)
     trainer.run()
     assert int(trainer.optimizer.iterations) == 5 * (COUNT // 8)
 
@@ -231,7 +234,7 @@ def test_interrupted_runs_end_with_the_same_bits(tmp_path, stages, mixup, breaks
     for batches in breaks:  # in each of the stages, some in mid-epoch
         network = make_network()
         left = [batches]
-        train = make_part(network, breaks=lambda supply, left=left: Breaking(supply, left))
+        train = make_part(network, breaks=lambda source, left=left: Breaking(source, left))
         with pytest.raises(InterruptedError):
             make_trainer(network, stages, parts=(train, make_part(network)), mixup=mixup).run(Checkpoints(tmp_path))
     network = make_network()
@@ -247,7 +250,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     history = make_trainer(network).run(Checkpoints(tmp_path))
     again = make_network()
     trainer = make_trainer(
-        again, parts=(make_part(again, breaks=lambda supply: Breaking(supply, [0])), make_part(again))
+        again, parts=(make_part(again, breaks=lambda source: Breaking(source, [0])), make_part(again))
     )
     assert trainer.run(Checkpoints(tmp_path)) == history
     for path, value in read(network).items():
@@ -258,7 +261,7 @@ def test_a_stage_that_does_not_pay_leaves_the_best_weights():
     network = make_network()
     schedule = Schedule((Stage("wild", "all", 9.0, epochs=2, backbone_lr_multiplier=1.0),), minimise=True)
     before = read(network)
-    trainer = make_trainer(network, schedule.stages, average=0.0)
+    trainer = make_trainer(network, schedule.stages, ema=0.0)
     trainer.schedule = schedule
     trainer.run()
     assert trainer.best_epoch == 0  # the start
@@ -300,6 +303,102 @@ def test_the_trained_model_is_a_plain_one(tmp_path):
     assert all("call" not in vars(layer) for layer in network.model.layers)
 
 
+class Recorder(keras.callbacks.Callback):
+    """Every call in its order: name, number of the epoch or batch, names of the logs; `stop` names the last call."""
+
+    def __init__(self, stop=None):
+        super().__init__()
+        self.calls, self.logs, self._stop = [], [], stop
+        for name in ("train_begin", "train_end"):
+            setattr(self, f"on_{name}", lambda logs=None, name=name: self._record((name,), logs))
+        for name in ("epoch_begin", "epoch_end", "train_batch_begin", "train_batch_end"):
+            setattr(self, f"on_{name}", lambda number, logs=None, name=name: self._record((name, number), logs))
+
+    def _record(self, call, logs):
+        self.calls.append(call)
+        if logs:
+            self.logs.append((*call, logs))
+        if call == self._stop:
+            self.model.stop_training = True
+
+
+def list_calls(epochs, steps=COUNT // 8):
+    batches = [(name, step) for step in range(steps) for name in ("train_batch_begin", "train_batch_end")]
+    return [call for epoch in epochs for call in (("epoch_begin", epoch), *batches, ("epoch_end", epoch))]
+
+
+def test_callbacks_see_the_run_as_fit_would_show_it():
+    network, recorder = make_network(), Recorder()
+    trainer = make_trainer(network, STAGES[:2])
+    history = trainer.run(callbacks=[recorder])
+    assert recorder.calls == [("train_begin",), *list_calls(range(3)), ("train_end",)]
+    assert recorder.model is network.model and not hasattr(network.model, "optimizer")
+    params = {"verbose": 0, "epochs": 3, "steps": 3, "stages": ["head", "top"], "history": []}
+    assert recorder.params == params
+    ends = [(number, logs) for name, number, logs in recorder.logs[:-1] if name == "epoch_end"]
+    for (number, logs), row in zip(ends, history, strict=True):
+        assert number == row["epoch"] - 1
+        assert logs == {name: row[name] for name in row if name not in ("epoch", "stage")} | {"stage": logs["stage"]}
+        assert {"loss", "val_loss", "val_accuracy", "val_roc_auc", "learning_rate"} <= set(logs)
+    assert [logs["stage"] for _, logs in ends] == [1, 2, 2]
+    assert recorder.logs[-1] == ("train_end", ends[-1][1])
+    means = [logs["loss"] for name, step, logs in recorder.logs[:-1] if name == "train_batch_end" and step == 2]
+    assert means == pytest.approx([row["loss"] for row in history])
+
+
+def test_callbacks_change_no_bits():
+    plain, watched = make_network(), make_network()
+    history = make_trainer(plain, STAGES[:2]).run()
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=9)
+    reducing = keras.callbacks.ReduceLROnPlateau(patience=0)  # the schedule sets the rate of every step
+    assert make_trainer(watched, STAGES[:2]).run(callbacks=[Recorder(), stopping, reducing]) == history
+    assert all(np.array_equal(value, read(watched)[path]) for path, value in read(plain).items())
+
+
+def test_a_resumed_run_shows_callbacks_what_is_left(tmp_path):
+    network, left = make_network(), [4]
+    train = make_part(network, breaks=lambda source: Breaking(source, left))
+    with pytest.raises(InterruptedError):
+        make_trainer(network, STAGES[:2], parts=(train, make_part(network))).run(Checkpoints(tmp_path))
+    recorder, again = Recorder(), make_network()
+    history = make_trainer(again, STAGES[:2]).run(Checkpoints(tmp_path), [recorder])
+    rest = list_calls([1, 2])
+    del rest[1:3]  # the first step of the second epoch was taken before
+    assert recorder.calls == [("train_begin",), *rest, ("train_end",)]
+    assert [logs["loss"] for logs in recorder.params["history"]] == [history[0]["loss"]]
+
+
+@pytest.mark.parametrize("stop", [("epoch_end", 1), ("train_batch_end", 1)])
+def test_a_callback_stops_the_run_which_keeps_the_best_weights(tmp_path, stop):
+    """For good: a run that is resumed then has ended."""
+    network, states = make_network(), []
+    schedule = Schedule((Stage("wild", "all", 9.0, epochs=4, backbone_lr_multiplier=1.0),), minimise=True)
+    before, recorder = read(network), Recorder(stop)
+    trainer = make_trainer(network, schedule.stages, ema=0.0)
+    trainer.schedule = schedule
+    history = trainer.run(Checkpoints(tmp_path), [recorder, after_epochs(lambda: states.append(read(network)))])
+    assert len(history) == (2 if stop[0] == "epoch_end" else 1)
+    assert recorder.calls[-2:] == [("epoch_end", len(history) - 1), ("train_end",)]
+    assert any(not np.array_equal(value, before[path]) for path, value in states[-1].items())
+    assert all(np.array_equal(value, before[path]) for path, value in read(network).items())
+    resumed = make_trainer(make_network(), schedule.stages, ema=0.0)
+    resumed.schedule = schedule
+    assert resumed.run(Checkpoints(tmp_path)) == history
+    assert all(np.array_equal(value, before[path]) for path, value in read(resumed.network).items())
+
+
+def test_a_stopped_run_keeps_the_averages():
+    network, averages = make_network(), []
+    trainer = make_trainer(network, STAGES[1:2])
+
+    def note():
+        average = trainer._runner.average
+        averages.extend(zip(average.variables, map(np.array, average.values), strict=True))
+
+    trainer.run(callbacks=[Recorder(("epoch_end", 0)), after_epochs(note)])
+    assert averages and all(np.array_equal(variable, value) for variable, value in averages)
+
+
 def distil(weight, cut=None):
     """Train the topmost block while the source's own head must go on answering; return what it then answers."""
     network = make_network(source_head=True)
@@ -312,12 +411,14 @@ def distil(weight, cut=None):
         (cut,) = cuts_of(network, STAGES[1:2])
         prefix_to_cut = keras.Model(network.backbone.input, find_cut(network.backbone, cut).tensor)
         values = prefix_to_cut.predict(images, verbose=0)
-        supply = ActivationSource([values], recorded=[recorded])
+        source = ActivationSource([values], recorded=[recorded])
     else:
-        supply = DistillationSource(ActivationSource([images]), teacher)
-    train = DataSplit(TARGETS, np.ones(COUNT, np.float32), lambda _: supply)
-    trainer = make_trainer(network, (STAGES[1],), [cut], (train, make_part(network)), average=0.0)
-    trainer.objective = Objective(trainer.objective.loss, [make_regularizer("lwf", weight=weight)])
+        source = DistillationSource(ActivationSource([images]), teacher)
+    train = DataSplit(TARGETS, np.ones(COUNT, np.float32), lambda _: source)
+    trainer = make_trainer(network, (STAGES[1],), [cut], (train, make_part(network)), ema=0.0)
+    trainer.objective = Objective(
+        trainer.objective.loss, [make_regularizer(LearningWithoutForgettingConfig(weight=weight))]
+    )
     history = trainer.run()
     predictions = keras.Model(network.backbone.input, network.source_head(network.backbone.output))
     return history, float(np.abs(predictions.predict(images, verbose=0) - np.exp(recorded)).mean())

@@ -3,16 +3,17 @@
 import json
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 from test_trainer import CLASSES_OF, STAGES, Breaking, cuts_of, make_network, make_part
 
+from tlkeras.config.schema.finetuning import SoftmaxConfig
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, make_mirrored
-from tlkeras.finetuning.losses import make_loss, mixup
+from tlkeras.finetuning.losses import make_loss
+from tlkeras.finetuning.mixup import mixup_batch
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.schedule import Schedule, Stage
 from tlkeras.finetuning.train_step import Objective
@@ -21,11 +22,17 @@ from tlkeras.heads.linear import LinearHead
 
 TOP = STAGES[1]
 fit = LinearHead(C=0.1).fit
+
+
+def shorten(stage):
+    return stage.model_copy(update={"epochs": 1})
+
+
 CASES = {
-    "end to end": ((replace(STAGES[2], epochs=1),), {"mixup": True}),
-    "suffix, then all": ((replace(TOP, epochs=1), replace(STAGES[2], epochs=1)), {"mixup": True}),
+    "end to end": ((shorten(STAGES[2]),), {"mixup": True}),
+    "suffix, then all": ((shorten(TOP), shorten(STAGES[2])), {"mixup": True}),
     "uneven batches": ((TOP,), {"batch_size": 7}),
-    "float16": ((replace(TOP, epochs=1),), {"precision": "float16"}),
+    "float16": ((shorten(TOP),), {"precision": "float16"}),
     "batch norm trains": ((Stage("all", "all", 1e-3, epochs=1, batch_norm="train"),), {}),
     "batch norm taken anew": ((Stage("all", "all", 1e-3, epochs=1, batch_norm="reestimate"),), {}),
     "heads fitted anew": (
@@ -37,24 +44,24 @@ CASES = {
 
 
 def train(distribution, stages, options, folder=None, breaks=None):
-    """Return history and weights by path."""
+    """History, and weights by path."""
     options = dict(options)
     plain = make_network()
-    placed = distribution.place(plain)
+    replicated = distribution.replicate(plain)
     with distribution.scope():
         optimizer = scale_learning_rates(keras.optimizers.SGD(1e-3, momentum=0.9, global_clipnorm=0.1))
-    objective = Objective(make_loss("softmax"), mix=mixup if options.pop("mixup", False) else None)
+    objective = Objective(make_loss(SoftmaxConfig()), mix=mixup_batch if options.pop("mixup", False) else None)
     settings = TrainerConfig(**{"batch_size": 8, "ema": 0.9, "save_seconds": 0.0, **options}, distribution=distribution)
-    parts = (make_part(plain, breaks=breaks), make_part(plain))
+    splits = (make_part(plain, breaks=breaks), make_part(plain))
     schedule = Schedule(stages, minimise=True, keep="last")
-    trainer = Trainer(placed, schedule, cuts_of(plain, stages), optimizer, objective, parts, settings)
+    trainer = Trainer(replicated, schedule, cuts_of(plain, stages), optimizer, objective, splits, settings)
     history = trainer.run(Checkpoints(Path(folder)) if folder else None)
-    distribution.fetch(placed, plain)
+    distribution.gather(replicated, plain)
     return history, {variable.path: np.array(variable) for variable in plain.model.weights}
 
 
 def compare(left, right):
-    """Return the largest differences of losses and of weights; that of all that training moved shows the scale."""
+    """The largest differences of losses and of weights, and for scale the largest change by training."""
     (history, weights), (others, other) = left, right
     assert list(weights) == list(other)
     losses = max(abs(a[key] - b[key]) for a, b in zip(history, others, strict=True) for key in ("loss", "val_loss"))
@@ -68,13 +75,13 @@ def compare(left, right):
 
 
 def resume(mirrored):
-    """Interrupt a run, go on, and compare with one that never stopped."""
-    stages = (replace(TOP, epochs=1), replace(STAGES[2], epochs=1))
+    """Interrupt a run, resume it, and compare with one that never stopped."""
+    stages = (shorten(TOP), shorten(STAGES[2]))
     whole = train(mirrored, stages, {})
     with tempfile.TemporaryDirectory() as folder:
         left = [4]
         try:
-            train(mirrored, stages, {}, folder, lambda supply: Breaking(supply, left))
+            train(mirrored, stages, {}, folder, lambda source: Breaking(source, left))
         except InterruptedError:
             return compare(whole, train(mirrored, stages, {}, folder))
     raise AssertionError("it was not interrupted")

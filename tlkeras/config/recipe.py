@@ -18,7 +18,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from tlkeras.config.schema import ConfigSection, Recipe, StageConfig
+from tlkeras.config.schema import ConfigSection, Recipe, Stage
 from tlkeras.config.schema.evaluation import EvaluationConfig
 from tlkeras.config.yaml_loader import YamlDocument, load_yaml, parse_value
 from tlkeras.errors import RecipeError, ResourceError, suggest
@@ -94,7 +94,7 @@ def validate_values(values: Mapping[str, Any], name: str) -> Recipe:
 
 def make_quick_recipe(recipe: Recipe) -> Recipe:
     """The recipe reduced to a run of seconds, to try it; its metrics mean nothing."""
-    short = StageConfig(name="quick", unfreeze=1, epochs=1)
+    short = Stage(name="quick", unfreeze=1, epochs=1)
     return recipe.model_copy(
         update={
             "finetuning": recipe.finetuning and recipe.finetuning.model_copy(update={"stages": (short,)}),
@@ -163,7 +163,7 @@ def copy_recipe(recipe: str, target: str | Path) -> Path:
     return path
 
 
-def parse_overrides(assignments: tuple[str, ...] | list[str]) -> dict[str, Any]:
+def parse_overrides(assignments: tuple[str, ...] | list[str]) -> Mapping[str, Any]:
     """Values by dotted key from `key=value` texts, each value read as YAML.
 
     Raises:

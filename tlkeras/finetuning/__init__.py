@@ -20,7 +20,7 @@ _MODULES = {
     "layerwise_lr_decay": "layer_groups",
     "recompute_batch_norm_statistics": "batch_norm",
     "scale_learning_rates": "optimizers",
-    "set_trainable": "callback",
+    "set_trainable": "unfreezing",
     "unfreeze": "freezing",
 }
 __all__ = list(_MODULES)

@@ -11,55 +11,27 @@ import keras
 import numpy as np
 
 from tlkeras.errors import TlkerasError, suggest
-from tlkeras.finetuning.batch_norm import recompute_batch_norm_statistics
-from tlkeras.finetuning.freezing import freeze, run_in_inference, unfreeze
-from tlkeras.finetuning.layer_groups import Groups, group_layers, layerwise_lr_decay
+from tlkeras.finetuning.freezing import run_in_inference
+from tlkeras.finetuning.layer_groups import Groups, group_layers
 from tlkeras.finetuning.optimizers import build_on, find_scaled
-from tlkeras.finetuning.schedule import BatchNorm, Schedule, Stage, StagePosition
+from tlkeras.finetuning.schedule import Schedule, Stage, StagePosition
+from tlkeras.finetuning.unfreezing import ActiveStage, list_trainable
 
 logger = logging.getLogger(__name__)
 
 
-def set_trainable(groups: Groups, count: int, batch_norm: BatchNorm = "frozen") -> list[keras.Variable]:
-    """Let the head and the top blocks train; all below is frozen and acts as in inference.
-
-    Keras sees the change when the training function is made again.
-
-    Args:
-        groups: The layers of a model.
-        count: How many blocks train, counted from the top.
-        batch_norm: What it does in blocks that train, see `Stage`; in the head it always trains.
-
-    Returns:
-        The variables of the model that now train.
-
-    Raises:
-        TlkerasError: There are not so many blocks.
-    """
-    total = len(groups.blocks)
-    if not 0 <= count <= total:
-        raise TlkerasError(f"From 0 to {total} blocks can train.", count)
-    groups.model.trainable = True  # in a nested model that is not, no layer trains
-    for block in groups.blocks[: total - count]:
-        freeze(block.layers)
-    for block in groups.blocks[total - count :]:
-        unfreeze(block.layers, batch_norm)
-    unfreeze(groups.head.layers)
-    return groups.model.trainable_variables
-
-
 class GradualUnfreezing(keras.callbacks.Callback):
-    """Carries out a schedule inside one `fit`: what trains, at which rates, and when it is enough.
+    """Runs a schedule inside one `fit`: what trains, at which rates, and when to stop.
 
         optimizer = scale_learning_rates(keras.optimizers.AdamW())
         model.compile(optimizer, "categorical_crossentropy")
         schedule = Schedule((Stage("head", 0, 1e-3, epochs=5), Stage("top", 2, 3e-4, epochs=5)), minimise=True)
         model.fit(train, validation_data=held_out, epochs=schedule.max_epochs, callbacks=[GradualUnfreezing(schedule)])
 
-    The state of an epoch follows from the history alone and is applied at its start, so that a resumed `fit` goes on
-    where the first one stood: give it `initial_epoch` and the history until then. The optimizer is built once on all
-    that will ever train; its moments and its count of steps go on from stage to stage. When training ends the layers
-    act again as Keras has them; what the last stage froze stays frozen.
+    The state of an epoch follows from the history alone and is applied at its start, so that a resumed `fit` continues
+    where the first one stopped: give it `initial_epoch` and the history until then. The optimizer is built once on all
+    variables that any stage trains; its moments and its count of steps outlive the stages. When training ends the
+    layers act again as Keras has them; what the last stage froze stays frozen.
 
     Args:
         schedule: The stages; their learning rates replace that of the optimizer.
@@ -94,23 +66,25 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self.history, self.baseline, self.best_weights = list(history), baseline, best_weights
         self._head = head
         self._batches: Any = batches
-        self._entered: int | None = None
+        self._applied: int | None = None  # index of the stage
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Check that all can be done, build the optimizer, and apply the first stage.
+        """Check model and optimizer, build the optimizer, and apply the first stage.
 
         Raises:
-            TlkerasError: The schedule cannot be carried out with this model and optimizer; names every reason.
+            TlkerasError: The schedule cannot run with this model and optimizer; names every reason.
         """
         self._groups = group_layers(self.model, self._head)
         position = self._locate()
         if problems := list(self._find_problems(position)):
-            raise TlkerasError.from_problems("The schedule cannot be carried out:", problems)
-        self.model.optimizer = build_on(self.model.optimizer, self._list_variables())
+            raise TlkerasError.from_problems("The schedule cannot run:", problems)
+        ever = {id(variable) for variable in list_trainable(self._groups, self.schedule.stages)}
+        variables = [variable for variable in self.model.weights if id(variable) in ever]
+        self.model.optimizer = build_on(self.model.optimizer, variables)
         if self._find_best() == len(self.history) - 1:
             self.best_weights = self.model.get_weights()
-        self._entered = None
-        self._enter(position)
+        self._applied = None
+        self._start_stage(position)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Apply the stage of the epoch.
@@ -120,11 +94,11 @@ class GradualUnfreezing(keras.callbacks.Callback):
         """
         if epoch != len(self.history):
             raise TlkerasError(
-                "The history must hold the monitored value of every epoch before this one.",
+                "The history does not hold the monitored value of every epoch before this one.",
                 f"{len(self.history)} values at epoch {epoch}",
                 "Resume with `initial_epoch=len(history)`.",
             )
-        self._enter(self._locate())
+        self._start_stage(self._locate())
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Set the rate of a step, in stages in which it changes from step to step."""
@@ -160,70 +134,54 @@ class GradualUnfreezing(keras.callbacks.Callback):
         return self.schedule.best_epoch(self.history, self.baseline) if self.schedule.keep == "best" else None
 
     def _find_problems(self, position: StagePosition | None) -> Iterator[str]:
-        """Say what would go wrong later, a sentence each."""
+        """What would go wrong later, a sentence each."""
         if position is None:
-            yield f"its run is over after the {len(self.history)} epochs of the history."
+            yield f"the run is over after the {len(self.history)} epochs of the history."
         if self._find_best() not in (None, len(self.history) - 1) and self.best_weights is None:
             yield "the best epoch of the history is not its last: give its weights as best_weights."
         optimizer, total = self.model.optimizer, len(self._groups.blocks)
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         if isinstance(inner, keras.optimizers.MultiOptimizer) or not isinstance(inner.learning_rate, keras.Variable):
-            yield f"it sets the learning rate. Received: {inner.name}, whose rate cannot be set; give it a number."
+            yield f"the learning rate of {inner.name} cannot be set: give it a number."
         scaled = find_scaled(optimizer) is not None
         if not scaled and getattr(inner, "use_ema", False):
-            yield f"averages of weights that rest need scale_learning_rates(...). Received: {inner.name} with use_ema."
+            yield f"{inner.name} with use_ema averages frozen weights too: compile with scale_learning_rates(...)."
         for stage in self.schedule.stages:
             if not scaled and not set(stage.multipliers(total)) <= {0.0, 1.0}:
                 yield f"stage {stage.name!r} has rates per block: compile with scale_learning_rates({inner.name})."
             if stage.unfreeze == "auto":
-                yield f"stage {stage.name!r} takes its rates from gradients, which `tlkeras train` does."
+                yield f"stage {stage.name!r} takes its rates from gradients, which only `tlkeras train` does."
             if stage.batch_norm == "reestimate" and self._batches is None:
                 yield f"stage {stage.name!r} re-estimates batch norm: give it batches."
             if _changes_by_step(stage) and not self.params.get("steps"):
                 yield f"stage {stage.name!r} has a rate per step: give fit steps_per_epoch."
 
-    def _list_variables(self) -> list[keras.Variable]:
-        """List every variable that a stage trains, in the order of the model."""
-        found = set()
-        for stage in self.schedule.stages:
-            count = stage.count_blocks(len(self._groups.blocks))
-            found |= {id(variable) for variable in set_trainable(self._groups, count, stage.batch_norm)}
-        return [variable for variable in self.model.weights if id(variable) in found]
-
-    def _enter(self, position: StagePosition | None) -> None:
-        """Stand at an epoch; where its stage is not the one before, apply it."""
-        if position is None or position.stage == self._entered:
+    def _start_stage(self, position: StagePosition | None) -> None:
+        """Apply the stage of an epoch, unless it is the one applied before."""
+        if position is None or position.stage == self._applied:
             self._position = position or self._position
             return
-        self._position, self._entered = position, position.stage
-        stage, groups = self._stage, self._groups
-        multipliers = stage.multipliers(len(groups.blocks))
-        variables = set_trainable(groups, stage.count_blocks(len(groups.blocks)), stage.batch_norm)
+        self._position, self._applied = position, position.stage
+        stage, optimizer = self._stage, self.model.optimizer
+        active = ActiveStage(self._groups, stage)
         if stage.batch_norm == "reestimate" and position.epoch_in_stage == 0:
-            self._reestimate(stage)
-        if scaled := find_scaled(self.model.optimizer):
-            scaled.set_multipliers(layerwise_lr_decay(groups, multipliers))
-        self.model.optimizer.learning_rate = self._rate(0)
+            active.reestimate(lambda batch: self.model(batch, training=False), self._batches)
+        active.apply_rates(optimizer)
+        optimizer.learning_rate = self._rate(0)
         self.model.make_train_function(force=True)
         if any(getattr(variable, "regularizer", None) for variable in self.model.weights):
             self.model.make_test_function(force=True)  # Keras adds the penalties of what trains to the loss
         logger.info(
             "Stage %s: the head and %d of %d blocks train, %s weights; learning rate %g.",
             stage.name,
-            sum(multiplier > 0 for multiplier in multipliers),
-            len(groups.blocks),
-            f"{sum(math.prod(variable.shape) for variable in variables):,}",
+            stage.count_blocks(len(self._groups.blocks)),
+            len(self._groups.blocks),
+            f"{sum(math.prod(variable.shape) for variable in self.model.trainable_variables):,}",
             stage.learning_rate,
         )
 
     def _rate(self, step: int) -> float:
         return self.schedule.rate(self._position, step, self.params.get("steps") or 1)
-
-    def _reestimate(self, stage: Stage) -> None:
-        blocks = self._groups.blocks
-        trained = blocks[len(blocks) - stage.count_blocks(len(blocks)) :]
-        norms = [part for block in trained for layer in block.layers for part in layer._flatten_layers()]
-        recompute_batch_norm_statistics(lambda batch: self.model(batch, training=False), norms, self._batches)
 
     def _restore(self, epoch: int) -> None:
         self.model.set_weights(self.best_weights)
@@ -238,8 +196,10 @@ class GradualUnfreezing(keras.callbacks.Callback):
         plateaus = [stage.name for stage in self.schedule.stages if stage.until]
         if self.monitor.startswith("val_") and not measured and not plateaus:
             return math.nan
-        raise TlkerasError("What is monitored must be in Keras' logs.", repr(self.monitor), suggest(self.monitor, logs))
+        raise TlkerasError(
+            "The monitored value is not in Keras' logs.", repr(self.monitor), suggest(self.monitor, logs)
+        )
 
 
 def _changes_by_step(stage: Stage) -> bool:
-    return stage.decay == "cosine" or stage.warmup > 0
+    return stage.decays or stage.warmup > 0

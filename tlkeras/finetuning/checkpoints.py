@@ -220,7 +220,7 @@ def _flushing(path: Path) -> Iterator[BinaryIO]:
 
 def _remove(path: Path) -> None:
     """Take away a checkpoint's name at once, then its content."""
-    gone = path.with_name(f".{path.name}-old")
+    gone = path.with_name(f".old-{path.name}")
     os.rename(path, gone)
     _erase(gone)
 

@@ -21,7 +21,7 @@ from tlkeras.errors import RunError, TlkerasError
 from tlkeras.finetuning.checkpoints import Checkpoint
 from tlkeras.finetuning.network import Network
 
-_SECONDS = 1800.0  # that a process waits for the others: one may measure or save meanwhile
+_TIMEOUT_SECONDS = 1800.0  # of a process that waits for the others: one may measure or save meanwhile
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.InternalError,
@@ -32,7 +32,7 @@ _LOST = (
 
 
 class Strategy:
-    """One device, as which all others behave.
+    """A single device: the interface of the strategies, and no work to do.
 
     Attributes:
         workers: Processes that train together.
@@ -51,53 +51,53 @@ class Strategy:
         """Within, variables are made on all devices."""
         return nullcontext()
 
-    def place(self, network: Network) -> Network:
-        """Return the network on all devices."""
+    def replicate(self, network: Network) -> Network:
+        """The network on all devices."""
         return network
 
-    def fetch(self, placed: Network, network: Network) -> None:
-        """Bring what was trained back into the network that was placed."""
+    def gather(self, replicated: Network, network: Network) -> None:
+        """Copy the trained values back into the network that was replicated."""
 
-    def adopt(self, optimizer: keras.optimizers.Optimizer) -> None:
+    def wrap_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Let an optimizer that was made within the scope take gradients that are summed already."""
 
     def synchronise(self, layers: Sequence[keras.Layer]) -> None:
         """Let batch norm take its statistics of the batch over all devices."""
 
     def share(self, positions: np.ndarray) -> np.ndarray:
-        """Return this process's part of a batch."""
+        """This process's part of a batch."""
         return positions
 
     def run(self, learn: Callable[..., tf.Tensor], *batch: Any) -> tf.Tensor:
-        """Call `learn(share of the batch, *part of the batch)` on each device; return the sum of the results."""
+        """The sum over the devices of `learn(share of the batch, *part of the batch)`."""
         return learn(1.0, *batch)
 
     def sum(self, gradients: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
-        """Within `learn`: return the sums over all devices."""
+        """Within `learn`: the sums over all devices."""
         return gradients
 
     def map(self, function: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor) -> tf.Tensor:
-        """Return the answers [b, ...] to inputs [b, ...], computed on all devices of this process."""
+        """Outputs [b, ...] for inputs [b, ...], computed on all devices of this process."""
         return function(inputs)
 
     def call(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        """Return what a function makes of whole inputs, by the variables as they stand on a device."""
+        """The result of a function for whole inputs, with the variables of one device."""
         return function(*inputs)
 
-    def add_up(self, array: np.ndarray) -> np.ndarray:
-        """Return the sum of an array, int32 or float32, over all processes."""
+    def all_reduce(self, array: np.ndarray) -> np.ndarray:
+        """The sum of an array, int32 or float32, over all processes."""
         return array
 
-    def agree(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the chief's arrays: what processes compute each for itself may differ in the last bits."""
+    def broadcast(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The chief's arrays: results that each process computes for itself may differ in the last bits."""
         return list(arrays)
 
-    def spread(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
-        """Return what the chief has loaded; the others need not see its disk."""
+    def broadcast_checkpoint(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
+        """The checkpoint that the chief has loaded; the others need not see its disk."""
         return checkpoint
 
-    def watch(self) -> AbstractContextManager[None]:
-        """Within, the loss of another process is said in words."""
+    def monitor_peers(self) -> AbstractContextManager[None]:
+        """Within, the loss of another process is a RunError."""
         return nullcontext()
 
 
@@ -116,30 +116,30 @@ class MultiDeviceStrategy(Strategy):
     def __init__(self, strategy: tf.distribute.Strategy, workers: int = 1, worker: int = 0):
         self._strategy, self.workers, self.worker = strategy, workers, worker
         self.devices = strategy.num_replicas_in_sync // workers
-        self._add_everywhere = tf.function(
-            lambda values: strategy.run(self._add_once, (values,)), jit_compile=False, reduce_retracing=True
+        self._reduce_everywhere = tf.function(
+            lambda values: strategy.run(self._reduce_once, (values,)), jit_compile=False, reduce_retracing=True
         )
 
     def scope(self) -> AbstractContextManager[Any]:
         """Within, variables are mirrored."""
         return self._strategy.scope()
 
-    def place(self, network: Network) -> Network:
-        """Return a copy with mirrored variables, all equal to those of the chief's network."""
+    def replicate(self, network: Network) -> Network:
+        """A copy with mirrored variables, all equal to those of the chief's network."""
         with self.scope():
-            placed = _copy(network)
-        values = self.agree([source.numpy() for source in network.model.weights])
-        for target, value in zip(placed.model.weights, values, strict=True):
+            replicated = _copy(network)
+        values = self.broadcast([source.numpy() for source in network.model.weights])
+        for target, value in zip(replicated.model.weights, values, strict=True):
             target.assign(value)
-        return placed
+        return replicated
 
-    def fetch(self, placed: Network, network: Network) -> None:
-        """Bring the values back into a network with plain variables."""
-        for target, source in zip(network.model.weights, placed.model.weights, strict=True):
+    def gather(self, replicated: Network, network: Network) -> None:
+        """Copy the values back into a network with plain variables."""
+        for target, source in zip(network.model.weights, replicated.model.weights, strict=True):
             target.assign(source.numpy())
 
-    def adopt(self, optimizer: keras.optimizers.Optimizer) -> None:
-        """Take the sum out of the optimizer: it would add up what `sum` has added up before clipping."""
+    def wrap_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Take the sum over devices out of the optimizer: `sum` has added the gradients up before clipping."""
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         if not hasattr(inner, "_all_reduce_sum_gradients"):
             raise TlkerasError(
@@ -156,7 +156,7 @@ class MultiDeviceStrategy(Strategy):
                 layer.synchronized = True
 
     def share(self, positions: np.ndarray) -> np.ndarray:
-        """Return this process's part of a batch."""
+        """This process's part of a batch."""
         return np.array_split(positions, self.workers)[self.worker]
 
     def run(self, learn: Callable[..., tf.Tensor], *batch: Any) -> tf.Tensor:
@@ -165,69 +165,71 @@ class MultiDeviceStrategy(Strategy):
         def learn_part(*whole: Any) -> tf.Tensor:
             part = [self._slice(tensor) for tensor in whole]
             count = tf.cast(tf.shape(part[0])[0], tf.float32)
-            return learn(count / self._add(count), *part)
+            return learn(count / self._reduce(count), *part)
 
         return self._strategy.reduce("SUM", self._strategy.run(learn_part, batch), axis=None)
 
     def sum(self, gradients: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
-        """Return the sums over the devices of all processes."""
+        """The sums over the devices of all processes."""
         present = [gradient for gradient in gradients if gradient is not None]
-        added = iter(self._add(present))
+        added = iter(self._reduce(present))
         return [None if gradient is None else next(added) for gradient in gradients]
 
     def map(self, function: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor) -> tf.Tensor:
-        """Return the answers to inputs, a slice of them from each device."""
+        """Outputs for inputs, a slice of them from each device."""
         predictions = self._strategy.run(lambda whole: function(self._slice(whole)), (inputs,))
         return tf.concat(self._strategy.experimental_local_results(predictions), axis=0)
 
     def call(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        """Call the function on every device, and return what the first one answers."""
+        """The first device's result of a function that is called on every device."""
         predictions = self._strategy.run(function, inputs)
         return tf.nest.map_structure(lambda value: self._strategy.experimental_local_results(value)[0], predictions)
 
-    def add_up(self, array: np.ndarray) -> np.ndarray:
-        """Return the sum over all processes; within a process, devices hold the same."""
+    def all_reduce(self, array: np.ndarray) -> np.ndarray:
+        """The sum over all processes; within a process, devices hold the same."""
         if self.workers == 1:
             return array
-        sums = self._add_everywhere(tf.constant(array))
+        sums = self._reduce_everywhere(tf.constant(array))
         return self._strategy.experimental_local_results(sums)[0].numpy()
 
-    def agree(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the chief's arrays, bit for bit; every process gives as many, of the same shapes and dtypes."""
+    def broadcast(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The chief's arrays, bit for bit; every process gives as many, of the same shapes and dtypes."""
         if self.workers == 1:
             return list(arrays)
         content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
         words = np.frombuffer(content + bytes(-len(content) % 4), np.int32)
-        sent = self.add_up(words if self.is_chief else np.zeros_like(words)).tobytes()
+        sent = self.all_reduce(words if self.is_chief else np.zeros_like(words)).tobytes()
         ends = np.cumsum([array.nbytes for array in arrays]).tolist()
         return [
             np.frombuffer(sent[end - array.nbytes : end], array.dtype).reshape(array.shape)
             for array, end in zip(arrays, ends, strict=True)
         ]
 
-    def spread(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
-        """Return what the chief has loaded, bit for bit."""
+    def broadcast_checkpoint(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
+        """The checkpoint that the chief has loaded, bit for bit."""
         if self.workers == 1:
             return checkpoint
         content = b""
         if checkpoint is not None and self.is_chief:
             file = io.BytesIO()
-            facts = json.dumps({"step": checkpoint.step, "state": checkpoint.state, "names": list(checkpoint.arrays)})
+            described = json.dumps(
+                {"step": checkpoint.step, "state": checkpoint.state, "names": list(checkpoint.arrays)}
+            )
             arrays = {str(number): array for number, array in enumerate(checkpoint.arrays.values())}
-            np.savez(file, facts=np.frombuffer(facts.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+            np.savez(file, facts=np.frombuffer(described.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
             content = file.getvalue()
-        size = int(self.add_up(np.array([len(content)], np.int32))[0])
+        size = int(self.all_reduce(np.array([len(content)], np.int32))[0])
         if not size:
             return None
-        (packed,) = self.agree([np.frombuffer(content or bytes(size), np.uint8)])
+        (packed,) = self.broadcast([np.frombuffer(content or bytes(size), np.uint8)])
         with np.load(io.BytesIO(packed.tobytes()), allow_pickle=False) as found:
-            told = json.loads(found["facts"].tobytes())
-            values = {name: found[str(number)] for number, name in enumerate(told["names"])}
-        return Checkpoint(told["step"], values, told["state"])
+            facts = json.loads(found["facts"].tobytes())
+            values = {name: found[str(number)] for number, name in enumerate(facts["names"])}
+        return Checkpoint(facts["step"], values, facts["state"])
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Turn what TensorFlow raises when a process is gone into an error with the way out.
+    def monitor_peers(self) -> Iterator[None]:
+        """Turn what TensorFlow raises when a process is gone into a RunError with the way out.
 
         Raises:
             RunError: A process is gone.
@@ -238,13 +240,13 @@ class MultiDeviceStrategy(Strategy):
             if self.workers == 1:
                 raise
             raise RunError(
-                "Processes that train together must all live until the end.",
-                f"{type(error).__name__} at worker {self.worker} of {self.workers}: another one is gone",
+                "Another process of this training is gone.",
+                f"{type(error).__name__} at worker {self.worker} of {self.workers}",
                 "Start all of them again with --resume and the name of the run.",
             ) from error
 
     def _slice(self, tensor: Any) -> Any:
-        """Return this device's rows of a tensor; they are cut out before they are copied to the device."""
+        """This device's rows of a tensor; they are cut out before they are copied to the device."""
         if tensor is None or self.devices == 1:
             return tensor
         number = tf.distribute.get_replica_context().replica_id_in_sync_group % self.devices
@@ -252,17 +254,17 @@ class MultiDeviceStrategy(Strategy):
             count = tf.shape(tensor)[0]
             return tensor[number * count // self.devices : (number + 1) * count // self.devices]
 
-    def _add(self, tensors: Any) -> Any:
+    def _reduce(self, tensors: Any) -> Any:
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
-    def _add_once(self, values: tf.Tensor) -> tf.Tensor:
+    def _reduce_once(self, values: tf.Tensor) -> tf.Tensor:
         here = tf.identity(values)  # on the device: an argument is nowhere yet
         first = tf.distribute.get_replica_context().replica_id_in_sync_group % self.devices == 0
-        return self._add(here if self.devices == 1 else tf.where(first, here, tf.zeros_like(here)))
+        return self._reduce(here if self.devices == 1 else tf.where(first, here, tf.zeros_like(here)))
 
 
 def _copy(network: Network) -> Network:
-    """Return a network with variables of its own and the names of the other; values are not copied."""
+    """A network with variables of its own and the names of the other; values are not copied."""
     both = keras.Model(network.backbone.input, [network.backbone.output, network.features])
     copied = keras.models.clone_model(both)
     backbone, pooled = (keras.Model(copied.input, output, name=network.backbone.name) for output in copied.outputs)
@@ -281,14 +283,14 @@ def _copy(network: Network) -> Network:
 
 
 def make_multi_worker(workers: int, worker: int) -> Strategy:
-    """Return the devices of all processes of TF_CONFIG; nothing may have been computed before in this process."""
-    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=_SECONDS)
+    """The devices of all processes of TF_CONFIG; nothing may have been computed before in this process."""
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=_TIMEOUT_SECONDS)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     return MultiDeviceStrategy(strategy, workers, worker)
 
 
 def make_mirrored() -> Strategy:
-    """Return all GPUs of this machine, else all its logical CPUs; one device where there is one."""
+    """All GPUs of this machine, else all its logical CPUs; `ONE_DEVICE` where there is one."""
     found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if len(found) < 2:
         return ONE_DEVICE

@@ -1,4 +1,4 @@
-"""What a stage trains on: activations from the cache, or images decoded anew in every epoch."""
+"""The data of a stage: activations from the cache, or images that are decoded in every epoch."""
 
 from __future__ import annotations
 
@@ -15,23 +15,62 @@ from tlkeras.data.augmentation.layer import ImageAugmentation
 from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.augmentation.views import choose_views, digest_to_seed, make_view_fn
 from tlkeras.data.data_service import make_data_service_dataset
-from tlkeras.data.pipeline import make_image_dataset
+from tlkeras.data.pipeline import epoch_permutation, make_image_dataset
+from tlkeras.finetuning.samplers import alternating_domain_sampler, balanced_sampler
 
 Batch = tuple[np.ndarray, Any]
-"""Positions within the split, int64 [b]; what the network's suffix takes, [b, ...], or a pair of that and what the
-source answered before training, [b, classes of the source]."""
+"""Positions within the split, int64 [b]; inputs of the network's suffix, [b, ...], or a pair of these and the logits
+of the source's own head from before training, [b, classes of the source]."""
 
 
 class BatchSource(Protocol):
     """The examples of one split as the suffix behind one cut takes them."""
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
-        """Yield the batches in the order given; what an epoch shows of an image is a pure function of the epoch."""
+        """Yield the batches in the order given; the view of an image is a pure function of the epoch."""
         ...
 
 
+@dataclass(frozen=True)
+class DataSplit:
+    """One split of the data.
+
+    Attributes:
+        targets: Dense, float32 [n, k], tasks side by side; NaN throughout a task where its target is not known.
+        weights: float32 [n].
+        source: From the name of a cut to the batches that enter the network there.
+        of_target: Whether an example is of a target domain, without labels and of weight 0, bool [n]; None without one.
+    """
+
+    targets: np.ndarray
+    weights: np.ndarray
+    source: Callable[[str], BatchSource]
+    of_target: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def draw_batches(self, size: int, seed: int, epoch: int, *, balanced: bool = False) -> list[np.ndarray]:
+        """The positions in each batch of an epoch, int64 [size]; the remainder is left out.
+
+        Args:
+            size: Examples in a batch; fewer where there are fewer.
+            seed: Of the order.
+            epoch: Epochs before this one.
+            balanced: Draw every class equally often. With a target domain, the domains are drawn by turns instead.
+        """
+        if self.of_target is not None:
+            drawn = alternating_domain_sampler(self.of_target, seed, epoch)
+        elif balanced:
+            drawn = balanced_sampler(self.targets.argmax(axis=1), len(self), seed, epoch)
+        else:
+            drawn = epoch_permutation(len(self), seed, epoch)
+        size = min(size, len(drawn))
+        return list(drawn[: len(drawn) // size * size].reshape(-1, size))
+
+
 def split_recorded(inputs: Any) -> tuple[Any, Any]:
-    """Return a batch's inputs, and what the source answered to them or None."""
+    """The inputs of a batch, and the recorded logits of the source or None."""
     return inputs if isinstance(inputs, tuple) else (inputs, None)
 
 
@@ -42,7 +81,7 @@ class ActivationSource:
     Args:
         views: Per view, rows [n, ...] that are read by `rows[positions]`.
         choose: From positions int64 [b] and an epoch to view numbers int [b].
-        recorded: Per view, what the source answered before training, rows as above; None where nobody asks.
+        recorded: Per view, the logits of the source from before training, rows as above; None without distillation.
     """
 
     views: Sequence[Any]
@@ -67,7 +106,7 @@ class ActivationSource:
 
 
 def _gather(views: Sequence[Any], numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Return the row of each position in the view of its number."""
+    """The row of each position in the view of its number."""
     first = views[numbers[0]][positions[:1]]
     values = np.empty((len(positions), *first.shape[1:]), first.dtype)
     for number in np.unique(numbers):
@@ -78,15 +117,15 @@ def _gather(views: Sequence[Any], numbers: np.ndarray, positions: np.ndarray) ->
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images decoded anew in every epoch, for a network that is trained as a whole or that keeps nothing.
+    """Images decoded in every epoch, for a network that is trained as a whole or without a cache.
 
     Args:
         paths: Files.
         digests: The hex SHA-256 of each file's bytes.
         size: Side of the images in pixels.
-        fit: How an image becomes a square.
-        policy: What is done to them; None: nothing.
-        seed: Seed of what is drawn.
+        resize: How an image becomes a square.
+        policy: Augmentation; None for none.
+        seed: Of the augmentation.
         in_graph: Make the views of a batch where the network trains, instead of those of each image in the pipeline.
         data_service: HOST:PORT of a data service that decodes them; None decodes them here.
     """
@@ -94,7 +133,7 @@ class ImageSource:
     paths: Sequence[str]
     digests: Sequence[str]
     size: int
-    fit: str
+    resize: str
     policy: AugmentationPolicy | None = None
     seed: int = 0
     in_graph: bool = False
@@ -115,7 +154,7 @@ class ImageSource:
             else:
                 augment = make_view_fn(self.policy, keys, numbers, self.seed)
         paths = [self.paths[position] for position in positions]
-        wanted = (paths, self.size, self.fit, len(batches[0]))
+        wanted = (paths, self.size, self.resize, len(batches[0]))
         if self.data_service is None:
             stream = make_image_dataset(*wanted, augment=augment).as_numpy_iterator()
         else:
@@ -132,17 +171,17 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class DistillationSource:
-    """Examples beside what a network that does not train answers to them.
+    """Examples with the predictions of a network that does not train.
 
     Args:
-        supply: Of examples.
-        answer: From inputs [b, ...] to answers [b, ...].
+        source: Of the examples.
+        predict: From inputs [b, ...] to predictions [b, ...].
     """
 
-    supply: BatchSource
+    source: BatchSource
     predict: Callable[[Any], Any]
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
-        """Yield the batches, each a pair of inputs and answers."""
-        for positions, inputs in self.supply.stream(batches, epoch):
+        """Yield the batches, each with a pair of inputs and predictions."""
+        for positions, inputs in self.source.stream(batches, epoch):
             yield positions, (inputs, np.asarray(self.predict(inputs)))

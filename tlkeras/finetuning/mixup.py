@@ -1,4 +1,4 @@
-"""Examples of a batch mixed with each other: MixUp, CutMix, or now one and now the other."""
+"""MixUp and CutMix of the examples of a batch, or one of the two by turns."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tlkeras.data.augmentation.views import cutmix as blend_patches
-from tlkeras.finetuning.losses import mixup as blend_images
+from tlkeras.data.augmentation.views import cutmix as cutmix_batch
+from tlkeras.errors import RecipeError
 
 Mixed = tuple[tf.Tensor, Any, tf.Tensor]
 Mix = Callable[[tf.Tensor, Any, tf.Tensor, tf.Tensor], Mixed]
@@ -16,7 +16,7 @@ Mix = Callable[[tf.Tensor, Any, tf.Tensor, tf.Tensor], Mixed]
 
 
 def make_mixup_cutmix(mixup: float, cutmix: float) -> Mix | None:
-    """Return what mixes a batch, or None where nothing is to be mixed.
+    """The function that mixes a batch, or None where nothing is mixed.
 
     With both, each batch is mixed in one of the two ways, drawn by its seed (as in timm). CutMix pastes boxes into
     images and into maps of activations; where features are pooled there is no place for a box, and a batch that
@@ -28,13 +28,13 @@ def make_mixup_cutmix(mixup: float, cutmix: float) -> Mix | None:
     """
 
     def blend(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor) -> Mixed:
-        return blend_images(inputs, targets, weights, seed, alpha=mixup)
+        return mixup_batch(inputs, targets, weights, seed, alpha=mixup)
 
     def cut(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor) -> Mixed:
         weights = tf.cast(weights, tf.float32)
         if inputs.shape.rank != 4:
             return inputs, targets, weights
-        return blend_patches(inputs, targets, weights, seed, cutmix)
+        return cutmix_batch(inputs, targets, weights, seed, cutmix)
 
     def either(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor) -> Mixed:
         choice, seed = tf.unstack(tf.random.split(seed, 2))
@@ -44,3 +44,60 @@ def make_mixup_cutmix(mixup: float, cutmix: float) -> Mix | None:
     if mixup and cutmix:
         return either
     return blend if mixup else cut if cutmix else None
+
+
+def mixup_batch(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor, alpha: float = 0.2) -> Mixed:
+    """Each example blended with the one before it in its batch, which is taken to be in random order (MixUp).
+
+    The share of the example itself is drawn from Beta(alpha, alpha). Targets are blended in proportion to share times
+    weight: then the weighted loss of the blend is that of its two halves, share * weight * loss and so on, exactly.
+    With equal weights it is the paper's blend.
+
+    Args:
+        inputs: Images, activations or features, [n, ...]; whole numbers are rounded.
+        targets: Dense, float [n, k], or several of them by task.
+        weights: One per example, float [n].
+        seed: Two integers; the same ones give the same blend.
+        alpha: Strength: shares near 0 and 1 when small, even ones at 1.
+
+    Returns:
+        Inputs of the given dtype, targets and weights float32.
+
+    Raises:
+        RecipeError: alpha is not positive.
+
+    Source: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018.
+    """
+    if not alpha > 0:
+        raise RecipeError("alpha of MixUp is not positive.", alpha)
+    inputs, weights = tf.convert_to_tensor(inputs), tf.cast(weights, tf.float32)
+    share = _draw_shares(tf.shape(inputs)[0], alpha, seed)
+    own, other = share * weights, (1.0 - share) * tf.roll(weights, 1, axis=0)
+    total = own + other
+    own_part = tf.math.divide_no_nan(own, total)
+    other_part = tf.math.divide_no_nan(other, total)  # not 1 - own_part: both are 0 where nothing counts
+    mixed = _blend(inputs, share, 1.0 - share)
+    if inputs.dtype.is_integer:
+        mixed = tf.round(mixed)
+    blended = tf.nest.map_structure(lambda dense: _blend(dense, own_part, other_part), targets)
+    return tf.cast(mixed, inputs.dtype), blended, total
+
+
+def _draw_shares(count: tf.Tensor, alpha: float, seed: tf.Tensor) -> tf.Tensor:
+    """Draws from Beta(alpha, alpha), float32 [count].
+
+    As g1 / (g1 + g2) with Gamma(alpha) variables, whose logarithms are drawn because for small alpha the variables
+    themselves underflow: Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha) (Marsaglia and Tsang, 2000).
+    """
+    seeds = tf.random.split(seed, 2)
+    above = tf.random.stateless_gamma([2, count], seeds[0], alpha + 1.0)
+    uniform = 1.0 - tf.random.stateless_uniform([2, count], seeds[1])  # never 0
+    logs = tf.math.log(above) + tf.math.log(uniform) / alpha
+    return tf.sigmoid(logs[0] - logs[1])
+
+
+def _blend(values: tf.Tensor, own: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    """own * values + other * the values one row up, float32; `own` and `other` are [n]."""
+    values = tf.cast(values, tf.float32)
+    shape = [-1] + [1] * (values.shape.rank - 1)
+    return tf.reshape(own, shape) * values + tf.reshape(other, shape) * tf.roll(values, 1, axis=0)

@@ -1,4 +1,4 @@
-"""The network that is fine-tuned: one flat graph, and the part of it behind each cut."""
+"""The network that is fine-tuned: one flat graph, and its part behind each cut."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 
-from tlkeras.backbones.blocks import find_blocks, find_cut
+from tlkeras.backbones.blocks import Block, find_blocks, find_cut
 from tlkeras.features.extractor import POOLED, source_log_probabilities
 from tlkeras.finetuning.freezing import freeze, unfreeze
+from tlkeras.finetuning.layer_groups import Groups, LayerGroup
 from tlkeras.finetuning.schedule import Stage
+from tlkeras.finetuning.unfreezing import list_trainable
 
 IMAGES = "images"
 
 
 class Network:
-    """Backbone, pooling and head.
+    """Backbone, pooling and head, one flat graph.
 
     Args:
         backbone: From images uint8 [n, h, w, 3] to its last map.
@@ -23,14 +25,15 @@ class Network:
         head: Layers from features to logits [n, k], and one more from logits to probabilities; or those of each task by
             name. The logits of several tasks stand side by side.
         name: Of the model.
-        source_head: From the last map to the probabilities of the classes that the weights were trained on; only
-            what distils from the source needs it. It stays as it is.
-        weighting: Leaves the logits as they are, and owns what weighs the tasks' losses; it is no part of the model.
+        source_head: From the last map to the probabilities of the classes that the weights were trained on, frozen;
+            only distillation from the source needs it.
+        weighting: Leaves the logits as they are, and owns the weights of the tasks' losses; it is no part of the model.
 
     Attributes:
         model: From images to probabilities, float32 [n, k], of several tasks by name.
         blocks: Of the backbone, from input to output.
-        features: What the head takes, a tensor of the graph.
+        groups: The model's layers, by block and head.
+        features: The input of the head, a tensor of the graph.
     """
 
     def __init__(
@@ -55,9 +58,14 @@ class Network:
         self.model = keras.Model(
             pooled.input, predictions if len(predictions) > 1 else predictions.popitem()[1], name=name
         )
+        self.groups = Groups(self.model, tuple(map(self._group_block, self.blocks)), LayerGroup("head", self.head))
+
+    def _group_block(self, block: Block) -> LayerGroup:
+        layers = {layer.name: layer for layer in self.backbone.layers}  # bare operations are not among them
+        return LayerGroup(block.name, tuple(layers[name] for name in block.layers if name in layers))
 
     def _apply_heads(self, features: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
-        """Return the logits of each task."""
+        """Logits of each task."""
         logits = dict.fromkeys(self.heads, features)
         for task, layers in self.heads.items():
             for layer in layers[:-1]:
@@ -65,16 +73,16 @@ class Network:
         return logits
 
     def _join(self, logits: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
-        """Return the logits of tasks side by side."""
+        """Logits of all tasks, side by side."""
         tensors = list(logits.values())
         joined = keras.ops.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]
         return joined if self.weighting is None else self.weighting(joined)
 
     def suffix(self, cut: str) -> keras.Model:
-        """Return the part behind a cut: IMAGES, FEATURES, or the name of a cut of the backbone.
+        """The part behind a cut: IMAGES, POOLED, or the name of a cut of the backbone.
 
-        It shares its variables with the whole, and gives a dict: `features` [n, d], `logits` [n, k] and, where
-        there is a source head, `source_logits` [n, classes of the source].
+        It shares its variables with the whole, and its outputs are a dict: `features` [n, d], `logits` [n, k] and, with
+        a source head, `source_logits` [n, classes of the source].
         """
         if cut == POOLED:
             tensor = keras.Input(self.features.shape[1:], name=POOLED)
@@ -92,47 +100,20 @@ class Network:
             for own, other in zip(self.heads[task], layers, strict=True):
                 own.set_weights(other.get_weights())
 
-    def apply(self, stage: Stage) -> dict[str, float]:
-        """Let a stage's blocks and the head train and all else rest; return the multiplier of each rate, by path."""
-        multipliers = stage.multipliers(len(self.blocks))
-        rates: dict[str, float] = {}
-        for index, multiplier in enumerate(multipliers):
-            layers = self._list_layers(index)
-            if multiplier:
-                unfreeze(layers, stage.batch_norm)
-                rates |= {variable.path: multiplier for layer in layers for variable in layer.trainable_variables}
-            else:
-                freeze(layers)
-        unfreeze(self.head)
-        return rates
-
     def release(self) -> None:
         """Undo what stages have set, so that the model is a plain one."""
-        for index in range(len(self.blocks)):
-            unfreeze(self._list_layers(index))
+        for block in self.groups.blocks:
+            unfreeze(block.layers)
 
     def list_trainable(self, stages: Iterable[Stage]) -> list[keras.Variable]:
-        """Return every variable that a stage trains, each once."""
-        found: dict[int, keras.Variable] = {}
-        for stage in stages:
-            self.apply(stage)
-            weighting = [] if self.weighting is None else self.weighting.trainable_variables
-            found |= {id(variable): variable for variable in (*self.model.trainable_variables, *weighting)}
-        return list(found.values())
+        """Every variable that a stage trains, each once, those of the weighting last."""
+        weighting = [] if self.weighting is None else self.weighting.trainable_variables
+        return [*list_trainable(self.groups, stages), *weighting]
 
     def list_changing(self, stages: Iterable[Stage]) -> list[keras.Variable]:
-        """Return every variable that a stage can change: statistics and states of random layers among them."""
+        """Every variable that a stage can change, statistics and states of random layers included, each once."""
         total = len(self.blocks)
         first = total - max(stage.count_blocks(total) for stage in stages)
-        layers = [*(layer for index in range(first, total) for layer in self._list_layers(index)), *self.head]
+        layers = [*(layer for block in self.groups.blocks[first:] for layer in block.layers), *self.head]
         layers += [] if self.weighting is None else [self.weighting]
         return list({id(variable): variable for layer in layers for variable in layer.variables}.values())
-
-    def list_trained_layers(self, stage: Stage) -> list[keras.Layer]:
-        """Return the layers of the blocks that a stage trains."""
-        total = len(self.blocks)
-        return [layer for i in range(total - stage.count_blocks(total), total) for layer in self._list_layers(i)]
-
-    def _list_layers(self, index: int) -> list[keras.Layer]:
-        layers = {layer.name: layer for layer in self.backbone.layers}  # bare operations are not among them
-        return [layers[name] for name in self.blocks[index].layers if name in layers]

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import keras
 import tensorflow as tf
 
-from tlkeras.errors import RecipeError, TlkerasError, suggest
+from tlkeras.config.schema.finetuning import (
+    BatchSpectralShrinkageConfig,
+    L2SPConfig,
+    LearningWithoutForgettingConfig,
+    NoRegularizerConfig,
+)
+from tlkeras.errors import TlkerasError
 
 
-@dataclass(eq=False)
 class Regularizer:
-    """A term of the loss; this one adds nothing and is what the others are made from.
+    """The base of the terms.
 
     Attributes:
-        needs: Names of the outputs that it is computed from: "features", pooled, [n, d]; "source_logits", what the
-            source's own head answers now, and "recorded_logits", what it answered before training, both [n, classes].
+        needs: Names of the outputs that a term is computed from: "features", pooled, [n, d]; "source_logits", the
+            present logits of the source's own head, and "recorded_logits", those from before training, both
+            [n, classes of the source].
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
 
     def build(self, backbone: Sequence[keras.Layer], head: Sequence[keras.Layer]) -> None:
-        """Take what must be known of the model; to be called with the source's weights, before training."""
+        """Read the model; to be called with the source's weights, before training."""
 
     def __call__(self, outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Return the term for one batch, a float32 scalar."""
-        return tf.zeros([])
+        """The term for one batch, a float32 scalar."""
+        raise NotImplementedError
 
 
-@dataclass(eq=False)
 class L2SP(Regularizer):
     """L2-SP: alpha / 2 * ||w - w0||^2 over the backbone plus beta / 2 * ||w||^2 over the head.
 
@@ -39,71 +43,49 @@ class L2SP(Regularizer):
     Weights that are frozen when it is called are left out, having no gradient. It takes the place of weight decay,
     which should be off.
 
-    Args:
-        alpha: Strength for the backbone.
-        beta: Strength for the head.
-        batch_norm: Whether gamma and beta of batch norm are held as well.
-
-    Raises:
-        RecipeError: A strength is negative.
-        TlkerasError: When called: it was not built.
-
     Source: Li, Grandvalet and Davoine, Explicit Inductive Bias for Transfer Learning, ICML 2018; defaults of TLlib.
     """
 
-    alpha: float = 0.01
-    beta: float = 0.01
-    batch_norm: bool = False
-    _pairs: list[tuple[keras.Variable, tf.Tensor]] | None = field(default=None, init=False, repr=False)
-    _head: list[keras.Variable] = field(default_factory=list, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        _check_strength("alpha of L2-SP", self.alpha)
-        _check_strength("beta of L2-SP", self.beta)
+    def __init__(self, config: L2SPConfig):
+        self.config = config
+        self._pairs: list[tuple[keras.Variable, tf.Tensor]] | None = None
+        self._head: list[keras.Variable] = []
 
     def build(self, backbone: Sequence[keras.Layer], head: Sequence[keras.Layer]) -> None:
         """Copy the weights of the backbone's layers as they are now."""
-        weights = collect_weights(backbone, self.batch_norm)
+        weights = collect_weights(backbone, self.config.batch_norm)
         self._pairs = [(weight, tf.constant(keras.ops.convert_to_numpy(weight), tf.float32)) for weight in weights]
-        self._head = collect_weights(head, self.batch_norm)
+        self._head = collect_weights(head, self.config.batch_norm)
 
     def __call__(self, outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Return the term; the outputs do not matter."""
+        """The term, which does not depend on the outputs.
+
+        Raises:
+            TlkerasError: It was not built.
+        """
         if self._pairs is None:
-            raise TlkerasError("L2-SP must know the source's weights.", way_out="Call build before training.")
+            raise TlkerasError("L2-SP does not know the source's weights.", way_out="Call build before training.")
         moved = [_as_float32(weight) - source for weight, source in self._pairs if weight.trainable]
         grown = [_as_float32(weight) for weight in self._head if weight.trainable]
-        return self.alpha * _sum_halved_squares(moved) + self.beta * _sum_halved_squares(grown)
+        return self.config.alpha * _sum_halved_squares(moved) + self.config.beta * _sum_halved_squares(grown)
 
 
-@dataclass(eq=False)
 class BatchSpectralShrinkage(Regularizer):
     """eta times the sum of the smallest squared singular values of a batch's features.
 
     Directions in which the features hardly spread carry noise of the source that does harm where examples are few.
     A batch that holds one example twice has a singular value of 0, and nothing to shrink.
 
-    Args:
-        eta: Strength.
-        smallest: How many singular values are shrunk.
-
-    Raises:
-        RecipeError: The strength is negative, or no singular value is shrunk.
-
     Source: Chen et al., Catastrophic Forgetting Meets Negative Transfer, NeurIPS 2019; defaults of TLlib.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("features",)
-    eta: float = 1e-3
-    smallest: int = 1
+    needs = ("features",)
 
-    def __post_init__(self) -> None:
-        _check_strength("eta of batch spectral shrinkage", self.eta)
-        if self.smallest < 1:
-            raise RecipeError("Batch spectral shrinkage must shrink 1 singular value or more.", self.smallest)
+    def __init__(self, config: BatchSpectralShrinkageConfig):
+        self.config = config
 
     def __call__(self, outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Return the term for features [n, d].
+        """The term for features [n, d].
 
         With the vectors v of the smallest eigenvalues of A A^T held fixed, ||v^T A||^2 has the value and the gradient
         of the squared singular values. Unlike the gradient of a decomposition it has no differences of singular values
@@ -114,73 +96,55 @@ class BatchSpectralShrinkage(Regularizer):
         wide = tf.cond(rows > columns, lambda: tf.transpose(features), lambda: features)
         exact = tf.cast(tf.stop_gradient(wide), tf.float64)  # squares halve the digits
         _, vectors = tf.linalg.eigh(tf.matmul(exact, exact, transpose_b=True))
-        lowest = tf.cast(vectors[:, : self.smallest], tf.float32)
-        return self.eta * tf.reduce_sum(tf.square(tf.matmul(lowest, wide, transpose_a=True)))
+        lowest = tf.cast(vectors[:, : self.config.smallest], tf.float32)
+        return self.config.eta * tf.reduce_sum(tf.square(tf.matmul(lowest, wide, transpose_a=True)))
 
 
-@dataclass(eq=False)
 class LearningWithoutForgetting(Regularizer):
-    """Learning without forgetting: the source's own head must go on answering as it did before training.
+    """Learning without forgetting: the source's own head is held to its predictions from before training.
 
     The divergence of present from recorded probabilities, both softened by the temperature, averaged over the batch.
     The paper's cross entropy differs from it by the entropy of the recorded ones, which does not depend on the
     weights: the gradient is the same, and here 0 means that nothing is forgotten.
 
-    Args:
-        weight: Strength.
-        temperature: What logits are divided by.
-
-    Raises:
-        RecipeError: The weight is negative or the temperature not positive.
-
     Source: Li and Hoiem, Learning without Forgetting, ECCV 2016; weight as in TLlib.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("source_logits", "recorded_logits")
-    weight: float = 4.0
-    temperature: float = 2.0
+    needs = ("source_logits", "recorded_logits")
 
-    def __post_init__(self) -> None:
-        _check_strength("The weight of distillation", self.weight)
-        if not self.temperature > 0:
-            raise RecipeError("The temperature of distillation must be positive.", self.temperature)
+    def __init__(self, config: LearningWithoutForgettingConfig):
+        self.config = config
 
     def __call__(self, outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Return the term for source_logits and recorded_logits, both [n, classes]; log-probabilities serve as well.
+        """The term for source_logits and recorded_logits, both [n, classes]; log-probabilities serve as well.
 
         It is 0 without source_logits: where a stage starts at the features, nothing of the source changes.
         """
         if "source_logits" not in outputs:
             return tf.zeros([])
-        present = tf.nn.log_softmax(tf.cast(outputs["source_logits"], tf.float32) / self.temperature)
-        recorded = tf.nn.log_softmax(tf.cast(outputs["recorded_logits"], tf.float32) / self.temperature)
+        temperature = self.config.temperature
+        present = tf.nn.log_softmax(tf.cast(outputs["source_logits"], tf.float32) / temperature)
+        recorded = tf.nn.log_softmax(tf.cast(outputs["recorded_logits"], tf.float32) / temperature)
         divergences = tf.reduce_sum(tf.exp(recorded) * (recorded - present), axis=-1)
-        return self.weight * tf.reduce_mean(divergences)
+        return self.config.weight * tf.reduce_mean(divergences)
 
 
-REGULARIZERS: dict[str, type[Regularizer]] = {
-    "none": Regularizer,
-    "l2sp": L2SP,
-    "bss": BatchSpectralShrinkage,
-    "lwf": LearningWithoutForgetting,
-}
-
-
-def make_regularizer(kind: str, **options: Any) -> Regularizer:
-    """Return a regulariser by its kind, not yet built.
-
-    Raises:
-        RecipeError: There is no such kind (the nearest is told), or an option is out of range.
-    """
-    if kind not in REGULARIZERS:
-        raise RecipeError(
-            f"A regulariser is one of {', '.join(REGULARIZERS)}.", repr(kind), suggest(kind, REGULARIZERS)
-        )
-    return REGULARIZERS[kind](**options)
+def make_regularizer(
+    config: NoRegularizerConfig | L2SPConfig | BatchSpectralShrinkageConfig | LearningWithoutForgettingConfig,
+) -> Regularizer | None:
+    """The regularizer of a recipe's configuration, not yet built; None for the kind `none`."""
+    match config:
+        case L2SPConfig():
+            return L2SP(config)
+        case BatchSpectralShrinkageConfig():
+            return BatchSpectralShrinkage(config)
+        case LearningWithoutForgettingConfig():
+            return LearningWithoutForgetting(config)
+    return None
 
 
 def collect_weights(layers: Sequence[keras.Layer], batch_norm: bool = False) -> list[keras.Variable]:
-    """Return the weights of layers and the layers within them, each once; a batch norm's statistics are left out.
+    """The weights of layers and the layers within them, each once, without the statistics of batch norm.
 
     Args:
         layers: Layers or models.
@@ -195,11 +159,6 @@ def collect_weights(layers: Sequence[keras.Layer], batch_norm: bool = False) -> 
 
 def _list_dropped(norm: keras.layers.BatchNormalization, affine_kept: bool) -> list[keras.Variable]:
     return [norm.moving_mean, norm.moving_variance] if affine_kept else norm.weights
-
-
-def _check_strength(name: str, value: float) -> None:
-    if not value >= 0:
-        raise RecipeError(f"{name} must be 0 or more.", value)
 
 
 def _as_float32(weight: keras.Variable) -> tf.Tensor:

@@ -7,97 +7,18 @@ a resumed run, a finished one and one that was never stopped get the same answer
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
+from tlkeras.config.schema.finetuning import BatchNorm, Keep, Stage
 from tlkeras.errors import RecipeError, RunError, suggest
 
-BatchNorm = Literal["frozen", "affine", "reestimate", "train"]
-Decay = Literal["cosine", "constant"]
-Keep = Literal["best", "last"]
-Unfreeze = int | Literal["all", "auto"]
+__all__ = ["BASELINE", "BatchNorm", "Keep", "Schedule", "Stage", "StagePosition"]
 
 BASELINE = -1
 """The epoch that stands for the weights from before any training."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of training in which the same blocks train.
-
-    Args:
-        name: Shown in logs and charts.
-        unfreeze: How many blocks train, counted from the top: a number, "2 blocks", "all", or "auto" (all, each at
-            a rate found from its gradients; the multipliers are the ceiling).
-        learning_rate: Peak rate of the head.
-        epochs: Exactly so many; left out of a stage that trains until the plateau.
-        until: "plateau" ends the stage when the monitored value improves no more.
-        patience: Epochs without improvement that end a plateau stage.
-        max_epochs: End of a plateau stage that never stops improving.
-        backbone_lr_multiplier: Rate of the topmost block, as a share of the head's.
-        layer_decay: Rate of each block, as a share of the one above it.
-        warmup: Epochs, or a part of one, in which the rate rises linearly to its peak.
-        decay: "cosine" lets the rate fall to zero at the end of the stage's full length, "constant" keeps it; by
-            default cosine for a stage of exact length, constant until a plateau.
-        batch_norm: What batch norm does in blocks that train: "frozen" changes nothing, "affine" trains scale and
-            offset, "reestimate" takes the statistics anew before the stage, "train" does all that it usually does.
-
-    Raises:
-        RecipeError: Values that cannot be used; names all of them.
-    """
-
-    name: str
-    unfreeze: int | str
-    learning_rate: float
-    epochs: int | None = None
-    until: Literal["plateau"] | None = None
-    patience: int = 2
-    max_epochs: int = 50
-    backbone_lr_multiplier: float = 0.1
-    layer_decay: float = 1.0
-    warmup: float = 0.0
-    decay: Decay | None = None
-    batch_norm: BatchNorm = "frozen"
-
-    def __post_init__(self) -> None:
-        if problems := list(_find_problems(self)):
-            raise RecipeError.from_problems(f"Stage {self.name!r} cannot be used:", problems)
-        object.__setattr__(self, "unfreeze", parse_unfreeze(self.unfreeze))
-        object.__setattr__(self, "decay", self.decay or ("constant" if self.until else "cosine"))
-
-    @property
-    def length(self) -> int:
-        """Epochs of the stage, at most."""
-        return self.max_epochs if self.epochs is None else self.epochs
-
-    def count_blocks(self, total: int) -> int:
-        """Return how many of the backbone's blocks train.
-
-        Raises:
-            RecipeError: There are not so many.
-        """
-        count = total if isinstance(self.unfreeze, str) else self.unfreeze
-        if count > total:
-            raise RecipeError(
-                f"Stage {self.name!r} must unfreeze from 0 to {total} blocks.", count, "All of them is `all`."
-            )
-        return count
-
-    def multipliers(self, total: int) -> tuple[float, ...]:
-        """Return the rate of each block as a share of the head's, from input to output; 0.0 where it is frozen.
-
-        Rates that shrink from block to block are those of ULMFiT (Howard and Ruder, 2018).
-
-        Raises:
-            RecipeError: The backbone has fewer blocks than the stage unfreezes.
-        """
-        count = self.count_blocks(total)
-        training = [self.backbone_lr_multiplier * self.layer_decay**depth for depth in range(count)]
-        return (*[0.0] * (total - count), *reversed(training))
 
 
 class StagePosition(NamedTuple):
@@ -153,7 +74,10 @@ class Schedule:
             (bool(self.stages), "there must be at least one stage."),
             (not repeated, f"each stage needs a name of its own. Received twice: {', '.join(repeated)}."),
             (0 <= self.min_delta < math.inf, f"min_delta must be 0 or more. Received: {self.min_delta!r}."),
-            _rule_on_choice("keep", self.keep, get_args(Keep)),
+            (
+                self.keep in get_args(Keep),
+                f"keep is 'best' or 'last'. Received: {self.keep!r}. {suggest(str(self.keep), get_args(Keep))}",
+            ),
         ]
         if problems := [sentence for holds, sentence in rules if not holds]:
             raise RecipeError.from_problems("The schedule cannot be used:", problems)
@@ -177,10 +101,6 @@ class Schedule:
         best = self._replay(history, baseline).best
         return best and best.epoch
 
-    def starting_epochs(self, history: Sequence[float], baseline: float | None = None) -> list[int]:
-        """Return the first epoch of each stage begun, that of the next epoch included."""
-        return self._replay(history, baseline).starts
-
     def restores(self, history: Sequence[float], baseline: float | None = None) -> int | None:
         """Return the epoch whose weights must be restored now, the last one finished possibly; None for no epoch."""
         replay = self._replay(history, baseline)
@@ -196,7 +116,7 @@ class Schedule:
         done = position.epoch_in_stage * steps_per_epoch + step
         warmup, total = stage.warmup * steps_per_epoch, stage.length * steps_per_epoch
         rise = min(1.0, (done + 1) / warmup) if warmup else 1.0  # the first step is not wasted on a rate of 0
-        if stage.decay == "constant":
+        if not stage.decays:
             return stage.learning_rate * rise
         progress = max(0.0, (done - warmup) / (total - warmup))
         return stage.learning_rate * rise * (1 + math.cos(math.pi * progress)) / 2
@@ -246,63 +166,3 @@ class Schedule:
             if gain <= self.min_delta:
                 return best
         return _Best(epoch, value)
-
-
-def parse_unfreeze(value: Any) -> Unfreeze:
-    """Read how many blocks to unfreeze: 2, "2 blocks", "all" or "auto".
-
-    Raises:
-        ValueError: It is none of these; the message is a sentence that names the nearest.
-    """
-    if value in ("all", "auto") or (type(value) is int and value >= 0):
-        return value
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)( blocks?)?", value)):
-        return int(match[1])
-    number = re.match(r"\d+", str(value))
-    nearest = f"Did you mean '{number[0]} blocks'?" if number else suggest(str(value), ["2 blocks", "all", "auto"])
-    raise ValueError(f"unfreeze must be a number of blocks, 'all' or 'auto'. Received: {value!r}. {nearest}")
-
-
-def _find_problems(stage: Stage) -> Iterator[str]:
-    """Say what is wrong with a stage's values, a sentence each."""
-    try:
-        parse_unfreeze(stage.unfreeze)
-    except ValueError as error:
-        yield str(error)
-    if (stage.epochs is None) == (stage.until is None):
-        received = "neither" if stage.until is None else "both"
-        yield f"it takes either epochs or until: plateau. Received: {received}. max_epochs bounds a plateau stage."
-    rules = [
-        (bool(stage.name), "name must not be empty."),
-        *(_rule_on_count(key, getattr(stage, key)) for key in ("patience", "max_epochs")),
-        *(
-            _rule_on_size(key, getattr(stage, key))
-            for key in ("learning_rate", "backbone_lr_multiplier", "layer_decay")
-        ),
-        _rule_on_choice("batch_norm", stage.batch_norm, get_args(BatchNorm)),
-    ]
-    if stage.epochs is not None:
-        rules.append(_rule_on_count("epochs", stage.epochs))
-    if stage.until is not None:
-        rules.append(_rule_on_choice("until", stage.until, ("plateau",)))
-    if stage.decay is not None:
-        rules.append(_rule_on_choice("decay", stage.decay, get_args(Decay)))
-    yield from (sentence for holds, sentence in rules if not holds)
-    if _is_number(stage.length) and not (_is_number(stage.warmup) and 0 <= stage.warmup < stage.length):
-        yield f"warmup must be 0 or more epochs, and fewer than the stage has. Received: {stage.warmup!r}."
-
-
-def _rule_on_count(key: str, value: Any) -> tuple[bool, str]:
-    return type(value) is int and value >= 1, f"{key} must be a whole number, at least 1. Received: {value!r}."
-
-
-def _rule_on_size(key: str, value: Any) -> tuple[bool, str]:
-    return _is_number(value) and 0 < value < math.inf, f"{key} must be a number above 0. Received: {value!r}."
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _rule_on_choice(key: str, value: Any, valid: Sequence[str]) -> tuple[bool, str]:
-    return value in valid, f"{key} must be one of {', '.join(valid)}. Received: {value!r}. {suggest(str(value), valid)}"

@@ -1,9 +1,14 @@
-"""The run of a schedule: one optimizer, one history, any number of stages and of interruptions."""
+"""The run of a schedule: one optimizer, one history, any number of stages and of interruptions.
+
+It drives Keras callbacks as `fit` does. `fit` itself clips each device's gradient before adding, fails on several
+machines (keras#20585), and cannot resume in the middle of an epoch to the same bits.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import Any
@@ -12,12 +17,10 @@ import keras
 import numpy as np
 
 from tlkeras import progress
-from tlkeras.data.pipeline import epoch_permutation
 from tlkeras.errors import RunError
-from tlkeras.finetuning.checkpoints import Checkpoints
+from tlkeras.finetuning.checkpoints import Checkpoints, pack_groups
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
-from tlkeras.finetuning.inputs import BatchSource
-from tlkeras.finetuning.losses import alternating_domain_sampler, balanced_sampler
+from tlkeras.finetuning.inputs import DataSplit
 from tlkeras.finetuning.lr_range_test import LRFinderResult, run_lr_sweep
 from tlkeras.finetuning.metrics import TaskSlice, compute_validation_metrics
 from tlkeras.finetuning.network import Network
@@ -32,31 +35,11 @@ _GRADIENT_BATCHES = 8
 _FITTED_VIEWS = 2
 
 HistoryRow = dict[str, Any]
+"""What is known of a finished epoch: `epoch` from 1, `stage`, `loss`, `learning_rate`, and metrics as `val_loss`."""
+
 FitHeads = Callable[[np.ndarray, np.ndarray], Mapping[str, Sequence[keras.layers.Layer]]]
-"""From positions int64 [m] in the split that is trained on and their features float32 [m, d], where a position can come
-several times, to the layers of each task's head."""
-
-
-@dataclass(frozen=True)
-class DataSplit:
-    """One split of the data.
-
-    Attributes:
-        targets: Dense, float32 [n, k], tasks side by side; NaN throughout a task where its target is not known.
-        weights: float32 [n].
-        supply: From the name of a cut to what is read there.
-        of_target: Which examples are of a target domain, bool [n], without labels and of weight 0; None without one.
-        rows: Which of all examples they are, int64 [n]; only who fits heads anew asks for it.
-    """
-
-    targets: np.ndarray
-    weights: np.ndarray
-    supply: Callable[[str], BatchSource]
-    of_target: np.ndarray | None = None
-    rows: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.targets)
+"""From positions int64 [m] in the training split and their features float32 [m, d], where a position can come several
+times, to the layers of each task's head."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +47,17 @@ class TrainerConfig:
     """How the steps are taken.
 
     Attributes:
-        batch_size: Examples in a step; what is left over at the end of an epoch sits it out.
-        seed: Of the order of examples and of what is mixed.
-        ema: Decay of the moving average of the weights, which is what is measured and kept; 0 for none.
+        batch_size: Examples in a step; the remainder at the end of an epoch is left out.
+        seed: Of the order of examples and of mixing.
+        ema: Decay of the moving average of the weights, which is measured and kept; 0 for none.
         balanced_sampling: Draw every class equally often.
         monitor: The column of the history that the schedule follows.
-        tasks: What the columns of targets and logits are of.
+        tasks: The columns of targets and logits, by task.
         save_seconds: The most training that kill -9 can cost.
-        precision: What the backbone computes in while it trains: "float32", "bfloat16" or "float16". Weights and head
+        precision: In which the backbone computes while it trains: "float32", "bfloat16" or "float16". Weights and head
             are float32 in all of them, and the trained network computes in float32.
         distribution: The devices. Network and optimizer must have been made in its scope.
-        fit_heads: Fits the heads anew where a schedule begins with other statistics of batch norm than those of the
+        fit_heads: Refits the heads where a schedule begins with other statistics of batch norm than those of the
             features that they were fitted on; None leaves them.
     """
 
@@ -91,7 +74,7 @@ class TrainerConfig:
 
 
 class Trainer:
-    """Carries out a schedule from wherever the newest checkpoint stands.
+    """Runs a schedule from wherever the newest checkpoint stands.
 
     All that the next step depends on is in a checkpoint: the network's variables with the states of its random
     layers, the optimizer's, the moving average, the best weights so far, the history, epoch and step. The order of
@@ -99,12 +82,12 @@ class Trainer:
     bits as one that was not, on the same machine.
 
     Args:
-        network: What is trained, in place.
-        schedule: When what is trained.
+        network: Trained in place.
+        schedule: The stages.
         cuts: Per stage, the cut behind which the network is trained; all before it stays frozen.
-        optimizer: A fresh one; it is built here, once, on all that will ever train.
-        criterion: What is minimised.
-        parts: The splits to train on and to measure on; None for the latter where nothing is held out.
+        optimizer: A fresh one; it is built here, once, on every variable that any stage trains.
+        objective: Minimised.
+        splits: Those to train and to validate on; None for the latter where nothing is held out.
         settings: How the steps are taken.
 
     Attributes:
@@ -119,7 +102,7 @@ class Trainer:
         cuts: Sequence[str],
         optimizer: ScaledOptimizer,
         objective: Objective,
-        parts: tuple[DataSplit, DataSplit | None],
+        splits: tuple[DataSplit, DataSplit | None],
         settings: TrainerConfig = TrainerConfig(),
     ):
         self.network, self.schedule, self.cuts = network, schedule, tuple(cuts)
@@ -127,93 +110,67 @@ class Trainer:
         with self._distribution.scope():
             self.optimizer = scale_losses(optimizer, settings.precision)
             self.optimizer.build([*network.list_trainable(schedule.stages), *list_trainable(objective)])
-        self._distribution.adopt(self.optimizer)
+        self._distribution.wrap_optimizer(self.optimizer)
         self.objective, self.settings = objective, settings
-        self.train, self.validation = parts
+        self.train, self.validation = splits
         self.history: list[HistoryRow] = []
         self.baseline: float | None = None
-        self._losses: list[float] = []  # of the present epoch, one per step taken
+        self._losses: list[float] = []  # one per step of the present epoch
+        self._stopped = False  # by a callback
         self._runner: StageRunner | None = None
         self._changing = [*network.list_changing(schedule.stages), *objective.variables]
-        self._best = self._copy()
+        self._best = self._snapshot_weights()
+        self._steps_per_epoch = len(self._draw_batches())
 
     def run(
-        self, checkpoints: Checkpoints | None = None, observe: Callable[[HistoryRow], None] = lambda row: None
+        self, checkpoints: Checkpoints | None = None, callbacks: Sequence[keras.callbacks.Callback] = ()
     ) -> list[HistoryRow]:
-        """Train to the end of the schedule and return the history; the network then holds the weights kept.
+        """Train to the end of the schedule; the history. The network then holds the weights that are kept.
 
         Ctrl-C and SIGTERM end it between two steps, after a checkpoint; a second one ends it at once.
 
         Args:
-            checkpoints: Where it goes on from and what it saves to.
-            observe: Called with each row of the history, first with those of a run that goes on; of a new epoch after
-                its checkpoint, so that no epoch is told that is then lost.
+            checkpoints: Resumed from, and saved to.
+            callbacks: Called as by `fit`. `model.stop_training` ends the run after the epoch. An epoch's end is
+                reported after its checkpoint, so that no epoch is reported that is then lost. `params` also has
+                `stages`, their names, and `history`, the logs of the epochs before a resumed run.
 
         Raises:
-            KeyboardInterrupt: It was interrupted; another `run` with the same checkpoints goes on.
+            KeyboardInterrupt: It was interrupted; another `run` with the same checkpoints resumes it.
             RunError: The checkpoint is of a run in another precision.
         """
         layers = self.network.backbone.layers
-        with self._distribution.watch(), self._distribution.scope(), computing_in(self.settings.precision, layers):
+        with (
+            self._distribution.monitor_peers(),
+            self._distribution.scope(),
+            computing_in(self.settings.precision, layers),
+        ):
             averages = self._resume(checkpoints)
-            for row in self.history:
-                observe(row)
-            self._train(averages, checkpoints, observe)
+            with self._open_callbacks(callbacks) as listeners:
+                self._train(averages, checkpoints, listeners)
         self.network.release()
         return self.history
 
     def find_rate(self, index: int, lowest: float, highest: float, steps: int) -> LRFinderResult:
-        """Try rising rates in one stage, from where the network stands; all that moved is put back.
+        """Losses of one stage at rising rates, see `run_lr_sweep`, from the present weights, which are restored.
 
         Args:
-            index: Of the stage; those before it are not carried out.
+            index: Of the stage; those before it are not run.
             lowest: The first rate.
             highest: The last rate, unless the loss diverges before.
             steps: Rates to try; batches come again where an epoch has fewer.
-
-        Raises:
-            TlkerasError: The range is none.
         """
         moving = [*self._changing, *self.optimizer.variables]
         saved = [np.array(variable) for variable in moving]
         try:
             with computing_in(self.settings.precision, self.network.backbone.layers):
                 runner = self._make_runner(index)
-                self._prepare(runner, StagePosition(index, 0))
+                self._start_epoch(runner, StagePosition(index, 0))
                 return run_lr_sweep(lambda rates: self._try_rates(runner, rates), lowest, highest, steps)
         finally:
             for variable, value in zip(moving, saved, strict=True):
                 variable.assign(value)
             self.network.release()
-
-    def _try_rates(self, runner: StageRunner, rates: Sequence[float]) -> Iterator[float]:
-        batches = chain.from_iterable(map(self._stream, repeat(runner)))
-        for step, (rate, (rows, inputs)) in enumerate(zip(rates, batches, strict=False)):
-            self.optimizer.learning_rate = rate
-            seed = (self.settings.seed % 2**31, step)
-            yield runner.train(inputs, self.train.targets[rows], self.train.weights[rows], seed)
-
-    def _train(
-        self, averages: list[np.ndarray], checkpoints: Checkpoints | None, observe: Callable[[HistoryRow], None]
-    ) -> None:
-        """Take all steps that are left."""
-        with GracefulShutdown() as interruptions:
-            saved = time.monotonic()
-            while (position := self._locate()) is not None:
-                runner = self._enter(position, averages)
-                averages = []
-                for _ in self._take_steps(runner, position):
-                    if interruptions.received or time.monotonic() - saved > self.settings.save_seconds:
-                        self._save(checkpoints)
-                        saved = time.monotonic()
-                    if interruptions.received:
-                        raise KeyboardInterrupt
-                self._end_epoch(runner, position)
-                self._save(checkpoints)
-                observe(self.history[-1])
-                saved = time.monotonic()
-                if interruptions.received:
-                    raise KeyboardInterrupt
 
     @property
     def best_epoch(self) -> int | None:
@@ -221,39 +178,101 @@ class Trainer:
         best = self.schedule.best_epoch(self._monitored(), self.baseline)
         return None if best is None else best + 1
 
+    def _try_rates(self, runner: StageRunner, rates: Sequence[float]) -> Iterator[float]:
+        batches = chain.from_iterable(map(self._stream, repeat(runner)))
+        for step, (rate, (rows, inputs)) in enumerate(zip(rates, batches, strict=False)):
+            self.optimizer.learning_rate = rate
+            yield self._take_step(runner, rows, inputs, step)
+
+    @contextmanager
+    def _open_callbacks(self, callbacks: Sequence[keras.callbacks.Callback]) -> Iterator[keras.callbacks.CallbackList]:
+        """Keras' list of callbacks; within, the model has what callbacks look for in a model that is in `fit`."""
+        model = self.network.model
+        vars(model)["optimizer"], model.stop_training = self.optimizer, False
+        try:
+            yield keras.callbacks.CallbackList(
+                list(callbacks),
+                model=model,
+                verbose=0,
+                epochs=self.schedule.max_epochs,
+                steps=self._steps_per_epoch,
+                stages=[stage.name for stage in self.schedule.stages],
+                history=[self._make_logs(row) for row in self.history],
+            )
+        finally:
+            del vars(model)["optimizer"]
+
+    def _make_logs(self, row: HistoryRow) -> dict[str, float]:
+        """A row of the history as `fit` logs it, in numbers: the stage is counted from 1."""
+        number = [stage.name for stage in self.schedule.stages].index(row["stage"]) + 1
+        return {name: number if name == "stage" else value for name, value in row.items() if name != "epoch"}
+
+    def _train(
+        self, averages: list[np.ndarray], checkpoints: Checkpoints | None, callbacks: keras.callbacks.CallbackList
+    ) -> None:
+        """Take all steps that are left."""
+        callbacks.on_train_begin()
+        with GracefulShutdown() as shutdown:
+            saved = time.monotonic()
+            while (position := self._locate()) is not None:
+                runner = self._start_stage(position, averages)
+                averages = []
+                callbacks.on_epoch_begin(len(self.history))
+                for _ in self._take_steps(runner, position, callbacks):
+                    if shutdown.received or time.monotonic() - saved > self.settings.save_seconds:
+                        self._save(checkpoints)
+                        saved = time.monotonic()
+                    if shutdown.received:
+                        raise KeyboardInterrupt
+                self._end_epoch(runner, position)
+                self._save(checkpoints)
+                callbacks.on_epoch_end(len(self.history) - 1, self._make_logs(self.history[-1]))
+                stops = self._distribution.all_reduce(np.array([self.network.model.stop_training], np.int32))
+                if stops[0]:  # in any process
+                    self._stop(checkpoints)
+                saved = time.monotonic()
+                if shutdown.received:
+                    raise KeyboardInterrupt
+        callbacks.on_train_end(self._make_logs(self.history[-1]))
+
+    def _stop(self, checkpoints: Checkpoints | None) -> None:
+        """End the run before the end of its schedule, for good."""
+        self._stopped = True
+        if self._runner is not None:
+            self._end_stage(self._runner)
+        self._save(checkpoints)
+
     def _locate(self) -> StagePosition | None:
-        return self.schedule.locate(self._monitored(), self.baseline)
+        return None if self._stopped else self.schedule.locate(self._monitored(), self.baseline)
 
     def _monitored(self) -> list[float]:
         return [row.get(self.settings.monitor, float("nan")) for row in self.history]
 
-    def _enter(self, position: StagePosition, averages: Sequence[np.ndarray]) -> StageRunner:
-        """Apply the stage as state, and do what stands at the start of a stage or an epoch."""
+    def _start_stage(self, position: StagePosition, averages: Sequence[np.ndarray]) -> StageRunner:
+        """The runner of an epoch's stage, prepared for the epoch unless that is resumed after its first step."""
         stage = self.schedule.stages[position.stage]
         if self._runner is None or self._runner.stage is not stage:
             self._runner = self._make_runner(position.stage)
             if self._runner.average is not None and (self._losses or position.epoch_in_stage):
                 self._runner.average.restore(averages)
         if not self._losses:
-            self._prepare(self._runner, position)
+            self._start_epoch(self._runner, position)
         return self._runner
 
     def _make_runner(self, index: int) -> StageRunner:
-        stage, average = self.schedule.stages[index], self.settings.ema
-        return StageRunner(
-            self.network, stage, self.cuts[index], self.optimizer, self.objective, average, self._distribution
-        )
+        parts = (self.network, self.schedule.stages[index], self.cuts[index], self.optimizer, self.objective)
+        return StageRunner(*parts, self.settings.ema, self._distribution)
 
-    def _prepare(self, runner: StageRunner, position: StagePosition) -> None:
+    def _start_epoch(self, runner: StageRunner, position: StagePosition) -> None:
         runner.reset_rates()
-        if position.epoch_in_stage == 0 and runner.has_batch_norm:
+        if position.epoch_in_stage == 0 and runner.active.has_batch_norm:
             self._start_statistics(runner)
         if runner.stage.unfreeze == "auto":
             batches = islice(self._stream(runner), _GRADIENT_BATCHES)
             runner.scale_by_gradients([(x, self.train.targets[rows], self.train.weights[rows]) for rows, x in batches])
 
     def _start_statistics(self, runner: StageRunner) -> None:
-        """Take the statistics of batch norm anew if the stage asks for it, and fit untrained heads to what they do.
+        """Recompute the statistics of batch norm if the stage says so, and refit untrained heads to them.
 
         Heads that were fitted on other statistics can be off by orders of magnitude: a channel that hardly varies in
         these images has large weights behind it, and now varies as all do.
@@ -262,87 +281,90 @@ class Trainer:
         if runner.stage.batch_norm == "reestimate" or (runner.stage.batch_norm == "train" and fit is not None):
             runner.reestimate(inputs for _, inputs in self._stream(runner))
             if fit is not None:
-                supply = self.train.supply(runner.cut)
-                self.network.take_heads(fit(*runner.read_features(supply, len(self.train), _FITTED_VIEWS)))
-            self._paste(self._distribution.agree(self._copy()))
+                source = self.train.source(runner.cut)
+                self.network.take_heads(fit(*runner.read_features(source, len(self.train), _FITTED_VIEWS)))
+            self._restore_weights(self._distribution.broadcast(self._snapshot_weights()))
 
     def _stream(self, runner: StageRunner) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yield all batches of the present epoch, whole."""
-        return self.train.supply(runner.cut).stream(self._draw_batches(), len(self.history))
-
-    def _stream_share(self, runner: StageRunner, done: int) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yield this process's part of the batches that the present epoch still lacks."""
-        batches = [self._distribution.share(batch) for batch in self._draw_batches()[done:]]
-        return self.train.supply(runner.cut).stream(batches, len(self.history))
+        """All batches of the present epoch, whole."""
+        return self.train.source(runner.cut).stream(self._draw_batches(), len(self.history))
 
     def _draw_batches(self) -> list[np.ndarray]:
-        """Return the positions of each batch of the present epoch."""
-        count, seed, epoch = len(self.train), self.settings.seed, len(self.history)
-        if self.train.of_target is not None:
-            drawn = alternating_domain_sampler(self.train.of_target, seed, epoch)
-        elif self.settings.balanced_sampling:
-            drawn = balanced_sampler(self.train.targets.argmax(axis=1), count, seed, epoch)
-        else:
-            drawn = epoch_permutation(count, seed, epoch)
-        size = min(self.settings.batch_size, len(drawn))
-        return list(drawn[: len(drawn) // size * size].reshape(-1, size))
+        """The positions in each batch of the present epoch."""
+        size, seed, balanced = self.settings.batch_size, self.settings.seed, self.settings.balanced_sampling
+        return self.train.draw_batches(size, seed, len(self.history), balanced=balanced)
 
-    def _take_steps(self, runner: StageRunner, position: StagePosition) -> Iterator[None]:
-        """Take the steps that the present epoch still lacks, and yield after each."""
-        batches = self._draw_batches()
-        size, epoch = len(batches[0]), len(self.history)
+    def _take_steps(
+        self, runner: StageRunner, position: StagePosition, callbacks: keras.callbacks.CallbackList
+    ) -> Iterator[None]:
+        """Take the steps that are left of the present epoch, and yield after each."""
+        batches, epoch, done = self._draw_batches(), len(self.history), len(self._losses)
+        size, steps = len(batches[0]), self._steps_per_epoch
+        shares = [self._distribution.share(batch) for batch in batches[done:]]
         label = f"{runner.stage.name} {position.epoch_in_stage + 1}/{runner.stage.length}"
-        with progress.progress_bar(label, len(batches) * size, "images") as advance:
-            advance(len(self._losses) * size)
-            for rows, inputs in self._stream_share(runner, len(self._losses)):
-                step = len(self._losses)
-                self.optimizer.learning_rate = self.schedule.rate(position, step, len(batches))
-                seed = (self.settings.seed % 2**31, epoch * len(batches) + step)
-                self._losses.append(runner.train(inputs, self.train.targets[rows], self.train.weights[rows], seed))
+        with progress.progress_bar(label, steps * size, "images") as advance:
+            advance(done * size)
+            total = sum(self._losses)
+            for step, (rows, inputs) in enumerate(self.train.source(runner.cut).stream(shares, epoch), done):
+                self.optimizer.learning_rate = self.schedule.rate(position, step, steps)
+                callbacks.on_train_batch_begin(step)
+                self._losses.append(self._take_step(runner, rows, inputs, epoch * steps + step))
+                total += self._losses[-1]
+                callbacks.on_train_batch_end(step, {"loss": total / (step + 1)})
                 advance(size)
                 yield
+                if self.network.model.stop_training and self._distribution.workers == 1:
+                    return  # several processes stop together, after the epoch
+
+    def _take_step(self, runner: StageRunner, rows: np.ndarray, inputs: Any, number: int) -> float:
+        """The loss of a step; its number seeds the mixing."""
+        seed = (self.settings.seed % 2**31, number)
+        return runner.train(inputs, self.train.targets[rows], self.train.weights[rows], seed)
 
     def _end_epoch(self, runner: StageRunner, position: StagePosition) -> None:
         """Measure, keep the weights if they are the best, and restore the best at the end of a stage."""
-        steps = len(self._losses)
+        rates = [self.schedule.rate(position, step, self._steps_per_epoch) for step in range(len(self._losses))]
         row: HistoryRow = {
             "epoch": len(self.history) + 1,
             "stage": runner.stage.name,
             "loss": float(np.mean(self._losses)),
-            "learning_rate": float(np.mean([self.schedule.rate(position, step, steps) for step in range(steps)])),
+            "learning_rate": float(np.mean(rates)),
         }
         with runner.averaged():
             self.history.append(row | self._measure(runner))
-            monitored = self._monitored()
-            if self.schedule.best_epoch(monitored, self.baseline) == len(self.history) - 1:
-                self._best = self._copy()
+            if self.best_epoch == len(self.history):
+                self._best = self._snapshot_weights()
         self._losses = []
         following = self._locate()
         if following is None or following.stage != position.stage:
-            if runner.average is not None:
-                runner.average.swap()
-            if self.schedule.restores(monitored, self.baseline) is not None:
-                self._paste(self._best)
-            self._runner = None
+            self._end_stage(runner)
+
+    def _end_stage(self, runner: StageRunner) -> None:
+        """Put the averages in place of the weights, then the best weights if those are kept."""
+        if runner.average is not None:
+            runner.average.swap()
+        if self.schedule.keep == "best" and self.best_epoch is not None:
+            self._restore_weights(self._best)
+        self._runner = None
 
     def _measure(self, runner: StageRunner) -> dict[str, float]:
-        """Return the measures on the validation split; nothing where there is none."""
+        """The metrics on the validation split; nothing where there is none."""
         split = self.validation
         if split is None:
             return {}
-        rows, logits = runner.predict(split.supply(runner.cut), len(split))
+        rows, logits = runner.predict(split.source(runner.cut), len(split))
         return compute_validation_metrics(split.targets[rows], logits, split.weights[rows], self.settings.tasks)
 
-    def _copy(self) -> list[np.ndarray]:
+    def _snapshot_weights(self) -> list[np.ndarray]:
         return [np.array(variable) for variable in self._changing]
 
-    def _paste(self, values: Sequence[np.ndarray]) -> None:
+    def _restore_weights(self, values: Sequence[np.ndarray]) -> None:
         for variable, value in zip(self._changing, values, strict=True):
             variable.assign(value)
 
     def _resume(self, checkpoints: Checkpoints | None) -> list[np.ndarray]:
-        """Load the newest checkpoint and return its moving averages; without one, measure the start."""
-        found = self._distribution.spread(checkpoints.load_latest() if checkpoints else None)
+        """Load the newest checkpoint, or without one measure the start; the checkpoint's moving averages."""
+        found = self._distribution.broadcast_checkpoint(checkpoints.load_latest() if checkpoints else None)
         if found is None:
             if self.validation is not None:
                 self.baseline = self._measure(self._make_runner(0))[self.settings.monitor]
@@ -350,15 +372,14 @@ class Trainer:
         began = found.state.get("precision", "float32")
         if began != self.settings.precision:
             raise RunError(
-                "A run goes on in the precision it began in.",
-                f"{began} then, {self.settings.precision} now",
-                "Resume it on a machine with the same accelerator, or train anew.",
+                f"This run was started in {began}: resume it in {began}.",
+                self.settings.precision,
+                "Resume it on a machine with the same accelerator, or start a new run.",
             )
         self.history, self.baseline, self._losses = (found.state[key] for key in ("history", "baseline", "losses"))
-        groups: dict[str, list[np.ndarray]] = {}
-        for name, values in found.arrays.items():
-            groups.setdefault(name.partition("/")[0], []).append(values)
-        self._paste(groups["variables"])
+        self._stopped = found.state["stopped"]
+        groups = found.groups
+        self._restore_weights(groups["variables"])
         self._best = groups["best"]
         for variable, value in zip(self.optimizer.variables, groups["optimizer"], strict=True):
             variable.assign(value)
@@ -373,11 +394,11 @@ class Trainer:
             "optimizer": self.optimizer.variables,
             "average": self._runner.average.state if self._runner and self._runner.average else [],
         }
-        arrays = {f"{kind}/{i}": np.array(value) for kind, values in groups.items() for i, value in enumerate(values)}
         state = {
             "history": self.history,
             "baseline": self.baseline,
             "losses": self._losses,
+            "stopped": self._stopped,
             "precision": self.settings.precision,
         }
-        checkpoints.save(len(self.history) * 10**6 + len(self._losses), arrays, state)
+        checkpoints.save(len(self.history) * self._steps_per_epoch + len(self._losses), pack_groups(groups), state)

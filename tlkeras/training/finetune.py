@@ -15,10 +15,10 @@ import numpy as np
 from tlkeras.features.extractor import SOURCE_LOGITS
 from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
-from tlkeras.finetuning.inputs import BatchSource
+from tlkeras.finetuning.inputs import BatchSource, DataSplit
 from tlkeras.finetuning.network import IMAGES, Network
 from tlkeras.finetuning.schedule import Schedule
-from tlkeras.finetuning.trainer import DataSplit, HistoryRow, Trainer
+from tlkeras.finetuning.trainer import HistoryRow, Trainer
 from tlkeras.heads.heads import Head
 from tlkeras.runs.directory import Run
 from tlkeras.training import builders
@@ -58,9 +58,9 @@ def fine_tune(
     network = builders.make_network(experiment, heads)
     with open_trainer(experiment, network, run.phase, strategy) as trainer:
         with run.phase("fine-tune"):
-            observe = builders.make_tensorboard_logger(experiment.recipe, run.path / "tensorboard")
-            history = trainer.run(Checkpoints(run.path / CHECKPOINTS), observe)
-        strategy.fetch(trainer.network, network)
+            callbacks = builders.make_callbacks(experiment.recipe, run.path)
+            history = trainer.run(Checkpoints(run.path / CHECKPOINTS), callbacks)
+        strategy.gather(trainer.network, network)
     plan = require_plan(experiment)
     facts = {
         "stages": [stage.__dict__ for stage in plan.caching.stages],
@@ -98,8 +98,8 @@ def open_trainer(
             train = _open_split(experiment, stack, training=True)
             validated = len(experiment.dataset.rows("validation")) > 0
             held_out = _open_split(experiment, stack, training=False) if validated else None
-        placed = strategy.place(network)
-        yield builders.make_trainer(experiment, placed, (train, held_out), strategy)
+        replicated = strategy.replicate(network)
+        yield builders.make_trainer(experiment, replicated, (train, held_out), strategy)
 
 
 def _open_split(experiment: Experiment, stack: ExitStack, *, training: bool) -> DataSplit:

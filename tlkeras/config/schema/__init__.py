@@ -11,11 +11,11 @@ from tlkeras.config.schema.data import AugmentationConfig, DataConfig
 from tlkeras.config.schema.evaluation import CacheConfig, EvaluationConfig
 from tlkeras.config.schema.features import NO_BACKBONE, BackboneConfig, FeaturesConfig
 from tlkeras.config.schema.fields import ConfigSection
-from tlkeras.config.schema.finetuning import FineTuningConfig, StageConfig
+from tlkeras.config.schema.finetuning import FineTuningConfig, Stage
 from tlkeras.config.schema.heads import FEATURE_MAP_HEADS, SINGLE_LABEL_HEADS, HeadConfig, LinearConfig, TrainingConfig
 from tlkeras.config.schema.tuning import TuningConfig
 
-__all__ = ["ConfigSection", "FineTuningConfig", "Recipe", "StageConfig"]
+__all__ = ["ConfigSection", "FineTuningConfig", "Recipe", "Stage"]
 
 
 class Recipe(ConfigSection):

@@ -1,11 +1,12 @@
-"""Changing the backbone itself."""
+"""Changing the backbone itself: the section `finetuning`, and the one definition of a stage, a loss and a regularizer."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from tlkeras.config.schema.fields import (
     ConfigSection,
@@ -15,6 +16,11 @@ from tlkeras.config.schema.fields import (
     auto_as_none,
     default_kind,
 )
+from tlkeras.errors import RecipeError, suggest
+
+BatchNorm = Literal["frozen", "affine", "reestimate", "train"]
+Decay = Literal["cosine", "constant"]
+Keep = Literal["best", "last"]
 
 
 def _check_stages(value: Any) -> Any:
@@ -23,14 +29,50 @@ def _check_stages(value: Any) -> Any:
     return auto_as_none(value)
 
 
+def parse_unfreeze(value: Any) -> int | str:
+    """The number of blocks to unfreeze, from 2 or "2 blocks"; "all" and "auto" as they are.
+
+    Raises:
+        ValueError: It is none of these; the message is a sentence that names the nearest.
+    """
+    if value in ("all", "auto") or (type(value) is int and value >= 0):
+        return value
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)( blocks?)?", value)):
+        return int(match[1])
+    number = re.match(r"\d+", str(value))
+    nearest = f"Did you mean '{number[0]} blocks'?" if number else suggest(str(value), ["2 blocks", "all", "auto"])
+    raise ValueError(f"expected a number of blocks, 'all' or 'auto'. Received: {value!r}. {nearest}")
+
+
 def _check_unfreeze(value: Any) -> Any:
-    if type(value) not in (int, str) or not re.fullmatch(r"all|auto|\d+( blocks?)?", str(value)):
-        raise ValueError(f"it must be a number of blocks such as '2 blocks', 'all' or 'auto'. Received: {value!r}.")
+    """The value as it was written, so that a recipe is stored as its author wrote it."""
+    parse_unfreeze(value)
     return value
 
 
-class StageConfig(ConfigSection):
-    """A stretch of fine-tuning in which the same blocks train."""
+class Stage(ConfigSection):
+    """A stretch of fine-tuning in which the same blocks train: `Stage("head", 0, 1e-3, epochs=5)`.
+
+    Attributes:
+        name: Shown in logs and charts.
+        unfreeze: Blocks that train, counted from the top: a number, "2 blocks", "all", or "auto" (all, each at a rate
+            found from its gradients; the multipliers are the ceiling).
+        learning_rate: Peak rate of the head.
+        epochs: Exact length; None for a stage that trains until the plateau.
+        until: "plateau" ends the stage when the monitored value stops improving.
+        patience: Epochs without improvement that end a plateau stage.
+        max_epochs: End of a plateau stage that never stops improving.
+        backbone_lr_multiplier: Rate of the topmost block, as a fraction of the head's.
+        layer_decay: Rate of each block, as a fraction of the one above it.
+        warmup: Epochs, or a part of one, in which the rate rises linearly to its peak.
+        decay: "cosine" lets the rate fall to zero at the end of the stage's full length, "constant" keeps it; None is
+            cosine for a stage of exact length, constant until a plateau.
+        batch_norm: Batch norm in blocks that train: "frozen" changes nothing, "affine" trains scale and offset,
+            "reestimate" recomputes the statistics before the stage, "train" trains it as Keras does.
+
+    Raises:
+        RecipeError: Values that cannot be used; names all of them.
+    """
 
     name: str = Field(min_length=1)
     unfreeze: Annotated[Any, AfterValidator(_check_unfreeze)]
@@ -42,25 +84,99 @@ class StageConfig(ConfigSection):
     backbone_lr_multiplier: PositiveFloat = 0.1
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     warmup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    decay: Literal["cosine", "constant"] | None = None
-    batch_norm: Literal["frozen", "affine", "reestimate", "train"] = "frozen"
+    decay: Decay | None = None
+    batch_norm: BatchNorm = "frozen"
+
+    def __init__(self, name: str, unfreeze: int | str, learning_rate: float = 3e-4, **options: Any):
+        values = {"name": name, "unfreeze": unfreeze, "learning_rate": learning_rate, **options}
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = [_explain_problem(problem) for problem in error.errors()]
+            raise RecipeError.from_problems(f"Stage {name!r} cannot be used:", problems) from None
+
+    # recipes are validated past this function, so that pydantic sees all problems of all stages at once
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @model_validator(mode="after")
-    def _have_one_end(self) -> StageConfig:
+    def _check_length(self) -> Stage:
         if (self.epochs is None) == (self.until is None):
-            raise ValueError(f"stage {self.name!r} takes either epochs or until: plateau.")
+            received = "neither" if self.until is None else "both"
+            raise ValueError(f"stage {self.name!r} takes either epochs or until: plateau. Received: {received}.")
+        if self.warmup >= self.length:
+            raise ValueError(f"warmup must be shorter than stage {self.name!r}. Received: {self.warmup!r} epochs.")
         return self
+
+    @property
+    def length(self) -> int:
+        """Epochs of the stage, at most."""
+        return self.max_epochs if self.epochs is None else self.epochs
+
+    @property
+    def decays(self) -> bool:
+        """Whether the rate falls as a cosine."""
+        return (self.decay or ("constant" if self.until else "cosine")) == "cosine"
+
+    def count_blocks(self, total: int) -> int:
+        """Blocks that train, of the backbone's `total`.
+
+        Raises:
+            RecipeError: There are fewer.
+        """
+        unfreeze = parse_unfreeze(self.unfreeze)
+        count = total if isinstance(unfreeze, str) else unfreeze
+        if count > total:
+            raise RecipeError(
+                f"Stage {self.name!r} unfreezes more blocks than the backbone has.",
+                f"{count} of {total}",
+                "All of them is `all`.",
+            )
+        return count
+
+    def multipliers(self, total: int) -> tuple[float, ...]:
+        """Rate of each block as a fraction of the head's, from input to output; 0.0 where it is frozen.
+
+        Rates that shrink from block to block are those of ULMFiT (Howard and Ruder, 2018).
+
+        Raises:
+            RecipeError: The backbone has fewer blocks than the stage unfreezes.
+        """
+        count = self.count_blocks(total)
+        training = [self.backbone_lr_multiplier * self.layer_decay**depth for depth in range(count)]
+        return (*[0.0] * (total - count), *reversed(training))
+
+
+def _explain_problem(problem: Mapping[str, Any]) -> str:
+    """A pydantic error of a stage as a sentence."""
+    key, received, context = ".".join(map(str, problem["loc"])), problem["input"], problem.get("ctx", {})
+    if problem["type"] == "value_error":
+        return f"{key}: {context['error']}" if key else str(context["error"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}. {suggest(key, Stage.model_fields)}"
+    nearest = ""
+    if problem["type"] == "literal_error":
+        nearest = " " + suggest(str(received), re.findall(r"'(.*?)'", context["expected"]))
+    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}. Received: {received!r}.{nearest}"
 
 
 class SoftmaxConfig(ConfigSection):
-    """Cross entropy: every image is of one class."""
+    """Cross entropy: every image is of one class.
+
+    Attributes:
+        smoothing: Fraction of the target spread evenly over all classes (Szegedy et al., CVPR 2016, section 7).
+    """
 
     kind: Literal["softmax"] = "softmax"
     smoothing: Fraction = 0.0
 
 
 class FocalConfig(ConfigSection):
-    """Cross entropy in which images that are answered well count little."""
+    """Cross entropy in which images that are predicted well count little.
+
+    Attributes:
+        gamma: How fast they stop to count; 0 gives the cross entropy.
+        smoothing: As in `SoftmaxConfig`.
+    """
 
     kind: Literal["focal"] = "focal"
     gamma: float = Field(default=2.0, ge=0, le=10)
@@ -68,20 +184,30 @@ class FocalConfig(ConfigSection):
 
 
 class SigmoidConfig(ConfigSection):
-    """Cross entropy of a yes or no for each label; the default, and the only one, where `data.separator` is given."""
+    """Binary cross entropy of each label; the default, and the only one, where `data.separator` is given.
+
+    Attributes:
+        smoothing: Fraction of each target moved to one half.
+    """
 
     kind: Literal["sigmoid"] = "sigmoid"
     smoothing: Fraction = 0.0
 
 
 class NoRegularizerConfig(ConfigSection):
-    """The source is kept by nothing but small rates."""
+    """No term of the loss keeps the source."""
 
     kind: Literal["none"] = "none"
 
 
 class L2SPConfig(ConfigSection):
-    """L2-SP: weights are pulled towards the pretrained ones."""
+    """L2-SP: weights are pulled towards the pretrained ones.
+
+    Attributes:
+        alpha: Strength for the backbone.
+        beta: Strength for the head, pulled towards zero.
+        batch_norm: Whether gamma and beta of batch norm are pulled as well.
+    """
 
     kind: Literal["l2sp"] = "l2sp"
     alpha: RegularizationStrength = 0.01
@@ -90,7 +216,12 @@ class L2SPConfig(ConfigSection):
 
 
 class BatchSpectralShrinkageConfig(ConfigSection):
-    """BSS: the smallest singular values of a batch's features are shrunk."""
+    """BSS: the smallest singular values of a batch's features are shrunk.
+
+    Attributes:
+        eta: Strength.
+        smallest: Number of singular values that are shrunk.
+    """
 
     kind: Literal["bss"] = "bss"
     eta: RegularizationStrength = 1e-3
@@ -98,7 +229,12 @@ class BatchSpectralShrinkageConfig(ConfigSection):
 
 
 class LearningWithoutForgettingConfig(ConfigSection):
-    """LwF: the source's own classifier must go on answering as before."""
+    """LwF: the source's own classifier is held to its predictions from before training.
+
+    Attributes:
+        weight: Strength.
+        temperature: Divisor of the logits.
+    """
 
     kind: Literal["lwf"] = "lwf"
     weight: RegularizationStrength = 4.0
@@ -124,7 +260,7 @@ class FineTuningConfig(ConfigSection):
     Mixed precision pays on GPUs, where `precision: auto` takes it; on a CPU bfloat16 is slower than float32.
     """
 
-    stages: Annotated[tuple[StageConfig, ...] | None, BeforeValidator(_check_stages)] = None
+    stages: Annotated[tuple[Stage, ...] | None, BeforeValidator(_check_stages)] = None
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "nadam", "lion", "muon"] = "adamw"
     batch_size: int = Field(default=32, ge=1, le=65_536)
     gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024)
@@ -138,13 +274,13 @@ class FineTuningConfig(ConfigSection):
     class_weight: Literal["none", "balanced"] = "none"
     balanced_sampling: bool = False
     monitor: Literal["loss", "accuracy", "roc_auc"] = "loss"
-    keep: Literal["best", "last"] = "best"
+    keep: Keep = "best"
     cache: Literal["auto", "off"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     tensorboard: bool = False
 
     @model_validator(mode="after")
-    def _decay_towards_one_point(self) -> FineTuningConfig:
+    def _check_weight_decay(self) -> FineTuningConfig:
         if self.weight_decay and self.regularizer.kind == "l2sp":
             raise ValueError("l2sp takes the place of weight decay: set weight_decay to 0.")
         return self

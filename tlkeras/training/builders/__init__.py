@@ -40,10 +40,10 @@ from tlkeras.training.builders.features import (
 )
 from tlkeras.training.builders.finetuning import (
     make_activation_source,
+    make_callbacks,
     make_image_source,
     make_network,
     make_split,
-    make_tensorboard_logger,
     make_trainer,
 )
 from tlkeras.training.builders.heads import make_recipe_head, training_seed
@@ -65,6 +65,7 @@ __all__ = [
     "count_cache_misses",
     "count_missing_features",
     "data_source",
+    "describe_origin",
     "evaluated_splits",
     "extract_depths",
     "extract_features",
@@ -77,6 +78,7 @@ __all__ = [
     "list_licences",
     "locate_source",
     "make_activation_source",
+    "make_callbacks",
     "make_image_source",
     "make_linear_head",
     "make_network",
@@ -84,7 +86,6 @@ __all__ = [
     "make_recipe_policy",
     "make_split",
     "make_strategy",
-    "make_tensorboard_logger",
     "make_trainer",
     "open_cache",
     "plan",

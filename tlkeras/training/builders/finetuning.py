@@ -15,13 +15,14 @@ from tlkeras.adaptation.domain_head import ADAPTATIONS
 from tlkeras.adaptation.penalties import WEIGHTS, DomainAdaptationLoss, DomainDiscrepancy
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema import FineTuningConfig
+from tlkeras.config.schema.finetuning import SigmoidConfig
 from tlkeras.data.augmentation.layer import choose_augmentation_device
 from tlkeras.data.augmentation.views import choose_views, digest_to_seed
 from tlkeras.data.tasks import Task
 from tlkeras.features.extraction import CachedActivations
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
-from tlkeras.finetuning.inputs import ActivationSource, BatchSource, DistillationSource, ImageSource
-from tlkeras.finetuning.losses import SquaredErrorLoss, make_loss
+from tlkeras.finetuning.inputs import ActivationSource, BatchSource, DataSplit, DistillationSource, ImageSource
+from tlkeras.finetuning.losses import SigmoidLoss, SquaredErrorLoss, make_loss
 from tlkeras.finetuning.metrics import TaskSlice
 from tlkeras.finetuning.mixup import make_mixup_cutmix
 from tlkeras.finetuning.muon import ConvMuon
@@ -32,7 +33,7 @@ from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.tensorboard import TensorBoardLogger
 from tlkeras.finetuning.train_step import Objective
-from tlkeras.finetuning.trainer import DataSplit, FitHeads, HistoryRow, Trainer, TrainerConfig
+from tlkeras.finetuning.trainer import FitHeads, Trainer, TrainerConfig
 from tlkeras.heads.base import LinearClassifierHead
 from tlkeras.heads.class_weights import compute_sample_weights
 from tlkeras.heads.heads import Head, list_layers
@@ -63,15 +64,15 @@ def make_trainer(
     """
     recipe, plan, tasks = experiment.recipe, require_plan(experiment), experiment.dataset.tasks
     options = require_finetuning(recipe)
-    kept = options.regularizer.model_dump()
-    regularizer = make_regularizer(**kept)
-    regularizer.build(network.backbone.layers, network.head)
+    regularizer = make_regularizer(options.regularizer)
+    if regularizer is not None:
+        regularizer.build(network.backbone.layers, network.head)
     with strategy.scope():
         optimizer = make_optimizer(options)
         transfer = _make_transfer(recipe, tasks, network, plan.schedule, parts[0], optimizer)
     objective = Objective(
         _make_loss(options, tasks, network),
-        [*([] if kept["kind"] == "none" else [regularizer]), *([] if transfer is None else [transfer])],
+        [penalty for penalty in (regularizer, transfer) if penalty is not None],
         make_mixup_cutmix(recipe.augmentation.mixup, recipe.augmentation.cutmix),
         pcgrad if options.weighting == "pcgrad" and len(tasks) > 1 else None,
         [] if transfer is None else transfer.variables,
@@ -117,8 +118,8 @@ def make_network(experiment: Experiment, heads: Mapping[str, Head]) -> Network:
 def _make_loss(options: FineTuningConfig, tasks: Sequence[Task], network: Network) -> Callable[..., tf.Tensor]:
     """The loss of all tasks: the recipe's of classes, sigmoids of labels, the squared error of numbers."""
     make: dict[str, Callable[[Task], Any]] = {
-        "multiclass": lambda task: make_loss(**options.loss.model_dump()),
-        "multilabel": lambda task: make_loss("sigmoid", smoothing=options.loss.smoothing),
+        "multiclass": lambda task: make_loss(options.loss),
+        "multilabel": lambda task: SigmoidLoss(SigmoidConfig(smoothing=options.loss.smoothing)),
         "regression": lambda task: SquaredErrorLoss(*(_find_units(network, task) or ())),
     }
     losses = [make[task.kind](task) for task in tasks]
@@ -148,7 +149,7 @@ def _make_transfer(
     method, seed = ADAPTATIONS[adaptation.method], recipe.training.seed
     width, classes = network.features.shape[-1], len(tasks[0].class_names)
     seeds = iter(range(seed * 100 + 50, seed * 100 + 100))
-    discrepancy = DomainDiscrepancy(method, width, classes, seeds=seeds, seed=seed)  # type: ignore[arg-type]
+    discrepancy = DomainDiscrepancy(method, width, classes, seeds=seeds, seed=seed)
     drawn = 2 * max(int(part.of_target.sum()), int((~part.of_target).sum()))
     batches = max(1, drawn // require_finetuning(recipe).batch_size)
     total = batches * sum(stage.epochs or stage.max_epochs for stage in schedule.stages)
@@ -156,9 +157,9 @@ def _make_transfer(
     return DomainAdaptationLoss(discrepancy, weight, lambda: tf.cast(optimizer.iterations, tf.float32) / total)
 
 
-def make_tensorboard_logger(recipe: Recipe, folder: Path) -> Callable[[HistoryRow], None]:
-    """The function that writes each row of the history for TensorBoard; it does nothing where the recipe has it off."""
-    return TensorBoardLogger(folder).add if require_finetuning(recipe).tensorboard else lambda row: None
+def make_callbacks(recipe: Recipe, run: Path) -> list[keras.callbacks.Callback]:
+    """The Keras callbacks of a run, by its folder: a log for TensorBoard, if the recipe has one."""
+    return [TensorBoardLogger(run / "tensorboard")] if require_finetuning(recipe).tensorboard else []
 
 
 def make_image_source(experiment: Experiment, *, augmented: bool) -> BatchSource:
@@ -172,7 +173,7 @@ def make_image_source(experiment: Experiment, *, augmented: bool) -> BatchSource
         dataset.paths.tolist(),
         dataset.digests.tolist(),
         size,
-        recipe.data.resize,
+        dataset.resize,
         policy,
         recipe.training.seed,
         device == "graph",

@@ -16,7 +16,7 @@ from tlkeras.features.extractor import FeatureExtractor
 from tlkeras.finetuning.auto_stages import Decision, choose_stages
 from tlkeras.finetuning.caching_plan import CachingPlan, plan_stages
 from tlkeras.finetuning.metrics import METRICS
-from tlkeras.finetuning.schedule import Schedule, Stage
+from tlkeras.finetuning.schedule import Schedule
 from tlkeras.training.builders.data import make_recipe_policy
 
 
@@ -42,7 +42,7 @@ def make_schedule(
         keep = suggestion.keep if recipe.domain_adaptation is None else options.keep
         stages, choices = suggestion.stages, suggestion.choices
     else:
-        stages, keep, choices = tuple(Stage(**stage.model_dump()) for stage in options.stages), options.keep, ()
+        stages, keep, choices = options.stages, options.keep, ()
     problems = []
     for stage in stages:
         if stage.until and not validated:
