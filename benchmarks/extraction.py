@@ -1,16 +1,15 @@
-"""Images per second of frozen feature extraction, decoding included, beside Keras `predict` and the bare engine.
+"""Images per second of frozen feature extraction, decoding included, against Keras `predict` and the bare engine.
 
     python benchmarks/extraction.py [--images 1024] [--rounds 3]
 
 EfficientNet-Lite0 at 224 with average pooling on the packaged ELPV images (PNG, 300x300, grey). Needs the extra
-`quickstart`. The contenders take turns, so that a noisy machine is unfair to all of them alike; the table shows
-medians, and medians of the ratios within a round. A core-second is one second of one core, whoever else is running.
+`quickstart`. The contenders run in turn, so that noise of the machine affects all alike; the table shows medians, and
+medians of the ratios within a round. A core-second is one second of one core.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import statistics
 import time
 from collections.abc import Callable
@@ -26,9 +25,10 @@ from tlkeras.data.tables import Dataset
 from tlkeras.features.engines import Engine, OpenVinoEngine, make_engine
 from tlkeras.features.extraction import extract_activations, stream_images
 from tlkeras.features.pooling import pool
+from tlkeras.files import sha256
 
 BATCH_SIZE = 32
-KERAS, BARE = "Keras predict", "bare OpenVINO, ready-made tensors"
+KERAS, BARE = "Keras predict", "bare OpenVINO, decoded tensors"
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     if isinstance(engine, OpenVinoEngine):
         batches = list(stream_images(images, np.arange(len(images)), size))
         tensors = np.concatenate([batch for _, batch in batches])
-        contenders["tlkeras, openvino, ready-made tensors"] = lambda: list(engine.run(batches))
+        contenders["tlkeras, openvino, decoded tensors"] = lambda: list(engine.run(batches))
         contenders[BARE] = lambda: run_bare(engine, tensors)
     for contender in contenders.values():  # first calls trace and compile
         contender()
@@ -78,12 +78,11 @@ def find_images(count: int) -> Dataset:
 
     folder = Path(elpv_dataset.__file__).parent / "data" / "images"
     paths = sorted(folder.glob("*.png"))[:count]
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    return Dataset.of_files([str(path) for path in paths], digests)
+    return Dataset.of_files([str(path) for path in paths], [sha256(path) for path in paths])
 
 
 def load_as_keras_does(images: Dataset, size: int) -> tf.data.Dataset:
-    """Decode with what `keras.utils.image_dataset_from_directory` runs: decode_image, bilinear resize, prefetch."""
+    """Batches decoded as by `keras.utils.image_dataset_from_directory`: decode_image, bilinear resize, prefetch."""
 
     def load(path: tf.Tensor) -> tf.Tensor:
         image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
@@ -94,12 +93,12 @@ def load_as_keras_does(images: Dataset, size: int) -> tf.data.Dataset:
 
 
 def measure_engine(extractor: keras.Model, images: Dataset, engine: Engine) -> Callable[[], object]:
-    """Return a run from files to rows on disk, into an empty store."""
+    """A run from files to activations on disk, with an empty cache."""
     return lambda: extract_activations(extractor, images, [{}], engine=engine).close()
 
 
 def run_bare(engine: OpenVinoEngine, tensors: np.ndarray) -> None:
-    """Give OpenVINO's own queue images that are decoded already; nothing is kept."""
+    """Run decoded images through OpenVINO's own queue; outputs are dropped."""
     import openvino
 
     compiled = engine.compiled
@@ -111,7 +110,7 @@ def run_bare(engine: OpenVinoEngine, tensors: np.ndarray) -> None:
 
 
 def measure_sgemm(n: int = 3000) -> float:
-    """Return the machine's float32 operations per second in matrix products, by TensorFlow."""
+    """The machine's float32 operations per second in matrix products, by TensorFlow."""
     matrix = tf.random.normal((n, n))
     tf.linalg.matmul(matrix, matrix).numpy()
     started = time.perf_counter()
@@ -131,7 +130,7 @@ def print_table(
 
 
 def describe(rates: dict[str, list[float]], name: str) -> str:
-    """Return three cells: the median rate, and how many times that of Keras and of the bare engine."""
+    """Three cells: the median rate, and its ratios to those of Keras and of the bare engine."""
 
     def ratio(other: str) -> str:
         if other not in rates:

@@ -3,14 +3,13 @@
     python benchmarks/memory.py [--images 2624] [--times 10] [--backbone efficientnet_lite0 --weights packaged]
 
 The packaged ELPV images (extra `quickstart`), repeated under other digests, so that every one is decoded, computed
-and stored.
+and cached.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,15 +24,7 @@ def main() -> None:
     print("| images | peak memory | images/s |")
     print("|---|---|---|")
     for count in (arguments.images, arguments.images * arguments.times):
-        options = [
-            "--child",
-            "--images",
-            str(count),
-            "--backbone",
-            arguments.backbone,
-            "--weights",
-            arguments.weights,
-        ]
+        options = f"--child --images {count} --backbone {arguments.backbone} --weights {arguments.weights}".split()
         done = subprocess.run([sys.executable, __file__, *options], check=True, capture_output=True, text=True)
         peak, rate = map(float, done.stdout.split())
         print(f"| {count:,} | {peak:,.0f} MiB | {rate:.0f} |", flush=True)
@@ -57,20 +48,21 @@ def measure(count: int, backbone: str, weights: str) -> tuple[float, float]:
     from tlkeras.data.tables import Dataset
     from tlkeras.features.cache import ActivationCache
     from tlkeras.features.extraction import extract_activations
+    from tlkeras.features.memory import peak_memory
     from tlkeras.features.pooling import pool
 
     files = sorted((Path(elpv_dataset.__file__).parent / "data" / "images").glob("*.png"))
     paths = [str(files[number % len(files)]) for number in range(count)]
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(count)]
+    dataset = Dataset.of_files(paths, digests)
     extractor = pool(build_backbone(backbone, weights=weights), "average")
     with (
         tempfile.TemporaryDirectory() as folder,
-        extract_activations(extractor, Dataset.of_files(paths, digests), [{}], cache=ActivationCache(folder)) as features,
+        extract_activations(extractor, dataset, [{}], cache=ActivationCache(folder)) as features,
     ):
         assert features.computed == count
         rate = count / features.seconds
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, rate
+    return (peak_memory() or 0) / 2**20, rate
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_the_graph_is_flat_and_predicts_as_kerashub_does(family, save, tmp_path)
     assert len(found) == blocks
     assert sum(block.parameters for block in found) == model.count_params() == find_backbone(name).parameters
     model.save(tmp_path / "m.keras")
-    again = keras.models.load_model(tmp_path / "m.keras", custom_objects=kerashub_layers.LAYERS)
+    again = keras.models.load_model(tmp_path / "m.keras")
     np.testing.assert_allclose(again.predict(IMAGES, verbose=0), maps, atol=1e-6)
     assert fingerprint(again) == fingerprint(model)
 
@@ -143,9 +143,7 @@ def test_every_cut_divides_it(save):
 def test_two_models_share_no_weights(save, tmp_path):
     model = build_backbone(save("vit")[0], weights="preset")
     model.save(tmp_path / "m.keras")
-    first, second = (
-        keras.models.load_model(tmp_path / "m.keras", custom_objects=kerashub_layers.LAYERS) for _ in range(2)
-    )
+    first, second = (keras.models.load_model(tmp_path / "m.keras") for _ in range(2))
     first.set_weights([0 * weight for weight in first.get_weights()])
     np.testing.assert_allclose(second.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0), atol=1e-6)
 

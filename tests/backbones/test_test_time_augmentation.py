@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tlkeras.backbones import test_time_augmentation
 from tlkeras.backbones.blocks import find_cuts
 from tlkeras.backbones.graph import max_batch_size, run_in_parts
 from tlkeras.backbones.test_time_augmentation import add_test_time_augmentation
@@ -68,7 +67,7 @@ def test_it_is_cut_only_where_a_image_has_one_row_and_is_read_from_a_file(tmp_pa
     averaged = add_test_time_augmentation(make_network(), "map", 8)
     averaged.save(tmp_path / "model.keras")
 
-    again = keras.models.load_model(tmp_path / "model.keras", custom_objects=test_time_augmentation.LAYERS)
+    again = keras.models.load_model(tmp_path / "model.keras")
 
     np.testing.assert_array_equal(again(IMAGES), averaged(IMAGES))
     assert [cut.name for cut in find_cuts(again)] == ["average_orientations", "features", "answer"]

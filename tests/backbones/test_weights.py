@@ -16,7 +16,7 @@ from tlkeras.backbones.blocks import split
 from tlkeras.backbones.builder import build_backbone
 from tlkeras.backbones.catalog import find_backbone, list_backbones
 from tlkeras.backbones.keras_applications import create_model
-from tlkeras.backbones.weights import fingerprint, load_file, load_weights
+from tlkeras.backbones.weights import fingerprint, load_file
 from tlkeras.errors import BackboneError
 
 
@@ -118,14 +118,14 @@ SAVERS = [save_weights_h5, save_keras, save_h5, save_whole_h5, save_h5_with_old_
 @pytest.mark.parametrize("save", SAVERS)
 def test_every_format(tmp_path, save, source, target):
     erase(target)
-    load_weights(target, save(source, tmp_path))
+    load_file(target, save(source, tmp_path))
     assert have_equal_weights(target, source)
 
 
 @pytest.mark.parametrize("save", [save_weights_h5, save_keras])
 def test_format_is_detected_by_content(tmp_path, save, source, target):
     erase(target)
-    load_weights(target, str(save(source, tmp_path).rename(tmp_path / "weights.bin")))
+    load_file(target, save(source, tmp_path).rename(tmp_path / "weights.bin"))
     assert have_equal_weights(target, source)
 
 
@@ -136,7 +136,7 @@ def test_classifier_that_contains_the_backbone(tmp_path, save, nested, source, t
     maps = source(inputs) if nested else source.output
     outputs = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(maps))
     erase(target)
-    load_weights(target, save(keras.Model(inputs, outputs), tmp_path))
+    load_file(target, save(keras.Model(inputs, outputs), tmp_path))
     assert have_equal_weights(target, source)
 
 
@@ -154,7 +154,7 @@ def test_mismatches_are_named_all_at_once_up_to_ten(tmp_path, source):
     model = build_backbone("mobilenet", size=32, weights="none")
     before = fingerprint(model)
     with pytest.raises(BackboneError, match=r"weights in .*a.keras do not fit mobilenet:") as caught:
-        load_weights(model, path)
+        load_file(model, path)
     assert len(str(caught.value).splitlines()) == 12
     assert str(caught.value).splitlines()[-1].endswith("more layers")
     assert fingerprint(model) == before
@@ -165,14 +165,14 @@ def test_a_layer_of_the_wrong_shape_is_named(tmp_path, source, target):
     name = "block1_1_conv"
     layers = [(layer, [(f"{name}/kernel:0", np.zeros((3, 3, 8, 9)))] if layer == name else a) for layer, a in layers]
     with pytest.raises(BackboneError) as caught:
-        load_weights(target, write_legacy(tmp_path / "a.h5", layers))
+        load_file(target, write_legacy(tmp_path / "a.h5", layers))
     assert str(caught.value).splitlines()[1:] == ["  block1_1_conv: needs (3, 3, 8, 8), the file has (3, 3, 8, 9)"]
 
 
 def test_half_precision_files(tmp_path, source, target):
     erase(target)
     layers = [(name, [(weight, array.astype("float16")) for weight, array in a]) for name, a in list_legacy(source)]
-    load_weights(target, write_legacy(tmp_path / "a.h5", layers))
+    load_file(target, write_legacy(tmp_path / "a.h5", layers))
     for ours, theirs in zip(target.get_weights(), source.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
@@ -205,7 +205,7 @@ def test_truncated_files_are_refused(tmp_path, save, keep, source, target):
     path.write_bytes(data[: int(len(data) * keep)])
     before = target.get_weights()
     with pytest.raises(BackboneError):
-        load_weights(target, path)
+        load_file(target, path)
     assert all(map(np.array_equal, target.get_weights(), before))
 
 
@@ -252,7 +252,7 @@ def test_files_that_reach_out_or_swell_are_refused(tmp_path, add, received, arch
             packed.writestr("config.json", json.dumps({"config": {"layers": []}}))
         path = tmp_path / "a.keras"
     with pytest.raises(BackboneError, match="refers to other files, or is smaller than its contents") as caught:
-        load_weights(target, path)
+        load_file(target, path)
     assert received in str(caught.value)
 
 
@@ -261,14 +261,14 @@ def test_zip_bomb_is_refused(tmp_path, target):
         packed.writestr("model.weights.h5", b"\x89HDF\r\n\x1a\n" + bytes(10**7))
         packed.writestr("config.json", "{}")
     with pytest.raises(BackboneError, match=r"model.weights.h5 of 10,000,008 bytes"):
-        load_weights(target, tmp_path / "a.keras")
+        load_file(target, tmp_path / "a.keras")
 
 
 def test_code_in_a_keras_file_is_not_run(tmp_path, source, target):
     """A Lambda layer in the configuration is only a name here: nothing is made from it."""
     outputs = keras.layers.Lambda(lambda maps: maps * 2)(source.output)
     erase(target)
-    load_weights(target, save_keras(keras.Model(source.input, outputs), tmp_path))
+    load_file(target, save_keras(keras.Model(source.input, outputs), tmp_path))
     assert have_equal_weights(target, source)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -275,7 +276,7 @@ def test_facts_that_change_the_numbers_change_the_namespace(extractor, tmp_path)
         ("stretch", [{"weights": "other", "cut": "last"}], "float16"),
         ("stretch", FACTS, "float32"),
     ):
-        with extract(extractor, images, facts, resize=resize, cache=cache, dtype=dtype) as features:
+        with extract(extractor, replace(images, resize=resize), facts, cache=cache, dtype=dtype) as features:
             assert features.computed == 1
     spaces = cache.list_entries()
     assert len(spaces) == 4

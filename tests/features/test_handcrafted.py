@@ -24,7 +24,7 @@ from tlkeras.features.handcrafted.descriptors import (
     to_grey,
 )
 from tlkeras.features.handcrafted.encodings import ENCODINGS, bag_of_words, encode_fisher, encode_vlad, learn_codebook
-from tlkeras.features.handcrafted.layer import LAYERS, list_handcrafted, make_layers, map_images
+from tlkeras.features.handcrafted.layer import list_handcrafted, make_layers, map_images
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import Run, open_run
 from tlkeras.runs.predictions import load_predictions
@@ -147,7 +147,7 @@ def test_the_layer_computes_the_descriptor_and_survives_a_file(options, tmp_path
     expected = np.stack([layer.algorithm.describe(image, book) for image in IMAGES])
     np.testing.assert_allclose(model(IMAGES), expected, rtol=1e-6)
     model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras", custom_objects=LAYERS)
+    again = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(again(IMAGES), model(IMAGES))
     engine = make_engine(model)
     assert engine.name == "tensorflow"
@@ -257,8 +257,8 @@ def test_they_are_concatenated_with_a_backbone(workplace):
         ({"backbone": {"name": "none"}, "features.handcrafted": ["hog"]}, "set backbone.size"),
         ({"backbone": {"name": "none", "size": 32}}, "set features.handcrafted"),
         ({"backbone": {"name": "none", "size": 32}, "features": {"handcrafted": ["hog"], "taps": [0]}}, "no other"),
-        ({"features.handcrafted": ["hog"], "finetuning": {}}, "leave features.handcrafted out"),
-        ({"features.handcrafted": ["hog"], "head": {"kind": "attention"}}, "leave features.handcrafted out"),
+        ({"features.handcrafted": ["hog"], "finetuning": {}}, "remove features.handcrafted"),
+        ({"features.handcrafted": ["hog"], "head": {"kind": "attention"}}, "remove features.handcrafted"),
         ({"features.handcrafted": ["hoag"]}, "Did you mean 'hog'?"),
         ({"features.handcrafted": [{"kind": "hog", "cell": 32}]}, "hog needs 64 px"),
     ],

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from tlkeras.errors import TlkerasError
-from tlkeras.features.pooling import LAYERS, POOLINGS, CompactBilinear, GeneralizedMean, draw_sketch, pool
+from tlkeras.features.pooling import POOLINGS, CompactBilinear, GeneralizedMean, draw_sketch, pool
 
 
 def make_net():
@@ -77,5 +77,5 @@ def test_poolings_survive_saving(tmp_path):
     model = keras.Model(entry, layers.Concatenate()(joined))
     model.save(tmp_path / "m.keras")
     maps = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype("float32")
-    again = keras.models.load_model(tmp_path / "m.keras", custom_objects=LAYERS)
+    again = keras.models.load_model(tmp_path / "m.keras")
     np.testing.assert_allclose(again(maps), model(maps), atol=1e-6)

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 
 from tlkeras.backbones import kerashub
-from tlkeras.backbones.blocks import Block, find_blocks, find_cuts
+from tlkeras.backbones.blocks import find_blocks, find_cuts
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.backbones.info import BackboneInfo
 from tlkeras.backbones.keras_applications import create_model
 from tlkeras.backbones.weights import find_weights, load_file
 from tlkeras.errors import BackboneError
 from tlkeras.results import Result
+
+
+@dataclass(frozen=True)
+class BlockSummary(Result):
+    """Sizes of one block: of its output for one image, in float16 the bytes; weights; number of layers."""
+
+    index: int
+    name: str
+    shape: tuple[int, ...]
+    bytes: int
+    parameters: int
+    multiply_adds: int
+    layers: int
 
 
 @dataclass(frozen=True)
@@ -32,23 +44,7 @@ class BackboneResult(Result):
     name: str
     size: int
     cuts: int
-    blocks: tuple[Block, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The attributes by name; of each block its sizes, without the names of its layers."""
-        blocks = [
-            {
-                "index": block.index,
-                "name": block.name,
-                "shape": list(block.shape),
-                "bytes": block.cut.bytes,
-                "parameters": block.parameters,
-                "multiply_adds": block.multiply_adds,
-                "layers": len(block.layers),
-            }
-            for block in self.blocks
-        ]
-        return {"name": self.name, "size": self.size, "cuts": self.cuts, "blocks": blocks}
+    blocks: tuple[BlockSummary, ...]
 
 
 def build_backbone(
@@ -141,4 +137,16 @@ def show_backbone(name: str, *, size: int | None = None) -> BackboneResult:
         BackboneError: As in `build_backbone`.
     """
     model = build_backbone(name, size=size, weights="none")
-    return BackboneResult(model.name, model.input_shape[1], len(find_cuts(model)), tuple(find_blocks(model)))
+    blocks = tuple(
+        BlockSummary(
+            block.index,
+            block.name,
+            block.shape,
+            block.cut.bytes,
+            block.parameters,
+            block.multiply_adds,
+            len(block.layers),
+        )
+        for block in find_blocks(model)
+    )
+    return BackboneResult(model.name, model.input_shape[1], len(find_cuts(model)), blocks)

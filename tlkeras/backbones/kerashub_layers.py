@@ -77,10 +77,6 @@ class HubLayer(keras.layers.Layer):
         return {**super().get_config(), "kind": self.kind, "config": self.config, "place": self.place}
 
 
-LAYERS = {"HubLayer": HubLayer}
-"""By name, as `keras.models.load_model` takes them."""
-
-
 class _LayerPool:
     """Layers of the latest backbone, each taken once: a saved model takes all of them one by one."""
 

@@ -67,9 +67,6 @@ class AverageDihedralViews(_Orientations):
         return 1 / self.count
 
 
-LAYERS = {layer.__name__: layer for layer in (DihedralViews, AverageDihedralViews)}
-
-
 def add_test_time_augmentation(model: keras.Model, cut: str, count: int) -> keras.Model:
     """A model that averages a feature map over orientations of each image.
 

@@ -65,17 +65,6 @@ def why_unavailable(info: BackboneInfo, source: str, top: bool = False) -> str |
     return None
 
 
-def load_weights(model: keras.Model, source: str | os.PathLike[str], top: bool = False) -> None:
-    """Load weights into a backbone made by `build_backbone`; it is unchanged if anything does not fit.
-
-    Raises:
-        BackboneError: The weights are not available or do not fit; names every layer that does not, up to ten.
-    """
-    file = find_weights(find_backbone(model.name), source, top)
-    if file is not None:
-        load_file(model, file)
-
-
 def load_file(model: keras.Model, path: Path) -> None:
     """Load a file of weights, its format detected by content, into a backbone made by `build_backbone`.
 

@@ -31,16 +31,15 @@ def average_positions(rows: np.ndarray) -> np.ndarray:
     return rows.mean(axis=(1, 2)) if rows.ndim == 4 else rows
 
 
-def decoding_facts(size: int, resize: str) -> Mapping[str, Any]:
+def decoding_facts(dataset: Dataset, size: int) -> Mapping[str, Any]:
     """The facts that an image's pixels depend on besides the bytes of its file, for keys of the cache."""
-    return {"size": size, "fit": resize, "decoder": decoding.VERSION}
+    return {"size": size, "fit": dataset.resize, "decoder": decoding.VERSION}
 
 
 def stream_images(
     dataset: Dataset,
     rows: np.ndarray,
     size: int,
-    resize: str = "stretch",
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
 ) -> Generator[EngineBatch, None, None]:
     """Batches of decoded images, (samples int64 [b], images uint8 [b, size, size, 3]); each file is decoded once.
@@ -52,7 +51,6 @@ def stream_images(
         dataset: The images; their digests are known.
         rows: Positions of the images to decode, int64 [n].
         size: Height and width of the decoded images, pixels.
-        resize: How an image becomes a square: "stretch", "crop" or "pad".
         views: Of each image.
     """
     augment = None
@@ -60,7 +58,8 @@ def stream_images(
         augment = make_all_views_fn(views, digest_to_seed(dataset.digests[rows].tolist()))
     batch_size = max(1, BATCH_SIZE // len(views))
     paths = dataset.paths[rows].tolist()
-    for index, images in make_image_dataset(paths, size, resize, batch_size, augment=augment).as_numpy_iterator():
+    batches = make_image_dataset(paths, size, dataset.resize, batch_size, augment=augment)
+    for index, images in batches.as_numpy_iterator():
         samples = rows[index][:, None] * len(views) + np.arange(len(views))
         yield samples.ravel(), images.reshape(-1, *images.shape[-3:])
 
@@ -138,7 +137,6 @@ def extract_activations(
     dataset: Dataset,
     facts: Sequence[Mapping[str, Any]],
     *,
-    resize: str = "stretch",
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
     cache: ActivationCache | None = None,
     engine: str | Engine = "auto",
@@ -153,7 +151,6 @@ def extract_activations(
         extractor: From images [n, size, size, 3] to one or several tensors.
         dataset: The images; their digests are known.
         facts: Of the namespace of each output; those of images, view, shape and dtype are added here.
-        resize: How an image becomes a square: "stretch", "crop" or "pad".
         views: Of each image.
         cache: Of the activations; None: a temporary folder until the result is closed.
         engine: A name as in `make_engine`, or an engine made for this extractor before.
@@ -168,7 +165,7 @@ def extract_activations(
     with ExitStack() as stack:
         if cache is None:
             cache = ActivationCache(stack.enter_context(tempfile.TemporaryDirectory(prefix="tlkeras-")))
-        namespaces = _make_namespaces(extractor, resize, facts, views, dtype)
+        namespaces = _make_namespaces(extractor, dataset, facts, views, dtype)
         stores = [[stack.enter_context(cache.open(namespace)) for namespace in of_view] for of_view in namespaces]
         digests = dataset.digests.tolist()
         missing = _find_missing(stores, digests)
@@ -179,7 +176,7 @@ def extract_activations(
             runner = make_engine(extractor, engine) if isinstance(engine, str) else engine
             used = runner.name
             rows = np.flatnonzero(needed.any(axis=1))
-            stream = _select_needed(stream_images(dataset, rows, extractor.input_shape[1], resize, views), needed)
+            stream = _select_needed(stream_images(dataset, rows, extractor.input_shape[1], views), needed)
             computed = _fill(stores, missing, dataset, int(needed.sum()), runner.run(stream))
         ids = np.array([[store.locate(digests) for store in of_view] for of_view in stores])
         found = np.all(ids >= 0, axis=(0, 1))
@@ -205,7 +202,6 @@ def count_cache_misses(
     cache: ActivationCache,
     dtype: str | Sequence[str] = "float16",
     *,
-    resize: str = "stretch",
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
 ) -> int:
     """The number of images, each view counted, that `extract_activations` would compute with the same arguments.
@@ -214,7 +210,7 @@ def count_cache_misses(
         TlkerasError: Two views are the same.
         ResourceError: Their rows do not fit the cache's budget or the disk.
     """
-    namespaces = _make_namespaces(extractor, resize, facts, views, dtype)
+    namespaces = _make_namespaces(extractor, dataset, facts, views, dtype)
     with ExitStack() as stack:
         stores = [[stack.enter_context(cache.open(namespace)) for namespace in of_view] for of_view in namespaces]
         digests = dataset.digests.tolist()
@@ -226,13 +222,13 @@ def count_cache_misses(
 
 def _make_namespaces(
     extractor: keras.Model,
-    resize: str,
+    dataset: Dataset,
     facts: Sequence[Mapping[str, Any]],
     views: Sequence[AugmentedView],
     dtype: str | Sequence[str],
 ) -> list[list[Namespace]]:
     """The namespace of each output, for each view."""
-    common = decoding_facts(extractor.input_shape[1], resize)
+    common = decoding_facts(dataset, extractor.input_shape[1])
     dtypes = [dtype] * len(facts) if isinstance(dtype, str) else dtype
     namespaces = [
         [

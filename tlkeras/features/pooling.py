@@ -111,9 +111,6 @@ POOLINGS: dict[str, Callable[[], Callable[[Any], Any]]] = {
     "none": layers.Identity,
 }
 
-LAYERS = {layer.__name__: layer for layer in (GeneralizedMean, CompactBilinear)}
-"""By name, as `keras.models.load_model` takes them."""
-
 
 def pool_tensor(tensor: Any, pooling: str) -> Any:
     """A symbolic map [n, height, width, channels] pooled to a vector; a vector as it is.

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tlkeras import progress
-from tlkeras.backbones import kerashub_layers, test_time_augmentation
+from tlkeras.backbones import kerashub_layers, test_time_augmentation  # noqa: F401 (its layers register with Keras)
 from tlkeras.backbones.graph import max_batch_size
 from tlkeras.backbones.safe_loading import check_archive
 from tlkeras.data.headers import InvalidImage, to_printable
@@ -18,9 +18,9 @@ from tlkeras.data.pipeline import make_image_dataset, read_error
 from tlkeras.data.sources.folders import list_images
 from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError, DataError, RunError
-from tlkeras.features import pooling
-from tlkeras.features.handcrafted import layer
-from tlkeras.heads import layers
+from tlkeras.features import pooling  # noqa: F401
+from tlkeras.features.handcrafted import layer  # noqa: F401
+from tlkeras.heads import layers  # noqa: F401
 from tlkeras.heads.heads import order_outputs
 from tlkeras.inference.results import (
     ClassProbability,
@@ -48,8 +48,7 @@ def load_model(run: Run) -> keras.Model:
         )
     try:
         check_archive(path)
-        known = pooling.LAYERS | layer.LAYERS | layers.LAYERS | kerashub_layers.LAYERS | test_time_augmentation.LAYERS
-        return keras.models.load_model(path, compile=False, custom_objects=known)
+        return keras.models.load_model(path, compile=False)
     except BackboneError as error:
         raise RunError(f"The run's model is not safe to load: {error.rule}", error.received, error.way_out) from error
     except Exception as error:  # a damaged archive fails in as many ways as it has parts

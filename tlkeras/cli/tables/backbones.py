@@ -41,9 +41,9 @@ def print_backbone(result: BackboneResult) -> None:
             str(block.index),
             block.name,
             " x ".join(map(str, block.shape)),
-            f"{block.cut.bytes / 1e3:,.1f}",
+            f"{block.bytes / 1e3:,.1f}",
             f"{block.parameters:,}",
             f"{block.multiply_adds / 1e6:,.1f} M",
-            str(len(block.layers)),
+            str(block.layers),
         )
     open_console().print(table)

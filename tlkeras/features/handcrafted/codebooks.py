@@ -26,7 +26,6 @@ def fit_codebooks(
     dataset: Dataset,
     cache: ActivationCache | None = None,
     *,
-    resize: str = "stretch",
     seed: int = 0,
 ) -> int:
     """Learn the codebooks of a model's handcrafted features from training images, or read them from the cache.
@@ -37,7 +36,6 @@ def fit_codebooks(
         model: From images to features; its layers get the codebooks.
         dataset: The training images and no others; their digests are known.
         cache: Of the codebooks.
-        resize: How an image becomes a square.
         seed: Of the images drawn (at most 500, 200 descriptors of each) and of the centres.
 
     Returns:
@@ -53,10 +51,10 @@ def fit_codebooks(
         descriptor = layer.algorithm
         if not isinstance(descriptor, Sift):
             continue
-        facts = {"codebook": layer.descriptor, "seed": seed, "version": _VERSION, **decoding_facts(size, resize)}
+        facts = {"codebook": layer.descriptor, "seed": seed, "version": _VERSION, **decoding_facts(dataset, size)}
         length = sum(int(np.prod(shape)) for shape in descriptor.shapes.values())
         key = hashlib.sha256("".join(sorted(set(dataset.digests))).encode()).hexdigest()
-        learn = partial(_learn_codebook, descriptor, dataset, (size, resize), seed)
+        learn = partial(_learn_codebook, descriptor, dataset, size, seed)
         row, is_new = _find_or_learn(cache, Namespace(facts, (length,), "float32"), key, learn)
         learned += is_new
         ends = np.cumsum([int(np.prod(shape)) for shape in descriptor.shapes.values()])[:-1]
@@ -81,14 +79,14 @@ def _find_or_learn(
         return row, True
 
 
-def _learn_codebook(descriptor: Sift, dataset: Dataset, decoding: tuple[int, str], seed: int) -> np.ndarray:
+def _learn_codebook(descriptor: Sift, dataset: Dataset, size: int, seed: int) -> np.ndarray:
     """All arrays of a codebook, end to end."""
     random = np.random.default_rng(seed)
     order = np.argsort(np.asarray(dataset.digests, dtype=str), kind="stable")  # independent of their order
     rows = np.sort(order[random.permutation(len(order))[:_IMAGES]])
     found: list[np.ndarray] = []
     with progress_bar("Learning codebook", len(rows), "images") as advance:
-        for _, batch in stream_images(dataset, rows, *decoding):
+        for _, batch in stream_images(dataset, rows, size):
             found += map_images(descriptor.find_local, batch)
             advance(len(batch))
     sampled = [local[random.permutation(len(local))[:_DESCRIPTORS]] for local in found]

@@ -59,10 +59,6 @@ class HandcraftedFeatures(keras.layers.Layer):
         return {**super().get_config(), "descriptor": self.descriptor}
 
 
-LAYERS = {"Handcrafted": HandcraftedFeatures}
-"""By name, as `keras.models.load_model` takes them."""
-
-
 def list_handcrafted(model: keras.Model) -> list[HandcraftedFeatures]:
     """The layers of a model that compute handcrafted features."""
     return [layer for layer in model.layers if isinstance(layer, HandcraftedFeatures)]
