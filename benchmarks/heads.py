@@ -123,7 +123,6 @@ def _extract(source: str, size: int, limit: int | None, maps: bool) -> BlockFeat
         keras.Model(backbone.input, tensors, name=backbone.name),
         dataset,
         facts,
-        resize=recipe.data.resize,
         cache=builders.open_cache(recipe),
         dtype="float32",
     ) as found:

@@ -135,7 +135,7 @@ def _check_remaining(before: Dataset, after: Dataset, rejected: list[InvalidImag
         if was and not remains
     ]
     if vanished:
-        raise DataError.from_problems("Every class must keep images that can be read.", vanished + reasons)
+        raise DataError.from_problems("A class has lost all its images:", vanished + reasons)
 
 
 def _present(task: Task, dataset: Dataset) -> np.ndarray:

@@ -70,6 +70,7 @@ class Dataset:
         facts: Licence, citation, address ...
         rejected: Files that were found and left out.
         warnings: What is odd in files that are used.
+        resize: How an image becomes a square: "stretch", "crop" or "pad".
     """
 
     source: str
@@ -88,17 +89,18 @@ class Dataset:
     facts: dict[str, str] = field(default_factory=dict)
     rejected: tuple[InvalidImage, ...] = ()
     warnings: tuple[ImageWarning, ...] = ()
+    resize: str = "stretch"
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @classmethod
-    def of_files(cls, paths: Sequence[str], digests: Sequence[str]) -> Dataset:
+    def of_files(cls, paths: Sequence[str], digests: Sequence[str], resize: str = "stretch") -> Dataset:
         """Images without labels, known by the SHA-256 of their bytes."""
         names, nothing = _objects(paths), _objects([""] * len(paths))
         weights = np.ones(len(paths), np.float32)
         rest = (nothing, nothing, nothing, nothing, _objects(digests), nothing)
-        return cls("files", Path(), names, names, (), {}, weights, *rest)
+        return cls("files", Path(), names, names, (), {}, weights, *rest, resize=resize)
 
     def rows(self, split: str) -> np.ndarray:
         """Positions of the images of a split, int64 [n]."""
@@ -137,7 +139,7 @@ def build_dataset(
     roles = {"weight": weight, "group": group, "domain": domain}
     chosen = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
     if problems := _unknown_columns(table, [*labels, *filter(None, chosen.values()), *stratify]):
-        raise DataError.from_problems(f"Columns must be among those of {table.source!r}.", problems)
+        raise DataError.from_problems(f"{table.source!r} lacks columns that were named:", problems)
     alike = {} if separator is None or isinstance(separator, Mapping) else {"separator": separator}
     facts = separator if isinstance(separator, Mapping) else {}
     tasks = tuple(_make_task(table, name, facts.get(name, alike)) for name in labels)
@@ -146,7 +148,7 @@ def build_dataset(
 
 
 def build_dataset_for_tasks(table: ImageTable, tasks: Sequence[Task], roles: Mapping[str, str | None]) -> Dataset:
-    """The images of a table with the labels of tasks that exist already, as of a model that is evaluated on other images.
+    """The images of a table with the labels of existing tasks, as of a model that is evaluated on other images.
 
     Classes may be missing among them.
 
@@ -159,7 +161,7 @@ def build_dataset_for_tasks(table: ImageTable, tasks: Sequence[Task], roles: Map
         DataError: All problems at once: no such column, classes that no task has, weights that are no numbers.
     """
     if problems := _unknown_columns(table, [task.name for task in tasks]):
-        raise DataError.from_problems(f"Labels must be in a column of {table.source!r}.", problems)
+        raise DataError.from_problems(f"{table.source!r} has no column with the labels:", problems)
     wanted = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
     chosen = {role: column if column in table.columns else "" for role, column in wanted.items()}
     unknown = [problem for task in tasks for problem in task.list_unknown(table.columns[task.name])]
@@ -173,7 +175,7 @@ def _make_dataset(
     """The images with the columns chosen by role, unless there are problems."""
     weights = _parse_weights(table, chosen["weight"], problems)
     if problems:
-        raise DataError.from_problems(f"The labels and weights of {table.source!r} must be usable.", problems)
+        raise DataError.from_problems(f"The labels or weights of {table.source!r} cannot be used:", problems)
     return Dataset(
         source=table.source,
         root=table.root,
@@ -204,7 +206,7 @@ def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
         DataError: There is no such column.
     """
     if problems := _unknown_columns(table, list(names.values())):
-        raise DataError.from_problems(f"Columns must be among those of {table.source!r}.", problems)
+        raise DataError.from_problems(f"{table.source!r} lacks columns that were named:", problems)
     columns = {name: table.columns[column] for name, column in names.items()}
     classes = {name: table.classes[column] for name, column in names.items() if column in table.classes}
     hidden = {name: known for name, known in table.classes.items() if name not in columns}

@@ -132,8 +132,8 @@ def predict_dataset(run: Run, recipe: Recipe, dataset: Dataset) -> tuple[list[Pr
     model = order_outputs(load_model(run), [task.name for task in dataset.tasks])
     priors = [predictions.prior for predictions in load_predictions(run)]
     facts = [{"model": run.name} for _ in model.outputs]
-    resize, engine = builders.preprocessing_config(recipe)["resize"], builders.feature_engine(recipe)
-    with extract_activations(model, dataset, facts, resize=resize, engine=engine, dtype="float32") as predicted:
+    engine = builders.feature_engine(recipe)
+    with extract_activations(model, dataset, facts, engine=engine, dtype="float32") as predicted:
         rows = predicted.kept
         outputs = [np.asarray(output) for output in predicted.outputs]
     keys = np.array([to_printable(key) for key in dataset.keys[rows]], dtype=str)

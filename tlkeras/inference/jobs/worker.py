@@ -51,7 +51,7 @@ class ShardProcessor:
         rejected = {row: found for row, found in enumerate(seen) if isinstance(found, InvalidImage)}
         rows = np.array([row for row in range(len(paths)) if row not in rejected], np.int64)
         digests = ["" if isinstance(found, InvalidImage) else found[0] for found in seen]
-        results = list(self.engine.run(stream_images(Dataset.of_files(paths, digests), rows, self.size, self.resize)))
+        results = list(self.engine.run(stream_images(Dataset.of_files(paths, digests, self.resize), rows, self.size)))
         read = np.concatenate([index for index, _ in results]) if results else rows[:0]
         for row in np.setdiff1d(rows, read).tolist():
             rejected[row] = read_error(paths[row])

@@ -60,6 +60,7 @@ def read_dataset(recipe: Recipe) -> Dataset:
     dataset = keep_domains(recipe, dataset)
     target = is_target(recipe, dataset)
     dataset = drop_unlabelled(dataset, target)
+    dataset = replace(dataset, resize=data.resize)
     return subsample(dataset, data.limit, data.seed) if data.limit else dataset
 
 
@@ -73,6 +74,7 @@ def read_other_dataset(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Da
     table = _name_tasks(recipe, read_table(source, store=cache_root(recipe) / "images"))
     roles = {"weight": data.weight, "group": data.group, "domain": data.domain}
     dataset = drop_unlabelled(build_dataset_for_tasks(table, tasks, roles))
+    dataset = replace(dataset, resize=data.resize)
     tested = dataset.given_splits == "test"
     return dataset.take(np.flatnonzero(tested)) if tested.any() else dataset
 

@@ -17,7 +17,7 @@ from tlkeras.training.builders.experiment import Experiment
 
 
 def extract_depths(experiment: Experiment) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Vectors of the experiment's images at each depth, float32 (n, d), in one pass, and the positions that can be read.
+    """Vectors of the experiment's images at each depth, float32 (n, d), in one pass, and the readable positions.
 
     Depths are the blocks of the backbone up to where the recipe cuts it, averaged over positions, then handcrafted
     features, whose codebooks were learned before, then `POOLED`, the features that heads are fitted on. Where the
@@ -39,7 +39,6 @@ def extract_depths(experiment: Experiment) -> tuple[dict[str, np.ndarray], np.nd
         keras.Model(entry, list(tensors.values()), name=extractor.pooled.name),
         experiment.dataset,
         facts,
-        resize=recipe.data.resize,
         cache=open_cache(recipe),
         engine=recipe.features.engine,
         dtype=[recipe.features.precision if name == POOLED else "float32" for name in tensors],

@@ -114,7 +114,7 @@ def _make_handcrafted(recipe: Recipe) -> list[HandcraftedFeatures]:
 
 
 def fit_recipe_codebooks(experiment: Experiment) -> int:
-    """Learn the codebooks of handcrafted features from training images, or read them from the cache; the number learned.
+    """Fit the codebooks of handcrafted features on training images, or read them from the cache; the number fitted.
 
     Raises:
         DataError: The training images have too few descriptors.
@@ -124,8 +124,8 @@ def fit_recipe_codebooks(experiment: Experiment) -> int:
     if not recipe.features.handcrafted:
         return 0
     training = dataset.take(dataset.rows("train"))
-    seed, resize = recipe.training.seed, recipe.data.resize
-    return codebooks.fit_codebooks(experiment.extractor.pooled, training, open_cache(recipe), resize=resize, seed=seed)
+    seed = recipe.training.seed
+    return codebooks.fit_codebooks(experiment.extractor.pooled, training, open_cache(recipe), seed=seed)
 
 
 def extract_features(
@@ -142,7 +142,6 @@ def extract_features(
         extractor.join(taps),
         experiment.dataset,
         extractor.describe(taps, recipe.backbone.name),
-        resize=recipe.data.resize,
         views=views,
         cache=open_cache(recipe),
         engine=recipe.features.engine,
@@ -204,7 +203,7 @@ def _count_misses(experiment: Experiment, taps: Sequence[str], views: Sequence[A
         return len(experiment.dataset) * len(views)
     facts, precisions = extractor.describe(taps, recipe.backbone.name), _choose_precisions(recipe, taps)
     return extraction.count_cache_misses(
-        extractor.join(taps), experiment.dataset, facts, cache, precisions, resize=recipe.data.resize, views=views
+        extractor.join(taps), experiment.dataset, facts, cache, precisions, views=views
     )
 
 
@@ -238,14 +237,13 @@ def averages_views(recipe: Recipe) -> bool:
 
 
 def predict_images(recipe: Recipe, dataset: Dataset, model: keras.Model) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Probabilities by task, float32 [n, k], computed from image files as a server does, and the readable rows, int64 [n]."""
+    """Probabilities by task, float32 [n, k], from files as a server computes them, and the readable rows, int64 [m]."""
     names = [task.name for task in dataset.tasks]
     facts = [{"model": "trained", "task": name} for name in names]
     with extract_activations(
         order_outputs(model, names),
         dataset,
         facts,
-        resize=recipe.data.resize,
         engine=recipe.features.engine,
         dtype="float32",
     ) as predictions:
