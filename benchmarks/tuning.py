@@ -1,4 +1,4 @@
-"""A search with `tlkeras tune` beside the same search as KerasTuner's users write it: seconds, and memory per trial.
+"""A search with `tlkeras tune` next to the same search as KerasTuner's users write it: seconds, and memory per trial.
 
     python benchmarks/tuning.py [--trials 100] [--epochs 10] [--plain-trials 2] [--suffix-trials 3]
 
@@ -6,7 +6,7 @@ Solar cells (ELPV), EfficientNet-Lite0 at 224 px. First the head: width, learnin
 backbone. Ours runs whole, from an empty cache; KerasTuner's, with the frozen backbone inside each model, runs
 `--plain-trials` trials of one epoch each and is extrapolated: an epoch as measured, times epochs, times trials, and the
 building of a model once per trial. Then learning-rate ratio and layer decay of a suffix: the same search with
-and without kept activations. Prints Markdown.
+and without cached activations. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def run_plain(trials: int) -> tuple[float, float, float]:
         rows = dataset.rows(split)
         files = tf.data.Dataset.from_tensor_slices((dataset.paths[rows].astype(str), targets[rows]))
         images = files.map(lambda path, target: (decode(tf.io.read_file(path), 224, "stretch"), target), 2)
-        return images.batch(64).cache().prefetch(2)  # pixels kept in memory, as a careful user would
+        return images.batch(64).cache().prefetch(2)  # pixels in memory, as a careful user would do it
 
     built: list[float] = []
 
@@ -138,7 +138,7 @@ def run_plain(trials: int) -> tuple[float, float, float]:
 
     train, validation = read("train"), read("validation")
     for stream in (train, validation):
-        for _ in stream:  # decoding is not what is compared
+        for _ in stream:  # decoding is not compared
             pass
     with tempfile.TemporaryDirectory() as folder:
         tuner = keras_tuner.RandomSearch(make, "val_loss", trials, directory=folder, project_name="plain", seed=0)

@@ -119,7 +119,7 @@ BOOM = ValueError("boom")
 
 
 class BreakingProcessor(NamingProcessor):
-    """Fails on one image, so many times."""
+    """Fails on one image, `times` times."""
 
     def __init__(self, name, times, error=BOOM):
         self.name, self.left, self.error = name, times, error

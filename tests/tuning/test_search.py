@@ -184,10 +184,10 @@ def wait_for(condition, process, seconds=240):
 
 def count_ended():
     try:
-        kept = json.loads(Path("runs/tuning/tuned-01/search.json").read_text())
+        stored = json.loads(Path("runs/tuning/tuned-01/search.json").read_text())
     except (OSError, ValueError):
         return 0
-    return sum(trial["status"] != "running" for trial in kept["trials"])
+    return sum(trial["status"] != "running" for trial in stored["trials"])
 
 
 @pytest.mark.slow

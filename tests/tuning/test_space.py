@@ -1,11 +1,12 @@
 """Search spaces: any recipe key, checked before work starts."""
 
+import keras_tuner
 import pytest
 
 from tlkeras.config.recipe import validate_values
 from tlkeras.config.trials import apply_values
 from tlkeras.errors import RecipeError
-from tlkeras.tuning.space import boundary_recipes, check_space, make_hyperparameters, read_values
+from tlkeras.tuning.space import boundary_recipes, check_space, declare, read_values
 
 BASE = {"name": "mine", "data": {"source": "photos"}, "backbone": {"name": "tiny", "weights": "none"}}
 STAGES = ({"name": "head", "unfreeze": 0, "epochs": 2}, {"name": "top", "unfreeze": 1, "epochs": 9})
@@ -69,7 +70,7 @@ def test_values_of_keras_tuner_are_those_of_the_recipe():
         },
         head={"kind": "deep"},
     )
-    space = make_hyperparameters(recipe.tuning)
+    space = declare(recipe.tuning, keras_tuner.HyperParameters())
     kinds = {hp.name: type(hp).__name__ for hp in space.space}
     assert list(kinds.values()) == ["Choice", "Choice", "Int", "Float"]
     values = read_values(recipe.tuning, space.values)

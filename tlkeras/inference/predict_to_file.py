@@ -162,13 +162,13 @@ def _join(jobs: Sequence[Job], out: Path) -> tuple[int, list[InvalidImage]]:
     schema = parquet.read_schema(parts[0])
     columns = [pyarrow.field("path", pyarrow.string()), *(schema.field(name) for name in schema.names[2:])]
     with atomic_write(out) as temporary:
-        with _open_table(temporary, out.suffix, pyarrow.schema(columns)) as write:
+        with _open_table(temporary, pyarrow.schema(columns)) as write:
             for part in parts:
                 table = parquet.read_table(part)
                 rows += len(table)
                 write([[_format_cell(cell) for cell in row.values()] for row in table.drop("sha256").to_pylist()])
         if rejected:
-            with atomic_write(_name_rejected(out)) as beside, _open_csv(beside, REJECTED_COLUMNS) as write:
+            with atomic_write(_name_rejected(out)) as listing, _open_csv(listing, REJECTED_COLUMNS) as write:
                 write((bad.path, bad.code, bad.reason) for bad in rejected)
     return rows, rejected
 
@@ -180,9 +180,9 @@ def _format_cell(cell: str | float) -> str:
 _Write = Callable[[Iterable[Sequence[str]]], object]
 
 
-def _open_table(path: Path, suffix: str, schema: pyarrow.Schema) -> AbstractContextManager[_Write]:
+def _open_table(path: Path, schema: pyarrow.Schema) -> AbstractContextManager[_Write]:
     """A function that adds rows of text to a new table; in Parquet they get the types of the schema."""
-    return _open_csv(path, schema.names) if suffix == ".csv" else _open_parquet(path, schema)
+    return _open_csv(path, schema.names) if path.suffix == ".csv" else _open_parquet(path, schema)
 
 
 @contextmanager

@@ -127,18 +127,41 @@ class FailedShard(Result):
 
 
 @dataclass(frozen=True)
-class JobResult(Result):
-    """A job in shards, finished or not.
+class JobSummary(Result):
+    """Progress of a job in shards.
+
+    Attributes:
+        images: All images.
+        shards: All shards.
+        done: Shards with a record.
+        rows: Rows in their parts.
+        rejected: Number of their images without a row.
+        bytes: Size of their parts.
+        sha256: SHA-256 of all parts' digests in order: jobs with equal ones have equal rows, byte for byte. None
+            until every shard is done.
+    """
+
+    images: int
+    shards: int
+    done: int
+    rows: int
+    rejected: int
+    bytes: int
+    sha256: str | None
+
+    @property
+    def settled(self) -> int:
+        """Images of finished shards."""
+        return self.rows + self.rejected
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult(JobSummary):
+    """A job in shards, finished or not, after a call.
 
     Attributes:
         folder: Folder of the job.
-        images: All images.
-        shards: All shards.
-        done: Finished shards.
-        rows: Rows in their parts.
-        unreadable: Their images without a row, named relative to the job's root.
-        bytes: Size of their parts.
-        sha256: SHA-256 of all parts; None until every shard is done.
+        unreadable: Images without a row, named relative to the job's root.
         failed: Shards that were given up.
         computed: Images of this call.
         seconds: Wall time of this call.
@@ -147,13 +170,7 @@ class JobResult(Result):
     """
 
     folder: str
-    images: int
-    shards: int
-    done: int
-    rows: int
     unreadable: tuple[UnreadableImage, ...]
-    bytes: int
-    sha256: str | None
     failed: tuple[FailedShard, ...]
     computed: int
     seconds: float

@@ -28,7 +28,8 @@ from tlkeras.inference.jobs.worker import ShardProcessor, process_shards
 from tlkeras.inference.predict import expand_paths, load_model
 from tlkeras.inference.results import JobResult, UnreadableImage
 from tlkeras.progress import progress_bar
-from tlkeras.runs.directory import RUNS, Run, describe_environment, open_run
+from tlkeras.runs.directory import RUNS, Run, open_run
+from tlkeras.runs.environment import describe_environment
 from tlkeras.runs.predictions import read_tasks
 from tlkeras.training.builders.jobs import (
     check_needs_no_training,
@@ -142,14 +143,9 @@ def run_job(
                 process_shards(job, processor, advance)
     summary = job.summarise()
     return JobResult(
+        **vars(summary),
         folder=str(folder),
-        images=summary.images,
-        shards=summary.shards,
-        done=summary.done,
-        rows=summary.rows,
         unreadable=tuple(UnreadableImage(bad.path, bad.reason) for bad in job.list_rejected()),
-        bytes=summary.bytes,
-        sha256=summary.sha256,
         failed=tuple(job.list_failures()),
         computed=summary.settled - settled,
         seconds=round(time.monotonic() - started, 3),

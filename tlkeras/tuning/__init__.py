@@ -1,1 +1,1 @@
-"""Searching over a recipe: KerasTuner proposes, what is frozen in all trials is computed once."""
+"""Searches over recipe keys: KerasTuner proposes the trials, frozen features are computed once for all of them."""

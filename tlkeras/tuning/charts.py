@@ -34,7 +34,7 @@ def draw_parallel(
     """
     name, scores = score
     if not len(scores):
-        raise ValueError("There must be at least one trial.")
+        raise ValueError("There are no trials to plot.")
     columns = {**axes, name: list(scores)}
     placed = [_place_on_axis(values, key in logarithmic) for key, values in columns.items()]
     goodness = np.argsort(np.argsort(-np.array(scores) if low else np.array(scores))) / max(1, len(scores) - 1)
@@ -84,8 +84,8 @@ def _place_on_axis(values: Sequence[Any], logarithmic: bool) -> tuple[list[float
     """Heights of the values, 0 to 1, and the ticks of the axis, each a height and a text."""
     if not all(isinstance(value, (int, float)) for value in values):
         names = sorted({str(value) for value in values})
-        places = {name: (number + 0.5) / len(names) for number, name in enumerate(names)}
-        return [places[str(value)] for value in values], [(height, name) for name, height in places.items()]
+        heights = {name: (number + 0.5) / len(names) for number, name in enumerate(names)}
+        return [heights[str(value)] for value in values], [(height, name) for name, height in heights.items()]
     numbers = np.log(values) if logarithmic else np.array(values, float)
     least, most = numbers.min(), numbers.max()
     span = most - least or 1.0

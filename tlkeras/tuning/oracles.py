@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from tlkeras.config.schema.tuning import TuningConfig
 from tlkeras.config.trials import RecipeValues
-from tlkeras.tuning.space import make_hyperparameters, read_values
+from tlkeras.tuning.space import declare, read_values
 
 SCORE = "score"
 _ORACLES: dict[str, type[keras_tuner.Oracle]] = {
@@ -40,7 +40,7 @@ def make_oracle(tuning: TuningConfig, epochs: int) -> keras_tuner.Oracle:
     silent = {"save": lambda self: None, "_save_trial": lambda self, trial: None}
     oracle: keras_tuner.Oracle = type(kind.__name__, (kind,), silent)(
         objective=keras_tuner.Objective(SCORE, "min" if tuning.objective == "loss" else "max"),
-        hyperparameters=make_hyperparameters(tuning),
+        hyperparameters=declare(tuning, keras_tuner.HyperParameters()),
         allow_new_entries=False,
         # from 1 on: KerasTuner takes 0 as no seed
         seed=tuning.seed + 1,

@@ -59,17 +59,8 @@ def boundary_recipes(recipe: Recipe) -> Iterator[Recipe]:
             continue
 
 
-def make_hyperparameters(tuning: TuningConfig) -> Any:
-    """The space as `keras_tuner.HyperParameters`."""
-    import keras_tuner
-
-    space = keras_tuner.HyperParameters()
-    declare(tuning, space)
-    return space
-
-
-def declare(tuning: TuningConfig, space: Any) -> None:
-    """Declare the space in KerasTuner's hyperparameters; values that these have already are kept."""
+def declare(tuning: TuningConfig, space: Any) -> Any:
+    """The given `keras_tuner.HyperParameters` with the space declared; values that they have already are kept."""
     for key, dimension in tuning.space.items():
         if dimension.values is not None:
             plain = all(type(value) in (int, float) for value in dimension.values)
@@ -80,6 +71,7 @@ def declare(tuning: TuningConfig, space: Any) -> None:
         make = space.Int if dimension.whole else space.Float
         options = {} if dimension.step is None else {"step": dimension.step}
         make(key, dimension.min, dimension.max, sampling=dimension.sampling, **options)
+    return space
 
 
 def read_values(tuning: TuningConfig, values: Mapping[str, Any]) -> RecipeValues:

@@ -124,20 +124,20 @@ class ProcessPoolWorkers:
 
     def _exchange(self, process: subprocess.Popen, worker: str, values: dict[str, object]) -> None:
         """Send a trial, wait for its result, and queue it."""
-        answer = None
+        reply = None
         try:
             if process.stdin and process.stdout:
                 process.stdin.write(json.dumps(values) + "\n")
                 process.stdin.flush()
-                answer = json.loads(process.stdout.readline())
+                reply = json.loads(process.stdout.readline())
         except (OSError, ValueError):
             pass
-        if answer is None:
+        if reply is None:
             self._results.put((worker, TrialResult(error=self._describe_death(worker, process))))
             return
-        if answer.pop("recycle"):
+        if reply.pop("recycle"):
             process.wait()
-        self._results.put((worker, TrialResult(**answer)))
+        self._results.put((worker, TrialResult(**reply)))
 
     def _describe_death(self, worker: str, process: subprocess.Popen) -> str:
         code = process.wait()
@@ -185,7 +185,7 @@ def serve_trials(folder: Path) -> int:
 
 
 def _read_memory() -> int:
-    """Resident bytes of this process; 0 where the system does not say."""
+    """Resident bytes of this process; 0 where the system has no /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from tlkeras.data.headers import InvalidImage, to_printable
 from tlkeras.errors import DataError, ResourceError, RunError
 from tlkeras.files import atomic_write, sha256, sync_folder
-from tlkeras.inference.results import FailedShard
+from tlkeras.inference.results import FailedShard, JobSummary
 
 FORMAT = 1
 ATTEMPTS = 3
@@ -56,35 +56,6 @@ class ShardRecord:
     @property
     def images(self) -> int:
         """Images of the shard."""
-        return self.rows + self.rejected
-
-
-@dataclass(frozen=True)
-class JobSummary:
-    """Progress of a job.
-
-    Attributes:
-        images: All images.
-        shards: All shards.
-        done: Shards with a record.
-        rows: Rows in their parts.
-        rejected: Their images without a row.
-        bytes: Size of their parts.
-        sha256: SHA-256 of all parts' digests in order: jobs with equal ones have equal rows, byte for byte. None
-            until every shard is done.
-    """
-
-    images: int
-    shards: int
-    done: int
-    rows: int
-    rejected: int
-    bytes: int
-    sha256: str | None
-
-    @property
-    def settled(self) -> int:
-        """Images of finished shards."""
         return self.rows + self.rejected
 
 
@@ -236,7 +207,7 @@ class Job:
             sha256=digest if complete else None,
         )
         if complete:
-            _write_json(self.folder / DONE, asdict(summary))
+            _write_json(self.folder / DONE, summary.to_dict())
         return summary
 
     def _record(self, shard: int) -> Path:
