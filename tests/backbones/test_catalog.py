@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+import tlkeras
 from tlkeras.backbones import downloads
 from tlkeras.backbones.blocks import find_blocks, find_cuts, split
 from tlkeras.backbones.builder import build_backbone
@@ -224,3 +225,21 @@ def test_build_refuses(name, arguments, message):
     with pytest.raises(BackboneError) as caught:
         build_backbone(name, **({"weights": "none"} | arguments))
     assert message in str(caught.value)
+
+
+def test_verbs_give_objects_each_time():
+    for _ in range(2):
+        (info,) = tlkeras.list_backbones("tiny")
+        shown = tlkeras.show_backbone("tiny")
+    assert info.to_dict()["weights"] == ["none"] and info.parameters == 8280
+    assert (shown.name, shown.size, len(shown.blocks)) == ("tiny", 32, 4)
+    assert sum(block.parameters for block in shown.blocks) == info.parameters
+    assert shown.to_dict()["blocks"][0] == {
+        "index": 0,
+        "name": "stem",
+        "shape": [16, 16, 8],
+        "bytes": 4096,
+        "parameters": 248,
+        "multiply_adds": 55296,
+        "layers": 4,
+    }

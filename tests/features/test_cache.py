@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 
+import tlkeras
 from tlkeras.errors import DataError, ResourceError
 from tlkeras.features import cache as cache_module
 from tlkeras.features import shards
@@ -400,6 +401,17 @@ def test_never_prunes_what_is_in_use(tmp_path):
     assert np.array_equal(store.gather(store.locate(digests(1))), rows(1))
     store.close()
     assert len(ActivationCache(tmp_path).prune(max_bytes=0)) == 1
+
+
+def test_verbs_give_objects_each_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLKERAS_CACHE", str(tmp_path))
+    write(tmp_path, 1, 2)
+    for _ in range(2):
+        listed = tlkeras.list_cache()
+        kept = tlkeras.prune_cache(unused_days=1)
+    assert (listed.root, listed.spaces[0].rows) == (str(tmp_path), 2)
+    assert listed.to_dict()["spaces"][0]["facts"]["cut"] == "top" and kept.to_dict() == {"removed": [], "bytes": 0}
+    assert tlkeras.prune_cache(max_gb=0).bytes == listed.bytes > 0
 
 
 def test_root_comes_from_the_environment(tmp_path, monkeypatch):

@@ -124,31 +124,21 @@ def check_hdf5(file: BinaryIO, size: int) -> None:
         BackboneError: It does not.
         OSError: It is damaged.
     """
-    with h5py.File(file, "r") as root:
-        _check_links(root)
-        _check_sizes(root, size)
-
-
-def _check_links(root: h5py.File) -> None:
-    def find(name: Any, link: Any) -> str | None:  # h5py does not pass on exceptions from here
-        return None if isinstance(link, h5py.HardLink) else f"{type(link).__name__} {name}"
-
-    if found := root.visititems_links(find):
-        raise _distrust(found)
-
-
-def _check_sizes(root: h5py.File, size: int) -> None:
     total = 0
 
-    def find(name: str, item: Any) -> str | None:
+    def find_link(name: Any, link: Any) -> str | None:  # h5py does not pass on exceptions from here
+        return None if isinstance(link, h5py.HardLink) else f"{type(link).__name__} {name}"
+
+    def find_foreign(name: str, item: Any) -> str | None:
         nonlocal total
         if not isinstance(item, h5py.Dataset):
             return None
         total += math.prod(item.shape or ()) * item.dtype.itemsize
         return f"dataset {name} whose data lie in other files" if item.external or item.is_virtual else None
 
-    if found := root.visititems(find):
-        raise _distrust(found)
+    with h5py.File(file, "r") as root:
+        if found := root.visititems_links(find_link) or root.visititems(find_foreign):
+            raise _distrust(found)
     if total > size:
         raise _distrust(f"arrays of {total:,} bytes in a file of {size:,} bytes")
 

@@ -95,17 +95,14 @@ def draw_sketch(channels: int, width: int, random: np.random.Generator) -> np.nd
     return sketch
 
 
-class _AverageAndMax:
-    """Both poolings concatenated."""
-
-    def __call__(self, tensor: Any) -> Any:
-        return layers.Concatenate()([layers.GlobalAveragePooling2D()(tensor), layers.GlobalMaxPooling2D()(tensor)])
+def _average_and_max(tensor: Any) -> Any:
+    return layers.Concatenate()([layers.GlobalAveragePooling2D()(tensor), layers.GlobalMaxPooling2D()(tensor)])
 
 
 POOLINGS: dict[str, Callable[[], Callable[[Any], Any]]] = {
     "average": layers.GlobalAveragePooling2D,
     "max": layers.GlobalMaxPooling2D,
-    "both": _AverageAndMax,
+    "both": lambda: _average_and_max,
     "gem": GeneralizedMean,
     "compact_bilinear": CompactBilinear,
     "none": layers.Identity,
