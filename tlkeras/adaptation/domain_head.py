@@ -62,7 +62,7 @@ METHODS = (*ALIGNERS, *ADAPTATIONS)
 
 
 class DomainAdaptedHead:
-    """A head with what adapts it to a target domain: an aligner before it, or a deep method in its place.
+    """A head adapted to a target domain by an aligner before it, or by a deep method in its place.
 
     Args:
         method: One of `METHODS`.

@@ -41,13 +41,13 @@ def estimate_em(target: np.ndarray, prior: np.ndarray, rounds: int = 1000) -> np
     Source: Saerens, Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New a Priori Probabilities,
     Neural Computation 2002, equation 4.
     """
-    found = prior / prior.sum()
+    estimate = prior / prior.sum()
     for _ in range(rounds):
-        following = reweight_priors(target, prior, found).mean(axis=0)
-        if np.abs(following - found).max() < 1e-9:
-            return following
-        found = following
-    return found
+        updated = reweight_priors(target, prior, estimate).mean(axis=0)
+        if np.abs(updated - estimate).max() < 1e-9:
+            return updated
+        estimate = updated
+    return estimate
 
 
 def reweight_priors(probabilities: np.ndarray, prior: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -26,10 +26,10 @@ def importance_weights(Xs: np.ndarray, Xt: np.ndarray, held: np.ndarray) -> np.n
     Source: Bickel, Brückner and Scheffer, Discriminative Learning for Differing Training and Test Distributions, 2007.
     """
     X, y = np.concatenate([Xs, Xt]), np.repeat([0, 1], [len(Xs), len(Xt)])
-    few = min(_COMPONENTS, *X.shape)
-    axes = make_pipeline(StandardScaler(), PCA(few, random_state=0), StandardScaler()).fit(X)
-    classifier = LogisticRegression(max_iter=1000).fit(axes.transform(X), y)
-    odds = np.exp(classifier.decision_function(axes.transform(held)))
+    count = min(_COMPONENTS, *X.shape)
+    projection = make_pipeline(StandardScaler(), PCA(count, random_state=0), StandardScaler()).fit(X)
+    classifier = LogisticRegression(max_iter=1000).fit(projection.transform(X), y)
+    odds = np.exp(classifier.decision_function(projection.transform(held)))
     weights = np.minimum(odds * len(Xs) / len(Xt), _MOST)
     return weights / max(weights.mean(), _TINY)
 

@@ -53,14 +53,14 @@ def _fit_scale(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray, class
     targets = _smooth(codes, classes)
     shares = weights / weights.sum()
 
-    def lose(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         logits = parameters[0] * unit + parameters[1:]
         loss = -np.sum(shares[:, None] * targets * log_softmax(logits, axis=1))
-        slope = shares[:, None] * (softmax(logits, axis=1) - targets)
-        return loss, np.concatenate([[np.sum(slope * unit)], slope.sum(axis=0)])
+        gradient = shares[:, None] * (softmax(logits, axis=1) - targets)
+        return loss, np.concatenate([[np.sum(gradient * unit)], gradient.sum(axis=0)])
 
     bounds = [(1e-3, None), *[(None, None)] * classes]
-    found = minimize(lose, np.r_[1.0, np.zeros(classes)], jac=True, method="L-BFGS-B", bounds=bounds).x
+    found = minimize(objective, np.r_[1.0, np.zeros(classes)], jac=True, method="L-BFGS-B", bounds=bounds).x
     return float(found[0] / spread), found[1:] - found[1:].mean()
 
 

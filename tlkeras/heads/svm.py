@@ -36,11 +36,11 @@ class LinearSVMHead(CalibratedLinearHead):
 
     def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
         signs = 2 * self.link_.indicators(rows.codes, len(self.classes_)) - 1
-        mirrored = not self.link_.several and signs.shape[1] == 2
-        if mirrored:  # the second machine of two classes is the first with its sign changed
+        antisymmetric = not self.link_.several and signs.shape[1] == 2
+        if antisymmetric:  # the second machine of two classes is the first with its sign changed
             signs, start = signs[:, 1:], start and (start[0][:, 1:], start[1][1:])
         kernel, bias = fit_squared_hinge(rows.X, signs, rows.weights, strength, start)
-        if mirrored:
+        if antisymmetric:
             kernel, bias = np.hstack([-kernel, kernel]), np.concatenate([-bias, bias])
         return kernel, bias
 
@@ -60,14 +60,16 @@ def fit_squared_hinge(
     (_, d), k = X.shape, signs.shape[1]
     costs = (C * weights)[:, None]
 
-    def lose(flat: np.ndarray) -> tuple[float, np.ndarray]:
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         kernel, bias = flat[: d * k].reshape(d, k), flat[d * k :]
-        short = np.maximum(0, 1 - signs * (X @ kernel.astype(X.dtype) + bias))
-        slope = -2 * costs * signs * short
-        loss = 0.5 * np.sum(kernel**2) + np.sum(costs * short**2)
-        return float(loss), np.concatenate([(kernel + X.T @ slope.astype(X.dtype)).ravel(), slope.sum(axis=0)])
+        shortfall = np.maximum(0, 1 - signs * (X @ kernel.astype(X.dtype) + bias))
+        gradient = -2 * costs * signs * shortfall
+        loss = 0.5 * np.sum(kernel**2) + np.sum(costs * shortfall**2)
+        return float(loss), np.concatenate([(kernel + X.T @ gradient.astype(X.dtype)).ravel(), gradient.sum(axis=0)])
 
     flat = np.zeros((d + 1) * k) if start is None else np.concatenate([start[0].ravel(), start[1]])
     # the loss is at most its value at zero, the sum of all costs, which sets the scale of the gradient
-    done = minimize(lose, flat, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-9, "gtol": 1e-6})
-    return done.x[: d * k].reshape(d, k), done.x[d * k :]
+    found = minimize(
+        objective, flat, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-9, "gtol": 1e-6}
+    )
+    return found.x[: d * k].reshape(d, k), found.x[d * k :]
