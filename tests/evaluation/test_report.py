@@ -137,7 +137,7 @@ def test_only_own_pages_are_replaced(reported, tmp_path):
     run, _ = reported
     precious = tmp_path / "thesis.html"
     precious.write_text("mine")
-    with pytest.raises(ResourceError, match="another file"):
+    with pytest.raises(ResourceError, match="not a page of tlkeras"):
         tlkeras.report([str(run.path)], precious)
     assert precious.read_text() == "mine"
     with pytest.raises(RunError, match="given twice"):
@@ -210,12 +210,13 @@ def make_report(classes, count, several=False, seed=0):
         fingerprint="", parameters=None, phases={}, memory={}, features={}, head={"kind": EVIL}, finetuning=None,
         history=[], environment=environment, data={"address": EVIL}, licences={},
     )  # fmt: skip
+    stored = {"source": EVIL, "examples": {"test": count}, "rejected": 1, "trained_on": 0}
     facts = {"path": "", "phases": {}, "features": {}, "head": {}, "rejected": 0}
     return Report(
         run=EVIL,
         evaluation=EvaluationResult(EVIL, {"label": evaluation}, {}, **facts),
         tasks={"label": computed},
-        other_data=[StoredEvaluation({}, EVIL, count, 1, 0, {"label": evaluation.metrics})],
+        other_data=[StoredEvaluation(stored, {"label": evaluation.metrics})],
         reproducibility=made,
         notes=[EVIL],
         images={loss.key: np.full((64, 64, 3), 99, np.uint8) for loss in losses},

@@ -120,8 +120,8 @@ def find_layer(model: keras.Model) -> CutPoint:
     large = [cut for cut in candidates if min(cut.shape[:2]) >= _MIN_SIZE]
     if large:
         return large[-1]
-    side = max(min(cut.shape[:2]) for cut in candidates)
-    return [cut for cut in candidates if min(cut.shape[:2]) == side][-1]
+    size = max(min(cut.shape[:2]) for cut in candidates)
+    return [cut for cut in candidates if min(cut.shape[:2]) == size][-1]
 
 
 def occlude(

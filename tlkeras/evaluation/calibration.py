@@ -192,7 +192,7 @@ def measure_reliability(
     order = np.argsort(confidence, kind="stable")
     confidence, correct, weights = confidence[order], correct[order], weights[order]
     before = np.cumsum(weights) - weights
-    first = np.searchsorted(confidence, confidence, side="left")  # equal confidences begin at one place
+    first = np.searchsorted(confidence, confidence, side="left")  # the same for equal confidences
     places = np.minimum((before[first] / weights.sum() * bins).astype(int), bins - 1)
     totals = np.bincount(places, weights, minlength=bins)
     used = totals > 0

@@ -48,22 +48,9 @@ class ExternalEvaluationResult(Evaluation):
 
 @dataclass(frozen=True)
 class StoredEvaluation(Result):
-    """What `evaluate_on` has written into a run.
-
-    Attributes:
-        content: The JSON file.
-        source: The source of the images.
-        images: Number of images.
-        rejected: Number of images that could not be read.
-        trained_on: Number of images whose files the run was trained on.
-        metrics: By task and metric.
-    """
+    """A JSON file that `evaluate_on` wrote into a run, and its metrics by task."""
 
     content: Mapping[str, Any]
-    source: str
-    images: int
-    rejected: int
-    trained_on: int
     metrics: dict[str, dict[str, Estimate]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,8 +109,7 @@ def read_external_evaluations(run: Run) -> list[StoredEvaluation]:
             task: {name: Estimate.from_dict(values) for name, values in of_task["metrics"].items()}
             for task, of_task in tasks.items()
         }
-        facts = {name: content[name] for name in ("source", "rejected", "trained_on")}
-        found.append(StoredEvaluation(content, images=content["examples"]["test"], metrics=metrics, **facts))
+        found.append(StoredEvaluation(content, metrics))
     return found
 
 

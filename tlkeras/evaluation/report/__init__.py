@@ -1,1 +1,1 @@
-"""Pages for people: one HTML file each that needs nothing beside it."""
+"""The report of a run as one HTML file."""

@@ -175,7 +175,7 @@ class Report(Result):
 
 
 def compute_report(run: Run, options: ReportOptions) -> Report:
-    """The report of a run, whose content but for images is kept as report.json in the run.
+    """The report of a run; its content but for images is written into the run as report.json.
 
     What cannot be computed, because images are missing or the network has no feature map, is left out with a note.
 

@@ -15,7 +15,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tlkeras.evaluation.comparison import ComparisonResult
-from tlkeras.evaluation.errors import ConfusionMatrix
 from tlkeras.evaluation.evaluate import SubsetMetrics, TaskEvaluation
 from tlkeras.evaluation.metric_names import METRIC_NAMES
 from tlkeras.evaluation.report import charts, summaries
@@ -27,8 +26,6 @@ from tlkeras.plotting.charts import plot_history
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_LABELS = 60
-_MOST_CLASSES_WITH_COUNTS = 30  # with more, the cells of the confusion matrix are too small for text
-_STRONG = 0.5  # fraction of a class from which on a cell's colour needs inverted text
 _HEADLINE_METRICS = ("accuracy", "exact_match", "balanced_accuracy", "macro_f1", "roc_auc")
 _SLICE_METRICS = ("accuracy", "exact_match", "macro_f1", "roc_auc")
 
@@ -80,16 +77,6 @@ class _RunSection:
     images: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """A cell of the confusion matrix: its CSS class, opacity, text and tooltip."""
-
-    kind: str
-    alpha: str
-    text: str
-    title: str
-
-
 def write_report(path: str | os.PathLike[str], reports: Sequence[Report], compared: ComparisonResult | None) -> Path:
     """Write the page of one or several reports; an older page is replaced, any other file stays.
 
@@ -138,7 +125,7 @@ def _load_templates() -> Environment:
         "verdict_class": lambda better: "faint" if better is None else "good" if better else "bad",
         "prose": _mark_code,
     }
-    environment.globals |= {"summaries": summaries, "confusion_cells": _make_cells}
+    environment.globals |= {"summaries": summaries}
     return environment
 
 
@@ -217,19 +204,3 @@ def _draw_history(made: Reproducibility, anchor: str) -> Markup | None:
     rows = [{**row, "best": row["epoch"] == best} for row in history]
     title = "Losses, metrics and learning rates by epoch"
     return embed_chart(f"{anchor}-history", title, partial(plot_history, rows))
-
-
-def _make_cells(matrix: ConfusionMatrix) -> list[tuple[str, list[_Cell | None]]]:
-    """The cells of each row by its class; None for an empty one."""
-    names, many = matrix.classes, len(matrix.classes) > _MOST_CLASSES_WITH_COUNTS
-    rows: list[tuple[str, list[_Cell | None]]] = []
-    for name, counts in zip(names, matrix.counts.tolist(), strict=True):
-        total = sum(counts) or 1.0
-        cells: list[_Cell | None] = []
-        for column, count in zip(names, counts, strict=True):
-            amount, share = summaries.format_amount(count), count / total
-            kind = ("r" if name == column else "w") + (" s" if share > _STRONG else "")
-            title = f"{name} predicted as {column}: {amount}, {summaries.format_percent(share)}"
-            cells.append(_Cell(kind, f"{0.12 + 0.88 * share:.2f}", "" if many else amount, title) if count else None)
-        rows.append((name, cells))
-    return rows

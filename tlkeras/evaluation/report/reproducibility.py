@@ -18,26 +18,8 @@ from tlkeras.training import builders
 class Reproducibility(Result):
     """The recipe, command, data, environment and cost of a run.
 
-    Attributes:
-        created: Time of the start, UTC.
-        finished: Time of the end, UTC.
-        resumed: Number of times that it was resumed.
-        command: Command that makes the run again.
-        recipe: As YAML.
-        source: Of the images.
-        examples: Number of images by split.
-        rejected: Number of images that were left out.
-        fingerprint: SHA-256 of contents, labels and splits; "" in old runs.
-        parameters: Number of parameters of the model.
-        phases: Seconds by phase.
-        memory: Peak memory in MiB by phase.
-        features: How features were computed.
-        head: Configuration of the head.
-        finetuning: Stages, and what they trained; None where the backbone stayed frozen.
-        history: A row per epoch, or per strength of regularization.
-        environment: Machine and versions.
-        data: What the source says of its images.
-        licences: Of the images and of the pretrained weights.
+    Times are UTC, `phases` in seconds and `memory` its peak in MiB by phase; `fingerprint` is a SHA-256 of contents,
+    labels and splits; `history` has a row per epoch, or per strength of regularization.
     """
 
     created: str
