@@ -1,11 +1,11 @@
-"""Milliseconds of one core per augmented image, in `tf.data`: tlkeras beside Keras' own layers.
+"""Milliseconds of one core per augmented image, in `tf.data`: tlkeras next to Keras' own layers.
 
     python benchmarks/augmentation.py [--images 200] [--rounds 5] [--size 224]
 
 Photographs (scikit-image's "chelsea", a window of its own for each) go through one thread; the contenders take turns,
-and medians over all rounds are printed as a Markdown table. CPU time of the process is what counts, that of the bare
-stream taken off. Keras' layers see single images, so that they too draw for each; in batches, where RandAugment
-draws its operations once for all, they are measured as well.
+and medians over all rounds are printed as a Markdown table. CPU time of the process is measured, less that of the
+bare stream. Keras' layers get single images, so that they too draw for each; batches, for which RandAugment draws its
+operations once, are measured as well.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BARE = "bare stream"
 
 
 def make_stream(size: int) -> tf.data.Dataset:
-    """Return (index, image uint8 [size, size, 3]) without end."""
+    """An endless stream of (index, image uint8 [size, size, 3])."""
     photograph = skimage.data.chelsea()
     windows = [photograph[at : at + size, at : at + size] for at in range(0, len(photograph) - size, 5)]
     return tf.data.Dataset.from_tensor_slices(np.stack(windows)).repeat().enumerate()
@@ -48,7 +48,7 @@ def run_on_one_thread(stream: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def build_contenders(size: int, keys: np.ndarray) -> dict[str, tuple[tf.data.Dataset, int]]:
-    """Return streams by name, each with the images that one step gives."""
+    """Streams by name, each with the number of images per step."""
     stream = make_stream(size)
     numbers = np.arange(len(keys))
     contenders = {BARE: (stream, 1)}
@@ -70,7 +70,7 @@ def _indexed(augment: Callable) -> Callable:
 
 
 def measure(contenders: dict[str, tuple[tf.data.Dataset, int]], images: int, rounds: int) -> dict[str, float]:
-    """Return the milliseconds per image of each contender, medians over rounds in which all take turns."""
+    """Milliseconds per image of each contender, medians over rounds in which all take turns."""
     iterators = {name: iter(run_on_one_thread(stream)) for name, (stream, _) in contenders.items()}
     for iterator in iterators.values():  # first steps trace
         for _ in range(WARM_UP):

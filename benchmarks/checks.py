@@ -3,16 +3,15 @@
     python benchmarks/checks.py [--images 1000] [--seed 0]
 
 Solar cells (ELPV) and windows cut from photographs (scikit-image, scikit-learn). Images that look the same without
-help are left out first, because nobody knows of each such pair whether it is one thing. Then copies of 5 % are planted
-in each way, half of them as leaks across a split; 5 % of the labels are flipped; 1 % of the other set come in as
-outliers. Wrong labels are looked for in features of EfficientNet-Lite0, as `check` does it: ELPV with its own labels
-(which are not all right themselves), and photographs by what they were cut from. Prints Markdown.
+planting are left out first, because nobody knows whether such a pair shows one thing. Then copies of 5 % are planted
+in each way, half of them as leaks across a split; 5 % of the labels are flipped; 1 % of the other set are added as
+outliers. Wrong labels are looked for in features of EfficientNet-Lite0, as `check` does it: ELPV with its
+own labels (some of which are wrong), and photographs by what they were cut from. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import tempfile
 import time
@@ -35,9 +34,10 @@ from tlkeras.data.quality.near_duplicates import find_near_duplicates, read_thum
 from tlkeras.data.sources.folders import read_table
 from tlkeras.data.tables import Dataset, build_dataset
 from tlkeras.data.tasks import Task
-from tlkeras.diagnostics import data_quality
+from tlkeras.diagnostics.data_quality import find_data_issues
 from tlkeras.features.extraction import extract_activations
 from tlkeras.features.pooling import pool
+from tlkeras.files import sha256
 
 SHARE = 0.05
 T, R = Image.Transpose, Image.Resampling
@@ -60,10 +60,6 @@ def crop(image: Image.Image, share: float) -> Image.Image:
     return image.crop((across, down, image.width - across, image.height - down))
 
 
-def digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 def write_photographs(folder: Path, count: int) -> Path:
     """Write windows of photographs that overlap by less than a tenth, one class per photograph."""
     photographs = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea(), skimage.data.rocket()]
@@ -82,18 +78,18 @@ def write_photographs(folder: Path, count: int) -> Path:
     return folder
 
 
-def leave_out_lookalikes(paths: list[str]) -> np.ndarray:
-    """Return the rows without those that look like an earlier one."""
+def drop_lookalikes(paths: list[str]) -> np.ndarray:
+    """The rows without those that look like an earlier one, int64 [n]."""
     thumbnails, readable = read_thumbnails(paths)
-    groups = find_near_duplicates(thumbnails, [digest(paths[row]) for row in readable])
+    groups = find_near_duplicates(thumbnails, [sha256(paths[row]) for row in readable])
     doubled = {row for group in groups for row in group.rows[1:]}
     return np.array([row for place, row in enumerate(readable.tolist()) if place not in doubled])
 
 
 def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generator) -> None:
-    """Plant copies in each way, each for itself, and print a row for it; the seconds are those of the search."""
+    """Plant copies of each kind separately, and print a row for it; the seconds are those of the search."""
     plain, _ = read_thumbnails(paths)
-    digests = [digest(path) for path in paths]
+    digests = [sha256(path) for path in paths]
     planted: dict[str, np.ndarray] = {}
     copies: list[str] = []
     for number, (way, (change, quality)) in enumerate(COPIES.items()):
@@ -107,7 +103,7 @@ def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generat
         part = slice(number * len(chosen), (number + 1) * len(chosen))
         splits = np.array(["train"] * len(paths) + ["test"] * len(chosen), dtype=object)
         started = time.perf_counter()
-        every = np.array([*digests, *(digest(path) for path in copies[part])], dtype=object)
+        every = np.array([*digests, *(sha256(path) for path in copies[part])], dtype=object)
         made = make_dataset([*paths, *copies[part]], len(paths), chosen)
         dataset = replace(made, digests=every, split=splits)
         found = find_duplicates(dataset, np.concatenate([plain, drawn[part]]))
@@ -119,7 +115,7 @@ def measure_copies(paths: Sequence[str], folder: Path, random: np.random.Generat
 
 
 def make_dataset(paths: list[str], plain: int, chosen: np.ndarray) -> Dataset:
-    """Return examples of two classes; copies have their image's."""
+    """Images of two classes; copies have the class of their image."""
     labels = np.arange(plain) % 2
     empty = np.full(len(paths), "", dtype=object)
     objects = np.array(paths, dtype=object)
@@ -141,13 +137,13 @@ def print_row(name: str, planted: int, right: int, found: int, leaks: int | None
 def compute_features(paths: list[str]) -> np.ndarray:
     extractor = pool(build_backbone("efficientnet_lite0", weights="packaged"), "average")
     with extract_activations(
-        extractor, Dataset.of_files(paths, [digest(path) for path in paths]), [{"model": "benchmark"}]
+        extractor, Dataset.of_files(paths, [sha256(path) for path in paths]), [{"model": "benchmark"}]
     ) as features:
         return np.asarray(features.outputs[0], np.float32)
 
 
-def measure_suspects(title: str, dataset: Dataset, strange: list[str], random: np.random.Generator) -> None:
-    """Flip labels and add strange images, and print a row for each."""
+def measure_label_issues(title: str, dataset: Dataset, strange: list[str], random: np.random.Generator) -> None:
+    """Flip labels and add outliers, and print a row for each."""
     paths = [*dataset.paths, *strange]
     features = compute_features(paths)
     (task,) = dataset.tasks
@@ -157,10 +153,11 @@ def measure_suspects(title: str, dataset: Dataset, strange: list[str], random: n
     flipped[chosen] = (labels[chosen] + random.integers(1, len(task.class_names), len(chosen))) % len(task.class_names)
     started = time.perf_counter()
     changed = Dataset(**{**dataset.__dict__, "targets": {task.name: flipped}})
-    suspects = data_quality.find_suspects(changed, np.arange(len(labels)), features[: len(labels)], changed.groups)
-    found = {row for row, *_ in suspects.mislabelled[task.name]}
+    issues = find_data_issues(changed, np.arange(len(labels)), features[: len(labels)], changed.groups)
+    position = {str(key): row for row, key in enumerate(changed.keys)}
+    ranked = [position[image.key] for image in issues.mislabelled]
     seconds = time.perf_counter() - started
-    first = {row for row, *_ in suspects.mislabelled[task.name][: len(chosen)]}
+    found, first = set(ranked), set(ranked[: len(chosen)])
     right = set(chosen.tolist())
     print_row(f"{title}: 5 % of labels flipped", len(chosen), len(found & right), len(found), None, seconds)
     print_row(f"{title}: the same, as many as were flipped", len(chosen), len(first & right), len(first), None, seconds)
@@ -185,7 +182,7 @@ def main() -> None:
         for title, dataset in (("ELPV", cells), ("photographs", photographs)):
             rows = np.sort(random.permutation(len(dataset))[: arguments.images])
             taken = dataset.take(rows)
-            sets[title] = taken.take(leave_out_lookalikes(taken.paths.tolist()))
+            sets[title] = taken.take(drop_lookalikes(taken.paths.tolist()))
             print(f"{title}: {len(taken):,} images, {len(sets[title]):,} without lookalikes\n")
             print("| planted | number | pairs found | precision | recall | leaks found | seconds |")
             print("|---|---|---|---|---|---|---|")
@@ -197,7 +194,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         for title, other in (("ELPV", "photographs"), ("photographs", "ELPV")):
             strange = sets[other].paths[: max(1, len(sets[title]) // 100)].tolist()
-            measure_suspects(title, sets[title], strange, random)
+            measure_label_issues(title, sets[title], strange, random)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def test_cp_never_overwrites(tmp_path, monkeypatch, call):
     (tmp_path / "mine.yaml").write_text("precious")
     done = call("cp", "quickstart", "mine.yaml")
     assert done.exit_code == 2
-    assert "never overwritten" in done.stderr
+    assert "never overwrites" in done.stderr
     assert (tmp_path / "mine.yaml").read_text() == "precious"
 
 

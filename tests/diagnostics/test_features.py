@@ -89,7 +89,7 @@ def test_rare_and_unknown_values_are_grey(tmp_path):
     many = np.array([f"class {row % 20}" for row in range(60)])
     some = np.array(["", "day", "night"] * 20)
     path = tmp_path / "features.svg"
-    charts.draw_features(points, {"class": many, "domain": some}, {"stem": 0.25, "top": 0.75}, 0.5, path)
+    charts.plot_features(points, {"class": many, "domain": some}, {"stem": 0.25, "top": 0.75}, 0.5, path)
     text = path.read_text()
     for part in ("others", "unknown", "day", "PCA, by class", "0.750", "the most common class alone"):
         assert part in text, part

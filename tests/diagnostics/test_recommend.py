@@ -17,14 +17,14 @@ from tlkeras.config.recipe import load_recipe
 from tlkeras.diagnostics.recommend import measurements
 from tlkeras.diagnostics.recommend.benchmarks import BenchmarkRequest, BenchmarkResult, measure_costs
 from tlkeras.diagnostics.recommend.candidates import TARGETS, BackboneLimits, Candidate, choose_candidates
+from tlkeras.diagnostics.recommend.measurements import CandidateResult
 from tlkeras.diagnostics.recommend.rules import (
-    DatasetProfile,
     assess_similarity,
     choose_best,
-    find_pareto_front,
+    compare_to_best,
     recommend_finetuning,
 )
-from tlkeras.diagnostics.recommend.scores import Scores, compare_folds, score_features
+from tlkeras.diagnostics.recommend.scores import FoldScore, Scores, compare_folds, score_features
 from tlkeras.errors import BackboneError
 
 
@@ -82,8 +82,8 @@ def test_images_alone_are_enough(workplace, quick_costs):
 def test_leep_and_nce_need_a_pretrained_classifier(workplace, quick_costs):
     result = tlkeras.recommend("mine.yaml", limits={"patterns": ("efficientnet_lite0",)})
     for row in result.candidates:
-        known = row.backbone == "efficientnet_lite0"
-        assert (row.leep is not None) == (row.nce is not None) == known
+        known = row.candidate.entry.name == "efficientnet_lite0"
+        assert (row.scores.leep is not None) == (row.scores.nce is not None) == known
     assert result.dropped["vgg16"] == "its name matches no pattern"
 
 
@@ -133,27 +133,28 @@ def test_limits_that_nothing_meets(limits, sentence):
         choose_candidates(limits)
 
 
-def make_measurement(name, score, milliseconds, jitter=0.0):
+def make_candidate(name, score, milliseconds, jitter=0.0):
     folds = np.array([-2, -1, 0, 1, 2]) * 0.01 + score + jitter * np.array([1, -1, 1, -1, 0])
     candidate = Candidate(replace(find_backbone("tiny"), name=name), "none", 32)
     costs = BenchmarkResult(milliseconds, 1000.0, None, 0.1, None)
-    return measurements.Measurement(candidate, Scores(folds, folds, 0.0, 0.0, None, None), costs, {}, 1.0)
+    scores = Scores(FoldScore(folds), FoldScore(folds), 0.0, 0.0, None, None)
+    return CandidateResult(candidate, scores, costs, {}, 1.0)
 
 
 def test_the_quickest_within_a_standard_error_is_chosen():
-    rows = [make_measurement("slow", 0.90, 30), make_measurement("quick", 0.895, 10, 0.02)]
-    rows.append(make_measurement("poor", 0.7, 1))
-    choice = choose_best(rows, None)
-    assert choice.chosen is rows[1] and "within a standard error of 0.900 of slow" in choice.recommendation.reason
-    assert choice.noise == (False, True, False)
-    assert choose_best(rows, 5).chosen is rows[2]
-    assert "none takes at most 0.5 ms (the quickest takes 1.0)" in choose_best(rows, 0.5).recommendation.reason
+    rows = [make_candidate("slow", 0.90, 30), make_candidate("quick", 0.895, 10, 0.02)]
+    rows.append(make_candidate("poor", 0.7, 1))
+    chosen, advice = choose_best(rows, None)
+    assert chosen is rows[1] and "within a standard error of 0.900 of slow" in advice.reason
+    assert [row.noise for row in compare_to_best(rows, None)] == [False, True, False]
+    assert choose_best(rows, 5)[0] is rows[2]
+    assert "none takes at most 0.5 ms (the quickest takes 1.0)" in choose_best(rows, 0.5)[1].reason
 
 
 def test_a_significant_difference_decides():
-    rows = [make_measurement("slow", 0.90, 30), make_measurement("quick", 0.85, 10)]
-    choice = choose_best(rows, None)
-    assert choice.chosen is rows[0] and choice.recommendation.reason == "it reaches 0.900, which no other does"
+    rows = [make_candidate("slow", 0.90, 30), make_candidate("quick", 0.85, 10)]
+    chosen, advice = choose_best(rows, None)
+    assert chosen is rows[0] and advice.reason == "it reaches 0.900, which no other does"
 
 
 def test_differences_over_folds():
@@ -166,7 +167,8 @@ def test_differences_over_folds():
 
 def test_the_front_has_what_nothing_beats_in_both():
     points = [("best", 0.9, 30), ("beaten", 0.8, 20), ("middle", 0.85, 15), ("fast", 0.7, 5)]
-    assert find_pareto_front([make_measurement(*point) for point in points]) == [True, False, True, True]
+    rows = compare_to_best([make_candidate(*point) for point in points], None)
+    assert [row.front for row in rows] == [True, False, True, True]
 
 
 def test_similarity_is_where_classes_separate_best():
@@ -178,16 +180,17 @@ def test_similarity_is_where_classes_separate_best():
 
 
 @pytest.mark.parametrize(
-    ("profile", "finetune", "reason"),
+    ("smallest", "probe", "position", "minutes", "finetune", "reason"),
     [
-        (DatasetProfile(9, 0.8, 1.0, 5, 60), False, "9 images to train on, fewer than 10"),
-        (DatasetProfile(100, 0.999, 1.0, 5, 60), False, "little is left to gain"),
-        (DatasetProfile(100, 0.8, 1.0, 61, 60), False, "about 61 minutes on this machine, more than the 60 allowed"),
-        (DatasetProfile(100, 0.8, 0.5, 5, 60), True, "its last blocks suit ImageNet better than your classes"),
+        (9, 0.8, 1.0, 5, False, "9 images to train on, fewer than 10"),
+        (100, 0.999, 1.0, 5, False, "little is left to gain"),
+        (100, 0.8, 1.0, 61, False, "about 61 minutes on this machine, more than the 60 allowed"),
+        (100, 0.8, 0.5, 5, True, "its last blocks suit ImageNet better than your classes"),
     ],
 )
-def test_fine_tuning_is_advised_where_it_pays(profile, finetune, reason):
-    advised, advice = recommend_finetuning(profile)
+def test_fine_tuning_is_advised_where_it_pays(smallest, probe, position, minutes, finetune, reason):
+    chosen = replace(make_candidate("best", probe, 10), minutes=minutes)
+    advised, advice = recommend_finetuning(chosen, smallest, position, 60)
     assert advised == finetune and reason in advice.reason
 
 
@@ -196,7 +199,7 @@ def test_the_scores_of_separable_features():
     X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32) + 9 * np.eye(6)[codes]
     folds = [(np.setdiff1d(np.arange(40), held), held) for held in (np.arange(0, 40, 2), np.arange(1, 40, 2))]
     scores = score_features(X, codes, folds)
-    assert scores.ranking.tolist() == [1, 1] and scores.leep is None
+    assert scores.ranking.folds.tolist() == [1, 1] and scores.leep is None
 
 
 def test_a_recipe_that_cannot_be_measured_has_a_reason(workplace, monkeypatch):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,17 @@ def show_augmentation(
     for name, mixed in _mix(resolved, plain).items():
         rows.append(list(mixed[: len(numbered) + 1]))
         labels.append(name)
-    write_sheet(rows, labels, ["as it is", *(f"view {view.number}" for view in numbered)], target)
+    titles = ["as it is", *(f"view {view.number}" for view in numbered)]
+    write_plot(partial(plot_contact_sheet, rows, labels, titles), target)
+    mixup, cutmix = mixup_cutmix_alphas(resolved)
     return AugmentationResult(
-        resolved.name,
-        policy.name,
-        tuple(_describe_policy(policy)),
-        policy.rounds,
-        policy.size,
-        *mixup_cutmix_alphas(resolved),
+        name=resolved.name,
+        policy=policy.name,
+        operations=tuple(_describe_policy(policy)),
+        rounds=policy.rounds,
+        views=policy.size,
+        mixup=mixup,
+        cutmix=cutmix,
         path=str(target),
         images=len(plain),
         shown=len(numbered),
@@ -118,14 +122,14 @@ def check_target(path: Path) -> None:
             )
 
 
-def write_sheet(rows: list[list[np.ndarray]], labels: list[str], columns: list[str], path: Path) -> None:
-    """Draw a contact sheet, see `plot_contact_sheet`.
+def write_plot(plot: Callable[[Path], None], path: Path) -> None:
+    """Call a function that writes an image file.
 
     Raises:
-        ResourceError: It cannot be written.
+        ResourceError: The file cannot be written.
     """
     try:
-        plot_contact_sheet(rows, labels, columns, path)
+        plot(path)
     except OSError as error:
         raise ResourceError(f"The image cannot be written to {path}.", error.strerror) from None
 

@@ -32,9 +32,9 @@ from tlkeras.diagnostics.data_quality import (
     count_of,
     find_data_issues,
     list_duplicates,
-    list_file_issues,
     list_notes,
     list_problems,
+    to_printable_issues,
 )
 from tlkeras.errors import TlkerasError, list_some
 from tlkeras.features.extraction import average_positions
@@ -51,23 +51,6 @@ from tlkeras.tuning.space import check_space
 MOST_FEATURES = 2000  # computed without `deep`: some seconds
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class CheckOptions:
-    """Options of `check`.
-
-    Attributes:
-        train: Check the backbone and the training too, not the images alone.
-        deep: Compute any number of features to find wrong labels and outliers.
-        page: The HTML file to write.
-        manifest: The cleaned manifest to write.
-    """
-
-    train: bool = True
-    deep: bool = False
-    page: str | None = None
-    manifest: str | None = None
 
 
 def check(
@@ -93,8 +76,30 @@ def check(
         ResourceError: The page cannot be written.
     """
     resolved, train = load_recipe_or_source(recipe, overrides)
-    page, manifest = (None if path is None else str(path) for path in (html, fix))
-    return _check(resolved, CheckOptions(train, deep, page, manifest))
+    if html:
+        check_page(html)
+    images, of_images = _check_images(resolved)
+    extractor, of_training = _check_training(resolved, images, train)
+    issues, of_labels = _check_labels(resolved, images, extractor, deep)
+    _, of_space = _attempt(lambda: check_space(resolved) if has_search_space(resolved) else None)
+    manifest, of_manifest = _attempt(lambda: _write_manifest(resolved, images, issues, fix))
+    findings = (of_images, of_training, of_labels, _Findings([*of_space, *of_manifest]))
+    dataset = None if images is None else images.dataset
+    result = CheckResult(
+        name=resolved.name,
+        problems=tuple(problem for found in findings for problem in found.problems),
+        notes=tuple(note for found in findings for note in found.notes),
+        facts={name: fact for found in findings for name, fact in found.facts.items()},
+        rejected=() if dataset is None else to_printable_issues(dataset.rejected),
+        remarks=() if dataset is None else to_printable_issues(dataset.warnings),
+        classes=() if images is None else images.classes,
+        copies=() if images is None else list_duplicates(images.dataset, images.duplicates),
+        leaking_groups=() if images is None else tuple(images.leaking),
+        mislabelled=None if issues is None else issues.mislabelled,
+        outliers=None if issues is None else issues.outliers,
+        manifest=manifest,
+    )
+    return _write_page(result, dataset, html) if html else result
 
 
 @dataclass(frozen=True)
@@ -114,36 +119,6 @@ class _CheckedImages:
     duplicates: list[DuplicateGroup]
     leaking: list[LeakingGroup]
     classes: tuple[ClassCount, ...]
-
-
-def _check(recipe: Recipe, options: CheckOptions) -> CheckResult:
-    if options.page:
-        check_page(options.page)
-    images, of_images = _check_images(recipe)
-    extractor, of_training = _check_training(recipe, images if options.train else None, options.train)
-    issues, of_labels = None, _Findings()
-    if images is not None and extractor is not None:
-        experiment = Experiment(recipe, images.dataset, extractor)
-        groups = join_groups(images.dataset.groups, images.duplicates)
-        issues, of_labels = _check_labels(experiment, groups, options.deep)
-    _, of_space = _attempt(lambda: check_space(recipe) if has_search_space(recipe) else None)
-    manifest, of_manifest = _attempt(lambda: _write_manifest(recipe, images, issues, options.manifest))
-    findings = (of_images, of_training, of_labels, _Findings([*of_space, *of_manifest]))
-    result = CheckResult(
-        name=recipe.name,
-        problems=tuple(problem for part in findings for problem in part.problems),
-        notes=tuple(note for part in findings for note in part.notes),
-        facts={name: fact for part in findings for name, fact in part.facts.items()},
-        rejected=() if images is None else list_file_issues(images.dataset.rejected),
-        remarks=() if images is None else list_file_issues(images.dataset.warnings),
-        classes=() if images is None else images.classes,
-        copies=() if images is None else list_duplicates(images.dataset, images.duplicates),
-        leaking_groups=() if images is None else tuple(images.leaking),
-        mislabelled=None if issues is None else issues.mislabelled,
-        outliers=None if issues is None else issues.outliers,
-        manifest=manifest,
-    )
-    return _write_page(result, images, options.page) if options.page else result
 
 
 def _attempt(step: Callable[[], _T]) -> tuple[_T | None, list[str]]:
@@ -192,7 +167,7 @@ def _check_training(
 ) -> tuple[FeatureExtractor | None, _Findings]:
     """The frozen network, or None where the training is not possible, and what the training would compute.
 
-    Without `train` nobody has asked for this backbone, so that its problems are notes.
+    Without `train` the backbone only serves to find wrong labels, so that its problems are notes.
     """
     extractor, problems = _attempt(lambda: builders.build_feature_extractor(recipe))
     if extractor is None:
@@ -204,7 +179,7 @@ def _check_training(
         facts["handcrafted features"] = handcrafted
         notes.append(f"Handcrafted features ({handcrafted}) cannot be exported as a SavedModel; `predict` works.")
     facts["features"] = f"{' x '.join(map(str, shape))} {feature_precision(recipe)}"
-    if images is None or not images.dataset.split.all():
+    if not train or images is None or not images.dataset.split.all():
         return extractor, _Findings([], notes, facts)
     planned, problems = _attempt(lambda: _plan(recipe, images.dataset, extractor))
     if planned is not None:
@@ -224,8 +199,13 @@ def _plan(recipe: Recipe, dataset: Dataset, extractor: FeatureExtractor) -> Expe
     return experiment
 
 
-def _check_labels(experiment: Experiment, groups: np.ndarray, deep: bool) -> tuple[DataIssues | None, _Findings]:
+def _check_labels(
+    recipe: Recipe, images: _CheckedImages | None, extractor: FeatureExtractor | None, deep: bool
+) -> tuple[DataIssues | None, _Findings]:
     """Wrong labels and outliers, or None where they were not looked for, and sentences on them."""
+    if images is None or extractor is None:
+        return None, _Findings()
+    experiment = Experiment(recipe, images.dataset, extractor)
     missing, problems = _attempt(lambda: builders.count_missing_features(experiment))
     if missing is None:
         return None, _Findings(problems)
@@ -233,6 +213,7 @@ def _check_labels(experiment: Experiment, groups: np.ndarray, deep: bool) -> tup
         reason = f"features of {missing:,} images would have to be computed"
         note = f"Wrong labels and outliers were not looked for: {reason}. `--deep` does it, and caches them."
         return None, _Findings(notes=[note])
+    groups = join_groups(images.dataset.groups, images.duplicates)
     issues, problems = _attempt(lambda: _find_issues(experiment, groups))
     if issues is None:
         return None, _Findings(problems)
@@ -252,7 +233,7 @@ def _find_issues(experiment: Experiment, groups: np.ndarray) -> DataIssues:
 
 
 def _write_manifest(
-    recipe: Recipe, images: _CheckedImages | None, issues: DataIssues | None, path: str | None
+    recipe: Recipe, images: _CheckedImages | None, issues: DataIssues | None, path: str | Path | None
 ) -> ManifestResult | None:
     if images is None or path is None:
         return None
@@ -267,7 +248,7 @@ def _write_manifest(
     return ManifestResult(str(written), len(cleaning.kept), cleaning.left_out)
 
 
-def _write_page(result: CheckResult, images: _CheckedImages | None, path: str) -> CheckResult:
-    paths = () if images is None else images.dataset.paths
+def _write_page(result: CheckResult, dataset: Dataset | None, path: str | Path) -> CheckResult:
+    paths = () if dataset is None else dataset.paths
     sections = render_check_page(result, {to_printable(one): one for one in paths})
     return replace(result, page=str(write_page(path, f"Check of {result.name}", sections)))

@@ -5,29 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tlkeras.data.headers import Issue
 from tlkeras.data.quality.duplicates import LeakingGroup
 from tlkeras.results import Result
 
 
 @dataclass(frozen=True)
-class FileIssue:
-    """A file that cannot be used, or is used although it is odd: its printable path, a stable word, and the reason."""
-
-    path: str
-    code: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class ClassCount(Result):
-    """Size of one class.
+    """Number of images of a class, in all and by split, and its share of the task's labelled images, 0 to 1.
 
-    Attributes:
-        task: Its task.
-        class_name: The class; of a regression, the range of its numbers.
-        images: Number of images.
-        share: Of the labelled images of the task, 0 to 1.
-        splits: Number of images by split.
+    The class name of a regression is the range of its numbers.
     """
 
     task: str
@@ -53,14 +40,10 @@ class CheckedImage:
 
 @dataclass(frozen=True)
 class DuplicateImages:
-    """Images that are the same or look the same.
+    """Images with the same bytes (kind "exact") or that look the same ("near").
 
-    Attributes:
-        kind: "exact" (the same bytes) or "near".
-        similarity: The lowest correlation of one image with the central one.
-        conflicting: Their labels differ.
-        leaking: They are in several splits.
-        images: Two or more.
+    The similarity is the lowest correlation of one image with the central one. The labels of conflicting images
+    differ; leaking images are in several splits.
     """
 
     kind: str
@@ -72,12 +55,9 @@ class DuplicateImages:
 
 @dataclass(frozen=True)
 class MislabelledImage(CheckedImage, Result):
-    """An image whose label looks wrong.
+    """An image whose label looks wrong, the class that the model predicts, and by how much it is more probable.
 
-    Attributes:
-        suggested: The class that the model predicts.
-        score: How much more probable that class is than the label, 0 to 1.
-        task: The task, if there are several.
+    The score is a difference of probabilities; the task is None where there is one alone.
     """
 
     suggested: str
@@ -115,8 +95,7 @@ class CheckResult(Result):
         problems: Sentences; where there are none, training is advisable.
         notes: Sentences worth reading.
         facts: On images, splits, backbone and cost, name -> text.
-        rejected: Files that cannot be used.
-        remarks: Files that are used although they are odd.
+        rejected, remarks: Files that cannot be used, and those that are odd; their paths are printable.
         classes: Size of each class.
         copies: Images that are the same or look the same.
         leaking_groups: Groups that are in several splits.
@@ -128,8 +107,8 @@ class CheckResult(Result):
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     facts: dict[str, str]
-    rejected: tuple[FileIssue, ...]
-    remarks: tuple[FileIssue, ...]
+    rejected: tuple[Issue, ...]
+    remarks: tuple[Issue, ...]
     classes: tuple[ClassCount, ...]
     copies: tuple[DuplicateImages, ...]
     leaking_groups: tuple[LeakingGroup, ...]

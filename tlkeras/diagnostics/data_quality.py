@@ -18,7 +18,6 @@ from tlkeras.diagnostics.check_result import (
     CheckedImage,
     ClassCount,
     DuplicateImages,
-    FileIssue,
     MislabelledImage,
     OutlierImage,
 )
@@ -119,9 +118,9 @@ def count_classes(dataset: Dataset) -> tuple[ClassCount, ...]:
     return tuple(rows)
 
 
-def list_file_issues(issues: Sequence[Issue]) -> tuple[FileIssue, ...]:
-    """Files that are left out or odd, with paths that can be printed."""
-    return tuple(FileIssue(to_printable(issue.path), issue.code, issue.reason) for issue in issues)
+def to_printable_issues(issues: Sequence[Issue]) -> tuple[Issue, ...]:
+    """The same issues with paths that can be printed."""
+    return tuple(Issue(to_printable(issue.path), issue.code, issue.reason) for issue in issues)
 
 
 def list_duplicates(dataset: Dataset, groups: Sequence[DuplicateGroup]) -> tuple[DuplicateImages, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,15 @@ from tlkeras.backbones.blocks import CutPoint, find_blocks, find_cuts
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.inspection import validate_images
 from tlkeras.data.tables import Dataset
-from tlkeras.diagnostics.augmentation import check_target, choose_images, write_sheet
-from tlkeras.errors import DataError, MissingExtraError, RecipeError, ResourceError, suggest
+from tlkeras.diagnostics.augmentation import check_target, choose_images, write_plot
+from tlkeras.errors import DataError, MissingExtraError, RecipeError, suggest
 from tlkeras.features.extractor import POOLED
 from tlkeras.heads.base import make_folds
-from tlkeras.plotting.charts import plot_features
+from tlkeras.plotting.charts import plot_contact_sheet, plot_features
 from tlkeras.progress import progress_bar
 from tlkeras.results import Result
 from tlkeras.training import builders
 from tlkeras.training.builders.data import data_seed
-from tlkeras.training.builders.experiment import Experiment
 from tlkeras.training.builders.variants import find_recipe_backbone
 
 METHODS = ("tsne", "umap")
@@ -38,25 +38,6 @@ _NEIGHBOURS = 5
 _FOLDS = 5
 _CHANNELS = 6
 _MAP_PIXELS = 128
-
-
-@dataclass(frozen=True)
-class FeaturePlotOptions:
-    """Options of `show_features`.
-
-    Attributes:
-        path: The PNG file of projections and accuracies.
-        maps: The PNG file of the layer's maps.
-        method: Of the second projection, "tsne" or "umap"; the first is of principal components.
-        layer: The block or cut whose maps are drawn; None draws none.
-        images: Maximum number of images that are projected.
-    """
-
-    path: Path
-    maps: Path
-    method: str = "tsne"
-    layer: str | None = None
-    images: int = 2000
 
 
 @dataclass(frozen=True)
@@ -109,53 +90,45 @@ def show_features(
     """
     resolved = load_recipe(recipe, overrides)
     path = Path(to) if to else Path(f"{resolved.name}-features.png")
-    options = FeaturePlotOptions(path, path.with_name(f"{path.stem}-maps.png"), method, layer, images)
-    _check_options(resolved, options)
-    return _plot(resolved, options)
-
-
-def _plot(recipe: Recipe, options: FeaturePlotOptions) -> FeaturePlotResult:
-    dataset = builders.split_dataset(recipe, validate_images(builders.read_dataset(recipe)))
-    experiment = Experiment(recipe, dataset, builders.build_feature_extractor(recipe))
-    backbone = experiment.extractor.backbone
-    cut = None if options.layer is None else _find_map_cut(backbone, options.layer)
+    maps = path.with_name(f"{path.stem}-maps.png") if layer is not None else None
+    _check_options(resolved, method, layer)
+    for file in filter(None, (path, maps)):
+        check_target(file)
+    dataset, seed = (
+        builders.split_dataset(resolved, validate_images(builders.read_dataset(resolved))),
+        data_seed(resolved),
+    )
+    experiment = builders.Experiment(resolved, dataset, builders.build_feature_extractor(resolved))
+    cut = None if layer is None else _find_map_cut(experiment.extractor.backbone, layer)
     builders.fit_recipe_codebooks(experiment)
-    part = experiment.take(draw_rows(dataset, options.images, data_seed(recipe)))
+    part = experiment.take(draw_rows(dataset, images, seed))
     depths, kept = builders.extract_depths(part)
     shown = part.dataset.take(kept)
-    folds = divide_classes(shown, data_seed(recipe))
+    folds = divide_classes(shown, seed)
     separations = knn_accuracy_per_block(folds, depths)
     chance = float(np.bincount(folds.codes).max() / len(folds.codes))
-    points = _project(depths[POOLED], options.method, data_seed(recipe))
-    try:
-        plot_features(points, _list_colourings(shown), separations, chance, options.path)
-    except OSError as error:
-        raise ResourceError(f"The image cannot be written to {options.path}.", error.strerror) from None
-    if cut is not None:
-        images = choose_images(recipe, dataset, _CHANNELS)
-        _draw_maps(images[0], images[1], keras.Model(backbone.input, cut.tensor), options.maps)
+    points = _project(depths[POOLED], method, seed)
+    write_plot(partial(plot_features, points, _list_colourings(shown), separations, chance), path)
+    if cut is not None and maps is not None:
+        _draw_maps(experiment, cut, maps)
     return FeaturePlotResult(
-        name=recipe.name,
+        name=resolved.name,
         images=len(shown),
         separations=separations,
         chance=chance,
         layer=None if cut is None else cut.name,
-        path=str(options.path),
-        maps=None if cut is None else str(options.maps),
+        path=str(path),
+        maps=None if maps is None else str(maps),
     )
 
 
-def _check_options(recipe: Recipe, options: FeaturePlotOptions) -> None:
-    if options.method not in METHODS:
-        raise RecipeError("Unknown projection.", repr(options.method), suggest(options.method, METHODS))
-    if options.method == "umap" and importlib.util.find_spec("umap") is None:
+def _check_options(recipe: Recipe, method: str, layer: str | None) -> None:
+    if method not in METHODS:
+        raise RecipeError("Unknown projection.", repr(method), suggest(method, METHODS))
+    if method == "umap" and importlib.util.find_spec("umap") is None:
         raise MissingExtraError("UMAP", "umap")
-    if options.layer is not None and find_recipe_backbone(recipe) is None:
-        raise RecipeError(
-            "A recipe without a backbone has no layers to draw.", repr(options.layer), "Leave the layer out."
-        )
-    for path in (options.path, options.maps)[: 1 if options.layer is None else 2]:
-        check_target(path)
+    if layer is not None and find_recipe_backbone(recipe) is None:
+        raise RecipeError("A recipe without a backbone has no layers to draw.", repr(layer), "Leave the layer out.")
 
 
 def _find_map_cut(backbone: keras.Model, name: str) -> CutPoint:
@@ -251,15 +224,18 @@ def _project(X: np.ndarray, method: str, seed: int) -> dict[str, np.ndarray]:
     return {f"PCA ({shares:.0%} of the variance)": plane, _NAMES[method]: mapped}
 
 
-def _draw_maps(labels: list[str], images: np.ndarray, model: keras.Model, path: Path) -> None:
+def _draw_maps(experiment: builders.Experiment, cut: CutPoint, path: Path) -> None:
     """Draw images next to the mean of a layer's channels and the channels that differ most between images."""
+    labels, images, _ = choose_images(experiment.recipe, experiment.dataset, _CHANNELS)
+    model = keras.Model(experiment.extractor.backbone.input, cut.tensor)
     maps = np.asarray(model(images, training=False), np.float32)
     spread = maps.mean(axis=(1, 2)).std(axis=0)
     channels = np.argsort(-spread, kind="stable")[: min(_CHANNELS, maps.shape[-1])]
     columns = [maps.mean(axis=-1), *(maps[..., channel] for channel in channels)]
     coloured = [_apply_colormap(column) for column in columns]
     rows = [[image, *(column[index] for column in coloured)] for index, image in enumerate(map(_resize, images))]
-    write_sheet(rows, labels, ["image", "mean of all", *(f"channel {channel}" for channel in channels)], path)
+    titles = ["image", "mean of all", *(f"channel {channel}" for channel in channels)]
+    write_plot(partial(plot_contact_sheet, rows, labels, titles), path)
 
 
 def _apply_colormap(maps: np.ndarray) -> np.ndarray:

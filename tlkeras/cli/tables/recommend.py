@@ -10,7 +10,9 @@ from rich.markup import escape
 from tlkeras.cli.tables.style import make_table, open_console
 
 if TYPE_CHECKING:
-    from tlkeras.diagnostics.recommend.recommend import CandidateResult, FoldScore, RecommendResult
+    from tlkeras.diagnostics.recommend.measurements import CandidateResult
+    from tlkeras.diagnostics.recommend.recommend import RecommendResult
+    from tlkeras.diagnostics.recommend.scores import FoldScore
 
 _NAMED = 3
 
@@ -57,15 +59,12 @@ def _print_scores(rows: Sequence[CandidateResult]) -> None:
     columns += [("NCE", "right"), ("ImageNet", "right")]
     table = make_table("Balanced accuracy over folds, best first; the score is the mean of both", columns)
     for row in rows:
-        table.add_row(
-            row.name,
-            _format_score(row.score),
-            "≈ best" if row.noise else "",
-            _format_score(row.neighbours),
-            _format_score(row.probe),
-            *(_format(value, "{:.3f}") for value in (row.logme, row.h_score, row.leep, row.nce)),
-            _format(row.top1, "{:.1f} %"),
-        )
+        scores = row.scores
+        others = (_format(value, "{:.3f}") for value in (scores.logme, scores.h_score, scores.leep, scores.nce))
+        classifiers = (_format_score(scores.neighbours), _format_score(scores.probe))
+        top1 = _format(row.candidate.entry.top1, "{:.1f} %")
+        best = "≈ best" if row.noise else ""
+        table.add_row(row.name, _format_score(scores.ranking), best, *classifiers, *others, top1)
     open_console().print(table)
 
 
@@ -75,15 +74,16 @@ def _print_costs(rows: Sequence[CandidateResult]) -> None:
     columns += [("Pareto front", "left")]
     table = make_table("On this machine", columns)
     for row in rows:
+        costs = row.costs
         table.add_row(
             row.name,
-            f"{row.milliseconds:.1f} ms",
-            f"{row.images_per_second:,.0f}",
-            _format(row.memory, "{:,.0f} MB"),
-            f"{row.megabytes:,.1f} MB",
+            f"{costs.milliseconds:.1f} ms",
+            f"{costs.images_per_second:,.0f}",
+            _format(costs.megabytes, "{:,.0f} MB"),
+            f"{row.candidate.megabytes:,.1f} MB",
             f"{row.minutes:,.1f} min",
-            _format(row.finetuning_memory, "{:,.0f} MB"),
-            row.licence,
+            _format(costs.step_megabytes, "{:,.0f} MB"),
+            row.candidate.entry.licence,
             "yes" if row.front else "",
         )
     open_console().print(table)

@@ -1,4 +1,7 @@
-"""Speed and memory of a backbone on this machine, measured in a process of its own, whose memory holds nothing else."""
+"""Speed and memory of a backbone on this machine, measured in a process of its own, whose memory holds nothing else.
+
+That process is `python -m tlkeras.diagnostics.recommend.benchmarks REQUEST`, the request as JSON.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ def measure_costs(request: BenchmarkRequest) -> BenchmarkResult:
     """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     done = subprocess.run(
-        [sys.executable, "-m", "tlkeras.diagnostics.recommend.benchmark_main", json.dumps(asdict(request))],
+        [sys.executable, "-m", "tlkeras.diagnostics.recommend.benchmarks", json.dumps(asdict(request))],
         check=False,
         capture_output=True,
         text=True,
@@ -137,3 +140,10 @@ def _time(call: Callable[[], object], repeats: int) -> float:
 def _peak_megabytes() -> float | None:
     peak = peak_memory()
     return None if peak is None else peak / 1e6
+
+
+if __name__ == "__main__":
+    from tlkeras.lazy_tensorflow import import_tensorflow_quietly
+
+    import_tensorflow_quietly()
+    print(json.dumps(asdict(measure_here(BenchmarkRequest(**json.loads(sys.argv[1]))))))

@@ -6,7 +6,8 @@ import dataclasses
 import gc
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,9 +26,9 @@ from tlkeras.errors import BackboneError, TlkerasError
 from tlkeras.features.extractor import POOLED, SOURCE_LOGITS
 from tlkeras.finetuning.auto_stages import choose_stages
 from tlkeras.progress import hide, progress_bar
+from tlkeras.results import Result
 from tlkeras.training import builders
 from tlkeras.training.builders.data import data_seed
-from tlkeras.training.builders.experiment import Experiment
 from tlkeras.training.builders.variants import finetuning_batch_size, make_probe_recipe
 
 _HEADERS_READ = 200
@@ -35,15 +36,17 @@ _SIZE_STEP = 4 / 3
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
-    """A candidate and what was measured of it.
+class CandidateResult(Result):
+    """A backbone at an image size, with all that was measured of it.
 
     Attributes:
-        candidate: The backbone at an image size.
-        scores: Of its features, per fold.
+        candidate: The backbone, its weights and the size.
+        scores: Of its features.
         costs: On this machine.
         separations: Accuracy of nearest neighbours by block, in order.
-        minutes: Estimated duration of a fine-tuning.
+        minutes: Estimated duration of fine-tuning.
+        noise: Whether the best candidate is better by no more than noise.
+        front: Whether no other candidate is both quicker and better.
     """
 
     candidate: Candidate
@@ -51,21 +54,37 @@ class Measurement:
     costs: BenchmarkResult
     separations: dict[str, float]
     minutes: float
+    noise: bool = False
+    front: bool = False
 
     @property
     def name(self) -> str:
         """Name and size of the backbone."""
         return self.candidate.name
 
-    @property
-    def score(self) -> float:
-        """Mean over folds of the score that ranks backbones."""
-        return float(self.scores.ranking.mean())
-
-    @property
-    def milliseconds(self) -> float:
-        """Latency of one image."""
-        return self.costs.milliseconds
+    def to_dict(self) -> dict[str, Any]:
+        """All facts and measurements side by side; of scores over folds, mean and spread."""
+        candidate, entry, costs = self.candidate, self.candidate.entry, self.costs
+        return {
+            "name": self.name,
+            "backbone": entry.name,
+            "weights": candidate.weights,
+            "size": candidate.size,
+            "licence": entry.licence,
+            "top1": entry.top1,
+            "parameters": entry.parameters,
+            "megabytes": candidate.megabytes,
+            "score": self.scores.ranking.to_dict(),
+            **self.scores.to_dict(),
+            "separations": self.separations,
+            "milliseconds": costs.milliseconds,
+            "images_per_second": costs.images_per_second,
+            "memory": costs.megabytes,
+            "minutes": self.minutes,
+            "finetuning_memory": costs.step_megabytes,
+            "noise": self.noise,
+            "front": self.front,
+        }
 
 
 @dataclass(frozen=True)
@@ -77,8 +96,7 @@ class MeasurementContext:
         dataset: The images, with the split of each.
         rows: Positions of the images that are examined, int64 (n,); none is of the test split.
         shorter_side: Median of the examined images' shorter sides, pixels.
-        batch_size: Images per step of fine-tuning.
-        classes: Classes of the first task in the training split.
+        classes: Number of classes of the first task in the training split.
         smallest_class: Training images of the rarest class; 0 where no image has a label.
     """
 
@@ -86,7 +104,6 @@ class MeasurementContext:
     dataset: Dataset
     rows: np.ndarray
     shorter_side: int
-    batch_size: int
     classes: int
     smallest_class: int
 
@@ -94,14 +111,6 @@ class MeasurementContext:
     def training_images(self) -> int:
         """Size of the training split."""
         return len(self.dataset.rows("train"))
-
-
-@dataclass
-class Measurements:
-    """Measurements of all candidates that could be measured, and the reason for each other one."""
-
-    measured: list[Measurement] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
 
 
 def make_context(recipe: Recipe, images: int) -> MeasurementContext:
@@ -113,19 +122,13 @@ def make_context(recipe: Recipe, images: int) -> MeasurementContext:
     dataset = builders.split_dataset(recipe, validate_images(builders.read_dataset(recipe)))
     rows = draw_rows(dataset, images, data_seed(recipe))
     divide_classes(dataset.take(rows), data_seed(recipe))  # raises before anything long begins
-    task, training = dataset.tasks[0], dataset.rows("train")
-    targets = dataset.targets[task.name][training]
+    task = dataset.tasks[0]
+    targets = dataset.targets[task.name][dataset.rows("train")]
     strata = task.strata(targets)
     _, counts = np.unique(strata[task.is_labelled(targets)], return_counts=True)
-    return MeasurementContext(
-        recipe,
-        dataset,
-        rows,
-        _median_shorter_side(dataset.paths[rows]),
-        finetuning_batch_size(recipe),
-        len(np.unique(strata)),
-        int(counts.min()) if len(counts) else 0,
-    )
+    shorter_side = _median_shorter_side(dataset.paths[rows])
+    smallest = int(counts.min()) if len(counts) else 0
+    return MeasurementContext(recipe, dataset, rows, shorter_side, len(np.unique(strata)), smallest)
 
 
 def _median_shorter_side(paths: Sequence[str]) -> int:
@@ -136,33 +139,38 @@ def _median_shorter_side(paths: Sequence[str]) -> int:
     return int(np.median(sizes))
 
 
-def measure_all(context: MeasurementContext, candidates: Sequence[Candidate]) -> Measurements:
-    """The measurements of candidates, and of the best of them at a smaller and a larger size; best first.
+def measure_all(
+    context: MeasurementContext, candidates: Sequence[Candidate]
+) -> tuple[list[CandidateResult], dict[str, str]]:
+    """The candidates, and the best of them at a smaller and a larger size, best first; and why others failed, by name.
 
     Raises:
         BackboneError: None could be measured.
     """
-    found = Measurements()
-    _add_measurements(found, context, candidates)
-    if not found.measured:
-        problems = [f"{name}: {reason}" for name, reason in found.failed.items()]
+    measured, failed = _measure_each(context, candidates)
+    if not measured:
+        problems = [f"{name}: {reason}" for name, reason in failed.items()]
         raise BackboneError.from_problems("No backbone could be measured:", problems)
-    best = max(found.measured, key=lambda one: one.score)
-    _add_measurements(found, context, _list_other_sizes(best.candidate, context.shorter_side))
-    found.measured.sort(key=lambda one: -one.score)
-    return found
+    best = max(measured, key=lambda one: one.scores.ranking.mean).candidate
+    others, also_failed = _measure_each(context, _list_other_sizes(best, context.shorter_side))
+    ranked = sorted([*measured, *others], key=lambda one: -one.scores.ranking.mean)
+    return ranked, {**failed, **also_failed}
 
 
-def _add_measurements(found: Measurements, context: MeasurementContext, candidates: Sequence[Candidate]) -> None:
+def _measure_each(
+    context: MeasurementContext, candidates: Sequence[Candidate]
+) -> tuple[list[CandidateResult], dict[str, str]]:
+    measured, failed = [], {}
     with progress_bar("Comparing backbones", len(candidates), "backbones") as advance:
         for candidate in candidates:
             try:
                 with hide():
-                    found.measured.append(_measure(context, candidate))
+                    measured.append(_measure(context, candidate))
             except TlkerasError as error:
-                found.failed[candidate.name] = str(error)
+                failed[candidate.name] = str(error)
             gc.collect()  # one backbone at a time in memory
             advance(1)
+    return measured, failed
 
 
 def _list_other_sizes(best: Candidate, shorter_side: int) -> list[Candidate]:
@@ -178,17 +186,15 @@ def _round(size: float) -> int:
     return max(1, round(size / step)) * step
 
 
-def _measure(context: MeasurementContext, candidate: Candidate) -> Measurement:
+def _measure(context: MeasurementContext, candidate: Candidate) -> CandidateResult:
     folds, depths = _extract(context, candidate)
     source = np.exp(depths.pop(SOURCE_LOGITS)[folds.known]) if SOURCE_LOGITS in depths else None
-    features = depths.pop(POOLED)[folds.known]
-    scores = score_features(features, folds.codes, folds.folds, source)
-    unfreeze, steps = _plan_finetuning(context, len(depths))
-    costs = measure_costs(
-        BenchmarkRequest(candidate.entry.name, candidate.size, max(context.classes, 2), unfreeze, context.batch_size)
-    )
+    scores = score_features(depths.pop(POOLED)[folds.known], folds.codes, folds.folds, source)
+    batch_size, classes = finetuning_batch_size(context.recipe), max(context.classes, 2)
+    unfreeze, steps = _plan_finetuning(context, len(depths), batch_size)
+    costs = measure_costs(BenchmarkRequest(candidate.entry.name, candidate.size, classes, unfreeze, batch_size))
     seconds = steps * costs.step_seconds + len(context.dataset) / costs.images_per_second
-    return Measurement(candidate, scores, costs, knn_accuracy_per_block(folds, depths), seconds / 60)
+    return CandidateResult(candidate, scores, costs, knn_accuracy_per_block(folds, depths), seconds / 60)
 
 
 def _extract(context: MeasurementContext, candidate: Candidate) -> tuple[LabelledFolds, dict[str, np.ndarray]]:
@@ -203,22 +209,15 @@ def _extract(context: MeasurementContext, candidate: Candidate) -> tuple[Labelle
         except BackboneError:
             pass  # a file without the classifier, or a family whose classifier follows no map
     examined = context.dataset.take(context.rows)
-    depths, kept = builders.extract_depths(Experiment(recipe, examined, extractor))
+    depths, kept = builders.extract_depths(builders.Experiment(recipe, examined, extractor))
     return divide_classes(examined.take(kept), data_seed(recipe)), depths
 
 
-def _plan_finetuning(context: MeasurementContext, blocks: int) -> tuple[int, int]:
+def _plan_finetuning(context: MeasurementContext, blocks: int, batch_size: int) -> tuple[int, int]:
     """The number of blocks that `stages: auto` would train at most, and its number of steps."""
-    suggestion = choose_stages(
-        images=context.training_images,
-        classes=context.classes,
-        blocks=blocks,
-        batch_size=context.batch_size,
-        validated=True,
-        probed=True,
-    )
-    unfreeze = suggestion.stages[-1].unfreeze
-    epochs = sum(int(stage.epochs or 0) for stage in suggestion.stages)
-    return blocks if unfreeze == "all" else int(unfreeze), epochs * math.ceil(
-        context.training_images / context.batch_size
-    )
+    images, classes = context.training_images, context.classes
+    stages = choose_stages(
+        images=images, classes=classes, blocks=blocks, batch_size=batch_size, validated=True, probed=True
+    ).stages
+    unfreeze, epochs = stages[-1].unfreeze, sum(int(stage.epochs or 0) for stage in stages)
+    return blocks if unfreeze == "all" else int(unfreeze), epochs * math.ceil(images / batch_size)

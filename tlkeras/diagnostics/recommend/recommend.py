@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tlkeras.backbones.catalog import find_backbone
@@ -17,13 +16,12 @@ from tlkeras.config.schema.features import BackboneConfig
 from tlkeras.data.sources.references import load_recipe_or_source
 from tlkeras.diagnostics.augmentation import check_target
 from tlkeras.diagnostics.recommend.candidates import TARGETS, BackboneLimits, Candidate, choose_candidates
-from tlkeras.diagnostics.recommend.measurements import Measurement, MeasurementContext, make_context, measure_all
+from tlkeras.diagnostics.recommend.measurements import CandidateResult, MeasurementContext, make_context, measure_all
 from tlkeras.diagnostics.recommend.rules import (
-    DatasetProfile,
     Recommendation,
     assess_similarity,
     choose_best,
-    find_pareto_front,
+    compare_to_best,
     recommend_by_imagenet,
     recommend_finetuning,
 )
@@ -34,92 +32,11 @@ from tlkeras.training.builders.variants import find_recipe_backbone, write_recom
 
 
 @dataclass(frozen=True)
-class RecommendOptions:
-    """Options of `recommend`.
-
-    Attributes:
-        limits: Requirements on the backbones.
-        image: The PNG file of Pareto's front.
-        own: Measure the recipe's own backbone, too.
-        images: Maximum number of images to examine.
-        minutes: Time budget for fine-tuning.
-        to: The recipe file to write; None writes none.
-    """
-
-    limits: BackboneLimits
-    image: Path
-    own: bool = True
-    images: int = 1000
-    minutes: float = 60.0
-    to: Path | None = None
-
-
-@dataclass(frozen=True)
 class ChosenTarget:
     """The target whose limits hold, and where these come from."""
 
     name: str
     reason: str
-
-
-@dataclass(frozen=True)
-class FoldScore:
-    """Mean and standard deviation of a score over folds."""
-
-    mean: float
-    spread: float
-
-
-@dataclass(frozen=True)
-class CandidateResult:
-    """A backbone at an image size, with all that was measured of it.
-
-    Attributes:
-        name: Backbone and size.
-        backbone: Its name in the catalog.
-        weights: As in a recipe.
-        size: Side length of the images, pixels.
-        licence: Of the weights.
-        top1: Accuracy on ImageNet in percent, where it is published.
-        parameters: Their number.
-        score: The mean of the next two, which ranks candidates.
-        neighbours: Balanced accuracy of five nearest neighbours.
-        probe: Balanced accuracy of the linear head.
-        logme, h_score, leep, nce: Transferability scores; the last two are None without a pretrained classifier.
-        separations: Accuracy of nearest neighbours by block.
-        milliseconds: Latency of one image.
-        images_per_second: Throughput.
-        megabytes: Size of the weights in float32.
-        memory: Peak memory of inference in MB; None where the system does not report it.
-        minutes: Estimated duration of fine-tuning.
-        finetuning_memory: Peak memory of fine-tuning in MB.
-        noise: Whether the best candidate is better by no more than noise.
-        front: Whether no other candidate is both quicker and better.
-    """
-
-    name: str
-    backbone: str
-    weights: str
-    size: int
-    licence: str
-    top1: float | None
-    parameters: int
-    score: FoldScore
-    neighbours: FoldScore
-    probe: FoldScore
-    logme: float
-    h_score: float
-    leep: float | None
-    nce: float | None
-    separations: dict[str, float]
-    milliseconds: float
-    images_per_second: float
-    megabytes: float
-    memory: float | None
-    minutes: float
-    finetuning_memory: float | None
-    noise: bool
-    front: bool
 
 
 @dataclass(frozen=True)
@@ -178,91 +95,54 @@ def recommend(
     """
     resolved, own = load_recipe_or_source(recipe, overrides)
     target = "server" if tf.config.list_physical_devices("GPU") else "cpu"
-    chosen = BackboneLimits(**{"target": target, **(limits or {})})
-    drawn = Path(image) if image else Path(f"{resolved.name}-backbones.png")
-    return _recommend(resolved, RecommendOptions(chosen, drawn, own, images, minutes, Path(to) if to else None))
-
-
-def _recommend(recipe: Recipe, options: RecommendOptions) -> RecommendResult:
-    _check_files(options)
-    own = find_recipe_backbone(recipe) if options.own else None
-    candidates, dropped = choose_candidates(options.limits, None if own is None else _make_candidate(own))
-    context = make_context(recipe, options.images)
-    found = measure_all(context, candidates)
-    choice, front = choose_best(found.measured, options.limits.milliseconds), find_pareto_front(found.measured)
-    chosen = choice.chosen
-    position, similarity = assess_similarity(chosen.separations, len(context.rows))
-    probe = float(chosen.scores.probe.mean())
-    profile = DatasetProfile(context.smallest_class, probe, position, chosen.minutes, options.minutes)
-    finetune, frozen = recommend_finetuning(profile)
-    advice = (choice.recommendation, recommend_by_imagenet(found.measured, chosen), similarity, frozen)
+    wanted = BackboneLimits(**{"target": target, **(limits or {})})
+    plot, path = Path(image or f"{resolved.name}-backbones.png"), Path(to) if to else None
+    check_target(plot)
+    if path and path.exists():
+        raise RecipeError(f"{path} already exists; tlkeras never overwrites a recipe.", None, "Choose another name.")
+    candidates, dropped = choose_candidates(wanted, _find_own_candidate(resolved) if own else None)
+    context = make_context(resolved, images)
+    measured, failed = measure_all(context, candidates)
+    rows = compare_to_best(measured, wanted.milliseconds)
+    advice, chosen, finetune = _advise(context, rows, wanted, minutes)
     text = _write_recipe(context, chosen.candidate, finetune, advice)
-    rows = [_summarize(*of_one) for of_one in zip(found.measured, choice.noise, front, strict=True)]
-    plot_pareto_front([_make_point(row, row.name == chosen.name) for row in rows], options.image)
-    if options.to:
-        _save(text, options.to)
+    plot_pareto_front([_make_point(row, row is chosen) for row in rows], plot)
+    if path:
+        _save(text, path)
     return RecommendResult(
-        name=recipe.name,
+        name=resolved.name,
         facts=_list_facts(context),
-        target=ChosenTarget(options.limits.target, TARGETS[options.limits.target].reason),
-        dropped={**dropped, **found.failed},
-        candidates=tuple(rows),
+        target=ChosenTarget(wanted.target, TARGETS[wanted.target].reason),
+        dropped={**dropped, **failed},
+        candidates=rows,
         recommendations=advice,
         recipe=text,
-        path=str(options.to) if options.to else None,
-        image=str(options.image),
+        path=str(path) if path else None,
+        image=str(plot),
     )
 
 
-def _check_files(options: RecommendOptions) -> None:
-    check_target(options.image)
-    if options.to and options.to.exists():
-        raise RecipeError(
-            f"{options.to} already exists; tlkeras never overwrites a recipe.", None, "Choose another name."
-        )
+def _find_own_candidate(recipe: Recipe) -> Candidate | None:
+    own = find_recipe_backbone(recipe)
+    if own is None:
+        return None
+    entry = find_backbone(own.name)
+    return Candidate(entry, own.weights, own.size or entry.default_size)
 
 
-def _make_candidate(backbone: BackboneConfig) -> Candidate:
-    entry = find_backbone(backbone.name)
-    return Candidate(entry, backbone.weights, backbone.size or entry.default_size)
-
-
-def _summarize(measurement: Measurement, noise: bool, front: bool) -> CandidateResult:
-    candidate, scores, costs = measurement.candidate, measurement.scores, measurement.costs
-    return CandidateResult(
-        name=candidate.name,
-        backbone=candidate.entry.name,
-        weights=candidate.weights,
-        size=candidate.size,
-        licence=candidate.entry.licence,
-        top1=candidate.entry.top1,
-        parameters=candidate.entry.parameters,
-        score=_average(scores.ranking),
-        neighbours=_average(scores.neighbours),
-        probe=_average(scores.probe),
-        logme=scores.logme,
-        h_score=scores.h_score,
-        leep=scores.leep,
-        nce=scores.nce,
-        separations=measurement.separations,
-        milliseconds=costs.milliseconds,
-        images_per_second=costs.images_per_second,
-        megabytes=candidate.megabytes,
-        memory=costs.megabytes,
-        minutes=measurement.minutes,
-        finetuning_memory=costs.step_megabytes,
-        noise=noise,
-        front=front,
-    )
-
-
-def _average(values: np.ndarray) -> FoldScore:
-    return FoldScore(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0)
+def _advise(
+    context: MeasurementContext, rows: Sequence[CandidateResult], limits: BackboneLimits, minutes: float
+) -> tuple[tuple[Recommendation, ...], CandidateResult, bool]:
+    """The recommendations, the chosen backbone, and whether to fine-tune it."""
+    chosen, which = choose_best(rows, limits.milliseconds)
+    position, similarity = assess_similarity(chosen.separations, len(context.rows))
+    finetune, frozen = recommend_finetuning(chosen, context.smallest_class, position, minutes)
+    return (which, recommend_by_imagenet(rows, chosen), similarity, frozen), chosen, finetune
 
 
 def _make_point(row: CandidateResult, chosen: bool) -> Mapping[str, Any]:
-    score = {"mean": row.score.mean, "spread": row.score.spread}
-    return {"name": row.name, "milliseconds": row.milliseconds, "front": row.front, **score, "chosen": chosen}
+    facts = {"name": row.name, "milliseconds": row.costs.milliseconds, "front": row.front, "chosen": chosen}
+    return facts | row.scores.ranking.to_dict()
 
 
 def _list_facts(context: MeasurementContext) -> dict[str, str]:

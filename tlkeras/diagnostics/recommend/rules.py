@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tlkeras.diagnostics.recommend.measurements import Measurement
-from tlkeras.diagnostics.recommend.scores import compare_folds
+from tlkeras.diagnostics.recommend.measurements import CandidateResult
+from tlkeras.diagnostics.recommend.scores import Difference, compare_folds
 from tlkeras.finetuning.auto_stages import FEW_PER_CLASS
 
 NOISE = 0.05
@@ -25,84 +25,65 @@ class Recommendation:
     reason: str
 
 
-@dataclass(frozen=True)
-class DatasetProfile:
-    """The numbers that the advice on fine-tuning rests on.
-
-    Attributes:
-        smallest_class: Training images of the rarest class.
-        probe: Balanced accuracy of the linear head on the chosen backbone.
-        position: Where in the backbone classes separate best, from 0, its first block, to 1, its last.
-        minutes: Estimated duration of fine-tuning on this machine.
-        max_minutes: The time budget for it.
-    """
-
-    smallest_class: int
-    probe: float
-    position: float
-    minutes: float
-    max_minutes: float
-
-
-@dataclass(frozen=True)
-class BackboneChoice:
-    """The chosen backbone.
-
-    Attributes:
-        chosen: One of the measurements.
-        noise: For each measurement, whether the best one is better by no more than noise; False for the best.
-        recommendation: The choice in words.
-    """
-
-    chosen: Measurement
-    noise: tuple[bool, ...]
-    recommendation: Recommendation
-
-
-def choose_best(measurements: Sequence[Measurement], max_milliseconds: float | None) -> BackboneChoice:
-    """The quickest backbone within one standard error of the best.
+def choose_best(
+    candidates: Sequence[CandidateResult], max_milliseconds: float | None
+) -> tuple[CandidateResult, Recommendation]:
+    """The quickest backbone within one standard error of the best, and the reason.
 
     The one-standard-error rule (Breiman et al., 1984): the cheapest that cannot well be distinguished from the best.
 
     Args:
-        measurements: Best first.
+        candidates: Best first, compared by `compare_to_best`.
         max_milliseconds: Maximum latency of one image; None: any.
     """
-    allowed = [one for one in measurements if max_milliseconds is None or one.milliseconds <= max_milliseconds]
-    best = (allowed or measurements)[0]
-    differences = {one.name: compare_folds(best.scores.ranking, one.scores.ranking) for one in measurements}
-    noise = tuple(one is not best and differences[one.name].probability >= NOISE for one in measurements)
-    near = [one for one in allowed if differences[one.name].errors <= 1] or [best]
-    chosen = min(near, key=lambda one: one.milliseconds)
+    allowed = _list_allowed(candidates, max_milliseconds)
+    best = (allowed or candidates)[0]
+    near = [one for one in allowed if _compare(best, one).errors <= 1] or [best]
+    chosen = min(near, key=lambda one: one.costs.milliseconds)
+    reached = f"it reaches {chosen.scores.ranking.mean:.3f}"
+    tied = ", ".join(one.name for one in allowed if one.noise)
     if not allowed:
-        quickest = min(one.milliseconds for one in measurements)
+        quickest = min(one.costs.milliseconds for one in candidates)
         reason = f"none takes at most {max_milliseconds:.4g} ms (the quickest takes {quickest:.1f}): the best of all"
+    elif chosen is not best:
+        near_best = f"within a standard error of {best.scores.ranking.mean:.3f} of {best.name}"
+        latency = f"takes {chosen.costs.milliseconds:.1f} ms instead of {best.costs.milliseconds:.1f}"
+        reason = f"{reached}, {near_best}, and {latency}"
     else:
-        tied = [one.name for one, is_noise in zip(measurements, noise, strict=True) if is_noise and one in allowed]
-        reason = _explain_choice(chosen, best, tied)
-    return BackboneChoice(chosen, noise, Recommendation("Which backbone?", chosen.name, reason))
+        reason = (
+            f"{reached}; five folds do not prove that {tied} is worse" if tied else f"{reached}, which no other does"
+        )
+    return chosen, Recommendation("Which backbone?", chosen.name, reason)
 
 
-def _explain_choice(chosen: Measurement, best: Measurement, tied: Sequence[str]) -> str:
-    reached = f"it reaches {chosen.score:.3f}"
-    if chosen is not best:
-        latency = f"takes {chosen.milliseconds:.1f} ms instead of {best.milliseconds:.1f}"
-        return f"{reached}, within a standard error of {best.score:.3f} of {best.name}, and {latency}"
-    if tied:
-        return f"{reached}; five folds do not prove that {', '.join(tied)} is worse"
-    return f"{reached}, which no other does"
+def compare_to_best(
+    candidates: Sequence[CandidateResult], max_milliseconds: float | None
+) -> tuple[CandidateResult, ...]:
+    """The candidates, best first, with `noise` and `front` (Pareto's) as they compare to the best and to all."""
+    best = (_list_allowed(candidates, max_milliseconds) or candidates)[0]
+    points = [(one.costs.milliseconds, one.scores.ranking.mean) for one in candidates]
+    return tuple(
+        replace(
+            one,
+            noise=one is not best and _compare(best, one).probability >= NOISE,
+            front=not any(other != own and other[0] <= own[0] and other[1] >= own[1] for other in points),
+        )
+        for one, own in zip(candidates, points, strict=True)
+    )
 
 
-def find_pareto_front(measurements: Sequence[Measurement]) -> list[bool]:
-    """For each measurement, whether no other is both quicker and better (Pareto's front)."""
-    points = [(one.milliseconds, one.score) for one in measurements]
-    return [not any(other != own and other[0] <= own[0] and other[1] >= own[1] for other in points) for own in points]
+def _list_allowed(candidates: Sequence[CandidateResult], max_milliseconds: float | None) -> list[CandidateResult]:
+    return [one for one in candidates if max_milliseconds is None or one.costs.milliseconds <= max_milliseconds]
 
 
-def recommend_by_imagenet(measurements: Sequence[Measurement], chosen: Measurement) -> Recommendation:
+def _compare(best: CandidateResult, other: CandidateResult) -> Difference:
+    return compare_folds(best.scores.ranking.folds, other.scores.ranking.folds)
+
+
+def recommend_by_imagenet(candidates: Sequence[CandidateResult], chosen: CandidateResult) -> Recommendation:
     """The best backbone by accuracy on ImageNet: neither ranking wins everywhere (Renggli et al., CVPR 2022)."""
     question = "And by accuracy on ImageNet?"
-    best = max((one.candidate.entry for one in measurements), key=lambda entry: entry.top1 or 0.0)
+    best = max((one.candidate.entry for one in candidates), key=lambda entry: entry.top1 or 0.0)
     if not best.top1:
         return Recommendation(question, "unknown", "no candidate has a published accuracy")
     if best.name == chosen.candidate.entry.name:
@@ -135,21 +116,28 @@ def assess_similarity(separations: dict[str, float], images: int) -> tuple[float
     return position, Recommendation(question, word, f"neighbours separate the classes best {block}")
 
 
-def recommend_finetuning(profile: DatasetProfile) -> tuple[bool, Recommendation]:
-    """Whether to fine-tune, and the reason."""
-    question = "Frozen or fine-tuned?"
-    minutes = f"about {profile.minutes:.0f} minutes" if profile.minutes >= 1.5 else "about a minute"
-    reached = f"the linear head reaches {profile.probe:.3f}"
-    frozen = None
-    if profile.smallest_class < FEW_PER_CLASS:
-        few = f"the rarest class has {profile.smallest_class} images to train on, fewer than {FEW_PER_CLASS}"
-        frozen = f"{few}: fine-tuning would overfit to them"
-    elif profile.probe >= _SATURATED:
-        frozen = f"{reached}: little is left to gain"
-    elif profile.minutes > profile.max_minutes:
-        limit = f"more than the {profile.max_minutes:.0f} allowed"
-        frozen = f"fine-tuning would take {minutes} on this machine, {limit}"
-    if frozen:
-        return False, Recommendation(question, "frozen", frozen)
-    distance = "" if profile.position >= 1 else "; its last blocks suit ImageNet better than your classes"
-    return True, Recommendation(question, "fine-tuned", f"{reached}{distance}; it takes {minutes} on this machine")
+def recommend_finetuning(
+    chosen: CandidateResult, smallest_class: int, position: float, max_minutes: float
+) -> tuple[bool, Recommendation]:
+    """Whether to fine-tune, and the reason.
+
+    Args:
+        chosen: The backbone, with the accuracy of its linear head and the estimated duration.
+        smallest_class: Training images of the rarest class.
+        position: Where in the backbone classes separate best, from 0, its first block, to 1, its last.
+        max_minutes: Time budget for fine-tuning.
+    """
+    minutes = f"about {chosen.minutes:.0f} minutes" if chosen.minutes >= 1.5 else "about a minute"
+    reached = f"the linear head reaches {chosen.scores.probe.mean:.3f}"
+    if smallest_class < FEW_PER_CLASS:
+        few = f"the rarest class has {smallest_class} images to train on, fewer than {FEW_PER_CLASS}"
+        reason = f"{few}: fine-tuning would overfit to them"
+    elif chosen.scores.probe.mean >= _SATURATED:
+        reason = f"{reached}: little is left to gain"
+    elif chosen.minutes > max_minutes:
+        reason = f"fine-tuning would take {minutes} on this machine, more than the {max_minutes:.0f} allowed"
+    else:
+        distance = "" if position >= 1 else "; its last blocks suit ImageNet better than your classes"
+        reason = f"{reached}{distance}; it takes {minutes} on this machine"
+        return True, Recommendation("Frozen or fine-tuned?", "fine-tuned", reason)
+    return False, Recommendation("Frozen or fine-tuned?", "frozen", reason)

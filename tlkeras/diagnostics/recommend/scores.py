@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -13,34 +13,56 @@ from sklearn.preprocessing import StandardScaler
 
 from tlkeras.heads.heads import make_head
 from tlkeras.heads.transferability import measure_h_score, measure_leep, measure_logme, measure_nce
+from tlkeras.results import Result
 
 NEIGHBOURS = 5
 
 FoldIndices = list[tuple[np.ndarray, np.ndarray]]
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, eq=False)
+class FoldScore(Result):
+    """A score per fold, float (k,)."""
+
+    folds: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean over folds."""
+        return float(self.folds.mean())
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over folds."""
+        return float(self.folds.std(ddof=1)) if len(self.folds) > 1 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Mean and spread."""
+        return {"mean": self.mean, "spread": self.spread}
+
+
+@dataclass(frozen=True, eq=False)
+class Scores(Result):
     """Scores of one backbone's features.
 
     Attributes:
-        neighbours: Balanced accuracy of five nearest neighbours by cosine, per fold, (k,).
-        probe: Balanced accuracy of the linear head, per fold, (k,).
+        neighbours: Balanced accuracy of five nearest neighbours by cosine.
+        probe: Balanced accuracy of the linear head.
         logme, h_score: Of the standardised features.
         leep, nce: From the predictions of the pretrained classifier; None where there is none.
     """
 
-    neighbours: np.ndarray
-    probe: np.ndarray
+    neighbours: FoldScore
+    probe: FoldScore
     logme: float
     h_score: float
     leep: float | None
     nce: float | None
 
     @property
-    def ranking(self) -> np.ndarray:
-        """The score that ranks backbones: the mean of both classifiers per fold, (k,)."""
-        return (self.neighbours + self.probe) / 2
+    def ranking(self) -> FoldScore:
+        """The score that ranks backbones: the mean of both classifiers."""
+        return FoldScore((self.neighbours.folds + self.probe.folds) / 2)
 
 
 def score_features(X: np.ndarray, codes: np.ndarray, folds: FoldIndices, source: np.ndarray | None = None) -> Scores:
@@ -54,8 +76,8 @@ def score_features(X: np.ndarray, codes: np.ndarray, folds: FoldIndices, source:
     """
     standard = StandardScaler().fit_transform(np.asarray(X, np.float64))
     return Scores(
-        neighbours=np.array([_score_knn(X, codes, fit, held) for fit, held in folds]),
-        probe=np.array([_score_linear_probe(X, codes, fit, held) for fit, held in folds]),
+        neighbours=FoldScore(np.array([_score_knn(X, codes, fit, held) for fit, held in folds])),
+        probe=FoldScore(np.array([_score_linear_probe(X, codes, fit, held) for fit, held in folds])),
         logme=measure_logme(standard, codes),
         h_score=measure_h_score(standard, codes),
         leep=None if source is None else measure_leep(source, codes),
