@@ -51,7 +51,7 @@ def extract(images, out, settings, workers, shard_size, cores):
     limit(allowed)
     first = None
     while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
-        if first is None and list(out.glob("records/*.json")):
+        if first is None and list(out.glob("records/[0-9]*.json")):
             first = time.perf_counter() - begun
         time.sleep(0.02)
     result, usage = json.loads(process.stdout.read()), ended[2]

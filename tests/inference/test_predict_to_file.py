@@ -176,7 +176,7 @@ def test_kill_9_loses_no_finished_shard(trained, folder, whole, tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(trained), str(folder), str(out)])
     records = tmp_path / ".out.csv.job/00000/records"
-    while process.poll() is None and len(list(records.glob("*.json"))) < 3:
+    while process.poll() is None and len(list(records.glob("[0-9]*.json"))) < 3:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -103,7 +103,7 @@ def kill_one(folder, process, find):
     """Kill a worker as soon as the first shard is done; return its id."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and process.poll() is None:
-        if list(folder.glob("records/*.json")) and (found := find(process.pid)):
+        if list(folder.glob("records/[0-9]*.json")) and (found := find(process.pid)):
             os.kill(found, signal.SIGKILL)
             return found
         time.sleep(0.002)
