@@ -219,7 +219,7 @@ def test_heads_that_eat_maps_eat_tokens_and_the_source_cannot_be_distilled(save,
     tokens = {"backbone": {"name": name}, "features.cut": 2, "head.kind": "attention", "training.epochs": 1}
     assert tlkeras.evaluate(tlkeras.train("mine.yaml", tokens)).metrics["accuracy"].value >= 0
     distilled = {"backbone": {"name": name}, "finetuning": {"regularizer": {"kind": "lwf"}}}
-    (problem,) = tlkeras.check("mine.yaml", distilled)["problems"]
+    (problem,) = tlkeras.check("mine.yaml", distilled).problems
     assert f"come without an ImageNet classifier. Received: {name}" in problem
 
 

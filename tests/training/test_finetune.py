@@ -76,7 +76,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(recipe, tmp_path, monkeypat
 def test_all_that_is_wrong_is_said_at_once(recipe):
     stage = {"name": "top", "unfreeze": "40 blocks", "until": "plateau"}
     wrong = {"finetuning.stages": [stage], "augmentation.policy": "flp", "data.validation": 0.0}
-    (problem,) = tlkeras.check(recipe, wrong)["problems"]
+    (problem,) = tlkeras.check(recipe, wrong).problems
     assert "set data.validation" in problem
     assert "must unfreeze from 0 to" in problem
     assert "Did you mean 'flip'" in problem

@@ -131,8 +131,8 @@ def test_what_is_learned_is_right(train):
 
 
 def test_check_counts_labels_and_refuses_what_makes_no_sense(place):
-    found = tlkeras.check("shapes.yaml")["classes"]
-    assert {row["class"]: row["images"] for row in found} == {"disc": 48, "square": 47}
+    found = tlkeras.check("shapes.yaml").classes
+    assert {row.class_name: row.images for row in found} == {"disc": 48, "square": 47}
     wrong = {
         "head": {"kind": "deep", "class_weight": "balanced"},
         "finetuning": {"loss": {"kind": "focal"}, "class_weight": "balanced", "balanced_sampling": True},
@@ -152,7 +152,7 @@ def test_check_counts_labels_and_refuses_what_makes_no_sense(place):
 
 def test_a_separator_that_is_nowhere_is_told(place):
     (place / "one.csv").write_text("path,shapes\n" + "".join(f"images/{n:03d}.png,a+b\n" for n in range(4)))
-    (problem,) = tlkeras.check("shapes.yaml", {"data.source": "one.csv"})["problems"]
+    (problem,) = tlkeras.check("shapes.yaml", {"data.source": "one.csv"}).problems
     assert "no cell contains the separator '|'" in problem and "first is 'a+b'" in problem
     with pytest.raises(DataError, match="At least two are needed"):
         tlkeras.train("shapes.yaml", {"data.source": "one.csv"})
@@ -165,7 +165,7 @@ def test_a_label_that_no_held_out_image_has_is_noted(place):
         for number, row in enumerate(rows)
     ]
     (place / "splits.csv").write_text("\n".join(["path,shapes,split", *lines]))
-    notes = tlkeras.check("shapes.yaml", {"data.source": "splits.csv"})["notes"]
+    notes = tlkeras.check("shapes.yaml", {"data.source": "splits.csv"}).notes
     assert any("no test image (with a weight above 0) shows disc; it is not measured" in note for note in notes)
 
 

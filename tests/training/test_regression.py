@@ -150,8 +150,8 @@ def test_a_search_and_several_workers_know_numbers(place):
 
 
 def test_a_check_tells_the_range(place):
-    (row,) = [row for row in tlkeras.check("grades.yaml")["classes"] if row["task"] == "grade"]
-    assert row["images"] == 82 and row["class"].endswith(" on average") and " to 17" in row["class"]
+    (row,) = [row for row in tlkeras.check("grades.yaml").classes if row.task == "grade"]
+    assert row.images == 82 and row.class_name.endswith(" on average") and " to 17" in row.class_name
 
 
 def test_what_is_refused(place):

@@ -196,7 +196,5 @@ def test_a_task_without_any_held_out_label_is_told(place):
         lines.append(f"images/{row['path']},{row['brightness'] or 'dark'},{hue},{split}")
     (place / "splits.csv").write_text("\n".join(["path,brightness,hue,split", *lines]))
     tasks = {"shade": {"column": "brightness"}, "hue": {}}
-    problems = tlkeras.check("cells.yaml", {"data.source": "splits.csv", "data.tasks": tasks, "data.validation": 0.0})[
-        "problems"
-    ]
-    assert any("'hue': no test image (with a weight above 0) has a label" in problem for problem in problems)
+    found = tlkeras.check("cells.yaml", {"data.source": "splits.csv", "data.tasks": tasks, "data.validation": 0.0})
+    assert any("'hue': no test image (with a weight above 0) has a label" in problem for problem in found.problems)

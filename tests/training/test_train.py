@@ -152,7 +152,7 @@ def test_failure_in_work_is_kept(workplace, monkeypatch):
     manifest = json.loads((workplace / "runs/mine-01/manifest.json").read_text())
     assert manifest["state"] == "interrupted"
     assert "extract features" in manifest["phases"]
-    with pytest.raises(TlkerasError, match="must have finished.*is interrupted"):
+    with pytest.raises(TlkerasError, match="has not finished: it is interrupted"):
         tlkeras.evaluate("mine-01")
 
 
@@ -191,7 +191,7 @@ def write_bad_split(workplace):
         ({"data.source": "splits"}, "no training image .* shows night"),
         ({"data.group": "label"}, "There is no test image|no training image"),
         ({"data.source": "weightless.csv"}, "no training image .* shows day, night"),
-        ({"data.source": "nowhere", "backbone.name": "resnet51"}, "(?s)Several things.*nowhere.*resnet51"),
+        ({"data.source": "nowhere", "backbone.name": "resnet51"}, "(?s)Several problems.*nowhere.*resnet51"),
     ],
 )
 def test_splits_that_cannot_work_are_refused_before_work(workplace, overrides, message):
@@ -203,7 +203,7 @@ def test_splits_that_cannot_work_are_refused_before_work(workplace, overrides, m
     (workplace / "weightless.csv").write_text("\n".join(lines))
     with pytest.raises(DataError, match=message):
         tlkeras.train("mine.yaml", overrides)
-    assert tlkeras.check("mine.yaml", overrides)["problems"]
+    assert tlkeras.check("mine.yaml", overrides).problems
     assert not (workplace / "runs").exists()
 
 
