@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import pytest
@@ -19,9 +18,8 @@ def suggest(**changes):
 
 
 def test_thousands_of_images():
-    expected = Stage(
-        "top", 8, 3e-4, epochs=12, backbone_lr_multiplier=1.0, warmup=1.0
-    )  # 63 steps an epoch: 11.9 make 750
+    expected = Stage("top", 8, 3e-4, epochs=12, backbone_lr_multiplier=1.0, warmup=1.0, decay="cosine")
+    # 63 steps an epoch: 11.9 make 750
     assert suggest().stages == (expected,) and suggest().keep == "best"
 
 
@@ -52,7 +50,7 @@ def test_a_head_without_probe_is_fitted_first():
     head, top = suggest(probed=False).stages
     assert head == Stage("head", 0, 1e-3, epochs=8)  # 63 steps an epoch: 7.9 make 500
     assert (top,) == suggest().stages
-    assert suggest().choices[0][:2] == ("head", "probe")
+    assert suggest().decisions[0][:2] == ("head", "probe")
 
 
 @pytest.mark.parametrize(
@@ -62,16 +60,16 @@ def test_a_head_without_probe_is_fitted_first():
 def test_every_value_has_a_reason(images, blocks, probed, validated):
     suggestion = suggest(images=images, blocks=blocks, probed=probed, validated=validated)
     schedule = Schedule(suggestion.stages, minimise=True, keep=suggestion.keep)
-    chosen = {choice.key: choice.value for choice in suggestion.choices}
-    assert len(chosen) == len(suggestion.choices) and chosen["keep"] == ("best" if validated else "last")
+    chosen = {one.key: one.value for one in suggestion.decisions}
+    assert len(chosen) == len(suggestion.decisions) and chosen["keep"] == ("best" if validated else "last")
     for stage in schedule.stages:
         assert stage.count_blocks(blocks) <= blocks
         default = Stage(stage.name, 0, 1.0, epochs=1)
-        for field in dataclasses.fields(stage):
-            value = getattr(stage, field.name)
-            if field.name != "name" and value != getattr(default, field.name):
-                assert chosen[f"{stage.name}.{field.name}"] == value
-    assert all(choice.reason and len(choice.reason) < 100 for choice in suggestion.choices)
+        for field in Stage.model_fields:
+            value = getattr(stage, field)
+            if field != "name" and value != getattr(default, field):
+                assert chosen[f"{stage.name}.{field}"] == value
+    assert all(one.reason and len(one.reason) < 100 for one in suggestion.decisions)
 
 
 def test_a_small_backbone_trains_whole_only_once():
@@ -80,5 +78,5 @@ def test_a_small_backbone_trains_whole_only_once():
 
 @pytest.mark.parametrize("key", ["images", "classes", "blocks", "batch_size"])
 def test_counts_must_be_positive(key):
-    with pytest.raises(RecipeError, match=f"{key} must be at least 1. Received: 0."):
+    with pytest.raises(RecipeError, match=f"{key} is below 1. Received: 0."):
         suggest(**{key: 0})

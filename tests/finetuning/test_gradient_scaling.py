@@ -65,14 +65,14 @@ def test_multipliers_at_the_edges(relative, multipliers):
 def test_refuses_what_is_not_finite(value):
     variables = make_variables([1.0], [1.0], [1.0], [value], [1.0])
     finite, broken = tf.constant([1.0]), tf.constant([value], tf.float32)
-    with pytest.raises(DataError, match=r"must be finite. Received: NaN or infinity at weight_1, weight_3. Lower"):
+    with pytest.raises(DataError, match=r"are not finite. Received: NaN or infinity at weight_1, weight_3. Lower"):
         relative_gradient_norms([finite, broken, finite, finite, finite], variables)
     with pytest.raises(DataError, match=r"weight_0, weight_1, weight_2 and 2 more"):
         relative_gradient_norms([broken] * 5, variables)
 
 
 def test_refuses_relative_gradients_that_are_none():
-    with pytest.raises(DataError, match=r"0 or more. Received: \[-1.0, nan\]"):
+    with pytest.raises(DataError, match=r"NaN or negative. Received: \[-1.0, nan\]"):
         derive_multipliers(np.array([1.0, -1.0, np.nan]))
 
 

@@ -304,30 +304,30 @@ def test_building_on_more_makes_a_new_one_while_nothing_is_lost():
     assert float(larger.learning_rate) == pytest.approx(0.2)
     optimizer.apply([tf.constant(1.0)], [a])
     with pytest.raises(
-        TlkerasError, match=r"built on every variable .* Received: .*, which has taken steps without 'b'"
+        TlkerasError, match=r"not built on every variable .* Received: .*, which has taken steps without 'b'"
     ):
         build_on(optimizer, [a, b])
 
 
 @pytest.mark.parametrize("multiplier", [-0.1, float("nan"), float("inf")])
 def test_multipliers_that_are_none(multiplier):
-    with pytest.raises(TlkerasError, match=rf"number from 0 up. Received: {multiplier} for 'w'"):
+    with pytest.raises(TlkerasError, match=rf"negative or not finite. Received: {multiplier} for 'w'"):
         scale_learning_rates("sgd", {"w": multiplier})
 
 
 def test_an_unknown_path_is_told_when_the_optimizer_is_built():
     optimizer = scale_learning_rates("sgd", {"kernle": 0.5})
-    with pytest.raises(TlkerasError, match=r"built on. Received: 'kernle'. Did you mean 'kernel'\?"):
+    with pytest.raises(TlkerasError, match=r"not built on this variable. Received: 'kernle'. Did you mean 'kernel'\?"):
         optimizer.build([scalar(name="kernel")])
 
 
 def test_one_path_for_two_variables_is_told():
     optimizer = scale_learning_rates("sgd", {"a": 0.5})
     optimizer.build([scalar(name="a"), scalar(name="b"), scalar(name="b")])
-    with pytest.raises(TlkerasError, match=r"path of its own .* Received: 2 variables called 'b'"):
+    with pytest.raises(TlkerasError, match=r"2 variables share a path. Received: 'b'"):
         optimizer.set_multipliers({"b": 0.5})
 
 
 def test_wrappers_are_refused():
-    with pytest.raises(TlkerasError, match=r"LossScaleOptimizer, which wraps others. Scale the inner optimizer"):
+    with pytest.raises(TlkerasError, match=r"Received: LossScaleOptimizer. Scale the inner optimizer"):
         scale_learning_rates(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()))

@@ -27,14 +27,14 @@ def test_a_cluster_is_what_tf_config_says():
     "environment, sentence",
     [
         ({}, "needs TF_CONFIG in the environment(.|\n)*An example"),
-        ({"TF_CONFIG": "{"}, "must be JSON"),
-        ({"TF_CONFIG": "{}"}, "names workers and a task. Received: KeyError: 'cluster'"),
+        ({"TF_CONFIG": "{"}, "is not JSON"),
+        ({"TF_CONFIG": "{}"}, "with workers and a task. Received: KeyError: 'cluster'"),
         (configure(["a", "b:0", "c:99999"]), "'a' is no host:port.\n.*'b:0' is no.*\n.*'c:99999' is no"),
-        (configure(["a:1", "a:1"]), "'a:1' is there twice"),
-        (configure(ps=["p:1"]), "there are only workers.*Received: ps"),
-        (configure(kind="chief"), "task.type must be 'worker'. Received: 'chief'"),
-        (configure(index=2), "task.index must be a whole number from 0 to 1. Received: 2"),
-        (configure(index="1"), "task.index must be a whole number from 0 to 1. Received: '1'"),
+        (configure(["a:1", "a:1"]), "'a:1' is listed twice"),
+        (configure(ps=["p:1"]), "only workers are supported.*Received: ps"),
+        (configure(kind="chief"), "task.type is not 'worker'. Received: 'chief'"),
+        (configure(index=2), "task.index is no whole number from 0 to 1. Received: 2"),
+        (configure(index="1"), "task.index is no whole number from 0 to 1. Received: '1'"),
         (configure(["a"], index=True), "'a' is no host:port.\n.*Received: True"),
     ],
 )
@@ -54,14 +54,14 @@ def find_ports(count):
             one.close()
 
 
-def meet_all(facts, patience=5.0, absent=()):
+def meet_all(facts, timeout=5.0, absent=()):
     """Let one thread per worker meet the others; return what each raised."""
     addresses = tuple(find_ports(len(facts)))
     raised = [None] * len(facts)
 
     def come(index):
         try:
-            rendezvous(Cluster(addresses, index), facts[index], patience)
+            rendezvous(Cluster(addresses, index), facts[index], timeout)
         except RunError as error:
             raised[index] = str(error)
 
@@ -83,19 +83,19 @@ def test_one_that_differs_stops_all_with_what_differs():
 
 
 def test_one_that_does_not_come_is_named_to_all():
-    raised, addresses = meet_all([FACTS] * 3, patience=1.0, absent=(1,))
-    assert all(f"{addresses[1]} did not come" in raised[index] for index in (0, 2))
+    raised, addresses = meet_all([FACTS] * 3, timeout=1.0, absent=(1,))
+    assert all(f"{addresses[1]} did not connect" in raised[index] for index in (0, 2))
 
 
 def test_a_chief_that_is_not_there_is_told():
-    raised, addresses = meet_all([FACTS] * 2, patience=0.5, absent=(0,))
-    assert f"must reach the chief. Received: {addresses[0]}" in raised[1]
+    raised, addresses = meet_all([FACTS] * 2, timeout=0.5, absent=(0,))
+    assert f"cannot reach the chief. Received: {addresses[0]}" in raised[1]
 
 
 def test_a_chief_needs_its_port():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(RunError, match="port must be free"):
+        with pytest.raises(RunError, match="port is not free"):
             rendezvous(Cluster((f"127.0.0.1:{port}", "b:1"), 0), FACTS, 1.0)
 
 

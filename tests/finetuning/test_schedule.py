@@ -125,9 +125,9 @@ def test_all_problems_of_a_stage_at_once():
 @pytest.mark.parametrize(
     ("stages", "options", "sentence"),
     [
-        ((), {}, "there must be at least one stage."),
-        ((fixed("a", 1), plateau("a")), {}, "each stage needs a name of its own. Received twice: a."),
-        ((fixed("a", 1),), {"min_delta": -1.0}, "min_delta must be 0 or more. Received: -1.0."),
+        ((), {}, "it has no stages."),
+        ((fixed("a", 1), plateau("a")), {}, "stages share a name: a."),
+        ((fixed("a", 1),), {"min_delta": -1.0}, "min_delta is not 0 or more. Received: -1.0."),
         ((fixed("a", 1),), {"keep": "lats"}, "keep is 'best' or 'last'. Received: 'lats'. Did you mean 'last'?"),
     ],
 )
@@ -236,7 +236,7 @@ def test_the_start_can_be_the_best():
 
 def test_a_history_of_another_schedule():
     schedule = Schedule((fixed("head", 1), fixed("top", 1), fixed("all", 1)), minimise=True)
-    sentence = "A run by this schedule is over after 2 epochs. Received: a history of 3. Go on with the schedule"
+    sentence = "schedule, which ends after 2 epochs. Received: 3 epochs. Resume with the schedule"
     with pytest.raises(RunError, match=sentence):
         schedule.locate([1.0, 2.0, 0.5])
 

@@ -25,11 +25,11 @@ _STEPS = 750  # half of EfficientNet-Lite0 settles in so many on 1,600 images
 _MANY_STEPS = 5_000  # half of BiT's, whose first stage is not counted
 _LEAST_EPOCHS = 3
 _MOST_EPOCHS = 50
-_MOST_EPOCHS_UNSEEN = 20  # those of LP-FT, which are not watched either
+_MOST_EPOCHS_UNSEEN = 20  # those of LP-FT, which has no validation set either
 
 
 class Decision(NamedTuple):
-    """A value and why it was taken; the key is STAGE.FIELD, or a word on the whole schedule."""
+    """A value and why it was chosen; the key is STAGE.FIELD, or a word on the whole schedule."""
 
     key: str
     value: Any
@@ -38,15 +38,14 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Stages and `keep` for a Schedule, and every choice among them with its reason."""
+    """Stages and `keep` for a Schedule, and every decision among them with its reason."""
 
     stages: tuple[Stage, ...]
     keep: Keep
-    choices: tuple[Decision, ...]
+    decisions: tuple[Decision, ...]
 
 
-@dataclass(frozen=True)
-class _StageInputs:
+class _Setting(NamedTuple):
     images: int
     classes: int
     blocks: int
@@ -57,12 +56,11 @@ class _StageInputs:
 def choose_stages(
     *, images: int, classes: int, blocks: int, batch_size: int, validated: bool, probed: bool
 ) -> Suggestion:
-    """Return stages that suit the data, and the reason for each value.
+    """Stages that suit the data, and the reason for each value.
 
     Args:
-        images: Images to train on; those of the validation set not counted.
-        classes: Classes among them.
-        blocks: Blocks of the backbone.
+        images, classes: To train on; those of the validation set not counted.
+        blocks: Of the backbone.
         batch_size: Images per step.
         validated: Whether a validation set measures each epoch.
         probed: Whether the head starts from the linear probe of the frozen features.
@@ -70,23 +68,22 @@ def choose_stages(
     Raises:
         RecipeError: A count is below 1.
     """
-    for key, count in (("images", images), ("classes", classes), ("blocks", blocks), ("batch_size", batch_size)):
-        if count < 1:
-            raise RecipeError(f"To suggest stages, {key} must be at least 1.", count)
-    setting = _StageInputs(images, classes, blocks, batch_size, validated)
+    setting = _Setting(images, classes, blocks, batch_size, validated)
+    for key, count in setting._asdict().items():
+        if key != "validated" and count < 1:
+            raise RecipeError(f"Cannot choose stages: {key} is below 1.", count)
     drafts = {} if probed else {"head": _draft_head(setting)}
     drafts |= _draft_backbone(setting)
-    stages = tuple(Stage(name, **{choice.key: choice.value for choice in draft}) for name, draft in drafts.items())
-    choices = [choice._replace(key=f"{name}.{choice.key}") for name, draft in drafts.items() for choice in draft]
+    stages = tuple(Stage(name, **{one.key: one.value for one in draft}) for name, draft in drafts.items())
+    decisions = [one._replace(key=f"{name}.{one.key}") for name, draft in drafts.items() for one in draft]
     if probed:
-        choices.insert(
-            0, Decision("head", "probe", "it starts from the linear probe, so no stage has to fit it (LP-FT)")
-        )
+        reason = "it starts from the linear probe, so no stage has to fit it (LP-FT)"
+        decisions.insert(0, Decision("head", "probe", reason))
     keep = _choose_keep(validated)
-    return Suggestion(stages, keep.value, (*choices, keep))
+    return Suggestion(stages, keep.value, (*decisions, keep))
 
 
-def _draft_head(setting: _StageInputs) -> list[Decision]:
+def _draft_head(setting: _Setting) -> list[Decision]:
     return [
         Decision("unfreeze", 0, "a random head would spoil the backbone, so it is fitted first (LP-FT)"),
         Decision("learning_rate", 1e-3, "the usual rate: nothing pretrained moves"),
@@ -94,8 +91,8 @@ def _draft_head(setting: _StageInputs) -> list[Decision]:
     ]
 
 
-def _draft_backbone(setting: _StageInputs) -> dict[str, list[Decision]]:
-    """Return the stages in which blocks train: the top ones, and for many images then all."""
+def _draft_backbone(setting: _Setting) -> dict[str, list[Decision]]:
+    """The stages in which blocks train: the top ones, and for many images then all."""
     images, blocks = f"{setting.images:,} images", setting.blocks
     half = max(1, blocks // 2)
     if setting.images >= MANY_IMAGES:
@@ -117,7 +114,7 @@ _RATE = Decision("learning_rate", 3e-4, "a third of the usual rate: pretrained w
 
 
 def _draft_stage(
-    setting: _StageInputs, unfreeze: Decision, count: int, epochs: Decision, rate: Decision = _RATE
+    setting: _Setting, unfreeze: Decision, count: int, epochs: Decision, rate: Decision = _RATE
 ) -> list[Decision]:
     decayed = 2 * count > setting.blocks
     return [
@@ -134,8 +131,8 @@ def _draft_stage(
     ]
 
 
-def _choose_epochs(setting: _StageInputs, steps: int) -> Decision:
-    """Aim at a number of steps; BiT's rule counts steps, not epochs, too."""
+def _choose_epochs(setting: _Setting, steps: int) -> Decision:
+    """Epochs for about a number of steps; BiT's rule counts steps, not epochs, too."""
     per_epoch = math.ceil(setting.images / setting.batch_size)
     wanted = math.ceil(steps / per_epoch)
     most = _MOST_EPOCHS if setting.validated else _MOST_EPOCHS_UNSEEN
@@ -148,7 +145,7 @@ def _choose_epochs(setting: _StageInputs, steps: int) -> Decision:
     return Decision("epochs", wanted, f"about {steps:,} steps, {per_epoch:,} an epoch")
 
 
-def _choose_batch_norm(setting: _StageInputs) -> Decision:
+def _choose_batch_norm(setting: _Setting) -> Decision:
     if setting.images < BATCH_NORM_IMAGES:
         return Decision("batch_norm", "frozen", f"below {BATCH_NORM_IMAGES:,} images the pretrained statistics win")
     if setting.batch_size < BATCH_NORM_BATCH:

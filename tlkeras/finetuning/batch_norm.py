@@ -1,4 +1,4 @@
-"""The statistics of batch norm, taken anew."""
+"""Recomputed statistics of batch norm."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def recompute_batch_norm_statistics(
     variance is the mean of the batches' variances plus the variance of their means, as over one large batch.
 
     Args:
-        forward: Runs the network on a batch, in inference mode: only the layers measured act as in training.
-        layers: The batch norms among them are measured; each must be reached by `forward`.
-        batches: What `forward` takes, [n, ...] each; examples count the same in batches of any size.
+        forward: Runs the network on a batch, in inference mode: only the measured layers act as in training.
+        layers: The batch norms among them are measured; `forward` must reach each.
+        batches: Inputs of `forward`, [n, ...] each; examples count the same in batches of any size.
 
     Raises:
         TlkerasError: There is no batch.
@@ -43,7 +43,7 @@ def recompute_batch_norm_statistics(
                 means[index] += len(batch) * mean
                 squares[index] += len(batch) * (norm.moving_variance.numpy().astype(np.float64) + mean**2)
     if not count:
-        raise TlkerasError("Statistics of batch norm are taken from at least one batch.", "none")
+        raise TlkerasError("There are no batches to recompute the statistics of batch norm from.")
     for norm, mean, square in zip(norms, means, squares, strict=True):
         norm.moving_mean.assign(mean / count)
         norm.moving_variance.assign(np.maximum(square / count - (mean / count) ** 2, 0.0))
@@ -51,7 +51,7 @@ def recompute_batch_norm_statistics(
 
 @contextmanager
 def _measuring(norms: Sequence[keras.layers.BatchNormalization]) -> Iterator[None]:
-    """Within, each call leaves the statistics of its batch in the moving ones, whatever the model around it does."""
+    """Within, each call sets the moving statistics to those of its batch, whatever the mode of the model around it."""
     saved = [(norm.momentum, norm.trainable, vars(norm).get("call")) for norm in norms]
     for norm in norms:
         norm.momentum, norm.trainable = 0.0, True

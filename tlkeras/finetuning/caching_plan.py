@@ -1,4 +1,4 @@
-"""Where each stage takes up the frozen work: at a cut whose activations are kept, or at the images."""
+"""Where each stage starts: at a cut whose activations are cached, or at the images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _MULTIPLY_ADDS_PER_BYTE = 50  # take as long as reading one byte of a row
 
 @dataclass(frozen=True)
 class StagePlan:
-    """How one stage gets its inputs.
+    """The inputs of one stage.
 
     Attributes:
         stage: Its name.
-        cut: Name of a cut, or FEATURES, or IMAGES where nothing is kept.
-        bytes: Kept per image and view.
-        saved: Share of the stage's multiply-adds, over all its epochs, that need not be done.
+        cut: Name of a cut, or POOLED, or IMAGES where nothing is cached.
+        bytes: Cached per image and view.
+        saved: Fraction of the stage's multiply-adds, over all its epochs, that is saved.
         reason: In a sentence.
     """
 
@@ -37,11 +37,12 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class CachingPlan:
-    """How all stages get their inputs.
+    """The inputs of all stages.
 
     Attributes:
         stages: One plan per stage.
-        views: Kept per image; None where every epoch shows a new one.
+        views: Cached per image; None where every epoch shows a new one.
+        cuts: One per stage.
     """
 
     stages: tuple[StagePlan, ...]
@@ -53,7 +54,7 @@ class CachingPlan:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The cuts whose activations are kept, each once, IMAGES not among them."""
+        """The cuts whose activations are cached, each once, without IMAGES."""
         return tuple(dict.fromkeys(cut for cut in self.cuts if cut != IMAGES))
 
 
@@ -67,21 +68,20 @@ def plan_stages(
     most_views: int | None,
     budget_bytes: int | None,
 ) -> CachingPlan:
-    """Choose by cost, per stage, the cut to train behind, and how many views of each image are kept.
+    """The cut to train behind, by cost, per stage, and the number of cached views of each image.
 
-    A stage can begin at the output of the last frozen block or at any block's before it; what lies between is then
-    computed in every step. Time is counted in multiply-adds: the prefix once per view by the engine, the rest of the
+    A stage can begin at the output of the last frozen block or of any block before it; the blocks between are then
+    computed in every step. Time is counted in multiply-adds: up to the cut once per view by the engine, the rest of the
     frozen part once per epoch, and reading the rows. The least time whose rows fit the budget wins.
 
     Args:
-        schedule: The stages.
         blocks: Of the backbone, from input to output.
         width: Numbers per image after pooling.
         images: Images to train on.
-        views: How many views to keep; None: as many as there are different ones, or epochs to show them, up to 8, and
-            no more than fit the budget behind the cuts that would be best without one.
-        most_views: How many different views there are; None: endlessly many.
-        budget_bytes: What rows may take; None: nothing is kept.
+        views: Cached views; None: as many as there are different ones, or epochs to show them, up to 8, and no more
+            than fit the budget behind the cuts that would be best without one.
+        most_views: Number of different views; None: endlessly many.
+        budget_bytes: Of rows; None: nothing is cached.
 
     Raises:
         RecipeError: A stage unfreezes more blocks than there are.
@@ -96,7 +96,7 @@ def plan_stages(
         boundless = _plan_all(schedule, counts, (blocks, width, images, most, 2**62))
         row_bytes = sum({plan.cut: plan.bytes for plan in boundless}.values()) * images
         fitting = most if row_bytes == 0 else min(most, budget_bytes // row_bytes)
-        views = fitting or most  # where not even one fits, other cuts are kept
+        views = fitting or most  # where not even one fits, other cuts are cached
     return CachingPlan(_plan_all(schedule, counts, (blocks, width, images, views, budget_bytes)), views)
 
 

@@ -69,7 +69,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._applied: int | None = None  # index of the stage
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Check model and optimizer, build the optimizer, and apply the first stage.
+        """Build the optimizer, and apply the first stage.
 
         Raises:
             TlkerasError: The schedule cannot run with this model and optimizer; names every reason.

@@ -1,4 +1,4 @@
-"""Cheaper operations that a network takes while it trains on a CPU; their values and gradients are the layers' own."""
+"""Cheaper operations for training on a CPU, with the values and gradients of the layers' own."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _WIDE = 4  # columns of a kernel
 
 @contextmanager
 def use_fused_cpu_ops(model: keras.Model, training: bool) -> Iterator[None]:
-    """Within, a model is traced with each convolution having taken in its batch norm, where that acts as in inference.
+    """Within, a model is traced with batch norm folded into the convolution before it, where it acts as in inference.
 
     On a GPU, and for layers in 16 bits, nothing is changed. The weights are read in the graph that is being traced,
     so that it must be entered while tracing, and under the tape that is to find gradients.
 
     Args:
         model: Functional, with channels last.
-        training: How the model will be called.
+        training: As in the call of the model.
     """
     stand_ins: list[tuple[keras.Layer, Callable[..., Any]]] = []
     if not tf.config.get_visible_devices("GPU"):
@@ -54,18 +54,10 @@ def convolve_depthwise(
     data_format: str,
     dilation_rate: Sequence[int],
 ) -> tf.Tensor:
-    """Convolve each channel alone, as `keras.ops.depthwise_conv` does.
+    """`keras.ops.depthwise_conv` of inputs float32 [n, h, w, c], kernel [rows, columns, c, multiplier], channels last.
 
     From four columns on, the gradient of the kernel takes oneDNN about twice the time of Eigen (TensorFlow 2.21). To a
     convolution whose padding is written out TensorFlow applies Eigen.
-
-    Args:
-        inputs: Float32 [n, h, w, c].
-        kernel: Float32 [rows, columns, c, multiplier].
-        strides: Of rows and columns.
-        padding: "same" or "valid".
-        data_format: "channels_last".
-        dilation_rate: Of rows and columns.
     """
     if kernel.shape[1] < _WIDE or max(dilation_rate) > 1 or None in inputs.shape[1:]:
         options: dict[str, Any] = {"strides": strides, "padding": padding}
@@ -87,7 +79,7 @@ def convolve_depthwise(
 
 
 def _pad(side: int, window: int, stride: int, padding: str) -> list[int]:
-    """Return what TensorFlow adds before and behind a side."""
+    """What TensorFlow adds before and behind a side."""
     total = max((-(-side // stride) - 1) * stride + window - side, 0) if padding == "same" else 0
     return [total // 2, total - total // 2]
 

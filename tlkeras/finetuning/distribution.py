@@ -7,7 +7,6 @@ adds them up, and its `fit` fails on several machines (keras#20585); the steps h
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -36,7 +35,7 @@ class Strategy:
 
     Attributes:
         workers: Processes that train together.
-        worker: Which of them this one is, from 0; the first one, the chief, alone writes.
+        worker: Index of this process; the first one, the chief, alone writes.
         devices: Of this process.
     """
 
@@ -89,7 +88,10 @@ class Strategy:
         return array
 
     def broadcast(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The chief's arrays: results that each process computes for itself may differ in the last bits."""
+        """The chief's arrays, bit for bit; every process gives as many, of the same shapes and dtypes.
+
+        Results that each process computes for itself may differ in the last bits.
+        """
         return list(arrays)
 
     def broadcast_checkpoint(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
@@ -97,7 +99,7 @@ class Strategy:
         return checkpoint
 
     def monitor_peers(self) -> AbstractContextManager[None]:
-        """Within, the loss of another process is a RunError."""
+        """Within, TensorFlow's errors about the loss of another process are a RunError."""
         return nullcontext()
 
 
@@ -105,13 +107,7 @@ ONE_DEVICE = Strategy()
 
 
 class MultiDeviceStrategy(Strategy):
-    """The devices of a strategy of `tf.distribute`.
-
-    Args:
-        strategy: `MirroredStrategy`, or `MultiWorkerMirroredStrategy` with one process per worker.
-        workers: Processes.
-        worker: Which of them this is.
-    """
+    """The devices of a strategy of `tf.distribute`: mirrored, or multi-worker mirrored with one process per worker."""
 
     def __init__(self, strategy: tf.distribute.Strategy, workers: int = 1, worker: int = 0):
         self._strategy, self.workers, self.worker = strategy, workers, worker
@@ -121,20 +117,18 @@ class MultiDeviceStrategy(Strategy):
         )
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Within, variables are mirrored."""
         return self._strategy.scope()
 
     def replicate(self, network: Network) -> Network:
         """A copy with mirrored variables, all equal to those of the chief's network."""
         with self.scope():
-            replicated = _copy(network)
+            replicated = _clone_network(network)
         values = self.broadcast([source.numpy() for source in network.model.weights])
         for target, value in zip(replicated.model.weights, values, strict=True):
             target.assign(value)
         return replicated
 
     def gather(self, replicated: Network, network: Network) -> None:
-        """Copy the values back into a network with plain variables."""
         for target, source in zip(network.model.weights, replicated.model.weights, strict=True):
             target.assign(source.numpy())
 
@@ -150,13 +144,11 @@ class MultiDeviceStrategy(Strategy):
         vars(inner)["_all_reduce_sum_gradients"] = list
 
     def synchronise(self, layers: Sequence[keras.Layer]) -> None:
-        """Let batch norm take its statistics of the batch over all devices."""
         for layer in layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True
 
     def share(self, positions: np.ndarray) -> np.ndarray:
-        """This process's part of a batch."""
         return np.array_split(positions, self.workers)[self.worker]
 
     def run(self, learn: Callable[..., tf.Tensor], *batch: Any) -> tf.Tensor:
@@ -170,30 +162,25 @@ class MultiDeviceStrategy(Strategy):
         return self._strategy.reduce("SUM", self._strategy.run(learn_part, batch), axis=None)
 
     def sum(self, gradients: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
-        """The sums over the devices of all processes."""
         present = [gradient for gradient in gradients if gradient is not None]
         added = iter(self._reduce(present))
         return [None if gradient is None else next(added) for gradient in gradients]
 
     def map(self, function: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor) -> tf.Tensor:
-        """Outputs for inputs, a slice of them from each device."""
         predictions = self._strategy.run(lambda whole: function(self._slice(whole)), (inputs,))
         return tf.concat(self._strategy.experimental_local_results(predictions), axis=0)
 
     def call(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        """The first device's result of a function that is called on every device."""
         predictions = self._strategy.run(function, inputs)
         return tf.nest.map_structure(lambda value: self._strategy.experimental_local_results(value)[0], predictions)
 
     def all_reduce(self, array: np.ndarray) -> np.ndarray:
-        """The sum over all processes; within a process, devices hold the same."""
         if self.workers == 1:
             return array
         sums = self._reduce_everywhere(tf.constant(array))
         return self._strategy.experimental_local_results(sums)[0].numpy()
 
     def broadcast(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The chief's arrays, bit for bit; every process gives as many, of the same shapes and dtypes."""
         if self.workers == 1:
             return list(arrays)
         content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
@@ -206,34 +193,23 @@ class MultiDeviceStrategy(Strategy):
         ]
 
     def broadcast_checkpoint(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
-        """The checkpoint that the chief has loaded, bit for bit."""
         if self.workers == 1:
             return checkpoint
-        content = b""
+        header, arrays = b"", list[np.ndarray]()
         if checkpoint is not None and self.is_chief:
-            file = io.BytesIO()
-            described = json.dumps(
-                {"step": checkpoint.step, "state": checkpoint.state, "names": list(checkpoint.arrays)}
-            )
-            arrays = {str(number): array for number, array in enumerate(checkpoint.arrays.values())}
-            np.savez(file, facts=np.frombuffer(described.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
-            content = file.getvalue()
-        size = int(self.all_reduce(np.array([len(content)], np.int32))[0])
+            arrays = list(checkpoint.arrays.values())
+            layout = [(name, array.dtype.name, array.shape) for name, array in checkpoint.arrays.items()]
+            header = json.dumps([checkpoint.step, checkpoint.state, layout]).encode()
+        size = int(self.all_reduce(np.array([len(header)], np.int32))[0])
         if not size:
             return None
-        (packed,) = self.broadcast([np.frombuffer(content or bytes(size), np.uint8)])
-        with np.load(io.BytesIO(packed.tobytes()), allow_pickle=False) as found:
-            facts = json.loads(found["facts"].tobytes())
-            values = {name: found[str(number)] for number, name in enumerate(facts["names"])}
-        return Checkpoint(facts["step"], values, facts["state"])
+        (sent,) = self.broadcast([np.frombuffer(header or bytes(size), np.uint8)])
+        step, state, layout = json.loads(sent.tobytes())
+        arrays = self.broadcast(arrays or [np.zeros(shape, dtype) for _, dtype, shape in layout])
+        return Checkpoint(step, {name: array for (name, *_), array in zip(layout, arrays, strict=True)}, state)
 
     @contextmanager
     def monitor_peers(self) -> Iterator[None]:
-        """Turn what TensorFlow raises when a process is gone into a RunError with the way out.
-
-        Raises:
-            RunError: A process is gone.
-        """
         try:
             yield
         except _LOST as error:
@@ -263,7 +239,7 @@ class MultiDeviceStrategy(Strategy):
         return self._reduce(here if self.devices == 1 else tf.where(first, here, tf.zeros_like(here)))
 
 
-def _copy(network: Network) -> Network:
+def _clone_network(network: Network) -> Network:
     """A network with variables of its own and the names of the other; values are not copied."""
     both = keras.Model(network.backbone.input, [network.backbone.output, network.features])
     copied = keras.models.clone_model(both)

@@ -1,4 +1,4 @@
-"""What trains, what rests, and how batch norm behaves meanwhile."""
+"""Freeze and unfreeze layers, and set the mode of batch normalisation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tlkeras.finetuning.schedule import BatchNorm
 
 
 def run_in_inference(layer: keras.Layer, on: bool) -> None:
-    """Let a layer act as in inference even while the model around it trains, or undo that.
+    """Let a layer act as in inference while the model around it trains, or undo that.
 
-    `trainable = False` does this for batch norm only: dropout and stochastic depth of a frozen layer would go on.
+    `trainable = False` does this for batch norm only: dropout and stochastic depth of a frozen layer would stay active.
     """
     vars(layer).pop("call", None)
     if not on or "training" not in inspect.signature(layer.call).parameters:
@@ -28,7 +28,7 @@ def run_in_inference(layer: keras.Layer, on: bool) -> None:
 
 
 def runs_in_inference(layer: keras.Layer) -> bool:
-    """Whether `run_in_inference` has made a layer act so."""
+    """Whether a layer is under `run_in_inference`."""
     return "call" in vars(layer)
 
 
@@ -40,7 +40,7 @@ def freeze(layers: Iterable[keras.Layer]) -> None:
 
 
 def unfreeze(layers: Iterable[keras.Layer], batch_norm: BatchNorm = "train") -> None:
-    """Let layers and all within them train; what batch norm does among them is said apart, see `Stage`."""
+    """Let layers and all within them train, batch norm among them by its own mode, see `Stage`."""
     for layer in _list_parts(layers):
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = not is_norm or batch_norm in ("affine", "train")

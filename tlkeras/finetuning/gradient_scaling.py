@@ -1,4 +1,4 @@
-"""Learning rates from gradients: what is far from right for the new images learns fast, the rest slowly."""
+"""Learning rates from relative gradients (Auto-RGN)."""
 
 from __future__ import annotations
 
@@ -12,44 +12,38 @@ from tlkeras.errors import DataError
 
 
 def relative_gradient_norms(gradients: Sequence[tf.Tensor | None], variables: Sequence[keras.Variable]) -> np.ndarray:
-    """Return ||gradient|| / ||variable|| of each variable, float64 [t], for one batch; average it over a few batches.
+    """||gradient|| / ||variable|| of each variable, float64 [t], for one batch; to be averaged over a few batches.
 
     A variable that is all zeros has no scale to compare with: infinity, or 0 where its gradient is 0 as well. A
     gradient of None, that of a variable without influence on the loss, counts as 0.
 
     Args:
-        gradients: Of the loss; a factor common to all, as from loss scaling, does no harm.
-        variables: Those to compare. The authors leave out batch norm, as `collect_weights` does. Leave out a new head
-            too: its weights are small because it is new, and would make every other rate small.
+        gradients: Of the loss; a common factor, as from loss scaling, does no harm.
+        variables: The authors leave out batch norm, as `collect_weights` does. Leave out a new head too: its weights
+            are small because it is new, and would make every other rate small.
 
     Raises:
         DataError: A gradient or a variable has a NaN or an infinity; the first ones are named.
-        ValueError: There are not as many gradients as variables.
 
     Source: Lee et al., Surgical Fine-Tuning Improves Adaptation to Distribution Shifts, ICLR 2023.
     """
-    norms = [
-        (_measure_norm(grad), _measure_norm(variable)) for grad, variable in zip(gradients, variables, strict=True)
-    ]
+    pairs = zip(gradients, variables, strict=True)
+    norms = [(_measure_norm(gradient), _measure_norm(variable)) for gradient, variable in pairs]
     sizes, scales = np.array(norms).reshape(-1, 2).T
     broken = [variable.path for variable, pair in zip(variables, norms, strict=True) if not np.isfinite(pair).all()]
     if broken:
         named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
         raise DataError(
-            "Weights and their gradients must be finite.", f"NaN or infinity at {named}", "Lower the learning rate."
+            "Weights or their gradients are not finite.", f"NaN or infinity at {named}", "Lower the learning rate."
         )
     unscaled = np.where(sizes > 0, np.inf, 0.0)
     return np.divide(sizes, scales, out=unscaled, where=scales > 0)
 
 
 def derive_multipliers(relative: np.ndarray) -> np.ndarray:
-    """Return the multiplier of each variable's learning rate, in [0, 1]: its relative gradient over the largest one.
+    """Multiplier of each variable's learning rate, in [0, 1]: its relative gradient over the largest one.
 
-    Infinite ones, of variables that are all zeros, learn at the full rate and do not lower that of the others. Where
-    no gradient differs from 0 nothing moves.
-
-    Args:
-        relative: As from `measure_relative_gradients`, float [t].
+    Infinite ones, of variables that are all zeros, learn at the full rate and do not lower that of the others.
 
     Raises:
         DataError: A value is NaN or negative.
@@ -58,14 +52,14 @@ def derive_multipliers(relative: np.ndarray) -> np.ndarray:
     """
     relative = np.asarray(relative, dtype=np.float64)
     if not (relative >= 0).all():
-        raise DataError("Relative gradients must be numbers of 0 or more.", relative[~(relative >= 0)].tolist())
+        raise DataError("Relative gradients are NaN or negative.", relative[~(relative >= 0)].tolist())
     infinite = np.isinf(relative)
     largest = np.max(relative, initial=0.0, where=~infinite)
     return np.where(infinite, 1.0, relative / (largest or 1.0))
 
 
 def _measure_norm(values: tf.Tensor | keras.Variable | None) -> float:
-    """Return the Euclidean norm, computed in float64: squares of float32 overflow where the values do not."""
+    """The Euclidean norm, computed in float64: squares of float32 overflow where the values do not."""
     if values is None:
         return 0.0
     tensor = tf.convert_to_tensor(values)  # also of sparse gradients

@@ -26,11 +26,10 @@ class Groups:
     """A model's layers; each that owns weights is in exactly one group.
 
     Attributes:
-        model: Whose layers they are.
-        blocks: Of the backbone, from input to output, as `find_blocks` finds them. What has weights and comes before
-            the backbone belongs to the first one; what comes before the first weights, augmentation for instance, to
-            none.
-        head: What comes after the backbone and owns weights or acts differently in training.
+        model: The owner of the layers.
+        blocks: Of the backbone, from input to output, as `find_blocks` finds them. Layers with weights before the
+            backbone belong to the first one; layers before the first weights, such as augmentation, to none.
+        head: The layers after the backbone that own weights or act differently in training.
     """
 
     model: keras.Model = field(repr=False)
@@ -39,10 +38,10 @@ class Groups:
 
 
 def group_layers(model: keras.Model, head: Sequence[str] | None = None) -> Groups:
-    """Group the layers of a model with a backbone, which may be one of its layers or a part of its graph.
+    """The layers of a model with a backbone, which may be one of its layers or a part of its graph.
 
-    A nested model with most of the variables is the backbone. In a flat graph the backbone ends
-    with the last map [n, h, w, c] that everything flows through, so that pooling or flattening begins the head.
+    A nested model with most of the variables is the backbone. In a flat graph the backbone ends with the last map
+    [n, h, w, c] that everything flows through, so that pooling or flattening begins the head.
 
     Args:
         model: Functional, with images of a fixed size.
@@ -61,35 +60,34 @@ def group_layers(model: keras.Model, head: Sequence[str] | None = None) -> Group
     layers = tuple(layer for layer in above.values() if isinstance(layer, keras.Layer) and _matters(layer))
     if not any(layer.weights for layer in layers):
         raise BackboneError(
-            "A model to fine-tune needs a head with weights behind its backbone.",
-            f"{model.name}, with none behind {end.name!r}",
+            "The model has no head with weights behind its backbone.",
+            f"{model.name}, whose backbone ends with {end.name!r}",
             "Name the layers of the head where it begins earlier: head=[...].",
         )
     return Groups(model, blocks, LayerGroup("head", layers))
 
 
 def layerwise_lr_decay(groups: Groups, multipliers: Sequence[float]) -> dict[str, float]:
-    """Return the learning-rate multiplier of each variable that trains in the backbone, by its path.
+    """Learning-rate multiplier of each variable that trains in the backbone, by its path.
 
-        multipliers = decay_by_block(groups, Stage("all", "all", 1e-4, epochs=5, layer_decay=0.75).multipliers(8))
+        multipliers = layerwise_lr_decay(groups, Stage("all", "all", 1e-4, epochs=5, layer_decay=0.75).multipliers(8))
         model.compile(scale_learning_rates(keras.optimizers.AdamW(), multipliers), ...)
 
     Args:
-        groups: Of a model, from `group_layers`.
         multipliers: One per block, from input to output; the head keeps its full rate.
 
     Raises:
         BackboneError: There is not one multiplier per block.
     """
     if len(multipliers) != len(groups.blocks):
-        raise BackboneError("There must be one multiplier per block.", f"{len(multipliers)} for {len(groups.blocks)}")
+        raise BackboneError("There is not one multiplier per block.", f"{len(multipliers)} for {len(groups.blocks)}")
     pairs = zip(groups.blocks, multipliers, strict=True)
     layers = ((layer, multiplier) for block, multiplier in pairs for layer in block.layers)
     return {variable.path: multiplier for layer, multiplier in layers for variable in layer.trainable_variables}
 
 
 def _find_nested(calls: Sequence[Node]) -> Node | None:
-    """Return the call of the model that has most of the variables, if there is one."""
+    """The call of the nested model that has most of the variables, if there is one."""
     owners = {id(call.operation): call.operation for call in calls if has_weights(call)}
     total = sum(len(layer.weights) for layer in owners.values())
     models = (call for call in calls if isinstance(call.operation, keras.Model))
@@ -97,56 +95,46 @@ def _find_nested(calls: Sequence[Node]) -> Node | None:
 
 
 def _find_end(model: keras.Model, calls: Sequence[Node], head: Sequence[str] | None) -> keras.KerasTensor:
-    """Return the output of the backbone in a flat graph."""
+    """The output of the backbone in a flat graph."""
     tensors = [cut.tensor for cut in find_cuts(model)]
     if head is None:
         found = [tensor for tensor in tensors if len(tensor.shape) > 2]
     else:
-        places = _place_outputs(calls)
+        places = {id(tensor): place for place, call in enumerate(calls) for tensor in call.outputs}
         first = min(_locate_layers(model, calls, head))
         found = [tensor for tensor in tensors if places[id(tensor)] < first]
     if not found:
         raise BackboneError(
-            "The backbone must end with one tensor that everything flows through.",
-            f"{model.name}, where there is none before its head",
+            "There is no tensor before the head that everything flows through.",
+            model.name,
             "Name the layers of the head: head=[...].",
         )
     return found[-1]
 
 
-def _place_outputs(calls: Sequence[Node]) -> dict[int, int]:
-    return {id(tensor): place for place, call in enumerate(calls) for tensor in call.outputs}
-
-
 def _locate_layers(model: keras.Model, calls: Sequence[Node], names: Sequence[str]) -> list[int]:
-    """Return the position of the first call of each layer."""
+    """Positions of the calls of layers."""
     places = {call.name: place for place, call in enumerate(calls)}
     for name in names:
         if name not in places:
-            raise BackboneError(f"The head must be layers of {model.name}.", repr(name), suggest(name, places))
+            raise BackboneError(f"{model.name} has no layer of this name.", repr(name), suggest(name, places))
     return [places[name] for name in names]
 
 
 def _make_blocks(below: keras.Model, backbone: keras.Model) -> tuple[LayerGroup, ...]:
-    """Make a group of each block, without the layers before the first weights."""
-    layers = {call.operation.name: call.operation for call in _skip_leading(trace_calls(backbone))}
+    """A group for each block, without the layers before the first weights."""
+    calls = trace_calls(backbone)
+    first = next((place for place, call in enumerate(calls) if has_weights(call)), 0)
+    layers = {call.operation.name: call.operation for call in calls[first:] if isinstance(call.operation, keras.Layer)}
     blocks = [
-        LayerGroup(
-            block.name, tuple(layers[name] for name in block.layers if isinstance(layers.get(name), keras.Layer))
-        )
+        LayerGroup(block.name, tuple(layers[name] for name in block.layers if name in layers))
         for block in find_blocks(backbone)
     ]
     if backbone is not below:
-        before = tuple(
-            call.operation for call in trace_calls(below) if call.operation is not backbone and has_weights(call)
-        )
+        others = [call.operation for call in trace_calls(below) if has_weights(call)]
+        before = tuple(layer for layer in others if layer is not backbone)
         blocks[0] = LayerGroup(blocks[0].name, before + blocks[0].layers)
     return tuple(blocks)
-
-
-def _skip_leading(calls: Sequence[Node]) -> Sequence[Node]:
-    first = next((place for place, call in enumerate(calls) if has_weights(call)), 0)
-    return calls[first:]
 
 
 def _matters(layer: keras.Layer) -> bool:

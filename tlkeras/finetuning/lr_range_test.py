@@ -1,4 +1,4 @@
-"""The learning-rate range test: a few steps at rising rates, and what the losses say of the rate to train at.
+"""The learning-rate range test: a few steps at rising rates, and the rate to train at.
 
 Source: Smith, Cyclical Learning Rates for Training Neural Networks, WACV 2017.
 """
@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import keras
@@ -24,19 +23,19 @@ from tlkeras.errors import DataError, TlkerasError
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 _FEWEST_STEPS = 20
 _DIVERGED = 4.0  # times the best loss, as in fastai
-_SIGMAS = 4.0  # the least of many means is looked for
+_SIGMAS = 4.0  # for the least of many means
 _SIGMA = 1.4826  # of normal noise, in its median absolute deviations
 
 
 @dataclass(frozen=True)
 class LRFinderResult:
-    """What a range test has found.
+    """The outcome of a range test.
 
     Attributes:
         rates: Tried, rising.
-        losses: Of the batch at each rate, before its step; those up to where the loss diverged.
+        losses: Of the batch at each rate, before its step, until the loss diverged.
         smoothed: The mean of the losses around each rate.
-        suggestion: The rate to train at, if the losses tell one.
+        suggestion: The rate to train at, or None.
         reason: Why this one, or why none.
     """
 
@@ -50,23 +49,22 @@ class LRFinderResult:
 def find_learning_rate(
     model: keras.Model, batches: Any, *, lowest: float = LOWEST, highest: float = HIGHEST, steps: int = STEPS
 ) -> LRFinderResult:
-    """Train a copy of a compiled model for a few steps at rising rates, and suggest one.
+    """The rate to train at, from a few steps of a copy of a compiled model at rising rates.
 
     The model is only read: weights, statistics, states of random layers, optimizer and metrics stay as they are, and
-    the random states of Python, NumPy and Keras are put back, whatever ends the search.
+    the random states of Python, NumPy and Keras are restored, whatever ends the search.
 
     Args:
-        model: Functional and compiled, with the `train_step` of Keras; what trains is what its `trainable` flags say,
-            from where weights and optimizer stand.
+        model: Functional and compiled, with the `train_step` of Keras; its `trainable` flags hold, and it starts from
+            the present weights and optimizer.
         batches: Each (x, y) or (x, y, weights): a list of them, a `keras.utils.PyDataset`, or a function without
-            arguments that makes a `tf.data.Dataset` anew. They are read again where they are fewer than the steps.
-        lowest: The first rate.
-        highest: The last rate, unless the loss diverges before.
+            arguments that makes a new `tf.data.Dataset`. They are repeated where they are fewer than the steps.
+        lowest, highest: The first rate, and the last one, unless the loss diverges before.
         steps: Rates to try, evenly apart on a logarithmic scale.
 
     Raises:
-        TlkerasError: The model is not functional, not compiled or has a step of its own, or the range is none.
-        DataError: Reading the batches would leave a trace, or there are none.
+        TlkerasError: The model is not functional, not compiled or has a step of its own, or the range is empty.
+        DataError: Reading the batches would change them, or there are none.
     """
     _check_model(model)
     read = _make_reader(batches)
@@ -90,20 +88,17 @@ def run_lr_sweep(
     highest: float = HIGHEST,
     steps: int = STEPS,
 ) -> LRFinderResult:
-    """Try rising rates until the loss diverges, and judge them.
+    """Try rising rates until the loss diverges; the rate to train at.
 
     Args:
-        take_steps: From rates to the loss of each; it takes a step at a rate when the loss is asked for.
-        lowest: The first rate.
-        highest: The last rate.
-        steps: Rates to try.
+        take_steps: From rates to an iterator over the loss at each, which takes a step at a time.
 
     Raises:
-        TlkerasError: The range is none.
+        TlkerasError: The range is empty.
     """
     if not (0 < lowest < highest < float("inf") and steps >= _FEWEST_STEPS):
         raise TlkerasError(
-            f"Rates to try rise from above 0, in {_FEWEST_STEPS} steps or more.",
+            f"The range is empty: rates rise from above 0, in {_FEWEST_STEPS} steps or more.",
             f"lowest {lowest:g}, highest {highest:g}, steps {steps}",
         )
     rates, losses = np.geomspace(lowest, highest, steps).tolist(), list[float]()
@@ -119,15 +114,15 @@ def run_lr_sweep(
 
 
 def suggest_learning_rate(rates: Sequence[float], losses: Sequence[float]) -> LRFinderResult:
-    """Suggest a tenth of the rate at which the smoothed loss is least, where it fell by more than its noise.
+    """A tenth of the rate at which the smoothed loss is least, where it fell by more than its noise.
 
-    The least loss stands where training is about to diverge, so the rate there is too high; a tenth of it is the rule
-    of fastai's `minimum`. The other rule in use, the steepest descent, takes the derivative of a noisy curve: where a
-    fitted head leaves little to descend, as in fine-tuning, it follows the noise.
+    At the least loss training is about to diverge, so the rate there is too high; a tenth of it is the rule of fastai's
+    `minimum`. The other rule in use, the steepest descent, takes the derivative of a noisy curve: where a fitted head
+    leaves little to descend, as in fine-tuning, it follows the noise.
 
     Args:
-        rates: To be tried, rising, (n,).
-        losses: Of those that were, finite; fewer than n where the loss diverged.
+        rates: Rising, (n,).
+        losses: Finite; fewer than n where the loss diverged.
     """
     width = _width(len(rates))
     half, smoothed = width // 2, _smooth(losses, width)
@@ -140,12 +135,9 @@ def suggest_learning_rate(rates: Sequence[float], losses: Sequence[float]) -> LR
         scatter = np.median(np.abs(np.subtract(losses, smoothed)[: least + half]))  # a median: the end explodes
         fall, noise = whole[0] - whole[least], _SIGMA * scatter * np.sqrt(2 / width)  # of two means
         if fall <= _SIGMAS * noise:
-            reason = (
-                f"The loss fell by {fall:.2g} and its noise is {noise:.2g}: what trains has little to learn from these "
-                "batches, or they are too small to show it."
-            )
+            reason = f"The loss fell by {fall:.2g}, and its noise is {noise:.2g}: there is little to learn here."
         elif least == len(whole) - 1 and len(losses) == len(rates):
-            reason = f"The loss still fell at the highest rate: go on beyond {rates[-1]:.2g}."
+            reason = f"The loss still fell at the highest rate: try rates beyond {rates[-1]:.2g}."
         else:
             suggestion = rates[least + half] / 10
             reason = f"A tenth of {rates[least + half]:.1e}, where the loss was least."
@@ -165,29 +157,27 @@ def _has_diverged(losses: Sequence[float], width: int) -> bool:
 
 
 def _smooth(losses: Sequence[float], width: int) -> list[float]:
-    """Return the mean around each loss, without the lag of an exponential one; of fewer losses at the ends."""
+    """The mean around each loss, without the lag of an exponential one; of fewer losses at the ends."""
     half = width // 2
     return [float(np.mean(losses[max(0, i - half) : i + half + 1])) for i in range(len(losses))]
 
 
 def _check_model(model: keras.Model) -> None:
     if not model.compiled or model.optimizer is None:
-        raise TlkerasError(
-            "A model must be compiled before its learning rate can be found.", model.name, "Call `model.compile` first."
-        )
+        raise TlkerasError("The model is not compiled.", model.name, "Call `model.compile` first.")
     functional = bool(getattr(model, "outputs", None))
     if not functional or type(model).train_step is not keras.Model.train_step:
         raise TlkerasError(
-            "The search copies functional models and takes steps as Keras does.",
-            f"{type(model).__name__}, which is not functional or has a `train_step` of its own",
+            "The model is not functional, or has a `train_step` of its own.",
+            type(model).__name__,
             "Use `tlkeras.finetuning.lr_range_test.run_lr_sweep` with a step of your own.",
         )
 
 
 def _make_reader(batches: Any) -> Callable[[], Iterator[Any]]:
-    """Return what begins to read batches anew; what reading would change is refused.
+    """A function that reads the batches from the start.
 
-    Each iteration over a dataset that shuffles moves the state behind its orders, and an iterator is used up.
+    Each iteration over a dataset that shuffles changes the state of its generator, and an iterator is used up.
     """
     if isinstance(batches, keras.utils.PyDataset):
         return lambda: (batches[index] for index in range(batches.num_batches))
@@ -196,15 +186,15 @@ def _make_reader(batches: Any) -> Callable[[], Iterator[Any]]:
     if isinstance(batches, Sequence):
         return lambda: iter(batches)
     raise DataError(
-        "The batches must be such that reading them leaves no trace: a list, a PyDataset, or a function.",
+        "Reading these batches would change them: give a list, a PyDataset, or a function.",
         type(batches).__name__,
-        "Give a function that makes them anew, such as find_learning_rate(model, lambda: make_dataset()).",
+        "A function makes new ones, as in find_learning_rate(model, lambda: make_dataset()).",
     )
 
 
 @contextmanager
 def _preserving_randomness() -> Iterator[None]:
-    """Put back the global random states of Python, NumPy and Keras; the last is what its layers and operations use."""
+    """Restore the global random states of Python, NumPy and Keras (of its layers and operations)."""
     of_keras = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     states = random.getstate(), np.random.get_state(), of_keras and np.array(of_keras.state)
     try:
@@ -212,19 +202,20 @@ def _preserving_randomness() -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, of_keras)  # Keras makes it where it is first used
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, of_keras)  # Keras makes it at its first use
         if of_keras:
             of_keras.state.assign(states[2])
 
 
 def _copy(model: keras.Model) -> tuple[keras.Model, keras.optimizers.Optimizer]:
-    """Return a model and an optimizer that stand where those given stand, with variables of their own."""
+    """A model and an optimizer with the present values, in variables of their own."""
     uncompiled = keras.Model(model.inputs, model.outputs)  # else Keras compiles the clone too, if it can
     copied = keras.models.clone_model(uncompiled)
     for layer, original in zip(copied._flatten_layers(), model._flatten_layers(), strict=True):
         layer.trainable = original.trainable
     twins = {id(old): new for old, new in zip(model.variables, copied.variables, strict=True)}
-    _assign(copied.variables, model.variables)
+    for old, new in zip(model.variables, copied.variables, strict=True):
+        new.assign(old)
     optimizer = _copy_optimizer(model.optimizer, twins)
     copied.compile(optimizer, model.loss, loss_weights=model._compile_config.config.get("loss_weights"))
     return copied, optimizer
@@ -233,10 +224,7 @@ def _copy(model: keras.Model) -> tuple[keras.Model, keras.optimizers.Optimizer]:
 def _copy_optimizer(
     optimizer: keras.optimizers.Optimizer, twins: Mapping[int, keras.Variable]
 ) -> keras.optimizers.Optimizer:
-    """Return an optimizer of the same kind and state for the twins of variables, whose learning rate can be set.
-
-    The rate is a number of its own, where that of the original may be a schedule.
-    """
+    """An optimizer of the same kind and state for the twins of variables, whose rate is a number and no schedule."""
     inner = getattr(optimizer, "inner_optimizer", None)
     config = optimizer.get_config()
     copied = type(optimizer).from_config(config if inner else {**config, "learning_rate": LOWEST})
@@ -247,17 +235,14 @@ def _copy_optimizer(
         copied.exclude_from_weight_decay(var_names=[pattern.pattern])
     if optimizer.built:
         copied.build([twins[id(variable)] for variable in (inner or optimizer)._trainable_variables])
-        _assign(*([part for part in each.variables if part.name != "learning_rate"] for each in (copied, optimizer)))
+        states = ([part for part in each.variables if part.name != "learning_rate"] for each in (copied, optimizer))
+        for new, old in zip(*states, strict=True):
+            new.assign(old)
     return copied
 
 
-def _assign(variables: Sequence[keras.Variable], values: Sequence[keras.Variable]) -> None:
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
-
-
 def _make_step(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> Callable[..., tf.Tensor]:
-    """Return the training step of Keras, without its metrics."""
+    """The training step of Keras, without its metrics."""
 
     def step(x: Any, y: Any, weights: Any) -> tf.Tensor:
         variables = model.trainable_variables
@@ -271,16 +256,11 @@ def _make_step(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> Cal
 
 
 def _cycle(read: Callable[[], Iterator[Any]]) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield batches as tensors without end."""
-    for _ in count():
-        empty = True
+    """Batches as tensors, without end."""
+    while True:
+        batch = None
         for batch in read():
-            empty = False
-            x, y, weights = keras.utils.unpack_x_y_sample_weight(keras.tree.map_structure(_as_tensor, batch))
-            yield x, y, weights
-        if empty:
-            raise DataError("There must be batches to find a learning rate on.", "none")
-
-
-def _as_tensor(value: Any) -> Any:
-    return None if value is None else tf.convert_to_tensor(value)
+            tensors = keras.tree.map_structure(lambda x: None if x is None else tf.convert_to_tensor(x), batch)
+            yield keras.utils.unpack_x_y_sample_weight(tensors)
+        if batch is None:
+            raise DataError("There are no batches to find a learning rate on.")

@@ -1,4 +1,4 @@
-"""How good the network is on held-out examples, after each epoch."""
+"""Metrics on held-out examples, after each epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ METRICS = {"val_loss": True, "val_accuracy": False, "val_roc_auc": False}
 class TaskSlice(NamedTuple):
     """The columns of a task among targets and logits.
 
-    An example can have several labels, or a number: (number - offset) / scale, its units, is what logits stand for.
+    Attributes:
+        several: Whether an example can have several labels.
+        units: Of a regression: logits predict (target - offset) / scale, and these are scale and offset.
     """
 
     task: str = ""
@@ -28,10 +30,10 @@ class TaskSlice(NamedTuple):
 def compute_validation_metrics(
     targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, tasks: Sequence[TaskSlice]
 ) -> dict[str, float]:
-    """Return the means over tasks of what `measure` returns, and where there are several that of each as `NAME_task`.
+    """Metrics, averaged over tasks, and where there are several those of each as `NAME_task`.
 
     Args:
-        targets: Dense, [n, k], the tasks side by side; rows of NaN where a target is not known: they are left out.
+        targets: Dense, [n, k], the tasks side by side; rows of NaN, where a target is not known, are left out.
         logits: [n, k].
         weights: [n].
         tasks: In the order of the columns; a width of None takes all that are left.
@@ -54,20 +56,16 @@ def compute_validation_metrics(
 
 
 def measure(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, *, several: bool = False) -> dict[str, float]:
-    """Return the weighted measures of logits.
+    """Weighted metrics of logits, a value per name in `METRICS`.
 
-    The loss is the plain cross entropy whatever is minimised: what smoothing or focus add to it would be monitored too.
+    The loss is the plain cross entropy whatever is minimised: smoothing and focus would be monitored too. The area
+    under the ROC curve is the mean over the classes, NaN where one of them, or all the others, are absent.
 
     Args:
-        targets: Dense, [n, k].
-        logits: [n, k].
+        targets, logits: Dense, [n, k].
         weights: [n].
-        several: Whether an example can have several labels: then each label is a question of its own, and accuracy
-            the share of questions answered rightly.
-
-    Returns:
-        A value per name in `MEASURES`; the area under the ROC curve is the mean over the classes, and NaN where one
-        of them, or all the others, are absent.
+        several: Whether an example can have several labels: then the loss is binary, and accuracy the fraction of
+            labels predicted correctly.
     """
     if several:
         truth, predictions, scores = targets > 0.5, logits > 0, expit(logits)
@@ -88,13 +86,12 @@ def measure(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, *, sev
 def measure_number(
     targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, units: tuple[float, float]
 ) -> dict[str, float]:
-    """Return half the squared error in units of the deviation, and the mean absolute error in those of the number.
+    """Half the squared error in units of the standard deviation, and the mean absolute error in those of the targets.
 
     Args:
-        targets: Numbers, [n, 1].
-        logits: Standardised answers, [n, 1].
+        targets, logits: Of a regression and its standardised predictions, [n, 1].
         weights: [n].
-        units: Scale and offset of the standardising.
+        units: Scale and offset of the standardisation.
     """
     scale, offset = units
     errors = (targets[:, 0] - offset) / scale - logits[:, 0]

@@ -54,14 +54,11 @@ def mixup_batch(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Te
     With equal weights it is the paper's blend.
 
     Args:
-        inputs: Images, activations or features, [n, ...]; whole numbers are rounded.
+        inputs: Images, activations or features, [n, ...], whose dtype is kept; whole numbers are rounded.
         targets: Dense, float [n, k], or several of them by task.
         weights: One per example, float [n].
         seed: Two integers; the same ones give the same blend.
-        alpha: Strength: shares near 0 and 1 when small, even ones at 1.
-
-    Returns:
-        Inputs of the given dtype, targets and weights float32.
+        alpha: Shares are near 0 and 1 when it is small, uniform at 1.
 
     Raises:
         RecipeError: alpha is not positive.

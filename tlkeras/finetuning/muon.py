@@ -13,20 +13,19 @@ from keras import ops
 class ConvMuon(keras.optimizers.Muon):
     """Muon whose orthogonal steps are those of convolutions, too; that of Keras gives these to AdamW.
 
-    A kernel [..., inputs, outputs] is taken as the matrix from all that an output sees to the outputs, and its step has
-    the same length in every direction. Under AdamW the numbers of a step are of one size, so that where inputs are
-    never negative, as behind a ReLU, they add up to a shift of the output's mean, which frozen batch norm does not take
-    back. Depthwise kernels are no such matrices: they, vectors, embeddings and what `exclude_layers` names take AdamW's
-    steps.
+    A kernel [..., inputs, outputs] is flattened to a matrix, and its step has the same length in every direction. Under
+    AdamW the numbers of a step are of one size, so that where inputs are never negative, as behind a ReLU, they add up
+    to a shift of the output's mean, which frozen batch norm does not undo. Depthwise kernels, vectors, embeddings and
+    layers named in `exclude_layers` take AdamW's steps.
 
-    Args are those of `keras.optimizers.Muon`, and so is the size of a step: 0.2 on average, times the rate, whatever
-    the shape (`rms_rate`), so that rates and weight decay for AdamW suit it.
+    Arguments and the size of a step are those of `keras.optimizers.Muon`: 0.2 on average, times the rate, whatever the
+    shape (`rms_rate`), so that rates and weight decay for AdamW suit it.
 
     Source: Jordan et al., Muon, 2024 (kernels flattened); Liu et al., Muon is scalable for LLM training, 2025 (size).
     """
 
     def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
-        """Return the nearest orthogonal matrix, about, in the shape of the kernel.
+        """About the nearest orthogonal matrix, in the shape of the kernel.
 
         An iteration multiplies the matrix by a polynomial of its Gram matrix. These commute: their product is found
         first, from small matrices alone, so that the whole one is multiplied twice and not twice per iteration.

@@ -24,7 +24,7 @@ _OPTIMIZERS = [
 
 
 class ScaledOptimizer(keras.optimizers.Optimizer):
-    """What `scale_learning_rates` adds to the class of an optimizer: each variable's rate times its own multiplier.
+    """The class that `scale_learning_rates` mixes into an optimizer's: each variable's rate times its multiplier.
 
     A multiplier scales the step itself, as parameter groups do in PyTorch; a scaled gradient would change nothing
     under Adam. Decoupled weight decay is scaled alike. With every multiplier at 1 the numbers are those of the plain
@@ -36,11 +36,11 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
 
     _multipliers: Any = None  # a variable, once built
     _given: Mapping[str, float] = {}
-    _present: Any = None  # within a step: by index, the multipliers of the variables that it moves
-    _factor: Any = None  # while one variable is moved: its multiplier
+    _present: Any = None  # within a step: by index, the multipliers of the variables that it updates
+    _factor: Any = None  # while one variable is updated: its multiplier
 
     def set_multipliers(self, multipliers: Mapping[str, float]) -> None:
-        """Replace all multipliers; before the optimizer is built they are kept until then.
+        """Replace all multipliers, at once or when the optimizer is built.
 
         Args:
             multipliers: By `variable.path`; variables that are left out get 1.
@@ -50,7 +50,7 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
         """
         for path, multiplier in multipliers.items():
             if not (math.isfinite(multiplier) and multiplier >= 0):
-                raise TlkerasError("A multiplier is a number from 0 up.", f"{multiplier} for {path!r}")
+                raise TlkerasError("A multiplier is negative or not finite.", f"{multiplier} for {path!r}")
         self._given = dict(multipliers)
         if not self.built:
             return
@@ -62,50 +62,46 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
         else:
             self._multipliers.assign(values)
 
-    def multiplier_of(self, variable: keras.Variable) -> float:
-        """Return the present multiplier of a variable that the optimizer is built on."""
-        return float(self._multipliers.numpy()[self._get_variable_index(variable)])
-
     def restart_averages(self) -> None:
-        """Let the moving averages of the weights (`use_ema`) begin again at the present weights.
+        """Set the moving averages of the weights (`use_ema`) to the present weights.
 
-        For weights that were replaced from outside: the end of `fit` would overwrite them with old averages.
+        For restored weights, which the end of `fit` would overwrite with old averages.
         """
         if self.use_ema and self.built:
             for variable, average in zip(self._trainable_variables, self._model_variables_moving_average, strict=True):
                 average.assign(variable)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Create the slots of all variables that will ever train, and the multipliers."""
+        """Create the slots of all variables that any stage trains, and the multipliers."""
         if self.built:
             return
         super().build(list(variables))
         self.set_multipliers(self._given)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Move one variable at its own rate."""
+        """Update one variable at its own rate."""
         with self._scaled_for(variable) as multiplier:
             super().update_step(gradient, variable, learning_rate * multiplier)
 
     def assign(self, variable: Any, value: Any) -> None:
-        """Set a variable or a slot, unless the multiplier of what is moved is 0."""
+        """Set a variable or a slot, unless the multiplier is 0."""
         super().assign(variable, value if self._factor is None else ops.where(self._factor > 0, value, variable))
 
     def assign_add(self, variable: Any, value: Any) -> None:
-        """Add to a variable or a slot, unless the multiplier of what is moved is 0."""
+        """Add to a variable or a slot, unless the multiplier is 0."""
         super().assign_add(variable, self._cancel_at_zero(value))
 
     def assign_sub(self, variable: Any, value: Any) -> None:
-        """Subtract from a variable or a slot, unless the multiplier of what is moved is 0."""
+        """Subtract from a variable or a slot, unless the multiplier is 0."""
         super().assign_sub(variable, self._cancel_at_zero(value))
 
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration of the plain optimizer and the multipliers."""
+        """The configuration of the plain optimizer, and the multipliers."""
         return {**super().get_config(), "multipliers": dict(self._given)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> ScaledOptimizer:
-        """Return an optimizer that is not yet built."""
+        """An optimizer that is not yet built."""
         config = dict(config)
         multipliers = config.pop("multipliers", {})
         optimizer = super().from_config(config, custom_objects)
@@ -139,13 +135,13 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
             self._factor = None
 
     def _cancel_at_zero(self, value: Any) -> Any:
-        """A branch per variable would do the same and double the time that a step takes to trace."""
+        """The value, or 0 at a multiplier of 0; a branch per variable would double the time of tracing."""
         if self._factor is None:
             return value
         return tf.math.multiply_no_nan(value, tf.cast(tf.sign(self._factor), value.dtype))
 
     def _overwrite_model_variables_with_average_value(self, trainable_variables: Sequence[Any]) -> None:
-        """Leave alone what may not move, and pair by variable: Keras pairs by position, wrong for a part of them."""
+        """Skip frozen variables, and pair by variable: Keras pairs by position, wrong for a part of them."""
         for variable in trainable_variables:
             index = self._get_variable_index(variable)
             if self._present is None or index in self._present:
@@ -156,24 +152,20 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
 def scale_learning_rates(
     optimizer: keras.optimizers.Optimizer | str, multipliers: Mapping[str, float] | None = None
 ) -> ScaledOptimizer:
-    """Let an optimizer have a learning-rate multiplier per variable.
+    """The same optimizer, now also a `ScaledOptimizer`: with a learning-rate multiplier per variable.
 
     Args:
-        optimizer: Any of Keras or of your own. It is changed in place: its rate, its slots and what it excludes from
-            weight decay stay as they are.
+        optimizer: Any of Keras or of your own. Its rate, its slots and its exclusions from weight decay stay.
         multipliers: As for `ScaledOptimizer.set_multipliers`.
 
-    Returns:
-        The same optimizer, now also a `ScaledOptimizer`.
-
     Raises:
-        TlkerasError: The optimizer wraps others, or a multiplier cannot be used.
+        TlkerasError: The optimizer wraps others, or a multiplier is invalid.
     """
     optimizer = keras.optimizers.get(optimizer)
     if isinstance(optimizer, _WRAPPERS):
         raise TlkerasError(
-            "Learning rates are scaled in the optimizer that takes the steps.",
-            f"{type(optimizer).__name__}, which wraps others",
+            "An optimizer that wraps others has no rates of its own to scale.",
+            type(optimizer).__name__,
             "Scale the inner optimizer before it is wrapped.",
         )
     if not isinstance(optimizer, ScaledOptimizer):
@@ -184,13 +176,13 @@ def scale_learning_rates(
 
 
 def find_scaled(optimizer: keras.optimizers.Optimizer) -> ScaledOptimizer | None:
-    """Return the scaled optimizer, also inside the loss scaling that Keras adds for float16; None if there is none."""
+    """The scaled optimizer, also inside the loss scaling that Keras adds for float16; None if there is none."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     return inner if isinstance(inner, ScaledOptimizer) else None
 
 
 def build_on(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> keras.optimizers.Optimizer:
-    """Return the optimizer built on at least these variables: a new one of the same kind if it was built on fewer.
+    """The optimizer built on at least these variables: a new one of the same kind if it was built on fewer.
 
     Raises:
         TlkerasError: It was built on fewer and has taken steps, so that its moments would be lost.
@@ -200,7 +192,7 @@ def build_on(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Va
     if optimizer.built and missing:
         if int(optimizer.iterations):
             raise TlkerasError(
-                "The optimizer must be built on every variable that will ever train.",
+                "The optimizer was not built on every variable that a stage trains.",
                 f"{optimizer.name}, which has taken steps without {missing[0]!r}",
                 "Compile the model with a new optimizer, while all of its layers are trainable.",
             )
@@ -212,7 +204,7 @@ def build_on(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Va
 
 @functools.cache
 def _add_scaling(kind: type[keras.optimizers.Optimizer]) -> type[ScaledOptimizer]:
-    """Return the class that is both; Keras can load it again by its name."""
+    """The class that is both; Keras can load it again by its name."""
     scaled = type(f"Scaled{kind.__name__}", (ScaledOptimizer, kind), {"__doc__": kind.__doc__})
     return keras.saving.register_keras_serializable("tlkeras")(scaled)
 
@@ -221,18 +213,12 @@ def _check_paths(multipliers: Mapping[str, float], paths: Sequence[str]) -> None
     counts = Counter(paths)
     for path in multipliers:
         if path not in counts:
-            raise TlkerasError(
-                "Multipliers are for variables that the optimizer is built on.", repr(path), suggest(path, counts)
-            )
+            raise TlkerasError("The optimizer is not built on this variable.", repr(path), suggest(path, counts))
         if counts[path] > 1:
-            raise TlkerasError(
-                "A variable needs a path of its own to have a multiplier.",
-                f"{counts[path]} variables called {path!r}",
-                "Give their layers different names.",
-            )
+            raise TlkerasError(f"{counts[path]} variables share a path.", repr(path), "Rename their layers.")
 
 
-# A saved model with a scaled optimizer must load in a process that has scaled none yet.
+# So that a saved model with a scaled optimizer loads in a process that has scaled none yet.
 for _kind in (*_OPTIMIZERS, ConvMuon):
     if _kind not in (keras.Optimizer, *_WRAPPERS):
         _add_scaling(_kind)

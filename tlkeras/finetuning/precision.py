@@ -1,4 +1,4 @@
-"""Mixed precision: layers compute in 16 bits while their weights, and what needs the range, stay in 32.
+"""Mixed precision: layers compute in 16 bits while weights, and values that need the range, stay in 32.
 
 float16 has 11 significant bits but no magnitude below 6e-8, so that losses are scaled up while gradients are computed;
 bfloat16 has the range of float32 and needs no such care, but only 8 bits (Micikevicius et al., Mixed Precision
@@ -21,42 +21,36 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 _DELICATE = (keras.layers.Rescaling, keras.layers.Normalization)
 
 
-def choose_precision(asked: str = "auto") -> str:
-    """Return what to compute in: "float32", "bfloat16" or "float16".
+def choose_precision(precision: str = "auto") -> str:
+    """The precision to compute in: "float32", "bfloat16" or "float16".
 
-    Args:
-        asked: One of these, which is then returned, or "auto": on an NVIDIA GPU bfloat16 from compute capability 8.0
-            (Ampere) on and float16 from 7.0 (Volta), the first with units for them, elsewhere float32. On a CPU
-            bfloat16 was measured to take 1.6 to 2 times the time of float32.
+    "auto" is, on an NVIDIA GPU, bfloat16 from compute capability 8.0 (Ampere) on and float16 from 7.0 (Volta), the
+    first with units for them, elsewhere float32. On a CPU bfloat16 was measured to take 1.6 to 2 times as long.
 
     Raises:
         TlkerasError: There is no such precision; the nearest is named.
 
     Source: NVIDIA, Train With Mixed Precision; Keras, Mixed precision (guide).
     """
-    if asked not in PRECISIONS:
-        raise TlkerasError(f"A precision is one of {', '.join(PRECISIONS)}.", repr(asked), suggest(asked, PRECISIONS))
-    if asked != "auto":
-        return asked
+    if precision not in PRECISIONS:
+        raise TlkerasError("Unknown precision.", repr(precision), suggest(precision, PRECISIONS))
+    if precision != "auto":
+        return precision
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
         return "float32"
-    # the first one is what TensorFlow computes on; GPUs of other makers tell no capability
+    # the first one is what TensorFlow computes on; GPUs of other makers report no capability
     capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
     return "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
 
 
 @contextmanager
 def computing_in(precision: str, layers: Iterable[keras.Layer]) -> Iterator[None]:
-    """Within, layers compute in a precision; weights stay as they are, and afterwards nothing is left of it.
+    """Within, layers compute in a precision; weights stay as they are.
 
-    Keras looks at a layer's policy when the layer is traced, so functions must be traced within; a functional model
-    that holds the layers needs no change. Batch norm takes its statistics in float32 whatever its policy is, and what
-    puts pixels to scale is left alone. A layer in float32 behind the others casts what it gets.
-
-    Args:
-        precision: "float32", "bfloat16" or "float16".
-        layers: With float32 weights.
+    Keras reads a layer's policy when the layer is traced, so functions must be traced within; a functional model that
+    holds the layers needs no change. Batch norm takes its statistics in float32 whatever its policy is, and layers that
+    rescale pixels are left alone. A layer in float32 behind the others casts its inputs.
     """
     policy = precision if precision == "float32" else f"mixed_{precision}"
     parts = [part for layer in layers for part in layer._flatten_layers() if not isinstance(part, _DELICATE)]
@@ -71,7 +65,7 @@ def computing_in(precision: str, layers: Iterable[keras.Layer]) -> Iterator[None
 
 
 def scale_losses(optimizer: keras.optimizers.Optimizer, precision: str) -> keras.optimizers.Optimizer:
-    """Return an optimizer, for float16 within Keras' loss scaling: the scale is found while training, and is saved.
+    """The optimizer, for float16 within Keras' loss scaling: the scale is found while training and saved.
 
     The scale starts at 2^15; a step whose gradients overflow is left out and halves it.
     """

@@ -1,7 +1,6 @@
-"""The machines that train together: who they are, and that all of them are about to do the same.
+"""The processes that train together: read from TF_CONFIG, and a barrier at which recipe and versions are compared.
 
-Who they are stands in TF_CONFIG, as every scheduler sets it for TensorFlow:
-`{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}`.
+The barrier comes before TensorFlow's own, which would neither name the missing workers nor compare anything.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import Any
 from tlkeras.errors import RunError, TlkerasError
 from tlkeras.progress import progress_bar
 
-TIMEOUT_SECONDS = 600.0  # seconds: schedulers do not start all machines at once
-_MOST = 1 << 20  # bytes of a message
+TIMEOUT_SECONDS = 600.0  # schedulers do not start all machines at once
+_MAX_MESSAGE_BYTES = 1 << 20
 _EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -29,7 +28,7 @@ class Cluster:
 
     Attributes:
         addresses: "host:port" of each; the first one is the chief.
-        index: Which of them this process is.
+        index: Of this process.
     """
 
     addresses: tuple[str, ...]
@@ -40,45 +39,40 @@ class Cluster:
 
 
 def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
-    """Return what TF_CONFIG says.
+    """The cluster of TF_CONFIG, as schedulers set it for TensorFlow.
 
     Raises:
-        TlkerasError: It is missing or cannot be used; all problems are named at once.
+        TlkerasError: It is missing or invalid; all problems are named at once.
     """
     text = environment.get("TF_CONFIG", "")
     if not text:
         raise TlkerasError(
             "training.strategy multi_worker needs TF_CONFIG in the environment of every process.",
-            "none",
-            f"An example, of the first of two: TF_CONFIG='{_EXAMPLE}'",
+            way_out=f"An example, of the first of two: TF_CONFIG='{_EXAMPLE}'",
         )
     try:
         config = json.loads(text)
         workers, task = config["cluster"]["worker"], config["task"]
     except (ValueError, KeyError, TypeError) as error:
         problem = f"{type(error).__name__}: {error}"
-        raise TlkerasError(
-            "TF_CONFIG must be JSON that names workers and a task.", problem, f"As in {_EXAMPLE}"
-        ) from None
-    problems = _list_problems(config, workers, task)
-    if problems:
-        raise TlkerasError.from_problems("TF_CONFIG cannot be used:", problems)
+        raise TlkerasError("TF_CONFIG is not JSON with workers and a task.", problem, f"As in {_EXAMPLE}") from None
+    if problems := _list_problems(config, workers, task):
+        raise TlkerasError.from_problems("TF_CONFIG is invalid:", problems)
     return Cluster(tuple(workers), task["index"])
 
 
 def _list_problems(config: Any, workers: Any, task: Any) -> list[str]:
     if not isinstance(workers, list) or not workers or not all(isinstance(worker, str) for worker in workers):
-        return ["cluster.worker must be a list of addresses."]
+        return ["cluster.worker is no list of addresses."]
     problems = [f"{address!r} is no host:port." for address in workers if not _is_address(address)]
-    problems += [f"{address!r} is there twice." for address in sorted(set(workers)) if workers.count(address) > 1]
-    others = sorted(set(config["cluster"]) - {"worker"})
-    if others:
-        problems.append(f"there are only workers, the first of which is the chief. Received: {', '.join(others)}.")
+    problems += [f"{address!r} is listed twice." for address in sorted(set(workers)) if workers.count(address) > 1]
+    if others := sorted(set(config["cluster"]) - {"worker"}):
+        problems.append(f"only workers are supported, the first is the chief. Received: {', '.join(others)}.")
     kind, index = (task.get("type"), task.get("index")) if isinstance(task, dict) else (None, None)
     if kind != "worker":
-        problems.append(f"task.type must be 'worker'. Received: {kind!r}.")
+        problems.append(f"task.type is not 'worker'. Received: {kind!r}.")
     if type(index) is not int or not 0 <= index < len(workers):
-        problems.append(f"task.index must be a whole number from 0 to {len(workers) - 1}. Received: {index!r}.")
+        problems.append(f"task.index is no whole number from 0 to {len(workers) - 1}. Received: {index!r}.")
     return problems
 
 
@@ -87,21 +81,21 @@ def _is_address(text: str) -> bool:
     return bool(host) and port.isdigit() and 0 < int(port) < 2**16
 
 
-def rendezvous(cluster: Cluster, facts: Mapping[str, Any], patience: float = TIMEOUT_SECONDS) -> None:
-    """Wait until all processes are there, and see to it that all are about to do the same.
+def rendezvous(cluster: Cluster, facts: Mapping[str, Any], timeout: float = TIMEOUT_SECONDS) -> None:
+    """Wait until all processes have connected, and compare their facts.
 
-    The others call the chief at its own address, which TensorFlow only takes afterwards.
+    The others call the chief at its own address, which TensorFlow only binds afterwards.
 
     Args:
-        facts: What must be equal: versions, the recipe.
-        patience: Seconds to wait.
+        facts: Equal in all processes: versions, the recipe.
+        timeout: Seconds to wait.
 
     Raises:
-        RunError: Some did not come in time, or some differ; each is named with what is different.
+        RunError: Some did not connect in time, or some differ; each is named with the differences.
     """
     if len(cluster) == 1:
         return
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     if cluster.index == 0:
         _gather(cluster, facts, end)
     else:
@@ -110,13 +104,13 @@ def rendezvous(cluster: Cluster, facts: Mapping[str, Any], patience: float = TIM
 
 def _gather(cluster: Cluster, facts: Mapping[str, Any], end: float) -> None:
     host, _, port = cluster.addresses[0].rpartition(":")
-    came: dict[int, tuple[socket.socket, list[str]]] = {}
+    connected: dict[int, tuple[socket.socket, list[str]]] = {}
     with contextlib.ExitStack() as stack, progress_bar("Waiting for workers", len(cluster) - 1, "workers") as advance:
         try:
             server = stack.enter_context(socket.create_server(("", int(port)), reuse_port=False))
         except OSError as error:
-            raise RunError("The chief's port must be free.", f"{host}:{port} ({error.strerror})") from None
-        while len(came) < len(cluster) - 1:
+            raise RunError("The chief's port is not free.", f"{host}:{port} ({error.strerror})") from None
+        while len(connected) < len(cluster) - 1:
             server.settimeout(max(0.001, end - time.monotonic()))
             try:
                 peer = stack.enter_context(server.accept()[0])
@@ -125,15 +119,15 @@ def _gather(cluster: Cluster, facts: Mapping[str, Any], end: float) -> None:
                 index, theirs = hello["index"], hello["facts"]
             except TimeoutError:
                 break
-            except (OSError, ValueError, KeyError, TypeError):  # whoever else calls a port
+            except (OSError, ValueError, KeyError, TypeError):  # other programs call ports, too
                 continue
-            if index not in came:
+            if index not in connected:
                 advance(1)
-            came[index] = (peer, _compare(index, theirs, facts))
-        missing = [cluster.addresses[i] for i in range(1, len(cluster)) if i not in came]
-        problems = [problem for _, found in came.values() for problem in found]
-        problems += [f"{address} did not come" for address in missing]
-        for peer, _ in came.values():
+            connected[index] = (peer, _compare(index, theirs, facts))
+        missing = [cluster.addresses[i] for i in range(1, len(cluster)) if i not in connected]
+        problems = [problem for _, found in connected.values() for problem in found]
+        problems += [f"{address} did not connect" for address in missing]
+        for peer, _ in connected.values():
             with contextlib.suppress(OSError):
                 _send(peer, {"problems": problems})
     _raise(problems)
@@ -153,9 +147,9 @@ def _call(cluster: Cluster, facts: Mapping[str, Any], end: float) -> None:
             problem = error
             time.sleep(min(0.2, max(0.0, left)))
     raise RunError(
-        "All workers must reach the chief.",
+        "This worker cannot reach the chief.",
         f"{cluster.addresses[0]} ({problem})",
-        "See that it runs, that TF_CONFIG is the same on all, and that no firewall is between.",
+        "Check that it runs, that TF_CONFIG is the same on all machines, and that no firewall is between.",
     )
 
 
@@ -167,7 +161,7 @@ def _compare(index: int, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
 
 def _raise(problems: list[str]) -> None:
     if problems:
-        raise RunError.from_problems("Machines that train together must all be there and alike:", problems)
+        raise RunError.from_problems("The workers cannot train together:", problems)
 
 
 def _send(peer: socket.socket, message: Mapping[str, Any]) -> None:
@@ -176,7 +170,7 @@ def _send(peer: socket.socket, message: Mapping[str, Any]) -> None:
 
 def _receive(peer: socket.socket) -> Any:
     with peer.makefile("rb") as lines:
-        line = lines.readline(_MOST)
+        line = lines.readline(_MAX_MESSAGE_BYTES)
     if not line.endswith(b"\n"):
         raise ValueError("the connection ended")
     return json.loads(line)

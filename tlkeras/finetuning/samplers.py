@@ -9,7 +9,7 @@ from tlkeras.errors import DataError
 
 
 def balanced_sampler(classes: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
-    """Positions of examples, drawn so that each class comes equally often; a pure function of its arguments.
+    """Positions in random order, int64 [count], the numbers of two classes differing by one at most.
 
     Every class goes through its examples in an endless sequence of permutations, and an epoch continues where the one
     before stopped. So no example comes again before all of its class have come, in large classes over several epochs.
@@ -17,11 +17,8 @@ def balanced_sampler(classes: np.ndarray, count: int, seed: int, epoch: int) -> 
     Args:
         classes: Class index of each example, int [n].
         count: Positions to draw, the same in every epoch.
-        seed: Seed of the draw.
+        seed: Of the draw, a pure function of the arguments.
         epoch: Epochs before this one.
-
-    Returns:
-        Positions within `classes`, int64 [count], in random order. The numbers of two classes differ by one at most.
 
     Raises:
         DataError: There are no examples.
@@ -45,11 +42,7 @@ def alternating_domain_sampler(of_target: np.ndarray, seed: int, epoch: int) -> 
 
     Args:
         of_target: Whether an example is of the target domain, bool [n].
-        seed: Seed of the draw.
-        epoch: Epochs before this one.
-
-    Raises:
-        DataError: There are no examples.
+        seed, epoch: As of `balanced_sampler`.
     """
     larger = max(int(of_target.sum()), int((~of_target).sum()))
     drawn = balanced_sampler(of_target.astype(np.int64), 2 * larger, seed, epoch)

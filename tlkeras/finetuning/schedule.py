@@ -1,7 +1,7 @@
-"""Stages as data: where a run stands follows from the history of its monitored value, and from nothing else.
+"""Stages as data: the position of a run is a pure function of the history of its monitored value.
 
-Nothing here remembers anything. Whoever asks passes the whole history, and the rules are replayed from the start; so
-a resumed run, a finished one and one that was never stopped get the same answers.
+The rules are replayed from the start for the whole history, so that a resumed run, a finished one and one that was
+never stopped get the same results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BASELINE = -1
 
 
 class StagePosition(NamedTuple):
-    """Where an epoch stands: the index of its stage, and how many epochs of that stage came before it."""
+    """The position of an epoch: the index of its stage, and the number of the stage's epochs before it."""
 
     stage: int
     epoch_in_stage: int
@@ -34,7 +34,8 @@ class _Best(NamedTuple):
 
 
 class _Replay(NamedTuple):
-    starts: list[int]  # first epoch of each stage begun
+    stage: int  # the last one begun
+    start: int  # its first epoch
     best: _Best | None
     over: bool
 
@@ -55,7 +56,7 @@ class Schedule:
     Args:
         stages: At least one; names differ.
         minimise: Whether lower values are better.
-        min_delta: What counts as an improvement must be more than this.
+        min_delta: An improvement is more than this.
         keep: "best" as above, or "last": every stage runs, and nothing is restored.
 
     Raises:
@@ -71,16 +72,16 @@ class Schedule:
         object.__setattr__(self, "stages", tuple(self.stages))
         repeated = [name for name, count in Counter(stage.name for stage in self.stages).items() if count > 1]
         rules = [
-            (bool(self.stages), "there must be at least one stage."),
-            (not repeated, f"each stage needs a name of its own. Received twice: {', '.join(repeated)}."),
-            (0 <= self.min_delta < math.inf, f"min_delta must be 0 or more. Received: {self.min_delta!r}."),
+            (bool(self.stages), "it has no stages."),
+            (not repeated, f"stages share a name: {', '.join(repeated)}."),
+            (0 <= self.min_delta < math.inf, f"min_delta is not 0 or more. Received: {self.min_delta!r}."),
             (
                 self.keep in get_args(Keep),
                 f"keep is 'best' or 'last'. Received: {self.keep!r}. {suggest(str(self.keep), get_args(Keep))}",
             ),
         ]
         if problems := [sentence for holds, sentence in rules if not holds]:
-            raise RecipeError.from_problems("The schedule cannot be used:", problems)
+            raise RecipeError.from_problems("The schedule is invalid:", problems)
 
     @property
     def max_epochs(self) -> int:
@@ -88,27 +89,27 @@ class Schedule:
         return sum(stage.length for stage in self.stages)
 
     def locate(self, history: Sequence[float], baseline: float | None = None) -> StagePosition | None:
-        """Return where the next epoch stands, or None when the run is over.
+        """The position of the next epoch, or None when the run is over.
 
         Raises:
             RunError: The history is longer than this schedule lets a run be.
         """
         replay = self._replay(history, baseline)
-        return None if replay.over else StagePosition(len(replay.starts) - 1, len(history) - replay.starts[-1])
+        return None if replay.over else StagePosition(replay.stage, len(history) - replay.start)
 
     def best_epoch(self, history: Sequence[float], baseline: float | None = None) -> int | None:
-        """Return the epoch of the best value so far (from 0, or `BASELINE`), or None when there is no finite one."""
+        """The epoch of the best value so far (from 0, or `BASELINE`), or None when there is no finite one."""
         best = self._replay(history, baseline).best
         return best and best.epoch
 
     def restores(self, history: Sequence[float], baseline: float | None = None) -> int | None:
-        """Return the epoch whose weights must be restored now, the last one finished possibly; None for no epoch."""
+        """The epoch whose weights are to be restored now, possibly the last one finished; None for no epoch."""
         replay = self._replay(history, baseline)
-        ended = len(history) > 0 and (replay.over or replay.starts[-1] == len(history))
+        ended = len(history) > 0 and (replay.over or replay.start == len(history))
         return replay.best.epoch if ended and replay.best and self.keep == "best" else None
 
     def rate(self, position: StagePosition, step: int, steps_per_epoch: int) -> float:
-        """Return the learning rate of the head at a step of an epoch (from 0).
+        """The learning rate of the head at a step of an epoch (from 0).
 
         Linear warm-up, then half a cosine without restarts (Loshchilov and Hutter, 2017) or the constant peak.
         """
@@ -124,30 +125,27 @@ class Schedule:
     def _replay(self, history: Sequence[float], baseline: float | None) -> _Replay:
         """Go through the history stage by stage."""
         best = self._improve(None, BASELINE, math.nan if baseline is None else baseline)
-        starts: list[int] = []
         start = 0
-        for stage in self.stages:
-            starts.append(start)
+        for index, stage in enumerate(self.stages):
             end = self._find_end(stage, history, start)
             before = best
             for epoch in range(start, len(history) if end is None else end):
                 best = self._improve(best, epoch, history[epoch])
             if end is None:
-                return _Replay(starts, best, over=False)
+                return _Replay(index, start, best, over=False)
             start = end
-            failed = best is before and best is not None and len(starts) > 1
-            if failed and self.keep == "best":
+            if self.keep == "best" and index and best is before and best is not None:  # it brought no better weights
                 break
         if len(history) > start:
             raise RunError(
-                f"A run by this schedule is over after {start} epochs.",
-                f"a history of {len(history)}",
-                "Go on with the schedule that the run was started with.",
+                f"The history is longer than this schedule, which ends after {start} epochs.",
+                f"{len(history)} epochs",
+                "Resume with the schedule that the run was started with.",
             )
-        return _Replay(starts, best, over=True)
+        return _Replay(index, start, best, over=True)
 
     def _find_end(self, stage: Stage, history: Sequence[float], start: int) -> int | None:
-        """Return the epoch after the stage's last one, or None while it runs."""
+        """The epoch after the stage's last one, or None while it runs."""
         end = start + stage.length
         if stage.until == "plateau":
             best = None
@@ -158,7 +156,7 @@ class Schedule:
         return end if end <= len(history) else None
 
     def _improve(self, best: _Best | None, epoch: int, value: float) -> _Best | None:
-        """Return the better of the best so far and an epoch; the earlier one where they differ too little."""
+        """The better of the best so far and an epoch; the earlier one where they differ too little."""
         if not math.isfinite(value):
             return best
         if best is not None:

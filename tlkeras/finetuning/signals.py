@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back until the work stands between two steps."""
+"""Ctrl-C and SIGTERM, held back until the end of a step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulShutdown:
-    """Within the `with`, the first signal is only noted; a second one interrupts at once.
+    """Within, the first signal is only noted, in `received`; a second one interrupts at once.
 
     Only the main thread can receive signals: elsewhere nothing is held back.
-
-    Attributes:
-        received: Whether a signal has come.
     """
 
     def __init__(self) -> None:

@@ -20,7 +20,6 @@ from tlkeras.finetuning.train_step import (
     MovingAverage,
     Objective,
     as_floats,
-    list_trainable,
     make_forward,
     make_gradient_step,
     make_train_step,
@@ -59,7 +58,7 @@ class StageRunner:
         self.active = ActiveStage(network.groups, stage)
         distribution.synchronise(self.active.layers)
         self._suffix = network.suffix(cut)
-        self.variables = [*self._suffix.trainable_variables, *list_trainable(objective)]
+        self.variables = [*self._suffix.trainable_variables, *objective.trainable_variables]
         self.average = MovingAverage(self.variables, average) if average else None
         self._step = make_train_step(self._suffix, self.variables, optimizer, objective, self.average, distribution)
         self._forward = make_forward(self._suffix, distribution)

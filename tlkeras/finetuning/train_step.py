@@ -1,4 +1,4 @@
-"""What one batch does: the training step of a stage, and the forward pass beside it."""
+"""The compiled steps on one batch: training, gradients, and the forward pass."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Outputs = Mapping[str, tf.Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises.
+    """The function that a step minimises.
 
     Attributes:
         loss: From dense targets [b, k] and logits [b, k] to a loss per example [b].
         penalties: Each from the network's outputs to a scalar; `weights` [b] and, where given, `recorded_logits` are
             among them.
-        combine: From the gradients of the tasks' losses (by task, then variable) and a seed int32 [2] to what is
-            applied, or None for those of the sum; the loss must then have `split`, by task.
         mix: From inputs, targets, weights and a seed int32 [2] to mixed ones, or None.
-        variables: What penalties own: it trains in all stages, and is no part of the network.
+        combine: From the gradients of the tasks' losses (by task, then variable) and a seed int32 [2] to those that are
+            applied, or None for their sum; the loss must then have `split`, by task.
+        variables: Of the penalties; they are no part of the network, and those that are trainable train in all stages.
     """
 
     loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -37,10 +37,10 @@ class Objective:
     combine: Callable[..., list[Any]] | None = None
     variables: Sequence[keras.Variable] = ()
 
-
-def list_trainable(objective: Objective) -> list[keras.Variable]:
-    """Return what penalties own and a step moves."""
-    return [variable for variable in objective.variables if variable.trainable]
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """The trainable variables of the penalties."""
+        return [variable for variable in self.variables if variable.trainable]
 
 
 class MovingAverage:
@@ -55,7 +55,7 @@ class MovingAverage:
         self.updates = tf.Variable(0.0, trainable=False)
 
     def update(self) -> None:
-        """Take the present values in; part of the training step's graph."""
+        """Add the present values; part of the training step's graph."""
         self.updates.assign_add(1.0)
         decay = tf.minimum(self.decay, (1.0 + self.updates) / (10.0 + self.updates))
         for value, variable in zip(self.values, self.variables, strict=True):
@@ -63,11 +63,11 @@ class MovingAverage:
 
     @property
     def state(self) -> list[np.ndarray]:
-        """What a checkpoint must hold."""
+        """The values to save."""
         return [variable.numpy() for variable in (self.updates, *self.values)]
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
-        """Take a checkpoint's state."""
+        """Load saved values."""
         for variable, value in zip((self.updates, *self.values), state, strict=True):
             variable.assign(value)
 
@@ -87,11 +87,11 @@ def make_train_step(
     average: MovingAverage | None = None,
     distribution: Strategy = ONE_DEVICE,
 ) -> Callable[..., tf.Tensor]:
-    """Return a compiled function of a batch that moves `variables` once.
+    """A compiled function that updates `variables` once.
 
-    It takes inputs [b, ...], dense targets float32 [b, k], weights float32 [b], a seed int32 [2] for what is mixed,
-    and what the source answered (or None), and returns the batch's mean loss without the penalties. XLA is
-    not used: on a CPU it is seven to nine times slower for depthwise convolutions.
+    It takes inputs [b, ...], dense targets float32 [b, k], weights float32 [b], a seed int32 [2] for mixing, and the
+    recorded logits of the source (or None), and returns the batch's mean loss without the penalties. XLA is not used:
+    on a CPU it is seven to nine times slower for depthwise convolutions.
     """
 
     def step(inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, seed: tf.Tensor, recorded: Any) -> tf.Tensor:
@@ -115,9 +115,9 @@ def make_train_step(
             terms = [optimizer.scale_loss(term * share) for term in terms]
         gradients = [distribution.sum(tape.gradient(term, list(variables))) for term in terms]
         if objective.combine is not None:
-            *of_tasks, last = gradients
-            taken = tf.stack([tf.cast(optimizer.iterations, tf.int32), 0])
-            gradients = [sum_gradients(objective.combine(of_tasks, taken), last)]
+            *of_tasks, of_penalties = gradients
+            seed = tf.stack([tf.cast(optimizer.iterations, tf.int32), 0])
+            gradients = [sum_gradients(objective.combine(of_tasks, seed), of_penalties)]
         optimizer.apply(gradients[0], list(variables))
         return loss * share
 
@@ -125,7 +125,7 @@ def make_train_step(
 
 
 def split_loss(objective: Objective, targets: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
-    """Return the batch's mean loss, a scalar; where gradients are combined, that of each task."""
+    """The batch's mean loss, a scalar; where gradients are combined, that of each task."""
     if objective.combine is None:
         return [weighted_mean(objective.loss(targets, logits), weights)]
     split: Any = objective.loss
@@ -133,7 +133,7 @@ def split_loss(objective: Objective, targets: tf.Tensor, logits: tf.Tensor, weig
 
 
 def sum_gradients(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
-    """Return the sums, variable by variable; None where both are."""
+    """The sums, variable by variable; None where both are."""
     pairs = ([part for part in pair if part is not None] for pair in zip(one, other, strict=True))
     return [tf.add_n(known) if known else None for known in pairs]
 
@@ -144,7 +144,7 @@ def make_gradient_step(
     objective: Objective,
     distribution: Strategy = ONE_DEVICE,
 ) -> Callable[..., list[tf.Tensor]]:
-    """Return a compiled function of inputs, targets and weights to the loss's gradients; it changes nothing."""
+    """A compiled function from inputs, targets and weights to the loss's gradients, in inference mode."""
 
     def step(inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
@@ -161,7 +161,7 @@ def make_gradient_step(
 def make_forward(
     suffix: keras.Model, distribution: Strategy = ONE_DEVICE, output: str = "logits"
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return a compiled function of inputs to logits float32 [b, k], or another output, in inference mode."""
+    """A compiled function from inputs to logits float32 [b, k], or another output, in inference mode."""
 
     def forward(inputs: tf.Tensor) -> tf.Tensor:
         return tf.cast(_call(suffix, as_floats(inputs), training=False)[output], tf.float32)
@@ -178,5 +178,5 @@ def _call(suffix: keras.Model, inputs: tf.Tensor, training: bool) -> Outputs:
 
 
 def as_floats(inputs: tf.Tensor) -> tf.Tensor:
-    """Cached activations may be float16; images stay uint8, the backbone knows what to do with them."""
+    """Inputs in float32, as cached activations may be float16; images stay uint8, which the backbone rescales."""
     return inputs if inputs.dtype == tf.uint8 else tf.cast(inputs, tf.float32)

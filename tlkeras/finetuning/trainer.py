@@ -29,7 +29,7 @@ from tlkeras.finetuning.precision import computing_in, scale_losses
 from tlkeras.finetuning.schedule import Schedule, StagePosition
 from tlkeras.finetuning.signals import GracefulShutdown
 from tlkeras.finetuning.stage_runner import StageRunner
-from tlkeras.finetuning.train_step import Objective, list_trainable
+from tlkeras.finetuning.train_step import Objective
 
 _GRADIENT_BATCHES = 8
 _FITTED_VIEWS = 2
@@ -109,7 +109,7 @@ class Trainer:
         self._distribution = settings.distribution
         with self._distribution.scope():
             self.optimizer = scale_losses(optimizer, settings.precision)
-            self.optimizer.build([*network.list_trainable(schedule.stages), *list_trainable(objective)])
+            self.optimizer.build([*network.list_trainable(schedule.stages), *objective.trainable_variables])
         self._distribution.wrap_optimizer(self.optimizer)
         self.objective, self.settings = objective, settings
         self.train, self.validation = splits

@@ -40,7 +40,7 @@ def make_schedule(
             probed=True,
         )
         keep = suggestion.keep if recipe.domain_adaptation is None else options.keep
-        stages, choices = suggestion.stages, suggestion.choices
+        stages, choices = suggestion.stages, suggestion.decisions
     else:
         stages, keep, choices = options.stages, options.keep, ()
     problems = []
