@@ -86,7 +86,7 @@ def test_a_run_reports_late_fusion_next_to_early_fusion(workplace, capsys):
     with open(workplace / result.path / "metrics.csv", newline="") as file:
         scopes = {(row["scope"], row["name"]) for row in csv.DictReader(file)}
     assert {("late fusion", "mean"), ("late fusion", "stacking")} <= scopes
-    from tlkeras.cli.tables import print_evaluation
+    from tlkeras.cli.tables.runs import print_evaluation
 
     print_evaluation(result)
     printed = capsys.readouterr().out

@@ -162,6 +162,10 @@ class BaseHead(ClassifierMixin, BaseEstimator):
         probabilities = self.predict_proba(X)
         return self.link_.decide(probabilities, self.classes_)
 
+    def to_layers(self) -> list[keras.layers.Layer]:
+        """The fitted layers, raw features to probabilities."""
+        raise NotImplementedError
+
     def summarize(self) -> HeadResult:
         """What the fit chose."""
         return HeadResult(self.kind, {})

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tlkeras.heads.heads import Head
+from tlkeras.heads.base import BaseHead
 from tlkeras.heads.link_functions import infer_link
 from tlkeras.progress import progress_bar
 
 
 def cross_val_predict(
-    head_maker: Callable[[], Head],
+    head_maker: Callable[[], BaseHead],
     X: np.ndarray,
     y: np.ndarray,
     weights: np.ndarray | None = None,

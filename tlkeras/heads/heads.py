@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tlkeras.errors import RecipeError, suggest
-from tlkeras.heads.base import HeadResult, LabelledRows
+from tlkeras.heads.base import BaseHead
 from tlkeras.heads.deep import MLPHead
 from tlkeras.heads.kernel import KernelHead
 from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.prototypes import CentroidHead, CosineHead, LdaHead
+from tlkeras.heads.regression import RidgeRegressionHead
 from tlkeras.heads.ridge import RidgeHead
 from tlkeras.heads.spatial import AttentionHead, RecurrentHead, TransformerHead
 from tlkeras.heads.svm import LinearSVMHead
@@ -21,41 +20,8 @@ if TYPE_CHECKING:
     import keras
 
 
-class Head(Protocol):
-    """Interface of every head: fitted on features like a scikit-learn classifier, and turned into Keras layers.
-
-    Attributes and arguments are those of `tlkeras.heads.base.BaseHead`.
-    """
-
-    classes_: np.ndarray
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def input_kind(self) -> Literal["vector", "map"]: ...
-
-    @property
-    def supports_multilabel(self) -> bool: ...
-
-    def fit(
-        self,
-        X: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        *,
-        validation: LabelledRows | None = None,
-        groups: np.ndarray | None = None,
-    ) -> Any: ...
-
-    def predict_proba(self, X: np.ndarray) -> np.ndarray: ...
-
-    def to_layers(self) -> list[keras.layers.Layer]: ...
-
-    def summarize(self) -> HeadResult: ...
-
-    def history(self) -> dict[str, list[float]]: ...
-
+Head = BaseHead | RidgeRegressionHead
+"""A head of any kind: fitted on features like a scikit-learn estimator, and turned into Keras layers."""
 
 _VECTOR_HEADS = (LinearHead, RidgeHead, LinearSVMHead, CentroidHead, LdaHead, CosineHead, KernelHead)
 _KERAS_HEADS = (MLPHead, RecurrentHead, AttentionHead, TransformerHead)
