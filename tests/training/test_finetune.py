@@ -78,7 +78,7 @@ def test_all_that_is_wrong_is_said_at_once(recipe):
     wrong = {"finetuning.stages": [stage], "augmentation.policy": "flp", "data.validation": 0.0}
     (problem,) = tlkeras.check(recipe, wrong).problems
     assert "set data.validation" in problem
-    assert "must unfreeze from 0 to" in problem
+    assert "unfreezes more blocks than the backbone has" in problem
     assert "Did you mean 'flip'" in problem
 
 

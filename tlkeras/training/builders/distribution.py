@@ -22,8 +22,8 @@ def make_strategy(recipe: Recipe, environment: Mapping[str, str] = os.environ) -
     It must come before anything is computed: TensorFlow allows a cluster only then.
 
     Raises:
-        TlkerasError: TF_CONFIG cannot be used.
-        RunError: A process did not come, or it has another recipe or other versions.
+        TlkerasError: TF_CONFIG is missing or invalid.
+        RunError: A process did not connect, or it has another recipe or other versions.
     """
     name = recipe.training.strategy
     accumulates = recipe.finetuning is not None and recipe.finetuning.gradient_accumulation_steps > 1
