@@ -101,9 +101,9 @@ def measure_rows(count: int, rounds: int) -> None:
             rates["all at once"].append(time_rate(count, lambda: np.asarray(rows)))
             for size in (64, 512):
                 batches = list(random.permutation(count)[: count // size * size].reshape(-1, size))
-                supply = ActivationSource([rows])
+                source = ActivationSource([rows])
                 rates[f"batches of {size}"].append(
-                    time_rate(count, lambda supply=supply, batches=batches: [None for _ in supply.stream(batches, 0)])
+                    time_rate(count, lambda source=source, batches=batches: [None for _ in source.stream(batches, 0)])
                 )
             X, y = random.random((6400, WIDTH), np.float32), random.integers(0, 10, 6400)
             learn = lambda X=X, y=y: head.fit(X, y, batch_size=64, verbose=0)  # noqa: E731
