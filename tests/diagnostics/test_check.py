@@ -139,7 +139,7 @@ def test_distillation_that_is_not_possible_is_a_problem(staged):
 def test_a_classifier_that_does_not_follow_the_last_map_is_a_problem(staged):
     convnext = {"finetuning.regularizer": {"kind": "lwf"}, "backbone": {"name": "convnext_tiny", "weights": "none"}}
     (problem,) = tlkeras.check(staged, convnext).problems
-    assert "that of convnext_tiny normalises after its pooling" in problem
+    assert "convnext_tiny, which normalises after its pooling" in problem
 
 
 @pytest.mark.slow

@@ -133,6 +133,11 @@ def test_limits_that_nothing_meets(limits, sentence):
         choose_candidates(limits)
 
 
+def test_limits_of_the_command_are_in_its_units(workplace):
+    done = recommend("photos/", "--max-parameters", 0.1, "--candidates", "efficientnet*")
+    assert done.exit_code == BackboneError.exit_code and "more than 0.1 M parameters: " in done.output
+
+
 def make_candidate(name, score, milliseconds, jitter=0.0):
     folds = np.array([-2, -1, 0, 1, 2]) * 0.01 + score + jitter * np.array([1, -1, 1, -1, 0])
     candidate = Candidate(replace(find_backbone("tiny"), name=name), "none", 32)

@@ -10,6 +10,9 @@ import click
 from tlkeras.cli.options import json_option, render, set_option
 from tlkeras.errors import TlkerasError
 
+_LIMITS = ("target", "patterns", "licences", "parameters", "multiply_adds", "megabytes", "milliseconds", "most")
+"""Options of `recommend` that are fields of `BackboneLimits`."""
+
 
 @click.command()
 @click.argument("recipe", metavar="DATA|RECIPE")
@@ -136,10 +139,18 @@ def find_lr(recipe: str, assignments: tuple[str, ...], as_json: bool, **options:
 @click.option("--target", metavar="WHERE", help="server, cpu or mobile  [default: server with a GPU, else cpu]")
 @click.option("--candidates", "patterns", multiple=True, metavar="PATTERN", help="Names that match; repeatable.")
 @click.option("--licence", "licences", multiple=True, metavar="SPDX", help="Accepted for the weights; repeatable.")
-@click.option("--max-parameters", type=click.FloatRange(0), metavar="MILLIONS", help="Maximum number of parameters.")
-@click.option("--max-multiply-adds", type=click.FloatRange(0), metavar="MILLIONS", help="Maximum per image.")
-@click.option("--max-size", type=click.FloatRange(0), metavar="MB", help="Maximum size of the weights in float32.")
-@click.option("--max-latency", type=click.FloatRange(0), metavar="MS", help="Maximum time for one image here.")
+@click.option(
+    "--max-parameters", "parameters", type=click.FloatRange(0), metavar="MILLIONS", help="Maximum number of parameters."
+)
+@click.option(
+    "--max-multiply-adds", "multiply_adds", type=click.FloatRange(0), metavar="MILLIONS", help="Maximum per image."
+)
+@click.option(
+    "--max-size", "megabytes", type=click.FloatRange(0), metavar="MB", help="Maximum size of the weights in float32."
+)
+@click.option(
+    "--max-latency", "milliseconds", type=click.FloatRange(0), metavar="MS", help="Maximum time for one image here."
+)
 @click.option("--most", default=6, show_default=True, type=click.IntRange(1), help="Backbones to measure.")
 @click.option("--images", default=1000, show_default=True, type=click.IntRange(4), help="Images to sample, at most.")
 @click.option(
@@ -162,17 +173,9 @@ def recommend(recipe: str, assignments: tuple[str, ...], as_json: bool, **option
     from tlkeras.config.recipe import parse_overrides
     from tlkeras.data.sources.references import load_recipe_or_source
 
-    others = {name: options.pop(name) for name in ("images", "minutes", "image", "to")}
-    limits = _collect_limits(options)
+    limits = {name: options.pop(name) for name in _LIMITS if options[name] not in (None, ())}
+    limits |= {name: limits[name] * 1e6 for name in ("parameters", "multiply_adds") if name in limits}
     overrides = parse_overrides(assignments)
     load_recipe_or_source(recipe, overrides)  # raises before TensorFlow is imported
+    others = {name: options[name] for name in ("images", "minutes", "image", "to")}
     render(tlkeras.recommend(recipe, overrides, limits=limits, **others), as_json, print_recommendation)
-
-
-def _collect_limits(options: dict[str, Any]) -> dict[str, Any]:
-    """The limits that were given, as fields of `BackboneLimits`."""
-    millions = {"parameters": options["max_parameters"], "multiply_adds": options["max_multiply_adds"]}
-    limits = {name: None if value is None else value * 1e6 for name, value in millions.items()}
-    limits |= {"megabytes": options["max_size"], "milliseconds": options["max_latency"], "target": options["target"]}
-    limits |= {name: options[name] or None for name in ("patterns", "licences", "most")}
-    return {name: value for name, value in limits.items() if value is not None}

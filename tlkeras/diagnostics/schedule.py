@@ -9,10 +9,9 @@ from typing import Any
 
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.features.extractor import FeatureExtractor
-from tlkeras.finetuning.auto_stages import Decision
 from tlkeras.finetuning.caching_plan import StagePlan
 from tlkeras.finetuning.schedule import Stage
-from tlkeras.results import Result, to_plain
+from tlkeras.results import Result
 from tlkeras.training import builders
 
 
@@ -53,6 +52,15 @@ class ScheduledStage:
 
 
 @dataclass(frozen=True)
+class ChosenValue:
+    """A value that was chosen from the data, at STAGE.FIELD or a field of the schedule, and why."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
 class ScheduleResult(Result):
     """The stages of a fine-tuning, and what is cached for them.
 
@@ -68,11 +76,7 @@ class ScheduleResult(Result):
     stages: tuple[ScheduledStage, ...]
     views: int | None
     precision: str
-    reasons: tuple[Decision, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The attributes; each reason with key, value and reason."""
-        return {**super().to_dict(), "reasons": [to_plain(reason._asdict()) for reason in self.reasons]}
+    reasons: tuple[ChosenValue, ...]
 
 
 def show_schedule(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> ScheduleResult:
@@ -94,7 +98,8 @@ def show_schedule(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | No
         _describe_stage(stage, planned, extractor, images * (views or 0))
         for stage, planned in zip(plan.schedule.stages, plan.caching.stages, strict=True)
     ]
-    return ScheduleResult(recipe.name, tuple(stages), views, builders.CACHE_DTYPE, plan.decisions)
+    reasons = tuple(ChosenValue(*decision) for decision in plan.decisions)
+    return ScheduleResult(recipe.name, tuple(stages), views, builders.CACHE_DTYPE, reasons)
 
 
 def _describe_stage(stage: Stage, planned: StagePlan, extractor: FeatureExtractor, rows: int) -> ScheduledStage:

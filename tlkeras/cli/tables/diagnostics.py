@@ -39,8 +39,8 @@ def print_schedule(result: ScheduleResult) -> None:
         reasons = make_table(
             "Chosen from the size of the data", [("value", "left"), ("", "right"), ("because", "left")]
         )
-        for key, value, reason in result.reasons:
-            reasons.add_row(key, str(value), reason)
+        for chosen in result.reasons:
+            reasons.add_row(chosen.key, str(chosen.value), chosen.reason)
         console.print(reasons)
 
 
