@@ -33,30 +33,18 @@ _MATPLOTLIB = b"Matplotlib"
 
 @dataclass(frozen=True)
 class AugmentationResult(Result):
-    """A recipe's augmentation and its contact sheet.
-
-    Attributes:
-        name: Of the recipe.
-        policy: Name of the policy.
-        operations: The alternatives of a round, in words.
-        rounds: Number of rounds.
-        views: Number of different views; None: unlimited.
-        mixup, cutmix: Alphas; 0 for none.
-        path: The PNG file of the sheet.
-        images: Number of images on the sheet.
-        shown: Number of views of each.
-    """
+    """A recipe's augmentation and its contact sheet."""
 
     name: str
     policy: str
-    operations: tuple[str, ...]
+    operations: tuple[str, ...]  # the alternatives of a round, in words
     rounds: int
-    views: int | None
-    mixup: float
-    cutmix: float
-    path: str
+    views: int | None  # number of different views; None: unlimited
+    mixup: float  # alpha; 0 for none
+    cutmix: float  # alpha; 0 for none
+    path: str  # the PNG file of the sheet
     images: int
-    shown: int
+    shown: int  # number of views of each
 
 
 def show_augmentation(
@@ -109,11 +97,7 @@ def show_augmentation(
 
 
 def check_target(path: Path) -> None:
-    """Make sure that a file is new, or an image that was drawn before.
-
-    Raises:
-        ResourceError: It is another file.
-    """
+    """Make sure that a file is new, or an image that was drawn before; ResourceError if it is another file."""
     if path.exists():
         start = path.read_bytes()[:512] if path.is_file() else b""
         if not (start.startswith(_PNG) and _MATPLOTLIB in start):
@@ -123,11 +107,7 @@ def check_target(path: Path) -> None:
 
 
 def write_plot(plot: Callable[[Path], None], path: Path) -> None:
-    """Call a function that writes an image file.
-
-    Raises:
-        ResourceError: The file cannot be written.
-    """
+    """Call a function that writes an image file; ResourceError if the file cannot be written."""
     try:
         plot(path)
     except OSError as error:

@@ -88,34 +88,21 @@ class ManifestResult:
 
 @dataclass(frozen=True)
 class CheckResult(Result):
-    """What was found in images, labels and recipe.
-
-    Attributes:
-        name: Of the recipe.
-        problems: Sentences; where there are none, training is advisable.
-        notes: Sentences worth reading.
-        facts: On images, splits, backbone and cost, name -> text.
-        rejected, remarks: Files that cannot be used, and those that are odd; their paths are printable.
-        classes: Size of each class.
-        copies: Images that are the same or look the same.
-        leaking_groups: Groups that are in several splits.
-        mislabelled, outliers: Most suspicious first; None where they were not looked for.
-        manifest, page: Files that were written.
-    """
+    """What was found in images, labels and recipe."""
 
     name: str
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    facts: dict[str, str]
-    rejected: tuple[Issue, ...]
-    remarks: tuple[Issue, ...]
+    problems: tuple[str, ...]  # sentences; where there are none, training is advisable
+    notes: tuple[str, ...]  # sentences worth reading
+    facts: dict[str, str]  # on images, splits, backbone and cost, name -> text
+    rejected: tuple[Issue, ...]  # files that cannot be used; their paths are printable
+    remarks: tuple[Issue, ...]  # files that are odd
     classes: tuple[ClassCount, ...]
-    copies: tuple[DuplicateImages, ...]
-    leaking_groups: tuple[LeakingGroup, ...]
-    mislabelled: tuple[MislabelledImage, ...] | None
-    outliers: tuple[OutlierImage, ...] | None
-    manifest: ManifestResult | None = None
-    page: str | None = None
+    copies: tuple[DuplicateImages, ...]  # images that are the same or look the same
+    leaking_groups: tuple[LeakingGroup, ...]  # groups that are in several splits
+    mislabelled: tuple[MislabelledImage, ...] | None  # most suspicious first; None where they were not looked for
+    outliers: tuple[OutlierImage, ...] | None  # most suspicious first; None where they were not looked for
+    manifest: ManifestResult | None = None  # the one that was written, if any
+    page: str | None = None  # the file that was written, if any
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes, without `manifest` and `page` where none was written."""

@@ -42,25 +42,16 @@ _MAP_PIXELS = 128
 
 @dataclass(frozen=True)
 class FeaturePlotResult(Result):
-    """What was plotted.
-
-    Attributes:
-        name: Of the recipe.
-        images: Number of images.
-        separations: By depth, the share of images that have the class of their nearest neighbours in other folds.
-        chance: Share of the most common class.
-        layer: The cut whose maps were drawn, if any.
-        path: The PNG file of projections and accuracies.
-        maps: The PNG file of the layer's maps, if any.
-    """
+    """What was plotted."""
 
     name: str
     images: int
+    # by depth, the share of images that have the class of their nearest neighbours in other folds
     separations: dict[str, float]
-    chance: float
-    layer: str | None
-    path: str
-    maps: str | None
+    chance: float  # share of the most common class
+    layer: str | None  # the cut whose maps were drawn, if any
+    path: str  # the PNG file of projections and accuracies
+    maps: str | None  # the PNG file of the layer's maps, if any
 
 
 def show_features(
@@ -158,16 +149,11 @@ def _list_colourings(dataset: Dataset) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class LabelledFolds:
-    """Images of known class, divided into folds.
+    """Images of known class, divided into folds."""
 
-    Attributes:
-        known: Mask of them among all images, bool (n,).
-        codes: Their classes by the first task, int (m,), from 0.
-        folds: Positions among them to fit on, and positions held out; no group is in both.
-    """
-
-    known: np.ndarray
-    codes: np.ndarray
+    known: np.ndarray  # mask of them among all images, bool (n,)
+    codes: np.ndarray  # their classes by the first task, int (m,), from 0
+    # positions among them to fit on, and positions held out; no group is in both
     folds: list[tuple[np.ndarray, np.ndarray]]
 
 

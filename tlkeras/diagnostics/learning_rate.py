@@ -27,29 +27,17 @@ from tlkeras.training.builders.fit_heads import SplitFeatures, fit_heads
 
 @dataclass(frozen=True)
 class LearningRateResult(Result):
-    """A learning rate for a stage, suggested by a range test.
-
-    Attributes:
-        name: Of the recipe.
-        stage: Its name.
-        learning_rate: The recipe's own.
-        suggestion: The rate to train at; None where the losses do not show one.
-        reason: Why this rate, or why none.
-        rates: Tried, rising.
-        losses: At each rate; they end where the loss diverged.
-        smoothed: The mean of the losses around each rate.
-        image: The PNG file of the curve; None where not one loss was finite.
-    """
+    """A learning rate for a stage, suggested by a range test."""
 
     name: str
     stage: str
-    learning_rate: float
-    suggestion: float | None
-    reason: str
-    rates: tuple[float, ...]
-    losses: tuple[float, ...]
-    smoothed: tuple[float, ...]
-    image: str | None
+    learning_rate: float  # the recipe's own
+    suggestion: float | None  # the rate to train at; None where the losses do not show one
+    reason: str  # why this rate, or why none
+    rates: tuple[float, ...]  # tried, rising
+    losses: tuple[float, ...]  # at each rate; they end where the loss diverged
+    smoothed: tuple[float, ...]  # the mean of the losses around each rate
+    image: str | None  # the PNG file of the curve; None where not one loss was finite
 
 
 def find_learning_rate(

@@ -26,29 +26,17 @@ class ScheduledBlock:
 
 @dataclass(frozen=True)
 class ScheduledStage:
-    """One stage.
-
-    Attributes:
-        name: As in the recipe.
-        epochs: Maximum number of epochs.
-        learning_rate: Of the head.
-        cut: Where the trained part of the network begins.
-        megabytes: Activations that are cached for it, in all views.
-        saved: Share of the work that caching saves, 0 to 1.
-        reason: Why it begins there.
-        parameters: Number that train in the backbone.
-        blocks: Those that train, from the head down.
-    """
+    """One stage."""
 
     name: str
     epochs: int
     learning_rate: float
-    cut: str
-    megabytes: float
-    saved: float
+    cut: str  # where the trained part of the network begins
+    megabytes: float  # activations that are cached for it, in all views
+    saved: float  # share of the work that caching saves, 0 to 1
     reason: str
-    parameters: int
-    blocks: tuple[ScheduledBlock, ...]
+    parameters: int  # number that train in the backbone
+    blocks: tuple[ScheduledBlock, ...]  # those that train, from the head down
 
 
 @dataclass(frozen=True)
@@ -62,21 +50,13 @@ class ChosenValue:
 
 @dataclass(frozen=True)
 class ScheduleResult(Result):
-    """The stages of a fine-tuning, and what is cached for them.
-
-    Attributes:
-        name: Of the recipe.
-        stages: In order.
-        views: Number of views of an image that are cached; None where nothing is.
-        precision: Of cached activations.
-        reasons: Values that were chosen from the data, and why.
-    """
+    """The stages of a fine-tuning, and what is cached for them."""
 
     name: str
     stages: tuple[ScheduledStage, ...]
-    views: int | None
-    precision: str
-    reasons: tuple[ChosenValue, ...]
+    views: int | None  # number of views of an image that are cached; None where nothing is
+    precision: str  # of cached activations
+    reasons: tuple[ChosenValue, ...]  # values that were chosen from the data, and why
 
 
 def show_schedule(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> ScheduleResult:

@@ -29,17 +29,11 @@ CALIBRATION_IMAGES = 128
 
 @dataclass(frozen=True)
 class ConversionInputs:
-    """A model to convert.
+    """A model to convert."""
 
-    Attributes:
-        model: uint8 images to the probabilities of each task, in the order of the tasks.
-        tasks: The tasks.
-        calibration: Images of the training split, uint8 [n, size, size, 3].
-    """
-
-    model: keras.Model
+    model: keras.Model  # uint8 images to the probabilities of each task, in the order of the tasks
     tasks: Sequence[Task]
-    calibration: np.ndarray
+    calibration: np.ndarray  # images of the training split, uint8 [n, size, size, 3]
 
     @property
     def outputs(self) -> list[str]:
@@ -49,20 +43,15 @@ class ConversionInputs:
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """One format.
+    """One format."""
 
-    Attributes:
-        file: Path in the version's folder.
-        write: Converts a model and writes the file.
-        open: From a file and the names of its outputs, the function that predicts with it.
-        extra: The extra that must be installed, and the package by which its presence is checked.
-        tolerance: Largest difference in a probability; None where weights are rounded and only accuracy counts.
-    """
-
-    file: str
-    write: Callable[[ConversionInputs, Path], None]
+    file: str  # path in the version's folder
+    write: Callable[[ConversionInputs, Path], None]  # converts a model and writes the file
+    # from a file and the names of its outputs, the function that predicts with it
     open: Callable[[Path, Sequence[str]], PredictFn]
+    # the extra that must be installed, and the package by which its presence is checked
     extra: tuple[str, str] | None = None
+    # largest difference in a probability; None where weights are rounded and only accuracy counts
     tolerance: float | None = None
 
 

@@ -26,25 +26,15 @@ _MAX_IMAGES = 256
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out images with their targets and the run's own predictions.
+    """Held-out images with their targets and the run's own predictions."""
 
-    Attributes:
-        preprocessing: From bytes to the images that the model takes.
-        keys: Names, as in the run's tables.
-        paths: Files.
-        targets: Per task, as the task has them.
-        weights: float [n].
-        probabilities: The run's own predictions, per task, float32 [n, k].
-        note: Why some images are missing; "" where none is.
-    """
-
-    preprocessing: Preprocessing
-    keys: list[str]
+    preprocessing: Preprocessing  # from bytes to the images that the model takes
+    keys: list[str]  # names, as in the run's tables
     paths: list[str]
     targets: list[np.ndarray]
-    weights: np.ndarray
-    probabilities: list[np.ndarray]
-    note: str = ""
+    weights: np.ndarray  # float [n]
+    probabilities: list[np.ndarray]  # the run's own predictions, per task, float32 [n, k]
+    note: str = ""  # why some images are missing; "" where none is
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,11 +58,7 @@ class HeldOut:
 
 
 def read_held_out(run: Run, tasks: list[Task], preprocessing: Preprocessing) -> HeldOut:
-    """At most 256 held-out images of a run, evenly spread.
-
-    Raises:
-        RunError: The run stores no images, or no predictions.
-    """
+    """At most 256 held-out images of a run, evenly spread; RunError if the run stores no images, or no predictions."""
     samples = run.read_json("samples.json")
     if not samples:
         raise RunError(f"{run.name} stores no held-out images to compare an export with.", f"none in {run.path}")

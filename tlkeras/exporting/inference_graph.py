@@ -27,20 +27,14 @@ _PARALLEL_CHUNKS = 2
 
 @dataclass(frozen=True)
 class InferenceModel:
-    """A model ready to be exported.
+    """A model ready to be exported."""
 
-    Attributes:
-        call: From uint8 images [n, size, size, 3] to the features [n, d] where there are any, and then the
-            probabilities [n, k] of each task.
-        model: Owner of the variables that `call` reads; None where all are constants.
-        has_features: Whether the first output holds features.
-        note: Why this is not the fast network; "" where it is.
-    """
-
+    # from uint8 images [n, size, size, 3] to the features [n, d] where there are any, and then the probabilities [n, k]
+    # of each task
     call: Callable[[tf.Tensor], list[tf.Tensor]]
-    model: keras.Model | None
-    has_features: bool
-    note: str = ""
+    model: keras.Model | None  # owner of the variables that `call` reads; None where all are constants
+    has_features: bool  # whether the first output holds features
+    note: str = ""  # why this is not the fast network; "" where it is
 
     @property
     def is_fast(self) -> bool:

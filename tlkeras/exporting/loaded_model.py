@@ -15,19 +15,12 @@ from tlkeras.exporting.signatures import quiet_deprecations
 
 @dataclass(frozen=True)
 class Signature:
-    """One function of a SavedModel.
+    """One function of a SavedModel."""
 
-    Attributes:
-        method: Such as "tensorflow/serving/predict".
-        inputs: TensorInfo by name.
-        outputs: TensorInfo by name.
-        call: From one array per input, in the order of `inputs`, to one per output.
-    """
-
-    method: str
-    inputs: Mapping[str, Any]
-    outputs: Mapping[str, Any]
-    call: Callable[..., list[np.ndarray]]
+    method: str  # such as "tensorflow/serving/predict"
+    inputs: Mapping[str, Any]  # TensorInfo by name
+    outputs: Mapping[str, Any]  # TensorInfo by name
+    call: Callable[..., list[np.ndarray]]  # from one array per input, in the order of `inputs`, to one per output
 
 
 class LoadedSavedModel:

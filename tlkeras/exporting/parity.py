@@ -26,41 +26,25 @@ _TIMED_CALLS = 9
 
 @dataclass(frozen=True)
 class AcceptanceCriteria:
-    """Conditions for publishing a model.
+    """Conditions for publishing a model."""
 
-    Attributes:
-        tolerance: Largest difference in a probability from the model of the run; None: any.
-        min_accuracy: Lowest accuracy on the images compared; None: any.
-        max_drop: Largest loss of accuracy against the model of the run; None: any.
-    """
-
-    tolerance: float | None = None
-    min_accuracy: float | None = None
-    max_drop: float | None = None
+    tolerance: float | None = None  # largest difference in a probability from the model of the run; None: any
+    min_accuracy: float | None = None  # lowest accuracy on the images compared; None: any
+    max_drop: float | None = None  # largest loss of accuracy against the model of the run; None: any
 
 
 @dataclass(frozen=True)
 class ParityResult(Result):
-    """Agreement of one format of the model with the run's, on one task.
-
-    Attributes:
-        form: Name of the format.
-        task: Name of the task.
-        difference: Largest difference in a probability from the Keras model; of a regression as a fraction of the
-            largest value.
-        agreement: Fraction of images with the same prediction as the Keras model's.
-        accuracy: Accuracy (exact match of several labels, R2 of a regression) with its 95 % interval.
-        megabytes: Size on disk.
-        milliseconds: Time of one image, alone, from uint8 to probabilities: the median.
-    """
+    """Agreement of one format of the model with the run's, on one task."""
 
     form: str
     task: str
+    # largest difference in a probability from the Keras model; of a regression as a fraction of the largest value
     difference: float
-    agreement: float
-    accuracy: Estimate
-    megabytes: float
-    milliseconds: float
+    agreement: float  # fraction of images with the same prediction as the Keras model's
+    accuracy: Estimate  # accuracy (exact match of several labels, R2 of a regression) with its 95 % interval
+    megabytes: float  # size on disk
+    milliseconds: float  # time of one image, alone, from uint8 to probabilities: the median
 
 
 def compare_formats(

@@ -52,21 +52,13 @@ _COMPARED = 64
 
 @dataclass(frozen=True)
 class ExportInputs:
-    """A run's model, with the images that the export is compared on.
-
-    Attributes:
-        run: The run.
-        model: uint8 images to the probabilities of each task, in the order of the tasks.
-        tasks: The tasks.
-        held_out: Images with the run's own predictions.
-        calibration: A sentence on the scaling that is built into the model; "" where none is.
-    """
+    """A run's model, with the images that the export is compared on."""
 
     run: Run
-    model: keras.Model
+    model: keras.Model  # uint8 images to the probabilities of each task, in the order of the tasks
     tasks: list[Task]
-    held_out: HeldOut
-    calibration: str = ""
+    held_out: HeldOut  # images with the run's own predictions
+    calibration: str = ""  # a sentence on the scaling that is built into the model; "" where none is
 
 
 def export(
@@ -182,11 +174,7 @@ def _check_parity(
     folder: Path,
     criteria: AcceptanceCriteria,
 ) -> tuple[list[ParityResult], float]:
-    """The parity table and the largest difference from the run's own predictions.
-
-    Raises:
-        ExportError: A difference is too large or a criterion missed; all are named.
-    """
+    """The parity table and the largest difference from the run's own predictions."""
     files = {name: folder / FORMATS[name].file for name in converted}
     sizes = {name: measure_size(file if file.suffix == ".tflite" else file.parent) for name, file in files.items()}
     sizes |= {

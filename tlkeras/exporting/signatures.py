@@ -26,15 +26,10 @@ NamedTensors = dict[str, tf.Tensor]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Decoding and resizing of image files, which becomes part of the exported graph.
+    """Decoding and resizing of image files, which becomes part of the exported graph."""
 
-    Attributes:
-        size: Height and width in pixels.
-        resize: How an image is made square: stretch, crop or pad.
-    """
-
-    size: int
-    resize: str
+    size: int  # height and width in pixels
+    resize: str  # how an image is made square: stretch, crop or pad
 
     def decode(self, image_bytes: tf.Tensor) -> tf.Tensor:
         """Decode a batch, its images in parallel: string [n] -> uint8 [n, size, size, 3]."""

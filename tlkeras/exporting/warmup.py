@@ -41,11 +41,7 @@ def write_warmup(
 
 
 def run_warmup_requests(path: Path, loaded: LoadedSavedModel) -> None:
-    """Read a version's requests and run them all.
-
-    Raises:
-        tf.errors.OpError: The file is damaged, or a request fails.
-    """
+    """Read a version's requests and run them all; tf.errors.OpError if the file is damaged, or a request fails."""
     for record in tf.data.TFRecordDataset(str(path / FILE)).as_numpy_iterator():
         log = Log.FromString(record)
         if log.HasField("classify_log"):

@@ -94,11 +94,7 @@ def _name_rejected(out: Path) -> Path:
 
 @contextmanager
 def _locked_folder(out: Path) -> Iterator[Path]:
-    """The hidden folder of a table's jobs, for this process alone; it is removed if all goes well.
-
-    Raises:
-        ResourceError: The folder cannot be written, the disk is full, or another process writes the table.
-    """
+    """The hidden folder of a table's jobs, for this process alone; it is removed if all goes well."""
     folder = out.with_name(f".{out.name}.job")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,11 +112,7 @@ def _locked_folder(out: Path) -> Iterator[Path]:
 
 
 def _plan_jobs(folder: Path, processor: ShardProcessor, paths: Sequence[str], shard_size: int) -> list[Job]:
-    """The jobs that earlier calls have begun, and one of the images that none of these has.
-
-    Raises:
-        DataError: They were begun by another run, or in other versions.
-    """
+    """The jobs that earlier calls have begun, and one of the images that none of these has."""
     begun = sorted(note.parent for note in folder.glob("*/job.json"))
     try:
         jobs = [plan_job(job_folder, processor.facts, None, list, shard_size) for job_folder in begun]
@@ -141,11 +133,7 @@ def _plan_jobs(folder: Path, processor: ShardProcessor, paths: Sequence[str], sh
 
 
 def _process(jobs: Sequence[Job], processor: ShardProcessor, settled: int) -> None:
-    """Classify the images that have no row yet.
-
-    Raises:
-        RunError: Some could not be classified.
-    """
+    """Classify the images that have no row yet; RunError if some could not be classified."""
     with progress_bar("Predicting", sum(job.images for job in jobs), "images") as advance:
         advance(settled)
         for job in jobs:

@@ -11,15 +11,10 @@ from tlkeras.results import Result
 
 @dataclass(frozen=True)
 class UnreadableImage(Result):
-    """An image without a prediction or features.
+    """An image without a prediction or features."""
 
-    Attributes:
-        path: The file, in printable characters.
-        reason: Why it has none.
-    """
-
-    path: str
-    reason: str
+    path: str  # the file, in printable characters
+    reason: str  # why it has none
 
 
 @dataclass(frozen=True)
@@ -32,21 +27,13 @@ class ClassProbability(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskPrediction(Result):
-    """The prediction of one task for one image.
+    """The prediction of one task for one image."""
 
-    Attributes:
-        label: All predicted labels, or the number, as one text, as the source writes it.
-        probability: Probability of the most probable class; None of a number.
-        labels: Predicted classes: one, or every one whose probability reaches the threshold.
-        top: The most probable classes, best first.
-        value: The predicted number; None where classes are predicted.
-    """
-
-    label: str
-    probability: float | None = None
-    labels: tuple[str, ...] = ()
-    top: tuple[ClassProbability, ...] = ()
-    value: float | None = None
+    label: str  # all predicted labels, or the number, as one text, as the source writes it
+    probability: float | None = None  # probability of the most probable class; None of a number
+    labels: tuple[str, ...] = ()  # predicted classes: one, or every one whose probability reaches the threshold
+    top: tuple[ClassProbability, ...] = ()  # the most probable classes, best first
+    value: float | None = None  # the predicted number; None where classes are predicted
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes by name, without those that this kind of task does not have."""
@@ -56,14 +43,10 @@ class TaskPrediction(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePrediction(TaskPrediction):
-    """The predictions for one image.
+    """The predictions for one image."""
 
-    Attributes:
-        path: The file, in printable characters.
-        tasks: The prediction of each task by its name; the attributes above are those of the first.
-    """
-
-    path: str
+    path: str  # the file, in printable characters
+    # the prediction of each task by its name; the attributes above are those of the first
     tasks: Mapping[str, TaskPrediction] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,46 +57,27 @@ class ImagePrediction(TaskPrediction):
 
 @dataclass(frozen=True)
 class PredictionResult(Result):
-    """Predictions for some images.
+    """Predictions for some images."""
 
-    Attributes:
-        run: Name of the run, or address of the served model.
-        threshold: Probability from which an image has a label; None where the most probable class counts.
-        predictions: One per readable image, in the order given.
-        unreadable: The other images.
-    """
-
-    run: str
-    threshold: float | None
-    predictions: tuple[ImagePrediction, ...]
+    run: str  # name of the run, or address of the served model
+    threshold: float | None  # probability from which an image has a label; None where the most probable class counts
+    predictions: tuple[ImagePrediction, ...]  # one per readable image, in the order given
     unreadable: tuple[UnreadableImage, ...]
 
 
 @dataclass(frozen=True)
 class PredictionFileResult(Result):
-    """Predictions written into a table.
-
-    Attributes:
-        run: Name of the run.
-        out: Path of the table.
-        rows: Its rows.
-        unreadable: Images without a row.
-        rejected: Path of their list; None where every image has a row.
-        engine: Engine of this call; None where nothing was left to compute.
-        resumed: Images that an earlier call had computed.
-        seconds: Wall time of this call.
-        rate: Images per second of this call.
-    """
+    """Predictions written into a table."""
 
     run: str
     out: str
     rows: int
-    unreadable: tuple[UnreadableImage, ...]
-    rejected: str | None
-    engine: str | None
-    resumed: int
-    seconds: float
-    rate: float
+    unreadable: tuple[UnreadableImage, ...]  # images without a row
+    rejected: str | None  # path of their list; None where every image has a row
+    engine: str | None  # engine of this call; None where nothing was left to compute
+    resumed: int  # images that an earlier call had computed
+    seconds: float  # wall time of this call
+    rate: float  # images per second of this call
 
 
 @dataclass(frozen=True)
@@ -128,25 +92,16 @@ class FailedShard(Result):
 
 @dataclass(frozen=True)
 class JobSummary(Result):
-    """Progress of a job in shards.
-
-    Attributes:
-        images: All images.
-        shards: All shards.
-        done: Shards with a record.
-        rows: Rows in their parts.
-        rejected: Number of their images without a row.
-        bytes: Size of their parts.
-        sha256: SHA-256 of all parts' digests in order: jobs with equal ones have equal rows, byte for byte. None
-            until every shard is done.
-    """
+    """Progress of a job in shards."""
 
     images: int
     shards: int
-    done: int
-    rows: int
-    rejected: int
-    bytes: int
+    done: int  # shards with a record
+    rows: int  # rows in their parts
+    rejected: int  # number of their images without a row
+    bytes: int  # size of their parts
+    # SHA-256 of all parts' digests in order: jobs with equal ones have equal rows, byte for byte. None until every
+    # shard is done
     sha256: str | None
 
     @property
@@ -157,22 +112,12 @@ class JobSummary(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult(JobSummary):
-    """A job in shards, finished or not, after a call.
-
-    Attributes:
-        folder: Folder of the job.
-        unreadable: Images without a row, named relative to the job's root.
-        failed: Shards that were given up.
-        computed: Images of this call.
-        seconds: Wall time of this call.
-        engine: "local" or "ray".
-        workers: Number of workers.
-    """
+    """A job in shards, finished or not, after a call."""
 
     folder: str
-    unreadable: tuple[UnreadableImage, ...]
-    failed: tuple[FailedShard, ...]
+    unreadable: tuple[UnreadableImage, ...]  # images without a row, named relative to the job's root
+    failed: tuple[FailedShard, ...]  # shards that were given up
     computed: int
-    seconds: float
-    engine: str
+    seconds: float  # wall time of this call
+    engine: str  # "local" or "ray"
     workers: int

@@ -45,19 +45,12 @@ _VERSIONS = ("tlkeras", "tensorflow", "keras", "openvino")
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """Workers of a job.
+    """Workers of a job."""
 
-    Attributes:
-        engine: "local": processes of this machine; "ray": actors of a Ray cluster.
-        workers: Their number; None: one for every eight cores of this machine.
-        shard_size: Images in a shard, which one worker computes at a time and loses when it dies.
-        verify: Compare the checksums of all existing parts; damaged ones are computed again.
-    """
-
-    engine: str = "local"
-    workers: int | None = None
-    shard_size: int = SHARD_SIZE
-    verify: bool = False
+    engine: str = "local"  # "local": processes of this machine; "ray": actors of a Ray cluster
+    workers: int | None = None  # their number; None: one for every eight cores of this machine
+    shard_size: int = SHARD_SIZE  # images in a shard, which one worker computes at a time and loses when it dies
+    verify: bool = False  # compare the checksums of all existing parts; damaged ones are computed again
 
     def count(self) -> int:
         """Number of workers."""

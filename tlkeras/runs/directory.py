@@ -63,11 +63,7 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The manifest as last written.
-
-        Raises:
-            RunError: It is missing or damaged.
-        """
+        """The manifest as last written; RunError if it is missing or damaged."""
         manifest = self.read_json("manifest.json")
         if not isinstance(manifest, dict) or "state" not in manifest:
             raise RunError(f"The manifest.json of {self.path} has no state.", f"{manifest!r:.60}")
@@ -170,11 +166,7 @@ class Run:
         self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file of the run.
-
-        Raises:
-            RunError: The file is missing or damaged.
-        """
+        """Read a JSON file of the run; RunError if the file is missing or damaged."""
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -186,11 +178,7 @@ class Run:
             np.savez(file, allow_pickle=False, **arrays)
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray]:
-        """Read an .npz file of the run.
-
-        Raises:
-            RunError: The file is missing or damaged.
-        """
+        """Read an .npz file of the run; RunError if the file is missing or damaged."""
         try:
             with np.load(self.path / name, allow_pickle=False) as stored:
                 return dict(stored)
@@ -198,22 +186,14 @@ class Run:
             raise RunError(f"{name} of the run {self.path} cannot be read.", error) from None
 
     def require(self, name: str) -> Path:
-        """The path of a file of the run.
-
-        Raises:
-            RunError: The file is missing.
-        """
+        """The path of a file of the run; RunError if the file is missing."""
         path = self.path / name
         if not path.is_file():
             raise RunError(f"The run {self.path} has no {name}.")
         return path
 
     def read_bytes(self, name: str) -> bytes:
-        """The bytes of a file of the run.
-
-        Raises:
-            RunError: The file is missing.
-        """
+        """The bytes of a file of the run; RunError if the file is missing."""
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
@@ -228,11 +208,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from writing this run meanwhile.
-
-        Raises:
-            RunError: Another process is writing here.
-        """
+        """Keep other processes from writing this run meanwhile; RunError if another process is writing here."""
         try:
             with FileLock(self.path / ".lock", timeout=0):
                 yield

@@ -29,24 +29,15 @@ FUSION_RULES = ("mean", "stacking")
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of one task, and the true targets.
+    """Predictions of one task, and the true targets."""
 
-    Attributes:
-        task: What is predicted.
-        keys: Names of the images, str [n].
-        targets: As the task has them, int64 [n] or int8 [n, k].
-        probabilities: float [n, k].
-        weights: Sample weights, float [n].
-        prior: How common each class is in training, float [k].
-        slices: What images can be told apart by ("group", "domain", "stratum"), str [n] each; "" for nothing.
-    """
-
-    task: Task
-    keys: np.ndarray
-    targets: np.ndarray
-    probabilities: np.ndarray
-    weights: np.ndarray
-    prior: np.ndarray
+    task: Task  # what is predicted
+    keys: np.ndarray  # names of the images, str [n]
+    targets: np.ndarray  # as the task has them, int64 [n] or int8 [n, k]
+    probabilities: np.ndarray  # float [n, k]
+    weights: np.ndarray  # sample weights, float [n]
+    prior: np.ndarray  # how common each class is in training, float [k]
+    # what images can be told apart by ("group", "domain", "stratum"), str [n] each; "" for nothing
     slices: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
@@ -153,11 +144,7 @@ def read_fusion(run: Run) -> dict[str, dict[str, np.ndarray]]:
 
 
 def read_tasks(run: Run) -> list[Task]:
-    """The tasks of a run, in its order.
-
-    Raises:
-        RunError: The run does not say.
-    """
+    """The tasks of a run, in its order; RunError if the run does not say."""
     facts = run.manifest.get("tasks", {})
     return [make_task(name, classes, **facts.get(name, {})) for name, classes in run.read_json("classes.json").items()]
 
@@ -219,11 +206,7 @@ def has_predictions(run: Run, split: str) -> bool:
 
 
 def check_finite(predictions: Predictions) -> None:
-    """Make sure that all probabilities are finite.
-
-    Raises:
-        RunError: Some are not; the first such images are named.
-    """
+    """Make sure that all probabilities are finite; RunError if some are not; the first such images are named."""
     bad = ~np.isfinite(predictions.probabilities).all(axis=1)
     if bad.any():
         some = ", ".join(predictions.keys[bad][:3].tolist())

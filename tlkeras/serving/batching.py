@@ -18,17 +18,11 @@ BatchFn = Callable[..., Arrays]
 
 @dataclass(frozen=True)
 class Batching:
-    """Settings of a batch scheduler.
+    """Settings of a batch scheduler."""
 
-    Attributes:
-        max_batch_size: Largest number of rows that run together; 1 turns batching off.
-        timeout: Seconds that a request waits for others.
-        max_waiting: Largest number of waiting rows; a request beyond it is refused.
-    """
-
-    max_batch_size: int = 32
-    timeout: float = 0.002
-    max_waiting: int = 1024
+    max_batch_size: int = 32  # largest number of rows that run together; 1 turns batching off
+    timeout: float = 0.002  # seconds that a request waits for others
+    max_waiting: int = 1024  # largest number of waiting rows; a request beyond it is refused
 
 
 @dataclass(frozen=True)
@@ -53,11 +47,7 @@ class BatchScheduler:
         self._task: asyncio.Task[None] | None = None
 
     async def submit(self, arrays: Sequence[np.ndarray]) -> Arrays:
-        """Outputs for inputs with the same number of rows, at least one.
-
-        Raises:
-            StatusError: Too many rows are waiting.
-        """
+        """Outputs for inputs with the same number of rows, at least one; StatusError if too many rows are waiting."""
         rows = len(arrays[0])
         if self._rows + rows > max(self._options.max_waiting, rows):
             raise StatusError(Code.UNAVAILABLE, "The batch scheduling queue to which this task was submitted is full")

@@ -24,17 +24,11 @@ _CONNECTION = "Is it running? Start one with: tlkeras serve saved_models/NAME"
 
 @dataclass(frozen=True)
 class ServedVersion:
-    """A version that a server knows.
-
-    Attributes:
-        version: Its number.
-        state: START, LOADING, AVAILABLE, UNLOADING or END.
-        error_message: The error that ended it; "" if there was none.
-    """
+    """A version that a server knows."""
 
     version: int
-    state: str
-    error_message: str
+    state: str  # START, LOADING, AVAILABLE, UNLOADING or END
+    error_message: str  # the error that ended it; "" if there was none
 
 
 class Client:

@@ -24,38 +24,23 @@ _COVER = 0.25
 
 @dataclass(frozen=True)
 class TaskExplanation(Result):
-    """The prediction of one task, and the parts of the image that it depends on.
-
-    Attributes:
-        name: Name of the task.
-        label: The prediction.
-        explained: The class whose probability the heat map is of; the task of a regression.
-        probabilities: Labels with their probabilities, the highest first; empty for a regression.
-        heat: [GRID, GRID], 0 to 1: loss of probability (change of the value) where that part is covered, divided by the
-            largest.
-        most_lost: The largest loss.
-    """
+    """The prediction of one task, and the parts of the image that it depends on."""
 
     name: str
     label: str
-    explained: str
-    probabilities: list[tuple[str, float]]
+    explained: str  # the class whose probability the heat map is of; the task of a regression
+    probabilities: list[tuple[str, float]]  # labels with their probabilities, the highest first; empty for a regression
+    # [GRID, GRID], 0 to 1: loss of probability (change of the value) where that part is covered, divided by the largest
     heat: list[list[float]]
     most_lost: float
 
 
 @dataclass(frozen=True)
 class ImageExplanation(Result):
-    """The predictions for an image, explained.
-
-    Attributes:
-        version: Version of the model.
-        resize: How the image was made square.
-        tasks: One explanation per task.
-    """
+    """The predictions for an image, explained."""
 
     version: int
-    resize: str
+    resize: str  # how the image was made square
     tasks: list[TaskExplanation]
 
 

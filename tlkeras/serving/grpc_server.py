@@ -30,11 +30,7 @@ _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def make_grpc_server(handler: RequestHandler, address: str) -> tuple[grpc.aio.Server, int]:
-    """A server on HOST:PORT, not yet started, and its port.
-
-    Raises:
-        RuntimeError: The port is taken.
-    """
+    """A server on HOST:PORT, not yet started, and its port; RuntimeError if the port is taken."""
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", handler.model.options.max_body),

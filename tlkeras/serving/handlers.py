@@ -84,11 +84,7 @@ class RequestHandler:
         return await self.model.run(version, signature, {name: np.array(list(examples), dtype=object)})
 
     def regress(self, version: Version, signature: str) -> NoReturn:
-        """Refuse the method regress, for which no export has a signature.
-
-        Raises:
-            StatusError: Always.
-        """
+        """Raise a StatusError: no export has a signature of the method regress."""
         method = version.find(signature).method
         raise invalid_argument(
             f"Expected regression signature method_name to be tensorflow/serving/regress. Was: {method}"

@@ -59,11 +59,7 @@ class Version:
         self.report = _read_json(path / REPORT)
 
     def find(self, signature: str) -> Signature:
-        """A signature by name; "" is the default one.
-
-        Raises:
-            StatusError: There is none.
-        """
+        """A signature by name; "" is the default one; StatusError if there is none."""
         name = signature or DEFAULT_SIGNATURE
         if name not in self.loaded.signatures:
             raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
@@ -186,11 +182,7 @@ class Model:
         self._executor.shutdown(wait=False)
 
     def find(self, spec: ModelSpec) -> Version:
-        """The version of a request.
-
-        Raises:
-            StatusError: It is not loaded.
-        """
+        """The version of a request; StatusError if it is not loaded."""
         if spec.name != self.name:
             needed = f"Latest({spec.name})" if spec.version is None else f"Specific({spec.name}, {spec.version})"
             raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {needed}")
@@ -208,11 +200,7 @@ class Model:
         return self.versions[number]
 
     def list_states(self, spec: ModelSpec) -> dict[int, VersionStatus]:
-        """States of all versions, the newest first, or of the one in the request.
-
-        Raises:
-            StatusError: It is unknown.
-        """
+        """States of all versions, the newest first, or of the one in the request; StatusError if it is unknown."""
         if spec.name != self.name:
             raise StatusError(Code.NOT_FOUND, f"Could not find any versions of model {spec.name}")
         number = self.find(spec).number if spec.label is not None else spec.version

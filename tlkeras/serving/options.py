@@ -10,51 +10,28 @@ from tlkeras.data.headers import MAX_PIXELS
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Settings of the development server.
+    """Settings of the development server."""
 
-    Attributes:
-        host: Address to listen on.
-        rest_port: Port of REST; 0: any free one.
-        grpc_port: Port of gRPC; 0: any free one, None: no gRPC.
-        name: Name of the model; None: the folder's.
-        labels: Versions by label, loaded in addition to the newest.
-        newest: Number of the newest versions that stay loaded.
-        max_batch_size: Largest number of images that run together; 1: no batching.
-        batch_timeout: Seconds that a request waits for others.
-        max_body: Largest body of a request, bytes.
-        max_pixels: Largest image, pixels.
-        max_requests: Largest number of concurrent requests.
-        timeout: Seconds until a request fails.
-        threads: TensorFlow's threads per operation; 0: one per core.
-    """
-
-    host: str = "127.0.0.1"
-    rest_port: int = 8501
-    grpc_port: int | None = 8500
-    name: str | None = None
-    labels: Mapping[str, int] = field(default_factory=dict)
-    newest: int = 1
-    max_batch_size: int = 32
-    batch_timeout: float = 0.002
-    max_body: int = 64 * 2**20
-    max_pixels: int = MAX_PIXELS
-    max_requests: int = 512
-    timeout: float = 30.0
-    threads: int = 0
+    host: str = "127.0.0.1"  # address to listen on
+    rest_port: int = 8501  # port of REST; 0: any free one
+    grpc_port: int | None = 8500  # port of gRPC; 0: any free one, None: no gRPC
+    name: str | None = None  # name of the model; None: the folder's
+    labels: Mapping[str, int] = field(default_factory=dict)  # versions by label, loaded in addition to the newest
+    newest: int = 1  # number of the newest versions that stay loaded
+    max_batch_size: int = 32  # largest number of images that run together; 1: no batching
+    batch_timeout: float = 0.002  # seconds that a request waits for others
+    max_body: int = 64 * 2**20  # largest body of a request, bytes
+    max_pixels: int = MAX_PIXELS  # largest image, pixels
+    max_requests: int = 512  # largest number of concurrent requests
+    timeout: float = 30.0  # seconds until a request fails
+    threads: int = 0  # TensorFlow's threads per operation; 0: one per core
 
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """Addresses of a running server.
-
-    Attributes:
-        name: Name of the model.
-        url: Address of REST and of the page.
-        grpc: HOST:PORT of gRPC; None without it.
-        versions: Loaded versions, in ascending order.
-    """
+    """Addresses of a running server."""
 
     name: str
-    url: str
-    grpc: str | None
-    versions: list[int]
+    url: str  # address of REST and of the page
+    grpc: str | None  # HOST:PORT of gRPC; None without it
+    versions: list[int]  # loaded versions, in ascending order

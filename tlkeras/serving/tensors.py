@@ -29,11 +29,7 @@ _MAX_DIMENSIONS = 16
 
 
 def parse_object(body: bytes) -> JsonObject:
-    """The JSON object in a body.
-
-    Raises:
-        StatusError: The body is something else.
-    """
+    """The JSON object in a body; StatusError if the body is something else."""
     if not body:
         raise invalid_argument("JSON Parse error: The document is empty")
     try:
@@ -221,11 +217,7 @@ def _is_base64(value: Any) -> bool:
 
 
 def decode_base64(value: Any) -> bytes:
-    """The bytes of {"b64": "..."}.
-
-    Raises:
-        StatusError: It is another object, or the text is not base64.
-    """
+    """The bytes of {"b64": "..."}; StatusError if it is another object, or the text is not base64."""
     if not _is_base64(value):
         raise invalid_argument(f"JSON Value: {_show(value)} not formatted correctly for base64 data")
     text = value["b64"]
@@ -296,11 +288,7 @@ def _decode_text(data: bytes | str) -> str:
 
 
 def read_features(value: Any) -> FeatureLists:
-    """Features of an example in a classify request.
-
-    Raises:
-        StatusError: The value is no example.
-    """
+    """Features of an example in a classify request; StatusError if the value is no example."""
     if not isinstance(value, dict):
         raise invalid_argument(f"Example must be JSON object but got JSON {_name_type(value)}")
     return {name: _read_feature(name, content) for name, content in value.items()}

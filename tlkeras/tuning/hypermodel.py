@@ -55,9 +55,5 @@ class RecipeHyperModel(keras_tuner.HyperModel):
         return {name if name == "seconds" else f"val_{name}": value for name, value in figures.items()}
 
     def make_recipe(self, hp: keras_tuner.HyperParameters) -> Recipe:
-        """The recipe of a trial, ready to train.
-
-        Raises:
-            RecipeError: The values do not go together.
-        """
+        """The recipe of a trial, ready to train; RecipeError if the values do not go together."""
         return apply_values(self.recipe, read_values(self._tuning, hp.values))

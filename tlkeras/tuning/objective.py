@@ -31,19 +31,12 @@ _SMALLEST = 1e-7  # probability, as Keras clips it
 
 @dataclass(frozen=True)
 class SharedFeatures:
-    """Frozen features that all trials with the same images and the same frozen network share.
+    """Frozen features that all trials with the same images and the same frozen network share."""
 
-    Attributes:
-        dataset: The images that have features, none of them for testing.
-        parts: Features by split.
-        computed: Images that had to be run through the network.
-        seconds: Time that it took to have them.
-    """
-
-    dataset: Dataset
-    parts: dict[str, SplitFeatures]
-    computed: int
-    seconds: float
+    dataset: Dataset  # the images that have features, none of them for testing
+    parts: dict[str, SplitFeatures]  # features by split
+    computed: int  # images that had to be run through the network
+    seconds: float  # time that it took to have them
 
 
 class TrialRunner:

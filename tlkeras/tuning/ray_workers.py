@@ -139,11 +139,7 @@ def make_trainable(recipe: Recipe | str) -> Any:
 
 
 def make_recipe(recipe: Recipe | str, values: RecipeValues) -> Recipe:
-    """The recipe of a trial of Ray Tune, ready to train.
-
-    Raises:
-        RecipeError: The values do not go together.
-    """
+    """The recipe of a trial of Ray Tune, ready to train; RecipeError if the values do not go together."""
     return apply_values(load_recipe(recipe), values)
 
 

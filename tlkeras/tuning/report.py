@@ -32,33 +32,20 @@ class RankedTrial(Trial):
 
 @dataclass(frozen=True)
 class TuningResult(Result):
-    """A search, finished or not.
-
-    Attributes:
-        path: Folder of the search.
-        state: As in `Run.read_state`.
-        objective: "loss", "accuracy" or "roc_auc", on the validation split.
-        space: The keys that were searched.
-        trials: Completed trials, best first, finalists before the others.
-        failed: Failed trials.
-        importance: Share of the differences in the objective that each key explains; None of few trials.
-        images: Paths of the charts.
-        best: Path of the best trial's recipe; None until the search is finished.
-        phases: Seconds by phase.
-        run: Name of the run of the best recipe; None where none was trained.
-    """
+    """A search, finished or not."""
 
     path: str
-    state: str
-    objective: str
-    space: tuple[str, ...]
-    trials: tuple[RankedTrial, ...]
+    state: str  # as in `Run.read_state`
+    objective: str  # "loss", "accuracy" or "roc_auc", on the validation split
+    space: tuple[str, ...]  # the keys that were searched
+    trials: tuple[RankedTrial, ...]  # completed trials, best first, finalists before the others
     failed: tuple[Trial, ...]
+    # share of the differences in the objective that each key explains; None of few trials
     importance: Mapping[str, float] | None
-    images: tuple[str, ...]
-    best: str | None
+    images: tuple[str, ...]  # paths of the charts
+    best: str | None  # path of the best trial's recipe; None until the search is finished
     phases: Mapping[str, float]
-    run: str | None = None
+    run: str | None = None  # name of the run of the best recipe; None where none was trained
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes by name; `run` only where there is one."""

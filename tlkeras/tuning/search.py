@@ -176,11 +176,7 @@ def _dispatch_trials(state: SearchState, workers: Workers, running: dict[str, Tr
 
 
 def _check_failures(state: SearchState, finished: bool = False) -> None:
-    """Stop a search in which no trial works.
-
-    Raises:
-        RunError: The first trials, or all, failed; each different reason is given once.
-    """
+    """Stop a search in which no trial works."""
     failed = state.select("failed")
     if state.select("completed") or not (finished or len(failed) >= _GIVE_UP):
         return

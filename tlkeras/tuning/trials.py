@@ -19,15 +19,11 @@ _FIGURES = ("loss", "accuracy", "roc_auc", "seconds")
 
 @dataclass(frozen=True)
 class TrialResult:
-    """The end of a trial.
+    """The end of a trial."""
 
-    Attributes:
-        figures: Loss, accuracy and ROC AUC on the validation split, and seconds; empty where it failed.
-        error: Why it failed; None where it did not.
-    """
-
+    # loss, accuracy and ROC AUC on the validation split, and seconds; empty where it failed
     figures: Mapping[str, float] = field(default_factory=dict)
-    error: str | None = None
+    error: str | None = None  # why it failed; None where it did not
 
 
 @dataclass(frozen=True)
@@ -41,25 +37,15 @@ class SeedSummary(Result):
 
 @dataclass(frozen=True)
 class Trial(Result):
-    """A trial of a search.
+    """A trial of a search."""
 
-    Attributes:
-        name: KerasTuner's name of it.
-        values: Recipe values by dotted key.
-        starts: Number of times that it was started.
-        repeats: Figures with other seeds, by seed.
-        status: "running", "completed" or "failed".
-        error: Why it failed.
-        figures: As in `TrialResult`; None until it is completed.
-    """
-
-    name: str
-    values: RecipeValues
-    starts: int = 0
-    repeats: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    status: str = "running"
+    name: str  # KerasTuner's name of it
+    values: RecipeValues  # recipe values by dotted key
+    starts: int = 0  # number of times that it was started
+    repeats: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # figures with other seeds, by seed
+    status: str = "running"  # "running", "completed" or "failed"
     error: str | None = None
-    figures: Mapping[str, float] | None = None
+    figures: Mapping[str, float] | None = None  # as in `TrialResult`; None until it is completed
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes by name, without `error` and `figures` where there are none."""

@@ -150,11 +150,7 @@ class ProcessPoolWorkers:
 
 
 def run_trial(score: Score, recipe: Recipe, values: RecipeValues) -> TrialResult:
-    """The result of a trial, failed or not.
-
-    Raises:
-        KeyboardInterrupt: The user wants to stop.
-    """
+    """The result of a trial, failed or not; KeyboardInterrupt if the user wants to stop."""
     try:
         return TrialResult(score(apply_values(recipe, values)))
     except TlkerasError as error:

@@ -26,48 +26,28 @@ _STEPS = 4
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
-    """What to benchmark.
+    """What to benchmark."""
 
-    Attributes:
-        backbone: Its name in the catalog; random weights are used.
-        size: Side length of the images, pixels.
-        classes: Outputs of the head.
-        unfreeze: Number of blocks, from the last, that a step of fine-tuning trains.
-        batch: Images per step.
-    """
-
-    backbone: str
-    size: int
+    backbone: str  # its name in the catalog; random weights are used
+    size: int  # side length of the images, pixels
     classes: int
-    unfreeze: int
+    unfreeze: int  # number of blocks, from the last, that a step of fine-tuning trains
     batch: int = _BATCH
 
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """Speed and memory of one backbone.
+    """Speed and memory of one backbone."""
 
-    Attributes:
-        milliseconds: Latency of a batch of one image, the median.
-        images_per_second: Throughput in batches of 32.
-        megabytes: Peak memory of the process in inference; None where the system does not report it.
-        step_seconds: Duration of a step of fine-tuning from cached activations, the median.
-        step_megabytes: Peak memory of the process in fine-tuning.
-    """
-
-    milliseconds: float
-    images_per_second: float
-    megabytes: float | None
-    step_seconds: float
-    step_megabytes: float | None
+    milliseconds: float  # latency of a batch of one image, the median
+    images_per_second: float  # throughput in batches of 32
+    megabytes: float | None  # peak memory of the process in inference; None where the system does not report it
+    step_seconds: float  # duration of a step of fine-tuning from cached activations, the median
+    step_megabytes: float | None  # peak memory of the process in fine-tuning
 
 
 def measure_costs(request: BenchmarkRequest) -> BenchmarkResult:
-    """The costs of a backbone, measured in a new process.
-
-    Raises:
-        BackboneError: That process failed.
-    """
+    """The costs of a backbone, measured in a new process; BackboneError if that process failed."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     done = subprocess.run(
         [sys.executable, "-m", "tlkeras.diagnostics.recommend.benchmarks", json.dumps(asdict(request))],

@@ -17,17 +17,11 @@ BYTES_PER_PARAMETER = 4
 
 @dataclass(frozen=True)
 class Target:
-    """Limits that follow from the machine a model is served on.
-
-    Attributes:
-        reason: Where the limits come from.
-        multiply_adds: Maximum per image of the default size.
-        megabytes: Maximum size of the weights in float32.
-    """
+    """Limits that follow from the machine a model is served on."""
 
     reason: str
-    multiply_adds: float | None = None
-    megabytes: float | None = None
+    multiply_adds: float | None = None  # maximum per image of the default size
+    megabytes: float | None = None  # maximum size of the weights in float32
 
 
 TARGETS = {
@@ -41,40 +35,26 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class BackboneLimits:
-    """Requirements on a backbone.
+    """Requirements on a backbone."""
 
-    Attributes:
-        target: A key of `TARGETS`.
-        patterns: Shell patterns of names, of which one must match; also `hub:PRESET` for a preset of KerasHub.
-        licences: SPDX identifiers of accepted licences of the weights; all where it is empty.
-        parameters, multiply_adds, megabytes: Maxima, which replace the target's.
-        milliseconds: Maximum latency of one image on this machine.
-        most: Number of candidates to measure.
-    """
-
-    target: str = "cpu"
+    target: str = "cpu"  # a key of `TARGETS`
+    # shell patterns of names, of which one must match; also `hub:PRESET` for a preset of KerasHub
     patterns: tuple[str, ...] = ("*",)
-    licences: tuple[str, ...] = ()
-    parameters: float | None = None
-    multiply_adds: float | None = None
-    megabytes: float | None = None
-    milliseconds: float | None = None
-    most: int = 6
+    licences: tuple[str, ...] = ()  # SPDX identifiers of accepted licences of the weights; all where it is empty
+    parameters: float | None = None  # maximum
+    multiply_adds: float | None = None  # maximum per image, which replaces the target's
+    megabytes: float | None = None  # maximum, which replaces the target's
+    milliseconds: float | None = None  # maximum latency of one image on this machine
+    most: int = 6  # number of candidates to measure
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backbone with available weights, at an image size.
+    """A backbone with available weights, at an image size."""
 
-    Attributes:
-        entry: Its row of the catalog.
-        weights: As in a recipe.
-        size: Side length of the images, pixels.
-    """
-
-    entry: BackboneInfo
-    weights: str
-    size: int
+    entry: BackboneInfo  # its row of the catalog
+    weights: str  # as in a recipe
+    size: int  # side length of the images, pixels
 
     @property
     def name(self) -> str:

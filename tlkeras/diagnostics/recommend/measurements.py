@@ -37,25 +37,15 @@ _SIZE_STEP = 4 / 3
 
 @dataclass(frozen=True, eq=False)
 class CandidateResult(Result):
-    """A backbone at an image size, with all that was measured of it.
+    """A backbone at an image size, with all that was measured of it."""
 
-    Attributes:
-        candidate: The backbone, its weights and the size.
-        scores: Of its features.
-        costs: On this machine.
-        separations: Accuracy of nearest neighbours by block, in order.
-        minutes: Estimated duration of fine-tuning.
-        noise: Whether the best candidate is better by no more than noise.
-        front: Whether no other candidate is both quicker and better.
-    """
-
-    candidate: Candidate
+    candidate: Candidate  # the backbone, its weights and the size
     scores: Scores
     costs: BenchmarkResult
-    separations: dict[str, float]
-    minutes: float
-    noise: bool = False
-    front: bool = False
+    separations: dict[str, float]  # accuracy of nearest neighbours by block, in order
+    minutes: float  # estimated duration of fine-tuning
+    noise: bool = False  # whether the best candidate is better by no more than noise
+    front: bool = False  # whether no other candidate is both quicker and better
 
     @property
     def name(self) -> str:
@@ -89,23 +79,14 @@ class CandidateResult(Result):
 
 @dataclass(frozen=True)
 class MeasurementContext:
-    """The images that all candidates are measured on.
+    """The images that all candidates are measured on."""
 
-    Attributes:
-        recipe: What the candidates' recipes are made from.
-        dataset: The images, with the split of each.
-        rows: Positions of the images that are examined, int64 (n,); none is of the test split.
-        shorter_side: Median of the examined images' shorter sides, pixels.
-        classes: Number of classes of the first task in the training split.
-        smallest_class: Training images of the rarest class; 0 where no image has a label.
-    """
-
-    recipe: Recipe
-    dataset: Dataset
-    rows: np.ndarray
-    shorter_side: int
-    classes: int
-    smallest_class: int
+    recipe: Recipe  # what the candidates' recipes are made from
+    dataset: Dataset  # the images, with the split of each
+    rows: np.ndarray  # positions of the images that are examined, int64 (n,); none is of the test split
+    shorter_side: int  # median of the examined images' shorter sides, pixels
+    classes: int  # number of classes of the first task in the training split
+    smallest_class: int  # training images of the rarest class; 0 where no image has a label
 
     @property
     def training_images(self) -> int:

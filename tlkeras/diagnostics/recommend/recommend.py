@@ -41,29 +41,17 @@ class ChosenTarget:
 
 @dataclass(frozen=True)
 class RecommendResult(Result):
-    """The candidates that were measured, and what follows from them.
-
-    Attributes:
-        name: Of the recipe.
-        facts: On the images, name -> text.
-        target: The target whose limits hold.
-        dropped: Reason by backbone for those that were not measured.
-        candidates: Best first.
-        recommendations: The advice, with reasons.
-        recipe: YAML to run.
-        path: The file it was written to, if any.
-        image: The PNG file of Pareto's front.
-    """
+    """The candidates that were measured, and what follows from them."""
 
     name: str
-    facts: dict[str, str]
-    target: ChosenTarget
-    dropped: dict[str, str]
-    candidates: tuple[CandidateResult, ...]
-    recommendations: tuple[Recommendation, ...]
-    recipe: str
-    path: str | None
-    image: str
+    facts: dict[str, str]  # on the images, name -> text
+    target: ChosenTarget  # the target whose limits hold
+    dropped: dict[str, str]  # reason by backbone for those that were not measured
+    candidates: tuple[CandidateResult, ...]  # best first
+    recommendations: tuple[Recommendation, ...]  # the advice, with reasons
+    recipe: str  # YAML to run
+    path: str | None  # the file it was written to, if any
+    image: str  # the PNG file of Pareto's front
 
 
 def recommend(
@@ -157,11 +145,7 @@ def _list_facts(context: MeasurementContext) -> dict[str, str]:
 def _write_recipe(
     context: MeasurementContext, chosen: Candidate, finetune: bool, advice: Sequence[Recommendation]
 ) -> str:
-    """The recipe to run, validated, as YAML below comments with the reasons.
-
-    Raises:
-        RecipeError: The recipe's other values do not suit what is advised.
-    """
+    """The recipe to run, validated, as YAML below comments with the reasons."""
     sentences = [f"{one.question} {one.answer}: {one.reason}." for one in advice]
     header = [textwrap.fill(text, 110, initial_indent="# ", subsequent_indent="#   ") for text in sentences]
     backbone = BackboneConfig(name=chosen.entry.name, weights=chosen.weights, size=chosen.size)

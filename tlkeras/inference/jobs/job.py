@@ -61,19 +61,11 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Job:
-    """The folder of a job.
+    """The folder of a job."""
 
-    Attributes:
-        folder: On a disk that all workers see.
-        facts: What the rows depend on besides the images, JSON values.
-        root: The folder that names of images are relative to; None: their names are their paths.
-        images: Number of images.
-        shards: Number of shards.
-    """
-
-    folder: Path
-    facts: Mapping[str, Any]
-    root: str | None
+    folder: Path  # on a disk that all workers see
+    facts: Mapping[str, Any]  # what the rows depend on besides the images, JSON values
+    root: str | None  # the folder that names of images are relative to; None: their names are their paths
     images: int
     shards: int
 
@@ -267,11 +259,7 @@ def plan_job(
 
 
 def open_job(folder: Path) -> Job:
-    """The job of a folder.
-
-    Raises:
-        RunError: It holds none that this version can read.
-    """
+    """The job of a folder; RunError if it holds none that this version can read."""
     try:
         found = json.loads((folder / JOB).read_bytes())
         if found.pop("format") == FORMAT:

@@ -21,17 +21,11 @@ _PAUSE = 0.2
 
 @dataclass
 class WorkerProcess:
-    """A Python process that is started again when it dies.
+    """A Python process that is started again when it dies."""
 
-    Attributes:
-        arguments: Of Python.
-        log: File of its standard error.
-        cores: Cores it may run on; empty: any.
-    """
-
-    arguments: Sequence[str]
-    log: Path
-    cores: Sequence[int]
+    arguments: Sequence[str]  # of Python
+    log: Path  # file of its standard error
+    cores: Sequence[int]  # cores it may run on; empty: any
     starts: int = 0
     process: subprocess.Popen | None = field(default=None, repr=False)
 

@@ -43,12 +43,7 @@ ENGINES = ("local", "ray")
 
 
 def check_engine(name: str) -> None:
-    """Make sure that an engine can be used.
-
-    Raises:
-        TlkerasError: It is unknown.
-        MissingExtraError: It is not installed.
-    """
+    """Make sure that an engine can be used; TlkerasError if it is unknown; MissingExtraError if it is not installed."""
     if name not in ENGINES:
         raise TlkerasError(
             f"Unknown engine {name!r}; it is one of {', '.join(ENGINES)}.", way_out=suggest(name, ENGINES)
@@ -58,11 +53,7 @@ def check_engine(name: str) -> None:
 
 
 def require_ray() -> None:
-    """Make sure that Ray is installed.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """Make sure that Ray is installed; MissingExtraError if it is not installed."""
     if find_spec("ray") is None:
         raise MissingExtraError("The engine ray", "ray")
 

@@ -28,21 +28,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @dataclass(frozen=True)
 class ShardProcessor:
-    """Turns image files into rows of a table. Equal files give equal rows on every machine.
+    """Turns image files into rows of a table. Equal files give equal rows on every machine."""
 
-    Attributes:
-        engine: Runs a model on images of one size.
-        size: Side of these images in pixels.
-        resize: How an image becomes a square.
-        make_table: Makes the rows.
-        facts: What the rows depend on besides the images, JSON values.
-    """
-
-    engine: Engine
-    size: int
-    resize: str
-    make_table: MakeTable
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    engine: Engine  # runs a model on images of one size
+    size: int  # side of these images in pixels
+    resize: str  # how an image becomes a square
+    make_table: MakeTable  # makes the rows
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the rows depend on besides the images, JSON values
 
     def compute(self, paths: Sequence[str], names: Sequence[str]) -> tuple[pyarrow.Table, list[InvalidImage]]:
         """Rows of images in their order, and the images that have none, each with its reason."""
