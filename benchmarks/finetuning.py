@@ -75,8 +75,8 @@ class Result:
 def main() -> None:
     options = parse_arguments()
     if options.child:
-        work, *arguments = options.child
-        print(json.dumps(CHILDREN[work](*map(json.loads, arguments))))
+        work = CHILDREN[options.child[0]]
+        print(json.dumps(work(*map(json.loads, options.child[1:]))))
         return
     lengths = (2, 2) if options.quick else options.epochs
     stages = [{**stage, "epochs": length} for stage, length in zip(STAGES, lengths, strict=True)]

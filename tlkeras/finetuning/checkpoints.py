@@ -62,11 +62,9 @@ def pack_groups(groups: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
 
 
 class Checkpoints:
-    """The checkpoints of one training, of which the newest are kept. One process at a time may save.
+    """The checkpoints of one training, of which the newest `keep` are kept. One process at a time may save.
 
-    Args:
-        folder: Where they lie; made at the first save.
-        keep: How many to keep, at least 1. While one is written, the disk must have room for one more.
+    While a checkpoint is written, the disk must have room for one more.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
@@ -77,12 +75,12 @@ class Checkpoints:
     def save(self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> Path:
         """Write a checkpoint, then remove the older ones beyond `keep`, and all of later steps.
 
-        Later steps are a future that was given up when the training went on from an earlier checkpoint.
+        Later steps were abandoned when the training was resumed from an earlier checkpoint.
 
         Args:
             step: Not negative; a step may be saved again.
             arrays: Of any dtype but object; those of `ml_dtypes`, such as bfloat16, included.
-            state: What JSON can hold, NaN and infinity included; floats keep every bit.
+            state: JSON, with NaN and infinity; floats keep every bit.
 
         Raises:
             ResourceError: The disk is full or the folder cannot be written. What was saved before is untouched.
@@ -136,7 +134,7 @@ class Checkpoints:
         return self.folder / (f"step-{step:08d}.{repeats[-1] + 1}" if repeats else f"step-{step:08d}")
 
     def _prune(self, step: int, newest: Path) -> None:
-        """Remove what `newest` makes superfluous; what resists is tried again at the next save."""
+        """Remove what `newest` replaces; where that fails it is tried again at the next save."""
         listed = self._list()
         older = [path for at, _, path in listed if at < step]
         replaced = [path for at, _, path in listed if at >= step and path != newest]
@@ -177,11 +175,7 @@ def _write(folder: Path, step: int, arrays: Mapping[str, np.ndarray], state: Map
 
 
 def _read(folder: Path, step: int) -> Checkpoint:
-    """The checkpoint in a folder.
-
-    Raises:
-        OSError, ValueError: It is no whole checkpoint of this step.
-    """
+    """The checkpoint in a folder; OSError or ValueError where it is no whole one of this step."""
     manifest = json.loads((folder / MANIFEST).read_bytes())
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{MANIFEST} is not of format {FORMAT}")
@@ -199,7 +193,7 @@ def _read_array(file: BinaryIO, foreign: str | None) -> np.ndarray:
     array = np.load(file, allow_pickle=False)
     if foreign is None:
         return array
-    import ml_dtypes  # comes with Keras, and is needed only by whoever saved such an array
+    import ml_dtypes  # comes with Keras
 
     return array.view(getattr(ml_dtypes, foreign))
 

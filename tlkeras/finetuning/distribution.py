@@ -21,12 +21,9 @@ from tlkeras.finetuning.checkpoints import Checkpoint
 from tlkeras.finetuning.network import Network
 
 _TIMEOUT_SECONDS = 1800.0  # of a process that waits for the others: one may measure or save meanwhile
-_LOST = (
-    tf.errors.UnavailableError,
-    tf.errors.InternalError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
+_LOST = tuple(
+    getattr(tf.errors, f"{name}Error")
+    for name in ("Unavailable", "Internal", "Aborted", "Cancelled", "DeadlineExceeded")
 )
 
 

@@ -15,7 +15,9 @@ from tlkeras.errors import DataError
 _TINY = 1e-7  # below it a float32 cannot tell 1 - p from 0
 
 Loss = Callable[[Any, Any], tf.Tensor]
-"""From targets [n, k] and logits [n, k] to losses, float32 [n]; it can also be given to `keras.Model.compile`."""
+"""From targets [n, k] and logits [n, k] to losses, float32 [n]; it can also be given to `keras.Model.compile`.
+
+Raises a DataError where targets and logits differ in shape, also where they would broadcast."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,6 @@ class SoftmaxLoss:
     config: SoftmaxConfig
 
     def __call__(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Losses, float32 [n].
-
-        Raises:
-            DataError: Targets and logits differ in shape.
-        """
         targets, logits = _check_shapes(targets, logits)
         # Keras' label_smoothing divides in float32 and so differs in the last bit
         smoothed = smooth(targets, self.config.smoothing, targets.shape[-1])
@@ -49,11 +46,6 @@ class FocalLoss:
     config: FocalConfig
 
     def __call__(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Losses, float32 [n].
-
-        Raises:
-            DataError: Targets and logits differ in shape.
-        """
         targets, logits = _check_shapes(targets, logits)
         log_p = tf.nn.log_softmax(logits)
         # a power's slope at 0 is infinite below gamma = 1
@@ -69,11 +61,6 @@ class SigmoidLoss:
     config: SigmoidConfig
 
     def __call__(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Losses, float32 [n], for targets in [0, 1].
-
-        Raises:
-            DataError: Targets and logits differ in shape.
-        """
         targets, logits = _check_shapes(targets, logits)
         smoothing = self.config.smoothing
         return keras.losses.binary_crossentropy(targets, logits, from_logits=True, label_smoothing=smoothing)
@@ -108,12 +95,8 @@ def weighted_mean(losses: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Ten
     """The sum of weights * losses, divided by n; a float32 scalar.
 
     The sum is divided by the number of examples, as Keras does, and not by the sum of the weights: then an example
-    pulls equally hard whichever others share its batch, and batches add up to the weighted loss of the whole set.
+    counts the same whichever others share its batch, and batches add up to the weighted loss of the whole set.
     Weights should have a mean of 1 over the training set, or they also scale the learning rate.
-
-    Args:
-        losses: One per example, [n].
-        weights: One per example, [n], or None for ones.
     """
     losses = tf.cast(losses, tf.float32)
     return tf.reduce_mean(losses if weights is None else losses * tf.cast(weights, tf.float32))
@@ -125,7 +108,7 @@ def smooth(targets: tf.Tensor, smoothing: float, classes: int) -> tf.Tensor:
 
 
 def _check_shapes(targets: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Both in float32; shapes that would broadcast raise a DataError."""
+    """Both in float32."""
     targets, logits = tf.cast(targets, tf.float32), tf.cast(logits, tf.float32)
     if targets.shape.rank != logits.shape.rank or not targets.shape.is_compatible_with(logits.shape):
         raise DataError(

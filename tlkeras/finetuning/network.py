@@ -95,7 +95,7 @@ class Network:
         return keras.Model(start, outputs, name="suffix")
 
     def take_heads(self, heads: Mapping[str, Sequence[keras.layers.Layer]]) -> None:
-        """Give each task's head the weights of other layers of the same shapes."""
+        """Copy the weights of other layers of the same shapes into each task's head."""
         for task, layers in heads.items():
             for own, other in zip(self.heads[task], layers, strict=True):
                 own.set_weights(other.get_weights())

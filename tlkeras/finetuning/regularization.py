@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import keras
 import tensorflow as tf
@@ -20,13 +19,9 @@ from tlkeras.errors import TlkerasError
 class Regularizer:
     """The base of the terms.
 
-    Attributes:
-        needs: Names of the outputs that a term is computed from: "features", pooled, [n, d]; "source_logits", the
-            present logits of the source's own head, and "recorded_logits", those from before training, both
-            [n, classes of the source].
+    Outputs are "features", pooled, [n, d]; "source_logits", the present logits of the source's own head, and
+    "recorded_logits", those from before training, both [n, classes of the source].
     """
-
-    needs: ClassVar[tuple[str, ...]] = ()
 
     def build(self, backbone: Sequence[keras.Layer], head: Sequence[keras.Layer]) -> None:
         """Read the model; to be called with the source's weights, before training."""
@@ -52,17 +47,11 @@ class L2SP(Regularizer):
         self._head: list[keras.Variable] = []
 
     def build(self, backbone: Sequence[keras.Layer], head: Sequence[keras.Layer]) -> None:
-        """Copy the weights of the backbone's layers as they are now."""
         weights = collect_weights(backbone, self.config.batch_norm)
         self._pairs = [(weight, tf.constant(keras.ops.convert_to_numpy(weight), tf.float32)) for weight in weights]
         self._head = collect_weights(head, self.config.batch_norm)
 
     def __call__(self, outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """The term, which does not depend on the outputs.
-
-        Raises:
-            TlkerasError: It was not built.
-        """
         if self._pairs is None:
             raise TlkerasError("L2-SP does not know the source's weights.", way_out="Call build before training.")
         moved = [_as_float32(weight) - source for weight, source in self._pairs if weight.trainable]
@@ -78,8 +67,6 @@ class BatchSpectralShrinkage(Regularizer):
 
     Source: Chen et al., Catastrophic Forgetting Meets Negative Transfer, NeurIPS 2019; defaults of TLlib.
     """
-
-    needs = ("features",)
 
     def __init__(self, config: BatchSpectralShrinkageConfig):
         self.config = config
@@ -109,8 +96,6 @@ class LearningWithoutForgetting(Regularizer):
 
     Source: Li and Hoiem, Learning without Forgetting, ECCV 2016; weight as in TLlib.
     """
-
-    needs = ("source_logits", "recorded_logits")
 
     def __init__(self, config: LearningWithoutForgettingConfig):
         self.config = config

@@ -34,10 +34,8 @@ class StageRunner:
 
     Args:
         network: Trained in place.
-        stage: The blocks to train, and at which rates.
         cut: Where the batches enter the network.
         optimizer: Built on at least the variables that the stage trains; a scaled one, or loss scaling around it.
-        objective: Minimised.
         average: Decay of the moving average of the weights; 0 for none.
         distribution: The devices; everything here happens within its scope.
     """

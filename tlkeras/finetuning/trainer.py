@@ -83,12 +83,9 @@ class Trainer:
 
     Args:
         network: Trained in place.
-        schedule: The stages.
         cuts: Per stage, the cut behind which the network is trained; all before it stays frozen.
         optimizer: A fresh one; it is built here, once, on every variable that any stage trains.
-        objective: Minimised.
         splits: Those to train and to validate on; None for the latter where nothing is held out.
-        settings: How the steps are taken.
 
     Attributes:
         history: One row per finished epoch.
@@ -120,6 +117,7 @@ class Trainer:
         self._runner: StageRunner | None = None
         self._changing = [*network.list_changing(schedule.stages), *objective.variables]
         self._best = self._snapshot_weights()
+        self._stages = [stage.name for stage in schedule.stages]
         self._steps_per_epoch = len(self._draw_batches())
 
     def run(
@@ -156,9 +154,7 @@ class Trainer:
 
         Args:
             index: Of the stage; those before it are not run.
-            lowest: The first rate.
-            highest: The last rate, unless the loss diverges before.
-            steps: Rates to try; batches come again where an epoch has fewer.
+            lowest, highest, steps: The rates; batches come again where an epoch has fewer.
         """
         moving = [*self._changing, *self.optimizer.variables]
         saved = [np.array(variable) for variable in moving]
@@ -186,25 +182,19 @@ class Trainer:
 
     @contextmanager
     def _open_callbacks(self, callbacks: Sequence[keras.callbacks.Callback]) -> Iterator[keras.callbacks.CallbackList]:
-        """Keras' list of callbacks; within, the model has what callbacks look for in a model that is in `fit`."""
+        """Keras' list of callbacks; within, the model has the attributes of one that is in `fit`."""
         model = self.network.model
         vars(model)["optimizer"], model.stop_training = self.optimizer, False
+        params = {"verbose": 0, "epochs": self.schedule.max_epochs, "steps": self._steps_per_epoch}
+        params |= {"stages": self._stages, "history": [self._make_logs(row) for row in self.history]}
         try:
-            yield keras.callbacks.CallbackList(
-                list(callbacks),
-                model=model,
-                verbose=0,
-                epochs=self.schedule.max_epochs,
-                steps=self._steps_per_epoch,
-                stages=[stage.name for stage in self.schedule.stages],
-                history=[self._make_logs(row) for row in self.history],
-            )
+            yield keras.callbacks.CallbackList(list(callbacks), model=model, **params)
         finally:
             del vars(model)["optimizer"]
 
     def _make_logs(self, row: HistoryRow) -> dict[str, float]:
         """A row of the history as `fit` logs it, in numbers: the stage is counted from 1."""
-        number = [stage.name for stage in self.schedule.stages].index(row["stage"]) + 1
+        number = self._stages.index(row["stage"]) + 1
         return {name: number if name == "stage" else value for name, value in row.items() if name != "epoch"}
 
     def _train(

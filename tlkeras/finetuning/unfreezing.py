@@ -24,9 +24,8 @@ def set_trainable(groups: Groups, count: int, batch_norm: BatchNorm = "frozen") 
     Keras sees the change when the training function is made again.
 
     Args:
-        groups: The layers of a model.
         count: Blocks that train, counted from the top.
-        batch_norm: Batch norm in blocks that train, see `Stage`; in the head it always trains.
+        batch_norm: In blocks that train, see `Stage`; in the head it always trains.
 
     Returns:
         The variables of the model that now train.
@@ -57,10 +56,6 @@ def list_trainable(groups: Groups, stages: Iterable[Stage]) -> list[keras.Variab
 
 class ActiveStage:
     """A stage in force on a model: making one freezes and unfreezes the model's layers.
-
-    Args:
-        groups: The layers of the model.
-        stage: The blocks to train, and how.
 
     Attributes:
         layers: Those of the blocks that train, nested ones included.
@@ -97,7 +92,7 @@ class ActiveStage:
         Args:
             optimizer: A scaled one, or loss scaling around it.
             gradients: Of each of a few batches, one per variable.
-            variables: Variables that train in the backbone.
+            variables: Those that train in the backbone.
         """
         relative = np.mean([relative_gradient_norms(of_batch, variables) for of_batch in gradients], axis=0)
         factors = zip(variables, derive_multipliers(relative), strict=True)
@@ -106,10 +101,5 @@ class ActiveStage:
         optimizer_with_rates.set_multipliers({**self.multipliers, **scaled})
 
     def reestimate(self, forward: Callable[[Any], Any], batches: Iterable[Any]) -> None:
-        """Recompute the statistics of batch norm in the trained blocks.
-
-        Args:
-            forward: Runs the network on a batch, in inference mode.
-            batches: What `forward` takes.
-        """
+        """Recompute the statistics of batch norm in the trained blocks, see `recompute_batch_norm_statistics`."""
         recompute_batch_norm_statistics(forward, self.layers, batches)
