@@ -6,16 +6,15 @@ from typing import Any
 
 import click
 
-from tlkeras.cli.options import json_option, render
+import tlkeras
+from tlkeras.cli.options import COUNT, POSITIVE, json_option, render
 
 
 @click.group(invoke_without_command=True)
 @click.option("--like", default="*", metavar="PATTERN", help="Names that match, such as 'efficientnet*'.")
 @click.option("--weights", metavar="SOURCE", help="With weights from imagenet, packaged, preset (of KerasHub) or none.")
-@click.option("--max-parameters", type=click.FloatRange(0, 1e6), metavar="MILLIONS", help="At most so many parameters.")
-@click.option(
-    "--max-multiply-adds", type=click.FloatRange(0, 1e6), metavar="MILLIONS", help="At most so many per image."
-)
+@click.option("--max-parameters", type=POSITIVE, metavar="MILLIONS", help="At most so many parameters.")
+@click.option("--max-multiply-adds", type=POSITIVE, metavar="MILLIONS", help="At most so many per image.")
 @json_option
 @click.pass_context
 def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
@@ -26,7 +25,6 @@ def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
     """
     if context.invoked_subcommand:
         return
-    import tlkeras
     from tlkeras.cli.tables.backbones import print_backbones
 
     render(tlkeras.list_backbones(limits.pop("like"), **limits), as_json, print_backbones)
@@ -34,7 +32,7 @@ def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
 
 @backbones.command(name="show")
 @click.argument("name")
-@click.option("--size", type=click.IntRange(1), help="Side of the images  [default: the backbone's own]")
+@click.option("--size", type=COUNT, help="Side of the images  [default: the backbone's own]")
 @json_option
 def show_backbone(name: str, size: int | None, as_json: bool) -> None:
     """Show the blocks of a backbone and where it can be cut.
@@ -42,7 +40,6 @@ def show_backbone(name: str, size: int | None, as_json: bool) -> None:
     \b
     Example: tlkeras backbones show efficientnet_lite0
     """
-    import tlkeras
     from tlkeras.cli.tables.backbones import print_backbone
 
     render(tlkeras.show_backbone(name, size=size), as_json, print_backbone)

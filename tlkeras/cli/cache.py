@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from tlkeras.cli.options import json_option, render, set_option
+import tlkeras
+from tlkeras.cli.options import COUNT, POSITIVE, json_option, render, source_argument
 
 
 @click.group()
@@ -18,19 +19,14 @@ def cache() -> None:
 @json_option
 def list_cache(as_json: bool) -> None:
     """List the entries of the cache, the most recently used first."""
-    import tlkeras
     from tlkeras.cli.tables.cache import print_cache
 
     render(tlkeras.list_cache(), as_json, print_cache)
 
 
 @cache.command()
-@click.option(
-    "--max-gb", type=click.FloatRange(0, 1e6), help="Remove the least recently used entries down to this size."
-)
-@click.option(
-    "--unused-days", type=click.FloatRange(0, 1e6), help="Remove entries that were not used for so many days."
-)
+@click.option("--max-gb", type=POSITIVE, help="Remove the least recently used entries down to this size.")
+@click.option("--unused-days", type=POSITIVE, help="Remove entries that were not used for so many days.")
 @json_option
 def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> None:
     """Remove cached activations; those that a running program uses, and the images, are never touched.
@@ -38,7 +34,6 @@ def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> Non
     \b
     Example: tlkeras cache prune --unused-days 30
     """
-    import tlkeras
     from tlkeras.cli.tables.cache import print_pruned
 
     if max_gb is None and unused_days is None:
@@ -47,12 +42,11 @@ def prune(max_gb: float | None, unused_days: float | None, as_json: bool) -> Non
 
 
 @click.command()
-@click.argument("recipe", metavar="DATA|RECIPE")
+@source_argument
 @click.option("--out", required=True, metavar="FOLDER", help="A new folder for the files.")
-@click.option("--shard-mb", type=click.IntRange(1), default=128, show_default=True, help="Megabytes per file.")
-@set_option
+@click.option("--shard-mb", type=COUNT, default=128, help="Megabytes per file.")
 @json_option
-def pack(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def pack(recipe: str, overrides: dict[str, Any], as_json: bool, **options: Any) -> None:
     """Write images, unchanged, into few large TFRecord files, with a manifest to train from.
 
     For network file systems, which are slow at many small files. Results are the same as with single files, and their
@@ -62,8 +56,6 @@ def pack(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: An
     Example: tlkeras pack photos/ --out packed/
              tlkeras train mine.yaml --set data.source=packed/images.csv
     """
-    import tlkeras
     from tlkeras.cli.tables.cache import print_packed
-    from tlkeras.config.recipe import parse_overrides
 
-    render(tlkeras.pack(recipe, overrides=parse_overrides(assignments), **options), as_json, print_packed)
+    render(tlkeras.pack(recipe, overrides=overrides, **options), as_json, print_packed)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
+import tlkeras
+
 
 @click.command(name="data-service")
 @click.option("--join", metavar="HOST:PORT", help="Join a running service  [default: start one]")
 @click.option("--host", help="Name by which other machines reach this one  [default: its host name]")
-@click.option("--port", default=5050, show_default=True, type=click.IntRange(0, 65535), help="Port of a new service.")
+@click.option("--port", default=5050, type=click.IntRange(0, 65535), help="Port of a new service.")
 def data_service(join: str | None, host: str | None, port: int) -> None:
     """Decode images for trainings on other machines that wait for their input.
 
@@ -22,8 +24,6 @@ def data_service(join: str | None, host: str | None, port: int) -> None:
     """
     import contextlib
     import threading
-
-    import tlkeras
 
     address, _running = tlkeras.start_data_worker(join, host, port)
     click.echo(f"Decoding for --set training.data_service={address}. Ctrl-C ends it.")

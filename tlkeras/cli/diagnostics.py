@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkeras.cli.options import json_option, render, set_option
+import tlkeras
+from tlkeras.cli.options import COUNT, POSITIVE, json_option, recipe_argument, render, source_argument
 from tlkeras.errors import TlkerasError
+
+if TYPE_CHECKING:
+    from tlkeras.config.recipe import Recipe
 
 _LIMITS = ("target", "patterns", "licences", "parameters", "multiply_adds", "megabytes", "milliseconds", "most")
 """Options of `recommend` that are fields of `BackboneLimits`."""
 
 
 @click.command()
-@click.argument("recipe", metavar="DATA|RECIPE")
-@set_option
+@source_argument
 @click.option("--deep", is_flag=True, help="Compute features of any number of images to find wrong labels.")
 @click.option("--html", type=click.Path(), metavar="FILE", help="Write a page with the images in question.")
 @click.option("--fix", type=click.Path(), metavar="FILE", help="Write a cleaned manifest; images are not touched.")
 @json_option
-def check(
-    recipe: str, assignments: tuple[str, ...], deep: bool, html: str | None, fix: str | None, as_json: bool
-) -> None:
+def check(recipe: str, overrides: dict[str, Any], as_json: bool, **options: Any) -> None:
     """Check images and labels (a folder, a .csv, a data set's name), or all that a RECIPE would train on.
 
     Finds unreadable and odd files, imbalanced classes, copies with different labels or in different splits, labels
@@ -32,14 +33,9 @@ def check(
     \b
     Example: tlkeras check photos/ --html check.html
     """
-    import tlkeras
     from tlkeras.cli.tables.check import print_check
-    from tlkeras.config.recipe import parse_overrides
-    from tlkeras.data.sources.references import load_recipe_or_source
 
-    overrides = parse_overrides(assignments)
-    load_recipe_or_source(recipe, overrides)  # raises before TensorFlow is imported
-    result = tlkeras.check(recipe, overrides, deep=deep, html=html, fix=fix)
+    result = tlkeras.check(recipe, overrides, **options)
     render(result, as_json, print_check)
     if result.problems:
         sys.exit(TlkerasError.exit_code)
@@ -51,52 +47,44 @@ def show() -> None:
 
 
 @show.command()
-@click.argument("recipe")
-@set_option
+@recipe_argument
 @json_option
-def schedule(recipe: str, assignments: tuple[str, ...], as_json: bool) -> None:
+def schedule(recipe: Recipe, as_json: bool) -> None:
     """Show which blocks train in each stage of RECIPE, at which learning rate, and why.
 
     \b
     Example: tlkeras show schedule fine_tune
     """
-    import tlkeras
     from tlkeras.cli.tables.diagnostics import print_schedule
-    from tlkeras.config.recipe import load_recipe, parse_overrides
 
-    render(tlkeras.show_schedule(load_recipe(recipe, parse_overrides(assignments))), as_json, print_schedule)
+    render(tlkeras.show_schedule(recipe), as_json, print_schedule)
 
 
 @show.command()
-@click.argument("recipe")
-@set_option
+@recipe_argument
 @click.option("--to", type=click.Path(), metavar="FILE", help="The PNG file  [default: RECIPE-augmentation.png]")
-@click.option("--images", type=click.IntRange(1, 64), default=6, show_default=True, help="Rows of the sheet.")
-@click.option("--views", type=click.IntRange(1, 64), default=8, show_default=True, help="Columns of the sheet.")
+@click.option("--images", type=click.IntRange(1, 64), default=6, help="Rows of the sheet.")
+@click.option("--views", type=click.IntRange(1, 64), default=8, help="Columns of the sheet.")
 @json_option
-def augmentation(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def augmentation(recipe: Recipe, as_json: bool, **options: Any) -> None:
     """Draw augmented views of some images of RECIPE, side by side on one sheet.
 
     \b
     Example: tlkeras show augmentation fine_tune --set augmentation.policy=rand_augment
     """
-    import tlkeras
     from tlkeras.cli.tables.diagnostics import print_augmentation
-    from tlkeras.config.recipe import load_recipe, parse_overrides
 
-    loaded = load_recipe(recipe, parse_overrides(assignments))
-    render(tlkeras.show_augmentation(loaded, **options), as_json, print_augmentation)
+    render(tlkeras.show_augmentation(recipe, **options), as_json, print_augmentation)
 
 
 @show.command()
-@click.argument("recipe")
-@set_option
-@click.option("--method", default="tsne", show_default=True, help="Second projection: tsne, or umap (an extra).")
+@recipe_argument
+@click.option("--method", default="tsne", help="Second projection: tsne, or umap (an extra).")
 @click.option("--layer", metavar="NAME", help="Also draw the maps of this block or cut of the backbone.")
-@click.option("--images", type=click.IntRange(8), default=2000, show_default=True, help="Maximum number of images.")
+@click.option("--images", type=click.IntRange(8), default=2000, help="Maximum number of images.")
 @click.option("--to", type=click.Path(), metavar="FILE", help="The PNG file  [default: RECIPE-features.png]")
 @json_option
-def features(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def features(recipe: Recipe, as_json: bool, **options: Any) -> None:
     """Draw projections of the features of RECIPE, and the accuracy of nearest neighbours at each depth.
 
     PCA and t-SNE are coloured by class and domain; images of the test split are left out. The accuracies show where
@@ -105,61 +93,44 @@ def features(recipe: str, assignments: tuple[str, ...], as_json: bool, **options
     \b
     Example: tlkeras show features quickstart --layer block3b
     """
-    import tlkeras
     from tlkeras.cli.tables.diagnostics import print_features
-    from tlkeras.config.recipe import load_recipe, parse_overrides
 
-    render(tlkeras.show_features(load_recipe(recipe, parse_overrides(assignments)), **options), as_json, print_features)
+    render(tlkeras.show_features(recipe, **options), as_json, print_features)
 
 
 @click.command(name="find-lr")
-@click.argument("recipe")
-@set_option
+@recipe_argument
 @click.option("--stage", metavar="NAME", help="The stage  [default: the first]")
-@click.option("--steps", default=100, show_default=True, type=click.IntRange(20), help="Rates to try, 1e-6 to 1.")
+@click.option("--steps", default=100, type=click.IntRange(20), help="Rates to try, 1e-6 to 1.")
 @click.option("--to", type=click.Path(), metavar="FILE", help="The PNG file of the curve  [default: RECIPE-rates.png]")
 @json_option
-def find_lr(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def find_lr(recipe: Recipe, as_json: bool, **options: Any) -> None:
     """Suggest a learning rate for a stage of RECIPE by trying rising ones, from the fitted head; nothing is trained.
 
     \b
     Example: tlkeras find-lr fine_tune --stage top
     """
-    import tlkeras
     from tlkeras.cli.tables.diagnostics import print_learning_rate
-    from tlkeras.config.recipe import load_recipe, parse_overrides
 
-    result = tlkeras.find_learning_rate(load_recipe(recipe, parse_overrides(assignments)), **options)
-    render(result, as_json, print_learning_rate)
+    render(tlkeras.find_learning_rate(recipe, **options), as_json, print_learning_rate)
 
 
 @click.command()
-@click.argument("recipe", metavar="DATA|RECIPE")
-@set_option
+@source_argument
 @click.option("--target", metavar="WHERE", help="server, cpu or mobile  [default: server with a GPU, else cpu]")
 @click.option("--candidates", "patterns", multiple=True, metavar="PATTERN", help="Names that match; repeatable.")
 @click.option("--licence", "licences", multiple=True, metavar="SPDX", help="Accepted for the weights; repeatable.")
-@click.option(
-    "--max-parameters", "parameters", type=click.FloatRange(0), metavar="MILLIONS", help="Maximum number of parameters."
-)
-@click.option(
-    "--max-multiply-adds", "multiply_adds", type=click.FloatRange(0), metavar="MILLIONS", help="Maximum per image."
-)
-@click.option(
-    "--max-size", "megabytes", type=click.FloatRange(0), metavar="MB", help="Maximum size of the weights in float32."
-)
-@click.option(
-    "--max-latency", "milliseconds", type=click.FloatRange(0), metavar="MS", help="Maximum time for one image here."
-)
-@click.option("--most", default=6, show_default=True, type=click.IntRange(1), help="Backbones to measure.")
-@click.option("--images", default=1000, show_default=True, type=click.IntRange(4), help="Images to sample, at most.")
-@click.option(
-    "--minutes", default=60.0, show_default=True, type=click.FloatRange(0), help="Time budget for fine-tuning."
-)
+@click.option("--max-parameters", "parameters", type=POSITIVE, metavar="MILLIONS", help="Maximum number of parameters.")
+@click.option("--max-multiply-adds", "multiply_adds", type=POSITIVE, metavar="MILLIONS", help="Maximum per image.")
+@click.option("--max-size", "megabytes", type=POSITIVE, metavar="MB", help="Maximum size of the weights in float32.")
+@click.option("--max-latency", "milliseconds", type=POSITIVE, metavar="MS", help="Maximum time for one image here.")
+@click.option("--most", default=6, type=COUNT, help="Backbones to measure.")
+@click.option("--images", default=1000, type=click.IntRange(4), help="Images to sample, at most.")
+@click.option("--minutes", default=60.0, type=POSITIVE, help="Time budget for fine-tuning.")
 @click.option("--image", metavar="PNG", help="Pareto's front  [default: NAME-backbones.png]")
 @click.option("--to", metavar="YAML", help="Also write the recipe to this file.")
 @json_option
-def recommend(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def recommend(recipe: str, overrides: dict[str, Any], as_json: bool, **options: Any) -> None:
     """Recommend a pretrained network for these images and this machine: which, at which size, frozen or fine-tuned.
 
     Backbones within the limits whose weights are available are measured: how well nearest neighbours and a linear
@@ -168,14 +139,9 @@ def recommend(recipe: str, assignments: tuple[str, ...], as_json: bool, **option
     \b
     Example: tlkeras recommend photos/ --max-latency 20 --to mine.yaml
     """
-    import tlkeras
     from tlkeras.cli.tables.recommend import print_recommendation
-    from tlkeras.config.recipe import parse_overrides
-    from tlkeras.data.sources.references import load_recipe_or_source
 
     limits = {name: options.pop(name) for name in _LIMITS if options[name] not in (None, ())}
     limits |= {name: limits[name] * 1e6 for name in ("parameters", "multiply_adds") if name in limits}
-    overrides = parse_overrides(assignments)
-    load_recipe_or_source(recipe, overrides)  # raises before TensorFlow is imported
     others = {name: options[name] for name in ("images", "minutes", "image", "to")}
     render(tlkeras.recommend(recipe, overrides, limits=limits, **others), as_json, print_recommendation)

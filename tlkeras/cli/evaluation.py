@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+import tlkeras
 from tlkeras.cli.options import json_option, render, runs_option
 
 _FRACTION = click.FloatRange(0, 1, min_open=True, max_open=True)
@@ -21,7 +22,6 @@ def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
     \b
     Example: tlkeras compare quickstart-01 deep_head-01
     """
-    import tlkeras
     from tlkeras.cli.tables.evaluation import print_comparison
 
     render(tlkeras.compare(references, runs=runs), as_json, print_comparison)
@@ -32,7 +32,7 @@ def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
 @click.option(
     "--to", type=click.Path(dir_okay=False), metavar="FILE", help="The page  [default: report.html in the run]"
 )
-@click.option("--images", default=24, show_default=True, type=click.IntRange(0), help="Mistakes shown and explained.")
+@click.option("--images", default=24, type=click.IntRange(0), help="Mistakes shown and explained.")
 @click.option(
     "--corrupted",
     default=48,
@@ -47,7 +47,7 @@ def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
 @click.option(
     "--accuracy", type=_FRACTION, help="Target accuracy of automatic predictions  [default: half as many errors]"
 )
-@click.option("--method", default="grad_cam", show_default=True, help="Explanations: grad_cam, grad_cam++, occlusion.")
+@click.option("--method", default="grad_cam", help="Explanations: grad_cam, grad_cam++, occlusion.")
 @runs_option
 @json_option
 def report(references: tuple[str, ...], to: str | None, runs: str, as_json: bool, **options: Any) -> None:
@@ -56,7 +56,6 @@ def report(references: tuple[str, ...], to: str | None, runs: str, as_json: bool
     \b
     Example: tlkeras report latest --learning-curve --to report.html
     """
-    import tlkeras
     from tlkeras.cli.tables.evaluation import print_report
 
     render(tlkeras.report(references or ("latest",), to, options=options, runs=runs), as_json, print_report)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+import tlkeras
 from tlkeras.cli.options import json_option, render, runs_option
 
 _FRACTION = click.FloatRange(0, 1)
@@ -29,9 +30,7 @@ def export(run: str, to: str | None, runs: str, as_json: bool, **options: Any) -
 
     Formats: litert-float32, litert-float16, litert-int8, openvino, onnx (extra `onnx`).
     """
-    import tlkeras
     from tlkeras.cli.tables.exporting import print_export
     from tlkeras.runs.directory import open_run
 
-    result = tlkeras.export(open_run(run, runs), to, **options)
-    render(result, as_json, print_export)
+    render(tlkeras.export(open_run(run, runs), to, **options), as_json, print_export)

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from tlkeras.cli.options import json_option, render, set_option
+import tlkeras
+from tlkeras.cli.options import COUNT, json_option, render, source_argument
 from tlkeras.errors import RunError
 
 
@@ -17,15 +18,14 @@ def features() -> None:
 
 
 @features.command()
-@click.argument("recipe", metavar="DATA|RECIPE")
+@source_argument
 @click.option("--out", required=True, metavar="FOLDER", help="Output folder; an unfinished job is resumed.")
-@click.option("--engine", default="local", show_default=True, help="local (processes) or ray (a Ray cluster).")
-@click.option("--workers", type=click.IntRange(1), help="Processes or actors  [default: one for every 8 cores]")
-@click.option("--shard-size", type=click.IntRange(1), default=10_000, show_default=True, help="Images in a shard.")
+@click.option("--engine", default="local", help="local (processes) or ray (a Ray cluster).")
+@click.option("--workers", type=COUNT, help="Processes or actors  [default: one for every 8 cores]")
+@click.option("--shard-size", type=COUNT, default=10_000, help="Images in a shard.")
 @click.option("--verify", is_flag=True, help="Verify checksums of existing shards and recompute damaged ones.")
-@set_option
 @json_option
-def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def extract(recipe: str, overrides: dict[str, Any], as_json: bool, **options: Any) -> None:
     """Write the features of all images of a folder, a manifest or a RECIPE's source as Parquet files.
 
     The images are divided into shards that any worker can compute: run the command again after a failure, or on
@@ -35,13 +35,8 @@ def extract(recipe: str, assignments: tuple[str, ...], as_json: bool, **options:
     \b
     Example: tlkeras features extract photos/ --out features/ --workers 2
     """
-    import tlkeras
     from tlkeras.cli.tables.jobs import print_job
-    from tlkeras.config.recipe import parse_overrides
-    from tlkeras.data.sources.references import load_recipe_or_source
 
-    overrides = parse_overrides(assignments)
-    load_recipe_or_source(recipe, overrides)  # errors in it are shown before TensorFlow is imported
     result = tlkeras.extract_features(recipe, overrides=overrides, **options)
     render(result, as_json, print_job)
     if result.failed:

@@ -24,6 +24,7 @@ from tlkeras.errors import TlkerasError
 
 INTERRUPTED = 130
 UNEXPECTED = 70
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 
 
 class Commands(click.Group):
@@ -52,7 +53,7 @@ class Commands(click.Group):
         context.exit(code)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings=_SETTINGS)
 @click.version_option(package_name="tlkeras")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--quiet", is_flag=True, help="No progress bars and no warnings.")

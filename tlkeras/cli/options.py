@@ -1,7 +1,8 @@
-"""Options that several commands take, and how all of them print."""
+"""Arguments and options that several commands take, and how all of them print."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,24 +11,39 @@ import click
 
 from tlkeras.results import to_plain
 
-
-def set_option(command: Callable) -> Callable:
-    """Add `--set KEY=VALUE`."""
-    return click.option(
-        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a value of the recipe; repeatable."
-    )(command)
-
-
-def runs_option(command: Callable) -> Callable:
-    """Add `--runs FOLDER`."""
-    return click.option(
-        "--runs", default="runs", show_default=True, metavar="FOLDER", help="Where run directories are."
-    )(command)
+COUNT, POSITIVE = click.IntRange(1), click.FloatRange(0, 1e6)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+runs_option = click.option("--runs", default="runs", metavar="FOLDER", help="Where run directories are.")
+set_option = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a value of the recipe; repeatable."
+)
 
 
-def json_option(command: Callable) -> Callable:
-    """Add `--json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(command)
+def recipe_argument(command: Callable) -> Callable:
+    """Add RECIPE and `--set`; the command gets the recipe, whose errors are shown before TensorFlow is imported."""
+
+    @functools.wraps(command)
+    def load(recipe: str, assignments: tuple[str, ...], **options: Any) -> None:
+        from tlkeras.config.recipe import load_recipe, parse_overrides
+
+        command(load_recipe(recipe, parse_overrides(assignments)), **options)
+
+    return click.argument("recipe")(set_option(load))
+
+
+def source_argument(command: Callable) -> Callable:
+    """Add DATA|RECIPE and `--set`; the command gets a text and values by key, known to make a recipe."""
+
+    @functools.wraps(command)
+    def check(recipe: str, assignments: tuple[str, ...], **options: Any) -> None:
+        from tlkeras.config.recipe import parse_overrides
+        from tlkeras.data.sources.references import load_recipe_or_source
+
+        overrides = parse_overrides(assignments)
+        load_recipe_or_source(recipe, overrides)
+        command(recipe, overrides, **options)
+
+    return click.argument("recipe", metavar="DATA|RECIPE")(set_option(check))
 
 
 def render(result: Any, as_json: bool, table: Callable[[Any], None]) -> None:

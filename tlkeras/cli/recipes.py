@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+import tlkeras
 from tlkeras.cli.options import json_option, render, runs_option
 
 
@@ -12,7 +13,6 @@ from tlkeras.cli.options import json_option, render, runs_option
 @json_option
 def ls(runs: str, as_json: bool) -> None:
     """List the shipped recipes and the runs made so far."""
-    import tlkeras
     from tlkeras.cli.tables.recipes import print_list
     from tlkeras.config.recipe import read_header
 
@@ -30,7 +30,5 @@ def cp(recipe: str, target: str) -> None:
     \b
     Example: tlkeras cp quickstart mine.yaml
     """
-    import tlkeras
-
     path = tlkeras.copy_recipe(recipe, target)
     click.echo(f"Copied to {path}. Next: tlkeras check {path}")

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from tlkeras.cli.options import json_option, render, runs_option, set_option
+import tlkeras
+from tlkeras.cli.options import COUNT, json_option, render, runs_option, set_option
 
 
 @click.command()
@@ -26,7 +27,6 @@ def train(
     \b
     Example: tlkeras train quickstart --set data.seed=1
     """
-    import tlkeras
     from tlkeras.cli.tables.runs import print_training, print_worker
     from tlkeras.config.recipe import load_recipe, parse_overrides
     from tlkeras.runs.directory import find_resumable_run
@@ -56,7 +56,6 @@ def evaluate(run: str, on: str | None, runs: str, as_json: bool) -> None:
     \b
     Example: tlkeras evaluate latest --on other_photos/
     """
-    import tlkeras
     from tlkeras.cli.tables.runs import print_evaluation
 
     result = tlkeras.evaluate(run, runs=runs) if on is None else tlkeras.evaluate_on(run, on, runs=runs)
@@ -71,8 +70,8 @@ def evaluate(run: str, on: str | None, runs: str, as_json: bool) -> None:
 @click.option(
     "--engine", metavar="local|ray", help="Write shards into the folder --out, by processes or a Ray cluster."
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes or actors  [default: one for every 8 cores]")
-@click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes shown per image.")
+@click.option("--workers", type=COUNT, help="Processes or actors  [default: one for every 8 cores]")
+@click.option("--top", default=3, type=COUNT, help="Classes shown per image.")
 @runs_option
 @json_option
 def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **options: Any) -> None:
@@ -84,13 +83,12 @@ def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **optio
              tlkeras predict latest photos/ --out predictions/ --engine local --workers 2
              tlkeras predict --url http://localhost:8501/v1/models/solar_cells photo.jpg
     """
-    import tlkeras
+    from tlkeras.cli.tables.jobs import print_job
     from tlkeras.cli.tables.runs import print_prediction_file, print_predictions
-    from tlkeras.errors import DataError
+    from tlkeras.errors import DataError, RunError
     from tlkeras.runs.directory import open_run
 
-    url, out = options["url"], options["out"]
-    engine, workers = options["engine"], options["workers"]
+    url, out, engine, workers = (options[name] for name in ("url", "out", "engine", "workers"))
     if (workers and not engine) or (engine and (url or not out)):
         raise click.UsageError("Shards need a folder and an engine: --out FOLDER --engine local --workers 2")
     if url and out:
@@ -98,7 +96,10 @@ def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **optio
     if not url and not images:
         raise click.UsageError("Give a RUN and at least one IMAGE, or --url and at least one IMAGE.")
     if engine:
-        _predict_in_shards(run, images, runs, as_json, options)
+        shards = tlkeras.predict_in_shards(open_run(run, runs), images, out, engine=engine, workers=workers)
+        render(shards, as_json, print_job)
+        if shards.failed or shards.unreadable:
+            sys.exit(RunError.exit_code if shards.failed else DataError.exit_code)
         return
     if out:
         result = tlkeras.predict_to_file(open_run(run, runs), images, out)
@@ -109,16 +110,3 @@ def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **optio
     render(result, as_json, print_prediction_file if out else print_predictions)
     if result.unreadable:
         sys.exit(DataError.exit_code)
-
-
-def _predict_in_shards(run: str, images: tuple[str, ...], runs: str, as_json: bool, options: dict[str, Any]) -> None:
-    import tlkeras
-    from tlkeras.cli.tables.jobs import print_job
-    from tlkeras.errors import DataError, RunError
-    from tlkeras.runs.directory import open_run
-
-    workers = {key: options[key] for key in ("engine", "workers")}
-    result = tlkeras.predict_in_shards(open_run(run, runs), images, options["out"], **workers)
-    render(result, as_json, print_job)
-    if result.failed or result.unreadable:
-        sys.exit(RunError.exit_code if result.failed else DataError.exit_code)

@@ -6,6 +6,9 @@ from typing import Any
 
 import click
 
+import tlkeras
+from tlkeras.cli.options import COUNT, POSITIVE
+
 
 def _read_labels(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
     labels = {}
@@ -19,33 +22,21 @@ def _read_labels(context: click.Context, option: click.Parameter, values: tuple[
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all.")
-@click.option("--rest-port", default=8501, show_default=True, type=click.IntRange(0, 65535), help="Port of REST.")
-@click.option("--grpc-port", default=8500, show_default=True, type=click.IntRange(0, 65535), help="Port of gRPC.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0: all.")
+@click.option("--rest-port", default=8501, type=click.IntRange(0, 65535), help="Port of REST.")
+@click.option("--grpc-port", default=8500, type=click.IntRange(0, 65535), help="Port of gRPC.")
 @click.option("--name", help="Name of the model  [default: the folder's]")
 @click.option(
     "--label", "labels", multiple=True, callback=_read_labels, metavar="LABEL=VERSION", help="Name a version."
 )
-@click.option(
-    "--newest", default=1, show_default=True, type=click.IntRange(1), help="Number of versions that stay loaded."
-)
-@click.option("--max-batch-size", default=32, show_default=True, type=click.IntRange(1), help="Maximum batch size.")
-@click.option(
-    "--batch-timeout",
-    default=0.002,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="Seconds that a request waits for others.",
-)
-@click.option("--max-body", type=click.IntRange(1), help="Maximum bytes of a request  [default: 64 MiB]")
-@click.option("--max-pixels", type=click.IntRange(1), help="Maximum pixels of an image  [default: 64 million]")
-@click.option(
-    "--max-requests", default=512, show_default=True, type=click.IntRange(1), help="Maximum concurrent requests."
-)
-@click.option(
-    "--timeout", default=30.0, show_default=True, type=click.FloatRange(0.001), help="Seconds until a request fails."
-)
-@click.option("--threads", default=0, type=click.IntRange(0), help="TensorFlow threads per operation  [default: cores]")
+@click.option("--newest", default=1, type=COUNT, help="Number of versions that stay loaded.")
+@click.option("--max-batch-size", default=32, type=COUNT, help="Maximum batch size.")
+@click.option("--batch-timeout", default=0.002, type=POSITIVE, help="Seconds that a request waits for others.")
+@click.option("--max-body", type=COUNT, help="Maximum bytes of a request  [default: 64 MiB]")
+@click.option("--max-pixels", type=COUNT, help="Maximum pixels of an image  [default: 64 million]")
+@click.option("--max-requests", default=512, type=COUNT, help="Maximum concurrent requests.")
+@click.option("--timeout", default=30.0, type=click.FloatRange(0.001), help="Seconds until a request fails.")
+@click.option("--threads", type=click.IntRange(0), help="TensorFlow threads per operation  [default: cores]")
 def serve(folder: str, **options: Any) -> None:
     """Serve the newest version in FOLDER over TensorFlow Serving's REST and gRPC, with a page to try it on.
 
@@ -54,7 +45,6 @@ def serve(folder: str, **options: Any) -> None:
     \b
     Example: tlkeras serve saved_models/solar_cells
     """
-    import tlkeras
     from tlkeras.serving.options import ServerInfo
 
     def print_addresses(server: ServerInfo) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tlkeras.cli.options import json_option, render, runs_option, set_option
+import tlkeras
+from tlkeras.cli.options import COUNT, json_option, recipe_argument, render, runs_option
+
+if TYPE_CHECKING:
+    from tlkeras.config.recipe import Recipe
 
 
 class _CommandWithSubcommands(click.Command):
@@ -42,21 +46,19 @@ def report(search: str, runs: str, as_json: bool) -> None:
     \b
     Example: tlkeras tune report latest
     """
-    import tlkeras
     from tlkeras.cli.tables.tuning import print_tuning
 
     render(tlkeras.report_tuning(search, runs=runs), as_json, print_tuning)
 
 
 @click.command(cls=_CommandWithSubcommands, subcommands=[report])
-@click.argument("recipe")
-@set_option
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Trials at the same time.")
-@click.option("--engine", default="local", show_default=True, help="local (processes) or ray (a Ray cluster).")
+@recipe_argument
+@click.option("--workers", default=1, type=COUNT, help="Trials at the same time.")
+@click.option("--engine", default="local", help="local (processes) or ray (a Ray cluster).")
 @click.option("--train/--no-train", "train_best", default=True, help="Train the best trial as an ordinary run.")
 @runs_option
 @json_option
-def tune(recipe: str, assignments: tuple[str, ...], runs: str, as_json: bool, **options: Any) -> None:
+def tune(recipe: Recipe, runs: str, as_json: bool, **options: Any) -> None:
     """Search RECIPE's `tuning.space` for the best values on the validation split, never on the test split.
 
     Frozen features are computed once for all trials. After an interruption or kill -9 the same command resumes. The
@@ -66,12 +68,10 @@ def tune(recipe: str, assignments: tuple[str, ...], runs: str, as_json: bool, **
     Example: tlkeras tune mine.yaml --set tuning.max_trials=50
              tlkeras tune report latest
     """
-    import tlkeras
     from tlkeras.cli.tables.runs import print_training
     from tlkeras.cli.tables.tuning import print_tuning
-    from tlkeras.config.recipe import load_recipe, parse_overrides
 
-    result = tlkeras.tune(load_recipe(recipe, parse_overrides(assignments)), runs=runs, **options)
+    result = tlkeras.tune(recipe, runs=runs, **options)
     if result.run is None:
         render(result, as_json, print_tuning)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tlkeras.cli.tables.style import make_table, open_console
+from tlkeras.cli.tables.style import left, print_table, right
 
 if TYPE_CHECKING:
     from tlkeras.backbones.builder import BackboneResult
@@ -14,11 +14,9 @@ if TYPE_CHECKING:
 
 def print_backbones(backbones: Sequence[BackboneInfo]) -> None:
     """Print the catalog."""
-    columns = [("name", "left"), ("parameters", "right"), ("multiply-adds", "right"), ("size", "right")]
-    columns += [("features", "right"), ("top-1", "right"), ("weights", "left"), ("licence", "left")]
-    table = make_table(f"{len(backbones)} backbones", columns)
-    for info in backbones:
-        table.add_row(
+    numbers = right("parameters", "multiply-adds", "size", "features", "top-1")
+    rows = (
+        (
             info.name,
             f"{info.parameters / 1e6:,.2f} M",
             f"{info.multiply_adds / 1e6:,.0f} M",
@@ -28,16 +26,16 @@ def print_backbones(backbones: Sequence[BackboneInfo]) -> None:
             ", ".join(info.weights),
             info.licence,
         )
-    open_console().print(table)
+        for info in backbones
+    )
+    print_table(f"{len(backbones)} backbones", left("name") + numbers + left("weights", "licence"), rows)
 
 
 def print_backbone(result: BackboneResult) -> None:
     """Print the blocks of one backbone."""
-    columns = [("block", "right"), ("name", "left"), ("output", "right"), ("KB at float16", "right")]
-    columns += [("parameters", "right"), ("multiply-adds", "right"), ("layers", "right")]
-    table = make_table(f"{result.name} at {result.size} px: {result.cuts} cuts", columns)
-    for block in result.blocks:
-        table.add_row(
+    numbers = right("output", "KB at float16", "parameters", "multiply-adds", "layers")
+    rows = (
+        (
             str(block.index),
             block.name,
             " x ".join(map(str, block.shape)),
@@ -46,4 +44,7 @@ def print_backbone(result: BackboneResult) -> None:
             f"{block.multiply_adds / 1e6:,.1f} M",
             str(block.layers),
         )
-    open_console().print(table)
+        for block in result.blocks
+    )
+    title = f"{result.name} at {result.size} px: {result.cuts} cuts"
+    print_table(title, right("block") + left("name") + numbers, rows)

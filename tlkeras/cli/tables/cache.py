@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from tlkeras.cli.tables.style import issues_table, make_table, open_console
+from tlkeras.cli.tables.style import issues_table, left, open_console, print_table, right
 
 if TYPE_CHECKING:
     from tlkeras.data.sources.tfrecords import PackResult
@@ -16,28 +16,19 @@ if TYPE_CHECKING:
 
 def print_cache(result: CacheResult) -> None:
     """Print the entries of the cache."""
-    columns = [
-        ("key", "left"),
-        ("backbone", "left"),
-        ("row", "left"),
-        ("rows", "right"),
-        ("MB", "right"),
-        ("last used", "left"),
-    ]
-    table = make_table(f"{result.root}: {result.bytes / 1e6:,.1f} MB", columns)
-    for entry in result.spaces:
-        facts = entry.facts
-        row = " x ".join(map(str, facts.get("shape", []))) + f" {facts.get('dtype', '')}"
-        used = datetime.fromtimestamp(entry.last_used, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        table.add_row(
+    columns = left("key", "backbone", "row") + right("rows", "MB") + left("last used")
+    rows = (
+        (
             entry.key[:12],
-            str(facts.get("backbone", "")),
-            row,
+            str(entry.facts.get("backbone", "")),
+            f"{' x '.join(map(str, entry.facts.get('shape', [])))} {entry.facts.get('dtype', '')}",
             f"{entry.rows:,}",
             f"{entry.bytes / 1e6:,.1f}",
-            used,
+            datetime.fromtimestamp(entry.last_used, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
-    open_console().print(table)
+        for entry in result.spaces
+    )
+    print_table(f"{result.root}: {result.bytes / 1e6:,.1f} MB", columns, rows)
 
 
 def print_pruned(result: PruneResult) -> None:
@@ -48,13 +39,9 @@ def print_pruned(result: PruneResult) -> None:
 def print_packed(result: PackResult) -> None:
     """Print the manifest of packed images, and the files that could not be read."""
     console = open_console()
-    console.print(
-        f"{result.images:,} images, {result.bytes / 1e6:,.1f} MB, in {result.shards:,} files.", highlight=False
-    )
+    size = f"{result.bytes / 1e6:,.1f} MB"
+    console.print(f"{result.images:,} images, {size}, in {result.shards:,} files.", highlight=False)
     if result.rejected:
         console.print(issues_table("Files that cannot be used", result.rejected))
-    console.print(
-        f"\nNext:\n  tlkeras train linear_probe --set data.source={escape(result.path)}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    command = f"tlkeras train linear_probe --set data.source={escape(result.path)}"
+    console.print(f"\nNext:\n  {command}", highlight=False, soft_wrap=True)

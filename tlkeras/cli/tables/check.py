@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tlkeras.cli.tables.style import issues_table, make_table, open_console
+from tlkeras.cli.tables.style import fill_table, issues_table, left, make_table, open_console, right
 
 if TYPE_CHECKING:
     from tlkeras.diagnostics.check_result import CheckResult, ClassCount, DuplicateImages
@@ -21,21 +20,8 @@ _BAR = 24
 def print_check(result: CheckResult) -> None:
     """Print facts, findings, notes and problems."""
     console = open_console()
-    facts = {name: fact for name, fact in result.facts.items() if name != "classes"}  # they have their own table
-    if facts:
-        table = make_table(f"Check of {result.name}", [("", "left"), ("", "left")], header=False)
-        for name, fact in facts.items():
-            table.add_row(name, escape(fact))
+    for table in _list_tables(result):
         console.print(table)
-    _print_classes(console, result.classes)
-    if result.rejected:
-        console.print(issues_table("Files that cannot be used", result.rejected))
-    _print_copies(console, [group for group in result.copies if group.conflicting or group.leaking])
-    columns = ["image", "label", "model says", "score"]
-    wrong = [(image.key, image.label, image.suggested, f"{image.score:.2f}") for image in result.mislabelled or ()]
-    _print_images(console, "Labels that look wrong", columns, wrong)
-    odd = [(image.key, image.label) for image in result.outliers or ()]
-    _print_images(console, "Images unlike all others", columns[:2], odd)
     for note in result.notes:
         console.print(f"[yellow]note:[/yellow] {escape(note)}")
     for problem in result.problems:
@@ -48,25 +34,41 @@ def print_check(result: CheckResult) -> None:
     console.print("Training is not advisable yet." if result.problems else "No problems found: ready to train.")
 
 
-def _print_classes(console: Console, rows: Sequence[ClassCount]) -> None:
-    if not rows:
-        return
-    columns = [("class", "left"), ("images", "right"), ("", "left"), *((split, "right") for split in rows[0].splits)]
+def _list_tables(result: CheckResult) -> list[Table]:
+    """The tables that have rows."""
+    facts = [(name, escape(fact)) for name, fact in result.facts.items() if name != "classes"]  # they have a table
+    copies = [group for group in result.copies if group.conflicting or group.leaking]
+    wrong = [(image.key, image.label, image.suggested, f"{image.score:.2f}") for image in result.mislabelled or ()]
+    odd = [(image.key, image.label) for image in result.outliers or ()]
+    columns = left("image", "label", "model says")
+    return [
+        *([fill_table(f"Check of {result.name}", left("", ""), facts)] if facts else []),
+        *([_classes_table(result.classes)] if result.classes else []),
+        *([issues_table("Files that cannot be used", result.rejected)] if result.rejected else []),
+        *([_copies_table(copies)] if copies else []),
+        *([_images_table("Labels that look wrong", columns + right("score"), wrong)] if wrong else []),
+        *([_images_table("Images unlike all others", columns[:2], odd)] if odd else []),
+    ]
+
+
+def _classes_table(rows: Sequence[ClassCount]) -> Table:
     several = len({row.task for row in rows}) > 1
     largest = max(row.share for row in rows) or 1
-    table = make_table("Classes", columns)
-    for row in rows[:_MOST_CLASSES]:
-        name = f"{row.task}: {row.class_name}" if several else row.class_name
-        bar = "█" * max(1, round(_BAR * row.share / largest)) if row.images else ""
-        table.add_row(escape(name), f"{row.images:,}", bar, *(f"{count:,}" for count in row.splits.values()))
-    _mention_rest(table, len(rows), _MOST_CLASSES)
-    console.print(table)
+    cells = [
+        (
+            escape(f"{row.task}: {row.class_name}" if several else row.class_name),
+            f"{row.images:,}",
+            "█" * max(1, round(_BAR * row.share / largest)) if row.images else "",
+            *(f"{count:,}" for count in row.splits.values()),
+        )
+        for row in rows
+    ]
+    columns = left("class") + right("images") + left("") + right(*rows[0].splits)
+    return fill_table("Classes", columns, cells, _MOST_CLASSES)
 
 
-def _print_copies(console: Console, groups: Sequence[DuplicateImages]) -> None:
-    if not groups:
-        return
-    table = make_table("Copies that mislead", [("", "left"), ("label", "left"), ("split", "left"), ("image", "left")])
+def _copies_table(groups: Sequence[DuplicateImages]) -> Table:
+    table = make_table("Copies that mislead", left("", "label", "split", "image"))
     for group in groups[:_MOST_GROUPS]:
         kind = "same bytes" if group.kind == "exact" else f"alike, {group.similarity:.3f}"
         for number, image in enumerate(group.images[:_MOST_IN_GROUP]):
@@ -74,20 +76,11 @@ def _print_copies(console: Console, groups: Sequence[DuplicateImages]) -> None:
         if len(group.images) > _MOST_IN_GROUP:
             table.add_row("", "", "", f"and {len(group.images) - _MOST_IN_GROUP:,} more")
         table.add_section()
-    _mention_rest(table, len(groups), _MOST_GROUPS, " groups")
-    console.print(table)
+    if len(groups) > _MOST_GROUPS:
+        table.add_row(f"and {len(groups) - _MOST_GROUPS:,} more groups")
+    return table
 
 
-def _print_images(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if not rows:
-        return
-    table = make_table(f"{title} ({len(rows):,})", [(name, "right" if name == "score" else "left") for name in columns])
-    for row in rows[:_MOST_IMAGES]:
-        table.add_row(*map(escape, row))
-    _mention_rest(table, len(rows), _MOST_IMAGES)
-    console.print(table)
-
-
-def _mention_rest(table: Table, count: int, most: int, noun: str = "") -> None:
-    if count > most:
-        table.add_row(f"and {count - most:,} more{noun}")
+def _images_table(title: str, columns: list[tuple[str, str]], rows: Sequence[Sequence[str]]) -> Table:
+    escaped = [tuple(map(escape, row)) for row in rows]
+    return fill_table(f"{title} ({len(rows):,})", columns, escaped, _MOST_IMAGES)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from tlkeras.cli.tables.style import make_table, open_console
+from tlkeras.cli.tables.style import fill_table, left, make_table, open_console, print_table, right
 
 if TYPE_CHECKING:
     from tlkeras.diagnostics.augmentation import AugmentationResult
@@ -19,8 +19,8 @@ _BARS, _BAR_WIDTH = 20, 40
 
 def print_schedule(result: ScheduleResult) -> None:
     """Print which blocks train in each stage, at which learning rate, and why."""
-    columns = [("stage", "left"), ("epochs", "right"), ("trains", "left"), ("learning rate", "right")]
-    columns += [("parameters", "right"), ("starts from", "left"), ("cached", "right"), ("work saved", "right")]
+    columns = left("stage") + right("epochs") + left("trains") + right("learning rate", "parameters")
+    columns += left("starts from") + right("cached", "work saved")
     views = f", {result.views} views of each image in {result.precision}" if result.views else ""
     count = len(result.stages)
     table = make_table(f"{result.name}: {count} stage{'s' if count > 1 else ''}{views}", columns)
@@ -36,23 +36,18 @@ def print_schedule(result: ScheduleResult) -> None:
     for stage in result.stages:
         console.print(f"{escape(stage.name)} starts from {escape(stage.cut)}: {stage.reason}.")
     if result.reasons:
-        reasons = make_table(
-            "Chosen from the size of the data", [("value", "left"), ("", "right"), ("because", "left")]
-        )
-        for chosen in result.reasons:
-            reasons.add_row(chosen.key, str(chosen.value), chosen.reason)
-        console.print(reasons)
+        rows = [(chosen.key, str(chosen.value), chosen.reason) for chosen in result.reasons]
+        columns = left("value") + right("") + left("because")
+        console.print(fill_table("Chosen from the size of the data", columns, rows))
 
 
 def print_augmentation(result: AugmentationResult) -> None:
     """Print the operations of a policy and the path of the sheet."""
     rounds = f", {result.rounds} rounds" if result.rounds > 1 else ""
     count = "unlimited views" if result.views is None else f"{result.views} view(s)"
-    table = make_table(f"{result.name}: {result.policy}{rounds}, {count}", [("one of these at a time", "left")])
-    for operations in result.operations:
-        table.add_row(escape(operations))
+    rows = [(escape(operations),) for operations in result.operations]
+    print_table(f"{result.name}: {result.policy}{rounds}, {count}", left("one of these at a time"), rows)
     console = open_console()
-    console.print(table)
     mixed = [f"{name} {alpha:g}" for name, alpha in (("MixUp", result.mixup), ("CutMix", result.cutmix)) if alpha]
     if mixed:
         console.print(f"Images of a batch are mixed: {', '.join(mixed)}.")
@@ -62,15 +57,14 @@ def print_augmentation(result: AugmentationResult) -> None:
 def print_learning_rate(result: LearningRateResult) -> None:
     """Print the losses at some of the rates as bars, and the suggested rate."""
     console = open_console()
-    columns = [("learning rate", "right"), ("loss", "right"), ("", "left")]
-    table = make_table(f"{result.name}: learning rates in stage {result.stage!r}", columns)
     pairs = list(zip(result.rates, result.smoothed, strict=True))
-    if pairs:
-        shown = pairs[:: max(1, len(pairs) // _BARS)]
-        highest = 1.5 * shown[0][1]  # a diverging loss would flatten all others
-        for rate, loss in shown:
-            table.add_row(f"{rate:.1e}", f"{loss:.3f}", _draw_bar(min(loss / highest, 1.0)))
-    console.print(table)
+    highest = 1.5 * pairs[0][1] if pairs else 1.0  # a diverging loss would flatten all others
+    rows = [
+        (f"{rate:.1e}", f"{loss:.3f}", _draw_bar(min(loss / highest, 1.0)))
+        for rate, loss in pairs[:: max(1, len(pairs) // _BARS)]
+    ]
+    columns = right("learning rate", "loss") + left("")
+    console.print(fill_table(f"{result.name}: learning rates in stage {result.stage!r}", columns, rows))
     if result.suggestion is None:
         console.print(f"No rate is suggested. {result.reason}")
     else:
@@ -83,11 +77,10 @@ def print_learning_rate(result: LearningRateResult) -> None:
 def print_features(result: FeaturePlotResult) -> None:
     """Print how well each depth separates the classes, and the paths of the plots."""
     console = open_console()
-    columns = [("depth", "left"), ("share", "right"), ("", "left")]
-    table = make_table(f"{result.name}: images with the class of their nearest neighbours", columns)
-    for name, share in {**result.separations, "the most common class alone": result.chance}.items():
-        table.add_row(escape(name), f"{share:.3f}", _draw_bar(share))
-    console.print(table)
+    shares = {**result.separations, "the most common class alone": result.chance}
+    rows = [(escape(name), f"{share:.3f}", _draw_bar(share)) for name, share in shares.items()]
+    title = f"{result.name}: images with the class of their nearest neighbours"
+    console.print(fill_table(title, left("depth") + right("share") + left(""), rows))
     console.print(f"{result.images:,} images, none of the test split: {escape(result.path)}")
     if result.maps:
         console.print(f"Maps of {escape(result.layer or '')}: {escape(result.maps)}")

@@ -6,23 +6,18 @@ from typing import Any
 
 from rich.markup import escape
 
-from tlkeras.cli.tables.style import format_number, make_table, open_console
+from tlkeras.cli.tables.style import format_number, left, open_console, print_table, right
 
 
 def print_list(result: dict[str, Any]) -> None:
     """Print recipes and runs."""
-    console = open_console()
-    recipes = make_table("Recipes", [("name", "left"), ("what it does", "left")])
-    for recipe in result["recipes"]:
-        recipes.add_row(recipe["name"], escape(recipe["about"]))
-    console.print(recipes)
+    recipes = [(recipe["name"], escape(recipe["about"])) for recipe in result["recipes"]]
+    print_table("Recipes", left("name", "what it does"), recipes)
     if not result["runs"]:
-        console.print("No runs yet. Make one with: tlkeras train quickstart")
+        open_console().print("No runs yet. Make one with: tlkeras train quickstart")
         return
-    columns = [("name", "left"), ("state", "left"), ("created", "left"), ("accuracy", "right"), ("ROC AUC", "right")]
-    runs = make_table("Runs", columns)
-    for run in result["runs"]:
-        runs.add_row(
-            run["name"], run["state"], run["created"], format_number(run["accuracy"]), format_number(run["roc_auc"])
-        )
-    console.print(runs)
+    runs = (
+        (run["name"], run["state"], run["created"], format_number(run["accuracy"]), format_number(run["roc_auc"]))
+        for run in result["runs"]
+    )
+    print_table("Runs", left("name", "state", "created") + right("accuracy", "ROC AUC"), runs)

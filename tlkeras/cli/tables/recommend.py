@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from tlkeras.cli.tables.style import make_table, open_console
+from tlkeras.cli.tables.style import left, open_console, print_table, right
 
 if TYPE_CHECKING:
     from tlkeras.diagnostics.recommend.measurements import CandidateResult
@@ -20,18 +20,13 @@ _NAMED = 3
 def print_recommendation(result: RecommendResult) -> None:
     """Print facts, candidates, backbones left out, recommendations with their reasons, and the recipe."""
     console = open_console()
-    facts = make_table(result.name, [("", "left"), ("", "left")], header=False)
-    for name, text in result.facts.items():
-        facts.add_row(name, escape(text))
-    facts.add_row("target", f"{result.target.name}: {escape(result.target.reason)}")
-    console.print(facts)
+    facts = {**result.facts, "target": f"{result.target.name}: {result.target.reason}"}
+    print_table(result.name, left("", ""), [(name, escape(text)) for name, text in facts.items()])
     _print_dropped(result.dropped)
     _print_scores(result.candidates)
     _print_costs(result.candidates)
-    table = make_table("Recommendations", [("question", "left"), ("answer", "left"), ("reason", "left")])
-    for one in result.recommendations:
-        table.add_row(one.question, escape(one.answer), escape(one.reason))
-    console.print(table)
+    advice = ((one.question, escape(one.answer), escape(one.reason)) for one in result.recommendations)
+    print_table("Recommendations", left("question", "answer", "reason"), advice)
     console.print(f"Image: {escape(result.image)}", soft_wrap=True)
     if result.path:
         console.print(f"Run it with: tlkeras train {escape(result.path)}", soft_wrap=True)
@@ -47,46 +42,41 @@ def _print_dropped(dropped: Mapping[str, str]) -> None:
     reasons: dict[str, list[str]] = {}
     for name, reason in dropped.items():
         reasons.setdefault(reason, []).append(name)
-    table = make_table("Left out", [("backbones", "right"), ("reason", "left"), ("such as", "left")])
-    for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        table.add_row(str(len(names)), escape(reason), ", ".join(names[:_NAMED]))
-    open_console().print(table)
+    ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
+    rows = ((str(len(names)), escape(reason), ", ".join(names[:_NAMED])) for reason, names in ordered)
+    print_table("Left out", right("backbones") + left("reason", "such as"), rows)
 
 
 def _print_scores(rows: Sequence[CandidateResult]) -> None:
-    columns = [("backbone", "left"), ("score", "right"), ("", "left"), ("5 neighbours", "right")]
-    columns += [("linear head", "right"), ("LogME", "right"), ("H-score", "right"), ("LEEP", "right")]
-    columns += [("NCE", "right"), ("ImageNet", "right")]
-    table = make_table("Balanced accuracy over folds, best first; the score is the mean of both", columns)
+    columns = left("backbone") + right("score") + left("")
+    columns += right("5 neighbours", "linear head", "LogME", "H-score", "LEEP", "NCE", "ImageNet")
+    cells = []
     for row in rows:
         scores = row.scores
         others = (_format(value, "{:.3f}") for value in (scores.logme, scores.h_score, scores.leep, scores.nce))
         classifiers = (_format_score(scores.neighbours), _format_score(scores.probe))
-        top1 = _format(row.candidate.entry.top1, "{:.1f} %")
-        best = "≈ best" if row.noise else ""
-        table.add_row(row.name, _format_score(scores.ranking), best, *classifiers, *others, top1)
-    open_console().print(table)
+        best, top1 = "≈ best" if row.noise else "", _format(row.candidate.entry.top1, "{:.1f} %")
+        cells.append((row.name, _format_score(scores.ranking), best, *classifiers, *others, top1))
+    print_table("Balanced accuracy over folds, best first; the score is the mean of both", columns, cells)
 
 
 def _print_costs(rows: Sequence[CandidateResult]) -> None:
-    columns = [("backbone", "left"), ("one image", "right"), ("images/s", "right"), ("memory", "right")]
-    columns += [("weights", "right"), ("fine-tuning", "right"), ("its memory", "right"), ("licence", "left")]
-    columns += [("Pareto front", "left")]
-    table = make_table("On this machine", columns)
-    for row in rows:
-        costs = row.costs
-        table.add_row(
+    numbers = right("one image", "images/s", "memory", "weights", "fine-tuning", "its memory")
+    cells = (
+        (
             row.name,
-            f"{costs.milliseconds:.1f} ms",
-            f"{costs.images_per_second:,.0f}",
-            _format(costs.megabytes, "{:,.0f} MB"),
+            f"{row.costs.milliseconds:.1f} ms",
+            f"{row.costs.images_per_second:,.0f}",
+            _format(row.costs.megabytes, "{:,.0f} MB"),
             f"{row.candidate.megabytes:,.1f} MB",
             f"{row.minutes:,.1f} min",
-            _format(costs.step_megabytes, "{:,.0f} MB"),
+            _format(row.costs.step_megabytes, "{:,.0f} MB"),
             row.candidate.entry.licence,
             "yes" if row.front else "",
         )
-    open_console().print(table)
+        for row in rows
+    )
+    print_table("On this machine", left("backbone") + numbers + left("licence", "Pareto front"), cells)
 
 
 def _format_score(score: FoldScore) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.table import Table
 from tlkeras.data.headers import to_printable
 
 MOST_ROWS = 40
+
+Columns = list[tuple[str, str]]
+"""Header and alignment of each column."""
 
 
 class FileReason(Protocol):
@@ -26,14 +29,35 @@ class FileReason(Protocol):
     def reason(self) -> str: ...
 
 
+def left(*names: str) -> Columns:
+    """Columns of text."""
+    return [(name, "left") for name in names]
+
+
+def right(*names: str) -> Columns:
+    """Columns of numbers."""
+    return [(name, "right") for name in names]
+
+
 def issues_table(title: str, issues: Sequence[FileReason]) -> Table:
     """A table of paths and reasons, at most `MOST_ROWS` of them."""
-    table = make_table(title, [("path", "left"), ("reason", "left")])
-    for issue in issues[:MOST_ROWS]:
-        table.add_row(escape(to_printable(issue.path)), escape(issue.reason))
-    if len(issues) > MOST_ROWS:
-        table.add_row(f"and {len(issues) - MOST_ROWS:,} more", "")
+    rows = [(escape(to_printable(issue.path)), escape(issue.reason)) for issue in issues]
+    return fill_table(title, left("path", "reason"), rows, MOST_ROWS)
+
+
+def fill_table(title: str, columns: Columns, rows: Sequence[Sequence[str]], most: int | None = None) -> Table:
+    """A table of rows, with the number of those beyond `most`."""
+    table = make_table(title, columns, header=any(name for name, _ in columns))
+    for row in rows[:most]:
+        table.add_row(*row)
+    if most is not None and len(rows) > most:
+        table.add_row(f"and {len(rows) - most:,} more")
     return table
+
+
+def print_table(title: str, columns: Columns, rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; one whose columns have no names has no header."""
+    open_console().print(fill_table(title, columns, list(rows)))
 
 
 def open_console() -> Console:
