@@ -58,7 +58,8 @@ def test_wheel_holds_recipes_and_nothing_else_of_the_repository(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"tlkeras/recipes/{name}.yaml" for name in list_recipes()} <= set(names)
-    assert {"tlkeras/py.typed", "tlkeras/serving/page.html"} <= set(names)
+    assert {"tlkeras/py.typed", "tlkeras/serving/page.html", "tlkeras/plotting/page.css"} <= set(names)
+    assert {"tlkeras/backbones/catalog.csv", "tlkeras/backbones/downloads.csv"} <= set(names)
     assert {re.split(r"[/-]", name)[0] for name in names} == {"tlkeras"}
 
 

@@ -21,14 +21,7 @@ _MIXING = (layers.Conv2D, layers.SeparableConv2D, layers.Dense, layers.EinsumDen
 
 @dataclass(frozen=True)
 class CutPoint:
-    """A tensor through which everything flows.
-
-    Attributes:
-        index: 0 is nearest to the images; the last cut is the model's output.
-        name: The layer that makes the tensor.
-        tensor: Symbolic, [n, *shape].
-        shape: Without the batch dimension.
-    """
+    """A tensor through which everything flows, [n, *shape], by its number from the images and the name of its layer."""
 
     index: int
     name: str
@@ -37,7 +30,6 @@ class CutPoint:
 
     @property
     def elements(self) -> int:
-        """Numbers per image."""
         return math.prod(self.shape)
 
     @property
@@ -48,15 +40,9 @@ class CutPoint:
 
 @dataclass(frozen=True)
 class Block:
-    """Layers that are frozen or trained together.
+    """Layers that are frozen or trained together, named by the words that their names share; `cut` is their output.
 
-    Attributes:
-        index: 0 is nearest to the images.
-        name: The words that the names of its layers share.
-        layers: Names, from input to output; layers without weights included.
-        cut: Its output.
-        parameters: Number of weights.
-        multiply_adds: Per image.
+    `layers` are names, from input to output, those without weights included; multiply-adds are per image.
     """
 
     index: int
@@ -68,7 +54,6 @@ class Block:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of its output, without the batch dimension."""
         return self.cut.shape
 
 
@@ -107,14 +92,9 @@ def find_cut(model: keras.Model, cut: CutPoint | str | int) -> CutPoint:
 
 
 def split(model: keras.Model, cut: CutPoint | str | int) -> tuple[keras.Model, keras.Model]:
-    """The two models on either side of a cut, which share its variables and together compute the same.
+    """The models from the input to a cut and from there to the output; together they compute the same.
 
-    Returns:
-        The prefix, from the model's input to the cut, and the suffix, from the cut to the model's output. At the last
-        cut the suffix is the identity.
-
-    Raises:
-        BackboneError: The model has no such cut.
+    They share the model's variables. At the last cut the second is the identity.
     """
     tensor = find_cut(model, cut).tensor
     prefix = keras.Model(model.input, tensor, name=f"{model.name}_prefix")

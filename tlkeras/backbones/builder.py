@@ -32,14 +32,7 @@ class BlockSummary(Result):
 
 @dataclass(frozen=True)
 class BackboneResult(Result):
-    """The blocks of a backbone, found in its graph.
-
-    Attributes:
-        name: Of the model.
-        size: Height and width of the images, pixels.
-        cuts: How many tensors it can be cut at.
-        blocks: From input to output.
-    """
+    """The blocks of a backbone from input to output; the number of its cuts; the size of its images, pixels."""
 
     name: str
     size: int
@@ -84,14 +77,7 @@ def build_pretrained_classifier(
 ) -> keras.Model:
     """The part of a pretrained network that `build_backbone` leaves out: the classifier it was trained with.
 
-    Args:
-        name: As in `build_backbone`.
-        backbone: Made by `build_backbone`, without its classifier.
-        weights: As in `build_backbone`.
-
-    Returns:
-        A model from the last feature map, float32 [n, h, w, width], to the probabilities of the 1,000 ImageNet classes,
-        float32 [n, 1000].
+    From the last feature map of the backbone to the probabilities of the ImageNet classes, float32 [n, 1000].
 
     Raises:
         BackboneError: The weights have no such part, or it does not fit images of this size.
@@ -131,11 +117,7 @@ def _check_size(info: BackboneInfo, size: int | None, top: bool) -> int:
 
 
 def show_backbone(name: str, *, size: int | None = None) -> BackboneResult:
-    """The blocks of a backbone, found in its graph: output shape, bytes, parameters, multiply-adds.
-
-    Raises:
-        BackboneError: As in `build_backbone`.
-    """
+    """The blocks of a backbone, found in its graph: output shape, bytes, parameters, multiply-adds."""
     model = build_backbone(name, size=size, weights="none")
     blocks = tuple(
         BlockSummary(

@@ -87,21 +87,18 @@ def run_in_parts(function: Callable[[Any], Any], images: np.ndarray, size: int) 
 
 
 def has_weights(call: Node) -> bool:
-    """Whether a call uses a layer that owns weights; bare operations own none."""
     return bool(getattr(call.operation, "weights", None))
 
 
 def count_multiply_adds(model: keras.Model) -> int:
-    """Multiplications followed by an addition, for one image.
+    """Multiplications followed by an addition, for one image of a fixed size.
 
-    Convolutions and dense layers count; normalisation, activations and pooling do not. Every dimension but the batch
-    is fixed.
+    Convolutions and dense layers count; normalisation, activations and pooling do not.
     """
     return sum(count_call(call) for call in trace_calls(model))
 
 
 def count_call(call: Node) -> int:
-    """The multiply-adds of one call, for one image."""
     layer = call.operation
     if isinstance(layer, keras.Model):
         return count_multiply_adds(layer)

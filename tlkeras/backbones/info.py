@@ -1,5 +1,3 @@
-"""The facts about one backbone."""
-
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,11 +10,9 @@ class BackboneInfo(Result):
     """The facts about one backbone.
 
     Attributes:
-        name: As recipes call it.
         family: Backbones of one family share their kind of block.
         constructor: The class in `keras.applications`, or "" for a graph of our own.
-        parameters: Weights without the ImageNet classifier.
-        multiply_adds: Per image of the default size, without the classifier.
+        parameters, multiply_adds: Without the ImageNet classifier; per image of the default size.
         default_size, minimum_size: Height and width of the images, pixels.
         feature_width: Channels of the last feature map.
         pixels: Normalisation of values of 0 to 255 inside the backbone, a key of `keras_applications`.

@@ -29,11 +29,7 @@ _SCALING: dict[str, tuple[Any, Any]] = {
 
 
 def create_model(info: BackboneInfo, size: int, top: bool) -> keras.Model:
-    """One flat functional graph with random weights.
-
-    Input: `images`, uint8 [n, size, size, 3]. Output: the last feature map, float32 [n, h, w, width], or with
-    `top` the probabilities of the 1,000 ImageNet classes, float32 [n, 1000].
-    """
+    """One flat functional graph with random weights, from and to what `builder.build_backbone` describes."""
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
     pixels = normalize(images, info.pixels)
     if info.family == "tiny":
@@ -56,7 +52,6 @@ def normalize(images: keras.KerasTensor, pixels: str) -> keras.KerasTensor:
 
 
 def _connect_application(pixels: keras.KerasTensor, info: BackboneInfo, top: bool) -> keras.KerasTensor:
-    """Continue with a graph of `keras.applications`, its own normalisation left out."""
     build = getattr(keras.applications, info.constructor)
     arguments: dict[str, Any] = {"weights": None, "include_top": top, "input_shape": tuple(pixels.shape[1:])}
     if info.family in ("convnext", "efficientnet_v2", "mobilenet_v3"):
@@ -86,7 +81,7 @@ def _copy(operation: Any) -> Any:
 
 
 def _fix_names(model: keras.Model) -> None:
-    """Give layers that Keras named by a counter of the process names that are the same in every process.
+    """Name layers that Keras named by a counter of the process alike in every process.
 
     The zeros keep them apart from names that Keras makes for layers which are added later.
     """

@@ -27,11 +27,9 @@ _FORMATS = "Give a .weights.h5, .h5, .keras or .pth file."
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """The weights of layers in the order of the file.
+    """The weights by layer, in Keras' order, in the order of the file.
 
-    Attributes:
-        arrays: Layer -> its weights in Keras' order.
-        named: Whether the keys are names of layers, or Keras' keys in files ("conv2d_1": the second Conv2D).
+    Keys are names of layers, or, if not `named`, Keras' keys in files ("conv2d_1": the second Conv2D).
     """
 
     arrays: dict[str, list[np.ndarray]]
@@ -60,10 +58,9 @@ def detect_format(path: Path) -> str:
 
 
 def read_keras(path: Path) -> list[LayerWeights]:
-    """The weights in a `.keras` archive or an HDF5 file, also of a whole saved classifier.
+    """The sets of layers in a `.keras` archive or an HDF5 file, also of a whole saved classifier.
 
-    Returns:
-        The sets of layers one of which may be the backbone: one for each nested model if their names are not known.
+    One of the sets may be the backbone; there is one for each nested model if their names are not known.
 
     Raises:
         BackboneError: The file is damaged, reaches outside itself, or claims to hold more than it does.
@@ -80,7 +77,6 @@ def read_keras(path: Path) -> list[LayerWeights]:
 
 @contextlib.contextmanager
 def _explain_damage(path: Path) -> Iterator[None]:
-    """Raise any error of a library over a damaged file as a BackboneError."""
     try:
         yield
     except BackboneError:
@@ -118,12 +114,7 @@ def _read_hdf5(file: BinaryIO, size: int, names: Mapping[str, str]) -> list[Laye
 
 
 def check_hdf5(file: BinaryIO, size: int) -> None:
-    """Check that an HDF5 file holds its own data and no more than its size.
-
-    Raises:
-        BackboneError: It does not.
-        OSError: It is damaged.
-    """
+    """Check that an HDF5 file holds its own data and no more than its size; a BackboneError says where it does not."""
     total = 0
 
     def find_link(name: Any, link: Any) -> str | None:  # h5py does not pass on exceptions from here

@@ -1,6 +1,6 @@
 """Backbones of KerasHub: any preset for images as one flat graph from uint8 images, with its normalisation inside.
 
-KerasHub fetches the presets; it is an extra, and imported when the first name `hub:PRESET` is looked up.
+KerasHub is an extra, and imported when the first name `hub:PRESET` is looked up.
 """
 
 from __future__ import annotations
@@ -58,10 +58,9 @@ def preset_info(name: str) -> BackboneInfo:
 
 
 def build_preset(info: BackboneInfo, size: int, pretrained: bool) -> keras.Model:
-    """A preset as one flat functional graph.
+    """A preset as one flat functional graph, as in `builder.build_backbone`.
 
-    Input: `images`, uint8 [n, size, size, 3]. Output: the last feature map, float32 [n, h, w, width]; of a
-    transformer the positions of its patches, without class and register tokens.
+    The map of a transformer holds the positions of its patches, without class and register tokens.
 
     Raises:
         BackboneError: The weights cannot be fetched, do not fit images of this size, or come without the scaling of
@@ -72,11 +71,7 @@ def build_preset(info: BackboneInfo, size: int, pretrained: bool) -> keras.Model
 
 
 def list_presets() -> list[str]:
-    """The names of the presets that KerasHub lists for its image classifiers.
-
-    Raises:
-        BackboneError: KerasHub is not installed.
-    """
+    """The names of the presets that KerasHub lists for its image classifiers."""
     hub = import_keras_hub()
     kinds: list[Any] = [kind for kind in vars(hub.models).values() if isinstance(kind, type)]
     backbones = [kind.backbone_cls for kind in kinds if issubclass(kind, hub.models.ImageClassifier)]
@@ -84,7 +79,6 @@ def list_presets() -> list[str]:
 
 
 def _load(name: str, size: int | None, pretrained: bool) -> Any:
-    """KerasHub's own backbone."""
     hub = import_keras_hub()
     preset = _find_preset(name)
     shape = {} if size is None else {"image_shape": (size, size, 3)}
@@ -211,7 +205,6 @@ class _Repeater:
         return copied
 
     def _number(self, name: str) -> str:
-        """The name, with a number if it is taken."""
         self.uses[name] += 1
         return name if self.uses[name] == 1 else f"{name}_{self.uses[name]:03d}"
 

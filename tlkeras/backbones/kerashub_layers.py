@@ -15,11 +15,7 @@ _HUB = "keras_hub"
 
 
 def import_keras_hub() -> Any:
-    """The package `keras_hub`.
-
-    Raises:
-        BackboneError: It is not installed.
-    """
+    """The package `keras_hub`, or a BackboneError where it is not installed."""
     try:
         return importlib.import_module(_HUB)
     except ImportError as error:
@@ -29,26 +25,21 @@ def import_keras_hub() -> Any:
 
 
 def is_of_hub(operation: Any) -> bool:
-    """Whether an operation is a layer that KerasHub defines."""
     return isinstance(operation, keras.layers.Layer) and type(operation).__module__.partition(".")[0] == _HUB
 
 
 @keras.saving.register_keras_serializable("tlkeras")
 class HubLayer(keras.layers.Layer):
-    """Wraps one layer of a KerasHub backbone, or one block of its encoder.
+    """Wraps one layer of a KerasHub backbone, or one block of its encoder; of several outputs it returns the first.
 
     Many of KerasHub's layers cannot be constructed from their own configuration, but their backbones can: so a layer
-    is saved as the backbone's configuration and its place in it. Of several outputs of a layer the first is returned.
+    is saved as the backbone's configuration and its place in it.
 
     Args:
-        kind: Class of the backbone in `keras_hub.models`.
-        config: Of the backbone.
+        kind, config: Class of the backbone in `keras_hub.models`, and its configuration.
         place: Number of the layer in the backbone, whose names may come from a counter of the process; of a block also
             its number among the layers of that layer.
         inner: The layer; None takes it from a new backbone.
-
-    Raises:
-        BackboneError: KerasHub is not installed, or has no such backbone.
     """
 
     def __init__(self, kind: str, config: dict[str, Any], place: list[int], inner: Any = None, **options: Any):
@@ -61,12 +52,11 @@ class HubLayer(keras.layers.Layer):
         """Do nothing: the layer has its weights."""
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """The layer's first output for one or several tensors."""
         outputs = self.inner(inputs, training=training) if self._takes_training else self.inner(inputs)
         return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
-        """Shape and dtype of the output; lengths that the layer leaves open are those of one example."""
+        """Lengths that the layer leaves open are those of one example."""
         spec = super().compute_output_spec(inputs, training=training)
         if None not in spec.shape[1:]:
             return spec

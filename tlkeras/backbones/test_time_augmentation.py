@@ -26,14 +26,9 @@ class _Orientations(layers.Layer):
 
 @keras.saving.register_keras_serializable("tlkeras")
 class DihedralViews(_Orientations):
-    """From images [n, s, s, c] to their orientations, [count * n, s, s, c], orientation by orientation.
-
-    Args:
-        count: How many orientations.
-    """
+    """From images [n, s, s, c] to their orientations, [count * n, s, s, c], the images themselves first."""
 
     def call(self, inputs: Any) -> Any:
-        """The orientations; the first are the images themselves."""
         return ops.concatenate([_turn(inputs, number) for number in range(self.count)], axis=0)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
@@ -41,20 +36,14 @@ class DihedralViews(_Orientations):
 
     @property
     def batch_factor(self) -> float:
-        """Rows out per row in."""
         return self.count
 
 
 @keras.saving.register_keras_serializable("tlkeras")
 class AverageDihedralViews(_Orientations):
-    """From the maps of such images, [count * n, h, h, c], to the mean of each image's, turned back, [n, h, h, c].
-
-    Args:
-        count: How many orientations.
-    """
+    """From the maps of such images, [count * n, h, h, c], to the mean of each image's, turned back, [n, h, h, c]."""
 
     def call(self, inputs: Any) -> Any:
-        """The means over orientations."""
         maps = ops.reshape(inputs, (self.count, -1, *inputs.shape[1:]))
         return ops.mean(ops.stack([_turn_back(maps[number], number) for number in range(self.count)]), axis=0)
 
@@ -63,20 +52,14 @@ class AverageDihedralViews(_Orientations):
 
     @property
     def batch_factor(self) -> float:
-        """Rows out per row in."""
         return 1 / self.count
 
 
 def add_test_time_augmentation(model: keras.Model, cut: str, count: int) -> keras.Model:
-    """A model that averages a feature map over orientations of each image.
+    """A model that averages the map at a cut over orientations of each square image.
 
     The layers behind the map get one map per image, as before. Behind average pooling and a linear head this averages
-    the logits. The variables are shared with `model`; a prediction costs `count` times as much.
-
-    Args:
-        model: From square images [n, s, s, 3] to one or several outputs.
-        cut: Name of the layer whose map is averaged, as in `find_cuts`.
-        count: How many orientations: 2 for the image and its mirror image, 8 for all.
+    the logits. The variables are shared with `model`; a prediction costs `count` times as much, 2 to 8.
 
     Raises:
         BackboneError: The cut has no square map.
@@ -91,7 +74,6 @@ def add_test_time_augmentation(model: keras.Model, cut: str, count: int) -> kera
 
 
 def check_map(cut: CutPoint) -> None:
-    """Raise a BackboneError if a cut has no square map."""
     if len(cut.shape) != 3 or cut.shape[0] != cut.shape[1]:
         raise BackboneError(
             "test_time needs a square feature map.",

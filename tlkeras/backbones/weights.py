@@ -90,8 +90,7 @@ def load_file(model: keras.Model, path: Path) -> None:
 def fingerprint(model: keras.Model) -> str:
     """A SHA-256 of all that decides a model's outputs: its layers, their connections and weights.
 
-    Names of layers, and whether they are trainable, are left out: the same backbone built in another process, frozen
-    or not, has the same fingerprint.
+    The same backbone built in another process, frozen or not, has the same: names of layers are left out.
     """
     digest = hashlib.sha256()
     numbers = {id(tensor): index for index, tensor in enumerate(model.inputs)}
@@ -170,7 +169,6 @@ def _file_keys(model: keras.Model) -> dict[int, str]:
 
 
 def _list_misfits(pairs: _Pairs) -> list[str]:
-    """The layers whose weights are missing or do not fit, each with the reason."""
     problems = []
     for layer, arrays in pairs:
         needed = [tuple(weight.shape) for weight in layer.weights]

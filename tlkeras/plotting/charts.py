@@ -45,14 +45,9 @@ _LABEL_LETTERS = 24
 def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Losses, validation metrics and the learning rate over the epochs, with the stages as labelled bands.
 
-    Args:
-        rows: One per epoch: `epoch` (from 1), `stage`, `loss`; optional `val_loss`, `learning_rate`, `best` (true at
-            the epoch to mark; of several, the last), and metrics: columns that begin with `val_`, drawn with the column
-            of the same name without it. Values that are not finite leave a gap.
-        path: The PNG or SVG file to write.
-
-    Raises:
-        ValueError: There are no rows.
+    Rows have `epoch` (from 1), `stage` and `loss`; optional `val_loss`, `learning_rate`, `best` (true at the epoch to
+    mark; of several, the last), and metrics: columns that begin with `val_`, drawn with the column of the same name
+    without it. Values that are not finite leave a gap.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -90,17 +85,10 @@ def plot_lr_finder(
     path: Path,
     smoothed: Sequence[float] | None = None,
 ) -> None:
-    """The loss against the learning rate, with the suggested rate marked.
+    """The loss against increasing learning rates, with the suggested rate, if any, marked.
 
-    Args:
-        rates: Increasing, above 0.
-        losses: One per rate. The axis ends above the first loss, where divergence would flatten the rest.
-        suggestion: The rate to mark; None marks none.
-        path: The PNG or SVG file to write.
-        smoothed: The losses without noise, one per rate, drawn as the main line.
-
-    Raises:
-        ValueError: There are no rates, or not as many losses.
+    The axis ends above the first loss, where divergence would flatten the rest. The smoothed losses, one per rate, are
+    drawn as the main line.
     """
     if not len(rates) or len(rates) != len(losses):
         raise ValueError(f"One loss per rate is needed. Received: {len(rates)} rates and {len(losses)} losses.")
@@ -126,17 +114,7 @@ def plot_lr_finder(
 def plot_contact_sheet(
     images: Sequence[Sequence[np.ndarray]], row_labels: Sequence[str], column_labels: Sequence[str], path: Path
 ) -> None:
-    """Images in a grid, such as a row per image and a column per view.
-
-    Args:
-        images: Rows of uint8 RGB, [h, w, 3]; rows may end early and sizes may differ.
-        row_labels: One per row.
-        column_labels: One per column.
-        path: The PNG or SVG file to write.
-
-    Raises:
-        ValueError: There are no images, or not as many labels as rows and columns.
-    """
+    """Images, uint8 RGB [h, w, 3], in a grid with labels of rows and columns; rows may end early, sizes may differ."""
     columns = max((len(row) for row in images), default=0)
     if not columns or len(row_labels) != len(images) or len(column_labels) != columns:
         raise ValueError(
@@ -192,9 +170,7 @@ def plot_features(
 def plot_pareto_front(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """The score of each backbone against its time per image, and their Pareto front.
 
-    Args:
-        points: Each with `name`, `milliseconds`, `mean` and `spread` of the score, `front` and `chosen`.
-        path: The PNG or SVG file to write.
+    Points have `name`, `milliseconds`, `mean` and `spread` of the score, `front` and `chosen`.
     """
     with open_figure(path, (6.4, 4.0)) as figure:
         axis = figure.subplots()

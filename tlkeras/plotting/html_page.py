@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +17,7 @@ from tlkeras.errors import ResourceError
 from tlkeras.files import atomic_write
 
 MARK = "<!doctype html><!-- made by tlkeras: written anew each time -->"
-_STYLE = """
-:root { color-scheme: light dark; --ink: #222; --faint: #666; --line: #ddd; --card: #f6f6f4; --bar: #0072b2 }
-:root { --bad: #b4380e }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --faint: #a0a0a0; --line: #3a3a3a; --card: #242424; --bar: #56b4e9; --bad: #f08a5d }
-  body { background: #161616 }
-}
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem; border-top: 1px solid var(--line); padding-top: 1rem }
-p { margin: .3rem 0 .8rem } .faint { color: var(--faint) } .bad { color: var(--bad); font-weight: 600 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .15rem .9rem .15rem 0; text-align: left; overflow-wrap: anywhere }
-th { color: var(--faint); font-weight: 500 } td.number { text-align: right }
-.bar { background: var(--bar); height: .7rem; min-width: 1px; border-radius: 2px }
-.strip { display: flex; flex-wrap: wrap; gap: .6rem; margin: .5rem 0 }
-.strip { background: var(--card); border-radius: 8px; padding: .6rem }
-.strip > p { flex-basis: 100%; margin: 0 } figure { margin: 0; width: 132px }
-figure img { width: 132px; height: 132px; object-fit: contain; border-radius: 4px; display: block }
-figcaption { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; margin-top: .2rem }
-"""
+_STYLE = (files("tlkeras.plotting") / "page.css").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -51,12 +32,7 @@ class HtmlFigure:
 class HtmlSection:
     """A heading, sentences, a table, and strips of images with a sentence each.
 
-    Attributes:
-        title: The heading.
-        sentences: Paragraphs; those that begin with "!" are highlighted.
-        header: Names of the table's columns.
-        rows: Of the table; a float from 0 to 1 is drawn as a bar.
-        strips: Images that belong together.
+    Sentences that begin with "!" are highlighted; a float from 0 to 1 in a row is drawn as a bar.
     """
 
     title: str
@@ -75,7 +51,7 @@ def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[Html
     body = "\n".join(map(_render_section, sections))
     page = (
         f"{MARK}\n<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>\n{body}\n</html>\n"
+        f"<title>{escape(title)}</title><style>\n{_STYLE}</style><h1>{escape(title)}</h1>\n{body}\n</html>\n"
     )
     return write_html(path, page)
 
@@ -93,11 +69,7 @@ def write_html(path: str | os.PathLike[str], page: str) -> Path:
 
 
 def check_page(path: str | os.PathLike[str]) -> None:
-    """Check that a page can be written to a path.
-
-    Raises:
-        ResourceError: There is another file or a folder, or no folder to write to.
-    """
+    """Raise a ResourceError if there is another file or a folder at the path, or no folder to write to."""
     target = Path(path)
     if target.exists() and (not target.is_file() or not target.read_bytes().startswith(MARK.encode())):
         raise ResourceError(f"{target} exists and is not a page of tlkeras.", way_out="Choose another name.")
