@@ -61,16 +61,10 @@ def make_data_service_dataset(
     *,
     augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the batches of `make_image_dataset`, decoded by the workers of a data service.
+    """Yield the batches of `make_image_dataset`, decoded by the workers of a data service at HOST:PORT.
 
-    Workers take files first come, first served. Files that a dead worker had taken are decoded here.
-
-    Args:
-        address: HOST:PORT of the service's dispatcher.
-        paths, size, resize, batch_size, augment: As in `make_image_dataset`; paths are the same on all workers.
-
-    Raises:
-        RunError: The service ends.
+    Paths are the same on all workers, which take files first come, first served. Files that a dead worker had taken
+    are decoded here. A RunError is raised if the service ends.
     """
 
     @tf.autograph.experimental.do_not_convert
@@ -97,11 +91,7 @@ def make_data_service_dataset(
 
 
 def _receive(request: Callable[[], tf.data.Dataset], address: str) -> Generator[Arrival]:
-    """Yield images as they arrive, and None after a while without any: TensorFlow waits for dead workers for ever.
-
-    Raises:
-        RunError: The service ends.
-    """
+    """Yield images as they arrive, and None after a while without any: TensorFlow waits for dead workers for ever."""
     arrivals: queue.Queue[Any] = queue.Queue(_MAX_EARLY // _MESSAGE)
     stopped = threading.Event()
 
@@ -147,10 +137,7 @@ def _receive(request: Callable[[], tf.data.Dataset], address: str) -> Generator[
 def _sort_by_index(
     arrivals: Iterable[Arrival], count: int, decode_here: Callable[[int], np.ndarray | None]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield images in the order of their indices.
-
-    An image that is missing while many later ones arrive, or none at all, is decoded here, or left out if unreadable.
-    """
+    """Yield images by index; one missing while many later or none arrive is decoded here, or left out if unreadable."""
     early: dict[int, np.ndarray] = {}
     needed = 0
 
@@ -174,10 +161,9 @@ def _sort_by_index(
 
 
 def start_data_worker(join: str | None = None, host: str | None = None, port: int = PORT) -> tuple[str, list[Any]]:
-    """Start a worker of a data service on this machine, and a dispatcher unless one is joined.
+    """Start a worker of a data service on this machine, and a dispatcher unless that at `join`, HOST:PORT, is.
 
     Args:
-        join: HOST:PORT of a dispatcher; None starts one here.
         host: Name by which other machines reach this one; its host name if not given.
         port: Of the dispatcher; 0 for any free one. Workers use any free one.
 

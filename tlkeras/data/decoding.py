@@ -31,15 +31,9 @@ _rare = tf.function(autograph=False, experimental_attributes={"_noinline": True}
 
 
 def decode(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
-    """Decode one image: scalar string -> uint8 [size, size, 3].
+    """Decode one image: scalar string -> uint8 [size, size, 3], in pure TensorFlow operations.
 
-    Pure TensorFlow operations: for `tf.data` and for `tf.map_fn` in an exported graph.
-
-    Args:
-        encoded: The bytes of the file.
-        size: Side of the result in pixels.
-        resize: "stretch" scales both sides to `size`; "crop" takes the central square; "pad" shows the whole image
-            between black bars.
+    "stretch" scales both sides; "crop" takes the central square; "pad" shows the whole image between black bars.
 
     Raises:
         DataError: Unknown `resize`.
@@ -65,11 +59,7 @@ def decode(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
 
 
 def decode_file(path: str, size: int, resize: str) -> np.ndarray:
-    """Decode one file eagerly: uint8 [size, size, 3].
-
-    Raises:
-        ImageError: With the path and the reason.
-    """
+    """Decode one file eagerly: uint8 [size, size, 3]; an ImageError names the path and the reason."""
     data = read_image(path)
     try:
         check_header(data)
@@ -157,9 +147,8 @@ def _decode_other(encoded: tf.Tensor) -> tf.Tensor:
 def _decode_webp(encoded: tf.Tensor) -> tf.Tensor:
     """Decode the first frame.
 
-    TensorFlow 2.21 must be told whether there is alpha and refuses animations without: they are unpacked to RGBA
-    whether or not they have it, so their header is made to say that they have. (Left to find the channels itself,
-    `channels=0`, it writes past its buffer.)
+    TensorFlow 2.21 must be told whether there is alpha (`channels=0` writes past its buffer) and refuses animations
+    without: they are unpacked to RGBA in any case, so their header is made to say that they have alpha.
     """
     head = tf.io.decode_raw(tf.strings.substr(encoded, 0, 30) + tf.constant(b"\0" * 30), tf.uint8)
     chunk = tf.strings.substr(encoded + b"\0" * 16, 12, 4)

@@ -75,12 +75,9 @@ class ImageError(DataError):
 
 @dataclass(frozen=True)
 class Issue:
-    """A remark on one file.
+    """A remark on one file: a code for programs, a reason for people.
 
-    Attributes:
-        path: The file, as the file system names it (undecodable bytes are surrogates: print with `to_printable`).
-        code: For programs.
-        reason: For people.
+    The path is as the file system names it: undecodable bytes are surrogates, to be printed with `to_printable`.
     """
 
     path: str
@@ -101,15 +98,13 @@ class ImageWarning(Issue):
 
 @dataclass(frozen=True)
 class Header:
-    """The header of an image.
+    """The header of an image: columns and rows as stored, before the EXIF orientation is applied.
 
     Attributes:
         format: One of `SUPPORTED_FORMATS`.
-        width: Columns as stored, before the EXIF orientation is applied.
-        height: Rows as stored.
-        mode: Pillow's mode: "1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16" ...
+        mode: Pillow's: "1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16" ...
         frames: Images in an animation, otherwise 1.
-        orientation: The EXIF orientation, 1 to 8; 1 if there is none.
+        orientation: Of EXIF, 1 to 8; 1 if there is none.
     """
 
     format: str
@@ -176,9 +171,7 @@ def _is_text(start: bytes) -> bool:
 
 
 def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """The header of an image; no pixels are decoded and no memory is allocated for them.
-
-    The pixels of all frames of an animation count, because the decoders unpack all of them.
+    """The header of an image; no pixels are decoded. Those of all frames count: decoders unpack all of them.
 
     Raises:
         ImageError: empty, not-an-image, unsupported, too-many-pixels or damaged.

@@ -45,8 +45,6 @@ _MODES = {
 def validate_images(dataset: Dataset, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> Dataset:
     """The images whose headers can be read, with digests, and warnings of what is odd; pixels are not decoded.
 
-    Each thread holds one file in memory.
-
     Raises:
         DataError: No image is left, or a class has lost all its images.
     """
@@ -88,7 +86,7 @@ def read_header_and_digest(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str
 
 
 def drop_undecodable(dataset: Dataset, readable: np.ndarray) -> Dataset:
-    """The images whose pixels can be decoded; `readable` holds their positions, int64 [k].
+    """The images at the positions `readable`, int64 [k], whose pixels can be decoded.
 
     Raises:
         DataError: No image is left, or a class has lost all its images.

@@ -17,10 +17,9 @@ _PACKED_CHUNK = 64  # encoded images in memory
 
 
 def epoch_permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Permutation of `count` images for an epoch, int64 [count].
+    """Permutation of `count` images for an epoch, int64 [count], the same on every machine and in every version.
 
-    A pure function of its arguments, the same on every machine and in every version: the ranks of the raw output of
-    the counter-based generator Philox-4x64-10 (Salmon et al. 2011) under the key (seed, epoch).
+    The ranks of the raw output of the counter-based generator Philox-4x64-10 (Salmon et al. 2011) under (seed, epoch).
     """
     key = np.array([seed % 2**64, epoch % 2**64], dtype=np.uint64)
     return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
@@ -38,16 +37,12 @@ def make_image_dataset(
 ) -> tf.data.Dataset:
     """Decoded files in order: batches of (index int64 [b], images uint8 [b, size, size, 3]).
 
-    `index` counts within `paths`. A file that cannot be read or decoded is skipped: its index is missing, and
-    `read_error` gives the reason. The last batch may be smaller.
+    `index` counts within `paths`, which are read in chunks and never copied as a whole. A file that cannot be read or
+    decoded is skipped: its index is missing, and `read_error` gives the reason. The last batch may be smaller.
 
     Args:
-        paths: Any sequence; it is read in chunks and never copied as a whole.
-        size: Side of the images in pixels.
         resize: As in `decode`.
-        batch_size: Images in a batch.
-        augment: From an image uint8 [size, size, 3] and its index, an int64 scalar, to its view or views; see
-            `augmentation.views`.
+        augment: From an image uint8 [size, size, 3] and its index to its view or views; see `augmentation.views`.
         workers: Threads of the stream's own pool, by default one per core of the process; fewer leave cores to an
             engine that runs at the same time.
         prefetch: Batches decoded ahead.

@@ -49,8 +49,7 @@ def assign_splits(dataset: Dataset, validation: float, test: float, seed: int, t
 def subsample(dataset: Dataset, limit: int, seed: int) -> Dataset:
     """At most `limit` images, in their order, with the same fraction of each stratum and given split.
 
-    Each of these, and each set of images that every split needs, keeps two images if it has them, even if that makes
-    more than `limit`.
+    Each of these, and each set of images that every split needs, keeps two images if it has them, whatever the limit.
     """
     if len(dataset) <= limit:
         return dataset
@@ -218,10 +217,7 @@ def _apportion(sizes: np.ndarray, share: float) -> np.ndarray:
 
 
 def _fill_empty_splits(counts: np.ndarray, member: np.ndarray, wanted: np.ndarray) -> None:
-    """Move one image of a class to each wanted split without any, from the split that has most.
-
-    Changes `counts`, int64 [strata, 3]; `member` are the classes of each stratum, bool [strata, classes].
-    """
+    """Move one image of each class [strata, classes] to each wanted split without any, in `counts` [strata, 3]."""
     for column in member.T:
         rows = np.flatnonzero(column)
         for split in wanted:

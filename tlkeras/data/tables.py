@@ -27,7 +27,7 @@ class ImageTable:
         root: Folder that holds the images.
         paths: Absolute paths; undecodable bytes are surrogates.
         keys: Stable identity of each image: its path relative to `root`, with "/" and printable.
-        columns: Columns by name. "split" holds words of `SPLITS`.
+        columns: By name. "split" holds words of `SPLITS`.
         defaults: Column by role ("label", "weight", "group", "domain", "stratify") where the caller names none.
         classes: Class names in their order, for columns where it is known; others are sorted.
         facts: Licence, citation, address ...
@@ -50,25 +50,20 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The images that are used, with the targets of each. All arrays have one entry per image.
+    """The images that are used, with the targets of each. All arrays have one entry per image; texts may be "".
 
     Attributes:
-        source: What they were read from.
-        root: Folder that holds the images.
-        keys: Stable identities, str.
-        paths: Absolute paths, str.
+        source, root, keys, paths, facts, rejected: As of `ImageTable`.
         tasks: What is to be predicted.
         targets: By task name, as the kind of task has them: class indices, int64, -1 where the label is missing; or
             int8 [n, k], see `MultiLabelTask`.
         weights: Sample weights, float32.
-        groups: Images of one group always share a split, str; "" for none.
-        domains: Where an image comes from, str; "" for none.
-        strata: What splits balance besides the targets, str; "" for none.
+        groups: Images of one group always share a split, str.
+        domains: Where an image comes from, str.
+        strata: What splits balance besides the targets, str.
         given_splits: Words of `SPLITS`, str; "" where the source gives none.
         digests: SHA-256 of each file's bytes, str; "" where the file was not read yet.
         split: What each image is used for: one of `SPLITS`, or `TARGET`, str; "" where nothing is decided yet.
-        facts: Licence, citation, address ...
-        rejected: Files that were found and left out.
         warnings: What is odd in files that are used.
         resize: How an image becomes a square: "stretch", "crop" or "pad".
     """
@@ -148,14 +143,9 @@ def build_dataset(
 
 
 def build_dataset_for_tasks(table: ImageTable, tasks: Sequence[Task], roles: Mapping[str, str | None]) -> Dataset:
-    """The images of a table with the labels of existing tasks, as of a model that is evaluated on other images.
+    """The images of a table with the labels of existing tasks, of which classes may be missing among them.
 
-    Classes may be missing among them.
-
-    Args:
-        table: The images.
-        tasks: What their labels are of; columns bear their names.
-        roles: Columns by role ("weight", "group", "domain"), as in `build_dataset`; what the table lacks is left out.
+    Columns of labels bear the tasks' names; roles ("weight", "group", "domain") that the table lacks are left out.
 
     Raises:
         DataError: All problems at once: no such column, classes that no task has, weights that are no numbers.
@@ -172,7 +162,6 @@ def build_dataset_for_tasks(table: ImageTable, tasks: Sequence[Task], roles: Map
 def _make_dataset(
     table: ImageTable, tasks: tuple[Task, ...], chosen: Mapping[str, str], stratify: Sequence[str], problems: list[str]
 ) -> Dataset:
-    """The images with the columns chosen by role, unless there are problems."""
     weights = _parse_weights(table, chosen["weight"], problems)
     if problems:
         raise DataError.from_problems(f"The labels or weights of {table.source!r} cannot be used:", problems)
@@ -196,11 +185,7 @@ def _make_dataset(
 
 
 def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
-    """The table with columns under further names.
-
-    Args:
-        table: The images.
-        names: Column by its further name, which hides a column that has it already.
+    """The table with columns by further names, which hide columns that have them already.
 
     Raises:
         DataError: There is no such column.
@@ -214,12 +199,7 @@ def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
 
 
 def drop_unlabelled(dataset: Dataset, needless: np.ndarray | None = None) -> Dataset:
-    """The images that have a label in some task; the others are listed as rejected.
-
-    Args:
-        dataset: All of them.
-        needless: Which need none, bool (n,).
-    """
+    """The images that have a label in some task or need none (`needless`, bool [n]); the others are rejected."""
     labelled = np.any([task.is_labelled(dataset.targets[task.name]) for task in dataset.tasks], axis=0)
     labelled |= False if needless is None else needless
     unlabelled = tuple(InvalidImage(path, "no-label", "it has no label") for path in dataset.paths[~labelled])

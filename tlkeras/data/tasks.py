@@ -25,9 +25,7 @@ class Task:
     members, bool [n, k]: which of the k classes an image has.
 
     Attributes:
-        kind: "multiclass", "multilabel" or "regression".
         has_classes: Predictions are probabilities of classes; otherwise a number in its own unit.
-        is_multilabel: An image can have none or several of the classes.
         threshold: Probability from which an image has a label; None where no threshold decides.
         output_name: What the values of a prediction are called in exports.
     """
@@ -151,11 +149,8 @@ class Task:
 class MultiLabelTask(Task):
     """Labels to predict, of which an image can have none, one or several.
 
-    Targets are int8 [n, k]: 1 where an image has the label, 0 where not, and -1 throughout where nothing is known.
-
-    Args:
-        separator: Between labels in the cells of a table. An empty cell means no label, `MISSING_LABEL` that the
-            labels are not known.
+    Targets are int8 [n, k]: 1 where an image has the label, 0 where not, and -1 throughout where nothing is known. An
+    empty cell of a table means no label, `MISSING_LABEL` that the labels are not known.
     """
 
     separator: str = "|"
@@ -165,11 +160,9 @@ class MultiLabelTask(Task):
     threshold: ClassVar[float | None] = THRESHOLD
 
     def get_config(self) -> dict[str, str]:
-        """The separator."""
         return {"separator": self.separator}
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
-        """Targets from the cells of a column."""
         targets = np.zeros((len(cells), len(self.class_names)), np.int8)
         index = {name: number for number, name in enumerate(self.class_names)}
         for row, cell in enumerate(cells):
@@ -180,11 +173,9 @@ class MultiLabelTask(Task):
         return targets
 
     def is_labelled(self, targets: np.ndarray) -> np.ndarray:
-        """Mask of the known targets, bool [n]."""
         return np.all(targets >= 0, axis=1)
 
     def members(self, targets: np.ndarray) -> np.ndarray:
-        """Labels of each image, bool [n, k]."""
         return targets == 1
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
@@ -192,11 +183,9 @@ class MultiLabelTask(Task):
         return probabilities >= THRESHOLD
 
     def format(self, members: np.ndarray) -> list[str]:
-        """One table cell per row of members; "" for none."""
         return [self.separator.join(names) for names in self.list_names(members)]
 
     def table_columns(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """The probability of each label."""
         return [f"probability of {name}" for name in self.class_names], probabilities
 
     def strata(self, targets: np.ndarray) -> np.ndarray:
@@ -204,7 +193,6 @@ class MultiLabelTask(Task):
         return np.zeros(len(targets), np.int64)
 
     def balanced(self, targets: np.ndarray) -> np.ndarray:
-        """The members."""
         return self.members(targets)
 
     def coverage_columns(self, targets: np.ndarray) -> np.ndarray:
@@ -213,14 +201,12 @@ class MultiLabelTask(Task):
 
     @property
     def coverage_names(self) -> tuple[str, ...]:
-        """Names of the columns of `coverage_columns`."""
         return (*self.class_names, *(f"the absence of {name}" for name in self.class_names))
 
     def _name_classes(self, cells: Sequence[str]) -> set[str]:
         return set(list_classes(cells, self.separator))
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
-        """Reasons why the column cannot be learned."""
         problems = []
         if not any(self.separator in cell or not cell for cell in cells):
             problems.append(
@@ -255,7 +241,6 @@ class RegressionTask(Task):
     output_name: ClassVar[str] = "value"
 
     def get_config(self) -> dict[str, str]:
-        """The kind."""
         return {"kind": "regression"}
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
@@ -263,7 +248,6 @@ class RegressionTask(Task):
         return np.array([_read_number(cell) for cell in cells], dtype=np.float64)
 
     def is_labelled(self, targets: np.ndarray) -> np.ndarray:
-        """Mask of the known numbers, bool [n]."""
         return np.isfinite(targets)
 
     def members(self, targets: np.ndarray) -> np.ndarray:
@@ -295,11 +279,9 @@ class RegressionTask(Task):
         return [f"{value:.6g}" for value in members[:, 0].tolist()]
 
     def format_targets(self, targets: np.ndarray) -> list[str]:
-        """One table cell per number; `MISSING_LABEL` where it is not known."""
         return [f"{value:.9g}" if np.isfinite(value) else MISSING_LABEL for value in targets.tolist()]
 
     def list_names(self, members: np.ndarray) -> list[list[str]]:
-        """No names for each row."""
         return [[] for _ in members]
 
     def table_columns(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -307,11 +289,9 @@ class RegressionTask(Task):
         return [], np.zeros((len(probabilities), 0))
 
     def prediction_columns(self) -> list[str]:
-        """One column, `value`."""
         return ["value"]
 
     def format_prediction(self, probabilities: np.ndarray) -> list[str]:
-        """The number."""
         return [f"{probabilities[0]:.7g}"]
 
     def member_names(self, targets: np.ndarray) -> tuple[str, ...]:
@@ -333,7 +313,6 @@ class RegressionTask(Task):
 
     @property
     def coverage_names(self) -> tuple[str, ...]:
-        """No names."""
         return ()
 
     def list_unknown(self, cells: Sequence[str]) -> list[str]:
@@ -344,7 +323,6 @@ class RegressionTask(Task):
         return [f"{self.name!r}: {cell!r} is not a finite number." for cell in wrong]
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
-        """Reasons why the column cannot be learned."""
         problems, known = list_some(self.list_unknown(cells)), self.encode(cells)
         if len(np.unique(known[np.isfinite(known)])) < 2:
             problems.append(f"{self.name!r}: fewer than two different numbers.")

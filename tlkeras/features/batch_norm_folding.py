@@ -21,17 +21,11 @@ OPERATIONS: Mapping[type, Callable[..., Any]] = {
 
 
 def fold_batch_norm(model: keras.Model) -> Callable[[Any], Any]:
-    """The model's inference function, with each batch norm folded into its convolution.
+    """The model's inference function, with each batch norm folded into its convolution, from a tensor [n, ...].
 
     With s = gamma / sqrt(variance + epsilon), kernel becomes kernel * s and bias (bias - mean) * s + beta.
     Only pairs are folded whose batch norm is the sole consumer of the convolution. The model is neither copied nor
     changed: its weights are read once, so that folded kernels are constant.
-
-    Args:
-        model: A functional model with channels last.
-
-    Returns:
-        A function of a float or integer tensor [n, ...] to the model's outputs, to be traced once.
     """
     stand_ins: dict[int, Callable[..., Any]] = {}
     for convolution, norm in find_pairs(model):
@@ -78,14 +72,10 @@ def fold(
     xp: Any = np,
     operations: Mapping[type, Callable[..., Any]] = OPERATIONS,
 ) -> Callable[..., Any]:
-    """The convolution of `layer` followed by `norm`, as one function of a tensor.
+    """The convolution of a pair from `find_pairs`, followed by its batch norm, as one function of a tensor.
 
-    Args:
-        layer: One of a pair that `find_pairs` found.
-        norm: The other.
-        xp: The library that computes kernel and bias: numpy once, to constants; `keras.ops` in the graph that is being
-            traced, so that they depend on the variables, which gradients reach.
-        operations: The convolution, by type of layer.
+    `xp` computes kernel and bias: numpy once, to constants; `keras.ops` in the graph that is being traced, so that they
+    depend on the variables, which gradients reach. `operations` are the convolutions by type of layer.
     """
     scale = (xp.array(norm.gamma) if norm.scale else 1.0) / xp.sqrt(xp.array(norm.moving_variance) + norm.epsilon)
     bias = ((xp.array(layer.bias) if layer.use_bias else 0.0) - xp.array(norm.moving_mean)) * scale

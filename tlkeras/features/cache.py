@@ -42,12 +42,9 @@ _WAY_OUT = "Free some with `tlkeras cache prune`, raise the budget, or set TLKER
 
 @dataclass(frozen=True)
 class Namespace:
-    """All that activation rows depend on besides the image's bytes.
+    """All that activation rows [n, *shape], float16 or float32, depend on besides the image's bytes.
 
-    Args:
-        facts: JSON values: weights fingerprint, cut, pooling, image size, resizing, decoder, view ...
-        shape: The shape of one row.
-        dtype: "float16" or "float32".
+    The facts are JSON values: weights fingerprint, cut, pooling, image size, resizing, decoder, view ...
     """
 
     facts: Mapping[str, Any]
@@ -60,13 +57,12 @@ class Namespace:
 
     @cached_property
     def content(self) -> str:
-        """The namespace as canonical JSON."""
         facts = {"format": _FORMAT, "facts": dict(self.facts), "shape": self.shape, "dtype": self.dtype}
         return json.dumps(facts, sort_keys=True)
 
     @cached_property
     def key(self) -> str:
-        """The SHA-256 of the content, in hex."""
+        """The SHA-256 of the namespace as canonical JSON, in hex."""
         return hashlib.sha256(self.content.encode()).hexdigest()
 
     @property
@@ -77,15 +73,7 @@ class Namespace:
 
 @dataclass(frozen=True)
 class CacheEntryInfo(Result):
-    """One namespace of the cache.
-
-    Attributes:
-        key: SHA-256, in hex.
-        facts: As of the namespace, with shape and dtype of a row.
-        rows: How many.
-        bytes: On disk.
-        last_used: Seconds since 1970.
-    """
+    """One namespace of the cache, by its key: facts, rows, bytes on disk, and last use in seconds since 1970."""
 
     key: str
     facts: Mapping[str, Any]
@@ -96,13 +84,7 @@ class CacheEntryInfo(Result):
 
 @dataclass(frozen=True)
 class CacheResult(Result):
-    """Contents of the activation cache.
-
-    Attributes:
-        root: Its folder.
-        bytes: Of all entries, on disk.
-        spaces: The entries, the most recently used first.
-    """
+    """Contents of the activation cache: its folder, bytes on disk, and entries, the most recently used first."""
 
     root: str
     bytes: int
@@ -118,11 +100,9 @@ class PruneResult(Result):
 
 
 class ActivationCache:
-    """All namespaces under one folder, shared by every process of the user.
+    """All namespaces under one folder, `default_root()` if None, shared by every process of the user.
 
-    Args:
-        root: The folder, made when first needed; `default_root()` if None.
-        budget_bytes: Maximum size of all namespaces together, which `check_space` enforces; None: that of the disk.
+    `check_space` enforces the budget, the maximum size of all namespaces together; None: that of the disk.
     """
 
     def __init__(self, root: str | os.PathLike | None = None, budget_bytes: int | None = None):
@@ -133,10 +113,8 @@ class ActivationCache:
     def open(self, namespace: Namespace) -> ActivationStore:
         """A namespace opened for reading and writing; while the store is open, `prune` leaves it.
 
-        Damaged shards are renamed with a warning, and the unfinished files of killed processes removed.
-
-        Raises:
-            ResourceError: The folder cannot be made or written.
+        Damaged shards are renamed with a warning, and the unfinished files of killed processes removed. A ResourceError
+        is raised if the folder cannot be made or written.
         """
         folder = self._folder / namespace.key
         try:
@@ -157,11 +135,7 @@ class ActivationCache:
         return ActivationStore(folder, owner, lock, shape=namespace.shape, dtype=namespace.dtype)
 
     def check_space(self, needed_bytes: int) -> None:
-        """Check that so many bytes fit the budget and the disk.
-
-        Raises:
-            ResourceError: They do not.
-        """
+        """Check that so many bytes fit the budget and the disk; a ResourceError says where they do not."""
         if self.budget_bytes is not None:
             used = sum(entry.bytes for entry in self.list_entries())
             if used + needed_bytes > self.budget_bytes:
@@ -185,9 +159,7 @@ class ActivationCache:
         return sorted(map(_read_entry, folders), key=lambda entry: -entry.last_used)
 
     def prune(self, max_bytes: int | None = None, unused_seconds: float | None = None) -> list[CacheEntryInfo]:
-        """Remove entries and return them; one that a living process has open is never removed.
-
-        Damaged shards and unfinished files of killed processes are removed in any case.
+        """Remove entries and return them, never one that a living process has open; damaged shards go in any case.
 
         Args:
             max_bytes: Remove the least recently used entries until the rest takes no more; 0 is everything.
@@ -302,7 +274,6 @@ def _format_bytes(count: int) -> str:
 
 
 def list_cache() -> CacheResult:
-    """The folder of the activation cache, and its entries."""
     cache = ActivationCache()
     entries = cache.list_entries()
     return CacheResult(str(cache.root), sum(entry.bytes for entry in entries), tuple(entries))

@@ -43,17 +43,10 @@ class Engine(Protocol):
 def make_engine(extractor: keras.Model, name: str = "auto") -> Engine:
     """The named engine for an extractor, or, with a warning, the next one that can run it.
 
-    `auto` is OpenVINO where it is installed, TensorFlow sees no GPU and no layer calls Python, else TensorFlow.
-    OpenVINO and TensorFlow are used only if they agree with Keras on two random images to 1e-3 of the largest value.
-    No engine compiles with XLA: on a CPU it is seven to nine times slower for depthwise convolutions.
-
-    Args:
-        extractor: A functional model from images [n, height, width, 3] to one or several float tensors. Its weights
-            are read once; later changes do not reach the engine.
-        name: "auto", "openvino", "tensorflow" or "keras".
-
-    Raises:
-        TlkerasError: The name is none of these.
+    `auto` is OpenVINO where it is installed, TensorFlow sees no GPU and no layer calls Python, else TensorFlow; the
+    last is "keras". The others are used only if they agree with it on two random images to 1e-3 of the largest value.
+    No engine compiles with XLA: on a CPU it is seven to nine times slower for depthwise convolutions. The extractor is
+    a functional model from images [n, height, width, 3], whose weights are read once.
     """
     if name != "auto" and name not in _ENGINES:
         raise TlkerasError(f"Unknown engine {name!r}.", way_out=suggest(name, ["auto", *_ENGINES]))
@@ -103,7 +96,6 @@ class OpenVinoEngine:
         self._ports = [self.compiled.output(tensor.name) for tensor in frozen.outputs]
 
     def run(self, batches: Iterable[EngineBatch]) -> Generator[EngineOutput, None, None]:
-        """Outputs of the batches, in the order given."""
         streams = self.compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         free = [self.compiled.create_infer_request() for _ in range(2 * streams)]  # one runs, the next waits
         pending: deque[tuple[Any, _Part]] = deque()
@@ -144,14 +136,7 @@ class OpenVinoEngine:
 
 @dataclass
 class _Part:
-    """The images and outputs of one request.
-
-    Attributes:
-        images: uint8 [group, height, width, 3].
-        rows: For each output, the rows to write.
-        batch: The index and all outputs of the batch.
-        is_last: Whether it completes the batch.
-    """
+    """Images, uint8 [group, h, w, 3], and for each output the rows to write; the batch of which they are a part."""
 
     images: np.ndarray
     rows: list[np.ndarray]
@@ -168,7 +153,6 @@ class KerasEngine:
         self._function, self._size = traced, max_batch_size(extractor, _REQUEST_IMAGES)
 
     def run(self, batches: Iterable[EngineBatch]) -> Generator[EngineOutput, None, None]:
-        """Outputs of the batches, in the order given."""
         for index, images in batches:
             yield index, run_in_parts(lambda part: self._function(tf.constant(part)), images, self._size)
 

@@ -45,13 +45,7 @@ def stream_images(
     """Batches of decoded images, (samples int64 [b], images uint8 [b, size, size, 3]); each file is decoded once.
 
     A sample is one view of one image, `row * len(views) + number of the view`. Those of an image follow each other; an
-    unreadable one has none.
-
-    Args:
-        dataset: The images; their digests are known.
-        rows: Positions of the images to decode, int64 [n].
-        size: Height and width of the decoded images, pixels.
-        views: Of each image.
+    unreadable one has none. Digests of the images are known.
     """
     augment = None
     if any(view.facts() for view in views):
@@ -66,10 +60,7 @@ def stream_images(
 
 @dataclass(frozen=True)
 class CachedActivations:
-    """Activations of one output of the extractor, on disk, in the order of the images.
-
-    `rows[selection]` reads any rows as an array; `np.asarray(rows)` reads all.
-    """
+    """Activations of one output of the extractor, on disk; `rows[selection]` and `np.asarray(rows)` read them."""
 
     store: ActivationStore
     ids: np.ndarray
@@ -99,11 +90,9 @@ class Activations:
 
     Attributes:
         views: For each view, the activations of each output of the extractor.
-        kept: Positions of the images that have activations, int64 [k].
-        rejected: The others, each with its reason.
+        kept: Positions of the images that have activations, int64 [k]; `rejected` are the others, with reasons.
         engine: Name of the engine; None if all activations were cached.
-        computed: Images run through the engine, each view counted.
-        reused: Images whose activations were cached, each view counted.
+        computed, reused: Images run through the engine, and cached ones, each view counted.
         seconds: In total, building the engine included.
     """
 
@@ -151,7 +140,6 @@ def extract_activations(
         extractor: From images [n, size, size, 3] to one or several tensors.
         dataset: The images; their digests are known.
         facts: Of the namespace of each output; those of images, view, shape and dtype are added here.
-        views: Of each image.
         cache: Of the activations; None: a temporary folder until the result is closed.
         engine: A name as in `make_engine`, or an engine made for this extractor before.
         dtype: "float16" or "float32", as stored; one, or one per output.
@@ -204,12 +192,7 @@ def count_cache_misses(
     *,
     views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
 ) -> int:
-    """The number of images, each view counted, that `extract_activations` would compute with the same arguments.
-
-    Raises:
-        TlkerasError: Two views are the same.
-        ResourceError: Their rows do not fit the cache's budget or the disk.
-    """
+    """The number of images, each view counted, that `extract_activations` would compute; it raises the same errors."""
     namespaces = _make_namespaces(extractor, dataset, facts, views, dtype)
     with ExitStack() as stack:
         stores = [[stack.enter_context(cache.open(namespace)) for namespace in of_view] for of_view in namespaces]
@@ -227,7 +210,6 @@ def _make_namespaces(
     views: Sequence[AugmentedView],
     dtype: str | Sequence[str],
 ) -> list[list[Namespace]]:
-    """The namespace of each output, for each view."""
     common = decoding_facts(dataset, extractor.input_shape[1])
     dtypes = [dtype] * len(facts) if isinstance(dtype, str) else dtype
     namespaces = [
@@ -243,7 +225,7 @@ def _make_namespaces(
 
 
 def _find_missing(stores: Sequence[Sequence[ActivationStore]], digests: Sequence[str]) -> np.ndarray:
-    """Which images are missing in the stores, bool [views, outputs, n]."""
+    """Whether images are missing in the stores, bool [views, outputs, n]."""
     return np.array([[~store.known(digests) for store in of_view] for of_view in stores])
 
 
@@ -263,7 +245,6 @@ def _count_bytes(namespaces: Sequence[Sequence[Namespace]], needed: np.ndarray) 
 
 
 def _select_needed(batches: Iterable[EngineBatch], needed: np.ndarray) -> Generator[EngineBatch, None, None]:
-    """The batches without the images and views that are cached."""
     flat = needed.ravel()
     for samples, images in batches:
         chosen = flat[samples]

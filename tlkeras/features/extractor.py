@@ -59,11 +59,7 @@ class FeatureExtractor:
 
 
 def source_log_probabilities(backbone: keras.Model, source_head: keras.Model | None) -> keras.KerasTensor:
-    """The log-probabilities that the source head predicts, float32 [n, classes of the source].
-
-    Raises:
-        ValueError: There is no source head.
-    """
+    """The log-probabilities that the source head predicts, float32 [n, classes of the source]."""
     if source_head is None:
         raise ValueError("The network has no source head.")
     return keras.ops.log(source_head(backbone.output) + _EPSILON)

@@ -15,12 +15,8 @@ from tlkeras.features.pooling import pool_tensor
 def find_taps(model: keras.Model, taps: Sequence[str | int]) -> list[CutPoint]:
     """The cuts of a backbone whose activations are features, from input to output.
 
-    Args:
-        model: The backbone.
-        taps: Blocks by name or index (negative ones count from the output), or cuts by name, or "last".
-
-    Raises:
-        RecipeError: There is no such block or cut, or one is named twice; lists all problems.
+    Taps are blocks by name or index (negative ones count from the output), or cuts by name, or "last". A RecipeError
+    lists all that are unknown or named twice.
     """
     blocks, cuts = find_blocks(model), find_cuts(model)
     known = {**{cut.name: cut for cut in cuts}, **{block.name: block.cut for block in blocks}, "last": cuts[-1]}
@@ -63,12 +59,9 @@ def extract_taps(model: keras.Model, cuts: Sequence[CutPoint], pooling: str) -> 
 def concatenate_backbones(
     first: keras.Model, others: Sequence[keras.Model], layers: Sequence[keras.layers.Layer] = ()
 ) -> keras.Model:
-    """One model from images to the vectors of several backbones, concatenated; the first one's graph stays flat.
+    """One model from images to the vectors of several backbones, and of layers on images, concatenated.
 
-    Args:
-        first: With one vector as output, like the others.
-        others: Applied as layers.
-        layers: Others from images to a vector.
+    The first one's graph stays flat; the others are applied as layers.
     """
     return add_layers(first.input, [first.output, *(other(first.input) for other in others)], layers, first.name)
 

@@ -16,15 +16,7 @@ _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(rows: int, shape: Sequence[int]) -> None:
-    """Check that a head can be fitted on features in the free memory.
-
-    Args:
-        rows: Number of images.
-        shape: Of the features of one image.
-
-    Raises:
-        ResourceError: They need more. Where the free memory is unknown, nothing is raised.
-    """
+    """Raise a ResourceError if a head cannot be fitted on features [rows, *shape] in the free memory, if known."""
     needed, free = rows * math.prod(shape) * _BYTES, free_memory()
     if free is not None and needed > free:
         values = " x ".join(f"{length:,}" for length in (rows, *shape))

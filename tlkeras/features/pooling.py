@@ -18,10 +18,8 @@ _EPSILON = 1e-6
 class GeneralizedMean(layers.Layer):
     """From maps (n, h, w, c) to (mean over positions of x^p)^(1/p), (n, c); values below 1e-6 count as that.
 
-    Between the average (p = 1) and the maximum (p large): Radenovic et al., PAMI 2019, whose p starts at 3.
-
-    Args:
-        power: The exponent p, above 0; it does not train.
+    Between the average (p = 1) and the maximum (p large): Radenovic et al., PAMI 2019, whose p starts at 3. Here the
+    power p, above 0, does not train.
     """
 
     def __init__(self, power: float = 3.0, **options: Any):
@@ -29,7 +27,6 @@ class GeneralizedMean(layers.Layer):
         self.power = power
 
     def call(self, inputs: Any) -> Any:
-        """The mean of each channel."""
         powers = ops.power(ops.maximum(inputs, _EPSILON), self.power)
         return ops.power(ops.mean(powers, axis=(1, 2)), 1 / self.power)
 
@@ -47,11 +44,7 @@ class CompactBilinear(layers.Layer):
     The Tensor Sketch of Gao et al. (CVPR 2016): two count sketches of each position are convolved circularly, which is
     a product of their Fourier transforms; then the signed square root and length one. The transforms of the sketches
     are one matrix each and the sum over positions precedes the inverse transform, so that only matrix products are
-    needed, which every engine and server supports.
-
-    Args:
-        width: Length of the sketch, even; the paper's 8,192 is close to the full product, shorter ones are cheaper.
-        seed: Of the two hashes.
+    needed. The width is even; the paper's 8,192 is close to the full product. The seed is that of the two hashes.
     """
 
     def __init__(self, width: int = 1024, seed: int = 0, **options: Any):
@@ -71,7 +64,6 @@ class CompactBilinear(layers.Layer):
         self._back_imaginary = np.fft.irfft(1j * unit, self.width, axis=1).astype("float32")
 
     def call(self, inputs: Any) -> Any:
-        """The sketches."""
         _, height, width, channels = inputs.shape
         positions = ops.reshape(inputs, (-1, height * width, channels))
         (a, b), (c, d) = ((ops.matmul(positions, part) for part in pair) for pair in self._transforms)
@@ -113,9 +105,6 @@ def pool_tensor(tensor: Any, pooling: str) -> Any:
     """A symbolic map [n, height, width, channels] pooled to a vector; a vector as it is.
 
     Tokens [n, tokens, channels] are a map that is one position wide, also for the pooling "none".
-
-    Raises:
-        TlkerasError: The pooling is none of `POOLINGS`.
     """
     if pooling not in POOLINGS:
         raise TlkerasError(f"Unknown pooling {pooling!r}.", way_out=suggest(pooling, POOLINGS))
@@ -125,11 +114,7 @@ def pool_tensor(tensor: Any, pooling: str) -> Any:
 
 
 def pool(model: keras.Model, pooling: str) -> keras.Model:
-    """The model with each output that is a map or tokens pooled to a vector, see `pool_tensor`.
-
-    Raises:
-        TlkerasError: The pooling is none of `POOLINGS`.
-    """
+    """The model with each output that is a map or tokens pooled to a vector, see `pool_tensor`."""
     outputs = [pool_tensor(output, pooling) for output in model.outputs]
     if all(pooled is output for pooled, output in zip(outputs, model.outputs, strict=True)):
         return model

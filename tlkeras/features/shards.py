@@ -33,19 +33,9 @@ class DamagedShardError(ValueError):
 
 
 class Shard:
-    """The rows and digests of one checked file.
+    """The rows [n, *shape], read-only and backed by the file, and digests [n] of 32 bytes, of one checked file.
 
-    Args:
-        path: The file.
-        dtype: "float16" or "float32".
-        shape: The shape of one row.
-
-    Attributes:
-        rows: [n, *shape], read-only and backed by the file.
-        digests: [n] of 32 bytes.
-
-    Raises:
-        DamagedShardError: The file has the wrong size, kind of rows or checksum.
+    A DamagedShardError is raised if the file has the wrong size, kind of rows or checksum.
     """
 
     def __init__(self, path: Path, dtype: str, shape: Sequence[int]):
@@ -68,11 +58,7 @@ class Shard:
 
 
 class ShardFile:
-    """An unfinished shard, under a temporary name until `seal`.
-
-    Args:
-        path: Of the shard, which is there only once `seal` has returned.
-    """
+    """An unfinished shard, under a temporary name until `seal` has returned."""
 
     def __init__(self, path: Path):
         self.path, self.bytes, self.rows = path, 0, 0
@@ -101,7 +87,6 @@ class ShardFile:
         sync_folder(self.path.parent)
 
     def discard(self) -> None:
-        """Remove the unfinished file."""
         with contextlib.suppress(OSError):  # closing flushes, to a disk that may be full
             self._file.close()
         self._temporary.unlink(missing_ok=True)
@@ -122,7 +107,6 @@ def count_rows(path: Path) -> int:
 
 
 def _read_header(header: bytes, size: int) -> tuple[int, int, int]:
-    """Rows, bytes per row and checksum."""
     if len(header) < _HEADER.size:
         raise DamagedShardError("it is shorter than its header")
     magic, count, row_bytes, checksum = _HEADER.unpack(header)

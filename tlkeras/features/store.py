@@ -24,14 +24,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ActivationStore:
-    """One open namespace; from `ActivationCache.open`, and closed by `close` or at the end of a `with`.
+    """One open namespace with rows [n, *shape]; from `ActivationCache.open`, and closed by `close` or a `with`.
 
-    Args:
-        folder: Of the namespace.
-        owner: Prefix of this store's files, unique among stores.
-        lock: Held until the store is closed.
-        shape: The shape of one row.
-        dtype: "float16" or "float32".
+    Its files begin with `owner`, unique among stores; the lock is held until it is closed.
     """
 
     def __init__(self, folder: Path, owner: str, lock: BaseFileLock, *, shape: Sequence[int], dtype: str):
@@ -56,7 +51,6 @@ class ActivationStore:
         self.close()
 
     def close(self) -> None:
-        """Release the namespace, which can be pruned then."""
         self._lock.release()
         Path(self._lock.lock_file).unlink(missing_ok=True)
 
@@ -90,11 +84,7 @@ class ActivationStore:
         return np.where(self._sorted[places] == wanted, self._order[places], -1)
 
     def gather(self, ids: np.ndarray) -> np.ndarray:
-        """The rows [n, *shape] of ids [n] in their order, as stored.
-
-        Raises:
-            IndexError: There is no row of an id.
-        """
+        """The rows [n, *shape] of ids [n] in their order, as stored."""
         ids = np.asarray(ids)
         if ids.size and (ids.min() < 0 or ids.max() >= len(self)):
             raise IndexError(f"Row ids must be below {len(self)}. Received: {ids.min()} to {ids.max()}.")
@@ -139,12 +129,7 @@ class Writer:
         self._store.refresh()
 
     def add(self, digests: Sequence[str], rows: np.ndarray, names: Sequence[str] | None = None) -> None:
-        """Append rows [n, *shape], finite numbers, rounded to the store's precision.
-
-        Args:
-            digests: Hex SHA-256 of the images' files.
-            rows: Their activations, any float type.
-            names: Of the images, for error messages; their digests if None.
+        """Append rows [n, *shape], finite numbers, rounded to the store's precision; `names` are for error messages.
 
         Raises:
             DataError: A row holds NaN or infinity, or a number too large for float16.

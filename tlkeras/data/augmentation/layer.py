@@ -31,7 +31,6 @@ class ImageAugmentation(keras.layers.Layer):
         self.policy, self.seed = policy, seed
 
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        """The views, uint8 [b, h, w, 3]."""
         images, keys, numbers = inputs
 
         def augment(row: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
@@ -40,16 +39,11 @@ class ImageAugmentation(keras.layers.Layer):
         return tf.map_fn(augment, (images, keys, numbers), fn_output_signature=tf.uint8, parallel_iterations=32)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """The shape of the images."""
         return input_shape[0]
 
 
 def choose_augmentation_device(policy: AugmentationPolicy, size: int, batch_size: int) -> Placement:
-    """The faster of the pipeline and the graph.
-
-    Without an accelerator it is the pipeline, which works while the network trains; with one, both are timed on a
-    batch.
-    """
+    """The faster place for a policy: without an accelerator the pipeline, which works while the network trains."""
     if policy.size == 1 or not tf.config.list_physical_devices("GPU"):
         return "pipeline"
     times = time_placements(policy, size, batch_size)

@@ -1,7 +1,7 @@
 """Augmentations of one image: uint8 RGB to uint8 RGB of the same size, in TensorFlow operations.
 
-An operation takes an amount, of which one is neutral and changes nothing. Warps move pixels; several in a row are
-composed, so that an image is interpolated once. Recolourings change pixels in place.
+Warps move pixels; several in a row are composed, so that an image is interpolated once. Recolourings
+change pixels in place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Matrix = Sequence[Sequence[Any]]
 
 @dataclass(frozen=True)
 class Operation:
-    """One row of `OPERATIONS`.
+    """One row of `OPERATIONS`, with either a warp or a recolouring.
 
     Args:
         neutral: The amount that changes nothing.
@@ -32,7 +32,7 @@ class Operation:
         draw: Amounts drawn for a value v: "between" neutral and v, "around" zero (from -v to v), or by "chance"
             (1 with probability v, else 0).
         warp: (amount, place, size) to a `Matrix`; place is two numbers in [0, 1), size [height, width] in pixels.
-        recolour: (image, amount, place) to an image; one of the two is given.
+        recolour: (image, amount, place) to an image.
     """
 
     neutral: float
@@ -44,12 +44,9 @@ class Operation:
 
 @dataclass(frozen=True)
 class Transform:
-    """An operation of a policy.
+    """An operation of a policy with its strength, see `Operation.draw`.
 
-    Args:
-        operation: A name of `OPERATIONS`.
-        value: Strength; see `Operation.draw`.
-        exact: Use the value itself, with a random sign where there is one, instead of drawing an amount up to it.
+    An `exact` value is used itself, with a random sign where there is one, instead of drawing an amount up to it.
 
     Raises:
         TlkerasError: The operation is unknown or the value out of its range.
@@ -107,12 +104,8 @@ def _recolour(row: Operation, image: tf.Tensor, amount: tf.Tensor, place: tf.Ten
 def warp(image: tf.Tensor, matrix: tf.Tensor, fill: str = "reflect") -> tf.Tensor:
     """Move pixels by an affine map, with bilinear interpolation: uint8 [h, w, 3] -> uint8 [h, w, 3].
 
-    A matrix that only mirrors and shifts moves whole pixels, which is five times as fast.
-
-    Args:
-        image: uint8 [h, w, 3].
-        matrix: float32 [3, 3], a `Matrix` and the row (0, 0, 1).
-        fill: Pixels outside the image: "reflect" mirrors it, "nearest" repeats its edge, "constant" is black.
+    The map is a `Matrix` and the row (0, 0, 1), float32 [3, 3]; one that only mirrors and shifts moves whole pixels,
+    five times as fast. Outside the image "reflect" mirrors it, "nearest" repeats its edge, "constant" is black.
     """
     straight = tf.reduce_all(tf.abs(matrix[:2, :2]) == tf.eye(2))
     moved = tf.cond(straight, lambda: _move(image, matrix, fill), lambda: _interpolate(image, matrix, fill))

@@ -29,9 +29,6 @@ class AugmentationPolicy:
         chains: The alternatives of a round, equally likely.
         rounds: Number of chains drawn and applied one after the other.
         fill: Pixels outside a moved image: "reflect", "nearest" or "constant".
-
-    Raises:
-        TlkerasError: The fill is unknown.
     """
 
     name: str
@@ -89,11 +86,7 @@ _STRONGEST: Mapping[str, tuple[float, float]] = {
 
 
 def rand_augment(operations: int = 2, magnitude: float = 9, fill: str = "reflect") -> AugmentationPolicy:
-    """RandAugment (Cubuk et al. 2020): operations drawn from fourteen, all of one magnitude, 0 to 30.
-
-    Raises:
-        TlkerasError: A number is out of range.
-    """
+    """RandAugment (Cubuk et al. 2020): operations drawn from fourteen, all of one magnitude, 0 to 30."""
     numbers = isinstance(operations, int) and isinstance(magnitude, int | float)
     if not (numbers and operations > 0 and 0 <= magnitude <= 30):
         rule = "RandAugment takes at least 1 operation and a magnitude from 0 to 30."
@@ -155,7 +148,7 @@ def make_policy(policy: str | Sequence[Mapping[str, Any]], **options: Any) -> Au
         policy: A name of `POLICIES`, or operations in order, each as {name: value}: {"rotate": 10}, {"equalize": 0.5}.
             Besides `OPERATIONS` there are "shear" and "translate", along both axes, and {"flip": "horizontal",
             "vertical" or "both"}, each with probability 1/2.
-        options: Of the policy: `fill`; `operations` and `magnitude` of rand_augment.
+        options: `fill`; `operations` and `magnitude` of rand_augment.
 
     Raises:
         TlkerasError: A name is unknown or a value out of range.

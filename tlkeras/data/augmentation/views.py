@@ -1,7 +1,6 @@
 """Augmentation as numbered views: view v of an image is a pure function of policy, seed, image and v.
 
-The image is known by the SHA-256 of its file. So the activations of a view can be cached; with another number in every
-epoch, views are ordinary augmentation. Images are uint8 RGB before and after.
+The image is known by the SHA-256 of its file, so that activations of a view can be cached. Images are uint8 RGB.
 """
 
 from __future__ import annotations
@@ -61,17 +60,10 @@ def number_views(policy: AugmentationPolicy, count: int, seed: int = 0) -> tuple
 def choose_views(
     policy: AugmentationPolicy, count: int | None, keys: np.ndarray, epoch: int, seed: int = 0
 ) -> np.ndarray:
-    """Number of the view of each image in an epoch, int64 [n].
+    """Number of the view of each image in an epoch, int64 [n], of `count` or all.
 
-    Drawn views follow the epoch, modulo the count. Orientations do so from a different start for each image, so that
-    a batch mixes them and each image is seen in all of them over as many epochs as there are.
-
-    Args:
-        policy: Of the views.
-        count: Number of views to choose from; None for all, without end where they are drawn.
-        keys: int64 [n, 2], from `digest_to_seed`.
-        epoch: From 0.
-        seed: Of the starts.
+    Drawn views follow the epoch, modulo the count, without end where there is none. Orientations do so from a start for
+    each image that follows from the seed, so that a batch mixes them and each image is seen in all of them in turn.
     """
     if policy.size is None:
         return np.full(len(keys), epoch % count if count else epoch, np.int64)
@@ -116,17 +108,10 @@ def draw_views(images: np.ndarray, keys: np.ndarray, views: Sequence[AugmentedVi
 def cutmix(
     images: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor, alpha: float = 1.0
 ) -> tuple[tf.Tensor, Any, tf.Tensor]:
-    """Paste a box of another image of the batch into each (CutMix, Yun et al. 2019).
+    """Paste a box of another image of the batch into each, uint8 [n, h, w, 3] (CutMix, Yun et al. 2019).
 
     The box takes 1 - Beta(alpha, alpha) of the area, less the part outside; its centre is anywhere. Labels follow the
-    visible area, see `mix_labels`.
-
-    Args:
-        images: uint8 [n, h, w, 3].
-        targets: float32 [n, k], or several of them by task.
-        weights: float32 [n].
-        seed: int [2].
-        alpha: 1 makes every area equally likely.
+    visible area, see `mix_labels`. The seed is int [2].
     """
     count, height, width = tf.unstack(tf.shape(images)[:3])
     partners, *seeds = tf.unstack(tf.random.split(seed, 4))
@@ -146,13 +131,8 @@ def mix_labels(targets: Any, weights: tf.Tensor, partners: tf.Tensor, own: tf.Te
     """Mix targets and sample weights so that a loss linear in its targets, as cross-entropy is, is mixed exactly.
 
     With fraction s, weight w and target y of an image, and w', y' of its partner: the weight is s w + (1 - s) w', and
-    the target (s w y + (1 - s) w' y') divided by it.
-
-    Args:
-        targets: float32 [n, k], or several of them by task.
-        weights: float32 [n].
-        partners: int [n], the row mixed into each.
-        own: float32 [n], the fraction of each image that is its own.
+    the target (s w y + (1 - s) w' y') divided by it. Targets are float32 [n, k], or several of them by task; `partners`
+    the row mixed into each, int [n]; `own` the fraction of each image that is its own, float32 [n].
     """
     mine, theirs = own * weights, (1 - own) * tf.gather(weights, partners)
     total = mine + theirs

@@ -21,13 +21,7 @@ _RANKS = {"train": 1, "validation": 2, "test": 3}
 
 @dataclass(frozen=True)
 class CleanedManifest:
-    """The images of a cleaned manifest.
-
-    Attributes:
-        kept: Their positions in the dataset, int64 [k].
-        groups: The group of each image of the dataset, str [n]; copies share a group.
-        left_out: Number of images by the reason for which they are left out.
-    """
+    """The positions kept, int64 [k]; each image's group, str [n], shared by copies; how many are left out by reason."""
 
     kept: np.ndarray
     groups: np.ndarray
@@ -37,10 +31,9 @@ class CleanedManifest:
 def clean(dataset: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence[LeakingGroup]) -> CleanedManifest:
     """Choose the images to keep.
 
-    Of identical files with one label the first is kept, with several labels none, as the right one is not known. Images
-    that only look the same are kept as a group, which splits do not divide. Where the source gives the splits, held-out
-    images are kept, and their copies and the rest of their groups are removed from the other splits, first from the
-    training images.
+    Of identical files with one label the first is kept, with several labels none. Images that only look the same are
+    kept as a group, which splits do not divide. Where the source gives the splits, held-out images are kept, and their
+    copies and the rest of their groups are removed from the other splits, first from the training images.
     """
     reasons = np.full(len(dataset), "", dtype=object)
     for row, path in enumerate(dataset.paths):
@@ -84,14 +77,9 @@ def write_manifest(
     cleaning: CleanedManifest,
     remarks: Mapping[str, Sequence[str]] = {},
 ) -> Path:
-    """Write the kept images to a CSV manifest, with all columns of the table.
+    """Write the kept images to a new CSV manifest in or above the folder of the images, with all columns of the table.
 
-    Args:
-        path: A new file, in the folder of the images or above it.
-        table: The table of the source.
-        dataset: Some rows of it.
-        cleaning: Groups become the column "group" if there are any.
-        remarks: More columns, one string per image of the dataset.
+    Groups become the column "group" if there are any; `remarks` are more columns, one string per image of the dataset.
 
     Raises:
         DataError: The file exists, or is not in or above the images' folder.

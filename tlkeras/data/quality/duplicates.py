@@ -15,14 +15,12 @@ from tlkeras.data.tables import Dataset
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Copies of one image.
+    """Copies of one image: two or more positions in the dataset, ascending.
 
     Attributes:
-        rows: Positions in the dataset, ascending, two or more.
         exact: The bytes are the same, not just the looks.
         similarity: The lowest correlation of one with the central one; 1 if exact.
-        conflicting: Their labels differ.
-        leaking: They are in different splits.
+        conflicting, leaking: Their labels differ; they are in different splits.
     """
 
     rows: tuple[int, ...]
@@ -43,9 +41,7 @@ class LeakingGroup:
 def find_duplicates(dataset: Dataset, thumbnails: np.ndarray) -> list[DuplicateGroup]:
     """Groups of images that are the same, then of images that look the same but are not all the same.
 
-    Args:
-        dataset: The images, with their digests, and the split of each where they are divided.
-        thumbnails: float16 [n, 32, 32], see `near_duplicates.read_thumbnails`.
+    Their digests are known, and the split of each where they are divided; thumbnails are those of `read_thumbnails`.
     """
     digests = dataset.digests.tolist()
     equal = [

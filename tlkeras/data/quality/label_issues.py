@@ -12,13 +12,7 @@ _DEVIATIONS = 4.0
 
 
 class LabelIssue(NamedTuple):
-    """A label that is probably wrong.
-
-    Attributes:
-        row: Position of the image.
-        suggested: The more probable class.
-        score: Probability of that class minus that of the label, 0 to 1.
-    """
+    """A label that is probably wrong: the more probable class, and how much more probable it is, 0 to 1."""
 
     row: int
     suggested: int
@@ -41,9 +35,8 @@ def find_label_issues(
     class on rows with that label. The counts by label and class (the confident joint), calibrated to the number of rows
     of each label, estimate how many labels of each kind are wrong. That many rows that count for another class are
     returned, if both rankings of the paper choose them ("prune by noise rate" and "prune by class"). Rows of a label
-    that never has a probability above 0 are skipped.
-
-    Classes only; for several labels, call it for each with `np.stack([1 - p, p], axis=1)`.
+    that never has a probability above 0 are skipped. For several labels, call it for each
+    with `np.stack([1 - p, p], axis=1)`.
 
     Args:
         probabilities: Out-of-sample, [n, k].
@@ -111,10 +104,9 @@ def _prune_by_class(labels: np.ndarray, own: np.ndarray, noise: np.ndarray) -> n
 def find_outliers(features: np.ndarray, neighbours: int = 10) -> list[Outlier]:
     """Outliers by their mean distance to the nearest neighbours (Angiulli and Pizzuti 2002), the farthest first.
 
-    Features are not normalised: in direction alone, outliers that resemble each other are not far from the rest. The
-    threshold is 4 standard deviations, estimated by the median absolute deviation, above the median of the logarithms.
-    Neighbours are searched among at most 5,000 evenly spaced rows, in seconds where all pairs take minutes. Features
-    are finite, float [n, d].
+    Features, float [n, d], are not normalised: in direction alone, outliers that resemble each other are not far from
+    the rest. The threshold is 4 standard deviations, by the median absolute deviation, above the median of the
+    logarithms. Neighbours are searched among at most 5,000 evenly spaced rows.
     """
     count = min(neighbours, min(len(features), _REFERENCES) - 1)
     if count < 1:

@@ -49,15 +49,11 @@ def find_exact_duplicates(digests: Sequence[str]) -> list[tuple[int, ...]]:
 def find_near_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list[NearDuplicateGroup]:
     """Groups of images that look the same although their bytes differ, ordered by their first row.
 
-    Copies are found that were re-encoded, resized, slightly brightened, mirrored or turned by quarters: images are
-    often augmented on disk before they are split. Crops and images without contrast are not.
-
-    All pairs are compared by the correlation of their thumbnails, among more than 20,000 images those with nearly the
-    same hash (see `perceptual_hash`). The threshold depends on the images, see `choose_similarity_threshold`. Pairs are
-    compared again without the common structure of all images, so that two solar cells are not taken for one because
-    their busbars are in the same places. Every member of a group was compared with its central image, so that a chain
-    of small changes does not join different images (star clustering, Aslam, Pelekhov and Rus 2004). A group contains
-    all rows of a digest or none. Thumbnails come from `read_thumbnails`.
+    Copies are found that were re-encoded, resized, slightly brightened, mirrored or turned by quarters, not crops or
+    images without contrast. All pairs are compared by the correlation of their thumbnails, among more than 20,000
+    images those with nearly the same hash, and again without the common structure of all images, so that two solar
+    cells are not taken for one because their busbars are in the same places. Every member of a group was compared with
+    its central image (star clustering, Aslam, Pelekhov and Rus 2004); it contains all rows of a digest or none.
     """
     members = defaultdict(list)
     for row, digest in enumerate(digests):
@@ -74,10 +70,7 @@ def find_near_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list
 
 
 def read_thumbnails(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Grey thumbnails of the images that can be decoded, float16 [k, 32, 32], and their positions, int64 [k].
-
-    They are decoded as for training. Integers would lose images of little contrast; 100,000 take 200 MB.
-    """
+    """Grey thumbnails of the images that can be decoded, float16 [k, 32, 32], and their positions, int64 [k]."""
     thumbnails = np.empty((len(paths), SIDE, SIDE), np.float16)
     readable = np.zeros(len(paths), bool)
     with progress_bar("Comparing images", len(paths), "images") as advance:
@@ -150,8 +143,7 @@ def _split_chunks(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndar
 def _fit_common(thumbnails: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A function that removes from normalised rows [n, pixels] the mean and the first principal components.
 
-    They come from a sample, upright and turned by a quarter, so that turned cells are not taken for one either; at most
-    one component per twenty thumbnails, so that no image has one of its own.
+    They come from a sample, upright and turned by a quarter; at most one component per twenty thumbnails.
     """
     if len(thumbnails) < _FEWEST:
         return lambda rows: rows

@@ -47,8 +47,8 @@ def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
     """Hash of each thumbnail [n, side, side] in each of `ORIENTATIONS`, uint64 [orientations, n], 63 bits of it.
 
     A bit is set if the coefficient of one of the 8 x 8 lowest frequencies of the cosine transform (without the mean,
-    normalised to unit contrast) is above that of the average image. Comparing with the average instead of zero keeps
-    the bits informative where all images show the same kind of thing. No thumbnail is flat.
+    normalised to unit contrast) is above that of the average image, which keeps the bits informative where all images
+    show the same kind of thing. No thumbnail is flat.
     """
     spectra = _transform(thumbnails)
     average = spectra.sum(axis=0) / (len(spectra) + _PRIOR)
@@ -74,8 +74,7 @@ def search_all(thumbnails: np.ndarray, threshold: float) -> Iterator[tuple[Orien
     """Yield each orientation with pairs (turned row, row), int64 each, among them all that correlate this much.
 
     All are compared, by their 64 lowest frequencies and the length of the remainder: as the product of two lengths
-    bounds the product of two vectors, no pair is missed. 20,000 thumbnails take seconds, ten times as many a hundred
-    times as long. No thumbnail is flat.
+    bounds the product of two vectors, no pair is missed. No thumbnail is flat.
     """
     chunks, spectra = range(0, len(thumbnails), _CHUNK), _transform(thumbnails)
     rest = np.sqrt(np.maximum(1 - np.square(spectra).sum(axis=(1, 2)), 0))[:, None]
@@ -101,10 +100,7 @@ class HashIndex:
         self._tables = [_Table(part) for part in _split(hashes)]
 
     def search(self, queries: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield pairs (query, row) at most `RADIUS` bits apart, int64 each, a bounded number of queries at a time.
-
-        If more than 256 rows share a part of the hash, only the first 256 are compared.
-        """
+        """Yield pairs (query, row) at most `RADIUS` bits apart, int64 each, a bounded number of queries at a time."""
         for start in range(0, len(queries), _CHUNK):
             chunk = queries[start : start + _CHUNK]
             found = [table.find(part) for table, part in zip(self._tables, _split(chunk), strict=True)]

@@ -34,16 +34,12 @@ def read_elpv() -> ImageTable:
 
     Columns:
         probability: Of a defect, as in the file: 0.0, 0.3333333333333333, 0.6666666666666666 or 1.0.
-        defect: "defective" where the probability is at least 0.5.
-        any_defect: "defective" where it is above 0, the label of Deitsch et al.
+        defect, any_defect: "defective" where it is at least 0.5, and, the label of Deitsch et al., above 0.
         cell_type: "mono" or "poly".
         certainty: The weight of Deitsch et al.: the probability where raters were unsure (1/3, 2/3), otherwise 1.
         module: Pseudo-modules to group by. The file does not name modules, but lists the cells of a module together:
             each run of n cells of one type is cut into round(n / 60) nearly equal parts, as modules of 60 cells. These
             are the 44 modules (18 mono, 26 poly) of the publication; their borders within a run are approximate.
-
-    Raises:
-        MissingExtraError: The package is not installed.
     """
     found = importlib.util.find_spec("elpv_dataset")
     if found is None or not found.submodule_search_locations:
@@ -193,7 +189,6 @@ def _find_image(source: str, features: Any) -> str:
 
 
 def _choose_columns(features: Any) -> dict[str, Callable[[Any], str]]:
-    """Functions from the value of a feature to text, by the name of the column."""
     import tensorflow_datasets as tfds
 
     def formatter(feature: Any) -> Callable[[Any], str]:

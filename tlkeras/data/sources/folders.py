@@ -30,7 +30,6 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
 
     Raises:
         DataError: The source is unknown or cannot be used; all problems at once.
-        MissingExtraError: The packaged set is not installed.
     """
     packaged: dict[str, Callable[[], ImageTable]] = {"elpv": read_elpv, "sklearn-digits": partial(read_digits, store)}
     if source in packaged:
@@ -63,10 +62,7 @@ def read_folder(source: str) -> ImageTable:
     The label is the name of the class folder, in Unicode's normal form C; images may lie in folders below it.
     Hidden files and those of operating systems are ignored. Files with an image's name or content are images; all
     others are listed in `ImageTable.rejected`, as are links that lead out of the folder, links to folders, pipes and
-    devices, none of which are opened.
-
-    Raises:
-        DataError: There is no class folder, or no image in any.
+    devices, none of which are opened. A DataError is raised if there is no class folder, or no image in any.
     """
     root = os.path.realpath(os.path.expanduser(source))
     rejected: list[InvalidImage] = []
@@ -140,7 +136,6 @@ def _subfolders(folder: str, root: str, rejected: list[InvalidImage]) -> list[st
 
 
 def _walk(folder: str, root: str, rejected: list[InvalidImage]) -> Iterator[str]:
-    """Yield the image files below a folder, in order; others are appended to `rejected`."""
     folders = [folder]
     while folders:
         below = []

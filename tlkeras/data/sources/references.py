@@ -16,12 +16,7 @@ def load_recipe_or_source(
 ) -> tuple[Recipe, bool]:
     """A recipe, and True if it was given; for a source of images it is `linear_probe` on them.
 
-    Args:
-        reference: A recipe, or a source: a folder, a manifest, "tfds:NAME" or a packaged set.
-        overrides: Values by dotted key.
-
-    Raises:
-        RecipeError: The recipe cannot be found, read or validated.
+    A source is a folder, a manifest, "tfds:NAME" or a packaged set; overrides are values by dotted key.
     """
     if isinstance(reference, Recipe) or not is_data_source(str(reference)) or reference in list_recipes():
         return load_recipe(reference, overrides), True

@@ -41,11 +41,6 @@ def find_size(path: str, status: os.stat_result) -> int:
 
 
 def read_bytes(path: str) -> bytes:
-    """The bytes that a path names.
-
-    Raises:
-        OSError: They cannot be read.
-    """
     piece = parse_slice(path) or ByteRange(path, 0, -1)
     with open(piece.file, "rb") as file:
         file.seek(piece.offset)

@@ -27,15 +27,7 @@ _HEAD, _FOOT = 12, 4  # bytes around a record: its length and that one's checksu
 
 @dataclass(frozen=True)
 class PackResult(Result):
-    """Images in TFRecord files.
-
-    Attributes:
-        path: Of the manifest.
-        images: Number of images.
-        shards: Number of TFRecord files.
-        bytes: Size of all TFRecord files.
-        rejected: Files that could not be read.
-    """
+    """The path of the manifest of packed images; the number of images and of shards; files that could not be read."""
 
     path: str
     images: int
@@ -44,7 +36,6 @@ class PackResult(Result):
     rejected: tuple[InvalidImage, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes by name; of rejected files `path`, printable, and `reason`."""
         rejected = [{"path": to_printable(bad.path), "reason": bad.reason} for bad in self.rejected]
         return {**super().to_dict(), "rejected": rejected}
 
@@ -53,13 +44,8 @@ def write_tfrecords(table: ImageTable, folder: str | os.PathLike[str], shard_byt
     """Write the encoded images of a table, unchanged, into TFRecord files, with a manifest of them.
 
     A record is a `tf.train.Example` with "image/encoded", "image/filename" and the table's columns, as other programs
-    read it. The manifest's paths are slices of these files, so that any image can be read by itself; its keys are
-    those of the table. It can be moved with its folder.
-
-    Args:
-        table: The images; default roles of its columns are kept in the manifest.
-        folder: A new folder; an interruption leaves none.
-        shard_bytes: Approximate size of a file.
+    read it. The manifest's paths are slices of these files, so that any image can be read by itself; its keys and
+    default roles are those of the table. The folder is new and can be moved; an interruption leaves none.
 
     Raises:
         DataError: The folder exists, or no image can be read.

@@ -28,18 +28,10 @@ def fit_codebooks(
     *,
     seed: int = 0,
 ) -> int:
-    """Learn the codebooks of a model's handcrafted features from training images, or read them from the cache.
+    """Learn the codebooks of a model's handcrafted features from training images; the number learned.
 
-    A codebook is cached like an image's activations, by the digests of all images it was learned from.
-
-    Args:
-        model: From images to features; its layers get the codebooks.
-        dataset: The training images and no others; their digests are known.
-        cache: Of the codebooks.
-        seed: Of the images drawn (at most 500, 200 descriptors of each) and of the centres.
-
-    Returns:
-        The number of codebooks learned.
+    A codebook is cached like an image's activations, by the digests of all images it was learned from. The dataset
+    holds training images and no others. The seed draws them (at most 500, 200 descriptors of each) and the centres.
 
     Raises:
         DataError: There are too few descriptors.
@@ -80,7 +72,6 @@ def _find_or_learn(
 
 
 def _learn_codebook(descriptor: Sift, dataset: Dataset, size: int, seed: int) -> np.ndarray:
-    """All arrays of a codebook, end to end."""
     random = np.random.default_rng(seed)
     order = np.argsort(np.asarray(dataset.digests, dtype=str), kind="stable")  # independent of their order
     rows = np.sort(order[random.permutation(len(order))[:_IMAGES]])

@@ -42,12 +42,7 @@ class Descriptor:
 
 
 class Hog(HogConfig, Descriptor):
-    """Histograms of oriented gradients, in blocks of 2 x 2 cells (Dalal and Triggs, CVPR 2005).
-
-    Args:
-        cell: Height and width of a cell in pixels.
-        orientations: Bins of half a turn.
-    """
+    """Histograms of oriented gradients, in blocks of 2 x 2 cells (Dalal and Triggs, CVPR 2005)."""
 
     @property
     def minimum_size(self) -> int:
@@ -61,13 +56,7 @@ class Hog(HogConfig, Descriptor):
 
 
 class Lbp(LbpConfig, Descriptor):
-    """Histograms of uniform, rotation invariant local binary patterns (Ojala et al., PAMI 2002).
-
-    Args:
-        points: Neighbours of a pixel.
-        radius: Their distance in pixels.
-        grid: Cells per row and per column of the image, each with a histogram of its own.
-    """
+    """Histograms of uniform, rotation invariant local binary patterns in cells (Ojala et al., PAMI 2002)."""
 
     @property
     def minimum_size(self) -> int:
@@ -82,12 +71,7 @@ class Lbp(LbpConfig, Descriptor):
 
 
 class ColorHistogram(ColorHistogramConfig, Descriptor):
-    """Joint histograms of hue, saturation and value.
-
-    Args:
-        bins: Of each of the three.
-        grid: Cells per row and per column of the image, each with a histogram of its own.
-    """
+    """Joint histograms of hue, saturation and value in cells."""
 
     @property
     def minimum_size(self) -> int:
@@ -101,16 +85,7 @@ class ColorHistogram(ColorHistogramConfig, Descriptor):
 
 
 class Sift(SiftConfig, Descriptor):
-    """SIFT (Lowe, IJCV 2004) with square roots (Arandjelovic and Zisserman, CVPR 2012), as one vector of a codebook.
-
-    Args:
-        detector: "dense": upright, on a grid, at several sizes; "keypoint": position and size by Lowe's detector.
-        encoding: "vlad", "fisher" or "words".
-        words: Centres of the codebook.
-        components: Principal components of the 128 numbers.
-        step: Pixels between dense patches.
-        sizes: Height and width in pixels of the 4 x 4 bins of dense patches; patches larger than the image are dropped.
-    """
+    """SIFT (Lowe, IJCV 2004) with square roots (Arandjelovic and Zisserman, CVPR 2012), as one vector of a codebook."""
 
     @property
     def minimum_size(self) -> int:
@@ -177,15 +152,10 @@ def find_keypoints(grey: np.ndarray) -> np.ndarray:
 
 
 def describe_grid(grey: np.ndarray, size: int, step: int) -> np.ndarray:
-    """Upright SIFT descriptors on a grid, float32 (m, 128): row and column of the bin, then orientation.
+    """Upright SIFT descriptors every `step` pixels of a grey image, float32 (m, 128): by row, column, orientation.
 
     Bins share a pixel linearly, as Lowe's do; without his Gaussian window over the patch all patches are taken from one
     filtered map (as in VLFeat's fast dense SIFT, Vedaldi and Fulkerson 2010).
-
-    Args:
-        grey: (h, w), both at least 4 `size`.
-        size: Height and width of a bin in pixels.
-        step: Pixels between patches.
     """
     smooth = ndimage.gaussian_filter(grey, max(size / 6, 0.5))
     by_row, by_column = np.gradient(smooth)

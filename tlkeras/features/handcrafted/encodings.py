@@ -26,7 +26,6 @@ _TINY = 1e-12
 
 
 def shape_codebook(encoding: str, words: int, components: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of a codebook's arrays by name."""
     shapes: dict[str, tuple[int, ...]] = {
         "mean": (LOCAL,),
         "projection": (LOCAL, components),
@@ -38,12 +37,7 @@ def shape_codebook(encoding: str, words: int, components: int) -> dict[str, tupl
 def learn_codebook(descriptors: np.ndarray, encoding: str, words: int, components: int, seed: int) -> Codebook:
     """The codebook of an encoding: principal components, and in these k-means or a mixture of Gaussians.
 
-    Args:
-        descriptors: Of training images alone, float (m, 128).
-        encoding: One of `ENCODINGS`.
-        words: Number of centres.
-        components: Number of principal components, of 128.
-        seed: Of the centres.
+    Descriptors are of training images alone, float (m, 128).
 
     Raises:
         DataError: There are fewer descriptors than words or components.

@@ -22,11 +22,7 @@ _PARALLEL_BYTES = 2_000_000  # of pixels; fewer are described before a process h
 
 @keras.saving.register_keras_serializable("tlkeras")
 class HandcraftedFeatures(keras.layers.Layer):
-    """From images, uint8 values (n, size, size, 3), to handcrafted features (n, d); computed by all cores.
-
-    Args:
-        descriptor: `kind` and options, as `tlkeras.features.handcrafted.descriptors.make_descriptor` takes them.
-    """
+    """From images, uint8 values (n, size, size, 3), to features (n, d) by `make_descriptor`, computed by all cores."""
 
     def __init__(self, descriptor: Mapping[str, Any], **options: Any):
         super().__init__(**options)
@@ -43,7 +39,6 @@ class HandcraftedFeatures(keras.layers.Layer):
         self._width = len(self.algorithm.describe(np.zeros(input_shape[1:], np.uint8), blank))
 
     def call(self, inputs: Any) -> Any:
-        """The features, float32."""
         features = tf.numpy_function(self._describe, [inputs, *map(tf.convert_to_tensor, self.weights)], tf.float32)
         return tf.ensure_shape(features, (None, self._width))
 
@@ -60,7 +55,6 @@ class HandcraftedFeatures(keras.layers.Layer):
 
 
 def list_handcrafted(model: keras.Model) -> list[HandcraftedFeatures]:
-    """The layers of a model that compute handcrafted features."""
     return [layer for layer in model.layers if isinstance(layer, HandcraftedFeatures)]
 
 
@@ -85,7 +79,6 @@ def make_layers(descriptors: list[dict[str, Any]], size: int) -> list[Handcrafte
 
 
 def copy_codebooks(source: keras.Model, target: keras.Model) -> None:
-    """Copy the codebooks of one model's layers to another's."""
     for to, of in zip(list_handcrafted(target), list_handcrafted(source), strict=True):
         to.set_weights(of.get_weights())
 
