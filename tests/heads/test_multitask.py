@@ -74,3 +74,49 @@ def test_gradients_that_agree_are_added():
     one, two = tf.constant([[1.0, 2.0]]), tf.constant([[2.0, 0.0]])
     (summed,) = pcgrad([[one], [two]], tf.constant([0, 1]))
     np.testing.assert_array_equal(summed, [[3.0, 2.0]])
+
+
+def learn_log_variances(shares, task_weights=(1.0, 1.0), loss=0.5, rows=200):
+    """The variances of least cost, where every labelled row of a task costs `loss`, and the loss of each task."""
+    layer = UncertaintyWeighting(len(shares))
+    joint = MultiTaskLoss([lambda targets, logits: logits[:, 0] * 0 + loss] * len(shares), [1, 1], task_weights, layer)
+    targets = np.ones((rows, len(shares)), np.float32)
+    for task, share in enumerate(shares):
+        targets[int(share * rows) :, task] = NONE
+    optimizer = keras.optimizers.Adam(0.1)
+    variables = [layer.log_variances]
+    for _ in range(150):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_mean(joint(targets, tf.zeros(targets.shape)))
+        optimizer.apply(tape.gradient(total, [variable.value for variable in variables]), variables)
+    return np.exp(layer.log_variances.numpy()), joint.split(targets, tf.zeros(targets.shape)).numpy(), targets
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
+def test_uncertainty_does_not_depend_on_how_many_rows_have_the_label(share):
+    """exp(-s) L + s / 2 is least at sigma^2 = 2 L: 1 for a loss of 0.5, whatever the share of labels."""
+    variances, _, targets = learn_log_variances([1.0, share])
+    np.testing.assert_allclose(variances, 1.0, rtol=0.01)
+    layer = UncertaintyWeighting(2)
+    layer.log_variances.assign([1.0, 2.0])
+    joint = MultiTaskLoss([lambda targets, logits: logits[:, 0] * 0 + 0.5] * 2, [1, 1], [1.0, 1.0], layer)
+    assert not joint.split(targets, tf.zeros(targets.shape)).numpy()[np.isnan(targets)].any()
+
+
+def test_task_weights_count_besides_the_learned_ones():
+    """What multiplies a task's gradient is its weight times exp(-s), and s is the same for both tasks."""
+    weights = (10.0, 0.1)
+    variances, _, _ = learn_log_variances([1.0, 1.0], weights)
+    np.testing.assert_allclose(variances, 1.0, rtol=0.02)
+    layer = UncertaintyWeighting(2)
+    layer.log_variances.assign(np.log(variances))
+    joint = MultiTaskLoss([lambda targets, logits: logits[:, 0]] * 2, [1, 1], weights, layer)
+    logits = tf.Variable([[0.5, 0.5]])
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(joint(tf.ones((1, 2)), logits))
+    np.testing.assert_allclose(tape.gradient(loss, logits)[0], weights, rtol=0.02)
+    # a loop over tasks, by the formula
+    s, values = np.array([0.3, -1.2]), np.array([0.7, 2.0])
+    layer.log_variances.assign(s)
+    expected = [w * (np.exp(-v) * value + v / 2) for w, v, value in zip(weights, s, values, strict=True)]
+    np.testing.assert_allclose(joint.split(tf.ones((1, 2)), tf.constant([values], tf.float32))[0], expected, rtol=1e-5)

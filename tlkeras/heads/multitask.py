@@ -79,14 +79,17 @@ class MultiTaskLoss:
     """Weighted sum of the losses of tasks whose targets and logits are concatenated.
 
     Called with dense targets [n, k] and logits [n, k], k the sum of the widths, it returns losses, float32 [n]. Rows
-    of NaN in a task's targets are images without a label there: they cost nothing in that task. Losses are not scaled
-    up for them, so that batches add up to the loss of the whole set.
+    of NaN in a task's targets are images without a label there: they cost nothing in that task, neither a loss nor the
+    term of its uncertainty. Losses are not scaled up for them, so that batches add up to the loss of the whole set.
+
+    With learned weights a task costs weight (exp(-s) L + s / 2), so that the best s does not depend on its weight or on
+    how many images have its label.
 
     Args:
         losses: Of each task, from targets and logits of its own columns to [n].
         widths: Columns of each task.
-        weights: How much each task counts.
-        uncertainty: Learned weights on top, if any.
+        weights: How much each task counts, besides what is learned.
+        uncertainty: Learned weights, if any.
     """
 
     losses: Sequence[Callable[[Any, Any], tf.Tensor]]
@@ -101,13 +104,15 @@ class MultiTaskLoss:
     def split(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Weighted losses of each image by task, float32 [n, tasks]."""
         parts = zip(self.losses, tf.split(targets, self.widths, 1), tf.split(logits, self.widths, 1), strict=True)
-        losses = tf.stack([_mask(loss, *part) for loss, *part in parts], axis=1)
-        losses *= tf.constant(self.weights, tf.float32)
-        return losses if self.uncertainty is None else self.uncertainty.weigh(losses)
+        of_tasks, known = zip(*(_mask(loss, *part) for loss, *part in parts), strict=True)
+        losses = tf.stack(of_tasks, axis=1)
+        if self.uncertainty is not None:
+            losses = self.uncertainty.weigh(losses)
+        return tf.where(tf.stack(known, axis=1), losses, 0.0) * tf.constant(self.weights, tf.float32)
 
 
-def _mask(loss: Callable[[Any, Any], tf.Tensor], targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+def _mask(loss: Callable[[Any, Any], tf.Tensor], targets: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The loss of each row, and whether it has a label, [n] each."""
     known = tf.reduce_all(tf.math.is_finite(targets), axis=1)
-    # in the targets, not after the loss: 0 times NaN is NaN, also in its gradient
-    losses = loss(tf.where(known[:, None], targets, 0.0), logits)
-    return tf.where(known, losses, 0.0)
+    # in the targets, not after the loss alone: 0 times NaN is NaN, also in its gradient
+    return loss(tf.where(known[:, None], targets, 0.0), logits), known
