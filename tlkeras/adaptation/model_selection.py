@@ -14,9 +14,10 @@ _MOST = 50.0  # largest weight: a few rows must not decide
 
 
 def importance_weights(Xs: np.ndarray, Xt: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Density ratio target / source at held-out source rows, (h,), 1 on average.
+    """Density ratio target / source at held-out source rows, (h,).
 
-    The ratio is the odds of a linear classifier of the domain, times n / m, on the leading principal components.
+    The ratio is the odds of a linear classifier of the domain, times n / m, on the leading principal components. Its
+    mean over rows of the source is 1 in expectation, not in a sample.
 
     Args:
         Xs: Source features that the classifier is fitted on, (n, d).
@@ -29,39 +30,45 @@ def importance_weights(Xs: np.ndarray, Xt: np.ndarray, held: np.ndarray) -> np.n
     count = min(_COMPONENTS, *X.shape)
     projection = make_pipeline(StandardScaler(), PCA(count, random_state=0), StandardScaler()).fit(X)
     classifier = LogisticRegression(max_iter=1000).fit(projection.transform(X), y)
-    odds = np.exp(classifier.decision_function(projection.transform(held)))
-    weights = np.minimum(odds * len(Xs) / len(Xt), _MOST)
-    return weights / max(weights.mean(), _TINY)
+    logarithm = classifier.decision_function(projection.transform(held)) + np.log(len(Xs) / len(Xt))
+    return np.exp(np.minimum(logarithm, np.log(_MOST)))
 
 
-def importance_weighted_validation(weights: np.ndarray, correct: np.ndarray) -> float:
-    """Accuracy on held-out source rows, weighted by the density ratio (IWV).
+def importance_weighted_validation(
+    weights: np.ndarray, correct: np.ndarray, sample_weight: np.ndarray | None = None
+) -> float:
+    """Accuracy on held-out source rows, weighted by the density ratio divided by its mean (IWV).
 
     Args:
         weights: As from `importance_weights`, (h,).
         correct: Mask of correctly predicted rows, bool (h,).
+        sample_weight: Of these rows, (h,).
 
     Source: Sugiyama et al., Covariate Shift Adaptation by Importance Weighted Cross Validation, JMLR 2007.
     """
-    return float(np.mean(weights * correct))
+    own = np.ones(len(weights)) if sample_weight is None else sample_weight
+    return float(np.sum(own * weights * correct) / max(np.sum(own * weights), _TINY))
 
 
-def deep_embedded_validation(weights: np.ndarray, losses: np.ndarray) -> float:
+def deep_embedded_validation(weights: np.ndarray, losses: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
     """Minus the risk of deep embedded validation (DEV): the weighted loss with a control variate.
 
-    risk = mean(w l) + eta mean(w) - eta with eta = -cov(w l, w) / var(w).
+    risk = mean(w l) + eta mean(w) - eta with eta = -cov(w l, w) / var(w): w is the density ratio as estimated, since
+    with ratios divided by their mean the control variate would be 0.
 
     Args:
         weights: As from `importance_weights`, (h,).
         losses: Of held-out source rows, (h,).
+        sample_weight: Of these rows, (h,).
 
     Source: You, Wang, Long and Jordan, Towards Accurate Model Selection in Deep Unsupervised Domain Adaptation, ICML
     2019, algorithm 1.
     """
     weighted = weights * losses
-    variance = np.var(weights, ddof=1)
-    eta = -np.cov(weighted, weights)[0, 1] / variance if variance > _TINY else 0.0
-    return float(-(weighted.mean() + eta * weights.mean() - eta))
+    covariances = np.cov(weighted, weights, aweights=sample_weight)
+    eta = -covariances[0, 1] / covariances[1, 1] if covariances[1, 1] > _TINY else 0.0
+    means = [np.average(values, weights=sample_weight) for values in (weighted, weights)]
+    return float(-(means[0] + eta * means[1] - eta))
 
 
 def entropy_score(target: np.ndarray) -> float:
