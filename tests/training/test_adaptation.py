@@ -2,7 +2,9 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,14 +12,19 @@ from PIL import Image
 
 import tlkeras
 from tlkeras.adaptation.domain_head import ADAPTATIONS, METHODS, DomainAdaptedHead
+from tlkeras.adaptation.losses import ramp
 from tlkeras.cli.tables import runs as tables
+from tlkeras.config.recipe import load_recipe
 from tlkeras.config.schema.adaptation import FINE_TUNING_METHODS as TUNED_BY
 from tlkeras.config.schema.adaptation import DomainAdaptationConfig
 from tlkeras.errors import DataError, RecipeError
+from tlkeras.finetuning.inputs import DataSplit
 from tlkeras.finetuning.stage_runner import StageRunner
 from tlkeras.heads.linear import LinearHead
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import open_run
+from tlkeras.training import builders
+from tlkeras.training.builders.finetuning import _make_transfer, make_optimizer
 
 RECIPE = """
 name: moved
@@ -131,6 +138,42 @@ def test_what_makes_no_sense_is_refused(place):
         tlkeras.train("moved.yaml", {"domain_adaptation.target": "old"})
     with pytest.raises(RecipeError, match="Did you mean 'coral'"):
         tlkeras.check("moved.yaml", {"domain_adaptation.method": "corral"})
+
+
+@pytest.mark.parametrize("method", ADAPTATIONS)
+def test_a_method_with_a_network_of_its_own_refuses_what_it_would_ignore(method):
+    changes = {"domain_adaptation.method": method, "head": {"kind": "svm"}, "features.selection": {"keep": 0.5}}
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("elpv_domains", changes)
+    for ignored in ("head.kind svm", "features.selection"):
+        assert f"{method} trains a network of its own: remove {ignored}" in str(caught.value)
+    assert load_recipe("elpv_domains", {**changes, "domain_adaptation.method": "coral"}).head.kind == "svm"
+    recipe = load_recipe("elpv_domains", {"domain_adaptation.method": method, "head": {"class_weight": "balanced"}})
+    assert builders.adapt_heads(recipe, LinearHead)().options.class_weight == "balanced"
+
+
+@pytest.mark.parametrize("accumulated", [1, 4, 32])
+def test_the_penalty_reaches_its_weight_at_the_last_batch(accumulated):
+    """64 batches of half source, half target in two stages: also where an update takes several of them."""
+    options = {"batch_size": 8, "gradient_accumulation_steps": accumulated}
+    stages = [{**STAGE, "name": name, "epochs": epochs} for name, epochs in (("one", 1), ("two", 3))]
+    recipe = load_recipe("elpv_domains", {"finetuning": {**options, "stages": stages}})
+    of_target = np.arange(100) >= 64
+    part = DataSplit(np.zeros((100, 2), np.float32), (~of_target).astype(np.float32), lambda cut: None, of_target)
+    network = SimpleNamespace(features=SimpleNamespace(shape=(None, 4)))
+    schedule = SimpleNamespace(stages=recipe.finetuning.stages)
+    optimizer, variable = make_optimizer(recipe.finetuning), keras.Variable(np.zeros(2, "float32"))
+    optimizer.build([variable])
+    tasks = [SimpleNamespace(class_names=["a", "b"])]
+    penalty = _make_transfer(recipe, tasks, network, schedule, part, optimizer)
+    progress = []
+    for epoch in range(4):
+        for _ in part.draw_batches(8, 0, epoch):
+            progress.append(float(penalty.progress()))
+            optimizer.apply([tf.ones(2)], [variable])
+    np.testing.assert_allclose(progress, np.arange(64) / 64, atol=1e-6)
+    assert float(ramp(progress[-1])) == pytest.approx(1, abs=2e-4)
+    assert int(optimizer.iterations) == 64 // accumulated
 
 
 def test_a_class_that_the_source_lacks_is_told(place):

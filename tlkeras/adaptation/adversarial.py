@@ -15,7 +15,7 @@ from tlkeras.adaptation.losses import ramp
 from tlkeras.adaptation.penalties import WEIGHTS, DiscrepancyMethod, DomainDiscrepancy, make_seeded_dense
 from tlkeras.errors import DataError, RecipeError, suggest
 from tlkeras.heads.base import HeadResult
-from tlkeras.heads.class_weights import compute_sample_weights
+from tlkeras.heads.class_weights import ClassWeight, compute_sample_weights
 
 if TYPE_CHECKING:
     import keras
@@ -34,6 +34,7 @@ class AdaptationOptions:
         batch_size: Rows of each domain in a step.
         learning_rate: Initial one of AdamW; it falls to zero along a cosine.
         seed: Of initial weights, order and dropout.
+        class_weight: Of the source's rows in the loss of classes: a factor per class, "balanced", or None.
     """
 
     method: DiscrepancyMethod = "dann"
@@ -44,6 +45,7 @@ class AdaptationOptions:
     batch_size: int = 64
     learning_rate: float = 1e-3
     seed: int = 0
+    class_weight: ClassWeight = None
 
 
 class AdaptedHead:
@@ -82,7 +84,7 @@ class AdaptedHead:
         self.classes_, codes = np.unique(ys, return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError("The source has fewer than two classes.", len(self.classes_))
-        weights = compute_sample_weights(codes, sample_weight, None)
+        weights = compute_sample_weights(ys, sample_weight, self.options.class_weight)
         weights = (weights / weights.mean()).astype(np.float32)
         Xs, Xt = np.asarray(Xs, np.float32), np.asarray(Xt, np.float32)
         keras.utils.set_random_seed(self.options.seed)

@@ -31,6 +31,7 @@ from tlkeras.adaptation.penalties import DiscrepancyMethod
 from tlkeras.adaptation.tca import JointDistributionAdaptation, TransferComponentAnalysis
 from tlkeras.errors import DataError, RecipeError, suggest
 from tlkeras.heads.base import HeadResult, LabelledRows, make_dense
+from tlkeras.heads.class_weights import ClassWeight, compute_sample_weights
 from tlkeras.heads.heads import Head
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class DomainAdaptedHead:
 
     Attributes:
         classes_: Class values, (k,).
-        priors_: Class priors of the source and, as estimated, of the target; None without correction.
+        priors_: Class priors of the source, in the measure that the head was fitted in (sample and class weights), and
+            of the target, as estimated, in that of sample weights; None without correction.
         scores_: Scores that need no target labels, higher is better; see `tlkeras.adaptation.model_selection`.
         distances_: A-distance of the domains before and after.
     """
@@ -196,17 +198,31 @@ class DomainAdaptedHead:
     def _estimate_priors(
         self, y: np.ndarray, sample_weight: np.ndarray | None, target: np.ndarray, validation: LabelledRows | None
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Class priors of both domains; None without correction."""
+        """Class priors of both domains; None without correction.
+
+        Estimates count target rows alike, and metrics weigh them. Their own weights may come from their labels, so a
+        class counts by the mean weight of its rows in the source.
+        """
         if self.correction == "none":
             return None
-        codes = np.searchsorted(self.classes_, y)
-        prior = np.bincount(codes, sample_weight, len(self.classes_))
-        prior = prior / prior.sum()
+        codes, count = np.searchsorted(self.classes_, y), len(self.classes_)
+        own = compute_sample_weights(y, sample_weight, None)
+        fitted = np.bincount(codes, compute_sample_weights(y, own, self._find_class_weight()), count)
+        source = fitted / fitted.sum()
         predictions = self.predict_domain(target, "target")
         if self.correction == "likelihood" or validation is None:
-            return prior, estimate_em(predictions, prior)
-        held = np.searchsorted(self.classes_, validation[1])
-        return prior, estimate_bbse(self.predict_domain(validation[0], "source"), held, predictions)
+            counted = estimate_em(predictions, source)
+        else:
+            held = np.searchsorted(self.classes_, validation[1])
+            counted = estimate_bbse(self.predict_domain(validation[0], "source"), held, predictions)
+        weighted = counted * np.bincount(codes, own, count) / np.bincount(codes, minlength=count)
+        return source, weighted / max(weighted.sum(), 1e-12)
+
+    def _find_class_weight(self) -> ClassWeight:
+        """The class weights that the head was fitted with; a head that selects features holds the one that has them."""
+        if isinstance(self._head, AdaptedHead):
+            return self._head.options.class_weight
+        return getattr(self._head, "head", self._head).class_weight
 
     def _score(self, X: np.ndarray, target: np.ndarray, validation: LabelledRows | None) -> dict[str, float]:
         predictions = self.predict_proba(target)
@@ -216,11 +232,11 @@ class DomainAdaptedHead:
         held, codes = self.predict_domain(validation[0], "source"), np.searchsorted(self.classes_, validation[1])
         encoded = [self._encode(X, "source"), self._encode(target, "target"), self._encode(validation[0], "source")]
         weights, right = importance_weights(*encoded), held.argmax(axis=1) == codes
-        losses = -np.log(np.maximum(held[np.arange(len(codes)), codes], 1e-12))
+        losses, own = -np.log(np.maximum(held[np.arange(len(codes)), codes], 1e-12)), validation[2]
         return scores | {
-            "source": float(right.mean()),
-            "importance": importance_weighted_validation(weights, right),
-            "deep_embedded_validation": deep_embedded_validation(weights, losses),
+            "source": float(np.average(right, weights=own)),
+            "importance": importance_weighted_validation(weights, right, own),
+            "deep_embedded_validation": deep_embedded_validation(weights, losses, own),
         }
 
 

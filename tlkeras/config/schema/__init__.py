@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from tlkeras.config.schema.adaptation import FINE_TUNING_METHODS, DomainAdaptationConfig
+from tlkeras.config.schema.adaptation import FINE_TUNING_METHODS, NETWORK_METHODS, DomainAdaptationConfig
 from tlkeras.config.schema.data import AugmentationConfig, DataConfig
 from tlkeras.config.schema.evaluation import CacheConfig, EvaluationConfig
 from tlkeras.config.schema.features import NO_BACKBONE, BackboneConfig, FeaturesConfig
@@ -68,6 +68,11 @@ class Recipe(ConfigSection):
             conflicts.append("regression is not supported: remove it from data.tasks")
         if self.head.kind in FEATURE_MAP_HEADS:
             conflicts.append(f"vectors are aligned, but head.kind {self.head.kind} takes maps")
+        elif self.domain_adaptation.method in NETWORK_METHODS:
+            ignored = [f"head.kind {self.head.kind}"] if self.head.kind != "linear" else []
+            ignored += ["features.selection"] if self.features.selection else []
+            method = self.domain_adaptation.method
+            conflicts += [f"{method} trains a network of its own: remove {name}" for name in ignored]
         if self.domain_adaptation.correction == "confusion" and self.data.validation == 0:
             conflicts.append("correction confusion needs validation images: set data.validation")
         if conflicts:

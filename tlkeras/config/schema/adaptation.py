@@ -8,7 +8,10 @@ from pydantic import Field
 
 from tlkeras.config.schema.fields import ConfigSection, Names, RegularizationStrength
 
-FINE_TUNING_METHODS = ("none", "dann", "cdan", "mmd", "deep_coral", "mcc")
+NETWORK_METHODS = ("dann", "cdan", "mmd", "deep_coral", "mcc")
+"""Methods that train a network in the place of the recipe's head."""
+
+FINE_TUNING_METHODS = ("none", *NETWORK_METHODS)
 """Methods that fine-tuning supports; all others align frozen features."""
 
 

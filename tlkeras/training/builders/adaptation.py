@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
@@ -79,7 +80,8 @@ def adapt_heads(
         method = "coral" if adaptation.method in ADAPTATIONS else adaptation.method
         return lambda: DomainAdaptedHead(method, make, adaptation.components, scored=False)
     training = recipe.training.model_dump(include={"epochs", "batch_size", "learning_rate", "seed"})
-    options = AdaptationOptions(weight=adaptation.weight, **training)
+    class_weight: Literal["balanced"] | None = "balanced" if recipe.head.class_weight == "balanced" else None
+    options = AdaptationOptions(weight=adaptation.weight, class_weight=class_weight, **training)
     return lambda: DomainAdaptedHead(adaptation.method, make, adaptation.components, adaptation.correction, options)
 
 

@@ -154,7 +154,8 @@ def _make_transfer(
     batches = max(1, drawn // require_finetuning(recipe).batch_size)
     total = batches * sum(stage.epochs or stage.max_epochs for stage in schedule.stages)
     weight = WEIGHTS[method] if adaptation.weight is None else adaptation.weight
-    return DomainAdaptationLoss(discrepancy, weight, lambda: tf.cast(optimizer.iterations, tf.float32) / total)
+    # `iterations` counts updates, fewer than batches where gradients are accumulated
+    return DomainAdaptationLoss(discrepancy, weight, lambda: tf.cast(optimizer._iterations, tf.float32) / total)
 
 
 def make_callbacks(recipe: Recipe, run: Path) -> list[keras.callbacks.Callback]:
