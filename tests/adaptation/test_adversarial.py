@@ -62,6 +62,23 @@ def test_domains_become_alike(method):
         assert gaps[1] < gaps[0]
 
 
+def test_deep_coral_acts_at_its_default_weight():
+    """Target features are three times as wide along two of 20 columns: covariances approach, predictions move."""
+    random = np.random.default_rng(0)
+    ys, yt = random.integers(0, 2, 600), random.integers(0, 2, 600)
+    Xs, Xt = (random.normal(size=(600, 20)) + np.outer(y, [2.0] + [0.0] * 19) for y in (ys, yt))
+    Xt[:, 1:3] *= 3
+    gaps, predictions = {}, {}
+    for method in ("none", "coral"):
+        options = AdaptationOptions(method=method, epochs=10, learning_rate=3e-3)
+        head = AdaptedHead(options).fit(Xs.astype(np.float32), ys, Xt.astype(np.float32))
+        of_source, of_target = (np.cov(head.encode(X).T) for X in (Xs, Xt))
+        gaps[method] = ((of_source - of_target) ** 2).sum() / (of_source**2).sum()
+        predictions[method] = head.predict_proba(Xt)
+    assert gaps["coral"] < gaps["none"] / 2
+    assert np.abs(predictions["coral"] - predictions["none"]).max() > 0.1
+
+
 def test_many_products_are_mixed(monkeypatch):
     monkeypatch.setattr("tlkeras.adaptation.penalties._MOST_PRODUCTS", 10)
     assert fit.__wrapped__(method="cdan")._discrepancy.discriminator.input_shape == (None, 10)

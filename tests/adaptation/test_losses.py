@@ -11,6 +11,7 @@ from tlkeras.adaptation.losses import (
     measure_a_distance,
     mmd_loss,
     ramp,
+    relative_coral_loss,
     weigh_by_certainty,
 )
 
@@ -35,6 +36,7 @@ def test_losses_by_hand():
     one, two = tf.constant([[0.0, 0.0], [2.0, 0.0]]), tf.constant([[0.0, 1.0], [0.0, 3.0]])
     # covariances diag(2, 0) and diag(0, 2): squares 4 + 4, over 4 * 2^2
     assert float(coral_loss(one, two)) == pytest.approx(0.5)
+    assert float(relative_coral_loss(one, two)) == pytest.approx(8 / 4)
     assert float(mmd_loss(one, one)) == pytest.approx(0, abs=1e-6)
     left, right = tf.constant([[0.0], [0.0]]), tf.constant([[2.0], [2.0]])
     # mean squared distance 2; kernels exp(-4 / (4 a)), twice 1 within, so 2 (5 - sum)
@@ -47,6 +49,19 @@ def test_losses_by_hand():
     weights = weigh_by_certainty(tf.constant([[1.0, 0.0], [0.5, 0.5]]))
     np.testing.assert_allclose(weights, [2 / 1.75, 1.5 / 1.75], rtol=1e-5)
     np.testing.assert_allclose([ramp(0.0), ramp(0.5)], [0, 0.98661], atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_covariances_are_compared_in_units_of_the_source(width):
+    random = np.random.default_rng(0)
+    source, target = random.normal(size=(200, width)), random.normal(size=(150, width)) * 1.5
+    Cs, Ct = np.cov(source.T), np.cov(target.T)
+    expected = ((Cs - Ct) ** 2).sum() / (Cs**2).sum()
+    for scale in (1e-2, 1.0, 30.0):
+        X, Y = (tf.constant(scale * values, tf.float32) for values in (source, target))
+        assert float(relative_coral_loss(X, Y)) == pytest.approx(expected, rel=1e-4)
+        assert float(coral_loss(X, Y)) == pytest.approx(scale**4 * ((Cs - Ct) ** 2).sum() / 4 / width**2, rel=1e-4)
+    assert float(relative_coral_loss(tf.ones((4, 3)), tf.ones((4, 3)))) == 0
 
 
 def draw_domains(seed=0, count=160):

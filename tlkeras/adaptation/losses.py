@@ -34,6 +34,17 @@ def coral_loss(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum((_covariance(source) - _covariance(target)) ** 2) / (4.0 * width**2)
 
 
+def relative_coral_loss(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """||C_s - C_t||_F^2 / ||C_s||_F^2, a scalar: `coral_loss` in units of the source's own covariance.
+
+    It depends neither on the width nor on the scale of the features, so that one weight suits all; with 1 / (4 d^2) the
+    paper has the few outputs for classes in mind.
+    """
+    of_source = _covariance(source)
+    difference = tf.reduce_sum((of_source - _covariance(target)) ** 2)
+    return difference / tf.maximum(tf.reduce_sum(of_source**2), _TINY)
+
+
 def mmd_loss(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     """Squared maximum mean discrepancy summed over five Gaussian kernels, a scalar of 0 or more.
 

@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.adaptation.losses import (
-    coral_loss,
     gradient_reversal,
     mcc_loss,
     mmd_loss,
     ramp,
+    relative_coral_loss,
     weigh_by_certainty,
 )
 
@@ -25,7 +25,7 @@ DiscrepancyMethod = Literal["none", "dann", "cdan", "mmd", "coral", "mcc"]
 OutputFn = tuple[tf.Tensor, tf.Tensor]
 """Features [b, d] and logits [b, k] of rows of one domain."""
 
-WEIGHTS: dict[str, float] = {"none": 0.0, "dann": 1.0, "cdan": 1.0, "mmd": 1.0, "coral": 10.0, "mcc": 1.0}
+WEIGHTS: dict[str, float] = {"none": 0.0, "dann": 1.0, "cdan": 1.0, "mmd": 1.0, "coral": 1.0, "mcc": 1.0}
 """Default weight of the penalty relative to the loss of classes, by method."""
 
 _MOST_PRODUCTS = 4096
@@ -37,7 +37,8 @@ class DomainDiscrepancy:
 
     Args:
         method: "dann" and "cdan" a discriminator of domains that has to fail, "mmd" equal means in kernel spaces,
-            "coral" equal covariances, "mcc" predictions on the target that confuse no classes; "none" is 0.
+            "coral" covariances that are equal in units of the source's, "mcc" predictions on the target that confuse no
+            classes; "none" is 0.
         width: Columns of the features.
         classes: Columns of the logits.
         dropout: In the discriminator.
@@ -88,7 +89,7 @@ class DomainDiscrepancy:
         if self.method == "mmd":
             return mmd_loss(source[0], target[0])
         if self.method == "coral":
-            return coral_loss(source[0], target[0])
+            return relative_coral_loss(source[0], target[0])
         if self.method == "mcc":
             return mcc_loss(target[1])
         if self.method == "none":
