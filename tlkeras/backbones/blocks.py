@@ -15,7 +15,6 @@ from tlkeras.backbones.graph import Node, count_call, has_weights, is_named_by_k
 from tlkeras.backbones.kerashub_layers import HubLayer
 from tlkeras.errors import BackboneError, suggest
 
-_HALF_BYTES = 2
 _MIXING = (layers.Conv2D, layers.SeparableConv2D, layers.Dense, layers.EinsumDense, keras.Model, HubLayer)
 
 
@@ -35,7 +34,7 @@ class CutPoint:
     @property
     def bytes(self) -> int:
         """Size of the activations of one image in float16."""
-        return self.elements * _HALF_BYTES
+        return 2 * self.elements
 
 
 @dataclass(frozen=True)
@@ -158,11 +157,8 @@ def _locate_cuts(model: keras.Model, calls: Sequence[Node]) -> list[tuple[CutPoi
 def _make_cut(index: int, name: str, tensor: Any) -> CutPoint:
     shape = tuple(tensor.shape[1:])
     if None in shape:
-        raise BackboneError(
-            "The model takes images of any size, so that the shapes of its cuts are unknown.",
-            f"a tensor of shape {shape} after {name}",
-            "Build the backbone with a size.",
-        )
+        rule = "The model takes images of any size, so that the shapes of its cuts are unknown."
+        raise BackboneError(rule, f"a tensor of shape {shape} after {name}", "Build the backbone with a size.")
     return CutPoint(index, name, tensor, shape)
 
 

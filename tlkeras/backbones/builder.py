@@ -86,33 +86,24 @@ def build_pretrained_classifier(
     whole = build_backbone(name, size=backbone.input_shape[1], weights=weights, top=True)
     maps = [layer.output for layer in whole.layers if layer.name == last]
     if not maps:
-        raise BackboneError(
-            "The backbone's ImageNet classifier does not follow its last feature map.",
-            f"{name}, which normalises after its pooling",
-            "Choose another regularizer, or another family.",
-        )
+        rule = "The backbone's ImageNet classifier does not follow its last feature map."
+        way_out = "Choose another regularizer, or another family."
+        raise BackboneError(rule, f"{name}, which normalises after its pooling", way_out)
     return keras.Model(maps[0], whole.output, name=f"{backbone.name}_source_head")
 
 
 def _check_size(info: BackboneInfo, size: int | None, top: bool) -> int:
     if top and info.family == "hub":
-        raise BackboneError(
-            "Presets of KerasHub come without an ImageNet classifier.", info.name, "Choose a backbone of the catalog."
-        )
+        rule = "Presets of KerasHub come without an ImageNet classifier."
+        raise BackboneError(rule, info.name, "Choose a backbone of the catalog.")
     if size is None:
         return info.default_size
     if size < info.minimum_size:
-        raise BackboneError(
-            f"{info.name} needs images of at least {info.minimum_size} x {info.minimum_size} pixels.",
-            f"size={size}",
-            f"Its own size is {info.default_size}.",
-        )
+        rule = f"{info.name} needs images of at least {info.minimum_size} x {info.minimum_size} pixels."
+        raise BackboneError(rule, f"size={size}", f"Its own size is {info.default_size}.")
     if top and info.family == "vgg" and size != info.default_size:
-        raise BackboneError(
-            f"The classifier of {info.name} only fits images of {info.default_size} pixels.",
-            f"size={size}",
-            "Leave the size out, or build it without its classifier.",
-        )
+        rule = f"The classifier of {info.name} only fits images of {info.default_size} pixels."
+        raise BackboneError(rule, f"size={size}", "Leave the size out, or build it without its classifier.")
     return size
 
 
@@ -120,15 +111,7 @@ def show_backbone(name: str, *, size: int | None = None) -> BackboneResult:
     """The blocks of a backbone, found in its graph: output shape, bytes, parameters, multiply-adds."""
     model = build_backbone(name, size=size, weights="none")
     blocks = tuple(
-        BlockSummary(
-            block.index,
-            block.name,
-            block.shape,
-            block.cut.bytes,
-            block.parameters,
-            block.multiply_adds,
-            len(block.layers),
-        )
-        for block in find_blocks(model)
+        BlockSummary(one.index, one.name, one.shape, one.cut.bytes, one.parameters, one.multiply_adds, len(one.layers))
+        for one in find_blocks(model)
     )
     return BackboneResult(model.name, model.input_shape[1], len(find_cuts(model)), blocks)

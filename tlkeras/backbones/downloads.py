@@ -80,12 +80,16 @@ def fetch(download: WeightsFile) -> Path:
     path = cache_folder() / download.name
     if not path.exists():
         return _download(download, path)
-    if download.digest is not None and _digest(path, download.digest) != download.digest:
-        raise BackboneError(
-            "A file in Keras' cache is not the one that Keras published.",
-            f"{path}, whose digest is not {download.digest}",
-            "Move it away to download it again, or pass its path if these are weights of your own.",
-        )
+    if download.digest is not None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256" if len(download.digest) == 64 else "md5").hexdigest()
+        if found != download.digest:
+            rule, received = (
+                "A file in Keras' cache is not the one that Keras published.",
+                f"{path}, whose digest is not",
+            )
+            way_out = "Move it away to download it again, or pass its path if these are weights of your own."
+            raise BackboneError(rule, f"{received} {download.digest}", way_out)
     return path
 
 
@@ -94,14 +98,12 @@ def _download(download: WeightsFile, path: Path) -> Path:
 
     folder = path.parent
     try:
-        with _short_timeout(), contextlib.redirect_stdout(sys.stderr):
-            keras.utils.get_file(
-                download.name,
-                download.url,
-                file_hash=download.digest,
-                cache_subdir=folder.name,
-                cache_dir=str(folder.parent),
-            )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+            socket.setdefaulttimeout(_TIMEOUT_SECONDS)
+            where = {"cache_subdir": folder.name, "cache_dir": str(folder.parent)}
+            keras.utils.get_file(download.name, download.url, file_hash=download.digest, **where)
     except Exception as error:  # Keras raises bare exceptions
         raise BackboneError(
             "ImageNet weights are not in Keras' cache and could not be downloaded.",
@@ -109,19 +111,3 @@ def _download(download: WeightsFile, path: Path) -> Path:
             f"Put that file into {folder} as {download.name}, or pass a file of weights instead of 'imagenet'.",
         ) from error
     return path
-
-
-def _digest(path: Path, like: str) -> str:
-    """The SHA-256 of a file if the other digest has 64 digits, else its MD5."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256" if len(like) == 64 else "md5").hexdigest()
-
-
-@contextlib.contextmanager
-def _short_timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

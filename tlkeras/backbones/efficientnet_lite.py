@@ -84,14 +84,9 @@ def _list_bottlenecks(name: str) -> Iterator[_Bottleneck]:
     position = 0
     for stage, (_, kernel, stride, expansion, filters) in enumerate(_STAGES):
         for repeat in range(repeats[stage]):
-            yield _Bottleneck(
-                name=f"block{stage + 1}{chr(ord('a') + repeat)}",
-                kernel=kernel,
-                stride=stride if repeat == 0 else 1,
-                expansion=expansion,
-                filters=_round_filters(filters * width),
-                drop_rate=_STOCHASTIC_DEPTH * position / sum(repeats),
-            )
+            block, here = f"block{stage + 1}{chr(ord('a') + repeat)}", stride if repeat == 0 else 1
+            drop_rate = _STOCHASTIC_DEPTH * position / sum(repeats)
+            yield _Bottleneck(block, kernel, here, expansion, _round_filters(filters * width), drop_rate)
             position += 1
 
 
@@ -106,9 +101,8 @@ def _connect_bottleneck(inputs: keras.KerasTensor, block: _Bottleneck) -> keras.
     if block.expansion > 1:
         x = _convolve(x, channels * block.expansion, 1, 1, f"{block.name}_expand")
         x = layers.ReLU(6.0, name=f"{block.name}_expand_activation")(x)
-    x = layers.DepthwiseConv2D(block.kernel, block.stride, padding="same", use_bias=False, name=f"{block.name}_dwconv")(
-        x
-    )
+    options = {"padding": "same", "use_bias": False, "name": f"{block.name}_dwconv"}
+    x = layers.DepthwiseConv2D(block.kernel, block.stride, **options)(x)
     x = layers.BatchNormalization(epsilon=1e-3, name=f"{block.name}_bn")(x)
     x = layers.ReLU(6.0, name=f"{block.name}_activation")(x)
     x = _convolve(x, block.filters, 1, 1, f"{block.name}_project")
@@ -126,14 +120,11 @@ def _convolve(x: keras.KerasTensor, filters: int, kernel: int, stride: int, name
 def _pair_names(name: str) -> dict[str, str]:
     """Our layer names by the state dict's module names."""
     pairs = {"_conv_stem": "stem_conv", "_bn0": "stem_bn"}
+    theirs = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
+    ours = ("expand_conv", "expand_bn", "dwconv", "bn", "project_conv", "project_bn")
     for index, block in enumerate(_list_bottlenecks(name)):
-        source = f"_blocks.{index}."
-        pairs[f"{source}_expand_conv"] = f"{block.name}_expand_conv"
-        pairs[f"{source}_bn0"] = f"{block.name}_expand_bn"
-        pairs[f"{source}_depthwise_conv"] = f"{block.name}_dwconv"
-        pairs[f"{source}_bn1"] = f"{block.name}_bn"
-        pairs[f"{source}_project_conv"] = f"{block.name}_project_conv"
-        pairs[f"{source}_bn2"] = f"{block.name}_project_bn"
+        names = zip(theirs, ours, strict=True)
+        pairs |= {f"_blocks.{index}.{source}": f"{block.name}_{layer}" for source, layer in names}
     return pairs | {"_conv_head": "top_conv", "_bn1": "top_bn", "_fc": "predictions"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,22 +36,16 @@ def trace_calls(model: keras.Model) -> list[Node]:
     graph = getattr(model, "_functional", None) or model  # a built Sequential keeps its graph inside
     depths = getattr(graph, "_nodes_by_depth", None)
     if depths is None:
-        raise BackboneError(
-            "The model is not a functional graph.",
-            f"{model.name}, a {type(model).__name__}",
-            "Build it from keras.Input and keras.Model(inputs, outputs).",
-        )
-    nodes = [node for depth in sorted(depths, reverse=True) for node in depths[depth]]
-    uses: dict[str, int] = {}
+        way_out = "Build it from keras.Input and keras.Model(inputs, outputs)."
+        raise BackboneError("The model is not a functional graph.", f"{model.name}, a {type(model).__name__}", way_out)
+    nodes = [node for depth in sorted(depths, reverse=True) for node in depths[depth] if not node.is_input]
+    uses: Counter[str] = Counter()
     calls = []
     for node in nodes:
-        if node.is_input:
-            continue
         name = node.operation.name
-        uses[name] = uses.get(name, 0) + 1
-        if uses[name] > 1:
-            name = f"{name}:{uses[name]}"
-        calls.append(Node(node.operation, name, tuple(node.input_tensors), tuple(node.outputs)))
+        uses[name] += 1
+        numbered = name if uses[name] == 1 else f"{name}:{uses[name]}"
+        calls.append(Node(node.operation, numbered, tuple(node.input_tensors), tuple(node.outputs)))
     return calls
 
 

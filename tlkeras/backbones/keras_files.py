@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,7 +51,9 @@ def detect_format(path: Path) -> str:
     if head.startswith(_HDF5):
         return "hdf5"
     if head.startswith(_ZIP):
-        return "keras" if _has_member(path, WEIGHTS) else "pth"
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            return "keras" if WEIGHTS in archive.namelist() else "pth"
+        return "pth"
     if head.startswith(_PICKLE):
         return "pth"
     received = "an empty file" if not head else f"a file that begins with {head!r}"
@@ -65,7 +68,7 @@ def read_keras(path: Path) -> list[LayerWeights]:
     Raises:
         BackboneError: The file is damaged, reaches outside itself, or claims to hold more than it does.
     """
-    with _explain_damage(path):
+    try:
         if detect_format(path) == "hdf5":
             with path.open("rb") as file:
                 return _read_hdf5(file, path.stat().st_size, {})
@@ -73,27 +76,9 @@ def read_keras(path: Path) -> list[LayerWeights]:
             weights = _read_member(archive, WEIGHTS, path.stat().st_size)
             names = _name_layers(json.loads(_read_member(archive, CONFIG, MAX_CONFIG_BYTES)))
         return _read_hdf5(io.BytesIO(weights), len(weights), names)
-
-
-@contextlib.contextmanager
-def _explain_damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BackboneError:
-        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, zipfile.BadZipFile) as error:
-        received = f"{path}: {type(error).__name__}: {error}"
-        raise BackboneError(
-            "The weights file is damaged or incomplete.", received, "Download or save it again."
-        ) from error
-
-
-def _has_member(path: Path, member: str) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return member in archive.namelist()
-    except zipfile.BadZipFile:
-        return False
+        rule, received = "The weights file is damaged or incomplete.", f"{path}: {type(error).__name__}: {error}"
+        raise BackboneError(rule, received, "Download or save it again.") from error
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
@@ -135,11 +120,8 @@ def check_hdf5(file: BinaryIO, size: int) -> None:
 
 
 def _distrust(received: str) -> BackboneError:
-    return BackboneError(
-        "A weights file refers to other files, or is smaller than its contents.",
-        received,
-        "Do not use it unless you trust its origin.",
-    )
+    rule = "A weights file refers to other files, or is smaller than its contents."
+    return BackboneError(rule, received, "Do not use it unless you trust its origin.")
 
 
 def _read_current(root: h5py.File, names: Mapping[str, str]) -> list[LayerWeights]:
@@ -181,13 +163,8 @@ def _read_legacy(root: h5py.Group) -> LayerWeights:
 
 def _read_words(group: h5py.Group, attribute: str) -> list[str]:
     """A list of words; Keras divides long ones into attributes with a number behind the name."""
-    pieces = [attribute] if attribute in group.attrs else []
-    while not pieces or pieces[0] != attribute:
-        piece = f"{attribute}{len(pieces)}"
-        if piece not in group.attrs:
-            break
-        pieces.append(piece)
-    words = [word for piece in pieces for word in group.attrs[piece]]
+    numbered = itertools.takewhile(group.attrs.__contains__, (f"{attribute}{number}" for number in itertools.count()))
+    words = [word for piece in ([attribute] if attribute in group.attrs else numbered) for word in group.attrs[piece]]
     return [word.decode() if isinstance(word, bytes) else str(word) for word in words]
 
 

@@ -38,7 +38,8 @@ def preset_info(name: str) -> BackboneInfo:
     """
     backbone = _load(name, None, pretrained=False)
     fixed = _read_shape(name, backbone)
-    size = fixed or _suggest_size(_load_converter(name)) or _USUAL_SIZE
+    suggested = getattr(_load_converter(name), "image_size", None) or (None,)
+    size = fixed or suggested[0] or _USUAL_SIZE
     if fixed is None:
         backbone = _load(name, size, pretrained=False)
     model = _connect(name, backbone, size, None)
@@ -100,11 +101,9 @@ def _explain_failure(preset: str, error: Exception) -> BackboneError:
         way_out = f"{suggest(preset, known)} Or give a folder that save_to_preset wrote."
         return BackboneError(f"KerasHub has no preset {preset!r}.", way_out=way_out)
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-    way_out = (
-        "Give the size that the preset was made for, or a folder that save_to_preset wrote."
-        if Path(preset).is_dir()
-        else "Fetch it where there is a connection, save it with save_to_preset, and give hub:FOLDER."
-    )
+    way_out = "Fetch it where there is a connection, save it with save_to_preset, and give hub:FOLDER."
+    if Path(preset).is_dir():
+        way_out = "Give the size that the preset was made for, or a folder that save_to_preset wrote."
     return BackboneError(f"KerasHub cannot load {preset}.", reason, way_out)
 
 
@@ -128,11 +127,6 @@ def _load_converter(name: str) -> Any | None:
             return import_keras_hub().layers.ImageConverter.from_preset(_find_preset(name))
     except (ValueError, FileNotFoundError):
         return None
-
-
-def _suggest_size(converter: Any | None) -> int | None:
-    size = converter.image_size if converter is not None else None
-    return size[0] if size and size[0] else None
 
 
 def _read_scaling(converter: Any | None) -> tuple[Any, Any]:
@@ -189,9 +183,8 @@ class _Repeater:
         (tensor,) = arguments
         for number, part in parts:
             inner = f"{name}_{_name(part)}"
-            tensor = (self._wrap(part, inner, [position, number]) if is_of_hub(part) else self._copy(part, inner))(
-                tensor
-            )
+            copied = self._wrap(part, inner, [position, number]) if is_of_hub(part) else self._copy(part, inner)
+            tensor = copied(tensor)
         return tensor
 
     def _wrap(self, layer: Any, name: str, place: list[int]) -> HubLayer:
@@ -229,9 +222,8 @@ def _agree(flat: keras.Model, backbone: Any, size: int) -> bool:
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
     inputs = dict.fromkeys(backbone.input, pixels) if isinstance(backbone.input, dict) else pixels
     wanted, predicted = np.asarray(backbone(inputs, training=False)), np.asarray(flat(pixels, training=False))
-    return wanted.shape == predicted.shape and bool(
-        np.abs(wanted - predicted).max() <= _TOLERANCE * max(1.0, float(np.abs(wanted).max()))
-    )
+    allowed = _TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+    return wanted.shape == predicted.shape and bool(np.abs(wanted - predicted).max() <= allowed)
 
 
 def _drop_tokens(outputs: Any, backbone: Any, size: int) -> Any:

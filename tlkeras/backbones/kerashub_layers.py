@@ -19,9 +19,8 @@ def import_keras_hub() -> Any:
     try:
         return importlib.import_module(_HUB)
     except ImportError as error:
-        raise BackboneError(
-            "Backbones named hub:PRESET need KerasHub.", str(error), 'Install it with: pip install "tlkeras[hub]"'
-        ) from None
+        rule, way_out = "Backbones named hub:PRESET need KerasHub.", 'Install it with: pip install "tlkeras[hub]"'
+        raise BackboneError(rule, str(error), way_out) from None
 
 
 def is_of_hub(operation: Any) -> bool:
@@ -91,7 +90,6 @@ def _make_backbone(kind: str, config: dict[str, Any]) -> Any:
     """A backbone with random weights; of KerasHub only, because its name may come from a file."""
     hub = import_keras_hub()
     found: Any = getattr(hub.models, kind, None)
-    known = isinstance(found, type) and issubclass(found, hub.models.Backbone)
-    if not known:
+    if not (isinstance(found, type) and issubclass(found, hub.models.Backbone)):
         raise BackboneError("KerasHub has no such backbone.", repr(kind), "Load only models that you trust.")
     return found.from_config(config)

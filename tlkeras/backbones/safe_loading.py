@@ -61,8 +61,6 @@ def _list_suspicious(config: Any) -> Iterator[str]:
 
 
 def _distrust_archive(path: Path, received: str) -> BackboneError:
-    return BackboneError(
-        "A saved model holds more than layers of keras and tlkeras and their weights.",
-        f"{path} with {received}",
-        "Do not use it unless you trust its origin: loading it could run code.",
-    )
+    rule = "A saved model holds more than layers of keras and tlkeras and their weights."
+    way_out = "Do not use it unless you trust its origin: loading it could run code."
+    return BackboneError(rule, f"{path} with {received}", way_out)

@@ -20,6 +20,9 @@ class _Orientations(layers.Layer):
         super().__init__(**{**options, "trainable": False})
         self.count = count
 
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return (None, *input_shape[1:])
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "count": self.count}
 
@@ -29,10 +32,8 @@ class DihedralViews(_Orientations):
     """From images [n, s, s, c] to their orientations, [count * n, s, s, c], the images themselves first."""
 
     def call(self, inputs: Any) -> Any:
-        return ops.concatenate([_turn(inputs, number) for number in range(self.count)], axis=0)
-
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return (None, *input_shape[1:])
+        turned = [_mirror(_transpose(inputs, number), number) for number in range(self.count)]
+        return ops.concatenate(turned, axis=0)
 
     @property
     def batch_factor(self) -> float:
@@ -45,10 +46,8 @@ class AverageDihedralViews(_Orientations):
 
     def call(self, inputs: Any) -> Any:
         maps = ops.reshape(inputs, (self.count, -1, *inputs.shape[1:]))
-        return ops.mean(ops.stack([_turn_back(maps[number], number) for number in range(self.count)]), axis=0)
-
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return (None, *input_shape[1:])
+        back = [_transpose(_mirror(maps[number], number), number) for number in range(self.count)]
+        return ops.mean(ops.stack(back), axis=0)
 
     @property
     def batch_factor(self) -> float:
@@ -82,17 +81,10 @@ def check_map(cut: CutPoint) -> None:
         )
 
 
-def _turn(maps: Any, number: int) -> Any:
-    turned = ops.transpose(maps, (0, 2, 1, 3)) if number & 4 else maps
-    return _mirror(turned, number)
-
-
-def _turn_back(maps: Any, number: int) -> Any:
-    mirrored = _mirror(maps, number)
-    return ops.transpose(mirrored, (0, 2, 1, 3)) if number & 4 else mirrored
+def _transpose(maps: Any, number: int) -> Any:
+    return ops.transpose(maps, (0, 2, 1, 3)) if number & 4 else maps
 
 
 def _mirror(maps: Any, number: int) -> Any:
-    if number & 2:
-        maps = maps[:, ::-1]
+    maps = maps[:, ::-1] if number & 2 else maps
     return maps[:, :, ::-1] if number & 1 else maps

@@ -44,18 +44,13 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     try:
         state = _read_zip(data) if data.startswith(b"PK") else _read_sequence(data)
         state = state.get("state_dict", state)
-        return {
-            str(name).removeprefix("module."): tensor.read()
-            for name, tensor in state.items()
-            if isinstance(tensor, _Tensor)
-        }
+        tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, _Tensor)}
+        return {name.removeprefix("module."): tensor.read() for name, tensor in tensors.items()}
     except BackboneError as error:
         raise BackboneError(error.rule, f"{path}: {error.received}", error.way_out) from error
     except Exception as error:  # a hostile pickle can make any of its operations fail in any way
-        received = f"{path}: {type(error).__name__}: {error}"
-        raise BackboneError(
-            "The state dict is damaged or incomplete.", received, "Download or save it again."
-        ) from error
+        rule, received = "The state dict is damaged or incomplete.", f"{path}: {type(error).__name__}: {error}"
+        raise BackboneError(rule, received, "Download or save it again.") from error
 
 
 class _Mapping(dict):
@@ -196,6 +191,5 @@ def _no_storage(dtype: str, name: str, count: int) -> NoReturn:
 
 
 def _damaged(received: str) -> BackboneError:
-    return BackboneError(
-        "The state dict does not hold the numbers that it announces.", received, "Download or save it again."
-    )
+    rule = "The state dict does not hold the numbers that it announces."
+    return BackboneError(rule, received, "Download or save it again.")

