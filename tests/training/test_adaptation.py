@@ -103,6 +103,24 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
     assert exported.difference < 1e-3 and served is not None
 
 
+def test_there_is_one_figure_for_the_source_alone(place):
+    """The column of the linear probe of an adapted run is what the run without adaptation measures."""
+    changes = {"features.taps": [], "head": {"kind": "linear"}}
+    adapted, alone, tuned = (
+        tlkeras.evaluate(tlkeras.train("moved.yaml", {**changes, **method}))
+        for method in (
+            {"domain_adaptation.method": "coral"},
+            {"domain_adaptation.method": "none"},
+            {**TUNED, "domain_adaptation.method": "none"},
+        )
+    )
+    assert alone.main.probe is None
+    for other in (adapted, tuned):
+        assert {name: of.value for name, of in other.main.probe.items()} == pytest.approx(
+            {name: of.value for name, of in alone.metrics.items() if name in other.main.probe}
+        )
+
+
 @pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["frozen", "fine-tuned"])
 def test_labels_of_the_target_change_nothing(tuned, place):
     """Other labels on target images, the same answers: nobody looked."""

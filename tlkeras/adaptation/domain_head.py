@@ -142,6 +142,11 @@ class DomainAdaptedHead:
             self.scores_ = self._score(X, target, validation)
         return self
 
+    @property
+    def unadapted(self) -> Any:
+        """The fitted head, if it is that of the source alone; None behind an aligner, a deep method or a correction."""
+        return self._head if self.method == "none" and self.correction == "none" else None
+
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Probabilities of target rows (rows, k)."""
         predictions = self.predict_domain(X, "target")

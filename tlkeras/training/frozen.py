@@ -82,12 +82,20 @@ def predict_features(heads: Mapping[str, Head], part: SplitFeatures) -> TaskProb
 def _fit_probe(
     experiment: Experiment, parts: Mapping[str, SplitFeatures], heads: Mapping[str, Head]
 ) -> TaskProbabilities | None:
-    """Test predictions of linear heads on the same features, where the run's final model is another."""
-    linear = all(isinstance(head, (LinearHead, RidgeRegressionHead)) for head in heads.values())
+    """Test predictions of linear heads on the same features, where the run's final model is another.
+
+    Where the recipe's own head is linear, across domains, it is that head on the source alone: what `method: none` is.
+    """
+    bare = [getattr(head, "unadapted", head) for head in heads.values()]
+    linear = all(isinstance(head, (LinearHead, RidgeRegressionHead)) for head in bare)
     if linear and experiment.plan is None:
         return None
-    plain = {name: parts[name].as_vectors() for name in ("train", "test")}
-    probes = heads if linear else fit_heads(LinearHead, experiment.dataset, {"train": plain["train"]})
+    plain = {name: parts[name].as_vectors() for name in ("train", "validation", "test")}
+    if linear:
+        return predict_features(heads, plain["test"])
+    own = partial(builders.make_recipe_head, experiment.recipe)
+    learned = {name: plain[name] for name in ("train", "validation")}
+    probes = fit_heads(own if isinstance(own(), LinearHead) else LinearHead, experiment.dataset, learned)
     return predict_features(probes, plain["test"])
 
 
