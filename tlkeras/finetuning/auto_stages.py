@@ -56,7 +56,7 @@ class _Setting(NamedTuple):
 def choose_stages(
     *, images: int, classes: int, blocks: int, batch_size: int, validated: bool, probed: bool
 ) -> Suggestion:
-    """Stages that suit the data, and the reason for each value.
+    """Stages that suit the data, and the reason for each value; RecipeError if a count is below 1.
 
     Args:
         images, classes: To train on; those of the validation set not counted.
@@ -64,9 +64,6 @@ def choose_stages(
         batch_size: Images per step.
         validated: Whether a validation set measures each epoch.
         probed: Whether the head starts from the linear probe of the frozen features.
-
-    Raises:
-        RecipeError: A count is below 1.
     """
     setting = _Setting(images, classes, blocks, batch_size, validated)
     for key, count in setting._asdict().items():

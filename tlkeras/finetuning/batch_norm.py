@@ -20,14 +20,12 @@ def recompute_batch_norm_statistics(
 
     Every layer is measured in the same pass, on inputs that the layers before it have normalised by their batch. The
     variance is the mean of the batches' variances plus the variance of their means, as over one large batch.
+    TlkerasError if there is no batch.
 
     Args:
         forward: Runs the network on a batch, in inference mode: only the measured layers act as in training.
         layers: The batch norms among them are measured; `forward` must reach each.
         batches: Inputs of `forward`, [n, ...] each; examples count the same in batches of any size.
-
-    Raises:
-        TlkerasError: There is no batch.
 
     Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, section 3 (precise batch norm).
     """

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tlkeras.backbones.blocks import Block
 from tlkeras.finetuning.network import IMAGES, POOLED
-from tlkeras.finetuning.schedule import Schedule
+from tlkeras.finetuning.schedule import Schedule, Stage
 
 _HALF_BYTES = 2
 MOST_VIEWS = 8
@@ -18,39 +18,26 @@ _MULTIPLY_ADDS_PER_BYTE = 50  # take as long as reading one byte of a row
 
 @dataclass(frozen=True)
 class StagePlan:
-    """The inputs of one stage.
-
-    Attributes:
-        stage: Its name.
-        cut: Name of a cut, or POOLED, or IMAGES where nothing is cached.
-        bytes: Cached per image and view.
-        saved: Fraction of the stage's multiply-adds, over all its epochs, that is saved.
-        reason: In a sentence.
-    """
+    """The inputs of one stage."""
 
     stage: str
-    cut: str
-    bytes: int
-    saved: float
+    cut: str  # name of a cut, or POOLED, or IMAGES where nothing is cached
+    bytes: int  # cached per image and view
+    saved: float  # fraction of the stage's multiply-adds, over all its epochs, that is saved
     reason: str
 
 
 @dataclass(frozen=True)
 class CachingPlan:
-    """The inputs of all stages.
+    """The inputs of all stages."""
 
-    Attributes:
-        stages: One plan per stage.
-        views: Cached per image; None where every epoch shows a new one.
-        cuts: One per stage.
-    """
+    stages: tuple[StagePlan, ...]  # one plan per stage
+    views: int | None  # cached per image; None where every epoch shows a new one
 
-    stages: tuple[StagePlan, ...]
-    views: int | None
-    cuts: tuple[str, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "cuts", tuple(stage.cut for stage in self.stages))
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """The cut of each stage."""
+        return tuple(stage.cut for stage in self.stages)
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -73,6 +60,7 @@ def plan_stages(
     A stage can begin at the output of the last frozen block or of any block before it; the blocks between are then
     computed in every step. Time is counted in multiply-adds: up to the cut once per view by the engine, the rest of the
     frozen part once per epoch, and reading the rows. The least time whose rows fit the budget wins.
+    RecipeError if a stage unfreezes more blocks than there are.
 
     Args:
         blocks: Of the backbone, from input to output.
@@ -82,9 +70,6 @@ def plan_stages(
             than fit the budget behind the cuts that would be best without one.
         most_views: Number of different views; None: endlessly many.
         budget_bytes: Of rows; None: nothing is cached.
-
-    Raises:
-        RecipeError: A stage unfreezes more blocks than there are.
     """
     counts = [stage.count_blocks(len(blocks)) for stage in schedule.stages]
     if budget_bytes is None:
@@ -108,15 +93,16 @@ def _plan_all(schedule: Schedule, counts: Sequence[int], setting: _PlanInputs) -
     blocks, width, images, views, budget = setting
     plans: list[StagePlan] = []
     for stage, count in zip(schedule.stages, counts, strict=True):
-        plan = _plan_stage(stage.name, stage.length, len(blocks) - count, (blocks, width, images, views, budget))
+        plan = _plan_stage(stage, len(blocks) - count, (blocks, width, images, views, budget))
         if plan.cut not in (IMAGES, *(other.cut for other in plans)):
             budget -= plan.bytes * images * views
         plans.append(plan)
     return tuple(plans)
 
 
-def _plan_stage(name: str, epochs: int, frozen: int, setting: _PlanInputs) -> StagePlan:
+def _plan_stage(stage: Stage, frozen: int, setting: _PlanInputs) -> StagePlan:
     blocks, width, images, views, budget = setting
+    name, epochs = stage.name, stage.length
     if frozen == 0:
         return StagePlan(name, IMAGES, 0, 0.0, "nothing is frozen")
     trained = sum(block.multiply_adds for block in blocks[frozen:]) * _PASSES

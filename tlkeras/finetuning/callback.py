@@ -69,11 +69,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._applied: int | None = None  # index of the stage
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Build the optimizer, and apply the first stage.
-
-        Raises:
-            TlkerasError: The schedule cannot run with this model and optimizer; names every reason.
-        """
+        """Build the optimizer, and apply the first stage; a TlkerasError names all reasons why that cannot be."""
         self._groups = group_layers(self.model, self._head)
         position = self._locate()
         if problems := list(self._find_problems(position)):
@@ -87,11 +83,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._start_stage(position)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Apply the stage of the epoch.
-
-        Raises:
-            TlkerasError: The history is not that of the epochs before.
-        """
+        """Apply the stage of the epoch; TlkerasError if the history is not that of the epochs before."""
         if epoch != len(self.history):
             raise TlkerasError(
                 "The history does not hold the monitored value of every epoch before this one.",

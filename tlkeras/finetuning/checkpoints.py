@@ -35,17 +35,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A saved state.
+    """A saved state."""
 
-    Attributes:
-        step: The step it was saved at.
-        arrays: By name, in the order of saving; dtype, shape and every bit as they were.
-        state: As JSON has it: tuples came back as lists, and all keys as text.
-    """
-
-    step: int
-    arrays: dict[str, np.ndarray]
-    state: dict[str, Any]
+    step: int  # the step it was saved at
+    arrays: dict[str, np.ndarray]  # by name, in the order of saving; dtype, shape and every bit as they were
+    state: dict[str, Any]  # as JSON has it: tuples came back as lists, and all keys as text
 
     @property
     def groups(self) -> dict[str, list[np.ndarray]]:
@@ -76,14 +70,12 @@ class Checkpoints:
         """Write a checkpoint, then remove the older ones beyond `keep`, and all of later steps.
 
         Later steps were abandoned when the training was resumed from an earlier checkpoint.
+        ResourceError if the disk is full or the folder cannot be written. What was saved before is untouched.
 
         Args:
             step: Not negative; a step may be saved again.
             arrays: Of any dtype but object; those of `ml_dtypes`, such as bfloat16, included.
             state: JSON, with NaN and infinity; floats keep every bit.
-
-        Raises:
-            ResourceError: The disk is full or the folder cannot be written. What was saved before is untouched.
         """
         if step < 0:
             raise ValueError(f"A step must not be negative. Received: {step}.")
@@ -111,11 +103,7 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove all checkpoints; other files in the folder stay.
-
-        Raises:
-            ResourceError: The folder cannot be written.
-        """
+        """Remove all checkpoints; other files in the folder stay; ResourceError if the folder cannot be written."""
         with self._reporting():
             for *_, path in self._list():
                 _remove(path)

@@ -16,14 +16,12 @@ def relative_gradient_norms(gradients: Sequence[tf.Tensor | None], variables: Se
 
     A variable that is all zeros has no scale to compare with: infinity, or 0 where its gradient is 0 as well. A
     gradient of None, that of a variable without influence on the loss, counts as 0.
+    DataError if a gradient or a variable has a NaN or an infinity; the first ones are named.
 
     Args:
         gradients: Of the loss; a common factor, as from loss scaling, does no harm.
         variables: The authors leave out batch norm, as `collect_weights` does. Leave out a new head too: its weights
             are small because it is new, and would make every other rate small.
-
-    Raises:
-        DataError: A gradient or a variable has a NaN or an infinity; the first ones are named.
 
     Source: Lee et al., Surgical Fine-Tuning Improves Adaptation to Distribution Shifts, ICLR 2023.
     """
@@ -44,9 +42,7 @@ def derive_multipliers(relative: np.ndarray) -> np.ndarray:
     """Multiplier of each variable's learning rate, in [0, 1]: its relative gradient over the largest one.
 
     Infinite ones, of variables that are all zeros, learn at the full rate and do not lower that of the others.
-
-    Raises:
-        DataError: A value is NaN or negative.
+    DataError if a value is NaN or negative.
 
     Source: Lee et al., ICLR 2023 (Auto-RGN).
     """

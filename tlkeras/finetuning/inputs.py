@@ -37,14 +37,12 @@ class DataSplit:
 
     Attributes:
         targets: Dense, float32 [n, k], tasks side by side; NaN throughout a task where its target is not known.
-        weights: float32 [n].
-        source: From the name of a cut to the batches that enter the network there.
         of_target: Whether an example is of a target domain, without labels and of weight 0, bool [n]; None without one.
     """
 
     targets: np.ndarray
-    weights: np.ndarray
-    source: Callable[[str], BatchSource]
+    weights: np.ndarray  # float32 [n]
+    source: Callable[[str], BatchSource]  # from the name of a cut to the batches that enter the network there
     of_target: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -79,12 +77,11 @@ class ActivationSource:
     """Activations at a cut.
 
     Args:
-        views: Per view, rows [n, ...] that are read by `rows[positions]`.
         choose: From positions int64 [b] and an epoch to view numbers int [b].
         recorded: Per view, the logits of the source from before training, rows as above; None without distillation.
     """
 
-    views: Sequence[Any]
+    views: Sequence[Any]  # per view, rows [n, ...] that are read by `rows[positions]`
     choose: Callable[[np.ndarray, int], np.ndarray] = lambda positions, epoch: np.zeros(len(positions), np.int64)
     recorded: Sequence[Any] | None = None
 
@@ -120,24 +117,17 @@ class ImageSource:
     """Images decoded in every epoch, for a network that is trained as a whole or without a cache.
 
     Args:
-        paths: Files.
-        digests: The hex SHA-256 of each file's bytes.
-        size: Side of the images in pixels.
-        resize: How an image becomes a square.
-        policy: Augmentation; None for none.
-        seed: Of the augmentation.
         in_graph: Make the views of a batch where the network trains, instead of those of each image in the pipeline.
-        data_service: HOST:PORT of a data service that decodes them; None decodes them here.
     """
 
-    paths: Sequence[str]
-    digests: Sequence[str]
-    size: int
-    resize: str
-    policy: AugmentationPolicy | None = None
-    seed: int = 0
+    paths: Sequence[str]  # files
+    digests: Sequence[str]  # the hex SHA-256 of each file's bytes
+    size: int  # side of the images in pixels
+    resize: str  # how an image becomes a square
+    policy: AugmentationPolicy | None = None  # augmentation; None for none
+    seed: int = 0  # of the augmentation
     in_graph: bool = False
-    data_service: str | None = None
+    data_service: str | None = None  # HOST:PORT of a data service that decodes them; None decodes them here
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield the batches, uint8 [b, size, size, 3]; files that became unreadable are left out."""
@@ -171,15 +161,10 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class DistillationSource:
-    """Examples with the predictions of a network that does not train.
+    """Examples with the predictions of a network that does not train."""
 
-    Args:
-        source: Of the examples.
-        predict: From inputs [b, ...] to predictions [b, ...].
-    """
-
-    source: BatchSource
-    predict: Callable[[Any], Any]
+    source: BatchSource  # of the examples
+    predict: Callable[[Any], Any]  # from inputs [b, ...] to predictions [b, ...]
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield the batches, each with a pair of inputs and predictions."""

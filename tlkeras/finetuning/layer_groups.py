@@ -26,15 +26,13 @@ class Groups:
     """A model's layers; each that owns weights is in exactly one group.
 
     Attributes:
-        model: The owner of the layers.
         blocks: Of the backbone, from input to output, as `find_blocks` finds them. Layers with weights before the
             backbone belong to the first one; layers before the first weights, such as augmentation, to none.
-        head: The layers after the backbone that own weights or act differently in training.
     """
 
-    model: keras.Model = field(repr=False)
+    model: keras.Model = field(repr=False)  # the owner of the layers
     blocks: tuple[LayerGroup, ...]
-    head: LayerGroup
+    head: LayerGroup  # the layers after the backbone that own weights or act differently in training
 
 
 def group_layers(model: keras.Model, head: Sequence[str] | None = None) -> Groups:
@@ -42,13 +40,11 @@ def group_layers(model: keras.Model, head: Sequence[str] | None = None) -> Group
 
     A nested model with most of the variables is the backbone. In a flat graph the backbone ends with the last map
     [n, h, w, c] that everything flows through, so that pooling or flattening begins the head.
+    BackboneError if there is no such layer, no map to end the backbone with, or no head with weights.
 
     Args:
         model: Functional, with images of a fixed size.
         head: Names of the layers of the head, for a flat graph in which it begins elsewhere.
-
-    Raises:
-        BackboneError: There is no such layer, no map to end the backbone with, or no head with weights.
     """
     calls = trace_calls(model)
     nested = _find_nested(calls)
@@ -73,11 +69,10 @@ def layerwise_lr_decay(groups: Groups, multipliers: Sequence[float]) -> dict[str
         multipliers = layerwise_lr_decay(groups, Stage("all", "all", 1e-4, epochs=5, layer_decay=0.75).multipliers(8))
         model.compile(scale_learning_rates(keras.optimizers.AdamW(), multipliers), ...)
 
+    BackboneError if there is not one multiplier per block.
+
     Args:
         multipliers: One per block, from input to output; the head keeps its full rate.
-
-    Raises:
-        BackboneError: There is not one multiplier per block.
     """
     if len(multipliers) != len(groups.blocks):
         raise BackboneError("There is not one multiplier per block.", f"{len(multipliers)} for {len(groups.blocks)}")

@@ -68,15 +68,10 @@ class SigmoidLoss:
 
 @dataclass(frozen=True)
 class SquaredErrorLoss:
-    """Half the squared error of a regression, in units of the targets' standard deviation.
+    """Half the squared error of a regression, in units of the targets' standard deviation."""
 
-    Args:
-        scale: Standard deviation of the training targets.
-        offset: Their mean; a network predicts (target - offset) / scale.
-    """
-
-    scale: float = 1.0
-    offset: float = 0.0
+    scale: float = 1.0  # standard deviation of the training targets
+    offset: float = 0.0  # their mean; a network predicts (target - offset) / scale
 
     def __call__(self, targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Losses, float32 [n], of targets [n, 1] and standardised predictions [n, 1]."""

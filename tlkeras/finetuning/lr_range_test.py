@@ -29,21 +29,13 @@ _SIGMA = 1.4826  # of normal noise, in its median absolute deviations
 
 @dataclass(frozen=True)
 class LRFinderResult:
-    """The outcome of a range test.
+    """The outcome of a range test."""
 
-    Attributes:
-        rates: Tried, rising.
-        losses: Of the batch at each rate, before its step, until the loss diverged.
-        smoothed: The mean of the losses around each rate.
-        suggestion: The rate to train at, or None.
-        reason: Why this one, or why none.
-    """
-
-    rates: tuple[float, ...]
-    losses: tuple[float, ...]
-    smoothed: tuple[float, ...]
-    suggestion: float | None
-    reason: str
+    rates: tuple[float, ...]  # tried, rising
+    losses: tuple[float, ...]  # of the batch at each rate, before its step, until the loss diverged
+    smoothed: tuple[float, ...]  # the mean of the losses around each rate
+    suggestion: float | None  # the rate to train at, or None
+    reason: str  # why this one, or why none
 
 
 def find_learning_rate(
@@ -88,13 +80,10 @@ def run_lr_sweep(
     highest: float = HIGHEST,
     steps: int = STEPS,
 ) -> LRFinderResult:
-    """Try rising rates until the loss diverges; the rate to train at.
+    """Try rising rates until the loss diverges; the rate to train at; TlkerasError if the range is empty.
 
     Args:
         take_steps: From rates to an iterator over the loss at each, which takes a step at a time.
-
-    Raises:
-        TlkerasError: The range is empty.
     """
     if not (0 < lowest < highest < float("inf") and steps >= _FEWEST_STEPS):
         raise TlkerasError(

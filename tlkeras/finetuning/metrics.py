@@ -17,13 +17,12 @@ class TaskSlice(NamedTuple):
     """The columns of a task among targets and logits.
 
     Attributes:
-        several: Whether an example can have several labels.
         units: Of a regression: logits predict (target - offset) / scale, and these are scale and offset.
     """
 
     task: str = ""
     width: int | None = None
-    several: bool = False
+    several: bool = False  # whether an example can have several labels
     units: tuple[float, float] | None = None
 
 

@@ -51,7 +51,7 @@ def mixup_batch(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Te
 
     The share of the example itself is drawn from Beta(alpha, alpha). Targets are blended in proportion to share times
     weight: then the weighted loss of the blend is that of its two halves, share * weight * loss and so on, exactly.
-    With equal weights it is the paper's blend.
+    With equal weights it is the paper's blend. RecipeError if alpha is not positive.
 
     Args:
         inputs: Images, activations or features, [n, ...], whose dtype is kept; whole numbers are rounded.
@@ -59,9 +59,6 @@ def mixup_batch(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Te
         weights: One per example, float [n].
         seed: Two integers; the same ones give the same blend.
         alpha: Shares are near 0 and 1 when it is small, uniform at 1.
-
-    Raises:
-        RecipeError: alpha is not positive.
 
     Source: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018.
     """

@@ -42,11 +42,10 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
     def set_multipliers(self, multipliers: Mapping[str, float]) -> None:
         """Replace all multipliers, at once or when the optimizer is built.
 
+        TlkerasError if a multiplier is negative or not finite, or a path is not that of exactly one variable.
+
         Args:
             multipliers: By `variable.path`; variables that are left out get 1.
-
-        Raises:
-            TlkerasError: A multiplier is negative or not finite, or a path is not that of exactly one variable.
         """
         for path, multiplier in multipliers.items():
             if not (math.isfinite(multiplier) and multiplier >= 0):
@@ -154,12 +153,11 @@ def scale_learning_rates(
 ) -> ScaledOptimizer:
     """The same optimizer, now also a `ScaledOptimizer`: with a learning-rate multiplier per variable.
 
+    TlkerasError if the optimizer wraps others, or a multiplier is invalid.
+
     Args:
         optimizer: Any of Keras or of your own. Its rate, its slots and its exclusions from weight decay stay.
         multipliers: As for `ScaledOptimizer.set_multipliers`.
-
-    Raises:
-        TlkerasError: The optimizer wraps others, or a multiplier is invalid.
     """
     optimizer = keras.optimizers.get(optimizer)
     if isinstance(optimizer, _WRAPPERS):
@@ -182,10 +180,9 @@ def find_scaled(optimizer: keras.optimizers.Optimizer) -> ScaledOptimizer | None
 
 
 def build_on(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> keras.optimizers.Optimizer:
-    """The optimizer built on at least these variables: a new one of the same kind if it was built on fewer.
+    """The optimizer built on at least these variables, a new one of the same kind if it was built on fewer.
 
-    Raises:
-        TlkerasError: It was built on fewer and has taken steps, so that its moments would be lost.
+    TlkerasError if it was built on fewer and has taken steps, so that its moments would be lost.
     """
     known = {id(variable) for variable in optimizer._trainable_variables}
     missing = [variable.path for variable in variables if id(variable) not in known]

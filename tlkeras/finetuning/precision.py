@@ -26,9 +26,7 @@ def choose_precision(precision: str = "auto") -> str:
 
     "auto" is, on an NVIDIA GPU, bfloat16 from compute capability 8.0 (Ampere) on and float16 from 7.0 (Volta), the
     first with units for them, elsewhere float32. On a CPU bfloat16 was measured to take 1.6 to 2 times as long.
-
-    Raises:
-        TlkerasError: There is no such precision; the nearest is named.
+    TlkerasError if there is no such precision; the nearest is named.
 
     Source: NVIDIA, Train With Mixed Precision; Keras, Mixed precision (guide).
     """

@@ -24,26 +24,17 @@ _EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "work
 
 @dataclass(frozen=True)
 class Cluster:
-    """Processes that train together.
+    """Processes that train together."""
 
-    Attributes:
-        addresses: "host:port" of each; the first one is the chief.
-        index: Of this process.
-    """
-
-    addresses: tuple[str, ...]
-    index: int
+    addresses: tuple[str, ...]  # "host:port" of each; the first one is the chief
+    index: int  # of this process
 
     def __len__(self) -> int:
         return len(self.addresses)
 
 
 def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
-    """The cluster of TF_CONFIG, as schedulers set it for TensorFlow.
-
-    Raises:
-        TlkerasError: It is missing or invalid; all problems are named at once.
-    """
+    """The cluster of TF_CONFIG, as schedulers set it; a TlkerasError names everything that is missing or invalid."""
     text = environment.get("TF_CONFIG", "")
     if not text:
         raise TlkerasError(
@@ -85,13 +76,11 @@ def rendezvous(cluster: Cluster, facts: Mapping[str, Any], timeout: float = TIME
     """Wait until all processes have connected, and compare their facts.
 
     The others call the chief at its own address, which TensorFlow only binds afterwards.
+    RunError if some did not connect in time, or some differ; each is named with the differences.
 
     Args:
         facts: Equal in all processes: versions, the recipe.
         timeout: Seconds to wait.
-
-    Raises:
-        RunError: Some did not connect in time, or some differ; each is named with the differences.
     """
     if len(cluster) == 1:
         return

@@ -13,15 +13,13 @@ def balanced_sampler(classes: np.ndarray, count: int, seed: int, epoch: int) -> 
 
     Every class goes through its examples in an endless sequence of permutations, and an epoch continues where the one
     before stopped. So no example comes again before all of its class have come, in large classes over several epochs.
+    DataError if there are no examples.
 
     Args:
         classes: Class index of each example, int [n].
         count: Positions to draw, the same in every epoch.
         seed: Of the draw, a pure function of the arguments.
         epoch: Epochs before this one.
-
-    Raises:
-        DataError: There are no examples.
     """
     if len(classes) == 0:
         raise DataError("There are no examples to draw from.", 0)

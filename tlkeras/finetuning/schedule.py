@@ -51,22 +51,13 @@ class Schedule:
     The methods take `history`, the monitored value of every finished epoch, and `baseline`, its value before any
     training, if that was measured: the starting weights then are epoch `BASELINE` and can be the best. A value that
     is not finite is never an improvement; where all are NaN (there is no validation data) no stage fails and nothing
-    is restored.
-
-    Args:
-        stages: At least one; names differ.
-        minimise: Whether lower values are better.
-        min_delta: An improvement is more than this.
-        keep: "best" as above, or "last": every stage runs, and nothing is restored.
-
-    Raises:
-        RecipeError: Values that cannot be used; names all of them.
+    is restored. A RecipeError names all values that cannot be used.
     """
 
-    stages: tuple[Stage, ...]
-    minimise: bool
-    min_delta: float = 0.0
-    keep: Keep = "best"
+    stages: tuple[Stage, ...]  # at least one; names differ
+    minimise: bool  # whether lower values are better
+    min_delta: float = 0.0  # an improvement is more than this
+    keep: Keep = "best"  # "best" as above, or "last": every stage runs, and nothing is restored
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -91,8 +82,7 @@ class Schedule:
     def locate(self, history: Sequence[float], baseline: float | None = None) -> StagePosition | None:
         """The position of the next epoch, or None when the run is over.
 
-        Raises:
-            RunError: The history is longer than this schedule lets a run be.
+        RunError if the history is longer than this schedule lets a run be.
         """
         replay = self._replay(history, baseline)
         return None if replay.over else StagePosition(replay.stage, len(history) - replay.start)

@@ -25,7 +25,6 @@ class Objective:
         loss: From dense targets [b, k] and logits [b, k] to a loss per example [b].
         penalties: Each from the network's outputs to a scalar; `weights` [b] and, where given, `recorded_logits` are
             among them.
-        mix: From inputs, targets, weights and a seed int32 [2] to mixed ones, or None.
         combine: From the gradients of the tasks' losses (by task, then variable) and a seed int32 [2] to those that are
             applied, or None for their sum; the loss must then have `split`, by task.
         variables: Of the penalties; they are no part of the network, and those that are trainable train in all stages.
@@ -33,7 +32,7 @@ class Objective:
 
     loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     penalties: Sequence[Callable[[Outputs], tf.Tensor]] = ()
-    mix: Callable[..., Any] | None = None
+    mix: Callable[..., Any] | None = None  # from inputs, targets, weights and a seed int32 [2] to mixed ones, or None
     combine: Callable[..., list[Any]] | None = None
     variables: Sequence[keras.Variable] = ()
 

@@ -47,29 +47,21 @@ class TrainerConfig:
     """How the steps are taken.
 
     Attributes:
-        batch_size: Examples in a step; the remainder at the end of an epoch is left out.
-        seed: Of the order of examples and of mixing.
-        ema: Decay of the moving average of the weights, which is measured and kept; 0 for none.
-        balanced_sampling: Draw every class equally often.
-        monitor: The column of the history that the schedule follows.
-        tasks: The columns of targets and logits, by task.
-        save_seconds: The most training that kill -9 can cost.
         precision: In which the backbone computes while it trains: "float32", "bfloat16" or "float16". Weights and head
             are float32 in all of them, and the trained network computes in float32.
-        distribution: The devices. Network and optimizer must have been made in its scope.
         fit_heads: Refits the heads where a schedule begins with other statistics of batch norm than those of the
             features that they were fitted on; None leaves them.
     """
 
-    batch_size: int = 32
-    seed: int = 0
-    ema: float = 0.0
-    balanced_sampling: bool = False
-    monitor: str = "val_loss"
-    tasks: tuple[TaskSlice, ...] = (TaskSlice(),)
-    save_seconds: float = 60.0
+    batch_size: int = 32  # examples in a step; the remainder at the end of an epoch is left out
+    seed: int = 0  # of the order of examples and of mixing
+    ema: float = 0.0  # decay of the moving average of the weights, which is measured and kept; 0 for none
+    balanced_sampling: bool = False  # draw every class equally often
+    monitor: str = "val_loss"  # the column of the history that the schedule follows
+    tasks: tuple[TaskSlice, ...] = (TaskSlice(),)  # the columns of targets and logits, by task
+    save_seconds: float = 60.0  # the most training that kill -9 can cost
     precision: str = "float32"
-    distribution: Strategy = ONE_DEVICE
+    distribution: Strategy = ONE_DEVICE  # the devices. Network and optimizer must have been made in its scope
     fit_heads: FitHeads | None = None
 
 
@@ -185,7 +177,7 @@ class Trainer:
         """Keras' list of callbacks; within, the model has the attributes of one that is in `fit`."""
         model = self.network.model
         vars(model)["optimizer"], model.stop_training = self.optimizer, False
-        params = {"verbose": 0, "epochs": self.schedule.max_epochs, "steps": self._steps_per_epoch}
+        params: dict[str, Any] = {"verbose": 0, "epochs": self.schedule.max_epochs, "steps": self._steps_per_epoch}
         params |= {"stages": self._stages, "history": [self._make_logs(row) for row in self.history]}
         try:
             yield keras.callbacks.CallbackList(list(callbacks), model=model, **params)

@@ -21,7 +21,7 @@ from tlkeras.finetuning.schedule import BatchNorm, Stage
 def set_trainable(groups: Groups, count: int, batch_norm: BatchNorm = "frozen") -> list[keras.Variable]:
     """Let the head and the top blocks train; all below is frozen and acts as in inference.
 
-    Keras sees the change when the training function is made again.
+    Keras sees the change when the training function is made again. TlkerasError if there are not so many blocks.
 
     Args:
         count: Blocks that train, counted from the top.
@@ -29,9 +29,6 @@ def set_trainable(groups: Groups, count: int, batch_norm: BatchNorm = "frozen") 
 
     Returns:
         The variables of the model that now train.
-
-    Raises:
-        TlkerasError: There are not so many blocks.
     """
     total = len(groups.blocks)
     if not 0 <= count <= total:

@@ -1,4 +1,4 @@
-"""Changing the backbone itself: the section `finetuning`, and the one definition of a stage, a loss and a regularizer."""
+"""The section `finetuning`, and the one definition of a stage, a loss and a regularizer."""
 
 from __future__ import annotations
 
@@ -54,16 +54,8 @@ class Stage(ConfigSection):
     """A stretch of fine-tuning in which the same blocks train: `Stage("head", 0, 1e-3, epochs=5)`.
 
     Attributes:
-        name: Shown in logs and charts.
         unfreeze: Blocks that train, counted from the top: a number, "2 blocks", "all", or "auto" (all, each at a rate
             found from its gradients; the multipliers are the ceiling).
-        learning_rate: Peak rate of the head.
-        epochs: Exact length; None for a stage that trains until the plateau.
-        until: "plateau" ends the stage when the monitored value stops improving.
-        patience: Epochs without improvement that end a plateau stage.
-        max_epochs: End of a plateau stage that never stops improving.
-        backbone_lr_multiplier: Rate of the topmost block, as a fraction of the head's.
-        layer_decay: Rate of each block, as a fraction of the one above it.
         warmup: Epochs, or a part of one, in which the rate rises linearly to its peak.
         decay: "cosine" lets the rate fall to zero at the end of the stage's full length, "constant" keeps it; None is
             cosine for a stage of exact length, constant until a plateau.
@@ -74,15 +66,15 @@ class Stage(ConfigSection):
         RecipeError: Values that cannot be used; names all of them.
     """
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1)  # shown in logs and charts
     unfreeze: Annotated[Any, AfterValidator(_check_unfreeze)]
-    learning_rate: PositiveFloat = 3e-4
-    epochs: int | None = Field(default=None, ge=1)
-    until: Literal["plateau"] | None = None
-    patience: int = Field(default=2, ge=1)
-    max_epochs: int = Field(default=50, ge=1)
-    backbone_lr_multiplier: PositiveFloat = 0.1
-    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    learning_rate: PositiveFloat = 3e-4  # peak rate of the head
+    epochs: int | None = Field(default=None, ge=1)  # exact length; None for a stage that trains until the plateau
+    until: Literal["plateau"] | None = None  # "plateau" ends the stage when the monitored value stops improving
+    patience: int = Field(default=2, ge=1)  # epochs without improvement that end a plateau stage
+    max_epochs: int = Field(default=50, ge=1)  # end of a plateau stage that never stops improving
+    backbone_lr_multiplier: PositiveFloat = 0.1  # rate of the topmost block, as a fraction of the head's
+    layer_decay: float = Field(default=1.0, gt=0, le=1)  # rate of each block, as a fraction of the one above it
     warmup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     decay: Decay | None = None
     batch_norm: BatchNorm = "frozen"
@@ -118,11 +110,7 @@ class Stage(ConfigSection):
         return (self.decay or ("constant" if self.until else "cosine")) == "cosine"
 
     def count_blocks(self, total: int) -> int:
-        """Blocks that train, of the backbone's `total`.
-
-        Raises:
-            RecipeError: There are fewer.
-        """
+        """Blocks that train, of the backbone's `total`; RecipeError if there are fewer."""
         unfreeze = parse_unfreeze(self.unfreeze)
         count = total if isinstance(unfreeze, str) else unfreeze
         if count > total:
@@ -171,27 +159,18 @@ class SoftmaxConfig(ConfigSection):
 
 
 class FocalConfig(ConfigSection):
-    """Cross entropy in which images that are predicted well count little.
-
-    Attributes:
-        gamma: How fast they stop to count; 0 gives the cross entropy.
-        smoothing: As in `SoftmaxConfig`.
-    """
+    """Cross entropy in which images that are predicted well count little."""
 
     kind: Literal["focal"] = "focal"
-    gamma: float = Field(default=2.0, ge=0, le=10)
-    smoothing: Fraction = 0.0
+    gamma: float = Field(default=2.0, ge=0, le=10)  # how fast they stop to count; 0 gives the cross entropy
+    smoothing: Fraction = 0.0  # as in `SoftmaxConfig`
 
 
 class SigmoidConfig(ConfigSection):
-    """Binary cross entropy of each label; the default, and the only one, where `data.separator` is given.
-
-    Attributes:
-        smoothing: Fraction of each target moved to one half.
-    """
+    """Binary cross entropy of each label; the default, and the only one, where `data.separator` is given."""
 
     kind: Literal["sigmoid"] = "sigmoid"
-    smoothing: Fraction = 0.0
+    smoothing: Fraction = 0.0  # fraction of each target moved to one half
 
 
 class NoRegularizerConfig(ConfigSection):
@@ -201,44 +180,28 @@ class NoRegularizerConfig(ConfigSection):
 
 
 class L2SPConfig(ConfigSection):
-    """L2-SP: weights are pulled towards the pretrained ones.
-
-    Attributes:
-        alpha: Strength for the backbone.
-        beta: Strength for the head, pulled towards zero.
-        batch_norm: Whether gamma and beta of batch norm are pulled as well.
-    """
+    """L2-SP: weights are pulled towards the pretrained ones."""
 
     kind: Literal["l2sp"] = "l2sp"
-    alpha: RegularizationStrength = 0.01
-    beta: RegularizationStrength = 0.01
-    batch_norm: bool = False
+    alpha: RegularizationStrength = 0.01  # strength for the backbone
+    beta: RegularizationStrength = 0.01  # strength for the head, pulled towards zero
+    batch_norm: bool = False  # whether gamma and beta of batch norm are pulled as well
 
 
 class BatchSpectralShrinkageConfig(ConfigSection):
-    """BSS: the smallest singular values of a batch's features are shrunk.
-
-    Attributes:
-        eta: Strength.
-        smallest: Number of singular values that are shrunk.
-    """
+    """BSS: the smallest singular values of a batch's features are shrunk."""
 
     kind: Literal["bss"] = "bss"
     eta: RegularizationStrength = 1e-3
-    smallest: int = Field(default=1, ge=1)
+    smallest: int = Field(default=1, ge=1)  # number of singular values that are shrunk
 
 
 class LearningWithoutForgettingConfig(ConfigSection):
-    """LwF: the source's own classifier is held to its predictions from before training.
-
-    Attributes:
-        weight: Strength.
-        temperature: Divisor of the logits.
-    """
+    """LwF: the source's own classifier is held to its predictions from before training."""
 
     kind: Literal["lwf"] = "lwf"
     weight: RegularizationStrength = 4.0
-    temperature: float = Field(default=2.0, gt=0, le=100)
+    temperature: float = Field(default=2.0, gt=0, le=100)  # divisor of the logits
 
 
 LossConfig = Annotated[
