@@ -15,6 +15,7 @@ from tlkeras.finetuning.stage_runner import StageRunner
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import find_run
 from tlkeras.runs.predictions import load_predictions
+from tlkeras.training.builders import schedule
 
 RECIPE = """
 name: staged
@@ -123,3 +124,15 @@ def test_the_source_is_kept_by_distillation(recipe, tmp_path):
         )
         losses.append(read(result.path)[1])
     assert losses[0] != losses[1]
+
+
+def test_a_run_plans_its_fine_tuning_once(recipe, tmp_path, monkeypatch):
+    plan_stages, plans = schedule.plan_stages, []
+
+    def count(*arguments, **options):
+        plans.append(plan_stages(*arguments, **options))
+        return plans[-1]
+
+    monkeypatch.setattr(schedule, "plan_stages", count)
+    tlkeras.train(recipe, runs=tmp_path)
+    assert len(plans) == 1
