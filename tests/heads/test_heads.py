@@ -12,7 +12,7 @@ import tlkeras
 from tlkeras.config.schema.features import FeatureSelectionConfig
 from tlkeras.config.schema.heads import FitConfig, HeadConfig
 from tlkeras.errors import RecipeError
-from tlkeras.heads.base import CalibratedLinearHead
+from tlkeras.heads.base import VectorHead
 from tlkeras.heads.class_weights import compute_sample_weights
 from tlkeras.heads.deep import KerasHead, MLPHead
 from tlkeras.heads.feature_selection import FeatureSelectingHead
@@ -265,7 +265,7 @@ def test_groups_stay_on_one_split_of_a_fold():
 def test_weights():
     y = np.array([0, 0, 0, 1])
     np.testing.assert_allclose(compute_sample_weights(y, None, None), [1, 1, 1, 1])
-    np.testing.assert_allclose(compute_sample_weights(y, np.array([1, 2, 0, 4]), "balanced"), [2 / 3, 4 / 3, 0, 8])
+    np.testing.assert_allclose(compute_sample_weights(y, np.array([1, 2, 0, 4]), "balanced"), [7 / 6, 7 / 3, 0, 3.5])
     for bad in ([1, 1, 1, -1], [0, 0, 0, 0], [1, 1, 1, np.nan]):
         with pytest.raises(ValueError, match="negative, not finite, or all zero"):
             compute_sample_weights(y, np.array(bad, float), None)
@@ -295,7 +295,7 @@ SKILLED = [kind for kind, head in sorted(HEADS.items()) if not issubclass(head, 
 )
 def test_heads_are_scikit_learn_estimators(kind):
     folds = "scores are calibrated on held-out folds, into which a row of weight 2 falls once and two rows fall apart"
-    calibrated = issubclass(HEADS[kind], CalibratedLinearHead) or kind in ("cosine", "kernel")
+    calibrated = issubclass(HEADS[kind], VectorHead) and kind != "linear"
     expected = {"check_sample_weight_equivalence_on_dense_data": folds} if calibrated else {}
     head = make_head(kind, **({"C": 1.0} if kind in ("linear", "svm") else {}))
     check_estimator(head, expected_failed_checks=expected)

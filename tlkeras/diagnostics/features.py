@@ -23,7 +23,7 @@ from tlkeras.data.tables import Dataset
 from tlkeras.diagnostics.augmentation import check_target, choose_images, write_plot
 from tlkeras.errors import DataError, MissingExtraError, RecipeError, suggest
 from tlkeras.features.extractor import POOLED
-from tlkeras.heads.base import make_folds
+from tlkeras.heads.folds import make_folds
 from tlkeras.plotting.charts import plot_contact_sheet, plot_features
 from tlkeras.progress import progress_bar
 from tlkeras.results import Result

@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
-from tlkeras.heads.calibration import calibrate, measure_loss
-from tlkeras.heads.class_weights import ClassWeight, compute_sample_weights
+from tlkeras.heads.calibration import calibrate
+from tlkeras.heads.class_weights import ClassWeight, compute_class_factors, compute_sample_weights
+from tlkeras.heads.folds import Fold, LabelledFeatures, LabelledRows, list_folds
+from tlkeras.heads.held_out import Hyperparameters, choose
 from tlkeras.heads.link_functions import LinkFunction, infer_link
 from tlkeras.heads.scaling import fit_standardizer
 from tlkeras.results import Result, to_plain
 
 if TYPE_CHECKING:
     import keras
-
-LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Features (n, d) or maps (n, h, w, c), class values (n,) or indicators (n, k), and weights (n,)."""
-
-
-class LabelledFeatures(NamedTuple):
-    """Rows that a head is fitted or measured on.
-
-    Attributes:
-        X: Features (n, d), or maps (n, h, w, c).
-        codes: Targets as the link encodes them, (n,) or (n, k).
-        weights: (n,).
-    """
-
-    X: np.ndarray
-    codes: np.ndarray
-    weights: np.ndarray
-
-    def take(self, chosen: np.ndarray) -> LabelledFeatures:
-        """Some of the rows."""
-        return LabelledFeatures(self.X[chosen], self.codes[chosen], self.weights[chosen])
-
-
-class Fold(NamedTuple):
-    """Positions of the rows to fit on, and the rows that are held out."""
-
-    fit: np.ndarray
-    held: LabelledFeatures
 
 
 @dataclass(frozen=True)
@@ -125,11 +95,24 @@ class BaseHead(ClassifierMixin, BaseEstimator):
         rows, held = LabelledFeatures(X, codes, self._weigh(y, sample_weight)), None
         if validation is not None:
             held_X, held_y, held_weights = validation
-            held = LabelledFeatures(held_X, self.link_.transform(held_y, self.classes_), np.asarray(held_weights))
+            factors = self._class_factors(y, sample_weight, held_y)
+            held_codes = self.link_.transform(held_y, self.classes_)
+            held = LabelledFeatures(held_X, held_codes, np.asarray(held_weights) * factors)
+        counted = self._find_counted(rows)
+        if not counted.all():
+            rows, groups = rows.take(counted), None if groups is None else np.asarray(groups)[counted]
         self.scores_ = {}
         with threadpool_limits(1) if self._one_thread else nullcontext():
             self._fit(rows, held, groups)
         return self
+
+    def _find_counted(self, rows: LabelledFeatures) -> np.ndarray:
+        """The rows of the fit, bool (n,): those with weight, and all of a class that has none."""
+        counted = rows.weights > 0
+        if not self.link_.several:
+            return counted | (np.bincount(rows.codes, rows.weights) == 0)[rows.codes]
+        kept = rows.codes[counted]
+        return counted | (kept == kept[0]).all(axis=0).any()
 
     def _validate_fit(self, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features and targets, checked; the number of columns is remembered."""
@@ -144,6 +127,12 @@ class BaseHead(ClassifierMixin, BaseEstimator):
         if self.link_.several and self.class_weight is not None:
             raise ValueError(f"A row with several labels has no weight of its class. Received: {self.class_weight}.")
         return compute_sample_weights(y, sample_weight, self.class_weight)
+
+    def _class_factors(self, y: np.ndarray, sample_weight: np.ndarray | None, held_y: np.ndarray) -> np.ndarray | float:
+        """What validation rows weigh for their classes, by the weights of classes among the training rows."""
+        if self.class_weight is None:
+            return 1.0
+        return compute_class_factors(y, sample_weight, self.class_weight)[np.searchsorted(self.classes_, held_y)]
 
     def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
         raise NotImplementedError
@@ -190,6 +179,60 @@ class VectorHead(BaseHead):
     seed: int = 0
 
     _one_thread = True
+    _calibrated: ClassVar[bool] = True
+    """Whether scores become probabilities by a scale and shifts; else they are logits."""
+
+    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
+        self.fit_folds(rows, list_folds(self.link_, rows, held, self.folds, self.seed, groups))
+
+    def fit_folds(self, rows: LabelledFeatures, parts: Sequence[Fold]) -> None:
+        """Choose by the rows that folds hold out, fit on all rows, and calibrate on the scores of the held-out rows.
+
+        Every head goes this way. Each fold is fitted as if it were all there is, with the strength that the fit on all
+        rows has in the same units; scores of all folds are pooled, and the whole path of strengths is measured.
+        """
+        candidates, calibrated = self._list_candidates(rows), self._calibrated
+        choice = None
+        if calibrated or len(candidates) > 1:
+            scoring = (self._score_fold, self._loss_weights)
+            choice = choose(self.link_, candidates, parts, *scoring, calibrated=calibrated)
+        self._fit_candidate(rows, self._fall_back(candidates) if choice is None else choice.candidate)
+        if choice is not None:
+            self._keep_losses(choice.candidate, choice.losses)
+        if calibrated:
+            self._scale(*(self._calibrate_without_folds(rows) if choice is None else (choice.scale, choice.shift)))
+
+    def _list_candidates(self, rows: LabelledFeatures) -> list[Hyperparameters]:
+        """What is chosen from, from the strongest regularisation to the weakest."""
+        return [(np.nan,)]
+
+    def _fall_back(self, candidates: list[Hyperparameters]) -> Hyperparameters:
+        """The candidate where no row can be held out."""
+        return candidates[0]
+
+    def _score_fold(self, part: Fold, candidates: list[Hyperparameters]) -> list[np.ndarray]:
+        """Scores (m, k) of the rows that a fold holds out, by a fit without them, for each candidate."""
+        raise NotImplementedError
+
+    def _loss_weights(self, rows: LabelledFeatures) -> np.ndarray:
+        """Weights of rows in the held-out loss, (n,), or of each of several labels, (n, k)."""
+        return rows.weights
+
+    def _fit_candidate(self, rows: LabelledFeatures, candidate: Hyperparameters) -> None:
+        """Fit on all rows; logits are then scores, not calibrated."""
+        raise NotImplementedError
+
+    def _keep_losses(self, chosen: Hyperparameters, losses: Mapping[Hyperparameters, float]) -> None:
+        """Keep the held-out loss of each candidate."""
+        self.scores_ = {candidate[-1]: loss for candidate, loss in losses.items()}
+
+    def _calibrate_without_folds(self, rows: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
+        """Scale (k,) and shift (k,) where no row can be held out."""
+        return calibrate(self.link_, self._logits(rows.X), rows.codes, rows.weights)
+
+    def _scale(self, scale: np.ndarray, shift: np.ndarray) -> None:
+        """Multiply the scores and shift them."""
+        raise NotImplementedError
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
         """Logits (n, k) of validated features."""
@@ -206,13 +249,15 @@ class VectorHead(BaseHead):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class LinearClassifierHead(VectorHead):
-    """A head whose logits are linear in the raw features; subclasses give `_fit_map`.
+    """A head whose scores are linear in the raw features; subclasses give `_solve_path`.
 
     Args:
         standardize: Scale each column by its own standard deviation; else all by one number.
 
     Attributes:
         strength_name: The parameter that is the strength of the regularisation; None where there is none.
+        strengths: What "auto" chooses from, from the strongest regularisation to the weakest.
+        fallback: The strength where no row can be held out.
         strength_: The strength that was used.
         kernel_, bias_: The map from raw features to logits, (d, k) and (k,).
     """
@@ -220,21 +265,66 @@ class LinearClassifierHead(VectorHead):
     standardize: bool = True
 
     strength_name: ClassVar[str | None] = None
+    strengths: ClassVar[np.ndarray] = np.array([np.nan])
+    fallback: ClassVar[float] = np.nan
 
-    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
+    def _list_candidates(self, rows: LabelledFeatures) -> list[Hyperparameters]:
+        given = getattr(self, self.strength_name) if self.strength_name else np.nan
+        return [(float(strength),) for strength in (self.strengths if given == "auto" else [given])]
+
+    def _fall_back(self, candidates: list[Hyperparameters]) -> Hyperparameters:
+        return (self.fallback,) if len(candidates) > 1 else candidates[0]
+
+    def _score_fold(self, part: Fold, candidates: list[Hyperparameters]) -> list[np.ndarray]:
+        strengths = [strength for (strength,) in candidates]
+        return self.score_path(part.fit_rows(), part.held_rows().X, strengths, part.weight_share)
+
+    def score_path(
+        self, rows: LabelledFeatures, held: np.ndarray, strengths: Sequence[float], share: float
+    ) -> list[np.ndarray]:
+        """Scores of further rows, (m, k), by a fit of each strength.
+
+        Args:
+            rows: Those to fit on.
+            held: Features of the further rows.
+            strengths: As they are set against all rows.
+            share: Weight of the rows to fit on, of that of all rows.
+        """
+        frame = fit_standardizer(rows.X, self._column_weights(rows), by_column=self.standardize)
+        rows, held = rows._replace(X=frame.apply(rows.X)), frame.apply(held)
+        return [
+            held @ kernel + bias
+            for kernel, bias in self._solve_path(rows, [self._in_fold(one, share) for one in strengths])
+        ]
+
+    def _in_fold(self, strength: float, share: float) -> float:
+        """The strength whose penalty per unit of weight is that of `strength` with all rows.
+
+        Penalties are set against a sum over rows: `alpha` stands with the penalty, `C` with the sum.
+        """
+        return strength * share if self.strength_name == "alpha" else strength / share
+
+    def _fit_candidate(self, rows: LabelledFeatures, candidate: Hyperparameters) -> None:
+        (self.strength_,) = candidate
         frame = fit_standardizer(rows.X, self._column_weights(rows), by_column=self.standardize)
         rows = rows._replace(X=frame.apply(rows.X))
-        held = None if held is None else held._replace(X=frame.apply(held.X))
-        self.kernel_, self.bias_ = frame.unfold(*self._fit_map(rows, held, groups))
+        ((kernel, bias),) = self._solve_path(rows, [self.strength_])
+        self.kernel_, self.bias_ = frame.unfold(kernel, bias)
+
+    def _scale(self, scale: np.ndarray, shift: np.ndarray) -> None:
+        kernel, bias = self.kernel_ * scale, self.bias_ * scale + shift
+        if not self.link_.several:  # what all classes have in common cancels out, and would cost float32 its digits
+            kernel, bias = kernel - kernel.mean(axis=1, keepdims=True), bias - bias.mean()
+        self.kernel_, self.bias_ = kernel, bias
 
     def _column_weights(self, rows: LabelledFeatures) -> np.ndarray:
         """Weights of the rows in the mean and deviation of the columns, (n,)."""
         return rows.weights
 
-    def _fit_map(
-        self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel (d, k) and bias (k,) from standardised features to logits."""
+    def _solve_path(
+        self, rows: LabelledFeatures, strengths: Sequence[float]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Kernel (d, k) and bias (k,) from standardised features to scores, for each strength in turn."""
         raise NotImplementedError
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
@@ -256,73 +346,6 @@ class LinearClassifierHead(VectorHead):
         return {self.strength_name: list(self.scores_), "held_out_log_loss": list(self.scores_.values())}
 
 
-class CalibratedLinearHead(LinearClassifierHead):
-    """A linear head of one strength, whose scores become probabilities by a scale and shifts fitted on held-out rows.
-
-    The strength is the one whose calibrated held-out scores have the least log loss. Subclasses give `_solve`, and
-    `_held_out_scores` where one factorisation serves many strengths.
-
-    Attributes:
-        strengths: What "auto" chooses from, from the strongest regularisation to the weakest.
-        fallback: The strength where no row can be held out.
-    """
-
-    strengths: ClassVar[np.ndarray] = np.array([np.nan])
-    fallback: ClassVar[float] = np.nan
-
-    def _fit_map(
-        self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        best = self._choose(rows, list_folds(self.link_, rows, held, self.folds, self.seed, groups))
-        kernel, bias = self._solve(rows, self.strength_, None)
-        if best is None:  # a class with a single example: nothing can be held out
-            best = LabelledFeatures(rows.X @ kernel + bias, rows.codes, rows.weights)
-        scale, shift = calibrate(self.link_, *best)
-        kernel, bias = kernel * scale, bias * scale + shift
-        if not self.link_.several:  # what all classes have in common cancels out, and would cost float32 its digits
-            kernel, bias = kernel - kernel.mean(axis=1, keepdims=True), bias - bias.mean()
-        return kernel, bias
-
-    def _choose(self, rows: LabelledFeatures, parts: list[Fold]) -> LabelledFeatures | None:
-        """Set the strength and return its scores on all held-out rows; None where there are none."""
-        given = getattr(self, self.strength_name) if self.strength_name else np.nan
-        strengths = self.strengths if given == "auto" else np.array([given])
-        self.strength_ = self.fallback if given == "auto" else given
-        if not parts:
-            return None
-        codes = np.concatenate([part.held.codes for part in parts])
-        weights = np.concatenate([part.held.weights for part in parts])
-        if not weights.any():
-            return None
-        best: LabelledFeatures | None = None
-        for strength, scores in self._held_out_scores(rows, parts, strengths):
-            scale, shift = calibrate(self.link_, scores, codes, weights)
-            self.scores_[float(strength)] = measure_loss(self.link_, scores * scale + shift, codes, weights)
-            if best is None or self.scores_[float(strength)] <= min(self.scores_.values()):
-                self.strength_, best = float(strength), LabelledFeatures(scores, codes, weights)
-            if has_risen_twice(list(self.scores_.values())):
-                break
-        return best
-
-    def _held_out_scores(
-        self, rows: LabelledFeatures, parts: list[Fold], strengths: np.ndarray
-    ) -> Iterator[tuple[float, np.ndarray]]:
-        """Yield each strength with the scores of all held-out rows, part after part, (m, k)."""
-        starts: list[Any] = [None] * len(parts)
-        with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
-            for strength in strengths:
-                starts = list(pool.map(partial(self._solve_part, rows, strength), parts, starts))
-                scores = [part.held.X @ kernel + bias for part, (kernel, bias) in zip(parts, starts, strict=True)]
-                yield strength, np.concatenate(scores)
-
-    def _solve_part(self, rows: LabelledFeatures, strength: float, part: Fold, start: tuple | None) -> tuple:
-        return self._solve(rows.take(part.fit), strength, start)
-
-    def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel (d, k) and bias (k,) from standardised features to scores; `start` is a solution to begin from."""
-        raise NotImplementedError
-
-
 def finish_layers(kernel: np.ndarray, bias: np.ndarray, link: LinkFunction) -> list[keras.layers.Layer]:
     """The two layers that end every head: `logits`, with weights set, and `probabilities`."""
     import keras
@@ -338,36 +361,3 @@ def make_dense(matrix: np.ndarray, offset: np.ndarray, name: str = "aligned") ->
     dense.build((None, matrix.shape[0]))
     dense.set_weights([matrix, offset])
     return dense
-
-
-def list_folds(
-    link: LinkFunction,
-    rows: LabelledFeatures,
-    held: LabelledFeatures | None,
-    folds: int,
-    seed: int,
-    groups: np.ndarray | None,
-) -> list[Fold]:
-    """The folds of rows; validation rows, where they are given, are the only fold."""
-    if held is not None:
-        return [Fold(np.arange(len(rows.codes)), held)]
-    strata = link.group_rows(rows.codes)
-    return [Fold(fit, rows.take(out)) for fit, out in make_folds(strata, folds, seed, groups)]
-
-
-def make_folds(codes: np.ndarray, folds: int, seed: int, groups: np.ndarray | None) -> list[tuple]:
-    """Stratified folds, each with every class in its rest, as positions (fit, held); none if a class has one row."""
-    folds = min(folds, int(np.bincount(codes).min()))
-    if groups is not None:
-        folds = min(folds, len(np.unique(groups)))
-    if folds < 2:
-        return []
-    if groups is None:
-        return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(codes, codes))
-    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(codes, codes, groups)
-    return [(fit, held) for fit, held in parts if len(held) and len(np.unique(codes[fit])) == codes.max() + 1]
-
-
-def has_risen_twice(scores: list[float]) -> bool:
-    """Whether the last two steps both went up."""
-    return len(scores) > 2 and scores[-1] > scores[-2] > scores[-3]

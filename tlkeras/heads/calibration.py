@@ -36,10 +36,14 @@ def calibrate(
 
 
 def measure_loss(link: LinkFunction, logits: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted mean log loss of logits (n, k), also over labels where a row has several."""
+    """Weighted mean log loss of logits (n, k), also over labels where a row has several.
+
+    Weights are those of rows, (n,), or those of each label, (n, k).
+    """
     if link.several:
-        signed = np.where(codes == 1, logits, -logits)
-        return float(np.average(np.logaddexp(0, -signed).mean(axis=1), weights=weights))
+        losses = np.logaddexp(0, np.where(codes == 1, -logits, logits))
+        weights = weights if weights.ndim == 2 else np.repeat(weights[:, None], losses.shape[1], axis=1)
+        return float(np.mean((losses * weights).sum(axis=0) / weights.sum(axis=0)))
     chosen = log_softmax(logits, axis=1)[np.arange(len(codes)), codes]
     return float(-np.average(chosen, weights=weights))
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.utils.class_weight import compute_sample_weight
 
 ClassWeight = Mapping[Any, float] | Literal["balanced"] | None
 
@@ -17,7 +16,7 @@ def compute_sample_weights(y: np.ndarray, sample_weight: np.ndarray | None, clas
     Args:
         y: Class of each row, (n,); with no class_weight anything of that length.
         sample_weight: The rows' own weights, (n,), or None for equal ones.
-        class_weight: A factor per class, "balanced" for the inverse of its frequency, or None.
+        class_weight: A factor per class, "balanced" for the inverse of its share of the weight, or None.
 
     Raises:
         ValueError: The weights have another shape, are negative, not finite, or all zero.
@@ -27,4 +26,31 @@ def compute_sample_weights(y: np.ndarray, sample_weight: np.ndarray | None, clas
         raise ValueError(f"sample_weight has not one value per row. Received: shape {weights.shape}, {len(y)} rows.")
     if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:
         raise ValueError("Sample weights are negative, not finite, or all zero.")
-    return weights if class_weight is None else weights * compute_sample_weight(class_weight, y)
+    if class_weight is None:
+        return weights
+    return weights * compute_class_factors(y, weights, class_weight)[np.unique(y, return_inverse=True)[1]]
+
+
+def compute_class_factors(y: np.ndarray, sample_weight: np.ndarray | None, class_weight: ClassWeight) -> np.ndarray:
+    """Factor of each class in ascending order, (k,); balanced classes have equal weight, as in scikit-learn.
+
+    Args:
+        y: Class of each row, (n,).
+        sample_weight: The rows' own weights, (n,), or None for equal ones.
+        class_weight: A factor per class, "balanced", or None.
+
+    Raises:
+        ValueError: The classes with a factor are not those of the rows.
+    """
+    classes, codes = np.unique(y, return_inverse=True)
+    if class_weight is None:
+        return np.ones(len(classes))
+    if class_weight == "balanced":
+        totals = np.bincount(codes, sample_weight)
+        return totals.sum() / (np.count_nonzero(totals) * np.where(totals > 0, totals, np.inf))
+    if isinstance(class_weight, str):
+        raise ValueError(f"The word for class weights is 'balanced'. Received: {class_weight!r}.")
+    missing = [label for label in classes.tolist() if label not in class_weight]
+    if missing and len(class_weight) != len(classes) - len(missing):
+        raise ValueError(f"The classes {missing} have no weight. Received: {dict(class_weight)}.")
+    return np.array([class_weight.get(label, 1.0) for label in classes.tolist()])

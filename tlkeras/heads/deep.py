@@ -12,8 +12,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from tlkeras import progress
 from tlkeras.config.schema.heads import FitConfig, HiddenNorm
-from tlkeras.heads.base import BaseHead, HeadResult, LabelledFeatures
+from tlkeras.heads.base import BaseHead, HeadResult
 from tlkeras.heads.class_weights import ClassWeight
+from tlkeras.heads.folds import LabelledFeatures, make_folds
 
 if TYPE_CHECKING:
     import keras
@@ -29,7 +30,8 @@ class KerasHead(BaseHead):
     """A head that is a stack of Keras layers, trained with AdamW and early stopping; subclasses give `_list_hidden`.
 
     The learning rate falls to zero along a cosine over all epochs; training stops after `patience` epochs without a
-    lower validation loss, and the best weights are kept. Without validation rows, a tenth of the rows validates.
+    lower validation loss, and the best weights are kept. Without validation rows, a tenth of the rows validates; of
+    rows in groups, whole groups.
 
     Args:
         class_weight: A factor per class, "balanced", or None; with several labels None.
@@ -53,7 +55,7 @@ class KerasHead(BaseHead):
         import keras
 
         fitting = self.fitting
-        train, held = (rows, held) if held is not None else self._hold_out(rows)
+        train, held = (rows, held) if held is not None else self._hold_out(rows, groups)
         keras.utils.set_random_seed(fitting.seed)
         self.model_ = self._build(train.X)
         steps = fitting.epochs * -(-len(train.X) // fitting.batch_size)
@@ -82,16 +84,21 @@ class KerasHead(BaseHead):
             )
         return {name: [float(value) for value in values] for name, values in history.history.items()}
 
-    def _hold_out(self, rows: LabelledFeatures) -> tuple[LabelledFeatures, LabelledFeatures]:
+    def _hold_out(self, rows: LabelledFeatures, groups: np.ndarray | None) -> tuple[LabelledFeatures, LabelledFeatures]:
         """The rows to train on and those to stop by."""
         strata = self.link_.group_rows(rows.codes)
         counts = np.bincount(strata)
         share = max(0.1, len(counts) / len(rows.codes))
-        if counts.min() < 2 or share > 0.5:
-            return rows, rows  # too few to hold any out
         seed = self.fitting.seed
-        fit, held = train_test_split(np.arange(len(strata)), test_size=share, stratify=strata, random_state=seed)
-        return rows.take(fit), rows.take(held)
+        if groups is not None:
+            parts = make_folds(strata, round(1 / share), seed, groups)
+            parts = [(fit, held) for fit, held in parts if rows.weights[fit].any() and rows.weights[held].any()]
+            fit, held = parts[0] if parts else (None, None)
+        elif counts.min() < 2 or share > 0.5:
+            fit = held = None
+        else:
+            fit, held = train_test_split(np.arange(len(strata)), test_size=share, stratify=strata, random_state=seed)
+        return (rows, rows) if fit is None else (rows.take(fit), rows.take(held))  # too few to hold any out
 
     def _build(self, X: np.ndarray) -> keras.Sequential:
         import keras

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit, softmax
 from sklearn.base import clone
-from sklearn.feature_selection import f_classif
 from sklearn.utils.validation import check_is_fitted
+from threadpoolctl import threadpool_limits
 
 from tlkeras.config.schema.features import SelectionMethod
-from tlkeras.heads.base import BaseHead, HeadResult, LabelledFeatures, list_folds
+from tlkeras.heads.base import BaseHead, HeadResult, VectorHead
+from tlkeras.heads.class_weights import ClassWeight
+from tlkeras.heads.deep import KerasHead
+from tlkeras.heads.folds import LabelledFeatures, list_folds
 from tlkeras.heads.link_functions import LinkFunction
 from tlkeras.heads.ridge import factorise
 from tlkeras.heads.scaling import fit_standardizer
@@ -25,15 +29,16 @@ _STEPS = 300
 
 @dataclass(eq=False, repr=False)
 class FeatureSelectingHead(BaseHead):
-    """A head on the best columns; where it chooses a strength, columns are selected again without each fold.
+    """A head on the best columns; it chooses and calibrates by rows that had no part in the selection of columns.
 
-    Selecting once on all rows would let the held-out ones choose the columns that they are then measured on.
+    In each fold columns are selected again without the rows held out; so are they without the rows by which a head that
+    Keras trains stops. Selecting once on all rows would let those choose the columns that they are then measured on.
 
     Args:
         head: An unfitted head for vectors.
         method: "head2toe", "f_classif" or "l2": see `score_columns`.
         keep: Share of the columns, above 0 and at most 1.
-        folds: Number of folds that choose the strength.
+        folds: Number of folds to choose and calibrate by, in place of the head's own.
         seed: Of the folds.
 
     Attributes:
@@ -57,40 +62,52 @@ class FeatureSelectingHead(BaseHead):
         """Whether rows can have several labels."""
         return self.head.supports_multilabel
 
-    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
+    @property
+    def class_weight(self) -> ClassWeight:  # type: ignore[override]
+        """Class weights of the head."""
+        return self.head.class_weight
+
+    def _weigh(self, y: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray:
         self.head_ = clone(self.head)
-        name = getattr(self.head, "strength_name", None)
-        if name and getattr(self.head, name) == "auto" and held is None:
-            self.head_.set_params(**{name: self._choose(rows, groups)})
-        self.chosen_ = self._select(rows)
-        X, y, weights = self._reduce(rows, self.chosen_)
-        validation = None if held is None else self._reduce(held, self.chosen_)
-        self.head_.fit(X, y, weights, validation=validation, groups=groups)
+        self.head_.link_ = self.link_
+        return self.head_._weigh(y, sample_weight)
+
+    def _class_factors(self, y: np.ndarray, sample_weight: np.ndarray | None, held_y: np.ndarray) -> np.ndarray | float:
+        self.head_.classes_ = self.classes_
+        return self.head_._class_factors(y, sample_weight, held_y)
+
+    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
+        head = self.head_
+        if isinstance(head, KerasHead):
+            rows, held = (rows, held) if held is not None else head._hold_out(rows, groups)
+            self.chosen_ = self._select(rows)
+            held = held.reduce(self.chosen_)
+        else:
+            self.chosen_ = self._select(rows)
+        head.link_, head.classes_, head.scores_ = self.link_, self.classes_, {}
+        head.n_features_in_ = len(self.chosen_)
+        kept = rows.reduce(self.chosen_)
+        if isinstance(head, VectorHead):
+            parts = list_folds(self.link_, rows, held, self.folds, self.seed, groups)
+            selected = [self.chosen_ if part.fit is None else self._select(part.fit_rows()) for part in parts]
+            with threadpool_limits(1) if head._one_thread else nullcontext():
+                head.fit_folds(kept, [part.select(columns) for part, columns in zip(parts, selected, strict=True)])
+        else:
+            head._fit(kept, held, groups)
+        self.scores_ = head.scores_
 
     def _select(self, rows: LabelledFeatures) -> np.ndarray:
         scores = score_columns(self.link_, *rows, self.method)
         count = max(1, round(self.keep * rows.X.shape[1]))
         return np.sort(np.argsort(-scores, kind="stable")[:count])
 
-    def _reduce(self, rows: LabelledFeatures, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Chosen columns, class values and weights of rows."""
-        return rows.X[:, chosen], self.link_.decode(rows.codes, self.classes_), rows.weights
-
-    def _choose(self, rows: LabelledFeatures, groups: np.ndarray | None) -> Any:
-        """The strength of least mean held-out log loss, or "auto" where nothing can be held out."""
-        scores: list[dict[float, float]] = []
-        for fit, held in list_folds(self.link_, rows, None, self.folds, self.seed, groups):
-            chosen = self._select(rows.take(fit))
-            X, y, weights = self._reduce(rows.take(fit), chosen)
-            head = clone(self.head).fit(X, y, weights, validation=self._reduce(held, chosen))
-            scores.append(dict(head.scores_))
-        shared = set.intersection(*map(set, scores)) if scores else set()
-        if not shared:
-            return "auto"
-        return min(sorted(shared), key=lambda strength: sum(of_fold[strength] for of_fold in scores))
-
     def _predict_proba(self, X: np.ndarray) -> np.ndarray:
-        return self.head_.predict_proba(X[:, self.chosen_])
+        return self.head_._predict_proba(X[:, self.chosen_])
+
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
+        """The head's, of heads that have it."""
+        check_is_fitted(self)
+        return self.head_.decision_function(self._validate(X)[:, self.chosen_])
 
     def to_layers(self) -> list[keras.layers.Layer]:
         """The selection of columns, and the head's layers."""
@@ -124,9 +141,7 @@ def score_columns(
             analysis of variance, for each label the largest.
     """
     if method == "f_classif":
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values = [f_classif(X, column)[0] for column in link.subproblems(codes)]
-        return np.nan_to_num(np.max(values, axis=0), nan=0.0, posinf=np.finfo(np.float64).max)
+        return np.max([measure_f(X, column, weights) for column in link.subproblems(codes)], axis=0)
     frame = fit_standardizer(X, weights)
     targets = link.indicators(codes, int(codes.max()) + 1 if codes.ndim == 1 else codes.shape[1])
     if method == "l2":
@@ -135,6 +150,32 @@ def score_columns(
     else:
         kernel, _ = fit_group_lasso((X - frame.mean) / frame.scale, targets, weights, several=link.several)
     return np.sum(kernel**2, axis=1)
+
+
+def measure_f(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """F value of each column in an analysis of variance, (d,); of a constant column 0.
+
+    With equal weights it is scikit-learn's `f_classif`. Weights count as shares: twice all of them changes nothing.
+
+    Args:
+        X: Features (n, d).
+        codes: Class of each row, (n,).
+        weights: Of the rows, (n,).
+    """
+    counted = weights > 0
+    X, weights = X[counted].astype(np.float64), weights[counted]
+    codes = np.unique(codes[counted], return_inverse=True)[1]
+    members = np.eye(int(codes.max()) + 1)[codes] * weights[:, None]
+    totals = members.sum(axis=0)
+    mean = weights @ X / weights.sum()
+    centred = X - mean
+    means = members.T @ centred / totals[:, None]
+    between = totals @ means**2
+    within = weights @ (centred - means[codes]) ** 2
+    freedom = max(len(X) - len(totals), 1) / max(len(totals) - 1, 1)
+    varies = between + within > 1e-12 * weights.sum() * np.maximum(mean**2, 1e-12)
+    floor = 1e-15 * (between + within)
+    return np.where(varies, freedom * between / np.where(varies, np.maximum(within, floor), 1.0), 0.0)
 
 
 def fit_group_lasso(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial.distance import cdist
-from sklearn.metrics.pairwise import additive_chi2_kernel, pairwise_kernels
+from sklearn.metrics.pairwise import additive_chi2_kernel, euclidean_distances, pairwise_kernels
 from sklearn.utils.validation import check_is_fitted
 
 from tlkeras.config.schema.heads import (
@@ -18,7 +19,9 @@ from tlkeras.config.schema.heads import (
     KernelSolver,
     check_approximation,
 )
-from tlkeras.heads.base import HeadResult, LabelledFeatures, LinearClassifierHead, VectorHead, finish_layers
+from tlkeras.heads.base import HeadResult, LinearClassifierHead, VectorHead, finish_layers
+from tlkeras.heads.folds import Fold, LabelledFeatures
+from tlkeras.heads.held_out import Hyperparameters
 from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.ridge import RidgeHead
 from tlkeras.heads.scaling import measure_columns
@@ -69,28 +72,61 @@ class KernelHead(VectorHead):
 
     kind = "kernel"
 
-    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
+    def _list_candidates(self, rows: LabelledFeatures) -> list[Hyperparameters]:
+        """Pairs of a gamma and a strength."""
         check_approximation(self.approximation, self.kernel)
         if self.kernel == "chi2" and rows.X.min() < 0:
             raise ValueError(f"The chi2 kernel needs features that are not negative. Received: {rows.X.min():.3g}.")
-        self.mean_, self.scale_ = measure_columns(rows.X, rows.weights)
-        if self.kernel == "chi2":
-            self.mean_, self.scale_ = np.zeros_like(self.mean_), np.ones_like(self.scale_)
-        Z = (rows.X - self.mean_) / self.scale_
-        best, found = np.inf, False
-        for gamma in self._list_gammas(Z):
+        mean, scale = self._measure_columns(rows)
+        self._gammas = self._list_gammas((rows.X - mean) / scale)
+        strengths = self._make_solver()._list_candidates(rows)
+        return [(gamma, *strength) for gamma in self._gammas for strength in strengths]
+
+    def _fall_back(self, candidates: list[Hyperparameters]) -> Hyperparameters:
+        gamma = self._gammas[len(self._gammas) // 2]
+        return (gamma, *self._make_solver()._fall_back([one[1:] for one in candidates if one[0] == gamma]))
+
+    def _score_fold(self, part: Fold, candidates: list[Hyperparameters]) -> list[np.ndarray]:
+        rows, held = part.fit_rows(), part.held_rows().X
+        mean, scale = self._measure_columns(rows)
+        Z, held_Z = (rows.X - mean) / scale, (held - mean) / scale
+        solver, scores = self._make_solver(), []
+        for gamma in self._gammas:
             mapping = self._make_map(Z, gamma)
-            validation = None
-            if held is not None:
-                held_Z = (held.X - self.mean_) / self.scale_
-                validation = (mapping.apply(held_Z), held.codes, held.weights)
-            head = _SOLVERS[self.solver](folds=self.folds, standardize=False, seed=self.seed)
-            head.fit(mapping.apply(Z), rows.codes, rows.weights, validation=validation, groups=groups)
-            loss = min(head.scores_.values(), default=np.inf)
-            if loss < best or not found:
-                best, found = loss, True
-                self.gamma_, self.map_, self.linear_, self.scores_ = gamma, mapping, head, head.scores_
+            strengths = [strength for of, strength in candidates if of == gamma]
+            mapped = rows._replace(X=mapping.apply(Z))
+            scores += solver.score_path(mapped, mapping.apply(held_Z), strengths, part.weight_share)
+        return scores
+
+    def _fit_candidate(self, rows: LabelledFeatures, candidate: Hyperparameters) -> None:
+        self.gamma_, strength = candidate
+        self.mean_, self.scale_ = self._measure_columns(rows)
+        Z = (rows.X - self.mean_) / self.scale_
+        self.map_ = self._make_map(Z, self.gamma_)
         self.exact_ = self.approximation == "nystroem" and self.map_.size == len(Z)
+        self.linear_ = self._make_solver()
+        self.linear_._fit_candidate(rows._replace(X=self.map_.apply(Z)), (strength,))
+
+    def _keep_losses(self, chosen: Hyperparameters, losses: Mapping[Hyperparameters, float]) -> None:
+        self.scores_ = {strength: loss for (gamma, strength), loss in losses.items() if gamma == chosen[0]}
+        self.linear_.scores_ = self.scores_
+
+    def _scale(self, scale: np.ndarray, shift: np.ndarray) -> None:
+        self.linear_._scale(scale, shift)
+
+    @property
+    def _calibrated(self) -> bool:  # type: ignore[override]
+        return _SOLVERS[self.solver]._calibrated
+
+    def _make_solver(self) -> LinearClassifierHead:
+        """The linear head behind the map, which fits and scores for this one."""
+        head = _SOLVERS[self.solver](standardize=False)
+        head.link_, head.classes_, head.scores_, head._factors = self.link_, self.classes_, {}, None
+        return head
+
+    def _measure_columns(self, rows: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
+        mean, scale = measure_columns(rows.X, rows.weights)
+        return (np.zeros_like(mean), np.ones_like(scale)) if self.kernel == "chi2" else (mean, scale)
 
     def _list_gammas(self, Z: np.ndarray) -> list[float]:
         if self.gamma not in ("median", "search"):
@@ -217,7 +253,9 @@ def measure_distances(X: np.ndarray, Y: np.ndarray, kernel: KernelName) -> np.nd
     """Distances that a kernel falls with: (n, m)."""
     if kernel == "chi2":
         return -additive_chi2_kernel(X, Y)
-    return cdist(X, Y, "cityblock" if kernel == "laplacian" else "sqeuclidean")
+    if kernel == "laplacian":
+        return cdist(X, Y, "cityblock")
+    return euclidean_distances(X.astype(np.float64, copy=False), Y.astype(np.float64, copy=False), squared=True)
 
 
 def find_median_gamma(Z: np.ndarray, kernel: KernelName, seed: int) -> float:

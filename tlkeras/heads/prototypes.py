@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
-from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.utils.validation import check_is_fitted
 
 from tlkeras.config.schema.heads import AutoShrinkage
-from tlkeras.heads.base import (
-    CalibratedLinearHead,
-    HeadResult,
-    LabelledFeatures,
-    VectorHead,
-    finish_layers,
-    list_folds,
-)
-from tlkeras.heads.calibration import calibrate
+from tlkeras.heads.base import HeadResult, LinearClassifierHead, VectorHead, finish_layers
+from tlkeras.heads.folds import Fold, LabelledFeatures
+from tlkeras.heads.held_out import Hyperparameters
 
 if TYPE_CHECKING:
     import keras
 
 
-class CentroidHead(CalibratedLinearHead):
+class CentroidHead(LinearClassifierHead):
     """The nearest class mean on standardised columns (Mensink et al., PAMI 2013), calibrated on held-out rows."""
 
     kind = "centroid"
     supports_multilabel = False
 
-    def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    def _solve_path(
+        self, rows: LabelledFeatures, strengths: Sequence[float]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         means = average_classes(rows, len(self.classes_))
-        return means.T, -0.5 * np.sum(means**2, axis=1)
+        yield means.T, -0.5 * np.sum(means**2, axis=1)
 
 
 @dataclass(eq=False, repr=False)
-class LdaHead(CalibratedLinearHead):
+class LdaHead(LinearClassifierHead):
     """Linear discriminant analysis: class means in the metric of the shrunken common covariance.
 
     Args:
@@ -53,20 +49,23 @@ class LdaHead(CalibratedLinearHead):
     kind = "lda"
     supports_multilabel = False
 
-    def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    def _solve_path(
+        self, rows: LabelledFeatures, strengths: Sequence[float]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         means = average_classes(rows, len(self.classes_)).astype(np.float64)
         total = rows.weights.sum()
         within = (rows.X - means[rows.codes]) * np.sqrt(rows.weights * len(rows.X) / total)[:, None]
         covariance = within.T @ within / len(within)
-        share = self.shrinkage
-        share = float(ledoit_wolf_shrinkage(within, assume_centered=True)) if share == "auto" else share
+        # of the features themselves, not of the fewer directions in which rows lie
+        width = self.n_features_in_
+        share = estimate_shrinkage(within, covariance, width) if self.shrinkage == "auto" else self.shrinkage
         self.shrinkage_ = share
-        level = np.trace(covariance) / len(covariance)
+        level = np.trace(covariance) / width
         covariance = (1 - share) * covariance
         covariance[np.diag_indices_from(covariance)] += share * level + 1e-9 * (level or 1.0)
         kernel = cho_solve(cho_factor(covariance), means.T)
         shares = np.bincount(rows.codes, rows.weights, len(means)) / total
-        return kernel, -0.5 * np.sum(means.T * kernel, axis=0) + np.log(np.maximum(shares, 1e-12))
+        yield kernel, -0.5 * np.sum(means.T * kernel, axis=0) + np.log(np.maximum(shares, 1e-12))
 
     def summarize(self) -> HeadResult:
         """The shrinkage that was used."""
@@ -86,22 +85,29 @@ class CosineHead(VectorHead):
     kind = "cosine"
     supports_multilabel = False
 
-    def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
-        self.mean_ = np.average(rows.X, axis=0, weights=rows.weights)
-        units = rows._replace(X=normalize_rows(rows.X - self.mean_))
-        held = None if held is None else held._replace(X=normalize_rows(held.X - self.mean_))
-        parts = list_folds(self.link_, units, held, self.folds, self.seed, groups)
-        k = len(self.classes_)
-        kernel, scale, shift = self._find_directions(units), np.full(k, 10.0), np.zeros(k)
-        if parts:
-            scores = [part.held.X @ self._find_directions(units.take(part.fit)) for part in parts]
-            codes, weights = (np.concatenate([part.held[field] for part in parts]) for field in (1, 2))
-            if weights.any():
-                scale, shift = calibrate(self.link_, np.concatenate(scores), codes, weights)
-        self.kernel_, self.bias_ = kernel * scale, shift
+    def _score_fold(self, part: Fold, candidates: list[Hyperparameters]) -> list[np.ndarray]:
+        rows = part.fit_rows()
+        mean, directions = self._find_directions(rows)
+        return [normalize_rows(part.held_rows().X - mean) @ directions]
 
-    def _find_directions(self, rows: LabelledFeatures) -> np.ndarray:
-        return normalize_rows(average_classes(rows, len(self.classes_))).T
+    def _fit_candidate(self, rows: LabelledFeatures, candidate: Hyperparameters) -> None:
+        self.mean_, self.kernel_ = self._find_directions(rows)
+        self.bias_ = np.zeros(len(self.classes_))
+
+    def _calibrate_without_folds(self, rows: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
+        return np.full(len(self.classes_), 10.0), np.zeros(len(self.classes_))
+
+    def _keep_losses(self, chosen: Hyperparameters, losses: Mapping[Hyperparameters, float]) -> None:
+        """Nothing was to choose."""
+
+    def _scale(self, scale: np.ndarray, shift: np.ndarray) -> None:
+        self.kernel_, self.bias_ = self.kernel_ * scale, shift
+
+    def _find_directions(self, rows: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of the rows, (d,), and direction of each class from there, (d, k)."""
+        mean = np.average(rows.X, axis=0, weights=rows.weights)
+        centred = rows._replace(X=normalize_rows(rows.X - mean))
+        return mean, normalize_rows(average_classes(centred, len(self.classes_))).T
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
         return normalize_rows(X - self.mean_) @ self.kernel_ + self.bias_
@@ -118,6 +124,22 @@ class CosineHead(VectorHead):
             keras.layers.UnitNormalization(name="head_unit"),
             *finish_layers(self.kernel_, self.bias_, self.link_),
         ]
+
+
+def estimate_shrinkage(X: np.ndarray, covariance: np.ndarray, width: int) -> float:
+    """Share of Ledoit and Wolf for centred rows (n, r) that have been turned from `width` columns to r directions.
+
+    All that the estimate needs of the rows but the width is the same in both: lengths, trace, and sum of squares.
+
+    Args:
+        X: Rows, (n, r).
+        covariance: X.T @ X / n, (r, r).
+        width: Number of columns that the rows had.
+    """
+    squares = float(np.sum(covariance**2))
+    noise = (float(np.sum(np.sum(X**2, axis=1) ** 2)) / len(X) - squares) / len(X)
+    spread = squares - float(np.trace(covariance)) ** 2 / width
+    return float(np.clip(noise / spread, 0, 1)) if spread > 0 else 1.0
 
 
 def average_classes(rows: LabelledFeatures, classes: int) -> np.ndarray:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from tlkeras.heads.base import HeadResult, LabelledRows, make_dense
+from tlkeras.heads.base import HeadResult, make_dense
 from tlkeras.heads.cross_validation import group_kfold
+from tlkeras.heads.folds import LabelledRows
 from tlkeras.heads.ridge import RidgeFactors, RidgeHead, factorise
 
 if TYPE_CHECKING:
@@ -89,11 +90,17 @@ class RidgeRegressionHead:
             return RidgeHead.fallback
         parts = group_kfold(np.zeros(len(weights), np.int64), groups, folds, self.seed)
         outs = [np.flatnonzero(parts == part) for part in range(folds)]
+        shares = [1 - weights[out].sum() / weights.sum() for out in outs]  # the same penalty per unit of weight
+        outs = [out for out, share in zip(outs, shares, strict=True) if share > 0]
+        shares = [share for share in shares if share > 0]
         self._errors = [
             sum(
                 float(weights[out] @ (factors.targets[out] + factors.offset - predicted)[:, 0] ** 2)
                 for out, predicted in predictions
             )
-            for predictions in ([(out, factors.leave_out(out, alpha)) for out in outs] for alpha in RidgeHead.strengths)
+            for predictions in (
+                [(out, factors.leave_out(out, alpha * share)) for out, share in zip(outs, shares, strict=True)]
+                for alpha in RidgeHead.strengths
+            )
         ]
         return float(RidgeHead.strengths[int(np.argmin(self._errors))])

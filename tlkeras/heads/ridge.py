@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from tlkeras.config.schema.heads import AutoStrength
-from tlkeras.heads.base import CalibratedLinearHead, Fold, LabelledFeatures
+from tlkeras.heads.base import LinearClassifierHead
+from tlkeras.heads.folds import LabelledFeatures
 
 
 @dataclass(eq=False, repr=False)
-class RidgeHead(CalibratedLinearHead):
+class RidgeHead(LinearClassifierHead):
     """Least squares with an L2 penalty on standardised columns; the intercept is not penalised.
 
-    `alpha` is chosen among half decades by held-out rows. The predictions of a fit without a fold follow exactly from
-    the fit on all rows, so that one eigendecomposition serves all strengths and folds (see `RidgeFactors.leave_out`).
+    `alpha` is chosen among half decades by held-out rows: one eigendecomposition of a fold serves all strengths.
 
     Args:
         alpha: Strength of the penalty as in scikit-learn's Ridge, or "auto".
@@ -34,23 +34,16 @@ class RidgeHead(CalibratedLinearHead):
     strengths = np.logspace(7, -1, 17)
     fallback = 1e3
 
-    def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
-        targets = self.link_.indicators(rows.codes, len(self.classes_))
-        return factorise(rows.X, targets, rows.weights).solve(strength)
-
-    def _held_out_scores(
-        self, rows: LabelledFeatures, parts: list[Fold], strengths: np.ndarray
-    ) -> Iterator[tuple[float, np.ndarray]]:
+    def _solve_path(
+        self, rows: LabelledFeatures, strengths: Sequence[float]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         targets = self.link_.indicators(rows.codes, len(self.classes_))
         factors = factorise(rows.X, targets, rows.weights)
-        everything = np.arange(len(rows.X))
-        outs = [np.setdiff1d(everything, part.fit, assume_unique=True) for part in parts]
-        for strength in strengths:
-            if all(len(out) for out in outs):
-                yield strength, np.concatenate([factors.leave_out(out, strength) for out in outs])
-            else:  # validation rows, which are not among those of the fit
-                kernel, bias = factors.solve(strength)
-                yield strength, np.concatenate([part.held.X @ kernel + bias for part in parts])
+        for alpha in strengths:
+            kernel, bias = factors.solve(alpha)
+            # the shares of classes differ between folds by more than strongly penalised scores do: calibration
+            # gives the intercept
+            yield kernel, bias - factors.offset
 
 
 class RidgeFactors(NamedTuple):

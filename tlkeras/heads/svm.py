@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
 
 from tlkeras.config.schema.heads import AutoStrength
-from tlkeras.heads.base import CalibratedLinearHead, LabelledFeatures
+from tlkeras.heads.base import LinearClassifierHead
+from tlkeras.heads.folds import LabelledFeatures
 
 
 @dataclass(eq=False, repr=False)
-class LinearSVMHead(CalibratedLinearHead):
+class LinearSVMHead(LinearClassifierHead):
     """Linear support vector machines with squared hinge loss, one against the rest, calibrated by Platt's sigmoid.
 
     It minimises |w|^2 / 2 + C sum of weight * max(0, 1 - y f)^2 with an intercept that is not penalised, in the primal
     (Chapelle, Neural Computation 19, 2007), all classes at once. `C` runs upwards over half decades, each fit starting
-    from the last, until the held-out log loss has risen twice.
+    from the last, and the one with the least held-out log loss is taken.
 
     Args:
         C: Weight of the loss as in scikit-learn's LinearSVC, or "auto".
@@ -34,19 +36,32 @@ class LinearSVMHead(CalibratedLinearHead):
     strengths = np.logspace(-6, 1, 15)
     fallback = 1e-3
 
-    def _solve(self, rows: LabelledFeatures, strength: float, start: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    def _solve_path(
+        self, rows: LabelledFeatures, strengths: Sequence[float]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         signs = 2 * self.link_.indicators(rows.codes, len(self.classes_)) - 1
         antisymmetric = not self.link_.several and signs.shape[1] == 2
         if antisymmetric:  # the second machine of two classes is the first with its sign changed
-            signs, start = signs[:, 1:], start and (start[0][:, 1:], start[1][1:])
-        kernel, bias = fit_squared_hinge(rows.X, signs, rows.weights, strength, start)
-        if antisymmetric:
-            kernel, bias = np.hstack([-kernel, kernel]), np.concatenate([-bias, bias])
-        return kernel, bias
+            signs = signs[:, 1:]
+        solution = None
+        for C in strengths:
+            # only the final fit has to converge
+            steps = 1000 if len(strengths) == 1 else 100
+            solution = fit_squared_hinge(rows.X, signs, rows.weights, C, solution, steps)
+            kernel, _ = solution
+            if antisymmetric:
+                kernel = np.hstack([-kernel, kernel])
+            # calibration gives the intercept: those of folds differ as the shares of classes do
+            yield kernel, np.zeros(kernel.shape[1])
 
 
 def fit_squared_hinge(
-    X: np.ndarray, signs: np.ndarray, weights: np.ndarray, C: float, start: tuple[np.ndarray, np.ndarray] | None = None
+    X: np.ndarray,
+    signs: np.ndarray,
+    weights: np.ndarray,
+    C: float,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
+    steps: int = 1000,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Kernel (d, k) and bias (k,) of k machines, one per column of signs.
 
@@ -56,6 +71,7 @@ def fit_squared_hinge(
         weights: Of the rows, (n,).
         C: Weight of the loss against the penalty.
         start: A kernel and bias to start from.
+        steps: Their greatest number.
     """
     (_, d), k = X.shape, signs.shape[1]
     costs = (C * weights)[:, None]
@@ -70,6 +86,6 @@ def fit_squared_hinge(
     flat = np.zeros((d + 1) * k) if start is None else np.concatenate([start[0].ravel(), start[1]])
     # the loss is at most its value at zero, the sum of all costs, which sets the scale of the gradient
     found = minimize(
-        objective, flat, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-9, "gtol": 1e-6}
+        objective, flat, jac=True, method="L-BFGS-B", options={"maxiter": steps, "ftol": 1e-9, "gtol": 1e-6}
     )
     return found.x[: d * k].reshape(d, k), found.x[d * k :]

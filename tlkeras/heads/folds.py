@@ -1,0 +1,123 @@
+"""Labelled rows and the folds that heads choose and calibrate by."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from tlkeras.heads.link_functions import LinkFunction
+
+LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Features (n, d) or maps (n, h, w, c), class values (n,) or indicators (n, k), and weights (n,)."""
+
+
+class LabelledFeatures(NamedTuple):
+    """Rows that a head is fitted or measured on.
+
+    Attributes:
+        X: Features (n, d), or maps (n, h, w, c).
+        codes: Targets as the link encodes them, (n,) or (n, k).
+        weights: (n,).
+    """
+
+    X: np.ndarray
+    codes: np.ndarray
+    weights: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> LabelledFeatures:
+        """Some of the rows."""
+        return LabelledFeatures(self.X[chosen], self.codes[chosen], self.weights[chosen])
+
+    def reduce(self, columns: np.ndarray | None) -> LabelledFeatures:
+        """Some of the columns; all of them for None."""
+        return self if columns is None else self._replace(X=self.X[:, columns])
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Rows to fit on and rows held out; they are copied when they are asked for, as folds are many times all rows.
+
+    Attributes:
+        rows: All training rows.
+        fit: Positions of those to fit on; None for all, where validation rows are held out.
+        out: Positions of those held out, or validation rows.
+        columns: The columns selected without the rows held out; None for all.
+    """
+
+    rows: LabelledFeatures
+    fit: np.ndarray | None
+    out: np.ndarray | LabelledFeatures
+    columns: np.ndarray | None = None
+
+    @property
+    def weight_share(self) -> float:
+        """Weight of the rows to fit on, of that of all training rows."""
+        weights = self.rows.weights
+        return 1.0 if self.fit is None else float(weights[self.fit].sum() / weights.sum())
+
+    def fit_rows(self) -> LabelledFeatures:
+        """The rows to fit on."""
+        return (self.rows if self.fit is None else self.rows.take(self.fit)).reduce(self.columns)
+
+    def held_rows(self) -> LabelledFeatures:
+        """The rows held out."""
+        held = self.out if isinstance(self.out, LabelledFeatures) else self.rows.take(self.out)
+        return held.reduce(self.columns)
+
+    def select(self, columns: np.ndarray) -> Fold:
+        """The fold with some columns only."""
+        return replace(self, columns=columns)
+
+
+def list_folds(
+    link: LinkFunction,
+    rows: LabelledFeatures,
+    held: LabelledFeatures | None,
+    folds: int,
+    seed: int,
+    groups: np.ndarray | None,
+) -> list[Fold]:
+    """The folds of rows; validation rows, where they are given, are the only fold."""
+    if held is not None:
+        return [Fold(rows, None, held)]
+    parts = make_folds(link.group_rows(rows.codes), folds, seed, groups)
+    return [Fold(rows, fit, out) for fit, out in parts if rows.weights[fit].any()]
+
+
+def make_folds(codes: np.ndarray, folds: int, seed: int, groups: np.ndarray | None) -> list[tuple]:
+    """Stratified folds, each with every class in its rest, as positions (fit, held); none if none can be made.
+
+    The only row of a class is held out in no fold.
+    """
+    codes = np.unique(codes, return_inverse=True)[1]
+    folds = min(folds, int(np.bincount(codes).max()))
+    if groups is not None:
+        folds = min(folds, len(np.unique(groups)))
+    if folds < 2:
+        return []
+    if groups is not None:
+        parts = divide_groups(codes, folds, seed, groups)
+    else:
+        dealt = deal_rows(codes, folds, seed)
+        parts = [(np.flatnonzero(dealt != part), np.flatnonzero(dealt == part)) for part in range(folds)]
+    return [(fit, held) for fit, held in parts if len(held) and len(np.unique(codes[fit])) == codes.max() + 1]
+
+
+def deal_rows(codes: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Fold of each row, int (n,): dealt out one by one, class after class; -1 for the only row of a class."""
+    shuffled = np.random.default_rng(seed).permutation(len(codes))
+    dealt = np.empty(len(codes), np.int64)
+    dealt[np.lexsort((shuffled, codes))] = np.arange(len(codes)) % folds
+    dealt[np.bincount(codes)[codes] < 2] = -1
+    return dealt
+
+
+def divide_groups(codes: np.ndarray, folds: int, seed: int, groups: np.ndarray) -> list[tuple]:
+    """Stratified folds of whole groups, as positions (fit, held)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class in y")
+        return list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(codes, codes, groups))
