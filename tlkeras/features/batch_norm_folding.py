@@ -58,19 +58,13 @@ def find_pairs(model: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
 
 
 def _is_foldable(layer: Any) -> bool:
-    return (
-        type(layer) in OPERATIONS
-        and layer.activation is keras.activations.linear
-        and layer.data_format == "channels_last"
-        and layer.compute_dtype == "float32"
-    )
+    if type(layer) not in OPERATIONS or layer.activation is not keras.activations.linear:
+        return False
+    return layer.data_format == "channels_last" and layer.compute_dtype == "float32"
 
 
 def fold(
-    layer: keras.Layer,
-    norm: keras.Layer,
-    xp: Any = np,
-    operations: Mapping[type, Callable[..., Any]] = OPERATIONS,
+    layer: keras.Layer, norm: keras.Layer, xp: Any = np, operations: Mapping[type, Callable[..., Any]] = OPERATIONS
 ) -> Callable[..., Any]:
     """The convolution of a pair from `find_pairs`, followed by its batch norm, as one function of a tensor.
 
@@ -82,17 +76,11 @@ def fold(
     if norm.center:
         bias = bias + xp.array(norm.beta)
     kernels = _scale_kernels(layer, scale, xp)
-    options = {
-        "strides": layer.strides,
-        "padding": layer.padding,
-        "data_format": layer.data_format,
-        "dilation_rate": layer.dilation_rate,
-    }
+    options = {name: getattr(layer, name) for name in ("strides", "padding", "data_format", "dilation_rate")}
     return lambda inputs, **_: operations[type(layer)](inputs, **kernels, **options) + bias
 
 
 def _scale_kernels(layer: Any, scale: Any, xp: Any) -> dict[str, Any]:
-    """The kernels of a layer with the last one's outputs scaled, as keyword arguments of the convolution."""
     if isinstance(layer, keras.layers.SeparableConv2D):
         depthwise, pointwise = xp.array(layer.depthwise_kernel), xp.array(layer.pointwise_kernel)
         return {"depthwise_kernel": depthwise, "pointwise_kernel": pointwise * scale}

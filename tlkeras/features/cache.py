@@ -1,14 +1,8 @@
-"""The cache of frozen activations on disk, addressed by content.
+"""The cache of frozen activations on disk, one folder ROOT/activations/KEY per namespace.
 
-    ROOT/activations/KEY/space.json     the facts of the namespace
-                         NAME.shard     rows, see shards.py
-                         NAME.tmp       an unfinished shard
-                         NAME.lock      held by a process that has the namespace open
-                         NAME.damaged   a shard that failed its check
-
-An image's row is found by the SHA-256 of its file, within a namespace whose key is the SHA-256 of the facts that the
-rows depend on. The engine is not among them: engines agree to 1e-5 of the largest value where float16 rounds by 5e-4,
-so that a laptop's rows are valid on a server.
+It holds space.json, the facts of the namespace; NAME.shard, rows, or NAME.damaged, set aside; NAME.tmp, an unfinished
+shard; NAME.lock, held by a process that has it open. An image's row is found by the SHA-256 of its file; the key is the
+SHA-256 of the facts that rows depend on. The engine is not among them: engines agree to 1e-5 of the largest value.
 """
 
 from __future__ import annotations
@@ -127,11 +121,9 @@ class ActivationCache:
                 lock.acquire()
                 _write_description(folder / "space.json", namespace.content)
         except (OSError, NotImplementedError) as problem:  # the latter: a file system without locks
-            raise ResourceError(
-                "Cannot write to the cache folder.",
-                f"{folder}: {getattr(problem, 'strerror', None) or problem}",
-                "Set TLKERAS_CACHE to a folder of your own, on a file system with locks.",
-            ) from problem
+            received = f"{folder}: {getattr(problem, 'strerror', None) or problem}"
+            way_out = "Set TLKERAS_CACHE to a folder of your own, on a file system with locks."
+            raise ResourceError("Cannot write to the cache folder.", received, way_out) from problem
         return ActivationStore(folder, owner, lock, shape=namespace.shape, dtype=namespace.dtype)
 
     def check_space(self, needed_bytes: int) -> None:
@@ -139,19 +131,14 @@ class ActivationCache:
         if self.budget_bytes is not None:
             used = sum(entry.bytes for entry in self.list_entries())
             if used + needed_bytes > self.budget_bytes:
-                raise ResourceError(
-                    f"New activations do not fit the cache's budget of {_format_bytes(self.budget_bytes)}.",
-                    f"{_format_bytes(needed_bytes)} in addition to {_format_bytes(used)} in {self.root}",
-                    _WAY_OUT,
-                )
+                rule = f"New activations do not fit the cache's budget of {_format_bytes(self.budget_bytes)}."
+                received = f"{_format_bytes(needed_bytes)} in addition to {_format_bytes(used)} in {self.root}"
+                raise ResourceError(rule, received, _WAY_OUT)
         root = self.root.absolute()
         free = shutil.disk_usage(next(folder for folder in [root, *root.parents] if folder.exists())).free
         if needed_bytes > free:
-            raise ResourceError(
-                "New activations do not fit the disk.",
-                f"{_format_bytes(needed_bytes)} for {self.root}, which has {_format_bytes(free)} free",
-                _WAY_OUT,
-            )
+            received = f"{_format_bytes(needed_bytes)} for {self.root}, which has {_format_bytes(free)} free"
+            raise ResourceError("New activations do not fit the disk.", received, _WAY_OUT)
 
     def list_entries(self) -> list[CacheEntryInfo]:
         """All namespaces, the most recently used first."""
@@ -161,17 +148,11 @@ class ActivationCache:
     def prune(self, max_bytes: int | None = None, unused_seconds: float | None = None) -> list[CacheEntryInfo]:
         """Remove entries and return them, never one that a living process has open; damaged shards go in any case.
 
-        Args:
-            max_bytes: Remove the least recently used entries until the rest takes no more; 0 is everything.
-            unused_seconds: Before that, remove the entries not opened for that long.
-
-        Raises:
-            ResourceError: The folder cannot be written.
+        First those not opened for `unused_seconds`, then the least recently used ones until the rest takes no more than
+        `max_bytes`. A ResourceError is raised if the folder cannot be written.
         """
-        if not self._folder.exists():
-            return []
         try:
-            return self._prune(max_bytes, unused_seconds)
+            return self._prune(max_bytes, unused_seconds) if self._folder.exists() else []
         except OSError as problem:
             received = f"{self._folder}: {problem.strerror or problem}"
             raise ResourceError("Cannot write to the cache folder.", received) from problem

@@ -59,11 +59,8 @@ def make_engine(extractor: keras.Model, name: str = "auto") -> Engine:
             _check_agreement(engine, traced)
             return engine
         except Exception as problem:
-            warnings.warn(
-                f"The {candidate} engine cannot run {extractor.name!r}; trying the next one. Cause: {problem}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            sentence = f"The {candidate} engine cannot run {extractor.name!r}; trying the next one."
+            warnings.warn(f"{sentence} Cause: {problem}", RuntimeWarning, stacklevel=2)
     return KerasEngine(extractor, traced)
 
 
@@ -136,8 +133,6 @@ class OpenVinoEngine:
 
 @dataclass
 class _Part:
-    """Images, uint8 [group, h, w, 3], and for each output the rows to write; the batch of which they are a part."""
-
     images: np.ndarray
     rows: list[np.ndarray]
     batch: EngineOutput

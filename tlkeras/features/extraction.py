@@ -37,15 +37,12 @@ def decoding_facts(dataset: Dataset, size: int) -> Mapping[str, Any]:
 
 
 def stream_images(
-    dataset: Dataset,
-    rows: np.ndarray,
-    size: int,
-    views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
+    dataset: Dataset, rows: np.ndarray, size: int, views: Sequence[AugmentedView] = (IDENTITY_VIEW,)
 ) -> Generator[EngineBatch, None, None]:
     """Batches of decoded images, (samples int64 [b], images uint8 [b, size, size, 3]); each file is decoded once.
 
     A sample is one view of one image, `row * len(views) + number of the view`. Those of an image follow each other; an
-    unreadable one has none. Digests of the images are known.
+    unreadable one has none.
     """
     augment = None
     if any(view.facts() for view in views):
@@ -212,11 +209,9 @@ def _make_namespaces(
 ) -> list[list[Namespace]]:
     common = decoding_facts(dataset, extractor.input_shape[1])
     dtypes = [dtype] * len(facts) if isinstance(dtype, str) else dtype
+    outputs = list(zip(facts, extractor.outputs, dtypes, strict=True))
     namespaces = [
-        [
-            Namespace({**common, **view.facts(), **of_output}, tuple(output.shape[1:]), kind)
-            for of_output, output, kind in zip(facts, extractor.outputs, dtypes, strict=True)
-        ]
+        [Namespace({**common, **view.facts(), **own}, tuple(output.shape[1:]), kind) for own, output, kind in outputs]
         for view in views
     ]
     if len({of_view[0].key for of_view in namespaces}) < len(views):

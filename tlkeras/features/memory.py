@@ -20,11 +20,10 @@ def check_memory(rows: int, shape: Sequence[int]) -> None:
     needed, free = rows * math.prod(shape) * _BYTES, free_memory()
     if free is not None and needed > free:
         values = " x ".join(f"{length:,}" for length in (rows, *shape))
-        raise ResourceError(
-            "There is not enough memory to fit a head on the features of all images.",
-            f"{values} values need about {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",
-            "Use fewer taps or backbones, pooling average, or a part of the images by data.limit.",
-        )
+        rule = "There is not enough memory to fit a head on the features of all images."
+        received = f"{values} values need about {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
+        way_out = "Use fewer taps or backbones, pooling average, or a part of the images by data.limit."
+        raise ResourceError(rule, received, way_out)
 
 
 def peak_memory() -> int | None:

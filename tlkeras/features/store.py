@@ -20,7 +20,6 @@ from tlkeras.features.shards import DamagedShardError, Shard, ShardFile
 
 SHARD_BYTES = 64 << 20
 SHARD_SECONDS = 30.0  # the most work that kill -9 can cost
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ActivationStore:
@@ -100,7 +99,6 @@ class ActivationStore:
         return Writer(self, shard_bytes, shard_seconds)
 
     def name_shard(self) -> Path:
-        """The path of a new shard, unique among processes and writers."""
         return self.folder / f"{self.owner}-{next(self._serials)}.shard"
 
     def _read(self, path: Path) -> Shard | OSError | DamagedShardError:
@@ -153,19 +151,15 @@ class Writer:
         axes = tuple(range(1, rows.ndim))
         finite = np.isfinite(rows).all(axis=axes)
         if not finite.all():
-            raise DataError(
-                "The backbone computed activations that are not finite.",
-                f"NaN or infinity for {names[int(np.argmin(finite))]}",
-                "Check its weights; nothing of this image was stored.",
-            )
+            rule, received = "The backbone computed activations that are not finite.", names[int(np.argmin(finite))]
+            way_out = "Check its weights; nothing of this image was stored."
+            raise DataError(rule, f"NaN or infinity for {received}", way_out)
         limit = np.finfo(self._store.dtype).max
         largest = np.abs(rows).max(axis=axes)
         if (largest > limit).any():
-            raise DataError(
-                f"An activation is larger than {limit:,.0f}, the limit of {self._store.dtype}.",
-                f"{largest.max():,.0f} for {names[int(np.argmax(largest))]}",
-                "Store them as float32.",
-            )
+            rule = f"An activation is larger than {limit:,.0f}, the limit of {self._store.dtype}."
+            received = f"{largest.max():,.0f} for {names[int(np.argmax(largest))]}"
+            raise DataError(rule, received, "Store them as float32.")
         return np.ascontiguousarray(rows, self._store.dtype.newbyteorder("<"))
 
     def _seal(self) -> None:
@@ -183,25 +177,17 @@ class Writer:
             self._file.discard()
             self._file = None
         where = f"{problem.strerror} at {self._store.folder}"
-        if problem.errno not in _FULL:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return ResourceError("Cannot write to the cache folder.", where)
-        return ResourceError(
-            "The disk of the cache is full.",
-            where,
-            "Complete shards are kept. Free space by `tlkeras cache prune`, or set TLKERAS_CACHE to a larger disk, "
-            "and start again.",
-        )
+        ways = "Free space by `tlkeras cache prune`, or set TLKERAS_CACHE to a larger disk, and start again."
+        return ResourceError("The disk of the cache is full.", where, f"Complete shards are kept. {ways}")
 
 
 def _rename_damaged(path: Path, problem: Exception) -> None:
     if isinstance(problem, FileNotFoundError):  # another process renamed it a moment ago
         return
-    warnings.warn(
-        "A shard of the cache is damaged and was set aside; its rows will be computed again. "
-        f"Cause: {path}: {problem}.",
-        RuntimeWarning,
-        stacklevel=3,
-    )
+    sentence = "A shard of the cache is damaged and was set aside; its rows will be computed again."
+    warnings.warn(f"{sentence} Cause: {path}: {problem}.", RuntimeWarning, stacklevel=3)
     with contextlib.suppress(OSError):
         path.replace(path.with_suffix(".damaged"))
 

@@ -1,6 +1,6 @@
 """Charts as PNG or SVG files: a run's history, the learning-rate finder, contact sheets, features, a Pareto front.
 
-Colours are those of Okabe and Ito (2008), which differ for colour-blind readers too. Nothing here needs a display.
+Colours are those of Okabe and Ito (2008), which differ for colour-blind readers too.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,19 +24,6 @@ _DOTS = (*COLOURS, "#999933", "#882255", "#44AA99", "#332288")
 INK, FAINT = "#333333", "#777777"
 _BANDS = ("#F1F4F8", "#FFFFFF")
 _DPI = 110
-_STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,  # a class name may contain $
-    "axes.edgecolor": "#BBBBBB",
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "legend.frameon": False,
-    "figure.dpi": _DPI,
-}
 _MARKED_EPOCHS = 30  # up to so many, each epoch gets a dot
 _LETTER = 0.075  # width of a letter, inches
 _SHEET_PIXELS, _CELL_PIXELS = 4_000, 128
@@ -117,10 +105,8 @@ def plot_contact_sheet(
     """Images, uint8 RGB [h, w, 3], in a grid with labels of rows and columns; rows may end early, sizes may differ."""
     columns = max((len(row) for row in images), default=0)
     if not columns or len(row_labels) != len(images) or len(column_labels) != columns:
-        raise ValueError(
-            "A contact sheet needs images, a label per row and a label per column. Received: "
-            f"{len(images)} rows with {len(row_labels)} labels and {columns} columns with {len(column_labels)}."
-        )
+        received = f"{len(images)} rows with {len(row_labels)} labels and {columns} columns with {len(column_labels)}"
+        raise ValueError(f"A contact sheet needs images, a label per row and a label per column. Received: {received}.")
     sheet, (height, width) = _join_images(images, columns)
     cell = min(_CELL_PIXELS, _SHEET_PIXELS // max(len(images), columns)) / max(height, width)
     size = np.array(sheet.shape[1::-1]) * cell / _DPI
@@ -148,12 +134,8 @@ def plot_features(
 ) -> None:
     """Images as points, a column per projection and a row per colouring; below, a bar per depth.
 
-    Args:
-        points: By the name of the projection, float (n, 2).
-        colourings: By name, a value of each image, str (n,); "" where it is unknown.
-        separations: By depth, a fraction from 0 to 1.
-        chance: The fraction to mark, which is reached without any features.
-        path: The PNG or SVG file to write.
+    Points are float (n, 2); a colouring a value of each image, str (n,), "" where it is unknown; separations fractions
+    from 0 to 1, and `chance` the one that is reached without any features.
     """
     bars = 0.8 + 0.24 * len(separations)
     with open_figure(path, (4.2 * len(points) + 1.5, 3.6 * len(colourings) + bars)) as figure:
@@ -245,7 +227,8 @@ def open_figure(
     from matplotlib.figure import Figure
 
     vector = path.suffix == ".svg"
-    with style.context(["default", _STYLE, {"svg.fonttype": "none", "svg.hashsalt": path.stem}]):
+    own = str(files("tlkeras.plotting") / "charts.mplstyle")
+    with style.context(["default", own, {"svg.fonttype": "none", "svg.hashsalt": path.stem}]):
         figure = Figure(figsize=size, layout=layout)
         yield figure
         if vector:
@@ -255,7 +238,6 @@ def open_figure(
 
 
 def _draw_pair(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, training: str, validation: str) -> None:
-    """Draw a metric of training dashed, and of the validation set solid."""
     name = key.replace("_", " ")
     _draw_series(axis, rows, key, color=training, linestyle="--", linewidth=1.2, label=f"{name}, training")
     _draw_series(axis, rows, f"val_{key}", color=validation, linewidth=1.8, label=f"{name}, validation")
@@ -294,12 +276,8 @@ def _label_stages(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _find_bands(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
-    """Name, first and last epoch of each stage."""
-    bands = []
-    for name, members in groupby(rows, key=lambda row: str(row["stage"])):
-        epochs = [row["epoch"] for row in members]
-        bands.append((name, epochs[0], epochs[-1]))
-    return bands
+    stages = [(name, [row["epoch"] for row in run]) for name, run in groupby(rows, key=lambda row: str(row["stage"]))]
+    return [(name, epochs[0], epochs[-1]) for name, epochs in stages]
 
 
 def _as_number(value: Any) -> float:

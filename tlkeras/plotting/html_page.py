@@ -43,11 +43,7 @@ class HtmlSection:
 
 
 def write_page(path: str | os.PathLike[str], title: str, sections: Sequence[HtmlSection]) -> Path:
-    """Write a page; an earlier page of tlkeras is replaced, no other file is.
-
-    Raises:
-        ResourceError: There is another file, or the page cannot be written.
-    """
+    """Write a page, if need be over an earlier one of tlkeras; a ResourceError says why it cannot be written."""
     body = "\n".join(map(_render_section, sections))
     page = (
         f"{MARK}\n<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"

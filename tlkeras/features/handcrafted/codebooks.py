@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -21,13 +22,7 @@ _IMAGES, _DESCRIPTORS = 500, 200
 _VERSION = 1
 
 
-def fit_codebooks(
-    model: keras.Model,
-    dataset: Dataset,
-    cache: ActivationCache | None = None,
-    *,
-    seed: int = 0,
-) -> int:
+def fit_codebooks(model: keras.Model, dataset: Dataset, cache: ActivationCache | None = None, *, seed: int = 0) -> int:
     """Learn the codebooks of a model's handcrafted features from training images; the number learned.
 
     A codebook is cached like an image's activations, by the digests of all images it was learned from. The dataset
@@ -44,12 +39,11 @@ def fit_codebooks(
         if not isinstance(descriptor, Sift):
             continue
         facts = {"codebook": layer.descriptor, "seed": seed, "version": _VERSION, **decoding_facts(dataset, size)}
-        length = sum(int(np.prod(shape)) for shape in descriptor.shapes.values())
+        *ends, length = np.cumsum([math.prod(shape) for shape in descriptor.shapes.values()]).tolist()
         key = hashlib.sha256("".join(sorted(set(dataset.digests))).encode()).hexdigest()
         learn = partial(_learn_codebook, descriptor, dataset, size, seed)
         row, is_new = _find_or_learn(cache, Namespace(facts, (length,), "float32"), key, learn)
         learned += is_new
-        ends = np.cumsum([int(np.prod(shape)) for shape in descriptor.shapes.values()])[:-1]
         parts = zip(np.split(row, ends), descriptor.shapes.values(), strict=True)
         layer.set_weights([part.reshape(shape) for part, shape in parts])
     return learned

@@ -37,7 +37,6 @@ class Descriptor:
         return {}
 
     def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
-        """The vector of an image."""
         raise NotImplementedError
 
 
@@ -111,12 +110,7 @@ DESCRIPTORS: dict[str, Any] = {"sift": Sift, "hog": Hog, "lbp": Lbp, "colour": C
 
 
 def make_descriptor(kind: str, **options: Any) -> Descriptor:
-    """A descriptor by its kind.
-
-    Raises:
-        RecipeError: There is no such kind; names the nearest.
-        MissingExtraError: scikit-image is not installed.
-    """
+    """A descriptor by its kind; a RecipeError names the nearest, a MissingExtraError the missing scikit-image."""
     if kind not in DESCRIPTORS:
         raise RecipeError(f"Unknown handcrafted feature {kind!r}.", way_out=suggest(kind, DESCRIPTORS))
     if importlib.util.find_spec("skimage") is None:

@@ -26,28 +26,19 @@ _TINY = 1e-12
 
 
 def shape_codebook(encoding: str, words: int, components: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {
-        "mean": (LOCAL,),
-        "projection": (LOCAL, components),
-        "centres": (words, components),
-    }
-    return shapes | ({"variances": (words, components), "shares": (words,)} if encoding == "fisher" else {})
+    mixture = {"variances": (words, components), "shares": (words,)} if encoding == "fisher" else {}
+    return {"mean": (LOCAL,), "projection": (LOCAL, components), "centres": (words, components), **mixture}
 
 
 def learn_codebook(descriptors: np.ndarray, encoding: str, words: int, components: int, seed: int) -> Codebook:
     """The codebook of an encoding: principal components, and in these k-means or a mixture of Gaussians.
 
-    Descriptors are of training images alone, float (m, 128).
-
-    Raises:
-        DataError: There are fewer descriptors than words or components.
+    Descriptors are of training images alone, float (m, 128); a DataError is raised for fewer than words or components.
     """
     if len(descriptors) < max(words, components):
-        raise DataError(
-            "There are too few local descriptors to learn the codebook from.",
-            f"{len(descriptors):,} descriptors for {words} words and {components} components",
-            "Set fewer words and components or detector: dense, or add training images.",
-        )
+        received = f"{len(descriptors):,} descriptors for {words} words and {components} components"
+        way_out = "Set fewer words and components or detector: dense, or add training images."
+        raise DataError("There are too few local descriptors to learn the codebook from.", received, way_out)
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a codebook needs no full convergence
         space = PCA(components, svd_solver="full", random_state=seed).fit(descriptors)

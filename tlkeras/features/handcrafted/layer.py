@@ -32,7 +32,6 @@ class HandcraftedFeatures(keras.layers.Layer):
         self.trainable = False
 
     def build(self, input_shape: tuple) -> None:
-        """Add the codebook as weights, zeros at first."""
         for name, shape in self.algorithm.shapes.items():
             self.add_weight(name=name, shape=shape, initializer="zeros", trainable=False)
         blank = {name: np.ones(shape, np.float32) for name, shape in self.algorithm.shapes.items()}
@@ -59,22 +58,13 @@ def list_handcrafted(model: keras.Model) -> list[HandcraftedFeatures]:
 
 
 def make_layers(descriptors: list[dict[str, Any]], size: int) -> list[HandcraftedFeatures]:
-    """A layer per descriptor.
-
-    Raises:
-        RecipeError: Images of that size are too small for one; all such are named.
-        MissingExtraError: scikit-image is not installed.
-    """
+    """A layer per descriptor; a RecipeError names all for which images of that size are too small."""
     layers = [
         HandcraftedFeatures(one, name=f"handcrafted_{index}_{one['kind']}") for index, one in enumerate(descriptors)
     ]
-    small = [
-        f"{layer.descriptor['kind']} needs {layer.algorithm.minimum_size} px"
-        for layer in layers
-        if layer.algorithm.minimum_size > size
-    ]
-    if small:
-        raise RecipeError.from_problems(f"Images of {size} px are too small for handcrafted features:", small)
+    if too_large := [layer for layer in layers if layer.algorithm.minimum_size > size]:
+        problems = [f"{one.descriptor['kind']} needs {one.algorithm.minimum_size} px" for one in too_large]
+        raise RecipeError.from_problems(f"Images of {size} px are too small for handcrafted features:", problems)
     return layers
 
 
