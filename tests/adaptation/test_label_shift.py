@@ -9,6 +9,7 @@ from tlkeras.adaptation.domain_head import DomainAdaptedHead
 from tlkeras.adaptation.label_shift import estimate_bbse, estimate_em, reweight_priors
 from tlkeras.heads.feature_selection import FeatureSelectingHead
 from tlkeras.heads.linear import LinearHead
+from tlkeras.heads.ridge import RidgeHead
 
 
 def one_hot(classes):
@@ -66,8 +67,12 @@ def make_linear(class_weight):
 
 @pytest.mark.parametrize(
     "make",
-    [make_linear, lambda class_weight: FeatureSelectingHead(make_linear(class_weight), keep=0.5)],
-    ids=["all columns", "selected columns"],
+    [
+        make_linear,
+        lambda class_weight: FeatureSelectingHead(make_linear(class_weight), keep=0.5),
+        lambda class_weight: RidgeHead(class_weight=class_weight),  # calibrated on the validation rows
+    ],
+    ids=["linear", "selected columns", "ridge"],
 )
 @pytest.mark.parametrize("correction", ["likelihood", "confusion"])
 @pytest.mark.parametrize("class_weight", [None, "balanced"])
