@@ -67,6 +67,64 @@ def test_grad_cam_plus_plus_by_hand():
     assert _grad_cam_plus_plus_weights(activations, -gradients)[0, 0] == 0
 
 
+def make_endings(backbone):
+    """Models with the same logits and different endings, by what they end in."""
+    layers = keras.layers
+    pooled = layers.GlobalAveragePooling2D()(backbone.output)
+    logits = layers.Dense(3, name="logits")
+    softmax = layers.Dense(3, activation="softmax", name="softmax_inside")
+    ends = {
+        "activation": layers.Activation("softmax")(logits(pooled)),
+        "logits": logits(pooled),
+        "float32 logits": layers.Activation("linear", dtype="float32")(logits(pooled)),
+        "layer": layers.Softmax()(logits(pooled)),
+        "operation": keras.ops.softmax(logits(pooled)),
+        "dense": softmax(pooled),
+        "unknown": layers.Rescaling(1.0)(logits(pooled)),
+    }
+    models = {name: keras.Model(backbone.input, end) for name, end in ends.items()}
+    inputs = keras.Input((32, 32, 3), dtype="uint8")
+    head = keras.Sequential([keras.Input(pooled.shape[1:]), layers.Dense(3, "softmax", name="nested_softmax")])
+    models["nested"] = keras.Model(inputs, head(keras.Model(backbone.input, pooled)(inputs)))
+    softmax.set_weights([10 * weight for weight in logits.get_weights()])
+    logits.set_weights(softmax.get_weights())
+    head.layers[-1].set_weights(softmax.get_weights())
+    return models
+
+
+def test_the_logit_is_explained_whatever_the_model_ends_in(images):
+    """The softmax is taken off wherever it is, and logits are not taken for probabilities."""
+    keras.utils.set_random_seed(1)
+    models = make_endings(build_backbone("tiny", weights="none"))
+    for method in ("grad_cam", "grad_cam++"):
+        expected = Explainer(models["activation"]).explain(images, [0, 1, 2, 1, 0], method)
+        for name, model in models.items():
+            shown = Explainer(model).explain(images, [0, 1, 2, 1, 0], method)
+            np.testing.assert_allclose(shown, expected, atol=1e-4, err_msg=name)
+    dense = models["dense"].get_layer("softmax_inside")
+    assert dense.activation is keras.activations.softmax
+    np.testing.assert_allclose(models["dense"](images).numpy().sum(1), 1, atol=1e-5)
+
+
+def test_what_comes_before_the_first_kernel_is_not_explained():
+    """A nested backbone with a map of 2 x 2, behind a rescaling of 64 x 64: its own layers are looked at."""
+    inputs = keras.Input((64, 64, 3))
+    x = keras.layers.Rescaling(1 / 127.5, -1)(inputs)
+    x = keras.layers.Normalization(mean=0.0, variance=1.0)(x)
+    base = keras.applications.MobileNetV2(input_shape=(64, 64, 3), include_top=False, weights=None)
+    pooled = keras.layers.GlobalAveragePooling2D()(base(x, training=False))
+    model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(pooled))
+    explainer = Explainer(model)
+    assert explainer.layer == find_layer(base).name == "block_13_expand_relu"
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    assert explainer.explain(images, [0, 1]).shape == (2, 64, 64)
+    np.testing.assert_allclose(explainer._suffix(explainer._prefix(images)).numpy().shape, (2, 2))
+    check_sanity(explainer, images, [0, 1], steps=1)
+    colours = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(x)))
+    with pytest.raises(BackboneError, match="no layer with a feature map"):
+        Explainer(colours)
+
+
 def make_quarter_model():
     """A model whose probability of class 1 grows with the brightness of the upper left quarter."""
     inputs = keras.Input((32, 32, 3), dtype="uint8")

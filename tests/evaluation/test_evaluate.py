@@ -11,6 +11,8 @@ import tlkeras
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, RunError
 from tlkeras.evaluation.evaluate import COLUMNS, evaluate, evaluate_predictions
+from tlkeras.evaluation.metrics import bootstrap_metrics
+from tlkeras.evaluation.report.compute import ReportOptions, compute_report
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Predictions, load_predictions, read_probes
 
@@ -48,7 +50,8 @@ def test_one_class_among_the_images():
     predictions = make_predictions()
     only = Predictions(**{**vars(predictions), "targets": np.zeros(60, int)})
     result = evaluate_predictions(only, resamples=50)
-    assert result.metrics["roc_auc"].to_dict() == {"value": None, "low": None, "high": None}
+    nothing = {"value": None, "low": None, "high": None, "reason": "it is not defined for these images"}
+    assert result.metrics["roc_auc"].to_dict() == nothing
     assert np.isnan(result.labels["class 1"].metrics["recall"].value)
     assert np.isfinite(result.metrics["accuracy"].value)
     json.dumps(result.to_dict(), allow_nan=False)
@@ -125,3 +128,30 @@ def test_other_images(trained, tmp_path, draw_more_photos, monkeypatch):
     (other / "day").rename(other / "dya/x")
     with pytest.raises(DataError, match="'dya' is not a class. Did you mean 'day'"):
         tlkeras.evaluate_on("latest", str(other))
+
+
+def test_groups_are_resampled_in_metrics_and_slices(copied):
+    group = np.repeat([f"module {number}" for number in range(12)], 5)
+    domain = np.where(np.arange(60) < 30, "mono", "poly")
+    predictions = make_predictions(group=group, domain=domain)
+    result = evaluate_predictions(predictions, resamples=200)
+    assert result.interval == "95 %, Bayesian bootstrap, 200 resamples of 12 groups of images, each as a whole"
+    expected = bootstrap_metrics(predictions.targets, predictions.probabilities, None, 200, 0, group)
+    assert result.metrics["accuracy"] == expected["accuracy"]
+    assert result.slices["domain"]["mono"].metrics["accuracy"].low < 1
+    (alone,) = {one.metrics["accuracy"].reason for one in result.slices["group"].values()}
+    assert alone == "there is only one group, which cannot be resampled"
+
+
+def test_one_number_has_one_interval(copied):
+    """The table, the file, the comparison and the report take the same resamples."""
+    first = evaluate(copied).metrics["accuracy"]
+    again = evaluate(copied)
+    assert again.metrics["accuracy"] == first
+    twin = copied.path.parent / "mine-02"
+    shutil.copytree(copied.path, twin)
+    compared = tlkeras.compare([copied, Run(twin)]).tasks["label"].metrics["mine-01"]
+    assert compared == again.metrics
+    report = compute_report(copied, ReportOptions(images=0, corrupted=0))
+    assert report.evaluation.metrics == again.metrics
+    assert report.tasks["label"].calibration.interval == again.main.calibration.interval

@@ -12,7 +12,7 @@ import tensorflow as tf
 from scipy.stats import spearmanr
 
 from tlkeras.backbones.blocks import CutPoint, find_cut, find_cuts, split
-from tlkeras.backbones.graph import has_weights, max_batch_size, run_in_parts, trace_calls
+from tlkeras.backbones.graph import clone_graph, has_weights, max_batch_size, run_in_parts, trace_calls
 from tlkeras.errors import BackboneError, suggest
 from tlkeras.progress import progress_bar
 
@@ -23,6 +23,7 @@ BATCH_SIZE = 16
 _MIN_SIZE = 4  # positions; smaller maps are too coarse to be of use
 _POOLS = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
 _PASSING = (*_POOLS, keras.layers.ZeroPadding2D, keras.layers.Dropout)  # only pass on or blur a map
+_SQUASHING = ("Softmax", "Sigmoid", "LogSoftmax")  # of keras.ops
 _GREY = 127
 _TINY = 1e-12
 
@@ -30,8 +31,10 @@ _TINY = 1e-12
 class Explainer:
     """Attribution maps of a class, from one layer of a functional model.
 
+    Models within the model are opened: their layers can be chosen, too.
+
     Args:
-        model: From images uint8 [n, h, w, 3] to probabilities [n, k], one or several outputs.
+        model: From images uint8 [n, h, w, 3] to probabilities or logits [n, k], one or several outputs.
         output: Index of the output.
         layer: Name of a layer through which everything flows; None: `find_layer` chooses.
 
@@ -44,8 +47,9 @@ class Explainer:
 
     def __init__(self, model: keras.Model, output: int = 0, layer: str | None = None):
         self.model, self.output = model, output
-        scores, self._are_probabilities = find_scores(model, output)
-        whole = keras.Model(model.input, scores, name=model.name)
+        opened = open_nested(model)
+        scores, self._may_be_probabilities = find_scores(opened, output)
+        whole = keras.Model(opened.input, scores, name=model.name)
         cut = find_layer(whole) if layer is None else find_cut(whole, layer)
         if len(cut.shape) != 3:
             raise BackboneError("This layer has no feature map [height, width, channels].", f"{cut.name}: {cut.shape}")
@@ -93,14 +97,15 @@ class Explainer:
         with tf.GradientTape() as tape:
             tape.watch(activations)
             scores = tf.cast(self._suffix(activations, training=False), tf.float32)
-            if self._are_probabilities:
-                scores = tf.math.log(scores + _TINY)
+            if self._may_be_probabilities:
+                inside = tf.reduce_all((scores >= 0) & (scores <= 1))
+                scores = tf.where(inside, tf.math.log(tf.maximum(scores, 0.0) + _TINY), scores)
             chosen = tf.gather(scores, classes, batch_dims=1)
         return activations, tape.gradient(chosen, activations)
 
 
 def find_layer(model: keras.Model) -> CutPoint:
-    """The deepest cut with a feature map of 4 x 4 positions or more, trailing pooling left out.
+    """The deepest cut behind a kernel with a feature map of 4 x 4 positions or more, trailing pooling left out.
 
     That is `block5_conv3` of VGG16, the last activation of EfficientNet, ResNet V2 and DenseNet, the last sum of
     ConvNeXt. Where images are so small that no map is as large, the deepest of the largest ones.
@@ -109,7 +114,8 @@ def find_layer(model: keras.Model) -> CutPoint:
         BackboneError: No layer has more than one position.
     """
     operations = {call.name: call.operation for call in trace_calls(model)}
-    maps = [cut for cut in find_cuts(model) if len(cut.shape) == 3 and min(cut.shape[:2]) > 1]
+    learned = _list_learned(model)
+    maps = [cut for cut in find_cuts(model) if len(cut.shape) == 3 and min(cut.shape[:2]) > 1 and cut.name in learned]
     candidates = [cut for cut in maps if not isinstance(operations[cut.name], _PASSING)]
     if not candidates:
         raise BackboneError(
@@ -122,6 +128,18 @@ def find_layer(model: keras.Model) -> CutPoint:
         return large[-1]
     size = max(min(cut.shape[:2]) for cut in candidates)
     return [cut for cut in candidates if min(cut.shape[:2]) == size][-1]
+
+
+def _list_learned(model: keras.Model) -> set[str]:
+    """Names of the calls behind the first one with a kernel: what comes before are the image's own colours."""
+    calls = trace_calls(model)
+    kernels = [
+        any(len(weight.shape) > 1 for weight in call.operation.weights)
+        if has_weights(call) and not isinstance(call.operation, keras.layers.Normalization)
+        else False
+        for call in calls
+    ]
+    return {call.name for call in calls[kernels.index(True) :]} if True in kernels else set()
 
 
 def occlude(
@@ -201,13 +219,66 @@ def check_sanity(
     return found
 
 
+def open_nested(model: keras.Model) -> keras.Model:
+    """The model with the layers of all functional models within it in place of these; it shares its variables."""
+    if not any(isinstance(call.operation, keras.Model) for call in trace_calls(model)):
+        return model
+
+    def call(operation: Any, *arguments: Any, **options: Any) -> Any:
+        graph = getattr(operation, "_functional", None) or operation
+        if isinstance(graph, keras.Model) and hasattr(graph, "_nodes_by_depth"):
+            return clone_graph(graph, arguments[0], call)
+        options.pop("training", None)
+        return operation(*arguments, **options)
+
+    graph = getattr(model, "_functional", None) or model
+    inputs = keras.tree.map_structure(lambda one: keras.Input(batch_shape=one.shape, dtype=one.dtype), graph.input)
+    return keras.Model(inputs, clone_graph(graph, inputs, call), name=model.name)
+
+
 def find_scores(model: keras.Model, output: int) -> tuple[Any, bool]:
-    """The tensor of an output's logits, or of its probabilities, and whether it is the latter."""
+    """The tensor of an output's logits, or else of the output itself, and whether this may be probabilities.
+
+    A softmax or sigmoid at the end is taken off, also that of a dense layer; a linear layer has logits.
+    """
     tensor = keras.tree.flatten(model.output)[output]
-    last = next(call for call in trace_calls(model) if any(found is tensor for found in call.outputs))
-    if isinstance(last.operation, (keras.layers.Activation, keras.layers.Softmax)):
-        return last.inputs[0], False
-    return tensor, True
+    calls = trace_calls(model)
+    while True:
+        last = next(call for call in calls if any(found is tensor for found in call.outputs))
+        operation = last.operation
+        if isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear:
+            tensor = last.inputs[0]
+            continue
+        if isinstance(operation, keras.layers.Softmax) or type(operation).__name__ in _SQUASHING:
+            return last.inputs[0], False
+        activation = getattr(operation, "activation", None)
+        if isinstance(operation, keras.layers.Activation):
+            squashes = activation in (keras.activations.softmax, keras.activations.sigmoid)
+            return (last.inputs[0], False) if squashes else (tensor, True)
+        if isinstance(operation, keras.layers.Dense):
+            if activation is keras.activations.linear:
+                return tensor, False
+            if activation in (keras.activations.softmax, keras.activations.sigmoid):
+                return _WithoutActivation(operation)(last.inputs[0]), False
+        return tensor, True
+
+
+class _WithoutActivation(keras.layers.Layer):
+    """A dense layer without its activation, with its own variables."""
+
+    def __init__(self, dense: keras.layers.Dense):
+        super().__init__(name=f"{dense.name}_logits", dtype=dense.dtype_policy)
+        self.dense = dense
+
+    def call(self, inputs: Any) -> Any:
+        activation, self.dense.activation = self.dense.activation, keras.activations.linear
+        try:
+            return self.dense(inputs)
+        finally:
+            self.dense.activation = activation
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return self.dense.compute_output_shape(input_shape)
 
 
 def _grad_cam_weights(activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 
 from tlkeras.errors import RunError
+from tlkeras.evaluation.intervals import Estimate, draw_weights, find_units, make_folded_interval, support_bins
 from tlkeras.results import Result
 from tlkeras.runs.predictions import Predictions
 
@@ -105,10 +106,12 @@ class CalibrationResult(CalibrationErrors):
     Attributes:
         scalings: By method; empty where there is nothing to fit them on.
         fitted_on: Number of images that the scalings were fitted on.
+        interval: `adaptive_ece` with its 95 % interval.
     """
 
     scalings: dict[str, ScaledCalibration]
     fitted_on: int
+    interval: Estimate
 
 
 def to_logits(probabilities: np.ndarray, is_multilabel: bool) -> np.ndarray:
@@ -189,15 +192,48 @@ def measure_reliability(
         bins: Maximum number of bins.
     """
     confidence, correct, weights = _list_confidences(predictions, probabilities)
-    order = np.argsort(confidence, kind="stable")
-    confidence, correct, weights = confidence[order], correct[order], weights[order]
-    before = np.cumsum(weights) - weights
-    first = np.searchsorted(confidence, confidence, side="left")  # the same for equal confidences
-    places = np.minimum((before[first] / weights.sum() * bins).astype(int), bins - 1)
+    places = _place_in_bins(confidence, weights, bins)
     totals = np.bincount(places, weights, minlength=bins)
     used = totals > 0
     sums, hits = (np.bincount(places, weights * values, minlength=bins) for values in (confidence, correct))
     return Reliability(sums[used] / totals[used], hits[used] / totals[used], totals[used] / totals.sum())
+
+
+def _place_in_bins(confidence: np.ndarray, weights: np.ndarray, bins: int) -> np.ndarray:
+    """Bin of equal weight of each confidence, int [m]; the same for equal confidences."""
+    order = np.argsort(confidence, kind="stable")
+    rising, weights = confidence[order], weights[order]
+    before = np.cumsum(weights) - weights
+    first = np.searchsorted(rising, rising, side="left")
+    places = np.empty(len(order), np.int64)
+    places[order] = np.minimum((before[first] / weights.sum() * bins).astype(np.int64), bins - 1)
+    return places
+
+
+def estimate_calibration_error(predictions: Predictions, resamples: int, seed: int, bins: int = BINS) -> Estimate:
+    """Expected calibration error with bins of equal weight, and its 95 % interval.
+
+    The gaps of the bins are resampled in the bins of the predictions. A random gap has no sign in the error, which is
+    therefore too large on few images, and larger still in resamples: see `make_folded_interval`.
+
+    Args:
+        predictions: With their targets and weights; of their groups, each is resampled as a whole.
+        resamples: Number of bootstrap resamples.
+        seed: Of the resampling.
+        bins: Maximum number of bins.
+    """
+    confidence, correct, weights = _list_confidences(predictions, None)
+    each = len(weights) // len(predictions)  # labels of an image
+    places = _place_in_bins(confidence, weights, bins)
+    cells = np.zeros((len(predictions), bins))
+    np.add.at(cells, (np.arange(len(weights)) // each, places), (confidence - correct) * weights)
+    own = predictions.weights.astype(np.float64)
+    units = find_units(own, predictions.slices.get("group"))
+    gaps = cells.sum(axis=0) / weights.sum()
+    support, drawn = support_bins(units, bins), []
+    for counts in draw_weights(units, 0 if support.reason else resamples, seed, len(own)):
+        drawn.append(counts @ cells / (each * (counts @ own))[:, None])
+    return make_folded_interval(gaps, np.concatenate([np.empty((0, bins)), *drawn]), support)
 
 
 def expected_calibration_error(
@@ -220,12 +256,16 @@ def _list_confidences(
     return p.max(axis=1), (p.argmax(axis=1) == predictions.targets).astype(float), predictions.weights.astype(float)
 
 
-def evaluate_calibration(predictions: Predictions, validation: Predictions | None) -> CalibrationResult:
+def evaluate_calibration(
+    predictions: Predictions, validation: Predictions | None, resamples: int = 2000, seed: int = 0
+) -> CalibrationResult:
     """Calibration of the probabilities on held-out images, as they are and after each scaling.
 
     Args:
         predictions: On held-out images.
         validation: Predictions to fit scalings on; None for no scalings.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
     """
     scalings: dict[str, ScaledCalibration] = {}
     if validation is not None and len(validation) and validation.weights.any():
@@ -236,7 +276,9 @@ def evaluate_calibration(predictions: Predictions, validation: Predictions | Non
                 **vars(errors), method=method, scale=scaling.scale, shift=scaling.shift
             )
     errors = _measure_errors(predictions, predictions.probabilities)
-    return CalibrationResult(**vars(errors), scalings=scalings, fitted_on=0 if validation is None else len(validation))
+    fitted_on = 0 if validation is None else len(validation)
+    interval = estimate_calibration_error(predictions, resamples, seed)
+    return CalibrationResult(**vars(errors), scalings=scalings, fitted_on=fitted_on, interval=interval)
 
 
 def _measure_errors(predictions: Predictions, probabilities: np.ndarray) -> CalibrationErrors:

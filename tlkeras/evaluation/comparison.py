@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from tlkeras.config.recipe import bootstrap_options
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
-from tlkeras.evaluation.metrics import BootstrapSamples, Estimate, bootstrap_samples, estimate
+from tlkeras.evaluation.intervals import Estimate, make_difference
+from tlkeras.evaluation.metrics import BootstrapSamples, bootstrap_samples, list_estimates, overall_metrics
 from tlkeras.results import Result
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import Predictions, check_finite, load_predictions, take
@@ -21,9 +22,9 @@ LOWER_IS_BETTER = ("log_loss", "brier_score", "hamming_loss", "rmse", "mae")
 
 @dataclass(frozen=True)
 class PairedDifference(Estimate):
-    """A difference of a metric; `better` is None where 0 lies within its interval."""
+    """A difference of a metric; `better` is None where 0 lies within its interval, or there is none."""
 
-    better: bool | None
+    better: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) 
         if count < whole:
             notes.append(f"Compared on the {count:,} images that all runs held out, of up to {whole:,}.")
         samples = {
-            name: bootstrap_samples(
-                one.targets, one.probabilities, one.weights, options.bootstrap_samples, options.seed
-            )
-            for name, one in zip(names, aligned, strict=True)
+            name: resample_predictions(one, one.probabilities, options.bootstrap_samples, options.seed)
+            for name, one in zip(names, _share_groups(aligned), strict=True)
         }
+        if next(iter(samples.values())).units.noun == "groups":
+            notes.append("Groups of images were resampled, not single images.")
         tasks[aligned[0].task.name] = _compare_samples(samples)
     compared = [_describe_run(run, len(of_run[0])) for run, of_run in zip(opened, predictions, strict=True)]
     return ComparisonResult(compared, count, tasks, list(dict.fromkeys(notes)))
@@ -100,8 +101,8 @@ def compare_probabilities(
 ) -> dict[str, PairedDifference]:
     """Differences of predictions from a reference on the same images, by metric.
 
-    Paired bootstrap: both are evaluated on each resample of the images, and the differences are summarized (Efron and
-    Tibshirani, 1993, section 16; Koehn, EMNLP 2004).
+    Paired bootstrap: both are evaluated on each resample of the images, or of their groups, and the differences are
+    summarized (Efron and Tibshirani, 1993, section 16; Koehn, EMNLP 2004).
 
     Args:
         predictions: Of the model in question.
@@ -111,19 +112,22 @@ def compare_probabilities(
     """
     return _differences(
         *(
-            bootstrap_samples(predictions.targets, probabilities, predictions.weights, resamples, seed)
-            for probabilities in (reference, predictions.probabilities)
+            resample_predictions(predictions, of_one, resamples, seed)
+            for of_one in (reference, predictions.probabilities)
         )
     )
 
 
+def resample_predictions(
+    predictions: Predictions, probabilities: np.ndarray, resamples: int, seed: int
+) -> BootstrapSamples:
+    """Metrics of probabilities, float [n, k], of the images of some predictions, and on resamples of their groups."""
+    groups = predictions.slices.get("group")
+    return bootstrap_samples(predictions.targets, probabilities, predictions.weights, resamples, seed, groups)
+
+
 def _compare_samples(samples: dict[str, BootstrapSamples]) -> TaskComparison:
-    metrics = {
-        name: {
-            key: estimate(value, of_run.resampled[key]) for key, value in of_run.values.items() if isinstance(key, str)
-        }
-        for name, of_run in samples.items()
-    }
+    metrics = {name: overall_metrics(list_estimates(of_run)) for name, of_run in samples.items()}
     first, *others = samples
     return TaskComparison(metrics, {name: _differences(samples[first], samples[name]) for name in others})
 
@@ -132,11 +136,21 @@ def _differences(reference: BootstrapSamples, other: BootstrapSamples) -> dict[s
     found = {}
     for key, value in reference.values.items():
         if isinstance(key, str):
-            between = estimate(other.values[key] - value, other.resampled[key] - reference.resampled[key])
+            resampled = other.resampled[key] - reference.resampled[key]
+            support, units = reference.support[key], reference.units
+            between = make_difference(key, other.values[key] - value, resampled, support, units)
             unclear = not (between.low > 0 or between.high < 0)
             better = None if unclear else (between.low > 0) != (key in LOWER_IS_BETTER)
             found[key] = PairedDifference(**vars(between), better=better)
     return found
+
+
+def _share_groups(predictions: Sequence[Predictions]) -> list[Predictions]:
+    """Predictions of the same images, all with the groups of the first that has some, so that resamples agree."""
+    grouped = [one.slices["group"] for one in predictions if (one.slices.get("group", np.empty(0)) != "").any()]
+    if not grouped:
+        return list(predictions)
+    return [replace(one, slices={**one.slices, "group": grouped[0]}) for one in predictions]
 
 
 def _check_tasks(runs: Sequence[Run], predictions: Sequence[Sequence[Predictions]]) -> None:

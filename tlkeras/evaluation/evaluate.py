@@ -13,7 +13,8 @@ import numpy as np
 from tlkeras.config.recipe import bootstrap_options
 from tlkeras.errors import ResourceError
 from tlkeras.evaluation.calibration import CalibrationResult, evaluate_calibration
-from tlkeras.evaluation.metrics import Estimate, MetricKey, bootstrap_metrics, count_ranked, overall_metrics
+from tlkeras.evaluation.intervals import Estimate, Units, find_units
+from tlkeras.evaluation.metrics import MetricKey, bootstrap_metrics, count_ranked, overall_metrics
 from tlkeras.results import Result, to_plain
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import (
@@ -28,9 +29,8 @@ from tlkeras.runs.predictions import (
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("task", "scope", "name", "metric", "examples", "value", "low", "high", "majority", "linear_probe")
+COLUMNS = ("task", "scope", "name", "metric", "examples", "value", "low", "high", "majority", "linear_probe", "reason")
 MOST_SLICES = 50
-_SLICE_RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -203,10 +203,13 @@ def evaluate_predictions(
     check_finite(predictions)
     task, targets, weights = predictions.task, predictions.targets, predictions.weights
 
-    def measure(probabilities: np.ndarray, resamples: int = resamples) -> dict[str, Estimate]:
-        return overall_metrics(bootstrap_metrics(targets, probabilities, weights, resamples, seed))
+    groups = predictions.slices.get("group")
 
-    estimates = bootstrap_metrics(targets, predictions.probabilities, weights, resamples, seed)
+    def measure(probabilities: np.ndarray, resamples: int = resamples) -> dict[str, Estimate]:
+        return overall_metrics(bootstrap_metrics(targets, probabilities, weights, resamples, seed, groups))
+
+    estimates = bootstrap_metrics(targets, predictions.probabilities, weights, resamples, seed, groups)
+    units = find_units(weights, groups)
     slices = {name: values for name, values in predictions.slices.items() if len(np.unique(values)) > 1}
     return TaskEvaluation(
         task=task.name,
@@ -214,13 +217,13 @@ def evaluate_predictions(
         classes=list(task.class_names),
         images=len(targets),
         weighted=bool(np.ptp(weights) > 0),
-        interval=_explain_interval(predictions.probabilities.size, resamples),
+        interval=_explain_interval(units, predictions.probabilities.size, resamples),
         metrics=overall_metrics(estimates),
         baseline=measure(np.tile(predictions.prior, (len(targets), 1)), 0),
         probe=None if probe is None else measure(probe),
         labels=_group_by_label(estimates, predictions) if task.has_classes else {},
-        slices={name: _evaluate_slices(predictions, values, seed) for name, values in slices.items()},
-        calibration=evaluate_calibration(predictions, validation) if task.has_classes else None,
+        slices={name: _evaluate_slices(predictions, values, resamples, seed) for name, values in slices.items()},
+        calibration=evaluate_calibration(predictions, validation, resamples, seed) if task.has_classes else None,
         late_fusion={rule: measure(predicted) for rule, predicted in (late_fusion or {}).items()},
     )
 
@@ -231,27 +234,36 @@ def list_rows(tasks: Mapping[str, TaskEvaluation]) -> Iterator[tuple]:
         for metric, estimate in result.metrics.items():
             references = [(of or {}).get(metric) for of in (result.baseline, result.probe)]
             cells = [reference and reference.to_dict()["value"] for reference in references]
-            yield task, "all", "", metric, result.images, *estimate.to_dict().values(), *cells
+            yield task, "all", "", metric, result.images, *_list_cells(estimate), *cells, estimate.reason
         subsets = [("late fusion", rule, SubsetMetrics(result.images, of)) for rule, of in result.late_fusion.items()]
         subsets += [("class", label, of_label) for label, of_label in result.labels.items()]
         subsets += [(name, value, of) for name, values in result.slices.items() for value, of in values.items()]
         for scope, name, subset in subsets:
             for metric, estimate in subset.metrics.items():
-                yield task, scope, name, metric, subset.examples, *estimate.to_dict().values(), None, None
+                yield task, scope, name, metric, subset.examples, *_list_cells(estimate), None, None, estimate.reason
         if result.calibration:
-            for metric in ("adaptive_ece", "ece"):
-                yield task, "all", "", metric, result.images, getattr(result.calibration, metric), *[None] * 4
+            measured = result.calibration.interval
+            yield task, "all", "", "adaptive_ece", result.images, *_list_cells(measured), None, None, measured.reason
+            yield task, "all", "", "ece", result.images, result.calibration.ece, *[None] * 5
 
 
-def _explain_interval(cells: int, resamples: int) -> str:
+def _list_cells(estimate: Estimate) -> list[float | None]:
+    """Value and interval; None where they are undefined."""
+    return [estimate.to_dict()[name] for name in ("value", "low", "high")]
+
+
+def _explain_interval(units: Units, cells: int, resamples: int) -> str:
+    of = "images" if units.noun == "images" else f"{units.count:,} groups of images, each as a whole"
+    text = f"95 %, Bayesian bootstrap, {resamples:,} resamples of {of}"
     ranked = count_ranked(cells, resamples)
-    text = f"95 % bootstrap, {resamples} resamples"
     if ranked == resamples:
         return text
     return f"{text}; of ROC AUC and average precision {ranked or 'none'}, as so many images and classes take long"
 
 
-def _evaluate_slices(predictions: Predictions, values: np.ndarray, seed: int) -> dict[str, SubsetMetrics]:
+def _evaluate_slices(
+    predictions: Predictions, values: np.ndarray, resamples: int, seed: int
+) -> dict[str, SubsetMetrics]:
     """Metrics by value, the most frequent values first, `MOST_SLICES` at most."""
     names, counts = np.unique(values, return_counts=True)
     order = np.lexsort((names, -counts))[:MOST_SLICES]
@@ -259,7 +271,9 @@ def _evaluate_slices(predictions: Predictions, values: np.ndarray, seed: int) ->
     for name, count in zip(names[order].tolist(), counts[order].tolist(), strict=True):
         part = take(predictions, values == name)
         if part.weights.any():
-            estimates = bootstrap_metrics(part.targets, part.probabilities, part.weights, _SLICE_RESAMPLES, seed)
+            estimates = bootstrap_metrics(
+                part.targets, part.probabilities, part.weights, resamples, seed, part.slices.get("group")
+            )
             slices[name] = SubsetMetrics(count, overall_metrics(estimates))
     return slices
 

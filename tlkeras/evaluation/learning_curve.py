@@ -50,7 +50,7 @@ def learning_curve(
     resamples: int = 1000,
     seed: int = 0,
 ) -> LearningCurveResult:
-    """Learning curve of heads that are fitted on nested draws of the training images.
+    """Learning curve of heads that are fitted on nested draws of the training images, whole groups if they have some.
 
     Args:
         make_head: Makes an unfitted head.
@@ -62,15 +62,18 @@ def learning_curve(
         seed: Of the draws.
     """
     y = train.targets[held_out.task.name]
+    groups = np.where(train.groups == "", np.char.add("image ", np.arange(len(y)).astype(str)), train.groups)
+    grouped = bool((train.groups != "").any())
     draws = [(share, repeat) for share in SHARES for repeat in range(repeats if share < 1 else 1)]
     sizes: dict[float, int] = {}
     accuracies: dict[float, list[float]] = {}
     first: dict[float, np.ndarray] = {}
     with progress_bar("Learning curve", len(draws), "fits") as advance:
         for share, repeat in draws:
-            rows = _draw(y, share, seed + repeat)
+            rows = _draw(y, groups, share, seed + repeat)
             sizes[share] = len(rows)
-            predicted = _fit_and_predict(make_head(), train.X[rows], y[rows], train.weights[rows], X, held_out)
+            of_draw = train.take(rows)
+            predicted = _fit_and_predict(make_head(), of_draw, groups[rows] if grouped else None, X, held_out)
             if predicted is not None:
                 accuracies.setdefault(share, []).append(_accuracy(held_out, predicted))
                 if share in (0.5, 1.0):
@@ -91,25 +94,25 @@ def learning_curve(
 
 
 def _fit_and_predict(
-    head: Head, X: np.ndarray, y: np.ndarray, weights: np.ndarray, held_out_X: np.ndarray, held_out: Predictions
+    head: Head, train: FeatureSplit, groups: np.ndarray | None, X: np.ndarray, held_out: Predictions
 ) -> np.ndarray | None:
-    """Probabilities of the held-out images, float64 [m, k]; None where the rows lack a class."""
+    """Probabilities of the held-out images, float64 [m, k]; None where the training images lack a class."""
     try:
-        head.fit(X, y, weights)
+        head.fit(train.X, train.targets[held_out.task.name], train.weights, groups=groups)
     except ValueError:
         return None
     predicted = np.zeros(held_out.probabilities.shape)
-    predicted[:, head.classes_] = head.predict_proba(held_out_X)
+    predicted[:, head.classes_] = head.predict_proba(X)
     return predicted
 
 
-def _draw(y: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Rows of a stratified draw, int64 [m]; larger shares contain smaller ones."""
+def _draw(y: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Rows of a stratified draw of whole groups, int64 [m]; larger shares contain smaller ones."""
     if share >= 1:
         return np.arange(len(y))
     parts = 20
     strata = infer_link(y).group_rows(y)
-    dealt = group_kfold(strata, np.arange(len(y)), min(parts, len(y)), seed)
+    dealt = group_kfold(strata, groups, min(parts, len(np.unique(groups))), seed)
     return np.flatnonzero(dealt < round(share * parts))
 
 

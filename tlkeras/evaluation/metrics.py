@@ -1,4 +1,4 @@
-"""Weighted classification metrics and their bootstrap intervals.
+"""Weighted classification metrics and their bootstrap intervals, which `intervals` makes.
 
 Every metric is written for a stack of weightings (b, n) at once: a bootstrap resample is nothing but another
 weighting of the same examples, so the point estimate and its interval come from one piece of code.
@@ -6,18 +6,27 @@ weighting of the same examples, so the point estimate and its interval come from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from tlkeras.errors import DataError
+from tlkeras.evaluation.intervals import (
+    Estimate,
+    Support,
+    Units,
+    count_units,
+    draw_weights,
+    find_units,
+    make_interval,
+    support_all,
+    support_classes,
+)
 from tlkeras.evaluation.multilabel_metrics import compute_multilabel
 from tlkeras.evaluation.ranking_metrics import compute_ranking
 from tlkeras.evaluation.regression_metrics import compute_regression
-from tlkeras.results import Result
 
 MetricKey = str | tuple[int, str]
 """The name of a metric over all classes, or the index of a class or label and the name."""
@@ -25,34 +34,17 @@ MetricKey = str | tuple[int, str]
 RANKED = ("roc_auc", "average_precision", "mean_average_precision", "micro_roc_auc", "micro_average_precision")
 """Metrics that sort scores, which takes time with many examples and classes."""
 
-_CELLS = 4_000_000  # weights held in memory at a time
 _MOST_RANKED = 200_000_000  # scores sorted into place over all resamples: about ten seconds
-_LEAST_RESAMPLES = 100  # of fewer, percentiles at 2.5 % mean little
-
-
-@dataclass(frozen=True)
-class Estimate(Result):
-    """A value and its 95 % bootstrap interval, each NaN where it is undefined."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The attributes by name; None for NaN, which JSON does not have."""
-        return {name: value if value is None or np.isfinite(value) else None for name, value in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, float | None]) -> Estimate:
-        """An estimate from what `to_dict` gave."""
-        return cls(**{name: np.nan if value is None else value for name, value in values.items()})
+_LEAST_RESAMPLES = 100  # fewer do not tell the spread
 
 
 class BootstrapSamples(NamedTuple):
-    """Metrics on all examples, and on each of b resamples of them, float (b,)."""
+    """Metrics on all examples, on each of b resamples of them, float (b,), and what their intervals rest on."""
 
     values: dict[MetricKey, float]
     resampled: dict[MetricKey, np.ndarray]
+    support: dict[MetricKey, Support]
+    units: Units
 
 
 def bootstrap_metrics(
@@ -61,32 +53,41 @@ def bootstrap_metrics(
     weights: np.ndarray | None = None,
     resamples: int = 2000,
     seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> dict[MetricKey, Estimate]:
-    """Metrics with percentile intervals of a bootstrap over examples.
+    """Metrics with 95 % intervals of a bootstrap over examples, or over groups of them.
 
     Args:
         targets: Class index of each example, shape (n,), or 1 for each label that it has and 0 else, shape (n, k); or
             numbers, floating, shape (n,).
         probabilities: Shape (n, k), rows summing to 1 unless there are several labels; or numbers, shape (n, 1).
         weights: Weight of each example, shape (n,), or None.
-        resamples: Bootstrap resamples; 0 leaves the interval at the value. Metrics of `RANKED` get as many of them as
-            `count_ranked` says; where that is none, their interval is NaN.
+        resamples: Bootstrap resamples; 0 for no intervals. Metrics of `RANKED` get as many of them as `count_ranked`
+            says; where that is none, they have no interval.
         seed: Seed of the resampling; the same seed and n give the same resamples, so two models are comparable.
+        groups: Group of each example, str (n,), "" for none; resampled as a whole.
 
     Raises:
         DataError: There are no examples, or a probability is not finite.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
     """
-    samples = bootstrap_samples(targets, probabilities, weights, resamples, seed)
+    return list_estimates(bootstrap_samples(targets, probabilities, weights, resamples, seed, groups))
+
+
+def list_estimates(samples: BootstrapSamples) -> dict[MetricKey, Estimate]:
+    """Each metric with its interval."""
     return {
-        key: estimate(value, samples.resampled[key], undefined=np.nan if resamples and _is_ranked(key) else value)
+        key: make_interval(_name(key), value, samples.resampled[key], samples.support[key], samples.units)
         for key, value in samples.values.items()
     }
 
 
 def bootstrap_samples(
-    targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None, resamples: int, seed: int
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    weights: np.ndarray | None,
+    resamples: int,
+    seed: int,
+    groups: np.ndarray | None = None,
 ) -> BootstrapSamples:
     """Metrics on all examples and on bootstrap resamples; arguments and errors as in `bootstrap_metrics`."""
     if len(targets) == 0:
@@ -99,23 +100,54 @@ def bootstrap_samples(
         compute_regression if targets.dtype.kind == "f" else compute if targets.ndim == 1 else compute_multilabel
     )
     values = {name: float(value[0]) for name, value in compute_all(targets, probabilities, weights[None]).items()}
+    units = find_units(weights, groups)
+    support = find_support(targets, probabilities.shape[1], weights, units, values)
+    resamples = 0 if support_all(units).reason else resamples
     ranked, parts, done = count_ranked(probabilities.size, resamples), [], 0
-    for counts in resample(len(targets), resamples, seed, targets.size):
-        parts.append(compute_all(targets, probabilities, counts * weights, ranked=done < ranked))
-        done += len(counts)
+    if resamples and not ranked:
+        sorting = Support(0.0, "so many images and classes take too long to sort in each resample")
+        support |= {key: sorting for key in support if _is_ranked(key) and not support[key].reason}
+    for drawn in draw_weights(units, resamples, seed, targets.size):
+        parts.append(compute_all(targets, probabilities, drawn * weights, ranked=done < ranked))
+        done += len(drawn)
     joined = {name: np.concatenate([np.empty(0), *(part[name] for part in parts if name in part)]) for name in values}
-    return BootstrapSamples(
-        values, {key: drawn[:ranked] if _is_ranked(key) else drawn for key, drawn in joined.items()}
-    )
+    resampled = {key: drawn[:ranked] if _is_ranked(key) else drawn for key, drawn in joined.items()}
+    return BootstrapSamples(values, resampled, support, units)
 
 
-def estimate(value: float, resampled: np.ndarray, undefined: float = np.nan) -> Estimate:
-    """A value with the 2.5 and 97.5 % percentiles of its finite resamples; `undefined` for both if there are none."""
-    resampled = resampled[np.isfinite(resampled)]
-    if not len(resampled):
-        return Estimate(value, undefined, undefined)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
+def find_support(
+    targets: np.ndarray, classes: int, weights: np.ndarray, units: Units, keys: Iterable[MetricKey]
+) -> dict[MetricKey, Support]:
+    """What the interval of each metric rests on.
+
+    A metric of all images rests on the number of units, one that joins classes on the number that holds each of them,
+    and a ROC AUC also on those that lack it.
+
+    Args:
+        targets: As in `bootstrap_metrics`.
+        classes: Number of classes or labels.
+        weights: Weight of each example, shape (n,).
+        units: Of the examples.
+        keys: The metrics.
+    """
+    if targets.dtype.kind == "f":
+        return {key: support_all(units, _name(key)) for key in keys}
+    members = targets > 0 if targets.ndim == 2 else targets[:, None] == np.arange(classes)
+    own, rest = (count_units(units, of_each * weights[:, None]) for of_each in (members, ~members))
+    joined = support_classes(units, own)
+    both = joined if targets.ndim == 1 else support_classes(units, np.concatenate([own, rest]))
+    of_second = support_classes(units, own[1:]) if targets.ndim == 1 and classes == 2 else joined
+    by_name = dict.fromkeys(("balanced_accuracy", "macro_f1", "mean_average_precision"), joined)
+    by_name |= {"roc_auc": both, "average_precision": of_second}
+    found: dict[MetricKey, Support] = {}
+    for key in keys:
+        if isinstance(key, str):
+            found[key] = by_name.get(key) or support_all(units, key)
+        else:
+            index, name = key
+            pair = own[[index]] if name != "roc_auc" else np.array([own[index], rest[index]])
+            found[key] = support_classes(units, pair)
+    return found
 
 
 def count_ranked(cells: int, resamples: int) -> int:
@@ -166,23 +198,17 @@ def compute(
     return whole | {(index, name): values[:, index] for index in range(classes) for name, values in single.items()}
 
 
-def resample(count: int, resamples: int, seed: int, cells: int) -> Iterator[np.ndarray]:
-    """Counts of each example in each resample, in stacks (b, n) that bound the memory: `cells` are needed for each."""
-    random = np.random.default_rng(seed)
-    step = max(1, _CELLS // cells)
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        drawn = random.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
-        yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
-
-
 def overall_metrics(estimates: dict[MetricKey, Estimate]) -> dict[str, Estimate]:
     """The metrics over all classes, by name."""
     return {key: found for key, found in estimates.items() if isinstance(key, str)}
 
 
+def _name(key: MetricKey) -> str:
+    return key if isinstance(key, str) else key[1]
+
+
 def _is_ranked(key: MetricKey) -> bool:
-    return (key if isinstance(key, str) else key[1]) in RANKED
+    return _name(key) in RANKED
 
 
 def _sum_by_class(weights: np.ndarray, codes: np.ndarray, classes: int) -> np.ndarray:

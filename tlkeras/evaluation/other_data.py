@@ -16,7 +16,7 @@ from tlkeras.data.inspection import validate_images
 from tlkeras.data.tables import Dataset
 from tlkeras.errors import RunError
 from tlkeras.evaluation.evaluate import COLUMNS, Evaluation, evaluate_predictions, list_rows
-from tlkeras.evaluation.metrics import Estimate
+from tlkeras.evaluation.intervals import Estimate
 from tlkeras.evaluation.run_data import read_csv
 from tlkeras.features.extraction import extract_activations
 from tlkeras.heads.heads import order_outputs

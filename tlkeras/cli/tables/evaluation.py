@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
 from tlkeras.cli.tables.style import format_number, make_table, open_console
-from tlkeras.evaluation.metric_names import METRIC_NAMES
+from tlkeras.evaluation.metric_names import METRIC_NAMES, explain_missing
 
 if TYPE_CHECKING:
     from tlkeras.evaluation.comparison import ComparisonResult, PairedDifference
-    from tlkeras.evaluation.metrics import Estimate
+    from tlkeras.evaluation.intervals import Estimate
     from tlkeras.evaluation.report.report import ReportResult
 
 _VERDICTS = {True: "[green]better[/green]", False: "[red]worse[/red]", None: ""}
@@ -26,6 +27,8 @@ def print_comparison(result: ComparisonResult) -> None:
         console.print(_metrics_table(task, compared.metrics))
         for name, differences in compared.differences.items():
             console.print(_differences_table(f"{name} against {result.runs[0].name}", differences))
+            for sentence in explain_missing(differences):
+                console.print(sentence)
     console.print("Differences are paired: both runs on each of the same resamples of images; 95 % intervals.")
     for note in result.notes:
         console.print(f"[yellow]{escape(note)}[/yellow]")
@@ -59,6 +62,7 @@ def _differences_table(title: str, differences: dict[str, PairedDifference]) -> 
     table = make_table(title, [("", "left"), ("difference", "right"), ("95 % interval", "right"), ("", "left")])
     for metric, difference in differences.items():
         interval = f"{format_number(difference.low, '+')} to {format_number(difference.high, '+')}"
+        interval = "-" if math.isnan(difference.low) else interval
         verdict = _VERDICTS[difference.better]
         table.add_row(METRIC_NAMES[metric], format_number(difference.value, "+"), interval, verdict)
     return table

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.markup import escape
 
 from tlkeras.cli.tables.style import left, open_console, print_table, right
@@ -18,7 +20,7 @@ def print_export(result: ExportResult) -> None:
             f"{row.difference:.1e}",
             f"{row.agreement:.1%}",
             f"{row.accuracy.value:.4f}",
-            f"{row.accuracy.low:.4f} to {row.accuracy.high:.4f}",
+            "-" if math.isnan(row.accuracy.low) else f"{row.accuracy.low:.4f} to {row.accuracy.high:.4f}",
             f"{row.megabytes:,.2f}",
             f"{row.milliseconds:,.1f}",
         )

@@ -11,12 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from tlkeras.cli.tables.style import MOST_ROWS, format_number, issues_table, make_table, open_console
-from tlkeras.evaluation.metric_names import METRIC_NAMES
+from tlkeras.evaluation.metric_names import METRIC_NAMES, explain_missing
 from tlkeras.inference.results import ClassProbability, PredictionFileResult, PredictionResult
 
 if TYPE_CHECKING:
     from tlkeras.evaluation.evaluate import EvaluationResult, SubsetMetrics, TaskEvaluation
-    from tlkeras.evaluation.metrics import Estimate
+    from tlkeras.evaluation.intervals import Estimate
     from tlkeras.evaluation.other_data import ExternalEvaluationResult
 
 _WITH_INTERVALS = ("f1", "roc_auc", "average_precision")
@@ -94,6 +94,10 @@ def _print_task(task: TaskEvaluation, name: str, images: str) -> None:
         value = f"[bold]{format_number(estimate.value)}[/bold]"
         table.add_row(METRIC_NAMES[metric], value, _format_interval(estimate), *baselines)
     console.print(table)
+    for sentence in explain_missing(task.metrics):
+        console.print(escape(sentence))
+    if "groups" in task.interval:
+        console.print(f"Intervals: {task.interval}.")
     if task.labels:
         console.print(_labels_table(task.labels, "label" if task.kind == "multilabel" else "class"))
     for column, values in task.slices.items():
@@ -101,11 +105,20 @@ def _print_task(task: TaskEvaluation, name: str, images: str) -> None:
     if task.calibration:
         scaled = [f"{of.adaptive_ece:.4f} with {name} scaling" for name, of in task.calibration.scalings.items()]
         text = f"Adaptive calibration error {task.calibration.adaptive_ece:.4f}"
+        if not math.isnan(task.calibration.interval.low):
+            text += f" ({_format_interval(task.calibration.interval)})"
         console.print(f"{text}; {', '.join(scaled)}." if scaled else f"{text}.")
 
 
 def _format_interval(estimate: Estimate) -> str:
-    return f"{format_number(estimate.low)} to {format_number(estimate.high)}"
+    """The interval of a metric; a dash where there is none."""
+    return "-" if math.isnan(estimate.low) else f"{format_number(estimate.low)} to {format_number(estimate.high)}"
+
+
+def _format_estimate(estimate: Estimate, value: str = "{}") -> str:
+    """A metric, and its interval where there is one."""
+    text = value.format(format_number(estimate.value))
+    return text if math.isnan(estimate.low) else f"{text} ({_format_interval(estimate)})"
 
 
 def print_predictions(result: PredictionResult) -> None:
@@ -172,9 +185,7 @@ def _labels_table(labels: dict[str, SubsetMetrics], noun: str) -> Table:
     table = make_table(f"Each {noun}, with 95 % intervals", columns)
     for name in labels if len(labels) <= MOST_ROWS else worst:
         metrics = labels[name].metrics
-        cells = [
-            f"[bold]{format_number(metrics[m].value)}[/bold] ({_format_interval(metrics[m])})" for m in _WITH_INTERVALS
-        ]
+        cells = [_format_estimate(metrics[m], "[bold]{}[/bold]") for m in _WITH_INTERVALS]
         single = [format_number(metrics[m].value) for m in ("precision", "recall")]
         table.add_row(escape(name), f"{labels[name].examples:,}", *single, *cells)
     if len(worst) < len(labels):
@@ -190,6 +201,6 @@ def _slices_table(name: str, values: dict[str, SubsetMetrics]) -> Table:
     table = make_table(f"By {name}", columns)
     for value, subset in list(values.items())[:MOST_ROWS]:
         estimates = [subset.metrics[metric] for metric in metrics]
-        cells = [f"{format_number(one.value)} ({_format_interval(one)})" for one in estimates]
+        cells = [_format_estimate(one) for one in estimates]
         table.add_row(escape(value) or "-", f"{subset.examples:,}", *cells)
     return table

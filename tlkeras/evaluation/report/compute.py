@@ -234,7 +234,9 @@ class _Computation:
         in_training = unseen is not None and unseen_split == "training"
         report = ClassificationReport(
             gain_over_probe=self._compare_with_linear_probe(predictions),
-            calibration=evaluate_calibration(predictions, unseen),
+            calibration=evaluate_calibration(
+                predictions, unseen, self.bootstrap.bootstrap_samples, self.bootstrap.seed
+            ),
             unseen=unseen_split,
             top_losses=errors.top_losses(predictions, self.options.images or _DEFAULT_MISTAKES),
             label_issues=errors.label_issues(predictions),
@@ -268,10 +270,11 @@ class _Computation:
             return None
         options, manifest = self.bootstrap, self.data.run.manifest
         differences = compare_probabilities(predictions, probe, resamples=options.bootstrap_samples, seed=options.seed)
-        tuned = manifest.get("finetuning", {})
+        tuned, head = manifest.get("finetuning", {}), manifest.get("head", {})
+        fitted = f"adaptation by {head['method']}" if head.get("method") else f"a {head.get('kind')} head"
         minutes = sum(manifest.get("phases", {}).get(phase, 0.0) for phase in _EXTRA_PHASES) / 60
         gain = GainOverProbe(
-            method="fine-tuning" if tuned else f"a {manifest.get('head', {}).get('kind')} head",
+            method="fine-tuning" if tuned else fitted,
             differences=differences,
             minutes=minutes if tuned else None,
             parameters=tuned.get("trained_parameters"),
@@ -386,6 +389,7 @@ class _Computation:
             test.X[known],
             take(predictions, order),
             resamples=self.bootstrap.bootstrap_samples,
+            seed=self.bootstrap.seed,
         )
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from tlkeras.evaluation.comparison import ComparisonResult
 from tlkeras.evaluation.evaluate import SubsetMetrics, TaskEvaluation
-from tlkeras.evaluation.metric_names import METRIC_NAMES
+from tlkeras.evaluation.metric_names import METRIC_NAMES, explain_missing
 from tlkeras.evaluation.report import charts, summaries
 from tlkeras.evaluation.report.compute import ClassificationReport, Report, TaskReport
 from tlkeras.evaluation.report.images import embed_chart, embed_image, overlay
@@ -116,6 +116,9 @@ def _load_templates() -> Environment:
     )
     environment.filters |= {
         "number": summaries.format_number,
+        "interval": summaries.format_interval,
+        "signed_interval": summaries.format_signed_interval,
+        "explain_missing": explain_missing,
         "percent": summaries.format_percent,
         "signed": summaries.format_signed,
         "count": summaries.format_count,

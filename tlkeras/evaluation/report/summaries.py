@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tlkeras.evaluation.calibration import CalibrationResult
 from tlkeras.evaluation.evaluate import TaskEvaluation
+from tlkeras.evaluation.intervals import Estimate
 from tlkeras.evaluation.learning_curve import LearningCurveResult
 from tlkeras.evaluation.metric_names import METRIC_NAMES
 from tlkeras.evaluation.report.compute import AttributionSanity, GainOverProbe
@@ -34,6 +35,18 @@ def format_signed(value: float) -> str:
 
 def _format_points(points: float) -> str:
     return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_interval(estimate: Estimate) -> str:
+    """The interval of a metric; a dash where there is none."""
+    return _UNDEFINED if math.isnan(estimate.low) else f"{estimate.low:.4f} to {estimate.high:.4f}"
+
+
+def format_signed_interval(difference: Estimate) -> str:
+    """The interval of a difference; a dash where there is none."""
+    if math.isnan(difference.low):
+        return _UNDEFINED
+    return f"{format_signed(difference.low)} to {format_signed(difference.high)}"
 
 
 def format_count(value: int | None) -> str:
@@ -73,7 +86,8 @@ def summarize_gain_over_probe(gain: GainOverProbe) -> str:
     name, difference = METRIC_NAMES[gain.metric], gain.differences[gain.metric]
     points, method = 100 * difference.value, gain.method.capitalize()
     if math.isnan(difference.low):
-        return f"There are too few images to say whether {gain.method} is better than a linear head."
+        changed = f"{method} changed {name} by {_format_points(points)} points against a linear head"
+        return f"{changed}; whether that is more than chance cannot be said: {difference.reason}."
     span = f"{_format_points(100 * difference.low)} to {_format_points(100 * difference.high)}"
     text = {
         True: f"Yes: {method} gained {points:.1f} points of {name} over a linear head ({span}).",
