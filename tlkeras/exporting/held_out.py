@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tlkeras.config.recipe import load_recipe
+from tlkeras.config.recipe import bootstrap_options, load_recipe
+from tlkeras.config.schema.evaluation import EvaluationConfig
 from tlkeras.data.headers import InvalidImage, to_printable
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.tasks import Task, prefix_with_task
@@ -34,6 +36,8 @@ class HeldOut:
     targets: list[np.ndarray]
     weights: np.ndarray  # float [n]
     probabilities: list[np.ndarray]  # the run's own predictions, per task, float32 [n, k]
+    groups: np.ndarray  # of each image, str [n]; "" for none
+    bootstrap: EvaluationConfig  # of the run's own intervals
     note: str = ""  # why some images are missing; "" where none is
 
     def __len__(self) -> int:
@@ -47,14 +51,9 @@ class HeldOut:
 
     def first(self, count: int) -> tuple[list[bytes], np.ndarray]:
         """At most `count` images, as bytes and decoded, uint8 [n, size, size, 3]."""
-        encoded: list[bytes] = []
-        parts: list[np.ndarray] = []
-        for batch, images in self.batches():
-            encoded += batch
-            parts.append(images)
-            if len(encoded) >= count:
-                break
-        return encoded[:count], np.concatenate(parts)[:count]
+        batches = list(itertools.islice(self.batches(), -(-count // BATCH)))
+        encoded = [one for batch, _ in batches for one in batch]
+        return encoded[:count], np.concatenate([images for _, images in batches])[:count]
 
 
 def read_held_out(run: Run, tasks: list[Task], preprocessing: Preprocessing) -> HeldOut:
@@ -84,6 +83,8 @@ def read_held_out(run: Run, tasks: list[Task], preprocessing: Preprocessing) -> 
         [of_task[rows] for of_task in targets],
         stored["weights"][rows],
         [of_task[rows] for of_task in predictions],
+        stored["group"][rows] if "group" in stored else np.full(len(rows), ""),
+        bootstrap_options(run.require("recipe.yaml")),
         note,
     )
 
@@ -108,16 +109,10 @@ def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
     try:
         recipe = load_recipe(str(run.path / "recipe.yaml"))
         dataset = builders.read_dataset(builders.locate_source(recipe, run.manifest.get("cwd", "")))
-        found = {
-            to_printable(key): path for key, path in zip(dataset.keys.tolist(), dataset.paths.tolist(), strict=True)
-        }
+        found = dict(zip(map(to_printable, dataset.keys.tolist()), dataset.paths.tolist(), strict=True))
     except TlkerasError:
         return {}, "the source of the images is gone: compared on the samples stored in the run"
-    present = {
-        key: found[key]
-        for key in keys
-        if key in found and not isinstance(read_header_and_digest(found[key]), InvalidImage)
-    }
-    if len(present) < len(keys):
-        return present, f"{len(keys) - len(present):,} of {len(keys):,} held-out images are gone"
-    return present, ""
+    known = {key: found[key] for key in keys if key in found}
+    present = {key: path for key, path in known.items() if not isinstance(read_header_and_digest(path), InvalidImage)}
+    gone = len(keys) - len(present)
+    return present, f"{gone:,} of {len(keys):,} held-out images are gone" if gone else ""

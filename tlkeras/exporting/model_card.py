@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from tlkeras.config.recipe import load_recipe, recipe_to_yaml
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
+from tlkeras.evaluation.metric_names import explain_reasons
 from tlkeras.exporting.parity import REFERENCE, ParityResult
 from tlkeras.exporting.results import ExportReport
 from tlkeras.exporting.versions import CONFIG
@@ -130,17 +132,24 @@ def _tabulate_metrics(run: Run) -> str:
         lines = ["| | value | 95 % interval | majority baseline |", "|---|---|---|---|"]
         for name, metric in measured["metrics"].items():
             baseline = measured["baseline"][name]["value"]
-            lines.append(
-                f"| {name.replace('_', ' ')} | {_format(metric['value'])} | {_format(metric['low'])} to "
-                f"{_format(metric['high'])} | {_format(baseline)} |"
-            )
-        return "\n".join([*lines, "", f"On {measured['examples']['test']:,} held-out images; {measured['interval']}."])
+            interval = _format_interval(metric["low"], metric["high"])
+            cells = (name.replace("_", " "), _format(metric["value"]), interval, _format(baseline))
+            lines.append(f"| {' | '.join(cells)} |")
+        reasons = {name: metric.get("reason", "") for name, metric in measured["metrics"].items()}
+        missing = [line for sentence in explain_reasons(reasons) for line in ("", sentence)]
+        count = f"On {measured['examples']['test']:,} held-out images; {measured['interval']}."
+        return "\n".join([*lines, *missing, "", count])
     except (RunError, KeyError, TypeError):
         return "The run has not been evaluated. `tlkeras evaluate RUN` does it."
 
 
 def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _format_interval(low: float | None, high: float | None) -> str:
+    known = low is not None and high is not None and not math.isnan(low)
+    return f"{_format(low)} to {_format(high)}" if known else "-"
 
 
 def _tabulate_parity(rows: Sequence[ParityResult]) -> str:
@@ -152,7 +161,7 @@ def _tabulate_parity(rows: Sequence[ParityResult]) -> str:
         accuracy = row.accuracy
         lines.append(
             f"| {row.form} | {row.task} | {row.difference:.1e} | {row.agreement:.2%} | {accuracy.value:.4f} | "
-            f"{accuracy.low:.4f} to {accuracy.high:.4f} | {row.megabytes:.2f} | {row.milliseconds:.1f} |"
+            f"{_format_interval(accuracy.low, accuracy.high)} | {row.megabytes:.2f} | {row.milliseconds:.1f} |"
         )
     return "\n".join(lines)
 

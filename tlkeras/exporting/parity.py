@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from tlkeras.data.tasks import Task
-from tlkeras.evaluation.metrics import Estimate, bootstrap_metrics
+from tlkeras.evaluation.intervals import Estimate
+from tlkeras.evaluation.metrics import bootstrap_metrics
 from tlkeras.exporting.held_out import HeldOut
 from tlkeras.progress import progress_bar
 from tlkeras.results import Result
@@ -20,7 +21,6 @@ PredictFn = Callable[[list[bytes], np.ndarray], list[np.ndarray]]
 """From images, as bytes and as uint8 [n, size, size, 3], to the probabilities [n, k] of each task."""
 
 REFERENCE = "Keras model of the run"
-_RESAMPLES = 1000
 _TIMED_CALLS = 9
 
 
@@ -50,14 +50,7 @@ class ParityResult(Result):
 def compare_formats(
     models: Mapping[str, PredictFn], sizes: Mapping[str, float], held_out: HeldOut, tasks: Sequence[Task]
 ) -> tuple[list[ParityResult], dict[str, list[np.ndarray]]]:
-    """Predict all held-out images with every model and compare with the first.
-
-    Args:
-        sizes: Megabytes of each model.
-
-    Returns:
-        A row per model and task; the probabilities [n, k] of each task, by model.
-    """
+    """A row per model and task that compares with the first model; the probabilities [n, k] of each task, by model."""
     parts: dict[str, list[list[np.ndarray]]] = {name: [] for name in models}
     times: dict[str, list[float]] = {name: [] for name in models}
     with progress_bar("Comparing", len(held_out), "images") as advance:
@@ -70,28 +63,29 @@ def compare_formats(
         name: [np.concatenate(of_task) for of_task in zip(*batches, strict=True)] for name, batches in parts.items()
     }
     reference = predictions[next(iter(models))]
-    rows = [
-        ParityResult(
-            name,
-            task.name,
-            float(task.measure_difference(expected, predicted).max()),
-            float(task.same_decision(expected, predicted).mean()),
-            _measure_accuracy(task, targets, predicted, held_out.weights),
-            sizes[name],
-            statistics.median(times[name]) * 1e3,
-        )
-        for name, of_model in predictions.items()
-        for task, targets, expected, predicted in zip(tasks, held_out.targets, reference, of_model, strict=True)
-    ]
+    rows = []
+    for name, of_model in predictions.items():
+        milliseconds = statistics.median(times[name]) * 1e3
+        for task, targets, expected, found in zip(tasks, held_out.targets, reference, of_model, strict=True):
+            difference = float(task.measure_difference(expected, found).max())
+            agreement = float(task.same_decision(expected, found).mean())
+            accuracy = _measure_accuracy(task, targets, found, held_out)
+            rows.append(ParityResult(name, task.name, difference, agreement, accuracy, sizes[name], milliseconds))
     return rows, predictions
 
 
-def _measure_accuracy(task: Task, targets: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> Estimate:
-    """Accuracy, or R2 of a regression, on images whose target is known; NaN where none is."""
+def _measure_accuracy(task: Task, targets: np.ndarray, predictions: np.ndarray, held_out: HeldOut) -> Estimate:
+    """Accuracy, or R2 of a regression, on images whose target is known; NaN where none is.
+
+    Resampled as the run's metrics are, so that the same images have the same interval.
+    """
     known = task.is_labelled(targets)
     if not known.any():
         return Estimate(np.nan, np.nan, np.nan)
-    metrics = bootstrap_metrics(targets[known], predictions[known], weights[known], _RESAMPLES)
+    weights, groups, options = held_out.weights[known], held_out.groups[known], held_out.bootstrap
+    metrics = bootstrap_metrics(
+        targets[known], predictions[known], weights, options.bootstrap_samples, options.seed, groups
+    )
     return next(metrics[name] for name in ("accuracy", "exact_match", "r2") if name in metrics)
 
 
@@ -110,10 +104,7 @@ def list_failures(rows: Sequence[ParityResult], criteria: Mapping[str, Acceptanc
     """Sentences on the models that miss their acceptance criteria."""
     reference = {row.task: row for row in reversed(rows) if row.form == REFERENCE}
     problems = []
-    for row in rows:
-        limits = criteria.get(row.form)
-        if limits is None:
-            continue
+    for row, limits in ((row, criteria[row.form]) for row in rows if row.form in criteria):
         value, of = row.accuracy.value, f"{row.form}, {row.task!r}"
         drop = reference[row.task].accuracy.value - value
         if limits.tolerance is not None and not row.difference <= limits.tolerance:
