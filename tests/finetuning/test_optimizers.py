@@ -74,6 +74,29 @@ def test_with_all_multipliers_at_one_nothing_changes(kind, options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("frozen", ["left out", "at a multiplier of 0"])
+def test_a_variable_unfrozen_late_moves_as_under_a_new_optimizer(kind, frozen):
+    """Its moments begin at 0, so their bias is corrected by its own count, not that of the run."""
+    late, fresh = make_variables(), make_variables()
+    early = keras.Variable(np.ones((4,), "float32"), name="early")
+    optimizer, plain = scale_learning_rates(kind(learning_rate=0.01)), kind(learning_rate=0.01)
+    optimizer.build([early, *late])
+    plain.build(fresh)
+    before = [] if frozen == "left out" else late
+    optimizer.set_multipliers({variable.path: 0.0 for variable in before})
+    for seed in range(20):
+        optimizer.apply(draw_gradients([early, *before], seed), [early, *before])
+    assert all(np.array_equal(a, b) for a, b in zip(read(late), read(fresh), strict=True))
+    optimizer.set_multipliers({})
+    for seed in range(3):
+        gradients = draw_gradients(fresh, seed)
+        optimizer.apply([tf.ones(4), *gradients], [early, *late])
+        plain.apply(gradients, fresh)
+    for a, b in zip(read(late), read(fresh), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_at_zero_a_variable_and_its_slots_rest(kind):
     """After steps that gave it momentum, and with gradients that are not numbers."""
     options = {"momentum": 0.9} if kind is keras.optimizers.SGD else {}

@@ -30,14 +30,24 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
     under Adam. Decoupled weight decay is scaled alike. With every multiplier at 1 the numbers are those of the plain
     optimizer, bit for bit; at 0 the variable and its slots stay as they are, whatever the gradient.
 
-    The multipliers are one variable of the optimizer, float32 [variables it is built on]: they change without a new
-    trace and are saved with it. An optimizer that is built on all variables can be applied to any part of them.
+    The bias of moments that began at 0 is corrected by how often their own variable was moved, as in PyTorch: Keras
+    corrects by the steps of the run, and the first ones of a variable unfrozen late would be up to six times too long.
+
+    Multipliers and counts are variables of the optimizer, float32 [variables it is built on]: they change without a
+    new trace and are saved with it. An optimizer built on all variables can be applied to any part of them.
     """
 
     _multipliers: Any = None  # a variable, once built
+    _counts: Any = None  # a variable, once built: how often each variable was moved
     _given: Mapping[str, float] = {}
-    _present: Any = None  # within a step: by index, the multipliers of the variables that it updates
+    _present: Any = None  # within a step: by index, multipliers and counts of the variables that it updates
     _factor: Any = None  # while one variable is updated: its multiplier
+    _count: Any = None  # while one variable is updated: its count
+
+    @property
+    def iterations(self) -> Any:
+        """The steps taken; while one variable is updated, those that moved it."""
+        return super().iterations if self._count is None else self._count
 
     def set_multipliers(self, multipliers: Mapping[str, float]) -> None:
         """Replace all multipliers, at once or when the optimizer is built.
@@ -61,6 +71,12 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
         else:
             self._multipliers.assign(values)
 
+    def add_counts(self, steps: int) -> None:
+        """Create the counts: `steps` for each variable, those that an optimizer took before it was scaled."""
+        count = keras.initializers.Constant(steps)
+        shape = [len(self._trainable_variables)]
+        self._counts = self.add_variable(shape, count, "float32", aggregation="only_first_replica", name="counts")
+
     def restart_averages(self) -> None:
         """Set the moving averages of the weights (`use_ema`) to the present weights.
 
@@ -75,6 +91,7 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(list(variables))
+        self.add_counts(0)
         self.set_multipliers(self._given)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -108,13 +125,26 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
         return optimizer
 
     def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
-        multipliers = tf.unstack(self._multipliers.value)  # one operation, where indexing would take three for each
+        # to unstack is one operation, where indexing would take three for each
+        multipliers, counts = tf.unstack(self._multipliers.value), tf.unstack(self._counts.value)
         indices = [self._get_variable_index(variable) for variable in trainable_variables]
-        self._present = {index: multipliers[index] for index in indices}
+        self._present = {index: (multipliers[index], counts[index]) for index in indices}
         try:
             super()._backend_apply_gradients(grads, trainable_variables)
         finally:
             self._present = None
+
+    def _backend_update_step(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
+    ) -> None:
+        moved = self._find_moved()
+        super()._backend_update_step(grads, trainable_variables, learning_rate)
+        self._counts.assign_add(moved)
+
+    def _find_moved(self) -> Any:
+        """1 for each variable that this step moves, 0 for the others: float32 [variables]."""
+        present = np.array([index in self._present for index in range(self._counts.shape[0])], "float32")
+        return tf.sign(self._multipliers.value) * present
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         for variable in variables:
@@ -127,11 +157,11 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
 
     @contextmanager
     def _scaled_for(self, variable: Any) -> Iterator[Any]:
-        self._factor = self._present[self._get_variable_index(variable)]
+        self._factor, self._count = self._present[self._get_variable_index(variable)]
         try:
             yield self._factor
         finally:
-            self._factor = None
+            self._factor = self._count = None
 
     def _cancel_at_zero(self, value: Any) -> Any:
         """The value, or 0 at a multiplier of 0; a branch per variable would double the time of tracing."""
@@ -146,6 +176,45 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
             if self._present is None or index in self._present:
                 average = self._model_variables_moving_average[index]
                 self.assign(variable, ops.where(self._multipliers[index] > 0, average, variable))
+
+
+class ScaledNadam(ScaledOptimizer):
+    """The part of a scaled Nadam that keeps the product of its momenta for each variable, where Keras keeps one."""
+
+    _products: Any = None  # a variable, once built, float32 [variables]
+    _advanced: Any = None  # within a step: the products after it, by index
+
+    def add_counts(self, steps: int) -> None:
+        """Create the counts, and the products: that of Keras for each variable."""
+        super().add_counts(steps)
+        product = keras.initializers.Constant(float(self._u_product) if steps else 1.0)
+        self._products = self.add_variable(
+            self._counts.shape, product, "float32", aggregation="only_first_replica", name="products"
+        )
+
+    def _backend_update_step(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
+    ) -> None:
+        step = self._counts.value + 1.0
+        before = self._products.value
+        after = before * self.beta_1 * (1.0 - 0.5 * ops.power(0.96, step))
+        self._advanced, moved = tf.unstack(after), self._find_moved()
+        try:
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+        finally:
+            self._advanced = None
+        self._products.assign(tf.where(moved > 0, after, before))
+
+    @contextmanager
+    def _scaled_for(self, variable: Any) -> Iterator[Any]:
+        product = self._u_product
+        with super()._scaled_for(variable) as factor:
+            if self._advanced is not None:
+                self.__dict__["_u_product"] = self._advanced[self._get_variable_index(variable)]
+            try:
+                yield factor
+            finally:
+                self.__dict__["_u_product"] = product
 
 
 def scale_learning_rates(
@@ -169,6 +238,8 @@ def scale_learning_rates(
     if not isinstance(optimizer, ScaledOptimizer):
         kind: Any = type(optimizer)
         optimizer.__class__ = _add_scaling(kind)
+        if optimizer.built:
+            optimizer.add_counts(int(optimizer.iterations))
     optimizer.set_multipliers(multipliers or {})
     return optimizer
 
@@ -202,7 +273,8 @@ def build_on(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Va
 @functools.cache
 def _add_scaling(kind: type[keras.optimizers.Optimizer]) -> type[ScaledOptimizer]:
     """The class that is both; Keras can load it again by its name."""
-    scaled = type(f"Scaled{kind.__name__}", (ScaledOptimizer, kind), {"__doc__": kind.__doc__})
+    mixed_in = ScaledNadam if issubclass(kind, keras.optimizers.Nadam) else ScaledOptimizer
+    scaled = type(f"Scaled{kind.__name__}", (mixed_in, kind), {"__doc__": kind.__doc__})
     return keras.saving.register_keras_serializable("tlkeras")(scaled)
 
 
