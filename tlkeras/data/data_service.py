@@ -33,11 +33,9 @@ Arrival = tuple[int, np.ndarray] | None
 
 
 def check_data_service(address: str, paths: Sequence[str]) -> None:
-    """Check that a data service listens at the address and can read the images.
+    """Check that a data service listens at the address, and that no image is packed, which workers cannot read.
 
-    Raises:
-        DataError: The images are packed, which workers cannot read.
-        RunError: Nothing listens at the address.
+    A RunError or DataError says which is not so.
     """
     if any(map(parse_slice, paths)):
         raise DataError("A data service cannot read packed images.", None, "Leave training.data_service out.")
@@ -45,11 +43,8 @@ def check_data_service(address: str, paths: Sequence[str]) -> None:
     try:
         socket.create_connection((host, int(port)), _TIMEOUT).close()
     except (OSError, ValueError) as error:
-        raise RunError(
-            "No data service answers at this address.",
-            f"{address!r} ({error})",
-            "Start one with: tlkeras data-service",
-        ) from None
+        way_out = "Start one with: tlkeras data-service"
+        raise RunError("No data service answers at this address.", f"{address!r} ({error})", way_out) from None
 
 
 def make_data_service_dataset(
@@ -124,11 +119,8 @@ def _receive(request: Callable[[], tf.data.Dataset], address: str) -> Generator[
             if arrival is None:
                 return
             if isinstance(arrival, tf.errors.OpError):
-                raise RunError(
-                    "The data service ended before the training.",
-                    f"{address}: {arrival.message}",
-                    "Start it again, and resume with: tlkeras train --resume latest",
-                )
+                way_out = "Start it again, and resume with: tlkeras train --resume latest"
+                raise RunError("The data service ended before the training.", f"{address}: {arrival.message}", way_out)
             yield from zip(*(values.numpy() for values in arrival), strict=True)
     finally:
         stopped.set()  # a thread that waits for a dead worker remains: it cannot be cancelled
@@ -163,15 +155,9 @@ def _sort_by_index(
 def start_data_worker(join: str | None = None, host: str | None = None, port: int = PORT) -> tuple[str, list[Any]]:
     """Start a worker of a data service on this machine, and a dispatcher unless that at `join`, HOST:PORT, is.
 
-    Args:
-        host: Name by which other machines reach this one; its host name if not given.
-        port: Of the dispatcher; 0 for any free one. Workers use any free one.
-
-    Returns:
-        HOST:PORT of the dispatcher, and the servers, which end when they are garbage-collected.
-
-    Raises:
-        RunError: The port is in use, or nothing listens at the address to join.
+    Returns HOST:PORT of the dispatcher, and the servers, which end when they are garbage-collected. The host is the
+    name by which other machines reach this one; the port is that of the dispatcher, 0 for any free one. A RunError is
+    raised if the port is in use, or nothing listens at the address to join.
     """
     host, running = host or socket.gethostname(), []
     if join is None:
@@ -180,9 +166,8 @@ def start_data_worker(join: str | None = None, host: str | None = None, port: in
         try:
             dispatcher = service.DispatchServer(service.DispatcherConfig(port=port))
         except tf.errors.OpError as error:
-            raise RunError(
-                "The data service cannot use the port.", f"{port} ({error.message})", "Choose another with --port."
-            ) from None
+            rule, received = "The data service cannot use the port.", f"{port} ({error.message})"
+            raise RunError(rule, received, "Choose another with --port.") from None
         join = f"{host}:{dispatcher.target.rpartition(':')[2]}"
         running.append(dispatcher)
     else:

@@ -1,16 +1,13 @@
 """Bytes to uint8 RGB of one size: the one decoder, the same graph in training and inside an exported model.
 
-The rules:
-
-- The content decides, not the name: JPEG, PNG, GIF (first frame), BMP (8, 24, 32 bits), WebP (first frame).
-- Grey is repeated to RGB, palettes are looked up, 16 bits keep the high byte, CMYK is converted as libjpeg does.
-- Alpha is dropped, not composited: the colours stored under it appear (animated WebP: black where there is none).
-- The EXIF orientation of JPEGs is applied. Other formats are taken as they are stored.
-- Shrinking averages areas, so that fine patterns turn grey and do not alias. Large JPEGs are shrunk by 2, 4 or 8
-  within the inverse DCT first, which may shift them by less than a pixel of the result. Enlarging is bilinear.
+The content decides, not the name. Grey is repeated to RGB, palettes are looked up, 16 bits keep the high byte, CMYK is
+converted as libjpeg does, alpha is dropped, not composited. The EXIF orientation of JPEGs alone is applied. Shrinking
+averages areas; large JPEGs are shrunk by 2, 4 or 8 within the inverse DCT first. Enlarging is bilinear.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -132,10 +129,8 @@ def _decode_jpeg(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
     shape = tf.io.extract_jpeg_shape(encoded)[:2]
     side = tf.reduce_max(shape) if resize == "pad" else tf.reduce_min(shape)
     halvings = tf.reduce_sum(tf.cast(side >= tf.constant([2, 4, 8]) * size, tf.int32))
-    return tf.switch_case(
-        halvings,
-        [lambda ratio=ratio: tf.io.decode_jpeg(encoded, channels=3, ratio=ratio) for ratio in (1, 2, 4, 8)],
-    )
+    decoders = [partial(tf.io.decode_jpeg, encoded, channels=3, ratio=ratio) for ratio in (1, 2, 4, 8)]
+    return tf.switch_case(halvings, decoders)
 
 
 @_rare
@@ -177,16 +172,12 @@ def _decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
     pixels = tf.io.decode_bmp(encoded)
 
     def look_up() -> tf.Tensor:
-        start = 14 + _little_endian(encoded, 14)
+        start = 14 + tf.io.decode_raw(tf.strings.substr(encoded, 14, 4), tf.int32, little_endian=True)[0]
         table = tf.strings.substr(tf.strings.substr(encoded, start, 1024) + b"\0" * 1024, 0, 1024)
         colours = tf.reshape(tf.io.decode_raw(table, tf.uint8), [256, 4])[:, 2::-1]
         return tf.gather(colours, tf.cast(pixels[:, :, 0], tf.int32))
 
     return tf.cond(tf.shape(pixels)[2] == 1, look_up, lambda: pixels[:, :, :3])
-
-
-def _little_endian(encoded: tf.Tensor, at: int) -> tf.Tensor:
-    return tf.io.decode_raw(tf.strings.substr(encoded, at, 4), tf.int32, little_endian=True)[0]
 
 
 def _read_orientation(encoded: tf.Tensor) -> tf.Tensor:

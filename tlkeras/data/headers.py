@@ -2,70 +2,46 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from importlib import import_module
+from importlib.resources import files
 
 from tlkeras.data.sources.tfrecord_slices import find_file, find_size, parse_slice, read_bytes
 from tlkeras.errors import DataError
 
 SUPPORTED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
 EXTENSIONS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".png": "PNG",
-    ".apng": "PNG",
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    **dict.fromkeys((".png", ".apng"), "PNG"),
+    **dict.fromkeys((".bmp", ".dib"), "BMP"),
     ".gif": "GIF",
-    ".bmp": "BMP",
-    ".dib": "BMP",
     ".webp": "WebP",
 }
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 * 2**20
 
-_SIGNATURES = (
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (0, b"GIF8", "GIF"),
-    (8, b"WEBP", "WebP"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (0, b"II+\0", "TIFF"),
-    (4, b"ftypavif", "AVIF"),
-    (4, b"ftypavis", "AVIF"),
-    (4, b"ftyphei", "HEIC"),
-    (4, b"ftyphev", "HEIC"),
-    (4, b"ftypmif1", "HEIC"),
-    (4, b"ftyp", "video (MP4)"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (0, b"\0\0\1\0", "icon (ICO)"),
-    (0, b"8BPS", "Photoshop (PSD)"),
-    (128, b"DICM", "DICOM"),
-    (0, b"%PDF", "PDF"),
-    (0, b"PK\x03\x04", "ZIP archive"),
-    (0, b"\x1f\x8b", "gzip archive"),
-    (0, b"\x89HDF", "HDF5"),
-    (0, b"\x93NUMPY", "NumPy array"),
-)
+
+def _read_signatures() -> Iterator[tuple[int, bytes, str]]:
+    """Offset and first bytes of each format, the most special first."""
+    with (files("tlkeras.data") / "signatures.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            signature = row["signature"].encode().decode("unicode_escape").encode("latin-1")
+            yield int(row["offset"]), signature, row["format"]
+
+
+_SIGNATURES = tuple(_read_signatures())
 _OTHER_IMAGES = ("TIFF", "AVIF", "HEIC", "JPEG XL", "JPEG 2000", "icon (ICO)", "Photoshop (PSD)", "DICOM", "SVG")
 
 
 class ImageError(DataError):
-    """A file that cannot be read as an image.
+    """A file that cannot be read as an image, with the reason as half a sentence.
 
-    Attributes:
-        code: For programs: missing, forbidden, special-file, empty, oversized, not-an-image, unsupported,
-            too-many-pixels, damaged.
-        reason: For people, as half a sentence.
+    Codes are missing, forbidden, special-file, empty, oversized, not-an-image, unsupported, too-many-pixels, damaged.
     """
 
     def __init__(self, code: str, reason: str, path: str | None = None):
@@ -153,10 +129,8 @@ def detect_format(data: bytes) -> str:
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in start:
         return "SVG"
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "HTML"
-    if start.startswith(b"<?xml"):
-        return "XML"
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "XML" if start.startswith(b"<?xml") else "HTML"
     return "text" if start and _is_text(data[:512]) else "unknown content"
 
 
@@ -187,37 +161,24 @@ def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     pixels = header.width * header.height * header.frames
     if pixels > max_pixels:
         times = f" in {header.frames} frames" if header.frames > 1 else ""
-        raise ImageError(
-            "too-many-pixels", f"{header.width} x {header.height} pixels{times} are more than {max_pixels:,} in all"
-        )
+        reason = f"{header.width} x {header.height} pixels{times} are more than {max_pixels:,} in all"
+        raise ImageError("too-many-pixels", reason)
     return header
 
 
 def _read_header(data: bytes, kind: str) -> Header:
     if kind == "BMP":
         _check_bitmap(data)
+    name = kind if kind == "WebP" else kind.title()
     try:
-        image = _readers()[kind](io.BytesIO(data))
+        # The class itself: Image.open would warn about large images before `max_pixels` is checked.
+        image = getattr(import_module(f"PIL.{name}ImagePlugin"), f"{name}ImageFile")(io.BytesIO(data))
         # Only the first frame of an animated PNG is ever unpacked; its others cost nothing.
         frames = 1 if kind == "PNG" else getattr(image, "n_frames", 1)
     except Exception as error:  # Pillow raises whatever its parsers meet
         raise ImageError("damaged", f"its {kind} header cannot be read ({error})") from None
     width, height = image.size
     return Header(kind, width, height, image.mode, frames, _orientation(image.info.get("exif")))
-
-
-@cache
-def _readers() -> dict[str, Callable[[io.BytesIO], Any]]:
-    # The classes themselves: Image.open would warn about large images before `max_pixels` is checked.
-    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
-
-    return {
-        "JPEG": JpegImagePlugin.JpegImageFile,
-        "PNG": PngImagePlugin.PngImageFile,
-        "GIF": GifImagePlugin.GifImageFile,
-        "BMP": BmpImagePlugin.BmpImageFile,
-        "WebP": WebPImagePlugin.WebPImageFile,
-    }
 
 
 def _check_bitmap(data: bytes) -> None:

@@ -31,31 +31,21 @@ HUGE = 24_000_000  # pixels
 _CHUNK = 1024
 _MODES = {
     "1": "black and white only",
-    "LA": "alpha is dropped",
-    "PA": "alpha is dropped",
-    "RGBA": "alpha is dropped",
     "P": "colours are looked up in a palette",
     "CMYK": "CMYK is converted to RGB",
-    "I": "of 16 bits the upper 8 are kept",
-    "I;16": "of 16 bits the upper 8 are kept",
-    "I;16B": "of 16 bits the upper 8 are kept",
+    **dict.fromkeys(("LA", "PA", "RGBA"), "alpha is dropped"),
+    **dict.fromkeys(("I", "I;16", "I;16B"), "of 16 bits the upper 8 are kept"),
 }
 
 
 def validate_images(dataset: Dataset, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> Dataset:
-    """The images whose headers can be read, with digests, and warnings of what is odd; pixels are not decoded.
-
-    Raises:
-        DataError: No image is left, or a class has lost all its images.
-    """
+    """The images whose headers can be read, with digests and warnings; a DataError if a class has none left."""
     digests: list[str] = []
     rejected: list[InvalidImage] = []
     warnings: list[ImageWarning] = []
     kept = np.zeros(len(dataset), bool)
-    with (
-        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-        progress_bar("Checking images", len(dataset), "images") as advance,
-    ):
+    progress = progress_bar("Checking images", len(dataset), "images")
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, progress as advance:
         for start in range(0, len(dataset), _CHUNK):
             paths = dataset.paths[start : start + _CHUNK]
             for row, seen in enumerate(pool.map(partial(read_header_and_digest, max_pixels=max_pixels), paths), start):
@@ -86,11 +76,7 @@ def read_header_and_digest(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str
 
 
 def drop_undecodable(dataset: Dataset, readable: np.ndarray) -> Dataset:
-    """The images at the positions `readable`, int64 [k], whose pixels can be decoded.
-
-    Raises:
-        DataError: No image is left, or a class has lost all its images.
-    """
+    """The images at the positions `readable`, int64 [k]; a DataError if none of all or of a class is left."""
     if len(readable) == len(dataset):
         return dataset
     remaining = dataset.take(readable)
@@ -137,5 +123,4 @@ def _check_remaining(before: Dataset, after: Dataset, rejected: list[InvalidImag
 
 
 def _present(task: Task, dataset: Dataset) -> np.ndarray:
-    """Mask of the classes that some image has, bool [k]."""
     return np.any(task.members(dataset.targets[task.name]), axis=0)

@@ -84,7 +84,6 @@ def _read_chunks(paths: Sequence[str]) -> Iterator[tuple[np.ndarray, list[bytes]
 
 
 def _read_slice(path: str) -> bytes:
-    """The bytes of a slice; empty if it cannot be read."""
     try:
         return read_image(path)
     except ImageError:
@@ -93,9 +92,7 @@ def _read_slice(path: str) -> bytes:
 
 def list_cores() -> list[int]:
     """The cores that this process may run on; a container, a scheduler or a parent can restrict them."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def count_cores() -> int:

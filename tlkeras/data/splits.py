@@ -19,20 +19,16 @@ _MAX_MOVES = 10_000
 def assign_splits(dataset: Dataset, validation: float, test: float, seed: int, tolerance: float = 0.25) -> np.ndarray:
     """The split of each image: "train", "validation" or "test", str [n].
 
-    An image's split follows from a number in [0, 1) that is a hash of the seed and its key, or its group: below `test`
-    it is a test image, in the next `validation` a validation image. So added images do not move the old ones. In each
-    stratum (same targets, same `strata`) the size of a split may differ from its exact fraction by `tolerance` times
-    the fraction, plus one; only beyond that the boundary moves along the order of the hashes, and images next to it
-    change split. With `tolerance=0` the sizes are exact, by largest remainders, and more images move.
+    An image's split follows from a number in [0, 1) that is a hash of the seed and its key, or its group, so that added
+    images do not move the old ones: below `test` it is a test image, in the next `validation` a validation image. In
+    each stratum (same targets, same `strata`) the size of a split may differ from its exact fraction by `tolerance`
+    times the fraction, plus one; only beyond that, images next to the boundary change split. With `tolerance=0` the
+    sizes are exact, by largest remainders. Groups are never divided; their sizes are balanced as well as moving whole
+    groups can. Of several labels each is balanced instead of a stratum, by moving single images in the same way.
 
-    Every split gets each class that has as many images as there are splits. Groups are never divided; their sizes are
-    balanced as well as moving whole groups can. Most sets of several labels are too rare for strata: each label is
-    balanced instead, by moving single images in the same way (with `tolerance=0` as near to its fraction as possible),
-    and every split gets images with and without it. Splits given by the source are kept; missing ones are taken from
-    its "train", of which the fractions are then meant.
-
-    Raises:
-        DataError: Fractions outside [0, 1), or that leave nothing to train on.
+    Every split gets each class that has as many images as there are splits, and images with and without each of several
+    labels. Splits given by the source are kept; missing ones are taken from its "train", of which the fractions are
+    then meant. A DataError is raised for fractions outside [0, 1), or that leave nothing to train on.
     """
     shares = _check_fractions(validation, test)
     given = np.array(dataset.given_splits, dtype=object)
@@ -72,11 +68,7 @@ def subsample(dataset: Dataset, limit: int, seed: int) -> Dataset:
 
 
 def check_splits(dataset: Dataset) -> None:
-    """Check that every class has training images, and that there are test images, all with a weight above 0.
-
-    Raises:
-        DataError: All problems at once.
-    """
+    """Raise a DataError unless every class has training images and there are test images, with weights above 0."""
     train, test = ((dataset.weights > 0) & (dataset.split == split) for split in ("train", "test"))
     problems = [] if test.any() else ["There is no test image (with a weight above 0)."]
     for task in dataset.tasks:
@@ -84,9 +76,8 @@ def check_splits(dataset: Dataset) -> None:
         if test.any() and not (test & task.is_labelled(dataset.targets[task.name])).any():
             problems.append(f"{task.name!r}: no test image (with a weight above 0) has a label.")
         if absent:
-            problems.append(
-                f"{task.name!r}: no training image (with a weight above 0) shows {', '.join(list_some(absent))}."
-            )
+            shown = ", ".join(list_some(absent))
+            problems.append(f"{task.name!r}: no training image (with a weight above 0) shows {shown}.")
     if problems:
         hint = "Add images, change the split, or remove the class."
         raise DataError.from_problems(f"There are too few images to train and test all classes. {hint}", problems)
@@ -119,12 +110,8 @@ def _join_coverage(dataset: Dataset) -> np.ndarray:
 
 
 def _check_fractions(validation: float, test: float) -> np.ndarray:
-    given = {"validation": validation, "test": test}
-    problems = [
-        f"{name} is not a fraction, at least 0 and less than 1. Received: {share}."
-        for name, share in given.items()
-        if not 0 <= share < 1
-    ]
+    wrong = [(name, share) for name, share in (("validation", validation), ("test", test)) if not 0 <= share < 1]
+    problems = [f"{name} is not a fraction, at least 0 and less than 1. Received: {share}." for name, share in wrong]
     if not problems and validation + test >= 1:
         problems = [f"validation and test leave nothing to train on. Received: {validation} + {test}."]
     if problems:
@@ -142,7 +129,8 @@ def _divide(dataset: Dataset, shares: np.ndarray, seed: int, tolerance: float) -
     units = np.where(dataset.groups == "", dataset.keys, dataset.groups) if grouped else dataset.keys
     numbers = np.array([_hash(seed, str(unit)) for unit in units])
     if grouped or labels.size:
-        balanced = np.concatenate([np.ones((len(strata), 1)), _one_hot(strata), labels], axis=1)
+        one_hot = strata[:, None] == np.arange(strata.max(initial=-1) + 1)
+        balanced = np.concatenate([np.ones((len(strata), 1)), one_hot, labels], axis=1)
         splits = _move_units(balanced, coverage, numbers, shares, tolerance)
     else:
         splits = _cut_strata(strata, coverage, numbers, shares, tolerance)
@@ -159,11 +147,6 @@ def _number(values: Iterable[tuple]) -> np.ndarray:
     rows = [tuple(map(str, row)) for row in values]
     index = {row: number for number, row in enumerate(sorted(set(rows)))}
     return np.array([index[row] for row in rows], dtype=np.int64)
-
-
-def _one_hot(strata: np.ndarray) -> np.ndarray:
-    """int64 [n] -> bool [n, strata]."""
-    return strata[:, None] == np.arange(strata.max(initial=-1) + 1)
 
 
 def _natural(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:

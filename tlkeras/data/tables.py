@@ -122,11 +122,8 @@ def build_dataset(
 
     A role that is None is played by the table's default column for it, if there is one; "" leaves it empty. With a
     separator cells hold any number of labels, and an empty one says that there is none. Where columns are of several
-    kinds, their facts, as `make_task` takes them, stand by name in its place.
-
-    Raises:
-        DataError: All problems at once: unknown columns, weights that are no numbers, fewer than two classes, classes
-            with fewer than two images, labels that fewer than two images have or lack.
+    kinds, their facts, as `make_task` takes them, stand by name in its place. A DataError lists all problems at once:
+    unknown columns, weights that are no numbers, classes, or labels that too few images have or lack.
     """
     labels = list(labels) or [table.defaults.get("label", "label")]
     if stratify is None:
@@ -145,10 +142,8 @@ def build_dataset(
 def build_dataset_for_tasks(table: ImageTable, tasks: Sequence[Task], roles: Mapping[str, str | None]) -> Dataset:
     """The images of a table with the labels of existing tasks, of which classes may be missing among them.
 
-    Columns of labels bear the tasks' names; roles ("weight", "group", "domain") that the table lacks are left out.
-
-    Raises:
-        DataError: All problems at once: no such column, classes that no task has, weights that are no numbers.
+    Columns of labels bear the tasks' names; roles ("weight", "group", "domain") that the table lacks are left out. A
+    DataError lists all problems: no such column, classes that no task has, weights that are no numbers.
     """
     if problems := _unknown_columns(table, [task.name for task in tasks]):
         raise DataError.from_problems(f"{table.source!r} has no column with the labels:", problems)
@@ -185,11 +180,7 @@ def _make_dataset(
 
 
 def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
-    """The table with columns by further names, which hide columns that have them already.
-
-    Raises:
-        DataError: There is no such column.
-    """
+    """The table with columns by further names, which hide columns that have them; a DataError names missing ones."""
     if problems := _unknown_columns(table, list(names.values())):
         raise DataError.from_problems(f"{table.source!r} lacks columns that were named:", problems)
     columns = {name: table.columns[column] for name, column in names.items()}
@@ -212,20 +203,16 @@ def _unknown_columns(table: ImageTable, names: Sequence[str]) -> list[str]:
 
 
 def _make_task(table: ImageTable, name: str, facts: Mapping[str, str]) -> Task:
-    classes = () if facts.get("kind") == "regression" else _list_classes(table, name, facts.get("separator"))
-    return make_task(name, classes, **facts)
-
-
-def _list_classes(table: ImageTable, column: str, separator: str | None) -> tuple[str, ...]:
-    known = table.classes.get(column) if separator is None else None
-    return known or list_classes(table.columns[column], separator)
+    if facts.get("kind") == "regression":
+        return make_task(name, (), **facts)
+    separator = facts.get("separator")
+    known = table.classes.get(name) if separator is None else None
+    return make_task(name, known or list_classes(table.columns[name], separator), **facts)
 
 
 def _parse_weights(table: ImageTable, column: str, problems: list[str]) -> np.ndarray:
-    if not column:
-        return np.ones(len(table), np.float32)
     weights, wrong = np.ones(len(table), np.float32), []
-    for row, text in enumerate(table.columns[column]):
+    for row, text in enumerate(table.columns[column] if column else ()):
         try:
             weights[row] = float(text) if text else 1.0
         except ValueError:
@@ -243,12 +230,9 @@ def _column(table: ImageTable, name: str) -> np.ndarray:
 
 
 def _join(table: ImageTable, names: Sequence[str]) -> np.ndarray:
-    if not names:
-        return _objects([""] * len(table))
-    return _objects([" | ".join(values) for values in zip(*(table.columns[name] for name in names), strict=True)])
+    columns = [table.columns[name] for name in names] or [[""] * len(table)]
+    return _objects([" | ".join(values) for values in zip(*columns, strict=True)])
 
 
 def _objects(values: Sequence[str]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
+    return np.array(values, dtype=object)

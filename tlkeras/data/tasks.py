@@ -126,11 +126,8 @@ class Task:
 
     def list_unknown(self, cells: Sequence[str]) -> list[str]:
         """Problems with classes of a column that the task does not have."""
-        unknown = sorted(self._name_classes(cells) - set(self.class_names))
+        unknown = sorted(set(list_classes(cells, self.get_config().get("separator"))) - set(self.class_names))
         return [f"{self.name!r}: {name!r} is not a class. {suggest(name, self.class_names)}" for name in unknown]
-
-    def _name_classes(self, cells: Sequence[str]) -> set[str]:
-        return set(list_classes(cells))
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
         """Reasons why the column cannot be learned."""
@@ -203,28 +200,20 @@ class MultiLabelTask(Task):
     def coverage_names(self) -> tuple[str, ...]:
         return (*self.class_names, *(f"the absence of {name}" for name in self.class_names))
 
-    def _name_classes(self, cells: Sequence[str]) -> set[str]:
-        return set(list_classes(cells, self.separator))
-
     def list_problems(self, cells: Sequence[str]) -> list[str]:
         problems = []
         if not any(self.separator in cell or not cell for cell in cells):
-            problems.append(
-                f"{self.name!r}: no cell contains the separator {self.separator!r} or is empty. The first is"
-                f" {cells[0]!r}. Correct data.separator, or leave it out if every image has one class."
-            )
+            received = f"no cell contains the separator {self.separator!r} or is empty. The first is {cells[0]!r}."
+            way_out = "Correct data.separator, or leave it out if every image has one class."
+            problems.append(f"{self.name!r}: {received} {way_out}")
         if len(self.class_names) < 2:
-            problems.append(
-                f"{self.name!r}: {_only(self.class_names, 'label')}. At least two are needed. Write a single one as two"
-                " classes, yes and no, without data.separator."
-            )
+            way_out = "Write a single one as two classes, yes and no, without data.separator."
+            problems.append(f"{self.name!r}: {_only(self.class_names, 'label')}. At least two are needed. {way_out}")
         counts = self.coverage_columns(self.encode(cells)).sum(axis=0)
         few = [f"{name} ({count})" for name, count in zip(self.coverage_names, counts, strict=True) if count < 2]
         if few:
-            problems.append(
-                f"{self.name!r}: fewer than two images: {', '.join(list_some(few))}. A label needs two with it and two"
-                " without. Add images, or remove the label."
-            )
+            way_out = "A label needs two with it and two without. Add images, or remove the label."
+            problems.append(f"{self.name!r}: fewer than two images: {', '.join(list_some(few))}. {way_out}")
         return problems
 
 
@@ -244,22 +233,18 @@ class RegressionTask(Task):
         return {"kind": "regression"}
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
-        """Numbers from the cells of a column; "" and `MISSING_LABEL` are missing."""
         return np.array([_read_number(cell) for cell in cells], dtype=np.float64)
 
     def is_labelled(self, targets: np.ndarray) -> np.ndarray:
         return np.isfinite(targets)
 
     def members(self, targets: np.ndarray) -> np.ndarray:
-        """Images with a known number, bool [n, 1]."""
         return np.isfinite(targets)[:, None]
 
     def to_indicator(self, targets: np.ndarray) -> np.ndarray:
-        """The numbers, float64 [n, 1]; 0 where they are not known."""
         return np.nan_to_num(targets)[:, None]
 
     def to_dense_targets(self, targets: np.ndarray) -> np.ndarray:
-        """The numbers, float32 [n, 1]; NaN where they are not known."""
         return targets[:, None].astype(np.float32)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
@@ -275,7 +260,6 @@ class RegressionTask(Task):
         return np.abs(one - other)[:, 0] / (float(np.abs(one).max()) or 1.0)
 
     def format(self, members: np.ndarray) -> list[str]:
-        """One table cell per number, [n, 1]."""
         return [f"{value:.6g}" for value in members[:, 0].tolist()]
 
     def format_targets(self, targets: np.ndarray) -> list[str]:
@@ -285,7 +269,6 @@ class RegressionTask(Task):
         return [[] for _ in members]
 
     def table_columns(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """No columns besides the number itself."""
         return [], np.zeros((len(probabilities), 0))
 
     def prediction_columns(self) -> list[str]:
@@ -316,11 +299,8 @@ class RegressionTask(Task):
         return ()
 
     def list_unknown(self, cells: Sequence[str]) -> list[str]:
-        """Problems with cells that are not numbers."""
-        wrong = [
-            cell for cell in dict.fromkeys(cells) if cell not in ("", MISSING_LABEL) and np.isnan(_read_number(cell))
-        ]
-        return [f"{self.name!r}: {cell!r} is not a finite number." for cell in wrong]
+        given = [cell for cell in dict.fromkeys(cells) if cell not in ("", MISSING_LABEL)]
+        return [f"{self.name!r}: {cell!r} is not a finite number." for cell in given if np.isnan(_read_number(cell))]
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
         problems, known = list_some(self.list_unknown(cells)), self.encode(cells)

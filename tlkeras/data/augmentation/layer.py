@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -67,10 +67,8 @@ def time_placements(policy: AugmentationPolicy, size: int, batch_size: int) -> d
 
 
 def _time(work: Callable[[], tf.Tensor]) -> float:
-    np.asarray(work()[0, 0, 0])
-    taken = []
-    for _ in range(_TRIALS):
-        started = time.perf_counter()
+    def wait() -> None:
         np.asarray(work()[0, 0, 0])  # waits for the device
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+
+    wait()
+    return min(timeit.repeat(wait, number=1, repeat=_TRIALS))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import tensorflow as tf
@@ -44,12 +45,9 @@ class Operation:
 
 @dataclass(frozen=True)
 class Transform:
-    """An operation of a policy with its strength, see `Operation.draw`.
+    """An operation of a policy with its strength, see `Operation.draw`; a TlkerasError if that is out of its range.
 
     An `exact` value is used itself, with a random sign where there is one, instead of drawing an amount up to it.
-
-    Raises:
-        TlkerasError: The operation is unknown or the value out of its range.
     """
 
     operation: str
@@ -84,21 +82,16 @@ def apply_transforms(transforms: Sequence[Transform], image: tf.Tensor, draws: t
     for transform, draw in zip(transforms, tf.unstack(draws)[: len(transforms)], strict=True):
         row, amount, place = OPERATIONS[transform.operation], transform.draw_amount(draw[0]), draw[1:]
         if row.warp is not None:
-            further = _square(row.warp(amount, place, size))
+            rows = [*row.warp(amount, place, size), (0, 0, 1)]
+            further = tf.stack([tf.stack([tf.cast(value, tf.float32) for value in numbers]) for numbers in rows])
             matrix = further if matrix is None else matrix @ further
             continue
         if matrix is not None:
             image, matrix = warp(image, matrix, fill), None
-        image = _recolour(row, image, amount, place)
+        assert row.recolour is not None
+        recolour = partial(row.recolour, image, amount, place)
+        image = tf.cond(amount > 0, recolour, lambda kept=image: kept) if row.draw == "chance" else recolour()
     return image if matrix is None else warp(image, matrix, fill)
-
-
-def _recolour(row: Operation, image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    assert row.recolour is not None
-    if row.draw != "chance":
-        return row.recolour(image, amount, place)
-    recolour = row.recolour
-    return tf.cond(amount > 0, lambda: recolour(image, amount, place), lambda: image)
 
 
 def warp(image: tf.Tensor, matrix: tf.Tensor, fill: str = "reflect") -> tf.Tensor:
@@ -159,11 +152,6 @@ def apply_dihedral(image: tf.Tensor, element: int | tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(turned, image.shape)
 
 
-def _square(matrix: Matrix) -> tf.Tensor:
-    rows = [tf.stack([tf.cast(value, tf.float32) for value in row]) for row in [*matrix, (0, 0, 1)]]
-    return tf.stack(rows)
-
-
 def _rotate(degrees: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> Matrix:
     """Counter-clockwise."""
     angle = degrees * (math.pi / 180)
@@ -222,7 +210,6 @@ def _shift_hue(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tens
 
 
 def _posterize(image: tf.Tensor, bits: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    """Keep the leading bits."""
     dropped = tf.cast(8 - tf.round(bits), tf.uint8)
     return tf.bitwise.left_shift(tf.bitwise.right_shift(image, dropped), dropped)
 
@@ -235,9 +222,8 @@ def _solarize(image: tf.Tensor, threshold: tf.Tensor, place: tf.Tensor) -> tf.Te
 
 def _stretch(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
     """Stretch each channel that is not of one value to 0-255."""
-    low, high = (
-        tf.cast(reduce(reduce(image, axis=0), axis=0), tf.float32) for reduce in (tf.reduce_min, tf.reduce_max)
-    )
+    extremes = (reduce(reduce(image, axis=0), axis=0) for reduce in (tf.reduce_min, tf.reduce_max))
+    low, high = (tf.cast(extreme, tf.float32) for extreme in extremes)
     varies = high > low
     scale = tf.where(varies, 255 / (high - low), 1)
     return _round((tf.cast(image, tf.float32) - tf.where(varies, low, 0)) * scale)

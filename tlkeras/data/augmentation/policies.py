@@ -128,17 +128,13 @@ POLICIES: Mapping[str, Callable[..., AugmentationPolicy]] = {
     "trivial_augment": trivial_augment,
 }
 
-_FLIPS: Mapping[str, tuple[str, ...]] = {
-    "horizontal": ("flip_horizontal",),
-    "vertical": ("flip_vertical",),
-    "both": ("flip_horizontal", "flip_vertical"),
+_FLIPS = {
+    "horizontal": ["flip_horizontal"],
+    "vertical": ["flip_vertical"],
+    "both": ["flip_horizontal", "flip_vertical"],
 }
-_STEPS: Mapping[str, tuple[str, ...]] = {
-    **{name: (name,) for name in OPERATIONS},
-    "shear": ("shear_x", "shear_y"),
-    "translate": ("translate_x", "translate_y"),
-    "flip": (),  # its value names them
-}
+_BOTH_AXES = {"shear": ["shear_x", "shear_y"], "translate": ["translate_x", "translate_y"]}
+_STEPS = {**{name: [name] for name in OPERATIONS}, **_BOTH_AXES, "flip": []}  # the value of a flip names them
 
 
 def make_policy(policy: str | Sequence[Mapping[str, Any]], **options: Any) -> AugmentationPolicy:
@@ -169,9 +165,8 @@ def make_policy(policy: str | Sequence[Mapping[str, Any]], **options: Any) -> Au
 
 def _read_step(step: Mapping[str, Any]) -> list[Transform]:
     if not isinstance(step, Mapping) or len(step) != 1:
-        raise TlkerasError(
-            "A step of an augmentation is one operation with its value, such as {rotate: 10}.", repr(step)
-        )
+        rule = "A step of an augmentation is one operation with its value, such as {rotate: 10}."
+        raise TlkerasError(rule, repr(step))
     [(name, value)] = step.items()
     if name not in _STEPS:
         raise TlkerasError("Unknown augmentation operation.", repr(name), suggest(str(name), _STEPS))

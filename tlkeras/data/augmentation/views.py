@@ -39,7 +39,10 @@ class AugmentedView:
 
     def apply(self, image: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         """The view of an image with a key, int64 [2], from `digest_to_seed`: uint8 [h, w, 3] -> uint8 [h, w, 3]."""
-        return _apply(self.policy, self.seed, image, key, self.number)
+        mixed = tf.bitwise.bitwise_xor(tf.cast(key, tf.int64), tf.constant(_salt(self.seed)))
+        number = tf.cast(self.number, tf.int64)
+        # TensorFlow scrambles seeds, so that neighbours have nothing in common.
+        return self.policy.apply(image, self.number, mixed + tf.stack([tf.constant(0, tf.int64), number]))
 
 
 IDENTITY_VIEW = AugmentedView(AugmentationPolicy("none", size=1))
@@ -76,7 +79,7 @@ def choose_views(
 def make_view_fn(policy: AugmentationPolicy, keys: np.ndarray, numbers: np.ndarray, seed: int = 0) -> Augment:
     """A function from an image and its index to its view; keys [n, 2] and numbers of views [n] are by index."""
     all_keys, all_numbers = tf.constant(keys, tf.int64), tf.constant(numbers, tf.int64)
-    return lambda image, index: _apply(policy, seed, image, all_keys[index], all_numbers[index])
+    return lambda image, index: AugmentedView(policy, seed, all_numbers[index]).apply(image, all_keys[index])
 
 
 def make_all_views_fn(views: Sequence[AugmentedView], keys: np.ndarray) -> Augment:
@@ -84,17 +87,15 @@ def make_all_views_fn(views: Sequence[AugmentedView], keys: np.ndarray) -> Augme
     all_keys = tf.constant(keys, tf.int64)
     # Views of one policy are a loop, whose body is traced once.
     groups = [
-        (policy, seed, tf.constant([view.number for view in group], tf.int64))
+        (partial(AugmentedView, policy, seed), tf.constant([view.number for view in group], tf.int64))
         for (policy, seed), group in groupby(views, lambda view: (view.policy, view.seed))
     ]
 
     def apply_all(image: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-        key = all_keys[index]
-        parts = [
-            tf.map_fn(partial(_apply, policy, seed, image, key), numbers, fn_output_signature=image.dtype)
-            for policy, seed, numbers in groups
-        ]
-        return tf.concat(parts, axis=0)
+        def apply(make: Callable[[tf.Tensor], AugmentedView], numbers: tf.Tensor) -> tf.Tensor:
+            return tf.map_fn(lambda at: make(at).apply(image, all_keys[index]), numbers, fn_output_signature=tf.uint8)
+
+        return tf.concat([apply(make, numbers) for make, numbers in groups], axis=0)
 
     return apply_all
 
@@ -149,14 +150,6 @@ def _cover(length: tf.Tensor, centre: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     extent = tf.cast(length, tf.float32)
     distance = tf.range(extent) + 0.5 - (centre * extent)[:, None]
     return tf.abs(distance) < (share * extent / 2)[:, None]
-
-
-def _apply(
-    policy: AugmentationPolicy, seed: int, image: tf.Tensor, key: tf.Tensor, number: int | tf.Tensor
-) -> tf.Tensor:
-    mixed = tf.bitwise.bitwise_xor(tf.cast(key, tf.int64), tf.constant(_salt(seed)))
-    # TensorFlow scrambles seeds, so that neighbours have nothing in common.
-    return policy.apply(image, number, mixed + tf.stack([tf.constant(0, tf.int64), tf.cast(number, tf.int64)]))
 
 
 def _salt(seed: int) -> np.ndarray:

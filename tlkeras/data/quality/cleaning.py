@@ -49,13 +49,8 @@ def clean(dataset: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence[
             reasons[rows[(rows != best) & (reasons[rows] == "")]] = "the same bytes again"
         else:
             _drop_lower(rows, rank, reasons, "it looks like a held-out image")
-    names = {group.name for group in leaking}
-    members: dict[str, list[int]] = {}
-    for row, name in enumerate(dataset.groups):
-        if name in names:
-            members.setdefault(str(name), []).append(row)
-    for of_group in members.values():
-        _drop_lower(np.array(of_group), rank, reasons, "its group is held out elsewhere")
+    for name in dict.fromkeys(group.name for group in leaking):
+        _drop_lower(np.flatnonzero(dataset.groups == name), rank, reasons, "its group is held out elsewhere")
     kept = np.flatnonzero(reasons == "")
     found, counts = np.unique(reasons[reasons != ""].astype(str), return_counts=True)
     groups = join_groups(dataset.groups, copies)
@@ -96,20 +91,16 @@ def write_manifest(
     if (cleaning.groups != "").any():
         columns["group"] = cleaning.groups[cleaning.kept].tolist()
     columns |= {name: [values[row] for row in cleaning.kept] for name, values in remarks.items()}
-    paths = [_write_path(os.path.relpath(table.paths[row], folder)) for row in rows]
+    paths = [os.path.relpath(table.paths[row], folder) for row in rows]
+    paths = [(f"./{path}" if path.startswith(_FORMULAS) else path).replace(os.sep, "/") for path in paths]
     try:
         with open(target, "x", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", *columns])
             writer.writerows(zip(paths, *columns.values(), strict=True))
     except FileExistsError:
-        raise DataError(
-            "The manifest already exists; tlkeras never overwrites one.", repr(str(path)), "Choose another name."
-        ) from None
+        rule = "The manifest already exists; tlkeras never overwrites one."
+        raise DataError(rule, repr(str(path)), "Choose another name.") from None
     except OSError as error:
         raise ResourceError("The manifest could not be written.", f"{path} ({error.strerror})") from None
     return target
-
-
-def _write_path(path: str) -> str:
-    return f"./{path}".replace(os.sep, "/") if path.startswith(_FORMULAS) else path.replace(os.sep, "/")

@@ -44,14 +44,9 @@ def find_duplicates(dataset: Dataset, thumbnails: np.ndarray) -> list[DuplicateG
     Their digests are known, and the split of each where they are divided; thumbnails are those of `read_thumbnails`.
     """
     digests = dataset.digests.tolist()
-    equal = [
-        DuplicateGroup(rows, True, 1.0, *_find_conflicts(dataset, rows)) for rows in find_exact_duplicates(digests)
-    ]
-    near = [
-        DuplicateGroup(group.rows, False, group.similarity, *_find_conflicts(dataset, group.rows))
-        for group in find_near_duplicates(thumbnails, digests)
-    ]
-    return equal + near
+    equal = [(rows, True, 1.0) for rows in find_exact_duplicates(digests)]
+    near = [(group.rows, False, group.similarity) for group in find_near_duplicates(thumbnails, digests)]
+    return [DuplicateGroup(*found, *_find_conflicts(dataset, found[0])) for found in equal + near]
 
 
 def find_leaking_groups(groups: np.ndarray, splits: np.ndarray) -> list[LeakingGroup]:
@@ -82,9 +77,7 @@ def join_groups(groups: np.ndarray, copies: Sequence[DuplicateGroup]) -> np.ndar
     given = {int(component[row]): str(groups[row]) for row in reversed(np.flatnonzero(groups != ""))}
     for number in component[:count][sizes[component[:count]] > 1].tolist():
         given.setdefault(number, f"copies-{len(given) + 1}")
-    joint = np.empty(count, dtype=object)
-    joint[:] = [given.get(number, "") for number in component[:count].tolist()]
-    return joint
+    return np.array([given.get(number, "") for number in component[:count].tolist()], dtype=object)
 
 
 def _find_conflicts(dataset: Dataset, rows: Sequence[int]) -> tuple[bool, bool]:

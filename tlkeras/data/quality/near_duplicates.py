@@ -40,10 +40,14 @@ class NearDuplicateGroup(NamedTuple):
 
 def find_exact_duplicates(digests: Sequence[str]) -> list[tuple[int, ...]]:
     """Groups of two or more rows with the same bytes: rows ascending, groups ordered by their first row."""
+    return [tuple(rows) for rows in _list_rows(digests).values() if len(rows) > 1]
+
+
+def _list_rows(digests: Sequence[str]) -> dict[str, list[int]]:
     rows = defaultdict(list)
     for row, digest in enumerate(digests):
         rows[digest].append(row)
-    return [tuple(group) for group in rows.values() if len(group) > 1]
+    return rows
 
 
 def find_near_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list[NearDuplicateGroup]:
@@ -55,9 +59,7 @@ def find_near_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list
     cells are not taken for one because their busbars are in the same places. Every member of a group was compared with
     its central image (star clustering, Aslam, Pelekhov and Rus 2004); it contains all rows of a digest or none.
     """
-    members = defaultdict(list)
-    for row, digest in enumerate(digests):
-        members[digest].append(row)
+    members = _list_rows(digests)
     firsts = np.array([rows[0] for rows in members.values()], np.int64)
     firsts = firsts[thumbnails[firsts].std(axis=(1, 2), dtype=np.float32) >= _FLAT]
     if len(firsts) < 2:
@@ -107,8 +109,11 @@ def _find_pairs(thumbnails: np.ndarray) -> dict[tuple[int, int], float]:
     candidates = search_all(thumbnails, threshold) if len(thumbnails) <= MOST_COMPARED else _search_hashes(thumbnails)
     pairs: dict[tuple[int, int], float] = {}
     for way, left, right in candidates:
-        different = _select_pairs(way, left, right)
-        for one, other in _split_chunks(left[different], right[different]):
+        # A quarter turn alone is not its own inverse: for the other orientations either order finds the same.
+        different = np.flatnonzero(left != right if way == (True, True, False) else left < right)
+        for start in range(0, len(different), _CHUNK):
+            chosen = different[start : start + _CHUNK]
+            one, other = left[chosen], right[chosen]
             turned, upright = _normalise(way.turn(thumbnails[one])), _normalise(thumbnails[other])
             similarity = np.einsum("np,np->n", turned, upright)
             good = similarity >= threshold
@@ -127,17 +132,6 @@ def _search_hashes(thumbnails: np.ndarray) -> Iterator[tuple[Orientation, np.nda
     for way, queries in zip(ORIENTATIONS, hashes, strict=True):
         for left, right in index.search(queries):
             yield way, left, right
-
-
-def _select_pairs(way: Orientation, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Mask of the pairs to compare, bool [n]."""
-    # A quarter turn alone is not its own inverse: for the other orientations either order finds the same.
-    return left != right if way == (True, True, False) else left < right
-
-
-def _split_chunks(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(left), _CHUNK):
-        yield left[start : start + _CHUNK], right[start : start + _CHUNK]
 
 
 def _fit_common(thumbnails: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -113,14 +113,11 @@ class HashIndex:
 
 def _split(hashes: np.ndarray) -> np.ndarray:
     """uint64 [n] -> int64 [parts, n]."""
-    return np.stack([(hashes >> np.uint64(_PART_BITS * part)) & np.uint64(0xFFFF) for part in range(_PARTS)]).astype(
-        np.int64
-    )
+    parts = [(hashes >> np.uint64(_PART_BITS * part)) & np.uint64(0xFFFF) for part in range(_PARTS)]
+    return np.stack(parts).astype(np.int64)
 
 
 class _Table:
-    """Rows by the value of one part of their hash."""
-
     def __init__(self, keys: np.ndarray):
         self.order = np.argsort(keys, kind="stable")
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << _PART_BITS))])

@@ -9,6 +9,7 @@ import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ _CELLS_PER_MODULE = 60
 
 ImageRecord = tuple[str, bytes, dict[str, str]]
 """An image to write: its path in the data set, its bytes, its columns."""
+
+
+def _read_facts(source: str) -> dict[str, str]:
+    with (files("tlkeras.data.sources") / "datasets.csv").open(encoding="utf-8") as file:
+        return next(row for row in csv.DictReader(file) if row.pop("source") == source)
 
 
 def read_elpv() -> ImageTable:
@@ -64,14 +70,7 @@ def read_elpv() -> ImageTable:
         },
         defaults={"label": "defect", "stratify": "cell_type"},
         classes={"defect": classes, "any_defect": classes, "cell_type": ("mono", "poly")},
-        facts={
-            "licence": "CC BY-NC-SA 4.0",
-            "url": "https://github.com/zae-bayern/elpv-dataset",
-            "citation": "Buerhop-Lutz et al., A Benchmark for Visual Identification of Defective Solar Cells in "
-            "Electroluminescence Imagery, EU PVSEC 2018, doi:10.4229/35thEUPVSEC20182018-5CV.3.15; "
-            "Deitsch et al., Automatic classification of defective photovoltaic module cells in "
-            "electroluminescence images, Solar Energy 185 (2019), doi:10.1016/j.solener.2019.02.067",
-        },
+        facts=_read_facts("elpv"),
     )
 
 
@@ -102,14 +101,7 @@ def read_digits(store: Path | None) -> ImageTable:
     folder = _folder("sklearn-digits", store) / "sklearn-digits"
     _write_once(folder, ["label"], encode(), 1797)
     return replace(
-        read_manifest(str(folder / "manifest.csv")),
-        source="sklearn-digits",
-        facts={
-            "licence": "CC BY 4.0",
-            "url": "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
-            "citation": "Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning "
-            "Repository 1998, doi:10.24432/C50P49",
-        },
+        read_manifest(str(folder / "manifest.csv")), source="sklearn-digits", facts=_read_facts("sklearn-digits")
     )
 
 
@@ -117,10 +109,8 @@ def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> 
     """The images of "tfds:NAME" or "tfds:NAME/CONFIG"; the encoded images are written below `store` once.
 
     Class labels, scalar texts and whole numbers become columns. The splits train, validation and test are read; where
-    there are none of these, all images, without a split.
-
-    Raises:
-        DataError: Unknown name, no images, or a data set that is neither prepared nor downloadable.
+    there are none of these, all images, without a split. A DataError is raised for an unknown name, no images, or a
+    data set that is neither prepared nor downloadable.
     """
     folder = _folder(source, store)
     builder = _prepare(source, data_dir)
@@ -140,7 +130,7 @@ def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> 
         table,
         source=source,
         defaults={"label": label},
-        classes={name: _select_used(names, table.columns[name]) for name, names in labels.items()},
+        classes={name: tuple(filter(set(table.columns[name]).__contains__, names)) for name, names in labels.items()},
         facts={
             "licence": str(getattr(builder.info.redistribution_info, "license", "") or "see the data set's own page"),
             "url": str(builder.info.homepage),
@@ -148,11 +138,6 @@ def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> 
             "version": str(builder.info.version),
         },
     )
-
-
-def _select_used(names: list[str], values: list[str]) -> tuple[str, ...]:
-    used = set(values)
-    return tuple(name for name in names if name in used)
 
 
 def _prepare(source: str, data_dir: Path | None) -> Any:
@@ -171,11 +156,10 @@ def _prepare(source: str, data_dir: Path | None) -> Any:
         with contextlib.redirect_stdout(sys.stderr):  # it prints; standard output belongs to results
             builder.download_and_prepare()
     except Exception as error:  # a builder downloads and unpacks with code of its own
-        raise DataError(
-            f"The TensorFlow dataset {name!r} is not prepared and could not be downloaded.",
-            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            f"Prepare it on a machine with a network, and copy it to {builder.data_dir}",
-        ) from error
+        rule = f"The TensorFlow dataset {name!r} is not prepared and could not be downloaded."
+        received = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        way_out = f"Prepare it on a machine with a network, and copy it to {builder.data_dir}"
+        raise DataError(rule, received, way_out) from error
     return builder
 
 
@@ -225,7 +209,6 @@ def _folder(source: str, store: Path | None) -> Path:
 
 
 def _write_once(folder: Path, names: list[str], entries: Iterable[ImageRecord], total: int) -> None:
-    """Write images and their manifest into a folder, unless it exists."""
     if folder.is_dir():
         return
     try:

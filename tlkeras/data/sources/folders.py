@@ -106,11 +106,8 @@ def _class_folders(root: str, rejected: list[InvalidImage]) -> Iterator[tuple[st
     splits = [SPLIT_ALIASES.get(word, "") for word in words]
     if "train" in splits and len(set(splits) - {""}) > 1 and "" in splits:
         others = [to_printable(os.path.basename(top)) for top, split in zip(tops, splits, strict=True) if not split]
-        raise DataError(
-            "Found other folders next to those of the splits.",
-            ", ".join(list_some(others)),
-            "Move them away, or move the class folders up.",
-        )
+        way_out = "Move them away, or move the class folders up."
+        raise DataError("Found other folders next to those of the splits.", ", ".join(list_some(others)), way_out)
     if "train" not in splits or "" in splits:
         yield from (("", _label(top), top) for top in tops)
         return
@@ -152,17 +149,14 @@ def _walk(folder: str, root: str, rejected: list[InvalidImage]) -> Iterator[str]
 def _entries(folder: str, rejected: list[InvalidImage]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            found = [
-                entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _IGNORED
-            ]
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         rejected.append(InvalidImage(folder, "forbidden", f"the folder cannot be listed: {error.strerror}"))
         return []
-    return sorted(found, key=lambda entry: entry.name)
+    return sorted((entry for entry in shown if entry.name.lower() not in _IGNORED), key=lambda entry: entry.name)
 
 
 def _check_entry(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
-    """The reason why an entry is not an image file, or None."""
     if entry.is_symlink():
         if problem := _check_link(entry, root):
             return problem
@@ -192,12 +186,9 @@ def _check_link(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
 
 
 def _raise_empty(source: str, labels: set[str], rejected: list[InvalidImage]) -> None:
-    received = f"{source!r} with no class folder"
-    if labels:
-        received = f"{source!r} with {len(labels)} class folder(s) and no image"
-    reasons = list_some([str(rejection) for rejection in rejected])
-    headline = f"No images found. Received: {received}. Put images into one folder per class."
-    raise DataError.from_problems(headline, reasons)
+    received = f"{len(labels)} class folder(s) and no image" if labels else "no class folder"
+    headline = f"No images found. Received: {source!r} with {received}. Put images into one folder per class."
+    raise DataError.from_problems(headline, list_some([str(rejection) for rejection in rejected]))
 
 
 def _list_siblings(path: str) -> list[str]:

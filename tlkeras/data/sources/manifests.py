@@ -17,18 +17,14 @@ from tlkeras.data.tables import SPLITS, ImageTable
 from tlkeras.errors import DataError, list_some, suggest
 
 SPLIT_ALIASES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 FILE = "file"
 """The column with the path of a packed image before it was packed; see `tfrecords`."""
 COLUMN_ROLES = ("label", "weight", "group", "domain")
+_real_folder = cache(os.path.realpath)
 # A line of the manifest: its number in the file, and its fields in the order of the header.
 _Line = tuple[int, list[str]]
 
@@ -38,10 +34,7 @@ def read_manifest(source: str) -> ImageTable:
 
     Paths are relative to the file's folder and may not leave it, also through links; they may name slices of packed
     files. The columns "label", "split", "weight", "group" and "domain" have these roles by default. Missing images are
-    listed in `ImageTable.rejected`.
-
-    Raises:
-        DataError: All problems at once, with line numbers.
+    listed in `ImageTable.rejected`; a DataError lists all other problems, with line numbers.
     """
     file = os.path.abspath(os.path.expanduser(source))
     root = os.path.realpath(os.path.dirname(file))
@@ -50,11 +43,12 @@ def read_manifest(source: str) -> ImageTable:
     if problems:
         raise DataError.from_problems(f"The manifest {source!r} cannot be used.", list_some(problems))
     columns = {
-        name: [fields[at] if name == "path" else _tidy(fields[at]) for _, fields in lines]
+        name: [unicodedata.normalize("NFC", fields[at].strip()) for _, fields in lines]
         for at, name in enumerate(header)
+        if name != "path"
     }
     numbers = [number for number, _ in lines]
-    paths = [_resolve(text, root) for text in columns.pop("path")]
+    paths = [_resolve(fields[header.index("path")], root) for _, fields in lines]
     problems = _check_paths(numbers, paths)
     if "split" in columns:
         columns["split"] = _normalise_splits(numbers, columns["split"], problems)
@@ -96,9 +90,8 @@ def _read_lines(source: str, file: str) -> tuple[list[str], list[_Line]]:
     try:
         text = Path(file).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            "The manifest is not in UTF-8.", f"{source!r}, byte {error.start}", "Save it as UTF-8."
-        ) from None
+        received = f"{source!r}, byte {error.start}"
+        raise DataError("The manifest is not in UTF-8.", received, "Save it as UTF-8.") from None
     except OSError as error:
         raise DataError("The manifest cannot be read.", f"{source!r}: {error.strerror}") from None
     first = text.split("\n", 1)[0]
@@ -123,15 +116,8 @@ def _check_header_line(header: Sequence[str]) -> list[str]:
 
 
 def _check_lengths(header: Sequence[str], lines: Iterable[_Line]) -> list[str]:
-    return [
-        f"line {number}: {len(fields)} fields instead of {len(header)}"
-        for number, fields in lines
-        if len(fields) != len(header)
-    ]
-
-
-def _tidy(text: str) -> str:
-    return unicodedata.normalize("NFC", text.strip())
+    wrong = [(number, len(fields)) for number, fields in lines if len(fields) != len(header)]
+    return [f"line {number}: {count} fields instead of {len(header)}" for number, count in wrong]
 
 
 def _resolve(text: str, root: str) -> str | ValueError:
@@ -153,11 +139,6 @@ def _resolve_file(text: str, root: str) -> str | ValueError:
     if not path.startswith(root + os.sep):
         return ValueError(f"{text!r} lies outside the manifest's folder {to_printable(root)!r}")
     return path
-
-
-@cache
-def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
 
 
 def _check_paths(numbers: Sequence[int], paths: Sequence[str | ValueError]) -> list[str]:
@@ -184,7 +165,6 @@ def _normalise_splits(numbers: Sequence[int], words: Sequence[str], problems: li
 
 
 def _check_file(path: str) -> InvalidImage | None:
-    """The reason why a file cannot be used, or None."""
     try:
         status = os.stat(find_file(path))
     except OSError as error:

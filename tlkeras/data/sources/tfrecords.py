@@ -117,11 +117,8 @@ def _shard_name(number: int) -> str:
 
 
 def _write_manifest(table: ImageTable, folder: Path, packed: dict[int, ByteRange]) -> None:
-    roles = {
-        role: table.columns[table.defaults[role]]
-        for role in COLUMN_ROLES
-        if role in table.defaults and role not in table.columns
-    }
+    further = [role for role in COLUMN_ROLES if role in table.defaults and role not in table.columns]
+    roles = {role: table.columns[table.defaults[role]] for role in further}
     columns = {FILE: table.keys, **table.columns, **roles}
     with open(folder / MANIFEST, "x", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
