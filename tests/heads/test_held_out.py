@@ -162,6 +162,20 @@ def test_a_selecting_head_is_near_the_head_alone(kind, load, method):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [2, 5])
+def test_few_rows_of_a_class_are_not_less_sure_than_they_must(kind, count):
+    """Ten classes: log loss near that of the best that a scale alone can do."""
+    X, y, centres = draw_colours(10, count)
+    random = np.random.default_rng(3)
+    truth = np.repeat(np.arange(10), 50)
+    fresh = random.normal(size=(500, 40))
+    fresh[:, :20] = centres[truth] + 0.15 * fresh[:, :20]
+    probabilities = make_head(kind).fit(X, y).predict_proba(fresh)
+    assert (probabilities.argmax(axis=1) == truth).mean() > 0.8
+    assert log_loss(truth, probabilities / probabilities.sum(axis=1, keepdims=True)) < {2: 1.6, 5: 0.6}[count]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_without_weight_are_absent(kind):
     """Also where they are a whole fold, or all rows of a group."""
     X, y = draw_rows(120, share=0.4)

@@ -16,7 +16,8 @@ def calibrate(
 
     One scale for all classes and a shift for each (Guo et al., ICML 2017, between temperature and vector scaling);
     with two classes, and for each of several labels, that is Platt's sigmoid. Targets are smoothed as Platt (1999)
-    does, so that scores that separate the classes do not end in certainty.
+    does, so that scores that separate the classes do not end in certainty; shifts are drawn towards the log shares of
+    the classes, with the strength of a standard normal prior, so that a few rows of a class do not move it.
 
     Args:
         link: The head's link function.
@@ -56,21 +57,24 @@ def _fit_scale(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray, class
     unit = (scores - scores.mean(axis=1, keepdims=True)) / spread
     targets = _smooth(codes, classes)
     shares = weights / weights.sum()
+    usual = np.log(shares @ targets)
+    pull = np.sum(shares**2)  # one over the effective number of rows
 
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         logits = parameters[0] * unit + parameters[1:]
-        loss = -np.sum(shares[:, None] * targets * log_softmax(logits, axis=1))
+        off = parameters[1:] - usual
+        loss = -np.sum(shares[:, None] * targets * log_softmax(logits, axis=1)) + pull * np.sum(off**2) / 2
         gradient = shares[:, None] * (softmax(logits, axis=1) - targets)
-        return loss, np.concatenate([[np.sum(gradient * unit)], gradient.sum(axis=0)])
+        return loss, np.concatenate([[np.sum(gradient * unit)], gradient.sum(axis=0) + pull * off])
 
     bounds = [(1e-3, None), *[(None, None)] * classes]
-    found = minimize(objective, np.r_[1.0, np.zeros(classes)], jac=True, method="L-BFGS-B", bounds=bounds).x
+    found = minimize(objective, np.r_[1.0, usual], jac=True, method="L-BFGS-B", bounds=bounds).x
     return float(found[0] / spread), found[1:] - found[1:].mean()
 
 
 def _smooth(codes: np.ndarray, classes: int) -> np.ndarray:
-    """Targets (n, k): of N rows of a class, its own gets (N + 1) / (N + k), the others 1 / (N + k) each."""
-    totals = (np.bincount(codes, minlength=classes) + classes)[codes]
-    targets = np.repeat(1 / totals[:, None], classes, axis=1)
-    targets[np.arange(len(codes)), codes] += 1 - classes / totals
+    """Targets (n, k): of N rows of a class, its own gets (N + 1) / (N + 2), the others share the rest."""
+    rest = 1 / (np.bincount(codes, minlength=classes)[codes] + 2)
+    targets = np.repeat(rest[:, None] / (classes - 1), classes, axis=1)
+    targets[np.arange(len(codes)), codes] = 1 - rest
     return targets

@@ -60,12 +60,12 @@ class LdaHead(LinearClassifierHead):
         width = self.n_features_in_
         share = estimate_shrinkage(within, covariance, width) if self.shrinkage == "auto" else self.shrinkage
         self.shrinkage_ = share
-        level = np.trace(covariance) / width
+        level = np.trace(covariance) / width or 1.0  # of standardised columns, where each class has one row
         covariance = (1 - share) * covariance
-        covariance[np.diag_indices_from(covariance)] += share * level + 1e-9 * (level or 1.0)
+        covariance[np.diag_indices_from(covariance)] += share * level + 1e-9 * level
         kernel = cho_solve(cho_factor(covariance), means.T)
-        shares = np.bincount(rows.codes, rows.weights, len(means)) / total
-        yield kernel, -0.5 * np.sum(means.T * kernel, axis=0) + np.log(np.maximum(shares, 1e-12))
+        # calibration gives the log shares of classes: those of a fold are low for what it holds out
+        yield kernel, -0.5 * np.sum(means.T * kernel, axis=0)
 
     def summarize(self) -> HeadResult:
         """The shrinkage that was used."""
