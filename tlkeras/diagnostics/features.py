@@ -155,6 +155,7 @@ class LabelledFolds:
     codes: np.ndarray  # their classes by the first task, int (m,), from 0
     # positions among them to fit on, and positions held out; no group is in both
     folds: list[tuple[np.ndarray, np.ndarray]]
+    groups: np.ndarray | None = None  # their groups, (m,); None where there are none
 
 
 def divide_classes(dataset: Dataset, seed: int) -> LabelledFolds:
@@ -171,12 +172,13 @@ def divide_classes(dataset: Dataset, seed: int) -> LabelledFolds:
     known &= np.isin(strata, values[counts > 1])  # an image alone in its class has no neighbour of it
     _, codes = np.unique(strata[known], return_inverse=True)
     groups = dataset.groups[known]
+    parted = groups if (groups != "").any() else None
     few = len(np.unique(codes)) < 2
-    folds = [] if few else make_folds(codes, _FOLDS, seed, groups if (groups != "").any() else None)
+    folds = [] if few else make_folds(codes, _FOLDS, seed, parted)
     covered = np.sort(np.concatenate([held for _, held in folds])) if folds else np.empty(0)
     if not np.array_equal(covered, np.arange(len(codes))):
         raise DataError("Depths are compared on two classes with two images or more each.", f"{len(codes)} images")
-    return LabelledFolds(known, codes, folds)
+    return LabelledFolds(known, codes, folds, parted)
 
 
 def knn_accuracy_per_block(labelled: LabelledFolds, depths: dict[str, np.ndarray]) -> dict[str, float]:

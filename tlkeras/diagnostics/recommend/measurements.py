@@ -170,7 +170,7 @@ def _round(size: float) -> int:
 def _measure(context: MeasurementContext, candidate: Candidate) -> CandidateResult:
     folds, depths = _extract(context, candidate)
     source = np.exp(depths.pop(SOURCE_LOGITS)[folds.known]) if SOURCE_LOGITS in depths else None
-    scores = score_features(depths.pop(POOLED)[folds.known], folds.codes, folds.folds, source)
+    scores = score_features(depths.pop(POOLED)[folds.known], folds.codes, folds.folds, source, folds.groups)
     batch_size, classes = finetuning_batch_size(context.recipe), max(context.classes, 2)
     unfreeze, steps = _plan_finetuning(context, len(depths), batch_size)
     costs = measure_costs(BenchmarkRequest(candidate.entry.name, candidate.size, classes, unfreeze, batch_size))

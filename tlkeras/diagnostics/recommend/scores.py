@@ -65,7 +65,13 @@ class Scores(Result):
         return FoldScore((self.neighbours.folds + self.probe.folds) / 2)
 
 
-def score_features(X: np.ndarray, codes: np.ndarray, folds: FoldIndices, source: np.ndarray | None = None) -> Scores:
+def score_features(
+    X: np.ndarray,
+    codes: np.ndarray,
+    folds: FoldIndices,
+    source: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> Scores:
     """The scores of features on folds that all backbones share.
 
     Args:
@@ -73,11 +79,12 @@ def score_features(X: np.ndarray, codes: np.ndarray, folds: FoldIndices, source:
         codes: Classes, int (n,), from 0.
         folds: Rows to fit on and rows held out.
         source: Probabilities of the pretrained classifier's classes, (n, z).
+        groups: Group of each row, (n,); the linear head keeps groups apart where it chooses its strength.
     """
     standard = StandardScaler().fit_transform(np.asarray(X, np.float64))
     return Scores(
         neighbours=FoldScore(np.array([_score_knn(X, codes, fit, held) for fit, held in folds])),
-        probe=FoldScore(np.array([_score_linear_probe(X, codes, fit, held) for fit, held in folds])),
+        probe=FoldScore(np.array([_score_linear_probe(X, codes, fit, held, groups) for fit, held in folds])),
         logme=measure_logme(standard, codes),
         h_score=measure_h_score(standard, codes),
         leep=None if source is None else measure_leep(source, codes),
@@ -91,8 +98,11 @@ def _score_knn(X: np.ndarray, codes: np.ndarray, fit: np.ndarray, held: np.ndarr
     return float(balanced_accuracy_score(codes[held], nearest.predict(unit[held])))
 
 
-def _score_linear_probe(X: np.ndarray, codes: np.ndarray, fit: np.ndarray, held: np.ndarray) -> float:
-    head = make_head("linear", class_weight="balanced").fit(X[fit], codes[fit])
+def _score_linear_probe(
+    X: np.ndarray, codes: np.ndarray, fit: np.ndarray, held: np.ndarray, groups: np.ndarray | None
+) -> float:
+    inner = None if groups is None else groups[fit]
+    head = make_head("linear", class_weight="balanced").fit(X[fit], codes[fit], groups=inner)
     return float(balanced_accuracy_score(codes[held], head.predict_proba(X[held]).argmax(axis=1)))
 
 
