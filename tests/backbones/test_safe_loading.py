@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tlkeras
-from tlkeras.backbones.safe_loading import check_archive
+from tlkeras.backbones.keras_files import check_archive
 from tlkeras.errors import BackboneError, RunError
 
 

@@ -61,20 +61,14 @@ def find_cuts(model: keras.Model) -> list[CutPoint]:
 
     Walks the graph in topological order and keeps the set of live tensors; wherever one tensor alone is live, the
     model can be cut. A model with several outputs has no cut after the first branch to an output. Where an image has
-    several rows, one for each orientation, there is none.
-
-    Raises:
-        BackboneError: The model has several inputs, or image sizes that are not fixed.
+    several rows, one for each orientation, there is none. A BackboneError is raised for several inputs, or image sizes
+    that are not fixed.
     """
     return [cut for cut, _ in _locate_cuts(model, trace_calls(model))]
 
 
 def find_cut(model: keras.Model, cut: CutPoint | str | int) -> CutPoint:
-    """A cut by the name of its layer, by its index (negative ones count from the output), or by "last".
-
-    Raises:
-        BackboneError: The model has no such cut; names the nearest.
-    """
+    """A cut by its layer, its index (negative ones from the output) or "last"; a BackboneError names the nearest."""
     cuts = find_cuts(model)
     if cut == "last":
         return cuts[-1]
@@ -104,15 +98,12 @@ def split(model: keras.Model, cut: CutPoint | str | int) -> tuple[keras.Model, k
 
 
 def find_blocks(model: keras.Model) -> list[Block]:
-    """The blocks of a model; each layer with weights is in exactly one.
+    """The blocks of a model; each layer with weights is in exactly one. A model with several outputs has none.
 
     A block holds a spatial operation (a convolution with a window, depthwise ones included, or a merge of branches)
     and the layers that mix channels after it; it ends at the narrowest cut before the next spatial operation, the
     deepest where several are equally narrow. So a bottleneck, a residual or dense unit, an Inception module each become
     one block. Layers behind the last narrow cut are a block of their own if one is a convolution or dense layer.
-
-    Raises:
-        BackboneError: The model has several inputs or outputs, or image sizes that are not fixed.
     """
     calls = trace_calls(model)
     located = _locate_cuts(model, calls)
@@ -202,14 +193,12 @@ def _narrowest(segments: Sequence[Sequence[Node]], cuts: Sequence[CutPoint], fir
     best = ties[0]
     for tie in ties[1:]:
         weighted = any(has_weights(call) for segment in segments[best + 1 : tie + 1] for call in segment)
-        if weighted and _ends_unit(segments[best][-1]):
+        end = segments[best][-1]
+        pools = isinstance(end.operation, (layers.MaxPooling2D, layers.AveragePooling2D))
+        if weighted and (pools or len(end.inputs) > 1):
             break
         best = tie
     return best
-
-
-def _ends_unit(call: Node) -> bool:
-    return len(call.inputs) > 1 or isinstance(call.operation, (layers.MaxPooling2D, layers.AveragePooling2D))
 
 
 def _is_spatial(call: Node) -> bool:
@@ -219,7 +208,6 @@ def _is_spatial(call: Node) -> bool:
 
 
 def _mixes(call: Node) -> bool:
-    """Whether a call combines the channels with weights."""
     layer = call.operation
     if isinstance(layer, layers.DepthwiseConv2D) or getattr(layer, "groups", 1) > 1:
         return False
@@ -228,14 +216,9 @@ def _mixes(call: Node) -> bool:
 
 def _make_block(index: int, name: str, members: Sequence[Node], cut: CutPoint) -> Block:
     weighted = {id(call.operation): call.operation for call in members if has_weights(call)}
-    return Block(
-        index=index,
-        name=name,
-        layers=tuple(dict.fromkeys(call.operation.name for call in members)),
-        cut=cut,
-        parameters=sum(layer.count_params() for layer in weighted.values()),
-        multiply_adds=sum(count_call(call) for call in members),
-    )
+    names = tuple(dict.fromkeys(call.operation.name for call in members))
+    parameters = sum(layer.count_params() for layer in weighted.values())
+    return Block(index, name, names, cut, parameters, sum(count_call(call) for call in members))
 
 
 def _name_blocks(groups: Sequence[Sequence[Node]], model_name: str) -> list[str]:

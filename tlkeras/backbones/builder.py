@@ -77,10 +77,8 @@ def build_pretrained_classifier(
 ) -> keras.Model:
     """The part of a pretrained network that `build_backbone` leaves out: the classifier it was trained with.
 
-    From the last feature map of the backbone to the probabilities of the ImageNet classes, float32 [n, 1000].
-
-    Raises:
-        BackboneError: The weights have no such part, or it does not fit images of this size.
+    From the last feature map of the backbone to the probabilities of the ImageNet classes, float32 [n, 1000]. A
+    BackboneError is raised if the weights have no such part, or it does not fit images of this size.
     """
     last = backbone.output._keras_history.operation.name
     whole = build_backbone(name, size=backbone.input_shape[1], weights=weights, top=True)

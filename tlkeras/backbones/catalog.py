@@ -6,6 +6,7 @@ import csv
 import fnmatch
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
+from typing import Any
 
 from tlkeras.backbones.info import BackboneInfo
 from tlkeras.config.schema.features import KERAS_HUB_PREFIX
@@ -22,9 +23,9 @@ def _read_catalog() -> Iterator[BackboneInfo]:
     """
     with (files("tlkeras.backbones") / "catalog.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            numbers = {name: int(row[name]) for name in _NUMBERS}
-            top1, package = float(row["top1"]) if row["top1"] else None, row["package"] or None
-            facts = {**row, **numbers, "weights": tuple(row["weights"].split()), "top1": top1, "package": package}
+            facts: dict[str, Any] = {**row, **{name: int(row[name]) for name in _NUMBERS}}
+            facts |= {"weights": tuple(row["weights"].split()), "package": row["package"] or None}
+            facts["top1"] = float(row["top1"]) if row["top1"] else None
             yield BackboneInfo(**facts)
 
 
@@ -61,11 +62,7 @@ def list_backbones(
 
 
 def find_backbone(name: str) -> BackboneInfo:
-    """The facts about "resnet50_v2", about Keras' own "ResNet50V2", or about "hub:PRESET" of KerasHub.
-
-    Raises:
-        BackboneError: There is no such backbone; names the nearest.
-    """
+    """The facts about "resnet50_v2", Keras' "ResNet50V2" or "hub:PRESET"; a BackboneError names the nearest."""
     if name in _CATALOG:
         return _CATALOG[name]
     if name.startswith(KERAS_HUB_PREFIX):

@@ -64,19 +64,13 @@ def is_available(download: WeightsFile) -> bool:
 def _is_reachable() -> bool:
     try:
         urllib.request.urlopen(urllib.request.Request(_STORAGE, method="HEAD"), timeout=_PROBE_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True  # it responds; a folder is not a file
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, urllib.error.HTTPError)  # it responds; a folder is not a file
     return True
 
 
 def fetch(download: WeightsFile) -> Path:
-    """A file in Keras' cache, after downloading it if it is not there yet.
-
-    Raises:
-        BackboneError: The download fails, or the file is not the one that Keras published.
-    """
+    """A file in Keras' cache, downloaded where needed; a BackboneError if it is not the one that Keras published."""
     path = cache_folder() / download.name
     if not path.exists():
         return _download(download, path)
@@ -84,12 +78,9 @@ def fetch(download: WeightsFile) -> Path:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256" if len(download.digest) == 64 else "md5").hexdigest()
         if found != download.digest:
-            rule, received = (
-                "A file in Keras' cache is not the one that Keras published.",
-                f"{path}, whose digest is not",
-            )
+            rule = "A file in Keras' cache is not the one that Keras published."
             way_out = "Move it away to download it again, or pass its path if these are weights of your own."
-            raise BackboneError(rule, f"{received} {download.digest}", way_out)
+            raise BackboneError(rule, f"{path}, whose digest is not {download.digest}", way_out)
     return path
 
 
@@ -105,9 +96,7 @@ def _download(download: WeightsFile, path: Path) -> Path:
             where = {"cache_subdir": folder.name, "cache_dir": str(folder.parent)}
             keras.utils.get_file(download.name, download.url, file_hash=download.digest, **where)
     except Exception as error:  # Keras raises bare exceptions
-        raise BackboneError(
-            "ImageNet weights are not in Keras' cache and could not be downloaded.",
-            f"{download.url}: {error}",
-            f"Put that file into {folder} as {download.name}, or pass a file of weights instead of 'imagenet'.",
-        ) from error
+        rule = "ImageNet weights are not in Keras' cache and could not be downloaded."
+        way_out = f"Put that file into {folder} as {download.name}, or pass a file of weights instead of 'imagenet'."
+        raise BackboneError(rule, f"{download.url}: {error}", way_out) from error
     return path

@@ -14,11 +14,7 @@ import numpy as np
 from keras import layers
 
 # name -> (width multiplier, depth multiplier)
-_MULTIPLIERS = {
-    "efficientnet_lite0": (1.0, 1.0),
-    "efficientnet_lite1": (1.0, 1.1),
-    "efficientnet_lite2": (1.1, 1.2),
-}
+_MULTIPLIERS = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite1": (1.0, 1.1), "efficientnet_lite2": (1.1, 1.2)}
 # (repeats, kernel, stride, expansion, filters) of each stage
 _STAGES = [
     (1, 3, 1, 1, 16),

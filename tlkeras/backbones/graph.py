@@ -28,11 +28,7 @@ class Node:
 
 
 def trace_calls(model: keras.Model) -> list[Node]:
-    """The calls of a functional model, each after those whose outputs it needs; inputs are left out.
-
-    Raises:
-        BackboneError: The model is a subclass of keras.Model with code of its own.
-    """
+    """The calls of a functional model, each after those whose outputs it needs; a BackboneError for other models."""
     graph = getattr(model, "_functional", None) or model  # a built Sequential keeps its graph inside
     depths = getattr(graph, "_nodes_by_depth", None)
     if depths is None:

@@ -1,4 +1,4 @@
-"""Files of Keras weights, read as plain arrays: no layer, function or class that a file names is constructed."""
+"""Files of Keras weights and models, read and checked: no layer, function or class that a file names is constructed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,10 @@ from tlkeras.errors import BackboneError
 _HDF5, _ZIP, _PICKLE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80"
 WEIGHTS, CONFIG = "model.weights.h5", "config.json"
 MAX_CONFIG_BYTES = 64 * 2**20
+_MEMBERS = {WEIGHTS, CONFIG, "metadata.json"}
+_MODULES = ("keras", "tlkeras", "builtins")
+# Layers that run code or files from outside the archive; Keras refuses some of them, and some only in safe mode.
+_RUNNING_CODE = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 _FORMATS = "Give a .weights.h5, .h5, .keras or .pth file."
 
 
@@ -38,11 +42,7 @@ class LayerWeights:
 
 
 def detect_format(path: Path) -> str:
-    """The format of a file by its content: "hdf5", "keras" or "pth".
-
-    Raises:
-        BackboneError: It is missing, empty or something else.
-    """
+    """The format of a file by its content: "hdf5", "keras" or "pth"; a BackboneError if it is none of these."""
     if not path.is_file():
         received = "is a folder, not a file of weights." if path.is_dir() else "does not exist."
         raise BackboneError(f"{path} {received}", way_out=_FORMATS)
@@ -63,10 +63,8 @@ def detect_format(path: Path) -> str:
 def read_keras(path: Path) -> list[LayerWeights]:
     """The sets of layers in a `.keras` archive or an HDF5 file, also of a whole saved classifier.
 
-    One of the sets may be the backbone; there is one for each nested model if their names are not known.
-
-    Raises:
-        BackboneError: The file is damaged, reaches outside itself, or claims to hold more than it does.
+    One of the sets may be the backbone; there is one for each nested model if their names are not known. A
+    BackboneError is raised if the file is damaged, reaches outside itself, or claims to hold more than it does.
     """
     try:
         if detect_format(path) == "hdf5":
@@ -194,3 +192,51 @@ def _name_layers(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(layer["config"].get("layers"), list):
             names.update(_name_layers(layer, f"{path}/"))
     return names
+
+
+def check_archive(path: Path) -> None:
+    """Check that a `.keras` archive names no code, files or data outside itself; nothing in it is constructed.
+
+    Raises:
+        BackboneError: It does, or holds more than its size.
+        OSError, ValueError, KeyError, zipfile.BadZipFile: It is damaged.
+    """
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        unexpected = [item.filename for item in archive.infolist() if not _is_expected(item.filename)]
+        if unexpected:
+            raise _distrust_archive(path, f"a member {unexpected[0]!r}")
+        declared = sum(item.file_size for item in archive.infolist())
+        if declared > size + MAX_CONFIG_BYTES or archive.getinfo(CONFIG).file_size > MAX_CONFIG_BYTES:
+            raise _distrust_archive(path, f"{declared:,} bytes in a file of {size:,} bytes")
+        for found in _list_suspicious(json.loads(archive.read(CONFIG))):
+            raise _distrust_archive(path, found)
+        weights = archive.read(WEIGHTS)
+    check_hdf5(io.BytesIO(weights), len(weights))
+
+
+def _is_expected(name: str) -> bool:
+    parts = name.split("/")
+    return name in _MEMBERS or (parts[0] == "assets" and ".." not in parts and "\\" not in name)
+
+
+def _list_suspicious(config: Any) -> Iterator[str]:
+    """The layers and modules that a configuration should not name, nested ones included."""
+    waiting = [config]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting += item
+        elif isinstance(item, dict):
+            waiting += item.values()
+            kind, module = item.get("class_name"), item.get("module")
+            if kind in _RUNNING_CODE:
+                yield f"a layer {kind}, which runs code"
+            if kind is not None and isinstance(module, str) and module.partition(".")[0] not in _MODULES:
+                yield f"{kind!r} of the module {module!r}"
+
+
+def _distrust_archive(path: Path, received: str) -> BackboneError:
+    rule = "A saved model holds more than layers of keras and tlkeras and their weights."
+    way_out = "Do not use it unless you trust its origin: loading it could run code."
+    return BackboneError(rule, f"{path} with {received}", way_out)

@@ -31,11 +31,7 @@ _TOLERANCE = 1e-3  # of a rebuilt graph's outputs, relative to the largest
 
 @functools.lru_cache(maxsize=64)
 def preset_info(name: str) -> BackboneInfo:
-    """The facts about a preset, `hub:PRESET` or `hub:FOLDER`; its weights are not fetched.
-
-    Raises:
-        BackboneError: KerasHub is not installed, or does not know or cannot fetch the preset, or it is not of images.
-    """
+    """The facts about `hub:PRESET` or `hub:FOLDER` without its weights; a BackboneError says why there are none."""
     backbone = _load(name, None, pretrained=False)
     fixed = _read_shape(name, backbone)
     suggested = getattr(_load_converter(name), "image_size", None) or (None,)
@@ -61,11 +57,8 @@ def preset_info(name: str) -> BackboneInfo:
 def build_preset(info: BackboneInfo, size: int, pretrained: bool) -> keras.Model:
     """A preset as one flat functional graph, as in `builder.build_backbone`.
 
-    The map of a transformer holds the positions of its patches, without class and register tokens.
-
-    Raises:
-        BackboneError: The weights cannot be fetched, do not fit images of this size, or come without the scaling of
-            pixels.
+    The map of a transformer holds the positions of its patches, without class and register tokens. A BackboneError is
+    raised if the weights cannot be fetched, do not fit images of this size, or come without the scaling of pixels.
     """
     backbone = _load(info.name, size, pretrained)
     return _connect(info.name, backbone, size, _read_scaling(_load_converter(info.name)) if pretrained else None)
@@ -112,16 +105,13 @@ def _read_shape(name: str, backbone: Any) -> int | None:
     inputs = backbone.inputs
     shape: tuple = inputs[0].shape if len(inputs) == 1 else ()
     if len(shape) != 4 or shape[-1] != 3 or len(backbone.outputs) != 1 or shape[1] != shape[2]:
-        raise BackboneError(
-            "The preset does not take square RGB images to one feature map.",
-            f"{name}, a {type(backbone).__name__} with inputs {[tuple(tensor.shape) for tensor in inputs]}",
-            "Choose a preset of an image classifier.",
-        )
+        rule = "The preset does not take square RGB images to one feature map."
+        received = f"{name}, a {type(backbone).__name__} with inputs {[tuple(tensor.shape) for tensor in inputs]}"
+        raise BackboneError(rule, received, "Choose a preset of an image classifier.")
     return shape[1]
 
 
 def _load_converter(name: str) -> Any | None:
-    """KerasHub's layer that prepares images for a preset, None if the preset has none."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return import_keras_hub().layers.ImageConverter.from_preset(_find_preset(name))
@@ -131,11 +121,11 @@ def _load_converter(name: str) -> Any | None:
 
 def _read_scaling(converter: Any | None) -> tuple[Any, Any]:
     if converter is None:
-        raise BackboneError(
-            "The pretrained preset does not hold the scaling of its pixels.",
-            "a preset without image converter",
-            "Save it with save_to_preset of the ImageClassifier or its preprocessor, or use its weights as 'none'.",
+        rule = "The pretrained preset does not hold the scaling of its pixels."
+        way_out = (
+            "Save it with save_to_preset of the ImageClassifier or its preprocessor, or use its weights as 'none'."
         )
+        raise BackboneError(rule, "a preset without image converter", way_out)
     scale, offset = converter.scale, converter.offset
     return 1.0 if scale is None else scale, 0.0 if offset is None else offset
 
@@ -218,7 +208,6 @@ def _list_blocks(operation: Any) -> list[tuple[int, Any]]:
 
 
 def _agree(flat: keras.Model, backbone: Any, size: int) -> bool:
-    """Whether a repeated graph has the same outputs as the backbone, for one image."""
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
     inputs = dict.fromkeys(backbone.input, pixels) if isinstance(backbone.input, dict) else pixels
     wanted, predicted = np.asarray(backbone(inputs, training=False)), np.asarray(flat(pixels, training=False))

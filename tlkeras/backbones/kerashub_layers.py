@@ -90,6 +90,7 @@ def _make_backbone(kind: str, config: dict[str, Any]) -> Any:
     """A backbone with random weights; of KerasHub only, because its name may come from a file."""
     hub = import_keras_hub()
     found: Any = getattr(hub.models, kind, None)
-    if not (isinstance(found, type) and issubclass(found, hub.models.Backbone)):
+    known = isinstance(found, type) and issubclass(found, hub.models.Backbone)
+    if not known:
         raise BackboneError("KerasHub has no such backbone.", repr(kind), "Load only models that you trust.")
     return found.from_config(config)

@@ -55,13 +55,10 @@ class AverageDihedralViews(_Orientations):
 
 
 def add_test_time_augmentation(model: keras.Model, cut: str, count: int) -> keras.Model:
-    """A model that averages the map at a cut over orientations of each square image.
+    """A model that averages the square map at a cut over orientations of each image; a BackboneError if it is none.
 
     The layers behind the map get one map per image, as before. Behind average pooling and a linear head this averages
     the logits. The variables are shared with `model`; a prediction costs `count` times as much, 2 to 8.
-
-    Raises:
-        BackboneError: The cut has no square map.
     """
     check_map(find_cut(model, cut))
     prefix, suffix = split(model, cut)
@@ -74,11 +71,9 @@ def add_test_time_augmentation(model: keras.Model, cut: str, count: int) -> kera
 
 def check_map(cut: CutPoint) -> None:
     if len(cut.shape) != 3 or cut.shape[0] != cut.shape[1]:
-        raise BackboneError(
-            "test_time needs a square feature map.",
-            f"{cut.name} gives {' x '.join(map(str, cut.shape))}",
-            "Leave augmentation.test_time out, or choose a convolutional backbone.",
-        )
+        received = f"{cut.name} gives {' x '.join(map(str, cut.shape))}"
+        way_out = "Leave augmentation.test_time out, or choose a convolutional backbone."
+        raise BackboneError("test_time needs a square feature map.", received, way_out)
 
 
 def _transpose(maps: Any, number: int) -> Any:

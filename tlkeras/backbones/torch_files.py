@@ -35,10 +35,8 @@ _DTYPES = {
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a `.pth` file by name, in the format of PyTorch before 1.6 or in the zip format since.
 
-    A checkpoint with its tensors under "state_dict" is unwrapped, and "module." before names is removed.
-
-    Raises:
-        BackboneError: The file is damaged, or its pickle names anything but tensors.
+    A checkpoint with its tensors under "state_dict" is unwrapped, and "module." before names is removed. A
+    BackboneError says that the file is damaged, or that its pickle names anything but tensors.
     """
     data = path.read_bytes()
     try:
@@ -80,8 +78,6 @@ class _Storage:
 
 
 class _Tensor:
-    """A view into a storage."""
-
     def __init__(self, storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]):
         count = math.prod(shape)
         reach = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
@@ -114,11 +110,8 @@ class _Unpickler(pickle.Unpickler):
             return lambda tensor, *_: tensor
         if module == "torch" and name in _DTYPES:
             return name
-        raise BackboneError(
-            "The state dict holds more than tensors.",
-            f"a pickle that names {module}.{name}",
-            "Such a file can run code: do not open it elsewhere either. Save `model.state_dict()` alone.",
-        )
+        way_out = "Such a file can run code: do not open it elsewhere either. Save `model.state_dict()` alone."
+        raise BackboneError("The state dict holds more than tensors.", f"a pickle that names {module}.{name}", way_out)
 
     def persistent_load(self, key: Any) -> _Storage:
         kind, dtype, name, _location, count, *_view = key

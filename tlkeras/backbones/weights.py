@@ -28,11 +28,7 @@ _Pairs = list[tuple[keras.Layer, list[np.ndarray] | None]]
 
 
 def find_weights(info: BackboneInfo, source: str | os.PathLike[str], top: bool = False) -> Path | None:
-    """The file of a source of weights, after downloading it where needed; None for "none" and "preset".
-
-    Raises:
-        BackboneError: The backbone has no weights from that source, or they are not available now.
-    """
+    """The file of a source of weights, None for "none" and "preset"; a BackboneError if it is not available."""
     if isinstance(source, str) and source in _SOURCES:
         if source not in info.weights:
             way_out = f"Choose {', '.join(map(repr, info.weights))} or a file."
@@ -131,11 +127,8 @@ def _find_packaged(info: BackboneInfo) -> Path:
 
 def _read_pth(name: str, path: Path) -> list[LayerWeights]:
     if find_backbone(name).family != "efficientnet_lite":
-        rule, way_out = (
-            "PyTorch weights are read for EfficientNet-Lite only.",
-            "Give a .weights.h5, .h5 or .keras file.",
-        )
-        raise BackboneError(rule, f"{path} for {name}", way_out)
+        rule = "PyTorch weights are read for EfficientNet-Lite only."
+        raise BackboneError(rule, f"{path} for {name}", "Give a .weights.h5, .h5 or .keras file.")
     return [LayerWeights(efficientnet_lite.convert(torch_files.read_state_dict(path), name), named=True)]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tlkeras import progress
 from tlkeras.backbones import kerashub_layers, test_time_augmentation  # noqa: F401 (its layers register with Keras)
 from tlkeras.backbones.graph import max_batch_size
-from tlkeras.backbones.safe_loading import check_archive
+from tlkeras.backbones.keras_files import check_archive
 from tlkeras.data.headers import InvalidImage, to_printable
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.pipeline import make_image_dataset, read_error
