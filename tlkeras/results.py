@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from os import PathLike, fspath
 from typing import Any
 
+OPTIONAL, FLAT = {"json": "optional"}, {"json": "flat"}
+"""Metadata of fields that are left out of JSON where they are None, and whose entries stand in place of themselves."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -14,7 +17,14 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes by name, nested results included, as values that JSON has."""
-        return {field.name: to_plain(getattr(self, field.name)) for field in fields(self)}
+        plain: dict[str, Any] = {}
+        for one in fields(self):
+            value, kind = getattr(self, one.name), one.metadata.get("json")
+            if kind == "flat":
+                plain |= to_plain(value)
+            elif value is not None or kind != "optional":
+                plain[one.name] = to_plain(value)
+        return plain
 
 
 def to_plain(value: Any) -> Any:

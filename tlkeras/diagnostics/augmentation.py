@@ -58,11 +58,8 @@ def show_augmentation(
     """Draw a contact sheet: a row per image, as it is and in its first views; below, the batch mixed with itself.
 
     Args:
-        recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`.
-        overrides: Values by dotted key, such as `{"augmentation.policy": "rand_augment"}`.
         to: The PNG file; NAME-augmentation.png in the current folder by default.
-        images: Number of images.
-        views: Number of views of each, fewer where the policy has fewer.
+        views: Number of views of each image, fewer where the policy has fewer.
 
     Raises:
         DataError: No image can be read.
@@ -98,12 +95,10 @@ def show_augmentation(
 
 def check_target(path: Path) -> None:
     """Make sure that a file is new, or an image that was drawn before; ResourceError if it is another file."""
-    if path.exists():
-        start = path.read_bytes()[:512] if path.is_file() else b""
-        if not (start.startswith(_PNG) and _MATPLOTLIB in start):
-            raise ResourceError(
-                f"{path} exists and was not drawn by tlkeras, so it is not replaced.", None, "Choose another name."
-            )
+    start = path.read_bytes()[:512] if path.is_file() else b""
+    if path.exists() and not (start.startswith(_PNG) and _MATPLOTLIB in start):
+        rule = f"{path} exists and was not drawn by tlkeras, so it is not replaced."
+        raise ResourceError(rule, None, "Choose another name.")
 
 
 def write_plot(plot: Callable[[Path], None], path: Path) -> None:
@@ -115,11 +110,7 @@ def write_plot(plot: Callable[[Path], None], path: Path) -> None:
 
 
 def choose_images(recipe: Recipe, dataset: Dataset, count: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Labels, pixels uint8 [n, size, size, 3] and keys of images drawn evenly from the classes of the first task.
-
-    Raises:
-        DataError: No image can be read.
-    """
+    """Labels, pixels uint8 [n, size, size, 3] and keys of images drawn evenly from the first task's classes."""
     task = dataset.tasks[0]
     labels, pixels, digests = [], [], []
     for row in _alternate_strata(task.strata(dataset.targets[task.name]), data_seed(recipe)):

@@ -12,30 +12,16 @@ import numpy as np
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.headers import to_printable
 from tlkeras.data.inspection import drop_undecodable, validate_images
+from tlkeras.data.quality import duplicates as copies
 from tlkeras.data.quality.cleaning import clean, write_manifest
-from tlkeras.data.quality.duplicates import (
-    DuplicateGroup,
-    LeakingGroup,
-    find_duplicates,
-    find_leaking_groups,
-    join_groups,
-)
 from tlkeras.data.quality.near_duplicates import read_thumbnails
 from tlkeras.data.sources.references import load_recipe_or_source
 from tlkeras.data.splits import classes_missing_from_test
 from tlkeras.data.tables import Dataset
+from tlkeras.diagnostics import data_quality
 from tlkeras.diagnostics.check_page import render_check_page
 from tlkeras.diagnostics.check_result import CheckResult, ClassCount, ManifestResult
-from tlkeras.diagnostics.data_quality import (
-    DataIssues,
-    count_classes,
-    count_of,
-    find_data_issues,
-    list_duplicates,
-    list_notes,
-    list_problems,
-    to_printable_issues,
-)
+from tlkeras.diagnostics.data_quality import DataIssues, count_of
 from tlkeras.errors import TlkerasError, list_some
 from tlkeras.features.extraction import average_positions
 from tlkeras.features.extractor import FeatureExtractor
@@ -66,7 +52,6 @@ def check(
     Args:
         recipe: A recipe, or images alone: a folder, a manifest, "tfds:NAME" or a packaged set, which are checked as
             `linear_probe` would take them.
-        overrides: Values by dotted key.
         deep: Look for wrong labels and outliers however many features must be computed for it.
         html: A page to write, with the images in question.
         fix: A cleaned manifest to write; images are never touched.
@@ -90,10 +75,10 @@ def check(
         problems=tuple(problem for found in findings for problem in found.problems),
         notes=tuple(note for found in findings for note in found.notes),
         facts={name: fact for found in findings for name, fact in found.facts.items()},
-        rejected=() if dataset is None else to_printable_issues(dataset.rejected),
-        remarks=() if dataset is None else to_printable_issues(dataset.warnings),
+        rejected=() if dataset is None else data_quality.to_printable_issues(dataset.rejected),
+        remarks=() if dataset is None else data_quality.to_printable_issues(dataset.warnings),
         classes=() if images is None else images.classes,
-        copies=() if images is None else list_duplicates(images.dataset, images.duplicates),
+        copies=() if images is None else data_quality.list_duplicates(images.dataset, images.duplicates),
         leaking_groups=() if images is None else tuple(images.leaking),
         mislabelled=None if issues is None else issues.mislabelled,
         outliers=None if issues is None else issues.outliers,
@@ -116,8 +101,8 @@ class _CheckedImages:
     """The images that can be used, with the split of each unless they cannot be split, and their duplicates."""
 
     dataset: Dataset
-    duplicates: list[DuplicateGroup]
-    leaking: list[LeakingGroup]
+    duplicates: list[copies.DuplicateGroup]
+    leaking: list[copies.LeakingGroup]
     classes: tuple[ClassCount, ...]
 
 
@@ -142,11 +127,12 @@ def _check_images(recipe: Recipe) -> tuple[_CheckedImages | None, _Findings]:
         dataset, split = divided, divided.split
         facts["splits"] = ", ".join(f"{name} {(split == name).sum():,}" for name in dict.fromkeys(split))
         notes += classes_missing_from_test(dataset)
-    duplicates, leaking = find_duplicates(dataset, thumbnails), find_leaking_groups(dataset.groups, dataset.split)
-    classes = count_classes(dataset)
+    duplicates = copies.find_duplicates(dataset, thumbnails)
+    leaking = copies.find_leaking_groups(dataset.groups, dataset.split)
+    classes = data_quality.count_classes(dataset)
     facts["classes"] = ", ".join(f"{row.class_name} {row.images:,}" for row in classes)
-    problems += list_some(list_problems(dataset, duplicates, leaking))
-    notes += list_notes(dataset, duplicates)
+    problems += list_some(data_quality.list_problems(dataset, duplicates, leaking))
+    notes += data_quality.list_notes(dataset, duplicates)
     if dataset.rejected:
         files = count_of(len(dataset.rejected), "file cannot be used and is", "files cannot be used and are")
         notes.append(f"{files} left out.")
@@ -165,10 +151,7 @@ def _read_images(recipe: Recipe) -> tuple[Dataset, np.ndarray]:
 def _check_training(
     recipe: Recipe, images: _CheckedImages | None, train: bool
 ) -> tuple[FeatureExtractor | None, _Findings]:
-    """The frozen network, or None where the training is not possible, and what the training would compute.
-
-    Without `train` the backbone only serves to find wrong labels, so that its problems are notes.
-    """
+    """The frozen network, if the training is possible, and what it would compute; problems are notes if not `train`."""
     extractor, problems = _attempt(lambda: builders.build_feature_extractor(recipe))
     if extractor is None:
         return None, _Findings(problems) if train else _Findings(notes=problems)
@@ -213,7 +196,7 @@ def _check_labels(
         reason = f"features of {missing:,} images would have to be computed"
         note = f"Wrong labels and outliers were not looked for: {reason}. `--deep` does it, and caches them."
         return None, _Findings(notes=[note])
-    groups = join_groups(images.dataset.groups, images.duplicates)
+    groups = copies.join_groups(images.dataset.groups, images.duplicates)
     issues, problems = _attempt(lambda: _find_issues(experiment, groups))
     if issues is None:
         return None, _Findings(problems)
@@ -229,7 +212,7 @@ def _find_issues(experiment: Experiment, groups: np.ndarray) -> DataIssues:
     builders.fit_recipe_codebooks(experiment)
     with builders.extract_features(experiment) as features:
         matrix = average_positions(np.asarray(features.outputs[0], np.float32))
-        return find_data_issues(experiment.dataset, features.kept, matrix, groups)
+        return data_quality.find_data_issues(experiment.dataset, features.kept, matrix, groups)
 
 
 def _write_manifest(

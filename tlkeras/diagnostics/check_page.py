@@ -17,12 +17,7 @@ _Image = TypeVar("_Image", bound=CheckedImage)
 
 
 def render_check_page(result: CheckResult, paths: Mapping[str, str]) -> list[HtmlSection]:
-    """The sections of the page.
-
-    Args:
-        result: The findings.
-        paths: From printable paths to those that can be opened.
-    """
+    """The sections of the page; `paths` leads from printable paths to those that can be opened."""
     verdict = [f"!{problem}" for problem in result.problems] or ["No problems found: ready to train."]
     facts = list(result.facts.items())
     sections = [HtmlSection("Overview", [*verdict, *result.notes], ("", ""), facts), *_list_classes(result.classes)]
@@ -32,7 +27,11 @@ def render_check_page(result: CheckResult, paths: Mapping[str, str]) -> list[Htm
         ("Other copies", [group for group in result.copies if not group.leaking and not group.conflicting]),
     ):
         sections += _draw_copies(title, groups, paths)
-    sections += _draw_images("Labels that look wrong", result.mislabelled or (), paths, _explain_label)
+
+    def explain(image: MislabelledImage) -> list[str]:
+        return [f"label {image.label}", f"the model says {image.suggested} (+{image.score:.2f})"]
+
+    sections += _draw_images("Labels that look wrong", result.mislabelled or (), paths, explain)
     sections += _draw_images("Images unlike all others", result.outliers or (), paths, lambda image: [image.label])
     for title, issues in (("Files that cannot be used", result.rejected), ("Odd files", result.remarks)):
         rows = [(issue.path, issue.reason) for issue in issues]
@@ -44,15 +43,8 @@ def _list_classes(rows: Sequence[ClassCount]) -> Iterator[HtmlSection]:
     if not rows:
         return
     several = len({row.task for row in rows}) > 1
-    table = [
-        (
-            f"{row.task}: {row.class_name}" if several else row.class_name,
-            row.images,
-            float(row.share),
-            *row.splits.values(),
-        )
-        for row in rows
-    ]
+    names = [f"{row.task}: {row.class_name}" if several else row.class_name for row in rows]
+    table = [(name, row.images, row.share, *row.splits.values()) for name, row in zip(names, rows, strict=True)]
     yield HtmlSection("Classes", (), ("class", "images", "share", *rows[0].splits), table)
 
 
@@ -75,10 +67,6 @@ def _draw_images(
     figures = [_draw(image, paths, explain(image)) for image in images[:_MOST_IMAGES]]
     strip = ("", [figure for figure in figures if figure])
     yield HtmlSection(f"{title} ({len(images):,})", _mention_rest(len(images), _MOST_IMAGES), strips=[strip])
-
-
-def _explain_label(image: MislabelledImage) -> list[str]:
-    return [f"label {image.label}", f"the model says {image.suggested} (+{image.score:.2f})"]
 
 
 def _mention_rest(count: int, most: int) -> list[str]:

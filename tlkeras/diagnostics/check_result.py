@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tlkeras.data.headers import Issue
 from tlkeras.data.quality.duplicates import LeakingGroup
-from tlkeras.results import Result
+from tlkeras.results import FLAT, OPTIONAL, Result
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class ClassCount(Result):
     class_name: str
     images: int
     share: float
-    splits: dict[str, int]
+    splits: dict[str, int] = field(metadata=FLAT)
 
     def to_dict(self) -> dict[str, Any]:
-        """A flat row: task, class, images, share, and a key per split."""
-        return {"task": self.task, "class": self.class_name, "images": self.images, "share": self.share, **self.splits}
+        """The attributes side by side, `class_name` as `class`."""
+        return {{"class_name": "class"}.get(name, name): value for name, value in super().to_dict().items()}
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,7 @@ class MislabelledImage(CheckedImage, Result):
 
     suggested: str
     score: float
-    task: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The attributes, without `task` where there is one task alone."""
-        values = super().to_dict()
-        return values if self.task is not None else {key: values[key] for key in values if key != "task"}
+    task: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -101,12 +96,5 @@ class CheckResult(Result):
     leaking_groups: tuple[LeakingGroup, ...]  # groups that are in several splits
     mislabelled: tuple[MislabelledImage, ...] | None  # most suspicious first; None where they were not looked for
     outliers: tuple[OutlierImage, ...] | None  # most suspicious first; None where they were not looked for
-    manifest: ManifestResult | None = None  # the one that was written, if any
-    page: str | None = None  # the file that was written, if any
-
-    def to_dict(self) -> dict[str, Any]:
-        """The attributes, without `manifest` and `page` where none was written."""
-        return {key: value for key, value in super().to_dict().items() if value is not None or key not in _WRITTEN}
-
-
-_WRITTEN = ("manifest", "page")
+    manifest: ManifestResult | None = field(default=None, metadata=OPTIONAL)  # the one that was written
+    page: str | None = field(default=None, metadata=OPTIONAL)  # the file that was written

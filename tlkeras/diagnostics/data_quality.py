@@ -14,13 +14,7 @@ from tlkeras.data.quality.duplicates import DuplicateGroup, LeakingGroup
 from tlkeras.data.quality.label_issues import find_label_issues, find_outliers
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
-from tlkeras.diagnostics.check_result import (
-    CheckedImage,
-    ClassCount,
-    DuplicateImages,
-    MislabelledImage,
-    OutlierImage,
-)
+from tlkeras.diagnostics.check_result import CheckedImage, ClassCount, DuplicateImages, MislabelledImage, OutlierImage
 from tlkeras.heads.cross_validation import cross_val_predict
 from tlkeras.heads.linear import LinearHead
 
@@ -49,14 +43,10 @@ class DataIssues:
 def find_data_issues(dataset: Dataset, rows: np.ndarray, features: np.ndarray, groups: np.ndarray) -> DataIssues:
     """Labels that out-of-fold predictions of a linear head contradict, and outliers.
 
-    Args:
-        dataset: The images.
-        rows: Positions of those that have features, int64 [n].
-        features: Float [n, d].
-        groups: The group of each image of the dataset; groups are not divided between folds, "" is no group.
+    Features are float [n, d], of the images at the positions `rows`. Each image of the dataset has a group, which folds
+    do not divide, or "".
     """
-    own = np.array([str(number) for number in range(len(rows))], dtype=object)
-    folded = np.where(groups[rows] == "", own, groups[rows]).astype(str)
+    folded = np.where(groups[rows] == "", np.arange(len(rows)).astype(str).astype(object), groups[rows]).astype(str)
     mislabelled = []
     for task in dataset.tasks:
         if not task.has_classes:
@@ -64,13 +54,12 @@ def find_data_issues(dataset: Dataset, rows: np.ndarray, features: np.ndarray, g
         name = task.name if len(dataset.tasks) > 1 else None
         for at, label, suggested, score in _find_wrong_labels(task, dataset.targets[task.name][rows], features, folded):
             image = describe_image(dataset, int(rows[at]))
-            mislabelled.append(
-                MislabelledImage(image.path, image.key, label, image.split, suggested, round(score, 4), name)
-            )
-    outliers = []
-    for outlier in find_outliers(features):
-        image = describe_image(dataset, int(rows[outlier.row]))
-        outliers.append(OutlierImage(image.path, image.key, image.label, image.split, round(outlier.score, 3)))
+            wrong = MislabelledImage(image.path, image.key, label, image.split, suggested, round(score, 4), name)
+            mislabelled.append(wrong)
+    outliers = [
+        OutlierImage(**vars(describe_image(dataset, int(rows[outlier.row]))), score=round(outlier.score, 3))
+        for outlier in find_outliers(features)
+    ]
     return DataIssues(tuple(sorted(mislabelled, key=lambda image: -image.score)), tuple(outliers))
 
 
@@ -95,11 +84,10 @@ def _find_wrong_labels(
         issues = find_label_issues(probabilities, targets)
         return [(issue.row, names[targets[issue.row]], names[issue.suggested], issue.score) for issue in issues]
     found = []
-    for number, name in enumerate(names):
-        binary = np.stack([1 - probabilities[:, number], probabilities[:, number]], axis=1)
+    for name, column, present in zip(names, probabilities.T, targets.T, strict=True):
         words = (f"not {name}", name)
-        for issue in find_label_issues(binary, targets[:, number].astype(np.int64)):
-            found.append((issue.row, words[1 - issue.suggested], words[issue.suggested], issue.score))
+        issues = find_label_issues(np.stack([1 - column, column], axis=1), present.astype(np.int64))
+        found += [(one.row, words[1 - one.suggested], words[one.suggested], one.score) for one in issues]
     return sorted(found, key=lambda issue: -issue[-1])
 
 
@@ -150,12 +138,12 @@ def list_problems(dataset: Dataset, groups: Sequence[DuplicateGroup], leaking: S
     problems = []
     if conflicts := [group for group in exact if group.conflicting]:
         labels = ", ".join(sorted({describe_image(dataset, row).label for row in conflicts[0].rows}))
-        problems.append(
-            f"1 image appears {len(conflicts[0].rows)} times with different labels ({labels}). Keep one."
-            if len(conflicts) == 1
-            else f"{len(conflicts):,} images appear several times with different labels (such as {labels})."
-            " Keep one of each."
-        )
+        if len(conflicts) == 1:
+            times = len(conflicts[0].rows)
+            problems.append(f"1 image appears {times} times with different labels ({labels}). Keep one.")
+        else:
+            images = f"{len(conflicts):,} images appear several times with different labels (such as {labels})"
+            problems.append(f"{images}. Keep one of each.")
     if leaks := [group for group in exact if group.leaking]:
         names = sorted({str(split) for group in leaks for split in dataset.split[list(group.rows)]})
         images = count_of(len(leaks), "image is", "images are")
@@ -219,9 +207,6 @@ def _list_imbalances(dataset: Dataset) -> Iterator[str]:
         counts = task.members(dataset.targets[task.name]).sum(axis=0)
         order = [at for at in np.argsort(counts, kind="stable").tolist() if counts[at]]
         if order and counts[order[-1]] > UNBALANCED * counts[order[0]]:
-            few, many, ratio = (
-                task.class_names[order[0]],
-                task.class_names[order[-1]],
-                counts[order[-1]] / counts[order[0]],
-            )
+            few, many = task.class_names[order[0]], task.class_names[order[-1]]
+            ratio = counts[order[-1]] / counts[order[0]]
             yield f"{task.name!r}: {ratio:,.0f} times as many images of {many!r} as of {few!r}."

@@ -33,11 +33,8 @@ from tlkeras.training.builders.variants import find_recipe_backbone
 
 METHODS = ("tsne", "umap")
 _NAMES = {"tsne": "t-SNE", "umap": "UMAP"}
-_COMPONENTS = 50
-_NEIGHBOURS = 5
-_FOLDS = 5
-_CHANNELS = 6
-_MAP_PIXELS = 128
+_COMPONENTS, _NEIGHBOURS, _FOLDS = 50, 5, 5
+_CHANNELS, _MAP_PIXELS = 6, 128
 
 
 @dataclass(frozen=True)
@@ -66,8 +63,6 @@ def show_features(
     """Plot how well a recipe's features separate the classes before anything is fitted; test images are left out.
 
     Args:
-        recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`.
-        overrides: Values by dotted key.
         method: Of the second projection: tsne or umap; the first is of principal components.
         layer: A block or cut of the backbone whose maps are drawn too, into FILE-maps.png.
         images: Maximum number of images that are projected.
@@ -85,10 +80,8 @@ def show_features(
     _check_options(resolved, method, layer)
     for file in filter(None, (path, maps)):
         check_target(file)
-    dataset, seed = (
-        builders.split_dataset(resolved, validate_images(builders.read_dataset(resolved))),
-        data_seed(resolved),
-    )
+    dataset = builders.split_dataset(resolved, validate_images(builders.read_dataset(resolved)))
+    seed = data_seed(resolved)
     experiment = builders.Experiment(resolved, dataset, builders.build_feature_extractor(resolved))
     cut = None if layer is None else _find_map_cut(experiment.extractor.backbone, layer)
     builders.fit_recipe_codebooks(experiment)
@@ -159,11 +152,7 @@ class LabelledFolds:
 
 
 def divide_classes(dataset: Dataset, seed: int) -> LabelledFolds:
-    """The folds of all images whose class another image has, too.
-
-    Raises:
-        DataError: There are no two classes of two images.
-    """
+    """The folds of all images whose class another image has, too; DataError if there are no two such classes."""
     task = dataset.tasks[0]
     targets = dataset.targets[task.name]
     known = task.is_labelled(targets)
@@ -182,10 +171,7 @@ def divide_classes(dataset: Dataset, seed: int) -> LabelledFolds:
 
 
 def knn_accuracy_per_block(labelled: LabelledFolds, depths: dict[str, np.ndarray]) -> dict[str, float]:
-    """Cross-validated accuracy of nearest neighbours at each depth, whose vectors are float (n, d).
-
-    Neighbours are nearest by cosine: norms differ from depth to depth.
-    """
+    """Cross-validated accuracy of nearest neighbours by cosine at each depth, whose vectors are float (n, d)."""
     known, codes, folds = labelled.known, labelled.codes, labelled.folds
     separations = {}
     with progress_bar("Comparing depths", len(depths), "depths") as advance:

@@ -54,8 +54,6 @@ def find_learning_rate(
     skipped.
 
     Args:
-        recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`.
-        overrides: Values by dotted key.
         stage: Its name; the first by default.
         steps: Number of rates to try, from 1e-6 to 1.
         to: The PNG file of the curve; NAME-rates.png in the current folder by default.
@@ -63,11 +61,8 @@ def find_learning_rate(
     Raises:
         TlkerasError: The recipe does not fine-tune, has no such stage, or the image cannot be written.
     """
-    resolved = load_recipe(recipe, overrides)
-    return _search(resolved, Path(to) if to else Path(f"{resolved.name}-rates.png"), stage, steps)
-
-
-def _search(recipe: Recipe, image: Path, stage: str | None, steps: int) -> LearningRateResult:
+    recipe = load_recipe(recipe, overrides)
+    image = Path(to or f"{recipe.name}-rates.png")
     prepared = builders.prepare(recipe)
     if not image.parent.is_dir():
         raise ResourceError(f"The folder {image.parent} does not exist.", None, "Make it first.")
@@ -88,17 +83,8 @@ def _search(recipe: Recipe, image: Path, stage: str | None, steps: int) -> Learn
         found = trainer.find_rate(index, LOWEST, HIGHEST, steps)
     if found.rates:
         plot_lr_finder(found.rates, found.losses, found.suggestion, image, found.smoothed)
-    return LearningRateResult(
-        name=recipe.name,
-        stage=plan.schedule.stages[index].name,
-        learning_rate=plan.schedule.stages[index].learning_rate,
-        suggestion=found.suggestion,
-        reason=found.reason,
-        rates=found.rates,
-        losses=found.losses,
-        smoothed=found.smoothed,
-        image=str(image) if found.rates else None,
-    )
+    chosen, drawn = plan.schedule.stages[index], str(image) if found.rates else None
+    return LearningRateResult(recipe.name, chosen.name, chosen.learning_rate, image=drawn, **vars(found))
 
 
 def _find_stage(schedule: Schedule, name: str | None) -> int:

@@ -62,10 +62,6 @@ class ScheduleResult(Result):
 def show_schedule(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> ScheduleResult:
     """The stages of a recipe's fine-tuning: which blocks train, at which rate, and from which cached activations.
 
-    Args:
-        recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`.
-        overrides: Values by dotted key.
-
     Raises:
         TlkerasError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
     """

@@ -18,10 +18,9 @@ from typing import Any
 from tlkeras.errors import BackboneError
 from tlkeras.features.memory import peak_memory
 
-_REPEATS = 15
+_REPEATS, _STEPS = 15, 4
 _BATCH = 32
 _SECONDS = 2.0
-_STEPS = 4
 
 
 @dataclass(frozen=True)

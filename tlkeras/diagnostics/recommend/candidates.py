@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tlkeras.backbones.catalog import find_backbone, list_backbones
@@ -27,9 +27,7 @@ class Target:
 TARGETS = {
     "server": Target("a server with a GPU takes any backbone"),
     "cpu": Target("a few images a second on a core", multiply_adds=2e9),
-    "mobile": Target(
-        "the mobile setting of the literature: below 600 M multiply-adds", multiply_adds=6e8, megabytes=25
-    ),
+    "mobile": Target("the mobile setting of the literature: below 600 M multiply-adds", 6e8, 25),
 }
 
 
@@ -58,7 +56,6 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Name and size, for tables."""
         return f"{self.entry.name} at {self.size}"
 
     @property
@@ -76,11 +73,7 @@ def choose_candidates(limits: BackboneLimits, own: Candidate | None = None) -> t
     """The candidates, best on ImageNet first, and the reason why each other backbone is left out.
 
     The best of each family is taken before second ones of a family, so that a family of many sizes does not fill the
-    list.
-
-    Args:
-        limits: Requirements on the backbones.
-        own: A backbone that is measured in any case.
+    list. The user's own backbone is measured in any case.
 
     Raises:
         BackboneError: A limit is not valid, or no backbone meets all; lists how many each limit leaves out.
@@ -101,11 +94,14 @@ def choose_candidates(limits: BackboneLimits, own: Candidate | None = None) -> t
         else:
             met.append(Candidate(entry, weights, entry.default_size))
     chosen = _choose_families(met, limits.most - (own is not None))
-    for candidate in met:
-        if candidate not in chosen:
-            dropped[candidate.entry.name] = f"{limits.most} others come first by accuracy on ImageNet"
+    later = f"{limits.most} others come first by accuracy on ImageNet"
+    dropped |= {candidate.entry.name: later for candidate in met if candidate not in chosen}
     if not chosen and own is None:
-        raise BackboneError.from_problems("No backbone with available weights meets all limits:", _count(dropped))
+        problems = [
+            f"{reason}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for reason, names in group_by_reason(dropped)
+        ]
+        raise BackboneError.from_problems("No backbone with available weights meets all limits:", problems)
     return ([own] if own else []) + chosen, dropped
 
 
@@ -131,28 +127,21 @@ def _list_reasons(entry: BackboneInfo, limits: BackboneLimits) -> Iterator[str]:
         yield "it has no pretrained weights"
     if limits.licences and entry.licence not in limits.licences:
         yield f"licence {entry.licence}"
-    most = limits.parameters
-    if most is not None and entry.parameters > most:
-        yield f"more than {most / 1e6:,.4g} M parameters"
-    most = limits.multiply_adds or target.multiply_adds
-    if most is not None and entry.multiply_adds > most:
-        yield f"more than {most / 1e6:,.4g} M multiply-adds"
-    most = limits.megabytes or target.megabytes
-    if most is not None and count_megabytes(entry) > most:
-        yield f"more than {most:,.4g} MB of weights"
+    maxima = (
+        (entry.parameters / 1e6, limits.parameters, 1e6, "M parameters"),
+        (entry.multiply_adds / 1e6, limits.multiply_adds or target.multiply_adds, 1e6, "M multiply-adds"),
+        (count_megabytes(entry), limits.megabytes or target.megabytes, 1, "MB of weights"),
+    )
+    for value, most, unit, name in maxima:
+        if most is not None and value > most / unit:
+            yield f"more than {most / unit:,.4g} {name}"
 
 
 def _find_weights(entry: BackboneInfo) -> tuple[str | None, str]:
     """The first available source of weights and "", or None and the reason."""
-    obstacles = []
-    for source in entry.weights:
-        if source == "none":
-            continue
-        obstacle = why_unavailable(entry, source)
-        if obstacle is None:
-            return source, ""
-        obstacles.append(obstacle)
-    return None, "; ".join(obstacles)
+    obstacles = {source: why_unavailable(entry, source) for source in entry.weights if source != "none"}
+    found = next((source for source, obstacle in obstacles.items() if obstacle is None), None)
+    return found, "" if found else "; ".join(filter(None, obstacles.values()))
 
 
 def _choose_families(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -170,14 +159,9 @@ def _top1(candidate: Candidate) -> float:
     return candidate.entry.top1 or 0.0
 
 
-def _count(dropped: dict[str, str]) -> list[str]:
-    """A line per reason with the backbones that it leaves out, most first."""
-    counts: dict[str, list[str]] = {}
+def group_by_reason(dropped: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Each reason with the backbones that it leaves out, most first."""
+    groups: dict[str, list[str]] = {}
     for name, reason in dropped.items():
-        counts.setdefault(reason, []).append(name)
-    ordered = sorted(counts.items(), key=lambda item: -len(item[1]))
-    return [f"{reason}: {_list_few(names)}" for reason, names in ordered]
-
-
-def _list_few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        groups.setdefault(reason, []).append(name)
+    return sorted(groups.items(), key=lambda group: -len(group[1]))

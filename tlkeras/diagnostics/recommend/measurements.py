@@ -49,32 +49,18 @@ class CandidateResult(Result):
 
     @property
     def name(self) -> str:
-        """Name and size of the backbone."""
         return self.candidate.name
 
     def to_dict(self) -> dict[str, Any]:
         """All facts and measurements side by side; of scores over folds, mean and spread."""
         candidate, entry, costs = self.candidate, self.candidate.entry, self.costs
-        return {
-            "name": self.name,
-            "backbone": entry.name,
-            "weights": candidate.weights,
-            "size": candidate.size,
-            "licence": entry.licence,
-            "top1": entry.top1,
-            "parameters": entry.parameters,
-            "megabytes": candidate.megabytes,
-            "score": self.scores.ranking.to_dict(),
-            **self.scores.to_dict(),
-            "separations": self.separations,
-            "milliseconds": costs.milliseconds,
-            "images_per_second": costs.images_per_second,
-            "memory": costs.megabytes,
-            "minutes": self.minutes,
-            "finetuning_memory": costs.step_megabytes,
-            "noise": self.noise,
-            "front": self.front,
-        }
+        facts = {"name": self.name, "backbone": entry.name, "weights": candidate.weights, "size": candidate.size}
+        facts |= {"licence": entry.licence, "top1": entry.top1, "parameters": entry.parameters}
+        scores = {"score": self.scores.ranking.to_dict(), **self.scores.to_dict(), "separations": self.separations}
+        speed = {"milliseconds": costs.milliseconds, "images_per_second": costs.images_per_second}
+        cost = {"memory": costs.megabytes, "minutes": self.minutes, "finetuning_memory": costs.step_megabytes}
+        verdict = {"noise": self.noise, "front": self.front}
+        return {**facts, "megabytes": candidate.megabytes, **scores, **speed, **cost, **verdict}
 
 
 @dataclass(frozen=True)
@@ -90,16 +76,11 @@ class MeasurementContext:
 
     @property
     def training_images(self) -> int:
-        """Size of the training split."""
         return len(self.dataset.rows("train"))
 
 
 def make_context(recipe: Recipe, images: int) -> MeasurementContext:
-    """The recipe's images, of which at most `images` are examined.
-
-    Raises:
-        DataError: The images cannot be read, or there are no two classes of two images.
-    """
+    """The recipe's images, of which at most `images` are examined; DataError if they have no two classes of two."""
     dataset = builders.split_dataset(recipe, validate_images(builders.read_dataset(recipe)))
     rows = draw_rows(dataset, images, data_seed(recipe))
     divide_classes(dataset.take(rows), data_seed(recipe))  # raises before anything long begins
@@ -123,11 +104,7 @@ def _median_shorter_side(paths: Sequence[str]) -> int:
 def measure_all(
     context: MeasurementContext, candidates: Sequence[Candidate]
 ) -> tuple[list[CandidateResult], dict[str, str]]:
-    """The candidates, and the best of them at a smaller and a larger size, best first; and why others failed, by name.
-
-    Raises:
-        BackboneError: None could be measured.
-    """
+    """The candidates, and the best of them at other sizes, best first, and why others failed; BackboneError if all."""
     measured, failed = _measure_each(context, candidates)
     if not measured:
         problems = [f"{name}: {reason}" for name, reason in failed.items()]

@@ -68,7 +68,6 @@ def recommend(
 
     Args:
         recipe: A recipe, whose own backbone is measured too, or images alone, as `check` takes them.
-        overrides: Values by dotted key.
         limits: Fields of `BackboneLimits`; the default `target` is "server" with a GPU and "cpu" without one.
         images: Maximum number of images to examine; none is of the test split.
         minutes: Time budget for fine-tuning.
@@ -94,7 +93,12 @@ def recommend(
     rows = compare_to_best(measured, wanted.milliseconds)
     advice, chosen, finetune = _advise(context, rows, wanted, minutes)
     text = _write_recipe(context, chosen.candidate, finetune, advice)
-    plot_pareto_front([_make_point(row, row is chosen) for row in rows], plot)
+    points = [
+        {"name": row.name, "milliseconds": row.costs.milliseconds, "front": row.front, "chosen": row is chosen}
+        | row.scores.ranking.to_dict()
+        for row in rows
+    ]
+    plot_pareto_front(points, plot)
     if path:
         _save(text, path)
     return RecommendResult(
@@ -126,11 +130,6 @@ def _advise(
     position, similarity = assess_similarity(chosen.separations, len(context.rows))
     finetune, frozen = recommend_finetuning(chosen, context.smallest_class, position, minutes)
     return (which, recommend_by_imagenet(rows, chosen), similarity, frozen), chosen, finetune
-
-
-def _make_point(row: CandidateResult, chosen: bool) -> Mapping[str, Any]:
-    facts = {"name": row.name, "milliseconds": row.costs.milliseconds, "front": row.front, "chosen": chosen}
-    return facts | row.scores.ranking.to_dict()
 
 
 def _list_facts(context: MeasurementContext) -> dict[str, str]:

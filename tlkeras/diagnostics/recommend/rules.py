@@ -9,9 +9,7 @@ from tlkeras.diagnostics.recommend.measurements import CandidateResult
 from tlkeras.diagnostics.recommend.scores import Difference, compare_folds
 from tlkeras.finetuning.auto_stages import FEW_PER_CLASS
 
-NOISE = 0.05
-"""Differences with a higher p-value are called noise."""
-
+NOISE = 0.05  # differences with a higher p-value are called noise
 _SATURATED = 0.995
 _EARLY = 2 / 3
 
@@ -31,10 +29,7 @@ def choose_best(
     """The quickest backbone within one standard error of the best, and the reason.
 
     The one-standard-error rule (Breiman et al., 1984): the cheapest that cannot well be distinguished from the best.
-
-    Args:
-        candidates: Best first, compared by `compare_to_best`.
-        max_milliseconds: Maximum latency of one image; None: any.
+    The candidates are in the order of `compare_to_best`, best first.
     """
     allowed = _list_allowed(candidates, max_milliseconds)
     best = (allowed or candidates)[0]
@@ -50,9 +45,7 @@ def choose_best(
         latency = f"takes {chosen.costs.milliseconds:.1f} ms instead of {best.costs.milliseconds:.1f}"
         reason = f"{reached}, {near_best}, and {latency}"
     else:
-        reason = (
-            f"{reached}; five folds do not prove that {tied} is worse" if tied else f"{reached}, which no other does"
-        )
+        reason = f"{reached}{f'; five folds do not prove that {tied} is worse' if tied else ', which no other does'}"
     return chosen, Recommendation("Which backbone?", chosen.name, reason)
 
 
@@ -97,10 +90,6 @@ def assess_similarity(separations: dict[str, float], images: int) -> tuple[float
 
     The last blocks serve the classes that the backbone was pretrained on. Where blocks before them separate the new
     classes better, by more than a standard error, the tasks differ, and the last blocks have to change.
-
-    Args:
-        separations: Accuracy of nearest neighbours by block, in order.
-        images: The number of images it was measured on.
     """
     names, values = list(separations), list(separations.values())
     top, last = max(values), values[-1]
@@ -121,11 +110,8 @@ def recommend_finetuning(
 ) -> tuple[bool, Recommendation]:
     """Whether to fine-tune, and the reason.
 
-    Args:
-        chosen: The backbone, with the accuracy of its linear head and the estimated duration.
-        smallest_class: Training images of the rarest class.
-        position: Where in the backbone classes separate best, from 0, its first block, to 1, its last.
-        max_minutes: Time budget for fine-tuning.
+    It depends on the training images of the rarest class, and on where in the backbone classes separate best, from 0,
+    its first block, to 1, its last.
     """
     minutes = f"about {chosen.minutes:.0f} minutes" if chosen.minutes >= 1.5 else "about a minute"
     reached = f"the linear head reaches {chosen.scores.probe.mean:.3f}"
