@@ -42,7 +42,7 @@ _VERBS = {
     "show_schedule": "diagnostics.schedule",
     "start_data_worker": "data.data_service",
     "train": "training.train",
-    "tune": "tuning.tune",
+    "tune": "tuning.search",
 }
 """From each verb to the module it lives in."""
 

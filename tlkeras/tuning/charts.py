@@ -25,12 +25,8 @@ def draw_parallel(
     Args:
         axes: Per key the value of each trial; texts are spread evenly in alphabetical order.
         score: Its name and values, drawn as the last axis.
-        path: The PNG file to write.
         logarithmic: Keys whose axis shows the logarithm.
         low: Whether a low score is good.
-
-    Raises:
-        ValueError: There are no trials.
     """
     name, scores = score
     if not len(scores):
@@ -43,13 +39,9 @@ def draw_parallel(
         heights = np.array([heights for heights, _ in placed]).T
         for trial in np.argsort(goodness):
             best = goodness[trial] == goodness.max()
-            axis.plot(
-                range(len(columns)),
-                heights[trial],
-                color=COLOURS[1] if best else _shade(float(goodness[trial])),
-                linewidth=2.4 if best else 1.0,
-                zorder=3 if best else 2,
-            )
+            colour = COLOURS[1] if best else _shade(float(goodness[trial]))
+            width, order = (2.4, 3) if best else (1.0, 2)
+            axis.plot(range(len(columns)), heights[trial], color=colour, linewidth=width, zorder=order)
         for number, (_, ticks) in enumerate(placed):
             axis.axvline(number, color=FAINT, linewidth=0.8)
             for height, text in ticks:
@@ -63,13 +55,7 @@ def draw_parallel(
 
 
 def draw_importance(shares: Mapping[str, float], label: str, path: Path) -> None:
-    """Draw a bar per key, the longest on top.
-
-    Args:
-        shares: Of each key, 0 to 1.
-        label: What the bars show.
-        path: The PNG file to write.
-    """
+    """Draw a bar per key with its share, 0 to 1, the longest on top."""
     ranked = sorted(shares.items(), key=lambda item: item[1])
     with open_figure(path, (7.0, 1.2 + 0.4 * len(ranked))) as figure:
         axis = figure.subplots()

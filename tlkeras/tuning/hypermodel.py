@@ -11,27 +11,19 @@ from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.config.trials import apply_values
 from tlkeras.tuning.objective import TrialRunner
 from tlkeras.tuning.space import check_space, declare, read_values
+from tlkeras.tuning.trials import name_figures
 
 
 class RecipeHyperModel(keras_tuner.HyperModel):
     """Trials of a recipe for any tuner of KerasTuner, which share frozen features that are computed once.
 
-        tuner = keras_tuner.BayesianOptimization(
-            RecipeHyperModel("mine.yaml"), keras_tuner.Objective("val_roc_auc", "max"), max_trials=20
-        )
-        tuner.search()
-        recipe = tuner.hypermodel.make_recipe(tuner.get_best_hyperparameters()[0])
-
     A trial is measured on the validation split and gives `val_loss`, `val_accuracy`, `val_roc_auc` and `seconds`; the
     test split is neither read nor measured. `fit` trains the whole trial: heads that Keras does not train, and stages
     of fine-tuning, are more than the one model that `build` could return. So the tuner keeps no models; train the best
-    recipe instead.
-
-    Args:
-        recipe: A recipe with a section `tuning`, or its name or path.
+    recipe instead. docs/tuning.md has an example.
 
     Raises:
-        RecipeError: There is no such section, or a value of its space is refused; all problems are named.
+        RecipeError: There is no section `tuning`, or a value of its space is refused; all problems are named.
     """
 
     def __init__(self, recipe: Recipe | str):
@@ -46,13 +38,8 @@ class RecipeHyperModel(keras_tuner.HyperModel):
         return keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
 
     def fit(self, hp: keras_tuner.HyperParameters, model: keras.Model, *args: Any, **options: Any) -> dict[str, float]:
-        """Loss, accuracy and ROC AUC of the trial on the validation split, and its seconds.
-
-        Raises:
-            TlkerasError: The trial cannot be run.
-        """
-        figures = self._runner.score(self.make_recipe(hp))
-        return {name if name == "seconds" else f"val_{name}": value for name, value in figures.items()}
+        """Loss, accuracy and ROC AUC on the validation split, and seconds; TlkerasError if the trial cannot be run."""
+        return name_figures(self._runner.score(self.make_recipe(hp)))
 
     def make_recipe(self, hp: keras_tuner.HyperParameters) -> Recipe:
         """The recipe of a trial, ready to train; RecipeError if the values do not go together."""

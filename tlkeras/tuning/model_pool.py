@@ -34,7 +34,6 @@ class _Cosine(keras.optimizers.schedules.LearningRateSchedule):
         self.initial, self.steps = (tf.Variable(1.0, trainable=False, dtype="float32") for _ in range(2))
 
     def follow(self, schedule: keras.optimizers.schedules.CosineDecay) -> None:
-        """Copy the numbers of a schedule."""
         self.initial.assign(schedule.initial_learning_rate)
         self.steps.assign(schedule.decay_steps)
 
@@ -51,9 +50,6 @@ class CompiledModelCache:
 
     Rates of dropout, learning rate and weight decay may differ: in a model of the pool they are variables. A borrowed
     model starts from the weights, seeds and rates of the one it replaces, with a fresh optimizer, and learns the same.
-
-    Attributes:
-        compiled: Number of models that were compiled.
     """
 
     def __init__(self) -> None:
@@ -99,7 +95,6 @@ class _BorrowedModel:
         self._pool, self._model = pool, fresh
 
     def compile(self, optimizer: Any, loss: Any, **options: Any) -> None:
-        """Borrow a compiled model from the pool."""
         self._model = self._pool.borrow(self._model, optimizer, loss=loss, **options)
 
     def __getattr__(self, name: str) -> Any:
@@ -136,12 +131,7 @@ def _strip(config: Any) -> Any:
         return [_strip(item) for item in config]
     if not isinstance(config, dict):
         return config
-    left_out = {"name", "seed", "rate"} if config.get("class_name") == "Dropout" else {"name", "seed"}
-    inside = config.get("config")
-    if isinstance(inside, dict):
-        return {**_strip({k: v for k, v in config.items() if k != "config"}), "config": _strip_keys(inside, left_out)}
-    return _strip_keys(config, {"name", "seed"})
-
-
-def _strip_keys(config: dict[str, Any], left_out: set[str]) -> dict[str, Any]:
-    return {key: _strip(value) for key, value in config.items() if key not in left_out}
+    kept = {key: _strip(value) for key, value in config.items() if key not in ("name", "seed")}
+    if config.get("class_name") == "Dropout":
+        kept["config"].pop("rate")
+    return kept

@@ -40,11 +40,7 @@ class SharedFeatures:
 
 
 class TrialRunner:
-    """Runs trials in this process, one after the other; frozen features are computed by the first and shared.
-
-    Attributes:
-        pool: The compiled heads.
-    """
+    """Runs trials in this process, one after the other; frozen features are computed by the first and shared."""
 
     def __init__(self) -> None:
         self.pool = CompiledModelCache()
@@ -52,12 +48,7 @@ class TrialRunner:
         self._frozen: OrderedDict[str, SharedFeatures] = OrderedDict()
 
     def prepare(self, recipe: Recipe, boundaries: Iterable[Recipe]) -> int:
-        """Compute the frozen work of all trials, in one pass over the images; the number of images computed.
-
-        Args:
-            recipe: Of any trial.
-            boundaries: Recipes that need, among them, all frozen work that any trial needs.
-        """
+        """Compute the frozen work of all trials, which the boundary recipes need among them; the images computed."""
         computed = self.open(recipe).computed
         groups: dict[str, tuple[Recipe, dict[str, None]]] = {}
         for boundary in boundaries:
@@ -69,16 +60,15 @@ class TrialRunner:
             known |= dict.fromkeys(taps)
         for boundary, known in groups.values():
             if len(known) > 1:
-                computed += self._extract_all(boundary, list(known))
+                experiment = self._plan(boundary)
+                part = experiment.take(experiment.dataset.split != "test")
+                with builders.extract_features(part, list(known)) as features:
+                    computed += features.computed
             _clear_session()
         return computed
 
     def score(self, recipe: Recipe) -> dict[str, float]:
-        """Loss, accuracy and ROC AUC of a trained recipe on its validation split, and its `seconds`.
-
-        Raises:
-            TlkerasError: The recipe cannot be trained.
-        """
+        """Loss, accuracy and ROC AUC of a trained recipe on its validation split, and its `seconds`."""
         start = time.perf_counter()
         frozen = self.open(recipe)
         make = builders.adapt_heads(recipe, lambda: self._make_head(recipe))
@@ -116,11 +106,6 @@ class TrialRunner:
             names = ("train", "validation", builders.TARGET)
             parts = {name: read_split(part, features, name) for name in names}
             return SharedFeatures(part.dataset, parts, features.computed, round(time.perf_counter() - start, 3))
-
-    def _extract_all(self, recipe: Recipe, taps: list[str]) -> int:
-        experiment = self._plan(recipe)
-        with builders.extract_features(experiment.take(experiment.dataset.split != "test"), taps) as features:
-            return features.computed
 
     def _make_head(self, recipe: Recipe) -> Head:
         head = builders.make_recipe_head(recipe)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras_tuner
@@ -18,6 +18,7 @@ from tlkeras.config.trials import RecipeValues
 from tlkeras.tuning.space import declare, read_values
 
 SCORE = "score"
+_ignore_deprecations = partial(warnings.catch_warnings, action="ignore", category=DeprecationWarning)
 _ORACLES: dict[str, type[keras_tuner.Oracle]] = {
     "random": keras_tuner.oracles.RandomSearchOracle,
     "bayesian": keras_tuner.oracles.BayesianOptimizationOracle,
@@ -30,10 +31,7 @@ def make_oracle(tuning: TuningConfig, epochs: int) -> keras_tuner.Oracle:
     """The oracle of a recipe's algorithm, with its own files and failure limit switched off.
 
     KerasTuner writes its files in place and gives up after three failures with its lock held; here the search stores
-    the state and decides when to give up.
-
-    Args:
-        epochs: Divided by Hyperband among its rounds.
+    the state and decides when to give up. Hyperband divides the epochs among its rounds.
     """
     kind = _ORACLES[tuning.algorithm]
     hyperband = tuning.algorithm == "hyperband"
@@ -62,13 +60,7 @@ class Proposal:
 
 
 class TrialScheduler:
-    """Proposes trials, one after the other or several at once.
-
-    Args:
-        tuning: The space and the algorithm.
-        epochs: As in `make_oracle`.
-        state: Result of `state` to continue from; trials that were running then are proposed again.
-    """
+    """Proposes trials, after a result of `state`, if given, again those that were running then."""
 
     def __init__(self, tuning: TuningConfig, epochs: int, state: Mapping[str, Any] | None = None):
         self._tuning, self._oracle = tuning, make_oracle(tuning, epochs)
@@ -106,7 +98,6 @@ class TrialScheduler:
         self._end(name, TrialStatus.COMPLETED, None)
 
     def fail(self, name: str, reason: str) -> None:
-        """Record that a trial failed."""
         self._end(name, TrialStatus.FAILED, reason)
 
     def _end(self, name: str, status: str, message: str | None) -> None:
@@ -114,14 +105,6 @@ class TrialScheduler:
         trial.status, trial.message = status, message
         with _ignore_deprecations():
             self._oracle.end_trial(trial)
-
-
-@contextmanager
-def _ignore_deprecations() -> Iterator[None]:
-    """Suppress KerasTuner's deprecation warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
 
 
 def _list_order(linked: Any) -> list[str]:

@@ -11,16 +11,12 @@ from tlkeras.inference.jobs.ray_engine import choose_resources, require_ray
 from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 from tlkeras.training.builders.jobs import make_source_absolute
 from tlkeras.tuning.space import check_space
-from tlkeras.tuning.trials import TrialResult
+from tlkeras.tuning.trials import TrialResult, name_figures
 from tlkeras.tuning.workers import run_trial
 
 
 class TrialActor:
-    """Runs trials in a process of the cluster; frozen features are computed by the first, or read from the cache.
-
-    Args:
-        recipe: With a section `tuning`, its source as an absolute path.
-    """
+    """Runs trials in a process of the cluster; frozen features are computed by the first, or read from the cache."""
 
     def __init__(self, recipe: Recipe):
         import_tensorflow_quietly()
@@ -29,18 +25,11 @@ class TrialActor:
         self._recipe, self._runner = recipe, TrialRunner()
 
     def run(self, values: RecipeValues) -> TrialResult:
-        """The result of a trial, failed or not."""
         return run_trial(self._runner.score, self._recipe, values)
 
 
 class RayWorkers:
-    """Actors of the Ray cluster at RAY_ADDRESS, else of one started on this machine.
-
-    An actor that dies in a trial is replaced, and the trial fails.
-
-    Raises:
-        MissingExtraError: Ray is not installed.
-    """
+    """Actors of the Ray cluster at RAY_ADDRESS, else of one started here; one that dies in a trial is replaced."""
 
     def __init__(self, recipe: Recipe, count: int):
         require_ray()
@@ -56,11 +45,9 @@ class RayWorkers:
         self._running: dict[Any, str] = {}
 
     def submit(self, worker: str, values: RecipeValues) -> None:
-        """Start a trial in an actor."""
         self._running[self._actors[worker].run.remote(dict(values))] = worker
 
     def next_result(self) -> tuple[str, TrialResult]:
-        """The actor whose trial ends next, and the result."""
         import ray
 
         (ready,), _ = ray.wait(list(self._running))
@@ -72,7 +59,6 @@ class RayWorkers:
             return worker, TrialResult(error=f"the actor died: {str(error).splitlines()[0]}")
 
     def close(self) -> None:
-        """End the actors, and the cluster if it was started here."""
         import ray
 
         for actor in self._actors.values():
@@ -97,18 +83,10 @@ def make_trainable(recipe: Recipe | str) -> Any:
 
     It reports `val_loss`, `val_accuracy`, `val_roc_auc` and `seconds` of the validation split once, at its end. The
     test split is neither read nor measured. With `reuse_actors` an actor computes frozen features once for all its
-    trials.
-
-        from ray import tune
-        from tlkeras.tuning.ray_workers import make_param_space, make_trainable
-
-        config = tune.TuneConfig(metric="val_loss", mode="min", num_samples=20, reuse_actors=True)
-        tuner = tune.Tuner(make_trainable("mine.yaml"), param_space=make_param_space("mine.yaml"), tune_config=config)
-        best = make_recipe("mine.yaml", tuner.fit().get_best_result().config)
+    trials. docs/tuning.md has an example.
 
     Raises:
-        MissingExtraError: Ray is not installed.
-        RecipeError: As `make_param_space`.
+        MissingExtraError, RecipeError: As `make_param_space`.
     """
     require_ray()
     from ray import tune
@@ -129,8 +107,7 @@ def make_trainable(recipe: Recipe | str) -> Any:
             result = self._actor.run(self._values)
             if result.error is not None:
                 raise RuntimeError(result.error)
-            named = {name if name == "seconds" else f"val_{name}": value for name, value in result.figures.items()}
-            return {**named, "done": True}
+            return {**name_figures(result.figures), "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """Keep nothing: the best values are trained as an ordinary run."""

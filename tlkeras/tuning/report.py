@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tlkeras.config.recipe import load_recipe
 from tlkeras.config.schema.tuning import SearchDimension
 from tlkeras.config.trials import RecipeValues, require_tuning
 from tlkeras.errors import RecipeError
-from tlkeras.results import Result
+from tlkeras.results import OPTIONAL, Result
 from tlkeras.runs.directory import RUNS, Run, find_run
 from tlkeras.tuning.charts import draw_importance, draw_parallel
 from tlkeras.tuning.trials import STATE, SeedSummary, Trial, TrialLog
@@ -45,20 +45,12 @@ class TuningResult(Result):
     images: tuple[str, ...]  # paths of the charts
     best: str | None  # path of the best trial's recipe; None until the search is finished
     phases: Mapping[str, float]
-    run: str | None = None  # name of the run of the best recipe; None where none was trained
-
-    def to_dict(self) -> dict[str, Any]:
-        """The attributes by name; `run` only where there is one."""
-        plain = super().to_dict()
-        return plain if self.run else {key: value for key, value in plain.items() if key != "run"}
+    # name of the run of the best recipe; None where none was trained
+    run: str | None = field(default=None, metadata=OPTIONAL)
 
 
 def report_tuning(search: str | Path = "latest", *, runs: str | Path = RUNS) -> TuningResult:
-    """The trials of a search, best first, with charts in its folder.
-
-    Args:
-        search: Name or path of its folder, or `latest`.
-        runs: Folder of the run directories.
+    """The trials of a search (a name, a path or `latest`), best first, with charts in its folder.
 
     Raises:
         RunError: There is no such search, or its files are damaged.
@@ -70,27 +62,21 @@ def report_tuning(search: str | Path = "latest", *, runs: str | Path = RUNS) -> 
 
 
 def report_search(run: Run) -> TuningResult:
-    """The trials of the search in a folder, best first, with charts in the same folder.
-
-    Raises:
-        RunError: The search's files are damaged.
-    """
+    """The trials of the search in a folder, best first, with charts there; RunError if its files are damaged."""
     tuning = require_tuning(load_recipe(str(run.path / "recipe.yaml")))
     log = TrialLog(run, tuning)
     done, objective = log.select("completed"), tuning.objective
     scores = [trial.score(objective) for trial in done]
     importance = measure_importance(tuning.space, [t.values for t in done], scores) if len(done) >= FEWEST else None
-    images = []
+    images = [name for name, drawn in (("parallel.png", done), ("importance.png", importance)) if drawn]
     if done:
         axes = {key: [_read_value(trial.values, key) for trial in done] for key in tuning.space}
         with run.replacing("parallel.png") as temporary:
             logarithmic = {key for key, dimension in tuning.space.items() if dimension.sampling == "log"}
             draw_parallel(axes, (objective, scores), temporary, logarithmic, low=log.direction > 0)
-        images.append(str(run.path / "parallel.png"))
     if importance:
         with run.replacing("importance.png") as temporary:
             draw_importance(importance, f"share of the differences in {objective}, {len(done)} trials", temporary)
-        images.append(str(run.path / "importance.png"))
     best = run.path / "best.yaml"
     return TuningResult(
         path=str(run.path),
@@ -100,7 +86,7 @@ def report_search(run: Run) -> TuningResult:
         trials=tuple(RankedTrial(**vars(trial), over_seeds=trial.summarise(objective)) for trial in log.rank()),
         failed=tuple(log.select("failed")),
         importance=importance,
-        images=tuple(images),
+        images=tuple(str(run.path / name) for name in images),
         best=str(best) if best.exists() else None,
         phases=run.manifest.get("phases", {}),
     )
@@ -113,11 +99,6 @@ def measure_importance(
 
     Scores count by their rank, so that one trial that diverged does not decide. The values add up to 1, or are all 0
     where no key matters. With few trials the estimate is rough; keys that act together are measured one by one.
-
-    Args:
-        space: The searched keys.
-        trials: Values of each trial.
-        scores: Objective of each trial.
     """
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
@@ -127,8 +108,7 @@ def measure_importance(
     forest = RandomForestRegressor(200, min_samples_leaf=2, random_state=0).fit(codes, ranks)
     found = permutation_importance(forest, codes, ranks, n_repeats=_ROUNDS, random_state=0).importances_mean
     shares = np.maximum(found, 0)
-    total = shares.sum()
-    return {key: float(share / total) if total > 0 else 0.0 for key, share in zip(space, shares, strict=True)}
+    return dict(zip(space, (shares / (shares.sum() or 1.0)).tolist(), strict=True))
 
 
 def _read_value(values: RecipeValues, key: str) -> Any:

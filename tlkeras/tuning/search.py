@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tlkeras import progress
-from tlkeras.config.recipe import Recipe, fingerprint, recipe_to_yaml
+from tlkeras.config.recipe import Recipe, fingerprint, load_recipe, recipe_to_yaml
 from tlkeras.config.schema.tuning import TuningConfig
 from tlkeras.config.trials import apply_values, longest_training
 from tlkeras.errors import RecipeError, RunError
 from tlkeras.inference.jobs.ray_engine import check_engine
-from tlkeras.runs.directory import Run, create_run, list_runs, record_failure
+from tlkeras.runs.directory import RUNS, Run, create_run, list_runs, record_failure
 from tlkeras.training.builders import training_seed
+from tlkeras.training.train import train
 from tlkeras.tuning.objective import TrialRunner
 from tlkeras.tuning.oracles import TrialScheduler
+from tlkeras.tuning.report import TuningResult, report_search
 from tlkeras.tuning.space import boundary_recipes, check_space
 from tlkeras.tuning.trials import STATE, Trial, TrialLog, TrialResult
 from tlkeras.tuning.workers import InProcessWorker, ProcessPoolWorkers, Workers
@@ -27,19 +31,42 @@ _GIVE_UP = 3  # failed trials in a row, with none that worked
 _DEATHS = 2  # of the whole search in one and the same trial
 
 
+def tune(
+    recipe: str | Path | Recipe,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    workers: int = 1,
+    engine: str = "local",
+    train_best: bool = True,
+    runs: str | Path = RUNS,
+) -> TuningResult:
+    """The trials of a recipe's `tuning.space`, best first on the validation split, and the run of the best.
+
+    The same call resumes a search that was interrupted or killed.
+
+    Args:
+        recipe: As in `load_recipe`, with a section `tuning`.
+        workers: Trials at the same time, each in a process of its own.
+        engine: "local" (processes of this machine) or "ray" (actors of the Ray cluster at RAY_ADDRESS).
+        train_best: Train the best trial's recipe as an ordinary run.
+        runs: Folder of the run directories; the search is below its folder `tuning`.
+
+    Raises:
+        RecipeError: The space is empty or impossible.
+        RunError: Every trial failed.
+    """
+    finished = search(load_recipe(recipe, overrides), Path(runs), workers, engine)
+    result = report_search(finished)
+    if not train_best:
+        return result
+    return replace(result, run=train(str(finished.path / "best.yaml"), runs=runs).name)
+
+
 def search(recipe: Recipe, root: Path, workers: int = 1, engine: str = "local") -> Run:
     """The finished search of a recipe, a new one below `root`/tuning or the one that stopped there.
 
-    After kill -9 the same call resumes: trials that ended are kept, those that were running are run again.
-
-    Args:
-        recipe: With a section `tuning`.
-        root: Folder of the run directories.
-        workers: Trials at the same time; more than one run in processes of their own.
-        engine: "local", or "ray" for actors of a Ray cluster.
-
-    Returns:
-        The search's folder: `search.json`, `best.yaml`, `trials.csv`.
+    After kill -9 the same call resumes: trials that ended are kept, those that were running are run again. Workers and
+    engine are as in `tune`. The folder has `search.json`, `best.yaml` and `trials.csv`.
 
     Raises:
         RecipeError: The space is empty or impossible.
@@ -87,13 +114,7 @@ def _make_workers(run: Run, recipe: Recipe, runner: TrialRunner, workers: int, e
 
 
 class SearchState(TrialLog):
-    """The trials of a running search and the scheduler that proposes them, stored after every change.
-
-    Args:
-        run: Folder of the search.
-        tuning: The space and the algorithm.
-        epochs: Longest training of a trial.
-    """
+    """The trials of a running search and the scheduler that proposes them, stored after every change."""
 
     def __init__(self, run: Run, tuning: TuningConfig, epochs: int):
         super().__init__(run, tuning)
@@ -110,7 +131,6 @@ class SearchState(TrialLog):
         return trial
 
     def record(self, trial: Trial, result: TrialResult) -> None:
-        """Store how a trial ended."""
         value, error = result.figures.get(self.tuning.objective, math.nan), result.error
         if error is None and not math.isfinite(value):
             error = f"its {self.tuning.objective} is {value}"
@@ -130,22 +150,17 @@ class SearchState(TrialLog):
         self.write()
 
     def write(self) -> None:
-        """Write search.json, atomically."""
         trials = [trial.to_dict() for trial in self.trials.values()]
         self.run.write_json(STATE, {"trials": trials, "proposals": self._scheduler.state()})
 
 
 def _find_stopped(recipe: Recipe, root: Path) -> Run | None:
     """The newest search of exactly this recipe that stopped before its end, and that no process is running."""
-    for run in reversed(list_runs(root)):
-        stopped = run.read_state() in ("killed", "interrupted", "failed")
-        if stopped and run.manifest.get("recipe") == fingerprint(recipe):
-            return run
-    return None
+    stopped = (run for run in reversed(list_runs(root)) if run.read_state() in ("killed", "interrupted", "failed"))
+    return next((run for run in stopped if run.manifest.get("recipe") == fingerprint(recipe)), None)
 
 
 def _run_trials(state: SearchState, workers: Workers) -> None:
-    """Run trials until there are none left."""
     running: dict[str, Trial] = {}
     with progress.progress_bar("Trials", state.tuning.max_trials, "trials") as advance:
         advance(len(state.trials) - len(state.select("running")))

@@ -16,23 +16,9 @@ _MOST_BOUNDARIES = 256
 
 
 def check_space(recipe: Recipe) -> TuningConfig:
-    """The section `tuning` of a recipe whose every value makes a valid recipe.
-
-    Raises:
-        RecipeError: There is none, or values are refused; all problems are named.
-    """
+    """A recipe's section `tuning`; RecipeError with all problems if there is none, or values make no valid recipe."""
     tuning = require_tuning(recipe)
-    problems = list_problems(recipe)
-    if tuning.algorithm == "hyperband" and chooses_stages(recipe):
-        problems.append("hyperband divides epochs, which finetuning.stages: auto leaves open: write the stages down")
-    if problems:
-        raise RecipeError.from_problems(f"The search space of {recipe.name} has problems:", problems)
-    return tuning
-
-
-def list_problems(recipe: Recipe) -> list[str]:
-    """Sentences on keys of a recipe's space that do not exist, and values that the recipe refuses."""
-    tuning, problems = require_tuning(recipe), []
+    problems = []
     kinds = {key: dimension for key, dimension in tuning.space.items() if key.endswith(".kind")}
     combinations = itertools.product(*(dimension.ends() for dimension in kinds.values()))
     settings = [dict(zip(kinds, chosen, strict=True)) for chosen in combinations]
@@ -41,7 +27,11 @@ def list_problems(recipe: Recipe) -> list[str]:
             refusals = [_find_refusal(recipe, {**setting, key: value}, key) for setting in settings]
             if all(refusals):
                 problems.append(f"{key} = {value!r}: {refusals[0]}")
-    return problems
+    if tuning.algorithm == "hyperband" and chooses_stages(recipe):
+        problems.append("hyperband divides epochs, which finetuning.stages: auto leaves open: write the stages down")
+    if problems:
+        raise RecipeError.from_problems(f"The search space of {recipe.name} has problems:", problems)
+    return tuning
 
 
 def boundary_recipes(recipe: Recipe) -> Iterator[Recipe]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from tlkeras.config.schema.tuning import TuningConfig
 from tlkeras.config.trials import RecipeValues
-from tlkeras.results import Result
+from tlkeras.results import OPTIONAL, Result
 from tlkeras.runs.directory import Run
 
 STATE = "search.json"
@@ -24,6 +24,11 @@ class TrialResult:
     # loss, accuracy and ROC AUC on the validation split, and seconds; empty where it failed
     figures: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None  # why it failed; None where it did not
+
+
+def name_figures(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures as Keras names those of the validation split: `val_loss`; `seconds` keeps its name."""
+    return {name if name == "seconds" else f"val_{name}": value for name, value in figures.items()}
 
 
 @dataclass(frozen=True)
@@ -44,36 +49,27 @@ class Trial(Result):
     starts: int = 0  # number of times that it was started
     repeats: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # figures with other seeds, by seed
     status: str = "running"  # "running", "completed" or "failed"
-    error: str | None = None
-    figures: Mapping[str, float] | None = None  # as in `TrialResult`; None until it is completed
-
-    def to_dict(self) -> dict[str, Any]:
-        """The attributes by name, without `error` and `figures` where there are none."""
-        return {key: value for key, value in super().to_dict().items() if value is not None}
+    error: str | None = field(default=None, metadata=OPTIONAL)
+    # as in `TrialResult`; None until it is completed
+    figures: Mapping[str, float] | None = field(default=None, metadata=OPTIONAL)
 
     def score(self, objective: str) -> float:
         """Value of the objective with the recipe's own seed; NaN of a trial that is not completed."""
         return (self.figures or {}).get(objective, float("nan"))
 
     def summarise(self, objective: str) -> SeedSummary:
-        """The objective over all seeds."""
         scores = [self.score(objective), *(figures[objective] for figures in self.repeats.values())]
         spread = float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
         return SeedSummary(float(np.mean(scores)), spread, len(scores))
 
 
 class TrialLog:
-    """The trials of a search, read from its folder.
-
-    Attributes:
-        trials: By name, in the order of their start.
-        proposals: State of the scheduler that proposes trials, JSON values; None of a new search.
-    """
+    """The trials of a search, read from its folder."""
 
     def __init__(self, run: Run, tuning: TuningConfig):
         self.run, self.tuning = run, tuning
-        self.trials: dict[str, Trial] = {}
-        self.proposals: Mapping[str, Any] | None = None
+        self.trials: dict[str, Trial] = {}  # by name, in the order of their start
+        self.proposals: Mapping[str, Any] | None = None  # state of the scheduler, JSON values; None of a new search
         if (run.path / STATE).exists():
             stored = run.read_json(STATE)
             self.trials = {trial["name"]: Trial(**trial) for trial in stored["trials"]}
@@ -89,27 +85,17 @@ class TrialLog:
         return [trial for trial in self.trials.values() if trial.status == status]
 
     def completed(self) -> list[Trial]:
-        """Completed trials, best first."""
         return sorted(self.select("completed"), key=lambda trial: self.direction * trial.score(self.tuning.objective))
 
     def rank(self) -> list[Trial]:
         """Completed trials, finalists first, by the mean over their seeds."""
-        done = self.completed()
-        finalists = [trial for trial in done if trial.repeats]
-        ranked = sorted(finalists, key=lambda trial: self.direction * trial.summarise(self.tuning.objective).mean)
-        return ranked + [trial for trial in done if not trial.repeats]
+        objective, done = self.tuning.objective, self.completed()
+        ranked = sorted(done, key=lambda trial: self.direction * trial.summarise(objective).mean)
+        return [trial for trial in ranked if trial.repeats] + [trial for trial in done if not trial.repeats]
 
     def write_table(self) -> None:
-        """Write trials.csv."""
-        keys = list(self.tuning.space)
-        self.run.write_table(
-            "trials.csv",
-            ["trial", "status", *keys, *_FIGURES, "error"],
-            [_list_cells(trial, keys) for trial in self.trials.values()],
-        )
-
-
-def _list_cells(trial: Trial, keys: Sequence[str]) -> list[Any]:
-    figures = trial.figures or {}
-    values = [trial.values.get(key) for key in keys]
-    return [trial.name, trial.status, *values, *(figures.get(name) for name in _FIGURES), trial.error or ""]
+        keys, rows = list(self.tuning.space), []
+        for trial in self.trials.values():
+            figures = [(trial.figures or {}).get(name) for name in _FIGURES]
+            rows.append([trial.name, trial.status, *map(trial.values.get, keys), *figures, trial.error or ""])
+        self.run.write_table("trials.csv", ["trial", "status", *keys, *_FIGURES, "error"], rows)

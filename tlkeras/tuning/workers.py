@@ -22,30 +22,22 @@ from tlkeras.tuning.trials import TrialResult
 _GROWTH = 1 << 30  # bytes of memory above the first trial at which a worker is replaced by a fresh one
 
 
-Score = Callable[[Recipe], Mapping[str, float]]
-"""From a recipe to its figures on the validation split."""
+Score = Callable[[Recipe], Mapping[str, float]]  # from a recipe to its figures on the validation split
 
 
 class Workers(Protocol):
-    """Runs trials, one at a time in each worker.
-
-    Attributes:
-        worker_ids: Workers that run at the same time.
-    """
+    """Runs trials, one at a time in each worker."""
 
     worker_ids: tuple[str, ...]
 
     def submit(self, worker: str, values: RecipeValues) -> None:
         """Start a trial in a worker that is free."""
-        ...
 
     def next_result(self) -> tuple[str, TrialResult]:
         """The worker whose trial ends next, and the result."""
-        ...
 
     def close(self) -> None:
         """End all workers."""
-        ...
 
 
 class InProcessWorker:
@@ -58,26 +50,20 @@ class InProcessWorker:
         self._submitted: list[RecipeValues] = []
 
     def submit(self, worker: str, values: RecipeValues) -> None:
-        """Keep the trial for `next_result`."""
         self._submitted.append(values)
 
     def next_result(self) -> tuple[str, TrialResult]:
-        """Run the trial that was submitted."""
         return "here", run_trial(self._score, self._recipe, self._submitted.pop())
 
     def close(self) -> None:
-        """Do nothing."""
+        pass
 
 
 class ProcessPoolWorkers:
     """Processes of this machine, each on its share of the cores.
 
     One that dies in a trial is replaced, and the trial fails with its exit code and the last lines of its log. One
-    whose memory has grown by a GiB ends after its trial and is replaced.
-
-    Args:
-        folder: Of the search; it holds `recipe.yaml`, and gets a log per worker.
-        count: Number of processes.
+    whose memory has grown by a GiB ends after its trial and is replaced. The folder is the search's.
     """
 
     def __init__(self, folder: Path, count: int):
@@ -123,18 +109,12 @@ class ProcessPoolWorkers:
         return process
 
     def _exchange(self, process: subprocess.Popen, worker: str, values: dict[str, object]) -> None:
-        """Send a trial, wait for its result, and queue it."""
-        reply = None
         try:
-            if process.stdin and process.stdout:
-                process.stdin.write(json.dumps(values) + "\n")
-                process.stdin.flush()
-                reply = json.loads(process.stdout.readline())
+            process.stdin.write(json.dumps(values) + "\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+            reply = json.loads(process.stdout.readline())  # type: ignore[union-attr]
         except (OSError, ValueError):
-            pass
-        if reply is None:
-            self._results.put((worker, TrialResult(error=self._describe_death(worker, process))))
-            return
+            reply = {"error": self._describe_death(worker, process), "recycle": False}
         if reply.pop("recycle"):
             process.wait()
         self._results.put((worker, TrialResult(**reply)))
