@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import logging
 import os
@@ -43,8 +44,7 @@ from tlkeras.features.memory import peak_memory
 from tlkeras.files import atomic_write
 from tlkeras.runs.environment import describe_environment
 
-RUNS = "runs"
-"""The folder of run directories, below the current one, where none is named."""
+RUNS = "runs"  # the folder of run directories, below the current one, where none is named
 _STOPPED = ("interrupted", "killed", "failed")
 
 
@@ -85,10 +85,7 @@ class Run:
             return ""
 
     def take_worker_result(self) -> dict[str, Any] | None:
-        """What a worker of a training on several machines has to tell; its folder is removed. None of any other run.
-
-        `worker`, `workers`, `devices` and `weights`, the SHA-256 of what was trained.
-        """
+        """`worker`, `workers`, `devices`, `weights` (SHA-256) of a worker, whose folder is removed; None of a run."""
         manifest = self.manifest
         if "worker" not in manifest:
             return None
@@ -120,11 +117,7 @@ class Run:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure what runs inside, under `name`; kept at once, as a kill may follow.
-
-        The manifest has `phases`, seconds of wall time, and `memory`, MiB that the process had held at most by the end
-        of each phase.
-        """
+        """Measure seconds and peak memory (MiB) of what runs inside, written at once, as a kill may follow."""
         start = time.perf_counter()
         try:
             yield
@@ -134,21 +127,13 @@ class Run:
         self.update_manifest(phases=self.phases, memory=self.memory)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file whole or not at all.
-
-        Raises:
-            ResourceError: The disk is full or the directory cannot be written.
-        """
+        """Write a text file whole or not at all; ResourceError if the directory cannot be written."""
         with self.replacing(name) as aside:
             aside.write_text(text, encoding="utf-8")
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """A path to write to; on success it becomes `name`, on failure it is removed.
-
-        Raises:
-            ResourceError: The disk is full or the directory cannot be written.
-        """
+        """A path that becomes `name` on success and is removed on failure; ResourceError if nothing can be written."""
         target = self.path / name
         target.parent.mkdir(exist_ok=True)
         try:
@@ -167,23 +152,17 @@ class Run:
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the run; RunError if the file is missing or damaged."""
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{name} of the run {self.path} cannot be read.", error) from None
+        with self._reading(name) as path:
+            return json.loads(path.read_text(encoding="utf-8"))
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
-        """Write arrays as one .npz file."""
         with self.replacing(name) as aside, open(aside, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Read an .npz file of the run; RunError if the file is missing or damaged."""
-        try:
-            with np.load(self.path / name, allow_pickle=False) as stored:
-                return dict(stored)
-        except (OSError, ValueError, BadZipFile) as error:
-            raise RunError(f"{name} of the run {self.path} cannot be read.", error) from None
+        with self._reading(name) as path, np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
 
     def require(self, name: str) -> Path:
         """The path of a file of the run; RunError if the file is missing."""
@@ -194,10 +173,15 @@ class Run:
 
     def read_bytes(self, name: str) -> bytes:
         """The bytes of a file of the run; RunError if the file is missing."""
+        with self._reading(name) as path:
+            return path.read_bytes()
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
         try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise RunError(f"{name} of the run {self.path} cannot be read.", error.strerror) from None
+            yield self.path / name
+        except (OSError, ValueError, BadZipFile) as error:
+            raise RunError(f"{name} of the run {self.path} cannot be read.", error) from None
 
     def write_table(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write a CSV file; names that are no UTF-8 are written with replacement signs."""
@@ -216,12 +200,9 @@ class Run:
             raise RunError("Another process is still writing this run.", self.path, "Wait for it to finish.") from None
 
     def resume(self) -> None:
-        """Mark a run that stopped as running, in this process; call it inside `locked`.
+        """Mark a run that stopped as running, inside `locked`; RunError if it has finished or its manifest is damaged.
 
         Times of `phases` are added to those last written; `resumed` in the manifest lists when this was done.
-
-        Raises:
-            RunError: It has finished, or its manifest is damaged.
         """
         manifest = self.manifest
         if manifest["state"] == "finished":
@@ -242,15 +223,14 @@ def create_run(root: Path, name: str) -> Run:
     """Make `root/NAME-NN` with the next free number; nothing that exists is touched."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        taken = [int(found[1]) for path in root.iterdir() if (found := _number(path.name, name))]
-        number = max(taken, default=0) + 1
-        while True:
+        taken = [
+            int(found[1]) for path in root.iterdir() if (found := re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name))
+        ]
+        for number in itertools.count(max(taken, default=0) + 1):
             path = root / f"{name}-{number:02d}"
-            try:
+            with contextlib.suppress(FileExistsError):  # another process took the number in the meantime
                 path.mkdir()
                 break
-            except FileExistsError:  # another process took the number in the meantime
-                number += 1
     except OSError as error:
         raise ResourceError(
             "Cannot write a run directory.", f"{root} ({error.strerror})", "Choose another folder with --runs."
@@ -267,26 +247,18 @@ def open_run(reference: str | Path | Run, root: str | Path = RUNS) -> Run:
     Raises:
         RunError: There is no such run (the nearest name is told), or it did not finish.
     """
-    if isinstance(reference, Run):
-        run = reference
-    else:
-        run = Run(_latest(Path(root)) if reference == "latest" else _locate(str(reference), Path(root)))
+    if not isinstance(reference, Run):
+        reference = Run(_latest(Path(root)) if reference == "latest" else _locate(str(reference), Path(root)))
+    run = reference
     state = run.read_state()
     if state != "finished":
-        raise RunError(
-            f"The run {run.name} has not finished: it is {state}.",
-            run.path,
-            "Resume it with: tlkeras train --resume " + run.name,
-        )
+        way_out = f"Resume it with: tlkeras train --resume {run.name}"
+        raise RunError(f"The run {run.name} has not finished: it is {state}.", run.path, way_out)
     return run
 
 
 def find_run(reference: str, root: Path) -> Run:
-    """A run in any state: by name, by path, or as `latest`, the newest.
-
-    Raises:
-        RunError: There is no such run; the nearest name is told.
-    """
+    """A run in any state by name, by path, or as `latest`, the newest; RunError with the nearest name if none."""
     runs = list_runs(root)
     return runs[-1] if reference == "latest" and runs else Run(_locate(reference, root))
 
@@ -352,14 +324,14 @@ def log_to_file(run: Run) -> Iterator[None]:
 
 
 def _resume_error(run: Run, state: str) -> RunError:
-    """The error of resuming a run in this state."""
+    headline = f"{run.name} cannot be resumed: its manifest.json is damaged."
+    way_out = "Start a new run with: tlkeras train RECIPE"
     if state == "finished":
         headline = f"{run.name} has already finished, so there is nothing to resume."
-        return RunError(headline, run.path, f"See its results with: tlkeras evaluate {run.name}")
-    if state == "running":
-        return RunError(f"{run.name} is still running.", run.path, "Wait for it, or stop it and then resume.")
-    headline = f"{run.name} cannot be resumed: its manifest.json is damaged."
-    return RunError(headline, run.path, "Start a new run with: tlkeras train RECIPE")
+        way_out = f"See its results with: tlkeras evaluate {run.name}"
+    elif state == "running":
+        headline, way_out = f"{run.name} is still running.", "Wait for it, or stop it and then resume."
+    return RunError(headline, run.path, way_out)
 
 
 def _locate(reference: str, root: Path) -> Path:
@@ -378,10 +350,6 @@ def _latest(root: Path) -> Path:
     if not finished:
         raise RunError(f"No finished runs in {root.resolve()} yet.", None, "Make one with: tlkeras train quickstart")
     return finished[-1].path
-
-
-def _number(directory: str, name: str) -> re.Match | None:
-    return re.fullmatch(re.escape(name) + r"-(\d+)", directory)
 
 
 def _now() -> str:

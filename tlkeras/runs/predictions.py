@@ -15,15 +15,9 @@ from tlkeras.errors import RunError
 from tlkeras.runs.directory import Run
 
 SAMPLES = 16
-PREDICTION_FILES = {"test": "predictions.npz", "validation": "validation.npz"}
-"""File of the predictions of each held-out split."""
-
-LINEAR_PROBE_FILE = "probe.npz"
-"""File of the predictions of a linear head on the same frozen features, if the run's model is another."""
-
-FUSION = "fusion.npz"
-"""File of the predictions of heads on each part of fused features, joined by each of `FUSION_RULES`."""
-
+PREDICTION_FILES = {"test": "predictions.npz", "validation": "validation.npz"}  # of each held-out split
+LINEAR_PROBE_FILE = "probe.npz"  # predictions of a linear head on the same frozen features, if the model is another
+FUSION = "fusion.npz"  # predictions of heads on each part of fused features, joined by each of `FUSION_RULES`
 FUSION_RULES = ("mean", "stacking")
 
 
@@ -57,33 +51,16 @@ def write_images(run: Run, dataset: Dataset, rejected: Sequence[Issue]) -> None:
         tasks={task.name: task.get_config() for task in tasks},
         **tasks[0].get_config(),
     )
-    columns = {
-        "weight": dataset.weights.tolist(),
-        "group": dataset.groups,
-        "domain": dataset.domains,
-        "sha256": dataset.digests,
-    }
-    run.write_table(
-        "splits.csv",
-        ("image", "split", *labels, *columns),
-        zip(keys, dataset.split, *labels.values(), *columns.values(), strict=True),
-    )
-    run.write_table(
-        "rejected.csv", ("path", "code", "reason"), [(to_printable(bad.path), bad.code, bad.reason) for bad in rejected]
-    )
+    roles = {"group": dataset.groups, "domain": dataset.domains, "sha256": dataset.digests}
+    columns = {"weight": dataset.weights.tolist(), **roles}
+    rows = zip(keys, dataset.split, *labels.values(), *columns.values(), strict=True)
+    run.write_table("splits.csv", ("image", "split", *labels, *columns), rows)
+    left_out = [(to_printable(bad.path), bad.code, bad.reason) for bad in rejected]
+    run.write_table("rejected.csv", ("path", "code", "reason"), left_out)
 
 
-def save_predictions(
-    run: Run,
-    dataset: Dataset,
-    probabilities: Mapping[str, Mapping[str, np.ndarray]],
-) -> None:
-    """Keep the predictions of images that were not trained on, and a few of these images themselves.
-
-    Args:
-        dataset: The images that the run used, with the split of each.
-        probabilities: By split and task, float32 (n, k); "test" must be there.
-    """
+def save_predictions(run: Run, dataset: Dataset, probabilities: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Keep predictions by split (also "test") and task, float32 (n, k), and a few of the images themselves."""
     tasks = dataset.tasks
     for split, of_split in probabilities.items():
         rows = dataset.rows(split)
@@ -95,15 +72,10 @@ def save_predictions(
                 "prior": _measure_prior(dataset, task, dataset.rows("train")),
             }
             of_tasks |= {prefix_with_task(tasks, task, what): values for what, values in arrays.items()}
-        run.write_arrays(
-            PREDICTION_FILES[split],
-            **of_tasks,
-            keys=np.array([to_printable(key) for key in dataset.keys[rows]], dtype=str),
-            weights=dataset.weights[rows],
-            group=dataset.groups[rows].astype(str),
-            domain=dataset.domains[rows].astype(str),
-            stratum=dataset.strata[rows].astype(str),
-        )
+        slices = {"group": dataset.groups, "domain": dataset.domains, "stratum": dataset.strata}
+        texts = {name: values[rows].astype(str) for name, values in slices.items()}
+        keys = np.array([to_printable(key) for key in dataset.keys[rows]], dtype=str)
+        run.write_arrays(PREDICTION_FILES[split], **of_tasks, keys=keys, weights=dataset.weights[rows], **texts)
     tested = dataset.take(dataset.rows("test"))
     _write_predictions(run, tested, probabilities["test"])
     _keep_samples(run, tested, probabilities["test"])
@@ -111,10 +83,8 @@ def save_predictions(
 
 def write_probes(run: Run, tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray]) -> None:
     """Keep test probabilities of linear heads on the same frozen features, by task, float32 (n, k)."""
-    run.write_arrays(
-        LINEAR_PROBE_FILE,
-        **{prefix_with_task(tasks, task, "probabilities"): probabilities[task.name] for task in tasks},
-    )
+    arrays = {prefix_with_task(tasks, task, "probabilities"): probabilities[task.name] for task in tasks}
+    run.write_arrays(LINEAR_PROBE_FILE, **arrays)
 
 
 def write_fusion(run: Run, tasks: Sequence[Task], fused: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -130,14 +100,19 @@ def write_fusion(run: Run, tasks: Sequence[Task], fused: Mapping[str, Mapping[st
 
 def read_fusion(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """Probabilities of late fusion for the images of `load_predictions`, float32 [n, k], by task and rule."""
-    if not (run.path / FUSION).exists():
+    return _read_labelled(run, FUSION, FUSION_RULES)
+
+
+def _read_labelled(run: Run, file: str, kinds: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays of a file by task and kind, for the test images whose target is known; nothing without the file."""
+    if not (run.path / file).exists():
         return {}
-    tasks, stored, held_out = read_tasks(run), run.read_arrays(FUSION), run.read_arrays(PREDICTION_FILES["test"])
+    tasks, stored, held_out = read_tasks(run), run.read_arrays(file), run.read_arrays(PREDICTION_FILES["test"])
     return {
         task.name: {
-            rule: stored[name][task.is_labelled(held_out[prefix_with_task(tasks, task, "targets")])]
-            for rule in FUSION_RULES
-            if (name := prefix_with_task(tasks, task, rule)) in stored
+            kind: stored[name][task.is_labelled(held_out[prefix_with_task(tasks, task, "targets")])]
+            for kind in kinds
+            if (name := prefix_with_task(tasks, task, kind)) in stored
         }
         for task in tasks
     }
@@ -169,35 +144,15 @@ def load_predictions(run: Run, split: str = "test", tasks: Sequence[Task] | None
 
 
 def take(predictions: Predictions, rows: np.ndarray) -> Predictions:
-    """The predictions of some images."""
-    return replace(
-        predictions,
-        keys=predictions.keys[rows],
-        targets=predictions.targets[rows],
-        probabilities=predictions.probabilities[rows],
-        weights=predictions.weights[rows],
-        slices={name: values[rows] for name, values in predictions.slices.items()},
-    )
+    slices = {name: values[rows] for name, values in predictions.slices.items()}
+    arrays = {name: getattr(predictions, name)[rows] for name in ("keys", "targets", "probabilities", "weights")}
+    return replace(predictions, slices=slices, **arrays)
 
 
 def read_probes(run: Run) -> dict[str, np.ndarray]:
-    """Probabilities of linear heads for the images of `load_predictions`, float32 [n, k], by task.
-
-    There are none where the run's own heads are linear.
-    """
-    if not (run.path / LINEAR_PROBE_FILE).exists():
-        return {}
-    tasks, probes, held_out = (
-        read_tasks(run),
-        run.read_arrays(LINEAR_PROBE_FILE),
-        run.read_arrays(PREDICTION_FILES["test"]),
-    )
-    return {
-        task.name: probes[prefix_with_task(tasks, task, "probabilities")][
-            task.is_labelled(held_out[prefix_with_task(tasks, task, "targets")])
-        ]
-        for task in tasks
-    }
+    """Probabilities of linear heads for the images of `load_predictions`, float32 [n, k], by task, if stored apart."""
+    stored = _read_labelled(run, LINEAR_PROBE_FILE, ["probabilities"])
+    return {task: of_task["probabilities"] for task, of_task in stored.items()}
 
 
 def has_predictions(run: Run, split: str) -> bool:
@@ -231,7 +186,6 @@ def _digest_data(digests: Sequence[str], labels: Sequence[str], splits: np.ndarr
 
 
 def _write_predictions(run: Run, dataset: Dataset, probabilities: Mapping[str, np.ndarray]) -> None:
-    """Write predictions.csv: a row per held-out image."""
     tasks = dataset.tasks
     columns: dict[str, Sequence[object]] = {"image": [to_printable(key) for key in dataset.keys]}
     for task in tasks:
