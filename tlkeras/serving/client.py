@@ -32,15 +32,10 @@ class ServedVersion:
 
 
 class Client:
-    """Client of one model.
+    """Client of one model at `http://HOST:8501/v1/models/NAME` for REST, or `grpc://HOST:8500/NAME` for gRPC.
 
-    Args:
-        url: `http://HOST:8501/v1/models/NAME` for REST, `grpc://HOST:8500/NAME` for gRPC. `/versions/N` or `/labels/L`
-            may follow; without them the newest version is used.
-        timeout: Seconds until a request fails.
-
-    Raises:
-        ServingError: The URL has another form.
+    `/versions/N` or `/labels/L` may follow; without them the newest version is used. A request fails after `timeout`
+    seconds. ServingError if the URL has another form.
     """
 
     def __init__(self, url: str, *, timeout: float = 30.0):
@@ -48,11 +43,7 @@ class Client:
         self._transport = _connect(url, timeout)
 
     def predict(self, images: Sequence[str | Path | bytes], signature: str = "serving_default") -> list[JsonObject]:
-        """Outputs of a signature that takes `image_bytes`, by name, for each image.
-
-        Args:
-            images: Files, or the bytes of files.
-            signature: Name of the signature.
+        """Outputs by name for each image, a file or its bytes, of a signature that takes `image_bytes`.
 
         Raises:
             ServingError: The server cannot be reached, or refuses the request, for the reason given.
@@ -72,7 +63,6 @@ class Client:
         return self._transport.read_status()
 
     def close(self) -> None:
-        """Close the connection."""
         self._transport.close()
 
     def __enter__(self) -> Client:
@@ -128,7 +118,8 @@ class _RestTransport:
         except requests.exceptions.JSONDecodeError:
             raise ServingError("The server's response is not JSON.", f"{response.status_code} from {url}") from None
         except requests.exceptions.RequestException as error:
-            raise ServingError("The server cannot be reached.", f"{url} ({_shorten(error)})", _CONNECTION) from None
+            reason = str(error).partition("(Caused by ")[2].rstrip(")") or str(error)
+            raise ServingError("The server cannot be reached.", f"{url} ({reason})", _CONNECTION) from None
         if response.status_code != 200:
             raise ServingError("The server refused the request.", f"{response.status_code} {body.get('error', body)}")
         return body
@@ -190,19 +181,10 @@ def _to_json(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _shorten(error: Exception) -> str:
-    return str(error).partition("(Caused by ")[2].rstrip(")") or str(error)
-
-
 def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float = 30.0) -> PredictionResult:
     """Predictions of a served model for image files and folders.
 
-    Images that the server refuses are listed as unreadable, with its reason.
-
-    Args:
-        url: As `Client` takes it.
-        images: Files and folders.
-        timeout: Seconds until a request fails.
+    Images that the server refuses are listed as unreadable, with its reason. URL and timeout are as in `Client`.
 
     Raises:
         ServingError: The server cannot be reached, or its outputs have no labels.

@@ -45,11 +45,7 @@ class ImageExplanation(Result):
 
 
 async def explain(handler: RequestHandler, encoded: bytes) -> ImageExplanation:
-    """The newest version's predictions for an image, with a heat map of each.
-
-    Raises:
-        StatusError: It is no image, or the version was not made by `tlkeras export`.
-    """
+    """The newest version's predictions, explained; StatusError if it is no image, or not `export` wrote the version."""
     version = handler.model.find(ModelSpec(handler.model.name))
     if not version.report or not version.labels or "uint8" not in version.loaded.signatures:
         raise invalid_argument("Only versions that `tlkeras export` wrote can be explained")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -45,44 +45,28 @@ def make_grpc_server(handler: RequestHandler, address: str) -> tuple[grpc.aio.Se
     return server, server.add_insecure_port(address)
 
 
-class _Service(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
-    def __init__(self, handler: RequestHandler):
-        self._handler = handler
+def _method(name: str, work: Callable[[_Service, Any], Awaitable[Message]]) -> Any:
+    """A method of the service: it responds with what `work` gives, or aborts with the status of its error."""
 
-    async def Predict(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
-        return await self._respond(context, request.model_spec.name, "predict", self._predict(request))
-
-    async def Classify(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
-        return await self._respond(context, request.model_spec.name, "classify", self._classify(request))
-
-    async def Regress(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
-        return await self._respond(context, request.model_spec.name, "regress", self._regress(request))
-
-    async def MultiInference(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
-        return await self._respond(context, "", "multi_inference", self._infer(request))
-
-    async def GetModelMetadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
-        return await self._respond(context, request.model_spec.name, "metadata", self._metadata(request))
-
-    async def GetModelStatus(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
-        return await self._respond(context, request.model_spec.name, "status", self._status(request))
-
-    async def HandleReloadConfigRequest(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: N802
-        return await self._respond(context, "", "reload", self._reload(request))
-
-    async def _respond(
-        self, context: grpc.aio.ServicerContext, name: str, method: str, work: Awaitable[Message]
-    ) -> Any:
+    async def respond(service: _Service, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        model = request.model_spec.name if hasattr(request, "model_spec") else ""
         try:
-            return await self._handler.handle(name, method, work)
+            return await service.handler.handle(model, name, work(service, request))
         except StatusError as error:
             await context.abort(_STATUS_CODES[error.code.number], error.message)
 
+    return respond
+
+
+class _Service(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
+    def __init__(self, handler: RequestHandler):
+        self.handler = handler
+
     async def _predict(self, request: Any) -> predict_pb2.PredictResponse:
         version, signature = self._find(request.model_spec)
-        limit = self._handler.model.options.max_body
+        limit = self.handler.model.options.max_body
         inputs = {name: _read_tensor(name, tensor, limit) for name, tensor in request.inputs.items()}
-        outputs = await self._handler.predict(version, signature, inputs, list(request.output_filter))
+        outputs = await self.handler.predict(version, signature, inputs, list(request.output_filter))
         response = predict_pb2.PredictResponse(model_spec=self._describe_model(version, signature))
         for name, array in outputs.items():
             response.outputs[name].CopyFrom(tf.make_tensor_proto(array))
@@ -97,7 +81,7 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
     async def _rank_classes(
         self, version: Version, signature: str, examples: Any
     ) -> classification_pb2.ClassificationResult:
-        outputs = await self._handler.classify(version, signature, _read_examples(examples))
+        outputs = await self.handler.classify(version, signature, _read_examples(examples))
         result = classification_pb2.ClassificationResult()
         for classes, scores in zip(outputs["classes"].tolist(), outputs["scores"].tolist(), strict=True):
             row = result.classifications.add()
@@ -106,7 +90,7 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
         return result
 
     async def _regress(self, request: Any) -> NoReturn:
-        self._handler.regress(*self._find(request.model_spec))
+        self.handler.regress(*self._find(request.model_spec))
 
     async def _infer(self, request: Any) -> inference_pb2.MultiInferenceResponse:
         if not request.tasks:
@@ -126,23 +110,27 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
             raise invalid_argument(f"Metadata field {unknown[0]} is not supported")
         if not request.metadata_field:
             raise invalid_argument("Metadata_field is empty.")
-        return self._handler.metadata(_read_spec(request.model_spec))
+        return self.handler.metadata(_read_spec(request.model_spec))
 
     async def _status(self, request: Any) -> get_model_status_pb2.GetModelStatusResponse:
-        return self._handler.status(_read_spec(request.model_spec))
+        return self.handler.status(_read_spec(request.model_spec))
 
     async def _reload(self, request: Any) -> NoReturn:
         raise StatusError(Code.UNIMPLEMENTED, "This server serves one model; start another one for another.")
 
     def _find(self, spec: model_pb2.ModelSpec) -> tuple[Version, str]:
-        """The version and the signature of a request."""
-        return self._handler.model.find(_read_spec(spec)), spec.signature_name
+        return self.handler.model.find(_read_spec(spec)), spec.signature_name
 
     def _describe_model(self, version: Version, signature: str) -> model_pb2.ModelSpec:
-        name = self._handler.model.name
+        name = self.handler.model.name
         spec = model_pb2.ModelSpec(name=name, signature_name=signature or DEFAULT_SIGNATURE)
         spec.version.value = version.number
         return spec
+
+    Predict, Classify = _method("predict", _predict), _method("classify", _classify)
+    Regress, MultiInference = _method("regress", _regress), _method("multi_inference", _infer)
+    GetModelMetadata, GetModelStatus = _method("metadata", _metadata), _method("status", _status)
+    HandleReloadConfigRequest = _method("reload", _reload)
 
 
 def _read_spec(spec: model_pb2.ModelSpec) -> ModelSpec:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
+from tlkeras.exporting.loaded_model import Signature
 from tlkeras.exporting.signatures import CLASSIFY
 from tlkeras.serving.models import Model, ModelSpec, Version
 from tlkeras.serving.status import Code, StatusError, invalid_argument, translate
@@ -26,15 +27,7 @@ class RequestHandler:
         self.model = model
 
     async def handle(self, name: str, method: str, work: Awaitable[ResponseT]) -> ResponseT:
-        """The response that `work` gives.
-
-        Args:
-            name: Name of the model in the request.
-            method: Such as "predict"; a label of the metrics.
-
-        Raises:
-            StatusError: `work` failed, or too many requests are in progress.
-        """
+        """The response that `work` gives; StatusError if it fails, or too many requests are in progress."""
         started, code = time.perf_counter(), Code.OK
         model = name if name == self.model.name else "unknown"  # clients must not create labels in Prometheus
         request, running = object(), self.model.running
@@ -75,9 +68,7 @@ class RequestHandler:
         """Outputs of a signature of the method classify for serialized tf.Examples."""
         found = version.find(signature)
         if found.method != CLASSIFY:
-            raise invalid_argument(
-                f"Expected classification signature method_name to be {CLASSIFY}. Was: {found.method}"
-            )
+            raise _wrong_method("classification", CLASSIFY, found)
         if not examples:
             raise invalid_argument("Input is empty.")
         (name,) = found.inputs
@@ -85,13 +76,9 @@ class RequestHandler:
 
     def regress(self, version: Version, signature: str) -> NoReturn:
         """Raise a StatusError: no export has a signature of the method regress."""
-        method = version.find(signature).method
-        raise invalid_argument(
-            f"Expected regression signature method_name to be tensorflow/serving/regress. Was: {method}"
-        )
+        raise _wrong_method("regression", "tensorflow/serving/regress", version.find(signature))
 
     def metadata(self, spec: ModelSpec) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        """Signatures of a version."""
         version = self.model.find(spec)
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         response.model_spec.name = self.model.name
@@ -103,7 +90,6 @@ class RequestHandler:
         return response
 
     def status(self, spec: ModelSpec) -> get_model_status_pb2.GetModelStatusResponse:
-        """State of each version."""
         response = get_model_status_pb2.GetModelStatusResponse()
         states = get_model_status_pb2.ModelVersionStatus.State
         for number, state in self.model.list_states(spec).items():
@@ -113,12 +99,12 @@ class RequestHandler:
         return response
 
 
-def make_example(features: FeatureLists, context: FeatureLists) -> bytes:
-    """A serialized tf.Example of its own features and those that all examples share.
+def _wrong_method(kind: str, method: str, found: Signature) -> StatusError:
+    return invalid_argument(f"Expected {kind} signature method_name to be {method}. Was: {found.method}")
 
-    Raises:
-        StatusError: An integer does not fit 64 bits.
-    """
+
+def make_example(features: FeatureLists, context: FeatureLists) -> bytes:
+    """A serialized tf.Example of its own features and shared ones; StatusError if an integer does not fit 64 bits."""
     example = tf.train.Example()
     for name, values in {**context, **features}.items():
         feature = example.features.feature[name]

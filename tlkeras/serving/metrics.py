@@ -13,12 +13,7 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """Metrics of one server, in a registry of their own.
-
-    Attributes:
-        batches: Histogram of rows that ran together.
-        running: Gauge of requests in progress.
-    """
+    """Metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -33,12 +28,10 @@ class Metrics:
         self._versions = Gauge("tlkeras_version_loaded", "1 for each loaded version.", by_version, registry=registry)
 
     def observe_request(self, model: str, method: str, status: str, seconds: float) -> None:
-        """Count a request that has been answered."""
         self._requests.labels(model, method, status).inc()
         self._seconds.labels(model, method).observe(seconds)
 
     def set_versions(self, model: str, versions: Collection[int]) -> None:
-        """Record the loaded versions."""
         self._versions.clear()
         for number in versions:
             self._versions.labels(model, str(number)).set(1)

@@ -74,22 +74,13 @@ def _read_json(path: Path) -> Any:
 
 
 class Model:
-    """A served model: its folder and the loaded versions. Use it within one event loop.
-
-    Attributes:
-        name: Name of the model in requests.
-        options: Settings of the server.
-        versions: Loaded versions by number.
-        states: States of all versions by number.
-        running: One object per request in progress.
-        metrics: Metrics of requests and batches.
-    """
+    """A served model: its folder and the loaded versions. Use it within one event loop."""
 
     def __init__(self, folder: Path, options: ServeOptions):
         self.name, self.options = options.name or served_name(folder), options
-        self.versions: dict[int, Version] = {}
-        self.states: dict[int, VersionStatus] = {}
-        self.running: set[object] = set()
+        self.versions: dict[int, Version] = {}  # those that are loaded
+        self.states: dict[int, VersionStatus] = {}  # of all versions
+        self.running: set[object] = set()  # one object per request in progress
         self.metrics = Metrics()
         self._folder = folder
         self._batching = Batching(options.max_batch_size, options.batch_timeout)
@@ -98,7 +89,6 @@ class Model:
         self._unloading: set[asyncio.Task[None]] = set()
 
     async def watch(self, seconds: float = 1.0) -> None:
-        """Refresh periodically."""
         while True:
             try:
                 await self.refresh()
@@ -108,13 +98,8 @@ class Model:
 
     async def refresh(self) -> None:
         """Load the versions that are new and needed, then unload those that are no longer needed."""
-        present = [
-            number for number in list_versions(self._folder) if (self._path(number) / "saved_model.pb").is_file()
-        ]
-        needed = {
-            *present[-self.options.newest :],
-            *(number for number in self.options.labels.values() if number in present),
-        }
+        present = [one for one in list_versions(self._folder) if (self._path(one) / "saved_model.pb").is_file()]
+        needed = {*present[-self.options.newest :], *(set(self.options.labels.values()) & set(present))}
         for number in sorted(needed - set(self.versions)):
             await self._load(number)
         if set(self.versions) & needed or not present:  # the last version that works stays
@@ -183,21 +168,16 @@ class Model:
 
     def find(self, spec: ModelSpec) -> Version:
         """The version of a request; StatusError if it is not loaded."""
-        if spec.name != self.name:
-            needed = f"Latest({spec.name})" if spec.version is None else f"Specific({spec.name}, {spec.version})"
-            raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {needed}")
         number = spec.version
-        if spec.label is not None:
+        if spec.name == self.name and spec.label is not None:
             if spec.label not in self.options.labels:
                 raise invalid_argument(f"Unrecognized servable version label: {spec.label}")
             number = self.options.labels[spec.label]
-        if number is None:
-            if not self.versions:
-                raise StatusError(Code.NOT_FOUND, f"Servable not found for request: Latest({self.name})")
-            return self.versions[max(self.versions)]
-        if number not in self.versions:
-            raise StatusError(Code.NOT_FOUND, f"Servable not found for request: Specific({self.name}, {number})")
-        return self.versions[number]
+        found = self.versions.get(max(self.versions, default=0) if number is None else number)
+        if spec.name != self.name or found is None:
+            needed = f"Latest({spec.name})" if number is None else f"Specific({spec.name}, {number})"
+            raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {needed}")
+        return found
 
     def list_states(self, spec: ModelSpec) -> dict[int, VersionStatus]:
         """States of all versions, the newest first, or of the one in the request; StatusError if it is unknown."""
@@ -211,11 +191,7 @@ class Model:
         return {number: self.states[number]}
 
     async def run(self, version: Version, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs of a signature by name; concurrent requests run in the same batch.
-
-        Raises:
-            StatusError: The inputs do not fit the signature, too many requests wait, or the time is over.
-        """
+        """Outputs by name; concurrent requests run in one batch. StatusError if inputs do not fit, or time is over."""
         signature = version.find(name)
         self._check(signature, inputs)
         arrays: Arrays = [inputs[key] for key in signature.inputs]

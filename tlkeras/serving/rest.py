@@ -44,7 +44,6 @@ _LARGEST_VERSION = 2**63 - 1
 
 
 def make_app(handler: RequestHandler, lifespan: Any = None) -> Starlette:
-    """The ASGI application."""
 
     async def respond(request: Request) -> Response:
         return _json_response(await _route(handler, request))

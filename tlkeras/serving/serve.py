@@ -15,7 +15,6 @@ def serve(folder: str | Path, *, started: Callable[[ServerInfo], None] = lambda 
     """Serve a folder of versions over REST and gRPC until interrupted.
 
     Args:
-        folder: The versions, as `export` writes them.
         started: Called once the server listens.
         options: Fields of `ServeOptions`, such as `rest_port=0`.
 

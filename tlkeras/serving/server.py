@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -22,12 +23,7 @@ _BACKLOG = 2048
 
 
 class Server:
-    """A server of one model, ready to run.
-
-    Attributes:
-        model: The model.
-        rest_port: Port of REST.
-        grpc_port: Port of gRPC, known once the server runs; None without it.
+    """A server of one model, ready to run; `grpc_port` is known once it runs, and None without gRPC.
 
     Raises:
         ExportError: The folder holds no version.
@@ -45,15 +41,9 @@ class Server:
         self._socket.listen(_BACKLOG)  # connections wait until the model is loaded
         self.rest_port: int = self._socket.getsockname()[1]
         self.grpc_port: int | None = None
-        config = uvicorn.Config(
-            make_app(self._handler, self._live),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=10,
-            timeout_keep_alive=30,
-            backlog=_BACKLOG,
-            lifespan="on",
-        )
+        patience: dict[str, Any] = {"timeout_graceful_shutdown": 10, "timeout_keep_alive": 30}
+        app = make_app(self._handler, self._live)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, backlog=_BACKLOG, lifespan="on", **patience)
         self._uvicorn = uvicorn.Server(config)
         self._started: Callable[[ServerInfo], None] = lambda info: None
 
@@ -77,11 +67,7 @@ class Server:
             await self.model.close()
 
     def run(self, started: Callable[[ServerInfo], None] = lambda info: None) -> None:
-        """Serve until `stop` is called or a signal comes.
-
-        Args:
-            started: Called once both interfaces listen.
-        """
+        """Serve until `stop` is called or a signal comes; `started` is called once both interfaces listen."""
         self._started = started
         with self._socket:
             self._uvicorn.run(sockets=[self._socket])
@@ -94,12 +80,9 @@ class Server:
 def _no_versions_error(folder: Path) -> ExportError:
     if (folder / "manifest.json").is_file() and (folder / "recipe.yaml").is_file():
         run = folder.name if folder.parent == Path("runs") else folder
-        return ExportError(
-            f"{folder} is a run, not an exported model.", way_out=f"Export it first: tlkeras export {run}"
-        )
-    return ExportError(
-        f"{folder} holds no exported model.", way_out=f"Export a run into it: tlkeras export RUN --to {folder}"
-    )
+        return ExportError(f"{folder} is a run, not an exported model.", None, f"Export it first: tlkeras export {run}")
+    way_out = f"Export a run into it: tlkeras export RUN --to {folder}"
+    return ExportError(f"{folder} holds no exported model.", way_out=way_out)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -45,7 +45,5 @@ def translate(error: Exception) -> StatusError:
     """The error response for an exception of TensorFlow, or any other."""
     if isinstance(error, StatusError):
         return error
-    number = getattr(error, "error_code", None)
-    by_number = {code.number: code for code in reversed(Code) if code is not Code.TOO_LARGE}
-    message = str(getattr(error, "message", None) or error)
-    return StatusError(by_number.get(number, Code.INTERNAL), message) if number else StatusError(Code.INTERNAL, message)
+    number, message = getattr(error, "error_code", None), str(getattr(error, "message", None) or error)
+    return StatusError(next((code for code in Code if code.number == number), Code.INTERNAL), message)

@@ -15,15 +15,9 @@ import numpy as np
 
 from tlkeras.serving.status import StatusError, invalid_argument
 
-Dtypes = Mapping[str, np.dtype]
-"""Data types of a signature's inputs by name; object for strings."""
-
-JsonObject = Mapping[str, Any]
-"""An object in JSON."""
-
-FeatureLists = Mapping[str, Sequence[Any]]
-"""Features of an example by name: bytes, floats or integers."""
-
+Dtypes = Mapping[str, np.dtype]  # data types of a signature's inputs by name; object for strings
+JsonObject = Mapping[str, Any]  # an object in JSON
+FeatureLists = Mapping[str, Sequence[Any]]  # features of an example by name: bytes, floats or integers
 _MAX_SHOWN = 200
 _MAX_DIMENSIONS = 16
 
@@ -43,7 +37,7 @@ def parse_object(body: bytes) -> JsonObject:
     except ValueError as error:  # an integer of thousands of digits
         raise invalid_argument(f"JSON Parse error: {error}") from None
     if not isinstance(found, dict):
-        raise invalid_argument(f"JSON Value: {_show(found)} Is not object")
+        raise _refuse(found, "Is not object")
     return found
 
 
@@ -51,29 +45,20 @@ def read_signature_name(request: JsonObject) -> str:
     """Name of the signature in a request; "" where there is none."""
     name = request.get("signature_name", "")
     if not isinstance(name, str):
-        raise invalid_argument(
-            f"JSON Value: {_show(request)} not formatted correctly. 'signature_name' key must be a string value."
-        )
+        raise _refuse(request, "not formatted correctly. 'signature_name' key must be a string value.")
     return name
 
 
 def read_inputs(request: JsonObject, dtypes: Dtypes) -> tuple[dict[str, np.ndarray], bool]:
-    """Arrays of a predict request by name of input, and whether the request has "instances", row by row.
-
-    Raises:
-        StatusError: The request does not fit the signature.
-    """
+    """Arrays by name of input, and whether they came row by row; StatusError if they do not fit the signature."""
     if "instances" in request and "inputs" in request:
-        raise invalid_argument(
-            f"JSON Value: {_show(request)} Not formatted correctly expecting only one of 'inputs' or 'instances' keys"
-            " to exist "
-        )
+        raise _refuse(request, "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ")
     if "instances" in request:
         rows = request["instances"]
         if not isinstance(rows, list):
-            raise invalid_argument(f"JSON Value: {_show(request)} Excepting 'instances' to be an list/array")
+            raise _refuse(request, "Excepting 'instances' to be an list/array")
         if not rows:
-            raise invalid_argument(f"JSON Value: {_show(request)} No values in 'instances' array")
+            raise _refuse(request, "No values in 'instances' array")
         return _read_rows(rows, dtypes), True
     if "inputs" in request:
         return _read_columns(request["inputs"], dtypes), False
@@ -129,11 +114,7 @@ def _read_columns(inputs: Any, dtypes: Dtypes) -> dict[str, np.ndarray]:
 
 
 def make_array(value: Any, dtype: np.dtype) -> np.ndarray:
-    """A value, a list, or lists in lists, as an array.
-
-    Raises:
-        StatusError: A list is longer or deeper than its first sibling, or a value is of another type.
-    """
+    """A value or lists as an array; StatusError if a list is unlike its first sibling, or a value's type is wrong."""
     shape = _find_shape(value)
     if dtype.kind != "O":
         array = _convert_numbers(value, shape, dtype)
@@ -177,10 +158,8 @@ def _fill(value: Any, level: int, shape: tuple[int, ...], dtype: np.dtype, leave
     rank = len(shape)
     if not isinstance(value, list):
         if level != rank:
-            raise invalid_argument(
-                f"JSON Value: {_show(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected at level:"
-                f" {rank}"
-            )
+            expected = f"Expected at level: {rank}"
+            raise _refuse(value, f"found at incorrect level: {level + 1} in the JSON DOM. {expected}")
         leaves.append(_convert(value, dtype))
         return
     if level >= rank:
@@ -209,7 +188,7 @@ def _convert(value: Any, dtype: np.dtype) -> Any:
         if limits.min <= value <= limits.max:
             return value
     expected = "string" if kind == "O" else dtype.name
-    raise invalid_argument(f"JSON Value: {_show(value)} Type: {_name_type(value)} is not of expected type: {expected}")
+    raise _refuse(value, f"Type: {_name_type(value)} is not of expected type: {expected}")
 
 
 def _is_base64(value: Any) -> bool:
@@ -219,12 +198,16 @@ def _is_base64(value: Any) -> bool:
 def decode_base64(value: Any) -> bytes:
     """The bytes of {"b64": "..."}; StatusError if it is another object, or the text is not base64."""
     if not _is_base64(value):
-        raise invalid_argument(f"JSON Value: {_show(value)} not formatted correctly for base64 data")
+        raise _refuse(value, "not formatted correctly for base64 data")
     text = value["b64"]
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise invalid_argument("Unable to base64 decode") from None
+
+
+def _refuse(value: Any, problem: str) -> StatusError:
+    return invalid_argument(f"JSON Value: {_show(value)} {problem}")
 
 
 def _show(value: Any) -> str:
@@ -241,20 +224,15 @@ def _name_type(value: Any) -> str:
 
 
 def predict_response(outputs: Mapping[str, np.ndarray], by_rows: bool) -> JsonObject:
-    """The response to a predict request, ready for `json.dumps`.
-
-    Raises:
-        StatusError: The response is by rows and the outputs differ in their number of rows.
-    """
+    """The response to a predict request; StatusError if it is by rows and the outputs differ in their number."""
+    columns = {name: _to_json(name, array) for name, array in outputs.items()}
     if not by_rows:
-        columns = {name: _to_json(name, array) for name, array in outputs.items()}
         return {"outputs": columns if len(columns) > 1 else next(iter(columns.values()))}
     counts = {name: array.shape[0] if array.ndim else None for name, array in outputs.items()}
     count = next(iter(counts.values()))
     for name, rows in counts.items():
         if rows is None or rows != count:
             raise invalid_argument(f"Tensor name: {name} has inconsistent batch size: {rows} expecting: {count}")
-    columns = {name: _to_json(name, array) for name, array in outputs.items()}
     if len(columns) == 1:
         return {"predictions": next(iter(columns.values()))}
     return {"predictions": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]}
@@ -268,8 +246,7 @@ def classification_response(classes: np.ndarray, scores: np.ndarray) -> JsonObje
 
 def _to_json(name: str, array: np.ndarray) -> Any:
     if array.dtype.kind == "O":
-        convert = _encode_base64 if name.endswith("_bytes") else _decode_text
-        return _map_leaves(array.tolist(), convert)
+        return _map_leaves(array.tolist(), _encode_base64 if name.endswith("_bytes") else _decode_text)
     if array.dtype.kind == "f" and array.dtype.itemsize < 8:  # the shortest digits of the same float32
         return _map_leaves(array.astype(str).astype(np.float64).tolist(), float) if array.size else array.tolist()
     return array.tolist()
@@ -303,30 +280,20 @@ def _read_feature(name: str, content: Any) -> list[Any]:
             values.append(decode_base64(item))
         else:
             values.append(item.encode() if isinstance(item, str) else int(item) if isinstance(item, bool) else item)
-    kinds = {type(item) for item in values}
-    if len(kinds) > 1:
-        raise invalid_argument(f"Unexpected element type in feature: {name} expecting type: {_name_kind(values[0])}")
+    if len({type(item) for item in values}) > 1:
+        expected = {bytes: "bytes", float: "float"}.get(type(values[0]), "int64")
+        raise invalid_argument(f"Unexpected element type in feature: {name} expecting type: {expected}")
     return values
 
 
 def read_examples(request: JsonObject) -> tuple[list[FeatureLists], FeatureLists]:
-    """Features of each example of a classify request, and those that all examples share.
-
-    Raises:
-        StatusError: The request is malformed.
-    """
+    """Features of each example of a classify request, and those that all share; StatusError if it is malformed."""
     context = read_features(request["context"]) if "context" in request else {}
     if "examples" not in request:
-        raise invalid_argument(
-            f"JSON Value: {_show(request)} When method is classify, key 'examples' is expected and was not found"
-        )
+        raise _refuse(request, "When method is classify, key 'examples' is expected and was not found")
     examples: Sequence[Any] = request["examples"]
     if not isinstance(examples, list):
-        raise invalid_argument(f"JSON Value: {_show(request)} Expecting 'examples' value to be an list/array")
+        raise _refuse(request, "Expecting 'examples' value to be an list/array")
     if not examples:
-        raise invalid_argument(f"JSON Value: {_show(request)} 'examples' value is an empty array")
+        raise _refuse(request, "'examples' value is an empty array")
     return [read_features(example) for example in examples], context
-
-
-def _name_kind(value: Any) -> str:
-    return {bytes: "bytes", float: "float"}.get(type(value), "int64")
