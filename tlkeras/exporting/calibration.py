@@ -18,11 +18,7 @@ _TINY = 1e-30  # float32 has it
 
 
 def find_scalings(run: Run, method: ScalingMethod) -> tuple[list[LogitScaling | None], str]:
-    """Scaling of each task, fitted on images that were not trained on (None for a regression), and a note on them.
-
-    Raises:
-        RunError: The run stores no predictions of such images.
-    """
+    """Scaling of each task, fitted on images not trained on (None for a regression), and a note; RunError if none."""
     run_data, counts = RunData(run), []
     scalings: list[LogitScaling | None] = []
     for predictions in load_predictions(run):
@@ -42,12 +38,7 @@ def find_scalings(run: Run, method: ScalingMethod) -> tuple[list[LogitScaling | 
 
 
 def build_scalings(model: keras.Model, scalings: Sequence[LogitScaling | None]) -> keras.Model:
-    """The model with each output's logits scaled and shifted; variables are shared.
-
-    Args:
-        model: From images to probabilities, one output per task.
-        scalings: One per output; None leaves it as it is.
-    """
+    """The model with the logits of each output scaled and shifted, unless its scaling is None; variables are shared."""
     tensors = [
         model.outputs[index] if scaling is None else _scale(model, index, scaling)
         for index, scaling in enumerate(scalings)

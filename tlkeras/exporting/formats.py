@@ -23,8 +23,7 @@ from tlkeras.exporting.signatures import main_output
 from tlkeras.lazy_tensorflow import silence_stderr
 
 INPUT = "images"
-CALIBRATION_IMAGES = 128
-"""Images from which int8 takes the ranges of activations."""
+CALIBRATION_IMAGES = 128  # images from which int8 takes the ranges of activations
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class ConversionInputs:
 
     @property
     def outputs(self) -> list[str]:
-        """The names of the outputs."""
         return [main_output(self.tasks, task) for task in self.tasks]
 
 
@@ -56,12 +54,7 @@ class ExportFormat:
 
 
 def check_formats(names: Sequence[str]) -> None:
-    """Refuse unknown formats, and those whose extra is not installed.
-
-    Raises:
-        TlkerasError: A format is unknown; the nearest one is suggested.
-        MissingExtraError: An extra is not installed.
-    """
+    """Raise a TlkerasError for unknown formats, and a MissingExtraError for those whose extra is not installed."""
     for name in names:
         if name not in FORMATS:
             lite = "tflite" in name.lower() and "For TensorFlow Lite use litert-float32, -float16 or -int8."
@@ -76,9 +69,6 @@ def _freeze_outputs(inputs: ConversionInputs, batch: int | None) -> Any:
     whole, has_features = add_features(inputs.model, inputs.tasks)
     outputs = whole.outputs[1:] if has_features else whole.outputs
     return freeze(keras.Model(whole.input, outputs, name=whole.name), batch)
-
-
-# -- LiteRT ----------------------------------------------------------------------------------------------------------
 
 
 def _write_litert(
@@ -125,9 +115,6 @@ def _open_litert(path: Path, names: Sequence[str]) -> PredictFn:
     return predict
 
 
-# -- OpenVINO --------------------------------------------------------------------------------------------------------
-
-
 def _write_openvino(inputs: ConversionInputs, path: Path) -> None:
     import openvino
 
@@ -152,9 +139,6 @@ def _open_openvino(path: Path, names: Sequence[str]) -> PredictFn:
         return [outputs[name] for name in names]
 
     return predict
-
-
-# -- ONNX ------------------------------------------------------------------------------------------------------------
 
 
 def _write_onnx(inputs: ConversionInputs, path: Path) -> None:

@@ -17,9 +17,7 @@ from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError, TlkerasError
 from tlkeras.features.batch_norm_folding import fold_batch_norm
 
-TOLERANCE = 1e-5
-"""Largest difference in a probability between the fast network and the model."""
-
+TOLERANCE = 1e-5  # largest difference in a probability between the fast network and the model
 _CHUNK_PIXELS = 4 * 224 * 224
 _MAX_CHUNK = 32
 _PARALLEL_CHUNKS = 2
@@ -46,11 +44,8 @@ def make_inference_model(model: keras.Model, tasks: Sequence[Task], images: np.n
     """The fast network if its predictions are the model's, else the model as it is with a note.
 
     The fast network has batch norm folded into convolutions, variables as constants, and batches divided into chunks
-    of few images whose activations stay in the processor's cache.
-
-    Args:
-        model: From uint8 images to probabilities, one output per task, in their order.
-        images: To compare on, uint8 [n, size, size, 3]. Probabilities may differ by `TOLERANCE`, decisions may not.
+    of few images whose activations stay in the processor's cache. On the given images, uint8 [n, size, size, 3], its
+    probabilities may differ by `TOLERANCE`, its decisions may not.
 
     Raises:
         ExportError: The model's outputs are not those of the tasks.
@@ -60,19 +55,16 @@ def make_inference_model(model: keras.Model, tasks: Sequence[Task], images: np.n
     try:
         call = _divide_batches(freeze(whole), whole)
         difference = _find_difference(plain, call, images, tasks)
-    except TlkerasError as error:
-        return replace(plain, note=f"Exported as it is, not folded: {error}")
     except Exception as error:  # third-party layers may fail on symbolic tensors in any way
-        return replace(plain, note=f"Exported as it is, not folded: {type(error).__name__} {error}")
+        kind = "" if isinstance(error, TlkerasError) else f"{type(error).__name__} "
+        return replace(plain, note=f"Exported as it is, not folded: {kind}{error}")
     if difference:
         return replace(plain, note=f"Exported as it is: the folded network {difference}.")
     return InferenceModel(call, None, has_features)
 
 
 def add_features(model: keras.Model, tasks: Sequence[Task]) -> tuple[keras.Model, bool]:
-    """The model with its features as the first output, and whether it has any.
-
-    Features are the first vector through which all data flows.
+    """The model with its features, the first vector through which all data flows, as first output, if it has any.
 
     Raises:
         ExportError: The model's outputs are not those of the tasks.
@@ -105,12 +97,9 @@ def _pad_empty(images: tf.Tensor) -> tf.Tensor:
 
 
 def freeze(whole: keras.Model, batch: int | None = None) -> Any:
-    """A functional model, folded, as a concrete function without variables.
+    """A functional model, folded, as a concrete function without variables, of a number of images or of any.
 
     It maps `images`, uint8 [n, size, size, 3], to a list of float32 tensors.
-
-    Args:
-        batch: Number of images per call; None: any.
     """
     folded = fold_batch_norm(whole)
 
@@ -125,10 +114,7 @@ def freeze(whole: keras.Model, batch: int | None = None) -> Any:
 
 
 def _divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-    """A function that runs few images at a time.
-
-    Measured at 224 px: the activations of 32 images at once leave the cache and take twice the time per image.
-    """
+    """A function that runs few images at a time: at 224 px, 32 at once leave the cache and take twice the time each."""
     height, width = whole.input.shape[1:3]
     size = max_batch_size(whole, min(_MAX_CHUNK, _CHUNK_PIXELS // (height * width)))
     specs = [tf.TensorSpec(output.shape, tf.float32) for output in whole.outputs]

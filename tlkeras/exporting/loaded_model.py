@@ -24,14 +24,9 @@ class Signature:
 
 
 class LoadedSavedModel:
-    """A loaded version; several threads may run it at once.
+    """A version that several threads may run at once; OSError or tf.errors.OpError if it cannot be loaded.
 
-    Args:
-        path: The version's folder.
-        threads: TensorFlow's threads within one operation; 0: one per core.
-
-    Raises:
-        OSError, tf.errors.OpError: The folder holds no SavedModel that can be loaded.
+    `threads` is the number within one operation; 0: one per core.
     """
 
     def __init__(self, path: Path, threads: int = 0):
@@ -61,7 +56,6 @@ class LoadedSavedModel:
         return dict(zip(signature.outputs, signature.call(*arrays), strict=True))
 
     def close(self) -> None:
-        """Free the memory."""
         self._session.close()
 
     def __enter__(self) -> LoadedSavedModel:

@@ -15,21 +15,13 @@ from tlkeras.backbones.graph import max_batch_size, run_in_parts
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError
 from tlkeras.evaluation.calibration import ScalingMethod
-from tlkeras.exporting import model_card, versions
+from tlkeras.exporting import model_card, parity, versions
 from tlkeras.exporting.calibration import build_scalings, find_scalings
 from tlkeras.exporting.formats import CALIBRATION_IMAGES, FORMATS, ConversionInputs, check_formats
 from tlkeras.exporting.held_out import BATCH, HeldOut, read_held_out, read_training_images
 from tlkeras.exporting.inference_graph import make_inference_model
 from tlkeras.exporting.loaded_model import LoadedSavedModel
-from tlkeras.exporting.parity import (
-    REFERENCE,
-    AcceptanceCriteria,
-    ParityResult,
-    PredictFn,
-    compare_formats,
-    list_failures,
-    measure_size,
-)
+from tlkeras.exporting.parity import REFERENCE, AcceptanceCriteria, ParityResult, PredictFn
 from tlkeras.exporting.results import ExportReport, ExportResult
 from tlkeras.exporting.signatures import Preprocessing, main_output, write_signatures
 from tlkeras.exporting.warmup import run_warmup_requests, write_warmup
@@ -43,9 +35,7 @@ from tlkeras.runs.predictions import read_tasks
 TOLERANCE = 1e-3
 """Largest difference in a probability from the run's own predictions, whose features may have had 16 bits."""
 
-MAX_DROP = 0.01
-"""Largest loss of accuracy of other formats where `max_drop` is not given."""
-
+MAX_DROP = 0.01  # largest loss of accuracy of other formats where `max_drop` is not given
 SAVED_MODEL = "SavedModel"
 _COMPARED = 64
 
@@ -77,15 +67,13 @@ def export(
     on held-out images, and only then renamed to the next integer. Nothing that exists is changed.
 
     Args:
-        run: A name, a path, `latest`, or a `Run`.
+        run: As in `open_run`.
         to: Folder of the versions, new, empty or with versions; saved_models/RECIPE if not given.
         formats: Other formats to write into the version: litert-float32, litert-float16, litert-int8, openvino, onnx.
         min_accuracy: Publish nothing whose accuracy on held-out images is lower.
         max_drop: Publish nothing that loses more accuracy than this against the run's own model; other formats may
             lose `MAX_DROP` if not given.
-        calibrate: Build temperature or vector scaling into the model; the run's own predictions, with which it is
-            compared, are scaled alike.
-        runs: Folder of the run directories.
+        calibrate: Build temperature or vector scaling into the model, with which the run's own predictions are scaled.
 
     Raises:
         ExportError: The folder holds other files, or the export's predictions differ from the run's or miss a limit.
@@ -103,7 +91,7 @@ def export(
         write_signatures(model, inputs.tasks, inputs.held_out.preprocessing, folder)
         with LoadedSavedModel(folder) as loaded:
             converted = _convert(inputs, formats, folder)
-            parity, difference = _check_parity(inputs, loaded, converted, folder, criteria)
+            rows, difference = _check_parity(inputs, loaded, converted, folder, criteria)
             gone = inputs.held_out.note and f"Note: {inputs.held_out.note}."
             report = ExportReport(
                 run=opened.name,
@@ -111,7 +99,7 @@ def export(
                 signatures=list(loaded.signatures),
                 images=len(inputs.held_out),
                 difference=difference,
-                parity=parity,
+                parity=rows,
                 fast=model.is_fast,
                 notes=[note for note in (inputs.calibration, model.note, gone) if note],
             )
@@ -176,21 +164,17 @@ def _check_parity(
 ) -> tuple[list[ParityResult], float]:
     """The parity table and the largest difference from the run's own predictions."""
     files = {name: folder / FORMATS[name].file for name in converted}
-    sizes = {name: measure_size(file if file.suffix == ".tflite" else file.parent) for name, file in files.items()}
-    sizes |= {
-        REFERENCE: measure_size(inputs.run.path / "model.keras"),
-        SAVED_MODEL: measure_size(folder) - sum(sizes.values()),
+    sizes = {
+        name: parity.measure_size(file if file.suffix == ".tflite" else file.parent) for name, file in files.items()
     }
-    models = {
-        REFERENCE: _predict_with_keras(inputs.model),
-        SAVED_MODEL: _predict_with_saved_model(loaded, inputs.tasks),
-        **converted,
-    }
-    rows, predictions = compare_formats(models, sizes, inputs.held_out, inputs.tasks)
+    sizes[SAVED_MODEL] = parity.measure_size(folder) - sum(sizes.values())
+    sizes[REFERENCE] = parity.measure_size(inputs.run.path / "model.keras")
+    own = {REFERENCE: _predict_with_keras(inputs.model), SAVED_MODEL: _predict_with_saved_model(loaded, inputs.tasks)}
+    models = {**own, **converted}
+    rows, predictions = parity.compare_formats(models, sizes, inputs.held_out, inputs.tasks)
     worst = 0.0
-    for task, expected, predicted in zip(
-        inputs.tasks, inputs.held_out.probabilities, predictions[SAVED_MODEL], strict=True
-    ):
+    stored = inputs.held_out.probabilities
+    for task, expected, predicted in zip(inputs.tasks, stored, predictions[SAVED_MODEL], strict=True):
         differences = task.measure_difference(expected, predicted)
         worst = max(worst, float(differences.max()))
         if not worst <= TOLERANCE:
@@ -201,7 +185,7 @@ def _check_parity(
             )
     drop = MAX_DROP if criteria.max_drop is None else criteria.max_drop
     of_formats = {name: AcceptanceCriteria(FORMATS[name].tolerance, criteria.min_accuracy, drop) for name in converted}
-    problems = list_failures(rows, {SAVED_MODEL: criteria, **of_formats})
+    problems = parity.list_failures(rows, {SAVED_MODEL: criteria, **of_formats})
     if problems:
         raise ExportError.from_problems("The export misses its acceptance criteria; nothing was published:", problems)
     return rows, worst

@@ -26,12 +26,7 @@ _STALE_SECONDS = 86_400
 
 
 def check_target(target: Path) -> None:
-    """Refuse a folder that holds anything but exported versions.
-
-    Raises:
-        ExportError: It holds other files, which are named.
-        ResourceError: It is a file.
-    """
+    """Raise an ExportError if a folder holds anything but exported versions, and a ResourceError if it is a file."""
     if target.exists() and not target.is_dir():
         raise ResourceError(f"Cannot write to {target}: it is a file.", way_out="Choose a folder with --to.")
     if not target.is_dir() or (target / VERSIONS_FILE).is_file():
@@ -39,7 +34,9 @@ def check_target(target: Path) -> None:
     others = [
         path.name
         for path in sorted(target.iterdir())
-        if not path.name.startswith(".") and path.name not in _OWN and not _is_version(path)
+        if not path.name.startswith(".")
+        and path.name not in _OWN
+        and not (path.name.isdecimal() and (path / "saved_model.pb").is_file())
     ]
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
@@ -47,10 +44,6 @@ def check_target(target: Path) -> None:
             f"{target} already contains other files ({', '.join(others[:3])}{more}).",
             way_out="Nothing there was changed. Choose a new folder, or one of exported versions, with --to.",
         )
-
-
-def _is_version(path: Path) -> bool:
-    return path.name.isdecimal() and (path / "saved_model.pb").is_file()
 
 
 def list_versions(target: Path) -> list[int]:
@@ -62,11 +55,7 @@ def list_versions(target: Path) -> list[int]:
 
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
-    """A path inside `target` for a version to be written to, hidden from servers and removed at the end.
-
-    Raises:
-        ResourceError: The folder cannot be written, or the disk is full.
-    """
+    """A path inside `target` for a version, hidden from servers; ResourceError if nothing can be written there."""
     staging = target / f"{_STAGING_PREFIX}{uuid.uuid4().hex}"
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -87,11 +76,7 @@ def _remove_stale(target: Path) -> None:
 
 
 def publish(staging: Path, target: Path, facts: Mapping[str, Any]) -> int:
-    """Rename a finished folder to the next unused integer, record it in versions.json, and return the integer.
-
-    Raises:
-        ExportError: versions.json cannot be read.
-    """
+    """The next unused integer, which becomes a finished folder's name; ExportError if versions.json is damaged."""
     sync(staging)
     with FileLock(target / ".lock"):
         last, recorded = _read_ledger(target)

@@ -22,14 +22,9 @@ Log = prediction_log_pb2.PredictionLog
 def write_warmup(
     path: Path, loaded: LoadedSavedModel, name: str, encoded: Sequence[bytes], images: np.ndarray, batch_size: int
 ) -> int:
-    """Write requests for each signature and return their number: one image, and a batch for the two that predict.
+    """Write requests for each signature: one image, and a batch for the two that predict; the number of requests.
 
-    Args:
-        path: The version's folder.
-        name: Of the model.
-        encoded: Bytes of real images.
-        images: The same decoded, uint8 [n, size, size, 3].
-        batch_size: Images of a batch; they are repeated where there are fewer.
+    The images are real ones, as bytes and as uint8 [n, size, size, 3]; a batch repeats them where there are fewer.
     """
     file = path / FILE
     file.parent.mkdir(exist_ok=True)
