@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,10 +16,10 @@ from pyarrow import parquet
 from tlkeras.data.headers import InvalidImage
 from tlkeras.errors import DataError, ResourceError, RunError, suggest
 from tlkeras.files import atomic_write
-from tlkeras.inference.jobs.job import REJECTED_COLUMNS, Job, plan_job
+from tlkeras.inference.jobs.job import REJECTED_COLUMNS, Job, open_csv, plan_job
 from tlkeras.inference.jobs.worker import ShardProcessor, process_shards
 from tlkeras.inference.predict import expand_paths
-from tlkeras.inference.results import PredictionFileResult, UnreadableImage
+from tlkeras.inference.results import PredictionFileResult, list_unreadable
 from tlkeras.inference.sharded import make_prediction_processor
 from tlkeras.progress import progress_bar
 from tlkeras.runs.directory import RUNS, Run, open_run
@@ -43,11 +42,9 @@ def predict_to_file(
     kill. Images that cannot be read are listed in `NAME.rejected.csv` with their reason.
 
     Args:
-        run: A name, a path, `latest`, or a `Run`.
-        images: Files and folders.
+        run: As in `open_run`.
         out: A .csv or .parquet file that does not exist yet.
         shard_size: Images whose predictions are written at a time.
-        runs: Folder of the run directories.
 
     Raises:
         DataError: No image was given, one does not exist, or the table has another ending, exists, or was begun by
@@ -70,7 +67,7 @@ def predict_to_file(
         run=run.name,
         out=str(out),
         rows=rows,
-        unreadable=tuple(UnreadableImage(bad.path, bad.reason) for bad in rejected),
+        unreadable=list_unreadable(rejected),
         rejected=str(_name_rejected(out)) if rejected else None,
         engine=processor.engine.name if computed else None,
         resumed=settled,
@@ -81,8 +78,7 @@ def predict_to_file(
 
 def _check_target(out: Path) -> None:
     if out.suffix not in FORMATS:
-        way_out = suggest(out.suffix, FORMATS)
-        raise DataError(f"A table of predictions ends in {' or '.join(FORMATS)}.", out, way_out)
+        raise DataError(f"A table of predictions ends in {' or '.join(FORMATS)}.", out, suggest(out.suffix, FORMATS))
     for path in (out, _name_rejected(out)):
         if path.exists():
             raise DataError(f"{path} already exists and is never overwritten.", None, "Choose another name or move it.")
@@ -156,7 +152,7 @@ def _join(jobs: Sequence[Job], out: Path) -> tuple[int, list[InvalidImage]]:
                 rows += len(table)
                 write([[_format_cell(cell) for cell in row.values()] for row in table.drop("sha256").to_pylist()])
         if rejected:
-            with atomic_write(_name_rejected(out)) as listing, _open_csv(listing, REJECTED_COLUMNS) as write:
+            with atomic_write(_name_rejected(out)) as listing, open_csv(listing, REJECTED_COLUMNS) as write:
                 write((bad.path, bad.code, bad.reason) for bad in rejected)
     return rows, rejected
 
@@ -170,15 +166,7 @@ _Write = Callable[[Iterable[Sequence[str]]], object]
 
 def _open_table(path: Path, schema: pyarrow.Schema) -> AbstractContextManager[_Write]:
     """A function that adds rows of text to a new table; in Parquet they get the types of the schema."""
-    return _open_csv(path, schema.names) if path.suffix == ".csv" else _open_parquet(path, schema)
-
-
-@contextmanager
-def _open_csv(path: Path, header: Sequence[str]) -> Iterator[_Write]:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        yield writer.writerows
+    return open_csv(path, schema.names) if path.suffix == ".csv" else _open_parquet(path, schema)
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tlkeras.data.headers import InvalidImage, to_printable
 from tlkeras.results import Result
 
 
@@ -15,6 +16,11 @@ class UnreadableImage(Result):
 
     path: str  # the file, in printable characters
     reason: str  # why it has none
+
+
+def list_unreadable(images: Iterable[InvalidImage]) -> tuple[UnreadableImage, ...]:
+    """The images without a prediction, as results have them."""
+    return tuple(UnreadableImage(to_printable(bad.path), bad.reason) for bad in images)
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class TaskPrediction(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes by name, without those that this kind of task does not have."""
-        missing = ("value",) if self.value is None else ("probability", "labels", "top")
+        missing = {"value"} if self.value is None else {"probability", "labels", "top"}
         return {name: value for name, value in super().to_dict().items() if name not in missing}
 
 
@@ -51,8 +57,7 @@ class ImagePrediction(TaskPrediction):
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes by name; `tasks` only where there are several."""
-        plain = super().to_dict()
-        return plain if len(self.tasks) > 1 else {name: value for name, value in plain.items() if name != "tasks"}
+        return {name: value for name, value in super().to_dict().items() if name != "tasks" or len(value) > 1}
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,6 @@ class JobSummary(Result):
 
     @property
     def settled(self) -> int:
-        """Images of finished shards."""
         return self.rows + self.rejected
 
 

@@ -26,7 +26,7 @@ from tlkeras.inference.jobs.ray_engine import check_engine, run_ray
 from tlkeras.inference.jobs.rows import feature_table, prediction_table
 from tlkeras.inference.jobs.worker import ShardProcessor, process_shards
 from tlkeras.inference.predict import expand_paths, load_model
-from tlkeras.inference.results import JobResult, UnreadableImage
+from tlkeras.inference.results import JobResult, list_unreadable
 from tlkeras.progress import progress_bar
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.environment import describe_environment
@@ -53,7 +53,6 @@ class ExecutionOptions:
     verify: bool = False  # compare the checksums of all existing parts; damaged ones are computed again
 
     def count(self) -> int:
-        """Number of workers."""
         return self.workers or max(1, count_cores() // _CORES)
 
 
@@ -63,14 +62,9 @@ def extract_features(
     """The features of all images of a source, whatever their labels and splits, as Parquet files.
 
     Args:
-        recipe: A recipe, or images alone: a folder, a manifest, "tfds:NAME" or a packaged set. Of these the features
-            of `linear_probe` are computed.
+        recipe: A recipe, or images alone, as `check` takes them, of which the features of `linear_probe` are computed.
         out: The job's folder; one that holds the same job, unfinished, is resumed.
-        overrides: Values by dotted key.
         options: Of `ExecutionOptions`.
-
-    Raises:
-        TlkerasError: The recipe, the images, the folder or the engine cannot be used.
     """
     resolved, _ = load_recipe_or_source(recipe, overrides)
     execution = ExecutionOptions(**options)
@@ -85,15 +79,7 @@ def predict_in_shards(
 ) -> JobResult:
     """The predictions of any number of images, files or all below folders, as Parquet files.
 
-    Args:
-        run: A name, a path, `latest`, or a `Run`.
-        images: Files and folders.
-        out: The job's folder; one that holds the same job, unfinished, is resumed.
-        runs: Folder of the run directories.
-        options: Of `ExecutionOptions`.
-
-    Raises:
-        TlkerasError: The run, the images, the folder or the engine cannot be used.
+    The run is as in `open_run`; folder and options are as in `extract_features`.
     """
     execution, folder = ExecutionOptions(**options), Path(out)
     check_engine(execution.engine)
@@ -113,14 +99,9 @@ def run_job(
     list_paths: Callable[[], Iterable[str]],
     options: ExecutionOptions,
 ) -> JobResult:
-    """Compute the shards of a job that are missing.
+    """Compute the shards of a job that are missing; root and paths are as in `plan_job`.
 
-    Args:
-        folder: Of the job.
-        processor: Computes the rows; `load_processor` makes it again from its facts, on any machine.
-        root: The folder that names of images are relative to.
-        list_paths: Lists the images' absolute paths.
-        options: The workers.
+    `load_processor` makes the processor again from its facts, on any machine.
     """
     job = plan_job(folder, processor.facts, root, list_paths, options.shard_size)
     job.forget_attempts()
@@ -138,7 +119,7 @@ def run_job(
     return JobResult(
         **vars(summary),
         folder=str(folder),
-        unreadable=tuple(UnreadableImage(bad.path, bad.reason) for bad in job.list_rejected()),
+        unreadable=list_unreadable(job.list_rejected()),
         failed=tuple(job.list_failures()),
         computed=summary.settled - settled,
         seconds=round(time.monotonic() - started, 3),
@@ -148,11 +129,7 @@ def run_job(
 
 
 def load_processor(job: Job) -> ShardProcessor:
-    """The processor of a job's shards.
-
-    Raises:
-        RunError: This machine would compute other rows: it has other versions, weights or decoding.
-    """
+    """The processor of a job's shards; RunError if this machine's versions, weights or decoding are others."""
     kind = job.facts.get("kind")
     if kind not in _MAKERS:
         raise RunError(f"Unknown kind of job {kind!r}.", way_out=suggest(str(kind), _MAKERS))
@@ -162,22 +139,12 @@ def load_processor(job: Job) -> ShardProcessor:
 
 
 def make_prediction_processor(run_path: str) -> ShardProcessor:
-    """The processor that classifies images with the model of a run.
-
-    Raises:
-        RunError: The run holds no model that can be read.
-    """
+    """The processor that classifies images with the model of a run; RunError if it has none that can be read."""
     run = Run(Path(run_path))
     tasks, image, model = read_tasks(run), run.manifest["image"], load_model(run)
     engine = make_engine(order_outputs(model, [task.name for task in tasks]))
-    facts = {
-        "kind": "predictions",
-        "run": run_path,
-        "model": fingerprint(model),
-        "engine": engine.name,
-        **image,
-        **_list_versions(),
-    }
+    own = {"kind": "predictions", "run": run_path, "model": fingerprint(model), "engine": engine.name}
+    facts = {**own, **image, **_list_versions()}
     return ShardProcessor(engine, image["size"], image["resize"], prediction_table(tasks), facts)
 
 

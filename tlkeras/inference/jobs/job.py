@@ -55,7 +55,6 @@ class ShardRecord:
 
     @property
     def images(self) -> int:
-        """Images of the shard."""
         return self.rows + self.rejected
 
 
@@ -89,7 +88,6 @@ class Job:
         return sorted(int(path.stem) for path in (self.folder / "records").glob("[0-9]*.json"))
 
     def is_done(self, shard: int) -> bool:
-        """Whether a shard has a record."""
         return self._record(shard).exists()
 
     def list_pending(self) -> list[int]:
@@ -98,7 +96,6 @@ class Job:
         return [shard for shard in range(self.shards) if shard not in settled]
 
     def read_record(self, shard: int) -> ShardRecord:
-        """The record of a finished shard."""
         return ShardRecord(**json.loads(self._record(shard).read_bytes()))
 
     def list_rejected(self) -> Iterator[InvalidImage]:
@@ -111,24 +108,20 @@ class Job:
     @contextlib.contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
         """Keep other workers from a shard; yields False if one has it. A killed worker's claim ends with it."""
-        lock = FileLock(self.folder / "claims" / f"{shard:05d}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(FileLock(self.folder / "claims" / f"{shard:05d}.lock", timeout=0))
+            except Timeout:
+                yield False
+            else:
+                yield True
 
     def note_start(self, shard: int) -> None:
         """Record that a worker starts a shard, so that a shard that kills its workers is given up, too."""
-        self._note(shard, {"started": f"{socket.gethostname()}:{os.getpid()}"})
+        self._note(shard, started=f"{socket.gethostname()}:{os.getpid()}")
 
     def note_error(self, shard: int, error: str) -> None:
-        """Record why an attempt failed."""
-        self._note(shard, {"error": error})
+        self._note(shard, error=error)
 
     def forget_attempts(self, shard: int | None = None) -> None:
         """Forget the failed attempts of a shard, or of all."""
@@ -137,8 +130,7 @@ class Job:
 
     def list_failures(self) -> list[FailedShard]:
         """Shards that were given up after `ATTEMPTS` attempts."""
-        failures = []
-        done = set(self.list_done())
+        failures, done = [], set(self.list_done())
         for path in sorted((self.folder / "attempts").iterdir()):
             notes = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
             shard = int(path.name)
@@ -151,21 +143,12 @@ class Job:
         return failures
 
     def finish(self, shard: int, table: pyarrow.Table, rejected: Sequence[InvalidImage]) -> None:
-        """Write a shard's rows, its rejected images and its record.
-
-        Raises:
-            OSError: The disk is full or the folder cannot be written.
-        """
+        """Write a shard's rows, its rejected images and its record; OSError if the disk is full."""
+        self._rejected(shard).unlink(missing_ok=True)
         if rejected:
-            with (
-                atomic_write(self._rejected(shard)) as temporary,
-                open(temporary, "w", newline="", encoding="utf-8") as file,
-            ):
-                writer = csv.writer(file)
-                writer.writerow(REJECTED_COLUMNS)
-                writer.writerows((self.name(bad.path), bad.code, bad.reason) for bad in rejected)
-        else:
-            self._rejected(shard).unlink(missing_ok=True)
+            rows = ((self.name(bad.path), bad.code, bad.reason) for bad in rejected)
+            with atomic_write(self._rejected(shard)) as temporary, open_csv(temporary, REJECTED_COLUMNS) as write:
+                write(rows)
         part = self.part(shard)
         with atomic_write(part) as temporary:
             pyarrow.parquet.write_table(table, temporary, compression="zstd", use_dictionary=False)
@@ -174,11 +157,7 @@ class Job:
         self.forget_attempts(shard)
 
     def drop_damaged(self, thorough: bool = False) -> list[int]:
-        """Remove the records of shards whose part is missing or has another size; the numbers of these shards.
-
-        Args:
-            thorough: Also read every part and compare its SHA-256.
-        """
+        """Remove records of shards whose part is missing, or has another size or (thorough) SHA-256; their numbers."""
         dropped = [shard for shard in self.list_done() if not self._is_intact(shard, thorough)]
         for shard in dropped:
             self._record(shard).unlink(missing_ok=True)
@@ -208,7 +187,7 @@ class Job:
     def _rejected(self, shard: int) -> Path:
         return self.folder / "rejected" / f"{shard:05d}.csv"
 
-    def _note(self, shard: int, note: dict[str, str]) -> None:
+    def _note(self, shard: int, **note: str) -> None:
         with open(self.folder / "attempts" / f"{shard:05d}", "a", encoding="utf-8") as file:
             file.write(json.dumps(note) + "\n")
 
@@ -232,10 +211,8 @@ def plan_job(
     The images of a job are fixed when it is planned. Their paths are never all in memory.
 
     Args:
-        facts: As in `Job`.
-        root: As in `Job`.
+        facts, root: As in `Job`.
         list_paths: Paths in a fixed order, absolute where other processes read them; only called for a new job.
-        shard_size: Images in a shard.
 
     Raises:
         RunError: The folder holds another job, or other files.
@@ -271,11 +248,7 @@ def open_job(folder: Path) -> Job:
 
 
 def check_facts(job: Job, facts: Mapping[str, Any]) -> None:
-    """Make sure that a worker would compute the rows that the job is about.
-
-    Raises:
-        RunError: It would not; every difference is named.
-    """
+    """Raise a RunError that names every difference if a worker would not compute the rows that the job is about."""
     here = json.loads(json.dumps(facts))
     names = sorted(name for name in {*here, *job.facts} if here.get(name) != job.facts.get(name))
     if names:
@@ -287,9 +260,8 @@ def check_facts(job: Job, facts: Mapping[str, Any]) -> None:
 def _divide(
     folder: Path, facts: Mapping[str, Any], root: str | None, list_paths: Callable[[], Iterable[str]], size: int
 ) -> None:
-    others = [path.name for path in folder.iterdir() if path.name not in (".lock", *_FOLDERS)]
-    if others:
-        raise RunError(f"{folder} already holds other files.", repr(sorted(others)[0]), "Choose an empty folder.")
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in (".lock", *_FOLDERS)):
+        raise RunError(f"{folder} already holds other files.", repr(others[0]), "Choose an empty folder.")
     for name in _FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)  # what an interrupted plan has left
         (folder / name).mkdir()
@@ -303,6 +275,15 @@ def _divide(
     sync_folder(folder / "shards")
     plan = {"format": FORMAT, "facts": dict(facts), "root": root, "images": count, "shards": shards}
     _write_json(folder / JOB, plan)
+
+
+@contextlib.contextmanager
+def open_csv(path: Path, header: Sequence[str]) -> Iterator[Callable[[Iterable[Sequence[str]]], object]]:
+    """A function that adds rows of text to a new table."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        yield writer.writerows
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -30,7 +30,6 @@ class WorkerProcess:
     process: subprocess.Popen | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        """Start the process."""
         self.starts += 1
         with open(self.log, "wb" if self.starts == 1 else "ab") as log:
             command = [sys.executable, *self.arguments]
@@ -39,11 +38,7 @@ class WorkerProcess:
             os.sched_setaffinity(self.process.pid, self.cores)
 
     def poll(self, progressed: bool) -> int | None:
-        """Exit code of a process that has ended for good, else None; one that died is started again.
-
-        Args:
-            progressed: A shard was done since the last call.
-        """
+        """Exit code if it has ended for good; one that died is started again, anew if a shard was done meanwhile."""
         code = self.process.poll() if self.process else 0
         if progressed:
             self.starts = 1
@@ -54,18 +49,13 @@ class WorkerProcess:
         return None
 
     def stop(self) -> None:
-        """End the process if it runs."""
         if self.process and self.process.poll() is None:
             self.process.terminate()
             self.process.wait()
 
 
 def run_processes(job: Job, arguments: Sequence[str], count: int) -> None:
-    """Compute a job with `count` processes, each on its share of this process's cores.
-
-    Raises:
-        TlkerasError: Every worker ended with an error, and there are shards left.
-    """
+    """Compute a job with `count` processes, each on its share of the cores; TlkerasError if all of them failed."""
     cores = list_cores()
     (job.folder / "logs").mkdir(exist_ok=True)
     workers = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,12 +15,7 @@ from tlkeras.progress import progress_bar
 
 
 class ShardActor:
-    """Holds a model and computes the shards that Ray gives it and that are not done yet.
-
-    Args:
-        folder: The job's, as the actor's machine sees it.
-        load_processor: From a job to its processor; raises where this machine would compute other rows.
-    """
+    """Holds a model and computes the shards that Ray gives it and that are not done yet."""
 
     def __init__(self, folder: str, load_processor: Callable[[Job], ShardProcessor]):
         self._job = open_job(Path(folder))
@@ -38,16 +32,14 @@ class ShardActor:
         return len(self._job.read_paths(shard))
 
 
-ENGINES = ("local", "ray")
-"""Where jobs and searches run: in processes of this machine, or in actors of a Ray cluster."""
+ENGINES = ("local", "ray")  # where jobs and searches run: in processes of this machine, or in actors of a Ray cluster
 
 
 def check_engine(name: str) -> None:
     """Make sure that an engine can be used; TlkerasError if it is unknown; MissingExtraError if it is not installed."""
     if name not in ENGINES:
-        raise TlkerasError(
-            f"Unknown engine {name!r}; it is one of {', '.join(ENGINES)}.", way_out=suggest(name, ENGINES)
-        )
+        known = ", ".join(ENGINES)
+        raise TlkerasError(f"Unknown engine {name!r}; it is one of {known}.", way_out=suggest(name, ENGINES))
     if name == "ray":
         require_ray()
 
@@ -58,22 +50,11 @@ def require_ray() -> None:
         raise MissingExtraError("The engine ray", "ray")
 
 
-def run_ray(
-    job: Job, load_processor: Callable[[Job], ShardProcessor], workers: int, options: dict[str, Any] | None = None
-) -> None:
+def run_ray(job: Job, load_processor: Callable[[Job], ShardProcessor], workers: int) -> None:
     """Compute a job with `workers` actors of a Ray cluster: that of RAY_ADDRESS, else one started on this machine.
 
-    An actor that dies is replaced and its shards are computed again.
-
-    Args:
-        load_processor: As in `ShardActor`; importable by name on every machine.
-        options: Resources of an actor, such as {"num_gpus": 1}; by default one GPU where the cluster has any, else an
-            equal share of the cores.
-
-    Raises:
-        MissingExtraError: Ray is not installed.
+    An actor that dies is replaced and its shards are computed again. `load_processor` is importable on every machine.
     """
-    require_ray()
     import ray
     import ray.data
 
@@ -89,7 +70,7 @@ def run_ray(
             fn_constructor_args=(str(job.folder.resolve()), load_processor),
             batch_size=1,
             concurrency=workers,
-            **(options or choose_resources(ray.cluster_resources(), workers)),
+            **choose_resources(ray.cluster_resources(), workers),
         )
         with progress_bar("Shards", sum(len(job.read_paths(shard)) for shard in pending), "images") as advance:
             for batch in settled.iter_batches(batch_size=1):

@@ -29,14 +29,9 @@ def feature_table(dtype: str, width: int) -> MakeTable:
 
 
 def prediction_columns(tasks: Sequence[Task]) -> list[str]:
-    """Names of the columns of all tasks: `label` and `probability of NAME`, or `value`.
-
-    Where there are several tasks, each column begins with the name of its task.
-    """
-    prefixes = ["" if len(tasks) == 1 else f"{task.name}: " for task in tasks]
-    return [
-        f"{prefix}{name}" for prefix, task in zip(prefixes, tasks, strict=True) for name in task.prediction_columns()
-    ]
+    """Names of the columns: `label` and `probability of NAME`, or `value`, of several tasks after their names."""
+    several = len(tasks) > 1
+    return [f"{task.name}: {name}" if several else name for task in tasks for name in task.prediction_columns()]
 
 
 def prediction_table(tasks: Sequence[Task]) -> MakeTable:

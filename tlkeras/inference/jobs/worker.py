@@ -51,9 +51,8 @@ class ShardProcessor:
         chosen = read.tolist()
         table, usable = self.make_table([names[row] for row in chosen], [digests[row] for row in chosen], outputs)
         for row in read[~usable].tolist():
-            rejected[row] = InvalidImage(
-                paths[row], "not-finite", "the network gives NaN, infinity or too large numbers"
-            )
+            reason = "the network gives NaN, infinity or too large numbers"
+            rejected[row] = InvalidImage(paths[row], "not-finite", reason)
         return table, [rejected[row] for row in sorted(rejected)]
 
 
@@ -61,12 +60,7 @@ def process_shards(job: Job, processor: ShardProcessor, advance: Callable[[int],
     """Compute all shards that no other worker computes, and those of workers that died meanwhile, until none is left.
 
     A shard that fails is tried again, `ATTEMPTS` times by all workers together; the other shards are computed anyway.
-
-    Args:
-        advance: Called with the number of images of each shard that is done.
-
-    Raises:
-        ResourceError: The disk is full; no attempt is counted.
+    ResourceError if the disk is full; no attempt is counted.
     """
     while pending := job.list_pending():
         idle = True
