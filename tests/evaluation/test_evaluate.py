@@ -13,8 +13,10 @@ from tlkeras.errors import DataError, RunError
 from tlkeras.evaluation.evaluate import COLUMNS, evaluate, evaluate_predictions
 from tlkeras.evaluation.metrics import bootstrap_metrics
 from tlkeras.evaluation.report.compute import ReportOptions, compute_report
+from tlkeras.exporting.held_out import read_held_out
+from tlkeras.exporting.parity import _measure_accuracy
 from tlkeras.runs.directory import Run
-from tlkeras.runs.predictions import Predictions, load_predictions, read_probes
+from tlkeras.runs.predictions import Predictions, load_predictions, read_probes, read_tasks
 
 
 def make_predictions(count=60, classes=3, seed=0, **slices):
@@ -155,3 +157,11 @@ def test_one_number_has_one_interval(copied):
     report = compute_report(copied, ReportOptions(images=0, corrupted=0))
     assert report.evaluation.metrics == again.metrics
     assert report.tasks["label"].calibration.interval == again.main.calibration.interval
+
+
+def test_an_export_is_measured_as_the_run_is(copied):
+    held_out = read_held_out(copied, read_tasks(copied), None)
+    assert len(held_out) == 8
+    (task,) = read_tasks(copied)
+    found = _measure_accuracy(task, held_out.targets[0], held_out.probabilities[0], held_out)
+    assert found == evaluate(copied).metrics["accuracy"]

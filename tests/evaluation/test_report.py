@@ -25,11 +25,15 @@ from tlkeras.evaluation.errors import (
     top_losses,
 )
 from tlkeras.evaluation.evaluate import EvaluationResult, evaluate_predictions
+from tlkeras.evaluation.intervals import Estimate
+from tlkeras.evaluation.metric_names import explain_missing
 from tlkeras.evaluation.other_data import StoredEvaluation
 from tlkeras.evaluation.report.compute import ClassificationReport, Report, ReportOptions, compute_report
 from tlkeras.evaluation.report.page import render_report
 from tlkeras.evaluation.report.reproducibility import Reproducibility
+from tlkeras.evaluation.report.summaries import format_interval
 from tlkeras.evaluation.selective import conformal_label_sets, evaluate_selective
+from tlkeras.exporting import model_card
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Predictions
 
@@ -278,3 +282,12 @@ def test_a_browser_shows_it_light_dark_and_printed(reported, tmp_path):
     printed = tmp_path / "page.pdf"
     take_shot(page, printed, f"--print-to-pdf={printed}")
     assert printed.read_bytes().startswith(b"%PDF") and printed.stat().st_size > 20_000
+
+
+def test_a_missing_interval_is_a_dash_with_its_reason():
+    missing = Estimate(0.5, np.nan, np.nan, "4 groups are too few to be resampled")
+    assert format_interval(missing) == "-" and format_interval(Estimate(0.5, 0.25, 0.75)) == "0.2500 to 0.7500"
+    found = explain_missing({"roc_auc": missing, "macro_f1": missing, "accuracy": Estimate(0.5, 0.25, 0.75)})
+    assert found == ["No interval of ROC AUC, macro F1: 4 groups are too few to be resampled."]
+    card = model_card._format_interval
+    assert card(None, None) == card(np.nan, np.nan) == "-" and card(0.25, 0.75) == "0.2500 to 0.7500"

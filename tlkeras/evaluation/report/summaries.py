@@ -75,6 +75,8 @@ def summarize_task(evaluation: TaskEvaluation) -> str:
     name = "accuracy" if "accuracy" in metrics else "exact_match"
     value, majority = metrics[name], baseline[name].value
     verdict = "better than" if value.low > majority else "not clearly better than"
+    if math.isnan(value.low):
+        verdict = f"it cannot be said ({value.reason}) whether that is better than"
     return (
         f"{METRIC_NAMES[name].capitalize()} is {format_percent(value.value)}: {verdict} always predicting the most "
         f"common class, which reaches {format_percent(majority)}."
@@ -110,7 +112,8 @@ def summarize_learning_curve(curve: LearningCurveResult) -> str:
     """Whether more images would help."""
     step = curve.last_step
     if step is None or math.isnan(step.low) or len(curve.images) < 2:
-        return "There are too few images to say."
+        reason = step.reason if step is not None and step.reason else "there are too few images"
+        return f"That cannot be said: {reason}."
     gain, low, high = (100 * part for part in (step.value, step.low, step.high))
     span = f"({_format_points(low)} to {_format_points(high)})"
     text = f"The second half of the {curve.images[-1]:,} training images gained {_format_points(gain)} points {span}. "
