@@ -33,10 +33,8 @@ def check(recipe: str, overrides: dict[str, Any], as_json: bool, **options: Any)
     \b
     Example: tlkeras check photos/ --html check.html
     """
-    from tlkeras.cli.tables.check import print_check
-
     result = tlkeras.check(recipe, overrides, **options)
-    render(result, as_json, print_check)
+    render(result, as_json, "check.print_check")
     if result.problems:
         sys.exit(TlkerasError.exit_code)
 
@@ -55,9 +53,7 @@ def schedule(recipe: Recipe, as_json: bool) -> None:
     \b
     Example: tlkeras show schedule fine_tune
     """
-    from tlkeras.cli.tables.diagnostics import print_schedule
-
-    render(tlkeras.show_schedule(recipe), as_json, print_schedule)
+    render(tlkeras.show_schedule(recipe), as_json, "diagnostics.print_schedule")
 
 
 @show.command()
@@ -72,9 +68,7 @@ def augmentation(recipe: Recipe, as_json: bool, **options: Any) -> None:
     \b
     Example: tlkeras show augmentation fine_tune --set augmentation.policy=rand_augment
     """
-    from tlkeras.cli.tables.diagnostics import print_augmentation
-
-    render(tlkeras.show_augmentation(recipe, **options), as_json, print_augmentation)
+    render(tlkeras.show_augmentation(recipe, **options), as_json, "diagnostics.print_augmentation")
 
 
 @show.command()
@@ -93,9 +87,7 @@ def features(recipe: Recipe, as_json: bool, **options: Any) -> None:
     \b
     Example: tlkeras show features quickstart --layer block3b
     """
-    from tlkeras.cli.tables.diagnostics import print_features
-
-    render(tlkeras.show_features(recipe, **options), as_json, print_features)
+    render(tlkeras.show_features(recipe, **options), as_json, "diagnostics.print_features")
 
 
 @click.command(name="find-lr")
@@ -110,9 +102,7 @@ def find_lr(recipe: Recipe, as_json: bool, **options: Any) -> None:
     \b
     Example: tlkeras find-lr fine_tune --stage top
     """
-    from tlkeras.cli.tables.diagnostics import print_learning_rate
-
-    render(tlkeras.find_learning_rate(recipe, **options), as_json, print_learning_rate)
+    render(tlkeras.find_learning_rate(recipe, **options), as_json, "diagnostics.print_learning_rate")
 
 
 @click.command()
@@ -139,9 +129,7 @@ def recommend(recipe: str, overrides: dict[str, Any], as_json: bool, **options: 
     \b
     Example: tlkeras recommend photos/ --max-latency 20 --to mine.yaml
     """
-    from tlkeras.cli.tables.recommend import print_recommendation
-
     limits = {name: options.pop(name) for name in _LIMITS if options[name] not in (None, ())}
     limits |= {name: limits[name] * 1e6 for name in ("parameters", "multiply_adds") if name in limits}
     others = {name: options[name] for name in ("images", "minutes", "image", "to")}
-    render(tlkeras.recommend(recipe, overrides, limits=limits, **others), as_json, print_recommendation)
+    render(tlkeras.recommend(recipe, overrides, limits=limits, **others), as_json, "recommend.print_recommendation")

@@ -22,9 +22,7 @@ def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
     \b
     Example: tlkeras compare quickstart-01 deep_head-01
     """
-    from tlkeras.cli.tables.evaluation import print_comparison
-
-    render(tlkeras.compare(references, runs=runs), as_json, print_comparison)
+    render(tlkeras.compare(references, runs=runs), as_json, "evaluation.print_comparison")
 
 
 @click.command()
@@ -56,6 +54,5 @@ def report(references: tuple[str, ...], to: str | None, runs: str, as_json: bool
     \b
     Example: tlkeras report latest --learning-curve --to report.html
     """
-    from tlkeras.cli.tables.evaluation import print_report
-
-    render(tlkeras.report(references or ("latest",), to, options=options, runs=runs), as_json, print_report)
+    result = tlkeras.report(references or ("latest",), to, options=options, runs=runs)
+    render(result, as_json, "evaluation.print_report")

@@ -7,19 +7,7 @@ from typing import Any
 
 import click
 
-from tlkeras.cli import (
-    backbones,
-    cache,
-    data_service,
-    diagnostics,
-    evaluation,
-    exporting,
-    features,
-    recipes,
-    runs,
-    serving,
-    tuning,
-)
+from tlkeras.cli import catalog, data, diagnostics, evaluation, runs, serving, tuning
 from tlkeras.errors import TlkerasError
 
 INTERRUPTED = 130
@@ -75,24 +63,9 @@ def main(debug: bool, quiet: bool) -> None:
 
 
 for _command in (
-    runs.train,
-    runs.evaluate,
-    runs.predict,
-    evaluation.compare,
-    evaluation.report,
-    diagnostics.recommend,
-    tuning.tune,
-    exporting.export,
-    serving.serve,
-    diagnostics.check,
-    recipes.ls,
-    recipes.cp,
-    diagnostics.show,
-    diagnostics.find_lr,
-    backbones.backbones,
-    features.features,
-    data_service.data_service,
-    cache.cache,
-    cache.pack,
+    *(runs.train, runs.evaluate, runs.predict, evaluation.compare, evaluation.report),
+    *(diagnostics.check, diagnostics.show, diagnostics.find_lr, diagnostics.recommend, tuning.tune),
+    *(serving.export, serving.serve, catalog.ls, catalog.cp, catalog.backbones),
+    *(data.features, data.data_service, data.cache, data.pack),
 ):
     main.add_command(_command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import click
@@ -46,9 +47,10 @@ def source_argument(command: Callable) -> Callable:
     return click.argument("recipe", metavar="DATA|RECIPE")(set_option(check))
 
 
-def render(result: Any, as_json: bool, table: Callable[[Any], None]) -> None:
-    """Print a result as JSON, or as a table."""
+def render(result: Any, as_json: bool, table: str) -> None:
+    """Print a result as JSON, or by a function of `tlkeras.cli.tables`, MODULE.NAME, which is only then imported."""
     if as_json:
         click.echo(json.dumps(to_plain(result), indent=2, default=str))
     else:
-        table(result)
+        module, name = table.split(".")
+        getattr(import_module(f"tlkeras.cli.tables.{module}"), name)(result)

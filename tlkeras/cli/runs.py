@@ -27,7 +27,6 @@ def train(
     \b
     Example: tlkeras train quickstart --set data.seed=1
     """
-    from tlkeras.cli.tables.runs import print_training, print_worker
     from tlkeras.config.recipe import load_recipe, parse_overrides
     from tlkeras.runs.directory import find_resumable_run
 
@@ -40,9 +39,9 @@ def train(
     else:
         run = tlkeras.train(load_recipe(recipe, parse_overrides(assignments), quick=quick), runs=runs)
     if worker := run.take_worker_result():
-        render(worker, as_json, print_worker)
+        render(worker, as_json, "runs.print_worker")
     else:
-        render(tlkeras.evaluate(run), as_json, print_training)
+        render(tlkeras.evaluate(run), as_json, "runs.print_training")
 
 
 @click.command()
@@ -56,10 +55,8 @@ def evaluate(run: str, on: str | None, runs: str, as_json: bool) -> None:
     \b
     Example: tlkeras evaluate latest --on other_photos/
     """
-    from tlkeras.cli.tables.runs import print_evaluation
-
     result = tlkeras.evaluate(run, runs=runs) if on is None else tlkeras.evaluate_on(run, on, runs=runs)
-    render(result, as_json, print_evaluation)
+    render(result, as_json, "runs.print_evaluation")
 
 
 @click.command()
@@ -83,8 +80,6 @@ def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **optio
              tlkeras predict latest photos/ --out predictions/ --engine local --workers 2
              tlkeras predict --url http://localhost:8501/v1/models/solar_cells photo.jpg
     """
-    from tlkeras.cli.tables.jobs import print_job
-    from tlkeras.cli.tables.runs import print_prediction_file, print_predictions
     from tlkeras.errors import DataError, RunError
     from tlkeras.runs.directory import open_run
 
@@ -97,7 +92,7 @@ def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **optio
         raise click.UsageError("Give a RUN and at least one IMAGE, or --url and at least one IMAGE.")
     if engine:
         shards = tlkeras.predict_in_shards(open_run(run, runs), images, out, engine=engine, workers=workers)
-        render(shards, as_json, print_job)
+        render(shards, as_json, "data.print_job")
         if shards.failed or shards.unreadable:
             sys.exit(RunError.exit_code if shards.failed else DataError.exit_code)
         return
@@ -107,6 +102,6 @@ def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **optio
         result = tlkeras.predict_remotely(url, [run, *images])
     else:
         result = tlkeras.predict(open_run(run, runs), images, top=options["top"])
-    render(result, as_json, print_prediction_file if out else print_predictions)
+    render(result, as_json, "runs.print_prediction_file" if out else "runs.print_predictions")
     if result.unreadable:
         sys.exit(DataError.exit_code)

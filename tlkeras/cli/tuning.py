@@ -31,7 +31,6 @@ class _CommandWithSubcommands(click.Command):
         return super().make_context(info_name, args, parent, **extra)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands below this one."""
         with formatter.section("Commands"):
             formatter.write_dl([(name or "", one.get_short_help_str()) for name, one in self.subcommands.items()])
 
@@ -46,9 +45,7 @@ def report(search: str, runs: str, as_json: bool) -> None:
     \b
     Example: tlkeras tune report latest
     """
-    from tlkeras.cli.tables.tuning import print_tuning
-
-    render(tlkeras.report_tuning(search, runs=runs), as_json, print_tuning)
+    render(tlkeras.report_tuning(search, runs=runs), as_json, "tuning.print_tuning")
 
 
 @click.command(cls=_CommandWithSubcommands, subcommands=[report])
@@ -68,16 +65,9 @@ def tune(recipe: Recipe, runs: str, as_json: bool, **options: Any) -> None:
     Example: tlkeras tune mine.yaml --set tuning.max_trials=50
              tlkeras tune report latest
     """
-    from tlkeras.cli.tables.runs import print_training
-    from tlkeras.cli.tables.tuning import print_tuning
-
     result = tlkeras.tune(recipe, runs=runs, **options)
-    if result.run is None:
-        render(result, as_json, print_tuning)
-        return
-    best = tlkeras.evaluate(result.run, runs=runs)
-    if as_json:
-        render({**result.to_dict(), "run": best}, as_json, print)
-    else:
-        print_tuning(result)
-        print_training(best)
+    if result.run is None or not as_json:
+        render(result, as_json, "tuning.print_tuning")
+    if result.run is not None:
+        best = tlkeras.evaluate(result.run, runs=runs)
+        render({**result.to_dict(), "run": best} if as_json else best, as_json, "runs.print_training")

@@ -18,7 +18,6 @@ _BAR = 24
 
 
 def print_check(result: CheckResult) -> None:
-    """Print facts, findings, notes and problems."""
     console = open_console()
     for table in _list_tables(result):
         console.print(table)

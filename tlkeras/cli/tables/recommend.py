@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from tlkeras.cli.tables.style import left, open_console, print_table, right
+from tlkeras.diagnostics.recommend.candidates import group_by_reason
 
 if TYPE_CHECKING:
     from tlkeras.diagnostics.recommend.measurements import CandidateResult
@@ -36,14 +37,9 @@ def print_recommendation(result: RecommendResult) -> None:
 
 
 def _print_dropped(dropped: Mapping[str, str]) -> None:
-    """Print how many backbones each reason left out."""
     if not dropped:
         return
-    reasons: dict[str, list[str]] = {}
-    for name, reason in dropped.items():
-        reasons.setdefault(reason, []).append(name)
-    ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
-    rows = ((str(len(names)), escape(reason), ", ".join(names[:_NAMED])) for reason, names in ordered)
+    rows = ((str(len(names)), escape(reason), ", ".join(names[:_NAMED])) for reason, names in group_by_reason(dropped))
     print_table("Left out", right("backbones") + left("reason", "such as"), rows)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,18 +15,7 @@ from tlkeras.data.headers import to_printable
 
 MOST_ROWS = 40
 
-Columns = list[tuple[str, str]]
-"""Header and alignment of each column."""
-
-
-class FileReason(Protocol):
-    """A file with the reason why it is listed."""
-
-    @property
-    def path(self) -> str: ...
-
-    @property
-    def reason(self) -> str: ...
+Columns = list[tuple[str, str]]  # header and alignment of each column
 
 
 def left(*names: str) -> Columns:
@@ -39,8 +28,8 @@ def right(*names: str) -> Columns:
     return [(name, "right") for name in names]
 
 
-def issues_table(title: str, issues: Sequence[FileReason]) -> Table:
-    """A table of paths and reasons, at most `MOST_ROWS` of them."""
+def issues_table(title: str, issues: Sequence[Any]) -> Table:
+    """A table of the path and the reason of each issue, at most `MOST_ROWS` of them."""
     rows = [(escape(to_printable(issue.path)), escape(issue.reason)) for issue in issues]
     return fill_table(title, left("path", "reason"), rows, MOST_ROWS)
 

@@ -1,4 +1,4 @@
-"""Commands on the catalog of pretrained networks."""
+"""Commands on what there is: recipes and runs, and pretrained networks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,32 @@ from typing import Any
 import click
 
 import tlkeras
-from tlkeras.cli.options import COUNT, POSITIVE, json_option, render
+from tlkeras.cli.options import COUNT, POSITIVE, json_option, render, runs_option
+
+
+@click.command()
+@runs_option
+@json_option
+def ls(runs: str, as_json: bool) -> None:
+    """List the shipped recipes and the runs made so far."""
+    from tlkeras.config.recipe import read_header
+
+    shipped = [{"name": name, "about": (read_header(path) or [""])[0]} for name, path in tlkeras.list_recipes().items()]
+    made = [run.summarize() for run in tlkeras.list_runs(runs)]
+    render({"recipes": shipped, "runs": made}, as_json, "catalog.print_list")
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("target", type=click.Path())
+def cp(recipe: str, target: str) -> None:
+    """Copy RECIPE, as installed, to the file TARGET; nothing is overwritten.
+
+    \b
+    Example: tlkeras cp quickstart mine.yaml
+    """
+    path = tlkeras.copy_recipe(recipe, target)
+    click.echo(f"Copied to {path}. Next: tlkeras check {path}")
 
 
 @click.group(invoke_without_command=True)
@@ -25,9 +50,7 @@ def backbones(context: click.Context, as_json: bool, **limits: Any) -> None:
     """
     if context.invoked_subcommand:
         return
-    from tlkeras.cli.tables.backbones import print_backbones
-
-    render(tlkeras.list_backbones(limits.pop("like"), **limits), as_json, print_backbones)
+    render(tlkeras.list_backbones(limits.pop("like"), **limits), as_json, "catalog.print_backbones")
 
 
 @backbones.command(name="show")
@@ -40,6 +63,4 @@ def show_backbone(name: str, size: int | None, as_json: bool) -> None:
     \b
     Example: tlkeras backbones show efficientnet_lite0
     """
-    from tlkeras.cli.tables.backbones import print_backbone
-
-    render(tlkeras.show_backbone(name, size=size), as_json, print_backbone)
+    render(tlkeras.show_backbone(name, size=size), as_json, "catalog.print_backbone")

@@ -1,19 +1,33 @@
-"""Pretrained networks as tables."""
+"""Recipes, runs and pretrained networks as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tlkeras.cli.tables.style import left, print_table, right
+from rich.markup import escape
+
+from tlkeras.cli.tables.style import format_number, left, open_console, print_table, right
 
 if TYPE_CHECKING:
     from tlkeras.backbones.builder import BackboneResult
     from tlkeras.backbones.info import BackboneInfo
 
 
+def print_list(result: dict[str, Any]) -> None:
+    recipes = [(recipe["name"], escape(recipe["about"])) for recipe in result["recipes"]]
+    print_table("Recipes", left("name", "what it does"), recipes)
+    if not result["runs"]:
+        open_console().print("No runs yet. Make one with: tlkeras train quickstart")
+        return
+    runs = (
+        (run["name"], run["state"], run["created"], format_number(run["accuracy"]), format_number(run["roc_auc"]))
+        for run in result["runs"]
+    )
+    print_table("Runs", left("name", "state", "created") + right("accuracy", "ROC AUC"), runs)
+
+
 def print_backbones(backbones: Sequence[BackboneInfo]) -> None:
-    """Print the catalog."""
     numbers = right("parameters", "multiply-adds", "size", "features", "top-1")
     rows = (
         (
@@ -32,7 +46,6 @@ def print_backbones(backbones: Sequence[BackboneInfo]) -> None:
 
 
 def print_backbone(result: BackboneResult) -> None:
-    """Print the blocks of one backbone."""
     numbers = right("output", "KB at float16", "parameters", "multiply-adds", "layers")
     rows = (
         (
