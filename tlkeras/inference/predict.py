@@ -27,18 +27,14 @@ from tlkeras.inference.results import (
     ImagePrediction,
     PredictionResult,
     TaskPrediction,
-    UnreadableImage,
+    list_unreadable,
 )
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import read_tasks
 
 
 def load_model(run: Run) -> keras.Model:
-    """A run's model: uint8 images [n, size, size, 3] to probabilities [n, k].
-
-    Raises:
-        RunError: The run holds no model that can be read, or one that could run code or reach outside its file.
-    """
+    """A run's model: uint8 images [n, size, size, 3] to probabilities [n, k]; RunError if there is none to be read."""
     path = run.path / "model.keras"
     if not path.exists():
         raise RunError(
@@ -66,17 +62,18 @@ def predict(
     """Classes and probabilities of image files, or of all images below folders.
 
     Args:
-        run: A name, a path, `latest`, or a `Run`.
-        images: Files and folders.
+        run: As in `open_run`.
         top: Classes per image.
         batch_size: Images computed together, at most.
-        runs: Folder of the run directories.
 
     Raises:
         DataError: No image was given, or one does not exist; all are named at once.
     """
     opened = open_run(run, runs)
-    paths, unreadable = _check_headers(expand_paths(images))
+    paths = expand_paths(images)
+    seen = {path: read_header_and_digest(path) for path in paths}  # pipes are never opened, bombs never unpacked
+    unreadable = [found for found in seen.values() if isinstance(found, InvalidImage)]
+    paths = [path for path in paths if not isinstance(seen[path], InvalidImage)]
     facts, tasks = opened.manifest["image"], read_tasks(opened)
     model = order_outputs(load_model(opened), [task.name for task in tasks])
     batch_size = max_batch_size(model, batch_size)
@@ -92,34 +89,16 @@ def predict(
         opened.name,
         tasks[0].threshold,
         tuple(_describe_image(paths[index], found[index], tasks, top) for index in sorted(found)),
-        tuple(UnreadableImage(to_printable(bad.path), bad.reason) for bad in unreadable),
+        list_unreadable(unreadable),
     )
 
 
-def _check_headers(paths: Sequence[str]) -> tuple[list[str], list[InvalidImage]]:
-    """Paths of files with the header of an image, and the others; pipes are never opened, bombs never unpacked."""
-    seen = {path: read_header_and_digest(path) for path in paths}
-    rejected = [found for found in seen.values() if isinstance(found, InvalidImage)]
-    return [path for path in paths if not isinstance(seen[path], InvalidImage)], rejected
-
-
 def expand_paths(images: Sequence[str | Path]) -> list[str]:
-    """Image files, and those below folders, in order.
-
-    Raises:
-        DataError: No image was given, or one does not exist; all are named at once.
-    """
-    paths: list[str] = []
-    problems = []
-    for image in map(Path, images):
-        if image.is_dir():
-            paths.extend(list_images(image))
-        elif image.exists():
-            paths.append(str(image))
-        else:
-            problems.append(f"{image} does not exist")
-    if problems:
+    """Image files, and those below folders, in order; DataError if there is none, or if some do not exist."""
+    found = list(map(Path, images))
+    if problems := [f"{image} does not exist" for image in found if not image.exists()]:
         raise DataError.from_problems("Some images were not found:", problems)
+    paths = [path for image in found for path in (list_images(image) if image.is_dir() else [str(image)])]
     if not paths:
         raise DataError("No image was found.", ", ".join(map(str, images)) or "no file and no folder")
     return paths
