@@ -15,6 +15,7 @@ from tlkeras.finetuning.stage_runner import StageRunner
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import find_run
 from tlkeras.runs.predictions import load_predictions
+from tlkeras.training import builders
 from tlkeras.training.builders import schedule
 
 RECIPE = """
@@ -136,3 +137,24 @@ def test_a_run_plans_its_fine_tuning_once(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "plan_stages", count)
     tlkeras.train(recipe, runs=tmp_path)
     assert len(plans) == 1
+
+
+@pytest.mark.parametrize("balance", [{"class_weight": "balanced"}, {"balanced_sampling": True}])
+def test_what_is_monitored_weighs_classes_as_training_does(recipe, tmp_path, monkeypatch, balance):
+    make_split, splits = builders.make_split, []
+
+    def keep(*arguments, **options):
+        splits.append(make_split(*arguments, **options))
+        return splits[-1]
+
+    monkeypatch.setattr(builders, "make_split", keep)
+    tlkeras.train(recipe, {f"finetuning.{name}": value for name, value in balance.items()}, runs=tmp_path)
+    train, held = splits
+    counts = np.bincount(train.targets.argmax(axis=1))
+    assert len(set(counts)) > 1
+    np.testing.assert_allclose(held.weights, (counts.sum() / 10 / counts)[held.targets.argmax(axis=1)], rtol=1e-6)
+
+
+def test_classes_are_balanced_once(recipe):
+    with pytest.raises(RecipeError, match="would balance the classes twice: remove one of them"):
+        tlkeras.train(recipe, {"finetuning.class_weight": "balanced", "finetuning.balanced_sampling": True})

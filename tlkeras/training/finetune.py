@@ -116,7 +116,8 @@ def _open_split(experiment: Experiment, stack: ExitStack, *, training: bool) -> 
         recorded = of_tap.pop(SOURCE_LOGITS, None)
         for cut, of_views in of_tap.items():
             sources[cut] = builders.make_activation_source(part, of_views, recorded)
-    return builders.make_split(part, sources, training=training)
+    factors = None if training else builders.find_class_factors(experiment)
+    return builders.make_split(part, sources, training=training, class_factors=factors)
 
 
 def _digest(model: keras.Model) -> str:

@@ -129,7 +129,8 @@ def _list_label_conflicts(recipe: Recipe) -> list[str]:
         return _list_task_conflicts(recipe)
     if recipe.data.separator is None:
         sigmoid = options is not None and options.loss.kind == "sigmoid"
-        return ["finetuning.loss is softmax or focal, not sigmoid"] if sigmoid else []
+        conflicts = ["finetuning.loss is softmax or focal, not sigmoid"] if sigmoid else []
+        return conflicts + _list_balance_conflicts(options)
     conflicts = []
     if head.kind in SINGLE_LABEL_HEADS:
         conflicts.append(f"head.kind {head.kind} does not support several labels")
@@ -143,6 +144,13 @@ def _list_label_conflicts(recipe: Recipe) -> list[str]:
         if options.balanced_sampling:
             conflicts.append("finetuning.balanced_sampling cannot balance classes")
     return conflicts
+
+
+def _list_balance_conflicts(options: FineTuningConfig | None) -> list[str]:
+    """Weights and draws that balance the classes twice."""
+    if options is None or options.class_weight == "none" or not options.balanced_sampling:
+        return []
+    return ["finetuning.class_weight and balanced_sampling would balance the classes twice: remove one of them"]
 
 
 def _list_task_conflicts(recipe: Recipe) -> list[str]:
@@ -162,6 +170,8 @@ def _list_task_conflicts(recipe: Recipe) -> list[str]:
             conflicts.append("there is no finetuning.class_weight: an image has a class in each task")
         if len(tasks) > 1 and options.balanced_sampling:
             conflicts.append("finetuning.balanced_sampling cannot balance the classes of every task")
+        if len(tasks) == 1:
+            conflicts += _list_balance_conflicts(options)
         unknown = sorted(set(options.task_weights or {}) - set(tasks))
         conflicts += [f"finetuning.task_weights has {name!r}, which is no task" for name in unknown]
     return conflicts

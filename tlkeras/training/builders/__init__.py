@@ -39,6 +39,7 @@ from tlkeras.training.builders.features import (
     training_views,
 )
 from tlkeras.training.builders.finetuning import (
+    find_class_factors,
     make_activation_source,
     make_callbacks,
     make_image_source,
@@ -70,6 +71,7 @@ __all__ = [
     "extract_depths",
     "extract_features",
     "feature_engine",
+    "find_class_factors",
     "fit_recipe_codebooks",
     "fused_widths",
     "image_size",

@@ -35,7 +35,7 @@ from tlkeras.finetuning.tensorboard import TensorBoardLogger
 from tlkeras.finetuning.train_step import Objective
 from tlkeras.finetuning.trainer import FitHeads, Trainer, TrainerConfig
 from tlkeras.heads.base import LinearClassifierHead
-from tlkeras.heads.class_weights import compute_sample_weights
+from tlkeras.heads.class_weights import compute_class_factors, compute_sample_weights
 from tlkeras.heads.heads import Head, list_layers
 from tlkeras.heads.multitask import MultiTaskLoss, UncertaintyWeighting, pcgrad
 from tlkeras.training.builders.adaptation import is_target
@@ -206,13 +206,28 @@ def make_activation_source(
     return ActivationSource(views, choose, recorded)
 
 
-def make_split(experiment: Experiment, sources: Mapping[str, BatchSource], *, training: bool) -> DataSplit:
+def make_split(
+    experiment: Experiment,
+    sources: Mapping[str, BatchSource],
+    *,
+    training: bool,
+    class_factors: Mapping[int, float] | None = None,
+) -> DataSplit:
     """Targets and weights of the experiment's images, and what is read of them at each cut.
 
     Where images of a target domain are among those to train on, half of a batch has labels: the others weigh nothing.
+
+    Args:
+        experiment: Of the images of the split alone.
+        sources: By cut.
+        training: Whether it is trained on, else validated.
+        class_factors: From `find_class_factors`, for validation images.
     """
     recipe, dataset = experiment.recipe, experiment.dataset
     weights = dataset.weights
+    if class_factors:
+        classes = dataset.targets[dataset.tasks[0].name]
+        weights = weights * np.array([class_factors.get(one, 1.0) for one in classes.tolist()], np.float32)
     of_target = is_target(recipe, dataset) if training else np.zeros(len(dataset), bool)
     if training:
         known = ~of_target
@@ -222,6 +237,20 @@ def make_split(experiment: Experiment, sources: Mapping[str, BatchSource], *, tr
     dense = np.concatenate([task.to_dense_targets(dataset.targets[task.name]) for task in dataset.tasks], axis=1)
     dense[of_target] = 0.0
     return DataSplit(dense, weights.astype(np.float32), sources.__getitem__, of_target if of_target.any() else None)
+
+
+def find_class_factors(experiment: Experiment) -> dict[int, float]:
+    """Factor by class with which validation images count, so that what is monitored is what is minimised.
+
+    Balanced classes have equal weight among the training images; {} where neither weights nor draws balance them.
+    """
+    options, dataset = require_finetuning(experiment.recipe), experiment.dataset
+    if options.class_weight != "balanced" and not options.balanced_sampling:
+        return {}
+    rows = dataset.rows("train")
+    classes = dataset.targets[dataset.tasks[0].name][rows]
+    factors = compute_class_factors(classes, dataset.weights[rows], "balanced")
+    return dict(zip(np.unique(classes).tolist(), factors.tolist(), strict=True))
 
 
 def _balance_classes(recipe: Recipe, classes: np.ndarray, weights: np.ndarray) -> np.ndarray:
