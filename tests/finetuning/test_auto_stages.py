@@ -1,4 +1,4 @@
-"""The rule that suggests stages: each value by hand, a reason for each, and no size of data without an answer."""
+"""The rule that suggests stages: each value by hand, a reason for each, and stages for every size of data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of batch norm taken anew: those of all batches, and nothing else changes."""
+"""Recomputed statistics of batch norm: those of all batches, and nothing else changes."""
 
 from __future__ import annotations
 

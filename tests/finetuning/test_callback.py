@@ -284,7 +284,7 @@ def test_affine_trains_scale_and_offset_with_fixed_statistics():
 
 
 def test_a_nested_backbone_that_was_frozen_whole_thaws_from_the_top():
-    """As after `base.trainable = False` in Keras' guide; the optimizer is built anew on all that will train."""
+    """As after `base.trainable = False` in Keras' guide; the optimizer is built again, on all that will train."""
     model = make_model(nested=True)
     model.get_layer("backbone").trainable = False
     before = read(model)

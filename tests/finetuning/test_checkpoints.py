@@ -253,7 +253,7 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, call, ste
 
 
 def test_disk_that_takes_only_half(tmp_path):
-    """The kernel itself refuses to go on in mid-array."""
+    """The kernel itself refuses to write in mid-array."""
     resource = pytest.importorskip("resource")
     save(tmp_path, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

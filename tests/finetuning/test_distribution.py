@@ -46,8 +46,8 @@ def test_two_devices_train_as_one_does():
         "uneven batches",
         "float16",
         "batch norm trains",
-        "batch norm taken anew",
-        "heads fitted anew",
+        "batch norm recomputed",
+        "heads refitted",
         "rates by gradients",
     ],
 )

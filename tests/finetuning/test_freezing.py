@@ -1,4 +1,4 @@
-"""Freezing and unfreezing layers, those that own weights beside their inner layers among them."""
+"""Freezing and unfreezing layers, also those that own weights besides their inner layers."""
 
 import keras
 

@@ -46,7 +46,7 @@ class Workplace:
         self.recipe.write_text(recipe)
 
     def start(self) -> Process:
-        """Start the command: go on with the run that stopped, or make one."""
+        """Start the command: resume the run that stopped, or make one."""
         run = self.newest()
         chosen = ["--resume", "latest"] if run and (run.path / "recipe.yaml").exists() else [str(self.recipe)]
         command = "from tlkeras.cli.main import main; main()"

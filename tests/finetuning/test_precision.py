@@ -106,7 +106,7 @@ def test_auto_takes_what_the_hardware_has_units_for(monkeypatch, details, chosen
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [] if details is None else ["first", "second"])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", {"first": details}.__getitem__)
     assert choose_precision("auto") == chosen
-    assert all(choose_precision(asked) == asked for asked in PRECISIONS if asked != "auto")
+    assert all(choose_precision(name) == name for name in PRECISIONS if name != "auto")
 
 
 def test_an_unknown_precision_names_the_nearest():

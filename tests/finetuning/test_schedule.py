@@ -1,4 +1,4 @@
-"""Where a run stands, from hand-made histories; and that asking twice, early or late changes no answer."""
+"""The position of a run from hand-made histories, and that it is a pure function of them."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_stages_of_exact_length_follow_each_other():
     assert schedule.locate([]) == StagePosition(stage=0, epoch_in_stage=0)
 
 
-# Worked out by hand. One character per epoch's answer: the stage the NEXT epoch stands in, "." when the run is over.
+# Worked out by hand. One character per epoch: the stage of the NEXT epoch, "." when the run is over.
 @pytest.mark.parametrize(
     ("values", "stages", "restored"),
     [

@@ -55,7 +55,7 @@ class Breaking:
 
 
 def make_part(network, size=32, breaks=None):
-    """Images, and their activations behind any cut, computed when asked for as the cache would hold them."""
+    """Images, and their activations behind any cut, as the cache would hold them."""
     images = draw_images(size)
 
     def source(cut):
@@ -157,7 +157,7 @@ def test_batch_norm_follows_its_policy(policy, moving, affine):
         assert (not np.array_equal(after[norm.beta.path], before[norm.beta.path])) == affine
 
 
-def test_statistics_are_taken_anew_at_the_start_of_a_stage():
+def test_statistics_are_recomputed_at_the_start_of_a_stage():
     network = make_network()
     before = read(network)
     make_trainer(network, (Stage("all", "all", 1e-2, epochs=1, batch_norm="reestimate"),)).run()
@@ -167,20 +167,20 @@ def test_statistics_are_taken_anew_at_the_start_of_a_stage():
 
 
 @pytest.mark.parametrize("policy", ["reestimate", pytest.param("train", marks=pytest.mark.slow)])
-def test_heads_are_fitted_to_new_statistics_before_the_first_step_of_all(policy):
+def test_heads_are_fitted_to_new_statistics_before_the_first_step(policy):
     """Once: what a head has learned since stays."""
-    network, asked = make_network(), []
+    network, given = make_network(), []
 
     def fit(positions, features):
         inputs = draw_images()[positions]
         pooled = keras.Model(network.model.input, network.features)
-        asked.append((positions, features, pooled(inputs, training=False)))
+        given.append((positions, features, pooled(inputs, training=False)))
         return {"net": LinearHead().fit(features, CLASSES_OF[positions], groups=positions).to_layers()}
 
     stages = [Stage(name, "all", 1e-9, epochs=1, batch_norm=policy) for name in ("one", "two")]
     trainer = make_trainer(network, tuple(stages), ema=0.0, fit_heads=fit)
     trainer.run()
-    ((positions, features, expected),) = asked
+    ((positions, features, expected),) = given
     assert sorted(positions) == sorted([*range(COUNT), *range(COUNT)])
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
     head = LinearHead().fit(features, CLASSES_OF[positions], groups=positions)
@@ -400,10 +400,10 @@ def test_a_stopped_run_keeps_the_averages():
 
 
 def distil(weight, cut=None):
-    """Train the topmost block while the source's own head must go on answering; return what it then answers."""
+    """Train the topmost block under distillation: the history, and the drift of the source's predictions."""
     network = make_network(source_head=True)
     kernel = network.source_head.get_layer("predictions").kernel
-    kernel.assign(kernel * 30)  # untrained, all answers are much the same
+    kernel.assign(kernel * 30)  # untrained, all predictions are much the same
     prefix = FeatureExtractor(network.backbone, network.model, source_head=network.source_head)
     teacher, images = prefix.copy_teacher(), draw_images()
     recorded = teacher.predict(images, verbose=0)
@@ -425,13 +425,13 @@ def distil(weight, cut=None):
 
 
 @pytest.mark.slow
-def test_distillation_keeps_what_the_source_answers():
+def test_distillation_keeps_the_predictions_of_the_source():
     (_, free), (_, held) = distil(0.0), distil(100.0)
     assert 0 < held < free / 3
 
 
 @pytest.mark.slow
-def test_distillation_from_recorded_answers_equals_that_from_a_frozen_copy():
+def test_distillation_from_recorded_logits_equals_that_from_a_frozen_copy():
     (cached, _), (uncached, _) = distil(4.0), distil(4.0, IMAGES)
     for left, right in zip(cached, uncached, strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-4)

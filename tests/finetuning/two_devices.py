@@ -34,8 +34,8 @@ CASES = {
     "uneven batches": ((TOP,), {"batch_size": 7}),
     "float16": ((shorten(TOP),), {"precision": "float16"}),
     "batch norm trains": ((Stage("all", "all", 1e-3, epochs=1, batch_norm="train"),), {}),
-    "batch norm taken anew": ((Stage("all", "all", 1e-3, epochs=1, batch_norm="reestimate"),), {}),
-    "heads fitted anew": (
+    "batch norm recomputed": ((Stage("all", "all", 1e-3, epochs=1, batch_norm="reestimate"),), {}),
+    "heads refitted": (
         (Stage("all", "all", 1e-3, epochs=1, batch_norm="reestimate"),),
         {"fit_heads": lambda positions, features: {"net": fit(features, CLASSES_OF[positions]).to_layers()}},
     ),
