@@ -104,9 +104,12 @@ def test_nearest_by_direction():
 
 def test_draws_are_nested_and_keep_shares():
     y = np.repeat([0, 1], [160, 40])
-    small, large = _draw(y, 0.2, 1), _draw(y, 0.5, 1)
+    alone = np.arange(200).astype(str)
+    small, large = _draw(y, alone, 0.2, 1), _draw(y, alone, 0.5, 1)
     assert set(small) <= set(large) and len(large) == 100
     assert (y[small] == 1).mean() == pytest.approx(0.2, abs=0.03)
+    of_few = _draw(y, np.char.add("group ", (np.arange(200) % 10).astype(str)), 0.5, 1)
+    assert len(of_few) == 100 and len(set(of_few % 10)) == 5
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -110,10 +110,9 @@ def _draw(y: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndar
     """Rows of a stratified draw of whole groups, int64 [m]; larger shares contain smaller ones."""
     if share >= 1:
         return np.arange(len(y))
-    parts = 20
-    strata = infer_link(y).group_rows(y)
-    dealt = group_kfold(strata, groups, min(parts, len(np.unique(groups))), seed)
-    return np.flatnonzero(dealt < round(share * parts))
+    parts = min(20, len(np.unique(groups)))
+    dealt = group_kfold(infer_link(y).group_rows(y), groups, parts, seed)
+    return np.flatnonzero(dealt < max(1, round(share * parts)))
 
 
 def _accuracy(held_out: Predictions, predicted: np.ndarray) -> float:
