@@ -110,6 +110,7 @@ def test_draws_are_nested_and_keep_shares():
     assert (y[small] == 1).mean() == pytest.approx(0.2, abs=0.03)
     of_few = _draw(y, np.char.add("group ", (np.arange(200) % 10).astype(str)), 0.5, 1)
     assert len(of_few) == 100 and len(set(of_few % 10)) == 5
+    assert len(_draw(y, np.full(200, "one"), 0.5, 1)) == 200
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -108,9 +108,9 @@ def _fit_and_predict(
 
 def _draw(y: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Rows of a stratified draw of whole groups, int64 [m]; larger shares contain smaller ones."""
-    if share >= 1:
-        return np.arange(len(y))
     parts = min(20, len(np.unique(groups)))
+    if share >= 1 or parts < 2:
+        return np.arange(len(y))
     dealt = group_kfold(infer_link(y).group_rows(y), groups, parts, seed)
     return np.flatnonzero(dealt < max(1, round(share * parts)))
 
