@@ -9,7 +9,7 @@ import numpy as np
 
 from tlkeras.evaluation.comparison import PairedDifference, compare_probabilities
 from tlkeras.evaluation.run_data import FeatureSplit
-from tlkeras.heads.cross_validation import group_kfold
+from tlkeras.heads.folds import group_kfold
 from tlkeras.heads.heads import Head
 from tlkeras.heads.link_functions import infer_link
 from tlkeras.progress import progress_bar

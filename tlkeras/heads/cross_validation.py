@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tlkeras.heads.base import BaseHead
+from tlkeras.heads.folds import group_kfold
 from tlkeras.heads.link_functions import infer_link
 from tlkeras.progress import progress_bar
 
@@ -54,20 +55,3 @@ def cross_val_predict(
             predictions[np.ix_(held, head.classes_)] = head.predict_proba(X[held])
             advance(1)
     return predictions
-
-
-def group_kfold(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Fold of each row, int [n]: groups stay together and are dealt out one by one, stratum after stratum.
-
-    A group belongs to the stratum of its first row.
-
-    Raises:
-        ValueError: There are fewer than two folds, or fewer groups than folds.
-    """
-    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
-    if not 2 <= folds <= len(first):
-        raise ValueError(f"Rows of {len(first)} groups cannot be divided into {folds} folds: take 2 to {len(first)}.")
-    shuffled = np.random.default_rng(seed).permutation(len(first))
-    dealt = np.empty(len(first), np.int64)
-    dealt[np.lexsort((shuffled, strata[first]))] = np.arange(len(first)) % folds
-    return dealt[group]

@@ -102,18 +102,27 @@ def make_folds(codes: np.ndarray, folds: int, seed: int, groups: np.ndarray | No
     if groups is not None:
         parts = divide_groups(codes, folds, seed, groups)
     else:
-        dealt = deal_rows(codes, folds, seed)
+        dealt = group_kfold(codes, np.arange(len(codes)), folds, seed)
+        dealt[np.bincount(codes)[codes] < 2] = -1
         parts = [(np.flatnonzero(dealt != part), np.flatnonzero(dealt == part)) for part in range(folds)]
     return [(fit, held) for fit, held in parts if len(held) and len(np.unique(codes[fit])) == codes.max() + 1]
 
 
-def deal_rows(codes: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Fold of each row, int (n,): dealt out one by one, class after class; -1 for the only row of a class."""
-    shuffled = np.random.default_rng(seed).permutation(len(codes))
-    dealt = np.empty(len(codes), np.int64)
-    dealt[np.lexsort((shuffled, codes))] = np.arange(len(codes)) % folds
-    dealt[np.bincount(codes)[codes] < 2] = -1
-    return dealt
+def group_kfold(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Fold of each row, int [n]: groups stay together and are dealt out one by one, stratum after stratum.
+
+    A group belongs to the stratum of its first row.
+
+    Raises:
+        ValueError: There are fewer than two folds, or fewer groups than folds.
+    """
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    if not 2 <= folds <= len(first):
+        raise ValueError(f"Rows of {len(first)} groups cannot be divided into {folds} folds: take 2 to {len(first)}.")
+    shuffled = np.random.default_rng(seed).permutation(len(first))
+    dealt = np.empty(len(first), np.int64)
+    dealt[np.lexsort((shuffled, strata[first]))] = np.arange(len(first)) % folds
+    return dealt[group]
 
 
 def divide_groups(codes: np.ndarray, folds: int, seed: int, groups: np.ndarray) -> list[tuple]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from tlkeras.heads.base import HeadResult, make_dense
-from tlkeras.heads.cross_validation import group_kfold
-from tlkeras.heads.folds import LabelledRows
+from tlkeras.heads.folds import LabelledRows, group_kfold
 from tlkeras.heads.ridge import RidgeFactors, RidgeHead, factorise
 
 if TYPE_CHECKING:
