@@ -270,3 +270,12 @@ def test_selecting_heads_are_scikit_learn_estimators(kind):
     expected = {} if kind == "linear" else {"check_sample_weight_equivalence_on_dense_data": folds}
     head = make_head(kind, **({"C": 1.0} if kind in ("linear", "svm") else {}))
     check_estimator(FeatureSelectingHead(head, "f_classif", keep=0.9), expected_failed_checks=expected)
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+@pytest.mark.parametrize("kind", ["linear", "ridge", "svm", "lda", "centroid", "cosine", "kernel"])
+def test_validation_rows_of_an_unknown_class_are_refused(kind, class_weight):
+    """One between the known ones would be taken for its neighbour."""
+    X, y = np.random.default_rng(0).normal(size=(20, 3)), np.repeat([0, 2], 10)
+    with pytest.raises(ValueError, match=r"classes that no training row has. Received: \[1\], beside \[0, 2\]"):
+        make_head(kind, class_weight=class_weight).fit(X, y, validation=(X[:4], np.array([0, 1, 2, 0]), np.ones(4)))

@@ -95,8 +95,8 @@ class BaseHead(ClassifierMixin, BaseEstimator):
         rows, held = LabelledFeatures(X, codes, self._weigh(y, sample_weight)), None
         if validation is not None:
             held_X, held_y, held_weights = validation
-            factors = self._class_factors(y, sample_weight, held_y)
             held_codes = self.link_.transform(held_y, self.classes_)
+            factors = self._class_factors(y, sample_weight, held_y)
             held = LabelledFeatures(held_X, held_codes, np.asarray(held_weights) * factors)
         counted = self._find_counted(rows)
         if not counted.all():

@@ -37,7 +37,13 @@ class SoftmaxLink:
         return classes, codes
 
     def transform(self, y: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Codes of further rows."""
+        """Codes of further rows; ValueError if the head was not fitted on one of their classes."""
+        unknown = np.setdiff1d(y, classes)
+        if len(unknown):
+            raise ValueError(
+                "Validation rows have classes that no training row has. "
+                f"Received: {unknown.tolist()}, beside {classes.tolist()}."
+            )
         return np.searchsorted(classes, y)
 
     def decode(self, codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
