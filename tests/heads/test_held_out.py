@@ -67,7 +67,7 @@ def test_groups_are_in_one_fold():
         assert not set(groups[fit]) & set(groups[out])
 
 
-def test_the_penalty_of_a_fold_is_that_of_all_rows_per_unit_of_weight():
+def test_the_penalty_of_a_fold_is_that_of_all_rows_per_unit_of_weight(fit_scaler):
     """Ridge of a fold with its share of alpha, and its scores, by scikit-learn."""
     X, y = draw_rows(60, share=0.5)
     weights = np.random.default_rng(1).uniform(0.2, 2, 60)
@@ -76,11 +76,10 @@ def test_the_penalty_of_a_fold_is_that_of_all_rows_per_unit_of_weight():
     head = make_head("ridge").fit(X, y, weights)
     (scores,) = head._score_fold(part, [(30.0,)])
     kept, out = part.fit, part.out
-    mean = np.average(X[kept], axis=0, weights=weights[kept])
-    scale = np.sqrt(np.average((X[kept] - mean) ** 2, axis=0, weights=weights[kept]))
+    scaler = fit_scaler(X[kept], weights[kept])
     reference = Ridge(alpha=30 * weights[kept].sum() / weights.sum())
-    reference.fit((X[kept] - mean) / scale, y[kept], sample_weight=weights[kept])
-    np.testing.assert_allclose(scores[:, 1], (X[out] - mean) / scale @ reference.coef_, atol=1e-8)
+    reference.fit(scaler.transform(X[kept]), y[kept], sample_weight=weights[kept])
+    np.testing.assert_allclose(scores[:, 1], scaler.transform(X[out]) @ reference.coef_, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", ["ridge", "svm", "lda"])
@@ -212,13 +211,13 @@ def test_a_deep_head_stops_by_whole_groups():
 
 
 @pytest.mark.parametrize("rows", [60, 300])
-def test_shrinkage_is_estimated_in_all_columns(rows):
+def test_shrinkage_is_estimated_in_all_columns(rows, fit_scaler):
     """As by scikit-learn on standardised columns without their class means; fewer rows than columns, too."""
     random = np.random.default_rng(0)
     y = np.arange(rows) % 3
     X = random.normal(size=(rows, 10)) @ random.normal(size=(10, 100)) + random.normal(size=(rows, 100)) + y[:, None]
     head = make_head("lda").fit(X, y)
-    Z = StandardScaler().fit_transform(X)
+    Z = fit_scaler(X).transform(X)
     within = Z - np.array([Z[y == label].mean(axis=0) for label in range(3)])[y]
     share = ledoit_wolf_shrinkage(within, assume_centered=True)
     assert 0 < share < 1 and head.shrinkage_ == pytest.approx(share, abs=1e-6)
@@ -244,7 +243,7 @@ def test_f_values_are_those_of_scikit_learn():
     np.testing.assert_allclose(measure_f(X, y, twice.astype(float)) / repeated, 78 / 118, rtol=1e-8)
 
 
-def test_the_choice_is_that_of_cross_validation_by_hand():
+def test_the_choice_is_that_of_cross_validation_by_hand(fit_scaler):
     """Logistic regression of each strength on each fold by scikit-learn: the same losses."""
     X, y = draw_rows(90, share=0.4)
     weights = np.random.default_rng(1).uniform(0.2, 2, 90)
@@ -253,7 +252,7 @@ def test_the_choice_is_that_of_cross_validation_by_hand():
     for C in {head.strength_, 1e-3}:
         predicted = np.zeros((90, 2))
         for part in list_folds(SoftmaxLink(), rows, None, 5, 0, None):
-            scaler = StandardScaler().fit(X[part.fit], sample_weight=weights[part.fit])
+            scaler = fit_scaler(X[part.fit], weights[part.fit])
             model = LogisticRegression(C=C * weights.sum() / weights[part.fit].sum(), tol=1e-8, max_iter=1000)
             model.fit(scaler.transform(X[part.fit]), y[part.fit], sample_weight=weights[part.fit])
             predicted[part.out] = model.predict_proba(scaler.transform(X[part.out]))

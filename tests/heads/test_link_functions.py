@@ -69,11 +69,11 @@ def test_a_constant_label_is_refused(kind):
         make_quick(kind).fit(shape_for(kind, X), y)
 
 
-def test_each_label_is_a_logistic_regression_of_its_own():
+def test_each_label_is_a_logistic_regression_of_its_own(fit_scaler):
     X, y = make_labelled()
     head = LinearHead(C=0.3, class_weight="balanced").fit(X, y)
     scores = head.decision_function(X)
-    Z = (X - X.mean(axis=0)) / X.std(axis=0)
+    Z = fit_scaler(X).transform(X)
     for label in range(3):
         weights = len(y) / 2 / np.bincount(y[:, label])[y[:, label]]
         # standardised alike but for the weights, which change what is penalised very little
@@ -81,9 +81,9 @@ def test_each_label_is_a_logistic_regression_of_its_own():
         assert np.corrcoef(scores[:, label], alone.decision_function(Z))[0, 1] > 0.999
 
 
-def test_plain_labels_are_what_scikit_learn_fits():
+def test_plain_labels_are_what_scikit_learn_fits(fit_scaler):
     X, y = make_labelled()
-    Z = (X - X.mean(axis=0)) / X.std(axis=0)
+    Z = fit_scaler(X).transform(X)
     scores = LinearHead(C=0.3).fit(X, y).decision_function(X)
     for label in range(3):
         alone = LogisticRegression(C=0.3, tol=1e-6, max_iter=5000).fit(Z, y[:, label])

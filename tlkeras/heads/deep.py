@@ -15,6 +15,7 @@ from tlkeras.config.schema.heads import FitConfig, HiddenNorm
 from tlkeras.heads.base import BaseHead, HeadResult
 from tlkeras.heads.class_weights import ClassWeight
 from tlkeras.heads.folds import LabelledFeatures, make_folds
+from tlkeras.heads.scaling import moderate_deviation
 
 if TYPE_CHECKING:
     import keras
@@ -187,7 +188,7 @@ class MLPHead(KerasHead):
 
 
 def measure_channels(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of the last axis, float32; constant channels get a variance of 1.
+    """Mean of the last axis, float32, and its variance, moderated as that of columns is.
 
     Rows are read in parts: maps may be float16, in which their squares would overflow.
     """
@@ -196,4 +197,5 @@ def measure_channels(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shares = [len(part) / len(X) for part in parts]
     mean = sum(share * part.mean(axis=axes, dtype=np.float64) for share, part in zip(shares, parts, strict=True))
     variance = sum(share * np.mean((part - mean) ** 2, axis=axes) for share, part in zip(shares, parts, strict=True))
-    return np.asarray(mean, np.float32), np.where(variance > 0, variance, 1.0).astype(np.float32)
+    deviation = moderate_deviation(np.asarray(mean), np.asarray(variance), len(X))
+    return np.asarray(mean, np.float32), (deviation**2).astype(np.float32)

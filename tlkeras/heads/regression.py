@@ -10,6 +10,7 @@ import numpy as np
 from tlkeras.heads.base import HeadResult, make_dense
 from tlkeras.heads.folds import LabelledRows, group_kfold
 from tlkeras.heads.ridge import RidgeFactors, RidgeHead, factorise
+from tlkeras.heads.scaling import measure_columns
 
 if TYPE_CHECKING:
     import keras
@@ -53,8 +54,7 @@ class RidgeRegressionHead:
         weights = weights / weights.mean()
         self.offset_ = float(np.average(y, weights=weights))
         self.scale_ = float(np.sqrt(np.average((y - self.offset_) ** 2, weights=weights))) or 1.0
-        self._mean, deviation = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
-        self._deviation = np.where(deviation > 0, deviation, 1.0)
+        self._mean, self._deviation = measure_columns(np.asarray(X, np.float64), weights)
         factors = factorise((X - self._mean) / self._deviation, (y[:, None] - self.offset_) / self.scale_, weights)
         self.alpha_ = self._choose(factors, weights, groups)
         self._kernel, self._bias = factors.solve(self.alpha_)

@@ -59,8 +59,25 @@ def fit_standardizer(X: np.ndarray, weights: np.ndarray, *, by_column: bool = Tr
 
 
 def measure_columns(X: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean and standard deviation of each column, (d,); constant columns get a deviation of 1."""
+    """Weighted mean of each column, and the deviation to divide it by, moderated, (d,)."""
     mean = np.average(X, axis=0, weights=weights).astype(X.dtype)
-    scale = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights)).astype(X.dtype)
-    scale[scale <= 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1.0
-    return mean, scale
+    variance = np.average((X - mean) ** 2, axis=0, weights=weights)
+    scale = moderate_deviation(mean, variance, float(weights.sum()))
+    return mean, scale.astype(X.dtype)
+
+
+def moderate_deviation(mean: np.ndarray, variance: np.ndarray, rows: float) -> np.ndarray:
+    """What to divide each column by, (d,): its deviation as if one more row deviated as the median column does.
+
+    Of few rows a feature can be silent by chance. Divided by its own deviation alone, say 1e-5, it would outweigh all
+    others in the first image that wakes it. Variances so drawn to a common one are called moderated (Smyth, Statistical
+    Applications in Genetics and Molecular Biology 3, 2004). Constant columns, which say nothing, get 1.
+
+    Args:
+        mean, variance: Of each column, (d,).
+        rows: Their number, or the sum of their weights: one of weight two is a row twice.
+    """
+    varies = np.sqrt(variance) > 1e-6 * np.maximum(np.abs(mean), 1e-6)
+    if not varies.any():
+        return np.ones_like(variance)
+    return np.where(varies, np.sqrt((rows * variance + np.median(variance[varies])) / (rows + 1)), 1.0)
