@@ -41,6 +41,7 @@ from tlkeras.heads.deep import KerasHead
 from tlkeras.heads.feature_selection import FeatureSelectingHead
 from tlkeras.heads.heads import HEADS, make_head
 
+VECTOR_HEADS = [kind for kind, head in HEADS.items() if head.input_kind == "vector"]
 FRESH = 1000
 INFORMATIVE, NOISE = 16, 48
 TRIPLED = 3  # weight of every third class's rows, where weights go with classes
@@ -122,6 +123,10 @@ def measure(cell: Cell, draws: int) -> Comparison:
     without = np.array([_compute_pair(parts[:out] + parts[out + 1 :]) for out in range(draws)])
     errors = [np.sqrt((draws - 1) * values.var(axis=0)) for values in (without[:, 0], without[:, 0] - without[:, 1])]
     return Comparison(*whole, (errors[0], errors[1]))
+
+
+def _draw_cells(cells: list[Cell], count: int | None, random: np.random.Generator) -> list[Cell]:
+    return [cells[number] for number in sorted(random.permutation(len(cells))[:count])]
 
 
 def _compute_pair(parts: list[tuple[np.ndarray, ...]]) -> np.ndarray:
@@ -232,11 +237,10 @@ def print_matrix(kinds: Sequence[str], draws: int, cells: int | None) -> None:
     Args:
         kinds: Heads.
         draws: Of each cell.
-        cells: Number of cells, drawn from all; None for all.
+        cells: Number of cells of each head, drawn from its 128; None for all.
     """
-    chosen = list_cells(kinds)
-    if cells:
-        chosen = [chosen[number] for number in np.random.default_rng(0).permutation(len(chosen))[:cells]]
+    random = np.random.default_rng(0)
+    chosen = [cell for kind in kinds for cell in _draw_cells(list_cells([kind]), cells, random)]
     print("| head | by | classes | weights | groups | columns | k | images | slope | ECE | balanced accuracy | |")
     print("|---" * 12 + "|", flush=True)
     counts = {kind: [0, 0] for kind in kinds}

@@ -1,13 +1,15 @@
 """Heads on the depths of one backbone, all from one extraction: accuracy, ROC AUC, seconds to fit, exported size.
 
     python benchmarks/heads.py [--source elpv] [--seeds 5] [--maps] [--configurations 100]
+    python benchmarks/heads.py --matrix [--draws 10] [--cells 64] [--heads linear ridge]
 
 A seed draws another split (75/25, stratified) and other folds or initial weights. One pass over the images extracts
 all blocks. A depth is one block, or several normalised and concatenated; whether several are better than the last one
 alone is tested by the corrected paired t test of Nadeau and Bengio (Machine Learning 52, 2003), which allows for splits
 that share images. The exported size is that of backbone and head as a SavedModel, with the head of the first seed.
 `--maps` adds the heads on the last block's maps. `--configurations N` fits N configurations of heads on the cached
-features instead, and prints their total time.
+features instead, and prints their total time. `--matrix` prints how heads choose and calibrate on simulated data in
+every setting: see `head_matrix.py`; `--cells N` takes N of each head's 128.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from head_matrix import VECTOR_HEADS, print_matrix
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
@@ -88,8 +91,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="of images, to try the script")
     parser.add_argument("--maps", action="store_true")
     parser.add_argument("--configurations", type=int)
-    parser.add_argument("--heads", nargs="+", choices=[*ON_VECTORS, *ON_MAPS])
+    parser.add_argument("--heads", nargs="+", choices=[*ON_VECTORS, *ON_MAPS, "kernel"])
+    parser.add_argument("--matrix", action="store_true")
+    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--cells", type=int)
     options = parser.parse_args()
+    if options.matrix:
+        print_matrix(options.heads or VECTOR_HEADS, options.draws, options.cells)
+        return
     features = _extract(options.source, options.size, options.limit, options.maps)
     if options.configurations:
         _time_configurations(features.X["last block"], features.y, options.configurations)

@@ -211,17 +211,20 @@ def test_a_deep_head_stops_by_whole_groups():
 
 
 @pytest.mark.parametrize("rows", [60, 300])
-def test_shrinkage_is_estimated_in_all_columns(rows, fit_scaler):
-    """As by scikit-learn on standardised columns without their class means; fewer rows than columns, too."""
+def test_shrinkage_is_estimated_in_all_columns(rows):
+    """As by scikit-learn, columns divided by their deviation within classes; fewer rows than columns, too."""
     random = np.random.default_rng(0)
     y = np.arange(rows) % 3
     X = random.normal(size=(rows, 10)) @ random.normal(size=(10, 100)) + random.normal(size=(rows, 100)) + y[:, None]
     head = make_head("lda").fit(X, y)
-    Z = fit_scaler(X).transform(X)
+    squares = np.sum((X - np.array([X[y == label].mean(axis=0) for label in range(3)])[y]) ** 2, axis=0)
+    Z = X / np.sqrt((squares + 3 * np.median(squares / (rows - 3))) / rows)  # three more rows, one of each class
+    Z -= Z.mean(axis=0)
     within = Z - np.array([Z[y == label].mean(axis=0) for label in range(3)])[y]
     share = ledoit_wolf_shrinkage(within, assume_centered=True)
     assert 0 < share < 1 and head.shrinkage_ == pytest.approx(share, abs=1e-6)
-    covariance = (1 - share) * within.T @ within / rows + share * np.mean(within**2) * np.eye(100)
+    covariance = (1 - share) * within.T @ within + share * np.sum(within**2) / 100 * np.eye(100)
+    covariance /= rows - 3
     means = np.array([Z[y == label].mean(axis=0) for label in range(3)])
     scores = Z @ np.linalg.solve(covariance, means.T)
     scores -= 0.5 * np.sum(means.T * np.linalg.solve(covariance, means.T), axis=0)

@@ -1,8 +1,11 @@
 """Discriminants against scikit-learn, and cosines by hand."""
 
 import numpy as np
+import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from tlkeras.heads.folds import LabelledFeatures
+from tlkeras.heads.heads import make_head
 from tlkeras.heads.prototypes import CosineHead, LdaHead
 
 RANDOM = np.random.default_rng(0)
@@ -24,3 +27,16 @@ def test_cosine_by_hand():
     np.testing.assert_allclose(head.mean_, [0, 0], atol=1e-12)
     lengths = np.linalg.norm(head.kernel_, axis=0)
     np.testing.assert_allclose(head.kernel_[:, 0] / lengths[0], [1, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["centroid", "lda"])
+def test_means_of_few_rows_are_not_farther_away(kind):
+    """Without any difference between classes they are equally far, of 40 rows and of 4 (else 6 apart, 50 / 4 / 2)."""
+    biases = []
+    y, weights = np.repeat([0, 1, 2], [40, 4, 40]), np.ones(84)
+    for seed in range(60):
+        rows = LabelledFeatures(np.random.default_rng(seed).normal(size=(84, 50)), y, weights)
+        head = make_head(kind).fit(rows.X, y)
+        ((_, bias),) = head._solve_path(rows._replace(X=head._fit_frame(rows).apply(rows.X)), [np.nan])
+        biases.append(bias)
+    np.testing.assert_allclose(np.mean(biases, axis=0), 0, atol=1)

@@ -17,7 +17,7 @@ from tlkeras.heads.class_weights import ClassWeight, compute_class_factors, comp
 from tlkeras.heads.folds import Fold, LabelledFeatures, LabelledRows, list_folds
 from tlkeras.heads.held_out import Hyperparameters, choose
 from tlkeras.heads.link_functions import LinkFunction, infer_link
-from tlkeras.heads.scaling import fit_standardizer
+from tlkeras.heads.scaling import AffineTransform, fit_standardizer
 from tlkeras.results import Result, to_plain
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ class LinearClassifierHead(VectorHead):
             strengths: As they are set against all rows.
             share: Weight of the rows to fit on, of that of all rows.
         """
-        frame = fit_standardizer(rows.X, self._column_weights(rows), by_column=self.standardize)
+        frame = self._fit_frame(rows)
         rows, held = rows._replace(X=frame.apply(rows.X)), frame.apply(held)
         return [
             held @ kernel + bias
@@ -306,7 +306,7 @@ class LinearClassifierHead(VectorHead):
 
     def _fit_candidate(self, rows: LabelledFeatures, candidate: Hyperparameters) -> None:
         (self.strength_,) = candidate
-        frame = fit_standardizer(rows.X, self._column_weights(rows), by_column=self.standardize)
+        frame = self._fit_frame(rows)
         rows = rows._replace(X=frame.apply(rows.X))
         ((kernel, bias),) = self._solve_path(rows, [self.strength_])
         self.kernel_, self.bias_ = frame.unfold(kernel, bias)
@@ -316,6 +316,10 @@ class LinearClassifierHead(VectorHead):
         if not self.link_.several:  # what all classes have in common cancels out, and would cost float32 its digits
             kernel, bias = kernel - kernel.mean(axis=1, keepdims=True), bias - bias.mean()
         self.kernel_, self.bias_ = kernel, bias
+
+    def _fit_frame(self, rows: LabelledFeatures) -> AffineTransform:
+        """The standardised frame of the features in which scores are linear."""
+        return fit_standardizer(rows.X, self._column_weights(rows), by_column=self.standardize)
 
     def _column_weights(self, rows: LabelledFeatures) -> np.ndarray:
         """Weights of the rows in the mean and deviation of the columns, (n,)."""

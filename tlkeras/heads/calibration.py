@@ -15,9 +15,10 @@ def calibrate(
     """Scale (k,) and shift (k,) such that `link.probabilities(scores * scale + shift)` are calibrated.
 
     One scale for all classes and a shift for each (Guo et al., ICML 2017, between temperature and vector scaling);
-    with two classes, and for each of several labels, that is Platt's sigmoid. Targets are smoothed as Platt (1999)
-    does, so that scores that separate the classes do not end in certainty; shifts are drawn towards the log shares of
-    the classes, with the strength of a standard normal prior, so that a few rows of a class do not move it.
+    with two classes, and for each of several labels, that is Platt's sigmoid. One more row, of each class by its
+    share, is spread over the targets, so that scores that separate the classes do not end in certainty: Platt's own
+    targets, one more row of each class, are by far too unsure for many classes of few rows. Shifts are drawn towards the log shares
+    of the classes, with the strength of a standard normal prior, so that a few rows of a class do not move it.
 
     Args:
         link: The head's link function.
@@ -55,8 +56,8 @@ def _fit_scale(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray, class
     if not spread > 0:
         spread = 1.0
     unit = (scores - scores.mean(axis=1, keepdims=True)) / spread
-    targets = _smooth(codes, classes)
     shares = weights / weights.sum()
+    targets = _smooth(codes, shares, classes)
     usual = np.log(shares @ targets)
     pull = np.sum(shares**2)  # one over the effective number of rows
 
@@ -72,9 +73,7 @@ def _fit_scale(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray, class
     return float(found[0] / spread), found[1:] - found[1:].mean()
 
 
-def _smooth(codes: np.ndarray, classes: int) -> np.ndarray:
-    """Targets (n, k): of N rows of a class, its own gets (N + 1) / (N + 2), the others share the rest."""
-    rest = 1 / (np.bincount(codes, minlength=classes)[codes] + 2)
-    targets = np.repeat(rest[:, None] / (classes - 1), classes, axis=1)
-    targets[np.arange(len(codes)), codes] = 1 - rest
-    return targets
+def _smooth(codes: np.ndarray, shares: np.ndarray, classes: int) -> np.ndarray:
+    """Targets (n, k): those of the rows, and of one more row that is of each class by its share, spread over all."""
+    targets, added = np.eye(classes)[codes], 1 / (len(codes) + 1)
+    return (1 - added) * targets + added * (shares @ targets)

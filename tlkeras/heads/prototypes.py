@@ -14,31 +14,73 @@ from tlkeras.config.schema.heads import AutoShrinkage
 from tlkeras.heads.base import HeadResult, LinearClassifierHead, VectorHead, finish_layers
 from tlkeras.heads.folds import Fold, LabelledFeatures
 from tlkeras.heads.held_out import Hyperparameters
+from tlkeras.heads.scaling import AffineTransform, fit_standardizer, moderate_deviation
 
 if TYPE_CHECKING:
     import keras
 
 
-class CentroidHead(LinearClassifierHead):
-    """The nearest class mean on standardised columns (Mensink et al., PAMI 2013), calibrated on held-out rows."""
+class ClassMeanHead(LinearClassifierHead):
+    """A head whose score of a class is that of a normal cloud around its mean; subclasses give `_transform`.
 
-    kind = "centroid"
+    Columns are scaled by their deviation within classes; below three rows a class, where that is hardly known, by that
+    of all rows. The squared length of a mean of m rows is longer by an m-th of their variance, which is taken off: else
+    rare classes would seem farther away (Chan and Hall, Biometrika 96, 2009). Shares of the classes come from the
+    calibration, as those of a fold are low for what it holds out.
+    """
+
     supports_multilabel = False
+
+    def _list_candidates(self, rows: LabelledFeatures) -> list[Hyperparameters]:
+        self._within = len(rows.X) >= 3 * len(self.classes_)  # for all folds alike, so that scores are of one size
+        return super()._list_candidates(rows)
+
+    def _count_freedom(self, rows: LabelledFeatures) -> float:
+        """Degrees of freedom of the variance within classes; 0 where it is not used."""
+        freedom = float(rows.weights.sum()) - len(self.classes_)
+        return freedom if self._within and freedom >= 1 else 0.0
+
+    def _fit_frame(self, rows: LabelledFeatures) -> AffineTransform:
+        freedom = self._count_freedom(rows)
+        if not freedom or not self.standardize:
+            return super()._fit_frame(rows)
+        means = average_classes(rows, len(self.classes_))
+        variance = rows.weights @ (rows.X - means[rows.codes]) ** 2 / freedom
+        scale = moderate_deviation(rows.X.mean(axis=0), variance, freedom, added=len(self.classes_))
+        return fit_standardizer(rows.X, rows.weights, scale=scale.astype(rows.X.dtype))
 
     def _solve_path(
         self, rows: LabelledFeatures, strengths: Sequence[float]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        means = average_classes(rows, len(self.classes_))
-        yield means.T, -0.5 * np.sum(means**2, axis=1)
+        means = average_classes(rows, len(self.classes_)).astype(np.float64)
+        kernel, spread = self._transform(rows, means, self._count_freedom(rows))
+        counts = np.bincount(rows.codes, rows.weights, len(self.classes_))
+        yield kernel, -0.5 * (np.sum(means.T * kernel, axis=0) - spread / np.maximum(counts, 1))
+
+    def _transform(self, rows: LabelledFeatures, means: np.ndarray, freedom: float) -> tuple[np.ndarray, float]:
+        """Means (k, d) times the inverse covariance, (d, k), and the variance of rows in that metric, all columns added."""
+        raise NotImplementedError
+
+
+class CentroidHead(ClassMeanHead):
+    """The nearest class mean on standardised columns (Mensink et al., PAMI 2013), calibrated on held-out rows."""
+
+    kind = "centroid"
+
+    def _transform(self, rows: LabelledFeatures, means: np.ndarray, freedom: float) -> tuple[np.ndarray, float]:
+        lengths = np.sum((rows.X - means[rows.codes]) ** 2, axis=1)
+        return means.T, float(rows.weights @ lengths) / freedom if freedom else 0.0
 
 
 @dataclass(eq=False, repr=False)
-class LdaHead(LinearClassifierHead):
+class LdaHead(ClassMeanHead):
     """Linear discriminant analysis: class means in the metric of the shrunken common covariance.
 
+    Below three rows a class it is the nearest class mean.
+
     Args:
-        shrinkage: Share of the covariance that is replaced by a multiple of the identity; "auto" is the share of Ledoit
-            and Wolf (J. Multivariate Analysis 88, 2004).
+        shrinkage: Share of the covariance that is replaced by the variances alone; "auto" is the share of Ledoit and
+            Wolf (J. Multivariate Analysis 88, 2004) of columns divided by their deviation within classes.
 
     Attributes:
         shrinkage_: The share that was used.
@@ -47,25 +89,23 @@ class LdaHead(LinearClassifierHead):
     shrinkage: AutoShrinkage = "auto"
 
     kind = "lda"
-    supports_multilabel = False
 
-    def _solve_path(
-        self, rows: LabelledFeatures, strengths: Sequence[float]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        means = average_classes(rows, len(self.classes_)).astype(np.float64)
+    def _transform(self, rows: LabelledFeatures, means: np.ndarray, freedom: float) -> tuple[np.ndarray, float]:
+        self.shrinkage_ = 1.0
+        if not freedom:
+            return means.T, 0.0
         total = rows.weights.sum()
         within = (rows.X - means[rows.codes]) * np.sqrt(rows.weights * len(rows.X) / total)[:, None]
         covariance = within.T @ within / len(within)
-        # of the features themselves, not of the fewer directions in which rows lie
-        width = self.n_features_in_
+        width = self.n_features_in_  # of the features themselves, not of the fewer directions in which rows lie
         share = estimate_shrinkage(within, covariance, width) if self.shrinkage == "auto" else self.shrinkage
         self.shrinkage_ = share
-        level = np.trace(covariance) / width or 1.0  # of standardised columns, where each class has one row
-        covariance = (1 - share) * covariance
-        covariance[np.diag_indices_from(covariance)] += share * level + 1e-9 * level
-        kernel = cho_solve(cho_factor(covariance), means.T)
-        # calibration gives the log shares of classes: those of a fold are low for what it holds out
-        yield kernel, -0.5 * np.sum(means.T * kernel, axis=0)
+        covariance *= total / freedom
+        level = np.trace(covariance) / width or 1.0
+        shrunken = (1 - share) * covariance
+        shrunken[np.diag_indices_from(shrunken)] += (share + 1e-9) * level
+        factor = cho_factor(shrunken)
+        return cho_solve(factor, means.T), float(np.trace(cho_solve(factor, covariance)))
 
     def summarize(self) -> HeadResult:
         """The shrinkage that was used."""

@@ -36,18 +36,22 @@ class AffineTransform:
         return raw, bias - self.mean @ raw
 
 
-def fit_standardizer(X: np.ndarray, weights: np.ndarray, *, by_column: bool = True) -> AffineTransform:
+def fit_standardizer(
+    X: np.ndarray, weights: np.ndarray, *, by_column: bool = True, scale: np.ndarray | None = None
+) -> AffineTransform:
     """The frame of rows (n, d).
 
     Args:
         X: Features.
         weights: Of the rows, (n,).
         by_column: Scale each column by its own standard deviation; else all by one, which keeps angles.
+        scale: What to divide each column by instead, (d,).
     """
-    mean, scale = measure_columns(X, weights)
+    mean, deviation = measure_columns(X, weights)
     if not by_column:
         variance = np.average((X - mean) ** 2, axis=0, weights=weights).mean()
-        scale = np.full_like(scale, np.sqrt(variance) or 1.0)
+        deviation = np.full_like(deviation, np.sqrt(variance) or 1.0)
+    scale = deviation if scale is None else scale
     if X.shape[1] <= len(X):
         return AffineTransform(mean, scale)
     Z = ((X - mean) / scale).astype(np.float64)
@@ -66,7 +70,7 @@ def measure_columns(X: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.
     return mean, scale.astype(X.dtype)
 
 
-def moderate_deviation(mean: np.ndarray, variance: np.ndarray, rows: float) -> np.ndarray:
+def moderate_deviation(mean: np.ndarray, variance: np.ndarray, rows: float, added: int = 1) -> np.ndarray:
     """What to divide each column by, (d,): its deviation as if one more row deviated as the median column does.
 
     Of few rows a feature can be silent by chance. Divided by its own deviation alone, say 1e-5, it would outweigh all
@@ -76,8 +80,9 @@ def moderate_deviation(mean: np.ndarray, variance: np.ndarray, rows: float) -> n
     Args:
         mean, variance: Of each column, (d,).
         rows: Their number, or the sum of their weights: one of weight two is a row twice.
+        added: Number of rows that deviate as the median column does.
     """
     varies = np.sqrt(variance) > 1e-6 * np.maximum(np.abs(mean), 1e-6)
     if not varies.any():
         return np.ones_like(variance)
-    return np.where(varies, np.sqrt((rows * variance + np.median(variance[varies])) / (rows + 1)), 1.0)
+    return np.where(varies, np.sqrt((rows * variance + added * np.median(variance[varies])) / (rows + added)), 1.0)

@@ -1,0 +1,58 @@
+"""Choice and calibration of every head in every setting, against logistic regression of scikit-learn."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+_SCRIPT = Path(__file__).parents[2] / "benchmarks/head_matrix.py"
+_SPEC = importlib.util.spec_from_file_location("head_matrix", _SCRIPT)
+matrix = sys.modules["head_matrix"] = importlib.util.module_from_spec(_SPEC)  # dataclasses look their module up
+_SPEC.loader.exec_module(matrix)
+
+FAST = [kind for kind in matrix.VECTOR_HEADS if kind != "deep"]
+
+
+def take_cells(kind, count):
+    """As many cells, others for each head."""
+    cells = matrix.list_cells([kind])
+    start = matrix.VECTOR_HEADS.index(kind)
+    return [cells[number] for number in np.linspace(start, len(cells) - 8 + start, count).astype(int)]
+
+
+def check(cells, draws):
+    faults = {str(cell): matrix.measure(cell, draws).list_faults(cell.classes) for cell in cells}
+    assert not {cell: names for cell, names in faults.items() if names}
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_heads_keep_to_the_reference(kind):
+    check(take_cells(kind, 3), draws=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", matrix.VECTOR_HEADS)
+def test_heads_keep_to_the_reference_in_every_setting(kind):
+    check(matrix.list_cells([kind]), draws=4 if kind == "deep" else 10)
+
+
+def test_figures_of_a_matrix_are_those_by_hand():
+    """Half of the rows right at a probability of 0.8: an error of 0.3, and log odds four times too large or more."""
+    y = np.array([0, 1] * 50)
+    probabilities = np.where((np.arange(100) // 2 % 2 == 0)[:, None] == (y[:, None] == [0, 1]), 0.8, 0.2)
+    slope, error, accuracy = matrix.compute_figures(probabilities, y, np.ones(100))
+    assert slope < 0.1 and error == pytest.approx(0.3) and accuracy == 0.5
+    true = np.where(np.arange(100) % 10 < 8, 0, 1)  # eight of ten are of class 0, which has a probability of 0.8
+    slope, error, accuracy = matrix.compute_figures(np.tile([0.8, 0.2], (100, 1)), true, np.ones(100))
+    assert slope == pytest.approx(1, abs=0.01) and error == pytest.approx(0, abs=1e-9) and accuracy == 0.5
+
+
+def test_a_head_that_is_too_sure_is_named():
+    cell = matrix.list_cells(["linear"])[0]
+    errors = (np.full(3, 0.01), np.full(3, 0.01))
+    found = matrix.Comparison(np.array([0.5, 0.1, 0.5]), np.array([1.0, 0.01, 0.8]), errors)
+    assert found.list_faults(cell.classes) == ["slope", "ECE", "accuracy", "chance"]
+    alike = matrix.Comparison(np.array([0.95, 0.02, 0.79]), np.array([1.0, 0.01, 0.8]), errors)
+    assert alike.list_faults(cell.classes) == []
