@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from tlkeras.cli.main import main
+from tlkeras.cli.tables.runs import print_predictions
+from tlkeras.inference.results import ImagePrediction, PredictionResult, TaskPrediction
 
 
 @pytest.fixture
@@ -235,3 +237,11 @@ def test_a_copied_recipe_trains_on_ones_own_class_folders(workplace, call, recip
     for verb in (["check"], ["train", "--quick"]):
         done = call("--quiet", *verb, "own.yaml", *settings)
         assert done.exit_code == 0, done.output
+
+
+def test_predictions_of_a_number_alone_are_printed(capsys):
+    image = ImagePrediction(
+        path="a.png", label="3.2", value=3.2, tasks={"grade": TaskPrediction(label="3.2", value=3.2)}
+    )
+    print_predictions(PredictionResult("grades-01", None, (image,), ()))
+    assert {"a.png", "3.2"} <= set(capsys.readouterr().out.replace("│", " ").split())

@@ -17,14 +17,13 @@ from tlkeras.config.recipe import load_recipe
 from tlkeras.diagnostics.recommend import measurements
 from tlkeras.diagnostics.recommend.benchmarks import BenchmarkRequest, BenchmarkResult, measure_costs
 from tlkeras.diagnostics.recommend.candidates import TARGETS, BackboneLimits, Candidate, choose_candidates
-from tlkeras.diagnostics.recommend.measurements import CandidateResult
-from tlkeras.diagnostics.recommend.rules import (
+from tlkeras.diagnostics.recommend.measurements import CandidateResult, FoldScore, Scores, compare_folds, score_features
+from tlkeras.diagnostics.recommend.recommend import (
     assess_similarity,
     choose_best,
     compare_to_best,
     recommend_finetuning,
 )
-from tlkeras.diagnostics.recommend.scores import FoldScore, Scores, compare_folds, score_features
 from tlkeras.errors import BackboneError
 
 

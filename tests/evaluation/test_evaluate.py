@@ -13,8 +13,7 @@ from tlkeras.errors import DataError, RunError
 from tlkeras.evaluation.evaluate import COLUMNS, evaluate, evaluate_predictions
 from tlkeras.evaluation.metrics import bootstrap_metrics
 from tlkeras.evaluation.report.compute import ReportOptions, compute_report
-from tlkeras.exporting.held_out import read_held_out
-from tlkeras.exporting.parity import _measure_accuracy
+from tlkeras.exporting.parity import _measure_accuracy, read_held_out
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Predictions, load_predictions, read_probes, read_tasks
 

@@ -7,7 +7,7 @@ import pytest
 import tlkeras
 from tlkeras.errors import RunError
 from tlkeras.evaluation.calibration import LogitScaling
-from tlkeras.exporting.calibration import build_scalings, find_scalings
+from tlkeras.exporting.inference_graph import build_scalings, find_scalings
 from tlkeras.runs.directory import Run
 
 

@@ -11,9 +11,8 @@ from tlkeras.backbones.blocks import find_cuts
 from tlkeras.backbones.test_time_augmentation import add_test_time_augmentation
 from tlkeras.errors import ExportError, MissingExtraError, TlkerasError
 from tlkeras.exporting import formats, saved_model
-from tlkeras.exporting.held_out import read_training_images
 from tlkeras.exporting.inference_graph import InferenceModel, make_inference_model
-from tlkeras.exporting.parity import measure_size
+from tlkeras.exporting.parity import measure_size, read_training_images
 from tlkeras.exporting.signatures import Preprocessing
 from tlkeras.runs.directory import Run
 

@@ -14,10 +14,9 @@ import pytest
 from tlkeras.data.headers import InvalidImage
 from tlkeras.errors import DataError, ResourceError, RunError
 from tlkeras.inference.jobs import job as jobs
+from tlkeras.inference.jobs.engines import run_processes
 from tlkeras.inference.jobs.job import open_job, plan_job
-from tlkeras.inference.jobs.processes import run_processes
-from tlkeras.inference.jobs.rows import feature_table
-from tlkeras.inference.jobs.worker import ShardProcessor, process_shards
+from tlkeras.inference.jobs.worker import ShardProcessor, feature_table, process_shards
 
 FACTS = {"kind": "features", "model": "abc", "size": 4}
 

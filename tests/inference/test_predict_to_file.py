@@ -19,7 +19,7 @@ from tlkeras.errors import DataError, ResourceError, RunError
 from tlkeras.inference import sharded
 from tlkeras.inference.jobs.job import Job, open_job
 from tlkeras.inference.jobs.worker import ShardProcessor
-from tlkeras.inference.predict_to_file import predict_to_file
+from tlkeras.inference.sharded import predict_to_file
 from tlkeras.runs.directory import open_run
 
 
@@ -133,7 +133,7 @@ def test_a_disk_that_fills_while_the_table_is_written_keeps_all_predictions(run,
 
     out = tmp_path / "out.csv"
     with monkeypatch.context() as patch:
-        patch.setattr("tlkeras.inference.predict_to_file._open_table", refuse)
+        patch.setattr("tlkeras.inference.sharded._open_table", refuse)
         with pytest.raises(ResourceError, match="Cannot write .*out.csv.*No space left on device.*What was computed"):
             predict_to_file(run, [folder], out, shard_size=8)
     assert not out.exists()
@@ -171,7 +171,7 @@ def test_what_is_refused(run, folder, tmp_path, monkeypatch):
 def test_kill_9_loses_no_finished_shard(trained, folder, whole, tmp_path):
     out = tmp_path / "out.csv"
     code = (
-        "import sys; from tlkeras.inference.predict_to_file import predict_to_file;"
+        "import sys; from tlkeras.inference.sharded import predict_to_file;"
         "predict_to_file(sys.argv[1], [sys.argv[2]], sys.argv[3], shard_size=1)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(trained), str(folder), str(out)])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tlkeras.serving.options import ServeOptions
+from tlkeras.serving.models import ServeOptions
 from tlkeras.serving.server import Server
 
 

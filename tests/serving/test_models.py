@@ -2,8 +2,7 @@
 
 import asyncio
 
-from tlkeras.serving.models import Model
-from tlkeras.serving.options import ServeOptions
+from tlkeras.serving.models import Model, ServeOptions
 
 
 class FakeVersion:

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 import tlkeras
 from tlkeras.cli.main import main
 from tlkeras.errors import ExportError, MissingExtraError, ResourceError
-from tlkeras.serving.options import ServeOptions
+from tlkeras.serving.models import ServeOptions
 from tlkeras.serving.server import Server
 
 

@@ -34,7 +34,7 @@ def check(recipe: str, overrides: dict[str, Any], as_json: bool, **options: Any)
     Example: tlkeras check photos/ --html check.html
     """
     result = tlkeras.check(recipe, overrides, **options)
-    render(result, as_json, "check.print_check")
+    render(result, as_json, "diagnostics.print_check")
     if result.problems:
         sys.exit(TlkerasError.exit_code)
 
@@ -132,4 +132,4 @@ def recommend(recipe: str, overrides: dict[str, Any], as_json: bool, **options: 
     limits = {name: options.pop(name) for name in _LIMITS if options[name] not in (None, ())}
     limits |= {name: limits[name] * 1e6 for name in ("parameters", "multiply_adds") if name in limits}
     others = {name: options[name] for name in ("images", "minutes", "image", "to")}
-    render(tlkeras.recommend(recipe, overrides, limits=limits, **others), as_json, "recommend.print_recommendation")
+    render(tlkeras.recommend(recipe, overrides, limits=limits, **others), as_json, "diagnostics.print_recommendation")

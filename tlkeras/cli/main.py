@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkeras.cli import catalog, data, diagnostics, evaluation, runs, serving, tuning
+from tlkeras.cli import catalog, diagnostics, runs, serving
 from tlkeras.errors import TlkerasError
 
 INTERRUPTED = 130
@@ -51,7 +51,7 @@ def main(debug: bool, quiet: bool) -> None:
     \b
     tlkeras train quickstart                      train the shipped example
     tlkeras cp quickstart mine.yaml               make a recipe of your own
-    tlkeras train mine.yaml --set data.source=photos/
+    tlkeras train mine.yaml --set catalog.source=photos/
     """
     import logging
 
@@ -63,9 +63,9 @@ def main(debug: bool, quiet: bool) -> None:
 
 
 for _command in (
-    *(runs.train, runs.evaluate, runs.predict, evaluation.compare, evaluation.report),
-    *(diagnostics.check, diagnostics.show, diagnostics.find_lr, diagnostics.recommend, tuning.tune),
+    *(runs.train, runs.evaluate, runs.predict, runs.compare, runs.report, runs.tune),
+    *(diagnostics.check, diagnostics.show, diagnostics.find_lr, diagnostics.recommend),
     *(serving.export, serving.serve, catalog.ls, catalog.cp, catalog.backbones),
-    *(data.features, data.data_service, data.cache, data.pack),
+    *(catalog.features, catalog.data_service, catalog.cache, catalog.pack),
 ):
     main.add_command(_command)

@@ -1,15 +1,21 @@
-"""Commands on runs."""
+"""Commands that make, search, compare and explain runs."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import tlkeras
-from tlkeras.cli.options import COUNT, json_option, render, runs_option, set_option
+from tlkeras.cli.options import COUNT, json_option, recipe_argument, render, runs_option, set_option
+
+if TYPE_CHECKING:
+    from tlkeras.config.recipe import Recipe
+
+_FRACTION = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.command()
@@ -92,7 +98,7 @@ def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **optio
         raise click.UsageError("Give a RUN and at least one IMAGE, or --url and at least one IMAGE.")
     if engine:
         shards = tlkeras.predict_in_shards(open_run(run, runs), images, out, engine=engine, workers=workers)
-        render(shards, as_json, "data.print_job")
+        render(shards, as_json, "catalog.print_job")
         if shards.failed or shards.unreadable:
             sys.exit(RunError.exit_code if shards.failed else DataError.exit_code)
         return
@@ -105,3 +111,108 @@ def predict(run: str, images: tuple[str, ...], runs: str, as_json: bool, **optio
     render(result, as_json, "runs.print_prediction_file" if out else "runs.print_predictions")
     if result.unreadable:
         sys.exit(DataError.exit_code)
+
+
+@click.command()
+@click.argument("references", nargs=-1, required=True, metavar="RUN RUN...")
+@runs_option
+@json_option
+def compare(references: tuple[str, ...], runs: str, as_json: bool) -> None:
+    """Compare runs with the first of them, on the images that all held out: metrics and paired differences.
+
+    \b
+    Example: tlkeras compare quickstart-01 deep_head-01
+    """
+    render(tlkeras.compare(references, runs=runs), as_json, "runs.print_comparison")
+
+
+@click.command()
+@click.argument("references", nargs=-1, metavar="[RUN]...")
+@click.option(
+    "--to", type=click.Path(dir_okay=False), metavar="FILE", help="The page  [default: report.html in the run]"
+)
+@click.option("--images", default=24, type=click.IntRange(0), help="Mistakes shown and explained.")
+@click.option(
+    "--corrupted",
+    default=48,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Images for the corruption test; 0: skip it.",
+)
+@click.option("--learning-curve", is_flag=True, help="Estimate whether more images would help.")
+@click.option(
+    "--conformal", type=_FRACTION, metavar="RATE", help="Show prediction sets that miss at most this fraction."
+)
+@click.option(
+    "--accuracy", type=_FRACTION, help="Target accuracy of automatic predictions  [default: half as many errors]"
+)
+@click.option("--method", default="grad_cam", help="Explanations: grad_cam, grad_cam++, occlusion.")
+@runs_option
+@json_option
+def report(references: tuple[str, ...], to: str | None, runs: str, as_json: bool, **options: Any) -> None:
+    """Write a page on RUN (by default `latest`), or on several: metrics, mistakes, what to do about them.
+
+    \b
+    Example: tlkeras report latest --learning-curve --to report.html
+    """
+    result = tlkeras.report(references or ("latest",), to, options=options, runs=runs)
+    render(result, as_json, "runs.print_report")
+
+
+class _CommandWithSubcommands(click.Command):
+    """A command whose first argument may also name a command below it, such as `tlkeras tune report`."""
+
+    def __init__(self, *arguments: Any, subcommands: Sequence[click.Command], **options: Any):
+        super().__init__(*arguments, **options)
+        self.subcommands = {command.name: command for command in subcommands}
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of this command, or of the one below it that the first argument names."""
+        if args and args[0] in self.subcommands:
+            name = f"{info_name} {args[0]}"
+            return self.subcommands[args[0]].make_context(name, args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name or "", one.get_short_help_str()) for name, one in self.subcommands.items()])
+
+
+@click.command(name="report")
+@click.argument("search", default="latest")
+@runs_option
+@json_option
+def report_search(search: str, runs: str, as_json: bool) -> None:
+    """Show the trials of SEARCH (a name, a path or `latest`), best first, with charts in its folder.
+
+    \b
+    Example: tlkeras tune report latest
+    """
+    render(tlkeras.report_tuning(search, runs=runs), as_json, "runs.print_tuning")
+
+
+@click.command(cls=_CommandWithSubcommands, subcommands=[report_search])
+@recipe_argument
+@click.option("--workers", default=1, type=COUNT, help="Trials at the same time.")
+@click.option("--engine", default="local", help="local (processes) or ray (a Ray cluster).")
+@click.option("--train/--no-train", "train_best", default=True, help="Train the best trial as an ordinary run.")
+@runs_option
+@json_option
+def tune(recipe: Recipe, runs: str, as_json: bool, **options: Any) -> None:
+    """Search RECIPE's `tuning.space` for the best values on the validation split, never on the test split.
+
+    Frozen features are computed once for all trials. After an interruption or kill -9 the same command resumes. The
+    best trials are repeated with other seeds; the best becomes a recipe file and an ordinary run.
+
+    \b
+    Example: tlkeras tune mine.yaml --set tuning.max_trials=50
+             tlkeras tune report latest
+    """
+    result = tlkeras.tune(recipe, runs=runs, **options)
+    if result.run is None or not as_json:
+        render(result, as_json, "runs.print_tuning")
+    if result.run is not None:
+        best = tlkeras.evaluate(result.run, runs=runs)
+        render({**result.to_dict(), "run": best} if as_json else best, as_json, "runs.print_training")

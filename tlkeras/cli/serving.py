@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import tlkeras
 from tlkeras.cli.options import COUNT, POSITIVE, json_option, render, runs_option
+
+if TYPE_CHECKING:
+    from tlkeras.serving.server import ServerInfo
 
 _FRACTION = click.FloatRange(0, 1)
 
@@ -32,7 +35,7 @@ def export(run: str, to: str | None, runs: str, as_json: bool, **options: Any) -
     """
     from tlkeras.runs.directory import open_run
 
-    render(tlkeras.export(open_run(run, runs), to, **options), as_json, "exporting.print_export")
+    render(tlkeras.export(open_run(run, runs), to, **options), as_json, "runs.print_export")
 
 
 def _read_labels(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
@@ -70,7 +73,6 @@ def serve(folder: str, **options: Any) -> None:
     \b
     Example: tlkeras serve saved_models/solar_cells
     """
-    from tlkeras.serving.options import ServerInfo
 
     def print_addresses(server: ServerInfo) -> None:
         versions = ", ".join(map(str, server.versions)) or "none yet"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.headers import to_printable
+from tlkeras.data.decoding import decode_file
+from tlkeras.data.headers import ImageError, to_printable
 from tlkeras.data.inspection import drop_undecodable, validate_images
 from tlkeras.data.quality import duplicates as copies
 from tlkeras.data.quality.cleaning import clean, write_manifest
@@ -19,14 +20,21 @@ from tlkeras.data.sources.references import load_recipe_or_source
 from tlkeras.data.splits import classes_missing_from_test
 from tlkeras.data.tables import Dataset
 from tlkeras.diagnostics import data_quality
-from tlkeras.diagnostics.check_page import render_check_page
-from tlkeras.diagnostics.check_result import CheckResult, ClassCount, ManifestResult
-from tlkeras.diagnostics.data_quality import DataIssues, count_of
+from tlkeras.diagnostics.data_quality import (
+    CheckedImage,
+    CheckResult,
+    ClassCount,
+    DataIssues,
+    DuplicateImages,
+    ManifestResult,
+    MislabelledImage,
+    count_of,
+)
 from tlkeras.errors import TlkerasError, list_some
 from tlkeras.features.extraction import average_positions
 from tlkeras.features.extractor import FeatureExtractor
 from tlkeras.features.memory import check_memory
-from tlkeras.plotting.html_page import check_page, write_page
+from tlkeras.plotting.html_page import HtmlFigure, HtmlSection, check_page, write_page
 from tlkeras.training import builders
 from tlkeras.training.builders.experiment import Experiment
 from tlkeras.training.builders.features import feature_precision
@@ -37,6 +45,10 @@ from tlkeras.tuning.space import check_space
 MOST_FEATURES = 2000  # computed without `deep`: some seconds
 
 _T = TypeVar("_T")
+_PIXELS = 132
+_MOST_GROUPS, _MOST_IN_GROUP, _MOST_IMAGES = 60, 8, 96
+
+_Image = TypeVar("_Image", bound=CheckedImage)
 
 
 def check(
@@ -235,3 +247,68 @@ def _write_page(result: CheckResult, dataset: Dataset | None, path: str | Path) 
     paths = () if dataset is None else dataset.paths
     sections = render_check_page(result, {to_printable(one): one for one in paths})
     return replace(result, page=str(write_page(path, f"Check of {result.name}", sections)))
+
+
+def render_check_page(result: CheckResult, paths: Mapping[str, str]) -> list[HtmlSection]:
+    """The sections of the page; `paths` leads from printable paths to those that can be opened."""
+    verdict = [f"!{problem}" for problem in result.problems] or ["No problems found: ready to train."]
+    facts = list(result.facts.items())
+    sections = [HtmlSection("Overview", [*verdict, *result.notes], ("", ""), facts), *_list_classes(result.classes)]
+    for title, groups in (
+        ("Copies with different labels", [group for group in result.copies if group.conflicting]),
+        ("Copies in different splits", [group for group in result.copies if group.leaking and not group.conflicting]),
+        ("Other copies", [group for group in result.copies if not group.leaking and not group.conflicting]),
+    ):
+        sections += _draw_copies(title, groups, paths)
+
+    def explain(image: MislabelledImage) -> list[str]:
+        return [f"label {image.label}", f"the model says {image.suggested} (+{image.score:.2f})"]
+
+    sections += _draw_images("Labels that look wrong", result.mislabelled or (), paths, explain)
+    sections += _draw_images("Images unlike all others", result.outliers or (), paths, lambda image: [image.label])
+    for title, issues in (("Files that cannot be used", result.rejected), ("Odd files", result.remarks)):
+        rows = [(issue.path, issue.reason) for issue in issues]
+        sections += [HtmlSection(title, (), ("file", "reason"), rows)] if rows else []
+    return sections
+
+
+def _list_classes(rows: Sequence[ClassCount]) -> Iterator[HtmlSection]:
+    if not rows:
+        return
+    several = len({row.task for row in rows}) > 1
+    names = [f"{row.task}: {row.class_name}" if several else row.class_name for row in rows]
+    table = [(name, row.images, row.share, *row.splits.values()) for name, row in zip(names, rows, strict=True)]
+    yield HtmlSection("Classes", (), ("class", "images", "share", *rows[0].splits), table)
+
+
+def _draw_copies(title: str, groups: Sequence[DuplicateImages], paths: Mapping[str, str]) -> Iterator[HtmlSection]:
+    if not groups:
+        return
+    strips = []
+    for group in groups[:_MOST_GROUPS]:
+        kind = "the same bytes" if group.kind == "exact" else f"they look the same, correlation {group.similarity:.3f}"
+        figures = [_draw(image, paths, [image.label, image.split]) for image in group.images]
+        strips.append((kind, [figure for figure in figures[:_MOST_IN_GROUP] if figure]))
+    yield HtmlSection(f"{title} ({len(groups):,})", _mention_rest(len(groups), _MOST_GROUPS), strips=strips)
+
+
+def _draw_images(
+    title: str, images: Sequence[_Image], paths: Mapping[str, str], explain: Callable[[_Image], list[str]]
+) -> Iterator[HtmlSection]:
+    if not images:
+        return
+    figures = [_draw(image, paths, explain(image)) for image in images[:_MOST_IMAGES]]
+    strip = ("", [figure for figure in figures if figure])
+    yield HtmlSection(f"{title} ({len(images):,})", _mention_rest(len(images), _MOST_IMAGES), strips=[strip])
+
+
+def _mention_rest(count: int, most: int) -> list[str]:
+    return [f"The first {most} are shown; `--json` lists all."] if count > most else []
+
+
+def _draw(image: CheckedImage, paths: Mapping[str, str], lines: Sequence[str]) -> HtmlFigure | None:
+    try:
+        pixels = decode_file(paths[image.path], _PIXELS, "pad")
+    except ImageError:  # deleted since it was checked
+        return None
+    return HtmlFigure(pixels, [*filter(None, lines), image.key])

@@ -12,8 +12,7 @@ from tlkeras.config.recipe import load_recipe, recipe_to_yaml
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
 from tlkeras.evaluation.metric_names import explain_reasons
-from tlkeras.exporting.parity import REFERENCE, ParityResult
-from tlkeras.exporting.results import ExportReport
+from tlkeras.exporting.parity import REFERENCE, ExportReport, ParityResult
 from tlkeras.exporting.versions import CONFIG
 from tlkeras.files import atomic_write
 from tlkeras.runs.directory import Run

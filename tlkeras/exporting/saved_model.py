@@ -16,15 +16,22 @@ from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError
 from tlkeras.evaluation.calibration import ScalingMethod
 from tlkeras.exporting import model_card, parity, versions
-from tlkeras.exporting.calibration import build_scalings, find_scalings
 from tlkeras.exporting.formats import CALIBRATION_IMAGES, FORMATS, ConversionInputs, check_formats
-from tlkeras.exporting.held_out import BATCH, HeldOut, read_held_out, read_training_images
-from tlkeras.exporting.inference_graph import make_inference_model
-from tlkeras.exporting.loaded_model import LoadedSavedModel
-from tlkeras.exporting.parity import REFERENCE, AcceptanceCriteria, ParityResult, PredictFn
-from tlkeras.exporting.results import ExportReport, ExportResult
+from tlkeras.exporting.inference_graph import build_scalings, find_scalings, make_inference_model
+from tlkeras.exporting.loaded_model import LoadedSavedModel, run_warmup_requests, write_warmup
+from tlkeras.exporting.parity import (
+    BATCH,
+    REFERENCE,
+    AcceptanceCriteria,
+    ExportReport,
+    ExportResult,
+    HeldOut,
+    ParityResult,
+    PredictFn,
+    read_held_out,
+    read_training_images,
+)
 from tlkeras.exporting.signatures import Preprocessing, main_output, write_signatures
-from tlkeras.exporting.warmup import run_warmup_requests, write_warmup
 from tlkeras.features.handcrafted.layer import list_handcrafted
 from tlkeras.heads.heads import order_outputs
 from tlkeras.inference.predict import load_model

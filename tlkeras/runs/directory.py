@@ -26,12 +26,14 @@ import itertools
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -42,10 +44,28 @@ from filelock import FileLock, Timeout
 from tlkeras.errors import ResourceError, RunError, suggest
 from tlkeras.features.memory import peak_memory
 from tlkeras.files import atomic_write
-from tlkeras.runs.environment import describe_environment
 
+_LIBRARIES = ("tlkeras", "tensorflow", "keras", "openvino", "scikit-learn", "numpy", "pillow")
 RUNS = "runs"  # the folder of run directories, below the current one, where none is named
 _STOPPED = ("interrupted", "killed", "failed")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Machine, Python and versions of libraries, as environment.json keeps them."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": {library: _version(library) for library in _LIBRARIES},
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 @dataclass

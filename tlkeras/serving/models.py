@@ -5,30 +5,80 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from tlkeras.data.headers import ImageError, check_header
-from tlkeras.exporting.loaded_model import LoadedSavedModel, Signature
+from tlkeras.data.headers import MAX_PIXELS, ImageError, check_header
+from tlkeras.exporting.loaded_model import FILE, LoadedSavedModel, Signature, run_warmup_requests
 from tlkeras.exporting.model_card import LABELS, REPORT, served_name
 from tlkeras.exporting.versions import list_versions
-from tlkeras.exporting.warmup import FILE, run_warmup_requests
 from tlkeras.serving.batching import Arrays, Batching, BatchScheduler
-from tlkeras.serving.metrics import Metrics
-from tlkeras.serving.options import ServeOptions
 from tlkeras.serving.status import Code, StatusError, invalid_argument, translate
 
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_ROWS = (1, 2, 4, 8, 16, 32, 64)
 DEFAULT_SIGNATURE = "serving_default"
 _BYTES = "image_bytes"
 _POLL_SECONDS = 0.02
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Settings of the development server."""
+
+    host: str = "127.0.0.1"  # address to listen on
+    rest_port: int = 8501  # port of REST; 0: any free one
+    grpc_port: int | None = 8500  # port of gRPC; 0: any free one, None: no gRPC
+    name: str | None = None  # name of the model; None: the folder's
+    labels: Mapping[str, int] = field(default_factory=dict)  # versions by label, loaded in addition to the newest
+    newest: int = 1  # number of the newest versions that stay loaded
+    max_batch_size: int = 32  # largest number of images that run together; 1: no batching
+    batch_timeout: float = 0.002  # seconds that a request waits for others
+    max_body: int = 64 * 2**20  # largest body of a request, bytes
+    max_pixels: int = MAX_PIXELS  # largest image, pixels
+    max_requests: int = 512  # largest number of concurrent requests
+    timeout: float = 30.0  # seconds until a request fails
+    threads: int = 0  # TensorFlow's threads per operation; 0: one per core
+
+
+class Metrics:
+    """Metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        by_method, by_status = ("model_name", "method"), ("model_name", "method", "status")
+        self._requests = Counter("tlkeras_requests", "Requests answered.", by_status, registry=registry)
+        self._seconds = Histogram(
+            "tlkeras_request_seconds", "Time of a request.", by_method, buckets=_SECONDS, registry=registry
+        )
+        self.batches = Histogram("tlkeras_batch_rows", "Rows per batch.", buckets=_ROWS, registry=registry)
+        self.running = Gauge("tlkeras_requests_in_progress", "Requests in progress.", registry=registry)
+        by_version = ("model_name", "version")
+        self._versions = Gauge("tlkeras_version_loaded", "1 for each loaded version.", by_version, registry=registry)
+
+    def observe_request(self, model: str, method: str, status: str, seconds: float) -> None:
+        self._requests.labels(model, method, status).inc()
+        self._seconds.labels(model, method).observe(seconds)
+
+    def set_versions(self, model: str, versions: Collection[int]) -> None:
+        self._versions.clear()
+        for number in versions:
+            self._versions.labels(model, str(number)).set(1)
+
+    def format(self) -> bytes:
+        """All metrics in the text format of Prometheus."""
+        return generate_latest(self._registry)
 
 
 @dataclass(frozen=True)

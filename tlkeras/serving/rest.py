@@ -21,8 +21,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 
 from tlkeras.serving import explain, tensors
 from tlkeras.serving.handlers import RequestHandler, make_example
-from tlkeras.serving.metrics import CONTENT_TYPE
-from tlkeras.serving.models import ModelSpec
+from tlkeras.serving.models import CONTENT_TYPE, ModelSpec
 from tlkeras.serving.status import Code, StatusError, invalid_argument
 
 METRICS_PATH = "/monitoring/prometheus/metrics"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlkeras.errors import MissingExtraError
-from tlkeras.serving.options import ServeOptions, ServerInfo
+
+if TYPE_CHECKING:
+    from tlkeras.serving.server import ServerInfo
 
 
 def serve(folder: str | Path, *, started: Callable[[ServerInfo], None] = lambda info: None, **options: Any) -> None:
@@ -23,10 +25,10 @@ def serve(folder: str | Path, *, started: Callable[[ServerInfo], None] = lambda 
         ResourceError: A port is taken.
         MissingExtraError: The extra `serve` is not installed.
     """
-    settings = ServeOptions(**options)
     for package in ("uvicorn", "starlette", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("A server", "serve")
+    from tlkeras.serving.models import ServeOptions
     from tlkeras.serving.server import Server
 
-    Server(Path(folder), settings).run(started)
+    Server(Path(folder), ServeOptions(**options)).run(started)

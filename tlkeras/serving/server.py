@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,20 @@ from tlkeras.errors import ExportError, ResourceError
 from tlkeras.exporting.versions import list_versions
 from tlkeras.serving.grpc_server import make_grpc_server
 from tlkeras.serving.handlers import RequestHandler
-from tlkeras.serving.models import Model
-from tlkeras.serving.options import ServeOptions, ServerInfo
+from tlkeras.serving.models import Model, ServeOptions
 from tlkeras.serving.rest import make_app
 
 _BACKLOG = 2048
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """Addresses of a running server."""
+
+    name: str
+    url: str  # address of REST and of the page
+    grpc: str | None  # HOST:PORT of gRPC; None without it
+    versions: list[int]  # loaded versions, in ascending order
 
 
 class Server:

@@ -7,7 +7,7 @@ from typing import Any
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.config.schema.tuning import SearchDimension
 from tlkeras.config.trials import RecipeValues, apply_values
-from tlkeras.inference.jobs.ray_engine import choose_resources, require_ray
+from tlkeras.inference.jobs.engines import choose_resources, require_ray
 from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 from tlkeras.training.builders.jobs import make_source_absolute
 from tlkeras.tuning.space import check_space

@@ -15,7 +15,7 @@ from tlkeras.config.recipe import Recipe, fingerprint, load_recipe, recipe_to_ya
 from tlkeras.config.schema.tuning import TuningConfig
 from tlkeras.config.trials import apply_values, longest_training
 from tlkeras.errors import RecipeError, RunError
-from tlkeras.inference.jobs.ray_engine import check_engine
+from tlkeras.inference.jobs.engines import check_engine
 from tlkeras.runs.directory import RUNS, Run, create_run, list_runs, record_failure
 from tlkeras.training.builders import training_seed
 from tlkeras.training.train import train

@@ -1,20 +1,90 @@
-"""Schedule, augmentation, features and learning rates of a recipe as tables."""
+"""What is known before a training as tables: checks, schedules, augmentation, features, rates, recommendations."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from tlkeras.cli.tables.style import fill_table, left, make_table, open_console, print_table, right
+from tlkeras.cli.tables.style import left, make_table, open_console, print_issues, print_table, right
+from tlkeras.diagnostics.recommend.candidates import group_by_reason
 
 if TYPE_CHECKING:
     from tlkeras.diagnostics.augmentation import AugmentationResult
+    from tlkeras.diagnostics.data_quality import CheckResult, ClassCount, DuplicateImages
     from tlkeras.diagnostics.features import FeaturePlotResult
-    from tlkeras.diagnostics.learning_rate import LearningRateResult
-    from tlkeras.diagnostics.schedule import ScheduleResult
+    from tlkeras.diagnostics.recommend.measurements import CandidateResult, FoldScore
+    from tlkeras.diagnostics.recommend.recommend import RecommendResult
+    from tlkeras.diagnostics.schedule import LearningRateResult, ScheduleResult
 
+_MOST_CLASSES, _MOST_GROUPS, _MOST_IN_GROUP, _MOST_IMAGES = 30, 10, 4, 15
+_BAR = 24
 _BARS, _BAR_WIDTH = 20, 40
+_NAMED = 3
+
+
+def print_check(result: CheckResult) -> None:
+    """Print facts, classes, unusable files, copies and odd images, then notes, problems and the verdict."""
+    console = open_console()
+    facts = [(name, escape(fact)) for name, fact in result.facts.items() if name != "classes"]  # they have a table
+    if facts:
+        print_table(f"Check of {result.name}", left("", ""), facts)
+    if result.classes:
+        _print_classes(result.classes)
+    if result.rejected:
+        print_issues("Files that cannot be used", result.rejected)
+    if copies := [group for group in result.copies if group.conflicting or group.leaking]:
+        _print_copies(copies)
+    wrong = [(image.key, image.label, image.suggested, f"{image.score:.2f}") for image in result.mislabelled or ()]
+    odd = [(image.key, image.label) for image in result.outliers or ()]
+    columns = left("image", "label")
+    for title, more, rows in (
+        ("Labels that look wrong", left("model says") + right("score"), wrong),
+        ("Images unlike all others", [], odd),
+    ):
+        if rows:
+            cells = [tuple(map(escape, row)) for row in rows]
+            print_table(f"{title} ({len(rows):,})", columns + more, cells, _MOST_IMAGES)
+    for note in result.notes:
+        console.print(f"[yellow]note:[/yellow] {escape(note)}")
+    for problem in result.problems:
+        console.print(f"[red]problem:[/red] {escape(problem)}")
+    if manifest := result.manifest:
+        left_out = "; ".join(f"{count:,}: {reason}" for reason, count in manifest.left_out.items()) or "none"
+        console.print(f"Manifest: {escape(manifest.path)}, {manifest.images:,} images. Left out: {left_out}.")
+    if result.page:
+        console.print(f"Page: {escape(result.page)}")
+    console.print("Training is not advisable yet." if result.problems else "No problems found: ready to train.")
+
+
+def _print_classes(rows: Sequence[ClassCount]) -> None:
+    several = len({row.task for row in rows}) > 1
+    largest = max(row.share for row in rows) or 1
+    cells = [
+        (
+            escape(f"{row.task}: {row.class_name}" if several else row.class_name),
+            f"{row.images:,}",
+            "█" * max(1, round(_BAR * row.share / largest)) if row.images else "",
+            *(f"{count:,}" for count in row.splits.values()),
+        )
+        for row in rows
+    ]
+    print_table("Classes", left("class") + right("images") + left("") + right(*rows[0].splits), cells, _MOST_CLASSES)
+
+
+def _print_copies(groups: Sequence[DuplicateImages]) -> None:
+    table = make_table("Copies that mislead", left("", "label", "split", "image"))
+    for group in groups[:_MOST_GROUPS]:
+        kind = "same bytes" if group.kind == "exact" else f"alike, {group.similarity:.3f}"
+        for number, image in enumerate(group.images[:_MOST_IN_GROUP]):
+            table.add_row("" if number else kind, escape(image.label), image.split, escape(image.key))
+        if len(group.images) > _MOST_IN_GROUP:
+            table.add_row("", "", "", f"and {len(group.images) - _MOST_IN_GROUP:,} more")
+        table.add_section()
+    if len(groups) > _MOST_GROUPS:
+        table.add_row(f"and {len(groups) - _MOST_GROUPS:,} more groups")
+    open_console().print(table)
 
 
 def print_schedule(result: ScheduleResult) -> None:
@@ -38,7 +108,7 @@ def print_schedule(result: ScheduleResult) -> None:
     if result.reasons:
         rows = [(chosen.key, str(chosen.value), chosen.reason) for chosen in result.reasons]
         columns = left("value") + right("") + left("because")
-        console.print(fill_table("Chosen from the size of the data", columns, rows))
+        print_table("Chosen from the size of the data", columns, rows)
 
 
 def print_augmentation(result: AugmentationResult) -> None:
@@ -64,7 +134,7 @@ def print_learning_rate(result: LearningRateResult) -> None:
         for rate, loss in pairs[:: max(1, len(pairs) // _BARS)]
     ]
     columns = right("learning rate", "loss") + left("")
-    console.print(fill_table(f"{result.name}: learning rates in stage {result.stage!r}", columns, rows))
+    print_table(f"{result.name}: learning rates in stage {result.stage!r}", columns, rows)
     if result.suggestion is None:
         console.print(f"No rate is suggested. {result.reason}")
     else:
@@ -80,7 +150,7 @@ def print_features(result: FeaturePlotResult) -> None:
     shares = {**result.separations, "the most common class alone": result.chance}
     rows = [(escape(name), f"{share:.3f}", _draw_bar(share)) for name, share in shares.items()]
     title = f"{result.name}: images with the class of their nearest neighbours"
-    console.print(fill_table(title, left("depth") + right("share") + left(""), rows))
+    print_table(title, left("depth") + right("share") + left(""), rows)
     console.print(f"{result.images:,} images, none of the test split: {escape(result.path)}")
     if result.maps:
         console.print(f"Maps of {escape(result.layer or '')}: {escape(result.maps)}")
@@ -88,3 +158,66 @@ def print_features(result: FeaturePlotResult) -> None:
 
 def _draw_bar(share: float) -> str:
     return "█" * round(_BAR_WIDTH * share)
+
+
+def print_recommendation(result: RecommendResult) -> None:
+    """Print facts, candidates, backbones left out, recommendations with their reasons, and the recipe."""
+    console = open_console()
+    facts = {**result.facts, "target": f"{result.target.name}: {result.target.reason}"}
+    print_table(result.name, left("", ""), [(name, escape(text)) for name, text in facts.items()])
+    if result.dropped:
+        rows = [
+            (str(len(names)), escape(reason), ", ".join(names[:_NAMED]))
+            for reason, names in group_by_reason(result.dropped)
+        ]
+        print_table("Left out", right("backbones") + left("reason", "such as"), rows)
+    _print_scores(result.candidates)
+    _print_costs(result.candidates)
+    advice = ((one.question, escape(one.answer), escape(one.reason)) for one in result.recommendations)
+    print_table("Recommendations", left("question", "answer", "reason"), advice)
+    console.print(f"Image: {escape(result.image)}", soft_wrap=True)
+    if result.path:
+        console.print(f"Run it with: tlkeras train {escape(result.path)}", soft_wrap=True)
+        return
+    console.print("The recipe to run (--to FILE writes it):\n", soft_wrap=True)
+    console.print(escape(result.recipe), soft_wrap=True, highlight=False)
+
+
+def _print_scores(rows: Sequence[CandidateResult]) -> None:
+    columns = left("backbone") + right("score") + left("")
+    columns += right("5 neighbours", "linear head", "LogME", "H-score", "LEEP", "NCE", "ImageNet")
+    cells = []
+    for row in rows:
+        scores = row.scores
+        others = (_format(value, "{:.3f}") for value in (scores.logme, scores.h_score, scores.leep, scores.nce))
+        classifiers = (_format_score(scores.neighbours), _format_score(scores.probe))
+        best, top1 = "≈ best" if row.noise else "", _format(row.candidate.entry.top1, "{:.1f} %")
+        cells.append((row.name, _format_score(scores.ranking), best, *classifiers, *others, top1))
+    print_table("Balanced accuracy over folds, best first; the score is the mean of both", columns, cells)
+
+
+def _print_costs(rows: Sequence[CandidateResult]) -> None:
+    numbers = right("one image", "images/s", "memory", "weights", "fine-tuning", "its memory")
+    cells = (
+        (
+            row.name,
+            f"{row.costs.milliseconds:.1f} ms",
+            f"{row.costs.images_per_second:,.0f}",
+            _format(row.costs.megabytes, "{:,.0f} MB"),
+            f"{row.candidate.megabytes:,.1f} MB",
+            f"{row.minutes:,.1f} min",
+            _format(row.costs.step_megabytes, "{:,.0f} MB"),
+            row.candidate.entry.licence,
+            "yes" if row.front else "",
+        )
+        for row in rows
+    )
+    print_table("On this machine", left("backbone") + numbers + left("licence", "Pareto front"), cells)
+
+
+def _format_score(score: FoldScore) -> str:
+    return f"{score.mean:.3f} ± {score.spread:.3f}"
+
+
+def _format(value: float | None, template: str) -> str:
+    return "-" if value is None else template.format(value)

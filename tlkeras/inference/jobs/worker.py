@@ -1,4 +1,4 @@
-"""A worker of a job: one shard after the other, until none is left that it could compute."""
+"""A worker of a job: one shard after the other, from image files to rows, until none is left that it could compute."""
 
 from __future__ import annotations
 
@@ -16,14 +16,59 @@ from tlkeras.data.headers import InvalidImage
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.pipeline import count_cores, read_error
 from tlkeras.data.tables import Dataset
+from tlkeras.data.tasks import Task
 from tlkeras.errors import ResourceError
 from tlkeras.features.engines import Engine
 from tlkeras.features.extraction import stream_images
 from tlkeras.inference.jobs.job import Job
-from tlkeras.inference.jobs.rows import MakeTable
 
+MakeTable = Callable[[list[str], list[str], list[np.ndarray]], tuple[pyarrow.Table, np.ndarray]]
+"""From names, digests and outputs [n, ...] each to rows, and which of the images have one, bool [n]."""
 _PAUSE = 0.5  # seconds until claims of other workers are tried again
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def feature_table(dtype: str, width: int) -> MakeTable:
+    """A function that makes rows of name, SHA-256 and features, a list of `width` numbers in float16 or float32."""
+
+    def make(names: list[str], digests: list[str], outputs: list[np.ndarray]) -> tuple[pyarrow.Table, np.ndarray]:
+        values = outputs[0].reshape(len(names), width) if outputs else np.empty((0, width), np.float32)
+        with np.errstate(over="ignore"):
+            values = values.astype(dtype)
+        usable = np.asarray(np.isfinite(values).all(axis=1))
+        features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values[usable].ravel()), width)
+        return pyarrow.table({**_identify(names, digests, usable), "features": features}), usable
+
+    return make
+
+
+def prediction_columns(tasks: Sequence[Task]) -> list[str]:
+    """Names of the columns: `label` and `probability of NAME`, or `value`, of several tasks after their names."""
+    several = len(tasks) > 1
+    return [f"{task.name}: {name}" if several else name for task in tasks for name in task.prediction_columns()]
+
+
+def prediction_table(tasks: Sequence[Task]) -> MakeTable:
+    """A function that makes rows of name, SHA-256 and, for each task, the label and float32 probabilities."""
+    header = prediction_columns(tasks)
+
+    def make(names: list[str], digests: list[str], outputs: list[np.ndarray]) -> tuple[pyarrow.Table, np.ndarray]:
+        predictions = outputs or [np.empty((0, len(task.class_names)), np.float32) for task in tasks]
+        usable = np.asarray(np.all([np.isfinite(prediction).all(axis=1) for prediction in predictions], axis=0))
+        columns: list[Any] = []
+        for task, prediction in zip(tasks, predictions, strict=True):
+            if task.has_classes:
+                columns.append(pyarrow.array(task.format(task.decide(prediction[usable])), pyarrow.string()))
+            columns += [pyarrow.array(column) for column in prediction[usable].T]
+        return pyarrow.table({**_identify(names, digests, usable), **dict(zip(header, columns, strict=True))}), usable
+
+    return make
+
+
+def _identify(names: list[str], digests: list[str], usable: np.ndarray) -> dict[str, pyarrow.Array]:
+    chosen = np.flatnonzero(usable).tolist()
+    texts = {"image": names, "sha256": digests}
+    return {key: pyarrow.array([text[row] for row in chosen], pyarrow.string()) for key, text in texts.items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tlkeras.config.recipe import Recipe, fingerprint
 from tlkeras.errors import RecipeError
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy, make_mirrored, make_multi_worker
 from tlkeras.finetuning.rendezvous import TIMEOUT_SECONDS, read_cluster, rendezvous
-from tlkeras.runs.environment import describe_environment
+from tlkeras.runs.directory import describe_environment
 
 _VERSIONS = ("tlkeras", "tensorflow", "keras", "numpy")
 
