@@ -17,7 +17,7 @@ import tlkeras
 from tlkeras.data.decoding import decode_file
 from tlkeras.errors import ExportError, ResourceError, RunError
 from tlkeras.exporting import inference_graph, saved_model
-from tlkeras.exporting.loaded_model import LoadedSavedModel
+from tlkeras.exporting.signatures import LoadedSavedModel
 from tlkeras.runs.directory import Run
 
 

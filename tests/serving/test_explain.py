@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tlkeras.serving.explain import GRID, occlude
+from tlkeras.serving.handlers import GRID, occlude
 
 
 def test_every_pixel_is_covered_and_the_rest_is_left():

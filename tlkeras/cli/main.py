@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tlkeras.cli import catalog, diagnostics, runs, serving
+from tlkeras.cli import catalog, diagnostics, runs
 from tlkeras.errors import TlkerasError
 
 INTERRUPTED = 130
@@ -63,9 +63,8 @@ def main(debug: bool, quiet: bool) -> None:
 
 
 for _command in (
-    *(runs.train, runs.evaluate, runs.predict, runs.compare, runs.report, runs.tune),
+    *(runs.train, runs.evaluate, runs.predict, runs.compare, runs.report, runs.tune, runs.export, runs.serve),
     *(diagnostics.check, diagnostics.show, diagnostics.find_lr, diagnostics.recommend),
-    *(serving.export, serving.serve, catalog.ls, catalog.cp, catalog.backbones),
-    *(catalog.features, catalog.data_service, catalog.cache, catalog.pack),
+    *(catalog.ls, catalog.cp, catalog.backbones, catalog.features, catalog.cache, catalog.pack, catalog.data_service),
 ):
     main.add_command(_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,13 +58,11 @@ def show_augmentation(
 ) -> AugmentationResult:
     """Draw a contact sheet: a row per image, as it is and in its first views; below, the batch mixed with itself.
 
+    DataError if no image can be read; ResourceError if the file exists and was not drawn, or cannot be written.
+
     Args:
         to: The PNG file; NAME-augmentation.png in the current folder by default.
         views: Number of views of each image, fewer where the policy has fewer.
-
-    Raises:
-        DataError: No image can be read.
-        ResourceError: The file exists and is no contact sheet, or cannot be written.
     """
     resolved = load_recipe(recipe, overrides)
     target = Path(to) if to else Path(f"{resolved.name}-augmentation.png")
@@ -73,28 +72,18 @@ def show_augmentation(
     numbered = number_views(policy, views, training_seed(resolved))
     drawn = draw_views(plain, keys, numbered)
     rows = [[image, *of_image] for image, of_image in zip(plain, drawn, strict=True)]
-    for name, mixed in _mix(resolved, plain).items():
-        rows.append(list(mixed[: len(numbered) + 1]))
+    for name, batch in _mix(resolved, plain).items():
+        rows.append(list(batch[: len(numbered) + 1]))
         labels.append(name)
     titles = ["as it is", *(f"view {view.number}" for view in numbered)]
     write_plot(partial(plot_contact_sheet, rows, labels, titles), target)
-    mixup, cutmix = mixup_cutmix_alphas(resolved)
-    return AugmentationResult(
-        name=resolved.name,
-        policy=policy.name,
-        operations=tuple(_describe_policy(policy)),
-        rounds=policy.rounds,
-        views=policy.size,
-        mixup=mixup,
-        cutmix=cutmix,
-        path=str(target),
-        images=len(plain),
-        shown=len(numbered),
-    )
+    about = (resolved.name, policy.name, tuple(_describe_policy(policy)), policy.rounds, policy.size)
+    mixed = mixup_cutmix_alphas(resolved)
+    return AugmentationResult(*about, *mixed, str(target), images=len(plain), shown=len(numbered))
 
 
 def check_target(path: Path) -> None:
-    """Make sure that a file is new, or an image that was drawn before; ResourceError if it is another file."""
+    """Raise a ResourceError if there is a file that is no image drawn before."""
     start = path.read_bytes()[:512] if path.is_file() else b""
     if path.exists() and not (start.startswith(_PNG) and _MATPLOTLIB in start):
         rule = f"{path} exists and was not drawn by tlkeras, so it is not replaced."
@@ -116,14 +105,11 @@ def choose_images(recipe: Recipe, dataset: Dataset, count: int) -> tuple[list[st
     for row in _alternate_strata(task.strata(dataset.targets[task.name]), data_seed(recipe)):
         path = dataset.paths[row]
         header = read_header_and_digest(path)
-        if isinstance(header, InvalidImage):
-            continue
-        try:
-            pixels.append(decode_recipe_image(recipe, path))
-        except ImageError:
-            continue
-        digests.append(header[0])
-        labels.append("".join(task.format(task.members(dataset.targets[task.name][row : row + 1]))) or str(row))
+        with suppress(ImageError):
+            if not isinstance(header, InvalidImage):
+                pixels.append(decode_recipe_image(recipe, path))
+                digests.append(header[0])
+                labels.append("".join(task.format(task.members(dataset.targets[task.name][row : row + 1]))) or str(row))
         if len(labels) == count:
             break
     if not labels:

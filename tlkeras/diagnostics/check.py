@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,16 +21,7 @@ from tlkeras.data.sources.references import load_recipe_or_source
 from tlkeras.data.splits import classes_missing_from_test
 from tlkeras.data.tables import Dataset
 from tlkeras.diagnostics import data_quality
-from tlkeras.diagnostics.data_quality import (
-    CheckedImage,
-    CheckResult,
-    ClassCount,
-    DataIssues,
-    DuplicateImages,
-    ManifestResult,
-    MislabelledImage,
-    count_of,
-)
+from tlkeras.diagnostics.data_quality import CheckedImage, CheckResult, ClassCount, DataIssues, ManifestResult, count_of
 from tlkeras.errors import TlkerasError, list_some
 from tlkeras.features.extraction import average_positions
 from tlkeras.features.extractor import FeatureExtractor
@@ -48,8 +40,6 @@ _T = TypeVar("_T")
 _PIXELS = 132
 _MOST_GROUPS, _MOST_IN_GROUP, _MOST_IMAGES = 60, 8, 96
 
-_Image = TypeVar("_Image", bound=CheckedImage)
-
 
 def check(
     recipe: str | Path | Recipe,
@@ -61,51 +51,55 @@ def check(
 ) -> CheckResult:
     """All problems that would stop a training or spoil its result, in a recipe's images, labels and stages.
 
+    RecipeError if the recipe cannot be found, read or validated; ResourceError if the page cannot be written.
+
     Args:
         recipe: A recipe, or images alone: a folder, a manifest, "tfds:NAME" or a packaged set, which are checked as
             `linear_probe` would take them.
         deep: Look for wrong labels and outliers however many features must be computed for it.
         html: A page to write, with the images in question.
         fix: A cleaned manifest to write; images are never touched.
-
-    Raises:
-        RecipeError: The recipe cannot be found, read or validated.
-        ResourceError: The page cannot be written.
     """
     resolved, train = load_recipe_or_source(recipe, overrides)
     if html:
         check_page(html)
-    images, of_images = _check_images(resolved)
-    extractor, of_training = _check_training(resolved, images, train)
-    issues, of_labels = _check_labels(resolved, images, extractor, deep)
-    _, of_space = _attempt(lambda: check_space(resolved) if has_search_space(resolved) else None)
-    manifest, of_manifest = _attempt(lambda: _write_manifest(resolved, images, issues, fix))
-    findings = (of_images, of_training, of_labels, _Findings([*of_space, *of_manifest]))
-    dataset = None if images is None else images.dataset
+    found = _Findings()
+    images = _check_images(resolved, found)
+    extractor = _check_training(resolved, images, train, found)
+    issues = _check_labels(resolved, images, extractor, deep, found)
+    found.attempt(lambda: check_space(resolved) if has_search_space(resolved) else None)
+    manifest = found.attempt(lambda: _write_manifest(resolved, images, issues, fix))
     result = CheckResult(
         name=resolved.name,
-        problems=tuple(problem for found in findings for problem in found.problems),
-        notes=tuple(note for found in findings for note in found.notes),
-        facts={name: fact for found in findings for name, fact in found.facts.items()},
-        rejected=() if dataset is None else data_quality.to_printable_issues(dataset.rejected),
-        remarks=() if dataset is None else data_quality.to_printable_issues(dataset.warnings),
-        classes=() if images is None else images.classes,
-        copies=() if images is None else data_quality.list_duplicates(images.dataset, images.duplicates),
-        leaking_groups=() if images is None else tuple(images.leaking),
-        mislabelled=None if issues is None else issues.mislabelled,
-        outliers=None if issues is None else issues.outliers,
+        problems=tuple(found.problems),
+        notes=tuple(found.notes),
+        facts=found.facts,
+        **({} if images is None else images.list_findings()),
+        **({} if issues is None else vars(issues)),
         manifest=manifest,
     )
-    return _write_page(result, dataset, html) if html else result
+    if not html:
+        return result
+    paths = () if images is None else images.dataset.paths
+    sections = render_check_page(result, {to_printable(path): path for path in paths})
+    return replace(result, page=str(write_page(html, f"Check of {result.name}", sections)))
 
 
 @dataclass(frozen=True)
 class _Findings:
-    """What one part of the check found."""
+    """What the parts of the check found, one after the other."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+
+    def attempt(self, step: Callable[[], _T], needed: bool = True) -> _T | None:
+        """The result of a step, or None if it met a problem, which is no more than a note if the step is not needed."""
+        try:
+            return step()
+        except TlkerasError as error:
+            (self.problems if needed else self.notes).append(str(error))
+            return None
 
 
 @dataclass(frozen=True)
@@ -117,40 +111,38 @@ class _CheckedImages:
     leaking: list[copies.LeakingGroup]
     classes: tuple[ClassCount, ...]
 
+    def list_findings(self) -> dict[str, Any]:
+        """Fields of `CheckResult`."""
+        issues = {"rejected": self.dataset.rejected, "remarks": self.dataset.warnings}
+        printable = {name: tuple(map(data_quality.to_printable_issue, of)) for name, of in issues.items()}
+        duplicates = data_quality.list_duplicates(self.dataset, self.duplicates)
+        return {**printable, "classes": self.classes, "copies": duplicates, "leaking_groups": tuple(self.leaking)}
 
-def _attempt(step: Callable[[], _T]) -> tuple[_T | None, list[str]]:
-    """The result of a step, or None and the problem that it met."""
-    try:
-        return step(), []
-    except TlkerasError as error:
-        return None, [str(error)]
 
-
-def _check_images(recipe: Recipe) -> tuple[_CheckedImages | None, _Findings]:
-    """The images, or None where there are none, and what is wrong with files, splits and labels."""
-    read, problems = _attempt(lambda: _read_images(recipe))
+def _check_images(recipe: Recipe, found: _Findings) -> _CheckedImages | None:
+    """The images, or None where there are none; what is wrong with files, splits and labels is added to `found`."""
+    read = found.attempt(lambda: _read_images(recipe))
     if read is None:
-        return None, _Findings(problems)
+        return None
     dataset, thumbnails = read
-    facts = {"images": f"{len(dataset):,} from {dataset.source}"}
-    notes = []
-    divided, problems = _attempt(lambda: builders.split_dataset(recipe, dataset))
+    found.facts["images"] = f"{len(dataset):,} from {dataset.source}"
+    divided = found.attempt(lambda: builders.split_dataset(recipe, dataset))
     if divided is not None:
         dataset, split = divided, divided.split
-        facts["splits"] = ", ".join(f"{name} {(split == name).sum():,}" for name in dict.fromkeys(split))
-        notes += classes_missing_from_test(dataset)
+        found.facts["splits"] = ", ".join(f"{name} {(split == name).sum():,}" for name in dict.fromkeys(split))
+        found.notes.extend(classes_missing_from_test(dataset))
     duplicates = copies.find_duplicates(dataset, thumbnails)
     leaking = copies.find_leaking_groups(dataset.groups, dataset.split)
     classes = data_quality.count_classes(dataset)
-    facts["classes"] = ", ".join(f"{row.class_name} {row.images:,}" for row in classes)
-    problems += list_some(data_quality.list_problems(dataset, duplicates, leaking))
-    notes += data_quality.list_notes(dataset, duplicates)
+    found.facts["classes"] = ", ".join(f"{row.class_name} {row.images:,}" for row in classes)
+    found.problems.extend(list_some(data_quality.list_problems(dataset, duplicates, leaking)))
+    found.notes.extend(data_quality.list_notes(dataset, duplicates))
     if dataset.rejected:
         files = count_of(len(dataset.rejected), "file cannot be used and is", "files cannot be used and are")
-        notes.append(f"{files} left out.")
+        found.notes.append(f"{files} left out.")
     if licence := dataset.facts.get("licence"):
-        facts["licence of the images"] = licence
-    return _CheckedImages(dataset, duplicates, leaking, classes), _Findings(problems, notes, facts)
+        found.facts["licence of the images"] = licence
+    return _CheckedImages(dataset, duplicates, leaking, classes)
 
 
 def _read_images(recipe: Recipe) -> tuple[Dataset, np.ndarray]:
@@ -161,29 +153,30 @@ def _read_images(recipe: Recipe) -> tuple[Dataset, np.ndarray]:
 
 
 def _check_training(
-    recipe: Recipe, images: _CheckedImages | None, train: bool
-) -> tuple[FeatureExtractor | None, _Findings]:
-    """The frozen network, if the training is possible, and what it would compute; problems are notes if not `train`."""
-    extractor, problems = _attempt(lambda: builders.build_feature_extractor(recipe))
+    recipe: Recipe, images: _CheckedImages | None, train: bool, found: _Findings
+) -> FeatureExtractor | None:
+    """The frozen network, if the training is possible; what it would compute is added to `found`."""
+    extractor = found.attempt(lambda: builders.build_feature_extractor(recipe), needed=train)
     if extractor is None:
-        return None, _Findings(problems) if train else _Findings(notes=problems)
-    origin, shape = builders.describe_origin(recipe), extractor.pooled.output_shape[1:]
-    facts = {"backbone": f"{origin['backbone']} at {builders.image_size(recipe)} px, weights {origin['weights']}"}
-    notes = []
+        return None
+    facts, origin, shape = found.facts, builders.describe_origin(recipe), extractor.pooled.output_shape[1:]
+    facts["backbone"] = f"{origin['backbone']} at {builders.image_size(recipe)} px, weights {origin['weights']}"
     if handcrafted := ", ".join(builders.list_handcrafted_kinds(recipe)):
         facts["handcrafted features"] = handcrafted
-        notes.append(f"Handcrafted features ({handcrafted}) cannot be exported as a SavedModel; `predict` works.")
+        found.notes.append(f"Handcrafted features ({handcrafted}) cannot be exported as a SavedModel; `predict` works.")
     facts["features"] = f"{' x '.join(map(str, shape))} {feature_precision(recipe)}"
     if not train or images is None or not images.dataset.split.all():
-        return extractor, _Findings([], notes, facts)
-    planned, problems = _attempt(lambda: _plan(recipe, images.dataset, extractor))
-    if planned is not None:
-        if planned.plan is not None:
-            facts |= {f"stage {one.stage}": f"from {one.cut}: {one.reason}" for one in planned.plan.caching.stages}
-        counts, problems = _attempt(lambda: builders.count_cache_misses(planned))
-        if counts is not None:
-            facts["to compute"] = "{:,} of {:,} images, each view counted; the rest is cached".format(*counts)
-    return None if problems else extractor, _Findings(problems, notes, facts)
+        return extractor
+    planned = found.attempt(lambda: _plan(recipe, images.dataset, extractor))
+    if planned is None:
+        return None
+    if planned.plan is not None:
+        facts |= {f"stage {one.stage}": f"from {one.cut}: {one.reason}" for one in planned.plan.caching.stages}
+    counts = found.attempt(lambda: builders.count_cache_misses(planned))
+    if counts is None:
+        return None
+    facts["to compute"] = "{:,} of {:,} images, each view counted; the rest is cached".format(*counts)
+    return extractor
 
 
 def _plan(recipe: Recipe, dataset: Dataset, extractor: FeatureExtractor) -> Experiment:
@@ -195,29 +188,27 @@ def _plan(recipe: Recipe, dataset: Dataset, extractor: FeatureExtractor) -> Expe
 
 
 def _check_labels(
-    recipe: Recipe, images: _CheckedImages | None, extractor: FeatureExtractor | None, deep: bool
-) -> tuple[DataIssues | None, _Findings]:
-    """Wrong labels and outliers, or None where they were not looked for, and sentences on them."""
+    recipe: Recipe, images: _CheckedImages | None, extractor: FeatureExtractor | None, deep: bool, found: _Findings
+) -> DataIssues | None:
+    """Wrong labels and outliers, or None where they were not looked for; sentences on them are added to `found`."""
     if images is None or extractor is None:
-        return None, _Findings()
+        return None
     experiment = Experiment(recipe, images.dataset, extractor)
-    missing, problems = _attempt(lambda: builders.count_missing_features(experiment))
+    missing = found.attempt(lambda: builders.count_missing_features(experiment))
     if missing is None:
-        return None, _Findings(problems)
+        return None
     if missing > MOST_FEATURES and not deep:
         reason = f"features of {missing:,} images would have to be computed"
         note = f"Wrong labels and outliers were not looked for: {reason}. `--deep` does it, and caches them."
-        return None, _Findings(notes=[note])
+        found.notes.append(note)
+        return None
     groups = copies.join_groups(images.dataset.groups, images.duplicates)
-    issues, problems = _attempt(lambda: _find_issues(experiment, groups))
-    if issues is None:
-        return None, _Findings(problems)
-    notes = []
-    if wrong := len(issues.mislabelled):
-        notes.append(f"{count_of(wrong, 'image looks', 'images look')} mislabelled.")
-    if odd := len(issues.outliers):
-        notes.append(f"{count_of(odd, 'image is', 'images are')} unlike all others.")
-    return issues, _Findings(notes=notes)
+    issues = found.attempt(lambda: _find_issues(experiment, groups))
+    if wrong := len(issues.mislabelled) if issues else 0:
+        found.notes.append(f"{count_of(wrong, 'image looks', 'images look')} mislabelled.")
+    if odd := len(issues.outliers) if issues else 0:
+        found.notes.append(f"{count_of(odd, 'image is', 'images are')} unlike all others.")
+    return issues
 
 
 def _find_issues(experiment: Experiment, groups: np.ndarray) -> DataIssues:
@@ -243,72 +234,50 @@ def _write_manifest(
     return ManifestResult(str(written), len(cleaning.kept), cleaning.left_out)
 
 
-def _write_page(result: CheckResult, dataset: Dataset | None, path: str | Path) -> CheckResult:
-    paths = () if dataset is None else dataset.paths
-    sections = render_check_page(result, {to_printable(one): one for one in paths})
-    return replace(result, page=str(write_page(path, f"Check of {result.name}", sections)))
-
-
 def render_check_page(result: CheckResult, paths: Mapping[str, str]) -> list[HtmlSection]:
     """The sections of the page; `paths` leads from printable paths to those that can be opened."""
     verdict = [f"!{problem}" for problem in result.problems] or ["No problems found: ready to train."]
-    facts = list(result.facts.items())
-    sections = [HtmlSection("Overview", [*verdict, *result.notes], ("", ""), facts), *_list_classes(result.classes)]
+    sections = [HtmlSection("Overview", [*verdict, *result.notes], ("", ""), list(result.facts.items()))]
+    if rows := result.classes:
+        several = len({row.task for row in rows}) > 1
+        names = [f"{row.task}: {row.class_name}" if several else row.class_name for row in rows]
+        table = [(name, row.images, row.share, *row.splits.values()) for name, row in zip(names, rows, strict=True)]
+        sections.append(HtmlSection("Classes", (), ("class", "images", "share", *rows[0].splits), table))
     for title, groups in (
         ("Copies with different labels", [group for group in result.copies if group.conflicting]),
         ("Copies in different splits", [group for group in result.copies if group.leaking and not group.conflicting]),
         ("Other copies", [group for group in result.copies if not group.leaking and not group.conflicting]),
     ):
-        sections += _draw_copies(title, groups, paths)
-
-    def explain(image: MislabelledImage) -> list[str]:
-        return [f"label {image.label}", f"the model says {image.suggested} (+{image.score:.2f})"]
-
-    sections += _draw_images("Labels that look wrong", result.mislabelled or (), paths, explain)
-    sections += _draw_images("Images unlike all others", result.outliers or (), paths, lambda image: [image.label])
+        strips = []
+        for group in groups[:_MOST_GROUPS]:
+            alike = f"they look the same, correlation {group.similarity:.3f}"
+            told = [(image, [image.label, image.split]) for image in group.images[:_MOST_IN_GROUP]]
+            strips.append(("the same bytes" if group.kind == "exact" else alike, _draw(told, paths)))
+        sections += _show(title, len(groups), _MOST_GROUPS, strips)
+    wrong = [
+        (image, [f"label {image.label}", f"the model says {image.suggested} (+{image.score:.2f})"])
+        for image in result.mislabelled or ()
+    ]
+    odd = [(image, [image.label]) for image in result.outliers or ()]
+    for title, images in (("Labels that look wrong", wrong), ("Images unlike all others", odd)):
+        sections += _show(title, len(images), _MOST_IMAGES, [("", _draw(images[:_MOST_IMAGES], paths))])
     for title, issues in (("Files that cannot be used", result.rejected), ("Odd files", result.remarks)):
-        rows = [(issue.path, issue.reason) for issue in issues]
-        sections += [HtmlSection(title, (), ("file", "reason"), rows)] if rows else []
+        files = [(issue.path, issue.reason) for issue in issues]
+        sections += [HtmlSection(title, (), ("file", "reason"), files)] if files else []
     return sections
 
 
-def _list_classes(rows: Sequence[ClassCount]) -> Iterator[HtmlSection]:
-    if not rows:
-        return
-    several = len({row.task for row in rows}) > 1
-    names = [f"{row.task}: {row.class_name}" if several else row.class_name for row in rows]
-    table = [(name, row.images, row.share, *row.splits.values()) for name, row in zip(names, rows, strict=True)]
-    yield HtmlSection("Classes", (), ("class", "images", "share", *rows[0].splits), table)
+def _show(title: str, count: int, most: int, strips: Sequence[tuple[str, Sequence[HtmlFigure]]]) -> list[HtmlSection]:
+    """A section of strips, unless there is nothing to show."""
+    rest = [f"The first {most} are shown; `--json` lists all."] if count > most else []
+    return [HtmlSection(f"{title} ({count:,})", rest, strips=strips)] if count else []
 
 
-def _draw_copies(title: str, groups: Sequence[DuplicateImages], paths: Mapping[str, str]) -> Iterator[HtmlSection]:
-    if not groups:
-        return
-    strips = []
-    for group in groups[:_MOST_GROUPS]:
-        kind = "the same bytes" if group.kind == "exact" else f"they look the same, correlation {group.similarity:.3f}"
-        figures = [_draw(image, paths, [image.label, image.split]) for image in group.images]
-        strips.append((kind, [figure for figure in figures[:_MOST_IN_GROUP] if figure]))
-    yield HtmlSection(f"{title} ({len(groups):,})", _mention_rest(len(groups), _MOST_GROUPS), strips=strips)
-
-
-def _draw_images(
-    title: str, images: Sequence[_Image], paths: Mapping[str, str], explain: Callable[[_Image], list[str]]
-) -> Iterator[HtmlSection]:
-    if not images:
-        return
-    figures = [_draw(image, paths, explain(image)) for image in images[:_MOST_IMAGES]]
-    strip = ("", [figure for figure in figures if figure])
-    yield HtmlSection(f"{title} ({len(images):,})", _mention_rest(len(images), _MOST_IMAGES), strips=[strip])
-
-
-def _mention_rest(count: int, most: int) -> list[str]:
-    return [f"The first {most} are shown; `--json` lists all."] if count > most else []
-
-
-def _draw(image: CheckedImage, paths: Mapping[str, str], lines: Sequence[str]) -> HtmlFigure | None:
-    try:
-        pixels = decode_file(paths[image.path], _PIXELS, "pad")
-    except ImageError:  # deleted since it was checked
-        return None
-    return HtmlFigure(pixels, [*filter(None, lines), image.key])
+def _draw(images: Sequence[tuple[CheckedImage, list[str]]], paths: Mapping[str, str]) -> list[HtmlFigure]:
+    """Images with the lines of text that go with them; none that were deleted since they were checked."""
+    figures = []
+    for image, lines in images:
+        with suppress(ImageError):
+            pixels = decode_file(paths[image.path], _PIXELS, "pad")
+            figures.append(HtmlFigure(pixels, [*filter(None, lines), image.key]))
+    return figures

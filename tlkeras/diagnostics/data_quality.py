@@ -35,15 +35,12 @@ _ODDITIES = {
 
 @dataclass(frozen=True)
 class ClassCount(Result):
-    """Number of images of a class, in all and by split, and its share of the task's labelled images, 0 to 1.
-
-    The class name of a regression is the range of its numbers.
-    """
+    """Number of images of a class."""
 
     task: str
-    class_name: str
+    class_name: str  # of a regression the range of its numbers
     images: int
-    share: float
+    share: float  # of the task's labelled images, 0 to 1
     splits: dict[str, int] = field(metadata=FLAT)
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,39 +50,32 @@ class ClassCount(Result):
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """An image in question: its printable path, its path within the source, its labels and its split."""
+    """An image in question."""
 
-    path: str
-    key: str
+    path: str  # printable
+    key: str  # the path within the source
     label: str
     split: str
 
 
 @dataclass(frozen=True)
 class DuplicateImages:
-    """Images with the same bytes (kind "exact") or that look the same ("near").
+    """Images with the same bytes, or that look the same."""
 
-    The similarity is the lowest correlation of one image with the central one. The labels of conflicting images
-    differ; leaking images are in several splits.
-    """
-
-    kind: str
-    similarity: float
-    conflicting: bool
-    leaking: bool
+    kind: str  # "exact" or "near"
+    similarity: float  # the lowest correlation of one image with the central one
+    conflicting: bool  # whether labels differ
+    leaking: bool  # whether they are in several splits
     images: tuple[CheckedImage, ...]
 
 
 @dataclass(frozen=True)
 class MislabelledImage(CheckedImage, Result):
-    """An image whose label looks wrong, the class that the model predicts, and by how much it is more probable.
+    """An image whose label looks wrong."""
 
-    The score is a difference of probabilities; the task is None where there is one alone.
-    """
-
-    suggested: str
-    score: float
-    task: str | None = field(default=None, metadata=OPTIONAL)
+    suggested: str  # the class that the model predicts
+    score: float  # by how much it is more probable, a difference of probabilities
+    task: str | None = field(default=None, metadata=OPTIONAL)  # None where there is one alone
 
 
 @dataclass(frozen=True)
@@ -112,13 +102,13 @@ class CheckResult(Result):
     problems: tuple[str, ...]  # sentences; where there are none, training is advisable
     notes: tuple[str, ...]  # sentences worth reading
     facts: dict[str, str]  # on images, splits, backbone and cost, name -> text
-    rejected: tuple[Issue, ...]  # files that cannot be used; their paths are printable
-    remarks: tuple[Issue, ...]  # files that are odd
-    classes: tuple[ClassCount, ...]
-    copies: tuple[DuplicateImages, ...]  # images that are the same or look the same
-    leaking_groups: tuple[LeakingGroup, ...]  # groups that are in several splits
-    mislabelled: tuple[MislabelledImage, ...] | None  # most suspicious first; None where they were not looked for
-    outliers: tuple[OutlierImage, ...] | None  # most suspicious first; None where they were not looked for
+    rejected: tuple[Issue, ...] = ()  # files that cannot be used; their paths are printable
+    remarks: tuple[Issue, ...] = ()  # files that are odd
+    classes: tuple[ClassCount, ...] = ()
+    copies: tuple[DuplicateImages, ...] = ()  # images that are the same or look the same
+    leaking_groups: tuple[LeakingGroup, ...] = ()  # groups that are in several splits
+    mislabelled: tuple[MislabelledImage, ...] | None = None  # most suspicious first; None where not looked for
+    outliers: tuple[OutlierImage, ...] | None = None  # most suspicious first; None where not looked for
     manifest: ManifestResult | None = field(default=None, metadata=OPTIONAL)  # the one that was written
     page: str | None = field(default=None, metadata=OPTIONAL)  # the file that was written
 
@@ -197,23 +187,18 @@ def count_classes(dataset: Dataset) -> tuple[ClassCount, ...]:
     return tuple(rows)
 
 
-def to_printable_issues(issues: Sequence[Issue]) -> tuple[Issue, ...]:
-    """The same issues with paths that can be printed."""
-    return tuple(Issue(to_printable(issue.path), issue.code, issue.reason) for issue in issues)
+def to_printable_issue(issue: Issue) -> Issue:
+    return Issue(to_printable(issue.path), issue.code, issue.reason)
 
 
 def list_duplicates(dataset: Dataset, groups: Sequence[DuplicateGroup]) -> tuple[DuplicateImages, ...]:
     """Groups of duplicates with paths, labels and splits of their images."""
-    return tuple(
-        DuplicateImages(
-            "exact" if group.exact else "near",
-            round(group.similarity, 4),
-            group.conflicting,
-            group.leaking,
-            tuple(describe_image(dataset, row) for row in group.rows),
-        )
-        for group in groups
-    )
+    found = []
+    for group in groups:
+        kind, images = "exact" if group.exact else "near", tuple(describe_image(dataset, row) for row in group.rows)
+        similarity = round(group.similarity, 4)
+        found.append(DuplicateImages(kind, similarity, group.conflicting, group.leaking, images))
+    return tuple(found)
 
 
 def describe_image(dataset: Dataset, row: int) -> CheckedImage:

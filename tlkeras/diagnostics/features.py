@@ -43,8 +43,7 @@ class FeaturePlotResult(Result):
 
     name: str
     images: int
-    # by depth, the share of images that have the class of their nearest neighbours in other folds
-    separations: dict[str, float]
+    separations: dict[str, float]  # share of images with the class of their nearest neighbours in other folds, by depth
     chance: float  # share of the most common class
     layer: str | None  # the cut whose maps were drawn, if any
     path: str  # the PNG file of projections and accuracies
@@ -62,17 +61,14 @@ def show_features(
 ) -> FeaturePlotResult:
     """Plot how well a recipe's features separate the classes before anything is fitted; test images are left out.
 
+    RecipeError if there is no such method or layer, DataError if too few images have a label, MissingExtraError if UMAP
+    is not installed, ResourceError if another file has the name or the file cannot be written.
+
     Args:
         method: Of the second projection: tsne or umap; the first is of principal components.
         layer: A block or cut of the backbone whose maps are drawn too, into FILE-maps.png.
         images: Maximum number of images that are projected.
         to: The PNG file; NAME-features.png in the current folder by default.
-
-    Raises:
-        RecipeError: There is no such method or layer.
-        DataError: There are too few images with a label.
-        MissingExtraError: UMAP is not installed.
-        ResourceError: Another file has the name, or the file cannot be written.
     """
     resolved = load_recipe(recipe, overrides)
     path = Path(to) if to else Path(f"{resolved.name}-features.png")
@@ -95,15 +91,8 @@ def show_features(
     write_plot(partial(plot_features, points, _list_colourings(shown), separations, chance), path)
     if cut is not None and maps is not None:
         _draw_maps(experiment, cut, maps)
-    return FeaturePlotResult(
-        name=resolved.name,
-        images=len(shown),
-        separations=separations,
-        chance=chance,
-        layer=None if cut is None else cut.name,
-        path=str(path),
-        maps=None if maps is None else str(maps),
-    )
+    name, drawn = (None, None) if cut is None else (cut.name, str(maps))
+    return FeaturePlotResult(resolved.name, len(shown), separations, chance, name, str(path), drawn)
 
 
 def _check_options(recipe: Recipe, method: str, layer: str | None) -> None:
@@ -140,14 +129,16 @@ def _list_colourings(dataset: Dataset) -> dict[str, np.ndarray]:
     return colourings | ({"domain": domains} if len(np.unique(domains)) > 1 else {})
 
 
+FoldIndices = list[tuple[np.ndarray, np.ndarray]]  # positions to fit on, and positions held out
+
+
 @dataclass(frozen=True)
 class LabelledFolds:
     """Images of known class, divided into folds."""
 
     known: np.ndarray  # mask of them among all images, bool (n,)
     codes: np.ndarray  # their classes by the first task, int (m,), from 0
-    # positions among them to fit on, and positions held out; no group is in both
-    folds: list[tuple[np.ndarray, np.ndarray]]
+    folds: FoldIndices  # no group is in both parts
     groups: np.ndarray | None = None  # their groups, (m,); None where there are none
 
 

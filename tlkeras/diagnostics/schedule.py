@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,8 +72,7 @@ class ScheduleResult(Result):
 def show_schedule(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> ScheduleResult:
     """The stages of a recipe's fine-tuning: which blocks train, at which rate, and from which cached activations.
 
-    Raises:
-        TlkerasError: The recipe does not fine-tune, or a stage does not suit the backbone or the data.
+    TlkerasError if the recipe does not fine-tune, or a stage does not suit the backbone or the data.
     """
     recipe = load_recipe(recipe, overrides)
     dataset, extractor = builders.read_dataset(recipe), builders.build_feature_extractor(recipe)
@@ -96,17 +94,9 @@ def _describe_stage(stage: Stage, planned: StagePlan, extractor: FeatureExtracto
         for block, multiplier in zip(extractor.blocks, multipliers, strict=True)
         if multiplier
     ]
-    return ScheduledStage(
-        name=stage.name,
-        epochs=stage.length,
-        learning_rate=stage.learning_rate,
-        cut=planned.cut,
-        megabytes=planned.bytes * rows / 1e6,
-        saved=planned.saved,
-        reason=planned.reason,
-        parameters=sum(block.parameters for block in blocks),
-        blocks=tuple(blocks[::-1]),
-    )
+    cached, parameters = planned.bytes * rows / 1e6, sum(block.parameters for block in blocks)
+    start = (planned.cut, cached, planned.saved, planned.reason)
+    return ScheduledStage(stage.name, stage.length, stage.learning_rate, *start, parameters, tuple(blocks[::-1]))
 
 
 @dataclass(frozen=True)
@@ -135,15 +125,12 @@ def find_learning_rate(
     """A learning rate for one stage of a recipe, suggested by a range test from the fitted head and pretrained weights.
 
     Images are not augmented, so that what is computed here is cached for the training too; the stages before are
-    skipped.
+    skipped. TlkerasError if the recipe does not fine-tune, has no such stage, or the image cannot be written.
 
     Args:
         stage: Its name; the first by default.
         steps: Number of rates to try, from 1e-6 to 1.
         to: The PNG file of the curve; NAME-rates.png in the current folder by default.
-
-    Raises:
-        TlkerasError: The recipe does not fine-tune, has no such stage, or the image cannot be written.
     """
     recipe = load_recipe(recipe, overrides)
     image = Path(to or f"{recipe.name}-rates.png")
@@ -153,11 +140,10 @@ def find_learning_rate(
     experiment = builders.validate(prepared)
     plan = builders.require_plan(experiment)
     index = _find_stage(plan.schedule, stage)
-    with ExitStack() as stack:
-        cut = plan.caching.cuts[index]
-        taps = _list_taps(experiment.extractor, cut)
-        training = experiment.take(experiment.dataset.rows("train"))
-        features = stack.enter_context(builders.extract_features(training, taps))
+    cut = plan.caching.cuts[index]
+    taps = _list_taps(experiment.extractor, cut)
+    training = experiment.take(experiment.dataset.rows("train"))
+    with builders.extract_features(training, taps) as features:
         values, training = dict(zip(taps, features.outputs, strict=True)), training.take(features.kept)
         part = SplitFeatures(np.arange(len(training.dataset)), np.asarray(values[POOLED]))
         heads = fit_heads(partial(builders.make_recipe_head, recipe), training.dataset, {"train": part})

@@ -45,12 +45,9 @@ class ExportFormat:
 
     file: str  # path in the version's folder
     write: Callable[[ConversionInputs, Path], None]  # converts a model and writes the file
-    # from a file and the names of its outputs, the function that predicts with it
-    open: Callable[[Path, Sequence[str]], PredictFn]
-    # the extra that must be installed, and the package by which its presence is checked
-    extra: tuple[str, str] | None = None
-    # largest difference in a probability; None where weights are rounded and only accuracy counts
-    tolerance: float | None = None
+    open: Callable[[Path, Sequence[str]], PredictFn]  # the function that predicts, from a file and names of outputs
+    extra: tuple[str, str] | None = None  # the extra that it needs, and a package by which its presence is checked
+    tolerance: float | None = None  # largest difference in a probability; None where only accuracy counts
 
 
 def check_formats(names: Sequence[str]) -> None:
@@ -71,9 +68,7 @@ def _freeze_outputs(inputs: ConversionInputs, batch: int | None) -> Any:
     return freeze(keras.Model(whole.input, outputs, name=whole.name), batch)
 
 
-def _write_litert(
-    inputs: ConversionInputs, path: Path, *, quantize: Callable[[Any, ConversionInputs], None] | None = None
-) -> None:
+def _write_litert(inputs: ConversionInputs, path: Path, *, numbers: str = "float32") -> None:
     names = inputs.outputs
     frozen = _freeze_outputs(inputs, 1)
 
@@ -84,21 +79,15 @@ def _write_litert(
     module = tf.Module()
     module.run = function
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], module)
-    if quantize is not None:
-        quantize(converter, inputs)
+    if numbers != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if numbers == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    elif numbers == "int8":
+        converter.representative_dataset = lambda: ([image[None]] for image in inputs.calibration)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
     with silence_stderr():
         path.write_bytes(converter.convert())
-
-
-def _use_float16(converter: Any, inputs: ConversionInputs) -> None:
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_types = [tf.float16]
-
-
-def _use_int8(converter: Any, inputs: ConversionInputs) -> None:
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([image[None]] for image in inputs.calibration)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
 
 
 def _open_litert(path: Path, names: Sequence[str]) -> PredictFn:
@@ -174,10 +163,8 @@ def _open_onnx(path: Path, names: Sequence[str]) -> PredictFn:
 
 FORMATS: Mapping[str, ExportFormat] = {
     "litert-float32": ExportFormat("litert/float32.tflite", _write_litert, _open_litert, tolerance=1e-3),
-    "litert-float16": ExportFormat(
-        "litert/float16.tflite", partial(_write_litert, quantize=_use_float16), _open_litert
-    ),
-    "litert-int8": ExportFormat("litert/int8.tflite", partial(_write_litert, quantize=_use_int8), _open_litert),
+    "litert-float16": ExportFormat("litert/float16.tflite", partial(_write_litert, numbers="float16"), _open_litert),
+    "litert-int8": ExportFormat("litert/int8.tflite", partial(_write_litert, numbers="int8"), _open_litert),
     "openvino": ExportFormat("openvino/model.xml", _write_openvino, _open_openvino, tolerance=1e-3),
     "onnx": ExportFormat("onnx/model.onnx", _write_onnx, _open_onnx, ("onnx", "tf2onnx"), 1e-3),
 }

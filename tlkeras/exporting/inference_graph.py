@@ -33,8 +33,7 @@ _TINY = 1e-30  # float32 has it
 class InferenceModel:
     """A model ready to be exported."""
 
-    # from uint8 images [n, size, size, 3] to the features [n, d] where there are any, and then the probabilities [n, k]
-    # of each task
+    # uint8 images [n, size, size, 3] to features [n, d], where there are any, and the probabilities [n, k] of each task
     call: Callable[[tf.Tensor], list[tf.Tensor]]
     model: keras.Model | None  # owner of the variables that `call` reads; None where all are constants
     has_features: bool  # whether the first output holds features
@@ -51,13 +50,14 @@ def make_inference_model(model: keras.Model, tasks: Sequence[Task], images: np.n
 
     The fast network has batch norm folded into convolutions, variables as constants, and batches divided into chunks
     of few images whose activations stay in the processor's cache. On the given images, uint8 [n, size, size, 3], its
-    probabilities may differ by `TOLERANCE`, its decisions may not.
-
-    Raises:
-        ExportError: The model's outputs are not those of the tasks.
+    probabilities may differ by `TOLERANCE`, its decisions may not. ExportError as in `add_features`.
     """
     whole, has_features = add_features(model, tasks)
-    plain = InferenceModel(_divide_batches(lambda images: _run_plain(whole, images), whole), whole, has_features)
+
+    def run(images: tf.Tensor) -> list[tf.Tensor]:
+        return [tf.cast(output, tf.float32) for output in whole(tf.cast(images, whole.input.dtype), training=False)]
+
+    plain = InferenceModel(_divide_batches(run, whole), whole, has_features)
     try:
         call = _divide_batches(freeze(whole), whole)
         difference = _find_difference(plain, call, images, tasks)
@@ -72,8 +72,7 @@ def make_inference_model(model: keras.Model, tasks: Sequence[Task], images: np.n
 def add_features(model: keras.Model, tasks: Sequence[Task]) -> tuple[keras.Model, bool]:
     """The model with its features, the first vector through which all data flows, as first output, if it has any.
 
-    Raises:
-        ExportError: The model's outputs are not those of the tasks.
+    ExportError if the model's outputs are not those of the tasks.
     """
     outputs = keras.tree.flatten(model.output)
     shapes = [tuple(output.shape) for output in outputs]
@@ -92,21 +91,8 @@ def add_features(model: keras.Model, tasks: Sequence[Task]) -> tuple[keras.Model
     return keras.Model(model.input, [*features, *outputs], name=model.name), bool(features)
 
 
-def _run_plain(whole: keras.Model, images: tf.Tensor) -> list[tf.Tensor]:
-    return [tf.cast(output, tf.float32) for output in whole(tf.cast(images, whole.input.dtype), training=False)]
-
-
-def _pad_empty(images: tf.Tensor) -> tf.Tensor:
-    """Add a black image to an empty batch, for which oneDNN's convolutions give the wrong number of channels."""
-    missing = tf.maximum(1 - tf.shape(images)[0], 0)
-    return tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
-
-
 def freeze(whole: keras.Model, batch: int | None = None) -> Any:
-    """A functional model, folded, as a concrete function without variables, of a number of images or of any.
-
-    It maps `images`, uint8 [n, size, size, 3], to a list of float32 tensors.
-    """
+    """A functional model, folded, as a concrete function without variables: uint8 `images` to float32 tensors."""
     folded = fold_batch_norm(whole)
 
     def run(images: tf.Tensor) -> list[tf.Tensor]:
@@ -133,7 +119,9 @@ def _divide_batches(function: Any, whole: keras.Model) -> Callable[[tf.Tensor], 
         ]
 
         def step(chunk: tf.Tensor, arrays: list[tf.TensorArray]) -> tuple[tf.Tensor, list[tf.TensorArray]]:
-            results = function(_pad_empty(images[chunk * size : (chunk + 1) * size]))
+            part = images[chunk * size : (chunk + 1) * size]
+            missing = tf.maximum(1 - tf.shape(part)[0], 0)  # for none oneDNN gives the wrong number of channels
+            results = function(tf.pad(part, [[0, missing], [0, 0], [0, 0], [0, 0]]))
             return chunk + 1, [array.write(chunk, result) for array, result in zip(arrays, results, strict=True)]
 
         _, filled = tf.while_loop(

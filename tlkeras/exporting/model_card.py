@@ -84,16 +84,20 @@ def write_card(path: Path, run: Run, name: str, report: ExportReport) -> None:
     recipe = load_recipe(str(run.path / "recipe.yaml"))
     origin = builders.describe_origin(recipe)
     licences = builders.list_licences(recipe, run.manifest.get("data", {}))
+    environment = run.read_json("environment.json")
+    versions = {"python": environment["python"], **environment["versions"]}
     sections = [
         f"# {name}",
         _introduce(run, origin, report),
         "## Data\n\n" + _describe_data(run, origin["source"]),
         "## Metrics\n\n" + _tabulate_metrics(run),
-        "## This export against the run\n\n" + _tabulate_parity(report.parity) + "\n\n" + _describe_comparison(report),
+        "## This export against the run\n\n" + _tabulate_parity(report.parity),
+        f"On {report.images:,} held-out images, each compared with the {REFERENCE}.",
+        *report.notes,
         "## Limits\n\n" + _LIMITS,
         "## Licences\n\n" + "\n".join(f"- {what}: {licence}" for what, licence in licences.items()),
         "## Recipe\n\n```yaml\n" + recipe_to_yaml(recipe).strip() + "\n```",
-        "## Versions\n\n" + _list_versions(run),
+        "## Versions\n\n" + "\n".join(f"- {what} {version}" for what, version in versions.items() if version),
     ]
     (path / CARD).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
@@ -119,10 +123,8 @@ def _introduce(run: Run, origin: Mapping[str, str], report: ExportReport) -> str
 def _describe_data(run: Run, source: str) -> str:
     manifest = run.manifest
     counts = ", ".join(f"{split} {count:,}" for split, count in manifest.get("examples", {}).items())
-    lines = [f"Source `{source}`; images: {counts}; {manifest.get('rejected', 0):,} could not be read."]
-    for key, value in manifest.get("data", {}).items():
-        lines.append(f"- {key}: {value}")
-    return "\n".join(lines)
+    first = f"Source `{source}`; images: {counts}; {manifest.get('rejected', 0):,} could not be read."
+    return "\n".join([first, *(f"- {key}: {value}" for key, value in manifest.get("data", {}).items())])
 
 
 def _tabulate_metrics(run: Run) -> str:
@@ -163,14 +165,3 @@ def _tabulate_parity(rows: Sequence[ParityResult]) -> str:
             f"{_format_interval(accuracy.low, accuracy.high)} | {row.megabytes:.2f} | {row.milliseconds:.1f} |"
         )
     return "\n".join(lines)
-
-
-def _describe_comparison(report: ExportReport) -> str:
-    lines = [f"On {report.images:,} held-out images, each compared with the {REFERENCE}.", *report.notes]
-    return "\n\n".join(lines)
-
-
-def _list_versions(run: Run) -> str:
-    environment = run.read_json("environment.json")
-    versions = {"python": environment["python"], **environment["versions"]}
-    return "\n".join(f"- {name} {version}" for name, version in versions.items() if version)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +19,7 @@ from tlkeras.data.tasks import Task, prefix_with_task
 from tlkeras.errors import RunError, TlkerasError
 from tlkeras.evaluation.intervals import Estimate
 from tlkeras.evaluation.metrics import bootstrap_metrics
+from tlkeras.evaluation.run_data import read_csv
 from tlkeras.exporting.signatures import Preprocessing
 from tlkeras.progress import progress_bar
 from tlkeras.results import Result
@@ -56,63 +54,54 @@ class HeldOut:
 
     def batches(self) -> Iterator[tuple[list[bytes], np.ndarray]]:
         """Yield the bytes of some images, and the same decoded, uint8 [b, size, size, 3]."""
-        for start in range(0, len(self.paths), BATCH):
-            encoded = [Path(path).read_bytes() for path in self.paths[start : start + BATCH]]
-            yield encoded, self.preprocessing.decode(tf.constant(encoded)).numpy()
+        return (self._read(self.paths[start : start + BATCH]) for start in range(0, len(self), BATCH))
 
     def first(self, count: int) -> tuple[list[bytes], np.ndarray]:
         """At most `count` images, as bytes and decoded, uint8 [n, size, size, 3]."""
-        batches = list(itertools.islice(self.batches(), -(-count // BATCH)))
-        encoded = [one for batch, _ in batches for one in batch]
-        return encoded[:count], np.concatenate([images for _, images in batches])[:count]
+        return self._read(self.paths[:count])
+
+    def _read(self, paths: Sequence[str]) -> tuple[list[bytes], np.ndarray]:
+        encoded = [Path(path).read_bytes() for path in paths]
+        return encoded, self.preprocessing.decode(tf.constant(encoded)).numpy()
 
 
 def read_held_out(run: Run, tasks: list[Task], preprocessing: Preprocessing) -> HeldOut:
-    """At most 256 held-out images of a run, evenly spread; RunError if the run stores no images, or no predictions."""
+    """At most 256 held-out images of a run, evenly spread: of all that still exist, else the samples that it stores.
+
+    RunError if the run stores no samples, or no predictions.
+    """
     samples = run.read_json("samples.json")
     if not samples:
         raise RunError(f"{run.name} stores no held-out images to compare an export with.", f"none in {run.path}")
     stored = run.read_arrays("predictions.npz")
-    keys = [row["image"] for row in _read_table(run, "predictions.csv")]
+    keys = [row["image"] for row in read_csv(run, "predictions.csv")]
     files, note = _find_files(run, keys)
     if not files:
         files = {sample["key"]: str(run.path / sample["file"]) for sample in samples}
     rows = np.array([row for row, key in enumerate(keys) if key in files], dtype=np.int64)
     if len(rows) > _MAX_IMAGES:
         rows = rows[np.linspace(0, len(rows) - 1, _MAX_IMAGES).astype(np.int64)]
-    targets, predictions = (
-        [stored[prefix_with_task(tasks, task, kind)] for task in tasks] for kind in ("targets", "probabilities")
-    )
+    targets = [stored[prefix_with_task(tasks, task, "targets")][rows] for task in tasks]
+    predictions = [stored[prefix_with_task(tasks, task, "probabilities")] for task in tasks]
     for sample in samples:  # the prediction stored with a sample is the one that the export must reproduce
         if (found := np.flatnonzero(np.asarray(keys) == sample["key"])).size:
             for task, of_task in zip(tasks, predictions, strict=True):
                 of_task[found[0]] = sample[prefix_with_task(tasks, task, "probabilities")]
-    return HeldOut(
-        preprocessing,
-        [keys[row] for row in rows.tolist()],
-        [files[keys[row]] for row in rows.tolist()],
-        [of_task[rows] for of_task in targets],
-        stored["weights"][rows],
-        [of_task[rows] for of_task in predictions],
-        stored["group"][rows] if "group" in stored else np.full(len(rows), ""),
-        bootstrap_options(run.require("recipe.yaml")),
-        note,
-    )
+    names = [keys[row] for row in rows.tolist()]
+    paths, own = [files[name] for name in names], [of_task[rows] for of_task in predictions]
+    groups = stored["group"][rows] if "group" in stored else np.full(len(rows), "")
+    bootstrap = bootstrap_options(run.require("recipe.yaml"))
+    return HeldOut(preprocessing, names, paths, targets, stored["weights"][rows], own, groups, bootstrap, note)
 
 
 def read_training_images(run: Run, preprocessing: Preprocessing, count: int) -> np.ndarray:
     """At most `count` images of the training split, evenly spread: uint8 [n, size, size, 3]; none without a source."""
-    keys = [row["image"] for row in _read_table(run, "splits.csv") if row["split"] == "train"]
+    keys = [row["image"] for row in read_csv(run, "splits.csv") if row["split"] == "train"]
     chosen = [keys[row] for row in np.unique(np.linspace(0, len(keys) - 1, count).astype(int))] if keys else []
     files, _ = _find_files(run, chosen)
     if not files:
         return np.zeros((0, preprocessing.size, preprocessing.size, 3), np.uint8)
     return preprocessing.decode(tf.constant([Path(path).read_bytes() for path in files.values()])).numpy()
-
-
-def _read_table(run: Run, name: str) -> list[dict[str, str]]:
-    text = run.read_bytes(name).decode("utf-8", "replace")
-    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
@@ -144,8 +133,7 @@ class ParityResult(Result):
 
     form: str
     task: str
-    # largest difference in a probability from the Keras model; of a regression as a fraction of the largest value
-    difference: float
+    difference: float  # largest in a probability from the Keras model; of a regression over the largest value
     agreement: float  # fraction of images with the same prediction as the Keras model's
     accuracy: Estimate  # accuracy (exact match of several labels, R2 of a regression) with its 95 % interval
     megabytes: float  # size on disk
@@ -180,10 +168,7 @@ def compare_formats(
 
 
 def _measure_accuracy(task: Task, targets: np.ndarray, predictions: np.ndarray, held_out: HeldOut) -> Estimate:
-    """Accuracy, or R2 of a regression, on images whose target is known; NaN where none is.
-
-    Resampled as the run's metrics are, so that the same images have the same interval.
-    """
+    """Accuracy (R2 of a regression) on images of known target, resampled as the run's metrics are; NaN without any."""
     known = task.is_labelled(targets)
     if not known.any():
         return Estimate(np.nan, np.nan, np.nan)

@@ -18,7 +18,6 @@ from tlkeras.evaluation.calibration import ScalingMethod
 from tlkeras.exporting import model_card, parity, versions
 from tlkeras.exporting.formats import CALIBRATION_IMAGES, FORMATS, ConversionInputs, check_formats
 from tlkeras.exporting.inference_graph import build_scalings, find_scalings, make_inference_model
-from tlkeras.exporting.loaded_model import LoadedSavedModel, run_warmup_requests, write_warmup
 from tlkeras.exporting.parity import (
     BATCH,
     REFERENCE,
@@ -31,7 +30,14 @@ from tlkeras.exporting.parity import (
     read_held_out,
     read_training_images,
 )
-from tlkeras.exporting.signatures import Preprocessing, main_output, write_signatures
+from tlkeras.exporting.signatures import (
+    LoadedSavedModel,
+    Preprocessing,
+    main_output,
+    run_warmup_requests,
+    write_signatures,
+    write_warmup,
+)
 from tlkeras.features.handcrafted.layer import list_handcrafted
 from tlkeras.heads.heads import order_outputs
 from tlkeras.inference.predict import load_model
@@ -73,6 +79,10 @@ def export(
     The version is written under a name that TensorFlow Serving ignores, loaded as TensorFlow Serving loads it, compared
     on held-out images, and only then renamed to the next integer. Nothing that exists is changed.
 
+    ExportError if the folder holds other files, or the export's predictions differ from the run's or miss a limit;
+    ResourceError if the folder cannot be written or the disk is full; RunError if the run has no readable model, or
+    stores no images.
+
     Args:
         run: As in `open_run`.
         to: Folder of the versions, new, empty or with versions; saved_models/RECIPE if not given.
@@ -81,11 +91,6 @@ def export(
         max_drop: Publish nothing that loses more accuracy than this against the run's own model; other formats may
             lose `MAX_DROP` if not given.
         calibrate: Build temperature or vector scaling into the model, with which the run's own predictions are scaled.
-
-    Raises:
-        ExportError: The folder holds other files, or the export's predictions differ from the run's or miss a limit.
-        ResourceError: The folder cannot be written or the disk is full.
-        RunError: The run has no readable model, or stores no images.
     """
     opened = open_run(run, runs)
     target = Path(to) if to else Path("saved_models") / opened.name.rpartition("-")[0]
@@ -100,16 +105,9 @@ def export(
             converted = _convert(inputs, formats, folder)
             rows, difference = _check_parity(inputs, loaded, converted, folder, criteria)
             gone = inputs.held_out.note and f"Note: {inputs.held_out.note}."
-            report = ExportReport(
-                run=opened.name,
-                image=inputs.held_out.preprocessing,
-                signatures=list(loaded.signatures),
-                images=len(inputs.held_out),
-                difference=difference,
-                parity=rows,
-                fast=model.is_fast,
-                notes=[note for note in (inputs.calibration, model.note, gone) if note],
-            )
+            notes = [note for note in (inputs.calibration, model.note, gone) if note]
+            about = (opened.name, inputs.held_out.preprocessing, list(loaded.signatures), len(inputs.held_out))
+            report = ExportReport(*about, difference, rows, model.is_fast, notes)
             requests = _write_extras(inputs, loaded, folder, model_card.served_name(target), report)
         version = versions.publish(folder, target, {"run": str(opened.path), "difference": difference})
         model_card.write_config(target)
@@ -121,11 +119,9 @@ def _read_inputs(run: Run, calibrate: ScalingMethod | None = None) -> ExportInpu
     tasks, preprocessing = read_tasks(run), Preprocessing(**run.manifest["image"])
     model = order_outputs(load_model(run), [task.name for task in tasks])
     if list_handcrafted(model):
-        raise ExportError(
-            "Handcrafted features cannot be exported: they are computed in Python, not by TensorFlow.",
-            run.name,
-            "`tlkeras predict` and `evaluate` work from the run; to export, train without features.handcrafted.",
-        )
+        rule = "Handcrafted features cannot be exported: they are computed in Python, not by TensorFlow."
+        way_out = "`tlkeras predict` and `evaluate` work from the run; to export, train without features.handcrafted."
+        raise ExportError(rule, run.name, way_out)
     held_out = read_held_out(run, tasks, preprocessing)
     if calibrate is None:
         return ExportInputs(run, model, tasks, held_out)
@@ -154,11 +150,8 @@ def _convert(inputs: ExportInputs, names: Sequence[str], folder: Path) -> dict[s
         except OSError:
             raise
         except Exception as error:  # converters raise any type of error
-            raise ExportError(
-                f"The model could not be converted to {name}.",
-                f"{type(error).__name__}: {str(error)[:300]}",
-                "Nothing was published. Leave that format out.",
-            ) from error
+            rule, reason = f"The model could not be converted to {name}.", f"{type(error).__name__}: {str(error)[:300]}"
+            raise ExportError(rule, reason, "Nothing was published. Leave that format out.") from error
     return converted
 
 
@@ -177,18 +170,17 @@ def _check_parity(
     sizes[SAVED_MODEL] = parity.measure_size(folder) - sum(sizes.values())
     sizes[REFERENCE] = parity.measure_size(inputs.run.path / "model.keras")
     own = {REFERENCE: _predict_with_keras(inputs.model), SAVED_MODEL: _predict_with_saved_model(loaded, inputs.tasks)}
-    models = {**own, **converted}
-    rows, predictions = parity.compare_formats(models, sizes, inputs.held_out, inputs.tasks)
+    rows, predictions = parity.compare_formats({**own, **converted}, sizes, inputs.held_out, inputs.tasks)
     worst = 0.0
     stored = inputs.held_out.probabilities
     for task, expected, predicted in zip(inputs.tasks, stored, predictions[SAVED_MODEL], strict=True):
         differences = task.measure_difference(expected, predicted)
         worst = max(worst, float(differences.max()))
         if not worst <= TOLERANCE:
+            rule = f"The export's predictions differ from the run's by more than {TOLERANCE:g}."
+            received = f"a difference of {worst:.2g} on {inputs.held_out.keys[int(differences.argmax())]}"
             raise ExportError(
-                f"The export's predictions differ from the run's by more than {TOLERANCE:g}.",
-                f"a difference of {worst:.2g} on {inputs.held_out.keys[int(differences.argmax())]}",
-                "Nothing was published. Was the run made with another version of tlkeras?",
+                rule, received, "Nothing was published. Was the run made with another version of tlkeras?"
             )
     drop = MAX_DROP if criteria.max_drop is None else criteria.max_drop
     of_formats = {name: AcceptanceCriteria(FORMATS[name].tolerance, criteria.min_accuracy, drop) for name in converted}

@@ -1,16 +1,19 @@
-"""The signatures of an exported SavedModel: names of inputs and outputs, and the graphs behind them."""
+"""The signatures of an exported SavedModel, written with Keras and loaded again as TensorFlow Serving loads them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from tensorflow_serving.apis import classification_pb2, input_pb2, model_pb2, predict_pb2, prediction_log_pb2
 
 from tlkeras.data.decoding import decode
 from tlkeras.data.tasks import THRESHOLD, MultiLabelTask, Task
@@ -22,6 +25,8 @@ CLASSIFY = "tensorflow/serving/classify"
 _DECODED_AT_ONCE = 32
 
 NamedTensors = dict[str, tf.Tensor]
+FILE = "assets.extra/tf_serving_warmup_requests"
+Log = prediction_log_pb2.PredictionLog
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,10 @@ class Preprocessing:
 @cache
 def _make_decoder(size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
     """The graph that decodes a batch, traced once per process."""
-    image = tf.TensorSpec((size, size, 3), tf.uint8)
+    options = {"fn_output_signature": tf.TensorSpec((size, size, 3), tf.uint8), "parallel_iterations": _DECODED_AT_ONCE}
 
     def run(image_bytes: tf.Tensor) -> tf.Tensor:
-        return tf.map_fn(
-            lambda encoded: decode(encoded, size, resize),
-            image_bytes,
-            fn_output_signature=image,
-            parallel_iterations=_DECODED_AT_ONCE,
-        )
+        return tf.map_fn(lambda encoded: decode(encoded, size, resize), image_bytes, **options)
 
     return tf.function(run, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
 
@@ -71,8 +71,12 @@ def write_signatures(model: InferenceModel, tasks: Sequence[Task], preprocessing
         described = [(task, _describe_output(task, output)) for task, output in outputs]
         return {name_output(tasks, task, name): tensor for task, found in described for name, tensor in found.items()}
 
-    def classify(index: int) -> Callable[[tf.Tensor], NamedTensors]:
-        return lambda inputs: _rank(tasks[index], model.call(preprocessing.decode(_parse(inputs)))[first + index])
+    def classify(index: int, inputs: tf.Tensor) -> NamedTensors:
+        """All classes with their scores, the most probable first, for serialized tf.Examples, string [n]."""
+        features = tf.io.parse_example(inputs, {EXAMPLE_KEY: tf.io.FixedLenFeature((), tf.string)})
+        probabilities = model.call(preprocessing.decode(features[EXAMPLE_KEY]))[first + index]
+        scores, order = tf.math.top_k(probabilities, len(tasks[index].class_names))
+        return {"classes": tf.gather(tf.constant(list(tasks[index].class_names)), order), "scores": scores}
 
     encoded = tf.TensorSpec((None,), tf.string, name="image_bytes")
     archive = keras.export.ExportArchive()
@@ -87,24 +91,13 @@ def write_signatures(model: InferenceModel, tasks: Sequence[Task], preprocessing
         )
     names = {name_output(tasks, task, "classify"): index for index, task in enumerate(tasks) if task.has_classes}
     for name, index in names.items():
-        archive.add_endpoint(name, classify(index), [tf.TensorSpec((None,), tf.string, name="inputs")])
+        archive.add_endpoint(name, partial(classify, index), [tf.TensorSpec((None,), tf.string, name="inputs")])
     archive.write_out(str(path), verbose=False)
     with quiet_deprecations():
         updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(path))
         for name in names:
             updater.replace_method_name(signature_key=name, method_name=CLASSIFY, tags="serve")
         updater.save()
-
-
-def _parse(inputs: tf.Tensor) -> tf.Tensor:
-    """Bytes of the images in serialized tf.Examples, string [n]."""
-    return tf.io.parse_example(inputs, {EXAMPLE_KEY: tf.io.FixedLenFeature((), tf.string)})[EXAMPLE_KEY]
-
-
-def _rank(task: Task, probabilities: tf.Tensor) -> NamedTensors:
-    """All classes with their scores, the most probable first, as the method classify returns them."""
-    scores, order = tf.math.top_k(probabilities, len(task.class_names))
-    return {"classes": tf.gather(tf.constant(list(task.class_names)), order), "scores": scores}
 
 
 def _describe_output(task: Task, output: tf.Tensor) -> NamedTensors:
@@ -132,3 +125,105 @@ def quiet_deprecations() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One function of a SavedModel."""
+
+    method: str  # such as "tensorflow/serving/predict"
+    inputs: Mapping[str, Any]  # TensorInfo by name
+    outputs: Mapping[str, Any]  # TensorInfo by name
+    call: Callable[..., list[np.ndarray]]  # from one array per input, in the order of `inputs`, to one per output
+
+
+class LoadedSavedModel:
+    """A version that several threads may run at once; OSError or tf.errors.OpError if it cannot be loaded."""
+
+    def __init__(self, path: Path, threads: int = 0):  # threads within one operation; 0: one per core
+        config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads)
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+        with self._session.graph.as_default(), quiet_deprecations():
+            meta = tf.compat.v1.saved_model.loader.load(self._session, ["serve"], str(path))
+        self.signatures = {
+            name: self._make_signature(definition)
+            for name, definition in sorted(meta.signature_def.items())
+            if not name.startswith("__")
+        }
+        self.definitions = {name: meta.signature_def[name] for name in self.signatures}
+
+    def _make_signature(self, definition: Any) -> Signature:
+        inputs, outputs = dict(definition.inputs), dict(definition.outputs)
+        fetches = [info.name for info in outputs.values()]
+        call = self._session.make_callable(fetches, feed_list=[info.name for info in inputs.values()])
+        return Signature(definition.method_name, inputs, outputs, call)
+
+    def run(self, name: str, **inputs: Any) -> dict[str, np.ndarray]:
+        """Outputs of a signature by name, from one array per input."""
+        signature = self.signatures[name]
+        arrays = (
+            np.asarray(inputs[key], tf.as_dtype(info.dtype).as_numpy_dtype) for key, info in signature.inputs.items()
+        )
+        return dict(zip(signature.outputs, signature.call(*arrays), strict=True))
+
+    def close(self) -> None:
+        self._session.close()
+
+    def __enter__(self) -> LoadedSavedModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_warmup(
+    path: Path, loaded: LoadedSavedModel, name: str, encoded: Sequence[bytes], images: np.ndarray, batch_size: int
+) -> int:
+    """Write requests for each signature: one image, and a batch for the two that predict; the number of requests.
+
+    A server runs them before it accepts any other, and does not load a version where one fails. The images are real
+    ones, as bytes and as uint8 [n, size, size, 3]; a batch repeats them where there are fewer.
+    """
+    file = path / FILE
+    file.parent.mkdir(exist_ok=True)
+    logs = list(_make_logs(loaded, name, encoded, images, batch_size))
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for log in logs:
+            writer.write(log.SerializeToString())
+    return len(logs)
+
+
+def run_warmup_requests(path: Path, loaded: LoadedSavedModel) -> None:
+    """Read a version's requests and run them all; tf.errors.OpError if the file is damaged, or a request fails."""
+    for record in tf.data.TFRecordDataset(str(path / FILE)).as_numpy_iterator():
+        log = Log.FromString(record)
+        if log.HasField("classify_log"):
+            request = log.classify_log.request
+            examples = [example.SerializeToString() for example in request.input.example_list.examples]
+            loaded.run(request.model_spec.signature_name, inputs=examples)
+        else:
+            request = log.predict_log.request
+            inputs = {key: tf.make_ndarray(tensor) for key, tensor in request.inputs.items()}
+            loaded.run(request.model_spec.signature_name, **inputs)
+
+
+def _make_logs(
+    loaded: LoadedSavedModel, name: str, encoded: Sequence[bytes], images: np.ndarray, batch_size: int
+) -> Iterator[prediction_log_pb2.PredictionLog]:
+    rows = np.arange(batch_size) % len(encoded)
+    for signature, definition in loaded.signatures.items():
+        spec = model_pb2.ModelSpec(name=name, signature_name=signature)
+        if definition.method == CLASSIFY:
+            feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded[0]]))
+            example = tf.train.Example(features=tf.train.Features(feature={EXAMPLE_KEY: feature}))
+            examples = input_pb2.Input(example_list=input_pb2.ExampleList(examples=[example]))
+            request = classification_pb2.ClassificationRequest(model_spec=spec, input=examples)
+            yield Log(classify_log=prediction_log_pb2.ClassifyLog(request=request))
+            continue
+        (key,) = definition.inputs
+        values = images if key == "images" else np.array(list(encoded), dtype=object)
+        batches = [rows[:1]] if signature == "features" else [rows[:1], rows]
+        for batch in batches:
+            request = predict_pb2.PredictRequest(model_spec=spec)
+            request.inputs[key].CopyFrom(tf.make_tensor_proto(values[batch]))
+            yield Log(predict_log=prediction_log_pb2.PredictLog(request=request))

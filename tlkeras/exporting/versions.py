@@ -59,20 +59,15 @@ def staging_folder(target: Path) -> Iterator[Path]:
     staging = target / f"{_STAGING_PREFIX}{uuid.uuid4().hex}"
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _remove_stale(target)
+        for left in target.glob(f"{_STAGING_PREFIX}*"):  # by exports that were killed a day ago or longer
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         yield staging
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "message", None) or error
         raise ResourceError(f"Cannot write to {target}: {reason}.", way_out="Nothing there was changed.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _remove_stale(target: Path) -> None:
-    """Remove what exports left that were killed a day ago or longer."""
-    for path in target.glob(f"{_STAGING_PREFIX}*"):
-        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def publish(staging: Path, target: Path, facts: Mapping[str, Any]) -> int:
@@ -110,6 +105,6 @@ def sync(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
         if path.is_dir():
             sync_folder(path)
-            continue
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        else:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())

@@ -52,22 +52,16 @@ def load_model(run: Run) -> keras.Model:
 
 
 def predict(
-    run: str | Path | Run,
-    images: Sequence[str | Path],
-    *,
-    top: int = 3,
-    batch_size: int = 32,
-    runs: str | Path = RUNS,
+    run: str | Path | Run, images: Sequence[str | Path], *, top: int = 3, batch_size: int = 32, runs: str | Path = RUNS
 ) -> PredictionResult:
     """Classes and probabilities of image files, or of all images below folders.
+
+    DataError if no image was given, or some do not exist; all are named at once.
 
     Args:
         run: As in `open_run`.
         top: Classes per image.
         batch_size: Images computed together, at most.
-
-    Raises:
-        DataError: No image was given, or one does not exist; all are named at once.
     """
     opened = open_run(run, runs)
     paths = expand_paths(images)

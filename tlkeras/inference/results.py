@@ -52,8 +52,7 @@ class ImagePrediction(TaskPrediction):
     """The predictions for one image."""
 
     path: str  # the file, in printable characters
-    # the prediction of each task by its name; the attributes above are those of the first
-    tasks: Mapping[str, TaskPrediction] = field(default_factory=dict)
+    tasks: Mapping[str, TaskPrediction] = field(default_factory=dict)  # by name; those above are of the first
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes by name; `tasks` only where there are several."""
@@ -105,9 +104,7 @@ class JobSummary(Result):
     rows: int  # rows in their parts
     rejected: int  # number of their images without a row
     bytes: int  # size of their parts
-    # SHA-256 of all parts' digests in order: jobs with equal ones have equal rows, byte for byte. None until every
-    # shard is done
-    sha256: str | None
+    sha256: str | None  # of all parts' digests in order: equal for equal rows; None until every shard is done
 
     @property
     def settled(self) -> int:

@@ -30,7 +30,7 @@ from tlkeras.features.engines import make_engine
 from tlkeras.files import atomic_write
 from tlkeras.heads.heads import order_outputs
 from tlkeras.inference.jobs.engines import check_engine, run_processes, run_ray
-from tlkeras.inference.jobs.job import REJECTED_COLUMNS, Job, check_facts, open_csv, open_job, plan_job
+from tlkeras.inference.jobs.job import REJECTED_COLUMNS, Job, ListPaths, check_facts, open_csv, open_job, plan_job
 from tlkeras.inference.jobs.worker import ShardProcessor, feature_table, prediction_table, process_shards
 from tlkeras.inference.predict import expand_paths, load_model
 from tlkeras.inference.results import JobResult, PredictionFileResult, list_unreadable
@@ -85,10 +85,7 @@ def extract_features(
 def predict_in_shards(
     run: str | Path | Run, images: Sequence[str | Path], out: str | Path, *, runs: str | Path = RUNS, **options: Any
 ) -> JobResult:
-    """The predictions of any number of images, files or all below folders, as Parquet files.
-
-    The run is as in `open_run`; folder and options are as in `extract_features`.
-    """
+    """The predictions of images, files or all below folders, as Parquet files; options as in `extract_features`."""
     execution, folder = ExecutionOptions(**options), Path(out)
     check_engine(execution.engine)
     processor = make_prediction_processor(str(open_run(run, runs).path.resolve()))
@@ -101,16 +98,9 @@ def predict_in_shards(
 
 
 def run_job(
-    folder: Path,
-    processor: ShardProcessor,
-    root: str,
-    list_paths: Callable[[], Iterable[str]],
-    options: ExecutionOptions,
+    folder: Path, processor: ShardProcessor, root: str, list_paths: ListPaths, options: ExecutionOptions
 ) -> JobResult:
-    """Compute the shards of a job that are missing; root and paths are as in `plan_job`.
-
-    `load_processor` makes the processor again from its facts, on any machine.
-    """
+    """Compute the shards of a job that are missing, here or where `load_processor` makes the processor again."""
     job = plan_job(folder, processor.facts, root, list_paths, options.shard_size)
     job.forget_attempts()
     job.drop_damaged(options.verify)
@@ -159,14 +149,8 @@ def make_prediction_processor(run_path: str) -> ShardProcessor:
 def _make_feature_processor(fields: Mapping[str, Any]) -> ShardProcessor:
     """The processor that computes features, from the part of a recipe that they depend on."""
     extraction = make_bulk_extraction(Recipe.model_validate(to_immutable(fields)))
-    facts = {
-        "kind": "features",
-        "recipe": fields,
-        "model": fingerprint(extraction.model),
-        "engine": extraction.engine.name,
-        "size": extraction.size,
-        **_list_versions(),
-    }
+    own = {"kind": "features", "recipe": fields, "model": fingerprint(extraction.model)}
+    facts = {**own, "engine": extraction.engine.name, "size": extraction.size, **_list_versions()}
     table = feature_table(extraction.dtype, extraction.model.output_shape[-1])
     return ShardProcessor(extraction.engine, extraction.size, extraction.resize, table, facts)
 
@@ -210,19 +194,21 @@ def predict_to_file(
     Predictions are kept in a hidden folder next to `out` until the table is complete; the same call resumes after a
     kill. Images that cannot be read are listed in `NAME.rejected.csv` with their reason.
 
+    DataError if no image was given, one does not exist, or the table exists, ends otherwise, or was begun by another
+    run; RunError if images could not be classified for another reason than their files; ResourceError if the disk is
+    full, or another process writes the same table.
+
     Args:
         run: As in `open_run`.
         out: A .csv or .parquet file that does not exist yet.
         shard_size: Images whose predictions are written at a time.
-
-    Raises:
-        DataError: No image was given, one does not exist, or the table has another ending, exists, or was begun by
-            another run.
-        RunError: Some images could not be classified, for another reason than their files.
-        ResourceError: The disk is full, or another process writes the same table.
     """
     run, out, started = open_run(run, runs), Path(out), time.monotonic()
-    _check_target(out)
+    if out.suffix not in FORMATS:
+        raise DataError(f"A table of predictions ends in {' or '.join(FORMATS)}.", out, suggest(out.suffix, FORMATS))
+    for path in (out, _name_rejected(out)):
+        if path.exists():
+            raise DataError(f"{path} already exists and is never overwritten.", None, "Choose another name or move it.")
     paths = expand_paths(images)
     with _locked_folder(out) as folder:
         processor = make_prediction_processor(str(run.path.resolve()))
@@ -230,27 +216,10 @@ def predict_to_file(
         settled = sum(job.summarise().settled for job in jobs)
         _process(jobs, processor, settled)
         rows, rejected = _join(jobs, out)
-    seconds = time.monotonic() - started
-    computed = sum(job.images for job in jobs) - settled
-    return PredictionFileResult(
-        run=run.name,
-        out=str(out),
-        rows=rows,
-        unreadable=list_unreadable(rejected),
-        rejected=str(_name_rejected(out)) if rejected else None,
-        engine=processor.engine.name if computed else None,
-        resumed=settled,
-        seconds=round(seconds, 3),
-        rate=round(computed / seconds, 1),
-    )
-
-
-def _check_target(out: Path) -> None:
-    if out.suffix not in FORMATS:
-        raise DataError(f"A table of predictions ends in {' or '.join(FORMATS)}.", out, suggest(out.suffix, FORMATS))
-    for path in (out, _name_rejected(out)):
-        if path.exists():
-            raise DataError(f"{path} already exists and is never overwritten.", None, "Choose another name or move it.")
+    seconds, computed = time.monotonic() - started, sum(job.images for job in jobs) - settled
+    table = (run.name, str(out), rows, list_unreadable(rejected), str(_name_rejected(out)) if rejected else None)
+    engine = processor.engine.name if computed else None
+    return PredictionFileResult(*table, engine, settled, round(seconds, 3), round(computed / seconds, 1))
 
 
 def _name_rejected(out: Path) -> Path:
@@ -269,11 +238,8 @@ def _locked_folder(out: Path) -> Iterator[Path]:
     except Timeout:
         raise ResourceError("Another process is writing this table.", out, "Wait for it to finish.") from None
     except OSError as error:
-        raise ResourceError(
-            f"Cannot write {out}.",
-            error.strerror or error,
-            "What was computed is kept: free some space and run the same command again.",
-        ) from error
+        way_out = "What was computed is kept: free some space and run the same command again."
+        raise ResourceError(f"Cannot write {out}.", error.strerror or error, way_out) from error
 
 
 def _plan_jobs(folder: Path, processor: ShardProcessor, paths: Sequence[str], shard_size: int) -> list[Job]:
@@ -286,11 +252,8 @@ def _plan_jobs(folder: Path, processor: ShardProcessor, paths: Sequence[str], sh
         if new:
             jobs.append(plan_job(folder / f"{len(jobs):05d}", processor.facts, None, lambda: new, shard_size))
     except RunError as error:
-        raise DataError(
-            "This table was begun by another run, or in other versions.",
-            error,
-            f"Choose another name, or discard what was computed with: rm -r {folder}",
-        ) from error
+        way_out = f"Choose another name, or discard what was computed with: rm -r {folder}"
+        raise DataError("This table was begun by another run, or in other versions.", error, way_out) from error
     for job in jobs:
         job.forget_attempts()
         job.drop_damaged()
@@ -317,17 +280,13 @@ def _join(jobs: Sequence[Job], out: Path) -> tuple[int, list[InvalidImage]]:
     with atomic_write(out) as temporary:
         with _open_table(temporary, pyarrow.schema(columns)) as write:
             for part in parts:
-                table = parquet.read_table(part)
-                rows += len(table)
-                write([[_format_cell(cell) for cell in row.values()] for row in table.drop("sha256").to_pylist()])
+                found = parquet.read_table(part).drop("sha256").to_pylist()
+                rows += len(found)
+                write([[cell if isinstance(cell, str) else f"{cell:.7g}" for cell in row.values()] for row in found])
         if rejected:
             with atomic_write(_name_rejected(out)) as listing, open_csv(listing, REJECTED_COLUMNS) as write:
                 write((bad.path, bad.code, bad.reason) for bad in rejected)
     return rows, rejected
-
-
-def _format_cell(cell: str | float) -> str:
-    return cell if isinstance(cell, str) else f"{cell:.7g}"
 
 
 _Write = Callable[[Iterable[Sequence[str]]], object]
@@ -341,10 +300,9 @@ def _open_table(path: Path, schema: pyarrow.Schema) -> AbstractContextManager[_W
 @contextmanager
 def _open_parquet(path: Path, schema: pyarrow.Schema) -> Iterator[_Write]:
     def write(rows: Iterable[Sequence[str]]) -> None:
-        columns = zip(*rows, strict=True)
         arrays = [
             pyarrow.array(np.array(values, np.float32) if pyarrow.types.is_floating(kind) else values, kind)
-            for values, kind in zip(columns, schema.types, strict=False)
+            for values, kind in zip(zip(*rows, strict=True), schema.types, strict=False)
         ]
         if arrays:
             table.write_table(pyarrow.table(arrays, schema=schema))

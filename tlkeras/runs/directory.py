@@ -45,27 +45,9 @@ from tlkeras.errors import ResourceError, RunError, suggest
 from tlkeras.features.memory import peak_memory
 from tlkeras.files import atomic_write
 
-_LIBRARIES = ("tlkeras", "tensorflow", "keras", "openvino", "scikit-learn", "numpy", "pillow")
 RUNS = "runs"  # the folder of run directories, below the current one, where none is named
 _STOPPED = ("interrupted", "killed", "failed")
-
-
-def describe_environment() -> dict[str, Any]:
-    """Machine, Python and versions of libraries, as environment.json keeps them."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "versions": {library: _version(library) for library in _LIBRARIES},
-    }
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
+_LIBRARIES = ("tlkeras", "tensorflow", "keras", "openvino", "scikit-learn", "numpy", "pillow")
 
 
 @dataclass
@@ -160,11 +142,8 @@ class Run:
             with atomic_write(target) as temporary:
                 yield temporary
         except OSError as error:
-            raise ResourceError(
-                f"Cannot write {target}.",
-                error.strerror or error,
-                "Free some space or choose another folder, then run the command again.",
-            ) from error
+            way_out = "Free some space or choose another folder, then run the command again."
+            raise ResourceError(f"Cannot write {target}.", error.strerror or error, way_out) from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a value as JSON; numbers that JSON does not have (NaN) are refused."""
@@ -252,9 +231,8 @@ def create_run(root: Path, name: str) -> Run:
                 path.mkdir()
                 break
     except OSError as error:
-        raise ResourceError(
-            "Cannot write a run directory.", f"{root} ({error.strerror})", "Choose another folder with --runs."
-        ) from None
+        received = f"{root} ({error.strerror})"
+        raise ResourceError("Cannot write a run directory.", received, "Choose another folder with --runs.") from None
     run = Run(path)
     run.update_manifest(state="running", created=_now(), process=os.getpid(), cwd=os.getcwd())
     run.write_json("environment.json", describe_environment())
@@ -262,11 +240,7 @@ def create_run(root: Path, name: str) -> Run:
 
 
 def open_run(reference: str | Path | Run, root: str | Path = RUNS) -> Run:
-    """A finished run by `latest`, by name, by path, or as it is.
-
-    Raises:
-        RunError: There is no such run (the nearest name is told), or it did not finish.
-    """
+    """A finished run by `latest`, by name, by path, or as it is; RunError, with the nearest name, if there is none."""
     if not isinstance(reference, Run):
         reference = Run(_latest(Path(root)) if reference == "latest" else _locate(str(reference), Path(root)))
     run = reference
@@ -286,8 +260,7 @@ def find_run(reference: str, root: Path) -> Run:
 def find_resumable_run(reference: str | Path | Run, root: Path) -> Run:
     """A run that can be resumed: by name, by path, as it is, or `latest`, the newest that stopped before its end.
 
-    Raises:
-        RunError: There is no such run (the nearest name is told), or it has finished, is damaged, or is running.
+    RunError if there is no such run (the nearest name is told), or it has finished, is damaged, or is running.
     """
     if reference != "latest":
         run = reference if isinstance(reference, Run) else Run(_locate(str(reference), root))
@@ -344,14 +317,13 @@ def log_to_file(run: Run) -> Iterator[None]:
 
 
 def _resume_error(run: Run, state: str) -> RunError:
-    headline = f"{run.name} cannot be resumed: its manifest.json is damaged."
-    way_out = "Start a new run with: tlkeras train RECIPE"
+    problem, way_out = "cannot be resumed: its manifest.json is damaged.", "Start a new run with: tlkeras train RECIPE"
     if state == "finished":
-        headline = f"{run.name} has already finished, so there is nothing to resume."
+        problem = "has already finished, so there is nothing to resume."
         way_out = f"See its results with: tlkeras evaluate {run.name}"
     elif state == "running":
-        headline, way_out = f"{run.name} is still running.", "Wait for it, or stop it and then resume."
-    return RunError(headline, run.path, way_out)
+        problem, way_out = "is still running.", "Wait for it, or stop it and then resume."
+    return RunError(f"{run.name} {problem}", run.path, way_out)
 
 
 def _locate(reference: str, root: Path) -> Path:
@@ -374,3 +346,21 @@ def _latest(root: Path) -> Path:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def describe_environment() -> dict[str, Any]:
+    """Machine, Python and versions of libraries, as environment.json keeps them."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": {library: _version(library) for library in _LIBRARIES},
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None

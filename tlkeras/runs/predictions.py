@@ -31,8 +31,7 @@ class Predictions:
     probabilities: np.ndarray  # float [n, k]
     weights: np.ndarray  # sample weights, float [n]
     prior: np.ndarray  # how common each class is in training, float [k]
-    # what images can be told apart by ("group", "domain", "stratum"), str [n] each; "" for nothing
-    slices: Mapping[str, np.ndarray]
+    slices: Mapping[str, np.ndarray]  # "group", "domain" and "stratum" of each image, str [n]; "" for none
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -66,11 +65,9 @@ def save_predictions(run: Run, dataset: Dataset, probabilities: Mapping[str, Map
         rows = dataset.rows(split)
         of_tasks: dict[str, np.ndarray] = {}
         for task in tasks:
-            arrays = {
-                "targets": dataset.targets[task.name][rows],
-                "probabilities": of_split[task.name],
-                "prior": _measure_prior(dataset, task, dataset.rows("train")),
-            }
+            prior = _measure_prior(dataset, task, dataset.rows("train"))
+            targets = dataset.targets[task.name][rows]
+            arrays = {"targets": targets, "probabilities": of_split[task.name], "prior": prior}
             of_tasks |= {prefix_with_task(tasks, task, what): values for what, values in arrays.items()}
         slices = {"group": dataset.groups, "domain": dataset.domains, "stratum": dataset.strata}
         texts = {name: values[rows].astype(str) for name, values in slices.items()}
@@ -127,8 +124,7 @@ def read_tasks(run: Run) -> list[Task]:
 def load_predictions(run: Run, split: str = "test", tasks: Sequence[Task] | None = None) -> list[Predictions]:
     """Predictions of a run per task, for the images of a split ("test" or "validation") whose target is known.
 
-    Raises:
-        RunError: It has none of that split, or its files are damaged.
+    RunError if it has none of that split, or its files are damaged.
     """
     stored, tasks = run.read_arrays(PREDICTION_FILES[split]), read_tasks(run) if tasks is None else tasks
     count = len(stored["targets"])
@@ -165,11 +161,9 @@ def check_finite(predictions: Predictions) -> None:
     bad = ~np.isfinite(predictions.probabilities).all(axis=1)
     if bad.any():
         some = ", ".join(predictions.keys[bad][:3].tolist())
-        raise RunError(
-            "The run predicts numbers that are not finite.",
-            f"{int(bad.sum()):,} images with NaN or infinity, such as {some}",
-            "The training diverged: lower the learning rate and train again.",
-        )
+        received = f"{int(bad.sum()):,} images with NaN or infinity, such as {some}"
+        way_out = "The training diverged: lower the learning rate and train again."
+        raise RunError("The run predicts numbers that are not finite.", received, way_out)
 
 
 def _measure_prior(dataset: Dataset, task: Task, train: np.ndarray) -> np.ndarray:
@@ -208,9 +202,9 @@ def _keep_samples(run: Run, dataset: Dataset, probabilities: Mapping[str, np.nda
         file = f"samples/{number:02d}"
         with run.replacing(file) as aside:
             aside.write_bytes(read_image(dataset.paths[row]))
-        predicted = {
-            prefix_with_task(dataset.tasks, task, "probabilities"): probabilities[task.name][row].tolist()
-            for task in dataset.tasks
-        }
-        samples.append({"file": file, "key": to_printable(dataset.keys[row]), **predicted})
+        sample = {"file": file, "key": to_printable(dataset.keys[row])}
+        for task in dataset.tasks:
+            name = prefix_with_task(dataset.tasks, task, "probabilities")
+            sample[name] = probabilities[task.name][row].tolist()
+        samples.append(sample)
     run.write_json("samples.json", samples)

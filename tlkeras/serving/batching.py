@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -79,16 +80,11 @@ class BatchScheduler:
 
     async def _gather(self) -> list[_Request]:
         """The requests of the next batch, after waiting for more."""
-        deadline = asyncio.get_running_loop().time() + self._options.timeout
-        while self._rows < self._options.max_batch_size:
-            left = deadline - asyncio.get_running_loop().time()
-            if left <= 0:
-                break
-            self._arrived.clear()
-            try:
-                await asyncio.wait_for(self._arrived.wait(), left)
-            except TimeoutError:
-                break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._options.timeout):
+                while self._rows < self._options.max_batch_size:
+                    self._arrived.clear()
+                    await self._arrived.wait()
         batch: list[_Request] = []
         rows = 0
         while self._waiting and (not batch or rows + self._waiting[0].rows <= self._options.max_batch_size):
@@ -117,9 +113,8 @@ class BatchScheduler:
             elif not batch[0].outputs.done():
                 batch[0].outputs.set_exception(error)
             return
-        start = 0
+        stop = 0
         for request in batch:
-            stop = start + request.rows
+            start, stop = stop, stop + request.rows
             if not request.outputs.done():
                 request.outputs.set_result([output[start:stop] for output in outputs])
-            start = stop

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,7 @@ class Client:
     def predict(self, images: Sequence[str | Path | bytes], signature: str = "serving_default") -> list[JsonObject]:
         """Outputs by name for each image, a file or its bytes, of a signature that takes `image_bytes`.
 
-        Raises:
-            ServingError: The server cannot be reached, or refuses the request, for the reason given.
-            OSError: A file cannot be read.
+        ServingError if the server cannot be reached or refuses the request, OSError if a file cannot be read.
         """
         if not images:
             return []
@@ -185,13 +183,11 @@ def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float =
     """Predictions of a served model for image files and folders.
 
     Images that the server refuses are listed as unreadable, with its reason. URL and timeout are as in `Client`.
-
-    Raises:
-        ServingError: The server cannot be reached, or its outputs have no labels.
+    ServingError if the server cannot be reached, or its outputs have no labels.
     """
     found, unreadable = [], []
     with Client(url, timeout=timeout) as client:
-        for path in _expand_folders([str(image) for image in images]):
+        for path in _expand_folders(images):
             try:
                 (outputs,) = client.predict([path])
             except OSError as error:
@@ -205,14 +201,12 @@ def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float =
     return PredictionResult(url, None, tuple(found), tuple(unreadable))
 
 
-def _expand_folders(images: Sequence[str]) -> list[str]:
-    paths: list[str] = []
+def _expand_folders(images: Sequence[str | Path]) -> Iterator[str]:
     for image in images:
         if os.path.isdir(image):
-            paths += sorted(str(path) for path in Path(image).rglob("*") if path.is_file() and path.name[0] != ".")
+            yield from sorted(str(path) for path in Path(image).rglob("*") if path.is_file() and path.name[0] != ".")
         else:
-            paths.append(image)
-    return paths
+            yield str(image)
 
 
 def _make_prediction(path: str, outputs: JsonObject) -> ImagePrediction:
@@ -225,10 +219,7 @@ def _make_prediction(path: str, outputs: JsonObject) -> ImagePrediction:
         for name in names
     )
     numbers = [f"{float(np.ravel(outputs[name])[0]):.6g}" for name in sorted(outputs) if name.endswith("_value")]
+    labels, probability = tuple(one.label for one in best), best[0].probability
     return ImagePrediction(
-        path=path,
-        label=", ".join([*(one.label for one in best), *numbers]),
-        probability=best[0].probability,
-        labels=tuple(one.label for one in best),
-        top=best,
+        path=path, label=", ".join([*labels, *numbers]), probability=probability, labels=labels, top=best
     )

@@ -1,23 +1,28 @@
-"""TensorFlow Serving's methods behind both interfaces: predict, classify, metadata and status."""
+"""What both interfaces answer: TensorFlow Serving's methods, and heat maps of a prediction."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
-from tlkeras.exporting.loaded_model import Signature
-from tlkeras.exporting.signatures import CLASSIFY
+from tlkeras.data.headers import ImageError, check_header
+from tlkeras.exporting.signatures import CLASSIFY, Preprocessing, Signature
+from tlkeras.results import Result
 from tlkeras.serving.models import Model, ModelSpec, Version
 from tlkeras.serving.status import Code, StatusError, invalid_argument, translate
 from tlkeras.serving.tensors import FeatureLists
 
 ResponseT = TypeVar("ResponseT")
+GRID = 8
+_COVER = 0.25
 
 
 class RequestHandler:
@@ -116,3 +121,82 @@ def make_example(features: FeatureLists, context: FeatureLists) -> bytes:
         except ValueError:
             raise invalid_argument(f"Feature: {name} has uint64 element. Only int64 is supported.") from None
     return example.SerializeToString()
+
+
+@dataclass(frozen=True)
+class TaskExplanation(Result):
+    """The prediction of one task, and the parts of the image that it depends on."""
+
+    name: str
+    label: str
+    explained: str  # the class whose probability the heat map is of; the task of a regression
+    probabilities: list[tuple[str, float]]  # labels with their probabilities, the highest first; empty for a regression
+    heat: list[list[float]]  # [GRID, GRID], 0 to 1: loss of probability, or change of the value, over `most_lost`
+    most_lost: float
+
+
+@dataclass(frozen=True)
+class ImageExplanation(Result):
+    """The predictions for an image, explained."""
+
+    version: int
+    resize: str  # how the image was made square
+    tasks: list[TaskExplanation]
+
+
+async def explain(handler: RequestHandler, encoded: bytes) -> ImageExplanation:
+    """The newest version's predictions, and the probability that each loses where a part of the image is covered.
+
+    StatusError if it is no image, or not `export` wrote the version. Source: Zeiler and Fergus, Visualizing and
+    Understanding Convolutional Networks, ECCV 2014, section 4.2.
+    """
+    version = handler.model.find(ModelSpec(handler.model.name))
+    if not version.report or not version.labels or "uint8" not in version.loaded.signatures:
+        raise invalid_argument("Only versions that `tlkeras export` wrote can be explained")
+    try:
+        check_header(encoded, handler.model.options.max_pixels)
+    except ImageError as error:
+        raise invalid_argument(f"The content cannot be used: {error.reason}") from None
+    preprocessing = Preprocessing(**version.report["image"])
+    loop = asyncio.get_running_loop()
+    (image,) = await loop.run_in_executor(None, lambda: preprocessing.decode(tf.constant([encoded])).numpy())
+    images, step = np.concatenate([image[None], occlude(image)]), handler.model.options.max_batch_size
+    parts = [
+        await handler.model.run(version, "uint8", {"images": images[start : start + step]})
+        for start in range(0, len(images), step)
+    ]
+    outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    several = len(version.labels) > 1
+    tasks = [_explain_task(name, labels, outputs, several) for name, labels in version.labels.items()]
+    return ImageExplanation(version.number, preprocessing.resize, tasks)
+
+
+def occlude(image: np.ndarray) -> np.ndarray:
+    """Copies of the image, each with one part covered by the mean colour: uint8 [GRID * GRID, size, size, 3]."""
+    size = image.shape[0]
+    half = max(1, round(size * _COVER / 2))
+    centres = ((np.arange(GRID) + 0.5) * size / GRID).astype(int)
+    covered = np.repeat(image[None], GRID * GRID, axis=0)
+    mean = image.mean(axis=(0, 1)).round().astype(np.uint8)
+    for index, (row, column) in enumerate(itertools.product(centres, centres)):
+        covered[index, max(0, row - half) : row + half, max(0, column - half) : column + half] = mean
+    return covered
+
+
+def _explain_task(name: str, labels: list[str], outputs: dict[str, np.ndarray], several: bool) -> TaskExplanation:
+    """The explanation of a task from outputs for the image, first, and its covered copies."""
+    prefix = f"{name}_" if several else ""
+    if f"{prefix}value" in outputs:
+        values = outputs[f"{prefix}value"][:, 0]
+        label, explained, pairs = f"{values[0]:.6g}", name, []
+        lost = np.abs(values[0] - values[1:])
+    else:
+        probabilities = outputs[f"{prefix}probabilities"]
+        best = int(probabilities[0].argmax())
+        label, explained = outputs[f"{prefix}label"][0].decode("utf-8", "replace"), labels[best]
+        order = np.argsort(-probabilities[0], kind="stable")
+        pairs = [(labels[index], float(probabilities[0, index])) for index in order]
+        lost = np.maximum(probabilities[0, best] - probabilities[1:, best], 0.0)
+    most = float(lost.max())
+    heat = (lost / lost.max() if most > 0 else lost).round(4).reshape(GRID, GRID).tolist()
+    return TaskExplanation(name, label, explained, pairs, heat, most)

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 
 from tlkeras.data.headers import MAX_PIXELS, ImageError, check_header
-from tlkeras.exporting.loaded_model import FILE, LoadedSavedModel, Signature, run_warmup_requests
 from tlkeras.exporting.model_card import LABELS, REPORT, served_name
+from tlkeras.exporting.signatures import FILE, LoadedSavedModel, Signature, run_warmup_requests
 from tlkeras.exporting.versions import list_versions
 from tlkeras.serving.batching import Arrays, Batching, BatchScheduler
 from tlkeras.serving.status import Code, StatusError, invalid_argument, translate
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ROWS = (1, 2, 4, 8, 16, 32, 64)
 DEFAULT_SIGNATURE = "serving_default"
@@ -175,10 +174,10 @@ class Model:
             logger.error("Version %d of %s cannot be loaded: %s", number, self.name, found.message)
             return
         for name, signature in version.loaded.signatures.items():
-            options = self._batching if _is_batchable(signature) else Batching(1, 0.0)
-            version.schedulers[name] = BatchScheduler(
-                signature.call, self._executor, options, self.metrics.batches.observe
-            )
+            shapes = [info.tensor_shape.dim for info in (*signature.inputs.values(), *signature.outputs.values())]
+            batchable = all(shape and shape[0].size == -1 for shape in shapes)  # all have an open first dimension
+            options, observe = self._batching if batchable else Batching(1, 0.0), self.metrics.batches.observe
+            version.schedulers[name] = BatchScheduler(signature.call, self._executor, options, observe)
         self.versions[number] = version
         self.states[number] = VersionStatus("AVAILABLE")
         self.metrics.set_versions(self.name, self.versions)
@@ -292,9 +291,3 @@ def _check_tensor(name: str, info: Any, array: np.ndarray) -> None:
 
 def _write_shape(shape: Any) -> str:
     return "[" + ",".join("?" if size == -1 else str(size) for size in shape) + "]"
-
-
-def _is_batchable(signature: Signature) -> bool:
-    """Whether all inputs and outputs have the same open first dimension."""
-    infos = [*signature.inputs.values(), *signature.outputs.values()]
-    return all(info.tensor_shape.dim and info.tensor_shape.dim[0].size == -1 for info in infos)

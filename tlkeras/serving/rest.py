@@ -13,15 +13,16 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from tlkeras.serving import explain, tensors
-from tlkeras.serving.handlers import RequestHandler, make_example
-from tlkeras.serving.models import CONTENT_TYPE, ModelSpec
+from tlkeras.serving import tensors
+from tlkeras.serving.handlers import RequestHandler, explain, make_example
+from tlkeras.serving.models import ModelSpec
 from tlkeras.serving.status import Code, StatusError, invalid_argument
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -48,14 +49,14 @@ def make_app(handler: RequestHandler, lifespan: Any = None) -> Starlette:
         return _json_response(await _route(handler, request))
 
     async def show_metrics(request: Request) -> Response:
-        return Response(handler.model.metrics.format(), media_type=CONTENT_TYPE)
+        return Response(handler.model.metrics.format(), media_type=CONTENT_TYPE_LATEST)
 
     async def show_page(request: Request) -> Response:
         text = (resources.files("tlkeras.serving") / "page.html").read_text(encoding="utf-8")
         return HTMLResponse(text.replace("{{model}}", json.dumps(handler.model.name).replace("<", "\\u003c")))
 
     async def explain_image(request: Request) -> Response:
-        work = explain.explain(handler, await _read_body(handler, request))
+        work = explain(handler, await _read_body(handler, request))
         return _json_response((await handler.handle(handler.model.name, "explain", work)).to_dict())
 
     routes = [

@@ -16,14 +16,11 @@ if TYPE_CHECKING:
 def serve(folder: str | Path, *, started: Callable[[ServerInfo], None] = lambda info: None, **options: Any) -> None:
     """Serve a folder of versions over REST and gRPC until interrupted.
 
+    ExportError if there is no version, ResourceError if a port is taken, MissingExtraError without the extra `serve`.
+
     Args:
         started: Called once the server listens.
         options: Fields of `ServeOptions`, such as `rest_port=0`.
-
-    Raises:
-        ExportError: There is no version.
-        ResourceError: A port is taken.
-        MissingExtraError: The extra `serve` is not installed.
     """
     for package in ("uvicorn", "starlette", "prometheus_client"):
         if importlib.util.find_spec(package) is None:

@@ -35,9 +35,7 @@ class ServerInfo:
 class Server:
     """A server of one model, ready to run; `grpc_port` is known once it runs, and None without gRPC.
 
-    Raises:
-        ExportError: The folder holds no version.
-        ResourceError: A port is taken.
+    ExportError if the folder holds no version, ResourceError if a port is taken.
     """
 
     def __init__(self, folder: Path, options: ServeOptions):

@@ -245,8 +245,12 @@ def classification_response(classes: np.ndarray, scores: np.ndarray) -> JsonObje
 
 
 def _to_json(name: str, array: np.ndarray) -> Any:
+    if array.dtype.kind == "O" and name.endswith("_bytes"):
+        return _map_leaves(array.tolist(), lambda data: {"b64": base64.b64encode(data).decode()})
     if array.dtype.kind == "O":
-        return _map_leaves(array.tolist(), _encode_base64 if name.endswith("_bytes") else _decode_text)
+        return _map_leaves(
+            array.tolist(), lambda text: text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        )
     if array.dtype.kind == "f" and array.dtype.itemsize < 8:  # the shortest digits of the same float32
         return _map_leaves(array.astype(str).astype(np.float64).tolist(), float) if array.size else array.tolist()
     return array.tolist()
@@ -254,14 +258,6 @@ def _to_json(name: str, array: np.ndarray) -> Any:
 
 def _map_leaves(value: Any, convert: Any) -> Any:
     return [_map_leaves(part, convert) for part in value] if isinstance(value, list) else convert(value)
-
-
-def _encode_base64(data: bytes) -> dict[str, str]:
-    return {"b64": base64.b64encode(data).decode()}
-
-
-def _decode_text(data: bytes | str) -> str:
-    return data.decode("utf-8", "replace") if isinstance(data, bytes) else data
 
 
 def read_features(value: Any) -> FeatureLists:

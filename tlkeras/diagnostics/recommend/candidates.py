@@ -36,8 +36,7 @@ class BackboneLimits:
     """Requirements on a backbone."""
 
     target: str = "cpu"  # a key of `TARGETS`
-    # shell patterns of names, of which one must match; also `hub:PRESET` for a preset of KerasHub
-    patterns: tuple[str, ...] = ("*",)
+    patterns: tuple[str, ...] = ("*",)  # shell patterns of names, one of which must match; or hub:PRESET of KerasHub
     licences: tuple[str, ...] = ()  # SPDX identifiers of accepted licences of the weights; all where it is empty
     parameters: float | None = None  # maximum
     multiply_adds: float | None = None  # maximum per image, which replaces the target's
@@ -73,10 +72,8 @@ def choose_candidates(limits: BackboneLimits, own: Candidate | None = None) -> t
     """The candidates, best on ImageNet first, and the reason why each other backbone is left out.
 
     The best of each family is taken before second ones of a family, so that a family of many sizes does not fill the
-    list. The user's own backbone is measured in any case.
-
-    Raises:
-        BackboneError: A limit is not valid, or no backbone meets all; lists how many each limit leaves out.
+    list. The user's own backbone is measured in any case. BackboneError if a limit is not valid, or no backbone meets
+    all; it lists how many each limit leaves out.
     """
     _check_limits(limits)
     dropped, met = {}, []
@@ -97,10 +94,10 @@ def choose_candidates(limits: BackboneLimits, own: Candidate | None = None) -> t
     later = f"{limits.most} others come first by accuracy on ImageNet"
     dropped |= {candidate.entry.name: later for candidate in met if candidate not in chosen}
     if not chosen and own is None:
-        problems = [
-            f"{reason}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-            for reason, names in group_by_reason(dropped)
-        ]
+        problems = []
+        for reason, names in group_by_reason(dropped):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(f"{reason}: {', '.join(names[:3])}{more}")
         raise BackboneError.from_problems("No backbone with available weights meets all limits:", problems)
     return ([own] if own else []) + chosen, dropped
 

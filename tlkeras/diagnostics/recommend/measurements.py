@@ -22,7 +22,7 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import BackboneConfig
 from tlkeras.data.inspection import validate_images
 from tlkeras.data.tables import Dataset
-from tlkeras.diagnostics.features import LabelledFolds, divide_classes, draw_rows, knn_accuracy_per_block
+from tlkeras.diagnostics.features import FoldIndices, LabelledFolds, divide_classes, draw_rows, knn_accuracy_per_block
 from tlkeras.diagnostics.recommend.benchmarks import BenchmarkRequest, BenchmarkResult, measure_costs
 from tlkeras.diagnostics.recommend.candidates import Candidate
 from tlkeras.errors import BackboneError, TlkerasError
@@ -38,48 +38,37 @@ from tlkeras.training.builders.variants import finetuning_batch_size, make_probe
 
 NEIGHBOURS = 5
 
-FoldIndices = list[tuple[np.ndarray, np.ndarray]]
 _HEADERS_READ = 200
 _SIZE_STEP = 4 / 3
 
 
 @dataclass(frozen=True, eq=False)
 class FoldScore(Result):
-    """A score per fold, float (k,)."""
+    """A score per fold, float (k,); its mean, and its spread, the standard deviation."""
 
     folds: np.ndarray
 
     @property
     def mean(self) -> float:
-        """Mean over folds."""
         return float(self.folds.mean())
 
     @property
     def spread(self) -> float:
-        """Standard deviation over folds."""
         return float(self.folds.std(ddof=1)) if len(self.folds) > 1 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Mean and spread."""
         return {"mean": self.mean, "spread": self.spread}
 
 
 @dataclass(frozen=True, eq=False)
 class Scores(Result):
-    """Scores of one backbone's features.
+    """Scores of one backbone's features."""
 
-    Attributes:
-        neighbours: Balanced accuracy of five nearest neighbours by cosine.
-        probe: Balanced accuracy of the linear head.
-        logme, h_score: Of the standardised features.
-        leep, nce: From the predictions of the pretrained classifier; None where there is none.
-    """
-
-    neighbours: FoldScore
-    probe: FoldScore
-    logme: float
+    neighbours: FoldScore  # balanced accuracy of five nearest neighbours by cosine
+    probe: FoldScore  # balanced accuracy of the linear head
+    logme: float  # of the standardised features, as the H-score
     h_score: float
-    leep: float | None
+    leep: float | None  # from the predictions of the pretrained classifier, as NCE; None where there is none
     nce: float | None
 
     @property
@@ -95,38 +84,28 @@ def score_features(
     source: np.ndarray | None = None,
     groups: np.ndarray | None = None,
 ) -> Scores:
-    """The scores of features on folds that all backbones share.
+    """The scores of features, float32 (n, d), of classes, int (n,) from 0, on folds that all backbones share.
 
-    Args:
-        X: Features, float32 (n, d).
-        codes: Classes, int (n,), from 0.
-        folds: Rows to fit on and rows held out.
-        source: Probabilities of the pretrained classifier's classes, (n, z).
-        groups: Group of each row, (n,); the linear head keeps groups apart where it chooses its strength.
+    `source` has the probabilities of the pretrained classifier's classes, (n, z); `groups`, (n,), are kept apart where
+    the linear head chooses its strength.
     """
+    unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+    neighbours, probe = [], []
+    for fit, held in folds:
+        nearest = KNeighborsClassifier(min(NEIGHBOURS, len(fit))).fit(unit[fit], codes[fit])
+        neighbours.append(balanced_accuracy_score(codes[held], nearest.predict(unit[held])))
+        head = make_head("linear", class_weight="balanced")
+        head.fit(X[fit], codes[fit], groups=None if groups is None else groups[fit])
+        probe.append(balanced_accuracy_score(codes[held], head.predict_proba(X[held]).argmax(axis=1)))
     standard = StandardScaler().fit_transform(np.asarray(X, np.float64))
     return Scores(
-        neighbours=FoldScore(np.array([_score_knn(X, codes, fit, held) for fit, held in folds])),
-        probe=FoldScore(np.array([_score_linear_probe(X, codes, fit, held, groups) for fit, held in folds])),
+        neighbours=FoldScore(np.array(neighbours)),
+        probe=FoldScore(np.array(probe)),
         logme=measure_logme(standard, codes),
         h_score=measure_h_score(standard, codes),
         leep=None if source is None else measure_leep(source, codes),
         nce=None if source is None else measure_nce(source, codes),
     )
-
-
-def _score_knn(X: np.ndarray, codes: np.ndarray, fit: np.ndarray, held: np.ndarray) -> float:
-    unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
-    nearest = KNeighborsClassifier(min(NEIGHBOURS, len(fit))).fit(unit[fit], codes[fit])
-    return float(balanced_accuracy_score(codes[held], nearest.predict(unit[held])))
-
-
-def _score_linear_probe(
-    X: np.ndarray, codes: np.ndarray, fit: np.ndarray, held: np.ndarray, groups: np.ndarray | None
-) -> float:
-    inner = None if groups is None else groups[fit]
-    head = make_head("linear", class_weight="balanced").fit(X[fit], codes[fit], groups=inner)
-    return float(balanced_accuracy_score(codes[held], head.predict_proba(X[held]).argmax(axis=1)))
 
 
 class Difference(NamedTuple):
@@ -140,10 +119,7 @@ def compare_folds(first: np.ndarray, second: np.ndarray) -> Difference:
     """The difference of two backbones by the corrected paired t test over folds.
 
     Nadeau and Bengio, Machine Learning 52, 2003: the training sets of folds overlap, so the variance of their mean is
-    1/k + 1/(k - 1) times theirs.
-
-    Args:
-        first, second: A score per fold, (k,), of the same folds.
+    1/k + 1/(k - 1) times theirs. Both have a score per fold, (k,), of the same folds.
     """
     differences = first - second
     count, mean = len(differences), float(differences.mean())
@@ -183,6 +159,9 @@ class CandidateResult(Result):
         return {**facts, "megabytes": candidate.megabytes, **scores, **speed, **cost, **verdict}
 
 
+Measured = tuple[list[CandidateResult], dict[str, str]]  # and the reason why others could not be measured
+
+
 @dataclass(frozen=True)
 class MeasurementContext:
     """The images that all candidates are measured on."""
@@ -208,22 +187,15 @@ def make_context(recipe: Recipe, images: int) -> MeasurementContext:
     targets = dataset.targets[task.name][dataset.rows("train")]
     strata = task.strata(targets)
     _, counts = np.unique(strata[task.is_labelled(targets)], return_counts=True)
-    shorter_side = _median_shorter_side(dataset.paths[rows])
-    smallest = int(counts.min()) if len(counts) else 0
-    return MeasurementContext(recipe, dataset, rows, shorter_side, len(np.unique(strata)), smallest)
-
-
-def _median_shorter_side(paths: Sequence[str]) -> int:
-    sizes = []
-    for path in paths[:_HEADERS_READ]:
+    sides = []
+    for path in dataset.paths[rows][:_HEADERS_READ]:
         with Image.open(path) as image:
-            sizes.append(min(image.size))
-    return int(np.median(sizes))
+            sides.append(min(image.size))
+    smallest = int(counts.min()) if len(counts) else 0
+    return MeasurementContext(recipe, dataset, rows, int(np.median(sides)), len(np.unique(strata)), smallest)
 
 
-def measure_all(
-    context: MeasurementContext, candidates: Sequence[Candidate]
-) -> tuple[list[CandidateResult], dict[str, str]]:
+def measure_all(context: MeasurementContext, candidates: Sequence[Candidate]) -> Measured:
     """The candidates, and the best of them at other sizes, best first, and why others failed; BackboneError if all."""
     measured, failed = _measure_each(context, candidates)
     if not measured:
@@ -235,9 +207,7 @@ def measure_all(
     return ranked, {**failed, **also_failed}
 
 
-def _measure_each(
-    context: MeasurementContext, candidates: Sequence[Candidate]
-) -> tuple[list[CandidateResult], dict[str, str]]:
+def _measure_each(context: MeasurementContext, candidates: Sequence[Candidate]) -> Measured:
     measured, failed = [], {}
     with progress_bar("Comparing backbones", len(candidates), "backbones") as advance:
         for candidate in candidates:
@@ -293,9 +263,8 @@ def _extract(context: MeasurementContext, candidate: Candidate) -> tuple[Labelle
 
 def _plan_finetuning(context: MeasurementContext, blocks: int, batch_size: int) -> tuple[int, int]:
     """The number of blocks that `stages: auto` would train at most, and its number of steps."""
-    images, classes = context.training_images, context.classes
-    stages = choose_stages(
-        images=images, classes=classes, blocks=blocks, batch_size=batch_size, validated=True, probed=True
-    ).stages
+    images = context.training_images
+    known = {"images": images, "classes": context.classes, "blocks": blocks, "batch_size": batch_size}
+    stages = choose_stages(**known, validated=True, probed=True).stages
     unfreeze, epochs = stages[-1].unfreeze, sum(int(stage.epochs or 0) for stage in stages)
     return blocks if unfreeze == "all" else int(unfreeze), epochs * math.ceil(images / batch_size)

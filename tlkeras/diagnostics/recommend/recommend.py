@@ -185,6 +185,9 @@ def recommend(
 ) -> RecommendResult:
     """The pretrained network that suits images and this machine, at which size, frozen or fine-tuned, by measuring.
 
+    BackboneError if no backbone meets the limits or none could be measured, DataError if the images cannot be read or
+    have no two classes of two, RecipeError if the recipe file exists, ResourceError if a file cannot be written.
+
     Args:
         recipe: A recipe, whose own backbone is measured too, or images alone, as `check` takes them.
         limits: Fields of `BackboneLimits`; the default `target` is "server" with a GPU and "cpu" without one.
@@ -192,12 +195,6 @@ def recommend(
         minutes: Time budget for fine-tuning.
         image: The PNG file of Pareto's front; NAME-backbones.png in the current folder by default.
         to: A recipe file to write, too.
-
-    Raises:
-        BackboneError: No backbone meets the limits, or none could be measured.
-        DataError: The images cannot be read, or there are no two classes of two.
-        RecipeError: The recipe file exists.
-        ResourceError: A file cannot be written.
     """
     resolved, own = load_recipe_or_source(recipe, overrides)
     target = "server" if tf.config.list_physical_devices("GPU") else "cpu"
@@ -220,16 +217,10 @@ def recommend(
     plot_pareto_front(points, plot)
     if path:
         _save(text, path)
+    limit, left_out = ChosenTarget(wanted.target, TARGETS[wanted.target].reason), {**dropped, **failed}
+    written = str(path) if path else None
     return RecommendResult(
-        name=resolved.name,
-        facts=_list_facts(context),
-        target=ChosenTarget(wanted.target, TARGETS[wanted.target].reason),
-        dropped={**dropped, **failed},
-        candidates=rows,
-        recommendations=advice,
-        recipe=text,
-        path=str(path) if path else None,
-        image=str(plot),
+        resolved.name, _list_facts(context), limit, left_out, rows, advice, recipe=text, path=written, image=str(plot)
     )
 
 

@@ -73,8 +73,14 @@ def run_processes(job: Job, arguments: Sequence[str], count: int) -> None:
     finally:
         for worker in workers:
             worker.stop()
-    if job.list_pending():
-        _raise_worker_error(workers, codes)
+    if job.list_pending():  # raise the error of a worker that failed: of its exit code, with its last lines
+        number = max(range(count), key=lambda number: codes[number] != 0)
+        lines = workers[number].log.read_text("utf-8", "replace").strip().splitlines()[-3:]
+        plain = [kind for kind in TlkerasError.__subclasses__() if kind.__init__ is TlkerasError.__init__]
+        kinds = {kind.exit_code: kind for kind in plain}
+        received = f"exit codes {', '.join(map(str, codes))}; {' / '.join(lines) or 'no message'}"
+        way_out = "Finished shards are kept. Run the same command again."
+        raise kinds.get(codes[number], RunError)("Every worker of the job has failed.", received, way_out)
 
 
 def _watch(job: Job, workers: Sequence[WorkerProcess]) -> list[int]:
@@ -93,18 +99,6 @@ def _watch(job: Job, workers: Sequence[WorkerProcess]) -> list[int]:
             time.sleep(_PAUSE)
 
 
-def _raise_worker_error(workers: Sequence[WorkerProcess], codes: Sequence[int]) -> None:
-    """Raise the error of a worker that failed: of its exit code, with its last lines."""
-    number = max(range(len(codes)), key=lambda number: codes[number] != 0)
-    lines = workers[number].log.read_text("utf-8", "replace").strip().splitlines()[-3:]
-    kinds = {kind.exit_code: kind for kind in TlkerasError.__subclasses__() if kind.__init__ is TlkerasError.__init__}
-    raise kinds.get(codes[number], RunError)(
-        "Every worker of the job has failed.",
-        f"exit codes {', '.join(map(str, codes))}; {' / '.join(lines) or 'no message'}",
-        "Finished shards are kept. Run the same command again.",
-    )
-
-
 class ShardActor:
     """Holds a model and computes the shards that Ray gives it and that are not done yet."""
 
@@ -114,20 +108,19 @@ class ShardActor:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Numbers of images of the shards, int64 [n], from their numbers, int64 [n], once they are settled."""
-        return {"images": np.array([self._settle(shard) for shard in batch["shard"].tolist()], np.int64)}
-
-    def _settle(self, shard: int) -> int:
-        with self._job.claim(shard) as free:  # not free: Ray took another actor for dead that is alive
-            while free and shard in self._job.list_pending():
-                process_shard(self._job, self._processor, shard)
-        return len(self._job.read_paths(shard))
+        shards = batch["shard"].tolist()
+        for shard in shards:
+            with self._job.claim(shard) as free:  # not free: Ray took another actor for dead that is alive
+                while free and shard in self._job.list_pending():
+                    process_shard(self._job, self._processor, shard)
+        return {"images": np.array([len(self._job.read_paths(shard)) for shard in shards], np.int64)}
 
 
 ENGINES = ("local", "ray")  # where jobs and searches run: in processes of this machine, or in actors of a Ray cluster
 
 
 def check_engine(name: str) -> None:
-    """Make sure that an engine can be used; TlkerasError if it is unknown; MissingExtraError if it is not installed."""
+    """Raise a TlkerasError if an engine is unknown, and a MissingExtraError if it is not installed."""
     if name not in ENGINES:
         known = ", ".join(ENGINES)
         raise TlkerasError(f"Unknown engine {name!r}; it is one of {known}.", way_out=suggest(name, ENGINES))
@@ -136,7 +129,7 @@ def check_engine(name: str) -> None:
 
 
 def require_ray() -> None:
-    """Make sure that Ray is installed; MissingExtraError if it is not installed."""
+    """Raise a MissingExtraError if Ray is not installed."""
     if find_spec("ray") is None:
         raise MissingExtraError("The engine ray", "ray")
 

@@ -43,15 +43,18 @@ JOB, DONE = "job.json", "done.json"
 REJECTED_COLUMNS = ("path", "code", "reason")
 _FOLDERS = ("shards", "parts", "rejected", "records", "claims", "attempts")
 
+Facts = Mapping[str, Any]  # what the rows of a job depend on besides the images, JSON values
+ListPaths = Callable[[], Iterable[str]]
+
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A finished shard: rows and rejected images, and size in bytes and SHA-256 of its part."""
+    """A finished shard."""
 
     rows: int
-    rejected: int
-    bytes: int
-    sha256: str
+    rejected: int  # images without a row
+    bytes: int  # size of its part
+    sha256: str  # of its part
 
     @property
     def images(self) -> int:
@@ -63,7 +66,7 @@ class Job:
     """The folder of a job."""
 
     folder: Path  # on a disk that all workers see
-    facts: Mapping[str, Any]  # what the rows depend on besides the images, JSON values
+    facts: Facts
     root: str | None  # the folder that names of images are relative to; None: their names are their paths
     images: int
     shards: int
@@ -118,10 +121,12 @@ class Job:
 
     def note_start(self, shard: int) -> None:
         """Record that a worker starts a shard, so that a shard that kills its workers is given up, too."""
-        self._note(shard, started=f"{socket.gethostname()}:{os.getpid()}")
+        self.note(shard, started=f"{socket.gethostname()}:{os.getpid()}")
 
-    def note_error(self, shard: int, error: str) -> None:
-        self._note(shard, error=error)
+    def note(self, shard: int, **note: str) -> None:
+        """Add a line to the attempts of a shard."""
+        with open(self.folder / "attempts" / f"{shard:05d}", "a", encoding="utf-8") as file:
+            file.write(json.dumps(note) + "\n")
 
     def forget_attempts(self, shard: int | None = None) -> None:
         """Forget the failed attempts of a shard, or of all."""
@@ -168,15 +173,9 @@ class Job:
         records = [self.read_record(shard) for shard in self.list_done()]
         complete = len(records) == self.shards
         digest = hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
-        summary = JobSummary(
-            images=self.images,
-            shards=self.shards,
-            done=len(records),
-            rows=sum(record.rows for record in records),
-            rejected=sum(record.rejected for record in records),
-            bytes=sum(record.bytes for record in records),
-            sha256=digest if complete else None,
-        )
+        sums = {name: sum(getattr(record, name) for record in records) for name in ("rows", "rejected", "bytes")}
+        whole = digest if complete else None
+        summary = JobSummary(images=self.images, shards=self.shards, done=len(records), **sums, sha256=whole)
         if complete:
             _write_json(self.folder / DONE, summary.to_dict())
         return summary
@@ -186,10 +185,6 @@ class Job:
 
     def _rejected(self, shard: int) -> Path:
         return self.folder / "rejected" / f"{shard:05d}.csv"
-
-    def _note(self, shard: int, **note: str) -> None:
-        with open(self.folder / "attempts" / f"{shard:05d}", "a", encoding="utf-8") as file:
-            file.write(json.dumps(note) + "\n")
 
     def _is_claimed(self, shard: int) -> bool:
         with self.claim(shard) as free:
@@ -203,21 +198,12 @@ class Job:
             return False
 
 
-def plan_job(
-    folder: Path, facts: Mapping[str, Any], root: str | None, list_paths: Callable[[], Iterable[str]], shard_size: int
-) -> Job:
-    """The new job of a folder, its images divided into shards, or the one that it holds already.
+def plan_job(folder: Path, facts: Facts, root: str | None, list_paths: ListPaths, shard_size: int) -> Job:
+    """The new job of a folder, its images fixed and divided into shards, or the one that it holds already.
 
-    The images of a job are fixed when it is planned. Their paths are never all in memory.
-
-    Args:
-        facts, root: As in `Job`.
-        list_paths: Paths in a fixed order, absolute where other processes read them; only called for a new job.
-
-    Raises:
-        RunError: The folder holds another job, or other files.
-        DataError: There is no image.
-        ResourceError: The folder cannot be written.
+    Only for a new job are paths listed: in a fixed order, absolute where other processes read them, and never all in
+    memory. RunError if the folder holds another job or other files, DataError if there is no image, ResourceError if
+    the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -226,11 +212,8 @@ def plan_job(
                 _divide(folder, facts, root, list_paths, shard_size)
             job = open_job(folder)
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-        raise ResourceError(
-            f"Cannot write the job's folder {folder}.",
-            getattr(error, "strerror", None) or error,
-            "Choose a writable folder on a file system with locks.",
-        ) from error
+        reason, way_out = getattr(error, "strerror", None), "Choose a writable folder on a file system with locks."
+        raise ResourceError(f"Cannot write the job's folder {folder}.", reason or error, way_out) from error
     check_facts(job, facts)
     return job
 
@@ -247,7 +230,7 @@ def open_job(folder: Path) -> Job:
     raise RunError(f"{folder} holds no job that this version can read.", problem)
 
 
-def check_facts(job: Job, facts: Mapping[str, Any]) -> None:
+def check_facts(job: Job, facts: Facts) -> None:
     """Raise a RunError that names every difference if a worker would not compute the rows that the job is about."""
     here = json.loads(json.dumps(facts))
     names = sorted(name for name in {*here, *job.facts} if here.get(name) != job.facts.get(name))
@@ -257,9 +240,7 @@ def check_facts(job: Job, facts: Mapping[str, Any]) -> None:
         raise RunError.from_problems(headline, differences)
 
 
-def _divide(
-    folder: Path, facts: Mapping[str, Any], root: str | None, list_paths: Callable[[], Iterable[str]], size: int
-) -> None:
+def _divide(folder: Path, facts: Facts, root: str | None, list_paths: ListPaths, size: int) -> None:
     if others := sorted(path.name for path in folder.iterdir() if path.name not in (".lock", *_FOLDERS)):
         raise RunError(f"{folder} already holds other files.", repr(others[0]), "Choose an empty folder.")
     for name in _FOLDERS:

@@ -127,11 +127,8 @@ def process_shard(job: Job, processor: ShardProcessor, shard: int) -> bool:
     except Exception as error:  # of any kind: the other shards are computed nevertheless
         if isinstance(error, OSError) and error.errno in _FULL:
             job.forget_attempts(shard)
-            raise ResourceError(
-                f"Cannot write results to {job.folder}.",
-                error.strerror,
-                "Finished shards are kept. Free some space and run the same command again.",
-            ) from error
-        job.note_error(shard, f"{type(error).__name__}: {error}")
+            way_out = "Finished shards are kept. Free some space and run the same command again."
+            raise ResourceError(f"Cannot write results to {job.folder}.", error.strerror, way_out) from error
+        job.note(shard, error=f"{type(error).__name__}: {error}")
         return False
     return True
