@@ -7,17 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tlkeras.serving.batching import Batching, BatchScheduler
+from tlkeras.serving.batching import BatchScheduler
 from tlkeras.serving.status import Code, StatusError
 
 
-def work(send, run, options):
+def work(send, run, limits):
     """Run `send(scheduler)` in a loop of its own; returns its result and the sizes of the batches."""
     sizes = []
 
     async def main():
         with ThreadPoolExecutor(2) as executor:
-            return await send(BatchScheduler(run, executor, options, sizes.append))
+            return await send(BatchScheduler(run, executor, sizes.append, *limits))
 
     return asyncio.run(main()), sizes
 
@@ -36,25 +36,25 @@ async def send_many(scheduler, values):
 
 def test_each_request_gets_its_own_rows():
     values = [[1], [2, 3], [4], [5, 6, 7], [8]]
-    outputs, sizes = work(lambda scheduler: send_many(scheduler, values), double, Batching(4, 0.05))
+    outputs, sizes = work(lambda scheduler: send_many(scheduler, values), double, (4, 0.05))
     assert [output[0].tolist() for output in outputs] == [[2], [4, 6], [8], [10, 12, 14], [16]]
     assert sizes == [4, 4]
 
 
 def test_one_bad_request_fails_alone():
-    outputs, _ = work(lambda scheduler: send_many(scheduler, [[1], [-1], [3]]), double, Batching(8, 0.05))
+    outputs, _ = work(lambda scheduler: send_many(scheduler, [[1], [-1], [3]]), double, (8, 0.05))
     assert outputs[0][0].tolist() == [2] and outputs[2][0].tolist() == [6]
     assert isinstance(outputs[1], ValueError)
 
 
 def test_a_request_larger_than_a_batch_runs_alone():
-    outputs, sizes = work(lambda scheduler: send_many(scheduler, [[1] * 9, [2]]), double, Batching(4, 0.01))
+    outputs, sizes = work(lambda scheduler: send_many(scheduler, [[1] * 9, [2]]), double, (4, 0.01))
     assert [len(output[0]) for output in outputs] == [9, 1]
     assert sizes == [9, 1]
 
 
 def test_a_full_queue_refuses():
-    outputs, _ = work(lambda scheduler: send_many(scheduler, [[1], [2], [3], [4]]), double, Batching(1, 0.0, 2))
+    outputs, _ = work(lambda scheduler: send_many(scheduler, [[1], [2], [3], [4]]), double, (1, 0.0, 2))
     refused = [output for output in outputs if isinstance(output, StatusError)]
     assert len(refused) == 2
     assert refused[0].code is Code.UNAVAILABLE and "queue" in refused[0].message
@@ -73,7 +73,7 @@ def test_cancelled_requests_are_not_run():
         second.cancel()
         return await asyncio.gather(first, third)
 
-    (first, third), _ = work(send, note, Batching(8, 0.03))
+    (first, third), _ = work(send, note, (8, 0.03))
     assert (first[0].tolist(), third[0].tolist()) == ([2], [6])
     assert seen == [1, 3]
 
@@ -85,7 +85,7 @@ def test_closing_runs_the_waiting_requests():
         await scheduler.close()
         return await pending
 
-    (output,), _ = work(send, double, Batching(8, 0.01))
+    (output,), _ = work(send, double, (8, 0.01))
     assert output.tolist() == [2]
     with pytest.raises(ValueError, match="negative"):
-        work(lambda scheduler: scheduler.submit([np.array([-1])]), double, Batching())
+        work(lambda scheduler: scheduler.submit([np.array([-1])]), double, (32, 0.002))

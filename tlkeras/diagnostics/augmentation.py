@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from tlkeras.config.recipe import Recipe, load_recipe
 from tlkeras.data.augmentation.operations import OPERATIONS, Transform
-from tlkeras.data.augmentation.policies import AugmentationPolicy
 from tlkeras.data.augmentation.views import digest_to_seed, draw_views, number_views
 from tlkeras.data.headers import ImageError, InvalidImage
 from tlkeras.data.inspection import read_header_and_digest
@@ -77,7 +76,10 @@ def show_augmentation(
         labels.append(name)
     titles = ["as it is", *(f"view {view.number}" for view in numbered)]
     write_plot(partial(plot_contact_sheet, rows, labels, titles), target)
-    about = (resolved.name, policy.name, tuple(_describe_policy(policy)), policy.rounds, policy.size)
+    operations = [", then ".join(map(_describe_transform, chain)) or "nothing" for chain in policy.chains]
+    if policy.size is not None:
+        operations = [f"one of {policy.size} orientations"]
+    about = (resolved.name, policy.name, tuple(operations), policy.rounds, policy.size)
     mixed = mixup_cutmix_alphas(resolved)
     return AugmentationResult(*about, *mixed, str(target), images=len(plain), shown=len(numbered))
 
@@ -137,12 +139,6 @@ def _mix(recipe: Recipe, images: np.ndarray) -> dict[str, np.ndarray]:
             mixed, _, _ = mix(tf.constant(images), ones[:, None], ones, seed)
             rows[name] = np.asarray(mixed)
     return rows
-
-
-def _describe_policy(policy: AugmentationPolicy) -> list[str]:
-    if policy.size is not None:
-        return [f"one of {policy.size} orientations"]
-    return [", then ".join(map(_describe_transform, chain)) or "nothing" for chain in policy.chains]
 
 
 def _describe_transform(transform: Transform) -> str:

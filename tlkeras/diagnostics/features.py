@@ -39,7 +39,7 @@ _CHANNELS, _MAP_PIXELS = 6, 128
 
 @dataclass(frozen=True)
 class FeaturePlotResult(Result):
-    """What was plotted."""
+    """Plots of features, and what they show."""
 
     name: str
     images: int
@@ -195,7 +195,7 @@ def _draw_maps(experiment: builders.Experiment, cut: CutPoint, path: Path) -> No
     model = keras.Model(experiment.extractor.backbone.input, cut.tensor)
     maps = np.asarray(model(images, training=False), np.float32)
     spread = maps.mean(axis=(1, 2)).std(axis=0)
-    channels = np.argsort(-spread, kind="stable")[: min(_CHANNELS, maps.shape[-1])]
+    channels = np.argsort(-spread, kind="stable")[:_CHANNELS]
     columns = [maps.mean(axis=-1), *(maps[..., channel] for channel in channels)]
     coloured = [_apply_colormap(column) for column in columns]
     rows = [[image, *(column[index] for column in coloured)] for index, image in enumerate(map(_resize, images))]

@@ -18,7 +18,7 @@ from tlkeras.finetuning.caching_plan import StagePlan
 from tlkeras.finetuning.inputs import BatchSource
 from tlkeras.finetuning.lr_range_test import HIGHEST, LOWEST, STEPS
 from tlkeras.finetuning.network import IMAGES
-from tlkeras.finetuning.schedule import Schedule, Stage
+from tlkeras.finetuning.schedule import Stage
 from tlkeras.plotting.charts import plot_lr_finder
 from tlkeras.results import Result
 from tlkeras.training import builders
@@ -139,9 +139,14 @@ def find_learning_rate(
         raise ResourceError(f"The folder {image.parent} does not exist.", None, "Make it first.")
     experiment = builders.validate(prepared)
     plan = builders.require_plan(experiment)
-    index = _find_stage(plan.schedule, stage)
+    names = [planned.name for planned in plan.schedule.stages]
+    if stage is not None and stage not in names:
+        raise RecipeError("The recipe has no stage of this name.", repr(stage), suggest(stage, names))
+    index = 0 if stage is None else names.index(stage)
     cut = plan.caching.cuts[index]
-    taps = _list_taps(experiment.extractor, cut)
+    begins = () if cut in (POOLED, IMAGES) else (cut,)
+    recorded = (SOURCE_LOGITS,) if experiment.extractor.source_head is not None and cut != IMAGES else ()
+    taps = (POOLED, *begins, *recorded)  # what the head is fitted on, and what the stage begins with
     training = experiment.take(experiment.dataset.rows("train"))
     with builders.extract_features(training, taps) as features:
         values, training = dict(zip(taps, features.outputs, strict=True)), training.take(features.kept)
@@ -155,20 +160,6 @@ def find_learning_rate(
         plot_lr_finder(found.rates, found.losses, found.suggestion, image, found.smoothed)
     chosen, drawn = plan.schedule.stages[index], str(image) if found.rates else None
     return LearningRateResult(recipe.name, chosen.name, chosen.learning_rate, image=drawn, **vars(found))
-
-
-def _find_stage(schedule: Schedule, name: str | None) -> int:
-    names = [stage.name for stage in schedule.stages]
-    if name is not None and name not in names:
-        raise RecipeError("The recipe has no stage of this name.", repr(name), suggest(name, names))
-    return 0 if name is None else names.index(name)
-
-
-def _list_taps(extractor: FeatureExtractor, cut: str) -> tuple[str, ...]:
-    """The taps of each image: what the head is fitted on, and what the stage begins with."""
-    begins = () if cut in (POOLED, IMAGES) else (cut,)
-    recorded = (SOURCE_LOGITS,) if extractor.source_head is not None and cut != IMAGES else ()
-    return (POOLED, *begins, *recorded)
 
 
 def _make_source(training: builders.Experiment, cut: str, values: Mapping[str, CachedActivations]) -> BatchSource:

@@ -28,8 +28,6 @@ CALIBRATION_IMAGES = 128  # images from which int8 takes the ranges of activatio
 
 @dataclass(frozen=True)
 class ConversionInputs:
-    """A model to convert."""
-
     model: keras.Model  # uint8 images to the probabilities of each task, in the order of the tasks
     tasks: Sequence[Task]
     calibration: np.ndarray  # images of the training split, uint8 [n, size, size, 3]
@@ -41,8 +39,6 @@ class ConversionInputs:
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """One format."""
-
     file: str  # path in the version's folder
     write: Callable[[ConversionInputs, Path], None]  # converts a model and writes the file
     open: Callable[[Path, Sequence[str]], PredictFn]  # the function that predicts, from a file and names of outputs
@@ -134,16 +130,12 @@ def _write_onnx(inputs: ConversionInputs, path: Path) -> None:
     import tf2onnx
 
     frozen = _freeze_outputs(inputs, None)
+    before, after = [frozen.inputs[0].name], [tensor.name for tensor in frozen.outputs]
     with silence_stderr():
         proto, _ = tf2onnx.convert.from_graph_def(
-            frozen.graph.as_graph_def(),
-            name=inputs.model.name,
-            input_names=[frozen.inputs[0].name],
-            output_names=[tensor.name for tensor in frozen.outputs],
-            opset=17,
+            frozen.graph.as_graph_def(), name=inputs.model.name, input_names=before, output_names=after, opset=17
         )
-    renamed = {frozen.inputs[0].name: INPUT}
-    renamed |= {tensor.name: name for tensor, name in zip(frozen.outputs, inputs.outputs, strict=True)}
+    renamed = dict(zip([*before, *after], [INPUT, *inputs.outputs], strict=True))
     for node in proto.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]

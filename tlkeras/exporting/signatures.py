@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -137,7 +137,7 @@ class Signature:
     call: Callable[..., list[np.ndarray]]  # from one array per input, in the order of `inputs`, to one per output
 
 
-class LoadedSavedModel:
+class LoadedSavedModel(AbstractContextManager["LoadedSavedModel"]):
     """A version that several threads may run at once; OSError or tf.errors.OpError if it cannot be loaded."""
 
     def __init__(self, path: Path, threads: int = 0):  # threads within one operation; 0: one per core
@@ -168,9 +168,6 @@ class LoadedSavedModel:
 
     def close(self) -> None:
         self._session.close()
-
-    def __enter__(self) -> LoadedSavedModel:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -177,10 +177,6 @@ def main(folder: str) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
-
-
 def predict_to_file(
     run: str | Path | Run,
     images: Sequence[str | Path],
@@ -309,3 +305,7 @@ def _open_parquet(path: Path, schema: pyarrow.Schema) -> Iterator[_Write]:
 
     with parquet.ParquetWriter(path, schema) as table:
         yield write
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

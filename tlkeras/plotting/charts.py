@@ -1,7 +1,4 @@
-"""Charts as PNG or SVG files: a run's history, the learning-rate finder, contact sheets, features, a Pareto front.
-
-Colours are those of Okabe and Ito (2008), which differ for colour-blind readers too.
-"""
+"""Charts as PNG or SVG files: a run's history, the learning-rate finder, contact sheets, features, a Pareto front."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# of Okabe and Ito (2008), which differ for colour-blind readers too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DOTS = (*COLOURS, "#999933", "#882255", "#44AA99", "#332288")
 INK, FAINT = "#333333", "#777777"
@@ -88,7 +86,9 @@ def plot_lr_finder(
         if smoothed is not None:
             axis.plot(rates, losses, color=COLOURS[0], linewidth=0.8, alpha=0.35)
         axis.plot(rates, values, color=COLOURS[0], linewidth=1.8)
-        _cut_divergence(axis, values)
+        finite = values[np.isfinite(values)]
+        if finite.size and (fall := finite[0] - finite.min()) > 0:
+            axis.set_ylim(finite.min() - 0.1 * fall, min(finite.max(), finite[0] + 0.5 * fall) + 0.1 * fall)
         if suggestion is not None:
             height = np.interp(math.log(suggestion), np.log(rates), values)
             axis.axvline(suggestion, color=COLOURS[1], linestyle="--", linewidth=1)
@@ -226,12 +226,11 @@ def open_figure(
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    vector = path.suffix == ".svg"
     own = str(files("tlkeras.plotting") / "charts.mplstyle")
     with style.context(["default", own, {"svg.fonttype": "none", "svg.hashsalt": path.stem}]):
         figure = Figure(figsize=size, layout=layout)
         yield figure
-        if vector:
+        if path.suffix == ".svg":
             figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
         else:
             figure.savefig(path, format="png")
@@ -287,12 +286,6 @@ def _as_number(value: Any) -> float:
     except (TypeError, ValueError):
         return math.nan
     return number if math.isfinite(number) else math.nan
-
-
-def _cut_divergence(axis: Axes, losses: np.ndarray) -> None:
-    finite = losses[np.isfinite(losses)]
-    if finite.size and (fall := finite[0] - finite.min()) > 0:
-        axis.set_ylim(finite.min() - 0.1 * fall, min(finite.max(), finite[0] + 0.5 * fall) + 0.1 * fall)
 
 
 def _join_images(images: Sequence[Sequence[np.ndarray]], columns: int) -> tuple[np.ndarray, tuple[int, int]]:

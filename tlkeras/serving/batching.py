@@ -18,15 +18,6 @@ BatchFn = Callable[..., Arrays]
 
 
 @dataclass(frozen=True)
-class Batching:
-    """Settings of a batch scheduler."""
-
-    max_batch_size: int = 32  # largest number of rows that run together; 1 turns batching off
-    timeout: float = 0.002  # seconds that a request waits for others
-    max_waiting: int = 1024  # largest number of waiting rows; a request beyond it is refused
-
-
-@dataclass(frozen=True)
 class _Request:
     arrays: Arrays
     rows: int
@@ -34,13 +25,23 @@ class _Request:
 
 
 class BatchScheduler:
-    """Runs one signature, within one event loop.
+    """Runs one signature, within one event loop: at most so many rows together, 1 turning batching off.
 
-    A batch that fails is run again request by request, so that one bad image fails only its own request.
+    A request waits `timeout` seconds for others, and is refused if more than `max_waiting` rows would wait. A batch
+    that fails is run again request by request, so that one bad image fails only its own request.
     """
 
-    def __init__(self, run: BatchFn, executor: Executor, options: Batching, observe: Callable[[int], None]):
-        self._run, self._executor, self._options, self._observe = run, executor, options, observe
+    def __init__(
+        self,
+        run: BatchFn,
+        executor: Executor,
+        observe: Callable[[int], None],
+        max_batch_size: int,
+        timeout: float,
+        max_waiting: int = 1024,
+    ):
+        self._run, self._executor, self._observe = run, executor, observe
+        self._max_batch_size, self._timeout, self._max_waiting = max_batch_size, timeout, max_waiting
         self._waiting: deque[_Request] = deque()
         self._rows = 0
         self._busy = False
@@ -50,7 +51,7 @@ class BatchScheduler:
     async def submit(self, arrays: Sequence[np.ndarray]) -> Arrays:
         """Outputs for inputs with the same number of rows, at least one; StatusError if too many rows are waiting."""
         rows = len(arrays[0])
-        if self._rows + rows > max(self._options.max_waiting, rows):
+        if self._rows + rows > max(self._max_waiting, rows):
             raise StatusError(Code.UNAVAILABLE, "The batch scheduling queue to which this task was submitted is full")
         loop = asyncio.get_running_loop()
         if self._task is None:
@@ -81,13 +82,13 @@ class BatchScheduler:
     async def _gather(self) -> list[_Request]:
         """The requests of the next batch, after waiting for more."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._options.timeout):
-                while self._rows < self._options.max_batch_size:
+            async with asyncio.timeout(self._timeout):
+                while self._rows < self._max_batch_size:
                     self._arrived.clear()
                     await self._arrived.wait()
         batch: list[_Request] = []
         rows = 0
-        while self._waiting and (not batch or rows + self._waiting[0].rows <= self._options.max_batch_size):
+        while self._waiting and (not batch or rows + self._waiting[0].rows <= self._max_batch_size):
             request = self._waiting.popleft()
             self._rows -= request.rows
             if not request.outputs.cancelled():  # its client has gone

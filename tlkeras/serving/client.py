@@ -6,6 +6,7 @@ import base64
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class ServedVersion:
     error_message: str  # the error that ended it; "" if there was none
 
 
-class Client:
+class Client(AbstractContextManager["Client"]):
     """Client of one model at `http://HOST:8501/v1/models/NAME` for REST, or `grpc://HOST:8500/NAME` for gRPC.
 
     `/versions/N` or `/labels/L` may follow; without them the newest version is used. A request fails after `timeout`
@@ -62,9 +63,6 @@ class Client:
 
     def close(self) -> None:
         self._transport.close()
-
-    def __enter__(self) -> Client:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

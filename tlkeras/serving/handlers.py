@@ -53,7 +53,8 @@ class RequestHandler:
         finally:
             running.discard(request)
             self.model.metrics.running.set(len(running))
-            self.model.metrics.observe_request(model, method, code.name, time.perf_counter() - started)
+            self.model.metrics.requests.labels(model, method, code.name).inc()
+            self.model.metrics.seconds.labels(model, method).observe(time.perf_counter() - started)
 
     async def predict(
         self, version: Version, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] = ()

@@ -20,7 +20,7 @@ from tlkeras.data.headers import MAX_PIXELS, ImageError, check_header
 from tlkeras.exporting.model_card import LABELS, REPORT, served_name
 from tlkeras.exporting.signatures import FILE, LoadedSavedModel, Signature, run_warmup_requests
 from tlkeras.exporting.versions import list_versions
-from tlkeras.serving.batching import Arrays, Batching, BatchScheduler
+from tlkeras.serving.batching import Arrays, BatchScheduler
 from tlkeras.serving.status import Code, StatusError, invalid_argument, translate
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -57,18 +57,14 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         by_method, by_status = ("model_name", "method"), ("model_name", "method", "status")
-        self._requests = Counter("tlkeras_requests", "Requests answered.", by_status, registry=registry)
-        self._seconds = Histogram(
+        self.requests = Counter("tlkeras_requests", "Requests answered.", by_status, registry=registry)
+        self.seconds = Histogram(
             "tlkeras_request_seconds", "Time of a request.", by_method, buckets=_SECONDS, registry=registry
         )
         self.batches = Histogram("tlkeras_batch_rows", "Rows per batch.", buckets=_ROWS, registry=registry)
         self.running = Gauge("tlkeras_requests_in_progress", "Requests in progress.", registry=registry)
         by_version = ("model_name", "version")
         self._versions = Gauge("tlkeras_version_loaded", "1 for each loaded version.", by_version, registry=registry)
-
-    def observe_request(self, model: str, method: str, status: str, seconds: float) -> None:
-        self._requests.labels(model, method, status).inc()
-        self._seconds.labels(model, method).observe(seconds)
 
     def set_versions(self, model: str, versions: Collection[int]) -> None:
         self._versions.clear()
@@ -132,7 +128,6 @@ class Model:
         self.running: set[object] = set()  # one object per request in progress
         self.metrics = Metrics()
         self._folder = folder
-        self._batching = Batching(options.max_batch_size, options.batch_timeout)
         self._attempted: dict[int, float] = {}  # modification time of each version that was loaded or failed to
         self._executor = ThreadPoolExecutor(4, thread_name_prefix="tlkeras-serve")
         self._unloading: set[asyncio.Task[None]] = set()
@@ -176,8 +171,9 @@ class Model:
         for name, signature in version.loaded.signatures.items():
             shapes = [info.tensor_shape.dim for info in (*signature.inputs.values(), *signature.outputs.values())]
             batchable = all(shape and shape[0].size == -1 for shape in shapes)  # all have an open first dimension
-            options, observe = self._batching if batchable else Batching(1, 0.0), self.metrics.batches.observe
-            version.schedulers[name] = BatchScheduler(signature.call, self._executor, options, observe)
+            limits = (self.options.max_batch_size, self.options.batch_timeout) if batchable else (1, 0.0)
+            observe = self.metrics.batches.observe
+            version.schedulers[name] = BatchScheduler(signature.call, self._executor, observe, *limits)
         self.versions[number] = version
         self.states[number] = VersionStatus("AVAILABLE")
         self.metrics.set_versions(self.name, self.versions)

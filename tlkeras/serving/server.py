@@ -40,7 +40,14 @@ class Server:
 
     def __init__(self, folder: Path, options: ServeOptions):
         if not list_versions(folder):
-            raise _no_versions_error(folder)
+            rule, way_out = (
+                f"{folder} holds no exported model.",
+                f"Export a run into it: tlkeras export RUN --to {folder}",
+            )
+            if (folder / "manifest.json").is_file() and (folder / "recipe.yaml").is_file():
+                run = folder.name if folder.parent == Path("runs") else folder
+                rule, way_out = "is a run, not an exported model.", f"Export it first: tlkeras export {run}"
+            raise ExportError(f"{folder} {rule}", way_out=way_out)
         self.model = Model(folder, options)
         self._options, self._handler = options, RequestHandler(self.model)
         if options.grpc_port:
@@ -85,14 +92,6 @@ class Server:
         self._uvicorn.should_exit = True
 
 
-def _no_versions_error(folder: Path) -> ExportError:
-    if (folder / "manifest.json").is_file() and (folder / "recipe.yaml").is_file():
-        run = folder.name if folder.parent == Path("runs") else folder
-        return ExportError(f"{folder} is a run, not an exported model.", None, f"Export it first: tlkeras export {run}")
-    way_out = f"Export a run into it: tlkeras export RUN --to {folder}"
-    return ExportError(f"{folder} holds no exported model.", way_out=way_out)
-
-
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
@@ -101,8 +100,6 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise ResourceError(
-            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
-            way_out="Choose another port with --rest-port or --grpc-port.",
-        ) from None
+        rule = f"Cannot listen on {host}:{port}: {error.strerror or error}."
+        raise ResourceError(rule, way_out="Choose another port with --rest-port or --grpc-port.") from None
     return bound

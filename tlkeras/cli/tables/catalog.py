@@ -84,12 +84,10 @@ def print_cache(result: CacheResult) -> None:
 
 
 def print_pruned(result: PruneResult) -> None:
-    """Print the number and size of the entries removed."""
     open_console().print(f"Removed {len(result.removed)} entries, {result.bytes / 1e6:,.1f} MB.")
 
 
 def print_packed(result: PackResult) -> None:
-    """Print the manifest of packed images, and the files that could not be read."""
     console = open_console()
     size = f"{result.bytes / 1e6:,.1f} MB"
     console.print(f"{result.images:,} images, {size}, in {result.shards:,} files.", highlight=False)
@@ -100,7 +98,6 @@ def print_packed(result: PackResult) -> None:
 
 
 def print_job(result: JobResult) -> None:
-    """Print counts, the rate of this call, and the shards that failed."""
     rate = f", {result.computed / result.seconds:,.0f} a second" if result.computed else ""
     rows = {
         "images": f"{result.images:,}",

@@ -25,7 +25,6 @@ _NAMED = 3
 
 
 def print_check(result: CheckResult) -> None:
-    """Print facts, classes, unusable files, copies and odd images, then notes, problems and the verdict."""
     console = open_console()
     facts = [(name, escape(fact)) for name, fact in result.facts.items() if name != "classes"]  # they have a table
     if facts:
@@ -88,7 +87,6 @@ def _print_copies(groups: Sequence[DuplicateImages]) -> None:
 
 
 def print_schedule(result: ScheduleResult) -> None:
-    """Print which blocks train in each stage, at which learning rate, and why."""
     columns = left("stage") + right("epochs") + left("trains") + right("learning rate", "parameters")
     columns += left("starts from") + right("cached", "work saved")
     views = f", {result.views} views of each image in {result.precision}" if result.views else ""
@@ -112,7 +110,6 @@ def print_schedule(result: ScheduleResult) -> None:
 
 
 def print_augmentation(result: AugmentationResult) -> None:
-    """Print the operations of a policy and the path of the sheet."""
     rounds = f", {result.rounds} rounds" if result.rounds > 1 else ""
     count = "unlimited views" if result.views is None else f"{result.views} view(s)"
     rows = [(escape(operations),) for operations in result.operations]
@@ -125,7 +122,6 @@ def print_augmentation(result: AugmentationResult) -> None:
 
 
 def print_learning_rate(result: LearningRateResult) -> None:
-    """Print the losses at some of the rates as bars, and the suggested rate."""
     console = open_console()
     pairs = list(zip(result.rates, result.smoothed, strict=True))
     highest = 1.5 * pairs[0][1] if pairs else 1.0  # a diverging loss would flatten all others
@@ -145,7 +141,6 @@ def print_learning_rate(result: LearningRateResult) -> None:
 
 
 def print_features(result: FeaturePlotResult) -> None:
-    """Print how well each depth separates the classes, and the paths of the plots."""
     console = open_console()
     shares = {**result.separations, "the most common class alone": result.chance}
     rows = [(escape(name), f"{share:.3f}", _draw_bar(share)) for name, share in shares.items()]
@@ -161,7 +156,6 @@ def _draw_bar(share: float) -> str:
 
 
 def print_recommendation(result: RecommendResult) -> None:
-    """Print facts, candidates, backbones left out, recommendations with their reasons, and the recipe."""
     console = open_console()
     facts = {**result.facts, "target": f"{result.target.name}: {result.target.reason}"}
     print_table(result.name, left("", ""), [(name, escape(text)) for name, text in facts.items()])

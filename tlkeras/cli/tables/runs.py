@@ -30,7 +30,6 @@ _MOST_TRIALS = 20
 
 
 def print_training(result: EvaluationResult) -> None:
-    """Print the metrics, the time of each phase, the run's folder, and commands to go on with."""
     print_evaluation(result)
     console = open_console()
     if result.head.get("scores"):
@@ -55,7 +54,6 @@ def print_training(result: EvaluationResult) -> None:
 
 
 def print_worker(result: dict[str, Any]) -> None:
-    """Print that a worker of a training on several machines has ended."""
     open_console().print(f"Worker {result['worker']} of {result['workers']} is done; worker 0 has the run.")
 
 
@@ -71,7 +69,6 @@ def _print_adaptation(result: EvaluationResult) -> None:
 
 
 def print_evaluation(result: EvaluationResult | ExternalEvaluationResult) -> None:
-    """Print each metric with its interval next to the baselines, then those of classes and slices."""
     console = open_console()
     source = getattr(result, "source", None)
     images = f"images of {source}" if source else "held-out images"
@@ -155,7 +152,6 @@ def _format_estimate(estimate: Estimate, value: str = "{}") -> str:
 
 
 def print_predictions(result: PredictionResult) -> None:
-    """Print the best classes of each image, and the images that could not be read."""
     if result.predictions:
         others = list(result.predictions[0].tasks)[1:]
         columns = left("label") + right("probability") + left("then")
@@ -182,7 +178,6 @@ def _list_probabilities(top: Sequence[ClassProbability]) -> str:
 
 
 def print_prediction_file(result: PredictionFileResult) -> None:
-    """Print where the table is, how fast it was computed, and how many images could not be read."""
     console = open_console()
     done = f", {result.resumed:,} of them before" if result.resumed else ""
     engine = f" with {result.engine}" if result.engine else ""
@@ -194,7 +189,6 @@ def print_prediction_file(result: PredictionFileResult) -> None:
 
 
 def print_comparison(result: ComparisonResult) -> None:
-    """Print the cost and the metrics of each run, and their differences from the first run's."""
     console = open_console()
     costs = []
     for run in result.runs:
@@ -224,7 +218,6 @@ def print_comparison(result: ComparisonResult) -> None:
 
 
 def print_report(result: ReportResult) -> None:
-    """Print the path of the page, and what it does not show."""
     console = open_console()
     for note in result.notes:
         console.print(f"[yellow]{escape(note)}[/yellow]")
@@ -232,7 +225,6 @@ def print_report(result: ReportResult) -> None:
 
 
 def print_export(result: ExportResult) -> None:
-    """Print the agreement of each format with the run, the version's path and the command that serves it."""
     console = open_console()
     several = len({row.task for row in result.parity}) > 1
     rows = (
@@ -262,7 +254,6 @@ def print_export(result: ExportResult) -> None:
 
 
 def print_tuning(result: TuningResult) -> None:
-    """Print trials, best first, the importance of the keys, reasons of failures, and the path of the best recipe."""
     console = open_console()
     columns = right("trial", *result.space, f"validation {result.objective}", "over seeds", "seconds")
     shown = f", the best {_MOST_TRIALS}" if len(result.trials) > _MOST_TRIALS else ""

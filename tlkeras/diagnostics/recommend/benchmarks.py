@@ -25,8 +25,6 @@ _SECONDS = 2.0
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
-    """What to benchmark."""
-
     backbone: str  # its name in the catalog; random weights are used
     size: int  # side length of the images, pixels
     classes: int
@@ -48,13 +46,8 @@ class BenchmarkResult:
 def measure_costs(request: BenchmarkRequest) -> BenchmarkResult:
     """The costs of a backbone, measured in a new process; BackboneError if that process failed."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tlkeras.diagnostics.recommend.benchmarks", json.dumps(asdict(request))],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    command = [sys.executable, "-m", "tlkeras.diagnostics.recommend.benchmarks", json.dumps(asdict(request))]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if done.returncode == 0:
         return BenchmarkResult(**json.loads(done.stdout.splitlines()[-1]))
     end = f"was killed by signal {-done.returncode} (too little memory?)" if done.returncode < 0 else "failed"

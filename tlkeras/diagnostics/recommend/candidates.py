@@ -81,11 +81,8 @@ def choose_candidates(limits: BackboneLimits, own: Candidate | None = None) -> t
     for entry in [*presets, *list_backbones()]:
         if own is not None and entry.name == own.entry.name:
             continue
-        reason = next(_list_reasons(entry, limits), None)
-        if reason is not None:
-            dropped[entry.name] = reason
-            continue
-        weights, obstacle = _find_weights(entry)
+        unmet = next(_list_reasons(entry, limits), "")
+        weights, obstacle = (None, unmet) if unmet else _find_weights(entry)
         if weights is None:
             dropped[entry.name] = obstacle
         else:
@@ -144,12 +141,9 @@ def _find_weights(entry: BackboneInfo) -> tuple[str | None, str]:
 def _choose_families(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     """The best of each family and then the best of the rest, at most `count`, best on ImageNet first."""
     ordered = sorted(candidates, key=_top1, reverse=True)
-    families: dict[str, Candidate] = {}
-    for candidate in ordered:
-        families.setdefault(candidate.entry.family, candidate)
-    first = list(families.values())
-    rest = [candidate for candidate in ordered if candidate not in first]
-    return sorted([*first, *rest][: max(count, 0)], key=_top1, reverse=True)
+    best = {candidate.entry.family: candidate for candidate in reversed(ordered)}
+    taken = sorted(ordered, key=lambda candidate: candidate is not best[candidate.entry.family])[: max(count, 0)]
+    return sorted(taken, key=_top1, reverse=True)
 
 
 def _top1(candidate: Candidate) -> float:

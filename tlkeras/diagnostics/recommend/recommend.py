@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tlkeras.backbones.catalog import find_backbone
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import BackboneConfig
 from tlkeras.data.sources.references import load_recipe_or_source
-from tlkeras.diagnostics.augmentation import check_target
+from tlkeras.diagnostics.augmentation import check_target, write_plot
 from tlkeras.diagnostics.recommend.candidates import TARGETS, BackboneLimits, Candidate, choose_candidates
 from tlkeras.diagnostics.recommend.measurements import (
     CandidateResult,
@@ -207,14 +208,17 @@ def recommend(
     context = make_context(resolved, images)
     measured, failed = measure_all(context, candidates)
     rows = compare_to_best(measured, wanted.milliseconds)
-    advice, chosen, finetune = _advise(context, rows, wanted, minutes)
+    chosen, which = choose_best(rows, wanted.milliseconds)
+    position, similarity = assess_similarity(chosen.separations, len(context.rows))
+    finetune, frozen = recommend_finetuning(chosen, context.smallest_class, position, minutes)
+    advice = (which, recommend_by_imagenet(rows, chosen), similarity, frozen)
     text = _write_recipe(context, chosen.candidate, finetune, advice)
     points = [
         {"name": row.name, "milliseconds": row.costs.milliseconds, "front": row.front, "chosen": row is chosen}
         | row.scores.ranking.to_dict()
         for row in rows
     ]
-    plot_pareto_front(points, plot)
+    write_plot(partial(plot_pareto_front, points), plot)
     if path:
         _save(text, path)
     limit, left_out = ChosenTarget(wanted.target, TARGETS[wanted.target].reason), {**dropped, **failed}
@@ -230,16 +234,6 @@ def _find_own_candidate(recipe: Recipe) -> Candidate | None:
         return None
     entry = find_backbone(own.name)
     return Candidate(entry, own.weights, own.size or entry.default_size)
-
-
-def _advise(
-    context: MeasurementContext, rows: Sequence[CandidateResult], limits: BackboneLimits, minutes: float
-) -> tuple[tuple[Recommendation, ...], CandidateResult, bool]:
-    """The recommendations, the chosen backbone, and whether to fine-tune it."""
-    chosen, which = choose_best(rows, limits.milliseconds)
-    position, similarity = assess_similarity(chosen.separations, len(context.rows))
-    finetune, frozen = recommend_finetuning(chosen, context.smallest_class, position, minutes)
-    return (which, recommend_by_imagenet(rows, chosen), similarity, frozen), chosen, finetune
 
 
 def _list_facts(context: MeasurementContext) -> dict[str, str]:
