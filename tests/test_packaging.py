@@ -59,8 +59,9 @@ def test_wheel_holds_recipes_and_nothing_else_of_the_repository(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"tlkeras/recipes/{name}.yaml" for name in list_recipes()} <= set(names)
     assert {"tlkeras/py.typed", "tlkeras/serving/page.html", "tlkeras/plotting/page.css"} <= set(names)
-    data = {path.relative_to(ROOT) for path in (ROOT / "tlkeras").rglob("*") if path.suffix in (".csv", ".mplstyle")}
-    assert {path.as_posix() for path in data} <= set(names)
+    files = (ROOT / "tlkeras").rglob("*.*")
+    data = [path for path in files if path.suffix in (".csv", ".mplstyle") or path.parent.name == "templates"]
+    assert {path.relative_to(ROOT).as_posix() for path in data} <= set(names)
     assert {re.split(r"[/-]", name)[0] for name in names} == {"tlkeras"}
 
 

@@ -73,7 +73,12 @@ def show_features(
     resolved = load_recipe(recipe, overrides)
     path = Path(to) if to else Path(f"{resolved.name}-features.png")
     maps = path.with_name(f"{path.stem}-maps.png") if layer is not None else None
-    _check_options(resolved, method, layer)
+    if method not in METHODS:
+        raise RecipeError("Unknown projection.", repr(method), suggest(method, METHODS))
+    if method == "umap" and importlib.util.find_spec("umap") is None:
+        raise MissingExtraError("UMAP", "umap")
+    if layer is not None and find_recipe_backbone(resolved) is None:
+        raise RecipeError("A recipe without a backbone has no layers to draw.", repr(layer), "Leave the layer out.")
     for file in filter(None, (path, maps)):
         check_target(file)
     dataset = builders.split_dataset(resolved, validate_images(builders.read_dataset(resolved)))
@@ -93,15 +98,6 @@ def show_features(
         _draw_maps(experiment, cut, maps)
     name, drawn = (None, None) if cut is None else (cut.name, str(maps))
     return FeaturePlotResult(resolved.name, len(shown), separations, chance, name, str(path), drawn)
-
-
-def _check_options(recipe: Recipe, method: str, layer: str | None) -> None:
-    if method not in METHODS:
-        raise RecipeError("Unknown projection.", repr(method), suggest(method, METHODS))
-    if method == "umap" and importlib.util.find_spec("umap") is None:
-        raise MissingExtraError("UMAP", "umap")
-    if layer is not None and find_recipe_backbone(recipe) is None:
-        raise RecipeError("A recipe without a backbone has no layers to draw.", repr(layer), "Leave the layer out.")
 
 
 def _find_map_cut(backbone: keras.Model, name: str) -> CutPoint:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tlkeras.config.recipe import load_recipe, recipe_to_yaml
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
 from tlkeras.evaluation.metric_names import explain_reasons
-from tlkeras.exporting.parity import REFERENCE, ExportReport, ParityResult
+from tlkeras.exporting.parity import REFERENCE, ExportReport
 from tlkeras.exporting.versions import CONFIG
 from tlkeras.files import atomic_write
 from tlkeras.runs.directory import Run
@@ -34,6 +37,13 @@ max_enqueued_batches {{ value: 100 }}
 """
 
 
+def _render(template: str, **values: Any) -> str:
+    """A file of the folder `templates`, filled in; nothing is escaped."""
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    return environment.get_template(template).render(values)
+
+
 def write_labels(path: Path, tasks: Sequence[Task]) -> None:
     """Write the class names of each task, in the order of its probabilities."""
     labels = {task.name: list(task.class_names) for task in tasks}
@@ -47,21 +57,11 @@ def write_batching(path: Path) -> None:
 
 def write_config(target: Path) -> None:
     """Write a server configuration that serves the newest version, unless there is one already."""
-    if (target / CONFIG).exists():
-        return
-    name = served_name(target)
-    config = f"""\
-model_config_list {{
-  config {{
-    name: {json.dumps(name)}
-    base_path: {json.dumps(f"/models/{name}")}
-    model_platform: "tensorflow"
-    model_version_policy {{ latest {{ num_versions: 1 }} }}
-  }}
-}}
-"""
-    with atomic_write(target / CONFIG) as file:
-        file.write_text(config, encoding="utf-8")
+    if not (target / CONFIG).exists():
+        name = served_name(target)
+        config = _render(CONFIG, name=json.dumps(name), base_path=json.dumps(f"/models/{name}"))
+        with atomic_write(target / CONFIG) as file:
+            file.write_text(config, encoding="utf-8")
 
 
 def served_name(target: Path) -> str:
@@ -81,67 +81,41 @@ def docker_command(target: Path) -> str:
 
 def write_card(path: Path, run: Run, name: str, report: ExportReport) -> None:
     """Write the model card: purpose, data, metrics with intervals, limits, licences, recipe, versions."""
-    recipe = load_recipe(str(run.path / "recipe.yaml"))
-    origin = builders.describe_origin(recipe)
-    licences = builders.list_licences(recipe, run.manifest.get("data", {}))
-    environment = run.read_json("environment.json")
-    versions = {"python": environment["python"], **environment["versions"]}
-    sections = [
-        f"# {name}",
-        _introduce(run, origin, report),
-        "## Data\n\n" + _describe_data(run, origin["source"]),
-        "## Metrics\n\n" + _tabulate_metrics(run),
-        "## This export against the run\n\n" + _tabulate_parity(report.parity),
-        f"On {report.images:,} held-out images, each compared with the {REFERENCE}.",
-        *report.notes,
-        "## Limits\n\n" + _LIMITS,
-        "## Licences\n\n" + "\n".join(f"- {what}: {licence}" for what, licence in licences.items()),
-        "## Recipe\n\n```yaml\n" + recipe_to_yaml(recipe).strip() + "\n```",
-        "## Versions\n\n" + "\n".join(f"- {what} {version}" for what, version in versions.items() if version),
-    ]
-    (path / CARD).write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-
-
-_LIMITS = """\
-- It always predicts one of its labels, also for images that show none of them: a low probability is a hint, not a
-  test.
-- The metrics hold for images like the held-out ones. Other cameras, light or populations need metrics of their own.
-- Probabilities are those of the network unless a note above says that they were calibrated; `tlkeras report` shows
-  their calibration error.
-- Nobody has checked it for decisions about people."""
-
-
-def _introduce(run: Run, origin: Mapping[str, str], report: ExportReport) -> str:
-    labels = "\n".join(f"- {name}: {', '.join(of_task)}" for name, of_task in run.read_json("classes.json").items())
-    return (
-        f"An image classifier made by transfer learning from `{origin['backbone']}` (weights: "
-        f"{origin['weights']}), run `{run.name}`. It takes {report.image.size} px images; files are "
-        f"decoded and resized ({report.image.resize}) inside the model.\n\n{labels}"
+    recipe, manifest = load_recipe(str(run.path / "recipe.yaml")), run.manifest
+    data, environment = manifest.get("data", {}), run.read_json("environment.json")
+    card = _render(
+        CARD,
+        name=name,
+        run=run.name,
+        report=report,
+        reference=REFERENCE,
+        origin=builders.describe_origin(recipe),
+        classes=run.read_json("classes.json"),
+        counts=", ".join(f"{split} {count:,}" for split, count in manifest.get("examples", {}).items()),
+        rejected=manifest.get("rejected", 0),
+        data=data,
+        metrics=_read_metrics(run),
+        interval=_format_interval,
+        licences=builders.list_licences(recipe, data),
+        recipe=recipe_to_yaml(recipe).strip(),
+        versions={"python": environment["python"], **environment["versions"]},
     )
+    (path / CARD).write_text(card, encoding="utf-8")
 
 
-def _describe_data(run: Run, source: str) -> str:
-    manifest = run.manifest
-    counts = ", ".join(f"{split} {count:,}" for split, count in manifest.get("examples", {}).items())
-    first = f"Source `{source}`; images: {counts}; {manifest.get('rejected', 0):,} could not be read."
-    return "\n".join([first, *(f"- {key}: {value}" for key, value in manifest.get("data", {}).items())])
-
-
-def _tabulate_metrics(run: Run) -> str:
+def _read_metrics(run: Run) -> dict[str, object] | None:
+    """Cells of the metrics' table, sentences on missing ones, and how they were measured; None if they were not."""
     try:
         measured = run.read_json("metrics.json")
-        lines = ["| | value | 95 % interval | majority baseline |", "|---|---|---|---|"]
+        rows = []
         for name, metric in measured["metrics"].items():
-            baseline = measured["baseline"][name]["value"]
-            interval = _format_interval(metric["low"], metric["high"])
-            cells = (name.replace("_", " "), _format(metric["value"]), interval, _format(baseline))
-            lines.append(f"| {' | '.join(cells)} |")
+            baseline, interval = measured["baseline"][name]["value"], _format_interval(metric["low"], metric["high"])
+            rows.append((name.replace("_", " "), _format(metric["value"]), interval, _format(baseline)))
         reasons = {name: metric.get("reason", "") for name, metric in measured["metrics"].items()}
-        missing = [line for sentence in explain_reasons(reasons) for line in ("", sentence)]
         count = f"On {measured['examples']['test']:,} held-out images; {measured['interval']}."
-        return "\n".join([*lines, *missing, "", count])
+        return {"rows": rows, "missing": explain_reasons(reasons), "count": count}
     except (RunError, KeyError, TypeError):
-        return "The run has not been evaluated. `tlkeras evaluate RUN` does it."
+        return None
 
 
 def _format(value: float | None) -> str:
@@ -151,17 +125,3 @@ def _format(value: float | None) -> str:
 def _format_interval(low: float | None, high: float | None) -> str:
     known = low is not None and high is not None and not math.isnan(low)
     return f"{_format(low)} to {_format(high)}" if known else "-"
-
-
-def _tabulate_parity(rows: Sequence[ParityResult]) -> str:
-    lines = [
-        "| format | task | largest difference | same prediction | accuracy | 95 % interval | MB | ms per image |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        accuracy = row.accuracy
-        lines.append(
-            f"| {row.form} | {row.task} | {row.difference:.1e} | {row.agreement:.2%} | {accuracy.value:.4f} | "
-            f"{_format_interval(accuracy.low, accuracy.high)} | {row.megabytes:.2f} | {row.milliseconds:.1f} |"
-        )
-    return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +27,11 @@ from tlkeras.runs.directory import Run
 from tlkeras.training import builders
 
 BATCH = 32
-_MAX_IMAGES = 256
+REFERENCE = "Keras model of the run"
+_MAX_IMAGES, _TIMED_CALLS = 256, 9
+
 PredictFn = Callable[[list[bytes], np.ndarray], list[np.ndarray]]
 """From images, as bytes and as uint8 [n, size, size, 3], to the probabilities [n, k] of each task."""
-
-REFERENCE = "Keras model of the run"
-_TIMED_CALLS = 9
 
 
 @dataclass(frozen=True)
@@ -181,13 +180,7 @@ def _measure_accuracy(task: Task, targets: np.ndarray, predictions: np.ndarray, 
 
 def _time_one(predict: PredictFn, encoded: list[bytes], images: np.ndarray) -> list[float]:
     """Seconds per call with a single image; a first call, which prepares, is left out."""
-    predict(encoded[:1], images[:1])
-    seconds = []
-    for _ in range(_TIMED_CALLS):
-        started = time.perf_counter()
-        predict(encoded[:1], images[:1])
-        seconds.append(time.perf_counter() - started)
-    return seconds
+    return timeit.repeat(lambda: predict(encoded[:1], images[:1]), "gc.enable()", number=1, repeat=_TIMED_CALLS + 1)[1:]
 
 
 def list_failures(rows: Sequence[ParityResult], criteria: Mapping[str, AcceptanceCriteria]) -> list[str]:

@@ -13,7 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis import classification_pb2, input_pb2, model_pb2, predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import classification_pb2, input_pb2, model_pb2, predict_pb2
+from tensorflow_serving.apis.prediction_log_pb2 import ClassifyLog, PredictionLog, PredictLog
 
 from tlkeras.data.decoding import decode
 from tlkeras.data.tasks import THRESHOLD, MultiLabelTask, Task
@@ -21,12 +22,10 @@ from tlkeras.exporting.inference_graph import InferenceModel
 
 EXAMPLE_KEY = "image/encoded"
 CLASSIFY = "tensorflow/serving/classify"
-
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 _DECODED_AT_ONCE = 32
 
 NamedTensors = dict[str, tf.Tensor]
-FILE = "assets.extra/tf_serving_warmup_requests"
-Log = prediction_log_pb2.PredictionLog
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def write_warmup(
     A server runs them before it accepts any other, and does not load a version where one fails. The images are real
     ones, as bytes and as uint8 [n, size, size, 3]; a batch repeats them where there are fewer.
     """
-    file = path / FILE
+    file = path / WARMUP_FILE
     file.parent.mkdir(exist_ok=True)
     logs = list(_make_logs(loaded, name, encoded, images, batch_size))
     with tf.io.TFRecordWriter(str(file)) as writer:
@@ -192,8 +191,8 @@ def write_warmup(
 
 def run_warmup_requests(path: Path, loaded: LoadedSavedModel) -> None:
     """Read a version's requests and run them all; tf.errors.OpError if the file is damaged, or a request fails."""
-    for record in tf.data.TFRecordDataset(str(path / FILE)).as_numpy_iterator():
-        log = Log.FromString(record)
+    for record in tf.data.TFRecordDataset(str(path / WARMUP_FILE)).as_numpy_iterator():
+        log = PredictionLog.FromString(record)
         if log.HasField("classify_log"):
             request = log.classify_log.request
             examples = [example.SerializeToString() for example in request.input.example_list.examples]
@@ -206,7 +205,7 @@ def run_warmup_requests(path: Path, loaded: LoadedSavedModel) -> None:
 
 def _make_logs(
     loaded: LoadedSavedModel, name: str, encoded: Sequence[bytes], images: np.ndarray, batch_size: int
-) -> Iterator[prediction_log_pb2.PredictionLog]:
+) -> Iterator[PredictionLog]:
     rows = np.arange(batch_size) % len(encoded)
     for signature, definition in loaded.signatures.items():
         spec = model_pb2.ModelSpec(name=name, signature_name=signature)
@@ -215,7 +214,7 @@ def _make_logs(
             example = tf.train.Example(features=tf.train.Features(feature={EXAMPLE_KEY: feature}))
             examples = input_pb2.Input(example_list=input_pb2.ExampleList(examples=[example]))
             request = classification_pb2.ClassificationRequest(model_spec=spec, input=examples)
-            yield Log(classify_log=prediction_log_pb2.ClassifyLog(request=request))
+            yield PredictionLog(classify_log=ClassifyLog(request=request))
             continue
         (key,) = definition.inputs
         values = images if key == "images" else np.array(list(encoded), dtype=object)
@@ -223,4 +222,4 @@ def _make_logs(
         for batch in batches:
             request = predict_pb2.PredictRequest(model_spec=spec)
             request.inputs[key].CopyFrom(tf.make_tensor_proto(values[batch]))
-            yield Log(predict_log=prediction_log_pb2.PredictLog(request=request))
+            yield PredictionLog(predict_log=PredictLog(request=request))

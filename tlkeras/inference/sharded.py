@@ -210,7 +210,12 @@ def predict_to_file(
         processor = make_prediction_processor(str(run.path.resolve()))
         jobs = _plan_jobs(folder, processor, paths, shard_size)
         settled = sum(job.summarise().settled for job in jobs)
-        _process(jobs, processor, settled)
+        with progress_bar("Predicting", sum(job.images for job in jobs), "images") as advance:
+            advance(settled)
+            for job in jobs:
+                process_shards(job, processor, advance)
+        if failures := [f"{one.first} to {one.last}: {one.error}" for job in jobs for one in job.list_failures()]:
+            raise RunError.from_problems("Some images could not be classified; run the same command again:", failures)
         rows, rejected = _join(jobs, out)
     seconds, computed = time.monotonic() - started, sum(job.images for job in jobs) - settled
     table = (run.name, str(out), rows, list_unreadable(rejected), str(_name_rejected(out)) if rejected else None)
@@ -254,17 +259,6 @@ def _plan_jobs(folder: Path, processor: ShardProcessor, paths: Sequence[str], sh
         job.forget_attempts()
         job.drop_damaged()
     return jobs
-
-
-def _process(jobs: Sequence[Job], processor: ShardProcessor, settled: int) -> None:
-    """Classify the images that have no row yet; RunError if some could not be classified."""
-    with progress_bar("Predicting", sum(job.images for job in jobs), "images") as advance:
-        advance(settled)
-        for job in jobs:
-            process_shards(job, processor, advance)
-    failures = [f"{one.first} to {one.last}: {one.error}" for job in jobs for one in job.list_failures()]
-    if failures:
-        raise RunError.from_problems("Some images could not be classified; run the same command again:", failures)
 
 
 def _join(jobs: Sequence[Job], out: Path) -> tuple[int, list[InvalidImage]]:

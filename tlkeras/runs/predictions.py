@@ -38,14 +38,15 @@ class Predictions:
 
 
 def write_images(run: Run, dataset: Dataset, rejected: Sequence[Issue]) -> None:
-    """Keep the tasks, the split, the labels and the digest of each image, and what was left out."""
+    """Keep the tasks, the split, the labels and the digest of each image, one digest of all, and what was left out."""
     tasks = dataset.tasks
     labels = {prefix_with_task(tasks, task, "label"): task.format_targets(dataset.targets[task.name]) for task in tasks}
     keys = [to_printable(key) for key in dataset.keys]
     run.write_json("classes.json", {task.name: list(task.class_names) for task in tasks})
-    predicted = ["\t".join(of_image) for of_image in zip(*labels.values(), strict=True)]
+    facts = zip(dataset.digests.tolist(), dataset.split, *labels.values(), strict=True)
+    content = "\n".join(sorted(map("\t".join, facts)))  # whatever the names of the files
     run.update_manifest(
-        fingerprint=_digest_data(dataset.digests.tolist(), predicted, dataset.split),
+        fingerprint=hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest(),
         rejected=len(rejected),
         tasks={task.name: task.get_config() for task in tasks},
         **tasks[0].get_config(),
@@ -65,7 +66,9 @@ def save_predictions(run: Run, dataset: Dataset, probabilities: Mapping[str, Map
         rows = dataset.rows(split)
         of_tasks: dict[str, np.ndarray] = {}
         for task in tasks:
-            prior = _measure_prior(dataset, task, dataset.rows("train"))
+            known = dataset.targets[task.name][dataset.rows("train")]
+            weights = dataset.weights[dataset.rows("train")].astype(np.float64) * task.is_labelled(known)
+            prior = weights @ task.to_indicator(known) / weights.sum()  # of each class, or the mean of a number
             targets = dataset.targets[task.name][rows]
             arrays = {"targets": targets, "probabilities": of_split[task.name], "prior": prior}
             of_tasks |= {prefix_with_task(tasks, task, what): values for what, values in arrays.items()}
@@ -164,19 +167,6 @@ def check_finite(predictions: Predictions) -> None:
         received = f"{int(bad.sum()):,} images with NaN or infinity, such as {some}"
         way_out = "The training diverged: lower the learning rate and train again."
         raise RunError("The run predicts numbers that are not finite.", received, way_out)
-
-
-def _measure_prior(dataset: Dataset, task: Task, train: np.ndarray) -> np.ndarray:
-    """Share of each class in training, or the mean of a number, float64 (k,)."""
-    targets = dataset.targets[task.name][train]
-    weights = dataset.weights[train].astype(np.float64) * task.is_labelled(targets)
-    return weights @ task.to_indicator(targets) / weights.sum()
-
-
-def _digest_data(digests: Sequence[str], labels: Sequence[str], splits: np.ndarray) -> str:
-    """SHA-256 of contents, labels and splits of all images, whatever the names of their files."""
-    lines = sorted(f"{digest}\t{split}\t{label}" for digest, split, label in zip(digests, splits, labels, strict=True))
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _write_predictions(run: Run, dataset: Dataset, probabilities: Mapping[str, np.ndarray]) -> None:

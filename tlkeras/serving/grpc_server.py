@@ -10,16 +10,13 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import Message
-from tensorflow_serving.apis import (
-    classification_pb2,
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    inference_pb2,
-    model_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
+from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+from tensorflow_serving.apis.classification_pb2 import ClassificationResponse, ClassificationResult
+from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataResponse
+from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusResponse
+from tensorflow_serving.apis.inference_pb2 import MultiInferenceResponse
+from tensorflow_serving.apis.model_pb2 import ModelSpec as ModelSpecMessage
+from tensorflow_serving.apis.predict_pb2 import PredictResponse
 
 from tlkeras.exporting.signatures import CLASSIFY
 from tlkeras.serving.handlers import RequestHandler
@@ -62,27 +59,25 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
     def __init__(self, handler: RequestHandler):
         self.handler = handler
 
-    async def _predict(self, request: Any) -> predict_pb2.PredictResponse:
+    async def _predict(self, request: Any) -> PredictResponse:
         version, signature = self._find(request.model_spec)
         limit = self.handler.model.options.max_body
         inputs = {name: _read_tensor(name, tensor, limit) for name, tensor in request.inputs.items()}
         outputs = await self.handler.predict(version, signature, inputs, list(request.output_filter))
-        response = predict_pb2.PredictResponse(model_spec=self._describe_model(version, signature))
+        response = PredictResponse(model_spec=self._describe_model(version, signature))
         for name, array in outputs.items():
             response.outputs[name].CopyFrom(tf.make_tensor_proto(array))
         return response
 
-    async def _classify(self, request: Any) -> classification_pb2.ClassificationResponse:
+    async def _classify(self, request: Any) -> ClassificationResponse:
         version, signature = self._find(request.model_spec)
         result = await self._rank_classes(version, signature, request.input)
         spec = self._describe_model(version, signature)
-        return classification_pb2.ClassificationResponse(model_spec=spec, result=result)
+        return ClassificationResponse(model_spec=spec, result=result)
 
-    async def _rank_classes(
-        self, version: Version, signature: str, examples: Any
-    ) -> classification_pb2.ClassificationResult:
+    async def _rank_classes(self, version: Version, signature: str, examples: Any) -> ClassificationResult:
         outputs = await self.handler.classify(version, signature, _read_examples(examples))
-        result = classification_pb2.ClassificationResult()
+        result = ClassificationResult()
         for classes, scores in zip(outputs["classes"].tolist(), outputs["scores"].tolist(), strict=True):
             row = result.classifications.add()
             for label, score in zip(classes, scores, strict=True):
@@ -92,10 +87,10 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
     async def _regress(self, request: Any) -> NoReturn:
         self.handler.regress(*self._find(request.model_spec))
 
-    async def _infer(self, request: Any) -> inference_pb2.MultiInferenceResponse:
+    async def _infer(self, request: Any) -> MultiInferenceResponse:
         if not request.tasks:
             raise invalid_argument("Inference request must have at least one task.")
-        response = inference_pb2.MultiInferenceResponse()
+        response = MultiInferenceResponse()
         for task in request.tasks:
             version, signature = self._find(task.model_spec)
             if task.method_name != CLASSIFY:
@@ -104,7 +99,7 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
             response.results.add(model_spec=self._describe_model(version, signature), classification_result=result)
         return response
 
-    async def _metadata(self, request: Any) -> get_model_metadata_pb2.GetModelMetadataResponse:
+    async def _metadata(self, request: Any) -> GetModelMetadataResponse:
         unknown = [field for field in request.metadata_field if field != "signature_def"]
         if unknown:
             raise invalid_argument(f"Metadata field {unknown[0]} is not supported")
@@ -112,18 +107,18 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
             raise invalid_argument("Metadata_field is empty.")
         return self.handler.metadata(_read_spec(request.model_spec))
 
-    async def _status(self, request: Any) -> get_model_status_pb2.GetModelStatusResponse:
+    async def _status(self, request: Any) -> GetModelStatusResponse:
         return self.handler.status(_read_spec(request.model_spec))
 
     async def _reload(self, request: Any) -> NoReturn:
         raise StatusError(Code.UNIMPLEMENTED, "This server serves one model; start another one for another.")
 
-    def _find(self, spec: model_pb2.ModelSpec) -> tuple[Version, str]:
+    def _find(self, spec: ModelSpecMessage) -> tuple[Version, str]:
         return self.handler.model.find(_read_spec(spec)), spec.signature_name
 
-    def _describe_model(self, version: Version, signature: str) -> model_pb2.ModelSpec:
+    def _describe_model(self, version: Version, signature: str) -> ModelSpecMessage:
         name = self.handler.model.name
-        spec = model_pb2.ModelSpec(name=name, signature_name=signature or DEFAULT_SIGNATURE)
+        spec = ModelSpecMessage(name=name, signature_name=signature or DEFAULT_SIGNATURE)
         spec.version.value = version.number
         return spec
 
@@ -133,7 +128,7 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer, model_serv
     HandleReloadConfigRequest = _method("reload", _reload)
 
 
-def _read_spec(spec: model_pb2.ModelSpec) -> ModelSpec:
+def _read_spec(spec: ModelSpecMessage) -> ModelSpec:
     if not spec.name:
         raise invalid_argument("ModelSpec has no name specified.")
     version = spec.version.value if spec.HasField("version") else None

@@ -18,7 +18,7 @@ from prometheus_client.exposition import generate_latest
 
 from tlkeras.data.headers import MAX_PIXELS, ImageError, check_header
 from tlkeras.exporting.model_card import LABELS, REPORT, served_name
-from tlkeras.exporting.signatures import FILE, LoadedSavedModel, Signature, run_warmup_requests
+from tlkeras.exporting.signatures import WARMUP_FILE, LoadedSavedModel, Signature, run_warmup_requests
 from tlkeras.exporting.versions import list_versions
 from tlkeras.serving.batching import Arrays, BatchScheduler
 from tlkeras.serving.status import Code, StatusError, invalid_argument, translate
@@ -181,7 +181,7 @@ class Model:
 
     def _open(self, number: int, path: Path) -> Version:
         loaded = LoadedSavedModel(path, self.options.threads)
-        if (path / FILE).is_file():
+        if (path / WARMUP_FILE).is_file():
             run_warmup_requests(path, loaded)
         return Version(number, path, loaded)
 

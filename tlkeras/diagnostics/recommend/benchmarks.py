@@ -10,7 +10,7 @@ import os
 import statistics
 import subprocess
 import sys
-import time
+import timeit
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -100,13 +100,7 @@ def _time_step(backbone: Any, request: BenchmarkRequest) -> float:
 
 def _time(call: Callable[[], object], repeats: int) -> float:
     """Median seconds of a call, after one call to warm up."""
-    call()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return statistics.median(timeit.repeat(call, "gc.enable()", number=1, repeat=repeats + 1)[1:])
 
 
 def _peak_megabytes() -> float | None:

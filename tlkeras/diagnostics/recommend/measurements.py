@@ -36,8 +36,7 @@ from tlkeras.training import builders
 from tlkeras.training.builders.data import data_seed
 from tlkeras.training.builders.variants import finetuning_batch_size, make_probe_recipe
 
-NEIGHBOURS = 5
-
+_NEIGHBOURS = 5
 _HEADERS_READ = 200
 _SIZE_STEP = 4 / 3
 
@@ -92,20 +91,15 @@ def score_features(
     unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
     neighbours, probe = [], []
     for fit, held in folds:
-        nearest = KNeighborsClassifier(min(NEIGHBOURS, len(fit))).fit(unit[fit], codes[fit])
+        nearest = KNeighborsClassifier(min(_NEIGHBOURS, len(fit))).fit(unit[fit], codes[fit])
         neighbours.append(balanced_accuracy_score(codes[held], nearest.predict(unit[held])))
         head = make_head("linear", class_weight="balanced")
         head.fit(X[fit], codes[fit], groups=None if groups is None else groups[fit])
         probe.append(balanced_accuracy_score(codes[held], head.predict_proba(X[held]).argmax(axis=1)))
     standard = StandardScaler().fit_transform(np.asarray(X, np.float64))
-    return Scores(
-        neighbours=FoldScore(np.array(neighbours)),
-        probe=FoldScore(np.array(probe)),
-        logme=measure_logme(standard, codes),
-        h_score=measure_h_score(standard, codes),
-        leep=None if source is None else measure_leep(source, codes),
-        nce=None if source is None else measure_nce(source, codes),
-    )
+    logme, h_score = measure_logme(standard, codes), measure_h_score(standard, codes)
+    leep, nce = (None, None) if source is None else (measure_leep(source, codes), measure_nce(source, codes))
+    return Scores(FoldScore(np.array(neighbours)), FoldScore(np.array(probe)), logme, h_score, leep, nce)
 
 
 class Difference(NamedTuple):

@@ -22,10 +22,11 @@ from tlkeras.features.engines import Engine
 from tlkeras.features.extraction import stream_images
 from tlkeras.inference.jobs.job import Job
 
-MakeTable = Callable[[list[str], list[str], list[np.ndarray]], tuple[pyarrow.Table, np.ndarray]]
-"""From names, digests and outputs [n, ...] each to rows, and which of the images have one, bool [n]."""
 _PAUSE = 0.5  # seconds until claims of other workers are tried again
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+MakeTable = Callable[[list[str], list[str], list[np.ndarray]], tuple[pyarrow.Table, np.ndarray]]
+"""From names, digests and outputs [n, ...] each to rows, and which of the images have one, bool [n]."""
 
 
 def feature_table(dtype: str, width: int) -> MakeTable:
@@ -42,15 +43,13 @@ def feature_table(dtype: str, width: int) -> MakeTable:
     return make
 
 
-def prediction_columns(tasks: Sequence[Task]) -> list[str]:
-    """Names of the columns: `label` and `probability of NAME`, or `value`, of several tasks after their names."""
-    several = len(tasks) > 1
-    return [f"{task.name}: {name}" if several else name for task in tasks for name in task.prediction_columns()]
-
-
 def prediction_table(tasks: Sequence[Task]) -> MakeTable:
-    """A function that makes rows of name, SHA-256 and, for each task, the label and float32 probabilities."""
-    header = prediction_columns(tasks)
+    """A function that makes rows of name, SHA-256 and each task's columns, after its name where there are several.
+
+    These are `label` and a float32 `probability of NAME` per class, or `value`.
+    """
+    several = len(tasks) > 1
+    header = [f"{task.name}: {name}" if several else name for task in tasks for name in task.prediction_columns()]
 
     def make(names: list[str], digests: list[str], outputs: list[np.ndarray]) -> tuple[pyarrow.Table, np.ndarray]:
         predictions = outputs or [np.empty((0, len(task.class_names)), np.float32) for task in tasks]
