@@ -33,7 +33,7 @@ from tlkeras.evaluation.report.page import render_report
 from tlkeras.evaluation.report.reproducibility import Reproducibility
 from tlkeras.evaluation.report.summaries import format_interval
 from tlkeras.evaluation.selective import conformal_label_sets, evaluate_selective
-from tlkeras.exporting import model_card
+from tlkeras.exporting import versions
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Predictions
 
@@ -289,5 +289,5 @@ def test_a_missing_interval_is_a_dash_with_its_reason():
     assert format_interval(missing) == "-" and format_interval(Estimate(0.5, 0.25, 0.75)) == "0.2500 to 0.7500"
     found = explain_missing({"roc_auc": missing, "macro_f1": missing, "accuracy": Estimate(0.5, 0.25, 0.75)})
     assert found == ["No interval of ROC AUC, macro F1: 4 groups are too few to be resampled."]
-    card = model_card._format_interval
+    card = versions._format_interval
     assert card(None, None) == card(np.nan, np.nan) == "-" and card(0.25, 0.75) == "0.2500 to 0.7500"

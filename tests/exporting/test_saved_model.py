@@ -249,9 +249,9 @@ def test_target_that_is_a_file(trained, tmp_path):
 WRITES = {
     "signatures": "tlkeras.exporting.saved_model.write_signatures",
     "warm-up": "tlkeras.exporting.saved_model.write_warmup",
-    "labels": "tlkeras.exporting.model_card.write_labels",
-    "batching": "tlkeras.exporting.model_card.write_batching",
-    "card": "tlkeras.exporting.model_card.write_card",
+    "labels": "tlkeras.exporting.versions.write_labels",
+    "batching": "tlkeras.exporting.versions.write_batching",
+    "card": "tlkeras.exporting.versions.write_card",
     "sync": "tlkeras.exporting.versions.sync",
     "ledger": "tlkeras.exporting.versions.atomic_write",
     "rename": "os.rename",

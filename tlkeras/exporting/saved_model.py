@@ -15,7 +15,7 @@ from tlkeras.backbones.graph import max_batch_size, run_in_parts
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError
 from tlkeras.evaluation.calibration import ScalingMethod
-from tlkeras.exporting import model_card, parity, versions
+from tlkeras.exporting import parity, versions
 from tlkeras.exporting.formats import CALIBRATION_IMAGES, FORMATS, ConversionInputs, check_formats
 from tlkeras.exporting.inference_graph import build_scalings, find_scalings, make_inference_model
 from tlkeras.exporting.parity import (
@@ -108,10 +108,10 @@ def export(
             notes = [note for note in (inputs.calibration, model.note, gone) if note]
             about = (opened.name, inputs.held_out.preprocessing, list(loaded.signatures), len(inputs.held_out))
             report = ExportReport(*about, difference, rows, model.is_fast, notes)
-            requests = _write_extras(inputs, loaded, folder, model_card.served_name(target), report)
+            requests = _write_extras(inputs, loaded, folder, versions.served_name(target), report)
         version = versions.publish(folder, target, {"run": str(opened.path), "difference": difference})
-        model_card.write_config(target)
-    path, docker = str(target / str(version)), model_card.docker_command(target)
+        versions.write_config(target)
+    path, docker = str(target / str(version)), versions.docker_command(target)
     return ExportResult(**vars(report), path=path, version=version, warmup=requests, docker=docker)
 
 
@@ -208,12 +208,12 @@ def _predict_with_saved_model(loaded: LoadedSavedModel, tasks: Sequence[Task]) -
 
 def _write_extras(inputs: ExportInputs, loaded: LoadedSavedModel, folder: Path, name: str, report: ExportReport) -> int:
     """Write warm-up requests, labels, settings, card and report next to the SavedModel; the number of requests."""
-    encoded, images = inputs.held_out.first(model_card.MAX_BATCH_SIZE)
-    requests = write_warmup(folder, loaded, name, encoded, images, model_card.MAX_BATCH_SIZE)
+    encoded, images = inputs.held_out.first(versions.MAX_BATCH_SIZE)
+    requests = write_warmup(folder, loaded, name, encoded, images, versions.MAX_BATCH_SIZE)
     run_warmup_requests(folder, loaded)
-    model_card.write_labels(folder, inputs.tasks)
-    model_card.write_batching(folder)
-    model_card.write_card(folder, inputs.run, name, report)
+    versions.write_labels(folder, inputs.tasks)
+    versions.write_batching(folder)
+    versions.write_card(folder, inputs.run, name, report)
     text = json.dumps({"name": name, **to_plain(report)}, indent=2) + "\n"
-    (folder / model_card.REPORT).write_text(text, encoding="utf-8")
+    (folder / versions.REPORT).write_text(text, encoding="utf-8")
     return requests

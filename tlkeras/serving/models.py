@@ -17,9 +17,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
 from tlkeras.data.headers import MAX_PIXELS, ImageError, check_header
-from tlkeras.exporting.model_card import LABELS, REPORT, served_name
 from tlkeras.exporting.signatures import WARMUP_FILE, LoadedSavedModel, Signature, run_warmup_requests
-from tlkeras.exporting.versions import list_versions
+from tlkeras.exporting.versions import LABELS, REPORT, list_versions, served_name
 from tlkeras.serving.batching import Arrays, BatchScheduler
 from tlkeras.serving.status import Code, StatusError, invalid_argument, translate
 

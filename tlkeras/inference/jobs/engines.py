@@ -19,6 +19,7 @@ from tlkeras.inference.jobs.job import Job, open_job
 from tlkeras.inference.jobs.worker import ShardProcessor, process_shard
 from tlkeras.progress import progress_bar
 
+ENGINES = ("local", "ray")  # where jobs and searches run: in processes of this machine, or in actors of a Ray cluster
 _STARTS = 3  # of a worker without a shard done in between
 _PAUSE = 0.2
 
@@ -114,9 +115,6 @@ class ShardActor:
                 while free and shard in self._job.list_pending():
                     process_shard(self._job, self._processor, shard)
         return {"images": np.array([len(self._job.read_paths(shard)) for shard in shards], np.int64)}
-
-
-ENGINES = ("local", "ray")  # where jobs and searches run: in processes of this machine, or in actors of a Ray cluster
 
 
 def check_engine(name: str) -> None:
