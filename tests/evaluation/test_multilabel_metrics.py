@@ -5,9 +5,7 @@ import pytest
 from sklearn import metrics as reference
 
 from tlkeras.errors import DataError
-from tlkeras.evaluation.metrics import bootstrap_metrics
-from tlkeras.evaluation.multilabel_metrics import compute_multilabel
-from tlkeras.evaluation.ranking_metrics import compute_ranking
+from tlkeras.evaluation.metrics import bootstrap_metrics, compute_multilabel, compute_ranking
 
 TRUTH = np.array([[1, 0], [1, 1], [0, 1], [0, 0]], np.int8)
 PREDICTED = np.array([[0.9, 0.2], [0.4, 0.8], [0.6, 0.7], [0.1, 0.5]])

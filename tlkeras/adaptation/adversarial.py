@@ -23,28 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdaptationOptions:
-    """Options of deep domain adaptation.
+    """Options of deep domain adaptation."""
 
-    Args:
-        method: The penalty, as of `DomainDiscrepancy`; "none" learns on the source alone.
-        weight: Weight of the penalty; None takes the method's of `WEIGHTS`. It is ramped up over the training.
-        width: Units of the layer whose outputs the penalty compares.
-        dropout: Behind that layer, and in the discriminator.
-        epochs: Passes over the larger domain.
-        batch_size: Rows of each domain in a step.
-        learning_rate: Initial one of AdamW; it falls to zero along a cosine.
-        seed: Of initial weights, order and dropout.
-        class_weight: Of the source's rows in the loss of classes: a factor per class, "balanced", or None.
-    """
-
-    method: DiscrepancyMethod = "dann"
+    method: DiscrepancyMethod = "dann"  # the penalty, as of `DomainDiscrepancy`; "none" learns on the source alone
+    # weight of the penalty; None takes the method's of `WEIGHTS`. It is ramped up over the training
     weight: float | None = None
-    width: int = 256
-    dropout: float = 0.3
-    epochs: int = 30
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    seed: int = 0
+    width: int = 256  # units of the layer whose outputs the penalty compares
+    dropout: float = 0.3  # behind that layer, and in the discriminator
+    epochs: int = 30  # passes over the larger domain
+    batch_size: int = 64  # rows of each domain in a step
+    learning_rate: float = 1e-3  # initial one of AdamW; it falls to zero along a cosine
+    seed: int = 0  # of initial weights, order and dropout
+    # of the source's rows in the loss of classes: a factor per class, "balanced", or None
     class_weight: ClassWeight = None
 
 

@@ -118,17 +118,11 @@ class DomainDiscrepancy:
 
 @dataclass(frozen=True)
 class DomainAdaptationLoss:
-    """The difference of domains as a penalty on the outputs for a batch of both; rows of weight 0 are the target's.
+    """The difference of domains as a penalty on the outputs for a batch of both; rows of weight 0 are the target's."""
 
-    Args:
-        discrepancy: The difference of `features` and of the logits of the first task.
-        weight: Its weight at the end; it is ramped up.
-        progress: Returns the share of the training that is done, a scalar from 0 to 1.
-    """
-
-    discrepancy: DomainDiscrepancy
-    weight: float
-    progress: Callable[[], tf.Tensor]
+    discrepancy: DomainDiscrepancy  # the difference of `features` and of the logits of the first task
+    weight: float  # its weight at the end; it is ramped up
+    progress: Callable[[], tf.Tensor]  # returns the share of the training that is done, a scalar from 0 to 1
 
     @property
     def variables(self) -> list[keras.Variable]:

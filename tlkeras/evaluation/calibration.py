@@ -31,19 +31,12 @@ _RIDGE = 1e-3  # keeps the shifts of classes that validation hardly shows near 0
 
 @dataclass(frozen=True)
 class LogitScaling:
-    """An affine map of logits before they become probabilities: `logits * scale + shift`.
+    """An affine map of logits before they become probabilities: `logits * scale + shift`."""
 
-    Attributes:
-        method: "temperature" or "vector".
-        scale: float [k], all above 0.
-        shift: float [k].
-        is_multilabel: A row can have several labels: sigmoid instead of softmax.
-    """
-
-    method: str
-    scale: np.ndarray
-    shift: np.ndarray
-    is_multilabel: bool
+    method: str  # "temperature" or "vector"
+    scale: np.ndarray  # float [k], all above 0
+    shift: np.ndarray  # float [k]
+    is_multilabel: bool  # a row can have several labels: sigmoid instead of softmax
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """Calibrated probabilities, float64 [n, k]."""
@@ -53,17 +46,11 @@ class LogitScaling:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of predictions by confidence, each with about the same weight.
+    """Bins of predictions by confidence, each with about the same weight."""
 
-    Attributes:
-        confidence: Mean probability in each bin, float [b].
-        accuracy: Fraction of correct predictions, float [b].
-        share: Fraction of all weight, float [b].
-    """
-
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    share: np.ndarray
+    confidence: np.ndarray  # mean probability in each bin, float [b]
+    accuracy: np.ndarray  # fraction of correct predictions, float [b]
+    share: np.ndarray  # fraction of all weight, float [b]
 
     @property
     def error(self) -> float:
@@ -73,21 +60,13 @@ class Reliability:
 
 @dataclass(frozen=True)
 class CalibrationErrors(Result):
-    """Errors of probabilities against what is true.
+    """Errors of probabilities against what is true."""
 
-    Attributes:
-        adaptive_ece: Expected calibration error with bins of equal weight, 0 to 1.
-        ece: The same with bins of equal width.
-        log_loss: Mean negative logarithm of the probability of the truth; over labels where there are several.
-        brier_score: Mean squared error, summed over classes or averaged over labels.
-        reliability: The bins behind `adaptive_ece`.
-    """
-
-    adaptive_ece: float
-    ece: float
-    log_loss: float
-    brier_score: float
-    reliability: Reliability
+    adaptive_ece: float  # expected calibration error with bins of equal weight, 0 to 1
+    ece: float  # the same with bins of equal width
+    log_loss: float  # mean negative logarithm of the probability of the truth; over labels where there are several
+    brier_score: float  # mean squared error, summed over classes or averaged over labels
+    reliability: Reliability  # the bins behind `adaptive_ece`
 
 
 @dataclass(frozen=True)
@@ -101,17 +80,11 @@ class ScaledCalibration(CalibrationErrors):
 
 @dataclass(frozen=True)
 class CalibrationResult(CalibrationErrors):
-    """The errors of probabilities as they are, and after each scaling by its method.
+    """The errors of probabilities as they are, and after each scaling by its method."""
 
-    Attributes:
-        scalings: By method; empty where there is nothing to fit them on.
-        fitted_on: Number of images that the scalings were fitted on.
-        interval: `adaptive_ece` with its 95 % interval.
-    """
-
-    scalings: dict[str, ScaledCalibration]
-    fitted_on: int
-    interval: Estimate
+    scalings: dict[str, ScaledCalibration]  # by method; empty where there is nothing to fit them on
+    fitted_on: int  # number of images that the scalings were fitted on
+    interval: Estimate  # `adaptive_ece` with its 95 % interval
 
 
 def to_logits(probabilities: np.ndarray, is_multilabel: bool) -> np.ndarray:

@@ -12,7 +12,7 @@ from tlkeras.config.recipe import bootstrap_options
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError
 from tlkeras.evaluation.intervals import Estimate, make_difference
-from tlkeras.evaluation.metrics import BootstrapSamples, bootstrap_samples, list_estimates, overall_metrics
+from tlkeras.evaluation.metrics import BootstrapSamples, overall_metrics, resample_predictions
 from tlkeras.results import Result
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import Predictions, check_finite, load_predictions, take
@@ -47,19 +47,12 @@ class TaskComparison(Result):
 
 @dataclass(frozen=True)
 class ComparisonResult(Result):
-    """Runs compared with the first of them.
+    """Runs compared with the first of them."""
 
-    Attributes:
-        runs: In the order given.
-        images: Number of held-out images that all runs share.
-        tasks: By name.
-        notes: Remarks for the reader.
-    """
-
-    runs: list[ComparedRun]
-    images: int
+    runs: list[ComparedRun]  # in the order given
+    images: int  # held-out images that all runs share
     tasks: dict[str, TaskComparison]
-    notes: list[str]
+    notes: list[str]  # remarks for the reader
 
 
 def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) -> ComparisonResult:
@@ -67,7 +60,7 @@ def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) 
 
     Args:
         references: Names, paths, `latest` or `Run`s; two or more.
-        runs: Folder of the run directories.
+        runs: Folder of the runs.
 
     Raises:
         RunError: Fewer than two runs, runs of other tasks or classes, or no common image.
@@ -89,9 +82,11 @@ def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) 
             name: resample_predictions(one, one.probabilities, options.bootstrap_samples, options.seed)
             for name, one in zip(names, _share_groups(aligned), strict=True)
         }
-        if next(iter(samples.values())).units.noun == "groups":
+        if samples[names[0]].units.noun == "groups":
             notes.append("Groups of images were resampled, not single images.")
-        tasks[aligned[0].task.name] = _compare_samples(samples)
+        metrics = {name: overall_metrics(of_run.list_estimates()) for name, of_run in samples.items()}
+        differences = {name: _differences(samples[names[0]], samples[name]) for name in names[1:]}
+        tasks[aligned[0].task.name] = TaskComparison(metrics, differences)
     compared = [_describe_run(run, len(of_run[0])) for run, of_run in zip(opened, predictions, strict=True)]
     return ComparisonResult(compared, count, tasks, list(dict.fromkeys(notes)))
 
@@ -99,37 +94,13 @@ def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) 
 def compare_probabilities(
     predictions: Predictions, reference: np.ndarray, *, resamples: int, seed: int = 0
 ) -> dict[str, PairedDifference]:
-    """Differences of predictions from a reference on the same images, by metric.
+    """Differences of predictions from other probabilities of the same images, the reference, float [n, k], by metric.
 
     Paired bootstrap: both are evaluated on each resample of the images, or of their groups, and the differences are
     summarized (Efron and Tibshirani, 1993, section 16; Koehn, EMNLP 2004).
-
-    Args:
-        predictions: Of the model in question.
-        reference: Probabilities of the same images by the model that it is compared with, float [n, k].
-        resamples: Number of bootstrap resamples.
-        seed: Of the resampling.
     """
-    return _differences(
-        *(
-            resample_predictions(predictions, of_one, resamples, seed)
-            for of_one in (reference, predictions.probabilities)
-        )
-    )
-
-
-def resample_predictions(
-    predictions: Predictions, probabilities: np.ndarray, resamples: int, seed: int
-) -> BootstrapSamples:
-    """Metrics of probabilities, float [n, k], of the images of some predictions, and on resamples of their groups."""
-    groups = predictions.slices.get("group")
-    return bootstrap_samples(predictions.targets, probabilities, predictions.weights, resamples, seed, groups)
-
-
-def _compare_samples(samples: dict[str, BootstrapSamples]) -> TaskComparison:
-    metrics = {name: overall_metrics(list_estimates(of_run)) for name, of_run in samples.items()}
-    first, *others = samples
-    return TaskComparison(metrics, {name: _differences(samples[first], samples[name]) for name in others})
+    both = (reference, predictions.probabilities)
+    return _differences(*(resample_predictions(predictions, of_one, resamples, seed) for of_one in both))
 
 
 def _differences(reference: BootstrapSamples, other: BootstrapSamples) -> dict[str, PairedDifference]:
@@ -157,7 +128,7 @@ def _check_tasks(runs: Sequence[Run], predictions: Sequence[Sequence[Predictions
     tasks = [[one.task for one in of_run] for of_run in predictions]
     problems = [
         f"{run.name} predicts {_format_tasks(of_run)}, {runs[0].name} {_format_tasks(tasks[0])}"
-        for run, of_run in zip(runs[1:], tasks[1:], strict=True)
+        for run, of_run in zip(runs, tasks, strict=True)
         if of_run != tasks[0]
     ]
     if problems:
@@ -172,11 +143,7 @@ def _format_tasks(tasks: Sequence[Task]) -> str:
 
 
 def _align(runs: Sequence[Run], predictions: Sequence[Predictions]) -> list[Predictions]:
-    """Predictions on the images that all have, in one order.
-
-    Raises:
-        RunError: There is no such image, or its label differs.
-    """
+    """Predictions on the images that all have, in one order; RunError if there is none, or its label differs."""
     common = predictions[0].keys
     for one in predictions[1:]:
         common = common[np.isin(common, one.keys)]

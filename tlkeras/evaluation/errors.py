@@ -19,17 +19,11 @@ _ORDERED_FROM = 20
 
 @dataclass(frozen=True)
 class ConfusionMatrix(Result):
-    """Weight of each pair of true class (rows) and predicted class (columns), of the classes with most mistakes.
+    """Weight of each pair of true class (rows) and predicted class (columns), of the classes with most mistakes."""
 
-    Attributes:
-        classes: Names of the rows and columns.
-        counts: float [k, k].
-        left_out: Number of classes that are not shown.
-    """
-
-    classes: list[str]
-    counts: np.ndarray
-    left_out: int
+    classes: list[str]  # names of the rows and columns
+    counts: np.ndarray  # float [k, k]
+    left_out: int  # number of classes that are not shown
 
 
 @dataclass(frozen=True)
@@ -72,27 +66,16 @@ class SimilarImage(Result):
 
 @dataclass(frozen=True)
 class TopLoss(Result):
-    """A wrong prediction.
+    """A wrong prediction."""
 
-    Attributes:
-        key: Name of the image.
-        label: The truth.
-        prediction: What was predicted instead.
-        class_index: The class or label that the mistake is about: the one predicted wrongly, else the one missed.
-        probability: Of that class.
-        label_probability: Mean probability of the true classes; None where there are none.
-        loss: Log loss of the image.
-        nearest: The most similar training images.
-    """
-
-    key: str
-    label: str
-    prediction: str
-    class_index: int
-    probability: float
-    label_probability: float | None
-    loss: float
-    nearest: Sequence[SimilarImage] = ()
+    key: str  # name of the image
+    label: str  # the truth
+    prediction: str  # what was predicted instead
+    class_index: int  # the class or label that the mistake is about: the one predicted wrongly, else the one missed
+    probability: float  # of that class
+    label_probability: float | None  # mean probability of the true classes; None where there are none
+    loss: float  # log loss of the image
+    nearest: Sequence[SimilarImage] = ()  # the most similar training images
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 from tlkeras.config.recipe import bootstrap_options
 from tlkeras.errors import ResourceError
 from tlkeras.evaluation.calibration import CalibrationResult, evaluate_calibration
-from tlkeras.evaluation.intervals import Estimate, Units, find_units
-from tlkeras.evaluation.metrics import MetricKey, bootstrap_metrics, count_ranked, overall_metrics
+from tlkeras.evaluation.intervals import Estimate, Units
+from tlkeras.evaluation.metrics import MetricKey, count_ranked, overall_metrics, resample_predictions
 from tlkeras.results import Result, to_plain
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import (
@@ -47,36 +47,24 @@ class SubsetMetrics(Result):
 
 @dataclass(frozen=True)
 class TaskEvaluation(Result):
-    """Metrics of one task on held-out images.
-
-    Attributes:
-        task: Its name.
-        kind: "multiclass", "multilabel" or "regression".
-        classes: Names of the classes or labels.
-        images: Number of images.
-        weighted: The images have different weights.
-        interval: What the intervals mean, for people.
-        metrics: By name.
-        baseline: Metrics of always predicting the frequencies of the classes, or the mean, in training.
-        probe: Metrics of a linear head on the same frozen features; None where the model is such a head.
-        labels: Metrics by class or label; empty for a regression.
-        slices: By the column that divides the images ("group", "domain", "stratum") and its value.
-        calibration: None for a regression.
-        late_fusion: By rule ("mean", "stacking") the metrics of heads on each part of fused features, joined.
-    """
+    """Metrics of one task on held-out images."""
 
     task: str
-    kind: str
-    classes: list[str]
-    images: int
-    weighted: bool
-    interval: str
-    metrics: dict[str, Estimate]
+    kind: str  # "multiclass", "multilabel" or "regression"
+    classes: list[str]  # names of the classes or labels
+    images: int  # number of images
+    weighted: bool  # the images have different weights
+    interval: str  # what the intervals mean, for people
+    metrics: dict[str, Estimate]  # by name
+    # metrics of always predicting the frequencies of the classes, or the mean, in training
     baseline: dict[str, Estimate]
+    # metrics of a linear head on the same frozen features; None where the model is such a head
     probe: dict[str, Estimate] | None
-    labels: dict[str, SubsetMetrics]
+    labels: dict[str, SubsetMetrics]  # metrics by class or label; empty for a regression
+    # by the column that divides the images ("group", "domain", "stratum") and its value
     slices: dict[str, dict[str, SubsetMetrics]]
-    calibration: CalibrationResult | None
+    calibration: CalibrationResult | None  # None for a regression
+    # by rule ("mean", "stacking") the metrics of heads on each part of fused features, joined
     late_fusion: dict[str, dict[str, Estimate]]
 
     @property
@@ -89,17 +77,11 @@ class TaskEvaluation(Result):
 
 @dataclass(frozen=True)
 class Evaluation(Result):
-    """Metrics of all tasks of a run on some images.
+    """Metrics of all tasks of a run on some images."""
 
-    Attributes:
-        run: The run's name.
-        tasks: By name, the first one the main one.
-        examples: Number of images by split.
-    """
-
-    run: str
-    tasks: dict[str, TaskEvaluation]
-    examples: dict[str, int]
+    run: str  # the run's name
+    tasks: dict[str, TaskEvaluation]  # by name, the first one the main one
+    examples: dict[str, int]  # number of images by split
 
     @property
     def main(self) -> TaskEvaluation:
@@ -121,21 +103,13 @@ class Evaluation(Result):
 
 @dataclass(frozen=True)
 class EvaluationResult(Evaluation):
-    """Metrics of a run on its held-out images, and facts of its training.
+    """Metrics of a run on its held-out images, and facts of its training."""
 
-    Attributes:
-        path: The run directory.
-        phases: Seconds by phase.
-        features: Number of features computed and reused, and the engine.
-        head: Configuration of the head.
-        rejected: Number of images that were left out.
-    """
-
-    path: str
-    phases: dict[str, float]
-    features: dict[str, Any]
-    head: dict[str, Any]
-    rejected: int
+    path: str  # the run directory
+    phases: dict[str, float]  # seconds by phase
+    features: dict[str, Any]  # number of features computed and reused, and the engine
+    head: dict[str, Any]  # configuration of the head
+    rejected: int  # number of images that were left out
 
 
 def evaluate(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> EvaluationResult:
@@ -201,25 +175,23 @@ def evaluate_predictions(
         RunError: A probability is not finite.
     """
     check_finite(predictions)
-    task, targets, weights = predictions.task, predictions.targets, predictions.weights
-
-    groups = predictions.slices.get("group")
+    task = predictions.task
 
     def measure(probabilities: np.ndarray, resamples: int = resamples) -> dict[str, Estimate]:
-        return overall_metrics(bootstrap_metrics(targets, probabilities, weights, resamples, seed, groups))
+        return overall_metrics(resample_predictions(predictions, probabilities, resamples, seed).list_estimates())
 
-    estimates = bootstrap_metrics(targets, predictions.probabilities, weights, resamples, seed, groups)
-    units = find_units(weights, groups)
+    samples = resample_predictions(predictions, predictions.probabilities, resamples, seed)
+    estimates = samples.list_estimates()
     slices = {name: values for name, values in predictions.slices.items() if len(np.unique(values)) > 1}
     return TaskEvaluation(
         task=task.name,
         kind=task.kind,
         classes=list(task.class_names),
-        images=len(targets),
-        weighted=bool(np.ptp(weights) > 0),
-        interval=_explain_interval(units, predictions.probabilities.size, resamples),
+        images=len(predictions),
+        weighted=bool(np.ptp(predictions.weights) > 0),
+        interval=_explain_interval(samples.units, predictions.probabilities.size, resamples),
         metrics=overall_metrics(estimates),
-        baseline=measure(np.tile(predictions.prior, (len(targets), 1)), 0),
+        baseline=measure(np.tile(predictions.prior, (len(predictions), 1)), 0),
         probe=None if probe is None else measure(probe),
         labels=_group_by_label(estimates, predictions) if task.has_classes else {},
         slices={name: _evaluate_slices(predictions, values, resamples, seed) for name, values in slices.items()},
@@ -271,9 +243,7 @@ def _evaluate_slices(
     for name, count in zip(names[order].tolist(), counts[order].tolist(), strict=True):
         part = take(predictions, values == name)
         if part.weights.any():
-            estimates = bootstrap_metrics(
-                part.targets, part.probabilities, part.weights, resamples, seed, part.slices.get("group")
-            )
+            estimates = resample_predictions(part, part.probabilities, resamples, seed).list_estimates()
             slices[name] = SubsetMetrics(count, overall_metrics(estimates))
     return slices
 

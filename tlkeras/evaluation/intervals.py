@@ -57,19 +57,12 @@ class Estimate(Result):
 
 @dataclass(frozen=True)
 class Units:
-    """What is resampled as a whole.
+    """What is resampled as a whole."""
 
-    Attributes:
-        codes: Number of the unit of each image, int [n].
-        count: Number of units with weight.
-        effective: The number of equal units whose mean varies as much (Kish, Survey Sampling, 1965, section 8.2).
-        noun: "images", or "groups" where images of one group stay together.
-    """
-
-    codes: np.ndarray
-    count: int
-    effective: float
-    noun: str
+    codes: np.ndarray  # number of the unit of each image, int [n]
+    count: int  # number of units with weight
+    effective: float  # the number of equal units whose mean varies as much (Kish, Survey Sampling, 1965, section 8.2)
+    noun: str  # "images", or "groups" where images of one group stay together
 
 
 class Support(NamedTuple):

@@ -21,22 +21,14 @@ SHARES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class LearningCurveResult(Result):
-    """Accuracy on held-out images by the number of training images.
+    """Accuracy on held-out images by the number of training images."""
 
-    Attributes:
-        metric: "accuracy", or "exact_match" of a multi-label task.
-        images: Number of training images of each point.
-        accuracy: Mean over draws of each point.
-        low: Lowest of the draws.
-        high: Highest of the draws.
-        last_step: Gain by the second half of the training images; None where it could not be measured.
-    """
-
-    metric: str
-    images: list[int]
-    accuracy: list[float]
-    low: list[float]
-    high: list[float]
+    metric: str  # "accuracy", or "exact_match" of a multi-label task
+    images: list[int]  # number of training images of each point
+    accuracy: list[float]  # mean over draws of each point
+    low: list[float]  # lowest of the draws
+    high: list[float]  # highest of the draws
+    # gain by the second half of the training images; None where it could not be measured
     last_step: PairedDifference | None
 
 

@@ -31,19 +31,12 @@ EXTERNAL_EVALUATION_DIR = "other_data"
 
 @dataclass(frozen=True)
 class ExternalEvaluationResult(Evaluation):
-    """Metrics of a run on images from another source.
+    """Metrics of a run on images from another source."""
 
-    Attributes:
-        source: The source, as in `data.source`.
-        rejected: Number of images that cannot be read.
-        trained_on: Number of images whose files the run was trained on.
-        path: The run directory.
-    """
-
-    source: str
-    rejected: int
-    trained_on: int
-    path: str
+    source: str  # the source, as in `data.source`
+    rejected: int  # number of images that cannot be read
+    trained_on: int  # number of images whose files the run was trained on
+    path: str  # the run directory
 
 
 @dataclass(frozen=True)

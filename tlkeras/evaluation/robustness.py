@@ -22,17 +22,11 @@ _REFERENCE_SIZE = 224  # pixels for which the widths of blur are published
 
 @dataclass(frozen=True)
 class RobustnessResult(Result):
-    """A metric on clean and on corrupted images.
+    """A metric on clean and on corrupted images."""
 
-    Attributes:
-        images: Number of images.
-        clean: The metric on the images as they are.
-        corruptions: By corruption, the metric at strengths 1 to 5.
-    """
-
-    images: int
-    clean: float
-    corruptions: dict[str, list[float]]
+    images: int  # number of images
+    clean: float  # the metric on the images as they are
+    corruptions: dict[str, list[float]]  # by corruption, the metric at strengths 1 to 5
 
 
 def add_noise(image: np.ndarray, strength: int, random: np.random.Generator) -> np.ndarray:

@@ -31,23 +31,14 @@ _FOLDS = 5
 
 @dataclass(frozen=True)
 class FeatureSplit:
-    """Images of one split with their frozen features, n of them.
+    """Images of one split with their frozen features, n of them."""
 
-    Attributes:
-        keys: Names, str [n].
-        paths: Files, str [n].
-        X: float [n, d].
-        targets: Per task name, as the task has them.
-        weights: float [n].
-        groups: str [n].
-    """
-
-    keys: np.ndarray
-    paths: np.ndarray
-    X: np.ndarray
-    targets: dict[str, np.ndarray]
-    weights: np.ndarray
-    groups: np.ndarray
+    keys: np.ndarray  # names, str [n]
+    paths: np.ndarray  # files, str [n]
+    X: np.ndarray  # float [n, d]
+    targets: dict[str, np.ndarray]  # per task name, as the task has them
+    weights: np.ndarray  # float [n]
+    groups: np.ndarray  # str [n]
 
     def take(self, rows: np.ndarray) -> FeatureSplit:
         """Some of the images."""

@@ -15,57 +15,34 @@ _POINTS = 60
 
 @dataclass(frozen=True)
 class RiskCoverageCurve(Result):
-    """Accuracy of the predictions above a confidence, and their fraction of all images.
+    """Accuracy of the predictions above a confidence, and their fraction of all images."""
 
-    Attributes:
-        threshold: Confidence from which on predictions are accepted, float [m], rising.
-        coverage: Fraction of images accepted, by weight, float [m].
-        accuracy: Accuracy on these, float [m].
-    """
-
-    threshold: np.ndarray
-    coverage: np.ndarray
-    accuracy: np.ndarray
+    threshold: np.ndarray  # confidence from which on predictions are accepted, float [m], rising
+    coverage: np.ndarray  # fraction of images accepted, by weight, float [m]
+    accuracy: np.ndarray  # accuracy on these, float [m]
 
 
 @dataclass(frozen=True)
 class SelectiveResult(RiskCoverageCurve):
-    """Some points of the risk-coverage curve, and a threshold chosen on other images.
+    """Some points of the risk-coverage curve, and a threshold chosen on other images."""
 
-    Attributes:
-        wanted: Accuracy that the accepted predictions should reach, 0 to 1.
-        chosen: The threshold; None where none reaches it.
-        chosen_coverage: Fraction of held-out images that it accepts.
-        chosen_accuracy: Accuracy on these; None where there are none.
-    """
-
-    wanted: float
-    chosen: float | None = None
-    chosen_coverage: float | None = None
-    chosen_accuracy: float | None = None
+    wanted: float  # accuracy that the accepted predictions should reach, 0 to 1
+    chosen: float | None = None  # the threshold; None where none reaches it
+    chosen_coverage: float | None = None  # fraction of held-out images that it accepts
+    chosen_accuracy: float | None = None  # accuracy on these; None where there are none
 
 
 @dataclass(frozen=True)
 class ConformalResult(Result):
-    """Coverage and size of conformal prediction sets on held-out images.
+    """Coverage and size of conformal prediction sets on held-out images."""
 
-    Attributes:
-        alpha: Fraction of sets that may miss the true class.
-        threshold: Probability from which on a class is in the set; 0: all are.
-        coverage: Fraction of sets that contain the true class.
-        mean_size: Mean number of classes in a set.
-        single: Fraction of sets of one class.
-        empty: Fraction of empty sets.
-        sizes: Number of sets by size, from 0 on.
-    """
-
-    alpha: float
-    threshold: float
-    coverage: float
-    mean_size: float
-    single: float
-    empty: float
-    sizes: list[int]
+    alpha: float  # fraction of sets that may miss the true class
+    threshold: float  # probability from which on a class is in the set; 0: all are
+    coverage: float  # fraction of sets that contain the true class
+    mean_size: float  # mean number of classes in a set
+    single: float  # fraction of sets of one class
+    empty: float  # fraction of empty sets
+    sizes: list[int]  # number of sets by size, from 0 on
 
 
 @dataclass(frozen=True)

@@ -36,44 +36,26 @@ _EXTRA_PHASES = ("extract activations", "fine-tune", "measure")
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """The content of a report.
+    """The content of a report."""
 
-    Attributes:
-        images: Number of mistakes shown with an explanation each; 0 for none.
-        method: Of the explanations.
-        corrupted: Number of images for the corruption test; 0 for none.
-        learning_curve: Whether heads are fitted on parts of the training images.
-        conformal: Error rate of prediction sets; None for none.
-        accuracy: Target accuracy of automatic predictions; None: half as many errors.
-    """
-
-    images: int = 24
-    method: AttributionMethod = "grad_cam"
-    corrupted: int = 48
-    learning_curve: bool = False
-    conformal: float | None = None
-    accuracy: float | None = None
+    images: int = 24  # number of mistakes shown with an explanation each; 0 for none
+    method: AttributionMethod = "grad_cam"  # of the explanations
+    corrupted: int = 48  # number of images for the corruption test; 0 for none
+    learning_curve: bool = False  # whether heads are fitted on parts of the training images
+    conformal: float | None = None  # error rate of prediction sets; None for none
+    accuracy: float | None = None  # target accuracy of automatic predictions; None: half as many errors
 
 
 @dataclass(frozen=True)
 class GainOverProbe(Result):
-    """What a run gained over a linear head on the same frozen features.
+    """What a run gained over a linear head on the same frozen features."""
 
-    Attributes:
-        method: What it did instead, such as "fine-tuning".
-        differences: By metric.
-        minutes: Of fine-tuning; None where the backbone stayed frozen.
-        parameters: Number of parameters that fine-tuning trained.
-        minutes_per_point: Minutes per gained point (0.01) of the main metric; None where nothing was gained.
-        unchanged: No epoch of fine-tuning was better than the head that it started from, which was kept.
-    """
-
-    method: str
-    differences: dict[str, PairedDifference]
-    minutes: float | None
-    parameters: int | None
-    minutes_per_point: float | None
-    unchanged: bool
+    method: str  # what it did instead, such as "fine-tuning"
+    differences: dict[str, PairedDifference]  # by metric
+    minutes: float | None  # of fine-tuning; None where the backbone stayed frozen
+    parameters: int | None  # number of parameters that fine-tuning trained
+    minutes_per_point: float | None  # minutes per gained point (0.01) of the main metric; None where nothing was gained
+    unchanged: bool  # no epoch of fine-tuning was better than the head that it started from, which was kept
 
     @property
     def metric(self) -> str:
@@ -83,14 +65,11 @@ class GainOverProbe(Result):
 
 @dataclass(frozen=True)
 class AttributionSanity(Result):
-    """Method and layer of the attribution maps.
-
-    Attributes:
-        sanity: Fraction of layers randomized, and the rank correlation of the maps with the first ones, per step.
-    """
+    """Method and layer of the attribution maps."""
 
     method: str
     layer: str
+    # fraction of layers randomized, and the rank correlation of the maps with the first ones, per step
     sanity: list[tuple[float, float]]
 
 
@@ -113,30 +92,20 @@ class RegressionReport(Result):
 
 @dataclass(frozen=True)
 class ClassificationReport(Result):
-    """What a report shows of a classification task besides its metrics.
-
-    Attributes:
-        unseen: The split that scalings, thresholds and sets are fitted on: "validation", "training" or "" for none.
-        label_issues: Labels that look wrong among the held-out images.
-        training_label_issues: The same among the training images.
-        confusions: None for a multi-label task.
-        label_mistakes: Of a multi-label task.
-        prediction_sets: Of a task with one class per image, if asked for.
-        label_sets: Of a multi-label task, if asked for.
-    """
+    """What a report shows of a classification task besides its metrics."""
 
     gain_over_probe: GainOverProbe | None
     calibration: CalibrationResult
-    unseen: str
+    unseen: str  # the split that scalings, thresholds and sets are fitted on: "validation", "training" or "" for none
     top_losses: list[errors.TopLoss]
-    label_issues: list[errors.LabelIssueRow]
-    training_label_issues: list[errors.LabelIssueRow]
-    confusions: errors.ConfusionMatrix | None
+    label_issues: list[errors.LabelIssueRow]  # labels that look wrong among the held-out images
+    training_label_issues: list[errors.LabelIssueRow]  # the same among the training images
+    confusions: errors.ConfusionMatrix | None  # None for a multi-label task
     confused: list[errors.ConfusionPair]
-    label_mistakes: list[errors.LabelMistakes]
+    label_mistakes: list[errors.LabelMistakes]  # of a multi-label task
     risk_coverage: selective.SelectiveResult
-    prediction_sets: selective.ConformalResult | None = None
-    label_sets: Sequence[selective.LabelConformalResult] = ()
+    prediction_sets: selective.ConformalResult | None = None  # of a task with one class per image, if asked for
+    label_sets: Sequence[selective.LabelConformalResult] = ()  # of a multi-label task, if asked for
     attribution: AttributionSanity | None = None
     robustness: RobustnessResult | None = None
     learning_curve: LearningCurveResult | None = None
@@ -147,27 +116,16 @@ TaskReport = ClassificationReport | RegressionReport
 
 @dataclass(frozen=True)
 class Report(Result):
-    """The content of the report of one run.
+    """The content of the report of one run."""
 
-    Attributes:
-        run: Its name.
-        evaluation: Its metrics.
-        tasks: By name.
-        other_data: Evaluations on other images.
-        reproducibility: How the run was made.
-        notes: What could not be computed, and why.
-        images: By name of the image, as the model sees it, uint8 [h, w, 3].
-        maps: By task and name of the image, its attribution map, float32 [h, w].
-    """
-
-    run: str
-    evaluation: EvaluationResult
-    tasks: dict[str, TaskReport]
-    other_data: list[StoredEvaluation]
-    reproducibility: Reproducibility
-    notes: list[str]
-    images: dict[str, np.ndarray]
-    maps: dict[tuple[str, str], np.ndarray]
+    run: str  # its name
+    evaluation: EvaluationResult  # its metrics
+    tasks: dict[str, TaskReport]  # by name
+    other_data: list[StoredEvaluation]  # evaluations on other images
+    reproducibility: Reproducibility  # how the run was made
+    notes: list[str]  # what could not be computed, and why
+    images: dict[str, np.ndarray]  # by name of the image, as the model sees it, uint8 [h, w, 3]
+    maps: dict[tuple[str, str], np.ndarray]  # by task and name of the image, its attribution map, float32 [h, w]
 
     def to_dict(self) -> dict[str, Any]:
         """All attributes but the images and maps."""

@@ -18,19 +18,12 @@ from tlkeras.runs.directory import RUNS, Run, open_run
 
 @dataclass(frozen=True)
 class ReportResult(Result):
-    """A page that was written.
+    """A page that was written."""
 
-    Attributes:
-        path: The file.
-        runs: Names of the runs.
-        notes: What could not be shown, and why.
-        bytes: Size of the file.
-    """
-
-    path: str
-    runs: list[str]
-    notes: list[str]
-    bytes: int
+    path: str  # the file
+    runs: list[str]  # names of the runs
+    notes: list[str]  # what could not be shown, and why
+    bytes: int  # size of the file
 
 
 def report(
