@@ -32,7 +32,7 @@ _VERBS = {
     "predict_to_file": "inference.sharded",
     "prune_cache": "features.cache",
     "recommend": "diagnostics.recommend.recommend",
-    "report": "evaluation.report.report",
+    "report": "evaluation.report.page",
     "report_tuning": "tuning.report",
     "resume": "training.train",
     "serve": "serving.serve",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tlkeras.evaluation.comparison import PairedDifference, compare_probabilities
+from tlkeras.evaluation.metrics import measure_accuracy
 from tlkeras.evaluation.run_data import FeatureSplit
 from tlkeras.heads.folds import group_kfold
 from tlkeras.heads.heads import Head
@@ -50,8 +51,8 @@ def learning_curve(
         X: Features of the held-out images, float [m, d].
         held_out: Their targets and weights; the predictions themselves are not used.
         repeats: Draws of each size below the whole; larger ones contain the smaller of the same draw.
-        resamples: Number of bootstrap resamples for the last step, from half of the images to all.
-        seed: Of the draws.
+        resamples: Of the bootstrap of the last step, from half of the images to all.
+        seed: Of the draws and resamples.
     """
     y = train.targets[held_out.task.name]
     groups = np.where(train.groups == "", np.char.add("image ", np.arange(len(y)).astype(str)), train.groups)
@@ -64,10 +65,10 @@ def learning_curve(
         for share, repeat in draws:
             rows = _draw(y, groups, share, seed + repeat)
             sizes[share] = len(rows)
-            of_draw = train.take(rows)
-            predicted = _fit_and_predict(make_head(), of_draw, groups[rows] if grouped else None, X, held_out)
+            together = groups[rows] if grouped else None
+            predicted = _fit_and_predict(make_head(), train.take(rows), together, X, held_out)
             if predicted is not None:
-                accuracies.setdefault(share, []).append(_accuracy(held_out, predicted))
+                accuracies.setdefault(share, []).append(measure_accuracy(held_out, predicted))
                 if share in (0.5, 1.0):
                     first.setdefault(share, predicted)
             advance(1)
@@ -105,9 +106,3 @@ def _draw(y: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndar
         return np.arange(len(y))
     dealt = group_kfold(infer_link(y).group_rows(y), groups, parts, seed)
     return np.flatnonzero(dealt < max(1, round(share * parts)))
-
-
-def _accuracy(held_out: Predictions, predicted: np.ndarray) -> float:
-    task = held_out.task
-    correct = (task.decide(predicted) == task.members(held_out.targets)).all(axis=1)
-    return float(held_out.weights @ correct / held_out.weights.sum())

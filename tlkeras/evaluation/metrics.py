@@ -125,6 +125,13 @@ def resample_predictions(
     return bootstrap_samples(predictions.targets, probabilities, predictions.weights, resamples, seed, groups)
 
 
+def measure_accuracy(predictions: Predictions, probabilities: np.ndarray) -> float:
+    """Fraction, by weight, of the images of some predictions that probabilities, float [n, k], have wholly right."""
+    task = predictions.task
+    correct = (task.decide(probabilities) == task.members(predictions.targets)).all(axis=1)
+    return float(predictions.weights @ correct / predictions.weights.sum())
+
+
 def find_support(
     targets: np.ndarray, classes: int, weights: np.ndarray, units: Units, keys: Iterable[MetricKey]
 ) -> dict[MetricKey, Support]:

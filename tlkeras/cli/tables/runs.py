@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tlkeras.evaluation.evaluate import EvaluationResult, SubsetMetrics, TaskEvaluation
     from tlkeras.evaluation.intervals import Estimate
     from tlkeras.evaluation.other_data import ExternalEvaluationResult
-    from tlkeras.evaluation.report.report import ReportResult
+    from tlkeras.evaluation.report.page import ReportResult
     from tlkeras.exporting.parity import ExportResult
     from tlkeras.inference.results import ClassProbability, ImagePrediction, PredictionFileResult, PredictionResult
     from tlkeras.tuning.report import TuningResult

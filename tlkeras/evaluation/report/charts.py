@@ -1,13 +1,19 @@
-"""The charts of a report, each written to a file."""
+"""Charts and images of a report, as its page embeds them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import base64
+import io
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from markupsafe import Markup, escape
+from PIL import Image
 
 from tlkeras.evaluation.calibration import CalibrationResult
 from tlkeras.evaluation.learning_curve import LearningCurveResult
@@ -19,7 +25,71 @@ from tlkeras.plotting.charts import COLOURS, FAINT, open_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SIZE = (5.2, 3.6)
+Content = TypeVar("Content")
+
+_SIZE = (5.2, 3.6)  # inches
+_THUMBNAIL = 176  # pixels, twice what is shown: sharp on fine screens
+_QUALITY = 78
+_BLEND = 0.55
+
+# CSS variables for the colours of `tlkeras.plotting.charts`, so that charts follow the page's light or dark scheme.
+_COLOURS = {
+    "#333333": "var(--ink)",
+    "#777777": "var(--faint)",
+    "#bbbbbb": "var(--line)",
+    "#dddddd": "var(--line)",
+    "#e5e5e5": "var(--line)",
+    "#f1f4f8": "var(--card)",
+    "#ffffff": "var(--page)",
+    "#0072b2": "var(--blue)",
+    "#d55e00": "var(--red)",
+    "#009e73": "var(--green)",
+    "#cc79a7": "var(--pink)",
+    "#e69f00": "var(--orange)",
+    "#56b4e9": "var(--sky)",
+}
+
+
+def embed_image(pixels: np.ndarray) -> str:
+    """A data URL of an image, uint8 RGB [h, w, 3], reduced to a thumbnail."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A grey image with a map of 0 to 1, [h, w], laid over it in colour, uint8 [h, w, 3]."""
+    from matplotlib import colormaps
+
+    grey = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
+    share = np.clip(heat, 0, 1)[..., None]
+    colours = colormaps["inferno"](np.clip(heat, 0, 1))[..., :3] * 255
+    return np.rint(grey * (1 - _BLEND * share) + colours * _BLEND * share).astype(np.uint8)
+
+
+def embed_chart(name: str, title: str, plot: Callable[[Content, Path], None], content: Content) -> Markup:
+    """A chart as SVG in the page's colours, with a name that is unique on its page and a title for screen readers.
+
+    Args:
+        name: The name.
+        title: The title.
+        plot: Writes the chart of some content to a file.
+        content: What is plotted.
+    """
+    with tempfile.TemporaryDirectory(prefix="tlkeras-") as folder:
+        path = Path(folder) / f"{name}.svg"
+        plot(content, path)
+        text = path.read_text(encoding="utf-8")
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # these are the same in every chart, and nothing refers to them
+    text = re.sub(r"font: (?:[a-z0-9]+ )*?([\d.]+px)[^;\"]*", r"font-size: \1", text)
+    text = re.sub(r"#[0-9a-f]{6}", lambda found: _COLOURS.get(found[0], found[0]), text)
+    for side in ("width", "height"):
+        text = re.sub(rf'<svg ([^>]*?){side}="[^"]*pt" ', r"<svg \1", text, count=1)
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" class="chart" ', 1))
 
 
 def plot_reliability(calibration: CalibrationResult, path: Path) -> None:

@@ -17,6 +17,7 @@ from tlkeras.evaluation.calibration import CalibrationResult, evaluate_calibrati
 from tlkeras.evaluation.comparison import PairedDifference, compare_probabilities
 from tlkeras.evaluation.evaluate import EvaluationResult, evaluate
 from tlkeras.evaluation.learning_curve import LearningCurveResult, learning_curve
+from tlkeras.evaluation.metrics import measure_accuracy
 from tlkeras.evaluation.other_data import StoredEvaluation, read_external_evaluations
 from tlkeras.evaluation.report.reproducibility import Reproducibility, read_reproducibility
 from tlkeras.evaluation.robustness import RobustnessResult, measure_robustness
@@ -38,9 +39,9 @@ _EXTRA_PHASES = ("extract activations", "fine-tune", "measure")
 class ReportOptions:
     """The content of a report."""
 
-    images: int = 24  # number of mistakes shown with an explanation each; 0 for none
+    images: int = 24  # mistakes shown with an explanation each; 0 for none
     method: AttributionMethod = "grad_cam"  # of the explanations
-    corrupted: int = 48  # number of images for the corruption test; 0 for none
+    corrupted: int = 48  # images for the corruption test; 0 for none
     learning_curve: bool = False  # whether heads are fitted on parts of the training images
     conformal: float | None = None  # error rate of prediction sets; None for none
     accuracy: float | None = None  # target accuracy of automatic predictions; None: half as many errors
@@ -53,7 +54,7 @@ class GainOverProbe(Result):
     method: str  # what it did instead, such as "fine-tuning"
     differences: dict[str, PairedDifference]  # by metric
     minutes: float | None  # of fine-tuning; None where the backbone stayed frozen
-    parameters: int | None  # number of parameters that fine-tuning trained
+    parameters: int | None  # as many as fine-tuning trained
     minutes_per_point: float | None  # minutes per gained point (0.01) of the main metric; None where nothing was gained
     unchanged: bool  # no epoch of fine-tuning was better than the head that it started from, which was kept
 
@@ -118,11 +119,11 @@ TaskReport = ClassificationReport | RegressionReport
 class Report(Result):
     """The content of the report of one run."""
 
-    run: str  # its name
-    evaluation: EvaluationResult  # its metrics
-    tasks: dict[str, TaskReport]  # by name
-    other_data: list[StoredEvaluation]  # evaluations on other images
-    reproducibility: Reproducibility  # how the run was made
+    run: str
+    evaluation: EvaluationResult
+    tasks: dict[str, TaskReport]
+    other_data: list[StoredEvaluation]
+    reproducibility: Reproducibility
     notes: list[str]  # what could not be computed, and why
     images: dict[str, np.ndarray]  # by name of the image, as the model sees it, uint8 [h, w, 3]
     maps: dict[tuple[str, str], np.ndarray]  # by task and name of the image, its attribution map, float32 [h, w]
@@ -140,7 +141,7 @@ def compute_report(run: Run, options: ReportOptions) -> Report:
     Raises:
         RunError: The run keeps no predictions, or an option cannot be used.
     """
-    check_options(options)
+    _check_options(options)
     evaluation = evaluate(run)
     computation = _Computation(RunData(run), options)
     tasks = {
@@ -156,12 +157,8 @@ def compute_report(run: Run, options: ReportOptions) -> Report:
     return report
 
 
-def check_options(options: ReportOptions) -> None:
-    """Check options before the work starts.
-
-    Raises:
-        RunError: Some are invalid; all are named.
-    """
+def _check_options(options: ReportOptions) -> None:
+    """Raise a RunError that names all invalid options."""
     problems = [
         f"{name} is not between 0 and 1. Received: {value}."
         for name, value in (("conformal", options.conformal), ("accuracy", options.accuracy))
@@ -187,29 +184,32 @@ class _Computation:
         """The report of a task, which is the model's output of that index."""
         if not predictions.task.has_classes:
             return self._report_regression(predictions)
-        unseen, unseen_split = self.data.find_unseen(predictions.task)
-        is_multilabel = predictions.task.is_multilabel
-        in_training = unseen is not None and unseen_split == "training"
+        unseen, split = self.data.find_unseen(predictions.task)
+        is_multilabel, options, bootstrap = predictions.task.is_multilabel, self.options, self.bootstrap
         report = ClassificationReport(
             gain_over_probe=self._compare_with_linear_probe(predictions),
-            calibration=evaluate_calibration(
-                predictions, unseen, self.bootstrap.bootstrap_samples, self.bootstrap.seed
-            ),
-            unseen=unseen_split,
-            top_losses=errors.top_losses(predictions, self.options.images or _DEFAULT_MISTAKES),
+            calibration=evaluate_calibration(predictions, unseen, bootstrap.bootstrap_samples, bootstrap.seed),
+            unseen=split,
+            top_losses=errors.top_losses(predictions, options.images or _DEFAULT_MISTAKES),
             label_issues=errors.label_issues(predictions),
-            training_label_issues=errors.label_issues(unseen) if unseen is not None and in_training else [],
+            training_label_issues=errors.label_issues(unseen) if unseen is not None and split == "training" else [],
             confusions=None if is_multilabel else errors.confusion_matrix(predictions),
             confused=errors.most_confused(predictions),
             label_mistakes=errors.count_label_mistakes(predictions) if is_multilabel else [],
-            risk_coverage=selective.evaluate_selective(predictions, unseen, self.options.accuracy),
+            risk_coverage=selective.evaluate_selective(predictions, unseen, options.accuracy),
         )
-        report = self._add_sets(report, predictions, unseen)
-        if self.options.images:
+        alpha = options.conformal
+        if alpha is not None and unseen is None:
+            self.notes.append("Conformal sets need a validation split: train with data.validation.")
+        elif alpha is not None and unseen is not None and is_multilabel:
+            report = replace(report, label_sets=selective.conformal_label_sets(predictions, unseen, alpha))
+        elif alpha is not None and unseen is not None:
+            report = replace(report, prediction_sets=selective.conformal_prediction_sets(predictions, unseen, alpha))
+        if options.images:
             report = self._add_images(report, predictions, output)
-        if self.options.corrupted and self.data.dataset is not None:
+        if options.corrupted and self.data.dataset is not None:
             report = replace(report, robustness=self._evaluate_corruptions(predictions, output))
-        if self.options.learning_curve:
+        if options.learning_curve:
             report = replace(report, learning_curve=self._compute_learning_curve(predictions))
         return report
 
@@ -241,19 +241,6 @@ class _Computation:
         )
         gained = differences[gain.metric].value
         return replace(gain, minutes_per_point=minutes / (100 * gained)) if tuned and gained > 0 else gain
-
-    def _add_sets(
-        self, report: ClassificationReport, predictions: Predictions, unseen: Predictions | None
-    ) -> ClassificationReport:
-        alpha = self.options.conformal
-        if alpha is None:
-            return report
-        if unseen is None:
-            self.notes.append("Conformal sets need a validation split: train with data.validation.")
-            return report
-        if predictions.task.is_multilabel:
-            return replace(report, label_sets=selective.conformal_label_sets(predictions, unseen, alpha))
-        return replace(report, prediction_sets=selective.conformal_prediction_sets(predictions, unseen, alpha))
 
     def _add_images(self, report: ClassificationReport, predictions: Predictions, output: int) -> ClassificationReport:
         """The report with images of the mistakes, their attribution maps, and the most similar training images."""
@@ -319,14 +306,9 @@ class _Computation:
         if not images:
             return None
         part = take(predictions, np.array(list(images)))
-        truth = part.task.members(part.targets)
-
-        def accuracy(probabilities: np.ndarray) -> float:
-            correct = (part.task.decide(probabilities) == truth).all(axis=1)
-            return float(part.weights @ correct / part.weights.sum()) if part.weights.any() else float(correct.mean())
-
-        engine = builders.feature_engine(self.data.recipe)
-        pixels = np.stack(list(images.values()))
+        part = part if part.weights.any() else replace(part, weights=np.ones(len(part)))
+        pixels, engine = np.stack(list(images.values())), builders.feature_engine(self.data.recipe)
+        accuracy = partial(measure_accuracy, part)
         return measure_robustness(self.data.model, pixels, accuracy, output=output, engine=engine)
 
     def _compute_learning_curve(self, predictions: Predictions) -> LearningCurveResult | None:
@@ -341,14 +323,9 @@ class _Computation:
         if len(order) < len(predictions):
             self.notes.append("The learning curve is left out: some held-out images are missing.")
             return None
-        return learning_curve(
-            partial(self.data.make_linear_head, name),
-            train,
-            test.X[known],
-            take(predictions, order),
-            resamples=self.bootstrap.bootstrap_samples,
-            seed=self.bootstrap.seed,
-        )
+        make_head, held_out = partial(self.data.make_linear_head, name), take(predictions, order)
+        resamples, seed = self.bootstrap.bootstrap_samples, self.bootstrap.seed
+        return learning_curve(make_head, train, test.X[known], held_out, resamples=resamples, seed=seed)
 
 
 def _spread(count: int, most: int) -> np.ndarray:

@@ -1,45 +1,78 @@
-"""The HTML page of a report."""
+"""The page on one or several runs: one HTML file."""
 
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from tlkeras.evaluation.comparison import ComparisonResult
+from tlkeras.errors import RunError
+from tlkeras.evaluation.comparison import ComparisonResult, compare
 from tlkeras.evaluation.evaluate import SubsetMetrics, TaskEvaluation
 from tlkeras.evaluation.metric_names import METRIC_NAMES, explain_missing
 from tlkeras.evaluation.report import charts, summaries
-from tlkeras.evaluation.report.compute import ClassificationReport, Report, TaskReport
-from tlkeras.evaluation.report.images import embed_chart, embed_image, overlay
+from tlkeras.evaluation.report.compute import Report, ReportOptions, TaskReport, compute_report
 from tlkeras.evaluation.report.reproducibility import Reproducibility
 from tlkeras.plotting import html_page
 from tlkeras.plotting.charts import plot_history
+from tlkeras.results import Result
+from tlkeras.runs.directory import RUNS, Run, open_run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_LABELS = 60
 _HEADLINE_METRICS = ("accuracy", "exact_match", "balanced_accuracy", "macro_f1", "roc_auc")
-_SLICE_METRICS = ("accuracy", "exact_match", "macro_f1", "roc_auc")
+_SLICE_METRICS = ("accuracy", "exact_match", "macro_f1", "roc_auc", "r2", "mae")
+_PARTS = (
+    ("metrics", "Metrics", ""),
+    ("gain", "Was it worth it?", "gain_over_probe"),
+    ("learning", "Would more images help?", "learning_curve"),
+    ("calibration", "Calibration", "calibration"),
+    ("mistakes", "Mistakes", ""),
+    ("robustness", "Robustness", "robustness"),
+)
+"""Anchor and title of each part on a task, and the attribute of its report that has to be there, if any."""
+_CHARTS: dict[str, tuple[str, Callable[[Any, Path], None], str]] = {
+    "reliability": ("Accuracy against confidence", charts.plot_reliability, "calibration"),
+    "risk_coverage": (
+        "Accuracy against the fraction of images predicted automatically",
+        charts.plot_risk_coverage,
+        "risk_coverage",
+    ),
+    "robustness": ("Accuracy against the strength of corruptions", charts.plot_robustness, "robustness"),
+    "learning": ("Accuracy against the number of training images", charts.plot_learning_curve, "learning_curve"),
+    "points": ("Predicted against true numbers", charts.plot_regression, "points"),
+}
+"""Title and function of each chart on a task, and the attribute of its report that is drawn."""
+
+
+@dataclass(frozen=True)
+class ReportResult(Result):
+    """A page that was written."""
+
+    path: str
+    runs: list[str]  # names
+    notes: list[str]  # what could not be shown, and why
+    bytes: int
 
 
 @dataclass(frozen=True)
 class _TaskSection:
-    """The part of a page on one task; `overlays` are attribution maps over their images, by name of the image."""
+    """The part of a page on one task."""
 
     anchor: str
     prefix: str
     evaluation: TaskEvaluation
     report: TaskReport
     charts: Mapping[str, Markup]
-    overlays: Mapping[str, str]
+    overlays: Mapping[str, str]  # attribution maps over their images, by name of the image
 
     @property
     def noun(self) -> str:
@@ -52,8 +85,6 @@ class _TaskSection:
 
     @property
     def slice_metrics(self) -> list[str]:
-        if self.evaluation.kind == "regression":
-            return ["r2", "mae"]
         return [name for name in _SLICE_METRICS if name in self.evaluation.metrics]
 
     @property
@@ -68,68 +99,77 @@ class _TaskSection:
 
 @dataclass(frozen=True)
 class _RunSection:
-    """The part of a page on one run; `images` are thumbnails by name, `history` is the chart of the training."""
+    """The part of a page on one run."""
 
     anchor: str
     report: Report
     tasks: Sequence[_TaskSection]
-    history: Markup | None
-    images: Mapping[str, str]
+    history: Markup | None  # the chart of the training
+    images: Mapping[str, str]  # thumbnails by name
 
 
-def write_report(path: str | os.PathLike[str], reports: Sequence[Report], compared: ComparisonResult | None) -> Path:
-    """Write the page of one or several reports; an older page is replaced, any other file stays.
+def report(
+    references: Sequence[str | Path | Run] = ("latest",),
+    to: str | Path | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    runs: str | Path = RUNS,
+) -> ReportResult:
+    """Write the page on one or several runs: one HTML file that needs no others.
 
     Args:
-        path: The HTML file.
-        reports: The content by run.
-        compared: The runs against each other, if there are several.
+        references: Finished runs: names, paths, `latest` or `Run`s.
+        to: The file; by default `report.html` in the (first) run.
+        options: Values of `ReportOptions` by name.
+        runs: Folder of the run directories.
 
     Raises:
-        ResourceError: The file is not a page of tlkeras, or cannot be written.
+        ResourceError: The file exists and is not a page of tlkeras, or cannot be written.
+        RunError: There is no such run, or an option is invalid.
     """
-    return html_page.write_html(path, render_report(reports, compared))
+    opened = [open_run(reference, runs) for reference in references]
+    if len({run.path.resolve() for run in opened}) < len(opened):
+        raise RunError("The same run is given twice.", ", ".join(map(str, references)))
+    target = Path(to) if to else opened[0].path / "report.html"
+    html_page.check_page(target)
+    chosen = ReportOptions(**(options or {}))
+    compared = compare(opened) if len(opened) > 1 else None
+    reports = [compute_report(run, chosen) for run in opened]
+    html_page.write_html(target, render_report(reports, compared))
+    notes = [f"{one.run}: {note}" for one in reports for note in one.notes]
+    return ReportResult(str(target), [run.name for run in opened], notes, target.stat().st_size)
 
 
 def render_report(reports: Sequence[Report], compared: ComparisonResult | None = None) -> str:
-    """The page as text."""
+    """The page as text; all values in it are escaped."""
     sections = [_make_section(report, f"r{number}") for number, report in enumerate(reports)]
-    return (
-        _load_templates()
-        .get_template("report.html")
-        .render(
-            mark=Markup(html_page.MARK),
-            style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
-            title=f"Report on {', '.join(report.run for report in reports)}",
-            version=version("tlkeras"),
-            compared=compared,
-            sections=sections,
-            contents=_list_contents(sections, compared),
-        )
-    )
-
-
-def _load_templates() -> Environment:
-    """The templates; all values are escaped."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {
         "number": summaries.format_number,
         "interval": summaries.format_interval,
-        "signed_interval": summaries.format_signed_interval,
+        "signed_interval": partial(summaries.format_interval, write=summaries.format_signed),
         "explain_missing": explain_missing,
         "percent": summaries.format_percent,
         "signed": summaries.format_signed,
-        "count": summaries.format_count,
-        "amount": summaries.format_amount,
+        "count": lambda value: summaries.UNDEFINED if value is None else f"{value:,}",
+        "amount": lambda value: f"{value:,.0f}" if value == round(value) else f"{value:,.2f}",
         "metric": lambda name: METRIC_NAMES.get(name, name),
-        "verdict": summaries.format_verdict,
-        "verdict_class": lambda better: "faint" if better is None else "good" if better else "bad",
+        "verdict": {True: "better", False: "worse", None: "no clear difference"}.get,
+        "verdict_class": {True: "good", False: "bad", None: "faint"}.get,
         "prose": _mark_code,
     }
-    environment.globals |= {"summaries": summaries}
-    return environment
+    return environment.get_template("report.html").render(
+        summaries=summaries,
+        mark=Markup(html_page.MARK),
+        style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        title=f"Report on {', '.join(report.run for report in reports)}",
+        version=version("tlkeras"),
+        compared=compared,
+        sections=sections,
+        contents=_list_contents(sections, compared),
+    )
 
 
 def _mark_code(text: str) -> Markup:
@@ -144,66 +184,44 @@ def _list_contents(sections: Sequence[_RunSection], compared: ComparisonResult |
         return contents + [(section.anchor, section.report.run) for section in sections]
     (section,) = sections
     for task in section.tasks:
-        report = task.report
-        parts = [("metrics", "Metrics", True), ("gain", "Was it worth it?", report.gain_over_probe is not None)]
-        if isinstance(report, ClassificationReport):
-            parts += [
-                ("learning", "Would more images help?", report.learning_curve is not None),
-                ("calibration", "Calibration", True),
-            ]
-        parts.append(("mistakes", "Mistakes", True))
-        if isinstance(report, ClassificationReport):
-            parts.append(("robustness", "Robustness", report.robustness is not None))
-        contents += [(f"{task.anchor}-{part}", f"{task.prefix}{title}") for part, title, shown in parts if shown]
+        for part, title, needed in _PARTS:
+            if not needed or getattr(task.report, needed, None) is not None:
+                contents.append((f"{task.anchor}-{part}", f"{task.prefix}{title}"))
     if section.report.other_data:
         contents.append((f"{section.anchor}-other", "Other images"))
     return [*contents, (f"{section.anchor}-reproducibility", "Reproducibility")]
 
 
 def _make_section(report: Report, anchor: str) -> _RunSection:
-    several = len(report.tasks) > 1
     tasks = []
     for number, (name, of_task) in enumerate(report.tasks.items()):
         of_anchor = f"{anchor}-t{number}"
         overlays = {
-            key: embed_image(overlay(report.images[key], heat))
+            key: charts.embed_image(charts.overlay(report.images[key], heat))
             for (task, key), heat in report.maps.items()
             if task == name
         }
         drawn = _draw_charts(of_task, of_anchor)
-        prefix = f"{name}: " if several else ""
+        prefix = f"{name}: " if len(report.tasks) > 1 else ""
         tasks.append(_TaskSection(of_anchor, prefix, report.evaluation.tasks[name], of_task, drawn, overlays))
-    images = {key: embed_image(pixels) for key, pixels in report.images.items()}
+    images = {key: charts.embed_image(pixels) for key, pixels in report.images.items()}
     return _RunSection(anchor, report, tasks, _draw_history(report.reproducibility, anchor), images)
 
 
 def _draw_charts(report: TaskReport, anchor: str) -> dict[str, Markup]:
     """The charts of a task by name."""
-    wanted: dict[str, tuple[str, Callable[[Path], None]]] = {}
-    if isinstance(report, ClassificationReport):
-        wanted["reliability"] = "Accuracy against confidence", partial(charts.plot_reliability, report.calibration)
-        wanted["risk_coverage"] = (
-            "Accuracy against the fraction of images predicted automatically",
-            partial(charts.plot_risk_coverage, report.risk_coverage),
-        )
-        if report.robustness:
-            draw = partial(charts.plot_robustness, report.robustness)
-            wanted["robustness"] = "Accuracy against the strength of corruptions", draw
-        if report.learning_curve:
-            draw = partial(charts.plot_learning_curve, report.learning_curve)
-            wanted["learning"] = "Accuracy against the number of training images", draw
-    else:
-        wanted["points"] = "Predicted against true numbers", partial(charts.plot_regression, report.points)
-    return {name: embed_chart(f"{anchor}-{name}", title, draw) for name, (title, draw) in wanted.items()}
+    return {
+        name: charts.embed_chart(f"{anchor}-{name}", title, plot, content)
+        for name, (title, plot, drawn) in _CHARTS.items()
+        if (content := getattr(report, drawn, None)) is not None
+    }
 
 
 def _draw_history(made: Reproducibility, anchor: str) -> Markup | None:
-    history = made.history
-    if not history:
+    if not made.history:
         return None
-    if "stage" not in history[0]:
-        return embed_chart(f"{anchor}-history", "Losses of the fit", partial(charts.plot_head_history, history))
+    if "stage" not in made.history[0]:
+        return charts.embed_chart(f"{anchor}-history", "Losses of the fit", charts.plot_head_history, made.history)
     best = (made.finetuning or {}).get("best_epoch")
-    rows = [{**row, "best": row["epoch"] == best} for row in history]
-    title = "Losses, metrics and learning rates by epoch"
-    return embed_chart(f"{anchor}-history", title, partial(plot_history, rows))
+    rows = [{**row, "best": row["epoch"] == best} for row in made.history]
+    return charts.embed_chart(f"{anchor}-history", "Losses, metrics and learning rates by epoch", plot_history, rows)

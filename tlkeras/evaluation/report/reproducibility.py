@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from tlkeras.config.recipe import recipe_to_yaml
 from tlkeras.errors import RunError
@@ -16,13 +16,9 @@ from tlkeras.training import builders
 
 @dataclass(frozen=True)
 class Reproducibility(Result):
-    """The recipe, command, data, environment and cost of a run.
+    """The recipe, command, data, environment and cost of a run."""
 
-    Times are UTC, `phases` in seconds and `memory` its peak in MiB by phase; `fingerprint` is a SHA-256 of contents,
-    labels and splits; `history` has a row per epoch, or per strength of regularization.
-    """
-
-    created: str
+    created: str  # UTC
     finished: str
     resumed: int
     command: str
@@ -30,14 +26,14 @@ class Reproducibility(Result):
     source: str
     examples: dict[str, int]
     rejected: int
-    fingerprint: str
+    fingerprint: str  # SHA-256 of contents, labels and splits
     parameters: int | None
-    phases: dict[str, float]
-    memory: dict[str, int]
+    phases: dict[str, float]  # seconds
+    memory: dict[str, int]  # its peak by phase, MiB
     features: dict[str, Any]
     head: dict[str, Any]
     finetuning: dict[str, Any] | None
-    history: list[dict[str, float | int | str]]
+    history: list[dict[str, float | int | str]]  # a row per epoch, or per strength of regularization
     environment: dict[str, Any]
     data: dict[str, str]
     licences: dict[str, str]
@@ -76,9 +72,7 @@ def _read_history(data: RunData) -> list[dict[str, float | int | str]]:
 def _parse(text: str) -> float | int | str:
     """The number that a text is, unless it is no finite one."""
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             number = kind(text)
-        except ValueError:
-            continue
-        return number if np.isfinite(number) else text
+            return number if math.isfinite(number) else text
     return text

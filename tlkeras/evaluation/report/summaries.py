@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tlkeras.evaluation.calibration import CalibrationResult
 from tlkeras.evaluation.evaluate import TaskEvaluation
@@ -14,54 +14,34 @@ from tlkeras.evaluation.report.compute import AttributionSanity, GainOverProbe
 from tlkeras.evaluation.robustness import RobustnessResult
 from tlkeras.evaluation.selective import ConformalResult, LabelConformalResult, SelectiveResult
 
-_UNDEFINED = "-"
+UNDEFINED = "-"
 _RELEVANT_LOSS = 0.001  # smaller differences of log loss are noise
 
 
 def format_number(value: float) -> str:
     """A number with four decimals; a dash for NaN."""
-    return _UNDEFINED if math.isnan(value) else f"{value:.4f}"
+    return UNDEFINED if math.isnan(value) else f"{value:.4f}"
 
 
 def format_percent(value: float | None) -> str:
     """A fraction in per cent with one decimal; a dash for None and NaN."""
-    return _UNDEFINED if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+    return UNDEFINED if value is None or math.isnan(value) else f"{100 * value:.1f} %"
 
 
-def format_signed(value: float) -> str:
+def format_signed(value: float, digits: int = 4) -> str:
     """A difference with its sign; a dash for NaN."""
-    return _UNDEFINED if math.isnan(value) else f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+    return UNDEFINED if math.isnan(value) else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _format_points(points: float) -> str:
-    return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
+def format_interval(estimate: Estimate, write: Callable[[float], str] = format_number) -> str:
+    """The interval of a metric, each end as `write` gives it; a dash where there is none."""
+    return UNDEFINED if math.isnan(estimate.low) else f"{write(estimate.low)} to {write(estimate.high)}"
 
 
-def format_interval(estimate: Estimate) -> str:
-    """The interval of a metric; a dash where there is none."""
-    return _UNDEFINED if math.isnan(estimate.low) else f"{estimate.low:.4f} to {estimate.high:.4f}"
-
-
-def format_signed_interval(difference: Estimate) -> str:
-    """The interval of a difference; a dash where there is none."""
-    if math.isnan(difference.low):
-        return _UNDEFINED
-    return f"{format_signed(difference.low)} to {format_signed(difference.high)}"
-
-
-def format_count(value: int | None) -> str:
-    """A whole number with separators; a dash for None."""
-    return _UNDEFINED if value is None else f"{value:,}"
-
-
-def format_amount(value: float) -> str:
-    """A count, or a sum of weights with two decimals."""
-    return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
-
-
-def format_verdict(better: bool | None) -> str:
-    """A verdict on a difference."""
-    return {True: "better", False: "worse", None: "no clear difference"}[better]
+def _format_points(estimate: Estimate) -> tuple[str, str]:
+    """A difference in points, and its interval."""
+    value, low, high = (format_signed(100 * part, 1) for part in (estimate.value, estimate.low, estimate.high))
+    return value, f"({low} to {high})"
 
 
 def summarize_task(evaluation: TaskEvaluation) -> str:
@@ -69,9 +49,7 @@ def summarize_task(evaluation: TaskEvaluation) -> str:
     metrics, baseline = evaluation.metrics, evaluation.baseline
     if evaluation.kind == "regression":
         error, mean = metrics["mae"].value, baseline["mae"].value
-        return (
-            f"The mean absolute error is {format_number(error)}; always predicting the mean has {format_number(mean)}."
-        )
+        return f"The mean absolute error is {error:.4f}; always predicting the mean has {mean:.4f}."
     name = "accuracy" if "accuracy" in metrics else "exact_match"
     value, majority = metrics[name], baseline[name].value
     verdict = "better than" if value.low > majority else "not clearly better than"
@@ -87,14 +65,14 @@ def summarize_gain_over_probe(gain: GainOverProbe) -> str:
     """What the run gained over a linear head, and its cost."""
     name, difference = METRIC_NAMES[gain.metric], gain.differences[gain.metric]
     points, method = 100 * difference.value, gain.method.capitalize()
+    signed, span = _format_points(difference)
     if math.isnan(difference.low):
-        changed = f"{method} changed {name} by {_format_points(points)} points against a linear head"
+        changed = f"{method} changed {name} by {signed} points against a linear head"
         return f"{changed}; whether that is more than chance cannot be said: {difference.reason}."
-    span = f"{_format_points(100 * difference.low)} to {_format_points(100 * difference.high)}"
     text = {
-        True: f"Yes: {method} gained {points:.1f} points of {name} over a linear head ({span}).",
-        False: f"No: {method} lost {-points:.1f} points of {name} against a linear head ({span}).",
-        None: f"Not clearly: {method} changed {name} by {_format_points(points)} points ({span}).",
+        True: f"Yes: {method} gained {points:.1f} points of {name} over a linear head {span}.",
+        False: f"No: {method} lost {-points:.1f} points of {name} against a linear head {span}.",
+        None: f"Not clearly: {method} changed {name} by {signed} points {span}.",
     }[difference.better]
     if gain.unchanged:
         text = f"{method} changed nothing: no epoch beat the linear head that it started from, which was kept."
@@ -114,12 +92,11 @@ def summarize_learning_curve(curve: LearningCurveResult) -> str:
     if step is None or math.isnan(step.low) or len(curve.images) < 2:
         reason = step.reason if step is not None and step.reason else "there are too few images"
         return f"That cannot be said: {reason}."
-    gain, low, high = (100 * part for part in (step.value, step.low, step.high))
-    span = f"({_format_points(low)} to {_format_points(high)})"
-    text = f"The second half of the {curve.images[-1]:,} training images gained {_format_points(gain)} points {span}. "
+    gain, span = _format_points(step)
+    text = f"The second half of the {curve.images[-1]:,} training images gained {gain} points {span}. "
     if step.better:
         return text + "More images like these would most likely help."
-    if high < 0.5:
+    if 100 * step.high < 0.5:
         return text + "More images of the same kind would hardly help; different images or fine-tuning may."
     return text + "That is no clear gain: more images may help a little."
 
@@ -129,8 +106,8 @@ def summarize_calibration(calibration: CalibrationResult, unseen: str) -> str:
     bins = calibration.reliability
     gap = float(bins.share @ (bins.confidence - bins.accuracy))
     bias = "overconfident" if gap > 0.005 else "underconfident" if gap < -0.005 else "neither over- nor underconfident"
-    points = 100 * calibration.adaptive_ece
-    text = f"On average, confidence and accuracy differ by {points:.1f} points; the model is {bias}. "
+    off = f"differ by {100 * calibration.adaptive_ece:.1f} points"
+    text = f"On average, confidence and accuracy {off}; the model is {bias}. "
     if not calibration.scalings:
         return text + "To fit temperature and vector scaling, train with data.validation."
     best, scaled = min(calibration.scalings.items(), key=lambda item: item[1].log_loss)
