@@ -26,6 +26,7 @@ _PASSING = (*_POOLS, keras.layers.ZeroPadding2D, keras.layers.Dropout)  # only p
 _SQUASHING = ("Softmax", "Sigmoid", "LogSoftmax")  # of keras.ops
 _GREY = 127
 _TINY = 1e-12
+_SMALLEST = 1e-30
 
 
 class Explainer:
@@ -76,20 +77,21 @@ class Explainer:
         if method not in METHODS:
             raise BackboneError("Unknown attribution method.", repr(method), suggest(method, METHODS))
         if method == "occlusion":
-            lost = np.maximum(occlude(self.model, images, classes, output=self.output), 0)
-            return lost / np.maximum(lost.max(axis=(1, 2), keepdims=True), 1e-30)
-        compute_weights = _grad_cam_weights if method == "grad_cam" else _grad_cam_plus_plus_weights
+            return _scale(np.maximum(occlude(self.model, images, classes, output=self.output), 0))
+        weigh = _grad_cam_weights if method == "grad_cam" else _grad_cam_plus_plus_weights
         maps = []
         with progress_bar("Explaining", len(images), "images") as advance:
             size = max_batch_size(self.model, BATCH_SIZE)
             for start in range(0, len(images), size):
-                chosen = slice(start, start + size)
-                batch, wanted = tf.constant(images[chosen]), tf.constant(classes[chosen], tf.int32)
-                activations, gradients = self._trace(batch, wanted)
-                weights = compute_weights(activations.numpy(), gradients.numpy())
+                batch, wanted = images[start : start + size], classes[start : start + size]
+                activations, gradients = self._trace(tf.constant(batch), tf.constant(wanted, tf.int32))
+                weights = weigh(activations.numpy(), gradients.numpy())
                 maps.append(np.maximum(np.einsum("nhwc,nc->nhw", activations, weights), 0))
                 advance(len(batch))
-        return _enlarge(np.concatenate(maps), images.shape[1:3]) if maps else np.zeros(images.shape[:3], np.float32)
+        if not maps:
+            return np.zeros(images.shape[:3], np.float32)
+        large = tf.image.resize(np.concatenate(maps)[..., None], images.shape[1:3], method="bilinear").numpy()[..., 0]
+        return _scale(large).astype(np.float32)
 
     def _differentiate(self, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The layer's map, and the gradient of each image's class by it, [n, h, w, c] both."""
@@ -123,23 +125,18 @@ def find_layer(model: keras.Model) -> CutPoint:
             None,
             "Fused and handcrafted features have none; otherwise build the backbone with larger images.",
         )
-    large = [cut for cut in candidates if min(cut.shape[:2]) >= _MIN_SIZE]
-    if large:
-        return large[-1]
-    size = max(min(cut.shape[:2]) for cut in candidates)
-    return [cut for cut in candidates if min(cut.shape[:2]) == size][-1]
+    size = min(_MIN_SIZE, max(min(cut.shape[:2]) for cut in candidates))
+    return [cut for cut in candidates if min(cut.shape[:2]) >= size][-1]
 
 
 def _list_learned(model: keras.Model) -> set[str]:
     """Names of the calls behind the first one with a kernel: what comes before are the image's own colours."""
     calls = trace_calls(model)
-    kernels = [
-        any(len(weight.shape) > 1 for weight in call.operation.weights)
-        if has_weights(call) and not isinstance(call.operation, keras.layers.Normalization)
-        else False
-        for call in calls
-    ]
-    return {call.name for call in calls[kernels.index(True) :]} if True in kernels else set()
+    for number, call in enumerate(calls):
+        learns = has_weights(call) and not isinstance(call.operation, keras.layers.Normalization)
+        if learns and any(len(weight.shape) > 1 for weight in call.operation.weights):
+            return {behind.name for behind in calls[number:]}
+    return set()
 
 
 def occlude(
@@ -157,10 +154,8 @@ def occlude(
     section 4.2). Needs no gradients and no layer, and about a hundred predictions per image.
 
     Args:
-        model: As in `Explainer`.
-        images: uint8 [n, height, width, 3].
-        classes: Index of the class to explain, one per image.
-        output: Index of the model's output.
+        model, output: As in `Explainer`.
+        images, classes: As in `Explainer.explain`.
         patch: Side of the square, pixels; a sixth of the image's by default.
         stride: Pixels between squares; half a square by default.
     """
@@ -245,22 +240,18 @@ def find_scores(model: keras.Model, output: int) -> tuple[Any, bool]:
     calls = trace_calls(model)
     while True:
         last = next(call for call in calls if any(found is tensor for found in call.outputs))
-        operation = last.operation
-        if isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear:
-            tensor = last.inputs[0]
-            continue
+        operation, activation = last.operation, getattr(last.operation, "activation", None)
+        linear = activation is keras.activations.linear
+        squashes = activation in (keras.activations.softmax, keras.activations.sigmoid)
         if isinstance(operation, keras.layers.Softmax) or type(operation).__name__ in _SQUASHING:
             return last.inputs[0], False
-        activation = getattr(operation, "activation", None)
-        if isinstance(operation, keras.layers.Activation):
-            squashes = activation in (keras.activations.softmax, keras.activations.sigmoid)
-            return (last.inputs[0], False) if squashes else (tensor, True)
-        if isinstance(operation, keras.layers.Dense):
-            if activation is keras.activations.linear:
-                return tensor, False
-            if activation in (keras.activations.softmax, keras.activations.sigmoid):
-                return _WithoutActivation(operation)(last.inputs[0]), False
-        return tensor, True
+        if isinstance(operation, keras.layers.Dense) and (linear or squashes):
+            return tensor if linear else _WithoutActivation(operation)(last.inputs[0]), False
+        if not isinstance(operation, keras.layers.Activation) or not (linear or squashes):
+            return tensor, True
+        tensor = last.inputs[0]
+        if squashes:
+            return tensor, False
 
 
 class _WithoutActivation(keras.layers.Layer):
@@ -288,14 +279,14 @@ def _grad_cam_weights(activations: np.ndarray, gradients: np.ndarray) -> np.ndar
 def _grad_cam_plus_plus_weights(activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     squares, cubes = gradients**2, gradients**3
     below = 2 * squares + activations.sum(axis=(1, 2), keepdims=True) * cubes
-    shares = np.where(np.abs(below) > 1e-30, squares / np.where(np.abs(below) > 1e-30, below, 1), 0)
+    some = np.abs(below) > _SMALLEST
+    shares = np.where(some, squares / np.where(some, below, 1), 0)
     return (shares * np.maximum(gradients, 0)).sum(axis=(1, 2))
 
 
-def _enlarge(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Resize maps [n, h, w] to an image's size, the largest value of each 1."""
-    large = tf.image.resize(maps[..., None], size, method="bilinear").numpy()[..., 0]
-    return (large / np.maximum(large.max(axis=(1, 2), keepdims=True), 1e-30)).astype(np.float32)
+def _scale(maps: np.ndarray) -> np.ndarray:
+    """Maps [n, h, w], the largest value of each 1."""
+    return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), _SMALLEST)
 
 
 def _list_places(length: int, patch: int, stride: int) -> list[int]:

@@ -83,7 +83,7 @@ class CalibrationResult(CalibrationErrors):
     """The errors of probabilities as they are, and after each scaling by its method."""
 
     scalings: dict[str, ScaledCalibration]  # by method; empty where there is nothing to fit them on
-    fitted_on: int  # number of images that the scalings were fitted on
+    fitted_on: int  # images that the scalings were fitted on
     interval: Estimate  # `adaptive_ece` with its 95 % interval
 
 
@@ -112,16 +112,13 @@ def fit_scaling(predictions: Predictions, method: ScalingMethod) -> LogitScaling
     weights = predictions.weights[rows] / predictions.weights[rows].sum()
 
     def loss_and_gradient(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        logarithms, shift = parameters[:-classes], parameters[-classes:]
-        scale = np.exp(logarithms)
-        scaled = logits * scale + shift
-        loss, gradient = _log_loss(scaled, members, weights, is_multilabel)
+        scale, shift = np.exp(parameters[:-classes]), parameters[-classes:]
+        loss, gradient = _log_loss(logits * scale + shift, members, weights, is_multilabel)
         by_class = (gradient * logits).sum(axis=0) * scale
-        ridge = _RIDGE * shift / classes
-        of_scale = by_class if len(logarithms) == classes else by_class.sum(keepdims=True)
         if method == "temperature":
-            return loss, np.concatenate([of_scale, np.zeros(classes)])
-        return loss + float(ridge @ shift) / 2, np.concatenate([of_scale, gradient.sum(axis=0) + ridge])
+            return loss, np.concatenate([by_class.sum(keepdims=True), np.zeros(classes)])
+        ridge = _RIDGE * shift / classes
+        return loss + float(ridge @ shift) / 2, np.concatenate([by_class, gradient.sum(axis=0) + ridge])
 
     free = 1 if method == "temperature" else classes
     limit = np.log(_STEEPEST)
@@ -155,14 +152,9 @@ def measure_reliability(
 ) -> Reliability:
     """Bins of predictions by confidence, which is the probability of the predicted class, or of every label.
 
-    Bins hold equal weight rather than equal ranges of confidence, because most predictions of a good model lie in the
-    last of these ("adaptive": Nguyen and O'Connor, EMNLP 2015; Nixon et al., CVPR workshops 2019). Equal confidences
-    share a bin.
-
-    Args:
-        predictions: With their targets and weights.
-        probabilities: Used in place of those of the predictions, float [n, k].
-        bins: Maximum number of bins.
+    Bins, `bins` at most, hold equal weight rather than equal ranges of confidence, because most predictions of a good
+    model lie in the last of these ("adaptive": Nguyen and O'Connor, EMNLP 2015; Nixon et al., CVPR workshops 2019).
+    Equal confidences share a bin. Probabilities, float [n, k], replace those of the predictions.
     """
     confidence, correct, weights = _list_confidences(predictions, probabilities)
     places = _place_in_bins(confidence, weights, bins)
@@ -184,16 +176,11 @@ def _place_in_bins(confidence: np.ndarray, weights: np.ndarray, bins: int) -> np
 
 
 def estimate_calibration_error(predictions: Predictions, resamples: int, seed: int, bins: int = BINS) -> Estimate:
-    """Expected calibration error with bins of equal weight, and its 95 % interval.
+    """Expected calibration error with bins of equal weight, `bins` at most, and its 95 % interval.
 
-    The gaps of the bins are resampled in the bins of the predictions. A random gap has no sign in the error, which is
-    therefore too large on few images, and larger still in resamples: see `make_folded_interval`.
-
-    Args:
-        predictions: With their targets and weights; of their groups, each is resampled as a whole.
-        resamples: Number of bootstrap resamples.
-        seed: Of the resampling.
-        bins: Maximum number of bins.
+    The gaps of the bins are resampled in the bins of the predictions, images of one group as a whole. A random gap has
+    no sign in the error, which is therefore too large on few images, and larger still in resamples: see
+    `make_folded_interval`.
     """
     confidence, correct, weights = _list_confidences(predictions, None)
     each = len(weights) // len(predictions)  # labels of an image
@@ -232,22 +219,13 @@ def _list_confidences(
 def evaluate_calibration(
     predictions: Predictions, validation: Predictions | None, resamples: int = 2000, seed: int = 0
 ) -> CalibrationResult:
-    """Calibration of the probabilities on held-out images, as they are and after each scaling.
-
-    Args:
-        predictions: On held-out images.
-        validation: Predictions to fit scalings on; None for no scalings.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
-    """
+    """Calibration on held-out images, as it is and after each scaling fitted on the validation images, if any."""
     scalings: dict[str, ScaledCalibration] = {}
     if validation is not None and len(validation) and validation.weights.any():
         for method in METHODS:
-            scaling = fit_scaling(validation, method)
-            errors = _measure_errors(predictions, scaling.apply(predictions.probabilities))
-            scalings[method] = ScaledCalibration(
-                **vars(errors), method=method, scale=scaling.scale, shift=scaling.shift
-            )
+            fitted = fit_scaling(validation, method)
+            errors = _measure_errors(predictions, fitted.apply(predictions.probabilities))
+            scalings[method] = ScaledCalibration(**vars(errors), method=method, scale=fitted.scale, shift=fitted.shift)
     errors = _measure_errors(predictions, predictions.probabilities)
     fitted_on = 0 if validation is None else len(validation)
     interval = estimate_calibration_error(predictions, resamples, seed)
@@ -255,10 +233,9 @@ def evaluate_calibration(
 
 
 def _measure_errors(predictions: Predictions, probabilities: np.ndarray) -> CalibrationErrors:
-    p = np.asarray(probabilities, np.float64)
+    p, is_multilabel = np.asarray(probabilities, np.float64), predictions.task.is_multilabel
     members = predictions.task.members(predictions.targets).astype(np.float64)
     weights = predictions.weights / predictions.weights.sum()
-    is_multilabel = predictions.task.is_multilabel
     loss, _ = _log_loss(to_logits(p, is_multilabel), members, weights, is_multilabel)
     squares = np.square(p - members)
     reliability = measure_reliability(predictions, p)

@@ -21,9 +21,9 @@ _ORDERED_FROM = 20
 class ConfusionMatrix(Result):
     """Weight of each pair of true class (rows) and predicted class (columns), of the classes with most mistakes."""
 
-    classes: list[str]  # names of the rows and columns
+    classes: list[str]
     counts: np.ndarray  # float [k, k]
-    left_out: int  # number of classes that are not shown
+    left_out: int  # classes that are not shown
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class SimilarImage(Result):
 class TopLoss(Result):
     """A wrong prediction."""
 
-    key: str  # name of the image
-    label: str  # the truth
-    prediction: str  # what was predicted instead
+    key: str
+    label: str
+    prediction: str
     class_index: int  # the class or label that the mistake is about: the one predicted wrongly, else the one missed
     probability: float  # of that class
-    label_probability: float | None  # mean probability of the true classes; None where there are none
-    loss: float  # log loss of the image
+    label_probability: float | None  # mean of the true classes; None where there are none
+    loss: float  # log loss
     nearest: Sequence[SimilarImage] = ()  # the most similar training images
 
 
@@ -195,11 +195,9 @@ def _make_top_loss(
 
 
 def label_issues(predictions: Predictions, most: int = 24) -> list[LabelIssueRow]:
-    """Images whose label looks wrong, most likely first; each label of a multi-label task on its own.
+    """Images, `most` of them at most, whose label looks wrong, most likely first; each of several labels on its own.
 
-    Args:
-        predictions: By a model that was not fitted on these images.
-        most: Maximum number of images.
+    Predictions should be those of a model that was not fitted on these images.
     """
     names, targets, weights = predictions.task.class_names, predictions.targets, predictions.weights
     p = np.asarray(predictions.probabilities, np.float64)
@@ -220,12 +218,9 @@ def label_issues(predictions: Predictions, most: int = 24) -> list[LabelIssueRow
 
 
 def find_nearest(features: np.ndarray, references: np.ndarray, count: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the most similar references of each row, int64 [n, count], and their cosines, float.
+    """Indices of the most similar references of each row, int64 [n, count or m], and their cosines, float.
 
-    Args:
-        features: float [n, d].
-        references: float [m, d].
-        count: Number per row; fewer where there are fewer references.
+    Features are float [n, d], references float [m, d].
     """
     cosines = _normalize(features) @ _normalize(references).T
     nearest = np.argsort(-cosines, axis=1, kind="stable")[:, : min(count, len(references))]
@@ -234,12 +229,8 @@ def find_nearest(features: np.ndarray, references: np.ndarray, count: int = 3) -
 
 def _decisions(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """True and predicted members, bool [n, k] each, and weights, float64 [n]."""
-    task = predictions.task
-    return (
-        task.members(predictions.targets),
-        task.decide(predictions.probabilities),
-        predictions.weights.astype(np.float64),
-    )
+    task, weights = predictions.task, predictions.weights.astype(np.float64)
+    return task.members(predictions.targets), task.decide(predictions.probabilities), weights
 
 
 def _normalize(X: np.ndarray) -> np.ndarray:

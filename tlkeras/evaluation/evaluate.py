@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tlkeras.errors import ResourceError
 from tlkeras.evaluation.calibration import CalibrationResult, evaluate_calibration
 from tlkeras.evaluation.intervals import Estimate, Units
 from tlkeras.evaluation.metrics import MetricKey, count_ranked, overall_metrics, resample_predictions
-from tlkeras.results import Result, to_plain
+from tlkeras.results import FLAT, Result
 from tlkeras.runs.directory import RUNS, Run, open_run
 from tlkeras.runs.predictions import (
     Predictions,
@@ -35,14 +35,10 @@ MOST_SLICES = 50
 
 @dataclass(frozen=True)
 class SubsetMetrics(Result):
-    """Metrics of one class, or on the images of a slice; `examples` is the number of such images."""
+    """Metrics of one class, or on the images of a slice."""
 
-    examples: int
-    metrics: dict[str, Estimate]
-
-    def to_dict(self) -> dict[str, Any]:
-        """`examples` and the metrics by name."""
-        return {"examples": self.examples, **to_plain(self.metrics)}
+    examples: int  # images of the class or slice
+    metrics: dict[str, Estimate] = field(metadata=FLAT)
 
 
 @dataclass(frozen=True)
@@ -52,20 +48,16 @@ class TaskEvaluation(Result):
     task: str
     kind: str  # "multiclass", "multilabel" or "regression"
     classes: list[str]  # names of the classes or labels
-    images: int  # number of images
-    weighted: bool  # the images have different weights
+    images: int
+    weighted: bool  # whether the images have different weights
     interval: str  # what the intervals mean, for people
-    metrics: dict[str, Estimate]  # by name
-    # metrics of always predicting the frequencies of the classes, or the mean, in training
-    baseline: dict[str, Estimate]
-    # metrics of a linear head on the same frozen features; None where the model is such a head
-    probe: dict[str, Estimate] | None
-    labels: dict[str, SubsetMetrics]  # metrics by class or label; empty for a regression
-    # by the column that divides the images ("group", "domain", "stratum") and its value
-    slices: dict[str, dict[str, SubsetMetrics]]
+    metrics: dict[str, Estimate]
+    baseline: dict[str, Estimate]  # of always predicting the frequencies of the classes, or the mean, in training
+    probe: dict[str, Estimate] | None  # of a linear head on the same frozen features; None if the model is such a head
+    labels: dict[str, SubsetMetrics]  # by class or label; empty for a regression
+    slices: dict[str, dict[str, SubsetMetrics]]  # by what divides the images ("group", "domain", "stratum") and value
     calibration: CalibrationResult | None  # None for a regression
-    # by rule ("mean", "stacking") the metrics of heads on each part of fused features, joined
-    late_fusion: dict[str, dict[str, Estimate]]
+    late_fusion: dict[str, dict[str, Estimate]]  # by rule, of the heads on each part of fused features, joined
 
     @property
     def baselines(self) -> dict[str, dict[str, Estimate]]:
@@ -79,22 +71,21 @@ class TaskEvaluation(Result):
 class Evaluation(Result):
     """Metrics of all tasks of a run on some images."""
 
-    run: str  # the run's name
-    tasks: dict[str, TaskEvaluation]  # by name, the first one the main one
-    examples: dict[str, int]  # number of images by split
+    run: str
+    tasks: dict[str, TaskEvaluation]  # the first one is the main one
+    examples: dict[str, int]  # images by split
 
     @property
     def main(self) -> TaskEvaluation:
-        """The first task."""
         return next(iter(self.tasks.values()))
 
     @property
     def metrics(self) -> dict[str, Estimate]:
-        """Metrics of the first task, by name."""
+        """Metrics of the main task."""
         return self.main.metrics
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes and those of the first task, by name; `tasks` only where there are several."""
+        """The attributes and those of the main task, by name; `tasks` only where there are several."""
         plain = super().to_dict()
         tasks = plain.pop("tasks")
         several = {"tasks": tasks} if len(tasks) > 1 else {}
@@ -105,11 +96,11 @@ class Evaluation(Result):
 class EvaluationResult(Evaluation):
     """Metrics of a run on its held-out images, and facts of its training."""
 
-    path: str  # the run directory
-    phases: dict[str, float]  # seconds by phase
-    features: dict[str, Any]  # number of features computed and reused, and the engine
-    head: dict[str, Any]  # configuration of the head
-    rejected: int  # number of images that were left out
+    path: str
+    phases: dict[str, float]  # seconds
+    features: dict[str, Any]  # how many were computed and reused, and the engine
+    head: dict[str, Any]  # its configuration
+    rejected: int  # images that were left out
 
 
 def evaluate(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> EvaluationResult:
@@ -119,7 +110,7 @@ def evaluate(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> Ev
 
     Args:
         run: A name, a path, `latest`, or a `Run`.
-        runs: Folder of the run directories.
+        runs: Folder of the runs.
 
     Raises:
         RunError: There is no such run, it did not finish, it keeps no predictions, or some are not finite.
@@ -129,17 +120,11 @@ def evaluate(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> Ev
     probes, fused, validation = read_probes(opened), read_fusion(opened), {}
     if has_predictions(opened, "validation"):
         validation = {one.task.name: one for one in load_predictions(opened, "validation")}
-    tasks = {}
-    for predictions in load_predictions(opened):
-        name = predictions.task.name
-        tasks[name] = evaluate_predictions(
-            predictions,
-            probes.get(name),
-            validation.get(name),
-            fused.get(name),
-            resamples=options.bootstrap_samples,
-            seed=options.seed,
-        )
+    tasks, bootstrap = {}, {"resamples": options.bootstrap_samples, "seed": options.seed}
+    for one in load_predictions(opened):
+        name = one.task.name
+        known = probes.get(name), validation.get(name), fused.get(name)
+        tasks[name] = evaluate_predictions(one, *known, **bootstrap)
     manifest = opened.manifest
     images = next(iter(tasks.values())).images
     evaluation = Evaluation(opened.name, tasks, {**manifest.get("examples", {}), "test": images})
@@ -168,8 +153,7 @@ def evaluate_predictions(
         probe: Probabilities of the same images by a linear head on the same frozen features, float [n, k].
         validation: Predictions to fit temperature and vector scaling on.
         late_fusion: Probabilities of the same images by rule of late fusion, float [n, k] each.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        resamples, seed: Of the bootstrap.
 
     Raises:
         RunError: A probability is not finite.
@@ -238,23 +222,21 @@ def _evaluate_slices(
 ) -> dict[str, SubsetMetrics]:
     """Metrics by value, the most frequent values first, `MOST_SLICES` at most."""
     names, counts = np.unique(values, return_counts=True)
-    order = np.lexsort((names, -counts))[:MOST_SLICES]
     slices = {}
-    for name, count in zip(names[order].tolist(), counts[order].tolist(), strict=True):
+    for name in names[np.lexsort((names, -counts))[:MOST_SLICES]].tolist():
         part = take(predictions, values == name)
         if part.weights.any():
             estimates = resample_predictions(part, part.probabilities, resamples, seed).list_estimates()
-            slices[name] = SubsetMetrics(count, overall_metrics(estimates))
+            slices[name] = SubsetMetrics(len(part), overall_metrics(estimates))
     return slices
 
 
 def _group_by_label(estimates: Mapping[MetricKey, Estimate], predictions: Predictions) -> dict[str, SubsetMetrics]:
     """Metrics of single classes or labels, with the number of images that have it."""
-    names, members = predictions.task.class_names, predictions.task.members(predictions.targets)
-    labels: dict[str, dict[str, Estimate]] = {name: {} for name in names}
+    names, counts = predictions.task.class_names, predictions.task.members(predictions.targets).sum(axis=0).tolist()
+    labels = {name: SubsetMetrics(count, {}) for name, count in zip(names, counts, strict=True)}
     for key, estimate in estimates.items():
         if not isinstance(key, str):
             index, metric = key
-            labels[names[index]][metric] = estimate
-    counts = members.sum(axis=0).tolist()
-    return {name: SubsetMetrics(count, labels[name]) for name, count in zip(names, counts, strict=True)}
+            labels[names[index]].metrics[metric] = estimate
+    return labels

@@ -51,16 +51,15 @@ class Estimate(Result):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Estimate:
         """An estimate from what `to_dict` gave."""
-        plain: dict[str, Any] = {name: np.nan if value is None else value for name, value in values.items()}
-        return cls(**plain)
+        return cls(**{name: np.nan if value is None else value for name, value in values.items()})
 
 
 @dataclass(frozen=True)
 class Units:
     """What is resampled as a whole."""
 
-    codes: np.ndarray  # number of the unit of each image, int [n]
-    count: int  # number of units with weight
+    codes: np.ndarray  # the unit of each image, int [n]
+    count: int  # units with weight
     effective: float  # the number of equal units whose mean varies as much (Kish, Survey Sampling, 1965, section 8.2)
     noun: str  # "images", or "groups" where images of one group stay together
 
@@ -138,14 +137,9 @@ def count_units(units: Units, weights: np.ndarray) -> np.ndarray:
 
 
 def make_interval(metric: str, value: float, resampled: np.ndarray, support: Support, units: Units) -> Estimate:
-    """A value with its interval, or the reason why there is none.
+    """A value on all images with its interval from that on each resample, float (b,), or why there is none.
 
-    Args:
-        metric: Name, which tells the scale.
-        value: On all images.
-        resampled: On each resample, float (b,).
-        support: Of the metric.
-        units: What was resampled.
+    The metric's name tells the scale.
     """
     spread, reason = _measure_spread(value, resampled, support)
     if reason:
@@ -210,11 +204,8 @@ def make_folded_interval(gaps: np.ndarray, resampled: np.ndarray, support: Suppo
     quantile = float(student_t.ppf(1 - _TAIL, support.degrees))
     stretch = _correct_spread(support) * quantile / student_t.ppf(1 - _TAIL, np.inf)
     noise = (resampled - gaps) * stretch
-    low = 0.0
-    for share in np.linspace(0, 1, 51):
-        if (np.abs(share * gaps + noise).sum(axis=1) >= value).mean() > _TAIL:
-            low = float(share * value)
-            break
+    shares = (s for s in np.linspace(0, 1, 51) if (np.abs(s * gaps + noise).sum(axis=1) >= value).mean() > _TAIL)
+    low = float(next(shares, 0.0) * value)
     bias = max(float(sums.mean()) - value, 0.0)
     return Estimate(value, min(low, value), min(max(value - bias / 2, 0.0) + quantile * spread, 1.0))
 

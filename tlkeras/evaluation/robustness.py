@@ -24,9 +24,9 @@ _REFERENCE_SIZE = 224  # pixels for which the widths of blur are published
 class RobustnessResult(Result):
     """A metric on clean and on corrupted images."""
 
-    images: int  # number of images
-    clean: float  # the metric on the images as they are
-    corruptions: dict[str, list[float]]  # by corruption, the metric at strengths 1 to 5
+    images: int
+    clean: float
+    corruptions: dict[str, list[float]]  # at strengths 1 to 5
 
 
 def add_noise(image: np.ndarray, strength: int, random: np.random.Generator) -> np.ndarray:
@@ -87,7 +87,7 @@ def measure_robustness(
     """A metric of a model under each corruption and strength.
 
     Args:
-        model: From images uint8 [n, h, w, 3] to probabilities.
+        model: From images to probabilities.
         images: As the model sees them, uint8 [n, h, w, 3].
         metric: From probabilities of the images, [n, k], to a number such as the accuracy.
         output: Index of the model's output.

@@ -39,10 +39,10 @@ class ConformalResult(Result):
     alpha: float  # fraction of sets that may miss the true class
     threshold: float  # probability from which on a class is in the set; 0: all are
     coverage: float  # fraction of sets that contain the true class
-    mean_size: float  # mean number of classes in a set
+    mean_size: float  # classes in a set
     single: float  # fraction of sets of one class
     empty: float  # fraction of empty sets
-    sizes: list[int]  # number of sets by size, from 0 on
+    sizes: list[int]  # sets by size, from 0 on
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,9 @@ def risk_coverage_curve(predictions: Predictions) -> RiskCoverageCurve:
 
 
 def choose_threshold(predictions: Predictions, accuracy: float) -> float | None:
-    """The lowest threshold from which on predictions are as accurate as wanted; None where there is none.
+    """The lowest threshold from which on predictions are as accurate as wanted, 0 to 1; None where there is none.
 
-    Args:
-        predictions: For images that the model was neither fitted on nor is then evaluated on.
-        accuracy: Wanted accuracy, 0 to 1.
+    They should be for images that the model was neither fitted on nor is then evaluated on.
     """
     curve = risk_coverage_curve(predictions)
     enough = np.flatnonzero(curve.accuracy >= accuracy)
@@ -83,43 +81,32 @@ def choose_threshold(predictions: Predictions, accuracy: float) -> float | None:
 def evaluate_selective(
     predictions: Predictions, chosen_on: Predictions | None, accuracy: float | None = None
 ) -> SelectiveResult:
-    """The risk-coverage curve on held-out images, with a threshold chosen on other ones.
+    """The risk-coverage curve on held-out images, with a threshold chosen on other ones, if there are some.
 
-    Args:
-        predictions: On held-out images.
-        chosen_on: Predictions to choose the threshold on; None: none is chosen.
-        accuracy: Wanted accuracy of the accepted predictions; None: half as many errors as without a threshold.
+    The accepted predictions should have the accuracy; None: half as many errors as without a threshold.
     """
     curve = risk_coverage_curve(predictions)
     shown = np.unique(np.linspace(0, len(curve.coverage) - 1, _POINTS).astype(int))
     wanted = accuracy if accuracy is not None else 1 - (1 - float(curve.accuracy[0])) / 2
-    points = SelectiveResult(curve.threshold[shown], curve.coverage[shown], curve.accuracy[shown], wanted)
+    points = SelectiveResult(**{name: values[shown] for name, values in vars(curve).items()}, wanted=wanted)
     threshold = None if chosen_on is None or not len(chosen_on) else choose_threshold(chosen_on, wanted)
     if threshold is None:
         return points
     confidence, correct = _confidence_and_correctness(predictions)
     accepted = confidence >= threshold
     weight = float(predictions.weights[accepted].sum())
-    return replace(
-        points,
-        chosen=threshold,
-        chosen_coverage=weight / float(predictions.weights.sum()),
-        chosen_accuracy=float(predictions.weights[accepted] @ correct[accepted]) / weight if weight else None,
-    )
+    coverage = weight / float(predictions.weights.sum())
+    right = float(predictions.weights[accepted] @ correct[accepted]) / weight if weight else None
+    return replace(points, chosen=threshold, chosen_coverage=coverage, chosen_accuracy=right)
 
 
 def conformal_prediction_sets(predictions: Predictions, calibration: Predictions, alpha: float) -> ConformalResult:
     """Conformal prediction sets: all classes whose probability is not unusually low for a true one.
 
-    Split conformal prediction: the threshold is the quantile of 1 - p(true class) on calibration images at rank
-    ceil((n + 1)(1 - alpha)), so that sets hold the true class with probability 1 - alpha at least, if images come
-    from where the calibration images come from (Vovk et al., 2005; Sadinle, Lei and Wasserman, JASA 2019). Weights
-    are not used.
-
-    Args:
-        predictions: On held-out images.
-        calibration: On images that the model was not fitted on.
-        alpha: Fraction of sets that may miss the true class, above 0 and below 1.
+    Split conformal prediction: the threshold is the quantile of 1 - p(true class) on calibration images, which the
+    model was not fitted on, at rank ceil((n + 1)(1 - alpha)), so that sets hold the true class with probability 1 -
+    alpha at least, if images come from where the calibration images come from (Vovk et al., 2005; Sadinle, Lei and
+    Wasserman, JASA 2019). Weights are not used.
 
     Raises:
         RunError: Alpha is not between 0 and 1, or there are no calibration images.
@@ -148,11 +135,7 @@ def conformal_prediction_sets(predictions: Predictions, calibration: Predictions
 def conformal_label_sets(
     predictions: Predictions, calibration: Predictions, alpha: float
 ) -> list[LabelConformalResult]:
-    """Conformal prediction sets of "yes" and "no" for each label of a multi-label task.
-
-    Raises:
-        RunError: As `conformal_prediction_sets`.
-    """
+    """Conformal prediction sets of "yes" and "no" for each label; errors are those of `conformal_prediction_sets`."""
     results = []
     for index, label in enumerate(predictions.task.class_names):
         sets = conformal_prediction_sets(_take_label(predictions, index), _take_label(calibration, index), alpha)
