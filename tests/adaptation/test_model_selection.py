@@ -10,6 +10,7 @@ from tlkeras.adaptation.model_selection import (
     entropy_score,
     importance_weighted_validation,
     importance_weights,
+    measure_a_distance,
     mutual_information_score,
 )
 
@@ -73,3 +74,18 @@ def test_domains_far_apart_overflow_nothing():
         warnings.simplefilter("error")
         weights = importance_weights(Xs, Xt, np.concatenate([Xs[:5], Xs[:5] * 1e7, -Xs[:5] * 1e7, Xt[:5]]))
     assert np.isfinite(weights).all() and weights.max() == pytest.approx(50)
+
+
+def draw_domains(seed=0, count=160):
+    random = np.random.default_rng(seed)
+    ys, yt = random.integers(0, 2, count), random.integers(0, 2, count)
+    Xs = random.normal(size=(count, 4)) + np.outer(ys, [3.0, 0, 0, 0])
+    Xt = random.normal(size=(count, 4)) + np.outer(yt, [3.0, 0, 0, 0]) + [0.0, 2.0, 0, 0]
+    return Xs.astype(np.float32), ys, Xt.astype(np.float32), yt
+
+
+def test_a_distance_of_domains():
+    Xs, _, Xt, _ = draw_domains()
+    assert measure_a_distance(Xs, Xs) < 0.5
+    assert measure_a_distance(Xs, Xt) > 1.0
+    assert measure_a_distance(Xs, Xs + 100) == pytest.approx(2)

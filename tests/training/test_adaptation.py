@@ -12,7 +12,7 @@ from PIL import Image
 
 import tlkeras
 from tlkeras.adaptation.domain_head import ADAPTATIONS, METHODS, DomainAdaptedHead
-from tlkeras.adaptation.losses import ramp
+from tlkeras.adaptation.penalties import ramp
 from tlkeras.cli.tables import runs as tables
 from tlkeras.config.recipe import load_recipe
 from tlkeras.config.schema.adaptation import FINE_TUNING_METHODS as TUNED_BY

@@ -11,8 +11,7 @@ import tensorflow as tf
 
 from tlkeras import progress
 from tlkeras.adaptation.alignment import check_domains
-from tlkeras.adaptation.losses import ramp
-from tlkeras.adaptation.penalties import WEIGHTS, DiscrepancyMethod, DomainDiscrepancy, make_seeded_dense
+from tlkeras.adaptation.penalties import WEIGHTS, DiscrepancyMethod, DomainDiscrepancy, make_seeded_dense, ramp
 from tlkeras.errors import DataError, RecipeError, suggest
 from tlkeras.heads.base import HeadResult
 from tlkeras.heads.class_weights import ClassWeight, compute_sample_weights
@@ -26,16 +25,14 @@ class AdaptationOptions:
     """Options of deep domain adaptation."""
 
     method: DiscrepancyMethod = "dann"  # the penalty, as of `DomainDiscrepancy`; "none" learns on the source alone
-    # weight of the penalty; None takes the method's of `WEIGHTS`. It is ramped up over the training
-    weight: float | None = None
+    weight: float | None = None  # of the penalty at the end of its ramp; None takes the method's of `WEIGHTS`
     width: int = 256  # units of the layer whose outputs the penalty compares
     dropout: float = 0.3  # behind that layer, and in the discriminator
     epochs: int = 30  # passes over the larger domain
     batch_size: int = 64  # rows of each domain in a step
     learning_rate: float = 1e-3  # initial one of AdamW; it falls to zero along a cosine
     seed: int = 0  # of initial weights, order and dropout
-    # of the source's rows in the loss of classes: a factor per class, "balanced", or None
-    class_weight: ClassWeight = None
+    class_weight: ClassWeight = None  # in the loss of the source's rows: a factor per class, "balanced", or None
 
 
 class AdaptedHead:
@@ -49,7 +46,7 @@ class AdaptedHead:
         history_: Mean losses by epoch: `loss` of the source's classes, `transfer` of the domains' difference.
 
     Sources: Ganin et al., JMLR 2016 (DANN); Long et al., Conditional Adversarial Domain Adaptation, 2018 (CDAN);
-    and those in `tlkeras.adaptation.losses`.
+    and those in `tlkeras.adaptation.penalties`.
     """
 
     def __init__(self, options: AdaptationOptions = AdaptationOptions()):
@@ -60,10 +57,7 @@ class AdaptedHead:
     def fit(
         self, Xs: np.ndarray, ys: np.ndarray, Xt: np.ndarray, sample_weight: np.ndarray | None = None
     ) -> AdaptedHead:
-        """Fit on source features (n, d), their classes (n,), and target features (m, d).
-
-        Args:
-            sample_weight: Of the source's rows.
+        """Fit on source features (n, d), their classes (n,) and weights (n,), and target features (m, d).
 
         Raises:
             DataError: The domains cannot be compared, or the source has fewer than two classes.

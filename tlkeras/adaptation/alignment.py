@@ -29,19 +29,12 @@ class Aligner(Protocol):
 
     def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Aligner:
         """Fit on source features (n, d) and target features (m, d); `ys` are the source's classes, where needed."""
-        ...
 
     def transform(self, X: np.ndarray, domain: Domain) -> np.ndarray:
         """Aligned features (rows, k), float32, in the order of the rows."""
-        ...
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """The map of the target domain as layers.
-
-        Raises:
-            DataError: The map cannot be expressed as layers.
-        """
-        ...
+        """The map of the target domain as layers; DataError if it cannot be expressed so."""
 
 
 class AffineAligner:
@@ -54,11 +47,7 @@ class AffineAligner:
     maps_: dict[str, tuple[np.ndarray, np.ndarray]]
 
     def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Self:
-        """Fit on source features (n, d) and target features (m, d); the source's classes are ignored.
-
-        Raises:
-            DataError: The domains cannot be aligned (see `check_domains`).
-        """
+        """Fit on source features (n, d) and target features (m, d); errors are those of `check_domains`."""
         self.maps_ = {}
         self._fit(*check_domains(Xs, Xt))
         return self
@@ -79,16 +68,15 @@ class AffineAligner:
         """Map a domain by (x - mean) @ matrix + offset."""
         self.maps_[domain] = (matrix, offset - mean @ matrix)
 
-    def _set_identity(self, domain: Domain, width: int) -> None:
-        self._set_map(domain, np.eye(width), np.zeros(width))
+    def _set_identity(self, *domains: Domain, width: int) -> None:
+        self.maps_ |= {domain: (np.eye(width), np.zeros(width)) for domain in domains}
 
 
 class Identity(AffineAligner):
     """Leaves features as they are: learning on the source alone."""
 
     def _fit(self, Xs: np.ndarray, Xt: np.ndarray) -> None:
-        self._set_identity("source", Xs.shape[1])
-        self._set_identity("target", Xs.shape[1])
+        self._set_identity("source", "target", width=Xs.shape[1])
 
 
 @dataclass(eq=False)
@@ -109,7 +97,7 @@ class Coral(AffineAligner):
     def _fit(self, Xs: np.ndarray, Xt: np.ndarray) -> None:
         source, target = (measure_covariance(X, self.shrinkage) for X in (Xs, Xt))
         self._set_map("source", self._match(source, target), Xs.mean(axis=0), Xt.mean(axis=0))
-        self._set_identity("target", Xt.shape[1])
+        self._set_identity("target", width=Xt.shape[1])
 
     def _match(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """The matrix (d, d) that turns the source's covariance into the target's."""
@@ -187,8 +175,7 @@ def check_domains(Xs: np.ndarray, Xt: np.ndarray) -> tuple[np.ndarray, np.ndarra
         DataError: All problems at once: no matrices of equal width, fewer than two rows, values that are not finite, a
             domain in which all features are constant.
     """
-    domains = {"source": np.asarray(Xs, np.float64), "target": np.asarray(Xt, np.float64)}
-    problems = []
+    domains, problems = {"source": np.asarray(Xs, np.float64), "target": np.asarray(Xt, np.float64)}, []
     for name, X in domains.items():
         if X.ndim != 2 or len(X) < 2:
             problems.append(f"the {name} domain is no matrix of two rows or more. Received: shape {X.shape}.")

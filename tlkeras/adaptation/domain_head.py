@@ -8,25 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from tlkeras.adaptation import alignment, model_selection
 from tlkeras.adaptation.adversarial import AdaptationOptions, AdaptedHead
-from tlkeras.adaptation.alignment import (
-    Aligner,
-    Coral,
-    Domain,
-    GaussianTransport,
-    Identity,
-    JointPca,
-    SubspaceAlignment,
-)
+from tlkeras.adaptation.alignment import Aligner, Domain
 from tlkeras.adaptation.label_shift import estimate_bbse, estimate_em, reweight_priors
-from tlkeras.adaptation.losses import measure_a_distance
-from tlkeras.adaptation.model_selection import (
-    deep_embedded_validation,
-    entropy_score,
-    importance_weighted_validation,
-    importance_weights,
-    mutual_information_score,
-)
 from tlkeras.adaptation.penalties import DiscrepancyMethod
 from tlkeras.adaptation.tca import JointDistributionAdaptation, TransferComponentAnalysis
 from tlkeras.errors import DataError, RecipeError, suggest
@@ -40,11 +25,11 @@ if TYPE_CHECKING:
 LabelShiftCorrection = Literal["none", "confusion", "likelihood"]
 
 ALIGNERS: dict[str, Callable[[int], Aligner]] = {
-    "none": lambda components: Identity(),
-    "coral": lambda components: Coral(),
-    "transport": lambda components: GaussianTransport(),
-    "subspace": SubspaceAlignment,
-    "joint_pca": JointPca,
+    "none": lambda components: alignment.Identity(),
+    "coral": lambda components: alignment.Coral(),
+    "transport": lambda components: alignment.GaussianTransport(),
+    "subspace": alignment.SubspaceAlignment,
+    "joint_pca": alignment.JointPca,
     "tca": TransferComponentAnalysis,
     "jda": JointDistributionAdaptation,
 }
@@ -107,12 +92,7 @@ class DomainAdaptedHead:
         validation: LabelledRows | None = None,
         groups: np.ndarray | None = None,
     ) -> DomainAdaptedHead:
-        """Fit on source features (n, d) with classes (n,), and target features (m, d).
-
-        Args:
-            X, y, sample_weight, groups: Of the source.
-            target: Features without labels.
-            validation: Held-out rows of the source.
+        """Fit on source features (n, d) with classes (n,), and target features (m, d); all but these are the source's.
 
         Raises:
             DataError: The domains cannot be aligned, rows have several labels, or there are no validation rows to
@@ -138,7 +118,10 @@ class DomainAdaptedHead:
         self.scores_: dict[str, float] = {}
         if self.scored:
             aligned = self._encode(X, "source"), self._encode(target, "target")
-            self.distances_ = {"before": measure_a_distance(X, target), "after": measure_a_distance(*aligned)}
+            self.distances_ = {
+                "before": model_selection.measure_a_distance(X, target),
+                "after": model_selection.measure_a_distance(*aligned),
+            }
             self.scores_ = self._score(X, target, validation)
         return self
 
@@ -169,21 +152,16 @@ class DomainAdaptedHead:
         layers = [*([] if self._aligner is None else self._aligner.to_layers()), *self._head.to_layers()]
         if self.priors_ is not None:
             source, target = self.priors_
-            if type(layers[-2]).__name__ != "Dense":
-                raise DataError(
-                    "Only logits of a dense layer can be corrected.", type(layers[-2]).__name__, "Take a linear head."
-                )
+            kind = type(layers[-2]).__name__
+            if kind != "Dense":
+                raise DataError("Only logits of a dense layer can be corrected.", kind, "Take a linear head.")
             kernel, bias = layers[-2].get_weights()  # a layer of its own: the head still predicts the source
             shift = np.log(np.maximum(target, 1e-12) / np.maximum(source, 1e-12))
             layers[-2] = make_dense(kernel, bias + shift, "logits")
         return layers
 
     def on_source(self, target: np.ndarray) -> SourceDomainHead:
-        """This head as one that is fitted on rows of the source alone and predicts rows of the source.
-
-        Args:
-            target: Features of the target domain, float (m, d), which the source is aligned to.
-        """
+        """This head, aligned to target features (m, d), as one that is fitted on and predicts rows of the source."""
         return SourceDomainHead(self, target)
 
     def summarize(self) -> HeadResult:
@@ -231,26 +209,25 @@ class DomainAdaptedHead:
 
     def _score(self, X: np.ndarray, target: np.ndarray, validation: LabelledRows | None) -> dict[str, float]:
         predictions = self.predict_proba(target)
-        scores = {"entropy": entropy_score(predictions), "information": mutual_information_score(predictions)}
+        scores = {
+            "entropy": model_selection.entropy_score(predictions),
+            "information": model_selection.mutual_information_score(predictions),
+        }
         if validation is None:
             return scores
         held, codes = self.predict_domain(validation[0], "source"), np.searchsorted(self.classes_, validation[1])
         encoded = [self._encode(X, "source"), self._encode(target, "target"), self._encode(validation[0], "source")]
-        weights, right = importance_weights(*encoded), held.argmax(axis=1) == codes
+        weights, right = model_selection.importance_weights(*encoded), held.argmax(axis=1) == codes
         losses, own = -np.log(np.maximum(held[np.arange(len(codes)), codes], 1e-12)), validation[2]
         return scores | {
             "source": float(np.average(right, weights=own)),
-            "importance": importance_weighted_validation(weights, right, own),
-            "deep_embedded_validation": deep_embedded_validation(weights, losses, own),
+            "importance": model_selection.importance_weighted_validation(weights, right, own),
+            "deep_embedded_validation": model_selection.deep_embedded_validation(weights, losses, own),
         }
 
 
 class SourceDomainHead:
-    """A head across domains that is fitted on folds of the source and predicts rows of the source.
-
-    Attributes:
-        head: The one across domains, which predicts rows of the target.
-    """
+    """A head across domains, `head`, that is fitted on folds of the source and predicts rows of the source."""
 
     def __init__(self, head: DomainAdaptedHead, target: np.ndarray):
         self.head, self._target = head, target

@@ -36,7 +36,7 @@ def estimate_em(target: np.ndarray, prior: np.ndarray, rounds: int = 1000) -> np
     Args:
         target: Probabilities of target rows under `prior`, (m, k); they should be calibrated.
         prior: Class priors of the training rows, (k,).
-        rounds: Maximum number of iterations.
+        rounds: Maximum of iterations.
 
     Source: Saerens, Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New a Priori Probabilities,
     Neural Computation 2002, equation 4.

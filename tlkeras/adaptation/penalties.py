@@ -1,4 +1,4 @@
-"""Penalties on the difference between two domains in a network's features and logits."""
+"""Penalties on the difference between two domains in a network's features, [b, d] tensors, and logits, [b, k]."""
 
 from __future__ import annotations
 
@@ -8,15 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import tensorflow as tf
-
-from tlkeras.adaptation.losses import (
-    gradient_reversal,
-    mcc_loss,
-    mmd_loss,
-    ramp,
-    relative_coral_loss,
-    weigh_by_certainty,
-)
 
 if TYPE_CHECKING:
     import keras
@@ -30,6 +21,8 @@ WEIGHTS: dict[str, float] = {"none": 0.0, "dann": 1.0, "cdan": 1.0, "mmd": 1.0, 
 
 _MOST_PRODUCTS = 4096
 _DISCRIMINATOR_WIDTH = 256
+_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0)
+_TINY = 1e-8
 
 
 class DomainDiscrepancy:
@@ -47,11 +40,10 @@ class DomainDiscrepancy:
             would be too many.
 
     Attributes:
-        classes: Columns of the logits.
         discriminator: From features, or their products with probabilities, to the logit of the source; None without.
 
     Sources: Ganin et al., JMLR 2016 (DANN); Long et al., Conditional Adversarial Domain Adaptation, 2018 (CDAN); and
-    those in `tlkeras.adaptation.losses`.
+    those of the losses here.
     """
 
     def __init__(
@@ -76,25 +68,21 @@ class DomainDiscrepancy:
         self.discriminator = _make_discriminator(inputs, dropout, seeds) if method in ("dann", "cdan") else None
 
     def weigh(self, source: OutputFn, target: OutputFn, strength: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The term of a loss, and the bare difference, scalars.
+        """The term of a loss, and the bare difference, scalars; of a discriminator both are its loss.
 
         A discriminator learns at full strength, and the gradient of the features is reversed and scaled behind it;
         other differences are scaled here.
         """
-        difference = self.compare(source, target, strength)
-        return (difference if self.discriminator is not None else strength * difference), difference
-
-    def compare(self, source: OutputFn, target: OutputFn, strength: tf.Tensor) -> tf.Tensor:
-        """The difference, a scalar; of a discriminator its loss."""
+        if self.discriminator is not None:
+            loss = (self._discriminate(*source, 1.0, strength) + self._discriminate(*target, 0.0, strength)) / 2.0
+            return loss, loss
         if self.method == "mmd":
-            return mmd_loss(source[0], target[0])
-        if self.method == "coral":
-            return relative_coral_loss(source[0], target[0])
-        if self.method == "mcc":
-            return mcc_loss(target[1])
-        if self.method == "none":
-            return tf.constant(0.0)
-        return (self._discriminate(*source, 1.0, strength) + self._discriminate(*target, 0.0, strength)) / 2.0
+            difference = mmd_loss(source[0], target[0])
+        elif self.method == "coral":
+            difference = relative_coral_loss(source[0], target[0])
+        else:
+            difference = mcc_loss(target[1]) if self.method == "mcc" else tf.constant(0.0)
+        return strength * difference, difference
 
     def _discriminate(self, features: tf.Tensor, logits: tf.Tensor, truth: float, strength: tf.Tensor) -> tf.Tensor:
         """The discriminator's loss on rows of one domain; the gradient of the features is reversed."""
@@ -140,6 +128,70 @@ class DomainAdaptationLoss:
         return self.discrepancy.weigh(source, target, self.weight * ramp(self.progress()))[0]
 
 
+def gradient_reversal(x: tf.Tensor, strength: tf.Tensor | float) -> tf.Tensor:
+    """x, with its gradient multiplied by -strength.
+
+    Source: Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016, section 4.2.
+    """
+    return tf.stop_gradient((1.0 + strength) * x) - strength * x
+
+
+def ramp(progress: tf.Tensor | float) -> tf.Tensor:
+    """2 / (1 + exp(-10 p)) - 1: 0 at the start, nearly 1 from the middle on (Ganin et al., section 5.2)."""
+    return 2.0 / (1.0 + tf.exp(-10.0 * tf.cast(progress, tf.float32))) - 1.0
+
+
+def relative_coral_loss(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """||C_s - C_t||_F^2 / ||C_s||_F^2, a scalar; covariances are divided by b - 1.
+
+    It depends neither on the width nor on the scale of the features, so that one weight suits all; the paper, with the
+    few outputs for classes in mind, divides by 4 d^2 instead.
+
+    Source: Sun and Saenko, Deep CORAL, ECCV Workshops 2016.
+    """
+    of_source = _covariance(source)
+    difference = tf.reduce_sum((of_source - _covariance(target)) ** 2)
+    return difference / tf.maximum(tf.reduce_sum(of_source**2), _TINY)
+
+
+def mmd_loss(source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """Squared maximum mean discrepancy summed over five Gaussian kernels, a scalar of 0 or more.
+
+    Kernels are exp(-d^2 / (2 a m)) with m the mean squared distance of all pairs, a = 1/8, ..., 2. All pairs count,
+    also of rows with themselves, so that it cannot be negative; m has no gradient.
+
+    Source: Long et al., Learning Transferable Features with Deep Adaptation Networks, ICML 2015; Gretton et al., A
+    Kernel Two-Sample Test, JMLR 2012, equation 5.
+    """
+    both, count = tf.concat([source, target], 0), tf.shape(source)[0]
+    squares = tf.reduce_sum(both**2, axis=1)
+    distances = tf.maximum(squares[:, None] + squares[None] - 2.0 * tf.matmul(both, both, transpose_b=True), 0.0)
+    scale = tf.stop_gradient(tf.maximum(tf.reduce_mean(distances), _TINY))
+    kernel = tf.add_n([tf.exp(-distances / (2.0 * a * scale)) for a in _SCALES])
+    within = tf.reduce_mean(kernel[:count, :count]) + tf.reduce_mean(kernel[count:, count:])
+    return within - 2.0 * tf.reduce_mean(kernel[:count, count:])
+
+
+def mcc_loss(logits: tf.Tensor, temperature: float = 2.5) -> tf.Tensor:
+    """Class confusion in the predictions for target rows [b, k], a scalar between 0 and 1.
+
+    Source: Jin et al., Minimum Class Confusion for Versatile Domain Adaptation, ECCV 2020, equations 2 to 6.
+    """
+    predictions = tf.nn.softmax(logits / temperature)
+    weights = tf.stop_gradient(weigh_by_certainty(predictions))
+    confusion = tf.matmul(predictions, predictions * weights[:, None], transpose_a=True)
+    confusion /= tf.maximum(tf.reduce_sum(confusion, axis=1, keepdims=True), _TINY)
+    classes = tf.cast(tf.shape(logits)[1], tf.float32)
+    return (tf.reduce_sum(confusion) - tf.linalg.trace(confusion)) / classes
+
+
+def weigh_by_certainty(predictions: tf.Tensor) -> tf.Tensor:
+    """1 + exp(-entropy) of each row of probabilities [b, k], divided by their mean, [b]."""
+    entropy = -tf.reduce_sum(predictions * tf.math.log(predictions + _TINY), axis=1)
+    weights = 1.0 + tf.exp(-entropy)
+    return weights / tf.reduce_mean(weights)
+
+
 def make_seeded_dense(width: int, name: str, seed: int, activation: str | None = None) -> keras.layers.Dense:
     """A dense layer with initial weights drawn by a seed."""
     import keras
@@ -161,3 +213,8 @@ def _make_discriminator(width: int, dropout: float, seeds: Iterator[int]) -> ker
             make_seeded_dense(1, "domain", next(seeds)),
         ]
     )
+
+
+def _covariance(X: tf.Tensor) -> tf.Tensor:
+    centred = X - tf.reduce_mean(X, axis=0)
+    return tf.matmul(centred, centred, transpose_a=True) / (tf.cast(tf.shape(X)[0], tf.float32) - 1.0)

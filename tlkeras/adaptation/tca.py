@@ -61,14 +61,10 @@ class TransferComponentAnalysis:
     seed: int = 0
 
     def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Self:
-        """Fit on both domains.
-
-        Raises:
-            DataError: The domains cannot be aligned (see `check_domains`), or all rows are equal to the kernel.
-        """
+        """Fit on both domains; errors are those of `check_domains`, and one if all rows are equal to the kernel."""
         Xs, Xt = check_domains(Xs, Xt)
-        self._prepare(Xs, Xt)
-        self._solve(_contrast(len(Xs), len(Xt))[:, None])
+        self._prepare(np.concatenate([Xs, Xt]))
+        self._solve(_contrast(np.ones(len(Xs)), np.ones(len(Xt)))[:, None])
         return self
 
     def transform(self, X: np.ndarray, domain: Domain = "target") -> np.ndarray:
@@ -76,11 +72,7 @@ class TransferComponentAnalysis:
         return ((self._expand(np.asarray(X, np.float64)) @ self.weights_) - self.mean_).astype(np.float32)
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """The layers of a linear kernel: scaling of rows to length 1, and the map.
-
-        Raises:
-            DataError: The kernel is not linear.
-        """
+        """Scaling of rows to length 1, and the map; DataError if the kernel is not linear."""
         import keras
 
         if self.kernel != "linear":
@@ -88,23 +80,20 @@ class TransferComponentAnalysis:
         matrix = self.weights_ if self._basis is None else self._basis.T @ self.weights_
         return [keras.layers.UnitNormalization(name="unit"), make_dense(matrix, -self.mean_)]
 
-    def _prepare(self, Xs: np.ndarray, Xt: np.ndarray) -> None:
+    def _prepare(self, X: np.ndarray) -> None:
         """Choose the scale of the kernel and its landmarks."""
-        X = np.concatenate([Xs, Xt])
         self._landmarks: Nystroem | None = None
         self._basis: np.ndarray | None = None
-        if self.kernel == "linear":
-            X = normalize(X)
-        else:
+        if self.kernel == "rbf":
             sample = X[np.linspace(0, len(X) - 1, min(len(X), 2000)).astype(int)]
             distances = euclidean_distances(sample, squared=True)
             self.gamma_ = 1.0 / np.median(distances[np.triu_indices(len(sample), 1)])
         if len(X) <= NYSTROEM:
-            self._basis = X
+            self._basis = normalize(X) if self.kernel == "linear" else X
         elif self.kernel == "rbf":
             count = min(self.landmarks, len(X))
             self._landmarks = Nystroem(gamma=self.gamma_, n_components=count, random_state=self.seed).fit(X)
-        self._features = self._expand(np.concatenate([Xs, Xt]))
+        self._features = self._expand(X)
 
     def _expand(self, X: np.ndarray) -> np.ndarray:
         """Columns that the weights map: kernels with the rows of the fit, or an approximation of the kernel."""
@@ -156,16 +145,12 @@ class JointDistributionAdaptation(TransferComponentAnalysis):
     rounds: int = 10
 
     def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Self:
-        """Fit on both domains and the source's classes (n,).
-
-        Raises:
-            DataError: As of `TransferComponentAnalysis`, or there are fewer than two classes.
-        """
+        """Fit on both domains and the source's classes (n,), of which there have to be two."""
         if ys is None or len(np.unique(ys)) < 2:
             raise DataError("Joint distribution adaptation needs two of the source's classes or more.", "none or one")
         Xs, Xt = check_domains(Xs, Xt)
-        self._prepare(Xs, Xt)
-        whole = _contrast(len(Xs), len(Xt))
+        self._prepare(np.concatenate([Xs, Xt]))
+        whole = _contrast(np.ones(len(Xs)), np.ones(len(Xt)))
         self._solve(whole[:, None])
         predictions: np.ndarray | None = None
         for _ in range(self.rounds):
@@ -174,9 +159,7 @@ class JointDistributionAdaptation(TransferComponentAnalysis):
             if predictions is not None and (predicted == predictions).all():
                 break
             predictions = predicted
-            each = [
-                _contrast_class(ys == name, predicted == name) for name in np.unique(ys) if (predicted == name).any()
-            ]
+            each = [_contrast(ys == name, predicted == name) for name in np.unique(ys) if (predicted == name).any()]
             columns = [np.sqrt(1 - self.balance) * whole, *(np.sqrt(self.balance) * column for column in each)]
             self._solve(np.stack(columns, axis=1))
         return self
@@ -185,11 +168,7 @@ class JointDistributionAdaptation(TransferComponentAnalysis):
 def solve_whole(centred: np.ndarray, spread: np.ndarray, mu: float, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` largest l and their w, (m,) and (m, count), of C'C w = l (S S' + mu I) w.
 
-    Args:
-        centred: C, (n, m).
-        spread: S, (m, r).
-        mu: Ridge.
-        count: Number of solutions.
+    C is the centred (n, m), S the spread (m, r).
     """
     m = centred.shape[1]
     values, vectors = eigh(centred.T @ centred, spread @ spread.T + mu * np.eye(m), subset_by_index=[m - count, m - 1])
@@ -218,9 +197,6 @@ def solve_leading(centred: np.ndarray, spread: np.ndarray, mu: float, count: int
     return values[order], root(vectors[:, order])
 
 
-def _contrast(source: int, target: int) -> np.ndarray:
-    return np.concatenate([np.full(source, 1 / source), np.full(target, -1 / target)])
-
-
-def _contrast_class(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _contrast(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The difference of the means of some rows, by masks of them, as weights of all rows."""
     return np.concatenate([source / source.sum(), target / -target.sum()])
