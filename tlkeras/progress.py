@@ -33,17 +33,7 @@ def progress_bar(description: str, total: int, unit: str = "steps") -> Iterator[
         yield lambda n: None
         return
     from rich.console import Console
-    from rich.progress import Progress, TextColumn
-
-    columns = _columns(unit, TextColumn)
-    with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
-        task = bar.add_task(description, total=total, when="left")
-        yield lambda n: bar.advance(task, n)
-        bar.update(task, when="")
-
-
-def _columns(unit: str, text_column: type) -> list:
-    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -51,11 +41,9 @@ def _columns(unit: str, text_column: type) -> list:
             speed = task.finished_speed or task.speed
             return Text(f"{speed:,.0f} {unit}/s" if speed else f"- {unit}/s", no_wrap=True)
 
-    return [
-        text_column("{task.description:<20}"),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        text_column("{task.fields[when]}"),
-    ]
+    done = (BarColumn(bar_width=16), MofNCompleteColumn(), Rate(), TimeRemainingColumn(elapsed_when_finished=True))
+    columns = (TextColumn("{task.description:<20}"), *done, TextColumn("{task.fields[when]}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, when="left")
+        yield lambda n: bar.advance(task, n)
+        bar.update(task, when="")

@@ -21,7 +21,7 @@ def draw_split(count, size, seed):
     X = 3 * random.normal(size=(codes[-1] + 1, 20))[codes] + random.normal(size=(count, 20)) + y[:, None]
     groups = np.char.add(f"{seed}-", codes.astype(str)) if size > 1 else np.full(count, "")
     keys = np.arange(count).astype(str)
-    return FeatureSplit(keys, keys, X.astype(np.float32), {"label": y}, np.ones(count), groups)
+    return FeatureSplit(keys, X.astype(np.float32), {"label": y}, np.ones(count), groups)
 
 
 def predict_nothing(split):

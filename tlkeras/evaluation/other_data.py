@@ -33,10 +33,10 @@ EXTERNAL_EVALUATION_DIR = "other_data"
 class ExternalEvaluationResult(Evaluation):
     """Metrics of a run on images from another source."""
 
-    source: str  # the source, as in `data.source`
-    rejected: int  # number of images that cannot be read
-    trained_on: int  # number of images whose files the run was trained on
-    path: str  # the run directory
+    source: str  # as in `data.source`
+    rejected: int  # images that cannot be read
+    trained_on: int  # images whose files the run was trained on
+    path: str  # of the run
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class StoredEvaluation(Result):
     metrics: dict[str, dict[str, Estimate]]
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON file."""
         return dict(self.content)
 
 
@@ -67,11 +66,9 @@ def evaluate_on(run: str | Path | Run, source: str, *, runs: str | Path = RUNS) 
     recipe = load_recipe(opened.require("recipe.yaml"))
     options = bootstrap_options(recipe)
     dataset = validate_images(builders.read_other_dataset(recipe, source, read_tasks(opened)))
-    predictions, rows = predict_dataset(opened, recipe, dataset)
-    tasks = {
-        one.task.name: evaluate_predictions(one, resamples=options.bootstrap_samples, seed=options.seed)
-        for one in predictions
-    }
+    predictions, rows = _predict_dataset(opened, recipe, dataset)
+    bootstrap = {"resamples": options.bootstrap_samples, "seed": options.seed}
+    tasks = {one.task.name: evaluate_predictions(one, **bootstrap) for one in predictions}
     trained = _read_training_digests(opened)
     result = ExternalEvaluationResult(
         opened.name,
@@ -97,34 +94,29 @@ def read_external_evaluations(run: Run) -> list[StoredEvaluation]:
             content = run.read_json(f"{EXTERNAL_EVALUATION_DIR}/{path.name}")
         except RunError:
             continue
-        tasks = content.get("tasks") or {content["task"]: content}
-        metrics = {
-            task: {name: Estimate.from_dict(values) for name, values in of_task["metrics"].items()}
-            for task, of_task in tasks.items()
-        }
+        metrics = {}
+        for task, of_task in (content.get("tasks") or {content["task"]: content}).items():
+            metrics[task] = {name: Estimate.from_dict(values) for name, values in of_task["metrics"].items()}
         found.append(StoredEvaluation(content, metrics))
     return found
 
 
-def predict_dataset(run: Run, recipe: Recipe, dataset: Dataset) -> tuple[list[Predictions], np.ndarray]:
+def _predict_dataset(run: Run, recipe: Recipe, dataset: Dataset) -> tuple[list[Predictions], np.ndarray]:
     """Predictions of a run's model per task, and the rows of the images that could be read, int64 [n]."""
     model = order_outputs(load_model(run), [task.name for task in dataset.tasks])
     priors = [predictions.prior for predictions in load_predictions(run)]
     facts = [{"model": run.name} for _ in model.outputs]
     engine = builders.feature_engine(recipe)
     with extract_activations(model, dataset, facts, engine=engine, dtype="float32") as predicted:
-        rows = predicted.kept
-        outputs = [np.asarray(output) for output in predicted.outputs]
+        rows, outputs = predicted.kept, [np.asarray(output) for output in predicted.outputs]
     keys = np.array([to_printable(key) for key in dataset.keys[rows]], dtype=str)
     columns = {"group": dataset.groups, "domain": dataset.domains, "stratum": dataset.strata}
     slices = {name: values[rows].astype(str) for name, values in columns.items()}
-    predictions = [
-        take(
-            Predictions(task, keys, dataset.targets[task.name][rows], output, dataset.weights[rows], prior, slices),
-            task.is_labelled(dataset.targets[task.name][rows]),
-        )
-        for task, output, prior in zip(dataset.tasks, outputs, priors, strict=True)
-    ]
+    predictions = []
+    for task, output, prior in zip(dataset.tasks, outputs, priors, strict=True):
+        targets = dataset.targets[task.name][rows]
+        every = Predictions(task, keys, targets, output, dataset.weights[rows], prior, slices)
+        predictions.append(take(every, task.is_labelled(targets)))
     return predictions, rows
 
 

@@ -34,7 +34,6 @@ class FeatureSplit:
     """Images of one split with their frozen features, n of them."""
 
     keys: np.ndarray  # names, str [n]
-    paths: np.ndarray  # files, str [n]
     X: np.ndarray  # float [n, d]
     targets: dict[str, np.ndarray]  # per task name, as the task has them
     weights: np.ndarray  # float [n]
@@ -42,44 +41,28 @@ class FeatureSplit:
 
     def take(self, rows: np.ndarray) -> FeatureSplit:
         """Some of the images."""
-        targets = {name: values[rows] for name, values in self.targets.items()}
-        return FeatureSplit(
-            self.keys[rows], self.paths[rows], self.X[rows], targets, self.weights[rows], self.groups[rows]
-        )
+        arrays = {name: values[rows] for name, values in vars(self).items() if name != "targets"}
+        return FeatureSplit(targets={name: values[rows] for name, values in self.targets.items()}, **arrays)
 
 
 def read_csv(run: Run, name: str) -> list[dict[str, str]]:
-    """The rows of a CSV file of a run, by column.
-
-    Raises:
-        RunError: The run has no such file.
-    """
+    """The rows of a CSV file of a run, by column; RunError if it has none."""
     text = run.read_bytes(name).decode("utf-8", "replace")
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 class RunData:
-    """Lazily loaded data of a finished run; features come from the cache.
-
-    Attributes:
-        recipe: The run's recipe.
-        images_error: Why the images cannot be read any more; "" where they can.
-    """
+    """Lazily loaded data of a finished run; features come from the cache."""
 
     def __init__(self, run: Run):
         self.run = run
         self.recipe: Recipe = load_recipe(run.require("recipe.yaml"))
-        self.images_error = ""
-
-    @cached_property
-    def tasks(self) -> list[Task]:
-        """The run's tasks, in their order."""
-        return read_tasks(self.run)
+        self.images_error = ""  # why the images cannot be read any more
 
     @cached_property
     def model(self) -> keras.Model:
         """The model from uint8 images to probabilities, one output per task."""
-        return order_outputs(load_model(self.run), [task.name for task in self.tasks])
+        return order_outputs(load_model(self.run), [task.name for task in read_tasks(self.run)])
 
     @cached_property
     def dataset(self) -> Dataset | None:
@@ -96,15 +79,7 @@ class RunData:
         """Files of the images that still exist, by name."""
         if self.dataset is None:
             return {}
-        dataset = self.dataset
-        return {
-            to_printable(key): path for key, path in zip(dataset.keys.tolist(), dataset.paths.tolist(), strict=True)
-        }
-
-    @cached_property
-    def splits(self) -> dict[str, str]:
-        """Split of each image, by name."""
-        return {row["image"]: row["split"] for row in read_csv(self.run, "splits.csv")}
+        return dict(zip(map(to_printable, self.dataset.keys.tolist()), self.dataset.paths.tolist(), strict=True))
 
     def decode(self, key: str) -> np.ndarray | None:
         """An image as the model sees it, uint8 [size, size, 3]; None where it is missing."""
@@ -127,11 +102,12 @@ class RunData:
             rows, X = found.kept, np.asarray(found.outputs[0], np.float32)
         keys = np.array([to_printable(key) for key in dataset.keys[rows]])
         targets = {task.name: dataset.targets[task.name][rows] for task in dataset.tasks}
-        every = FeatureSplit(keys, dataset.paths[rows], X, targets, dataset.weights[rows], dataset.groups[rows])
-        split = np.array([self.splits.get(key, "") for key in keys.tolist()])
+        every = FeatureSplit(keys, X, targets, dataset.weights[rows], dataset.groups[rows])
+        splits = {row["image"]: row["split"] for row in read_csv(self.run, "splits.csv")}
+        split = np.array([splits.get(key, "") for key in keys.tolist()])
         return {name: every.take(split == name) for name in ("train", "test")}
 
-    def make_linear_head(self, task: str = "") -> LinearHead:
+    def make_linear_head(self, task: str) -> LinearHead:
         """An unfitted linear head with the strength that the run chose for a task, where its head is linear."""
         manifest = self.run.manifest
         C = manifest.get("heads", {}).get(task, manifest.get("head", {})).get("C")
