@@ -16,10 +16,7 @@ def atomic_write(target: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to, which takes the target's place on success, durably, and is removed on failure.
 
     Readers see the old file or the new one, never a part of either. The temporary file is hidden and in the target's
-    folder, so that the rename stays within one file system.
-
-    Raises:
-        OSError: The file cannot be written: no room, no permission.
+    folder, so that the rename stays within one file system. OSError if there is no room or no permission.
     """
     target = Path(target)
     temporary = _temporary(target)
@@ -38,8 +35,7 @@ def atomic_write(target: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     """A new empty folder to fill, which becomes the target on success and is removed on failure.
 
-    Raises:
-        OSError: The target exists and is not an empty folder, or nothing can be written there.
+    OSError if the target exists and is not an empty folder, or nothing can be written there.
     """
     target = Path(target)
     temporary = _temporary(target)
@@ -63,11 +59,7 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, 64 hexadecimal digits.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """The SHA-256 of a file's bytes, 64 hexadecimal digits; OSError if it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

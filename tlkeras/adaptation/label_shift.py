@@ -12,31 +12,23 @@ def estimate_bbse(predictions: np.ndarray, y: np.ndarray, target: np.ndarray) ->
     """Target priors (k,) by black box shift estimation (BBSE).
 
     With C[i, j] the share of source rows predicted i and of class j, and q[i] the share of target rows predicted i, the
-    weights w of classes solve C w = q, none negative; the priors are w times the source's.
-
-    Args:
-        predictions: Probabilities of source rows that were not trained on, (n, k).
-        y: Class index of these, (n,).
-        target: Probabilities of target rows, (m, k).
+    weights w of classes solve C w = q, none negative; the priors are w times the source's. `predictions` are
+    probabilities of source rows that were not trained on, (n, k), `y` their classes, `target` those of target rows.
 
     Source: Lipton, Wang and Smola, Detecting and Correcting for Label Shift with Black Box Predictors, ICML 2018.
     """
-    classes = predictions.shape[1]
-    predicted, truth = np.eye(classes)[predictions.argmax(axis=1)], np.eye(classes)[y]
-    confusion = predicted.T @ truth / len(y)
-    q = np.eye(classes)[target.argmax(axis=1)].mean(axis=0)
-    weights, _ = nnls(confusion, q)
+    indicators = np.eye(predictions.shape[1])
+    predicted, truth = indicators[predictions.argmax(axis=1)], indicators[y]
+    weights, _ = nnls(predicted.T @ truth / len(y), indicators[target.argmax(axis=1)].mean(axis=0))
     priors = weights * truth.mean(axis=0)
     return priors / max(priors.sum(), _TINY)
 
 
 def estimate_em(target: np.ndarray, prior: np.ndarray, rounds: int = 1000) -> np.ndarray:
-    """Target priors (k,) by expectation maximisation (EM).
+    """Target priors (k,) by expectation maximisation (EM), in `rounds` at most.
 
-    Args:
-        target: Probabilities of target rows under `prior`, (m, k); they should be calibrated.
-        prior: Class priors of the training rows, (k,).
-        rounds: Maximum of iterations.
+    Probabilities of target rows, (m, k), are those under the class priors of the training rows, (k,), and should be
+    calibrated.
 
     Source: Saerens, Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New a Priori Probabilities,
     Neural Computation 2002, equation 4.

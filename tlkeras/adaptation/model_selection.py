@@ -33,13 +33,9 @@ def measure_a_distance(Xs: np.ndarray, Xt: np.ndarray, seed: int = 0) -> float:
 def importance_weights(Xs: np.ndarray, Xt: np.ndarray, held: np.ndarray) -> np.ndarray:
     """Density ratio target / source at held-out source rows, (h,).
 
-    The ratio is the odds of a linear classifier of the domain, times n / m, on the leading principal components. Its
-    mean over rows of the source is 1 in expectation, not in a sample.
-
-    Args:
-        Xs: Source features that the classifier is fitted on, (n, d).
-        Xt: Target features, (m, d).
-        held: Other source features, (h, d).
+    The ratio is the odds of a linear classifier of the domain, fitted on source features (n, d) and target features
+    (m, d), times n / m, on the leading principal components. Its mean over rows of the source is 1 in expectation, not
+    in a sample.
 
     Source: Bickel, Brückner and Scheffer, Discriminative Learning for Differing Training and Test Distributions, 2007.
     """
@@ -56,10 +52,7 @@ def importance_weighted_validation(
 ) -> float:
     """Accuracy on held-out source rows, weighted by the density ratio divided by its mean (IWV).
 
-    Args:
-        weights: As from `importance_weights`, (h,).
-        correct: Whether rows are predicted correctly, bool (h,).
-        sample_weight: Of these rows, (h,).
+    All are of these rows: `importance_weights`, whether they are predicted correctly, bool (h,), and sample weights.
 
     Source: Sugiyama et al., Covariate Shift Adaptation by Importance Weighted Cross Validation, JMLR 2007.
     """
@@ -70,13 +63,8 @@ def importance_weighted_validation(
 def deep_embedded_validation(weights: np.ndarray, losses: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
     """Minus the risk of deep embedded validation (DEV): the weighted loss with a control variate.
 
-    risk = mean(w l) + eta mean(w) - eta with eta = -cov(w l, w) / var(w): w is the density ratio as estimated, since
-    with ratios divided by their mean the control variate would be 0.
-
-    Args:
-        weights: As from `importance_weights`, (h,).
-        losses: Of held-out source rows, (h,).
-        sample_weight: Of these rows, (h,).
+    risk = mean(w l) + eta mean(w) - eta with eta = -cov(w l, w) / var(w): l is the loss of held-out source rows, and w
+    their density ratio as estimated, since with ratios divided by their mean the control variate would be 0.
 
     Source: You, Wang, Long and Jordan, Towards Accurate Model Selection in Deep Unsupervised Domain Adaptation, ICML
     2019, algorithm 1.

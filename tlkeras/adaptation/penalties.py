@@ -32,8 +32,7 @@ class DomainDiscrepancy:
         method: "dann" and "cdan" a discriminator of domains that has to fail, "mmd" equal means in kernel spaces,
             "coral" covariances that are equal in units of the source's, "mcc" predictions on the target that confuse no
             classes; "none" is 0.
-        width: Columns of the features.
-        classes: Columns of the logits.
+        width, classes: Columns of the features and of the logits.
         dropout: In the discriminator.
         seeds: Of the discriminator's layers, one each.
         seed: Of the random projections that replace the products of features and probabilities in "cdan", where there

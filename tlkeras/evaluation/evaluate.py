@@ -120,11 +120,11 @@ def evaluate(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> Ev
     probes, fused, validation = read_probes(opened), read_fusion(opened), {}
     if has_predictions(opened, "validation"):
         validation = {one.task.name: one for one in load_predictions(opened, "validation")}
-    tasks, bootstrap = {}, {"resamples": options.bootstrap_samples, "seed": options.seed}
+    tasks, resamples, seed = {}, options.bootstrap_samples, options.seed
     for one in load_predictions(opened):
         name = one.task.name
         known = probes.get(name), validation.get(name), fused.get(name)
-        tasks[name] = evaluate_predictions(one, *known, **bootstrap)
+        tasks[name] = evaluate_predictions(one, *known, resamples=resamples, seed=seed)
     manifest = opened.manifest
     images = next(iter(tasks.values())).images
     evaluation = Evaluation(opened.name, tasks, {**manifest.get("examples", {}), "test": images})

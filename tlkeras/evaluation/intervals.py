@@ -51,7 +51,8 @@ class Estimate(Result):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Estimate:
         """An estimate from what `to_dict` gave."""
-        return cls(**{name: np.nan if value is None else value for name, value in values.items()})
+        plain: dict[str, Any] = {name: np.nan if value is None else value for name, value in values.items()}
+        return cls(**plain)
 
 
 @dataclass(frozen=True)
@@ -187,12 +188,8 @@ def make_folded_interval(gaps: np.ndarray, resampled: np.ndarray, support: Suppo
 
     Noise adds to absolute values, so that percentiles of resamples lie above a small truth. The lower end is the truth
     s |gaps|, 0 <= s <= 1, whose sum with noise is as large as that observed in 2.5 % of the resamples (a test inverted:
-    Carpenter, Statistics in Medicine 1999). The upper end has a quantile of Student's t.
-
-    Args:
-        gaps: Of each bin, times its share of the weight, float [k].
-        resampled: The same on each resample, float [b, k].
-        support: Of the sum.
+    Carpenter, Statistics in Medicine 1999). The upper end has a quantile of Student's t. Gaps are of each bin, times
+    its share of the weight, float [k], and on each resample, float [b, k].
     """
     value = float(np.abs(gaps).sum())
     sums = np.abs(resampled).sum(axis=1)

@@ -67,8 +67,8 @@ def evaluate_on(run: str | Path | Run, source: str, *, runs: str | Path = RUNS) 
     options = bootstrap_options(recipe)
     dataset = validate_images(builders.read_other_dataset(recipe, source, read_tasks(opened)))
     predictions, rows = _predict_dataset(opened, recipe, dataset)
-    bootstrap = {"resamples": options.bootstrap_samples, "seed": options.seed}
-    tasks = {one.task.name: evaluate_predictions(one, **bootstrap) for one in predictions}
+    resamples, seed = options.bootstrap_samples, options.seed
+    tasks = {one.task.name: evaluate_predictions(one, resamples=resamples, seed=seed) for one in predictions}
     trained = _read_training_digests(opened)
     result = ExternalEvaluationResult(
         opened.name,

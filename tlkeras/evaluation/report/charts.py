@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -24,8 +24,6 @@ from tlkeras.plotting.charts import COLOURS, FAINT, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Content = TypeVar("Content")
 
 _SIZE = (5.2, 3.6)  # inches
 _THUMBNAIL = 176  # pixels, twice what is shown: sharp on fine screens
@@ -69,15 +67,8 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.rint(grey * (1 - _BLEND * share) + colours * _BLEND * share).astype(np.uint8)
 
 
-def embed_chart(name: str, title: str, plot: Callable[[Content, Path], None], content: Content) -> Markup:
-    """A chart as SVG in the page's colours, with a name that is unique on its page and a title for screen readers.
-
-    Args:
-        name: The name.
-        title: The title.
-        plot: Writes the chart of some content to a file.
-        content: What is plotted.
-    """
+def embed_chart(name: str, title: str, plot: Callable[[Any, Path], None], content: Any) -> Markup:
+    """A chart of some content as SVG in the page's colours, with a unique name, and a title for screen readers."""
     with tempfile.TemporaryDirectory(prefix="tlkeras-") as folder:
         path = Path(folder) / f"{name}.svg"
         plot(content, path)
