@@ -30,8 +30,8 @@ from tlkeras.evaluation.metric_names import explain_missing
 from tlkeras.evaluation.other_data import StoredEvaluation
 from tlkeras.evaluation.report.compute import ClassificationReport, Report, ReportOptions, compute_report
 from tlkeras.evaluation.report.page import render_report
-from tlkeras.evaluation.report.reproducibility import Reproducibility
 from tlkeras.evaluation.report.summaries import format_interval
+from tlkeras.evaluation.run_data import Reproducibility
 from tlkeras.evaluation.selective import conformal_label_sets, evaluate_selective
 from tlkeras.exporting import versions
 from tlkeras.runs.directory import Run

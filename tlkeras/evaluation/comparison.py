@@ -87,7 +87,10 @@ def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) 
         metrics = {name: overall_metrics(of_run.list_estimates()) for name, of_run in samples.items()}
         differences = {name: _differences(samples[names[0]], samples[name]) for name in names[1:]}
         tasks[aligned[0].task.name] = TaskComparison(metrics, differences)
-    compared = [_describe_run(run, len(of_run[0])) for run, of_run in zip(opened, predictions, strict=True)]
+    compared = []
+    for run, of_run in zip(opened, predictions, strict=True):
+        minutes = sum(run.manifest.get("phases", {}).values()) / 60
+        compared.append(ComparedRun(run.name, minutes, run.manifest.get("parameters"), len(of_run[0])))
     return ComparisonResult(compared, count, tasks, list(dict.fromkeys(notes)))
 
 
@@ -160,9 +163,3 @@ def _align(runs: Sequence[Run], predictions: Sequence[Predictions]) -> list[Pred
     if any(not np.array_equal(one.targets, aligned[0].targets) for one in aligned):
         raise RunError("The runs have different labels for the same images.", ", ".join(run.name for run in runs))
     return aligned
-
-
-def _describe_run(run: Run, images: int) -> ComparedRun:
-    manifest = run.manifest
-    minutes = sum(manifest.get("phases", {}).values()) / 60
-    return ComparedRun(run.name, minutes, manifest.get("parameters"), images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -199,22 +199,22 @@ def label_issues(predictions: Predictions, most: int = 24) -> list[LabelIssueRow
 
     Predictions should be those of a model that was not fitted on these images.
     """
-    names, targets, weights = predictions.task.class_names, predictions.targets, predictions.weights
-    p = np.asarray(predictions.probabilities, np.float64)
-    found = []
-    if not predictions.task.is_multilabel:
-        for issue in find_label_issues(p, targets, weights):
-            found.append((issue, names[targets[issue.row]], names[issue.suggested]))
-    else:
-        for index, name in enumerate(names):
-            pair, words = np.stack([1 - p[:, index], p[:, index]], axis=1), (f"not {name}", name)
-            for issue in find_label_issues(pair, targets[:, index].astype(np.int64), weights):
-                found.append((issue, words[1 - issue.suggested], words[issue.suggested]))
-    found.sort(key=lambda one: -one[0].score)
-    return [
-        LabelIssueRow(str(predictions.keys[issue.row]), label, suggested, float(issue.score))
-        for issue, label, suggested in found[:most]
+    found = [
+        LabelIssueRow(str(predictions.keys[issue.row]), words[truth[issue.row]], words[issue.suggested], issue.score)
+        for p, truth, words in _list_choices(predictions)
+        for issue in find_label_issues(p, truth, predictions.weights)
     ]
+    return sorted(found, key=lambda row: -row.score)[:most]
+
+
+def _list_choices(predictions: Predictions) -> Iterator[tuple[np.ndarray, np.ndarray, Sequence[str]]]:
+    """Probabilities [n, k], targets [n] and names of the classes, or of "no" and "yes" of each of several labels."""
+    p, names = np.asarray(predictions.probabilities, np.float64), predictions.task.class_names
+    if not predictions.task.is_multilabel:
+        yield p, predictions.targets, names
+        return
+    for yes, truth, name in zip(p.T, predictions.targets.T, names, strict=True):
+        yield np.stack([1 - yes, yes], axis=1), truth.astype(np.int64), (f"not {name}", name)
 
 
 def find_nearest(features: np.ndarray, references: np.ndarray, count: int = 3) -> tuple[np.ndarray, np.ndarray]:

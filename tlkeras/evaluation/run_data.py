@@ -1,27 +1,31 @@
-"""The images, cached features and model of a finished run."""
+"""The images, cached features and model of a finished run, and what is needed to make it again."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import keras
 import numpy as np
 
-from tlkeras.config.recipe import Recipe, load_recipe
+from tlkeras.config.recipe import Recipe, load_recipe, recipe_to_yaml
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import ImageError, to_printable
 from tlkeras.data.inspection import validate_images
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
-from tlkeras.errors import TlkerasError
+from tlkeras.errors import RunError, TlkerasError
 from tlkeras.features.handcrafted.layer import copy_codebooks
 from tlkeras.heads.cross_validation import cross_val_predict
 from tlkeras.heads.heads import order_outputs
 from tlkeras.heads.linear import LinearHead
 from tlkeras.inference.predict import load_model
+from tlkeras.results import Result
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import Predictions, has_predictions, load_predictions, read_tasks
 from tlkeras.training import builders
@@ -43,6 +47,31 @@ class FeatureSplit:
         """Some of the images."""
         arrays = {name: values[rows] for name, values in vars(self).items() if name != "targets"}
         return FeatureSplit(targets={name: values[rows] for name, values in self.targets.items()}, **arrays)
+
+
+@dataclass(frozen=True)
+class Reproducibility(Result):
+    """The recipe, command, data, environment and cost of a run."""
+
+    created: str  # UTC
+    finished: str
+    resumed: int
+    command: str
+    recipe: str
+    source: str
+    examples: dict[str, int]
+    rejected: int
+    fingerprint: str  # SHA-256 of contents, labels and splits
+    parameters: int | None
+    phases: dict[str, float]  # seconds
+    memory: dict[str, int]  # its peak by phase, MiB
+    features: dict[str, Any]
+    head: dict[str, Any]
+    finetuning: dict[str, Any] | None
+    history: list[dict[str, float | int | str]]  # a row per epoch, or per strength of regularization
+    environment: dict[str, Any]
+    data: dict[str, str]
+    licences: dict[str, str]
 
 
 def read_csv(run: Run, name: str) -> list[dict[str, str]]:
@@ -144,3 +173,42 @@ class RunData:
             return None
         prior = next(one.prior for one in load_predictions(self.run) if one.task.name == task.name)
         return Predictions(task, train.keys, y, predicted, train.weights, prior, {})
+
+
+def read_reproducibility(data: RunData) -> Reproducibility:
+    """What is needed to make a run again, from its manifest and files."""
+    run, recipe, manifest = data.run, data.recipe, data.run.manifest
+    facts = {name: manifest.get(name, {}) for name in ("examples", "phases", "memory", "features", "head", "data")}
+    return Reproducibility(
+        created=manifest.get("created", ""),
+        finished=manifest.get("finished", ""),
+        resumed=len(manifest.get("resumed", [])),
+        command=f"tlkeras train {run.path / 'recipe.yaml'}",
+        recipe=recipe_to_yaml(recipe),
+        source=builders.data_source(recipe),
+        rejected=manifest.get("rejected", 0),
+        fingerprint=manifest.get("fingerprint", ""),
+        parameters=manifest.get("parameters"),
+        finetuning=manifest.get("finetuning"),
+        history=_read_history(run),
+        environment=run.read_json("environment.json"),
+        licences=builders.list_licences(recipe, facts["data"]),
+        **facts,
+    )
+
+
+def _read_history(run: Run) -> list[dict[str, float | int | str]]:
+    try:
+        rows = read_csv(run, "history.csv")
+    except RunError:
+        return []
+    return [{name: _parse(text) for name, text in row.items()} for row in rows]
+
+
+def _parse(text: str) -> float | int | str:
+    """The number that a text is, unless it is no finite one."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            number = kind(text)
+            return number if math.isfinite(number) else text
+    return text

@@ -116,7 +116,8 @@ def conformal_prediction_sets(predictions: Predictions, calibration: Predictions
     count = len(calibration)
     if not count:
         raise RunError("No images to calibrate conformal sets on.", 0, "Train with a validation set: data.validation.")
-    scores = np.sort(1 - _probability_of_truth(calibration))
+    known = np.asarray(calibration.probabilities, np.float64)
+    scores = np.sort(1 - known[np.arange(count), calibration.targets])
     rank = int(np.ceil((count + 1) * (1 - alpha) - 1e-9))
     quantile = scores[rank - 1] if rank <= count else 1.0
     within = np.asarray(predictions.probabilities, np.float64) >= 1 - quantile - 1e-12
@@ -158,7 +159,3 @@ def _confidence_and_correctness(predictions: Predictions) -> tuple[np.ndarray, n
         return p.max(axis=1), p.argmax(axis=1) == predictions.targets
     correct = (task.decide(predictions.probabilities) == task.members(predictions.targets)).all(axis=1)
     return np.maximum(p, 1 - p).prod(axis=1), correct
-
-
-def _probability_of_truth(predictions: Predictions) -> np.ndarray:
-    return np.asarray(predictions.probabilities, np.float64)[np.arange(len(predictions)), predictions.targets]

@@ -20,7 +20,7 @@ from tlkeras.evaluation.evaluate import SubsetMetrics, TaskEvaluation
 from tlkeras.evaluation.metric_names import METRIC_NAMES, explain_missing
 from tlkeras.evaluation.report import charts, summaries
 from tlkeras.evaluation.report.compute import Report, ReportOptions, TaskReport, compute_report
-from tlkeras.evaluation.report.reproducibility import Reproducibility
+from tlkeras.evaluation.run_data import Reproducibility
 from tlkeras.plotting import html_page
 from tlkeras.plotting.charts import plot_history
 from tlkeras.results import Result
