@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
 import tensorflow as tf
+from keras import layers
 
 from tlkeras import progress
 from tlkeras.adaptation.alignment import check_domains
@@ -15,9 +16,6 @@ from tlkeras.adaptation.penalties import WEIGHTS, DiscrepancyMethod, DomainDiscr
 from tlkeras.errors import DataError, RecipeError, suggest
 from tlkeras.heads.base import HeadResult
 from tlkeras.heads.class_weights import ClassWeight, compute_sample_weights
-
-if TYPE_CHECKING:
-    import keras
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,6 @@ class AdaptedHead:
         Raises:
             DataError: The domains cannot be compared, or the source has fewer than two classes.
         """
-        import keras
-
         check_domains(Xs, Xt)
         self.classes_, codes = np.unique(ys, return_inverse=True)
         if len(self.classes_) < 2:
@@ -99,12 +95,10 @@ class AdaptedHead:
         """Features that the penalty compares, float32 (rows, width)."""
         return self._encoder(np.asarray(X, np.float32)).numpy()
 
-    def to_layers(self) -> list[keras.layers.Layer]:
+    def to_layers(self) -> list[layers.Layer]:
         """The fitted layers, raw features to probabilities, without the discriminator."""
-        import keras
-
-        layers = [*self._encoder.layers, *self._classifier.layers]
-        return [*layers, keras.layers.Activation("softmax", name="probabilities")]
+        probabilities = layers.Activation("softmax", name="probabilities")
+        return [*self._encoder.layers, *self._classifier.layers, probabilities]
 
     def summarize(self) -> HeadResult:
         """Method and epochs."""
@@ -115,9 +109,6 @@ class AdaptedHead:
         return self.history_
 
     def _build(self, X: np.ndarray) -> None:
-        import keras
-        from keras import layers
-
         options, classes = self.options, len(self.classes_)
         seeds = iter(range(options.seed * 100, options.seed * 100 + 100))
         variance = X.var(axis=0)
@@ -130,9 +121,8 @@ class AdaptedHead:
                 layers.Dropout(options.dropout, seed=next(seeds), name="head_dropout"),
             ]
         )
-        self._classifier = keras.Sequential(
-            [keras.Input((options.width,)), make_seeded_dense(classes, "logits", next(seeds))]
-        )
+        logits = make_seeded_dense(classes, "logits", next(seeds))
+        self._classifier = keras.Sequential([keras.Input((options.width,)), logits])
         self._discrepancy = DomainDiscrepancy(
             options.method, options.width, classes, dropout=options.dropout, seeds=seeds, seed=options.seed
         )
@@ -154,8 +144,7 @@ class AdaptedHead:
             with tf.GradientTape() as tape:
                 fs, ft = self._encoder(xs, training=True), self._encoder(xt, training=True)
                 ls, lt = self._classifier(fs), self._classifier(ft)
-                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(ys, ls)
-                loss = tf.reduce_mean(losses * weights)
+                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(ys, ls) * weights)
                 term, transfer = self._discrepancy.weigh((fs, ls), (ft, lt), strength)
                 objective = loss + term
             gradients = tape.gradient(objective, [*learned, *opposed])
@@ -168,8 +157,6 @@ class AdaptedHead:
         return tf.function(step, autograph=False, jit_compile=False, reduce_retracing=True)
 
     def _make_optimizer(self, total: int) -> keras.optimizers.Optimizer:
-        import keras
-
         rate = keras.optimizers.schedules.CosineDecay(self.options.learning_rate, total)
         optimizer = keras.optimizers.AdamW(rate, weight_decay=1e-4, global_clipnorm=1.0)
         optimizer.exclude_from_weight_decay(var_names=["bias"])

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import keras
 import numpy as np
 import tensorflow as tf
-
-if TYPE_CHECKING:
-    import keras
+from keras import layers
 
 DiscrepancyMethod = Literal["none", "dann", "cdan", "mmd", "coral", "mcc"]
-OutputFn = tuple[tf.Tensor, tf.Tensor]
+DomainOutputs = tuple[tf.Tensor, tf.Tensor]
 """Features [b, d] and logits [b, k] of rows of one domain."""
 
 WEIGHTS: dict[str, float] = {"none": 0.0, "dann": 1.0, "cdan": 1.0, "mmd": 1.0, "coral": 1.0, "mcc": 1.0}
@@ -66,7 +65,7 @@ class DomainDiscrepancy:
         inputs = min(products, _MOST_PRODUCTS) if method == "cdan" else width
         self.discriminator = _make_discriminator(inputs, dropout, seeds) if method in ("dann", "cdan") else None
 
-    def weigh(self, source: OutputFn, target: OutputFn, strength: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def weigh(self, source: DomainOutputs, target: DomainOutputs, strength: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The term of a loss, and the bare difference, scalars; of a discriminator both are its loss.
 
         A discriminator learns at full strength, and the gradient of the features is reversed and scaled behind it;
@@ -191,17 +190,12 @@ def weigh_by_certainty(predictions: tf.Tensor) -> tf.Tensor:
     return weights / tf.reduce_mean(weights)
 
 
-def make_seeded_dense(width: int, name: str, seed: int, activation: str | None = None) -> keras.layers.Dense:
+def make_seeded_dense(width: int, name: str, seed: int, activation: str | None = None) -> layers.Dense:
     """A dense layer with initial weights drawn by a seed."""
-    import keras
-
-    return keras.layers.Dense(width, activation, name=name, kernel_initializer=keras.initializers.GlorotUniform(seed))
+    return layers.Dense(width, activation, name=name, kernel_initializer=keras.initializers.GlorotUniform(seed))
 
 
 def _make_discriminator(width: int, dropout: float, seeds: Iterator[int]) -> keras.Model:
-    import keras
-    from keras import layers
-
     return keras.Sequential(
         [
             keras.Input((width,)),

@@ -78,14 +78,15 @@ class Explainer:
             raise BackboneError("Unknown attribution method.", repr(method), suggest(method, METHODS))
         if method == "occlusion":
             return _scale(np.maximum(occlude(self.model, images, classes, output=self.output), 0))
-        weigh = _grad_cam_weights if method == "grad_cam" else _grad_cam_plus_plus_weights
         maps = []
         with progress_bar("Explaining", len(images), "images") as advance:
             size = max_batch_size(self.model, BATCH_SIZE)
             for start in range(0, len(images), size):
                 batch, wanted = images[start : start + size], classes[start : start + size]
-                activations, gradients = self._trace(tf.constant(batch), tf.constant(wanted, tf.int32))
-                weights = weigh(activations.numpy(), gradients.numpy())
+                traced = self._trace(tf.constant(batch), tf.constant(wanted, tf.int32))
+                activations, gradients = (found.numpy() for found in traced)
+                plain = method == "grad_cam"
+                weights = gradients.mean((1, 2)) if plain else _grad_cam_plus_plus_weights(activations, gradients)
                 maps.append(np.maximum(np.einsum("nhwc,nc->nhw", activations, weights), 0))
                 advance(len(batch))
         if not maps:
@@ -163,14 +164,14 @@ def occlude(
     patch = patch or max(2, min(height, width) // 6)
     stride = stride or max(1, patch // 2)
     places = [(y, x) for y in _list_places(height, patch, stride) for x in _list_places(width, patch, stride)]
-    maps = np.zeros(images.shape[:3], np.float32)
+    maps, size = np.zeros(images.shape[:3], np.float32), max_batch_size(model, 2 * BATCH_SIZE)
     with progress_bar("Occluding", len(images), "images") as advance:
         for image, wanted, drops in zip(images, classes, maps, strict=True):
             covered = np.zeros((height, width), np.float32)
             hidden = np.repeat(image[None], len(places) + 1, axis=0)
             for copy, (y, x) in zip(hidden[1:], places, strict=True):
                 copy[y : y + patch, x : x + patch] = _GREY
-            predicted = _predict(model, hidden, output)[:, wanted]
+            predicted = run_in_parts(partial(model, training=False), hidden, size)[output][:, wanted]
             for lost, (y, x) in zip(predicted[0] - predicted[1:], places, strict=True):
                 drops[y : y + patch, x : x + patch] += lost
                 covered[y : y + patch, x : x + patch] += 1
@@ -272,10 +273,6 @@ class _WithoutActivation(keras.layers.Layer):
         return self.dense.compute_output_shape(input_shape)
 
 
-def _grad_cam_weights(activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
-    return gradients.mean(axis=(1, 2))
-
-
 def _grad_cam_plus_plus_weights(activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     squares, cubes = gradients**2, gradients**3
     below = 2 * squares + activations.sum(axis=(1, 2), keepdims=True) * cubes
@@ -292,10 +289,6 @@ def _scale(maps: np.ndarray) -> np.ndarray:
 def _list_places(length: int, patch: int, stride: int) -> list[int]:
     last = max(length - patch, 0)
     return sorted({*range(0, last + 1, stride), last})
-
-
-def _predict(model: keras.Model, images: np.ndarray, output: int) -> np.ndarray:
-    return run_in_parts(partial(model, training=False), images, max_batch_size(model, 2 * BATCH_SIZE))[output]
 
 
 def _correlate(reference: np.ndarray, changed: np.ndarray) -> float:
