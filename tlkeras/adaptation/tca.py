@@ -29,7 +29,6 @@ DENSE = 500
 NYSTROEM = 5000
 """Rows up to which the kernel between all rows is computed; beyond, it is approximated."""
 
-_LANDMARKS = 500
 _NOTHING = 1e-10  # of an eigenvalue, relative to the largest
 
 
@@ -57,7 +56,7 @@ class TransferComponentAnalysis:
     components: int = 30
     mu: float = 0.1
     kernel: TcaKernel = "linear"
-    landmarks: int = _LANDMARKS
+    landmarks: int = 500
     seed: int = 0
 
     def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Self:
