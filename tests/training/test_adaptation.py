@@ -15,8 +15,8 @@ from tlkeras.adaptation.domain_head import ADAPTATIONS, METHODS, DomainAdaptedHe
 from tlkeras.adaptation.penalties import ramp
 from tlkeras.cli.tables import runs as tables
 from tlkeras.config.recipe import load_recipe
-from tlkeras.config.schema.adaptation import FINE_TUNING_METHODS as TUNED_BY
-from tlkeras.config.schema.adaptation import DomainAdaptationConfig
+from tlkeras.config.schema.data import FINE_TUNING_METHODS as TUNED_BY
+from tlkeras.config.schema.data import DomainAdaptationConfig
 from tlkeras.errors import DataError, RecipeError
 from tlkeras.finetuning.inputs import DataSplit
 from tlkeras.finetuning.stage_runner import StageRunner

@@ -16,7 +16,7 @@ from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import find_run
 from tlkeras.runs.predictions import load_predictions
 from tlkeras.training import builders
-from tlkeras.training.builders import schedule
+from tlkeras.training.builders import experiment
 
 RECIPE = """
 name: staged
@@ -128,13 +128,13 @@ def test_the_source_is_kept_by_distillation(recipe, tmp_path):
 
 
 def test_a_run_plans_its_fine_tuning_once(recipe, tmp_path, monkeypatch):
-    plan_stages, plans = schedule.plan_stages, []
+    plan_stages, plans = experiment.plan_stages, []
 
     def count(*arguments, **options):
         plans.append(plan_stages(*arguments, **options))
         return plans[-1]
 
-    monkeypatch.setattr(schedule, "plan_stages", count)
+    monkeypatch.setattr(experiment, "plan_stages", count)
     tlkeras.train(recipe, runs=tmp_path)
     assert len(plans) == 1
 

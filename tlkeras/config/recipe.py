@@ -1,8 +1,4 @@
-"""A recipe: YAML in, one validated, frozen object out.
-
-There are two layers: the recipe file, and `--set key=value` on top of it. The result is stored in the run, so that a
-run can be read without knowing which layer set a value.
-"""
+"""A recipe: YAML in, and `--set key=value` on top of it; one validated, frozen object out, which the run stores."""
 
 from __future__ import annotations
 
@@ -12,14 +8,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from tlkeras.config.schema import ConfigSection, Recipe, Stage
-from tlkeras.config.schema.evaluation import EvaluationConfig
+from tlkeras.config.schema import ConfigSection, EvaluationConfig, Recipe, Stage
 from tlkeras.config.yaml_loader import YamlDocument, load_yaml, parse_value
 from tlkeras.errors import RecipeError, ResourceError, suggest
 
@@ -48,15 +44,13 @@ RENAMED = {
 def load_recipe(
     reference: str | Path | Recipe, overrides: Mapping[str, Any] | None = None, *, quick: bool = False
 ) -> Recipe:
-    """A shipped recipe by name, any recipe by path, or a given recipe, with the overrides applied.
+    """A shipped recipe by name (`quickstart`), a YAML file by path, or a given recipe, with the overrides applied.
+
+    A RecipeError names all problems at once.
 
     Args:
-        reference: The name of a shipped recipe (`quickstart`), the path of a YAML file, or a `Recipe`.
         overrides: Values by dotted key, such as `{"data.seed": 1}`.
         quick: Shrink the run to seconds: few images, small size, few epochs.
-
-    Raises:
-        RecipeError: The recipe cannot be found, read or validated; all problems are named at once.
     """
     if isinstance(reference, Recipe):
         if not overrides:
@@ -115,20 +109,12 @@ def list_recipes() -> dict[str, Path]:
 
 def read_header(path: Path) -> list[str]:
     """The comment lines at the top of a recipe: what it does, its command, the score to expect."""
-    lines = []
-    for line in _read_text(path).splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line[1:].removeprefix(" "))
-    return lines
+    comments = takewhile(lambda line: line.startswith("#"), _read_text(path).splitlines())
+    return [line[1:].removeprefix(" ") for line in comments]
 
 
 def find_recipe(reference: str) -> Path:
-    """The file of a recipe given by shipped name or by path.
-
-    Raises:
-        RecipeError: There is no such file or name; the message has the nearest name.
-    """
+    """The file of a recipe given by shipped name or by path; RecipeError with the nearest name if there is none."""
     shipped, path = list_recipes(), Path(os.path.expanduser(reference))
     if reference in shipped:
         return shipped[reference]
@@ -145,9 +131,7 @@ def find_recipe(reference: str) -> Path:
 def copy_recipe(recipe: str, target: str | Path) -> Path:
     """The path of a new file with a recipe as it is installed.
 
-    Raises:
-        RecipeError: The target exists.
-        ResourceError: It cannot be written.
+    RecipeError if the target exists; ResourceError if it cannot be written.
     """
     source, path = find_recipe(recipe), Path(target)
     if path.is_dir():
@@ -166,8 +150,7 @@ def copy_recipe(recipe: str, target: str | Path) -> Path:
 def parse_overrides(assignments: tuple[str, ...] | list[str]) -> Mapping[str, Any]:
     """Values by dotted key from `key=value` texts, each value read as YAML.
 
-    Raises:
-        RecipeError: A text has no `=`, or its value is no YAML; the message has all such texts.
+    A RecipeError has all texts without `=`, or whose value is no YAML.
     """
     overrides, problems = {}, []
     for assignment in assignments:
@@ -186,14 +169,12 @@ def parse_overrides(assignments: tuple[str, ...] | list[str]) -> Mapping[str, An
 
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The recipe as YAML that reads back to an equal recipe."""
-    plain = json.loads(recipe.model_dump_json())
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False, allow_unicode=True)
 
 
 def fingerprint(recipe: Recipe) -> str:
     """Hash of everything in the recipe but its name, 16 hexadecimal digits."""
-    plain = recipe.model_dump_json(exclude={"name"})
-    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+    return hashlib.sha256(recipe.model_dump_json(exclude={"name"}).encode()).hexdigest()[:16]
 
 
 def _read_text(path: Path) -> str:

@@ -22,11 +22,7 @@ VALIDATION = 0.2
 
 
 def require_tuning(recipe: Recipe) -> TuningConfig:
-    """The section `tuning`.
-
-    Raises:
-        RecipeError: There is none.
-    """
+    """The section `tuning`; RecipeError if there is none."""
     if recipe.tuning is None:
         raise RecipeError(
             f"{recipe.name} has no section `tuning` with a `space` to search.",
@@ -41,10 +37,7 @@ def apply_values(recipe: Recipe, values: RecipeValues) -> Recipe:
 
     A stage is named by its number from 0, or by its name: `finetuning.stages.top.layer_decay`. Where a value changes
     the `kind` of a section, keys that only other kinds have are left out. KerasTuner's own `tuner/epochs` shortens
-    the training.
-
-    Raises:
-        RecipeError: The result is no valid recipe; all problems are named.
+    the training. A RecipeError names all problems of the result.
     """
     plain = recipe.model_dump(exclude={"tuning"})
     chosen = {key: value for key, value in values.items() if not key.startswith("tuner/")}
@@ -75,9 +68,7 @@ def _set_value(plain: dict[str, Any], path: list[str], value: Any) -> None:
     if not rest:
         plain[here] = to_immutable(value)
         return
-    inside = plain.get(here)
-    if inside is None:
-        inside = {}
+    inside = {} if plain.get(here) is None else plain[here]
     if isinstance(inside, dict):
         plain[here] = dict(inside)
         _set_value(plain[here], rest, value)
@@ -105,11 +96,10 @@ def _drop_foreign_keys(plain: dict[str, Any], kinds: set[str]) -> Recipe:
         foreign = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
     dropped = False
     for location in foreign:
-        section = ".".join(str(part) for part in location[: len(location) - 2])
-        parent = plain
-        for part in section.split(".") if section else []:
+        parent, section = plain, [str(part) for part in location[:-2]]
+        for part in section:
             parent = parent[part]
-        dropped |= section in kinds and parent.pop(str(location[-1]), None) is not None
+        dropped |= ".".join(section) in kinds and parent.pop(str(location[-1]), None) is not None
     return _drop_foreign_keys(plain, kinds) if dropped else validate_values(plain, "A trial's recipe")
 
 
@@ -120,13 +110,8 @@ def _shorten_training(recipe: Recipe, epochs: int) -> Recipe:
     short = recipe.model_copy(update={"training": training})
     if recipe.finetuning is None or recipe.finetuning.stages is None:
         return short
-    stages = tuple(
-        stage.model_copy(
-            update={
-                "max_epochs": math.ceil(stage.max_epochs * share),
-                "epochs": stage.epochs and math.ceil(stage.epochs * share),
-            }
-        )
-        for stage in recipe.finetuning.stages
-    )
-    return short.model_copy(update={"finetuning": recipe.finetuning.model_copy(update={"stages": stages})})
+    stages = []
+    for stage in recipe.finetuning.stages:
+        epochs, most = stage.epochs and math.ceil(stage.epochs * share), math.ceil(stage.max_epochs * share)
+        stages.append(stage.model_copy(update={"epochs": epochs, "max_epochs": most}))
+    return short.model_copy(update={"finetuning": recipe.finetuning.model_copy(update={"stages": tuple(stages)})})

@@ -33,11 +33,7 @@ class YamlDocument:
         return None
 
     def set(self, key: str, value: Any) -> None:
-        """Set a value at a dotted key; mappings on the way are made.
-
-        Raises:
-            RecipeError: The key leads through something that is not a mapping.
-        """
+        """Set a value at a dotted key, and make the mappings on its way; RecipeError if it leads through no mapping."""
         *parents, last = path = tuple(key.split("."))
         target = self.values
         for depth, part in enumerate(parents, 1):
@@ -75,11 +71,7 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 
 
 def load_yaml(text: str, name: str) -> YamlDocument:
-    """The document of a YAML mapping.
-
-    Raises:
-        RecipeError: The text is too large, is no YAML, is no mapping, repeats keys (the message has all), or has a tag.
-    """
+    """The document of a YAML mapping; RecipeError if it is too large, no mapping or no YAML, repeats keys or has a tag."""
     node = _compose(text, name)
     if not isinstance(node, yaml.MappingNode):
         kind = "nothing" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"

@@ -28,9 +28,8 @@ from tlkeras.features.extractor import FeatureExtractor
 from tlkeras.features.memory import check_memory
 from tlkeras.plotting.html_page import HtmlFigure, HtmlSection, check_page, write_page
 from tlkeras.training import builders
-from tlkeras.training.builders.experiment import Experiment
+from tlkeras.training.builders.experiment import Experiment, plan_finetuning
 from tlkeras.training.builders.features import feature_precision
-from tlkeras.training.builders.schedule import plan_finetuning
 from tlkeras.training.builders.variants import has_search_space
 from tlkeras.tuning.space import check_space
 

@@ -22,7 +22,7 @@ from tlkeras.finetuning.schedule import Stage
 from tlkeras.plotting.charts import plot_lr_finder
 from tlkeras.results import Result
 from tlkeras.training import builders
-from tlkeras.training.builders.fit_heads import SplitFeatures, fit_heads
+from tlkeras.training.builders.heads import SplitFeatures, fit_heads
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.config.recipe import bootstrap_options, load_recipe
-from tlkeras.config.schema.evaluation import EvaluationConfig
+from tlkeras.config.schema import EvaluationConfig
 from tlkeras.data.headers import InvalidImage, to_printable
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.tasks import Task, prefix_with_task

@@ -138,10 +138,7 @@ def sum_gradients(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
 
 
 def make_gradient_step(
-    suffix: keras.Model,
-    variables: Sequence[keras.Variable],
-    objective: Objective,
-    distribution: Strategy = ONE_DEVICE,
+    suffix: keras.Model, variables: Sequence[keras.Variable], objective: Objective, distribution: Strategy = ONE_DEVICE
 ) -> Callable[..., list[tf.Tensor]]:
     """A compiled function from inputs, targets and weights to the loss's gradients, in inference mode."""
 

@@ -37,12 +37,9 @@ from tlkeras.inference.results import JobResult, PredictionFileResult, list_unre
 from tlkeras.progress import progress_bar
 from tlkeras.runs.directory import RUNS, Run, describe_environment, open_run
 from tlkeras.runs.predictions import read_tasks
-from tlkeras.training.builders.jobs import (
-    check_needs_no_training,
-    keep_feature_fields,
-    list_source_images,
-    make_bulk_extraction,
-)
+from tlkeras.training.builders.data import list_source_images
+from tlkeras.training.builders.features import check_needs_no_training, make_bulk_extraction
+from tlkeras.training.builders.variants import keep_feature_fields
 
 SHARD_SIZE = 10_000
 _CORES = 8  # of a worker: with more, its own work on batches and shards slows them down

@@ -29,19 +29,12 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class FineTuningResult:
-    """A network that was fine-tuned.
+    """A network that was fine-tuned."""
 
-    Attributes:
-        model: From images uint8 [n, size, size, 3] to probabilities, by task where there are several.
-        history: A row per epoch.
-        best_epoch: The epoch whose weights were kept, counted from 1; 0 for the start, None where nothing was measured.
-        facts: What the manifest keeps: stages, views, parameters, devices, digest of the weights, reasons.
-    """
-
-    model: keras.Model
-    history: list[HistoryRow]
-    best_epoch: int | None
-    facts: Mapping[str, Any]
+    model: keras.Model  # from images uint8 [n, size, size, 3] to probabilities, by task where there are several
+    history: list[HistoryRow]  # a row per epoch
+    best_epoch: int | None  # whose weights were kept, from 1; 0 for the start, None where nothing was measured
+    facts: Mapping[str, Any]  # for the manifest: stages, views, parameters, devices, digest of the weights, reasons
 
 
 def fine_tune(
@@ -49,11 +42,7 @@ def fine_tune(
 ) -> FineTuningResult:
     """The network after all stages of the plan, from the run's newest checkpoint if there is one.
 
-    Args:
-        experiment: With its plan.
-        run: Where checkpoints are kept.
-        heads: By task, fitted on frozen features: what the network starts from (LP-FT, Kumar et al., 2022).
-        strategy: The devices to train on.
+    It starts from heads, by task, that were fitted on frozen features (LP-FT, Kumar et al., 2022).
     """
     network = builders.make_network(experiment, heads)
     with open_trainer(experiment, network, run.phase, strategy) as trainer:
@@ -71,7 +60,7 @@ def fine_tune(
         "precision": trainer.settings.precision,
         "workers": strategy.workers,
         "devices": strategy.devices,
-        "weights": _digest(network.model),
+        "weights": hashlib.sha256(b"".join(np.array(weight).tobytes() for weight in network.model.weights)).hexdigest(),
         "reasons": [list(decision) for decision in plan.decisions],
     }
     model = builders.add_test_time_views(experiment, network.model)
@@ -85,13 +74,9 @@ def open_trainer(
     phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     strategy: Strategy = ONE_DEVICE,
 ) -> Iterator[Trainer]:
-    """The trainer, ready to run; activations that the cache lacks are computed.
+    """The trainer of a network from `make_network`, ready to run; activations that the cache lacks are computed.
 
-    Args:
-        experiment: With its plan.
-        network: The extractor's backbone with heads that were fitted on frozen features.
-        phase: Measures the extraction.
-        strategy: The devices to train on.
+    The experiment has its plan; `phase` measures the extraction.
     """
     with ExitStack() as stack:
         with phase("extract activations"):
@@ -118,11 +103,6 @@ def _open_split(experiment: Experiment, stack: ExitStack, *, training: bool) -> 
             sources[cut] = builders.make_activation_source(part, of_views, recorded)
     factors = None if training else builders.find_class_factors(experiment)
     return builders.make_split(part, sources, training=training, class_factors=factors)
-
-
-def _digest(model: keras.Model) -> str:
-    """SHA-256 of all weights, 64 hexadecimal digits."""
-    return hashlib.sha256(b"".join(np.array(weight).tobytes() for weight in model.weights)).hexdigest()
 
 
 def _count_trained(network: Network, schedule: Schedule) -> int:

@@ -19,7 +19,7 @@ from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.regression import RidgeRegressionHead
 from tlkeras.training import builders
 from tlkeras.training.builders.experiment import Experiment
-from tlkeras.training.builders.fit_heads import SplitFeatures, find_groups, fit_heads
+from tlkeras.training.builders.heads import SplitFeatures, find_groups, fit_heads
 
 TaskProbabilities = dict[str, np.ndarray]
 """By task, float32 [n, k]."""
@@ -27,26 +27,18 @@ TaskProbabilities = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class FittedHeads:
-    """Heads on frozen features, and their predictions.
+    """Heads on frozen features, and their predictions."""
 
-    Attributes:
-        heads: By task.
-        predictions: Of the evaluated splits, by split.
-        probe: Of linear heads on the same features for the test images; None where the run's own heads are these.
-        fused: Of heads on each part of fused features for the test images, by task and rule; None without parts.
-    """
-
-    heads: dict[str, Head]
-    predictions: dict[str, TaskProbabilities]
-    probe: TaskProbabilities | None
-    fused: dict[str, dict[str, np.ndarray]] | None
+    heads: dict[str, Head]  # by task
+    predictions: dict[str, TaskProbabilities]  # of the evaluated splits, by split
+    probe: TaskProbabilities | None  # of linear heads for the test images; None where the run's own heads are these
+    fused: dict[str, dict[str, np.ndarray]] | None  # of heads on each part, by task and rule; None without parts
 
 
 def extract(experiment: Experiment) -> Activations:
     """The activations that the experiment needs of its images as they are, from the cache or computed.
 
-    Raises:
-        ResourceError: A head could not be fitted on the features in the memory that is free.
+    ResourceError if a head could not be fitted on the features in the memory that is free.
     """
     check_memory(len(experiment.dataset), experiment.extractor.pooled.output_shape[1:])
     builders.fit_recipe_codebooks(experiment)

@@ -13,23 +13,17 @@ from tlkeras.training import builders
 
 
 def pack(
-    recipe: str | Path | Recipe,
-    out: str | Path,
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    shard_mb: int = 128,
+    recipe: str | Path | Recipe, out: str | Path, overrides: Mapping[str, Any] | None = None, *, shard_mb: int = 128
 ) -> PackResult:
     """The images of a recipe or a source written to few large TFRecord files, with a manifest of them.
+
+    DataError if the folder exists, or no image can be read; ResourceError if it cannot be written.
 
     Args:
         recipe: A recipe, or a source: a folder of classes, a manifest, "tfds:NAME" or a packaged set.
         out: A new folder.
         overrides: Values by dotted key.
         shard_mb: Approximate size of a file in megabytes.
-
-    Raises:
-        DataError: The folder exists, or no image can be read.
-        ResourceError: It cannot be written.
     """
     resolved, _ = load_recipe_or_source(recipe, overrides)
     return write_tfrecords(builders.read_source(resolved), out, shard_mb * 2**20)

@@ -28,25 +28,18 @@ from tlkeras.training.frozen import FittedHeads, TaskProbabilities
 
 
 def train(
-    recipe: str | Recipe,
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    quick: bool = False,
-    runs: str | Path = RUNS,
+    recipe: str | Recipe, overrides: Mapping[str, Any] | None = None, *, quick: bool = False, runs: str | Path = RUNS
 ) -> Run:
     """The finished run of a recipe, in a new directory; `evaluate` tells how good it is.
 
-    What can be known before the first batch (unreadable source, unknown column, too few images, missing weights)
-    is raised before the directory is made.
+    A TlkerasError tells what is in the way; what can be known before the first batch (unreadable source, unknown
+    column, too few images, missing weights) is raised before the directory is made.
 
     Args:
         recipe: Name of a shipped recipe, path of a YAML file, or a `Recipe`.
         overrides: Values by dotted key, such as `{"data.seed": 1}`.
         quick: Shrink the run to seconds; its figures then mean nothing.
         runs: Folder of the run directories.
-
-    Raises:
-        TlkerasError: What is in the way, in the user's words.
     """
     resolved = load_recipe(recipe, overrides, quick=quick)
     return _train(resolved, lambda: create_run(Path(runs), resolved.name))
@@ -55,11 +48,8 @@ def train(
 def resume(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> Run:
     """The finished run that went on, from its newest checkpoint, where an interrupted, killed or failed one stopped.
 
-    On the same machine it ends with the same bits as a run that was never stopped.
-
-    Raises:
-        RunError: There is no such run, it has finished, or another process is writing it.
-        TlkerasError: What else is in the way.
+    On the same machine it ends with the same bits as a run that was never stopped. RunError if there is no such run, it
+    has finished, or another process is writing it; a TlkerasError tells what else is in the way.
     """
     stopped = find_resumable_run(run, Path(runs))
     return _train(load_recipe(stopped.require("recipe.yaml")), lambda: stopped)
@@ -70,7 +60,8 @@ def _train(recipe: Recipe, place: Callable[[], Run]) -> Run:
     start = time.perf_counter()
     strategy = builders.make_strategy(recipe)
     experiment = builders.prepare(recipe)
-    run = place() if strategy.is_chief else create_run(_make_scratch(), recipe.name)
+    # a worker writes into a folder that nobody keeps
+    run = place() if strategy.is_chief else create_run(Path(tempfile.mkdtemp(prefix="tlkeras-worker-")), recipe.name)
     run.phases |= {
         "load libraries": round(take_import_seconds(), 3),
         "build backbone": round(time.perf_counter() - start, 3),
@@ -85,11 +76,6 @@ def _train(recipe: Recipe, place: Callable[[], Run]) -> Run:
     return run
 
 
-def _make_scratch() -> Path:
-    """A folder for what a worker writes; only the chief's run is kept."""
-    return Path(tempfile.mkdtemp(prefix="tlkeras-worker-"))
-
-
 def _run_training(experiment: Experiment, run: Run, strategy: Strategy) -> None:
     """All steps of a training, in order."""
     with run.phase("check images"):
@@ -101,19 +87,20 @@ def _run_training(experiment: Experiment, run: Run, strategy: Strategy) -> None:
     with features, run.phase("fit head"):
         fitted = frozen.fit(readable, features)
     tuned = fine_tune(readable, run, fitted.heads, strategy) if whole.plan is not None else None
-    model = _attach_heads(readable, fitted) if tuned is None else tuned.model
+    if tuned is None:
+        model = attach_heads(readable.extractor.pooled, fitted.heads, readable.recipe.name)
+        model = builders.add_test_time_views(readable, model)
+    else:
+        model = tuned.model
     predictions = _predict(readable, run, model, fitted, tuned)
     with run.phase("write run"):
         write_images(run, whole.dataset, [*whole.dataset.rejected, *features.rejected])
         _write_model(run, readable, model, predictions)
         _write_fit(run, readable, features, fitted, tuned)
-    _finish(run, strategy)
-
-
-def _attach_heads(experiment: Experiment, fitted: FittedHeads) -> keras.Model:
-    """The model from images to probabilities: the frozen network with the heads behind it."""
-    model = attach_heads(experiment.extractor.pooled, fitted.heads, experiment.recipe.name)
-    return builders.add_test_time_views(experiment, model)
+    if not strategy.is_chief:
+        run.update_manifest(worker=strategy.worker)
+    run.finish()
+    Checkpoints(run.path / CHECKPOINTS).clear()
 
 
 def _predict(
@@ -176,10 +163,3 @@ def _write_fit(
             plot_history([{**row, "best": row["epoch"] == tuned.best_epoch} for row in tuned.history], aside)
         facts["finetuning"] = tuned.facts
     run.update_manifest(**facts)
-
-
-def _finish(run: Run, strategy: Strategy) -> None:
-    if not strategy.is_chief:
-        run.update_manifest(worker=strategy.worker)
-    run.finish()
-    Checkpoints(run.path / CHECKPOINTS).clear()

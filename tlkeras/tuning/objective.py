@@ -19,8 +19,8 @@ from tlkeras.errors import DataError
 from tlkeras.finetuning.metrics import measure, measure_number
 from tlkeras.heads.heads import Head
 from tlkeras.training import builders
-from tlkeras.training.builders.fit_heads import SplitFeatures, fit_heads
-from tlkeras.training.builders.trials import dataset_key, features_key, fine_tunes
+from tlkeras.training.builders.heads import SplitFeatures, fit_heads
+from tlkeras.training.builders.variants import dataset_key, features_key, fine_tunes
 from tlkeras.training.finetune import open_trainer
 from tlkeras.training.frozen import read_split
 from tlkeras.tuning.model_pool import CompiledModelCache

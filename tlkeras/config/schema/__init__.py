@@ -6,16 +6,34 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from tlkeras.config.schema.adaptation import FINE_TUNING_METHODS, NETWORK_METHODS, DomainAdaptationConfig
-from tlkeras.config.schema.data import AugmentationConfig, DataConfig
-from tlkeras.config.schema.evaluation import CacheConfig, EvaluationConfig
+from tlkeras.config.schema.data import (
+    FINE_TUNING_METHODS,
+    NETWORK_METHODS,
+    AugmentationConfig,
+    DataConfig,
+    DomainAdaptationConfig,
+)
 from tlkeras.config.schema.features import NO_BACKBONE, BackboneConfig, FeaturesConfig
 from tlkeras.config.schema.fields import ConfigSection
 from tlkeras.config.schema.finetuning import FineTuningConfig, Stage
 from tlkeras.config.schema.heads import FEATURE_MAP_HEADS, SINGLE_LABEL_HEADS, HeadConfig, LinearConfig, TrainingConfig
 from tlkeras.config.schema.tuning import TuningConfig
 
-__all__ = ["ConfigSection", "FineTuningConfig", "Recipe", "Stage"]
+__all__ = ["ConfigSection", "EvaluationConfig", "FineTuningConfig", "Recipe", "Stage"]
+
+
+class EvaluationConfig(ConfigSection):
+    """The bootstrap of confidence intervals."""
+
+    bootstrap_samples: int = Field(default=2000, ge=100, le=100_000)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+class CacheConfig(ConfigSection):
+    """The folder of cached activations, and its maximum size."""
+
+    root: str | None = None
+    budget_gb: float = Field(default=50.0, gt=0, le=1e6, allow_inf_nan=False)
 
 
 class Recipe(ConfigSection):
@@ -36,42 +54,36 @@ class Recipe(ConfigSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_loss(cls, values: Any) -> Any:
-        """With several labels per image the default loss is sigmoid."""
-        data, options = (values.get(name) for name in ("data", "finetuning")) if isinstance(values, dict) else (0, 0)
-        if not (isinstance(data, dict) and data.get("separator") and isinstance(options, dict)):
-            return values
-        loss = options.get("loss", {})
-        given = {"kind": "sigmoid", **loss} if isinstance(loss, dict) else loss
-        return {**values, "finetuning": {**options, "loss": given}}
+    def _choose_defaults(cls, values: Any) -> Any:
+        """The loss is sigmoid with several labels per image; the last epoch is kept across domains.
 
-    @model_validator(mode="before")
-    @classmethod
-    def _default_keep(cls, values: Any) -> Any:
-        """Across domains the last epoch is kept: the source's validation set does not show which suits the target."""
-        if not (
-            isinstance(values, dict) and values.get("domain_adaptation") and isinstance(values.get("finetuning"), dict)
-        ):
+        There the source's validation set does not show which epoch suits the target.
+        """
+        options = values.get("finetuning") if isinstance(values, dict) else None
+        if not isinstance(options, dict):
             return values
-        return {**values, "finetuning": {"keep": "last", **values["finetuning"]}}
+        if values.get("domain_adaptation"):
+            options = {"keep": "last", **options}
+        data, loss = values.get("data"), options.get("loss", {})
+        if isinstance(data, dict) and data.get("separator") and isinstance(loss, dict):
+            options = {**options, "loss": {"kind": "sigmoid", **loss}}
+        return {**values, "finetuning": options}
 
     @model_validator(mode="after")
     def _check_domains(self) -> Recipe:
         if self.domain_adaptation is None:
             return self
-        conflicts = []
-        if self.finetuning is not None:
-            conflicts += _list_adaptation_conflicts(self, self.domain_adaptation)
-        if self.data.separator or any(task.kind == "multilabel" for task in (self.data.tasks or {}).values()):
+        conflicts, method = _list_adaptation_conflicts(self, self.domain_adaptation), self.domain_adaptation.method
+        kinds = {task.kind for task in (self.data.tasks or {}).values()}
+        if self.data.separator or "multilabel" in kinds:
             conflicts.append("images with several labels are not supported")
-        if any(task.kind == "regression" for task in (self.data.tasks or {}).values()):
+        if "regression" in kinds:
             conflicts.append("regression is not supported: remove it from data.tasks")
         if self.head.kind in FEATURE_MAP_HEADS:
             conflicts.append(f"vectors are aligned, but head.kind {self.head.kind} takes maps")
-        elif self.domain_adaptation.method in NETWORK_METHODS:
+        elif method in NETWORK_METHODS:
             ignored = [f"head.kind {self.head.kind}"] if self.head.kind != "linear" else []
             ignored += ["features.selection"] if self.features.selection else []
-            method = self.domain_adaptation.method
             conflicts += [f"{method} trains a network of its own: remove {name}" for name in ignored]
         if self.domain_adaptation.correction == "confusion" and self.data.validation == 0:
             conflicts.append("correction confusion needs validation images: set data.validation")
@@ -109,6 +121,8 @@ class Recipe(ConfigSection):
 def _list_adaptation_conflicts(recipe: Recipe, adaptation: DomainAdaptationConfig) -> list[str]:
     """Settings that conflict with fine-tuning across domains."""
     options, augmentation = recipe.finetuning, recipe.augmentation
+    if options is None:
+        return []
     conflicts = []
     if adaptation.method not in FINE_TUNING_METHODS:
         methods = ", ".join(FINE_TUNING_METHODS)
@@ -117,7 +131,7 @@ def _list_adaptation_conflicts(recipe: Recipe, adaptation: DomainAdaptationConfi
         conflicts.append("a correction needs frozen features: remove it or finetuning")
     if augmentation.mixup or augmentation.cutmix:
         conflicts.append("images of both domains would be mixed: remove augmentation.mixup and cutmix")
-    if options is not None and options.balanced_sampling:
+    if options.balanced_sampling:
         conflicts.append("domains are sampled equally often, so finetuning.balanced_sampling cannot balance classes")
     return conflicts
 

@@ -1,4 +1,4 @@
-"""Sections `data` and `augmentation`."""
+"""Sections `data`, `augmentation` and `domain_adaptation`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from tlkeras.config.schema.fields import ConfigSection, Fraction, Names, auto_as_none
+from tlkeras.config.schema.fields import ConfigSection, Fraction, Names, RegularizationStrength, auto_as_none
+
+NETWORK_METHODS = ("dann", "cdan", "mmd", "deep_coral", "mcc")
+"""Methods that train a network in the place of the recipe's head."""
+
+FINE_TUNING_METHODS = ("none", *NETWORK_METHODS)
+"""Methods that fine-tuning supports; all others align frozen features."""
 
 
 def _check_policy(value: Any) -> Any:
@@ -81,3 +87,19 @@ class AugmentationConfig(ConfigSection):
     cutmix: float = Field(default=0.0, ge=0, le=10)
     test_time: bool = False
     device: Literal["auto", "pipeline", "graph"] = "auto"
+
+
+class DomainAdaptationConfig(ConfigSection):
+    """The values of `data.domain` that are the labelled source and the target, and the method of adaptation.
+
+    Labels of target images are never learned from: those of the test split are evaluated on, all others are ignored.
+    """
+
+    source: Names = Field(min_length=1)
+    target: Names = Field(min_length=1)
+    method: Literal[
+        "none", "coral", "transport", "subspace", "joint_pca", "tca", "jda", "dann", "cdan", "mmd", "deep_coral", "mcc"
+    ] = "coral"
+    components: int = Field(default=30, ge=1, le=4096)
+    weight: RegularizationStrength | None = None
+    correction: Literal["none", "confusion", "likelihood"] = "none"

@@ -32,8 +32,7 @@ def _check_stages(value: Any) -> Any:
 def parse_unfreeze(value: Any) -> int | str:
     """The number of blocks to unfreeze, from 2 or "2 blocks"; "all" and "auto" as they are.
 
-    Raises:
-        ValueError: It is none of these; the message is a sentence that names the nearest.
+    ValueError if it is none of these: a sentence that names the nearest.
     """
     if value in ("all", "auto") or (type(value) is int and value >= 0):
         return value
@@ -53,6 +52,8 @@ def _check_unfreeze(value: Any) -> Any:
 class Stage(ConfigSection):
     """A stretch of fine-tuning in which the same blocks train: `Stage("head", 0, 1e-3, epochs=5)`.
 
+    A RecipeError names all values that cannot be used.
+
     Attributes:
         unfreeze: Blocks that train, counted from the top: a number, "2 blocks", "all", or "auto" (all, each at a rate
             found from its gradients; the multipliers are the ceiling).
@@ -61,9 +62,6 @@ class Stage(ConfigSection):
             cosine for a stage of exact length, constant until a plateau.
         batch_norm: Batch norm in blocks that train: "frozen" changes nothing, "affine" trains scale and offset,
             "reestimate" recomputes the statistics before the stage, "train" trains it as Keras does.
-
-    Raises:
-        RecipeError: Values that cannot be used; names all of them.
     """
 
     name: str = Field(min_length=1)  # shown in logs and charts
@@ -114,20 +112,14 @@ class Stage(ConfigSection):
         unfreeze = parse_unfreeze(self.unfreeze)
         count = total if isinstance(unfreeze, str) else unfreeze
         if count > total:
-            raise RecipeError(
-                f"Stage {self.name!r} unfreezes more blocks than the backbone has.",
-                f"{count} of {total}",
-                "All of them is `all`.",
-            )
+            rule = f"Stage {self.name!r} unfreezes more blocks than the backbone has."
+            raise RecipeError(rule, f"{count} of {total}", "All of them is `all`.")
         return count
 
     def multipliers(self, total: int) -> tuple[float, ...]:
         """Rate of each block as a fraction of the head's, from input to output; 0.0 where it is frozen.
 
-        Rates that shrink from block to block are those of ULMFiT (Howard and Ruder, 2018).
-
-        Raises:
-            RecipeError: The backbone has fewer blocks than the stage unfreezes.
+        Rates that shrink from block to block are those of ULMFiT (Howard and Ruder, 2018). Errors as `count_blocks`.
         """
         count = self.count_blocks(total)
         training = [self.backbone_lr_multiplier * self.layer_decay**depth for depth in range(count)]
@@ -148,14 +140,10 @@ def _explain_problem(problem: Mapping[str, Any]) -> str:
 
 
 class SoftmaxConfig(ConfigSection):
-    """Cross entropy: every image is of one class.
-
-    Attributes:
-        smoothing: Fraction of the target spread evenly over all classes (Szegedy et al., CVPR 2016, section 7).
-    """
+    """Cross entropy: every image is of one class."""
 
     kind: Literal["softmax"] = "softmax"
-    smoothing: Fraction = 0.0
+    smoothing: Fraction = 0.0  # of the target, spread evenly over all classes (Szegedy et al., CVPR 2016, section 7)
 
 
 class FocalConfig(ConfigSection):
@@ -204,17 +192,10 @@ class LearningWithoutForgettingConfig(ConfigSection):
     temperature: float = Field(default=2.0, gt=0, le=100)  # divisor of the logits
 
 
-LossConfig = Annotated[
-    Annotated[SoftmaxConfig | FocalConfig | SigmoidConfig, Field(discriminator="kind")], default_kind("softmax")
-]
-
-RegularizerConfig = Annotated[
-    Annotated[
-        NoRegularizerConfig | L2SPConfig | BatchSpectralShrinkageConfig | LearningWithoutForgettingConfig,
-        Field(discriminator="kind"),
-    ],
-    default_kind("none"),
-]
+_Losses = SoftmaxConfig | FocalConfig | SigmoidConfig
+_Regularizers = NoRegularizerConfig | L2SPConfig | BatchSpectralShrinkageConfig | LearningWithoutForgettingConfig
+LossConfig = Annotated[Annotated[_Losses, Field(discriminator="kind")], default_kind("softmax")]
+RegularizerConfig = Annotated[Annotated[_Regularizers, Field(discriminator="kind")], default_kind("none")]
 
 
 class FineTuningConfig(ConfigSection):

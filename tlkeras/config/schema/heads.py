@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -10,27 +11,22 @@ from pydantic import BeforeValidator, Field, model_validator
 from tlkeras.config.schema.fields import ConfigSection, Fraction, PositiveFloat, default_kind
 
 
-def _check_strength(value: Any) -> Any:
-    if value != "auto" and not (type(value) in (int, float) and 0 < value < math.inf):
-        raise ValueError(f"take 'auto' or a number above 0. Received: {value!r}.")
-    return value
+def _take(*words: str, or_number: str, fits: Callable[[float], bool]) -> BeforeValidator:
+    """A validator of one of the words, or of a number that fits."""
+
+    def check(value: Any) -> Any:
+        if value not in words and not (type(value) in (int, float) and fits(value)):
+            raise ValueError(f"take {', '.join(map(repr, words))} or {or_number}. Received: {value!r}.")
+        return value
+
+    return BeforeValidator(check)
 
 
-def _check_shrinkage(value: Any) -> Any:
-    if value != "auto" and not (type(value) in (int, float) and 0 <= value <= 1):
-        raise ValueError(f"take 'auto' or a number from 0 to 1. Received: {value!r}.")
-    return value
-
-
-def _check_gamma(value: Any) -> Any:
-    if value not in ("median", "search") and not (type(value) in (int, float) and 0 < value < math.inf):
-        raise ValueError(f"take 'median', 'search' or a number above 0. Received: {value!r}.")
-    return value
-
-
-AutoStrength = Annotated[Literal["auto"] | float, BeforeValidator(_check_strength)]
-AutoShrinkage = Annotated[Literal["auto"] | float, BeforeValidator(_check_shrinkage)]
-AutoGamma = Annotated[Literal["median", "search"] | float, BeforeValidator(_check_gamma)]
+_POSITIVE: dict[str, Any] = {"or_number": "a number above 0", "fits": lambda number: 0 < number < math.inf}
+_SHARE: dict[str, Any] = {"or_number": "a number from 0 to 1", "fits": lambda number: 0 <= number <= 1}
+AutoStrength = Annotated[Literal["auto"] | float, _take("auto", **_POSITIVE)]
+AutoShrinkage = Annotated[Literal["auto"] | float, _take("auto", **_SHARE)]
+AutoGamma = Annotated[Literal["median", "search"] | float, _take("median", "search", **_POSITIVE)]
 ClassWeighting = Literal["none", "balanced"]
 FoldCount = Annotated[int, Field(ge=2)]
 LayerWidth = Annotated[int, Field(ge=1, le=65_536)]
@@ -43,11 +39,7 @@ RecurrentCell = Literal["gru", "lstm"]
 
 
 def check_approximation(approximation: KernelApproximation, kernel: KernelName) -> None:
-    """Check that a kernel has the approximation.
-
-    Raises:
-        ValueError: Random Fourier features of another kernel than rbf and laplacian.
-    """
+    """ValueError for random Fourier features of another kernel than rbf and laplacian."""
     if approximation == "fourier" and kernel not in ("rbf", "laplacian"):
         raise ValueError(f"approximation fourier exists for the kernels rbf and laplacian only. Received: {kernel!r}.")
 
@@ -166,20 +158,9 @@ class TransformerConfig(ConfigSection):
     class_weight: ClassWeighting = "none"
 
 
-_Any = (
-    LinearConfig
-    | RidgeConfig
-    | SvmConfig
-    | CentroidConfig
-    | LdaConfig
-    | CosineConfig
-    | KernelConfig
-    | DeepConfig
-    | RecurrentConfig
-    | AttentionConfig
-    | TransformerConfig
-)
-HeadConfig = Annotated[Annotated[_Any, Field(discriminator="kind")], default_kind("linear")]
+_LinearHeads = LinearConfig | RidgeConfig | SvmConfig | CentroidConfig | LdaConfig | CosineConfig | KernelConfig
+_KerasHeads = DeepConfig | RecurrentConfig | AttentionConfig | TransformerConfig
+HeadConfig = Annotated[Annotated[_LinearHeads | _KerasHeads, Field(discriminator="kind")], default_kind("linear")]
 SINGLE_LABEL_HEADS = ("centroid", "lda", "cosine")
 """Kinds that separate classes and do not support several labels."""
 FEATURE_MAP_HEADS = ("recurrent", "attention", "transformer")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from tlkeras.config.schema.handcrafted import ColorHistogramConfig, HogConfig, LbpConfig, SiftConfig
+from tlkeras.config.schema.features import ColorHistogramConfig, HogConfig, LbpConfig, SiftConfig
 from tlkeras.errors import MissingExtraError, RecipeError, suggest
 from tlkeras.features.handcrafted.encodings import LOCAL, Codebook, encode, shape_codebook
 

@@ -1,14 +1,14 @@
 """The only interpreter of a recipe: from its sections to the objects of the other rooms."""
 
+# ruff: noqa: F401  (the names are for the other rooms)
 from tlkeras.data.tables import TARGET
 from tlkeras.training.builders.adaptation import adapt_heads, adapts_domains, evaluated_splits
 from tlkeras.training.builders.data import (
-    cache_root,
     check_recipe_data_service,
+    data_source,
     describe_origin,
     image_size,
     list_licences,
-    locate_source,
     make_recipe_policy,
     open_cache,
     preprocessing_config,
@@ -17,9 +17,6 @@ from tlkeras.training.builders.data import (
     read_source,
     split_dataset,
 )
-from tlkeras.training.builders.depths import extract_depths
-from tlkeras.training.builders.distribution import make_strategy
-from tlkeras.training.builders.evaluation import data_source, feature_engine, make_linear_head
 from tlkeras.training.builders.experiment import Experiment, require_plan
 from tlkeras.training.builders.features import (
     CACHE_DTYPE,
@@ -30,7 +27,9 @@ from tlkeras.training.builders.features import (
     build_feature_extractor,
     count_cache_misses,
     count_missing_features,
+    extract_depths,
     extract_features,
+    feature_engine,
     fit_recipe_codebooks,
     fused_widths,
     list_handcrafted_kinds,
@@ -47,59 +46,6 @@ from tlkeras.training.builders.finetuning import (
     make_split,
     make_trainer,
 )
-from tlkeras.training.builders.heads import make_recipe_head, training_seed
-from tlkeras.training.builders.preparation import plan, prepare, validate
-
-__all__ = [
-    "CACHE_DTYPE",
-    "PLAIN_VIEWS",
-    "TARGET",
-    "Experiment",
-    "activations_needed",
-    "adapt_heads",
-    "adapts_domains",
-    "add_test_time_views",
-    "averages_views",
-    "build_feature_extractor",
-    "cache_root",
-    "check_recipe_data_service",
-    "count_cache_misses",
-    "count_missing_features",
-    "data_source",
-    "describe_origin",
-    "evaluated_splits",
-    "extract_depths",
-    "extract_features",
-    "feature_engine",
-    "find_class_factors",
-    "fit_recipe_codebooks",
-    "fused_widths",
-    "image_size",
-    "list_handcrafted_kinds",
-    "list_kept",
-    "list_licences",
-    "locate_source",
-    "make_activation_source",
-    "make_callbacks",
-    "make_image_source",
-    "make_linear_head",
-    "make_network",
-    "make_recipe_head",
-    "make_recipe_policy",
-    "make_split",
-    "make_strategy",
-    "make_trainer",
-    "open_cache",
-    "plan",
-    "predict_images",
-    "prepare",
-    "preprocessing_config",
-    "read_dataset",
-    "read_other_dataset",
-    "read_source",
-    "require_plan",
-    "split_dataset",
-    "training_seed",
-    "training_views",
-    "validate",
-]
+from tlkeras.training.builders.heads import make_linear_head, make_recipe_head, training_seed
+from tlkeras.training.builders.preparation import make_strategy, plan, prepare, validate
+from tlkeras.training.builders.variants import locate_source

@@ -18,8 +18,7 @@ from tlkeras.heads.heads import Head
 def keep_domains(recipe: Recipe, dataset: Dataset) -> Dataset:
     """The images of the recipe's domains; all where it has none.
 
-    Raises:
-        DataError: There are no images of a domain, or one is both source and target.
+    DataError if there are no images of a domain, or one is both source and target.
     """
     adaptation = recipe.domain_adaptation
     if adaptation is None:

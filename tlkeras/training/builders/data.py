@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.data_service import check_data_service
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.sources.folders import read_table
+from tlkeras.data.sources.folders import iter_image_files, read_table
 from tlkeras.data.splits import assign_splits, check_splits, subsample
 from tlkeras.data.tables import (
     Dataset,
@@ -36,13 +36,18 @@ def read_source(recipe: Recipe) -> ImageTable:
     return read_table(recipe.data.source, store=cache_root(recipe) / "images")
 
 
-def locate_source(recipe: Recipe, folder: str) -> Recipe:
-    """The recipe with a relative source as seen from the folder in which a run was made."""
-    source = recipe.data.source
-    there = os.path.join(folder, os.path.expanduser(source))
-    if os.path.exists(source) or not os.path.exists(there):
-        return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": there})})
+def data_source(recipe: Recipe) -> str:
+    """The source of the images, as in `data.source`."""
+    return recipe.data.source
+
+
+def list_source_images(recipe: Recipe) -> tuple[str, Callable[[], Iterable[str]]]:
+    """The folder of a source's images, and a function that lists their paths; folders are walked through lazily."""
+    folder = os.path.realpath(os.path.expanduser(recipe.data.source))
+    if os.path.isdir(folder):
+        return folder, lambda: iter_image_files(folder, [])
+    table = read_source(recipe)
+    return str(table.root), lambda: table.paths
 
 
 def read_dataset(recipe: Recipe) -> Dataset:
@@ -58,17 +63,14 @@ def read_dataset(recipe: Recipe) -> Dataset:
         separator=_list_kinds(recipe),
     )
     dataset = keep_domains(recipe, dataset)
-    target = is_target(recipe, dataset)
-    dataset = drop_unlabelled(dataset, target)
-    dataset = replace(dataset, resize=data.resize)
+    dataset = replace(drop_unlabelled(dataset, is_target(recipe, dataset)), resize=data.resize)
     return subsample(dataset, data.limit, data.seed) if data.limit else dataset
 
 
 def read_other_dataset(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Dataset:
     """Labelled images of another source, to evaluate a run on: its test split where the source has splits.
 
-    Raises:
-        DataError: The source cannot be read, or its labels are not those of the tasks.
+    DataError if the source cannot be read, or its labels are not those of the tasks.
     """
     data = recipe.data
     table = _name_tasks(recipe, read_table(source, store=cache_root(recipe) / "images"))
@@ -98,8 +100,7 @@ def _list_kinds(recipe: Recipe) -> str | dict[str, dict[str, str]] | None:
 def split_dataset(recipe: Recipe, dataset: Dataset) -> Dataset:
     """The images with the split of each: "train", "validation" or "test", and `TARGET` across domains.
 
-    Raises:
-        DataError: A class has nothing to learn from, or there is nothing to measure on.
+    DataError if a class has nothing to learn from, or there is nothing to measure on.
     """
     data = recipe.data
     splits = assign_splits(dataset, data.validation, data.test, data.seed, data.split_tolerance)
@@ -109,11 +110,9 @@ def split_dataset(recipe: Recipe, dataset: Dataset) -> Dataset:
 
 
 def check_recipe_data_service(recipe: Recipe, dataset: Dataset) -> None:
-    """Make sure that the recipe's data service, if it has one, is there and can read the images.
+    """Make sure that a recipe's data service, if it has one, can read the images.
 
-    Raises:
-        DataError: The images are packed.
-        RunError: Nobody listens.
+    DataError if they are packed; RunError if nobody listens.
     """
     if recipe.training.data_service is not None:
         check_data_service(recipe.training.data_service, dataset.paths.tolist())
@@ -135,17 +134,12 @@ def describe_origin(recipe: Recipe) -> dict[str, str]:
 
 
 def list_licences(recipe: Recipe, facts: Mapping[str, str]) -> dict[str, str]:
-    """Licences of the images and of the weights that a run starts from.
-
-    Args:
-        facts: What the source says of its images.
-    """
+    """Licences of the images, of which the source says `facts`, and of the weights that a run starts from."""
     try:
         weights = find_backbone(recipe.backbone.name).licence if recipe.backbone.weights != "none" else "none needed"
     except BackboneError:
         weights = "unknown"
-    images = facts.get("licence") or "not recorded"
-    return {"images": images, "weights that it started from": weights}
+    return {"images": facts.get("licence") or "not recorded", "weights that it started from": weights}
 
 
 def data_seed(recipe: Recipe) -> int:
@@ -154,11 +148,7 @@ def data_seed(recipe: Recipe) -> int:
 
 
 def decode_recipe_image(recipe: Recipe, path: str) -> np.ndarray:
-    """One image at the backbone's input size, uint8 [size, size, 3].
-
-    Raises:
-        ImageError: The file cannot be decoded.
-    """
+    """One image at the backbone's input size, uint8 [size, size, 3]; ImageError if the file cannot be decoded."""
     return decode_file(path, image_size(recipe), recipe.data.resize)
 
 

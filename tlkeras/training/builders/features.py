@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from tlkeras.backbones.blocks import CutPoint, find_blocks, find_cut, find_cuts
 from tlkeras.backbones.builder import build_backbone, build_pretrained_classifier
 from tlkeras.backbones.test_time_augmentation import add_test_time_augmentation, check_map
+from tlkeras.backbones.weights import fingerprint
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.config.schema.heads import FEATURE_MAP_HEADS
@@ -17,12 +19,13 @@ from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, number
 from tlkeras.data.tables import TARGET, Dataset
 from tlkeras.errors import RecipeError
 from tlkeras.features import extraction, fusion
-from tlkeras.features.extraction import Activations, extract_activations
-from tlkeras.features.extractor import POOLED, SOURCE_LOGITS, FeatureExtractor
+from tlkeras.features.engines import Engine, make_engine
+from tlkeras.features.extraction import Activations, average_positions, extract_activations
+from tlkeras.features.extractor import POOLED, SOURCE_LOGITS, FeatureExtractor, source_log_probabilities
 from tlkeras.features.fusion import add_layers, concatenate_backbones, extract_taps, find_taps
 from tlkeras.features.handcrafted import codebooks
-from tlkeras.features.handcrafted.layer import HandcraftedFeatures, make_layers
-from tlkeras.features.pooling import pool
+from tlkeras.features.handcrafted.layer import HandcraftedFeatures, list_handcrafted, make_layers
+from tlkeras.features.pooling import pool, pool_tensor
 from tlkeras.heads.heads import order_outputs
 from tlkeras.training.builders.data import image_size, make_recipe_policy, open_cache
 from tlkeras.training.builders.experiment import Experiment
@@ -36,8 +39,7 @@ PLAIN_VIEWS: tuple[AugmentedView, ...] = (IDENTITY_VIEW,)
 def build_feature_extractor(recipe: Recipe) -> FeatureExtractor:
     """The frozen network, with its weights; codebooks of handcrafted features are still to be learned.
 
-    Raises:
-        TlkerasError: There is no such backbone, depth or weights, or no map for `augmentation.test_time` to average.
+    TlkerasError if there is no such backbone, depth or weights, or no map for `augmentation.test_time` to average.
     """
     extractor = _build_prefix(recipe)
     _choose_orientations(recipe, extractor)
@@ -69,17 +71,15 @@ def _fuse_features(recipe: Recipe, whole: keras.Model, cut: CutPoint) -> keras.M
     first = extract_taps(whole, find_taps(whole, options.taps) if options.taps else [cut], pooling)
     others = [build_backbone(other.name, size=image_size(recipe), weights=other.weights) for other in options.backbones]
     layers = _make_handcrafted(recipe)
-    return (
-        concatenate_backbones(first, [pool(other, pooling) for other in others], layers) if others or layers else first
-    )
+    if not others and not layers:
+        return first
+    return concatenate_backbones(first, [pool(other, pooling) for other in others], layers)
 
 
 def _choose_orientations(recipe: Recipe, extractor: FeatureExtractor) -> int:
     """The number of orientations that the finished network averages; 1 if an image is taken as it is.
 
-    Raises:
-        RecipeError: The recipe's policy has no numbered orientations.
-        BackboneError: The backbone has no map to average.
+    RecipeError if the recipe's policy has no numbered orientations; BackboneError if there is no map to average.
     """
     if not recipe.augmentation.test_time:
         return 1
@@ -116,27 +116,19 @@ def _make_handcrafted(recipe: Recipe) -> list[HandcraftedFeatures]:
 def fit_recipe_codebooks(experiment: Experiment) -> int:
     """Fit the codebooks of handcrafted features on training images, or read them from the cache; the number fitted.
 
-    Raises:
-        DataError: The training images have too few descriptors.
-        ResourceError: The cache cannot be written.
+    DataError if the training images have too few descriptors; ResourceError if the cache cannot be written.
     """
     recipe, dataset = experiment.recipe, experiment.dataset
     if not recipe.features.handcrafted:
         return 0
-    training = dataset.take(dataset.rows("train"))
-    seed = recipe.training.seed
+    training, seed = dataset.take(dataset.rows("train")), recipe.training.seed
     return codebooks.fit_codebooks(experiment.extractor.pooled, training, open_cache(recipe), seed=seed)
 
 
 def extract_features(
-    experiment: Experiment,
-    taps: Sequence[str] = (POOLED,),
-    views: Sequence[AugmentedView] = (IDENTITY_VIEW,),
+    experiment: Experiment, taps: Sequence[str] = (POOLED,), views: Sequence[AugmentedView] = (IDENTITY_VIEW,)
 ) -> Activations:
-    """The activations of the experiment's images at each tap (`POOLED`, `SOURCE_LOGITS`, or the name of a cut).
-
-    What the cache lacks is computed.
-    """
+    """Activations at each tap (`POOLED`, `SOURCE_LOGITS` or the name of a cut); what the cache lacks is computed."""
     recipe, extractor = experiment.recipe, experiment.extractor
     return extract_activations(
         extractor.join(taps),
@@ -177,8 +169,7 @@ def training_views(experiment: Experiment) -> tuple[AugmentedView, ...]:
 def count_cache_misses(experiment: Experiment) -> tuple[int, int]:
     """The number of images, each view counted, that the cache lacks, and the number that a training needs.
 
-    Raises:
-        ResourceError: They would not fit the cache's budget or the disk.
+    ResourceError if they would not fit the cache's budget or the disk.
     """
     missing, needed = 0, 0
     for taps, views, part in _list_passes(experiment):
@@ -188,11 +179,7 @@ def count_cache_misses(experiment: Experiment) -> tuple[int, int]:
 
 
 def count_missing_features(experiment: Experiment) -> int:
-    """The number of images whose features the cache lacks.
-
-    Raises:
-        ResourceError: They would not fit the cache's budget or the disk.
-    """
+    """The number of images whose features the cache lacks; ResourceError as of `count_cache_misses`."""
     return _count_misses(experiment, (POOLED,), PLAIN_VIEWS)
 
 
@@ -201,29 +188,23 @@ def _count_misses(experiment: Experiment, taps: Sequence[str], views: Sequence[A
     cache = open_cache(recipe)
     if cache is None:
         return len(experiment.dataset) * len(views)
-    facts, precisions = extractor.describe(taps, recipe.backbone.name), _choose_precisions(recipe, taps)
-    return extraction.count_cache_misses(
-        extractor.join(taps), experiment.dataset, facts, cache, precisions, views=views
-    )
+    facts, dtypes = extractor.describe(taps, recipe.backbone.name), _choose_precisions(recipe, taps)
+    return extraction.count_cache_misses(extractor.join(taps), experiment.dataset, facts, cache, dtypes, views=views)
 
 
 def _list_passes(experiment: Experiment) -> list[tuple[tuple[str, ...], Sequence[AugmentedView], Experiment]]:
     """Taps, views and images of all that a training extracts, nothing twice."""
-    passes: list[tuple[tuple[str, ...], Sequence[AugmentedView], Experiment]] = []
-    passes.append((activations_needed(experiment), PLAIN_VIEWS, experiment))
+    passes: list[tuple[tuple[str, ...], Sequence[AugmentedView], Experiment]]
+    passes = [(activations_needed(experiment), PLAIN_VIEWS, experiment)]
     if experiment.plan is not None:
         views = training_views(experiment)
         drawn = [view for view in views if view.facts()]
-        passes.append((list_kept(experiment), drawn, experiment.take(training_mask(experiment))))
+        trained = np.isin(experiment.dataset.split, ("train", TARGET))  # with their labels or without
+        passes.append((list_kept(experiment), drawn, experiment.take(trained)))
         if len(drawn) == len(views):
             held_out = experiment.take(experiment.dataset.rows("validation"))
             passes.append((experiment.plan.caching.kept, PLAIN_VIEWS, held_out))
     return [(taps, views, part) for taps, views, part in passes if taps and views and len(part.dataset)]
-
-
-def training_mask(experiment: Experiment) -> np.ndarray:
-    """Mask of the images that are trained on, with their labels or without, bool (n,)."""
-    return np.isin(experiment.dataset.split, ("train", TARGET))
 
 
 def list_handcrafted_kinds(recipe: Recipe) -> list[str]:
@@ -241,16 +222,73 @@ def predict_images(recipe: Recipe, dataset: Dataset, model: keras.Model) -> tupl
     names = [task.name for task in dataset.tasks]
     facts = [{"model": "trained", "task": name} for name in names]
     with extract_activations(
-        order_outputs(model, names),
-        dataset,
-        facts,
-        engine=recipe.features.engine,
-        dtype="float32",
+        order_outputs(model, names), dataset, facts, engine=recipe.features.engine, dtype="float32"
     ) as predictions:
         outputs = [np.asarray(output) for output in predictions.outputs]
         return dict(zip(names, outputs, strict=True)), predictions.kept
 
 
+def extract_depths(experiment: Experiment) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Vectors of the experiment's images at each depth, float32 (n, d), in one pass, and the readable positions.
+
+    Depths are the blocks of the backbone up to where the recipe cuts it, averaged over positions, then handcrafted
+    features, whose codebooks were learned before, then `POOLED`, the features that heads are fitted on. Where the
+    extractor has a source head, `SOURCE_LOGITS` are the logarithms of its probabilities.
+    """
+    recipe, extractor = experiment.recipe, experiment.extractor
+    blocks = [] if recipe.backbone.name == NO_BACKBONE else find_blocks(extractor.backbone)
+    tensors = {block.name: pool_tensor(block.cut.tensor, "average") for block in blocks}
+    tensors |= {layer.name.removeprefix("handcrafted_"): layer.output for layer in list_handcrafted(extractor.pooled)}
+    tensors[POOLED] = extractor.pooled.output
+    if extractor.source_head is not None:
+        tensors[SOURCE_LOGITS] = source_log_probabilities(extractor.backbone, extractor.source_head)
+    entry = extractor.pooled.input
+    models = [keras.Model(entry, tensor) for tensor in tensors.values()]
+    with extract_activations(
+        keras.Model(entry, list(tensors.values()), name=extractor.pooled.name),
+        experiment.dataset,
+        [{"backbone": recipe.backbone.name, "model": fingerprint(model)} for model in models],
+        cache=open_cache(recipe),
+        engine=recipe.features.engine,
+        dtype=[recipe.features.precision if name == POOLED else "float32" for name in tensors],
+    ) as found:
+        matrices = [average_positions(np.asarray(output, np.float32)) for output in found.outputs]
+        return dict(zip(tensors, matrices, strict=True)), found.kept
+
+
 def feature_precision(recipe: Recipe) -> str:
     """The dtype in which features are cached and heads read them."""
     return recipe.features.precision
+
+
+def feature_engine(recipe: Recipe) -> str:
+    """The engine that computes features, as in `features.engine`."""
+    return recipe.features.engine
+
+
+@dataclass(frozen=True)
+class BulkExtraction:
+    """The computation of features of image files."""
+
+    model: keras.Model  # from images to one vector each, [n, d]
+    engine: Engine  # runs the model
+    size: int  # side of the images in pixels
+    resize: str  # how an image becomes a square
+    dtype: str  # of the features: "float16" or "float32"
+
+
+def make_bulk_extraction(recipe: Recipe) -> BulkExtraction:
+    """The computation of the features that a recipe fits heads on."""
+    model = build_feature_extractor(recipe).pooled
+    engine = make_engine(model, recipe.features.engine)
+    return BulkExtraction(model, engine, image_size(recipe), recipe.data.resize, recipe.features.precision)
+
+
+def check_needs_no_training(recipe: Recipe) -> None:
+    """Make sure that features need no training images; RecipeError if they have a codebook, which is fitted on some."""
+    if any(one.kind == "sift" for one in recipe.features.handcrafted):
+        raise RecipeError(
+            "These features need a codebook that is fitted on training images.",
+            "sift in features.handcrafted",
+            "Leave it out, or `tlkeras train` the recipe.",
+        )

@@ -40,27 +40,20 @@ from tlkeras.heads.heads import Head, list_layers
 from tlkeras.heads.multitask import MultiTaskLoss, UncertaintyWeighting, pcgrad
 from tlkeras.training.builders.adaptation import is_target
 from tlkeras.training.builders.data import image_size, make_recipe_policy
-from tlkeras.training.builders.experiment import Experiment, require_plan
-from tlkeras.training.builders.fit_heads import SplitFeatures, fit_heads
-from tlkeras.training.builders.heads import make_recipe_head
-from tlkeras.training.builders.schedule import require_finetuning
+from tlkeras.training.builders.experiment import Experiment, require_finetuning, require_plan
+from tlkeras.training.builders.heads import SplitFeatures, fit_heads, make_recipe_head
 
 _LEAST = 1e-12  # weight of a labelled image beside images of a target domain, which have 0
 
 
 def make_trainer(
-    experiment: Experiment,
-    network: Network,
-    parts: tuple[DataSplit, DataSplit | None],
-    strategy: Strategy = ONE_DEVICE,
+    experiment: Experiment, network: Network, parts: tuple[DataSplit, DataSplit | None], strategy: Strategy = ONE_DEVICE
 ) -> Trainer:
-    """The trainer, ready to run, of a network that was placed on the devices.
+    """The trainer, ready to run, of a network from `make_network` that was placed on the devices.
 
     Args:
         experiment: With its plan.
-        network: The extractor's backbone with heads that were fitted on frozen features.
         parts: What is trained on, and what is validated on, if anything.
-        strategy: The devices.
     """
     recipe, plan, tasks = experiment.recipe, require_plan(experiment), experiment.dataset.tasks
     options = require_finetuning(recipe)
@@ -77,16 +70,12 @@ def make_trainer(
         pcgrad if options.weighting == "pcgrad" and len(tasks) > 1 else None,
         [] if transfer is None else transfer.variables,
     )
+    slices = [TaskSlice(one.name, len(one.class_names), one.is_multilabel, _find_units(network, one)) for one in tasks]
     settings = TrainerConfig(
-        batch_size=options.batch_size,
+        **options.model_dump(include={"batch_size", "ema", "balanced_sampling"}),
         seed=recipe.training.seed,
-        ema=options.ema,
-        balanced_sampling=options.balanced_sampling,
         monitor=f"val_{options.monitor}",
-        tasks=tuple(
-            TaskSlice(task.name, len(task.class_names), task.is_multilabel, _find_units(network, task))
-            for task in tasks
-        ),
+        tasks=tuple(slices),
         precision=choose_precision(options.precision),
         distribution=strategy,
         fit_heads=_make_fit(experiment),
@@ -125,8 +114,8 @@ def _make_loss(options: FineTuningConfig, tasks: Sequence[Task], network: Networ
     losses = [make[task.kind](task) for task in tasks]
     if len(losses) == 1:
         return losses[0]
-    weights = options.task_weights or {}
-    widths, shares = [len(task.class_names) for task in tasks], [weights.get(task.name, 1.0) for task in tasks]
+    widths = [len(task.class_names) for task in tasks]
+    shares = [(options.task_weights or {}).get(task.name, 1.0) for task in tasks]
     uncertainty: Any = network.weighting
     return MultiTaskLoss(losses, widths, shares, uncertainty)
 
@@ -170,16 +159,9 @@ def make_image_source(experiment: Experiment, *, augmented: bool) -> BatchSource
     size, device = image_size(recipe), recipe.augmentation.device
     if policy is not None and device == "auto":
         device = choose_augmentation_device(policy, size, require_finetuning(recipe).batch_size)
-    source = ImageSource(
-        dataset.paths.tolist(),
-        dataset.digests.tolist(),
-        size,
-        dataset.resize,
-        policy,
-        recipe.training.seed,
-        device == "graph",
-        recipe.training.data_service,
-    )
+    paths, digests, training = dataset.paths.tolist(), dataset.digests.tolist(), recipe.training
+    shown = (size, dataset.resize, policy, training.seed, device == "graph")
+    source = ImageSource(paths, digests, *shown, training.data_service)
     if not augmented or experiment.extractor.source_head is None:
         return source
     teacher = experiment.extractor.copy_teacher()
@@ -187,15 +169,11 @@ def make_image_source(experiment: Experiment, *, augmented: bool) -> BatchSource
 
 
 def make_activation_source(
-    experiment: Experiment,
-    views: Sequence[CachedActivations],
-    recorded: Sequence[CachedActivations] | None = None,
+    experiment: Experiment, views: Sequence[CachedActivations], recorded: Sequence[CachedActivations] | None = None
 ) -> ActivationSource:
-    """Activations of the experiment's images in several views, one of which each epoch shows.
+    """Activations of the experiment's images at a cut in several views, one of which each epoch shows.
 
-    Args:
-        views: Per view, the activations at a cut.
-        recorded: Per view, the log-probabilities of the pretrained classifier, if it is distilled.
+    `recorded` are, per view, the log-probabilities of the pretrained classifier, if it is distilled.
     """
     policy, seed = make_recipe_policy(experiment.recipe), experiment.recipe.training.seed
     keys, count = digest_to_seed(experiment.dataset.digests.tolist()), len(views)
@@ -213,25 +191,21 @@ def make_split(
     training: bool,
     class_factors: Mapping[int, float] | None = None,
 ) -> DataSplit:
-    """Targets and weights of the experiment's images, and what is read of them at each cut.
+    """Targets and weights of the experiment's images, all of one split, and what is read of them at each cut.
 
     Where images of a target domain are among those to train on, half of a batch has labels: the others weigh nothing.
-
-    Args:
-        experiment: Of the images of the split alone.
-        sources: By cut.
-        training: Whether it is trained on, else validated.
-        class_factors: From `find_class_factors`, for validation images.
+    Validation images are weighed by `class_factors`, from `find_class_factors`.
     """
-    recipe, dataset = experiment.recipe, experiment.dataset
-    weights = dataset.weights
+    recipe, dataset, weights = experiment.recipe, experiment.dataset, experiment.dataset.weights
+    classes = dataset.targets[dataset.tasks[0].name]
     if class_factors:
-        classes = dataset.targets[dataset.tasks[0].name]
         weights = weights * np.array([class_factors.get(one, 1.0) for one in classes.tolist()], np.float32)
     of_target = is_target(recipe, dataset) if training else np.zeros(len(dataset), bool)
     if training:
         known = ~of_target
-        weighed = _balance_classes(recipe, dataset.targets[dataset.tasks[0].name][known], weights[known])
+        balance = require_finetuning(recipe).class_weight
+        weighed = compute_sample_weights(classes[known], weights[known], "balanced" if balance == "balanced" else None)
+        weighed = (weighed / weighed.mean()).astype(np.float32)
         weights = np.zeros(len(dataset), np.float32)
         weights[known] = 2 * np.maximum(weighed, _LEAST) if of_target.any() else weighed
     dense = np.concatenate([task.to_dense_targets(dataset.targets[task.name]) for task in dataset.tasks], axis=1)
@@ -251,13 +225,6 @@ def find_class_factors(experiment: Experiment) -> dict[int, float]:
     classes = dataset.targets[dataset.tasks[0].name][rows]
     factors = compute_class_factors(classes, dataset.weights[rows], "balanced")
     return dict(zip(np.unique(classes).tolist(), factors.tolist(), strict=True))
-
-
-def _balance_classes(recipe: Recipe, classes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weights of training images times those of their classes, float32 (n,), 1 on average."""
-    balanced = require_finetuning(recipe).class_weight == "balanced"
-    weighed = compute_sample_weights(classes, weights, "balanced" if balanced else None)
-    return (weighed / weighed.mean()).astype(np.float32)
 
 
 def make_optimizer(options: FineTuningConfig) -> ScaledOptimizer:

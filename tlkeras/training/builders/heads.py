@@ -1,30 +1,92 @@
-"""From a recipe to its head."""
+"""From a recipe to its heads, fitted on features."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
 from tlkeras.config.recipe import Recipe
+from tlkeras.data.tables import TARGET, Dataset
+from tlkeras.data.tasks import Task
+from tlkeras.features.extraction import average_positions
+from tlkeras.heads.base import LabelledRows
 from tlkeras.heads.deep import KerasHead
 from tlkeras.heads.feature_selection import FeatureSelectingHead
 from tlkeras.heads.heads import HEADS, Head, make_head
+from tlkeras.heads.linear import LinearHead
+from tlkeras.heads.regression import RidgeRegressionHead
 
 
 def make_recipe_head(recipe: Recipe) -> Head:
     """The unfitted head, behind the selection of features if there is one."""
-    head, selection = _make_bare_head(recipe), recipe.features.selection
+    options, selection = recipe.head.model_dump(), recipe.features.selection
+    if options["class_weight"] == "none":
+        options["class_weight"] = None
+    if issubclass(HEADS[recipe.head.kind], KerasHead):
+        head = make_head(**options, fitting=recipe.training)
+    else:
+        head = make_head(**options, seed=recipe.training.seed)
     if selection is None:
         return head
     return FeatureSelectingHead(head, **selection.model_dump(), seed=recipe.training.seed)
 
 
-def _make_bare_head(recipe: Recipe) -> Head:
-    options = recipe.head.model_dump()
-    if options["class_weight"] == "none":
-        options["class_weight"] = None
-    if issubclass(HEADS[recipe.head.kind], KerasHead):
-        return make_head(**options, fitting=recipe.training)
-    return make_head(**options, seed=recipe.training.seed)
+def make_linear_head(recipe: Recipe, C: float | None) -> LinearHead:
+    """An unfitted linear head with the recipe's class weights and inverse strength of regularization, else 0.01."""
+    class_weight = recipe.head.model_dump().get("class_weight")
+    return LinearHead(C=C or 0.01, class_weight=None if class_weight == "none" else class_weight)
 
 
 def training_seed(recipe: Recipe) -> int:
     """The seed of all that is drawn while heads and networks are trained."""
     return recipe.training.seed
+
+
+@dataclass(frozen=True)
+class SplitFeatures:
+    """The features of one split."""
+
+    rows: np.ndarray  # positions in the dataset, int64 [n]; those of several views of an image are equal
+    X: np.ndarray  # features, float [n, d], or maps [n, h, w, c]
+
+    def as_vectors(self) -> SplitFeatures:
+        """The split with maps averaged over their positions."""
+        return SplitFeatures(self.rows, average_positions(self.X))
+
+    def take(self, dataset: Dataset, task: Task) -> tuple[np.ndarray, LabelledRows]:
+        """Positions of the images whose target is known, and their features, targets and weights."""
+        known = task.is_labelled(dataset.targets[task.name][self.rows])
+        rows = self.rows[known]
+        X = self.X if known.all() else self.X[known]
+        return rows, (X, dataset.targets[task.name][rows], dataset.weights[rows])
+
+
+def fit_heads(make: Callable[[], Any], dataset: Dataset, parts: Mapping[str, SplitFeatures]) -> dict[str, Head]:
+    """A fitted head per task: on frozen features nothing is shared, so that each is fitted alone."""
+    return {
+        task.name: _fit(make() if task.has_classes else RidgeRegressionHead(), dataset, task, parts)
+        for task in dataset.tasks
+    }
+
+
+def _fit(head: Any, dataset: Dataset, task: Task, parts: Mapping[str, SplitFeatures]) -> Head:
+    rows, train = parts["train"].take(dataset, task)
+    held = parts["validation"].take(dataset, task)[1] if "validation" in parts else None
+    target = parts.get(TARGET)
+    return head.fit(
+        *train,
+        validation=held if held is not None and len(held[0]) else None,
+        groups=find_groups(dataset, rows),
+        **({"target": target.X} if target is not None and len(target.rows) else {}),
+    )
+
+
+def find_groups(dataset: Dataset, rows: np.ndarray) -> np.ndarray | None:
+    """Group of each row: the source's, else the image that it is a view of; None where every row stands alone."""
+    groups = dataset.groups[rows]
+    if (groups != "").any():
+        return groups
+    return rows if len(np.unique(rows)) < len(rows) else None

@@ -1,8 +1,9 @@
-"""Recipes made from a recipe: with another backbone, reduced to a linear head, or as `recommend` advises."""
+"""Recipes made from a recipe, and the parts of one that results depend on."""
 
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import yaml
@@ -10,10 +11,12 @@ import yaml
 from tlkeras.config.recipe import Recipe, validate_values
 from tlkeras.config.schema import FineTuningConfig
 from tlkeras.config.schema.features import NO_BACKBONE, BackboneConfig
+from tlkeras.config.schema.heads import FEATURE_MAP_HEADS
 from tlkeras.training.builders.data import image_size
 
 _FEATURES_KEPT = ("precision", "engine", "cache")
 _BEYOND_FEATURES = ("head", "finetuning", "domain_adaptation", "tuning")
+_DECISIVE = ("cut", "taps", "backbones", "handcrafted", "pooling", "precision", "engine")
 
 
 def find_recipe_backbone(recipe: Recipe) -> BackboneConfig | None:
@@ -28,9 +31,55 @@ def finetuning_batch_size(recipe: Recipe) -> int:
     return (recipe.finetuning or FineTuningConfig()).batch_size
 
 
+def fine_tunes(recipe: Recipe) -> bool:
+    """Whether a recipe fine-tunes its backbone."""
+    return recipe.finetuning is not None
+
+
 def has_search_space(recipe: Recipe) -> bool:
     """Whether the recipe has a section `tuning`."""
     return recipe.tuning is not None
+
+
+def dataset_key(recipe: Recipe) -> str:
+    """Everything that the images of a recipe depend on: equal keys, equal images, however they are validated on."""
+    return recipe.data.model_dump_json(exclude={"validation"})
+
+
+def features_key(recipe: Recipe) -> str:
+    """Everything that frozen features and their splits depend on; heads on feature maps need them before pooling."""
+    parts = [recipe.data, recipe.backbone, recipe.features, recipe.cache, recipe.domain_adaptation]
+    plain = (part and part.model_dump(mode="json") for part in parts)
+    return json.dumps([recipe.head.kind in FEATURE_MAP_HEADS, *plain])
+
+
+def keep_feature_fields(recipe: Recipe) -> dict[str, Any]:
+    """The part of a recipe, as JSON values, that features depend on: equal parts, equal features."""
+    sections = recipe.model_dump(mode="json")
+    return {
+        "name": "features",
+        "data": {key: sections["data"][key] for key in ("source", "resize")},
+        "backbone": sections["backbone"],
+        "features": {key: sections["features"][key] for key in _DECISIVE},
+        "training": {"seed": sections["training"]["seed"]},
+    }
+
+
+def locate_source(recipe: Recipe, folder: str) -> Recipe:
+    """The recipe with a relative source as seen from the folder in which a run was made."""
+    return recipe if os.path.exists(recipe.data.source) else _see_source_from(folder, recipe)
+
+
+def make_source_absolute(recipe: Recipe) -> Recipe:
+    """The recipe with the absolute path of its source, for processes in other folders."""
+    return _see_source_from(os.getcwd(), recipe)
+
+
+def _see_source_from(folder: str, recipe: Recipe) -> Recipe:
+    there = os.path.join(folder, os.path.expanduser(recipe.data.source))
+    if not os.path.exists(there):
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": there})})
 
 
 def make_probe_recipe(recipe: Recipe, backbone: BackboneConfig) -> Recipe:
@@ -42,11 +91,10 @@ def make_probe_recipe(recipe: Recipe, backbone: BackboneConfig) -> Recipe:
 def write_recommended(recipe: Recipe, backbone: BackboneConfig, *, finetune: bool, validated: bool) -> str:
     """The recipe with another backbone, frozen or fine-tuned, as YAML; it has been validated.
 
+    RecipeError if the recipe's other values do not suit the backbone.
+
     Args:
         validated: Whether the source gives validation images; if not, fine-tuning takes some of the training images.
-
-    Raises:
-        RecipeError: The recipe's other values do not suit the backbone.
     """
     values = _replace_backbone(recipe, backbone)
     values.pop("tuning", None)
