@@ -20,11 +20,11 @@ import numpy as np
 from tlkeras.backbones.builder import build_backbone
 from tlkeras.config.schema.finetuning import SoftmaxConfig
 from tlkeras.features.pooling import pool
-from tlkeras.finetuning import ConvMuon, scale_learning_rates, train_step
+from tlkeras.finetuning import ConvMuon, scale_learning_rates, stage_runner
 from tlkeras.finetuning.losses import make_loss
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.schedule import Stage
-from tlkeras.finetuning.stage_runner import StageRunner
+from tlkeras.finetuning.stage_runner import Objective, StageRunner
 
 WARM_UP = 3
 WAYS: Mapping[str, tuple[bool, Callable[[], keras.optimizers.Optimizer]]] = {
@@ -67,7 +67,7 @@ def make_taker(
     cut = network.blocks[-options.blocks - 1].cut
     optimizer = scale_learning_rates(make_optimizer())
     optimizer.build(network.list_trainable([stage]))
-    work = StageRunner(network, stage, cut.name, optimizer, train_step.Objective(make_loss(SoftmaxConfig())))
+    work = StageRunner(network, stage, cut.name, optimizer, Objective(make_loss(SoftmaxConfig())))
     random = np.random.default_rng(0)
     inputs = random.normal(size=(options.batch, *cut.shape)).astype(np.float16)
     targets = np.eye(2, dtype=np.float32)[random.integers(0, 2, options.batch)]
@@ -75,7 +75,7 @@ def make_taker(
 
     def take() -> None:
         within = (
-            nullcontext() if short else mock.patch.object(train_step, "use_fused_cpu_ops", lambda *_: nullcontext())
+            nullcontext() if short else mock.patch.object(stage_runner, "use_fused_cpu_ops", lambda *_: nullcontext())
         )
         with within:
             work.train(inputs, targets, weights, (0, 0))

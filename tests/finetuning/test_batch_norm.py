@@ -8,8 +8,7 @@ import pytest
 from keras import layers
 
 from tlkeras.errors import TlkerasError
-from tlkeras.finetuning.batch_norm import recompute_batch_norm_statistics
-from tlkeras.finetuning.freezing import run_in_inference
+from tlkeras.finetuning.freezing import recompute_batch_norm_statistics, run_in_inference
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tlkeras.errors import DataError
-from tlkeras.finetuning.gradient_scaling import derive_multipliers, relative_gradient_norms
+from tlkeras.finetuning.unfreezing import derive_multipliers, relative_gradient_norms
 
 
 def make_variables(*values) -> list[keras.Variable]:

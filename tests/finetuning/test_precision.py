@@ -20,7 +20,7 @@ from tlkeras.finetuning.network import IMAGES, Network
 from tlkeras.finetuning.optimizers import find_scaled, scale_learning_rates
 from tlkeras.finetuning.precision import PRECISIONS, choose_precision, computing_in, scale_losses
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.finetuning.train_step import Objective
+from tlkeras.finetuning.stage_runner import Objective
 from tlkeras.finetuning.trainer import Trainer, TrainerConfig
 
 COUNT, CLASSES = 16, 2

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tlkeras.errors import DataError
-from tlkeras.finetuning import samplers
-from tlkeras.finetuning.samplers import balanced_sampler
+from tlkeras.finetuning import inputs
+from tlkeras.finetuning.inputs import balanced_sampler
 
 CLASSES = np.array([0] * 20 + [1] * 3 + [4] * 7)
 
@@ -35,10 +35,10 @@ def test_draws_all_of_a_class_before_one_again():
 
 def test_the_sequence_can_be_entered_anywhere():
     members = np.array([3, 5, 8, 9, 11])
-    whole = samplers._continue_permuting(members, 0, 60, (7, 2))
+    whole = inputs._continue_permuting(members, 0, 60, (7, 2))
     assert all(sorted(whole[start : start + 5]) == members.tolist() for start in range(0, 60, 5))
     for first in range(50):
-        assert np.array_equal(samplers._continue_permuting(members, first, 7, (7, 2)), whole[first : first + 7])
+        assert np.array_equal(inputs._continue_permuting(members, first, 7, (7, 2)), whole[first : first + 7])
 
 
 def test_a_draw_is_a_function_of_seed_and_epoch():

@@ -17,7 +17,7 @@ from tlkeras.finetuning.network import IMAGES, Network
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.finetuning.train_step import Objective
+from tlkeras.finetuning.stage_runner import Objective
 from tlkeras.finetuning.trainer import Trainer, TrainerConfig
 from tlkeras.heads.linear import LinearHead
 

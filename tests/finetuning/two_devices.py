@@ -16,7 +16,7 @@ from tlkeras.finetuning.losses import make_loss
 from tlkeras.finetuning.mixup import mixup_batch
 from tlkeras.finetuning.optimizers import scale_learning_rates
 from tlkeras.finetuning.schedule import Schedule, Stage
-from tlkeras.finetuning.train_step import Objective
+from tlkeras.finetuning.stage_runner import Objective
 from tlkeras.finetuning.trainer import Trainer, TrainerConfig
 from tlkeras.heads.linear import LinearHead
 

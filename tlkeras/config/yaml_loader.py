@@ -71,7 +71,7 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 
 
 def load_yaml(text: str, name: str) -> YamlDocument:
-    """The document of a YAML mapping; RecipeError if it is too large, no mapping or no YAML, repeats keys or has a tag."""
+    """The document of a YAML mapping; RecipeError if it is too large, no mapping, or has repeated keys or tags."""
     node = _compose(text, name)
     if not isinstance(node, yaml.MappingNode):
         kind = "nothing" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"

@@ -18,7 +18,7 @@ _MODULES = {
     "freeze": "freezing",
     "group_layers": "layer_groups",
     "layerwise_lr_decay": "layer_groups",
-    "recompute_batch_norm_statistics": "batch_norm",
+    "recompute_batch_norm_statistics": "freezing",
     "scale_learning_rates": "optimizers",
     "set_trainable": "unfreezing",
     "unfreeze": "freezing",

@@ -75,33 +75,28 @@ def plan_stages(
     if budget_bytes is None:
         plans = [StagePlan(stage.name, IMAGES, 0, 0.0, "the cache is off") for stage in schedule.stages]
         return CachingPlan(tuple(plans), None)
+
+    def plan_within(budget: int, views: int) -> tuple[StagePlan, ...]:
+        plans: list[StagePlan] = []
+        for stage, count in zip(schedule.stages, counts, strict=True):
+            plan = _plan_stage(stage, len(blocks) - count, blocks, width, images, views, budget)
+            if plan.cut not in (IMAGES, *(other.cut for other in plans)):
+                budget -= plan.bytes * images * views
+            plans.append(plan)
+        return tuple(plans)
+
     if views is None:
         frozen = [stage.length for stage, count in zip(schedule.stages, counts, strict=True) if count < len(blocks)]
         most = min([MOST_VIEWS, max(frozen, default=1), *([most_views] if most_views else [])])
-        boundless = _plan_all(schedule, counts, (blocks, width, images, most, 2**62))
-        row_bytes = sum({plan.cut: plan.bytes for plan in boundless}.values()) * images
+        row_bytes = sum({plan.cut: plan.bytes for plan in plan_within(2**62, most)}.values()) * images
         fitting = most if row_bytes == 0 else min(most, budget_bytes // row_bytes)
         views = fitting or most  # where not even one fits, other cuts are cached
-    return CachingPlan(_plan_all(schedule, counts, (blocks, width, images, views, budget_bytes)), views)
+    return CachingPlan(plan_within(budget_bytes, views), views)
 
 
-_PlanInputs = tuple[Sequence[Block], int, int, int, int]
-"""Blocks, numbers per image after pooling, images, views, bytes that rows may take."""
-
-
-def _plan_all(schedule: Schedule, counts: Sequence[int], setting: _PlanInputs) -> tuple[StagePlan, ...]:
-    blocks, width, images, views, budget = setting
-    plans: list[StagePlan] = []
-    for stage, count in zip(schedule.stages, counts, strict=True):
-        plan = _plan_stage(stage, len(blocks) - count, (blocks, width, images, views, budget))
-        if plan.cut not in (IMAGES, *(other.cut for other in plans)):
-            budget -= plan.bytes * images * views
-        plans.append(plan)
-    return tuple(plans)
-
-
-def _plan_stage(stage: Stage, frozen: int, setting: _PlanInputs) -> StagePlan:
-    blocks, width, images, views, budget = setting
+def _plan_stage(
+    stage: Stage, frozen: int, blocks: Sequence[Block], width: int, images: int, views: int, budget: int
+) -> StagePlan:
     name, epochs = stage.name, stage.length
     if frozen == 0:
         return StagePlan(name, IMAGES, 0, 0.0, "nothing is frozen")
@@ -117,9 +112,7 @@ def _plan_stage(stage: Stage, frozen: int, setting: _PlanInputs) -> StagePlan:
             work = views * before[end] / _ENGINE_GAIN + epochs * (before[-1] - before[end] + trained) + reading
             candidates.append((work, cut, size))
     work, cut, size = min(candidates)
-    saved = 1 - work / whole
+    reason = f"{frozen} of {len(blocks)} blocks are frozen: their work is done once per view"
     if cut == IMAGES:
         reason = "no cut before the trained blocks pays, or fits the budget"
-    else:
-        reason = f"{frozen} of {len(blocks)} blocks are frozen: their work is done once per view"
-    return StagePlan(name, cut, size, saved, reason)
+    return StagePlan(name, cut, size, 1 - work / whole, reason)

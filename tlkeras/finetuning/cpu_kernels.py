@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -11,13 +11,12 @@ import tensorflow as tf
 from keras import ops
 
 from tlkeras.features.batch_norm_folding import OPERATIONS, find_pairs, fold, pass_on
-from tlkeras.finetuning.freezing import runs_in_inference
+from tlkeras.finetuning.freezing import calling, runs_in_inference
 
 _WIDE = 4  # columns of a kernel
 
 
-@contextmanager
-def use_fused_cpu_ops(model: keras.Model, training: bool) -> Iterator[None]:
+def use_fused_cpu_ops(model: keras.Model, training: bool) -> AbstractContextManager[None]:
     """Within, a model is traced with batch norm folded into the convolution before it, where it acts as in inference.
 
     On a GPU, and for layers in 16 bits, nothing is changed. The weights are read in the graph that is being traced,
@@ -32,17 +31,7 @@ def use_fused_cpu_ops(model: keras.Model, training: bool) -> Iterator[None]:
         for convolution, norm in find_pairs(model):
             if runs_in_inference(norm) or not training:
                 stand_ins += [(convolution, fold(convolution, norm, ops, _OPERATIONS)), (norm, pass_on)]
-    saved = [vars(layer).get("call") for layer, _ in stand_ins]
-    for layer, call in stand_ins:
-        vars(layer)["call"] = call
-    try:
-        yield
-    finally:
-        for (layer, _), call in zip(stand_ins, saved, strict=True):
-            if call is None:
-                del vars(layer)["call"]
-            else:
-                vars(layer)["call"] = call
+    return calling(stand_ins)
 
 
 def convolve_depthwise(

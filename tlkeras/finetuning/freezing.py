@@ -1,35 +1,18 @@
-"""Freeze and unfreeze layers, and set the mode of batch normalisation."""
+"""How layers act: frozen or trained, as in inference or in training; and batch norm's modes and statistics."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
+from tlkeras.errors import TlkerasError
 from tlkeras.finetuning.schedule import BatchNorm
-
-
-def run_in_inference(layer: keras.Layer, on: bool) -> None:
-    """Let a layer act as in inference while the model around it trains, or undo that.
-
-    `trainable = False` does this for batch norm only: dropout and stochastic depth of a frozen layer would stay active.
-    """
-    vars(layer).pop("call", None)
-    if not on or "training" not in inspect.signature(layer.call).parameters:
-        return
-    call = layer.call
-
-    def infer(*args: Any, **kwargs: Any) -> Any:
-        return call(*args, **{**kwargs, "training": False})
-
-    vars(layer)["call"] = infer
-
-
-def runs_in_inference(layer: keras.Layer) -> bool:
-    """Whether a layer is under `run_in_inference`."""
-    return "call" in vars(layer)
 
 
 def freeze(layers: Iterable[keras.Layer]) -> None:
@@ -50,3 +33,86 @@ def unfreeze(layers: Iterable[keras.Layer], batch_norm: BatchNorm = "train") -> 
 def _list_parts(layers: Iterable[keras.Layer]) -> Iterator[keras.Layer]:
     """Yield each layer before those within it: what is set on it is handed down to them, and then set on each."""
     return (part for layer in layers for part in layer._flatten_layers())
+
+
+def run_in_inference(layer: keras.Layer, on: bool) -> None:
+    """Let a layer act as in inference while the model around it trains, or undo that.
+
+    `trainable = False` does this for batch norm only: dropout and stochastic depth of a frozen layer would stay active.
+    """
+    vars(layer).pop("call", None)
+    if on and "training" in inspect.signature(layer.call).parameters:
+        vars(layer)["call"] = _fix_training(layer.call, False)
+
+
+def runs_in_inference(layer: keras.Layer) -> bool:
+    """Whether a layer is under `run_in_inference`."""
+    return "call" in vars(layer)
+
+
+def _fix_training(call: Callable[..., Any], training: bool) -> Callable[..., Any]:
+    return lambda *args, **kwargs: call(*args, **{**kwargs, "training": training})
+
+
+@contextmanager
+def calling(stand_ins: Sequence[tuple[keras.Layer, Callable[..., Any]]]) -> Iterator[None]:
+    """Within, layers are called as these functions; what was set on them before comes back."""
+    saved = [vars(layer).get("call") for layer, _ in stand_ins]
+    for layer, call in stand_ins:
+        vars(layer)["call"] = call
+    try:
+        yield
+    finally:
+        for (layer, _), before in zip(stand_ins, saved, strict=True):
+            del vars(layer)["call"]
+            if before is not None:
+                vars(layer)["call"] = before
+
+
+def recompute_batch_norm_statistics(
+    forward: Callable[[Any], Any], layers: Sequence[keras.Layer], batches: Iterable[Any]
+) -> None:
+    """Replace the moving statistics of batch norm by those of all batches together; nothing else changes.
+
+    Every layer is measured in the same pass, on inputs that the layers before it have normalised by their batch. The
+    variance is the mean of the batches' variances plus the variance of their means, as over one large batch.
+    TlkerasError if there is no batch.
+
+    Args:
+        forward: Runs the network on a batch, in inference mode: only the measured layers act as in training.
+        layers: The batch norms among them are measured; `forward` must reach each.
+        batches: Inputs of `forward`, [n, ...] each; examples count the same in batches of any size.
+
+    Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, section 3 (precise batch norm).
+    """
+    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    means, squares, count = [0.0] * len(norms), [0.0] * len(norms), 0
+    with _measuring(norms):
+        run = tf.function(forward, jit_compile=False, reduce_retracing=True)
+        for batch in batches:
+            run(tf.convert_to_tensor(batch))
+            count += len(batch)
+            for index, norm in enumerate(norms):
+                mean = norm.moving_mean.numpy().astype(np.float64)
+                means[index] += len(batch) * mean
+                squares[index] += len(batch) * (norm.moving_variance.numpy().astype(np.float64) + mean**2)
+    if not count:
+        raise TlkerasError("There are no batches to recompute the statistics of batch norm from.")
+    for norm, mean, square in zip(norms, means, squares, strict=True):
+        norm.moving_mean.assign(mean / count)
+        norm.moving_variance.assign(np.maximum(square / count - (mean / count) ** 2, 0.0))
+
+
+@contextmanager
+def _measuring(norms: Sequence[keras.layers.BatchNormalization]) -> Iterator[None]:
+    """Within, each call sets the moving statistics to those of its batch, whatever the mode of the model around it."""
+    saved = [(norm.momentum, norm.trainable) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.trainable = 0.0, True
+    try:
+        # the class's own call: a layer under `run_in_inference` has another
+        with calling([(norm, _fix_training(type(norm).call.__get__(norm), True)) for norm in norms]):
+            yield
+    finally:
+        for norm, (momentum, trainable) in zip(norms, saved, strict=True):
+            norm.momentum, norm.trainable = momentum, trainable

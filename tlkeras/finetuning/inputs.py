@@ -1,4 +1,4 @@
-"""The data of a stage: activations from the cache, or images that are decoded in every epoch."""
+"""The data of a stage: the order of its examples; activations from the cache, or images decoded in every epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.augmentation.views import choose_views, digest_to_seed, make_view_fn
 from tlkeras.data.data_service import make_data_service_dataset
 from tlkeras.data.pipeline import epoch_permutation, make_image_dataset
-from tlkeras.finetuning.samplers import alternating_domain_sampler, balanced_sampler
+from tlkeras.errors import DataError
 
 Batch = tuple[np.ndarray, Any]
 """Positions within the split, int64 [b]; inputs of the network's suffix, [b, ...], or a pair of these and the logits
@@ -33,29 +33,20 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class DataSplit:
-    """One split of the data.
+    """One split of the data."""
 
-    Attributes:
-        targets: Dense, float32 [n, k], tasks side by side; NaN throughout a task where its target is not known.
-        of_target: Whether an example is of a target domain, without labels and of weight 0, bool [n]; None without one.
-    """
-
-    targets: np.ndarray
+    targets: np.ndarray  # dense, float32 [n, k], tasks side by side; NaN throughout a task whose target is not known
     weights: np.ndarray  # float32 [n]
     source: Callable[[str], BatchSource]  # from the name of a cut to the batches that enter the network there
-    of_target: np.ndarray | None = None
+    of_target: np.ndarray | None = None  # bool [n]: examples of a target domain, without labels and of weight 0
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def draw_batches(self, size: int, seed: int, epoch: int, *, balanced: bool = False) -> list[np.ndarray]:
-        """The positions in each batch of an epoch, int64 [size]; the remainder is left out.
+        """The positions in each batch of an epoch (from 0), int64 [size]; the remainder is left out.
 
-        Args:
-            size: Examples in a batch; fewer where there are fewer.
-            seed: Of the order.
-            epoch: Epochs before this one.
-            balanced: Draw every class equally often. With a target domain, the domains are drawn by turns instead.
+        `balanced` draws every class equally often. With a target domain, the domains are drawn by turns instead.
         """
         if self.of_target is not None:
             drawn = alternating_domain_sampler(self.of_target, seed, epoch)
@@ -74,16 +65,12 @@ def split_recorded(inputs: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class ActivationSource:
-    """Activations at a cut.
-
-    Args:
-        choose: From positions int64 [b] and an epoch to view numbers int [b].
-        recorded: Per view, the logits of the source from before training, rows as above; None without distillation.
-    """
+    """Activations at a cut."""
 
     views: Sequence[Any]  # per view, rows [n, ...] that are read by `rows[positions]`
+    # from positions int64 [b] and an epoch to view numbers int [b]
     choose: Callable[[np.ndarray, int], np.ndarray] = lambda positions, epoch: np.zeros(len(positions), np.int64)
-    recorded: Sequence[Any] | None = None
+    recorded: Sequence[Any] | None = None  # per view, the source's logits from before training, if it is distilled
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
         """Yield the batches; the next one is read while the present one is used."""
@@ -114,11 +101,7 @@ def _gather(views: Sequence[Any], numbers: np.ndarray, positions: np.ndarray) ->
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images decoded in every epoch, for a network that is trained as a whole or without a cache.
-
-    Args:
-        in_graph: Make the views of a batch where the network trains, instead of those of each image in the pipeline.
-    """
+    """Images decoded in every epoch, for a network that is trained as a whole or without a cache."""
 
     paths: Sequence[str]  # files
     digests: Sequence[str]  # the hex SHA-256 of each file's bytes
@@ -126,7 +109,7 @@ class ImageSource:
     resize: str  # how an image becomes a square
     policy: AugmentationPolicy | None = None  # augmentation; None for none
     seed: int = 0  # of the augmentation
-    in_graph: bool = False
+    in_graph: bool = False  # make the views of a batch where the network trains, not of each image in the pipeline
     data_service: str | None = None  # HOST:PORT of a data service that decodes them; None decodes them here
 
     def stream(self, batches: Sequence[np.ndarray], epoch: int) -> Iterator[Batch]:
@@ -170,3 +153,52 @@ class DistillationSource:
         """Yield the batches, each with a pair of inputs and predictions."""
         for positions, inputs in self.source.stream(batches, epoch):
             yield positions, (inputs, np.asarray(self.predict(inputs)))
+
+
+def balanced_sampler(classes: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+    """Positions in random order, int64 [count], the numbers of two classes differing by one at most.
+
+    Every class goes through its examples in an endless sequence of permutations, and an epoch continues where the one
+    before stopped. So no example comes again before all of its class have come, in large classes over several epochs.
+    A pure function of class indices, int [n], a `count` that is the same in every epoch, seed and epoch (from 0).
+    DataError if there are no examples.
+    """
+    if len(classes) == 0:
+        raise DataError("There are no examples to draw from.", 0)
+    sizes = np.unique(classes, return_counts=True)[1]
+    by_class = np.split(np.argsort(classes, kind="stable"), np.cumsum(sizes)[:-1])
+    drawn = np.empty(count, np.int64)
+    for number, members in enumerate(by_class):  # they take turns, over all epochs
+        turn = (number - epoch * count) % len(by_class)
+        places = drawn[turn :: len(by_class)]
+        places[:] = _continue_permuting(members, (epoch * count + turn) // len(by_class), len(places), (seed, number))
+    return drawn[epoch_permutation(count, seed, epoch)]
+
+
+def alternating_domain_sampler(of_target: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Positions, int64: source, target, source, target ...; a pure function of its arguments.
+
+    The larger domain comes once, the other one as often as needed. `of_target` is bool [n].
+    """
+    larger = max(int(of_target.sum()), int((~of_target).sum()))
+    drawn = balanced_sampler(of_target.astype(np.int64), 2 * larger, seed, epoch)
+    domains = (drawn[~of_target[drawn]], drawn[of_target[drawn]])
+    return np.stack(domains, axis=1).ravel()
+
+
+def _continue_permuting(members: np.ndarray, first: int, count: int, key: tuple[int, int]) -> np.ndarray:
+    """`count` members from position `first` on of an endless sequence of their permutations.
+
+    The permutations are ranks of the raw output of Philox-4x64-10 under the seed, which is entered in the middle; the
+    class stands in a higher word of the counter, so that no two classes, nor `order`, use the same output.
+    """
+    size = len(members)
+    seed, number = key
+    start = first - first % size
+    rounds = -(-(first + count - start) // size)
+    skipped = start % 4  # four words are made at a time
+    counter = np.array([start // 4, 0, number, 1], dtype=np.uint64)
+    generator = np.random.Philox(key=np.array([seed % 2**64, 0], dtype=np.uint64), counter=counter)
+    words = generator.random_raw(skipped + rounds * size)[skipped:].reshape(rounds, size)
+    sequence = members[np.argsort(words, axis=1, kind="stable")].ravel()
+    return sequence[first - start :][:count]

@@ -1,32 +1,185 @@
-"""The compiled steps of a stage: training, prediction, statistics of batch norm, on a network behind a cut."""
+"""The compiled steps of a stage, on a network behind a cut: training, prediction, gradients, statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.finetuning.cpu_kernels import use_fused_cpu_ops
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
 from tlkeras.finetuning.inputs import BatchSource, split_recorded
+from tlkeras.finetuning.losses import weighted_mean
 from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.precision import computing_in
 from tlkeras.finetuning.regularization import collect_weights
 from tlkeras.finetuning.schedule import Stage
-from tlkeras.finetuning.train_step import (
-    MovingAverage,
-    Objective,
-    as_floats,
-    make_forward,
-    make_gradient_step,
-    make_train_step,
-)
 from tlkeras.finetuning.unfreezing import ActiveStage
 
 _FORWARD_BATCH = 64
+
+Outputs = Mapping[str, tf.Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The function that a step minimises.
+
+    Attributes:
+        penalties: Each from the network's outputs to a scalar; `weights` [b] and, where given, `recorded_logits` are
+            among them.
+        combine: From the gradients of the tasks' losses (by task, then variable) and a seed int32 [2] to those that are
+            applied, or None for their sum; the loss must then have `split`, by task.
+        variables: Of the penalties; they are no part of the network, and those that are trainable train in all stages.
+    """
+
+    loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # from dense targets [b, k] and logits [b, k] to losses [b]
+    penalties: Sequence[Callable[[Outputs], tf.Tensor]] = ()
+    mix: Callable[..., Any] | None = None  # from inputs, targets, weights and a seed int32 [2] to mixed ones, or None
+    combine: Callable[..., list[Any]] | None = None
+    variables: Sequence[keras.Variable] = ()
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """The trainable variables of the penalties."""
+        return [variable for variable in self.variables if variable.trainable]
+
+
+class MovingAverage:
+    """An exponential moving average of variables (Polyak & Juditsky 1992), short at first.
+
+    At update t the decay is min(decay, (1 + t) / (10 + t)), so that the start does not weigh for ever.
+    """
+
+    def __init__(self, variables: Sequence[keras.Variable], decay: float):
+        self.variables, self.decay = list(variables), decay
+        self.values = [tf.Variable(variable.value, trainable=False) for variable in variables]
+        self.updates = tf.Variable(0.0, trainable=False)
+        self._saved = [self.updates, *self.values]
+
+    def update(self) -> None:
+        """Add the present values; part of the training step's graph."""
+        self.updates.assign_add(1.0)
+        decay = tf.minimum(self.decay, (1.0 + self.updates) / (10.0 + self.updates))
+        for value, variable in zip(self.values, self.variables, strict=True):
+            value.assign_add((1.0 - decay) * (variable.value - value))
+
+    @property
+    def state(self) -> list[np.ndarray]:
+        """The values to save."""
+        return [variable.numpy() for variable in self._saved]
+
+    def restore(self, state: Sequence[np.ndarray]) -> None:
+        """Load saved values."""
+        for variable, value in zip(self._saved, state, strict=True):
+            variable.assign(value)
+
+    def swap(self) -> None:
+        """Exchange the averages and the variables."""
+        for value, variable in zip(self.values, self.variables, strict=True):
+            present = variable.numpy()
+            variable.assign(value)
+            value.assign(present)
+
+
+def make_train_step(
+    suffix: keras.Model,
+    variables: Sequence[keras.Variable],
+    optimizer: keras.optimizers.Optimizer,
+    objective: Objective,
+    average: MovingAverage | None = None,
+    distribution: Strategy = ONE_DEVICE,
+) -> Callable[..., tf.Tensor]:
+    """A compiled function that updates `variables` once.
+
+    It takes inputs [b, ...], dense targets float32 [b, k], weights float32 [b], a seed int32 [2] for mixing, and the
+    recorded logits of the source (or None), and returns the batch's mean loss without the penalties. XLA is not used:
+    on a CPU it is seven to nine times slower for depthwise convolutions.
+    """
+
+    def step(inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, seed: tf.Tensor, recorded: Any) -> tf.Tensor:
+        inputs = as_floats(inputs)
+        if objective.mix is not None:
+            inputs, targets, weights = objective.mix(inputs, targets, weights, seed)
+        loss = distribution.run(learn, inputs, targets, weights, recorded)
+        if average is not None:
+            average.update()
+        return loss
+
+    def learn(share: Any, inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, recorded: Any) -> tf.Tensor:
+        with tf.GradientTape(persistent=objective.combine is not None) as tape:
+            outputs = {**_call(suffix, inputs, training=True), "weights": weights}
+            if recorded is not None:
+                outputs["recorded_logits"] = recorded
+            parts = _split_loss(objective, targets, tf.cast(outputs["logits"], tf.float32), weights)
+            loss = tf.add_n(parts)
+            penalties = tf.add_n([tf.constant(0.0), *(penalty(outputs) for penalty in objective.penalties)])
+            terms = [loss + penalties] if objective.combine is None else [*parts, penalties]
+            terms = [optimizer.scale_loss(term * share) for term in terms]
+        gradients = [distribution.sum(tape.gradient(term, list(variables))) for term in terms]
+        if objective.combine is not None:
+            *of_tasks, of_penalties = gradients
+            seed = tf.stack([tf.cast(optimizer.iterations, tf.int32), 0])
+            gradients = [_sum_gradients(objective.combine(of_tasks, seed), of_penalties)]
+        optimizer.apply(gradients[0], list(variables))
+        return loss * share
+
+    return tf.function(step, jit_compile=False, reduce_retracing=True)
+
+
+def _split_loss(objective: Objective, targets: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
+    """The batch's mean loss, a scalar; where gradients are combined, that of each task."""
+    if objective.combine is None:
+        return [weighted_mean(objective.loss(targets, logits), weights)]
+    split: Any = objective.loss
+    return [weighted_mean(of_task, weights) for of_task in tf.unstack(split.split(targets, logits), axis=1)]
+
+
+def _sum_gradients(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
+    """The sums, variable by variable; None where both are."""
+    pairs = ([part for part in pair if part is not None] for pair in zip(one, other, strict=True))
+    return [tf.add_n(known) if known else None for known in pairs]
+
+
+def make_gradient_step(
+    suffix: keras.Model, variables: Sequence[keras.Variable], objective: Objective, distribution: Strategy = ONE_DEVICE
+) -> Callable[..., list[tf.Tensor]]:
+    """A compiled function from inputs, targets and weights to the loss's gradients, in inference mode."""
+
+    def step(inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            logits = _call(suffix, as_floats(inputs), training=False)["logits"]
+            loss = tf.reduce_mean(objective.loss(targets, tf.cast(logits, tf.float32)) * weights)
+        return tape.gradient(loss, list(variables))
+
+    return tf.function(partial(distribution.call, step), jit_compile=False, reduce_retracing=True)
+
+
+def make_forward(
+    suffix: keras.Model, distribution: Strategy = ONE_DEVICE, output: str = "logits"
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A compiled function from inputs to logits float32 [b, k], or another output, in inference mode."""
+
+    def forward(inputs: tf.Tensor) -> tf.Tensor:
+        return tf.cast(_call(suffix, as_floats(inputs), training=False)[output], tf.float32)
+
+    return tf.function(partial(distribution.map, forward), jit_compile=False, reduce_retracing=True)
+
+
+def _call(suffix: keras.Model, inputs: tf.Tensor, training: bool) -> Outputs:
+    with use_fused_cpu_ops(suffix, training):
+        return suffix(inputs, training=training)
+
+
+def as_floats(inputs: tf.Tensor) -> tf.Tensor:
+    """Inputs in float32, as cached activations may be float16; images stay uint8, which the backbone rescales."""
+    return inputs if inputs.dtype == tf.uint8 else tf.cast(inputs, tf.float32)
 
 
 class StageRunner:
@@ -50,10 +203,9 @@ class StageRunner:
         average: float = 0.0,
         distribution: Strategy = ONE_DEVICE,
     ):
-        self.stage, self.cut = stage, cut
+        self.stage, self.cut, self.active = stage, cut, ActiveStage(network.groups, stage)
         self._backbone, self._objective, self._optimizer = network.backbone, objective, optimizer
         self._distribution = distribution
-        self.active = ActiveStage(network.groups, stage)
         distribution.synchronise(self.active.layers)
         self._suffix = network.suffix(cut)
         self.variables = [*self._suffix.trainable_variables, *objective.trainable_variables]
@@ -72,10 +224,7 @@ class StageRunner:
         return self._predict(self._forward, source, count, 0)
 
     def read_features(self, source: BatchSource, count: int, views: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions that could be read, int64 [m], and the inputs of the head, float32 [m, d].
-
-        Those of each view, as the first epochs show them, stand one after another.
-        """
+        """Readable positions, int64 [m], and the inputs of the head, float32 [m, d], of one view after another."""
         forward = make_forward(self._suffix, self._distribution, "features")
         found = [self._predict(forward, source, count, epoch) for epoch in range(views)]
         positions, features = zip(*found, strict=True)
@@ -91,17 +240,13 @@ class StageRunner:
             for positions, inputs in source.stream(batches, epoch)
         ]
         positions, predictions = map(np.concatenate, zip(*found, strict=True))
-        return self._gather(positions, predictions, count)
-
-    def _gather(self, positions: np.ndarray, predictions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The predictions of all processes, in the order of the positions."""
         if self._distribution.workers == 1:
             return positions, predictions
-        found = np.zeros((count, 1 + predictions.shape[1]), np.float32)
-        found[positions, 0], found[positions, 1:] = 1.0, predictions
-        found = self._distribution.all_reduce(found)
-        rows = np.flatnonzero(found[:, 0])
-        return rows, found[rows, 1:]
+        whole = np.zeros((count, 1 + predictions.shape[1]), np.float32)  # a mark of each readable row before it
+        whole[positions, 0], whole[positions, 1:] = 1.0, predictions
+        whole = self._distribution.all_reduce(whole)
+        rows = np.flatnonzero(whole[:, 0])
+        return rows, whole[rows, 1:]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -125,11 +270,7 @@ class StageRunner:
         self.active.reestimate(lambda batch: self._suffix(as_floats(batch), training=False), inputs)
 
     def scale_by_gradients(self, batches: Sequence[tuple[Any, np.ndarray, np.ndarray]]) -> None:
-        """Set the rate of each variable of the backbone by its relative gradient.
-
-        Args:
-            batches: Inputs as of a source, targets float32 [b, k] and weights float32 [b].
-        """
+        """Set the rate of each variable of the backbone by its relative gradient in (inputs, targets, weights)."""
         paths = {weight.path for weight in collect_weights(self._backbone.layers)}
         variables = [variable for variable in self.variables if variable.path in paths]
         compute = make_gradient_step(self._suffix, variables, self._objective, self._distribution)

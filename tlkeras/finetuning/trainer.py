@@ -6,11 +6,14 @@ machines (keras#20585), and cannot resume in the middle of an epoch to the same 
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
+from types import FrameType
 from typing import Any
 
 import keras
@@ -27,9 +30,7 @@ from tlkeras.finetuning.network import Network
 from tlkeras.finetuning.optimizers import ScaledOptimizer
 from tlkeras.finetuning.precision import computing_in, scale_losses
 from tlkeras.finetuning.schedule import Schedule, StagePosition
-from tlkeras.finetuning.signals import GracefulShutdown
-from tlkeras.finetuning.stage_runner import StageRunner
-from tlkeras.finetuning.train_step import Objective
+from tlkeras.finetuning.stage_runner import Objective, StageRunner
 
 _GRADIENT_BATCHES = 8
 _FITTED_VIEWS = 2
@@ -47,7 +48,7 @@ class TrainerConfig:
     """How the steps are taken.
 
     Attributes:
-        precision: In which the backbone computes while it trains: "float32", "bfloat16" or "float16". Weights and head
+        precision: "float32", "bfloat16" or "float16", in which the backbone computes while it trains. Weights and head
             are float32 in all of them, and the trained network computes in float32.
         fit_heads: Refits the heads where a schedule begins with other statistics of batch norm than those of the
             features that they were fitted on; None leaves them.
@@ -129,12 +130,7 @@ class Trainer:
             KeyboardInterrupt: It was interrupted; another `run` with the same checkpoints resumes it.
             RunError: The checkpoint is of a run in another precision.
         """
-        layers = self.network.backbone.layers
-        with (
-            self._distribution.monitor_peers(),
-            self._distribution.scope(),
-            computing_in(self.settings.precision, layers),
-        ):
+        with self._distribution.monitor_peers(), self._distribution.scope(), self._computing():
             averages = self._resume(checkpoints)
             with self._open_callbacks(callbacks) as listeners:
                 self._train(averages, checkpoints, listeners)
@@ -151,7 +147,7 @@ class Trainer:
         moving = [*self._changing, *self.optimizer.variables]
         saved = [np.array(variable) for variable in moving]
         try:
-            with computing_in(self.settings.precision, self.network.backbone.layers):
+            with self._computing():
                 runner = self._make_runner(index)
                 self._start_epoch(runner, StagePosition(index, 0))
                 return run_lr_sweep(lambda rates: self._try_rates(runner, rates), lowest, highest, steps)
@@ -165,6 +161,9 @@ class Trainer:
         """The epoch of the best value, counted from 1; 0 stands for the start, None where nothing was measured."""
         best = self.schedule.best_epoch(self._monitored(), self.baseline)
         return None if best is None else best + 1
+
+    def _computing(self) -> AbstractContextManager[None]:
+        return computing_in(self.settings.precision, self.network.backbone.layers)
 
     def _try_rates(self, runner: StageRunner, rates: Sequence[float]) -> Iterator[float]:
         batches = chain.from_iterable(map(self._stream, repeat(runner)))
@@ -194,35 +193,31 @@ class Trainer:
     ) -> None:
         """Take all steps that are left."""
         callbacks.on_train_begin()
-        with GracefulShutdown() as shutdown:
+        with _holding_signals() as received:
             saved = time.monotonic()
             while (position := self._locate()) is not None:
                 runner = self._start_stage(position, averages)
                 averages = []
                 callbacks.on_epoch_begin(len(self.history))
                 for _ in self._take_steps(runner, position, callbacks):
-                    if shutdown.received or time.monotonic() - saved > self.settings.save_seconds:
+                    if received or time.monotonic() - saved > self.settings.save_seconds:
                         self._save(checkpoints)
                         saved = time.monotonic()
-                    if shutdown.received:
+                    if received:
                         raise KeyboardInterrupt
                 self._end_epoch(runner, position)
                 self._save(checkpoints)
                 callbacks.on_epoch_end(len(self.history) - 1, self._make_logs(self.history[-1]))
                 stops = self._distribution.all_reduce(np.array([self.network.model.stop_training], np.int32))
-                if stops[0]:  # in any process
-                    self._stop(checkpoints)
+                if stops[0]:  # in any process: the run ends before the end of its schedule, for good
+                    self._stopped = True
+                    if self._runner is not None:
+                        self._end_stage(self._runner)
+                    self._save(checkpoints)
                 saved = time.monotonic()
-                if shutdown.received:
+                if received:
                     raise KeyboardInterrupt
         callbacks.on_train_end(self._make_logs(self.history[-1]))
-
-    def _stop(self, checkpoints: Checkpoints | None) -> None:
-        """End the run before the end of its schedule, for good."""
-        self._stopped = True
-        if self._runner is not None:
-            self._end_stage(self._runner)
-        self._save(checkpoints)
 
     def _locate(self) -> StagePosition | None:
         return None if self._stopped else self.schedule.locate(self._monitored(), self.baseline)
@@ -306,12 +301,8 @@ class Trainer:
     def _end_epoch(self, runner: StageRunner, position: StagePosition) -> None:
         """Measure, keep the weights if they are the best, and restore the best at the end of a stage."""
         rates = [self.schedule.rate(position, step, self._steps_per_epoch) for step in range(len(self._losses))]
-        row: HistoryRow = {
-            "epoch": len(self.history) + 1,
-            "stage": runner.stage.name,
-            "loss": float(np.mean(self._losses)),
-            "learning_rate": float(np.mean(rates)),
-        }
+        row: HistoryRow = {"epoch": len(self.history) + 1, "stage": runner.stage.name}
+        row |= {"loss": float(np.mean(self._losses)), "learning_rate": float(np.mean(rates))}
         with runner.averaged():
             self.history.append(row | self._measure(runner))
             if self.best_epoch == len(self.history):
@@ -358,8 +349,8 @@ class Trainer:
                 self.settings.precision,
                 "Resume it on a machine with the same accelerator, or start a new run.",
             )
-        self.history, self.baseline, self._losses = (found.state[key] for key in ("history", "baseline", "losses"))
-        self._stopped = found.state["stopped"]
+        keys = ("history", "baseline", "losses", "stopped")
+        self.history, self.baseline, self._losses, self._stopped = (found.state[key] for key in keys)
         groups = found.groups
         self._restore_weights(groups["variables"])
         self._best = groups["best"]
@@ -370,17 +361,33 @@ class Trainer:
     def _save(self, checkpoints: Checkpoints | None) -> None:
         if checkpoints is None or not self._distribution.is_chief:
             return
-        groups = {
-            "variables": self._changing,
-            "best": self._best,
-            "optimizer": self.optimizer.variables,
-            "average": self._runner.average.state if self._runner and self._runner.average else [],
-        }
-        state = {
-            "history": self.history,
-            "baseline": self.baseline,
-            "losses": self._losses,
-            "stopped": self._stopped,
-            "precision": self.settings.precision,
-        }
-        checkpoints.save(len(self.history) * self._steps_per_epoch + len(self._losses), pack_groups(groups), state)
+        average = self._runner.average.state if self._runner and self._runner.average else []
+        groups = {"variables": self._changing, "best": self._best, "optimizer": self.optimizer.variables}
+        state = {"history": self.history, "baseline": self.baseline, "losses": self._losses, "stopped": self._stopped}
+        checkpoints.save(
+            len(self.history) * self._steps_per_epoch + len(self._losses),
+            pack_groups({**groups, "average": average}),
+            {**state, "precision": self.settings.precision},
+        )
+
+
+@contextmanager
+def _holding_signals() -> Iterator[list[int]]:
+    """Within, a first Ctrl-C or SIGTERM is only noted in the list, and a second one interrupts at once.
+
+    Only the main thread can receive signals: elsewhere nothing is held back.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

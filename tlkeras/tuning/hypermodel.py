@@ -20,10 +20,7 @@ class RecipeHyperModel(keras_tuner.HyperModel):
     A trial is measured on the validation split and gives `val_loss`, `val_accuracy`, `val_roc_auc` and `seconds`; the
     test split is neither read nor measured. `fit` trains the whole trial: heads that Keras does not train, and stages
     of fine-tuning, are more than the one model that `build` could return. So the tuner keeps no models; train the best
-    recipe instead. docs/tuning.md has an example.
-
-    Raises:
-        RecipeError: There is no section `tuning`, or a value of its space is refused; all problems are named.
+    recipe instead. Errors of the space as `check_space`. docs/tuning.md has an example.
     """
 
     def __init__(self, recipe: Recipe | str):

@@ -56,11 +56,12 @@ class CompiledModelCache:
         self._models: dict[str, keras.Sequential] = {}
         self.compiled = 0
 
-    def attach(self, head: Any) -> None:
-        """Make a head borrow its models from this pool, if it builds any."""
+    def attach(self, head: Any) -> Any:
+        """The head, which borrows its models from this pool, if it builds any."""
         build = getattr(head, "_build", None)
         if build is not None:
             head._build = lambda X: _BorrowedModel(self, build(X))
+        return head
 
     def borrow(
         self, model: keras.Sequential, optimizer: keras.optimizers.Optimizer, **options: Any

@@ -16,7 +16,7 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.data.inspection import validate_images
 from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError
-from tlkeras.finetuning.metrics import measure, measure_number
+from tlkeras.finetuning.metrics import METRICS, measure, measure_number
 from tlkeras.heads.heads import Head
 from tlkeras.training import builders
 from tlkeras.training.builders.heads import SplitFeatures, fit_heads
@@ -71,7 +71,7 @@ class TrialRunner:
         """Loss, accuracy and ROC AUC of a trained recipe on its validation split, and its `seconds`."""
         start = time.perf_counter()
         frozen = self.open(recipe)
-        make = builders.adapt_heads(recipe, lambda: self._make_head(recipe))
+        make = builders.adapt_heads(recipe, lambda: self.pool.attach(builders.make_recipe_head(recipe)))
         heads = fit_heads(make, frozen.dataset, frozen.parts)
         figures = self._fine_tune(recipe, frozen, heads) if fine_tunes(recipe) else _measure(frozen, heads)
         return {**figures, "seconds": round(time.perf_counter() - start, 3)}
@@ -106,11 +106,6 @@ class TrialRunner:
             names = ("train", "validation", builders.TARGET)
             parts = {name: read_split(part, features, name) for name in names}
             return SharedFeatures(part.dataset, parts, features.computed, round(time.perf_counter() - start, 3))
-
-    def _make_head(self, recipe: Recipe) -> Head:
-        head = builders.make_recipe_head(recipe)
-        self.pool.attach(head)
-        return head
 
     def _fine_tune(self, recipe: Recipe, frozen: SharedFeatures, heads: Mapping[str, Head]) -> dict[str, float]:
         """Figures of the fine-tuned network, at the epoch whose weights a run would keep."""
@@ -152,5 +147,4 @@ def _clear_session() -> None:
 
 
 def _rename(figures: Mapping[str, float]) -> dict[str, float]:
-    names: tuple[str, ...] = ("loss", "accuracy", "roc_auc")
-    return {name: float(figures[f"val_{name}"]) for name in names if f"val_{name}" in figures}
+    return {name.removeprefix("val_"): float(figures[name]) for name in METRICS if name in figures}

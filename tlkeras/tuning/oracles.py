@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import keras_tuner
-from keras_tuner.engine.trial import Trial, TrialStatus
+from keras_tuner.engine import trial as tuner_trial
 from threadpoolctl import threadpool_limits
 
 from tlkeras.config.schema.tuning import TuningConfig
-from tlkeras.config.trials import RecipeValues
 from tlkeras.tuning.space import declare, read_values
+from tlkeras.tuning.trials import Trial
 
 SCORE = "score"
 _ignore_deprecations = partial(warnings.catch_warnings, action="ignore", category=DeprecationWarning)
@@ -51,21 +50,14 @@ def make_oracle(tuning: TuningConfig, epochs: int) -> keras_tuner.Oracle:
     return oracle
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """The name of a trial, and its recipe values by dotted key."""
-
-    name: str
-    values: RecipeValues
-
-
 class TrialScheduler:
     """Proposes trials, after a result of `state`, if given, again those that were running then."""
 
     def __init__(self, tuning: TuningConfig, epochs: int, state: Mapping[str, Any] | None = None):
         self._tuning, self._oracle = tuning, make_oracle(tuning, epochs)
         if state:
-            self._oracle.trials = {name: Trial.from_state(json.loads(text)) for name, text in state["trials"].items()}
+            known = {name: json.loads(text) for name, text in state["trials"].items()}
+            self._oracle.trials = {name: tuner_trial.Trial.from_state(one) for name, one in known.items()}
             self._oracle.set_state(json.loads(state["oracle"]))
             self._oracle._retry_queue += [trial.trial_id for trial in self._oracle.ongoing_trials.values()]
             self._oracle.ongoing_trials = {}
@@ -82,23 +74,23 @@ class TrialScheduler:
             state["grid"] = {"pending": self._oracle._populate_next, "order": _list_order(self._oracle._ordered_ids)}
         return state
 
-    def next(self, worker: str) -> Proposal | None:
-        """The next trial; None where there is none, at the moment or for good."""
+    def next(self, worker: str) -> Trial | None:
+        """The next trial, not started yet; None where there is none, at the moment or for good."""
         # many small systems of equations, for which one thread is the fastest
         with threadpool_limits(1), _ignore_deprecations():
             trial = self._oracle.create_trial(worker)
-        if trial.status != TrialStatus.RUNNING:
+        if trial.status != tuner_trial.TrialStatus.RUNNING:
             return None
-        return Proposal(trial.trial_id, read_values(self._tuning, trial.hyperparameters.values))
+        return Trial(trial.trial_id, read_values(self._tuning, trial.hyperparameters.values))
 
     def complete(self, name: str, score: float) -> None:
         """Record the objective that a trial has reached."""
         with _ignore_deprecations():
             self._oracle.update_trial(name, {SCORE: score})
-        self._end(name, TrialStatus.COMPLETED, None)
+        self._end(name, tuner_trial.TrialStatus.COMPLETED, None)
 
     def fail(self, name: str, reason: str) -> None:
-        self._end(name, TrialStatus.FAILED, reason)
+        self._end(name, tuner_trial.TrialStatus.FAILED, reason)
 
     def _end(self, name: str, status: str, message: str | None) -> None:
         trial = self._oracle.trials[name]

@@ -70,9 +70,7 @@ class RayWorkers:
 def make_param_space(recipe: Recipe | str) -> dict[str, Any]:
     """The space of a recipe's section `tuning` as Ray Tune takes it, by the same dotted keys.
 
-    Raises:
-        MissingExtraError: Ray is not installed.
-        RecipeError: There is no such section, or a value of its space is refused; all problems are named.
+    MissingExtraError if Ray is not installed; errors of the space as `check_space`.
     """
     require_ray()
     return {key: _make_domain(dimension) for key, dimension in check_space(load_recipe(recipe)).space.items()}
@@ -83,10 +81,7 @@ def make_trainable(recipe: Recipe | str) -> Any:
 
     It reports `val_loss`, `val_accuracy`, `val_roc_auc` and `seconds` of the validation split once, at its end. The
     test split is neither read nor measured. With `reuse_actors` an actor computes frozen features once for all its
-    trials. docs/tuning.md has an example.
-
-    Raises:
-        MissingExtraError, RecipeError: As `make_param_space`.
+    trials. Errors as `make_param_space`. docs/tuning.md has an example.
     """
     require_ray()
     from ray import tune

@@ -42,7 +42,7 @@ def tune(
 ) -> TuningResult:
     """The trials of a recipe's `tuning.space`, best first on the validation split, and the run of the best.
 
-    The same call resumes a search that was interrupted or killed.
+    The same call resumes a search that was interrupted or killed. Errors are those of `search`.
 
     Args:
         recipe: As in `load_recipe`, with a section `tuning`.
@@ -50,10 +50,6 @@ def tune(
         engine: "local" (processes of this machine) or "ray" (actors of the Ray cluster at RAY_ADDRESS).
         train_best: Train the best trial's recipe as an ordinary run.
         runs: Folder of the run directories; the search is below its folder `tuning`.
-
-    Raises:
-        RecipeError: The space is empty or impossible.
-        RunError: Every trial failed.
     """
     finished = search(load_recipe(recipe, overrides), Path(runs), workers, engine)
     result = report_search(finished)
@@ -67,12 +63,8 @@ def search(recipe: Recipe, root: Path, workers: int = 1, engine: str = "local") 
 
     After kill -9 the same call resumes: trials that ended are kept, those that were running are run again. Workers and
     engine are as in `tune`. The folder has `search.json`, `best.yaml` and `trials.csv`.
-
-    Raises:
-        RecipeError: The space is empty or impossible.
-        TlkerasError: The engine is unknown, or not installed.
-        RunError: Every trial failed; the reasons are given.
-        ResourceError: The disk is full; completed trials are kept.
+    RecipeError if the space is empty or impossible; TlkerasError if the engine is unknown or not installed; RunError
+    with the reasons if every trial failed; ResourceError if the disk is full, where completed trials are kept.
     """
     tuning = check_space(recipe)
     check_engine(engine)
@@ -122,10 +114,10 @@ class SearchState(TrialLog):
 
     def next_trial(self, worker: str) -> Trial | None:
         """The next trial, marked as running; None where there is none at the moment."""
-        proposal = self._scheduler.next(worker)
-        if proposal is None:
+        proposed = self._scheduler.next(worker)
+        if proposed is None:
             return None
-        known = self.trials.get(proposal.name) or Trial(proposal.name, proposal.values)
+        known = self.trials.get(proposed.name, proposed)
         trial = self.trials[known.name] = replace(known, status="running", starts=known.starts + 1)
         self.write()
         return trial

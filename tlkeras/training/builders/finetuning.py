@@ -31,8 +31,8 @@ from tlkeras.finetuning.optimizers import ScaledOptimizer, scale_learning_rates
 from tlkeras.finetuning.precision import choose_precision
 from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule
+from tlkeras.finetuning.stage_runner import Objective
 from tlkeras.finetuning.tensorboard import TensorBoardLogger
-from tlkeras.finetuning.train_step import Objective
 from tlkeras.finetuning.trainer import FitHeads, Trainer, TrainerConfig
 from tlkeras.heads.base import LinearClassifierHead
 from tlkeras.heads.class_weights import compute_class_factors, compute_sample_weights
