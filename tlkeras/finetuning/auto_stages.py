@@ -58,34 +58,28 @@ def choose_stages(
 ) -> Suggestion:
     """Stages that suit the data, and the reason for each value; RecipeError if a count is below 1.
 
-    Args:
-        images, classes: To train on; those of the validation set not counted.
-        blocks: Of the backbone.
-        batch_size: Images per step.
-        validated: Whether a validation set measures each epoch.
-        probed: Whether the head starts from the linear probe of the frozen features.
+    Images are those to train on. `validated`: a validation set measures each epoch; `probed`: the head starts from the
+    linear probe of the frozen features.
     """
     setting = _Setting(images, classes, blocks, batch_size, validated)
     for key, count in setting._asdict().items():
         if key != "validated" and count < 1:
             raise RecipeError(f"Cannot choose stages: {key} is below 1.", count)
-    drafts = {} if probed else {"head": _draft_head(setting)}
-    drafts |= _draft_backbone(setting)
+    head = [
+        Decision("unfreeze", 0, "a random head would spoil the backbone, so it is fitted first (LP-FT)"),
+        Decision("learning_rate", 1e-3, "the usual rate: nothing pretrained moves"),
+        _choose_epochs(setting, _HEAD_STEPS),
+    ]
+    drafts = {**({} if probed else {"head": head}), **_draft_backbone(setting)}
     stages = tuple(Stage(name, **{one.key: one.value for one in draft}) for name, draft in drafts.items())
     decisions = [one._replace(key=f"{name}.{one.key}") for name, draft in drafts.items() for one in draft]
     if probed:
         reason = "it starts from the linear probe, so no stage has to fit it (LP-FT)"
         decisions.insert(0, Decision("head", "probe", reason))
-    keep = _choose_keep(validated)
+    keep = Decision("keep", "last", "no validation set says which epoch was best")
+    if validated:
+        keep = Decision("keep", "best", "the validation set says which epoch was best, and whether a stage paid")
     return Suggestion(stages, keep.value, (*decisions, keep))
-
-
-def _draft_head(setting: _Setting) -> list[Decision]:
-    return [
-        Decision("unfreeze", 0, "a random head would spoil the backbone, so it is fitted first (LP-FT)"),
-        Decision("learning_rate", 1e-3, "the usual rate: nothing pretrained moves"),
-        _choose_epochs(setting, _HEAD_STEPS),
-    ]
 
 
 def _draft_backbone(setting: _Setting) -> dict[str, list[Decision]]:
@@ -148,9 +142,3 @@ def _choose_batch_norm(setting: _Setting) -> Decision:
     if setting.batch_size < BATCH_NORM_BATCH:
         return Decision("batch_norm", "frozen", f"batches below {BATCH_NORM_BATCH} give noisy statistics")
     return Decision("batch_norm", "train", f"{setting.images:,} images in batches of {setting.batch_size} suffice")
-
-
-def _choose_keep(validated: bool) -> Decision:
-    if validated:
-        return Decision("keep", "best", "the validation set says which epoch was best, and whether a stage paid")
-    return Decision("keep", "last", "no validation set says which epoch was best")

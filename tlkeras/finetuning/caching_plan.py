@@ -65,7 +65,6 @@ def plan_stages(
     Args:
         blocks: Of the backbone, from input to output.
         width: Numbers per image after pooling.
-        images: Images to train on.
         views: Cached views; None: as many as there are different ones, or epochs to show them, up to 8, and no more
             than fit the budget behind the cuts that would be best without one.
         most_views: Number of different views; None: endlessly many.

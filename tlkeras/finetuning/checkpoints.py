@@ -90,17 +90,16 @@ class Checkpoints:
 
     def load_latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, None if there is none; each damaged one is logged as a warning."""
-        problems: list[str] = []
+        found, chosen, problems = None, "none, there is no other", list[str]()
         for step, _, path in reversed(self._list()):
             try:
-                found = _read(path, step)
+                found, chosen = _read(path, step), path.name
+                break
             except (OSError, ValueError) as problem:
                 problems.append(f"{path} ({problem})")
-            else:
-                _warn(problems, path.name)
-                return found
-        _warn(problems, "none, there is no other")
-        return None
+        for skipped in problems:
+            logger.warning("A checkpoint is damaged and was skipped: %s. Loaded instead: %s.", skipped, chosen)
+        return found
 
     def clear(self) -> None:
         """Remove all checkpoints; other files in the folder stay; ResourceError if the folder cannot be written."""
@@ -151,7 +150,8 @@ def _write(folder: Path, step: int, arrays: Mapping[str, np.ndarray], state: Map
     foreign = {}
     with _flushing(folder / ARRAYS) as file:
         for name, array in arrays.items():
-            foreign[name] = _foreign_name(array)
+            # of a dtype that is not NumPy's own, which the .npy format does not know, the name
+            foreign[name] = array.dtype.name if array.dtype.isbuiltin == 2 else None
             np.save(file, array.view(f"u{array.itemsize}") if foreign[name] else array, allow_pickle=False)
     content = {"step": step, "arrays": foreign, "state": dict(state)}
     with _flushing(folder / STATE) as file:
@@ -186,11 +186,6 @@ def _read_array(file: BinaryIO, foreign: str | None) -> np.ndarray:
     return array.view(getattr(ml_dtypes, foreign))
 
 
-def _foreign_name(array: np.ndarray) -> str | None:
-    """The name of a dtype that is not NumPy's own, which the .npy format does not know; None of others."""
-    return array.dtype.name if array.dtype.isbuiltin == 2 else None
-
-
 @contextlib.contextmanager
 def _flushing(path: Path) -> Iterator[BinaryIO]:
     """Open a new file, and have all of it on the disk at the end."""
@@ -213,8 +208,3 @@ def _erase(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _warn(problems: list[str], chosen: str) -> None:
-    for problem in problems:
-        logger.warning("A checkpoint is damaged and was skipped: %s. Loaded instead: %s.", problem, chosen)

@@ -20,11 +20,8 @@ def use_fused_cpu_ops(model: keras.Model, training: bool) -> AbstractContextMana
     """Within, a model is traced with batch norm folded into the convolution before it, where it acts as in inference.
 
     On a GPU, and for layers in 16 bits, nothing is changed. The weights are read in the graph that is being traced,
-    so that it must be entered while tracing, and under the tape that is to find gradients.
-
-    Args:
-        model: Functional, with channels last.
-        training: As in the call of the model.
+    so that it must be entered while tracing, and under the tape that is to find gradients. The model is functional,
+    with channels last, and called with this `training`.
     """
     stand_ins: list[tuple[keras.Layer, Callable[..., Any]]] = []
     if not tf.config.get_visible_devices("GPU"):

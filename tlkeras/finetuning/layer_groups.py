@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import keras
 
-from tlkeras.backbones.blocks import find_blocks, find_cuts
+from tlkeras.backbones.blocks import Block, find_blocks, find_cuts
 from tlkeras.backbones.graph import Node, has_weights, trace_calls
 from tlkeras.errors import BackboneError, suggest
 
@@ -121,15 +121,17 @@ def _make_blocks(below: keras.Model, backbone: keras.Model) -> tuple[LayerGroup,
     calls = trace_calls(backbone)
     first = next((place for place, call in enumerate(calls) if has_weights(call)), 0)
     layers = {call.operation.name: call.operation for call in calls[first:] if isinstance(call.operation, keras.Layer)}
-    blocks = [
-        LayerGroup(block.name, tuple(layers[name] for name in block.layers if name in layers))
-        for block in find_blocks(backbone)
-    ]
+    blocks = group_blocks(find_blocks(backbone), layers)
     if backbone is not below:
         others = [call.operation for call in trace_calls(below) if has_weights(call)]
         before = tuple(layer for layer in others if layer is not backbone)
         blocks[0] = LayerGroup(blocks[0].name, before + blocks[0].layers)
     return tuple(blocks)
+
+
+def group_blocks(blocks: Sequence[Block], layers: Mapping[str, keras.Layer]) -> list[LayerGroup]:
+    """A group for each block, of those of its layers that are among the given ones, which are by name."""
+    return [LayerGroup(one.name, tuple(layers[name] for name in one.layers if name in layers)) for one in blocks]
 
 
 def _matters(layer: keras.Layer) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tlkeras.config.schema.finetuning import FocalConfig, SigmoidConfig, SoftmaxConfig
+from tlkeras.config.schema.finetuning import FocalConfig, LossConfig, SigmoidConfig, SoftmaxConfig
 from tlkeras.errors import DataError
 
 _TINY = 1e-7  # below it a float32 cannot tell 1 - p from 0
@@ -79,7 +79,7 @@ class SquaredErrorLoss:
         return 0.5 * tf.reduce_sum(tf.square(standard - tf.cast(logits, tf.float32)), axis=-1)
 
 
-def make_loss(config: SoftmaxConfig | FocalConfig | SigmoidConfig) -> Loss:
+def make_loss(config: LossConfig) -> Loss:
     """The loss of a recipe's configuration."""
     if isinstance(config, SoftmaxConfig):
         return SoftmaxLoss(config)

@@ -45,6 +45,8 @@ def find_learning_rate(
 
     The model is only read: weights, statistics, states of random layers, optimizer and metrics stay as they are, and
     the random states of Python, NumPy and Keras are restored, whatever ends the search.
+    TlkerasError if the model is not functional, not compiled or has a step of its own, or the range is empty; DataError
+    if reading the batches would change them, or there are none.
 
     Args:
         model: Functional and compiled, with the `train_step` of Keras; its `trainable` flags hold, and it starts from
@@ -53,10 +55,6 @@ def find_learning_rate(
             arguments that makes a new `tf.data.Dataset`. They are repeated where they are fewer than the steps.
         lowest, highest: The first rate, and the last one, unless the loss diverges before.
         steps: Rates to try, evenly apart on a logarithmic scale.
-
-    Raises:
-        TlkerasError: The model is not functional, not compiled or has a step of its own, or the range is empty.
-        DataError: Reading the batches would change them, or there are none.
     """
     _check_model(model)
     read = _make_reader(batches)
@@ -82,8 +80,7 @@ def run_lr_sweep(
 ) -> LRFinderResult:
     """Try rising rates until the loss diverges; the rate to train at; TlkerasError if the range is empty.
 
-    Args:
-        take_steps: From rates to an iterator over the loss at each, which takes a step at a time.
+    `take_steps` leads from rates to an iterator over the loss at each, which takes a step at a time.
     """
     if not (0 < lowest < highest < float("inf") and steps >= _FEWEST_STEPS):
         raise TlkerasError(
@@ -107,11 +104,7 @@ def suggest_learning_rate(rates: Sequence[float], losses: Sequence[float]) -> LR
 
     At the least loss training is about to diverge, so the rate there is too high; a tenth of it is the rule of fastai's
     `minimum`. The other rule in use, the steepest descent, takes the derivative of a noisy curve: where a fitted head
-    leaves little to descend, as in fine-tuning, it follows the noise.
-
-    Args:
-        rates: Rising, (n,).
-        losses: Finite; fewer than n where the loss diverged.
+    leaves little to descend, as in fine-tuning, it follows the noise. Losses are fewer than rates where they diverged.
     """
     width = _width(len(rates))
     half, smoothed = width // 2, _smooth(losses, width)

@@ -14,16 +14,12 @@ METRICS = {"val_loss": True, "val_accuracy": False, "val_roc_auc": False}
 
 
 class TaskSlice(NamedTuple):
-    """The columns of a task among targets and logits.
-
-    Attributes:
-        units: Of a regression: logits predict (target - offset) / scale, and these are scale and offset.
-    """
+    """The columns of a task among targets and logits."""
 
     task: str = ""
     width: int | None = None
     several: bool = False  # whether an example can have several labels
-    units: tuple[float, float] | None = None
+    units: tuple[float, float] | None = None  # scale and offset of a regression: logits are (target - offset) / scale
 
 
 def compute_validation_metrics(
@@ -87,10 +83,7 @@ def measure_number(
 ) -> dict[str, float]:
     """Half the squared error in units of the standard deviation, and the mean absolute error in those of the targets.
 
-    Args:
-        targets, logits: Of a regression and its standardised predictions, [n, 1].
-        weights: [n].
-        units: Scale and offset of the standardisation.
+    Of a regression and its standardised predictions, [n, 1] both, with weights [n] and the units of `TaskSlice`.
     """
     scale, offset = units
     errors = (targets[:, 0] - offset) / scale - logits[:, 0]

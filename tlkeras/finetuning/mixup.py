@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -16,19 +17,14 @@ Mix = Callable[[tf.Tensor, Any, tf.Tensor, tf.Tensor], Mixed]
 
 
 def make_mixup_cutmix(mixup: float, cutmix: float) -> Mix | None:
-    """The function that mixes a batch, or None where nothing is mixed.
+    """The function that mixes a batch, or None where nothing is mixed, by the alphas of both ways; 0 is none.
 
     With both, each batch is mixed in one of the two ways, drawn by its seed (as in timm). CutMix pastes boxes into
     images and into maps of activations; where features are pooled there is no place for a box, and a batch that
     should be cut stays as it is.
-
-    Args:
-        mixup: Alpha of MixUp; 0: none.
-        cutmix: Alpha of CutMix; 0: none.
     """
 
-    def blend(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor) -> Mixed:
-        return mixup_batch(inputs, targets, weights, seed, alpha=mixup)
+    blend = partial(mixup_batch, alpha=mixup)
 
     def cut(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor) -> Mixed:
         weights = tf.cast(weights, tf.float32)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 
-from tlkeras.backbones.blocks import Block, find_blocks, find_cut
+from tlkeras.backbones.blocks import find_blocks, find_cut
 from tlkeras.features.extractor import POOLED, source_log_probabilities
 from tlkeras.finetuning.freezing import freeze, unfreeze
-from tlkeras.finetuning.layer_groups import Groups, LayerGroup
+from tlkeras.finetuning.layer_groups import Groups, LayerGroup, group_blocks
 from tlkeras.finetuning.schedule import Stage
 from tlkeras.finetuning.unfreezing import list_trainable
 
@@ -31,8 +32,7 @@ class Network:
 
     Attributes:
         model: From images to probabilities, float32 [n, k], of several tasks by name.
-        blocks: Of the backbone, from input to output.
-        groups: The model's layers, by block and head.
+        blocks: Of the backbone, from input to output; `groups` has the model's layers by these and head.
         features: The input of the head, a tensor of the graph.
     """
 
@@ -54,15 +54,12 @@ class Network:
         self.features = pooled.output
         logits = self._apply_heads(pooled.output)
         self._logits = self._join(logits)
-        predictions = {task: self.heads[task][-1](tensor) for task, tensor in logits.items()}
-        self.model = keras.Model(
-            pooled.input, predictions if len(predictions) > 1 else predictions.popitem()[1], name=name
-        )
-        self.groups = Groups(self.model, tuple(map(self._group_block, self.blocks)), LayerGroup("head", self.head))
-
-    def _group_block(self, block: Block) -> LayerGroup:
-        layers = {layer.name: layer for layer in self.backbone.layers}  # bare operations are not among them
-        return LayerGroup(block.name, tuple(layers[name] for name in block.layers if name in layers))
+        predictions: Any = {task: self.heads[task][-1](tensor) for task, tensor in logits.items()}
+        if len(predictions) == 1:
+            (predictions,) = predictions.values()
+        self.model = keras.Model(pooled.input, predictions, name=name)
+        layers = {layer.name: layer for layer in backbone.layers}  # bare operations are not among them
+        self.groups = Groups(self.model, tuple(group_blocks(self.blocks, layers)), LayerGroup("head", self.head))
 
     def _apply_heads(self, features: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
         """Logits of each task."""

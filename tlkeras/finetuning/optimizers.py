@@ -50,12 +50,9 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
         return super().iterations if self._count is None else self._count
 
     def set_multipliers(self, multipliers: Mapping[str, float]) -> None:
-        """Replace all multipliers, at once or when the optimizer is built.
+        """Replace all multipliers, by `variable.path`, at once or when it is built; variables left out get 1.
 
         TlkerasError if a multiplier is negative or not finite, or a path is not that of exactly one variable.
-
-        Args:
-            multipliers: By `variable.path`; variables that are left out get 1.
         """
         for path, multiplier in multipliers.items():
             if not (math.isfinite(multiplier) and multiplier >= 0):
@@ -78,10 +75,7 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
         self._counts = self.add_variable(shape, count, "float32", aggregation="only_first_replica", name="counts")
 
     def restart_averages(self) -> None:
-        """Set the moving averages of the weights (`use_ema`) to the present weights.
-
-        For restored weights, which the end of `fit` would overwrite with old averages.
-        """
+        """Set the averages of `use_ema` to the weights, which were restored: the end of `fit` would overwrite them."""
         if self.use_ema and self.built:
             for variable, average in zip(self._trainable_variables, self._model_variables_moving_average, strict=True):
                 average.assign(variable)
@@ -222,11 +216,8 @@ def scale_learning_rates(
 ) -> ScaledOptimizer:
     """The same optimizer, now also a `ScaledOptimizer`: with a learning-rate multiplier per variable.
 
-    TlkerasError if the optimizer wraps others, or a multiplier is invalid.
-
-    Args:
-        optimizer: Any of Keras or of your own. Its rate, its slots and its exclusions from weight decay stay.
-        multipliers: As for `ScaledOptimizer.set_multipliers`.
+    It may be any of Keras or of your own; rate, slots and exclusions from weight decay stay. Multipliers are as for
+    `ScaledOptimizer.set_multipliers`. TlkerasError if it wraps others, or a multiplier is invalid.
     """
     optimizer = keras.optimizers.get(optimizer)
     if isinstance(optimizer, _WRAPPERS):

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tlkeras.config.schema.finetuning import (
-    BatchSpectralShrinkageConfig,
-    L2SPConfig,
-    LearningWithoutForgettingConfig,
-    NoRegularizerConfig,
-)
+from tlkeras.config.schema.finetuning import RegularizerConfig
 from tlkeras.errors import TlkerasError
 
 
 class Regularizer:
-    """The base of the terms.
+    """The base of the terms, each of its section of the recipe.
 
     Outputs are "features", pooled, [n, d]; "source_logits", the present logits of the source's own head, and
     "recorded_logits", those from before training, both [n, classes of the source].
     """
+
+    def __init__(self, config: Any):
+        self.config = config
 
     def build(self, backbone: Sequence[keras.Layer], head: Sequence[keras.Layer]) -> None:
         """Read the model; to be called with the source's weights, before training."""
@@ -41,10 +40,8 @@ class L2SP(Regularizer):
     Source: Li, Grandvalet and Davoine, Explicit Inductive Bias for Transfer Learning, ICML 2018; defaults of TLlib.
     """
 
-    def __init__(self, config: L2SPConfig):
-        self.config = config
-        self._pairs: list[tuple[keras.Variable, tf.Tensor]] | None = None
-        self._head: list[keras.Variable] = []
+    _pairs: list[tuple[keras.Variable, tf.Tensor]] | None = None
+    _head: Sequence[keras.Variable] = ()
 
     def build(self, backbone: Sequence[keras.Layer], head: Sequence[keras.Layer]) -> None:
         weights = collect_weights(backbone, self.config.batch_norm)
@@ -67,9 +64,6 @@ class BatchSpectralShrinkage(Regularizer):
 
     Source: Chen et al., Catastrophic Forgetting Meets Negative Transfer, NeurIPS 2019; defaults of TLlib.
     """
-
-    def __init__(self, config: BatchSpectralShrinkageConfig):
-        self.config = config
 
     def __call__(self, outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """The term for features [n, d].
@@ -97,9 +91,6 @@ class LearningWithoutForgetting(Regularizer):
     Source: Li and Hoiem, Learning without Forgetting, ECCV 2016; weight as in TLlib.
     """
 
-    def __init__(self, config: LearningWithoutForgettingConfig):
-        self.config = config
-
     def __call__(self, outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """The term for source_logits and recorded_logits, both [n, classes]; log-probabilities serve as well.
 
@@ -114,36 +105,23 @@ class LearningWithoutForgetting(Regularizer):
         return self.config.weight * tf.reduce_mean(divergences)
 
 
-def make_regularizer(
-    config: NoRegularizerConfig | L2SPConfig | BatchSpectralShrinkageConfig | LearningWithoutForgettingConfig,
-) -> Regularizer | None:
+_KINDS = {"l2sp": L2SP, "bss": BatchSpectralShrinkage, "lwf": LearningWithoutForgetting}
+
+
+def make_regularizer(config: RegularizerConfig) -> Regularizer | None:
     """The regularizer of a recipe's configuration, not yet built; None for the kind `none`."""
-    match config:
-        case L2SPConfig():
-            return L2SP(config)
-        case BatchSpectralShrinkageConfig():
-            return BatchSpectralShrinkage(config)
-        case LearningWithoutForgettingConfig():
-            return LearningWithoutForgetting(config)
-    return None
+    kind = _KINDS.get(config.kind)
+    return kind and kind(config)
 
 
 def collect_weights(layers: Sequence[keras.Layer], batch_norm: bool = False) -> list[keras.Variable]:
-    """The weights of layers and the layers within them, each once, without the statistics of batch norm.
-
-    Args:
-        layers: Layers or models.
-        batch_norm: Whether gamma and beta of batch norm are among them.
-    """
+    """The weights of layers and those within, each once, without batch norm, or without its statistics alone."""
     parts = [part for layer in layers for part in layer._flatten_layers()]
     norms = [part for part in parts if isinstance(part, keras.layers.BatchNormalization)]
-    dropped = {id(weight) for norm in norms for weight in _list_dropped(norm, batch_norm)}
+    statistics = ([norm.moving_mean, norm.moving_variance] if batch_norm else norm.weights for norm in norms)
+    dropped = {id(weight) for weights in statistics for weight in weights}
     weights = {id(weight): weight for layer in layers for weight in layer.weights}
     return [weight for key, weight in weights.items() if key not in dropped]
-
-
-def _list_dropped(norm: keras.layers.BatchNormalization, affine_kept: bool) -> list[keras.Variable]:
-    return [norm.moving_mean, norm.moving_variance] if affine_kept else norm.weights
 
 
 def _as_float32(weight: keras.Variable) -> tf.Tensor:

@@ -73,14 +73,10 @@ def _is_address(text: str) -> bool:
 
 
 def rendezvous(cluster: Cluster, facts: Mapping[str, Any], timeout: float = TIMEOUT_SECONDS) -> None:
-    """Wait until all processes have connected, and compare their facts.
+    """Wait seconds until all processes have connected, and compare their facts: versions, the recipe.
 
     The others call the chief at its own address, which TensorFlow only binds afterwards.
     RunError if some did not connect in time, or some differ; each is named with the differences.
-
-    Args:
-        facts: Equal in all processes: versions, the recipe.
-        timeout: Seconds to wait.
     """
     if len(cluster) == 1:
         return

@@ -88,102 +88,10 @@ class MovingAverage:
             value.assign(present)
 
 
-def make_train_step(
-    suffix: keras.Model,
-    variables: Sequence[keras.Variable],
-    optimizer: keras.optimizers.Optimizer,
-    objective: Objective,
-    average: MovingAverage | None = None,
-    distribution: Strategy = ONE_DEVICE,
-) -> Callable[..., tf.Tensor]:
-    """A compiled function that updates `variables` once.
-
-    It takes inputs [b, ...], dense targets float32 [b, k], weights float32 [b], a seed int32 [2] for mixing, and the
-    recorded logits of the source (or None), and returns the batch's mean loss without the penalties. XLA is not used:
-    on a CPU it is seven to nine times slower for depthwise convolutions.
-    """
-
-    def step(inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, seed: tf.Tensor, recorded: Any) -> tf.Tensor:
-        inputs = as_floats(inputs)
-        if objective.mix is not None:
-            inputs, targets, weights = objective.mix(inputs, targets, weights, seed)
-        loss = distribution.run(learn, inputs, targets, weights, recorded)
-        if average is not None:
-            average.update()
-        return loss
-
-    def learn(share: Any, inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, recorded: Any) -> tf.Tensor:
-        with tf.GradientTape(persistent=objective.combine is not None) as tape:
-            outputs = {**_call(suffix, inputs, training=True), "weights": weights}
-            if recorded is not None:
-                outputs["recorded_logits"] = recorded
-            parts = _split_loss(objective, targets, tf.cast(outputs["logits"], tf.float32), weights)
-            loss = tf.add_n(parts)
-            penalties = tf.add_n([tf.constant(0.0), *(penalty(outputs) for penalty in objective.penalties)])
-            terms = [loss + penalties] if objective.combine is None else [*parts, penalties]
-            terms = [optimizer.scale_loss(term * share) for term in terms]
-        gradients = [distribution.sum(tape.gradient(term, list(variables))) for term in terms]
-        if objective.combine is not None:
-            *of_tasks, of_penalties = gradients
-            seed = tf.stack([tf.cast(optimizer.iterations, tf.int32), 0])
-            gradients = [_sum_gradients(objective.combine(of_tasks, seed), of_penalties)]
-        optimizer.apply(gradients[0], list(variables))
-        return loss * share
-
-    return tf.function(step, jit_compile=False, reduce_retracing=True)
-
-
-def _split_loss(objective: Objective, targets: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
-    """The batch's mean loss, a scalar; where gradients are combined, that of each task."""
-    if objective.combine is None:
-        return [weighted_mean(objective.loss(targets, logits), weights)]
-    split: Any = objective.loss
-    return [weighted_mean(of_task, weights) for of_task in tf.unstack(split.split(targets, logits), axis=1)]
-
-
-def _sum_gradients(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
-    """The sums, variable by variable; None where both are."""
-    pairs = ([part for part in pair if part is not None] for pair in zip(one, other, strict=True))
-    return [tf.add_n(known) if known else None for known in pairs]
-
-
-def make_gradient_step(
-    suffix: keras.Model, variables: Sequence[keras.Variable], objective: Objective, distribution: Strategy = ONE_DEVICE
-) -> Callable[..., list[tf.Tensor]]:
-    """A compiled function from inputs, targets and weights to the loss's gradients, in inference mode."""
-
-    def step(inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
-        with tf.GradientTape() as tape:
-            logits = _call(suffix, as_floats(inputs), training=False)["logits"]
-            loss = tf.reduce_mean(objective.loss(targets, tf.cast(logits, tf.float32)) * weights)
-        return tape.gradient(loss, list(variables))
-
-    return tf.function(partial(distribution.call, step), jit_compile=False, reduce_retracing=True)
-
-
-def make_forward(
-    suffix: keras.Model, distribution: Strategy = ONE_DEVICE, output: str = "logits"
-) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A compiled function from inputs to logits float32 [b, k], or another output, in inference mode."""
-
-    def forward(inputs: tf.Tensor) -> tf.Tensor:
-        return tf.cast(_call(suffix, as_floats(inputs), training=False)[output], tf.float32)
-
-    return tf.function(partial(distribution.map, forward), jit_compile=False, reduce_retracing=True)
-
-
-def _call(suffix: keras.Model, inputs: tf.Tensor, training: bool) -> Outputs:
-    with use_fused_cpu_ops(suffix, training):
-        return suffix(inputs, training=training)
-
-
-def as_floats(inputs: tf.Tensor) -> tf.Tensor:
-    """Inputs in float32, as cached activations may be float16; images stay uint8, which the backbone rescales."""
-    return inputs if inputs.dtype == tf.uint8 else tf.cast(inputs, tf.float32)
-
-
 class StageRunner:
     """Applies a stage to a network, and trains the network and predicts with it.
+
+    Its steps are compiled, without XLA, which on a CPU is seven to nine times slower for depthwise convolutions.
 
     Args:
         network: Trained in place.
@@ -210,8 +118,8 @@ class StageRunner:
         self._suffix = network.suffix(cut)
         self.variables = [*self._suffix.trainable_variables, *objective.trainable_variables]
         self.average = MovingAverage(self.variables, average) if average else None
-        self._step = make_train_step(self._suffix, self.variables, optimizer, objective, self.average, distribution)
-        self._forward = make_forward(self._suffix, distribution)
+        self._step = _compile(self._take_step)
+        self._forward = self._make_forward("logits")
 
     def train(self, inputs: Any, targets: np.ndarray, weights: np.ndarray, seed: Sequence[int]) -> float:
         """Take one step; the batch's mean loss, without the penalties."""
@@ -219,13 +127,63 @@ class StageRunner:
         batch = [tf.convert_to_tensor(array) for array in (inputs, targets, weights, np.asarray(seed, np.int32))]
         return float(self._step(*batch, None if recorded is None else tf.convert_to_tensor(recorded)))
 
+    def _take_step(
+        self, inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, seed: tf.Tensor, recorded: Any
+    ) -> tf.Tensor:
+        inputs = _as_floats(inputs)
+        if self._objective.mix is not None:
+            inputs, targets, weights = self._objective.mix(inputs, targets, weights, seed)
+        loss = self._distribution.run(self._learn, inputs, targets, weights, recorded)
+        if self.average is not None:
+            self.average.update()
+        return loss
+
+    def _learn(self, share: Any, inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, recorded: Any) -> tf.Tensor:
+        """Update the variables once, from one device's share of the batch; that share of its mean loss."""
+        objective, optimizer = self._objective, self._optimizer
+        with tf.GradientTape(persistent=objective.combine is not None) as tape:
+            outputs = {**self._call(inputs, training=True), "weights": weights}
+            if recorded is not None:
+                outputs["recorded_logits"] = recorded
+            parts = self._split_loss(targets, tf.cast(outputs["logits"], tf.float32), weights)
+            loss = tf.add_n(parts)
+            penalties = tf.add_n([tf.constant(0.0), *(penalty(outputs) for penalty in objective.penalties)])
+            terms = [loss + penalties] if objective.combine is None else [*parts, penalties]
+            terms = [optimizer.scale_loss(term * share) for term in terms]
+        gradients = [self._distribution.sum(tape.gradient(term, self.variables)) for term in terms]
+        if objective.combine is not None:
+            *of_tasks, of_penalties = gradients
+            seed = tf.stack([tf.cast(optimizer.iterations, tf.int32), 0])
+            gradients = [_sum_gradients(objective.combine(of_tasks, seed), of_penalties)]
+        optimizer.apply(gradients[0], self.variables)
+        return loss * share
+
+    def _split_loss(self, targets: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
+        """The batch's mean loss, a scalar; where gradients are combined, that of each task."""
+        loss: Any = self._objective.loss
+        if self._objective.combine is None:
+            return [weighted_mean(loss(targets, logits), weights)]
+        return [weighted_mean(of_task, weights) for of_task in tf.unstack(loss.split(targets, logits), axis=1)]
+
+    def _call(self, inputs: tf.Tensor, training: bool) -> Outputs:
+        with use_fused_cpu_ops(self._suffix, training):
+            return self._suffix(_as_floats(inputs), training=training)
+
+    def _make_forward(self, output: str) -> Callable[[tf.Tensor], tf.Tensor]:
+        """A compiled function from inputs to an output, float32 [b, ...], in inference mode."""
+
+        def forward(inputs: tf.Tensor) -> tf.Tensor:
+            return tf.cast(self._call(inputs, training=False)[output], tf.float32)
+
+        return _compile(partial(self._distribution.map, forward))
+
     def predict(self, source: BatchSource, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions that could be read, int64 [m], and their logits, float32 [m, k]."""
         return self._predict(self._forward, source, count, 0)
 
     def read_features(self, source: BatchSource, count: int, views: int) -> tuple[np.ndarray, np.ndarray]:
         """Readable positions, int64 [m], and the inputs of the head, float32 [m, d], of one view after another."""
-        forward = make_forward(self._suffix, self._distribution, "features")
+        forward = self._make_forward("features")
         found = [self._predict(forward, source, count, epoch) for epoch in range(views)]
         positions, features = zip(*found, strict=True)
         return np.concatenate(positions), np.concatenate(features)
@@ -267,13 +225,35 @@ class StageRunner:
     def reestimate(self, batches: Iterable[Any]) -> None:
         """Recompute the statistics of batch norm in the trained blocks."""
         inputs = (split_recorded(batch)[0] for batch in batches)
-        self.active.reestimate(lambda batch: self._suffix(as_floats(batch), training=False), inputs)
+        self.active.reestimate(lambda batch: self._suffix(_as_floats(batch), training=False), inputs)
 
     def scale_by_gradients(self, batches: Sequence[tuple[Any, np.ndarray, np.ndarray]]) -> None:
         """Set the rate of each variable of the backbone by its relative gradient in (inputs, targets, weights)."""
         paths = {weight.path for weight in collect_weights(self._backbone.layers)}
         variables = [variable for variable in self.variables if variable.path in paths]
-        compute = make_gradient_step(self._suffix, variables, self._objective, self._distribution)
+
+        def differentiate(inputs: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor) -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                logits = self._call(inputs, training=False)["logits"]
+                loss = tf.reduce_mean(self._objective.loss(targets, tf.cast(logits, tf.float32)) * weights)
+            return tape.gradient(loss, variables)
+
+        compute = _compile(partial(self._distribution.call, differentiate))
         tensors = (map(tf.convert_to_tensor, (split_recorded(x)[0], *others)) for x, *others in batches)
         with computing_in("float32", self._backbone.layers):  # for few batches no loss scale can be found
             self.active.scale_by_gradients(self._optimizer, (compute(*batch) for batch in tensors), variables)
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    return tf.function(function, jit_compile=False, reduce_retracing=True)
+
+
+def _sum_gradients(one: Sequence[Any], other: Sequence[Any]) -> list[Any]:
+    """The sums, variable by variable; None where both are."""
+    pairs = ([part for part in pair if part is not None] for pair in zip(one, other, strict=True))
+    return [tf.add_n(known) if known else None for known in pairs]
+
+
+def _as_floats(inputs: tf.Tensor) -> tf.Tensor:
+    """Inputs in float32, as cached activations may be float16; images stay uint8, which the backbone rescales."""
+    return inputs if inputs.dtype == tf.uint8 else tf.cast(inputs, tf.float32)

@@ -118,17 +118,14 @@ class Trainer:
     ) -> list[HistoryRow]:
         """Train to the end of the schedule; the history. The network then holds the weights that are kept.
 
-        Ctrl-C and SIGTERM end it between two steps, after a checkpoint; a second one ends it at once.
+        Ctrl-C and SIGTERM end it between two steps, after a checkpoint, with a KeyboardInterrupt; another `run` with
+        the same checkpoints resumes it. A second one ends it at once. RunError if the checkpoint has another precision.
 
         Args:
             checkpoints: Resumed from, and saved to.
             callbacks: Called as by `fit`. `model.stop_training` ends the run after the epoch. An epoch's end is
                 reported after its checkpoint, so that no epoch is reported that is then lost. `params` also has
                 `stages`, their names, and `history`, the logs of the epochs before a resumed run.
-
-        Raises:
-            KeyboardInterrupt: It was interrupted; another `run` with the same checkpoints resumes it.
-            RunError: The checkpoint is of a run in another precision.
         """
         with self._distribution.monitor_peers(), self._distribution.scope(), self._computing():
             averages = self._resume(checkpoints)
@@ -140,9 +137,7 @@ class Trainer:
     def find_rate(self, index: int, lowest: float, highest: float, steps: int) -> LRFinderResult:
         """Losses of one stage at rising rates, see `run_lr_sweep`, from the present weights, which are restored.
 
-        Args:
-            index: Of the stage; those before it are not run.
-            lowest, highest, steps: The rates; batches come again where an epoch has fewer.
+        The stages before it are not run; batches come again where an epoch has fewer than `steps`.
         """
         moving = [*self._changing, *self.optimizer.variables]
         saved = [np.array(variable) for variable in moving]
@@ -152,8 +147,7 @@ class Trainer:
                 self._start_epoch(runner, StagePosition(index, 0))
                 return run_lr_sweep(lambda rates: self._try_rates(runner, rates), lowest, highest, steps)
         finally:
-            for variable, value in zip(moving, saved, strict=True):
-                variable.assign(value)
+            _assign(moving, saved)
             self.network.release()
 
     @property
@@ -332,8 +326,7 @@ class Trainer:
         return [np.array(variable) for variable in self._changing]
 
     def _restore_weights(self, values: Sequence[np.ndarray]) -> None:
-        for variable, value in zip(self._changing, values, strict=True):
-            variable.assign(value)
+        _assign(self._changing, values)
 
     def _resume(self, checkpoints: Checkpoints | None) -> list[np.ndarray]:
         """Load the newest checkpoint, or without one measure the start; the checkpoint's moving averages."""
@@ -354,8 +347,7 @@ class Trainer:
         groups = found.groups
         self._restore_weights(groups["variables"])
         self._best = groups["best"]
-        for variable, value in zip(self.optimizer.variables, groups["optimizer"], strict=True):
-            variable.assign(value)
+        _assign(self.optimizer.variables, groups["optimizer"])
         return groups.get("average", [])
 
     def _save(self, checkpoints: Checkpoints | None) -> None:
@@ -369,6 +361,11 @@ class Trainer:
             pack_groups({**groups, "average": average}),
             {**state, "precision": self.settings.precision},
         )
+
+
+def _assign(variables: Sequence[keras.Variable], values: Sequence[np.ndarray]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 @contextmanager

@@ -17,16 +17,10 @@ from tlkeras.finetuning.schedule import BatchNorm, Stage
 
 
 def set_trainable(groups: Groups, count: int, batch_norm: BatchNorm = "frozen") -> list[keras.Variable]:
-    """Let the head and the top blocks train; all below is frozen and acts as in inference.
+    """Let the head and the top `count` blocks train; all below is frozen and acts as in inference; what now trains.
 
-    Keras sees the change when the training function is made again. TlkerasError if there are not so many blocks.
-
-    Args:
-        count: Blocks that train, counted from the top.
-        batch_norm: In blocks that train, see `Stage`; in the head it always trains.
-
-    Returns:
-        The variables of the model that now train.
+    Batch norm in blocks is as of `Stage`; in the head it always trains. Keras sees the change when the training
+    function is made again. TlkerasError if there are not so many blocks.
     """
     total = len(groups.blocks)
     if not 0 <= count <= total:
@@ -83,10 +77,7 @@ class ActiveStage:
     ) -> None:
         """Scale the rates of variables of the backbone by their relative gradients; the multipliers are the ceiling.
 
-        Args:
-            optimizer: A scaled one, or loss scaling around it.
-            gradients: Of each of a few batches, one per variable.
-            variables: Those that train in the backbone.
+        Gradients are those of a few batches, in each one per variable that trains in the backbone.
         """
         relative = np.mean([relative_gradient_norms(of_batch, variables) for of_batch in gradients], axis=0)
         factors = zip(variables, derive_multipliers(relative), strict=True)

@@ -71,23 +71,7 @@ class Recipe(ConfigSection):
 
     @model_validator(mode="after")
     def _check_domains(self) -> Recipe:
-        if self.domain_adaptation is None:
-            return self
-        conflicts, method = _list_adaptation_conflicts(self, self.domain_adaptation), self.domain_adaptation.method
-        kinds = {task.kind for task in (self.data.tasks or {}).values()}
-        if self.data.separator or "multilabel" in kinds:
-            conflicts.append("images with several labels are not supported")
-        if "regression" in kinds:
-            conflicts.append("regression is not supported: remove it from data.tasks")
-        if self.head.kind in FEATURE_MAP_HEADS:
-            conflicts.append(f"vectors are aligned, but head.kind {self.head.kind} takes maps")
-        elif method in NETWORK_METHODS:
-            ignored = [f"head.kind {self.head.kind}"] if self.head.kind != "linear" else []
-            ignored += ["features.selection"] if self.features.selection else []
-            conflicts += [f"{method} trains a network of its own: remove {name}" for name in ignored]
-        if self.domain_adaptation.correction == "confusion" and self.data.validation == 0:
-            conflicts.append("correction confusion needs validation images: set data.validation")
-        if conflicts:
+        if self.domain_adaptation and (conflicts := _list_domain_conflicts(self, self.domain_adaptation)):
             raise ValueError(f"across domains, {'; '.join(conflicts)}.")
         return self
 
@@ -118,74 +102,57 @@ class Recipe(ConfigSection):
         return self
 
 
-def _list_adaptation_conflicts(recipe: Recipe, adaptation: DomainAdaptationConfig) -> list[str]:
-    """Settings that conflict with fine-tuning across domains."""
-    options, augmentation = recipe.finetuning, recipe.augmentation
-    if options is None:
-        return []
-    conflicts = []
-    if adaptation.method not in FINE_TUNING_METHODS:
-        methods = ", ".join(FINE_TUNING_METHODS)
-        conflicts.append(f"{adaptation.method} aligns frozen features: for finetuning, take one of {methods}")
-    if adaptation.correction != "none":
-        conflicts.append("a correction needs frozen features: remove it or finetuning")
-    if augmentation.mixup or augmentation.cutmix:
-        conflicts.append("images of both domains would be mixed: remove augmentation.mixup and cutmix")
-    if options.balanced_sampling:
-        conflicts.append("domains are sampled equally often, so finetuning.balanced_sampling cannot balance classes")
-    return conflicts
+def _list_domain_conflicts(recipe: Recipe, adaptation: DomainAdaptationConfig) -> list[str]:
+    """Settings that conflict with adaptation across domains."""
+    options, head, method = recipe.finetuning, recipe.head.kind, adaptation.method
+    tuned, balanced = options is not None, options is not None and options.balanced_sampling
+    frozen, methods = tuned and method not in FINE_TUNING_METHODS, ", ".join(FINE_TUNING_METHODS)
+    mixed = recipe.augmentation.mixup or recipe.augmentation.cutmix
+    kinds, maps = {task.kind for task in (recipe.data.tasks or {}).values()}, head in FEATURE_MAP_HEADS
+    network, own = method in NETWORK_METHODS and not maps, f"{method} trains a network of its own: remove"
+    unvalidated = adaptation.correction == "confusion" and recipe.data.validation == 0
+    rules: list[tuple[object, str]] = [
+        (frozen, f"{method} aligns frozen features: for finetuning, take one of {methods}"),
+        (tuned and adaptation.correction != "none", "a correction needs frozen features: remove it or finetuning"),
+        (tuned and mixed, "images of both domains would be mixed: remove augmentation.mixup and cutmix"),
+        (balanced, "domains are sampled equally often, so finetuning.balanced_sampling cannot balance classes"),
+        (recipe.data.separator or "multilabel" in kinds, "images with several labels are not supported"),
+        ("regression" in kinds, "regression is not supported: remove it from data.tasks"),
+        (maps, f"vectors are aligned, but head.kind {head} takes maps"),
+        (network and head != "linear", f"{own} head.kind {head}"),
+        (network and recipe.features.selection, f"{own} features.selection"),
+        (unvalidated, "correction confusion needs validation images: set data.validation"),
+    ]
+    return [sentence for holds, sentence in rules if holds]
 
 
 def _list_label_conflicts(recipe: Recipe) -> list[str]:
-    """Settings that conflict with the kind of labels."""
-    options, head = recipe.finetuning, recipe.head
-    if recipe.data.tasks:
-        return _list_task_conflicts(recipe)
-    if recipe.data.separator is None:
-        sigmoid = options is not None and options.loss.kind == "sigmoid"
-        conflicts = ["finetuning.loss is softmax or focal, not sigmoid"] if sigmoid else []
-        return conflicts + _list_balance_conflicts(options)
-    conflicts = []
-    if head.kind in SINGLE_LABEL_HEADS:
-        conflicts.append(f"head.kind {head.kind} does not support several labels")
-    elif head.kind != "linear" and head.class_weight != "none":
-        conflicts.append(f"a {head.kind} head has no class_weight")
+    """Settings that conflict with the kinds of labels, or with several tasks."""
+    options, head, tasks, separator = recipe.finetuning, recipe.head, recipe.data.tasks or {}, recipe.data.separator
+    kinds = {task.kind for task in tasks.values()} or {"multilabel" if separator else "classes"}
+    labels, single = "multilabel" in kinds, head.kind in SINGLE_LABEL_HEADS
+    unweighted = labels and not single and head.kind != "linear" and head.class_weight != "none"
+    maps = "regression" in kinds and head.kind in FEATURE_MAP_HEADS
+    rules: list[tuple[object, str]] = [
+        (maps, f"head.kind {head.kind} takes maps, and regression takes vectors"),
+        (labels and single, f"head.kind {head.kind} does not support several labels"),
+        (unweighted, f"a {head.kind} head {'for labels ' if tasks else ''}has no class_weight"),
+    ]
     if options is not None:
-        if options.loss.kind != "sigmoid":
-            conflicts.append(f"finetuning.loss is sigmoid, not {options.loss.kind}")
-        if options.class_weight != "none":
-            conflicts.append("there is no finetuning.class_weight")
-        if options.balanced_sampling:
-            conflicts.append("finetuning.balanced_sampling cannot balance classes")
-    return conflicts
-
-
-def _list_balance_conflicts(options: FineTuningConfig | None) -> list[str]:
-    """Weights and draws that balance the classes twice."""
-    if options is None or options.class_weight == "none" or not options.balanced_sampling:
-        return []
-    return ["finetuning.class_weight and balanced_sampling would balance the classes twice: remove one of them"]
-
-
-def _list_task_conflicts(recipe: Recipe) -> list[str]:
-    """Settings that conflict with several tasks, or with the kinds of these."""
-    options, head, tasks = recipe.finetuning, recipe.head, recipe.data.tasks or {}
-    kinds, conflicts = {task.kind for task in tasks.values()}, []
-    if "regression" in kinds and head.kind in FEATURE_MAP_HEADS:
-        conflicts.append(f"head.kind {head.kind} takes maps, and regression takes vectors")
-    if "multilabel" in kinds and head.kind in SINGLE_LABEL_HEADS:
-        conflicts.append(f"head.kind {head.kind} does not support several labels")
-    elif "multilabel" in kinds and head.kind != "linear" and head.class_weight != "none":
-        conflicts.append(f"a {head.kind} head for labels has no class_weight")
-    if options is not None:
-        if options.loss.kind == "sigmoid":
-            conflicts.append("finetuning.loss is that of classes, softmax or focal; labels always have sigmoid")
-        if len(tasks) > 1 and options.class_weight != "none":
-            conflicts.append("there is no finetuning.class_weight: an image has a class in each task")
-        if len(tasks) > 1 and options.balanced_sampling:
-            conflicts.append("finetuning.balanced_sampling cannot balance the classes of every task")
-        if len(tasks) == 1:
-            conflicts += _list_balance_conflicts(options)
-        unknown = sorted(set(options.task_weights or {}) - set(tasks))
-        conflicts += [f"finetuning.task_weights has {name!r}, which is no task" for name in unknown]
-    return conflicts
+        loss, weighted, drawn = options.loss.kind, options.class_weight != "none", options.balanced_sampling
+        several, one_class = len(tasks) > 1, not tasks and not separator
+        both = (one_class or len(tasks) == 1) and weighted and drawn
+        sigmoid = "finetuning.loss is that of classes, softmax or focal; labels always have sigmoid"
+        rules += [
+            (one_class and loss == "sigmoid", "finetuning.loss is softmax or focal, not sigmoid"),
+            (separator and loss != "sigmoid", f"finetuning.loss is sigmoid, not {loss}"),
+            (separator and weighted, "there is no finetuning.class_weight"),
+            (separator and drawn, "finetuning.balanced_sampling cannot balance classes"),
+            (tasks and loss == "sigmoid", sigmoid),
+            (several and weighted, "there is no finetuning.class_weight: an image has a class in each task"),
+            (several and drawn, "finetuning.balanced_sampling cannot balance the classes of every task"),
+            (both, "finetuning.class_weight and balanced_sampling would balance the classes twice: remove one of them"),
+        ]
+        unknown = sorted(set(options.task_weights or {}) - set(tasks)) if tasks else []
+        rules += [(True, f"finetuning.task_weights has {name!r}, which is no task") for name in unknown]
+    return [sentence for holds, sentence in rules if holds]
