@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 from tlkeras.errors import TlkerasError
-from tlkeras.finetuning.callback import GradualUnfreezing
+from tlkeras.finetuning.callbacks import GradualUnfreezing
 from tlkeras.finetuning.freezing import run_in_inference
 from tlkeras.finetuning.layer_groups import group_layers
 from tlkeras.finetuning.optimizers import find_scaled, scale_learning_rates

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 import tlkeras
+from tlkeras.finetuning.callbacks import TensorBoardLogger
 from tlkeras.finetuning.stage_runner import StageRunner
-from tlkeras.finetuning.tensorboard import TensorBoardLogger
 
 ROWS = [{"loss": 0.5, "stage": 1, "val_accuracy": 1.0}, {"loss": 0.25, "stage": 2, "val_accuracy": 0.5}]
 RECIPE = """

@@ -185,7 +185,7 @@ def read_reproducibility(data: RunData) -> Reproducibility:
         resumed=len(manifest.get("resumed", [])),
         command=f"tlkeras train {run.path / 'recipe.yaml'}",
         recipe=recipe_to_yaml(recipe),
-        source=builders.data_source(recipe),
+        source=builders.describe_origin(recipe)["source"],
         rejected=manifest.get("rejected", 0),
         fingerprint=manifest.get("fingerprint", ""),
         parameters=manifest.get("parameters"),

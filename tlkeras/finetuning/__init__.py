@@ -11,7 +11,7 @@ from typing import Any
 
 _MODULES = {
     "ConvMuon": "muon",
-    "GradualUnfreezing": "callback",
+    "GradualUnfreezing": "callbacks",
     "Schedule": "schedule",
     "Stage": "schedule",
     "find_learning_rate": "lr_range_test",

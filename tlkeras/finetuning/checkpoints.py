@@ -69,13 +69,9 @@ class Checkpoints:
     def save(self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> Path:
         """Write a checkpoint, then remove the older ones beyond `keep`, and all of later steps.
 
-        Later steps were abandoned when the training was resumed from an earlier checkpoint.
+        Later steps were abandoned when the training was resumed from an earlier checkpoint; a step may be saved again.
+        Arrays are of any dtype but object, those of `ml_dtypes` included; the state is JSON, with NaN and infinity.
         ResourceError if the disk is full or the folder cannot be written. What was saved before is untouched.
-
-        Args:
-            step: Not negative; a step may be saved again.
-            arrays: Of any dtype but object; those of `ml_dtypes`, such as bfloat16, included.
-            state: JSON, with NaN and infinity; floats keep every bit.
         """
         if step < 0:
             raise ValueError(f"A step must not be negative. Received: {step}.")

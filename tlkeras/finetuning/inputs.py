@@ -117,15 +117,11 @@ class ImageSource:
         if not len(batches):
             return
         positions = np.concatenate(batches)
-        augment, finish = None, lambda images, index: images
+        augment, in_graph = None, self.policy is not None and self.in_graph
         if self.policy is not None:
             keys = digest_to_seed([self.digests[position] for position in positions])
             numbers = choose_views(self.policy, None, keys, epoch, self.seed)
-            if self.in_graph:
-                show = self._layer
-                finish = lambda images, index: show((images, keys[index], numbers[index]))  # noqa: E731
-            else:
-                augment = make_view_fn(self.policy, keys, numbers, self.seed)
+            augment = None if in_graph else make_view_fn(self.policy, keys, numbers, self.seed)
         paths = [self.paths[position] for position in positions]
         wanted = (paths, self.size, self.resize, len(batches[0]))
         if self.data_service is None:
@@ -133,7 +129,7 @@ class ImageSource:
         else:
             stream = make_data_service_dataset(self.data_service, *wanted, augment=augment)
         for index, images in stream:
-            yield positions[index], finish(images, index)
+            yield positions[index], self._layer((images, keys[index], numbers[index])) if in_graph else images
 
     @cached_property
     def _layer(self) -> Callable[..., Any]:

@@ -69,10 +69,7 @@ def layerwise_lr_decay(groups: Groups, multipliers: Sequence[float]) -> dict[str
         multipliers = layerwise_lr_decay(groups, Stage("all", "all", 1e-4, epochs=5, layer_decay=0.75).multipliers(8))
         model.compile(scale_learning_rates(keras.optimizers.AdamW(), multipliers), ...)
 
-    BackboneError if there is not one multiplier per block.
-
-    Args:
-        multipliers: One per block, from input to output; the head keeps its full rate.
+    Multipliers are one per block, from input to output, else a BackboneError; the head keeps its full rate.
     """
     if len(multipliers) != len(groups.blocks):
         raise BackboneError("There is not one multiplier per block.", f"{len(multipliers)} for {len(groups.blocks)}")

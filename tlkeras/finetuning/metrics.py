@@ -27,11 +27,8 @@ def compute_validation_metrics(
 ) -> dict[str, float]:
     """Metrics, averaged over tasks, and where there are several those of each as `NAME_task`.
 
-    Args:
-        targets: Dense, [n, k], the tasks side by side; rows of NaN, where a target is not known, are left out.
-        logits: [n, k].
-        weights: [n].
-        tasks: In the order of the columns; a width of None takes all that are left.
+    Targets are dense, [n, k], the tasks side by side as are logits [n, k]; rows of NaN, where a target is not known,
+    are left out. Tasks are in the order of the columns; a width of None takes all that are left. Weights are [n].
     """
     found, start = {}, 0
     for task in tasks:
@@ -51,16 +48,11 @@ def compute_validation_metrics(
 
 
 def measure(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray, *, several: bool = False) -> dict[str, float]:
-    """Weighted metrics of logits, a value per name in `METRICS`.
+    """Metrics of logits [n, k] with dense targets [n, k] and weights [n], a value per name in `METRICS`.
 
     The loss is the plain cross entropy whatever is minimised: smoothing and focus would be monitored too. The area
     under the ROC curve is the mean over the classes, NaN where one of them, or all the others, are absent.
-
-    Args:
-        targets, logits: Dense, [n, k].
-        weights: [n].
-        several: Whether an example can have several labels: then the loss is binary, and accuracy the fraction of
-            labels predicted correctly.
+    With `several` labels per example the loss is binary, and accuracy the fraction of labels predicted correctly.
     """
     if several:
         truth, predictions, scores = targets > 0.5, logits > 0, expit(logits)

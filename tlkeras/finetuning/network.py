@@ -25,7 +25,6 @@ class Network:
         pooled: The same graph with the pooling behind it, to features [n, d].
         head: Layers from features to logits [n, k], and one more from logits to probabilities; or those of each task by
             name. The logits of several tasks stand side by side.
-        name: Of the model.
         source_head: From the last map to the probabilities of the classes that the weights were trained on, frozen;
             only distillation from the source needs it.
         weighting: Leaves the logits as they are, and owns the weights of the tasks' losses; it is no part of the model.

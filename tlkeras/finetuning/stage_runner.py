@@ -94,8 +94,7 @@ class StageRunner:
     Its steps are compiled, without XLA, which on a CPU is seven to nine times slower for depthwise convolutions.
 
     Args:
-        network: Trained in place.
-        cut: Where the batches enter the network.
+        cut: Where the batches enter the network, which is trained in place.
         optimizer: Built on at least the variables that the stage trains; a scaled one, or loss scaling around it.
         average: Decay of the moving average of the weights; 0 for none.
         distribution: The devices; everything here happens within its scope.

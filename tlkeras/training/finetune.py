@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,6 @@ from tlkeras.finetuning.checkpoints import Checkpoints
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
 from tlkeras.finetuning.inputs import BatchSource, DataSplit
 from tlkeras.finetuning.network import IMAGES, Network
-from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.trainer import HistoryRow, Trainer
 from tlkeras.heads.heads import Head
 from tlkeras.runs.directory import Run
@@ -51,10 +50,12 @@ def fine_tune(
             history = trainer.run(Checkpoints(run.path / CHECKPOINTS), callbacks)
         strategy.gather(trainer.network, network)
     plan = require_plan(experiment)
+    trained = network.list_trainable(plan.schedule.stages)
+    network.release()
     facts = {
         "stages": [stage.__dict__ for stage in plan.caching.stages],
         "views": plan.caching.views,
-        "trained_parameters": _count_trained(network, plan.schedule),
+        "trained_parameters": sum(math.prod(variable.shape) for variable in trained),
         "baseline": trainer.baseline,
         "best_epoch": trainer.best_epoch,
         "precision": trainer.settings.precision,
@@ -103,15 +104,3 @@ def _open_split(experiment: Experiment, stack: ExitStack, *, training: bool) -> 
             sources[cut] = builders.make_activation_source(part, of_views, recorded)
     factors = None if training else builders.find_class_factors(experiment)
     return builders.make_split(part, sources, training=training, class_factors=factors)
-
-
-def _count_trained(network: Network, schedule: Schedule) -> int:
-    """The number of weights that some stage trains; the network is left as a plain one."""
-    count = sum(math.prod(variable.shape) for variable in network.list_trainable(schedule.stages))
-    network.release()
-    return count
-
-
-def as_columns(history: Sequence[HistoryRow]) -> dict[str, list[Any]]:
-    """The history by column."""
-    return {name: [row[name] for row in history] for name in history[0]}

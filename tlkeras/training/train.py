@@ -23,7 +23,7 @@ from tlkeras.runs.directory import RUNS, Run, create_run, find_resumable_run, re
 from tlkeras.runs.predictions import save_predictions, write_fusion, write_images, write_probes
 from tlkeras.training import builders, frozen
 from tlkeras.training.builders.experiment import Experiment
-from tlkeras.training.finetune import CHECKPOINTS, FineTuningResult, as_columns, fine_tune
+from tlkeras.training.finetune import CHECKPOINTS, FineTuningResult, fine_tune
 from tlkeras.training.frozen import FittedHeads, TaskProbabilities
 
 
@@ -145,7 +145,8 @@ def _write_fit(
     if fitted.fused is not None:
         write_fusion(run, tasks, fitted.fused)
     first = next(iter(fitted.heads.values()))
-    history = first.history() if tuned is None else as_columns(tuned.history)
+    rows = [] if tuned is None else tuned.history
+    history = {name: [row[name] for row in rows] for name in rows[0]} if rows else first.history()
     run.write_table("history.csv", list(history), zip(*history.values(), strict=True))
     heads = {name: head.summarize().to_dict() for name, head in fitted.heads.items()}
     facts: dict[str, Any] = {

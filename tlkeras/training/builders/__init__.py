@@ -2,11 +2,10 @@
 
 # ruff: noqa: F401  (the names are for the other rooms)
 from tlkeras.data.tables import TARGET
-from tlkeras.training.builders.adaptation import adapt_heads, adapts_domains, evaluated_splits
 from tlkeras.training.builders.data import (
     check_recipe_data_service,
-    data_source,
     describe_origin,
+    evaluated_splits,
     image_size,
     list_licences,
     make_recipe_policy,
@@ -46,6 +45,12 @@ from tlkeras.training.builders.finetuning import (
     make_split,
     make_trainer,
 )
-from tlkeras.training.builders.heads import make_linear_head, make_recipe_head, training_seed
+from tlkeras.training.builders.heads import (
+    adapt_heads,
+    adapts_domains,
+    make_linear_head,
+    make_recipe_head,
+    training_seed,
+)
 from tlkeras.training.builders.preparation import make_strategy, plan, prepare, validate
 from tlkeras.training.builders.variants import locate_source

@@ -18,6 +18,7 @@ from tlkeras.data.decoding import decode_file
 from tlkeras.data.sources.folders import iter_image_files, read_table
 from tlkeras.data.splits import assign_splits, check_splits, subsample
 from tlkeras.data.tables import (
+    TARGET,
     Dataset,
     ImageTable,
     build_dataset,
@@ -26,19 +27,13 @@ from tlkeras.data.tables import (
     rename_columns,
 )
 from tlkeras.data.tasks import Task
-from tlkeras.errors import BackboneError
+from tlkeras.errors import BackboneError, DataError, list_some, suggest
 from tlkeras.features.cache import ActivationCache, default_root
-from tlkeras.training.builders.adaptation import is_target, keep_domains, split_domains
 
 
 def read_source(recipe: Recipe) -> ImageTable:
     """All that the recipe's source says of its images."""
     return read_table(recipe.data.source, store=cache_root(recipe) / "images")
-
-
-def data_source(recipe: Recipe) -> str:
-    """The source of the images, as in `data.source`."""
-    return recipe.data.source
 
 
 def list_source_images(recipe: Recipe) -> tuple[str, Callable[[], Iterable[str]]]:
@@ -81,6 +76,33 @@ def read_other_dataset(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Da
     return dataset.take(np.flatnonzero(tested)) if tested.any() else dataset
 
 
+def keep_domains(recipe: Recipe, dataset: Dataset) -> Dataset:
+    """The images of the recipe's domains; all where it has none.
+
+    DataError if there are no images of a domain, or one is both source and target.
+    """
+    adaptation = recipe.domain_adaptation
+    if adaptation is None:
+        return dataset
+    known = sorted({str(name) for name in dataset.domains} - {""})
+    problems = [
+        f"there are no images of the domain {name!r}; {', '.join(list_some(known)) or 'data.domain names no column'}."
+        f" {suggest(name, known)}"
+        for name in (*adaptation.source, *adaptation.target)
+        if name not in known
+    ]
+    problems += [f"{name!r} is both source and target" for name in sorted({*adaptation.source} & {*adaptation.target})]
+    if problems:
+        raise DataError.from_problems("Domains are values of data.domain:", problems)
+    return dataset.take(np.isin(dataset.domains.astype(str), [*adaptation.source, *adaptation.target]))
+
+
+def is_target(recipe: Recipe, dataset: Dataset) -> np.ndarray:
+    """Mask of the images of the target domain, bool (n,)."""
+    targets = [] if recipe.domain_adaptation is None else [*recipe.domain_adaptation.target]
+    return np.isin(dataset.domains.astype(str), targets)
+
+
 def _name_tasks(recipe: Recipe, table: ImageTable) -> ImageTable:
     """The table with the columns of the recipe's tasks under the names of these."""
     return rename_columns(table, {name: task.column or name for name, task in (recipe.data.tasks or {}).items()})
@@ -104,9 +126,30 @@ def split_dataset(recipe: Recipe, dataset: Dataset) -> Dataset:
     """
     data = recipe.data
     splits = assign_splits(dataset, data.validation, data.test, data.seed, data.split_tolerance)
-    divided = replace(dataset, split=split_domains(recipe, dataset, splits))
+    divided = replace(dataset, split=_split_domains(recipe, dataset, splits))
     check_splits(divided)
     return divided
+
+
+def _split_domains(recipe: Recipe, dataset: Dataset, splits: np.ndarray) -> np.ndarray:
+    """Split of each image across domains, str (n,); without a section `domain_adaptation` they stay as they are.
+
+    Target images of the test split are measured if they have a label. All others are `TARGET`: learned from without
+    it. Source images validate or train: nothing is measured on them.
+    """
+    if recipe.domain_adaptation is None:
+        return splits
+    target = is_target(recipe, dataset)
+    labelled = np.any([task.is_labelled(dataset.targets[task.name]) for task in dataset.tasks], axis=0)
+    of_source = np.where(splits == "validation", "validation", "train")
+    of_target = np.where((splits == "test") & labelled, "test", TARGET)
+    return np.where(target, of_target, of_source).astype(object)
+
+
+def evaluated_splits(recipe: Recipe, dataset: Dataset) -> list[str]:
+    """The splits whose predictions are stored: test only across domains, whose validation images are of the source."""
+    splits = ("test",) if recipe.domain_adaptation is not None else ("test", "validation")
+    return [split for split in splits if len(dataset.rows(split))]
 
 
 def check_recipe_data_service(recipe: Recipe, dataset: Dataset) -> None:

@@ -20,6 +20,7 @@ from tlkeras.data.augmentation.layer import choose_augmentation_device
 from tlkeras.data.augmentation.views import choose_views, digest_to_seed
 from tlkeras.data.tasks import Task
 from tlkeras.features.extraction import CachedActivations
+from tlkeras.finetuning.callbacks import TensorBoardLogger
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
 from tlkeras.finetuning.inputs import ActivationSource, BatchSource, DataSplit, DistillationSource, ImageSource
 from tlkeras.finetuning.losses import SigmoidLoss, SquaredErrorLoss, make_loss
@@ -32,14 +33,12 @@ from tlkeras.finetuning.precision import choose_precision
 from tlkeras.finetuning.regularization import make_regularizer
 from tlkeras.finetuning.schedule import Schedule
 from tlkeras.finetuning.stage_runner import Objective
-from tlkeras.finetuning.tensorboard import TensorBoardLogger
 from tlkeras.finetuning.trainer import FitHeads, Trainer, TrainerConfig
 from tlkeras.heads.base import LinearClassifierHead
 from tlkeras.heads.class_weights import compute_class_factors, compute_sample_weights
 from tlkeras.heads.heads import Head, list_layers
 from tlkeras.heads.multitask import MultiTaskLoss, UncertaintyWeighting, pcgrad
-from tlkeras.training.builders.adaptation import is_target
-from tlkeras.training.builders.data import image_size, make_recipe_policy
+from tlkeras.training.builders.data import image_size, is_target, make_recipe_policy
 from tlkeras.training.builders.experiment import Experiment, require_finetuning, require_plan
 from tlkeras.training.builders.heads import SplitFeatures, fit_heads, make_recipe_head
 
@@ -51,9 +50,7 @@ def make_trainer(
 ) -> Trainer:
     """The trainer, ready to run, of a network from `make_network` that was placed on the devices.
 
-    Args:
-        experiment: With its plan.
-        parts: What is trained on, and what is validated on, if anything.
+    Parts are what is trained on, and what is validated on, if anything.
     """
     recipe, plan, tasks = experiment.recipe, require_plan(experiment), experiment.dataset.tasks
     options = require_finetuning(recipe)

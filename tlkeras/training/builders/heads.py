@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from tlkeras.adaptation.adversarial import AdaptationOptions
+from tlkeras.adaptation.domain_head import ADAPTATIONS, DomainAdaptedHead
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.tables import TARGET, Dataset
 from tlkeras.data.tasks import Task
@@ -38,6 +40,31 @@ def make_linear_head(recipe: Recipe, C: float | None) -> LinearHead:
     """An unfitted linear head with the recipe's class weights and inverse strength of regularization, else 0.01."""
     class_weight = recipe.head.model_dump().get("class_weight")
     return LinearHead(C=C or 0.01, class_weight=None if class_weight == "none" else class_weight)
+
+
+def adapt_heads(
+    recipe: Recipe, make: Callable[[], Head], *, on_parts: bool = False
+) -> Callable[[], Head | DomainAdaptedHead]:
+    """A function that makes the unfitted head, across domains where the recipe has them.
+
+    On parts of the features, each fitted several times, `coral` replaces methods that take epochs, and how common
+    classes are is not corrected.
+    """
+    adaptation = recipe.domain_adaptation
+    if adaptation is None:
+        return make
+    if on_parts:
+        method = "coral" if adaptation.method in ADAPTATIONS else adaptation.method
+        return lambda: DomainAdaptedHead(method, make, adaptation.components, scored=False)
+    training = recipe.training.model_dump(include={"epochs", "batch_size", "learning_rate", "seed"})
+    class_weight: Literal["balanced"] | None = "balanced" if recipe.head.class_weight == "balanced" else None
+    options = AdaptationOptions(weight=adaptation.weight, class_weight=class_weight, **training)
+    return lambda: DomainAdaptedHead(adaptation.method, make, adaptation.components, adaptation.correction, options)
+
+
+def adapts_domains(recipe: Recipe) -> bool:
+    """Whether a recipe learns on one domain and predicts on another."""
+    return recipe.domain_adaptation is not None
 
 
 def training_seed(recipe: Recipe) -> int:

@@ -91,10 +91,8 @@ def make_probe_recipe(recipe: Recipe, backbone: BackboneConfig) -> Recipe:
 def write_recommended(recipe: Recipe, backbone: BackboneConfig, *, finetune: bool, validated: bool) -> str:
     """The recipe with another backbone, frozen or fine-tuned, as YAML; it has been validated.
 
+    Where the source gives no validation images (`validated`), fine-tuning takes some of the training images.
     RecipeError if the recipe's other values do not suit the backbone.
-
-    Args:
-        validated: Whether the source gives validation images; if not, fine-tuning takes some of the training images.
     """
     values = _replace_backbone(recipe, backbone)
     values.pop("tuning", None)

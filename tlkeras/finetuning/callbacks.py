@@ -1,14 +1,16 @@
-"""Gradual unfreezing inside one `model.fit`, for any functional Keras model."""
+"""Keras callbacks: gradual unfreezing inside one `fit`, for any functional model, and a log for TensorBoard."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tlkeras.errors import TlkerasError, suggest
 from tlkeras.finetuning.freezing import run_in_inference
@@ -18,6 +20,8 @@ from tlkeras.finetuning.schedule import Schedule, Stage, StagePosition
 from tlkeras.finetuning.unfreezing import ActiveStage, list_trainable
 
 logger = logging.getLogger(__name__)
+
+_SCALAR, _TENSOR = 1, 2  # of the enum DataClass in TensorFlow's summary.proto
 
 
 class GradualUnfreezing(keras.callbacks.Callback):
@@ -107,7 +111,10 @@ class GradualUnfreezing(keras.callbacks.Callback):
             self.best_weights = self.model.get_weights()
         best = self.schedule.restores(self.history, self.baseline)
         if best not in (None, epoch):
-            self._restore(best)
+            self.model.set_weights(self.best_weights)
+            if scaled := find_scaled(self.model.optimizer):
+                scaled.restart_averages()
+            logger.info("The weights of epoch %d are restored, the best so far.", best + 1)
         self.model.stop_training = self.model.stop_training or self._locate() is None
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -175,12 +182,6 @@ class GradualUnfreezing(keras.callbacks.Callback):
     def _rate(self, step: int) -> float:
         return self.schedule.rate(self._position, step, self.params.get("steps") or 1)
 
-    def _restore(self, epoch: int) -> None:
-        self.model.set_weights(self.best_weights)
-        if scaled := find_scaled(self.model.optimizer):
-            scaled.restart_averages()
-        logger.info("The weights of epoch %d are restored, the best so far.", epoch + 1)
-
     def _read_monitor(self, logs: dict[str, Any]) -> float:
         if self.monitor in logs:
             return float(logs[self.monitor])
@@ -195,3 +196,42 @@ class GradualUnfreezing(keras.callbacks.Callback):
 
 def _changes_by_step(stage: Stage) -> bool:
     return stage.decays or stage.warmup > 0
+
+
+class TensorBoardLogger(keras.callbacks.Callback):
+    """Writes the logs of each epoch into an event file, at steps from 1: numbers as curves, the stage's name as text.
+
+    A log begins empty, without the event files that the folder has, and a resumed training writes its earlier epochs
+    again: so no epoch is missing or there twice, wherever the process before was killed. `tf.summary.scalar` and Keras'
+    own callback would need TensorBoard, which only readers of the log must have.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Begin the log, with the epochs before a resumed training."""
+        for old in self.folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer = tf.summary.create_file_writer(str(self.folder))
+        for epoch, earlier in enumerate(self.params.get("history", ())):
+            self.on_epoch_end(epoch, earlier)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Write the logs, and flush them to the file."""
+        stages = self.params.get("stages")
+        with self._writer.as_default(step=epoch + 1):
+            for name, value in (logs or {}).items():
+                is_text = name == "stage" and stages
+                tensor = tf.constant(stages[int(value) - 1] if is_text else value, tf.string if is_text else tf.float32)
+                tf.summary.write(name, tensor, metadata=_make_metadata(name, "text" if is_text else "scalars"))
+        self._writer.flush()
+
+
+def _make_metadata(name: str, plugin: str) -> Any:
+    """What TensorBoard needs to choose its plugin, `scalars` or `text`."""
+    kind = _TENSOR if plugin == "text" else _SCALAR
+    metadata = tf.compat.v1.SummaryMetadata(display_name=name, data_class=kind)
+    metadata.plugin_data.plugin_name = plugin
+    return metadata
