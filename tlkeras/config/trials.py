@@ -112,6 +112,6 @@ def _shorten_training(recipe: Recipe, epochs: int) -> Recipe:
         return short
     stages = []
     for stage in recipe.finetuning.stages:
-        epochs, most = stage.epochs and math.ceil(stage.epochs * share), math.ceil(stage.max_epochs * share)
-        stages.append(stage.model_copy(update={"epochs": epochs, "max_epochs": most}))
+        exact, most = stage.epochs and math.ceil(stage.epochs * share), math.ceil(stage.max_epochs * share)
+        stages.append(stage.model_copy(update={"epochs": exact, "max_epochs": most}))
     return short.model_copy(update={"finetuning": recipe.finetuning.model_copy(update={"stages": tuple(stages)})})

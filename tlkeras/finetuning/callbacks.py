@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.errors import TlkerasError, suggest
-from tlkeras.finetuning.freezing import run_in_inference
+from tlkeras.finetuning.freezing import recompute_batch_norm_statistics, run_in_inference
 from tlkeras.finetuning.layer_groups import Groups, group_layers
 from tlkeras.finetuning.optimizers import build_on, find_scaled
 from tlkeras.finetuning.schedule import Schedule, Stage, StagePosition
@@ -164,7 +164,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
         stage, optimizer = self._stage, self.model.optimizer
         active = ActiveStage(self._groups, stage)
         if stage.batch_norm == "reestimate" and position.epoch_in_stage == 0:
-            active.reestimate(lambda batch: self.model(batch, training=False), self._batches)
+            forward, layers = lambda images: self.model(images, training=False), active.layers
+            recompute_batch_norm_statistics(forward, layers, self._batches)
         active.apply_rates(optimizer)
         optimizer.learning_rate = self._rate(0)
         self.model.make_train_function(force=True)

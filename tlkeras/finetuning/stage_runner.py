@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tlkeras.finetuning.cpu_kernels import use_fused_cpu_ops
 from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy
+from tlkeras.finetuning.freezing import recompute_batch_norm_statistics
 from tlkeras.finetuning.inputs import BatchSource, split_recorded
 from tlkeras.finetuning.losses import weighted_mean
 from tlkeras.finetuning.network import Network
@@ -217,14 +218,14 @@ class StageRunner:
         finally:
             self.average.swap()
 
-    def reset_rates(self) -> None:
-        """Give each variable the stage's own rate; in mid-epoch those that a checkpoint restored must stay."""
-        self.active.apply_rates(self._optimizer)
-
     def reestimate(self, batches: Iterable[Any]) -> None:
         """Recompute the statistics of batch norm in the trained blocks."""
+
+        def forward(batch: tf.Tensor) -> Outputs:
+            return self._suffix(_as_floats(batch), training=False)
+
         inputs = (split_recorded(batch)[0] for batch in batches)
-        self.active.reestimate(lambda batch: self._suffix(_as_floats(batch), training=False), inputs)
+        recompute_batch_norm_statistics(forward, self.active.layers, inputs)
 
     def scale_by_gradients(self, batches: Sequence[tuple[Any, np.ndarray, np.ndarray]]) -> None:
         """Set the rate of each variable of the backbone by its relative gradient in (inputs, targets, weights)."""

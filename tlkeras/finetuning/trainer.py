@@ -235,7 +235,7 @@ class Trainer:
         return StageRunner(*parts, self.settings.ema, self._distribution)
 
     def _start_epoch(self, runner: StageRunner, position: StagePosition) -> None:
-        runner.reset_rates()
+        runner.active.apply_rates(self.optimizer)  # not in mid-epoch, where those of the checkpoint stay
         if position.epoch_in_stage == 0 and runner.active.has_batch_norm:
             self._start_statistics(runner)
         if runner.stage.unfreeze == "auto":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.errors import DataError, TlkerasError
-from tlkeras.finetuning.freezing import freeze, recompute_batch_norm_statistics, unfreeze
+from tlkeras.finetuning.freezing import freeze, unfreeze
 from tlkeras.finetuning.layer_groups import Groups, layerwise_lr_decay
 from tlkeras.finetuning.optimizers import find_scaled
 from tlkeras.finetuning.schedule import BatchNorm, Stage
@@ -84,10 +84,6 @@ class ActiveStage:
         scaled = {variable.path: self.multipliers[variable.path] * float(factor) for variable, factor in factors}
         optimizer_with_rates: Any = find_scaled(optimizer)
         optimizer_with_rates.set_multipliers({**self.multipliers, **scaled})
-
-    def reestimate(self, forward: Callable[[Any], Any], batches: Iterable[Any]) -> None:
-        """Recompute the statistics of batch norm in the trained blocks, see `recompute_batch_norm_statistics`."""
-        recompute_batch_norm_statistics(forward, self.layers, batches)
 
 
 def relative_gradient_norms(gradients: Sequence[tf.Tensor | None], variables: Sequence[keras.Variable]) -> np.ndarray:

@@ -21,7 +21,6 @@ from tlkeras.tuning.trials import TrialResult
 
 _GROWTH = 1 << 30  # bytes of memory above the first trial at which a worker is replaced by a fresh one
 
-
 Score = Callable[[Recipe], Mapping[str, float]]  # from a recipe to its figures on the validation split
 
 

@@ -48,16 +48,9 @@ def list_source_images(recipe: Recipe) -> tuple[str, Callable[[], Iterable[str]]
 def read_dataset(recipe: Recipe) -> Dataset:
     """The recipe's images with their labels, at most `data.limit` of them."""
     data, table = recipe.data, _name_tasks(recipe, read_source(recipe))
-    dataset = build_dataset(
-        table,
-        list(data.tasks) if data.tasks else [data.label] if data.label else [],
-        weight=data.weight,
-        group=data.group,
-        domain=data.domain,
-        stratify=data.stratify,
-        separator=_list_kinds(recipe),
-    )
-    dataset = keep_domains(recipe, dataset)
+    columns = list(data.tasks) if data.tasks else [data.label] if data.label else []
+    roles = data.model_dump(include={"weight", "group", "domain", "stratify"})
+    dataset = keep_domains(recipe, build_dataset(table, columns, separator=_list_kinds(recipe), **roles))
     dataset = replace(drop_unlabelled(dataset, is_target(recipe, dataset)), resize=data.resize)
     return subsample(dataset, data.limit, data.seed) if data.limit else dataset
 
@@ -69,9 +62,8 @@ def read_other_dataset(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Da
     """
     data = recipe.data
     table = _name_tasks(recipe, read_table(source, store=cache_root(recipe) / "images"))
-    roles = {"weight": data.weight, "group": data.group, "domain": data.domain}
-    dataset = drop_unlabelled(build_dataset_for_tasks(table, tasks, roles))
-    dataset = replace(dataset, resize=data.resize)
+    roles = data.model_dump(include={"weight", "group", "domain"})
+    dataset = replace(drop_unlabelled(build_dataset_for_tasks(table, tasks, roles)), resize=data.resize)
     tested = dataset.given_splits == "test"
     return dataset.take(np.flatnonzero(tested)) if tested.any() else dataset
 
