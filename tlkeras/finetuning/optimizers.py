@@ -94,15 +94,13 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
             super().update_step(gradient, variable, learning_rate * multiplier)
 
     def assign(self, variable: Any, value: Any) -> None:
-        """Set a variable or a slot, unless the multiplier is 0."""
+        """Set a variable or a slot, unless the multiplier is 0; to add and to subtract likewise."""
         super().assign(variable, value if self._factor is None else ops.where(self._factor > 0, value, variable))
 
     def assign_add(self, variable: Any, value: Any) -> None:
-        """Add to a variable or a slot, unless the multiplier is 0."""
         super().assign_add(variable, self._cancel_at_zero(value))
 
     def assign_sub(self, variable: Any, value: Any) -> None:
-        """Subtract from a variable or a slot, unless the multiplier is 0."""
         super().assign_sub(variable, self._cancel_at_zero(value))
 
     def get_config(self) -> dict[str, Any]:

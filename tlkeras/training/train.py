@@ -149,16 +149,9 @@ def _write_fit(
     history = {name: [row[name] for row in rows] for name in rows[0]} if rows else first.history()
     run.write_table("history.csv", list(history), zip(*history.values(), strict=True))
     heads = {name: head.summarize().to_dict() for name, head in fitted.heads.items()}
-    facts: dict[str, Any] = {
-        "features": {
-            "engine": features.engine,
-            "computed": features.computed,
-            "reused": features.reused,
-            "handcrafted": builders.list_handcrafted_kinds(experiment.recipe),
-        },
-        "head": next(iter(heads.values())),
-        "heads": heads,
-    }
+    counts = {"engine": features.engine, "computed": features.computed, "reused": features.reused}
+    found = {**counts, "handcrafted": builders.list_handcrafted_kinds(experiment.recipe)}
+    facts: dict[str, Any] = {"features": found, "head": next(iter(heads.values())), "heads": heads}
     if tuned is not None:
         with run.replacing("history.png") as aside:
             plot_history([{**row, "best": row["epoch"] == tuned.best_epoch} for row in tuned.history], aside)

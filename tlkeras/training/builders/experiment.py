@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,16 +101,19 @@ def _make_schedule(
         suggestion = choose_stages(**counts, validated=validated, probed=True)
         stages, choices = suggestion.stages, suggestion.decisions
         keep = suggestion.keep if recipe.domain_adaptation is None else keep
-    problems = []
+    problems: list[Any] = []
     for stage in stages:
         if stage.until and not validated:
             problems.append(
                 f"stage {stage.name!r} ends at a plateau, which only a validation set shows: set data.validation."
             )
-        problems += _list_problems(partial(stage.count_blocks, blocks))
-    problems += [*_list_problems(lambda: make_recipe_policy(recipe)), *_list_conflicts(recipe)]
+        with collecting(problems):
+            stage.count_blocks(blocks)
+    with collecting(problems):
+        make_recipe_policy(recipe)
+    problems += _list_conflicts(recipe)
     if problems:
-        raise RecipeError.from_problems("The fine-tuning cannot be carried out:", problems)
+        raise RecipeError.from_problems("The fine-tuning cannot be carried out:", [str(one) for one in problems])
     return Schedule(stages, minimise=METRICS[f"val_{options.monitor}"], keep=keep), choices
 
 
@@ -128,9 +131,10 @@ def _list_conflicts(recipe: Recipe) -> list[str]:
     return [f"regularizer lwf: {reason}." for reason, holds in reasons.items() if holds]
 
 
-def _list_problems(attempt: Callable[[], Any]) -> list[str]:
+@contextmanager
+def collecting(problems: list[Any]) -> Iterator[None]:
+    """Within, a TlkerasError ends the block and becomes one of the problems."""
     try:
-        attempt()
+        yield
     except TlkerasError as error:
-        return [str(error)]
-    return []
+        problems.append(error)

@@ -24,22 +24,20 @@ from tlkeras.heads.regression import RidgeRegressionHead
 
 def make_recipe_head(recipe: Recipe) -> Head:
     """The unfitted head, behind the selection of features if there is one."""
-    options, selection = recipe.head.model_dump(), recipe.features.selection
-    if options["class_weight"] == "none":
-        options["class_weight"] = None
-    if issubclass(HEADS[recipe.head.kind], KerasHead):
-        head = make_head(**options, fitting=recipe.training)
-    else:
-        head = make_head(**options, seed=recipe.training.seed)
-    if selection is None:
-        return head
-    return FeatureSelectingHead(head, **selection.model_dump(), seed=recipe.training.seed)
+    options, selection, seed = recipe.head.model_dump(), recipe.features.selection, recipe.training.seed
+    options["class_weight"] = _choose_class_weight(recipe)
+    trained = issubclass(HEADS[recipe.head.kind], KerasHead)
+    head = make_head(**options, fitting=recipe.training) if trained else make_head(**options, seed=seed)
+    return head if selection is None else FeatureSelectingHead(head, **selection.model_dump(), seed=seed)
 
 
 def make_linear_head(recipe: Recipe, C: float | None) -> LinearHead:
     """An unfitted linear head with the recipe's class weights and inverse strength of regularization, else 0.01."""
-    class_weight = recipe.head.model_dump().get("class_weight")
-    return LinearHead(C=C or 0.01, class_weight=None if class_weight == "none" else class_weight)
+    return LinearHead(C=C or 0.01, class_weight=_choose_class_weight(recipe))
+
+
+def _choose_class_weight(recipe: Recipe) -> Literal["balanced"] | None:
+    return "balanced" if recipe.head.class_weight == "balanced" else None
 
 
 def adapt_heads(
@@ -57,8 +55,7 @@ def adapt_heads(
         method = "coral" if adaptation.method in ADAPTATIONS else adaptation.method
         return lambda: DomainAdaptedHead(method, make, adaptation.components, scored=False)
     training = recipe.training.model_dump(include={"epochs", "batch_size", "learning_rate", "seed"})
-    class_weight: Literal["balanced"] | None = "balanced" if recipe.head.class_weight == "balanced" else None
-    options = AdaptationOptions(weight=adaptation.weight, class_weight=class_weight, **training)
+    options = AdaptationOptions(weight=adaptation.weight, class_weight=_choose_class_weight(recipe), **training)
     return lambda: DomainAdaptedHead(adaptation.method, make, adaptation.components, adaptation.correction, options)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import tensorflow as tf
 
@@ -17,7 +16,7 @@ from tlkeras.finetuning.distribution import ONE_DEVICE, Strategy, make_mirrored,
 from tlkeras.finetuning.rendezvous import TIMEOUT_SECONDS, read_cluster, rendezvous
 from tlkeras.runs.directory import describe_environment
 from tlkeras.training.builders.data import check_recipe_data_service, read_dataset, split_dataset
-from tlkeras.training.builders.experiment import Experiment, check_schedule, plan_finetuning
+from tlkeras.training.builders.experiment import Experiment, check_schedule, collecting, plan_finetuning
 from tlkeras.training.builders.features import build_feature_extractor
 
 _VERSIONS = ("tlkeras", "tensorflow", "keras", "numpy")
@@ -58,9 +57,9 @@ def prepare(recipe: Recipe) -> Experiment:
     """
     problems: list[TlkerasError] = []
     dataset: Dataset | None = None
-    with _collect(problems):
+    with collecting(problems):
         dataset = split_dataset(recipe, read_dataset(recipe))
-    with _collect(problems):
+    with collecting(problems):
         extractor = build_feature_extractor(recipe)
         check_schedule(recipe, extractor)
         if dataset is not None:
@@ -85,11 +84,3 @@ def plan(recipe: Recipe, dataset: Dataset, extractor: FeatureExtractor) -> Exper
     """
     divided = split_dataset(recipe, dataset)
     return Experiment(recipe, divided, extractor, plan_finetuning(recipe, extractor, divided))
-
-
-@contextlib.contextmanager
-def _collect(problems: list[TlkerasError]) -> Iterator[None]:
-    try:
-        yield
-    except TlkerasError as error:
-        problems.append(error)
