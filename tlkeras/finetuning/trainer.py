@@ -108,6 +108,7 @@ class Trainer:
         self._losses: list[float] = []  # one per step of the present epoch
         self._stopped = False  # by a callback
         self._runner: StageRunner | None = None
+        self._checkpoints: Checkpoints | None = None
         self._changing = [*network.list_changing(schedule.stages), *objective.variables]
         self._best = self._snapshot_weights()
         self._stages = [stage.name for stage in schedule.stages]
@@ -127,10 +128,11 @@ class Trainer:
                 reported after its checkpoint, so that no epoch is reported that is then lost. `params` also has
                 `stages`, their names, and `history`, the logs of the epochs before a resumed run.
         """
+        self._checkpoints = checkpoints
         with self._distribution.monitor_peers(), self._distribution.scope(), self._computing():
-            averages = self._resume(checkpoints)
+            averages = self._resume()
             with self._open_callbacks(callbacks) as listeners:
-                self._train(averages, checkpoints, listeners)
+                self._train(averages, listeners)
         self.network.release()
         return self.history
 
@@ -182,9 +184,7 @@ class Trainer:
         number = self._stages.index(row["stage"]) + 1
         return {name: number if name == "stage" else value for name, value in row.items() if name != "epoch"}
 
-    def _train(
-        self, averages: list[np.ndarray], checkpoints: Checkpoints | None, callbacks: keras.callbacks.CallbackList
-    ) -> None:
+    def _train(self, averages: list[np.ndarray], callbacks: keras.callbacks.CallbackList) -> None:
         """Take all steps that are left."""
         callbacks.on_train_begin()
         with _holding_signals() as received:
@@ -195,19 +195,19 @@ class Trainer:
                 callbacks.on_epoch_begin(len(self.history))
                 for _ in self._take_steps(runner, position, callbacks):
                     if received or time.monotonic() - saved > self.settings.save_seconds:
-                        self._save(checkpoints)
+                        self._save()
                         saved = time.monotonic()
                     if received:
                         raise KeyboardInterrupt
                 self._end_epoch(runner, position)
-                self._save(checkpoints)
+                self._save()
                 callbacks.on_epoch_end(len(self.history) - 1, self._make_logs(self.history[-1]))
                 stops = self._distribution.all_reduce(np.array([self.network.model.stop_training], np.int32))
                 if stops[0]:  # in any process: the run ends before the end of its schedule, for good
                     self._stopped = True
                     if self._runner is not None:
                         self._end_stage(self._runner)
-                    self._save(checkpoints)
+                    self._save()
                 saved = time.monotonic()
                 if received:
                     raise KeyboardInterrupt
@@ -328,9 +328,10 @@ class Trainer:
     def _restore_weights(self, values: Sequence[np.ndarray]) -> None:
         _assign(self._changing, values)
 
-    def _resume(self, checkpoints: Checkpoints | None) -> list[np.ndarray]:
+    def _resume(self) -> list[np.ndarray]:
         """Load the newest checkpoint, or without one measure the start; the checkpoint's moving averages."""
-        found = self._distribution.broadcast_checkpoint(checkpoints.load_latest() if checkpoints else None)
+        newest = self._checkpoints.load_latest() if self._checkpoints else None
+        found = self._distribution.broadcast_checkpoint(newest)
         if found is None:
             if self.validation is not None:
                 self.baseline = self._measure(self._make_runner(0))[self.settings.monitor]
@@ -350,13 +351,13 @@ class Trainer:
         _assign(self.optimizer.variables, groups["optimizer"])
         return groups.get("average", [])
 
-    def _save(self, checkpoints: Checkpoints | None) -> None:
-        if checkpoints is None or not self._distribution.is_chief:
+    def _save(self) -> None:
+        if self._checkpoints is None or not self._distribution.is_chief:
             return
         average = self._runner.average.state if self._runner and self._runner.average else []
         groups = {"variables": self._changing, "best": self._best, "optimizer": self.optimizer.variables}
         state = {"history": self.history, "baseline": self.baseline, "losses": self._losses, "stopped": self._stopped}
-        checkpoints.save(
+        self._checkpoints.save(
             len(self.history) * self._steps_per_epoch + len(self._losses),
             pack_groups({**groups, "average": average}),
             {**state, "precision": self.settings.precision},
