@@ -25,8 +25,7 @@ from tlkeras.backbones.builder import build_backbone
 from tlkeras.data.decoding import decode
 from tlkeras.data.tasks import Task
 from tlkeras.exporting.inference_graph import make_inference_model
-from tlkeras.exporting.signatures import LoadedSavedModel
-from tlkeras.exporting.signatures import Preprocessing, write_signatures
+from tlkeras.exporting.signatures import LoadedSavedModel, Preprocessing, write_signatures
 from tlkeras.features.pooling import pool
 
 KERAS, TLKERAS = "`model.export`", "`tlkeras export`"

@@ -15,10 +15,10 @@ def calibrate(
     """Scale (k,) and shift (k,) such that `link.probabilities(scores * scale + shift)` are calibrated.
 
     One scale for all classes and a shift for each (Guo et al., ICML 2017, between temperature and vector scaling);
-    with two classes, and for each of several labels, that is Platt's sigmoid. One more row, of each class by its
-    share, is spread over the targets, so that scores that separate the classes do not end in certainty: Platt's own
-    targets, one more row of each class, are by far too unsure for many classes of few rows. Shifts are drawn towards the log shares
-    of the classes, with the strength of a standard normal prior, so that a few rows of a class do not move it.
+    with two classes, and for each of several labels, that is Platt's sigmoid. One more row, of each class by its share,
+    is spread over the targets, so that scores that separate the classes do not end in certainty: Platt's own targets,
+    one more row of each class, are by far too unsure for many classes of few rows. Shifts are drawn towards the log
+    shares of the classes, with the strength of a standard normal prior, so that a few rows of a class do not move it.
 
     Args:
         link: The head's link function.

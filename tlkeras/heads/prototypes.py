@@ -58,7 +58,7 @@ class ClassMeanHead(LinearClassifierHead):
         yield kernel, -0.5 * (np.sum(means.T * kernel, axis=0) - spread / np.maximum(counts, 1))
 
     def _transform(self, rows: LabelledFeatures, means: np.ndarray, freedom: float) -> tuple[np.ndarray, float]:
-        """Means (k, d) times the inverse covariance, (d, k), and the variance of rows in that metric, all columns added."""
+        """Means (k, d) times the inverse covariance, (d, k), and the variance of rows there, all columns added."""
         raise NotImplementedError
 
 
