@@ -38,8 +38,7 @@ from tlkeras.config.schema.heads import FitConfig
 from tlkeras.data.inspection import validate_images
 from tlkeras.exporting.parity import measure_size
 from tlkeras.features.extraction import extract_activations
-from tlkeras.features.fusion import concatenate_normalized
-from tlkeras.features.pooling import pool_tensor
+from tlkeras.features.pooling import concatenate_normalized, pool_tensor
 from tlkeras.heads.deep import KerasHead
 from tlkeras.heads.heads import HEADS, attach_heads, make_head
 from tlkeras.training import builders

@@ -18,7 +18,7 @@ import pytest
 import tlkeras
 from tlkeras.errors import DataError, ResourceError
 from tlkeras.features import cache as cache_module
-from tlkeras.features import shards
+from tlkeras.features import store as store_module
 from tlkeras.features.cache import ActivationCache, Namespace, default_root
 
 NAMESPACE = Namespace({"weights": "abc", "cut": "top", "size": 32}, (3,), "float16")
@@ -131,7 +131,7 @@ def test_small_shards_bound_what_can_be_lost(tmp_path):
 
 
 def test_large_shards_are_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "_MAPPED", 1)
+    monkeypatch.setattr(store_module, "_MAPPED", 1)
     write(tmp_path, 1, 2)
     with ActivationCache(tmp_path).open(NAMESPACE) as store:
         assert not store._shards[0].rows.flags.owndata
@@ -215,7 +215,7 @@ DAMAGE = {
 def test_a_damaged_shard_is_set_aside_and_never_read(tmp_path, kind):
     write(tmp_path, 1, 2)
     write(tmp_path, 3)
-    path = next(path for path in find(tmp_path, "*.shard") if shards.count_rows(path) == 2)
+    path = next(path for path in find(tmp_path, "*.shard") if store_module.count_rows(path) == 2)
     damaged = DAMAGE[kind](path.read_bytes())
     path.unlink()  # a new file, so that the check of this process does not count for it
     path.write_bytes(damaged)
@@ -231,7 +231,7 @@ def test_a_damaged_shard_is_set_aside_and_never_read(tmp_path, kind):
 def test_a_checked_shard_is_not_checked_again(tmp_path, monkeypatch):
     write(tmp_path, 1)
     read(tmp_path, 1)
-    monkeypatch.setattr(shards.zlib, "crc32", None)
+    monkeypatch.setattr(store_module.zlib, "crc32", None)
     assert np.array_equal(read(tmp_path, 1), rows(1))
 
 
@@ -332,7 +332,7 @@ def test_a_disk_that_fails_at_the_last_moment(tmp_path, monkeypatch, code, words
         raise OSError(code, os.strerror(code))
 
     with ActivationCache(tmp_path).open(NAMESPACE) as store:
-        monkeypatch.setattr(shards.os, "fsync", fail)
+        monkeypatch.setattr(store_module.os, "fsync", fail)
         with pytest.raises(ResourceError, match=words), store.writer() as writer:
             writer.add(digests(1), rows(1))
     assert not find(tmp_path, "*.shard") and not find(tmp_path, "*.tmp")

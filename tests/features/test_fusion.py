@@ -8,7 +8,7 @@ import tlkeras
 from tlkeras.backbones.blocks import find_blocks
 from tlkeras.backbones.builder import build_backbone
 from tlkeras.errors import RecipeError
-from tlkeras.features.fusion import concatenate_backbones, extract_taps, find_taps
+from tlkeras.features.pooling import concatenate_backbones, extract_taps, find_taps
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 

@@ -14,16 +14,19 @@ from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError, ExportError, RecipeError
 from tlkeras.features.cache import ActivationCache
 from tlkeras.features.engines import make_engine
-from tlkeras.features.handcrafted.codebooks import fit_codebooks
+from tlkeras.features.handcrafted.codebooks import fit_codebooks, learn_codebook
 from tlkeras.features.handcrafted.descriptors import (
     DESCRIPTORS,
+    ENCODINGS,
+    bag_of_words,
     count_in_cells,
     describe_grid,
+    encode_fisher,
+    encode_vlad,
     make_descriptor,
     root_sift,
     to_grey,
 )
-from tlkeras.features.handcrafted.encodings import ENCODINGS, bag_of_words, encode_fisher, encode_vlad, learn_codebook
 from tlkeras.features.handcrafted.layer import list_handcrafted, make_layers, map_images
 from tlkeras.inference.predict import load_model
 from tlkeras.runs.directory import Run, open_run

@@ -23,9 +23,8 @@ OPERATIONS: Mapping[type, Callable[..., Any]] = {
 def fold_batch_norm(model: keras.Model) -> Callable[[Any], Any]:
     """The model's inference function, with each batch norm folded into its convolution, from a tensor [n, ...].
 
-    With s = gamma / sqrt(variance + epsilon), kernel becomes kernel * s and bias (bias - mean) * s + beta.
-    Only pairs are folded whose batch norm is the sole consumer of the convolution. The model is neither copied nor
-    changed: its weights are read once, so that folded kernels are constant.
+    With s = gamma / sqrt(variance + epsilon), kernel becomes kernel * s and bias (bias - mean) * s + beta. The model is
+    neither copied nor changed: its weights are read once, so that folded kernels are constant.
     """
     stand_ins: dict[int, Callable[..., Any]] = {}
     for convolution, norm in find_pairs(model):
@@ -39,7 +38,7 @@ def fold_batch_norm(model: keras.Model) -> Callable[[Any], Any]:
 
 
 def find_pairs(model: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
-    """All pairs (convolution, batch norm) that compute the same when folded."""
+    """All pairs (convolution, batch norm) that compute the same when folded: no other layer uses the convolution."""
     calls = trace_calls(model)
     uses = Counter(id(call.operation) for call in calls)
     producers = {id(tensor): call.operation for call in calls for tensor in call.outputs}
@@ -91,5 +90,5 @@ def _scale_kernels(layer: Any, scale: Any, xp: Any) -> dict[str, Any]:
 
 
 def pass_on(inputs: Any, **_: Any) -> Any:
-    """The inputs: a batch norm that is folded into its convolution does nothing more."""
+    """The inputs, of a batch norm that is folded into its convolution."""
     return inputs

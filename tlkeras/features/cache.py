@@ -15,7 +15,8 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +26,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tlkeras.errors import ResourceError
-from tlkeras.features.shards import count_rows
-from tlkeras.features.store import ActivationStore
+from tlkeras.features.store import ActivationStore, count_rows
 from tlkeras.files import atomic_write
 from tlkeras.results import Result
 
@@ -36,10 +36,7 @@ _WAY_OUT = "Free some with `tlkeras cache prune`, raise the budget, or set TLKER
 
 @dataclass(frozen=True)
 class Namespace:
-    """All that activation rows [n, *shape], float16 or float32, depend on besides the image's bytes.
-
-    The facts are JSON values: weights fingerprint, cut, pooling, image size, resizing, decoder, view ...
-    """
+    """All that activation rows [n, *shape], float16 or float32, depend on besides the image's bytes, as JSON values."""
 
     facts: Mapping[str, Any]
     shape: tuple[int, ...]
@@ -56,7 +53,6 @@ class Namespace:
 
     @cached_property
     def key(self) -> str:
-        """The SHA-256 of the namespace as canonical JSON, in hex."""
         return hashlib.sha256(self.content.encode()).hexdigest()
 
     @property
@@ -111,19 +107,15 @@ class ActivationCache:
         is raised if the folder cannot be made or written.
         """
         folder = self._folder / namespace.key
-        try:
+        owner = f"{os.getpid()}-{secrets.token_hex(4)}"
+        lock = FileLock(folder / f"{owner}.lock", thread_local=False)
+        with _report_problems(folder, "Set TLKERAS_CACHE to a folder of your own, on a file system with locks."):
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
                 folder.mkdir(exist_ok=True)
                 _sweep(folder)
-                owner = f"{os.getpid()}-{secrets.token_hex(4)}"
-                lock = FileLock(folder / f"{owner}.lock", thread_local=False)
                 lock.acquire()
                 _write_description(folder / "space.json", namespace.content)
-        except (OSError, NotImplementedError) as problem:  # the latter: a file system without locks
-            received = f"{folder}: {getattr(problem, 'strerror', None) or problem}"
-            way_out = "Set TLKERAS_CACHE to a folder of your own, on a file system with locks."
-            raise ResourceError("Cannot write to the cache folder.", received, way_out) from problem
         return ActivationStore(folder, owner, lock, shape=namespace.shape, dtype=namespace.dtype)
 
     def check_space(self, needed_bytes: int) -> None:
@@ -151,15 +143,10 @@ class ActivationCache:
         First those not opened for `unused_seconds`, then the least recently used ones until the rest takes no more than
         `max_bytes`. A ResourceError is raised if the folder cannot be written.
         """
-        try:
-            return self._prune(max_bytes, unused_seconds) if self._folder.exists() else []
-        except OSError as problem:
-            received = f"{self._folder}: {problem.strerror or problem}"
-            raise ResourceError("Cannot write to the cache folder.", received) from problem
-
-    def _prune(self, max_bytes: int | None, unused_seconds: float | None) -> list[CacheEntryInfo]:
-        removed = []
-        with self._lock():
+        removed: list[CacheEntryInfo] = []
+        if not self._folder.exists():
+            return removed
+        with _report_problems(self._folder), self._lock():
             free = {path.name for path in self._folder.glob("*") if path.is_dir() and not _sweep(path)}
             for key in free:
                 for damaged in (self._folder / key).glob("*.damaged"):
@@ -178,6 +165,15 @@ class ActivationCache:
     def _lock(self) -> FileLock:
         """The lock that is held for moments, while a namespace is opened and while entries are pruned."""
         return FileLock(self._folder / ".lock")
+
+
+@contextmanager
+def _report_problems(folder: Path, way_out: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, NotImplementedError) as problem:  # the latter: a file system without locks
+        received = f"{folder}: {getattr(problem, 'strerror', None) or problem}"
+        raise ResourceError("Cannot write to the cache folder.", received, way_out) from problem
 
 
 def default_root() -> Path:
@@ -214,7 +210,7 @@ def _sweep(folder: Path) -> bool:
 
 
 def _write_description(path: Path, content: str) -> None:
-    """Write space.json unless it is there; its modification time is the time of last use."""
+    """Write space.json unless it is there; it was modified when the namespace was last used."""
     if not path.exists() or path.read_text("utf-8", "replace") != content:
         with atomic_write(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
@@ -262,8 +258,6 @@ def list_cache() -> CacheResult:
 
 def prune_cache(*, max_gb: float | None = None, unused_days: float | None = None) -> PruneResult:
     """Remove entries of the activation cache by size (least recently used first), by age, or both."""
-    removed = ActivationCache().prune(
-        max_bytes=None if max_gb is None else int(max_gb * 1e9),
-        unused_seconds=None if unused_days is None else unused_days * 86_400,
-    )
+    max_bytes = None if max_gb is None else int(max_gb * 1e9)
+    removed = ActivationCache().prune(max_bytes, None if unused_days is None else unused_days * 86_400)
     return PruneResult(tuple(removed), sum(entry.bytes for entry in removed))

@@ -7,9 +7,8 @@ import tempfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -19,7 +18,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tlkeras.backbones.graph import max_batch_size, run_in_parts
 from tlkeras.errors import TlkerasError, suggest
 from tlkeras.features.batch_norm_folding import fold_batch_norm
-from tlkeras.features.handcrafted.layer import HandcraftedFeatures
+from tlkeras.features.handcrafted.layer import list_handcrafted
 
 EngineBatch = tuple[np.ndarray, np.ndarray]
 """Index, any integer [n]; images, uint8 [n, height, width, 3]."""
@@ -50,10 +49,12 @@ def make_engine(extractor: keras.Model, name: str = "auto") -> Engine:
     """
     if name != "auto" and name not in _ENGINES:
         raise TlkerasError(f"Unknown engine {name!r}.", way_out=suggest(name, ["auto", *_ENGINES]))
+    if name == "auto":
+        on_processor = importlib.util.find_spec("openvino") and not tf.config.list_physical_devices("GPU")
+        name = "openvino" if on_processor and not list_handcrafted(extractor) else "tensorflow"
     names = list(_ENGINES)
     traced = _trace(extractor, lambda images: extractor(images, training=False))
-    first = names.index(_choose(extractor) if name == "auto" else name)
-    for candidate in names[first:-1]:
+    for candidate in names[names.index(name) : -1]:
         try:
             engine = _ENGINES[candidate](extractor, traced)
             _check_agreement(engine, traced)
@@ -64,12 +65,19 @@ def make_engine(extractor: keras.Model, name: str = "auto") -> Engine:
     return KerasEngine(extractor, traced)
 
 
+class _Part(NamedTuple):
+    images: np.ndarray
+    rows: list[np.ndarray]
+    batch: EngineOutput
+    is_last: bool
+
+
 class OpenVinoEngine:
     """Asynchronous requests of few images, as many at once as the processor has streams.
 
-    A request holds as many images as have the pixels of one of 224x224, whose activations stay in a core's cache: at
-    224 single images were 1.1 to 1.6 times as fast as batches of 8, at 64 eight at once 1.5 to 2 times as fast as
-    single ones. All requests have that one shape, so rows hardly depend on the batch size.
+    A request has the pixels of one image of 224x224, whose activations stay in a core's cache: at 224 single images
+    were 1.1 to 1.6 times as fast as batches of 8, at 64 eight at once 1.5 to 2 times as fast as single ones. All
+    requests have that one shape, so rows hardly depend on the batch size.
     """
 
     name = "openvino"
@@ -115,13 +123,12 @@ class OpenVinoEngine:
             for start in range(0, len(index), self._group):
                 rows = slice(start, start + self._group)
                 group = images[rows]
-                if len(group) < self._group:  # the end of a batch is padded with black images
-                    black = np.zeros((self._group - len(group), *group.shape[1:]), np.uint8)
-                    group = np.concatenate([group, black])
+                if missing := self._group - len(group):  # the end of a batch is padded with black images
+                    group = np.concatenate([group, np.zeros((missing, *group.shape[1:]), np.uint8)])
                 yield _Part(group, [output[rows] for output in outputs], (index, outputs), rows.stop >= len(index))
 
     def _finish(self, free: list[Any], pending: deque[tuple[Any, _Part]]) -> Iterator[EngineOutput]:
-        """Wait for the oldest request; yield its batch if it was the last of it."""
+        """Wait for the oldest request; yield its batch if that is complete."""
         request, part = pending.popleft()
         request.wait()
         for rows, port in zip(part.rows, self._ports, strict=True):
@@ -129,14 +136,6 @@ class OpenVinoEngine:
         free.append(request)
         if part.is_last:
             yield part.batch
-
-
-@dataclass
-class _Part:
-    images: np.ndarray
-    rows: list[np.ndarray]
-    batch: EngineOutput
-    is_last: bool
 
 
 class KerasEngine:
@@ -167,12 +166,6 @@ _ENGINES: dict[str, Callable[[keras.Model, Any], Engine]] = {
     "tensorflow": TensorFlowEngine,
     "keras": KerasEngine,
 }
-
-
-def _choose(extractor: keras.Model) -> str:
-    has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    calls_python = any(isinstance(layer, HandcraftedFeatures) for layer in extractor.layers)
-    return "openvino" if importlib.util.find_spec("openvino") and not has_gpu and not calls_python else "tensorflow"
 
 
 def _trace(extractor: keras.Model, call: Callable[[Any], Any]) -> Any:

@@ -41,8 +41,7 @@ def stream_images(
 ) -> Generator[EngineBatch, None, None]:
     """Batches of decoded images, (samples int64 [b], images uint8 [b, size, size, 3]); each file is decoded once.
 
-    A sample is one view of one image, `row * len(views) + number of the view`. Those of an image follow each other; an
-    unreadable one has none.
+    A sample is one view of one readable image, `row * len(views) + number of the view`.
     """
     augment = None
     if any(view.facts() for view in views):
@@ -57,7 +56,7 @@ def stream_images(
 
 @dataclass(frozen=True)
 class CachedActivations:
-    """Activations of one output of the extractor, on disk; `rows[selection]` and `np.asarray(rows)` read them."""
+    """Activations of one output of the extractor, on disk; indexing and `np.asarray` read them."""
 
     store: ActivationStore
     ids: np.ndarray
@@ -137,7 +136,7 @@ def extract_activations(
         extractor: From images [n, size, size, 3] to one or several tensors.
         dataset: The images; their digests are known.
         facts: Of the namespace of each output; those of images, view, shape and dtype are added here.
-        cache: Of the activations; None: a temporary folder until the result is closed.
+        cache: None: a temporary folder until the result is closed.
         engine: A name as in `make_engine`, or an engine made for this extractor before.
         dtype: "float16" or "float32", as stored; one, or one per output.
 
@@ -151,13 +150,10 @@ def extract_activations(
         if cache is None:
             cache = ActivationCache(stack.enter_context(tempfile.TemporaryDirectory(prefix="tlkeras-")))
         namespaces = _make_namespaces(extractor, dataset, facts, views, dtype)
-        stores = [[stack.enter_context(cache.open(namespace)) for namespace in of_view] for of_view in namespaces]
         digests = dataset.digests.tolist()
-        missing = _find_missing(stores, digests)
-        needed = _find_needed(missing, digests)
+        stores, missing, needed = _open_stores(stack, cache, namespaces, digests)
         used, computed = None, 0
         if needed.any():
-            cache.check_space(_count_bytes(namespaces, needed))
             runner = make_engine(extractor, engine) if isinstance(engine, str) else engine
             used = runner.name
             rows = np.flatnonzero(needed.any(axis=1))
@@ -192,11 +188,7 @@ def count_cache_misses(
     """The number of images, each view counted, that `extract_activations` would compute; it raises the same errors."""
     namespaces = _make_namespaces(extractor, dataset, facts, views, dtype)
     with ExitStack() as stack:
-        stores = [[stack.enter_context(cache.open(namespace)) for namespace in of_view] for of_view in namespaces]
-        digests = dataset.digests.tolist()
-        needed = _find_needed(_find_missing(stores, digests), digests)
-    if needed.any():
-        cache.check_space(_count_bytes(namespaces, needed))
+        _, _, needed = _open_stores(stack, cache, namespaces, dataset.digests.tolist())
     return int(needed.sum())
 
 
@@ -219,24 +211,23 @@ def _make_namespaces(
     return namespaces
 
 
-def _find_missing(stores: Sequence[Sequence[ActivationStore]], digests: Sequence[str]) -> np.ndarray:
-    """Whether images are missing in the stores, bool [views, outputs, n]."""
-    return np.array([[~store.known(digests) for store in of_view] for of_view in stores])
+def _open_stores(
+    stack: ExitStack, cache: ActivationCache, namespaces: Sequence[Sequence[Namespace]], digests: Sequence[str]
+) -> tuple[list[list[ActivationStore]], np.ndarray, np.ndarray]:
+    """The stores; which images they lack, bool [views, outputs, n]; images and views to compute, bool [n, views].
 
-
-def _find_needed(missing: np.ndarray, digests: Sequence[str]) -> np.ndarray:
-    """The images and views to compute, bool [n, views]; of images with equal digests only the first."""
-    needed = np.asarray(missing.any(axis=1)).T
-    first = {digests[row]: row for row in reversed(np.flatnonzero(needed.any(axis=1)))}
-    chosen = np.zeros_like(needed)
-    rows = list(first.values())
-    chosen[rows] = needed[rows]
-    return chosen
-
-
-def _count_bytes(namespaces: Sequence[Sequence[Namespace]], needed: np.ndarray) -> int:
-    widths = [sum(namespace.row_bytes for namespace in of_view) for of_view in namespaces]
-    return int(np.dot(needed.sum(axis=0), widths))
+    Of images with equal digests only the first is computed. A ResourceError is raised if there is no space for them.
+    """
+    stores = [[stack.enter_context(cache.open(namespace)) for namespace in of_view] for of_view in namespaces]
+    missing = np.array([[~store.known(digests) for store in of_view] for of_view in stores])
+    incomplete = np.asarray(missing.any(axis=1)).T
+    first = {digests[row]: row for row in reversed(np.flatnonzero(incomplete.any(axis=1)))}
+    needed, rows = np.zeros_like(incomplete), list(first.values())
+    needed[rows] = incomplete[rows]
+    if needed.any():
+        widths = [sum(namespace.row_bytes for namespace in of_view) for of_view in namespaces]
+        cache.check_space(int(np.dot(needed.sum(axis=0), widths)))
+    return stores, missing, needed
 
 
 def _select_needed(batches: Iterable[EngineBatch], needed: np.ndarray) -> Generator[EngineBatch, None, None]:

@@ -1,15 +1,16 @@
-"""Poolings of a feature map to a vector, by their names in recipes."""
+"""Features as one vector: poolings of a map, by their names in recipes, and several depths or backbones joined."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops
 
-from tlkeras.errors import TlkerasError, suggest
+from tlkeras.backbones.blocks import CutPoint, find_blocks, find_cuts
+from tlkeras.errors import RecipeError, TlkerasError, suggest
 
 _EPSILON = 1e-6
 
@@ -41,10 +42,10 @@ class GeneralizedMean(layers.Layer):
 class CompactBilinear(layers.Layer):
     """From maps (n, h, w, c) to a sketch of the products of all pairs of channels, summed over positions, (n, width).
 
-    The Tensor Sketch of Gao et al. (CVPR 2016): two count sketches of each position are convolved circularly, which is
-    a product of their Fourier transforms; then the signed square root and length one. The transforms of the sketches
-    are one matrix each and the sum over positions precedes the inverse transform, so that only matrix products are
-    needed. The width is even; the paper's 8,192 is close to the full product. The seed is that of the two hashes.
+    The Tensor Sketch of Gao et al. (CVPR 2016): two count sketches of each position are convolved circularly, as a
+    product of their Fourier transforms; then the signed square root and length one. The sum over positions precedes the
+    inverse transform, so that all is matrix products. The width is even; the paper's 8,192 is close to the full
+    product. The seed is that of the two hashes.
     """
 
     def __init__(self, width: int = 1024, seed: int = 0, **options: Any):
@@ -52,7 +53,7 @@ class CompactBilinear(layers.Layer):
         self.width, self.seed = width, seed
 
     def build(self, input_shape: tuple) -> None:
-        """Draw the hashes, which the seed determines and which are no weights."""
+        """Draw the hashes, which are no weights."""
         random = np.random.default_rng(self.seed)
         self._transforms = []
         for _ in range(2):
@@ -120,3 +121,68 @@ def pool(model: keras.Model, pooling: str) -> keras.Model:
         return model
     only = outputs[0] if len(outputs) == 1 else outputs  # Keras keeps a list of one as a list
     return keras.Model(model.input, only, name=f"{model.name}_{pooling}")
+
+
+def find_taps(model: keras.Model, taps: Sequence[str | int]) -> list[CutPoint]:
+    """The cuts of a backbone whose activations are features, from input to output.
+
+    Taps are blocks by name or index (negative ones count from the output), or cuts by name, or "last". A RecipeError
+    lists all that are unknown or named twice.
+    """
+    blocks, cuts = find_blocks(model), find_cuts(model)
+    known = {**{cut.name: cut for cut in cuts}, **{block.name: block.cut for block in blocks}, "last": cuts[-1]}
+    found: dict[str, CutPoint] = {}
+    problems = []
+    for tap in taps:
+        if isinstance(tap, int) and -len(blocks) <= tap < len(blocks):
+            cut = blocks[tap].cut
+        elif isinstance(tap, str) and tap in known:
+            cut = known[tap]
+        else:
+            names = [block.name for block in blocks]
+            way = suggest(tap, names) if isinstance(tap, str) else f"It has blocks 0 to {len(blocks) - 1}."
+            problems.append(f"features.taps: {model.name} has no block or cut {tap!r}. {way}")
+            continue
+        if cut.name in found:
+            problems.append(f"features.taps: {tap!r} is the end of a block that is listed already.")
+        found[cut.name] = cut
+    if problems:
+        raise RecipeError.from_problems("The taps do not fit the backbone:", problems)
+    return sorted(found.values(), key=lambda cut: cut.index)
+
+
+def concatenate_normalized(parts: Sequence[Any]) -> Any:
+    """Symbolic vectors concatenated, each normalised to length one where there are several.
+
+    Blocks differ in width and scale; normalised, each has the same weight (Evci et al., Head2Toe, ICML 2022).
+    """
+    if len(parts) == 1:
+        return parts[0]
+    return layers.Concatenate()([layers.UnitNormalization()(part) for part in parts])
+
+
+def extract_taps(model: keras.Model, cuts: Sequence[CutPoint], pooling: str) -> keras.Model:
+    """A backbone with its taps pooled and concatenated: images to one vector [n, d]."""
+    fused = concatenate_normalized([pool_tensor(cut.tensor, pooling) for cut in cuts])
+    return keras.Model(model.input, fused, name=f"{model.name}_{pooling}")
+
+
+def concatenate_backbones(
+    first: keras.Model, others: Sequence[keras.Model], parts: Sequence[layers.Layer] = ()
+) -> keras.Model:
+    """One model from images to the vectors of several backbones, and of layers on images, concatenated.
+
+    The first one's graph stays flat; the others are applied as layers.
+    """
+    return add_layers(first.input, [first.output, *(other(first.input) for other in others)], parts, first.name)
+
+
+def part_widths(model: keras.Model) -> list[int]:
+    """The widths of the vectors that are concatenated to a model's output, [] where it is no concatenation."""
+    joining = model.output._keras_history.operation
+    return [part.shape[-1] for part in joining.input] if isinstance(joining, layers.Concatenate) else []
+
+
+def add_layers(images: Any, vectors: Sequence[Any], parts: Sequence[layers.Layer], name: str) -> keras.Model:
+    """One model from symbolic images to vectors, concatenated with the outputs of layers on these images."""
+    return keras.Model(images, concatenate_normalized([*vectors, *(layer(images) for layer in parts)]), name=name)

@@ -1,25 +1,100 @@
-"""The activations of one namespace: rows by the digests of images, and a writer for more."""
+"""The activations of one namespace: rows by the digests of images in checked files, and a writer for more.
+
+A shard is written under a temporary name, renamed, and memory-mapped. Layout, little-endian: a header of 64 bytes
+(magic, rows, bytes per row, CRC-32 of all that follows), the rows in C order, then the 32-byte SHA-256 digest of each
+row's image.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
+import math
+import mmap
+import os
+import struct
 import time
 import warnings
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 from filelock import BaseFileLock
 
 from tlkeras.errors import DataError, ResourceError
-from tlkeras.features.shards import DamagedShardError, Shard, ShardFile
+from tlkeras.files import sync_folder
 
 SHARD_BYTES = 64 << 20
 SHARD_SECONDS = 30.0  # the most work that kill -9 can cost
+
+_HEADER = struct.Struct("<8sQQI36x")
+_MAGIC = b"tlkshrd1"
+_CHUNK = 1 << 20
+_MAPPED = 1 << 20  # smaller shards are read whole: a map holds a file descriptor, of which a process has few
+
+_verified: set[tuple[str, int, int]] = set()
+
+
+class DamagedShardError(ValueError):
+    """The file is not a complete shard."""
+
+
+class Shard:
+    """The rows [n, *shape], read-only and backed by the file, and digests [n] of 32 bytes, of one checked file.
+
+    A DamagedShardError is raised if the file has the wrong size, kind of rows or checksum.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, shape: Sequence[int]):
+        kind, width = dtype.newbyteorder("<"), math.prod(shape)
+        with path.open("rb") as file:
+            count, row_bytes, checksum = _read_header(file)
+            if row_bytes != kind.itemsize * width:
+                raise DamagedShardError(f"its rows have {row_bytes} bytes")
+            facts = os.fstat(file.fileno())
+            identity = (str(path), facts.st_ino, facts.st_mtime_ns)
+            if identity not in _verified:
+                _verify(file, checksum)
+                _verified.add(identity)
+            file.seek(0)
+            mapped = facts.st_size >= _MAPPED
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if mapped else file.read()
+        self.rows = np.frombuffer(content, kind, count * width, _HEADER.size).reshape(count, *shape)
+        self.digests = np.frombuffer(content, "S32", count, _HEADER.size + count * row_bytes)
+
+
+def count_rows(path: Path) -> int:
+    """The number of rows by header and size alone; 0 if they do not agree."""
+    with suppress(OSError, DamagedShardError), path.open("rb") as file:
+        return _read_header(file)[0]
+    return 0
+
+
+def _read_header(file: BinaryIO) -> tuple[int, int, int]:
+    """Rows, bytes per row, and checksum."""
+    header, size = file.read(_HEADER.size), os.fstat(file.fileno()).st_size
+    if len(header) < _HEADER.size:
+        raise DamagedShardError("it is shorter than its header")
+    magic, count, row_bytes, checksum = _HEADER.unpack(header)
+    if magic != _MAGIC:
+        raise DamagedShardError("it does not begin like a shard")
+    expected = _HEADER.size + count * (row_bytes + 32)
+    if size != expected:
+        raise DamagedShardError(f"it has {size} bytes instead of {expected}")
+    return count, row_bytes, checksum
+
+
+def _verify(file: BinaryIO, checksum: int) -> None:
+    """Compare with the checksum of the rest of the file; read, since mapped pages count as memory of this process."""
+    found = 0
+    while chunk := file.read(_CHUNK):
+        found = zlib.crc32(chunk, found)
+    if found != checksum:
+        raise DamagedShardError("its checksum is wrong")
 
 
 class ActivationStore:
@@ -64,11 +139,17 @@ class ActivationStore:
                 if isinstance(shard, Shard):
                     self._shards.append(shard)
                 else:
-                    _rename_damaged(path, shard)
+                    _set_aside(path, shard)
         self._starts = np.cumsum([0, *(len(shard.rows) for shard in self._shards)])
         digests = np.concatenate([np.empty(0, "S32"), *(shard.digests for shard in self._shards)])
         self._order = np.argsort(digests, kind="stable")
         self._sorted = digests[self._order]
+
+    def _read(self, path: Path) -> Shard | OSError | DamagedShardError:
+        try:
+            return Shard(path, self.dtype, self.shape)
+        except (OSError, DamagedShardError) as problem:
+            return problem
 
     def known(self, digests: Sequence[str]) -> np.ndarray:
         """Whether images, by the hex SHA-256 of their files, have a row; bool [n]."""
@@ -98,14 +179,57 @@ class ActivationStore:
         """A context in which rows are added; afterwards the store has them."""
         return Writer(self, shard_bytes, shard_seconds)
 
-    def name_shard(self) -> Path:
-        return self.folder / f"{self.owner}-{next(self._serials)}.shard"
+    def open_shard(self) -> ShardFile:
+        return ShardFile(self.folder / f"{self.owner}-{next(self._serials)}.shard")
 
-    def _read(self, path: Path) -> Shard | OSError | DamagedShardError:
-        try:
-            return Shard(path, self.dtype.name, self.shape)
-        except (OSError, DamagedShardError) as problem:
-            return problem
+
+def _set_aside(path: Path, problem: Exception) -> None:
+    if isinstance(problem, FileNotFoundError):  # another process renamed it a moment ago
+        return
+    sentence = "A shard of the cache is damaged and was set aside; its rows will be computed again."
+    warnings.warn(f"{sentence} Cause: {path}: {problem}.", RuntimeWarning, stacklevel=3)
+    with suppress(OSError):
+        path.replace(path.with_suffix(".damaged"))
+
+
+class ShardFile:
+    """An unfinished shard, under a temporary name until `seal` has returned."""
+
+    def __init__(self, path: Path):
+        self.path, self.bytes, self.rows = path, 0, 0
+        self._temporary = path.with_suffix(".tmp")
+        self._digests: list[bytes] = []
+        self._checksum = 0
+        self._file = self._temporary.open("xb")
+        self._file.write(bytes(_HEADER.size))
+
+    def add(self, digests: np.ndarray, rows: np.ndarray) -> None:
+        """Append rows, C-contiguous and little-endian [n, ...], with their digests [n] of 32 bytes."""
+        self._append(rows.data.cast("B"))
+        self._digests.append(digests.tobytes())
+        self.rows += len(rows)
+
+    def seal(self) -> None:
+        """Write digests and header, flush to the disk, rename."""
+        row_bytes = self.bytes // self.rows
+        self._append(memoryview(b"".join(self._digests)))
+        self._file.seek(0)
+        self._file.write(_HEADER.pack(_MAGIC, self.rows, row_bytes, self._checksum))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._temporary, self.path)
+        sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        with suppress(OSError):  # closing flushes, to a disk that may be full
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _append(self, content: memoryview) -> None:
+        self._file.write(content)
+        self._checksum = zlib.crc32(content, self._checksum)
+        self.bytes += len(content)
 
 
 class Writer:
@@ -122,27 +246,24 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._seal()
         self._store.refresh()
 
     def add(self, digests: Sequence[str], rows: np.ndarray, names: Sequence[str] | None = None) -> None:
-        """Append rows [n, *shape], finite numbers, rounded to the store's precision; `names` are for error messages.
+        """Append rows [n, *shape], rounded to the store's precision; `names` are for error messages.
 
-        Raises:
-            DataError: A row holds NaN or infinity, or a number too large for float16.
-            ResourceError: The disk is full. Shards sealed before stay.
+        A DataError is raised if a row holds NaN or infinity, or a number too large for float16; a ResourceError if the
+        disk is full. Shards sealed before stay.
         """
         if not len(rows):
             return
         packed = pack_digests(digests)
         rounded = self._round(rows, digests if names is None else names)
-        try:
+        with self._report_problems():
             if self._file is None:
-                self._file, self._opened = ShardFile(self._store.name_shard()), time.monotonic()
+                self._file, self._opened = self._store.open_shard(), time.monotonic()
             self._file.add(packed, rounded)
-        except OSError as problem:
-            raise self._discard(problem) from problem
         old = time.monotonic() - self._opened >= self._shard_seconds
         if old or self._file.bytes >= self._shard_bytes:
             self._seal()
@@ -163,33 +284,26 @@ class Writer:
         return np.ascontiguousarray(rows, self._store.dtype.newbyteorder("<"))
 
     def _seal(self) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.seal()
-        except OSError as problem:
-            raise self._discard(problem) from problem
-        self._file = None
-
-    def _discard(self, problem: OSError) -> ResourceError:
-        """Remove the unfinished shard; the error to raise."""
         if self._file is not None:
-            self._file.discard()
+            with self._report_problems():
+                self._file.seal()
             self._file = None
-        where = f"{problem.strerror} at {self._store.folder}"
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return ResourceError("Cannot write to the cache folder.", where)
-        ways = "Free space by `tlkeras cache prune`, or set TLKERAS_CACHE to a larger disk, and start again."
-        return ResourceError("The disk of the cache is full.", where, f"Complete shards are kept. {ways}")
 
-
-def _rename_damaged(path: Path, problem: Exception) -> None:
-    if isinstance(problem, FileNotFoundError):  # another process renamed it a moment ago
-        return
-    sentence = "A shard of the cache is damaged and was set aside; its rows will be computed again."
-    warnings.warn(f"{sentence} Cause: {path}: {problem}.", RuntimeWarning, stacklevel=3)
-    with contextlib.suppress(OSError):
-        path.replace(path.with_suffix(".damaged"))
+    @contextmanager
+    def _report_problems(self) -> Iterator[None]:
+        """Remove the unfinished shard and raise a ResourceError if it cannot be written."""
+        try:
+            yield
+        except OSError as problem:
+            if self._file is not None:
+                self._file.discard()
+                self._file = None
+            where = f"{problem.strerror} at {self._store.folder}"
+            if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise ResourceError("Cannot write to the cache folder.", where) from problem
+            ways = "Free space by `tlkeras cache prune`, or set TLKERAS_CACHE to a larger disk, and start again."
+            rule = "The disk of the cache is full."
+            raise ResourceError(rule, where, f"Complete shards are kept. {ways}") from problem
 
 
 def pack_digests(digests: Sequence[str]) -> np.ndarray:

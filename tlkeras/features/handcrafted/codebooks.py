@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 
 import keras
 import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 
 from tlkeras.data.tables import Dataset
+from tlkeras.errors import DataError
 from tlkeras.features.cache import ActivationCache, Namespace
 from tlkeras.features.extraction import decoding_facts, stream_images
-from tlkeras.features.handcrafted.descriptors import Sift
-from tlkeras.features.handcrafted.encodings import LOCAL, learn_codebook
+from tlkeras.features.handcrafted.descriptors import LOCAL, Codebook, Sift
 from tlkeras.features.handcrafted.layer import list_handcrafted, map_images
 from tlkeras.progress import progress_bar
 
@@ -23,17 +29,13 @@ _VERSION = 1
 
 
 def fit_codebooks(model: keras.Model, dataset: Dataset, cache: ActivationCache | None = None, *, seed: int = 0) -> int:
-    """Learn the codebooks of a model's handcrafted features from training images; the number learned.
+    """Learn the codebooks of a model's handcrafted features from a dataset of training images; the number learned.
 
-    A codebook is cached like an image's activations, by the digests of all images it was learned from. The dataset
-    holds training images and no others. The seed draws them (at most 500, 200 descriptors of each) and the centres.
-
-    Raises:
-        DataError: There are too few descriptors.
-        ResourceError: The cache cannot be written.
+    A codebook is cached like an image's activations, by the digests of all images it was learned from. The seed draws
+    them (at most 500, 200 descriptors of each) and the centres. A DataError is raised for too few descriptors, a
+    ResourceError if the cache cannot be written.
     """
-    learned = 0
-    size = model.input_shape[1]
+    learned, size = 0, model.input_shape[1]
     for layer in list_handcrafted(model):
         descriptor = layer.algorithm
         if not isinstance(descriptor, Sift):
@@ -78,3 +80,26 @@ def _learn_codebook(descriptor: Sift, dataset: Dataset, size: int, seed: int) ->
     gathered = np.concatenate([np.empty((0, LOCAL), np.float32), *sampled])
     book = learn_codebook(gathered, descriptor.encoding, descriptor.words, descriptor.components, seed)
     return np.concatenate([book[name].ravel() for name in descriptor.shapes])
+
+
+def learn_codebook(descriptors: np.ndarray, encoding: str, words: int, components: int, seed: int) -> Codebook:
+    """The codebook of an encoding: principal components, and in these k-means or a mixture of Gaussians.
+
+    Descriptors are of training images alone, float (m, 128); a DataError is raised for fewer than words or components.
+    """
+    if len(descriptors) < max(words, components):
+        received = f"{len(descriptors):,} descriptors for {words} words and {components} components"
+        way_out = "Set fewer words and components or detector: dense, or add training images."
+        raise DataError("There are too few local descriptors to learn the codebook from.", received, way_out)
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a codebook needs no full convergence
+        space = PCA(components, svd_solver="full", random_state=seed).fit(descriptors)
+        reduced = space.transform(descriptors)
+        book = {"mean": space.mean_, "projection": space.components_.T}
+        if encoding == "fisher":
+            mixture = GaussianMixture(words, covariance_type="diag", reg_covar=1e-5, max_iter=50, random_state=seed)
+            mixture.fit(reduced)
+            book |= {"centres": mixture.means_, "variances": mixture.covariances_, "shares": mixture.weights_}
+        else:
+            book["centres"] = KMeans(words, n_init=1, max_iter=50, random_state=seed).fit(reduced).cluster_centers_
+    return {name: np.asarray(array, np.float32) for name, array in book.items()}

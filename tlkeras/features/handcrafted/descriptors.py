@@ -1,4 +1,4 @@
-"""Handcrafted features: HOG, SIFT, local binary patterns, colour; one image to one vector.
+"""Handcrafted features: HOG, SIFT by a codebook, local binary patterns, colour; one image to one vector.
 
 Nothing here imports TensorFlow, so that processes that only describe images start in a second.
 """
@@ -6,6 +6,7 @@ Nothing here imports TensorFlow, so that processes that only describe images sta
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,14 @@ from scipy import ndimage
 
 from tlkeras.config.schema.features import ColorHistogramConfig, HogConfig, LbpConfig, SiftConfig
 from tlkeras.errors import MissingExtraError, RecipeError, suggest
-from tlkeras.features.handcrafted.encodings import LOCAL, Codebook, encode, shape_codebook
+
+ENCODINGS = ("vlad", "fisher", "words")
+
+Codebook = Mapping[str, np.ndarray]
+"""`mean` (128,), `projection` (128, c), `centres` (k, c); of Fisher vectors `variances` (k, c) and `shares` (k,)."""
+
+LOCAL = 128
+"""Length of a SIFT descriptor."""
 
 _BINS = 4  # per row and per column of a SIFT patch
 _ORIENTATIONS = 8
@@ -23,21 +31,21 @@ _TINY = 1e-12
 _NO_BOOK: Codebook = {}
 
 
-class Descriptor:
+class Descriptor(ABC):
     """From an image, uint8 (size, size, 3), to a vector (d,); options and defaults are those of its recipe section."""
 
     @property
+    @abstractmethod
     def minimum_size(self) -> int:
         """Minimum height and width of an image, pixels."""
-        raise NotImplementedError
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the arrays that are learned from training images, by name; none where nothing is learned."""
+        """Shapes of the arrays that are learned from training images, by name."""
         return {}
 
-    def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
-        raise NotImplementedError
+    @abstractmethod
+    def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray: ...
 
 
 class Hog(HogConfig, Descriptor):
@@ -92,7 +100,9 @@ class Sift(SiftConfig, Descriptor):
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return shape_codebook(self.encoding, self.words, self.components)
+        words, components = self.words, self.components
+        mixture = {"variances": (words, components), "shares": (words,)} if self.encoding == "fisher" else {}
+        return {"mean": (LOCAL,), "projection": (LOCAL, components), "centres": (words, components), **mixture}
 
     def describe(self, image: np.ndarray, book: Codebook = _NO_BOOK) -> np.ndarray:
         return encode(self.find_local(image), book, self.encoding)
@@ -177,3 +187,70 @@ def root_sift(descriptors: np.ndarray) -> np.ndarray:
     textured = lengths[:, 0] > 1e-6
     clipped = np.minimum(descriptors[textured] / lengths[textured], _CLIP)
     return np.sqrt(clipped / np.maximum(clipped.sum(axis=1, keepdims=True), _TINY)).astype(np.float32)
+
+
+def encode(descriptors: np.ndarray, book: Codebook, encoding: str) -> np.ndarray:
+    """The descriptors (m, 128) of an image as one vector of length one; zeros where there are none.
+
+    Its length is k for "words", k c for "vlad", 2 k c for "fisher".
+    """
+    words, components = book["centres"].shape
+    if not len(descriptors):
+        return np.zeros({"words": words, "vlad": words * components, "fisher": 2 * words * components}[encoding])
+    reduced = (descriptors - book["mean"]) @ book["projection"]
+    if encoding == "fisher":
+        return encode_fisher(reduced, book["centres"], book["variances"], book["shares"])
+    return (encode_vlad if encoding == "vlad" else bag_of_words)(reduced, book["centres"])
+
+
+def bag_of_words(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The square roots, for Hellinger's affinity, of the shares of rows (m, c) nearest to each centre (k, c): (k,).
+
+    Csurka et al., 2004.
+    """
+    return np.sqrt(np.bincount(_find_nearest(X, centres), minlength=len(centres)) / len(X))
+
+
+def encode_vlad(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The sum of the differences of rows (m, c) from their nearest centre, centre after centre: (k c,).
+
+    Jegou et al., CVPR 2010; the sum of each centre is normalised before the whole vector (Arandjelovic and Zisserman,
+    "All about VLAD", CVPR 2013).
+    """
+    chosen = _find_nearest(X, centres)
+    member = (chosen[:, None] == np.arange(len(centres))).astype(X.dtype)
+    sums = member.T @ X - member.sum(axis=0)[:, None] * centres
+    sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), _TINY)
+    return _normalize(sums.ravel())
+
+
+def encode_fisher(X: np.ndarray, centres: np.ndarray, variances: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """The Fisher vector of rows (m, c): gradients by means, then by standard deviations, (2 k c,).
+
+    Perronnin et al., ECCV 2010, equations 7 and 8 with diagonal covariances, signed roots and length one.
+    """
+    odds = _responsibilities(X, centres, variances, shares)
+    mass, first, second = odds.sum(axis=0)[:, None], odds.T @ X, odds.T @ X**2
+    deviations = np.sqrt(variances)
+    by_mean = (first - mass * centres) / deviations
+    by_deviation = (second - 2 * first * centres + mass * centres**2) / variances - mass
+    scale = len(X) * np.sqrt(shares)[:, None]
+    vector = np.concatenate([(by_mean / scale).ravel(), (by_deviation / (scale * np.sqrt(2))).ravel()])
+    return _normalize(np.sign(vector) * np.sqrt(np.abs(vector)))
+
+
+def _responsibilities(X: np.ndarray, centres: np.ndarray, variances: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """The probability that each row (m, c) is from each component of a mixture (k, c): (m, k)."""
+    precisions = 1 / variances
+    distances = X**2 @ precisions.T - 2 * X @ (centres * precisions).T + np.sum(centres**2 * precisions, axis=1)
+    logs = np.log(shares) - 0.5 * (distances + np.log(variances).sum(axis=1))
+    odds = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
+def _find_nearest(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    return np.argmin(np.sum(centres**2, axis=1) - 2 * X @ centres.T, axis=1)
+
+
+def _normalize(vector: np.ndarray) -> np.ndarray:
+    return vector / max(float(np.linalg.norm(vector)), _TINY)

@@ -18,14 +18,21 @@ from tlkeras.config.schema.heads import FEATURE_MAP_HEADS
 from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, number_views
 from tlkeras.data.tables import TARGET, Dataset
 from tlkeras.errors import RecipeError
-from tlkeras.features import extraction, fusion
+from tlkeras.features import extraction
 from tlkeras.features.engines import Engine, make_engine
 from tlkeras.features.extraction import Activations, average_positions, extract_activations
 from tlkeras.features.extractor import POOLED, SOURCE_LOGITS, FeatureExtractor, source_log_probabilities
-from tlkeras.features.fusion import add_layers, concatenate_backbones, extract_taps, find_taps
 from tlkeras.features.handcrafted import codebooks
 from tlkeras.features.handcrafted.layer import HandcraftedFeatures, list_handcrafted, make_layers
-from tlkeras.features.pooling import pool, pool_tensor
+from tlkeras.features.pooling import (
+    add_layers,
+    concatenate_backbones,
+    extract_taps,
+    find_taps,
+    part_widths,
+    pool,
+    pool_tensor,
+)
 from tlkeras.heads.heads import order_outputs
 from tlkeras.training.builders.data import image_size, make_recipe_policy, open_cache
 from tlkeras.training.builders.experiment import Experiment
@@ -106,7 +113,7 @@ def fused_widths(experiment: Experiment) -> list[int]:
     options = experiment.recipe.features
     own = experiment.recipe.backbone.name != NO_BACKBONE
     several = len(options.taps) > 1 or len(options.backbones) + len(options.handcrafted) + own > 1
-    return fusion.part_widths(experiment.extractor.pooled) if several else []
+    return part_widths(experiment.extractor.pooled) if several else []
 
 
 def _make_handcrafted(recipe: Recipe) -> list[HandcraftedFeatures]:
