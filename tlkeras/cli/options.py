@@ -38,7 +38,7 @@ def source_argument(command: Callable) -> Callable:
     @functools.wraps(command)
     def check(recipe: str, assignments: tuple[str, ...], **options: Any) -> None:
         from tlkeras.config.recipe import parse_overrides
-        from tlkeras.data.sources.references import load_recipe_or_source
+        from tlkeras.data.sources.folders import load_recipe_or_source
 
         overrides = parse_overrides(assignments)
         load_recipe_or_source(recipe, overrides)

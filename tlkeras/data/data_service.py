@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.decoding import decode
-from tlkeras.data.sources.tfrecord_slices import parse_slice
+from tlkeras.data.headers import parse_slice
 from tlkeras.errors import DataError, RunError
 
 service = tf.data.experimental.service

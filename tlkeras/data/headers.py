@@ -1,17 +1,18 @@
-"""Formats and headers of image files, read without decoding pixels."""
+"""Bytes, formats and headers of image files, also of slices "FILE.tfrecord@OFFSET+LENGTH"; pixels are not decoded."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
+from typing import NamedTuple
 
-from tlkeras.data.sources.tfrecord_slices import find_file, find_size, parse_slice, read_bytes
 from tlkeras.errors import DataError
 
 SUPPORTED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
@@ -24,6 +25,7 @@ EXTENSIONS = {
 }
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 * 2**20
+_SLICE = re.compile(r"(?P<file>.+\.tfrecord)@(?P<offset>\d{1,18})\+(?P<length>\d{1,18})", re.DOTALL)
 
 
 def _read_signatures() -> Iterator[tuple[int, bytes, str]]:
@@ -36,6 +38,28 @@ def _read_signatures() -> Iterator[tuple[int, bytes, str]]:
 
 _SIGNATURES = tuple(_read_signatures())
 _OTHER_IMAGES = ("TIFF", "AVIF", "HEIC", "JPEG XL", "JPEG 2000", "icon (ICO)", "Photoshop (PSD)", "DICOM", "SVG")
+
+
+class ByteRange(NamedTuple):
+    """Consecutive bytes of a file; of a whole one the length is -1."""
+
+    file: str
+    offset: int = 0
+    length: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.file}@{self.offset}+{self.length}"
+
+    def find_size(self, status: os.stat_result) -> int:
+        """The number of bytes, given the status of the file; 0 for a slice beyond its end."""
+        size = status.st_size
+        return size if self.length < 0 else self.length if self.offset + self.length <= size else 0
+
+
+def parse_slice(path: str) -> ByteRange | None:
+    """The slice that a path names; None if it names a whole file."""
+    found = _SLICE.fullmatch(path) if "@" in path else None
+    return ByteRange(found["file"], int(found["offset"]), int(found["length"])) if found else None
 
 
 class ImageError(DataError):
@@ -51,10 +75,7 @@ class ImageError(DataError):
 
 @dataclass(frozen=True)
 class Issue:
-    """A remark on one file: a code for programs, a reason for people.
-
-    The path is as the file system names it: undecodable bytes are surrogates, to be printed with `to_printable`.
-    """
+    """A remark on one file: its path as the file system names it, a code for programs, a reason for people."""
 
     path: str
     code: str
@@ -74,13 +95,9 @@ class ImageWarning(Issue):
 
 @dataclass(frozen=True)
 class Header:
-    """The header of an image: columns and rows as stored, before the EXIF orientation is applied.
+    """The header of an image: columns and rows as stored, before the EXIF orientation, 1 to 8, is applied.
 
-    Attributes:
-        format: One of `SUPPORTED_FORMATS`.
-        mode: Pillow's: "1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16" ...
-        frames: Images in an animation, otherwise 1.
-        orientation: Of EXIF, 1 to 8; 1 if there is none.
+    The format is one of `SUPPORTED_FORMATS`, the mode Pillow's ("1", "P", "RGBA", "I;16" ...); a still has 1 frame.
     """
 
     format: str
@@ -99,20 +116,22 @@ def to_printable(text: str) -> str:
 def read_image(path: str, max_bytes: int = MAX_BYTES) -> bytes:
     """The bytes of a file, or of a slice of one; folders, pipes and devices are never opened.
 
-    Raises:
-        ImageError: missing, forbidden, special-file, empty, oversized or damaged (the disk cannot read it).
+    An ImageError is missing, forbidden, special-file, empty, oversized or damaged (the disk cannot read it).
     """
+    piece = parse_slice(path) or ByteRange(path)
     try:
-        status = os.stat(find_file(path))
+        status = os.stat(piece.file)
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("special-file", "it is not a regular file", path)
-        size = find_size(path, status)
+        size = piece.find_size(status)
         if size == 0:
-            reason = "the file is empty" if parse_slice(path) is None else "its TFRecord file ends before it"
+            reason = "the file is empty" if piece.length < 0 else "its TFRecord file ends before it"
             raise ImageError("empty", reason, path)
         if size > max_bytes:
             raise ImageError("oversized", f"{size:,} bytes are more than {max_bytes:,}", path)
-        return read_bytes(path)
+        with open(piece.file, "rb") as file:
+            file.seek(piece.offset)
+            return file.read(piece.length)
     except FileNotFoundError:
         raise ImageError("missing", "it does not exist", path) from None
     except PermissionError:
@@ -145,10 +164,9 @@ def _is_text(start: bytes) -> bool:
 
 
 def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """The header of an image; no pixels are decoded. Those of all frames count: decoders unpack all of them.
+    """The header of an image; pixels of all frames count, as decoders unpack all of them.
 
-    Raises:
-        ImageError: empty, not-an-image, unsupported, too-many-pixels or damaged.
+    An ImageError is empty, not-an-image, unsupported, too-many-pixels or damaged.
     """
     if not data:
         raise ImageError("empty", "the file is empty")

@@ -9,8 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.decoding import decode, decode_file
-from tlkeras.data.headers import ImageError, InvalidImage, read_image
-from tlkeras.data.sources.tfrecord_slices import parse_slice
+from tlkeras.data.headers import ImageError, InvalidImage, parse_slice, read_image
 
 _CHUNK = 4096
 _PACKED_CHUNK = 64  # encoded images in memory

@@ -15,9 +15,9 @@ from tlkeras.data.decoding import decode_file
 from tlkeras.data.headers import ImageError, to_printable
 from tlkeras.data.inspection import drop_undecodable, validate_images
 from tlkeras.data.quality import duplicates as copies
-from tlkeras.data.quality.cleaning import clean, write_manifest
+from tlkeras.data.quality.duplicates import clean, write_manifest
 from tlkeras.data.quality.near_duplicates import read_thumbnails
-from tlkeras.data.sources.references import load_recipe_or_source
+from tlkeras.data.sources.folders import load_recipe_or_source
 from tlkeras.data.splits import classes_missing_from_test
 from tlkeras.data.tables import Dataset
 from tlkeras.diagnostics import data_quality

@@ -23,8 +23,7 @@ from tlkeras.config.yaml_loader import to_immutable
 from tlkeras.data import decoding
 from tlkeras.data.headers import InvalidImage
 from tlkeras.data.pipeline import count_cores
-from tlkeras.data.sources.folders import iter_image_files
-from tlkeras.data.sources.references import load_recipe_or_source
+from tlkeras.data.sources.folders import iter_image_files, load_recipe_or_source
 from tlkeras.errors import DataError, ResourceError, RunError, TlkerasError, suggest
 from tlkeras.features.engines import make_engine
 from tlkeras.files import atomic_write

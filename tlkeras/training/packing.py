@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras.config.recipe import Recipe
-from tlkeras.data.sources.references import load_recipe_or_source
+from tlkeras.data.sources.folders import load_recipe_or_source
 from tlkeras.data.sources.tfrecords import PackResult, write_tfrecords
 from tlkeras.training import builders
 

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tlkeras.data.augmentation import layer
-from tlkeras.data.augmentation.layer import ImageAugmentation, choose_augmentation_device, time_placements
+from tlkeras.data.augmentation import views
 from tlkeras.data.augmentation.policies import make_policy
-from tlkeras.data.augmentation.views import AugmentedView
+from tlkeras.data.augmentation.views import (
+    AugmentedView,
+    ImageAugmentation,
+    choose_augmentation_device,
+    time_placements,
+)
 from tlkeras.finetuning.inputs import ImageSource
 
 
@@ -44,7 +48,7 @@ def test_the_faster_place_is_taken(monkeypatch):
     assert choose_augmentation_device(policy, 32, 4) == "pipeline"  # no accelerator here
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
     for times in ({"pipeline": 2.0, "graph": 1.0}, {"pipeline": 1.0, "graph": 2.0}):
-        monkeypatch.setattr(layer, "time_placements", lambda *_, times=times: times)
+        monkeypatch.setattr(views, "time_placements", lambda *_, times=times: times)
         assert choose_augmentation_device(policy, 32, 4) == min(times, key=times.get)
     assert choose_augmentation_device(make_policy("none"), 32, 4) == "pipeline"
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tlkeras.data.quality.cleaning import clean, write_manifest
-from tlkeras.data.quality.duplicates import DuplicateGroup, find_leaking_groups
+from tlkeras.data.quality.duplicates import DuplicateGroup, clean, find_leaking_groups, write_manifest
 from tlkeras.data.sources.folders import read_table
 from tlkeras.data.tables import build_dataset
 from tlkeras.errors import DataError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tlkeras.data.quality.perceptual_hash import (
+from tlkeras.data.quality.near_duplicates import (
     ORIENTATIONS,
     RADIUS,
     HashIndex,

@@ -9,10 +9,9 @@ import pytest
 import tensorflow as tf
 
 import tlkeras
-from tlkeras.data.headers import ImageError, read_image
+from tlkeras.data.headers import ByteRange, ImageError, parse_slice, read_image
 from tlkeras.data.pipeline import make_image_dataset, read_error
 from tlkeras.data.sources.folders import read_table
-from tlkeras.data.sources.tfrecord_slices import ByteRange, parse_slice
 from tlkeras.data.sources.tfrecords import write_tfrecords
 from tlkeras.data.tables import build_dataset
 from tlkeras.errors import DataError, ResourceError

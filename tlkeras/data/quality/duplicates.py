@@ -1,26 +1,32 @@
-"""Duplicate images, and those that mislead: with different labels, or in several splits."""
+"""Duplicate images, those with different labels or in several splits, and the manifest without what misleads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from tlkeras.data.headers import to_printable
 from tlkeras.data.quality.near_duplicates import find_exact_duplicates, find_near_duplicates
-from tlkeras.data.tables import Dataset
+from tlkeras.data.tables import Dataset, ImageTable
+from tlkeras.errors import DataError, ResourceError
+
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # executed by spreadsheets
+_RANKS = {"train": 1, "validation": 2, "test": 3}
 
 
 @dataclass(frozen=True)
 class DuplicateGroup:
     """Copies of one image: two or more positions in the dataset, ascending.
 
-    Attributes:
-        exact: The bytes are the same, not just the looks.
-        similarity: The lowest correlation of one with the central one; 1 if exact.
-        conflicting, leaking: Their labels differ; they are in different splits.
+    The bytes are the same (exact), not just the looks; similarity is the lowest correlation of one with the central
+    one, 1 if exact. Labels differ (conflicting), or splits (leaking).
     """
 
     rows: tuple[int, ...]
@@ -39,14 +45,22 @@ class LeakingGroup:
 
 
 def find_duplicates(dataset: Dataset, thumbnails: np.ndarray) -> list[DuplicateGroup]:
-    """Groups of images that are the same, then of images that look the same but are not all the same.
-
-    Their digests are known, and the split of each where they are divided; thumbnails are those of `read_thumbnails`.
-    """
+    """Groups of images, digests known, that are the same, then of others that look the same by `read_thumbnails`."""
     digests = dataset.digests.tolist()
     equal = [(rows, True, 1.0) for rows in find_exact_duplicates(digests)]
     near = [(group.rows, False, group.similarity) for group in find_near_duplicates(thumbnails, digests)]
     return [DuplicateGroup(*found, *_find_conflicts(dataset, found[0])) for found in equal + near]
+
+
+def _find_conflicts(dataset: Dataset, rows: Sequence[int]) -> tuple[bool, bool]:
+    """True where known labels differ, and where splits differ."""
+    copies = dataset.take(np.array(rows))
+    conflicting = False
+    for task in dataset.tasks:
+        targets = copies.targets[task.name]
+        members = task.members(targets)[task.is_labelled(targets)]
+        conflicting |= bool((members != members[:1]).any())
+    return conflicting, len(set(copies.split)) > 1
 
 
 def find_leaking_groups(groups: np.ndarray, splits: np.ndarray) -> list[LeakingGroup]:
@@ -80,12 +94,85 @@ def join_groups(groups: np.ndarray, copies: Sequence[DuplicateGroup]) -> np.ndar
     return np.array([given.get(number, "") for number in component[:count].tolist()], dtype=object)
 
 
-def _find_conflicts(dataset: Dataset, rows: Sequence[int]) -> tuple[bool, bool]:
-    """True where known labels differ, and where splits differ."""
-    copies = dataset.take(np.array(rows))
-    conflicting = False
-    for task in dataset.tasks:
-        targets = copies.targets[task.name]
-        members = task.members(targets)[task.is_labelled(targets)]
-        conflicting |= bool((members != members[:1]).any())
-    return conflicting, len(set(copies.split)) > 1
+@dataclass(frozen=True)
+class CleanedManifest:
+    """The positions kept, int64 [k]; each image's group, str [n], shared by copies; how many are left out by reason."""
+
+    kept: np.ndarray
+    groups: np.ndarray
+    left_out: dict[str, int]
+
+
+def clean(dataset: Dataset, copies: Sequence[DuplicateGroup], leaking: Sequence[LeakingGroup]) -> CleanedManifest:
+    """Choose the images to keep.
+
+    Of identical files with one label the first is kept, with several labels none. Images that only look the same are
+    kept as a group. Where the source gives the splits, held-out images are kept, and their copies and the rest of their
+    groups are removed from the other splits, first from the training images.
+    """
+    reasons = np.full(len(dataset), "", dtype=object)
+    for row, path in enumerate(dataset.paths):
+        if to_printable(path) != path:
+            reasons[row] = "its name is not UTF-8, as a manifest is"
+    rank = np.array([_RANKS.get(str(split), 0) for split in dataset.given_splits])
+    for group in copies:
+        rows = np.array(group.rows)
+        if group.exact and group.conflicting:
+            reasons[rows] = "the same bytes have several labels"
+        elif group.exact:
+            best = rows[np.argmax(rank[rows])]
+            reasons[rows[(rows != best) & (reasons[rows] == "")]] = "the same bytes again"
+        else:
+            _drop_lower(rows, rank, reasons, "it looks like a held-out image")
+    for name in dict.fromkeys(group.name for group in leaking):
+        _drop_lower(np.flatnonzero(dataset.groups == name), rank, reasons, "its group is held out elsewhere")
+    kept = np.flatnonzero(reasons == "")
+    found, counts = np.unique(reasons[reasons != ""].astype(str), return_counts=True)
+    groups = join_groups(dataset.groups, copies)
+    alone = {name for name in set(groups) if np.count_nonzero(groups[kept] == name) < 2}
+    groups[[not own and name in alone for own, name in zip(dataset.groups, groups, strict=True)]] = ""
+    return CleanedManifest(kept, groups, dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+
+def _drop_lower(rows: np.ndarray, rank: np.ndarray, reasons: np.ndarray, reason: str) -> None:
+    rows = rows[reasons[rows] == ""]
+    lower = rows[rank[rows] < rank[rows].max(initial=0)]
+    reasons[lower] = reason
+
+
+def write_manifest(
+    path: str | os.PathLike[str],
+    table: ImageTable,
+    dataset: Dataset,
+    cleaning: CleanedManifest,
+    remarks: Mapping[str, Sequence[str]] = {},
+) -> Path:
+    """Write the kept images to a new CSV manifest in or above the folder of the images, with all columns of the table.
+
+    Groups become the column "group" if there are any; `remarks` are more columns, one string per image of the dataset.
+    A DataError is raised if the file exists or lies elsewhere, a ResourceError if it cannot be written.
+    """
+    target = Path(os.path.abspath(os.path.expanduser(path)))
+    folder, root = os.path.realpath(target.parent), os.path.realpath(table.root)
+    if os.path.commonpath([folder, root]) != folder:
+        rule = "The manifest would not contain its images: its folder is neither theirs nor above it."
+        raise DataError(rule, f"{str(path)!r} for images in {root!r}", f"Write it to {root}/cleaned.csv, for example.")
+    position = {where: row for row, where in enumerate(table.paths)}
+    rows = [position[where] for where in dataset.paths[cleaning.kept]]
+    columns = {name: [values[row] for row in rows] for name, values in table.columns.items()}
+    if (cleaning.groups != "").any():
+        columns["group"] = cleaning.groups[cleaning.kept].tolist()
+    columns |= {name: [values[row] for row in cleaning.kept] for name, values in remarks.items()}
+    paths = [os.path.relpath(table.paths[row], folder) for row in rows]
+    paths = [(f"./{path}" if path.startswith(_FORMULAS) else path).replace(os.sep, "/") for path in paths]
+    try:
+        with open(target, "x", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["path", *columns])
+            writer.writerows(zip(paths, *columns.values(), strict=True))
+    except FileExistsError:
+        rule = "The manifest already exists; tlkeras never overwrites one."
+        raise DataError(rule, repr(str(path)), "Choose another name.") from None
+    except OSError as error:
+        raise ResourceError("The manifest could not be written.", f"{path} ({error.strerror})") from None
+    return target

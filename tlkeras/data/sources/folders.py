@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from tlkeras.config.recipe import Recipe, list_recipes, load_recipe
 from tlkeras.data.headers import EXTENSIONS, SUPPORTED_FORMATS, InvalidImage, detect_format, to_printable
 from tlkeras.data.sources.datasets import read_digits, read_elpv, read_tfds
 from tlkeras.data.sources.manifests import SPLIT_ALIASES, read_manifest
@@ -54,6 +57,20 @@ def is_data_source(reference: str) -> bool:
     path = os.path.expanduser(reference)
     manifest = os.path.isfile(path) and path.lower().endswith((".csv", ".tsv"))
     return reference in BUILTIN_DATASETS or reference.startswith("tfds:") or os.path.isdir(path) or manifest
+
+
+def load_recipe_or_source(
+    reference: str | Path | Recipe, overrides: Mapping[str, Any] | None = None
+) -> tuple[Recipe, bool]:
+    """A recipe, and True if it was given; for a source of images it is `linear_probe` on them.
+
+    A source is a folder, a manifest, "tfds:NAME" or a packaged set; overrides are values by dotted key.
+    """
+    if isinstance(reference, Recipe) or not is_data_source(str(reference)) or reference in list_recipes():
+        return load_recipe(reference, overrides), True
+    source = str(reference)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source).name).strip("-.") or "images"
+    return load_recipe("linear_probe", {"name": name, "data.source": source, **(overrides or {})}), False
 
 
 def read_folder(source: str) -> ImageTable:

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from tlkeras.data.headers import InvalidImage, to_printable
-from tlkeras.data.sources.tfrecord_slices import find_file, find_size, parse_slice
+from tlkeras.data.headers import ByteRange, InvalidImage, parse_slice, to_printable
 from tlkeras.data.tables import SPLITS, ImageTable
 from tlkeras.errors import DataError, list_some, suggest
 
@@ -165,13 +164,14 @@ def _normalise_splits(numbers: Sequence[int], words: Sequence[str], problems: li
 
 
 def _check_file(path: str) -> InvalidImage | None:
+    piece = parse_slice(path) or ByteRange(path)
     try:
-        status = os.stat(find_file(path))
+        status = os.stat(piece.file)
     except OSError as error:
         code = "forbidden" if isinstance(error, PermissionError) else "missing"
         return InvalidImage(path, code, error.strerror or "it cannot be found")
     if not stat.S_ISREG(status.st_mode):
         return InvalidImage(path, "special-file", "it is not a regular file")
-    if parse_slice(path) and not find_size(path, status):
+    if piece.length >= 0 and not piece.find_size(status):
         return InvalidImage(path, "missing", "its TFRecord file ends before it")
     return None

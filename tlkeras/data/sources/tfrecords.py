@@ -11,9 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tlkeras.data.headers import ImageError, InvalidImage, read_image, to_printable
+from tlkeras.data.headers import ByteRange, ImageError, InvalidImage, read_image, to_printable
 from tlkeras.data.sources.manifests import COLUMN_ROLES, FILE
-from tlkeras.data.sources.tfrecord_slices import ByteRange
 from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, ResourceError, list_some
 from tlkeras.files import atomic_folder

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import BackboneConfig
-from tlkeras.data.sources.references import load_recipe_or_source
+from tlkeras.data.sources.folders import load_recipe_or_source
 from tlkeras.diagnostics.augmentation import check_target, write_plot
 from tlkeras.diagnostics.recommend.candidates import TARGETS, BackboneLimits, Candidate, choose_candidates
 from tlkeras.diagnostics.recommend.measurements import (

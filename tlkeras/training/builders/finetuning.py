@@ -16,8 +16,7 @@ from tlkeras.adaptation.penalties import WEIGHTS, DomainAdaptationLoss, DomainDi
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema import FineTuningConfig
 from tlkeras.config.schema.finetuning import SigmoidConfig
-from tlkeras.data.augmentation.layer import choose_augmentation_device
-from tlkeras.data.augmentation.views import choose_views, digest_to_seed
+from tlkeras.data.augmentation.views import choose_augmentation_device, choose_views, digest_to_seed
 from tlkeras.data.tasks import Task
 from tlkeras.features.extraction import CachedActivations
 from tlkeras.finetuning.callbacks import TensorBoardLogger
