@@ -33,10 +33,7 @@ Arrival = tuple[int, np.ndarray] | None
 
 
 def check_data_service(address: str, paths: Sequence[str]) -> None:
-    """Check that a data service listens at the address, and that no image is packed, which workers cannot read.
-
-    A RunError or DataError says which is not so.
-    """
+    """Raise a RunError if no data service listens at the address, a DataError if an image is packed."""
     if any(map(parse_slice, paths)):
         raise DataError("A data service cannot read packed images.", None, "Leave training.data_service out.")
     host, _, port = address.rpartition(":")
@@ -155,9 +152,9 @@ def _sort_by_index(
 def start_data_worker(join: str | None = None, host: str | None = None, port: int = PORT) -> tuple[str, list[Any]]:
     """Start a worker of a data service on this machine, and a dispatcher unless that at `join`, HOST:PORT, is.
 
-    Returns HOST:PORT of the dispatcher, and the servers, which end when they are garbage-collected. The host is the
-    name by which other machines reach this one; the port is that of the dispatcher, 0 for any free one. A RunError is
-    raised if the port is in use, or nothing listens at the address to join.
+    Returns HOST:PORT of the dispatcher, and the servers, which end when they are garbage-collected. Other machines
+    reach this one as `host`; the port is that of the dispatcher, 0 for any free one. A RunError is raised if it is in
+    use, or nothing listens at the address to join.
     """
     host, running = host or socket.gethostname(), []
     if join is None:

@@ -52,8 +52,9 @@ class ByteRange(NamedTuple):
 
     def find_size(self, status: os.stat_result) -> int:
         """The number of bytes, given the status of the file; 0 for a slice beyond its end."""
-        size = status.st_size
-        return size if self.length < 0 else self.length if self.offset + self.length <= size else 0
+        if self.length < 0:
+            return status.st_size
+        return self.length if self.offset + self.length <= status.st_size else 0
 
 
 def parse_slice(path: str) -> ByteRange | None:

@@ -56,14 +56,8 @@ def validate_images(dataset: Dataset, *, workers: int | None = None, max_pixels:
                     digests.append(seen[0])
                     warnings += _collect_warnings(dataset.paths[row], seen[1])
             advance(len(paths))
-    remaining = dataset.take(kept)
-    _check_remaining(dataset, remaining, rejected)
-    return replace(
-        remaining,
-        digests=np.array(digests, dtype=object),
-        rejected=(*dataset.rejected, *rejected),
-        warnings=tuple(warnings),
-    )
+    remaining = _reject(dataset, kept, rejected)
+    return replace(remaining, digests=np.array(digests, dtype=object), warnings=tuple(warnings))
 
 
 def read_header_and_digest(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str, Header] | InvalidImage:
@@ -79,14 +73,11 @@ def drop_undecodable(dataset: Dataset, readable: np.ndarray) -> Dataset:
     """The images at the positions `readable`, int64 [k]; a DataError if none of all or of a class is left."""
     if len(readable) == len(dataset):
         return dataset
-    remaining = dataset.take(readable)
-    gone = np.delete(np.arange(len(dataset)), readable)
     reason = "its pixels cannot be decoded: it is cut off or damaged"
-    rejected = [InvalidImage(dataset.paths[row], "damaged", reason) for row in gone]
-    _check_remaining(dataset, remaining, rejected)
+    rejected = [InvalidImage(path, "damaged", reason) for path in np.delete(dataset.paths, readable)]
+    remaining = _reject(dataset, readable, rejected)
     lost = {bad.path for bad in rejected}
-    warnings = tuple(warning for warning in dataset.warnings if warning.path not in lost)
-    return replace(remaining, rejected=(*dataset.rejected, *rejected), warnings=warnings)
+    return replace(remaining, warnings=tuple(one for one in dataset.warnings if one.path not in lost))
 
 
 def _collect_warnings(path: str, header: Header) -> list[ImageWarning]:
@@ -108,7 +99,8 @@ def _collect_warnings(path: str, header: Header) -> list[ImageWarning]:
     return [ImageWarning(path, code, reason) for code, reason in remarks.items() if reason]
 
 
-def _check_remaining(before: Dataset, after: Dataset, rejected: list[InvalidImage]) -> None:
+def _reject(before: Dataset, kept: np.ndarray, rejected: list[InvalidImage]) -> Dataset:
+    after = replace(before.take(kept), rejected=(*before.rejected, *rejected))
     reasons = list_some([str(rejection) for rejection in rejected])
     if not len(after):
         raise DataError.from_problems(f"No image of {before.source!r} can be read.", reasons)
@@ -120,6 +112,7 @@ def _check_remaining(before: Dataset, after: Dataset, rejected: list[InvalidImag
     ]
     if vanished:
         raise DataError.from_problems("A class has lost all its images:", vanished + reasons)
+    return after
 
 
 def _present(task: Task, dataset: Dataset) -> np.ndarray:

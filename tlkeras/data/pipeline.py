@@ -37,14 +37,9 @@ def make_image_dataset(
     """Decoded files in order: batches of (index int64 [b], images uint8 [b, size, size, 3]).
 
     `index` counts within `paths`, which are read in chunks and never copied as a whole. A file that cannot be read or
-    decoded is skipped: its index is missing, and `read_error` gives the reason. The last batch may be smaller.
-
-    Args:
-        resize: As in `decode`.
-        augment: From an image uint8 [size, size, 3] and its index to its view or views; see `augmentation.views`.
-        workers: Threads of the stream's own pool, by default one per core of the process; fewer leave cores to an
-            engine that runs at the same time.
-        prefetch: Batches decoded ahead.
+    decoded is skipped: its index is missing, and `read_error` gives the reason. The last batch may be smaller. For
+    `resize` see `decode`, for `augment` `augmentation.views`. The stream's own pool has `workers` threads, by default
+    one per core of the process, and decodes `prefetch` batches ahead.
     """
     workers = workers or count_cores()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,10 +21,9 @@ def assign_splits(dataset: Dataset, validation: float, test: float, seed: int, t
 
     An image's split follows from a number in [0, 1) that is a hash of the seed and its key, or its group, so that added
     images do not move the old ones: below `test` it is a test image, in the next `validation` a validation image. In
-    each stratum (same targets, same `strata`) the size of a split may differ from its exact fraction by `tolerance`
-    times the fraction, plus one; only beyond that, images next to the boundary change split. With `tolerance=0` the
-    sizes are exact, by largest remainders. Groups are never divided; their sizes are balanced as well as moving whole
-    groups can. Of several labels each is balanced instead of a stratum, by moving single images in the same way.
+    each stratum (same targets, same `strata`) a split may differ from its fraction by `tolerance` of it, plus one; only
+    beyond that, images next to the boundary change split. With `tolerance=0` the sizes are exact, by largest
+    remainders. Groups are never divided, but moved as a whole; of several labels each is balanced by moving images.
 
     Every split gets each class that has as many images as there are splits, and images with and without each of several
     labels. Splits given by the source are kept; missing ones are taken from its "train", of which the fractions are
@@ -49,7 +48,7 @@ def subsample(dataset: Dataset, limit: int, seed: int) -> Dataset:
     """
     if len(dataset) <= limit:
         return dataset
-    strata = _number(zip(*_list_strata(dataset), dataset.given_splits, strict=True))
+    strata = _number_strata(dataset, dataset.given_splits)
     sizes = np.bincount(strata)
     counts = np.maximum(_apportion(sizes, limit / len(dataset)), np.minimum(sizes, 2))
     while counts.sum() > limit and counts.max() > 2:
@@ -99,9 +98,12 @@ def _list_absent(task: Task, dataset: Dataset, rows: np.ndarray) -> list[str]:
     return [name for name, is_shown in zip(task.coverage_names, shown, strict=True) if not is_shown]
 
 
-def _list_strata(dataset: Dataset) -> list[np.ndarray]:
-    """Columns [n] whose distinct rows are strata."""
-    return [*(task.strata(dataset.targets[task.name]) for task in dataset.tasks), dataset.strata]
+def _number_strata(dataset: Dataset, *more: np.ndarray) -> np.ndarray:
+    """The stratum of each image by its number, int64 [n]: the same targets, strata, and values [n] of `more`."""
+    columns = (task.strata(dataset.targets[task.name]) for task in dataset.tasks)
+    rows = [tuple(map(str, row)) for row in zip(*columns, dataset.strata, *more, strict=True)]
+    index = {row: number for number, row in enumerate(sorted(set(rows)))}
+    return np.array([index[row] for row in rows], dtype=np.int64)
 
 
 def _join_coverage(dataset: Dataset) -> np.ndarray:
@@ -122,7 +124,7 @@ def _check_fractions(validation: float, test: float) -> np.ndarray:
 def _divide(dataset: Dataset, shares: np.ndarray, seed: int, tolerance: float) -> np.ndarray:
     if not len(dataset):
         return np.array([], dtype=object)
-    strata = _number(zip(*_list_strata(dataset), strict=True))
+    strata = _number_strata(dataset)
     labels = np.concatenate([task.balanced(dataset.targets[task.name]) for task in dataset.tasks], axis=1)
     coverage = _join_coverage(dataset)
     grouped = bool(dataset.groups.any())
@@ -140,13 +142,6 @@ def _divide(dataset: Dataset, shares: np.ndarray, seed: int, tolerance: float) -
 def _hash(seed: int, unit: str) -> float:
     digest = hashlib.blake2b(f"{seed}\0{unit}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
-
-
-def _number(values: Iterable[tuple]) -> np.ndarray:
-    """Index of each tuple among the distinct ones in sorted order, int64 [n]."""
-    rows = [tuple(map(str, row)) for row in values]
-    index = {row: number for number, row in enumerate(sorted(set(rows)))}
-    return np.array([index[row] for row in rows], dtype=np.int64)
 
 
 def _natural(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -219,16 +214,17 @@ def _move_units(
     features = np.concatenate([balanced, coverage], axis=1)
     held = np.zeros((len(order), features.shape[1]))
     np.add.at(held, unit, features)
-    wanted = np.flatnonzero(shares)
     imbalance = _measure_balance(held, balanced.shape[1], shares, tolerance)
     splits = _natural(order, shares)
     totals = np.stack([held[splits == split].sum(axis=0) for split in range(3)])
     rows = np.arange(len(order))
-    distance = _measure_distance(order, shares)
+    ends = np.cumsum(shares)
+    # of each hash from the interval of each split
+    distance = np.maximum(np.maximum((ends - shares) - order[:, None], order[:, None] - ends), 0)
     for _ in range(_MAX_MOVES):
         leave = imbalance(totals[splits], splits) - imbalance(totals[splits] - held, splits)
         gains = np.full((len(order), 3), -np.inf)
-        for split in wanted:
+        for split in np.flatnonzero(shares):
             there = np.full(len(order), split)
             gains[:, split] = leave + imbalance(totals[there], there) - imbalance(totals[there] + held, there)
         gains[rows, splits] = -np.inf
@@ -241,13 +237,6 @@ def _move_units(
         totals[split] += held[group]
         splits[group] = split
     return splits[unit]
-
-
-def _measure_distance(numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Distance of each hash from the interval of each split, float64 [groups, 3]."""
-    ends = np.cumsum(shares)
-    below = (ends - shares) - numbers[:, None]
-    return np.maximum(np.maximum(below, numbers[:, None] - ends), 0)
 
 
 def _measure_balance(

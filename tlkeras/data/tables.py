@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +23,13 @@ class ImageTable:
     """Files on disk and what is known about them, one string per file and column; "" where nothing is known.
 
     Attributes:
-        source: What the table was read from, as the user wrote it.
-        root: Folder that holds the images.
+        source, root: What the table was read from, as the user wrote it; the folder that holds the images.
         paths: Absolute paths; undecodable bytes are surrogates.
         keys: Stable identity of each image: its path relative to `root`, with "/" and printable.
         columns: By name. "split" holds words of `SPLITS`.
         defaults: Column by role ("label", "weight", "group", "domain", "stratify") where the caller names none.
         classes: Class names in their order, for columns where it is known; others are sorted.
-        facts: Licence, citation, address ...
-        rejected: Files that were found and left out.
+        facts, rejected: Licence, citation, address ...; files that were found and left out.
     """
 
     source: str
@@ -54,12 +52,9 @@ class Dataset:
 
     Attributes:
         source, root, keys, paths, facts, rejected: As of `ImageTable`.
-        tasks: What is to be predicted.
-        targets: By task name, as the kind of task has them: class indices, int64, -1 where the label is missing; or
-            int8 [n, k], see `MultiLabelTask`.
+        targets: By task name, as the kind of task has them, see `Task`.
         weights: Sample weights, float32.
-        groups: Images of one group always share a split, str.
-        domains: Where an image comes from, str.
+        groups, domains: Images of one group always share a split; those of one domain come from the same place, str.
         strata: What splits balance besides the targets, str.
         given_splits: Words of `SPLITS`, str; "" where the source gives none.
         digests: SHA-256 of each file's bytes, str; "" where the file was not read yet.
@@ -93,9 +88,8 @@ class Dataset:
     def of_files(cls, paths: Sequence[str], digests: Sequence[str], resize: str = "stretch") -> Dataset:
         """Images without labels, known by the SHA-256 of their bytes."""
         names, nothing = _objects(paths), _objects([""] * len(paths))
-        weights = np.ones(len(paths), np.float32)
         rest = (nothing, nothing, nothing, nothing, _objects(digests), nothing)
-        return cls("files", Path(), names, names, (), {}, weights, *rest, resize=resize)
+        return cls("files", Path(), names, names, (), {}, np.ones(len(paths), np.float32), *rest, resize=resize)
 
     def rows(self, split: str) -> np.ndarray:
         """Positions of the images of a split, int64 [n]."""
@@ -103,9 +97,7 @@ class Dataset:
 
     def take(self, rows: np.ndarray) -> Dataset:
         """The images of `rows`, indices or a boolean mask, in that order; tasks keep all their classes."""
-        arrays = {
-            item.name: value[rows] for item in fields(self) if isinstance(value := getattr(self, item.name), np.ndarray)
-        }
+        arrays = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         return replace(self, targets={name: column[rows] for name, column in self.targets.items()}, **arrays)
 
 
@@ -126,11 +118,9 @@ def build_dataset(
     unknown columns, weights that are no numbers, classes, or labels that too few images have or lack.
     """
     labels = list(labels) or [table.defaults.get("label", "label")]
-    if stratify is None:
-        stratify = [table.defaults["stratify"]] if "stratify" in table.defaults else []
     roles = {"weight": weight, "group": group, "domain": domain}
     chosen = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
-    if problems := _unknown_columns(table, [*labels, *filter(None, chosen.values()), *stratify]):
+    if problems := _unknown_columns(table, [*labels, *filter(None, chosen.values()), *(stratify or ())]):
         raise DataError.from_problems(f"{table.source!r} lacks columns that were named:", problems)
     alike = {} if separator is None or isinstance(separator, Mapping) else {"separator": separator}
     facts = separator if isinstance(separator, Mapping) else {}
@@ -150,16 +140,21 @@ def build_dataset_for_tasks(table: ImageTable, tasks: Sequence[Task], roles: Map
     wanted = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
     chosen = {role: column if column in table.columns else "" for role, column in wanted.items()}
     unknown = [problem for task in tasks for problem in task.list_unknown(table.columns[task.name])]
-    stratify = [table.defaults["stratify"]] if "stratify" in table.defaults else []
-    return _make_dataset(table, tuple(tasks), chosen, stratify, list_some(unknown))
+    return _make_dataset(table, tuple(tasks), chosen, None, list_some(unknown))
 
 
 def _make_dataset(
-    table: ImageTable, tasks: tuple[Task, ...], chosen: Mapping[str, str], stratify: Sequence[str], problems: list[str]
+    table: ImageTable,
+    tasks: tuple[Task, ...],
+    chosen: Mapping[str, str],
+    stratify: Sequence[str] | None,
+    problems: list[str],
 ) -> Dataset:
     weights = _parse_weights(table, chosen["weight"], problems)
     if problems:
         raise DataError.from_problems(f"The labels or weights of {table.source!r} cannot be used:", problems)
+    if stratify is None:
+        stratify = [table.defaults["stratify"]] if "stratify" in table.defaults else []
     return Dataset(
         source=table.source,
         root=table.root,
@@ -203,8 +198,6 @@ def _unknown_columns(table: ImageTable, names: Sequence[str]) -> list[str]:
 
 
 def _make_task(table: ImageTable, name: str, facts: Mapping[str, str]) -> Task:
-    if facts.get("kind") == "regression":
-        return make_task(name, (), **facts)
     separator = facts.get("separator")
     known = table.classes.get(name) if separator is None else None
     return make_task(name, known or list_classes(table.columns[name], separator), **facts)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -22,12 +25,8 @@ class Task:
     """A label to predict, one class per image: its name, and the class names in their order.
 
     Targets are class indices, int64 [n], -1 where the class is not known. Every kind of task can turn its targets into
-    members, bool [n, k]: which of the k classes an image has.
-
-    Attributes:
-        has_classes: Predictions are probabilities of classes; otherwise a number in its own unit.
-        threshold: Probability from which an image has a label; None where no threshold decides.
-        output_name: What the values of a prediction are called in exports.
+    members, bool [n, k]: which of the k classes an image has. From the probability `threshold` on, if there is one, an
+    image has a label. `output_name` is what the values of a prediction are called in exports.
     """
 
     name: str
@@ -39,14 +38,17 @@ class Task:
     threshold: ClassVar[float | None] = None
     output_name: ClassVar[str] = "probabilities"
 
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.class_names)}
+
     def get_config(self) -> dict[str, str]:
         """Arguments of `make_task` besides name and classes."""
         return {}
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
         """Targets from the cells of a column; "" is a missing label."""
-        index = {name: number for number, name in enumerate(self.class_names)}
-        return np.array([index.get(cell, -1) for cell in cells], dtype=np.int64)
+        return np.array([self._index.get(cell, -1) for cell in cells], dtype=np.int64)
 
     def is_labelled(self, targets: np.ndarray) -> np.ndarray:
         """Mask of the known targets, bool [n]."""
@@ -161,12 +163,11 @@ class MultiLabelTask(Task):
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
         targets = np.zeros((len(cells), len(self.class_names)), np.int8)
-        index = {name: number for number, name in enumerate(self.class_names)}
         for row, cell in enumerate(cells):
             if cell == MISSING_LABEL:
                 targets[row] = -1
             else:
-                targets[row, [index[name] for name in split_cell(cell, self.separator)]] = 1
+                targets[row, [self._index[name] for name in split_cell(cell, self.separator)]] = 1
         return targets
 
     def is_labelled(self, targets: np.ndarray) -> np.ndarray:
@@ -176,7 +177,6 @@ class MultiLabelTask(Task):
         return targets == 1
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """Predicted members from probabilities [n, k], bool [n, k]: those of `THRESHOLD` or more."""
         return probabilities >= THRESHOLD
 
     def format(self, members: np.ndarray) -> list[str]:
@@ -252,7 +252,7 @@ class RegressionTask(Task):
         return probabilities
 
     def same_decision(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Where two models predict the same number to a thousandth of the largest, bool [n]."""
+        """Where two models predict the same to a thousandth of the largest number, bool [n]."""
         return self.measure_difference(one, other) <= 1e-3
 
     def measure_difference(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -314,11 +314,10 @@ def _only(names: Sequence[str], what: str) -> str:
 
 
 def _read_number(cell: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        return float("nan")
-    return value if np.isfinite(value) else float("nan")
+    with suppress(ValueError):
+        if math.isfinite(number := float(cell)):
+            return number
+    return math.nan
 
 
 def prefix_with_task(tasks: Sequence[Task], task: Task, what: str) -> str:

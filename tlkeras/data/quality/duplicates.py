@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tlkeras.data.headers import to_printable
 from tlkeras.data.quality.near_duplicates import find_exact_duplicates, find_near_duplicates
+from tlkeras.data.sources.manifests import write_lines
 from tlkeras.data.tables import Dataset, ImageTable
 from tlkeras.errors import DataError, ResourceError
 
@@ -166,10 +166,7 @@ def write_manifest(
     paths = [os.path.relpath(table.paths[row], folder) for row in rows]
     paths = [(f"./{path}" if path.startswith(_FORMULAS) else path).replace(os.sep, "/") for path in paths]
     try:
-        with open(target, "x", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["path", *columns])
-            writer.writerows(zip(paths, *columns.values(), strict=True))
+        write_lines(target, columns, zip(paths, *columns.values(), strict=True))
     except FileExistsError:
         rule = "The manifest already exists; tlkeras never overwrites one."
         raise DataError(rule, repr(str(path)), "Choose another name.") from None

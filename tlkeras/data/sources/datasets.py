@@ -10,14 +10,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib.resources import files
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tlkeras.data.headers import detect_format
-from tlkeras.data.sources.manifests import SPLIT_ALIASES, read_manifest
+from tlkeras.data.sources.manifests import SPLIT_ALIASES, read_manifest, write_lines
 from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
 from tlkeras.files import atomic_folder
@@ -76,12 +76,11 @@ def read_elpv() -> ImageTable:
 
 def _number_modules(types: list[str]) -> list[str]:
     modules: list[str] = []
-    number = 0
-    for kind, run in groupby(types):
-        length = len(list(run))
-        for part in np.array_split(np.arange(length), max(1, round(length / _CELLS_PER_MODULE))):
-            number += 1
-            modules += [f"{kind}-{number:02d}"] * len(part)
+    numbers = count(1)
+    for _, run in groupby(types):
+        cells = list(run)
+        for part in np.array_split(cells, max(1, round(len(cells) / _CELLS_PER_MODULE))):
+            modules += [f"{part[0]}-{next(numbers):02d}"] * len(part)
     return modules
 
 
@@ -98,11 +97,10 @@ def read_digits(store: Path | None) -> ImageTable:
             Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
             yield f"{target}/{number:04d}.png", buffer.getvalue(), {"label": str(target)}
 
-    folder = _folder("sklearn-digits", store) / "sklearn-digits"
+    source = "sklearn-digits"
+    folder = _folder(source, store) / source
     _write_once(folder, ["label"], encode(), 1797)
-    return replace(
-        read_manifest(str(folder / "manifest.csv")), source="sklearn-digits", facts=_read_facts("sklearn-digits")
-    )
+    return replace(read_manifest(str(folder / "manifest.csv")), source=source, facts=_read_facts(source))
 
 
 def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> ImageTable:
@@ -209,21 +207,18 @@ def _folder(source: str, store: Path | None) -> Path:
 
 
 def _write_once(folder: Path, names: list[str], entries: Iterable[ImageRecord], total: int) -> None:
+    def write_images(temporary: Path, advance: Callable[[int], None]) -> Iterator[list[str]]:
+        for path, data, columns in entries:
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / path).write_bytes(data)
+            yield [path, *(columns[name] for name in names)]
+            advance(1)
+
     if folder.is_dir():
         return
     try:
-        with (
-            atomic_folder(folder) as temporary,
-            open(temporary / "manifest.csv", "w", encoding="utf-8", newline="") as file,
-            progress_bar("Writing images", total, "images") as advance,
-        ):
-            writer = csv.writer(file)
-            writer.writerow(["path", *names])
-            for path, data, columns in entries:
-                (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-                (temporary / path).write_bytes(data)
-                writer.writerow([path, *(columns[name] for name in names)])
-                advance(1)
+        with atomic_folder(folder) as temporary, progress_bar("Writing images", total, "images") as advance:
+            write_lines(temporary / "manifest.csv", names, write_images(temporary, advance))
     except OSError as error:
         if not folder.is_dir():  # otherwise another process has written the same in the meantime
             raise ResourceError(f"Cannot write images to {str(folder)!r}.", error.strerror or error) from None

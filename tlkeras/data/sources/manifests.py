@@ -24,8 +24,6 @@ FILE = "file"
 """The column with the path of a packed image before it was packed; see `tfrecords`."""
 COLUMN_ROLES = ("label", "weight", "group", "domain")
 _real_folder = cache(os.path.realpath)
-# A line of the manifest: its number in the file, and its fields in the order of the header.
-_Line = tuple[int, list[str]]
 
 
 def read_manifest(source: str) -> ImageTable:
@@ -38,22 +36,31 @@ def read_manifest(source: str) -> ImageTable:
     file = os.path.abspath(os.path.expanduser(source))
     root = os.path.realpath(os.path.dirname(file))
     header, lines = _read_lines(source, file)
-    problems = _check_header_line(header) or _check_lengths(header, lines)
-    if problems:
-        raise DataError.from_problems(f"The manifest {source!r} cannot be used.", list_some(problems))
-    columns = {
-        name: [unicodedata.normalize("NFC", fields[at].strip()) for _, fields in lines]
-        for at, name in enumerate(header)
-        if name != "path"
-    }
-    numbers = [number for number, _ in lines]
-    paths = [_resolve(fields[header.index("path")], root) for _, fields in lines]
+    _raise_any(source, _check_header_line(header))
+    wrong = [(number, len(fields)) for number, fields in lines if len(fields) != len(header)]
+    _raise_any(source, [f"line {number}: {count} fields instead of {len(header)}" for number, count in wrong])
+    numbers, rows = zip(*lines, strict=True)
+    texts = dict(zip(header, zip(*rows, strict=True), strict=True))
+    paths = [_resolve(text, root) for text in texts.pop("path")]
+    columns = {name: [unicodedata.normalize("NFC", text.strip()) for text in column] for name, column in texts.items()}
     problems = _check_paths(numbers, paths)
     if "split" in columns:
         columns["split"] = _normalise_splits(numbers, columns["split"], problems)
+    _raise_any(source, problems)
+    return _to_table(source, root, [str(path) for path in paths], columns)
+
+
+def write_lines(file: Path, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a new manifest; a row is the path of an image and the texts in the columns."""
+    with open(file, "x", encoding="utf-8", newline="") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow(["path", *columns])
+        writer.writerows(rows)
+
+
+def _raise_any(source: str, problems: list[str]) -> None:
     if problems:
         raise DataError.from_problems(f"The manifest {source!r} cannot be used.", list_some(problems))
-    return _to_table(source, root, [str(path) for path in paths], columns)
 
 
 def _to_table(source: str, root: str, paths: list[str], columns: dict[str, list[str]]) -> ImageTable:
@@ -85,7 +92,8 @@ def _make_keys(paths: list[str], root: str, columns: Mapping[str, list[str]], ro
     return keys if len(set(keys)) == len(keys) else _make_keys(paths, root, {}, rows)
 
 
-def _read_lines(source: str, file: str) -> tuple[list[str], list[_Line]]:
+def _read_lines(source: str, file: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and each line with its number in the file."""
     try:
         text = Path(file).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -114,30 +122,19 @@ def _check_header_line(header: Sequence[str]) -> list[str]:
     return problems
 
 
-def _check_lengths(header: Sequence[str], lines: Iterable[_Line]) -> list[str]:
-    wrong = [(number, len(fields)) for number, fields in lines if len(fields) != len(header)]
-    return [f"line {number}: {count} fields instead of {len(header)}" for number, count in wrong]
-
-
 def _resolve(text: str, root: str) -> str | ValueError:
     """The absolute path of a field, or the reason why it cannot be used."""
     piece = parse_slice(text)
-    if piece is None:
-        return _resolve_file(text, root)
-    file = _resolve_file(piece.file, root)
-    return file if isinstance(file, ValueError) else str(piece._replace(file=file))
-
-
-def _resolve_file(text: str, root: str) -> str | ValueError:
-    if not text.strip() or "\0" in text:
-        return ValueError("the path is empty" if not text.strip() else "the path contains a zero byte")
-    folder, name = os.path.split(os.path.join(root, text))
+    file = text if piece is None else piece.file
+    if not file.strip() or "\0" in file:
+        return ValueError("the path is empty" if not file.strip() else "the path contains a zero byte")
+    folder, name = os.path.split(os.path.join(root, file))
     path = os.path.join(_real_folder(folder), name)
     if os.path.islink(path) or name in ("", ".", ".."):
         path = os.path.realpath(path)
     if not path.startswith(root + os.sep):
-        return ValueError(f"{text!r} lies outside the manifest's folder {to_printable(root)!r}")
-    return path
+        return ValueError(f"{file!r} lies outside the manifest's folder {to_printable(root)!r}")
+    return path if piece is None else str(piece._replace(file=path))
 
 
 def _check_paths(numbers: Sequence[int], paths: Sequence[str | ValueError]) -> list[str]:

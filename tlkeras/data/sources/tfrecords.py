@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from tlkeras.data.headers import ByteRange, ImageError, InvalidImage, read_image, to_printable
-from tlkeras.data.sources.manifests import COLUMN_ROLES, FILE
+from tlkeras.data.sources.manifests import COLUMN_ROLES, FILE, write_lines
 from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, ResourceError, list_some
 from tlkeras.files import atomic_folder
@@ -43,12 +42,9 @@ def write_tfrecords(table: ImageTable, folder: str | os.PathLike[str], shard_byt
     """Write the encoded images of a table, unchanged, into TFRecord files, with a manifest of them.
 
     A record is a `tf.train.Example` with "image/encoded", "image/filename" and the table's columns, as other programs
-    read it. The manifest's paths are slices of these files, so that any image can be read by itself; its keys and
-    default roles are those of the table. The folder is new and can be moved; an interruption leaves none.
-
-    Raises:
-        DataError: The folder exists, or no image can be read.
-        ResourceError: It cannot be written.
+    read it. The manifest's paths are slices of these files; its keys and default roles are those of the table. The
+    folder can be moved; an interruption leaves none. A DataError is raised if it exists or no image can be read, a
+    ResourceError if it cannot be written.
     """
     target = Path(os.path.abspath(os.path.expanduser(folder)))
     if target.exists():
@@ -101,9 +97,8 @@ def _read_images(table: ImageTable, rejected: list[InvalidImage]) -> Iterator[tu
 def _make_record(table: ImageTable, row: int, encoded: bytes) -> bytes:
     texts = {name: values[row] for name, values in table.columns.items()} | {"image/filename": table.keys[row]}
     values = {name: text.encode() for name, text in texts.items()} | {"image/encoded": encoded}
-    features = {
-        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for name, value in sorted(values.items())
-    }
+    lists = {name: tf.train.BytesList(value=[value]) for name, value in sorted(values.items())}
+    features = {name: tf.train.Feature(bytes_list=one) for name, one in lists.items()}
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
@@ -119,7 +114,5 @@ def _write_manifest(table: ImageTable, folder: Path, packed: dict[int, ByteRange
     further = [role for role in COLUMN_ROLES if role in table.defaults and role not in table.columns]
     roles = {role: table.columns[table.defaults[role]] for role in further}
     columns = {FILE: table.keys, **table.columns, **roles}
-    with open(folder / MANIFEST, "x", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", *columns])
-        writer.writerows([str(piece), *(values[row] for values in columns.values())] for row, piece in packed.items())
+    rows = ([str(piece), *(values[row] for values in columns.values())] for row, piece in packed.items())
+    write_lines(folder / MANIFEST, columns, rows)
