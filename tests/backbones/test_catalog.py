@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import tlkeras
-from tlkeras.backbones import downloads
+from tlkeras.backbones import weights
+from tlkeras.backbones.architectures import create_model, normalize
 from tlkeras.backbones.blocks import find_blocks, find_cuts, split
 from tlkeras.backbones.builder import build_backbone
 from tlkeras.backbones.catalog import find_backbone, list_backbones
 from tlkeras.backbones.graph import count_multiply_adds
-from tlkeras.backbones.keras_applications import create_model, normalize
 from tlkeras.errors import BackboneError
 
 NAMES = [entry.name for entry in list_backbones()]
@@ -82,7 +82,7 @@ def test_rows_are_complete(entry):
     assert (entry.top1 is None) == (entry.name == "tiny")
     if "imagenet" in entry.weights:
         for top in (False, True):
-            assert downloads.find_download(entry.name, top).url.startswith("https://storage.googleapis.com/")
+            assert weights.DOWNLOADS[entry.name, top].url.startswith("https://storage.googleapis.com/")
 
 
 @pytest.mark.parametrize("name", SMALLEST.values())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tlkeras
-from tlkeras.backbones import kerashub_layers
+from tlkeras.backbones import kerashub
 from tlkeras.backbones.blocks import find_blocks, find_cuts, split
 from tlkeras.backbones.builder import build_backbone
 from tlkeras.backbones.catalog import find_backbone
@@ -196,12 +196,12 @@ def test_what_cannot_be_used_is_refused(save, tmp_path, monkeypatch):
     with pytest.raises(BackboneError, match="does not take square RGB images"):
         build_backbone(f"hub:{tmp_path / 'words'}", weights="preset")
     with pytest.raises(BackboneError, match="KerasHub has no such backbone"):
-        kerashub_layers.HubLayer("os", {}, ["system"])
+        kerashub.HubLayer("os", {}, ["system"])
 
     def fail(name):
         raise ImportError(f"No module named '{name}'")
 
-    monkeypatch.setattr(kerashub_layers.importlib, "import_module", fail)
+    monkeypatch.setattr(kerashub.importlib, "import_module", fail)
     with pytest.raises(BackboneError, match=r'pip install "tlkeras\[hub\]"'):
         build_backbone("hub:another", weights="preset")
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from keras.src.utils import file_utils
 
-from tlkeras.backbones import downloads, weights
+from tlkeras.backbones import weights
+from tlkeras.backbones.architectures import create_model
 from tlkeras.backbones.blocks import split
 from tlkeras.backbones.builder import build_backbone
 from tlkeras.backbones.catalog import find_backbone, list_backbones
-from tlkeras.backbones.keras_applications import create_model
 from tlkeras.backbones.weights import fingerprint, load_file
 from tlkeras.errors import BackboneError
 
@@ -322,8 +322,8 @@ def test_a_file_in_the_cache_is_used_without_network(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "a.h5").write_bytes(b"abc")
-    download = downloads.WeightsFile("https://nowhere.invalid/a.h5", "a.h5", "900150983cd24fb0d6963f7d28e17f72")
-    assert downloads.fetch(download) == tmp_path / "models" / "a.h5"
+    download = weights.WeightsFile("https://nowhere.invalid/a.h5", "a.h5", "900150983cd24fb0d6963f7d28e17f72")
+    assert weights.fetch(download) == tmp_path / "models" / "a.h5"
 
 
 @pytest.mark.slow
@@ -383,13 +383,13 @@ def check_imagenet(name, top, tmp_path, monkeypatch):
     fetched = []
 
     def get_file(name, url, **others):
-        fetched.append(downloads.WeightsFile(url, name, others.get("file_hash")))
+        fetched.append(weights.WeightsFile(url, name, others.get("file_hash")))
         return str(path)
 
     monkeypatch.setattr(file_utils, "get_file", get_file)
     constructor = getattr(keras.applications, entry.constructor)
     theirs = constructor(weights="imagenet", include_top=top, input_shape=(size, size, 3))
-    assert fetched == [downloads.find_download(name, top)]
+    assert fetched == [weights.DOWNLOADS[name, top]]
     ours = create_model(entry, size, top)
     load_file(ours, path)
     path.unlink()  # up to 1.4 GB

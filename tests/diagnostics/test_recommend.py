@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import tlkeras
-from tlkeras.backbones import downloads
+from tlkeras.backbones import weights
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.cli.main import main
 from tlkeras.config.recipe import load_recipe
@@ -29,7 +29,7 @@ from tlkeras.errors import BackboneError
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch, tmp_path):
-    monkeypatch.setattr(downloads, "_is_reachable", lambda: False)
+    monkeypatch.setattr(weights, "_is_reachable", lambda: False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
 
 
@@ -112,7 +112,7 @@ def test_candidates_meet_the_limits(target):
 
 
 def test_the_best_of_each_family_comes_first(monkeypatch):
-    monkeypatch.setattr(downloads, "_is_reachable", lambda: True)
+    monkeypatch.setattr(weights, "_is_reachable", lambda: True)
     candidates, _ = choose_candidates(BackboneLimits("mobile", most=3))
     assert len({candidate.entry.family for candidate in candidates}) == 3
 

@@ -11,11 +11,10 @@ from typing import Any
 import keras
 from keras import layers
 
-from tlkeras.backbones.graph import Node, count_call, has_weights, is_named_by_keras, trace_calls
-from tlkeras.backbones.kerashub_layers import HubLayer
+from tlkeras.backbones.graph import Node, count_call, has_weights, is_encoder_block, is_named_by_keras, trace_calls
 from tlkeras.errors import BackboneError, suggest
 
-_MIXING = (layers.Conv2D, layers.SeparableConv2D, layers.Dense, layers.EinsumDense, keras.Model, HubLayer)
+_MIXING = (layers.Conv2D, layers.SeparableConv2D, layers.Dense, layers.EinsumDense, keras.Model)
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,9 @@ class Block:
 def find_cuts(model: keras.Model) -> list[CutPoint]:
     """Every tensor that alone carries all data, from input to output.
 
-    Walks the graph in topological order and keeps the set of live tensors; wherever one tensor alone is live, the
-    model can be cut. A model with several outputs has no cut after the first branch to an output. Where an image has
-    several rows, one for each orientation, there is none. A BackboneError is raised for several inputs, or image sizes
-    that are not fixed.
+    Walks the graph in topological order and keeps the set of live tensors. A model with several outputs has no cut
+    after the first branch to an output. Where an image has several rows, one for each orientation, there is none. A
+    BackboneError is raised for several inputs, or image sizes that are not fixed.
     """
     return [cut for cut, _ in _locate_cuts(model, trace_calls(model))]
 
@@ -119,10 +117,8 @@ def find_blocks(model: keras.Model) -> list[Block]:
         for start, last in zip(starts, ends, strict=True)
     ]
     names = _name_blocks(groups, model.name)
-    return [
-        _make_block(index, name, group, located[last][0])
-        for index, (name, group, last) in enumerate(zip(names, groups, ends, strict=True))
-    ]
+    cuts = [located[last][0] for last in ends]
+    return list(map(_make_block, range(len(groups)), names, groups, cuts))
 
 
 def _locate_cuts(model: keras.Model, calls: Sequence[Node]) -> list[tuple[CutPoint, int]]:
@@ -141,16 +137,13 @@ def _locate_cuts(model: keras.Model, calls: Sequence[Node]) -> list[tuple[CutPoi
         if len(live) == 1 and factor == 1:
             tensor = next((tensor for tensor in call.outputs if id(tensor) in live), None)
             if tensor is not None:
-                found.append((_make_cut(len(found), call.name, tensor), position))
+                cut = CutPoint(len(found), call.name, tensor, tuple(tensor.shape[1:]))
+                if None in cut.shape:
+                    rule = "The model takes images of any size, so that the shapes of its cuts are unknown."
+                    received = f"a tensor of shape {cut.shape} after {cut.name}"
+                    raise BackboneError(rule, received, "Build the backbone with a size.")
+                found.append((cut, position))
     return found
-
-
-def _make_cut(index: int, name: str, tensor: Any) -> CutPoint:
-    shape = tuple(tensor.shape[1:])
-    if None in shape:
-        rule = "The model takes images of any size, so that the shapes of its cuts are unknown."
-        raise BackboneError(rule, f"a tensor of shape {shape} after {name}", "Build the backbone with a size.")
-    return CutPoint(index, name, tensor, shape)
 
 
 def _drop_straddled(calls: Sequence[Node], located: Sequence[tuple[CutPoint, int]]) -> list[tuple[CutPoint, int]]:
@@ -204,14 +197,13 @@ def _narrowest(segments: Sequence[Sequence[Node]], cuts: Sequence[CutPoint], fir
 def _is_spatial(call: Node) -> bool:
     """Whether a call has a window larger than a pixel or joins branches."""
     window = getattr(call.operation, "kernel_size", (1,))
-    return isinstance(call.operation, HubLayer) or max(window) > 1 or len({id(tensor) for tensor in call.inputs}) > 1
+    return is_encoder_block(call.operation) or max(window) > 1 or len({id(tensor) for tensor in call.inputs}) > 1
 
 
 def _mixes(call: Node) -> bool:
     layer = call.operation
-    if isinstance(layer, layers.DepthwiseConv2D) or getattr(layer, "groups", 1) > 1:
-        return False
-    return isinstance(layer, _MIXING)
+    by_channel = isinstance(layer, layers.DepthwiseConv2D) or getattr(layer, "groups", 1) > 1
+    return is_encoder_block(layer) or (isinstance(layer, _MIXING) and not by_channel)
 
 
 def _make_block(index: int, name: str, members: Sequence[Node], cut: CutPoint) -> Block:
@@ -224,9 +216,8 @@ def _make_block(index: int, name: str, members: Sequence[Node], cut: CutPoint) -
 def _name_blocks(groups: Sequence[Sequence[Node]], model_name: str) -> list[str]:
     """The words that the names of a block's layers share, or else its last layer, for each block."""
     shared = [_share_words(group, model_name) for group in groups]
-    return [
-        name if name and shared.count(name) == 1 else group[-1].name for name, group in zip(shared, groups, strict=True)
-    ]
+    ends = [group[-1].name for group in groups]
+    return [name if name and shared.count(name) == 1 else end for name, end in zip(shared, ends, strict=True)]
 
 
 def _share_words(group: Sequence[Node], model_name: str) -> str:

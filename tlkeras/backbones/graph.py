@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import keras
 import numpy as np
 from keras import layers
 
-from tlkeras.backbones.kerashub_layers import HubLayer
 from tlkeras.errors import BackboneError
 
 
@@ -34,10 +33,9 @@ def trace_calls(model: keras.Model) -> list[Node]:
     if depths is None:
         way_out = "Build it from keras.Input and keras.Model(inputs, outputs)."
         raise BackboneError("The model is not a functional graph.", f"{model.name}, a {type(model).__name__}", way_out)
-    nodes = [node for depth in sorted(depths, reverse=True) for node in depths[depth] if not node.is_input]
     uses: Counter[str] = Counter()
     calls = []
-    for node in nodes:
+    for node in (node for depth in sorted(depths, reverse=True) for node in depths[depth] if not node.is_input):
         name = node.operation.name
         uses[name] += 1
         numbered = name if uses[name] == 1 else f"{name}:{uses[name]}"
@@ -54,6 +52,14 @@ def to_snake_case(name: str) -> str:
     """A class name as Keras writes it in names of layers: "DepthwiseConv2D" becomes "depthwise_conv2d"."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W", "", name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def number_kinds(class_names: Iterable[str]) -> Iterator[str]:
+    """Yield Keras 3's keys of layers in files: "conv2d", "conv2d_1" for the second, in the order of the model."""
+    counts: Counter[str] = Counter()
+    for kind in map(to_snake_case, class_names):
+        yield f"{kind}_{counts[kind]}" if counts[kind] else kind
+        counts[kind] += 1
 
 
 def clone_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
@@ -81,6 +87,11 @@ def has_weights(call: Node) -> bool:
     return bool(getattr(call.operation, "weights", None))
 
 
+def is_encoder_block(operation: Any) -> bool:
+    """Whether one layer mixes positions and channels, such as `kerashub.HubLayer`, which says so by an attribute."""
+    return getattr(operation, "is_encoder_block", False)
+
+
 def count_multiply_adds(model: keras.Model) -> int:
     """Multiplications followed by an addition, for one image of a fixed size.
 
@@ -93,12 +104,13 @@ def count_call(call: Node) -> int:
     layer = call.operation
     if isinstance(layer, keras.Model):
         return count_multiply_adds(layer)
-    if not isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Dense, HubLayer)):
+    if isinstance(layer, layers.Dense) or is_encoder_block(layer):
+        # in attention, products of two activations are not counted
+        positions = math.prod(call.outputs[0].shape[1:-1])
+        return positions * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
+    if not isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D)):
         return 0
     outputs = math.prod(call.outputs[0].shape[1:])
-    if isinstance(layer, (layers.Dense, HubLayer)):  # in attention, products of two activations are not counted
-        positions = outputs // call.outputs[0].shape[-1]
-        return positions * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
     channels = call.inputs[0].shape[-1]
     window = math.prod(layer.kernel_size)
     if isinstance(layer, layers.DepthwiseConv2D):

@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from tlkeras.backbones.graph import to_snake_case
+from tlkeras.backbones.graph import number_kinds
 from tlkeras.errors import BackboneError
 
 _HDF5, _ZIP, _PICKLE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80"
@@ -183,11 +182,10 @@ def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
 def _name_layers(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """The name of each layer by its path in the archive's weights, in order, nested models included."""
     names: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    for layer in config["config"].get("layers", []):
-        kind = to_snake_case(layer["class_name"].rpartition(">")[2])
-        path = f"{prefix}layers/{kind}" + (f"_{counts[kind]}" if counts[kind] else "")
-        counts[kind] += 1
+    layers = config["config"].get("layers", [])
+    keys = number_kinds(layer["class_name"].rpartition(">")[2] for layer in layers)
+    for layer, key in zip(layers, keys, strict=True):
+        path = f"{prefix}layers/{key}"
         names[path] = layer["config"]["name"]
         if isinstance(layer["config"].get("layers"), list):
             names.update(_name_layers(layer, f"{path}/"))

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+import inspect
 import io
 import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +23,17 @@ import numpy as np
 from keras import layers
 
 from tlkeras.backbones.graph import clone_graph, count_multiply_adds, is_named_by_keras, to_snake_case
-from tlkeras.backbones.info import BackboneInfo
-from tlkeras.backbones.kerashub_layers import HubLayer, import_keras_hub, is_of_hub
 from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
 
+_HUB = "keras_hub"
 _USUAL_SIZE = 224  # pixels, of presets that take any
 _TOLERANCE = 1e-3  # of a rebuilt graph's outputs, relative to the largest
 
 
 @functools.lru_cache(maxsize=64)
-def preset_info(name: str) -> BackboneInfo:
-    """The facts about `hub:PRESET` or `hub:FOLDER` without its weights; a BackboneError says why there are none."""
+def read_facts(name: str) -> Mapping[str, Any]:
+    """The fields of `BackboneInfo` for `hub:PRESET` or `hub:FOLDER`; a BackboneError says why there are none."""
     backbone = _load(name, None, pretrained=False)
     fixed = _read_shape(name, backbone)
     suggested = getattr(_load_converter(name), "image_size", None) or (None,)
@@ -39,29 +41,28 @@ def preset_info(name: str) -> BackboneInfo:
     if fixed is None:
         backbone = _load(name, size, pretrained=False)
     model = _connect(name, backbone, size, None)
-    return BackboneInfo(
-        name=name,
-        family="hub",
-        constructor=type(backbone).__name__,
-        parameters=int(model.count_params()),
-        multiply_adds=count_multiply_adds(model),
-        default_size=size,
-        minimum_size=size if fixed else 32,
-        feature_width=model.output_shape[-1],
-        pixels="of the preset",
-        licence="of the preset",
-        weights=("preset", "none"),
-    )
+    return {
+        "family": "hub",
+        "constructor": type(backbone).__name__,
+        "parameters": int(model.count_params()),
+        "multiply_adds": count_multiply_adds(model),
+        "default_size": size,
+        "minimum_size": size if fixed else 32,
+        "feature_width": model.output_shape[-1],
+        "pixels": "of the preset",
+        "licence": "of the preset",
+        "weights": ("preset", "none"),
+    }
 
 
-def build_preset(info: BackboneInfo, size: int, pretrained: bool) -> keras.Model:
+def build_preset(name: str, size: int, pretrained: bool) -> keras.Model:
     """A preset as one flat functional graph, as in `builder.build_backbone`.
 
     The map of a transformer holds the positions of its patches, without class and register tokens. A BackboneError is
     raised if the weights cannot be fetched, do not fit images of this size, or come without the scaling of pixels.
     """
-    backbone = _load(info.name, size, pretrained)
-    return _connect(info.name, backbone, size, _read_scaling(_load_converter(info.name)) if pretrained else None)
+    backbone = _load(name, size, pretrained)
+    return _connect(name, backbone, size, _read_scaling(_load_converter(name)) if pretrained else None)
 
 
 def list_presets() -> list[str]:
@@ -151,6 +152,90 @@ def _connect(name: str, backbone: Any, size: int, scaling: tuple[Any, Any] | Non
 def _repeat(backbone: Any, inputs: Any, opened: bool) -> Any:
     outputs = clone_graph(backbone, inputs, _Repeater(backbone, opened))
     return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+
+
+def import_keras_hub() -> Any:
+    """The package `keras_hub`, or a BackboneError where it is not installed."""
+    try:
+        return importlib.import_module(_HUB)
+    except ImportError as error:
+        rule, way_out = "Backbones named hub:PRESET need KerasHub.", 'Install it with: pip install "tlkeras[hub]"'
+        raise BackboneError(rule, str(error), way_out) from None
+
+
+def is_of_hub(operation: Any) -> bool:
+    return isinstance(operation, keras.layers.Layer) and type(operation).__module__.partition(".")[0] == _HUB
+
+
+@keras.saving.register_keras_serializable("tlkeras")
+class HubLayer(keras.layers.Layer):
+    """Wraps one layer of a KerasHub backbone, or one block of its encoder; of several outputs it returns the first.
+
+    Many of KerasHub's layers cannot be constructed from their own configuration, but their backbones can: so a layer
+    is saved as the backbone's configuration and its place in it.
+
+    Args:
+        kind, config: Class of the backbone in `keras_hub.models`, and its configuration.
+        place: Number of the layer in the backbone, whose names may come from a counter of the process; of a block also
+            its number among the layers of that layer.
+        inner: The layer; None takes it from a new backbone.
+    """
+
+    is_encoder_block = True
+
+    def __init__(self, kind: str, config: dict[str, Any], place: list[int], inner: Any = None, **options: Any):
+        super().__init__(**options)
+        self.kind, self.config, self.place = kind, config, list(place)
+        self.inner = _layers.take(kind, config, tuple(place)) if inner is None else inner
+        self._takes_training = "training" in inspect.signature(self.inner.call).parameters
+
+    def build(self, input_shape: Any) -> None:
+        """Do nothing: the layer has its weights."""
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        outputs = self.inner(inputs, training=training) if self._takes_training else self.inner(inputs)
+        return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+        """Lengths that the layer leaves open are those of one example."""
+        spec = super().compute_output_spec(inputs, training=training)
+        if None not in spec.shape[1:]:
+            return spec
+        zeros = keras.tree.map_structure(lambda tensor: keras.ops.zeros((1, *tensor.shape[1:])), inputs)
+        return keras.KerasTensor((None, *self.call(zeros).shape[1:]), spec.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "kind": self.kind, "config": self.config, "place": self.place}
+
+
+class _LayerPool:
+    """Layers of the latest backbone, each taken once: a saved model takes all of them one by one."""
+
+    def __init__(self) -> None:
+        self.source = ""
+        self.backbone: Any = None
+        self.taken: set[tuple[int, ...]] = set()
+
+    def take(self, kind: str, config: dict[str, Any], place: tuple[int, ...]) -> Any:
+        source = json.dumps([kind, config], sort_keys=True)
+        if source != self.source or place in self.taken:
+            self.backbone, self.source, self.taken = _make_backbone(kind, config), source, set()
+        self.taken.add(place)
+        layer = self.backbone.layers[place[0]]
+        return layer if len(place) == 1 else layer._layers[place[1]]
+
+
+_layers = _LayerPool()
+
+
+def _make_backbone(kind: str, config: dict[str, Any]) -> Any:
+    """A backbone with random weights; of KerasHub only, because its name may come from a file."""
+    hub = import_keras_hub()
+    found: Any = getattr(hub.models, kind, None)
+    known = isinstance(found, type) and issubclass(found, hub.models.Backbone)
+    if not known:
+        raise BackboneError("KerasHub has no such backbone.", repr(kind), "Load only models that you trust.")
+    return found.from_config(config)
 
 
 class _Repeater:

@@ -1,30 +1,61 @@
-"""Weights of backbones: their sources, loading them, and a fingerprint of a model."""
+"""Weights of backbones: their sources, files that Keras publishes, loading them, and a fingerprint of a model."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import functools
 import hashlib
 import importlib.util
 import json
 import os
-from collections import Counter
+import socket
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from tlkeras.backbones import efficientnet_lite, torch_files
-from tlkeras.backbones.catalog import find_backbone
-from tlkeras.backbones.downloads import fetch, find_download, is_available
-from tlkeras.backbones.graph import to_snake_case, trace_calls
-from tlkeras.backbones.info import BackboneInfo
+from tlkeras.backbones.architectures import convert_state_dict
+from tlkeras.backbones.catalog import BackboneInfo, find_backbone
+from tlkeras.backbones.graph import number_kinds, trace_calls
 from tlkeras.backbones.keras_files import LayerWeights, detect_format, read_keras
+from tlkeras.backbones.torch_files import read_state_dict
 from tlkeras.errors import BackboneError, suggest
 
+_STORAGE = "https://storage.googleapis.com/tensorflow/keras-applications/"
+_TIMEOUT_SECONDS = 10
+_PROBE_SECONDS = 3
 _SOURCES = ("imagenet", "packaged", "preset", "none")
 _MAX_PROBLEMS = 10
 _Pairs = list[tuple[keras.Layer, list[np.ndarray] | None]]
+
+
+class WeightsFile(NamedTuple):
+    """One file of weights: its address, its name in the cache, and its MD5 or SHA-256 where Keras knows one."""
+
+    url: str
+    name: str
+    digest: str | None
+
+
+def _read_downloads() -> Iterator[tuple[tuple[str, bool], WeightsFile]]:
+    """The ImageNet files of `keras.applications` by backbone and whether they hold its classifier.
+
+    Keras has most of the digests inside functions, hence this copy, which a test compares with the files it fetches.
+    """
+    with (files("tlkeras.backbones") / "downloads.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            key = row["backbone"], row["classifier"] == "with"
+            yield key, WeightsFile(row["url"], row["name"], row["digest"] or None)
+
+
+DOWNLOADS = dict(_read_downloads())
 
 
 def find_weights(info: BackboneInfo, source: str | os.PathLike[str], top: bool = False) -> Path | None:
@@ -35,7 +66,7 @@ def find_weights(info: BackboneInfo, source: str | os.PathLike[str], top: bool =
             raise BackboneError(f"{info.name} has no such weights.", repr(source), way_out)
         if source in ("none", "preset"):
             return None
-        return fetch(find_download(info.name, top)) if source == "imagenet" else _find_packaged(info)
+        return fetch(DOWNLOADS[info.name, top]) if source == "imagenet" else _find_packaged(info)
     if info.family == "hub":
         way_out = "Give others as hub:FOLDER, which save_to_preset wrote."
         raise BackboneError("A preset has its own weights.", repr(str(source)), way_out)
@@ -54,16 +85,59 @@ def why_unavailable(info: BackboneInfo, source: str, top: bool = False) -> str |
             _find_packaged(info)
         except BackboneError:
             return f"{info.package} is not installed"
-    if source == "imagenet" and not is_available(find_download(info.name, top)):
+    if source == "imagenet" and not (_cached(DOWNLOADS[info.name, top]).exists() or _is_reachable()):
         return "its ImageNet weights are not on this machine, and their server cannot be reached"
     return None
+
+
+@functools.cache
+def _is_reachable() -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(_STORAGE, method="HEAD"), timeout=_PROBE_SECONDS).close()
+    except OSError as error:
+        return isinstance(error, urllib.error.HTTPError)  # it responds; a folder is not a file
+    return True
+
+
+def _cached(download: WeightsFile) -> Path:
+    """Where Keras keeps a file that it has downloaded."""
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / download.name
+
+
+def fetch(download: WeightsFile) -> Path:
+    """A file in Keras' cache, downloaded where needed; a BackboneError if it is not the one that Keras published."""
+    path = _cached(download)
+    if not path.exists():
+        _download(download, path)
+    elif download.digest is not None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256" if len(download.digest) == 64 else "md5").hexdigest()
+        if found != download.digest:
+            rule = "A file in Keras' cache is not the one that Keras published."
+            way_out = "Move it away to download it again, or pass its path if these are weights of your own."
+            raise BackboneError(rule, f"{path}, whose digest is not {download.digest}", way_out)
+    return path
+
+
+def _download(download: WeightsFile, path: Path) -> None:
+    folder = path.parent
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+            socket.setdefaulttimeout(_TIMEOUT_SECONDS)
+            where = {"cache_subdir": folder.name, "cache_dir": str(folder.parent)}
+            keras.utils.get_file(download.name, download.url, file_hash=download.digest, **where)
+    except Exception as error:  # Keras raises bare exceptions
+        rule = "ImageNet weights are not in Keras' cache and could not be downloaded."
+        way_out = f"Put that file into {folder} as {download.name}, or pass a file of weights instead of 'imagenet'."
+        raise BackboneError(rule, f"{download.url}: {error}", way_out) from error
 
 
 def load_file(model: keras.Model, path: Path) -> None:
     """Load a file of weights, its format detected by content, into a backbone made by `build_backbone`.
 
-    Raises:
-        BackboneError: The file is damaged or hostile, or its weights do not fit; the model is then unchanged.
+    A BackboneError is raised if the file is damaged or hostile, or does not fit; the model is then unchanged.
     """
     saved = _read_pth(model.name, path) if detect_format(path) == "pth" else read_keras(path)
     problems: list[str] = []
@@ -129,46 +203,30 @@ def _read_pth(name: str, path: Path) -> list[LayerWeights]:
     if find_backbone(name).family != "efficientnet_lite":
         rule = "PyTorch weights are read for EfficientNet-Lite only."
         raise BackboneError(rule, f"{path} for {name}", "Give a .weights.h5, .h5 or .keras file.")
-    return [LayerWeights(efficientnet_lite.convert(torch_files.read_state_dict(path), name), named=True)]
+    return [LayerWeights(convert_state_dict(read_state_dict(path), name), named=True)]
 
 
 def _pair_layers(model: keras.Model, saved: Sequence[LayerWeights]) -> Iterator[_Pairs]:
     """Candidate pairs of the model's layers and saved weights, for each set of saved layers."""
-    keys = _file_keys(model)
-    targets = [layer for layer in model.layers if layer.weights]
+    keys = number_kinds(type(layer).__name__ for layer in model.layers)
+    targets = [(layer, key) for layer, key in zip(model.layers, keys, strict=True) if layer.weights]
     for layers in saved:
-        names = {id(layer): layer.name if layers.named else keys[id(layer)] for layer in targets}
-        yield [(layer, layers.arrays.get(names[id(layer)])) for layer in targets]
+        yield [(layer, layers.arrays.get(layer.name if layers.named else key)) for layer, key in targets]
         if layers.named:
             # files of older versions use other names but the same order; a layer with a scalar among its weights is a
             # normalisation, which our graphs do not take from files
             arrays = [weights for weights in layers.arrays.values() if all(weight.ndim for weight in weights)]
             padded = [*arrays, *[None] * len(targets)]
-            yield list(zip(targets, padded, strict=False))
-
-
-def _file_keys(model: keras.Model) -> dict[int, str]:
-    """Keras 3's keys of layers in files, by id: class and number, in the order of the model."""
-    counts: Counter[str] = Counter()
-    keys = {}
-    for layer in model.layers:
-        kind = to_snake_case(type(layer).__name__)
-        keys[id(layer)] = f"{kind}_{counts[kind]}" if counts[kind] else kind
-        counts[kind] += 1
-    return keys
+            yield [(layer, weights) for (layer, _), weights in zip(targets, padded, strict=False)]
 
 
 def _list_misfits(pairs: _Pairs) -> list[str]:
     problems = []
     for layer, arrays in pairs:
-        needed = [tuple(weight.shape) for weight in layer.weights]
-        shapes = [array.shape for array in arrays or ()]
+        needed, found = [tuple(weight.shape) for weight in layer.weights], [array.shape for array in arrays or ()]
         if arrays is None:
             problems.append(f"{layer.name}: not in the file")
-        elif shapes != needed:
-            problems.append(f"{layer.name}: needs {_join(needed)}, the file has {_join(shapes)}")
+        elif found != needed:
+            shapes = ", ".join(map(str, found)) or "nothing"
+            problems.append(f"{layer.name}: needs {', '.join(map(str, needed))}, the file has {shapes}")
     return problems
-
-
-def _join(shapes: Sequence[tuple[int, ...]]) -> str:
-    return ", ".join(str(shape) for shape in shapes) or "nothing"

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tlkeras import progress
-from tlkeras.backbones import kerashub_layers, test_time_augmentation  # noqa: F401 (its layers register with Keras)
+from tlkeras.backbones import kerashub, test_time_augmentation  # noqa: F401 (its layers register with Keras)
 from tlkeras.backbones.graph import max_batch_size
 from tlkeras.backbones.keras_files import check_archive
 from tlkeras.data.headers import InvalidImage, to_printable

@@ -12,7 +12,7 @@ from tlkeras.cli.tables.style import format_number, left, open_console, print_is
 
 if TYPE_CHECKING:
     from tlkeras.backbones.builder import BackboneResult
-    from tlkeras.backbones.info import BackboneInfo
+    from tlkeras.backbones.catalog import BackboneInfo
     from tlkeras.data.sources.tfrecords import PackResult
     from tlkeras.features.cache import CacheResult, PruneResult
     from tlkeras.inference.results import JobResult

@@ -6,8 +6,7 @@ import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tlkeras.backbones.catalog import find_backbone, list_backbones
-from tlkeras.backbones.info import BackboneInfo
+from tlkeras.backbones.catalog import BackboneInfo, find_backbone, list_backbones
 from tlkeras.backbones.weights import why_unavailable
 from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
