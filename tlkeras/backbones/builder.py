@@ -44,20 +44,17 @@ def build_backbone(
 ) -> keras.Model:
     """A backbone as one flat functional graph from uint8 images, with its normalisation inside.
 
+    From `images`, uint8 [n, size, size, 3], to the last feature map, float32 [n, h, w, width], or with `top` to the
+    probabilities of the 1,000 ImageNet classes, float32 [n, 1000].
+
     Args:
         name: Of the catalog, or `hub:PRESET` or `hub:FOLDER` of KerasHub.
         size: Height and width of the images in pixels. Defaults to the backbone's own.
         weights: "imagenet", "packaged", "preset" (of KerasHub), "none" (random) or a file: `.weights.h5`, `.h5`,
             `.keras`, `.pth`.
-        top: Keep the ImageNet classifier.
-
-    Returns:
-        A model from `images`, uint8 [n, size, size, 3], to the last feature map, float32 [n, h, w, width], or with
-        `top` to the probabilities of the 1,000 ImageNet classes, float32 [n, 1000].
 
     Raises:
-        BackboneError: The name is unknown, the size does not fit, or the weights are not available; raised before
-            anything is built where possible.
+        BackboneError: The name is unknown, the size does not fit, or the weights are not available.
     """
     info = find_backbone(name)
     size = _check_size(info, size, top)
@@ -74,10 +71,9 @@ def build_backbone(
 def build_pretrained_classifier(
     name: str, backbone: keras.Model, weights: str | os.PathLike[str] = "imagenet"
 ) -> keras.Model:
-    """The part of a pretrained network that `build_backbone` leaves out: the classifier it was trained with.
+    """The classifier of a pretrained network: from the backbone's last map to ImageNet's classes, float32 [n, 1000].
 
-    From the last feature map of the backbone to the probabilities of the ImageNet classes, float32 [n, 1000]. A
-    BackboneError is raised if the weights have no such part, or it does not fit images of this size.
+    A BackboneError is raised if the weights have no such part, or it does not fit images of this size.
     """
     last = backbone.output._keras_history.operation.name
     whole = build_backbone(name, size=backbone.input_shape[1], weights=weights, top=True)

@@ -75,8 +75,7 @@ def list_backbones(
 ) -> list[BackboneInfo]:
     """The backbones whose name matches a shell pattern and which meet every limit given, both limits in millions.
 
-    Raises:
-        BackboneError: No backbone is of that family or has weights from that source.
+    A BackboneError is raised if no backbone is of that family or has weights from that source.
     """
     catalog = list(_CATALOG.values())
     if family is not None:

@@ -93,10 +93,7 @@ def is_encoder_block(operation: Any) -> bool:
 
 
 def count_multiply_adds(model: keras.Model) -> int:
-    """Multiplications followed by an addition, for one image of a fixed size.
-
-    Convolutions and dense layers count; normalisation, activations and pooling do not.
-    """
+    """Multiplications followed by an addition of convolutions and dense layers, for one image of a fixed size."""
     return sum(count_call(call) for call in trace_calls(model))
 
 

@@ -1,7 +1,4 @@
-"""Backbones of KerasHub: any preset for images as one flat graph from uint8 images, with its normalisation inside.
-
-KerasHub is an extra, and imported when the first name `hub:PRESET` is looked up.
-"""
+"""KerasHub's presets for images as flat graphs from uint8 images; the extra is imported for the first `hub:PRESET`."""
 
 from __future__ import annotations
 
@@ -171,14 +168,9 @@ def is_of_hub(operation: Any) -> bool:
 class HubLayer(keras.layers.Layer):
     """Wraps one layer of a KerasHub backbone, or one block of its encoder; of several outputs it returns the first.
 
-    Many of KerasHub's layers cannot be constructed from their own configuration, but their backbones can: so a layer
-    is saved as the backbone's configuration and its place in it.
-
-    Args:
-        kind, config: Class of the backbone in `keras_hub.models`, and its configuration.
-        place: Number of the layer in the backbone, whose names may come from a counter of the process; of a block also
-            its number among the layers of that layer.
-        inner: The layer; None takes it from a new backbone.
+    Many of KerasHub's layers cannot be constructed from their own configuration, but their backbones can: so a layer is
+    saved as the backbone's class (kind) in `keras_hub.models`, its configuration, and the layer's number in it, and of
+    a block its number in that layer (place). Without `inner`, the layer is taken from a new backbone.
     """
 
     is_encoder_block = True

@@ -55,8 +55,8 @@ def make_data_service_dataset(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the batches of `make_image_dataset`, decoded by the workers of a data service at HOST:PORT.
 
-    Paths are the same on all workers, which take files first come, first served. Files that a dead worker had taken
-    are decoded here. A RunError is raised if the service ends.
+    Paths are the same on all workers, which take files first come, first served. Those of a dead worker are decoded
+    here. A RunError is raised if the service ends.
     """
 
     @tf.autograph.experimental.do_not_convert

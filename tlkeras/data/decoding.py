@@ -30,11 +30,8 @@ _rare = tf.function(autograph=False, experimental_attributes={"_noinline": True}
 def decode(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
     """Decode one image: scalar string -> uint8 [size, size, 3], in pure TensorFlow operations.
 
-    "stretch" scales both sides; "crop" takes the central square; "pad" shows the whole image between black bars.
-
-    Raises:
-        DataError: Unknown `resize`.
-        tf.errors.InvalidArgumentError: When run, if the bytes cannot be decoded.
+    "stretch" scales both sides; "crop" takes the central square; "pad" shows the whole image between black bars. A
+    DataError is raised for other words; bytes that cannot be decoded are an InvalidArgumentError when run.
     """
     _check_resize(resize)
     kind = tf.reduce_sum(tf.where(tf.strings.substr(encoded, 0, 2) == _MAGIC, [1, 2, 3, 4], 0))
@@ -70,8 +67,8 @@ def decode_file(path: str, size: int, resize: str) -> np.ndarray:
 def resize_to_square(pixels: tf.Tensor, size: int, resize: str) -> tf.Tensor:
     """Resize an image: uint8 [height, width, channels] -> uint8 [size, size, channels].
 
-    "crop" and "pad" treat opposite sides alike: where the margin is odd, the central square of "crop" is one pixel
-    wider and the image within "pad" one pixel larger or smaller.
+    Opposite sides are treated alike: where a margin is odd, the square of "crop" is a pixel wider, the image in "pad"
+    one larger or smaller.
     """
     _check_resize(resize)
     height, width = tf.unstack(tf.shape(pixels)[:2])

@@ -219,10 +219,9 @@ class MultiLabelTask(Task):
 
 @dataclass(frozen=True)
 class RegressionTask(Task):
-    """A number to predict of every image; its only class name is its own.
+    """A number to predict of every image, in the unit of the source; its only class name is its own.
 
-    Targets are float64 [n], NaN where the number is not known. In place of probabilities stands the number itself, in
-    the unit of the source, [n, 1].
+    Targets are float64 [n], NaN where the number is not known. In place of probabilities stands the number, [n, 1].
     """
 
     kind: ClassVar[TaskType] = "regression"

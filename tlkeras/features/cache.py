@@ -140,7 +140,7 @@ class ActivationCache:
     def prune(self, max_bytes: int | None = None, unused_seconds: float | None = None) -> list[CacheEntryInfo]:
         """Remove entries and return them, never one that a living process has open; damaged shards go in any case.
 
-        First those not opened for `unused_seconds`, then the least recently used ones until the rest takes no more than
+        First those not opened for `unused_seconds`, then the least recently used until the rest takes no more than
         `max_bytes`. A ResourceError is raised if the folder cannot be written.
         """
         removed: list[CacheEntryInfo] = []

@@ -82,10 +82,9 @@ class CachedActivations:
 
 @dataclass(frozen=True)
 class Activations:
-    """The result of `extract_activations`.
+    """Of each view the activations of each output of the extractor, and how `extract_activations` came by them.
 
     Attributes:
-        views: For each view, the activations of each output of the extractor.
         kept: Positions of the images that have activations, int64 [k]; `rejected` are the others, with reasons.
         engine: Name of the engine; None if all activations were cached.
         computed, reused: Images run through the engine, and cached ones, each view counted.

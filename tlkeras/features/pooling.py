@@ -17,10 +17,9 @@ _EPSILON = 1e-6
 
 @keras.saving.register_keras_serializable("tlkeras")
 class GeneralizedMean(layers.Layer):
-    """From maps (n, h, w, c) to (mean over positions of x^p)^(1/p), (n, c); values below 1e-6 count as that.
+    """From maps (n, h, w, c) to (mean over positions of x^p)^(1/p), (n, c), of a power p above 0; x is at least 1e-6.
 
-    Between the average (p = 1) and the maximum (p large): Radenovic et al., PAMI 2019, whose p starts at 3. Here the
-    power p, above 0, does not train.
+    Between the average (p = 1) and the maximum (p large): Radenovic et al., PAMI 2019, whose p trains from 3 on.
     """
 
     def __init__(self, power: float = 3.0, **options: Any):
@@ -126,8 +125,8 @@ def pool(model: keras.Model, pooling: str) -> keras.Model:
 def find_taps(model: keras.Model, taps: Sequence[str | int]) -> list[CutPoint]:
     """The cuts of a backbone whose activations are features, from input to output.
 
-    Taps are blocks by name or index (negative ones count from the output), or cuts by name, or "last". A RecipeError
-    lists all that are unknown or named twice.
+    Taps are blocks by name or index (negative ones count from the output), cuts by name, or "last". A RecipeError lists
+    all that are unknown or named twice.
     """
     blocks, cuts = find_blocks(model), find_cuts(model)
     known = {**{cut.name: cut for cut in cuts}, **{block.name: block.cut for block in blocks}, "last": cuts[-1]}

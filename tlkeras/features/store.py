@@ -1,8 +1,7 @@
 """The activations of one namespace: rows by the digests of images in checked files, and a writer for more.
 
-A shard is written under a temporary name, renamed, and memory-mapped. Layout, little-endian: a header of 64 bytes
-(magic, rows, bytes per row, CRC-32 of all that follows), the rows in C order, then the 32-byte SHA-256 digest of each
-row's image.
+A shard is written under a temporary name, renamed, and memory-mapped. Layout, little-endian: 64 bytes (magic, rows,
+bytes per row, CRC-32 of all that follows), the rows in C order, the 32-byte SHA-256 digest of each row's image.
 """
 
 from __future__ import annotations
@@ -253,8 +252,7 @@ class Writer:
     def add(self, digests: Sequence[str], rows: np.ndarray, names: Sequence[str] | None = None) -> None:
         """Append rows [n, *shape], rounded to the store's precision; `names` are for error messages.
 
-        A DataError is raised if a row holds NaN or infinity, or a number too large for float16; a ResourceError if the
-        disk is full. Shards sealed before stay.
+        A DataError is raised for NaN, infinity, or a number too large for float16; a ResourceError if the disk is full.
         """
         if not len(rows):
             return

@@ -1,8 +1,4 @@
-"""Augmentations of one image: uint8 RGB to uint8 RGB of the same size, in TensorFlow operations.
-
-Warps move pixels; several in a row are composed, so that an image is interpolated once. Recolourings
-change pixels in place.
-"""
+"""Augmentations of one image, uint8 RGB, of the same size: warps move pixels, several with one interpolation."""
 
 from __future__ import annotations
 
@@ -25,15 +21,11 @@ Matrix = Sequence[Sequence[Any]]
 
 @dataclass(frozen=True)
 class Operation:
-    """One row of `OPERATIONS`, with either a warp or a recolouring.
+    """One row of `OPERATIONS`: a warp or a recolouring, and the amount that changes nothing (neutral).
 
-    Args:
-        neutral: The amount that changes nothing.
-        strongest: The limit of the values of a policy.
-        draw: Amounts drawn for a value v: "between" neutral and v, "around" zero (from -v to v), or by "chance"
-            (1 with probability v, else 0).
-        warp: (amount, place, size) to a `Matrix`; place is two numbers in [0, 1), size [height, width] in pixels.
-        recolour: (image, amount, place) to an image.
+    A policy's values v go to `strongest`; the amount is drawn "between" neutral and v, "around" zero (-v to v), or by
+    "chance" (1 with probability v, else 0). A warp makes a `Matrix` of amount, place (two numbers in [0, 1)) and size
+    [height, width]; a recolouring an image of image, amount, place.
     """
 
     neutral: float
@@ -139,10 +131,9 @@ def _interpolate(image: tf.Tensor, matrix: tf.Tensor, fill: str) -> tf.Tensor:
 
 
 def apply_dihedral(image: tf.Tensor, element: int | tf.Tensor) -> tf.Tensor:
-    """One of the eight orientations of a square image: uint8 [s, s, 3] -> uint8 [s, s, 3].
+    """One of the eight orientations of a square image, uint8 [s, s, 3]; 0 is the image itself.
 
-    Element 0 is the image itself. Bits of the element: 1 mirrors left and right, 2 up and down (3 turns by a half),
-    4 first swaps rows and columns.
+    Bits of the element: 1 mirrors left and right, 2 up and down (3 turns by a half), 4 first swaps rows and columns.
     """
     if isinstance(element, int) and element == 0:
         return image

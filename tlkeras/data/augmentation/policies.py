@@ -21,14 +21,10 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class AugmentationPolicy:
-    """Orientations by number, or rounds of one chain of transforms drawn at random.
+    """Views of a name in `POLICIES` or "own": `size` orientations by number, or chains of transforms drawn at random.
 
-    Args:
-        name: As in `POLICIES`, or "own".
-        size: Number of views, orientations 0 to size - 1; None if they are drawn.
-        chains: The alternatives of a round, equally likely.
-        rounds: Number of chains drawn and applied one after the other.
-        fill: Pixels outside a moved image: "reflect", "nearest" or "constant".
+    In each of the rounds, applied one after the other, one of the chains is drawn, all equally likely. Pixels outside a
+    moved image are filled by "reflect", "nearest" or "constant".
     """
 
     name: str
@@ -100,10 +96,7 @@ def rand_augment(operations: int = 2, magnitude: float = 9, fill: str = "reflect
 
 
 def trivial_augment(fill: str = "reflect") -> AugmentationPolicy:
-    """TrivialAugment (Wide; Müller and Hutter 2021): one of fourteen operations, of any strength.
-
-    The strength is drawn from the whole range; the paper draws one of 31 levels.
-    """
+    """TrivialAugment (Wide; Müller and Hutter 2021), its strength drawn from the whole range, not of 31 levels."""
     chains = [(Transform(name, strongest),) for name, (_, strongest) in _STRONGEST.items()]
     return AugmentationPolicy("trivial_augment", None, ((), *chains), fill=fill)
 
@@ -138,16 +131,11 @@ _STEPS = {**{name: [name] for name in OPERATIONS}, **_BOTH_AXES, "flip": []}  # 
 
 
 def make_policy(policy: str | Sequence[Mapping[str, Any]], **options: Any) -> AugmentationPolicy:
-    """A policy by name, or composed of operations.
+    """A policy by a name of `POLICIES`, or of operations in order: [{"rotate": 10}, {"equalize": 0.5}].
 
-    Args:
-        policy: A name of `POLICIES`, or operations in order, each as {name: value}: {"rotate": 10}, {"equalize": 0.5}.
-            Besides `OPERATIONS` there are "shear" and "translate", along both axes, and {"flip": "horizontal",
-            "vertical" or "both"}, each with probability 1/2.
-        options: `fill`; `operations` and `magnitude` of rand_augment.
-
-    Raises:
-        TlkerasError: A name is unknown or a value out of range.
+    Besides `OPERATIONS` there are "shear" and "translate", along both axes, and {"flip": "horizontal", "vertical" or
+    "both"}, each with probability 1/2. Options are `fill`, and `operations` and `magnitude` of rand_augment. A
+    TlkerasError is raised for an unknown name or a value out of range.
     """
     if not isinstance(policy, str):
         make: Callable[..., AugmentationPolicy] = partial(_compose, "own", policy)

@@ -71,8 +71,8 @@ def choose_views(
 ) -> np.ndarray:
     """Number of the view of each image in an epoch, int64 [n], of `count` or all.
 
-    Drawn views follow the epoch, modulo the count, without end where there is none. Orientations do so from a start for
-    each image that follows from the seed, so that a batch mixes them and each image is seen in all of them in turn.
+    Drawn views follow the epoch, modulo the count. Orientations do so from a start for each image that follows from the
+    seed, so that a batch mixes them and each image is seen in all of them in turn.
     """
     if policy.size is None:
         return np.full(len(keys), epoch % count if count else epoch, np.int64)
@@ -115,10 +115,10 @@ def draw_views(images: np.ndarray, keys: np.ndarray, views: Sequence[AugmentedVi
 def cutmix(
     images: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Tensor, alpha: float = 1.0
 ) -> tuple[tf.Tensor, Any, tf.Tensor]:
-    """Paste a box of another image of the batch into each, uint8 [n, h, w, 3] (CutMix, Yun et al. 2019).
+    """Images uint8 [n, h, w, 3], each with a box of another pasted in (CutMix, Yun et al. 2019), targets, weights.
 
     The box takes 1 - Beta(alpha, alpha) of the area, less the part outside; its centre is anywhere. Labels follow the
-    visible area, see `mix_labels`. The seed is int [2].
+    visible area, see `mix_labels`.
     """
     count, height, width = tf.unstack(tf.shape(images)[:3])
     partners, *seeds = tf.unstack(tf.random.split(seed, 4))
@@ -135,11 +135,10 @@ def cutmix(
 
 
 def mix_labels(targets: Any, weights: tf.Tensor, partners: tf.Tensor, own: tf.Tensor) -> tuple[Any, tf.Tensor]:
-    """Mix targets and sample weights so that a loss linear in its targets, as cross-entropy is, is mixed exactly.
+    """Targets float32 [n, k], or several by task, and weights, mixed so that a loss linear in the targets is mixed.
 
     With fraction s, weight w and target y of an image, and w', y' of its partner: the weight is s w + (1 - s) w', and
-    the target (s w y + (1 - s) w' y') divided by it. Targets are float32 [n, k], or several of them by task; `partners`
-    the row mixed into each, int [n]; `own` the fraction of each image that is its own, float32 [n].
+    the target (s w y + (1 - s) w' y') divided by it. `partners` are rows, int [n]; `own` is s, float32 [n].
     """
     mine, theirs = own * weights, (1 - own) * tf.gather(weights, partners)
     total = mine + theirs
@@ -165,9 +164,8 @@ def _salt(seed: int) -> np.ndarray:
 class ImageAugmentation(keras.layers.Layer):
     """One view of each image of a batch; for training only, never part of an exported model.
 
-    From images uint8 [b, h, w, 3], keys int64 [b, 2] and view numbers int64 [b], see `views`, to images of the same
-    shape. Only the operations that a view draws are run, and pixels equal those of the pipeline (accelerators may
-    round an interpolated one the other way).
+    From images uint8 [b, h, w, 3], keys int64 [b, 2] and view numbers int64 [b] to images whose pixels equal those of
+    the pipeline (accelerators may round an interpolated one the other way). Only operations that a view draws are run.
     """
 
     def __init__(self, policy: AugmentationPolicy, seed: int = 0, **options: Any):

@@ -32,16 +32,13 @@ def find_label_issues(
     """Label issues by confident learning (Northcutt, Jiang and Chuang, JAIR 2021), the largest score first.
 
     A row counts for the class that is most probable among those above their threshold, the mean probability of the
-    class on rows with that label. The counts by label and class (the confident joint), calibrated to the number of rows
-    of each label, estimate how many labels of each kind are wrong. That many rows that count for another class are
-    returned, if both rankings of the paper choose them ("prune by noise rate" and "prune by class"). Rows of a label
-    that never has a probability above 0 are skipped. For several labels, call it for each
-    with `np.stack([1 - p, p], axis=1)`.
+    class on rows with that label. The counts by label and class, calibrated to the number of rows of each label,
+    estimate how many labels of each kind are wrong. That many rows that count for another class are returned, if both
+    rankings of the paper choose them ("prune by noise rate" and "prune by class").
 
-    Args:
-        probabilities: Out-of-sample, [n, k].
-        targets: Class of each row, int [n]; rows with -1 are skipped.
-        weights: Of each row in the means and counts, [n]; equal if not given.
+    Probabilities [n, k] are out-of-sample; targets int [n], of which -1 are skipped, and labels that never have a
+    probability above 0. Weights [n] are those in means and counts. For several labels, call it for each with
+    `np.stack([1 - p, p], axis=1)`.
     """
     rows = np.flatnonzero(targets >= 0)
     p, labels = np.asarray(probabilities, np.float64)[rows], np.asarray(targets)[rows]
@@ -106,7 +103,7 @@ def find_outliers(features: np.ndarray, neighbours: int = 10) -> list[Outlier]:
 
     Features, float [n, d], are not normalised: in direction alone, outliers that resemble each other are not far from
     the rest. The threshold is 4 standard deviations, by the median absolute deviation, above the median of the
-    logarithms. Neighbours are searched among at most 5,000 evenly spaced rows.
+    logarithms, among at most 5,000 evenly spaced rows.
     """
     count = min(neighbours, min(len(features), _REFERENCES) - 1)
     if count < 1:

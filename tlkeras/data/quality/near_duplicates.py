@@ -261,8 +261,8 @@ def search_hashes(thumbnails: np.ndarray) -> Iterator[Candidates]:
 class HashIndex:
     """Index of hashes, uint64 [n], that finds those at most `RADIUS` bits away.
 
-    Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): of the four parts of two hashes that differ in seven
-    bits or fewer, one differs in at most one bit, so that only rows that share such a part are compared.
+    Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): only rows are compared that share one of four parts but
+    for one bit, as two hashes do that differ in seven bits or fewer.
     """
 
     def __init__(self, hashes: np.ndarray):

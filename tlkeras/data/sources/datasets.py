@@ -41,11 +41,10 @@ def read_elpv() -> ImageTable:
     Columns:
         probability: Of a defect, as in the file: 0.0, 0.3333333333333333, 0.6666666666666666 or 1.0.
         defect, any_defect: "defective" where it is at least 0.5, and, the label of Deitsch et al., above 0.
-        cell_type: "mono" or "poly".
         certainty: The weight of Deitsch et al.: the probability where raters were unsure (1/3, 2/3), otherwise 1.
-        module: Pseudo-modules to group by. The file does not name modules, but lists the cells of a module together:
-            each run of n cells of one type is cut into round(n / 60) nearly equal parts, as modules of 60 cells. These
-            are the 44 modules (18 mono, 26 poly) of the publication; their borders within a run are approximate.
+        module: Pseudo-modules to group by: the file lists the cells of a module together, so each run of n cells of one
+            type (mono, poly) is cut into round(n / 60) nearly equal parts. These are the 44 modules (18 mono, 26 poly)
+            of the publication; their borders within a run are approximate.
     """
     found = importlib.util.find_spec("elpv_dataset")
     if found is None or not found.submodule_search_locations:

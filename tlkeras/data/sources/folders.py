@@ -23,16 +23,10 @@ _IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
 def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | None = None) -> ImageTable:
-    """The table of a source.
+    """The table of a source: a folder with one folder per class, a CSV manifest, or a packaged set.
 
-    Args:
-        source: A folder with one folder per class, a CSV manifest, "tfds:NAME" or "tfds:NAME/CONFIG", "elpv" or
-            "sklearn-digits". ("./elpv" is a folder of that name.)
-        store: Folder for images that are not files yet, written once ("tfds:..." and "sklearn-digits").
-        tfds_data_dir: Folder of TensorFlow Datasets' own files; its default if not given.
-
-    Raises:
-        DataError: The source is unknown or cannot be used; all problems at once.
+    Packaged sets are "tfds:NAME", "tfds:NAME/CONFIG", "elpv" and "sklearn-digits" ("./elpv" is a folder of that name).
+    Images that are not files yet are written below `store`, once. A DataError lists all problems with the source.
     """
     packaged: dict[str, Callable[[], ImageTable]] = {"elpv": read_elpv, "sklearn-digits": partial(read_digits, store)}
     if source in packaged:
@@ -76,10 +70,10 @@ def load_recipe_or_source(
 def read_folder(source: str) -> ImageTable:
     """Read `root/class/...` or, with splits given, `root/train/class/...`, `root/val/...` and `root/test/...`.
 
-    The label is the name of the class folder, in Unicode's normal form C; images may lie in folders below it.
-    Hidden files and those of operating systems are ignored. Files with an image's name or content are images; all
-    others are listed in `ImageTable.rejected`, as are links that lead out of the folder, links to folders, pipes and
-    devices, none of which are opened. A DataError is raised if there is no class folder, or no image in any.
+    The label is the name of the class folder, in Unicode's normal form C; images may lie in folders below it. Hidden
+    files and those of operating systems are ignored, others without an image's name or content listed in
+    `ImageTable.rejected`, as are links that lead out of the folder, links to folders, pipes and devices. A DataError is
+    raised if there is no image in a class folder.
     """
     root = os.path.realpath(os.path.expanduser(source))
     rejected: list[InvalidImage] = []

@@ -32,8 +32,7 @@ def fit_codebooks(model: keras.Model, dataset: Dataset, cache: ActivationCache |
     """Learn the codebooks of a model's handcrafted features from a dataset of training images; the number learned.
 
     A codebook is cached like an image's activations, by the digests of all images it was learned from. The seed draws
-    them (at most 500, 200 descriptors of each) and the centres. A DataError is raised for too few descriptors, a
-    ResourceError if the cache cannot be written.
+    them (at most 500, 200 descriptors of each) and the centres. A DataError is raised for too few descriptors.
     """
     learned, size = 0, model.input_shape[1]
     for layer in list_handcrafted(model):

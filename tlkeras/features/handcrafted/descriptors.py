@@ -1,7 +1,4 @@
-"""Handcrafted features: HOG, SIFT by a codebook, local binary patterns, colour; one image to one vector.
-
-Nothing here imports TensorFlow, so that processes that only describe images start in a second.
-"""
+"""Handcrafted features of one image as a vector: HOG, SIFT by a codebook, local binary patterns, colour; no TensorFlow."""
 
 from __future__ import annotations
 
@@ -190,10 +187,8 @@ def root_sift(descriptors: np.ndarray) -> np.ndarray:
 
 
 def encode(descriptors: np.ndarray, book: Codebook, encoding: str) -> np.ndarray:
-    """The descriptors (m, 128) of an image as one vector of length one; zeros where there are none.
-
-    Its length is k for "words", k c for "vlad", 2 k c for "fisher".
-    """
+    """The descriptors (m, 128) of an image as one vector of length one, (k,), (k c,) or (2 k c,); zeros if there are
+    none."""
     words, components = book["centres"].shape
     if not len(descriptors):
         return np.zeros({"words": words, "vlad": words * components, "fisher": 2 * words * components}[encoding])
@@ -204,18 +199,15 @@ def encode(descriptors: np.ndarray, book: Codebook, encoding: str) -> np.ndarray
 
 
 def bag_of_words(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The square roots, for Hellinger's affinity, of the shares of rows (m, c) nearest to each centre (k, c): (k,).
-
-    Csurka et al., 2004.
-    """
+    """The square roots of the shares of rows (m, c) nearest to each centre (k, c): (k,); Csurka et al., 2004."""
     return np.sqrt(np.bincount(_find_nearest(X, centres), minlength=len(centres)) / len(X))
 
 
 def encode_vlad(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """The sum of the differences of rows (m, c) from their nearest centre, centre after centre: (k c,).
 
-    Jegou et al., CVPR 2010; the sum of each centre is normalised before the whole vector (Arandjelovic and Zisserman,
-    "All about VLAD", CVPR 2013).
+    Jegou et al., CVPR 2010; each sum is normalised before the whole ("All about VLAD", Arandjelovic and Zisserman
+    2013).
     """
     chosen = _find_nearest(X, centres)
     member = (chosen[:, None] == np.arange(len(centres))).astype(X.dtype)

@@ -1,7 +1,4 @@
-"""Handcrafted features as a Keras layer, which engines, cache and saved models treat like any other.
-
-The layer calls Python: a run predicts with it, but no other program can, and `export` refuses it.
-"""
+"""Handcrafted features as a Keras layer, which calls Python: no other program can run it, and `export` refuses it."""
 
 from __future__ import annotations
 
