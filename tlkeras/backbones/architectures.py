@@ -6,7 +6,9 @@ here: no squeeze-and-excitation, ReLU6 instead of swish, stem and last convoluti
 
 from __future__ import annotations
 
+import itertools
 import math
+import string
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -35,16 +37,9 @@ _SCALING: dict[str, tuple[Any, Any]] = {
 
 # name -> (width multiplier, depth multiplier)
 _MULTIPLIERS = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite1": (1.0, 1.1), "efficientnet_lite2": (1.1, 1.2)}
-# (repeats, kernel, stride, expansion, filters) of each stage
-_STAGES = [
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-]
+# of each stage; the first and the last are not deepened
+_REPEATS, _KERNELS, _STRIDES = (1, 2, 2, 3, 3, 4, 1), (3, 3, 5, 3, 5, 5, 3), (1, 2, 2, 2, 1, 2, 1)
+_EXPANSIONS, _FILTERS = (1, 6, 6, 6, 6, 6, 6), (16, 24, 40, 80, 112, 192, 320)
 _STEM_FILTERS, _TOP_FILTERS = 32, 1280
 _STOCHASTIC_DEPTH = 0.2
 
@@ -154,24 +149,21 @@ def convert_state_dict(tensors: Mapping[str, np.ndarray], name: str) -> dict[str
     weights: dict[str, list[np.ndarray]] = {}
     for parameter in ("weight", "bias", "running_mean", "running_var"):
         for source, layer in layer_names.items():
-            tensor = tensors.get(f"{source}.{parameter}")
-            if tensor is not None:
+            if (tensor := tensors.get(f"{source}.{parameter}")) is not None:
                 weights.setdefault(layer, []).append(_transpose(tensor, source))
     return weights
 
 
 def _list_bottlenecks(name: str) -> Iterator[_Bottleneck]:
     width, depth = _MULTIPLIERS[name]
-    first_and_last = (0, len(_STAGES) - 1)
-    # the first and the last stage are not deepened
-    repeats = [r if i in first_and_last else math.ceil(r * depth) for i, (r, *_) in enumerate(_STAGES)]
-    position = 0
-    for stage, (_, kernel, stride, expansion, filters) in enumerate(_STAGES):
-        for repeat in range(repeats[stage]):
-            block, here = f"block{stage + 1}{chr(ord('a') + repeat)}", stride if repeat == 0 else 1
-            drop_rate = _STOCHASTIC_DEPTH * position / sum(repeats)
-            yield _Bottleneck(block, kernel, here, expansion, _round_filters(filters * width), drop_rate)
-            position += 1
+    repeats = [_REPEATS[0], *(math.ceil(count * depth) for count in _REPEATS[1:-1]), _REPEATS[-1]]
+    positions = itertools.count()
+    stages = zip(repeats, _KERNELS, _STRIDES, _EXPANSIONS, _FILTERS, strict=True)
+    for stage, (count, kernel, first, expansion, filters) in enumerate(stages, start=1):
+        for letter in string.ascii_lowercase[:count]:
+            name, stride = f"block{stage}{letter}", first if letter == "a" else 1
+            drop_rate = _STOCHASTIC_DEPTH * next(positions) / sum(repeats)
+            yield _Bottleneck(name, kernel, stride, expansion, _round_filters(filters * width), drop_rate)
 
 
 def _round_filters(filters: float) -> int:

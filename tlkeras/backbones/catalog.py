@@ -104,9 +104,8 @@ def find_backbone(name: str) -> BackboneInfo:
     for info in _CATALOG.values():
         if info.constructor and info.constructor == name:
             return info
-    raise BackboneError(
-        f"Unknown backbone {name!r}.", way_out=f"{suggest(name, _CATALOG)} `tlkeras backbones` lists them all."
-    )
+    way_out = f"{suggest(name, _CATALOG)} `tlkeras backbones` lists them all."
+    raise BackboneError(f"Unknown backbone {name!r}.", way_out=way_out)
 
 
 def _check_word(what: str, word: str, valid: Iterable[str]) -> None:

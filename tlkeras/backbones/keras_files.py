@@ -79,8 +79,7 @@ def read_keras(path: Path) -> list[LayerWeights]:
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    declared = archive.getinfo(name).file_size
-    if declared > limit:
+    if (declared := archive.getinfo(name).file_size) > limit:
         raise _distrust(f"{name} of {declared:,} bytes in {archive.filename}")
     return archive.read(name)
 
@@ -126,16 +125,12 @@ def _read_current(root: h5py.File, names: Mapping[str, str]) -> list[LayerWeight
     paths: list[str] = []
     root.visit(paths.append)
     owners = [path.removesuffix("/vars") for path in paths if path.endswith("/vars")]
-    found = {
-        owner: [_read_array(root[f"{owner}/vars/{index}"]) for index in range(len(root[f"{owner}/vars"]))]
-        for owner in owners
-        if owner != "optimizer" and len(root[f"{owner}/vars"])
-    }
+    groups = {owner: group for owner in owners if owner != "optimizer" and len(group := root[f"{owner}/vars"])}
+    found = {owner: [_read_array(group[str(at)]) for at in range(len(group))] for owner, group in groups.items()}
     if names:
         merged: dict[str, list[np.ndarray]] = {}
-        for path, name in names.items():
-            if path in found:
-                merged.setdefault(name, found[path])
+        for path in filter(found.__contains__, names):
+            merged.setdefault(names[path], found[path])
         return [LayerWeights(merged, named=True)]
     containers: dict[str, dict[str, list[np.ndarray]]] = {}
     for path, arrays in found.items():

@@ -120,9 +120,8 @@ def _load_converter(name: str) -> Any | None:
 def _read_scaling(converter: Any | None) -> tuple[Any, Any]:
     if converter is None:
         rule = "The pretrained preset does not hold the scaling of its pixels."
-        way_out = (
-            "Save it with save_to_preset of the ImageClassifier or its preprocessor, or use its weights as 'none'."
-        )
+        source = "save_to_preset of the ImageClassifier or its preprocessor"
+        way_out = f"Save it with {source}, or use its weights as 'none'."
         raise BackboneError(rule, "a preset without image converter", way_out)
     scale, offset = converter.scale, converter.offset
     return 1.0 if scale is None else scale, 0.0 if offset is None else offset

@@ -18,18 +18,8 @@ from tlkeras.backbones.keras_files import widen_bfloat16
 from tlkeras.errors import BackboneError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-_DTYPES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "BFloat16Storage": "<u2",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
-}
+_KINDS = "Float <f4, Double <f8, Half <f2, BFloat16 <u2, Long <i8, Int <i4, Short <i2, Char i1, Byte u1, Bool ?"
+_DTYPES = {f"{kind}Storage": dtype for kind, dtype in map(str.split, _KINDS.split(", "))}
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -62,19 +52,14 @@ class _Storage:
     """One run of numbers; in the old format it follows the tensors that view it."""
 
     def __init__(self, dtype: str, count: int):
-        self.dtype, self.count = dtype, count
+        self.dtype, self.count, self.size = dtype, count, count * np.dtype(_DTYPES[dtype]).itemsize
         self.numbers: np.ndarray | None = None
-
-    @property
-    def size(self) -> int:
-        return self.count * np.dtype(_DTYPES[self.dtype]).itemsize
 
     def fill(self, data: bytes | memoryview) -> None:
         if len(data) != self.size:
             raise _damaged(f"{len(data):,} bytes for {self.count:,} numbers of {self.dtype}")
-        self.numbers = np.frombuffer(data, _DTYPES[self.dtype])
-        if self.dtype == "BFloat16Storage":
-            self.numbers = widen_bfloat16(self.numbers)
+        numbers = np.frombuffer(data, _DTYPES[self.dtype])
+        self.numbers = widen_bfloat16(numbers) if self.dtype == "BFloat16Storage" else numbers
 
 
 class _Tensor:
@@ -128,12 +113,12 @@ def _read_sequence(data: bytes) -> Mapping[str, Any]:
     def load_storage(dtype: str, name: str, count: int) -> _Storage:
         return storages.setdefault(name, _Storage(dtype, count))
 
-    if _unpickle(stream, _no_storage) != _MAGIC:
+    if _unpickle(stream) != _MAGIC:
         raise _damaged("a pickle that is not a PyTorch file")
-    _unpickle(stream, _no_storage)  # version of the protocol
-    _unpickle(stream, _no_storage)  # word sizes of the machine that wrote it
+    _unpickle(stream)  # version of the protocol
+    _unpickle(stream)  # word sizes of the machine that wrote it
     state = _unpickle(stream, load_storage)
-    for name in _unpickle(stream, _no_storage):
+    for name in _unpickle(stream):
         storage = storages[name]
         (count,) = struct.unpack("<q", stream.read(8))
         if count != storage.count:
@@ -165,22 +150,19 @@ def _read_zip(data: bytes) -> Mapping[str, Any]:
         return _unpickle(io.BytesIO(archive.read(f"{root}data.pkl")), load_storage)
 
 
-def _unpickle(stream: io.BytesIO, load_storage: Callable[[str, str, int], _Storage]) -> Any:
+def _no_storage(dtype: str, name: str, count: int) -> NoReturn:
+    raise _damaged("a storage out of place")
+
+
+def _unpickle(stream: io.BytesIO, load_storage: Callable[[str, str, int], _Storage] = _no_storage) -> Any:
     """The next pickle of a stream, which is left behind it."""
     start = stream.tell()
     for opcode, argument, _ in pickletools.genops(stream):
         # the unpickler allocates up to the highest number: a few bytes could take all memory
         if "PUT" in opcode.name and int(argument or 0) > len(stream.getbuffer()):
             raise _damaged(f"a memo number of {argument}")
-    end = stream.tell()
-    stream.seek(start)
-    loaded = _Unpickler(stream.read(end - start), load_storage).load()
-    stream.seek(end)
-    return loaded
-
-
-def _no_storage(dtype: str, name: str, count: int) -> NoReturn:
-    raise _damaged("a storage out of place")
+    pickled = stream.getvalue()[start : stream.tell()]
+    return _Unpickler(pickled, load_storage).load()
 
 
 def _damaged(received: str) -> BackboneError:

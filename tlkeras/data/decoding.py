@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
+from tlkeras.data.augmentation.operations import apply_dihedral
 from tlkeras.data.headers import ImageError, check_header, read_image
 from tlkeras.errors import DataError, suggest
 
@@ -113,13 +114,7 @@ def _grow(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
 @_rare
 def _turn(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Apply an EXIF orientation, 1 to 8, to a square image."""
-    turned = tf.cond(orientation > 4, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
-    upside_down, mirrored = _among(orientation, 3, 4, 7, 8), _among(orientation, 2, 3, 6, 7)
-    return tf.raw_ops.Reverse(tensor=turned, dims=tf.stack([upside_down, mirrored, False]))
-
-
-def _among(value: tf.Tensor, *members: int) -> tf.Tensor:
-    return tf.reduce_any(value == tf.constant(members))
+    return apply_dihedral(pixels, tf.gather([0, 0, 1, 3, 2, 4, 5, 7, 6], orientation))
 
 
 def _decode_jpeg(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:

@@ -163,41 +163,32 @@ def _crop(side: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> Matrix:
     return [(side, 0, shift[0]), (0, side, shift[1])]
 
 
-def _zoom(amount: tf.Tensor, place: tf.Tensor, size: tf.Tensor) -> Matrix:
-    scale = 1 / (1 + amount)
-    return [(scale, 0, 0), (0, scale, 0)]
+def _as_floats(change: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """A recolouring from a change of float32 pixels by an amount."""
+    return lambda image, a, _: tf.saturate_cast(change(tf.cast(image, tf.float32), a) + 0.5, tf.uint8)
 
 
-def _round(pixels: tf.Tensor) -> tf.Tensor:
-    return tf.saturate_cast(pixels + 0.5, tf.uint8)
-
-
-def _contrast(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    pixels = tf.cast(image, tf.float32)
+@_as_floats
+def _contrast(pixels: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
     mean = tf.tensordot(tf.reduce_mean(tf.reshape(pixels, [-1, 3]), axis=0), tf.constant(_LUMA), 1)
-    return _round(mean + (1 + amount) * (pixels - mean))
+    return mean + (1 + amount) * (pixels - mean)
 
 
-def _saturate(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+@_as_floats
+def _saturate(pixels: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
     """Blend with grey, a linear map of the colours."""
     matrix = (1 + amount) * tf.eye(3) - amount * tf.constant(_LUMA)[:, None]
-    mixed = tf.reshape(tf.cast(image, tf.float32), [-1, 3]) @ matrix
-    return tf.reshape(_round(mixed), tf.shape(image))
+    return tf.reshape(tf.reshape(pixels, [-1, 3]) @ matrix, tf.shape(pixels))
 
 
-def _sharpen(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+@_as_floats
+def _sharpen(pixels: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
     """Blend with the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay."""
-    pixels = tf.cast(image, tf.float32)
     inner = pixels[1:-1, 1:-1]
     kernel = tf.reshape([1.0, 1, 1, 1, 5, 1, 1, 1, 1], [3, 3, 1, 1]) / 13
     smooth = tf.nn.depthwise_conv2d(pixels[None], tf.tile(kernel, [1, 1, 3, 1]), [1, 1, 1, 1], "VALID")[0]
     change = tf.pad(amount * (inner - smooth), [[1, 1], [1, 1], [0, 0]])
-    return _round(pixels + change)
-
-
-def _shift_hue(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-    """The amount is in turns of the colour circle."""
-    return _round(tf.image.adjust_hue(tf.cast(image, tf.float32) / 255, amount) * 255)
+    return pixels + change
 
 
 def _posterize(image: tf.Tensor, bits: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
@@ -217,7 +208,7 @@ def _stretch(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor
     low, high = (tf.cast(extreme, tf.float32) for extreme in extremes)
     varies = high > low
     scale = tf.where(varies, 255 / (high - low), 1)
-    return _round((tf.cast(image, tf.float32) - tf.where(varies, low, 0)) * scale)
+    return tf.saturate_cast((tf.cast(image, tf.float32) - tf.where(varies, low, 0)) * scale + 0.5, tf.uint8)
 
 
 def _equalize(image: tf.Tensor, amount: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
@@ -254,12 +245,12 @@ OPERATIONS: Mapping[str, Operation] = {
     "shear_y": Operation(0, 1, "around", warp=lambda a, *_: [(1, 0, 0), (a, 1, 0)]),
     "translate_x": Operation(0, 1, "around", warp=lambda a, _, size: [(1, 0, -a * size[1]), (0, 1, 0)]),
     "translate_y": Operation(0, 1, "around", warp=lambda a, _, size: [(1, 0, 0), (0, 1, -a * size[0])]),
-    "zoom": Operation(0, 0.9, "around", warp=_zoom),
+    "zoom": Operation(0, 0.9, "around", warp=lambda a, *_: [(1 / (1 + a), 0, 0), (0, 1 / (1 + a), 0)]),
     "crop": Operation(1, 0.05, "between", warp=_crop),
-    "brightness": Operation(0, 1, "around", recolour=lambda image, a, _: _round(tf.cast(image, tf.float32) * (1 + a))),
+    "brightness": Operation(0, 1, "around", recolour=_as_floats(lambda pixels, a: pixels * (1 + a))),
     "contrast": Operation(0, 1, "around", recolour=_contrast),
     "saturation": Operation(0, 1, "around", recolour=_saturate),
-    "hue": Operation(0, 0.5, "around", recolour=_shift_hue),
+    "hue": Operation(0, 0.5, "around", recolour=_as_floats(lambda rgb, a: tf.image.adjust_hue(rgb / 255, a) * 255)),
     "sharpness": Operation(0, 1, "around", recolour=_sharpen),
     "posterize": Operation(8, 1, "between", recolour=_posterize),
     "solarize": Operation(256, 0, "between", recolour=_solarize),

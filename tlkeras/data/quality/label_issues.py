@@ -46,8 +46,7 @@ def find_label_issues(
     own = p[np.arange(len(rows)), labels]
     confident = _find_confident_classes(p, labels, own, counted)
     noise = _estimate_noise(labels, confident, counted, p.shape[1])
-    chosen = _prune_by_noise_rate(p, labels, own, noise) & _prune_by_class(labels, own, noise)
-    suspected = np.flatnonzero(chosen & (confident >= 0) & (confident != labels))
+    suspected = np.flatnonzero(_prune(p, labels, own, noise) & (confident >= 0) & (confident != labels))
     margins = p[suspected, confident[suspected]] - own[suspected]
     order = np.argsort(-margins, kind="stable")
     return [
@@ -77,25 +76,18 @@ def _estimate_noise(labels: np.ndarray, confident: np.ndarray, weights: np.ndarr
     return np.divide(joint, totals, out=np.zeros_like(joint), where=totals > 0)
 
 
-def _prune_by_noise_rate(p: np.ndarray, labels: np.ndarray, own: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """For each label and other class, the estimated number of rows with the largest margin of the other, bool [n]."""
-    chosen = np.zeros(len(labels), bool)
-    for label, other in np.argwhere(noise > 0):
-        if label != other:
-            rows = np.flatnonzero(labels == label)
-            wrong = round(noise[label, other] * len(rows))
-            chosen[rows[np.argsort(own[rows] - p[rows, other], kind="stable")[:wrong]]] = True
-    return chosen
-
-
-def _prune_by_class(labels: np.ndarray, own: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """For each label, the estimated number of wrong rows, the least probable ones, bool [n]."""
-    chosen = np.zeros(len(labels), bool)
+def _prune(p: np.ndarray, labels: np.ndarray, own: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Of each label the estimated number of wrong rows, the least probable, with the largest margins, bool [n]."""
+    by_noise_rate, by_class = np.zeros((2, len(labels)), bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         wrong = round((noise[label].sum() - noise[label, label]) * len(rows))
-        chosen[rows[np.argsort(own[rows], kind="stable")[:wrong]]] = True
-    return chosen
+        by_class[rows[np.argsort(own[rows], kind="stable")[:wrong]]] = True
+        for other in np.flatnonzero(noise[label]):
+            if other != label:
+                wrong = round(noise[label, other] * len(rows))
+                by_noise_rate[rows[np.argsort(own[rows] - p[rows, other], kind="stable")[:wrong]]] = True
+    return by_noise_rate & by_class
 
 
 def find_outliers(features: np.ndarray, neighbours: int = 10) -> list[Outlier]:

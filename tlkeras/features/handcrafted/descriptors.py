@@ -1,4 +1,4 @@
-"""Handcrafted features of one image as a vector: HOG, SIFT by a codebook, local binary patterns, colour; no TensorFlow."""
+"""Handcrafted features, one image to one vector: HOG, SIFT, local binary patterns, colour; imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -187,8 +187,7 @@ def root_sift(descriptors: np.ndarray) -> np.ndarray:
 
 
 def encode(descriptors: np.ndarray, book: Codebook, encoding: str) -> np.ndarray:
-    """The descriptors (m, 128) of an image as one vector of length one, (k,), (k c,) or (2 k c,); zeros if there are
-    none."""
+    """The vector of length one, (k,), (k c,) or (2 k c,), of an image's descriptors (m, 128); zeros if m is 0."""
     words, components = book["centres"].shape
     if not len(descriptors):
         return np.zeros({"words": words, "vlad": words * components, "fisher": 2 * words * components}[encoding])
@@ -204,10 +203,9 @@ def bag_of_words(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def encode_vlad(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The sum of the differences of rows (m, c) from their nearest centre, centre after centre: (k c,).
+    """The sums of differences of rows (m, c) from their nearest centre, centre after centre: (k c,).
 
-    Jegou et al., CVPR 2010; each sum is normalised before the whole ("All about VLAD", Arandjelovic and Zisserman
-    2013).
+    Jegou et al., CVPR 2010; each sum is normalised before all are (Arandjelovic and Zisserman, "All about VLAD", 2013).
     """
     chosen = _find_nearest(X, centres)
     member = (chosen[:, None] == np.arange(len(centres))).astype(X.dtype)
