@@ -71,12 +71,10 @@ def check_splits(dataset: Dataset) -> None:
     train, test = ((dataset.weights > 0) & (dataset.split == split) for split in ("train", "test"))
     problems = [] if test.any() else ["There is no test image (with a weight above 0)."]
     for task in dataset.tasks:
-        absent = _list_absent(task, dataset, train)
         if test.any() and not (test & task.is_labelled(dataset.targets[task.name])).any():
             problems.append(f"{task.name!r}: no test image (with a weight above 0) has a label.")
-        if absent:
-            shown = ", ".join(list_some(absent))
-            problems.append(f"{task.name!r}: no training image (with a weight above 0) shows {shown}.")
+        if absent := _list_absent(task, dataset, train):
+            problems.append(f"{task.name!r}: no training image (with a weight above 0) shows {absent}.")
     if problems:
         hint = "Add images, change the split, or remove the class."
         raise DataError.from_problems(f"There are too few images to train and test all classes. {hint}", problems)
@@ -85,17 +83,15 @@ def check_splits(dataset: Dataset) -> None:
 def classes_missing_from_test(dataset: Dataset) -> list[str]:
     """Sentences on the classes that cannot be evaluated, because no test image has them."""
     tested = (dataset.weights > 0) & (dataset.split == "test")
-    unseen = {task.name: _list_absent(task, dataset, tested) for task in dataset.tasks}
-    return [
-        f"{name!r}: no test image (with a weight above 0) shows {', '.join(list_some(absent))}; it is not measured."
-        for name, absent in unseen.items()
-        if absent
-    ]
+    unseen = [(task.name, absent) for task in dataset.tasks if (absent := _list_absent(task, dataset, tested))]
+    rule = "no test image (with a weight above 0) shows"
+    return [f"{name!r}: {rule} {absent}; it is not measured." for name, absent in unseen]
 
 
-def _list_absent(task: Task, dataset: Dataset, rows: np.ndarray) -> list[str]:
+def _list_absent(task: Task, dataset: Dataset, rows: np.ndarray) -> str:
     shown = np.any(task.coverage_columns(dataset.targets[task.name][rows]), axis=0)
-    return [name for name, is_shown in zip(task.coverage_names, shown, strict=True) if not is_shown]
+    absent = [name for name, is_shown in zip(task.coverage_names, shown, strict=True) if not is_shown]
+    return ", ".join(list_some(absent))
 
 
 def _number_strata(dataset: Dataset, *more: np.ndarray) -> np.ndarray:
@@ -112,8 +108,8 @@ def _join_coverage(dataset: Dataset) -> np.ndarray:
 
 
 def _check_fractions(validation: float, test: float) -> np.ndarray:
-    wrong = [(name, share) for name, share in (("validation", validation), ("test", test)) if not 0 <= share < 1]
-    problems = [f"{name} is not a fraction, at least 0 and less than 1. Received: {share}." for name, share in wrong]
+    wrong = {name: share for name, share in {"validation": validation, "test": test}.items() if not 0 <= share < 1}
+    problems = [f"{name} is not a fraction, at least 0 and less than 1. Received: {wrong[name]}." for name in wrong]
     if not problems and validation + test >= 1:
         problems = [f"validation and test leave nothing to train on. Received: {validation} + {test}."]
     if problems:

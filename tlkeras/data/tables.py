@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tlkeras.data.headers import ImageWarning, InvalidImage
-from tlkeras.data.tasks import Task, list_classes, make_task
+from tlkeras.data.tasks import Task, list_classes, make_task, read_number
 from tlkeras.errors import DataError, list_some, suggest
 
 SPLITS = ("train", "validation", "test")
@@ -204,14 +203,10 @@ def _make_task(table: ImageTable, name: str, facts: Mapping[str, str]) -> Task:
 
 
 def _parse_weights(table: ImageTable, column: str, problems: list[str]) -> np.ndarray:
-    weights, wrong = np.ones(len(table), np.float32), []
-    for row, text in enumerate(table.columns[column] if column else ()):
-        try:
-            weights[row] = float(text) if text else 1.0
-        except ValueError:
-            weights[row] = math.nan
-        if not (math.isfinite(weights[row]) and weights[row] >= 0):
-            wrong.append(f"{column!r} of {table.keys[row]} is {text!r}; a weight is a number, 0 or more.")
+    cells = table.columns[column] if column else [""] * len(table)
+    weights = np.array([read_number(cell) if cell else 1.0 for cell in cells], np.float32)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    wrong = [f"{column!r} of {table.keys[row]} is {cells[row]!r}; a weight is a number, 0 or more." for row in bad]
     if not wrong and len(table) and not weights.any():
         wrong.append(f"{column!r}: every weight is 0.")
     problems += list_some(wrong)

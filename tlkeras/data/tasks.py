@@ -232,7 +232,7 @@ class RegressionTask(Task):
         return {"kind": "regression"}
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
-        return np.array([_read_number(cell) for cell in cells], dtype=np.float64)
+        return np.array([read_number(cell) for cell in cells], dtype=np.float64)
 
     def is_labelled(self, targets: np.ndarray) -> np.ndarray:
         return np.isfinite(targets)
@@ -299,7 +299,7 @@ class RegressionTask(Task):
 
     def list_unknown(self, cells: Sequence[str]) -> list[str]:
         given = [cell for cell in dict.fromkeys(cells) if cell not in ("", MISSING_LABEL)]
-        return [f"{self.name!r}: {cell!r} is not a finite number." for cell in given if np.isnan(_read_number(cell))]
+        return [f"{self.name!r}: {cell!r} is not a finite number." for cell in given if np.isnan(read_number(cell))]
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
         problems, known = list_some(self.list_unknown(cells)), self.encode(cells)
@@ -312,7 +312,8 @@ def _only(names: Sequence[str], what: str) -> str:
     return f"only one {what}, {names[0]!r}" if names else f"no {what}"
 
 
-def _read_number(cell: str) -> float:
+def read_number(cell: str) -> float:
+    """The number in a cell of a table, NaN if it is not a finite one."""
     with suppress(ValueError):
         if math.isfinite(number := float(cell)):
             return number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tlkeras.errors import ResourceError
@@ -37,21 +38,12 @@ def peak_memory() -> int | None:
 
 def free_memory() -> int | None:
     """Bytes that this process may still use, of the machine and of its container; None if unknown."""
-    found = [free for free in (_read_machine(), _read_container()) if free is not None]
-    return min(found, default=None)
-
-
-def _read_machine() -> int | None:
-    try:
+    found: list[int] = []
+    with suppress(OSError):
         lines = _MEMINFO.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _read_container() -> int | None:
-    try:
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError):
         limit, used = ((_CONTROL_GROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return None
-    return int(limit) - int(used) if limit.isdigit() else None
+        if limit.isdigit():
+            found.append(int(limit) - int(used))
+    return min(found, default=None)
