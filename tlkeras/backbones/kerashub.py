@@ -110,11 +110,9 @@ def _read_shape(name: str, backbone: Any) -> int | None:
 
 
 def _load_converter(name: str) -> Any | None:
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return import_keras_hub().layers.ImageConverter.from_preset(_find_preset(name))
-    except (ValueError, FileNotFoundError):
-        return None
+    with contextlib.suppress(ValueError, FileNotFoundError), contextlib.redirect_stdout(io.StringIO()):
+        return import_keras_hub().layers.ImageConverter.from_preset(_find_preset(name))
+    return None
 
 
 def _read_scaling(converter: Any | None) -> tuple[Any, Any]:
@@ -210,23 +208,17 @@ class _LayerPool:
     def take(self, kind: str, config: dict[str, Any], place: tuple[int, ...]) -> Any:
         source = json.dumps([kind, config], sort_keys=True)
         if source != self.source or place in self.taken:
-            self.backbone, self.source, self.taken = _make_backbone(kind, config), source, set()
+            hub = import_keras_hub()
+            found: Any = getattr(hub.models, kind, None)
+            if not (isinstance(found, type) and issubclass(found, hub.models.Backbone)):  # a file may name any class
+                raise BackboneError("KerasHub has no such backbone.", repr(kind), "Load only models that you trust.")
+            self.backbone, self.source, self.taken = found.from_config(config), source, set()
         self.taken.add(place)
         layer = self.backbone.layers[place[0]]
         return layer if len(place) == 1 else layer._layers[place[1]]
 
 
 _layers = _LayerPool()
-
-
-def _make_backbone(kind: str, config: dict[str, Any]) -> Any:
-    """A backbone with random weights; of KerasHub only, because its name may come from a file."""
-    hub = import_keras_hub()
-    found: Any = getattr(hub.models, kind, None)
-    known = isinstance(found, type) and issubclass(found, hub.models.Backbone)
-    if not known:
-        raise BackboneError("KerasHub has no such backbone.", repr(kind), "Load only models that you trust.")
-    return found.from_config(config)
 
 
 class _Repeater:

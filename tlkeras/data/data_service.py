@@ -28,7 +28,6 @@ _TIMEOUT = 5.0  # seconds
 
 logger = logging.getLogger(__name__)
 
-Element = tuple[tf.Tensor, tf.Tensor]
 Arrival = tuple[int, np.ndarray] | None
 
 
@@ -60,7 +59,7 @@ def make_data_service_dataset(
     """
 
     @tf.autograph.experimental.do_not_convert
-    def load(index: tf.Tensor, path: tf.Tensor) -> Element:
+    def load(index: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image = decode(tf.io.read_file(path), size, resize)
         return index, image if augment is None else augment(image, index)
 
@@ -71,10 +70,9 @@ def make_data_service_dataset(
     here = tf.function(load, autograph=False)
 
     def decode_here(index: int) -> np.ndarray | None:
-        try:
+        with suppress(tf.errors.OpError):  # unreadable, here too
             return here(tf.constant(index, tf.int64), names[index])[1].numpy()
-        except tf.errors.OpError:  # unreadable, here too
-            return None
+        return None
 
     with closing(_receive(lambda: decoded.apply(distribute), address)) as arrivals:
         ordered = _sort_by_index(arrivals, count, decode_here)

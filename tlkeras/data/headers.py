@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
@@ -213,12 +214,8 @@ def _check_bitmap(data: bytes) -> None:
 def _orientation(exif: bytes | None) -> int:
     from PIL import Image
 
-    if not exif:
-        return 1
-    try:
-        parsed = Image.Exif()
-        parsed.load(exif)
+    parsed, value = Image.Exif(), 1
+    with suppress(Exception):  # a broken EXIF block is ignored
+        parsed.load(exif or b"")
         value = parsed.get(0x0112, 1)
-    except Exception:  # a broken EXIF block is ignored
-        return 1
     return value if value in range(1, 9) else 1

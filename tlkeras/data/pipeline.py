@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import tensorflow as tf
@@ -78,10 +79,9 @@ def _read_chunks(paths: Sequence[str]) -> Iterator[tuple[np.ndarray, list[bytes]
 
 
 def _read_slice(path: str) -> bytes:
-    try:
+    with suppress(ImageError):
         return read_image(path)
-    except ImageError:
-        return b""
+    return b""
 
 
 def list_cores() -> list[int]:

@@ -160,19 +160,14 @@ def extract_activations(
             computed = _fill(stores, missing, dataset, int(needed.sum()), runner.run(stream))
         ids = np.array([[store.locate(digests) for store in of_view] for of_view in stores])
         found = np.all(ids >= 0, axis=(0, 1))
-        return Activations(
-            views=tuple(
-                tuple(CachedActivations(store, of[found]) for store, of in zip(of_view, ids_of_view, strict=True))
-                for of_view, ids_of_view in zip(stores, ids, strict=True)
-            ),
-            kept=np.flatnonzero(found),
-            rejected=tuple(read_error(dataset.paths[row]) for row in np.flatnonzero(~found).tolist()),
-            engine=used,
-            computed=computed,
-            reused=int(np.count_nonzero(~missing.any(axis=1))),
-            seconds=time.monotonic() - started,
-            _open=stack.pop_all(),
-        )
+        outputs = [
+            tuple(CachedActivations(store, of[found]) for store, of in zip(*of_view, strict=True))
+            for of_view in zip(stores, ids, strict=True)
+        ]
+        rejected = tuple(map(read_error, dataset.paths[~found]))
+        reused, seconds = int(np.count_nonzero(~missing.any(axis=1))), time.monotonic() - started
+        kept = np.flatnonzero(found)
+        return Activations(tuple(outputs), kept, rejected, used, computed, reused, seconds, stack.pop_all())
 
 
 def count_cache_misses(

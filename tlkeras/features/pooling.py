@@ -30,9 +30,6 @@ class GeneralizedMean(layers.Layer):
         powers = ops.power(ops.maximum(inputs, _EPSILON), self.power)
         return ops.power(ops.mean(powers, axis=(1, 2)), 1 / self.power)
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return (input_shape[0], input_shape[-1])
-
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "power": self.power}
 
@@ -71,9 +68,6 @@ class CompactBilinear(layers.Layer):
         sketch = ops.matmul(real, self._back_real) + ops.matmul(imaginary, self._back_imaginary)
         rooted = ops.sign(sketch) * ops.sqrt(ops.abs(sketch))
         return rooted / ops.maximum(ops.sqrt(ops.sum(rooted**2, axis=1, keepdims=True)), _EPSILON)
-
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return (input_shape[0], self.width)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "width": self.width, "seed": self.seed}

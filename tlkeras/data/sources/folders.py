@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,14 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
     Packaged sets are "tfds:NAME", "tfds:NAME/CONFIG", "elpv" and "sklearn-digits" ("./elpv" is a folder of that name).
     Images that are not files yet are written below `store`, once. A DataError lists all problems with the source.
     """
-    packaged: dict[str, Callable[[], ImageTable]] = {"elpv": read_elpv, "sklearn-digits": partial(read_digits, store)}
-    if source in packaged:
-        return packaged[source]()
+    if source in BUILTIN_DATASETS:
+        return read_elpv() if source == "elpv" else read_digits(store)
     if source.startswith("tfds:"):
         return read_tfds(source, store, tfds_data_dir)
     path = os.path.expanduser(source)
     if os.path.isdir(path):
         return read_folder(source)
-    if os.path.isfile(path) and path.lower().endswith((".csv", ".tsv")):
+    if _is_manifest(path):
         return read_manifest(source)
     if os.path.isfile(path) and path.lower().endswith(_ARCHIVES):
         raise DataError("Archives are not read.", f"{source!r}", "Unpack it, and pass the folder.")
@@ -49,8 +48,11 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
 def is_data_source(reference: str) -> bool:
     """True for a folder, a manifest, a packaged set or a name of TensorFlow Datasets."""
     path = os.path.expanduser(reference)
-    manifest = os.path.isfile(path) and path.lower().endswith((".csv", ".tsv"))
-    return reference in BUILTIN_DATASETS or reference.startswith("tfds:") or os.path.isdir(path) or manifest
+    return reference in BUILTIN_DATASETS or reference.startswith("tfds:") or os.path.isdir(path) or _is_manifest(path)
+
+
+def _is_manifest(path: str) -> bool:
+    return os.path.isfile(path) and path.lower().endswith((".csv", ".tsv"))
 
 
 def load_recipe_or_source(
@@ -83,7 +85,9 @@ def read_folder(source: str) -> ImageTable:
         labels.add(label)
         rows += [(path, label, split) for path in _walk(folder, root, rejected)]
     if not rows:
-        _raise_empty(source, labels, rejected)
+        received = f"{len(labels)} class folder(s) and no image" if labels else "no class folder"
+        headline = f"No images found. Received: {source!r} with {received}. Put images into one folder per class."
+        raise DataError.from_problems(headline, list_some([str(rejection) for rejection in rejected]))
     columns = {"label": [label for _, label, _ in rows]}
     if rows[0][2]:
         columns["split"] = [split for _, _, split in rows]
@@ -196,16 +200,9 @@ def _check_link(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
     return None
 
 
-def _raise_empty(source: str, labels: set[str], rejected: list[InvalidImage]) -> None:
-    received = f"{len(labels)} class folder(s) and no image" if labels else "no class folder"
-    headline = f"No images found. Received: {source!r} with {received}. Put images into one folder per class."
-    raise DataError.from_problems(headline, list_some([str(rejection) for rejection in rejected]))
-
-
 def _list_siblings(path: str) -> list[str]:
     """Paths in the folder of a path that does not exist, at most 100."""
     parent = os.path.dirname(path)
-    try:
+    with suppress(OSError):
         return [os.path.join(parent, to_printable(name)) for name in os.listdir(parent or ".")][:100]
-    except OSError:
-        return []
+    return []
