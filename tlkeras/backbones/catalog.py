@@ -7,13 +7,12 @@ import fnmatch
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+
+import pydantic
 
 from tlkeras.config.schema.features import KERAS_HUB_PREFIX
 from tlkeras.errors import BackboneError, suggest
 from tlkeras.results import Result
-
-_NUMBERS = ("parameters", "multiply_adds", "default_size", "minimum_size", "feature_width")
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,11 @@ def _read_catalog() -> Iterator[BackboneInfo]:
     Sizes, widths and parameters are those of Keras; accuracies are from keras.io/api/applications, of MobileNetV3 from
     its docstring, of EfficientNet-Lite from its authors; multiply-adds are counted from the graphs.
     """
+    parser = pydantic.TypeAdapter(BackboneInfo)
     with (files("tlkeras.backbones") / "catalog.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            facts: dict[str, Any] = {**row, **{name: int(row[name]) for name in _NUMBERS}}
-            facts |= {"weights": tuple(row["weights"].split()), "package": row["package"] or None}
-            facts["top1"] = float(row["top1"]) if row["top1"] else None
-            yield BackboneInfo(**facts)
+            facts = {name: value for name, value in row.items() if value or name == "constructor"}
+            yield parser.validate_python({**facts, "weights": row["weights"].split()})
 
 
 _CATALOG = {info.name: info for info in _read_catalog()}

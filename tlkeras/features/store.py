@@ -17,7 +17,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -96,7 +96,7 @@ def _verify(file: BinaryIO, checksum: int) -> None:
         raise DamagedShardError("its checksum is wrong")
 
 
-class ActivationStore:
+class ActivationStore(AbstractContextManager["ActivationStore"]):
     """One open namespace with rows [n, *shape]; from `ActivationCache.open`, and closed by `close` or a `with`.
 
     Its files begin with `owner`, unique among stores; the lock is held until it is closed.
@@ -116,9 +116,6 @@ class ActivationStore:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
-
-    def __enter__(self) -> ActivationStore:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -231,7 +228,7 @@ class ShardFile:
         self.bytes += len(content)
 
 
-class Writer:
+class Writer(AbstractContextManager["Writer"]):
     """Appends rows in shards of bounded size and age; each is durable as soon as it is sealed.
 
     An exception in the `with`, Ctrl-C included, keeps all rows added before it.
@@ -241,9 +238,6 @@ class Writer:
         self._store, self._shard_bytes, self._shard_seconds = store, shard_bytes, shard_seconds
         self._file: ShardFile | None = None
         self._opened = 0.0
-
-    def __enter__(self) -> Writer:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._seal()

@@ -109,16 +109,20 @@ def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> 
     there are none of these, all images, without a split. A DataError is raised for an unknown name, no images, or a
     data set that is neither prepared nor downloadable.
     """
+    import tensorflow_datasets as tfds
+
     folder = _folder(source, store)
     builder = _prepare(source, data_dir)
     features = builder.info.features
-    image = _find_image(source, features)
+    images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    if not images:
+        raise DataError("The TensorFlow dataset has no images.", f"{source} with {', '.join(features)}")
     columns = _choose_columns(features)
     splits = {name: SPLIT_ALIASES[name] for name in builder.info.splits if name in SPLIT_ALIASES}
     splits = splits or dict.fromkeys(builder.info.splits, "")
     folder = folder / "tfds" / builder.info.full_name
     total = sum(builder.info.splits[name].num_examples for name in splits)
-    _write_once(folder, [*columns, "split"], _encode_tfds(builder, image, columns, splits), total)
+    _write_once(folder, [*columns, "split"], _encode_tfds(builder, images[0], columns, splits), total)
     table = read_manifest(str(folder / "manifest.csv"))
     supervised = builder.info.supervised_keys or ()
     labels = {name: features[name].names for name in columns if hasattr(features[name], "names")}
@@ -158,15 +162,6 @@ def _prepare(source: str, data_dir: Path | None) -> Any:
         way_out = f"Prepare it on a machine with a network, and copy it to {builder.data_dir}"
         raise DataError(rule, received, way_out) from error
     return builder
-
-
-def _find_image(source: str, features: Any) -> str:
-    import tensorflow_datasets as tfds
-
-    found = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    if not found:
-        raise DataError("The TensorFlow dataset has no images.", f"{source} with {', '.join(features)}")
-    return found[0]
 
 
 def _choose_columns(features: Any) -> dict[str, Callable[[Any], str]]:

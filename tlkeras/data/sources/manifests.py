@@ -47,7 +47,21 @@ def read_manifest(source: str) -> ImageTable:
     if "split" in columns:
         columns["split"] = _normalise_splits(numbers, columns["split"], problems)
     _raise_any(source, problems)
-    return _to_table(source, root, [str(path) for path in paths], columns)
+    files = list(map(str, paths))
+    found = [_check_file(file) for file in files]
+    kept, rejected = [row for row, problem in enumerate(found) if problem is None], tuple(filter(None, found))
+    if not kept:
+        reasons = list_some([str(rejection) for rejection in rejected])
+        raise DataError.from_problems(f"No image of the manifest {source!r} exists.", reasons)
+    return ImageTable(
+        source=source,
+        root=Path(root),
+        paths=[files[row] for row in kept],
+        keys=_make_keys(files, root, columns, kept),
+        columns={name: [values[row] for row in kept] for name, values in columns.items()},
+        defaults={role: role for role in COLUMN_ROLES if role in columns},
+        rejected=rejected,
+    )
 
 
 def write_lines(file: Path, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
@@ -61,24 +75,6 @@ def write_lines(file: Path, columns: Iterable[str], rows: Iterable[Sequence[str]
 def _raise_any(source: str, problems: list[str]) -> None:
     if problems:
         raise DataError.from_problems(f"The manifest {source!r} cannot be used.", list_some(problems))
-
-
-def _to_table(source: str, root: str, paths: list[str], columns: dict[str, list[str]]) -> ImageTable:
-    problems = [_check_file(path) for path in paths]
-    rows = [row for row, problem in enumerate(problems) if problem is None]
-    rejected = tuple(filter(None, problems))
-    if not rows:
-        reasons = list_some([str(rejection) for rejection in rejected])
-        raise DataError.from_problems(f"No image of the manifest {source!r} exists.", reasons)
-    return ImageTable(
-        source=source,
-        root=Path(root),
-        paths=[paths[row] for row in rows],
-        keys=_make_keys(paths, root, columns, rows),
-        columns={name: [values[row] for row in rows] for name, values in columns.items()},
-        defaults={role: role for role in COLUMN_ROLES if role in columns},
-        rejected=rejected,
-    )
 
 
 def _make_keys(paths: list[str], root: str, columns: Mapping[str, list[str]], rows: Sequence[int]) -> list[str]:
