@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tlkeras.backbones.graph import find_pairs, fold_batch_norm
 from tlkeras.errors import TlkerasError
 from tlkeras.features import engines
-from tlkeras.features.batch_norm_folding import find_pairs, fold_batch_norm
 from tlkeras.features.engines import make_engine
 
 ALL = ("openvino", "tensorflow", "keras")

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from tlkeras.features.batch_norm_folding import pass_on
+from tlkeras.backbones.graph import pass_on
 from tlkeras.finetuning.cpu_kernels import use_fused_cpu_ops
 from tlkeras.finetuning.freezing import unfreeze
 from tlkeras.finetuning.precision import computing_in

@@ -12,13 +12,12 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tlkeras.backbones.blocks import find_cuts
-from tlkeras.backbones.graph import max_batch_size
+from tlkeras.backbones.graph import fold_batch_norm, max_batch_size
 from tlkeras.data.tasks import Task
 from tlkeras.errors import ExportError, RunError, TlkerasError
 from tlkeras.evaluation.attribution import find_scores
 from tlkeras.evaluation.calibration import LogitScaling, ScalingMethod, fit_scaling
 from tlkeras.evaluation.run_data import RunData
-from tlkeras.features.batch_norm_folding import fold_batch_norm
 from tlkeras.runs.directory import Run
 from tlkeras.runs.predictions import load_predictions
 

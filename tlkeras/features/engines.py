@@ -15,9 +15,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from tlkeras.backbones.graph import max_batch_size, run_in_parts
+from tlkeras.backbones.graph import fold_batch_norm, max_batch_size, run_in_parts
 from tlkeras.errors import TlkerasError, suggest
-from tlkeras.features.batch_norm_folding import fold_batch_norm
 from tlkeras.features.handcrafted.layer import list_handcrafted
 
 EngineBatch = tuple[np.ndarray, np.ndarray]

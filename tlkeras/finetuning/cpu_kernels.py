@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tlkeras.features.batch_norm_folding import OPERATIONS, find_pairs, fold, pass_on
+from tlkeras.backbones.graph import OPERATIONS, find_pairs, fold, pass_on
 from tlkeras.finetuning.freezing import calling, runs_in_inference
 
 _WIDE = 4  # columns of a kernel
