@@ -39,10 +39,11 @@ def test_what_probabilities_speak_for():
 
 
 def test_both_splits_of_a_label_are_aspects():
-    aspects = LABELS.coverage_columns(LABELS.encode(["dog", "?"]))
-    assert aspects.tolist() == [[False, True, False, True, False, True], [False] * 6]
-    assert LABELS.coverage_names[3:] == ("the absence of cat", "the absence of dog", "the absence of night")
-    assert ONE.coverage_columns(ONE.encode(["dog", ""])).tolist() == [[False, True], [False, False]]
+    aspects = LABELS.find_coverage(LABELS.encode(["dog", "?"]))
+    assert np.stack([*aspects.values()], 1).tolist() == [[False, True, False, True, False, True], [False] * 6]
+    assert [*aspects][3:] == ["the absence of cat", "the absence of dog", "the absence of night"]
+    one = ONE.find_coverage(ONE.encode(["dog", ""]))
+    assert np.stack([*one.values()], 1).tolist() == [[False, True], [False, False]]
 
 
 @pytest.mark.parametrize("task", [LABELS, ONE])

@@ -210,7 +210,8 @@ class _LayerPool:
         if source != self.source or place in self.taken:
             hub = import_keras_hub()
             found: Any = getattr(hub.models, kind, None)
-            if not (isinstance(found, type) and issubclass(found, hub.models.Backbone)):  # a file may name any class
+            known = isinstance(found, type) and issubclass(found, hub.models.Backbone)
+            if not known:  # a file may name any class
                 raise BackboneError("KerasHub has no such backbone.", repr(kind), "Load only models that you trust.")
             self.backbone, self.source, self.taken = found.from_config(config), source, set()
         self.taken.add(place)

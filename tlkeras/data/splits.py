@@ -89,9 +89,8 @@ def classes_missing_from_test(dataset: Dataset) -> list[str]:
 
 
 def _list_absent(task: Task, dataset: Dataset, rows: np.ndarray) -> str:
-    shown = np.any(task.coverage_columns(dataset.targets[task.name][rows]), axis=0)
-    absent = [name for name, is_shown in zip(task.coverage_names, shown, strict=True) if not is_shown]
-    return ", ".join(list_some(absent))
+    sets = task.find_coverage(dataset.targets[task.name][rows])
+    return ", ".join(list_some([name for name, images in sets.items() if not images.any()]))
 
 
 def _number_strata(dataset: Dataset, *more: np.ndarray) -> np.ndarray:
@@ -104,7 +103,8 @@ def _number_strata(dataset: Dataset, *more: np.ndarray) -> np.ndarray:
 
 def _join_coverage(dataset: Dataset) -> np.ndarray:
     """Sets of images of which every split needs some, bool [n, columns]."""
-    return np.concatenate([task.coverage_columns(dataset.targets[task.name]) for task in dataset.tasks], axis=1)
+    sets = [images for task in dataset.tasks for images in task.find_coverage(dataset.targets[task.name]).values()]
+    return np.array(sets, bool).reshape(-1, len(dataset)).T
 
 
 def _check_fractions(validation: float, test: float) -> np.ndarray:

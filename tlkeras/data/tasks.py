@@ -117,14 +117,9 @@ class Task:
         """Overlapping sets of images that are balanced between the splits, bool [n, columns]."""
         return np.zeros((len(targets), 0), bool)
 
-    def coverage_columns(self, targets: np.ndarray) -> np.ndarray:
-        """Sets of images of which every split needs some, bool [n, columns], named by `coverage_names`."""
-        return self.members(targets)
-
-    @property
-    def coverage_names(self) -> tuple[str, ...]:
-        """Names of the columns of `coverage_columns`."""
-        return self.class_names
+    def find_coverage(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+        """Sets of images of which every split needs some, bool [n], by name."""
+        return dict(zip(self.class_names, self.members(targets).T, strict=True))
 
     def list_unknown(self, cells: Sequence[str]) -> list[str]:
         """Problems with classes of a column that the task does not have."""
@@ -192,13 +187,10 @@ class MultiLabelTask(Task):
     def balanced(self, targets: np.ndarray) -> np.ndarray:
         return self.members(targets)
 
-    def coverage_columns(self, targets: np.ndarray) -> np.ndarray:
-        """Images with and without each label, bool [n, 2 k]: a label that all images have cannot be learned."""
-        return np.concatenate([targets == 1, targets == 0], axis=1)
-
-    @property
-    def coverage_names(self) -> tuple[str, ...]:
-        return (*self.class_names, *(f"the absence of {name}" for name in self.class_names))
+    def find_coverage(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+        """Images with and without each label: one that all images have cannot be learned."""
+        names = [*self.class_names, *(f"the absence of {name}" for name in self.class_names)]
+        return dict(zip(names, [*(targets == 1).T, *(targets == 0).T], strict=True))
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
         problems = []
@@ -209,8 +201,8 @@ class MultiLabelTask(Task):
         if len(self.class_names) < 2:
             way_out = "Write a single one as two classes, yes and no, without data.separator."
             problems.append(f"{self.name!r}: {_only(self.class_names, 'label')}. At least two are needed. {way_out}")
-        counts = self.coverage_columns(self.encode(cells)).sum(axis=0)
-        few = [f"{name} ({count})" for name, count in zip(self.coverage_names, counts, strict=True) if count < 2]
+        sets = self.find_coverage(self.encode(cells))
+        few = [f"{name} ({rows.sum()})" for name, rows in sets.items() if rows.sum() < 2]
         if few:
             way_out = "A label needs two with it and two without. Add images, or remove the label."
             problems.append(f"{self.name!r}: fewer than two images: {', '.join(list_some(few))}. {way_out}")
@@ -247,7 +239,6 @@ class RegressionTask(Task):
         return targets[:, None].astype(np.float32)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """The numbers themselves, [n, 1]."""
         return probabilities
 
     def same_decision(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -289,13 +280,8 @@ class RegressionTask(Task):
         edges = np.quantile(targets[known], [0.2, 0.4, 0.6, 0.8]) if known.any() else np.zeros(0)
         return np.where(known, np.searchsorted(edges, np.nan_to_num(targets)), -1)
 
-    def coverage_columns(self, targets: np.ndarray) -> np.ndarray:
-        """No sets that every split needs, bool [n, 0]."""
-        return np.zeros((len(targets), 0), bool)
-
-    @property
-    def coverage_names(self) -> tuple[str, ...]:
-        return ()
+    def find_coverage(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+        return {}
 
     def list_unknown(self, cells: Sequence[str]) -> list[str]:
         given = [cell for cell in dict.fromkeys(cells) if cell not in ("", MISSING_LABEL)]
