@@ -93,10 +93,7 @@ def _flatten(model: keras.Model, inputs: keras.KerasTensor) -> keras.KerasTensor
 
 
 def _fix_names(model: keras.Model) -> None:
-    """Name layers that Keras named by a counter of the process alike in every process.
-
-    The zeros keep them apart from names that Keras makes for layers which are added later.
-    """
+    """Name layers alike in every process; the zeros keep them apart from names that Keras makes later."""
     counts: Counter[str] = Counter()
     for operation in model.operations:
         if is_named_by_keras(operation):

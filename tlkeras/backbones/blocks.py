@@ -83,10 +83,7 @@ def find_cut(model: keras.Model, cut: CutPoint | str | int) -> CutPoint:
 
 
 def split(model: keras.Model, cut: CutPoint | str | int) -> tuple[keras.Model, keras.Model]:
-    """The models from the input to a cut and from there to the output; together they compute the same.
-
-    They share the model's variables. At the last cut the second is the identity.
-    """
+    """The models from the input to a cut and from there to the output, perhaps the identity; they share variables."""
     tensor = find_cut(model, cut).tensor
     prefix = keras.Model(model.input, tensor, name=f"{model.name}_prefix")
     outputs = model.output

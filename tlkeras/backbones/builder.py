@@ -45,16 +45,10 @@ def build_backbone(
     """A backbone as one flat functional graph from uint8 images, with its normalisation inside.
 
     From `images`, uint8 [n, size, size, 3], to the last feature map, float32 [n, h, w, width], or with `top` to the
-    probabilities of the 1,000 ImageNet classes, float32 [n, 1000].
-
-    Args:
-        name: Of the catalog, or `hub:PRESET` or `hub:FOLDER` of KerasHub.
-        size: Height and width of the images in pixels. Defaults to the backbone's own.
-        weights: "imagenet", "packaged", "preset" (of KerasHub), "none" (random) or a file: `.weights.h5`, `.h5`,
-            `.keras`, `.pth`.
-
-    Raises:
-        BackboneError: The name is unknown, the size does not fit, or the weights are not available.
+    probabilities of the 1,000 ImageNet classes, float32 [n, 1000]. The name is one of the catalog, or `hub:PRESET` or
+    `hub:FOLDER` of KerasHub; the size, in pixels, defaults to its own. Weights are "imagenet", "packaged", "preset" (of
+    KerasHub), "none" (random) or a file: `.weights.h5`, `.h5`, `.keras`, `.pth`. A BackboneError is raised for an
+    unknown name, a size that does not fit, or weights that are not available.
     """
     info = find_backbone(name)
     size = _check_size(info, size, top)

@@ -75,10 +75,7 @@ def clone_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> An
 
 
 def max_batch_size(model: keras.Model, most: int) -> int:
-    """The number of images, at least one, of which a functional model makes at most `most` rows.
-
-    A layer with an attribute `batch_factor` multiplies the rows of a batch, such as `DihedralViews`.
-    """
+    """The number of images, at least one, of which a model makes at most `most` rows, counting each `batch_factor`."""
     factors = [getattr(call.operation, "batch_factor", 1) for call in trace_calls(model)]
     return max(1, most // round(max(factors, default=1)))
 

@@ -31,10 +31,7 @@ _FORMATS = "Give a .weights.h5, .h5, .keras or .pth file."
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """The weights by layer, in Keras' order, in the order of the file.
-
-    Keys are names of layers, or, if not `named`, Keras' keys in files ("conv2d_1": the second Conv2D).
-    """
+    """Weights by layer in the order of a file: by name, or by Keras' keys in files ("conv2d_1": the second Conv2D)."""
 
     arrays: dict[str, list[np.ndarray]]
     named: bool

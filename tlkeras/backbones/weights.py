@@ -135,23 +135,18 @@ def _download(download: WeightsFile, path: Path) -> None:
 
 
 def load_file(model: keras.Model, path: Path) -> None:
-    """Load a file of weights, its format detected by content, into a backbone made by `build_backbone`.
-
-    A BackboneError is raised if the file is damaged or hostile, or does not fit; the model is then unchanged.
-    """
+    """Load a file of weights into a backbone, which stays unchanged if a BackboneError says that it does not fit."""
     saved = _read_pth(model.name, path) if detect_format(path) == "pth" else read_keras(path)
-    problems: list[str] = []
+    candidates = []
     for pairs in _pair_layers(model, saved):
-        found = _list_misfits(pairs)
-        if not found:
+        candidates.append(_list_misfits(pairs))
+        if not candidates[-1]:
             for layer, arrays in pairs:
                 layer.set_weights(arrays)
             return
-        if not problems or len(found) < len(problems):
-            problems = found
-    shown = problems[:_MAX_PROBLEMS]
-    if len(problems) > len(shown):
-        shown.append(f"and {len(problems) - len(shown)} more layers")
+    problems = min(candidates, key=len, default=[])
+    shown, rest = problems[:_MAX_PROBLEMS], len(problems) - _MAX_PROBLEMS
+    shown += [f"and {rest} more layers"] if rest > 0 else []
     raise BackboneError.from_problems(f"The weights in {path} do not fit {model.name}:", shown)
 
 

@@ -148,11 +148,11 @@ def _sort_by_index(
 
 
 def start_data_worker(join: str | None = None, host: str | None = None, port: int = PORT) -> tuple[str, list[Any]]:
-    """Start a worker of a data service on this machine, and a dispatcher unless that at `join`, HOST:PORT, is.
+    """Start a worker of a data service here, and a dispatcher unless that at `join`, HOST:PORT, is to be served.
 
     Returns HOST:PORT of the dispatcher, and the servers, which end when they are garbage-collected. Other machines
-    reach this one as `host`; the port is that of the dispatcher, 0 for any free one. A RunError is raised if it is in
-    use, or nothing listens at the address to join.
+    reach this one as `host`; port 0 is any free one. A RunError is raised if it is in use, or nothing listens at
+    `join`.
     """
     host, running = host or socket.gethostname(), []
     if join is None:

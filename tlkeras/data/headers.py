@@ -116,10 +116,7 @@ def to_printable(text: str) -> str:
 
 
 def read_image(path: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes of a file, or of a slice of one; folders, pipes and devices are never opened.
-
-    An ImageError is missing, forbidden, special-file, empty, oversized or damaged (the disk cannot read it).
-    """
+    """The bytes of a file, or of a slice of one; folders, pipes and devices are never opened, but an ImageError."""
     piece = parse_slice(path) or ByteRange(path)
     try:
         status = os.stat(piece.file)
@@ -166,10 +163,7 @@ def _is_text(start: bytes) -> bool:
 
 
 def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """The header of an image; pixels of all frames count, as decoders unpack all of them.
-
-    An ImageError is empty, not-an-image, unsupported, too-many-pixels or damaged.
-    """
+    """The header of an image, or an ImageError; pixels of all frames count, as decoders unpack all of them."""
     if not data:
         raise ImageError("empty", "the file is empty")
     kind = detect_format(data)

@@ -90,10 +90,7 @@ class PruneResult(Result):
 
 
 class ActivationCache:
-    """All namespaces under one folder, `default_root()` if None, shared by every process of the user.
-
-    `check_space` enforces the budget, the maximum size of all namespaces together; None: that of the disk.
-    """
+    """All namespaces of one folder, shared by every process of the user, within a budget, or None: that of the disk."""
 
     def __init__(self, root: str | os.PathLike | None = None, budget_bytes: int | None = None):
         self.root = Path(root) if root is not None else default_root()
@@ -115,7 +112,11 @@ class ActivationCache:
                 folder.mkdir(exist_ok=True)
                 _sweep(folder)
                 lock.acquire()
-                _write_description(folder / "space.json", namespace.content)
+                description = folder / "space.json"
+                if not description.exists() or description.read_text("utf-8", "replace") != namespace.content:
+                    with atomic_write(description) as temporary:
+                        temporary.write_text(namespace.content, encoding="utf-8")
+                os.utime(description)  # the time of last use
         return ActivationStore(folder, owner, lock, shape=namespace.shape, dtype=namespace.dtype)
 
     def check_space(self, needed_bytes: int) -> None:
@@ -157,7 +158,9 @@ class ActivationCache:
                 too_old = unused_seconds is not None and time.time() - entry.last_used >= unused_seconds
                 too_much = max_bytes is not None and total > max_bytes
                 if entry.key in free and (too_old or too_much):
-                    _remove(self._folder / entry.key)
+                    renamed = self._folder / f".{entry.key}-{secrets.token_hex(4)}"  # no process reads a part of it
+                    (self._folder / entry.key).rename(renamed)
+                    shutil.rmtree(renamed, ignore_errors=True)
                     total -= entry.bytes
                     removed.append(entry)
         return removed
@@ -195,26 +198,16 @@ def _sweep(folder: Path) -> bool:
         path.unlink(missing_ok=True)
     living = set()
     for path in folder.glob("*.lock"):
-        lock = FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            with FileLock(path, timeout=0):
+                pass
+            path.unlink(missing_ok=True)
         except Timeout:
             living.add(path.stem)
-            continue
-        lock.release()
-        path.unlink(missing_ok=True)
     for path in folder.glob("*.tmp"):
         if path.stem.rpartition("-")[0] not in living:
             path.unlink(missing_ok=True)
     return bool(living)
-
-
-def _write_description(path: Path, content: str) -> None:
-    """Write space.json unless it is there; it was modified when the namespace was last used."""
-    if not path.exists() or path.read_text("utf-8", "replace") != content:
-        with atomic_write(path) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    os.utime(path)
 
 
 def _read_entry(folder: Path) -> CacheEntryInfo:
@@ -234,13 +227,6 @@ def _size(path: Path) -> int:
     with suppress(OSError):
         return path.stat().st_size
     return 0
-
-
-def _remove(folder: Path) -> None:
-    """Remove a namespace; renamed first, so that other processes never read a part of it."""
-    renamed = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-    folder.rename(renamed)
-    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def _format_bytes(count: int) -> str:

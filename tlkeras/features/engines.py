@@ -43,8 +43,8 @@ def make_engine(extractor: keras.Model, name: str = "auto") -> Engine:
 
     `auto` is OpenVINO where it is installed, TensorFlow sees no GPU and no layer calls Python, else TensorFlow; the
     last is "keras". The others are used only if they agree with it on two random images to 1e-3 of the largest value.
-    No engine compiles with XLA: on a CPU it is seven to nine times slower for depthwise convolutions. The extractor is
-    a functional model from images [n, height, width, 3], whose weights are read once.
+    None compiles with XLA: on a CPU it is seven to nine times slower for depthwise convolutions. The extractor is a
+    functional model from images [n, height, width, 3], whose weights are read once.
     """
     if name != "auto" and name not in _ENGINES:
         raise TlkerasError(f"Unknown engine {name!r}.", way_out=suggest(name, ["auto", *_ENGINES]))

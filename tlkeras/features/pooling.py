@@ -163,10 +163,7 @@ def extract_taps(model: keras.Model, cuts: Sequence[CutPoint], pooling: str) -> 
 def concatenate_backbones(
     first: keras.Model, others: Sequence[keras.Model], parts: Sequence[layers.Layer] = ()
 ) -> keras.Model:
-    """One model from images to the vectors of several backbones, and of layers on images, concatenated.
-
-    The first one's graph stays flat; the others are applied as layers.
-    """
+    """One model from images to the vectors of a flat graph, of others as layers, and of layers, concatenated."""
     return add_layers(first.input, [first.output, *(other(first.input) for other in others)], parts, first.name)
 
 

@@ -43,10 +43,7 @@ class DamagedShardError(ValueError):
 
 
 class Shard:
-    """The rows [n, *shape], read-only and backed by the file, and digests [n] of 32 bytes, of one checked file.
-
-    A DamagedShardError is raised if the file has the wrong size, kind of rows or checksum.
-    """
+    """The rows [n, *shape] and digests [n] of one file, which backs them; a DamagedShardError if it is damaged."""
 
     def __init__(self, path: Path, dtype: np.dtype, shape: Sequence[int]):
         kind, width = dtype.newbyteorder("<"), math.prod(shape)
@@ -97,10 +94,7 @@ def _verify(file: BinaryIO, checksum: int) -> None:
 
 
 class ActivationStore(AbstractContextManager["ActivationStore"]):
-    """One open namespace with rows [n, *shape]; from `ActivationCache.open`, and closed by `close` or a `with`.
-
-    Its files begin with `owner`, unique among stores; the lock is held until it is closed.
-    """
+    """One open namespace with rows [n, *shape], from `ActivationCache.open`; its files' names begin with `owner`."""
 
     def __init__(self, folder: Path, owner: str, lock: BaseFileLock, *, shape: Sequence[int], dtype: str):
         self.folder, self.owner = folder, owner
@@ -229,10 +223,7 @@ class ShardFile:
 
 
 class Writer(AbstractContextManager["Writer"]):
-    """Appends rows in shards of bounded size and age; each is durable as soon as it is sealed.
-
-    An exception in the `with`, Ctrl-C included, keeps all rows added before it.
-    """
+    """Appends rows in shards of bounded size and age, durable when sealed; an exception in the `with` loses none."""
 
     def __init__(self, store: ActivationStore, shard_bytes: int, shard_seconds: float):
         self._store, self._shard_bytes, self._shard_seconds = store, shard_bytes, shard_seconds

@@ -65,10 +65,7 @@ class Transform:
 
 
 def apply_transforms(transforms: Sequence[Transform], image: tf.Tensor, draws: tf.Tensor, fill: str) -> tf.Tensor:
-    """Apply transforms in order: uint8 [h, w, 3] -> uint8 [h, w, 3].
-
-    `draws` are random numbers for the amount and the place of each, float32 [transforms or more, 3] in [0, 1).
-    """
+    """Apply transforms in order; `draws` [transforms or more, 3], in [0, 1), are for amount and place of each."""
     matrix = None
     size = tf.cast(tf.shape(image)[:2], tf.float32)
     for transform, draw in zip(transforms, tf.unstack(draws)[: len(transforms)], strict=True):

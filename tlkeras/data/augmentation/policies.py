@@ -44,10 +44,7 @@ class AugmentationPolicy:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def apply(self, image: tf.Tensor, number: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """One view: uint8 [h, w, 3] -> uint8 [h, w, 3], square where the policy swaps rows and columns.
-
-        Orientations depend on `number`, modulo the size, random draws on `seed`, int [2], alone.
-        """
+        """One view, uint8 [h, w, 3]: orientations by `number`, modulo the size, or draws by `seed`, int [2], alone."""
         if self.size is not None:
             return apply_dihedral(image, number % self.size)
         numbers = 1 + 3 * max(map(len, self.chains))

@@ -1,7 +1,4 @@
-"""Augmentation as numbered views: view v of an image is a pure function of policy, seed, image and v.
-
-The image is known by the SHA-256 of its file, so that activations of a view can be cached. Images are uint8 RGB.
-"""
+"""Augmentation as numbered views: each a pure function of policy, seed, number and the SHA-256 of the image's file."""
 
 from __future__ import annotations
 

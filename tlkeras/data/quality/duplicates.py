@@ -149,8 +149,8 @@ def write_manifest(
 ) -> Path:
     """Write the kept images to a new CSV manifest in or above the folder of the images, with all columns of the table.
 
-    Groups become the column "group" if there are any; `remarks` are more columns, one string per image of the dataset.
-    A DataError is raised if the file exists or lies elsewhere, a ResourceError if it cannot be written.
+    Groups become a column if there are any; `remarks` are more columns, of one string per image of the dataset. A
+    DataError is raised if the file exists or lies elsewhere, a ResourceError if it cannot be written.
     """
     target = Path(os.path.abspath(os.path.expanduser(path)))
     folder, root = os.path.realpath(target.parent), os.path.realpath(table.root)

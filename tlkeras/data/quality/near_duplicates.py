@@ -233,10 +233,9 @@ def _transform(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def search_all(thumbnails: np.ndarray, threshold: float) -> Iterator[Candidates]:
-    """Yield pairs, among them all that correlate this much.
+    """Yield pairs, among them all that correlate this much, by 64 lowest frequencies and the length of the remainder.
 
-    All are compared, by their 64 lowest frequencies and the length of the remainder: as the product of two lengths
-    bounds the product of two vectors, no pair is missed. No thumbnail is flat.
+    As the product of two lengths bounds the product of two vectors, no pair is missed. No thumbnail is flat.
     """
     chunks, spectra = range(0, len(thumbnails), _CHUNK), _transform(thumbnails)
     rest = np.sqrt(np.maximum(1 - np.square(spectra).sum(axis=(1, 2)), 0))[:, None]

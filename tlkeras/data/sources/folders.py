@@ -58,10 +58,7 @@ def _is_manifest(path: str) -> bool:
 def load_recipe_or_source(
     reference: str | Path | Recipe, overrides: Mapping[str, Any] | None = None
 ) -> tuple[Recipe, bool]:
-    """A recipe, and True if it was given; for a source of images it is `linear_probe` on them.
-
-    A source is a folder, a manifest, "tfds:NAME" or a packaged set; overrides are values by dotted key.
-    """
+    """A recipe, and True if it was given; for a source, see `is_data_source`, it is `linear_probe` on its images."""
     if isinstance(reference, Recipe) or not is_data_source(str(reference)) or reference in list_recipes():
         return load_recipe(reference, overrides), True
     source = str(reference)
