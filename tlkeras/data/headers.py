@@ -7,7 +7,6 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -29,15 +28,12 @@ MAX_BYTES = 256 * 2**20
 _SLICE = re.compile(r"(?P<file>.+\.tfrecord)@(?P<offset>\d{1,18})\+(?P<length>\d{1,18})", re.DOTALL)
 
 
-def _read_signatures() -> Iterator[tuple[int, bytes, str]]:
-    """Offset and first bytes of each format, the most special first."""
-    with (files("tlkeras.data") / "signatures.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            signature = row["signature"].encode().decode("unicode_escape").encode("latin-1")
-            yield int(row["offset"]), signature, row["format"]
-
-
-_SIGNATURES = tuple(_read_signatures())
+with (files("tlkeras.data") / "signatures.csv").open(encoding="utf-8") as file:
+    # offset and first bytes of each format, the most special first
+    _SIGNATURES = [
+        (int(row["offset"]), row["signature"].encode().decode("unicode_escape").encode("latin-1"), row["format"])
+        for row in csv.DictReader(file)
+    ]
 _OTHER_IMAGES = ("TIFF", "AVIF", "HEIC", "JPEG XL", "JPEG 2000", "icon (ICO)", "Photoshop (PSD)", "DICOM", "SVG")
 
 

@@ -150,8 +150,10 @@ def _cut_strata(
 ) -> np.ndarray:
     """Cut every stratum, in the order of its hashes, into test, validation and train."""
     sizes = np.bincount(strata)
-    if tolerance == 0:
-        counts = _exact_counts(sizes, shares)
+    if tolerance == 0:  # exact in each stratum and in all
+        test = _apportion(sizes, shares[0])
+        validation = _apportion(sizes - test, shares[1] * sizes.sum() / max((sizes - test).sum(), 1))
+        counts = np.column_stack([test, validation, sizes - test - validation])
     else:
         counts = _tolerant_counts(strata, sizes, _natural(numbers, shares), shares, tolerance)
     member = np.zeros((len(sizes), coverage.shape[1]), bool)
@@ -174,15 +176,8 @@ def _tolerant_counts(
     return np.column_stack([held, sizes - held.sum(axis=1)])
 
 
-def _exact_counts(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Sizes of the splits by largest remainders, exact in each stratum and in all, int64 [strata, 3]."""
-    test = _apportion(sizes, shares[0])
-    rest = sizes - test
-    validation = _apportion(rest, shares[1] * sizes.sum() / max(rest.sum(), 1))
-    return np.column_stack([test, validation, rest - validation])
-
-
 def _apportion(sizes: np.ndarray, share: float) -> np.ndarray:
+    """A share of each size, by largest remainders, int64 [n]."""
     ideal = sizes * share
     counts = np.floor(ideal).astype(np.int64)
     missing = round(ideal.sum()) - counts.sum()

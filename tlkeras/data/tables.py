@@ -23,8 +23,7 @@ class ImageTable:
 
     Attributes:
         source, root: What the table was read from, as the user wrote it; the folder that holds the images.
-        paths: Absolute paths; undecodable bytes are surrogates.
-        keys: Stable identity of each image: its path relative to `root`, with "/" and printable.
+        paths, keys: Absolute paths, undecodable bytes as surrogates; paths relative to `root`, with "/" and printable.
         columns: By name. "split" holds words of `SPLITS`.
         defaults: Column by role ("label", "weight", "group", "domain", "stratify") where the caller names none.
         classes: Class names in their order, for columns where it is known; others are sorted.

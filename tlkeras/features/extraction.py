@@ -84,11 +84,8 @@ class CachedActivations:
 class Activations(AbstractContextManager["Activations"]):
     """Of each view the activations of each output of the extractor, and how `extract_activations` came by them.
 
-    Attributes:
-        kept: Positions of the images that have activations, int64 [k]; `rejected` are the others, with reasons.
-        engine: Name of the engine; None if all activations were cached.
-        computed, reused: Images run through the engine, and cached ones, each view counted.
-        seconds: In total, building the engine included.
+    `kept` are the positions of images that have activations, int64 [k]; `rejected` the others, with reasons. The engine
+    is None if all were cached; computed and reused are numbers of images, each view counted; seconds are all.
     """
 
     views: tuple[tuple[CachedActivations, ...], ...]
@@ -130,7 +127,7 @@ def extract_activations(
 
     Args:
         extractor: From images [n, size, size, 3] to one or several tensors.
-        dataset: The images; their digests are known.
+        dataset: The images, with digests.
         facts: Of the namespace of each output; those of images, view, shape and dtype are added here.
         cache: None: a temporary folder until the result is closed.
         engine: A name as in `make_engine`, or an engine made for this extractor before.

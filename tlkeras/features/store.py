@@ -54,7 +54,11 @@ class Shard:
             facts = os.fstat(file.fileno())
             identity = (str(path), facts.st_ino, facts.st_mtime_ns)
             if identity not in _verified:
-                _verify(file, checksum)
+                found = 0
+                while chunk := file.read(_CHUNK):  # mapped pages would count as memory of this process
+                    found = zlib.crc32(chunk, found)
+                if found != checksum:
+                    raise DamagedShardError("its checksum is wrong")
                 _verified.add(identity)
             file.seek(0)
             mapped = facts.st_size >= _MAPPED
@@ -82,15 +86,6 @@ def _read_header(file: BinaryIO) -> tuple[int, int, int]:
     if size != expected:
         raise DamagedShardError(f"it has {size} bytes instead of {expected}")
     return count, row_bytes, checksum
-
-
-def _verify(file: BinaryIO, checksum: int) -> None:
-    """Compare with the checksum of the rest of the file; read, since mapped pages count as memory of this process."""
-    found = 0
-    while chunk := file.read(_CHUNK):
-        found = zlib.crc32(chunk, found)
-    if found != checksum:
-        raise DamagedShardError("its checksum is wrong")
 
 
 class ActivationStore(AbstractContextManager["ActivationStore"]):

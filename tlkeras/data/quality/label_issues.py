@@ -36,9 +36,8 @@ def find_label_issues(
     estimate how many labels of each kind are wrong. That many rows that count for another class are returned, if both
     rankings of the paper choose them ("prune by noise rate" and "prune by class").
 
-    Probabilities [n, k] are out-of-sample; targets int [n], of which -1 are skipped, and labels that never have a
-    probability above 0. Weights [n] are those in means and counts. For several labels, call it for each with
-    `np.stack([1 - p, p], axis=1)`.
+    Probabilities [n, k] are out-of-sample; targets int [n], of which -1 are skipped; weights [n] those in means and
+    counts. For several labels, call it for each with `np.stack([1 - p, p], axis=1)`.
     """
     rows = np.flatnonzero(targets >= 0)
     p, labels = np.asarray(probabilities, np.float64)[rows], np.asarray(targets)[rows]

@@ -38,13 +38,11 @@ def _read_facts(source: str) -> dict[str, str]:
 def read_elpv() -> ImageTable:
     """The 2,624 solar cells of the package elpv-dataset (Buerhop-Lutz et al. 2018, Deitsch et al. 2019).
 
-    Columns:
-        probability: Of a defect, as in the file: 0.0, 0.3333333333333333, 0.6666666666666666 or 1.0.
-        defect, any_defect: "defective" where it is at least 0.5, and, the label of Deitsch et al., above 0.
-        certainty: The weight of Deitsch et al.: the probability where raters were unsure (1/3, 2/3), otherwise 1.
-        module: Pseudo-modules to group by: the file lists the cells of a module together, so each run of n cells of one
-            type (mono, poly) is cut into round(n / 60) nearly equal parts. These are the 44 modules (18 mono, 26 poly)
-            of the publication; their borders within a run are approximate.
+    The probability of a defect is as in the file, 0.0, 0.3333333333333333, 0.6666666666666666 or 1.0; a cell is
+    defective from 0.5 on, or, by the label `any_defect` of Deitsch et al., above 0. Certainty is their weight: the
+    probability where raters were unsure (1/3, 2/3), otherwise 1. Modules are pseudo-modules to group by: the file lists
+    the cells of a module together, so that each run of n cells of one type is cut into round(n / 60) nearly equal
+    parts. These are the 44 modules (18 mono, 26 poly) of the publication; their borders within a run are approximate.
     """
     found = importlib.util.find_spec("elpv_dataset")
     if found is None or not found.submodule_search_locations:

@@ -41,7 +41,10 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
         raise DataError("Archives are not read.", f"{source!r}", "Unpack it, and pass the folder.")
     rule = "The source is not a .csv manifest." if os.path.exists(path) else "There is no such source of images."
     kinds = "Pass a folder with one folder per class, a .csv manifest, tfds:NAME, elpv or sklearn-digits."
-    near = suggest(source, [*BUILTIN_DATASETS, *_list_siblings(path)])
+    parent, siblings = os.path.dirname(path), []
+    with suppress(OSError):
+        siblings = [os.path.join(parent, to_printable(name)) for name in os.listdir(parent or ".")][:100]
+    near = suggest(source, [*BUILTIN_DATASETS, *siblings])
     raise DataError(rule, repr(source), f"{near} {kinds}" if near.startswith("Did") else kinds)
 
 
@@ -195,11 +198,3 @@ def _check_link(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
     if not os.path.isfile(target):
         return InvalidImage(entry.path, "missing", "a link to a missing file")
     return None
-
-
-def _list_siblings(path: str) -> list[str]:
-    """Paths in the folder of a path that does not exist, at most 100."""
-    parent = os.path.dirname(path)
-    with suppress(OSError):
-        return [os.path.join(parent, to_printable(name)) for name in os.listdir(parent or ".")][:100]
-    return []
