@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import keras
@@ -105,14 +106,9 @@ def find_blocks(model: keras.Model) -> list[Block]:
     if not located or located[-1][1] != len(calls):
         raise BackboneError("Only a model with one output has blocks.", f"{len(model.outputs)} outputs")
     located = _drop_straddled(calls, located)
-    starts = [0, *(end for _, end in located[:-1])]
-    segments = [calls[start:end] for start, (_, end) in zip(starts, located, strict=True)]
+    segments = [calls[start:end] for start, end in pairwise([0, *(end for _, end in located)])]
     ends = _choose_ends(segments, [cut for cut, _ in located])
-    starts = [0, *(last + 1 for last in ends[:-1])]
-    groups = [
-        [call for segment in segments[start : last + 1] for call in segment]
-        for start, last in zip(starts, ends, strict=True)
-    ]
+    groups = [calls[start:end] for start, end in pairwise([0, *(located[last][1] for last in ends)])]
     shared = [_share_words(group, model.name) for group in groups]
     lasts = [group[-1].name for group in groups]
     names = [name if name and shared.count(name) == 1 else last for name, last in zip(shared, lasts, strict=True)]
