@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tlkeras.data.decoding import decode
 from tlkeras.data.headers import parse_slice
+from tlkeras.data.pipeline import Augment
 from tlkeras.errors import DataError, RunError
 
 service = tf.data.experimental.service
@@ -44,13 +45,7 @@ def check_data_service(address: str, paths: Sequence[str]) -> None:
 
 
 def make_data_service_dataset(
-    address: str,
-    paths: Sequence[str],
-    size: int,
-    resize: str,
-    batch_size: int,
-    *,
-    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+    address: str, paths: Sequence[str], size: int, resize: str, batch_size: int, *, augment: Augment | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the batches of `make_image_dataset`, decoded by the workers of a data service at HOST:PORT.
 

@@ -12,6 +12,9 @@ import tensorflow as tf
 from tlkeras.data.decoding import decode, decode_file
 from tlkeras.data.headers import ImageError, InvalidImage, parse_slice, read_image
 
+Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+"""From an image uint8 [h, w, 3] and its index, an int64 scalar, to its view or views."""
+
 _CHUNK = 4096
 _PACKED_CHUNK = 64  # encoded images in memory
 
@@ -31,7 +34,7 @@ def make_image_dataset(
     resize: str,
     batch_size: int,
     *,
-    augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+    augment: Augment | None = None,
     workers: int | None = None,
     prefetch: int = 2,
 ) -> tf.data.Dataset:

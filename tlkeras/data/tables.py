@@ -122,7 +122,7 @@ def build_dataset(
         raise DataError.from_problems(f"{table.source!r} lacks columns that were named:", problems)
     alike = {} if separator is None or isinstance(separator, Mapping) else {"separator": separator}
     facts = separator if isinstance(separator, Mapping) else {}
-    tasks = tuple(_make_task(table, name, facts.get(name, alike)) for name in labels)
+    tasks = [_make_task(table, name, facts.get(name, alike)) for name in labels]
     problems = [problem for task in tasks for problem in task.list_problems(table.columns[task.name])]
     return _make_dataset(table, tasks, chosen, stratify, problems)
 
@@ -138,17 +138,13 @@ def build_dataset_for_tasks(table: ImageTable, tasks: Sequence[Task], roles: Map
     wanted = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
     chosen = {role: column if column in table.columns else "" for role, column in wanted.items()}
     unknown = [problem for task in tasks for problem in task.list_unknown(table.columns[task.name])]
-    return _make_dataset(table, tuple(tasks), chosen, None, list_some(unknown))
+    return _make_dataset(table, tasks, chosen, None, list_some(unknown))
 
 
 def _make_dataset(
-    table: ImageTable,
-    tasks: tuple[Task, ...],
-    chosen: Mapping[str, str],
-    stratify: Sequence[str] | None,
-    problems: list[str],
+    table: ImageTable, tasks: Sequence[Task], roles: dict[str, str], stratify: Sequence[str] | None, problems: list[str]
 ) -> Dataset:
-    weights = _parse_weights(table, chosen["weight"], problems)
+    weights = _parse_weights(table, roles["weight"], problems)
     if problems:
         raise DataError.from_problems(f"The labels or weights of {table.source!r} cannot be used:", problems)
     if stratify is None:
@@ -158,11 +154,11 @@ def _make_dataset(
         root=table.root,
         keys=_objects(table.keys),
         paths=_objects(table.paths),
-        tasks=tasks,
+        tasks=tuple(tasks),
         targets={task.name: task.encode(table.columns[task.name]) for task in tasks},
         weights=weights,
-        groups=_column(table, chosen["group"]),
-        domains=_column(table, chosen["domain"]),
+        groups=_column(table, roles["group"]),
+        domains=_column(table, roles["domain"]),
         strata=_join(table, stratify),
         given_splits=_column(table, "split" if "split" in table.columns else ""),
         digests=_objects([""] * len(table)),

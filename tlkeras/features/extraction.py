@@ -25,6 +25,9 @@ from tlkeras.progress import progress_bar
 
 BATCH_SIZE = 32
 
+_Facts = Sequence[Mapping[str, Any]]
+_Stores = list[list[ActivationStore]]  # by view, and by output of the extractor
+
 
 def average_positions(rows: np.ndarray) -> np.ndarray:
     """Maps [n, height, width, channels] averaged to [n, channels]; vectors [n, d] as they are."""
@@ -181,11 +184,7 @@ def count_cache_misses(
 
 
 def _make_namespaces(
-    extractor: keras.Model,
-    dataset: Dataset,
-    facts: Sequence[Mapping[str, Any]],
-    views: Sequence[AugmentedView],
-    dtype: str | Sequence[str],
+    extractor: keras.Model, dataset: Dataset, facts: _Facts, views: Sequence[AugmentedView], dtype: str | Sequence[str]
 ) -> list[list[Namespace]]:
     common = decoding_facts(dataset, extractor.input_shape[1])
     dtypes = [dtype] * len(facts) if isinstance(dtype, str) else dtype
@@ -201,7 +200,7 @@ def _make_namespaces(
 
 def _open_stores(
     stack: ExitStack, cache: ActivationCache, namespaces: Sequence[Sequence[Namespace]], digests: Sequence[str]
-) -> tuple[list[list[ActivationStore]], np.ndarray, np.ndarray]:
+) -> tuple[_Stores, np.ndarray, np.ndarray]:
     """The stores; which images they lack, bool [views, outputs, n]; images and views to compute, bool [n, views].
 
     Of images with equal digests only the first is computed. A ResourceError is raised if there is no space for them.
@@ -226,11 +225,7 @@ def _select_needed(batches: Iterable[EngineBatch], needed: np.ndarray) -> Genera
 
 
 def _fill(
-    stores: Sequence[Sequence[ActivationStore]],
-    missing: np.ndarray,
-    dataset: Dataset,
-    needed: int,
-    results: Generator[EngineOutput, None, None],
+    stores: _Stores, missing: np.ndarray, dataset: Dataset, needed: int, results: Generator[EngineOutput, None, None]
 ) -> int:
     """Add to each store the rows missing in it; the number of images computed, each view counted."""
     computed = 0

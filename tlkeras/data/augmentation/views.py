@@ -15,9 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.augmentation.policies import AugmentationPolicy
-
-Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-"""From an image uint8 [h, w, 3] and its index, an int64 scalar, to its view or views."""
+from tlkeras.data.pipeline import Augment
 
 Placement = Literal["pipeline", "graph"]
 
