@@ -149,6 +149,7 @@ def _make_dataset(
         raise DataError.from_problems(f"The labels or weights of {table.source!r} cannot be used:", problems)
     if stratify is None:
         stratify = [table.defaults["stratify"]] if "stratify" in table.defaults else []
+    strata = [table.columns[name] for name in stratify] or [[""] * len(table)]
     return Dataset(
         source=table.source,
         root=table.root,
@@ -159,7 +160,7 @@ def _make_dataset(
         weights=weights,
         groups=_column(table, roles["group"]),
         domains=_column(table, roles["domain"]),
-        strata=_join(table, stratify),
+        strata=_objects([" | ".join(values) for values in zip(*strata, strict=True)]),
         given_splits=_column(table, "split" if "split" in table.columns else ""),
         digests=_objects([""] * len(table)),
         split=_objects([""] * len(table)),
@@ -210,11 +211,6 @@ def _parse_weights(table: ImageTable, column: str, problems: list[str]) -> np.nd
 
 def _column(table: ImageTable, name: str) -> np.ndarray:
     return _objects(table.columns[name] if name else [""] * len(table))
-
-
-def _join(table: ImageTable, names: Sequence[str]) -> np.ndarray:
-    columns = [table.columns[name] for name in names] or [[""] * len(table)]
-    return _objects([" | ".join(values) for values in zip(*columns, strict=True)])
 
 
 def _objects(values: Sequence[str]) -> np.ndarray:

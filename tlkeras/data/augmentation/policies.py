@@ -48,16 +48,13 @@ class AugmentationPolicy:
         if self.size is not None:
             return apply_dihedral(image, number % self.size)
         numbers = 1 + 3 * max(map(len, self.chains))
-        for draws in tf.unstack(tf.random.stateless_uniform([self.rounds, numbers], seed, alg="philox")):
-            image = self._run_round(image, draws[0], tf.reshape(draws[1:], [-1, 3]))
+        for drawn in tf.unstack(tf.random.stateless_uniform([self.rounds, numbers], seed, alg="philox")):
+            draws = tf.reshape(drawn[1:], [-1, 3])
+            branches = [partial(apply_transforms, chain, image, draws, self.fill) for chain in self.chains]
+            chosen = tf.cast(drawn[0] * len(branches), tf.int32)
+            several = len(branches) > 1
+            image = tf.ensure_shape(tf.switch_case(chosen, branches), image.shape) if several else branches[0]()
         return image
-
-    def _run_round(self, image: tf.Tensor, choice: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-        branches = [partial(apply_transforms, chain, image, draws, self.fill) for chain in self.chains]
-        if len(branches) == 1:
-            return branches[0]()
-        chosen = tf.cast(choice * len(branches), tf.int32)
-        return tf.ensure_shape(tf.switch_case(chosen, branches), image.shape)
 
 
 # The operations of both papers, without the identity, and their strongest values in RandAugment and TrivialAugment.

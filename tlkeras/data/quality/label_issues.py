@@ -44,8 +44,12 @@ def find_label_issues(
     counted = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)[rows]
     own = p[np.arange(len(rows)), labels]
     confident = _find_confident_classes(p, labels, own, counted)
-    noise = _estimate_noise(labels, confident, counted, p.shape[1])
-    suspected = np.flatnonzero(_prune(p, labels, own, noise) & (confident >= 0) & (confident != labels))
+    joint = np.zeros((p.shape[1], p.shape[1]))  # of labels and classes
+    counts = confident >= 0
+    np.add.at(joint, (labels[counts], confident[counts]), counted[counts])
+    totals = joint.sum(axis=1, keepdims=True)
+    noise = np.divide(joint, totals, out=np.zeros_like(joint), where=totals > 0)
+    suspected = np.flatnonzero(_prune(p, labels, own, noise) & counts & (confident != labels))
     margins = p[suspected, confident[suspected]] - own[suspected]
     order = np.argsort(-margins, kind="stable")
     return [
@@ -64,15 +68,6 @@ def _find_confident_classes(p: np.ndarray, labels: np.ndarray, own: np.ndarray, 
     reached = p >= thresholds - 1e-12  # a mean of equal values may be a rounding error above them
     best = np.where(reached, p, -1).argmax(axis=1)
     return np.where(reached.any(axis=1) & np.isfinite(thresholds[labels]), best, -1)
-
-
-def _estimate_noise(labels: np.ndarray, confident: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
-    """Fraction of each label's rows that are of each class, [k, k]; rows add up to 1, or 0 if never counted."""
-    joint = np.zeros((classes, classes))
-    counts = confident >= 0
-    np.add.at(joint, (labels[counts], confident[counts]), weights[counts])
-    totals = joint.sum(axis=1, keepdims=True)
-    return np.divide(joint, totals, out=np.zeros_like(joint), where=totals > 0)
 
 
 def _prune(p: np.ndarray, labels: np.ndarray, own: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -99,21 +94,17 @@ def find_outliers(features: np.ndarray, neighbours: int = 10) -> list[Outlier]:
     count = min(neighbours, min(len(features), _REFERENCES) - 1)
     if count < 1:
         return []
-    distances = _measure_distances(np.asarray(features, np.float32), count)
+    vectors = np.asarray(features, np.float32)
+    references = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), _REFERENCES)).astype(np.int64))
+    search = NearestNeighbors(n_neighbors=count + 1, algorithm="brute").fit(vectors[references])
+    lengths, nearest = search.kneighbors(vectors)
+    itself = references[nearest] == np.arange(len(vectors))[:, None]
+    # If a row is not a reference, or equal rows take its place, the farthest neighbour is one too many.
+    itself[~itself.any(axis=1), -1] = True
+    distances = lengths[~itself].reshape(len(vectors), count).mean(axis=1)
     logarithms = np.log(np.maximum(distances, 1e-6))
     middle = np.median(logarithms)
     spread = 1.4826 * np.median(np.abs(logarithms - middle))
     threshold = np.exp(middle + _DEVIATIONS * max(spread, 0.01))
     order = np.argsort(-distances, kind="stable")
     return [Outlier(int(row), float(distances[row] / threshold)) for row in order if distances[row] > threshold]
-
-
-def _measure_distances(vectors: np.ndarray, count: int) -> np.ndarray:
-    """Mean distance of each row to its `count` nearest references other than itself, float [n]."""
-    references = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), _REFERENCES)).astype(np.int64))
-    search = NearestNeighbors(n_neighbors=count + 1, algorithm="brute").fit(vectors[references])
-    distances, nearest = search.kneighbors(vectors)
-    itself = references[nearest] == np.arange(len(vectors))[:, None]
-    # If a row is not a reference, or equal rows take its place, the farthest neighbour is one too many.
-    itself[~itself.any(axis=1), -1] = True
-    return distances[~itself].reshape(len(vectors), count).mean(axis=1)

@@ -88,15 +88,13 @@ def read_folder(source: str) -> ImageTable:
         received = f"{len(labels)} class folder(s) and no image" if labels else "no class folder"
         headline = f"No images found. Received: {source!r} with {received}. Put images into one folder per class."
         raise DataError.from_problems(headline, list_some([str(rejection) for rejection in rejected]))
-    columns = {"label": [label for _, label, _ in rows]}
-    if rows[0][2]:
-        columns["split"] = [split for _, _, split in rows]
+    paths, names, splits = map(list, zip(*rows, strict=True))
     return ImageTable(
         source=source,
         root=Path(root),
-        paths=[path for path, _, _ in rows],
-        keys=[to_printable(path.removeprefix(root).lstrip(os.sep)).replace(os.sep, "/") for path, _, _ in rows],
-        columns=columns,
+        paths=paths,
+        keys=[to_printable(path.removeprefix(root).lstrip(os.sep)).replace(os.sep, "/") for path in paths],
+        columns={"label": names, "split": splits} if splits[0] else {"label": names},
         defaults={"label": "label"},
         classes={"label": tuple(sorted(labels))},
         rejected=tuple(rejected),

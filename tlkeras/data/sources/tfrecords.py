@@ -55,7 +55,11 @@ def write_tfrecords(table: ImageTable, folder: str | os.PathLike[str], shard_byt
             packed, rejected = _write_shards(table, temporary, shard_bytes)
             if not packed:
                 raise DataError.from_problems("No image could be packed.", list_some([str(bad) for bad in rejected]))
-            _write_manifest(table, temporary, packed)
+            further = [role for role in COLUMN_ROLES if role in table.defaults and role not in table.columns]
+            roles = {role: table.columns[table.defaults[role]] for role in further}
+            columns = {FILE: table.keys, **table.columns, **roles}
+            rows = ([str(piece), *(values[row] for values in columns.values())] for row, piece in packed.items())
+            write_lines(temporary / MANIFEST, columns, rows)
     except (OSError, tf.errors.OpError) as error:  # TensorFlow writes the records, and raises its own errors
         raise ResourceError("Packed images could not be written.", f"{folder} ({error})") from None
     files = list((target / _SHARDS).iterdir())
@@ -108,11 +112,3 @@ def _open_shard(folder: Path, number: int) -> tf.io.TFRecordWriter:
 
 def _shard_name(number: int) -> str:
     return f"{_SHARDS}/{number:05d}.tfrecord"
-
-
-def _write_manifest(table: ImageTable, folder: Path, packed: dict[int, ByteRange]) -> None:
-    further = [role for role in COLUMN_ROLES if role in table.defaults and role not in table.columns]
-    roles = {role: table.columns[table.defaults[role]] for role in further}
-    columns = {FILE: table.keys, **table.columns, **roles}
-    rows = ([str(piece), *(values[row] for values in columns.values())] for row, piece in packed.items())
-    write_lines(folder / MANIFEST, columns, rows)
