@@ -59,8 +59,7 @@ class Block:
 def find_cuts(model: keras.Model) -> list[CutPoint]:
     """Every tensor that alone carries all data, from input to output.
 
-    Walks the graph in topological order and keeps the set of live tensors. A model with several outputs has no cut
-    after the first branch to an output. Where an image has several rows, one for each orientation, there is none. A
+    There is none after the first branch to an output, nor where an image has several rows, one for each orientation. A
     BackboneError is raised for several inputs, or image sizes that are not fixed.
     """
     return [cut for cut, _ in _locate_cuts(model, trace_calls(model))]

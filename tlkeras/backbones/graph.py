@@ -123,10 +123,9 @@ def count_call(call: Node) -> int:
 
 
 def fold_batch_norm(model: keras.Model) -> Callable[[Any], Any]:
-    """The model's inference function, with each batch norm folded into its convolution, from a tensor [n, ...].
+    """The model's inference function, from a tensor [n, ...], with batch norms folded; it does not change the model.
 
-    With s = gamma / sqrt(variance + epsilon), kernel becomes kernel * s and bias (bias - mean) * s + beta. The model is
-    neither copied nor changed: its weights are read once, so that folded kernels are constant.
+    With s = gamma / sqrt(variance + epsilon), the constant kernels are kernel * s, biases (bias - mean) * s + beta.
     """
     stand_ins: dict[int, Callable[..., Any]] = {}
     for convolution, norm in find_pairs(model):
@@ -169,8 +168,7 @@ def fold(
 ) -> Callable[..., Any]:
     """The convolution of a pair from `find_pairs`, followed by its batch norm, as one function of a tensor.
 
-    `xp` computes kernel and bias: numpy once, to constants; `keras.ops` in the graph that is being traced, so that they
-    depend on the variables, which gradients reach. `operations` are the convolutions by type of layer.
+    `xp` computes kernel and bias: numpy once, to constants; `keras.ops` while tracing, so that gradients reach them.
     """
     scale = (xp.array(norm.gamma) if norm.scale else 1.0) / xp.sqrt(xp.array(norm.moving_variance) + norm.epsilon)
     bias = ((xp.array(layer.bias) if layer.use_bias else 0.0) - xp.array(norm.moving_mean)) * scale

@@ -187,8 +187,7 @@ def _name_layers(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def check_archive(path: Path) -> None:
     """Check that a `.keras` archive names no code, files or data outside itself; nothing in it is constructed.
 
-    A BackboneError is raised if it does, or holds more than its size; an OSError, ValueError, KeyError or BadZipFile if
-    it is damaged.
+    A BackboneError is raised if it does; an OSError, ValueError, KeyError or BadZipFile if it is damaged.
     """
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:

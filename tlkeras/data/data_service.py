@@ -49,8 +49,7 @@ def make_data_service_dataset(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the batches of `make_image_dataset`, decoded by the workers of a data service at HOST:PORT.
 
-    Paths are the same on all workers, which take files first come, first served. Those of a dead worker are decoded
-    here. A RunError is raised if the service ends.
+    Workers have the same paths; files of a dead one are decoded here. A RunError is raised if the service ends.
     """
 
     @tf.autograph.experimental.do_not_convert
@@ -143,11 +142,10 @@ def _sort_by_index(
 
 
 def start_data_worker(join: str | None = None, host: str | None = None, port: int = PORT) -> tuple[str, list[Any]]:
-    """Start a worker of a data service here, and a dispatcher unless that at `join`, HOST:PORT, is to be served.
+    """Start a worker of a data service here, and a dispatcher unless there is one at `join`, HOST:PORT.
 
-    Returns HOST:PORT of the dispatcher, and the servers, which end when they are garbage-collected. Other machines
-    reach this one as `host`; port 0 is any free one. A RunError is raised if it is in use, or nothing listens at
-    `join`.
+    Returns HOST:PORT of the dispatcher, and the servers, which end when they are garbage-collected. Others reach this
+    machine as `host`; port 0 is any free one. A RunError is raised if it is in use, or nothing listens at `join`.
     """
     host, running = host or socket.gethostname(), []
     if join is None:

@@ -68,8 +68,7 @@ def decode_file(path: str, size: int, resize: str) -> np.ndarray:
 def resize_to_square(pixels: tf.Tensor, size: int, resize: str) -> tf.Tensor:
     """Resize an image: uint8 [height, width, channels] -> uint8 [size, size, channels].
 
-    Opposite sides are treated alike: where a margin is odd, the square of "crop" is a pixel wider, the image in "pad"
-    one larger or smaller.
+    Opposite sides are treated alike: where a margin is odd, "crop" takes a pixel more, "pad" shows one more or less.
     """
     _check_resize(resize)
     height, width = tf.unstack(tf.shape(pixels)[:2])

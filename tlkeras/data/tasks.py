@@ -24,9 +24,8 @@ TaskType = Literal["multiclass", "multilabel", "regression"]
 class Task:
     """A label to predict, one class per image: its name, and the class names in their order.
 
-    Targets are class indices, int64 [n], -1 where the class is not known. Every kind of task can turn its targets into
-    members, bool [n, k]: which of the k classes an image has. From the probability `threshold` on, if there is one, an
-    image has a label. `output_name` is what the values of a prediction are called in exports.
+    Targets are class indices, int64 [n], -1 where unknown. Every kind of task can turn them into members, bool [n, k]:
+    the classes that an image has. An image has a label from a probability of `threshold` on, if that is not None.
     """
 
     name: str

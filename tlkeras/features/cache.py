@@ -100,8 +100,7 @@ class ActivationCache:
     def open(self, namespace: Namespace) -> ActivationStore:
         """A namespace opened for reading and writing; while the store is open, `prune` leaves it.
 
-        Damaged shards are renamed with a warning, and the unfinished files of killed processes removed. A ResourceError
-        is raised if the folder cannot be made or written.
+        Damaged shards are set aside with a warning. A ResourceError is raised if the folder cannot be made or written.
         """
         folder = self._folder / namespace.key
         owner = f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -141,8 +140,7 @@ class ActivationCache:
     def prune(self, max_bytes: int | None = None, unused_seconds: float | None = None) -> list[CacheEntryInfo]:
         """Remove entries and return them, never one that a living process has open; damaged shards go in any case.
 
-        First those not opened for `unused_seconds`, then the least recently used until the rest takes no more than
-        `max_bytes`. A ResourceError is raised if the folder cannot be written.
+        First those unused for so long, then the least recently used until the rest fits; a ResourceError as in `open`.
         """
         removed: list[CacheEntryInfo] = []
         if not self._folder.exists():

@@ -130,7 +130,6 @@ def extract_activations(
 
     Args:
         extractor: From images [n, size, size, 3] to one or several tensors.
-        dataset: The images, with digests.
         facts: Of the namespace of each output; those of images, view, shape and dtype are added here.
         cache: None: a temporary folder until the result is closed.
         engine: A name as in `make_engine`, or an engine made for this extractor before.

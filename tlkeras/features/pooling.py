@@ -38,10 +38,9 @@ class GeneralizedMean(layers.Layer):
 class CompactBilinear(layers.Layer):
     """From maps (n, h, w, c) to a sketch of the products of all pairs of channels, summed over positions, (n, width).
 
-    The Tensor Sketch of Gao et al. (CVPR 2016): two count sketches of each position are convolved circularly, as a
-    product of their Fourier transforms; then the signed square root and length one. The sum over positions precedes the
-    inverse transform, so that all is matrix products. The width is even; the paper's 8,192 is close to the full
-    product. The seed is that of the two hashes.
+    The Tensor Sketch of Gao et al. (CVPR 2016): two count sketches of each position, drawn by the seed, are convolved
+    circularly, as a product of their Fourier transforms; then the signed square root and length one. The sum over
+    positions precedes the inverse transform, so that all is matrix products. The paper's even width is 8,192.
     """
 
     def __init__(self, width: int = 1024, seed: int = 0, **options: Any):
@@ -119,8 +118,7 @@ def pool(model: keras.Model, pooling: str) -> keras.Model:
 def find_taps(model: keras.Model, taps: Sequence[str | int]) -> list[CutPoint]:
     """The cuts of a backbone whose activations are features, from input to output.
 
-    Taps are blocks by name or index (negative ones count from the output), cuts by name, or "last". A RecipeError lists
-    all that are unknown or named twice.
+    Taps are blocks by name or index (negative ones from the end), cuts by name, or "last", else a RecipeError.
     """
     blocks, cuts = find_blocks(model), find_cuts(model)
     known = {**{cut.name: cut for cut in cuts}, **{block.name: block.cut for block in blocks}, "last": cuts[-1]}

@@ -23,8 +23,7 @@ VERSION = 1
 class AugmentationPolicy:
     """Views of a name in `POLICIES` or "own": `size` orientations by number, or chains of transforms drawn at random.
 
-    In each of the rounds, applied one after the other, one of the chains is drawn, all equally likely. Pixels outside a
-    moved image are filled by "reflect", "nearest" or "constant".
+    Each round applies one of the chains, equally likely. Pixels outside a moved image are filled as in `FILLS`.
     """
 
     name: str

@@ -112,8 +112,7 @@ def cutmix(
 ) -> tuple[tf.Tensor, Any, tf.Tensor]:
     """Images uint8 [n, h, w, 3], each with a box of another pasted in (CutMix, Yun et al. 2019), targets, weights.
 
-    The box takes 1 - Beta(alpha, alpha) of the area, less the part outside; its centre is anywhere. Labels follow the
-    visible area, see `mix_labels`.
+    The box takes 1 - Beta(alpha, alpha) of the area, less the part outside, around any centre; see `mix_labels`.
     """
     count, height, width = tf.unstack(tf.shape(images)[:3])
     partners, *seeds = tf.unstack(tf.random.split(seed, 4))

@@ -88,8 +88,7 @@ def find_outliers(features: np.ndarray, neighbours: int = 10) -> list[Outlier]:
     """Outliers by their mean distance to the nearest neighbours (Angiulli and Pizzuti 2002), the farthest first.
 
     Features, float [n, d], are not normalised: in direction alone, outliers that resemble each other are not far from
-    the rest. The threshold is 4 standard deviations, by the median absolute deviation, above the median of the
-    logarithms, among at most 5,000 evenly spaced rows.
+    the rest. The threshold is 4 standard deviations, by the median absolute deviation, above the median logarithm.
     """
     count = min(neighbours, min(len(features), _REFERENCES) - 1)
     if count < 1:

@@ -66,8 +66,7 @@ def find_near_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list
     Copies are found that were re-encoded, resized, slightly brightened, mirrored or turned by quarters, not crops or
     images without contrast. All pairs are compared by the correlation of their thumbnails, among more than 20,000
     images those with nearly the same hash, and again without the structure common to all images, such as the busbars of
-    solar cells. Every member of a group was compared with its central image (star clustering, Aslam, Pelekhov and Rus
-    2004); it contains all rows of a digest or none.
+    solar cells. A group has a central image (star clustering, Aslam, Pelekhov and Rus 2004), and all rows of a digest.
     """
     members = _list_rows(digests)
     firsts = np.array([rows[0] for rows in members.values()], np.int64)

@@ -103,9 +103,8 @@ def read_digits(store: Path | None) -> ImageTable:
 def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> ImageTable:
     """The images of "tfds:NAME" or "tfds:NAME/CONFIG"; the encoded images are written below `store` once.
 
-    Class labels, scalar texts and whole numbers become columns. The splits train, validation and test are read; where
-    there are none of these, all images, without a split. A DataError is raised for an unknown name, no images, or a
-    data set that is neither prepared nor downloadable.
+    Class labels, scalar texts and whole numbers become columns. The splits train, validation and test are read, or all
+    images without a split. A DataError is raised for an unknown name, no images, or a failed preparation.
     """
     import tensorflow_datasets as tfds
 

@@ -72,10 +72,9 @@ def load_recipe_or_source(
 def read_folder(source: str) -> ImageTable:
     """Read `root/class/...` or, with splits given, `root/train/class/...`, `root/val/...` and `root/test/...`.
 
-    The label is the name of the class folder, in Unicode's normal form C; images may lie in folders below it. Hidden
-    files and those of operating systems are ignored, others without an image's name or content listed in
-    `ImageTable.rejected`, as are links that lead out of the folder, links to folders, pipes and devices. A DataError is
-    raised if there is no image in a class folder.
+    The label is the name of the class folder, in Unicode's normal form C; images may lie in folders below it. Files of
+    operating systems are ignored; `ImageTable.rejected` lists others without an image's name or content, links to
+    folders or out of the root, pipes and devices. A DataError is raised if there is no image in a class folder.
     """
     root = os.path.realpath(os.path.expanduser(source))
     rejected: list[InvalidImage] = []

@@ -43,8 +43,8 @@ def write_tfrecords(table: ImageTable, folder: str | os.PathLike[str], shard_byt
 
     A record is a `tf.train.Example` with "image/encoded", "image/filename" and the table's columns, as other programs
     read it. The manifest's paths are slices of these files; its keys and default roles are those of the table. The
-    folder can be moved; an interruption leaves none. A DataError is raised if it exists or no image can be read, a
-    ResourceError if it cannot be written.
+    folder can be moved. A DataError is raised if it exists or no image can be read, a ResourceError if it cannot be
+    written.
     """
     target = Path(os.path.abspath(os.path.expanduser(folder)))
     if target.exists():
