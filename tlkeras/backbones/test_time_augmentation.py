@@ -57,8 +57,7 @@ class AverageDihedralViews(_Orientations):
 def add_test_time_augmentation(model: keras.Model, cut: str, count: int) -> keras.Model:
     """A model that averages the square map at a cut over orientations of each image; a BackboneError if it is none.
 
-    The layers behind the map get one map per image, as before. Behind average pooling and a linear head this averages
-    the logits. The variables are shared with `model`; a prediction costs `count` times as much, 2 to 8.
+    Behind average pooling and a linear head this averages the logits. The variables are shared with `model`.
     """
     check_map(find_cut(model, cut))
     prefix, suffix = split(model, cut)

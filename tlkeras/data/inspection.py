@@ -6,20 +6,10 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
-from tlkeras.data.headers import (
-    EXTENSIONS,
-    MAX_PIXELS,
-    Header,
-    ImageError,
-    ImageWarning,
-    InvalidImage,
-    check_header,
-    read_image,
-)
+from tlkeras.data.headers import EXTENSIONS, Header, ImageError, ImageWarning, InvalidImage, check_header, read_image
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, list_some
@@ -38,7 +28,7 @@ _MODES = {
 }
 
 
-def validate_images(dataset: Dataset, *, workers: int | None = None, max_pixels: int = MAX_PIXELS) -> Dataset:
+def validate_images(dataset: Dataset, *, workers: int | None = None) -> Dataset:
     """The images whose headers can be read, with digests and warnings; a DataError if a class has none left."""
     digests: list[str] = []
     rejected: list[InvalidImage] = []
@@ -48,7 +38,7 @@ def validate_images(dataset: Dataset, *, workers: int | None = None, max_pixels:
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool, progress as advance:
         for start in range(0, len(dataset), _CHUNK):
             paths = dataset.paths[start : start + _CHUNK]
-            for row, seen in enumerate(pool.map(partial(read_header_and_digest, max_pixels=max_pixels), paths), start):
+            for row, seen in enumerate(pool.map(read_header_and_digest, paths), start):
                 if isinstance(seen, InvalidImage):
                     rejected.append(seen)
                 else:
@@ -60,11 +50,11 @@ def validate_images(dataset: Dataset, *, workers: int | None = None, max_pixels:
     return replace(remaining, digests=np.array(digests, dtype=object), warnings=tuple(warnings))
 
 
-def read_header_and_digest(path: str, max_pixels: int = MAX_PIXELS) -> tuple[str, Header] | InvalidImage:
+def read_header_and_digest(path: str) -> tuple[str, Header] | InvalidImage:
     """SHA-256 of a file and its header, or why it cannot be used; pixels are not decoded."""
     try:
         data = read_image(path)
-        return hashlib.sha256(data).hexdigest(), check_header(data, max_pixels)
+        return hashlib.sha256(data).hexdigest(), check_header(data)
     except ImageError as error:
         return InvalidImage(path, error.code, error.reason)
 

@@ -29,14 +29,7 @@ def epoch_permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def make_image_dataset(
-    paths: Sequence[str],
-    size: int,
-    resize: str,
-    batch_size: int,
-    *,
-    augment: Augment | None = None,
-    workers: int | None = None,
-    prefetch: int = 2,
+    paths: Sequence[str], size: int, resize: str, batch_size: int, *, augment: Augment | None = None, workers: int = 0
 ) -> tf.data.Dataset:
     """Decoded files in order: batches of (index int64 [b], images uint8 [b, size, size, 3]).
 
@@ -60,7 +53,7 @@ def make_image_dataset(
         .map(load, num_parallel_calls=workers, deterministic=True)
         .ignore_errors(log_warning=False)
         .batch(batch_size)
-        .prefetch(prefetch)
+        .prefetch(2)
     )
     options = tf.data.Options()
     options.threading.private_threadpool_size = workers

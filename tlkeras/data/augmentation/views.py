@@ -96,7 +96,7 @@ def make_all_views_fn(views: Sequence[AugmentedView], keys: np.ndarray) -> Augme
         def apply(make: Callable[[tf.Tensor], AugmentedView], numbers: tf.Tensor) -> tf.Tensor:
             return tf.map_fn(lambda at: make(at).apply(image, all_keys[index]), numbers, fn_output_signature=tf.uint8)
 
-        return tf.concat([apply(make, numbers) for make, numbers in groups], axis=0)
+        return tf.concat([apply(*group) for group in groups], axis=0)
 
     return apply_all
 
@@ -120,9 +120,7 @@ def cutmix(
     first, second = (tf.random.stateless_gamma([count], each, alpha) for each in seeds[:2])
     side = tf.sqrt(second / (first + second))
     centres = tf.random.stateless_uniform([2, count], seeds[2])
-    down = _cover(height, centres[0], side)
-    across = _cover(width, centres[1], side)
-    pasted = down[:, :, None] & across[:, None, :]
+    pasted = _cover(height, centres[0], side)[:, :, None] & _cover(width, centres[1], side)[:, None, :]
     mixed = tf.where(pasted[..., None], tf.gather(images, partners), images)
     own = 1 - tf.reduce_mean(tf.cast(pasted, tf.float32), axis=[1, 2])
     return mixed, *mix_labels(targets, weights, partners, own)
