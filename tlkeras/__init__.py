@@ -40,7 +40,7 @@ _VERBS = {
     "show_backbone": "backbones.builder",
     "show_features": "diagnostics.features",
     "show_schedule": "diagnostics.schedule",
-    "start_data_worker": "data.data_service",
+    "start_data_worker": "data.pipeline",
     "train": "training.train",
     "tune": "tuning.search",
 }

@@ -17,14 +17,14 @@ import tlkeras
 from tlkeras.config.recipe import load_recipe
 from tlkeras.data.augmentation.policies import make_policy
 from tlkeras.data.augmentation.views import choose_views, digest_to_seed, make_view_fn
-from tlkeras.data.data_service import (
+from tlkeras.data.pipeline import (
     _MAX_EARLY,
     _sort_by_index,
     check_data_service,
     make_data_service_dataset,
+    make_image_dataset,
     start_data_worker,
 )
-from tlkeras.data.pipeline import make_image_dataset
 from tlkeras.errors import DataError, RecipeError, RunError
 
 
@@ -79,7 +79,7 @@ def test_images_are_sorted_by_index():
 
 @pytest.mark.slow
 def test_a_worker_that_dies_costs_nothing(tmp_path, files):
-    code = "from tlkeras.data.data_service import start_data_worker; import sys, time\n"
+    code = "from tlkeras.data.pipeline import start_data_worker; import sys, time\n"
     code += "running = start_data_worker(sys.argv[1], 'localhost'); print('ready', flush=True); time.sleep(300)"
     address, _running = start_data_worker(host="localhost", port=0)
     worker = subprocess.Popen([sys.executable, "-c", code, address], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -99,7 +99,7 @@ def test_a_worker_that_dies_costs_nothing(tmp_path, files):
 @pytest.mark.slow
 def test_a_service_that_is_gone_costs_nothing_but_time(files, monkeypatch, caplog):
     """Nothing listens any more: after a timeout all images are decoded here."""
-    monkeypatch.setattr("tlkeras.data.data_service._TIMEOUT", 0.2)
+    monkeypatch.setattr("tlkeras.data.pipeline._TIMEOUT", 0.2)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"localhost:{probe.getsockname()[1]}"

@@ -94,19 +94,19 @@ def _check_resize(resize: str) -> None:
 
 def _scale(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     """Average areas along sides that shrink, interpolate along sides that grow."""
-    scaled = tf.cond(
-        tf.reduce_all(tf.shape(pixels)[:2] >= target),
-        lambda: tf.raw_ops.ResizeArea(images=pixels[None], size=target)[0],
-        lambda: _grow(pixels, target),
-    )
+    shrinks = tf.reduce_all(tf.shape(pixels)[:2] >= target)
+    scaled = tf.cond(shrinks, lambda: _average(pixels, target)[0], lambda: _grow(pixels, target))
     return tf.cast(tf.round(scaled), tf.uint8)
+
+
+def _average(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.ResizeArea(images=pixels[None], size=target)
 
 
 @_rare
 def _grow(pixels: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     """Scale where at least one side grows: shrink the other one first."""
-    smaller = tf.minimum(tf.shape(pixels)[:2], target)
-    shrunk = tf.raw_ops.ResizeArea(images=pixels[None], size=smaller)
+    shrunk = _average(pixels, tf.minimum(tf.shape(pixels)[:2], target))
     return tf.image.resize(shrunk, target, method="bilinear")[0]
 
 
@@ -178,11 +178,9 @@ def _read_orientation(encoded: tf.Tensor) -> tf.Tensor:
     TIFF header, whose first directory has the orientation as tag 0x0112.
     """
     start = tf.strings.substr(encoded, 0, 22) + b"\0" * 22
-    second = tf.strings.substr(start, 2, 2)
     # The two usual beginnings without EXIF are seen at once: tables first, or the 16 bytes of JFIF and then tables.
-    plain = (second == b"\xff\xdb") | (
-        (tf.strings.substr(start, 2, 4) == b"\xff\xe0\x00\x10") & (tf.strings.substr(start, 20, 2) == b"\xff\xdb")
-    )
+    second, third = tf.strings.substr(start, 2, 2) == b"\xff\xdb", tf.strings.substr(start, 20, 2) == b"\xff\xdb"
+    plain = second | ((tf.strings.substr(start, 2, 4) == b"\xff\xe0\x00\x10") & third)
     return tf.cond(plain, lambda: 1, lambda: _search_orientation(encoded))
 
 
@@ -212,9 +210,8 @@ def _orientation_of_tiff(tiff: tf.Tensor) -> tf.Tensor:
     little = tiff[0] == 0x49
     short = tf.where(little, [1, 256], [256, 1])
     last = tf.shape(tiff)[0] - 2
-    directory = tf.clip_by_value(
-        tf.reduce_sum(tiff[4:8] * tf.where(little, [1, 256, 65536, 0], [0, 65536, 256, 1])), 0, last
-    )
+    offset = tf.reduce_sum(tiff[4:8] * tf.where(little, [1, 256, 65536, 0], [0, 65536, 256, 1]))
+    directory = tf.clip_by_value(offset, 0, last)
     count = tf.reduce_sum(tiff[directory : directory + 2] * short)
     body = tiff[directory + 2 :]
     count = tf.minimum(count, tf.shape(body)[0] // 12)

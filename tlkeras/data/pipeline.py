@@ -1,22 +1,38 @@
-"""Images in order, decoded in parallel, in memory that does not grow with their number."""
+"""Images in order, decoded in parallel here or by a data service, in memory that does not grow with their number."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+import queue
+import socket
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.decoding import decode, decode_file
 from tlkeras.data.headers import ImageError, InvalidImage, parse_slice, read_image
+from tlkeras.errors import DataError, RunError
+
+service = tf.data.experimental.service
+logger = logging.getLogger(__name__)
+
+Arrival = tuple[int, np.ndarray] | None
 
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """From an image uint8 [h, w, 3] and its index, an int64 scalar, to its view or views."""
 
 _CHUNK = 4096
 _PACKED_CHUNK = 64  # encoded images in memory
+PORT = 5050  # of a data service
+_MESSAGE = 8  # images
+_MAX_EARLY = 1024  # images that arrived before one that is needed first
+_TIMEOUT = 5.0  # seconds
 
 
 def epoch_permutation(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -36,7 +52,7 @@ def make_image_dataset(
     `index` counts within `paths`, which are read in chunks and never copied as a whole. A file that cannot be read or
     decoded is skipped: its index is missing, and `read_error` gives the reason. The last batch may be smaller. For
     `resize` see `decode`, for `augment` `augmentation.views`. The stream's own pool has `workers` threads, by default
-    one per core of the process, and decodes `prefetch` batches ahead.
+    one per core of the process, and decodes two batches ahead.
     """
     workers = workers or count_cores()
 
@@ -97,3 +113,135 @@ def read_error(path: str) -> InvalidImage:
     except ImageError as error:
         return InvalidImage(path, error.code, error.reason)
     return InvalidImage(path, "changed", "it could not be read a moment ago and can be now")
+
+
+def check_data_service(address: str, paths: Sequence[str]) -> None:
+    """Raise a RunError if no data service listens at the address, a DataError if an image is packed."""
+    if any(map(parse_slice, paths)):
+        raise DataError("A data service cannot read packed images.", None, "Leave training.data_service out.")
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _TIMEOUT).close()
+    except (OSError, ValueError) as error:
+        way_out = "Start one with: tlkeras data-service"
+        raise RunError("No data service answers at this address.", f"{address!r} ({error})", way_out) from None
+
+
+def make_data_service_dataset(
+    address: str, paths: Sequence[str], size: int, resize: str, batch_size: int, *, augment: Augment | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the batches of `make_image_dataset`, decoded by the workers of a data service at HOST:PORT.
+
+    Workers have the same paths; files of a dead one are decoded here. A RunError is raised if the service ends.
+    """
+
+    @tf.autograph.experimental.do_not_convert
+    def load(index: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image = decode(tf.io.read_file(path), size, resize)
+        return index, image if augment is None else augment(image, index)
+
+    count, names = len(paths), [os.fsencode(path) for path in paths]
+    files = tf.data.Dataset.from_tensor_slices((np.arange(count, dtype=np.int64), names))
+    decoded = files.map(load, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors(log_warning=False).batch(_MESSAGE)
+    distribute = service.distribute(service.ShardingPolicy.DYNAMIC, f"grpc://{address}")
+    here = tf.function(load, autograph=False)
+
+    def decode_here(index: int) -> np.ndarray | None:
+        with suppress(tf.errors.OpError):  # unreadable, here too
+            return here(tf.constant(index, tf.int64), names[index])[1].numpy()
+        return None
+
+    with closing(_receive(lambda: decoded.apply(distribute), address)) as arrivals:
+        ordered = _sort_by_index(arrivals, count, decode_here)
+        while batch := list(islice(ordered, batch_size)):
+            yield np.array([index for index, _ in batch], np.int64), np.stack([image for _, image in batch])
+
+
+def _receive(request: Callable[[], tf.data.Dataset], address: str) -> Generator[Arrival]:
+    """Yield images as they arrive, and None after a while without any: TensorFlow waits for dead workers for ever."""
+    arrivals: queue.Queue[Any] = queue.Queue(_MAX_EARLY // _MESSAGE)
+    stopped = threading.Event()
+
+    def put(arrival: Any) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                return arrivals.put(arrival, timeout=0.5)
+
+    def fetch() -> None:
+        try:
+            elements = iter(request())
+            while not stopped.is_set():
+                put(next(elements, None))
+        except tf.errors.OpError as error:
+            put(error)
+
+    threading.Thread(target=fetch, daemon=True).start()
+    timeout = _TIMEOUT
+    try:
+        while True:
+            try:
+                arrival = arrivals.get(timeout=timeout)
+            except queue.Empty:
+                if timeout:
+                    logger.warning("No images arrive from the data service at %s: decoding them here.", address)
+                timeout = 0.0
+                yield None
+                continue
+            timeout = _TIMEOUT
+            if arrival is None:
+                return
+            if isinstance(arrival, tf.errors.OpError):
+                way_out = "Start it again, and resume with: tlkeras train --resume latest"
+                raise RunError("The data service ended before the training.", f"{address}: {arrival.message}", way_out)
+            yield from zip(*(values.numpy() for values in arrival), strict=True)
+    finally:
+        stopped.set()  # a thread that waits for a dead worker remains: it cannot be cancelled
+
+
+def _sort_by_index(
+    arrivals: Iterable[Arrival], count: int, decode_here: Callable[[int], np.ndarray | None]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield images by index; one missing while many later or none arrive is decoded here, or left out if unreadable."""
+    early: dict[int, np.ndarray] = {}
+    needed = 0
+
+    def settle(until: int) -> Iterator[tuple[int, np.ndarray]]:
+        nonlocal needed
+        while needed < until or needed in early:
+            found = early.pop(needed, None)
+            if found is not None or (found := decode_here(needed)) is not None:
+                yield needed, found
+            needed += 1
+
+    for arrival in arrivals:
+        if arrival is None:
+            yield from settle(min(max(early, default=needed + _MESSAGE), count))
+        elif arrival[0] >= needed:
+            early[int(arrival[0])] = arrival[1]
+            yield from settle(needed + (len(early) > _MAX_EARLY))
+        if needed == count:
+            return
+    yield from settle(count)
+
+
+def start_data_worker(join: str | None = None, host: str | None = None, port: int = PORT) -> tuple[str, list[Any]]:
+    """Start a worker of a data service here, and a dispatcher unless there is one at `join`, HOST:PORT.
+
+    Returns HOST:PORT of the dispatcher, and the servers, which end when they are garbage-collected. Others reach this
+    machine as `host`; port 0 is any free one. A RunError is raised if it is in use, or nothing listens at `join`.
+    """
+    host, running = host or socket.gethostname(), []
+    if join is None:
+        with suppress(OSError), socket.create_connection(("localhost", port), 1.0):  # TensorFlow would share it
+            raise RunError("The port is in use.", port, "Choose another with --port, or --join the service there.")
+        try:
+            dispatcher = service.DispatchServer(service.DispatcherConfig(port=port))
+        except tf.errors.OpError as error:
+            rule, received = "The data service cannot use the port.", f"{port} ({error.message})"
+            raise RunError(rule, received, "Choose another with --port.") from None
+        join = f"{host}:{dispatcher.target.rpartition(':')[2]}"
+        running.append(dispatcher)
+    else:
+        check_data_service(join, [])
+    config = service.WorkerConfig(join, worker_address=f"{host}:%port%", heartbeat_interval_ms=1000)
+    return join, [*running, service.WorkerServer(config)]

@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.augmentation.views import ImageAugmentation, choose_views, digest_to_seed, make_view_fn
-from tlkeras.data.data_service import make_data_service_dataset
-from tlkeras.data.pipeline import epoch_permutation, make_image_dataset
+from tlkeras.data.pipeline import epoch_permutation, make_data_service_dataset, make_image_dataset
 from tlkeras.errors import DataError
 
 Batch = tuple[np.ndarray, Any]

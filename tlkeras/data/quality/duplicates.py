@@ -141,11 +141,7 @@ def _drop_lower(rows: np.ndarray, rank: np.ndarray, reasons: np.ndarray, reason:
 
 
 def write_manifest(
-    path: str | os.PathLike[str],
-    table: ImageTable,
-    dataset: Dataset,
-    cleaning: CleanedManifest,
-    remarks: Mapping[str, Sequence[str]] = {},
+    path: str | Path, table: ImageTable, dataset: Dataset, plan: CleanedManifest, remarks: Mapping[str, list[str]] = {}
 ) -> Path:
     """Write the kept images to a new CSV manifest in or above the folder of the images, with all columns of the table.
 
@@ -158,11 +154,11 @@ def write_manifest(
         rule = "The manifest would not contain its images: its folder is neither theirs nor above it."
         raise DataError(rule, f"{str(path)!r} for images in {root!r}", f"Write it to {root}/cleaned.csv, for example.")
     position = {where: row for row, where in enumerate(table.paths)}
-    rows = [position[where] for where in dataset.paths[cleaning.kept]]
+    rows = [position[where] for where in dataset.paths[plan.kept]]
     columns = {name: [values[row] for row in rows] for name, values in table.columns.items()}
-    if (cleaning.groups != "").any():
-        columns["group"] = cleaning.groups[cleaning.kept].tolist()
-    columns |= {name: [values[row] for row in cleaning.kept] for name, values in remarks.items()}
+    if (plan.groups != "").any():
+        columns["group"] = plan.groups[plan.kept].tolist()
+    columns |= {name: [values[row] for row in plan.kept] for name, values in remarks.items()}
     paths = [os.path.relpath(table.paths[row], folder) for row in rows]
     paths = [(f"./{path}" if path.startswith(_FORMULAS) else path).replace(os.sep, "/") for path in paths]
     try:

@@ -13,8 +13,8 @@ import numpy as np
 from tlkeras.backbones.catalog import find_backbone
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
-from tlkeras.data.data_service import check_data_service
 from tlkeras.data.decoding import decode_file
+from tlkeras.data.pipeline import check_data_service
 from tlkeras.data.sources.folders import iter_image_files, read_table
 from tlkeras.data.splits import assign_splits, check_splits, subsample
 from tlkeras.data.tables import (
