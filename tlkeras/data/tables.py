@@ -53,12 +53,10 @@ class Dataset:
         targets: By task name, as the kind of task has them, see `Task`.
         weights: Sample weights, float32.
         groups, domains: Images of one group always share a split; those of one domain come from the same place, str.
-        strata: What splits balance besides the targets, str.
-        given_splits: Words of `SPLITS`, str; "" where the source gives none.
+        strata, given_splits: What splits balance besides the targets; words of `SPLITS`, as the source gives them, str.
         digests: SHA-256 of each file's bytes, str; "" where the file was not read yet.
         split: What each image is used for: one of `SPLITS`, or `TARGET`, str; "" where nothing is decided yet.
-        warnings: What is odd in files that are used.
-        resize: How an image becomes a square: "stretch", "crop" or "pad".
+        warnings, resize: What is odd in files; how an image becomes a square: "stretch", "crop" or "pad".
     """
 
     source: str

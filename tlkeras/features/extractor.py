@@ -21,11 +21,8 @@ _EPSILON = 1e-30  # a float32 below every probability that matters
 class FeatureExtractor:
     """The pretrained half. Its taps are POOLED, SOURCE_LOGITS (with a source head) and the names of cuts.
 
-    Attributes:
-        backbone: uint8 images [n, size, size, 3] to a map [n, h, w, width], weights loaded.
-        pooled: The same graph with the pooling behind it, to features [n, d].
-        blocks: Of the backbone; empty where they are not needed.
-        source_head: From the map to the probabilities of the classes that the weights were trained on.
+    The backbone, weights loaded, makes of uint8 images [n, size, size, 3] a map [n, h, w, width], with the pooling
+    features [n, d]; the source head makes of the map the probabilities of the classes that the weights were trained on.
     """
 
     backbone: keras.Model

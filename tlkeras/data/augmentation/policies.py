@@ -114,11 +114,7 @@ POLICIES: Mapping[str, Callable[..., AugmentationPolicy]] = {
     "trivial_augment": trivial_augment,
 }
 
-_FLIPS = {
-    "horizontal": ["flip_horizontal"],
-    "vertical": ["flip_vertical"],
-    "both": ["flip_horizontal", "flip_vertical"],
-}
+_FLIPS = {"horizontal": ["horizontal"], "vertical": ["vertical"], "both": ["horizontal", "vertical"]}
 _BOTH_AXES = {"shear": ["shear_x", "shear_y"], "translate": ["translate_x", "translate_y"]}
 _STEPS = {**{name: [name] for name in OPERATIONS}, **_BOTH_AXES, "flip": []}  # the value of a flip names them
 
@@ -155,4 +151,4 @@ def _read_step(step: Mapping[str, Any]) -> list[Transform]:
         return [Transform(each, value) for each in _STEPS[name]]
     if str(value) not in _FLIPS:
         raise TlkerasError("Unknown flip.", repr(value), suggest(str(value), _FLIPS))
-    return [Transform(each, 0.5) for each in _FLIPS[value]]
+    return [Transform(f"flip_{axis}", 0.5) for axis in _FLIPS[value]]
