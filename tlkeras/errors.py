@@ -41,8 +41,8 @@ class RecipeError(TlkerasError):
     exit_code = 2
 
 
-class DataError(TlkerasError):
-    """The images or their labels cannot be used."""
+class DataError(TlkerasError, ValueError):
+    """The images or their labels cannot be used; estimators raise it as scikit-learn's do a ValueError."""
 
     exit_code = 3
 

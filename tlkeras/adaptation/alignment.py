@@ -7,11 +7,14 @@ the fit are transductive; fit on other target rows for metrics of images that ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.decomposition import PCA
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from tlkeras.errors import DataError
 from tlkeras.heads.base import make_dense
@@ -24,21 +27,53 @@ Domain = Literal["source", "target"]
 _FLOOR = 1e-10  # of eigenvalues, relative to the largest
 
 
-class Aligner(Protocol):
-    """Interface of every aligner."""
+class Aligner(TransformerMixin, BaseEstimator):
+    """A scikit-learn transformer of two domains; subclasses give `_fit`, `_transform` and `to_layers`.
 
-    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Aligner:
-        """Fit on source features (n, d) and target features (m, d); `ys` are the source's classes, where needed."""
+    In a pipeline it learns from the source and is asked about the target: `fit_transform` gives the source's rows as
+    they are learned from, `transform` new rows of the target. Without target rows both domains are the same.
+    """
 
-    def transform(self, X: np.ndarray, domain: Domain) -> np.ndarray:
-        """Aligned features (rows, k), float32, in the order of the rows."""
+    def fit(self, X: np.ndarray, y: np.ndarray | None = None, *, target: np.ndarray | None = None) -> Self:
+        """Fit on the source's features (n, d) and the target's (m, d); `y` are the source's classes, where needed.
+
+        Raises:
+            DataError: What `check_domains` finds, or a method lacks.
+        """
+        try:
+            X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        except ValueError as error:
+            raise DataError("The source's features cannot be aligned.", error) from None
+        self._fit(*check_domains(X, X if target is None else target), None if y is None else np.asarray(y))
+        return self
+
+    def fit_transform(self, X: np.ndarray, y: np.ndarray | None = None, *, target: np.ndarray | None = None) -> Any:
+        """The source's rows, aligned."""
+        return self.fit(X, y, target=target).transform(X, "source")
+
+    def transform(self, X: np.ndarray, domain: Domain = "target") -> np.ndarray:
+        """Aligned features of a domain (rows, k), float32, in the order of the rows."""
+        check_is_fitted(self)
+        return self._transform(validate_data(self, X, reset=False, dtype=np.float64), domain).astype(np.float32)
 
     def to_layers(self) -> list[keras.layers.Layer]:
         """The map of the target domain as layers; DataError if it cannot be expressed so."""
+        raise NotImplementedError
+
+    def _fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None) -> None:
+        raise NotImplementedError
+
+    def _transform(self, X: np.ndarray, domain: Domain) -> np.ndarray:
+        raise NotImplementedError
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
+        return tags
 
 
-class AffineAligner:
-    """Base of aligners that map each domain by a matrix and an offset; subclasses give `_fit`.
+class AffineAligner(Aligner):
+    """Base of aligners that map each domain by a matrix and an offset.
 
     Attributes:
         maps_: By domain, matrix (d, k) and offset (k,), float64.
@@ -46,40 +81,32 @@ class AffineAligner:
 
     maps_: dict[str, tuple[np.ndarray, np.ndarray]]
 
-    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Self:
-        """Fit on source features (n, d) and target features (m, d); errors are those of `check_domains`."""
-        self.maps_ = {}
-        self._fit(*check_domains(Xs, Xt))
-        return self
-
-    def _fit(self, Xs: np.ndarray, Xt: np.ndarray) -> None:
-        raise NotImplementedError
-
-    def transform(self, X: np.ndarray, domain: Domain) -> np.ndarray:
-        """X @ matrix + offset of a domain, float32."""
+    def _transform(self, X: np.ndarray, domain: Domain) -> np.ndarray:
         matrix, offset = self.maps_[domain]
-        return (np.asarray(X, np.float64) @ matrix + offset).astype(np.float32)
+        return X @ matrix + offset
 
     def to_layers(self) -> list[keras.layers.Layer]:
         """The map of the target domain as a Dense layer."""
+        check_is_fitted(self)
         return [make_dense(*self.maps_["target"])]
 
     def _set_map(self, domain: Domain, matrix: np.ndarray, mean: np.ndarray, offset: np.ndarray | float = 0.0) -> None:
         """Map a domain by (x - mean) @ matrix + offset."""
-        self.maps_[domain] = (matrix, offset - mean @ matrix)
+        self.maps_ = {**getattr(self, "maps_", {}), domain: (matrix, offset - mean @ matrix)}
 
     def _set_identity(self, *domains: Domain, width: int) -> None:
-        self.maps_ |= {domain: (np.eye(width), np.zeros(width)) for domain in domains}
+        for domain in domains:
+            self._set_map(domain, np.eye(width), np.zeros(width))
 
 
 class Identity(AffineAligner):
     """Leaves features as they are: learning on the source alone."""
 
-    def _fit(self, Xs: np.ndarray, Xt: np.ndarray) -> None:
+    def _fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None) -> None:
         self._set_identity("source", "target", width=Xs.shape[1])
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Coral(AffineAligner):
     """Gives the source the mean and covariance of the target: (x - m_s) C_s^-1/2 C_t^1/2 + m_t.
 
@@ -94,7 +121,7 @@ class Coral(AffineAligner):
 
     shrinkage: float | Literal["auto"] = "auto"
 
-    def _fit(self, Xs: np.ndarray, Xt: np.ndarray) -> None:
+    def _fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None) -> None:
         source, target = (measure_covariance(X, self.shrinkage) for X in (Xs, Xt))
         self._set_map("source", self._match(source, target), Xs.mean(axis=0), Xt.mean(axis=0))
         self._set_identity("target", width=Xt.shape[1])
@@ -121,7 +148,7 @@ class GaussianTransport(Coral):
         return inverse @ matrix_power(root @ target @ root, 0.5) @ inverse
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class SubspaceAlignment(AffineAligner):
     """Turns the source's principal axes towards the target's: (x - m_s) P_s P_s' P_t, and (x - m_t) P_t.
 
@@ -138,7 +165,7 @@ class SubspaceAlignment(AffineAligner):
     components: int = 50
     variance: float = 0.9
 
-    def _fit(self, Xs: np.ndarray, Xt: np.ndarray) -> None:
+    def _fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None) -> None:
         most = min(self.components, len(Xs) - 1, len(Xt) - 1, Xs.shape[1])
         source, target = (PCA(most, svd_solver="full").fit(X) for X in (Xs, Xt))
         explained = np.cumsum(source.explained_variance_ratio_)
@@ -148,7 +175,7 @@ class SubspaceAlignment(AffineAligner):
         self._set_map("target", Pt, Xt.mean(axis=0))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class JointPca(AffineAligner):
     """Projects both domains onto the principal axes of both together, each domain centred by its own mean.
 
@@ -160,7 +187,7 @@ class JointPca(AffineAligner):
 
     components: int = 50
 
-    def _fit(self, Xs: np.ndarray, Xt: np.ndarray) -> None:
+    def _fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None) -> None:
         together = np.concatenate([Xs - Xs.mean(axis=0), Xt - Xt.mean(axis=0)])
         count = min(self.components, len(together) - 2, Xs.shape[1])
         axes = PCA(count, svd_solver="full").fit(together).components_.T

@@ -108,7 +108,7 @@ class DomainAdaptedHead:
             options = replace(self.options, method=ADAPTATIONS[self.method])
             self._head = AdaptedHead(options).fit(X, y, target, sample_weight)
         else:
-            self._aligner = ALIGNERS[self.method](self.components).fit(X, target, y)
+            self._aligner = ALIGNERS[self.method](self.components).fit(X, y, target=target)
             held = validation and (self._encode(validation[0], "source"), *validation[1:])
             self._head = self.make()
             self._head.fit(self._encode(X, "source"), y, sample_weight, validation=held, groups=groups)

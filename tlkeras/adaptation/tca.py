@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy.linalg import eigh
@@ -13,8 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import euclidean_distances
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.preprocessing import normalize
+from sklearn.utils import Tags
 
-from tlkeras.adaptation.alignment import Domain, check_domains
+from tlkeras.adaptation.alignment import Aligner, Domain
 from tlkeras.errors import DataError
 from tlkeras.heads.base import make_dense
 
@@ -32,8 +33,8 @@ NYSTROEM = 5000
 _NOTHING = 1e-10  # of an eigenvalue, relative to the largest
 
 
-@dataclass(eq=False)
-class TransferComponentAnalysis:
+@dataclass(eq=False, repr=False)
+class TransferComponentAnalysis(Aligner):
     """Transfer component analysis: kernel PCA that penalises the difference of the domains' means.
 
     Maximises W'KHKW against tr(W'KLKW) + mu tr(W'W): the wanted W are the leading solutions of
@@ -59,16 +60,12 @@ class TransferComponentAnalysis:
     landmarks: int = 500
     seed: int = 0
 
-    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Self:
-        """Fit on both domains; errors are those of `check_domains`, and one if all rows are equal to the kernel."""
-        Xs, Xt = check_domains(Xs, Xt)
+    def _fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None) -> None:
         self._prepare(np.concatenate([Xs, Xt]))
         self._solve(_contrast(np.ones(len(Xs)), np.ones(len(Xt)))[:, None])
-        return self
 
-    def transform(self, X: np.ndarray, domain: Domain = "target") -> np.ndarray:
-        """Components, float32 (rows, k), by the same map for both domains."""
-        return ((self._expand(np.asarray(X, np.float64)) @ self.weights_) - self.mean_).astype(np.float32)
+    def _transform(self, X: np.ndarray, domain: Domain) -> np.ndarray:
+        return self._expand(X) @ self.weights_ - self.mean_
 
     def to_layers(self) -> list[keras.layers.Layer]:
         """Scaling of rows to length 1, and the map; DataError if the kernel is not linear."""
@@ -124,7 +121,7 @@ class TransferComponentAnalysis:
         self.eigenvalues_ = values[kept]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class JointDistributionAdaptation(TransferComponentAnalysis):
     """Joint distribution adaptation, balanced: TCA that also brings the classes' means together.
 
@@ -143,11 +140,9 @@ class JointDistributionAdaptation(TransferComponentAnalysis):
     balance: float = 0.5
     rounds: int = 10
 
-    def fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None = None) -> Self:
-        """Fit on both domains and the source's classes (n,), of which there have to be two."""
+    def _fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None) -> None:
         if ys is None or len(np.unique(ys)) < 2:
             raise DataError("Joint distribution adaptation needs two of the source's classes or more.", "none or one")
-        Xs, Xt = check_domains(Xs, Xt)
         self._prepare(np.concatenate([Xs, Xt]))
         whole = _contrast(np.ones(len(Xs)), np.ones(len(Xt)))
         self._solve(whole[:, None])
@@ -161,7 +156,11 @@ class JointDistributionAdaptation(TransferComponentAnalysis):
             each = [_contrast(ys == name, predicted == name) for name in np.unique(ys) if (predicted == name).any()]
             columns = [np.sqrt(1 - self.balance) * whole, *(np.sqrt(self.balance) * column for column in each)]
             self._solve(np.stack(columns, axis=1))
-        return self
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        return tags
 
 
 def solve_whole(centred: np.ndarray, spread: np.ndarray, mu: float, count: int) -> tuple[np.ndarray, np.ndarray]:
