@@ -141,8 +141,11 @@ class JointDistributionAdaptation(TransferComponentAnalysis):
     rounds: int = 10
 
     def _fit(self, Xs: np.ndarray, Xt: np.ndarray, ys: np.ndarray | None) -> None:
-        if ys is None or len(np.unique(ys)) < 2:
-            raise DataError("Joint distribution adaptation needs two of the source's classes or more.", "none or one")
+        if ys is None:
+            rule = "JointDistributionAdaptation requires y to be passed, but the target y is None."
+            raise DataError(rule, way_out="Pass the source's classes.")
+        if len(np.unique(ys)) < 2:
+            raise DataError("Joint distribution adaptation needs two of the source's classes or more.", "one")
         self._prepare(np.concatenate([Xs, Xt]))
         whole = _contrast(np.ones(len(Xs)), np.ones(len(Xt)))
         self._solve(whole[:, None])
