@@ -74,6 +74,11 @@ def _fit_scale(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray, class
 
 
 def _smooth(codes: np.ndarray, shares: np.ndarray, classes: int) -> np.ndarray:
-    """Targets (n, k): those of the rows, and of one more row that is of each class by its share, spread over all."""
+    """Targets (n, k): those of the rows, and of one more row that is of each class by its share, spread over all.
+
+    A class without rows, which a fold has lacked, has an equal part of that row.
+    """
     targets, added = np.eye(classes)[codes], 1 / (len(codes) + 1)
-    return (1 - added) * targets + added * (shares @ targets)
+    found = shares @ targets
+    found = np.where(found > 0, found, added / classes)
+    return (1 - added) * targets + added * found / found.sum()
