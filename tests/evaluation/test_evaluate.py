@@ -97,6 +97,9 @@ def test_deep_heads_are_compared_with_a_linear_probe(workplace):
     result = tlkeras.evaluate(tlkeras.train("mine.yaml", overrides))
     run = Run(workplace / result.path)
     assert set(result.main.probe) == set(result.metrics)
+    gain = result.main.gain
+    assert gain.value == result.metrics["accuracy"].value - result.main.probe["accuracy"].value
+    assert result.to_dict()["gain"]["better"] is gain.better
     assert read_probes(run)[load_predictions(run)[0].task.name].shape == load_predictions(run)[0].probabilities.shape
     (validation,) = load_predictions(run, "validation")
     assert len(validation) == result.main.calibration.fitted_on == 8

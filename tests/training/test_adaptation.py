@@ -98,6 +98,13 @@ def test_what_is_measured_is_the_target_and_never_learned(method, place, capsys)
     printed = capsys.readouterr().out
     for words in (f"Across domains by {method}", "deep embedded validation", "A-distance after", "oracle: accuracy"):
         assert words in printed
+    gain = result.main.gain
+    assert gain.value == pytest.approx(result.metrics["accuracy"].value - result.main.probe["accuracy"].value)
+    verdict = {True: "better than", False: "worse than", None: "not proved better than"}[gain.better]
+    assert (
+        f"Adaptation by {method} is {verdict} the source domain alone: accuracy {gain.value:+.3f}"
+        in printed.replace("\n", " ")
+    )
     exported = tlkeras.export(result.path, place / "models" / method)
     served = tf.saved_model.load(exported.path).signatures["serving_default"]
     assert exported.difference < 1e-3 and served is not None

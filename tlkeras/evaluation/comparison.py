@@ -95,7 +95,7 @@ def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) 
 
 
 def compare_probabilities(
-    predictions: Predictions, reference: np.ndarray, *, resamples: int, seed: int = 0
+    predictions: Predictions, reference: np.ndarray, resamples: int, seed: int = 0
 ) -> dict[str, PairedDifference]:
     """Differences of predictions from other probabilities of the same images, the reference, float [n, k], by metric.
 

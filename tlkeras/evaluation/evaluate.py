@@ -13,6 +13,7 @@ import numpy as np
 from tlkeras.config.recipe import bootstrap_options
 from tlkeras.errors import ResourceError
 from tlkeras.evaluation.calibration import CalibrationResult, evaluate_calibration
+from tlkeras.evaluation.comparison import PairedDifference, compare_probabilities
 from tlkeras.evaluation.intervals import Estimate, Units
 from tlkeras.evaluation.metrics import MetricKey, count_ranked, overall_metrics, resample_predictions
 from tlkeras.results import FLAT, Result
@@ -54,6 +55,7 @@ class TaskEvaluation(Result):
     metrics: dict[str, Estimate]
     baseline: dict[str, Estimate]  # of always predicting the frequencies of the classes, or the mean, in training
     probe: dict[str, Estimate] | None  # of a linear head on the same frozen features; None if the model is such a head
+    gain: PairedDifference | None  # of the first metric over that head's
     labels: dict[str, SubsetMetrics]  # by class or label; empty for a regression
     slices: dict[str, dict[str, SubsetMetrics]]  # by what divides the images ("group", "domain", "stratum") and value
     calibration: CalibrationResult | None  # None for a regression
@@ -167,6 +169,7 @@ def evaluate_predictions(
     samples = resample_predictions(predictions, predictions.probabilities, resamples, seed)
     estimates = samples.list_estimates()
     slices = {name: values for name, values in predictions.slices.items() if len(np.unique(values)) > 1}
+    first = next(iter(overall_metrics(estimates)))
     return TaskEvaluation(
         task=task.name,
         kind=task.kind,
@@ -177,6 +180,7 @@ def evaluate_predictions(
         metrics=overall_metrics(estimates),
         baseline=measure(np.tile(predictions.prior, (len(predictions), 1)), 0),
         probe=None if probe is None else measure(probe),
+        gain=None if probe is None else compare_probabilities(predictions, probe, resamples, seed)[first],
         labels=_group_by_label(estimates, predictions) if task.has_classes else {},
         slices={name: _evaluate_slices(predictions, values, resamples, seed) for name, values in slices.items()},
         calibration=evaluate_calibration(predictions, validation, resamples, seed) if task.has_classes else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -14,7 +14,7 @@ from tlkeras.cli.tables.style import MOST_ROWS, format_number, left, open_consol
 from tlkeras.evaluation.metric_names import METRIC_NAMES, explain_missing
 
 if TYPE_CHECKING:
-    from tlkeras.evaluation.comparison import ComparisonResult
+    from tlkeras.evaluation.comparison import ComparisonResult, PairedDifference
     from tlkeras.evaluation.evaluate import EvaluationResult, SubsetMetrics, TaskEvaluation
     from tlkeras.evaluation.intervals import Estimate
     from tlkeras.evaluation.other_data import ExternalEvaluationResult
@@ -74,11 +74,22 @@ def print_evaluation(result: EvaluationResult | ExternalEvaluationResult) -> Non
     images = f"images of {source}" if source else "held-out images"
     for name, task in result.tasks.items():
         _print_task(task, f"{result.run}, {name}" if len(result.tasks) > 1 else result.run, images)
+    if gain := result.main.gain:
+        console.print(_explain_gain(gain, next(iter(result.metrics)), getattr(result, "head", {})))
     if trained_on := getattr(result, "trained_on", 0):
         console.print(f"[yellow]{trained_on:,} of these images were trained on: the metrics are too good.[/yellow]")
     if result.rejected:
         reason = "they cannot be read" if source else "see rejected.csv in the run"
         console.print(f"[yellow]{result.rejected:,} images were left out; {reason}.[/yellow]")
+
+
+def _explain_gain(gain: PairedDifference, metric: str, head: Mapping[str, Any]) -> str:
+    """One sentence: whether a run is better than a linear head on the same frozen features, or the source alone."""
+    verdict = {True: "better than", False: "worse than", None: "not proved better than"}[gain.better]
+    other = "the source domain alone" if head.get("method") else "a linear head on the same frozen features"
+    interval = f" ({gain.low:+.3f} to {gain.high:+.3f})" if not math.isnan(gain.low) else ""
+    subject = f"Adaptation by {head['method']}" if head.get("method") else "The run"
+    return f"{subject} is {verdict} {other}: {METRIC_NAMES[metric]} {gain.value:+.3f}{interval}."
 
 
 def _print_task(task: TaskEvaluation, name: str, images: str) -> None:
