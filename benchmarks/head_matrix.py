@@ -24,7 +24,8 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -109,6 +110,13 @@ def list_cells(kinds: Sequence[str]) -> list[Cell]:
     return [Cell(*values) for values in itertools.product(kinds, *[flags] * 5, (2, 15), (6, 60))]
 
 
+def choose_cells(kinds: Sequence[str], count: int | None) -> list[Cell]:
+    """As many cells of each head, the same for all, drawn once and for ever; all for None."""
+    settings = list_cells([""])
+    taken = sorted(np.random.default_rng(0).permutation(len(settings))[:count])
+    return [replace(settings[number], kind=kind) for kind in kinds for number in taken]
+
+
 def measure(cell: Cell, draws: int) -> Comparison:
     """The head and the reference on as many draws."""
     parts = []
@@ -116,17 +124,13 @@ def measure(cell: Cell, draws: int) -> Comparison:
         fit, held, fresh = draw(cell, seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            answers = [ask(cell, seed, fit, held, fresh) for ask in (_ask_head, _ask_reference)]
+            answers = (_ask_head(cell, seed, fit, held, fresh), _ask_reference(replace(cell, kind=""), seed))
         weights = fresh.weights * (_balance(fit)[fresh.y] if cell.balanced else 1)
         parts.append((*answers, fresh.y, weights))
     whole = _compute_pair(parts)
     without = np.array([_compute_pair(parts[:out] + parts[out + 1 :]) for out in range(draws)])
     errors = [np.sqrt((draws - 1) * values.var(axis=0)) for values in (without[:, 0], without[:, 0] - without[:, 1])]
     return Comparison(*whole, (errors[0], errors[1]))
-
-
-def _draw_cells(cells: list[Cell], count: int | None, random: np.random.Generator) -> list[Cell]:
-    return [cells[number] for number in sorted(random.permutation(len(cells))[:count])]
 
 
 def _compute_pair(parts: list[tuple[np.ndarray, ...]]) -> np.ndarray:
@@ -186,8 +190,10 @@ def _ask_head(cell: Cell, seed: int, fit: Rows, held: Rows | None, fresh: Rows) 
     return head.predict_proba(fresh.X).astype(np.float64)
 
 
-def _ask_reference(cell: Cell, seed: int, fit: Rows, held: Rows | None, fresh: Rows) -> np.ndarray:
+@cache
+def _ask_reference(cell: Cell, seed: int) -> np.ndarray:
     """Probabilities of fresh rows by scikit-learn's logistic regression, its C by pooled held-out log loss."""
+    fit, held, fresh = draw(cell, seed)
     factors = _balance(fit) if cell.balanced else np.ones(cell.classes)
     rows = [fit] if held is None else [fit, held]
     X, y = np.concatenate([part.X for part in rows]), np.concatenate([part.y for part in rows])
@@ -237,10 +243,9 @@ def print_matrix(kinds: Sequence[str], draws: int, cells: int | None) -> None:
     Args:
         kinds: Heads.
         draws: Of each cell.
-        cells: Number of cells of each head, drawn from its 128; None for all.
+        cells: Number of cells of each head, drawn from its 128, the same for all; None for all.
     """
-    random = np.random.default_rng(0)
-    chosen = [cell for kind in kinds for cell in _draw_cells(list_cells([kind]), cells, random)]
+    chosen = choose_cells(kinds, cells)
     print("| head | by | classes | weights | groups | columns | k | images | slope | ECE | balanced accuracy | |")
     print("|---" * 12 + "|", flush=True)
     counts = {kind: [0, 0] for kind in kinds}

@@ -12,30 +12,44 @@ _SPEC = importlib.util.spec_from_file_location("head_matrix", _SCRIPT)
 matrix = sys.modules["head_matrix"] = importlib.util.module_from_spec(_SPEC)  # dataclasses look their module up
 _SPEC.loader.exec_module(matrix)
 
-FAST = [kind for kind in matrix.VECTOR_HEADS if kind != "deep"]
+KINDS = [kind for kind in matrix.VECTOR_HEADS if kind != "deep"]
+
+OUTSIDE = {
+    # held-out scores are those of means of half the groups or two thirds of the rows: too unsure, never too sure
+    "centroid | folds | - | - | grouped | - | 15 | 60": ["ECE"],
+    "centroid | folds | balanced | - | - | - | 15 | 6": ["slope", "ECE"],
+    "centroid | folds | balanced | - | grouped | - | 15 | 60": ["ECE"],
+    "lda | folds | - | - | grouped | - | 15 | 60": ["ECE"],
+    "lda | folds | balanced | - | - | - | 15 | 6": ["slope", "ECE"],
+    "lda | folds | balanced | - | grouped | - | 15 | 60": ["ECE"],
+    # least squares on indicators hides a class between others where few columns are left
+    "ridge | folds | - | - | - | selected | 15 | 6": ["accuracy"],
+    "ridge | folds | - | - | - | selected | 15 | 60": ["accuracy"],
+    "ridge | validation | - | - | - | selected | 15 | 60": ["accuracy"],
+    # the scale is fitted to validation rows of a few groups as if they were as many rows
+    "ridge | validation | balanced | weighed | grouped | selected | 2 | 60": ["slope"],
+    "svm | validation | balanced | weighed | grouped | selected | 2 | 60": ["slope"],
+}
+"""What is known to be outside of the bounds, and why; everything else is inside."""
 
 
-def take_cells(kind, count):
-    """As many cells, others for each head."""
-    cells = matrix.list_cells([kind])
-    start = matrix.VECTOR_HEADS.index(kind)
-    return [cells[number] for number in np.linspace(start, len(cells) - 8 + start, count).astype(int)]
+def find_outside(cells):
+    faults = {str(cell): matrix.measure(cell, 5).list_faults(cell.classes) for cell in cells}
+    return {cell: names for cell, names in faults.items() if names}
 
 
-def check(cells, draws):
-    faults = {str(cell): matrix.measure(cell, draws).list_faults(cell.classes) for cell in cells}
-    assert not {cell: names for cell, names in faults.items() if names}
-
-
-@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("kind", KINDS)
 def test_heads_keep_to_the_reference(kind):
-    check(take_cells(kind, 3), draws=4)
+    """Few classes and few rows: 4 of the 24 settings that the long ring measures."""
+    cells = [cell for cell in matrix.choose_cells([kind], 24) if cell.classes == 2 or cell.images == 6]
+    assert find_outside(cells[::5]) == {}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", matrix.VECTOR_HEADS)
-def test_heads_keep_to_the_reference_in_every_setting(kind):
-    check(matrix.list_cells([kind]), draws=4 if kind == "deep" else 10)
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_keep_to_the_reference_in_many_settings(kind):
+    known = {cell: names for cell, names in OUTSIDE.items() if cell.startswith(f"{kind} |")}
+    assert find_outside(matrix.choose_cells([kind], 24)) == known
 
 
 def test_figures_of_a_matrix_are_those_by_hand():

@@ -172,6 +172,8 @@ def test_a_method_with_a_network_of_its_own_refuses_what_it_would_ignore(method)
         load_recipe("elpv_domains", changes)
     for ignored in ("head.kind svm", "features.selection"):
         assert f"{method} trains a network of its own: remove {ignored}" in str(caught.value)
+    with pytest.raises(RecipeError, match=f"{method} trains a network of its own: remove head.C"):
+        load_recipe("elpv_domains", {"domain_adaptation.method": method, "head.C": 1.0})
     assert load_recipe("elpv_domains", {**changes, "domain_adaptation.method": "coral"}).head.kind == "svm"
     recipe = load_recipe("elpv_domains", {"domain_adaptation.method": method, "head": {"class_weight": "balanced"}})
     assert builders.adapt_heads(recipe, LinearHead)().options.class_weight == "balanced"

@@ -120,6 +120,7 @@ def _list_domain_conflicts(recipe: Recipe, adaptation: DomainAdaptationConfig) -
         ("regression" in kinds, "regression is not supported: remove it from data.tasks"),
         (maps, f"vectors are aligned, but head.kind {head} takes maps"),
         (network and head != "linear", f"{own} head.kind {head}"),
+        (network and getattr(recipe.head, "C", "auto") != "auto", f"{own} head.C"),
         (network and recipe.features.selection, f"{own} features.selection"),
         (unvalidated, "correction confusion needs validation images: set data.validation"),
     ]
