@@ -8,7 +8,7 @@ from click.testing import CliRunner
 import tlkeras
 from tlkeras.cli.main import main
 from tlkeras.cli.tables.diagnostics import print_learning_rate
-from tlkeras.errors import RecipeError
+from tlkeras.errors import RecipeError, ResourceError
 
 
 @pytest.mark.parametrize("stage", ["head", *(pytest.param(name, marks=pytest.mark.slow) for name in ("top", "all"))])
@@ -31,3 +31,11 @@ def test_the_stage_must_exist(staged):
         tlkeras.find_learning_rate(staged, stage="tip")
     done = CliRunner().invoke(main, ["--quiet", "find-lr", staged, "--to", "nowhere/rates.png"])
     assert done.exit_code == 6 and "The folder nowhere does not exist." in done.stderr
+
+
+def test_no_file_of_the_user_is_replaced(staged, tmp_path):
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(b"mine")
+    with pytest.raises(ResourceError, match="mine.png exists and was not drawn by tlkeras, so it is not replaced"):
+        tlkeras.find_learning_rate(staged, to=mine)
+    assert mine.read_bytes() == b"mine"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras.config.recipe import Recipe, load_recipe
+from tlkeras.diagnostics.augmentation import check_target, write_plot
 from tlkeras.errors import RecipeError, ResourceError, suggest
 from tlkeras.features.extraction import CachedActivations
 from tlkeras.features.extractor import POOLED, SOURCE_LOGITS, FeatureExtractor
@@ -134,6 +135,7 @@ def find_learning_rate(
     """
     recipe = load_recipe(recipe, overrides)
     image = Path(to or f"{recipe.name}-rates.png")
+    check_target(image)
     prepared = builders.prepare(recipe)
     if not image.parent.is_dir():
         raise ResourceError(f"The folder {image.parent} does not exist.", None, "Make it first.")
@@ -157,7 +159,8 @@ def find_learning_rate(
         trainer = builders.make_trainer(training, network, (split, None))
         found = trainer.find_rate(index, LOWEST, HIGHEST, steps)
     if found.rates:
-        plot_lr_finder(found.rates, found.losses, found.suggestion, image, found.smoothed)
+        curve = (found.rates, found.losses, found.suggestion)
+        write_plot(lambda path: plot_lr_finder(*curve, path, found.smoothed), image)
     chosen, drawn = plan.schedule.stages[index], str(image) if found.rates else None
     return LearningRateResult(recipe.name, chosen.name, chosen.learning_rate, image=drawn, **vars(found))
 
