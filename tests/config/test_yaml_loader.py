@@ -31,7 +31,7 @@ from tlkeras.errors import RecipeError
     ],
 )
 def test_values_of_yaml_1_2(text, value):
-    got = parse_value(text)
+    got, _ = parse_value(text)
     assert got == value
     assert type(got) is type(value)
 

@@ -16,7 +16,8 @@ import yaml
 from pydantic import ValidationError
 
 from tlkeras.config.schema import ConfigSection, EvaluationConfig, Recipe, Stage
-from tlkeras.config.yaml_loader import YamlDocument, load_yaml, parse_value
+from tlkeras.config.text_keys import parse_override, restore_texts
+from tlkeras.config.yaml_loader import YamlDocument, load_yaml
 from tlkeras.errors import RecipeError, ResourceError, suggest
 
 RENAMED = {
@@ -74,7 +75,7 @@ def bootstrap_options(reference: str | Path | Recipe) -> EvaluationConfig:
 def validate(document: YamlDocument) -> Recipe:
     """The recipe of a parsed document; one RecipeError names every problem."""
     try:
-        return Recipe.model_validate(document.values)
+        return Recipe.model_validate(restore_texts(document.values, document.texts))
     except ValidationError as error:
         problems = [_explain(problem, document) for problem in error.errors()]
     count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -148,9 +149,9 @@ def copy_recipe(recipe: str, target: str | Path) -> Path:
 
 
 def parse_overrides(assignments: tuple[str, ...] | list[str]) -> Mapping[str, Any]:
-    """Values by dotted key from `key=value` texts, each value read as YAML.
+    """Values by dotted key from `key=value` texts: text for keys that take text, and else read as YAML.
 
-    A RecipeError has all texts without `=`, or whose value is no YAML.
+    A RecipeError has all texts without `=`, or whose value is no YAML. Blanks around the `=` are left out.
     """
     overrides, problems = {}, []
     for assignment in assignments:
@@ -159,7 +160,7 @@ def parse_overrides(assignments: tuple[str, ...] | list[str]) -> Mapping[str, An
             problems.append(f"{assignment!r} is not key=value, such as data.seed=1")
             continue
         try:
-            overrides[key.strip()] = parse_value(text)
+            overrides[key.strip()] = parse_override(key.strip(), text.lstrip() if key != key.rstrip() else text)
         except RecipeError as error:
             problems.append(f"{assignment!r}: {error}")
     if problems:

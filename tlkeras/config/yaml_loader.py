@@ -18,11 +18,15 @@ MAX_DEPTH = 20
 
 @dataclass
 class YamlDocument:
-    """Nested values (mappings, tuples, scalars), with the line of each by its path."""
+    """Nested values (mappings, tuples, scalars), with the line of each by its path.
+
+    `texts` are the scalars that were no text to YAML, as they were written.
+    """
 
     name: str
     values: dict[str, Any]
     lines: dict[tuple, int] = field(default_factory=dict)
+    texts: dict[tuple, str] = field(default_factory=dict)
 
     def line(self, path: tuple) -> int | None:
         """Line (from 1) of a value, or of the nearest mapping around it; None for an override."""
@@ -45,6 +49,7 @@ class YamlDocument:
                 raise RecipeError(f"{inside} is a value and has no keys inside.", f"--set {key}")
         target[last] = to_immutable(value)
         self.lines[path] = 0
+        self.texts = {place: text for place, text in self.texts.items() if place[: len(path)] != path}
 
 
 class _Loader(yaml.SafeLoader):
@@ -61,6 +66,8 @@ for _tag, _pattern, _first in (
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
+NULLS = ("", "~", "null", "Null", "NULL")
+_BLOCKS = ("|", ">")  # they open a block of text; with nothing in it they were meant themselves
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "bool": lambda text: text.lower() == "true",
     "int": int,
@@ -80,17 +87,17 @@ def load_yaml(text: str, name: str) -> YamlDocument:
     values = builder.build(node, ())
     if builder.problems:
         raise RecipeError.from_problems(f"{name} cannot be read:", builder.problems)
-    return YamlDocument(name, values, builder.lines)
+    return YamlDocument(name, values, builder.lines, builder.texts)
 
 
-def parse_value(text: str) -> Any:
-    """One YAML value, such as the right side of `--set key=value`; an empty text is None."""
+def parse_value(text: str) -> tuple[Any, dict[tuple, str]]:
+    """One YAML value, such as the right side of `--set key=value`, and its `texts`; an empty text is None."""
     node = _compose(text, "the value")
     builder = _YamlConstructor()
     value = None if node is None else builder.build(node, ())
     if builder.problems:
         raise RecipeError(builder.problems[0])
-    return value
+    return value, builder.texts
 
 
 def _compose(text: str, name: str) -> yaml.Node | None:
@@ -110,6 +117,7 @@ class _YamlConstructor:
 
     def __init__(self) -> None:
         self.lines: dict[tuple, int] = {}
+        self.texts: dict[tuple, str] = {}
         self.problems: list[str] = []
         self.count = 0
 
@@ -127,6 +135,8 @@ class _YamlConstructor:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return tuple(self.build(item, (*path, index)) for index, item in enumerate(node.value))
+        if tag != "str" or (node.style in _BLOCKS and not node.value):
+            self.texts[path] = node.value or node.style or ""
         return self._scalar(node, tag)
 
     def _mapping(self, node: yaml.MappingNode, path: tuple) -> dict[str, object]:
