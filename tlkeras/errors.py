@@ -72,9 +72,19 @@ class ExportError(TlkerasError):
 
 
 class ServingError(TlkerasError):
-    """A model server cannot be reached, or refuses a request."""
+    """A model server cannot be reached, or refuses a request.
+
+    Args:
+        status: The code of a server that answered: a number of HTTP, or a name of gRPC. None if none did.
+    """
 
     exit_code = 9
+
+    def __init__(
+        self, rule: str, received: object = None, way_out: str | None = None, *, status: int | str | None = None
+    ):
+        self.status = status
+        super().__init__(rule, received, way_out)
 
 
 class MissingExtraError(TlkerasError):

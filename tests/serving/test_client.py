@@ -3,6 +3,9 @@
 import json
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import grpc
 import numpy as np
@@ -161,3 +164,63 @@ def test_predict_with_a_url(rest, trained, tmp_path):
     assert "not an image (text)" in result["unreadable"][0]["reason"]
     done = CliRunner().invoke(main, ["predict", "--url", "http://127.0.0.1:9/v1/models/x", str(image)])
     assert done.exit_code == 9 and "cannot be reached" in done.stderr
+
+
+DEAD = "http://127.0.0.1:{}/v1/models/{}"
+
+
+@pytest.mark.parametrize(
+    ("port", "name", "way"),
+    [
+        (8400, "m", DEAD),
+        (8411, "m", DEAD),
+        (9, "INVALID_ARGUMENT-400", DEAD),
+        (8400, "model400", "grpc://127.0.0.1:{}/{}"),
+    ],
+)
+def test_a_dead_server_is_no_unreadable_image(trained, port, name, way):
+    image = next((trained.parent.parent / "photos/day").iterdir())
+    done = CliRunner().invoke(main, ["predict", "--url", way.format(port, name), str(image)])
+    assert done.exit_code == 9, done.output
+    assert "The server cannot be reached" in done.stderr and "could not be read" not in done.stdout
+
+
+@contextmanager
+def answering(status, body):
+    """The URL of a model on a server that answers everything alike."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield DEAD.format(server.server_port, "m")
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "said"),
+    [
+        (400, b'{"error": "Image 0: not an image"}', 3, "400 Image 0: not an image"),
+        (413, b'{"error": "too large"}', 3, "413 too large"),
+        (500, b'{"error": "400 INVALID_ARGUMENT"}', 9, "500 400 INVALID_ARGUMENT"),
+        (503, b'{"error": "model m-400 is loading"}', 9, "503 model m-400 is loading"),
+        (404, b'["400"]', 9, "404 ['400']"),
+        (400, b"<html>plain HTTP sent to an HTTPS port</html>", 9, "is not JSON. Received: 400 from"),
+        (200, b'{"answer": 400}', 9, "has no predictions"),
+        (200, b"[400]", 9, "has no predictions"),
+    ],
+)
+def test_only_a_refused_image_is_unreadable(trained, status, body, code, said):
+    image = next((trained.parent.parent / "photos/day").iterdir())
+    with answering(status, body) as url:
+        done = CliRunner().invoke(main, ["predict", "--url", url, str(image)])
+    assert done.exit_code == code, done.output
+    assert said in done.output

@@ -21,6 +21,8 @@ from tlkeras.serving.tensors import JsonObject
 
 _PATH = r"/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?/?"
 _CONNECTION = "Is it running? Start one with: tlkeras serve saved_models/NAME"
+_REFUSED_IMAGE = (400, 413, "INVALID_ARGUMENT")
+"""Statuses that speak of the image that was sent: it cannot be read, or is too large for the server."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ class _RestTransport:
     def predict(self, encoded: Sequence[bytes], signature: str) -> list[JsonObject]:
         instances = [{"b64": base64.b64encode(data).decode()} for data in encoded]
         body = {"signature_name": signature, "instances": instances}
-        rows = self._request("POST", f"{self._url}:predict", json=body)["predictions"]
+        answer = self._request("POST", f"{self._url}:predict", json=body)
+        rows = answer.get("predictions") if isinstance(answer, dict) else None
+        if not isinstance(rows, list):
+            raise ServingError("The server's response has no predictions.", answer, "Is it a model server?")
         return [row if isinstance(row, dict) else {signature: row} for row in rows]
 
     def read_status(self) -> list[ServedVersion]:
@@ -117,7 +122,8 @@ class _RestTransport:
             reason = str(error).partition("(Caused by ")[2].rstrip(")") or str(error)
             raise ServingError("The server cannot be reached.", f"{url} ({reason})", _CONNECTION) from None
         if response.status_code != 200:
-            raise ServingError("The server refused the request.", f"{response.status_code} {body.get('error', body)}")
+            told = body.get("error", body) if isinstance(body, dict) else body
+            raise _make_refusal(response.status_code, told)
         return body
 
 
@@ -167,7 +173,11 @@ class _GrpcTransport:
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAVAILABLE and "connect" in (error.details() or ""):
                 raise ServingError("The server cannot be reached.", error.details(), _CONNECTION) from None
-            raise ServingError("The server refused the request.", f"{error.code().name} {error.details()}") from None
+            raise _make_refusal(error.code().name, error.details()) from None
+
+
+def _make_refusal(status: int | str, told: object) -> ServingError:
+    return ServingError("The server refused the request.", f"{status} {told}", status=status)
 
 
 def _to_json(value: Any) -> Any:
@@ -181,7 +191,7 @@ def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float =
     """Predictions of a served model for image files and folders.
 
     Images that the server refuses are listed as unreadable, with its reason. URL and timeout are as in `Client`.
-    ServingError if the server cannot be reached, or its outputs have no labels.
+    ServingError if the server cannot be reached or fails, or its outputs have no labels.
     """
     found, unreadable = [], []
     with Client(url, timeout=timeout) as client:
@@ -191,7 +201,7 @@ def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float =
             except OSError as error:
                 unreadable.append(UnreadableImage(path, error.strerror or str(error)))
             except ServingError as error:
-                if "400" not in str(error.received) and "INVALID_ARGUMENT" not in str(error.received):
+                if error.status not in _REFUSED_IMAGE:
                     raise
                 unreadable.append(UnreadableImage(path, str(error.received)))
             else:
