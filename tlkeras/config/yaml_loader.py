@@ -135,8 +135,9 @@ class _YamlConstructor:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return tuple(self.build(item, (*path, index)) for index, item in enumerate(node.value))
-        if tag != "str" or (node.style in _BLOCKS and not node.value):
-            self.texts[path] = node.value or node.style or ""
+        style = getattr(node, "style", None)
+        if tag != "str" or (style in _BLOCKS and not node.value):
+            self.texts[path] = node.value or style or ""
         return self._scalar(node, tag)
 
     def _mapping(self, node: yaml.MappingNode, path: tuple) -> dict[str, object]:
