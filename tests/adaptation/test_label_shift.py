@@ -8,8 +8,7 @@ from tlkeras.adaptation.adversarial import AdaptationOptions
 from tlkeras.adaptation.domain_head import DomainAdaptedHead
 from tlkeras.adaptation.label_shift import estimate_bbse, estimate_em, reweight_priors
 from tlkeras.heads.feature_selection import FeatureSelectingHead
-from tlkeras.heads.linear import LinearHead
-from tlkeras.heads.ridge import RidgeHead
+from tlkeras.heads.linear import LinearHead, RidgeHead
 
 
 def one_hot(classes):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tlkeras.heads.calibration import calibrate, measure_loss
+from tlkeras.heads.held_out import calibrate, measure_loss
 from tlkeras.heads.link_functions import SigmoidLink, SoftmaxLink
 
 RANDOM = np.random.default_rng(0)

@@ -6,8 +6,8 @@ import pytest
 from scipy.optimize import minimize
 
 import tlkeras
-from tlkeras.heads.cross_validation import cross_val_predict
 from tlkeras.heads.feature_selection import FeatureSelectingHead, fit_group_lasso, score_columns, shrink_rows
+from tlkeras.heads.folds import cross_val_predict
 from tlkeras.heads.heads import attach_heads, make_head
 from tlkeras.heads.link_functions import infer_link
 

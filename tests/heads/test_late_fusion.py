@@ -9,8 +9,7 @@ import pytest
 import tlkeras
 from tlkeras.adaptation.domain_head import DomainAdaptedHead
 from tlkeras.heads.late_fusion import LateFusion, fit_late_fusion
-from tlkeras.heads.linear import LinearHead
-from tlkeras.heads.ridge import RidgeHead
+from tlkeras.heads.linear import LinearHead, RidgeHead
 
 
 def make_parts(count=300, classes=2, seed=0):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from tlkeras.heads.ridge import factorise
+from tlkeras.heads.linear import factorise
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(40, 6))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
-from tlkeras.heads.svm import fit_squared_hinge
+from tlkeras.heads.linear import fit_squared_hinge
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(40, 6))

@@ -15,7 +15,7 @@ from tlkeras.data.quality.duplicates import DuplicateGroup, LeakingGroup
 from tlkeras.data.quality.label_issues import find_label_issues, find_outliers
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
-from tlkeras.heads.cross_validation import cross_val_predict
+from tlkeras.heads.folds import cross_val_predict
 from tlkeras.heads.linear import LinearHead
 from tlkeras.results import FLAT, OPTIONAL, Result
 

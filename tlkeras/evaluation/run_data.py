@@ -21,7 +21,7 @@ from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.errors import RunError, TlkerasError
 from tlkeras.features.handcrafted.layer import copy_codebooks
-from tlkeras.heads.cross_validation import cross_val_predict
+from tlkeras.heads.folds import cross_val_predict
 from tlkeras.heads.heads import order_outputs
 from tlkeras.heads.linear import LinearHead
 from tlkeras.inference.predict import load_model

@@ -12,10 +12,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
-from tlkeras.heads.calibration import calibrate
 from tlkeras.heads.class_weights import ClassWeight, compute_class_factors, compute_sample_weights
 from tlkeras.heads.folds import Fold, LabelledFeatures, LabelledRows, list_folds
-from tlkeras.heads.held_out import Hyperparameters, choose
+from tlkeras.heads.held_out import Hyperparameters, calibrate, choose
 from tlkeras.heads.link_functions import LinkFunction, infer_link
 from tlkeras.heads.scaling import AffineTransform, fit_standardizer
 from tlkeras.results import Result, to_plain

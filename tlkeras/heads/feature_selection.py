@@ -17,8 +17,8 @@ from tlkeras.heads.base import BaseHead, HeadResult, VectorHead
 from tlkeras.heads.class_weights import ClassWeight
 from tlkeras.heads.deep import KerasHead
 from tlkeras.heads.folds import LabelledFeatures, list_folds
+from tlkeras.heads.linear import factorise
 from tlkeras.heads.link_functions import LinkFunction
-from tlkeras.heads.ridge import factorise
 from tlkeras.heads.scaling import fit_standardizer
 
 if TYPE_CHECKING:

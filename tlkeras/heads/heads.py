@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from tlkeras.errors import RecipeError, suggest
 from tlkeras.heads.base import BaseHead
-from tlkeras.heads.deep import MLPHead
+from tlkeras.heads.deep import AttentionHead, MLPHead, RecurrentHead, TransformerHead
 from tlkeras.heads.kernel import KernelHead
-from tlkeras.heads.linear import LinearHead
+from tlkeras.heads.linear import LinearHead, LinearSVMHead, RidgeHead
 from tlkeras.heads.prototypes import CentroidHead, CosineHead, LdaHead
 from tlkeras.heads.regression import RidgeRegressionHead
-from tlkeras.heads.ridge import RidgeHead
-from tlkeras.heads.spatial import AttentionHead, RecurrentHead, TransformerHead
-from tlkeras.heads.svm import LinearSVMHead
 
 if TYPE_CHECKING:
     import keras

@@ -22,10 +22,8 @@ from tlkeras.config.schema.heads import (
 from tlkeras.heads.base import HeadResult, LinearClassifierHead, VectorHead, finish_layers
 from tlkeras.heads.folds import Fold, LabelledFeatures
 from tlkeras.heads.held_out import Hyperparameters
-from tlkeras.heads.linear import LinearHead
-from tlkeras.heads.ridge import RidgeHead
+from tlkeras.heads.linear import LinearHead, LinearSVMHead, RidgeHead
 from tlkeras.heads.scaling import measure_columns
-from tlkeras.heads.svm import LinearSVMHead
 
 if TYPE_CHECKING:
     import keras

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logit
 
-from tlkeras.heads.cross_validation import cross_val_predict
+from tlkeras.heads.folds import cross_val_predict
 from tlkeras.heads.linear import LinearHead
 from tlkeras.heads.link_functions import infer_link
 

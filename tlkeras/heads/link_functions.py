@@ -10,6 +10,9 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from tlkeras.data.tasks import THRESHOLD
 
+LinearMap = tuple[np.ndarray, np.ndarray]
+"""Kernel (d, k) and bias (k,)."""
+
 
 class SoftmaxLink:
     """Each row is of one class; probabilities add up to 1. Codes, the targets of the loss, are indices of classes.

@@ -9,7 +9,7 @@ import numpy as np
 
 from tlkeras.heads.base import HeadResult, make_dense
 from tlkeras.heads.folds import LabelledRows, group_kfold
-from tlkeras.heads.ridge import RidgeFactors, RidgeHead, factorise
+from tlkeras.heads.linear import RidgeFactors, RidgeHead, factorise
 from tlkeras.heads.scaling import measure_columns
 
 if TYPE_CHECKING:
