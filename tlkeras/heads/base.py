@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from tlkeras.heads.class_weights import ClassWeight, compute_class_factors, compute_sample_weights
 from tlkeras.heads.folds import Fold, LabelledFeatures, LabelledRows, list_folds
 from tlkeras.heads.held_out import Hyperparameters, calibrate, choose
-from tlkeras.heads.link_functions import LinkFunction, infer_link
+from tlkeras.heads.link_functions import LinearMap, LinkFunction, infer_link
 from tlkeras.heads.scaling import AffineTransform, fit_standardizer
 from tlkeras.results import Result, to_plain
 
@@ -25,15 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeadResult(Result):
-    """What a fit chose.
+    """What a fit chose."""
 
-    Attributes:
-        kind: The head's word in a recipe.
-        chosen: Values by name, such as the strength, the number of epochs or of columns.
-    """
-
-    kind: str
-    chosen: Mapping[str, Any]
+    kind: str  # the head's word in a recipe
+    chosen: Mapping[str, Any]  # values by name, such as the strength, the number of epochs or of columns
 
     def to_dict(self) -> dict[str, Any]:
         """The kind and the chosen values in one mapping, as values that JSON has."""
@@ -114,15 +109,12 @@ class BaseHead(ClassifierMixin, BaseEstimator):
         return counted | (kept == kept[0]).all(axis=0).any()
 
     def _validate_fit(self, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features and targets, checked; the number of columns is remembered."""
         return validate_data(self, X, y, dtype=self._dtypes, multi_output=self.link_.several)
 
     def _validate(self, X: np.ndarray) -> np.ndarray:
-        """Features, checked against those of the fit."""
         return validate_data(self, X, reset=False, dtype=self._dtypes)
 
     def _weigh(self, y: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray:
-        """Weight of each row, float64 (n,)."""
         if self.link_.several and self.class_weight is not None:
             raise ValueError(f"A row with several labels has no weight of its class. Received: {self.class_weight}.")
         return compute_sample_weights(y, sample_weight, self.class_weight)
@@ -218,11 +210,10 @@ class VectorHead(BaseHead):
         return rows.weights
 
     def _fit_candidate(self, rows: LabelledFeatures, candidate: Hyperparameters) -> None:
-        """Fit on all rows; logits are then scores, not calibrated."""
+        """Fit on all rows, without calibration."""
         raise NotImplementedError
 
     def _keep_losses(self, chosen: Hyperparameters, losses: Mapping[Hyperparameters, float]) -> None:
-        """Keep the held-out loss of each candidate."""
         self.scores_ = {candidate[-1]: loss for candidate, loss in losses.items()}
 
     def _calibrate_without_folds(self, rows: LabelledFeatures) -> tuple[np.ndarray, np.ndarray]:
@@ -230,11 +221,9 @@ class VectorHead(BaseHead):
         return calibrate(self.link_, self._logits(rows.X), rows.codes, rows.weights)
 
     def _scale(self, scale: np.ndarray, shift: np.ndarray) -> None:
-        """Multiply the scores and shift them."""
         raise NotImplementedError
 
     def _logits(self, X: np.ndarray) -> np.ndarray:
-        """Logits (n, k) of validated features."""
         raise NotImplementedError
 
     def _predict_proba(self, X: np.ndarray) -> np.ndarray:
@@ -281,20 +270,11 @@ class LinearClassifierHead(VectorHead):
     def score_path(
         self, rows: LabelledFeatures, held: np.ndarray, strengths: Sequence[float], share: float
     ) -> list[np.ndarray]:
-        """Scores of further rows, (m, k), by a fit of each strength.
-
-        Args:
-            rows: Those to fit on.
-            held: Features of the further rows.
-            strengths: As they are set against all rows.
-            share: Weight of the rows to fit on, of that of all rows.
-        """
+        """Scores of further features, (m, k), by a fit on rows that have a share of all weight, for each strength."""
         frame = self._fit_frame(rows)
         rows, held = rows._replace(X=frame.apply(rows.X)), frame.apply(held)
-        return [
-            held @ kernel + bias
-            for kernel, bias in self._solve_path(rows, [self._in_fold(one, share) for one in strengths])
-        ]
+        in_fold = [self._in_fold(one, share) for one in strengths]
+        return [held @ kernel + bias for kernel, bias in self._solve_path(rows, in_fold)]
 
     def _in_fold(self, strength: float, share: float) -> float:
         """The strength whose penalty per unit of weight is that of `strength` with all rows.
@@ -317,16 +297,14 @@ class LinearClassifierHead(VectorHead):
         self.kernel_, self.bias_ = kernel, bias
 
     def _fit_frame(self, rows: LabelledFeatures) -> AffineTransform:
-        """The standardised frame of the features in which scores are linear."""
+        """The frame in which scores are linear."""
         return fit_standardizer(rows.X, self._column_weights(rows), by_column=self.standardize)
 
     def _column_weights(self, rows: LabelledFeatures) -> np.ndarray:
         """Weights of the rows in the mean and deviation of the columns, (n,)."""
         return rows.weights
 
-    def _solve_path(
-        self, rows: LabelledFeatures, strengths: Sequence[float]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _solve_path(self, rows: LabelledFeatures, strengths: Sequence[float]) -> Iterator[LinearMap]:
         """Kernel (d, k) and bias (k,) from standardised features to scores, for each strength in turn."""
         raise NotImplementedError
 
@@ -334,16 +312,13 @@ class LinearClassifierHead(VectorHead):
         return X @ self.kernel_ + self.bias_
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """The map from raw features to logits, and that to probabilities."""
         check_is_fitted(self)
         return finish_layers(self.kernel_, self.bias_, self.link_)
 
     def summarize(self) -> HeadResult:
-        """The strength that was used."""
         return HeadResult(self.kind, {self.strength_name: self.strength_} if self.strength_name else {})
 
     def history(self) -> dict[str, list[float]]:
-        """The held-out log loss by strength, as columns; empty where nothing was to choose."""
         if self.strength_name is None:
             return {}
         return {self.strength_name: list(self.scores_), "held_out_log_loss": list(self.scores_.values())}

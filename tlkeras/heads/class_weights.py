@@ -11,15 +11,10 @@ ClassWeight = Mapping[Any, float] | Literal["balanced"] | None
 
 
 def compute_sample_weights(y: np.ndarray, sample_weight: np.ndarray | None, class_weight: ClassWeight) -> np.ndarray:
-    """Weight of each row, float64 (n,).
+    """Weight of each row, float64 (n,), from its class, its own weight, None for 1, and that of its class.
 
-    Args:
-        y: Class of each row, (n,); with no class_weight anything of that length.
-        sample_weight: The rows' own weights, (n,), or None for equal ones.
-        class_weight: A factor per class, "balanced" for the inverse of its share of the weight, or None.
-
-    Raises:
-        ValueError: The weights have another shape, are negative, not finite, or all zero.
+    With no class_weight, y is anything of that length. Raises the errors of `compute_class_factors`, and a ValueError
+    if the rows' weights have another shape, are negative, not finite, or all zero.
     """
     weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     if weights.shape != (len(y),):
@@ -32,15 +27,9 @@ def compute_sample_weights(y: np.ndarray, sample_weight: np.ndarray | None, clas
 
 
 def compute_class_factors(y: np.ndarray, sample_weight: np.ndarray | None, class_weight: ClassWeight) -> np.ndarray:
-    """Factor of each class in ascending order, (k,); balanced classes have equal weight, as in scikit-learn.
+    """Factor of each class of rows (n,), ascending, (k,); "balanced" classes have equal weight, as in scikit-learn.
 
-    Args:
-        y: Class of each row, (n,).
-        sample_weight: The rows' own weights, (n,), or None for equal ones.
-        class_weight: A factor per class, "balanced", or None.
-
-    Raises:
-        ValueError: The classes with a factor are not those of the rows.
+    ValueError if the classes with a factor are not those of the rows.
     """
     classes, codes = np.unique(y, return_inverse=True)
     if class_weight is None:

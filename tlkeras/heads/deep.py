@@ -48,7 +48,7 @@ class KerasHead(BaseHead):
     _dtypes = np.float32
 
     def _list_hidden(self, shape: tuple[int, ...]) -> list[keras.layers.Layer]:
-        """The layers between standardised features, of a row's shape, and logits."""
+        """The layers between standardised features and logits."""
         raise NotImplementedError
 
     def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
@@ -119,17 +119,14 @@ class KerasHead(BaseHead):
         return self.model_.predict(X, batch_size=_PREDICTED, verbose=0)
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """The fitted layers, raw features to probabilities."""
         check_is_fitted(self)
         return list(self.model_.layers)
 
     def summarize(self) -> HeadResult:
-        """The number of epochs, and the one whose weights were kept."""
         best = int(np.argmin(self.history_["val_loss"]))
         return HeadResult(self.kind, {"epochs": len(self.history_["loss"]), "best_epoch": best + 1})
 
     def history(self) -> dict[str, list[float]]:
-        """Loss and validation loss by epoch, as columns."""
         return {"epoch": [epoch + 1 for epoch in range(len(self.history_["loss"]))], **self.history_}
 
 
@@ -163,11 +160,7 @@ class MLPHead(KerasHead):
     def _list_block(self, index: int, width: int) -> list[keras.layers.Layer]:
         from keras import layers
 
-        norms: dict[str, list] = {
-            "none": [],
-            "batch": [layers.BatchNormalization],
-            "layer": [layers.LayerNormalization],
-        }
+        norms: dict = {"none": [], "batch": [layers.BatchNormalization], "layer": [layers.LayerNormalization]}
         return [
             layers.Dense(width, use_bias=self.norm == "none", name=f"head_dense_{index}"),
             *(norm(name=f"head_norm_{index}") for norm in norms[self.norm]),
@@ -204,11 +197,7 @@ class FeatureMapHead(KerasHead):
         return X
 
     def _check_maps(self, X: np.ndarray) -> np.ndarray:
-        """Maps as they are.
-
-        Raises:
-            ValueError: X is no batch of maps, or has NaN or infinite values.
-        """
+        """Maps as they are; ValueError if they are none, or have NaN or infinite values."""
         if np.ndim(X) != 4:
             shape = np.shape(X)
             raise ValueError(f"A {self.kind} head takes maps (n, height, width, channels). Received: shape {shape}.")
@@ -301,8 +290,7 @@ class TransformerHead(FeatureMapHead):
 
         from tlkeras.heads.layers import PositionEmbedding
 
-        height, width, _ = shape
-        positions = height * width
+        positions = shape[0] * shape[1]
         return [
             layers.Dense(self.width, name="head_projection"),
             layers.Reshape((positions, self.width), name="head_sequence"),
@@ -318,14 +306,12 @@ class TransformerHead(FeatureMapHead):
         from keras import layers
 
         def drop(tensor: Any, number_in_block: int) -> Any:
-            return layers.Dropout(self.dropout, seed=self.fitting.seed + 10 * number + number_in_block)(tensor)
+            return layers.Dropout(self.dropout, seed=seed + number_in_block)(tensor)
 
         entry = keras.Input((positions, self.width))
         normed = layers.LayerNormalization()(entry)
-        seed = self.fitting.seed + 10 * number
-        attend = layers.MultiHeadAttention(
-            self.heads, max(1, self.width // self.heads), dropout=self.dropout, seed=seed
-        )
+        keys, seed = max(1, self.width // self.heads), self.fitting.seed + 10 * number
+        attend = layers.MultiHeadAttention(self.heads, keys, dropout=self.dropout, seed=seed)
         attended = layers.Add()([entry, drop(attend(normed, normed), 1)])
         hidden = layers.Dense(2 * self.width, activation="gelu")(layers.LayerNormalization()(attended))
         outputs = layers.Add()([attended, drop(layers.Dense(self.width)(hidden), 2)])

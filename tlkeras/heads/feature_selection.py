@@ -18,7 +18,7 @@ from tlkeras.heads.class_weights import ClassWeight
 from tlkeras.heads.deep import KerasHead
 from tlkeras.heads.folds import LabelledFeatures, list_folds
 from tlkeras.heads.linear import factorise
-from tlkeras.heads.link_functions import LinkFunction
+from tlkeras.heads.link_functions import LinearMap, LinkFunction
 from tlkeras.heads.scaling import fit_standardizer
 
 if TYPE_CHECKING:
@@ -54,17 +54,14 @@ class FeatureSelectingHead(BaseHead):
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        """The kind of the head."""
         return self.head.kind
 
     @property
     def supports_multilabel(self) -> bool:  # type: ignore[override]
-        """Whether rows can have several labels."""
         return self.head.supports_multilabel
 
     @property
     def class_weight(self) -> ClassWeight:  # type: ignore[override]
-        """Class weights of the head."""
         return self.head.class_weight
 
     def _weigh(self, y: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray:
@@ -78,12 +75,12 @@ class FeatureSelectingHead(BaseHead):
 
     def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
         head = self.head_
-        if isinstance(head, KerasHead):
-            rows, held = (rows, held) if held is not None else head._hold_out(rows, groups)
-            self.chosen_ = self._select(rows)
+        trained = isinstance(head, KerasHead)
+        if trained and held is None:
+            rows, held = head._hold_out(rows, groups)
+        self.chosen_ = self._select(rows)
+        if trained:
             held = held.reduce(self.chosen_)
-        else:
-            self.chosen_ = self._select(rows)
         head.link_, head.classes_, head.scores_ = self.link_, self.classes_, {}
         head.n_features_in_ = len(self.chosen_)
         kept = rows.reduce(self.chosen_)
@@ -110,19 +107,16 @@ class FeatureSelectingHead(BaseHead):
         return self.head_.decision_function(self._validate(X)[:, self.chosen_])
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """The selection of columns, and the head's layers."""
         from tlkeras.heads.layers import SelectColumns
 
         check_is_fitted(self)
         return [SelectColumns(self.chosen_.tolist(), name="head_selection"), *self.head_.to_layers()]
 
     def summarize(self) -> HeadResult:
-        """What the head chose, the method and the number of columns."""
         chosen = {**self.head_.summarize().chosen, "selection": self.method, "columns": len(self.chosen_)}
         return HeadResult(self.kind, chosen)
 
     def history(self) -> dict[str, list[float]]:
-        """The head's history."""
         return self.head_.history()
 
 
@@ -131,14 +125,9 @@ def score_columns(
 ) -> np.ndarray:
     """Score of each column, (d,): how well it separates the classes.
 
-    Args:
-        link: The link that encoded the targets.
-        X: Features (n, d).
-        codes: Targets as the link encodes them.
-        weights: Of the rows, (n,).
-        method: "head2toe": squared length of a column's weights in a regression under a group lasso (Evci et al., ICML
-            2022; columns are standardised first); "l2": the same in a ridge regression; "f_classif": the F value of an
-            analysis of variance, for each label the largest.
+    "head2toe" is the squared length of a column's weights in a regression under a group lasso (Evci et al., ICML 2022;
+    columns are standardised first), "l2" the same in a ridge regression, "f_classif" the F value of an analysis of
+    variance, of several labels the largest. Rows of features (n, d) have codes of the link, and weights (n,).
     """
     if method == "f_classif":
         return np.max([measure_f(X, column, weights) for column in link.subproblems(codes)], axis=0)
@@ -155,12 +144,8 @@ def score_columns(
 def measure_f(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """F value of each column in an analysis of variance, (d,); of a constant column 0.
 
-    With equal weights it is scikit-learn's `f_classif`. Weights count as shares: twice all of them changes nothing.
-
-    Args:
-        X: Features (n, d).
-        codes: Class of each row, (n,).
-        weights: Of the rows, (n,).
+    With equal weights it is scikit-learn's `f_classif`. Weights (n,) count as shares: twice all of them changes
+    nothing. Features are (n, d), codes the class of each row, (n,).
     """
     counted = weights > 0
     X, weights = X[counted].astype(np.float64), weights[counted]
@@ -180,18 +165,12 @@ def measure_f(X: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarr
 
 def fit_group_lasso(
     X: np.ndarray, targets: np.ndarray, weights: np.ndarray, *, several: bool = False, penalty: float = 0.002
-) -> tuple[np.ndarray, np.ndarray]:
+) -> LinearMap:
     """Kernel (d, k) and bias (k,) of least mean cross entropy plus the sum of the lengths of columns' weights.
 
     Accelerated proximal gradient descent (Beck and Teboulle, SIAM J. Imaging Sciences 2, 2009); each step shortens
-    every column's weights by the same amount, down to zero.
-
-    Args:
-        X: Standardised features (n, d).
-        targets: Indicators (n, k).
-        weights: Of the rows, (n,).
-        several: Whether a row can have several labels.
-        penalty: Of the lengths.
+    every column's weights by the same amount, down to zero. Features (n, d) are standardised, targets are indicators
+    (n, k), weights of the rows (n,); the penalty is that of the lengths.
     """
     shares = (weights / weights.sum())[:, None]
     activation = expit if several else lambda logits: softmax(logits, axis=1)

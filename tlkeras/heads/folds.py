@@ -18,17 +18,11 @@ LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class LabelledFeatures(NamedTuple):
-    """Rows that a head is fitted or measured on.
+    """Rows that a head is fitted or measured on."""
 
-    Attributes:
-        X: Features (n, d), or maps (n, h, w, c).
-        codes: Targets as the link encodes them, (n,) or (n, k).
-        weights: (n,).
-    """
-
-    X: np.ndarray
-    codes: np.ndarray
-    weights: np.ndarray
+    X: np.ndarray  # features (n, d), or maps (n, h, w, c)
+    codes: np.ndarray  # targets as the link encodes them, (n,) or (n, k)
+    weights: np.ndarray  # (n,)
 
     def take(self, chosen: np.ndarray) -> LabelledFeatures:
         """Some of the rows."""
@@ -41,19 +35,12 @@ class LabelledFeatures(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Rows to fit on and rows held out; they are copied when they are asked for, as folds are many times all rows.
+    """Rows to fit on and rows held out; they are copied when they are asked for, as folds are many times all rows."""
 
-    Attributes:
-        rows: All training rows.
-        fit: Positions of those to fit on; None for all, where validation rows are held out.
-        out: Positions of those held out, or validation rows.
-        columns: The columns selected without the rows held out; None for all.
-    """
-
-    rows: LabelledFeatures
-    fit: np.ndarray | None
-    out: np.ndarray | LabelledFeatures
-    columns: np.ndarray | None = None
+    rows: LabelledFeatures  # all training rows
+    fit: np.ndarray | None  # positions of those to fit on; None for all, where validation rows are held out
+    out: np.ndarray | LabelledFeatures  # positions of those held out, or validation rows
+    columns: np.ndarray | None = None  # selected without the rows held out; None for all
 
     @property
     def weight_share(self) -> float:
@@ -62,11 +49,9 @@ class Fold:
         return 1.0 if self.fit is None else float(weights[self.fit].sum() / weights.sum())
 
     def fit_rows(self) -> LabelledFeatures:
-        """The rows to fit on."""
         return (self.rows if self.fit is None else self.rows.take(self.fit)).reduce(self.columns)
 
     def held_rows(self) -> LabelledFeatures:
-        """The rows held out."""
         held = self.out if isinstance(self.out, LabelledFeatures) else self.rows.take(self.out)
         return held.reduce(self.columns)
 
@@ -113,10 +98,7 @@ def make_folds(codes: np.ndarray, folds: int, seed: int, groups: np.ndarray | No
 def group_kfold(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """Fold of each row, int [n]: groups stay together and are dealt out one by one, stratum after stratum.
 
-    A group belongs to the stratum of its first row.
-
-    Raises:
-        ValueError: There are fewer than two folds, or fewer groups than folds.
+    A group belongs to the stratum of its first row. ValueError if folds are fewer than two, or more than groups.
     """
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     if not 2 <= folds <= len(first):

@@ -20,22 +20,17 @@ Hyperparameters = tuple[float, ...]
 """What a head chooses by held-out rows: a strength, or a kernel's gamma and a strength."""
 
 ScoreFold = Callable[[Fold, list[Hyperparameters]], list[np.ndarray]]
+"""Scores (m, k) of the rows that a fold holds out, by a fit without them, for each candidate."""
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The candidate with the least held-out log loss.
-
-    Attributes:
-        candidate: That candidate.
-        scale, shift: Of its calibration on all held-out rows, (k,); 1 and 0 for a head that is not calibrated.
-        losses: Held-out log loss by candidate, after calibration.
-    """
+    """The candidate with the least held-out log loss."""
 
     candidate: Hyperparameters
-    scale: np.ndarray
-    shift: np.ndarray
-    losses: Mapping[Hyperparameters, float]
+    scale: np.ndarray  # of its calibration on all held-out rows, (k,); 1 for a head that is not calibrated
+    shift: np.ndarray  # likewise; 0
+    losses: Mapping[Hyperparameters, float]  # held-out log loss by candidate, after calibration
 
 
 def choose(
@@ -49,15 +44,9 @@ def choose(
 ) -> Choice | None:
     """The best candidate by the pooled scores of held-out rows; None where none is held out.
 
-    All candidates are measured: held-out loss can rise on the way from strong regularisation before it falls.
-
-    Args:
-        link: The head's link function.
-        candidates: What is chosen from.
-        parts: The folds.
-        score: Scores (m, k) of the rows that a fold holds out, by a fit without them, for each candidate.
-        weigh: Weights of rows in the loss.
-        calibrated: Whether scores become probabilities by a scale and shifts; else they are logits.
+    All candidates are measured: held-out loss can rise on the way from strong regularisation before it falls. Scores
+    become probabilities by a scale and shifts if the head is `calibrated`; else they are logits. `weigh` gives the
+    weights of rows in the loss.
     """
     held = [part.held_rows() for part in parts]
     if not sum(float(rows.weights.sum()) for rows in held):
@@ -104,11 +93,7 @@ def calibrate(
     one more row of each class, are by far too unsure for many classes of few rows. Shifts are drawn towards the log
     shares of the classes, with the strength of a standard normal prior, so that a few rows of a class do not move it.
 
-    Args:
-        link: The head's link function.
-        scores: Of rows that the head was not fitted on, (n, k).
-        codes: Targets of the rows, as the link encodes them.
-        weights: Of the rows, (n,).
+    Scores (n, k) are of rows that the head was not fitted on, with codes and weights (n,).
     """
     if not link.several:
         scale, shift = _fit_scale(scores, codes, weights, scores.shape[1])

@@ -46,13 +46,9 @@ class KernelHead(VectorHead):
     for rbf and laplacian. Columns are standardised first, but for chi2, whose features must not be negative.
 
     Args:
-        kernel: "rbf", "polynomial", "laplacian" or "chi2".
-        approximation: "nystroem" or "fourier".
         components: Number of landmarks or frequencies; "auto" is every row up to `EXACT` of them, else `EXACT`.
         gamma: Inverse width: a number; "median" for one over the median distance, as the kernel measures it, of two
             rows; "search" for the best of a quarter to four times that, by held-out log loss.
-        degree: Of the polynomial.
-        solver: "ridge", "logistic" or "svm".
 
     Attributes:
         gamma_: The gamma that was used.
@@ -71,7 +67,6 @@ class KernelHead(VectorHead):
     kind = "kernel"
 
     def _list_candidates(self, rows: LabelledFeatures) -> list[Hyperparameters]:
-        """Pairs of a gamma and a strength."""
         check_approximation(self.approximation, self.kernel)
         if self.kernel == "chi2" and rows.X.min() < 0:
             raise ValueError(f"The chi2 kernel needs features that are not negative. Received: {rows.X.min():.3g}.")
@@ -117,7 +112,6 @@ class KernelHead(VectorHead):
         return _SOLVERS[self.solver]._calibrated
 
     def _make_solver(self) -> LinearClassifierHead:
-        """The linear head behind the map, which fits and scores for this one."""
         head = _SOLVERS[self.solver](standardize=False)
         head.link_, head.classes_, head.scores_, head._factors = self.link_, self.classes_, {}, None
         return head
@@ -145,7 +139,6 @@ class KernelHead(VectorHead):
         return mapped @ self.linear_.kernel_ + self.linear_.bias_
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """Standardisation, the kernel map, and the maps to logits and probabilities."""
         import keras
 
         check_is_fitted(self)
@@ -155,24 +148,17 @@ class KernelHead(VectorHead):
         return [entry, kernel_map, *finish_layers(kernel, self.linear_.bias_, self.link_)]
 
     def summarize(self) -> HeadResult:
-        """Kernel, gamma, components, whether it is exact, and the strength of the solver."""
         chosen = {"kernel": self.kernel, "gamma": self.gamma_, "components": self.map_.size, "exact": self.exact_}
         return HeadResult(self.kind, {**chosen, **self.linear_.summarize().chosen})
 
     def history(self) -> dict[str, list[float]]:
-        """The held-out log loss by strength, as columns."""
         return self.linear_.history()
 
 
 class NystroemMap:
     """Features in which inner products are the kernel: exactly between landmarks, nearly elsewhere.
 
-    With the landmarks' kernel K = Q S Q^T it is k(x, landmarks) Q S^(-1/2).
-
-    Attributes:
-        landmarks: (m, d).
-        whitening: Q S^(-1/2), (m, r).
-        size: Number of landmarks m.
+    With the kernel K = Q S Q^T of m landmarks it is k(x, landmarks) Q S^(-1/2); the whitening is Q S^(-1/2), (m, r).
     """
 
     def __init__(self, landmarks: np.ndarray, whitening: np.ndarray, kernel: KernelName, gamma: float, degree: int):
@@ -204,13 +190,7 @@ class NystroemMap:
 
 
 class RandomFourierFeatures:
-    """Cosines of random frequencies in which inner products are nearly the kernel.
-
-    Attributes:
-        frequencies: (d, m).
-        phases: (m,).
-        size: Number of frequencies m.
-    """
+    """Cosines of m random frequencies (d, m) and phases (m,), in which inner products are nearly the kernel."""
 
     def __init__(self, frequencies: np.ndarray, phases: np.ndarray):
         self.frequencies, self.phases, self.size = frequencies, phases, len(phases)

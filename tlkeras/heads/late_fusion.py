@@ -86,20 +86,11 @@ class LateFusion:
 
 
 def fit_late_fusion(
-    make_head: Callable[[], Any],
-    widths: Sequence[int],
-    training: Mapping[str, Any],
-    X: np.ndarray,
-    seed: int = 0,
+    make_head: Callable[[], Any], widths: Sequence[int], training: Mapping[str, Any], X: np.ndarray, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Probabilities (m, k) of late fusion by rule; empty where it cannot be fitted.
+    """Probabilities of rows (m, d) by rule, (m, k); empty where late fusion cannot be fitted.
 
-    Args:
-        make_head: Makes an unfitted head.
-        widths: Columns of each part.
-        training: `X`, `y`, `sample_weight`, `groups` and, across domains, `target`, as `LateFusion.fit` takes them.
-        X: Features of the rows to predict, (m, d).
-        seed: Of the folds.
+    `training` has the arguments of `LateFusion.fit`; the others are those of `LateFusion`.
     """
     try:
         return LateFusion(make_head, widths, seed=seed).fit(**training).predict(X)

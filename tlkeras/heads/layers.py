@@ -17,12 +17,6 @@ class KernelFeatures(keras.layers.Layer):
 
     With x a row and l a landmark: rbf exp(-gamma |x - l|^2), laplacian exp(-gamma |x - l|_1), chi2
     exp(-gamma sum (x - l)^2 / (x + l)), polynomial (gamma x.l + 1)^degree.
-
-    Args:
-        kernel: "rbf", "laplacian", "chi2" or "polynomial".
-        landmarks: Their number m.
-        gamma: Inverse width.
-        degree: Of the polynomial.
     """
 
     def __init__(self, kernel: str, landmarks: int, gamma: float, degree: int = 3, **options: Any):
@@ -35,7 +29,6 @@ class KernelFeatures(keras.layers.Layer):
         self.points = self.add_weight(name="points", shape=shape, initializer="zeros", trainable=False)
 
     def call(self, inputs: Any) -> Any:
-        """Kernel of each row with each landmark."""
         if self.kernel in ("rbf", "polynomial"):
             products = ops.matmul(inputs, ops.transpose(self.points))
             if self.kernel == "polynomial":
@@ -53,22 +46,16 @@ class KernelFeatures(keras.layers.Layer):
         return ops.sum(apart**2 / ops.maximum(rows + point, _TINY), axis=1)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """(n, m)."""
         return (input_shape[0], self.landmarks)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments."""
         own = {"kernel": self.kernel, "landmarks": self.landmarks, "gamma": self.gamma, "degree": self.degree}
         return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable("tlkeras")
 class FourierMap(keras.layers.Layer):
-    """Random Fourier features sqrt(2 / m) cos(x.w + b), (n, m), of features (n, d); they do not train.
-
-    Args:
-        waves: Their number m.
-    """
+    """Random Fourier features sqrt(2 / m) cos(x.w + b) of m waves, (n, m), of features (n, d); they do not train."""
 
     def __init__(self, waves: int, **options: Any):
         super().__init__(**options)
@@ -81,25 +68,18 @@ class FourierMap(keras.layers.Layer):
         self.phases = self.add_weight(name="phases", shape=(self.waves,), **options)
 
     def call(self, inputs: Any) -> Any:
-        """The cosines."""
         return np.sqrt(2 / self.waves) * ops.cos(ops.matmul(inputs, self.frequencies) + self.phases)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """(n, m)."""
         return (input_shape[0], self.waves)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments."""
         return {**super().get_config(), "waves": self.waves}
 
 
 @keras.saving.register_keras_serializable("tlkeras")
 class AttentionPooling(keras.layers.Layer):
-    """Means of maps (n, h, w, c), weighted by q learned queries, (n, q * c).
-
-    Args:
-        queries: Their number q.
-    """
+    """Means of maps (n, h, w, c), weighted by q learned queries, (n, q * c)."""
 
     def __init__(self, queries: int, **options: Any):
         super().__init__(**options)
@@ -118,11 +98,9 @@ class AttentionPooling(keras.layers.Layer):
         return ops.reshape(means, (-1, self.queries * channels))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """(n, q * c)."""
         return (input_shape[0], self.queries * input_shape[-1])
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments."""
         return {**super().get_config(), "queries": self.queries}
 
 
@@ -135,34 +113,25 @@ class PositionEmbedding(keras.layers.Layer):
         self.positions = self.add_weight(name="positions", shape=input_shape[1:], initializer="zeros")
 
     def call(self, inputs: Any) -> Any:
-        """The sum."""
         return inputs + self.positions
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """The input's shape."""
         return tuple(input_shape)
 
 
 @keras.saving.register_keras_serializable("tlkeras")
 class SelectColumns(keras.layers.Layer):
-    """Some columns (n, m) of features (n, d).
-
-    Args:
-        columns: Their indices.
-    """
+    """The columns (n, m) of some indices, of features (n, d)."""
 
     def __init__(self, columns: list[int], **options: Any):
         super().__init__(**options)
         self.columns = list(columns)
 
     def call(self, inputs: Any) -> Any:
-        """The columns."""
         return ops.take(inputs, np.array(self.columns, "int32"), axis=1)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """(n, m)."""
         return (input_shape[0], len(self.columns))
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments."""
         return {**super().get_config(), "columns": self.columns}

@@ -18,6 +18,7 @@ from tlkeras.heads.base import LinearClassifierHead
 from tlkeras.heads.class_weights import compute_class_factors, compute_sample_weights
 from tlkeras.heads.folds import LabelledFeatures
 from tlkeras.heads.held_out import Hyperparameters
+from tlkeras.heads.link_functions import LinearMap
 
 logger = logging.getLogger(__name__)
 
@@ -26,18 +27,11 @@ STRENGTHS = np.logspace(-6, 2, 17)
 
 @dataclass(eq=False, repr=False)
 class LinearHead(LinearClassifierHead):
-    """Logistic regression, multinomial or one per label; its regularisation is chosen by cross-validation.
-
-    Columns are standardised with the training mean and standard deviation, which `to_layers` folds back into the
-    weights. `C` runs upwards over half decades, each fit starting from the last, and the one with the least held-out
-    log loss is taken. With several labels, `class_weight` is of the yes and no of each.
+    """Logistic regression, multinomial or one per label, for which `class_weight` is of the yes and no of each.
 
     Args:
-        C: Inverse strength of the L2 penalty as in scikit-learn, or "auto".
-
-    Attributes:
-        strength_: The C that was used, for all labels alike.
-        scores_: Held-out log loss by C, the mean over labels (empty unless chosen).
+        C: Inverse strength of the L2 penalty as in scikit-learn, one for all labels; "auto": the half decade with the
+            least held-out log loss, each fit starting from the last, weaker C.
     """
 
     C: AutoStrength = "auto"
@@ -50,15 +44,12 @@ class LinearHead(LinearClassifierHead):
     _calibrated = False
 
     def _weigh(self, y: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray:
-        """Weight of each row, float64 (n,); with several labels without those of classes."""
-        several = self.link_.several
-        weights = compute_sample_weights(y, sample_weight, None if several else self.class_weight)
-        # by label, of its no and yes
-        self._factors = (
-            np.array([compute_class_factors(column, weights, self.class_weight) for column in np.asarray(y).T])
-            if several
-            else None
-        )
+        self._factors = None
+        if not self.link_.several:
+            return super()._weigh(y, sample_weight)
+        weights = compute_sample_weights(y, sample_weight, None)
+        factors = [compute_class_factors(column, weights, self.class_weight) for column in np.asarray(y).T]
+        self._factors = np.array(factors)  # by label, of its no and yes
         return weights
 
     def _class_factors(self, y: np.ndarray, sample_weight: np.ndarray | None, held_y: np.ndarray) -> np.ndarray | float:
@@ -78,23 +69,16 @@ class LinearHead(LinearClassifierHead):
             logger.warning("Each class has a single example: C cannot be chosen and is %g.", self.fallback)
         return super()._fall_back(candidates)
 
-    def _solve_path(
-        self, rows: LabelledFeatures, strengths: Sequence[float]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _solve_path(self, rows: LabelledFeatures, strengths: Sequence[float]) -> Iterator[LinearMap]:
         codes = self.link_.subproblems(rows.codes)
         weights = self._loss_weights(rows)
         by_problem = [weights] if weights.ndim == 1 else list(weights.T)
-        paths = [
-            _follow_path(rows.X, *problem, strengths)  # one regression of all classes, or one per label
-            for problem in zip(codes, by_problem, strict=True)
-        ]
+        paths = [_follow_path(rows.X, *problem, strengths) for problem in zip(codes, by_problem, strict=True)]
         for solutions in zip(*paths, strict=True):
             yield self.link_.merge_coefficients(list(solutions))
 
 
-def _follow_path(
-    X: np.ndarray, y: np.ndarray, weights: np.ndarray, strengths: Sequence[float]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _follow_path(X: np.ndarray, y: np.ndarray, weights: np.ndarray, strengths: Sequence[float]) -> Iterator[LinearMap]:
     """Coefficients and intercepts for rising C, each fit starting from the last; exact where there is only one."""
     if (y == y[0]).all():  # a label that a fold has or lacks throughout
         certain = np.log(len(y) + 1.0) * (1 if y[0] else -1)
@@ -112,16 +96,11 @@ def _follow_path(
 
 @dataclass(eq=False, repr=False)
 class RidgeHead(LinearClassifierHead):
-    """Least squares with an L2 penalty on standardised columns; the intercept is not penalised.
-
-    `alpha` is chosen among half decades by held-out rows: one eigendecomposition of a fold serves all strengths.
+    """Least squares on the indicators of classes with an L2 penalty; the intercept is not penalised.
 
     Args:
-        alpha: Strength of the penalty as in scikit-learn's Ridge, or "auto".
-
-    Attributes:
-        strength_: The alpha that was used.
-        scores_: Held-out log loss by alpha.
+        alpha: Strength of the penalty as in scikit-learn's Ridge; "auto": the half decade with the least held-out log
+            loss. One eigendecomposition of a fold serves all strengths.
     """
 
     alpha: AutoStrength = "auto"
@@ -131,9 +110,7 @@ class RidgeHead(LinearClassifierHead):
     strengths = np.logspace(7, -1, 17)
     fallback = 1e3
 
-    def _solve_path(
-        self, rows: LabelledFeatures, strengths: Sequence[float]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _solve_path(self, rows: LabelledFeatures, strengths: Sequence[float]) -> Iterator[LinearMap]:
         targets = self.link_.indicators(rows.codes, len(self.classes_))
         factors = factorise(rows.X, targets, rows.weights)
         for alpha in strengths:
@@ -144,27 +121,17 @@ class RidgeHead(LinearClassifierHead):
 
 
 class RidgeFactors(NamedTuple):
-    """Weighted ridge regression, factorised: `squares` and `directions` of the centred, weighted Gram matrix.
+    """Weighted ridge regression by the eigendecomposition of the centred, weighted Gram matrix."""
 
-    Attributes:
-        mean: Weighted mean of the features, (d,).
-        offset: Weighted mean of the targets, (k,).
-        directions: Eigenvectors, (d, r).
-        squares: Eigenvalues, (r,).
-        rotated: Centred rows along the directions, (n, r).
-        targets: Centred, (n, k).
-        weights: Of the rows, (n,).
-    """
+    mean: np.ndarray  # weighted, of the features, (d,)
+    offset: np.ndarray  # weighted mean of the targets, (k,)
+    directions: np.ndarray  # eigenvectors, (d, r)
+    squares: np.ndarray  # eigenvalues, (r,)
+    rotated: np.ndarray  # centred rows along the directions, (n, r)
+    targets: np.ndarray  # centred, (n, k)
+    weights: np.ndarray  # of the rows, (n,)
 
-    mean: np.ndarray
-    offset: np.ndarray
-    directions: np.ndarray
-    squares: np.ndarray
-    rotated: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-
-    def solve(self, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    def solve(self, alpha: float) -> LinearMap:
         """Kernel (d, k) and bias (k,) for a strength."""
         kernel = self.directions @ self._shrink(alpha)
         return kernel, self.offset - self.mean @ kernel
@@ -201,15 +168,11 @@ class LinearSVMHead(LinearClassifierHead):
     """Linear support vector machines with squared hinge loss, one against the rest, calibrated by Platt's sigmoid.
 
     It minimises |w|^2 / 2 + C sum of weight * max(0, 1 - y f)^2 with an intercept that is not penalised, in the primal
-    (Chapelle, Neural Computation 19, 2007), all classes at once. `C` runs upwards over half decades, each fit starting
-    from the last, and the one with the least held-out log loss is taken.
+    (Chapelle, Neural Computation 19, 2007), all classes at once.
 
     Args:
-        C: Weight of the loss as in scikit-learn's LinearSVC, or "auto".
-
-    Attributes:
-        strength_: The C that was used.
-        scores_: Held-out log loss by C.
+        C: Weight of the loss as in scikit-learn's LinearSVC; "auto": the half decade with the least held-out log loss,
+            each fit starting from the last, weaker C.
     """
 
     C: AutoStrength = "auto"
@@ -219,17 +182,13 @@ class LinearSVMHead(LinearClassifierHead):
     strengths = np.logspace(-6, 1, 15)
     fallback = 1e-3
 
-    def _solve_path(
-        self, rows: LabelledFeatures, strengths: Sequence[float]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _solve_path(self, rows: LabelledFeatures, strengths: Sequence[float]) -> Iterator[LinearMap]:
         signs = 2 * self.link_.indicators(rows.codes, len(self.classes_)) - 1
         antisymmetric = not self.link_.several and signs.shape[1] == 2
         if antisymmetric:  # the second machine of two classes is the first with its sign changed
             signs = signs[:, 1:]
-        solution = None
+        solution, steps = None, 1000 if len(strengths) == 1 else 100  # only the final fit has to converge
         for C in strengths:
-            # only the final fit has to converge
-            steps = 1000 if len(strengths) == 1 else 100
             solution = fit_squared_hinge(rows.X, signs, rows.weights, C, solution, steps)
             kernel, _ = solution
             if antisymmetric:
@@ -243,18 +202,12 @@ def fit_squared_hinge(
     signs: np.ndarray,
     weights: np.ndarray,
     C: float,
-    start: tuple[np.ndarray, np.ndarray] | None = None,
+    start: LinearMap | None = None,
     steps: int = 1000,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel (d, k) and bias (k,) of k machines, one per column of signs.
+) -> LinearMap:
+    """The k machines of features (n, d) with weights (n,), one per column of signs, 1 or -1, (n, k).
 
-    Args:
-        X: Features (n, d).
-        signs: 1 or -1 for each row and machine, (n, k).
-        weights: Of the rows, (n,).
-        C: Weight of the loss against the penalty.
-        start: A kernel and bias to start from.
-        steps: Their greatest number.
+    They are found from `start` in `steps` steps at most; C weighs the loss against the penalty.
     """
     (_, d), k = X.shape, signs.shape[1]
     costs = (C * weights)[:, None]

@@ -28,11 +28,7 @@ class SoftmaxLink:
     several = False
 
     def encode(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Class values (k,) and the codes of the rows, int (n,).
-
-        Raises:
-            ValueError: There is one class only.
-        """
+        """Class values (k,) and the codes of the rows, int (n,); ValueError if there is one class only."""
         check_classification_targets(y)
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
@@ -57,7 +53,7 @@ class SoftmaxLink:
         """Targets (n,) of each logistic regression: one of all classes."""
         return [codes]
 
-    def merge_coefficients(self, solutions: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    def merge_coefficients(self, solutions: list[LinearMap]) -> LinearMap:
         """Kernel (d, k) and bias (k,) from scikit-learn's coefficients and intercepts, one row for two classes."""
         ((coefficients, bias),) = solutions
         kernel = coefficients.T
@@ -94,11 +90,7 @@ class SigmoidLink:
     several = True
 
     def encode(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of the labels (k,) and the indicators as they are.
-
-        Raises:
-            ValueError: There is a label that all rows have or lack.
-        """
+        """Numbers of the labels (k,) and the indicators; ValueError if all rows have a label, or lack it."""
         check_classification_targets(y)
         constant = np.flatnonzero((y == y[0]).all(axis=0))
         if len(constant):
@@ -114,7 +106,7 @@ class SigmoidLink:
     def subproblems(self, codes: np.ndarray) -> list[np.ndarray]:
         return list(codes.T)
 
-    def merge_coefficients(self, solutions: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    def merge_coefficients(self, solutions: list[LinearMap]) -> LinearMap:
         coefficients, biases = zip(*solutions, strict=True)
         return np.concatenate(coefficients).T, np.concatenate(biases)
 

@@ -27,11 +27,9 @@ class UncertaintyWeighting(keras.layers.Layer):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments."""
         return {**super().get_config(), "tasks": int(self.log_variances.shape[0])}
 
     def call(self, logits: Any) -> Any:
-        """The logits as they are."""
         return logits
 
     def weigh(self, losses: tf.Tensor) -> tf.Tensor:

@@ -14,6 +14,7 @@ from tlkeras.config.schema.heads import AutoShrinkage
 from tlkeras.heads.base import HeadResult, LinearClassifierHead, VectorHead, finish_layers
 from tlkeras.heads.folds import Fold, LabelledFeatures
 from tlkeras.heads.held_out import Hyperparameters
+from tlkeras.heads.link_functions import LinearMap
 from tlkeras.heads.scaling import AffineTransform, fit_standardizer, moderate_deviation
 
 if TYPE_CHECKING:
@@ -49,9 +50,7 @@ class ClassMeanHead(LinearClassifierHead):
         scale = moderate_deviation(rows.X.mean(axis=0), variance, freedom, added=len(self.classes_))
         return fit_standardizer(rows.X, rows.weights, scale=scale.astype(rows.X.dtype))
 
-    def _solve_path(
-        self, rows: LabelledFeatures, strengths: Sequence[float]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _solve_path(self, rows: LabelledFeatures, strengths: Sequence[float]) -> Iterator[LinearMap]:
         means = average_classes(rows, len(self.classes_)).astype(np.float64)
         kernel, spread = self._transform(rows, means, self._count_freedom(rows))
         counts = np.bincount(rows.codes, rows.weights, len(self.classes_))
@@ -108,7 +107,6 @@ class LdaHead(ClassMeanHead):
         return cho_solve(factor, means.T), float(np.trace(cho_solve(factor, covariance)))
 
     def summarize(self) -> HeadResult:
-        """The shrinkage that was used."""
         return HeadResult(self.kind, {"shrinkage": self.shrinkage_})
 
 
@@ -153,28 +151,20 @@ class CosineHead(VectorHead):
         return normalize_rows(X - self.mean_) @ self.kernel_ + self.bias_
 
     def to_layers(self) -> list[keras.layers.Layer]:
-        """Centring, normalisation to unit length, and the maps to logits and probabilities."""
         import keras
 
         check_is_fitted(self)
         ones = [1.0] * len(self.mean_)
         centre = keras.layers.Normalization(mean=self.mean_.tolist(), variance=ones, name="head_input")
-        return [
-            centre,
-            keras.layers.UnitNormalization(name="head_unit"),
-            *finish_layers(self.kernel_, self.bias_, self.link_),
-        ]
+        unit = keras.layers.UnitNormalization(name="head_unit")
+        return [centre, unit, *finish_layers(self.kernel_, self.bias_, self.link_)]
 
 
 def estimate_shrinkage(X: np.ndarray, covariance: np.ndarray, width: int) -> float:
     """Share of Ledoit and Wolf for centred rows (n, r) that have been turned from `width` columns to r directions.
 
-    All that the estimate needs of the rows but the width is the same in both: lengths, trace, and sum of squares.
-
-    Args:
-        X: Rows, (n, r).
-        covariance: X.T @ X / n, (r, r).
-        width: Number of columns that the rows had.
+    All that the estimate needs of the rows but the width is the same in both: lengths, trace, and sum of squares. The
+    covariance is X.T @ X / n.
     """
     squares = float(np.sum(covariance**2))
     noise = (float(np.sum(np.sum(X**2, axis=1) ** 2)) / len(X) - squares) / len(X)

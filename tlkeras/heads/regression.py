@@ -74,7 +74,6 @@ class RidgeRegressionHead:
         return [dense, keras.layers.Rescaling(self.scale_, self.offset_, name="value")]
 
     def summarize(self) -> HeadResult:
-        """The strength that was chosen."""
         return HeadResult(self.kind, {"alpha": self.alpha_})
 
     def history(self) -> dict[str, list[float]]:
@@ -90,16 +89,11 @@ class RidgeRegressionHead:
         parts = group_kfold(np.zeros(len(weights), np.int64), groups, folds, self.seed)
         outs = [np.flatnonzero(parts == part) for part in range(folds)]
         shares = [1 - weights[out].sum() / weights.sum() for out in outs]  # the same penalty per unit of weight
-        outs = [out for out, share in zip(outs, shares, strict=True) if share > 0]
-        shares = [share for share in shares if share > 0]
-        self._errors = [
-            sum(
-                float(weights[out] @ (factors.targets[out] + factors.offset - predicted)[:, 0] ** 2)
-                for out, predicted in predictions
-            )
-            for predictions in (
-                [(out, factors.leave_out(out, alpha * share)) for out, share in zip(outs, shares, strict=True)]
-                for alpha in RidgeHead.strengths
-            )
-        ]
+
+        def measure(out: np.ndarray, alpha: float) -> float:
+            left = factors.targets[out] + factors.offset - factors.leave_out(out, alpha)
+            return float(weights[out] @ left[:, 0] ** 2)
+
+        pairs = [(out, share) for out, share in zip(outs, shares, strict=True) if share > 0]
+        self._errors = [sum(measure(out, alpha * share) for out, share in pairs) for alpha in RidgeHead.strengths]
         return float(RidgeHead.strengths[int(np.argmin(self._errors))])

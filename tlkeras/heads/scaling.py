@@ -13,16 +13,13 @@ _RANK = 1e-10  # eigenvalues below this share of the largest are rounding
 class AffineTransform:
     """An affine transform of features, in whose frame linear heads are fitted.
 
-    Attributes:
-        mean: Weighted mean of each column, (d,).
-        scale: Weighted standard deviation of each column, or the same number for all, (d,).
-        basis: Orthonormal directions that all rows lie in, (d, r), where there are fewer rows than columns; else None.
-            The solution under an L2 penalty lies in their span too, so nothing is lost and the problem is n x n.
+    Where there are fewer rows than columns, all rows lie in the span of r orthonormal directions, the basis. So does
+    the solution under an L2 penalty: nothing is lost, and the problem is n x n.
     """
 
-    mean: np.ndarray
-    scale: np.ndarray
-    basis: np.ndarray | None = None
+    mean: np.ndarray  # weighted, of each column, (d,)
+    scale: np.ndarray  # weighted standard deviation of each column, or the same number for all, (d,)
+    basis: np.ndarray | None = None  # (d, r)
 
     def apply(self, X: np.ndarray) -> np.ndarray:
         """Rows (n, d) in the frame, (n, d) or (n, r)."""
@@ -39,13 +36,10 @@ class AffineTransform:
 def fit_standardizer(
     X: np.ndarray, weights: np.ndarray, *, by_column: bool = True, scale: np.ndarray | None = None
 ) -> AffineTransform:
-    """The frame of rows (n, d).
+    """The frame of rows (n, d) with weights (n,).
 
-    Args:
-        X: Features.
-        weights: Of the rows, (n,).
-        by_column: Scale each column by its own standard deviation; else all by one, which keeps angles.
-        scale: What to divide each column by instead, (d,).
+    Each column is divided by its standard deviation; not `by_column`, all by one, which keeps angles; or by `scale`,
+    (d,).
     """
     mean, deviation = measure_columns(X, weights)
     if not by_column:

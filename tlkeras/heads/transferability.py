@@ -18,11 +18,7 @@ def measure_logme(X: np.ndarray, codes: np.ndarray) -> float:
 
     You et al., ICML 2021 (LogME), with the update of alpha and beta of You et al., 2021 (Ranking and Tuning), and with
     the evidence's term (D - k)/2 log alpha for the D - k directions in which features do not vary, which the published
-    code omits.
-
-    Args:
-        X: Features, (n, d); standardise those of all models alike.
-        codes: Classes, int (n,), from 0.
+    code omits. Standardise the features (n, d) of all models alike; codes are classes, int (n,), from 0.
     """
     X = np.asarray(X, np.float64)
     rows, width = X.shape
@@ -61,11 +57,7 @@ def measure_h_score(X: np.ndarray, codes: np.ndarray) -> float:
     """Regularised H-score: the distance between class means in units of the features' scatter.
 
     Ibrahim et al., ECML 2022: trace of the inverse Ledoit-Wolf covariance times the covariance of class means, times
-    one less the shrinkage. From 0; more is better.
-
-    Args:
-        X: Features, (n, d).
-        codes: Classes, int (n,), from 0.
+    one less the shrinkage. From 0; more is better. Features are (n, d), codes int (n,), from 0.
     """
     X = np.asarray(X, np.float64)
     X = X - X.mean(axis=0)
@@ -80,11 +72,8 @@ def measure_leep(source: np.ndarray, codes: np.ndarray) -> float:
     """LEEP: the log expected empirical prediction of classes from a source head; below 0, more is better.
 
     Nguyen et al., ICML 2020: P(y|z) is counted with the source's probabilities as weights; the score is the mean
-    logarithm of the probability that it then gives to each image's class.
-
-    Args:
-        source: Probabilities of the source's classes, (n, z).
-        codes: Classes, int (n,), from 0.
+    logarithm of the probability that it then gives to each image's class. The source's probabilities are (n, z), codes
+    int (n,), from 0.
     """
     source = np.asarray(source, np.float64)
     joint = _one_hot(codes).T @ source
@@ -96,11 +85,7 @@ def measure_leep(source: np.ndarray, codes: np.ndarray) -> float:
 def measure_nce(source: np.ndarray, codes: np.ndarray) -> float:
     """NCE: minus the entropy of the classes given the source's most probable class, in nats; at most 0.
 
-    Tran et al., ICCV 2019.
-
-    Args:
-        source: Probabilities of the source's classes, (n, z).
-        codes: Classes, int (n,), from 0.
+    Tran et al., ICCV 2019. Arguments are those of `measure_leep`.
     """
     _, predictions = np.unique(np.argmax(source, axis=1), return_inverse=True)
     joint = _one_hot(codes).T @ _one_hot(predictions) / len(codes)
