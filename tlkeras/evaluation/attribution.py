@@ -32,7 +32,8 @@ _SMALLEST = 1e-30
 class Explainer:
     """Attribution maps of a class, from one layer of a functional model.
 
-    Models within the model are opened: their layers can be chosen, too.
+    Models within the model are opened: their layers can be chosen, too. BackboneError if there is no such layer, or it
+    has no map.
 
     Args:
         model: From images uint8 [n, h, w, 3] to probabilities or logits [n, k], one or several outputs.
@@ -41,9 +42,6 @@ class Explainer:
 
     Attributes:
         layer: The name of the layer.
-
-    Raises:
-        BackboneError: There is no such layer, or it has no map.
     """
 
     def __init__(self, model: keras.Model, output: int = 0, layer: str | None = None):
@@ -64,15 +62,11 @@ class Explainer:
         "grad_cam": the layer's channels weighted by the mean gradient of the class's logit (Selvaraju et al., ICCV
         2017). "grad_cam++": by its positive gradients, each position weighted by equation 19 of Chattopadhay et al.,
         WACV 2018, which finds several instances of a class better. "occlusion": the positive part of `occlude`, which
-        needs about a hundred predictions per image.
+        needs about a hundred predictions per image. BackboneError if the method is none of these.
 
         Args:
             images: uint8 [n, height, width, 3].
             classes: Index of the class to explain, one per image.
-            method: One of `METHODS`.
-
-        Raises:
-            BackboneError: The method is unknown.
         """
         if method not in METHODS:
             raise BackboneError("Unknown attribution method.", repr(method), suggest(method, METHODS))
@@ -111,10 +105,8 @@ def find_layer(model: keras.Model) -> CutPoint:
     """The deepest cut behind a kernel with a feature map of 4 x 4 positions or more, trailing pooling left out.
 
     That is `block5_conv3` of VGG16, the last activation of EfficientNet, ResNet V2 and DenseNet, the last sum of
-    ConvNeXt. Where images are so small that no map is as large, the deepest of the largest ones.
-
-    Raises:
-        BackboneError: No layer has more than one position.
+    ConvNeXt. Where images are so small that no map is as large, the deepest of the largest ones. BackboneError if no
+    layer has more than one position.
     """
     operations = {call.name: call.operation for call in trace_calls(model)}
     learned = _list_learned(model)
@@ -193,10 +185,7 @@ def check_sanity(
 
     Maps that hardly change show edges of the image, not what the model learned (Adebayo et al., NeurIPS 2018,
     cascading randomization). Values are shuffled within each weight, which keeps their distribution. The model's
-    weights are restored.
-
-    Returns:
-        The fraction of layers randomized and the mean rank correlation with the first maps, -1 to 1, of each step.
+    weights are restored. Each step has the fraction of layers randomized, and the mean rank correlation, -1 to 1.
     """
     model = explainer.model
     saved, random = model.get_weights(), np.random.default_rng(seed)

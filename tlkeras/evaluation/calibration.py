@@ -97,11 +97,8 @@ def fit_scaling(predictions: Predictions, method: ScalingMethod) -> LogitScaling
     """The scaling of least log loss on predictions for images that the model was not fitted on.
 
     "temperature" has one scale and no shift, so that no predicted class changes; "vector" a scale and a regularized
-    shift for each class (Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML 2017, section
-    4.2).
-
-    Raises:
-        RunError: There is nothing to fit on.
+    shift for each class (Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2). RunError if
+    there is nothing to fit on.
     """
     is_multilabel, classes = predictions.task.is_multilabel, predictions.probabilities.shape[1]
     if not len(predictions) or not predictions.weights.any():

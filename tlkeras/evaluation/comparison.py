@@ -58,12 +58,8 @@ class ComparisonResult(Result):
 def compare(references: Sequence[str | Path | Run], *, runs: str | Path = RUNS) -> ComparisonResult:
     """Finished runs compared with the first of them, on the held-out images that all of them share.
 
-    Args:
-        references: Names, paths, `latest` or `Run`s; two or more.
-        runs: Folder of the runs.
-
-    Raises:
-        RunError: Fewer than two runs, runs of other tasks or classes, or no common image.
+    References are names, paths, `latest` or `Run`s; two or more. RunError if they are fewer, of other tasks or classes,
+    or have no common image.
     """
     opened = [open_run(reference, runs) for reference in references]
     names = [run.name for run in opened]

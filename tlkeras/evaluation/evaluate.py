@@ -108,14 +108,8 @@ class EvaluationResult(Evaluation):
 def evaluate(run: str | Path | Run = "latest", *, runs: str | Path = RUNS) -> EvaluationResult:
     """Metrics of a finished run on its held-out images, from its stored predictions.
 
-    The run keeps them as metrics.json and metrics.csv.
-
-    Args:
-        run: A name, a path, `latest`, or a `Run`.
-        runs: Folder of the runs.
-
-    Raises:
-        RunError: There is no such run, it did not finish, it keeps no predictions, or some are not finite.
+    The run, a name, a path, `latest`, or a `Run`, keeps them as metrics.json and metrics.csv. RunError if there is no
+    such run, it did not finish, it keeps no predictions, or some are not finite.
     """
     opened = open_run(run, runs)
     options = bootstrap_options(opened.require("recipe.yaml"))
@@ -148,7 +142,7 @@ def evaluate_predictions(
     resamples: int = 2000,
     seed: int = 0,
 ) -> TaskEvaluation:
-    """Metrics of one task.
+    """Metrics of one task; RunError if a probability is not finite.
 
     Args:
         predictions: On held-out images.
@@ -156,9 +150,6 @@ def evaluate_predictions(
         validation: Predictions to fit temperature and vector scaling on.
         late_fusion: Probabilities of the same images by rule of late fusion, float [n, k] each.
         resamples, seed: Of the bootstrap.
-
-    Raises:
-        RunError: A probability is not finite.
     """
     check_finite(predictions)
     task = predictions.task

@@ -68,6 +68,8 @@ def bootstrap_metrics(
 ) -> dict[MetricKey, Estimate]:
     """Metrics with 95 % intervals of a bootstrap over examples, or over groups of them.
 
+    DataError if there are no examples, or a probability is not finite.
+
     Args:
         targets: Class index of each example, (n,), or 1 for each label that it has and 0 else, (n, k); or numbers,
             floating, (n,).
@@ -77,9 +79,6 @@ def bootstrap_metrics(
             interval where that is 0.
         seed: The same seed and n give the same resamples, so two models are comparable.
         groups: Of each example, str (n,), "" for none; resampled as a whole.
-
-    Raises:
-        DataError: There are no examples, or a probability is not finite.
     """
     return bootstrap_samples(targets, probabilities, weights, resamples, seed, groups).list_estimates()
 

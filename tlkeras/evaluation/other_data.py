@@ -53,14 +53,8 @@ class StoredEvaluation(Result):
 def evaluate_on(run: str | Path | Run, source: str, *, runs: str | Path = RUNS) -> ExternalEvaluationResult:
     """Metrics of a finished run on labelled images from another source; its folder `other_data/` keeps them.
 
-    Args:
-        run: A name, a path, `latest`, or a `Run`.
-        source: As in `data.source`.
-        runs: Folder of the run directories.
-
-    Raises:
-        DataError: The source cannot be read, or its labels are not the run's.
-        RunError: There is no such run, or it has no model that can be read.
+    The run is a name, a path, `latest`, or a `Run`, the source as in `data.source`. DataError if the source cannot be
+    read, or its labels are not the run's; RunError if there is no such run, or no model of it that can be read.
     """
     opened = open_run(run, runs)
     recipe = load_recipe(opened.require("recipe.yaml"))

@@ -106,10 +106,8 @@ def conformal_prediction_sets(predictions: Predictions, calibration: Predictions
     Split conformal prediction: the threshold is the quantile of 1 - p(true class) on calibration images, which the
     model was not fitted on, at rank ceil((n + 1)(1 - alpha)), so that sets hold the true class with probability 1 -
     alpha at least, if images come from where the calibration images come from (Vovk et al., 2005; Sadinle, Lei and
-    Wasserman, JASA 2019). Weights are not used.
-
-    Raises:
-        RunError: Alpha is not between 0 and 1, or there are no calibration images.
+    Wasserman, JASA 2019). Weights are not used. RunError if alpha is not between 0 and 1, or there are no calibration
+    images.
     """
     if not 0 < alpha < 1:
         raise RunError("The error rate of conformal sets is not between 0 and 1.", alpha)

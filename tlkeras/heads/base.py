@@ -70,16 +70,15 @@ class BaseHead(ClassifierMixin, BaseEstimator):
     ) -> Self:
         """Fit on features (n, d), or maps (n, h, w, c), and class values (n,), or indicators (n, k) of k > 1 labels.
 
+        ValueError if features are not finite, there are fewer than two classes, all rows have or lack a label, or
+        there are several labels where the head does not support them, or has weights of classes.
+
         Args:
             X: Features.
             y: Class of each row, or 1 for each label that it has and 0 for the others.
             sample_weight: Weight of each row, in the loss and in every choice.
             validation: Rows to choose, calibrate or stop by, instead of folds or of a part of the training rows.
             groups: Group of each row, (n,); no group is divided between a fold and the rest.
-
-        Raises:
-            ValueError: NaN or infinite features, fewer than two classes, a label that all rows have or lack, several
-                labels where the head does not support them, or with weights of classes.
         """
         self.link_: LinkFunction = infer_link(y)
         if self.link_.several and not self.supports_multilabel:

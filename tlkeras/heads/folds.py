@@ -128,20 +128,15 @@ def cross_val_predict(
 ) -> np.ndarray:
     """Probabilities, float64 [n, k], of each row by a head that was fitted without it and its group.
 
-    A class whose rows are all in one fold has probability 0 there.
+    A class whose rows are all in one fold has probability 0 there. ValueError if there are fewer rows or groups than
+    folds, or the rest of a fold cannot be fitted on: fewer than two classes, or a label that all rows have or lack.
 
     Args:
         head_maker: Makes an unfitted head, one for each fold; a head that chooses its strength does so in each.
         X: Features [n, d].
         y: Class of each row, int [n], or indicators [n, k] of labels; rows with -1 are predicted and not fitted on.
         weights: Of each row in the fit, [n]; equal if not given. Rows of weight 0 are predicted.
-        folds: Number of folds.
         groups: Rows with equal values stay together, [n]: copies of an image, or images taken at one time.
-        seed: Of the folds.
-
-    Raises:
-        ValueError: There are fewer rows or groups than folds, or the rest of a fold cannot be fitted on: fewer than
-            two classes, or a label that all rows have or lack.
     """
     y = np.asarray(y)
     weights = np.ones(len(y)) if weights is None else np.asarray(weights)

@@ -27,11 +27,7 @@ HEADS: dict[str, type[Any]] = {head.kind: head for head in (*_VECTOR_HEADS, *_KE
 
 
 def make_head(kind: str, **options: Any) -> Head:
-    """An unfitted head by its kind.
-
-    Raises:
-        RecipeError: There is no such kind; the message has the nearest.
-    """
+    """An unfitted head by its kind; RecipeError with the nearest if there is no such kind."""
     if kind not in HEADS:
         raise RecipeError(f"Unknown head {kind!r}.", way_out=suggest(kind, HEADS))
     return HEADS[kind](**options)
@@ -40,10 +36,7 @@ def make_head(kind: str, **options: Any) -> Head:
 def attach_heads(extractor: keras.Model, heads: Head | Mapping[str, Head], name: str) -> keras.Model:
     """One flat functional model, images to probabilities (n, k); of several tasks, to those of each by name.
 
-    Args:
-        extractor: uint8 images (n, h, w, 3) to the features that the heads are fitted on.
-        heads: A fitted head, or that of each task by name.
-        name: Name of the model.
+    The extractor leads from uint8 images (n, h, w, 3) to the features that the heads, or the only one, are fitted on.
     """
     import keras
 

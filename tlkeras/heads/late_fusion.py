@@ -42,13 +42,9 @@ class LateFusion:
     ) -> LateFusion:
         """Fit on features (n, d) and class values (n,), or indicators (n, k).
 
-        Args:
-            target: Features of another domain (m, d), where heads have `on_source`: each part is adapted by itself,
-                stacking is learned on rows of the source, and predictions are for rows of the target.
-
-        Raises:
-            ValueError: The widths are not those of the features, there are fewer rows or groups than folds, or a fold
-                leaves fewer than two classes.
+        With a target, features of another domain (m, d), each part is adapted by itself, stacking is learned on rows of
+        the source, and predictions are for rows of the target. ValueError if the widths are not those of the features,
+        there are fewer rows or groups than folds, or a fold leaves fewer than two classes.
         """
         parts = self._divide(X)
         makers = [self._adapt(part) for part in (self._divide(target) if target is not None else [None] * len(parts))]

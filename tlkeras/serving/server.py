@@ -40,10 +40,7 @@ class Server:
 
     def __init__(self, folder: Path, options: ServeOptions):
         if not list_versions(folder):
-            rule, way_out = (
-                f"{folder} holds no exported model.",
-                f"Export a run into it: tlkeras export RUN --to {folder}",
-            )
+            rule, way_out = "holds no exported model.", f"Export a run into it: tlkeras export RUN --to {folder}"
             if (folder / "manifest.json").is_file() and (folder / "recipe.yaml").is_file():
                 run = folder.name if folder.parent == Path("runs") else folder
                 rule, way_out = "is a run, not an exported model.", f"Export it first: tlkeras export {run}"
