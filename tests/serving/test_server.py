@@ -79,7 +79,7 @@ def test_limits_of_concurrency_and_time(exported, samples, run_server):
 
 
 def test_a_folder_without_versions_and_a_port_that_is_taken(exported, server, tmp_path):
-    with pytest.raises(ExportError, match="holds no exported model.*tlkeras export RUN --to"):
+    with pytest.raises(ExportError, match=r"^\S+ holds no exported model.*tlkeras export RUN --to"):
         Server(tmp_path, ServeOptions())
     base = Path(exported.path).parent
     with pytest.raises(ResourceError, match="Cannot listen on .*--rest-port"):

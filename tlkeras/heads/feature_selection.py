@@ -75,12 +75,9 @@ class FeatureSelectingHead(BaseHead):
 
     def _fit(self, rows: LabelledFeatures, held: LabelledFeatures | None, groups: np.ndarray | None) -> None:
         head = self.head_
-        trained = isinstance(head, KerasHead)
-        if trained and held is None:
+        if isinstance(head, KerasHead) and held is None:
             rows, held = head._hold_out(rows, groups)
         self.chosen_ = self._select(rows)
-        if trained:
-            held = held.reduce(self.chosen_)
         head.link_, head.classes_, head.scores_ = self.link_, self.classes_, {}
         head.n_features_in_ = len(self.chosen_)
         kept = rows.reduce(self.chosen_)
@@ -90,7 +87,7 @@ class FeatureSelectingHead(BaseHead):
             with threadpool_limits(1) if head._one_thread else nullcontext():
                 head.fit_folds(kept, [part.select(columns) for part, columns in zip(parts, selected, strict=True)])
         else:
-            head._fit(kept, held, groups)
+            head._fit(kept, held and held.reduce(self.chosen_), groups)
         self.scores_ = head.scores_
 
     def _select(self, rows: LabelledFeatures) -> np.ndarray:
