@@ -222,3 +222,17 @@ def test_labels_that_a_split_lacks_are_told(make_dataset):
         check_splits(dataset)
     (note,) = classes_missing_from_test(dataset)
     assert "no test image" in note and "shows the absence of l1; it is not measured" in note
+
+
+@pytest.mark.parametrize("sizes", [[3] * 500, [2] * 50 + [100] * 10, [1, 1, 2, 3, 40]], ids=len)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_rare_classes_are_trained_on_first(make_dataset, sizes, grouped):
+    targets = np.repeat(np.arange(len(sizes)), sizes)
+    groups = np.array([f"g{row}" if grouped else "" for row in range(len(targets))], dtype=object)
+    for seed in range(2 if grouped else 8):
+        dataset = make_dataset(targets[: 300 if grouped else None], groups=groups[: 300 if grouped else None])
+        dataset = replace(dataset, split=assign_splits(dataset, 0.2, 0.2, seed))
+        check_splits(dataset)
+        for number, size in enumerate(np.bincount(dataset.targets["label"])):
+            held = set(dataset.split[dataset.targets["label"] == number])
+            assert held == {"train", *["test"][: int(size > 1)], *["validation"][: int(size > 2)]}

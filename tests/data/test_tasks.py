@@ -78,8 +78,7 @@ def test_examples_with_labels(plant):
     [
         (["a", "b", "a", "b"], ["no cell contains the separator '|' or is empty. The first is 'a'", "leave it out if"]),
         (["a", "", "a", ""], ["only one label, 'a'. At least two", "two classes, yes and no"]),
-        (["a|b", "b|a", "a", ""], ["fewer than two images: the absence of a (1)"]),
-        (["a|b", "a|c", "", "c"], ["fewer than two images: b (1)", "Add images, or remove the label"]),
+        (["a|b", "b|a", "a", "a|b"], ["no image: the absence of a", "Add images, or remove the label"]),
     ],
 )
 def test_labels_that_cannot_be_learned(plant, cells, sentences):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -11,9 +12,22 @@ from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, list_some
 
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trainval", "trainset", "trn"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "validate", "valset", "dev", "devel", "devset"), "validation"),
+    **dict.fromkeys(("test", "testing", "testset", "tst", "eval", "evaluation", "holdout", "heldout"), "test"),
+}
 # Columns of the tables of counts below, and the order of the splits along the hashes.
 _SPLITS = ("test", "validation", "train")
+_FIRST = (2, 0, 1)  # the order in which they get an image of a small class
 _MAX_MOVES = 10_000
+
+
+def find_split(name: str) -> str:
+    """The split that a name means in any spelling ("Training_set", "seg_test", "val2017"); "" for none or several."""
+    words = re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", re.sub(r"(?i)(h[oe]ld)\W?_?(out)", r"\1\2", name))
+    found = {SPLIT_WORDS[word.lower()] for word in words if word.lower() in SPLIT_WORDS}
+    return SPLIT_WORDS.get("".join(words).lower()) or (found.pop() if len(found) == 1 else "")
 
 
 def assign_splits(dataset: Dataset, validation: float, test: float, seed: int, tolerance: float = 0.25) -> np.ndarray:
@@ -26,8 +40,9 @@ def assign_splits(dataset: Dataset, validation: float, test: float, seed: int, t
     remainders. Groups are never divided, but moved as a whole; of several labels each is balanced by moving images.
 
     Every split gets each class that has as many images as there are splits, and images with and without each of several
-    labels. Splits given by the source are kept; missing ones are taken from its "train", of which the fractions are
-    then meant. A DataError is raised for fractions outside [0, 1), or that leave nothing to train on.
+    labels; of a smaller class train gets the first image, test the second. Splits given by the source are kept; missing
+    ones are taken from its "train", of which the fractions are then meant. A DataError is raised for fractions outside
+    [0, 1), or that leave nothing to train on.
     """
     shares = _check_fractions(validation, test)
     given = np.array(dataset.given_splits, dtype=object)
@@ -75,6 +90,7 @@ def check_splits(dataset: Dataset) -> None:
             problems.append(f"{task.name!r}: no test image (with a weight above 0) has a label.")
         if absent := _list_absent(task, dataset, train):
             problems.append(f"{task.name!r}: no training image (with a weight above 0) shows {absent}.")
+            problems += task.list_spellings(dataset.targets[task.name])
     if problems:
         hint = "Add images, change the split, or remove the class."
         raise DataError.from_problems(f"There are too few images to train and test all classes. {hint}", problems)
@@ -186,12 +202,17 @@ def _apportion(sizes: np.ndarray, share: float) -> np.ndarray:
 
 
 def _fill_empty_splits(counts: np.ndarray, member: np.ndarray, wanted: np.ndarray) -> None:
-    """Move one image of each class [strata, classes] to each wanted split without any, in `counts` [strata, 3]."""
+    """Move one image of each class [strata, classes] to each wanted split without any, in `counts` [strata, 3].
+
+    Train comes first, validation last, as far as the images of the class go.
+    """
+    order = [split for split in _FIRST if split in wanted]
     for column in member.T:
         rows = np.flatnonzero(column)
-        for split in wanted:
+        for place, split in enumerate(order):
             totals = counts[rows].sum(axis=0)
-            if totals[split] == 0 and totals.sum() >= len(wanted):
+            if totals[split] == 0 and totals.sum() > place:
+                totals[order[:place]] -= 1  # they keep one
                 donor = totals.argmax()
                 row = rows[counts[rows, donor].argmax()]
                 counts[row, [donor, split]] += [-1, 1]
@@ -239,12 +260,15 @@ def _measure_balance(
     which each split should have some where enough groups have them.
     """
     sizes = held.sum(axis=0)
-    enough = (held > 0).sum(axis=0)[balanced:] >= np.count_nonzero(shares)
+    units = (held > 0).sum(axis=0)[balanced:]
+    order = [split for split in _FIRST if shares[split]]
+    needed = np.array([order.index(split) + 1 if split in order else np.inf for split in range(3)])
+    worth = sizes[0] * np.array([1, 1, len(sizes) + 1])  # a label without training images stops the run
 
     def imbalance(totals: np.ndarray, splits: np.ndarray) -> np.ndarray:
         ideal = shares[splits][:, None] * sizes[:balanced]
         beyond = np.abs(totals[:, :balanced] - ideal) - (tolerance * ideal + 1)
-        absent = (totals[:, balanced:] < 0.5) & enough
-        return np.maximum(beyond, 0).sum(axis=1) + sizes[0] * absent.sum(axis=1)
+        absent = (totals[:, balanced:] < 0.5) & (units >= needed[splits][:, None])
+        return np.maximum(beyond, 0).sum(axis=1) + worth[splits] * absent.sum(axis=1)
 
     return imbalance

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from tlkeras.data.headers import ImageWarning, InvalidImage
-from tlkeras.data.tasks import Task, list_classes, make_task, read_number
+from tlkeras.data.headers import ImageWarning, InvalidImage, to_printable
+from tlkeras.data.tasks import MISSING_LABEL, Task, list_classes, make_task, read_number, split_cell
 from tlkeras.errors import DataError, list_some, suggest
 
 SPLITS = ("train", "validation", "test")
@@ -28,6 +29,7 @@ class ImageTable:
         defaults: Column by role ("label", "weight", "group", "domain", "stratify") where the caller names none.
         classes: Class names in their order, for columns where it is known; others are sorted.
         facts, rejected: Licence, citation, address ...; files that were found and left out.
+        lost, notes: Cells of the rejected files, by column; sentences on what was done that the user should know.
     """
 
     source: str
@@ -39,6 +41,8 @@ class ImageTable:
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     rejected: tuple[InvalidImage, ...] = ()
+    lost: dict[str, list[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -49,7 +53,7 @@ class Dataset:
     """The images that are used, with the targets of each. All arrays have one entry per image; texts may be "".
 
     Attributes:
-        source, root, keys, paths, facts, rejected: As of `ImageTable`.
+        source, root, keys, paths, facts, rejected, notes: As of `ImageTable`.
         targets: By task name, as the kind of task has them, see `Task`.
         weights: Sample weights, float32.
         groups, domains: Images of one group always share a split; those of one domain come from the same place, str.
@@ -75,6 +79,7 @@ class Dataset:
     facts: dict[str, str] = field(default_factory=dict)
     rejected: tuple[InvalidImage, ...] = ()
     warnings: tuple[ImageWarning, ...] = ()
+    notes: tuple[str, ...] = ()
     resize: str = "stretch"
 
     def __len__(self) -> int:
@@ -143,18 +148,20 @@ def _make_dataset(
     table: ImageTable, tasks: Sequence[Task], roles: dict[str, str], stratify: Sequence[str] | None, problems: list[str]
 ) -> Dataset:
     weights = _parse_weights(table, roles["weight"], problems)
+    problems += [problem for task in tasks for problem in _list_lost_classes(table, task)]
     if problems:
         raise DataError.from_problems(f"The labels or weights of {table.source!r} cannot be used:", problems)
     if stratify is None:
         stratify = [table.defaults["stratify"]] if "stratify" in table.defaults else []
     strata = [table.columns[name] for name in stratify] or [[""] * len(table)]
+    targets = {task.name: task.encode(table.columns[task.name]) for task in tasks}
     return Dataset(
         source=table.source,
         root=table.root,
         keys=_objects(table.keys),
         paths=_objects(table.paths),
         tasks=tuple(tasks),
-        targets={task.name: task.encode(table.columns[task.name]) for task in tasks},
+        targets=targets,
         weights=weights,
         groups=_column(table, roles["group"]),
         domains=_column(table, roles["domain"]),
@@ -164,7 +171,25 @@ def _make_dataset(
         split=_objects([""] * len(table)),
         facts=table.facts,
         rejected=table.rejected,
+        notes=(*table.notes, *(note for task in tasks for note in task.list_spellings(targets[task.name]))),
     )
+
+
+def _list_lost_classes(table: ImageTable, task: Task) -> list[str]:
+    """Sentences on classes of which all files were left out, with the reasons."""
+    separator = task.get_config().get("separator")
+    files: dict[str, list[InvalidImage]] = {}
+    for bad, cell in zip(table.rejected, table.lost.get(task.name, ()) if task.has_classes else (), strict=False):
+        for name in list_classes([cell], separator):
+            files.setdefault(name, []).append(bad)
+    problems = []
+    for name in sorted({*files} - {*list_classes(table.columns[task.name], separator)}):
+        reasons = Counter(bad.reason for bad in files[name])
+        told = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3))
+        images = f"{task.name!r}: class {name!r} has no image that can be used, of {len(files[name]):,}"
+        problems.append(f"{images}: {told}, such as {to_printable(files[name][0].path)}.")
+    way_out = "Mend or convert these files, or remove the class with its folder or rows."
+    return [*list_some(problems), way_out] if problems else []
 
 
 def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
@@ -174,7 +199,47 @@ def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
     columns = {name: table.columns[column] for name, column in names.items()}
     classes = {name: table.classes[column] for name, column in names.items() if column in table.classes}
     hidden = {name: known for name, known in table.classes.items() if name not in columns}
-    return replace(table, columns={**table.columns, **columns}, classes={**hidden, **classes})
+    lost = {name: table.lost[column] for name, column in names.items() if column in table.lost}
+    columns, lost = {**table.columns, **columns}, {**table.lost, **lost}
+    return replace(table, columns=columns, classes={**hidden, **classes}, lost=lost)
+
+
+def rename_labels(
+    table: ImageTable, separators: Mapping[str, str | None], labels: Mapping[str, str], least: int = 0
+) -> ImageTable:
+    """The table with other names for labels, "" for none, and without labels of fewer than `least` images.
+
+    The columns of labels are those of `separators`.
+    """
+    for name, separator in separators.items():
+        if name not in table.columns or not (labels or least):
+            continue
+        cells = [[cell] if separator is None else split_cell(cell, separator) for cell in table.columns[name]]
+        found = [
+            *table.classes.get(name, ()),
+            *(label for labels_ in cells for label in labels_ if label != MISSING_LABEL),
+        ]
+        known = {*found, *list_classes(table.lost.get(name, ()), separator)}
+        notes = [f"data.labels: no image has {old!r}. {suggest(old, known)}" for old in labels if old not in known]
+        counts = Counter(dict.fromkeys((labels.get(one, one) for one in table.classes.get(name, ())), 0))
+        counts.update(labels.get(label, label) for one in cells for label in one if label != MISSING_LABEL)
+        if rare := [label for label, count in sorted(counts.items()) if label and count < least]:
+            told = ", ".join(list_some([f"{label} ({counts[label]})" for label in rare]))
+            notes.append(f"{name!r}: left out, with fewer than {least} images (data.min_images_per_class): {told}.")
+        names = {one: "" if (new := labels.get(one, one)) in rare else new for one in known}
+        table = replace(_rename_in_column(table, name, separator, names), notes=(*table.notes, *notes))
+    return table
+
+
+def _rename_in_column(table: ImageTable, name: str, separator: str | None, labels: Mapping[str, str]) -> ImageTable:
+    def rename(cell: str) -> str:
+        parts = [cell] if separator is None or cell == MISSING_LABEL else split_cell(cell, separator)
+        return (separator or "").join(dict.fromkeys(filter(None, (labels.get(part, part) for part in parts))))
+
+    known = [labels.get(one, one) for one in table.classes.get(name, ())]
+    classes = {name: tuple(dict.fromkeys(filter(None, known)))} if known else {}
+    columns, lost = ({**all_, name: list(map(rename, all_.get(name, ())))} for all_ in (table.columns, table.lost))
+    return replace(table, columns=columns, lost=lost, classes={**table.classes, **classes})
 
 
 def drop_unlabelled(dataset: Dataset, needless: np.ndarray | None = None) -> Dataset:

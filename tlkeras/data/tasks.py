@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -16,6 +18,8 @@ from tlkeras.errors import list_some, suggest
 
 THRESHOLD = 0.5
 MISSING_LABEL = "?"
+
+_NO_LABEL = {"nan", "na", "n/a", "#n/a", "<na>", "nat", "none", "null", "nil", "missing", "-", "?", "unlabeled"}
 
 TaskType = Literal["multiclass", "multilabel", "regression"]
 
@@ -131,11 +135,33 @@ class Task:
         problems = self.list_unknown(cells)
         if len(self.class_names) < 2:
             problems.append(f"{self.name!r}: {_only(self.class_names, 'class')}. At least two are needed.")
-        few = [f"{name} ({counts[name]})" for name in self.class_names if counts[name] < 2]
-        if few:
-            some = ", ".join(list_some(few))
-            problems.append(f"{self.name!r}: fewer than two images: {some}. Add images, or remove the class.")
+        if empty := [name for name in self.class_names if not counts[name]]:
+            some = ", ".join(list_some(empty))
+            problems.append(f"{self.name!r}: no image: {some}. Add images, or remove the class.")
+        single = [name for name in self.class_names if counts[name] == 1]
+        if len(single) > 0.9 * len(self.class_names):
+            problems.append(f"{self.name!r}: nearly every class has one image, such as {single[0]!r}. Add images.")
+            if all(math.isfinite(read_number(name)) for name in self.class_names):
+                hint = "to predict a number, give it `kind: regression` in data.tasks, after a task with classes"
+                problems.append(f"{self.name!r}: {len(self.class_names):,} different numbers are no classes; {hint}.")
         return problems
+
+    def list_spellings(self, targets: np.ndarray) -> list[str]:
+        """Sentences on class names that differ only in how they are written, or that stand for a missing label."""
+        counts = dict(zip(self.class_names, self.members(targets).sum(axis=0).tolist(), strict=True))
+        alike: dict[str, list[str]] = {}
+        for name in self.class_names if self.has_classes else ():
+            alike.setdefault(_spell(name), []).append(name)
+        notes = []
+        for names in alike.values():
+            told = ", ".join(f"{name!r} ({counts[name]:,})" for name in names)
+            most = max(names, key=counts.__getitem__)
+            if len(names) > 1:
+                way_out = _rename({name: most for name in names if name != most})
+                notes.append(f"Labels that differ only in how they are written: {told}. {way_out} merges them.")
+            if _spell(most) in _NO_LABEL:
+                notes.append(f"Is {told} a missing label? {_rename(dict.fromkeys(names, ''))} takes it for one.")
+        return list_some(notes)
 
 
 @dataclass(frozen=True)
@@ -201,10 +227,9 @@ class MultiLabelTask(Task):
             way_out = "Write a single one as two classes, yes and no, without data.separator."
             problems.append(f"{self.name!r}: {_only(self.class_names, 'label')}. At least two are needed. {way_out}")
         sets = self.find_coverage(self.encode(cells))
-        few = [f"{name} ({rows.sum()})" for name, rows in sets.items() if rows.sum() < 2]
-        if few:
-            way_out = "A label needs two with it and two without. Add images, or remove the label."
-            problems.append(f"{self.name!r}: fewer than two images: {', '.join(list_some(few))}. {way_out}")
+        if empty := [name for name, rows in sets.items() if not rows.any()]:
+            way_out = "A label needs images with it and without. Add images, or remove the label."
+            problems.append(f"{self.name!r}: no image: {', '.join(list_some(empty))}. {way_out}")
         return problems
 
 
@@ -297,10 +322,22 @@ def _only(names: Sequence[str], what: str) -> str:
     return f"only one {what}, {names[0]!r}" if names else f"no {what}"
 
 
+def _rename(names: dict[str, str]) -> str:
+    return f'--set "data.labels={names}"'
+
+
+def _spell(name: str) -> str:
+    """What names have in common that differ in case, blanks, Unicode's forms or the writing of a number."""
+    plain = re.sub(r"[\u00ad\u200b-\u200d\ufeff]", "", unicodedata.normalize("NFKC", name)).strip().casefold()
+    number = read_number(plain)
+    return f"{number:.12g}" if math.isfinite(number) else re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", plain)
+
+
 def read_number(cell: str) -> float:
-    """The number in a cell of a table, NaN if it is not a finite one."""
+    """The number in a cell of a table, NaN if it is not a finite one; "0,5" is one half, "1,234" nothing certain."""
+    comma = re.fullmatch(r"\s*[+-]?\d+,\d+\s*", cell) and not re.fullmatch(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*", cell)
     with suppress(ValueError):
-        if math.isfinite(number := float(cell)):
+        if math.isfinite(number := float(cell.replace(",", ".") if comma else cell)):
             return number
     return math.nan
 

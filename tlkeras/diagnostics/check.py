@@ -125,6 +125,7 @@ def _check_images(recipe: Recipe, found: _Findings) -> _CheckedImages | None:
         return None
     dataset, thumbnails = read
     found.facts["images"] = f"{len(dataset):,} from {dataset.source}"
+    found.notes.extend(dataset.notes)
     divided = found.attempt(lambda: builders.split_dataset(recipe, dataset))
     if divided is not None:
         dataset, split = divided, divided.split

@@ -17,11 +17,13 @@ from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.heads.folds import cross_val_predict
 from tlkeras.heads.linear import LinearHead
+from tlkeras.heads.ridge import RidgeHead
 from tlkeras.results import FLAT, OPTIONAL, Result
 
 UNBALANCED = 10  # times as many images in the largest class
 LEAKING_SHARE = 0.1  # of the held-out images; above it, metrics mean little
 _FOLDS = 5
+_MOST_CLASSES = 20  # of which a logistic regression learns quickly
 _ODDITIES = {
     "wrong-extension": "have the wrong extension",
     "turned": "are turned by their EXIF orientation",
@@ -148,15 +150,19 @@ def _find_wrong_labels(
     task: Task, targets: np.ndarray, features: np.ndarray, groups: np.ndarray
 ) -> list[tuple[int, str, str, float]]:
     """Position, label, suggested label and score of each wrong label, highest score first."""
-    known = np.flatnonzero(task.is_labelled(targets))
     members = task.members(targets)
-    counts = np.array([len(np.unique(groups[known][column])) for column in members[known].T])
+    counts = np.array([len(np.unique(groups[column])) for column in members.T])
+    if targets.ndim == 1:  # a class of one image, or group, cannot be learned without it
+        targets = np.where(members[:, counts == 1].any(axis=1), -1, targets)
+        counts = counts[counts > 1]
+    known = np.flatnonzero(task.is_labelled(targets))
     folds = min(_FOLDS, int(counts[counts > 0].min(initial=_FOLDS)))
-    if folds < 2:
+    if folds < 2 or not len(known):
         return []
+    head = LinearHead if len(task.class_names) <= _MOST_CLASSES else RidgeHead  # in closed form
     try:
-        strength = LinearHead().fit(features[known], targets[known], groups=groups[known]).strength_
-        maker = partial(LinearHead, C=strength)
+        strength = head().fit(features[known], targets[known], groups=groups[known]).strength_
+        maker = partial(head, **{head.strength_name: strength})
         probabilities = cross_val_predict(maker, features, targets, folds=folds, groups=groups)
     except ValueError:  # too few images or groups of a class to learn it without some of them
         return []

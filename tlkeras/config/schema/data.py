@@ -22,6 +22,8 @@ def _check_policy(value: Any) -> Any:
     return value if isinstance(value, str) else tuple(value)
 
 
+Cell = Annotated[str, BeforeValidator(lambda value: "" if value is None else str(value))]
+"""A label as it stands in a table, also where YAML takes it for a number: {1.0: 1}."""
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")]
 
 
@@ -38,9 +40,19 @@ class DataConfig(ConfigSection):
 
     `tasks`, by name, replaces `label` where there are several; the first is the main one. With a separator, a cell of
     the label column has any number of labels: "dog|night"; an empty one has none, and "?" is unknown.
+
+    Paths of a table stand in its column `path` and start from the folder `root`. `links: refuse` leaves out what lies
+    outside the folder; `folders: classes` takes none for splits. `labels` renames classes, to none by "", and those of
+    fewer than `min_images_per_class` images are left out.
     """
 
     source: str = Field(min_length=1)
+    root: str | None = None
+    path: str | None = None
+    links: Literal["follow", "refuse"] = "follow"
+    folders: Literal["auto", "classes"] = "auto"
+    labels: dict[Cell, Cell] | None = None
+    min_images_per_class: int | None = Field(default=None, ge=1)
     label: str | None = None
     separator: str | None = Field(default=None, min_length=1)
     tasks: dict[TaskName, TaskConfig] | None = Field(default=None, min_length=1)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from tlkeras.data.headers import detect_format
-from tlkeras.data.sources.manifests import SPLIT_ALIASES, read_manifest, write_lines
+from tlkeras.data.sources.manifests import read_manifest, write_lines
+from tlkeras.data.splits import SPLIT_WORDS
 from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, MissingExtraError, ResourceError, suggest
 from tlkeras.files import atomic_folder
@@ -115,7 +116,7 @@ def read_tfds(source: str, store: Path | None, data_dir: Path | None = None) -> 
     if not images:
         raise DataError("The TensorFlow dataset has no images.", f"{source} with {', '.join(features)}")
     columns = _choose_columns(features)
-    splits = {name: SPLIT_ALIASES[name] for name in builder.info.splits if name in SPLIT_ALIASES}
+    splits = {name: SPLIT_WORDS[name] for name in builder.info.splits if name in SPLIT_WORDS}
     splits = splits or dict.fromkeys(builder.info.splits, "")
     folder = folder / "tfds" / builder.info.full_name
     total = sum(builder.info.splits[name].num_examples for name in splits)

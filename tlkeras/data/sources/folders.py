@@ -11,19 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from tlkeras.config.recipe import Recipe, list_recipes, load_recipe
-from tlkeras.data.headers import EXTENSIONS, SUPPORTED_FORMATS, InvalidImage, detect_format, to_printable
+from tlkeras.data.headers import InvalidImage, to_printable
 from tlkeras.data.sources.datasets import read_digits, read_elpv, read_tfds
-from tlkeras.data.sources.manifests import SPLIT_ALIASES, read_manifest
+from tlkeras.data.sources.file_trees import FileTree
+from tlkeras.data.sources.manifests import DEFAULTS, SourceOptions, read_manifest
+from tlkeras.data.sources.table_files import TABLE_SUFFIXES
+from tlkeras.data.splits import find_split
 from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, list_some, suggest
 
 BUILTIN_DATASETS = ("elpv", "sklearn-digits")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".7z", ".rar")
-_IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
+_SPREADSHEETS = (".xls", ".xlsx", ".xlsm", ".ods", ".numbers")
+_ANNOTATIONS = {"labels", "annotations"}
+_AS_CLASSES = "If they are the classes, --set data.folders=classes."
 
 
-def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | None = None) -> ImageTable:
-    """The table of a source: a folder with one folder per class, a CSV manifest, or a packaged set.
+def read_table(
+    source: str,
+    *,
+    store: Path | None = None,
+    tfds_data_dir: Path | None = None,
+    options: SourceOptions = DEFAULTS,
+) -> ImageTable:
+    """The table of a source: a folder with one folder per class, a manifest, or a packaged set.
 
     Packaged sets are "tfds:NAME", "tfds:NAME/CONFIG", "elpv" and "sklearn-digits" ("./elpv" is a folder of that name).
     Images that are not files yet are written below `store`, once. A DataError lists all problems with the source.
@@ -34,11 +45,13 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
         return read_tfds(source, store, tfds_data_dir)
     path = os.path.expanduser(source)
     if os.path.isdir(path):
-        return read_folder(source)
+        return read_folder(source, options)
     if _is_manifest(path):
-        return read_manifest(source)
+        return read_manifest(source, options)
     if os.path.isfile(path) and path.lower().endswith(_ARCHIVES):
         raise DataError("Archives are not read.", f"{source!r}", "Unpack it, and pass the folder.")
+    if os.path.isfile(path) and path.lower().endswith(_SPREADSHEETS):
+        raise DataError("Spreadsheets are not read.", f"{source!r}", "Save it as CSV UTF-8, and pass that.")
     rule = "The source is not a .csv manifest." if os.path.exists(path) else "There is no such source of images."
     kinds = "Pass a folder with one folder per class, a .csv manifest, tfds:NAME, elpv or sklearn-digits."
     parent, siblings = os.path.dirname(path), []
@@ -51,11 +64,13 @@ def read_table(source: str, *, store: Path | None = None, tfds_data_dir: Path | 
 def is_data_source(reference: str) -> bool:
     """True for a folder, a manifest, a packaged set or a name of TensorFlow Datasets."""
     path = os.path.expanduser(reference)
-    return reference in BUILTIN_DATASETS or reference.startswith("tfds:") or os.path.isdir(path) or _is_manifest(path)
+    if os.path.isdir(path) or _is_manifest(path) or path.lower().endswith(_SPREADSHEETS):
+        return True
+    return reference in BUILTIN_DATASETS or reference.startswith("tfds:")
 
 
 def _is_manifest(path: str) -> bool:
-    return os.path.isfile(path) and path.lower().endswith((".csv", ".tsv"))
+    return os.path.isfile(path) and path.lower().endswith(TABLE_SUFFIXES)
 
 
 def load_recipe_or_source(
@@ -69,25 +84,31 @@ def load_recipe_or_source(
     return load_recipe("linear_probe", {"name": name, "data.source": source, **(overrides or {})}), False
 
 
-def read_folder(source: str) -> ImageTable:
+def read_folder(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
     """Read `root/class/...` or, with splits given, `root/train/class/...`, `root/val/...` and `root/test/...`.
 
     The label is the name of the class folder, in Unicode's normal form C; images may lie in folders below it. Files of
-    operating systems are ignored; `ImageTable.rejected` lists others without an image's name or content, links to
-    folders or out of the root, pipes and devices. A DataError is raised if there is no image in a class folder.
+    operating systems are skipped; `ImageTable.rejected` lists what else is left out, see `FileTree`. A DataError is
+    raised if there is no image in a class folder, or if the folders look like splits and are not named so.
     """
     root = os.path.realpath(os.path.expanduser(source))
-    rejected: list[InvalidImage] = []
-    labels: set[str] = set()
+    tree = FileTree(root, options.links == "follow")
+    top = root if options.folders == "classes" else _unwrap(tree)
+    folders = _class_folders(tree, top, options)
+    lost = ["" if bad.code in ("loop", "no-class") else _label(bad.path) for bad in tree.rejected]
     rows: list[tuple[str, str, str]] = []
-    for split, label, folder in _class_folders(root, rejected):
-        labels.add(label)
-        rows += [(path, label, split) for path in _walk(folder, root, rejected)]
+    for split, label, folder in folders:
+        rows += [(path, label, split) for path in tree.walk(folder)]
+        lost += [label] * (len(tree.rejected) - len(lost))
     if not rows:
-        received = f"{len(labels)} class folder(s) and no image" if labels else "no class folder"
-        headline = f"No images found. Received: {source!r} with {received}. Put images into one folder per class."
-        raise DataError.from_problems(headline, list_some([str(rejection) for rejection in rejected]))
+        received = f"{len({label for _, label, _ in folders})} class folder(s) and no image" if folders else ""
+        headline = f"No images found. Received: {source!r} with {received or 'no class folder'}. Put images into one "
+        hint = "" if options.folders == "classes" else f" {_AS_CLASSES}"
+        reasons = list_some([str(rejection) for rejection in tree.rejected])
+        raise DataError.from_problems(f"{headline}folder per class.{hint}", reasons)
+    _check_depth(tree, folders, {label for _, label, _ in rows})
     paths, names, splits = map(list, zip(*rows, strict=True))
+    unwrapped = [f"The classes are the folders in {to_printable(top)!r}."] if top != root else []
     return ImageTable(
         source=source,
         root=Path(root),
@@ -95,8 +116,10 @@ def read_folder(source: str) -> ImageTable:
         keys=[to_printable(path.removeprefix(root).lstrip(os.sep)).replace(os.sep, "/") for path in paths],
         columns={"label": names, "split": splits} if splits[0] else {"label": names},
         defaults={"label": "label"},
-        classes={"label": tuple(sorted(labels))},
-        rejected=tuple(rejected),
+        classes={"label": tuple(sorted({*names} | {label for _, label, _ in folders} - {*lost}))},
+        rejected=tuple(tree.rejected),
+        lost={"label": lost},
+        notes=(*unwrapped, *tree.list_notes()),
     )
 
 
@@ -105,93 +128,68 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     return list(iter_image_files(folder, []))
 
 
-def iter_image_files(folder: str | os.PathLike[str], rejected: list[InvalidImage]) -> Iterator[str]:
+def iter_image_files(
+    folder: str | os.PathLike[str], rejected: list[InvalidImage], follow: bool = True
+) -> Iterator[str]:
     """Yield the image files below a folder, in order; others are appended to `rejected`, as in `read_folder`."""
-    root = os.path.realpath(folder)
-    yield from _walk(root, root, rejected)
+    tree = FileTree(os.path.realpath(folder), follow, rejected)
+    yield from tree.walk(tree.root)
 
 
-def _class_folders(root: str, rejected: list[InvalidImage]) -> Iterator[tuple[str, str, str]]:
-    """Yield (split or "", label, folder)."""
-    tops = _subfolders(root, root, rejected)
-    words = [os.path.basename(top).lower() for top in tops]
-    splits = [SPLIT_ALIASES.get(word, "") for word in words]
-    if "train" in splits and len(set(splits) - {""}) > 1 and "" in splits:
-        others = [to_printable(os.path.basename(top)) for top, split in zip(tops, splits, strict=True) if not split]
-        way_out = "Move them away, or move the class folders up."
+def _unwrap(tree: FileTree) -> str:
+    """The folder with the class folders or splits: below folders that hold nothing but one folder of folders."""
+    folder = tree.root
+    while True:
+        folders, images = tree.look_into(folder)
+        if {"blobs", "snapshots"} <= {*map(os.path.basename, folders)}:  # a cache of the Hugging Face hub
+            folders = [os.path.join(folder, "snapshots")]
+        inner, below = tree.look_into(folders[0]) if folders else ([], 0)
+        if len(folders) != 1 or images or below or not inner or find_split(os.path.basename(folders[0])):
+            return folder
+        folder = folders[0]
+
+
+def _class_folders(tree: FileTree, folder: str, options: SourceOptions) -> list[tuple[str, str, str]]:
+    """(Split or "", label, folder) of each class folder."""
+    tops = tree.list_folders(folder)
+    names = [_label(top) for top in tops]
+    classes = [("", name, top) for name, top in zip(names, tops, strict=True)]
+    splits = list(map(find_split, names))
+    if options.folders == "classes":
+        return classes
+    if "train" in splits and "" not in splits:
+        pairs = zip(splits, tops, strict=True)
+        return [(split, _label(one), one) for split, top in pairs for one in tree.list_folders(top)]
+    looks = [tree.look_into(top) for top in tops]
+    inner = [frozenset() if images else frozenset(_label(one).lower() for one in found) for found, images in looks]
+    # A class may be called "train": it holds images, a split holds class folders.
+    if "train" in splits and inner[splits.index("train")] and len({*splits}) > 2:
+        others = [name for name, split in zip(names, splits, strict=True) if not split]
+        way_out = f"Move them away, or move the class folders up. {_AS_CLASSES}"
         raise DataError("Found other folders next to those of the splits.", ", ".join(list_some(others)), way_out)
-    if "train" not in splits or "" in splits:
-        yield from (("", _label(top), top) for top in tops)
-        return
-    for split, top in zip(splits, tops, strict=True):
-        yield from ((split, _label(folder), folder) for folder in _subfolders(top, root, rejected))
+    if len(tops) > 1 and inner[0] and len({*inner}) == 1 and not _ANNOTATIONS & {*map(str.lower, names)}:
+        rule = "All folders hold the same folders and no images: they look like splits or parts, not like classes."
+        received = f"{', '.join(list_some(names))}, with {', '.join(list_some(sorted(inner[0])))} in each"
+        raise DataError(
+            rule, received, f"Name splits train, validation, test; or pass one of the folders. {_AS_CLASSES}"
+        )
+    return classes
+
+
+def _check_depth(tree: FileTree, folders: list[tuple[str, str, str]], found: set[str]) -> None:
+    """Raise a DataError if the folders are those of object detection, or if the classes lie one level deeper."""
+    names = {label.lower() for _, label, _ in folders}
+    if _ANNOTATIONS & names and names <= {*_ANNOTATIONS, "images", "image"}:
+        rule = "These are folders of object detection or segmentation (as YOLO has them), not of classes."
+        way_out = "Put the images into one folder per class, or write a .csv with a path and a label per line."
+        raise DataError(rule, ", ".join(sorted(names)), way_out)
+    filled = [folder for _, label, folder in folders if label in found]
+    inner, images = tree.look_into(filled[0])
+    if len(filled) == 1 and len(inner) > 1 and not images:
+        received = f"{to_printable(filled[0])!r} with {', '.join(list_some([_label(one) for one in inner]))}"
+        way_out = "Pass that folder, or remove those beside it."
+        raise DataError("All images lie in one folder, whose folders look like the classes.", received, way_out)
 
 
 def _label(folder: str) -> str:
     return unicodedata.normalize("NFC", to_printable(os.path.basename(folder)))
-
-
-def _subfolders(folder: str, root: str, rejected: list[InvalidImage]) -> list[str]:
-    folders = []
-    for entry in _entries(folder, rejected):
-        if entry.is_symlink():
-            if problem := _check_link(entry, root):
-                rejected.append(problem)
-        elif entry.is_dir():
-            folders.append(entry.path)
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-            rejected.append(InvalidImage(entry.path, "no-class", "not in a class folder"))
-    return folders
-
-
-def _walk(folder: str, root: str, rejected: list[InvalidImage]) -> Iterator[str]:
-    folders = [folder]
-    while folders:
-        below = []
-        for entry in _entries(folders.pop(), rejected):
-            if not entry.is_symlink() and entry.is_dir():
-                below.append(entry.path)
-            elif problem := _check_entry(entry, root):
-                rejected.append(problem)
-            else:
-                yield entry.path
-        folders += reversed(below)
-
-
-def _entries(folder: str, rejected: list[InvalidImage]) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        rejected.append(InvalidImage(folder, "forbidden", f"the folder cannot be listed: {error.strerror}"))
-        return []
-    return sorted((entry for entry in shown if entry.name.lower() not in _IGNORED), key=lambda entry: entry.name)
-
-
-def _check_entry(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
-    if entry.is_symlink():
-        if problem := _check_link(entry, root):
-            return problem
-    elif not entry.is_file():
-        return InvalidImage(entry.path, "special-file", "it is neither a file nor a folder")
-    if os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-        return None
-    try:
-        with open(entry.path, "rb") as file:
-            kind = detect_format(file.read(512))
-    except OSError as error:
-        return InvalidImage(entry.path, "forbidden", f"it cannot be opened: {error.strerror}")
-    if kind in SUPPORTED_FORMATS:
-        return None
-    return InvalidImage(entry.path, "not-an-image", f"not a supported image ({kind})")
-
-
-def _check_link(entry: os.DirEntry[str], root: str) -> InvalidImage | None:
-    target = os.path.realpath(entry.path)
-    if not target.startswith(root + os.sep):
-        return InvalidImage(entry.path, "outside-root", "a link that leads out of the folder")
-    if os.path.isdir(target):
-        return InvalidImage(entry.path, "linked-folder", "a link to a folder")
-    if not os.path.isfile(target):
-        return InvalidImage(entry.path, "missing", "a link to a missing file")
-    return None

@@ -1,67 +1,150 @@
-"""CSV manifests: a path per line, with columns of labels, splits, weights and others."""
+"""Manifests: a table with the path of an image per line, and columns of labels, splits, weights and others."""
 
 from __future__ import annotations
 
 import csv
-import io
 import os
 import stat
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from tlkeras.data.headers import ByteRange, InvalidImage, parse_slice, to_printable
+from tlkeras.data.sources.image_files import ImageFinder, find_common_root
+from tlkeras.data.sources.table_files import find_path_column, read_lines
+from tlkeras.data.splits import find_split
 from tlkeras.data.tables import SPLITS, ImageTable
+from tlkeras.data.tasks import split_cell
 from tlkeras.errors import DataError, list_some, suggest
 
-SPLIT_ALIASES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 FILE = "file"
 """The column with the path of a packed image before it was packed; see `tfrecords`."""
 COLUMN_ROLES = ("label", "weight", "group", "domain")
-_real_folder = cache(os.path.realpath)
+_NAMED = 3  # of missing files
 
 
-def read_manifest(source: str) -> ImageTable:
-    """Read a CSV file with a column "path" and any others, separated by commas, semicolons or tabs.
+@dataclass(frozen=True)
+class SourceOptions:
+    """How a source is read; each is a key of a recipe's section `data`."""
 
-    Paths are relative to the file's folder and may not leave it, also through links; they may name slices of packed
-    files. The columns "label", "split", "weight", "group" and "domain" have these roles by default. Missing images are
-    listed in `ImageTable.rejected`; a DataError lists all other problems, with line numbers.
+    root: str | None = None  # the folder that paths of a manifest start from, by default its own
+    path: str | None = None  # the column with these paths
+    links: Literal["follow", "refuse"] = "follow"  # links and paths that lead out of the folder
+    folders: Literal["auto", "classes"] = "auto"  # whether folders may be splits
+    columns: tuple[str, ...] = ()  # those that are used; rows of one image that differ in others are equal
+    separators: Mapping[str, str] = field(default_factory=dict)  # of labels, by column, "" for the default one
+
+
+DEFAULTS = SourceOptions()
+
+
+class _Rows(NamedTuple):
+    numbers: Sequence[int]  # of lines
+    written: Sequence[str]  # cells with the paths
+    files: list[str]
+    columns: dict[str, list[str]]
+
+
+def read_manifest(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
+    """Read a CSV, Parquet or JSON Lines file with a column of paths, see `PATH_COLUMNS`, and any others.
+
+    Paths are relative to the file's folder, or absolute; they may name slices of packed files. The columns "label",
+    "split", "weight", "group" and "domain", in any case, have these roles by default. Equal rows are merged. Missing
+    images are listed in `ImageTable.rejected`; a DataError lists all other problems, with line numbers.
     """
     file = os.path.abspath(os.path.expanduser(source))
-    root = os.path.realpath(os.path.dirname(file))
-    header, lines = _read_lines(source, file)
-    _raise_any(source, _check_header_line(header))
-    wrong = [(number, len(fields)) for number, fields in lines if len(fields) != len(header)]
-    _raise_any(source, [f"line {number}: {count} fields instead of {len(header)}" for number, count in wrong])
-    numbers, rows = zip(*lines, strict=True)
-    texts = dict(zip(header, zip(*rows, strict=True), strict=True))
-    paths = [_resolve(text, root) for text in texts.pop("path")]
-    columns = {name: [unicodedata.normalize("NFC", text.strip()) for text in column] for name, column in texts.items()}
-    problems = _check_paths(numbers, paths)
-    if "split" in columns:
-        columns["split"] = _normalise_splits(numbers, columns["split"], problems)
+    finder = ImageFinder(_find_root(file, options.root), options.root is not None, options.links == "follow")
+    problems: list[str] = []
+    rows, column, notes = _read_rows(source, file, options.path, finder, problems)
+    first = _merge_rows(rows, options, problems)
     _raise_any(source, problems)
-    files = list(map(str, paths))
-    found = [_check_file(file) for file in files]
-    kept, rejected = [row for row, problem in enumerate(found) if problem is None], tuple(filter(None, found))
+    found = {row: _check_file(rows.files[row]) for row in first}
+    kept, missing = ([row for row, bad in found.items() if bool(bad) is lost] for lost in (False, True))
+    if repeated := len(rows.files) - len(first):
+        notes.append(f"{repeated:,} rows name an image that another row names, and are merged with it.")
+    if names := finder.rewritten:
+        notes.append(
+            f"{len(names):,} paths are spelled otherwise than their files, such as {names[0]!r}; they were found."
+        )
+    if missing:
+        names = [to_printable(rows.written[row]) for row in missing]
+        some = ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
+        notes.append(
+            f"{len(names):,} of {len(first):,} images are missing: {some}. {finder.guess_cause(names[0], column)}"
+        )
     if not kept:
-        reasons = list_some([str(rejection) for rejection in rejected])
-        raise DataError.from_problems(f"No image of the manifest {source!r} exists.", reasons)
+        reasons = list(map(str, found.values()))[:_NAMED]
+        raise DataError.from_problems(f"No image of the manifest {source!r} exists. {notes[-1]}", reasons)
+    root = find_common_root(finder.root, [rows.files[row] for row in kept])
     return ImageTable(
         source=source,
         root=Path(root),
-        paths=[files[row] for row in kept],
-        keys=_make_keys(files, root, columns, kept),
-        columns={name: [values[row] for row in kept] for name, values in columns.items()},
-        defaults={role: role for role in COLUMN_ROLES if role in columns},
-        rejected=rejected,
+        paths=[rows.files[row] for row in kept],
+        keys=_make_keys(rows.files, root, rows.columns, kept),
+        columns={name: [values[row] for row in kept] for name, values in rows.columns.items()},
+        defaults={role: name for role in COLUMN_ROLES if (name := _find_role(role, rows.columns))},
+        rejected=tuple(bad for bad in found.values() if bad),
+        lost={name: [values[row] for row in missing] for name, values in rows.columns.items()},
+        notes=tuple(notes),
     )
+
+
+def _find_root(file: str, root: str | None) -> str:
+    """The folder that paths start from: `data.root`, seen from the manifest's folder or from the working directory."""
+    tried = [os.path.join(base, os.path.expanduser(root or "")) for base in (os.path.dirname(file), os.getcwd())]
+    if found := next(filter(os.path.isdir, tried), None):
+        return os.path.realpath(found)
+    raise DataError("data.root is not a folder.", repr(root), f"Looked for {' and '.join(tried)}.")
+
+
+def _find_role(role: str, columns: Mapping[str, list[str]]) -> str:
+    return role if role in columns else next((name for name in columns if name.lower() == role), "")
+
+
+def _read_rows(
+    source: str, file: str, path: str | None, finder: ImageFinder, problems: list[str]
+) -> tuple[_Rows, str, list[str]]:
+    """The rows, the name of the column with their paths, and sentences on what was left out."""
+    header, lines, notes = read_lines(source, file, path)
+    column = find_path_column(header, path)
+    _raise_any(source, _check_header_line(header, column, path))
+    wrong = [(number, len(cells)) for number, cells in lines if len(cells) != len(header)]
+    _raise_any(source, [f"line {number}: {count} fields instead of {len(header)}" for number, count in wrong])
+    numbers, rows = zip(*lines, strict=True)
+    texts = dict(zip(header, zip(*rows, strict=True), strict=True))
+    written = texts.pop(str(column))
+    files = list(map(finder.find, written))
+    outside = zip(numbers, files, strict=True)
+    problems += [f"line {number}: {file}" for number, file in outside if isinstance(file, ValueError)]
+    columns = {name: [unicodedata.normalize("NFC", text.strip()) for text in cells] for name, cells in texts.items()}
+    if split := _find_role("split", columns):
+        columns["split"] = _normalise_splits(numbers, columns.pop(split), problems)
+    return _Rows(numbers, written, list(map(str, files)), columns), str(column), notes
+
+
+def _merge_rows(rows: _Rows, options: SourceOptions, problems: list[str]) -> list[int]:
+    """Positions of the first row of each image; labels of its further rows are joined to its own."""
+    first: dict[str, int] = {}
+    label = _find_role("label", rows.columns)
+    separators = {name or label: separator for name, separator in options.separators.items()}
+    used = [name for name in rows.columns if name in options.columns or name.lower() in (*COLUMN_ROLES, "split")]
+    several = False
+    for row, file in enumerate(rows.files):
+        at = first.setdefault(file, row)
+        for name in used if at != row else ():
+            cells = rows.columns[name]
+            if separator := separators.get(name):
+                parts = [part for one in (at, row) for part in split_cell(cells[one], separator)]
+                cells[at] = separator.join(dict.fromkeys(parts))
+            elif cells[at] != cells[row]:
+                where = f"line {rows.numbers[row]}: the same image as line {rows.numbers[at]}"
+                problems.append(f"{where} with another {name!r}: {cells[row]!r}, not {cells[at]!r}")
+                several = several or name in (label, *options.columns)
+    if several and not separators:
+        problems.insert(0, "If images have several labels, --set 'data.separator=|' joins those of such rows.")
+    return list(first.values())
 
 
 def write_lines(file: Path, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
@@ -88,59 +171,14 @@ def _make_keys(paths: list[str], root: str, columns: Mapping[str, list[str]], ro
     return keys if len(set(keys)) == len(keys) else _make_keys(paths, root, {}, rows)
 
 
-def _read_lines(source: str, file: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and each line with its number in the file."""
-    try:
-        text = Path(file).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        received = f"{source!r}, byte {error.start}"
-        raise DataError("The manifest is not in UTF-8.", received, "Save it as UTF-8.") from None
-    except OSError as error:
-        raise DataError("The manifest cannot be read.", f"{source!r}: {error.strerror}") from None
-    first = text.split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
-    try:
-        lines = [(reader.line_num, fields) for fields in reader if any(field.strip() for field in fields)]
-    except csv.Error as error:
-        raise DataError("The manifest is not valid CSV.", f"{source!r}, line {reader.line_num}: {error}") from None
-    if len(lines) < 2:
-        rule = "The manifest has a header but no rows." if lines else "The manifest is empty."
-        raise DataError(rule, repr(source), "Write a header and a line per image.")
-    return [name.strip() for name in lines[0][1]], lines[1:]
-
-
-def _check_header_line(header: Sequence[str]) -> list[str]:
+def _check_header_line(header: Sequence[str], column: str | None, path: str | None) -> list[str]:
     problems = [f"column {name!r} appears twice" for name in sorted(set(header)) if header.count(name) > 1]
     if "" in header:
         problems.append(f"column {list(header).index('') + 1} has no name")
-    if "path" not in header:
-        problems.append(f"there is no column 'path', only {', '.join(header)}")
-    return problems
-
-
-def _resolve(text: str, root: str) -> str | ValueError:
-    """The absolute path of a field, or the reason why it cannot be used."""
-    piece = parse_slice(text)
-    file = text if piece is None else piece.file
-    if not file.strip() or "\0" in file:
-        return ValueError("the path is empty" if not file.strip() else "the path contains a zero byte")
-    folder, name = os.path.split(os.path.join(root, file))
-    path = os.path.join(_real_folder(folder), name)
-    if os.path.islink(path) or name in ("", ".", ".."):
-        path = os.path.realpath(path)
-    if not path.startswith(root + os.sep):
-        return ValueError(f"{file!r} lies outside the manifest's folder {to_printable(root)!r}")
-    return path if piece is None else str(piece._replace(file=path))
-
-
-def _check_paths(numbers: Sequence[int], paths: Sequence[str | ValueError]) -> list[str]:
-    problems: list[str] = []
-    seen: dict[str, int] = {}
-    for number, path in zip(numbers, paths, strict=True):
-        if isinstance(path, ValueError):
-            problems.append(f"line {number}: {path}")
-        elif seen.setdefault(path, number) != number:
-            problems.append(f"line {number}: the same image as line {seen[path]}")
+    if column is None:
+        wanted = f"{path!r} (data.path)" if path else "'path'"
+        way_out = suggest(path, header) if path else f"Name it: --set data.path={header[0] or 'COLUMN'}"
+        problems.append(f"there is no column {wanted}, only {', '.join(header)}. {way_out}")
     return problems
 
 
@@ -151,9 +189,9 @@ def _normalise_splits(numbers: Sequence[int], words: Sequence[str], problems: li
     for number, word in zip(numbers, words, strict=True):
         if not word:
             problems.append(f"line {number}: no split, though other lines have one")
-        elif word.lower() not in SPLIT_ALIASES:
+        elif not find_split(word):
             problems.append(f"line {number}: unknown split {word!r}. {suggest(word.lower(), SPLITS)}")
-    return [SPLIT_ALIASES.get(word.lower(), "") for word in words]
+    return [find_split(word) for word in words]
 
 
 def _check_file(path: str) -> InvalidImage | None:

@@ -16,6 +16,7 @@ from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.decoding import decode_file
 from tlkeras.data.pipeline import check_data_service
 from tlkeras.data.sources.folders import iter_image_files, read_table
+from tlkeras.data.sources.manifests import SourceOptions
 from tlkeras.data.splits import assign_splits, check_splits, subsample
 from tlkeras.data.tables import (
     TARGET,
@@ -25,6 +26,7 @@ from tlkeras.data.tables import (
     build_dataset_for_tasks,
     drop_unlabelled,
     rename_columns,
+    rename_labels,
 )
 from tlkeras.data.tasks import Task
 from tlkeras.errors import BackboneError, DataError, list_some, suggest
@@ -32,15 +34,29 @@ from tlkeras.features.cache import ActivationCache, default_root
 
 
 def read_source(recipe: Recipe) -> ImageTable:
-    """All that the recipe's source says of its images."""
-    return read_table(recipe.data.source, store=cache_root(recipe) / "images")
+    """All that the recipe's source says of its images, the labels as the recipe renames them or leaves them out."""
+    return _read_table(recipe, recipe.data.source, recipe.data.min_images_per_class or 0)
+
+
+def _read_table(recipe: Recipe, source: str, least: int = 0) -> ImageTable:
+    data = recipe.data
+    tasks = {task.column or name: task for name, task in (data.tasks or {}).items()}
+    separators = {name: task.separator for name, task in tasks.items() if task.kind == "multilabel"}
+    separators |= {data.label or "": data.separator} if data.separator else {}
+    used = (*tasks, *filter(None, (data.label, data.weight, data.group, data.domain)), *(data.stratify or ()))
+    options = SourceOptions(data.root, data.path, data.links, data.folders, used, separators)
+    table = read_table(source, store=cache_root(recipe) / "images", options=options)
+    label = data.label or table.defaults.get("label", "label")
+    columns = [name for name, task in tasks.items() if task.kind != "regression"] or [label]
+    marks = {name or label: separator for name, separator in separators.items()}
+    return rename_labels(table, {name: marks.get(name) for name in columns}, data.labels or {}, least)
 
 
 def list_source_images(recipe: Recipe) -> tuple[str, Callable[[], Iterable[str]]]:
     """The folder of a source's images, and a function that lists their paths; folders are walked through lazily."""
     folder = os.path.realpath(os.path.expanduser(recipe.data.source))
     if os.path.isdir(folder):
-        return folder, lambda: iter_image_files(folder, [])
+        return folder, lambda: iter_image_files(folder, [], recipe.data.links == "follow")
     table = read_source(recipe)
     return str(table.root), lambda: table.paths
 
@@ -61,7 +77,7 @@ def read_other_dataset(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Da
     DataError if the source cannot be read, or its labels are not those of the tasks.
     """
     data = recipe.data
-    table = _name_tasks(recipe, read_table(source, store=cache_root(recipe) / "images"))
+    table = _name_tasks(recipe, _read_table(recipe, source))
     roles = data.model_dump(include={"weight", "group", "domain"})
     dataset = replace(drop_unlabelled(build_dataset_for_tasks(table, tasks, roles)), resize=data.resize)
     tested = dataset.given_splits == "test"

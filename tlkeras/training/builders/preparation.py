@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from tlkeras.config.recipe import Recipe, fingerprint
 from tlkeras.data.inspection import validate_images
+from tlkeras.data.splits import classes_missing_from_test
 from tlkeras.data.tables import Dataset
 from tlkeras.errors import RecipeError, TlkerasError
 from tlkeras.features.extractor import FeatureExtractor
@@ -18,6 +20,8 @@ from tlkeras.runs.directory import describe_environment
 from tlkeras.training.builders.data import check_recipe_data_service, read_dataset, split_dataset
 from tlkeras.training.builders.experiment import Experiment, check_schedule, collecting, plan_finetuning
 from tlkeras.training.builders.features import build_feature_extractor
+
+logger = logging.getLogger(__name__)
 
 _VERSIONS = ("tlkeras", "tensorflow", "keras", "numpy")
 
@@ -68,6 +72,8 @@ def prepare(recipe: Recipe) -> Experiment:
         raise type(problems[0]).from_problems("Several problems were found:", [str(error) for error in problems])
     if problems or dataset is None:
         raise problems[0]
+    for note in (*dataset.notes, *classes_missing_from_test(dataset)):
+        logger.warning("%s", note)
     return Experiment(recipe, dataset, extractor)
 
 
