@@ -16,8 +16,7 @@ from tlkeras.data.quality.label_issues import find_label_issues, find_outliers
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.heads.folds import cross_val_predict
-from tlkeras.heads.linear import LinearHead
-from tlkeras.heads.ridge import RidgeHead
+from tlkeras.heads.linear import LinearHead, RidgeHead
 from tlkeras.results import FLAT, OPTIONAL, Result
 
 UNBALANCED = 10  # times as many images in the largest class
