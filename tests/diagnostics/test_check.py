@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -149,3 +150,35 @@ def test_every_view_to_compute_is_counted(staged, tmp_path):
     assert facts["to compute"].startswith(f"{needed} of {needed} images")
     tlkeras.train(staged, runs=tmp_path / "runs")
     assert tlkeras.check(staged).facts["to compute"].startswith(f"0 of {needed} images")
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "code", "sentence"),
+    [
+        (["train/{}", "eval/{}"], (), 0, "test 4, train 4"),
+        (["a/{}", "b/{}"], (), 1, "look like splits or parts"),
+        (["a/{}", "b/{}"], ("data.folders=classes",), 0, "a 4, b 4"),
+        (["data/{}"], (), 0, "The classes are the folders in"),
+        (["{}", "Cat/{}"], (), 0, "differ only in how they are written: 'Cat' (4), 'cat' (2)"),
+        (["{}", "Cat/{}"], ("data.labels={Cat: cat}",), 0, "cat 6, dog 2"),
+        (["{}", "cat/@eaDir/{}"], (), 0, "skipped: @eaDir (1)"),
+        (["{}", "owl/note.txt"], (), 1, "class 'owl' has no image that can be used, of 1"),
+        (["{}", "owl/1.png"], (), 0, "shows owl; it is not measured"),
+        (["{}", "owl/1.png"], ("data.min_images_per_class=2",), 0, "left out, with fewer than 2 images"),
+    ],
+)
+def test_folders_as_people_have_them(tmp_path, files, settings, code, sentence):
+    for number, name in enumerate(files):
+        for path in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png") if "{}" in name else ("",):
+            target = tmp_path / "set" / name.format(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng([number, *path.encode()]).integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(target, "PNG") if target.suffix == ".png" else target.write_text("soft")
+    done = check(tmp_path / "set", *SMALL, *(part for one in settings for part in ("--set", one)), "--json")
+    assert done.exit_code == code, done.output
+    found = json.loads(done.stdout)
+    assert sentence in " ".join([*found["problems"], *found["notes"], *found["facts"].values(), str_classes(found)])
+
+
+def str_classes(found):
+    return ", ".join(f"{row['class']} {row['images']}" for row in found["classes"])

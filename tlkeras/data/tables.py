@@ -184,12 +184,11 @@ def _list_lost_classes(table: ImageTable, task: Task) -> list[str]:
             files.setdefault(name, []).append(bad)
     problems = []
     for name in sorted({*files} - {*list_classes(table.columns[task.name], separator)}):
-        reasons = Counter(bad.reason for bad in files[name])
-        told = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3))
-        images = f"{task.name!r}: class {name!r} has no image that can be used, of {len(files[name]):,}"
-        problems.append(f"{images}: {told}, such as {to_printable(files[name][0].path)}.")
-    way_out = "Mend or convert these files, or remove the class with its folder or rows."
-    return [*list_some(problems), way_out] if problems else []
+        reasons = Counter(bad.reason for bad in files[name]).most_common(3)
+        told = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
+        example = f"of {len(files[name]):,}: {told}, such as {to_printable(files[name][0].path)}"
+        problems.append(f"{task.name!r}: class {name!r} has no image that can be used, {example}.")
+    return [*list_some(problems), "Mend these files, or remove the class with its folder or rows."] if problems else []
 
 
 def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
@@ -207,39 +206,33 @@ def rename_columns(table: ImageTable, names: Mapping[str, str]) -> ImageTable:
 def rename_labels(
     table: ImageTable, separators: Mapping[str, str | None], labels: Mapping[str, str], least: int = 0
 ) -> ImageTable:
-    """The table with other names for labels, "" for none, and without labels of fewer than `least` images.
-
-    The columns of labels are those of `separators`.
-    """
-    for name, separator in separators.items():
-        if name not in table.columns or not (labels or least):
-            continue
-        cells = [[cell] if separator is None else split_cell(cell, separator) for cell in table.columns[name]]
-        found = [
-            *table.classes.get(name, ()),
-            *(label for labels_ in cells for label in labels_ if label != MISSING_LABEL),
-        ]
-        known = {*found, *list_classes(table.lost.get(name, ()), separator)}
-        notes = [f"data.labels: no image has {old!r}. {suggest(old, known)}" for old in labels if old not in known]
-        counts = Counter(dict.fromkeys((labels.get(one, one) for one in table.classes.get(name, ())), 0))
-        counts.update(labels.get(label, label) for one in cells for label in one if label != MISSING_LABEL)
-        if rare := [label for label, count in sorted(counts.items()) if label and count < least]:
-            told = ", ".join(list_some([f"{label} ({counts[label]})" for label in rare]))
+    """The table with other names for labels, by column; "" is none, as for those of fewer than `least` images."""
+    for name, separator in separators.items() if labels or least else ():
+        cells, lost, classes = table.columns.get(name, []), table.lost.get(name, []), table.classes.get(name, ())
+        counts = Counter({**dict.fromkeys([*list_classes(lost, separator), *classes], 0), MISSING_LABEL: least})
+        counts.update(label for cell in cells for label in (split_cell(cell, separator) if separator else [cell]))
+        notes = [f"data.labels: no image has {old!r}. {suggest(old, counts)}" for old in labels if old not in counts]
+        names = {old: labels.get(old, old) for old in counts}
+        merged = {
+            new: sum(counts[old] for old in names if names[old] == new) for new in sorted({*names.values()} - {""})
+        }
+        if rare := {new: count for new, count in merged.items() if count < least}:
+            told = ", ".join(list_some([f"{new} ({count})" for new, count in rare.items()]))
             notes.append(f"{name!r}: left out, with fewer than {least} images (data.min_images_per_class): {told}.")
-        names = {one: "" if (new := labels.get(one, one)) in rare else new for one in known}
+        names |= {old: "" for old, new in names.items() if new in rare}
         table = replace(_rename_in_column(table, name, separator, names), notes=(*table.notes, *notes))
     return table
 
 
-def _rename_in_column(table: ImageTable, name: str, separator: str | None, labels: Mapping[str, str]) -> ImageTable:
+def _rename_in_column(table: ImageTable, name: str, separator: str | None, names: Mapping[str, str]) -> ImageTable:
     def rename(cell: str) -> str:
-        parts = [cell] if separator is None or cell == MISSING_LABEL else split_cell(cell, separator)
-        return (separator or "").join(dict.fromkeys(filter(None, (labels.get(part, part) for part in parts))))
+        parts = split_cell(cell, separator) if separator and cell != MISSING_LABEL else [cell]
+        return (separator or "").join(dict.fromkeys(filter(None, (names[part] for part in parts))))
 
-    known = [labels.get(one, one) for one in table.classes.get(name, ())]
-    classes = {name: tuple(dict.fromkeys(filter(None, known)))} if known else {}
+    known = tuple(dict.fromkeys(names[one] for one in table.classes.get(name, ()) if names[one]))
+    classes = {**table.classes, name: known} if known else table.classes
     columns, lost = ({**all_, name: list(map(rename, all_.get(name, ())))} for all_ in (table.columns, table.lost))
-    return replace(table, columns=columns, lost=lost, classes={**table.classes, **classes})
+    return replace(table, columns=columns, lost=lost, classes=classes)
 
 
 def drop_unlabelled(dataset: Dataset, needless: np.ndarray | None = None) -> Dataset:

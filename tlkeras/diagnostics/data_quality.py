@@ -158,10 +158,10 @@ def _find_wrong_labels(
     folds = min(_FOLDS, int(counts[counts > 0].min(initial=_FOLDS)))
     if folds < 2 or not len(known):
         return []
-    head = LinearHead if len(task.class_names) <= _MOST_CLASSES else RidgeHead  # in closed form
     try:
-        strength = head().fit(features[known], targets[known], groups=groups[known]).strength_
-        maker = partial(head, **{head.strength_name: strength})
+        head = LinearHead() if len(task.class_names) <= _MOST_CLASSES else RidgeHead()  # in closed form
+        strength = head.fit(features[known], targets[known], groups=groups[known]).strength_
+        maker = partial(LinearHead, C=strength) if isinstance(head, LinearHead) else partial(RidgeHead, alpha=strength)
         probabilities = cross_val_predict(maker, features, targets, folds=folds, groups=groups)
     except ValueError:  # too few images or groups of a class to learn it without some of them
         return []

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ BUILTIN_DATASETS = ("elpv", "sklearn-digits")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".txz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _SPREADSHEETS = (".xls", ".xlsx", ".xlsm", ".ods", ".numbers")
 _ANNOTATIONS = {"labels", "annotations"}
-_AS_CLASSES = "If they are the classes, --set data.folders=classes."
+_AS_CLASSES = "If first-level folders are classes, whatever their names: --set data.folders=classes."
 
 
 def read_table(
@@ -100,12 +101,15 @@ def read_folder(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
     for split, label, folder in folders:
         rows += [(path, label, split) for path in tree.walk(folder)]
         lost += [label] * (len(tree.rejected) - len(lost))
+    tables = [table for suffix in TABLE_SUFFIXES if os.path.isfile(table := os.path.join(root, f"metadata{suffix}"))]
+    if not rows and tables:  # as the Hugging Face hub has them
+        return replace(read_manifest(tables[0], options), source=source)
     if not rows:
-        received = f"{len({label for _, label, _ in folders})} class folder(s) and no image" if folders else ""
-        headline = f"No images found. Received: {source!r} with {received or 'no class folder'}. Put images into one "
-        hint = "" if options.folders == "classes" else f" {_AS_CLASSES}"
+        classes = len({label for _, label, _ in folders})
+        received = f"{classes} class folder(s) and no image" if classes else "no class folder"
+        headline = f"No images found. Received: {source!r} with {received}. Put images into one folder per class."
         reasons = list_some([str(rejection) for rejection in tree.rejected])
-        raise DataError.from_problems(f"{headline}folder per class.{hint}", reasons)
+        raise DataError.from_problems(f"{headline} {_AS_CLASSES}", reasons)
     _check_depth(tree, folders, {label for _, label, _ in rows})
     paths, names, splits = map(list, zip(*rows, strict=True))
     unwrapped = [f"The classes are the folders in {to_printable(top)!r}."] if top != root else []
@@ -170,9 +174,7 @@ def _class_folders(tree: FileTree, folder: str, options: SourceOptions) -> list[
     if len(tops) > 1 and inner[0] and len({*inner}) == 1 and not _ANNOTATIONS & {*map(str.lower, names)}:
         rule = "All folders hold the same folders and no images: they look like splits or parts, not like classes."
         received = f"{', '.join(list_some(names))}, with {', '.join(list_some(sorted(inner[0])))} in each"
-        raise DataError(
-            rule, received, f"Name splits train, validation, test; or pass one of the folders. {_AS_CLASSES}"
-        )
+        raise DataError(rule, received, f"Name them train, validation, test; or pass one of them. {_AS_CLASSES}")
     return classes
 
 

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 
 from tlkeras.data.headers import EXTENSIONS, ByteRange, parse_slice, to_printable
 
@@ -21,7 +22,7 @@ class ImageFinder:
 
     def __init__(self, root: str, given: bool, follow: bool):
         self.root, self._given, self._follow = root, given, follow
-        self._folders: dict[str, dict[str, list[str]]] = {}
+        self._folders: dict[str, defaultdict[str, list[str]]] = {}
         self.rewritten: list[str] = []
 
     def find(self, text: str) -> str | ValueError:
@@ -75,12 +76,11 @@ class ImageFinder:
         """The only entry of a folder that has this name, or else that reads alike."""
         if folder not in self._folders:
             names = self._folders[folder] = defaultdict(list)
-            readable = os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
-            for entry in os.listdir(folder) if readable else []:
-                stem, extension = os.path.splitext(entry)
-                names[_fold(entry)].append(entry)
-                if extension.lower() in EXTENSIONS:
-                    names[f"{_fold(stem)}/"].append(entry)
+            with suppress(OSError):
+                for entry in os.listdir(folder):
+                    stem, extension = os.path.splitext(entry)
+                    names[_fold(entry)].append(entry)
+                    names[f"{_fold(stem)}/"] += [entry] if extension.lower() in EXTENSIONS else []
         names = self._folders[folder]
         found = names.get(_fold(part)) or (names.get(f"{_fold(part)}/", []) if last else [])
         same = [one for one in found if unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", part)]
