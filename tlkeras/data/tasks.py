@@ -157,10 +157,12 @@ class Task:
             told = ", ".join(f"{name!r} ({counts[name]:,})" for name in names)
             most = max(names, key=counts.__getitem__)
             if len(names) > 1:
-                way_out = _rename({name: most for name in names if name != most})
-                notes.append(f"Labels that differ only in how they are written: {told}. {way_out} merges them.")
+                merged = {name: most for name in names if name != most}
+                rule = f"Labels that differ only in how they are written: {told}"
+                notes.append(f'{rule}. --set "data.labels={merged}" merges them.')
             if _spell(most) in _NO_LABEL:
-                notes.append(f"Is {told} a missing label? {_rename(dict.fromkeys(names, ''))} takes it for one.")
+                none = dict.fromkeys(names, "")
+                notes.append(f'Is {told} a missing label? --set "data.labels={none}" takes it for one.')
         return list_some(notes)
 
 
@@ -320,10 +322,6 @@ class RegressionTask(Task):
 
 def _only(names: Sequence[str], what: str) -> str:
     return f"only one {what}, {names[0]!r}" if names else f"no {what}"
-
-
-def _rename(names: dict[str, str]) -> str:
-    return f'--set "data.labels={names}"'
 
 
 def _spell(name: str) -> str:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 
-from tlkeras.data.headers import EXTENSIONS, ByteRange, parse_slice, to_printable
+from tlkeras.data.headers import EXTENSIONS, parse_slice, to_printable
 
 
 class ImageFinder:
@@ -90,10 +90,3 @@ class ImageFinder:
 
 def _fold(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold().strip()
-
-
-def find_common_root(root: str, files: Sequence[str]) -> str:
-    """The root, or the folder that holds all files if some lie outside of it."""
-    places = [(parse_slice(file) or ByteRange(file)).file for file in files]
-    within = all(place.startswith(root + os.sep) for place in places)
-    return root if within else os.path.commonpath([os.path.dirname(place) for place in places])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tlkeras.data.headers import ByteRange, InvalidImage, parse_slice, to_printable
-from tlkeras.data.sources.image_files import ImageFinder, find_common_root
+from tlkeras.data.sources.image_files import ImageFinder
 from tlkeras.data.sources.table_files import find_path_column, read_lines
 from tlkeras.data.splits import find_split
 from tlkeras.data.tables import SPLITS, ImageTable
@@ -77,11 +77,13 @@ def read_manifest(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
     if not kept:
         reasons = list(map(str, found.values()))[:_NAMED]
         raise DataError.from_problems(f"No image of the manifest {source!r} exists. {notes[-1]}", reasons)
-    root = find_common_root(finder.root, [rows.files[row] for row in kept])
+    paths, root = [rows.files[row] for row in kept], finder.root
+    if not all(path.startswith(root + os.sep) for path in paths):
+        root = os.path.commonpath(list(map(os.path.dirname, paths)))
     return ImageTable(
         source=source,
         root=Path(root),
-        paths=[rows.files[row] for row in kept],
+        paths=paths,
         keys=_make_keys(rows.files, root, rows.columns, kept),
         columns={name: [values[row] for row in kept] for name, values in rows.columns.items()},
         defaults={role: name for role in COLUMN_ROLES if (name := _find_role(role, rows.columns))},
@@ -115,6 +117,7 @@ def _read_rows(
     numbers, rows = zip(*lines, strict=True)
     texts = dict(zip(header, zip(*rows, strict=True), strict=True))
     written = texts.pop(str(column))
+    texts.pop("path", None)  # another column of that name, which cleaned and packed manifests give to the paths
     files = list(map(finder.find, written))
     outside = zip(numbers, files, strict=True)
     problems += [f"line {number}: {file}" for number, file in outside if isinstance(file, ValueError)]
