@@ -109,7 +109,8 @@ def read_folder(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
         received = f"{classes} class folder(s) and no image" if classes else "no class folder"
         headline = f"No images found. Received: {source!r} with {received}. Put images into one folder per class."
         reasons = list_some([str(rejection) for rejection in tree.rejected])
-        raise DataError.from_problems(f"{headline} {_AS_CLASSES}", reasons)
+        hint = f" {_AS_CLASSES}" if tree.look_into(top)[0] else ""
+        raise DataError.from_problems(headline + hint, reasons)
     _check_depth(tree, folders, {label for _, label, _ in rows})
     paths, names, splits = map(list, zip(*rows, strict=True))
     unwrapped = [f"The classes are the folders in {to_printable(top)!r}."] if top != root else []
