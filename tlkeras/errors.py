@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 LISTED = 12
 MOST_PROBLEMS = 20
+MOST_ALIKE = 3
 
 
 class TlkerasError(Exception):
@@ -114,3 +116,15 @@ def list_some(problems: Sequence[str]) -> list[str]:
     shown = list(problems[:MOST_PROBLEMS])
     rest = len(problems) - MOST_PROBLEMS
     return [*shown, f"... and {rest:,} more"] if rest > 0 else shown
+
+
+def fold_alike(problems: Sequence[str]) -> list[str]:
+    """The problems; many that differ only in numbers and quoted names are one line with the first of them."""
+    groups: dict[str, list[str]] = {}
+    for problem in problems:
+        groups.setdefault(re.sub(r"'[^']*'|\"[^\"]*\"|\d+([.,]\d+)*", "#", problem), []).append(problem)
+    lines: list[str] = []
+    for group in groups.values():
+        examples = "; ".join(problem.rstrip(".") for problem in group[:MOST_ALIKE])
+        lines += group if len(group) <= MOST_ALIKE else [f"{len(group):,} times, such as: {examples}."]
+    return list_some(lines)

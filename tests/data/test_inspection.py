@@ -90,7 +90,9 @@ def test_what_is_odd_is_noted(plant, encode, make_exif, make_png):
 
 def test_nothing_left(plant):
     root = plant({"a/1.jpg": b"", "a/2.jpg": b"", "b/1.jpg": b"", "b/2.jpg": b""})
-    with pytest.raises(DataError, match=r"(?s)No image of '.*set' can be read.*a/1\.jpg: the file is empty"):
+    with pytest.raises(
+        DataError, match=r"(?s)No image of '.*set' can be read.*4 files in .*set, such as a/1\.jpg.*: the file is empty"
+    ):
         validate_images(read(root))
 
 

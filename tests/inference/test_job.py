@@ -50,7 +50,7 @@ def list_photos(folder):
 
 
 def plan(photos, out, size=10, facts=FACTS):
-    return plan_job(out, facts, str(photos), lambda: list_photos(photos), size)
+    return plan_job(out, facts, str(photos), lambda rejected: list_photos(photos), size)
 
 
 def make_processor():
@@ -209,7 +209,7 @@ def test_names_that_are_not_utf8_survive(tmp_path):
     root = tmp_path / "odd"
     root.mkdir()
     path = os.path.join(os.fsencode(root), b"line\nbreak \xff.png")
-    job = plan_job(tmp_path / "out", FACTS, str(root), lambda: [os.fsdecode(path)], 10)
+    job = plan_job(tmp_path / "out", FACTS, str(root), lambda rejected: [os.fsdecode(path)], 10)
     assert job.read_paths(0) == [os.fsdecode(path)]
     job.finish(0, pyarrow.table({"a": []}), [InvalidImage(os.fsdecode(path), "damaged", "it is cut off")])
     assert "break" in (tmp_path / "out" / "rejected" / "00000.csv").read_text()

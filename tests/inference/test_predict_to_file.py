@@ -103,11 +103,11 @@ def test_predictions_before_an_interruption_or_a_full_disk_are_kept(run, folder,
     def fail_at_second(error):
         calls = []
 
-        def fail(self, shard, table, rejected):
+        def fail(self, shard, *found):
             calls.append(shard)
             if len(calls) >= 2:
                 raise error
-            finish(self, shard, table, rejected)
+            finish(self, shard, *found)
 
         return fail
 
@@ -192,7 +192,7 @@ def test_kill_9_loses_no_finished_shard(trained, folder, whole, tmp_path):
 def test_the_command(trained, folder, tmp_path):
     done = CliRunner().invoke(main, ["predict", str(trained), str(folder), "--out", str(tmp_path / "out.csv")])
     assert done.exit_code == 3, done.output
-    assert "Wrote 32 predictions to" in done.stdout and "2 could not be read" in done.stdout
+    assert "Wrote 32 predictions to" in done.stdout and "Files that could not be read (2)" in done.stdout
     assert "images/s" in done.stderr
     done = CliRunner().invoke(main, ["predict", str(trained), "x.png", "--url", "u", "--out", "x.csv"])
     assert done.exit_code == 2

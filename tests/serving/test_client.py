@@ -1,6 +1,7 @@
 """The client, over REST and gRPC, and `tlkeras predict --url`: the same predictions, plain errors."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
+from PIL import Image
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -22,6 +24,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+import tlkeras
 from tlkeras.cli.main import main
 from tlkeras.errors import ServingError
 from tlkeras.serving import Client
@@ -224,3 +227,22 @@ def test_only_a_refused_image_is_unreadable(trained, status, body, code, said):
         done = CliRunner().invoke(main, ["predict", "--url", url, str(image)])
     assert done.exit_code == code, done.output
     assert said in done.output
+
+
+def test_a_folder_is_listed_as_a_run_lists_it(rest, trained, tmp_path):
+    image = Image.open(next((trained.parent.parent / "photos/day").iterdir()))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "scan.tif")
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    done = CliRunner().invoke(main, ["predict", "--url", f"{rest}/v1/models/photos", str(tmp_path), "x.png", "--json"])
+    assert done.exit_code == 3, done.output
+    found, local = json.loads(done.stdout), tlkeras.predict(str(trained), [tmp_path])
+    codes = {os.path.basename(one["path"]): one["code"] for one in found["unreadable"]}
+    assert codes.pop("x.png") == "missing" and codes.pop("text.png") == "refused"
+    assert {**codes, "text.png": "not-an-image"} == {os.path.basename(one.path): one.code for one in local.unreadable}
+    assert found["notes"] == list(local.notes) and "orientation 6 of a PNG is not applied" in found["notes"][0]

@@ -9,7 +9,7 @@ import click
 
 import tlkeras
 from tlkeras.cli.options import COUNT, POSITIVE, json_option, render, runs_option, source_argument
-from tlkeras.errors import RunError
+from tlkeras.errors import DataError, RunError
 
 
 @click.command()
@@ -130,16 +130,16 @@ def extract(recipe: str, overrides: dict[str, Any], as_json: bool, **options: An
     """Write the features of all images of a folder, a manifest or a RECIPE's source as Parquet files.
 
     The images are divided into shards that any worker can compute: run the command again after a failure, or on
-    another machine that sees the same folder. An image that cannot be read is listed in FOLDER/rejected; a shard that
-    fails three times is named, the other shards are computed, and the exit code is 5.
+    another machine that sees the same folder. Files that cannot be read are listed in FOLDER/rejected, and the exit
+    code is 3; a shard that fails three times is named, the other shards are computed, and the exit code is 5.
 
     \b
     Example: tlkeras features extract photos/ --out features/ --workers 2
     """
     result = tlkeras.extract_features(recipe, overrides=overrides, **options)
     render(result, as_json, "catalog.print_job")
-    if result.failed:
-        sys.exit(RunError.exit_code)
+    if result.failed or result.unreadable:
+        sys.exit(RunError.exit_code if result.failed else DataError.exit_code)
 
 
 @click.command(name="data-service")

@@ -127,12 +127,17 @@ def read_image(path: str, max_bytes: int = MAX_BYTES) -> bytes:
         with open(piece.file, "rb") as file:
             file.seek(piece.offset)
             return file.read(piece.length)
-    except FileNotFoundError:
-        raise ImageError("missing", "it does not exist", path) from None
-    except PermissionError:
-        raise ImageError("forbidden", "no permission to read it", path) from None
     except OSError as error:
-        raise ImageError("damaged", f"it cannot be read: {error.strerror or error}", path) from None
+        raise ImageError(*explain_os_error(error), path) from None
+
+
+def explain_os_error(error: OSError) -> tuple[str, str]:
+    """Code and reason of a file that could not be read."""
+    if isinstance(error, FileNotFoundError):
+        return "missing", "it does not exist"
+    if isinstance(error, PermissionError):
+        return "forbidden", "no permission to read it"
+    return "damaged", f"it cannot be read: {error.strerror or error}"
 
 
 def detect_format(data: bytes) -> str:
@@ -158,16 +163,25 @@ def _is_text(start: bytes) -> bool:
     return all(character.isprintable() or character.isspace() for character in text)
 
 
-def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """The header of an image, or an ImageError; pixels of all frames count, as decoders unpack all of them."""
+def check_format(data: bytes) -> str:
+    """The format of the content by its first bytes, one of `SUPPORTED_FORMATS`.
+
+    Raises:
+        ImageError: empty, not-an-image or unsupported.
+    """
     if not data:
         raise ImageError("empty", "the file is empty")
     kind = detect_format(data)
-    if kind not in SUPPORTED_FORMATS:
-        if kind not in _OTHER_IMAGES:
-            raise ImageError("not-an-image", f"not an image ({kind})")
-        raise ImageError("unsupported", f"{kind} is not supported, only {', '.join(SUPPORTED_FORMATS)}")
-    header = _read_header(data, kind)
+    if kind in SUPPORTED_FORMATS:
+        return kind
+    if kind not in _OTHER_IMAGES:
+        raise ImageError("not-an-image", f"not an image ({kind})")
+    raise ImageError("unsupported", f"{kind} is not supported, only {', '.join(SUPPORTED_FORMATS)}")
+
+
+def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
+    """The header of an image, or an ImageError; pixels of all frames count, as decoders unpack all of them."""
+    header = _read_header(data, check_format(data))
     pixels = header.width * header.height * header.frames
     if pixels > max_pixels:
         times = f" in {header.frames} frames" if header.frames > 1 else ""

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from tlkeras.data.headers import EXTENSIONS, Header, ImageError, ImageWarning, InvalidImage, check_header, read_image
+from tlkeras.data.issues import describe_issues
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
 from tlkeras.errors import DataError, list_some
@@ -44,7 +45,7 @@ def validate_images(dataset: Dataset, *, workers: int | None = None) -> Dataset:
                 else:
                     kept[row] = True
                     digests.append(seen[0])
-                    warnings += _collect_warnings(dataset.paths[row], seen[1])
+                    warnings += list_warnings(dataset.paths[row], seen[1])
             advance(len(paths))
     remaining = _reject(dataset, kept, rejected)
     return replace(remaining, digests=np.array(digests, dtype=object), warnings=tuple(warnings))
@@ -70,7 +71,8 @@ def drop_undecodable(dataset: Dataset, readable: np.ndarray) -> Dataset:
     return replace(remaining, warnings=tuple(one for one in dataset.warnings if one.path not in lost))
 
 
-def _collect_warnings(path: str, header: Header) -> list[ImageWarning]:
+def list_warnings(path: str, header: Header) -> list[ImageWarning]:
+    """What is odd in an image that can be used."""
     width, height, pixels = header.width, header.height, header.width * header.height
     promised = EXTENSIONS.get(os.path.splitext(path)[1].lower())
     named = f"named like a {promised}" if promised else "not named like an image"
@@ -91,7 +93,7 @@ def _collect_warnings(path: str, header: Header) -> list[ImageWarning]:
 
 def _reject(before: Dataset, kept: np.ndarray, rejected: list[InvalidImage]) -> Dataset:
     after = replace(before.take(kept), rejected=(*before.rejected, *rejected))
-    reasons = list_some([str(rejection) for rejection in rejected])
+    reasons = list_some(describe_issues(rejected))
     if not len(after):
         raise DataError.from_problems(f"No image of {before.source!r} can be read.", reasons)
     vanished = [

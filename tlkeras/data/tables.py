@@ -11,7 +11,7 @@ import numpy as np
 
 from tlkeras.data.headers import ImageWarning, InvalidImage, to_printable
 from tlkeras.data.tasks import MISSING_LABEL, Task, list_classes, make_task, read_number, split_cell
-from tlkeras.errors import DataError, list_some, suggest
+from tlkeras.errors import DataError, fold_alike, list_some, suggest
 
 SPLITS = ("train", "validation", "test")
 TARGET = "target"
@@ -141,7 +141,7 @@ def build_dataset_for_tasks(table: ImageTable, tasks: Sequence[Task], roles: Map
     wanted = {role: table.defaults.get(role, "") if column is None else column for role, column in roles.items()}
     chosen = {role: column if column in table.columns else "" for role, column in wanted.items()}
     unknown = [problem for task in tasks for problem in task.list_unknown(table.columns[task.name])]
-    return _make_dataset(table, tasks, chosen, None, list_some(unknown))
+    return _make_dataset(table, tasks, chosen, None, fold_alike(unknown))
 
 
 def _make_dataset(
@@ -258,10 +258,10 @@ def _parse_weights(table: ImageTable, column: str, problems: list[str]) -> np.nd
     cells = table.columns[column] if column else [""] * len(table)
     weights = np.array([read_number(cell) if cell else 1.0 for cell in cells], np.float32)
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    wrong = [f"{column!r} of {table.keys[row]} is {cells[row]!r}; a weight is a number, 0 or more." for row in bad]
+    wrong = [f"{column!r} of {table.keys[row]!r} is {cells[row]!r}; a weight is a number, 0 or more." for row in bad]
     if not wrong and len(table) and not weights.any():
         wrong.append(f"{column!r}: every weight is 0.")
-    problems += list_some(wrong)
+    problems += fold_alike(wrong)
     return weights
 
 

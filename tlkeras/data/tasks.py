@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from tlkeras.errors import list_some, suggest
+from tlkeras.errors import fold_alike, list_some, suggest
 
 THRESHOLD = 0.5
 MISSING_LABEL = "?"
@@ -314,7 +314,7 @@ class RegressionTask(Task):
         return [f"{self.name!r}: {cell!r} is not a finite number." for cell in given if np.isnan(read_number(cell))]
 
     def list_problems(self, cells: Sequence[str]) -> list[str]:
-        problems, known = list_some(self.list_unknown(cells)), self.encode(cells)
+        problems, known = fold_alike(self.list_unknown(cells)), self.encode(cells)
         if len(np.unique(known[np.isfinite(known)])) < 2:
             problems.append(f"{self.name!r}: fewer than two different numbers.")
         return problems

@@ -22,7 +22,7 @@ from tlkeras.data.splits import classes_missing_from_test
 from tlkeras.data.tables import Dataset
 from tlkeras.diagnostics import data_quality
 from tlkeras.diagnostics.data_quality import CheckedImage, CheckResult, ClassCount, DataIssues, ManifestResult, count_of
-from tlkeras.errors import TlkerasError, list_some
+from tlkeras.errors import TlkerasError, fold_alike
 from tlkeras.features.extraction import average_positions
 from tlkeras.features.extractor import FeatureExtractor
 from tlkeras.features.memory import check_memory
@@ -135,7 +135,7 @@ def _check_images(recipe: Recipe, found: _Findings) -> _CheckedImages | None:
     leaking = copies.find_leaking_groups(dataset.groups, dataset.split)
     classes = data_quality.count_classes(dataset)
     found.facts["classes"] = ", ".join(f"{row.class_name} {row.images:,}" for row in classes)
-    found.problems.extend(list_some(data_quality.list_problems(dataset, duplicates, leaking)))
+    found.problems.extend(fold_alike(data_quality.list_problems(dataset, duplicates, leaking)))
     found.notes.extend(data_quality.list_notes(dataset, duplicates))
     if dataset.rejected:
         files = count_of(len(dataset.rejected), "file cannot be used and is", "files cannot be used and are")

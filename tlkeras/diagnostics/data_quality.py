@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tlkeras.data.headers import Issue, to_printable
+from tlkeras.data.issues import describe_warnings
 from tlkeras.data.quality.duplicates import DuplicateGroup, LeakingGroup
 from tlkeras.data.quality.label_issues import find_label_issues, find_outliers
 from tlkeras.data.tables import Dataset
@@ -23,15 +23,6 @@ UNBALANCED = 10  # times as many images in the largest class
 LEAKING_SHARE = 0.1  # of the held-out images; above it, metrics mean little
 _FOLDS = 5
 _MOST_CLASSES = 20  # of which a logistic regression learns quickly
-_ODDITIES = {
-    "wrong-extension": "have the wrong extension",
-    "turned": "are turned by their EXIF orientation",
-    "orientation-ignored": "have an EXIF orientation that is not applied",
-    "mode": "are not plain RGB",
-    "animated": "are animations, of which the first frame is used",
-    "tiny": "are very small",
-    "huge": "are very large",
-}
 
 
 @dataclass(frozen=True)
@@ -241,7 +232,7 @@ def list_problems(dataset: Dataset, groups: Sequence[DuplicateGroup], leaking: S
 
 def list_notes(dataset: Dataset, groups: Sequence[DuplicateGroup]) -> list[str]:
     """Sentences on what is worth a look: odd files, imbalanced classes, duplicates."""
-    notes = [*_list_oddities(dataset), *_list_imbalances(dataset)]
+    notes = [*describe_warnings(dataset.warnings), *_list_imbalances(dataset)]
     exact, near = ([group for group in groups if group.exact is kind] for kind in (True, False))
     if exact:
         notes.append(f"{_count_groups(exact)} of identical files.")
@@ -274,13 +265,6 @@ def _count_leaked(dataset: Dataset, groups: Sequence[DuplicateGroup]) -> tuple[i
     leaking = [list(group.rows) for group in groups if group.leaking]
     rows = {row for rows in leaking if "train" in dataset.split[rows] for row in rows}
     return sum(1 for row in rows if held_out[row]), int(held_out.sum())
-
-
-def _list_oddities(dataset: Dataset) -> Iterator[str]:
-    """A sentence per kind of odd file, most common first, with an example."""
-    for code, count in Counter(warning.code for warning in dataset.warnings).most_common():
-        first = next(warning for warning in dataset.warnings if warning.code == code)
-        yield f"{first}." if count == 1 else f"{count:,} images {_ODDITIES[code]} (e.g. {first})."
 
 
 def _list_imbalances(dataset: Dataset) -> Iterator[str]:

@@ -14,14 +14,15 @@ from tlkeras.backbones.graph import max_batch_size
 from tlkeras.backbones.keras_files import check_archive
 from tlkeras.data.headers import InvalidImage, to_printable
 from tlkeras.data.inspection import read_header_and_digest
+from tlkeras.data.issues import describe_warnings
 from tlkeras.data.pipeline import make_image_dataset, read_error
-from tlkeras.data.sources.folders import list_images
 from tlkeras.data.tasks import Task
-from tlkeras.errors import BackboneError, DataError, RunError
+from tlkeras.errors import BackboneError, RunError
 from tlkeras.features import pooling  # noqa: F401
 from tlkeras.features.handcrafted import layer  # noqa: F401
 from tlkeras.heads import layers  # noqa: F401
 from tlkeras.heads.heads import order_outputs
+from tlkeras.inference.image_files import expand_paths, list_notes
 from tlkeras.inference.results import (
     ClassProbability,
     ImagePrediction,
@@ -56,7 +57,7 @@ def predict(
 ) -> PredictionResult:
     """Classes and probabilities of image files, or of all images below folders.
 
-    DataError if no image was given, or some do not exist; all are named at once.
+    DataError if no image was given, or some do not exist; all are named at once. Other files are listed as unreadable.
 
     Args:
         run: As in `open_run`.
@@ -64,10 +65,11 @@ def predict(
         batch_size: Images computed together, at most.
     """
     opened = open_run(run, runs)
-    paths = expand_paths(images)
+    paths, unreadable = expand_paths(images)
     seen = {path: read_header_and_digest(path) for path in paths}  # pipes are never opened, bombs never unpacked
-    unreadable = [found for found in seen.values() if isinstance(found, InvalidImage)]
-    paths = [path for path in paths if not isinstance(seen[path], InvalidImage)]
+    headers = {path: found[1] for path, found in seen.items() if not isinstance(found, InvalidImage)}
+    unreadable += [found for found in seen.values() if isinstance(found, InvalidImage)]
+    paths = [path for path in paths if path in headers]
     facts, tasks = opened.manifest["image"], read_tasks(opened)
     model = order_outputs(load_model(opened), [task.name for task in tasks])
     batch_size = max_batch_size(model, batch_size)
@@ -79,23 +81,15 @@ def predict(
             found.update(zip(indices.numpy().tolist(), predictions, strict=True))
             advance(len(batch))
     unreadable += [read_error(paths[index]) for index in range(len(paths)) if index not in found]
+    predicted = [(paths[index], found[index]) for index in sorted(found)]
+    notes = [note for path, _ in predicted for note in list_notes(path, headers[path])]
     return PredictionResult(
         opened.name,
         tasks[0].threshold,
-        tuple(_describe_image(paths[index], found[index], tasks, top) for index in sorted(found)),
+        tuple(_describe_image(path, outputs, tasks, top) for path, outputs in predicted),
         list_unreadable(unreadable),
+        tuple(describe_warnings(notes)),
     )
-
-
-def expand_paths(images: Sequence[str | Path]) -> list[str]:
-    """Image files, and those below folders, in order; DataError if there is none, or if some do not exist."""
-    found = list(map(Path, images))
-    if problems := [f"{image} does not exist" for image in found if not image.exists()]:
-        raise DataError.from_problems("Some images were not found:", problems)
-    paths = [path for image in found for path in (list_images(image) if image.is_dir() else [str(image)])]
-    if not paths:
-        raise DataError("No image was found.", ", ".join(map(str, images)) or "no file and no folder")
-    return paths
 
 
 def _describe_image(path: str, outputs: Sequence[np.ndarray], tasks: Sequence[Task], top: int) -> ImagePrediction:

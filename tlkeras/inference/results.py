@@ -16,11 +16,12 @@ class UnreadableImage(Result):
 
     path: str  # the file, in printable characters
     reason: str  # why it has none
+    code: str  # the kind of reason, for programs: "missing", "unsupported", "damaged" ...
 
 
 def list_unreadable(images: Iterable[InvalidImage]) -> tuple[UnreadableImage, ...]:
     """The images without a prediction, as results have them."""
-    return tuple(UnreadableImage(to_printable(bad.path), bad.reason) for bad in images)
+    return tuple(UnreadableImage(to_printable(bad.path), bad.reason, bad.code) for bad in images)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class PredictionResult(Result):
     run: str  # name of the run, or address of the served model
     threshold: float | None  # probability from which an image has a label; None where the most probable class counts
     predictions: tuple[ImagePrediction, ...]  # one per readable image, in the order given
-    unreadable: tuple[UnreadableImage, ...]
+    unreadable: tuple[UnreadableImage, ...]  # all other files, also those that folders hold beside images
+    notes: tuple[str, ...] = ()  # sentences on images that were not predicted as a viewer shows them
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,13 @@ class PredictionFileResult(Result):
     run: str
     out: str
     rows: int
-    unreadable: tuple[UnreadableImage, ...]  # images without a row
+    unreadable: tuple[UnreadableImage, ...]  # files without a row
     rejected: str | None  # path of their list; None where every image has a row
     engine: str | None  # engine of this call; None where nothing was left to compute
     resumed: int  # images that an earlier call had computed
     seconds: float  # wall time of this call
     rate: float  # images per second of this call
+    notes: tuple[str, ...] = ()  # sentences on images that were not predicted as a viewer shows them
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,11 @@ class FailedShard(Result):
 class JobSummary(Result):
     """Progress of a job in shards."""
 
-    images: int
+    images: int  # files found, those included that were left out
     shards: int
     done: int  # shards with a record
     rows: int  # rows in their parts
-    rejected: int  # number of their images without a row
+    rejected: int  # files without a row: what was left out at the beginning, and images of these shards
     bytes: int  # size of their parts
     sha256: str | None  # of all parts' digests in order: equal for equal rows; None until every shard is done
 
@@ -116,8 +119,9 @@ class JobResult(JobSummary):
     """A job in shards, finished or not, after a call."""
 
     folder: str
-    unreadable: tuple[UnreadableImage, ...]  # images without a row, named relative to the job's root
+    unreadable: tuple[UnreadableImage, ...]  # files without a row, named relative to the job's root
     failed: tuple[FailedShard, ...]  # shards that were given up
+    notes: tuple[str, ...]  # sentences on images that were not taken as a viewer shows them
     computed: int
     seconds: float  # wall time of this call
     engine: str  # "local" or "ray"

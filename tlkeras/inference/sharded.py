@@ -21,17 +21,19 @@ from tlkeras.backbones.weights import fingerprint
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.yaml_loader import to_immutable
 from tlkeras.data import decoding
-from tlkeras.data.headers import InvalidImage
+from tlkeras.data.headers import InvalidImage, to_printable
+from tlkeras.data.issues import describe_warnings
 from tlkeras.data.pipeline import count_cores
 from tlkeras.data.sources.folders import iter_image_files, load_recipe_or_source
 from tlkeras.errors import DataError, ResourceError, RunError, TlkerasError, suggest
 from tlkeras.features.engines import make_engine
 from tlkeras.files import atomic_write
 from tlkeras.heads.heads import order_outputs
+from tlkeras.inference.image_files import expand_paths, explain_no_images
 from tlkeras.inference.jobs.engines import check_engine, run_processes, run_ray
 from tlkeras.inference.jobs.job import REJECTED_COLUMNS, Job, ListPaths, check_facts, open_csv, open_job, plan_job
 from tlkeras.inference.jobs.worker import ShardProcessor, feature_table, prediction_table, process_shards
-from tlkeras.inference.predict import expand_paths, load_model
+from tlkeras.inference.predict import load_model
 from tlkeras.inference.results import JobResult, PredictionFileResult, list_unreadable
 from tlkeras.progress import progress_bar
 from tlkeras.runs.directory import RUNS, Run, describe_environment, open_run
@@ -87,10 +89,18 @@ def predict_in_shards(
     processor = make_prediction_processor(str(open_run(run, runs).path.resolve()))
     if len(images) == 1 and os.path.isdir(images[0]):
         root = os.path.realpath(images[0])
-        return run_job(folder, processor, root, lambda: iter_image_files(root, []), execution)
-    paths = [os.path.abspath(path) for path in expand_paths(images)]
+        return run_job(folder, processor, root, lambda rejected: iter_image_files(root, rejected), execution)
+    found, left_out = expand_paths(images)
+    paths = [os.path.abspath(path) for path in found]
+    if not paths:
+        raise explain_no_images(images, left_out)
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return run_job(folder, processor, root, lambda: paths, execution)
+
+    def list_paths(rejected: list[InvalidImage]) -> list[str]:
+        rejected += [InvalidImage(os.path.abspath(bad.path), bad.code, bad.reason) for bad in left_out]
+        return paths
+
+    return run_job(folder, processor, root, list_paths, execution)
 
 
 def run_job(
@@ -107,7 +117,7 @@ def run_job(
         elif count > 1:
             run_processes(job, ["-m", "tlkeras.inference.sharded", str(folder)], count)
         else:
-            with progress_bar("Shards", job.images - settled, "images") as advance:
+            with progress_bar("Shards", job.images + job.left_out - settled, "images") as advance:
                 process_shards(job, processor, advance)
     summary = job.summarise()
     return JobResult(
@@ -115,6 +125,7 @@ def run_job(
         folder=str(folder),
         unreadable=list_unreadable(job.list_rejected()),
         failed=tuple(job.list_failures()),
+        notes=tuple(describe_warnings(list(job.list_warnings()))),
         computed=summary.settled - settled,
         seconds=round(time.monotonic() - started, 3),
         engine=options.engine,
@@ -184,7 +195,7 @@ def predict_to_file(
     """A table with a row per image of files and folders: path, label and the probability of every class.
 
     Predictions are kept in a hidden folder next to `out` until the table is complete; the same call resumes after a
-    kill. Images that cannot be read are listed in `NAME.rejected.csv` with their reason.
+    kill. Images that cannot be read, and other files in the folders, are listed in `NAME.rejected.csv`.
 
     DataError if no image was given, one does not exist, or the table exists, ends otherwise, or was begun by another
     run; RunError if images could not be classified for another reason than their files; ResourceError if the disk is
@@ -201,7 +212,9 @@ def predict_to_file(
     for path in (out, _name_rejected(out)):
         if path.exists():
             raise DataError(f"{path} already exists and is never overwritten.", None, "Choose another name or move it.")
-    paths = expand_paths(images)
+    paths, left_out = expand_paths(images)
+    if not paths:
+        raise explain_no_images(images, left_out)
     with _locked_folder(out) as folder:
         processor = make_prediction_processor(str(run.path.resolve()))
         jobs = _plan_jobs(folder, processor, paths, shard_size)
@@ -212,11 +225,13 @@ def predict_to_file(
                 process_shards(job, processor, advance)
         if failures := [f"{one.first} to {one.last}: {one.error}" for job in jobs for one in job.list_failures()]:
             raise RunError.from_problems("Some images could not be classified; run the same command again:", failures)
-        rows, rejected = _join(jobs, out)
+        rejected = [*left_out, *(bad for job in jobs for bad in job.list_rejected())]
+        rows = _join(jobs, out, rejected)
+        notes = tuple(describe_warnings([odd for job in jobs for odd in job.list_warnings()]))
     seconds, computed = time.monotonic() - started, sum(job.images for job in jobs) - settled
     table = (run.name, str(out), rows, list_unreadable(rejected), str(_name_rejected(out)) if rejected else None)
     engine = processor.engine.name if computed else None
-    return PredictionFileResult(*table, engine, settled, round(seconds, 3), round(computed / seconds, 1))
+    return PredictionFileResult(*table, engine, settled, round(seconds, 3), round(computed / seconds, 1), notes)
 
 
 def _name_rejected(out: Path) -> Path:
@@ -243,11 +258,11 @@ def _plan_jobs(folder: Path, processor: ShardProcessor, paths: Sequence[str], sh
     """The jobs that earlier calls have begun, and one of the images that none of these has."""
     begun = sorted(note.parent for note in folder.glob("*/job.json"))
     try:
-        jobs = [plan_job(job_folder, processor.facts, None, list, shard_size) for job_folder in begun]
+        jobs = [plan_job(job_folder, processor.facts, None, lambda _: [], shard_size) for job_folder in begun]
         known = {path for job in jobs for shard in range(job.shards) for path in job.read_paths(shard)}
         new = [path for path in paths if path not in known]
         if new:
-            jobs.append(plan_job(folder / f"{len(jobs):05d}", processor.facts, None, lambda: new, shard_size))
+            jobs.append(plan_job(folder / f"{len(jobs):05d}", processor.facts, None, lambda _: new, shard_size))
     except RunError as error:
         way_out = f"Choose another name, or discard what was computed with: rm -r {folder}"
         raise DataError("This table was begun by another run, or in other versions.", error, way_out) from error
@@ -257,9 +272,9 @@ def _plan_jobs(folder: Path, processor: ShardProcessor, paths: Sequence[str], sh
     return jobs
 
 
-def _join(jobs: Sequence[Job], out: Path) -> tuple[int, list[InvalidImage]]:
-    """Write the table and the list of unreadable images; the number of rows, and these images."""
-    rejected, rows = [bad for job in jobs for bad in job.list_rejected()], 0
+def _join(jobs: Sequence[Job], out: Path, rejected: Sequence[InvalidImage]) -> int:
+    """Write the table and the list of files without a row; the number of rows."""
+    rows = 0
     parts = [job.part(shard) for job in jobs for shard in range(job.shards)]
     schema = parquet.read_schema(parts[0])
     columns = [pyarrow.field("path", pyarrow.string()), *(schema.field(name) for name in schema.names[2:])]
@@ -271,8 +286,8 @@ def _join(jobs: Sequence[Job], out: Path) -> tuple[int, list[InvalidImage]]:
                 write([[cell if isinstance(cell, str) else f"{cell:.7g}" for cell in row.values()] for row in found])
         if rejected:
             with atomic_write(_name_rejected(out)) as listing, open_csv(listing, REJECTED_COLUMNS) as write:
-                write((bad.path, bad.code, bad.reason) for bad in rejected)
-    return rows, rejected
+                write((to_printable(bad.path), bad.code, bad.reason) for bad in rejected)
+    return rows
 
 
 _Write = Callable[[Iterable[Sequence[str]]], object]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from tlkeras.data.headers import ImageError, InvalidImage, read_image, to_printable
+from tlkeras.data.issues import describe_warnings
 from tlkeras.errors import ServingError
-from tlkeras.inference.results import ClassProbability, ImagePrediction, PredictionResult, UnreadableImage
+from tlkeras.inference.image_files import find_files, list_notes
+from tlkeras.inference.results import ClassProbability, ImagePrediction, PredictionResult, list_unreadable
 from tlkeras.lazy_tensorflow import import_tensorflow_quietly
 from tlkeras.serving.tensors import JsonObject
 
@@ -190,31 +192,27 @@ def _to_json(value: Any) -> Any:
 def predict_remotely(url: str, images: Sequence[str | Path], *, timeout: float = 30.0) -> PredictionResult:
     """Predictions of a served model for image files and folders.
 
-    Images that the server refuses are listed as unreadable, with its reason. URL and timeout are as in `Client`.
+    Files that cannot be sent, and images that the server refuses, are listed as unreadable, with the reason. URL and
+    timeout are as in `Client`.
     ServingError if the server cannot be reached or fails, or its outputs have no labels.
     """
-    found, unreadable = [], []
+    paths, rejected = find_files(images)
+    found, warnings = [], []
     with Client(url, timeout=timeout) as client:
-        for path in _expand_folders(images):
+        for path in paths:
             try:
-                (outputs,) = client.predict([path])
-            except OSError as error:
-                unreadable.append(UnreadableImage(path, error.strerror or str(error)))
+                encoded = read_image(path)
+                (outputs,) = client.predict([encoded])
+            except ImageError as error:
+                rejected.append(InvalidImage(path, error.code, error.reason))
             except ServingError as error:
                 if error.status not in _REFUSED_IMAGE:
                     raise
-                unreadable.append(UnreadableImage(path, str(error.received)))
+                rejected.append(InvalidImage(path, "refused", str(error.received)))
             else:
-                found.append(_make_prediction(path, outputs))
-    return PredictionResult(url, None, tuple(found), tuple(unreadable))
-
-
-def _expand_folders(images: Sequence[str | Path]) -> Iterator[str]:
-    for image in images:
-        if os.path.isdir(image):
-            yield from sorted(str(path) for path in Path(image).rglob("*") if path.is_file() and path.name[0] != ".")
-        else:
-            yield str(image)
+                found.append(_make_prediction(to_printable(path), outputs))
+                warnings += list_notes(path, encoded)
+    return PredictionResult(url, None, tuple(found), list_unreadable(rejected), tuple(describe_warnings(warnings)))
 
 
 def _make_prediction(path: str, outputs: JsonObject) -> ImagePrediction:

@@ -10,7 +10,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from tlkeras.data.sources.folders import list_images, read_table
+from tlkeras.data.sources.folders import iter_image_files, read_table
 from tlkeras.data.sources.manifests import SourceOptions
 from tlkeras.data.tables import ImageTable, build_dataset
 from tlkeras.errors import DataError
@@ -75,10 +75,10 @@ def test_names_and_content_make_candidates(plant):
     assert codes(table) == {
         "cat/notes.txt": "not-an-image",
         "cat/box.json": "not-an-image",
-        "cat/scan.tif": "not-an-image",
+        "cat/scan.tif": "unsupported",
         "loose.png": "no-class",
     }
-    assert "scan.tif: not a supported image (TIFF)" in " ".join(map(str, table.rejected))
+    assert "scan.tif: TIFF is not supported, only JPEG" in " ".join(map(str, table.rejected))
 
 
 def test_links_stay_within_the_root_where_they_are_refused(plant):
@@ -146,7 +146,7 @@ def test_class_names_may_be_odd(plant, label):
         ({"1.png": 1, "2.png": 2}, r"(?s)with no class folder.*1\.png: not in a class folder"),
         (
             {"cat/.keep": b"", "dog/a.txt": b"a"},
-            r"(?s)2 class folder.*image.*a\.txt: not a supported image \(text\)",
+            r"(?s)2 class folder.*image.*a\.txt: not an image \(text\)",
         ),
     ],
 )
@@ -186,6 +186,6 @@ def test_reading_sources_needs_no_tensorflow():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_list_images(plant):
+def test_files_below_a_folder(plant):
     root = plant({**PAIRS, "loose.png": 1, "notes.txt": b"text", ".hidden.png": 1})
-    assert [os.path.relpath(path, root) for path in list_images(root)] == ["loose.png", *PAIRS]
+    assert [os.path.relpath(path, root) for path in iter_image_files(root, [])] == ["loose.png", *PAIRS]

@@ -105,7 +105,7 @@ def test_bad_manifests(plant, row):
 
 def test_many_problems_are_counted(plant):
     text = "\n".join(["path,label", *(f"{number}.png,cat,x" for number in range(50))])
-    with pytest.raises(DataError, match=r"(?s)line 21: .*\.\.\. and 30 more") as caught:
+    with pytest.raises(DataError, match=r"50 times, such as: line 2: .*; line 3: .*; line 4: .*") as caught:
         read_table(manifest(plant, text))
     assert "line 22" not in str(caught.value)
 
@@ -136,7 +136,9 @@ def test_all_unknown_columns_at_once(plant):
 
 def test_bad_weights_are_all_named(plant):
     rows = ["path,label,weight", "cat/1.png,cat,-1", "cat/2.png,cat,x", "dog/1.png,dog,nan", "dog/2.png,dog,1"]
-    with pytest.raises(DataError, match=r"(?s)'weight' of cat/1\.png is '-1'.*cat/2\.png is 'x'.*dog/1\.png is 'nan'"):
+    with pytest.raises(
+        DataError, match=r"(?s)'weight' of 'cat/1\.png' is '-1'.*'cat/2\.png' is 'x'.*'dog/1\.png' is 'nan'"
+    ):
         build_dataset(read_table(manifest(plant, "\n".join(rows))))
     zeros = ["path,label,weight", *(f"{path},{path[:3]},0" for path in PAIRS)]
     with pytest.raises(DataError, match="every weight is 0"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from tlkeras.cli.tables.style import format_number, left, open_console, print_issues, print_table, right
+from tlkeras.cli.tables.style import format_number, left, open_console, print_issues, print_notes, print_table, right
 
 if TYPE_CHECKING:
     from tlkeras.backbones.builder import BackboneResult
@@ -100,7 +100,7 @@ def print_packed(result: PackResult) -> None:
 def print_job(result: JobResult) -> None:
     rate = f", {result.computed / result.seconds:,.0f} a second" if result.computed else ""
     rows = {
-        "images": f"{result.images:,}",
+        "files": f"{result.images:,}",
         "rows": f"{result.rows:,}",
         "left out": f"{len(result.unreadable):,}",
         "size": f"{result.bytes / 1e6:,.1f} MB",
@@ -110,9 +110,9 @@ def print_job(result: JobResult) -> None:
     }
     cells = [(name, escape(value)) for name, value in rows.items()]
     print_table(f"{result.folder}: {result.done:,} of {result.shards:,} shards", left("", ""), cells)
-    console = open_console()
     if result.unreadable:
-        console.print(f"[yellow]Images that were left out are listed in {escape(result.folder)}/rejected.[/yellow]")
+        print_issues("Files that were left out", result.unreadable, f"{result.folder}/rejected lists every file.")
+    print_notes(result.notes)
     if result.failed:
         failed = [(str(one.shard), escape(f"{one.first} to {one.last}"), escape(one.error)) for one in result.failed]
         title = f"{len(failed)} shards failed; run the command again to try them again"

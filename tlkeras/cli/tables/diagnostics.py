@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from tlkeras.cli.tables.style import left, make_table, open_console, print_issues, print_table, right
+from tlkeras.cli.tables.style import left, make_table, open_console, print_issues, print_notes, print_table, right
 from tlkeras.diagnostics.recommend.candidates import group_by_reason
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def print_check(result: CheckResult) -> None:
         if rows:
             cells = [tuple(map(escape, row)) for row in rows]
             print_table(f"{title} ({len(rows):,})", columns + more, cells, _MOST_IMAGES)
-    for note in result.notes:
-        console.print(f"[yellow]note:[/yellow] {escape(note)}")
+    print_notes(result.notes)
     for problem in result.problems:
         console.print(f"[red]problem:[/red] {escape(problem)}")
     if manifest := result.manifest:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from tlkeras.cli.tables.style import MOST_ROWS, format_number, left, open_console, print_issues, print_table, right
+from tlkeras.cli.tables.style import (
+    MOST_ROWS,
+    format_number,
+    left,
+    open_console,
+    print_issues,
+    print_notes,
+    print_table,
+    right,
+)
 from tlkeras.evaluation.metric_names import METRIC_NAMES, explain_missing
 
 if TYPE_CHECKING:
@@ -174,7 +183,8 @@ def print_predictions(result: PredictionResult) -> None:
             rows.append((escape(image.path), *_describe(image, result.threshold), *labels))
         print_table(f"Predictions of {result.run}", left("image") + columns + left(*others), rows)
     if result.unreadable:
-        print_issues(f"{len(result.unreadable)} could not be read", result.unreadable)
+        print_issues("Files that could not be read", result.unreadable)
+    print_notes(result.notes)
 
 
 def _describe(image: ImagePrediction, threshold: float | None) -> tuple[str, ...]:
@@ -195,8 +205,8 @@ def print_prediction_file(result: PredictionFileResult) -> None:
     console.print(f"Wrote {result.rows:,} predictions to {escape(result.out)}{done}.")
     console.print(f"{result.rate:,.0f} images/s{engine}, {result.seconds:,.1f} s.")
     if result.unreadable:
-        where = escape(result.rejected or "")
-        console.print(f"[yellow]{len(result.unreadable):,} could not be read; see {where}[/yellow]")
+        print_issues("Files that could not be read", result.unreadable, f"{result.rejected} lists every file.")
+    print_notes(result.notes)
 
 
 def print_comparison(result: ComparisonResult) -> None:

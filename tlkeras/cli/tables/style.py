@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
-from tlkeras.data.headers import to_printable
+from tlkeras.data.issues import FileIssue, describe_issues
+from tlkeras.errors import list_some
 
 MOST_ROWS = 40
 
@@ -47,10 +49,24 @@ def print_table(title: str, columns: Columns, rows: Iterable[Sequence[str]], mos
     open_console().print(make_table(title, columns, rows, most))
 
 
-def print_issues(title: str, issues: Sequence[Any]) -> None:
-    """Print the path and the reason of each issue, at most `MOST_ROWS` of them."""
-    rows = [(escape(to_printable(issue.path)), escape(issue.reason)) for issue in issues]
-    print_table(title, left("path", "reason"), rows, MOST_ROWS)
+def print_issues(title: str, issues: Sequence[FileIssue], more: str = "`--json` lists every file.") -> None:
+    """Print what is wrong with files: equal reasons as one sentence, with the first files and the way out.
+
+    Where not every file is named, `more` says what lists them.
+    """
+    console = open_console()
+    console.print(f"{title} ({len(issues):,})", style="bold", markup=False, highlight=False)
+    lines = list_some(describe_issues(issues))
+    for line in lines:
+        console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+    if len(lines) < len(issues):
+        console.print(Padding(Text(more), (0, 0, 0, 2), expand=False))
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print sentences that are worth reading."""
+    for note in notes:
+        open_console().print(f"[yellow]note:[/yellow] {escape(note)}")
 
 
 def open_console() -> Console:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tlkeras.data.headers import EXTENSIONS, SUPPORTED_FORMATS, InvalidImage, detect_format, to_printable
+from tlkeras.data.headers import EXTENSIONS, ImageError, InvalidImage, check_format, explain_os_error, to_printable
 
 # Hidden files, and what Windows, macOS, Linux and network drives put beside people's files.
 _SYSTEM_FILES = re.compile(
@@ -112,13 +112,14 @@ class FileTree:
 
 def _check_file(entry: os.DirEntry[str]) -> InvalidImage | None:
     if not entry.is_file():
-        return InvalidImage(entry.path, "special-file", "it is neither a file nor a folder")
+        return InvalidImage(entry.path, "special-file", "it is not a regular file")
     if os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
         return None
     try:
         with open(entry.path, "rb") as file:
-            kind = detect_format(file.read(512))
+            check_format(file.read(512))
+    except ImageError as error:
+        return InvalidImage(entry.path, error.code, error.reason)
     except OSError as error:
-        return InvalidImage(entry.path, "forbidden", f"it cannot be opened: {error.strerror}")
-    known = kind in SUPPORTED_FORMATS
-    return None if known else InvalidImage(entry.path, "not-an-image", f"not a supported image ({kind})")
+        return InvalidImage(entry.path, *explain_os_error(error))
+    return None

@@ -13,6 +13,7 @@ from typing import Any
 
 from tlkeras.config.recipe import Recipe, list_recipes, load_recipe
 from tlkeras.data.headers import InvalidImage, to_printable
+from tlkeras.data.issues import describe_issues
 from tlkeras.data.sources.datasets import read_digits, read_elpv, read_tfds
 from tlkeras.data.sources.file_trees import FileTree
 from tlkeras.data.sources.manifests import DEFAULTS, SourceOptions, read_manifest
@@ -108,7 +109,7 @@ def read_folder(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
         classes = len({label for _, label, _ in folders})
         received = f"{classes} class folder(s) and no image" if classes else "no class folder"
         headline = f"No images found. Received: {source!r} with {received}. Put images into one folder per class."
-        reasons = list_some([str(rejection) for rejection in tree.rejected])
+        reasons = list_some(describe_issues(tree.rejected))
         hint = f" {_AS_CLASSES}" if tree.look_into(top)[0] else ""
         raise DataError.from_problems(headline + hint, reasons)
     _check_depth(tree, folders, {label for _, label, _ in rows})
@@ -126,11 +127,6 @@ def read_folder(source: str, options: SourceOptions = DEFAULTS) -> ImageTable:
         lost={"label": lost},
         notes=(*unwrapped, *tree.list_notes()),
     )
-
-
-def list_images(folder: str | os.PathLike[str]) -> list[str]:
-    """The image files below a folder, in order."""
-    return list(iter_image_files(folder, []))
 
 
 def iter_image_files(

@@ -17,7 +17,7 @@ from tlkeras.data.sources.table_files import find_path_column, read_lines
 from tlkeras.data.splits import find_split
 from tlkeras.data.tables import SPLITS, ImageTable
 from tlkeras.data.tasks import split_cell
-from tlkeras.errors import DataError, list_some, suggest
+from tlkeras.errors import DataError, fold_alike, suggest
 
 FILE = "file"
 """The column with the path of a packed image before it was packed; see `tfrecords`."""
@@ -160,7 +160,7 @@ def write_lines(file: Path, columns: Iterable[str], rows: Iterable[Sequence[str]
 
 def _raise_any(source: str, problems: list[str]) -> None:
     if problems:
-        raise DataError.from_problems(f"The manifest {source!r} cannot be used.", list_some(problems))
+        raise DataError.from_problems(f"The manifest {source!r} cannot be used.", fold_alike(problems))
 
 
 def _make_keys(paths: list[str], root: str, columns: Mapping[str, list[str]], rows: Sequence[int]) -> list[str]:

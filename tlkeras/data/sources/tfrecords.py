@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from tlkeras.data.headers import ByteRange, ImageError, InvalidImage, read_image, to_printable
+from tlkeras.data.issues import describe_issues
 from tlkeras.data.sources.manifests import COLUMN_ROLES, FILE, write_lines
 from tlkeras.data.tables import ImageTable
 from tlkeras.errors import DataError, ResourceError, list_some
@@ -54,7 +55,7 @@ def write_tfrecords(table: ImageTable, folder: str | os.PathLike[str], shard_byt
             (temporary / _SHARDS).mkdir()
             packed, rejected = _write_shards(table, temporary, shard_bytes)
             if not packed:
-                raise DataError.from_problems("No image could be packed.", list_some([str(bad) for bad in rejected]))
+                raise DataError.from_problems("No image could be packed.", list_some(describe_issues(rejected)))
             further = [role for role in COLUMN_ROLES if role in table.defaults and role not in table.columns]
             roles = {role: table.columns[table.defaults[role]] for role in further}
             columns = {FILE: table.keys, **table.columns, **roles}

@@ -4,6 +4,8 @@
            shards/00000          the paths of a shard's images, each ended by a zero byte
            parts/00000.parquet   its rows; `pandas.read_parquet("FOLDER/parts")` reads all of them
            rejected/00000.csv    its images that could not be used, with the reason
+           rejected/listing.csv  files beside the images that were left out when the images were listed
+           warnings/00000.csv    its images that were used although they are odd
            records/00000.json    rows, rejected, bytes and SHA-256 of the part: the shard is done
            claims/00000.lock     held by the worker that computes the shard
            attempts/00000        a line for each start and each error; gone once the shard is done
@@ -32,19 +34,22 @@ import pyarrow
 import pyarrow.parquet
 from filelock import FileLock, Timeout
 
-from tlkeras.data.headers import InvalidImage, to_printable
-from tlkeras.errors import DataError, ResourceError, RunError
+from tlkeras.data.headers import ImageWarning, InvalidImage, Issue, to_printable
+from tlkeras.errors import ResourceError, RunError
 from tlkeras.files import atomic_write, sha256, sync_folder
+from tlkeras.inference.image_files import explain_no_images
 from tlkeras.inference.results import FailedShard, JobSummary
 
 FORMAT = 1
 ATTEMPTS = 3
 JOB, DONE = "job.json", "done.json"
 REJECTED_COLUMNS = ("path", "code", "reason")
-_FOLDERS = ("shards", "parts", "rejected", "records", "claims", "attempts")
+_FOLDERS = ("shards", "parts", "rejected", "warnings", "records", "claims", "attempts")
+_LISTING = "rejected/listing.csv"
 
 Facts = Mapping[str, Any]  # what the rows of a job depend on besides the images, JSON values
-ListPaths = Callable[[], Iterable[str]]
+ListPaths = Callable[[list[InvalidImage]], Iterable[str]]
+"""Yields the paths of images, and appends other files that it meets to a list."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Job:
     root: str | None  # the folder that names of images are relative to; None: their names are their paths
     images: int
     shards: int
+    left_out: int = 0  # files beside the images
 
     def part(self, shard: int) -> Path:
         """The file of a shard's rows."""
@@ -82,9 +88,7 @@ class Job:
 
     def name(self, path: str) -> str:
         """Name of an image in the results, printable: its path, or relative to the root with "/"."""
-        if self.root is None:
-            return to_printable(path)
-        return to_printable(os.path.relpath(path, self.root)).replace(os.sep, "/")
+        return _name(path, self.root)
 
     def list_done(self) -> list[int]:
         """Numbers of the shards that have a record."""
@@ -102,11 +106,14 @@ class Job:
         return ShardRecord(**json.loads(self._record(shard).read_bytes()))
 
     def list_rejected(self) -> Iterator[InvalidImage]:
-        """Images of finished shards that have no row, by name, in the order of the images."""
-        for shard in self.list_done():
-            if self._rejected(shard).exists():
-                with open(self._rejected(shard), newline="", encoding="utf-8") as file:
-                    yield from (InvalidImage(**row) for row in csv.DictReader(file))
+        """Files without a row, by name: those beside the images, and images of finished shards in their order."""
+        for path in (self.folder / _LISTING, *map(self._rejected, self.list_done())):
+            yield from (InvalidImage(**row) for row in _read_csv(path))
+
+    def list_warnings(self) -> Iterator[ImageWarning]:
+        """Images of finished shards that are odd, by name, in the order of the images."""
+        for path in map(self._warnings, self.list_done()):
+            yield from (ImageWarning(**row) for row in _read_csv(path))
 
     @contextlib.contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
@@ -147,13 +154,16 @@ class Job:
             failures.append(FailedShard(shard, names[0], names[-1], error))
         return failures
 
-    def finish(self, shard: int, table: pyarrow.Table, rejected: Sequence[InvalidImage]) -> None:
-        """Write a shard's rows, its rejected images and its record; OSError if the disk is full."""
-        self._rejected(shard).unlink(missing_ok=True)
-        if rejected:
-            rows = ((self.name(bad.path), bad.code, bad.reason) for bad in rejected)
-            with atomic_write(self._rejected(shard)) as temporary, open_csv(temporary, REJECTED_COLUMNS) as write:
-                write(rows)
+    def finish(
+        self,
+        shard: int,
+        table: pyarrow.Table,
+        rejected: Sequence[InvalidImage],
+        warnings: Sequence[ImageWarning] = (),
+    ) -> None:
+        """Write a shard's rows, its rejected and odd images and its record; OSError if the disk is full."""
+        _write_issues(self._rejected(shard), rejected, self.root)
+        _write_issues(self._warnings(shard), warnings, self.root)
         part = self.part(shard)
         with atomic_write(part) as temporary:
             pyarrow.parquet.write_table(table, temporary, compression="zstd", use_dictionary=False)
@@ -174,8 +184,9 @@ class Job:
         complete = len(records) == self.shards
         digest = hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
         sums = {name: sum(getattr(record, name) for record in records) for name in ("rows", "rejected", "bytes")}
-        whole = digest if complete else None
-        summary = JobSummary(images=self.images, shards=self.shards, done=len(records), **sums, sha256=whole)
+        sums["rejected"] += self.left_out
+        counts = {"images": self.images + self.left_out, "shards": self.shards, "done": len(records), **sums}
+        summary = JobSummary(**counts, sha256=digest if complete else None)
         if complete:
             _write_json(self.folder / DONE, summary.to_dict())
         return summary
@@ -185,6 +196,9 @@ class Job:
 
     def _rejected(self, shard: int) -> Path:
         return self.folder / "rejected" / f"{shard:05d}.csv"
+
+    def _warnings(self, shard: int) -> Path:
+        return self.folder / "warnings" / f"{shard:05d}.csv"
 
     def _is_claimed(self, shard: int) -> bool:
         with self.claim(shard) as free:
@@ -246,16 +260,39 @@ def _divide(folder: Path, facts: Facts, root: str | None, list_paths: ListPaths,
     for name in _FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)  # what an interrupted plan has left
         (folder / name).mkdir()
-    paths, count, shards = iter(list_paths()), 0, 0
+    rejected: list[InvalidImage] = []
+    paths, count, shards = iter(list_paths(rejected)), 0, 0
     while chunk := list(islice(paths, size)):
         content = b"".join(os.fsencode(path) + b"\0" for path in chunk)
         (folder / "shards" / f"{shards:05d}").write_bytes(content)
         count, shards = count + len(chunk), shards + 1
     if not count:
-        raise DataError("No image was found.", f"none below {root}")
+        raise explain_no_images([root] if root else [], rejected)
+    _write_issues(folder / _LISTING, rejected, root)
     sync_folder(folder / "shards")
     plan = {"format": FORMAT, "facts": dict(facts), "root": root, "images": count, "shards": shards}
-    _write_json(folder / JOB, plan)
+    _write_json(folder / JOB, {**plan, "left_out": len(rejected)})
+
+
+def _name(path: str, root: str | None) -> str:
+    if root is None:
+        return to_printable(path)
+    return to_printable(os.path.relpath(path, root)).replace(os.sep, "/")
+
+
+def _write_issues(path: Path, issues: Sequence[Issue], root: str | None) -> None:
+    """Write a table of issues by name; without any there is none."""
+    path.unlink(missing_ok=True)
+    if issues:
+        path.parent.mkdir(exist_ok=True)  # jobs of earlier versions have no folder for warnings
+        with atomic_write(path) as temporary, open_csv(temporary, REJECTED_COLUMNS) as write:
+            write((_name(issue.path, root), issue.code, issue.reason) for issue in issues)
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, str]]:
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
 
 
 @contextlib.contextmanager

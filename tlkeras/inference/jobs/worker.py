@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from tlkeras.data.headers import InvalidImage
+from tlkeras.data.headers import ImageWarning, InvalidImage
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.pipeline import count_cores, read_error
 from tlkeras.data.tables import Dataset
@@ -20,6 +20,7 @@ from tlkeras.data.tasks import Task
 from tlkeras.errors import ResourceError
 from tlkeras.features.engines import Engine
 from tlkeras.features.extraction import stream_images
+from tlkeras.inference.image_files import list_notes
 from tlkeras.inference.jobs.job import Job
 
 _PAUSE = 0.5  # seconds until claims of other workers are tried again
@@ -80,8 +81,10 @@ class ShardProcessor:
     make_table: MakeTable  # makes the rows
     facts: Mapping[str, Any] = field(default_factory=dict)  # what the rows depend on besides the images, JSON values
 
-    def compute(self, paths: Sequence[str], names: Sequence[str]) -> tuple[pyarrow.Table, list[InvalidImage]]:
-        """Rows of images in their order, and the images that have none, each with its reason."""
+    def compute(
+        self, paths: Sequence[str], names: Sequence[str]
+    ) -> tuple[pyarrow.Table, list[InvalidImage], list[ImageWarning]]:
+        """Rows of images in their order, images that have none, and images that were not taken as viewers show them."""
         with ThreadPoolExecutor(count_cores()) as pool:
             seen = list(pool.map(read_header_and_digest, paths))
         rejected = {row: found for row, found in enumerate(seen) if isinstance(found, InvalidImage)}
@@ -97,7 +100,11 @@ class ShardProcessor:
         for row in read[~usable].tolist():
             reason = "the network gives NaN, infinity or too large numbers"
             rejected[row] = InvalidImage(paths[row], "not-finite", reason)
-        return table, [rejected[row] for row in sorted(rejected)]
+        headers = [None if row in rejected or isinstance(one, InvalidImage) else one[1] for row, one in enumerate(seen)]
+        noted = [
+            note for path, header in zip(paths, headers, strict=True) if header for note in list_notes(path, header)
+        ]
+        return table, [rejected[row] for row in sorted(rejected)], noted
 
 
 def process_shards(job: Job, processor: ShardProcessor, advance: Callable[[int], None] = lambda images: None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tlkeras.backbones.catalog import find_backbone
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.decoding import decode_file
+from tlkeras.data.headers import InvalidImage
 from tlkeras.data.pipeline import check_data_service
 from tlkeras.data.sources.folders import iter_image_files, read_table
 from tlkeras.data.sources.manifests import SourceOptions
@@ -52,13 +54,21 @@ def _read_table(recipe: Recipe, source: str, least: int = 0) -> ImageTable:
     return rename_labels(table, {name: marks.get(name) for name in columns}, data.labels or {}, least)
 
 
-def list_source_images(recipe: Recipe) -> tuple[str, Callable[[], Iterable[str]]]:
-    """The folder of a source's images, and a function that lists their paths; folders are walked through lazily."""
+def list_source_images(recipe: Recipe) -> tuple[str, Callable[[list[InvalidImage]], Iterable[str]]]:
+    """The folder of a source's images, and a function that yields their paths; folders are walked through lazily.
+
+    The function appends the source's other files to the list that it is called with.
+    """
     folder = os.path.realpath(os.path.expanduser(recipe.data.source))
     if os.path.isdir(folder):
-        return folder, lambda: iter_image_files(folder, [], recipe.data.links == "follow")
+        return folder, partial(iter_image_files, folder, follow=recipe.data.links == "follow")
     table = read_source(recipe)
-    return str(table.root), lambda: table.paths
+
+    def list_paths(rejected: list[InvalidImage]) -> list[str]:
+        rejected += table.rejected
+        return table.paths
+
+    return str(table.root), list_paths
 
 
 def read_dataset(recipe: Recipe) -> Dataset:
