@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from itertools import takewhile
@@ -120,7 +121,7 @@ def find_recipe(reference: str) -> Path:
     if reference in shipped:
         return shipped[reference]
     if path.is_dir():
-        command = f"tlkeras train linear_probe --set data.source={reference}"
+        command = f"tlkeras train linear_probe --set {shlex.quote(f'data.source={reference}')}"
         raise RecipeError(f"No recipe called {reference!r}.", way_out=f"It is a folder: did you mean `{command}`?")
     if path.suffix not in {".yaml", ".yml"} and path.parent == Path():
         raise RecipeError(f"No recipe called {reference!r}.", way_out=suggest(reference, shipped))

@@ -20,9 +20,10 @@ from tlkeras.errors import DataError, ResourceError
 
 @pytest.fixture
 def photos(tmp_path, draw_more_photos):
-    """Class folders, and an empty file."""
+    """Class folders, an empty file and a TIFF."""
     draw_more_photos(tmp_path / "photos")
     (tmp_path / "photos" / "day" / "empty.png").write_bytes(b"")
+    (tmp_path / "photos" / "day" / "scan.tif").write_bytes(b"II*\0" + bytes(99))
     return tmp_path / "photos"
 
 
@@ -30,8 +31,8 @@ def test_packed_images_are_those_from_before(photos, tmp_path):
     table = read_table(str(photos))
     result = write_tfrecords(table, tmp_path / "packed", shard_bytes=20_000)
     assert result.images == len(table) - 1 and result.shards > 2
-    assert [bad.reason for bad in result.rejected] == ["the file is empty"]
-    assert [set(bad) for bad in result.to_dict()["rejected"]] == [{"path", "reason"}]
+    assert [bad.code for bad in result.rejected] == ["unsupported", "empty"]
+    assert all(set(bad) == {"path", "code", "reason"} for bad in result.to_dict()["rejected"])
     packed = read_table(result.path)
     kept = [row for row, key in enumerate(table.keys) if not key.endswith("empty.png")]
     assert packed.keys == [table.keys[row] for row in kept]

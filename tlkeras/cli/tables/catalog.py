@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -93,8 +94,8 @@ def print_packed(result: PackResult) -> None:
     console.print(f"{result.images:,} images, {size}, in {result.shards:,} files.", highlight=False)
     if result.rejected:
         print_issues("Files that cannot be used", result.rejected)
-    command = f"tlkeras train linear_probe --set data.source={escape(result.path)}"
-    console.print(f"\nNext:\n  {command}", highlight=False, soft_wrap=True)
+    command = f"tlkeras train linear_probe --set {shlex.quote(f'data.source={result.path}')}"
+    console.print(f"\nNext:\n  {command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_job(result: JobResult) -> None:

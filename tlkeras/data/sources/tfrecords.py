@@ -26,7 +26,7 @@ _HEAD, _FOOT = 12, 4  # bytes around a record: its length and that one's checksu
 
 @dataclass(frozen=True)
 class PackResult(Result):
-    """The path of the manifest of packed images; the number of images and of shards; files that could not be read."""
+    """The path of the manifest of packed images; the number of images and of shards; files that were left out."""
 
     path: str
     images: int
@@ -35,7 +35,7 @@ class PackResult(Result):
     rejected: tuple[InvalidImage, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        rejected = [{"path": to_printable(bad.path), "reason": bad.reason} for bad in self.rejected]
+        rejected = [{"path": to_printable(bad.path), "code": bad.code, "reason": bad.reason} for bad in self.rejected]
         return {**super().to_dict(), "rejected": rejected}
 
 
@@ -53,7 +53,8 @@ def write_tfrecords(table: ImageTable, folder: str | os.PathLike[str], shard_byt
     try:
         with atomic_folder(target) as temporary:
             (temporary / _SHARDS).mkdir()
-            packed, rejected = _write_shards(table, temporary, shard_bytes)
+            packed, unreadable = _write_shards(table, temporary, shard_bytes)
+            rejected = [*table.rejected, *unreadable]
             if not packed:
                 raise DataError.from_problems("No image could be packed.", list_some(describe_issues(rejected)))
             further = [role for role in COLUMN_ROLES if role in table.defaults and role not in table.columns]
