@@ -157,6 +157,12 @@ def test_a_folder_without_any_image_says_what_is_there(trained, tmp_path, monkey
     assert "30 files in" in done.output and "such as 0.heic, 1.heic, 10.heic: HEIC is not supported" in done.output
 
 
+def test_a_job_below_the_images_does_not_list_itself(trained, mixed):
+    done = call("predict", trained, mixed, "--out", mixed / "out", "--engine", "local", "--json")
+    assert done.exit_code == 3, done.output
+    assert names(json.loads(done.stdout)["unreadable"], mixed) == LEFT_OUT
+
+
 def test_python_lists_it_too(trained, mixed):
     found = tlkeras.predict(trained, [mixed])
     assert len(found.predictions) == 2 and {one.path.removeprefix(f"{mixed}/") for one in found.unreadable} == set(

@@ -186,6 +186,8 @@ def test_reading_sources_needs_no_tensorflow():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_files_below_a_folder(plant):
+def test_image_files_below_a_folder(plant):
     root = plant({**PAIRS, "loose.png": 1, "notes.txt": b"text", ".hidden.png": 1})
-    assert [os.path.relpath(path, root) for path in iter_image_files(root, [])] == ["loose.png", *PAIRS]
+    rejected = []
+    assert [os.path.relpath(path, root) for path in iter_image_files(root, rejected)] == ["loose.png", *PAIRS]
+    assert [os.path.basename(bad.path) for bad in rejected] == ["notes.txt"]

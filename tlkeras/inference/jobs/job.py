@@ -268,6 +268,8 @@ def _divide(folder: Path, facts: Facts, root: str | None, list_paths: ListPaths,
         count, shards = count + len(chunk), shards + 1
     if not count:
         raise explain_no_images([root] if root else [], rejected)
+    own = os.path.realpath(folder) + os.sep  # a job below the images would find its own files among them
+    rejected = [bad for bad in rejected if not os.path.realpath(bad.path).startswith(own)]
     _write_issues(folder / _LISTING, rejected, root)
     sync_folder(folder / "shards")
     plan = {"format": FORMAT, "facts": dict(facts), "root": root, "images": count, "shards": shards}
