@@ -104,7 +104,7 @@ def test_the_model_answers_in_the_unit_of_the_column(run, place, capsys):
     assert all(0 < grade.value < 2500 and grade.label == f"{grade.value:.6g}" for grade in grades)
     tables.print_predictions(found)
     assert grades[0].label in capsys.readouterr().out
-    for name in ("answers.csv", "answers.parquet"):
+    for name in ("answers.csv", "table.parquet"):  # the table among the images is listed beside each
         tlkeras.predict_to_file(run.path, [place / "images"], place / run.run / name)
     with open(place / run.run / "answers.csv", newline="") as file:
         header = next(csv.reader(file))
