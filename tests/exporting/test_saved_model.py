@@ -163,7 +163,7 @@ def test_report_is_part_of_the_result(exported):
     result = exported.to_dict()
     assert report == {"name": "photos", **{key: result[key] for key in list(report)[1:]}}
     assert set(result) - set(report) == {"path", "version", "warmup", "docker"}
-    assert report["image"] == {"size": 32, "resize": "stretch"}
+    assert report["image"] == {"size": 32, "resize": "stretch", "background": "white", "max_pixels": 64_000_000}
     assert set(report["parity"][1]["accuracy"]) == {"value", "low", "high"}
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from tlkeras.data.augmentation.policies import make_policy
 from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, digest_to_seed, draw_views, number_views
+from tlkeras.data.headers import Rendering
 from tlkeras.data.pipeline import make_image_dataset
 from tlkeras.data.tables import Dataset
 from tlkeras.errors import DataError, ResourceError, TlkerasError
@@ -276,11 +277,13 @@ def test_facts_that_change_the_numbers_change_the_namespace(extractor, tmp_path)
         ("stretch", [{"weights": "other", "cut": "last"}], "float16"),
         ("stretch", FACTS, "float32"),
     ):
-        with extract(extractor, replace(images, resize=resize), facts, cache=cache, dtype=dtype) as features:
+        with extract(
+            extractor, replace(images, rendering=Rendering(resize)), facts, cache=cache, dtype=dtype
+        ) as features:
             assert features.computed == 1
     spaces = cache.list_entries()
     assert len(spaces) == 4
-    assert {"weights", "cut", "size", "fit", "decoder", "shape", "dtype"} == set(spaces[0].facts)
+    assert {"weights", "cut", "size", "fit", "background", "decoder", "shape", "dtype"} == set(spaces[0].facts)
 
 
 def test_interrupted_work_is_kept(extractor, tmp_path, monkeypatch):

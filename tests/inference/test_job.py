@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from tlkeras.data.headers import InvalidImage
+from tlkeras.data.headers import InvalidImage, Rendering
 from tlkeras.errors import DataError, ResourceError, RunError
 from tlkeras.inference.jobs import job as jobs
 from tlkeras.inference.jobs.engines import run_processes
@@ -54,7 +54,7 @@ def plan(photos, out, size=10, facts=FACTS):
 
 
 def make_processor():
-    return ShardProcessor(MeanEngine(), 8, "stretch", feature_table("float16", 3))
+    return ShardProcessor(MeanEngine(), 8, Rendering(), feature_table("float16", 3))
 
 
 def test_a_job_writes_every_image_once_and_lists_the_bad_ones(photos, tmp_path):

@@ -1,8 +1,9 @@
 """Bytes to uint8 RGB of one size: the one decoder, the same graph in training and inside an exported model.
 
 The content decides, not the name. Grey is repeated to RGB, palettes are looked up, 16 bits keep the high byte, CMYK is
-converted as libjpeg does, alpha is dropped, not composited. The EXIF orientation of JPEGs alone is applied. Shrinking
-averages areas; large JPEGs are shrunk by 2, 4 or 8 within the inverse DCT first. Enlarging is bilinear.
+converted as libjpeg does, alpha is composited (of a GIF it is dropped: `transcoding` makes a PNG of it). The EXIF
+orientation of JPEGs alone is applied. Shrinking averages areas; large JPEGs are shrunk by 2, 4 or 8 within the inverse
+DCT first. Enlarging is bilinear.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.augmentation.operations import apply_dihedral
-from tlkeras.data.headers import ImageError, check_header, read_image
+from tlkeras.data.headers import ImageError, Look, Rendering, read_image
+from tlkeras.data.transcoding import to_decodable
 from tlkeras.errors import DataError, suggest
 
 RESIZE_MODES = ("stretch", "crop", "pad")
+_SHADES = {"white": 255, "black": 0}  # of `Rendering.background`; dropped alpha has none
 
 # Part of the key of everything computed from decoded pixels: raise it whenever the same bytes give other pixels.
-VERSION = 1
+VERSION = 2
 
 _MAGIC = [b"\xff\xd8", b"\x89P", b"RI", b"BM"]  # no tensor: TensorFlow joins a cluster only before it has made one
 
@@ -28,12 +31,13 @@ _MAGIC = [b"\xff\xd8", b"\x89P", b"RI", b"BM"]  # no tensor: TensorFlow joins a 
 _rare = tf.function(autograph=False, experimental_attributes={"_noinline": True})
 
 
-def decode(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
+def decode(encoded: tf.Tensor, size: int, rendering: Look) -> tf.Tensor:
     """Decode one image: scalar string -> uint8 [size, size, 3], in pure TensorFlow operations.
 
     "stretch" scales both sides; "crop" takes the central square; "pad" shows the whole image between black bars. A
     DataError is raised for other words; bytes that cannot be decoded are an InvalidArgumentError when run.
     """
+    resize, shade = Rendering.of(rendering).resize, _SHADES.get(Rendering.of(rendering).background)
     _check_resize(resize)
     kind = tf.reduce_sum(tf.where(tf.strings.substr(encoded, 0, 2) == _MAGIC, [1, 2, 3, 4], 0))
     pixels, orientation = tf.switch_case(
@@ -41,9 +45,9 @@ def decode(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
         [
             lambda: (_decode_other(encoded), 1),
             lambda: (_decode_jpeg(encoded, size, resize), _read_orientation(encoded)),
-            lambda: (tf.io.decode_png(encoded, channels=3), 1),
-            lambda: (_decode_webp(encoded), 1),
-            lambda: (_decode_bmp(encoded), 1),
+            lambda: (_decode_png(encoded, shade), 1),
+            lambda: (_decode_webp(encoded, shade), 1),
+            lambda: (_decode_bmp(encoded, shade), 1),
         ],
     )
     # Three channels from the start: TensorFlow averages them as fast as one, and is slow to repeat one afterwards.
@@ -53,12 +57,12 @@ def decode(encoded: tf.Tensor, size: int, resize: str) -> tf.Tensor:
     return tf.ensure_shape(pixels, [size, size, 3])
 
 
-def decode_file(path: str, size: int, resize: str) -> np.ndarray:
+def decode_file(path: str, size: int, rendering: Look) -> np.ndarray:
     """Decode one file eagerly: uint8 [size, size, 3]; an ImageError names the path and the reason."""
     data = read_image(path)
     try:
-        check_header(data)
-        return decode(tf.constant(data), size, resize).numpy()
+        data = to_decodable(data, Rendering.of(rendering).max_pixels)
+        return decode(tf.constant(data), size, rendering).numpy()
     except ImageError as error:
         raise ImageError(error.code, error.reason, path) from None
     except tf.errors.OpError:
@@ -129,8 +133,47 @@ def _decode_other(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
+def _decode_png(encoded: tf.Tensor, shade: int | None) -> tf.Tensor:
+    opaque = partial(tf.io.decode_png, encoded, channels=3)
+    if shade is None:
+        return opaque()
+    # Types 4 and 6 have alpha. Others may have transparent colours, but not if the pixels follow at once.
+    colour_type = tf.strings.substr(encoded, 25, 1)
+    seen = (colour_type == b"\x04") | (colour_type == b"\x06")
+    plain = tf.strings.substr(encoded, 37, 4) == b"IDAT"
+    has_alpha = tf.cond(seen | plain, lambda: seen, lambda: _has_transparent_colours(encoded))
+    return tf.cond(has_alpha, lambda: _composite(tf.io.decode_png(encoded, channels=4), shade), opaque)
+
+
 @_rare
-def _decode_webp(encoded: tf.Tensor) -> tf.Tensor:
+def _has_transparent_colours(encoded: tf.Tensor) -> tf.Tensor:
+    """Whether a PNG has the chunk tRNS, which stands before the pixels."""
+    size = tf.strings.length(encoded)
+
+    def is_before(at: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_all(tf.strings.substr(encoded, at + 4, 4) != [b"tRNS", b"IDAT", b"IEND"])
+
+    def skip(at: tf.Tensor) -> list[tf.Tensor]:  # beyond the end, where the next chunk cannot be read
+        length = tf.io.decode_raw(tf.strings.substr(encoded, at, 4), tf.int32, little_endian=False)[0]
+        return [at + 12 + tf.clip_by_value(length, 0, size)]
+
+    at = tf.while_loop(is_before, skip, [tf.constant(33)])[0]
+    return tf.strings.substr(encoded, at + 4, 4) == b"tRNS"
+
+
+@_rare
+def _composite(pixels: tf.Tensor, shade: int | None) -> tf.Tensor:
+    """RGBA over a grey background, uint8 [h, w, 4] -> [h, w, 3]; None drops alpha."""
+    if shade is None:
+        return pixels[:, :, :3]
+    wide = tf.cast(pixels, tf.uint16)
+    alpha = wide[:, :, 3:]
+    mixed = wide[:, :, :3] * alpha + tf.cast(shade, tf.uint16) * (255 - alpha)
+    return tf.cast((mixed + 127) // 255, tf.uint8)
+
+
+@_rare
+def _decode_webp(encoded: tf.Tensor, shade: int | None) -> tf.Tensor:
     """Decode the first frame.
 
     TensorFlow 2.21 must be told whether there is alpha (`channels=0` writes past its buffer) and refuses animations
@@ -148,7 +191,7 @@ def _decode_webp(encoded: tf.Tensor) -> tf.Tensor:
     )
     return tf.cond(
         animated | lossless_alpha | _has_bit(flags, 0x10),
-        lambda: tf.io.decode_webp(marked, channels=4)[0, :, :, :3],
+        lambda: _composite(tf.io.decode_webp(marked, channels=4)[0], shade),
         lambda: tf.io.decode_webp(marked, channels=3)[0],
     )
 
@@ -158,17 +201,27 @@ def _has_bit(byte: tf.Tensor, bit: int) -> tf.Tensor:
 
 
 @_rare
-def _decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
-    """Decode a BMP; TensorFlow returns the indices of a palette, which are looked up here."""
-    pixels = tf.io.decode_bmp(encoded)
+def _decode_bmp(encoded: tf.Tensor, shade: int | None) -> tf.Tensor:
+    """Decode a BMP; TensorFlow returns the indices of a palette, which are looked up here.
+
+    It takes every BMP for one of bytes in the order B, G, R, A, without compression: others get no pixels.
+    """
+    start = tf.strings.substr(tf.strings.substr(encoded, 0, 70) + b"\0" * 70, 14, 56)
+    fields = tf.io.decode_raw(start, tf.int32, little_endian=True)
+    head, bits, compression, masks = fields[0], fields[3] // 65536, fields[4], fields[10:14]
+    masked = (compression == 3) & (bits == 32) & tf.reduce_all(masks[:3] == [0xFF0000, 0xFF00, 0xFF])
+    pixels = tf.io.decode_bmp(tf.cond((compression == 0) | masked, lambda: encoded, lambda: tf.constant(b"")))
 
     def look_up() -> tf.Tensor:
-        start = 14 + tf.io.decode_raw(tf.strings.substr(encoded, 14, 4), tf.int32, little_endian=True)[0]
-        table = tf.strings.substr(tf.strings.substr(encoded, start, 1024) + b"\0" * 1024, 0, 1024)
+        table = tf.strings.substr(tf.strings.substr(encoded, 14 + head, 1024) + b"\0" * 1024, 0, 1024)
         colours = tf.reshape(tf.io.decode_raw(table, tf.uint8), [256, 4])[:, 2::-1]
         return tf.gather(colours, tf.cast(pixels[:, :, 0], tf.int32))
 
-    return tf.cond(tf.shape(pixels)[2] == 1, look_up, lambda: pixels[:, :, :3])
+    has_alpha = masked & (head >= 56) & (masks[3] == -(1 << 24))
+    return tf.case(
+        [(tf.shape(pixels)[2] == 1, look_up), (has_alpha, lambda: _composite(pixels, shade))],
+        default=lambda: pixels[:, :, :3],
+    )
 
 
 def _read_orientation(encoded: tf.Tensor) -> tf.Tensor:

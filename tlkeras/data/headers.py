@@ -7,34 +7,45 @@ import io
 import os
 import re
 import stat
+import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tlkeras.errors import DataError
 
-SUPPORTED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
-EXTENSIONS = {
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
-    **dict.fromkeys((".png", ".apng"), "PNG"),
-    **dict.fromkeys((".bmp", ".dib"), "BMP"),
-    ".gif": "GIF",
-    ".webp": "WebP",
-}
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+
+def _read_rows(name: str) -> list[dict[str, str]]:
+    with (files("tlkeras.data") / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+_FORMATS = {row["format"]: row for row in _read_rows("formats.csv")}
+SUPPORTED_FORMATS = tuple(_FORMATS)
+DECODED_FORMATS = tuple(name for name, row in _FORMATS.items() if row["decoded"])
+"""What the decoder reads itself; of the others Pillow makes a PNG first."""
+EXTENSIONS = {extension: name for name, row in _FORMATS.items() for extension in row["extensions"].split()}
 MAX_PIXELS = 64_000_000
+_USUAL_SIZE = 512  # pixels: a JPEG is counted as it is decoded for a network of at most this size
 MAX_BYTES = 256 * 2**20
 _SLICE = re.compile(r"(?P<file>.+\.tfrecord)@(?P<offset>\d{1,18})\+(?P<length>\d{1,18})", re.DOTALL)
 
 
-with (files("tlkeras.data") / "signatures.csv").open(encoding="utf-8") as file:
-    # offset and first bytes of each format, the most special first
-    _SIGNATURES = [
-        (int(row["offset"]), row["signature"].encode().decode("unicode_escape").encode("latin-1"), row["format"])
-        for row in csv.DictReader(file)
-    ]
-_OTHER_IMAGES = ("TIFF", "AVIF", "HEIC", "JPEG XL", "JPEG 2000", "icon (ICO)", "Photoshop (PSD)", "DICOM", "SVG")
+# offset and first bytes of each format, the most special first
+_SIGNATURES = [
+    (int(row["offset"]), row["signature"].encode().decode("unicode_escape").encode("latin-1"), row["format"])
+    for row in _read_rows("signatures.csv")
+]
+_OTHER_IMAGES = ("JPEG XL", "Photoshop (PSD)", "DICOM", "SVG")
+# what Pillow says of broken parts of a file: what matters becomes the reason of an ImageError
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.(Tiff|Ico)ImagePlugin")
+_TGA_KINDS, _TGA_DEPTHS = (1, 2, 3, 9, 10, 11), (1, 8, 15, 16, 24, 32)
 
 
 class ByteRange(NamedTuple):
@@ -104,6 +115,34 @@ class Header:
     mode: str
     frames: int
     orientation: int
+    decoded_pixels: int  # of a frame, as they are in memory: a large JPEG is shrunk while it is decoded
+    readable: bool  # by the decoder itself, the same graph in an exported model
+    transcoded: bool  # whether a PNG is made of the first frame
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How an image becomes a square of RGB, besides its size; runs and exports keep it.
+
+    Ways to resize are "stretch", "crop" and "pad"; alpha is composited over the background, "white" or "black", or
+    dropped ("drop"). More pixels in memory than `max_pixels` are refused.
+    """
+
+    resize: str = "stretch"
+    background: str = "white"
+    max_pixels: int = MAX_PIXELS
+
+    @classmethod
+    def of(cls, given: Rendering | str | Mapping[str, object]) -> Rendering:
+        """From itself, a way to resize, or what a run keeps: older ones dropped alpha."""
+        if isinstance(given, (str, Rendering)):
+            return cls(given) if isinstance(given, str) else given
+        known: dict[str, Any] = {key: value for key, value in given.items() if key in cls.__dataclass_fields__}
+        return cls(**{"background": "drop", **known})
+
+
+Look = Rendering | str
+"""A rendering, or a way to resize alone."""
 
 
 def to_printable(text: str) -> str:
@@ -142,15 +181,33 @@ def explain_os_error(error: OSError) -> tuple[str, str]:
 
 def detect_format(data: bytes) -> str:
     """Format of the content by its first bytes: one of `SUPPORTED_FORMATS`, or a plain name of another."""
-    for offset, signature, name in _SIGNATURES:
-        if data.startswith(signature, offset) and (name != "WebP" or data.startswith(b"RIFF")):
-            return name
-    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if name := _match_signature(data):
+        return name
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n\0")
+    if len(start) < len(data[:512]) and _match_signature(start) in DECODED_FORMATS:
+        return f"{_match_signature(start)} after other bytes"
+    start = start.lower()
     if b"<svg" in start:
         return "SVG"
     if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
         return "XML" if start.startswith(b"<?xml") else "HTML"
-    return "text" if start and _is_text(data[:512]) else "unknown content"
+    return "text" if start and _is_text(data[:512]) else "TGA" if _is_targa(data) else "unknown content"
+
+
+def _match_signature(data: bytes) -> str | None:
+    for offset, signature, name in _SIGNATURES:
+        if data.startswith(signature, offset) and (name != "WebP" or data.startswith(b"RIFF")):
+            return "AVIF" if name == "HEIC" and b"avif" in data[16:64] else name
+    return "PPM" if re.match(rb"P[1-6f][\s#]", data) else None
+
+
+def _is_targa(data: bytes) -> bool:
+    """Whether the header is that of a TGA, which has no signature: all of its fields have usual values."""
+    if len(data) < 18 or data[1] > 1 or data[2] not in _TGA_KINDS or data[16] not in _TGA_DEPTHS or data[17] & 0xC0:
+        return False
+    has_map = data[1] == 1
+    fits = data[7] in _TGA_DEPTHS if has_map else not any(data[3:8])
+    return fits and has_map >= (data[2] in (1, 9)) and any(data[12:14]) and any(data[14:16])
 
 
 def _is_text(start: bytes) -> bool:
@@ -163,56 +220,72 @@ def _is_text(start: bytes) -> bool:
     return all(character.isprintable() or character.isspace() for character in text)
 
 
-def check_format(data: bytes) -> str:
-    """The format of the content by its first bytes, one of `SUPPORTED_FORMATS`.
+def explain_format(kind: str) -> tuple[str, str] | None:
+    """Code and reason with which a format is refused, whatever the file's name; None if it is supported."""
+    if kind in _OTHER_IMAGES:
+        return "unsupported", f"{kind} is not supported, only {', '.join(SUPPORTED_FORMATS)}"
+    return None if kind in _FORMATS else ("not-an-image", f"not an image ({kind})")
 
-    Raises:
-        ImageError: empty, not-an-image or unsupported.
-    """
+
+def check_header(data: bytes, max_pixels: int = MAX_PIXELS, *, served: bool = False) -> Header:
+    """The header of an image, or an ImageError; a served model must read it itself, and unpacks all frames."""
     if not data:
         raise ImageError("empty", "the file is empty")
-    kind = detect_format(data)
-    if kind in SUPPORTED_FORMATS:
-        return kind
-    if kind not in _OTHER_IMAGES:
-        raise ImageError("not-an-image", f"not an image ({kind})")
-    raise ImageError("unsupported", f"{kind} is not supported, only {', '.join(SUPPORTED_FORMATS)}")
-
-
-def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """The header of an image, or an ImageError; pixels of all frames count, as decoders unpack all of them."""
-    header = _read_header(data, check_format(data))
-    pixels = header.width * header.height * header.frames
-    if pixels > max_pixels:
-        times = f" in {header.frames} frames" if header.frames > 1 else ""
-        reason = f"{header.width} x {header.height} pixels{times} are more than {max_pixels:,} in all"
+    if problem := explain_format(kind := detect_format(data)):
+        raise ImageError(*problem)
+    header = _read_header(data, kind)
+    if served and not header.readable:
+        name = "this kind of BMP" if kind == "BMP" else kind
+        reason = f"{name} is not supported by a served model, only {', '.join(DECODED_FORMATS)}"
+        raise ImageError("unsupported", f"{reason}; `tlkeras predict --url` sends it as PNG")
+    frames = header.frames if served else 1
+    if header.decoded_pixels * frames > max_pixels:
+        times = f" in {frames} frames" if frames > 1 else ""
+        way_out = "" if served else "; data.max_pixels sets the limit"
+        reason = f"{header.width} x {header.height} pixels{times} are more than {max_pixels:,} in all{way_out}"
         raise ImageError("too-many-pixels", reason)
     return header
 
 
-def _read_header(data: bytes, kind: str) -> Header:
-    if kind == "BMP":
-        _check_bitmap(data)
-    name = kind if kind == "WebP" else kind.title()
+def open_image(data: bytes, kind: str) -> ImageFile:
+    """An image with its header read, by Pillow's reader of one format, one of `SUPPORTED_FORMATS`; or an ImageError."""
+    module, name = _FORMATS[kind]["plugin"].split(":")
     try:
-        # The class itself: Image.open would warn about large images before `max_pixels` is checked.
-        image = getattr(import_module(f"PIL.{name}ImagePlugin"), f"{name}ImageFile")(io.BytesIO(data))
+        # The class itself: Image.open would try others, and warn of large images before `max_pixels` is checked.
+        return getattr(import_module(module), name)(io.BytesIO(data))
+    except ImportError:
+        raise ImageError("unsupported", "HEIC needs pillow-heif: pip install 'tlkeras[heic]'") from None
+    except Exception as error:  # Pillow raises whatever its parsers meet
+        code = "unsupported" if str(error).startswith("Unsupported") else "damaged"
+        raise ImageError(code, f"its {kind} header cannot be read ({error or type(error).__name__})") from None
+
+
+def _read_header(data: bytes, kind: str) -> Header:
+    if kind == "BMP" and len(data) < 54:
+        raise ImageError("damaged", "its BMP header is cut off")
+    image = open_image(data, kind)
+    try:
         # Only the first frame of an animated PNG is ever unpacked; its others cost nothing.
         frames = 1 if kind == "PNG" else getattr(image, "n_frames", 1)
-    except Exception as error:  # Pillow raises whatever its parsers meet
-        raise ImageError("damaged", f"its {kind} header cannot be read ({error})") from None
+    except Exception as error:
+        raise ImageError("damaged", f"its {kind} frames cannot be counted ({error})") from None
     width, height = image.size
-    return Header(kind, width, height, image.mode, frames, _orientation(image.info.get("exif")))
+    shrinks = kind == "JPEG" and "progressive" not in image.info  # of these all coefficients are in memory
+    ratio = max([1] + [ratio for ratio in (2, 4, 8) if shrinks and min(width, height) >= ratio * _USUAL_SIZE])
+    readable = kind in DECODED_FORMATS and (kind != "BMP" or is_plain_bitmap(data))
+    transcoded = not readable or frames > 1 or (kind == "GIF" and "transparency" in image.info)
+    orientation = _orientation(image.info.get("exif"))
+    pixels = -(-width // ratio) * -(-height // ratio)
+    hidden = "A" if "transparency" in image.info and image.mode in ("L", "P", "RGB") else ""
+    return Header(kind, width, height, image.mode + hidden, frames, orientation, pixels, readable, transcoded)
 
 
-def _check_bitmap(data: bytes) -> None:
-    """Reject what TensorFlow does not decode: all but 8 bits with a palette, 24 and 32 bits, uncompressed."""
-    head, bits, compression = (int.from_bytes(data[a:b], "little") for a, b in ((14, 18), (28, 30), (30, 34)))
-    if len(data) < 54:
-        raise ImageError("damaged", "its BMP header is cut off")
-    if head < 40 or bits not in (8, 24, 32) or compression not in (0, 3):
-        kind = "compressed BMP" if compression not in (0, 3) else f"BMP of {bits} bits per pixel"
-        raise ImageError("unsupported", f"{kind} is not supported, only 8, 24 or 32 bits, uncompressed")
+def is_plain_bitmap(data: bytes) -> bool:
+    """Whether TensorFlow decodes a BMP right: 8 bits with a palette, or 24 or 32 bits as B, G, R; not compressed."""
+    head, *masks = (int.from_bytes(data[at : at + 4], "little") for at in (14, 54, 58, 62, 66))
+    bits, compression = int.from_bytes(data[28:30], "little"), int.from_bytes(data[30:34], "little")
+    usual = masks[:3] == [0xFF0000, 0xFF00, 0xFF] and (head < 56 or masks[3] in (0, 0xFF000000))
+    return head >= 40 and bits in (8, 24, 32) and (compression == 0 or (compression == 3 and bits == 32 and usual))
 
 
 def _orientation(exif: bytes | None) -> int:

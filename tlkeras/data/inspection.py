@@ -6,6 +6,7 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 
@@ -20,12 +21,14 @@ TINY = 32  # pixels of the shorter side
 HUGE = 24_000_000  # pixels
 
 _CHUNK = 1024
+_TURNED = ("JPEG", "AVIF")  # TIFF and HEIC are turned before anybody sees them
 _MODES = {
     "1": "black and white only",
     "P": "colours are looked up in a palette",
     "CMYK": "CMYK is converted to RGB",
-    **dict.fromkeys(("LA", "PA", "RGBA"), "alpha is dropped"),
-    **dict.fromkeys(("I", "I;16", "I;16B"), "of 16 bits the upper 8 are kept"),
+    **dict.fromkeys(
+        ("LA", "La", "PA", "RGBA", "RGBa"), "alpha is composited over, or dropped, as data.background says"
+    ),
 }
 
 
@@ -34,12 +37,12 @@ def validate_images(dataset: Dataset, *, workers: int | None = None) -> Dataset:
     digests: list[str] = []
     rejected: list[InvalidImage] = []
     warnings: list[ImageWarning] = []
-    kept = np.zeros(len(dataset), bool)
+    kept, limits = np.zeros(len(dataset), bool), repeat(dataset.rendering.max_pixels)
     progress = progress_bar("Checking images", len(dataset), "images")
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool, progress as advance:
         for start in range(0, len(dataset), _CHUNK):
             paths = dataset.paths[start : start + _CHUNK]
-            for row, seen in enumerate(pool.map(read_header_and_digest, paths), start):
+            for row, seen in enumerate(pool.map(read_header_and_digest, paths, limits), start):
                 if isinstance(seen, InvalidImage):
                     rejected.append(seen)
                 else:
@@ -51,11 +54,11 @@ def validate_images(dataset: Dataset, *, workers: int | None = None) -> Dataset:
     return replace(remaining, digests=np.array(digests, dtype=object), warnings=tuple(warnings))
 
 
-def read_header_and_digest(path: str) -> tuple[str, Header] | InvalidImage:
+def read_header_and_digest(path: str, *max_pixels: int) -> tuple[str, Header] | InvalidImage:
     """SHA-256 of a file and its header, or why it cannot be used; pixels are not decoded."""
     try:
         data = read_image(path)
-        return hashlib.sha256(data).hexdigest(), check_header(data)
+        return hashlib.sha256(data).hexdigest(), check_header(data, *max_pixels)
     except ImageError as error:
         return InvalidImage(path, error.code, error.reason)
 
@@ -78,10 +81,12 @@ def list_warnings(path: str, header: Header) -> list[ImageWarning]:
     named = f"named like a {promised}" if promised else "not named like an image"
     remarks = {
         "wrong-extension": promised != header.format and f"{named}, and read as the {header.format} that it is",
-        "turned": header.format == "JPEG" and f"turned as its EXIF orientation {header.orientation} says",
-        "orientation-ignored": header.format != "JPEG"
+        "transcoded": header.transcoded and f"this {header.format} is read by way of PNG",
+        "turned": header.format in _TURNED and f"turned as its EXIF orientation {header.orientation} says",
+        "orientation-ignored": header.format not in _TURNED
         and f"the EXIF orientation {header.orientation} of a {header.format} is not applied",
         "mode": _MODES.get(header.mode),
+        "deep": header.mode[0] == "I" and "of 16 bits the upper 8 are kept",
         "animated": header.frames > 1 and f"only the first of {header.frames:,} frames is taken",
         "tiny": min(width, height) < TINY and f"{width} x {height} pixels are few",
         "huge": pixels > HUGE and f"{width} x {height} pixels take long to decode",

@@ -23,10 +23,12 @@ _HINTS = {
 _DOWNLOAD = "Named like images, such files are mostly failed downloads: fetch them again."
 _ODDITIES = {
     "wrong-extension": "have the wrong extension",
+    "transcoded": "are read by way of PNG",
     "turned": "are turned by their EXIF orientation",
     "orientation-ignored": "have an EXIF orientation that is not applied",
     "mode": "are not plain RGB",
-    "animated": "are animations, of which the first frame is used",
+    "deep": "have 16 bits, of which the upper 8 are kept",
+    "animated": "have several frames or pages, of which the first is used",
     "tiny": "are very small",
     "huge": "are very large",
 }

@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from tlkeras.data.decoding import decode, decode_file
-from tlkeras.data.headers import ImageError, InvalidImage, parse_slice, read_image
+from tlkeras.data.headers import ImageError, InvalidImage, Look, Rendering, parse_slice, read_image
+from tlkeras.data.transcoding import to_decodable
 from tlkeras.errors import DataError, RunError
 
 service = tf.data.experimental.service
@@ -45,21 +46,34 @@ def epoch_permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def make_image_dataset(
-    paths: Sequence[str], size: int, resize: str, batch_size: int, *, augment: Augment | None = None, workers: int = 0
+    paths: Sequence[str],
+    size: int,
+    rendering: Look,
+    batch_size: int,
+    *,
+    augment: Augment | None = None,
+    workers: int = 0,
 ) -> tf.data.Dataset:
     """Decoded files in order: batches of (index int64 [b], images uint8 [b, size, size, 3]).
 
     `index` counts within `paths`, which are read in chunks and never copied as a whole. A file that cannot be read or
     decoded is skipped: its index is missing, and `read_error` gives the reason. The last batch may be smaller. For
-    `resize` see `decode`, for `augment` `augmentation.views`. The stream's own pool has `workers` threads, by default
-    one per core of the process, and decodes two batches ahead.
+    `rendering` see `decode`, for `augment` `augmentation.views`. The stream's own pool has `workers` threads, by
+    default one per core of the process, and decodes two batches ahead.
     """
-    workers = workers or count_cores()
+    workers, max_pixels = workers or count_cores(), Rendering.of(rendering).max_pixels
+
+    def transcode(encoded: bytes) -> bytes:
+        with suppress(ImageError):
+            return to_decodable(encoded, max_pixels)
+        return b""
 
     @tf.autograph.experimental.do_not_convert
     def load(index: tf.Tensor, content: tf.Tensor, packed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded = tf.cond(packed, lambda: content, lambda: tf.io.read_file(content))
-        image = decode(encoded, size, resize)
+        known = _is_decodable(encoded)
+        encoded = tf.cond(known, lambda: encoded, lambda: tf.numpy_function(transcode, [encoded], tf.string))
+        image = decode(tf.ensure_shape(encoded, []), size, rendering)
         return index, image if augment is None else augment(image, index)
 
     signature = (tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.bool))
@@ -76,6 +90,13 @@ def make_image_dataset(
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
     return stream.with_options(options)
+
+
+def _is_decodable(encoded: tf.Tensor) -> tf.Tensor:
+    """True for JPEG, PNG and plain WebP, which need no look at their header; others may have to be transcoded."""
+    start = tf.strings.substr(encoded, 0, 2)
+    plain_webp = tf.strings.regex_full_match(tf.strings.substr(encoded, 0, 16), r"RIFF(?s:\C{4})WEBPVP8[ L]")
+    return (start == b"\xff\xd8") | (start == b"\x89P") | plain_webp
 
 
 def _read_chunks(paths: Sequence[str]) -> Iterator[tuple[np.ndarray, list[bytes], np.ndarray]]:
@@ -106,10 +127,10 @@ def count_cores() -> int:
     return len(list_cores())
 
 
-def read_error(path: str) -> InvalidImage:
+def read_error(path: str, rendering: Look = "stretch") -> InvalidImage:
     """The reason why `make_image_dataset` skipped a file."""
     try:
-        decode_file(path, 32, "stretch")
+        decode_file(path, 32, rendering)
     except ImageError as error:
         return InvalidImage(path, error.code, error.reason)
     return InvalidImage(path, "changed", "it could not be read a moment ago and can be now")
@@ -128,27 +149,31 @@ def check_data_service(address: str, paths: Sequence[str]) -> None:
 
 
 def make_data_service_dataset(
-    address: str, paths: Sequence[str], size: int, resize: str, batch_size: int, *, augment: Augment | None = None
+    address: str, paths: Sequence[str], size: int, rendering: Look, batch_size: int, *, augment: Augment | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the batches of `make_image_dataset`, decoded by the workers of a data service at HOST:PORT.
 
-    Workers have the same paths; files of a dead one are decoded here. A RunError is raised if the service ends.
+    Workers have the same paths; files of a dead one, or that must be transcoded, are decoded here. A RunError is raised
+    if the service ends.
     """
 
     @tf.autograph.experimental.do_not_convert
     def load(index: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image = decode(tf.io.read_file(path), size, resize)
+        encoded = tf.io.read_file(path)
+        encoded = tf.cond(_is_decodable(encoded), lambda: encoded, lambda: tf.constant(b""))
+        image = decode(encoded, size, rendering)
         return index, image if augment is None else augment(image, index)
 
     count, names = len(paths), [os.fsencode(path) for path in paths]
     files = tf.data.Dataset.from_tensor_slices((np.arange(count, dtype=np.int64), names))
     decoded = files.map(load, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors(log_warning=False).batch(_MESSAGE)
     distribute = service.distribute(service.ShardingPolicy.DYNAMIC, f"grpc://{address}")
-    here = tf.function(load, autograph=False)
+    view = augment and tf.function(augment, autograph=False)
 
     def decode_here(index: int) -> np.ndarray | None:
-        with suppress(tf.errors.OpError):  # unreadable, here too
-            return here(tf.constant(index, tf.int64), names[index])[1].numpy()
+        with suppress(ImageError):  # unreadable, here too
+            image = decode_file(paths[index], size, rendering)
+            return image if view is None else view(tf.constant(image), tf.constant(index, tf.int64)).numpy()
         return None
 
     with closing(_receive(lambda: decoded.apply(distribute), address)) as arrivals:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlkeras.data.headers import ImageWarning, InvalidImage, to_printable
+from tlkeras.data.headers import ImageWarning, InvalidImage, Look, Rendering, to_printable
 from tlkeras.data.tasks import MISSING_LABEL, Task, list_classes, make_task, read_number, split_cell
 from tlkeras.errors import DataError, fold_alike, list_some, suggest
 
@@ -60,7 +60,7 @@ class Dataset:
         strata, given_splits: What splits balance besides the targets; words of `SPLITS`, as the source gives them, str.
         digests: SHA-256 of each file's bytes, str; "" where the file was not read yet.
         split: What each image is used for: one of `SPLITS`, or `TARGET`, str; "" where nothing is decided yet.
-        warnings, resize: What is odd in files; how an image becomes a square: "stretch", "crop" or "pad".
+        warnings, rendering: What is odd in files; how an image becomes a square.
     """
 
     source: str
@@ -80,17 +80,27 @@ class Dataset:
     rejected: tuple[InvalidImage, ...] = ()
     warnings: tuple[ImageWarning, ...] = ()
     notes: tuple[str, ...] = ()
-    resize: str = "stretch"
+    rendering: Rendering = field(default_factory=Rendering)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @classmethod
-    def of_files(cls, paths: Sequence[str], digests: Sequence[str], resize: str = "stretch") -> Dataset:
+    def of_files(cls, paths: Sequence[str], digests: Sequence[str], rendering: Look = "stretch") -> Dataset:
         """Images without labels, known by the SHA-256 of their bytes."""
         names, nothing = _objects(paths), _objects([""] * len(paths))
         rest = (nothing, nothing, nothing, nothing, _objects(digests), nothing)
-        return cls("files", Path(), names, names, (), {}, np.ones(len(paths), np.float32), *rest, resize=resize)
+        return cls(
+            "files",
+            Path(),
+            names,
+            names,
+            (),
+            {},
+            np.ones(len(paths), np.float32),
+            *rest,
+            rendering=Rendering.of(rendering),
+        )
 
     def rows(self, split: str) -> np.ndarray:
         """Positions of the images of a split, int64 [n]."""

@@ -136,6 +136,7 @@ def _check_images(recipe: Recipe, found: _Findings) -> _CheckedImages | None:
     classes = data_quality.count_classes(dataset)
     found.facts["classes"] = ", ".join(f"{row.class_name} {row.images:,}" for row in classes)
     found.problems.extend(fold_alike(data_quality.list_problems(dataset, duplicates, leaking)))
+    found.problems.extend(data_quality.list_lost_images(dataset, thumbnails))
     found.notes.extend(data_quality.list_notes(dataset, duplicates))
     if dataset.rejected:
         files = count_of(len(dataset.rejected), "file cannot be used and is", "files cannot be used and are")
@@ -148,7 +149,7 @@ def _check_images(recipe: Recipe, found: _Findings) -> _CheckedImages | None:
 def _read_images(recipe: Recipe) -> tuple[Dataset, np.ndarray]:
     """The images that can be decoded, and a thumbnail of each."""
     dataset = validate_images(builders.read_dataset(recipe))
-    thumbnails, readable = read_thumbnails(dataset.paths.tolist())
+    thumbnails, readable = read_thumbnails(dataset.paths.tolist(), dataset.rendering)
     return drop_undecodable(dataset, readable), thumbnails
 
 

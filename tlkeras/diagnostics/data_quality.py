@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,12 +16,15 @@ from tlkeras.data.quality.duplicates import DuplicateGroup, LeakingGroup
 from tlkeras.data.quality.label_issues import find_label_issues, find_outliers
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
+from tlkeras.data.transcoding import measure_depth
 from tlkeras.heads.folds import cross_val_predict
 from tlkeras.heads.linear import LinearHead, RidgeHead
 from tlkeras.results import FLAT, OPTIONAL, Result
 
 UNBALANCED = 10  # times as many images in the largest class
 LEAKING_SHARE = 0.1  # of the held-out images; above it, metrics mean little
+_MANY, _MANY_SHARE = 10, 0.05  # different files that are one image
+_NARROW = 16_384  # of 65,536 values
 _FOLDS = 5
 _MOST_CLASSES = 20  # of which a logistic regression learns quickly
 
@@ -230,10 +234,27 @@ def list_problems(dataset: Dataset, groups: Sequence[DuplicateGroup], leaking: S
     return problems
 
 
+def list_lost_images(dataset: Dataset, thumbnails: np.ndarray) -> list[str]:
+    """A sentence if many files differ, and become the same image: what they show is lost in decoding."""
+    looks: dict[bytes, dict[str, int]] = {}
+    for row, (thumbnail, digest) in enumerate(zip(thumbnails, dataset.digests.tolist(), strict=True)):
+        looks.setdefault(hashlib.sha256(thumbnail.tobytes()).digest(), {}).setdefault(digest, row)
+    most = max(looks.values(), key=len, default={})
+    if len(most) < max(_MANY, _MANY_SHARE * len(dataset)):
+        return []
+    example = to_printable(dataset.paths[next(iter(most.values()))])
+    cure = "Where only alpha differs, set data.background"
+    return [f"{len(most):,} different files decode to one image (e.g. {example}). {cure}."]
+
+
 def list_notes(dataset: Dataset, groups: Sequence[DuplicateGroup]) -> list[str]:
     """Sentences on what is worth a look: odd files, imbalanced classes, duplicates."""
     notes = [*describe_warnings(dataset.warnings), *_list_imbalances(dataset)]
     exact, near = ([group for group in groups if group.exact is kind] for kind in (True, False))
+    if deep := [warning.path for warning in dataset.warnings if warning.code == "deep"]:
+        low, high = measure_depth(deep)
+        fate = "will look black" if high < _NARROW else "will show little contrast"
+        notes += [f"16-bit images use only {low:,} to {high:,} of 65,535: they {fate}."] * (high - low < _NARROW)
     if exact:
         notes.append(f"{_count_groups(exact)} of identical files.")
     if near:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tlkeras.config.recipe import Recipe, load_recipe, recipe_to_yaml
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.headers import ImageError, to_printable
+from tlkeras.data.headers import ImageError, Rendering, to_printable
 from tlkeras.data.inspection import validate_images
 from tlkeras.data.tables import Dataset
 from tlkeras.data.tasks import Task
@@ -114,7 +114,7 @@ class RunData:
         """An image as the model sees it, uint8 [size, size, 3]; None where it is missing."""
         config = self.run.manifest["image"]
         try:
-            return decode_file(self.paths[key], config["size"], config["resize"])
+            return decode_file(self.paths[key], config["size"], Rendering.of(config))
         except (KeyError, ImageError):
             return None
 

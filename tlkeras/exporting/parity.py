@@ -60,7 +60,7 @@ class HeldOut:
         return self._read(self.paths[:count])
 
     def _read(self, paths: Sequence[str]) -> tuple[list[bytes], np.ndarray]:
-        encoded = [Path(path).read_bytes() for path in paths]
+        encoded = [self.preprocessing.read(path) for path in paths]
         return encoded, self.preprocessing.decode(tf.constant(encoded)).numpy()
 
 
@@ -100,7 +100,7 @@ def read_training_images(run: Run, preprocessing: Preprocessing, count: int) -> 
     files, _ = _find_files(run, chosen)
     if not files:
         return np.zeros((0, preprocessing.size, preprocessing.size, 3), np.uint8)
-    return preprocessing.decode(tf.constant([Path(path).read_bytes() for path in files.values()])).numpy()
+    return preprocessing.decode(tf.constant([preprocessing.read(path) for path in files.values()])).numpy()
 
 
 def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
@@ -108,11 +108,13 @@ def _find_files(run: Run, keys: list[str]) -> tuple[dict[str, str], str]:
     try:
         recipe = load_recipe(str(run.path / "recipe.yaml"))
         dataset = builders.read_dataset(builders.locate_source(recipe, run.manifest.get("cwd", "")))
+        limit = dataset.rendering.max_pixels
         found = dict(zip(map(to_printable, dataset.keys.tolist()), dataset.paths.tolist(), strict=True))
     except TlkerasError:
         return {}, "the source of the images is gone: compared on the samples stored in the run"
     known = {key: found[key] for key in keys if key in found}
-    present = {key: path for key, path in known.items() if not isinstance(read_header_and_digest(path), InvalidImage)}
+    seen = {key: read_header_and_digest(path, limit) for key, path in known.items()}
+    present = {key: path for key, path in known.items() if not isinstance(seen[key], InvalidImage)}
     gone = len(keys) - len(present)
     return present, f"{gone:,} of {len(keys):,} held-out images are gone" if gone else ""
 

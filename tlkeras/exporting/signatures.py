@@ -17,7 +17,9 @@ from tensorflow_serving.apis import classification_pb2, input_pb2, model_pb2, pr
 from tensorflow_serving.apis.prediction_log_pb2 import ClassifyLog, PredictionLog, PredictLog
 
 from tlkeras.data.decoding import decode
+from tlkeras.data.headers import MAX_PIXELS, Rendering, read_image
 from tlkeras.data.tasks import THRESHOLD, MultiLabelTask, Task
+from tlkeras.data.transcoding import to_decodable
 from tlkeras.exporting.inference_graph import InferenceModel
 
 EXAMPLE_KEY = "image/encoded"
@@ -34,19 +36,25 @@ class Preprocessing:
 
     size: int  # height and width in pixels
     resize: str  # how an image is made square: stretch, crop or pad
+    background: str = "drop"  # what alpha is composited over: white or black; drop: alpha is ignored
+    max_pixels: int = MAX_PIXELS  # of an image in memory
+
+    def read(self, path: str) -> bytes:
+        """The bytes of an image file, as PNG where the exported graph does not read its format; or an ImageError."""
+        return to_decodable(read_image(path), self.max_pixels)
 
     def decode(self, image_bytes: tf.Tensor) -> tf.Tensor:
         """Decode a batch, its images in parallel: string [n] -> uint8 [n, size, size, 3]."""
-        return _make_decoder(self.size, self.resize)(image_bytes)
+        return _make_decoder(self.size, Rendering.of(vars(self)))(image_bytes)
 
 
 @cache
-def _make_decoder(size: int, resize: str) -> Callable[[tf.Tensor], tf.Tensor]:
+def _make_decoder(size: int, rendering: Rendering) -> Callable[[tf.Tensor], tf.Tensor]:
     """The graph that decodes a batch, traced once per process."""
     options = {"fn_output_signature": tf.TensorSpec((size, size, 3), tf.uint8), "parallel_iterations": _DECODED_AT_ONCE}
 
     def run(image_bytes: tf.Tensor) -> tf.Tensor:
-        return tf.map_fn(lambda encoded: decode(encoded, size, resize), image_bytes, **options)
+        return tf.map_fn(lambda encoded: decode(encoded, size, rendering), image_bytes, **options)
 
     return tf.function(run, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
 

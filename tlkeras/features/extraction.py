@@ -36,7 +36,8 @@ def average_positions(rows: np.ndarray) -> np.ndarray:
 
 def decoding_facts(dataset: Dataset, size: int) -> Mapping[str, Any]:
     """The facts that an image's pixels depend on besides the bytes of its file, for keys of the cache."""
-    return {"size": size, "fit": dataset.resize, "decoder": decoding.VERSION}
+    rendering = dataset.rendering
+    return {"size": size, "fit": rendering.resize, "background": rendering.background, "decoder": decoding.VERSION}
 
 
 def stream_images(
@@ -51,7 +52,7 @@ def stream_images(
         augment = make_all_views_fn(views, digest_to_seed(dataset.digests[rows].tolist()))
     batch_size = max(1, BATCH_SIZE // len(views))
     paths = dataset.paths[rows].tolist()
-    batches = make_image_dataset(paths, size, dataset.resize, batch_size, augment=augment)
+    batches = make_image_dataset(paths, size, dataset.rendering, batch_size, augment=augment)
     for index, images in batches.as_numpy_iterator():
         samples = rows[index][:, None] * len(views) + np.arange(len(views))
         yield samples.ravel(), images.reshape(-1, *images.shape[-3:])
@@ -160,7 +161,7 @@ def extract_activations(
             tuple(CachedActivations(store, of[found]) for store, of in zip(*of_view, strict=True))
             for of_view in zip(stores, ids, strict=True)
         ]
-        rejected = tuple(map(read_error, dataset.paths[~found]))
+        rejected = tuple(read_error(path, dataset.rendering) for path in dataset.paths[~found])
         reused, seconds = int(np.count_nonzero(~missing.any(axis=1))), time.monotonic() - started
         kept = np.flatnonzero(found)
         return Activations(tuple(outputs), kept, rejected, used, computed, reused, seconds, stack.pop_all())

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.augmentation.views import ImageAugmentation, choose_views, digest_to_seed, make_view_fn
+from tlkeras.data.headers import Look
 from tlkeras.data.pipeline import epoch_permutation, make_data_service_dataset, make_image_dataset
 from tlkeras.errors import DataError
 
@@ -104,7 +105,7 @@ class ImageSource:
     paths: Sequence[str]  # files
     digests: Sequence[str]  # the hex SHA-256 of each file's bytes
     size: int  # side of the images in pixels
-    resize: str  # how an image becomes a square
+    rendering: Look  # how an image becomes a square
     policy: AugmentationPolicy | None = None  # augmentation; None for none
     seed: int = 0  # of the augmentation
     in_graph: bool = False  # make the views of a batch where the network trains, not of each image in the pipeline
@@ -121,7 +122,7 @@ class ImageSource:
             numbers = choose_views(self.policy, None, keys, epoch, self.seed)
             augment = None if in_graph else make_view_fn(self.policy, keys, numbers, self.seed)
         paths = [self.paths[position] for position in positions]
-        wanted = (paths, self.size, self.resize, len(batches[0]))
+        wanted = (paths, self.size, self.rendering, len(batches[0]))
         if self.data_service is None:
             stream = make_image_dataset(*wanted, augment=augment).as_numpy_iterator()
         else:

@@ -12,7 +12,7 @@ from tlkeras import progress
 from tlkeras.backbones import kerashub, test_time_augmentation  # noqa: F401 (its layers register with Keras)
 from tlkeras.backbones.graph import max_batch_size
 from tlkeras.backbones.keras_files import check_archive
-from tlkeras.data.headers import InvalidImage, to_printable
+from tlkeras.data.headers import InvalidImage, Rendering, to_printable
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.issues import describe_warnings
 from tlkeras.data.pipeline import make_image_dataset, read_error
@@ -66,7 +66,9 @@ def predict(
     """
     opened = open_run(run, runs)
     paths, unreadable = expand_paths(images)
-    seen = {path: read_header_and_digest(path) for path in paths}  # pipes are never opened, bombs never unpacked
+    rendering = Rendering.of(opened.manifest["image"])
+    limit = rendering.max_pixels  # pipes are never opened, bombs never unpacked
+    seen = {path: read_header_and_digest(path, limit) for path in paths}
     headers = {path: found[1] for path, found in seen.items() if not isinstance(found, InvalidImage)}
     unreadable += [found for found in seen.values() if isinstance(found, InvalidImage)]
     paths = [path for path in paths if path in headers]
@@ -75,12 +77,12 @@ def predict(
     batch_size = max_batch_size(model, batch_size)
     found: dict[int, tuple[np.ndarray, ...]] = {}
     with progress.progress_bar("Predict", len(paths), "images") as advance:
-        for indices, batch in make_image_dataset(paths, facts["size"], facts["resize"], batch_size):
+        for indices, batch in make_image_dataset(paths, facts["size"], rendering, batch_size):
             outputs = keras.tree.flatten(model(batch, training=False))
             predictions = zip(*(output.numpy() for output in outputs), strict=True)
             found.update(zip(indices.numpy().tolist(), predictions, strict=True))
             advance(len(batch))
-    unreadable += [read_error(paths[index]) for index in range(len(paths)) if index not in found]
+    unreadable += [read_error(paths[index], rendering) for index in range(len(paths)) if index not in found]
     predicted = [(paths[index], found[index]) for index in sorted(found)]
     notes = [note for path, _ in predicted for note in list_notes(path, headers[path])]
     return PredictionResult(

@@ -21,7 +21,7 @@ from tlkeras.backbones.weights import fingerprint
 from tlkeras.config.recipe import Recipe
 from tlkeras.config.yaml_loader import to_immutable
 from tlkeras.data import decoding
-from tlkeras.data.headers import InvalidImage, to_printable
+from tlkeras.data.headers import InvalidImage, Rendering, to_printable
 from tlkeras.data.issues import describe_warnings
 from tlkeras.data.pipeline import count_cores
 from tlkeras.data.sources.folders import iter_image_files, load_recipe_or_source
@@ -150,7 +150,7 @@ def make_prediction_processor(run_path: str) -> ShardProcessor:
     engine = make_engine(order_outputs(model, [task.name for task in tasks]))
     own = {"kind": "predictions", "run": run_path, "model": fingerprint(model), "engine": engine.name}
     facts = {**own, **image, **_list_versions()}
-    return ShardProcessor(engine, image["size"], image["resize"], prediction_table(tasks), facts)
+    return ShardProcessor(engine, image["size"], Rendering.of(image), prediction_table(tasks), facts)
 
 
 def _make_feature_processor(fields: Mapping[str, Any]) -> ShardProcessor:
@@ -159,7 +159,7 @@ def _make_feature_processor(fields: Mapping[str, Any]) -> ShardProcessor:
     own = {"kind": "features", "recipe": fields, "model": fingerprint(extraction.model)}
     facts = {**own, "engine": extraction.engine.name, "size": extraction.size, **_list_versions()}
     table = feature_table(extraction.dtype, extraction.model.output_shape[-1])
-    return ShardProcessor(extraction.engine, extraction.size, extraction.resize, table, facts)
+    return ShardProcessor(extraction.engine, extraction.size, extraction.rendering, table, facts)
 
 
 def _list_versions() -> dict[str, object]:

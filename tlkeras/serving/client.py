@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from tlkeras.data.headers import ImageError, InvalidImage, read_image, to_printable
+from tlkeras.data.headers import SUPPORTED_FORMATS, ImageError, InvalidImage, detect_format, read_image, to_printable
 from tlkeras.data.issues import describe_warnings
+from tlkeras.data.transcoding import to_decodable
 from tlkeras.errors import ServingError
 from tlkeras.inference.image_files import find_files, list_notes
 from tlkeras.inference.results import ClassProbability, ImagePrediction, PredictionResult, list_unreadable
@@ -50,11 +51,12 @@ class Client(AbstractContextManager["Client"]):
     def predict(self, images: Sequence[str | Path | bytes], signature: str = "serving_default") -> list[JsonObject]:
         """Outputs by name for each image, a file or its bytes, of a signature that takes `image_bytes`.
 
-        ServingError if the server cannot be reached or refuses the request, OSError if a file cannot be read.
+        Other formats are sent as PNG. ServingError if the server cannot be reached or refuses the request, OSError if a
+        file cannot be read, ImageError if it cannot become a PNG.
         """
         if not images:
             return []
-        encoded = [image if isinstance(image, bytes) else Path(image).read_bytes() for image in images]
+        encoded = [_transcode(image if isinstance(image, bytes) else Path(image).read_bytes()) for image in images]
         return self._transport.predict(encoded, signature)
 
     def extract(self, images: Sequence[str | Path | bytes]) -> np.ndarray:
@@ -70,6 +72,11 @@ class Client(AbstractContextManager["Client"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _transcode(data: bytes) -> bytes:
+    known = detect_format(data) in SUPPORTED_FORMATS  # of others the server says why it refuses them
+    return to_decodable(data) if known else data
 
 
 def _connect(url: str, timeout: float) -> _RestTransport | _GrpcTransport:

@@ -155,7 +155,7 @@ async def explain(handler: RequestHandler, encoded: bytes) -> ImageExplanation:
     if not version.report or not version.labels or "uint8" not in version.loaded.signatures:
         raise invalid_argument("Only versions that `tlkeras export` wrote can be explained")
     try:
-        check_header(encoded, handler.model.options.max_pixels)
+        check_header(encoded, handler.model.options.max_pixels, served=True)
     except ImageError as error:
         raise invalid_argument(f"The content cannot be used: {error.reason}") from None
     preprocessing = Preprocessing(**version.report["image"])

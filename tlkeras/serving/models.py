@@ -265,7 +265,7 @@ class Model:
         if _BYTES in inputs:
             for index, encoded in enumerate(inputs[_BYTES].tolist()):
                 try:
-                    check_header(encoded, self.options.max_pixels)
+                    check_header(encoded, self.options.max_pixels, served=True)
                 except ImageError as error:
                     raise invalid_argument(f"Image {index}: {error.reason}") from None
 

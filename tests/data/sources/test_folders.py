@@ -67,18 +67,19 @@ def test_names_and_content_make_candidates(plant):
         "cat/notes.txt": b"soft fur",
         "cat/box.json": b"{}",
         "cat/scan.tif": b"II*\0",
+        "cat/art.psd": b"8BPS",
         "loose.png": 7,
         "README.md": b"# cats",
     }
     table = read_table(str(plant(PAIRS | extra)))
-    assert set(table.keys) == {*PAIRS, "cat/3", "cat/4.dat", "cat/5.jpg"}
+    assert set(table.keys) == {*PAIRS, "cat/3", "cat/4.dat", "cat/5.jpg", "cat/scan.tif"}
     assert codes(table) == {
         "cat/notes.txt": "not-an-image",
         "cat/box.json": "not-an-image",
-        "cat/scan.tif": "unsupported",
+        "cat/art.psd": "unsupported",
         "loose.png": "no-class",
     }
-    assert "scan.tif: TIFF is not supported, only JPEG" in " ".join(map(str, table.rejected))
+    assert "art.psd: Photoshop (PSD) is not supported, only JPEG" in " ".join(map(str, table.rejected))
 
 
 def test_links_stay_within_the_root_where_they_are_refused(plant):

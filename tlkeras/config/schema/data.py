@@ -39,7 +39,8 @@ class DataConfig(ConfigSection):
     """The images, their label columns, and their division into splits.
 
     `tasks`, by name, replaces `label` where there are several; the first is the main one. With a separator, a cell of
-    the label column has any number of labels: "dog|night"; an empty one has none, and "?" is unknown.
+    the label column has any number of labels: "dog|night"; an empty one has none, and "?" is unknown. Alpha is
+    composited over the background, or dropped; an image of more pixels in memory than `max_pixels` is left out.
 
     Paths of a table stand in its column `path` and start from the folder `root`. `links: refuse` leaves out what lies
     outside the folder; `folders: classes` takes none for splits. `labels` renames classes, to none by "", and those of
@@ -64,6 +65,8 @@ class DataConfig(ConfigSection):
     test: Fraction = 0.2
     split_tolerance: Fraction = 0.25
     resize: Literal["stretch", "crop", "pad"] = "stretch"
+    background: Literal["white", "black", "drop"] = "white"
+    max_pixels: int = Field(default=64_000_000, ge=1)
     limit: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**32)
 

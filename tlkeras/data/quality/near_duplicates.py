@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from scipy.fft import dctn
 from scipy.stats import norm
 
+from tlkeras.data.headers import Look, Rendering
 from tlkeras.data.pipeline import make_image_dataset
 from tlkeras.progress import progress_bar
 
@@ -80,12 +82,13 @@ def find_near_duplicates(thumbnails: np.ndarray, digests: Sequence[str]) -> list
     return groups
 
 
-def read_thumbnails(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def read_thumbnails(paths: Sequence[str], rendering: Look = "stretch") -> tuple[np.ndarray, np.ndarray]:
     """Grey thumbnails of the images that can be decoded, float16 [k, 32, 32], and their positions, int64 [k]."""
     thumbnails = np.empty((len(paths), SIDE, SIDE), np.float16)
     readable = np.zeros(len(paths), bool)
+    whole = replace(Rendering.of(rendering), resize="stretch")
     with progress_bar("Comparing images", len(paths), "images") as advance:
-        for index, images in make_image_dataset(paths, _DECODED, "stretch", _BATCH).as_numpy_iterator():
+        for index, images in make_image_dataset(paths, _DECODED, whole, _BATCH).as_numpy_iterator():
             blocks = images.reshape(len(images), SIDE, _DECODED // SIDE, SIDE, _DECODED // SIDE, 3)
             thumbnails[index] = blocks.mean(axis=(2, 4), dtype=np.float32) @ _LUMA
             readable[index] = True

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tlkeras.data.headers import EXTENSIONS, ImageError, InvalidImage, check_format, explain_os_error, to_printable
+from tlkeras.data.headers import EXTENSIONS, InvalidImage, detect_format, explain_format, explain_os_error, to_printable
 
 # Hidden files, and what Windows, macOS, Linux and network drives put beside people's files.
 _SYSTEM_FILES = re.compile(
@@ -117,9 +117,7 @@ def _check_file(entry: os.DirEntry[str]) -> InvalidImage | None:
         return None
     try:
         with open(entry.path, "rb") as file:
-            check_format(file.read(512))
-    except ImageError as error:
-        return InvalidImage(entry.path, error.code, error.reason)
+            refusal = explain_format(detect_format(file.read(512)))
     except OSError as error:
-        return InvalidImage(entry.path, *explain_os_error(error))
-    return None
+        refusal = explain_os_error(error)
+    return InvalidImage(entry.path, *refusal) if refusal else None

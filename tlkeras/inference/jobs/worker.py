@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from tlkeras.data.headers import ImageWarning, InvalidImage
+from tlkeras.data.headers import ImageWarning, InvalidImage, Rendering
 from tlkeras.data.inspection import read_header_and_digest
 from tlkeras.data.pipeline import count_cores, read_error
 from tlkeras.data.tables import Dataset
@@ -77,7 +77,7 @@ class ShardProcessor:
 
     engine: Engine  # runs a model on images of one size
     size: int  # side of these images in pixels
-    resize: str  # how an image becomes a square
+    rendering: Rendering  # how an image becomes a square
     make_table: MakeTable  # makes the rows
     facts: Mapping[str, Any] = field(default_factory=dict)  # what the rows depend on besides the images, JSON values
 
@@ -86,14 +86,15 @@ class ShardProcessor:
     ) -> tuple[pyarrow.Table, list[InvalidImage], list[ImageWarning]]:
         """Rows of images in their order, images that have none, and images that were not taken as viewers show them."""
         with ThreadPoolExecutor(count_cores()) as pool:
-            seen = list(pool.map(read_header_and_digest, paths))
+            seen = list(pool.map(read_header_and_digest, paths, [self.rendering.max_pixels] * len(paths)))
         rejected = {row: found for row, found in enumerate(seen) if isinstance(found, InvalidImage)}
         rows = np.array([row for row in range(len(paths)) if row not in rejected], np.int64)
         digests = ["" if isinstance(found, InvalidImage) else found[0] for found in seen]
-        results = list(self.engine.run(stream_images(Dataset.of_files(paths, digests, self.resize), rows, self.size)))
+        dataset = Dataset.of_files(paths, digests, self.rendering)
+        results = list(self.engine.run(stream_images(dataset, rows, self.size)))
         read = np.concatenate([index for index, _ in results]) if results else rows[:0]
         for row in np.setdiff1d(rows, read).tolist():
-            rejected[row] = read_error(paths[row])
+            rejected[row] = read_error(paths[row], self.rendering)
         outputs = [np.concatenate(parts) for parts in zip(*(outputs for _, outputs in results), strict=True)]
         chosen = read.tolist()
         table, usable = self.make_table([names[row] for row in chosen], [digests[row] for row in chosen], outputs)

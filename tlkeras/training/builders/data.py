@@ -15,7 +15,7 @@ from tlkeras.backbones.catalog import find_backbone
 from tlkeras.config.recipe import Recipe
 from tlkeras.data.augmentation.policies import AugmentationPolicy, make_policy
 from tlkeras.data.decoding import decode_file
-from tlkeras.data.headers import InvalidImage
+from tlkeras.data.headers import InvalidImage, Rendering
 from tlkeras.data.pipeline import check_data_service
 from tlkeras.data.sources.folders import iter_image_files, read_table
 from tlkeras.data.sources.manifests import SourceOptions
@@ -77,7 +77,7 @@ def read_dataset(recipe: Recipe) -> Dataset:
     columns = list(data.tasks) if data.tasks else [data.label] if data.label else []
     roles = data.model_dump(include={"weight", "group", "domain", "stratify"})
     dataset = keep_domains(recipe, build_dataset(table, columns, separator=_list_kinds(recipe), **roles))
-    dataset = replace(drop_unlabelled(dataset, is_target(recipe, dataset)), resize=data.resize)
+    dataset = replace(drop_unlabelled(dataset, is_target(recipe, dataset)), rendering=make_rendering(recipe))
     return subsample(dataset, data.limit, data.seed) if data.limit else dataset
 
 
@@ -89,7 +89,7 @@ def read_other_dataset(recipe: Recipe, source: str, tasks: Sequence[Task]) -> Da
     data = recipe.data
     table = _name_tasks(recipe, _read_table(recipe, source))
     roles = data.model_dump(include={"weight", "group", "domain"})
-    dataset = replace(drop_unlabelled(build_dataset_for_tasks(table, tasks, roles)), resize=data.resize)
+    dataset = replace(drop_unlabelled(build_dataset_for_tasks(table, tasks, roles)), rendering=make_rendering(recipe))
     tested = dataset.given_splits == "test"
     return dataset.take(np.flatnonzero(tested)) if tested.any() else dataset
 
@@ -184,9 +184,14 @@ def image_size(recipe: Recipe) -> int:
     return recipe.backbone.size or find_backbone(recipe.backbone.name).default_size
 
 
+def make_rendering(recipe: Recipe) -> Rendering:
+    """How the recipe's images become squares of RGB."""
+    return Rendering(recipe.data.resize, recipe.data.background, recipe.data.max_pixels)
+
+
 def preprocessing_config(recipe: Recipe) -> dict[str, Any]:
-    """Size and resizing that turn an image file into the model's input; prediction and export need the same."""
-    return {"size": image_size(recipe), "resize": recipe.data.resize}
+    """Size and rendering that turn an image file into the model's input; prediction and export need the same."""
+    return {"size": image_size(recipe), **vars(make_rendering(recipe))}
 
 
 def describe_origin(recipe: Recipe) -> dict[str, str]:
@@ -210,7 +215,7 @@ def data_seed(recipe: Recipe) -> int:
 
 def decode_recipe_image(recipe: Recipe, path: str) -> np.ndarray:
     """One image at the backbone's input size, uint8 [size, size, 3]; ImageError if the file cannot be decoded."""
-    return decode_file(path, image_size(recipe), recipe.data.resize)
+    return decode_file(path, image_size(recipe), make_rendering(recipe))
 
 
 def mixup_cutmix_alphas(recipe: Recipe) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from tlkeras.config.recipe import Recipe
 from tlkeras.config.schema.features import NO_BACKBONE
 from tlkeras.config.schema.heads import FEATURE_MAP_HEADS
 from tlkeras.data.augmentation.views import IDENTITY_VIEW, AugmentedView, number_views
+from tlkeras.data.headers import Rendering
 from tlkeras.data.tables import TARGET, Dataset
 from tlkeras.errors import RecipeError
 from tlkeras.features import extraction
@@ -34,7 +35,7 @@ from tlkeras.features.pooling import (
     pool_tensor,
 )
 from tlkeras.heads.heads import order_outputs
-from tlkeras.training.builders.data import image_size, make_recipe_policy, open_cache
+from tlkeras.training.builders.data import image_size, make_recipe_policy, make_rendering, open_cache
 from tlkeras.training.builders.experiment import Experiment
 
 CACHE_DTYPE = "float16"
@@ -280,7 +281,7 @@ class BulkExtraction:
     model: keras.Model  # from images to one vector each, [n, d]
     engine: Engine  # runs the model
     size: int  # side of the images in pixels
-    resize: str  # how an image becomes a square
+    rendering: Rendering  # how an image becomes a square
     dtype: str  # of the features: "float16" or "float32"
 
 
@@ -288,7 +289,7 @@ def make_bulk_extraction(recipe: Recipe) -> BulkExtraction:
     """The computation of the features that a recipe fits heads on."""
     model = build_feature_extractor(recipe).pooled
     engine = make_engine(model, recipe.features.engine)
-    return BulkExtraction(model, engine, image_size(recipe), recipe.data.resize, recipe.features.precision)
+    return BulkExtraction(model, engine, image_size(recipe), make_rendering(recipe), recipe.features.precision)
 
 
 def check_needs_no_training(recipe: Recipe) -> None:

@@ -156,7 +156,7 @@ def make_image_source(experiment: Experiment, *, augmented: bool) -> BatchSource
     if policy is not None and device == "auto":
         device = choose_augmentation_device(policy, size, require_finetuning(recipe).batch_size)
     paths, digests, training = dataset.paths.tolist(), dataset.digests.tolist(), recipe.training
-    shown = (size, dataset.resize, policy, training.seed, device == "graph")
+    shown = (size, dataset.rendering, policy, training.seed, device == "graph")
     source = ImageSource(paths, digests, *shown, training.data_service)
     if not augmented or experiment.extractor.source_head is None:
         return source
