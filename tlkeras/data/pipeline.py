@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -94,9 +95,13 @@ def make_image_dataset(
 
 def _is_decodable(encoded: tf.Tensor) -> tf.Tensor:
     """True for JPEG, PNG and plain WebP, which need no look at their header; others may have to be transcoded."""
-    start = tf.strings.substr(encoded, 0, 2)
-    plain_webp = tf.strings.regex_full_match(tf.strings.substr(encoded, 0, 16), r"RIFF(?s:\C{4})WEBPVP8[ L]")
-    return (start == b"\xff\xd8") | (start == b"\x89P") | plain_webp
+    known = tf.reduce_any(tf.strings.substr(encoded, 0, 2) == [b"\xff\xd8", b"\x89P"])
+    return tf.cond(known, lambda: True, lambda: _is_plain_webp(encoded))
+
+
+@partial(tf.function, autograph=False, experimental_attributes={"_noinline": True})  # as in `decoding`
+def _is_plain_webp(encoded: tf.Tensor) -> tf.Tensor:
+    return tf.strings.regex_full_match(tf.strings.substr(encoded, 0, 16), r"RIFF(?s:\C{4})WEBPVP8[ L]")
 
 
 def _read_chunks(paths: Sequence[str]) -> Iterator[tuple[np.ndarray, list[bytes], np.ndarray]]:

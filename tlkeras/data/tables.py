@@ -89,18 +89,8 @@ class Dataset:
     def of_files(cls, paths: Sequence[str], digests: Sequence[str], rendering: Look = "stretch") -> Dataset:
         """Images without labels, known by the SHA-256 of their bytes."""
         names, nothing = _objects(paths), _objects([""] * len(paths))
-        rest = (nothing, nothing, nothing, nothing, _objects(digests), nothing)
-        return cls(
-            "files",
-            Path(),
-            names,
-            names,
-            (),
-            {},
-            np.ones(len(paths), np.float32),
-            *rest,
-            rendering=Rendering.of(rendering),
-        )
+        rest = (np.ones(len(paths), np.float32), nothing, nothing, nothing, nothing, _objects(digests), nothing)
+        return cls("files", Path(), names, names, (), {}, *rest, rendering=Rendering.of(rendering))
 
     def rows(self, split: str) -> np.ndarray:
         """Positions of the images of a split, int64 [n]."""
