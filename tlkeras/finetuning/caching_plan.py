@@ -36,7 +36,6 @@ class CachingPlan:
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """The cut of each stage."""
         return tuple(stage.cut for stage in self.stages)
 
     @property
@@ -62,13 +61,9 @@ def plan_stages(
     frozen part once per epoch, and reading the rows. The least time whose rows fit the budget wins.
     RecipeError if a stage unfreezes more blocks than there are.
 
-    Args:
-        blocks: Of the backbone, from input to output.
-        width: Numbers per image after pooling.
-        views: Cached views; None: as many as there are different ones, or epochs to show them, up to 8, and no more
-            than fit the budget behind the cuts that would be best without one.
-        most_views: Number of different views; None: endlessly many.
-        budget_bytes: Of rows; None: nothing is cached.
+    Blocks go from input to output; `width` is numbers per image after pooling. Without `views`, as many are cached as
+    there are different ones (`most_views`; None: endlessly many), or epochs to show them, up to 8, and no more than fit
+    the budget behind the cuts that would be best without one. The budget is of rows; None: nothing is cached.
     """
     counts = [stage.count_blocks(len(blocks)) for stage in schedule.stages]
     if budget_bytes is None:
@@ -96,9 +91,9 @@ def plan_stages(
 def _plan_stage(
     stage: Stage, frozen: int, blocks: Sequence[Block], width: int, images: int, views: int, budget: int
 ) -> StagePlan:
-    name, epochs = stage.name, stage.length
     if frozen == 0:
-        return StagePlan(name, IMAGES, 0, 0.0, "nothing is frozen")
+        return StagePlan(stage.name, IMAGES, 0, 0.0, "nothing is frozen")
+    epochs = stage.length
     trained = sum(block.multiply_adds for block in blocks[frozen:]) * _PASSES
     before = [sum(block.multiply_adds for block in blocks[: end + 1]) for end in range(frozen)]
     whole = epochs * (before[-1] + trained)
@@ -114,4 +109,4 @@ def _plan_stage(
     reason = f"{frozen} of {len(blocks)} blocks are frozen: their work is done once per view"
     if cut == IMAGES:
         reason = "no cut before the trained blocks pays, or fits the budget"
-    return StagePlan(name, cut, size, 1 - work / whole, reason)
+    return StagePlan(stage.name, cut, size, 1 - work / whole, reason)

@@ -118,7 +118,6 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self.model.stop_training = self.model.stop_training or self._locate() is None
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Let every layer act as Keras has it."""
         for layer in self.model._flatten_layers(include_self=False):
             run_in_inference(layer, False)
 
@@ -171,14 +170,9 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self.model.make_train_function(force=True)
         if any(getattr(variable, "regularizer", None) for variable in self.model.weights):
             self.model.make_test_function(force=True)  # Keras adds the penalties of what trains to the loss
-        logger.info(
-            "Stage %s: the head and %d of %d blocks train, %s weights; learning rate %g.",
-            stage.name,
-            stage.count_blocks(len(self._groups.blocks)),
-            len(self._groups.blocks),
-            f"{sum(math.prod(variable.shape) for variable in self.model.trainable_variables):,}",
-            stage.learning_rate,
-        )
+        total, weights = len(self._groups.blocks), sum(math.prod(one.shape) for one in self.model.trainable_variables)
+        facts = (stage.name, stage.count_blocks(total), total, f"{weights:,}", stage.learning_rate)
+        logger.info("Stage %s: the head and %d of %d blocks train, %s weights; learning rate %g.", *facts)
 
     def _rate(self, step: int) -> float:
         return self.schedule.rate(self._position, step, self.params.get("steps") or 1)
@@ -220,7 +214,6 @@ class TensorBoardLogger(keras.callbacks.Callback):
             self.on_epoch_end(epoch, earlier)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Write the logs, and flush them to the file."""
         stages = self.params.get("stages")
         with self._writer.as_default(step=epoch + 1):
             for name, value in (logs or {}).items():
@@ -231,8 +224,6 @@ class TensorBoardLogger(keras.callbacks.Callback):
 
 
 def _make_metadata(name: str, plugin: str) -> Any:
-    """What TensorBoard needs to choose its plugin, `scalars` or `text`."""
-    kind = _TENSOR if plugin == "text" else _SCALAR
-    metadata = tf.compat.v1.SummaryMetadata(display_name=name, data_class=kind)
+    metadata = tf.compat.v1.SummaryMetadata(display_name=name, data_class=_TENSOR if plugin == "text" else _SCALAR)
     metadata.plugin_data.plugin_name = plugin
     return metadata

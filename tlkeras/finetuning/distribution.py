@@ -21,22 +21,16 @@ from tlkeras.finetuning.checkpoints import Checkpoint
 from tlkeras.finetuning.network import Network
 
 _TIMEOUT_SECONDS = 1800.0  # of a process that waits for the others: one may measure or save meanwhile
-_LOST = tuple(
-    getattr(tf.errors, f"{name}Error")
-    for name in ("Unavailable", "Internal", "Aborted", "Cancelled", "DeadlineExceeded")
-)
+_LOST_NAMES = ("Unavailable", "Internal", "Aborted", "Cancelled", "DeadlineExceeded")
+_LOST = tuple(getattr(tf.errors, f"{name}Error") for name in _LOST_NAMES)
 
 
 class Strategy:
-    """A single device: the interface of the strategies, and no work to do.
+    """A single device: the interface of the strategies, and no work to do."""
 
-    Attributes:
-        workers: Processes that train together.
-        worker: Index of this process; the first one, the chief, alone writes.
-        devices: Of this process.
-    """
-
-    workers, worker, devices = 1, 0, 1
+    workers = 1  # processes that train together
+    worker = 0  # index of this process; the first one, the chief, alone writes
+    devices = 1  # of this process
 
     @property
     def is_chief(self) -> bool:
@@ -48,7 +42,6 @@ class Strategy:
         return nullcontext()
 
     def replicate(self, network: Network) -> Network:
-        """The network on all devices."""
         return network
 
     def gather(self, replicated: Network, network: Network) -> None:
@@ -241,18 +234,17 @@ def _clone_network(network: Network) -> Network:
     both = keras.Model(network.backbone.input, [network.backbone.output, network.features])
     copied = keras.models.clone_model(both)
     backbone, pooled = (keras.Model(copied.input, output, name=network.backbone.name) for output in copied.outputs)
-    heads = {
-        task: [type(layer).from_config(layer.get_config()) for layer in layers]
-        for task, layers in network.heads.items()
-    }
+    heads = {task: list(map(_copy_layer, layers)) for task, layers in network.heads.items()}
     source_head = None
     if network.source_head is not None:
         source_head = keras.models.clone_model(network.source_head)
         source_head.set_weights(network.source_head.get_weights())
-    weighting = network.weighting
-    if weighting is not None:
-        weighting = type(weighting).from_config(weighting.get_config())
+    weighting = network.weighting and _copy_layer(network.weighting)
     return Network(backbone, pooled, heads, network.model.name, source_head, weighting)
+
+
+def _copy_layer(layer: keras.Layer) -> keras.Layer:
+    return type(layer).from_config(layer.get_config())
 
 
 def make_multi_worker(workers: int, worker: int) -> Strategy:

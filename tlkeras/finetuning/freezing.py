@@ -46,7 +46,6 @@ def run_in_inference(layer: keras.Layer, on: bool) -> None:
 
 
 def runs_in_inference(layer: keras.Layer) -> bool:
-    """Whether a layer is under `run_in_inference`."""
     return "call" in vars(layer)
 
 
@@ -76,12 +75,8 @@ def recompute_batch_norm_statistics(
 
     Every layer is measured in the same pass, on inputs that the layers before it have normalised by their batch. The
     variance is the mean of the batches' variances plus the variance of their means, as over one large batch.
-    TlkerasError if there is no batch.
-
-    Args:
-        forward: Runs the network on a batch, in inference mode: only the measured layers act as in training.
-        layers: The batch norms among them are measured; `forward` must reach each.
-        batches: Inputs of `forward`, [n, ...] each; examples count the same in batches of any size.
+    `forward` runs the network on a batch [n, ...], in inference mode, and must reach each batch norm among the layers:
+    these alone act as in training. Examples count the same in batches of any size. TlkerasError if there is no batch.
 
     Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, section 3 (precise batch norm).
     """

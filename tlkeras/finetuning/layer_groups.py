@@ -25,13 +25,12 @@ class LayerGroup:
 class Groups:
     """A model's layers; each that owns weights is in exactly one group.
 
-    Attributes:
-        blocks: Of the backbone, from input to output, as `find_blocks` finds them. Layers with weights before the
-            backbone belong to the first one; layers before the first weights, such as augmentation, to none.
+    Layers with weights before the backbone belong to the first block; layers before the first weights, such as
+    augmentation, to none.
     """
 
     model: keras.Model = field(repr=False)  # the owner of the layers
-    blocks: tuple[LayerGroup, ...]
+    blocks: tuple[LayerGroup, ...]  # of the backbone, from input to output, as `find_blocks` finds them
     head: LayerGroup  # the layers after the backbone that own weights or act differently in training
 
 
@@ -40,11 +39,9 @@ def group_layers(model: keras.Model, head: Sequence[str] | None = None) -> Group
 
     A nested model with most of the variables is the backbone. In a flat graph the backbone ends with the last map
     [n, h, w, c] that everything flows through, so that pooling or flattening begins the head.
-    BackboneError if there is no such layer, no map to end the backbone with, or no head with weights.
-
-    Args:
-        model: Functional, with images of a fixed size.
-        head: Names of the layers of the head, for a flat graph in which it begins elsewhere.
+    The model is functional, with images of a fixed size; `head` names the layers of the head of a flat graph in which
+    it begins elsewhere. BackboneError if there is no such layer, no map to end the backbone with, or no head with
+    weights.
     """
     calls = trace_calls(model)
     nested = _find_nested(calls)
@@ -105,7 +102,6 @@ def _find_end(model: keras.Model, calls: Sequence[Node], head: Sequence[str] | N
 
 
 def _locate_layers(model: keras.Model, calls: Sequence[Node], names: Sequence[str]) -> list[int]:
-    """Positions of the calls of layers."""
     places = {call.name: place for place, call in enumerate(calls)}
     for name in names:
         if name not in places:

@@ -49,12 +49,9 @@ def mixup_batch(inputs: tf.Tensor, targets: Any, weights: tf.Tensor, seed: tf.Te
     weight: then the weighted loss of the blend is that of its two halves, share * weight * loss and so on, exactly.
     With equal weights it is the paper's blend. RecipeError if alpha is not positive.
 
-    Args:
-        inputs: Images, activations or features, [n, ...], whose dtype is kept; whole numbers are rounded.
-        targets: Dense, float [n, k], or several of them by task.
-        weights: One per example, float [n].
-        seed: Two integers; the same ones give the same blend.
-        alpha: Shares are near 0 and 1 when it is small, uniform at 1.
+    Inputs are images, activations or features, [n, ...], whose dtype is kept; whole numbers are rounded. Targets are
+    dense, float [n, k], or several of them by task; weights float [n]. The same seed, two integers, gives the same
+    blend. Shares are near 0 and 1 when alpha is small, uniform at 1.
 
     Source: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018.
     """

@@ -61,7 +61,6 @@ class Network:
         self.groups = Groups(self.model, tuple(group_blocks(self.blocks, layers)), LayerGroup("head", self.head))
 
     def _apply_heads(self, features: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
-        """Logits of each task."""
         logits = dict.fromkeys(self.heads, features)
         for task, layers in self.heads.items():
             for layer in layers[:-1]:
@@ -69,7 +68,6 @@ class Network:
         return logits
 
     def _join(self, logits: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
-        """Logits of all tasks, side by side."""
         tensors = list(logits.values())
         joined = keras.ops.concatenate(tensors, axis=-1) if len(tensors) > 1 else tensors[0]
         return joined if self.weighting is None else self.weighting(joined)

@@ -89,7 +89,6 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
         self.set_multipliers(self._given)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Update one variable at its own rate."""
         with self._scaled_for(variable) as multiplier:
             super().update_step(gradient, variable, learning_rate * multiplier)
 
@@ -110,10 +109,9 @@ class ScaledOptimizer(keras.optimizers.Optimizer):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> ScaledOptimizer:
         """An optimizer that is not yet built."""
-        config = dict(config)
-        multipliers = config.pop("multipliers", {})
-        optimizer = super().from_config(config, custom_objects)
-        optimizer.set_multipliers(multipliers)
+        plain = {name: value for name, value in config.items() if name != "multipliers"}
+        optimizer = super().from_config(plain, custom_objects)
+        optimizer.set_multipliers(config.get("multipliers", {}))
         return optimizer
 
     def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:

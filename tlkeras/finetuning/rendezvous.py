@@ -78,13 +78,9 @@ def rendezvous(cluster: Cluster, facts: Mapping[str, Any], timeout: float = TIME
     The others call the chief at its own address, which TensorFlow only binds afterwards.
     RunError if some did not connect in time, or some differ; each is named with the differences.
     """
-    if len(cluster) == 1:
-        return
-    end = time.monotonic() + timeout
-    if cluster.index == 0:
-        _gather(cluster, facts, end)
-    else:
-        _call(cluster, facts, end)
+    if len(cluster) > 1:
+        meet = _call if cluster.index else _gather
+        meet(cluster, facts, time.monotonic() + timeout)
 
 
 def _gather(cluster: Cluster, facts: Mapping[str, Any], end: float) -> None:

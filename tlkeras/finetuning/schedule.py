@@ -62,14 +62,12 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         repeated = [name for name, count in Counter(stage.name for stage in self.stages).items() if count > 1]
+        keep, kinds = self.keep, get_args(Keep)
         rules = [
             (bool(self.stages), "it has no stages."),
             (not repeated, f"stages share a name: {', '.join(repeated)}."),
             (0 <= self.min_delta < math.inf, f"min_delta is not 0 or more. Received: {self.min_delta!r}."),
-            (
-                self.keep in get_args(Keep),
-                f"keep is 'best' or 'last'. Received: {self.keep!r}. {suggest(str(self.keep), get_args(Keep))}",
-            ),
+            (keep in kinds, f"keep is 'best' or 'last'. Received: {keep!r}. {suggest(str(keep), kinds)}"),
         ]
         if problems := [sentence for holds, sentence in rules if not holds]:
             raise RecipeError.from_problems("The schedule is invalid:", problems)
@@ -113,7 +111,6 @@ class Schedule:
         return stage.learning_rate * rise * (1 + math.cos(math.pi * progress)) / 2
 
     def _replay(self, history: Sequence[float], baseline: float | None) -> _Replay:
-        """Go through the history stage by stage."""
         best = self._improve(None, BASELINE, math.nan if baseline is None else baseline)
         start = 0
         for index, stage in enumerate(self.stages):

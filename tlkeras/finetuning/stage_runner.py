@@ -48,7 +48,6 @@ class Objective:
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
-        """The trainable variables of the penalties."""
         return [variable for variable in self.variables if variable.trainable]
 
 
@@ -73,16 +72,13 @@ class MovingAverage:
 
     @property
     def state(self) -> list[np.ndarray]:
-        """The values to save."""
         return [variable.numpy() for variable in self._saved]
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
-        """Load saved values."""
         for variable, value in zip(self._saved, state, strict=True):
             variable.assign(value)
 
     def swap(self) -> None:
-        """Exchange the averages and the variables."""
         for value, variable in zip(self.values, self.variables, strict=True):
             present = variable.numpy()
             variable.assign(value)

@@ -47,11 +47,9 @@ times, to the layers of each task's head."""
 class TrainerConfig:
     """How the steps are taken.
 
-    Attributes:
-        precision: "float32", "bfloat16" or "float16", in which the backbone computes while it trains. Weights and head
-            are float32 in all of them, and the trained network computes in float32.
-        fit_heads: Refits the heads where a schedule begins with other statistics of batch norm than those of the
-            features that they were fitted on; None leaves them.
+    The precision is that in which the backbone computes while it trains; weights and head are float32 in all of them,
+    and the trained network computes in float32. `fit_heads` refits the heads where a schedule begins with other
+    statistics of batch norm than those of the features that they were fitted on; None leaves them.
     """
 
     batch_size: int = 32  # examples in a step; the remainder at the end of an epoch is left out
@@ -61,7 +59,7 @@ class TrainerConfig:
     monitor: str = "val_loss"  # the column of the history that the schedule follows
     tasks: tuple[TaskSlice, ...] = (TaskSlice(),)  # the columns of targets and logits, by task
     save_seconds: float = 60.0  # the most training that kill -9 can cost
-    precision: str = "float32"
+    precision: str = "float32"  # or "bfloat16" or "float16"
     distribution: Strategy = ONE_DEVICE  # the devices. Network and optimizer must have been made in its scope
     fit_heads: FitHeads | None = None
 
@@ -185,7 +183,6 @@ class Trainer:
         return {name: number if name == "stage" else value for name, value in row.items() if name != "epoch"}
 
     def _train(self, averages: list[np.ndarray], callbacks: keras.callbacks.CallbackList) -> None:
-        """Take all steps that are left."""
         callbacks.on_train_begin()
         with _holding_signals() as received:
             saved = time.monotonic()
@@ -254,14 +251,13 @@ class Trainer:
             if fit is not None:
                 source = self.train.source(runner.cut)
                 self.network.take_heads(fit(*runner.read_features(source, len(self.train), _FITTED_VIEWS)))
-            self._restore_weights(self._distribution.broadcast(self._snapshot_weights()))
+            _assign(self._changing, self._distribution.broadcast(self._snapshot_weights()))
 
     def _stream(self, runner: StageRunner) -> Iterator[tuple[np.ndarray, Any]]:
         """All batches of the present epoch, whole."""
         return self.train.source(runner.cut).stream(self._draw_batches(), len(self.history))
 
     def _draw_batches(self) -> list[np.ndarray]:
-        """The positions in each batch of the present epoch."""
         size, seed, balanced = self.settings.batch_size, self.settings.seed, self.settings.balanced_sampling
         return self.train.draw_batches(size, seed, len(self.history), balanced=balanced)
 
@@ -311,22 +307,17 @@ class Trainer:
         if runner.average is not None:
             runner.average.swap()
         if self.schedule.keep == "best" and self.best_epoch is not None:
-            self._restore_weights(self._best)
+            _assign(self._changing, self._best)
         self._runner = None
 
     def _measure(self, runner: StageRunner) -> dict[str, float]:
-        """The metrics on the validation split; nothing where there is none."""
-        split = self.validation
-        if split is None:
+        if (split := self.validation) is None:
             return {}
         rows, logits = runner.predict(split.source(runner.cut), len(split))
         return compute_validation_metrics(split.targets[rows], logits, split.weights[rows], self.settings.tasks)
 
     def _snapshot_weights(self) -> list[np.ndarray]:
         return [np.array(variable) for variable in self._changing]
-
-    def _restore_weights(self, values: Sequence[np.ndarray]) -> None:
-        _assign(self._changing, values)
 
     def _resume(self) -> list[np.ndarray]:
         """Load the newest checkpoint, or without one measure the start; the checkpoint's moving averages."""
@@ -346,7 +337,7 @@ class Trainer:
         keys = ("history", "baseline", "losses", "stopped")
         self.history, self.baseline, self._losses, self._stopped = (found.state[key] for key in keys)
         groups = found.groups
-        self._restore_weights(groups["variables"])
+        _assign(self._changing, groups["variables"])
         self._best = groups["best"]
         _assign(self.optimizer.variables, groups["optimizer"])
         return groups.get("average", [])

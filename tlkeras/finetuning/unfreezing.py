@@ -44,24 +44,19 @@ def list_trainable(groups: Groups, stages: Iterable[Stage]) -> list[keras.Variab
 
 
 class ActiveStage:
-    """A stage in force on a model: making one freezes and unfreezes the model's layers.
-
-    Attributes:
-        layers: Those of the blocks that train, nested ones included.
-        multipliers: Learning-rate multiplier of each variable that trains in the backbone, by its path.
-    """
+    """A stage in force on a model: making one freezes and unfreezes the model's layers."""
 
     def __init__(self, groups: Groups, stage: Stage):
         total = len(groups.blocks)
         count = stage.count_blocks(total)
         set_trainable(groups, count, stage.batch_norm)
         trained = groups.blocks[total - count :]
+        # of the blocks that train, nested ones included
         self.layers = [part for block in trained for layer in block.layers for part in layer._flatten_layers()]
         self.multipliers = layerwise_lr_decay(groups, stage.multipliers(total))
 
     @property
     def has_batch_norm(self) -> bool:
-        """Whether there is batch norm in the trained blocks."""
         return any(isinstance(layer, keras.layers.BatchNormalization) for layer in self.layers)
 
     def apply_rates(self, optimizer: keras.optimizers.Optimizer) -> None:
@@ -91,12 +86,9 @@ def relative_gradient_norms(gradients: Sequence[tf.Tensor | None], variables: Se
 
     A variable that is all zeros has no scale to compare with: infinity, or 0 where its gradient is 0 as well. A
     gradient of None, that of a variable without influence on the loss, counts as 0.
-    DataError if a gradient or a variable has a NaN or an infinity; the first ones are named.
-
-    Args:
-        gradients: Of the loss; a common factor, as from loss scaling, does no harm.
-        variables: The authors leave out batch norm, as `collect_weights` does. Leave out a new head too: its weights
-            are small because it is new, and would make every other rate small.
+    A common factor of the gradients, as from loss scaling, does no harm. The authors leave out batch norm, as
+    `collect_weights` does. Leave out a new head too: its weights are small because it is new, and would make every
+    other rate small. DataError if a gradient or a variable has a NaN or an infinity; the first ones are named.
 
     Source: Lee et al., Surgical Fine-Tuning Improves Adaptation to Distribution Shifts, ICLR 2023.
     """

@@ -17,13 +17,9 @@ def pack(
 ) -> PackResult:
     """The images of a recipe or a source written to few large TFRecord files, with a manifest of them.
 
-    DataError if the folder exists, or no image can be read; ResourceError if it cannot be written.
-
-    Args:
-        recipe: A recipe, or a source: a folder of classes, a manifest, "tfds:NAME" or a packaged set.
-        out: A new folder.
-        overrides: Values by dotted key.
-        shard_mb: Approximate size of a file in megabytes.
+    A source is a folder of classes, a manifest, "tfds:NAME" or a packaged set; overrides are values by dotted key, and
+    `shard_mb` is the approximate size of a file in megabytes.
+    DataError if the folder `out` exists, or no image can be read; ResourceError if it cannot be written.
     """
     resolved, _ = load_recipe_or_source(recipe, overrides)
     return write_tfrecords(builders.read_source(resolved), out, shard_mb * 2**20)

@@ -62,10 +62,8 @@ def _train(recipe: Recipe, place: Callable[[], Run]) -> Run:
     experiment = builders.prepare(recipe)
     # a worker writes into a folder that nobody keeps
     run = place() if strategy.is_chief else create_run(Path(tempfile.mkdtemp(prefix="tlkeras-worker-")), recipe.name)
-    run.phases |= {
-        "load libraries": round(take_import_seconds(), 3),
-        "build backbone": round(time.perf_counter() - start, 3),
-    }
+    built = round(time.perf_counter() - start, 3)
+    run.phases |= {"load libraries": round(take_import_seconds(), 3), "build backbone": built}
     with run.locked():
         if (run.path / "recipe.yaml").exists():
             run.resume()
@@ -77,7 +75,6 @@ def _train(recipe: Recipe, place: Callable[[], Run]) -> Run:
 
 
 def _run_training(experiment: Experiment, run: Run, strategy: Strategy) -> None:
-    """All steps of a training, in order."""
     with run.phase("check images"):
         whole = builders.validate(experiment)
     with run.phase("extract features"):

@@ -84,7 +84,6 @@ class TrialScheduler:
         return Trial(trial.trial_id, read_values(self._tuning, trial.hyperparameters.values))
 
     def complete(self, name: str, score: float) -> None:
-        """Record the objective that a trial has reached."""
         with _ignore_deprecations():
             self._oracle.update_trial(name, {SCORE: score})
         self._end(name, tuner_trial.TrialStatus.COMPLETED, None)

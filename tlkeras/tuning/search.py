@@ -114,8 +114,7 @@ class SearchState(TrialLog):
 
     def next_trial(self, worker: str) -> Trial | None:
         """The next trial, marked as running; None where there is none at the moment."""
-        proposed = self._scheduler.next(worker)
-        if proposed is None:
+        if (proposed := self._scheduler.next(worker)) is None:
             return None
         known = self.trials.get(proposed.name, proposed)
         trial = self.trials[known.name] = replace(known, status="running", starts=known.starts + 1)

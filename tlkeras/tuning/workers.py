@@ -73,14 +73,12 @@ class ProcessPoolWorkers:
         self._processes: dict[str, subprocess.Popen] = {}
 
     def submit(self, worker: str, values: RecipeValues) -> None:
-        """Send a trial to a worker; a thread waits for its result."""
         process = self._processes.get(worker)
         if process is None or process.poll() is not None:
             process = self._processes[worker] = self._spawn(worker)
         threading.Thread(target=self._exchange, args=(process, worker, dict(values)), daemon=True).start()
 
     def next_result(self) -> tuple[str, TrialResult]:
-        """The worker whose trial ends next, and the result."""
         return self._results.get()
 
     def close(self) -> None:
