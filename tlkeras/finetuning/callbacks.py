@@ -46,9 +46,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         batches: Images [n, h, w, c] in batches, for stages that re-estimate batch norm.
         best_weights: Those of the best epoch of `history`, from `model.get_weights()`, if that is not the last one.
 
-    Attributes:
-        history: One value per finished epoch; NaN where it was not measured.
-        best_weights: Those of the best epoch so far.
+    The attributes `history`, NaN where an epoch was not measured, and `best_weights` go on as it trains.
     """
 
     _groups: Groups

@@ -93,11 +93,8 @@ def _find_end(model: keras.Model, calls: Sequence[Node], head: Sequence[str] | N
         first = min(_locate_layers(model, calls, head))
         found = [tensor for tensor in tensors if places[id(tensor)] < first]
     if not found:
-        raise BackboneError(
-            "There is no tensor before the head that everything flows through.",
-            model.name,
-            "Name the layers of the head: head=[...].",
-        )
+        rule = "There is no tensor before the head that everything flows through."
+        raise BackboneError(rule, model.name, "Name the layers of the head: head=[...].")
     return found[-1]
 
 

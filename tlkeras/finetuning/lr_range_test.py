@@ -48,13 +48,10 @@ def find_learning_rate(
     TlkerasError if the model is not functional, not compiled or has a step of its own, or the range is empty; DataError
     if reading the batches would change them, or there are none.
 
-    Args:
-        model: Functional and compiled, with the `train_step` of Keras; its `trainable` flags hold, and it starts from
-            the present weights and optimizer.
-        batches: Each (x, y) or (x, y, weights): a list of them, a `keras.utils.PyDataset`, or a function without
-            arguments that makes a new `tf.data.Dataset`. They are repeated where they are fewer than the steps.
-        lowest, highest: The first rate, and the last one, unless the loss diverges before.
-        steps: Rates to try, evenly apart on a logarithmic scale.
+    The model's `trainable` flags hold, and it starts from the present weights and optimizer. Batches, each (x, y) or
+    (x, y, weights), are a list, a `keras.utils.PyDataset`, or a function without arguments that makes a new
+    `tf.data.Dataset`; they are repeated where they are fewer than the steps. The rates are evenly apart on a
+    logarithmic scale, up to the highest unless the loss diverges before.
     """
     _check_model(model)
     read = _make_reader(batches)
@@ -83,10 +80,8 @@ def run_lr_sweep(
     `take_steps` leads from rates to an iterator over the loss at each, which takes a step at a time.
     """
     if not (0 < lowest < highest < float("inf") and steps >= _FEWEST_STEPS):
-        raise TlkerasError(
-            f"The range is empty: rates rise from above 0, in {_FEWEST_STEPS} steps or more.",
-            f"lowest {lowest:g}, highest {highest:g}, steps {steps}",
-        )
+        rule = f"The range is empty: rates rise from above 0, in {_FEWEST_STEPS} steps or more."
+        raise TlkerasError(rule, f"lowest {lowest:g}, highest {highest:g}, steps {steps}")
     rates, losses = np.geomspace(lowest, highest, steps).tolist(), list[float]()
     with progress.progress_bar("Learning rates", steps) as advance:
         for loss in take_steps(rates):

@@ -217,11 +217,8 @@ def scale_learning_rates(
     """
     optimizer = keras.optimizers.get(optimizer)
     if isinstance(optimizer, _WRAPPERS):
-        raise TlkerasError(
-            "An optimizer that wraps others has no rates of its own to scale.",
-            type(optimizer).__name__,
-            "Scale the inner optimizer before it is wrapped.",
-        )
+        rule = "An optimizer that wraps others has no rates of its own to scale."
+        raise TlkerasError(rule, type(optimizer).__name__, "Scale the inner optimizer before it is wrapped.")
     if not isinstance(optimizer, ScaledOptimizer):
         kind: Any = type(optimizer)
         optimizer.__class__ = _add_scaling(kind)

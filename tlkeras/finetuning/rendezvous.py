@@ -37,10 +37,8 @@ def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
     """The cluster of TF_CONFIG, as schedulers set it; a TlkerasError names everything that is missing or invalid."""
     text = environment.get("TF_CONFIG", "")
     if not text:
-        raise TlkerasError(
-            "training.strategy multi_worker needs TF_CONFIG in the environment of every process.",
-            way_out=f"An example, of the first of two: TF_CONFIG='{_EXAMPLE}'",
-        )
+        rule = "training.strategy multi_worker needs TF_CONFIG in the environment of every process."
+        raise TlkerasError(rule, way_out=f"An example, of the first of two: TF_CONFIG='{_EXAMPLE}'")
     try:
         config = json.loads(text)
         workers, task = config["cluster"]["worker"], config["task"]

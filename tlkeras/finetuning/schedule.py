@@ -124,11 +124,8 @@ class Schedule:
             if self.keep == "best" and index and best is before and best is not None:  # it brought no better weights
                 break
         if len(history) > start:
-            raise RunError(
-                f"The history is longer than this schedule, which ends after {start} epochs.",
-                f"{len(history)} epochs",
-                "Resume with the schedule that the run was started with.",
-            )
+            rule = f"The history is longer than this schedule, which ends after {start} epochs."
+            raise RunError(rule, f"{len(history)} epochs", "Resume with the schedule that the run was started with.")
         return _Replay(index, start, best, over=True)
 
     def _find_end(self, stage: Stage, history: Sequence[float], start: int) -> int | None:

@@ -30,21 +30,16 @@ Outputs = Mapping[str, tf.Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """The function that a step minimises.
-
-    Attributes:
-        penalties: Each from the network's outputs to a scalar; `weights` [b] and, where given, `recorded_logits` are
-            among them.
-        combine: From the gradients of the tasks' losses (by task, then variable) and a seed int32 [2] to those that are
-            applied, or None for their sum; the loss must then have `split`, by task.
-        variables: Of the penalties; they are no part of the network, and those that are trainable train in all stages.
-    """
+    """The function that a step minimises."""
 
     loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # from dense targets [b, k] and logits [b, k] to losses [b]
+    # each from the network's outputs, `weights` [b] and, where given, `recorded_logits` among them, to a scalar
     penalties: Sequence[Callable[[Outputs], tf.Tensor]] = ()
     mix: Callable[..., Any] | None = None  # from inputs, targets, weights and a seed int32 [2] to mixed ones, or None
+    # from the gradients of the tasks' losses (by task, then variable) and a seed int32 [2] to those that are applied;
+    # None for their sum. With it the loss must have `split`, by task
     combine: Callable[..., list[Any]] | None = None
-    variables: Sequence[keras.Variable] = ()
+    variables: Sequence[keras.Variable] = ()  # of the penalties, not of the network; trainable ones train in all stages
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:

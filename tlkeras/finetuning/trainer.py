@@ -77,10 +77,6 @@ class Trainer:
         cuts: Per stage, the cut behind which the network is trained; all before it stays frozen.
         optimizer: A fresh one; it is built here, once, on every variable that any stage trains.
         splits: Those to train and to validate on; None for the latter where nothing is held out.
-
-    Attributes:
-        history: One row per finished epoch.
-        baseline: The monitored value before any training.
     """
 
     def __init__(
@@ -101,8 +97,8 @@ class Trainer:
         self._distribution.wrap_optimizer(self.optimizer)
         self.objective, self.settings = objective, settings
         self.train, self.validation = splits
-        self.history: list[HistoryRow] = []
-        self.baseline: float | None = None
+        self.history: list[HistoryRow] = []  # one row per finished epoch
+        self.baseline: float | None = None  # the monitored value before any training
         self._losses: list[float] = []  # one per step of the present epoch
         self._stopped = False  # by a callback
         self._runner: StageRunner | None = None
