@@ -37,10 +37,8 @@ def compute_validation_metrics(
         known, start = np.isfinite(own).all(axis=1) & (weights > 0), stop
         if not known.any():
             continue
-        if task.units is not None:
-            found[task.task] = measure_number(own[known], predicted[known], weights[known], task.units)
-        else:
-            found[task.task] = measure(own[known], predicted[known], weights[known], several=task.several)
+        rows = own[known], predicted[known], weights[known]
+        found[task.task] = measure_number(*rows, task.units) if task.units else measure(*rows, several=task.several)
     means = {name: float(np.mean([of_task[name] for of_task in found.values() if name in of_task])) for name in METRICS}
     if len(tasks) == 1:
         return means

@@ -28,11 +28,6 @@ class Network:
         source_head: From the last map to the probabilities of the classes that the weights were trained on, frozen;
             only distillation from the source needs it.
         weighting: Leaves the logits as they are, and owns the weights of the tasks' losses; it is no part of the model.
-
-    Attributes:
-        model: From images to probabilities, float32 [n, k], of several tasks by name.
-        blocks: Of the backbone, from input to output; `groups` has the model's layers by these and head.
-        features: The input of the head, a tensor of the graph.
     """
 
     def __init__(
@@ -49,13 +44,14 @@ class Network:
         self.backbone, self.source_head, self.weighting = backbone, source_head, weighting
         if source_head is not None:
             freeze(source_head.layers)
-        self.blocks = find_blocks(backbone)
-        self.features = pooled.output
+        self.blocks = find_blocks(backbone)  # from input to output
+        self.features = pooled.output  # the input of the head, a tensor of the graph
         logits = self._apply_heads(pooled.output)
         self._logits = self._join(logits)
         predictions: Any = {task: self.heads[task][-1](tensor) for task, tensor in logits.items()}
         if len(predictions) == 1:
             (predictions,) = predictions.values()
+        # from images to probabilities, float32 [n, k], of several tasks by name
         self.model = keras.Model(pooled.input, predictions, name=name)
         layers = {layer.name: layer for layer in backbone.layers}  # bare operations are not among them
         self.groups = Groups(self.model, tuple(group_blocks(self.blocks, layers)), LayerGroup("head", self.head))
